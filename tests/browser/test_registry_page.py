@@ -1,4 +1,4 @@
-"""The registry's page in a real browser: the table, a run, runs side by side, aliases; and a run while it trains."""
+"""The registry's page in a browser: the table, a run, compared runs, aliases, and a run while it trains."""
 
 from __future__ import annotations
 
@@ -24,19 +24,32 @@ pytestmark = pytest.mark.slow
 POLICY = {"init": "sft:start", "reward": "reward:votes"}
 HOSTILE = "<img src=x onerror='document.title=1'>"
 VIEWS = {
-    "runs": "?view=runs", "sorted": "?view=runs&sort=-score.value&stage=ppo", "empty": "?view=runs&status=unreadable",
-    "wrong": "?view=runs&where=nonsense", "run": "?view=run&run=sft:real", "policy": "?view=run&run=ppo:first",
-    "failed": "?view=run&run=ppo:bad", "compare": "?view=compare&runs=ppo:first&runs=sft:start",
-    "aliases": "?view=aliases", "alias": "?view=aliases&alias=production", "none": "?view=run&run=ppo:none",
-}  # fmt: skip
+    "runs": "?view=runs",
+    "sorted": "?view=runs&sort=-score.value&stage=ppo",
+    "empty": "?view=runs&status=unreadable",
+    "wrong": "?view=runs&where=nonsense",
+    "run": "?view=run&run=sft:real",
+    "policy": "?view=run&run=ppo:first",
+    "failed": "?view=run&run=ppo:bad",
+    "compare": "?view=compare&runs=ppo:first&runs=sft:start",
+    "aliases": "?view=aliases",
+    "alias": "?view=aliases&alias=production",
+    "none": "?view=run&run=ppo:none",
+}
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path) -> Path:
     root = small(tmp_path_factory.mktemp("registry") / "runs")
     line = ["stage=sft", "model=hub", f"model.path={tiny_model}", "data=jsonl", f"data.path={chats}", "device=cpu"]
-    few = ["data.held_out=0.25", "data.max_length=128", "stage.batch_size=8", "stage.max_steps=4", "stage.log_every=1"]
-    assert main([*line, *few, f"run.root={root}", "run.name=real"]) == 0
+    short_run = [
+        "data.held_out=0.25",
+        "data.max_length=128",
+        "stage.batch_size=8",
+        "stage.max_steps=4",
+        "stage.log_every=1",
+    ]
+    assert main([*line, *short_run, f"run.root={root}", "run.name=real"]) == 0
     made(root, "ppo:bad", POLICY, status="failed", error=f"stage.lr=3.0: {HOSTILE}", digest="", day=8)
     first = AliasTarget("ppo:first", digest_of("ppo:first"))
     append_change(root, "production", [first], who="ann", why="the first one", replaces=0)
@@ -71,15 +84,15 @@ def votes(head: ChainHead) -> Votes:
     return Votes({"a1": 3})
 
 
-def opened(page: Any, address: str) -> Any:
-    """The page, once it shows what it was asked for."""
+def open_view(page: Any, address: str) -> Any:
+    """Open an address of the registry, and return the page when it is drawn."""
     page.goto(address)
     page.wait_for_selector("#align-registry h1")
     page.wait_for_function("() => !document.querySelector('#align-registry')?.innerText.includes('Drawing …')")
     return page
 
 
-def runs_in(page: Any) -> list[str]:
+def read_run_names(page: Any) -> list[str]:
     return page.locator("#align-registry tbody th").all_inner_texts()
 
 
@@ -90,10 +103,10 @@ def test_every_view_is_fit_to_read(browser: Any, url: str, width: int) -> None:
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested_urls: list[str] = []
+    page.on("request", lambda request: requested_urls.append(request.url))
     for name, query in VIEWS.items():
-        opened(page, url + query)
+        open_view(page, url + query)
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
             over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
@@ -102,13 +115,15 @@ def test_every_view_is_fit_to_read(browser: Any, url: str, width: int) -> None:
             assert [(f["id"], f["nodes"][0]["html"]) for f in faults] == [], (name, scheme)
         page.emulate_media(color_scheme="light")
     assert errors == []
-    assert [one for one in asked if not one.startswith((url, "data:", "blob:"))] == []
+    assert [
+        requested_url for requested_url in requested_urls if not requested_url.startswith((url, "data:", "blob:"))
+    ] == []
     context.close()
 
 
 def test_the_table_is_filtered_sorted_and_gone_back_in(page: Any, url: str) -> None:
-    opened(page, url)
-    assert len(runs_in(page)) == 9
+    open_view(page, url)
+    assert len(read_run_names(page)) == 9
     page.get_by_label("Stage").select_option("ppo")
     page.wait_for_function("() => document.querySelectorAll('#align-registry tbody tr').length === 3")
     page.get_by_label("Conditions").fill("score.value >= 0.8")
@@ -117,7 +132,7 @@ def test_the_table_is_filtered_sorted_and_gone_back_in(page: Any, url: str) -> N
     page.get_by_role("link", name="score").click()
     page.wait_for_function("() => document.querySelector('[aria-sort]')?.innerText.includes('score')")
     assert page.locator("[aria-sort]").get_attribute("aria-sort") == "descending"
-    assert [run.split()[0] for run in runs_in(page)] == ["ppo:second", "ppo:first"]
+    assert [run.split()[0] for run in read_run_names(page)] == ["ppo:second", "ppo:first"]
     page.go_back()
     page.wait_for_function("() => document.querySelector('[aria-sort]')?.innerText.includes('age')")
     page.go_back()
@@ -129,7 +144,7 @@ def test_the_table_is_filtered_sorted_and_gone_back_in(page: Any, url: str) -> N
 
 
 def test_from_a_run_through_its_lineage_to_its_report(page: Any, url: str) -> None:
-    opened(page, url)
+    open_view(page, url)
     page.get_by_role("link", name="ppo:first", exact=True).first.click()
     page.wait_for_selector("svg .box.focus")
     assert page.locator("h1").inner_text().split() == ["ppo:first", "@production"]
@@ -137,7 +152,7 @@ def test_from_a_run_through_its_lineage_to_its_report(page: Any, url: str) -> No
     page.locator("svg a", has_text="sft:start").first.click()
     page.wait_for_function("() => document.querySelector('h1').innerText.startsWith('sft:start')")
     assert "run=sft%3Astart" in page.url
-    opened(page, url + "?view=run&run=sft:real")
+    open_view(page, url + "?view=run&run=sft:real")
     assert page.locator("figure.plot img").count() >= 2
     assert "held out" in page.locator("figure.plot img").first.get_attribute("alt")
     assert page.locator(".tokens mark").count() >= 2
@@ -149,10 +164,10 @@ def test_from_a_run_through_its_lineage_to_its_report(page: Any, url: str) -> No
 
 
 def test_runs_are_chosen_on_several_views_and_compared(page: Any, url: str) -> None:
-    opened(page, url + "?view=runs&stage=ppo")
+    open_view(page, url + "?view=runs&stage=ppo")
     page.get_by_label("Compare ppo:first").check()
     assert "choose another" in page.locator(".chosen").inner_text()
-    opened(page, url + "?view=run&run=sft:start")
+    open_view(page, url + "?view=run&run=sft:start")
     page.get_by_label("compare", exact=True).check()
     assert "2 chosen" in page.locator(".chosen").inner_text()
     page.get_by_role("link", name="Compare").click()
@@ -165,14 +180,14 @@ def test_runs_are_chosen_on_several_views_and_compared(page: Any, url: str) -> N
 
 
 def test_what_others_wrote_does_nothing(page: Any, url: str) -> None:
-    opened(page, url + "?view=run&run=ppo:bad")
+    open_view(page, url + "?view=run&run=ppo:bad")
     assert HOSTILE in page.locator(".verdict").inner_text()
     assert page.locator("#align-registry img[src=x]").count() == 0
     assert page.title().endswith("align registry")
 
 
 def test_a_server_that_is_gone_and_a_view_that_is_not_there(page: Any, url: str) -> None:
-    opened(page, url + "?view=run&run=ppo:none")
+    open_view(page, url + "?view=run&run=ppo:none")
     assert "run=ppo:none: is no run under" in page.locator(".view .alert").inner_text()
     page.get_by_role("link", name="All runs").click()
     page.wait_for_function("() => document.querySelectorAll('#align-registry tbody tr').length === 9")
@@ -180,7 +195,7 @@ def test_a_server_that_is_gone_and_a_view_that_is_not_there(page: Any, url: str)
     page.route("**/view/**", lambda route: route.abort())
     page.get_by_role("link", name="Aliases").click()
     page.wait_for_function("() => document.querySelector('.said').innerText === 'The server does not answer.'")
-    assert len(runs_in(page)) == 9
+    assert len(read_run_names(page)) == 9
 
 
 def test_a_run_is_live_while_it_trains(page: Any, url: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,10 +203,10 @@ def test_a_run_is_live_while_it_trains(page: Any, url: str, root: Path, monkeypa
 
     monkeypatch.setattr(run_page, "LIVE_S", 1)
     folder = made(root, "ppo:live", POLICY, status="running", day=9, digest="")
-    held = os.open(folder, os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)  # as a run holds its folder
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # as a run locks its folder
     try:
-        opened(page, url + "?view=run&run=ppo:live")
+        open_view(page, url + "?view=run&run=ppo:live")
         assert page.locator(".told .status").inner_text() == "running"
         assert page.locator(".verdict.running").inner_text() == "Running."
         assert page.locator("figure.plot").count() == 0
@@ -200,7 +215,7 @@ def test_a_run_is_live_while_it_trains(page: Any, url: str, root: Path, monkeypa
         page.wait_for_selector("figure.plot img")
         assert "to 0.5 at update 5" in page.locator("figure.plot img").first.get_attribute("alt")
     finally:
-        os.close(held)
+        os.close(lock)
     made(root, "ppo:live", POLICY, status="failed", error="no more", day=9, digest="")
     page.wait_for_selector(".verdict.failed")
     page.wait_for_function("() => document.querySelector('.told .status').innerText === 'failed'")
@@ -208,7 +223,7 @@ def test_a_run_is_live_while_it_trains(page: Any, url: str, root: Path, monkeypa
 
 def test_back_leads_to_where_somebody_was(page: Any, url: str) -> None:
     page.set_viewport_size({"width": 900, "height": 400})
-    opened(page, url)
+    open_view(page, url)
     page.evaluate("window.scrollTo(0, 250)")
     page.get_by_role("link", name="data:talk", exact=True).first.evaluate("link => link.click()")
     page.wait_for_function("() => document.querySelector('h1').innerText.startsWith('data:talk')")
@@ -216,5 +231,5 @@ def test_back_leads_to_where_somebody_was(page: Any, url: str) -> None:
     page.go_back()
     page.wait_for_function("() => document.querySelector('h1').innerText === 'Runs'")
     assert page.evaluate("window.scrollY") == 250
-    opened(page, url + "?view=runs&page=2")
+    open_view(page, url + "?view=runs&page=2")
     assert "None is on this page" in page.locator(".count").inner_text()

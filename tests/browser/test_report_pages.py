@@ -1,4 +1,4 @@
-"""Every stage's report in a real browser, of real runs: on a telephone and a desktop, by day and by night."""
+"""Reports of real runs of every stage in a browser: on a phone and a desktop, in the light and the dark scheme."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINES: dict[str, tuple[str, ...]] = {
         "stage.score.by=reward",
         "stage.score.keep=[0.1, 0.9]",
     ),
-    "sft": ("stage.batch_size=8", "stage.epochs=10", "stage.log_every=1"),  # as many steps as are smoothed
+    "sft": ("stage.batch_size=8", "stage.epochs=10", "stage.log_every=1"),  # enough steps for a smoothed curve
     "full": ("stage.max_steps=1",),
     "sample": ("stage.prompts=24",),
     "annotate": ("stage.action=simulate",),
@@ -38,7 +38,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "serve": (),
 }
 COLOURS = ["color-contrast", "link-in-text-block"]
-"""The rules of axe that a scheme has to do with."""
+"""Rules of axe that depend on the colour scheme."""
 FROM_FILE = ("sft", "full", "sample", "ppo", "eval")
 COMPARED = ("compared", "a sweep's")
 """Pages of several runs."""
@@ -47,52 +47,53 @@ FROM_NOTHING = ("sft", "full", "data")
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path) -> dict[str, Path]:
-    """Stage → its report; `… running` and `… failed` → what it was before the end, or in its place."""
-    root, earlier = tmp_path_factory.mktemp("reports") / "runs", tmp_path_factory.mktemp("earlier")
+    """Stage → its report; `… running` → a report during the run; `… failed` → that of a failed run."""
+    root = tmp_path_factory.mktemp("reports") / "runs"
+    early_reports = tmp_path_factory.mktemp("earlier")
     data = ["data=jsonl", f"data.path={chats}", "data.held_out=0.25", "data.max_length=128"]
-    found: dict[str, Path] = {}
+    report_paths: dict[str, Path] = {}
     write = live.Report.write
 
-    def kept(report: live.Report, path: Path) -> Path:
+    def write_and_copy(report: live.Report, path: Path) -> Path:
         if report.refresh:
             stage = path.parent.parent.name
-            found[f"{stage} running"] = write(report, earlier / f"{stage}.html")
+            report_paths[f"{stage} running"] = write(report, early_reports / f"{stage}.html")
         return write(report, path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(live.Report, "write", kept)
+        patch.setattr(live.Report, "write", write_and_copy)
         patch.setattr(live, "MAX_TIME_SHARE", float("inf"))
-        patch.setattr(serve, "serve", lambda app, host, port, ready, *_: ready())  # it ends once it has begun
-        for stage, words in LINES.items():
-            # PPO's page with curves, which take their time.
+        patch.setattr(serve, "serve", lambda app, host, port, ready, *_: ready())  # the server exits when it is ready
+        for stage, options in LINES.items():
+            # PPO's page is written at every step, with curves.
             patch.setattr(live, "WRITE_INTERVAL_S", 0.0 if stage == "ppo" else 20.0)
-            line = [f"stage={stage}", "rollout.max_new_tokens=12", *words, "device=cpu", f"run.root={root}"]
+            line = [f"stage={stage}", "rollout.max_new_tokens=12", *options, "device=cpu", f"run.root={root}"]
             line += data if stage in FROM_FILE else []
             line += data[:3] if stage == "data" else []
             line += [f"stage.port={free_port()}", "stage.adapters={tuned: ppo:latest}"] if stage == "serve" else []
             line += ["model=hub", f"model.path={tiny_model}"] if stage in FROM_NOTHING else []
             assert main([*line, "run.name=a"]) == 0, line
-            found[stage] = root / stage / "a" / "report.html"
+            report_paths[stage] = root / stage / "a" / "report.html"
             if stage == "sft":
                 assert main([*line, "stage.lr=1e30", "run.name=b"]) == 2
-                found["sft failed"] = root / "sft" / "b" / "report.html"
-    found["compared"] = earlier / "compared.html"  # runs of several stages, one of which failed
-    which = ["stage.where={stage: [sft, reward, ppo]}", f"stage.html={found['compared']}"]
-    assert main(["stage=registry", "stage.action=compare", f"run.root={root}", *which]) == 0
-    found["a sweep's"] = write_sweep_page([root / "sft" / "a", root / "full" / "a"]) or Path()
-    return found
+                report_paths["sft failed"] = root / "sft" / "b" / "report.html"
+    report_paths["compared"] = early_reports / "compared.html"  # runs of several stages, one of which failed
+    overrides = ["stage.where={stage: [sft, reward, ppo]}", f"stage.html={report_paths['compared']}"]
+    assert main(["stage=registry", "stage.action=compare", f"run.root={root}", *overrides]) == 0
+    report_paths["a sweep's"] = write_sweep_page([root / "sft" / "a", root / "full" / "a"]) or Path()
+    return report_paths
 
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_every_report_is_fit_to_read(browser: Any, pages: dict[str, Path], width: int) -> None:
-    """By day; and by night, when colours are all that changes."""
+    """The dark scheme changes colours only, so that only their rules run again."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     assert pages.keys() >= {*WITH_RUNS}
     context = browser.new_context(viewport={"width": width, "height": 900})
     page = context.new_page()
     for name, path in pages.items():
         page.goto(path.as_uri())
-        # A page that is written anew has to be read anew; that it does so by itself is what it is for.
+        # The page of a running run refreshes itself on purpose.
         rules = {"rules": {"meta-refresh": {"enabled": False}}} if "running" in name else {}
         for scheme, options in (("light", rules), ("dark", {"runOnly": COLOURS})):
             page.emulate_media(color_scheme=scheme)
@@ -106,7 +107,7 @@ def test_every_report_is_fit_to_read(browser: Any, pages: dict[str, Path], width
 def test_what_a_report_holds(page: Any, pages: dict[str, Path]) -> None:
     for name, path in pages.items():
         page.goto(path.as_uri())
-        done = " " not in name
+        is_finished = " " not in name
         assert page.locator('meta[http-equiv="refresh"]').count() == ("running" in name), name
         assert page.locator(".verdict").inner_text().endswith("."), name
         assert page.locator("h1").count() == 1
@@ -117,7 +118,7 @@ def test_what_a_report_holds(page: Any, pages: dict[str, Path]) -> None:
         assert all(len(alt) > 20 for alt in plots.evaluate_all("found => found.map(img => img.alt)")), name
         assert plots.evaluate_all("found => found.every(img => img.complete && img.naturalWidth > 100)"), name
         assert page.locator("dt", has_text="Command").count() == (name not in COMPARED)
-        if done:
+        if is_finished:
             labels = page.locator(".scroll").first.locator("td:first-child").all_inner_texts()
             assert len(labels) == len(set(labels)), name
     page.goto(pages["sft"].as_uri())
@@ -150,19 +151,19 @@ def test_plots_are_dark_in_the_dark(browser: Any, pages: dict[str, Path]) -> Non
 
 
 def ground_and_drawn(png: bytes) -> tuple[float, float]:
-    """How bright most of a picture is, and what stands out from it most, 0 to 255."""
+    """Return the brightness of a picture's background and of its most distinct colour, 0 to 255."""
     import io
 
     import numpy as np
     from matplotlib.image import imread
 
     grey = 255 * np.asarray(imread(io.BytesIO(png), format="png"))[..., :3].mean(-1)
-    ground = float(np.median(grey))
-    return ground, float(grey.flat[np.abs(grey - ground).argmax()])
+    background = float(np.median(grey))
+    return background, float(grey.flat[np.abs(grey - background).argmax()])
 
 
 def brightness(png: bytes) -> float:
-    """The mean over a picture, 0 to 255."""
+    """Return a picture's mean brightness, 0 to 255."""
     import io
 
     import numpy as np

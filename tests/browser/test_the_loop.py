@@ -1,4 +1,4 @@
-"""From votes in a browser to PPO: `recipes/forty/label.py` presses the keys, each other step is its command."""
+"""Votes in a browser train PPO: `recipes/forty/label.py` presses the keys, and all other steps are commands."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ pytestmark = pytest.mark.slow
 LABEL = Path(__file__).resolve().parents[2] / "recipes" / "forty" / "label.py"
 
 
-def label(root: Path, items: int) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, str(LABEL), "forty", str(root), f"--items={items}", f"stage.port={free_port()}"]
-    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+def run_label(root: Path, items: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(LABEL), "forty", str(root), f"--items={items}", f"stage.port={free_port()}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def test_votes_of_a_browser_train_a_reward_model_and_ppo(
     browser: Any, tmp_path: Path, tiny_model: Path, chats: Path
 ) -> None:
-    root, answers = tmp_path / "runs", ["It was lovely, thanks!", "It was awful.", "It was a day.", "It was long."]
+    root = tmp_path / "runs"
+    answers = ["It was lovely, thanks!", "It was awful.", "It was a day.", "It was long."]
     common = [f"run.root={root}", "project=forty", "rollout.max_new_tokens=12"]
     data = ["data=jsonl", f"data.path={chats}", "data.held_out=0.25", "data.max_length=128"]
     sft = ["stage=sft", "model=hub", f"model.path={tiny_model}", "stage.max_steps=2", "stage.eval_size=2", *data]
@@ -39,12 +40,12 @@ def test_votes_of_a_browser_train_a_reward_model_and_ppo(
     items.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["stage=annotate", "stage.action=import", f"stage.path={items}", *common]) == 0
 
-    first = label(root, 5)
+    first = run_label(root, 5)
     assert first.returncode == 0, first.stderr
     assert "5 items ranked in the browser" in first.stdout
-    assert "all: 5 of 12" in first.stdout  # the server ended as it does by Ctrl+C, and said so
-    rest = label(root, 40)
-    assert "7 items ranked in the browser" in rest.stdout, rest.stderr
+    assert "all: 5 of 12" in first.stdout  # the server's last line after Ctrl+C
+    second = run_label(root, 40)
+    assert "7 items ranked in the browser" in second.stdout, second.stderr
 
     warmth = load_sentiment_scorer()
     with Store.open(f"sqlite:///{root / 'annotations.db'}", create=False) as store:
@@ -61,12 +62,12 @@ def test_votes_of_a_browser_train_a_reward_model_and_ppo(
     ppo = ["stage=ppo", "stage.updates=1", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=16"]
     assert main([*reward, *common]) == 0
     assert main([*ppo, *data, *common]) == 0
-    used = resolve("ppo:latest", root, field_name="artifact").manifest.inputs["reward"]
-    assert read_manifest(Path(used.path).parent).inputs["data"].project == "forty"
+    reward_input = resolve("ppo:latest", root, field_name="artifact").manifest.inputs["reward"]
+    assert read_manifest(Path(reward_input.path).parent).inputs["data"].project == "forty"
 
 
 def test_a_server_that_does_not_start_is_said(browser: Any, tmp_path: Path) -> None:
-    found = label(tmp_path / "runs", 1)
-    assert found.returncode != 0
-    assert "stage=sample" in found.stderr
-    assert "did not start" in found.stderr
+    completed = run_label(tmp_path / "runs", 1)
+    assert completed.returncode != 0
+    assert "stage=sample" in completed.stderr
+    assert "did not start" in completed.stderr
