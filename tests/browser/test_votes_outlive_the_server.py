@@ -1,4 +1,4 @@
-"""The server is killed and started again under an annotator's hands; another tab; another window's vote."""
+"""Votes survive a server that is killed and started again, other tabs, full disks and locked databases."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ pytestmark = pytest.mark.slow
 
 
 def start(root: Path, port: int) -> tuple[subprocess.Popen[str], str]:
-    """The command that a user gives, and the link that it prints."""
-    words = ["stage=annotate", "stage.demo=true", "project=p", f"run.root={root}", f"stage.port={port}"]
-    server = subprocess.Popen([sys.executable, "-u", "-m", "align", *words], stdout=subprocess.PIPE, text=True)
+    """Start a server by its command, and return the process and the link that it prints."""
+    overrides = ["stage=annotate", "stage.demo=true", "project=p", f"run.root={root}", f"stage.port={port}"]
+    server = subprocess.Popen([sys.executable, "-u", "-m", "align", *overrides], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     for line in server.stdout:
-        if found := re.match(r"open (http://127\.0\.0\.1:\d+/\?key=\S+)", line):
-            return server, found[1]
+        if match := re.match(r"open (http://127\.0\.0\.1:\d+/\?key=\S+)", line):
+            return server, match[1]
     raise AssertionError("the server did not start")
 
 
@@ -37,14 +37,15 @@ def open_page(page: Any, link: str) -> None:
         try:
             page.goto(link)
             break
-        except Exception:  # it has said its link and is not listening yet
+        except Exception:  # it has printed its link and does not listen yet
             assert time.monotonic() < deadline
             time.sleep(0.2)
     page.wait_for_selector("#align-app header", timeout=60_000)
 
 
 def test_killed_in_the_middle_it_loses_nothing_and_the_page_goes_on(page: Any, tmp_path: Path) -> None:
-    root, port = tmp_path / "runs", free_port()
+    root = tmp_path / "runs"
+    port = free_port()
     root.mkdir()
     with Store.open(f"sqlite:///{root / 'annotations.db'}") as store:
         fill(store, [("yes", "no")] * 6)
@@ -59,8 +60,8 @@ def test_killed_in_the_middle_it_loses_nothing_and_the_page_goes_on(page: Any, t
     page.keyboard.press("6")
     page.keyboard.press("Enter")
     until(page, "does not answer")
-    server, again = start(root, port)
-    assert again == link  # the page's key still opens
+    server, second_link = start(root, port)
+    assert second_link == link  # the page's key still opens
     page.wait_for_function("document.querySelector('#said').textContent.includes('Saved')", timeout=60_000)
     page.wait_for_selector("#align-app form")
     page.keyboard.press("4")
@@ -123,23 +124,23 @@ def test_words_written_while_the_server_was_away_outlive_a_reload(serve: Any, pa
 def test_two_tabs_of_one_annotator(serve: Any, page: Any) -> None:
     app = serve([("yes", "no"), ("yes", "no")])
     app.open(page)
-    other = app.open(page.context.new_page())
-    assert page.inner_text(".prompt") == other.inner_text(".prompt")
+    other_page = app.open(page.context.new_page())
+    assert page.inner_text(".prompt") == other_page.inner_text(".prompt")
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
-    other.keyboard.press("7")
-    other.keyboard.press("Enter")
-    other.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
+    other_page.keyboard.press("7")
+    other_page.keyboard.press("Enter")
+    other_page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
     assert [vote.strength for vote in app.votes] == [3]
-    assert other.inner_text(".prompt") == page.inner_text(".prompt")  # both have gone on
+    assert other_page.inner_text(".prompt") == page.inner_text(".prompt")  # both show the next item
     assert app.errors == []
 
 
 def test_a_full_disk_is_said_to_the_annotator_and_the_vote_is_taken_once_there_is_room(serve: Any, page: Any) -> None:
     app = serve([("yes", "no")] * 2)
     app.open(page)
-    limit = [1]  # SQLite takes what the file has for the least
+    limit = [1]  # SQLite raises a limit below the file's size to that size
     engine = app.store._engine
     event.listen(engine, "checkout", lambda driver, *_: driver.execute(f"PRAGMA max_page_count = {limit[0]}"))
     page.keyboard.press("r")
@@ -161,11 +162,11 @@ def test_a_full_disk_is_said_to_the_annotator_and_the_vote_is_taken_once_there_i
 def test_a_database_that_is_locked_for_long_costs_a_wait_and_nothing_else(
     serve: Any, page: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For longer than the server waits, and the page before it speaks of a server that does not answer."""
+    """The lock lasts longer than the server waits, and than the page waits before its warning."""
     monkeypatch.setattr(connections, "LOCKED_S", 8)
     app = serve([("yes", "no")] * 2)
     app.open(page)
-    with app.store.transaction():  # whoever else writes
+    with app.store.transaction():  # another writer
         page.keyboard.press("1")
         page.keyboard.press("Enter")
         page.wait_for_function("document.querySelector('#said').textContent.includes('locked')", timeout=45_000)

@@ -1,4 +1,4 @@
-"""Settings and guidelines change while pages are open: votes arrive, and name what their author had before them."""
+"""Settings and guidelines change while pages are open: votes arrive, and name the versions that their author saw."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ pytestmark = pytest.mark.slow
 PAIRS = [("yes", "no")] * 4
 
 
-def version(app) -> int:
+def read_version(app) -> int:
     with app.store.reading() as db:
         return read_settings_version(db, "p")
 
 
-def rate(page, mark: str) -> None:
+def rate_all(page, mark: str) -> None:
     page.get_by_label("helpful").first.select_option(mark)
 
 
@@ -25,21 +25,21 @@ def test_an_attribute_that_is_removed_makes_no_vote_unsendable(serve, page):
     app = serve(PAIRS, attributes=["helpful"], scale=5)
     app.open(page)
     app.instead["/api/vote"] = LOST
-    rate(page, "5")
+    rate_all(page, "5")
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
-    before = version(app)
+    old_version = read_version(app)
     configure(app.store, "p", {"attributes": ["honest"], "scale": 3})
     del app.instead["/api/vote"]
     page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
     [vote] = app.votes
-    assert (list(vote.ratings.values()), vote.project_version) == ([{"helpful": 5}], before)
-    assert page.get_by_label("helpful").count() == 0  # the next item asks what is asked now
+    assert (list(vote.ratings.values()), vote.project_version) == ([{"helpful": 5}], old_version)
+    assert page.get_by_label("helpful").count() == 0  # the next item has the new attributes
     page.get_by_label("honest").first.select_option("3")
     page.keyboard.press("1")
     send(page)
-    assert (list(app.votes[1].ratings.values()), app.votes[1].project_version) == ([{"honest": 3}], version(app))
+    assert (list(app.votes[1].ratings.values()), app.votes[1].project_version) == ([{"honest": 3}], read_version(app))
     assert page.locator("text=Not taken by the server").count() == 0
     assert app.errors == []
 
@@ -48,7 +48,7 @@ def test_an_attribute_that_is_removed_makes_no_vote_unsendable(serve, page):
 def test_a_draft_with_a_rating_that_nobody_asks_for_any_more_can_be_sent(serve, page, how):
     app = serve(PAIRS, attributes=["helpful"], scale=5)
     app.open(page)
-    rate(page, "5")
+    rate_all(page, "5")
     page.keyboard.press("1")
     if how == "undo":
         send(page)
@@ -62,7 +62,7 @@ def test_a_draft_with_a_rating_that_nobody_asks_for_any_more_can_be_sent(serve, 
     page.keyboard.press("2")
     send(page)
     [vote] = app.votes
-    assert (vote.strength, vote.ratings, vote.project_version) == (2, {}, version(app))
+    assert (vote.strength, vote.ratings, vote.project_version) == (2, {}, read_version(app))
     assert page.locator("text=Not taken by the server").count() == 0
 
 
@@ -114,12 +114,12 @@ def test_whoever_never_saw_the_guidelines_reads_them_before_the_first_item(serve
     send(page)
     assert page.locator("dialog[open]").count() == 0
     assert app.votes[0].guideline_version == "1"
-    assert app.votes[0].seconds < 3  # reading them is no judging
+    assert app.votes[0].seconds < 3  # the time to read guidelines does not count
     context = browser.new_context(storage_state=page.context.storage_state())
-    again = context.new_page()
-    again.goto(app.url)
-    again.wait_for_selector("#align-app form")
-    assert again.locator("dialog[open]").count() == 0  # a vote says that they had them
+    second_page = context.new_page()
+    second_page.goto(app.url)
+    second_page.wait_for_selector("#align-app form")
+    assert second_page.locator("dialog[open]").count() == 0  # their vote records that they saw them
     context.close()
     assert app.errors == []
 
@@ -131,11 +131,11 @@ def test_guidelines_that_do_not_arrive_are_waited_for(serve, page):
     page.keyboard.press("Escape")
     publish_guidelines(app.store, "p", "# Be fair")
     app.instead["/api/guidelines"] = LOST
-    before = question(page)
+    first_question = question(page)
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
-    assert question(page) == before  # no item is judged by rules that are not there
+    assert question(page) == first_question  # no item is judged before its rules arrive
     del app.instead["/api/guidelines"]
     page.wait_for_selector("dialog[open] h2:has-text('The guidelines have changed')")
     assert len(app.votes) == 1
@@ -163,9 +163,9 @@ def test_what_waited_on_the_page_of_items_brings_no_item_to_the_page_of_reviews(
     page.goto(f"{app.url}/?project=p&review")
     page.wait_for_selector("#said:has-text('does not answer')")
     del app.instead["/api/vote"]
-    page.wait_for_selector("text=What annotators said")  # and not an ordinary item
-    shown = page.inner_text("section[aria-label='What annotators said']")
-    for words in (
+    page.wait_for_selector("text=What annotators said")  # instead of an ordinary item
+    review = page.inner_text("section[aria-label='What annotators said']")
+    for text in (
         "because",
         "do it so",
         "so I would say",
@@ -174,7 +174,7 @@ def test_what_waited_on_the_page_of_items_brings_no_item_to_the_page_of_reviews(
         "Harmful",
         "(3)",
     ):
-        assert words in shown
+        assert text in review
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     page.wait_for_selector("text=Nothing is left to settle")

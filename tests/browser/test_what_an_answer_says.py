@@ -1,5 +1,4 @@
-"""People judge what was said: no character of an answer is swallowed by Markdown or clipped, and all can be seen as
-they were written."""
+"""Answers are shown in full: Markdown drops no character, nothing is clipped, and the source text can be shown."""
 
 from __future__ import annotations
 
@@ -54,8 +53,8 @@ CLIPPED = """texts => texts.flatMap(text => {
 })"""
 
 
-def said(text: str) -> str:
-    """But for marks, which formatting may stand in place of."""
+def strip_marks(text: str) -> str:
+    """Remove marks, which formatting may replace."""
     return re.sub(r"[\s*_~`#>|:-]", "", text)
 
 
@@ -67,11 +66,11 @@ def test_no_character_is_swallowed_or_clipped(serve: Any, page: Any, width: int)
     for _ in ANSWERS:
         answer = ANSWERS[int(question(page).split()[1])]
         texts = page.locator(".answer .text")
-        own = next(i for i in range(2) if texts.nth(i).inner_text().strip() != "no")
-        assert said(texts.nth(own).inner_text()) == said(answer)
+        index = next(i for i in range(2) if texts.nth(i).inner_text().strip() != "no")
+        assert strip_marks(texts.nth(index).inner_text()) == strip_marks(answer)
         assert texts.evaluate_all(CLIPPED) == [], answer[:60]
         page.keyboard.press("v")
-        assert texts.nth(own).inner_text() == answer
+        assert texts.nth(index).inner_text() == answer
         assert texts.evaluate_all(CLIPPED) == [], answer[:60]
         page.keyboard.press("v")
         page.keyboard.press("4")
@@ -88,7 +87,7 @@ def test_as_written_is_remembered_and_holds_for_every_text(serve: Any, page: Any
     button.click()
     assert page.locator(".text").count() == page.locator(".text > pre:only-child").count() == 4
     assert button.get_attribute("aria-pressed") == "true"
-    page.keyboard.press("4")  # the click left the keys with the answers
+    page.keyboard.press("4")  # after the click, keys still judge answers
     send(page)
     assert page.locator(".text > pre").count() == 4
     page.reload()
@@ -108,5 +107,5 @@ def test_what_fits_no_more_after_the_window_was_made_narrow_is_not_cut_off(serve
     assert page.locator(".unfold").count() == 0
     page.set_viewport_size({"width": 390, "height": 900})
     page.wait_for_function("document.querySelectorAll('.answer table').length === 0")
-    assert page.locator(".unfold").count() == 1  # it is longer now than what is shown of it
+    assert page.locator(".unfold").count() == 1  # the narrow text is longer than its fold
     assert page.locator(".answer .text").evaluate_all(CLIPPED) == []
