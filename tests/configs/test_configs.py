@@ -44,9 +44,11 @@ REFUSED = {
 }
 
 
-def grid() -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield (stage, group → choice) until every stage had every choice of every group; composing takes a while, so one
-    choice of each group goes with one of each other."""
+def iter_choices() -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (stage, group → choice) until every stage had every choice of every group.
+
+    Groups advance together, as the composition of all combinations takes too long.
+    """
     for stage in CHOICES["stage"]:
         columns = {
             group: [choice for choice in choices if (group, choice) not in REFUSED.get(stage, set())]
@@ -57,18 +59,18 @@ def grid() -> Iterator[tuple[str, dict[str, str]]]:
             yield stage, {group: choice for group, choice in zip(columns, row, strict=True) if choice is not None}
 
 
-@pytest.mark.parametrize(("stage", "chosen"), [*grid()])
+@pytest.mark.parametrize(("stage", "chosen"), [*iter_choices()])
 def test_choices_with_a_stage(stage: str, chosen: dict[str, str]):
-    words = dict(word.split("=", 1) for pair in chosen.items() for word in NEEDS.get(pair, []))
-    words |= {"stage": stage, **chosen}
+    overrides = dict(word.split("=", 1) for pair in chosen.items() for word in NEEDS.get(pair, []))
+    overrides |= {"stage": stage, **chosen}
     if stage == "data" and chosen.get("data") not in ("files", "jsonl"):
-        words["stage.sources"] = "[a.jsonl]"
+        overrides["stage.sources"] = "[a.jsonl]"
     if stage == "data" and "reward" in chosen:
-        words["stage.score.by"] = "reward"
-    config = build_config(compose_tree([f"{key}={value}" for key, value in words.items()]))
-    assert config.stage.name == ("ppo" if stage == "plan" else stage)  # the one that a plan is of
+        overrides["stage.score.by"] = "reward"
+    config = build_config(compose_tree([f"{key}={value}" for key, value in overrides.items()]))
+    assert config.stage.name == ("ppo" if stage == "plan" else stage)  # the stage that is planned
     for group, choice in chosen.items():
-        name = "files" if choice == "jsonl" else choice  # another name of it
+        name = "files" if choice == "jsonl" else choice  # an alias
         assert getattr(getattr(config, group), "name", name) == name
 
 
@@ -76,18 +78,18 @@ def test_every_listed_stage_has_a_configuration_and_every_configuration_is_liste
     assert set(STAGES) == set(CHOICES["stage"])
 
 
-# Stands in for `python` and `align`: writes down how it was called, one line a call, its words parted by 0x1f. What
-# `align -` reads is written down as the calls that its lines stand for, their quotation still to be undone.
+# A stub for `python` and `align`: it records each call on a line, its arguments separated by 0x1f. The lines that
+# `align -` reads are recorded as calls, their quotation included.
 STUB = """#!/usr/bin/env bash
 if [ "${!#}" = - ]; then sed 's/^/-\\x1f/; s/$/\\x1f/'
 else printf '%s\\x1f' "$(basename "$0")" "$@"; echo; fi >> "$RECORD"
 """
 
 
-def commands_of(script: Path, folder: Path) -> list[list[str]]:
-    """The arguments of every `align` that a shell script runs: the script itself runs, bash expands its variables, and
-    stubs stand where Python would start."""
-    bin_folder, record = folder / "bin", folder / "record"
+def collect_commands(script: Path, folder: Path) -> list[list[str]]:
+    """Run a shell script with stubs in place of Python, and return the arguments of its calls of `align`."""
+    bin_folder = folder / "bin"
+    record = folder / "record"
     bin_folder.mkdir()
     for name in ("python", "python3", "align", "pip"):
         (bin_folder / name).write_text(STUB, encoding="utf-8")
@@ -104,7 +106,7 @@ def commands_of(script: Path, folder: Path) -> list[list[str]]:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: f"{s.parent.name}/{s.name}")
 def test_every_command_of_a_recipe(script: Path, tmp_path: Path):
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("*.safetensors"))
-    commands = commands_of(tmp_path / script.relative_to(ROOT), tmp_path)
+    commands = collect_commands(tmp_path / script.relative_to(ROOT), tmp_path)
     assert commands
     for arguments in commands:
         config = build_config(compose_tree(arguments))
@@ -129,7 +131,7 @@ LINES
 """,
         encoding="utf-8",
     )
-    assert commands_of(script, tmp_path) == [
+    assert collect_commands(script, tmp_path) == [
         ["stage=full", "model.path=runs/a b/start", "run.name=x"],
         ["stage=ppo", "seed=0"],
         ["stage=ppo", "seed=1"],

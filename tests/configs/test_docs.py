@@ -1,4 +1,4 @@
-"""What README and docs say exists, and every command line in them composes and validates."""
+"""README and docs name files, links and messages that exist, and every command line in them is valid."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from align.core.errors import InputError
 from align.data.read.records import read_documents, read_preferences
 
 
-def commands() -> list[tuple[str, str]]:
-    """(page, line) of every `python -m align …` line in a bash block."""
-    found = []
+def collect_commands() -> list[tuple[str, str]]:
+    """Return (page, line) for every `python -m align …` line in a bash block."""
+    page_lines = []
     for page in PAGES:
         for block in blocks(page, "bash"):
-            found += [(page.name, line) for line in block.text.splitlines() if line.startswith("python -m align ")]
-    return found
+            page_lines += [(page.name, line) for line in block.text.splitlines() if line.startswith("python -m align ")]
+    return page_lines
 
 
 def test_there_are_commands_to_check() -> None:
-    assert len(commands()) >= 5
+    assert len(collect_commands()) >= 5
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +47,25 @@ def own_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("page", "line"), commands())
+@pytest.mark.parametrize(("page", "line"), collect_commands())
 def test_a_documented_command_composes(
     page: str, line: str, own_files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if page == "configuration.md":
         monkeypatch.chdir(own_files)
-    words = shlex.split(line, comments=True)[3:]
-    if "--cfg" in words:
-        assert main(words) == 0
+    arguments = shlex.split(line, comments=True)[3:]
+    if "--cfg" in arguments:
+        assert main(arguments) == 0
         assert all(yaml.safe_load_all(capsys.readouterr().out))
-    elif words[-1] != "--help":
-        assert find_stages(words)
+    elif arguments[-1] != "--help":
+        assert find_stages(arguments)
 
 
 def test_the_page_on_configuration_shows_what_it_speaks_of(own_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own_files)
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    shown = {path.relative_to(own_files / "conf").as_posix() for path in own_files.rglob("*.yaml")}
-    assert {line.split()[0] for line in text.split("conf/\n")[1].split("```")[0].splitlines() if line} == shown
+    file_names = {path.relative_to(own_files / "conf").as_posix() for path in own_files.rglob("*.yaml")}
+    assert {line.split()[0] for line in text.split("conf/\n")[1].split("```")[0].splitlines() if line} == file_names
     config = compose_config(["+experiment=support", "method=qlora", "seed=8"])
     assert (config.method.name, config.method.r, config.seed, config.data.path) == ("qlora", 32, 8, "support.jsonl")
     assert compose_config(["stage=sft", "model=pocket", "data=support"]).data.max_length == 1024
@@ -74,20 +74,20 @@ def test_the_page_on_configuration_shows_what_it_speaks_of(own_files: Path, monk
     assert len(find_stages(["+experiment=support-grid"])) == 1
 
 
-def recipe_lines() -> list[tuple[str, str]]:
-    """(recipe, line) of what every `run.sh` hands to `python -m align -`, its shell variables filled in."""
-    found = []
+def collect_recipe_lines() -> list[tuple[str, str]]:
+    """Return (recipe, line) for every line that a `run.sh` pipes to `python -m align -`, variables expanded."""
+    lines = []
     for script in sorted((ROOT / "recipes").glob("*/run.sh")):
         text = script.read_text(encoding="utf-8")
-        given = re.findall(r'^(\w+)="?(?:\$\{\d:-)?([^"\n}]*)\}?"?$', text, re.MULTILINE)
+        variables = re.findall(r'^(\w+)="?(?:\$\{\d:-)?([^"\n}]*)\}?"?$', text, re.MULTILINE)
         for block in re.findall(r"<<STAGES\n(.*?)\nSTAGES", text, re.DOTALL):
-            for name, value in reversed(given):  # a variable's text may name those above it
+            for name, value in reversed(variables):  # a variable's value may contain earlier ones
                 block = block.replace(f"${name}", value)
-            found += [(script.parent.name, line) for line in block.splitlines()]
-    return found
+            lines += [(script.parent.name, line) for line in block.splitlines()]
+    return lines
 
 
-@pytest.mark.parametrize(("recipe", "line"), recipe_lines())
+@pytest.mark.parametrize(("recipe", "line"), collect_recipe_lines())
 def test_a_line_of_a_recipe_composes(recipe: str, line: str) -> None:
     assert "$" not in line
     assert build_config(compose_tree(split_line(line))).stage is not None, f"{recipe}: {line}"
@@ -123,13 +123,13 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def rows_shown() -> list[Any]:
-    """The example rows of every page, each block with what its mark says that they are."""
-    found = [b for page in PAGES for b in blocks(page, "json") if b.kind == "rows"]
-    return [pytest.param(b.mark, b.text, id=f"{b.page.name}-{i}-{b.mark}") for i, b in enumerate(found)]
+def collect_example_rows() -> list[Any]:
+    """Return the blocks of example rows of every page as parameters (mark, text)."""
+    example_blocks = [b for page in PAGES for b in blocks(page, "json") if b.kind == "rows"]
+    return [pytest.param(b.mark, b.text, id=f"{b.page.name}-{i}-{b.mark}") for i, b in enumerate(example_blocks)]
 
 
-@pytest.mark.parametrize(("kind", "text"), rows_shown())
+@pytest.mark.parametrize(("kind", "text"), collect_example_rows())
 def test_example_rows_are_read_as_the_page_says(kind: str, text: str, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(text, encoding="utf-8")
@@ -146,14 +146,14 @@ def test_example_rows_are_read_as_the_page_says(kind: str, text: str, tmp_path: 
 
 
 def test_both_ways_to_write_reasoning_are_one(tmp_path: Path) -> None:
-    shown, *_ = (b.text for b in blocks(ROOT / "docs" / "data-formats.md", "json") if "reasoning_content" in b.text)
-    (tmp_path / "rows.jsonl").write_text(shown, encoding="utf-8")
-    one, other = (document.messages for document in read_documents(tmp_path / "rows.jsonl"))
-    assert one == other
+    rows, *_ = (b.text for b in blocks(ROOT / "docs" / "data-formats.md", "json") if "reasoning_content" in b.text)
+    (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
+    first, second = (document.messages for document in read_documents(tmp_path / "rows.jsonl"))
+    assert first == second
 
 
-def messages_said() -> list[str]:
-    """Every text in the source, in the pieces that its variables leave."""
+def collect_messages() -> list[str]:
+    """Return all string literals of the source; of an f-string, the parts between its variables."""
     files = (path for room in ("align", "annotate", "reward") for path in (ROOT / room).rglob("*.py"))
     nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
     return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
@@ -163,9 +163,9 @@ def test_troubleshooting_quotes_messages_as_they_are_printed() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     quoted = re.findall(r"^### (.+)$", page, re.MULTILINE)
     assert len(quoted) >= 25
-    said = messages_said()
+    messages = collect_messages()
     pieces = {piece.strip(): message for message in quoted for piece in message.split("…") if piece.strip()}
-    assert {m for piece, m in pieces.items() if not any(piece in text for text in said)} == set()
+    assert {m for piece, m in pieces.items() if not any(piece in text for text in messages)} == set()
 
 
 def test_readme_counts_the_types_of_models_that_were_measured() -> None:
@@ -224,12 +224,12 @@ MISSES = {
 
 @pytest.mark.parametrize("recipe", ["quickstart", "smollm2", "forty"])
 def test_recipe_table_shows_every_expected_row_and_its_misses(recipe: str) -> None:
-    check = module_at(ROOT / "recipes" / "check.py")
+    check = load_module(ROOT / "recipes" / "check.py")
     rows = check.read_json(recipe, "expected.json")
     bars = check.read_json(recipe, "bars.json")
     for processor in {row["processor"] for row in rows}:
         seeds = [row["seed"] for row in rows if row["processor"] == processor]
-        assert seeds == list(range(len(seeds)))  # none is left out
+        assert seeds == list(range(len(seeds)))  # no seed is missing
     assert check.format_table(recipe) in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     missed = [
         (row["processor"], row["seed"], name)
@@ -267,19 +267,19 @@ def test_recipe_table_shows_every_expected_row_and_its_misses(recipe: str) -> No
 def test_a_measured_table_is_what_its_script_found(
     page: str, script: str, figures: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for folder in (ROOT / "benchmarks" / "ppo", (ROOT / script).parent):  # siblings are imported by name, and PPO's
+    for folder in (ROOT / "benchmarks" / "ppo", (ROOT / script).parent):  # the script's imports
         monkeypatch.syspath_prepend(folder)
-    found = json.loads((ROOT / figures).read_text(encoding="utf-8"))
-    assert module_at(ROOT / script).format_table(found) in (ROOT / page).read_text(encoding="utf-8")
+    measurements = json.loads((ROOT / figures).read_text(encoding="utf-8"))
+    assert load_module(ROOT / script).format_table(measurements) in (ROOT / page).read_text(encoding="utf-8")
 
 
-def module_at(path: Path) -> Any:
+def load_module(path: Path) -> Any:
     spec = spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    found = module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_the_share_of_general_data_is_told_as_it_was_measured() -> None:
