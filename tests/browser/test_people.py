@@ -109,9 +109,8 @@ def test_settings_state_and_guidelines_are_an_admins_to_change(serve, visitor):
     page = app.watch(visitor())
     accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'admin')}", "root")
     manage(page, "Project")
-    page.wait_for_function(
-        "[...document.querySelectorAll('input')].some(e => e.value === '30')"
-    )  # the settings are shown
+    # The settings are shown.
+    page.wait_for_function("[...document.querySelectorAll('input')].some(e => e.value === '30')")
     page.get_by_label("People who judge an item").fill("2")
     page.get_by_label("Each answer is rated on").fill("helpful, harmless")
     page.get_by_label("paused").check()

@@ -1,4 +1,4 @@
-"""A judge is known by what it is: under whatever spelling, in whatever combination, however far back."""
+"""Judges that are part of a policy's reward are recognised in any spelling, combination and ancestor."""
 
 from __future__ import annotations
 
@@ -26,32 +26,46 @@ FUNCTION = {"ref": "mine:score", "digest": "f", "defined": ["f:score", "/m/mine.
 NO_CODE = {"allow_code": False, "unsafe_code": False}
 LENGTH = {"rule": "length", "low": 1, "high": 9}
 
-# Rewards as the configuration has them, with the inputs that their runs record, and what counts in each.
+# Rewards of the configuration, the inputs that their runs record, and the parts that identify each.
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "learned": ({"name": "learned", "ref": "reward:a"}, {"reward": MODEL_A}, {"a"}),
     "by path": ({"name": "learned", "ref": "/r/a"}, {"reward": MODEL_A | {"ref": "/r/a"}}, {"a"}),
     "another": ({"name": "learned", "ref": "reward:b"}, {"reward": MODEL_B}, {"b"}),
     "ensemble": (
-        {"name": "ensemble", "refs": ["reward:b", "reward:a"]}, {"reward": MODEL_B, "reward.1": MODEL_A}, {"a", "b"},
+        {"name": "ensemble", "refs": ["reward:b", "reward:a"]},
+        {"reward": MODEL_B, "reward.1": MODEL_A},
+        {"a", "b"},
     ),
     "sum": (
         {"name": "sum", "parts": [{"name": "rules", "rules": [LENGTH]}, {"name": "learned", "ref": "reward:a"}]},
-        {"reward": MODEL_A}, {"a", "length"},
+        {"reward": MODEL_A},
+        {"a", "length"},
     ),
     "nested": (
-        {"name": "sum", "parts": [
-            {"name": "ensemble", "refs": ["reward:b", "reward:b"]}, {"name": "fn", "fn": "mine:score"},
-            {"name": "sum", "parts": [{"name": "learned", "ref": "reward:a"}]}]},
-        {"reward": MODEL_B, "reward.1": MODEL_B, "reward.2": MODEL_A, "reward.fn": FUNCTION}, {"a", "b", "fn"},
+        {
+            "name": "sum",
+            "parts": [
+                {"name": "ensemble", "refs": ["reward:b", "reward:b"]},
+                {"name": "fn", "fn": "mine:score"},
+                {"name": "sum", "parts": [{"name": "learned", "ref": "reward:a"}]},
+            ],
+        },
+        {"reward": MODEL_B, "reward.1": MODEL_B, "reward.2": MODEL_A, "reward.fn": FUNCTION},
+        {"a", "b", "fn"},
     ),
     "weighs nothing": (
-        {"name": "sum", "parts": [
-            {"name": "learned", "ref": "reward:a", "weight": 0}, {"name": "learned", "ref": "reward:b"}]},
-        {"reward": MODEL_A, "reward.1": MODEL_B}, {"b"},
+        {
+            "name": "sum",
+            "parts": [{"name": "learned", "ref": "reward:a", "weight": 0}, {"name": "learned", "ref": "reward:b"}],
+        },
+        {"reward": MODEL_A, "reward.1": MODEL_B},
+        {"b"},
     ),
     "fn": ({"name": "fn", "fn": "mine:score"}, {"reward.fn": FUNCTION}, {"fn"}),
     "fn by another module": (
-        {"name": "fn", "fn": "yours:mark"}, {"reward.fn": FUNCTION | {"ref": "yours:mark", "digest": "y"}}, {"fn"},
+        {"name": "fn", "fn": "yours:mark"},
+        {"reward.fn": FUNCTION | {"ref": "yours:mark", "digest": "y"}},
+        {"fn"},
     ),
     "fn of an edited file": (
         {"name": "fn", "fn": "pkg.mine:score"},
@@ -71,30 +85,38 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "sentiment": ({"name": "sentiment"}, {}, {"vader"}),
     "check": ({"name": "check", "check": None, "score": "all", **NO_CODE}, {}, {"check"}),
     "check of all rows": (
-        {"name": "check", "check": {"kind": "regex", "pattern": "a"}, "score": "parts", **NO_CODE}, {},
+        {"name": "check", "check": {"kind": "regex", "pattern": "a"}, "score": "parts", **NO_CODE},
+        {},
         {"check"},
     ),
     "sentiment in a sum": (
-        {"name": "sum", "parts": [{"name": "rules", "rules": [{"rule": "sentiment"}]}]}, {}, {"vader"},
+        {"name": "sum", "parts": [{"name": "rules", "rules": [{"rule": "sentiment"}]}]},
+        {},
+        {"vader"},
     ),
-}  # fmt: skip
+}
 
 
-def known(kind: str) -> set[str]:
+def list_parts(kind: str) -> set[str]:
     config, inputs, _ = KINDS[kind]
-    return list_scorer_parts(config, read(inputs))
+    return list_scorer_parts(config, parse_inputs(inputs))
 
 
-def read(inputs: Mapping[str, Any]) -> dict[str, Input]:
-    """The inputs as a manifest's reader gives them."""
-    return {name: parse_input(given, Path()) for name, given in inputs.items()}
+def parse_inputs(inputs: Mapping[str, Any]) -> dict[str, Input]:
+    return {name: parse_input(record, Path()) for name, record in inputs.items()}
 
 
-def made(
-    root: Path, stage: str, name: str, inputs: Mapping[str, Any], reward: Any = None, metrics: Any = None,
-    base: Any = None, reasoning: str = "keep",
-) -> dict[str, Any]:  # fmt: skip
-    """A run that is done, as far as its manifest; returns what a later run records of it."""
+def write_run(
+    root: Path,
+    stage: str,
+    name: str,
+    inputs: Mapping[str, Any],
+    reward: Any = None,
+    metrics: Any = None,
+    base: Any = None,
+    reasoning: str = "keep",
+) -> dict[str, Any]:
+    """Write a finished run's manifest and weights, and return the input record that a later run has of it."""
     folder = root / stage / name
     (folder / "artifact").mkdir(parents=True)
     config = {
@@ -103,10 +125,19 @@ def made(
         "method": {},
     }
     manifest = {
-        "schema_version": 2, "status": "done", "stage": stage, "name": name, "inputs": dict(inputs), "config": config,
-        "identity": {"config": config, "inputs": {}}, "metrics": metrics or {}, "base": base, "outputs": {},
-        "hardware": {}, "times": {"finished": "2026-01-01T00:00:00.000000+00:00"},
-    }  # fmt: skip
+        "schema_version": 2,
+        "status": "done",
+        "stage": stage,
+        "name": name,
+        "inputs": dict(inputs),
+        "config": config,
+        "identity": {"config": config, "inputs": {}},
+        "metrics": metrics or {},
+        "base": base,
+        "outputs": {},
+        "hardware": {},
+        "times": {"finished": "2026-01-01T00:00:00.000000+00:00"},
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "artifact" / "adapter_model.safetensors").write_text(str(folder))
     return {
@@ -119,14 +150,14 @@ def made(
     }
 
 
-def artifact(record: Mapping[str, Any]) -> Artifact:
+def build_artifact(record: Mapping[str, Any]) -> Artifact:
     folder = Path(record["path"])
     return Artifact(record["ref"], folder, record["digest"], BASE, False, read_manifest(folder.parent))
 
 
 def test_the_run_that_ranked_winners_is_known_from_copies_in_folders_and_patterns(tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    made(root, "sample", "best", {"reward": MODEL_A}, KINDS["learned"][0])
+    write_run(root, "sample", "best", {"reward": MODEL_A}, KINDS["learned"][0])
     run = root / "sample" / "best"
     winners = run / "artifact" / "winners.jsonl"
     winners.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
@@ -151,10 +182,10 @@ def test_every_kind_of_reward_is_here() -> None:
 @pytest.mark.parametrize(("reward", "judge"), list(product(KINDS, KINDS)))
 def test_a_judge_with_a_part_of_the_reward_is_a_proxy(tmp_path: Path, reward: str, judge: str) -> None:
     config, inputs, counts = KINDS[reward]
-    trained = made(tmp_path, "ppo", "p", inputs, config)
-    of = find_scorer_relation(artifact(trained), known(judge), tmp_path)
-    assert of.proxy == (("ppo:p",) if counts & KINDS[judge][2] else ())
-    assert of.role == ("proxy" if of.proxy else "gold")
+    trained = write_run(tmp_path, "ppo", "p", inputs, config)
+    relation = find_scorer_relation(build_artifact(trained), list_parts(judge), tmp_path)
+    assert relation.proxy == (("ppo:p",) if counts & KINDS[judge][2] else ())
+    assert relation.role == ("proxy" if relation.proxy else "gold")
 
 
 def test_a_proxy_is_refused_unless_asked_for() -> None:
@@ -166,122 +197,132 @@ def test_a_proxy_is_refused_unless_asked_for() -> None:
 
 
 def test_what_a_policy_came_through_counts(tmp_path: Path) -> None:
-    """ppo on rules, then dpo, then an export, then ppo on a model: all of it was optimised against the rules."""
+    """After ppo on rules, a dpo run, an export and a ppo run on a model are optimised against the rules too."""
     rules, inputs, _ = KINDS["rules"]
-    first = made(tmp_path, "ppo", "first", inputs, rules)
-    second = made(tmp_path, "dpo", "second", {"init": first})
-    exported = made(tmp_path, "export", "out", {"artifact": second})
-    last = made(tmp_path, "ppo", "last", {"init": exported, "reward": MODEL_A}, KINDS["learned"][0])
-    assert find_scorer_relation(artifact(last), known("sentiment"), tmp_path).proxy == ("ppo:first",)
-    assert find_scorer_relation(artifact(last), known("learned"), tmp_path).proxy == ("ppo:last",)
-    assert find_scorer_relation(artifact(last), known("another"), tmp_path) == ScorerRelation()
+    first = write_run(tmp_path, "ppo", "first", inputs, rules)
+    second = write_run(tmp_path, "dpo", "second", {"init": first})
+    exported = write_run(tmp_path, "export", "out", {"artifact": second})
+    last = write_run(tmp_path, "ppo", "last", {"init": exported, "reward": MODEL_A}, KINDS["learned"][0])
+    assert find_scorer_relation(build_artifact(last), list_parts("sentiment"), tmp_path).proxy == ("ppo:first",)
+    assert find_scorer_relation(build_artifact(last), list_parts("learned"), tmp_path).proxy == ("ppo:last",)
+    assert find_scorer_relation(build_artifact(last), list_parts("another"), tmp_path) == ScorerRelation()
 
 
 def test_who_ranked_what_a_policy_was_trained_on_is_a_proxy(tmp_path: Path) -> None:
-    """Answers of a policy of PPO on rules, the best of them by a model, imitated: both are what was optimised."""
-    optimised = made(tmp_path, "ppo", "p", {}, KINDS["rules"][0])
-    made(tmp_path, "sample", "best", {"init": optimised, "reward": MODEL_A}, KINDS["learned"][0])
+    """A policy that imitates the model's choice of answers of a policy of PPO on rules is optimised against both."""
+    optimised = write_run(tmp_path, "ppo", "p", {}, KINDS["rules"][0])
+    write_run(tmp_path, "sample", "best", {"init": optimised, "reward": MODEL_A}, KINDS["learned"][0])
     rows = {"digest": "w" * 64, "path": "winners.jsonl", "ranked_by": ["sample:best"]}
-    imitates = made(tmp_path, "sft", "s", {"data": rows})
-    policy = artifact(made(tmp_path, "dpo", "d", {"init": imitates}))
+    imitates = write_run(tmp_path, "sft", "s", {"data": rows})
+    policy = build_artifact(write_run(tmp_path, "dpo", "d", {"init": imitates}))
     for judge, proxy in (("learned", ("sft:s",)), ("sentiment", ("ppo:p",)), ("another", ()), ("json", ())):
-        assert find_scorer_relation(policy, known(judge), tmp_path).proxy == proxy, judge
+        assert find_scorer_relation(policy, list_parts(judge), tmp_path).proxy == proxy, judge
     shutil.rmtree(tmp_path / "sample")
-    of = find_scorer_relation(policy, known("learned"), tmp_path)
-    assert (of.proxy, of.unknown) == ((), ("sample:best",))
+    relation = find_scorer_relation(policy, list_parts("learned"), tmp_path)
+    assert (relation.proxy, relation.unknown) == ((), ("sample:best",))
 
 
 def test_who_ranked_pairs_without_noise_is_not_called_noisy(tmp_path: Path) -> None:
-    made(tmp_path, "sample", "best", {}, KINDS["sentiment"][0])
+    write_run(tmp_path, "sample", "best", {}, KINDS["sentiment"][0])
     rows = {"digest": "w" * 64, "path": "pairs.jsonl", "ranked_by": ["sample:best"]}
-    policy = artifact(made(tmp_path, "dpo", "d", {"data": rows}, metrics={"simulated_by": ["vader"]}))
-    assert find_scorer_relation(policy, known("sentiment"), tmp_path) == ScorerRelation(proxy=("dpo:d",))
+    policy = build_artifact(write_run(tmp_path, "dpo", "d", {"data": rows}, metrics={"simulated_by": ["vader"]}))
+    assert find_scorer_relation(policy, list_parts("sentiment"), tmp_path) == ScorerRelation(proxy=("dpo:d",))
 
 
 def test_a_base_that_a_run_made_counts(tmp_path: Path) -> None:
-    whole = made(tmp_path, "ppo", "whole", {}, KINDS["sentiment"][0])
-    base = {"id": "x", "path": whole["path"], "revision": None, "digest": whole["digest"]}
-    adapter = made(tmp_path, "sft", "s", {"base": {"id": "x", "digest": whole["digest"]}}, base=base)
-    assert find_scorer_relation(artifact(adapter), known("rules"), tmp_path).proxy == ("ppo:whole",)
-    here = {**base, "path": str(tmp_path / "ppo" / "own" / "artifact")}
-    own = made(tmp_path, "ppo", "own", {}, KINDS["json"][0], base=here)  # a whole model is its own base
-    assert find_scorer_relation(artifact(own), known("json"), tmp_path).proxy == ("ppo:own",)
+    full_model = write_run(tmp_path, "ppo", "whole", {}, KINDS["sentiment"][0])
+    base = {"id": "x", "path": full_model["path"], "revision": None, "digest": full_model["digest"]}
+    adapter = write_run(tmp_path, "sft", "s", {"base": {"id": "x", "digest": full_model["digest"]}}, base=base)
+    assert find_scorer_relation(build_artifact(adapter), list_parts("rules"), tmp_path).proxy == ("ppo:whole",)
+    own_base = {**base, "path": str(tmp_path / "ppo" / "own" / "artifact")}
+    policy = write_run(tmp_path, "ppo", "own", {}, KINDS["json"][0], base=own_base)  # a whole model is its own base
+    assert find_scorer_relation(build_artifact(policy), list_parts("json"), tmp_path).proxy == ("ppo:own",)
 
 
 def test_a_reward_model_that_came_from_an_optimised_policy_is_no_policy(tmp_path: Path) -> None:
-    """The policy was optimised against what the reward model says, not against what its backbone once pleased."""
-    before = made(tmp_path, "ppo", "before", {}, KINDS["sentiment"][0])
-    reward = made(tmp_path, "reward", "r", {"init": before})
-    policy = made(tmp_path, "ppo", "p", {"reward": reward}, {"name": "learned", "ref": "reward:r"})
-    assert find_scorer_relation(artifact(policy), known("sentiment"), tmp_path).proxy == ()
+    """The policy was optimised against the reward model, not against the reward of its backbone."""
+    optimised = write_run(tmp_path, "ppo", "before", {}, KINDS["sentiment"][0])
+    reward = write_run(tmp_path, "reward", "r", {"init": optimised})
+    policy = write_run(tmp_path, "ppo", "p", {"reward": reward}, {"name": "learned", "ref": "reward:r"})
+    assert find_scorer_relation(build_artifact(policy), list_parts("sentiment"), tmp_path).proxy == ()
 
 
 def test_noisy_votes_leave_a_judge_a_judge(tmp_path: Path) -> None:
-    reward = made(tmp_path, "reward", "r", {}, metrics={"simulated_by": ["vader"]})
-    policy = made(tmp_path, "ppo", "p", {"reward": reward}, {"name": "learned", "ref": "reward:r"})
-    of = find_scorer_relation(artifact(policy), known("sentiment"), tmp_path)
-    assert (of, of.role) == (ScorerRelation(votes=("reward:r",)), "gold")
-    assert of.describe("vader") == [
+    reward = write_run(tmp_path, "reward", "r", {}, metrics={"simulated_by": ["vader"]})
+    policy = write_run(tmp_path, "ppo", "p", {"reward": reward}, {"name": "learned", "ref": "reward:r"})
+    relation = find_scorer_relation(build_artifact(policy), list_parts("sentiment"), tmp_path)
+    assert (relation, relation.role) == (ScorerRelation(votes=("reward:r",)), "gold")
+    assert relation.describe("vader") == [
         "vader also ranked, as a simulated annotator with noise, the pairs that reward:r learned from"
     ]
-    assert find_scorer_relation(artifact(policy), known("json"), tmp_path) == ScorerRelation()
-    direct = made(tmp_path, "dpo", "d", {}, metrics={"simulated_by": ["vader"]})
-    assert find_scorer_relation(artifact(direct), known("sentiment"), tmp_path) == ScorerRelation(votes=("dpo:d",))
+    assert find_scorer_relation(build_artifact(policy), list_parts("json"), tmp_path) == ScorerRelation()
+    direct = write_run(tmp_path, "dpo", "d", {}, metrics={"simulated_by": ["vader"]})
+    assert find_scorer_relation(build_artifact(direct), list_parts("sentiment"), tmp_path) == ScorerRelation(
+        votes=("dpo:d",)
+    )
 
 
 @pytest.mark.parametrize("stage", ["dpo", "kto"])
 def test_a_judge_of_the_very_pairs_that_a_policy_learned_from_is_no_stranger(tmp_path: Path, stage: str) -> None:
-    same, others = {"digest": "p" * 64, "path": "pairs.jsonl"}, {"digest": "o" * 64, "path": "others.jsonl"}
-    judge, stranger = (made(tmp_path, "reward", name, {"data": data}) for name, data in (("r", same), ("s", others)))
-    direct = made(tmp_path, stage, "d", {"data": same})
-    policy = artifact(made(tmp_path, "ppo", "p", {"init": direct}, {"name": "sentiment"}))
-    of = find_scorer_relation(policy, known("another"), tmp_path, [artifact(judge)])
-    assert (of, of.role) == (ScorerRelation(pairs=(f"{stage}:d",)), "gold")
-    assert of.describe("reward:r") == [
+    shared_data = {"digest": "p" * 64, "path": "pairs.jsonl"}
+    other_data = {"digest": "o" * 64, "path": "others.jsonl"}
+    judge, other_judge = (
+        write_run(tmp_path, "reward", name, {"data": data}) for name, data in (("r", shared_data), ("s", other_data))
+    )
+    direct = write_run(tmp_path, stage, "d", {"data": shared_data})
+    policy = build_artifact(write_run(tmp_path, "ppo", "p", {"init": direct}, {"name": "sentiment"}))
+    relation = find_scorer_relation(policy, list_parts("another"), tmp_path, [build_artifact(judge)])
+    assert (relation, relation.role) == (ScorerRelation(pairs=(f"{stage}:d",)), "gold")
+    assert relation.describe("reward:r") == [
         f"reward:r learned from the same pairs as {stage}:d, and so prefers what they prefer"
     ]
-    assert find_scorer_relation(policy, known("another"), tmp_path, [artifact(stranger)]) == ScorerRelation()
+    assert (
+        find_scorer_relation(policy, list_parts("another"), tmp_path, [build_artifact(other_judge)]) == ScorerRelation()
+    )
 
 
 def test_a_reward_model_of_answers_alone_reads_no_reasoning(tmp_path: Path) -> None:
-    alone, whole = (artifact(made(tmp_path, "reward", name, {}, reasoning=name)) for name in ("hide", "keep"))
+    without_reasoning, with_reasoning = (
+        build_artifact(write_run(tmp_path, "reward", name, {}, reasoning=name)) for name in ("hide", "keep")
+    )
     bare = Artifact("hub:org/x", tmp_path, "d", BASE, False)
-    check_reasoning_matches(
-        [alone, whole, bare], "hide"
-    )  # pairs of answers alone have none, whatever data.reasoning was
-    check_reasoning_matches([whole, bare], "keep")
+    # Pairs of answers alone have no reasoning.
+    check_reasoning_matches([without_reasoning, with_reasoning, bare], "hide")
+    check_reasoning_matches([with_reasoning, bare], "keep")
     with pytest.raises(
         InputError, match=r"^rollout\.reasoning=keep: reward/hide was trained on answers without"
     ) as error:
-        check_reasoning_matches([whole, alone], "keep")
+        check_reasoning_matches([with_reasoning, without_reasoning], "keep")
     assert "rollout.reasoning=hide" in error.value.remedy
 
 
 def test_what_is_gone_is_said(tmp_path: Path) -> None:
-    first = made(tmp_path / "old", "ppo", "first", {}, KINDS["sentiment"][0])
-    last = made(tmp_path / "old", "ppo", "last", {"init": first, "reward": MODEL_A}, KINDS["learned"][0])
-    (tmp_path / "old").rename(tmp_path / "new")  # with all that is in it: found by the root
+    first = write_run(tmp_path / "old", "ppo", "first", {}, KINDS["sentiment"][0])
+    last = write_run(tmp_path / "old", "ppo", "last", {"init": first, "reward": MODEL_A}, KINDS["learned"][0])
+    (tmp_path / "old").rename(tmp_path / "new")  # the runs are found by the new root
     moved = last | {"path": last["path"].replace("/old/", "/new/")}
-    assert find_scorer_relation(artifact(moved), known("sentiment"), tmp_path / "new").proxy == ("ppo:first",)
-    alone = find_scorer_relation(artifact(moved), known("sentiment"), tmp_path / "elsewhere")
-    assert alone == ScorerRelation(unknown=("ppo:first",))
-    assert "ppo:first" in alone.describe("vader")[0]
+    assert find_scorer_relation(build_artifact(moved), list_parts("sentiment"), tmp_path / "new").proxy == (
+        "ppo:first",
+    )
+    relation = find_scorer_relation(build_artifact(moved), list_parts("sentiment"), tmp_path / "elsewhere")
+    assert relation == ScorerRelation(unknown=("ppo:first",))
+    assert "ppo:first" in relation.describe("vader")[0]
     bare = Artifact("hub:org/x", tmp_path, "d", BASE, False)
-    assert find_scorer_relation(bare, known("sentiment"), tmp_path) == ScorerRelation(unknown=("hub:org/x",))
+    assert find_scorer_relation(bare, list_parts("sentiment"), tmp_path) == ScorerRelation(unknown=("hub:org/x",))
 
 
 def test_runs_of_one_name_in_several_roots_are_several(tmp_path: Path) -> None:
-    """Each policy came from the one in the root before it, under the same name; and a root has another of that name."""
+    """Each policy started from the policy of the same name in the previous root."""
     init: dict[str, Any] = {}
     for root, kind in (("a", "json"), ("b", "regex"), ("c", "another regex")):
-        last = made(tmp_path / root, "ppo", "x", init, KINDS[kind][0])
+        last = write_run(tmp_path / root, "ppo", "x", init, KINDS[kind][0])
         init = {"init": last}
-    of = find_scorer_relation(artifact(last), known("json"), tmp_path / "c")
-    assert of.proxy == ("ppo:x",)
-    assert find_scorer_relation(artifact(last), known("sentiment"), tmp_path / "c") == ScorerRelation()
+    relation = find_scorer_relation(build_artifact(last), list_parts("json"), tmp_path / "c")
+    assert relation.proxy == ("ppo:x",)
+    assert find_scorer_relation(build_artifact(last), list_parts("sentiment"), tmp_path / "c") == ScorerRelation()
     shutil.rmtree(tmp_path / "b")
-    gone = find_scorer_relation(artifact(last), known("json"), tmp_path / "c")
-    assert gone.unknown == ("ppo:x",)
+    relation_without_b = find_scorer_relation(build_artifact(last), list_parts("json"), tmp_path / "c")
+    assert relation_without_b.unknown == ("ppo:x",)
 
 
 def test_a_function_is_known_by_where_it_is_defined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,19 +339,28 @@ def test_a_function_is_known_by_where_it_is_defined(tmp_path: Path, monkeypatch:
     (tmp_path / "scores_there.py").write_text("from scores_here import score as mark, other, scale\n")
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def of(spec: str) -> set[str]:
+    def list_function_parts(spec: str) -> set[str]:
         config = parse_part("reward", {"name": "fn", "fn": spec})
         return list_scorer_parts({"name": "fn", "fn": spec}, reward_inputs(build_reward_spec(config), tmp_path, BASE))
 
-    named = ("score", "alias", "wrapped", "part", "bound", "decorated")
-    same = [*(f"scores_here:{name}" for name in named), "scores_there:mark"]
-    assert all(of(one) & of(two) for one, two in product(same, same))
-    assert not any(of(spec) & of("scores_here:other") for spec in same)
-    others = [f"scores_here:{name}" for name in ("other", "others", "decorated_other", "scale")]
-    assert not any(of(one) & of(two) for one, two in product(same, others))
-    assert of("scores_there:other") & of("scores_here:others") & of("scores_here:decorated_other")
-    assert of("scores_there:scale") & of("scores_here:scale")
-    assert not of("scores_there:scale") & of("scores_here:other")
+    names = ("score", "alias", "wrapped", "part", "bound", "decorated")
+    equal_specs = [*(f"scores_here:{name}" for name in names), "scores_there:mark"]
+    assert all(
+        list_function_parts(first) & list_function_parts(second) for first, second in product(equal_specs, equal_specs)
+    )
+    assert not any(list_function_parts(spec) & list_function_parts("scores_here:other") for spec in equal_specs)
+    different_specs = [f"scores_here:{name}" for name in ("other", "others", "decorated_other", "scale")]
+    assert not any(
+        list_function_parts(first) & list_function_parts(second)
+        for first, second in product(equal_specs, different_specs)
+    )
+    assert (
+        list_function_parts("scores_there:other")
+        & list_function_parts("scores_here:others")
+        & list_function_parts("scores_here:decorated_other")
+    )
+    assert list_function_parts("scores_there:scale") & list_function_parts("scores_here:scale")
+    assert not list_function_parts("scores_there:scale") & list_function_parts("scores_here:other")
     for module in ("scores_here", "scores_there"):
         sys.modules.pop(module)
 
@@ -318,6 +368,6 @@ def test_a_function_is_known_by_where_it_is_defined(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_judge_has_a_name(kind: str) -> None:
     config, inputs, _ = KINDS[kind]
-    name = get_scorer_title(config, read(inputs))
+    name = get_scorer_title(config, parse_inputs(inputs))
     assert {"sentiment": "vader", "learned": "reward:a", "by path": "/r/a", "fn": "mine:score"}.get(kind, name) == name
     assert name
