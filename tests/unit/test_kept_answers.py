@@ -1,4 +1,4 @@
-"""Answers that are kept: named by all that decides them, found again, and never lost or believed when damaged."""
+"""The answer cache: keys contain everything that decides an answer, records survive, and damage is reported."""
 
 from __future__ import annotations
 
@@ -15,11 +15,19 @@ from align.rollout.answer_cache import AnswerKey, AnswerStore, CachedAnswer
 
 ASKED = AnswerKey("b" * 64, "a" * 64, "qlora", "float32", "t" * 64, (5, 6, 7), 12, 1.0, (2,), 3, "hf cpu torch 2.13.0")
 OTHER = {
-    "base": "b" * 63 + "c", "adapter": "a" * 63 + "b", "method": "lora", "dtype": "bfloat16",
-    "tokenizer": "t" * 63 + "u", "prompt": (5, 6, 8), "max_new_tokens": 13,
-    "temperature": 1.1, "stop_ids": (3,), "seed": 4,
-    "engine": "hf cpu torch 2.13.1", "stops": ("\n",),
-}  # fmt: skip
+    "base": "b" * 63 + "c",
+    "adapter": "a" * 63 + "b",
+    "method": "lora",
+    "dtype": "bfloat16",
+    "tokenizer": "t" * 63 + "u",
+    "prompt": (5, 6, 8),
+    "max_new_tokens": 13,
+    "temperature": 1.1,
+    "stop_ids": (3,),
+    "seed": 4,
+    "engine": "hf cpu torch 2.13.1",
+    "stops": ("\n",),
+}
 SAID = CachedAnswer((8, 9, 2), "two words \u2028 é", True)
 
 
@@ -40,21 +48,21 @@ def test_an_answer_is_found_again_and_stays_what_it_was(tmp_path: Path):
     assert store.find_records([ASKED.id]) == {}
     store.add([(ASKED, SAID)])
     store.add([(ASKED, replace(SAID, text="another"))])
-    many = [(replace(ASKED, seed=seed), replace(SAID, text=str(seed))) for seed in range(10, 1300)]
-    store.add(many)
-    found = store.find_records([ASKED.id, "nobody", *(asked.id for asked, _ in many)])
-    assert found.pop(ASKED.id) == SAID
-    assert found == {asked.id: answer for asked, answer in many}
+    entries = [(replace(ASKED, seed=seed), replace(SAID, text=str(seed))) for seed in range(10, 1300)]
+    store.add(entries)
+    records = store.find_records([ASKED.id, "nobody", *(key.id for key, _ in entries)])
+    assert records.pop(ASKED.id) == SAID
+    assert records == {key.id: answer for key, answer in entries}
 
 
-def adds(path: Path, first: int) -> None:
+def add_answers(path: Path, first: int) -> None:
     for seed in range(first, first + 40):
         AnswerStore(path).add([(replace(ASKED, seed=seed), SAID)])
 
 
 def test_several_processes_keep_answers_at_once(tmp_path: Path):
     path = tmp_path / "answers.db"
-    workers = [get_context("fork").Process(target=adds, args=(path, first)) for first in (0, 20, 40)]
+    workers = [get_context("fork").Process(target=add_answers, args=(path, first)) for first in (0, 20, 40)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -67,16 +75,16 @@ def test_several_processes_keep_answers_at_once(tmp_path: Path):
 def test_what_a_process_was_adding_as_it_was_killed_is_there_whole_or_not_at_all(after_s: float, tmp_path: Path):
     store = AnswerStore(tmp_path / "answers.db")
     store.add([(ASKED, SAID)])
-    many = [(replace(ASKED, seed=seed), SAID) for seed in range(10, 6_000)]
-    adding = get_context("fork").Process(target=store.add, args=(many,))
+    entries = [(replace(ASKED, seed=seed), SAID) for seed in range(10, 6_000)]
+    adding = get_context("fork").Process(target=store.add, args=(entries,))
     adding.start()
     time.sleep(after_s)
     adding.kill()
     adding.join()
-    found = store.find_records([ASKED.id, *(asked.id for asked, _ in many)])
-    assert len(found) in (1, 1 + len(many))
-    store.add(many)
-    assert len(store.find_records(asked.id for asked, _ in many)) == len(many)
+    records = store.find_records([ASKED.id, *(key.id for key, _ in entries)])
+    assert len(records) in (1, 1 + len(entries))
+    store.add(entries)
+    assert len(store.find_records(key.id for key, _ in entries)) == len(entries)
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "json", "shape"])

@@ -19,7 +19,7 @@ from align.annotate.figures.agreement import (
 LEVELS: tuple[Level, ...] = ("nominal", "ordinal", "interval", "ratio")
 NONE = math.nan
 
-# Krippendorff 2011, section C: four observers, twelve units, of which the last has one rating.
+# Krippendorff 2011, section C: four observers and twelve units, the last with one rating.
 PUBLISHED = [
     [1, 2, 3, 3, 2, 1, 4, 1, 2, NONE, NONE, NONE],
     [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, NONE, 3],
@@ -42,7 +42,7 @@ def test_the_published_values(level: Level, expected: float):
 
 
 def generate_tables(seed: int, count: int) -> list[np.ndarray]:
-    """Tables of 2 to 8 raters and 3 to 40 units over 2 to 7 values, in which up to 0.9 of ratings are missing."""
+    """Return tables of 2 to 8 raters, 3 to 40 units and 2 to 7 values, with up to 0.9 of the ratings missing."""
     rng = np.random.default_rng(seed)
     tables = []
     while len(tables) < count:
@@ -64,7 +64,7 @@ def test_it_is_that_of_the_package(level: Level):
     tables = generate_tables(LEVELS.index(level), 300)
     assert sum(np.isnan(table).mean() > 0.5 for table in tables) > 50
     for ratings_RU in tables:
-        # Sums of two values of opposite sign divide by zero on the ratio level, which asks for values from zero on.
+        # The ratio level requires values of at least zero: those of opposite sign may sum to a divisor of zero.
         table = np.abs(ratings_RU) if level == "ratio" else ratings_RU
         if len(np.unique(table[~np.isnan(table)])) < 2:
             continue
@@ -93,7 +93,7 @@ def test_it_takes_no_longer_than_the_package():
     counts_UV = rng.multinomial(4, np.ones(7) / 7, size=20_000)
     values = np.arange(7)
 
-    def best_of(compute, repeats: int = 3) -> float:
+    def measure_best_time(compute, repeats: int = 3) -> float:
         times = []
         for _ in range(repeats):
             began = process_time()
@@ -101,6 +101,6 @@ def test_it_takes_no_longer_than_the_package():
             times.append(process_time() - began)
         return min(times)
 
-    ours = best_of(lambda: compute_alphas(build_coincidences(counts_UV)[None], values, "ordinal"))
-    theirs = best_of(lambda: krippendorff.alpha(value_counts=counts_UV, level_of_measurement="ordinal"))
+    ours = measure_best_time(lambda: compute_alphas(build_coincidences(counts_UV)[None], values, "ordinal"))
+    theirs = measure_best_time(lambda: krippendorff.alpha(value_counts=counts_UV, level_of_measurement="ordinal"))
     assert ours < theirs
