@@ -1,4 +1,4 @@
-"""Questions of evaluation sets are found however they are disguised, and unrelated rows are not taken for them."""
+"""Questions of evaluation sets are found in any disguise, and unrelated rows are not taken for them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from leaks import (
 )
 
 
-def found(questions: list[str], texts: list[str]) -> list[str]:
-    """The rule by which each text gives one of the questions away; nothing where none does."""
+def find_rules(questions: list[str], texts: list[str]) -> list[str]:
+    """Return for each text the rule by which it contains one of the questions, or an empty string."""
     rows = find_leaks(create_evaluations([{"question": question} for question in questions]), texts)
     return [rows.get(i, "") for i in range(len(texts))]
 
@@ -79,15 +79,18 @@ def test_unrelated_rows_are_not_taken_for_leaks():
         ("ใครเป็นผู้แต่งเรื่องพระอภัยมณี", "ครูถามว่า ใครเป็นผู้แต่งเรื่องพระอภัยมณี ค่ะ", "contained"),
         ("มหาวิทยาลัยเชียงใหม่ก่อตั้งขึ้นเมื่อใดและโดยใคร", "ผมเรียนที่มหาวิทยาลัยเชียงใหม่และชอบมาก", ""),
     ],
-)  # fmt: skip
+)
 def test_one_question(question: str, text: str, rule: str):
-    assert found([question, "Something else altogether?"], [text]) == [rule]
+    assert find_rules([question, "Something else altogether?"], [text]) == [rule]
 
 
 def test_a_word_by_which_questions_of_the_set_differ_makes_another_question():
     texts = ["What is the capital city of Norway?", "What is the capital port of France?"]
-    assert found(["What is the capital city of France?"], texts) == ["changed", "changed"]
-    assert found(["What is the capital city of France?", "What is the capital city of Peru?"], texts) == ["", "changed"]
+    assert find_rules(["What is the capital city of France?"], texts) == ["changed", "changed"]
+    assert find_rules(["What is the capital city of France?", "What is the capital city of Peru?"], texts) == [
+        "",
+        "changed",
+    ]
 
 
 def test_a_question_of_many_rows_is_no_question_of_its_own():
@@ -98,13 +101,13 @@ def test_a_question_of_many_rows_is_no_question_of_its_own():
 
 
 def test_a_turn_among_others_and_a_question_that_is_quoted_by_the_assistant():
-    def chat(*turns: str) -> Conversation:
+    def build_chat(*turns: str) -> Conversation:
         return Conversation(tuple(Message(("user", "assistant")[i % 2], turn) for i, turn in enumerate(turns)))
 
     rows = [
-        chat("Hi", "Hello!", "WHO PAINTED GUERNICA", "Picasso."),
-        chat("Make a quiz.", "1. Who painted Guernica?\n2. Who composed Carmen?"),
-        chat("Hi", "Hello!"),
+        build_chat("Hi", "Hello!", "WHO PAINTED GUERNICA", "Picasso."),
+        build_chat("Make a quiz.", "1. Who painted Guernica?\n2. Who composed Carmen?"),
+        build_chat("Hi", "Hello!"),
     ]
     assert find_leaks(create_evaluations([{"question": "Who painted Guernica?"}]), rows) == {
         0: "contained",
@@ -132,14 +135,14 @@ def test_a_shorter_run_counts_in_a_set_of_short_rows():
 @pytest.mark.parametrize("size", [1, 7, 1 << 16, 70_000])
 def test_hashes_of_runs_are_the_same_wherever_they_stand(size: int):
     text = "Don't add 3, 4 and x + 5 to 1,000.5!"
-    before = "lorem ipsum " * (size // 12 + 1)
-    (alone,), (inside,) = ([*iter_word_blocks(pa.array([given]))] for given in (text, f"{before}{text.upper()} 7"))
+    prefix = "lorem ipsum " * (size // 12 + 1)
+    (alone,), (inside,) = ([*iter_word_blocks(pa.array([sample]))] for sample in (text, f"{prefix}{text.upper()} 7"))
     count = len(alone)
     start = len(inside) - 1 - count
     assert alone.runs(alone.first[:1], alone.first[1:]) == inside.runs(inside.first[:1] + start, inside.first[1:] - 1)
-    changed = [text.replace("x + 5", "x * 5"), text.replace("3, 4", "34"), text.replace("Don't", "Do")]
-    for (other,) in ([*iter_word_blocks(pa.array([given]))] for given in changed):
-        assert alone.runs(alone.first[:1], alone.first[1:]) != other.runs(other.first[:1], other.first[1:])
+    altered_texts = [text.replace("x + 5", "x * 5"), text.replace("3, 4", "34"), text.replace("Don't", "Do")]
+    for (altered,) in ([*iter_word_blocks(pa.array([sample]))] for sample in altered_texts):
+        assert alone.runs(alone.first[:1], alone.first[1:]) != altered.runs(altered.first[:1], altered.first[1:])
 
 
 def test_everyday_words_say_less():
@@ -149,7 +152,6 @@ def test_everyday_words_say_less():
 
 
 def test_keys_of_texts_without_words():
-    assert (
-        len(hash_training_prompts(pa.array(["", None, "!?", "Question:"])).key) == 1
-    )  # the word alone is what is asked
+    # The word "Question" alone is a prompt.
+    assert len(hash_training_prompts(pa.array(["", None, "!?", "Question:"])).key) == 1
     assert len(hash_evaluation_questions(pa.array(["", None, "?!"])).key) == 0

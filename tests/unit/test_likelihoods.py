@@ -1,4 +1,4 @@
-"""Log-likelihoods: what a model's own logits say, and the same beside any other rows."""
+"""Log-likelihoods equal those of the model's logits, and do not depend on the other rows of a batch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from align.evals.suite.likelihoods import choose_pass_width, compute_likelihoods
 from align.models.base import find_base
 from align.models.load import load_base
 
-CPU, CONTEXT = torch.device("cpu"), 1200
+CPU = torch.device("cpu")
+CONTEXT = 1200
 
 
-def drawn(vocabulary: int, count: int, longest: int) -> list[EncodedRow]:
+def draw_rows(vocabulary: int, count: int, longest: int) -> list[EncodedRow]:
     draw = random.Random(0)
 
-    def ids(most: int) -> list[int]:
-        return [draw.randrange(vocabulary) for _ in range(draw.randint(1, most))]
+    def draw_ids(max_length: int) -> list[int]:
+        return [draw.randrange(vocabulary) for _ in range(draw.randint(1, max_length))]
 
-    return [build_scored_row(ids(longest), ids(6)) for _ in range(count)]
+    return [build_scored_row(draw_ids(longest), draw_ids(6)) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def pocket() -> Any:
 
 @pytest.fixture(scope="module")
 def gpt2() -> Any:
-    """A model on the plain path, whose positions are learned."""
+    """A model on the plain path with learned positions."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=90, n_positions=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
     return GPT2LMHeadModel(config).eval()
@@ -43,33 +44,33 @@ def gpt2() -> Any:
 @pytest.mark.parametrize("name", ["pocket", "gpt2"])
 def test_they_are_what_the_models_own_logits_say(name: str, request: pytest.FixtureRequest) -> None:
     model: Any = request.getfixturevalue(name)
-    rows = drawn(90, 12, 30)
+    rows = draw_rows(90, 12, 30)
     likely = [int(model(torch.tensor([row.input_ids], device=CPU)).logits[0, -1].argmax()) for row in rows[:3]]
     rows += [build_scored_row(row.input_ids, [id]) for row, id in zip(rows, likely, strict=False)]
     rows.append(EncodedRow([1, 2, 3, 4, 5], [1, 2, IGNORE_INDEX, IGNORE_INDEX, 5]))
-    for row, found in zip(rows, compute_likelihoods(model, rows, 0, 64), strict=True):
+    for row, likelihood in zip(rows, compute_likelihoods(model, rows, 0, 64), strict=True):
         with torch.no_grad():
             logprobs = model(torch.tensor([row.input_ids], device=CPU)).logits[0].double().log_softmax(-1)
         places = [i for i in range(1, len(row.labels)) if row.labels[i] != IGNORE_INDEX]
-        assert found.logprob == pytest.approx(sum(float(logprobs[i - 1, row.labels[i]]) for i in places), abs=1e-4)
-        assert found.greedy == all(int(logprobs[i - 1].argmax()) == row.labels[i] for i in places)
-    assert [one.greedy for one in compute_likelihoods(model, rows, 0, 64)[12:15]] == [True] * 3
+        assert likelihood.logprob == pytest.approx(sum(float(logprobs[i - 1, row.labels[i]]) for i in places), abs=1e-4)
+        assert likelihood.greedy == all(int(logprobs[i - 1].argmax()) == row.labels[i] for i in places)
+    assert [likelihood.greedy for likelihood in compute_likelihoods(model, rows, 0, 64)[12:15]] == [True] * 3
 
 
 def test_a_row_is_the_same_beside_any_others(pocket: Any) -> None:
-    """To the last bit, in fp32."""
+    """Results are equal to the last bit in fp32."""
     rows = [
-        *drawn(4000, 56, 90),
+        *draw_rows(4000, 56, 90),
         *(build_scored_row([7] * length, [9, 11]) for length in (300, 500, 511, 520, 700, 1000, 1100, 1197)),
     ]
-    alone = [compute_likelihoods(pocket, [row], 0, CONTEXT)[0] for row in rows]
+    expected = [compute_likelihoods(pocket, [row], 0, CONTEXT)[0] for row in rows]
     for size in (2, 8, 32, 64):
-        found = [
-            one
+        likelihoods = [
+            likelihood
             for first in range(0, 64, size)
-            for one in compute_likelihoods(pocket, rows[first : first + size], 0, CONTEXT)
+            for likelihood in compute_likelihoods(pocket, rows[first : first + size], 0, CONTEXT)
         ]
-        assert found == alone, size
+        assert likelihoods == expected, size
 
 
 def test_the_width_of_a_pass_follows_from_the_rows_own_length() -> None:
