@@ -1,4 +1,4 @@
-"""A run's ancestors and descendants as a picture: what it shows, and where it puts that."""
+"""Pictures of a run's ancestors and descendants: their boxes, lines and positions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from align.registry.page.lineage import MOST, Box, Lineage, assign_columns, buil
 from align.registry.trace import Tracer, Votes
 
 
-def nobody(project: str, head: ChainHead) -> Votes:
+def read_no_votes(project: str, head: ChainHead) -> Votes:
     return Votes()
 
 
 def test_every_line_of_a_picture_leads_from_left_to_right(tmp_path: Path) -> None:
     with Index(small(tmp_path)) as index:
         for run in index.names():
-            found = build_lineage(index, Tracer(index, nobody).run(run))
-            places = place_boxes(found)
-            assert len(set(places.values())) == len(found.boxes)
-            assert all(places[source][0] < places[target][0] for source, target in found.lines)
-            assert not any(key[0] == "gone" for key in found.boxes) or run == "eval:one"
+            lineage = build_lineage(index, Tracer(index, read_no_votes).run(run))
+            places = place_boxes(lineage)
+            assert len(set(places.values())) == len(lineage.boxes)
+            assert all(places[source][0] < places[target][0] for source, target in lineage.lines)
+            assert not any(key[0] == "gone" for key in lineage.boxes) or run == "eval:one"
 
 
 def test_a_circle_and_a_crowd_are_drawn_in_a_moment(tmp_path: Path) -> None:
@@ -37,15 +37,15 @@ def test_a_circle_and_a_crowd_are_drawn_in_a_moment(tmp_path: Path) -> None:
         made(tmp_path, f"reward:c{i}", {"init": f"reward:c{i - 1}"} if i else {}, day=i % 20)
     with Index(tmp_path) as index:
         for run in ("sft:a", "sft:b", "ppo:n0", "reward:c119", "reward:c0"):
-            text = draw_lineage(build_lineage(index, Tracer(index, nobody).run(run)))
+            text = draw_lineage(build_lineage(index, Tracer(index, read_no_votes).run(run)))
             assert text.count("<rect") <= MOST
             assert f">{run}</text>" in text
             assert ("left out" in text) == (run in ("sft:a", "reward:c119", "reward:c0"))
     with Index(tmp_path) as index:
         for run in ("sft:a", "sft:b"):
-            found = build_lineage(index, Tracer(index, nobody).run(run))
-            places = place_boxes(found)
-            assert all(places[source][0] < places[target][0] for source, target in found.lines)
+            lineage = build_lineage(index, Tracer(index, read_no_votes).run(run))
+            places = place_boxes(lineage)
+            assert all(places[source][0] < places[target][0] for source, target in lineage.lines)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)).filter(lambda edge: edge[0] != edge[1]), max_size=30))
