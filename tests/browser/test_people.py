@@ -83,7 +83,7 @@ def test_from_the_first_admins_link_to_two_annotators_at_once(serve, visitor):
         admin.click("button:has-text('Invite')")
         accept(page, read_link(admin), name)
         admin.reload()
-        manage_again(admin)
+        open_people_tab(admin)
     admin.wait_for_selector("td >> text=bob")
     first = ann.inner_text(".prompt"), bob.inner_text(".prompt")
     assert first[0] != first[1]
@@ -98,7 +98,7 @@ def test_from_the_first_admins_link_to_two_annotators_at_once(serve, visitor):
     assert all(url.startswith(app.url) for url in app.requests)
 
 
-def manage_again(page: Any) -> None:
+def open_people_tab(page: Any) -> None:
     page.wait_for_selector("button[role=tab]:has-text('People')", timeout=60_000)
     page.click("button[role=tab]:has-text('People')")
     page.wait_for_selector("td >> text=root")

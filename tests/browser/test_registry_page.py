@@ -68,7 +68,11 @@ def url(root: Path) -> Iterator[str]:
 
     port = free_port()
     app = application(
-        root, lambda project, head: votes(head), format_run_command, OpenAuthenticator(), [f"http://127.0.0.1:{port}"]
+        root,
+        lambda project, head: get_votes(head),
+        format_run_command,
+        OpenAuthenticator(),
+        [f"http://127.0.0.1:{port}"],
     )
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -80,7 +84,7 @@ def url(root: Path) -> Iterator[str]:
     thread.join(20)
 
 
-def votes(head: ChainHead) -> Votes:
+def get_votes(head: ChainHead) -> Votes:
     return Votes({"a1": 3})
 
 

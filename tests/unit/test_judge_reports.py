@@ -176,8 +176,8 @@ def test_the_figures_of_ten_pairs_by_hand():
     ]
     ties = [build_preference(f"t{i}", "some", "more", id=f"t{i}") for i in range(2)]
     pairs = build_pair_examples(decided, ties)
-    says = {f"q{i}": 1.0 for i in range(5)} | {"q5": 0.0, "q6": 0.0, "q7": 0.5, "t0": 0.5, "t1": 1.0}
-    figures = measure(pairs, judge_pairs(pairs, says))
+    score_by_prompt = {f"q{i}": 1.0 for i in range(5)} | {"q5": 0.0, "q6": 0.0, "q7": 0.5, "t0": 0.5, "t1": 1.0}
+    figures = measure(pairs, judge_pairs(pairs, score_by_prompt))
     assert figures["agreement"]["raw"]["value"] == pytest.approx(6 / 10)
     assert figures["agreement"]["verdicts"] == 10
     assert (figures["accuracy"]["value"], figures["accuracy"]["n"]) == (5 / 8, 8)
