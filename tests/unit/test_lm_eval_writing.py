@@ -1,4 +1,4 @@
-"""What lm-eval's tasks have systems write, and what lm-eval makes of answers that are written down here."""
+"""Answers that lm-eval's tasks ask systems to write, and the metrics that lm-eval computes from given answers."""
 
 from __future__ import annotations
 
@@ -29,32 +29,33 @@ def folder(tmp_path: Path) -> Path:
     return written(tmp_path / "tasks")
 
 
-def asked(folder: Path, name: str, metric: str = "") -> tuple[EvalTask, HarnessTask, Sequence[EvalItem], Any]:
+def load_items(folder: Path, name: str, metric: str = "") -> tuple[EvalTask, HarnessTask, Sequence[EvalItem], Any]:
     harness = HarnessTask(name, str(folder), metric)
     task = EvalTask(name, probe=Probe(LM_EVAL, harness=harness))
     return task, harness, lm.load_harness_items(task, harness), lm.build_tasks(harness, task.field)
 
 
-def says(items: Sequence[EvalItem], *texts: str) -> LMEvalReplies:
-    """A model that gives these answers, one an item, and likes the first of some choices."""
-    found, left = dict[tuple[Any, ...], Any](), iter(texts)
+def build_replies(items: Sequence[EvalItem], *texts: str) -> LMEvalReplies:
+    """Build replies with these answers, one per item. The first of several choices is the likeliest."""
+    replies = dict[tuple[Any, ...], Any]()
+    remaining_texts = iter(texts)
     for item in items:
         if isinstance(item.probe, CompletionRequest):
-            found[item.probe.request] = next(left)
+            replies[item.probe.request] = next(remaining_texts)
         else:
             assert isinstance(item.probe, LikelihoodRequests)
-            found |= {text: (-1.0 - i, False) for i, text in enumerate(item.probe.texts)}
-    return found
+            replies |= {text: (-1.0 - i, False) for i, text in enumerate(item.probe.texts)}
+    return replies
 
 
-def changed(folder: Path, name: str, old: str, new: str) -> None:
+def edit_task(folder: Path, name: str, old: str, new: str) -> None:
     yaml = folder / f"{name}.yaml"
     assert old in yaml.read_text()
     yaml.write_text(yaml.read_text().replace(old, new))
 
 
 def test_an_item_asks_for_an_answer_as_its_task_says(folder: Path) -> None:
-    _, _, items, _ = asked(folder, "write")
+    _, _, items, _ = load_items(folder, "write")
     assert items[1].probe == CompletionRequest("write", 1, "What about the rain?", ("\n",), 8)
     assert items[1].prompt.messages[0].content == "What about the rain?"
 
@@ -71,8 +72,8 @@ def test_an_item_asks_for_an_answer_as_its_task_says(folder: Path) -> None:
 def test_what_ends_an_answer_is_what_lm_eval_ends_it_by(
     folder: Path, kwargs: str, ending: tuple[tuple[str, ...], int]
 ) -> None:
-    changed(folder, "write", '{until: ["\\n"], max_gen_toks: 8}', kwargs)
-    _, _, items, _ = asked(folder, "write")
+    edit_task(folder, "write", '{until: ["\\n"], max_gen_toks: 8}', kwargs)
+    _, _, items, _ = load_items(folder, "write")
     assert isinstance(items[0].probe, CompletionRequest)
     assert items[0].probe.request[1:] == ending
 
@@ -91,53 +92,55 @@ def test_what_ends_an_answer_is_what_lm_eval_ends_it_by(
     ],
 )
 def test_what_is_not_greedy_is_refused_by_its_key(folder: Path, kwargs: str, said: str) -> None:
-    changed(folder, "write", '{until: ["\\n"], max_gen_toks: 8}', kwargs)
+    edit_task(folder, "write", '{until: ["\\n"], max_gen_toks: 8}', kwargs)
     with pytest.raises(InputError, match=f"eval.tasks, write, write, {said}"):
-        asked(folder, "write")
+        load_items(folder, "write")
 
 
 def test_an_exact_match_by_hand_of_all_and_of_some(folder: Path) -> None:
     """The right answers are the first choices, such as `I like the rain.`"""
-    task, harness, items, tasks = asked(folder, "write")
+    task, harness, items, tasks = load_items(folder, "write")
     texts = ["I like my dog.", "I like the rain", " I like a good book.", "", "I like the old town.", "No."]
-    for some, right in ((range(6), [1, 0, 0, 0, 1, 0]), ((0, 4, 5), [1, 1, 0])):
-        those = [items[i] for i in some]
-        outcome = lm.evaluate_items(task, harness, tasks, those, says(those, *(texts[i] for i in some)))
-        assert [one["exact_match"] for one in outcome.metrics] == right
+    for indices, right in ((range(6), [1, 0, 0, 0, 1, 0]), ((0, 4, 5), [1, 1, 0])):
+        chosen_items = [items[i] for i in indices]
+        outcome = lm.evaluate_items(
+            task, harness, tasks, chosen_items, build_replies(chosen_items, *(texts[i] for i in indices))
+        )
+        assert [metrics["exact_match"] for metrics in outcome.metrics] == right
         assert outcome.results["results"]["write"]["exact_match,none"] == pytest.approx(sum(right) / len(right))
-        assert lm.choose_scoring_metrics(task, harness, tasks, those, [outcome]) == {"write": "exact_match"}
+        assert lm.choose_scoring_metrics(task, harness, tasks, chosen_items, [outcome]) == {"write": "exact_match"}
 
 
 def test_the_first_filter_scores_items_and_all_are_in_the_figures(folder: Path) -> None:
-    changed(folder, "write", 'doc_to_target: "{{choices[0]}}"', 'doc_to_target: "7"')
+    edit_task(folder, "write", 'doc_to_target: "{{choices[0]}}"', 'doc_to_target: "7"')
     (folder / "write.yaml").write_text((folder / "write.yaml").read_text() + FILTERS)
-    task, harness, items, tasks = asked(folder, "write")
+    task, harness, items, tasks = load_items(folder, "write")
     texts = ["3 + 4 = 7\n#### 7", "It is 7", "#### 7 or 8", "#### 8, no, 7", "none", "#### 7"]
-    outcome = lm.evaluate_items(task, harness, tasks, items, says(items, *texts))
-    assert [one["exact_match"] for one in outcome.metrics] == [1, 0, 1, 0, 0, 1]
-    found: Mapping[str, float] = outcome.results["results"]["write"]
-    assert found["exact_match,strict-match"] == pytest.approx(3 / 6)
-    assert found["exact_match,flexible-extract"] == pytest.approx(4 / 6)
+    outcome = lm.evaluate_items(task, harness, tasks, items, build_replies(items, *texts))
+    assert [metrics["exact_match"] for metrics in outcome.metrics] == [1, 0, 1, 0, 0, 1]
+    results: Mapping[str, float] = outcome.results["results"]["write"]
+    assert results["exact_match,strict-match"] == pytest.approx(3 / 6)
+    assert results["exact_match,flexible-extract"] == pytest.approx(4 / 6)
 
 
 def test_repeats_of_a_greedy_answer_are_the_answer(folder: Path) -> None:
     (folder / "write.yaml").write_text((folder / "write.yaml").read_text() + "repeats: 3\n")
-    task, harness, items, tasks = asked(folder, "write")
+    task, harness, items, tasks = load_items(folder, "write")
     assert len(items) == 6
-    outcome = lm.evaluate_items(task, harness, tasks, items, says(items, "I like my dog.", *["No."] * 5))
-    assert [one["exact_match"] for one in outcome.metrics] == [1, 0, 0, 0, 0, 0]
+    outcome = lm.evaluate_items(task, harness, tasks, items, build_replies(items, "I like my dog.", *["No."] * 5))
+    assert [metrics["exact_match"] for metrics in outcome.metrics] == [1, 0, 0, 0, 0, 0]
 
 
 def test_tasks_of_a_group_without_a_metric_in_common_have_each_its_own(folder: Path) -> None:
-    task, harness, items, tasks = asked(folder, "mixed")
-    outcome = lm.evaluate_items(task, harness, tasks, items, says(items, "I like my dog.", *["No."] * 5))
-    own = {"choose": "acc", "write": "exact_match"}
-    assert lm.choose_scoring_metrics(task, harness, tasks, items, [outcome]) == own
-    named = HarnessTask("mixed", str(folder), "acc")
+    task, harness, items, tasks = load_items(folder, "mixed")
+    outcome = lm.evaluate_items(task, harness, tasks, items, build_replies(items, "I like my dog.", *["No."] * 5))
+    metric_by_task = {"choose": "acc", "write": "exact_match"}
+    assert lm.choose_scoring_metrics(task, harness, tasks, items, [outcome]) == metric_by_task
+    one_metric = HarnessTask("mixed", str(folder), "acc")
     with pytest.raises(InputError, match="metric=acc: scores no item by itself"):
-        lm.choose_scoring_metrics(task, named, tasks, items, [outcome])
-    units = [{"exact_match": 0.5} if "exact_match" in one else one for one in outcome.metrics]
-    with pytest.raises(InputError, match="scores no item by itself"):  # numbers of two units have no mean
+        lm.choose_scoring_metrics(task, one_metric, tasks, items, [outcome])
+    units = [{"exact_match": 0.5} if "exact_match" in metrics else metrics for metrics in outcome.metrics]
+    with pytest.raises(InputError, match="scores no item by itself"):  # metrics of two units have no mean
         lm.choose_scoring_metrics(task, harness, tasks, items, [outcome._replace(metrics=units)])
 
 
@@ -156,6 +159,9 @@ def test_a_context_is_kept_as_it_is_and_nothing_is_the_prefix_token(tiny_tokeniz
 
 def test_batches_hold_answers_of_one_length_limit_in_order_of_their_prompts() -> None:
     rows = [(8, 3), (4, 9), (8, 1), (4, 2), (8, 2)]
-    asked = [AnswerKey("b", "", "lora", "float32", "t", (5,) * size, most, 0.0, (2,), 0, "hf") for most, size in rows]
-    found = [[(one.max_new_tokens, len(one.prompt)) for one in batch] for batch in batch_by_length(asked, 2)]
-    assert found == [[(4, 2), (4, 9)], [(8, 1), (8, 2)], [(8, 3)]]
+    keys = [
+        AnswerKey("b", "", "lora", "float32", "t", (5,) * size, max_tokens, 0.0, (2,), 0, "hf")
+        for max_tokens, size in rows
+    ]
+    batches = [[(key.max_new_tokens, len(key.prompt)) for key in batch] for batch in batch_by_length(keys, 2)]
+    assert batches == [[(4, 2), (4, 9)], [(8, 1), (8, 2)], [(8, 3)]]

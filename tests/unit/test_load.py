@@ -1,4 +1,4 @@
-"""Loading folders of random weights in real architectures, and what is said of folders that cannot be loaded."""
+"""Loading folders of random weights in real architectures, and the errors of folders that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -29,11 +29,19 @@ from align.models.load import (
 
 CPU = torch.device("cpu")
 SHAPE = {
-    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1,
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
     "eos_token_id": 2,
-}  # fmt: skip
-# Small windows, caps and scales, so that whatever passes them over is found out.
+}
+# Small windows, caps and scales, so that code that ignores them gets another loss.
 ARCHITECTURES = {
     "Llama": {},
     "Mistral": {"sliding_window": 8},
@@ -48,21 +56,21 @@ ARCHITECTURES = {
 
 @pytest.fixture(scope="module")
 def architecture(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a random model, made once."""
+    """A function that returns the folder of a random model, saved at its first call."""
     import transformers
 
-    made: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
 
-    def folder(name: str) -> Path:
-        if name not in made:
+    def get_folder(name: str) -> Path:
+        if name not in folders:
             torch.manual_seed(1)
             stem = f"{name}Text" if name == "Gemma3" else name
             config = getattr(transformers, f"{stem}Config")(**(SHAPE | ARCHITECTURES[name]))
-            made[name] = tmp_path_factory.mktemp("models") / name
-            getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(made[name])
-        return made[name]
+            folders[name] = tmp_path_factory.mktemp("models") / name
+            getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(folders[name])
+        return folders[name]
 
-    return folder
+    return get_folder
 
 
 @pytest.fixture
@@ -71,11 +79,11 @@ def copy(tiny_model: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_model, tmp_path / "mon modèle (1)"))
 
 
-def base_at(folder: Path) -> Any:
+def find_base_at(folder: Path) -> Any:
     return find_base(path=str(folder))
 
 
-def some_rows() -> list[EncodedRow]:
+def build_rows() -> list[EncodedRow]:
     generator = torch.Generator().manual_seed(0)
     rows = []
     for length in (5, 24, 17, 11):
@@ -84,14 +92,15 @@ def some_rows() -> list[EncodedRow]:
     return rows
 
 
-def loss_of_transformers(model: Any, rows: list[EncodedRow]) -> float:
-    """The mean over trained tokens of the model's own loss, a row at a time."""
+def compute_transformers_loss(model: Any, rows: list[EncodedRow]) -> float:
+    """Compute the mean of the model's own loss over trained tokens, a row at a time."""
     total = count = 0
     for row in rows:
         tokens = torch.tensor([row.input_ids])
         with torch.no_grad():
             loss = model(input_ids=tokens, labels=torch.tensor([row.labels])).loss
-        total, count = total + float(loss) * row.trained, count + row.trained
+        total = total + float(loss) * row.trained
+        count = count + row.trained
     return total / count
 
 
@@ -100,7 +109,7 @@ def loss_of_transformers(model: Any, rows: list[EncodedRow]) -> float:
 def test_architectures_load_and_their_loss_is_the_models_own(
     architecture: Callable[[str], Path], name: str, method: str
 ) -> None:
-    model = load_base(base_at(architecture(name)), method, CPU, torch.float32)
+    model = load_base(find_base_at(architecture(name)), method, CPU, torch.float32)
     packed: list[Any] = [m for m in model.modules() if isinstance(m, Linear4bit)]
     plain = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and not isinstance(m, Linear4bit)}
     if method == "qlora":
@@ -112,20 +121,21 @@ def test_architectures_load_and_their_loss_is_the_models_own(
     assert {p.requires_grad for p in model.parameters()} == {method == "full"}
     assert not model.training
 
-    rows = some_rows()
-    found = compute_held_out_loss(model, rows, pad_id=0, batch_size=3)
-    assert found.tokens == sum(r.trained for r in rows)
-    assert found.mean == pytest.approx(loss_of_transformers(model, rows), abs=2e-5)
-    assert found.sizes == [r.trained for r in rows]  # in their order, whatever the batches
-    alone = [compute_held_out_loss(model, [row], pad_id=0).mean * row.trained for row in rows]
-    assert found.by_row == pytest.approx(alone, abs=1e-4)
+    rows = build_rows()
+    loss = compute_held_out_loss(model, rows, pad_id=0, batch_size=3)
+    assert loss.tokens == sum(r.trained for r in rows)
+    assert loss.mean == pytest.approx(compute_transformers_loss(model, rows), abs=2e-5)
+    assert loss.sizes == [r.trained for r in rows]  # in the order of the rows, however they are batched
+    row_losses = [compute_held_out_loss(model, [row], pad_id=0).mean * row.trained for row in rows]
+    assert loss.by_row == pytest.approx(row_losses, abs=1e-4)
 
 
 def test_an_evaluation_forward_changes_neither_gradients_nor_weights(architecture: Callable[[str], Path]) -> None:
-    """Bitsandbytes repacks a `Linear4bit` on some CPUs at its first evaluation forward, unless it is forbidden."""
+    """Bitsandbytes repacks a `Linear4bit` on some CPUs at its first evaluation forward unless this is disabled."""
     from bitsandbytes.functional import dequantize_4bit
 
-    base, tokens = base_at(architecture("Llama")), torch.tensor([[5, 6, 7, 8]])
+    base = find_base_at(architecture("Llama"))
+    tokens = torch.tensor([[5, 6, 7, 8]])
     used, fresh = (load_base(base, "qlora", CPU, torch.float32) for _ in range(2))
     with torch.no_grad():
         used(input_ids=tokens)
@@ -140,8 +150,9 @@ def test_an_evaluation_forward_changes_neither_gradients_nor_weights(architectur
 
 
 def test_a_classifier_keeps_the_base_and_has_one_score(tiny_model: Path) -> None:
-    base = base_at(tiny_model)
-    scorer, plain = load_classifier(base, "qlora", CPU, torch.float32), load_base(base, "qlora", CPU, torch.float32)
+    base = find_base_at(tiny_model)
+    scorer = load_classifier(base, "qlora", CPU, torch.float32)
+    plain = load_base(base, "qlora", CPU, torch.float32)
     assert tuple(scorer.score.weight.shape) == (1, 64)
     tokens = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
@@ -149,13 +160,13 @@ def test_a_classifier_keeps_the_base_and_has_one_score(tiny_model: Path) -> None
     assert torch.equal(*hidden)
 
 
-# What cannot be loaded.
+# Folders that cannot be loaded.
 
 
-def refusal(kind: type[InputError], folder: Path, load: Callable[[Any], Any] | None = None) -> InputError:
+def get_refusal(kind: type[InputError], folder: Path, load: Callable[[Any], Any] | None = None) -> InputError:
     load = load or (lambda base: load_base(base, "lora", CPU, torch.float32))
     with pytest.raises(kind) as caught:
-        load(base_at(folder))
+        load(find_base_at(folder))
     assert caught.value.exit_status == 2
     assert len(str(caught.value).splitlines()) == 1
     return caught.value
@@ -165,7 +176,7 @@ def refusal(kind: type[InputError], folder: Path, load: Callable[[Any], Any] | N
 def test_truncated_weights_are_corrupt(copy: Path, left: int) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:left])
-    error = refusal(CorruptFile, copy)
+    error = get_refusal(CorruptFile, copy)
     assert "corrupt" in error.problem
     assert str(copy) in str(error)
 
@@ -173,26 +184,26 @@ def test_truncated_weights_are_corrupt(copy: Path, left: int) -> None:
 def test_weights_of_another_shape_are_refused(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 128}))
-    assert "does not load" in refusal(InputError, copy).problem
+    assert "does not load" in get_refusal(InputError, copy).problem
 
 
 def test_folders_without_a_model(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "config.json" in refusal(InputError, tmp_path / "empty").problem
-    assert "no such folder" in refusal(InputError, tmp_path / "absent").problem
+    assert "config.json" in get_refusal(InputError, tmp_path / "empty").problem
+    assert "no such folder" in get_refusal(InputError, tmp_path / "absent").problem
     (copy / "config.json").write_text("{")
-    assert "not JSON" in refusal(CorruptFile, copy).problem
+    assert "not JSON" in get_refusal(CorruptFile, copy).problem
 
 
 def test_an_unknown_architecture_is_refused(copy: Path) -> None:
     (copy / "config.json").write_text(json.dumps({"model_type": "nonesuch", "architectures": ["Nonesuch"]}))
-    assert "does not load" in refusal(InputError, copy).problem
+    assert "does not load" in get_refusal(InputError, copy).problem
 
 
 def test_pickled_weights_are_never_read(copy: Path) -> None:
     torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
-    error = refusal(InputError, copy)
+    error = get_refusal(InputError, copy)
     assert "no safetensors" in error.problem
     assert "pickled" in error.remedy
 
@@ -200,18 +211,18 @@ def test_pickled_weights_are_never_read(copy: Path) -> None:
 def test_a_missing_tokenizer_is_said(copy: Path) -> None:
     for path in (*copy.glob("tokenizer*"), *copy.glob("chat_template*")):
         path.unlink()
-    assert "tokenizer" in refusal(InputError, copy, load_tokenizer).problem
+    assert "tokenizer" in get_refusal(InputError, copy, load_tokenizer).problem
 
 
 def test_a_tokenizer_without_a_pad_token_gets_one(tiny_model: Path) -> None:
-    assert load_tokenizer(base_at(tiny_model)).pad_token == "<pad>"
+    assert load_tokenizer(find_base_at(tiny_model)).pad_token == "<pad>"
 
 
 def test_a_tokenizer_may_pad_with_its_eos(copy: Path) -> None:
     config = json.loads((copy / "tokenizer_config.json").read_text())
     config.pop("pad_token", None)
     (copy / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = load_tokenizer(base_at(copy))
+    tokenizer = load_tokenizer(find_base_at(copy))
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 2
 
 
@@ -220,14 +231,14 @@ def test_a_tokenizer_may_pad_with_its_eos(copy: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
 def test_the_digest_changes_with_any_byte_that_matters(copy: Path, tiny_model: Path, name: str) -> None:
-    before = base_at(copy).digest
-    assert before == base_at(tiny_model).digest  # wherever it lies
+    before = find_base_at(copy).digest
+    assert before == find_base_at(tiny_model).digest  # the path does not matter
     (copy / "README.md").write_text("words")
-    assert base_at(copy).digest == before
+    assert find_base_at(copy).digest == before
     raw = bytearray((copy / name).read_bytes())
     raw[-1:] = b" " if name != "model.safetensors" else bytes([raw[-1] ^ 1])
     (copy / name).write_bytes(raw if name != "config.json" else (copy / name).read_bytes() + b" ")
-    assert base_at(copy).digest != before
+    assert find_base_at(copy).digest != before
 
 
 # The hub.
@@ -260,7 +271,7 @@ def test_what_the_hub_refuses_has_a_remedy(
 
 
 def test_a_proxy_that_refuses_is_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub's client lets its HTTP library's errors through, which are no OSError."""
+    """The hub's client raises its HTTP library's errors unchanged, and they are no OSError."""
     import httpx
     import huggingface_hub
 
@@ -284,16 +295,16 @@ def test_an_offline_hub_without_a_copy(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_only_safetensors_and_text_are_downloaded(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
     import huggingface_hub
 
-    asked: dict[str, Any] = {}
+    request: dict[str, Any] = {}
 
     def snapshot_download(repo: str, **more: Any) -> str:
-        asked.update(more, repo=repo)
+        request.update(more, repo=repo)
         return str(tiny_model)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     base = find_base(path="org/name", revision="abc")
-    assert (asked["repo"], asked["revision"], base.id) == ("org/name", "abc", "org/name")
-    assert not any(pattern.endswith(("bin", "pt", "pth", "*", "py")) for pattern in asked["allow_patterns"])
+    assert (request["repo"], request["revision"], base.id) == ("org/name", "abc", "org/name")
+    assert not any(pattern.endswith(("bin", "pt", "pth", "*", "py")) for pattern in request["allow_patterns"])
 
 
 # Devices.
@@ -332,12 +343,19 @@ LONG = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
     [
         ({"max_position_embeddings": 131_072, "rope_parameters": LONG}, 4096),
         ({"max_position_embeddings": 131_072, "rope_parameters": {"full_attention": LONG}}, 4096),
-        ({"max_position_embeddings": 131_072, "original_max_position_embeddings": 4096,
-          "rope_parameters": {"rope_type": "longrope"}}, 4096),
+        (
+            {
+                "max_position_embeddings": 131_072,
+                "original_max_position_embeddings": 4096,
+                "rope_parameters": {"rope_type": "longrope"},
+            },
+            4096,
+        ),
         ({"max_position_embeddings": 131_072, "rope_parameters": LONG | {"rope_type": "yarn"}}, 131_072),
         ({"max_position_embeddings": 131_072, "rope_parameters": {"rope_type": "default"}}, 131_072),
-        ({"max_position_embeddings": 2000}, 2000), ({}, 2048),
+        ({"max_position_embeddings": 2000}, 2000),
+        ({}, 2048),
     ],
-)  # fmt: skip
+)
 def test_positions_end_where_a_rotary_embedding_changes_for_the_whole_row(config: dict[str, Any], positions: int):
     assert get_context_length(SimpleNamespace(config=SimpleNamespace(**config))) == positions

@@ -1,4 +1,4 @@
-"""At the door: wrong passwords, guesses, crowds, and hashes that cost what they should."""
+"""Logging in: wrong passwords, guesses one by one and at once, and the cost of password hashes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_wrong_password_and_an_unknown_name_are_told_the_same(accounts, name, 
         accounts.log_in(name, password, "here")
 
 
-def guess(accounts: Accounts, name: str, address: str, times: int) -> None:
+def guess_password(accounts: Accounts, name: str, address: str, times: int) -> None:
     for _ in range(times):
         with pytest.raises(AccessRefused, match="no such name"):
             accounts.log_in(name, "wrong password", address)
@@ -36,14 +36,14 @@ def test_guessing_is_slowed_and_the_right_password_is_not_looked_at_meanwhile(ac
     accounts._throttle = Throttle(clock)
     for name in ("ann", "bob"):
         member(accounts, name)
-    guess(accounts, "ann", "there", FREE_ATTEMPTS + 1)
+    guess_password(accounts, "ann", "there", FREE_ATTEMPTS + 1)
     with pytest.raises(AccessRefused, match="too many attempts; the next counts in 1 s"):
         accounts.log_in("ann", GOOD, "there")
-    assert accounts.log_in("ann", GOOD, "elsewhere")  # nobody is kept out by a stranger's few guesses
+    assert accounts.log_in("ann", GOOD, "elsewhere")  # guesses from another address keep no user out
     assert accounts.log_in("bob", GOOD, "there")
     clock.now += 1
     assert accounts.log_in("ann", GOOD, "there")
-    guess(accounts, "ann", "there", FREE_ATTEMPTS)  # which forgave those before
+    guess_password(accounts, "ann", "there", FREE_ATTEMPTS)  # the login before reset the count
 
 
 def test_many_guesses_from_everywhere_or_at_everybody_are_slowed_too(accounts):
@@ -51,31 +51,32 @@ def test_many_guesses_from_everywhere_or_at_everybody_are_slowed_too(accounts):
     accounts._throttle = Throttle(clock)
     member(accounts, "ann")
     for i in range(FREE_ATTEMPTS_IN_ALL + 1):
-        guess(accounts, "ann", f"10.0.0.{i}", 1)
+        guess_password(accounts, "ann", f"10.0.0.{i}", 1)
     with pytest.raises(AccessRefused, match="too many attempts"):
         accounts.log_in("ann", GOOD, "elsewhere")
     for i in range(FREE_ATTEMPTS_IN_ALL + 1):
-        guess(accounts, f"name {i}", f"2001:db8::{i:x}", 1)  # one customer's network
+        guess_password(accounts, f"name {i}", f"2001:db8::{i:x}", 1)  # all in one customer's network
     with pytest.raises(AccessRefused, match="too many attempts"):
         accounts.log_in("bob", "wrong password", "2001:db8::ffff")
 
 
 def test_guesses_at_once_are_no_more_than_guesses_in_a_row(accounts, monkeypatch):
     member(accounts, "ann")
-    looked, together = [], threading.Barrier(30)
-    monkeypatch.setattr(accounts.passwords, "matches", lambda *_: looked.append(1))
+    checks = []
+    barrier = threading.Barrier(30)
+    monkeypatch.setattr(accounts.passwords, "matches", lambda *_: checks.append(1))
 
-    def guessing() -> None:
-        together.wait()
+    def guess_once() -> None:
+        barrier.wait()
         with suppress(AccessRefused):
             accounts.log_in("ann", "wrong password", "there")
 
-    threads = [threading.Thread(target=guessing) for _ in range(30)]
+    threads = [threading.Thread(target=guess_once) for _ in range(30)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(looked) == FREE_ATTEMPTS + 1
+    assert len(checks) == FREE_ATTEMPTS + 1
 
 
 def test_waits_double_and_end():
@@ -89,7 +90,7 @@ def test_waits_double_and_end():
     assert waits == [0, 0, 1, 2, 4, 8, 10, 10]
     clock.now += 11
     throttle.begin_attempt("a", 2)
-    assert throttle.begin_attempt("a", 2) == 0  # long ago
+    assert throttle.begin_attempt("a", 2) == 0  # the failures are long ago
     for name in "bcd":
         for _ in range(3):
             throttle.begin_attempt(name, 2)
@@ -104,7 +105,8 @@ def test_strangers_with_no_invitation_hash_nothing(accounts, monkeypatch):
 
 def test_an_unknown_name_costs_what_a_known_one_does(accounts, monkeypatch):
     member(accounts, "ann")
-    verified, hasher = [], accounts.passwords.hasher
+    verified = []
+    hasher = accounts.passwords.hasher
 
     class Counting:
         def verify(self, kept: str, password: str) -> bool:
@@ -131,12 +133,12 @@ def test_a_session_that_the_old_password_would_open_is_none(accounts, monkeypatc
     member(accounts, "ann")
     matches = accounts.passwords.matches
 
-    def meanwhile(kept: str | None, password: str, *caller) -> bool:
-        found = matches(kept, password, *caller)
+    def match_and_change_password(kept: str | None, password: str, *caller) -> bool:
+        is_match = matches(kept, password, *caller)
         monkeypatch.setattr(accounts.passwords, "matches", matches)
         accounts.accept(accounts.invite("p", "annotator", "ann"), "ann", "another good one")
-        return found
+        return is_match
 
-    monkeypatch.setattr(accounts.passwords, "matches", meanwhile)
+    monkeypatch.setattr(accounts.passwords, "matches", match_and_change_password)
     with pytest.raises(AccessRefused, match="was changed in the meantime"):
         accounts.log_in("ann", GOOD, "here")

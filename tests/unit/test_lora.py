@@ -1,4 +1,4 @@
-"""Fresh adapters: on which layers, of what scale; the same shape again for a reward model; every role plays them."""
+"""Fresh adapters: their layers and scale, reward models of the same shape, and adapters of every role."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from align.models.roles import Roles
 from align.trainers.reward import copy_adapter_weights
 
 OPTIONS = {
-    "plain": Lora(4, 8), "rslora": Lora(4, 8, rslora=True), "dora": Lora(4, 8, dora=True),
-    "two layers": Lora(4, 8, targets=("q_proj", "down_proj")), "dropout": Lora(4, 8, dropout=0.3),
+    "plain": Lora(4, 8),
+    "rslora": Lora(4, 8, rslora=True),
+    "dora": Lora(4, 8, dora=True),
+    "two layers": Lora(4, 8, targets=("q_proj", "down_proj")),
+    "dropout": Lora(4, 8, dropout=0.3),
     "all": Lora(4, 8, dropout=0.1, targets=("v_proj", "up_proj"), rslora=True, dora=True),
-}  # fmt: skip
+}
 ROWS = [[1, 40, 41, 42], [1, 50, 51]]
 
 
-def shaken(model: Any) -> Any:
-    """Adapters that do something: a fresh one changes nothing."""
+def perturb_adapter(model: Any) -> Any:
+    """Add noise to an adapter's tensors: a fresh adapter does not change the model's output."""
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -49,14 +52,15 @@ def lora(request: pytest.FixtureRequest) -> Lora:
 
 @pytest.fixture(params=["qlora", "lora"])
 def saved(request: pytest.FixtureRequest, world: World, lora: Lora, tmp_path: Path) -> tuple[str, Path, Any]:
-    """A method, the folder of an adapter that does something, and the model that it was saved from."""
-    model = shaken(add_new_adapter(world.load(request.param), lora))
+    """A method, the folder of an adapter that changes the output, and the model that it was saved from."""
+    model = perturb_adapter(add_new_adapter(world.load(request.param), lora))
     save_adapter(model, tmp_path / "adapter", world.base)
     return request.param, tmp_path / "adapter", model
 
 
-def states(model: Any) -> torch.Tensor:
-    tokens, mask = torch.tensor([ROWS[0], [*ROWS[1], 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]).bool()
+def compute_states(model: Any) -> torch.Tensor:
+    tokens = torch.tensor([ROWS[0], [*ROWS[1], 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]).bool()
     with torch.no_grad():
         return compute_hidden_states(model, tokens, mask)[mask]
 
@@ -77,7 +81,7 @@ def test_a_layer_that_bears_none_is_refused_by_name(world: World, target: str) -
 
 
 def test_layers_of_gpt_2_are_named_too() -> None:
-    """They are transformers' own `Conv1D`."""
+    """Linear layers of GPT-2 are transformers' own `Conv1D`."""
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=1, n_head=2))
     adapted = add_new_adapter(model, Lora(4, 8, targets=("c_attn",)))
     names = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in adapted.named_modules() if ".lora_A" in name}
@@ -85,27 +89,29 @@ def test_layers_of_gpt_2_are_named_too() -> None:
 
 
 def test_it_is_read_back_as_it_was(saved: tuple[str, Path, Any], world: World) -> None:
-    """By our way and by PEFT's own, on a base of its own."""
+    """The adapter is loaded by `attach` and by PEFT, each time on a freshly loaded base."""
     method, folder, model = saved
-    torch.testing.assert_close(states(attach(world.load(method), folder, "again").eval()), states(model))
+    torch.testing.assert_close(
+        compute_states(attach(world.load(method), folder, "again").eval()), compute_states(model)
+    )
     theirs = PeftModel.from_pretrained(world.load(method), str(folder)).eval()
-    torch.testing.assert_close(states(theirs), states(model))
-    assert (states(model) - states(world.load(method))).abs().max() > 1e-3
+    torch.testing.assert_close(compute_states(theirs), compute_states(model))
+    assert (compute_states(model) - compute_states(world.load(method))).abs().max() > 1e-3
 
 
 def test_a_reward_model_starts_as_the_adapter_it_comes_from(saved: tuple[str, Path, Any], world: World) -> None:
-    """Same layers, same scale, same tensors: another scale would be another model, and nothing would say so."""
+    """Layers, scale and tensors are the same. Another scale would be another model, without an error."""
     method, folder, model = saved
     scorer = add_new_adapter(
         load_classifier(world.base, method, CPU, FP32), LoraLike(read_adapter_config(folder)), classifier=True
     )
     assert copy_adapter_weights(scorer, folder) == len(read_tensors(folder))
-    torch.testing.assert_close(states(scorer.eval()), states(model))
+    torch.testing.assert_close(compute_states(scorer.eval()), compute_states(model))
 
 
 @pytest.mark.parametrize("backbone", ["own", "policy"])
 def test_every_role_plays_it(saved: tuple[str, Path, Any], world: World, backbone: str) -> None:
-    """Policy and reference say what the adapter says; a step on the policy moves its tensors alone, all of them."""
+    """Policy and reference compute the adapter's logprobs. A step on the policy changes its tensors alone, all of them."""
     method, folder, model = saved
     roles = Roles(world.load(method), folder, [], Lora(4, 8), backbone)
     rollout = rollout_from_answers(ROWS, [[60, 61, 2], [70, 2]], 0, CPU)
@@ -127,7 +133,7 @@ def test_roles_that_start_from_nothing(world: World, kind: str) -> None:
     roles = Roles(world.load("qlora"), None, [], OPTIONS[kind])
     assert {name for name in roles.get_named_parameters("policy") if "magnitude" in name} or not OPTIONS[kind].dora
     rollout = rollout_from_answers(ROWS, [[60, 61, 2], [70, 2]], 0, CPU)
-    own, ref = (roles.logprobs(role, rollout, 1.0).logprobs_BT for role in ("policy", "reference"))
-    torch.testing.assert_close(own, ref)  # a fresh adapter changes nothing
+    policy, reference = (roles.logprobs(role, rollout, 1.0).logprobs_BT for role in ("policy", "reference"))
+    torch.testing.assert_close(policy, reference)  # a fresh adapter changes nothing
     base = load_base(world.base, "qlora", CPU, FP32)
-    torch.testing.assert_close(ref, compute_response_logprobs(base, rollout, 1.0)[0])
+    torch.testing.assert_close(reference, compute_response_logprobs(base, rollout, 1.0)[0])

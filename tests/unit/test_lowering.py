@@ -1,4 +1,4 @@
-"""Lowered, an adapter is the same function, written so that no engine can read it otherwise."""
+"""Adapters converted to plain LoRA compute the same function, in a form that all engines read alike."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def base(tmp_path_factory) -> Path:
     return make_base(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def made(base: Path, path: Path, nf4: bool = True, **options) -> Path:
+def make_random_adapter(base: Path, path: Path, nf4: bool = True, **options) -> Path:
     defaults = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
     model = get_peft_model(load(base, nf4), LoraConfig(**(defaults | options)))
-    if options.get("init_lora_weights") in ("pissa", "olora"):  # trained a little, from where it began
+    if options.get("init_lora_weights") in ("pissa", "olora"):  # trained a little, from its initial values
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.02
@@ -50,13 +50,14 @@ def made(base: Path, path: Path, nf4: bool = True, **options) -> Path:
 @pytest.mark.parametrize("options", KINDS)
 @pytest.mark.parametrize("nf4", [True, False])
 def test_the_same_function_as_plain_lora(base: Path, tmp_path: Path, options: dict, nf4: bool):
-    source = made(base, tmp_path / "source", nf4, **options)
+    source = make_random_adapter(base, tmp_path / "source", nf4, **options)
     target = exported(source, tmp_path / "out", **with_tokenizer(base))
     before, after = (logits(PeftModel.from_pretrained(load(base, nf4), p).eval()) for p in (source, target))
     assert (before.log_softmax(-1) - after.log_softmax(-1)).abs().max() < 1e-5
-    assert (before - logits(load(base, nf4))).abs().max() > 0.1  # and it is not that nothing was there
+    assert (before - logits(load(base, nf4))).abs().max() > 0.1  # the adapter does change the base's logits
 
-    config, tensors = json.loads((target / CONFIG_FILE).read_text()), load_file(target / WEIGHTS_FILE)
+    config = json.loads((target / CONFIG_FILE).read_text())
+    tensors = load_file(target / WEIGHTS_FILE)
     assert {key: config[key] for key in PLAIN} == PLAIN
     assert config["lora_alpha"] == config["r"] == max(read_adapter(source).ranks.values())
     assert isinstance(config["lora_alpha"], int)
@@ -65,8 +66,8 @@ def test_the_same_function_as_plain_lora(base: Path, tmp_path: Path, options: di
 
 
 def test_an_engine_that_reads_two_matrices_and_nothing_else_is_right(base: Path, tmp_path: Path):
-    """What such an engine does, by hand: W + B·A, whatever the config says."""
-    source = made(base, tmp_path / "source", **KINDS[3])
+    """The engine's sum W + B·A is computed by hand, without the config."""
+    source = make_random_adapter(base, tmp_path / "source", **KINDS[3])
     target = exported(source, tmp_path / "out", **with_tokenizer(base))
     model = load(base).dequantize()
     tensors = load_file(target / WEIGHTS_FILE)
@@ -79,12 +80,13 @@ def test_an_engine_that_reads_two_matrices_and_nothing_else_is_right(base: Path,
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True, "rank_pattern": {"q_proj": 8}}])
 def test_what_the_initialisation_took_out_of_the_base_is_put_back(base: Path, tmp_path: Path, init: str, options: dict):
-    source = made(base, tmp_path / "source", nf4=False, init_lora_weights=init, **options)
+    source = make_random_adapter(base, tmp_path / "source", nf4=False, init_lora_weights=init, **options)
     before = logits(PeftModel.from_pretrained(load(base, nf4=False), source).eval())
     initial = compute_initial_factors(load(base, nf4=False), read_adapter(source).config)
     target = exported(source, tmp_path / "out", **with_tokenizer(base), initial=initial)
     after = logits(PeftModel.from_pretrained(load(base, nf4=False), target).eval())
-    assert (before.log_softmax(-1) - after.log_softmax(-1)).abs().max() < 1e-4  # sums of a whole weight and its parts
+    # A weight is added to its own parts, which rounds.
+    assert (before.log_softmax(-1) - after.log_softmax(-1)).abs().max() < 1e-4
     assert json.loads((target / CONFIG_FILE).read_text())["r"] == 2 * max(read_adapter(source).ranks.values())
     merged = logits(merge_adapter(load(base, nf4=False), source))
     assert (before.log_softmax(-1) - merged.log_softmax(-1)).abs().max() < 1e-4
@@ -94,17 +96,17 @@ def test_what_the_initialisation_took_out_of_the_base_is_put_back(base: Path, tm
 
 
 def test_what_was_taken_out_of_a_quantised_base_is_refused(base: Path, tmp_path: Path):
-    source = made(base, tmp_path / "source", nf4=False, init_lora_weights="olora")
-    for act in (
+    source = make_random_adapter(base, tmp_path / "source", nf4=False, init_lora_weights="olora")
+    for call in (
         lambda: compute_initial_factors(load(base), read_adapter(source).config),
         lambda: merge_adapter(load(base), source),
     ):
         with pytest.raises(InputError, match=r"init_lora_weights=olora.*quantised anew"):
-            act()
+            call()
 
 
 def test_a_scale_that_is_too_large_is_refused(base: Path, tmp_path: Path):
-    source = made(base, tmp_path / "source")
+    source = make_random_adapter(base, tmp_path / "source")
     config = json.loads((source / CONFIG_FILE).read_text())
     (source / CONFIG_FILE).write_text(json.dumps(config | {"lora_alpha": 10**42}))
     with pytest.raises(InputError, match="nan or infinity"):
@@ -112,8 +114,8 @@ def test_a_scale_that_is_too_large_is_refused(base: Path, tmp_path: Path):
 
 
 def test_factors_stay_in_fp32_whatever_they_came_in(base: Path, tmp_path: Path):
-    """In bf16 a scale of 3/8 would round every weight anew."""
-    adapter = read_adapter(made(base, tmp_path / "source"))
+    """Factors of bf16 are scaled in fp32: a scale of 3/8 would round every weight in bf16."""
+    adapter = read_adapter(make_random_adapter(base, tmp_path / "source"))
     tensors = {key: tensor.bfloat16() for key, tensor in adapter.tensors.items()}
     adapter = Adapter({**adapter.config, "lora_alpha": 3, "r": 8}, tensors)
     factors = adapter.factors

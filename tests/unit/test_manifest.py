@@ -1,4 +1,4 @@
-"""Manifests: one record with one reader and writer, and what a run's identity is made of."""
+"""Manifests: writing and reading them, the identity of a run, and the runs that it descends from."""
 
 from __future__ import annotations
 
@@ -24,19 +24,32 @@ from align.run.manifest import FILE, Manifest, compute_identity, write_manifest
 
 CONFIG = {"data": {"name": "jsonl"}, "method": {"name": "lora"}, "seed": 3}
 FULL = Manifest(
-    "ppo", "x", 3, CONFIG,
+    "ppo",
+    "x",
+    3,
+    CONFIG,
     {
         "init": Input("d", "sft:latest", "/elsewhere/sft/s/artifact", "sft", "s", False),
         "data": Input("e", project="p", seq=7),
         "reward.fn": Input("f", "mine:score", details={"defined": ["f:score"]}),
         "file": Input("g", path="relative/a.jsonl"),
     },
-    Base("org/m", "/models/m", "abc", "b"), "done", {"artifact/a": "1"}, "2", {"kl": 1.5},
-    {"started": "a", "finished": "b"}, 4, "", "c", {"commit": "1"}, {"torch": "2"}, {"device": "cpu"},
-)  # fmt: skip
+    Base("org/m", "/models/m", "abc", "b"),
+    "done",
+    {"artifact/a": "1"},
+    "2",
+    {"kl": 1.5},
+    {"started": "a", "finished": "b"},
+    4,
+    "",
+    "c",
+    {"commit": "1"},
+    {"torch": "2"},
+    {"device": "cpu"},
+)
 
 
-def composed(*words: str) -> dict[str, Any]:
+def compose_config(*words: str) -> dict[str, Any]:
     return to_plain_dict(build_config(compose_tree(words, search=Path("nowhere"))))
 
 
@@ -52,49 +65,52 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_paths_below_the_root_move_with_it(tmp_path: Path) -> None:
-    here, there = tmp_path / "here", tmp_path / "there"
-    (here / "ppo" / "x").mkdir(parents=True)
-    below = Input("d", "sft:s", str(here / "sft" / "s" / "artifact"), "sft", "s", False)
-    base = Base("x", str(here / "full" / "m" / "artifact"), None, "b")
-    write_manifest(here / "ppo" / "x", replace(FULL, inputs={**FULL.inputs, "init": below}, base=base))
-    raw = manifest_of(here / "ppo" / "x")
+    old_root = tmp_path / "here"
+    new_root = tmp_path / "there"
+    (old_root / "ppo" / "x").mkdir(parents=True)
+    init = Input("d", "sft:s", str(old_root / "sft" / "s" / "artifact"), "sft", "s", False)
+    base = Base("x", str(old_root / "full" / "m" / "artifact"), None, "b")
+    write_manifest(old_root / "ppo" / "x", replace(FULL, inputs={**FULL.inputs, "init": init}, base=base))
+    raw = manifest_of(old_root / "ppo" / "x")
     assert (raw["inputs"]["init"]["path"], raw["base"]["path"]) == ("<root>/sft/s/artifact", "<root>/full/m/artifact")
-    here.rename(there)
-    found = read_manifest(there / "ppo" / "x")
-    assert found.inputs["init"].path == str(there / "sft" / "s" / "artifact")
-    assert found.base is not None
-    assert found.base.path == str(there / "full" / "m" / "artifact")
-    assert found.inputs["file"].path == "relative/a.jsonl"
+    old_root.rename(new_root)
+    manifest = read_manifest(new_root / "ppo" / "x")
+    assert manifest.inputs["init"].path == str(new_root / "sft" / "s" / "artifact")
+    assert manifest.base is not None
+    assert manifest.base.path == str(new_root / "full" / "m" / "artifact")
+    assert manifest.inputs["file"].path == "relative/a.jsonl"
 
 
 ODD = [None, 0, -1, 1.5, "", "text", [], ["a"], {}, {"a": 1}, True]
 
 
-def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    inner = [leaf for key, v in value.items() for leaf in leaves(v, (*path, key))] if isinstance(value, dict) else []
+def list_leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    inner = (
+        [leaf for key, v in value.items() for leaf in list_leaves(v, (*path, key))] if isinstance(value, dict) else []
+    )
     return [path, *inner] if path else inner
 
 
 def test_whatever_stands_in_a_manifest_it_is_read_or_refused(tmp_path: Path) -> None:
-    """Every key of a real manifest, taken out and replaced by a value of every kind."""
+    """Every key of a real manifest is removed, and replaced by a value of each kind."""
     folder = published(tmp_path, "x")
     good = manifest_of(folder)
     refused = read = 0
-    for path in leaves(good):
+    for path in list_leaves(good):
         for odd in (..., *ODD):
             changed = json.loads(json.dumps(good))
-            inside = changed
+            parent = changed
             for key in path[:-1]:
-                inside = inside[key]
+                parent = parent[key]
             if odd is ...:
-                del inside[path[-1]]
+                del parent[path[-1]]
             else:
-                inside[path[-1]] = odd
+                parent[path[-1]] = odd
             (folder / FILE).write_text(json.dumps(changed))
             try:
                 read_manifest(folder).as_json(tmp_path)
                 read += 1
-            except (CorruptFile, InputError):  # anything else is a fault of ours, and fails
+            except (CorruptFile, InputError):  # any other error fails the test
                 refused += 1
     assert refused > 100
     assert read > 100
@@ -105,74 +121,82 @@ def test_whatever_stands_in_a_manifest_it_is_read_or_refused(tmp_path: Path) -> 
 
 SERVERS = {f"rollout.{key}" for key in ("python", "urls", "replicas", "args", "start_s", "max_gap")}
 HOW = {"stage.engine", "stage.workers", "stage.ray", "eval.name", *SERVERS}
-"""How a data set is made, who samples, and what a suite is called, which are no part of what comes of it."""
+"""Settings of how a run is computed, and the name of an evaluation: its result does not depend on them."""
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_part_that_the_stage_does_not_read_makes_no_other_run(stage: str) -> None:
-    """Every leaf of the configuration, changed: the identity follows what the table says that the stage reads."""
+    """Every leaf of the configuration is changed. The identity changes if the stage's `reads` lists its group."""
     reads = {"stage", "seed", "device", "dtype", "schema_version", *STAGES[stage].reads}
-    given = {"data": ["stage.sources=[a.jsonl]"], "sample": ["stage.best_of=4"]}
-    config = composed(f"stage={stage}", *given.get(stage, []))
+    overrides = {"data": ["stage.sources=[a.jsonl]"], "sample": ["stage.best_of=4"]}
+    config = compose_config(f"stage={stage}", *overrides.get(stage, []))
     before = select_identity(stage, config, ())
-    for path in leaves(config):
+    for path in list_leaves(config):
         changed = json.loads(json.dumps(config))
-        inside = changed
+        parent = changed
         for key in path[:-1]:
-            inside = inside[key]
-        inside[path[-1]] = "another"
-        told = path[0] in reads and ".".join(path) not in HOW
-        assert (select_identity(stage, changed, ()) != before) == told, path
+            parent = parent[key]
+        parent[path[-1]] = "another"
+        is_read = path[0] in reads and ".".join(path) not in HOW
+        assert (select_identity(stage, changed, ()) != before) == is_read, path
 
 
 def test_answers_for_people_are_the_same_run_whatever_the_reward() -> None:
-    told = [
-        select_identity("sample", composed("stage=sample", f"reward={name}"), ()) for name in ("learned", "sentiment")
+    identities = [
+        select_identity("sample", compose_config("stage=sample", f"reward={name}"), ())
+        for name in ("learned", "sentiment")
     ]
-    assert told[0] == told[1]
-    assert "reward" not in told[0]
+    assert identities[0] == identities[1]
+    assert "reward" not in identities[0]
 
 
 def test_the_name_of_an_input_makes_no_other_run_and_its_digest_does(tmp_path: Path) -> None:
     names = {
-        "data.path": "data", "data.eval_path": "eval_data", "init": "init", "artifact": "artifact",
-        "reward.ref": "reward", "reward.refs": "reward", "model.path": "base", "model.revision": "base",
-        "export.sign": "signer", "export.verify": "signer",
-    }  # fmt: skip
+        "data.path": "data",
+        "data.eval_path": "eval_data",
+        "init": "init",
+        "artifact": "artifact",
+        "reward.ref": "reward",
+        "reward.refs": "reward",
+        "model.path": "base",
+        "model.revision": "base",
+        "export.sign": "signer",
+        "export.verify": "signer",
+    }
     assert list_input_names() == names
-    config = composed("stage=ppo", "data=jsonl", "data.path=a.jsonl", "init=sft:latest", "model=pocket")
-    other = composed("stage=ppo", "data=jsonl", "data.path=./a.jsonl", "init=sft:s", "reward.ref=reward:r")
+    config = compose_config("stage=ppo", "data=jsonl", "data.path=a.jsonl", "init=sft:latest", "model=pocket")
+    respelled = compose_config("stage=ppo", "data=jsonl", "data.path=./a.jsonl", "init=sft:s", "reward.ref=reward:r")
     inputs = {"data": Input("1"), "init": Input("2"), "reward": Input("3")}
-    same = compute_identity("ppo", config, inputs, BASE)
-    assert compute_identity("ppo", other, inputs, BASE) == same
+    identity = compute_identity("ppo", config, inputs, BASE)
+    assert compute_identity("ppo", respelled, inputs, BASE) == identity
     for name in inputs:
-        assert compute_identity("ppo", config, inputs | {name: Input("x")}, BASE) != same
-    assert compute_identity("ppo", config, inputs, replace(BASE, digest="x")) != same
-    # What no input stands for stays in, as it is spelled.
-    assert compute_identity("ppo", config, {}, None) != compute_identity("ppo", other, {}, None)
+        assert compute_identity("ppo", config, inputs | {name: Input("x")}, BASE) != identity
+    assert compute_identity("ppo", config, inputs, replace(BASE, digest="x")) != identity
+    # Names of inputs that were not resolved stay in the identity as they are spelled.
+    assert compute_identity("ppo", config, {}, None) != compute_identity("ppo", respelled, {}, None)
 
 
 def test_one_run_by_two_spellings_and_an_unrelated_group(tmp_path: Path) -> None:
     with opened(tmp_path, data={"name": "jsonl", "path": "a.jsonl"}, export={"name": "merged"}) as run:
         run.begin("a: 1\n")
         run.publish({})
-    with opened(tmp_path, data={"name": "jsonl", "path": "../here/a.jsonl"}, export={"name": "adapter"}) as again:
-        assert (again.folder, again.done) == (run.folder, True)
-    with opened(tmp_path, run.name, method={"name": "qlora"}) as again:
-        assert again.done
+    with opened(tmp_path, data={"name": "jsonl", "path": "../here/a.jsonl"}, export={"name": "adapter"}) as reopened:
+        assert (reopened.folder, reopened.done) == (run.folder, True)
+    with opened(tmp_path, run.name, method={"name": "qlora"}) as reopened:
+        assert reopened.done
     with pytest.raises(RunConflict, match=r"method\.name"):
         opened(tmp_path, run.name, method={"name": "lora"})
 
 
-# --- What a done run answers for
+# --- The files of a done run
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "samples.jsonl", "report.html"])
 def test_a_file_beside_the_artifact_that_was_changed_is_found_out(tmp_path: Path, name: str) -> None:
     with opened(tmp_path, "x") as run:
         run.begin("a: 1\n")
-        for beside in ("metrics.jsonl", "samples.jsonl", "report.html"):
-            (run.folder / beside).write_text("{}\n")
+        for name_beside in ("metrics.jsonl", "samples.jsonl", "report.html"):
+            (run.folder / name_beside).write_text("{}\n")
         run.publish({})
     verify_outputs(run.folder, read_manifest(run.folder).outputs)
     (run.folder / name).write_text("changed")
@@ -181,19 +205,19 @@ def test_a_file_beside_the_artifact_that_was_changed_is_found_out(tmp_path: Path
 
 
 def test_a_run_names_the_code_that_made_it(tmp_path: Path) -> None:
-    found = read_manifest(published(tmp_path, "x"))
-    assert found.code == code_digest()
-    assert len(found.code) == 64
-    assert found.digest == load_artifact(tmp_path / "sft" / "x", "x").digest
+    manifest = read_manifest(published(tmp_path, "x"))
+    assert manifest.code == code_digest()
+    assert len(manifest.code) == 64
+    assert manifest.digest == load_artifact(tmp_path / "sft" / "x", "x").digest
 
 
 # --- The graph
 
 
-def child(root: Path, name: str, parent: Path, stage: str = "ppo") -> Path:
-    """A done run that started from another one."""
-    given = load_artifact(parent, f"{parent.parent.name}:{parent.name}").as_input()
-    with opened(root, name, inputs={"init": given}, stage={"name": stage}) as run:
+def publish_child(root: Path, name: str, parent: Path, stage: str = "ppo") -> Path:
+    """Publish a run that starts from another run. Returns its folder."""
+    init = load_artifact(parent, f"{parent.parent.name}:{parent.name}").as_input()
+    with opened(root, name, inputs={"init": init}, stage={"name": stage}) as run:
         run.begin("a: 1\n")
         (run.artifact / "adapter_config.json").write_text("{}")
         (run.artifact / "adapter_model.safetensors").write_text(name)
@@ -201,32 +225,32 @@ def child(root: Path, name: str, parent: Path, stage: str = "ppo") -> Path:
     return run.folder
 
 
-def refs(folder: Path, root: Path) -> list[str]:
-    found = iter_ancestors(read_manifest(folder), root)
-    return [f"{'gone ' if isinstance(m, GoneRun) else ''}{m.ref}" for m in found]
+def list_ancestor_refs(folder: Path, root: Path) -> list[str]:
+    ancestors = iter_ancestors(read_manifest(folder), root)
+    return [f"{'gone ' if isinstance(ancestor, GoneRun) else ''}{ancestor.ref}" for ancestor in ancestors]
 
 
 def test_parents_are_found_by_digest_wherever_they_are(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     first = published(root, "s")
-    last = child(root, "b", child(root, "a", first))
-    assert refs(last, root) == ["ppo:b", "ppo:a", "sft:s"]
-    # The whole folder of runs was moved, and a run of another name and digest lies where the parent lay.
+    last = publish_child(root, "b", publish_child(root, "a", first))
+    assert list_ancestor_refs(last, root) == ["ppo:b", "ppo:a", "sft:s"]
+    # The folder of all runs was moved.
     moved = tmp_path / "moved"
     root.rename(moved)
     last = moved / "ppo" / "b"
-    assert refs(last, moved) == ["ppo:b", "ppo:a", "sft:s"]
-    # A run was renamed: its digest tells. Its own name, in its manifest, is what it was.
+    assert list_ancestor_refs(last, moved) == ["ppo:b", "ppo:a", "sft:s"]
+    # A run's folder was renamed: it is found by its digest. Its manifest still has the old name.
     (moved / "sft" / "s").rename(moved / "sft" / "renamed")
-    assert refs(last, moved) == ["ppo:b", "ppo:a", "sft:s"]
-    # Another run took the name: it is not the parent, and nothing is skipped in silence.
+    assert list_ancestor_refs(last, moved) == ["ppo:b", "ppo:a", "sft:s"]
+    # Another run has the name now: it is not the parent, and the parent is listed as gone.
     shutil.rmtree(moved / "sft" / "renamed")
     published(moved, "s", weights="other")
-    assert refs(last, moved) == ["ppo:b", "ppo:a", "gone sft:s"]
+    assert list_ancestor_refs(last, moved) == ["ppo:b", "ppo:a", "gone sft:s"]
     shutil.rmtree(moved / "ppo" / "a")
-    assert refs(last, moved) == ["ppo:b", "gone ppo:a"]
-    through = list_training_steps(read_manifest(last), "d", moved)
-    assert [(p.stage, p.name) for p in through] == [("ppo", "a"), ("ppo", "b")]
+    assert list_ancestor_refs(last, moved) == ["ppo:b", "gone ppo:a"]
+    steps = list_training_steps(read_manifest(last), "d", moved)
+    assert [(step.stage, step.name) for step in steps] == [("ppo", "a"), ("ppo", "b")]
 
 
 def test_a_model_that_a_run_made_is_a_parent_too(tmp_path: Path) -> None:
@@ -237,17 +261,17 @@ def test_a_model_that_a_run_made_is_a_parent_too(tmp_path: Path) -> None:
         run.publish({})
     base = Base(str(run.artifact), str(run.artifact), None, read_manifest(run.folder).digest)
     last = published(tmp_path, "s", base=base)
-    assert refs(last, tmp_path) == ["sft:s", "full:m"]
-    # A file of the base was edited after it was published, and a run was made on it as it is now.
+    assert list_ancestor_refs(last, tmp_path) == ["sft:s", "full:m"]
+    # A file of the base was edited after it was published, and a run started from the edited base.
     (run.artifact / "adapter_config.json").write_text('{"edited": true}')
-    now = load_artifact(run.folder, "full:m", verify=False).digest
-    assert now != base.digest
-    last = published(tmp_path, "edited", base=replace(base, digest=now))
-    assert refs(last, tmp_path) == ["sft:edited", "full:m"]
+    edited_digest = load_artifact(run.folder, "full:m", verify=False).digest
+    assert edited_digest != base.digest
+    last = published(tmp_path, "edited", base=replace(base, digest=edited_digest))
+    assert list_ancestor_refs(last, tmp_path) == ["sft:edited", "full:m"]
 
 
 def test_a_base_is_known_by_its_digest_and_a_run_that_made_one_and_is_gone_is_said_to_be(tmp_path: Path) -> None:
-    def model(name: str, weights: str) -> Path:
+    def publish_model(name: str, weights: str) -> Path:
         with opened(tmp_path / "runs", name, stage={"name": "full"}) as run:
             run.begin("a: 1\n")
             (run.artifact / "adapter_config.json").write_text(weights)
@@ -255,42 +279,42 @@ def test_a_base_is_known_by_its_digest_and_a_run_that_made_one_and_is_gone_is_sa
         return run.folder
 
     root = tmp_path / "runs"
-    made = model("m", "{}")
-    base = Base("m", str(made / "artifact"), None, read_manifest(made).digest)
+    model_run = publish_model("m", "{}")
+    base = Base("m", str(model_run / "artifact"), None, read_manifest(model_run).digest)
     last = published(root, "s", base=base)
-    assert refs(last, root) == ["sft:s", "full:m"]
-    assert [p.name for p in list_training_steps(read_manifest(last), "d", root)] == ["m", "s"]
+    assert list_ancestor_refs(last, root) == ["sft:s", "full:m"]
+    assert [step.name for step in list_training_steps(read_manifest(last), "d", root)] == ["m", "s"]
     copied = published(root, "c", base=replace(base, path="/models/elsewhere"))
-    assert refs(copied, root) == ["sft:c", "full:m"]
-    shutil.rmtree(made)
-    model("m", "[]")  # another model takes its name and its place
-    assert refs(last, root) == ["sft:s", "gone full:m"]
-    assert [p.name for p in list_training_steps(read_manifest(last), "d", root)] == ["m", "s"]
-    assert refs(copied, root) == ["sft:c"]  # nothing says that a run made it
+    assert list_ancestor_refs(copied, root) == ["sft:c", "full:m"]
+    shutil.rmtree(model_run)
+    publish_model("m", "[]")  # another model of the same name and path
+    assert list_ancestor_refs(last, root) == ["sft:s", "gone full:m"]
+    assert [step.name for step in list_training_steps(read_manifest(last), "d", root)] == ["m", "s"]
+    assert list_ancestor_refs(copied, root) == ["sft:c"]  # no manifest names the run that made the base
 
 
 def test_what_cannot_be_read_is_passed_over_and_what_is_not_done_is_no_parent(tmp_path: Path) -> None:
-    last = child(tmp_path, "b", published(tmp_path, "s"))
+    last = publish_child(tmp_path, "b", published(tmp_path, "s"))
     (tmp_path / "sft" / "stranger").mkdir()
     (tmp_path / "sft" / "stranger" / FILE).write_text("{}")
     shutil.rmtree(tmp_path / "sft" / "s")
-    assert refs(last, tmp_path) == ["ppo:b", "gone sft:s"]
+    assert list_ancestor_refs(last, tmp_path) == ["ppo:b", "gone sft:s"]
     with opened(tmp_path, "s", seed=4) as run:
         run.begin("a: 1\n")
-        assert refs(last, tmp_path) == ["ppo:b", "gone sft:s"]
+        assert list_ancestor_refs(last, tmp_path) == ["ppo:b", "gone sft:s"]
 
 
 def test_the_template_beside_an_adapter_makes_another_run(tmp_path: Path) -> None:
     folder = published(tmp_path, "s")
     (folder / "artifact" / "chat_template.jinja").write_text("a")
-    one = load_artifact(folder, "sft:s", verify=False).as_input()
+    first = load_artifact(folder, "sft:s", verify=False).as_input()
     (folder / "artifact" / "chat_template.jinja").write_text("b")
-    two = load_artifact(folder, "sft:s", verify=False).as_input()
-    assert one.digest == two.digest
-    assert one.tokenizer != two.tokenizer
-    config = composed("stage=sample")
-    assert compute_identity("sample", config, {"init": one}, BASE) != compute_identity(
-        "sample", config, {"init": two}, BASE
+    second = load_artifact(folder, "sft:s", verify=False).as_input()
+    assert first.digest == second.digest
+    assert first.tokenizer != second.tokenizer
+    config = compose_config("stage=sample")
+    assert compute_identity("sample", config, {"init": first}, BASE) != compute_identity(
+        "sample", config, {"init": second}, BASE
     )
 
 
@@ -300,16 +324,16 @@ def test_the_spelling_of_a_base_makes_no_second_folder(tmp_path: Path) -> None:
     with Run.open(config, {}, BASE, "tiny-qlora") as run:
         run.begin("a: 1\n")
         run.publish({})
-    with Run.open(config, {}, replace(BASE, id="same", path="/same"), "same-qlora") as again:
-        assert (again.folder, again.done) == (run.folder, True)
+    with Run.open(config, {}, replace(BASE, id="same", path="/same"), "same-qlora") as reopened:
+        assert (reopened.folder, reopened.done) == (run.folder, True)
 
 
 def test_the_names_in_a_sum_of_rewards_make_no_other_run() -> None:
     parts = ("reward=sum", "reward.parts=[{name:learned,ref:%s},{name:rules,rules:[{rule:json}]}]")
-    one, two = (composed("stage=ppo", parts[0], parts[1] % ref) for ref in ("reward:latest", "reward:r"))
+    first, second = (compose_config("stage=ppo", parts[0], parts[1] % ref) for ref in ("reward:latest", "reward:r"))
     inputs = {"reward": Input("1")}
-    assert compute_identity("ppo", one, inputs, BASE) == compute_identity("ppo", two, inputs, BASE)
-    assert compute_identity("ppo", one, {}, BASE) != compute_identity("ppo", two, {}, BASE)
+    assert compute_identity("ppo", first, inputs, BASE) == compute_identity("ppo", second, inputs, BASE)
+    assert compute_identity("ppo", first, {}, BASE) != compute_identity("ppo", second, {}, BASE)
 
 
 def test_every_stage_has_a_schema() -> None:

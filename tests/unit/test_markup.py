@@ -1,4 +1,4 @@
-"""What models and people wrote, as HTML that does nothing."""
+"""Texts of models and people are rendered as HTML without links, images or scripts."""
 
 import html
 import re
@@ -41,8 +41,8 @@ def test_a_very_long_text_is_all_there():
     assert render_markdown(text) == render_as_written(text) == f"<pre>\n&lt;b&gt;{'x' * MAX_MARKDOWN_LENGTH}</pre>"
 
 
-def shown(text: str) -> str:
-    """What is read on the page, in one line."""
+def get_visible_text(text: str) -> str:
+    """Return the text that a reader of the page sees, in one line."""
     return " ".join(html.unescape(re.sub("<[^>]*>", "", render_markdown(text))).split())
 
 
@@ -78,7 +78,7 @@ def shown(text: str) -> str:
     ],
 )
 def test_nothing_that_was_said_is_swallowed(text: str, read: str):
-    assert shown(text) == read
+    assert get_visible_text(text) == read
 
 
 PIECES = [*"*_~`#>|:-+.)\\![]()<&=;1a\n\t ", "11. ", "- ", "> ", "```", "|---|", "| a | b |\n|-|-|\n", "\n\n", "    "]
@@ -86,11 +86,13 @@ PIECES = [*"*_~`#>|:-+.)\\![]()<&=;1a\n\t ", "11. ", "- ", "> ", "```", "|---|",
 
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=40).map("".join))
 def test_of_any_text_nothing_but_marks_is_missing(text: str):
-    def said(text: str) -> str:
+    def remove_marks(text: str) -> str:
         return re.sub(r"[\s*_~`#>|:-]", "", text)
 
-    assert said(html.unescape(re.sub("<[^>]*>", "", render_markdown(text)))) == said(name_invisible_characters(text))
-    assert said(name_invisible_characters(text)) or render_markdown(text) == render_as_written(
+    assert remove_marks(html.unescape(re.sub("<[^>]*>", "", render_markdown(text)))) == remove_marks(
+        name_invisible_characters(text)
+    )
+    assert remove_marks(name_invisible_characters(text)) or render_markdown(text) == render_as_written(
         text
     )  # a text of marks alone is shown
 
@@ -136,15 +138,15 @@ def test_every_word_that_the_page_says_is_in_the_one_file():
     script = "".join(path.read_text(encoding="utf-8") for path in STATIC.glob("*.js"))
     sources = [*STATIC.parent.glob("*.py"), *STATIC.parent.glob("templates/*.html")]
     pages = [path.read_text(encoding="utf-8") for path in sources]
-    said = set(re.findall(r'getText\("(\w+)"', script))
-    assert said
-    named = {word for page in pages for word in re.findall(r'(?:UI_TEXTS|words)\[["\'](\w+)["\']\]', page)}
-    named |= {word for page in pages for word in re.findall(r"\bwords\.(\w+)", page)}
-    assert said | named <= UI_TEXTS.keys()
+    script_words = set(re.findall(r'getText\("(\w+)"', script))
+    assert script_words
+    page_words = {word for page in pages for word in re.findall(r'(?:UI_TEXTS|words)\[["\'](\w+)["\']\]', page)}
+    page_words |= {word for page in pages for word in re.findall(r"\bwords\.(\w+)", page)}
+    assert script_words | page_words <= UI_TEXTS.keys()
     families = re.findall(r"getText\(`(\w+_)\$\{", script)
     families += [name for page in pages for name in re.findall(r'UI_TEXTS\[f["\'](\w+_)\{', page)]
-    grown = {word for word in UI_TEXTS if any(word.startswith(family) for family in families)}
-    # Named where they are used: of fields in the script, of forms at the door.
+    family_words = {word for word in UI_TEXTS if any(word.startswith(family) for family in families)}
+    # Words that are quoted where they are used: fields in the script, forms in the pages.
     fields = {word for word in UI_TEXTS if f'"{word}"' in script}
     forms = {word for word in UI_TEXTS for page in pages if f'"{word}"' in page}
-    assert UI_TEXTS.keys() == said | named | grown | fields | forms
+    assert UI_TEXTS.keys() == script_words | page_words | family_words | fields | forms

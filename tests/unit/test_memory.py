@@ -1,4 +1,4 @@
-"""The memory of a CPU run, measured in processes of its own: both settings are taken once and for good."""
+"""Memory of a CPU run, measured in separate processes: each setting is read once per process."""
 
 from __future__ import annotations
 
@@ -44,30 +44,34 @@ for setting in (keep_few_kernels, lambda: None):  # torch is imported once: it r
 """
 
 
-def measured(script: str, **environment: str) -> str:
-    # Without what a command sets that ran in this process before.
+def run_script(script: str, **environment: str) -> str:
+    # An earlier command in this process may have set the variables.
     inherited = {name: value for name, value in os.environ.items() if name not in KERNEL_CACHES}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script],
-        env={**inherited, **environment}, capture_output=True, text=True, check=True, timeout=600,
-    )  # fmt: skip
-    return done.stdout.strip()
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=600,
+    )
+    return process.stdout.strip()
 
 
-def glibc_tells_what_is_in_use() -> bool:
+def has_mallinfo2() -> bool:
     return subprocess.run([sys.executable, "-c", GLIBC], capture_output=True).returncode == 0
 
 
-@pytest.mark.skipif(not glibc_tells_what_is_in_use(), reason="needs glibc 2.33 or newer, to ask malloc what is in use")
+@pytest.mark.skipif(not has_mallinfo2(), reason="needs glibc 2.33 or newer, to ask malloc what is in use")
 def test_kernels_of_shapes_gone_by_are_not_kept() -> None:
-    few, many = map(float, measured(KERNELS).split())
-    assert few < 60, "MiB after 300 shapes"
+    limited_mib, unlimited_mib = map(float, run_script(KERNELS).split())
+    assert limited_mib < 60, "MiB after 300 shapes"
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # elsewhere bf16 does not run in oneDNN
-        assert many > 2 * few
+        assert unlimited_mib > 2 * limited_mib
 
 
 def test_the_users_own_cache_size_stands() -> None:
     script = (
         "import os; from align.models.cpu_memory import *; keep_few_kernels(); print(*map(os.getenv, KERNEL_CACHES))"
     )
-    assert measured(script, ONEDNN_PRIMITIVE_CACHE_CAPACITY="512") == "512 64"
+    assert run_script(script, ONEDNN_PRIMITIVE_CACHE_CAPACITY="512") == "512 64"

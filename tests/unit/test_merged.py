@@ -1,4 +1,4 @@
-"""Merged models: what was trained, in plain files that plain transformers loads."""
+"""Merged models equal the trained model, and plain transformers loads their files."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def test_merge_into_nf4_is_the_trained_model_and_loads_plainly(base: Path, adapt
         assert str(base.parent).encode() not in path.read_bytes(), path.name
 
     plain = AutoModelForCausalLM.from_pretrained(target, dtype="auto").eval()
-    found = everywhere(truth, logits(plain))
-    assert found.kl < 1e-6
-    assert found.top1 == 1
-    assert found.max_logprob < 1e-3
-    # What must not pass for it: the same adapter merged into the original weights, and the base alone.
+    difference = everywhere(truth, logits(plain))
+    assert difference.kl < 1e-6
+    assert difference.top1 == 1
+    assert difference.max_logprob < 1e-3
+    # Neither the adapter merged into the original weights nor the base alone passes the comparison.
     assert everywhere(truth, logits(merge_adapter(load(base, nf4=False), adapter))).kl > 1e-3
     assert everywhere(truth, logits(load(base))).kl > 1e-3
 
@@ -75,7 +75,7 @@ def test_merge_leaves_no_trace_of_quantisation(base: Path, adapter: Path, tmp_pa
     merged = merge_adapter(load(base), adapter)
     assert merged.is_loaded_in_4bit is False
     assert not hasattr(merged, "peft_config")
-    # What a model read from GGUF carries although its weights are plain, and what a device map makes of saving.
+    # A model read from GGUF has a quantisation config though its weights are plain, and a device map changes saving.
     plain = load(base, nf4=False)
     plain.config.quantization_config = plain.hf_quantizer = BitsAndBytesConfig(load_in_4bit=True)
     plain.hf_device_map = {"": "cpu"}
@@ -98,21 +98,21 @@ def test_merge_handles_what_an_adapter_export_cannot(base: Path, tmp_path: Path,
 def test_merge_refuses_what_does_not_fit(base: Path, adapter: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="fresh load"):
         merge_adapter(PeftModel.from_pretrained(load(base), adapter).base_model.model, adapter)
-    # PEFT would drop a reward model's head without a word.
+    # PEFT would drop a reward model's head without an error.
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
     reward = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], task_type="SEQ_CLS"))
     reward.save_pretrained(tmp_path / "reward")
     with pytest.raises(InputError, match="does not fit this base"):
         merge_adapter(load(base), tmp_path / "reward")
     # An adapter of a wider model.
-    other = tmp_path / "other"
-    shutil.copytree(adapter, other)
+    wide_adapter = tmp_path / "other"
+    shutil.copytree(adapter, wide_adapter)
     save_file(
-        {k: torch.cat([v, v], -1) if "lora_A" in k else v for k, v in load_file(other / WEIGHTS_FILE).items()},
-        other / WEIGHTS_FILE,
+        {k: torch.cat([v, v], -1) if "lora_A" in k else v for k, v in load_file(wide_adapter / WEIGHTS_FILE).items()},
+        wide_adapter / WEIGHTS_FILE,
     )
     with pytest.raises(InputError, match="does not fit this base"):
-        merge_adapter(load(base), other)
+        merge_adapter(load(base), wide_adapter)
     # A head that is also the embedding.
     tied = make_adapter(base, tmp_path / "tied", target_modules=["lm_head"])
     with pytest.raises(InputError, match="target_modules=lm_head"):
@@ -124,16 +124,16 @@ def test_a_tied_base_is_known_by_its_configuration(base: Path, adapter: Path, tm
     check_untied(Base("tiny", str(base), None, "00"), read_adapter(adapter))
     with pytest.raises(InputError, match=r"target_modules=lm_head.*export=adapter"):
         check_untied(Base("tiny", str(base), None, "00"), head)
-    other = Path(shutil.copytree(base, tmp_path / "other"))
+    untied_base = Path(shutil.copytree(base, tmp_path / "other"))
     tensors = load_file(base / "model.safetensors")
     embedding = tensors["model.embed_tokens.weight"]
-    save_file(tensors | {"lm_head.weight": embedding + 1}, other / "model.safetensors", {"format": "pt"})
-    check_untied(Base("both", str(other), None, "00"), head)
-    assert find_tied_weights(load(other)) == set()  # which the weights alone say
+    save_file(tensors | {"lm_head.weight": embedding + 1}, untied_base / "model.safetensors", {"format": "pt"})
+    check_untied(Base("both", str(untied_base), None, "00"), head)
+    assert find_tied_weights(load(untied_base)) == set()  # only the weights show it
     assert find_tied_weights(load(base)) == {"model.embed_tokens", "lm_head"}
     config = json.loads((base / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
-    check_untied(Base("untied", str(other), None, "00"), head)
+    (untied_base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    check_untied(Base("untied", str(untied_base), None, "00"), head)
 
 
 def test_merge_refuses_repacked_weights(base: Path, adapter: Path):
