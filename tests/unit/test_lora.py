@@ -111,7 +111,7 @@ def test_a_reward_model_starts_as_the_adapter_it_comes_from(saved: tuple[str, Pa
 
 @pytest.mark.parametrize("backbone", ["own", "policy"])
 def test_every_role_plays_it(saved: tuple[str, Path, Any], world: World, backbone: str) -> None:
-    """Policy and reference compute the adapter's logprobs. A step on the policy changes its tensors alone, all of them."""
+    """Policy and reference compute the adapter's logprobs. A step on the policy changes its tensors and no others."""
     method, folder, model = saved
     roles = Roles(world.load(method), folder, [], Lora(4, 8), backbone)
     rollout = rollout_from_answers(ROWS, [[60, 61, 2], [70, 2]], 0, CPU)

@@ -1,4 +1,4 @@
-"""Each service for real, in this process and without a network: what it is told is there, once, and no secret is."""
+"""Real services in this process, without a network: they store all that is mirrored, once, and no secret."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ADAPTER = "ad" * 32
 
 @pytest.fixture(scope="module")
 def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """trackio reads once, when it is imported, where it writes."""
+    """The folder that trackio writes to: it reads the setting once, at import."""
     if "trackio" in sys.modules:
         return Path(sys.modules["trackio"].TRACKIO_DIR)
     return tmp_path_factory.mktemp("trackio")
@@ -39,7 +39,7 @@ def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch, trackio_folder: Path, no_network: None) -> None:
-    """No server is named; there is a token of the hub, with which trackio would ask for its owner's name."""
+    """Unset all servers, and set a token of the hub, with which trackio would ask the hub for the user's name."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "WANDB_API_KEY", "WANDB_MODE", "TRACKIO_SPACE_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TRACKIO_DIR", str(trackio_folder))
@@ -48,75 +48,78 @@ def quiet(monkeypatch: pytest.MonkeyPatch, trackio_folder: Path, no_network: Non
     monkeypatch.setenv("HOME", str(trackio_folder))
 
 
-def needs(service: str) -> None:
+def require_service(service: str) -> None:
     pytest.importorskip(service, reason=f"{service} is not installed: pip install 'align-rlhf[{service}]'")
 
 
-def run_of(root: Path, resumed: bool = False, **more: Any) -> MirroredRun:
-    """A run of a project of its own: trackio's folder is that of all tests here."""
+def build_run(root: Path, resumed: bool = False, **more: Any) -> MirroredRun:
+    """Build a run in a project named after the test, because all tests share trackio's folder."""
     folder = root / "ppo" / "x y é"
     (folder / "artifact").mkdir(parents=True, exist_ok=True)
     (folder / "artifact" / "adapter_model.safetensors").write_text("weights")
-    read = {"init": Artifact("sft:s", "init", "5f" * 32, root / "sft/s/artifact", {})}
+    inputs = {"init": Artifact("sft:s", "init", "5f" * 32, root / "sft/s/artifact", {})}
     config = {"stage": {"name": "ppo", "lr": 0.1}, "seed": 3, **more}
-    return MirroredRun(f"p-{root.name}", "ppo:x y é", "1d" * 8, root, folder, config, read, resumed)
+    return MirroredRun(f"p-{root.name}", "ppo:x y é", "1d" * 8, root, folder, config, inputs, resumed)
 
 
-def adapter(root: Path, digest: str = ADAPTER) -> Artifact:
+def build_adapter(root: Path, digest: str = ADAPTER) -> Artifact:
     return Artifact("ppo:x y é", "model", digest, root / "ppo/x y é/artifact", {"base": {"id": "pocket"}})
 
 
-def shown(*answers: str) -> dict[str, Table]:
+def build_samples(*answers: str) -> dict[str, Table]:
     return {"samples": Table(["prompt", "answer"], [["Why?", answer] for answer in answers])}
 
 
-def mirrored(service: str, run: MirroredRun) -> GuardedMirror:
-    needs(service)
+def open_service_mirror(service: str, run: MirroredRun) -> GuardedMirror:
+    require_service(service)
     return open_mirror(service, run)
 
 
 def read_back(service: str, run: MirroredRun) -> dict[str, Any]:
-    """What a service shows of a run: rows as pairs of step and loss, settings, samples, artifacts by alias."""
-    return {"mlflow": in_mlflow, "trackio": in_trackio, "wandb": in_wandb}[service](run)
+    """Return a service's record of a run: rows as pairs of step and loss, settings, samples, artifacts by alias."""
+    return {"mlflow": read_mlflow, "trackio": read_trackio, "wandb": read_wandb}[service](run)
 
 
-def in_mlflow(run: MirroredRun) -> dict[str, Any]:
+def read_mlflow(run: MirroredRun) -> dict[str, Any]:
     from mlflow import MlflowClient
 
     store = f"sqlite:///{run.root / 'mlflow/mlflow.db'}"
     client = MlflowClient(store, store)
     experiment = client.get_experiment_by_name(run.project)
-    (found,) = client.search_runs([experiment.experiment_id])
-    loss = client.get_metric_history(found.info.run_id, "loss")
+    (run_record,) = client.search_runs([experiment.experiment_id])
+    loss = client.get_metric_history(run_record.info.run_id, "loss")
     table = [json.loads(path.read_text()) for path in (run.root / "mlflow/artifacts").rglob("samples.json")]
     models = client.search_model_versions(f"name = '{run.project}'")
     return {
-        "rows": sorted((one.step, one.value) for one in loss), "settings": found.data.params,
-        "samples": [row[table[0]["columns"].index("answer")] for row in table[0]["data"]], "status": found.info.status,
-        "digests": [one.tags["align.digest"] for one in models], "source": [one.source for one in models],
-        "read": [(one.dataset.name, one.dataset.digest) for one in found.inputs.dataset_inputs],
-        "result": found.data.metrics.get("result/win_rate.value"),
-    }  # fmt: skip
+        "rows": sorted((entry.step, entry.value) for entry in loss),
+        "settings": run_record.data.params,
+        "samples": [row[table[0]["columns"].index("answer")] for row in table[0]["data"]],
+        "status": run_record.info.status,
+        "digests": [entry.tags["align.digest"] for entry in models],
+        "source": [entry.source for entry in models],
+        "read": [(entry.dataset.name, entry.dataset.digest) for entry in run_record.inputs.dataset_inputs],
+        "result": run_record.data.metrics.get("result/win_rate.value"),
+    }
 
 
-def in_trackio(run: MirroredRun) -> dict[str, Any]:
+def read_trackio(run: MirroredRun) -> dict[str, Any]:
     from trackio import Api, SQLiteStorage
 
-    (found,) = Api().runs(run.project)
-    logs = SQLiteStorage.get_logs(run.project, found.name)
-    made = SQLiteStorage.get_artifact_manifest(run.project, "models", f"sha256-{ADAPTER[:16]}")
+    (run_record,) = Api().runs(run.project)
+    logs = SQLiteStorage.get_logs(run.project, run_record.name)
+    artifact = SQLiteStorage.get_artifact_manifest(run.project, "models", f"sha256-{ADAPTER[:16]}")
     return {
         "rows": [(row["step"], row["loss"]) for row in logs if "loss" in row],
-        "settings": {name: str(value) for name, value in flatten(found.config)},
-        "samples": [one["answer"] for row in logs for one in row.get("samples", {}).get("_value", [])],
-        "digests": [made["metadata"]["digest"]] if made else [],
-        "source": [one["ref"] for one in made["manifest"]] if made else [],
+        "settings": {name: str(value) for name, value in flatten(run_record.config)},
+        "samples": [entry["answer"] for row in logs for entry in row.get("samples", {}).get("_value", [])],
+        "digests": [artifact["metadata"]["digest"]] if artifact else [],
+        "source": [entry["ref"] for entry in artifact["manifest"]] if artifact else [],
         "result": next((row["result/win_rate.value"] for row in logs if "result/win_rate.value" in row), None),
-    }  # fmt: skip
+    }
 
 
-def in_wandb(run: MirroredRun) -> dict[str, Any]:
-    """wandb reads its files by sending them: a scan for what is to be there."""
+def read_wandb(run: MirroredRun) -> dict[str, Any]:
+    """Return the text of wandb's files, to search in: wandb itself only reads them to send them."""
     settle()
     files = sorted((run.folder / "wandb").glob("offline-run-*/*.wandb"))
     return {"text": b"\n".join(path.read_bytes() for path in files).decode("latin-1"), "files": files}
@@ -124,89 +127,89 @@ def in_wandb(run: MirroredRun) -> dict[str, Any]:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_run_is_all_there(service: str, tmp_path: Path):
-    run = run_of(tmp_path)
-    mirror = mirrored(service, run)
-    mirror.log(1, {"loss": 0.5, "time/s": 1.0, "text": "no figure"}, shown("Because.", "So."))
+    run = build_run(tmp_path)
+    mirror = open_service_mirror(service, run)
+    mirror.log(1, {"loss": 0.5, "time/s": 1.0, "text": "no figure"}, build_samples("Because.", "So."))
     mirror.log(2, {"loss": float("nan"), "kl": 1}, {})
-    mirror.publish(adapter(tmp_path))
+    mirror.publish(build_adapter(tmp_path))
     mirror.finish({"win_rate": {"value": 0.75}, "ended_by": "epochs"}, failed=False)
-    found = read_back(service, run)
+    contents = read_back(service, run)
     if service == "wandb":
         for text in ("no figure", ADAPTER, f"sha256-{ADAPTER[:16]}", "5f" * 32, "p-test_a_run", "ppo/x y", "file://"):
-            assert text in found["text"], text
+            assert text in contents["text"], text
         assert list((run.folder / "wandb").glob("offline-run-*/files/media/table/samples_*.json"))
         return
-    assert found["rows"][0] == (1, 0.5)
-    assert [step for step, _ in found["rows"]] == [1, 2]
-    assert {"stage.lr": "0.1", "inputs.init.digest": "5f" * 32}.items() <= found["settings"].items()
-    assert found["samples"] == ["Because.", "So."]
-    assert (found["digests"], found["result"]) == ([ADAPTER], 0.75)
-    assert "ppo/x" in found["source"][0]
-    assert service != "mlflow" or (found["status"], found["read"]) == ("FINISHED", [("sft:s", "5f" * 18)])
+    assert contents["rows"][0] == (1, 0.5)
+    assert [step for step, _ in contents["rows"]] == [1, 2]
+    assert {"stage.lr": "0.1", "inputs.init.digest": "5f" * 32}.items() <= contents["settings"].items()
+    assert contents["samples"] == ["Because.", "So."]
+    assert (contents["digests"], contents["result"]) == ([ADAPTER], 0.75)
+    assert "ppo/x" in contents["source"][0]
+    assert service != "mlflow" or (contents["status"], contents["read"]) == ("FINISHED", [("sft:s", "5f" * 18)])
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_resumed_run_goes_on_and_repeats_no_step(service: str, tmp_path: Path):
-    first = mirrored(service, run_of(tmp_path))
+    first = open_service_mirror(service, build_run(tmp_path))
     for step in (1, 2, 3):
-        first.log(step, {"loss": float(step)}, shown(f"of {step}") if step == 3 else {})
-    if service != "mlflow":  # where each call is written at once, the process may as well have been killed
+        first.log(step, {"loss": float(step)}, build_samples(f"of {step}") if step == 3 else {})
+    if service != "mlflow":  # MLflow writes each call at once, so its process counts as killed
         first.finish({}, failed=True)
-    again = open_mirror(service, run_of(tmp_path, resumed=True))
+    resumed = open_mirror(service, build_run(tmp_path, resumed=True))
     for step in (2, 3, 4):  # the checkpoint is of step 1
-        again.log(step, {"loss": float(step)}, shown(f"of {step}"))
-    again.finish({}, failed=False)
-    run = run_of(tmp_path)
-    found = read_back(service, run)
+        resumed.log(step, {"loss": float(step)}, build_samples(f"of {step}"))
+    resumed.finish({}, failed=False)
+    run = build_run(tmp_path)
+    contents = read_back(service, run)
     if service == "wandb":
-        assert len(found["files"]) == 2
-        assert all(run.id in path.name for path in found["files"])
+        assert len(contents["files"]) == 2
+        assert all(run.id in path.name for path in contents["files"])
         tables = [path.read_text() for path in (run.folder / "wandb").glob("offline-run-*/files/media/table/*.json")]
         assert [sum(f"of {step}" in text for text in tables) for step in (2, 3, 4)] == [0, 1, 1]
         return
-    assert found["rows"] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
-    assert found["samples"] == ["of 3", "of 4"]
+    assert contents["rows"] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+    assert contents["samples"] == ["of 3", "of 4"]
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_secret_is_in_no_file(service: str, tmp_path: Path, trackio_folder: Path, capfd: pytest.CaptureFixture[str]):
     register_secret(GIVEN)
-    run = run_of(tmp_path, store={"url": f"postgresql://u:{GIVEN}@h/d"}, data={"path": f"https://{TOKEN}@h/x.jsonl"})
+    run = build_run(tmp_path, store={"url": f"postgresql://u:{GIVEN}@h/d"}, data={"path": f"https://{TOKEN}@h/x.jsonl"})
     run.inputs["data"] = Artifact(f"https://u:{GIVEN}@h/rows", "data", "da" * 32, None, {})  # type: ignore[index]
-    mirror = mirrored(service, run)
-    mirror.log(1, {"loss": 1.0, "note": f"API_KEY={GIVEN}"}, shown(f"my token is {TOKEN}, she said"))
+    mirror = open_service_mirror(service, run)
+    mirror.log(1, {"loss": 1.0, "note": f"API_KEY={GIVEN}"}, build_samples(f"my token is {TOKEN}, she said"))
     mirror.publish(Artifact("ppo:x y é", "model", ADAPTER, run.folder / "artifact", {"base": {"id": f"o/{TOKEN}"}}))
     mirror.finish({"ended_by": f"with {GIVEN}"}, failed=False)
     settle()
-    written = {**everything_in(tmp_path), **everything_in(trackio_folder), "said": "".join(capfd.readouterr())}
-    assert [where for where, text in written.items() if TOKEN in text or GIVEN in text] == []
-    assert [where for where, text in written.items() if "she said" in text]  # the search sees what is there
+    texts = {**everything_in(tmp_path), **everything_in(trackio_folder), "said": "".join(capfd.readouterr())}
+    assert [name for name, text in texts.items() if TOKEN in text or GIVEN in text] == []
+    assert [name for name, text in texts.items() if "she said" in text]  # proves that the search sees the samples
 
 
 def test_what_a_mirror_fails_at_is_told_once_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    mirror = mirrored("mlflow", run_of(tmp_path))
-    mirror.log(1, {"loss": 1.0}, shown("Because."))
-    mirror.log(2, {"loss": 1.0}, shown("So."))
+    mirror = open_service_mirror("mlflow", build_run(tmp_path))
+    mirror.log(1, {"loss": 1.0}, build_samples("Because."))
+    mirror.log(2, {"loss": 1.0}, build_samples("So."))
     assert capsys.readouterr().err == ""
     with sqlite3.connect(tmp_path / "mlflow/mlflow.db") as store:
         store.execute("DROP TABLE metrics")
     for step in (3, 4):
         mirror.log(step, {"loss": 1.0}, {})
-    mirror.publish(adapter(tmp_path))
+    mirror.publish(build_adapter(tmp_path))
     mirror.finish({}, failed=False)
-    said = capsys.readouterr().err
-    assert said.count("track=mlflow is off from here on") == 1
-    assert "metrics" in said
+    stderr = capsys.readouterr().err
+    assert stderr.count("track=mlflow is off from here on") == 1
+    assert "metrics" in stderr
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_that_cannot_begin_stops_nothing(service: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    needs(service)
-    run = run_of(tmp_path)
+    require_service(service)
+    run = build_run(tmp_path)
     (tmp_path / "mlflow").write_text("a file where a folder belongs")
     (run.folder / "wandb").write_text("the same")
     if service == "trackio":
-        os.environ["TRACKIO_DIR"] = str(tmp_path / "another")  # than that of this process
+        os.environ["TRACKIO_DIR"] = str(tmp_path / "another")  # not the folder of this process
     mirror = open_mirror(service, run)
     mirror.log(1, {"loss": 1.0}, {})
     mirror.finish({}, failed=False)
@@ -220,8 +223,8 @@ def test_a_missing_package_is_named_before_any_work(
     monkeypatch.setitem(sys.modules, service, None)  # any import of it fails
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 9)
-    words = ["stage=sft", "model=pocket", "data=jsonl", f"data.path={rows}", f"run.root={tmp_path / 'runs'}"]
-    assert main([*words, f"track={service}"]) == 2
+    overrides = ["stage=sft", "model=pocket", "data=jsonl", f"data.path={rows}", f"run.root={tmp_path / 'runs'}"]
+    assert main([*overrides, f"track={service}"]) == 2
     assert f"pip install 'align-rlhf[{service}]'" in capsys.readouterr().err
     assert not list(tmp_path.glob("runs/*/*"))
 
@@ -238,14 +241,14 @@ def test_wandb_is_online_only_with_a_key(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     for resumed in (False, True):
-        open_mirror("wandb", run_of(tmp_path, resumed)).begin()
+        open_mirror("wandb", build_run(tmp_path, resumed)).begin()
     assert [call["mode"] for call in calls] == [mode] * 2
     assert [call["resume"] for call in calls] == [None, "allow" if mode == "online" else None]
     assert (calls[0]["project"], calls[0]["dir"]) == (f"p-{tmp_path.name}", str(tmp_path / "ppo/x y é"))
 
 
 class TestAliases:
-    """By the command line, on runs whose artifacts the service has, and on one that it does not have."""
+    """Aliases set on the command line, for runs whose artifacts the service has, and for one that it lacks."""
 
     REFS = ("ppo:a", "ppo:b")
 
@@ -263,8 +266,8 @@ class TestAliases:
             made(tmp_path, ref, digest=adapter_digest(folder))
 
     def begun(self, service: str, root: Path) -> MirroredRun:
-        run = run_of(root)
-        mirror = mirrored(service, run)
+        run = build_run(root)
+        mirror = open_service_mirror(service, run)
         for ref in self.REFS:
             folder = root / ref.replace(":", "/") / "artifact"
             mirror.publish(Artifact(ref, "model", adapter_digest(folder), folder, {}))
@@ -279,31 +282,31 @@ class TestAliases:
         store = f"sqlite:///{tmp_path / 'mlflow/mlflow.db'}"
         client = MlflowClient(store, store)
 
-        def meant() -> str | None:
+        def get_production() -> str | None:
             return client.get_registered_model(run.project).aliases.get("production")
 
         for ref, version in (("ppo:a", 1), ("ppo:b", 2), ("ppo:a", 1)):
             assert "@production is mirrored" in self.asked(tmp_path, "mlflow", "promote", f"artifact={ref}")
-            assert int(meant() or 0) == version
+            assert int(get_production() or 0) == version
         assert "@production is mirrored" in self.asked(tmp_path, "mlflow", "retire")
-        assert meant() is None
+        assert get_production() is None
         self.asked(tmp_path, "mlflow", "promote", "artifact=ppo:b")
         assert "does not have ppo:unknown" in self.asked(tmp_path, "mlflow", "promote", "artifact=ppo:unknown")
-        assert meant() is None  # the version before would pass for it
+        assert get_production() is None  # the alias must not stay at the version before
         self.asked(tmp_path, "mlflow", "promote", "artifact=ppo:b")
         several = self.asked(tmp_path, "mlflow", "promote", r"stage.arms={ppo\:a: 0.9, ppo\:b: 0.1}")
         assert "no service has an alias of several artifacts" in several
-        assert meant() is None
+        assert get_production() is None
 
     def test_trackio(self, tmp_path: Path):
         run = self.begun("trackio", tmp_path)
         from trackio import SQLiteStorage
 
-        for ref in ("ppo:a", "ppo:b", "ppo:a"):  # back too
+        for ref in ("ppo:a", "ppo:b", "ppo:a"):  # the last returns to the first
             assert "@production is mirrored" in self.asked(tmp_path, "trackio", "promote", f"artifact={ref}")
-            found = SQLiteStorage.get_artifact_manifest(run.project, "models", "production")
-            assert found is not None
-            assert found["metadata"]["run"] == ref
+            artifact = SQLiteStorage.get_artifact_manifest(run.project, "models", "production")
+            assert artifact is not None
+            assert artifact["metadata"]["run"] == ref
         assert "takes no alias away" in self.asked(tmp_path, "trackio", "retire")
         assert "does not have ppo:unknown" in self.asked(tmp_path, "trackio", "promote", "artifact=ppo:unknown")
 
@@ -317,7 +320,7 @@ class TestAliases:
         assert "only on its own page" in self.asked(tmp_path, "wandb", "retire")
 
     def test_a_service_that_fails_undoes_no_promotion(self, tmp_path: Path):
-        needs("mlflow")
+        require_service("mlflow")
         (tmp_path / "mlflow").write_text("a file where a folder belongs")
         assert "is not mirrored: FileExistsError" in self.asked(tmp_path, "mlflow", "promote", "artifact=ppo:a")
         (line,) = (tmp_path / "aliases.jsonl").read_text().splitlines()

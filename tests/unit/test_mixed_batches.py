@@ -1,4 +1,4 @@
-"""Requests of many adapters in one batch: right, and the same to the bit as each of them alone."""
+"""Requests of many adapters in one batch get PEFT's logprobs, and the same tokens as each request alone, to the bit."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def requests_of(digests: list[str | None], number: int, seed: int = 0) -> list[Request]:
-    """Requests that differ in everything."""
-    draw = random.Random(seed)
-    found = []
+def build_requests(digests: list[str | None], number: int, seed: int = 0) -> list[Request]:
+    """Build requests that differ in prompt, sampling, adapter and tenant."""
+    rng = random.Random(seed)
+    requests = []
     for i in range(number):
-        cold = draw.choice((0, 0.7, 1))
-        sampling = sampled(draw.choice((1, 6, 20)), seed=i, temperature=cold, top_p=draw.choice((0.9, 1)))
-        found.append(Request(prompt(draw.choice(LENGTHS), i), sampling, draw.choice(digests), tenant=str(i % 3)))
-    return found
+        temperature = rng.choice((0, 0.7, 1))
+        sampling = sampled(rng.choice((1, 6, 20)), seed=i, temperature=temperature, top_p=rng.choice((0.9, 1)))
+        requests.append(Request(prompt(rng.choice(LENGTHS), i), sampling, rng.choice(digests), tenant=str(i % 3)))
+    return requests
 
 
 def test_it_says_what_peft_says(family: str, tmp_path: Path):
     config = FAMILIES[family]
     folders = [None, *adapters(config, tmp_path)]
-    made = engine(config)
-    digests = [folder and made.register(folder) for folder in folders]
+    serving_engine = engine(config)
+    digests = [folder and serving_engine.register(folder) for folder in folders]
     settings = sampled(30, prompt_logprobs=0)
     requests = [Request(prompt(LENGTHS[i % 11], i), settings, digests[i % len(digests)]) for i in range(14)]
-    for i, (request, heard) in enumerate(zip(requests, run(made, requests, every=2), strict=True)):
-        told = heard.outputs[0].prompt_logprobs
-        assert told is not None
-        assert told[0] is None
-        found = [token.logprob for token in (*told[1:], *heard.tokens) if token is not None]
-        right = peft_logprobs(config, folders[i % len(folders)], [*request.prompt_ids, *heard.ids])
-        assert_close(torch.tensor(found), right, atol=2e-4, rtol=0)
+    for i, (request, answer) in enumerate(zip(requests, run(serving_engine, requests, every=2), strict=True)):
+        prompt_logprobs = answer.outputs[0].prompt_logprobs
+        assert prompt_logprobs is not None
+        assert prompt_logprobs[0] is None
+        logprobs = [token.logprob for token in (*prompt_logprobs[1:], *answer.tokens) if token is not None]
+        expected = peft_logprobs(config, folders[i % len(folders)], [*request.prompt_ids, *answer.ids])
+        assert_close(torch.tensor(logprobs), expected, atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -64,57 +64,61 @@ def test_in_every_family(family: str, tmp_path: Path):
 
 
 def compare_with_alone(family: str, dtype: torch.dtype, threads: int, folder: Path, number: int) -> None:
-    before, config = torch.get_num_threads(), FAMILIES[family]
+    before = torch.get_num_threads()
+    config = FAMILIES[family]
     folders = adapters(config, folder)
     torch.set_num_threads(threads)
     try:
-        made = engine(config, dtype, slots=8, prefix_bytes=0)
-        digests = [None, *(made.register(each) for each in folders)]
-        requests = requests_of(digests, number)
-        beside = run(made, requests, every=2)
-        cached = engine(config, dtype, slots=3, prefix_bytes=1 << 28, prefill_tokens=CHUNK)
-        for each in folders:
-            cached.register(each)
-        again = run(cached, requests * 2, every=1)
-        for request, one, *others in zip(requests, beside, again[:number], again[number:], strict=True):
-            alone = run(made, [request])[0]
-            for other in (one, *others):
-                assert other.tokens == alone.tokens
-                assert other.reason == alone.reason
-        assert cached.stats().cached_tokens > 0
-        assert made.decoder.exact
+        uncached_engine = engine(config, dtype, slots=8, prefix_bytes=0)
+        digests = [None, *(uncached_engine.register(path) for path in folders)]
+        requests = build_requests(digests, number)
+        batched = run(uncached_engine, requests, every=2)
+        caching_engine = engine(config, dtype, slots=3, prefix_bytes=1 << 28, prefill_tokens=CHUNK)
+        for path in folders:
+            caching_engine.register(path)
+        cached_answers = run(caching_engine, requests * 2, every=1)
+        for request, batched_answer, *cached_pair in zip(
+            requests, batched, cached_answers[:number], cached_answers[number:], strict=True
+        ):
+            single = run(uncached_engine, [request])[0]
+            for answer in (batched_answer, *cached_pair):
+                assert answer.tokens == single.tokens
+                assert answer.reason == single.reason
+        assert caching_engine.stats().cached_tokens > 0
+        assert uncached_engine.decoder.exact
     finally:
         torch.set_num_threads(before)
 
 
 def test_products_of_a_fixed_shape_where_shapes_do_not_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """As on a machine whose products agree in no two shapes."""
+    """The check of the machine's products is replaced: no two shapes agree."""
     monkeypatch.setattr(exact, "rows_agree", lambda *a: False)
-    real, seen = exact.linear, set()
-    monkeypatch.setattr(exact, "linear", lambda x, *a: seen.add(len(x)) or real(x, *a))
+    real = exact.linear
+    lengths = set()
+    monkeypatch.setattr(exact, "linear", lambda x, *a: lengths.add(len(x)) or real(x, *a))
     compare_with_alone("qwen3", torch.float32, 1, tmp_path, 12)
-    assert seen == {TILE}
+    assert lengths == {TILE}
 
 
 @pytest.mark.parametrize("family", ["llama", "llama, one key for all"])
 def test_as_many_matrices_as_threads(family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """With fewer, a library shares one among its threads, and adds in another order."""
+    """A library with fewer matrices than threads splits one among threads, and adds in another order."""
     for module in (exact, mixed, adapter_bank):
         monkeypatch.setattr(module, "compute_least_batch", lambda: 5)
     compare_with_alone(family, torch.float32, 1, tmp_path, 8)
     config = FAMILIES[family]
-    made = engine(config)
-    digests = [made.register(folder) for folder in adapters(config, tmp_path)]
+    serving_engine = engine(config)
+    digests = [serving_engine.register(folder) for folder in adapters(config, tmp_path)]
     for digest in digests:
-        made.decoder.bank.load(digest, made.known.by_digest[digest].folders[0], set())
-    seen: set[int] = set()
+        serving_engine.decoder.bank.load(digest, serving_engine.known.by_digest[digest].folders[0], set())
+    batch_sizes: set[int] = set()
     for name in ("bmm", "baddbmm"):
         real = getattr(torch, name)
-        monkeypatch.setattr(torch, name, lambda *a, real=real, **k: seen.add(len(a[-1])) or real(*a, **k))
-    for chosen in (digests[:1], digests[:2], digests, [None]):
-        made.decoder.step([Piece(i, digest, (7,), 0) for i, digest in enumerate(chosen)])
-    assert seen
-    assert min(seen) >= 5
+        monkeypatch.setattr(torch, name, lambda *a, real=real, **k: batch_sizes.add(len(a[-1])) or real(*a, **k))
+    for step_digests in (digests[:1], digests[:2], digests, [None]):
+        serving_engine.decoder.step([Piece(i, digest, (7,), 0) for i, digest in enumerate(step_digests)])
+    assert batch_sizes
+    assert min(batch_sizes) >= 5
 
 
 def test_a_step_has_rows_for_its_products():
@@ -124,7 +128,7 @@ def test_a_step_has_rows_for_its_products():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_another_order_of_addition_shows(dtype: torch.dtype):
-    """In bf16 a sum's own size hides its last bits; sums of pairs that cancel are nothing else."""
+    """Sums of cancelling pairs are small, so that bf16 shows their last bits. Larger sums would hide them."""
     x, weight = draw_cancelling_pairs(4, 130, 50, dtype)
     products = x.float()[:, None] * weight.float()
     sums = []
@@ -140,13 +144,13 @@ def test_a_machine_whose_rows_differ_is_found_out(monkeypatch: pytest.MonkeyPatc
     assert rows_agree(64, 96, torch.float32)
     real = exact.linear
 
-    def odd(x: Any, *given: Any) -> Any:
-        out = real(x, *given)
+    def linear_with_odd_row(x: Any, *args: Any) -> Any:
+        out = real(x, *args)
         return out if len(x) != 7 else torch.nextafter(out, out + 1)
 
-    monkeypatch.setattr(exact, "linear", odd)
+    monkeypatch.setattr(exact, "linear", linear_with_odd_row)
     assert not rows_agree(64, 96, torch.float32)
-    # A row that comes out otherwise in another place.
+    # The result of a row depends on its index in the batch.
     monkeypatch.setattr(exact, "linear", lambda x, *a: real(x, *a) + torch.arange(len(x))[:, None] * 1e-6)
     assert not rows_agree(64, 96, torch.float32)
 
@@ -154,8 +158,8 @@ def test_a_machine_whose_rows_differ_is_found_out(monkeypatch: pytest.MonkeyPatc
 def test_blocks_that_differ_are_found_out(monkeypatch: pytest.MonkeyPatch):
     real = torch.bmm
     assert blocks_agree(64, 48, (4, 8), torch.float32)
-    for odd in (lambda x: x.shape[0] == 5, lambda x: x.shape[1] == 4):
-        monkeypatch.setattr(exact.torch, "bmm", lambda x, w, odd=odd: real(x, w) + (1e-6 if odd(x) else 0))
+    for is_odd in (lambda x: x.shape[0] == 5, lambda x: x.shape[1] == 4):
+        monkeypatch.setattr(exact.torch, "bmm", lambda x, w, is_odd=is_odd: real(x, w) + (1e-6 if is_odd(x) else 0))
         assert not blocks_agree(64, 48, (4, 8), torch.float32)
         monkeypatch.setattr(exact.torch, "bmm", real)
 
@@ -163,21 +167,21 @@ def test_blocks_that_differ_are_found_out(monkeypatch: pytest.MonkeyPatch):
 def test_a_machine_that_cannot_keep_its_word_says_so(monkeypatch: pytest.MonkeyPatch):
     assert engine(FAMILIES["llama"]).decoder.exact
     monkeypatch.setattr(mixed, "blocks_agree", lambda *a: False)
-    made = engine(FAMILIES["llama"])
-    assert not made.decoder.exact
-    assert "last bits can change" in describe_batches(ServeConfig(), made.decoder.exact)
+    serving_engine = engine(FAMILIES["llama"])
+    assert not serving_engine.decoder.exact
+    assert "last bits can change" in describe_batches(ServeConfig(), serving_engine.decoder.exact)
     assert "last bits" not in describe_batches(ServeConfig(), True)
 
 
 def test_garbage_in_a_slot_that_was_used_reaches_nobody(tmp_path: Path):
-    """A slot keeps what its last request left behind the end of the next."""
+    """A slot keeps the last request's keys and values behind the end of a shorter next request."""
     config = FAMILIES["llama"]
-    made = engine(config, slots=1)
+    serving_engine = engine(config, slots=1)
     request = Request(prompt(10), sampled(20))
-    before = run(made, [request])[0].tokens
-    for cache in (*made.decoder.keys, *made.decoder.values):
+    before = run(serving_engine, [request])[0].tokens
+    for cache in (*serving_engine.decoder.keys, *serving_engine.decoder.values):
         cache.fill_(1e4)
-    assert run(made, [request])[0].tokens == before
+    assert run(serving_engine, [request])[0].tokens == before
 
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
@@ -200,24 +204,25 @@ def test_the_weights_of_the_model_are_given_up():
 def test_a_request_without_a_distribution_ends_alone_and_leaves_nothing_behind(tmp_path: Path):
     config = FAMILIES["llama"]
     folders = adapters(config, tmp_path, ({"r": 16}, {"r": 16}))
-    made = engine(config, slots=2)
-    good, bad = (made.register(folder) for folder in folders)
+    serving_engine = engine(config, slots=2)
+    good, bad = (serving_engine.register(folder) for folder in folders)
     request = Request(prompt(5), sampled(12), good)
-    expected = run(made, [request])[0].tokens
-    run(made, [Request(prompt(5), sampled(1), bad)])
-    made.decoder.bank.b[0][2][made.decoder.bank.units[bad][0]] = float("inf")  # of its values
-    poisoned = [asked(made, Request(prompt(40), sampled(12), bad))]
-    beside = [asked(made, request)]
-    made.step()
-    aborted, heard = added(made, Request(prompt(100), sampled(12), bad))
-    made.step()
-    made.abort(aborted)
-    poisoned.append(heard)
-    while made.step():
+    expected = run(serving_engine, [request])[0].tokens
+    run(serving_engine, [Request(prompt(5), sampled(1), bad)])
+    # In the adapter's value projection.
+    serving_engine.decoder.bank.b[0][2][serving_engine.decoder.bank.units[bad][0]] = float("inf")
+    poisoned = [asked(serving_engine, Request(prompt(40), sampled(12), bad))]
+    neighbours = [asked(serving_engine, request)]
+    serving_engine.step()
+    aborted_id, aborted_answer = added(serving_engine, Request(prompt(100), sampled(12), bad))
+    serving_engine.step()
+    serving_engine.abort(aborted_id)
+    poisoned.append(aborted_answer)
+    while serving_engine.step():
         pass
-    after = [asked(made, request) for _ in range(3)]  # in the slots that were poisoned
-    while made.step():
+    after = [asked(serving_engine, request) for _ in range(3)]  # in the slots that were poisoned
+    while serving_engine.step():
         pass
-    assert [each.reason for each in poisoned] == ["error", "abort"]
+    assert [answer.reason for answer in poisoned] == ["error", "abort"]
     assert "nan or infinite" in str(poisoned[0].error)
-    assert all(each.tokens == expected for each in (*beside, *after))
+    assert all(answer.tokens == expected for answer in (*neighbours, *after))

@@ -1,4 +1,4 @@
-"""Moments of a stream, what a response earns, and tripwires: by hand."""
+"""Moments of a stream, the reward of a response and tripwires, compared with values by hand."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from align.rollout.strip_reasoning import JudgedAnswers
 
 def test_moments_of_parts_are_those_of_the_whole():
     values = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.double) * 3 + 1e3
-    found = Moments.from_values(values[:7]).with_batch(values[7:8]).with_batch(values[8:])
-    assert found.count == 50
-    assert found.mean == pytest.approx(float(values.mean()), abs=1e-9)
-    assert found.std == pytest.approx(float(values.std(unbiased=False)), abs=1e-9)
+    moments = Moments.from_values(values[:7]).with_batch(values[7:8]).with_batch(values[8:])
+    assert moments.count == 50
+    assert moments.mean == pytest.approx(float(values.mean()), abs=1e-9)
+    assert moments.std == pytest.approx(float(values.std(unbiased=False)), abs=1e-9)
 
 
 def test_moments_by_hand():
-    found = Moments.from_values(tensor([1.0, 3.0])).with_batch(tensor([5.0, 7.0]))
-    assert (found.count, found.mean, found.deviations) == (4, 4.0, 20.0)
-    assert found.standardise(tensor([4.0, 4.0 + 5**0.5])).tolist() == pytest.approx([0, 1])
+    moments = Moments.from_values(tensor([1.0, 3.0])).with_batch(tensor([5.0, 7.0]))
+    assert (moments.count, moments.mean, moments.deviations) == (4, 4.0, 20.0)
+    assert moments.standardise(tensor([4.0, 4.0 + 5**0.5])).tolist() == pytest.approx([0, 1])
 
 
 def test_what_a_response_earns():
@@ -39,26 +39,26 @@ def test_what_a_response_earns():
     rollout = Rollout(mask.long(), mask, 1, tensor([True, False, True]))
     moments = Moments(2, 1.0, 8.0)  # a standard deviation of 2
     raw = tensor([3.0, 1.0, 21.0])
-    found = shape_scores(raw, rollout, moments, score_scale=0.5, score_clip=4.0, missing_eos_penalty=0.3)
-    assert found.tolist() == pytest.approx([0.5, -0.3, 2.0])
-    free = shape_scores(raw, rollout, moments, score_scale=1.0, score_clip=None, missing_eos_penalty=0.0)
-    assert free.tolist() == [1, 0, 10]
+    rewards = shape_scores(raw, rollout, moments, score_scale=0.5, score_clip=4.0, missing_eos_penalty=0.3)
+    assert rewards.tolist() == pytest.approx([0.5, -0.3, 2.0])
+    unclipped = shape_scores(raw, rollout, moments, score_scale=1.0, score_clip=None, missing_eos_penalty=0.0)
+    assert unclipped.tolist() == [1, 0, 10]
 
 
 def test_a_wire_has_a_side():
     figures = {"kl": 12.0, "entropy": 0.2, "repetition": 0.1, "score_length_correlation": -0.9}
     limits = {"kl": 10.0, "entropy": 0.3, "repetition": 0.3, "length_correlation": 0.8, "disagreement": 0.5}
-    found = find_crossed(figures, limits)
-    assert set(found) == {"kl", "entropy"}  # nothing measured the disagreement; a negative correlation is no sign
-    assert found["kl"].startswith("kl 12 is above 10")
-    assert found["entropy"].startswith("entropy 0.2 is below 0.3")
+    crossed = find_crossed(figures, limits)
+    assert set(crossed) == {"kl", "entropy"}  # the disagreement was not measured; a negative correlation is no sign
+    assert crossed["kl"].startswith("kl 12 is above 10")
+    assert crossed["entropy"].startswith("entropy 0.2 is below 0.3")
     assert find_crossed(figures, dict.fromkeys(WIRES)) == {}
 
 
 def test_only_updates_in_a_row_count():
     strikes: dict[str, int] = {}
-    for now in ({"kl": ""}, {"kl": "", "entropy": ""}, {"entropy": ""}):
-        strikes = count_strikes(strikes, now)
+    for crossed in ({"kl": ""}, {"kl": "", "entropy": ""}, {"entropy": ""}):
+        strikes = count_strikes(strikes, crossed)
     assert strikes == {"entropy": 2}
 
 
@@ -73,13 +73,13 @@ def test_a_state_survives_json():
 
     best = Best(3, 0.1 + 0.2, (tensor([1.0]),))
     state = PpoState(1 / 3, Moments(5, 2 / 3, 1e-17), {"kl": 2}, best)
-    again = PpoState.from_numbers(json.loads(json.dumps(state.numbers())), best.weights)
-    assert again == state
-    plain = PpoState(0.1, Moments(1, 0.0, 1.0))
-    assert PpoState.from_numbers(json.loads(json.dumps(plain.numbers())), ()) == plain
+    restored = PpoState.from_numbers(json.loads(json.dumps(state.numbers())), best.weights)
+    assert restored == state
+    state_without_best = PpoState(0.1, Moments(1, 0.0, 1.0))
+    assert PpoState.from_numbers(json.loads(json.dumps(state_without_best.numbers())), ()) == state_without_best
 
 
-# Which answers show what a wire found.
+# The answers that show why a wire was crossed.
 
 TEXTS = ("no", "a b c a b c a b c", "a b c d e f", "so so so so")
 SCORES = tensor([2.0, 0.0, 4.0, 3.0])
@@ -88,7 +88,7 @@ MASK = torch.arange(4) < tensor(LENGTHS)[:, None]
 
 
 class Given:
-    """A scorer that says what it is told to."""
+    """A scorer that returns given scores."""
 
     name = "learned"
 
@@ -99,29 +99,37 @@ class Given:
         return self.scores
 
 
-def batch() -> tuple[Answers, Experience, dict[str, float]]:
-    """Four answers of 1 to 4 tokens behind a prompt of one, and the figures of the update that they belong to."""
+def build_batch() -> tuple[Answers, Experience, dict[str, float]]:
+    """Build four answers of 1 to 4 tokens to a prompt of one token, their experience and the update's metrics."""
     mask = torch.cat([torch.ones(4, 1, dtype=torch.bool), MASK], 1)
     rollout = Rollout(torch.arange(20).view(4, 5), mask, 1, torch.ones(4, dtype=torch.bool))
-    told = [Conversation((Message("user", "?"), Message("assistant", text))) for text in TEXTS]
-    old, ref = tensor([[-1.0], [-2.0], [-1.5], [-0.5]]) * MASK, tensor([[-4.0], [-1.0], [-2.0], [-3.0]]) * MASK
-    made, figures = assemble_experience(
-        rollout, SCORES, old, ref, torch.zeros(4, 4), estimator=Estimator(), kl_coef=0.1, kl_estimator="k1",
+    conversations = [Conversation((Message("user", "?"), Message("assistant", text))) for text in TEXTS]
+    old_logprobs = tensor([[-1.0], [-2.0], [-1.5], [-0.5]]) * MASK
+    ref_logprobs = tensor([[-4.0], [-1.0], [-2.0], [-3.0]]) * MASK
+    experience, figures = assemble_experience(
+        rollout,
+        SCORES,
+        old_logprobs,
+        ref_logprobs,
+        torch.zeros(4, 4),
+        estimator=Estimator(),
+        kl_coef=0.1,
+        kl_estimator="k1",
         kl_in_reward=True,
-    )  # fmt: skip
-    return Answers([], rollout, list(TEXTS), JudgedAnswers(told, rollout, [None] * 4)), made, figures
+    )
+    return Answers([], rollout, list(TEXTS), JudgedAnswers(conversations, rollout, [None] * 4)), experience, figures
 
 
-def workers() -> Any:
-    """Their entropy at a token is a tenth of its id; two members of an ensemble score."""
+def build_workers() -> Any:
+    """Build workers whose entropy at a token is a tenth of its id, and whose scorer is an ensemble of two."""
 
-    def logprobs(role: str, part: Rollout, temperature: float) -> ForwardOutput:
+    def compute_logprobs(role: str, rollout: Rollout, temperature: float) -> ForwardOutput:
         assert (role, temperature) == ("policy", 0.7)
-        entropy = torch.where(part.response_mask_BT, part.response_BT / 10, 0.0)
+        entropy = torch.where(rollout.response_mask_BT, rollout.response_BT / 10, 0.0)
         return ForwardOutput(torch.zeros_like(entropy), entropy, entropy)
 
     ensemble = Ensemble((Given(0.0, 5.0, 1.0, 3.0), Given(2.0, 5.0, 7.0, 4.0)))
-    return SimpleNamespace(roles=SimpleNamespace(logprobs=logprobs), scorer=ensemble)
+    return SimpleNamespace(roles=SimpleNamespace(logprobs=compute_logprobs), scorer=ensemble)
 
 
 @pytest.mark.parametrize(
@@ -136,27 +144,27 @@ def workers() -> Any:
     ],
 )
 def test_the_most_suspicious_answer_is_the_one_that_shows_the_sign(wire: str, each: list[float], order: list[int]):
-    answers, made, figures = batch()
-    found = measure_answers([wire], workers(), answers, SCORES, made, temperature=0.7, micro_batch=2)
-    assert found == {wire: pytest.approx(each, abs=1e-4)}
-    assert rank_answers(found, SCORES.tolist()) == order
-    figures |= score_with_diagnostics(workers().scorer, answers.conversations, answers.rollout)[1]
+    answers, experience, figures = build_batch()
+    measured = measure_answers([wire], build_workers(), answers, SCORES, experience, temperature=0.7, micro_batch=2)
+    assert measured == {wire: pytest.approx(each, abs=1e-4)}
+    assert rank_answers(measured, SCORES.tolist()) == order
+    figures |= score_with_diagnostics(build_workers().scorer, answers.conversations, answers.rollout)[1]
     if wire not in ("entropy", "repetition"):
-        assert sum(found[wire]) / 4 == pytest.approx(figures[WIRES[wire].figure])
+        assert sum(measured[wire]) / 4 == pytest.approx(figures[WIRES[wire].figure])
 
 
 def test_every_wire_has_a_figure_of_each_answer():
-    answers, made, _ = batch()
-    found = measure_answers(WIRES, workers(), answers, SCORES, made, temperature=0.7, micro_batch=32)
-    assert found.keys() == WIRES.keys()
+    answers, experience, _ = build_batch()
+    measured = measure_answers(WIRES, build_workers(), answers, SCORES, experience, temperature=0.7, micro_batch=32)
+    assert measured.keys() == WIRES.keys()
 
 
 def test_lengths_that_are_all_alike_explain_no_score():
-    answers, made, _ = batch()
-    found = measure_answers(
-        ["length_correlation"], workers(), answers, torch.ones(4), made, temperature=1.0, micro_batch=32
+    answers, experience, _ = build_batch()
+    measured = measure_answers(
+        ["length_correlation"], build_workers(), answers, torch.ones(4), experience, temperature=1.0, micro_batch=32
     )
-    assert found == {"length_correlation": [0.0] * 4}
+    assert measured == {"length_correlation": [0.0] * 4}
 
 
 def test_after_several_wires_an_answer_that_shows_all_of_them_comes_first():
