@@ -1,4 +1,4 @@
-"""The reader of files, by every kind of odd file: each is refused at once, by name, as the user's own error."""
+"""Odd files of every kind, given to every reader: each is refused at once, by name, as the user's own error."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ SMALL: dict[str, tuple[str, Read]] = {
     "adapter": ("adapter_config.json", lambda path: read_adapter_config(path.parent)),
     "whole adapter": ("adapter_config.json", lambda path: read_adapter(path.parent)),
 }
-"""Reader → the name of its file, and how it is read: those that read a file whole."""
+"""Readers of whole files: reader → the name of its file, and the function that reads it."""
 LARGE: dict[str, tuple[str, Read]] = {
     "rows": ("rows.jsonl", lambda path: list(iter_valid_rows(path))),
     "rows of a folder": ("rows.jsonl", lambda path: list(iter_valid_rows(path.parent))),
@@ -71,7 +71,7 @@ LARGE: dict[str, tuple[str, Read]] = {
     "adapter's weights": ("adapter_model.safetensors", lambda path: read_tensors(path.parent)),
     "aliases": (ALIASES, lambda path: read_log(path.parent)),
 }
-"""The same of those that read a file of any size."""
+"""Readers of files of any size, in the same form."""
 READERS = SMALL | LARGE
 OF_A_MODEL = (
     "config.json",
@@ -98,9 +98,9 @@ def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("reader", READERS)
 def test_what_is_no_file_is_refused_at_once(reader: str, kind: str, tmp_path: Path) -> None:
     name, read = READERS[reader]
-    make, says = NOT_FILES[kind]
+    make, message = NOT_FILES[kind]
     make(tmp_path / name)
-    with at_once(), pytest.raises(InputError, match=says) as refused:
+    with at_once(), pytest.raises(InputError, match=message) as refused:
         read(tmp_path / name)
     assert name in str(refused.value) or (reader, kind) == ("rows of a folder", "folder")
 
@@ -111,7 +111,7 @@ def test_a_file_that_may_not_be_read(reader: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"x")
     (tmp_path / name).chmod(0)
     folder = tmp_path
-    while folder != folder.parent and not folder.stat().st_mode & 0o001:  # pytest keeps its folders to itself
+    while folder != folder.parent and not folder.stat().st_mode & 0o001:  # pytest's folders are private
         folder.chmod(folder.stat().st_mode | 0o055)
         folder = folder.parent
     with as_user(), at_once(), pytest.raises(InputError, match="Permission denied"):
@@ -183,13 +183,13 @@ def test_rows_are_read_however_large_their_file_is(tmp_path: Path, small_limit: 
 
 
 def test_another_file_in_its_place_after_it_was_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between looking and opening a pipe takes the place of the file: its descriptor tells."""
+    """A pipe replaces the file between `stat` and `open`: the check of the open descriptor detects it."""
     path = tmp_path / "file"
     path.write_text("text")
-    looked_at = os.stat(path)
+    first_stat = os.stat(path)
     path.unlink()
     os.mkfifo(path)
-    monkeypatch.setattr(os, "stat", lambda *given, **named: looked_at)
+    monkeypatch.setattr(os, "stat", lambda *args, **kwargs: first_stat)
     with at_once(), pytest.raises(files.NotRegularFile, match="is a pipe"):
         files.open_regular(path)
 
@@ -199,9 +199,9 @@ def test_another_file_in_its_place_after_it_was_looked_at(tmp_path: Path, monkey
 def test_a_file_of_a_model(name: str, kind: str, tiny_model: Path, tmp_path: Path) -> None:
     folder = copied(tiny_model, tmp_path)
     (folder / name).unlink(missing_ok=True)
-    make, says = NOT_FILES[kind]
+    make, message = NOT_FILES[kind]
     make(folder / name)
-    with at_once(), pytest.raises(InputError, match=says) as refused:
+    with at_once(), pytest.raises(InputError, match=message) as refused:
         load_folder(folder / name)
     assert name in str(refused.value)
 
@@ -218,7 +218,7 @@ def test_links_to_files_are_followed(tiny_model: Path, tmp_path: Path) -> None:
 def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert files.parse_user_path("~/runs", "field") == tmp_path / "runs"
-    for given, says in {
+    for path, message in {
         "~no_such_user/x": "names the home folder of a user that this machine does not have",
         "x/" * 2000: "goes through 2,000 folders",
         "x" * 256: "File name too long",
@@ -226,8 +226,8 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "/".join(["x" * 200] * 21): "File name too long",
         "\ud800": "is not text in UTF-8",
     }.items():
-        with pytest.raises(InputError, match=says) as refused:
-            files.parse_user_path(given, "field")
+        with pytest.raises(InputError, match=message) as refused:
+            files.parse_user_path(path, "field")
         assert len(str(refused.value)) < 400
     assert files.parse_user_path("x/" * 199, "field").parts
     with pytest.raises(InputError, match=r"^run\.root=~no_such_user"):
@@ -236,8 +236,8 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_no_reader_saw_is_still_the_users() -> None:
     for number in (errno.EIO, errno.ELOOP, errno.ENAMETOOLONG):
-        blamed = as_storage_error(OSError(number, os.strerror(number), "some.json"), "runs")
-        assert "some.json" in str(blamed)
+        error = as_storage_error(OSError(number, os.strerror(number), "some.json"), "runs")
+        assert "some.json" in str(error)
     assert as_storage_error(files.NotRegularFile("pipe", "is a pipe"), "runs") is not None
     assert as_storage_error(OSError(errno.EINVAL, "ours"), "runs") is None
     assert isinstance(
@@ -245,11 +245,11 @@ def test_what_no_reader_saw_is_still_the_users() -> None:
     )
 
 
-# Each stage
+# Every stage
 
 
-def lines(folder: Path) -> Iterator[tuple[str, str]]:
-    """(stage, the words of a command line that comes upon a pipe)."""
+def iter_command_lines(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield each stage with a command line that has to read a pipe."""
     root = f"run.root={folder}/runs"
     pipe = folder / "pipe.jsonl"
     model = f"model=hub model.path={folder}/model"
@@ -284,12 +284,12 @@ def test_no_stage_waits_for_a_pipe(
     os.mkfifo(tmp_path / "adapter" / "adapter_model.safetensors")
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    words = dict(lines(tmp_path))
-    assert words.keys() == STAGES.keys()
+    command_lines = dict(iter_command_lines(tmp_path))
+    assert command_lines.keys() == STAGES.keys()
     monkeypatch.chdir(tmp_path)
-    for stage, line in words.items():
+    for stage, line in command_lines.items():
         with at_once():
             status = main(line.split())
-        said = "".join(capfd.readouterr())
-        assert (status, "Traceback" in said) == (2, False), f"{stage}: {said}"
-        assert "is a pipe (FIFO), not a file" in said, f"{stage}: {said}"
+        output = "".join(capfd.readouterr())
+        assert (status, "Traceback" in output) == (2, False), f"{stage}: {output}"
+        assert "is a pipe (FIFO), not a file" in output, f"{stage}: {output}"

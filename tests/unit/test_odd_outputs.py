@@ -120,7 +120,7 @@ def convert_smollm2(path: Path) -> None:
         convert_gguf(gguf, path.parent)
     except ValueError as error:
         if isinstance(error, InputError):
-            raise  # the other comes later: transformers reads no empty GGUF
+            raise  # a refusal; other errors come later, as transformers reads no empty GGUF
     finally:
         gguf.unlink()
 
@@ -208,11 +208,11 @@ FOREIGN: dict[str, Callable[[Path], object]] = {
     **{kind: make for kind, (make, _) in NOT_FILES.items()},
 }
 SHARED_FOLDERS = ("run.root", "the folder of a stage")
-"""They may lie among the files of others, and nothing there is replaced."""
+"""Settings whose folder may hold files of other programs, which are not replaced."""
 TAKEN_OVER = {("folder", setting) for setting in FOLDERS} | {
     (kind, setting) for kind in ("full folder", "link to a folder") for setting in SHARED_FOLDERS
 }
-"""An empty folder may be taken over."""
+"""Pairs of a kind and a setting where align writes into the existing folder, such as an empty one."""
 
 
 def contents_of(root: Path) -> dict[str, object]:

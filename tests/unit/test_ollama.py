@@ -1,4 +1,4 @@
-"""Ollama's Go templates say what the chat templates say: compared in Python, and rendered by Go itself."""
+"""Ollama's Go templates render the same text as the chat templates, compared in Python and rendered by Go."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ DEFAULT_SYSTEM = (
     " + '<|end|>\n' }}{% endif %}{{ '<|' + m.role + '|>' + m.content + '<|end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-INST = (  # the system's text stands inside the first turn: no text around each turn says that
+INST = (  # the system's text is inside the first turn, not a turn with text around it
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
     "{% elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}{% else %}{{ raise_exception('no') }}{% endif %}"
     "{% endfor %}"
 )
 TRIMS = CHATML.replace("message['content']", "message['content'] | trim")
 COUNTS = "{% for m in messages %}{{ loop.index ~ m.content }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
-BRACES = CHATML.replace("<|im_start|>", '<{"').replace("<|im_end|>", '"}>"')  # which both files read otherwise
+# Special characters in Modelfiles and Go templates.
+BRACES = CHATML.replace("<|im_start|>", '<{"').replace("<|im_end|>", '"}>"')
 SAID = [CHATML, LLAMA3, DEFAULT_SYSTEM, BRACES, INST]
 TALK: Turns = [("user", "Hi!"), ("assistant", "Hello {{ you }}."), ("user", "Bye\n“now”")]
 
@@ -41,34 +42,34 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(find_builtin_folder("pocket"))
 
 
-def render(tokenizer, turns: Turns, due: bool) -> str | None:
+def render(tokenizer, turns: Turns, is_reply_due: bool) -> str | None:
     try:
         messages = [{"role": role, "content": text} for role, text in turns]
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=due)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_reply_due)
     except Exception:
         return None
 
 
-def pieces(tokenizer, template: str):
+def find_template_pieces(tokenizer, template: str):
     tokenizer.chat_template = template
-    return find_pieces(lambda turns, due: render(tokenizer, turns, due))
+    return find_pieces(lambda turns, is_reply_due: render(tokenizer, turns, is_reply_due))
 
 
 @pytest.mark.parametrize("template", SAID, ids=["chatml", "llama3", "default", "braces", "inst"])
 def test_a_template_is_what_stands_around_each_turn(tokenizer, template: str):
-    found = pieces(tokenizer, template)
-    assert found is not None
-    assert found.text(TALK) == render(tokenizer, TALK, True)
-    asked = [("system", "Be brief."), *TALK]
+    pieces = find_template_pieces(tokenizer, template)
+    assert pieces is not None
+    assert pieces.text(TALK) == render(tokenizer, TALK, True)
+    turns = [("system", "Be brief."), *TALK]
     if template == INST:
-        assert found.head_of_system is None
+        assert pieces.head_of_system is None
     else:
-        assert found.text(asked) == render(tokenizer, asked, True)
+        assert pieces.text(turns) == render(tokenizer, turns, True)
 
 
 @pytest.mark.parametrize("template", [TRIMS, COUNTS, "{{ raise_exception('no') }}"])
 def test_a_template_that_is_more_is_not_guessed_at(tokenizer, template: str):
-    assert pieces(tokenizer, template) is None
+    assert find_template_pieces(tokenizer, template) is None
 
 
 def test_a_modelfile(tokenizer, tmp_path: Path):
@@ -78,7 +79,7 @@ def test_a_modelfile(tokenizer, tmp_path: Path):
     assert "# Ollama reads special tokens in whatever a content spells out" in text
     assert text.splitlines()[3:5] == ["FROM ./base-f16.gguf", "ADAPTER ./adapter-f16.gguf"]
     assert 'PARAMETER stop "<|end|>"' in text
-    assert "<s>" not in text  # llama.cpp puts it there
+    assert "<s>" not in text  # llama.cpp adds it
     assert 'TEMPLATE """<s>' not in text
     assert "<s><|system|>{{ .System }}" in build_modelfile(tmp_path, tokenizer, False, "b", "a")
     tokenizer.chat_template = TRIMS
@@ -87,8 +88,14 @@ def test_a_modelfile(tokenizer, tmp_path: Path):
 
 def test_a_stop_that_the_file_cannot_say_is_left_out(tokenizer, tmp_path: Path):
     assert [is_quotable(stop) for stop in ("<|end|>", "{{ end }}", 'a"b', '"""', "a\nb", "\x07", "")] == [
-        True, True, False, False, False, False, True,
-    ]  # fmt: skip
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
     tokenizer.add_special_tokens({"eos_token": 'the "end"'})
     text = build_modelfile(tmp_path, tokenizer, True, "b", "a")
     assert 'PARAMETER stop "the' not in text
@@ -121,25 +128,30 @@ func main() {
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed (Debian's package `golang-go`)")
 def test_go_renders_the_same(tokenizer, tmp_path: Path):
-    """As Ollama does it: `.System` holds the system's text, `.Messages` every turn, that one too."""
-    asked, wanted = [], []
+    """Go renders the data that Ollama passes: the system's text in `.System`, all turns including it in `.Messages`."""
+    requests = []
+    expected = []
     for template in SAID:
-        found = pieces(tokenizer, template)
-        assert found is not None
+        pieces = find_template_pieces(tokenizer, template)
+        assert pieces is not None
         for system in ([], [("system", "Be “brief”.")]):
-            if system and found.head_of_system is None:
+            if system and pieces.head_of_system is None:
                 continue
             turns = [*system, *TALK]
             messages = [{"Role": role, "Content": text} for role, text in turns]
             text = system[0][1] if system else ""
-            text_in_go = build_go_template(found, "")
-            assert '"""' not in f'{text_in_go}"'  # nor together with what ends it
-            asked.append({"Template": text_in_go, "System": text, "Messages": messages})
-            wanted.append(render(tokenizer, turns, True))
+            text_in_go = build_go_template(pieces, "")
+            assert '"""' not in f'{text_in_go}"'  # also not with the quote that ends it
+            requests.append({"Template": text_in_go, "System": text, "Messages": messages})
+            expected.append(render(tokenizer, turns, True))
     (tmp_path / "main.go").write_text(GO)
-    done = subprocess.run(
+    process = subprocess.run(
         ["go", "run", str(tmp_path / "main.go")],
-        input=json.dumps(asked), capture_output=True, text=True, check=True, timeout=300,
-    )  # fmt: skip
-    assert done.stdout.split("\x00")[:-1] == wanted
-    assert len(wanted) == 9
+        input=json.dumps(requests),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    assert process.stdout.split("\x00")[:-1] == expected
+    assert len(expected) == 9
