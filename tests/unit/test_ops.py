@@ -1,4 +1,4 @@
-"""The maths of PPO against numbers worked out by hand and definitions written out at length."""
+"""The maths of PPO, compared with numbers worked out by hand and with plain definitions."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ NAN = math.nan
 MASK = tensor([[True, True, True], [True, False, False]])
 
 
-def ragged(rows: int, width: int, seed: int) -> tuple[Tensor, Tensor, Tensor, torch.Generator]:
-    """Random rewards and values of responses with 1 to `width` tokens, their mask, and the generator."""
-    g = torch.Generator().manual_seed(seed)
-    mask = torch.arange(width) < torch.randint(1, width + 1, (rows, 1), generator=g)
-    rewards, values = (torch.randn(rows, width, generator=g, dtype=torch.double) for _ in range(2))
-    return rewards, values, mask, g
+def draw_ragged(rows: int, width: int, seed: int) -> tuple[Tensor, Tensor, Tensor, torch.Generator]:
+    """Draw rewards and values of responses with 1 to `width` tokens. Returns also their mask and the generator."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.arange(width) < torch.randint(1, width + 1, (rows, 1), generator=generator)
+    rewards, values = (torch.randn(rows, width, generator=generator, dtype=torch.double) for _ in range(2))
+    return rewards, values, mask, generator
 
 
-# Masks: True counts.
+# Masks: True marks a token that counts.
 
 
 def test_masked_statistics_by_hand():
@@ -55,11 +55,12 @@ def test_whitening_what_does_not_vary_gives_zeros():
     assert_close(masked_whiten(torch.full((2, 3), 5.0), MASK), torch.zeros(2, 3))
 
 
-# KL and its price.
+# KL estimators and their coefficient.
 
 
 def test_kl_estimators_by_hand():
-    logprobs, ref = tensor([-1.0, -2.0, -0.5]), tensor([-2.0, -1.0, -0.5])
+    logprobs = tensor([-1.0, -2.0, -0.5])
+    ref = tensor([-2.0, -1.0, -0.5])
     assert_close(kl_k1(logprobs, ref), tensor([1.0, -1.0, 0.0]))
     assert_close(kl_k3(logprobs, ref), tensor([math.exp(-1), math.e - 2, 0.0]))
 
@@ -104,7 +105,8 @@ def test_a_score_needs_a_token():
 
 
 def test_gae_by_hand():
-    rewards, values = tensor([[1.0, 2.0, NAN]]), tensor([[0.5, 1.0, NAN]])
+    rewards = tensor([[1.0, 2.0, NAN]])
+    values = tensor([[0.5, 1.0, NAN]])
     mask = tensor([[True, True, False]])
     advantages, returns = gae(rewards, values, mask, gamma=0.5, lam=0.5)
     # δ1 = 2 − 1 = 1;  δ0 = 1 + 0.5·1 − 0.5 = 1;  A0 = 1 + 0.25·1
@@ -119,16 +121,16 @@ def test_gae_by_hand():
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.7), (0.99, 0.0), (1.0, 1.0)])
 @pytest.mark.parametrize("bootstrapped", [False, True])
 def test_gae_is_its_definition(gamma: float, lam: float, bootstrapped: bool):
-    rewards, values, mask, g = ragged(rows=9, width=7, seed=1)
-    after = torch.randn(9, generator=g, dtype=torch.double) if bootstrapped else torch.zeros(9, dtype=torch.double)
+    rewards, values, mask, g = draw_ragged(rows=9, width=7, seed=1)
+    bootstrap = torch.randn(9, generator=g, dtype=torch.double) if bootstrapped else torch.zeros(9, dtype=torch.double)
     expected = torch.zeros_like(values)
     for b in range(9):
         length = int(mask[b].sum())
-        v = [*values[b, :length].tolist(), after[b].item()]
+        v = [*values[b, :length].tolist(), bootstrap[b].item()]
         delta = [rewards[b, t].item() + gamma * v[t + 1] - v[t] for t in range(length)]
         for t in range(length):
             expected[b, t] = sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, length))
-    advantages, returns = gae(rewards, values, mask, gamma, lam, after if bootstrapped else None)
+    advantages, returns = gae(rewards, values, mask, gamma, lam, bootstrap if bootstrapped else None)
     assert_close(advantages, expected)
     assert_close(returns[mask], (expected + values)[mask])
     assert (returns[~mask] == 0).all()
@@ -136,7 +138,7 @@ def test_gae_is_its_definition(gamma: float, lam: float, bootstrapped: bool):
 
 @pytest.mark.parametrize("bootstrapped", [False, True])
 def test_garbage_behind_a_response_changes_nothing(bootstrapped: bool):
-    rewards, values, mask, g = ragged(rows=6, width=5, seed=3)
+    rewards, values, mask, g = draw_ragged(rows=6, width=5, seed=3)
     bootstrap = torch.randn(6, generator=g, dtype=torch.double) if bootstrapped else None
     clean = gae(rewards, values, mask, 0.9, 0.8, bootstrap)
     dirty = gae(rewards.masked_fill(~mask, NAN), values.masked_fill(~mask, NAN), mask, 0.9, 0.8, bootstrap)
@@ -160,30 +162,31 @@ def test_garbage_behind_a_response_changes_nothing(bootstrapped: bool):
 )
 def test_policy_loss_by_hand(ratio: float, advantage: float, loss: float, slope: float):
     logprobs = tensor([[-1.0 + math.log(ratio)]], requires_grad=True)
-    found = policy_loss(logprobs, tensor([[-1.0]]), tensor([[advantage]]), tensor([[True]]), 0.2, divisor=1.0)
-    (gradient,) = torch.autograd.grad(found.loss, logprobs)
-    assert_close(found.loss, tensor(loss))
+    output = policy_loss(logprobs, tensor([[-1.0]]), tensor([[advantage]]), tensor([[True]]), 0.2, divisor=1.0)
+    (gradient,) = torch.autograd.grad(output.loss, logprobs)
+    assert_close(output.loss, tensor(loss))
     assert_close(gradient, tensor([[slope]]))
-    assert found.sums["clip_fraction"] == float(slope == 0)
-    assert_close(found.sums["ratio"], tensor(ratio))
-    assert_close(found.sums["approx_kl"], tensor(ratio - 1 - math.log(ratio)))
+    assert output.sums["clip_fraction"] == float(slope == 0)
+    assert_close(output.sums["ratio"], tensor(ratio))
+    assert_close(output.sums["approx_kl"], tensor(ratio - 1 - math.log(ratio)))
 
 
 def test_losses_are_sums_over_the_mask_divided_by_the_count_given():
     old = torch.zeros(2, 3)
     advantages = tensor([[1.0, 2.0, 3.0], [4.0, NAN, NAN]])
-    found = policy_loss(torch.zeros(2, 3), old, advantages, MASK, 0.2, divisor=8.0)
-    assert found.loss == -10 / 8
-    assert found.sums["ratio"] == 4
-    found = value_loss(tensor([[2.0, 2.0, 2.0], [2.0, NAN, NAN]]), old, advantages, MASK, count=8.0)
-    assert found.loss == 0.5 * (1 + 0 + 1 + 4) / 8
-    assert found.sums["value_error"] == 6
+    output = policy_loss(torch.zeros(2, 3), old, advantages, MASK, 0.2, divisor=8.0)
+    assert output.loss == -10 / 8
+    assert output.sums["ratio"] == 4
+    output = value_loss(tensor([[2.0, 2.0, 2.0], [2.0, NAN, NAN]]), old, advantages, MASK, count=8.0)
+    assert output.loss == 0.5 * (1 + 0 + 1 + 4) / 8
+    assert output.sums["value_error"] == 6
     assert kl_loss(tensor([[1.0, 2.0, 3.0], [4.0, NAN, NAN]]), MASK, divisor=8.0) == 10 / 8
 
 
 def test_garbage_outside_the_mask_reaches_no_gradient():
     dirty = torch.zeros(2, 3).masked_fill(~MASK, NAN)
-    logprobs, values = dirty.clone().requires_grad_(), dirty.clone().requires_grad_()
+    logprobs = dirty.clone().requires_grad_()
+    values = dirty.clone().requires_grad_()
     policy_loss(logprobs, dirty, dirty + 1, MASK, 0.2, 4.0).loss.backward()
     value_loss(values, dirty, dirty + 1, MASK, 4.0, clip_range=0.1).loss.backward()
     assert_close(logprobs.grad, torch.where(MASK, -0.25, 0.0))
@@ -193,21 +196,21 @@ def test_garbage_outside_the_mask_reaches_no_gradient():
 @pytest.mark.parametrize("clip_range", [None, 0.2, 2.0])  # 0.2: the bounded 1.2 errs less, and the larger error counts
 def test_value_loss_by_hand(clip_range: float | None):
     values = tensor([[1.5]], requires_grad=True)
-    found = value_loss(values, tensor([[1.0]]), tensor([[1.0]]), tensor([[True]]), 1.0, clip_range)
-    (gradient,) = torch.autograd.grad(found.loss, values)
-    assert_close(found.loss, tensor(0.125))
+    output = value_loss(values, tensor([[1.0]]), tensor([[1.0]]), tensor([[True]]), 1.0, clip_range)
+    (gradient,) = torch.autograd.grad(output.loss, values)
+    assert_close(output.loss, tensor(0.125))
     assert_close(gradient, tensor([[0.5]]))
-    assert found.sums["value_clip_fraction"] == 0
+    assert output.sums["value_clip_fraction"] == 0
 
 
 def test_values_that_moved_too_far_earn_no_more():
     values = tensor([[1.5]], requires_grad=True)  # towards R = 2, but from 1 only 1.2 may count
-    found = value_loss(values, tensor([[1.0]]), tensor([[2.0]]), tensor([[True]]), 1.0, clip_range=0.2)
-    (gradient,) = torch.autograd.grad(found.loss, values)
-    assert_close(found.loss, tensor(0.5 * 0.8**2))
+    output = value_loss(values, tensor([[1.0]]), tensor([[2.0]]), tensor([[True]]), 1.0, clip_range=0.2)
+    (gradient,) = torch.autograd.grad(output.loss, values)
+    assert_close(output.loss, tensor(0.5 * 0.8**2))
     assert gradient == 0
-    assert found.sums["value_clip_fraction"] == 1
-    assert_close(found.sums["value_error"], tensor(0.25))
+    assert output.sums["value_clip_fraction"] == 1
+    assert_close(output.sums["value_error"], tensor(0.25))
 
 
 def test_explained_variance_by_hand():
@@ -227,33 +230,34 @@ def test_explained_variance_by_hand():
 def test_token_logprobs_are_those_of_log_softmax(temperature: float, chunk: int):
     torch.manual_seed(0)
     head = nn.Linear(8, 21, bias=False)
-    hidden, targets = torch.randn(11, 8), torch.randint(21, (11,))
+    hidden = torch.randn(11, 8)
+    targets = torch.randint(21, (11,))
     weights = torch.randn(11)
 
-    def gradients(logprobs: Tensor) -> tuple[Tensor, ...]:
+    def compute_gradients(logprobs: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad((logprobs * weights).sum(), (h, head.weight))
 
     h = hidden.clone().requires_grad_()
-    found, entropy = token_logprobs(h, targets, head, temperature, chunk)
-    found_gradients = gradients(found)
+    chunked_logprobs, entropy = token_logprobs(h, targets, head, temperature, chunk)
+    chunked_gradients = compute_gradients(chunked_logprobs)
     log_p = (head(h) / temperature).log_softmax(-1)
-    picked = log_p[torch.arange(11), targets]
-    assert_close(found, picked)
+    expected = log_p[torch.arange(11), targets]
+    assert_close(chunked_logprobs, expected)
     assert_close(entropy, torch.distributions.Categorical(logits=log_p).entropy())
     assert not entropy.requires_grad
-    assert_close(found_gradients, gradients(picked))
+    assert_close(chunked_gradients, compute_gradients(expected))
     with torch.no_grad():
-        again, _ = token_logprobs(hidden, targets, head, temperature, chunk)
-    assert torch.equal(again, found)
+        inference_logprobs, _ = token_logprobs(hidden, targets, head, temperature, chunk)
+    assert torch.equal(inference_logprobs, chunked_logprobs)
 
 
 def test_token_logprobs_of_half_precision_are_fp32():
     torch.manual_seed(0)
     head = nn.Linear(8, 21, bias=False, dtype=torch.bfloat16)
     hidden = torch.randn(3, 8, dtype=torch.bfloat16)
-    found, entropy = token_logprobs(hidden, tensor([0, 5, 20]), head)
-    assert found.dtype == entropy.dtype == torch.float32
-    assert_close(found, head(hidden).float().log_softmax(-1)[torch.arange(3), tensor([0, 5, 20])])
+    logprobs, entropy = token_logprobs(hidden, tensor([0, 5, 20]), head)
+    assert logprobs.dtype == entropy.dtype == torch.float32
+    assert_close(logprobs, head(hidden).float().log_softmax(-1)[torch.arange(3), tensor([0, 5, 20])])
 
 
 # Logprobs of a head that is a matrix.
@@ -263,27 +267,32 @@ def test_token_logprobs_of_half_precision_are_fp32():
 @pytest.mark.parametrize("chunk", [None, 1, 5])
 def test_linear_logprobs_are_token_logprobs(temperature: float, chunk: int | None):
     g = torch.Generator().manual_seed(0)
-    weight, targets = torch.randn(23, 7, generator=g, dtype=torch.double), torch.randint(0, 23, (11,), generator=g)
+    weight = torch.randn(23, 7, generator=g, dtype=torch.double)
+    targets = torch.randint(0, 23, (11,), generator=g)
     hidden = torch.randn(11, 7, generator=g, dtype=torch.double).float()
-    weight, upstream = weight.float(), torch.randn(11, generator=g)
-    found, expected = [], []
+    weight = weight.float()
+    upstream = torch.randn(11, generator=g)
+    linear_results = []
+    token_results = []
     for results, function in (
-        (found, lambda h: linear_logprobs(h, targets, weight, temperature, chunk)),
-        (expected, lambda h: token_logprobs(h, targets, lambda x: x @ weight.T, temperature, chunk)),
+        (linear_results, lambda h: linear_logprobs(h, targets, weight, temperature, chunk)),
+        (token_results, lambda h: token_logprobs(h, targets, lambda x: x @ weight.T, temperature, chunk)),
     ):
         h = hidden.clone().requires_grad_()
         logprobs, entropy = function(h)
         (logprobs * upstream).sum().backward()
         assert not entropy.requires_grad
         results += [logprobs.detach(), entropy.detach(), h.grad]
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(linear_results, token_results, strict=True):
         assert_close(a, b, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
-        assert_close(linear_logprobs(hidden, targets, weight, temperature, chunk)[0], expected[0], atol=1e-5, rtol=1e-5)
+        assert_close(
+            linear_logprobs(hidden, targets, weight, temperature, chunk)[0], token_results[0], atol=1e-5, rtol=1e-5
+        )
 
 
-def states_that_give(p: float, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Hidden states, one a target, under which the target has probability `p` in fp64, in the dtype of `weight`."""
+def make_hidden_states(p: float, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Make a hidden state per target under which the target has probability `p` in fp64, in the dtype of `weight`."""
     wide = weight.double()
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(len(targets), wide.shape[1], generator=generator, dtype=torch.double) / wide.shape[1] ** 0.5
@@ -305,10 +314,10 @@ def test_the_gradient_errs_no_more_than_autograds(dtype: torch.dtype, temperatur
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(512, 64, generator=generator).to(dtype)
     targets = torch.randint(512, (256,), generator=generator)
-    hidden = states_that_give(p, weight, targets, temperature)
+    hidden = make_hidden_states(p, weight, targets, temperature)
     upstream = torch.rand(256, generator=generator) + 0.1
 
-    def gradient(h: Tensor, weight: Tensor, factor: Tensor, ours: bool) -> Tensor:
+    def compute_gradient(h: Tensor, weight: Tensor, factor: Tensor, ours: bool) -> Tensor:
         h = h.clone().requires_grad_()
         if ours:
             logprobs = linear_logprobs(h, targets, weight, temperature)[0]
@@ -324,9 +333,9 @@ def test_the_gradient_errs_no_more_than_autograds(dtype: torch.dtype, temperatur
     # The order of fp32 sums is the library's.
     order = 4 * torch.finfo(torch.float32).eps
     for factor, rounding in ((torch.ones(256), order), (upstream, order + torch.finfo(dtype).eps / 4)):
-        exact = gradient(hidden.double(), weight.double(), factor.double(), ours=False)
+        exact = compute_gradient(hidden.double(), weight.double(), factor.double(), ours=False)
         errors = [
-            float(((gradient(hidden, weight, factor, ours) - exact).norm(dim=1) / exact.norm(dim=1)).mean())
+            float(((compute_gradient(hidden, weight, factor, ours) - exact).norm(dim=1) / exact.norm(dim=1)).mean())
             for ours in (True, False)
         ]
         assert errors[0] <= 1.05 * errors[1] + rounding, (errors, rounding)

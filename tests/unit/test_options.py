@@ -1,4 +1,4 @@
-"""A command line's options: which there are, and what is said of those that Hydra has and we have not."""
+"""A command line's options: those that exist, and the errors of Hydra's options that align does not have."""
 
 from __future__ import annotations
 
@@ -66,16 +66,16 @@ def test_options_that_are_refused(given: str, said: str, tmp_path: Path):
 
 @pytest.mark.parametrize("option", [*NOT_HERE, *(short for short, long in SHORT.items() if long in NOT_HERE)])
 def test_hydras_other_options_are_refused_by_name(option: str):
-    for given in ([option], [option, "stage=sft"], [f"{option}=x"]):
+    for arguments in ([option], [option, "stage=sft"], [f"{option}=x"]):
         with pytest.raises(InputError) as caught:
-            parse_arguments(given)
-        assert str(caught.value).startswith(f"option={given[0]}: ")
+            parse_arguments(arguments)
+        assert str(caught.value).startswith(f"option={arguments[0]}: ")
         assert caught.value.remedy.endswith(".")
 
 
 def test_every_option_of_hydras_is_known():
     from hydra._internal.utils import get_args_parser
 
-    theirs = {name for action in get_args_parser()._actions for name in action.option_strings}
-    ours = {*SHORT, *SHORT.values(), *NOT_HERE, "--resolve", "--help", "-h", "--version"}
-    assert theirs <= ours
+    hydra_options = {name for action in get_args_parser()._actions for name in action.option_strings}
+    our_options = {*SHORT, *SHORT.values(), *NOT_HERE, "--resolve", "--help", "-h", "--version"}
+    assert hydra_options <= our_options

@@ -14,33 +14,33 @@ from align.report.page import Report
 from align.run import Run
 
 
-def page(text: str = "text") -> Report:
+def build_page(text: str = "text") -> Report:
     return Report("title").text(text)
 
 
 def test_a_page_replaces_pages_of_its_kind_alone(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    page().write(path, "stage.html")
+    build_page().write(path, "stage.html")
     first = path.read_bytes()
-    page("another text").write(path, "stage.html")
+    build_page("another text").write(path, "stage.html")
     assert first != path.read_bytes()
-    path.write_bytes(first.replace(b"title", b"my own title"))  # somebody edited it
-    kept = path.read_bytes()
+    path.write_bytes(first.replace(b"title", b"my own title"))  # edited by the user
+    edited = path.read_bytes()
     with pytest.raises(InputError, match=r"stage\.html=.*that align did not write, or that was edited since"):
-        page().write(path, "stage.html")
-    assert path.read_bytes() == kept
+        build_page().write(path, "stage.html")
+    assert path.read_bytes() == edited
     assert os.listdir(tmp_path) == ["page.html"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"<html></html>", b"\xff\x00", page().html().encode()])
+@pytest.mark.parametrize("content", [b"", b"{}", b"<html></html>", b"\xff\x00", build_page().html().encode()])
 def test_a_page_replaces_no_file_of_others(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match="did not write"):
-        page().write(path, "stage.html")
+        build_page().write(path, "stage.html")
     (tmp_path / "link.html").symlink_to(path)
     with pytest.raises(InputError, match="did not write"):
-        page().write(tmp_path / "link.html", "stage.html")
+        build_page().write(tmp_path / "link.html", "stage.html")
     assert path.read_bytes() == content
 
 
@@ -64,9 +64,9 @@ def test_a_run_takes_no_folder_with_files_of_others(tmp_path: Path) -> None:
 def test_a_run_replaces_no_odd_manifest(kind: str, tmp_path: Path) -> None:
     folder = tmp_path / "sft" / "mine"
     folder.mkdir(parents=True)
-    make, says = NOT_FILES[kind]
+    make, message = NOT_FILES[kind]
     make(folder / "manifest.json")
-    with at_once(), pytest.raises(InputError, match=says):
+    with at_once(), pytest.raises(InputError, match=message):
         open_run(tmp_path)
 
 
@@ -77,6 +77,6 @@ def test_a_run_that_was_killed_at_any_moment_of_its_beginning_is_continued(tmp_p
         (run.folder / ".manifest.json.tmp").write_text("{")  # killed as it wrote its manifest
     with open_run(tmp_path) as run:
         run.begin("stage: sft\n")
-    (run.folder / "config.yaml").unlink()  # killed behind its manifest
+    (run.folder / "config.yaml").unlink()  # killed after it wrote its manifest
     with open_run(tmp_path) as run:
         assert run.resumed

@@ -1,4 +1,4 @@
-"""How fast a tenant's refusals leave, by a clock that the test moves."""
+"""Delays of a tenant's refusals, measured by a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -32,42 +32,46 @@ def test_the_first_leave_at_once_and_the_others_evenly(clock: Clock):
 
 
 def test_one_client_that_waits_for_each_answer_gets_so_many_a_second(clock: Clock):
-    pace, began, refused = RefusalPacer(clock), clock.now, 0
-    while clock.now < began + 60:
+    pace = RefusalPacer(clock)
+    started = clock.now
+    refusals = 0
+    while clock.now < started + 60:
         clock.now += pace.wait("ann") + 0.001
-        refused += 1
-    assert REFUSAL_BURST + 60 * REFUSALS_PER_S - 2 <= refused <= REFUSAL_BURST + 60 * REFUSALS_PER_S + 2
+        refusals += 1
+    assert REFUSAL_BURST + 60 * REFUSALS_PER_S - 2 <= refusals <= REFUSAL_BURST + 60 * REFUSALS_PER_S + 2
 
 
 def test_none_is_held_for_longer_than_the_longest_wait_and_what_was_long_ago_is_forgotten(clock: Clock):
     pace = RefusalPacer(clock)
     waits = [pace.wait("ann") for _ in range(1000)]
     assert LONGEST_HOLD_S - 1 < max(waits) <= LONGEST_HOLD_S
-    crowded = waits[int(REFUSAL_BURST + LONGEST_HOLD_S * REFUSALS_PER_S) + 1 :]
-    assert min(crowded) >= LONGEST_HOLD_S / 2
-    assert len({int(wait) for wait in crowded}) > LONGEST_HOLD_S / 4  # they do not come back together
+    waits_at_limit = waits[int(REFUSAL_BURST + LONGEST_HOLD_S * REFUSALS_PER_S) + 1 :]
+    assert min(waits_at_limit) >= LONGEST_HOLD_S / 2
+    assert len({int(wait) for wait in waits_at_limit}) > LONGEST_HOLD_S / 4  # the clients do not come back all at once
     clock.now += LONGEST_HOLD_S + REFUSAL_BURST / REFUSALS_PER_S
     assert [pace.wait("ann") for _ in range(REFUSAL_BURST)] == pytest.approx([0] * REFUSAL_BURST)
 
 
 def test_a_tenant_has_so_many_prompts_read_at_once_and_another_does_not_wait_for_them():
-    readers, reading, most = ReadTurns(at_once=2), dict.fromkeys(("ann", "bob"), 0), dict.fromkeys(("ann", "bob"), 0)
-    ended: list[str] = []
+    readers = ReadTurns(at_once=2)
+    reading = dict.fromkeys(("ann", "bob"), 0)
+    peaks = dict.fromkeys(("ann", "bob"), 0)
+    finished_tenants: list[str] = []
 
     async def read(tenant: str) -> None:
         async with readers.turn(tenant):
             reading[tenant] += 1
-            most[tenant] = max(most[tenant], reading[tenant])
+            peaks[tenant] = max(peaks[tenant], reading[tenant])
             await asyncio.sleep(0.001)
             reading[tenant] -= 1
-            ended.append(tenant)
+            finished_tenants.append(tenant)
 
-    async def crowd() -> None:
+    async def read_all() -> None:
         await asyncio.gather(*(read("ann") for _ in range(20)), read("bob"))
 
-    asyncio.run(crowd())
-    assert most == {"ann": 2, "bob": 1}
-    assert ended.index("bob") <= 2
+    asyncio.run(read_all())
+    assert peaks == {"ann": 2, "bob": 1}
+    assert finished_tenants.index("bob") <= 2
 
 
 def test_so_many_are_held_at_once_and_others_leave_at_once(clock: Clock):
@@ -78,7 +82,7 @@ def test_so_many_are_held_at_once_and_others_leave_at_once(clock: Clock):
         assert waits[-1] == 0
         for i in range(MAX_HELD - MAX_HELD_PER_TENANT - 1):
             stack.enter_context(pace.hold(f"t{i}"))
-        for _ in range(REFUSAL_BURST + 1):  # one of these would wait, if there were room
+        for _ in range(REFUSAL_BURST + 1):  # one of these would be held if there were room
             with pace.hold("bob") as wait:
                 assert wait == 0
     for _ in range(REFUSAL_BURST):

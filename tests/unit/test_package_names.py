@@ -12,7 +12,7 @@ SOURCES = sorted(p for name in FOLDERS for p in (ROOT / name).rglob("*.py"))
 BARE = {"annotate", "reward"}
 
 
-def bare_imports(source: str) -> list[str]:
+def find_bare_imports(source: str) -> list[str]:
     """Return the imports of `annotate` or `reward` in a module, and in the Python code inside its strings."""
     names: list[str] = []
     if not re.search(r"\b(?:import|from)\b.*\b(?:annotate|reward)\b", source):  # parsing takes a while
@@ -28,7 +28,7 @@ def bare_imports(source: str) -> list[str]:
 
 
 def test_no_source_imports_a_top_level_folder():
-    bare = {str(path.relative_to(ROOT)): bare_imports(path.read_text(encoding="utf-8")) for path in SOURCES}
+    bare = {str(path.relative_to(ROOT)): find_bare_imports(path.read_text(encoding="utf-8")) for path in SOURCES}
     assert len(bare) > 900
     assert not {path: names for path, names in bare.items() if names}
 
@@ -36,4 +36,4 @@ def test_no_source_imports_a_top_level_folder():
 def test_bare_imports_are_found():
     module = "reward"
     source = f"import annotate.web\nfrom {module} import x\nCODE = 'from {module}.rules import y'\nimport align.reward"
-    assert bare_imports(source) == ["annotate.web", "reward", "reward.rules"]
+    assert find_bare_imports(source) == ["annotate.web", "reward", "reward.rules"]
