@@ -1,4 +1,4 @@
-"""Random numbers by counter: the published vectors, and what is made of them."""
+"""Counter-based random numbers: the published vectors, and uniform numbers computed from them."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ KNOWN = [
 ]
 
 
-def words(text: str) -> tuple[Tensor, ...]:
+def parse_words(text: str) -> tuple[Tensor, ...]:
     return tuple(tensor(int(word, 16)) for word in text.split())
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
 def test_the_published_vectors(counter: str, key: str, expected: str):
-    found = philox(words(counter), words(key))  # pyright: ignore[reportArgumentType]
-    assert " ".join(f"{int(word):08x}" for word in found) == expected
+    numbers = philox(parse_words(counter), parse_words(key))  # pyright: ignore[reportArgumentType]
+    assert " ".join(f"{int(word):08x}" for word in numbers) == expected
 
 
 def test_numbers_are_in_the_unit_interval_to_53_bits():
-    """The first words of a zero key and counter, put together by hand."""
+    """The expected number is put together by hand from the first words of a zero key and counter."""
     expected = ((0x6627E8D5 >> 6) * 2**27 + (0xE169C58D >> 5)) / 2**53
-    found = draw_uniforms(tensor([0]), 3)
-    assert found.dtype == torch.double
-    assert float(found[0, 0]) == expected
-    many = draw_uniforms(torch.arange(100_000), 10)
-    assert 0 <= float(many.min()) < 1e-5
-    assert 1 - 1e-5 < float(many.max()) < 1
+    numbers = draw_uniforms(tensor([0]), 3)
+    assert numbers.dtype == torch.double
+    assert float(numbers[0, 0]) == expected
+    many_numbers = draw_uniforms(torch.arange(100_000), 10)
+    assert 0 <= float(many_numbers.min()) < 1e-5
+    assert 1 - 1e-5 < float(many_numbers.max()) < 1
 
 
 def test_numbers_are_uniform_along_rows_and_across_them():
-    drawn = draw_uniforms(tensor(derive_row_seeds(range(2000), 0, "here")), 500)
-    counts = torch.histc(drawn.float(), 100, 0, 1)
+    numbers = draw_uniforms(tensor(derive_row_seeds(range(2000), 0, "here")), 500)
+    counts = torch.histc(numbers.float(), 100, 0, 1)
     assert float(((counts - 10_000) ** 2 / 10_000).sum()) < 160  # chi-squared with 99 degrees: mean 99, deviation 14
-    for one, other in ((drawn[:, :-1], drawn[:, 1:]), (drawn[:-1], drawn[1:])):
-        r = torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]
+    for first, second in ((numbers[:, :-1], numbers[:, 1:]), (numbers[:-1], numbers[1:])):
+        r = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
         assert abs(float(r)) < 0.004  # four deviations of a million pairs
 
 
 def test_a_number_depends_on_its_seed_and_column_alone():
     seeds = derive_row_seeds(range(8), 5, "rollout", 2)
-    whole = draw_uniforms(tensor(seeds), 20)
-    assert torch.equal(draw_uniforms(tensor(seeds[3:4]), 7)[0], whole[3, :7])
+    numbers = draw_uniforms(tensor(seeds), 20)
+    assert torch.equal(draw_uniforms(tensor(seeds[3:4]), 7)[0], numbers[3, :7])
     for changed in ((5, "rollout", 3), (6, "rollout", 2), (5, "held_out", 2)):
-        other = draw_uniforms(tensor(derive_row_seeds(range(8), *changed)), 20)
-        assert not (other == whole).any()
+        other_numbers = draw_uniforms(tensor(derive_row_seeds(range(8), *changed)), 20)
+        assert not (other_numbers == numbers).any()
     assert derive_row_seeds([(1, 2)], 0) != derive_row_seeds([(2, 1)], 0)
 
 
@@ -63,5 +63,5 @@ def test_one_row_by_numpy_is_the_row_by_torch(seed: int):
 
 
 def test_both_halves_of_a_seed_count():
-    few = tensor([1, 1 + (1 << 32), -1, (1 << 62) + 1])
-    assert len(draw_uniforms(few, 1).unique()) == 4
+    seeds = tensor([1, 1 + (1 << 32), -1, (1 << 62) + 1])
+    assert len(draw_uniforms(seeds, 1).unique()) == 4

@@ -1,5 +1,5 @@
-"""What a run is predicted to take: shapes are those of the modules, bytes those that are alive, and what is proposed
-fits."""
+"""Predictions of a run's memory: shapes are those of the modules, bytes are those of live tensors, and proposed changes
+make the run fit."""
 
 from __future__ import annotations
 
@@ -30,9 +30,13 @@ from align.trainers.measured_steps import measure_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {
-    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
     "num_key_value_heads": 2,
-}  # fmt: skip
+}
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, tie_word_embeddings=True),
     "llama with biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
@@ -43,30 +47,38 @@ CONFIGS = {
 }
 PPO = Workload("ppo", "qlora", "float32", False, 8, 32, step=8, prompt=24, rewards=1, from_adapter=True, rollout_rows=8)
 SFT = Workload("sft", "qlora", "float32", False, 2, 64, step=4)
-LARGE = compute_llama_shape({
-    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14_336,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256,
-})  # fmt: skip
+LARGE = compute_llama_shape(
+    {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "intermediate_size": 14_336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128_256,
+    }
+)
 ON_GPU = Workload(
     "ppo", "lora", "bfloat16", True, 32, 2048, step=32, prompt=1792, rewards=1, rollout_rows=128, recompute=False
 )
 
 
-def saved(config: LlamaConfig, folder: Path) -> Base:
+def save_config(config: LlamaConfig, folder: Path) -> Base:
     config.save_pretrained(folder)
     return Base("model", str(folder), None, "")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_shape_is_that_of_the_modules(name: str, tmp_path: Path) -> None:
-    """By the numbers of config.json what transformers and PEFT build of it."""
-    base = saved(CONFIGS[name], tmp_path)
-    shape, built = read_shape(base), build_shape(base)
+    """The shape read from config.json is that of the modules that transformers and PEFT build from it."""
+    base = save_config(CONFIGS[name], tmp_path)
+    shape = read_shape(base)
+    module_shape = build_shape(base)
     assert shape.llama
-    assert not built.llama
-    assert sorted(shape.linears) == sorted(built.linears)
+    assert not module_shape.llama
+    assert sorted(shape.linears) == sorted(module_shape.linears)
     numbers = ("width", "layers", "heads", "groups", "head", "vocabulary", "context", "embeddings", "output", "others")
-    assert {n: getattr(shape, n) for n in numbers} == {n: getattr(built, n) for n in numbers}
+    assert {n: getattr(shape, n) for n in numbers} == {n: getattr(module_shape, n) for n in numbers}
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
     assert shape.weights == sum(p.numel() for p in model.parameters())
     model = add_new_adapter(model, Lora(4, 8))
@@ -76,9 +88,7 @@ def test_the_shape_is_that_of_the_modules(name: str, tmp_path: Path) -> None:
 def test_the_numbers_of_other_rooms_are_theirs() -> None:
     assert (memory.LONGEST, memory.KEPT) == (llama.LONGEST, llama.KEPT)
     assert (memory.ROWS, memory.LOGITS) == (logprobs.ROWS, logprobs.LOGITS)
-    assert (memory.TILE, memory.TILE_TOKENS) == (
-        utils._CHUNKED_LOGPROB_CHUNK_SIZE, chunked_logprob.TOKEN_CHUNK_SIZE
-    )  # fmt: skip
+    assert (memory.TILE, memory.TILE_TOKENS) == (utils._CHUNKED_LOGPROB_CHUNK_SIZE, chunked_logprob.TOKEN_CHUNK_SIZE)
     assert memory.COPY == decoder.MAX_COPY
 
 
@@ -86,22 +96,30 @@ def test_the_numbers_of_other_rooms_are_theirs() -> None:
     "work", [PPO, replace(PPO, micro_batch=4, value_backbone="policy"), SFT], ids=lambda w: w.stage
 )
 def test_a_prediction_is_within_a_tenth_of_what_is_alive(work: Workload) -> None:
-    """benchmarks/scale/memory.py measures every stage so."""
+    """The script benchmarks/scale/memory.py measures every stage in the same way."""
     base = find_base()
     training = Training(
-        lr=0.0, epochs=1.0, batch_size=work.step, micro_batch=work.micro_batch, warmup=0.0, schedule="constant",
-        max_grad_norm=1.0, save_every=10, gradient_checkpointing="false", seed=0,
-    )  # fmt: skip
+        lr=0.0,
+        epochs=1.0,
+        batch_size=work.step,
+        micro_batch=work.micro_batch,
+        warmup=0.0,
+        schedule="constant",
+        max_grad_norm=1.0,
+        save_every=10,
+        gradient_checkpointing="false",
+        seed=0,
+    )
     device = torch.device("cpu")
     counts = measure_update(base, work, device) if work.stage == "ppo" else measure_steps(base, work, training, device)
-    found = predict_footprint(read_shape(base), work)
-    assert found.peak == pytest.approx(max(counts.values()), rel=0.1)
-    assert counts.keys() == {phase.name for phase in found.phases}
+    footprint = predict_footprint(read_shape(base), work)
+    assert footprint.peak == pytest.approx(max(counts.values()), rel=0.1)
+    assert counts.keys() == {phase.name for phase in footprint.phases}
 
 
 def test_live_bytes_are_counted_once_and_until_they_are_freed() -> None:
-    there = torch.nn.Linear(8, 8, bias=False)
-    with LiveBytes([there]) as live:
+    module = torch.nn.Linear(8, 8, bias=False)
+    with LiveBytes([module]) as live:
         assert live.now == 256
         x = torch.ones(100)
         view = x.view(10, 10)[1:]
@@ -115,7 +133,7 @@ def test_live_bytes_are_counted_once_and_until_they_are_freed() -> None:
 
 
 def test_nf4_takes_the_bytes_that_it_takes() -> None:
-    """4.127 bits a weight, and embeddings in the dtype of the computation."""
+    """Weights take 4.127 bits each, and embeddings are in the dtype of the computation."""
     assert count_base_bytes(LARGE, "qlora", 2) == pytest.approx(
         4.127 / 8 * LARGE.linear_weights + 2 * 1.0508e9, rel=1e-3
     )
@@ -123,9 +141,10 @@ def test_nf4_takes_the_bytes_that_it_takes() -> None:
 
 @pytest.mark.parametrize("gb", [gpu.gb for gpu in GPUS])
 def test_what_is_proposed_fits_and_nothing_of_it_is_idle(gb: float) -> None:
-    """With the changes it fits; without any one of them it does not."""
-    words, room = find_changes_to_fit(LARGE, ON_GPU, compute_room(gb)), compute_room(gb)
-    if words is None:
+    """The run fits with all proposed changes, and does not fit without any one of them."""
+    changes = find_changes_to_fit(LARGE, ON_GPU, compute_room(gb))
+    room = compute_room(gb)
+    if changes is None:
         assert gb == 8
         return
     fields = {
@@ -136,14 +155,16 @@ def test_what_is_proposed_fits_and_nothing_of_it_is_idle(gb: float) -> None:
         "method": lambda v: {"method": v},
         "data.max_length": lambda v: {"prompt": int(v), "length": int(v) + ON_GPU.answer},
     }
-    made = {key: fields[key](value) for key, _, value in (word.partition("=") for word in words)}
+    changed_fields = {key: fields[key](value) for key, _, value in (change.partition("=") for change in changes)}
 
-    def taken(without: str = "") -> float:
-        values = {k: v for key, found in made.items() if key != without for k, v in found.items()}
+    def predict_peak(without: str = "") -> float:
+        values = {
+            k: v for key, field_values in changed_fields.items() if key != without for k, v in field_values.items()
+        }
         return predict_footprint(LARGE, replace(ON_GPU, **values)).peak
 
-    assert taken() <= room
-    assert all(taken(key) > room for key in made)
+    assert predict_peak() <= room
+    assert all(predict_peak(key) > room for key in changed_fields)
 
 
 def test_nothing_is_proposed_where_it_fits_or_nothing_helps() -> None:
@@ -159,9 +180,10 @@ def test_changes_come_in_the_order_of_what_they_cost() -> None:
 
 
 def test_ranks_share_what_trains_and_not_what_is_frozen() -> None:
-    whole = replace(ON_GPU, stage="full", method="full", prompt=0, rewards=0, moments=2)
-    one, two = predict_footprint(LARGE, whole), predict_footprint(LARGE, replace(whole, ranks=2))
-    assert two.standing == one.standing / 2
+    full = replace(ON_GPU, stage="full", method="full", prompt=0, rewards=0, moments=2)
+    one_rank = predict_footprint(LARGE, full)
+    two_ranks = predict_footprint(LARGE, replace(full, ranks=2))
+    assert two_ranks.standing == one_rank.standing / 2
     assert predict_footprint(LARGE, replace(ON_GPU, ranks=2)).standing == predict_footprint(LARGE, ON_GPU).standing
 
 

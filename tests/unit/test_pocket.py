@@ -1,4 +1,4 @@
-"""The built-in model is whole, small, and tokenises alike for everyone who reads it."""
+"""The built-in model is complete and small, and transformers and sentencepiece tokenise it alike."""
 
 from __future__ import annotations
 

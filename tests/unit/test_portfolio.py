@@ -1,4 +1,4 @@
-"""Which weights a name stands for: for whom, at which digest, and for which share of users."""
+"""Choosing the weights of a name, by tenant, by digest and by share of users."""
 
 from __future__ import annotations
 
@@ -19,52 +19,70 @@ from align.serve.model_names import Arm, ChosenModel, Portfolio, assign_arm, bui
 from align.serve.tenants import Tenant
 
 
-def version(digit: str) -> Version:
+def build_version(digit: str) -> Version:
     return Version(digit * 64, Path("/adapters", digit))
 
 
-A, B, ALIKE = version("a"), version("b"), replace(version("a"), digest="a" * 20 + "b" * 44)
+A = build_version("a")
+B = build_version("b")
+ALIKE = replace(build_version("a"), digest="a" * 20 + "b" * 44)
 
 
-def portfolio(**names: list[Arm]) -> Portfolio:
+def build_portfolio(**names: list[Arm]) -> Portfolio:
     return Portfolio(BASE, METHOD, names)
 
 
-def one(name: str, weights: Version | None) -> list[Arm]:
+def build_single_arm(name: str, weights: Version | None) -> list[Arm]:
     return [Arm(name, name, weights)]
 
 
 def choose(
-    found: Portfolio, model: str, user: str | None = "u", tenant: str = "t", allow: frozenset[str] | None = None
+    portfolio: Portfolio, model: str, user: str | None = "u", tenant: str = "t", allow: frozenset[str] | None = None
 ) -> ChosenModel:
-    return found.choose(model, Tenant(tenant, allow=allow), user)
+    return portfolio.choose(model, Tenant(tenant, allow=allow), user)
 
 
 def test_a_name_its_digest_and_the_base() -> None:
-    found = portfolio(support=one("support", A), legal=one("legal", B))
-    assert choose(found, "support") == ChosenModel("support", A)
-    assert choose(found, f"support@sha256:{A.digest}") == ChosenModel("support", A)
-    assert choose(found, f"support@sha256:{'a' * 12}") == ChosenModel("support", A)
-    assert choose(found, "tiny") == ChosenModel("tiny", None)
-    assert choose(found, f"tiny@sha256:{BASE.digest[:12]}") == ChosenModel("tiny", None)
+    portfolio = build_portfolio(support=build_single_arm("support", A), legal=build_single_arm("legal", B))
+    assert choose(portfolio, "support") == ChosenModel("support", A)
+    assert choose(portfolio, f"support@sha256:{A.digest}") == ChosenModel("support", A)
+    assert choose(portfolio, f"support@sha256:{'a' * 12}") == ChosenModel("support", A)
+    assert choose(portfolio, "tiny") == ChosenModel("tiny", None)
+    assert choose(portfolio, f"tiny@sha256:{BASE.digest[:12]}") == ChosenModel("tiny", None)
 
 
 @pytest.mark.parametrize(
     "model",
     [
-        "", "nobody", "Support", "support ", "support@", "support@sha256:", f"support@sha256:{'a' * 11}",
-        f"support@sha256:{'A' * 12}", f"support@sha256:{'b' * 12}", f"support@sha256:{'a' * 65}",
-        f"support@sha256:{'a' * 64}@x", f"@sha256:{'a' * 12}", f"nobody@sha256:{'a' * 12}", "base", "secret",
-        f"secret@sha256:{'b' * 64}", "support/../legal", "\0", "\udc00", f"tiny@sha256:{'a' * 12}",
+        "",
+        "nobody",
+        "Support",
+        "support ",
+        "support@",
+        "support@sha256:",
+        f"support@sha256:{'a' * 11}",
+        f"support@sha256:{'A' * 12}",
+        f"support@sha256:{'b' * 12}",
+        f"support@sha256:{'a' * 65}",
+        f"support@sha256:{'a' * 64}@x",
+        f"@sha256:{'a' * 12}",
+        f"nobody@sha256:{'a' * 12}",
+        "base",
+        "secret",
+        f"secret@sha256:{'b' * 64}",
+        "support/../legal",
+        "\0",
+        "\udc00",
+        f"tiny@sha256:{'a' * 12}",
     ],
-)  # fmt: skip
+)
 def test_what_is_not_there_and_what_is_another_tenants_are_answered_alike_and_never_by_the_base(model: str) -> None:
-    found = portfolio(support=one("support", A), secret=one("secret", B))
+    portfolio = build_portfolio(support=build_single_arm("support", A), secret=build_single_arm("secret", B))
     allow = frozenset({"support", "tiny"})
     with pytest.raises(UnknownModel) as caught:
-        choose(found, model, allow=allow)
+        choose(portfolio, model, allow=allow)
     with pytest.raises(UnknownModel) as unknown:
-        choose(found, "unheard", allow=allow)
+        choose(portfolio, "unheard", allow=allow)
     assert (caught.value.message[:11], caught.value.message[-40:]) == (
         unknown.value.message[:11],
         unknown.value.message[-40:],
@@ -73,24 +91,25 @@ def test_what_is_not_there_and_what_is_another_tenants_are_answered_alike_and_ne
 
 
 def test_the_base_is_a_name_like_another_where_names_are_listed() -> None:
-    found = portfolio(support=one("support", A))
+    portfolio = build_portfolio(support=build_single_arm("support", A))
     with pytest.raises(UnknownModel):
-        choose(found, "tiny", allow=frozenset({"support"}))
-    assert [*found.names(Tenant("t", allow=frozenset({"support"})))] == ["support"]
-    assert [*found.names(Tenant("t"))] == ["tiny", "support"]
+        choose(portfolio, "tiny", allow=frozenset({"support"}))
+    assert [*portfolio.names(Tenant("t", allow=frozenset({"support"})))] == ["support"]
+    assert [*portfolio.names(Tenant("t"))] == ["tiny", "support"]
 
 
 def test_a_digest_that_begins_like_two_names_none() -> None:
-    found = portfolio(chat=[Arm("x", "x", A), Arm("y", "y", ALIKE)])
+    portfolio = build_portfolio(chat=[Arm("x", "x", A), Arm("y", "y", ALIKE)])
     with pytest.raises(UnknownModel):
-        choose(found, f"chat@sha256:{'a' * 20}")
-    assert choose(found, f"chat@sha256:{'a' * 21}") == ChosenModel("chat", A, "x")
-    assert choose(found, f"chat@sha256:{ALIKE.digest[:21]}") == ChosenModel("chat", ALIKE, "y")
+        choose(portfolio, f"chat@sha256:{'a' * 20}")
+    assert choose(portfolio, f"chat@sha256:{'a' * 21}") == ChosenModel("chat", A, "x")
+    assert choose(portfolio, f"chat@sha256:{ALIKE.digest[:21]}") == ChosenModel("chat", ALIKE, "y")
 
 
 def test_shares_are_right_over_many_users() -> None:
-    """Chi-square with 3 degrees of freedom: above 16.27 once in a thousand; what is drawn is fixed, so it stays."""
-    weights, n = (5.0, 3.0, 1.5, 0.5), 20_000
+    """Chi-square with 3 degrees of freedom exceeds 16.27 once in a thousand. Draws are fixed, so the test is stable."""
+    weights = (5.0, 3.0, 1.5, 0.5)
+    n = 20_000
     arms = [Arm(f"r{i}", f"l{i}", None, weight) for i, weight in enumerate(weights)]
     for name in ("chat", "other"):
         counts = dict.fromkeys((arm.ref for arm in arms), 0)
@@ -104,9 +123,9 @@ def test_a_user_stays_and_moves_only_to_what_is_new() -> None:
     arms = [Arm("r0", "a", A, 1), Arm("r1", "b", B, 1)]
     before = [assign_arm(arms, "chat", "t", str(user)).ref for user in range(2000)]
     assert before == [assign_arm(arms[::-1], "chat", "t", str(user)).ref for user in range(2000)]
-    more = [*arms, Arm("r2", "c", None, 0.5)]
-    after = [assign_arm(more, "chat", "t", str(user)).ref for user in range(2000)]
-    assert {now for was, now in zip(before, after, strict=True) if was != now} == {"r2"}
+    more_arms = [*arms, Arm("r2", "c", None, 0.5)]
+    after = [assign_arm(more_arms, "chat", "t", str(user)).ref for user in range(2000)]
+    assert {new for old, new in zip(before, after, strict=True) if old != new} == {"r2"}
     share = after.count("r2") / 2000
     assert abs(share - 0.2) < 4 * sqrt(0.2 * 0.8 / 2000)
 
@@ -115,17 +134,19 @@ def test_another_name_or_tenant_divides_users_anew() -> None:
     arms = [Arm("r0", "a", A), Arm("r1", "b", B)]
     first = [assign_arm(arms, "chat", "t", str(user)).ref for user in range(1000)]
     for name, tenant in (("other", "t"), ("chat", "s")):
-        other = [assign_arm(arms, name, tenant, str(user)).ref for user in range(1000)]
-        assert 400 < sum(a == b for a, b in zip(first, other, strict=True)) < 600
+        other_refs = [assign_arm(arms, name, tenant, str(user)).ref for user in range(1000)]
+        assert 400 < sum(a == b for a, b in zip(first, other_refs, strict=True)) < 600
 
 
 def test_the_arm_is_said_where_there_are_several_and_a_tenant_without_users_is_one() -> None:
-    found = portfolio(chat=[Arm("sft:a", "sft:a", A), Arm("base", "base", None)], support=one("support", A))
-    seen = {choose(found, "chat", str(user)) for user in range(50)}
-    assert seen == {ChosenModel("chat", A, "sft:a"), ChosenModel("chat", None, "base")}
-    assert len({choose(found, "chat", None) for _ in range(50)}) == 1
-    assert len({choose(found, "chat", None, tenant=str(t)) for t in range(50)}) == 2
-    assert choose(found, "support").arm == ""
+    portfolio = build_portfolio(
+        chat=[Arm("sft:a", "sft:a", A), Arm("base", "base", None)], support=build_single_arm("support", A)
+    )
+    choices = {choose(portfolio, "chat", str(user)) for user in range(50)}
+    assert choices == {ChosenModel("chat", A, "sft:a"), ChosenModel("chat", None, "base")}
+    assert len({choose(portfolio, "chat", None) for _ in range(50)}) == 1
+    assert len({choose(portfolio, "chat", None, tenant=str(t)) for t in range(50)}) == 2
+    assert choose(portfolio, "support").arm == ""
 
 
 @pytest.fixture
@@ -138,27 +159,28 @@ def served(tmp_path: Path) -> Portfolio:
 def test_a_request_keeps_the_version_that_it_was_resolved_to(served: Portfolio) -> None:
     events = record_events(served)
     first = served.load("support", "one")
-    held = choose(served, "support")
+    choice = choose(served, "support")
     second = served.load("support", "two")
-    assert (held.version, choose(served, "support").version) == (first, second)
+    assert (choice.version, choose(served, "support").version) == (first, second)
     assert first.digest != second.digest
     with pytest.raises(UnknownModel):
         choose(served, f"support@sha256:{first.digest}")
     served.unload("support")
-    assert held.version == first
+    assert choice.version == first
     with pytest.raises(UnknownModel):
         choose(served, "support")
     with pytest.raises(Refusal) as caught:
         served.unload("support")
     assert (caught.value.status, caught.value.param) == (404, "lora_name")
-    ready, gone = "ready", "gone"
+    ready = "ready"
+    gone = "gone"
     assert events == [(ready, first.digest), (ready, second.digest), (gone, first.digest), (gone, second.digest)]
 
 
-def record_events(found: Portfolio) -> list[tuple[str, str]]:
+def record_events(portfolio: Portfolio) -> list[tuple[str, str]]:
     events: list[tuple[str, str]] = []
-    found.ready = lambda version: events.append(("ready", version.digest))
-    found.gone = lambda version: events.append(("gone", version.digest))
+    portfolio.ready = lambda loaded: events.append(("ready", loaded.digest))
+    portfolio.gone = lambda loaded: events.append(("gone", loaded.digest))
     return events
 
 
@@ -169,7 +191,7 @@ def test_weights_that_another_name_stands_for_are_not_gone(served: Portfolio) ->
     served.unload("a")
     assert events == []
     served.load("b", "one")  # the same again
-    assert [what for what, _ in events] == ["ready"]
+    assert [kind for kind, _ in events] == ["ready"]
     events.clear()
     served.unload("b")
     assert len(events) == 1
@@ -178,10 +200,10 @@ def test_weights_that_another_name_stands_for_are_not_gone(served: Portfolio) ->
 def test_what_cannot_be_made_ready_leaves_the_name_as_it_was(served: Portfolio) -> None:
     first = served.load("support", "one")
 
-    def broken(_: Version) -> None:
+    def raise_error(_: Version) -> None:
         raise InputError("adapter", "x", "is broken", "Train it again.")
 
-    served.ready = broken
+    served.ready = raise_error
     for name in ("support", "new"):
         with pytest.raises(InputError, match="is broken"):
             served.load(name, "two")
@@ -193,16 +215,16 @@ def test_names_that_follow_another(tmp_path: Path) -> None:
     for name, value in (("one", 1.0), ("two", 2.0)):
         exported(tmp_path / name, value=value)
     follows = [Arm("support", "support", None, 1.0, follows="support"), Arm("base", "base", None)]
-    found = Portfolio(BASE, METHOD, {"support": one("support", A), "chat": follows}, [tmp_path])
-    user = next(str(u) for u in range(50) if choose(found, "chat", str(u)).arm == "support")
-    assert choose(found, "chat", user).version == A
-    new = found.load("support", "one")
-    assert choose(found, "chat", user).version == new
-    for act in (lambda: found.unload("support"), lambda: found.load("chat", "two")):
+    portfolio = Portfolio(BASE, METHOD, {"support": build_single_arm("support", A), "chat": follows}, [tmp_path])
+    user = next(str(u) for u in range(50) if choose(portfolio, "chat", str(u)).arm == "support")
+    assert choose(portfolio, "chat", user).version == A
+    new = portfolio.load("support", "one")
+    assert choose(portfolio, "chat", user).version == new
+    for change in (lambda: portfolio.unload("support"), lambda: portfolio.load("chat", "two")):
         with pytest.raises(InputError, match=r"is followed by|refers to other names"):
-            act()
-    found.unload("chat")
-    found.unload("support")
+            change()
+    portfolio.unload("chat")
+    portfolio.unload("support")
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "a@b", "tiny", "base", "x" * 65, "a\n"])
@@ -215,30 +237,32 @@ def test_names_that_cannot_be_loaded(served: Portfolio, name: str) -> None:
 @pytest.mark.parametrize(
     ("base", "said"),
     [
-        (Base("pocket", "/x/pocket_model", None, ""), "pocket"), (Base("org/m", "/hub/abc", "abc", ""), "org/m"),
+        (Base("pocket", "/x/pocket_model", None, ""), "pocket"),
+        (Base("org/m", "/hub/abc", "abc", ""), "org/m"),
         (Base("/srv/models/llama", "/srv/models/llama", None, ""), "llama"),
         (Base("runs/full/mine", "/srv/runs/full/mine/artifact", None, ""), "mine"),
     ],
-)  # fmt: skip
+)
 def test_the_base_is_called_by_no_path(base: Base, said: str) -> None:
     assert build_public_id(base) == said
 
 
 def test_choices_and_changes_at_once(served: Portfolio) -> None:
-    """A choice sees one of the two states, whole, whoever changes the name meanwhile."""
+    """A choice sees one of the two states, complete, while another thread changes the name."""
     digests = {served.load("support", name).digest for name in ("one", "two")}
-    failed, stop = [], threading.Event()
+    errors = []
+    stop = threading.Event()
 
-    def ask() -> None:
+    def choose_until_stopped() -> None:
         while not stop.is_set():
             try:
-                chosen = choose(served, "support")
-                assert chosen.version is not None
-                assert chosen.version.digest in digests
+                choice = choose(served, "support")
+                assert choice.version is not None
+                assert choice.version.digest in digests
             except BaseException as error:
-                failed.append(error)
+                errors.append(error)
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=choose_until_stopped) for _ in range(4)]
     for thread in threads:
         thread.start()
     for i in range(60):
@@ -248,4 +272,4 @@ def test_choices_and_changes_at_once(served: Portfolio) -> None:
     stop.set()
     for thread in threads:
         thread.join()
-    assert not failed
+    assert not errors
