@@ -1,4 +1,4 @@
-"""Preference files: every accepted form by hand, every refusal with its place, and splits that do not leak."""
+"""Preference files: the pairs of every accepted shape, the place that each error names, and splits without leaks."""
 
 import gzip
 import json
@@ -14,11 +14,11 @@ from align.data.read.records import read_preferences, write_preferences
 from align.data.split import split_by_group
 
 
-def user(text: str) -> dict:
+def user_message(text: str) -> dict:
     return {"role": "user", "content": text}
 
 
-def bot(text: str) -> dict:
+def assistant_message(text: str) -> dict:
     return {"role": "assistant", "content": text}
 
 
@@ -27,15 +27,15 @@ def write(path, *rows) -> str:
     return str(path)
 
 
-def plain(pref: Preference) -> tuple:
-    """(prompt, chosen, rejected), each as "role: text" lines."""
+def to_lines(pref: Preference) -> tuple:
+    """Return (prompt, chosen, rejected), each as "role: text" lines."""
     return tuple(
         tuple(f"{m.role}: {m.content}" for m in getattr(pref, name)) for name in ("prompt", "chosen", "rejected")
     )
 
 
 def read_with_drops(path: str) -> tuple[list[Preference], Counter[Drop]]:
-    """The pairs of a file, and what makes none."""
+    """Return the pairs of a file and the counts of dropped rows."""
     drops = Counter[Drop]()
     list(read_records(path, BadRows(), drops))
     return read_preferences(path), drops
@@ -49,23 +49,34 @@ ONE = (("user: Q",), ("assistant: A",), ("assistant: B",))
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        pytest.param({"prompt": [user("Q")], "chosen": [bot("A")], "rejected": [bot("B")]}, ONE, id="trl"),
+        pytest.param(
+            {"prompt": [user_message("Q")], "chosen": [assistant_message("A")], "rejected": [assistant_message("B")]},
+            ONE,
+            id="trl",
+        ),
         pytest.param({"prompt": "Q", "chosen": "A", "rejected": "B"}, ONE, id="strings"),
         pytest.param(
-            {"chosen": [user("Q"), bot("A")], "rejected": [user("Q"), bot("B")]},
+            {
+                "chosen": [user_message("Q"), assistant_message("A")],
+                "rejected": [user_message("Q"), assistant_message("B")],
+            },
             ONE,
             id="implicit",
         ),
         pytest.param(
-            {"prompt": [user("Q")], "chosen": [user("Q"), bot("A")], "rejected": [user("Q"), bot("B")]},
+            {
+                "prompt": [user_message("Q")],
+                "chosen": [user_message("Q"), assistant_message("A")],
+                "rejected": [user_message("Q"), assistant_message("B")],
+            },
             ONE,
             id="whole conversations and their prompt",
         ),
         pytest.param(
-            # They part at a user turn: the answers judged begin at the assistant turn before it.
+            # They differ from a user turn on: the compared answers begin at the assistant turn before it.
             {
-                "chosen": [user("Q"), bot("same"), user("x"), bot("A")],
-                "rejected": [user("Q"), bot("same"), user("y"), bot("B")],
+                "chosen": [user_message("Q"), assistant_message("same"), user_message("x"), assistant_message("A")],
+                "rejected": [user_message("Q"), assistant_message("same"), user_message("y"), assistant_message("B")],
             },
             (
                 ("user: Q",),
@@ -75,8 +86,11 @@ ONE = (("user: Q",), ("assistant: A",), ("assistant: B",))
             id="implicit, parted at a user turn",
         ),
         pytest.param(
-            # One is the other's beginning: the shorter must keep an answer.
-            {"chosen": [user("Q"), bot("A")], "rejected": [user("Q"), bot("A"), user("x"), bot("B")]},
+            # The shorter conversation begins the longer one and must keep an answer.
+            {
+                "chosen": [user_message("Q"), assistant_message("A")],
+                "rejected": [user_message("Q"), assistant_message("A"), user_message("x"), assistant_message("B")],
+            },
             (("user: Q",), ("assistant: A",), ("assistant: A", "user: x", "assistant: B")),
             id="implicit, one continues the other",
         ),
@@ -94,7 +108,7 @@ ONE = (("user: Q",), ("assistant: A",), ("assistant: B",))
 )
 def test_one_pair_a_row(tmp_path, row, expected):
     (pref,) = read_preferences(write(tmp_path / "d.jsonl", row))
-    assert plain(pref) == expected
+    assert to_lines(pref) == expected
     assert (pref.id, pref.group_id, pref.margin, pref.source) == ("d:1", "", None, "d")
 
 
@@ -102,32 +116,32 @@ def test_ultrafeedback_binarised(tmp_path):
     row = {
         "prompt": "Q",
         "prompt_id": "abc",
-        "chosen": [user("Q"), bot("A")],
-        "rejected": [user("Q"), bot("B")],
-        "messages": [user("Q"), bot("A")],
+        "chosen": [user_message("Q"), assistant_message("A")],
+        "rejected": [user_message("Q"), assistant_message("B")],
+        "messages": [user_message("Q"), assistant_message("A")],
         "score_chosen": 8.5,
         "score_rejected": 6.0,
     }
     (pref,) = read_preferences(write(tmp_path / "uf.jsonl", row))
-    assert (plain(pref), pref.margin, pref.id) == (ONE, 2.5, "abc")
+    assert (to_lines(pref), pref.margin, pref.id) == (ONE, 2.5, "abc")
 
 
 def test_helpsteer_pairs_neighbours_with_one_prompt(tmp_path):
-    def rated(prompt, response, helpfulness):
+    def make_rated_row(prompt, response, helpfulness):
         return {"prompt": prompt, "response": response, "helpfulness": helpfulness, "verbosity": 1}
 
     turns = "Hi<extra_id_1>Assistant\nHello\n<extra_id_1>User\nWhy?"
     path = write(
         tmp_path / "hs.jsonl",
-        rated("Q", "low", 1),
-        rated("Q", "high", 4),
-        rated("Q", "also low", 1),
-        rated("alone", "x", 2),
-        rated(turns, "A", 3),
-        rated(turns, "B", 2),
+        make_rated_row("Q", "low", 1),
+        make_rated_row("Q", "high", 4),
+        make_rated_row("Q", "also low", 1),
+        make_rated_row("alone", "x", 2),
+        make_rated_row(turns, "A", 3),
+        make_rated_row(turns, "B", 2),
     )
     prefs, drops = read_with_drops(path)
-    assert [plain(p) for p in prefs] == [
+    assert [to_lines(p) for p in prefs] == [
         (("user: Q",), ("assistant: high",), ("assistant: low",)),
         (("user: Q",), ("assistant: high",), ("assistant: also low",)),
         (MULTI, ("assistant: A",), ("assistant: B",)),
@@ -138,10 +152,10 @@ def test_helpsteer_pairs_neighbours_with_one_prompt(tmp_path):
 
 
 def test_helpsteer3_counts_from_response1_to_response2(tmp_path):
-    def row(verdict):
-        return {"context": [user("Q")], "response1": "A", "response2": "B", "overall_preference": verdict}
+    def make_row(verdict):
+        return {"context": [user_message("Q")], "response1": "A", "response2": "B", "overall_preference": verdict}
 
-    prefs, drops = read_with_drops(write(tmp_path / "hs3.jsonl", row(-3), row(1), row(0)))
+    prefs, drops = read_with_drops(write(tmp_path / "hs3.jsonl", make_row(-3), make_row(1), make_row(0)))
     assert [(p.chosen[0].content, p.margin) for p in prefs] == [("A", 3), ("B", 1)]
     assert drops == {Drop.TIE: 1}
 
@@ -167,15 +181,18 @@ def test_nectar_makes_every_pair_of_one_group(tmp_path):
 
 
 def test_each_right_answer_makes_a_pair_with_each_wrong_one(tmp_path):
-    """As rows of RewardBench 2 are; `chosen` may be a text."""
+    """Rows of RewardBench 2 have lists of answers. `chosen` may also be a text."""
     row = {"id": 7, "prompt": "Q", "chosen": ["A"], "rejected": ["B", "A", "C"], "subset": "Math", "models": ["m"]}
     several = {"prompt": "R", "chosen": ["A", "B"], "rejected": ["C"], "source": "mine", "subset": "Ties"}
     alone = {"prompt": "S", "chosen": "A", "rejected": ["B"]}
     prefs, drops = read_with_drops(write(tmp_path / "rb.jsonl", row, several, alone))
     assert [(p.id, p.group_id, p.chosen[0].content, p.rejected[0].content) for p in prefs] == [
-        ("7/0>0", "7", "A", "B"), ("7/0>2", "7", "A", "C"), ("rb:2/0>0", "rb:2", "A", "C"),
-        ("rb:2/1>0", "rb:2", "B", "C"), ("rb:3/0>0", "rb:3", "A", "B"),
-    ]  # fmt: skip
+        ("7/0>0", "7", "A", "B"),
+        ("7/0>2", "7", "A", "C"),
+        ("rb:2/0>0", "rb:2", "A", "C"),
+        ("rb:2/1>0", "rb:2", "B", "C"),
+        ("rb:3/0>0", "rb:3", "A", "B"),
+    ]
     assert [p.source for p in prefs] == ["Math", "Math", "mine", "mine", "rb"]
     assert drops == {Drop.IDENTICAL: 1}
 
@@ -200,21 +217,40 @@ GOOD = {"prompt": "Q", "chosen": "A", "rejected": "B"}
         ({"prompt": "Q", "chosen": "A"}, "rejected", "missing"),
         ({"text": "A"}, "chosen", "missing"),
         ({"chosen": "A", "rejected": "B"}, "prompt", "missing"),
-        ({"chosen": [bot("A")], "rejected": [bot("B")]}, "prompt", "missing"),
+        ({"chosen": [assistant_message("A")], "rejected": [assistant_message("B")]}, "prompt", "missing"),
         ({**GOOD, "prompt": " "}, "prompt", "no question"),
-        ({**GOOD, "prompt": [user("Q"), bot("A")]}, "prompt", "no question"),
+        ({**GOOD, "prompt": [user_message("Q"), assistant_message("A")]}, "prompt", "no question"),
         ({**GOOD, "rejected": None}, "rejected", "missing"),
         ({**GOOD, "chosen": [], "rejected": ["B"]}, "chosen", "neither a text nor a list of texts"),
-        ({**GOOD, "chosen": [bot("A")], "rejected": ["B"]}, "chosen", "neither a text nor a list of texts"),
+        (
+            {**GOOD, "chosen": [assistant_message("A")], "rejected": ["B"]},
+            "chosen",
+            "neither a text nor a list of texts",
+        ),
         ({"chosen": ["A"], "rejected": ["B"]}, "prompt", "neither a text nor a list"),
         ({**GOOD, "chosen": 1, "rejected": 2}, "chosen", "neither a text nor a list"),
         ({**GOOD, "chosen": [], "rejected": []}, "chosen", "neither a text nor a list"),
         ({**GOOD, "chosen": [{"role": "gpt", "content": "A"}], "rejected": []}, "chosen[0].role", "none of"),
         ({**GOOD, "prompt": [{"role": "user"}]}, "prompt[0].content", "is missing"),
-        ({**GOOD, "chosen": [user("A")], "rejected": [bot("B")]}, "chosen", "ends with a user turn"),
-        ({"chosen": [user("Q"), bot("A")], "rejected": [user("R"), bot("B")]}, "chosen", "no beginning"),
         (
-            {"prompt": [user("R")], "chosen": [user("Q"), bot("A")], "rejected": [user("Q"), bot("B")]},
+            {**GOOD, "chosen": [user_message("A")], "rejected": [assistant_message("B")]},
+            "chosen",
+            "ends with a user turn",
+        ),
+        (
+            {
+                "chosen": [user_message("Q"), assistant_message("A")],
+                "rejected": [user_message("R"), assistant_message("B")],
+            },
+            "chosen",
+            "no beginning",
+        ),
+        (
+            {
+                "prompt": [user_message("R")],
+                "chosen": [user_message("Q"), assistant_message("A")],
+                "rejected": [user_message("Q"), assistant_message("B")],
+            },
             "prompt",
             "not what chosen and rejected share",
         ),
@@ -228,7 +264,7 @@ GOOD = {"prompt": "Q", "chosen": "A", "rejected": "B"}
         ({"prompt": "Q", "response": None, "helpfulness": 3}, "response", "missing"),
         ({"prompt": "Q", "response": "A", "helpfulness": True}, "helpfulness", "not a finite number"),
         (
-            {"context": [user("Q")], "response1": "A", "response2": "B", "overall_preference": 4},
+            {"context": [user_message("Q")], "response1": "A", "response2": "B", "overall_preference": 4},
             "overall_preference",
             "outside -3",
         ),
@@ -273,8 +309,8 @@ def test_what_is_written_is_read_back(tmp_path, name):
     assert read_preferences(path) == prefs
     text = gzip.decompress(first) if name.endswith("gz") else first
     rows = [json.loads(line) for line in text.split(b"\n")[:-1]]
-    assert rows[0]["chosen"] == [bot("line\u2028sep")]
-    assert [row.get("margin", "absent") for row in rows] == [0.5, "absent"]  # TRL takes its presence for its use
+    assert rows[0]["chosen"] == [assistant_message("line\u2028sep")]
+    assert [row.get("margin", "absent") for row in rows] == [0.5, "absent"]  # TRL uses a margin column if there is one
 
 
 def test_a_place_that_cannot_be_written(tmp_path):
@@ -286,54 +322,58 @@ def test_a_place_that_cannot_be_written(tmp_path):
 # Splits
 
 
-def pair(prompt: str, group: str = "", chosen: str = "A", rejected: str = "B") -> Preference:
+def make_pair(prompt: str, group: str = "", chosen: str = "A", rejected: str = "B") -> Preference:
     turns = (Message("user", prompt),), (Message("assistant", chosen),), (Message("assistant", rejected),)
     return Preference(*turns, group_id=group)
 
 
-def prompts_of(prefs) -> set[str]:
+def collect_prompts(prefs) -> set[str]:
     return {p.prompt[0].content for p in prefs}
 
 
 def test_split_holds_out_the_share_asked_for_and_keeps_all_pairs_in_order():
-    prefs = [pair(f"q{i % 50}", f"g{i % 50}") for i in range(150)]
+    prefs = [make_pair(f"q{i % 50}", f"g{i % 50}") for i in range(150)]
     train, test = split_by_group(prefs, 0.2, seed=0)
     assert (len(train), len(test)) == (120, 30)
     assert [p for p in prefs if p in test] == test
-    assert prompts_of(train) | prompts_of(test) == prompts_of(prefs)
+    assert collect_prompts(train) | collect_prompts(test) == collect_prompts(prefs)
 
 
 def test_groups_and_prompts_never_straddle():
-    # Group i holds two prompts, of which it shares one with the next of its own four: only whole fours can be moved.
-    prefs = [pair(f"q{4 * block + i + j}" if i + j < 4 else f"q{4 * block}", f"g{block}.{i}")
-             for block in range(30) for i in range(4) for j in range(2)]  # fmt: skip
-    # And pairs without a group go where their prompt is.
-    prefs += [pair(f"q{i}") for i in range(120)]
+    # Each group has two prompts and shares one with the next group of its block of four: only whole blocks can move.
+    prefs = [
+        make_pair(f"q{4 * block + i + j}" if i + j < 4 else f"q{4 * block}", f"g{block}.{i}")
+        for block in range(30)
+        for i in range(4)
+        for j in range(2)
+    ]
+    # Pairs without a group go to the side of their prompt.
+    prefs += [make_pair(f"q{i}") for i in range(120)]
     train, test = split_by_group(prefs, 0.3, seed=1)
-    assert not prompts_of(train) & prompts_of(test)
+    assert not collect_prompts(train) & collect_prompts(test)
     assert not {p.group_id for p in train} & {p.group_id for p in test} - {""}
-    assert len(prompts_of(test)) == 9 * 4
+    assert len(collect_prompts(test)) == 9 * 4
     assert len(test) == 9 * 12
 
 
 def test_sides_follow_the_seed_and_not_the_order():
-    prefs = [pair(f"q{i}") for i in range(60)]
+    prefs = [make_pair(f"q{i}") for i in range(60)]
     _, test = split_by_group(prefs, 0.25, seed=0)
-    _, again = split_by_group(prefs[::-1], 0.25, seed=0)
-    _, other = split_by_group(prefs, 0.25, seed=1)
-    assert prompts_of(test) == prompts_of(again) != prompts_of(other)
-    # Two more prompts move at most the ones at the border.
-    _, grown = split_by_group([*prefs, pair("new"), pair("newer")], 0.25, seed=0)
-    assert len(prompts_of(test) - prompts_of(grown)) <= 2
+    _, test_of_reversed = split_by_group(prefs[::-1], 0.25, seed=0)
+    _, test_of_other_seed = split_by_group(prefs, 0.25, seed=1)
+    assert collect_prompts(test) == collect_prompts(test_of_reversed) != collect_prompts(test_of_other_seed)
+    # Two more prompts change the side of at most two others.
+    _, test_of_more = split_by_group([*prefs, make_pair("new"), make_pair("newer")], 0.25, seed=0)
+    assert len(collect_prompts(test) - collect_prompts(test_of_more)) <= 2
 
 
 def test_a_small_set_still_has_two_sides_and_a_single_group_is_refused():
-    train, test = split_by_group([pair("q0"), pair("q1"), pair("q2")], 0.01, seed=0)
+    train, test = split_by_group([make_pair("q0"), make_pair("q1"), make_pair("q2")], 0.01, seed=0)
     assert (len(train), len(test)) == (2, 1)
-    train, test = split_by_group([pair("q0"), pair("q1")], 0.99, seed=0)
+    train, test = split_by_group([make_pair("q0"), make_pair("q1")], 0.99, seed=0)
     assert (len(train), len(test)) == (1, 1)
     with pytest.raises(InputError, match="too few groups"):
-        split_by_group([pair("q", "g"), pair("q", "h")], 0.5, seed=0)
+        split_by_group([make_pair("q", "g"), make_pair("q", "h")], 0.5, seed=0)
     for share in (0, 1, -0.1):
         with pytest.raises(InputError, match="between 0 and 1"):
-            split_by_group([pair("q0"), pair("q1")], share, seed=0)
+            split_by_group([make_pair("q0"), make_pair("q1")], share, seed=0)
