@@ -1,4 +1,4 @@
-"""The prefix cache: read once by whom it belongs to, and by nobody else."""
+"""The prefix cache: a prefix is computed once per tenant and adapter, and others do not read it."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ CONFIG = FAMILIES["llama"]
 
 
 def test_a_prefix_is_read_once():
-    made = engine(CONFIG, prefix_bytes=1 << 26)
+    llama_engine = engine(CONFIG, prefix_bytes=1 << 26)
     request = Request(prompt(150), sampled(4))
-    cold, warm = run(made, [request])[0], run(made, [request])[0]
+    cold = run(llama_engine, [request])[0]
+    warm = run(llama_engine, [request])[0]
     assert cold.tokens == warm.tokens
     assert (cold.outputs[0].cached_tokens, warm.outputs[0].cached_tokens) == (0, 128)
-    longer = run(made, [Request((*prompt(150)[:70], *prompt(80, 9)), sampled(4))])[0]
+    longer = run(llama_engine, [Request((*prompt(150)[:70], *prompt(80, 9)), sampled(4))])[0]
     assert longer.outputs[0].cached_tokens == 64
-    assert run(made, [Request(prompt(64), sampled(4))])[0].outputs[0].cached_tokens == 0  # its last token is computed
-    assert run(made, [Request(prompt(150), sampled(4, prompt_logprobs=0))])[0].outputs[0].cached_tokens == 0
+    # The last token of a prompt is always computed.
+    assert run(llama_engine, [Request(prompt(64), sampled(4))])[0].outputs[0].cached_tokens == 0
+    assert run(llama_engine, [Request(prompt(150), sampled(4, prompt_logprobs=0))])[0].outputs[0].cached_tokens == 0
 
 
 def test_no_other_tenant_or_adapter_reads_it(tmp_path: Path):
-    made = engine(CONFIG, prefix_bytes=1 << 26)
-    digests = [None, *(made.register(folder) for folder in adapters(CONFIG, tmp_path)[:2])]
+    llama_engine = engine(CONFIG, prefix_bytes=1 << 26)
+    digests = [None, *(llama_engine.register(folder) for folder in adapters(CONFIG, tmp_path)[:2])]
     for digest in digests:
         for tenant in ("a", "b"):
             for cached in (0, 128):
-                heard = run(made, [Request(prompt(150), sampled(1), digest, tenant)])[0]
-                assert heard.outputs[0].cached_tokens == cached
+                response = run(llama_engine, [Request(prompt(150), sampled(1), digest, tenant)])[0]
+                assert response.outputs[0].cached_tokens == cached
 
 
 def test_the_cache_has_its_bounds():
@@ -43,7 +45,7 @@ def test_the_cache_has_its_bounds():
     assert cache.get(b"\0") is blocks[b"\0"]
     cache.add(b"\3", blocks[b"\3"])
     assert cache.bytes == 3 * 64
-    assert cache.get(b"\1") is None  # used least lately
+    assert cache.get(b"\1") is None  # the least recently used
     cache.add(b"\4", torch.zeros(1000))
     assert cache.get(b"\4") is None
     assert cache.bytes == 3 * 64
@@ -52,10 +54,16 @@ def test_the_cache_has_its_bounds():
 def test_keys_name_all_that_a_block_depends_on():
     cache = PrefixCache(4, 0)
     ids = list(range(12))
-    assert len(list(cache.keys("t", None, ids))) == 2  # and not the block of the last token
-    found = [
-        key for tenant, digest, row in (
-            ("t", None, ids), ("u", None, ids), ("t", "d", ids), ("t", None, [9, *ids[1:]]), ("t', 'd", None, ids),
-        ) for key in cache.keys(tenant, digest, row)
-    ]  # fmt: skip
-    assert len(set(found)) == len(found)
+    assert len(list(cache.keys("t", None, ids))) == 2  # none for the block of the last token
+    keys = [
+        key
+        for tenant, digest, token_ids in (
+            ("t", None, ids),
+            ("u", None, ids),
+            ("t", "d", ids),
+            ("t", None, [9, *ids[1:]]),
+            ("t', 'd", None, ids),
+        )
+        for key in cache.keys(tenant, digest, token_ids)
+    ]
+    assert len(set(keys)) == len(keys)

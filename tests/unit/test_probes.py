@@ -1,4 +1,4 @@
-"""What an engine must say by an adapter: how much of it is in force, and the file that holds it."""
+"""Probes of an adapter: how much of its effect an engine shows, and the file that stores them."""
 
 from __future__ import annotations
 
@@ -21,27 +21,26 @@ from align.rollout.probes import (
     write_probes,
 )
 
-SOME = Probes(
-    [[*range(1, 31)], [4, 5]], [[-1.5] * 29, [-0.25]], [[-1.0] * 29, [-0.5]]
-)  # fmt: skip
+SOME = Probes([[*range(1, 31)], [4, 5]], [[-1.5] * 29, [-0.25]], [[-1.0] * 29, [-0.5]])
 
 
 def test_the_share_of_an_adapter_that_is_in_force():
-    draw = np.random.default_rng(0)
-    base, moved = -5 * draw.random((4, 50)), 0.05 * draw.standard_normal((4, 50))
-    probes = Probes([[0] * 51] * 4, (base + moved).tolist(), base.tolist())
+    generator = np.random.default_rng(0)
+    base = -5 * generator.random((4, 50))
+    effect = 0.05 * generator.standard_normal((4, 50))
+    probes = Probes([[0] * 51] * 4, (base + effect).tolist(), base.tolist())
     for share in (0.0, 0.5, 1.0, 2.0):
-        noise, noise_base = 0.02 * draw.standard_normal((2, 4, 50))  # as large as half of what is measured
-        agreed = compute_agreement((base + share * moved + noise).tolist(), (base + noise_base).tolist(), probes)
-        assert agreed.share == pytest.approx(share, abs=3 * agreed.error)
-        assert agreed.error < 0.1
-    exact = compute_agreement(probes.adapter, probes.base, probes)
-    assert exact == Agreement(0.0, pytest.approx(1.0), pytest.approx(0.0, abs=1e-9))
+        noise, noise_base = 0.02 * generator.standard_normal((2, 4, 50))  # half as large as the adapter's effect
+        agreement = compute_agreement((base + share * effect + noise).tolist(), (base + noise_base).tolist(), probes)
+        assert agreement.share == pytest.approx(share, abs=3 * agreement.error)
+        assert agreement.error < 0.1
+    exact_agreement = compute_agreement(probes.adapter, probes.base, probes)
+    assert exact_agreement == Agreement(0.0, pytest.approx(1.0), pytest.approx(0.0, abs=1e-9))
 
 
 def test_an_agreement_is_judged_by_what_its_noise_can_tell():
     check_agreement(Agreement(0.01, 1.2, 0.01), "bfloat16", "adapter", "x")
-    check_agreement(Agreement(0.01, 0.0, 0.5), "bfloat16", "adapter", "x")  # an adapter that hardly says anything
+    check_agreement(Agreement(0.01, 0.0, 0.5), "bfloat16", "adapter", "x")  # the adapter's effect is within the noise
     check_agreement(Agreement(0.01, float("nan"), float("inf")), "bfloat16", "adapter", "x")
     for wrong in (Agreement(0.01, 0.7, 0.01), Agreement(0.01, 1.4, 0.1), Agreement(0.2, 1.0, 0.01)):
         with pytest.raises(InputError, match="adapter=x"):
@@ -62,29 +61,36 @@ def test_probes_are_read_as_they_were_written(tmp_path: Path):
             read_probes(tmp_path, adapter, base)
 
 
-def too_few(said: dict[str, Any]) -> None:
+def too_few(document: dict[str, Any]) -> None:
     for name in ("rows", "adapter", "base"):
-        said[name].pop(0)
+        document[name].pop(0)
 
 
-def without(name: str) -> Callable[[dict[str, Any]], object]:
-    return lambda said: said.pop(name)
+def drop_field(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda document: document.pop(name)
 
 
 @pytest.mark.parametrize(
     "spoil",
     [
-        without("rows"), without("base"), lambda said: said["rows"].pop(), lambda said: said["adapter"][0].pop(),
-        lambda said: said["rows"][1].append("x"), lambda said: said["base"][0].__setitem__(0, None),
-        lambda said: said["base"][0].__setitem__(3, float("nan")), too_few,
-        lambda said: said.update(rows=[], adapter=[], base=[]), lambda said: said.update(rows=3),
-        lambda said: said["rows"].__setitem__(0, [-1, *range(29)]), lambda said: said["rows"].__setitem__(1, 7),
+        drop_field("rows"),
+        drop_field("base"),
+        lambda document: document["rows"].pop(),
+        lambda document: document["adapter"][0].pop(),
+        lambda document: document["rows"][1].append("x"),
+        lambda document: document["base"][0].__setitem__(0, None),
+        lambda document: document["base"][0].__setitem__(3, float("nan")),
+        too_few,
+        lambda document: document.update(rows=[], adapter=[], base=[]),
+        lambda document: document.update(rows=3),
+        lambda document: document["rows"].__setitem__(0, [-1, *range(29)]),
+        lambda document: document["rows"].__setitem__(1, 7),
     ],
-)  # fmt: skip
+)
 def test_probes_that_are_none_are_refused(tmp_path: Path, spoil: Callable[[dict[str, Any]], object]):
     write_probes(tmp_path, SOME, "a", "b")
-    said = json.loads((tmp_path / PROBES).read_text())
-    spoil(said)
-    (tmp_path / PROBES).write_text(json.dumps(said))
+    document = json.loads((tmp_path / PROBES).read_text())
+    spoil(document)
+    (tmp_path / PROBES).write_text(json.dumps(document))
     with pytest.raises(CorruptFile, match="holds no rows of tokens"):
         read_probes(tmp_path, "a", "b")
