@@ -1,4 +1,4 @@
-"""A project's settings and guidelines, and what annotators write beside their votes."""
+"""A project's settings and guidelines, and the remarks of annotators on their votes."""
 
 import json
 
@@ -133,12 +133,12 @@ def test_a_new_project_is_a_row_of_the_ledger(store):
     assert store.head().seq == 1
 
 
-# What annotators write
+# Remarks of annotators
 
 
 @pytest.fixture
 def remarked(store):
-    """Rows 1 and 2 add items, 3 ranks the first with a remark, 4 the second without."""
+    """Store of four ledger rows: 1 and 2 add items, 3 ranks the first with a remark, 4 the second without."""
     ids = [add(store, f"run/{i}") for i in range(2)]
     rank(store, ids[0], "0>1>2", rationale="Xq7 because", demonstration="Xq7 better")
     rank(store, ids[1], "0>1>2")
@@ -181,8 +181,8 @@ def test_erasing_the_item_or_the_annotator_takes_the_remark_with_it(remarked):
     remarked.erase_content("p", item)
     assert asked(remarked, "SELECT content FROM remarks") == []
     remarked.verify()
-    other = next(remarked.items("p")).id
-    rank(remarked, other, "2>1>0", annotator="bob", rationale="mine")
+    remaining_item = next(remarked.items("p")).id
+    rank(remarked, remaining_item, "2>1>0", annotator="bob", rationale="mine")
     remarked.erase_annotator("p", remarked.pseudonym("p", "bob"))
     assert asked(remarked, "SELECT content FROM remarks") == []
     assert len(remarked.rankings("p")) == 2
