@@ -1,4 +1,4 @@
-"""What several ranks are made of, without any: settings that fit, statuses, errors in words, a process alone."""
+"""Rank helpers tested in one process: checks of settings, exit statuses, error messages, a world size of one."""
 
 from __future__ import annotations
 
@@ -72,17 +72,17 @@ def test_ppo_divides_its_minibatches_and_one_process_anything():
     check_ranks(SftConfig(batch_size=15, micro_batch=15), 1)
 
 
-def failure(exitcode: int) -> SimpleNamespace:
+def make_failure(exitcode: int) -> SimpleNamespace:
     return SimpleNamespace(exitcode=exitcode)
 
 
 @pytest.mark.parametrize(
     ("codes", "spoken", "status", "said"),
     [
-        ({1: 2}, "2", 2, ""),  # the rank has said why
+        ({1: 2}, "2", 2, ""),  # the rank has printed its error
         ({0: 1, 1: 2}, "2", 2, ""),
         ({1: -9}, "", 1, "align: rank 1 died (SIGKILL); it stood at: update 7. Run the same command again to continue"),
-        ({0: -15, 1: -9}, "", 1, "align: rank 1 died (SIGKILL)"),  # the other was ended by the launcher
+        ({0: -15, 1: -9}, "", 1, "align: rank 1 died (SIGKILL)"),  # rank 0 was terminated by the launcher
         ({0: -15, 1: 2}, "2", 2, ""),
         ({0: -11}, "", 1, "align: rank 0 died (SIGSEGV); it stood at: before it started."),
         ({0: -70}, "", 1, "align: rank 0 died (signal 70)"),
@@ -96,7 +96,7 @@ def test_the_status_of_a_command(
     (tmp_path / "rank-1").write_text("update 7")
     if spoken:
         (tmp_path / ranks.SPOKEN).write_text(spoken)
-    assert report_failed_ranks({rank: failure(code) for rank, code in codes.items()}, tmp_path) == status
+    assert find_exit_status({rank: make_failure(code) for rank, code in codes.items()}, tmp_path) == status
     err = capsys.readouterr().err
     assert err.startswith(said) if said else err == ""
 
@@ -106,7 +106,7 @@ def test_why_a_killed_run_ended_is_written_into_its_manifest(tmp_path: Path):
     run.mkdir()
     write_manifest(run, Manifest("sft", "x", 0, to_plain_dict(Config(stage=SftConfig())), {}, None, status="running"))
     (tmp_path / ranks.RUN).write_text(str(run))
-    assert report_failed_ranks({0: failure(-9)}, tmp_path) == 1
+    assert find_exit_status({0: make_failure(-9)}, tmp_path) == 1
     assert read_manifest(run).error.startswith("rank 0 died (SIGKILL)")
     write_manifest(
         run,
@@ -114,7 +114,7 @@ def test_why_a_killed_run_ended_is_written_into_its_manifest(tmp_path: Path):
             "sft", "x", 0, to_plain_dict(Config(stage=SftConfig())), {}, None, status="done", times={"finished": "x"}
         ),
     )
-    assert report_failed_ranks({0: failure(-9)}, tmp_path) == 1
+    assert find_exit_status({0: make_failure(-9)}, tmp_path) == 1
     assert read_manifest(run).status == "done"
 
 
@@ -129,8 +129,8 @@ def test_why_a_killed_run_ended_is_written_into_its_manifest(tmp_path: Path):
     ],
 )
 def test_what_an_error_of_a_message_means(text: str, late: bool | None):
-    found = ranks.as_rank_lost(RuntimeError(text))
-    assert (found and found.late) is late
+    rank_lost = ranks.as_rank_lost(RuntimeError(text))
+    assert (rank_lost and rank_lost.late) is late
     assert ranks.as_rank_lost(ValueError(text)) is None
 
 
@@ -163,8 +163,8 @@ def test_no_torch_is_imported_for_ranks_that_there_are_not():
         "import sys; from align import ranks; from align.cli import launch; "
         "ranks.connect(); ranks.init_group(); print('torch' in sys.modules)"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "False"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("given", [{}, {"WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "2"}])
@@ -202,10 +202,10 @@ def test_other_machines_are_known_by_torchruns_variable(monkeypatch: pytest.Monk
 def test_gradients_travel_in_buckets_of_one_dtype(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ranks, "BUCKET", 10)
     sizes = [(4, torch.float32), (4, torch.float32), (4, torch.float32), (2, torch.bfloat16), (30, torch.bfloat16)]
-    made = [torch.zeros(size, dtype=dtype) for size, dtype in sizes]
-    found = list(split_into_buckets(made))
-    assert [[tensor.numel() for tensor in bucket] for bucket in found] == [[4, 4], [4], [2], [30]]
-    assert [tensor.data_ptr() for bucket in found for tensor in bucket] == [tensor.data_ptr() for tensor in made]
+    tensors = [torch.zeros(size, dtype=dtype) for size, dtype in sizes]
+    buckets = list(split_into_buckets(tensors))
+    assert [[tensor.numel() for tensor in bucket] for bucket in buckets] == [[4, 4], [4], [2], [30]]
+    assert [tensor.data_ptr() for bucket in buckets for tensor in bucket] == [tensor.data_ptr() for tensor in tensors]
 
 
 def test_what_follows_writes_nowhere_but_into_a_folder_that_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

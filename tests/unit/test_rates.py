@@ -1,4 +1,4 @@
-"""Default learning rates: the table, and how a run fills in what its command line leaves empty."""
+"""Default learning rates: the table, and the rates of a run whose command line sets none."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ LINES = {
 }
 
 
-def base_of_size(folder: Path, weights: int) -> Base:
-    """A folder whose safetensors header declares this number of weights, in two tensors and without their data."""
+def make_base_of_size(folder: Path, weights: int) -> Base:
+    """Make a base whose safetensors header declares this number of weights, in two tensors without data."""
     folder.mkdir()
     shapes = {"a.weight": [weights // 2, 1], "b.weight": [weights - weights // 2]}
     tensors = {name: {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
@@ -72,7 +72,7 @@ def test_pocket_keeps_the_rates_that_its_figures_were_made_with(column: str):
 def test_the_size_of_the_base_decides(tmp_path: Path, size: object):
     index = SIZE_CLASSES.index(size)  # pyright: ignore[reportArgumentType]
     weights = 40_000_000_000 if index == 3 else int(SIZE_CLASSES[index].below) - 1
-    base = base_of_size(tmp_path / "base", weights)
+    base = make_base_of_size(tmp_path / "base", weights)
     assert count_weights(tmp_path / "base") == weights
     for column, line in LINES.items():
         config, origin = fill_learning_rates(compose_config(shlex.split(line)), base)
@@ -84,9 +84,9 @@ def test_the_size_of_the_base_decides(tmp_path: Path, size: object):
 
 
 def test_a_rate_that_is_given_stays(tmp_path: Path):
-    base = base_of_size(tmp_path / "base", 8_000_000_000)
-    for words in (["stage=dpo", "stage.lr=3e-5"], ["stage=sft", "method.lr=3e-5"], ["stage=full", "stage.lr=3e-5"]):
-        config, origin = fill_learning_rates(compose_config(words), base)
+    base = make_base_of_size(tmp_path / "base", 8_000_000_000)
+    for arguments in (["stage=dpo", "stage.lr=3e-5"], ["stage=sft", "method.lr=3e-5"], ["stage=full", "stage.lr=3e-5"]):
+        config, origin = fill_learning_rates(compose_config(arguments), base)
         assert (config.stage.lr, origin) == (3e-5, "")
     config, origin = fill_learning_rates(compose_config(["stage=ppo", "stage.value_lr=3e-5"]), base)
     assert (config.stage.lr, config.stage.value_lr) == (1e-5, 3e-5)
@@ -94,7 +94,7 @@ def test_a_rate_that_is_given_stays(tmp_path: Path):
 
 
 def test_estimators_without_a_critic_take_the_filled_rate_and_no_other(tmp_path: Path):
-    base = base_of_size(tmp_path / "base", 8_000_000_000)
+    base = make_base_of_size(tmp_path / "base", 8_000_000_000)
     config, _ = fill_learning_rates(compose_config(["stage=ppo", "stage.advantage=rloo"]), base)
     assert config.stage.value_lr == 1e-4
     with pytest.raises(InputError, match=r"stage\.value_lr"):
@@ -103,14 +103,14 @@ def test_estimators_without_a_critic_take_the_filled_rate_and_no_other(tmp_path:
 
 @pytest.mark.parametrize("column", LINES)
 def test_the_command_line_of_a_run_makes_the_same_configuration(tmp_path: Path, column: str):
-    base = base_of_size(tmp_path / "base", 100_000_000)
+    base = make_base_of_size(tmp_path / "base", 100_000_000)
     line = shlex.split(LINES[column])
-    for more in ([], ["stage.lr=3e-3"], ["method.lr=3e-3"] if column in ("sft", "full") else []):
-        config, _ = fill_learning_rates(compose_config([*line, *more]), base)
-        words = shlex.split(format_command_line(to_plain_dict(config), {}))[3:]
-        again = fill_learning_rates(compose_config(words), base)[0]
-        again = replace_values(again, model=config.model)
-        assert to_plain_dict(again) == to_plain_dict(replace_values(config, model=config.model))
+    for overrides in ([], ["stage.lr=3e-3"], ["method.lr=3e-3"] if column in ("sft", "full") else []):
+        config, _ = fill_learning_rates(compose_config([*line, *overrides]), base)
+        arguments = shlex.split(format_command_line(to_plain_dict(config), {}))[3:]
+        rebuilt = fill_learning_rates(compose_config(arguments), base)[0]
+        rebuilt = replace_values(rebuilt, model=config.model)
+        assert to_plain_dict(rebuilt) == to_plain_dict(replace_values(config, model=config.model))
 
 
 def test_the_printed_configuration_says_where_a_rate_is_from(capsys: pytest.CaptureFixture[str]):
