@@ -33,21 +33,35 @@ print(count, (kilobytes("VmHWM") - before) // 1024)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["d.jsonl", "d.jsonl.gz", "d.jsonl.zst", "array.json", "held.json", "d.csv", "d.parquet", "file.arrow",
-     "stream.arrow", "d.parquet.gz"],
-)  # fmt: skip
+    [
+        "d.jsonl",
+        "d.jsonl.gz",
+        "d.jsonl.zst",
+        "array.json",
+        "held.json",
+        "d.csv",
+        "d.parquet",
+        "file.arrow",
+        "stream.arrow",
+        "d.parquet.gz",
+    ],
+)
 def test_a_large_file_is_read_in_memory_that_does_not_grow(tmp_path: Path, name: str) -> None:
-    """180 MB, of which at most 100 may be held at a time; Parquet in one group of rows, as pandas writes it."""
-    draw, count = random.Random(0), 180_000
-    words = [f"{draw.getrandbits(48):x}" for _ in range(5000)]
+    """The file has 180 MB, and memory may grow by 100. Parquet has one group of rows, as pandas writes it."""
+    generator = random.Random(0)
+    count = 180_000
+    words = [f"{generator.getrandbits(48):x}" for _ in range(5000)]
 
-    # Ten blocks by turns: more than any codec or dictionary looks back over.
+    # Ten blocks by turns: more than the window of any codec or dictionary.
     blocks = [
-        [{"prompt": " ".join(draw.choices(words, k=40)), "completion": " ".join(draw.choices(words, k=40))}
-         for _ in range(1000)]
+        [
+            {"prompt": " ".join(generator.choices(words, k=40)), "completion": " ".join(generator.choices(words, k=40))}
+            for _ in range(1000)
+        ]
         for _ in range(10)
-    ]  # fmt: skip
-    plain, packed = name.removesuffix(".gz").removesuffix(".zst"), "." + name.rsplit(".", 1)[1]
+    ]
+    plain = name.removesuffix(".gz").removesuffix(".zst")
+    packed = "." + name.rsplit(".", 1)[1]
     path = tmp_path / plain
     if plain in COLUMNS:
         schema = pa.schema({"prompt": pa.string(), "completion": pa.string()})
@@ -79,10 +93,10 @@ def test_a_large_file_is_read_in_memory_that_does_not_grow(tmp_path: Path, name:
         with path.open("rb") as file, packing as out:
             shutil.copyfileobj(file, out, 2**20)
     small = write(tmp_path / "..", plain, [{"prompt": "a", "completion": "b"}])
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", GROWTH, str(tmp_path / name), str(small)], capture_output=True, text=True, check=True
     )
-    found, grown = map(int, done.stdout.split())
-    print(name, grown, "MB")
-    assert found == count
-    assert grown <= 100
+    row_count, grown_mb = map(int, process.stdout.split())
+    print(name, grown_mb, "MB")
+    assert row_count == count
+    assert grown_mb <= 100
