@@ -1,5 +1,4 @@
-"""A receipt says how far an export lies from what was trained, fails where that is too far, and speaks of its own files
-alone."""
+"""A receipt states how far an export is from the trained model, fails beyond a bound, and covers its files alone."""
 
 from __future__ import annotations
 
@@ -37,7 +36,8 @@ from align.run.receipt import RECEIPT, read_verified_receipt, write_receipt
 
 CPU = torch.device("cpu")
 NOBODY = {"llama.cpp": "none", "vLLM": "none"}
-NEAR, FAR = Divergence(1e-9, 1.0, 1e-6, 10), Divergence(0.3, 0.7, 4.2, 10)
+NEAR = Divergence(1e-9, 1.0, 1e-6, 10)
+FAR = Divergence(0.3, 0.7, 4.2, 10)
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +57,11 @@ def trained(base: Base, adapter: Path) -> TrainedModel:
     return load_trained_model(base, adapter, "qlora", CPU, torch.float32, tokenizer)
 
 
-def verdicts(rows: list[ReceiptCheck]) -> dict[str, str]:
+def collect_verdicts(rows: list[ReceiptCheck]) -> dict[str, str]:
     return {row.name: row.verdict for row in rows}
 
 
-# --- What a row says --------------------------------------------------------------------------------------------------
+# --- Verdicts of rows -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -84,24 +84,22 @@ def test_a_verdict_is_a_bound_kept_and_nothing_else(row: ReceiptCheck, verdict: 
 
 
 def test_a_missed_bound_and_an_engine_that_was_not_asked_are_errors():
-    fine, missed = (
-        ReceiptCheck("t", "adapter", "nf4", found=NEAR, bound=("kl", 1)),
-        ReceiptCheck("t", found=FAR, bound=("kl", 0.01)),
-    )
+    passing = ReceiptCheck("t", "adapter", "nf4", found=NEAR, bound=("kl", 1))
+    missed = ReceiptCheck("t", found=FAR, bound=("kl", 0.01))
     unasked = ReceiptCheck("llama.cpp", note="it is not there")
-    require_passed([fine, unasked])
-    require_engines([fine, unasked], [], ["t"])
+    require_passed([passing, unasked])
+    require_engines([passing, unasked], [], ["t"])
     with pytest.raises(
         InputError,
         match=r"export=1 of the receipt.s bounds missed: t: kl is 0\.3, which may be 0\.01.*export\.accept=\[t\]",
     ):
-        require_passed([fine, missed])
-    require_passed(mark_accepted([fine, missed], ["t"]))
+        require_passed([passing, missed])
+    require_passed(mark_accepted([passing, missed], ["t"]))
     with pytest.raises(InputError, match=r"export\.require=llama\.cpp: it was not checked: it is not there"):
-        require_engines([fine, unasked], [], ["llama.cpp"])
-    for name in ("nobody", "llama.cpp"):  # nothing is waved through that has no bound
+        require_engines([passing, unasked], [], ["llama.cpp"])
+    for name in ("nobody", "llama.cpp"):  # only rows with a bound can be accepted
         with pytest.raises(InputError, match=rf"export\.accept={name}.*t/adapter/nf4"):
-            require_engines([fine, missed, unasked], [name], [])
+            require_engines([passing, missed, unasked], [name], [])
     with pytest.raises(InputError, match=r"export\.require=t"):  # the yardstick is no export
         require_engines([ReceiptCheck("t", "base alone", found=NEAR)], [], ["t"])
 
@@ -119,17 +117,20 @@ def test_every_position_of_every_prompt_counts():
     a = [torch.zeros(3, 5), torch.zeros(4, 5)]
     b = [torch.zeros(3, 5), torch.zeros(4, 5)]
     b[1][3, 2] = 1.0  # log(5) - log(4 + e) off for the others, 1 more for that one
-    found = compute_divergence(a, b)
-    assert found.tokens == 7
-    assert found.max_logprob == pytest.approx(1 - (torch.tensor(4 + torch.e).log() - torch.tensor(5.0).log()).item())
+    divergence = compute_divergence(a, b)
+    assert divergence.tokens == 7
+    assert divergence.max_logprob == pytest.approx(
+        1 - (torch.tensor(4 + torch.e).log() - torch.tensor(5.0).log()).item()
+    )
 
 
 def test_what_is_no_number_is_near_to_nothing():
-    a, nan = torch.zeros(3, 5), torch.full((3, 5), torch.nan)
+    a = torch.zeros(3, 5)
+    nan = torch.full((3, 5), torch.nan)
     for pair in (([a, a], [a, nan]), ([a, nan], [a, a]), ([a, a], [nan, a])):
-        found = compute_divergence(*pair)
-        assert ReceiptCheck("t", found=found, bound=("max_logprob", 1e9)).verdict == "fail"
-        assert isnan(found.max_logprob)
+        divergence = compute_divergence(*pair)
+        assert ReceiptCheck("t", found=divergence, bound=("max_logprob", 1e9)).verdict == "fail"
+        assert isnan(divergence.max_logprob)
 
 
 def test_a_template_that_refuses_words_leaves_the_tokens(base: Base):
@@ -146,9 +147,11 @@ def test_an_adapter_is_what_was_trained_on_nf4_and_not_on_the_original(
     trained: TrainedModel, base: Base, tmp_path: Path
 ):
     target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
-    beside = prepare_dequantised_base(tmp_path, base, BASE, torch.float32, torch.float32, CPU, trained.tokenizer)
-    rows = check_adapter(trained, target, beside, "float32", NOBODY)
-    assert verdicts(rows) == {
+    dequantised_base = prepare_dequantised_base(
+        tmp_path, base, BASE, torch.float32, torch.float32, CPU, trained.tokenizer
+    )
+    rows = check_adapter(trained, target, dequantised_base, "float32", NOBODY)
+    assert collect_verdicts(rows) == {
         "transformers/adapter/nf4/float32": "pass",
         "transformers/adapter/nf4-dequantised/float32": "pass",
         "transformers/adapter/original/float32": "reported",
@@ -159,17 +162,20 @@ def test_an_adapter_is_what_was_trained_on_nf4_and_not_on_the_original(
     assert rows[1].found is not None
     assert rows[1].bound == ("max_logprob", 1e-4)
     assert rows[2].found is not None
-    assert rows[2].found.kl > 1e-3  # it is another model, and the receipt says so
-    assert trained.base_divergence.kl > 1e-3  # and the prompts do ask the adapter
+    assert rows[2].found.kl > 1e-3  # the original base gives another model
+    assert trained.base_divergence.kl > 1e-3  # the adapter changes the answers to the prompts
     require_passed(rows)
     require_engines(rows, [], ["transformers"])
 
 
 def test_without_a_base_beside_it_the_dequantised_one_was_not_checked(trained: TrainedModel, tmp_path: Path):
     target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
-    assert verdicts(check_adapter(trained, target, None, "bfloat16", NOBODY))[
-        "transformers/adapter/nf4-dequantised/bfloat16"
-    ] == "not checked"  # fmt: skip
+    assert (
+        collect_verdicts(check_adapter(trained, target, None, "bfloat16", NOBODY))[
+            "transformers/adapter/nf4-dequantised/bfloat16"
+        ]
+        == "not checked"
+    )
 
 
 @pytest.mark.parametrize("factor", [1.5, 0.99])
@@ -192,9 +198,9 @@ def test_a_merge_is_compared_before_and_after_it_is_saved(trained: TrainedModel,
     nf4 = into == DEQUANTISED
     model = merge_adapter(cast_to_fp32(load(Path(trained.base.path), nf4)), trained.adapter, torch.float32)
     with torch.no_grad():
-        summed = [model(input_ids=torch.tensor([row])).logits[0] for row in trained.rows]
+        merged_logits = [model(input_ids=torch.tensor([row])).logits[0] for row in trained.rows]
     target = merged_in(model.to(getattr(torch, kept)), tmp_path / "out", tokenizer=trained.tokenizer)
-    rows = check_merged(trained, target, into, kept, summed, NOBODY)
+    rows = check_merged(trained, target, into, kept, merged_logits, NOBODY)
     assert [row.verdict for row in rows[:3]] == ["pass", "pass", "reported"]  # each on its own base
     assert rows[0].found is not None
     assert rows[0].found.kl < 1e-8
@@ -209,16 +215,16 @@ def test_a_merge_is_compared_before_and_after_it_is_saved(trained: TrainedModel,
 
 
 def test_a_merge_keeps_all_bits_of_a_base_that_was_saved_in_few(base: Base, tmp_path: Path):
-    """`dequantize` hands out what the checkpoint was saved in, unless it is told: half of the bits would go here."""
+    """`dequantize` returns the dtype of the checkpoint by default, and bfloat16 would lose half of the bits."""
     folder = tmp_path / "model"
     load(Path(base.path), nf4=False, dtype=torch.bfloat16).save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     tokenizer.save_pretrained(folder)
     source = make_adapter(folder, tmp_path / "source")
-    few = Base("few", str(folder), None, model_digest(folder))
-    found = load_trained_model(few, source, "qlora", CPU, torch.bfloat16, tokenizer)
-    model = merge_adapter(cast_to_fp32(load_base(few, "qlora", CPU, torch.bfloat16)), source, torch.float32)
-    divergence = compute_divergence(found.logits, compute_logits(model, found.rows))
+    bf16_base = Base("few", str(folder), None, model_digest(folder))
+    trained_model = load_trained_model(bf16_base, source, "qlora", CPU, torch.bfloat16, tokenizer)
+    model = merge_adapter(cast_to_fp32(load_base(bf16_base, "qlora", CPU, torch.bfloat16)), source, torch.float32)
+    divergence = compute_divergence(trained_model.logits, compute_logits(model, trained_model.rows))
     assert divergence.max_logprob < 1e-4
 
 
@@ -227,44 +233,53 @@ def test_an_adapter_of_a_plain_base_is_held_to_that(base: Base, tmp_path: Path):
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     plain = load_trained_model(base, source, "lora", CPU, torch.bfloat16, tokenizer)
     rows = check_adapter(plain, exported(source, tmp_path / "out", tokenizer=tokenizer), None, "bfloat16", NOBODY)
-    assert verdicts(rows) == {
-        "transformers/adapter/original/bfloat16": "pass", "transformers/base alone/original/bfloat16": "reported",
-        "llama.cpp": "not checked", "vLLM": "not checked",
-    }  # fmt: skip
+    assert collect_verdicts(rows) == {
+        "transformers/adapter/original/bfloat16": "pass",
+        "transformers/base alone/original/bfloat16": "reported",
+        "llama.cpp": "not checked",
+        "vLLM": "not checked",
+    }
 
 
 @pytest.mark.parametrize("architecture", ["Qwen2", "Qwen3", "Gemma2", "Phi3"])
 def test_other_architectures_leave_as_they_were_trained(base: Base, tmp_path: Path, architecture: str):
-    """Random weights; every linear layer adapted, rsLoRA, two ranks; lowered, dequantised and merged."""
+    """Random weights with every linear layer adapted, rsLoRA and two ranks, exported as an adapter and merged."""
     import transformers
 
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     torch.manual_seed(0)
     shape = {
-        "vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 32,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2, "pad_token_id": 0,
-    }  # fmt: skip
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "head_dim": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+    }
     config = getattr(transformers, f"{architecture}Config")(**shape)
     folder = tmp_path / "model"
     getattr(transformers, f"{architecture}ForCausalLM")(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    more = {"target_modules": "all-linear", "use_rslora": True, "rank_pattern": {"o_proj": 6}}
-    source = make_adapter(folder, tmp_path / "source", **more)
+    lora_options = {"target_modules": "all-linear", "use_rslora": True, "rank_pattern": {"o_proj": 6}}
+    source = make_adapter(folder, tmp_path / "source", **lora_options)
     model = Base(architecture, str(folder), None, model_digest(folder))
-    found = load_trained_model(model, source, "qlora", CPU, torch.float32, tokenizer)
+    trained_model = load_trained_model(model, source, "qlora", CPU, torch.float32, tokenizer)
     target = exported(source, tmp_path / "out", tokenizer=tokenizer)
-    beside = prepare_dequantised_base(tmp_path, model, BASE, torch.float32, torch.float32, CPU, tokenizer)
-    rows = check_adapter(found, target, beside, "float32", NOBODY)
+    dequantised_base = prepare_dequantised_base(tmp_path, model, BASE, torch.float32, torch.float32, CPU, tokenizer)
+    rows = check_adapter(trained_model, target, dequantised_base, "float32", NOBODY)
     assert [row.verdict for row in rows[:2]] == ["pass", "pass"]
-    whole = merged_in(
+    merged_folder = merged_in(
         merge_adapter(cast_to_fp32(load(folder)), source, torch.float32), tmp_path / "merged", tokenizer=tokenizer
     )
-    assert check_merged(found, whole, DEQUANTISED, "float32", None, NOBODY)[0].verdict == "pass"
-    assert found.base_divergence.max_logprob > 0.1
+    assert check_merged(trained_model, merged_folder, DEQUANTISED, "float32", None, NOBODY)[0].verdict == "pass"
+    assert trained_model.base_divergence.max_logprob > 0.1
 
 
 def test_a_model_of_few_positions_and_transposed_weights(base: Base, tmp_path: Path):
-    """GPT-2: 48 learned positions, where most of the prompts are longer; Conv1D, whose weights lie the other way."""
+    """GPT-2 has Conv1D layers with transposed weights, and here 48 positions, fewer than most prompts have."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     tokenizer = AutoTokenizer.from_pretrained(base.path)
@@ -280,16 +295,16 @@ def test_a_model_of_few_positions_and_transposed_weights(base: Base, tmp_path: P
     randomise(model)
     model.save_pretrained(tmp_path / "source")
     gpt2 = Base("gpt2", str(folder), None, model_digest(folder))
-    found = load_trained_model(gpt2, tmp_path / "source", "lora", CPU, torch.float32, tokenizer)
-    assert max(map(len, found.rows)) <= 48
+    trained_model = load_trained_model(gpt2, tmp_path / "source", "lora", CPU, torch.float32, tokenizer)
+    assert max(map(len, trained_model.rows)) <= 48
     rows = check_adapter(
-        found, exported(tmp_path / "source", tmp_path / "out", tokenizer=tokenizer), None, "float32", NOBODY
+        trained_model, exported(tmp_path / "source", tmp_path / "out", tokenizer=tokenizer), None, "float32", NOBODY
     )
     assert rows[0].verdict == "pass"
-    assert found.base_divergence.max_logprob > 0.1
-    merged = merge_adapter(load(folder, nf4=False), tmp_path / "source", torch.float32)
-    whole = merged_in(merged, tmp_path / "merged", tokenizer=tokenizer)
-    assert check_merged(found, whole, "original", "float32", None, NOBODY)[0].verdict == "pass"
+    assert trained_model.base_divergence.max_logprob > 0.1
+    merged_model = merge_adapter(load(folder, nf4=False), tmp_path / "source", torch.float32)
+    merged_folder = merged_in(merged_model, tmp_path / "merged", tokenizer=tokenizer)
+    assert check_merged(trained_model, merged_folder, "original", "float32", None, NOBODY)[0].verdict == "pass"
 
 
 # --- The base beside it -----------------------------------------------------------------------------------------------
@@ -298,30 +313,30 @@ def test_a_model_of_few_positions_and_transposed_weights(base: Base, tmp_path: P
 def test_a_dequantised_base_is_written_once_and_trusted_by_its_digest(
     trained: TrainedModel, base: Base, tmp_path: Path
 ):
-    def beside() -> Path:
+    def prepare_base() -> Path:
         return prepare_dequantised_base(tmp_path, base, BASE, torch.float32, torch.bfloat16, CPU, trained.tokenizer)
 
-    folder = beside()
+    folder = prepare_base()
     weights = folder / "model.safetensors"
-    written = weights.stat().st_mtime_ns
-    assert beside() == folder
-    assert weights.stat().st_mtime_ns == written
+    first_mtime = weights.stat().st_mtime_ns
+    assert prepare_base() == folder
+    assert weights.stat().st_mtime_ns == first_mtime
     assert json.loads((folder / "base.json").read_text())["kind"] == "nf4-dequantised"
     assert weights.stat().st_mode & 0o777 == 0o644
-    held = load_file(weights)
-    plain = dict(dequantise(load(Path(base.path)), torch.bfloat16).named_parameters())
-    assert all(torch.equal(held[name], plain[name]) for name in held)
-    save_file({n: t + 1 for n, t in held.items()}, weights, {"format": "pt"})
+    saved_weights = load_file(weights)
+    expected_weights = dict(dequantise(load(Path(base.path)), torch.bfloat16).named_parameters())
+    assert all(torch.equal(saved_weights[name], expected_weights[name]) for name in saved_weights)
+    save_file({n: t + 1 for n, t in saved_weights.items()}, weights, {"format": "pt"})
     with pytest.raises(CorruptFile, match="not those that were written"):
-        beside()
+        prepare_base()
 
 
 def test_tokens_that_the_base_does_not_have_are_refused(base: Base):
-    tokenizer, own = (AutoTokenizer.from_pretrained(base.path) for _ in range(2))
-    check_added_tokens(tokenizer, own)
+    tokenizer, base_tokenizer = (AutoTokenizer.from_pretrained(base.path) for _ in range(2))
+    check_added_tokens(tokenizer, base_tokenizer)
     tokenizer.add_tokens(["<tool>"])
     with pytest.raises(InputError, match=r"tokenizer=<tool>: 1 tokens were added"):
-        check_added_tokens(tokenizer, own)
+        check_added_tokens(tokenizer, base_tokenizer)
 
 
 def test_ids_without_an_embedding_are_refused_whatever_is_exported(trained: TrainedModel):
@@ -338,13 +353,13 @@ def test_a_receipt_speaks_of_its_files_and_no_others(trained: TrainedModel, tmp_
     target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
     rows = [ReceiptCheck("t", found=NEAR, bound=("kl", 1.0)), ReceiptCheck("vLLM", note="why")]
     write_receipt(target, [row.as_dict() for row in rows], trained.rows, {"base": BASE})
-    said = read_verified_receipt(target)
-    assert [(row["name"], row["verdict"]) for row in said["rows"]] == [("t", "pass"), ("vLLM", "not checked")]
-    assert set(said["files"]) == {path.name for path in target.iterdir()} - {RECEIPT}
-    assert said["prompts"]["number"] == len(trained.rows)
-    check_agreement(said, rows)
+    receipt = read_verified_receipt(target)
+    assert [(row["name"], row["verdict"]) for row in receipt["rows"]] == [("t", "pass"), ("vLLM", "not checked")]
+    assert set(receipt["files"]) == {path.name for path in target.iterdir()} - {RECEIPT}
+    assert receipt["prompts"]["number"] == len(trained.rows)
+    check_agreement(receipt, rows)
     for forged in (
-        {"rows": [{**said["rows"][0], "found": {"kl": 0.5, "top1": 1.0, "max_logprob": 1e-6}}]},
+        {"rows": [{**receipt["rows"][0], "found": {"kl": 0.5, "top1": 1.0, "max_logprob": 1e-6}}]},
         {"rows": [{"name": "vLLM", "verdict": "pass", "found": {"kl": 0.0, "top1": 1.0, "max_logprob": 0.0}}]},
         {"rows": [{"name": "vLLM", "verdict": "pass", "found": None}]},
         {"rows": [{}]},
