@@ -1,4 +1,4 @@
-"""What hides a secret, and what does not look like one."""
+"""Secrets are masked in texts, URLs, settings and errors, and harmless texts stay as they are."""
 
 from __future__ import annotations
 
@@ -31,15 +31,25 @@ SHOWN = "postgresql+psycopg://user:***@host:5432/name?sslmode=require"
 
 def test_whatever_looks_at_a_secret_sees_its_mask():
     secret = hide_password(URL)
-    looks = (
-        str, repr, "{}".format, "%s".__mod__, json.dumps, lambda s: json.dumps({s: [s]}), lambda s: "".join([s]),
-        lambda s: s + "", lambda s: f"{s!r:>80}", lambda s: s.encode().decode(), lambda s: yaml.safe_dump(str(s)),
-        lambda s: pickle.loads(pickle.dumps(s)), lambda s: str(asdict(StoreConfig(s))),
+    conversions = (
+        str,
+        repr,
+        "{}".format,
+        "%s".__mod__,
+        json.dumps,
+        lambda s: json.dumps({s: [s]}),
+        lambda s: "".join([s]),
+        lambda s: s + "",
+        lambda s: f"{s!r:>80}",
+        lambda s: s.encode().decode(),
+        lambda s: yaml.safe_dump(str(s)),
+        lambda s: pickle.loads(pickle.dumps(s)),
+        lambda s: str(asdict(StoreConfig(s))),
         lambda s: str(vars(StoreConfig(s))),
-    )  # fmt: skip
-    for look in looks:
-        assert "***" in look(secret)
-        assert "pl4nted" not in look(secret)
+    )
+    for convert in conversions:
+        assert "***" in convert(secret)
+        assert "pl4nted" not in convert(secret)
     assert reveal_secret(secret) == reveal_secret(copy.deepcopy(secret)) == reveal_secret(copy.copy(secret)) == URL
     assert secret == SHOWN == hide_password(URL.replace("pl4nted", "0ther-value"))
     assert hash(secret) == hash(SHOWN)
@@ -70,11 +80,18 @@ def test_shapes_are_masked_once_and_for_all(text: str, shown: str):
 @pytest.mark.parametrize(
     "text",
     [
-        "sqlite:///runs/annotations.db", "sqlite:////home/a@b/x@y.db", "http://127.0.0.1:7861/x@y",
-        "postgresql+psycopg://align@/postgres?host=/tmp/x&options=-csearch_path%3Dt", "hub:ORG/NAME@REV/file.jsonl",
-        "sft:latest", "eos_token = '<eos>'", "my llama (v2)", "hf_model", "a?b=c",
+        "sqlite:///runs/annotations.db",
+        "sqlite:////home/a@b/x@y.db",
+        "http://127.0.0.1:7861/x@y",
+        "postgresql+psycopg://align@/postgres?host=/tmp/x&options=-csearch_path%3Dt",
+        "hub:ORG/NAME@REV/file.jsonl",
+        "sft:latest",
+        "eos_token = '<eos>'",
+        "my llama (v2)",
+        "hf_model",
+        "a?b=c",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_secret_stays(text: str):
     assert mask_secrets(text) == text
 
@@ -82,13 +99,15 @@ def test_what_is_no_secret_stays(text: str):
 @pytest.mark.parametrize(
     "url",
     [
-        "mysql+pymysql://bob@h/db?ssl_key_passphrase=pl4nted-1", "mssql+pyodbc:///?odbc_connect=UID%3Dsa%3BPWD%3Dpl4nted-1",
-        "postgresql://bob@h/db?sslmode=require&unheard_of=pl4nted-1", "postgresql://bob@h/db?pl4nted-1",
+        "mysql+pymysql://bob@h/db?ssl_key_passphrase=pl4nted-1",
+        "mssql+pyodbc:///?odbc_connect=UID%3Dsa%3BPWD%3Dpl4nted-1",
+        "postgresql://bob@h/db?sslmode=require&unheard_of=pl4nted-1",
+        "postgresql://bob@h/db?pl4nted-1",
         "snowflake://bob@h/db?private_key=pl4nted-1;x=pl4nted-1",
     ],
-)  # fmt: skip
+)
 def test_a_parameter_is_hidden_unless_it_is_known_to_be_harmless(url: str):
-    """Each driver has names of its own for what must not be seen."""
+    """Drivers have their own names for secret parameters."""
     store = StoreConfig(url)
     assert "pl4nted" not in f"{store.url} {mask_argument(f'store.url={url}')} {vars(store)}"
     assert store.url is not None
@@ -136,18 +155,18 @@ def test_known_values_are_masked_wherever_they_stand(monkeypatch: pytest.MonkeyP
     hide_password("postgresql://u:kn0wn%21value@h/d")
     monkeypatch.setenv("SOME_API_KEY", "k3y-of-the-environment")
     monkeypatch.setenv("SOME_PATH", "harmless-value")
-    said = "kn0wn%21value kn0wn!value k3y-of-the-environment harmless-value"
-    assert redact(said) == "*** *** *** harmless-value"
-    record = logging.LogRecord("n", logging.ERROR, "f", 1, "%s", (said,), None)
+    text = "kn0wn%21value kn0wn!value k3y-of-the-environment harmless-value"
+    assert redact(text) == "*** *** *** harmless-value"
+    record = logging.LogRecord("n", logging.ERROR, "f", 1, "%s", (text,), None)
     assert RedactingFormatter("%(message)s").format(record) == "*** *** *** harmless-value"
     with pytest.raises(InputError) as caught:
-        raise InputError("a", said, said, said)
+        raise InputError("a", text, text, text)
     error = caught.value
     assert "kn0wn" not in f"{error} {error.value} {error.problem} {error.remedy} {error.args}"
 
 
 def test_common_words_stay():
-    """A password like the user's name would make every message unreadable, and hides nothing."""
+    """Masking a common word that is a password would make every message unreadable."""
     hide_password("postgresql://postgres:postgres@h/d")
     hide_password("postgresql://u:abc@h/d")
     assert redact("postgres abc") == "postgres abc"

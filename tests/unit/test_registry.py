@@ -1,4 +1,4 @@
-"""What the registry knows of runs, and what can be asked of it, beside folders that were made to be known."""
+"""Records, conditions and orders of the run registry, tested on run folders that `portfolio` writes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,21 @@ def test_what_is_known_of_a_policy(tmp_path: Path) -> None:
     assert (record["reward"], record["base"]["id"], record["dtype"]) == ("reward:votes", "pocket", "float32")
     assert record["cost"] == {"minutes": 30.0, "peak_memory_mb": 700.5, "tokens": None, "device": "cpu"}
     assert (record["parents"], record["gone"]) == (["sft:start", "reward:votes"], [])
-    assert {name: given["run"] for name, given in record["inputs"].items()} == {
-        "init": "sft:start", "reward": "reward:votes"}  # fmt: skip
+    assert {name: source["run"] for name, source in record["inputs"].items()} == {
+        "init": "sft:start",
+        "reward": "reward:votes",
+    }
     assert record["children"] == ["eval:one", "export:one"]
     assert record["exports"] == ["export:one"]
     assert one(tmp_path, "export:one")["kl"] == 1e-7
     assert (record["evaluation"], record["kl"]) == ("eval:one", 3.0)
     assert record["score"] == {"name": "win_rate", "value": 0.81, "low": 0.75, "high": 0.87}
-    other = one(tmp_path, "ppo:second")
-    assert (other["score"], other["evaluation"], other["exports"]) == ({"name": "last_score", "value": 1.5}, None, [])
+    second_policy = one(tmp_path, "ppo:second")
+    assert (second_policy["score"], second_policy["evaluation"], second_policy["exports"]) == (
+        {"name": "last_score", "value": 1.5},
+        None,
+        [],
+    )
     start = one(tmp_path, "sft:start")
     assert start["parents"] == ["data:talk"]
     assert start["children"] == ["ppo:first", "ppo:second", "reward:votes"]
@@ -40,12 +46,22 @@ def test_what_is_known_of_a_policy(tmp_path: Path) -> None:
 
 def test_a_later_evaluation_counts_and_a_proxy_only_where_there_is_no_other(tmp_path: Path) -> None:
     small(tmp_path)
-    made(tmp_path, "eval:proxy", {"artifact": "ppo:first"}, day=9,
-         metrics={"win_rate": interval(0.99, 0.9, 1), "judge_is": "proxy"})  # fmt: skip
+    made(
+        tmp_path,
+        "eval:proxy",
+        {"artifact": "ppo:first"},
+        day=9,
+        metrics={"win_rate": interval(0.99, 0.9, 1), "judge_is": "proxy"},
+    )
     made(tmp_path, "eval:failed", {"artifact": "ppo:first"}, day=10, status="failed", metrics={})
     assert one(tmp_path, "ppo:first")["evaluation"] == "eval:one"
-    made(tmp_path, "eval:later", {"artifact": "ppo:first"}, day=11,
-         metrics={"win_rate": interval(0.4, 0.3, 0.5), "judge_is": "gold"})  # fmt: skip
+    made(
+        tmp_path,
+        "eval:later",
+        {"artifact": "ppo:first"},
+        day=11,
+        metrics={"win_rate": interval(0.4, 0.3, 0.5), "judge_is": "gold"},
+    )
     assert one(tmp_path, "ppo:first")["score"]["value"] == 0.4
 
 
@@ -96,7 +112,7 @@ def test_orders(tmp_path: Path) -> None:
     assert refs(tmp_path, {}, "-started")[0] == "export:one"
     assert refs(tmp_path, {"stage": ["ppo", "sft"]}, "-score.value") == ["sft:start", "ppo:second", "ppo:first"]
     assert refs(tmp_path, {"stage": ["ppo", "sft"]}, "stage", "-name") == ["ppo:second", "ppo:first", "sft:start"]
-    assert refs(tmp_path, {}, "metrics.accuracy.value")[0] == "reward:votes"  # the others have none
+    assert refs(tmp_path, {}, "metrics.accuracy.value")[0] == "reward:votes"  # the other runs have no accuracy
 
 
 @pytest.mark.parametrize(
@@ -139,26 +155,37 @@ def test_conditions_that_cannot_be_read(tmp_path: Path, where: dict[str, Any], s
 
 @pytest.mark.parametrize("seed", range(3))
 def test_after_any_changes_the_index_says_what_a_new_one_says(tmp_path: Path, seed: int) -> None:
-    """Runs come, change, go, and come back, in any order; parents after their children too."""
-    draw, known = random.Random(seed), [f"{stage}:{i}" for stage in ("sft", "reward", "ppo", "eval") for i in range(4)]
+    """Runs are added, changed, removed and restored in any order, also parents after their children."""
+    generator = random.Random(seed)
+    run_refs = [f"{stage}:{i}" for stage in ("sft", "reward", "ppo", "eval") for i in range(4)]
     for _ in range(25):
-        for _ in range(draw.randint(1, 4)):
-            ref = draw.choice(known)
+        for _ in range(generator.randint(1, 4)):
+            ref = generator.choice(run_refs)
             stage, _, name = ref.partition(":")
             folder = tmp_path / stage / name
-            if (folder / FILE).exists() and draw.random() < 0.3:
+            if (folder / FILE).exists() and generator.random() < 0.3:
                 (folder / FILE).unlink()
                 continue
-            inputs = {"artifact" if stage == "eval" else "init": draw.choice(known)} if draw.random() < 0.8 else {}
-            status = draw.choice(["done", "done", "failed", "interrupted"])
-            digest = draw.choice([digest_of(ref), digest_of(f"sft:{draw.randrange(4)}")]) if stage != "eval" else ""
-            metrics = {"win_rate": interval(draw.random(), 0, 1)} if stage == "eval" else {"last_kl": draw.random()}
-            made(tmp_path, ref, inputs, status=status, metrics=metrics, digest=digest, day=draw.randrange(9))
-        kept = records(tmp_path)
+            inputs = (
+                {"artifact" if stage == "eval" else "init": generator.choice(run_refs)}
+                if generator.random() < 0.8
+                else {}
+            )
+            status = generator.choice(["done", "done", "failed", "interrupted"])
+            digest = (
+                generator.choice([digest_of(ref), digest_of(f"sft:{generator.randrange(4)}")])
+                if stage != "eval"
+                else ""
+            )
+            metrics = (
+                {"win_rate": interval(generator.random(), 0, 1)} if stage == "eval" else {"last_kl": generator.random()}
+            )
+            made(tmp_path, ref, inputs, status=status, metrics=metrics, digest=digest, day=generator.randrange(9))
+        index_records = records(tmp_path)
         backup = (tmp_path / INDEX).read_bytes()
-        assert kept == anew(tmp_path)
+        assert index_records == anew(tmp_path)
         (tmp_path / INDEX).write_bytes(backup)
-    assert len(kept) > 3
+    assert len(index_records) > 3
 
 
 def test_a_run_that_makes_itself_and_two_that_make_each_other(tmp_path: Path) -> None:
@@ -190,8 +217,8 @@ def test_a_folder_that_was_renamed_is_found_by_its_digest(tmp_path: Path) -> Non
 
 def test_a_run_called_like_a_number(tmp_path: Path) -> None:
     made(tmp_path, "sft:7")
-    for wanted in (7, "=7", "7", [7], ">= 6"):
-        assert refs(tmp_path, {"name": wanted}) == (["sft:7"] if wanted != ">= 6" else [])
+    for condition in (7, "=7", "7", [7], ">= 6"):
+        assert refs(tmp_path, {"name": condition}) == (["sft:7"] if condition != ">= 6" else [])
 
 
 def test_two_runs_of_one_name_and_two_with_the_same_weights(tmp_path: Path) -> None:
@@ -219,7 +246,7 @@ def test_names(tmp_path: Path, name: str) -> None:
 
 
 def test_what_a_server_has_loaded_is_in_its_log(tmp_path: Path) -> None:
-    """Also what it did not begin with, and what its names do not stand for any more."""
+    """The log also has adapters that were loaded later and names that were changed since."""
     small(tmp_path)
     server = made(tmp_path, "serve:s", {"adapters.chat": "ppo:first"}, day=9)
     assert one(tmp_path, "serve:s")["serves"] == {}
@@ -231,8 +258,8 @@ def test_what_a_server_has_loaded_is_in_its_log(tmp_path: Path) -> None:
     assert [one(tmp_path, f"ppo:{name}")["servers"] for name in ("first", "second")] == [["serve:s"]] * 2
     with (server / "adapters.jsonl").open("a") as log:
         log.write(json.dumps({"time": "t", "names": {"chat": []}}) + "\n")
-    found = one(tmp_path, "serve:s")
-    assert (found["serves"], found["loaded"]) == ({"chat": []}, [digest_of("ppo:second")])
+    record = one(tmp_path, "serve:s")
+    assert (record["serves"], record["loaded"]) == ({"chat": []}, [digest_of("ppo:second")])
     assert one(tmp_path, "ppo:second")["servers"] == ["serve:s"]
     assert records(tmp_path) == anew(tmp_path)
 

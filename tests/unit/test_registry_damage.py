@@ -1,4 +1,4 @@
-"""Whatever may be wrong with run folders, or with the index over them."""
+"""Damaged run folders and damaged indexes: runs are still listed, with the reason."""
 
 from __future__ import annotations
 
@@ -23,21 +23,31 @@ from align.run.manifest import FILE, read_manifest
 
 
 def test_why_a_manifest_cannot_be_read_may_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rights, or a version of align that reads more: the file stays as it is."""
+    """The reason may be missing rights or a newer manifest, so the unchanged file is read again later."""
     small(tmp_path)
 
-    def fails(folder: Path) -> None:
+    def raise_error(folder: Path) -> None:
         raise InputError("schema_version", 3, "is of another version", "Wait.")
 
     with monkeypatch.context() as patch:
-        patch.setattr("align.registry.index.read_manifest", fails)
+        patch.setattr("align.registry.index.read_manifest", raise_error)
         assert one(tmp_path, "ppo:first")["status"] == "unreadable"
     assert one(tmp_path, "ppo:first")["status"] == "done"
     assert one(tmp_path, "ppo:first")["evaluation"] == "eval:one"
 
 
-@pytest.mark.parametrize("shape", [{}, {"value": None, "low": None, "high": None}, {"value": "x", "low": 0, "high": 1},
-                                   {"value": 10**400, "low": 0, "high": 1}, True, "0.5", [1]])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"value": None, "low": None, "high": None},
+        {"value": "x", "low": 0, "high": 1},
+        {"value": 10**400, "low": 0, "high": 1},
+        True,
+        "0.5",
+        [1],
+    ],
+)
 def test_a_figure_of_an_odd_shape_is_no_score(tmp_path: Path, shape: Any) -> None:
     made(tmp_path, "dpo:p", metrics={"win_rate": shape, "accuracy": 0.7, "last_kl": shape})
     record = one(tmp_path, "dpo:p")
@@ -48,8 +58,8 @@ def test_a_figure_of_an_odd_shape_is_no_score(tmp_path: Path, shape: Any) -> Non
 
 def test_text_that_is_half_a_character(tmp_path: Path) -> None:
     path = made(tmp_path, "ppo:p") / FILE
-    edited = {"status": "failed", "metrics": {"judge": "\ud800", "\udfff": 1}, "error": "\ud800"}
-    path.write_text(json.dumps(json.loads(path.read_text()) | edited))
+    changes = {"status": "failed", "metrics": {"judge": "\ud800", "\udfff": 1}, "error": "\ud800"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     record = one(tmp_path, "ppo:p")
     assert record["metrics"] == {"judge": "\\ud800", "\\udfff": 1}
     assert "".join([*as_json([record], []), *as_csv([record], [])]).encode()
@@ -109,7 +119,7 @@ def test_a_folder_whose_name_is_no_text_is_left_out(tmp_path: Path) -> None:
         assert (len(index.names()), len(index.unnamed)) == (7, 1)
 
 
-def edited(**values: Any) -> Any:
+def edit_manifest(**values: Any) -> Any:
     return lambda text: json.dumps(json.loads(text) | values)
 
 
@@ -121,15 +131,15 @@ def edited(**values: Any) -> Any:
         (lambda text: "[" * 100_000, "nested too deeply"),
         (lambda text: "\x00\xff", "is not JSON"),
         (lambda text: "[]", "is a list"),
-        (edited(schema_version=99), "has schema_version 99, and this version of align reads 2"),
-        (edited(schema_version=None), "is not a run's manifest"),
-        (edited(times={"started": 3}), "times.* is missing, or of another kind"),
-        (edited(metrics=[]), "metrics is missing"),
-        (edited(stage="dpo"), "manifest.json is that of dpo:first; this folder is ppo:first"),
-        (edited(base={"id": "x"}), "base is missing, or of another kind"),
-        (edited(config={"data": {}, "method": {}, "stage": 3}), "config.stage"),
+        (edit_manifest(schema_version=99), "has schema_version 99, and this version of align reads 2"),
+        (edit_manifest(schema_version=None), "is not a run's manifest"),
+        (edit_manifest(times={"started": 3}), "times.* is missing, or of another kind"),
+        (edit_manifest(metrics=[]), "metrics is missing"),
+        (edit_manifest(stage="dpo"), "manifest.json is that of dpo:first; this folder is ppo:first"),
+        (edit_manifest(base={"id": "x"}), "base is missing, or of another kind"),
+        (edit_manifest(config={"data": {}, "method": {}, "stage": 3}), "config.stage"),
     ],
-)  # fmt: skip
+)
 def test_a_manifest_that_cannot_be_read_is_listed_with_the_reason(tmp_path: Path, change: Any, says: str) -> None:
     small(tmp_path)
     path = tmp_path / "ppo" / "first" / FILE
@@ -169,7 +179,7 @@ def test_half_deleted_folders_and_files_that_are_none(tmp_path: Path) -> None:
     assert record is not None
     assert "r" not in record["method"]
     (tmp_path / "ppo" / "first" / "artifact" / "adapter_config.json").write_text("[3]")
-    assert "r" not in next(one for one in anew(tmp_path) if one["run"] == "ppo:first")["method"]
+    assert "r" not in next(item for item in anew(tmp_path) if item["run"] == "ppo:first")["method"]
 
 
 def garbage(path: Path) -> None:
@@ -177,7 +187,7 @@ def garbage(path: Path) -> None:
 
 
 def torn(path: Path) -> None:
-    """Pages in the middle are another file's."""
+    """Overwrite pages in the middle with random bytes."""
     data = bytearray(path.read_bytes())
     data[4096:12288] = os.urandom(8192)
     path.write_bytes(data)
@@ -198,8 +208,8 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def changed(sql: str) -> Any:
-    """What is found only when it is read."""
+def damage_by_sql(sql: str) -> Any:
+    """Return a function that damages rows of the index, which shows only when they are read."""
 
     def harm(path: Path) -> None:
         with sqlite3.connect(path) as db:
@@ -210,27 +220,33 @@ def changed(sql: str) -> Any:
 
 
 INSIDE = [
-    "update runs set record = '{' where run = 'eval:one'", "update runs set record = null where run = 'eval:one'",
-    "update runs set record = '[]' where run = 'eval:one'", "update runs set record = '{}' where run = 'eval:one'",
-    "update runs set record = '{run: 1}' where run = 'eval:one'", "update runs set record = '5'",
+    "update runs set record = '{' where run = 'eval:one'",
+    "update runs set record = null where run = 'eval:one'",
+    "update runs set record = '[]' where run = 'eval:one'",
+    "update runs set record = '{}' where run = 'eval:one'",
+    "update runs set record = '{run: 1}' where run = 'eval:one'",
+    "update runs set record = '5'",
     "update runs set record = cast(x'22ff22' as text) where run = 'eval:one'",
     "update runs set stamp = cast(x'ff' as text) where run = 'eval:one'",
     "update runs set run = cast(x'ff' as text) where run = 'eval:one'",
     "update runs set own = '[]' where run = 'ppo:first'",
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize("harm", [garbage, torn, cut, another_version, empty, os.unlink, *map(changed, INSIDE)])
+@pytest.mark.parametrize("harm", [garbage, torn, cut, another_version, empty, os.unlink, *map(damage_by_sql, INSIDE)])
 def test_an_index_that_is_damaged_is_made_again(tmp_path: Path, harm: Any) -> None:
     small(tmp_path)
     expected = records(tmp_path)
     harm(tmp_path / INDEX)
     made(tmp_path, "ppo:new", {"init": "ppo:first"}, day=20)
     expected = [
-        one | ({"children": [*one["children"], "ppo:new"]} if one["run"] == "ppo:first" else {}) for one in expected
+        record | ({"children": [*record["children"], "ppo:new"]} if record["run"] == "ppo:first" else {})
+        for record in expected
     ]
     began = time.monotonic()
-    assert [record["run"] for record in records(tmp_path)] == sorted([*(one["run"] for one in expected), "ppo:new"])
+    assert [record["run"] for record in records(tmp_path)] == sorted(
+        [*(record["run"] for record in expected), "ppo:new"]
+    )
     assert records(tmp_path)[:4] == expected[:4]
     assert time.monotonic() - began < 15  # no lock is waited for
     with sqlite3.connect(tmp_path / INDEX) as db:
@@ -238,17 +254,17 @@ def test_an_index_that_is_damaged_is_made_again(tmp_path: Path, harm: Any) -> No
 
 
 def test_a_root_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an index from before, which is out of date by now, and without one."""
+    """The root has an outdated index, then no index, then a damaged one."""
     small(tmp_path)
     expected = records(tmp_path)
     made(tmp_path, "ppo:new", day=20)
     before = (tmp_path / INDEX).read_bytes()
     connect = sqlite3.connect
 
-    def read_only(path: Any, **given: Any) -> sqlite3.Connection:
+    def read_only(path: Any, **options: Any) -> sqlite3.Connection:
         if path == tmp_path / INDEX:
-            return connect(f"file:{path}?mode=ro", **given, uri=True)
-        return connect(path, **given)
+            return connect(f"file:{path}?mode=ro", **options, uri=True)
+        return connect(path, **options)
 
     monkeypatch.setattr("align.registry.index.sqlite3.connect", read_only)
     with Index(tmp_path) as index:
@@ -278,9 +294,11 @@ for _ in range(20):
 def test_two_processes_at_once(tmp_path: Path) -> None:
     for i in range(60):
         made(tmp_path, f"sft:{i}")
-    words = [sys.executable, "-c", BOTH, str(tmp_path)]
-    both = [subprocess.Popen([*words, how], stderr=subprocess.PIPE, text=True) for how in ("rebuild", "ask", "ask")]
-    assert [process.communicate()[1] for process in both] == [""] * 3
+    command = [sys.executable, "-c", BOTH, str(tmp_path)]
+    processes = [
+        subprocess.Popen([*command, mode], stderr=subprocess.PIPE, text=True) for mode in ("rebuild", "ask", "ask")
+    ]
+    assert [process.communicate()[1] for process in processes] == [""] * 3
 
 
 def test_a_run_that_was_killed_is_interrupted_and_one_at_work_is_running(tmp_path: Path) -> None:
@@ -288,23 +306,26 @@ def test_a_run_that_was_killed_is_interrupted_and_one_at_work_is_running(tmp_pat
 
     for name in ("killed", "at-work"):
         made(tmp_path, f"ppo:{name}", status="running", times={"started": BEGAN.isoformat()})
-    held = os.open(tmp_path / "ppo" / "at-work", os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)
-    assert {one["name"]: one["status"] for one in records(tmp_path)} == {"killed": "interrupted", "at-work": "running"}
+    lock = os.open(tmp_path / "ppo" / "at-work", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert {record["name"]: record["status"] for record in records(tmp_path)} == {
+        "killed": "interrupted",
+        "at-work": "running",
+    }
     assert refs(tmp_path, {"status": "interrupted"}) == ["ppo:killed"]
-    os.close(held)
+    os.close(lock)
     assert refs(tmp_path, {"status": "interrupted"}) == ["ppo:at-work", "ppo:killed"]
 
 
 def test_asking_changes_no_folder(tmp_path: Path) -> None:
     small(tmp_path)
 
-    def seen() -> set[tuple[Path, bytes]]:
+    def read_files() -> set[tuple[Path, bytes]]:
         files = (path for path in tmp_path.rglob("*") if path.is_file() and path.name != INDEX)
         return {(path, path.read_bytes()) for path in files}
 
-    before = seen()
+    before = read_files()
     records(tmp_path)
     anew(tmp_path)
-    assert seen() == before
+    assert read_files() == before
     assert read_manifest(tmp_path / "ppo" / "first").done
