@@ -1,4 +1,4 @@
-"""Chat templates that loop: found by the probe, and ended where only a conversation of one's own makes them loop."""
+"""Chat templates that loop: the probe finds them, and a deadline stops those that loop for one conversation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% end
 BODY = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }};{% endfor %}"
 
 
-def hanging_template(condition: str) -> str:
+def build_hanging_template(condition: str) -> str:
     return "{% if " + condition + " %}" + LOOP + "{% endif %}" + BODY
 
 
@@ -44,11 +44,11 @@ def test_the_probe_finds_a_template_that_loops_for_some_conversations(
 ) -> None:
     monkeypatch.setattr("align.data.chat.template.PATIENCE_S", 3)
     with pytest.raises(InputError, match="it has not written a few conversations, short and long"):
-        check_template(hanging_template(condition), {})
+        check_template(build_hanging_template(condition), {})
 
 
 def test_the_probe_lets_a_template_pass_that_ends() -> None:
-    check_template(hanging_template("false"), {})
+    check_template(build_hanging_template("false"), {})
 
 
 def test_the_probe_refuses_a_power_that_nothing_could_end() -> None:
@@ -59,8 +59,8 @@ def test_the_probe_refuses_a_power_that_nothing_could_end() -> None:
 
 @pytest.mark.usefixtures("short_deadline")
 def test_a_conversation_that_makes_its_template_loop_is_named() -> None:
-    """Other conversations are written as before, those after it too."""
-    tokenizer = make_tokenizer(hanging_template("messages[0]['content'] == 'the one'"))
+    """Other conversations are rendered as before, also later ones."""
+    tokenizer = make_tokenizer(build_hanging_template("messages[0]['content'] == 'the one'"))
     good = Conversation((Message("user", "another"),), id="row 2")
     bad = Conversation((Message("user", "the one"),), id="row 1")
     assert render(tokenizer, good) == "user: another;"
@@ -73,9 +73,9 @@ def test_a_conversation_that_makes_its_template_loop_is_named() -> None:
 
 @pytest.mark.usefixtures("short_deadline")
 def test_threads_are_ended_one_by_one_by_their_own_time() -> None:
-    """One that waits uses up no time of the processor."""
-    ended: dict[str, bool] = {}
-    free = threading.Event()
+    """A waiting thread uses no processor time and is not stopped."""
+    was_stopped: dict[str, bool] = {}
+    release = threading.Event()
 
     def compute(name: str, seconds: float) -> None:
         try:
@@ -83,22 +83,22 @@ def test_threads_are_ended_one_by_one_by_their_own_time() -> None:
                 until = time.thread_time() + seconds
                 while time.thread_time() < until:
                     pass
-            ended[name] = False
+            was_stopped[name] = False
         except RenderDeadline:
-            ended[name] = True
+            was_stopped[name] = True
 
     def wait() -> None:
         with render_deadline():
-            free.wait(60)
-        ended["waits"] = False
+            release.wait(60)
+        was_stopped["waits"] = False
 
-    given = {"short": 0.01, "long": 60.0, "longer": 90.0}
-    threads = [threading.Thread(target=compute, args=one) for one in given.items()]
+    seconds_of_thread = {"short": 0.01, "long": 60.0, "longer": 90.0}
+    threads = [threading.Thread(target=compute, args=item) for item in seconds_of_thread.items()]
     waiting = threading.Thread(target=wait)
     for thread in (waiting, *threads):
         thread.start()
     for thread in threads:
         thread.join()
-    free.set()
+    release.set()
     waiting.join()
-    assert ended == {"short": False, "long": True, "longer": True, "waits": False}
+    assert was_stopped == {"short": False, "long": True, "longer": True, "waits": False}

@@ -18,37 +18,41 @@ from align.data.sets.spool import Spool, SpoolRows
 from align.models.base import find_base
 from align.models.load import load_tokenizer
 
-MUTED = Conversation((
-    Message("user", "Hi"), Message("assistant", "Not this.", trained=False), Message("user", "And?"),
-    Message("assistant", "This."),
-))  # fmt: skip
+MUTED = Conversation(
+    (
+        Message("user", "Hi"),
+        Message("assistant", "Not this.", trained=False),
+        Message("user", "And?"),
+        Message("assistant", "This."),
+    )
+)
 PAIR = Preference((Message("user", "Hi"),), (Message("assistant", "Good day"),), (Message("assistant", "What"),))
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model: Path) -> Any:
-    found = load_tokenizer(find_base(str(tiny_model)))
-    use_template(found, None)
-    return found
+    loaded_tokenizer = load_tokenizer(find_base(str(tiny_model)))
+    use_template(loaded_tokenizer, None)
+    return loaded_tokenizer
 
 
-def trained(line: dict[str, Any]) -> str:
+def join_trained_text(line: dict[str, Any]) -> str:
     return "".join(part["text"] for part in line["parts"] if part["trained"])
 
 
-def whole(line: dict[str, Any]) -> str:
+def join_text(line: dict[str, Any]) -> str:
     return "".join(part["text"] for part in line["parts"])
 
 
 def test_what_is_coloured_is_what_the_loss_is_taken_on(tokenizer: Any) -> None:
     [line] = render_tokens(tokenizer, MUTED)
     row = encode_conversation(tokenizer, MUTED)
-    assert whole(line) == tokenizer.decode(row.input_ids)
-    assert trained(line) == tokenizer.decode(
+    assert join_text(line) == tokenizer.decode(row.input_ids)
+    assert join_trained_text(line) == tokenizer.decode(
         [i for i, label in zip(row.input_ids, row.labels, strict=True) if label != IGNORE_INDEX]
     )
-    assert "This." in trained(line)
-    assert "Not this." not in trained(line)
+    assert "This." in join_trained_text(line)
+    assert "Not this." not in join_trained_text(line)
     assert (line["tokens"], line["trained"]) == (len(row.input_ids), row.trained)
     assert any(part["special"] for part in line["parts"])
 
@@ -68,9 +72,9 @@ def test_each_kind_of_record(tokenizer: Any, by: str, record: Record, said: dict
     lines = render_tokens(tokenizer if by == "template" else None, record)
     assert [line["what"] for line in lines] == [*said]
     for line, text in zip(lines, said.values(), strict=True):
-        assert trained(line).startswith(text)
+        assert join_trained_text(line).startswith(text)
         assert ("tokens" in line) == (by == "template")
-        assert bool(text) == bool(trained(line))
+        assert bool(text) == bool(join_trained_text(line))
 
 
 def test_a_template_that_refuses_a_row_is_told_beside_it(tokenizer: Any) -> None:
@@ -78,20 +82,20 @@ def test_a_template_that_refuses_a_row_is_told_beside_it(tokenizer: Any) -> None
     refusing.chat_template = "{{ raise_exception('no such roles') }}"
     [line] = render_tokens(refusing, MUTED)
     assert "no such roles" in line["refused"]
-    assert whole(line) == whole(render_tokens(None, MUTED)[0])
+    assert join_text(line) == join_text(render_tokens(None, MUTED)[0])
 
 
 def test_what_is_hidden_is_hidden_before_anything_is_cut(tokenizer: Any, tmp_path: Path) -> None:
     def hide(text: str) -> str:
         return text.replace("secret", "[ID]")
 
-    mine = Conversation((Message("user", "the secret"), Message("assistant", "a secret too")))
+    conversation = Conversation((Message("user", "the secret"), Message("assistant", "a secret too")))
     examples = ExampleWriter(tmp_path, SpoolRows(Spool(tmp_path)), np.zeros(0, np.int64), hide)
     for render in (partial(render_tokens, tokenizer), partial(render_tokens, None)):
-        [line] = examples.render_record(mine, render)
-        assert "secret" not in whole(line)
-        assert "a [ID] too" in trained(line)
+        [line] = examples.render_record(conversation, render)
+        assert "secret" not in join_text(line)
+        assert "a [ID] too" in join_trained_text(line)
     [line] = examples.render_record("x" * 390 + "secret" + "y" * MAX_RENDERED, partial(render_tokens, tokenizer))
-    assert "sec" not in whole(line)
-    assert len(whole(line)) < 500
+    assert "sec" not in join_text(line)
+    assert len(join_text(line)) < 500
     assert "too long" in line["refused"]
