@@ -1,4 +1,4 @@
-"""The report: inert whatever a model wrote, self-contained, and its plots say what the numbers say."""
+"""The report: hostile text stays text, the page is self-contained, and plots match their numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(1)">"\' onload=\'x
 
 
 class Page(HTMLParser):
-    """Every tag with its attributes, and the text between."""
+    """Parsed page: its tags with their attributes, and its texts."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -50,9 +50,9 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def full_report(text: str = "plain") -> Report:
+def build_full_report(text: str = "plain") -> Report:
     rows = [{"step": i, text: i * i, "kl": 1 / (i + 1)} for i in range(5)]
-    drawn = render(draw_curves(rows, {text: text, "kl": "KL"}, text, text))
+    figure = render(draw_curves(rows, {text: text, "kl": "KL"}, text, text))
     return (
         Report(text, text)
         .verdict(text)
@@ -63,23 +63,24 @@ def full_report(text: str = "plain") -> Report:
         .add("transcript", [{"role": text, "content": text}] * 2, [{"label": text, "text": text, "reasoning": text}])
         .add("side_by_side", [{"role": text, "content": text}] * 2, [{"label": text, "text": text, "reasoning": text}])
         .add("tokens", text, [Part(text, False, False), Part(text, True, False), Part(text, True, True)])
-        .plot(drawn, text, text)
+        .plot(figure, text, text)
     )
 
 
 def test_hostile_text_stays_text_in_every_block():
-    page, plain = Page(full_report(HOSTILE).html()), Page(full_report().html())
+    page = Page(build_full_report(HOSTILE).html())
+    plain_page = Page(build_full_report().html())
     assert not page.all("script")
-    # The tags are those of harmless text, and none grew an attribute: nothing of the hostile text became markup.
-    assert [t for t, _ in page.tags] == [t for t, _ in plain.tags]
-    assert [sorted(a) for _, a in page.tags] == [sorted(a) for _, a in plain.tags]
+    # Tags and attributes equal those of harmless text: no hostile text became markup.
+    assert [t for t, _ in page.tags] == [t for t, _ in plain_page.tags]
+    assert [sorted(a) for _, a in page.tags] == [sorted(a) for _, a in plain_page.tags]
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert "".join(page.words).count(HOSTILE) >= 19
     assert [a["alt"] for a in page.all("img")] == [HOSTILE]
 
 
 def test_nothing_remote_and_scripts_forbidden():
-    source = full_report().html()
+    source = build_full_report().html()
     page = Page(source)
     assert all((a["src"] or "").startswith("data:image/") for a in page.all("img"))
     assert not page.all("link")
@@ -92,7 +93,7 @@ def test_nothing_remote_and_scripts_forbidden():
 
 
 def test_structure_one_h1_language_viewport_alt_and_dark():
-    source = full_report().html()
+    source = build_full_report().html()
     page = Page(source)
     assert len(page.all("h1")) == 1
     assert page.all("html") == [{"lang": "en"}]
@@ -105,7 +106,8 @@ def test_structure_one_h1_language_viewport_alt_and_dark():
 
 def test_embedded_images_are_images_and_the_same_each_time():
     rows = [{"step": i, "kl": i / 3} for i in range(9)]
-    svg, png = render(draw_curves(rows, {"kl": "KL"})), render(draw_curves(rows, {"kl": "KL"}), "png")
+    svg = render(draw_curves(rows, {"kl": "KL"}))
+    png = render(draw_curves(rows, {"kl": "KL"}), "png")
     assert svg.lstrip().startswith(b"<?xml")
     assert png.startswith(b"\x89PNG")
     assert svg == render(draw_curves(rows, {"kl": "KL"}))
@@ -117,11 +119,11 @@ def test_embedded_images_are_images_and_the_same_each_time():
 
 
 def test_write_is_atomic_and_its_failure_is_the_users(tmp_path: Path):
-    path = full_report().write(tmp_path / "report.html")
-    assert path.read_text(encoding="utf-8") == full_report().html()
+    path = build_full_report().write(tmp_path / "report.html")
+    assert path.read_text(encoding="utf-8") == build_full_report().html()
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     with pytest.raises(StorageError, match="cannot be written"):
-        full_report().write(tmp_path / "missing" / "report.html")
+        build_full_report().write(tmp_path / "missing" / "report.html")
     # A lone surrogate has no UTF-8 form; the report is written all the same.
     Report("half \ud83d").write(path)
     assert "half &#55357;" in path.read_text(encoding="utf-8")
@@ -163,8 +165,13 @@ def test_percent(value, text):
 
 def test_times():
     assert [format_duration(s) for s in (1, 89, 90, 720, 5400, 12_000)] == [
-        "1 second", "89 seconds", "2 minutes", "12 minutes", "1 h 30 min", "3 h 20 min",
-    ]  # fmt: skip
+        "1 second",
+        "89 seconds",
+        "2 minutes",
+        "12 minutes",
+        "1 h 30 min",
+        "3 h 20 min",
+    ]
     assert format_timestamp("2026-11-07T04:05:06+00:00") == "7 November 2026, 04:05 UTC"
 
 
@@ -203,11 +210,13 @@ def test_a_long_row_is_cut_in_the_middle_and_says_so():
     half = LONGEST_TEXT // 2
     note = "<i> … 2,505 characters are left out here … </i>"
     assert f"dir=auto>{'a' * half}{note}<mark>{'b' * half}</mark></p>" in source
-    within = Report("r").add("tokens", "Row 1", [Part("a" * half, False, False), Part("b" * half, True, False)]).html()
-    assert f"dir=auto>{'a' * half}<mark>{'b' * half}</mark></p>" in within
-    one = Report("r").add("tokens", "Row 1", [Part("c" * 2001, True, False)]).html()
-    assert one.count("1 characters are left out") == 1
-    assert one.count("c" * half) == 2
+    short_row = (
+        Report("r").add("tokens", "Row 1", [Part("a" * half, False, False), Part("b" * half, True, False)]).html()
+    )
+    assert f"dir=auto>{'a' * half}<mark>{'b' * half}</mark></p>" in short_row
+    long_row = Report("r").add("tokens", "Row 1", [Part("c" * 2001, True, False)]).html()
+    assert long_row.count("1 characters are left out") == 1
+    assert long_row.count("c" * half) == 2
 
 
 def test_table_sets_figures_right_and_checks_its_rows():
@@ -226,7 +235,7 @@ def test_curves_pass_over_missing_and_leave_gaps():
     assert list(line.get_ydata())[-1] == 4
 
 
-def tick_places(axis) -> list[float]:
+def find_ticks(axis) -> list[float]:
     low, high = sorted(axis.get_view_interval())
     return [t for t in axis.get_ticklocs() if low <= t <= high]
 
@@ -235,10 +244,10 @@ def tick_places(axis) -> list[float]:
 def test_steps_are_whole_and_noise_looks_like_noise(steps: int):
     rows = [{"step": i + 1, "kl": 5 + 0.001 * (-1) ** i} for i in range(steps)]
     ax = draw_curves(rows, {"kl": "KL"}, span=2.0).axes[0]
-    at = tick_places(ax.xaxis)
-    assert at
-    assert all(t == int(t) for t in at)
-    assert len(at) <= 8
+    ticks = find_ticks(ax.xaxis)
+    assert ticks
+    assert all(t == int(t) for t in ticks)
+    assert len(ticks) <= 8
     low, high = ax.get_ylim()
     assert high - low >= 2.0
     assert ax.get_xlim()[1] - ax.get_xlim()[0] <= 1.1 * steps
@@ -275,11 +284,15 @@ def test_a_long_run_is_drawn_with_few_points():
 @pytest.mark.parametrize(
     ("values", "texts"),
     [
-        ([0.0, 8e-5, 0.00016], ["0", "8e-5", "1.6e-4"]), ([0.0, 0.0005, 0.001], ["0", "0.0005", "0.001"]),
-        ([-1.5, 1e-17, 1.5], ["−1.5", "0", "1.5"]), ([500.0, 1200.0], ["500", "1,200"]), ([0.0, 1e30], ["0", "1e30"]),
-        ([], []), ([0.0], ["0"]),
+        ([0.0, 8e-5, 0.00016], ["0", "8e-5", "1.6e-4"]),
+        ([0.0, 0.0005, 0.001], ["0", "0.0005", "0.001"]),
+        ([-1.5, 1e-17, 1.5], ["−1.5", "0", "1.5"]),
+        ([500.0, 1200.0], ["500", "1,200"]),
+        ([0.0, 1e30], ["0", "1e30"]),
+        ([], []),
+        ([0.0], ["0"]),
     ],
-)  # fmt: skip
+)
 def test_numbers_at_an_axis_are_in_one_notation(values: list[float], texts: list[str]):
     assert format_tick_labels(values) == texts
 
@@ -287,9 +300,9 @@ def test_numbers_at_an_axis_are_in_one_notation(values: list[float], texts: list
 def test_an_axis_of_rates_is_in_one_notation():
     ax = draw_curves([{"step": i, "lr": 0.0002 * (1 - i / 9)} for i in range(10)], {"lr": "rate"}, smooth=False).axes[0]
     ax.figure.canvas.draw()
-    said = [label.get_text() for label in ax.get_yticklabels()]
-    assert len(said) > 3
-    assert all("e-" in text for text in said if text != "0")
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert len(labels) > 3
+    assert all("e-" in text for text in labels if text != "0")
 
 
 def test_marks_beside_a_line():
@@ -302,24 +315,25 @@ def test_marks_beside_a_line():
 
 
 def test_a_dollar_in_a_label_is_a_dollar():
-    """Read as mathematics, this one would not even be drawn."""
-    odd = r"$\frac{$ cost"
-    rows = [{"step": 1, odd: 1, "a$b$": 2}]
+    """The label is invalid as mathematics, and matplotlib would fail to draw it."""
+    label = r"$\frac{$ cost"
+    rows = [{"step": 1, label: 1, "a$b$": 2}]
     figures = (
-        draw_curves(rows, {odd: odd, "a$b$": "a$b$"}, odd, odd, odd),
-        draw_histogram_pair([1.0], [2.0], (odd, "x"), odd, odd),
+        draw_curves(rows, {label: label, "a$b$": "a$b$"}, label, label, label),
+        draw_histogram_pair([1.0], [2.0], (label, "x"), label, label),
     )
     assert all(render(figure).rstrip().endswith(b"</svg>") for figure in figures)
 
 
 def test_bins_of_integers_hold_the_same_number_of_them():
     """24 equal bins over 2 to 24 would leave empty stripes."""
-    first, second = list(range(2, 25)), [2, 2, 24]
+    first = list(range(2, 25))
+    second = [2, 2, 24]
     figure = draw_histogram_pair(first, second, ("a", "b"), "tokens")
     heights = [p.get_height() for p in figure.axes[0].patches][:23]
     assert heights == pytest.approx([1 / 23] * 23)
-    wide = draw_histogram_pair(list(range(100)), [0], ("a", "b"), "tokens").axes[0].patches[:20]
-    assert [p.get_height() for p in wide] == pytest.approx([0.05] * 20)
+    wide_bars = draw_histogram_pair(list(range(100)), [0], ("a", "b"), "tokens").axes[0].patches[:20]
+    assert [p.get_height() for p in wide_bars] == pytest.approx([0.05] * 20)
 
 
 def test_plots_draw_their_numbers():
@@ -339,14 +353,15 @@ def test_plots_draw_their_numbers():
 
 
 def test_intervals_are_put_into_words_in_one_place():
-    """Who writes out the ends of one may forget to say that few observations are behind it."""
+    """Only the listed modules format the ends of an interval, so that small samples are always stated."""
     root = Path(__file__).resolve().parents[2]
     sources = [p for folder in ("align", "annotate", "recipes") for p in (root / folder).rglob("*.py")]
-    wrote = {
+    modules = {
         str(p.relative_to(root)) for p in sources if re.search(r"\{\w*\[?[\"']?low[\"']?\]?:", p.read_text("utf-8"))
     }
-    assert wrote == {
+    # Each of these states small samples.
+    assert modules == {
         "align/report/figure_text.py",
         "annotate/web/dashboard.py",
         "recipes/check.py",
-    }  # all of which say it
+    }

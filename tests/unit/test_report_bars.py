@@ -15,8 +15,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def read_bars(picture: bytes, part: int) -> list[tuple[float, float, float, float]]:
     """Return x, y, width and height of each rectangle of a part, without that of the legend."""
-    found = ElementTree.fromstring(picture).iter(f"{SVG}rect")
-    bars = [bar for bar in found if bar.get("fill") == f"url(#part{part})" and bar.get("height") != "10.0"]
+    rectangles = ElementTree.fromstring(picture).iter(f"{SVG}rect")
+    bars = [bar for bar in rectangles if bar.get("fill") == f"url(#part{part})" and bar.get("height") != "10.0"]
     return [tuple(float(bar.attrib[name]) for name in ("x", "y", "width", "height")) for bar in bars]  # pyright: ignore
 
 
@@ -28,7 +28,8 @@ def test_lying_bars_are_as_long_as_their_sizes_and_stand_behind_each_other():
     picture = draw_horizontal_bars(
         ["length", "copies"], {"a": [100, 40], "b": [50, 0]}, "rows", "What each step removed"
     )
-    first, second = read_bars(picture, 0), read_bars(picture, 1)
+    first = read_bars(picture, 0)
+    second = read_bars(picture, 1)
     assert [round(bar[2] / first[0][2], 2) for bar in (*first, *second)] == [1, 0.4, 0.5]
     assert second[0][0] == pytest.approx(first[0][0] + first[0][2], abs=0.2)
     assert second[0][1] == first[0][1] < first[1][1]
@@ -39,7 +40,8 @@ def test_upright_bars_stand_on_one_line_and_on_each_other():
     picture = draw_vertical_bars(
         ["0", "32", "64"], {"a": [10, 30], "b": [10, 15]}, "characters", "rows", "t", cuts=[0.5]
     )
-    first, second = read_bars(picture, 0), read_bars(picture, 1)
+    first = read_bars(picture, 0)
+    second = read_bars(picture, 1)
     assert [round(bar[3] / first[1][3], 2) for bar in (*first, *second)] == [0.33, 1, 0.33, 0.5]
     assert first[0][1] + first[0][3] == pytest.approx(first[1][1] + first[1][3], abs=0.2)
     assert second[1][1] + second[1][3] == pytest.approx(first[1][1], abs=0.2)

@@ -1,4 +1,4 @@
-"""What a report of PPO says, and how answers are shown on it."""
+"""Report of a PPO run: its headline, and how it shows answers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def test_ppo_says_how_far_its_score_is_from_chance(tmp_path: Path):
     )
     metrics = {"last_kl": 0.1, "last_eos_rate": 0.0904}
     text = said("ppo", metrics, ppo(tmp_path, [0.1, 0.2, 0.0]), settings=settings)
-    assert "from 0.10 to 0.00" in text  # of three updates the last alone
+    assert "from 0.10 to 0.00" in text  # the last of three updates
     assert "The interval holds 0: no change was shown." in text
     assert "91 % of the answers were cut at 24 tokens." in text
-    one = said("ppo", metrics, ppo(tmp_path, [0.1]), settings={"batch_size": 8})
-    assert "by" not in one.split(",")[0]
-    assert "Fewer than 20 answers" in one
+    single_update = said("ppo", metrics, ppo(tmp_path, [0.1]), settings={"batch_size": 8})
+    assert "by" not in single_update.split(",")[0]
+    assert "Fewer than 20 answers" in single_update
 
 
 @pytest.mark.parametrize(("updates", "last"), [(1, 1), (2, 1), (3, 1), (6, 3), (20, 10), (60, 10)])
@@ -41,66 +41,78 @@ def test_the_end_of_a_run_does_not_reach_its_beginning(updates: int, last: int):
 
 
 def test_ppo_speaks_of_what_it_publishes(tmp_path: Path):
-    """Beside its start, on held-out prompts, and not of the updates behind it."""
+    """The headline compares the published update with the start on held-out prompts, not the later updates."""
     metrics = {
-        "last_kl": 16.2, "last_eos_rate": 1.0, "published_update": 4, "updates": 16, "objective_before": 0.0,
-        "objective_after": 0.65, "beats_start": True, "published_kl": 13.4, "held_out_prompts": 16,
-    }  # fmt: skip
+        "last_kl": 16.2,
+        "last_eos_rate": 1.0,
+        "published_update": 4,
+        "updates": 16,
+        "objective_before": 0.0,
+        "objective_after": 0.65,
+        "beats_start": True,
+        "published_kl": 13.4,
+        "held_out_prompts": 16,
+    }
     folder = ppo(tmp_path, [0.1] * 16)
 
-    def begins(publish: str = "best", **changed: Any) -> str:
+    def write_headline(publish: str = "best", **changed: Any) -> str:
         settings = {"batch_size": 32, "publish": publish}
         return said("ppo", {**metrics, **changed}, folder, settings=settings).partition(" In training the score")[0]
 
-    assert begins() == (
+    assert write_headline() == (
         "Update 4 of 16, which is published, raised the score less the price of KL on 16 held-out prompts from 0.00 to "
         "0.65. It lies 13.4 nats an answer from the start."
     )
     worse = {"objective_after": -0.65, "beats_start": False}
-    assert begins(**worse) == (
+    assert write_headline(**worse) == (
         "No update that was measured beats the start on 16 held-out prompts: update 4 of 16, which is published, has a "
         "score less the price of KL of −0.65, the start 0.00. It lies 13.4 nats an answer from the start."
     )
-    assert begins("last", **worse).startswith("The last update does not beat the start on 16 held-out prompts: update")
-    assert "16.2" not in begins(**worse)
+    assert write_headline("last", **worse).startswith(
+        "The last update does not beat the start on 16 held-out prompts: update"
+    )
+    assert "16.2" not in write_headline(**worse)
 
 
 def test_the_interval_of_a_gain_covers(tmp_path: Path):
     import numpy as np
 
-    draw, hits = np.random.default_rng(0), 0
+    generator = np.random.default_rng(0)
+    hits = 0
     for _ in range(2000):
-        batches = [draw.normal(mean, 2.0, 16) for mean in (0.0, *[1.0] * 10)]
+        batches = [generator.normal(mean, 2.0, 16) for mean in (0.0, *[1.0] * 10)]
         rows = [{"score": b.mean(), "score_std": b.std()} for b in batches]
-        found = estimate_score_gain(rows[:1], rows[1:], 16)
-        hits += found["low"] <= 1.0 <= found["high"]
+        gain = estimate_score_gain(rows[:1], rows[1:], 16)
+        hits += gain["low"] <= 1.0 <= gain["high"]
     assert 0.935 <= hits / 2000 <= 0.965  # 0.95, give or take three standard errors
 
 
 def test_the_interval_of_a_gain_covers_where_prompts_have_several_answers():
-    """Eight answers to each of sixteen prompts: as so many independent answers they would be too sure."""
+    """Treating eight answers to each of sixteen prompts as independent gives intervals that are too narrow."""
     import numpy as np
 
-    draw, hits, sure = np.random.default_rng(1), 0, 0
+    generator = np.random.default_rng(1)
+    hits = 0
+    overconfident_hits = 0
     for _ in range(1000):
         rows = []
         for mean in (0.0, *[1.0] * 5):
-            scores = mean + draw.normal(0, 1.0, (16, 1)) + draw.normal(0, 2.0, (16, 8))
+            scores = mean + generator.normal(0, 1.0, (16, 1)) + generator.normal(0, 2.0, (16, 8))
             by_prompt = {"prompt_score_std": scores.mean(1).std()}
             rows.append({"score": scores.mean(), "score_std": scores.std(), **by_prompt})
-        found = estimate_score_gain(rows[:1], rows[1:], 16)
-        hits += found["low"] <= 1.0 <= found["high"]
-        alone = [{"score": row["score"], "score_std": row["score_std"]} for row in rows]
-        found = estimate_score_gain(alone[:1], alone[1:], 128)
-        sure += found["low"] <= 1.0 <= found["high"]
+        gain = estimate_score_gain(rows[:1], rows[1:], 16)
+        hits += gain["low"] <= 1.0 <= gain["high"]
+        rows_without_prompts = [{"score": row["score"], "score_std": row["score_std"]} for row in rows]
+        gain = estimate_score_gain(rows_without_prompts[:1], rows_without_prompts[1:], 128)
+        overconfident_hits += gain["low"] <= 1.0 <= gain["high"]
     assert 0.93 <= hits / 1000 <= 0.97
-    assert sure / 1000 < 0.85
+    assert overconfident_hits / 1000 < 0.85
 
 
 def test_an_estimator_without_a_critic_is_named_and_has_no_rate_of_one():
     grpo = {"advantage": "grpo", "group_size": 8, "lr": 1e-3, "value_lr": 1e-3, "batch_size": 64, "updates": 3}
-    given = seen("ppo", {}, settings=grpo)
-    assert get_title(given.manifest) == "Group relative policy optimisation (GRPO)"
+    run = seen("ppo", {}, settings=grpo)
+    assert get_title(run.manifest) == "Group relative policy optimisation (GRPO)"
     assert [*describe_learning_rate(grpo)] == ["0.001"]
     assert [*describe_batch(grpo)] == ["64 answers an update, 8 to each prompt"]
     assert [*describe_learning_rate(grpo | {"advantage": "gae"})] == ["0.001", "0.001 for the value"]
@@ -120,27 +132,29 @@ def test_verification_shows_how_far_estimators_are_from_unbiased(tmp_path: Path)
     assert "66.74°" in page
 
 
-def talk(*turns: str) -> list[dict[str, str]]:
-    """A conversation; `system: …` is a system turn, and the others alternate from the user's on."""
+def make_turns(*turns: str) -> list[dict[str, str]]:
+    """Build a conversation; `system: …` is a system turn, and the others alternate from the user's on."""
     system = [{"role": "system", "content": t.removeprefix("system: ")} for t in turns if t.startswith("system: ")]
-    others = [t for t in turns if not t.startswith("system: ")]
-    return system + [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(others)]
+    chat_turns = [t for t in turns if not t.startswith("system: ")]
+    return system + [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(chat_turns)]
 
 
 def test_conversations_that_end_alike_are_told_apart(tmp_path: Path):
-    """In support data the last turn is "thanks" in half of them."""
-    lamp, desk = talk("system: Be kind.", "The lamp?", "30 W.", "Thanks!"), talk("The desk?", "Oak.", "Thanks!")
+    """Half of the conversations in support data end with "thanks"."""
+    lamp = make_turns("system: Be kind.", "The lamp?", "30 W.", "Thanks!")
+    desk = make_turns("The desk?", "Oak.", "Thanks!")
     rows = [
         {"step": step, "prompt": prompt, "answer": f"{step} {i}", "score": -0.5, "reasoning": "Hm, <b>so</b>."}
-        for step in (0, 3) for i, prompt in enumerate((lamp, desk))
-    ]  # fmt: skip
+        for step in (0, 3)
+        for i, prompt in enumerate((lamp, desk))
+    ]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = ppo(tmp_path, [0.0, 1.0])
     metrics = {"last_kl": 1.0, "last_eos_rate": 1.0}
     html = build_finished_page(seen("ppo", metrics, folder, settings={"batch_size": 8})).html()
     first, second = html.split('<figure class="transcript">')[1:]
-    assert [first.count(f"<div dir=auto>{said}</div>") for said in ("0 0", "3 0", "0 1", "3 1")] == [1, 1, 0, 0]
-    assert [second.count(f"<div dir=auto>{said}</div>") for said in ("0 1", "3 1")] == [1, 1]
+    assert [first.count(f"<div dir=auto>{answer}</div>") for answer in ("0 0", "3 0", "0 1", "3 1")] == [1, 1, 0, 0]
+    assert [second.count(f"<div dir=auto>{answer}</div>") for answer in ("0 1", "3 1")] == [1, 1]
     assert "<summary>system turn and 2 earlier turns</summary>" in first
     assert all(
         text in first for text in ("Be kind.", "The lamp?", "30 W.", "The start, score −0.50", "Update 3, score")

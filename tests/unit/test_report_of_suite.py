@@ -1,4 +1,4 @@
-"""What the page of several systems says of gates, and of an item that a probe weighed."""
+"""The page of several systems: its headline on gates, and how it shows the items of probes."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ from align.report.suite_page import summarize_suite
 def test_gates_that_did_not_pass_failed_or_are_undecided(gates: list[str], headline: str) -> None:
     compared = {"against": {"old": {"p_holm": 0.5}}, "role": "exact", "by": "checks"}
     metrics = {
-        "systems": [{"name": "new"}, {"name": "old"}], "tasks": {"asked": compared},
+        "systems": [{"name": "new"}, {"name": "old"}],
+        "tasks": {"asked": compared},
         "gates": {f"g{i}": outcome for i, outcome in enumerate(gates)},
-    }  # fmt: skip
+    }
     run = seen("eval", metrics, settings={"level": 0.95})
     run = replace(run, manifest=replace(run.manifest, config={**run.config, "eval": {"tasks": None}}))
     assert summarize_suite(run) == f"{headline} No difference between new and old was shown."
 
 
-def show(answer: Answer) -> tuple[str, str]:
+def show_answer(answer: Answer) -> tuple[str, str]:
     """Return the label and the text that the page shows of an answer."""
     row = {"prompt": [{"role": "user", "content": "a question"}], "answers": dict.fromkeys("no", answer.as_dict())}
     report = Report("t").add("regressions", "n", "o", [row], False, template="suite.html")
@@ -45,22 +46,25 @@ def show(answer: Answer) -> tuple[str, str]:
 
 def test_a_probe_shows_what_it_found() -> None:
     text = Answer("", "", -2.05021, weighed={"nats": 14.211, "tokens": 3, "bytes": 10})
-    assert show(text) == ("", "2.0502 bits per byte")
-    for logprobs, label, picked in (
+    assert show_answer(text) == ("", "2.0502 bits per byte")
+    for logprobs, label, chosen_text in (
         ([-1.0, -2.0], ", wrong choice", "Rome"),
         ([-2.0, -1.0], ", right choice", "Paris"),
     ):
         weighed = score_choices(ChoiceQuestion(("Rome", "Paris"), 1), logprobs)
-        assert show(Answer("", picked, weighed["acc"], weighed=weighed)) == (label, picked)
-    assert show(Answer("", "an answer", 0.5)) == (", score 0.50", "an answer")
+        assert show_answer(Answer("", chosen_text, weighed["acc"], weighed=weighed)) == (label, chosen_text)
+    assert show_answer(Answer("", "an answer", 0.5)) == (", score 0.50", "an answer")
     answer = Answer("", " 4\n#### 4", 1.0, weighed={"metrics": {"exact_match": 1.0}})
-    assert show(answer) == (", score 1.00", " 4\n#### 4")
+    assert show_answer(answer) == (", score 1.00", " 4\n#### 4")
     weighed = {"requests": [["Paris", -1.0]], "metrics": {"acc": 0.0}}
-    assert show(Answer("", "Paris", 0.0, weighed=weighed)) == (", score 0.00", "Paris")
+    assert show_answer(Answer("", "Paris", 0.0, weighed=weighed)) == (", score 0.00", "Paris")
     text = Answer("", "", -0.75, weighed={"requests": [], "metrics": {"bits_per_byte": -0.75}})
-    assert show(text) == ("", "-0.7500")
+    assert show_answer(text) == ("", "-0.7500")
     before = (Message("assistant", "<b>"), Message("user", "more?"))
-    assert show(Answer("", "&", before=before)) == ("", "assistant: &lt;b&gt;\n\nuser: more?\n\nassistant: &amp;")
+    assert show_answer(Answer("", "&", before=before)) == (
+        "",
+        "assistant: &lt;b&gt;\n\nuser: more?\n\nassistant: &amp;",
+    )
 
 
 def test_texts_whose_scores_are_nearly_equal_are_told_apart() -> None:
