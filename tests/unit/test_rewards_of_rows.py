@@ -24,9 +24,9 @@ from align.reward.function import FunctionReward, takes_rows
 from align.reward.inputs import reward_inputs
 
 
-def told(said: str, id: str = "sums.jsonl:1", **columns: Any) -> Conversation:
+def make_conversation(completion: str, id: str = "sums.jsonl:1", **columns: Any) -> Conversation:
     row = json.dumps(columns) if columns else ""
-    return Conversation((Message("user", "2 + 2?"), Message("assistant", said)), id, row=row)
+    return Conversation((Message("user", "2 + 2?"), Message("assistant", completion)), id, row=row)
 
 
 # Functions.
@@ -56,50 +56,63 @@ def optional(conversations: Sequence[Any], rows: Sequence[Any] = ()) -> list[flo
 @pytest.mark.parametrize(
     ("function", "rows"),
     [
-        (exact, True), (lazily, True), (Marks(), True), (optional, True), (functools.partial(scaled, scale=1.0), False),
-        (scaled, False), (len, False), (lambda *given: [1.0], False), (lambda c, **more: [1.0], False),
+        (exact, True),
+        (lazily, True),
+        (Marks(), True),
+        (optional, True),
+        (functools.partial(scaled, scale=1.0), False),
+        (scaled, False),
+        (len, False),
+        (lambda *given: [1.0], False),
+        (lambda c, **more: [1.0], False),
     ],
-)  # fmt: skip
+)
 def test_who_gets_the_rows(function: Callable[..., Any], rows: bool) -> None:
-    """A function that could be called with one argument is called as before, unless it calls the second `rows`."""
+    """A function with one required argument gets no rows, unless its second parameter is called `rows`."""
     assert takes_rows(function) is rows
 
 
 @pytest.mark.parametrize("function", [exact, lazily, Marks()])
 def test_a_function_of_rows(function: Callable[..., Any]) -> None:
-    asked = [told("4", answer="4"), told("5", answer="4"), told("5", answer="5")]
-    assert FunctionReward(function, "m:f").score(asked).tolist() == [1, 0, 1]
+    conversations = [
+        make_conversation("4", answer="4"),
+        make_conversation("5", answer="4"),
+        make_conversation("5", answer="5"),
+    ]
+    assert FunctionReward(function, "m:f").score(conversations).tolist() == [1, 0, 1]
 
 
 def test_the_rows_of_prompts_without_any_are_empty() -> None:
-    assert FunctionReward(optional, "m:f").score([told("4"), told("5")]).tolist() == [2, 2]
-    assert FunctionReward(lambda c, rows: [float(r == {}) for r in rows], "m:f").score([told("4")]).tolist() == [1]
+    assert FunctionReward(optional, "m:f").score([make_conversation("4"), make_conversation("5")]).tolist() == [2, 2]
+    assert FunctionReward(lambda c, rows: [float(r == {}) for r in rows], "m:f").score(
+        [make_conversation("4")]
+    ).tolist() == [1]
 
 
 @pytest.mark.parametrize("function", [exact, lazily, Marks()])
 def test_a_column_that_a_row_has_not_is_named(function: Callable[..., Any]) -> None:
-    asked = [told("4", answer="4"), told("4", "sums.jsonl:7", answers=["4"], level=1)]
+    conversations = [make_conversation("4", answer="4"), make_conversation("4", "sums.jsonl:7", answers=["4"], level=1)]
     with pytest.raises(InputError) as error:
-        FunctionReward(function, "m:f").score(asked)
+        FunctionReward(function, "m:f").score(conversations)
     assert str(error.value) == (
         "sums.jsonl:7, answer=(missing): m:f asks for this column. It has answers, level. Add it."
     )
     with pytest.raises(InputError, match=r"a prompt without an id, answer=.*no columns besides its prompt"):
-        FunctionReward(function, "m:f").score([told("4", "")])
+        FunctionReward(function, "m:f").score([make_conversation("4", "")])
 
 
 def test_a_function_may_do_without_a_column() -> None:
     def lenient(conversations: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> list[float]:
-        found = []
+        scores = []
         for row in rows:
             try:
-                found.append(float(row["answer"]))
+                scores.append(float(row["answer"]))
             except KeyError:
-                found.append(row.get("level", -1.0))
-        return found
+                scores.append(row.get("level", -1.0))
+        return scores
 
-    asked = [told("4", answer="4"), told("4", level=3), told("4")]
-    assert FunctionReward(lenient, "m:f").score(asked).tolist() == [4, 3, -1]
+    conversations = [make_conversation("4", answer="4"), make_conversation("4", level=3), make_conversation("4")]
+    assert FunctionReward(lenient, "m:f").score(conversations).tolist() == [4, 3, -1]
 
 
 def brittle(conversations: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -130,10 +143,12 @@ def infinite(conversations: Sequence[Any], rows: Sequence[Mapping[str, Any]]) ->
     ],
 )
 def test_a_function_that_fails_at_a_row(function: Callable[..., Any], said: str) -> None:
-    asked = [told(text, f"sums.jsonl:{i + 1}", answer=given)
-             for i, (text, given) in enumerate([("first", "4"), ("second", "0"), ("third", "2")])]  # fmt: skip
+    conversations = [
+        make_conversation(text, f"sums.jsonl:{i + 1}", answer=answer)
+        for i, (text, answer) in enumerate([("first", "4"), ("second", "0"), ("third", "2")])
+    ]
     with pytest.raises(InputError, match=said) as error:
-        FunctionReward(function, "m:f").score(asked)
+        FunctionReward(function, "m:f").score(conversations)
     assert str(error.value).startswith("reward.fn=m:f")
     assert error.value.exit_status == 2
 
@@ -161,43 +176,47 @@ def test_a_reward_says_what_a_task_of_an_evaluation_says(
     (item,) = load_items(task, None, True)
     checkers = build_checkers(item.check, 1, "check", allow_code=True)
     by_task = [check_turns(checkers, [answer]).score for answer in (right, wrong)]
-    by_reward = CheckReward(allow_code=True).score([told(answer, **row) for answer in (right, wrong)]).tolist()
+    by_reward = (
+        CheckReward(allow_code=True).score([make_conversation(answer, **row) for answer in (right, wrong)]).tolist()
+    )
     assert by_task == by_reward == [1, 0]
 
 
 def test_the_check_of_all_rows_and_the_share_of_parts() -> None:
     every = {"kind": "instructions", "constraints": ["no_comma", "quotation", {"name": "title"}, "english_lowercase"]}
-    own = told("4", check={"kind": "exact", "answer": "4"})
-    asked = [told('"hello there, my good old friend"'), own]
-    assert CheckReward(every).score(asked).tolist() == [0, 1]
-    assert CheckReward(every, parts=True).score(asked).tolist() == [0.5, 1]
+    checked_conversation = make_conversation("4", check={"kind": "exact", "answer": "4"})
+    conversations = [make_conversation('"hello there, my good old friend"'), checked_conversation]
+    assert CheckReward(every).score(conversations).tolist() == [0, 1]
+    assert CheckReward(every, parts=True).score(conversations).tolist() == [0.5, 1]
 
 
 def test_an_answer_that_a_check_cannot_decide_about_is_counted() -> None:
     slow = {"kind": "regex", "pattern": r"(a+)+$"}
-    asked = [told("a" * 4000 + "b", check=slow), told("aa", check=slow)]
-    scores, figures = score_with_diagnostics(CheckReward(), asked)
+    conversations = [make_conversation("a" * 4000 + "b", check=slow), make_conversation("aa", check=slow)]
+    scores, figures = score_with_diagnostics(CheckReward(), conversations)
     assert scores.tolist() == [0, 1]
     assert figures == {"check_errors": 0.5}
 
 
 def test_a_row_without_a_check() -> None:
     with pytest.raises(InputError, match=r"sums\.jsonl:1, check=\(missing\): the row does not say"):
-        CheckReward().score([told("4", answer="4")])
+        CheckReward().score([make_conversation("4", answer="4")])
 
 
 def test_the_configuration_of_checks(tmp_path: Path) -> None:
-    words = ["stage=ppo", "reward=check", "reward.check={kind: regex, pattern: a}", "reward.score=parts"]
-    config = build_config(compose_tree(words))
+    overrides = ["stage=ppo", "reward=check", "reward.check={kind: regex, pattern: a}", "reward.score=parts"]
+    config = build_config(compose_tree(overrides))
     scorer = build_scorer(build_reward_spec(config.reward), iter(()))
-    assert scorer.score([told("a")]).tolist() == [1]
+    assert scorer.score([make_conversation("a")]).tolist() == [1]
     assert isinstance(scorer, CheckReward)
     assert (scorer.parts, scorer.allow_code) == (True, False)
-    weighed = build_config(compose_tree(["stage=ppo", "reward=sum", "reward.parts=[{name: check, weight: 2}]"])).reward
-    (part,) = parse_parts(weighed)  # pyright: ignore[reportArgumentType]
+    sum_config = build_config(
+        compose_tree(["stage=ppo", "reward=sum", "reward.parts=[{name: check, weight: 2}]"])
+    ).reward
+    (part,) = parse_parts(sum_config)  # pyright: ignore[reportArgumentType]
     assert part[0] == 2
-    own = told("4", check={"kind": "exact", "answer": "4"})
-    assert build_scorer(build_reward_spec(weighed), iter(())).score([own]).tolist() == [2]
+    checked_conversation = make_conversation("4", check={"kind": "exact", "answer": "4"})
+    assert build_scorer(build_reward_spec(sum_config), iter(())).score([checked_conversation]).tolist() == [2]
     with pytest.raises(InputError, match=r"reward\.score"):
         build_config(compose_tree(["stage=ppo", "reward=check", "reward.score=most"]))
 
@@ -215,7 +234,7 @@ def test_a_check_that_is_wrong_is_told_before_anything_is_read(tmp_path: Path, g
     spec = {"name": "check", "check": given, "score": "all", "allow_code": False, "unsafe_code": False}
     with pytest.raises(InputError, match=said):
         reward_inputs(spec, tmp_path, None)
-    within = {"name": "sum", "parts": [{"weight": 1.0, **spec}]}
+    spec_of_sum = {"name": "sum", "parts": [{"weight": 1.0, **spec}]}
     with pytest.raises(InputError, match=said.replace(r"reward\.check", r"reward\.parts\[0\]\.check", 1)):
-        reward_inputs(within, tmp_path, None)
+        reward_inputs(spec_of_sum, tmp_path, None)
     assert reward_inputs(spec | {"check": None}, tmp_path, None) == {}

@@ -1,4 +1,4 @@
-"""A reward model on the policy's base: read where it was trained, and only by a policy of its own chat template."""
+"""A reward model on the policy's base: scores equal those of training, and another chat template is refused."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ def tokenizer(world: World) -> Any:
     return load_tokenizer(world.base)
 
 
-def model_in(folder: Path) -> Artifact:
+def make_artifact(folder: Path) -> Artifact:
     return Artifact("reward:it", folder, "", None, whole=False)
 
 
-def reward_of(world: World, tokenizer: Any) -> Scorer:
-    models = [model_in(world.reward)]
+def build_reward(world: World, tokenizer: Any) -> Scorer:
+    models = [make_artifact(world.reward)]
     return build_beside_policy(
         build_reward_spec(LearnedReward()), models, world.roles(), world.base, 2, FP32, tokenizer
     )
 
 
-def sampled(tokenizer: Any, *ends: int) -> Rollout:
-    """The answers as a policy says them, each ended by one of these tokens."""
+def make_rollout(tokenizer: Any, *ends: int) -> Rollout:
+    """Build a rollout of the answers, each ended by one of these tokens."""
     prompts: list[Prompt] = encode_prompts(tokenizer, ASKED, 200)[0]
-    said = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in SAID]
-    rows = [[*ids, end] for ids, end in zip(said, ends, strict=True)]
+    answer_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in SAID]
+    rows = [[*ids, end] for ids, end in zip(answer_ids, ends, strict=True)]
     return rollout_from_answers([p.input_ids for p in prompts], rows, tokenizer.pad_token_id, CPU)
 
 
-def classified(world: World, rows: list[list[int]]) -> Tensor:
-    """What the classifier says that the reward was trained as, a row at a time."""
+def compute_classifier_scores(world: World, rows: list[list[int]]) -> Tensor:
+    """Compute the scores of the classifier that the reward was trained as, one row at a time."""
     model = PeftModel.from_pretrained(load_classifier(world.base, "qlora", CPU, FP32), str(world.reward)).eval()
     model.config.pad_token_id = None
     with torch.no_grad():
@@ -73,31 +73,35 @@ def classified(world: World, rows: list[list[int]]) -> Tensor:
 def test_whichever_token_ended_an_answer_the_score_is_that_of_the_training_row(world: World, tokenizer: Any):
     generation = type("Generation", (), {"eos_token_id": [tokenizer.eos_token_id, OTHER]})
     assert find_stop_token_ids(tokenizer, generation) == (tokenizer.eos_token_id, OTHER)
-    told = [c.with_answer(text) for c, text in zip(ASKED, SAID, strict=True)]
-    texts = [tokenizer.apply_chat_template(c.as_dicts(), tokenize=False) for c in told]
-    expected = classified(world, [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts])
+    conversations = [c.with_answer(text) for c, text in zip(ASKED, SAID, strict=True)]
+    texts = [tokenizer.apply_chat_template(c.as_dicts(), tokenize=False) for c in conversations]
+    expected = compute_classifier_scores(world, [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts])
     assert expected.std() > 0.1
-    reward = reward_of(world, tokenizer)
+    reward = build_reward(world, tokenizer)
     for ends in ([tokenizer.eos_token_id] * 3, [OTHER] * 3, [OTHER, tokenizer.eos_token_id, OTHER]):
-        rollout = sampled(tokenizer, *ends)
+        rollout = make_rollout(tokenizer, *ends)
         before = rollout.tokens_BS.clone()
-        assert_close(reward.score(told, rollout), expected, atol=1e-5, rtol=0)
-        assert torch.equal(rollout.tokens_BS, before)  # the learner has what was sampled
+        assert_close(reward.score(conversations, rollout), expected, atol=1e-5, rtol=0)
+        assert torch.equal(rollout.tokens_BS, before)  # the sampled tokens are unchanged
 
 
 def test_an_answer_that_was_cut_is_read_as_it_was_sampled(world: World, tokenizer: Any):
-    cut = replace(sampled(tokenizer, OTHER, OTHER, OTHER), ended_B=torch.tensor([True, False, False]))
+    cut = replace(make_rollout(tokenizer, OTHER, OTHER, OTHER), ended_B=torch.tensor([True, False, False]))
     rows = [t[m].tolist() for t, m in zip(cut.tokens_BS, cut.mask_BS, strict=True)]
     rows[0][-1] = tokenizer.eos_token_id
-    assert_close(reward_of(world, tokenizer).score([], cut), classified(world, rows), atol=1e-5, rtol=0)
+    assert_close(
+        build_reward(world, tokenizer).score([], cut), compute_classifier_scores(world, rows), atol=1e-5, rtol=0
+    )
 
 
 def test_where_the_template_ends_no_turn_what_was_sampled_is_read(world: World):
     plain = load_tokenizer(world.base)
     plain.chat_template = PLAIN
-    rollout = sampled(plain, OTHER, OTHER, OTHER)
+    rollout = make_rollout(plain, OTHER, OTHER, OTHER)
     rows = [t[m].tolist() for t, m in zip(rollout.tokens_BS, rollout.mask_BS, strict=True)]
-    assert_close(reward_of(world, plain).score([], rollout), classified(world, rows), atol=1e-5, rtol=0)
+    assert_close(
+        build_reward(world, plain).score([], rollout), compute_classifier_scores(world, rows), atol=1e-5, rtol=0
+    )
 
 
 # The same template.
@@ -116,19 +120,18 @@ def test_a_reward_model_of_another_template_is_refused(world: World, tokenizer: 
         compose_tree(["stage=ppo", "reward=ensemble", "reward.refs=['reward:a','reward:it']", "init=sft:s"])
     )
     reward = build_reward_spec(config.reward)
-    check_same_template(reward, [model_in(folder)] * 2, world.base, tokenizer, config.init)
-    other = load_tokenizer(world.base)
-    other.chat_template = CHATML
-    other.save_pretrained(shutil.copytree(folder, folder.with_name("other")))
-    models = [model_in(folder), model_in(folder.with_name("other"))]
+    check_same_template(reward, [make_artifact(folder)] * 2, world.base, tokenizer, config.init)
+    chatml_tokenizer = load_tokenizer(world.base)
+    chatml_tokenizer.chat_template = CHATML
+    chatml_tokenizer.save_pretrained(shutil.copytree(folder, folder.with_name("other")))
+    models = [make_artifact(folder), make_artifact(folder.with_name("other"))]
     with pytest.raises(InputError, match=r"reward\.refs\[1\]=reward:it: .*another chat template.*init=sft:s"):
         check_same_template(reward, models, world.base, tokenizer, config.init)
-    elsewhere = replace(models[1], base=replace(world.base, digest="another"))
-    check_same_template(
-        reward, [models[0], elsewhere], world.base, tokenizer, config.init
-    )  # reads text, by its own template
+    model_on_other_base = replace(models[1], base=replace(world.base, digest="another"))
+    # A reward model on another base reads text by its own template.
+    check_same_template(reward, [models[0], model_on_other_base], world.base, tokenizer, config.init)
     with pytest.raises(InputError, match=r"reward\.refs\[0\]"):
-        check_same_template(reward, models, world.base, other, config.init)  # what the policy speaks by decides
+        check_same_template(reward, models, world.base, chatml_tokenizer, config.init)  # the policy's template decides
 
 
 @pytest.mark.parametrize("kept", ["nothing", "no template"])
@@ -136,4 +139,6 @@ def test_a_folder_that_says_nothing_of_a_template_is_believed(world: World, toke
     for file in folder.glob("*chat_template*" if kept == "no template" else "*token*"):
         file.unlink()
     assert (folder / "tokenizer_config.json").is_file() == (kept == "no template")
-    check_same_template(build_reward_spec(LearnedReward()), [model_in(folder)], world.base, tokenizer, "sft:latest")
+    check_same_template(
+        build_reward_spec(LearnedReward()), [make_artifact(folder)], world.base, tokenizer, "sft:latest"
+    )
