@@ -1,4 +1,4 @@
-"""Four roles on one NF4 base: each trains what is its own, and nothing disturbs the others."""
+"""Four roles on one NF4 base: each trains only its own weights, and none changes the others."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def rollout() -> Rollout:
     return ragged_rollout()
 
 
-def gradients(roles: Roles) -> set[str]:
-    """Where a gradient arrived: adapters by name, and the heads."""
+def find_gradients(roles: Roles) -> set[str]:
+    """Return the names of the adapters and heads that have a gradient."""
     heads = [("value_head", roles.value_head.weight), ("score_head", roles.score_heads[0].weight)]
     reached = set()
     for name, parameter in [*roles.model.named_parameters(), *heads]:
@@ -59,19 +59,19 @@ def gradients(roles: Roles) -> set[str]:
     return reached
 
 
-def losses(roles: Roles, rollout: Rollout) -> tuple[Tensor, Tensor]:
+def compute_losses(roles: Roles, rollout: Rollout) -> tuple[Tensor, Tensor]:
     mask = rollout.response_mask_BT
-    ones = torch.ones(mask.shape)
+    unit_weights = torch.ones(mask.shape)
     logprobs, _, states = roles.logprobs("policy", rollout, 1.0, train=True)
-    policy = policy_loss(logprobs, logprobs.detach(), ones, mask, 0.2, float(mask.sum())).loss
+    policy = policy_loss(logprobs, logprobs.detach(), unit_weights, mask, 0.2, float(mask.sum())).loss
     policy.backward()
     values = roles.values(rollout, train=True, policy_states_BTD=states)
-    value = value_loss(values, ones, ones, mask, float(mask.sum())).loss
+    value = value_loss(values, unit_weights, unit_weights, mask, float(mask.sum())).loss
     value.backward()
     return policy, value
 
 
-# Who trains.
+# Trained weights.
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -90,7 +90,8 @@ def test_what_trains_in_each_role(world: World, fresh: bool):
 
 def test_an_optimiser_of_a_role_holds_its_own(roles: Roles):
     names = {id(p): n for n, p in roles.model.named_parameters()}
-    policy, value = roles.parameters_of("policy"), roles.parameters_of("value")
+    policy = roles.parameters_of("policy")
+    value = roles.parameters_of("value")
     assert len(policy) == 28
     assert all(".policy." in names[id(p)] for p in policy)
     assert value[-1] is roles.value_head.weight
@@ -102,7 +103,7 @@ def test_an_optimiser_of_a_role_holds_its_own(roles: Roles):
 def test_the_policy_loss_reaches_the_policy_adapter_only(roles: Roles, rollout: Rollout):
     logprobs, entropy, states = roles.logprobs("policy", rollout, 1.0, train=True)
     logprobs.sum().backward()
-    assert gradients(roles) == {"policy"}
+    assert find_gradients(roles) == {"policy"}
     assert not entropy.requires_grad
     assert not states.requires_grad
 
@@ -111,7 +112,7 @@ def test_the_value_loss_reaches_the_value_adapter_and_head_only(roles: Roles, ro
     mask = rollout.response_mask_BT
     values = roles.values(rollout, train=True)
     value_loss(values, values.detach(), torch.ones_like(values), mask, float(mask.sum())).loss.backward()
-    assert gradients(roles) == {"value", "value_head"}
+    assert find_gradients(roles) == {"value", "value_head"}
 
 
 def test_a_role_that_only_reads_makes_no_graph(roles: Roles, rollout: Rollout):
@@ -140,8 +141,8 @@ def test_a_value_head_on_another_roles_backbone(world: World, rollout: Rollout, 
     expected = roles.value_head(states).squeeze(-1)
     assert torch.equal(roles.values(rollout), expected)
     assert torch.equal(roles.values(rollout, policy_states_BTD=states if backbone == "policy" else -states), expected)
-    losses(roles, rollout)
-    assert gradients(roles) == {"policy", "value_head"}
+    compute_losses(roles, rollout)
+    assert find_gradients(roles) == {"policy", "value_head"}
     policy = [p.grad.clone() for p in roles.parameters_of("policy") if p.grad is not None]
     logprobs = roles.logprobs("policy", rollout, 1.0, train=True).logprobs_BT
     for parameter in roles.parameters_of("policy"):
@@ -152,7 +153,7 @@ def test_a_value_head_on_another_roles_backbone(world: World, rollout: Rollout, 
     assert all(torch.equal(a, b) for a, b in zip(policy, alone, strict=True))  # nothing of the value loss is in it
 
 
-# Who stays.
+# Frozen roles.
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -161,18 +162,18 @@ def test_reference_and_reward_are_the_same_bits_after_training(world: World, rol
     engine = HfEngine(STOPS, PAD, 6)
     optimiser = torch.optim.AdamW([*roles.parameters_of("policy"), *roles.parameters_of("value")], lr=1e-2)
 
-    def figures() -> list[Tensor]:
+    def compute_outputs() -> list[Tensor]:
         policy, reference = (roles.logprobs(role, rollout, 0.8)[0] for role in ("policy", "reference"))
         return [reference, roles.scores(rollout), policy, roles.values(rollout)]
 
-    before = figures()
+    before = compute_outputs()
     assert torch.equal(before[0], before[2])  # the policy starts as the reference
     for number in range(3):
         engine.generate(PROMPTS, roles.actor("policy"), derive_row_seeds(range(len(PROMPTS)), number))
-        losses(roles, rollout)
+        compute_losses(roles, rollout)
         optimiser.step()
         optimiser.zero_grad()
-    after = figures()
+    after = compute_outputs()
     assert torch.equal(before[0], after[0])
     assert torch.equal(before[1], after[1])
     assert (before[2] - after[2]).abs().max() > 1e-3
@@ -180,12 +181,12 @@ def test_reference_and_reward_are_the_same_bits_after_training(world: World, rol
 
 
 def test_the_policy_samples_as_the_policy(roles: Roles):
-    """The engine is told who speaks: the other roles answer otherwise."""
+    """The engine samples from the adapter of the given role: reward and value give other responses."""
     engine = HfEngine(STOPS, PAD, 8, temperature=1e-5)
-    said = {}
+    responses = {}
     for role in ROLES:
-        said[role] = extract_response_ids(engine.generate(PROMPTS, roles.actor(role), range(len(PROMPTS))))
-    assert said["policy"] == said["reference"] != said["reward"] == said["value"]
+        responses[role] = extract_response_ids(engine.generate(PROMPTS, roles.actor(role), range(len(PROMPTS))))
+    assert responses["policy"] == responses["reference"] != responses["reward"] == responses["value"]
 
 
 def test_the_reference_is_the_supervised_adapter(world: World, roles: Roles, rollout: Rollout):
@@ -201,15 +202,15 @@ def test_adapters_are_read_and_saved_without_asking_a_hub(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Their base is named by an id, which PEFT would look up."""
-    asked: list[str] = []
+    hosts: list[str] = []
 
-    def note(host: str, *rest: Any, **options: Any) -> Any:
-        asked.append(host)
+    def note(host: str, *arguments: Any, **options: Any) -> Any:
+        hosts.append(host)
         raise socket.gaierror
 
     monkeypatch.setattr(socket, "getaddrinfo", note)
     save_adapter(world.roles().model, tmp_path, world.base, "policy")
-    assert not asked
+    assert not hosts
     assert load_file(tmp_path / WEIGHTS_FILE).keys() == load_file(world.init / WEIGHTS_FILE).keys()
 
 
@@ -228,8 +229,8 @@ def test_without_an_adapter_the_base_is_the_reference(world: World, rollout: Rol
 # The reward, read where it was trained.
 
 
-def classifier(world: World) -> Any:
-    """The reward as whoever downloads it would load it."""
+def load_as_classifier(world: World) -> Any:
+    """Load the reward model with transformers and PEFT alone, as other users would."""
     model = AutoModelForSequenceClassification.from_pretrained(
         world.base.path,
         num_labels=1,
@@ -248,8 +249,8 @@ def classifier(world: World) -> Any:
     return model
 
 
-def logits(model: Any, rows: list[list[int]]) -> Tensor:
-    """One row at a time: nothing to pad, nothing to pool wrongly."""
+def compute_logits(model: Any, rows: list[list[int]]) -> Tensor:
+    """Compute the score of each row alone, without padding."""
     with torch.no_grad():
         return torch.cat([model(input_ids=torch.tensor([row])).logits[:, 0] for row in rows])
 
@@ -259,9 +260,9 @@ def test_scores_of_rows_that_end_with_the_pad_token(world: World, roles: Roles):
     tokens = torch.tensor([[1, 40, 41, PAD], [1, 50, PAD, 7]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]).bool()
     scores = roles.scores(Rollout(tokens, mask, 2, torch.tensor([True, True])))
-    model = classifier(world)
+    model = load_as_classifier(world)
     model.config.pad_token_id = None
-    expected = logits(model, [[1, 40, 41, PAD], [1, 50, PAD]])
+    expected = compute_logits(model, [[1, 40, 41, PAD], [1, 50, PAD]])
     assert_close(scores, expected, atol=1e-5, rtol=0)
 
 
@@ -276,26 +277,26 @@ def test_a_reward_without_a_head_is_refused(world: World, tmp_path: Path):
         Roles(world.load(), world.init, [folder], Lora(4, 8))
 
 
-def conversations() -> list[Conversation]:
+def make_conversations() -> list[Conversation]:
     answers = ("yes!", "I like the rain when you are tired!", "no")
     return [Conversation((Message("user", f"Hello {i}?"), Message("assistant", a))) for i, a in enumerate(answers)]
 
 
 def test_text_is_scored_as_the_trainer_scored_it(world: World):
     tokenizer = load_tokenizer(world.base)
-    model = classifier(world)
+    model = load_as_classifier(world)
     scorer = LearnedReward(model, model.get_base_model().score, tokenizer, (EOS,), batch_size=2)
-    texts = [tokenizer.apply_chat_template(c.as_dicts(), tokenize=False) for c in conversations()]
+    texts = [tokenizer.apply_chat_template(c.as_dicts(), tokenize=False) for c in make_conversations()]
     rows = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
     assert all(row[-1] == EOS for row in rows)
-    assert_close(scorer.score(conversations()), logits(model, rows), atol=1e-5, rtol=0)
+    assert_close(scorer.score(make_conversations()), compute_logits(model, rows), atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="does not end with an answer"):
         scorer.score([Conversation((Message("user", "Hello?"),))])
 
 
 @pytest.mark.parametrize("pad_token", ["<pad>", "<eos>"])
 def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path: Path, pad_token: str):
-    """Where pad is EOS, transformers' own pooling takes the token before the EOS that the answer ended with."""
+    """If pad is EOS, transformers' own pooling takes the token before the EOS that ends the answer."""
     tokenizer = load_tokenizer(world.base)
     tokenizer.pad_token = pad_token
     model = add_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), Lora(4, 8), classifier=True)
@@ -303,24 +304,32 @@ def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path:
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL rounds them to bf16 before training
             parameter.data = parameter.data.bfloat16().float()
-    judged = [Ranking([[1, 40 + i, 41, EOS], [1, 50 + i, 7] if i else [1, 50, EOS]], [(0, 1)]) for i in range(4)]
+    rankings = [Ranking([[1, 40 + i, 41, EOS], [1, 50 + i, 7] if i else [1, 50, EOS]], [(0, 1)]) for i in range(4)]
     training = Training(
-        lr=1e-2, epochs=1, batch_size=4, micro_batch=4, warmup=0.0, schedule="constant", max_grad_norm=1.0,
-        save_every=100, gradient_checkpointing="false", seed=0,
-    )  # fmt: skip
+        lr=1e-2,
+        epochs=1,
+        batch_size=4,
+        micro_batch=4,
+        warmup=0.0,
+        schedule="constant",
+        max_grad_norm=1.0,
+        save_every=100,
+        gradient_checkpointing="false",
+        seed=0,
+    )
     arguments = training.arguments(tmp_path, CPU, FP32, 1)
-    rows = [row for ranking in judged for row in ranking.texts]
+    rows = [row for ranking in rankings for row in ranking.texts]
     scores = dict(zip(map(tuple, rows), score_rows(model, find_score_head(model), rows, PAD).tolist(), strict=True))
     before = find_score_head(model).weight.detach().clone()
-    seen: dict[tuple[int, ...], float] = {}
+    scores_in_training: dict[tuple[int, ...], float] = {}
 
-    def note(module: Any, args: Any, given: dict[str, Tensor], output: Any) -> None:
-        for ids, mask, logit in zip(given["input_ids"], given["attention_mask"], output.logits[:, 0], strict=True):
-            seen[tuple(ids[mask.bool()].tolist())] = logit.item()
+    def note(module: Any, args: Any, kwargs: dict[str, Tensor], output: Any) -> None:
+        for ids, mask, logit in zip(kwargs["input_ids"], kwargs["attention_mask"], output.logits[:, 0], strict=True):
+            scores_in_training[tuple(ids[mask.bool()].tolist())] = logit.item()
 
     model.register_forward_hook(note, with_kwargs=True)
-    common.train(lambda: build_reward_trainer(model, tokenizer, judged, arguments), model, TrainerCallback())
-    assert seen == pytest.approx(scores, abs=1e-5)
+    common.train(lambda: build_reward_trainer(model, tokenizer, rankings, arguments), model, TrainerCallback())
+    assert scores_in_training == pytest.approx(scores, abs=1e-5)
     assert not torch.equal(find_score_head(model).weight, before)
 
 
@@ -328,31 +337,35 @@ def test_a_reward_model_starts_from_the_supervised_adapter(world: World):
     model = add_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), Lora(4, 8), classifier=True)
     assert copy_adapter_weights(model, world.init) == 28
     assert (find_score_head(model).weight == 0).all()
-    given, tensors = load_file(world.init / WEIGHTS_FILE), dict(model.named_parameters())
-    assert all(torch.equal(t, tensors[n.replace(".weight", ".default.weight")]) for n, t in given.items())
+    init_tensors = load_file(world.init / WEIGHTS_FILE)
+    tensors = dict(model.named_parameters())
+    assert all(torch.equal(t, tensors[n.replace(".weight", ".default.weight")]) for n, t in init_tensors.items())
 
 
 # The trap of repacked weights.
 
 
 def test_evaluation_does_not_repack_the_base(world: World, rollout: Rollout, monkeypatch: pytest.MonkeyPatch):
-    """On CPUs with AVX512-BF16 the first evaluation forward would change the weights, and gradients after it were wrong
-    by 99.9 %. Every CPU is told here that it is one."""
+    """The first evaluation forward on a CPU with AVX512-BF16 repacked the weights and made gradients wrong by 99.9 %.
+
+    The test reports AVX512-BF16 for every CPU.
+    """
     monkeypatch.setattr(bnb_modules, "has_avx512bf16", lambda: True)
 
-    def gradient(roles: Roles) -> Tensor:
-        losses(roles, rollout)
+    def compute_gradient(roles: Roles) -> Tensor:
+        compute_losses(roles, rollout)
         return torch.cat([p.grad.flatten() for p in roles.parameters_of("policy") if p.grad is not None])
 
-    used, unused = world.roles(), world.roles()
+    used = world.roles()
+    unused = world.roles()
     layers = [m for m in used.model.modules() if isinstance(m, bnb_modules.Linear4bit)]
     assert layers
     assert not any(m.support_avx512bf16_for_cpu for m in layers)
     HfEngine(STOPS, PAD, 4).generate(PROMPTS, used.actor("policy"), range(len(PROMPTS)))
     used.scores(rollout)
     used.values(rollout)
-    assert torch.equal(gradient(used), gradient(unused))
-    # And the base that is left is the base that was loaded.
+    assert torch.equal(compute_gradient(used), compute_gradient(unused))
+    # The base weights equal those that were loaded.
     plain = used.model.unload().dequantize()
     fresh = world.load().dequantize()
     weights = dict(fresh.named_parameters())
@@ -362,7 +375,7 @@ def test_evaluation_does_not_repack_the_base(world: World, rollout: Rollout, mon
 
 
 def test_a_module_called_value_is_no_adapter():
-    """Attention in BERT's line has one."""
+    """Attention of BERT-like models has one."""
     assert find_adapter_name("base_model.model.layer.0.attention.self.value.lora_A.policy.weight") == "policy"
     assert find_adapter_name("base_model.model.layer.0.attention.self.query.lora_B.value.weight") == "value"
     assert find_adapter_name("base_model.model.layer.0.attention.self.value.base_layer.weight") is None

@@ -1,4 +1,4 @@
-"""Sampling: from the right distribution, whatever stands beside a row, and with nothing lost."""
+"""Sampling: the right distribution, rows independent of their batch, and complete responses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from align.ppo.experience import Estimator, assemble_experience
 from align.rollout.engine import decode_responses, derive_row_seeds, extract_response_ids
 from align.rollout.hf import HfEngine, draw_tokens
 
-PAD, EOS = 0, 2
+PAD = 0
+EOS = 2
 PROMPTS = [[1, 40, 41, 42, 43, 44, 45], [1, 50], [1, 60, 61, 62], [1, 50], [1, 70, 71]]
 PLAIN = Route(False, False, False)
 STOPS = tuple(range(100, 150))  # enough of them that some rows stop early and some do not
@@ -38,15 +39,15 @@ def model(tiny_model: Path) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def engine(model: Any, **changes: Any) -> Callable[..., Rollout]:
-    """Prompts and a seed to a rollout."""
-    made = HfEngine(**({"stop_ids": STOPS, "pad_id": PAD, "max_new_tokens": 12} | changes))
-    return lambda prompts, seed=0: made.generate(
+def make_sampler(model: Any, **changes: Any) -> Callable[..., Rollout]:
+    """Return a function from prompts and a seed to a rollout."""
+    hf_engine = HfEngine(**({"stop_ids": STOPS, "pad_id": PAD, "max_new_tokens": 12} | changes))
+    return lambda prompts, seed=0: hf_engine.generate(
         prompts, ModelActor(model), derive_row_seeds(range(len(prompts)), seed)
     )
 
 
-def next_logits(model: Any, ids: list[int]) -> Tensor:
+def compute_next_logits(model: Any, ids: list[int]) -> Tensor:
     return model(torch.tensor([ids])).logits[0, -1]
 
 
@@ -59,79 +60,81 @@ def test_cold_samples_are_those_of_generate(model: Any):
     expected = model.generate(
         tokens, attention_mask=mask, do_sample=False, max_new_tokens=12, eos_token_id=list(stops), pad_token_id=PAD
     )
-    found = engine(model, stop_ids=stops, temperature=1e-5)(PROMPTS)
-    assert found.prompt_width == 7
-    assert set(found.ended_B.tolist()) == {True, False}  # else this proves little
-    assert torch.equal(found.tokens_BS, expected)
+    rollout = make_sampler(model, stop_ids=stops, temperature=1e-5)(PROMPTS)
+    assert rollout.prompt_width == 7
+    assert set(rollout.ended_B.tolist()) == {True, False}  # else this proves little
+    assert torch.equal(rollout.tokens_BS, expected)
 
 
 def test_samples_come_from_the_whole_softmax(model: Any):
     """E log p = −H only for samples of p itself: top-k, top-p or another temperature move the mean by far more."""
-    prompt, count = PROMPTS[0], 4000
-    drawn = engine(model, max_new_tokens=1, temperature=0.7, batch_size=1000)([prompt] * count)
-    log_p = (next_logits(model, prompt) / 0.7).log_softmax(-1)
-    got = log_p[drawn.response_BT[:, 0]]
+    prompt = PROMPTS[0]
+    count = 4000
+    rollout = make_sampler(model, max_new_tokens=1, temperature=0.7, batch_size=1000)([prompt] * count)
+    log_p = (compute_next_logits(model, prompt) / 0.7).log_softmax(-1)
+    sample_logprobs = log_p[rollout.response_BT[:, 0]]
     entropy = -(log_p.exp() * log_p).sum()
-    assert abs(got.mean() + entropy) < 4 * got.std() / count**0.5
-    frequency = drawn.response_BT.flatten().bincount(minlength=len(log_p)) / count
+    assert abs(sample_logprobs.mean() + entropy) < 4 * sample_logprobs.std() / count**0.5
+    frequency = rollout.response_BT.flatten().bincount(minlength=len(log_p)) / count
     assert (frequency - log_p.exp()).abs().max() < 4 * 0.5 / count**0.5
-    assert drawn.response_BT.unique().numel() > 100
+    assert rollout.response_BT.unique().numel() > 100
 
 
 def test_generation_settings_of_the_checkpoint_have_no_influence(model: Any, monkeypatch: pytest.MonkeyPatch):
-    plain = engine(model)(PROMPTS)
+    plain = make_sampler(model)(PROMPTS)
     settings = GenerationConfig(do_sample=True, top_k=1, top_p=0.1, repetition_penalty=5.0, temperature=0.01)
     monkeypatch.setattr(model, "generation_config", settings)
-    assert torch.equal(engine(model)(PROMPTS).tokens_BS, plain.tokens_BS)
+    assert torch.equal(make_sampler(model)(PROMPTS).tokens_BS, plain.tokens_BS)
 
 
 @pytest.mark.parametrize(("batch_size", "rows"), [(1, 20), (3, 20), (128, 20), (128, 7), (2, 7)])
 def test_what_a_row_draws_is_a_function_of_its_seed_and_the_position(model: Any, batch_size: int, rows: int):
-    """Whatever is sampled beside it: at temperature 1, in any batch, any order, any part of the rows."""
-    prompts, seeds = (PROMPTS * 4), derive_row_seeds(range(20), 3)
-    whole = extract_response_ids(engine(model)(prompts, 3))
-    assert len({tuple(ids) for ids in whole}) > 15
-    chosen = torch.randperm(20, generator=torch.Generator().manual_seed(rows))[:rows].tolist()
-    made = HfEngine(STOPS, PAD, 12, batch_size=batch_size)
-    part = made.generate([prompts[i] for i in chosen], ModelActor(model), [seeds[i] for i in chosen])
-    assert extract_response_ids(part) == [whole[i] for i in chosen]
+    """The draws at temperature 1 do not depend on the batch size, the order of rows or the other rows."""
+    prompts = PROMPTS * 4
+    seeds = derive_row_seeds(range(20), 3)
+    responses = extract_response_ids(make_sampler(model)(prompts, 3))
+    assert len({tuple(ids) for ids in responses}) > 15
+    row_indices = torch.randperm(20, generator=torch.Generator().manual_seed(rows))[:rows].tolist()
+    hf_engine = HfEngine(STOPS, PAD, 12, batch_size=batch_size)
+    subset = hf_engine.generate([prompts[i] for i in row_indices], ModelActor(model), [seeds[i] for i in row_indices])
+    assert extract_response_ids(subset) == [responses[i] for i in row_indices]
     shorter = HfEngine(STOPS, PAD, 5).generate(prompts, ModelActor(model), seeds)
-    assert extract_response_ids(shorter) == [ids[:5] for ids in whole]
+    assert extract_response_ids(shorter) == [ids[:5] for ids in responses]
 
 
 @pytest.mark.parametrize("pad_id", [PAD, STOPS[0]])
 def test_a_row_ends_with_its_stop_token(model: Any, pad_id: int):
-    rollout = engine(model, pad_id=pad_id)(PROMPTS * 8)
+    rollout = make_sampler(model, pad_id=pad_id)(PROMPTS * 8)
     lengths = rollout.lengths_B.tolist()
     assert 1 < len(set(lengths)) <= 12
     assert set(rollout.ended_B.tolist()) == {True, False}
-    for ids, mask, length, ended in zip(
+    for ids, mask, length, has_ended in zip(
         rollout.response_BT.tolist(), rollout.response_mask_BT.tolist(), lengths, rollout.ended_B.tolist(), strict=True
     ):
         assert mask == [t < length for t in range(len(mask))]  # False right behind the stop token
-        assert [i in STOPS for i in ids[:length]] == [False] * (length - 1) + [ended]
+        assert [i in STOPS for i in ids[:length]] == [False] * (length - 1) + [has_ended]
         assert ids[length:] == [pad_id] * (len(ids) - length)
-        assert ended or length == 12
+        assert has_ended or length == 12
 
 
 def test_no_column_is_empty(model: Any):
-    rollout = engine(model, stop_ids=tuple(range(320)), max_new_tokens=9)(PROMPTS)
+    rollout = make_sampler(model, stop_ids=tuple(range(320)), max_new_tokens=9)(PROMPTS)
     assert rollout.response_BT.shape == (5, 1)
     assert rollout.ended_B.all()
 
 
 def test_the_mode_of_the_model_is_left_as_it_was(model: Any):
     model.train()
-    engine(model, max_new_tokens=1)(PROMPTS[:1])
+    make_sampler(model, max_new_tokens=1)(PROMPTS[:1])
     assert model.training
     model.eval()
-    engine(model, max_new_tokens=1)(PROMPTS[:1])
+    make_sampler(model, max_new_tokens=1)(PROMPTS[:1])
     assert not model.training
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_logprobs_do_not_depend_on_padding_or_company(model: Any, temperature: float):
-    rollout = engine(model, temperature=temperature)(PROMPTS)
+    rollout = make_sampler(model, temperature=temperature)(PROMPTS)
     together, entropy = compute_response_logprobs(model, rollout, temperature)
     wide = Rollout(
         torch.nn.functional.pad(rollout.tokens_BS, (5, 3), value=7),
@@ -157,40 +160,49 @@ def test_logprobs_do_not_depend_on_padding_or_company(model: Any, temperature: f
 def test_the_sampler_says_what_the_learner_finds(
     model: Any, monkeypatch: pytest.MonkeyPatch, temperature: float, path: Route
 ):
-    """Its logprobs are those of a pass over the whole row: in the rows' own order, however they were batched."""
+    """The sampler's logprobs equal those of a pass over the whole row, in row order for any batches."""
     monkeypatch.setattr(model, "align_route", path, raising=False)
-    rollout = engine(model, temperature=temperature, batch_size=3)(PROMPTS * 2)
+    rollout = make_sampler(model, temperature=temperature, batch_size=3)(PROMPTS * 2)
     assert rollout.logprobs_BT is not None
     assert rollout.logprobs_BT.dtype == torch.float32
     assert (rollout.logprobs_BT[~rollout.response_mask_BT] == 0).all()
     learner, _ = compute_response_logprobs(model, rollout, temperature)
     assert learner.min() < -3
     assert_close(rollout.logprobs_BT, learner, atol=2e-5, rtol=0)
-    assert abs(sampler_kl(rollout, learner)) < 1e-9
+    assert abs(compute_sampler_kl(rollout, learner)) < 1e-9
 
 
-def sampler_kl(rollout: Rollout, learner_BT: Tensor) -> float:
-    """As PPO logs it."""
-    zero_B, zero_BT = torch.zeros(len(rollout.ended_B)), torch.zeros_like(learner_BT)
+def compute_sampler_kl(rollout: Rollout, learner_BT: Tensor) -> float:
+    """Compute the KL to the sampler as PPO logs it."""
+    zero_B = torch.zeros(len(rollout.ended_B))
+    zero_BT = torch.zeros_like(learner_BT)
     _, figures = assemble_experience(
-        rollout, zero_B, learner_BT, learner_BT, zero_BT, estimator=Estimator(), kl_coef=0.0, kl_estimator="k1",
+        rollout,
+        zero_B,
+        learner_BT,
+        learner_BT,
+        zero_BT,
+        estimator=Estimator(),
+        kl_coef=0.0,
+        kl_estimator="k1",
         kl_in_reward=True,
-    )  # fmt: skip
+    )
     return figures["sampler_kl"]
 
 
 def test_the_distance_to_a_sampler_that_is_off_is_its_kl(model: Any):
     """A sampler at another temperature than the learner's: the mean is KL(sampler ‖ learner), known exactly here."""
-    prompt, count = PROMPTS[0], 4000
-    drawn = engine(model, max_new_tokens=1, temperature=0.7, batch_size=1000)([prompt] * count)
-    sampler, learner = ((next_logits(model, prompt) / t).log_softmax(-1) for t in (0.7, 1.0))
+    prompt = PROMPTS[0]
+    count = 4000
+    rollout = make_sampler(model, max_new_tokens=1, temperature=0.7, batch_size=1000)([prompt] * count)
+    sampler, learner = ((compute_next_logits(model, prompt) / t).log_softmax(-1) for t in (0.7, 1.0))
     exact = float((sampler.exp() * (sampler - learner)).sum())
-    found = learner[drawn.response_BT]
-    off = sampler[drawn.response_BT] - found
-    spread = float(((-off).expm1() + off).std()) / count**0.5
+    learner_logprobs = learner[rollout.response_BT]
+    log_ratio = sampler[rollout.response_BT] - learner_logprobs
+    spread = float(((-log_ratio).expm1() + log_ratio).std()) / count**0.5
     assert exact > 0.05
     assert spread < exact / 20
-    assert sampler_kl(drawn, found) == pytest.approx(exact, abs=4 * spread)
+    assert compute_sampler_kl(rollout, learner_logprobs) == pytest.approx(exact, abs=4 * spread)
 
 
 def test_positions_count_real_tokens_only():
@@ -199,10 +211,10 @@ def test_positions_count_real_tokens_only():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=320, n_positions=64, n_embd=32, n_layer=1, n_head=2)).eval()
     with torch.no_grad():
         model.transformer.wpe.weight.mul_(50)
-        rollout = engine(model, temperature=1e-5)(PROMPTS)
+        rollout = make_sampler(model, temperature=1e-5)(PROMPTS)
         together, _ = compute_response_logprobs(model, rollout, 1.0)
         for i, prompt in enumerate(PROMPTS):
-            single = engine(model, temperature=1e-5)([prompt])
+            single = make_sampler(model, temperature=1e-5)([prompt])
             assert extract_response_ids(rollout)[i] == extract_response_ids(single)[0]
             alone, _ = compute_response_logprobs(model, rollout.rows(tensor([i])), 1.0)
             assert_close(together[i, : alone.shape[1]], alone[0], atol=1e-5, rtol=0)
@@ -224,16 +236,16 @@ ROLLOUT = Rollout(TOKENS, MASK, 3, tensor([True, True, False]))
     ],
 )
 def test_rows_lose_the_columns_that_only_pad_the_others(index: Any, columns: slice, width: int):
-    found = ROLLOUT.rows(index)
-    assert torch.equal(found.tokens_BS, TOKENS[index][:, columns])
-    assert torch.equal(found.mask_BS, MASK[index][:, columns])
-    assert torch.equal(found.ended_B, ROLLOUT.ended_B[index])
-    assert found.prompt_width == width
-    assert torch.equal(found.lengths_B, ROLLOUT.lengths_B[index])
-    assert found.logprobs_BT is None
-    said = replace(ROLLOUT, logprobs_BT=TOKENS[:, 3:].float()).rows(index).logprobs_BT
-    assert said is not None
-    assert torch.equal(said, found.response_BT.float())
+    selected = ROLLOUT.rows(index)
+    assert torch.equal(selected.tokens_BS, TOKENS[index][:, columns])
+    assert torch.equal(selected.mask_BS, MASK[index][:, columns])
+    assert torch.equal(selected.ended_B, ROLLOUT.ended_B[index])
+    assert selected.prompt_width == width
+    assert torch.equal(selected.lengths_B, ROLLOUT.lengths_B[index])
+    assert selected.logprobs_BT is None
+    logprobs = replace(ROLLOUT, logprobs_BT=TOKENS[:, 3:].float()).rows(index).logprobs_BT
+    assert logprobs is not None
+    assert torch.equal(logprobs, selected.response_BT.float())
 
 
 def test_logprobs_of_another_shape_are_refused():
@@ -253,27 +265,27 @@ def test_texts_lose_the_stop_token_and_nothing_else(tiny_tokenizer: Any):
 
 
 def test_draws_by_blocks_are_draws_by_the_whole_sum():
-    g = torch.Generator().manual_seed(0)
-    rows = torch.rand(400, 1000, generator=g) ** 8 * (torch.rand(400, 1000, generator=g) < 0.3)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(400, 1000, generator=generator) ** 8 * (torch.rand(400, 1000, generator=generator) < 0.3)
     rows[0], rows[1] = 0, 0
     rows[0, 999], rows[1, 64] = 1, 1
     cumulative = rows.double().cumsum(-1)
-    uniform = torch.rand(400, generator=g, dtype=torch.double)
+    uniform = torch.rand(400, generator=generator, dtype=torch.double)
     expected = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
-    drawn = draw_tokens(rows, uniform)
-    assert torch.equal(drawn, expected)
-    assert (rows.gather(1, drawn[:, None]) > 0).all()
+    token_ids = draw_tokens(rows, uniform)
+    assert torch.equal(token_ids, expected)
+    assert (rows.gather(1, token_ids[:, None]) > 0).all()
 
 
 @pytest.mark.parametrize("drop_below", [0.0, 0.5, 1.0])
 def test_when_finished_rows_are_dropped_changes_nothing(model: Any, monkeypatch: pytest.MonkeyPatch, drop_below: float):
-    """Never, at half, at once: the cache that is left holds the rows that go on, in their order."""
+    """The cache keeps the unfinished rows in order if finished rows are dropped never, at half or at once."""
     monkeypatch.setattr("align.rollout.hf.DROP_BELOW", drop_below)
-    free = engine(model, stop_ids=(), temperature=1e-5)(PROMPTS).response_BT
+    free = make_sampler(model, stop_ids=(), temperature=1e-5)(PROMPTS).response_BT
     stops = tuple({int(free[0, 3]), int(free[2, 6]), int(free[4, 8])})
-    together = engine(model, stop_ids=stops, temperature=1e-5)(PROMPTS)
+    together = make_sampler(model, stop_ids=stops, temperature=1e-5)(PROMPTS)
     assert len(set(together.lengths_B.tolist())) >= 3
     for row, prompt in enumerate(PROMPTS):
-        alone = engine(model, stop_ids=stops, temperature=1e-5)([prompt])
+        alone = make_sampler(model, stop_ids=stops, temperature=1e-5)([prompt])
         assert extract_response_ids(alone)[0] == extract_response_ids(together)[row]
         assert alone.ended_B[0] == together.ended_B[row]
