@@ -100,7 +100,7 @@ def test_a_missed_bound_and_an_engine_that_was_not_asked_are_errors():
     for name in ("nobody", "llama.cpp"):  # only rows with a bound can be accepted
         with pytest.raises(InputError, match=rf"export\.accept={name}.*t/adapter/nf4"):
             require_engines([passing, missed, unasked], [name], [])
-    with pytest.raises(InputError, match=r"export\.require=t"):  # the yardstick is no export
+    with pytest.raises(InputError, match=r"export\.require=t"):  # the base alone is not an export
         require_engines([ReceiptCheck("t", "base alone", found=NEAR)], [], ["t"])
 
 

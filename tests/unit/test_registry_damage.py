@@ -78,12 +78,12 @@ def test_a_stage_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: 
     small(tmp_path)
     scandir = os.scandir
 
-    def refuses(path: Any) -> Any:
+    def refuse_eval_folder(path: Any) -> Any:
         if Path(path).name == "eval":
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
-    monkeypatch.setattr("align.registry.index.os.scandir", refuses)
+    monkeypatch.setattr("align.registry.index.os.scandir", refuse_eval_folder)
     with pytest.raises(InputError, match=r"run\.root=.*eval: cannot be listed \(Permission denied\)"):
         records(tmp_path)
 

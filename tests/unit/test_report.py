@@ -353,13 +353,13 @@ def test_plots_draw_their_numbers():
 
 
 def test_intervals_are_put_into_words_in_one_place():
-    """Only the listed modules format the ends of an interval, so that small samples are always stated."""
+    """Only the listed modules format the ends of an interval, so that intervals of few observations are marked."""
     root = Path(__file__).resolve().parents[2]
     sources = [p for folder in ("align", "annotate", "recipes") for p in (root / folder).rglob("*.py")]
     modules = {
         str(p.relative_to(root)) for p in sources if re.search(r"\{\w*\[?[\"']?low[\"']?\]?:", p.read_text("utf-8"))
     }
-    # Each of these states small samples.
+    # Each of these modules marks intervals of few observations.
     assert modules == {
         "align/report/figure_text.py",
         "annotate/web/dashboard.py",

@@ -81,7 +81,7 @@ def test_an_answer_that_looks_like_the_templates_end_keeps_its_end() -> None:
 
 
 def test_a_policys_export_reads_earlier_reasoning_as_training_did(tmp_path: Path) -> None:
-    """The saved tokenizer is called as the model card says. Without its list transformers reads another text."""
+    """The saved tokenizer is called as its model card says. Without `chat_control_tokens` the text would differ."""
     tokenizer = make_named_tokenizer("qwen3-words")
     turns = [("user", "q"), ("assistant", "<think>\na\n</think>\n\nb"), ("user", "and?")]
     prompt = Conversation(tuple(Message(*turn) for turn in turns))
