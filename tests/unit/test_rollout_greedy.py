@@ -87,7 +87,8 @@ def test_each_row_ends_where_it_is_told_to_and_hears_no_more(model: Any, size: i
 
 
 def test_no_step_is_made_behind_the_last_end(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, steps = LlamaForCausalLM.from_pretrained(tiny_model).eval(), list[int]()
+    model = LlamaForCausalLM.from_pretrained(tiny_model).eval()
+    steps = list[int]()
     states: Callable[..., Any] = hf.next_states
 
     def counted(model: Any, tokens: Any, *more: Any) -> Any:

@@ -53,7 +53,8 @@ def test_quantiles_by_hand() -> None:
 
 
 def test_quantiles_of_each_source_and_of_all() -> None:
-    scores, source = [1.0, 2.0, 3.0, 4.0, 11.0, 12.0, 13.0, 14.0], [0, 1, 0, 0, 1, 1, 0, 1]
+    scores = [1.0, 2.0, 3.0, 4.0, 11.0, 12.0, 13.0, 14.0]
+    source = [0, 1, 0, 0, 1, 1, 0, 1]
     assert left(scores, [0.0, 0.75], "source", source=source) == [6, 7]
     assert left(scores, [0.0, 0.5], "all", source=source) == [4, 5, 6, 7]
     assert left(scores, [0.25, 1.0], "source", source=source) == [0, 1]
@@ -70,7 +71,9 @@ def test_rows_of_one_score_go_by_their_ids() -> None:
     st.randoms(use_true_random=False),
 )
 def test_the_rows_that_stay_do_not_go_by_the_order_of_the_rows(values: list[int], keep: list[float], draw: Any) -> None:
-    scores, ids, source = np.array(values, float), np.arange(len(values), dtype=np.uint64), np.zeros(len(values), int)
+    scores = np.array(values, float)
+    ids = np.arange(len(values), dtype=np.uint64)
+    source = np.zeros(len(values), int)
     out = select_outside_cuts(scores, ids, source, keep, "all")
     assert (~out).sum() == round(keep[1] * len(values)) - round(keep[0] * len(values))
     order = np.array(draw.sample(range(len(values)), len(values)))
@@ -91,7 +94,8 @@ def spooled(folder: Path, records: Sequence[Record]) -> SpoolRows:
 @pytest.mark.parametrize("kept", [0, 5, 8 * PIECE, 8 * PIECE + 13, 8 * (2 * PIECE + 7)])
 def test_it_goes_on_behind_the_last_whole_piece(tmp_path: Path, kept: int) -> None:
     """`kept` bytes are left of the file."""
-    rows, asked = spooled(tmp_path, [f"text {i}" for i in range(2 * PIECE + 7)]), list[int]()
+    rows = spooled(tmp_path, [f"text {i}" for i in range(2 * PIECE + 7)])
+    asked = list[int]()
 
     def score(records: Sequence[Any]) -> np.ndarray:
         asked.append(len(records))
@@ -103,7 +107,8 @@ def test_it_goes_on_behind_the_last_whole_piece(tmp_path: Path, kept: int) -> No
     path = get_score_path(rows)
     path.write_bytes(path.read_bytes()[:kept])
     asked.clear()
-    begun, counts = count_scored(rows), list[int]()
+    begun = count_scored(rows)
+    counts = list[int]()
     assert score_spool(rows, score, counts.append).tolist() == whole.tolist()
     assert begun == {0: 0, 5: 0, 8 * PIECE: PIECE, 8 * PIECE + 13: PIECE}.get(kept, 2 * PIECE + 7)
     assert sum(asked) == 2 * PIECE + 7 - begun
@@ -111,14 +116,19 @@ def test_it_goes_on_behind_the_last_whole_piece(tmp_path: Path, kept: int) -> No
 
 
 def test_the_account_of_scores() -> None:
-    scores, source = np.array([*range(1000), NAN, 1e9, 5.0]), np.array([0] * 1001 + [0, 1])
+    scores = np.array([*range(1000), NAN, 1e9, 5.0])
+    source = np.array([0] * 1001 + [0, 1])
     out = np.zeros(1003, bool)
     out[:100] = out[1001] = True
     said = summarize_scores(scores, out, source, ["a", "b", "empty"])
     mine = said["sources"]["a"]
     assert (mine["rows"], mine["unscored"], mine["dropped"], mine["kept_from"], mine["kept_to"]) == (
-        1001, 1, 101, 100.0, 999.0,
-    )  # fmt: skip
+        1001,
+        1,
+        101,
+        100.0,
+        999.0,
+    )
     assert len(said["edges"]) == BINS + 1
     assert said["edges"][-1] < 1000  # one row that is far off does not squeeze the others into a bin
     assert (sum(mine["kept"]), sum(mine["left_out"])) == (900, 101)
@@ -135,13 +145,21 @@ def test_rows_that_show_what_scores_mean() -> None:
         return {what: scores[places].tolist() for what, places in iter_score_examples(scores, out, each)}
 
     assert shown(3, 7, 2) == {
-        "lowest": [0, 1], "dropped below the cut": [2], "kept above the cut": [3, 4],
-        "kept below the cut": [6, 7], "dropped above the cut": [8, 9], "highest": [10, 11],
-    }  # fmt: skip
+        "lowest": [0, 1],
+        "dropped below the cut": [2],
+        "kept above the cut": [3, 4],
+        "kept below the cut": [6, 7],
+        "dropped above the cut": [8, 9],
+        "highest": [10, 11],
+    }
     assert shown(1, 10, 2) == {
-        "lowest": [0, 1], "dropped below the cut": [], "kept above the cut": [1, 2],
-        "kept below the cut": [9, 10], "dropped above the cut": [], "highest": [10, 11],
-    }  # fmt: skip
+        "lowest": [0, 1],
+        "dropped below the cut": [],
+        "kept above the cut": [1, 2],
+        "kept below the cut": [9, 10],
+        "dropped above the cut": [],
+        "highest": [10, 11],
+    }
     assert list(shown(0, 11, 2)) == ["lowest", "highest"]
 
 
@@ -193,8 +211,11 @@ def test_the_loss_of_a_row_is_that_of_what_is_trained_on(model: tuple[Any, Any])
 def test_a_long_text_is_read_in_pieces_and_a_conversation_is_cut(model: tuple[Any, Any]) -> None:
     network, tokenizer = model
     text = " ".join(f"word{i}" for i in range(60))
-    ids = [*([tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []),
-           *tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]  # fmt: skip
+    ids = [
+        *([tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []),
+        *tokenizer(text, add_special_tokens=False).input_ids,
+        tokenizer.eos_token_id,
+    ]
     pieces = [ids[i : i + 50] for i in range(0, len(ids), 50)]
     sums = [by_hand(network, piece, piece) for piece in pieces if len(piece) > 1]
     [whole] = compute_losses(network, tokenizer, [text], 50, 2)

@@ -119,11 +119,16 @@ def test_a_system_column_is_a_system_turn(tmp_path: Path, column: str, row: dict
 @pytest.mark.parametrize(
     ("said", "trained"),
     [
-        ({}, True), ({"train": True}, True), ({"train": False}, False), ({"training": False}, False),
-        ({"weight": 0}, False), ({"weight": 1}, True), ({"weight": None}, True),
+        ({}, True),
+        ({"train": True}, True),
+        ({"train": False}, False),
+        ({"training": False}, False),
+        ({"weight": 0}, False),
+        ({"weight": 1}, True),
+        ({"weight": None}, True),
         ({"weight": 0.0, "train": False}, False),
     ],
-)  # fmt: skip
+)
 def test_a_turn_says_whether_it_is_trained_on(tmp_path: Path, said: dict[str, Any], trained: bool) -> None:
     user, answer = exchange("q", "a")
     (found,) = read_documents(
@@ -177,10 +182,12 @@ def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path, row: dict[str, A
         {"messages": [USER, {**ANSWER, "name": "Ann", "refusal": None}], "weight": 1, "score": 3},
         {"messages": [USER, {**ANSWER, "content": "", "train": False}, *exchange("q2", "a2")]},
         {"messages": [{"role": "system", "content": ""}, USER, ANSWER], "text": "<s>rendered</s>"},
-        {"prompt": "q", "completion": None}, {"prompt": "q", "chosen": "a", "rejected": "b"},
-        {"messages": [USER, ANSWER], "system": ""}, {"messages": [USER, ANSWER], "tools": "[]", "train": "split a"},
+        {"prompt": "q", "completion": None},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"messages": [USER, ANSWER], "system": ""},
+        {"messages": [USER, ANSWER], "tools": "[]", "train": "split a"},
     ],
-)  # fmt: skip
+)
 def test_what_says_nothing_is_no_obstacle(tmp_path: Path, row: dict[str, Any]) -> None:
     (found,) = read_documents(write(tmp_path / "d.jsonl", row))
     assert isinstance(found, Conversation)
@@ -189,13 +196,18 @@ def test_what_says_nothing_is_no_obstacle(tmp_path: Path, row: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"PAR1\x15\x04", "cut or damaged"), (b"PK\x03\x04", "a zip archive"), (b"\x1f\x8b\x08", "cannot be unpacked"),
-        (b"(\xb5/\xfd\x04", "cannot be unpacked"), (b"BZh9", "cannot be unpacked"),
-        (b"\xfd7zXZ\0", "cannot be unpacked"), (b"\xff\xfea\0", "text in UTF-16"),
-        (b"ARROW1\0\0", "cut or damaged"), (b"\xff\xff\xff\xff\x10", "cut or damaged"),
+        (b"PAR1\x15\x04", "cut or damaged"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"\x1f\x8b\x08", "cannot be unpacked"),
+        (b"(\xb5/\xfd\x04", "cannot be unpacked"),
+        (b"BZh9", "cannot be unpacked"),
+        (b"\xfd7zXZ\0", "cannot be unpacked"),
+        (b"\xff\xfea\0", "text in UTF-16"),
+        (b"ARROW1\0\0", "cut or damaged"),
+        (b"\xff\xff\xff\xff\x10", "cut or damaged"),
         (b'[\n{"text": "a"},', "was cut"),
     ],
-)  # fmt: skip
+)
 def test_another_kind_of_file_is_called_by_its_name(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)

@@ -62,7 +62,8 @@ def test_columns_of_json_text(tmp_path: Path, name: str, write: Any) -> None:
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.csv"])
 def test_an_answer_that_is_json_itself_is_a_text(tmp_path: Path, name: str, said: str) -> None:
     """Answers of models that call functions, or fill a schema, are JSON: no list of turns."""
-    path, row = tmp_path / name, {"prompt": f"Which list is {said}?", "completion": said}
+    path = tmp_path / name
+    row = {"prompt": f"Which list is {said}?", "completion": said}
     if name == "a.csv":
         with path.open("w", newline="") as file:
             csv.writer(file).writerows([[*row], [*row.values()]])

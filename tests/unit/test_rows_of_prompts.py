@@ -78,8 +78,14 @@ def test_a_prompt_keeps_the_columns_that_it_is_not_made_of(
 
 def test_the_columns_stay_with_the_prompt(tmp_path: Path) -> None:
     """Through the default system turn, hidden reasoning, an answer, and a file of its own to measure on."""
-    answered = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>a</think>b"},
-                             {"role": "user", "content": "2 + 2?"}], "answer": "4"}  # fmt: skip
+    answered = {
+        "messages": [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "<think>a</think>b"},
+            {"role": "user", "content": "2 + 2?"},
+        ],
+        "answer": "4",
+    }
     path = write(tmp_path / "p.jsonl", answered)
     (prompt,) = read(path, system="Add.", hide_reasoning=True)
     assert [turn.content for turn in prompt.messages] == ["Add.", "Hi", "b", "2 + 2?"]
@@ -124,7 +130,8 @@ def test_no_record_digest_data_set_or_store_has_them(tmp_path: Path) -> None:
     assert bare.as_dicts() == rich.as_dicts()  # what the store keeps, and samples.jsonl
     columns = records_to_columns(DOCUMENTS, [rich])
     assert columns_to_records(DOCUMENTS, pa.table(columns), ["p:1"]) == [bare]
-    path, bad_rows = write(tmp_path / "p.jsonl", {"prompt": "2 + 2?", "check": CHECK, "level": 1}), BadRows()
+    path = write(tmp_path / "p.jsonl", {"prompt": "2 + 2?", "check": CHECK, "level": 1})
+    bad_rows = BadRows()
     (read_back,) = read_records(str(path), bad_rows=bad_rows)
     assert read_back.record == replace(bare, id="p.jsonl:1")
 

@@ -66,7 +66,8 @@ def test_the_same_command_lands_in_the_same_folder(tmp_path: Path):
 
 
 def test_identity_ignores_where_and_how_it_is_watched(tmp_path: Path):
-    here, there = config(tmp_path, "x"), config(tmp_path / "b", "y", resume="never", track={"name": "wandb"})
+    here = config(tmp_path, "x")
+    there = config(tmp_path / "b", "y", resume="never", track={"name": "wandb"})
     assert compute_identity("sft", here, INPUTS, BASE) == compute_identity("sft", there, INPUTS, BASE)
     assert compute_identity("sft", here, INPUTS, BASE) != compute_identity("sft", here | {"seed": 1}, INPUTS, BASE)
 

@@ -47,13 +47,15 @@ def test_at_temperature_0_the_likeliest_is_taken():
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.8), (1.0, 0.3)])
 def test_tokens_come_as_often_as_they_should(temperature: float, top_p: float):
     """By numbers that are spread evenly: each token gets its share, to a number or two."""
-    row, count = logits(1)[0], 4000
+    row = logits(1)[0]
+    count = 4000
     how = sampled(temperature=temperature, top_p=top_p)
     numbers = [(i + 0.5) / count for i in range(count)]
     drawn = sample_tokens(row.expand(count, V), [how] * count, numbers, [None] * count)
     share = torch.bincount(torch.tensor([token.id for token in drawn if token]), minlength=V) / count
     chances = (row / temperature).softmax(-1)
-    kept, total = set(), 0.0
+    kept = set()
+    total = 0.0
     for id in chances.argsort(descending=True).tolist():  # by hand
         if total >= top_p:
             break
@@ -86,7 +88,8 @@ def test_a_row_is_what_it_is_alone(rows: Sequence[tuple[int, float, float, float
 
 
 def test_what_is_not_allowed_never_comes():
-    row, few = logits(2)[0], np.isin(np.arange(V), (7, 50, 99))
+    row = logits(2)[0]
+    few = np.isin(np.arange(V), (7, 50, 99))
     for temperature in (0, 1):
         found = {one(row, sampled(temperature=temperature), i / 50, few).id for i in range(50)}
         assert found <= {7, 50, 99}
@@ -94,7 +97,8 @@ def test_what_is_not_allowed_never_comes():
 
 
 def test_logprobs_are_the_models_own_or_those_that_were_drawn_from():
-    row, only = logits(3)[0], np.arange(V) < 20
+    row = logits(3)[0]
+    only = np.arange(V) < 20
     for temperature in (0, 0.5, 1):
         own = one(row, sampled(temperature=temperature, logprobs=4), 0.3, only)
         assert own.logprob == pytest.approx(float(row.log_softmax(-1)[own.id]), abs=1e-6)

@@ -214,7 +214,8 @@ def test_standardised_is_mean_0_and_variance_1_there():
 
 def test_members_on_scales_of_their_own_become_comparable():
     """One member's scale is a hundred times the other's: the minimum would always be its own."""
-    small, large = Fixed([-1.0, 1.0, 1.0, -1.0]), Fixed([100.0, -100.0, 100.0, -100.0])
+    small = Fixed([-1.0, 1.0, 1.0, -1.0])
+    large = Fixed([100.0, -100.0, 100.0, -100.0])
     chats = asked(*"abcd")
     found = standardise_members(Ensemble((small, large), "min"), chats)
     assert found.score(chats).tolist() == [-1, -1, 1, -1]

@@ -45,7 +45,8 @@ def test_a_tokenizer_goes_with_the_last_version_that_reads_it(formats: Formats, 
 
 
 def test_other_templates_are_other_formats_and_one_is_read_anew(formats: Formats, tiny_tokenizer: Any, tmp_path: Path):
-    one, two = version(tiny_tokenizer, tmp_path / "one"), version(tiny_tokenizer, tmp_path / "two", "{{ 2 }}")
+    one = version(tiny_tokenizer, tmp_path / "one")
+    two = version(tiny_tokenizer, tmp_path / "two", "{{ 2 }}")
     first = formats(one)
     assert (first is formats(two), formats(two).tokenizer.chat_template) == (False, "{{ 2 }}")
     (tmp_path / "one" / "chat_template.jinja").write_text("{{ 3 }}")

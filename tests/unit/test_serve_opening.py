@@ -51,9 +51,12 @@ def test_names_and_what_they_are_divided_into(root: Path) -> None:
     adapters = {"support": "sft:a", "chat": {"support": 3, "sft:b": 1, "base": 1}, "plain": "base", "also": "support"}
     found = served(root, adapters)
     assert labels(found) == {
-        "pocket": ["base"], "support": ["sft:a"], "chat": ["support", "sft:b", "base"], "plain": ["base"],
+        "pocket": ["base"],
+        "support": ["sft:a"],
+        "chat": ["support", "sft:b", "base"],
+        "plain": ["base"],
         "also": ["support"],
-    }  # fmt: skip
+    }
     portfolio = found.portfolio
     assert (portfolio.base, portfolio.method, set(found.artifacts)) == (POCKET, "qlora", {"sft:a", "sft:b"})
     first = portfolio.choose("support", TENANT, None).version
@@ -116,7 +119,7 @@ def test_whoever_starts_the_server_vouches_for_what_says_nothing(root: Path) -> 
         ({"m": "{}/model"}, {}, "stage.adapters.m", "is a whole model"),
         ({"pocket": "sft:a"}, {}, "stage.adapters", "name of the base"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_go_together(
     root: Path, tiny_model: Path, adapters: dict[str, str], more: dict[str, str], field: str, says: str
 ) -> None:
@@ -135,7 +138,8 @@ def test_a_missing_run_names_the_command_that_makes_it(root: Path) -> None:
 
 def test_each_adapter_has_to_be_signed(root: Path, tmp_path: Path) -> None:
     """By the key that was named; and the base, where there is nothing else."""
-    keys, other = pair(tmp_path), pair(tmp_path, "other")
+    keys = pair(tmp_path)
+    other = pair(tmp_path, "other")
     signed = exported(tmp_path / "signed", POCKET.digest, id="pocket")
     sign_folder(signed, load_private_key(str(keys.private), "export.sign"))
     key = load_public_key(str(keys.public), "export.verify")

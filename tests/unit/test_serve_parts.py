@@ -18,7 +18,9 @@ TEXTS = st.lists(st.sampled_from(PIECES), max_size=10).map("".join)
 
 def parts(text: str, cuts: list[int] = [], **more: Any) -> list[tuple[str, str]]:  # noqa: B006
     """Each part's kind and text, of a call its name and arguments."""
-    answer, found, at = AnswerParser(**more), [], 0
+    answer = AnswerParser(**more)
+    found = []
+    at = 0
     for cut in sorted(min(cut, len(text)) for cut in cuts):
         found += answer.feed(text[at:cut])
         at = cut
@@ -39,7 +41,8 @@ def merged(found: list[tuple[str, str]]) -> list[tuple[str, str]]:
 @given(text=TEXTS, cuts=st.lists(st.integers(0, 60)), opened=st.booleans(), tools=st.booleans())
 def test_where_the_text_is_cut_does_not_matter(text: str, cuts: list[int], opened: bool, tools: bool):
     more = {"opened": opened, "tools": ["f"] if tools else []}
-    cut, whole = parts(text, cuts, **more), parts(text, **more)
+    cut = parts(text, cuts, **more)
+    whole = parts(text, **more)
     assert merged(cut) == merged(whole)
     assert [each for each in cut if each[0] == "call"] == [each for each in whole if each[0] == "call"]
 
@@ -57,16 +60,20 @@ def test_reasoning_is_parted_as_in_training(text: str, opened: bool):
 def test_calls_between_marks_and_what_is_said_around_them():
     text = f"<think>\nhm\n</think>\n\nLet me look.\n<tool_call>\n{CALL}\n</tool_call>\n<tool_call>{CALL}</tool_call>"
     assert parts(text, [3, 20, 40, 50, 90], tools=["f"]) == [
-        ("reasoning", "hm"), ("content", "Let me look."), ("call", 'f{"a": 1}'), ("call", 'f{"a": 1}'),
-    ]  # fmt: skip
+        ("reasoning", "hm"),
+        ("content", "Let me look."),
+        ("call", 'f{"a": 1}'),
+        ("call", 'f{"a": 1}'),
+    ]
     assert [kind for kind, _ in parts(text, tools=["f"], most_calls=1)] == ["reasoning", "content", "call"]
 
 
 def test_an_answer_that_is_json_is_a_call_where_its_tool_was_offered():
     assert parts('{"name": "f", "parameters": {"x": "é"}}', tools=["f"]) == [("call", 'f{"x": "é"}')]
     assert parts('[{"name": "f", "arguments": "{}"}, {"name": "g"}]', tools=["f", "g"]) == [
-        ("call", "f{}"), ("call", "g{}"),
-    ]  # fmt: skip
+        ("call", "f{}"),
+        ("call", "g{}"),
+    ]
     for text in (CALL.replace('"f"', '"g"'), '{"a": 1}', "[1, 2]", "{ not JSON", "[" * 5000):
         assert parts(text, tools=["f"]) == [("content", text)]
     assert parts(CALL) == [("content", CALL)]

@@ -54,10 +54,26 @@ def test_a_folder_under_a_root(place: Path, given: str) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        "", "..", "../secret/a", "deep/../a", "out/a", "{}/secret/a", "{}/root/../secret/a", "/", "/etc", "loop", "b",
-        "{}/root-too/a", "a/adapter_config.json", "a\0", "~/a", "x" * 5000, "\udc00", "{}/root",
+        "",
+        "..",
+        "../secret/a",
+        "deep/../a",
+        "out/a",
+        "{}/secret/a",
+        "{}/root/../secret/a",
+        "/",
+        "/etc",
+        "loop",
+        "b",
+        "{}/root-too/a",
+        "a/adapter_config.json",
+        "a\0",
+        "~/a",
+        "x" * 5000,
+        "\udc00",
+        "{}/root",
     ],
-)  # fmt: skip
+)
 def test_no_other_folder(place: Path, given: str) -> None:
     with pytest.raises(NotLoadable) as caught:
         load(given.format(place), place / "root", place / "nowhere")
@@ -83,9 +99,13 @@ def test_whatever_is_written_leads_out_of_no_root(place: Path, parts: list[str],
 
 
 FILES = (
-    "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja", "base.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "tokenizer.json",
+    "chat_template.jinja",
+    "base.json",
     "receipt.json",
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -146,10 +166,15 @@ def test_the_precision_that_an_export_notes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("base.json", None), ("base.json", "{}"), ("base.json", '{"digest": 3}'), ("base.json", '{"digest": ""}'),
-        ("receipt.json", None), ("receipt.json", "{}"), ("receipt.json", '{"into": null}'),
+        ("base.json", None),
+        ("base.json", "{}"),
+        ("base.json", '{"digest": 3}'),
+        ("base.json", '{"digest": ""}'),
+        ("receipt.json", None),
+        ("receipt.json", "{}"),
+        ("receipt.json", '{"into": null}'),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_say_its_base_is_for_the_command_line(tmp_path: Path, file: str, text: str | None) -> None:
     folder = exported(tmp_path / "x")
     (folder / file).unlink()
@@ -211,8 +236,10 @@ def test_folders_with_anything_in_them(tmp_path_factory: pytest.TempPathFactory,
 
 def test_what_nobody_signed_is_not_loaded(tmp_path: Path) -> None:
     """The message names the file, and no path of the server."""
-    keys, folder = pair(tmp_path), exported(tmp_path / "adapters" / "x")
-    key, roots = load_public_key(str(keys.public), "export.verify"), [tmp_path / "adapters"]
+    keys = pair(tmp_path)
+    folder = exported(tmp_path / "adapters" / "x")
+    key = load_public_key(str(keys.public), "export.verify")
+    roots = [tmp_path / "adapters"]
     with pytest.raises(NotLoadable, match="has no signature"):
         find_loadable_version("x", roots, BASE.digest, METHOD, key)
     sign_folder(folder, load_private_key(str(keys.private), "export.sign"))

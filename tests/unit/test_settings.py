@@ -17,14 +17,26 @@ from align.core.errors import InputError
 
 CHOICES = [
     "stage=data stage.sources=[a.jsonl]",
-    "stage=sft", "stage=full", "stage=sample", "stage=annotate", "stage=reward", "stage=ppo", "stage=dpo",
-    "stage=kto", "stage=eval",
-    "stage=export", "stage=verify", "stage=serve", "stage=registry",
+    "stage=sft",
+    "stage=full",
+    "stage=sample",
+    "stage=annotate",
+    "stage=reward",
+    "stage=ppo",
+    "stage=dpo",
+    "stage=kto",
+    "stage=eval",
+    "stage=export",
+    "stage=verify",
+    "stage=serve",
+    "stage=registry",
     "stage=plan stage.of=reward",
     "stage=ppo reward=rules reward.rules=[{rule:json}]",
-    "stage=ppo reward=ensemble reward.refs=[reward:a,reward:b]", "stage=ppo reward=sum reward.parts=[{name:learned}]",
-    "stage=ppo reward=fn reward.fn=a:b", "stage=eval reward=sentiment",
-]  # fmt: skip
+    "stage=ppo reward=ensemble reward.refs=[reward:a,reward:b]",
+    "stage=ppo reward=sum reward.parts=[{name:learned}]",
+    "stage=ppo reward=fn reward.fn=a:b",
+    "stage=eval reward=sentiment",
+]
 
 
 def composed(line: str) -> Config:

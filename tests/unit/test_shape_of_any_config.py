@@ -15,10 +15,18 @@ from align.planning.shapes import LLAMA_LIKE, Shape, build_shape, read_shape
 from align.run import Base
 
 GOOD: dict[str, Any] = {
-    "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 320, "max_position_embeddings": 256,
-    "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False,
-}  # fmt: skip
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 320,
+    "max_position_embeddings": 256,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+}
 LEFT_OUT = object()
 VALUES = (LEFT_OUT, None, "false", -1, 0, 1.5, 10**30, float("nan"), [1], {"a": 1}, True, 1, 2, 3)
 COMPARED = ("width", "layers", "heads", "groups", "head", "vocabulary", "context", "embeddings", "output", "others")

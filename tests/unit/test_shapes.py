@@ -38,7 +38,8 @@ def in_the_table() -> list[str]:
 
 
 def test_every_letter_of_a_shape_has_a_meaning():
-    known, used = in_the_table(), dict[str, str]()
+    known = in_the_table()
+    used = dict[str, str]()
     assert len(known) == len(set(known)), "a letter with two meanings"
     paths = [path for room in ("align", "reward") for path in (ROOT / room).rglob("*.py")]
     for path in (*sorted(paths), ROOT / "annotate" / "priority.py"):  # which alone of annotate scores by a model

@@ -41,7 +41,8 @@ def prefixes(tokens: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("seed", range(200))
 def test_tokens_with_the_same_before_them_are_one(seed: int):
     tokens, mask = drawn(seed)
-    places, found = PackedIndex.build(mask, tokens), prefixes(tokens, mask)
+    places = PackedIndex.build(mask, tokens)
+    found = prefixes(tokens, mask)
     real = len(found)
     saved = real - len(set(found))
     if places.shared is None:
@@ -105,7 +106,8 @@ def grouped_rollout() -> Rollout:
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tokens that go through each layer."""
-    counts, real = list[int](), llama.causal_attention
+    counts = list[int]()
+    real = llama.causal_attention
     monkeypatch.setattr(llama, "causal_attention", lambda *given: counts.append(len(given[0])) or real(*given))
     return counts
 
@@ -124,11 +126,13 @@ def test_every_weight_may_train_where_rows_begin_alike():
 
 def test_equal_ids_at_other_positions_are_other_tokens():
     decoder = made(FAMILIES["qwen2"]).get_base_model().get_decoder()
-    ids, mask = torch.tensor([[11, 12, 13, 14]] * 3), torch.ones(3, 4, dtype=torch.long)
+    ids = torch.tensor([[11, 12, 13, 14]] * 3)
+    mask = torch.ones(3, 4, dtype=torch.long)
     positions = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3], [0, 5, 9, 30]])
     with torch.no_grad():
         given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "use_cache": False}
-        found, expected = decoder(**given).last_hidden_state, fat(decoder)(**given).last_hidden_state
+        found = decoder(**given).last_hidden_state
+        expected = fat(decoder)(**given).last_hidden_state
     assert_close(found, expected, atol=2e-5, rtol=1e-5)
     assert not torch.allclose(found[0], found[2], atol=1e-3)
 
@@ -161,7 +165,8 @@ def test_in_bf16_many_rows_that_share_add_their_gradients_up_as_well_as_rows_by_
     family: str, monkeypatch: pytest.MonkeyPatch
 ):
     """Equal answers: every token is shared by all rows, and each row adds to its gradient."""
-    model, rows = made(FAMILIES[family]), 400
+    model = made(FAMILIES[family])
+    rows = 400
     same = rollout_from_answers([[11, 12, 13]] * rows, [[31, 32, 33]] * rows, PAD, CPU)
     exact = outcome(model, same)[1]
     model.bfloat16()
@@ -186,7 +191,8 @@ def test_under_several_threads_a_gradient_has_the_same_bits_each_time():
         ids = torch.cat([torch.arange(60).expand(16, -1), torch.arange(320).view(16, 20) + 100], 1)
         places = packed.PackedIndex.build(torch.ones_like(ids, dtype=torch.bool), ids)
         assert places.shared is not None
-        given, found = random(16, 80, 256, dtype=torch.float32), set[bytes]()
+        given = random(16, 80, 256, dtype=torch.float32)
+        found = set[bytes]()
         for _ in range(50):
             x = torch.zeros(len(places.shared.first_N), 256, requires_grad=True)
             places.rectangle(x).backward(given)

@@ -67,9 +67,7 @@ def shared_by_force(texts: Sequence[str], keys: list[list[int]], many: int, samp
     shared = set[tuple[str, ...]]()
     for group in large:
         same_class = [other for other in large if len(other).bit_length() == len(group).bit_length()]
-        counts = any(
-            len(group) == max(len(other) for other in same_class if member in other) for member in group
-        )  # fmt: skip
+        counts = any(len(group) == max(len(other) for other in same_class if member in other) for member in group)
         if not counts:
             continue
         ranked = sorted(group, key=lambda i: content[i])
@@ -82,7 +80,8 @@ def shared_by_force(texts: Sequence[str], keys: list[list[int]], many: int, samp
 
 
 def are_twins(a: str, b: str, shared: set[tuple[str, ...]], threshold: float, own: int) -> bool:
-    one, other = grams(a), grams(b)
+    one = grams(a)
+    other = grams(b)
     common = one & other
     if extract_numbers_and_operators(a) != extract_numbers_and_operators(b) or len(common) < threshold * len(
         one | other
@@ -100,7 +99,8 @@ def find_by_force(
 ) -> list[tuple[int, int]]:
     keys = compute_band_keys(build_shingles(pa.array(texts, pa.string()))).tolist()
     shared = shared_by_force(texts, keys, many, sample)
-    kept, dropped = list[int](), list[tuple[int, int]]()
+    kept = list[int]()
+    dropped = list[tuple[int, int]]()
     for i in sorted(range(len(texts)), key=lambda i: (order[i], i)):
         for k in kept:
             meet = any(x == y for x, y in zip(keys[i], keys[k], strict=True)) and bool(grams(texts[i]))
@@ -119,9 +119,11 @@ def templated(draw: st.DrawFn) -> list[str]:
     templates = [preamble + draw(st.lists(st.sampled_from("ijklmnop"), max_size=14)) for _ in range(2)]
     rows = list[list[str]]()
     for _ in range(draw(st.integers(1, 16))):
-        row = list(draw(st.sampled_from(rows))) if rows and draw(st.booleans()) else [
-            *draw(st.sampled_from(templates)), *draw(st.lists(st.sampled_from("qrstuv"), max_size=6))
-        ]  # fmt: skip
+        row = (
+            list(draw(st.sampled_from(rows)))
+            if rows and draw(st.booleans())
+            else [*draw(st.sampled_from(templates)), *draw(st.lists(st.sampled_from("qrstuv"), max_size=6))]
+        )
         for _ in range(draw(st.integers(0, 1))):
             place = draw(st.integers(0, len(row)))
             row[place : place + draw(st.integers(0, 1))] = draw(
@@ -135,10 +137,13 @@ SMALL = {
     "as they are": {},
     "rare shingles": {(near, "LARGE_GROUP"): 1, (near, "RARITY_SAMPLE"): 2},
     "small blocks": {
-        (near, "LARGE_GROUP"): 2, (near, "BLOCK"): 3, (near, "FEW_PAIRS"): 2, (near, "BLOCK_SHINGLES"): 20
+        (near, "LARGE_GROUP"): 2,
+        (near, "BLOCK"): 3,
+        (near, "FEW_PAIRS"): 2,
+        (near, "BLOCK_SHINGLES"): 20,
     },
     "few groups together": {(near, "BLOCK_GROUPS"): 1, (near, "BLOCK_SHINGLES"): 5, (near, "LARGE_GROUP"): 1},
-}  # fmt: skip
+}
 """Sizes that make small sets take the ways of large ones."""
 
 
@@ -210,12 +215,17 @@ def test_packs_with_the_shared_text_of_all_lose_the_same(count: int):
     groups = list_groups_with_equal_bands(places, sets.sizes > 0, columns.__getitem__, BANDS)
     shared = near.find_shared(groups, places, sets.sizes, content_of(texts), read)
     assert len(shared) > 50
-    numbers, dropped = hash_numbers(array), set[int]()
+    numbers = hash_numbers(array)
+    dropped = set[int]()
     for pack in split_into_packs(groups, sets.sizes, count):
         found = near.find_near(
-            pack, sets.sizes[pack], lambda band, pack=pack: columns[band][pack],
-            lambda few, pack=pack: read(pack[few]), numbers=numbers[pack], shared=shared,
-        )  # fmt: skip
+            pack,
+            sets.sizes[pack],
+            lambda band, pack=pack: columns[band][pack],
+            lambda few, pack=pack: read(pack[few]),
+            numbers=numbers[pack],
+            shared=shared,
+        )
         dropped |= set(pack[found.dropped].tolist())
     assert dropped == set(find(texts).dropped.tolist())
     assert len(dropped) >= 10
@@ -264,7 +274,7 @@ def test_whole_sets_have_one_mark_if_and_only_if_they_are_equal(sets):
         ("====\n----\n**bold** | table |", ""),
         ("not three, plus four", ""),
     ],
-)  # fmt: skip
+)
 def test_numbers_and_operators_by_hand(text: str, expected: str):
     assert " ".join(extract_numbers_and_operators(text)) == expected
     assert (hash_numbers(pa.array([text]))[0] != 0) == bool(expected)
@@ -275,7 +285,8 @@ def test_hashes_are_equal_where_numbers_and_operators_are():
     draw = random.Random(0)
     signs = "0123456789 ab.,'+-*/%&|()=<>^~!\n²≤’٣٫– "
     texts = ["".join(draw.choices(signs, k=draw.randint(0, 9))) for _ in range(60_000)]
-    by_tokens, by_hash = dict[tuple[str, ...], int](), dict[int, tuple[str, ...]]()
+    by_tokens = dict[tuple[str, ...], int]()
+    by_hash = dict[int, tuple[str, ...]]()
     for text, digest in zip(texts, hash_numbers(pa.array(texts)).tolist(), strict=True):
         tokens = tuple(extract_numbers_and_operators(text))
         assert by_tokens.setdefault(tokens, digest) == digest, text

@@ -31,7 +31,9 @@ ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=40) | st.text(
 
 def words_of(text: str) -> list[str]:
     """The words of a text, character by character."""
-    found, before = [], ""  # what the character before was
+    # what the character before was
+    found = []
+    before = ""
     for c in unicodedata.normalize("NFKD", text).casefold():
         kind = "letter" if c.isalnum() else "mark" if unicodedata.category(c)[0] == "M" else ""
         if kind == "letter" and any(unicodedata.name(c, "").startswith(script) for script in UNSPACED):
@@ -178,7 +180,8 @@ def test_jaccard_by_hand():
 
 def test_jaccard_of_more_pairs_than_a_block():
     texts = [" ".join(f"w{i % 7}{j}" for j in range(i % 11)) for i in range(90)]
-    sets, strings = build_shingles(pa.array(texts)), [runs_of(text) for text in texts]
+    sets = build_shingles(pa.array(texts))
+    strings = [runs_of(text) for text in texts]
     a, b = (side.ravel() for side in np.meshgrid(np.arange(90), np.arange(90)))
     expected = [len(strings[i] & strings[j]) / max(len(strings[i] | strings[j]), 1) for i, j in zip(a, b, strict=True)]
     assert compute_jaccard(sets, a, sets, b).tolist() == expected
@@ -187,7 +190,10 @@ def test_jaccard_of_more_pairs_than_a_block():
 def test_keys_are_shared_as_often_as_theory_says():
     """Of pairs with similarity J, a share of J^4 has a given band's key in common."""
     rng = np.random.default_rng(0)
-    pairs, size, common = 1500, 60, 45  # J = 45 / 75 = 0.6
+    # J = 45 / 75 = 0.6
+    pairs = 1500
+    size = 60
+    common = 45
     values = np.sort(rng.integers(0, 1 << 54, (pairs, 2 * size - common), np.uint64))
     rows = [rng.permutation(row) for row in values]
     one, two = (np.sort([row[side] for row in rows]) for side in (slice(size), slice(-size, None)))

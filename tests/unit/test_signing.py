@@ -116,7 +116,7 @@ def test_each_file_is_covered(export: Path, keys: Pair, tmp_path: Path) -> None:
         (lambda folder: (folder / SIGNATURE).write_text("{}"), "is no signature"),
         (lambda folder: (folder / SIGNATURE).write_text("[" * 100_000), "is no signature"),
     ],
-)  # fmt: skip
+)
 def test_what_was_added_is_refused(export: Path, keys: Pair, add: Callable[[Path], object], says: str) -> None:
     add(export)
     assert says in refusal(export, keys)
@@ -227,24 +227,32 @@ def test_the_official_tool_reads_ours_and_we_read_its(export: Path, keys: Pair, 
 
 def test_keys_that_do_not_sign(tmp_path: Path, keys: Pair) -> None:
     made = {
-        "rsa": rsa.generate_private_key(65537, 2048), "ed": ed25519.Ed25519PrivateKey.generate(),
+        "rsa": rsa.generate_private_key(65537, 2048),
+        "ed": ed25519.Ed25519PrivateKey.generate(),
         "k1": ec.generate_private_key(ec.SECP256K1()),
-    }  # fmt: skip
+    }
     (tmp_path / "noise").write_bytes(os.urandom(200))
     os.mkfifo(tmp_path / "pipe")
     refused = {name: pair(tmp_path, name, key) for name, key in made.items()}
     for given, says in {
-        keys.public: "is a public key", tmp_path / "none": "there is no such file", tmp_path: "is a folder",
-        tmp_path / "noise": "no private key in PEM", tmp_path / "pipe": "is a pipe", "\0": "is no path",
-        refused["rsa"].private: "(RSAPublicKey)", refused["ed"].private: "(Ed25519PublicKey)",
+        keys.public: "is a public key",
+        tmp_path / "none": "there is no such file",
+        tmp_path: "is a folder",
+        tmp_path / "noise": "no private key in PEM",
+        tmp_path / "pipe": "is a pipe",
+        "\0": "is no path",
+        refused["rsa"].private: "(RSAPublicKey)",
+        refused["ed"].private: "(Ed25519PublicKey)",
         refused["k1"].private: "(secp256k1)",
-    }.items():  # fmt: skip
+    }.items():
         with pytest.raises(InputError, match=FIELD) as error:
             load_private_key(str(given), FIELD)
         assert says in str(error.value)
     for given, says in {
-        keys.private: "is a private key", refused["rsa"].public: "(RSAPublicKey)", tmp_path / "noise": "no public key",
-    }.items():  # fmt: skip
+        keys.private: "is a private key",
+        refused["rsa"].public: "(RSAPublicKey)",
+        tmp_path / "noise": "no public key",
+    }.items():
         with pytest.raises(InputError) as error:
             load_public_key(str(given), "export.verify")
         assert says in str(error.value)
@@ -252,13 +260,15 @@ def test_keys_that_do_not_sign(tmp_path: Path, keys: Pair) -> None:
 
 @pytest.mark.parametrize("curve", [ec.SECP384R1(), ec.SECP521R1()])
 def test_other_curves(tmp_path: Path, curve: ec.EllipticCurve) -> None:
-    keys, folder = pair(tmp_path, key=ec.generate_private_key(curve)), written(tmp_path / "adapter")
+    keys = pair(tmp_path, key=ec.generate_private_key(curve))
+    folder = written(tmp_path / "adapter")
     sign_folder(folder, load_private_key(str(keys.private), FIELD))
     assert refusal(folder, keys) == ""
 
 
 def test_a_passphrase_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    locked, folder = pair(tmp_path, word=b"open sesame"), written(tmp_path / "adapter")
+    locked = pair(tmp_path, word=b"open sesame")
+    folder = written(tmp_path / "adapter")
     monkeypatch.delenv(PASSPHRASE, raising=False)
     with pytest.raises(InputError, match=f"has a passphrase. Set it as {PASSPHRASE}"):
         load_private_key(str(locked.private), FIELD)

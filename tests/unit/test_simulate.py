@@ -77,7 +77,10 @@ def test_calibration_refuses_what_no_slope_can_do(scores, agreement):
 
 def test_pairwise_marginals_are_bradley_terry():
     # 20,000 rankings of four: the standard error of a share is at most 0.0036; 4 of them are allowed.
-    scores, slope, rng, n = {"a": 0.0, "b": 0.3, "c": 0.9, "d": 0.3}, 2.0, random.Random(0), 20_000
+    scores = {"a": 0.0, "b": 0.3, "c": 0.9, "d": 0.3}
+    slope = 2.0
+    rng = random.Random(0)
+    n = 20_000
     above: Counter = Counter()
     for _ in range(n):
         tier_of = {id: t for t, tier in enumerate(draw_tiers(scores, slope, rng)) for id in tier}
@@ -131,7 +134,8 @@ def test_everything_it_says_is_marked_simulated(store):
 def test_interrupted_and_continued_it_ranks_as_if_uninterrupted(store, tmp_path, monkeypatch):
     monkeypatch.setattr("align.annotate.simulate.COMMIT_EVERY", 4)
     fill(store, 20)
-    record, calls = store.record, []
+    record = store.record
+    calls = []
 
     def dies_at_the_tenth(*args, **more):
         calls.append(args)

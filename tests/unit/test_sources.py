@@ -33,7 +33,8 @@ def turns(document: Any) -> list[tuple[str, str]]:
     return [(m.role, m.content) for m in document.messages]
 
 
-ASKED, ANSWERED = ("user", "Hi?"), ("assistant", "Hello.")
+ASKED = ("user", "Hi?")
+ANSWERED = ("assistant", "Hello.")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,8 @@ def asked(found: list[Any]) -> set[str]:
 
 def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     data = jsonl(write(tmp_path / "d.jsonl", *rows(400)))
-    train, test = read_documents_of_split(data, "train"), read_documents_of_split(data, "test")
+    train = read_documents_of_split(data, "train")
+    test = read_documents_of_split(data, "test")
     assert len(train) + len(test) == 400
     assert not asked(train) & asked(test)
     assert 60 < len(test) < 140

@@ -124,8 +124,12 @@ def test_pairs_are_those_across_tiers(store):
     rank(store, item, "2>03>1", strength=1, guideline_version="v1")
     pairs = load_preferences(store, "p")
     assert [(p.chosen[0].content, p.rejected[0].content) for p in pairs] == [
-        ("c", "a"), ("c", "d"), ("c", "b"), ("a", "b"), ("d", "b"),
-    ]  # fmt: skip
+        ("c", "a"),
+        ("c", "d"),
+        ("c", "b"),
+        ("a", "b"),
+        ("d", "b"),
+    ]
     assert {p.group_id for p in pairs} == {item}
     assert {p.prompt for p in pairs} == {ask("question of run/0").messages}
     assert {(p.source, p.strength, p.guideline_version, p.margin) for p in pairs} == {("human", 1, "v1", None)}

@@ -215,7 +215,8 @@ def test_a_judge_that_scores_no_single_answer_and_several_turns_are_not_measured
 
 
 def test_the_lines_before_all_figures():
-    collapsed, unmeasured = Collapse(COLLAPSED, ("on chat x",)), Collapse(NOT_MEASURED, ("few",))
+    collapsed = Collapse(COLLAPSED, ("on chat x",))
+    unmeasured = Collapse(NOT_MEASURED, ("few",))
     assert describe_collapse({"new": collapsed, "a": unmeasured, "b": unmeasured, "c": Collapse(VARIED, ())}) == [
         "COLLAPSED: new: on chat x. The win rate below is no success.",
         "whether a or b collapsed is not measured: few",
@@ -230,7 +231,8 @@ def gate_line(collapse: Collapse, **more: Any) -> str:
 
 
 def test_gates_on_a_system_that_collapsed_fail_unless_told_otherwise():
-    collapsed, unmeasured = Collapse(COLLAPSED, ("on chat x",)), Collapse(NOT_MEASURED, ("few prompts",))
+    collapsed = Collapse(COLLAPSED, ("on chat x",))
+    unmeasured = Collapse(NOT_MEASURED, ("few prompts",))
     varied = gate_line(Collapse(VARIED, ()))
     assert varied.startswith("gate g: pass (")
     assert "collapsed" not in varied

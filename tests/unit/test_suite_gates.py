@@ -27,7 +27,8 @@ from align.registry.gates import read_verdict
 from align.reward.checkers import build_checker
 from align.run import write_json
 
-TASKS, SYSTEMS = [EvalTask("asked", "a.jsonl")], ("new", "old", "base")
+TASKS = [EvalTask("asked", "a.jsonl")]
+SYSTEMS = ("new", "old", "base")
 SPEC = {"kind": "regex", "pattern": "e"}
 CHECK = build_checker(SPEC, "check")
 GOOD = {"name": "safe", "task": "asked", "against": "old", "is": "superior"}
@@ -54,8 +55,11 @@ def drawn(p: float, n: int, seed: int) -> list[float]:
 
 
 def test_a_gate_passes_fails_or_is_undecided():
-    good, bad, n = drawn(0.9, 200, 0), drawn(0.5, 200, 1), 200
-    superior, not_worse = {"against": "old", "is": "superior"}, {"against": "old", "is": "not_worse", "margin": 0.05}
+    good = drawn(0.9, 200, 0)
+    bad = drawn(0.5, 200, 1)
+    n = 200
+    superior = {"against": "old", "is": "superior"}
+    not_worse = {"against": "old", "is": "not_worse", "margin": 0.05}
     assert outcome(good, bad, **superior) == "pass"
     assert outcome(bad, good, **superior) == "fail"
     assert outcome(good, good, **superior) == "undecided"
@@ -120,19 +124,29 @@ def test_what_is_written_down(tmp_path: Any):
 @pytest.mark.parametrize(
     ("gates", "named"),
     [
-        ({"name": "x"}, "eval.gates"), (["x"], "eval.gates[0]"), ([{**GOOD, "kind": "x"}], "eval.gates[0].kind"),
-        ([{**GOOD, "name": "a b"}], "eval.gates[0].name"), ([{**GOOD, "task": "x"}], "eval.gates[0].task"),
-        ([{**GOOD, "against": "new"}], "eval.gates[0].against"), ([{**GOOD, "against": "x"}], "eval.gates[0].against"),
-        ([{**GOOD, "is": "better"}], "eval.gates[0].is"), ([{**GOOD, "figure": "score"}], "eval.gates[0].figure"),
-        ([{**GOOD, "margin": 1.0}], "eval.gates[0].margin"), ([{**GOOD, "level": 0.05}], "eval.gates[0].level"),
-        ([{**GOOD, "margin": "0.1"}], "eval.gates[0].margin"), ([{**GOOD, "margin": -1}], "eval.gates[0].margin"),
-        ([{**GOOD, "margin": float("nan")}], "eval.gates[0].margin"), ([{**GOOD, "level": 1}], "eval.gates[0].level"),
-        ([{**GOOD, "least_n": 0}], "eval.gates[0].least_n"), ([{**GOOD, "least_n": 1.5}], "eval.gates[0].least_n"),
-        ([{**GOOD, "is": "not_worse"}], "eval.gates[0].margin"), ([GOOD, GOOD], "eval.gates[1].name"),
+        ({"name": "x"}, "eval.gates"),
+        (["x"], "eval.gates[0]"),
+        ([{**GOOD, "kind": "x"}], "eval.gates[0].kind"),
+        ([{**GOOD, "name": "a b"}], "eval.gates[0].name"),
+        ([{**GOOD, "task": "x"}], "eval.gates[0].task"),
+        ([{**GOOD, "against": "new"}], "eval.gates[0].against"),
+        ([{**GOOD, "against": "x"}], "eval.gates[0].against"),
+        ([{**GOOD, "is": "better"}], "eval.gates[0].is"),
+        ([{**GOOD, "figure": "score"}], "eval.gates[0].figure"),
+        ([{**GOOD, "margin": 1.0}], "eval.gates[0].margin"),
+        ([{**GOOD, "level": 0.05}], "eval.gates[0].level"),
+        ([{**GOOD, "margin": "0.1"}], "eval.gates[0].margin"),
+        ([{**GOOD, "margin": -1}], "eval.gates[0].margin"),
+        ([{**GOOD, "margin": float("nan")}], "eval.gates[0].margin"),
+        ([{**GOOD, "level": 1}], "eval.gates[0].level"),
+        ([{**GOOD, "least_n": 0}], "eval.gates[0].least_n"),
+        ([{**GOOD, "least_n": 1.5}], "eval.gates[0].least_n"),
+        ([{**GOOD, "is": "not_worse"}], "eval.gates[0].margin"),
+        ([GOOD, GOOD], "eval.gates[1].name"),
         ([{"name": "x", "task": "asked", "is": "not_worse", "margin": 0.1}], "eval.gates[0].is"),
         ([{"name": "x", "task": "asked", "is": "superior", "figure": "difference"}], "eval.gates[0].figure"),
     ],
-)  # fmt: skip
+)
 def test_gates_that_are_refused(gates: Any, named: str):
     with pytest.raises(InputError) as error:
         parse_gates(gates, TASKS, SYSTEMS)
@@ -156,7 +170,8 @@ def test_the_number_that_would_decide_does_in_four_of_five() -> None:
         u = draw.random(n)
         return (u >= 0.1).astype(float).tolist(), ((u < 0.1) | (u >= 0.22)).astype(float).tolist()
 
-    few, rule = told(100_000), DecisionRule("superior", 0.0)
+    few = told(100_000)
+    rule = DecisionRule("superior", 0.0)
     n = compute_sample_size_for_pairs(*few, 0.0)
     assert n is not None
     found = [decide(rule, compute_bounded_difference(*told(n))).outcome == "pass" for _ in range(300)]

@@ -85,8 +85,12 @@ def test_judgements_without_a_verdict_are_ties_and_counted():
     assert found["against"]["old"]["no_verdict"] == 1
     assert found["against"]["old"]["win_rate"]["value"] == 0.75
     assert failed.as_dict() == {
-        "prompt": "9", "order": "first", "verdict": 0.5, "p": None, "error": "answered in prose",
-    }  # fmt: skip
+        "prompt": "9",
+        "order": "first",
+        "verdict": 0.5,
+        "p": None,
+        "error": "answered in prose",
+    }
 
 
 def test_a_check_that_raises_scores_nothing_and_is_counted():

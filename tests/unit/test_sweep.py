@@ -78,8 +78,12 @@ def test_texts_with_commas_and_quotes(value: str, paths: list[str]):
 
 
 MANY = (
-    "stage=sft,ppo", "method=lora", "data.template_kwargs={a: 1},{b: 2},{a: 3}", "+experiment=one,two", "dtype=float32",
-)  # fmt: skip
+    "stage=sft,ppo",
+    "method=lora",
+    "data.template_kwargs={a: 1},{b: 2},{a: 3}",
+    "+experiment=one,two",
+    "dtype=float32",
+)
 
 
 def test_each_job_is_what_its_own_command_line_makes(tmp_path: Path):
@@ -186,18 +190,25 @@ def write(folder: Path, name: str, text: str) -> None:
 
 def test_sweeps_of_an_experiment(tmp_path: Path):
     write(
-        tmp_path, "grid",
+        tmp_path,
+        "grid",
         "defaults:\n  - override /stage: sft\n"
         "hydra:\n  sweeper:\n    params:\n      stage.lr: 1e-4,2e-4\n      seed: range(0,2)\n      method.r: 4\n",
-    )  # fmt: skip
+    )
     found = jobs("+experiment=grid", search=tmp_path)
     assert [(j.config.stage.lr, j.config.seed, j.config.method.r) for j in found] == [
-        (1e-4, 0, 4), (1e-4, 1, 4), (2e-4, 0, 4), (2e-4, 1, 4)
-    ]  # fmt: skip
+        (1e-4, 0, 4),
+        (1e-4, 1, 4),
+        (2e-4, 0, 4),
+        (2e-4, 1, 4),
+    ]
     found = jobs("+experiment=grid", "seed=7", "stage.epochs=1,2", search=tmp_path)
     assert [(j.config.stage.lr, j.config.seed, j.config.stage.epochs) for j in found] == [
-        (1e-4, 7, 1), (1e-4, 7, 2), (2e-4, 7, 1), (2e-4, 7, 2)
-    ]  # fmt: skip
+        (1e-4, 7, 1),
+        (1e-4, 7, 2),
+        (2e-4, 7, 1),
+        (2e-4, 7, 2),
+    ]
     alone = build_config(compose_tree(["+experiment=grid"], tmp_path))  # without -m it is one run
     assert (alone.stage.lr, alone.seed) == (None, 0)  # the run takes the rate of its base
 
