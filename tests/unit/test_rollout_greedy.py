@@ -1,4 +1,4 @@
-"""The likeliest tokens, up to one that somebody says ends the answer: on the fast path and through `generate`."""
+"""Greedy decoding up to a stop token or a stop condition: on the fast path and through `generate`."""
 
 from __future__ import annotations
 
@@ -34,26 +34,28 @@ def model(tiny_model: Path, request: pytest.FixtureRequest) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def free(model: Any, tokens: int = 12) -> list[list[int]]:
-    """The likeliest tokens by transformers alone, row by row, without an end."""
-    found = []
+def generate_without_stops(model: Any, tokens: int = 12) -> list[list[int]]:
+    """Return the likeliest tokens by transformers alone, row by row, without a stop token."""
+    completions = []
     for prompt in PROMPTS:
         ids = torch.tensor([prompt])
-        made = model.generate(
+        output = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens, eos_token_id=None
         )
-        found.append(made[0, len(prompt) :].tolist())
-    return found
+        completions.append(output[0, len(prompt) :].tolist())
+    return completions
 
 
-def answers(model: Any, stop_ids: tuple[int, ...], ends: Any = (), size: int = 128) -> tuple[list[list[int]], Any]:
+def generate_answers(
+    model: Any, stop_ids: tuple[int, ...], ends: Any = (), size: int = 128
+) -> tuple[list[list[int]], Any]:
     engine = HfEngine(stop_ids, PAD, 12, 0.0, size)
     rollout = engine.generate(PROMPTS, ModelActor(model), [0] * len(PROMPTS), ends)
     return extract_response_ids(rollout), rollout.ended_B.tolist()
 
 
-class Told:
-    """Ends a row behind so many of its tokens, and keeps what it was told."""
+class StopAfter:
+    """A stop condition that ends a row after `most` tokens, and records the tokens that it was called with."""
 
     def __init__(self, most: int) -> None:
         self.most, self.ids = most, list[int]()
@@ -65,25 +67,27 @@ class Told:
 
 @pytest.mark.parametrize("size", [1, 2, 128])
 def test_at_temperature_0_each_token_is_the_likeliest(model: Any, size: int) -> None:
-    expected = free(model)
+    expected = generate_without_stops(model)
     assert len({id for row in expected for id in row}) > 10
-    assert answers(model, (), size=size) == (expected, [False] * 10)
+    assert generate_answers(model, (), size=size) == (expected, [False] * 10)
 
 
 @pytest.mark.parametrize("size", [1, 2, 128])
 def test_each_row_ends_where_it_is_told_to_and_hears_no_more(model: Any, size: int) -> None:
-    expected = free(model)
-    told = [Told(most) for most in (1, 4, 12, 99, 2, *[99] * 5)]  # a row that ends stays in its batch for a while
+    expected = generate_without_stops(model)
+    stops = [StopAfter(most) for most in (1, 4, 12, 99, 2, *[99] * 5)]  # a row that ends stays in its batch for a while
     stop = expected[3][6]
-    cut = [row[: one.most] for row, one in zip(expected, told, strict=True)]
-    whole = [row[: row.index(stop) + 1] if stop in row else row for row in cut]
-    ids, ended = answers(model, (stop,), told, size)
-    assert ids == whole
-    assert [one.ids for one in told] == [
-        row if row[-1] != stop else one.ids for row, one in zip(ids, told, strict=True)
+    cut_rows = [row[: stop_after.most] for row, stop_after in zip(expected, stops, strict=True)]
+    expected_ids = [row[: row.index(stop) + 1] if stop in row else row for row in cut_rows]
+    ids, ended_flags = generate_answers(model, (stop,), stops, size)
+    assert ids == expected_ids
+    assert [stop_after.ids for stop_after in stops] == [
+        row if row[-1] != stop else stop_after.ids for row, stop_after in zip(ids, stops, strict=True)
     ]
-    assert ended == [stop in row or len(row) == one.most for row, one in zip(ids, told, strict=True)]
-    assert ended.count(True) >= 4
+    assert ended_flags == [
+        stop in row or len(row) == stop_after.most for row, stop_after in zip(ids, stops, strict=True)
+    ]
+    assert ended_flags.count(True) >= 4
 
 
 def test_no_step_is_made_behind_the_last_end(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,12 +95,12 @@ def test_no_step_is_made_behind_the_last_end(tiny_model: Path, monkeypatch: pyte
     steps = list[int]()
     states: Callable[..., Any] = hf.next_states
 
-    def counted(model: Any, tokens: Any, *more: Any) -> Any:
+    def count_rows(model: Any, tokens: Any, *more: Any) -> Any:
         steps.append(len(tokens))
         return states(model, tokens, *more)
 
-    monkeypatch.setattr(hf, "next_states", counted)
-    answers(model, (), [Told(most) for most in (1, 2, 2, 3, 3) * 2])
+    monkeypatch.setattr(hf, "next_states", count_rows)
+    generate_answers(model, (), [StopAfter(most) for most in (1, 2, 2, 3, 3) * 2])
     assert steps == [10, 8, 4]
 
 
@@ -105,4 +109,4 @@ def test_a_model_without_a_likeliest_token_says_so(tiny_model: Path) -> None:
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(NonFiniteLogits):
-        answers(model, ())
+        generate_answers(model, ())

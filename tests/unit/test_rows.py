@@ -1,4 +1,4 @@
-"""What a file's rows say beside their texts is kept or refused; which of them are measured on; files that are none."""
+"""Rows of a file: fields beside the texts, held-out rows, and files that are of another format or damaged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def exchange(*texts: str) -> list[dict[str, Any]]:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-# All of a file, or another one, to measure on.
+# Held-out rows: all of a file, or those of a file of their own.
 
 
 def test_a_whole_file_is_trained_on_or_measured_on(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_whole_file_is_trained_on_or_measured_on(tmp_path: Path) -> None:
 
 
 def test_a_file_of_its_own_is_measured_on_whole_and_never_trained_on(tmp_path: Path, capsys: Any) -> None:
-    """Equal questions are left out of training, whatever was answered, and counted."""
+    """Training rows with a question of the evaluation file are dropped and counted, even with another answer."""
     train = write(tmp_path / "train.jsonl", *rows(30))
     test = write(tmp_path / "test.jsonl", *[{**row, "completion": "Another."} for row in rows(40)[20:]])
     data = jsonl(train, eval_path=str(test))
@@ -55,11 +55,11 @@ def test_what_is_trained_on_is_not_read_to_measure(tmp_path: Path, capsys: Any) 
 @pytest.mark.parametrize("count", [2, 12, 40])
 @pytest.mark.parametrize("held_out", [1e-6, 0.05, 0.5])
 def test_what_an_evaluation_asks_is_in_no_pair_to_train_on(tmp_path: Path, count: int, held_out: float) -> None:
-    """Even where the share is too small for the file, and one question is held out all the same."""
+    """One question is held out even if the share amounts to less than one."""
     pairs = [{"prompt": f"question {count} {i}", "chosen": "a", "rejected": "b"} for i in range(count)]
     data = jsonl(write(tmp_path / "d.jsonl", *pairs), held_out=held_out)
-    asked_there = {c.messages[0].content for c in read_source_prompts(data, "test")}
-    assert asked_there
+    held_out_questions = {c.messages[0].content for c in read_source_prompts(data, "test")}
+    assert held_out_questions
     prefs = read_pairs(data, "", "", False)
     try:
         train, _ = split_pairs(prefs, data, 0.1, 0)
@@ -67,7 +67,7 @@ def test_what_an_evaluation_asks_is_in_no_pair_to_train_on(tmp_path: Path, count
         assert count == 2
         assert "leaves no pair to train on" in str(error)  # noqa: PT017
         return
-    assert not asked_there & {pref.prompt[0].content for pref in train}
+    assert not held_out_questions & {pref.prompt[0].content for pref in train}
 
 
 def test_a_limit_draws_pairs_from_the_whole_file(tmp_path: Path) -> None:
@@ -89,31 +89,40 @@ def test_errors_in_the_file_to_measure_on_name_it(tmp_path: Path) -> None:
 
 
 def test_a_system_prompt_is_added_where_there_is_none_and_moves_no_row(tmp_path: Path) -> None:
-    spoken = [{"messages": [{"role": "system", "content": "Own."}, *exchange("a", "b")]}]
-    path = write(tmp_path / "d.jsonl", *rows(40), *spoken, {"text": "plain"})
-    without, given = (read_divided_documents(jsonl(path, system=system)) for system in (None, "Be brief."))
-    for before, after in zip(without, given, strict=True):
-        assert [question_of(d) for d in before] == [question_of(d) for d in after]
+    with_system = [{"messages": [{"role": "system", "content": "Own."}, *exchange("a", "b")]}]
+    path = write(tmp_path / "d.jsonl", *rows(40), *with_system, {"text": "plain"})
+    without_system, with_default = (
+        read_divided_documents(jsonl(path, system=system)) for system in (None, "Be brief.")
+    )
+    for before, after in zip(without_system, with_default, strict=True):
+        assert [get_question(d) for d in before] == [get_question(d) for d in after]
         heads = {d.messages[0].content for d in after if not isinstance(d, str)}
         assert heads <= {"Be brief.", "Own."}
-    assert "plain" in [*given[0], *given[1]]
+    assert "plain" in [*with_default[0], *with_default[1]]
 
 
-# What rows say beside their texts is kept, or refused by name.
+# Fields beside the texts are kept, or refused by name.
 
 
-def question_of(document: Any) -> str:
+def get_question(document: Any) -> str:
     return document if isinstance(document, str) else next(m.content for m in document.messages if m.role == "user")
 
 
 @pytest.mark.parametrize("column", ["system", "system_prompt"])
 @pytest.mark.parametrize("row", [{"messages": exchange("q", "a")}, {"prompt": "q", "completion": "a"}])
 def test_a_system_column_is_a_system_turn(tmp_path: Path, column: str, row: dict[str, Any]) -> None:
-    (found,) = read_documents(write(tmp_path / "d.jsonl", {**row, column: "Be brief."}))
-    assert isinstance(found, Conversation)
-    assert [(m.role, m.content) for m in found.messages] == [("system", "Be brief."), ("user", "q"), ("assistant", "a")]
-    same = {"messages": [{"role": "system", "content": "Be brief."}, *exchange("q", "a")], column: "Be brief."}
-    assert read_documents(write(tmp_path / "e.jsonl", same))[0].messages == found.messages  # type: ignore[union-attr]
+    (record,) = read_documents(write(tmp_path / "d.jsonl", {**row, column: "Be brief."}))
+    assert isinstance(record, Conversation)
+    assert [(m.role, m.content) for m in record.messages] == [
+        ("system", "Be brief."),
+        ("user", "q"),
+        ("assistant", "a"),
+    ]
+    row_with_both = {
+        "messages": [{"role": "system", "content": "Be brief."}, *exchange("q", "a")],
+        column: "Be brief.",
+    }
+    assert read_documents(write(tmp_path / "e.jsonl", row_with_both))[0].messages == record.messages  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -131,11 +140,11 @@ def test_a_system_column_is_a_system_turn(tmp_path: Path, column: str, row: dict
 )
 def test_a_turn_says_whether_it_is_trained_on(tmp_path: Path, said: dict[str, Any], trained: bool) -> None:
     user, answer = exchange("q", "a")
-    (found,) = read_documents(
+    (record,) = read_documents(
         write(tmp_path / "d.jsonl", {"messages": [user, {**answer, **said}, *exchange("q2", "a2")]})
     )
-    assert isinstance(found, Conversation)
-    assert [m.trained for m in found.messages] == [True, trained, True, True]
+    assert isinstance(record, Conversation)
+    assert [m.trained for m in record.messages] == [True, trained, True, True]
 
 
 USER, ANSWER = exchange("q", "a")
@@ -189,8 +198,8 @@ def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path, row: dict[str, A
     ],
 )
 def test_what_says_nothing_is_no_obstacle(tmp_path: Path, row: dict[str, Any]) -> None:
-    (found,) = read_documents(write(tmp_path / "d.jsonl", row))
-    assert isinstance(found, Conversation)
+    (record,) = read_documents(write(tmp_path / "d.jsonl", row))
+    assert isinstance(record, Conversation)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +246,6 @@ def test_a_line_of_100_mb_is_refused_within_a_gigabyte(tmp_path: Path, packed: b
         for _ in range(100):
             file.write(b"words and " * 104_858)
         file.write(b'"}\n')
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, check=False)
-    assert "row 2=" in done.stdout, done.stderr
-    assert "a line of more than 32 MiB" in done.stdout
+    process = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, check=False)
+    assert "row 2=" in process.stdout, process.stderr
+    assert "a line of more than 32 MiB" in process.stdout

@@ -24,24 +24,24 @@ SAID = (Message("user", "Is it open?"), Message("assistant", "Yes."))
 
 def read(path: Path) -> list[Record]:
     bad_rows = BadRows(skips=False)
-    found = [one.record for one in read_records(str(path), bad_rows=bad_rows)]
-    bad_rows.report_refused_rows(path, len(found))
-    return found
+    records = [row_read.record for row_read in read_records(str(path), bad_rows=bad_rows)]
+    bad_rows.report_refused_rows(path, len(records))
+    return records
 
 
-def parquet(path: Path, row: dict[str, Any]) -> None:
+def write_parquet(path: Path, row: dict[str, Any]) -> None:
     pq.write_table(pa.Table.from_pylist([row]), path)
 
 
-def arrow(path: Path, row: dict[str, Any]) -> None:
+def write_arrow(path: Path, row: dict[str, Any]) -> None:
     table = pa.Table.from_pylist([row])
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
 
 
-@pytest.mark.parametrize(("name", "write"), [("a.parquet", parquet), ("a.arrow", arrow)])
+@pytest.mark.parametrize(("name", "write"), [("a.parquet", write_parquet), ("a.arrow", write_arrow)])
 def test_columns_of_json_text(tmp_path: Path, name: str, write: Any) -> None:
-    """As in a table: where a list is needed, its JSON may stand, and a text that is no list of messages stays one."""
+    """A list may be given as JSON, as in a CSV file. A text that is no list of messages stays a text."""
     path = tmp_path / name
     write(path, {"messages": json.dumps(TURNS)})
     assert [record.messages for record in read(path) if isinstance(record, Conversation)] == [SAID]
@@ -49,7 +49,7 @@ def test_columns_of_json_text(tmp_path: Path, name: str, write: Any) -> None:
     [record] = read(path)
     assert isinstance(record, Conversation)
     assert [turn.content for turn in record.messages] == ["[1, 2] or [3]?", "[1, 2]"]
-    answers = [json.dumps([{"role": "assistant", "content": said}]) for said in ("Yes.", "No.")]
+    answers = [json.dumps([{"role": "assistant", "content": content}]) for content in ("Yes.", "No.")]
     write(path, {"prompt": json.dumps(TURNS[:1]), "chosen": answers[0], "rejected": answers[1], "margin": "0.5"})
     [pair] = read(path)
     assert isinstance(pair, Preference)
@@ -61,31 +61,31 @@ def test_columns_of_json_text(tmp_path: Path, name: str, write: Any) -> None:
 )
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.csv"])
 def test_an_answer_that_is_json_itself_is_a_text(tmp_path: Path, name: str, said: str) -> None:
-    """Answers of models that call functions, or fill a schema, are JSON: no list of turns."""
+    """Answers of models that call functions, or fill a schema, are JSON, and are not parsed as turns."""
     path = tmp_path / name
     row = {"prompt": f"Which list is {said}?", "completion": said}
     if name == "a.csv":
         with path.open("w", newline="") as file:
             csv.writer(file).writerows([[*row], [*row.values()]])
     else:
-        (parquet if name == "a.parquet" else arrow)(path, row)
+        (write_parquet if name == "a.parquet" else write_arrow)(path, row)
     [record] = read(path)
     assert isinstance(record, Conversation)
     assert [turn.content for turn in record.messages] == [*row.values()]
 
 
-def lines(path: Path, row: dict[str, Any]) -> list[Record]:
+def read_json_line(path: Path, row: dict[str, Any]) -> list[Record]:
     path.write_text(json.dumps(row) + "\n")
     return read(path)
 
 
 def test_a_developer_speaks_as_the_system(tmp_path: Path) -> None:
     developer = {"role": "developer", "content": "Be brief."}
-    [record] = lines(tmp_path / "a.jsonl", {"messages": [developer, *TURNS]})
+    [record] = read_json_line(tmp_path / "a.jsonl", {"messages": [developer, *TURNS]})
     assert isinstance(record, Conversation)
     assert record.messages == (Message("system", "Be brief."), *SAID)
     system = {"role": "system", "content": "You sell lamps."}
-    [record] = lines(tmp_path / "b.jsonl", {"messages": [system, developer, *TURNS]})
+    [record] = read_json_line(tmp_path / "b.jsonl", {"messages": [system, developer, *TURNS]})
     assert isinstance(record, Conversation)
     assert [turn.role for turn in record.messages] == ["system", "system", "user", "assistant"]
 
@@ -94,7 +94,7 @@ def test_a_developer_speaks_as_the_system(tmp_path: Path) -> None:
 def test_a_call_without_arguments(tmp_path: Path, written: Any) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "clock", "arguments": written}}
     row = {"messages": [TURNS[0], {"role": "assistant", "content": None, "tool_calls": [call]}]}
-    [record] = lines(tmp_path / "a.jsonl", row)
+    [record] = read_json_line(tmp_path / "a.jsonl", row)
     assert isinstance(record, Conversation)
     assert record.messages[1].tool_calls == (ToolCall("clock", "{}", "c"),)
 
@@ -106,11 +106,11 @@ def test_personal_data_in_names_of_arguments() -> None:
     call = ToolCall.from_arguments("send", ARGUMENTS)
     record = Conversation((Message("user", "Go"), Message("assistant", "", tool_calls=(call,))))
     cleaner = Cleaner(create_steps([{"pii": {"action": "mask"}}]))
-    made = cleaner.clean(record, 0)
-    assert isinstance(made, Conversation)
-    written = made.messages[1].tool_calls[0].arguments
-    assert json.loads(written) == {"[EMAIL]": 1, "[EMAIL] 2": {"0": [{"[EMAIL]": "[EMAIL]"}]}}
-    assert cleaner.clean(made, 1) is made
+    cleaned = cleaner.clean(record, 0)
+    assert isinstance(cleaned, Conversation)
+    arguments = cleaned.messages[1].tool_calls[0].arguments
+    assert json.loads(arguments) == {"[EMAIL]": 1, "[EMAIL] 2": {"0": [{"[EMAIL]": "[EMAIL]"}]}}
+    assert cleaner.clean(cleaned, 1) is cleaned
     assert "@" not in json.dumps([[example["before"], example["after"]] for example in cleaner.counts[0].examples])
     reports = Cleaner(create_steps([{"pii": {"action": "report"}}]))
     assert reports.clean(record, 0) is record

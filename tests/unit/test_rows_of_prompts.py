@@ -1,4 +1,4 @@
-"""The columns beside a prompt: which are kept, for whom, and what they change nothing of."""
+"""Columns beside a prompt: which are kept, which code reads them, and the ids and digests that ignore them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_prompt_is_asked_whatever_became_of_its_answer(tmp_path: Path) -> None
     path = write(tmp_path / "labels.jsonl", {"prompt": "Hi", "completion": "Go away.", "label": False})
     (prompt,) = read(path)
     assert (prompt.messages[0].content, prompt.columns) == ("Hi", {"completion": "Go away.", "label": False})
-    with pytest.raises(InputError, match="label=False"):  # to be imitated it would have to be wanted
+    with pytest.raises(InputError, match="label=False"):  # an unwanted answer is not trained on
         read_divided_documents(DataSource("jsonl", str(path)), 0)
 
 
@@ -77,8 +77,8 @@ def test_a_prompt_keeps_the_columns_that_it_is_not_made_of(
 
 
 def test_the_columns_stay_with_the_prompt(tmp_path: Path) -> None:
-    """Through the default system turn, hidden reasoning, an answer, and a file of its own to measure on."""
-    answered = {
+    """Columns survive a default system turn, hidden reasoning, an answer, and a separate evaluation file."""
+    row = {
         "messages": [
             {"role": "user", "content": "Hi"},
             {"role": "assistant", "content": "<think>a</think>b"},
@@ -86,17 +86,17 @@ def test_the_columns_stay_with_the_prompt(tmp_path: Path) -> None:
         ],
         "answer": "4",
     }
-    path = write(tmp_path / "p.jsonl", answered)
+    path = write(tmp_path / "p.jsonl", row)
     (prompt,) = read(path, system="Add.", hide_reasoning=True)
     assert [turn.content for turn in prompt.messages] == ["Add.", "Hi", "b", "2 + 2?"]
     assert prompt.with_answer("4").turns(1).columns == {"answer": "4"}
-    other = write(tmp_path / "q.jsonl", {"prompt": "3 + 3?", "answer": "6"})
-    both = read_divided_prompts(DataSource("jsonl", str(path), eval_path=str(other)))
-    assert [[one.columns for one in side] for side in both] == [[{"answer": "4"}], [{"answer": "6"}]]
+    eval_path = write(tmp_path / "q.jsonl", {"prompt": "3 + 3?", "answer": "6"})
+    splits = read_divided_prompts(DataSource("jsonl", str(path), eval_path=str(eval_path)))
+    assert [[document.columns for document in side] for side in splits] == [[{"answer": "4"}], [{"answer": "6"}]]
 
 
 def test_tables_and_parquet(tmp_path: Path) -> None:
-    """A cell of a table is a text; a check that stands in one as JSON is a check all the same."""
+    """Cells of a CSV file are texts. A check in such a cell is parsed as JSON."""
     (tmp_path / "t.csv").write_text('prompt,check,empty\n2 + 2?,"{""kind"": ""exact"", ""answer"": ""4""}",\n')
     (prompt,) = read(tmp_path / "t.csv")
     assert prompt.columns == {"check": json.dumps(CHECK)}
@@ -110,16 +110,16 @@ def test_tables_and_parquet(tmp_path: Path) -> None:
 
 
 def test_rows_that_differ_are_two_prompts_that_ask_the_same(tmp_path: Path) -> None:
-    one, two = read(write(tmp_path / "p.jsonl", {**SUM, "answer": "4"}, {**SUM, "answer": "four"}))
-    assert one != replace(two, id=one.id)
-    assert len({one, two}) == 2
-    assert compute_question_key(one) == compute_question_key(two)  # so that they never stand on both sides
+    first, second = read(write(tmp_path / "p.jsonl", {**SUM, "answer": "4"}, {**SUM, "answer": "four"}))
+    assert first != replace(second, id=first.id)
+    assert len({first, second}) == 2
+    assert compute_question_key(first) == compute_question_key(second)  # so that both land on one side of the split
 
 
 def test_what_is_imitated_keeps_none(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", {"prompt": "Hi", "completion": "Hello", "answer": "x"})
     train, _ = read_divided_documents(DataSource("jsonl", str(path)))
-    assert [one.row for one in train if isinstance(one, Conversation)] == [""]
+    assert [document.row for document in train if isinstance(document, Conversation)] == [""]
 
 
 def test_no_record_digest_data_set_or_store_has_them(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_no_record_digest_data_set_or_store_has_them(tmp_path: Path) -> None:
 
 
 def test_an_item_of_a_suite_has_its_whole_row(tmp_path: Path) -> None:
-    """A judge by a function reads it too, `category` and `source` included."""
+    """The row includes `category` and `source`, which a function as judge reads too."""
     path = write(tmp_path / "p.jsonl", {"id": "a", "prompt": "2 + 2?", "answer": "4", "category": "sums"})
     (item,) = load_items(parse_task({"name": "sums", "path": str(path)}, "eval.tasks[0]", False), None, False)
     assert item.prompt.columns == {"id": "a", "answer": "4", "category": "sums"}
@@ -150,12 +150,12 @@ def test_the_rows_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
     }
     check_rows(reward, read(write(tmp_path / "p.jsonl", SUM)))
     check_rows({"name": "sentiment"}, read(write(tmp_path / "q.jsonl", {"prompt": "Hi"})))
-    for row, said in (
+    for row, message in (
         ({"prompt": "Hi"}, r"q\.jsonl:1, check=\(missing\): the row does not say"),
         ({**SUM, "check": {"kind": "exact"}}, r"q\.jsonl:1, check\.answers=\(missing\): either"),
         ({**SUM, "check": {"kind": "code", "tests": ["assert f(2) == 4"]}}, r"q\.jsonl:1, check\.kind=code: runs"),
         ({**SUM, "check": [CHECK, CHECK]}, r"q\.jsonl:1, check=.*2 checks for 1 turns"),
     ):
-        with pytest.raises(Exception, match=said) as error:
+        with pytest.raises(Exception, match=message) as error:
             check_rows(reward, read(write(tmp_path / "q.jsonl", row)))
         assert getattr(error.value, "exit_status", None) == 2

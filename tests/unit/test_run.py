@@ -1,4 +1,4 @@
-"""A run's folder: who gets it, and what a crash, an interruption or a full disk leaves of it."""
+"""A run's folder: its name, and its state after a crash, an interruption or a full disk."""
 
 from __future__ import annotations
 
@@ -66,10 +66,12 @@ def test_the_same_command_lands_in_the_same_folder(tmp_path: Path):
 
 
 def test_identity_ignores_where_and_how_it_is_watched(tmp_path: Path):
-    here = config(tmp_path, "x")
-    there = config(tmp_path / "b", "y", resume="never", track={"name": "wandb"})
-    assert compute_identity("sft", here, INPUTS, BASE) == compute_identity("sft", there, INPUTS, BASE)
-    assert compute_identity("sft", here, INPUTS, BASE) != compute_identity("sft", here | {"seed": 1}, INPUTS, BASE)
+    settings = config(tmp_path, "x")
+    moved_settings = config(tmp_path / "b", "y", resume="never", track={"name": "wandb"})
+    assert compute_identity("sft", settings, INPUTS, BASE) == compute_identity("sft", moved_settings, INPUTS, BASE)
+    assert compute_identity("sft", settings, INPUTS, BASE) != compute_identity(
+        "sft", settings | {"seed": 1}, INPUTS, BASE
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,10 +98,10 @@ def test_publish_hashes_every_output_and_only_then_says_done(tmp_path: Path):
         (run.artifact / "sub" / "w").write_text("abc")
         (run.folder / "report.html").write_text("<p>")
         run.publish({"loss": 1.5})
-    found = manifest_of(run.folder)
-    assert found["status"] == "done"
-    assert found["metrics"] == {"loss": 1.5}
-    assert found["outputs"] == {
+    manifest = manifest_of(run.folder)
+    assert manifest["status"] == "done"
+    assert manifest["metrics"] == {"loss": 1.5}
+    assert manifest["outputs"] == {
         "artifact/sub/w": file_digest(run.artifact / "sub" / "w"),
         "config.yaml": file_digest(run.folder / "config.yaml"),
         "metrics.json": file_digest(run.folder / "metrics.json"),
@@ -107,9 +109,9 @@ def test_publish_hashes_every_output_and_only_then_says_done(tmp_path: Path):
     }
     names = ["artifact", "config.yaml", "manifest.json", "metrics.json", "report.html"]
     assert sorted(p.name for p in run.folder.iterdir()) == names
-    assert {"git", "hardware", "identity", "inputs", "base", "packages", "schema_version", "seed"} <= found.keys()
-    assert found["inputs"] == {"data": {"path": "a.jsonl", "digest": "d1"}}
-    assert found["base"]["digest"] == BASE.digest
+    assert {"git", "hardware", "identity", "inputs", "base", "packages", "schema_version", "seed"} <= manifest.keys()
+    assert manifest["inputs"] == {"data": {"path": "a.jsonl", "digest": "d1"}}
+    assert manifest["base"]["digest"] == BASE.digest
 
 
 def test_a_published_run_is_returned_and_never_touched(tmp_path: Path):
@@ -139,14 +141,14 @@ def test_an_unfinished_run_says_why_and_is_continued(tmp_path: Path, error: Base
         raise error
     assert manifest_of(run.folder)["status"] == status
     began = manifest_of(run.folder)["times"]["started"]
-    with opened(tmp_path, "x") as again:
-        assert again.resumed
-        assert (again.checkpoints / "c").read_text() == "kept"
-        again.begin("a: 1\n")
-        again.publish({})
-    found = manifest_of(run.folder)
-    assert found["times"]["first_started"] == began
-    assert "error" not in found
+    with opened(tmp_path, "x") as resumed_run:
+        assert resumed_run.resumed
+        assert (resumed_run.checkpoints / "c").read_text() == "kept"
+        resumed_run.begin("a: 1\n")
+        resumed_run.publish({})
+    manifest = manifest_of(run.folder)
+    assert manifest["times"]["first_started"] == began
+    assert "error" not in manifest
 
 
 def test_a_crash_leaves_a_folder_that_is_continued(tmp_path: Path):
@@ -203,20 +205,20 @@ def test_one_name_for_two_configurations_is_refused(tmp_path: Path, changes: dic
         assert run.done
 
 
-def failed(root: Path, made: str) -> None:
-    """A run that ends on a broken row, after it has made a file."""
+def fail_after_writing(root: Path, file_name: str) -> None:
+    """Start a run, write one file into its folder, and raise ValueError."""
     with opened(root, "x") as run:
         run.begin("a: 1")
-        path = run.folder / made
+        path = run.folder / file_name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("" if made == "artifact/empty" else "{}")
+        path.write_text("" if file_name == "artifact/empty" else "{}")
         raise ValueError("a broken row")
 
 
 @pytest.mark.parametrize("made", ["log.txt", "artifact/empty"])
 def test_a_run_that_failed_before_it_made_anything_gives_its_name_back(tmp_path: Path, made: str):
     with pytest.raises(ValueError, match="a broken row"):
-        failed(tmp_path, made)
+        fail_after_writing(tmp_path, made)
     with opened(tmp_path, "x", inputs={"data": Input("d2")}) as run:
         assert not run.resumed
         assert list(run.folder.iterdir()) == []
@@ -228,7 +230,7 @@ def test_a_run_that_failed_before_it_made_anything_gives_its_name_back(tmp_path:
 @pytest.mark.parametrize("made", ["metrics.jsonl", "artifact/a", "checkpoints/c/a"])
 def test_a_run_that_failed_later_keeps_its_name(tmp_path: Path, made: str):
     with pytest.raises(ValueError, match="a broken row"):
-        failed(tmp_path, made)
+        fail_after_writing(tmp_path, made)
     with pytest.raises(RunConflict):
         opened(tmp_path, "x", inputs={"data": Input("d2")})
     assert (tmp_path / "sft" / "x" / made).read_text() == "{}"
@@ -291,20 +293,20 @@ def test_a_root_that_cannot_be_written(tmp_path: Path, name: str):
 
 
 def test_a_full_disk_hides_nothing_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(path: Path, text: str) -> None:
+    def raise_disk_full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     folder = published(tmp_path, "x")
     run = opened(tmp_path, "y")
     run.begin("a: 1\n")
     with monkeypatch.context() as patched:
-        patched.setattr("align.run.files.write_text", full)
+        patched.setattr("align.run.files.write_text", raise_disk_full)
         with pytest.raises(OSError, match="No space left"), run:
             run.publish({})
     assert manifest_of(folder)["status"] == "done"
     assert manifest_of(run.folder)["status"] == "running"
-    with opened(tmp_path, "y") as again:
-        assert again.resumed
+    with opened(tmp_path, "y") as resumed_run:
+        assert resumed_run.resumed
 
 
 @pytest.mark.parametrize(
@@ -320,10 +322,10 @@ def test_a_full_disk_hides_nothing_and_loses_nothing(tmp_path: Path, monkeypatch
     ],
 )
 def test_which_errors_are_the_disks(error: Exception, blamed: bool):
-    found = as_storage_error(error, "runs")
-    assert (found is not None) == blamed
-    if found:
-        assert (found.exit_status, found.field, found.value) == (2, "run.root", "runs")
+    storage_error = as_storage_error(error, "runs")
+    assert (storage_error is not None) == blamed
+    if storage_error:
+        assert (storage_error.exit_status, storage_error.field, storage_error.value) == (2, "run.root", "runs")
 
 
 ALLOCATION = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9437184 bytes. Error code 12"
@@ -351,17 +353,17 @@ def test_which_errors_are_of_too_little_memory(error: Exception, expected: bool,
     wrapped = ValueError("the library failed")
     wrapped.__cause__ = error
     assert is_out_of_memory(wrapped) == expected
-    blamed = find_user_error(error, str(tmp_path))
+    user_error = find_user_error(error, str(tmp_path))
     if expected:
-        assert blamed is not None
-        assert (blamed.exit_status, blamed.field) == (2, "memory")
-        assert "stage.micro_batch" in blamed.remedy
+        assert user_error is not None
+        assert (user_error.exit_status, user_error.field) == (2, "memory")
+        assert "stage.micro_batch" in user_error.remedy
     else:
-        assert blamed is None or blamed.field != "memory"
+        assert user_error is None or user_error.field != "memory"
 
 
 def test_what_caused_an_error_counts_when_the_disk_is_full_only():
-    def raised(cause: OSError) -> RuntimeError:
+    def build_chained_error(cause: OSError) -> RuntimeError:
         try:
             try:
                 raise cause
@@ -370,8 +372,10 @@ def test_what_caused_an_error_counts_when_the_disk_is_full_only():
         except RuntimeError as error:
             return error
 
-    assert as_storage_error(raised(OSError(errno.ENOSPC, "full")), "runs")
-    assert as_storage_error(raised(PermissionError(errno.EACCES, "a cache that is not ours")), "runs") is None
+    assert as_storage_error(build_chained_error(OSError(errno.ENOSPC, "full")), "runs")
+    assert (
+        as_storage_error(build_chained_error(PermissionError(errno.EACCES, "a cache that is not ours")), "runs") is None
+    )
 
 
 # --- Git
@@ -383,8 +387,8 @@ def test_git_state_holds_a_difference_of_any_bytes(tmp_path: Path, monkeypatch: 
     assert read_git_state() is None
 
     def git(*arguments: str) -> None:
-        who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
-        subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
+        author = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        subprocess.run(["git", *author, *arguments], check=True, capture_output=True)
 
     git("init", "-q")
     (tmp_path / "a.txt").write_text("one\n")
@@ -401,9 +405,9 @@ def test_git_state_holds_a_difference_of_any_bytes(tmp_path: Path, monkeypatch: 
 
 def test_the_commit_is_that_of_the_code_and_of_no_checkout_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def git(*arguments: str) -> str:
-        who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
-        ran = subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
-        return ran.stdout.decode().strip()
+        author = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        process = subprocess.run(["git", "-C", str(tmp_path), *author, *arguments], check=True, capture_output=True)
+        return process.stdout.decode().strip()
 
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     for name in ("align", "venv/align"):
@@ -415,7 +419,7 @@ def test_the_commit_is_that_of_the_code_and_of_no_checkout_around_it(tmp_path: P
     git("commit", "-qm", "first")
     head = git("rev-parse", "HEAD")
     assert read_own_commit(tmp_path) == head
-    assert read_own_commit(tmp_path / "venv") == ""  # installed below somebody's own work
+    assert read_own_commit(tmp_path / "venv") == ""  # installed below another repository
     (tmp_path / "notes.md").write_text("no code")
     assert read_own_commit(tmp_path) == head
     (tmp_path / "align" / "b.py").write_text("b = 2\n")
