@@ -37,7 +37,7 @@ def nothing_hashed() -> Iterator[None]:
 
 
 def settle_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let time pass: what was written so far counts as settled."""
+    """Move the clock forward so that every file written so far counts as settled."""
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + LONG_AGO)
 
@@ -47,10 +47,10 @@ def swap(path: Path, old: bytes = b"old", new: bytes = b"new") -> None:
 
 
 def replace_file(path: Path) -> None:
-    other = path.with_name("other")
-    other.write_bytes(path.read_bytes().replace(b"old", b"new"))
-    shutil.copystat(path, other)
-    other.replace(path)
+    replacement = path.with_name("other")
+    replacement.write_bytes(path.read_bytes().replace(b"old", b"new"))
+    shutil.copystat(path, replacement)
+    replacement.replace(path)
 
 
 def edit_in_place(path: Path) -> None:
@@ -105,11 +105,11 @@ def test_a_file_that_changes_while_it_is_read(
 
 
 def test_a_second_change_within_a_tick_of_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The states are equal, as on a file system whose clock stands: the bytes of a fresh file are hashed again."""
+    """Fresh files are hashed again, since both versions may have equal time stamps."""
     path = tmp_path / "file"
     path.write_bytes(b"old")
     state = os.stat(path)
-    monkeypatch.setattr(os, "stat", lambda *given, **named: state)
+    monkeypatch.setattr(os, "stat", lambda *args, **kwargs: state)
     lookup_digest(path)
     with pytest.raises(CorruptFile, match="changed while it was read"), expect_same_bytes([path], "field", "shown"):
         path.write_bytes(b"new")
@@ -134,14 +134,14 @@ def test_a_settled_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.Monke
     path.write_bytes(b"old")
     settle_clock(monkeypatch)
     digest = files_digest([path])
-    read: list[Path] = []
-    monkeypatch.setattr("align.run.digests.file_digest", lambda path: read.append(path) or file_digest(path))
+    hashed_paths: list[Path] = []
+    monkeypatch.setattr("align.run.digests.file_digest", lambda path: hashed_paths.append(path) or file_digest(path))
     with expect_same_bytes([path], "field", "shown", digest):
         pass
-    assert read == []
+    assert hashed_paths == []
 
 
-# What the product loads
+# Bases, adapters and rows that the product loads
 
 
 @pytest.fixture
@@ -168,20 +168,20 @@ def test_a_base_that_was_replaced_after_it_was_hashed(load: Any, method: str, mo
     write_other_weights(model / "model.safetensors")
     with pytest.raises(CorruptFile, match=r"model\.safetensors changed after it was hashed"):
         load(base, method, CPU, torch.float32)
-    HASHED.clear()  # another process, such as a rank, which was told the digest
+    HASHED.clear()  # as in another process, such as a rank, that receives the digest
     with pytest.raises(CorruptFile, match="is not what was hashed"):
         load(base, method, CPU, torch.float32)
 
 
 def test_a_base_that_is_replaced_while_it_is_loaded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = find_base(str(model))
-    read = AutoModelForCausalLM.from_pretrained
+    from_pretrained = AutoModelForCausalLM.from_pretrained
 
-    def slow(*given: Any, **named: Any) -> Any:
+    def replace_then_load(*args: Any, **kwargs: Any) -> Any:
         write_other_weights(model / "model.safetensors")
-        return read(*given, **named)
+        return from_pretrained(*args, **kwargs)
 
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", slow)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", replace_then_load)
     with pytest.raises(CorruptFile, match=r"model\.safetensors changed while it was read"):
         load_base(base, "lora", CPU, torch.float32)
 
@@ -204,13 +204,13 @@ def test_an_adapter_that_is_replaced_while_it_is_loaded(
 
     load_artifact(adapter, "adapter")
     loaded = load_base(find_base(str(model)), "lora", CPU, torch.float32)
-    read = PeftModel.from_pretrained
+    from_pretrained = PeftModel.from_pretrained
 
-    def slow(*given: Any, **named: Any) -> Any:
+    def replace_then_load(*args: Any, **kwargs: Any) -> Any:
         write_other_weights(adapter / WEIGHTS_FILE)
-        return read(*given, **named)
+        return from_pretrained(*args, **kwargs)
 
-    monkeypatch.setattr(PeftModel, "from_pretrained", slow)
+    monkeypatch.setattr(PeftModel, "from_pretrained", replace_then_load)
     with pytest.raises(CorruptFile, match=f"{WEIGHTS_FILE} changed while it was read"):
         attach(loaded, adapter, "default")
     assert not any("lora" in name for name, _ in loaded.named_parameters())

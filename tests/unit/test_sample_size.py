@@ -1,4 +1,4 @@
-"""When an evaluation has too few prompts to decide anything, and the setting that its first line names."""
+"""Warnings on evaluations with too few prompts: they name the setting that limits the number."""
 
 from __future__ import annotations
 

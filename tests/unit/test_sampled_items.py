@@ -1,4 +1,4 @@
-"""Which sampled prompts people are asked about."""
+"""Sampled prompts that are added to the annotation store, and those that are withheld."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def config(reasoning: str = "keep") -> Any:
     return SimpleNamespace(stage=SimpleNamespace(candidates=2), project="p", rollout=rollout)
 
 
-def handed_out(folder: Path, pairs: list[tuple[str, str]], reasoning: str = "keep") -> tuple[dict[str, int], list[Any]]:
-    """What is kept back of prompts with these answers, and the items that are in the store then."""
+def add_candidates(
+    folder: Path, pairs: list[tuple[str, str]], reasoning: str = "keep"
+) -> tuple[dict[str, int], list[Any]]:
+    """Add a prompt for each pair of answers. Returns the counts of withheld prompts, and the store's items."""
     turns = Message("user", "a?"), Message("assistant", f"{THOUGHT}A."), Message("user", "b?")
     prompts = [Prompt(Conversation(turns, str(i)), [1]) for i in range(len(pairs))]
     answers = [Candidate(text, "d" * 64) for pair in pairs for text in pair]
@@ -35,7 +37,7 @@ def handed_out(folder: Path, pairs: list[tuple[str, str]], reasoning: str = "kee
 
 def test_nobody_is_asked_to_compare_what_is_the_same(tmp_path: Path):
     pairs = [("Yes.", "No."), ("", " \n"), ("Yes.", "Yes. "), ("", "No.")]
-    kept_back, items = handed_out(tmp_path, pairs)
+    kept_back, items = add_candidates(tmp_path, pairs)
     assert kept_back == {"all_empty": 1, "all_equal": 1, "with_tools": 0}
     assert [[c.text for c in item.candidates] for item in items] == [["Yes.", "No."], ["", "No."]]
     assert describe_withheld(kept_back) == [
@@ -46,7 +48,7 @@ def test_nobody_is_asked_to_compare_what_is_the_same(tmp_path: Path):
 
 @pytest.mark.parametrize(("reasoning", "shown"), [("keep", f"{THOUGHT}A."), ("hide", "A.")])
 def test_who_compares_answers_alone_reads_no_earlier_reasoning(tmp_path: Path, reasoning: str, shown: str):
-    _, (item,) = handed_out(tmp_path, [("Yes.", "No.")], reasoning)
+    _, (item,) = add_candidates(tmp_path, [("Yes.", "No.")], reasoning)
     assert [m.content for m in item.prompt.messages] == ["a?", shown, "b?"]
 
 

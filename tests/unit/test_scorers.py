@@ -1,4 +1,4 @@
-"""Rules, functions, ensembles and sums: hand-computed scores, and what a user's mistake is told."""
+"""Rules, functions, ensembles and sums: scores computed by hand, and messages on a user's mistakes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from align.reward.function import FIELD, FunctionReward
 from align.reward.rules import Rules, build_rule, has_tags, is_json, score_length
 
 
-def asked(*answers: str) -> list[Conversation]:
+def build_chats(*answers: str) -> list[Conversation]:
     return [Conversation((Message("user", "?"), Message("assistant", a))) for a in answers]
 
 
 class Fixed:
-    """Scores that are given."""
+    """A scorer that returns the scores it was created with."""
 
     def __init__(self, scores: Sequence[float], name: str = "learned") -> None:
         self.scores, self.name = tensor(scores), name
@@ -71,7 +71,7 @@ def test_tags(text: str, holds: bool):
 def test_rules_are_weighed_and_added():
     settings = [{"rule": "regex", "pattern": r"\d"}, {"rule": "length", "low": 2, "high": 2}, {"rule": "sentiment"}]
     rules = Rules([(w, build_rule(s)) for w, s in zip((2.0, -1.0, 1.0), settings, strict=True)])
-    scores_B = rules.score(asked("7 tables", "tables", "good"))
+    scores_B = rules.score(build_chats("7 tables", "tables", "good"))
     # A digit and two words; one word of two; the same, and 1.9 / sqrt(1.9² + 15) of sentiment.
     assert scores_B.tolist() == pytest.approx([2 - 1, -0.5, -0.5 + 0.4404])
 
@@ -81,7 +81,7 @@ def test_rules_are_weighed_and_added():
 
 def test_a_function_gets_messages_and_gives_numbers():
     function = FunctionReward(lambda chats: [len(c[-1]["content"]) + (c[0]["role"] == "user") for c in chats], "m:f")
-    assert function.score(asked("ab", "")).tolist() == [3, 1]
+    assert function.score(build_chats("ab", "")).tolist() == [3, 1]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_function_gets_messages_and_gives_numbers():
 )
 def test_a_function_that_is_wrong(returned: object, said: str):
     with pytest.raises(InputError, match=said) as error:
-        FunctionReward(returned, "m:f").score(asked("first", "second"))  # pyright: ignore[reportArgumentType]
+        FunctionReward(returned, "m:f").score(build_chats("first", "second"))  # pyright: ignore[reportArgumentType]
     assert str(error.value).startswith("reward.fn=m:f")
 
 
@@ -125,12 +125,12 @@ def test_what_a_function_raises_is_its_own(kind: str, tmp_path: Path, monkeypatc
     (tmp_path / f"{spec.partition(':')[0]}.py").write_text(FUNCTIONS[kind] + "\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError) as refused:
-        FunctionReward(load_function(spec, FIELD), spec).score(asked("first", "second"))
+        FunctionReward(load_function(spec, FIELD), spec).score(build_chats("first", "second"))
     assert (refused.value.field, refused.value.value) == (FIELD, spec)
     str(refused.value).encode()  # can be written
 
 
-def swallows(chats: list[Any]) -> list[float]:
+def ignore_interrupts(chats: list[Any]) -> list[float]:
     while True:
         try:
             time.sleep(30)
@@ -138,29 +138,31 @@ def swallows(chats: list[Any]) -> list[float]:
             continue
 
 
-def scores_what_is_late(chats: list[Any]) -> list[float]:
-    found = []
+def score_zero_on_interrupt(chats: list[Any]) -> list[float]:
+    scores = []
     for _ in chats:
         try:
             time.sleep(30)
-            found.append(1.0)
+            scores.append(1.0)
         except:  # noqa: E722
-            found.append(0.0)
-    return found
+            scores.append(0.0)
+    return scores
 
 
-def yields_late(chats: list[Any]) -> Iterator[float]:
+def yield_then_sleep(chats: list[Any]) -> Iterator[float]:
     yield 1.0
     time.sleep(30)
 
 
-@pytest.mark.parametrize("slow", [lambda chats: time.sleep(30), swallows, yields_late, scores_what_is_late])
+@pytest.mark.parametrize(
+    "slow", [lambda chats: time.sleep(30), ignore_interrupts, yield_then_sleep, score_zero_on_interrupt]
+)
 def test_a_function_that_does_not_answer(slow: Any):
-    """It is interrupted where a limit is set, whatever it catches; what rang before rings again afterwards."""
+    """The time limit interrupts functions that catch every exception. The earlier signal handler is restored."""
     before = signal.getsignal(signal.SIGALRM)
     began = time.monotonic()
     with pytest.raises(InputError, match=r"reward\.timeout=0\.1: m:f has not answered"):
-        FunctionReward(slow, "m:f", 0.1).score(asked("first", "second"))
+        FunctionReward(slow, "m:f", 0.1).score(build_chats("first", "second"))
     assert time.monotonic() - began < 20
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert signal.getsignal(signal.SIGALRM) is before
@@ -168,9 +170,9 @@ def test_a_function_that_does_not_answer(slow: Any):
 
 def test_a_function_in_time_and_in_another_thread():
     quick = FunctionReward(lambda chats: [1.0 for _ in chats], "m:f", 5.0)
-    assert quick.score(asked("a")).tolist() == [1]
+    assert quick.score(build_chats("a")).tolist() == [1]
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(quick.score, asked("a")).result().tolist() == [1]
+        assert pool.submit(quick.score, build_chats("a")).result().tolist() == [1]
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
@@ -181,8 +183,8 @@ def test_where_a_function_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     function = load_function("judge_of_mine:brief", FIELD)
     assert function([1, 2]) == [0.0, 0.0]
     assert find_module_file("judge_of_mine:brief", FIELD) == tmp_path / "judge_of_mine.py"
-    for spec, said in (("judge_of_mine:long", "It has: brief"), ("broken_of_mine:f", "nothing_of_that_name")):
-        with pytest.raises(InputError, match=said):
+    for spec, message in (("judge_of_mine:long", "It has: brief"), ("broken_of_mine:f", "nothing_of_that_name")):
+        with pytest.raises(InputError, match=message):
             load_function(spec, FIELD)
     sys.modules.pop("judge_of_mine")
 
@@ -195,30 +197,30 @@ def test_where_a_function_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 )
 def test_an_ensemble(combine: str, expected: list[float]):
     ensemble = Ensemble((Fixed([1.0, 3.0]), Fixed([3.0, 3.0])), combine, deviations=2.0)
-    assert ensemble.score(asked("a", "b")).tolist() == expected
-    assert ensemble.member_scores(asked("a", "b")).tolist() == [[1, 3], [3, 3]]
+    assert ensemble.score(build_chats("a", "b")).tolist() == expected
+    assert ensemble.member_scores(build_chats("a", "b")).tolist() == [[1, 3], [3, 3]]
 
 
 def test_a_sum():
-    assert Sum(((0.5, Fixed([2.0, 4.0])), (-1.0, Fixed([1.0, 0.0])))).score(asked("a", "b")).tolist() == [0, 2]
+    assert Sum(((0.5, Fixed([2.0, 4.0])), (-1.0, Fixed([1.0, 0.0])))).score(build_chats("a", "b")).tolist() == [0, 2]
 
 
 def test_standardised_is_mean_0_and_variance_1_there():
-    found = standardise(Fixed([1.0, 3.0]), asked("a", "b"))
-    assert found.score(asked("a", "b")).tolist() == [-1, 1]
-    assert (found.shift, found.scale) == (2, 1)
+    scorer = standardise(Fixed([1.0, 3.0]), build_chats("a", "b"))
+    assert scorer.score(build_chats("a", "b")).tolist() == [-1, 1]
+    assert (scorer.shift, scorer.scale) == (2, 1)
     for dead in ([2.0, 2.0], [0.1] * 256):  # fp32's own mean of the second is off by its rounding
         with pytest.raises(InputError, match="the same score"):
-            standardise(Fixed(dead), asked(*"a" * len(dead)))
+            standardise(Fixed(dead), build_chats(*"a" * len(dead)))
 
 
 def test_members_on_scales_of_their_own_become_comparable():
-    """One member's scale is a hundred times the other's: the minimum would always be its own."""
+    """One member's scale is a hundred times the other's, so that it alone would decide the minimum."""
     small = Fixed([-1.0, 1.0, 1.0, -1.0])
     large = Fixed([100.0, -100.0, 100.0, -100.0])
-    chats = asked(*"abcd")
-    found = standardise_members(Ensemble((small, large), "min"), chats)
-    assert found.score(chats).tolist() == [-1, -1, 1, -1]
+    chats = build_chats(*"abcd")
+    scorer = standardise_members(Ensemble((small, large), "min"), chats)
+    assert scorer.score(chats).tolist() == [-1, -1, 1, -1]
     rule = Fixed([5.0, 5.0, 5.0, 6.0], "rules")
     total = standardise_members(Sum(((1.0, Ensemble((small, large))), (1.0, rule))), chats)
     assert isinstance(total, Sum)
@@ -228,7 +230,7 @@ def test_members_on_scales_of_their_own_become_comparable():
     torch.testing.assert_close(total.score(chats), expected)
 
 
-# What the configuration says.
+# Configurations.
 
 ENSEMBLE = ["reward=ensemble", "reward.refs=['reward:a','reward:b']"]
 SUM = "{name: learned, weight: 2}, {name: rules, rules: [{rule: json}], weight: -0.5}"

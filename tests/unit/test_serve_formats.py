@@ -1,4 +1,4 @@
-"""Tokenizers of adapters: kept for as long as anybody holds the adapter, and no longer."""
+"""Tokenizers of adapters: cached only as long as a version or a request refers to the adapter."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ def version(tokenizer: Any, folder: Path, template: str = "") -> Version:
 
 
 def test_a_tokenizer_goes_with_the_last_version_that_reads_it(formats: Formats, tiny_tokenizer: Any, tmp_path: Path):
-    one, two = (version(tiny_tokenizer, tmp_path / name) for name in ("one", "two"))
-    assert formats(one) is formats(two) is formats(one)
-    assert formats(one) is not formats(None)
-    held = ref(formats(one).tokenizer)
-    del one
+    first, second = (version(tiny_tokenizer, tmp_path / name) for name in ("one", "two"))
+    assert formats(first) is formats(second) is formats(first)
+    assert formats(first) is not formats(None)
+    weak_tokenizer = ref(formats(first).tokenizer)
+    del first
     gc.collect()
-    assert held() is formats(two).tokenizer
-    asked = formats(two)  # by a request that is under way
-    del two
+    assert weak_tokenizer() is formats(second).tokenizer
+    requested_format = formats(second)  # held by a request in progress
+    del second
     gc.collect()
-    assert held() is asked.tokenizer
-    del asked
+    assert weak_tokenizer() is requested_format.tokenizer
+    del requested_format
     gc.collect()
-    assert held() is None
+    assert weak_tokenizer() is None
 
 
 def test_other_templates_are_other_formats_and_one_is_read_anew(formats: Formats, tiny_tokenizer: Any, tmp_path: Path):
-    one = version(tiny_tokenizer, tmp_path / "one")
-    two = version(tiny_tokenizer, tmp_path / "two", "{{ 2 }}")
-    first = formats(one)
-    assert (first is formats(two), formats(two).tokenizer.chat_template) == (False, "{{ 2 }}")
+    version_1 = version(tiny_tokenizer, tmp_path / "one")
+    version_2 = version(tiny_tokenizer, tmp_path / "two", "{{ 2 }}")
+    chat_format = formats(version_1)
+    assert (chat_format is formats(version_2), formats(version_2).tokenizer.chat_template) == (False, "{{ 2 }}")
     (tmp_path / "one" / "chat_template.jinja").write_text("{{ 3 }}")
-    assert formats(one) is first
-    formats.forget(one)
-    assert formats(one).tokenizer.chat_template == "{{ 3 }}"
+    assert formats(version_1) is chat_format
+    formats.forget(version_1)
+    assert formats(version_1).tokenizer.chat_template == "{{ 3 }}"
 
 
 def test_an_adapter_without_a_tokenizer_speaks_as_the_base(formats: Formats, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""What the names of a server's command line stand for: references found, all on one base in one precision."""
+"""Names of a server's command line: they resolve to adapters, all on one base in one precision."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ TENANT = Tenant("t")
 def root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Runs on two bases and in two precisions, the newest of ppo on the other base."""
     root = tmp_path_factory.mktemp("served") / "runs"
-    other = find_base(str(tiny_model))
+    tiny = find_base(str(tiny_model))
     run_with_adapter(root, "a", POCKET, value=1)
     run_with_adapter(root, "b", POCKET, value=2)
     run_with_adapter(root, "plain", POCKET, "lora", value=3)
     run_with_adapter(root, "p", POCKET, value=4, stage="ppo")
-    run_with_adapter(root, "tiny", other, value=5, stage="ppo")
+    run_with_adapter(root, "tiny", tiny, value=5, stage="ppo")
     exported(root.parent / "export", POCKET.digest)
-    exported(root.parent / "export-of-other", other.digest)
+    exported(root.parent / "export-of-other", tiny.digest)
     exported(root.parent / "export-of-pocket", POCKET.digest, id="pocket")
-    exported(root.parent / "export-of-another-pocket", other.digest, id="pocket")
+    exported(root.parent / "export-of-another-pocket", tiny.digest, id="pocket")
     written(root.parent / "stranger")
     return root
 
 
-def served(root: Path, adapters: Any, **more: Any) -> ResolvedNames:
+def resolve_names(root: Path, adapters: Any, **more: Any) -> ResolvedNames:
     return open_portfolio(parse_aliases(adapters, "stage.adapters"), root, **more)
 
 
-def labels(found: ResolvedNames) -> dict[str, list[str]]:
-    return {name: [arm.label for arm in arms] for name, arms in found.portfolio.names(TENANT).items()}
+def list_labels(resolved: ResolvedNames) -> dict[str, list[str]]:
+    return {name: [arm.label for arm in arms] for name, arms in resolved.portfolio.names(TENANT).items()}
 
 
 def test_names_and_what_they_are_divided_into(root: Path) -> None:
     adapters = {"support": "sft:a", "chat": {"support": 3, "sft:b": 1, "base": 1}, "plain": "base", "also": "support"}
-    found = served(root, adapters)
-    assert labels(found) == {
+    resolved = resolve_names(root, adapters)
+    assert list_labels(resolved) == {
         "pocket": ["base"],
         "support": ["sft:a"],
         "chat": ["support", "sft:b", "base"],
         "plain": ["base"],
         "also": ["support"],
     }
-    portfolio = found.portfolio
-    assert (portfolio.base, portfolio.method, set(found.artifacts)) == (POCKET, "qlora", {"sft:a", "sft:b"})
+    portfolio = resolved.portfolio
+    assert (portfolio.base, portfolio.method, set(resolved.artifacts)) == (POCKET, "qlora", {"sft:a", "sft:b"})
     first = portfolio.choose("support", TENANT, None).version
     assert first is not None
     assert first.folder == (root / "sft" / "a" / "artifact").absolute()
@@ -68,35 +68,39 @@ def test_names_and_what_they_are_divided_into(root: Path) -> None:
 
 
 def test_latest_is_the_newest_on_the_base_of_the_others(root: Path) -> None:
-    found = served(root, {"new": "ppo:latest", "old": "sft:a"})
-    assert labels(found)["new"] == ["ppo:p"]
-    assert labels(served(root, {"new": "ppo:latest"}, path="pocket"))["new"] == ["ppo:p"]
-    assert labels(served(root, {"new": "ppo:latest"}))["new"] == ["ppo:tiny"]
+    resolved = resolve_names(root, {"new": "ppo:latest", "old": "sft:a"})
+    assert list_labels(resolved)["new"] == ["ppo:p"]
+    assert list_labels(resolve_names(root, {"new": "ppo:latest"}, path="pocket"))["new"] == ["ppo:p"]
+    assert list_labels(resolve_names(root, {"new": "ppo:latest"}))["new"] == ["ppo:tiny"]
 
 
 def test_without_adapters_the_base_as_it_is(root: Path) -> None:
-    found = served(root, None)
-    assert (found.portfolio.base, found.portfolio.method, labels(found)) == (POCKET, "lora", {"pocket": ["base"]})
-    assert served(root, None, method="qlora").portfolio.method == "qlora"
-    assert served(root, {"plain": "base"}).portfolio.method == "lora"
+    resolved = resolve_names(root, None)
+    assert (resolved.portfolio.base, resolved.portfolio.method, list_labels(resolved)) == (
+        POCKET,
+        "lora",
+        {"pocket": ["base"]},
+    )
+    assert resolve_names(root, None, method="qlora").portfolio.method == "qlora"
+    assert resolve_names(root, {"plain": "base"}).portfolio.method == "lora"
 
 
 def test_a_path_is_told_to_nobody(root: Path) -> None:
-    found = served(root, {"chat": {str(root.parent / "export"): 1, "sft:a": 1}})
-    assert labels(found)["chat"] == ["export", "sft:a"]
+    resolved = resolve_names(root, {"chat": {str(root.parent / "export"): 1, "sft:a": 1}})
+    assert list_labels(resolved)["chat"] == ["export", "sft:a"]
 
 
 def test_an_export_alone_names_its_base(root: Path) -> None:
-    found = served(root.parent / "nothing", {"support": str(root.parent / "export-of-pocket")})
-    assert (found.portfolio.base, found.portfolio.method) == (POCKET, "qlora")
-    assert found.portfolio.choose("support", TENANT, None).version is not None
+    resolved = resolve_names(root.parent / "nothing", {"support": str(root.parent / "export-of-pocket")})
+    assert (resolved.portfolio.base, resolved.portfolio.method) == (POCKET, "qlora")
+    assert resolved.portfolio.choose("support", TENANT, None).version is not None
 
 
 def test_whoever_starts_the_server_vouches_for_what_says_nothing(root: Path) -> None:
     stranger = str(root.parent / "stranger")
-    found = served(root, {"theirs": stranger}, path="pocket", method="lora")
-    assert found.portfolio.choose("theirs", TENANT, None).version is not None
-    assert served(root, {"theirs": stranger, "ours": "sft:a"}).portfolio.method == "qlora"
+    resolved = resolve_names(root, {"theirs": stranger}, path="pocket", method="lora")
+    assert resolved.portfolio.choose("theirs", TENANT, None).version is not None
+    assert resolve_names(root, {"theirs": stranger, "ours": "sft:a"}).portfolio.method == "qlora"
 
 
 @pytest.mark.parametrize(
@@ -123,40 +127,40 @@ def test_whoever_starts_the_server_vouches_for_what_says_nothing(root: Path) -> 
 def test_what_does_not_go_together(
     root: Path, tiny_model: Path, adapters: dict[str, str], more: dict[str, str], field: str, says: str
 ) -> None:
-    place = {"{}/model": str(tiny_model)}
-    adapters = {name: place.get(ref, ref.format(root.parent)) for name, ref in adapters.items()}
+    paths = {"{}/model": str(tiny_model)}
+    adapters = {name: paths.get(ref, ref.format(root.parent)) for name, ref in adapters.items()}
     with pytest.raises(InputError) as caught:
-        served(root, adapters, **more)
+        resolve_names(root, adapters, **more)
     assert caught.value.field == field
     assert says in str(caught.value)
 
 
 def test_a_missing_run_names_the_command_that_makes_it(root: Path) -> None:
     with pytest.raises(MissingArtifact, match="python -m align stage=dpo"):
-        served(root, {"a": "dpo:latest"})
+        resolve_names(root, {"a": "dpo:latest"})
 
 
 def test_each_adapter_has_to_be_signed(root: Path, tmp_path: Path) -> None:
-    """By the key that was named; and the base, where there is nothing else."""
+    """Signatures are checked by the configured key. The base has to be signed if it is served by itself."""
     keys = pair(tmp_path)
-    other = pair(tmp_path, "other")
+    other_keys = pair(tmp_path, "other")
     signed = exported(tmp_path / "signed", POCKET.digest, id="pocket")
     sign_folder(signed, load_private_key(str(keys.private), "export.sign"))
     key = load_public_key(str(keys.public), "export.verify")
     exported(tmp_path / "unsigned", POCKET.digest, id="pocket")
-    found = served(root, {"support": str(signed), "plain": "base"}, signer=key, roots=[tmp_path])
-    found.portfolio.load("more", "signed")
+    resolved = resolve_names(root, {"support": str(signed), "plain": "base"}, signer=key, roots=[tmp_path])
+    resolved.portfolio.load("more", "signed")
     with pytest.raises(NotLoadable, match="has no signature"):
-        found.portfolio.load("other", "unsigned")
-    for adapters, signer, says in (
+        resolved.portfolio.load("other", "unsigned")
+    for adapters, signer, message in (
         ({"a": str(signed), "b": "sft:a"}, key, "stage.adapters.b=sft:a: has no signature"),
-        ({"a": str(signed)}, load_public_key(str(other.public), "export.verify"), "stage.adapters.a"),
+        ({"a": str(signed)}, load_public_key(str(other_keys.public), "export.verify"), "stage.adapters.a"),
         ({"plain": "base"}, key, "model=pocket: has no signature"),
         ({}, key, "model=pocket: has no signature"),
     ):
         with pytest.raises(NotSigned) as error:
-            served(root, adapters, signer=signer)
-        assert says in str(error.value)
+            resolve_names(root, adapters, signer=signer)
+        assert message in str(error.value)
     written(signed, value=9)
     with pytest.raises(NotSigned, match=r"adapter_model.safetensors is not the file that was signed"):
-        served(root, {"support": str(signed)}, signer=key)
+        resolve_names(root, {"support": str(signed)}, signer=key)
