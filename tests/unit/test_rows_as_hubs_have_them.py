@@ -29,17 +29,17 @@ def read(path: Path) -> list[Record]:
     return records
 
 
-def write_parquet(path: Path, row: dict[str, Any]) -> None:
+def parquet(path: Path, row: dict[str, Any]) -> None:
     pq.write_table(pa.Table.from_pylist([row]), path)
 
 
-def write_arrow(path: Path, row: dict[str, Any]) -> None:
+def arrow(path: Path, row: dict[str, Any]) -> None:
     table = pa.Table.from_pylist([row])
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
 
 
-@pytest.mark.parametrize(("name", "write"), [("a.parquet", write_parquet), ("a.arrow", write_arrow)])
+@pytest.mark.parametrize(("name", "write"), [("a.parquet", parquet), ("a.arrow", arrow)])
 def test_columns_of_json_text(tmp_path: Path, name: str, write: Any) -> None:
     """A list may be given as JSON, as in a CSV file. A text that is no list of messages stays a text."""
     path = tmp_path / name
@@ -68,7 +68,7 @@ def test_an_answer_that_is_json_itself_is_a_text(tmp_path: Path, name: str, said
         with path.open("w", newline="") as file:
             csv.writer(file).writerows([[*row], [*row.values()]])
     else:
-        (write_parquet if name == "a.parquet" else write_arrow)(path, row)
+        (parquet if name == "a.parquet" else arrow)(path, row)
     [record] = read(path)
     assert isinstance(record, Conversation)
     assert [turn.content for turn in record.messages] == [*row.values()]

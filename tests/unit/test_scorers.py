@@ -130,7 +130,7 @@ def test_what_a_function_raises_is_its_own(kind: str, tmp_path: Path, monkeypatc
     str(refused.value).encode()  # can be written
 
 
-def ignore_interrupts(chats: list[Any]) -> list[float]:
+def swallows(chats: list[Any]) -> list[float]:
     while True:
         try:
             time.sleep(30)
@@ -138,7 +138,7 @@ def ignore_interrupts(chats: list[Any]) -> list[float]:
             continue
 
 
-def score_zero_on_interrupt(chats: list[Any]) -> list[float]:
+def scores_what_is_late(chats: list[Any]) -> list[float]:
     scores = []
     for _ in chats:
         try:
@@ -149,14 +149,12 @@ def score_zero_on_interrupt(chats: list[Any]) -> list[float]:
     return scores
 
 
-def yield_then_sleep(chats: list[Any]) -> Iterator[float]:
+def yields_late(chats: list[Any]) -> Iterator[float]:
     yield 1.0
     time.sleep(30)
 
 
-@pytest.mark.parametrize(
-    "slow", [lambda chats: time.sleep(30), ignore_interrupts, yield_then_sleep, score_zero_on_interrupt]
-)
+@pytest.mark.parametrize("slow", [lambda chats: time.sleep(30), swallows, yields_late, scores_what_is_late])
 def test_a_function_that_does_not_answer(slow: Any):
     """The time limit interrupts functions that catch every exception. The earlier signal handler is restored."""
     before = signal.getsignal(signal.SIGALRM)

@@ -1,4 +1,4 @@
-"""Which folders may be loaded at run time: under a root whatever links say, LoRA in safetensors, of the served base."""
+"""Folders that may be loaded at run time: under a root even through links, LoRA in safetensors, of the served base."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ def test_without_roots_nothing_is_loaded(place: Path) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(PARTS, max_size=7), st.booleans())
 def test_whatever_is_written_leads_out_of_no_root(place: Path, parts: list[str], absolute: bool) -> None:
-    given = ("/" if absolute else "") + "/".join(parts)
+    written_path = ("/" if absolute else "") + "/".join(parts)
     try:
-        found = resolve_folder(given, [place / "root"])
+        folder = resolve_folder(written_path, [place / "root"])
     except NotLoadable:
         return
-    assert found.resolve().is_relative_to((place / "root").resolve())
-    assert found.is_dir()
+    assert folder.resolve().is_relative_to((place / "root").resolve())
+    assert folder.is_dir()
 
 
 FILES = (
@@ -193,7 +193,7 @@ def test_files_that_are_no_json_object(tmp_path: Path, file: str, content: bytes
     assert str(tmp_path) not in str(caught.value)
 
 
-def spoilt(folder: Path, how: str) -> None:
+def damage(folder: Path, how: str) -> None:
     weights = folder / "adapter_model.safetensors"
     match how:
         case "pickle beside":
@@ -215,7 +215,7 @@ def spoilt(folder: Path, how: str) -> None:
     ["pickle beside", "pickle alone", "no weights", "no configuration", "whole model", "other kind"],
 )
 def test_what_is_no_adapter_in_safetensors(tmp_path: Path, how: str) -> None:
-    spoilt(exported(tmp_path / "x"), how)
+    damage(exported(tmp_path / "x"), how)
     with pytest.raises(NotLoadable) as caught:
         load("x", tmp_path)
     assert str(tmp_path) not in str(caught.value)
@@ -224,7 +224,7 @@ def test_what_is_no_adapter_in_safetensors(tmp_path: Path, how: str) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.text(string.ascii_letters + "._-/", min_size=1, max_size=12), st.binary(max_size=20)))
 def test_folders_with_anything_in_them(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]) -> None:
-    """Refused by an error of ours, whatever lies there."""
+    """Folders with arbitrary files are refused with NotLoadable."""
     folder = tmp_path_factory.mktemp("any") / "x"
     folder.mkdir()
     for name, content in files.items():

@@ -1,4 +1,4 @@
-"""A configuration that is composed does not change under anybody's feet."""
+"""Composed configurations are immutable."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ CHOICES = [
 ]
 
 
-def composed(line: str) -> Config:
+def compose_config(line: str) -> Config:
     return build_config(compose_tree(line.split(), search=Path("nowhere")))
 
 
-def parts(settings: object, path: str = "") -> Iterator[tuple[str, Settings]]:
-    """A configuration and everything in it, by dotted path."""
+def iter_settings(settings: object, path: str = "") -> Iterator[tuple[str, Settings]]:
+    """Yield a configuration and every configuration in it, with their dotted paths."""
     assert is_dataclass(settings)
     assert isinstance(settings, Settings), path
     yield path, settings
     for field in fields(settings):
         if is_dataclass(part := getattr(settings, field.name)):
-            yield from parts(part, f"{path}.{field.name}")
+            yield from iter_settings(part, f"{path}.{field.name}")
 
 
 @pytest.mark.parametrize("line", CHOICES)
 def test_nothing_can_be_assigned_or_taken_away(line: str) -> None:
-    config = composed(line)
-    found = dict(parts(config))
-    assert len(found) >= 10
-    for path, settings in found.items():
+    config = compose_config(line)
+    settings_by_path = dict(iter_settings(config))
+    assert len(settings_by_path) >= 10
+    for path, settings in settings_by_path.items():
         assert is_dataclass(settings)
         for field in fields(settings):
             before = getattr(settings, field.name)
@@ -76,16 +76,16 @@ def test_every_schema_is_covered() -> None:
 
 
 def test_another_value_is_another_configuration() -> None:
-    config = composed("stage=ppo")
-    other = replace_values(config, method=replace_values(config.method, name="lora"))
-    assert (config.method.name, other.method.name) == ("auto", "lora")
-    assert other.stage is config.stage
+    config = compose_config("stage=ppo")
+    changed = replace_values(config, method=replace_values(config.method, name="lora"))
+    assert (config.method.name, changed.method.name) == ("auto", "lora")
+    assert changed.stage is config.stage
     with pytest.raises(FrozenInstanceError):
-        other.method.name = "qlora"
+        changed.method.name = "qlora"
     with pytest.raises(InputError, match="DPO trains an adapter"):
-        replace_values(composed("stage=dpo"), method=replace_values(config.method, name="full"))
+        replace_values(compose_config("stage=dpo"), method=replace_values(config.method, name="full"))
     with pytest.raises(InputError, match="KTO trains an adapter"):
-        replace_values(composed("stage=kto"), method=replace_values(config.method, name="full"))
+        replace_values(compose_config("stage=kto"), method=replace_values(config.method, name="full"))
 
 
 @pytest.mark.parametrize("project", ["it's", 'a"b', "a/b", "a:b", "", " a", "x" * 129, "-a"])

@@ -24,7 +24,7 @@ from align.trainers.sft import build_sft_trainer, find_frozen_head
 
 CPU = torch.device("cpu")
 LENGTHS = ((5, 21), (1, 9), (3, 14), (12, 16))
-"""Tokens of each row's prompt, and of the whole row."""
+"""Number of tokens of each row's prompt, and of the whole row."""
 
 
 def build_rows() -> list[EncodedRow]:
