@@ -1,4 +1,4 @@
-"""Folders that may be loaded at run time: under a root even through links, LoRA in safetensors, of the served base."""
+"""Folders that may be loaded at run time: below a root, links resolved, with safetensors of LoRA on the served base."""
 
 from __future__ import annotations
 

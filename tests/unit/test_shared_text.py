@@ -1,4 +1,4 @@
-"""Near-duplicates in sets that share text, against the rule written anew over sets of strings and all pairs."""
+"""Near-duplicates in sets that share text, against a plain implementation over sets of strings and all pairs."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ INSTRUCTION = (
 
 
 @cache
-def grams(text: str) -> frozenset[tuple[str, ...]]:
+def collect_grams(text: str) -> frozenset[tuple[str, ...]]:
     words = re.findall(r"[a-z0-9]+", text.lower())
     return frozenset(tuple(words[i : i + 3]) for i in range(len(words) - 2))
 
 
-def content_of(texts: Sequence[str]) -> np.ndarray:
+def compute_content_keys(texts: Sequence[str]) -> np.ndarray:
     return digest_normalised_texts(pa.array(texts, pa.string())).view(np.uint64)[::2].copy()
 
 
-def find(texts: Sequence[str], order: Sequence[int] | None = None, threshold: float = 0.7, **given) -> Duplicates:
+def find_duplicates(
+    texts: Sequence[str], order: Sequence[int] | None = None, threshold: float = 0.7, **options
+) -> Duplicates:
     array = pa.array(texts, pa.string())
     sets = build_shingles(array)
     columns = np.ascontiguousarray(compute_band_keys(sets).T)
@@ -50,71 +52,76 @@ def find(texts: Sequence[str], order: Sequence[int] | None = None, threshold: fl
         lambda rows: build_shingles(array.take(pa.array(rows))),
         threshold,
         numbers=hash_numbers(array),
-        content=content_of(texts),
-        **given,
+        content=compute_content_keys(texts),
+        **options,
     )
 
 
-def shared_by_force(texts: Sequence[str], keys: list[list[int]], many: int, sample: int) -> set[tuple[str, ...]]:
-    """The shared shingles, by dictionaries."""
-    content = content_of(texts).tolist()
+def find_shared_by_force(
+    texts: Sequence[str], keys: list[list[int]], min_group: int, sample_size: int
+) -> set[tuple[str, ...]]:
+    """Return the shared shingles, computed by dictionaries."""
+    content = compute_content_keys(texts).tolist()
     groups = {
-        frozenset(i for i in range(len(texts)) if grams(texts[i]) and keys[i][band] == key)
+        frozenset(i for i in range(len(texts)) if collect_grams(texts[i]) and keys[i][band] == key)
         for band in range(BANDS)
         for key in {row[band] for row in keys}
     }
-    large = [group for group in groups if len(group) >= many]
+    large = [group for group in groups if len(group) >= min_group]
     shared = set[tuple[str, ...]]()
     for group in large:
-        same_class = [other for other in large if len(other).bit_length() == len(group).bit_length()]
-        counts = any(len(group) == max(len(other) for other in same_class if member in other) for member in group)
+        same_class = [other_group for other_group in large if len(other_group).bit_length() == len(group).bit_length()]
+        counts = any(
+            len(group) == max(len(other_group) for other_group in same_class if member in other_group)
+            for member in group
+        )
         if not counts:
             continue
         ranked = sorted(group, key=lambda i: content[i])
-        if len(ranked) > sample:
-            ranked = [i for i in ranked if content[i] <= content[ranked[sample - 1]]]
-        for shingle in set().union(*(grams(texts[i]) for i in ranked)):
-            if 2 * sum(shingle in grams(texts[i]) for i in ranked) >= len(ranked):
+        if len(ranked) > sample_size:
+            ranked = [i for i in ranked if content[i] <= content[ranked[sample_size - 1]]]
+        for shingle in set().union(*(collect_grams(texts[i]) for i in ranked)):
+            if 2 * sum(shingle in collect_grams(texts[i]) for i in ranked) >= len(ranked):
                 shared.add(shingle)
     return shared
 
 
-def are_twins(a: str, b: str, shared: set[tuple[str, ...]], threshold: float, own: int) -> bool:
-    one = grams(a)
-    other = grams(b)
-    common = one & other
+def are_twins(a: str, b: str, shared: set[tuple[str, ...]], threshold: float, min_own: int) -> bool:
+    a_grams = collect_grams(a)
+    b_grams = collect_grams(b)
+    common = a_grams & b_grams
     if extract_numbers_and_operators(a) != extract_numbers_and_operators(b) or len(common) < threshold * len(
-        one | other
+        a_grams | b_grams
     ):
         return False
     if len(common & shared) * 2 <= len(common):
         return True
-    if len(one - (common & shared)) < own or len(other - (common & shared)) < own:
-        return one == other
-    return len(common - shared) >= threshold * len((one | other) - (common & shared))
+    if len(a_grams - (common & shared)) < min_own or len(b_grams - (common & shared)) < min_own:
+        return a_grams == b_grams
+    return len(common - shared) >= threshold * len((a_grams | b_grams) - (common & shared))
 
 
 def find_by_force(
-    texts: Sequence[str], order: Sequence[int], threshold: float, many: int, sample: int, own: int
+    texts: Sequence[str], order: Sequence[int], threshold: float, min_group: int, sample_size: int, min_own: int
 ) -> list[tuple[int, int]]:
     keys = compute_band_keys(build_shingles(pa.array(texts, pa.string()))).tolist()
-    shared = shared_by_force(texts, keys, many, sample)
-    kept = list[int]()
-    dropped = list[tuple[int, int]]()
+    shared = find_shared_by_force(texts, keys, min_group, sample_size)
+    kept_rows = list[int]()
+    dropped_rows = list[tuple[int, int]]()
     for i in sorted(range(len(texts)), key=lambda i: (order[i], i)):
-        for k in kept:
-            meet = any(x == y for x, y in zip(keys[i], keys[k], strict=True)) and bool(grams(texts[i]))
-            if meet and are_twins(texts[i], texts[k], shared, threshold, own):
-                dropped.append((i, k))
+        for k in kept_rows:
+            meet = any(x == y for x, y in zip(keys[i], keys[k], strict=True)) and bool(collect_grams(texts[i]))
+            if meet and are_twins(texts[i], texts[k], shared, threshold, min_own):
+                dropped_rows.append((i, k))
                 break
         else:
-            kept.append(i)
-    return dropped
+            kept_rows.append(i)
+    return dropped_rows
 
 
 @st.composite
-def templated(draw: st.DrawFn) -> list[str]:
-    """Rows of nested templates with words of their own, copies that are changed a little, and numbers."""
+def draw_templated(draw: st.DrawFn) -> list[str]:
+    """Draw rows of nested templates with other words added, copies with small changes, and numbers."""
     preamble = draw(st.lists(st.sampled_from("abcdefgh"), max_size=8))
     templates = [preamble + draw(st.lists(st.sampled_from("ijklmnop"), max_size=14)) for _ in range(2)]
     rows = list[list[str]]()
@@ -144,35 +151,37 @@ SMALL = {
     },
     "few groups together": {(near, "BLOCK_GROUPS"): 1, (near, "BLOCK_SHINGLES"): 5, (near, "LARGE_GROUP"): 1},
 }
-"""Sizes that make small sets take the ways of large ones."""
+"""Sizes that make small sets take the code paths of large ones."""
 
 
 @pytest.mark.parametrize("sizes", SMALL.values(), ids=SMALL)
 @settings(max_examples=60, deadline=None)
-@given(templated(), st.data())
+@given(draw_templated(), st.data())
 def test_as_all_pairs_say(sizes, texts, data):
     order = data.draw(st.permutations(range(len(texts))))
     threshold = data.draw(st.sampled_from([0.3, 0.5, 0.7, 0.8]))
-    many, sample, own = (data.draw(st.sampled_from(of)) for of in ((2, 4, 7), (2, 5, 64), (1, 4, 9)))
+    min_group, sample_size, min_own = (
+        data.draw(st.sampled_from(choices)) for choices in ((2, 4, 7), (2, 5, 64), (1, 4, 9))
+    )
     with pytest.MonkeyPatch.context() as patch:
         for (module, name), size in sizes.items():
             patch.setattr(module, name, size)
-        patch.setattr(near, "MIN_SHARED_GROUP", many)
-        patch.setattr(near, "SAMPLE_SIZE", sample)
-        patch.setattr(near, "MIN_OWN_SHINGLES", own)
-        found = find(texts, order, threshold)
-    expected = find_by_force(texts, order, threshold, many, sample, own)
-    assert list(zip(found.dropped.tolist(), found.kept.tolist(), strict=True)) == expected
+        patch.setattr(near, "MIN_SHARED_GROUP", min_group)
+        patch.setattr(near, "SAMPLE_SIZE", sample_size)
+        patch.setattr(near, "MIN_OWN_SHINGLES", min_own)
+        duplicates = find_duplicates(texts, order, threshold)
+    expected = find_by_force(texts, order, threshold, min_group, sample_size, min_own)
+    assert list(zip(duplicates.dropped.tolist(), duplicates.kept.tolist(), strict=True)) == expected
 
 
-def instructed(rows: int, words: int, draw: random.Random) -> list[str]:
+def draw_instructed(rows: int, words: int, draw: random.Random) -> list[str]:
     return [f"{INSTRUCTION} {' '.join(draw.choices(VOCABULARY, k=words))}" for _ in range(rows)]
 
 
-def changed(text: str, fixed: int, share: float, draw: random.Random) -> str:
-    """A copy in other case, spacing and punctuation, and with a share of its own words replaced."""
+def change_copy(text: str, first_own: int, share: float, draw: random.Random) -> str:
+    """Copy a text with other case, spacing and punctuation, and a share of the words after `first_own` replaced."""
     words = text.split()
-    for place in draw.sample(range(fixed, len(words)), int(share * (len(words) - fixed))):
+    for place in draw.sample(range(first_own, len(words)), int(share * (len(words) - first_own))):
         words[place] = draw.choice([f"other{i}" for i in "abcdefghij"])
     for place in draw.sample(range(len(words)), len(words) // 8):
         words[place] = draw.choice((str.upper, str.title, "{},".format, "{}!".format, " {}".format))(words[place])
@@ -182,11 +191,11 @@ def changed(text: str, fixed: int, share: float, draw: random.Random) -> str:
 @pytest.mark.parametrize("words", [30, 45, 90])
 def test_changed_copies_in_a_template_are_found(words: int):
     draw = random.Random(words)
-    texts = instructed(600, words, draw)
+    texts = draw_instructed(600, words, draw)
     planted = {len(texts) + i: i for i in range(200)}
-    texts += [changed(texts[i], 57, draw.choice((0, 0.05)), draw) for i in planted.values()]
-    found = find(texts)
-    pairs = dict(zip(found.dropped.tolist(), found.kept.tolist(), strict=True))
+    texts += [change_copy(texts[i], 57, draw.choice((0, 0.05)), draw) for i in planted.values()]
+    duplicates = find_duplicates(texts)
+    pairs = dict(zip(duplicates.dropped.tolist(), duplicates.kept.tolist(), strict=True))
     right = sum(planted.get(row) == kept for row, kept in pairs.items())
     assert right >= 0.95 * len(planted)
     assert right >= 0.99 * len(pairs)
@@ -194,16 +203,16 @@ def test_changed_copies_in_a_template_are_found(words: int):
 
 @pytest.mark.parametrize(("own", "dropped"), [(8, 0), (20, 0), (30, 1)])
 def test_short_rests_have_to_be_equal(own: int, dropped: int):
-    """The last word is another one: of few own words, that is another row."""
-    texts = instructed(40, own, random.Random(own))
-    assert len(find([*texts, f"{texts[0].rpartition(' ')[0]} somethingelse"]).dropped) == dropped
+    """Rows that differ in the last word only are duplicates if they have enough words of their own."""
+    texts = draw_instructed(40, own, random.Random(own))
+    assert len(find_duplicates([*texts, f"{texts[0].rpartition(' ')[0]} somethingelse"]).dropped) == dropped
 
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_packs_with_the_shared_text_of_all_lose_the_same(count: int):
     draw = random.Random(11)
-    texts = instructed(60, 30, draw) + [f"{' '.join(draw.choices(VOCABULARY, k=40))}" for _ in range(40)]
-    texts += [changed(text, 0, 0.04, draw) for text in texts[::4]]
+    texts = draw_instructed(60, 30, draw) + [f"{' '.join(draw.choices(VOCABULARY, k=40))}" for _ in range(40)]
+    texts += [change_copy(text, 0, 0.04, draw) for text in texts[::4]]
     array = pa.array(texts)
     sets = build_shingles(array)
     columns = np.ascontiguousarray(compute_band_keys(sets).T)
@@ -212,41 +221,42 @@ def test_packs_with_the_shared_text_of_all_lose_the_same(count: int):
         return build_shingles(array.take(pa.array(rows)))
 
     places = np.arange(len(texts), dtype=np.int32)
-    groups = list_groups_with_equal_bands(places, sets.sizes > 0, columns.__getitem__, BANDS)
-    shared = near.find_shared(groups, places, sets.sizes, content_of(texts), read)
+    groups = group_by_bands(places, sets.sizes > 0, columns.__getitem__, BANDS)
+    shared = near.find_shared(groups, places, sets.sizes, compute_content_keys(texts), read)
     assert len(shared) > 50
     numbers = hash_numbers(array)
     dropped = set[int]()
     for pack in split_into_packs(groups, sets.sizes, count):
-        found = near.find_near(
+        duplicates = near.find_near(
             pack,
             sets.sizes[pack],
             lambda band, pack=pack: columns[band][pack],
-            lambda few, pack=pack: read(pack[few]),
+            lambda rows, pack=pack: read(pack[rows]),
             numbers=numbers[pack],
             shared=shared,
         )
-        dropped |= set(pack[found.dropped].tolist())
-    assert dropped == set(find(texts).dropped.tolist())
+        dropped |= set(pack[duplicates.dropped].tolist())
+    assert dropped == set(find_duplicates(texts).dropped.tolist())
     assert len(dropped) >= 10
 
 
 def test_words_anywhere_in_a_long_template_cost_little():
-    """Rows of 200 words, of which 6 % are their own: compared one by one, 4,000 rows take a minute."""
+    """Comparing these 4,000 rows of 200 words, 6 % of them their own, pair by pair would take a minute."""
     draw = np.random.default_rng(0)
     template = np.array([f"fixed{i}" for i in range(200)])
     texts = [" ".join(np.where(draw.random(200) < 0.06, f"w{i}", template)) for i in range(4000)]
     start = time.process_time()
-    assert len(find(texts).dropped) == 0
+    assert len(find_duplicates(texts).dropped) == 0
     assert time.process_time() - start < 15
 
 
 @given(st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=6, unique=True), min_size=1, max_size=8))
 def test_whole_sets_have_one_mark_if_and_only_if_they_are_equal(sets):
-    ordered = [sorted(one) for one in sets]
+    ordered = [sorted(values) for values in sets]
     marks = hash_sets(
         Shingles(
-            np.array([x for one in ordered for x in one], np.uint64), np.append(0, np.cumsum([*map(len, ordered)]))
+            np.array([x for values in ordered for x in values], np.uint64),
+            np.append(0, np.cumsum([*map(len, ordered)])),
         )
     )
     for i, j in combinations(range(len(sets)), 2):
@@ -281,7 +291,7 @@ def test_numbers_and_operators_by_hand(text: str, expected: str):
 
 
 def test_hashes_are_equal_where_numbers_and_operators_are():
-    """Whichever of the two ways a text goes: digits alone are hashed as they stand, other texts are spelled."""
+    """This holds on both code paths: digits alone are hashed as they are, other texts token by token."""
     draw = random.Random(0)
     signs = "0123456789 ab.,'+-*/%&|()=<>^~!\n²≤’٣٫– "
     texts = ["".join(draw.choices(signs, k=draw.randint(0, 9))) for _ in range(60_000)]

@@ -1,4 +1,4 @@
-"""Signatures: what they cover, whom they refuse, and that the official tool and we read each other's."""
+"""Signatures: the files that they cover, refused keys, and compatibility with the official tool."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def export(tmp_path: Path, keys: Pair) -> Path:
     return folder
 
 
-def refusal(folder: Path, keys: Pair) -> str:
-    """What is wrong with a folder; empty where nothing is."""
+def read_problem(folder: Path, keys: Pair) -> str:
+    """Return what is wrong with a folder's signature, or an empty string if it is valid."""
     try:
         verify_signature(folder, load_public_key(str(keys.public), "export.verify"), "export.path", "x")
     except NotSigned as error:
@@ -63,42 +63,42 @@ def refusal(folder: Path, keys: Pair) -> str:
     return ""
 
 
-def files(folder: Path) -> list[str]:
-    found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    return sorted(name for name in found if not name.startswith("tiny/"))
+def list_files(folder: Path) -> list[str]:
+    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return sorted(name for name in paths if not name.startswith("tiny/"))
 
 
-def flipped(path: Path, at: int) -> None:
+def flip_bit(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
 
 
-def tool(*words: str | Path) -> tuple[int, str]:
-    """The official command line."""
-    done = subprocess.run(
-        [sys.executable, "-m", "model_signing", *map(str, words)], capture_output=True, text=True, timeout=60
+def run_tool(*arguments: str | Path) -> tuple[int, str]:
+    """Run the official command line. Returns its exit status and output."""
+    process = subprocess.run(
+        [sys.executable, "-m", "model_signing", *map(str, arguments)], capture_output=True, text=True, timeout=60
     )
-    return done.returncode, done.stdout + done.stderr
+    return process.returncode, process.stdout + process.stderr
 
 
 def test_each_file_is_covered(export: Path, keys: Pair, tmp_path: Path) -> None:
-    """Changed, removed, renamed: each file of an export in turn, and the message names it."""
-    assert refusal(export, keys) == ""
-    names = [name for name in files(export) if name != SIGNATURE]
+    """Each file of an export is changed, removed and renamed in turn, and the message names it."""
+    assert read_problem(export, keys) == ""
+    names = [name for name in list_files(export) if name != SIGNATURE]
     assert {RECEIPT, "tokenizer.json", "adapter_model.safetensors", "launch/vllm.sh", "base.json"} <= {*names}
     for name in names:
-        for spoil, said in (
-            (lambda path: flipped(path, path.stat().st_size // 2), f"{name} is not the file that was signed"),
+        for spoil, message in (
+            (lambda path: flip_bit(path, path.stat().st_size // 2), f"{name} is not the file that was signed"),
             (Path.unlink, f"{name} was signed and is missing"),
             (lambda path: path.rename(path.with_name("aaa")), f"{name} was signed and is missing"),
             (lambda path: (path.unlink(), path.mkdir()), f"{name} is not the file that was signed"),
             (lambda path: (path.unlink(), os.mkfifo(path)), f"{name} is not the file that was signed"),
         ):
-            copied = Path(shutil.copytree(export, tmp_path / "copy", symlinks=True))
-            spoil(copied / name)
-            assert said in refusal(copied, keys), name
-            shutil.rmtree(copied)
+            copy = Path(shutil.copytree(export, tmp_path / "copy", symlinks=True))
+            spoil(copy / name)
+            assert message in read_problem(copy, keys), name
+            shutil.rmtree(copy)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_each_file_is_covered(export: Path, keys: Pair, tmp_path: Path) -> None:
 )
 def test_what_was_added_is_refused(export: Path, keys: Pair, add: Callable[[Path], object], says: str) -> None:
     add(export)
-    assert says in refusal(export, keys)
+    assert says in read_problem(export, keys)
 
 
 @pytest.mark.parametrize("part", ["hint", "payload", "sig"])
@@ -127,33 +127,33 @@ def test_a_signature_that_was_changed_is_refused(export: Path, keys: Pair, part:
     text = (export / SIGNATURE).read_text()
     at = text.index(f'"{part}":"') + len(part) + 24
     (export / SIGNATURE).write_text(text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :])
-    assert SIGNATURE in refusal(export, keys)
+    assert SIGNATURE in read_problem(export, keys)
 
 
 def test_another_key_is_named(export: Path, keys: Pair, tmp_path: Path) -> None:
-    other = pair(tmp_path, "other")
-    said = refusal(export, other)
-    assert "is by another key" in said
-    assert file_digest(keys.public)[:12] in said, "sha256sum of the public key's file is its fingerprint"
-    # The same claims under another key: what is signed decides, and not what the bundle says of itself.
-    text = (export / SIGNATURE).read_text().replace(file_digest(keys.public), file_digest(other.public))
+    other_keys = pair(tmp_path, "other")
+    problem = read_problem(export, other_keys)
+    assert "is by another key" in problem
+    assert file_digest(keys.public)[:12] in problem, "sha256sum of the public key's file is its fingerprint"
+    # The bundle now claims the other key: the signature decides, not the claim.
+    text = (export / SIGNATURE).read_text().replace(file_digest(keys.public), file_digest(other_keys.public))
     (export / SIGNATURE).write_text(text)
-    assert refusal(export, other) == f"{SIGNATURE} was changed"
+    assert read_problem(export, other_keys) == f"{SIGNATURE} was changed"
 
 
 def test_what_no_signature_covers(export: Path, keys: Pair, tmp_path: Path) -> None:
-    """The base beside an adapter, as a link, a link to nowhere or a copy; Git's files; and nothing of another name."""
-    away = Path(shutil.copytree(export, tmp_path / "elsewhere" / "deep" / "export", symlinks=True))
-    assert not (away / "tiny-d").exists()
-    assert refusal(away, keys) == ""
-    copied = Path(shutil.copytree(export, tmp_path / "copied"))
-    assert (copied / "tiny-d" / "model.safetensors").is_file()
-    (copied / ".git").mkdir()
-    (copied / ".git" / "HEAD").write_text("ref")
-    (copied / ".gitattributes").write_text("*.safetensors")
-    assert refusal(copied, keys) == ""
-    (copied / "tiny-d").rename(copied / "small")
-    assert "small/model.safetensors is not among" in refusal(copied, keys)
+    """Git's files and the base beside an adapter are exempt: a link, a broken link or a copy, but of no other name."""
+    moved = Path(shutil.copytree(export, tmp_path / "elsewhere" / "deep" / "export", symlinks=True))
+    assert not (moved / "tiny-d").exists()
+    assert read_problem(moved, keys) == ""
+    copy = Path(shutil.copytree(export, tmp_path / "copied"))
+    assert (copy / "tiny-d" / "model.safetensors").is_file()
+    (copy / ".git").mkdir()
+    (copy / ".git" / "HEAD").write_text("ref")
+    (copy / ".gitattributes").write_text("*.safetensors")
+    assert read_problem(copy, keys) == ""
+    (copy / "tiny-d").rename(copy / "small")
+    assert "small/model.safetensors is not among" in read_problem(copy, keys)
 
 
 @pytest.mark.parametrize(
@@ -171,37 +171,37 @@ def test_what_no_signature_covers(export: Path, keys: Pair, tmp_path: Path) -> N
 def test_a_base_is_left_out_only_where_it_lies(
     export: Path, keys: Pair, about: object, place: str, refused: bool
 ) -> None:
-    """A base that has the name of a signed folder, or comes from a hub, opens no hole."""
+    """Bases with the name of a signed folder, and bases from a hub, are not exempt."""
     (export / "tiny-d").unlink()
     (export / "base.json").write_text(json.dumps(about))
     sign_folder(export, load_private_key(str(keys.private), FIELD))
-    assert refusal(export, keys) == ""
+    assert read_problem(export, keys) == ""
     (export / place).mkdir(parents=True, exist_ok=True)
     (export / place / "model.safetensors").write_bytes(b"evil")
-    said = refusal(export, keys)
-    assert said == (f"{place}/model.safetensors is not among the files that were signed" if refused else "")
+    problem = read_problem(export, keys)
+    assert problem == (f"{place}/model.safetensors is not among the files that were signed" if refused else "")
 
 
 def test_a_base_that_was_signed_too_is_covered(export: Path, keys: Pair, tmp_path: Path) -> None:
-    """As the official tool signs a copy with the base in it."""
-    copied = Path(shutil.copytree(export, tmp_path / "copied"))
-    sign_folder(copied, load_private_key(str(keys.private), FIELD))
-    assert refusal(copied, keys) == ""
-    flipped(copied / "tiny-d" / "model.safetensors", 0)
-    assert refusal(copied, keys) == "tiny-d/model.safetensors is not the file that was signed"
+    """The official tool signs copies in this way, with the base in them."""
+    copy = Path(shutil.copytree(export, tmp_path / "copied"))
+    sign_folder(copy, load_private_key(str(keys.private), FIELD))
+    assert read_problem(copy, keys) == ""
+    flip_bit(copy / "tiny-d" / "model.safetensors", 0)
+    assert read_problem(copy, keys) == "tiny-d/model.safetensors is not the file that was signed"
 
 
 def test_a_link_to_a_file_counts_as_the_file(export: Path, keys: Pair) -> None:
-    """As the hub's cache has them."""
+    """The hub's cache consists of such links."""
     (export / "tokenizer.json").rename(export.parent / "blob")
     (export / "tokenizer.json").symlink_to("../blob")
-    assert refusal(export, keys) == ""
+    assert read_problem(export, keys) == ""
     (export.parent / "blob").write_text("[]")
-    assert refusal(export, keys) == "tokenizer.json is not the file that was signed"
+    assert read_problem(export, keys) == "tokenizer.json is not the file that was signed"
 
 
 def test_receipt_and_digest_stay(export: Path) -> None:
-    """A signature is none of the export's files, as its receipt and its digest have them."""
+    """Receipt and digest of an export ignore the signature."""
     signed = compute_published_digest(export)
     read_verified_receipt(export)
     (export / SIGNATURE).unlink()
@@ -209,53 +209,53 @@ def test_receipt_and_digest_stay(export: Path) -> None:
 
 
 def test_the_official_tool_reads_ours_and_we_read_its(export: Path, keys: Pair, tmp_path: Path) -> None:
-    asked = ("verify", "key", export, "--signature", export / SIGNATURE, "--public_key", keys.public)
-    assert tool(*asked, "--allow_symlinks") == (0, "Verification succeeded\n")
+    verify_arguments = ("verify", "key", export, "--signature", export / SIGNATURE, "--public_key", keys.public)
+    assert run_tool(*verify_arguments, "--allow_symlinks") == (0, "Verification succeeded\n")
     (export / "tokenizer.json").write_text("[]")
-    assert tool(*asked, "--allow_symlinks")[0] == 1
-    signing = ("sign", "key", export, "--signature", export / SIGNATURE, "--private_key", keys.private)
-    assert tool(*signing, "--allow_symlinks")[0] == 0
-    assert refusal(export, keys) == ""
-    # It may leave files out. Here it may not: whoever loads them reads all of them.
-    assert tool(*signing, "--allow_symlinks", "--ignore-paths", export / "adapter_model.safetensors")[0] == 0
-    assert refusal(export, keys) == "adapter_model.safetensors is not among the files that were signed"
-    copied = Path(shutil.copytree(export, tmp_path / "copied"))
-    sign_folder(copied, load_private_key(str(keys.private), FIELD))
-    asked = ("verify", "key", copied, "--signature", copied / SIGNATURE, "--public_key", keys.public)
-    assert tool(*asked) == (0, "Verification succeeded\n")
+    assert run_tool(*verify_arguments, "--allow_symlinks")[0] == 1
+    sign_arguments = ("sign", "key", export, "--signature", export / SIGNATURE, "--private_key", keys.private)
+    assert run_tool(*sign_arguments, "--allow_symlinks")[0] == 0
+    assert read_problem(export, keys) == ""
+    # The tool may leave files out. We refuse such a signature, since loading reads every file.
+    assert run_tool(*sign_arguments, "--allow_symlinks", "--ignore-paths", export / "adapter_model.safetensors")[0] == 0
+    assert read_problem(export, keys) == "adapter_model.safetensors is not among the files that were signed"
+    copy = Path(shutil.copytree(export, tmp_path / "copied"))
+    sign_folder(copy, load_private_key(str(keys.private), FIELD))
+    verify_arguments = ("verify", "key", copy, "--signature", copy / SIGNATURE, "--public_key", keys.public)
+    assert run_tool(*verify_arguments) == (0, "Verification succeeded\n")
 
 
 def test_keys_that_do_not_sign(tmp_path: Path, keys: Pair) -> None:
-    made = {
+    private_keys = {
         "rsa": rsa.generate_private_key(65537, 2048),
         "ed": ed25519.Ed25519PrivateKey.generate(),
         "k1": ec.generate_private_key(ec.SECP256K1()),
     }
     (tmp_path / "noise").write_bytes(os.urandom(200))
     os.mkfifo(tmp_path / "pipe")
-    refused = {name: pair(tmp_path, name, key) for name, key in made.items()}
-    for given, says in {
+    refused_keys = {name: pair(tmp_path, name, key) for name, key in private_keys.items()}
+    for path, problem in {
         keys.public: "is a public key",
         tmp_path / "none": "there is no such file",
         tmp_path: "is a folder",
         tmp_path / "noise": "no private key in PEM",
         tmp_path / "pipe": "is a pipe",
         "\0": "is no path",
-        refused["rsa"].private: "(RSAPublicKey)",
-        refused["ed"].private: "(Ed25519PublicKey)",
-        refused["k1"].private: "(secp256k1)",
+        refused_keys["rsa"].private: "(RSAPublicKey)",
+        refused_keys["ed"].private: "(Ed25519PublicKey)",
+        refused_keys["k1"].private: "(secp256k1)",
     }.items():
         with pytest.raises(InputError, match=FIELD) as error:
-            load_private_key(str(given), FIELD)
-        assert says in str(error.value)
-    for given, says in {
+            load_private_key(str(path), FIELD)
+        assert problem in str(error.value)
+    for path, problem in {
         keys.private: "is a private key",
-        refused["rsa"].public: "(RSAPublicKey)",
+        refused_keys["rsa"].public: "(RSAPublicKey)",
         tmp_path / "noise": "no public key",
     }.items():
         with pytest.raises(InputError) as error:
-            load_public_key(str(given), "export.verify")
-        assert says in str(error.value)
+            load_public_key(str(path), "export.verify")
+        assert problem in str(error.value)
 
 
 @pytest.mark.parametrize("curve", [ec.SECP384R1(), ec.SECP521R1()])
@@ -263,7 +263,7 @@ def test_other_curves(tmp_path: Path, curve: ec.EllipticCurve) -> None:
     keys = pair(tmp_path, key=ec.generate_private_key(curve))
     folder = written(tmp_path / "adapter")
     sign_folder(folder, load_private_key(str(keys.private), FIELD))
-    assert refusal(folder, keys) == ""
+    assert read_problem(folder, keys) == ""
 
 
 def test_a_passphrase_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,15 +278,15 @@ def test_a_passphrase_comes_from_the_environment(tmp_path: Path, monkeypatch: py
     assert "barley" not in str(error.value)
     monkeypatch.setenv(PASSPHRASE, "open sesame")
     sign_folder(folder, load_private_key(str(locked.private), FIELD))
-    assert refusal(folder, locked) == ""
-    load_private_key(str(pair(tmp_path, "plain").private), FIELD)  # one without a passphrase does not mind
+    assert read_problem(folder, locked) == ""
+    load_private_key(str(pair(tmp_path, "plain").private), FIELD)  # a key without a passphrase ignores the variable
 
 
 def test_a_key_is_read_once(export: Path, keys: Pair, tmp_path: Path) -> None:
-    """A server trusts the key that it was started with, whatever its file holds later."""
-    mine = Path(shutil.copy(keys.public, tmp_path / "mine.pub"))
-    key = load_public_key(str(mine), "export.verify")
-    shutil.copy(pair(tmp_path, "other").public, mine)
+    """Servers trust the key that they were started with, even if its file changes later."""
+    public_path = Path(shutil.copy(keys.public, tmp_path / "mine.pub"))
+    key = load_public_key(str(public_path), "export.verify")
+    shutil.copy(pair(tmp_path, "other").public, public_path)
     verify_signature(export, key, "export.path", "x")
 
 
@@ -300,8 +300,8 @@ from align.run.signing import *
 sign_folder(Path({str(export)!r}), load_private_key({str(keys.private)!r}, "a"))
 verify_signature(Path({str(export)!r}), load_public_key({str(keys.public)!r}, "b"), "c", "d")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_without_the_package(keys: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

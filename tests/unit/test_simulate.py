@@ -1,4 +1,4 @@
-"""The simulated annotator: Bradley–Terry in the score gap, calibrated, repeatable, and honest about what it is."""
+"""The simulated annotator: Bradley–Terry in the score gap, calibrated, repeatable, and marked as simulated."""
 
 import math
 import random
@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 
 
 class Number:
-    """Scores an answer by the number that it is."""
+    """A scorer whose score is the number that the answer consists of."""
 
     name = "number"
 
@@ -34,7 +34,7 @@ def store(tmp_path):
 
 
 def fill(store: Store, items: int, first: int = 0) -> None:
-    """Items of four candidates in quarters from -1 to 1, so that some tie."""
+    """Add items of four candidates in quarters from -1 to 1, so that some tie."""
     with store.transaction():
         for i in range(first, items):
             rng = random.Random(i)
@@ -50,7 +50,7 @@ def test_votes_name_the_scorer_that_they_were_made_by(store):
     assert {p.scorer for p in load_preferences(store, "p", allow_simulated=True)} == {"number"}
 
 
-def judgements(store: Store) -> dict[str, tuple]:
+def read_tiers(store: Store) -> dict[str, tuple]:
     return {r.item: r.tiers for r in store.rankings("p")}
 
 
@@ -137,49 +137,49 @@ def test_interrupted_and_continued_it_ranks_as_if_uninterrupted(store, tmp_path,
     record = store.record
     calls = []
 
-    def dies_at_the_tenth(*args, **more):
+    def fail_at_tenth_call(*args, **kwargs):
         calls.append(args)
         if len(calls) == 10:
             raise KeyboardInterrupt
-        return record(*args, **more)
+        return record(*args, **kwargs)
 
-    monkeypatch.setattr(store, "record", dies_at_the_tenth)
+    monkeypatch.setattr(store, "record", fail_at_tenth_call)
     with pytest.raises(KeyboardInterrupt):
         simulate_annotator(store, "p", Number(), seed=3)
     assert len(store.rankings("p")) == 8  # two whole batches
     continued = simulate_annotator(store, "p", Number(), seed=3)
 
-    with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as other:
-        fill(other, 20)
-        straight = simulate_annotator(other, "p", Number(), seed=3)
-        assert judgements(store) == judgements(other)
+    with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as other_store:
+        fill(other_store, 20)
+        straight = simulate_annotator(other_store, "p", Number(), seed=3)
+        assert read_tiers(store) == read_tiers(other_store)
     assert (continued.added, straight.added) == (12, 20)
     assert (continued.agreement, continued.slope) == (straight.agreement, straight.slope)
 
-    again = simulate_annotator(store, "p", Number(), seed=3)
-    assert (again.added, again.items, again.agreement) == (0, 20, straight.agreement)
+    repeated = simulate_annotator(store, "p", Number(), seed=3)
+    assert (repeated.added, repeated.items, repeated.agreement) == (0, 20, straight.agreement)
 
 
 def test_another_seed_is_another_annotator(store):
     fill(store, 20)
     simulate_annotator(store, "p", Number(), seed=0)
-    first = judgements(store)
+    first = read_tiers(store)
     report = simulate_annotator(store, "p", Number(), seed=1)
     assert (report.added, report.items) == (20, 20)
     assert len(store.rankings("p")) == 40
-    assert judgements(store) != first
+    assert read_tiers(store) != first
 
 
 def test_an_items_noise_does_not_depend_on_the_others(store, tmp_path, monkeypatch):
     monkeypatch.setattr("align.annotate.simulate.calibrate_slope", lambda scores, agreement: 1.0)
     fill(store, 6)
     simulate_annotator(store, "p", Number(), seed=0)
-    with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as other:
-        fill(other, 6, first=3)
-        simulate_annotator(other, "p", Number(), seed=0)
-        few = judgements(other)
-    assert len(few) == 3
-    assert few == {item: tiers for item, tiers in judgements(store).items() if item in few}
+    with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as other_store:
+        fill(other_store, 6, first=3)
+        simulate_annotator(other_store, "p", Number(), seed=0)
+        other_tiers = read_tiers(other_store)
+    assert len(other_tiers) == 3
+    assert other_tiers == {item: tiers for item, tiers in read_tiers(store).items() if item in other_tiers}
 
 
 def test_an_unknown_project_is_refused(store):
@@ -188,15 +188,15 @@ def test_an_unknown_project_is_refused(store):
 
 
 def test_an_erased_simulated_annotator_leaves_no_identity_in_the_store(tmp_path):
-    """Not in the ledger's keys either: every file of the store is searched, its log too."""
+    """Every file of the store is searched, including the ledger's keys and the log."""
     with Store.open(f"sqlite:///{tmp_path / 'annotations.db'}") as store:
         fill(store, 30)
-        gone = simulate_annotator(store, "p", Number(), seed=0).annotator
-        kept = simulate_annotator(store, "p", Number(), seed=1).annotator
-        assert simulate_annotator(store, "p", Number(), seed=0).added == 0  # the same act again adds nothing
-        assert gone.encode() in b"".join(path.read_bytes() for path in tmp_path.iterdir())
-        erase(store, find_erasure_target(store, "p", ANNOTATOR, gone))
+        erased_annotator = simulate_annotator(store, "p", Number(), seed=0).annotator
+        other_annotator = simulate_annotator(store, "p", Number(), seed=1).annotator
+        assert simulate_annotator(store, "p", Number(), seed=0).added == 0  # simulating again adds nothing
+        assert erased_annotator.encode() in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        erase(store, find_erasure_target(store, "p", ANNOTATOR, erased_annotator))
         store.verify()
-    found = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    assert gone.encode() not in found
-    assert kept.encode() in found
+    store_bytes = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert erased_annotator.encode() not in store_bytes
+    assert other_annotator.encode() in store_bytes
