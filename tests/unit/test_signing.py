@@ -142,7 +142,7 @@ def test_another_key_is_named(export: Path, keys: Pair, tmp_path: Path) -> None:
 
 
 def test_what_no_signature_covers(export: Path, keys: Pair, tmp_path: Path) -> None:
-    """Git's files and the base beside an adapter are exempt: a link, a broken link or a copy, but of no other name."""
+    """Git's files and the base beside an adapter are exempt: a link, a broken link or a copy. Other folders are not."""
     moved = Path(shutil.copytree(export, tmp_path / "elsewhere" / "deep" / "export", symlinks=True))
     assert not (moved / "tiny-d").exists()
     assert read_problem(moved, keys) == ""

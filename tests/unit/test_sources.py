@@ -1,4 +1,4 @@
-"""Rows of a file as conversations, prompts and texts; the division that keeps what is held out apart."""
+"""Rows of a file as conversations, prompts and texts, and the split into training and held-out rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from align.data.sources import DataSource, build_data_input, read_documents_of_s
 from align.data.split import truncate_to_question
 
 
-def said(role: str, content: str) -> dict[str, str]:
+def build_message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
@@ -29,7 +29,7 @@ def jsonl(path: Path, held_out: float = 0.25, **more: Any) -> DataSource:
     return DataSource(name="jsonl", path=str(path), held_out=held_out, **more)
 
 
-def turns(document: Any) -> list[tuple[str, str]]:
+def list_turns(document: Any) -> list[tuple[str, str]]:
     return [(m.role, m.content) for m in document.messages]
 
 
@@ -40,22 +40,25 @@ ANSWERED = ("assistant", "Hello.")
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"messages": [said(*ASKED), said(*ANSWERED)]}, [ASKED, ANSWERED]),
-        ({"messages": [said("system", "Be brief."), said(*ASKED)]}, [("system", "Be brief."), ASKED]),
+        ({"messages": [build_message(*ASKED), build_message(*ANSWERED)]}, [ASKED, ANSWERED]),
+        ({"messages": [build_message("system", "Be brief."), build_message(*ASKED)]}, [("system", "Be brief."), ASKED]),
         ({"prompt": "Hi?", "completion": "Hello."}, [ASKED, ANSWERED]),
-        ({"prompt": [said(*ASKED)], "completion": [said(*ANSWERED)]}, [ASKED, ANSWERED]),
+        ({"prompt": [build_message(*ASKED)], "completion": [build_message(*ANSWERED)]}, [ASKED, ANSWERED]),
         ({"prompt": "Hi?", "response": "Hello.", "score": 3}, [ASKED, ANSWERED]),
         ({"prompt": "Hi?", "chosen": "Hello.", "rejected": "No."}, [ASKED, ANSWERED]),
-        ({"prompt": "Hi?", "chosen": [said(*ASKED), said(*ANSWERED)], "rejected": []}, [ASKED, ANSWERED]),
+        (
+            {"prompt": "Hi?", "chosen": [build_message(*ASKED), build_message(*ANSWERED)], "rejected": []},
+            [ASKED, ANSWERED],
+        ),
         ({"prompt": "Hi?"}, [ASKED]),
         ({"prompt": "Hi?", "completion": None}, [ASKED]),
     ],
 )
 def test_rows_become_conversations(tmp_path: Path, row: dict[str, Any], expected: list[tuple[str, str]]) -> None:
-    (found,) = read_documents(write(tmp_path / "d.jsonl", row))
-    assert turns(found) == expected
-    assert isinstance(found, Conversation)
-    assert found.id == "d.jsonl:1"
+    (document,) = read_documents(write(tmp_path / "d.jsonl", row))
+    assert list_turns(document) == expected
+    assert isinstance(document, Conversation)
+    assert document.id == "d.jsonl:1"
 
 
 def test_gz_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
@@ -120,15 +123,15 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
         read_documents(tmp_path / "not.jsonl.gz")
 
 
-# The division.
+# The split.
 
 
 def rows(count: int) -> list[dict[str, Any]]:
     return [{"prompt": f"Question {i}?", "completion": f"Answer {i}."} for i in range(count)]
 
 
-def asked(found: list[Any]) -> set[str]:
-    return {c.messages[0].content for c in found}
+def asked(documents: list[Any]) -> set[str]:
+    return {c.messages[0].content for c in documents}
 
 
 def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
@@ -144,14 +147,14 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
 
 def test_the_division_follows_the_question_and_not_the_place(tmp_path: Path) -> None:
     first = jsonl(write(tmp_path / "a.jsonl", *rows(60)))
-    again = [{"prompt": r["prompt"], "completion": "Another."} for r in rows(60)]
-    second = jsonl(write(tmp_path / "b.jsonl", *rows(90)[60:], *again[::-1], *rows(60)))
-    held = asked(read_documents_of_split(first, "test"))
-    assert 0 < len(held) < 60
-    assert held == asked(read_documents_of_split(second, "test")) & asked(
+    reanswered = [{"prompt": r["prompt"], "completion": "Another."} for r in rows(60)]
+    second = jsonl(write(tmp_path / "b.jsonl", *rows(90)[60:], *reanswered[::-1], *rows(60)))
+    held_out = asked(read_documents_of_split(first, "test"))
+    assert 0 < len(held_out) < 60
+    assert held_out == asked(read_documents_of_split(second, "test")) & asked(
         read_documents_of_split(first, "test") + read_documents_of_split(first, "train")
     )
-    assert not held & asked(read_documents_of_split(second, "train"))
+    assert not held_out & asked(read_documents_of_split(second, "train"))
 
 
 def test_nothing_for_one_side_is_an_error_with_a_remedy(tmp_path: Path) -> None:
@@ -180,11 +183,16 @@ def test_order_follows_the_seed_and_limit_cuts_it(tmp_path: Path) -> None:
 
 
 def test_a_question_ends_with_the_users_last_turn() -> None:
-    asking = [said("system", "s"), said("user", "a"), said("assistant", "b"), said("user", "c")]
-    for more in ([], [said("assistant", "d")]):
-        found = truncate_to_question(Conversation.from_messages([*asking, *more], "id"))
-        assert found is not None
-        assert found.as_dicts() == asking
-        assert found.id == "id"
-    assert truncate_to_question(Conversation.from_messages([said("assistant", "b")])) is None
+    asking = [
+        build_message("system", "s"),
+        build_message("user", "a"),
+        build_message("assistant", "b"),
+        build_message("user", "c"),
+    ]
+    for answer_turns in ([], [build_message("assistant", "d")]):
+        question = truncate_to_question(Conversation.from_messages([*asking, *answer_turns], "id"))
+        assert question is not None
+        assert question.as_dicts() == asking
+        assert question.id == "id"
+    assert truncate_to_question(Conversation.from_messages([build_message("assistant", "b")])) is None
     assert truncate_to_question("text") is None

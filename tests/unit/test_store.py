@@ -1,4 +1,4 @@
-"""The annotation store: what it keeps and gives back, its preference pairs, and what it refuses."""
+"""The annotation store: items and rankings read back, preference pairs, and refused input."""
 
 import sqlite3
 
@@ -18,7 +18,7 @@ def store(store_url):
         yield store
 
 
-# What it keeps
+# Items and rankings
 
 
 def test_items_come_back_as_they_were_added(store):
@@ -28,24 +28,24 @@ def test_items_come_back_as_they_were_added(store):
     ]
     prompt = Conversation((Message("system", "Be kind."), Message("user", "Grüße\n\nund 'Zeichen'")))
     item = store.add_item("p", "run/0", prompt, answers)
-    (found,) = store.items("p")
-    assert found.id == found.prompt.id == item
-    assert found.prompt.messages == prompt.messages
-    assert [c.id for c in found.candidates] == [f"{item}-0", f"{item}-1"]
-    for given, kept in zip(answers, found.candidates, strict=True):
+    (stored,) = store.items("p")
+    assert stored.id == stored.prompt.id == item
+    assert stored.prompt.messages == prompt.messages
+    assert [c.id for c in stored.candidates] == [f"{item}-0", f"{item}-1"]
+    for answer, candidate in zip(answers, stored.candidates, strict=True):
         for name in ("text", "model_digest", "adapter_digest", "sampling", "ended"):
-            assert getattr(kept, name) == getattr(given, name)
+            assert getattr(candidate, name) == getattr(answer, name)
 
 
 def test_items_keep_their_order_over_pages(store, monkeypatch):
     monkeypatch.setattr("align.annotate.store.database.ITEMS_PER_READ", 3)
     ids = [add(store, f"run/{i}") for i in range(8)]
     assert [item.id for item in store.items("p")] == ids
-    seen = []
+    read_ids = []
     for item in store.items("p"):  # writing between two items neither skips nor repeats
-        seen.append(item.id)
+        read_ids.append(item.id)
         rank(store, item.id, "0>1>2")
-    assert seen == ids
+    assert read_ids == ids
 
 
 def test_adding_again_changes_nothing_and_other_content_is_refused(store):
@@ -65,10 +65,10 @@ def test_adding_again_changes_nothing_and_other_content_is_refused(store):
 def test_a_key_returns_the_first_ranking_and_refuses_another(store):
     item = add(store)
     first = rank(store, item, "0>12", key="k", strength=2)
-    assert rank(store, item, "0>21", key="k", strength=2) == first  # within a tier order means nothing
-    for other in ({"order": "0>1>2", "strength": 2}, {"order": "0>12", "strength": 1}):
+    assert rank(store, item, "0>21", key="k", strength=2) == first  # order within a tier is ignored
+    for changed_judgement in ({"order": "0>1>2", "strength": 2}, {"order": "0>12", "strength": 1}):
         with pytest.raises(InputError, match="another judgement"):
-            rank(store, item, key="k", **other)
+            rank(store, item, key="k", **changed_judgement)
     with pytest.raises(InputError, match="another judgement"):
         rank(store, item, "0>12", key="k", strength=2, annotator="bob")
     assert len(store.rankings("p")) == 1
@@ -77,12 +77,12 @@ def test_a_key_returns_the_first_ranking_and_refuses_another(store):
 def test_a_ranking_comes_back_with_everything_that_was_said(store):
     item = add(store)
     seq = rank(store, item, "2>01", strength=3, guideline_version="v2")
-    (found,) = store.rankings("p")
-    assert (found.seq, found.item) == (seq, item)
-    assert found.tiers == ((f"{item}-2",), (f"{item}-0", f"{item}-1"))
-    assert (found.source, found.strength, found.guideline_version) == ("human", 3, "v2")
-    assert found.annotator == store.pseudonym("p", "ann@example.org") != "ann@example.org"
-    assert found.created_at.endswith("+00:00")
+    (ranking,) = store.rankings("p")
+    assert (ranking.seq, ranking.item) == (seq, item)
+    assert ranking.tiers == ((f"{item}-2",), (f"{item}-0", f"{item}-1"))
+    assert (ranking.source, ranking.strength, ranking.guideline_version) == ("human", 3, "v2")
+    assert ranking.annotator == store.pseudonym("p", "ann@example.org") != "ann@example.org"
+    assert ranking.created_at.endswith("+00:00")
 
 
 def test_undo_takes_a_ranking_out_and_lets_it_be_made_again(store):
@@ -104,14 +104,14 @@ def test_a_transaction_commits_all_or_nothing(store):
     add(store)
     before = counts(store), store.head()
 
-    def half():
+    def fail_halfway():
         with store.transaction():
             add(store, "run/1")
             assert store.head().seq == 2  # its own writes are visible inside
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        half()
+        fail_halfway()
     assert (counts(store), store.head()) == before
     store.verify()
 
@@ -158,7 +158,7 @@ def test_retracted_and_erased_rankings_yield_no_pairs(store):
     assert {p.group_id for p in load_preferences(store, "p")} == {ids[2]}
 
 
-# What it refuses
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -224,12 +224,12 @@ def test_urls_that_lead_nowhere(tmp_path):
 
 def test_one_process_at_a_time_serves_a_store(store, store_url):
     add(store)
-    with Store.open(store_url) as other:
+    with Store.open(store_url) as other_store:
         with store.serve_exclusively():
-            with pytest.raises(InputError, match="another process serves it"), other.serve_exclusively():
+            with pytest.raises(InputError, match="another process serves it"), other_store.serve_exclusively():
                 pass
-            add(other, "run/1")  # which may be written and read all the same
-        with other.serve_exclusively():
+            add(other_store, "run/1")  # other processes may still read and write
+        with other_store.serve_exclusively():
             pass
 
 

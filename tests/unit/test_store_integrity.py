@@ -66,7 +66,7 @@ def test_what_a_reader_kept_in_the_log_goes_with_the_next_write(tmp_path):
         with sqlite3.connect(tmp_path / "annotations.db") as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM prompts").fetchone()
-            store._engine.dispose()  # the next connection waits for the reader but a moment
+            store._engine.dispose()  # the next connection waits for the reader only briefly
             event.listen(store._engine, "connect", lambda c, _: c.execute("PRAGMA busy_timeout=100"))
             store.erase_content("p", item)
             assert any(secret.encode() in file.read_bytes() for file in tmp_path.iterdir())
@@ -83,7 +83,7 @@ def test_a_resumed_run_does_not_bring_an_erased_item_back(store):
 
 
 def test_a_digest_cannot_be_confirmed_by_guessing(store):
-    # Without the salt, whoever suspects what was erased could hash it and compare.
+    # Without the salt, a guess of the erased text could be hashed and compared.
     ids = [store.add_item("p", f"run/{i}", ask(), [Candidate("yes"), Candidate("no")]) for i in range(2)]
     payloads = [json.loads(row[0]) for row in asked(store, "SELECT payload FROM ledger ORDER BY seq")]
     assert payloads[0]["prompt"] != payloads[1]["prompt"]

@@ -1,4 +1,4 @@
-"""Tests of the verdicts on systems of a suite: which tasks are closed, what is compared, and what gates make of it."""
+"""Collapse verdicts on systems of a suite: open and closed tasks, comparisons, and their effect on gates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from align.reward.rules import Rules, build_rule
 ONE = ["Haha yeah I love it!"] * 80
 
 
-def items(prompts: Sequence[str] = PROMPTS, **more: Any) -> list[EvalItem]:
+def build_items(prompts: Sequence[str] = PROMPTS, **more: Any) -> list[EvalItem]:
     return [
         EvalItem(
             str(i), str(i), "", Conversation((Message("user", prompt),)), more.get("check"), then=more.get("then", ())
@@ -41,59 +41,65 @@ def items(prompts: Sequence[str] = PROMPTS, **more: Any) -> list[EvalItem]:
     ]
 
 
-def answers(prompts: Sequence[str] = PROMPTS, asked: Sequence[EvalItem] | None = None, **systems: Any) -> FirstAnswers:
-    """A list of texts stands for greedy answers and the same sampled ones."""
-    given = {
+def build_answers(
+    prompts: Sequence[str] = PROMPTS, items: Sequence[EvalItem] | None = None, **systems: Any
+) -> FirstAnswers:
+    """Build first answers. A list of texts is used as both greedy and sampled answers."""
+    answers_by_system = {
         name: texts if isinstance(texts, SystemAnswers) else SystemAnswers(texts, texts)
         for name, texts in systems.items()
     }
-    return FirstAnswers(asked or items(prompts), prompts, given)
+    return FirstAnswers(items or build_items(prompts), prompts, answers_by_system)
 
 
-def verdicts(task: FirstAnswers) -> dict[str, str]:
+def list_verdicts(task: FirstAnswers) -> dict[str, str]:
     return {name: measured.collapse.verdict for name, measured in measure_open_tasks({"chat": task})["chat"].items()}
 
 
 def test_each_system_is_compared_with_the_second_one():
     texts = varied_answers(1)
-    assert verdicts(answers(new=ONE, old=varied_answers(), third=texts)) == {
+    assert list_verdicts(build_answers(new=ONE, old=varied_answers(), third=texts)) == {
         "new": COLLAPSED,
         "old": VARIED,
         "third": VARIED,
     }
-    assert verdicts(answers(new=texts, old=ONE)) == {"new": VARIED, "old": COLLAPSED}
-    assert verdicts(answers(new=ONE, old=ONE, third=texts)) == {"new": COLLAPSED, "old": COLLAPSED, "third": VARIED}
-    reasons = measure_open_tasks({"chat": answers(new=texts, old=ONE)})["chat"]["old"].collapse.reasons
+    assert list_verdicts(build_answers(new=texts, old=ONE)) == {"new": VARIED, "old": COLLAPSED}
+    assert list_verdicts(build_answers(new=ONE, old=ONE, third=texts)) == {
+        "new": COLLAPSED,
+        "old": COLLAPSED,
+        "third": VARIED,
+    }
+    reasons = measure_open_tasks({"chat": build_answers(new=texts, old=ONE)})["chat"]["old"].collapse.reasons
     assert reasons == ("100\xa0% [95, 100] of its greedy answers are alike: “Haha yeah I love it!”",)
 
 
 def test_a_file_shows_that_it_collapsed_and_not_that_it_did_not():
     file = SystemAnswers(ONE, None, "a file has none")
-    assert verdicts(answers(new=file, old=varied_answers())) == {"new": COLLAPSED, "old": VARIED}
-    found = measure_open_tasks({"chat": answers(new=file._replace(sampled=varied_answers(1)), old=varied_answers())})[
-        "chat"
-    ]
-    assert found["new"].collapse == Collapse(NOT_MEASURED, ("no answers at temperature 0: a file has none",))
-    assert [*found["new"].variety] == ["sampled"]
+    assert list_verdicts(build_answers(new=file, old=varied_answers())) == {"new": COLLAPSED, "old": VARIED}
+    measured = measure_open_tasks(
+        {"chat": build_answers(new=file._replace(sampled=varied_answers(1)), old=varied_answers())}
+    )["chat"]
+    assert measured["new"].collapse == Collapse(NOT_MEASURED, ("no answers at temperature 0: a file has none",))
+    assert [*measured["new"].variety] == ["sampled"]
     # A greedy system beside a file is judged by its own greedy answers.
     file = file._replace(sampled=varied_answers())
     sampled_only = SystemAnswers(varied_answers(1), ONE)
-    assert verdicts(answers(new=sampled_only, theirs=file)) == {"new": COLLAPSED, "theirs": NOT_MEASURED}
+    assert list_verdicts(build_answers(new=sampled_only, theirs=file)) == {"new": COLLAPSED, "theirs": NOT_MEASURED}
 
 
 def test_tasks_with_few_prompts_are_measured_together():
     parts = {
-        name: answers(PROMPTS[rows], items(PROMPTS[rows]), new=ONE[rows], old=varied_answers()[rows])
+        name: build_answers(PROMPTS[rows], build_items(PROMPTS[rows]), new=ONE[rows], old=varied_answers()[rows])
         for name, rows in (("a", slice(0, 40)), ("b", slice(40, 80)))
     }
-    found = measure_open_tasks(parts)
-    assert [*found] == [SMALL_TASKS]
-    assert found[SMALL_TASKS]["new"].variety["greedy"].policy.answers == 80
-    overall = combine_verdicts_by_system(found, ["new", "old"])
+    measured = measure_open_tasks(parts)
+    assert [*measured] == [SMALL_TASKS]
+    assert measured[SMALL_TASKS]["new"].variety["greedy"].policy.answers == 80
+    overall = combine_verdicts_by_system(measured, ["new", "old"])
     assert (overall["new"].verdict, overall["old"].verdict) == (COLLAPSED, VARIED)
     assert overall["new"].reasons[0].startswith(f"on {SMALL_TASKS} 100\xa0% ")
-    alone = measure_open_tasks({"a": parts["a"]})["a"]["new"].collapse
-    assert alone == Collapse(NOT_MEASURED, ("40 distinct prompts, 64 are needed",))
+    single_task = measure_open_tasks({"a": parts["a"]})["a"]["new"].collapse
+    assert single_task == Collapse(NOT_MEASURED, ("40 distinct prompts, 64 are needed",))
 
 
 @pytest.mark.parametrize(
@@ -118,100 +124,111 @@ def test_tasks_with_few_prompts_are_measured_together():
 def test_where_many_prompts_may_share_one_right_answer(
     task: EvalTask, check: Any, default: bool | None, expected: bool
 ):
-    assert is_closed(task, items(check=check)[:2], default) is expected
+    assert is_closed(task, build_items(check=check)[:2], default) is expected
 
 
 def test_where_the_checks_of_the_rows_judge_one_answer_may_be_right():
-    assert is_closed(EvalTask("t"), items()[:2], None, judged_by_checks=True)
-    assert not is_closed(EvalTask("t"), items()[:2], False, judged_by_checks=True)
-    assert not is_closed(EvalTask("t"), items(check={"kind": "instructions"})[:2], None, judged_by_checks=True)
+    assert is_closed(EvalTask("t"), build_items()[:2], None, judged_by_checks=True)
+    assert not is_closed(EvalTask("t"), build_items()[:2], False, judged_by_checks=True)
+    assert not is_closed(EvalTask("t"), build_items(check={"kind": "instructions"})[:2], None, judged_by_checks=True)
     right = Rules([(1.0, build_rule({"rule": "regex", "pattern": "yes"}))])
     judge = Judge(partial(score_by_scorer, right, "rules", "gold", False), scorer=right, best=1.0)
-    found = measure_closed_task(answers(new=["yes"] * 80, old=ONE), build_closed_score(items(), False, judge, False))
-    assert found["new"].collapse == Collapse(NOT_MEASURED, ("“yes” is right for every prompt",))
+    measured = measure_closed_task(
+        build_answers(new=["yes"] * 80, old=ONE), build_closed_score(build_items(), False, judge, False)
+    )
+    assert measured["new"].collapse == Collapse(NOT_MEASURED, ("“yes” is right for every prompt",))
 
 
 def test_a_task_says_that_it_is_closed():
     (task,) = parse_tasks([{"name": "t", "path": "t.jsonl", "closed": True}], False)
     assert task.closed is True
-    for bad in ({"closed": "yes"}, {"closed": True, "probe": "loss"}):
+    for fields in ({"closed": "yes"}, {"closed": True, "probe": "loss"}):
         with pytest.raises(InputError, match="closed"):
-            parse_tasks([{"name": "t", "path": "t.jsonl", **bad}], False)
+            parse_tasks([{"name": "t", "path": "t.jsonl", **fields}], False)
 
 
-def closed_verdicts(asked: Sequence[EvalItem], **systems: Any) -> dict[str, Collapse]:
-    task = answers(PROMPTS, asked, **systems)
-    found = measure_closed_task(task, build_closed_score(asked, False, None, False))
-    return {name: measured.collapse for name, measured in found.items()}
+def measure_closed_collapse(items: Sequence[EvalItem], **systems: Any) -> dict[str, Collapse]:
+    task = build_answers(PROMPTS, items, **systems)
+    systems_measured = measure_closed_task(task, build_closed_score(items, False, None, False))
+    return {name: measured.collapse for name, measured in systems_measured.items()}
 
 
 def test_a_closed_task_with_a_majority_class():
     right = ["yes" if i % 4 else "no" for i in range(80)]
-    asked = [
-        item._replace(check={"kind": "exact", "answers": [text]}) for item, text in zip(items(), right, strict=True)
+    items = [
+        item._replace(check={"kind": "exact", "answers": [text]})
+        for item, text in zip(build_items(), right, strict=True)
     ]
     noisy = [text if i % 9 else "maybe" for i, text in enumerate(right)]
-    found = closed_verdicts(asked, new=right, old=["yes"] * 80, noisy=noisy, minority=["no"] * 80)
-    assert {name: collapse.verdict for name, collapse in found.items()} == {
+    collapses = measure_closed_collapse(items, new=right, old=["yes"] * 80, noisy=noisy, minority=["no"] * 80)
+    assert {name: collapse.verdict for name, collapse in collapses.items()} == {
         "new": VARIED,
         "old": COLLAPSED,
         "noisy": VARIED,
         "minority": COLLAPSED,
     }
-    assert found["minority"].reasons[0].startswith("it is not shown to beat “yes”, given as the answer to every prompt")
-    # The file of the right answers says nothing of temperature 0; one with the majority class does.
+    assert (
+        collapses["minority"]
+        .reasons[0]
+        .startswith("it is not shown to beat “yes”, given as the answer to every prompt")
+    )
+    # A file of right answers proves nothing about temperature 0. A file of the majority class shows collapse.
     files = {"new": SystemAnswers(right, None, "a file has none"), "old": SystemAnswers(["yes"] * 80, None, "it")}
-    assert [each.verdict for each in closed_verdicts(asked, **files).values()] == [NOT_MEASURED, COLLAPSED]
+    assert [each.verdict for each in measure_closed_collapse(items, **files).values()] == [NOT_MEASURED, COLLAPSED]
 
 
 def test_the_majority_class_in_other_words_each_time():
     right = ["A" if i % 4 else "B" for i in range(80)]
-    asked = [
+    items = [
         item._replace(check={"kind": "regex", "pattern": f"\\({text}\\)"})
-        for item, text in zip(items(), right, strict=True)
+        for item, text in zip(build_items(), right, strict=True)
     ]
     worded = [f"({'A'}) because of {words}" for words in varied_answers(2)]
-    thought = [f"({text}) because of {words}" for text, words in zip(right, varied_answers(3), strict=True)]
-    found = closed_verdicts(asked, new=worded, old=thought)
-    assert {name: collapse.verdict for name, collapse in found.items()} == {"new": COLLAPSED, "old": VARIED}
+    reasoned = [f"({text}) because of {words}" for text, words in zip(right, varied_answers(3), strict=True)]
+    collapses = measure_closed_collapse(items, new=worded, old=reasoned)
+    assert {name: collapse.verdict for name, collapse in collapses.items()} == {"new": COLLAPSED, "old": VARIED}
 
 
 def test_weak_answers_over_all_letters_are_no_collapse():
-    """Four letters in equal shares, of which 31 % are right: no constant answer, though hardly better than one."""
+    """Four letters in equal shares, 31 % of them right, are not constant, though hardly better than a constant."""
     letters = "ABCD"
     right = [letters[i % 4] for i in range(80)]
-    asked = [
-        item._replace(check={"kind": "exact", "answers": [text]}) for item, text in zip(items(), right, strict=True)
+    items = [
+        item._replace(check={"kind": "exact", "answers": [text]})
+        for item, text in zip(build_items(), right, strict=True)
     ]
     weak = [text if i % 16 < 5 else letters[(i + 1) % 4] for i, text in enumerate(right)]
-    found = closed_verdicts(asked, new=weak, old=right)
-    assert {name: collapse.verdict for name, collapse in found.items()} == {"new": VARIED, "old": VARIED}
+    collapses = measure_closed_collapse(items, new=weak, old=right)
+    assert {name: collapse.verdict for name, collapse in collapses.items()} == {"new": VARIED, "old": VARIED}
 
 
 def test_wrong_answers_that_differ_are_no_collapse():
-    """A hard task: all answers are wrong, so that none beats a constant one."""
-    asked = items(check={"kind": "exact", "answers": ["12345"]})
+    """All answers to a hard task are wrong, so that none beats a constant one."""
+    items = build_items(check={"kind": "exact", "answers": ["12345"]})
     numbers = [str(i * 37) for i in range(80)]
-    found = closed_verdicts(asked, new=numbers, old=["42"] * 80)
-    assert {name: collapse.verdict for name, collapse in found.items()} == {"new": VARIED, "old": COLLAPSED}
+    collapses = measure_closed_collapse(items, new=numbers, old=["42"] * 80)
+    assert {name: collapse.verdict for name, collapse in collapses.items()} == {"new": VARIED, "old": COLLAPSED}
 
 
 def test_one_answer_that_is_right_everywhere_decides_nothing():
-    asked = items(check={"kind": "exact", "answers": ["no"]})
-    found = closed_verdicts(asked, new=["no"] * 80, old=["no"] * 40 + ["yes"] * 40)
-    assert found["new"] == Collapse(NOT_MEASURED, ("“no” is right for every prompt",))
+    items = build_items(check={"kind": "exact", "answers": ["no"]})
+    collapses = measure_closed_collapse(items, new=["no"] * 80, old=["no"] * 40 + ["yes"] * 40)
+    assert collapses["new"] == Collapse(NOT_MEASURED, ("“no” is right for every prompt",))
     schema = {"type": "object", "required": ["city"]}
-    asked = items(check={"kind": "json_schema", "schema": schema})
+    items = build_items(check={"kind": "json_schema", "schema": schema})
     texts = [f'{{"city": "{topic}"}}' for topic in TOPICS]
-    assert closed_verdicts(asked, new=texts, old=texts)["new"].verdict == NOT_MEASURED
+    assert measure_closed_collapse(items, new=texts, old=texts)["new"].verdict == NOT_MEASURED
 
 
 def test_a_judge_that_scores_no_single_answer_and_several_turns_are_not_measured():
     turns = {"check": [None, {"kind": "exact", "answers": ["no"]}], "then": ("And now?",)}
-    for asked, why in ((items(), "its judge scores no single answer"), (items(**turns), "several turns are scored")):
-        found = closed_verdicts(asked, new=["yes"] * 80, old=["no"] * 80)
-        assert {collapse.verdict for collapse in found.values()} == {NOT_MEASURED}
-        assert found["new"].reasons[0].startswith(f"equal answers may be right, and {why}")
+    for items, reason in (
+        (build_items(), "its judge scores no single answer"),
+        (build_items(**turns), "several turns are scored"),
+    ):
+        collapses = measure_closed_collapse(items, new=["yes"] * 80, old=["no"] * 80)
+        assert {collapse.verdict for collapse in collapses.values()} == {NOT_MEASURED}
+        assert collapses["new"].reasons[0].startswith(f"equal answers may be right, and {reason}")
 
 
 def test_the_lines_before_all_figures():
@@ -223,31 +240,31 @@ def test_the_lines_before_all_figures():
     ]
 
 
-def gate_line(collapse: Collapse, **more: Any) -> str:
-    given = {"name": "g", "task": "asked", "is": "superior", "margin": 0.5, **more}
-    (gate,) = parse_gates([given], [EvalTask("asked", "a.jsonl")], ("new", "old"))
-    found = decide_gate(gate, [scored([1.0] * 80, [0.0] * 80)])
-    return describe_decision(gate, decide_on_collapse(gate, found, "new", collapse))
+def describe_gate(collapse: Collapse, **more: Any) -> str:
+    fields = {"name": "g", "task": "asked", "is": "superior", "margin": 0.5, **more}
+    (gate,) = parse_gates([fields], [EvalTask("asked", "a.jsonl")], ("new", "old"))
+    decision = decide_gate(gate, [scored([1.0] * 80, [0.0] * 80)])
+    return describe_decision(gate, decide_on_collapse(gate, decision, "new", collapse))
 
 
 def test_gates_on_a_system_that_collapsed_fail_unless_told_otherwise():
     collapsed = Collapse(COLLAPSED, ("on chat x",))
     unmeasured = Collapse(NOT_MEASURED, ("few prompts",))
-    varied = gate_line(Collapse(VARIED, ()))
+    varied = describe_gate(Collapse(VARIED, ()))
     assert varied.startswith("gate g: pass (")
     assert "collapsed" not in varied
-    assert gate_line(collapsed).startswith("gate g: fail (")
-    assert gate_line(collapsed).endswith("; new collapsed: on chat x)")
-    assert gate_line(collapsed, collapsed="measured").startswith("gate g: fail (")
-    assert gate_line(collapsed, collapsed=True) == varied
-    assert gate_line(unmeasured).startswith("gate g: pass (")
-    assert gate_line(unmeasured).endswith("; whether new collapsed is not measured: few prompts)")
-    assert gate_line(unmeasured, collapsed="measured").startswith("gate g: undecided (")
-    assert gate_line(Collapse(VARIED, ()), collapsed="measured") == varied
-    few = {"is": "not_worse", "against": "old", "margin": 0.05, "least_n": 200}
-    line = gate_line(unmeasured, **few)
+    assert describe_gate(collapsed).startswith("gate g: fail (")
+    assert describe_gate(collapsed).endswith("; new collapsed: on chat x)")
+    assert describe_gate(collapsed, collapsed="measured").startswith("gate g: fail (")
+    assert describe_gate(collapsed, collapsed=True) == varied
+    assert describe_gate(unmeasured).startswith("gate g: pass (")
+    assert describe_gate(unmeasured).endswith("; whether new collapsed is not measured: few prompts)")
+    assert describe_gate(unmeasured, collapsed="measured").startswith("gate g: undecided (")
+    assert describe_gate(Collapse(VARIED, ()), collapsed="measured") == varied
+    rule = {"is": "not_worse", "against": "old", "margin": 0.05, "least_n": 200}
+    line = describe_gate(unmeasured, **rule)
     assert line.endswith(
         "; 200 items would decide, if the figure stays the same; whether new collapsed is not measured: few prompts)"
     )
     with pytest.raises(InputError, match="is not true, false or measured"):
-        gate_line(collapsed, collapsed="maybe")
+        describe_gate(collapsed, collapsed="maybe")

@@ -1,4 +1,4 @@
-"""Gates of a suite: how they are written, what decides them, and what is written down."""
+"""Gates of a suite: their settings, their decisions, and the files that record the decisions."""
 
 from __future__ import annotations
 
@@ -37,51 +37,59 @@ GOOD = {"name": "safe", "task": "asked", "against": "old", "is": "superior"}
 def scored(new: Sequence[float], old: Sequence[float]) -> ScoredTask:
     prompt = Conversation((Message("user", "a"),))
     items = [EvalItem(str(i), str(i), "", prompt, SPEC) for i in range(len(new))]
-    said = {
-        who: [EvaluatedAnswer("", "", score, checked=CHECK("e" if score else "x")) for score in scores]
-        for who, scores in (("new", new), ("old", old))
+    answers_by_system = {
+        system: [EvaluatedAnswer("", "", score, checked=CHECK("e" if score else "x")) for score in scores]
+        for system, scores in (("new", new), ("old", old))
     }
-    return ScoredTask("asked", "checks", "exact", items, said)
+    return ScoredTask("asked", "checks", "exact", items, answers_by_system)
 
 
-def outcome(new: Sequence[float], old: Sequence[float], **given: Any) -> str:
-    (gate,) = parse_gates([{"name": "g", "task": "asked", **given}], TASKS, SYSTEMS)
+def decide_outcome(new: Sequence[float], old: Sequence[float], **fields: Any) -> str:
+    (gate,) = parse_gates([{"name": "g", "task": "asked", **fields}], TASKS, SYSTEMS)
     return decide_gate(gate, [scored(new, old)]).outcome
 
 
-def drawn(p: float, n: int, seed: int) -> list[float]:
-    draw = random.Random(seed)
-    return [float(draw.random() < p) for _ in range(n)]
+def draw_scores(p: float, n: int, seed: int) -> list[float]:
+    generator = random.Random(seed)
+    return [float(generator.random() < p) for _ in range(n)]
 
 
 def test_a_gate_passes_fails_or_is_undecided():
-    good = drawn(0.9, 200, 0)
-    bad = drawn(0.5, 200, 1)
+    good = draw_scores(0.9, 200, 0)
+    bad = draw_scores(0.5, 200, 1)
     n = 200
     superior = {"against": "old", "is": "superior"}
     not_worse = {"against": "old", "is": "not_worse", "margin": 0.05}
-    assert outcome(good, bad, **superior) == "pass"
-    assert outcome(bad, good, **superior) == "fail"
-    assert outcome(good, good, **superior) == "undecided"
-    assert outcome(good, good, **not_worse) == "pass"
-    assert outcome(good[:30], good[:30], **not_worse) == "undecided", "a loss in twenty makes 30 ties of 30 in 21 %"
-    assert outcome(bad, good, **not_worse) == "fail"
-    assert outcome(good[:8], good[:8], **not_worse) == "undecided"
-    assert outcome(good, bad, **superior, least_n=n) == "pass"
-    assert outcome(good, bad, **superior, least_n=n + 1) == "undecided"
-    assert outcome(good, bad, **{"is": "superior", "margin": 0.8}) == "pass"
-    assert outcome(good, bad, **{"is": "superior", "margin": 0.95}) == "fail"
-    assert outcome([0.0] * n, bad, **{"is": "at_most", "margin": 0.05}) == "pass"
-    assert outcome(bad, good, **{"is": "at_most", "margin": 0.05}) == "fail"
+    assert decide_outcome(good, bad, **superior) == "pass"
+    assert decide_outcome(bad, good, **superior) == "fail"
+    assert decide_outcome(good, good, **superior) == "undecided"
+    assert decide_outcome(good, good, **not_worse) == "pass"
+    assert decide_outcome(good[:30], good[:30], **not_worse) == "undecided", (
+        "a loss in twenty makes 30 ties of 30 in 21 %"
+    )
+    assert decide_outcome(bad, good, **not_worse) == "fail"
+    assert decide_outcome(good[:8], good[:8], **not_worse) == "undecided"
+    assert decide_outcome(good, bad, **superior, least_n=n) == "pass"
+    assert decide_outcome(good, bad, **superior, least_n=n + 1) == "undecided"
+    assert decide_outcome(good, bad, **{"is": "superior", "margin": 0.8}) == "pass"
+    assert decide_outcome(good, bad, **{"is": "superior", "margin": 0.95}) == "fail"
+    assert decide_outcome([0.0] * n, bad, **{"is": "at_most", "margin": 0.05}) == "pass"
+    assert decide_outcome(bad, good, **{"is": "at_most", "margin": 0.05}) == "fail"
 
 
 def test_two_equal_systems_are_hardly_ever_called_better():
-    """At most 3 % of evaluations of two equal systems, and a clear difference is found."""
-    rule = {"against": "old", "is": "superior"}
-    equal = [outcome(drawn(0.7, 200, seed), drawn(0.7, 200, 10_000 + seed), **rule) for seed in range(400)]
-    assert equal.count("pass") <= 0.03 * len(equal) + 3
-    better = [outcome(drawn(0.85, 200, seed), drawn(0.7, 200, 10_000 + seed), **rule) for seed in range(100)]
-    assert better.count("pass") >= 80
+    """The gate passes in at most 3 % of evaluations of two equal systems, and detects a clear difference."""
+    fields = {"against": "old", "is": "superior"}
+    equal_outcomes = [
+        decide_outcome(draw_scores(0.7, 200, seed), draw_scores(0.7, 200, 10_000 + seed), **fields)
+        for seed in range(400)
+    ]
+    assert equal_outcomes.count("pass") <= 0.03 * len(equal_outcomes) + 3
+    better_outcomes = [
+        decide_outcome(draw_scores(0.85, 200, seed), draw_scores(0.7, 200, 10_000 + seed), **fields)
+        for seed in range(100)
+    ]
+    assert better_outcomes.count("pass") >= 80
 
 
 @pytest.mark.parametrize(("right", "n", "above"), [(20, 20, 0.9), (9, 10, 0.8), (38, 40, 0.9)])
@@ -89,32 +97,34 @@ def test_as_many_items_as_are_said_to_decide_do(right: int, n: int, above: float
     rule = {"name": "g", "task": "asked", "is": "superior", "margin": above}
     (gate,) = parse_gates([rule], TASKS, SYSTEMS)
     scores = [1.0] * right + [0.0] * (n - right)
-    found = decide_gate(gate, [scored(scores, scores)])
-    assert found.outcome == "undecided"
-    assert found.n_to_decide is not None
-    again = [
-        decide_gate(gate, [scored(drawn(right / n, found.n_to_decide, seed), [0.0] * found.n_to_decide)]).outcome
+    decision = decide_gate(gate, [scored(scores, scores)])
+    assert decision.outcome == "undecided"
+    assert decision.n_to_decide is not None
+    repeated_outcomes = [
+        decide_gate(
+            gate, [scored(draw_scores(right / n, decision.n_to_decide, seed), [0.0] * decision.n_to_decide)]
+        ).outcome
         for seed in range(60)
     ]
-    assert again.count("undecided") <= 0.2 * len(again) + 7
+    assert repeated_outcomes.count("undecided") <= 0.2 * len(repeated_outcomes) + 7
 
 
 def test_what_is_written_down(tmp_path: Any):
     (gate,) = parse_gates([GOOD], TASKS, SYSTEMS)
-    found = decide_gate(gate, [scored([1.0, 0.0] * 5, [0.0, 1.0] * 5)])
-    assert describe_decision(gate, found).startswith(
+    decision = decide_gate(gate, [scored([1.0, 0.0] * 5, [0.0, 1.0] * 5)])
+    assert describe_decision(gate, decision).startswith(
         "gate safe: undecided (asked: better than old by more than 0: 0.000 ["
     )
-    (other,) = parse_gates([{**GOOD, "name": "small", "margin": 0.3}], TASKS, SYSTEMS)
-    closer = decide_gate(other, [scored([1.0] * 30 + [0.0] * 10, [1.0, 0.0] * 20)])
-    assert closer.outcome == "undecided"
-    assert closer.n_to_decide is not None
-    assert closer.n_to_decide > 40
-    assert f"{closer.n_to_decide:,} items would decide" in describe_decision(other, closer)
-    write_json(tmp_path / "safe.json", build_verdict_file(gate, found, {"artifact": "a" * 64}))
-    read = read_verdict(tmp_path / "safe.json", "here", None)
-    assert (read.gate, read.verdict, read.inputs) == ("safe", "undecided", {"artifact": "a" * 64})
-    tree = ElementTree.fromstring(build_junit_xml("quality <&>", {"safe": (gate, found)}))
+    (small_gate,) = parse_gates([{**GOOD, "name": "small", "margin": 0.3}], TASKS, SYSTEMS)
+    small_decision = decide_gate(small_gate, [scored([1.0] * 30 + [0.0] * 10, [1.0, 0.0] * 20)])
+    assert small_decision.outcome == "undecided"
+    assert small_decision.n_to_decide is not None
+    assert small_decision.n_to_decide > 40
+    assert f"{small_decision.n_to_decide:,} items would decide" in describe_decision(small_gate, small_decision)
+    write_json(tmp_path / "safe.json", build_verdict_file(gate, decision, {"artifact": "a" * 64}))
+    verdict = read_verdict(tmp_path / "safe.json", "here", None)
+    assert (verdict.gate, verdict.verdict, verdict.inputs) == ("safe", "undecided", {"artifact": "a" * 64})
+    tree = ElementTree.fromstring(build_junit_xml("quality <&>", {"safe": (gate, decision)}))
     assert (tree.get("name"), tree.get("tests"), tree.get("failures")) == ("quality <&>", "1", "1")
     failure = tree.find("testcase/failure")
     assert failure is not None
@@ -155,24 +165,24 @@ def test_gates_that_are_refused(gates: Any, named: str):
 
 @pytest.mark.parametrize("n", [2, 20, 100])
 def test_where_none_differ_the_number_that_decides_is_the_same_however_many_there_are(n: int) -> None:
-    """1.96² / (n + 1.96²) is below the margin from 189 on, and of fewer none decides."""
+    """1.96² / (n + 1.96²) is below the margin from n = 189 on. Fewer items do not decide."""
     gate = EvalGate("keeps", "asked", "old", DecisionRule("not_worse", 0.02))
-    told = [1.0] * n
-    assert decide_gate(gate, [scored(told, told)]).n_to_decide == 189, "not less for few, and not more"
+    scores = [1.0] * n
+    assert decide_gate(gate, [scored(scores, scores)]).n_to_decide == 189, "not less for few, and not more"
     assert decide_gate(gate, [scored([1.0] * 188, [1.0] * 188)]).outcome == "undecided"
     assert decide_gate(gate, [scored([1.0] * 189, [1.0] * 189)]).outcome == "pass"
 
 
 def test_the_number_that_would_decide_does_in_four_of_five() -> None:
-    draw = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
 
-    def told(n: int) -> tuple[list[float], list[float]]:
-        u = draw.random(n)
-        return (u >= 0.1).astype(float).tolist(), ((u < 0.1) | (u >= 0.22)).astype(float).tolist()
+    def draw_pairs(n: int) -> tuple[list[float], list[float]]:
+        uniform = generator.random(n)
+        return (uniform >= 0.1).astype(float).tolist(), ((uniform < 0.1) | (uniform >= 0.22)).astype(float).tolist()
 
-    few = told(100_000)
+    pilot_pairs = draw_pairs(100_000)
     rule = DecisionRule("superior", 0.0)
-    n = compute_sample_size_for_pairs(*few, 0.0)
+    n = compute_sample_size_for_pairs(*pilot_pairs, 0.0)
     assert n is not None
-    found = [decide(rule, compute_bounded_difference(*told(n))).outcome == "pass" for _ in range(300)]
-    assert 0.72 < sum(found) / 300 < 0.92
+    passes = [decide(rule, compute_bounded_difference(*draw_pairs(n))).outcome == "pass" for _ in range(300)]
+    assert 0.72 < sum(passes) / 300 < 0.92
