@@ -1,4 +1,4 @@
-"""VADER as a scorer: the paper's formula by hand, and which message it reads."""
+"""VADER as a scorer: the paper's formula by hand, and the message that is scored."""
 
 import math
 

@@ -61,7 +61,7 @@ def test_a_shape_is_that_of_the_modules_or_the_key_is_named(kind: str, key: str,
             continue
         read_shapes += 1
         built = read_or_none(build_shape, base)
-        if built is not None:  # transformers refuses some numbers for reasons that no size hangs on
+        if built is not None:  # transformers refuses some numbers that do not change a size
             assert {n: getattr(shape, n) for n in COMPARED} == {n: getattr(built, n) for n in COMPARED}, value
             assert sorted(shape.linears) == sorted(built.linears), value
     assert read_shapes

@@ -58,7 +58,7 @@ def test_adding_again_changes_nothing_and_other_content_is_refused(store):
     assert (caught.value.field, caught.value.value) == ("key", "run/0")
     with pytest.raises(InputError, match="other content"):
         add(store, texts=("fine", "bad"))
-    assert add(store, project="q") != item  # the same key in another project is another act
+    assert add(store, project="q") != item  # the same key in another project is another item
     assert (counts(store)["candidates"], store.head().seq) == (6, 2)
 
 

@@ -1,4 +1,4 @@
-"""The annotation store's ledger: erasure is complete, tampering shows, and several writers keep one chain."""
+"""The annotation store's ledger: complete erasure, detected tampering, and one chain with several writers."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def test_erased_content_is_gone_from_every_table_and_from_the_files(tmp_path):
 
 def erase_and_look(store, tmp_path):
     secret = "Xq7-only-here"
-    kept = add(store, "run/0")
+    kept_item = add(store, "run/0")
     item = store.add_item("p", "run/1", ask(f"{secret} asked"), [Candidate(f"{secret} 1"), Candidate(f"{secret} 2")])
     rank(store, item, "0>1")
     files = list(tmp_path.iterdir())
@@ -54,7 +54,7 @@ def erase_and_look(store, tmp_path):
     assert not any(secret.encode() in file.read_bytes() for file in tmp_path.iterdir())
     assert counts(store) == {"prompts": 1, "candidates": 3, "annotators": 1, "ledger": 4}
     assert store.verify(head).seq == tombstone == store.erase_content("p", item)
-    assert [i.id for i in store.items("p")] == [kept]
+    assert [i.id for i in store.items("p")] == [kept_item]
     with pytest.raises(InputError, match="erased"):
         rank(store, item, "0>1", annotator="bob")
 
@@ -184,10 +184,10 @@ def test_the_ledger_refuses_a_slip_of_the_hand(filled):
 # Several writers
 
 
-def write(url: str, who: str, start: int) -> None:
+def write(url: str, prefix: str, start: int) -> None:
     with Store.open(url) as store:
         for i in range(start, start + 10):
-            add(store, f"{who}/{i}")
+            add(store, f"{prefix}/{i}")
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
