@@ -1,4 +1,4 @@
-"""Options of TRL, LLaMA-Factory, axolotl and of servers: the right key is suggested, or none, and never a wrong one.
+"""Options of TRL, LLaMA-Factory, axolotl and servers get the right key as a suggestion, or none, never a wrong one.
 
 The lists are the options of their own examples: TRL's scripts, LLaMA-Factory's `llama3_lora_ppo.yaml` and
 `qwen3_lora_dpo.yaml`, axolotl's `qlora-1b.yml` and `instruct-dpo-lora-8b.yml`.
@@ -140,21 +140,25 @@ SERVERS = {  # vLLM's, TGI's and llama-server's
     "ctx-size=4096": "stage.max_length",
     "parallel=8": "stage.slots",
 }
-TABLE = [
-    (stage, word, meant)
+OPTIONS = [
+    (stage, word, suggestion)
     for stage, words in (
-        ("sft", TRL), ("sft", LLAMA_FACTORY), ("ppo", LLAMA_FACTORY_PPO), ("dpo", LLAMA_FACTORY_DPO), ("sft", AXOLOTL),
+        ("sft", TRL),
+        ("sft", LLAMA_FACTORY),
+        ("ppo", LLAMA_FACTORY_PPO),
+        ("dpo", LLAMA_FACTORY_DPO),
+        ("sft", AXOLOTL),
         ("serve", SERVERS),
     )
-    for word, meant in words.items()
-]  # fmt: skip
+    for word, suggestion in words.items()
+]
 
 
-GIVEN = [
-    (put, stage, word, meant)
-    for put in ("", "stage.")
-    for stage, word, meant in TABLE
-    if f"{put}{word.partition('=')[0]}" != meant  # the same name here
+CASES = [
+    (prefix, stage, word, suggestion)
+    for prefix in ("", "stage.")
+    for stage, word, suggestion in OPTIONS
+    if f"{prefix}{word.partition('=')[0]}" != suggestion  # the same name in this project
 ]
 
 
@@ -163,7 +167,7 @@ def composer() -> Composer:
     return Composer()
 
 
-@pytest.mark.parametrize(("put", "stage", "word", "meant"), GIVEN, ids=[f"{put}{word}" for put, _, word, _ in GIVEN])
+@pytest.mark.parametrize(("put", "stage", "word", "meant"), CASES, ids=[f"{put}{word}" for put, _, word, _ in CASES])
 def test_an_option_of_another_framework(composer: Composer, put: str, stage: str, word: str, meant: object):
     key = f"{put}{word}"
     with pytest.raises(InputError) as caught:
@@ -186,10 +190,10 @@ def test_a_stage_of_another_framework(composer: Composer, typed: str, meant: str
 
 def test_every_synonym_leads_to_a_key_of_some_stage_and_every_value_is_taken() -> None:
     trees = [OmegaConf.to_container(compose_tree([f"stage={stage}"])) for stage in all_schemas()["stage"]]
-    known = {key for tree in trees for key in iter_keys(tree)}  # pyright: ignore[reportArgumentType]
-    known |= {"reward.fn"}  # of another choice of its group
-    assert {key.partition("=")[0] for key in WORDS} <= known
-    assert not {word for words in (*WORDS.values(), *ABSENT) for word in words.split()} & known
+    valid_keys = {key for tree in trees for key in iter_keys(tree)}  # pyright: ignore[reportArgumentType]
+    valid_keys |= {"reward.fn"}  # a key of another choice of the reward group
+    assert {key.partition("=")[0] for key in WORDS} <= valid_keys
+    assert not {word for words in (*WORDS.values(), *ABSENT) for word in words.split()} & valid_keys
     for key in WORDS:
         if "=" in key:
             build_config(

@@ -1,4 +1,4 @@
-"""Arguments of a chat template: settings that travel with the tokenizer."""
+"""Arguments of a chat template are settings that are saved with the tokenizer."""
 
 from __future__ import annotations
 
@@ -24,41 +24,43 @@ THINKS = (
 )
 
 
-def asked(tokenizer: Any) -> str:
+def render_prompt(tokenizer: Any) -> str:
     return render(tokenizer, Conversation((Message("user", "Hi"),)), add_generation_prompt=True)
 
 
 @pytest.mark.parametrize(
     ("kwargs", "end"),
     [
-        ({}, "assistant: <think>"), ({"enable_thinking": True}, "assistant: <think>"),
+        ({}, "assistant: <think>"),
+        ({"enable_thinking": True}, "assistant: <think>"),
         ({"enable_thinking": False}, "assistant: <none>"),
-        ({"style": "a \"q\" {{ x }} é\n'"}, "assistant: <think>a \"q\" {{ x }} é\n'"),
+        ({"style": 'a "q" {{ x }} é\n\''}, 'assistant: <think>a "q" {{ x }} é\n\''),
         ({"style": "🙂"}, "assistant: <think>🙂"),
         ({"style": 1.5, "enable_thinking": False}, "assistant: <none>1.5"),
     ],
-)  # fmt: skip
+)
 def test_arguments_of_a_template_travel_with_the_tokenizer(
     tiny_tokenizer: Any, tmp_path: Path, kwargs: dict[str, Any], end: str
 ) -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = THINKS
-    use_template(tokenizer, None, {"enable_thinking": True})  # what stood there is replaced
+    use_template(tokenizer, None, {"enable_thinking": True})  # the second call replaces this argument
     tokenizer.chat_template = THINKS if not kwargs else tokenizer.chat_template
     use_template(tokenizer, None, kwargs)
-    assert asked(tokenizer).endswith(end)
+    assert render_prompt(tokenizer).endswith(end)
     tokenizer.save_pretrained(tmp_path)
-    assert asked(AutoTokenizer.from_pretrained(tmp_path)) == asked(tokenizer)
-    whole = Conversation((Message("user", "Hi"), Message("assistant", "Ho")))
-    assert render(tokenizer, whole).count(tokenizer.eos_token) == 1
+    assert render_prompt(AutoTokenizer.from_pretrained(tmp_path)) == render_prompt(tokenizer)
+    conversation = Conversation((Message("user", "Hi"), Message("assistant", "Ho")))
+    assert render(tokenizer, conversation).count(tokenizer.eos_token) == 1
 
 
 def test_an_argument_that_the_template_does_not_read_is_refused(tiny_tokenizer: Any) -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = THINKS
     for kwargs, part in (
-        ({"enable_thinkin": False}, "It reads: enable_thinking, style."), ({"messages": "x"}, "It reads"),
-    ):  # fmt: skip
+        ({"enable_thinkin": False}, "It reads: enable_thinking, style."),
+        ({"messages": "x"}, "It reads"),
+    ):
         with pytest.raises(InputError) as error:
             use_template(tokenizer, None, kwargs)
         assert error.value.field == f"data.template_kwargs.{next(iter(kwargs))}"
@@ -73,13 +75,14 @@ def test_an_argument_that_the_template_does_not_read_is_refused(tiny_tokenizer: 
 
 @pytest.mark.parametrize("beginning", ["\n", "  ", "\n  ", ""])
 def test_a_template_begins_as_it_did(beginning: str) -> None:
-    """A line break or an indented tag in front of everything is read as without the arguments."""
+    """A line break or an indented tag at the start renders the same with and without arguments."""
     template = beginning + "{% if think %}{% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    plain, given = make_tokenizer(template), make_tokenizer(template)
-    asked = Conversation((Message("user", "a"),))
+    unchanged = make_tokenizer(template)
+    configured = make_tokenizer(template)
+    render_prompt = Conversation((Message("user", "a"),))
     for think in (False, True):
-        use_template(given, None, {"think": think})
-        assert render(given, asked) == render(plain, asked)
+        use_template(configured, None, {"think": think})
+        assert render(configured, render_prompt) == render(unchanged, render_prompt)
 
 
 def test_what_stands_before_the_arguments_stays() -> None:
@@ -104,7 +107,7 @@ def test_each_of_several_templates_has_the_arguments_that_it_reads(tiny_tokenize
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = {"default": THINKS, "tool_use": "{{ messages }}{{ tool_style }}"}
     use_template(tokenizer, None, {"enable_thinking": False, "tool_style": "a"})
-    assert asked(tokenizer).endswith("assistant: <none>")
+    assert render_prompt(tokenizer).endswith("assistant: <none>")
     assert "enable_thinking" not in tokenizer.chat_template["tool_use"]
     assert "tool_style" not in tokenizer.chat_template["default"]
 
@@ -121,8 +124,8 @@ def test_a_value_that_no_template_can_be_given_is_refused_by_the_configuration(v
 def test_beside_a_template_that_trims_its_blocks() -> None:
     quiet = "{%- if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}\n"
     tokenizer = make_tokenizer(QWEN3 + quiet + "{{- '<think>\\n\\n</think>\\n\\n' }}\n{%- endif %}")
-    before = asked(tokenizer)
+    before = render_prompt(tokenizer)
     use_template(tokenizer, None, {"enable_thinking": False})
-    assert asked(tokenizer) == before + "<think>\n\n</think>\n\n"
+    assert render_prompt(tokenizer) == before + "<think>\n\n</think>\n\n"
     use_template(tokenizer, None, {"enable_thinking": True})
-    assert asked(tokenizer) == before
+    assert render_prompt(tokenizer) == before

@@ -1,4 +1,4 @@
-"""A base has the tensors that its configuration asks for, no fewer and no others: families and published quirks."""
+"""A base must have exactly the tensors of its configuration: model families and exceptions in published models."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FAMILIES = (
     "glm4_moe",
 )
 WITHOUT_CLASSIFIER = ("glm4_moe",)
-"""Families of which transformers has no classifier."""
+"""Families that have no classifier in transformers."""
 LAYERS = {"gpt2": "n_layer"}
 LOADS = [load_base, load_classifier]
 
@@ -62,8 +62,7 @@ def edit_tensors(folder: Path, add: dict[str, torch.Tensor] | None = None, drop:
     save_file({**tensors, **(add or {})}, folder / SINGLE, {"format": "pt"})
 
 
-def split(folder: Path) -> None:
-    """Divide the weights of a model into two shards."""
+def split_into_shards(folder: Path) -> None:
     tensors = load_file(folder / SINGLE)
     names = sorted(tensors)
     halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
@@ -95,7 +94,7 @@ def test_a_family_loads_whole_and_not_with_fewer_layers(family: str, tmp_path: P
 def test_half_of_a_model_is_not_trained(method: str, sharded: bool, how: Any, tiny_model: Path, tmp_path: Path) -> None:
     folder = copied(tiny_model, tmp_path)
     if sharded:
-        split(folder)
+        split_into_shards(folder)
     edit_config(folder, num_hidden_layers=1)
     with pytest.raises(CorruptFile, match=r"does not ask for \(model\.layers\.1\.input_layernorm\.weight, "):
         load(folder, method, how)
@@ -131,7 +130,7 @@ def test_constants_that_older_versions_saved(tiny_model: Path, tmp_path: Path) -
 
 
 def test_a_tied_head_may_be_in_the_file(tmp_path: Path) -> None:
-    """Some tools write the head beside the embedding that it is tied to."""
+    """Tools may save the head as well as the embedding that it is tied to."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
@@ -153,7 +152,7 @@ def test_a_tied_head_may_be_in_the_file(tmp_path: Path) -> None:
 
 
 def test_a_classifier_is_no_language_model(tiny_model: Path, tmp_path: Path) -> None:
-    """Saved with its head of scores and without that of words; a reward model on it keeps its own head."""
+    """A model saved with a score head loads as a classifier only."""
     folder = copied(tiny_model, tmp_path)
     edit_tensors(folder, add={"score.weight": torch.ones(1, 64)})
     with pytest.raises(CorruptFile, match=r"does not ask for \(score\.weight\)"):
@@ -173,7 +172,7 @@ def test_a_classifier_is_no_language_model(tiny_model: Path, tmp_path: Path) -> 
     ],
 )
 def test_what_a_class_ignores_by_name(family: str, name: str, taken: bool, tmp_path: Path) -> None:
-    """The layer of several tokens of DeepSeek-V3 and GLM-4.5, and GPT-2's masks."""
+    """Extra tensors are the multi-token prediction layers of DeepSeek-V3 and GLM-4.5, and the masks of GPT-2."""
     folder = save_family(tmp_path / "model", family)
     edit_tensors(folder, add={name: torch.ones(8, 8)})
     if taken:

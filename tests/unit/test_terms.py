@@ -1,4 +1,4 @@
-"""A vote is held to the settings and guidelines that it was made under, and the ledger says which."""
+"""A vote is checked against the settings and guidelines that it was made under; the ledger records their versions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def store(store_url):
         yield store
 
 
-def now(store: Store, mode: str = "work") -> Terms:
+def read_current_terms(store: Store, mode: str = "work") -> Terms:
     with store.reading() as db:
         return read_terms(db, "p", mode)
 
 
-def rated(task, **marks):
+def build_rating(task, **marks):
     return said(task.item.id, "0>1>2", ratings={task.display_order[0]: marks})
 
 
@@ -42,11 +42,12 @@ CHANGES = {
 def test_whatever_changes_a_vote_made_before_is_taken_as_it_was_said(store, changes):
     queue = queue_of(store, attributes=["helpful", "honest"])
     publish_guidelines(store, "p", "# One")
-    task, terms = queue.take("ann"), now(store)
+    task = queue.take("ann")
+    terms = read_current_terms(store)
     for name in changes:
         configure(store, "p", CHANGES[name], state="closed" if name == "nothing is given out any more" else None)
     publish_guidelines(store, "p", "# Two")
-    judgement = rated(task, helpful=5, honest=1)
+    judgement = build_rating(task, helpful=5, honest=1)
     seq, _ = queue.vote("ann", task.token, "k", judgement, terms)
     (vote,) = store.rankings("p")
     assert vote.ratings == {task.display_order[0]: {"helpful": 5, "honest": 1}}
@@ -58,16 +59,20 @@ def test_whatever_changes_a_vote_made_before_is_taken_as_it_was_said(store, chan
 def test_the_guidelines_named_are_those_that_were_shown_not_those_of_the_moment_of_giving(store):
     publish_guidelines(store, "p", "# One")
     queue = queue_of(store, overlap=2)
-    task = queue.take("ann")  # given under the first version
+    task = queue.take("ann")  # assigned under the first version
     publish_guidelines(store, "p", "# Two")
-    _, following = queue.vote("ann", task.token, "k", said(task.item.id, "0>1>2"), now(store))  # a page opened anew
-    old = Terms(0, "work", 1)
-    queue.vote("ann", following.token, "l", said(following.item.id, "0>1>2"), old)  # given under 2 to a page with 1
+    _, following = queue.vote(
+        "ann", task.token, "k", said(task.item.id, "0>1>2"), read_current_terms(store)
+    )  # the page was opened again
+    old_terms = Terms(0, "work", 1)
+    queue.vote(
+        "ann", following.token, "l", said(following.item.id, "0>1>2"), old_terms
+    )  # assigned under version 2 to a page that shows version 1
     assert [vote.guideline_version for vote in store.rankings("p")] == ["2", "1"]
 
 
 def test_a_version_is_the_row_that_made_it_and_says_what_was_asked(store):
-    assert now_of_new(store) == (0, [(0, ProjectSettings())])
+    assert read_history_of_new_project(store) == (0, [(0, ProjectSettings())])
     configure(store, "p", {"attributes": ["a"]})
     first = store.head("p").seq
     rank(store, add(store, "x"), "0>1>2")
@@ -82,7 +87,7 @@ def test_a_version_is_the_row_that_made_it_and_says_what_was_asked(store):
         ]
 
 
-def now_of_new(store):
+def read_history_of_new_project(store):
     add(store)
     with store.reading() as db:
         return read_settings_version(db, "p"), read_settings_history(db, "p")
@@ -90,20 +95,26 @@ def now_of_new(store):
 
 def test_what_no_version_asked_for_is_refused_and_leaves_the_item(store):
     queue = queue_of(store, attributes=["helpful"])
-    before = now(store)
+    old_terms = read_current_terms(store)
     configure(store, "p", {"attributes": ["honest"], "scale": 3})
-    after, task = now(store), queue.take("ann")
-    refused = [
-        (before, {"honest": 1}), (after, {"helpful": 1}), (after, {"honest": 5}), (before, {"helpful": 6}),
-        (Terms(9999, "work", None), {}), (Terms(1, "work", None), {}),
-        (Terms(after.version, "review", None), {}), (Terms(after.version, "work", 1), {}),
+    current_terms = read_current_terms(store)
+    task = queue.take("ann")
+    rejected_votes = [
+        (old_terms, {"honest": 1}),
+        (current_terms, {"helpful": 1}),
+        (current_terms, {"honest": 5}),
+        (old_terms, {"helpful": 6}),
+        (Terms(9999, "work", None), {}),
+        (Terms(1, "work", None), {}),
+        (Terms(current_terms.version, "review", None), {}),
+        (Terms(current_terms.version, "work", 1), {}),
         (Terms(-1, "work", None), {}),
-    ]  # fmt: skip
-    for terms, marks in refused:
+    ]
+    for terms, marks in rejected_votes:
         with pytest.raises(InputError):
-            queue.vote("ann", task.token, "k", rated(task, **marks), terms)
+            queue.vote("ann", task.token, "k", build_rating(task, **marks), terms)
     assert store.rankings("p") == []
-    queue.vote("ann", task.token, "k", rated(task, helpful=5), before)
+    queue.vote("ann", task.token, "k", build_rating(task, helpful=5), old_terms)
     assert len(store.rankings("p")) == 1
 
 
@@ -115,10 +126,10 @@ def test_the_mode_of_a_page_tells_no_gold_item_or_repeat_from_another():
 def test_which_guidelines_somebody_knows_is_what_their_newest_vote_says(store):
     queue = queue_of(store)
     _, following = judge(queue, "ann", queue.take("ann"))
-    assert queue.read_known_guidelines("ann") is None  # there were none
-    earlier = now(store)
+    assert queue.read_known_guidelines("ann") is None  # no guidelines were published yet
+    earlier_terms = read_current_terms(store)
     publish_guidelines(store, "p", "# One")
-    _, following = queue.vote("ann", following.token, "k", said(following.item.id, "0>1>2"), earlier)
+    _, following = queue.vote("ann", following.token, "k", said(following.item.id, "0>1>2"), earlier_terms)
     assert queue.read_known_guidelines("ann") is None
     seq, _ = judge(queue, "ann", following)
     publish_guidelines(store, "p", "# Two")

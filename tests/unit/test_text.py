@@ -1,4 +1,4 @@
-"""Text figures against counts done by hand."""
+"""Text metrics equal counts done by hand."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def test_words_are_lower_cased_and_bare():
 
 def test_distinct_by_hand():
     texts = ["the cat the cat", "The dog"]
-    assert compute_distinct_n(texts, 1) == 3 / 6  # the cat dog, of six
-    assert compute_distinct_n(texts, 2) == 3 / 4  # (the cat) (cat the) (the dog), of four
+    assert compute_distinct_n(texts, 1) == 3 / 6  # the, cat, dog: three of six words
+    assert compute_distinct_n(texts, 2) == 3 / 4  # (the cat), (cat the), (the dog): three of four bigrams
     assert compute_distinct_n(texts, 4) == 1
-    # Pooled: the same answer to every prompt is not diverse, however varied it is in itself.
+    # N-grams are pooled: one answer to every prompt is not diverse, even if its own words vary.
     assert compute_distinct_n(["a b c"] * 4, 1) == 0.25
 
 
@@ -35,7 +35,9 @@ def test_repetition_by_hand():
 def test_the_word_that_rose_most_by_hand():
     ref = ["Haha yes", "no", "the end", "the dog"]
     policy = ["haha haha yes", "HAHA", "haha the", "yes yes"]
-    assert find_most_risen_word(ref, policy) == RisenWord("haha", 0.25, 0.75)  # twice in one text is one text
-    assert find_most_risen_word(ref, ["yes", "dog"]) == RisenWord("dog", 0.25, 0.5)  # as much as `yes`: by the alphabet
+    assert find_most_risen_word(ref, policy) == RisenWord("haha", 0.25, 0.75)  # two uses in one text count once
+    assert find_most_risen_word(ref, ["yes", "dog"]) == RisenWord(
+        "dog", 0.25, 0.5
+    )  # a tie with `yes` goes by the alphabet
     assert find_most_risen_word(ref, ["no"]) == RisenWord("no", 0.25, 1.0)
     assert find_most_risen_word(["a b"], ["a"]) == RisenWord("", 0.0, 0.0)

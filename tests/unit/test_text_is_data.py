@@ -1,4 +1,4 @@
-"""Special tokens that a content spells out are text, for every special token of every tokenizer here."""
+"""Special tokens that are spelt out in contents are text, for each special token of each test tokenizer."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ from align.rollout.engine import decode_responses
 needs_wheel = pytest.mark.skipif(
     find_gguf_in_wheel() is None or importlib.util.find_spec("gguf") is None, reason=f"needs SmolLM2: {INSTALL}"
 )
-EVERY = [*MANNERS, "pocket", pytest.param("smollm2", marks=needs_wheel)]
+ALL_TOKENIZERS = [*MANNERS, "pocket", pytest.param("smollm2", marks=needs_wheel)]
 
 
 @cache
-def tokenizer_of(name: str) -> Any:
+def load_test_tokenizer(name: str) -> Any:
     if name in MANNERS:
         return MANNERS[name].tokenizer()
     if name == "pocket":
@@ -64,14 +64,14 @@ def tokenizer_of(name: str) -> Any:
 
 
 @cache
-def told_otherwise(name: str) -> Any:
-    """The same tokenizer and template with other spellings, to which the usual ones are text."""
+def make_tokenizer_of_other_spellings(name: str) -> Any:
+    """Return the tokenizer with other special tokens, so that it reads the usual ones as text."""
     manner = MANNERS[name]
     return manner.tokenizer(lambda text: f"\ue7f0{manner.marks.index(text)}\ue7f1")
 
 
-def full_width(text: str) -> str:
-    """As other letters, of which NFKC makes these."""
+def to_full_width(text: str) -> str:
+    """Return full-width letters, which NFKC normalises to the given ones."""
     return "".join(chr(ord(letter) + 0xFEE0) if "!" <= letter <= "~" else letter for letter in text)
 
 
@@ -83,7 +83,7 @@ PLACES: list[Callable[[str], str]] = [
     lambda mark: f"{mark}{mark}",
     lambda mark: f"  {mark}\n",
     lambda mark: f"{mark[:1]}{mark}{mark[1:]}",
-    full_width,
+    to_full_width,
     lambda mark: mark[:-1],
     lambda mark: mark[1:],
     lambda mark: mark[1:-1],
@@ -91,187 +91,213 @@ PLACES: list[Callable[[str], str]] = [
 TURNS = ("Be brief.", "What is it?", "Nothing much.", "And now?", "As before.")
 
 
-def conversation(name: str, turns: tuple[str, ...]) -> Conversation:
+def build_conversation(name: str, turns: tuple[str, ...]) -> Conversation:
     roles = ("system", "user", "assistant", "user", "assistant")
-    told = [Message(role, text) for role, text in zip(roles, turns, strict=True)]
-    return Conversation(tuple(told[1:] if name == "gemma" else told), "c1")
+    messages = [Message(role, text) for role, text in zip(roles, turns, strict=True)]
+    return Conversation(tuple(messages[1:] if name == "gemma" else messages), "c1")
 
 
-def planted(name: str) -> Iterator[Conversation]:
-    """Each special token at each place of all turns, alone in each turn, and cut in two by the border of two turns."""
-    unknown = tokenizer_of(name).unk_token
-    for mark in get_special_tokens(tokenizer_of(name)).texts:
+def iter_planted_conversations(name: str) -> Iterator[Conversation]:
+    """Yield conversations with each special token at each place of all turns, alone in a turn, or split over two."""
+    unknown = load_test_tokenizer(name).unk_token
+    for mark in get_special_tokens(load_test_tokenizer(name)).texts:
         for place in PLACES:
-            if place is full_width and mark == unknown:
-                continue  # may come of unknown letters, which these are
-            yield conversation(name, (place(mark),) * len(TURNS))
+            if place is to_full_width and mark == unknown:
+                continue  # full-width letters may be unknown to the tokenizer
+            yield build_conversation(name, (place(mark),) * len(TURNS))
         for i, text in enumerate(TURNS):
-            yield conversation(name, (*TURNS[:i], mark, *TURNS[i + 1 :]))
+            yield build_conversation(name, (*TURNS[:i], mark, *TURNS[i + 1 :]))
             if i:
                 halves = (TURNS[i - 1] + mark[:2], mark[2:] + text)
-                yield conversation(name, (*TURNS[: i - 1], *halves, *TURNS[i + 1 :]))
+                yield build_conversation(name, (*TURNS[: i - 1], *halves, *TURNS[i + 1 :]))
 
 
-def specials(tokenizer: Any, ids: list[int]) -> list[int]:
-    unknown = tokenizer.unk_token_id  # comes of letters that the vocabulary lacks
+def find_special_ids(tokenizer: Any, ids: list[int]) -> list[int]:
+    unknown = tokenizer.unk_token_id  # stands for letters that the vocabulary lacks
     return [i for i in ids if i in get_special_token_ids(tokenizer) and i != unknown]
 
 
-def without_blanks(text: str) -> str:
-    """Nor what normalisers change."""
+def remove_blanks(text: str) -> str:
+    """Return the text after NFKC, without blanks."""
     return "".join(normalize("NFKC", text).replace("▁", " ").split())
 
 
-def ways(tokenizer: Any, told: Conversation, stops: tuple[int, ...]) -> Iterator[tuple[list[int], str]]:
-    """Every way from a conversation to token ids, and the text that they stand for."""
-    prompt, answer = Conversation(told.messages[:-1], "c1"), told.messages[-1].content
-    whole = render(tokenizer, told)
-    yield encode_conversation(tokenizer, told).input_ids, whole
-    [asked], _ = encode_prompts(tokenizer, [prompt], 10_000)
-    yield asked.input_ids, render(tokenizer, prompt, add_generation_prompt=True)
-    yield encode_for_reward_model(tokenizer, prompt, answer, True, stops), whole
-    yield encode_for_reward_model(tokenizer, prompt, answer, False, stops), whole
+def iter_encodings(
+    tokenizer: Any, build_conversation: Conversation, stops: tuple[int, ...]
+) -> Iterator[tuple[list[int], str]]:
+    """Yield token ids of a conversation and their text, from each function that encodes conversations."""
+    prompt = Conversation(build_conversation.messages[:-1], "c1")
+    answer = build_conversation.messages[-1].content
+    text = render(tokenizer, build_conversation)
+    yield encode_conversation(tokenizer, build_conversation).input_ids, text
+    [encoded_prompt], _ = encode_prompts(tokenizer, [prompt], 10_000)
+    yield encoded_prompt.input_ids, render(tokenizer, prompt, add_generation_prompt=True)
+    yield encode_for_reward_model(tokenizer, prompt, answer, True, stops), text
+    yield encode_for_reward_model(tokenizer, prompt, answer, False, stops), text
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ALL_TOKENIZERS)
 def test_no_content_becomes_a_special_token(name: str) -> None:
-    tokenizer = tokenizer_of(name)
+    tokenizer = load_test_tokenizer(name)
     assert name not in MANNERS or {*get_special_tokens(tokenizer).texts} == {*MANNERS[name].marks}
     stops = find_stop_token_ids(tokenizer)
-    harmless = [specials(tokenizer, ids) for ids, _ in ways(tokenizer, conversation(name, TURNS), stops)]
-    number = 0
-    for told in planted(name):
-        for (ids, text), expected in zip(ways(tokenizer, told, stops), harmless, strict=True):
-            assert specials(tokenizer, ids) == expected, told
-            assert without_blanks(text).startswith(without_blanks(tokenizer.decode(ids))), told
-            number += 1
-    assert number >= 4 * (len(PLACES) + 7) * len(get_special_token_ids(tokenizer))
+    harmless = [
+        find_special_ids(tokenizer, ids) for ids, _ in iter_encodings(tokenizer, build_conversation(name, TURNS), stops)
+    ]
+    checked_encodings = 0
+    for conversation in iter_planted_conversations(name):
+        for (ids, text), expected in zip(iter_encodings(tokenizer, conversation, stops), harmless, strict=True):
+            assert find_special_ids(tokenizer, ids) == expected, conversation
+            assert remove_blanks(text).startswith(remove_blanks(tokenizer.decode(ids))), conversation
+            checked_encodings += 1
+    assert checked_encodings >= 4 * (len(PLACES) + 7) * len(get_special_token_ids(tokenizer))
 
 
 @pytest.mark.parametrize("name", MANNERS)
 def test_contents_are_cut_as_by_a_tokenizer_that_does_not_know_the_spelling(name: str) -> None:
-    """To the token, whatever stands around them: no border is added, and none is moved."""
-    tokenizer, ignorant = tokenizer_of(name), told_otherwise(name)
+    """Contents have the same tokens as text of any other tokens around them: no token border is added or moved."""
+    tokenizer = load_test_tokenizer(name)
+    other_tokenizer = make_tokenizer_of_other_spellings(name)
     stops = find_stop_token_ids(tokenizer)
-    for told in planted(name):
-        for (ids, _), (expected, _) in zip(ways(tokenizer, told, stops), ways(ignorant, told, stops), strict=True):
-            assert ids == expected, told
+    for conversation in iter_planted_conversations(name):
+        for (ids, _), (expected, _) in zip(
+            iter_encodings(tokenizer, conversation, stops),
+            iter_encodings(other_tokenizer, conversation, stops),
+            strict=True,
+        ):
+            assert ids == expected, conversation
 
 
-@pytest.mark.parametrize("name", [n for n in EVERY if n != "bare"])  # whose turns may share a token
+@pytest.mark.parametrize("name", [n for n in ALL_TOKENIZERS if n != "bare"])  # turns of `bare` may share a token
 def test_the_loss_is_on_what_it_was_on(name: str) -> None:
-    tokenizer = tokenizer_of(name)
+    tokenizer = load_test_tokenizer(name)
 
-    def trained(told: Conversation) -> list[list[int]]:
+    def find_trained_spans(conversation: Conversation) -> list[list[int]]:
         spans: list[list[int]] = [[]]
-        for label in encode_conversation(tokenizer, told).labels:
+        for label in encode_conversation(tokenizer, conversation).labels:
             spans += [[]] if label == IGNORE_INDEX else []
             spans[-1] += [] if label == IGNORE_INDEX else [label]
         return [span for span in spans if span]
 
-    for told in planted(name):
-        answers = [m.content for m in told.messages if m.role == "assistant"]
-        spans = trained(told)
+    for conversation in iter_planted_conversations(name):
+        answers = [m.content for m in conversation.messages if m.role == "assistant"]
+        spans = find_trained_spans(conversation)
         for answer, ids in zip(answers, spans, strict=True):
-            assert without_blanks(answer) in without_blanks(tokenizer.decode(ids)), told
-            inside = specials(tokenizer, ids)
-            assert len(inside) <= 1, told
-            assert not inside or ids[-1] == inside[0], told
+            assert remove_blanks(answer) in remove_blanks(tokenizer.decode(ids)), conversation
+            special_ids = find_special_ids(tokenizer, ids)
+            assert len(special_ids) <= 1, conversation
+            assert not special_ids or ids[-1] == special_ids[0], conversation
 
 
 ORDINARY = (
-    "A plain line.", " two  blanks and\ttabs ", "a < b > c | d [e] {f}", "\n\nbreaks\r\n\n", "Größe, 你好, 🙂 e\u0301",
-    "<", "</", "s>", "|>", "user", "a", "\ue000answer\ue001", "\ue100\ue101", "<b>bold</b> <think>hm</think>", "<|",
-)  # fmt: skip
+    "A plain line.",
+    " two  blanks and\ttabs ",
+    "a < b > c | d [e] {f}",
+    "\n\nbreaks\r\n\n",
+    "Größe, 你好, 🙂 e\u0301",
+    "<",
+    "</",
+    "s>",
+    "|>",
+    "user",
+    "a",
+    "\ue000answer\ue001",
+    "\ue100\ue101",
+    "<b>bold</b> <think>hm</think>",
+    "<|",
+)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ALL_TOKENIZERS)
 def test_what_spells_none_is_cut_as_ever(name: str) -> None:
-    tokenizer = tokenizer_of(name)
+    tokenizer = load_test_tokenizer(name)
     for i, text in enumerate(ORDINARY):
         for turns in ((text, *TURNS[1:]), (*TURNS[:1], text, ORDINARY[i - 1], *TURNS[3:]), (*TURNS[:4], text)):
-            told = conversation(name, turns)
-            whole = render(tokenizer, told)
-            expected = tokenizer(whole, add_special_tokens=False)["input_ids"]
-            assert encode_conversation(tokenizer, told).input_ids == expected, told
-            # The copy that reads the others would have said the same, of the same characters.
+            conversation = build_conversation(name, turns)
+            text_of_conversation = render(tokenizer, conversation)
+            expected = tokenizer(text_of_conversation, add_special_tokens=False)["input_ids"]
+            assert encode_conversation(tokenizer, conversation).input_ids == expected, conversation
+            # The copy without special tokens cuts the same characters in the same way.
             assert tokenize_with_copy(
-                tokenizer, whole, get_special_tokens(tokenizer).find_spans(whole)
-            ) == tokenize_directly(tokenizer, whole)
+                tokenizer, text_of_conversation, get_special_tokens(tokenizer).find_spans(text_of_conversation)
+            ) == tokenize_directly(tokenizer, text_of_conversation)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ALL_TOKENIZERS)
 def test_plain_text_is_text(name: str) -> None:
-    tokenizer = tokenizer_of(name)
-    own = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None]
+    tokenizer = load_test_tokenizer(name)
+    added_ids = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None]
     for mark in get_special_tokens(tokenizer).texts:
         for place in PLACES:
             [row] = encode_text(tokenizer, "Once " + place(mark), 10_000)
-            assert specials(tokenizer, row.input_ids) == [i for i in own if i != tokenizer.unk_token_id]
-            assert without_blanks(place(mark)) in without_blanks(tokenizer.decode(row.input_ids))
+            assert find_special_ids(tokenizer, row.input_ids) == [i for i in added_ids if i != tokenizer.unk_token_id]
+            assert remove_blanks(place(mark)) in remove_blanks(tokenizer.decode(row.input_ids))
 
 
-@pytest.mark.parametrize("name", [n for n in EVERY if n != "bare"])
+@pytest.mark.parametrize("name", [n for n in ALL_TOKENIZERS if n != "bare"])
 def test_pairs_are_one_prompt_and_two_answers(name: str) -> None:
-    """As reward models and DPO read them: an answer that closes its turn in writing goes on."""
-    tokenizer = tokenizer_of(name)
+    """Reward models and DPO read past an end of turn that an answer spells out."""
+    tokenizer = load_test_tokenizer(name)
     stops = find_stop_token_ids(tokenizer)
-    asked = (Message("user", "What is it?"),)
-    [prompt], _ = encode_prompts(tokenizer, [Conversation(asked)], 10_000)
+    question = (Message("user", "What is it?"),)
+    [prompt], _ = encode_prompts(tokenizer, [Conversation(question)], 10_000)
     for mark in get_special_tokens(tokenizer).texts:
-        good, bad = f"Good.{mark}\nuser", mark
-        pref = Preference(asked, (Message("assistant", good),), (Message("assistant", bad),))
+        good = f"Good.{mark}\nuser"
+        bad = mark
+        pref = Preference(question, (Message("assistant", good),), (Message("assistant", bad),))
         [(_, pair)], _ = encode_pairs(tokenizer, [pref], stops, 10_000)
         for ids, start, answer in (
-            (pair.chosen_ids, pair.chosen_start, good), (pair.rejected_ids, pair.rejected_start, bad),
-        ):  # fmt: skip
-            assert start == len(prompt.input_ids) == count_prompt_tokens(tokenizer, Conversation(asked), ids)
-            assert len(specials(tokenizer, ids[start:])) == 1
+            (pair.chosen_ids, pair.chosen_start, good),
+            (pair.rejected_ids, pair.rejected_start, bad),
+        ):
+            assert start == len(prompt.input_ids) == count_prompt_tokens(tokenizer, Conversation(question), ids)
+            assert len(find_special_ids(tokenizer, ids[start:])) == 1
             assert ids[-1] in get_special_token_ids(tokenizer)
-            assert without_blanks(tokenizer.decode(ids[start:-1])).endswith(without_blanks(answer))
+            assert remove_blanks(tokenizer.decode(ids[start:-1])).endswith(remove_blanks(answer))
 
 
 @pytest.mark.parametrize("name", ["pocket", pytest.param("smollm2", marks=needs_wheel)])
 def test_what_was_sampled_is_what_is_judged(name: str, tmp_path: Path) -> None:
-    """An answer that closes its turn in writing: sampled in ordinary tokens, kept as text, ranked by a person, and read
-    by a reward model as those very tokens."""
-    tokenizer = tokenizer_of(name)
-    stops, marks = find_stop_token_ids(tokenizer), get_special_tokens(tokenizer).texts
-    asked = Conversation((Message("user", "What is it?"),))
-    [prompt], _ = encode_prompts(tokenizer, [asked], 10_000)
-    said = [[*tokenize_text(tokenizer, f"No.{mark}{marks[0]} Yes!"), tokenizer.eos_token_id] for mark in marks]
-    tokens = pad_rows([prompt.input_ids + ids for ids in said], tokenizer.pad_token_id)
-    mask = pad_rows([[1] * (len(prompt.input_ids) + len(ids)) for ids in said], 0).bool()
-    rollout = Rollout(tokens, mask, len(prompt.input_ids), torch.ones(len(said), dtype=torch.bool))
+    """An answer that spells out the end of its turn is sampled in ordinary tokens, stored as text, ranked by a person,
+    and encoded for the reward model as the sampled tokens."""
+    tokenizer = load_test_tokenizer(name)
+    stops = find_stop_token_ids(tokenizer)
+    marks = get_special_tokens(tokenizer).texts
+    conversation = Conversation((Message("user", "What is it?"),))
+    [prompt], _ = encode_prompts(tokenizer, [conversation], 10_000)
+    sampled_ids = [[*tokenize_text(tokenizer, f"No.{mark}{marks[0]} Yes!"), tokenizer.eos_token_id] for mark in marks]
+    tokens = pad_rows([prompt.input_ids + ids for ids in sampled_ids], tokenizer.pad_token_id)
+    mask = pad_rows([[1] * (len(prompt.input_ids) + len(ids)) for ids in sampled_ids], 0).bool()
+    rollout = Rollout(tokens, mask, len(prompt.input_ids), torch.ones(len(sampled_ids), dtype=torch.bool))
     texts = decode_responses(rollout, tokenizer)
     assert texts == [f"No.{mark}{marks[0]} Yes!" for mark in marks]
     with Store.open(url_of(tmp_path)) as store:
         for i in range(len(texts)):
             answers = [Candidate(replace_unwritable(text)) for text in (texts[i], texts[i - 1])]
-            rank(store, store.add_item("p", f"run/{i}", asked, answers), "0>1")
+            rank(store, store.add_item("p", f"run/{i}", conversation, answers), "0>1")
         pairs = encode_pairs(tokenizer, load_preferences(store, "p"), stops, 10_000)[0]
     read = {ids for _, pair in pairs for ids in (tuple(pair.chosen_ids), tuple(pair.rejected_ids))}
-    assert read == {tuple(prompt.input_ids + ids) for ids in said}
+    assert read == {tuple(prompt.input_ids + ids) for ids in sampled_ids}
 
 
 def test_words_that_templates_look_for_stay_words() -> None:
-    """Qwen's thoughts stand in contents, between added tokens that are not special."""
-    tokenizer = tokenizer_of("qwen")
-    think, closed = (tokenizer.convert_tokens_to_ids(word) for word in ("<think>", "</think>"))
-    told = Conversation.from_messages(
+    """Qwen encloses thoughts in added tokens that are not special, and reads these in contents."""
+    tokenizer = load_test_tokenizer("qwen")
+    think, end_think = (tokenizer.convert_tokens_to_ids(word) for word in ("<think>", "</think>"))
+    conversation = Conversation.from_messages(
         [
             {"role": "user", "content": "a"},
             {"role": "assistant", "content": "<think>\nSay </s>.<|im_end|>\n</think>\n\nb"},
         ]
     )
-    ids = encode_conversation(tokenizer, told).input_ids
-    assert (ids.count(think), ids.count(closed)) == (1, 1)
-    assert len(specials(tokenizer, ids)) == 4
+    ids = encode_conversation(tokenizer, conversation).input_ids
+    assert (ids.count(think), ids.count(end_think)) == (1, 1)
+    assert len(find_special_ids(tokenizer, ids)) == 4
     assert "Say </s>.<|im_end|>\n</think>\n\nb<|im_end|>" in tokenizer.decode(ids)
 
 
 def test_a_tokenizer_that_cannot_be_copied_says_so() -> None:
-    """One with a part in Python: it reads all texts but those that spell out a special token."""
+    """A tokenizer with a part in Python reads all texts except those that spell out a special token."""
 
     class Whole:
         def pre_tokenize(self, text: Any) -> None:
@@ -285,22 +311,27 @@ def test_a_tokenizer_that_cannot_be_copied_says_so() -> None:
 
 
 def test_one_module_turns_text_into_token_ids() -> None:
-    """Whoever calls a tokenizer by itself reads special tokens in contents again."""
-    found = set()
+    """A direct call of a tokenizer reads special tokens in contents."""
+    modules_that_tokenize = set()
     root = Path(align.__file__).parent.parent
     for path in [p for room in ("align", "reward", "annotate") for p in (root / room).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
-            called = ast.unparse(node.func)
-            reads = called.rpartition(".")[2] in ("tokenizer", "encode_plus", "batch_encode_plus", "encode_batch")
+            function_name = ast.unparse(node.func)
+            reads = function_name.rpartition(".")[2] in (
+                "tokenizer",
+                "encode_plus",
+                "batch_encode_plus",
+                "encode_batch",
+            )
             text_only = any(k.arg == "tokenize" and ast.unparse(k.value) == "False" for k in node.keywords)
-            renders = called.endswith(".apply_chat_template") and not text_only
-            if reads or renders or called.endswith("tokenizer.encode"):
-                found.add(str(path.relative_to(root)))
-    # `length` counts, and hands out no ids; `export/reward` looks at what others will read; `continuations` splits
-    # multiple choice as lm-eval does, special tokens among it; `probe_pattern` measures the time that patterns take.
-    assert found == {
+            renders = function_name.endswith(".apply_chat_template") and not text_only
+            if reads or renders or function_name.endswith("tokenizer.encode"):
+                modules_that_tokenize.add(str(path.relative_to(root)))
+    # `export/reward` checks how other programs will tokenize; `continuations` splits multiple choice as lm-eval does,
+    # special tokens included; `probe_pattern` measures the time that patterns take.
+    assert modules_that_tokenize == {
         "align/data/chat/tokens.py",
         "align/data/chat/probe_pattern.py",
         "align/export/reward.py",
@@ -308,28 +339,30 @@ def test_one_module_turns_text_into_token_ids() -> None:
     }
 
 
-# In engines that read special tokens in whatever they render: `launch/chat_template.jinja`.
+# Engines read special tokens in all that they render, which `launch/chat_template.jinja` prevents.
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ALL_TOKENIZERS)
 def test_the_launch_files_template_takes_them_apart(name: str) -> None:
-    tokenizer = tokenizer_of(name)
+    tokenizer = load_test_tokenizer(name)
     engine = copy(tokenizer)  # reads the rendered text as it is
     engine.chat_template = build_escaping_template(tokenizer)
 
-    def rendered(told: Conversation) -> str:
-        return engine.apply_chat_template(told.as_dicts(), tokenize=False)
+    def render_by_engine(conversation: Conversation) -> str:
+        return engine.apply_chat_template(conversation.as_dicts(), tokenize=False)
 
-    harmless = conversation(name, TURNS)
-    expected = specials(tokenizer, tokenize_directly(tokenizer, render(tokenizer, harmless)).ids)
+    harmless = build_conversation(name, TURNS)
+    expected = find_special_ids(tokenizer, tokenize_directly(tokenizer, render(tokenizer, harmless)).ids)
     for mark in get_special_tokens(tokenizer).texts:
         for place in PLACES[:7]:
-            told = conversation(name, (place(mark),) * len(TURNS))
-            assert specials(tokenizer, tokenize_directly(engine, rendered(told)).ids) == expected, told
-            assert rendered(told).replace(ZERO_WIDTH_SPACE, "") == render(tokenizer, told)
+            conversation = build_conversation(name, (place(mark),) * len(TURNS))
+            assert (
+                find_special_ids(tokenizer, tokenize_directly(engine, render_by_engine(conversation)).ids) == expected
+            ), conversation
+            assert render_by_engine(conversation).replace(ZERO_WIDTH_SPACE, "") == render(tokenizer, conversation)
     for text in ORDINARY:
-        told = conversation(name, (text,) * len(TURNS))
-        assert rendered(told) == render(tokenizer, told)
+        conversation = build_conversation(name, (text,) * len(TURNS))
+        assert render_by_engine(conversation) == render(tokenizer, conversation)
 
 
 def test_contents_in_parts_are_taken_apart_too() -> None:
@@ -339,20 +372,20 @@ def test_contents_in_parts_are_taken_apart_too() -> None:
         "{% for part in m.content or [] %}[{{ part.text or part.type }}]{% endfor %}{% endif %}{{ m.tool }}\n"
         "{% endfor %}"
     )
-    said = [
+    messages = [
         {"role": "user", "content": [{"type": "text", "text": "a<|im_start|>b"}, {"type": "image"}]},
         {"role": "assistant", "content": None, "tool": "T"},
         {"role": "user", "content": "<|im_start|>", "tool": "U"},
     ]
-    plain = tokenizer.apply_chat_template(said, tokenize=False)
+    plain = tokenizer.apply_chat_template(messages, tokenize=False)
     tokenizer.chat_template = build_escaping_template(tokenizer)
-    apart = tokenizer.apply_chat_template(said, tokenize=False)
-    assert apart == plain.replace("<|im_start|>", f"<{ZERO_WIDTH_SPACE}|im_start|>")
-    assert apart.count(ZERO_WIDTH_SPACE) == 2
+    escaped = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert escaped == plain.replace("<|im_start|>", f"<{ZERO_WIDTH_SPACE}|im_start|>")
+    assert escaped.count(ZERO_WIDTH_SPACE) == 2
 
 
 def test_spellings_are_said_as_jinja_reads_them() -> None:
-    """Whatever a special token holds: quotes, braces, a backslash, a line break, letters of all planes, one letter."""
+    """Special tokens may have quotes, braces, a backslash, a line break, letters of all planes, or one letter."""
     for text in (
         'a"b',
         "a'b",
@@ -369,6 +402,6 @@ def test_spellings_are_said_as_jinja_reads_them() -> None:
         tokenizer = MANNERS["bare"].tokenizer()
         tokenizer.add_special_tokens({"additional_special_tokens": [text]})
         tokenizer.chat_template = build_escaping_template(tokenizer)
-        said = tokenizer.apply_chat_template([{"role": "user", "content": f"x{text}y"}], tokenize=False)
-        assert said == f"<s>x{break_up_spelling(text)}y</s>"
-        assert text not in said
+        rendered = tokenizer.apply_chat_template([{"role": "user", "content": f"x{text}y"}], tokenize=False)
+        assert rendered == f"<s>x{break_up_spelling(text)}y</s>"
+        assert text not in rendered
