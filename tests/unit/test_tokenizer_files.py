@@ -1,4 +1,4 @@
-"""A tokenizer is read from files that a digest names, and writes no token that its base has no embedding for."""
+"""A tokenizer is read from files that a digest names, and has no token without an embedding in its base."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ def copy(tiny_model: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("where", ["beside the weights", "beside an adapter"])
 def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(copy: Path, tmp_path: Path, where: str) -> None:
-    base, folder = found(copy), tmp_path / "tokenizer"
+    base = found(copy)
+    folder = tmp_path / "tokenizer"
     tokenizer = load_tokenizer(base)
-    assert max(tokenizer.get_vocab().values()) == 319  # of 320: as many as there can be
+    assert max(tokenizer.get_vocab().values()) == 319  # the embedding has 320 rows
     tokenizer.add_tokens(["<one more>"])
     tokenizer.save_pretrained(str(copy if where == "beside the weights" else folder))
     base = found(copy)
     with pytest.raises(InputError) as caught:
         load_tokenizer(base, None if where == "beside the weights" else folder)
     assert caught.value.field == "model.path"
-    for said in ("321 ids", "<one more>", "320 rows", "resize_token_embeddings(321)"):
-        assert said in str(caught.value)
+    for part in ("321 ids", "<one more>", "320 rows", "resize_token_embeddings(321)"):
+        assert part in str(caught.value)
 
 
 def test_a_tokenizer_is_read_from_what_its_digest_names(copy: Path) -> None:
-    """A folder of templates would replace the tokenizer's own; a class may look for vocabularies by any name."""
+    """A folder of templates would replace those of the tokenizer; a tokenizer class may look for any file name."""
     base = found(copy)
     templates = copy / "additional_chat_templates"
     templates.mkdir()
@@ -49,16 +50,16 @@ def test_a_tokenizer_is_read_from_what_its_digest_names(copy: Path) -> None:
 
 
 def test_of_several_templates_the_default_one_is_used(copy: Path) -> None:
-    told = json.loads((copy / "tokenizer_config.json").read_text())
+    config = json.loads((copy / "tokenizer_config.json").read_text())
     (copy / "chat_template.jinja").unlink(missing_ok=True)
     several = [{"name": "rag", "template": "r"}, {"name": "default", "template": "{{ messages[0].content }}"}]
-    (copy / "tokenizer_config.json").write_text(json.dumps(told | {"chat_template": several}))
+    (copy / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": several}))
     assert load_tokenizer(found(copy)).chat_template == "{{ messages[0].content }}"
 
 
 @pytest.mark.parametrize("written", ["by nobody", "by the template", "as padding"])
 def test_a_special_token_beyond_the_embedding_is_one_that_nobody_writes(copy: Path, written: str) -> None:
-    """As Gemma 3's token for images is in its models of text."""
+    """Gemma 3 has such a token, for images, in its text models."""
     base = found(copy)
     tokenizer = load_tokenizer(base)
     tokenizer.add_tokens(["<image>"], special_tokens=True)
@@ -69,8 +70,8 @@ def test_a_special_token_beyond_the_embedding_is_one_that_nobody_writes(copy: Pa
     tokenizer.save_pretrained(str(copy))
     base = found(copy)
     if written == "by nobody":
-        asked = Conversation((Message("user", "What is <image>?"),))
-        (prompt,), _ = encode_prompts(load_tokenizer(base), [asked], 100)
+        conversation = Conversation((Message("user", "What is <image>?"),))
+        (prompt,), _ = encode_prompts(load_tokenizer(base), [conversation], 100)
         assert max(prompt.input_ids) < 320
     else:
         with pytest.raises(InputError, match="<image>"):

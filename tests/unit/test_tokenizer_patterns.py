@@ -1,4 +1,4 @@
-"""Patterns of a stranger's tokenizer that would hold the process for ever."""
+"""Patterns of downloaded tokenizers that would never end are refused."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LLAMA3 = (
     r"\s+"
 )
 CARELESS = [r"(a+)+$", r"(\w+\s?)+$", r"([a-z]+)*[0-9]", r"(x+x+)+y", r"(\p{L}+)+\?"]
-"""Each of them takes a time that doubles with every character."""
+"""Patterns whose time doubles with every character."""
 
 
-def split_by(pattern: str) -> object:
+def make_splitting_tokenizer(pattern: str) -> object:
     tokenizer = make_tokenizer("{{ messages }}")
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
@@ -31,15 +31,15 @@ def split_by(pattern: str) -> object:
 
 @pytest.mark.parametrize("pattern", [GPT2, LLAMA3, r"\d{1,3}(?=(?:\d{3})*\b)"])
 def test_a_sound_pattern_passes(pattern: str) -> None:
-    check_patterns(split_by(pattern))
+    check_patterns(make_splitting_tokenizer(pattern))
 
 
 @pytest.mark.parametrize("pattern", CARELESS)
 def test_a_careless_pattern_is_refused_by_name(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_patterns, "PATIENCE_S", 1.5)
-    with pytest.raises(InputError, match="a pattern in its pre_tokenizer does not end on short texts") as raised:
-        use_template(split_by(pattern), None)
-    assert (raised.value.field, raised.value.value) == ("tokenizer.json", pattern)
+    with pytest.raises(InputError, match="a pattern in its pre_tokenizer does not end on short texts") as caught:
+        use_template(make_splitting_tokenizer(pattern), None)
+    assert (caught.value.field, caught.value.value) == ("tokenizer.json", pattern)
 
 
 def test_a_pattern_of_the_normalizer_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +52,6 @@ def test_a_pattern_of_the_normalizer_counts_too(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_tokenizer_without_patterns_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_patterns.subprocess, "run", None)
-    began = time.perf_counter()
+    start = time.perf_counter()
     check_patterns(make_tokenizer("{{ messages }}"))
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - start < 1

@@ -1,4 +1,4 @@
-"""Chats with tools as prompts: by the template, and what people and tools say is text."""
+"""Chats with tools become prompts by the template; contents of people and tools are text."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from align.data.chat.tokens import get_special_token_ids
 from align.data.chat.tools import encode_tool_prompt, supports_tools
 from align.models.base import POCKET_FOLDER
 
-TOOLS = (
-    {"type": "function", "function": {
-        "name": "weather", "description": "of a <end> place", "parameters": {
-            "type": "object", "properties": {"city": {"type": "string", "enum": ["<|user|>", "Oslo"]}}}}},
-)  # fmt: skip
+TOOL_SCHEMAS = (
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "of a <end> place",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string", "enum": ["<|user|>", "Oslo"]}}},
+        },
+    },
+)
 
 
 def test_without_tools_it_is_the_prompt_that_training_read(tiny_tokenizer: Any):
@@ -27,9 +32,9 @@ def test_without_tools_it_is_the_prompt_that_training_read(tiny_tokenizer: Any):
         [{"role": "system", "content": "s<eos> <|end|>"}, {"role": "user", "content": "<|user|> <bos"}],
         [{"role": "user", "content": "s"}, {"role": "assistant", "content": "<|"}, {"role": "user", "content": "|>"}],
     )
-    for reader in (AutoTokenizer.from_pretrained(POCKET_FOLDER), tiny_tokenizer):
+    for tokenizer in (AutoTokenizer.from_pretrained(POCKET_FOLDER), tiny_tokenizer):
         for chat in chats:
-            assert encode_tool_prompt(reader, chat) == encode_prompt(reader, Conversation.from_messages(chat))
+            assert encode_tool_prompt(tokenizer, chat) == encode_prompt(tokenizer, Conversation.from_messages(chat))
 
 
 def test_a_call_and_its_result(tool_tokenizer: Any):
@@ -39,41 +44,53 @@ def test_a_call_and_its_result(tool_tokenizer: Any):
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c", "content": "<|user|>dry"},
     ]
-    ids = encode_tool_prompt(tool_tokenizer, chat, TOOLS)
+    ids = encode_tool_prompt(tool_tokenizer, chat, TOOL_SCHEMAS)
     assert tool_tokenizer.decode(ids, clean_up_tokenization_spaces=False) == tool_tokenizer.apply_chat_template(
-        chat, tools=list(TOOLS), tokenize=False, add_generation_prompt=True
+        chat, tools=list(TOOL_SCHEMAS), tokenize=False, add_generation_prompt=True
     )
-    found = [tool_tokenizer.decode([id]) for id in ids if id in get_special_token_ids(tool_tokenizer)]
-    assert found == [
-        "<|system|>", "<end>", "<|user|>", "<end>", "<|assistant|>", "<end>", "<|tool|>", "<end>", "<|assistant|>",
-    ]  # fmt: skip
+    special_tokens = [tool_tokenizer.decode([id]) for id in ids if id in get_special_token_ids(tool_tokenizer)]
+    assert special_tokens == [
+        "<|system|>",
+        "<end>",
+        "<|user|>",
+        "<end>",
+        "<|assistant|>",
+        "<end>",
+        "<|tool|>",
+        "<end>",
+        "<|assistant|>",
+    ]
 
 
 def test_the_word_of_a_type_is_left_to_the_template_and_a_special_token_in_one_is_not(tool_tokenizer: Any):
     def tools(kind: str) -> Any:
         return ({"type": "function", "function": {"name": "f", "parameters": {"type": kind}}},)
 
-    seen, template = [], tool_tokenizer.chat_template
+    special_tokens = []
+    template = tool_tokenizer.chat_template
     tool_tokenizer.chat_template = template.replace("{% if tools", "{% if tools[0].type == 'function' and tools")
     try:
         for kind in ("user", "<end>"):
             ids = encode_tool_prompt(tool_tokenizer, [{"role": "user", "content": "a<end>"}], tools(kind))
-            seen.append([tool_tokenizer.decode([id]) for id in ids if id in get_special_token_ids(tool_tokenizer)])
+            special_tokens.append(
+                [tool_tokenizer.decode([id]) for id in ids if id in get_special_token_ids(tool_tokenizer)]
+            )
     finally:
         tool_tokenizer.chat_template = template
-    assert seen == [["<|system|>", "<end>", "<|user|>", "<end>", "<|assistant|>"]] * 2
+    assert special_tokens == [["<|system|>", "<end>", "<|user|>", "<end>", "<|assistant|>"]] * 2
 
 
 def test_what_cannot_be_rendered_is_named(tool_tokenizer: Any):
-    asked, template = [{"role": "user", "content": "a"}], tool_tokenizer.chat_template
+    chat = [{"role": "user", "content": "a"}]
+    template = tool_tokenizer.chat_template
     with pytest.raises(InputError, match="special token in it"):
-        encode_tool_prompt(tool_tokenizer, asked, ({"function": {"parameters": {"properties": {"x<end>": {}}}}},))
+        encode_tool_prompt(tool_tokenizer, chat, ({"function": {"parameters": {"properties": {"x<end>": {}}}}},))
     with pytest.raises(InputError, match="half a character"):
         encode_tool_prompt(tool_tokenizer, [{"role": "user", "content": "\ud800"}])
     tool_tokenizer.chat_template = "{{ raise_exception('no such thing') }}"
     try:
         with pytest.raises(InputError, match="no such thing"):
-            encode_tool_prompt(tool_tokenizer, asked)
+            encode_tool_prompt(tool_tokenizer, chat)
     finally:
         tool_tokenizer.chat_template = template
 

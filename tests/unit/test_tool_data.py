@@ -1,4 +1,4 @@
-"""Tool calls and results behind the reader: their content ids, columns, comparison, cleaning, and who refuses them."""
+"""Tool calls and results after reading: content ids, columns, comparison, cleaning, and refusals."""
 
 from __future__ import annotations
 
@@ -32,38 +32,56 @@ from align.data.sets.record_columns import (
 )
 from align.data.sets.report import format_row_text
 
-# What one record says is said behind every room.
+# Records with tools keep their meaning in every module.
 
 
 def test_content_ids_of_rows_without_tools_are_what_they_were() -> None:
     plain = Conversation((Message("system", "S"), Message("user", "u"), Message("assistant", "a", trained=False)))
-    assert to_content_row(plain) == {"messages": [
-        {"role": "system", "content": "S"}, {"role": "user", "content": "u"},
-        {"role": "assistant", "content": "a", "train": False},
-    ]}  # fmt: skip
+    assert to_content_row(plain) == {
+        "messages": [
+            {"role": "system", "content": "S"},
+            {"role": "user", "content": "u"},
+            {"role": "assistant", "content": "a", "train": False},
+        ]
+    }
     assert (
         compute_content_id(encode_content_row(plain)).hex()
         == "db472d67649a28bb788ef2016ded99e424d422531439429cef5d100b6513c4fa"
-    )  # as before there were tools
+    )  # the id from before tools were supported
 
 
 def test_content_ids_go_by_calls_results_and_tools_and_not_by_the_order_of_keys() -> None:
-    def record(arguments: str, tools: tuple[Tool, ...] = (WEATHER,), result: str = "dry") -> Conversation:
+    def build_record(arguments: str, tools: tuple[Tool, ...] = (WEATHER,), result: str = "dry") -> Conversation:
         call = ToolCall.from_arguments("weather", json.loads(arguments), "c1")
         turns = (READ[0], Message("assistant", "", tool_calls=(call,)), Message("tool", result, tool_call_id="c1"))
         return Conversation(turns, tools=tools)
 
-    same = record('{"a": 1, "b": 2}'), record('{"b": 2, "a": 1}')
-    assert compute_content_id(encode_content_row(same[0])) == compute_content_id(encode_content_row(same[1]))
-    others = (record('{"a": 1}'), record('{"a": 1, "b": 2}', ()), record('{"a": 1, "b": 2}', result="wet"))
-    assert len({compute_content_id(encode_content_row(one)) for one in (same[0], *others)}) == 4
+    equal_records = build_record('{"a": 1, "b": 2}'), build_record('{"b": 2, "a": 1}')
+    assert compute_content_id(encode_content_row(equal_records[0])) == compute_content_id(
+        encode_content_row(equal_records[1])
+    )
+    different_records = (
+        build_record('{"a": 1}'),
+        build_record('{"a": 1, "b": 2}', ()),
+        build_record('{"a": 1, "b": 2}', result="wet"),
+    )
+    assert (
+        len(
+            {
+                compute_content_id(encode_content_row(build_record))
+                for build_record in (equal_records[0], *different_records)
+            }
+        )
+        == 4
+    )
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=6)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(-1e300, 1e300) | TEXT,
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2), max_leaves=4,
-)  # fmt: skip
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
+    max_leaves=4,
+)
 NAME = st.sampled_from(["f", "weather", "né \n"])
 CALLS = st.builds(
     ToolCall.from_arguments, NAME, st.dictionaries(TEXT, JSON, max_size=2), st.sampled_from(["", "c1", "c 2"])
@@ -79,51 +97,65 @@ TURNS = st.lists(TURN, min_size=1, max_size=4).map(tuple)
 TOOLS = st.lists(
     st.fixed_dictionaries(
         {"name": NAME}, optional={"description": TEXT, "parameters": st.dictionaries(TEXT, JSON, max_size=2)}
-    ), max_size=2,
-).map(lambda schemas: tuple(map(Tool.from_dict, schemas)))  # fmt: skip
+    ),
+    max_size=2,
+).map(lambda schemas: tuple(map(Tool.from_dict, schemas)))
 RECORDS: dict[str, Any] = {
     DOCUMENTS: st.builds(Conversation, TURNS, st.just("?"), TOOLS) | TEXT,
     FEEDBACK: st.builds(Feedback, TURNS, TURNS, st.booleans(), st.just("?"), TOOLS),
-    PREFERENCES: st.tuples(TURNS, TURNS, TURNS).filter(lambda p: p[1] != p[2]).flatmap(
-        lambda p: st.builds(Preference, *map(st.just, p), id=TEXT, tools=TOOLS)),
-}  # fmt: skip
+    PREFERENCES: st.tuples(TURNS, TURNS, TURNS)
+    .filter(lambda p: p[1] != p[2])
+    .flatmap(lambda p: st.builds(Preference, *map(st.just, p), id=TEXT, tools=TOOLS)),
+}
 
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_records_come_back_from_columns_and_from_parquet(kind: str, tmp_path: Path) -> None:
     @settings(deadline=None, max_examples=60)
     @given(st.lists(RECORDS[kind], min_size=1, max_size=4))
-    def come_back(records: list[Record]) -> None:
+    def check_round_trip(records: list[Record]) -> None:
         batch = pa.RecordBatch.from_pydict(records_to_columns(kind, records))
         names = ["?"] * len(records)
         assert columns_to_records(kind, batch, names) == records
         for start in (0, 1):  # a slice has offsets
             lists = {"messages", "prompt", "chosen", "rejected", "completion", "tools"}
-            made = {name: convert_column(column, JSON_TURNS) if name in lists else column
-                    for name, column in zip(batch.schema.names, batch.slice(start).columns, strict=True)}  # fmt: skip
-            pq.write_table(pa.table(made), tmp_path / "x.parquet")
+            columns = {
+                name: convert_column(column, JSON_TURNS) if name in lists else column
+                for name, column in zip(batch.schema.names, batch.slice(start).columns, strict=True)
+            }
+            pq.write_table(pa.table(columns), tmp_path / "x.parquet")
             assert columns_to_records(kind, pq.read_table(tmp_path / "x.parquet"), names[start:]) == records[start:]
 
-    come_back()
+    check_round_trip()
 
 
 def test_calls_and_results_are_compared_and_ids_are_not() -> None:
-    other = Conversation(
-        tuple(Message(m.role, m.content, tool_calls=tuple(ToolCall(c.name, c.arguments, "z") for c in m.tool_calls),
-                      tool_call_id="z" if m.role == "tool" else "") for m in READ), tools=(WEATHER,),
-    )  # fmt: skip
-    records: list[Record] = [Conversation(READ, tools=(WEATHER,)), other, Conversation(READ), "plain"]
+    with_other_ids = Conversation(
+        tuple(
+            Message(
+                m.role,
+                m.content,
+                tool_calls=tuple(ToolCall(c.name, c.arguments, "z") for c in m.tool_calls),
+                tool_call_id="z" if m.role == "tool" else "",
+            )
+            for m in READ
+        ),
+        tools=(WEATHER,),
+    )
+    records: list[Record] = [Conversation(READ, tools=(WEATHER,)), with_other_ids, Conversation(READ), "plain"]
     batch = pa.RecordBatch.from_pydict(records_to_columns(DOCUMENTS, records))
-    both, asked, answered = (
+    all_texts, prompt_texts, answer_texts = (
         join_record_texts(DOCUMENTS, batch, over).to_pylist() for over in ("both", "prompts", "answers")
     )
-    line = '{"name": "weather", "arguments": {"city": "Oslo"}}'
-    assert both == [f"Rain in Oslo?\n\n{line}\ndry\nNo."] * 3 + ["plain"]
-    assert asked == ["Rain in Oslo?"] * 3 + ["plain"]
-    assert answered == [f"\n{line}\nNo."] * 3 + ["plain"]
-    whole = join_complete_texts(batch).to_pylist()
-    assert whole[0] == whole[1] != whole[2]  # the same exchange with other tools is another lesson
-    assert line in whole[0]
+    call_line = '{"name": "weather", "arguments": {"city": "Oslo"}}'
+    assert all_texts == [f"Rain in Oslo?\n\n{call_line}\ndry\nNo."] * 3 + ["plain"]
+    assert prompt_texts == ["Rain in Oslo?"] * 3 + ["plain"]
+    assert answer_texts == [f"\n{call_line}\nNo."] * 3 + ["plain"]
+    complete_texts = join_complete_texts(batch).to_pylist()
+    assert (
+        complete_texts[0] == complete_texts[1] != complete_texts[2]
+    )  # the same turns with other tools are another example
+    assert call_line in complete_texts[0]
 
 
 def test_a_report_shows_calls() -> None:
@@ -135,11 +167,11 @@ def test_a_report_shows_calls() -> None:
 # Cleaning.
 
 
-def cleaned(record: Record, *steps: Any) -> Record | Drop:
+def clean_record(record: Record, *steps: Any) -> Record | Drop:
     return Cleaner(create_steps(list(steps))).clean(record, 0)
 
 
-def conversation(arguments: Any, result: str = "dry", text: str = "") -> Conversation:
+def build_conversation(arguments: Any, result: str = "dry", text: str = "") -> Conversation:
     call = ToolCall.from_arguments("weather", arguments, "c1")
     turns = (
         READ[0],
@@ -152,62 +184,66 @@ def conversation(arguments: Any, result: str = "dry", text: str = "") -> Convers
 
 def test_personal_data_is_masked_in_results_and_in_arguments_which_stay_json() -> None:
     arguments = {"to": ["ann@mail.org"], "n": 3, 'a"b': {"x": 'say "hi" to ann@mail.org'}}
-    found = cleaned(conversation(arguments, '{"mail": "bo@mail.org"}'), "pii")
-    assert isinstance(found, Conversation)
-    call = found.messages[1].tool_calls[0]
+    masked = clean_record(build_conversation(arguments, '{"mail": "bo@mail.org"}'), "pii")
+    assert isinstance(masked, Conversation)
+    call = masked.messages[1].tool_calls[0]
     assert json.loads(call.arguments) == {"to": ["[EMAIL]"], "n": 3, 'a"b': {"x": 'say "hi" to [EMAIL]'}}
-    assert (call.id, found.messages[2].content) == ("c1", '{"mail": "[EMAIL]"}')
-    assert cleaned(conversation({"to": "ann@mail.org"}), {"pii": {"action": "drop"}}) == Drop("pii: email", "[EMAIL]")
+    assert (call.id, masked.messages[2].content) == ("c1", '{"mail": "[EMAIL]"}')
+    assert clean_record(build_conversation({"to": "ann@mail.org"}), {"pii": {"action": "drop"}}) == Drop(
+        "pii: email", "[EMAIL]"
+    )
 
 
 def test_text_is_repaired_in_arguments_too() -> None:
-    found = cleaned(conversation({"city": "schÃ¶n\u200b\x07"}, "a\r\nb\u200b"), "unicode", "control")
-    assert isinstance(found, Conversation)
-    assert json.loads(found.messages[1].tool_calls[0].arguments) == {"city": "schön"}
-    assert found.messages[2].content == "a\nb"
+    repaired = clean_record(build_conversation({"city": "schÃ¶n\u200b\x07"}, "a\r\nb\u200b"), "unicode", "control")
+    assert isinstance(repaired, Conversation)
+    assert json.loads(repaired.messages[1].tool_calls[0].arguments) == {"city": "schön"}
+    assert repaired.messages[2].content == "a\nb"
 
 
 def test_calls_say_something_and_tools_may_return_nothing() -> None:
-    silent = conversation({}, "")
-    assert cleaned(silent, "empty", "roles") is silent
-    ends = Conversation(silent.messages[:2], tools=(WEATHER,))
-    assert cleaned(ends, "empty", "roles") is ends
-    waits = Conversation(silent.messages[:3], tools=(WEATHER,))
-    assert isinstance(cleaned(waits, "roles"), Drop)
-    assert cleaned(waits, {"roles": {"ends": "any"}}) is waits
-    cut = Conversation((*silent.messages[:3], Message("assistant", " ")), tools=(WEATHER,))
-    assert cleaned(cut, "empty") == ends  # the answer that says nothing goes, with what it leaves unanswered
-    twice = Conversation((*silent.messages[:2], *silent.messages[:1]), tools=(WEATHER,))
-    assert isinstance(cleaned(twice, "roles"), Drop)
+    without_text = build_conversation({}, "")
+    assert clean_record(without_text, "empty", "roles") is without_text
+    without_result = Conversation(without_text.messages[:2], tools=(WEATHER,))
+    assert clean_record(without_result, "empty", "roles") is without_result
+    without_answer = Conversation(without_text.messages[:3], tools=(WEATHER,))
+    assert isinstance(clean_record(without_answer, "roles"), Drop)
+    assert clean_record(without_answer, {"roles": {"ends": "any"}}) is without_answer
+    with_blank_answer = Conversation((*without_text.messages[:3], Message("assistant", " ")), tools=(WEATHER,))
+    assert (
+        clean_record(with_blank_answer, "empty") == without_result
+    )  # the empty answer is removed, and the result without an answer
+    with_second_question = Conversation((*without_text.messages[:2], *without_text.messages[:1]), tools=(WEATHER,))
+    assert isinstance(clean_record(with_second_question, "roles"), Drop)
 
 
 def test_length_counts_calls_and_results_and_language_does_not_look_at_them() -> None:
-    record = conversation({"city": "one two three"}, "four five", "six")
+    record = build_conversation({"city": "one two three"}, "four five", "six")
     assert len(" ".join(list_texts(record)).split()) == 3 + 1 + 3 + 2 + 1
-    assert cleaned(record, {"length": {"most": 10}}) is record
-    assert isinstance(cleaned(record, {"length": {"most": 9}}), Drop)
+    assert clean_record(record, {"length": {"most": 10}}) is record
+    assert isinstance(clean_record(record, {"length": {"most": 9}}), Drop)
     german = "Der Hund und die Katze wohnen seit vielen Jahren zusammen in einem kleinen Haus am See"
-    asked = Message("user", "Please tell me what the weather is going to be like tomorrow")
-    spoken = Conversation((asked, *conversation({"q": german}, german).messages[1:]))
-    assert cleaned(spoken, {"language": {"keep": ["en"]}}) is spoken
+    question = Message("user", "Please tell me what the weather is going to be like tomorrow")
+    in_two_languages = Conversation((question, *build_conversation({"q": german}, german).messages[1:]))
+    assert clean_record(in_two_languages, {"language": {"keep": ["en"]}}) is in_two_languages
 
 
 def test_a_function_of_the_user_s_reads_and_writes_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     import test_tool_data  # the module that the step imports
 
-    record = conversation({"city": "Oslo"})
-    seen: list[Any] = []
-    monkeypatch.setattr(test_tool_data, "own", lambda row: seen.append(row) or row, raising=False)
-    assert cleaned(record, {"fn": "test_tool_data:own"}) is record
-    assert seen[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "Oslo"}
+    record = build_conversation({"city": "Oslo"})
+    rows: list[Any] = []
+    monkeypatch.setattr(test_tool_data, "own", lambda row: rows.append(row) or row, raising=False)
+    assert clean_record(record, {"fn": "test_tool_data:own"}) is record
+    assert rows[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "Oslo"}
     monkeypatch.setattr(
         test_tool_data, "own", lambda row: {**row, "messages": row["messages"][:2] + row["messages"][3:]}
     )
     with pytest.raises(InputError, match=r"cannot be read.*has no result"):
-        cleaned(record, {"fn": "test_tool_data:own"})
+        clean_record(record, {"fn": "test_tool_data:own"})
 
 
-# What cannot be shown is refused, and nothing is lost on the way.
+# Rows that cannot be shown are refused; nothing is lost when they are written.
 
 
 def test_the_annotation_store_refuses_what_its_page_does_not_show(tmp_path: Path) -> None:
@@ -229,8 +265,8 @@ def test_the_annotation_store_refuses_what_its_page_does_not_show(tmp_path: Path
 def test_a_row_is_canonical_json_in_either_way_of_writing_it(kind: str) -> None:
     @settings(deadline=None, max_examples=100)
     @given(RECORDS[kind])
-    def written(record: Record) -> None:
+    def check_canonical_json(record: Record) -> None:
         row = json.dumps(to_content_row(record), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         assert encode_content_row(record) == row.encode()
 
-    written()
+    check_canonical_json()

@@ -1,4 +1,4 @@
-"""Rows with tools as templates write them: what the loss is on, what is refused, and that the server asks alike."""
+"""Rows with tools are rendered by templates: loss masks, refusals, and the same prompts in the server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from align.serve.prompts import ChatBody, ChatFormat, build_chat_prompt
 
 TRL = Path(trl.__file__).parent / "chat_templates"
 
-# As Qwen2.5 and Hermes: schemas in the system turn, calls between marks, results in a turn of the user.
+# Qwen2.5 and Hermes: schemas in the system turn, calls between marks, results in a turn of the user.
 QWEN = """
 {%- if tools %}
   {{- '<|im_start|>system\n' }}
@@ -58,7 +58,7 @@ QWEN = """
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}
 """
 
-# As Llama 3.1: schemas in the first question, one call a turn, an object alone; the text beside it is left out.
+# Llama 3.1: schemas in the first question, one call a turn, a bare JSON object; text beside the call is left out.
 LLAMA31 = """
 {{- bos_token }}
 {%- for m in messages %}
@@ -80,7 +80,7 @@ LLAMA31 = """
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}
 """
 
-# As Mistral: schemas before the *last* question, so that earlier turns change; lists of calls with ids of nine letters.
+# Mistral: schemas before the *last* question, so that earlier turns change; lists of calls with ids of nine letters.
 MISTRAL_TOOLS = """
 {%- if messages[0].role == 'system' %}{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}
 {%- set ns = namespace(last=-1) %}
@@ -112,37 +112,49 @@ MISTRAL_TOOLS = """
 WORDS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")
 WEATHER = Tool.from_dict(
     {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
-)  # fmt: skip
+)
 
 
 def call(number: int, **arguments: Any) -> ToolCall:
     return ToolCall.from_arguments("weather", arguments, f"abcdefgh{number}")
 
 
-def result(number: int, text: str) -> Message:
+def build_result(number: int, text: str) -> Message:
     return Message("tool", text, tool_call_id=f"abcdefgh{number}", name="weather")
 
 
-def calling(*calls: ToolCall, text: str = "", trained: bool = True) -> Message:
+def build_call_turn(*calls: ToolCall, text: str = "", trained: bool = True) -> Message:
     return Message("assistant", text, trained, calls)
 
 
-def talk(*turns: Message) -> Conversation:
+def build_conversation(*turns: Message) -> Conversation:
     return Conversation(turns, "row 7", (WEATHER,))
 
 
-ASK, AGAIN, NO = Message("user", "Rain?"), Message("user", "And?"), Message("assistant", "No.")
-ONE = talk(ASK, calling(call(1, city="Oslo")), result(1, "dry"), NO)
-LONG = talk(
-    Message("system", "S."), ASK, calling(call(1, city="Oslo")), result(1, "dry"), NO, AGAIN,
-    calling(call(2, days=[3, {}])), result(2, '{"rain": 0}'), Message("assistant", "Nor then."), AGAIN,
-    calling(call(3)),
-)  # fmt: skip
-TWO = talk(ASK, calling(call(1, city="Oslo"), call(2, city="Rome")), result(1, "dry"), result(2, "wet"), NO)
-BESIDE = talk(ASK, calling(call(1, city="Oslo"), text="Let me look."), result(1, "dry"), NO)
+ASK = Message("user", "Rain?")
+AGAIN = Message("user", "And?")
+NO = Message("assistant", "No.")
+ONE = build_conversation(ASK, build_call_turn(call(1, city="Oslo")), build_result(1, "dry"), NO)
+LONG = build_conversation(
+    Message("system", "S."),
+    ASK,
+    build_call_turn(call(1, city="Oslo")),
+    build_result(1, "dry"),
+    NO,
+    AGAIN,
+    build_call_turn(call(2, days=[3, {}])),
+    build_result(2, '{"rain": 0}'),
+    Message("assistant", "Nor then."),
+    AGAIN,
+    build_call_turn(call(3)),
+)
+TWO = build_conversation(
+    ASK, build_call_turn(call(1, city="Oslo"), call(2, city="Rome")), build_result(1, "dry"), build_result(2, "wet"), NO
+)
+BESIDE = build_conversation(ASK, build_call_turn(call(1, city="Oslo"), text="Let me look."), build_result(1, "dry"), NO)
 
 
-def tokenizer_of(name: str) -> Any:
+def load_test_tokenizer(name: str) -> Any:
     templates = {"qwen": QWEN, "llama": LLAMA31, "mistral": MISTRAL_TOOLS, "chatml": CHATML}
     if name == "pocket":
         return AutoTokenizer.from_pretrained(POCKET_FOLDER)
@@ -150,7 +162,7 @@ def tokenizer_of(name: str) -> Any:
     return make_tokenizer(templates[name], eos, WORDS)
 
 
-FORMS = {  # how each writes a call, what is between two, what ends a turn, and what begins an answer
+FORMS = {  # template → form of a call, separator of calls, end of a turn, start of an answer
     "qwen": ('<tool_call>\n{{"name": "weather", "arguments": {}}}\n</tool_call>', "\n", "<|im_end|>", ""),
     "llama": ('{{"name": "weather", "parameters": {}}}', None, "<|eot_id|>", ""),
     "mistral": ('{{"name": "weather", "arguments": {}, "id": "{}"}}', ", ", "</s>", " "),
@@ -159,11 +171,11 @@ FORMS = {  # how each writes a call, what is between two, what ends a turn, and 
 }
 
 
-def expected(name: str, turn: Message) -> str:
-    form, between, end, begins = FORMS[name]
+def build_expected_text(name: str, turn: Message) -> str:
+    template, separator, end, prefix = FORMS[name]
     if not turn.tool_calls:
-        return begins + turn.content + end
-    calls = (between or "").join(form.format(one.arguments, one.id) for one in turn.tool_calls)
+        return prefix + turn.content + end
+    calls = (separator or "").join(template.format(call.arguments, call.id) for call in turn.tool_calls)
     calls = f"[TOOL_CALLS] [{calls}]" if name == "mistral" else calls
     return (turn.content + "\n" if turn.content else "") + calls + end
 
@@ -171,46 +183,48 @@ def expected(name: str, turn: Message) -> str:
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("conversation", [ONE, LONG, TWO, BESIDE], ids=["one", "long", "two", "beside"])
 def test_calls_are_trained_as_text_is_and_results_and_schemas_never(name: str, conversation: Conversation) -> None:
-    tokenizer = tokenizer_of(name)
+    tokenizer = load_test_tokenizer(name)
     refuses = (name == "llama" and conversation is TWO) or (name in ("llama", "mistral") and conversation is BESIDE)
     if refuses:
         with pytest.raises(InputError, match=r"one call a turn|leaves out the text beside a call"):
             encode_conversation(tokenizer, conversation)
         return
-    told = trained_texts(tokenizer, conversation)
-    answers = [expected(name, turn) for turn in conversation.messages if turn.role == "assistant"]
-    if (
-        name == "mistral"
-    ):  # where earlier turns change with what follows, the blank of its header counts as the header's
-        told, answers = [text.lstrip() for text in told], [text.lstrip() for text in answers]
-    assert told == answers
-    whole = tokenizer.decode(encode_conversation(tokenizer, conversation).input_ids)
-    assert whole == tokenizer.apply_chat_template(
+    texts = trained_texts(tokenizer, conversation)
+    answers = [build_expected_text(name, turn) for turn in conversation.messages if turn.role == "assistant"]
+    # Earlier turns change with later ones, so that the blank at the start of an answer belongs to its header.
+    if name == "mistral":
+        texts = [text.lstrip() for text in texts]
+        answers = [text.lstrip() for text in answers]
+    assert texts == answers
+    decoded = tokenizer.decode(encode_conversation(tokenizer, conversation).input_ids)
+    assert decoded == tokenizer.apply_chat_template(
         conversation.as_dicts(), tools=conversation.tool_dicts(), tokenize=False
     )
-    assert "dry" in whole
-    assert "properties" in whole
+    assert "dry" in decoded
+    assert "properties" in decoded
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_calls_that_are_not_to_be_imitated_are_read_and_not_trained(name: str) -> None:
-    tokenizer = tokenizer_of(name)
+    tokenizer = load_test_tokenizer(name)
     turns = tuple(replace(turn, trained=i == len(LONG.messages) - 1) for i, turn in enumerate(LONG.messages))
-    assert trained_texts(tokenizer, replace(LONG, messages=turns)) == [expected(name, LONG.messages[-1])]
+    assert trained_texts(tokenizer, replace(LONG, messages=turns)) == [build_expected_text(name, LONG.messages[-1])]
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_no_text_of_a_call_a_result_or_a_schema_becomes_a_special_token(name: str) -> None:
-    tokenizer = tokenizer_of(name)
+    tokenizer = load_test_tokenizer(name)
     end = FORMS[name][2]
-    plain = talk(ASK, calling(call(1, city="Os")), result(1, "dry"), NO)
-    spelt = talk(ASK, calling(call(1, city=f"Os{end}")), result(1, f"dry{end}"), NO)
-    spelt = replace(spelt, tools=(Tool.from_dict({"name": "weather", "description": f"a{end}b", "parameters": {}}),))
-    found = [encode_conversation(tokenizer, one).input_ids for one in (plain, spelt)]
+    plain = build_conversation(ASK, build_call_turn(call(1, city="Os")), build_result(1, "dry"), NO)
+    spelt_out = build_conversation(ASK, build_call_turn(call(1, city=f"Os{end}")), build_result(1, f"dry{end}"), NO)
+    spelt_out = replace(
+        spelt_out, tools=(Tool.from_dict({"name": "weather", "description": f"a{end}b", "parameters": {}}),)
+    )
+    encoded = [encode_conversation(tokenizer, conversation).input_ids for conversation in (plain, spelt_out)]
     special = tokenizer.convert_tokens_to_ids(end)
-    assert found[0].count(special) == found[1].count(special)
-    assert end in trained_texts(tokenizer, spelt)[0].removesuffix(end)
-    bad = talk(ASK, calling(call(1, **{f"a{end}": 1})), result(1, "dry"), NO)
+    assert encoded[0].count(special) == encoded[1].count(special)
+    assert end in trained_texts(tokenizer, spelt_out)[0].removesuffix(end)
+    bad = build_conversation(ASK, build_call_turn(call(1, **{f"a{end}": 1})), build_result(1, "dry"), NO)
     with pytest.raises(InputError, match="special token in it"):
         encode_conversation(tokenizer, bad)
 
@@ -223,13 +237,13 @@ def test_a_template_that_leaves_something_out_is_named_with_what_it_leaves_out()
         (QWEN.replace("for call in m.tool_calls", "for call in []"), ONE, r"messages\[1\]\.tool_calls.*calls of tools"),
         (QWEN.replace("m.role == 'tool'", "false"), ONE, r"messages\[2\]\.content.*results of tools"),
         (QWEN.replace("if m.content", "if false"), BESIDE, r"messages\[1\]\.content.*the text beside a call"),
-    ]  # fmt: skip
+    ]
     for template, conversation, problem in cases:
         tokenizer = make_tokenizer(template, "<|im_end|>", WORDS)
         tokenizer.name_or_path = "org/model-7b"
-        for encodes in (encode_conversation, encode_prompt):
+        for encode in (encode_conversation, encode_prompt):
             with pytest.raises(InputError, match=f"row 7, .*{problem}") as caught:
-                encodes(tokenizer, conversation)
+                encode(tokenizer, conversation)
             assert "data.template=chatml" in caught.value.remedy
             assert "leaves out" not in caught.value.problem or "org/model-7b" in caught.value.problem
 
@@ -248,36 +262,44 @@ MARKED = ("qwen2_5", "qwen3", "qwen3_instruct_2507", "qwen3_vl")
 @pytest.mark.parametrize("name", MARKED)
 @pytest.mark.parametrize("conversation", [ONE, LONG, TWO, BESIDE], ids=["one", "long", "two", "beside"])
 def test_the_mask_is_that_of_trl(name: str, conversation: Conversation) -> None:
-    """TRL marks in its own copies of templates what the assistant wrote: a second implementation of the mask."""
+    """TRL marks the text of the assistant in its own copies of templates: a second implementation of the mask."""
     tokenizer = make_tokenizer((TRL / f"{name}_training.jinja").read_text(), "<|im_end|>", ("<think>", "</think>"))
     theirs = tokenizer.apply_chat_template(
-        conversation.as_dicts(), tools=conversation.tool_dicts(), tokenize=True, return_dict=True,
+        conversation.as_dicts(),
+        tools=conversation.tool_dicts(),
+        tokenize=True,
+        return_dict=True,
         return_assistant_tokens_mask=True,
-    )  # fmt: skip
+    )
     ours = encode_conversation(tokenizer, conversation)
     assert ours.input_ids == theirs["input_ids"]
     mask = [label != IGNORE_INDEX for label in ours.labels]
-    differ = {i for i, (a, b) in enumerate(zip(mask, theirs["assistant_masks"], strict=True)) if a != bool(b)}
-    # Theirs counts the line break behind a turn, at which nothing samples.
-    assert {tokenizer.decode([ours.input_ids[i]]) for i in differ} <= {"\n"}
+    different_positions = {
+        i for i, (a, b) in enumerate(zip(mask, theirs["assistant_masks"], strict=True)) if a != bool(b)
+    }
+    # TRL also counts the line break after a turn, which is never sampled.
+    assert {tokenizer.decode([ours.input_ids[i]]) for i in different_positions} <= {"\n"}
     assert sum(mask) > 10
 
 
 def test_the_house_s_markers_say_what_the_mask_says() -> None:
     for name in ("pocket", "chatml"):
-        tokenizer = tokenizer_of(name)
+        tokenizer = load_test_tokenizer(name)
         for conversation in (ONE, LONG, TWO, BESIDE):
             theirs = tokenizer.apply_chat_template(
-                conversation.as_dicts(), tools=conversation.tool_dicts(), tokenize=True, return_dict=True,
+                conversation.as_dicts(),
+                tools=conversation.tool_dicts(),
+                tokenize=True,
+                return_dict=True,
                 return_assistant_tokens_mask=True,
-            )  # fmt: skip
+            )
             labels = encode_conversation(tokenizer, conversation).labels
             assert [label != IGNORE_INDEX for label in labels] == [bool(i) for i in theirs["assistant_masks"]]
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_the_server_asks_by_the_tokens_that_training_read(name: str) -> None:
-    tokenizer = tokenizer_of(name)
+    tokenizer = load_test_tokenizer(name)
     form = ChatFormat(tokenizer, ())
     function = {"parameters": {"type": "object", "properties": {"city": {}}}, "description": "d", "name": "weather"}
     shuffled = {"function": function, "type": "function"}
@@ -285,8 +307,8 @@ def test_the_server_asks_by_the_tokens_that_training_read(name: str) -> None:
         prompt = replace(conversation.turns(len(conversation.messages) - 1), tools=(Tool.from_dict(shuffled),))
         messages = prompt.as_dicts()
         for message in messages:  # as clients of OpenAI's API write arguments
-            for one in message.get("tool_calls", ()):
-                one["function"]["arguments"] = json.dumps(one["function"]["arguments"])
+            for tool_call in message.get("tool_calls", ()):
+                tool_call["function"]["arguments"] = json.dumps(tool_call["function"]["arguments"])
         body = ChatBody.model_validate({"model": "m", "messages": messages, "tools": [shuffled]})
         assert list(build_chat_prompt(form, body).ids) == encode_prompt(tokenizer, prompt)
 
@@ -300,8 +322,9 @@ def test_the_server_refuses_tools_that_a_template_does_not_write() -> None:
 
 @pytest.mark.parametrize("name", ["pocket", "chatml", "qwen", "llama"])
 def test_the_server_reads_the_calls_that_were_trained(name: str) -> None:
-    """What the loss is on, cut anywhere, parses to the very calls."""
-    tokenizer, end = tokenizer_of(name), FORMS[name][2]
+    """The trained text, divided at any character, parses to the same calls."""
+    tokenizer = load_test_tokenizer(name)
+    end = FORMS[name][2]
     for conversation in (ONE, BESIDE, TWO) if name != "llama" else (ONE,):
         turn = next(turn for turn in conversation.messages if turn.tool_calls)
         text = trained_texts(tokenizer, conversation)[0].removesuffix(end)
@@ -310,39 +333,46 @@ def test_the_server_reads_the_calls_that_were_trained(name: str) -> None:
             parts = [*reader.feed(text[:cut]), *reader.feed(text[cut:], last=True)]
             assert "".join(part.text for part in parts) == turn.content
             calls = [(part.call.name, json.loads(part.call.arguments)) for part in parts if part.call]
-            assert calls == [(one.name, json.loads(one.arguments)) for one in turn.tool_calls]
+            assert calls == [(call.name, json.loads(call.arguments)) for call in turn.tool_calls]
 
 
 def test_a_judged_answer_may_call_tools() -> None:
     for name in FORMS:
-        tokenizer, end = tokenizer_of(name), FORMS[name][2]
-        prompt, answer = talk(ASK), calling(call(1, city="Oslo"))
+        tokenizer = load_test_tokenizer(name)
+        end = FORMS[name][2]
+        prompt = build_conversation(ASK)
+        answer = build_call_turn(call(1, city="Oslo"))
         ids = encode_for_reward_model(tokenizer, prompt, answer, True, find_stop_token_ids(tokenizer))
-        asked = encode_prompt(tokenizer, prompt)
-        assert ids[: len(asked)] == asked
-        assert tokenizer.decode(ids[len(asked) :]) == expected(name, answer)
+        prompt_ids = encode_prompt(tokenizer, prompt)
+        assert ids[: len(prompt_ids)] == prompt_ids
+        assert tokenizer.decode(ids[len(prompt_ids) :]) == build_expected_text(name, answer)
         cut = encode_for_reward_model(tokenizer, prompt, answer, False, find_stop_token_ids(tokenizer))
-        assert tokenizer.decode(cut[len(asked) :]) == expected(name, answer).removesuffix(end)
+        assert tokenizer.decode(cut[len(prompt_ids) :]) == build_expected_text(name, answer).removesuffix(end)
 
 
 def test_reasoning_before_a_call_is_masked_alone() -> None:
-    tokenizer = tokenizer_of("qwen")
-    thinking = talk(ASK, calling(call(1, city="Oslo"), text="<think>\nHm.\n</think>\n\n"), result(1, "dry"), NO)
+    tokenizer = load_test_tokenizer("qwen")
+    thinking = build_conversation(
+        ASK, build_call_turn(call(1, city="Oslo"), text="<think>\nHm.\n</think>\n\n"), build_result(1, "dry"), NO
+    )
     encoded = encode_conversation(tokenizer, thinking, mask_reasoning=True)
-    kept = tokenizer.decode([label for label in encoded.labels if label != IGNORE_INDEX])
-    assert kept == expected("qwen", ONE.messages[1]) + "No.<|im_end|>"
+    trained_text = tokenizer.decode([label for label in encoded.labels if label != IGNORE_INDEX])
+    assert trained_text == build_expected_text("qwen", ONE.messages[1]) + "No.<|im_end|>"
 
 
 def test_too_long_calls_are_counted() -> None:
-    tokenizer = tokenizer_of("qwen")
-    long = talk(ASK, calling(call(1, city="a b " * 4000)))
+    tokenizer = load_test_tokenizer("qwen")
+    long = build_conversation(ASK, build_call_turn(call(1, city="a b " * 4000)))
     assert encode_documents(tokenizer, [long, ONE], 1000).too_long == 1
 
 
 def test_rows_without_tools_are_written_as_ever() -> None:
     plain = Conversation((Message("system", "S."), ASK, NO))
-    assert render(tokenizer_of("pocket"), plain) == "<s><|system|>S.<|end|><|user|>Rain?<|end|><|assistant|>No.<|end|>"
-    assert render(tokenizer_of("chatml"), plain, add_generation_prompt=True) == (
+    assert (
+        render(load_test_tokenizer("pocket"), plain)
+        == "<s><|system|>S.<|end|><|user|>Rain?<|end|><|assistant|>No.<|end|>"
+    )
+    assert render(load_test_tokenizer("chatml"), plain, add_generation_prompt=True) == (
         "<|im_start|>system\nS.<|im_end|>\n<|im_start|>user\nRain?<|im_end|>\n"
         "<|im_start|>assistant\nNo.<|endoftext|>\n<|im_start|>assistant\n"
     )
