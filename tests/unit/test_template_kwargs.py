@@ -79,10 +79,10 @@ def test_a_template_begins_as_it_did(beginning: str) -> None:
     template = beginning + "{% if think %}{% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     unchanged = make_tokenizer(template)
     configured = make_tokenizer(template)
-    render_prompt = Conversation((Message("user", "a"),))
+    conversation = Conversation((Message("user", "a"),))
     for think in (False, True):
         use_template(configured, None, {"think": think})
-        assert render(configured, render_prompt) == render(unchanged, render_prompt)
+        assert render(configured, conversation) == render(unchanged, conversation)
 
 
 def test_what_stands_before_the_arguments_stays() -> None:

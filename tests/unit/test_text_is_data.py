@@ -123,13 +123,13 @@ def remove_blanks(text: str) -> str:
 
 
 def iter_encodings(
-    tokenizer: Any, build_conversation: Conversation, stops: tuple[int, ...]
+    tokenizer: Any, conversation: Conversation, stops: tuple[int, ...]
 ) -> Iterator[tuple[list[int], str]]:
     """Yield token ids of a conversation and their text, from each function that encodes conversations."""
-    prompt = Conversation(build_conversation.messages[:-1], "c1")
-    answer = build_conversation.messages[-1].content
-    text = render(tokenizer, build_conversation)
-    yield encode_conversation(tokenizer, build_conversation).input_ids, text
+    prompt = Conversation(conversation.messages[:-1], "c1")
+    answer = conversation.messages[-1].content
+    text = render(tokenizer, conversation)
+    yield encode_conversation(tokenizer, conversation).input_ids, text
     [encoded_prompt], _ = encode_prompts(tokenizer, [prompt], 10_000)
     yield encoded_prompt.input_ids, render(tokenizer, prompt, add_generation_prompt=True)
     yield encode_for_reward_model(tokenizer, prompt, answer, True, stops), text

@@ -1,4 +1,4 @@
-"""What an artifact came from: the tree, and whether what stands in it is what it was."""
+"""The trace of an artifact: its tree of inputs, and checks that these are unchanged."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from align.registry.trace import DEEPEST, TraceNode, Tracer, Votes, as_lines, ch
 from align.run.manifest import Input
 
 
-def nobody(project: str, head: ChainHead) -> Votes:
+def count_no_votes(project: str, head: ChainHead) -> Votes:
     return Votes(state="not asked")
 
 
-def traced(root: Path, ref: str, full: bool = False, voters: Any = nobody) -> TraceNode:
+def trace_artifact(root: Path, ref: str, full: bool = False, voters: Any = count_no_votes) -> TraceNode:
     return query_index(root, lambda index: Tracer(index, voters, full).run(ref))
 
 
-def paths(node: TraceNode, prefix: str = "") -> Iterator[str]:
-    """Each way from the top of a tree to one of its nodes."""
-    here = f"{prefix}{node.name}"
-    yield here + (" (above)" if node.above else "")
+def iter_paths(node: TraceNode, prefix: str = "") -> Iterator[str]:
+    """Yield each path from the root of a tree to one of its nodes."""
+    path = f"{prefix}{node.name}"
+    yield path + (" (above)" if node.above else "")
     for name, source in node.sources:
-        yield from paths(source, f"{here} <{name}> ")
+        yield from iter_paths(source, f"{path} <{name}> ")
 
 
-def with_files(folder: Path, **contents: bytes) -> dict[str, str]:
-    """Files of a run's artifact, and what its manifest would say of them."""
+def write_artifact_files(folder: Path, **contents: bytes) -> dict[str, str]:
+    """Write files of a run's artifact. Returns their digests for its manifest."""
     (folder / "artifact").mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         (folder / "artifact" / name).write_bytes(content)
@@ -45,9 +45,9 @@ def with_files(folder: Path, **contents: bytes) -> dict[str, str]:
 
 
 def test_the_tree(tmp_path: Path) -> None:
-    """Every input of every run behind it, each run once with what it came from."""
+    """Each input of each ancestor is in the tree; the inputs of a run are listed once."""
     small(tmp_path)
-    assert [*paths(traced(tmp_path, "export:one"))] == [
+    assert [*iter_paths(trace_artifact(tmp_path, "export:one"))] == [
         "export:one",
         "export:one <base> pocket",
         "export:one <artifact> ppo:first",
@@ -64,38 +64,39 @@ def test_the_tree(tmp_path: Path) -> None:
 def test_what_is_gone_is_named(tmp_path: Path) -> None:
     small(tmp_path)
     shutil.rmtree(tmp_path / "reward" / "votes")
-    node = traced(tmp_path, "ppo:first")
-    (gone,) = [one for one in node.nodes() if one.kind == "gone"]
+    node = trace_artifact(tmp_path, "ppo:first")
+    (gone,) = [input_node for input_node in node.nodes() if input_node.kind == "gone"]
     assert not gone.whole
     assert (gone.kind, gone.name, gone.digest) == ("gone", "reward:votes", digest_of("reward:votes"))
     assert "NOT WHOLE: reward:votes: is gone" in [*as_lines([node])]
-    part = [one.name for one in traced(tmp_path, "eval:one").nodes() if one.kind == "gone"]
-    assert part == ["reward:votes", "reward:gone"]
+    gone_names = [node.name for node in trace_artifact(tmp_path, "eval:one").nodes() if node.kind == "gone"]
+    assert gone_names == ["reward:votes", "reward:gone"]
 
 
 def test_a_parent_under_another_name_and_one_that_was_made_again(tmp_path: Path) -> None:
     small(tmp_path)
     (tmp_path / "reward" / "votes").rename(tmp_path / "reward" / "people")
     made(tmp_path, "reward:votes", digest="e" * 64)
-    assert "ppo:first <reward> reward:people" in [*paths(traced(tmp_path, "ppo:first"))]
+    assert "ppo:first <reward> reward:people" in [*iter_paths(trace_artifact(tmp_path, "ppo:first"))]
 
 
 def test_a_base_that_a_run_made(tmp_path: Path) -> None:
     made(tmp_path, "full:whole", digest=BASE.digest, base=None)
     made(tmp_path, "sft:on-it")
-    assert [*paths(traced(tmp_path, "sft:on-it"))] == ["sft:on-it", "sft:on-it <base> full:whole"]
+    assert [*iter_paths(trace_artifact(tmp_path, "sft:on-it"))] == ["sft:on-it", "sft:on-it <base> full:whole"]
 
 
 def test_cycles_and_long_lines_of_descent_end(tmp_path: Path) -> None:
     made(tmp_path, "sft:a", {"init": "sft:b"})
     made(tmp_path, "sft:b", {"init": "sft:a"})
-    assert [*paths(traced(tmp_path, "sft:a"))][-1] == "sft:a <base> pocket" or "sft:a (above)" in [
-        one.rpartition("> ")[2] for one in paths(traced(tmp_path, "sft:a"))]  # fmt: skip
+    assert [*iter_paths(trace_artifact(tmp_path, "sft:a"))][-1] == "sft:a <base> pocket" or "sft:a (above)" in [
+        path.rpartition("> ")[2] for path in iter_paths(trace_artifact(tmp_path, "sft:a"))
+    ]
     for i in range(DEEPEST + 20):
         made(tmp_path, f"sft:{i}", {"init": f"sft:{i - 1}"} if i else {})
-    node = traced(tmp_path, f"sft:{DEEPEST + 19}")
-    last = [one.name for one in node.nodes() if "goes on here" in one.name]
-    assert last == ["stage.action=trace artifact=sft:19 goes on here"]
+    node = trace_artifact(tmp_path, f"sft:{DEEPEST + 19}")
+    cut_off = [node.name for node in node.nodes() if "goes on here" in node.name]
+    assert cut_off == ["stage.action=trace artifact=sft:19 goes on here"]
 
 
 def test_votes_and_who_gave_them(tmp_path: Path) -> None:
@@ -110,9 +111,9 @@ def test_votes_and_who_gave_them(tmp_path: Path) -> None:
     made(tmp_path, "sample:answers", {"init": "sft:s"}, config=config, digest="")
     made(tmp_path, "sample:others", config={**config, "project": "p"}, digest="")
     made(tmp_path, "reward:r", {"init": "sft:s", "data": Input("f" * 64, project="q", seq=40)})
-    node = traced(tmp_path, "reward:r", voters=voters)
+    node = trace_artifact(tmp_path, "reward:r", voters=voters)
     assert read == [("q", ChainHead(40, "f" * 64))]
-    assert [*paths(node)][2:] == [
+    assert [*iter_paths(node)][2:] == [
         "reward:r <data> q",
         "reward:r <data> q <annotator> a2",
         "reward:r <data> q <annotator> a1",
@@ -126,19 +127,19 @@ def test_votes_and_who_gave_them(tmp_path: Path) -> None:
 
 
 def test_files_by_time_and_by_hash(tmp_path: Path) -> None:
-    """What was not hashed is not called whole; what was is known by size and time; what changed is named."""
-    outputs = with_files(tmp_path / "sft" / "a", model=b"x" * 10, config=b"{}")
+    """Files that are not hashed are counted; hashed files are recognised by size and time; changed files are named."""
+    outputs = write_artifact_files(tmp_path / "sft" / "a", model=b"x" * 10, config=b"{}")
     folder = made(tmp_path, "sft:a", outputs=outputs)
     times = os.stat(folder / "manifest.json").st_mtime
     for name in (*outputs, "metrics.json"):
         os.utime(folder / name, (times - 1e7, times - 1e7))
 
     def state(full: bool = False) -> tuple[bool, str]:
-        node = traced(tmp_path, "sft:a", full)
+        node = trace_artifact(tmp_path, "sft:a", full)
         return node.whole, node.state
 
     assert state() == (True, "3 files, 3 not hashed here yet")
-    assert [*as_lines([traced(tmp_path, "sft:a")])][-1] == "stage.verify=full hashes every file."
+    assert [*as_lines([trace_artifact(tmp_path, "sft:a")])][-1] == "stage.verify=full hashes every file."
     assert state(full=True) == (True, "3 files hashed now: as published")
     assert state()[1].startswith("3 files, size and time as when hashed on 20")
     os.utime(folder / "artifact/model", (times + 1e6, times + 1e6))
@@ -147,78 +148,99 @@ def test_files_by_time_and_by_hash(tmp_path: Path) -> None:
     assert "as when hashed on" in state()[1]
     with Index(tmp_path, rebuild=True):
         pass
-    assert "as when hashed on" in state()[1]  # what was hashed is remembered
+    assert "as when hashed on" in state()[1]  # the new index keeps which files were hashed
     (folder / "artifact/model").write_bytes(b"y" * 10)
     os.utime(folder / "artifact/model", (times + 1e6, times + 1e6))
-    assert state()[1].startswith("3 files, 1 not hashed here yet")  # its change time tells
+    assert state()[1].startswith("3 files, 1 not hashed here yet")  # its change time differs
     assert state(full=True) == (False, "artifact/model is changed")
     assert state() == (False, "artifact/model is changed")
     (folder / "artifact/config").unlink()
     assert state() == (False, "artifact/config is missing; artifact/model is changed")
-    assert [*as_lines([traced(tmp_path, "sft:a")])][-1] == (
-        "NOT WHOLE: sft:a: artifact/config is missing; artifact/model is changed")  # fmt: skip
+    assert [*as_lines([trace_artifact(tmp_path, "sft:a")])][-1] == (
+        "NOT WHOLE: sft:a: artifact/config is missing; artifact/model is changed"
+    )
 
 
 def test_many_files_are_counted(tmp_path: Path) -> None:
     outputs = dict.fromkeys((f"artifact/{i}" for i in range(9)), "0" * 64)
-    found = check_files(tmp_path, outputs, {}, None, full=False)
-    assert found.state == "artifact/0, artifact/1, artifact/2 and 6 more are missing"
+    file_check = check_files(tmp_path, outputs, {}, None, full=False)
+    assert file_check.state == "artifact/0, artifact/1, artifact/2 and 6 more are missing"
 
 
 def test_base_and_files_are_hashed_where_everything_is(tmp_path: Path) -> None:
-    """A base that is another, a file that is another, a corpus that is the same."""
+    """A full check finds a changed base and a changed file, and accepts a corpus that is the same."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text("one\n")
-    known = Input(sha256(b"one\n").hexdigest(), path=str(rows))
-    made(tmp_path / "runs", "sft:a", {"data": known, "more": Input("0" * 64, path=str(tmp_path / "gone.jsonl"))})
-    states = {one.name: (one.state, one.whole) for one in traced(tmp_path / "runs", "sft:a", full=True).nodes()}
+    corpus = Input(sha256(b"one\n").hexdigest(), path=str(rows))
+    made(tmp_path / "runs", "sft:a", {"data": corpus, "more": Input("0" * 64, path=str(tmp_path / "gone.jsonl"))})
+    states = {
+        node.name: (node.state, node.whole) for node in trace_artifact(tmp_path / "runs", "sft:a", full=True).nodes()
+    }
     assert states[str(rows)] == ("hashed now: as it was read", True)
     assert states[str(tmp_path / "gone.jsonl")] == ("is not there any more", True)
     assert states["pocket"][0].startswith("cannot be read: ")
     rows.write_text("two\n")
-    states = {one.name: (one.state, one.whole) for one in traced(tmp_path / "runs", "sft:a", full=True).nodes()}
-    other = sha256(rows.read_bytes()).hexdigest()[:12]
-    assert states[str(rows)] == (f"is another than was read ({other})", False)
-    states = {one.name: one.state for one in traced(tmp_path / "runs", "sft:a").nodes()}
+    states = {
+        node.name: (node.state, node.whole) for node in trace_artifact(tmp_path / "runs", "sft:a", full=True).nodes()
+    }
+    new_digest = sha256(rows.read_bytes()).hexdigest()[:12]
+    assert states[str(rows)] == (f"is another than was read ({new_digest})", False)
+    states = {node.name: node.state for node in trace_artifact(tmp_path / "runs", "sft:a").nodes()}
     assert states[str(rows)] == ""
 
 
-def log(root: Path, server: str, *entries: dict[str, Any], text: str = "") -> None:
+def write_request_log(root: Path, server: str, *entries: dict[str, Any], text: str = "") -> None:
     folder = made(root, f"serve:{server}", digest="")
     lines = [json.dumps(entry) for entry in entries]
     (folder / "requests.jsonl").write_text("".join(line + "\n" for line in [*lines, *([text] if text else [])]))
 
 
-def answered(root: Path, id: str) -> TraceNode:
-    return query_index(root, lambda index: trace_response(index, Tracer(index, nobody), id))
+def trace_answer(root: Path, id: str) -> TraceNode:
+    return query_index(root, lambda index: trace_response(index, Tracer(index, count_no_votes), id))
 
 
 def test_a_served_answer(tmp_path: Path) -> None:
-    """By the id of the request or of the answer, whichever server gave it."""
+    """An answer is traced by its id or that of the request, over the logs of all servers."""
     small(tmp_path)
-    entry = {"id": "req-0a1b", "time": "2026-11-28T06:00:00.000+00:00", "tenant": "ann", "asked": "chat", "arm": "next",
-             "adapter": digest_of("ppo:first"), "base": BASE.digest, "completion_tokens": 7, "status": 200}  # fmt: skip
-    log(tmp_path, "one", {**entry, "id": "req-0a1c"}, entry, text='{"id": "req-0a1d", "tor')
-    log(tmp_path, "two", {**entry, "id": "req-ffff", "adapter": ""}, {**entry, "id": "req-eeee", "adapter": "a" * 64})
+    entry = {
+        "id": "req-0a1b",
+        "time": "2026-11-28T06:00:00.000+00:00",
+        "tenant": "ann",
+        "asked": "chat",
+        "arm": "next",
+        "adapter": digest_of("ppo:first"),
+        "base": BASE.digest,
+        "completion_tokens": 7,
+        "status": 200,
+    }
+    write_request_log(tmp_path, "one", {**entry, "id": "req-0a1c"}, entry, text='{"id": "req-0a1d", "tor')
+    write_request_log(
+        tmp_path, "two", {**entry, "id": "req-ffff", "adapter": ""}, {**entry, "id": "req-eeee", "adapter": "a" * 64}
+    )
     for id in ("req-0a1b", "chatcmpl-0a1b", "cmpl-0a1b"):
-        node = answered(tmp_path, id)
-        assert node.facts == ("2026-11-28 06:00:00 by serve:one", "asked for chat", "tenant ann", "arm next",
-                              "7 tokens, status 200")  # fmt: skip
-        assert [*paths(node)][:2] == [id, f"{id} <adapter> ppo:first"]
-    assert [*paths(answered(tmp_path, "req-ffff"))] == ["req-ffff", "req-ffff <base> (the base by itself)"]
-    (source,) = [one for _, one in answered(tmp_path, "req-eeee").sources]
+        node = trace_answer(tmp_path, id)
+        assert node.facts == (
+            "2026-11-28 06:00:00 by serve:one",
+            "asked for chat",
+            "tenant ann",
+            "arm next",
+            "7 tokens, status 200",
+        )
+        assert [*iter_paths(node)][:2] == [id, f"{id} <adapter> ppo:first"]
+    assert [*iter_paths(trace_answer(tmp_path, "req-ffff"))] == ["req-ffff", "req-ffff <base> (the base by itself)"]
+    (source,) = [node for _, node in trace_answer(tmp_path, "req-eeee").sources]
     assert (source.whole, source.state, source.digest) == (False, "is unknown here", "a" * 64)
     for missing in ("req-0a1d", "req-0", "1b", "req-"):
         with pytest.raises(MissingArtifact, match="is in no server's log under"):
-            answered(tmp_path, missing)
+            trace_answer(tmp_path, missing)
 
 
 def test_an_input_that_was_found_by_an_alias(tmp_path: Path) -> None:
-    noted = {"alias": {"name": "best", "seq": 1, "hash": "h"}}
+    details = {"alias": {"name": "best", "seq": 1, "hash": "h"}}
     made(tmp_path, "sft:s")
-    made(tmp_path, "ppo:p", {"init": Input(**{**vars_of(given(tmp_path, "sft:s")), "details": noted})})
-    assert "ppo:p <init by @best> sft:s" in [*paths(traced(tmp_path, "ppo:p"))]
+    made(tmp_path, "ppo:p", {"init": Input(**{**get_fields(given(tmp_path, "sft:s")), "details": details})})
+    assert "ppo:p <init by @best> sft:s" in [*iter_paths(trace_artifact(tmp_path, "ppo:p"))]
 
 
-def vars_of(read: Input) -> dict[str, Any]:
+def get_fields(read: Input) -> dict[str, Any]:
     return {name: getattr(read, name) for name in Input.__dataclass_fields__}
