@@ -1,4 +1,4 @@
-"""Metrics: what is deterministic apart from what is not, whole rows only, and resumption without gaps."""
+"""Metrics are deterministic apart from times, stored in whole rows, and resumed without gaps."""
 
 from __future__ import annotations
 
@@ -36,24 +36,25 @@ def test_no_row_that_json_does_not_know(tmp_path: Path):
         raise AssertionError(constant)
 
     for name, row in (("metrics", {"loss": None, "kl": None}), ("timing", {"rate": None})):
-        found = json.loads((tmp_path / f"{name}.jsonl").read_text(), parse_constant=refuse)
-        assert row.items() <= found.items()
+        logged_row = json.loads((tmp_path / f"{name}.jsonl").read_text(), parse_constant=refuse)
+        assert row.items() <= logged_row.items()
 
 
 def test_a_resumed_stream_equals_an_unbroken_one(tmp_path: Path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for folder, steps in ((whole, (1, 2, 3, 4)), (broken, (1, 2, 3))):
+    unbroken = tmp_path / "whole"
+    broken = tmp_path / "broken"
+    for folder, steps in ((unbroken, (1, 2, 3, 4)), (broken, (1, 2, 3))):
         folder.mkdir()
         tracker = Tracker(folder)
         for step in steps:
             tracker.log(step, {"loss": 1 / step, "text": "é\u2028"})
     with (broken / "metrics.jsonl").open("ab") as file:
-        file.write('{"step": 4, "text": "é'.encode()[:-1])  # the crash came in the middle of a letter
+        file.write('{"step": 4, "text": "é'.encode()[:-1])  # a crash in the middle of a character
     resumed = Tracker(broken, keep_below=3)  # the checkpoint is of step 2
     assert [row["step"] for row in resumed.rows()] == [1, 2]
     for step in (3, 4):
         resumed.log(step, {"loss": 1 / step, "text": "é\u2028"})
-    assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert (broken / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
     assert sorted(p.name for p in broken.iterdir()) == ["metrics.jsonl", "timing.jsonl"]
 
 
@@ -82,11 +83,11 @@ def test_plain_progress_comes_at_intervals_and_at_the_end(
     monkeypatch.setattr(track.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
     bar = Progress("ppo", 50, start=10)
-    for done, at in ((15, 104.0), (20, 110.0), (25, 111.0), (50, 112.0)):
-        clock[0] = at
-        bar.advance(done, loss=0.12345, kl=2.0)
+    for steps_done, seconds in ((15, 104.0), (20, 110.0), (25, 111.0), (50, 112.0)):
+        clock[0] = seconds
+        bar.advance(steps_done, loss=0.12345, kl=2.0)
     bar.close()
-    # 10 steps of this run in 10 s leave 30 s for 30 more: those before the resumption took none of its time.
+    # 10 steps in 10 s leave 30 s for 30 more. Steps before the resumption do not count.
     assert capsys.readouterr().err.splitlines() == [
         "ppo 20/50  eta 30s  loss 0.123  kl 2",
         "ppo 50/50  eta 0s  loss 0.123  kl 2",
@@ -97,14 +98,14 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with track.show_progress("sft", 3) as bar:
         bar.advance(3, loss=0.5)
-    shown = capsys.readouterr()
-    assert "3/3" in shown.err
-    assert "loss 0.5" in shown.err
-    assert shown.out == ""
+    output = capsys.readouterr()
+    assert "3/3" in output.err
+    assert "loss 0.5" in output.err
+    assert output.out == ""
 
 
-class Told:
-    """A mirror that remembers."""
+class RecordingMirror:
+    """A mirror that keeps all rows."""
 
     last = -1
 
@@ -120,7 +121,7 @@ class Told:
 
 
 def test_answers_are_shown_as_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    mirror = Told()
+    mirror = RecordingMirror()
     tracker = Tracker(tmp_path, mirror=mirror)
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?\n"}]
     tracker.show(7, [{"prompt": prompt, "answer": "Because " * 20, "score": 0.123}], "update 7: better")
