@@ -1,4 +1,4 @@
-"""What is wrapped around TRL's trainers: fp32 adapters, a score head that is saved, checkpoints that can be trusted."""
+"""Trainers extend those of TRL: fp32 adapters, a saved score head, and checkpoints whose integrity is checked."""
 
 from __future__ import annotations
 
@@ -43,9 +43,16 @@ CPU = torch.device("cpu")
 
 
 SETTINGS: dict[str, Any] = {
-    "lr": 1e-3, "epochs": 1.0, "batch_size": 4, "micro_batch": 4, "warmup": 0.0, "schedule": "constant",
-    "max_grad_norm": 1.0, "save_every": 100, "gradient_checkpointing": "auto",
-}  # fmt: skip
+    "lr": 1e-3,
+    "epochs": 1.0,
+    "batch_size": 4,
+    "micro_batch": 4,
+    "warmup": 0.0,
+    "schedule": "constant",
+    "max_grad_norm": 1.0,
+    "save_every": 100,
+    "gradient_checkpointing": "auto",
+}
 
 
 def arguments(output: Path, steps: int, **more: Any) -> dict[str, Any]:
@@ -58,12 +65,12 @@ def base(tiny_model: Path) -> Any:
     return find_base(path=str(tiny_model))
 
 
-def adapted(base: Any, seed: int = 0) -> Any:
+def build_adapted_model(base: Any, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     return add_new_adapter(load_base(base, "qlora", CPU, torch.float32), Lora(4, 8))
 
 
-def scorer(base: Any, seed: int = 0) -> Any:
+def build_reward_model(base: Any, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     return add_new_adapter(load_classifier(base, "qlora", CPU, torch.float32), Lora(4, 8), classifier=True)
 
@@ -74,13 +81,15 @@ def lora_weights(model: Any) -> dict[str, torch.Tensor]:
 
 def fit_sft(model: Any, tokenizer: Any, chats: Path, output: Path, steps: int, **more: Any) -> None:
     rows = encode_documents(tokenizer, read_documents(chats), 128).rows
-    given = arguments(output, steps, **more)
-    make = partial(build_sft_trainer, model, tokenizer, rows, given, max_length=128, packing=False)
-    train(make, model, TrainerCallback())
+    training_arguments = arguments(output, steps, **more)
+    build_trainer = partial(
+        build_sft_trainer, model, tokenizer, rows, training_arguments, max_length=128, packing=False
+    )
+    train(build_trainer, model, TrainerCallback())
 
 
-def some_rankings() -> list[Ranking]:
-    """Sixteen of two or three answers."""
+def build_rankings() -> list[Ranking]:
+    """Build sixteen rankings of two or three answers."""
     generator = torch.Generator().manual_seed(0)
     texts = [
         [torch.randint(6, 320, (int(n),), generator=generator).tolist() for n in (5 + i % 7, 9, 6)[: 2 + i % 2]]
@@ -90,16 +99,16 @@ def some_rankings() -> list[Ranking]:
 
 
 def fit_reward(model: Any, tokenizer: Any, output: Path, steps: int, **more: Any) -> None:
-    make = partial(build_reward_trainer, model, tokenizer, some_rankings(), arguments(output, steps, **more))
-    train(make, model, TrainerCallback())
+    build_trainer = partial(build_reward_trainer, model, tokenizer, build_rankings(), arguments(output, steps, **more))
+    train(build_trainer, model, TrainerCallback())
 
 
 # Precision.
 
 
 def test_small_steps_are_not_lost_on_a_4bit_base(base: Any, tiny_tokenizer: Any, chats: Path, tmp_path: Path) -> None:
-    """In bf16 a step of 1e-5 vanishes beside most elements of `lora_A`; Adam moves every one by about that."""
-    model = adapted(base)
+    """Adam moves each element of `lora_A` by about 1e-5, which bf16 would round away for most of them."""
+    model = build_adapted_model(base)
     assert any(isinstance(m, Linear4bit) for m in model.modules())
     with torch.no_grad():  # with lora_B at zero lora_A would have no gradient
         for name, parameter in model.named_parameters():
@@ -125,8 +134,8 @@ def test_nothing_to_train_is_a_fault() -> None:
 def test_an_adapter_starts_from_its_own_values_not_from_rounded_ones(
     base: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    """TRL rounds to bf16 as the trainer is built; with a learning rate of next to nothing the start must survive."""
-    model = scorer(base)
+    """TRL rounds to bf16 when it builds a trainer; after a step with a tiny learning rate the weights are unchanged."""
+    model = build_reward_model(base)
     before = lora_weights(model)
     assert any((w != w.bfloat16().float()).any() for w in before.values())
     fit_reward(model, tiny_tokenizer, tmp_path, 1, lr=1e-30)
@@ -136,12 +145,18 @@ def test_an_adapter_starts_from_its_own_values_not_from_rounded_ones(
 
 @pytest.mark.parametrize(
     ("rows", "batch", "epochs", "limit", "steps"),
-    [(40, 8, 1.0, None, 5), (41, 8, 1.0, None, 6), (40, 8, 0.5, None, 3), (40, 8, 2.0, None, 10), (40, 8, 9.0, 4, 4),
-     (3, 8, 0.1, None, 1)],
-)  # fmt: skip
+    [
+        (40, 8, 1.0, None, 5),
+        (41, 8, 1.0, None, 6),
+        (40, 8, 0.5, None, 3),
+        (40, 8, 2.0, None, 10),
+        (40, 8, 9.0, 4, 4),
+        (3, 8, 0.1, None, 1),
+    ],
+)
 def test_steps_of_a_run(rows: int, batch: int, epochs: float, limit: int | None, steps: int) -> None:
-    given = SimpleNamespace(**SETTINGS | {"batch_size": batch, "epochs": epochs, "max_steps": limit})
-    assert Training.from_settings(given, 0).steps(rows) == steps
+    settings = SimpleNamespace(**SETTINGS | {"batch_size": batch, "epochs": epochs, "max_steps": limit})
+    assert Training.from_settings(settings, 0).steps(rows) == steps
 
 
 def test_the_steps_announced_are_the_steps_taken(base: Any, tiny_tokenizer: Any, chats: Path, tmp_path: Path) -> None:
@@ -154,15 +169,15 @@ def test_the_steps_announced_are_the_steps_taken(base: Any, tiny_tokenizer: Any,
     counter = Counter()
     rows = encode_documents(tiny_tokenizer, read_documents(chats), 128).rows
     settings = arguments(tmp_path / "c", 0, max_steps=None, epochs=0.5, batch_size=16, micro_batch=8)
-    model = adapted(base)
+    model = build_adapted_model(base)
     train(
         partial(build_sft_trainer, model, tiny_tokenizer, rows, settings, max_length=128, packing=False), model, counter
     )
     assert counter.steps == Training(**SETTINGS | {"epochs": 0.5, "batch_size": 16}, seed=0).steps(len(rows)) == 2
 
 
-class Logged(TrainerCallback):
-    """Keeps what the trainer says of each step."""
+class LossLog(TrainerCallback):
+    """Keep the loss that the trainer logs for each step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -172,16 +187,19 @@ class Logged(TrainerCallback):
 
 
 def test_packed_rows_do_not_see_each_other(base: Any, tiny_tokenizer: Any, chats: Path, tmp_path: Path) -> None:
-    """One step over all rows has the same loss, packed or not; a row that saw another would have another loss."""
+    """A step over all rows has the same loss with and without packing. Attention between rows would change it."""
     rows = encode_documents(tiny_tokenizer, read_documents(chats), 128).rows
     losses = []
     for packing in (False, True):
         count = len(pack_rows(rows, 128)) if packing else len(rows)
         settings = arguments(tmp_path / "c", 1, batch_size=count, micro_batch=count)
-        model, logged = adapted(base), Logged()
-        make = partial(build_sft_trainer, model, tiny_tokenizer, rows, settings, max_length=128, packing=packing)
-        train(make, model, logged)
-        losses += logged.losses
+        model = build_adapted_model(base)
+        loss_log = LossLog()
+        build_trainer = partial(
+            build_sft_trainer, model, tiny_tokenizer, rows, settings, max_length=128, packing=packing
+        )
+        train(build_trainer, model, loss_log)
+        losses += loss_log.losses
     assert count < len(rows) / 2
     assert losses[1] == pytest.approx(losses[0], abs=2e-4)
 
@@ -190,7 +208,7 @@ def test_packed_rows_do_not_see_each_other(base: Any, tiny_tokenizer: Any, chats
 
 
 def test_the_score_head_is_trained_and_saved(base: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
-    model = scorer(base)
+    model = build_reward_model(base)
     copy_adapter_weights(model, None)
     head = find_score_head(model).weight
     assert isinstance(head, torch.Tensor)
@@ -207,25 +225,28 @@ def test_the_score_head_is_trained_and_saved(base: Any, tiny_tokenizer: Any, tmp
 def test_a_reward_model_starts_from_the_sft_adapter(
     base: Any, tiny_tokenizer: Any, chats: Path, tmp_path: Path
 ) -> None:
-    tuned = adapted(base)
+    tuned = build_adapted_model(base)
     fit_sft(tuned, tiny_tokenizer, chats, tmp_path / "c", 2)
     save_adapter(tuned, tmp_path / "sft", base)
-    model = scorer(base, seed=1)
+    model = build_reward_model(base, seed=1)
     assert copy_adapter_weights(model, tmp_path / "sft") == len(lora_weights(tuned)) == 28
-    given, taken = lora_weights(tuned), lora_weights(model)
-    assert given.keys() == taken.keys()
-    assert all(torch.equal(given[n], taken[n]) for n in given)
-    assert any(t.any() for n, t in taken.items() if "lora_B" in n)
+    sft_weights = lora_weights(tuned)
+    copied_weights = lora_weights(model)
+    assert sft_weights.keys() == copied_weights.keys()
+    assert all(torch.equal(sft_weights[n], copied_weights[n]) for n in sft_weights)
+    assert any(t.any() for n, t in copied_weights.items() if "lora_B" in n)
 
 
 def test_an_answer_is_read_once_however_many_pairs_it_stands_in() -> None:
-    a, b, c = [1, 5], [1, 6, 7], [1, 8]
-    found = group_rankings(
+    a = [1, 5]
+    b = [1, 6, 7]
+    c = [1, 8]
+    rankings = group_rankings(
         [("x", TokenizedPair(b, a)), ("y", TokenizedPair(a, c)), ("x", TokenizedPair(b, c)), ("x", TokenizedPair(a, c))]
     )
-    assert found == [Ranking([b, a, c], [(0, 1), (0, 2), (1, 2)]), Ranking([a, c], [(0, 1)])]
-    rows = [{"texts": r.texts, "pairs": r.pairs} for r in found]
-    batch = collate_rankings(rows, filler=3, judgements=compute_mean_judgements(found))
+    assert rankings == [Ranking([b, a, c], [(0, 1), (0, 2), (1, 2)]), Ranking([a, c], [(0, 1)])]
+    rows = [{"texts": r.texts, "pairs": r.pairs} for r in rankings]
+    batch = collate_rankings(rows, filler=3, judgements=compute_mean_judgements(rankings))
     assert batch["input_ids"].tolist() == [b, [*a, 3], [*c, 3], [*a, 3], [*c, 3]]
     assert batch["attention_mask"].sum(-1).tolist() == [3, 2, 2, 2, 2]
     assert batch["pairs"].tolist() == [[0, 1], [0, 2], [1, 2], [3, 4]]
@@ -233,14 +254,16 @@ def test_an_answer_is_read_once_however_many_pairs_it_stands_in() -> None:
 
 
 def test_several_judgements_of_one_item_are_one_example() -> None:
-    """Two people agree on a above b, and a third does not; one also ranked another item: 4 judgements on 2 rows."""
-    a, b, c = [1, 5], [1, 6, 7], [1, 8]
-    found = group_rankings(
+    """Two people prefer a to b, and a third prefers b; one also ranked another item: 4 judgements on 2 rows."""
+    a = [1, 5]
+    b = [1, 6, 7]
+    c = [1, 8]
+    rankings = group_rankings(
         [("x", TokenizedPair(a, b)), ("x", TokenizedPair(b, a)), ("y", TokenizedPair(a, c)), ("x", TokenizedPair(a, b))]
     )
-    assert found == [Ranking([a, b], [(0, 1), (1, 0), (0, 1)]), Ranking([a, c], [(0, 1)])]
-    assert compute_mean_judgements(found) == 2
-    batch = collate_rankings([{"texts": r.texts, "pairs": r.pairs} for r in found], filler=3, judgements=2)
+    assert rankings == [Ranking([a, b], [(0, 1), (1, 0), (0, 1)]), Ranking([a, c], [(0, 1)])]
+    assert compute_mean_judgements(rankings) == 2
+    batch = collate_rankings([{"texts": r.texts, "pairs": r.pairs} for r in rankings], filler=3, judgements=2)
     assert batch["weights"].tolist() == [0.25] * 4
     assert float(compute_ranking_loss(torch.zeros(4), batch["weights"])) == pytest.approx(math.log(2))
 
@@ -256,7 +279,7 @@ def test_the_loss_of_rankings_by_hand() -> None:
 def test_a_reward_step_does_not_depend_on_the_micro_batch(base: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
     heads = []
     for micro_batch in (2, 8):
-        model = scorer(base)
+        model = build_reward_model(base)
         fit_reward(model, tiny_tokenizer, tmp_path / str(micro_batch), 3, batch_size=8, micro_batch=micro_batch)
         heads.append(find_score_head(model).weight)
     assert_close(heads[0], heads[1], atol=1e-6, rtol=1e-4)
@@ -265,7 +288,7 @@ def test_a_reward_step_does_not_depend_on_the_micro_batch(base: Any, tiny_tokeni
 def test_an_adapter_of_another_rank_does_not_fit(base: Any, tmp_path: Path) -> None:
     save_adapter(add_new_adapter(load_base(base, "qlora", CPU, torch.float32), Lora(8, 8)), tmp_path / "sft", base)
     with pytest.raises(InputError, match=r"init=.*do not fit a reward model"):
-        copy_adapter_weights(scorer(base), tmp_path / "sft")
+        copy_adapter_weights(build_reward_model(base), tmp_path / "sft")
 
 
 # Checkpoints.

@@ -1,4 +1,4 @@
-"""Whose turn it is: slots, the queue and the bank among requests that want them."""
+"""Requests share slots, the queue and the adapter bank fairly."""
 
 from __future__ import annotations
 
@@ -18,121 +18,124 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return adapters(CONFIG, tmp_path_factory.mktemp("adapters"), ({"r": 16}, {"r": 4}))
 
 
-def finish(made: ServingEngine) -> None:
-    while made.step():
+def run_until_idle(serving_engine: ServingEngine) -> None:
+    while serving_engine.step():
         pass
 
 
 def test_a_slot_is_free_within_two_steps():
-    made = engine(CONFIG, slots=1)
-    first, heard = added(made, Request(prompt(5), sampled(300)))
-    waiting = asked(made, Request(prompt(5), sampled(1)))
-    made.step()
-    made.abort(first)
-    made.step()
-    made.step()
-    assert heard.reason == "abort"
-    assert waiting.reason == "length"
+    serving_engine = engine(CONFIG, slots=1)
+    first_completion, first_answer = added(serving_engine, Request(prompt(5), sampled(300)))
+    waiting_answer = asked(serving_engine, Request(prompt(5), sampled(1)))
+    serving_engine.step()
+    serving_engine.abort(first_completion)
+    serving_engine.step()
+    serving_engine.step()
+    assert first_answer.reason == "abort"
+    assert waiting_answer.reason == "length"
 
 
 def test_turns_are_fair_over_tenants():
-    """One floods; the other's first is answered next, and then they take turns."""
-    made = engine(CONFIG, slots=2)
+    """A tenant floods the queue; the first request of another is answered next, and then both take turns."""
+    serving_engine = engine(CONFIG, slots=2)
     order: list[str] = []
 
-    def request(tenant: str) -> Request:
+    def build_request(tenant: str) -> Request:
         return Request(prompt(3), sampled(2), tenant=tenant, ends=lambda id: order.append(tenant) or False)
 
     for tenant in "aaaaaa":
-        asked(made, request(tenant))
-    made.step()
+        asked(serving_engine, build_request(tenant))
+    serving_engine.step()
     for tenant in "bbb":
-        asked(made, request(tenant))
-    finish(made)
+        asked(serving_engine, build_request(tenant))
+    run_until_idle(serving_engine)
     assert order.index("b") <= 4
     assert order[:12].count("b") >= 4
 
 
 def test_who_has_fewer_running_goes_first():
-    """One has every slot; as they come free, the other gets them until both have as many."""
-    made = engine(CONFIG, slots=4)
+    """A tenant has all slots; the other gets those that come free until both have as many."""
+    serving_engine = engine(CONFIG, slots=4)
     lengths = iter((2, 4, 6, 8))
     began: list[str] = []
 
-    def request(tenant: str, length: int) -> Request:
-        told = [tenant]
+    def build_request(tenant: str, length: int) -> Request:
+        unreported = [tenant]
         return Request(
-            prompt(3), sampled(length), tenant=tenant, ends=lambda id: bool(told and began.append(told.pop())) or False
-        )  # fmt: skip
+            prompt(3),
+            sampled(length),
+            tenant=tenant,
+            ends=lambda id: bool(unreported and began.append(unreported.pop())) or False,
+        )
 
     for length in lengths:
-        asked(made, request("a", length))
-    made.step()
+        asked(serving_engine, build_request("a", length))
+    serving_engine.step()
     for _ in range(3):
-        asked(made, request("a", 20))
-        asked(made, request("b", 20))
-    finish(made)
+        asked(serving_engine, build_request("a", 20))
+        asked(serving_engine, build_request("b", 20))
+    run_until_idle(serving_engine)
     assert began[:6] == ["a"] * 4 + ["b"] * 2
 
 
 def test_who_waits_for_room_in_the_bank_keeps_its_turn(folders: list[Path], monkeypatch: pytest.MonkeyPatch):
-    """Others go by for a while."""
+    """Other requests overtake it only for a while."""
     monkeypatch.setattr(continuous, "PATIENCE", 3)
-    made = engine(CONFIG, slots=4, resident=1)
-    one, other = (made.register(folder) for folder in folders[:2])
-    ended: list[str] = []
+    serving_engine = engine(CONFIG, slots=4, resident=1)
+    loaded_digest, waiting_digest = (serving_engine.register(folder) for folder in folders[:2])
+    finished_digests: list[str] = []
 
-    def request(digest: str) -> Request:
-        return Request(prompt(3), sampled(4), digest, ends=lambda id: ended.append(digest) or False)
+    def build_request(digest: str) -> Request:
+        return Request(prompt(3), sampled(4), digest, ends=lambda id: finished_digests.append(digest) or False)
 
-    asked(made, request(one))
-    made.step()
-    asked(made, request(other))
-    later = []
+    asked(serving_engine, build_request(loaded_digest))
+    serving_engine.step()
+    asked(serving_engine, build_request(waiting_digest))
+    later_answers = []
     for _ in range(12):
-        later.append(asked(made, request(one)))
-        made.step()
-    finish(made)
-    assert all(each.reason == "length" for each in later)
-    assert 4 < ended.index(other) < 4 + 4 * 6  # some went by, and not all of them
+        later_answers.append(asked(serving_engine, build_request(loaded_digest)))
+        serving_engine.step()
+    run_until_idle(serving_engine)
+    assert all(each.reason == "length" for each in later_answers)
+    assert 4 < finished_digests.index(waiting_digest) < 4 + 4 * 6  # some requests overtook it, but not all
 
 
 def test_nobody_waits_for_room_in_the_bank_who_has_gone_or_needs_none(folders: list[Path]):
-    made = engine(CONFIG, slots=4, resident=1)
-    one, other = (made.register(folder) for folder in folders[:2])
-    running = asked(made, Request(prompt(3), sampled(40), one))
-    made.step()
-    gone, heard = added(made, Request(prompt(3), sampled(4), other))
-    made.step()
-    beside = asked(made, Request(prompt(3), sampled(4)))
+    serving_engine = engine(CONFIG, slots=4, resident=1)
+    loaded_digest, waiting_digest = (serving_engine.register(folder) for folder in folders[:2])
+    running_answer = asked(serving_engine, Request(prompt(3), sampled(40), loaded_digest))
+    serving_engine.step()
+    aborted_completion, aborted_answer = added(serving_engine, Request(prompt(3), sampled(4), waiting_digest))
+    serving_engine.step()
+    base_answer = asked(serving_engine, Request(prompt(3), sampled(4)))
     for _ in range(6):
-        made.step()
-    assert beside.reason == "length"
-    made.abort(gone)
-    made.step()
-    assert heard.reason == "abort"
-    assert running.reason is None
-    assert made.stats().waiting == 0
-    finish(made)
-    assert made.known.by_digest[other].held == 0
+        serving_engine.step()
+    assert base_answer.reason == "length"
+    serving_engine.abort(aborted_completion)
+    serving_engine.step()
+    assert aborted_answer.reason == "abort"
+    assert running_answer.reason is None
+    assert serving_engine.stats().waiting == 0
+    run_until_idle(serving_engine)
+    assert serving_engine.known.by_digest[waiting_digest].held == 0
 
 
 def test_a_tenant_leaves_room_in_the_queue_and_slots_for_others():
-    made = engine(CONFIG, slots=8, queue=16, reserve=1)
+    serving_engine = engine(CONFIG, slots=8, queue=16, reserve=1)
 
-    def request(tenant: str, length: int) -> Request:
+    def build_request(tenant: str, length: int) -> Request:
         return Request(prompt(3), sampled(length), tenant=tenant)
 
     for _ in range(7):
-        asked(made, request("a", 200))
-    made.step()
-    for _ in range(12):  # three quarters of the room
-        asked(made, request("a", 200))
+        asked(serving_engine, build_request("a", 200))
+    serving_engine.step()
+    for _ in range(12):  # three quarters of the queue
+        asked(serving_engine, build_request("a", 200))
     with pytest.raises(QueueFull):
-        asked(made, request("a", 200))
-    made.step()
-    other = asked(made, request("b", 3))
+        asked(serving_engine, build_request("a", 200))
+    serving_engine.step()
+    answer_of_b = asked(serving_engine, build_request("b", 3))
     for _ in range(3):
-        made.step()
-    assert other.reason == "length"  # in the slot that no flood gets
-    assert made.stats().running == 7
+        serving_engine.step()
+    assert answer_of_b.reason == "length"  # in the slot that is reserved
+    assert serving_engine.stats().running == 7
