@@ -1,4 +1,4 @@
-"""An adapter that a model does not have is an error, on every path, and never the base's answer in its place."""
+"""An adapter that a model lacks is an error on every path; the base never answers in its place."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_token
 
 @pytest.fixture
 def model(world: World) -> Any:
-    """With the adapters `a` on every linear layer, and `b` on one of them alone."""
+    """A model with adapter `a` on all linear layers, and `b` on one of them."""
     model = attach(world.load("lora"), world.init, "a")
     model.add_adapter("b", LoraConfig(r=2, target_modules=["layers.1.mlp.down_proj"]))
     for name, parameter in model.named_parameters():
@@ -42,17 +42,17 @@ def model(world: World) -> Any:
 
 
 def fast(model: Any) -> AbstractContextManager[None]:
-    """Adapters are read into one pass of the decoder."""
+    """Use the fast path, which applies adapters within one pass of the decoder."""
     return nullcontext()
 
 
 def peft_alone(model: Any) -> AbstractContextManager[None]:
-    """The forwards of transformers and PEFT, as on a GPU."""
+    """Use the forward methods of transformers and PEFT, as on a GPU."""
     return disable_fast_path(model)
 
 
 def on_the_plain_path(model: Any) -> AbstractContextManager[None]:
-    """A model whose own forward is asked, row by row."""
+    """Call the forward method of the model itself, row by row."""
     base = unwrap_model(model)
     base.align_route = base.align_route._replace(fast=False)
     return disable_fast_path(model)
@@ -70,8 +70,8 @@ def answers(model: Any) -> Tensor:
     return HfEngine(STOPS, 0, 4).generate(PROMPTS, AsItStands(model), range(len(PROMPTS))).tokens_BS
 
 
-def select(model: Any, names: str | list[str]) -> None:
-    """By PEFT, below what would look at the name."""
+def activate_adapters(model: Any, names: str | list[str]) -> None:
+    """Activate adapters in PEFT directly, which does not check the name."""
     model.base_model.set_adapter(names, inference_mode=True)
 
 
@@ -80,16 +80,16 @@ def test_known_adapters_and_the_base_alone_answer(model: Any, path: Callable[[An
     with path(model), torch.no_grad():
         with model.disable_adapter():
             base = logprobs(model)
-        select(model, [])
+        activate_adapters(model, [])
         torch.testing.assert_close(logprobs(model), base)
-        said = {}
+        logprobs_by_names = {}
         for names in ("a", "b", ["a", "b"]):
-            select(model, names)
-            said[str(names)] = logprobs(model)
+            activate_adapters(model, names)
+            logprobs_by_names[str(names)] = logprobs(model)
             assert len(answers(model)) == len(PROMPTS)
-        for found in said.values():
-            assert (found - base).abs().max() > 1e-3
-        assert not torch.equal(said["a"], said["b"])
+        for adapter_logprobs in logprobs_by_names.values():
+            assert (adapter_logprobs - base).abs().max() > 1e-3
+        assert not torch.equal(logprobs_by_names["a"], logprobs_by_names["b"])
 
 
 @pytest.mark.parametrize("ask", [logprobs, answers])
@@ -101,7 +101,7 @@ def test_an_unknown_adapter_is_an_error(
     names: str | list[str],
     ask: Callable[[Any], Tensor],
 ):
-    select(model, names)
+    activate_adapters(model, names)
     with path(model), pytest.raises(InputError, match=UNKNOWN):
         ask(model)
 
@@ -110,21 +110,21 @@ def test_an_unknown_adapter_is_an_error(
 def test_a_deleted_adapter_is_unknown_and_a_new_one_is_not(
     model: Any, path: Callable[[Any], AbstractContextManager[None]]
 ):
-    select(model, "a")
+    activate_adapters(model, "a")
     model.delete_adapter("b")
     with path(model):
         logprobs(model)
-        select(model, "b")
+        activate_adapters(model, "b")
         with pytest.raises(InputError, match=r"^adapter=b: .*only a\."):
             logprobs(model)
     model.add_adapter("b", LoraConfig(r=2, target_modules=["q_proj"]))
     with path(model):
-        select(model, "b")
+        activate_adapters(model, "b")
         logprobs(model)
 
 
 def test_on_another_device_too():
-    """Of which there is none here but torch's `meta`, which computes shapes alone."""
+    """The device is torch's `meta`, which computes only shapes."""
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     with torch.device("meta"):
         model: Any = get_peft_model(LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)), LoraConfig(r=2))
@@ -133,16 +133,16 @@ def test_on_another_device_too():
     assert "forward" not in vars(layer)
     x = torch.zeros(1, 3, 64, device="meta")
     assert layer(x).shape == (1, 3, 64)
-    select(model, "typo")
+    activate_adapters(model, "typo")
     with pytest.raises(InputError, match=r"^adapter=typo: .*only default\."):
         layer(x)
 
 
 def test_a_policy_that_is_not_there_does_not_speak(world: World, model: Any):
     with ModelActor(model, "a").use():
-        chosen = logprobs(model)
+        policy_logprobs = logprobs(model)
     with ModelActor(model).use():
-        assert not torch.equal(logprobs(model), chosen)
+        assert not torch.equal(logprobs(model), policy_logprobs)
     with pytest.raises(InputError, match=UNKNOWN):
         ModelActor(model, "c").use().__enter__()
     with pytest.raises(InputError, match=r"^adapter=a: .*only its base\."):

@@ -1,4 +1,4 @@
-"""Tokens are counted once: whatever a client has received, whenever the server is killed."""
+"""Tokens that a client received are counted exactly once, even if the server is killed at any time."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_was_sent_is_counted_though_less_is_told(usage: UsageDatabase) -> N
         usage.reserve(ACME, request, 100)
     usage.record_sent({"r": (7, 3), "s": (5, 1)})
     usage.record_sent({"r": (7, 4)})
-    usage.record_sent({"r": (7, 2), "gone": (9, 9)})  # late
+    usage.record_sent({"r": (7, 2), "gone": (9, 9)})  # arrives late
     usage.settle("r", 7, 1)
     usage.settle("s", 5, 2)
     assert usage.read_usage("acme") == TenantUsage(2, 12, 6)
@@ -66,7 +66,7 @@ def test_a_budget_is_not_spent_twice_by_requests_at_once(usage: UsageDatabase) -
     usage.reserve(tenant, "c", 40)
     with pytest.raises(BudgetSpent, match="0 tokens"):
         usage.reserve(tenant, "d", 1)
-    usage.reserve(Tenant("acme", limits=Limits(token_budget=101)), "d", 1)  # a larger one, while it runs
+    usage.reserve(Tenant("acme", limits=Limits(token_budget=101)), "d", 1)  # the budget may grow while requests run
     usage.reserve(Tenant("other", limits=Limits(token_budget=1)), "e", 1)
     with pytest.raises(BudgetSpent, match=r"^token_budget=0: 0 tokens"):
         usage.reserve(Tenant("third", limits=Limits(token_budget=0)), "f", 1)
@@ -80,23 +80,23 @@ def test_a_request_has_one_reservation(usage: UsageDatabase) -> None:
 
 
 def test_a_server_that_ended_leaves_what_was_sent_and_one_that_lives_is_left_alone(path: Path) -> None:
-    with UsageDatabase(path) as alive:
-        alive.reserve(ACME, "mine", 50)
-        alive.record_sent({"mine": (1, 1)})
-        with UsageDatabase(path) as ended:
-            ended.reserve(ACME, "sent", 50)
-            ended.record_sent({"sent": (5, 2)})
-            ended.reserve(ACME, "unsent", 50)
-        with UsageDatabase(path) as next_one:
-            assert next_one.read_usage("acme") == TenantUsage(2, 5, 2, reserved=50)
-        assert alive.settle("mine", 3, 3)
-        assert alive.read_usage("acme") == TenantUsage(3, 8, 5)
+    with UsageDatabase(path) as running_database:
+        running_database.reserve(ACME, "mine", 50)
+        running_database.record_sent({"mine": (1, 1)})
+        with UsageDatabase(path) as closed_database:
+            closed_database.reserve(ACME, "sent", 50)
+            closed_database.record_sent({"sent": (5, 2)})
+            closed_database.reserve(ACME, "unsent", 50)
+        with UsageDatabase(path) as new_database:
+            assert new_database.read_usage("acme") == TenantUsage(2, 5, 2, reserved=50)
+        assert running_database.settle("mine", 3, 3)
+        assert running_database.read_usage("acme") == TenantUsage(3, 8, 5)
 
 
 def test_nothing_is_left_beside_the_file(path: Path) -> None:
     with UsageDatabase(path):
         pass
-    assert [found.name for found in path.parent.iterdir()] == [path.name]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -110,8 +110,8 @@ def test_a_file_that_is_none(path: Path, content: bytes) -> None:
 
 
 def test_nothing_is_answered_that_cannot_be_counted(usage: UsageDatabase, path: Path) -> None:
-    other = sqlite3.connect(path)
-    other.execute("DROP TABLE reservations")
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TABLE reservations")
     for act in (
         lambda: usage.reserve(ACME, "r", 1),
         lambda: usage.record_sent({"r": (1, 1)}),
@@ -120,16 +120,16 @@ def test_nothing_is_answered_that_cannot_be_counted(usage: UsageDatabase, path: 
         with pytest.raises(UsageUnwritable) as caught:
             act()
         assert str(path) not in str(caught.value)
-    other.close()
+    connection.close()
 
 
 def test_threads_and_two_servers_at_once(path: Path) -> None:
     tenant = Tenant("acme", limits=Limits(token_budget=1000))
-    with UsageDatabase(path) as one, UsageDatabase(path) as two:
+    with UsageDatabase(path) as first_database, UsageDatabase(path) as second_database:
 
-        def ask(usage: UsageDatabase, who: int) -> None:
+        def ask(usage: UsageDatabase, thread_number: int) -> None:
             for i in range(60):
-                request = f"{who}-{i}"
+                request = f"{thread_number}-{i}"
                 try:
                     usage.reserve(tenant, request, 5)
                 except BudgetSpent:
@@ -138,12 +138,15 @@ def test_threads_and_two_servers_at_once(path: Path) -> None:
                 usage.settle(request, 2, 3)
                 assert usage.read_usage("acme").tokens <= 1000
 
-        threads = [threading.Thread(target=ask, args=((one, two)[who % 2], who)) for who in range(6)]
+        threads = [
+            threading.Thread(target=ask, args=((first_database, second_database)[thread_number % 2], thread_number))
+            for thread_number in range(6)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert one.read_usage("acme") == TenantUsage(200, 400, 600)
+        assert first_database.read_usage("acme") == TenantUsage(200, 400, 600)
 
 
 SERVER = """
@@ -175,11 +178,13 @@ for line in sys.stdin:  # a number of a server, which is a fork: importing takes
     _, status = os.wait()
     os.write(1, f"ended {status}\\n".encode())
 """
-PROMPT, ANSWER, KILLS = 11, 5, 25
+PROMPT = 11
+ANSWER = 5
+KILLS = 25
 
 
-def killed(servers: subprocess.Popen[str], kill: int, after: int) -> Counter[str]:
-    """Request → tokens of its answer that the client has received, of a server that is killed after some lines."""
+def run_server_until_killed(servers: subprocess.Popen[str], kill: int, after: int) -> Counter[str]:
+    """Kill a server after some lines. Returns the tokens that the client received of each request."""
     assert servers.stdin is not None
     assert servers.stdout is not None
     received: Counter[str] = Counter()
@@ -192,29 +197,40 @@ def killed(servers: subprocess.Popen[str], kill: int, after: int) -> Counter[str
             return received
         received[request] = int(tokens)
         if number == after:
-            os.kill(pid, signal.SIGKILL)  # and what is in the pipe was received
+            os.kill(pid, signal.SIGKILL)  # lines still in the pipe count as received
     raise AssertionError("the servers ended")
 
 
 def test_whenever_it_is_killed_what_a_client_received_is_counted_and_nothing_twice(path: Path) -> None:
-    rng, unsent = random.Random(1), 0
+    rng = random.Random(1)
+    unsent = 0
     command = [sys.executable, "-c", SERVER, str(path)]
     with (
-        UsageDatabase(path) as beside,  # another server on the same file, with a request under way all the time
+        UsageDatabase(
+            path
+        ) as running_database,  # another server on the same file, with a request under way all the time
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True) as servers,
     ):
-        beside.reserve(ACME, "mine", 50)
+        running_database.reserve(ACME, "mine", 50)
         for kill in range(KILLS):
-            received = killed(servers, kill, rng.randrange(1, 400))
-            for _ in range(2):  # what was settled is not settled again
+            received = run_server_until_killed(servers, kill, rng.randrange(1, 400))
+            for _ in range(2):  # settled requests are not settled again
                 with UsageDatabase(path) as usage:
-                    found = {who: usage.read_usage(f"{kill}-{who}") for who in range(3)}
-            for who, used in found.items():
-                seen = [n for request, n in received.items() if request.startswith(f"{kill}-{who}/")]
-                assert used.reserved == 0
-                assert len(seen) <= used.requests <= len(seen) + 1  # and the one that had sent nothing yet
-                assert sum(seen) <= used.completion_tokens <= sum(seen) + 1
-                assert len(seen) * PROMPT <= used.prompt_tokens <= (len(seen) + 1) * PROMPT
-                unsent += used.completion_tokens - sum(seen)
-        assert beside.read_usage("acme") == TenantUsage(reserved=50)
-    assert unsent < 3 * KILLS  # it is not that one too many is always counted
+                    usage_by_thread = {
+                        thread_number: usage.read_usage(f"{kill}-{thread_number}") for thread_number in range(3)
+                    }
+            for thread_number, thread_usage in usage_by_thread.items():
+                received_counts = [
+                    n for request, n in received.items() if request.startswith(f"{kill}-{thread_number}/")
+                ]
+                assert thread_usage.reserved == 0
+                assert (
+                    len(received_counts) <= thread_usage.requests <= len(received_counts) + 1
+                )  # one request may have sent nothing yet
+                assert sum(received_counts) <= thread_usage.completion_tokens <= sum(received_counts) + 1
+                assert (
+                    len(received_counts) * PROMPT <= thread_usage.prompt_tokens <= (len(received_counts) + 1) * PROMPT
+                )
+                unsent += thread_usage.completion_tokens - sum(received_counts)
+        assert running_database.read_usage("acme") == TenantUsage(reserved=50)
+    assert unsent < 3 * KILLS  # the extra token is not counted every time
