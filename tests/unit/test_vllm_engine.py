@@ -1,4 +1,4 @@
-"""The engine that asks vLLM, on a stand-in in NumPy: its answers, its adapters, and what is refused of a wrong one."""
+"""The engine that calls vLLM, tested on a stand-in in NumPy: answers, adapters, and refusals of a faulty vLLM."""
 
 from __future__ import annotations
 
@@ -57,22 +57,23 @@ Start = Callable[..., AbstractContextManager[VllmEngine]]
 
 @pytest.fixture
 def serving(python: str, must_say: tuple[Probes, dict[str, Probes]], tmp_path: Path) -> Start:
-    """Starts an engine for as long as a block lasts."""
+    """A context manager that runs an engine."""
 
     @contextmanager
     def start(queue: int = 8, slots: int = 4, **options: Any) -> Iterator[VllmEngine]:
-        base, (of_base, of_adapters) = find_base("pocket"), must_say
-        made = for_vllm(tmp_path / "vllm", of_adapters)
+        base = find_base("pocket")
+        base_probes, adapter_probes = must_say
+        vllm_adapters = for_vllm(tmp_path / "vllm", adapter_probes)
         arguments = build_serve_arguments(
             base.digest, "float32", layers=MODULES, rank=16, adapters=4, slots=slots, context=256, prefixes=True
         )
-        folder = made.base_folder(tmp_path / "bases", torch.float32)
+        folder = vllm_adapters.base_folder(tmp_path / "bases", torch.float32)
         log = tmp_path / "vllm.log"
         server = VllmServer("serve.python", python, 60, "", lambda: VllmProcess(python, folder, arguments, log))
         engine = None
         try:
             server.bring_up()
-            engine = VllmEngine(server, made, of_base, "float32", 1024, queue, slots, **options)
+            engine = VllmEngine(server, vllm_adapters, base_probes, "float32", 1024, queue, slots, **options)
             yield engine
         finally:
             server.close(5) if engine is None else engine.close(5)
@@ -86,74 +87,84 @@ def engine(serving: Start) -> Iterator[VllmEngine]:
         yield engine
 
 
-def greedy(adapter: str | None, **changes: Any) -> Request:
+def build_greedy_request(adapter: str | None, **changes: Any) -> Request:
     return Request(PROMPT, SamplingParams(**{"max_tokens": 6, "temperature": 0.0, "logprobs": 2, **changes}), adapter)
 
 
 def test_it_answers_as_transformers_does(
     engine: VllmEngine, folders: dict[str, Path], must_say: tuple[Probes, dict[str, Probes]]
 ):
-    own = OneAtATime(load_base(find_base("pocket"), "lora", CPU, torch.float32), 1024)
+    reference_engine = OneAtATime(load_base(find_base("pocket"), "lora", CPU, torch.float32), 1024)
     digests = [None, *(engine.register(folder) for folder in folders.values())]
-    assert digests[1:] == [own.register(folder) for folder in folders.values()]
-    asked = [greedy(digest, prompt_logprobs=3) for digest in digests]
+    assert digests[1:] == [reference_engine.register(folder) for folder in folders.values()]
+    requests = [build_greedy_request(digest, prompt_logprobs=3) for digest in digests]
     answers = set()
-    for ours, theirs in zip(run(engine, asked), run(own, asked), strict=True):
+    for ours, theirs in zip(run(engine, requests), run(reference_engine, requests), strict=True):
         assert (ours.ids, ours.reason) == (theirs.ids, theirs.reason)
         answers.add(tuple(ours.ids))
         for a, b in zip(ours.tokens, theirs.tokens, strict=True):
             assert a.logprob == pytest.approx(b.logprob, abs=1e-3)
             assert [id for id, _ in a.top] == [id for id, _ in b.top]
-        told, wanted = ours.outputs[0].prompt_logprobs, theirs.outputs[0].prompt_logprobs
-        assert told is not None
-        assert wanted is not None
-        assert told[0] is wanted[0] is None
-        for a, b in zip(told[1:], wanted[1:], strict=True):
+        our_logprobs = ours.outputs[0].prompt_logprobs
+        their_logprobs = theirs.outputs[0].prompt_logprobs
+        assert our_logprobs is not None
+        assert their_logprobs is not None
+        assert our_logprobs[0] is their_logprobs[0] is None
+        for a, b in zip(our_logprobs[1:], their_logprobs[1:], strict=True):
             assert a
             assert b
             assert (a.id, [i for i, _ in a.top]) == (b.id, [i for i, _ in b.top])
             assert a.logprob == pytest.approx(b.logprob, abs=1e-3)
     assert len(answers) == len(digests), "the adapters answer differently, or this shows nothing"
     for digest in filter(None, digests):
-        probes, ask = must_say[1][digest], engine.server.client.logprobs
-        agreed = compute_agreement(
-            ask(build_adapter_name(digest), probes.rows), ask(engine.server.base, probes.rows), probes
+        probes = must_say[1][digest]
+        request_logprobs = engine.server.client.logprobs
+        agreement = compute_agreement(
+            request_logprobs(build_adapter_name(digest), probes.rows),
+            request_logprobs(engine.server.base, probes.rows),
+            probes,
         )
-        assert abs(agreed.share - 1) < 1e-3
+        assert abs(agreement.share - 1) < 1e-3
 
 
 def test_a_prompt_is_scored_without_an_answer(engine: VllmEngine):
-    [heard] = run(engine, [greedy(None, max_tokens=0, prompt_logprobs=0)])
-    assert heard.reason == "length"
-    assert heard.ids == []
-    told = heard.outputs[0].prompt_logprobs
-    assert told is not None
-    assert len(told) == len(PROMPT)
-    [heard] = run(engine, [greedy(None, max_tokens=0)])
-    assert heard.reason == "length"
-    assert heard.ids == []
+    [answer] = run(engine, [build_greedy_request(None, max_tokens=0, prompt_logprobs=0)])
+    assert answer.reason == "length"
+    assert answer.ids == []
+    prompt_logprobs = answer.outputs[0].prompt_logprobs
+    assert prompt_logprobs is not None
+    assert len(prompt_logprobs) == len(PROMPT)
+    [answer] = run(engine, [build_greedy_request(None, max_tokens=0)])
+    assert answer.reason == "length"
+    assert answer.ids == []
 
 
 def test_an_answer_ends_where_the_request_says(engine: VllmEngine):
-    [free] = run(engine, [greedy(None)])
-    assert len(free.ids) == 6
-    assert free.reason == "length"
-    [stopped] = run(engine, [greedy(None, stop_ids=(free.ids[2],))])
-    assert stopped.ids == free.ids[: free.ids.index(free.ids[2]) + 1]
-    assert stopped.reason == "stop"
-    said: list[int] = []
-    by_text = Request(PROMPT, greedy(None, max_tokens=100).sampling, ends=lambda id: said.append(id) or len(said) == 2)
-    [ended] = run(engine, [by_text])
-    assert (ended.ids, ended.reason) == (free.ids[:2], "stop")
+    [full_answer] = run(engine, [build_greedy_request(None)])
+    assert len(full_answer.ids) == 6
+    assert full_answer.reason == "length"
+    [stopped_answer] = run(engine, [build_greedy_request(None, stop_ids=(full_answer.ids[2],))])
+    assert stopped_answer.ids == full_answer.ids[: full_answer.ids.index(full_answer.ids[2]) + 1]
+    assert stopped_answer.reason == "stop"
+    generated_ids: list[int] = []
+    request = Request(
+        PROMPT,
+        build_greedy_request(None, max_tokens=100).sampling,
+        ends=lambda id: generated_ids.append(id) or len(generated_ids) == 2,
+    )
+    [ended_answer] = run(engine, [request])
+    assert (ended_answer.ids, ended_answer.reason) == (full_answer.ids[:2], "stop")
 
 
 def test_the_seed_decides(engine: VllmEngine):
-    first, again, other = run(engine, [greedy(None, temperature=1.0, seed=s) for s in (1, 1, 2)])
-    assert first.ids == again.ids != other.ids
+    first_answer, same_seed, other_seed = run(
+        engine, [build_greedy_request(None, temperature=1.0, seed=s) for s in (1, 1, 2)]
+    )
+    assert first_answer.ids == same_seed.ids != other_seed.ids
 
 
 def test_a_seed_that_vllm_takes_for_none(engine: VllmEngine):
-    seeds = [engine._request_body(greedy(None, seed=seed))["seed"] for seed in (-1, -2, 0, 2**63 - 1)]
+    seeds = [engine._request_body(build_greedy_request(None, seed=seed))["seed"] for seed in (-1, -2, 0, 2**63 - 1)]
     assert seeds == [-(2**63), -2, 0, 2**63 - 1]
 
 
@@ -161,43 +172,47 @@ def test_a_prompt_that_fills_the_context_has_no_room_for_vllms_token(engine: Vll
     full = Request((5,) * 256, SamplingParams(0, prompt_logprobs=0))
     with pytest.raises(InputError, match="1 over the context of 256"):
         asked(engine, full)
-    [heard] = run(engine, [Request((5,) * 255, SamplingParams(0, prompt_logprobs=0))])
-    assert heard.reason == "length"
+    [answer] = run(engine, [Request((5,) * 255, SamplingParams(0, prompt_logprobs=0))])
+    assert answer.reason == "length"
 
 
 def test_lines_of_a_stream_end_at_a_line_break_alone():
     async def read(*pieces: str) -> list[bytes]:
-        async def came() -> AsyncIterator[bytes]:
+        async def iter_pieces() -> AsyncIterator[bytes]:
             for piece in pieces:
                 yield piece.encode()
 
-        return [data async for data in iter_events(came())]
+        return [data async for data in iter_events(iter_pieces())]
 
     text = "a\u2028b\u2029c\u0085d\x0be"
     assert asyncio.run(read(f"data: {text}\n\nda", "ta: [DO", "NE]\n\n", ": ping\n")) == [text.encode(), b"[DONE]"]
 
 
 def test_top_p_leaves_the_likeliest(engine: VllmEngine):
-    free, likeliest = run(engine, [greedy(None), greedy(None, temperature=1.0, top_p=1e-6, seed=5)])
-    assert likeliest.ids == free.ids
+    greedy_answer, top_p_answer = run(
+        engine, [build_greedy_request(None), build_greedy_request(None, temperature=1.0, top_p=1e-6, seed=5)]
+    )
+    assert top_p_answer.ids == greedy_answer.ids
 
 
 def test_a_tenant_has_a_cache_of_its_own(engine: VllmEngine):
     body = engine._request_body
-    one, again, other = (body(Request(PROMPT, greedy(None).sampling, tenant=t))["cache_salt"] for t in ("a", "a", "b"))
-    assert one == again != other
+    salt, same_tenant, other_tenant = (
+        body(Request(PROMPT, build_greedy_request(None).sampling, tenant=t))["cache_salt"] for t in ("a", "a", "b")
+    )
+    assert salt == same_tenant != other_tenant
 
 
 def test_more_wait_than_are_answered(engine: VllmEngine):
-    pending = [added(engine, greedy(None)) for _ in range(6)]
+    pending = [added(engine, build_greedy_request(None)) for _ in range(6)]
     with pytest.raises(QueueFull):
-        asked(engine, greedy(None))
+        asked(engine, build_greedy_request(None))
     engine.step()
     assert engine.stats().running <= 4
     assert engine.stats().waiting >= 2
     while engine.step():
         pass
-    assert {heard.reason for _, heard in pending} == {"length"}
+    assert {answer.reason for _, answer in pending} == {"length"}
     assert engine.stats().waiting == engine.stats().running == 0
     assert engine.stats().generated_tokens == 36
     assert engine.stats().prompt_tokens == 36
@@ -206,11 +221,11 @@ def test_more_wait_than_are_answered(engine: VllmEngine):
 def test_slots_are_kept_for_tenants_who_have_none(serving: Start):
     with serving(reserve=1) as engine:
         for _ in range(5):
-            engine.add(Request(PROMPT, greedy(None, max_tokens=200).sampling, tenant="many"), Heard())
+            engine.add(Request(PROMPT, build_greedy_request(None, max_tokens=200).sampling, tenant="many"), Heard())
         engine.step()
         assert engine.stats().running == 3
-        one = Heard()
-        engine.add(Request(PROMPT, greedy(None).sampling, tenant="one"), one)
+        answer = Heard()
+        engine.add(Request(PROMPT, build_greedy_request(None).sampling, tenant="one"), answer)
         engine.step()
         assert engine.stats().running == 4
         engine.give_up(RuntimeError("enough"))
@@ -218,44 +233,44 @@ def test_slots_are_kept_for_tenants_who_have_none(serving: Start):
 
 
 def test_one_that_is_aborted_leaves_its_slot_to_the_next(engine: VllmEngine):
-    running = [added(engine, greedy(None, max_tokens=200)) for _ in range(4)]
+    running = [added(engine, build_greedy_request(None, max_tokens=200)) for _ in range(4)]
     engine.step()
-    _, heard = added(engine, greedy(None, max_tokens=2))
+    _, next_answer = added(engine, build_greedy_request(None, max_tokens=2))
     engine.abort(running[0][0])
     engine.step()
     engine.step()
     assert running[0][1].reason == "abort"
     assert engine.stats().waiting == 0
-    for pending, _ in running[1:]:
-        engine.abort(pending)
+    for completion, _ in running[1:]:
+        engine.abort(completion)
     while engine.step():
         pass
-    assert heard.reason == "length"
-    assert [other.reason for _, other in running] == ["abort"] * 4
+    assert next_answer.reason == "length"
+    assert [answer.reason for _, answer in running] == ["abort"] * 4
 
 
 def test_an_adapter_that_is_let_go_answers_what_had_begun(engine: VllmEngine, folders: dict[str, Path], tmp_path: Path):
     digest = engine.register(folders["plain"])
-    _, heard = added(engine, greedy(digest, max_tokens=20))
+    _, answer = added(engine, build_greedy_request(digest, max_tokens=20))
     engine.step()
     engine.unregister(digest)
     while engine.step():
         pass
-    assert heard.reason == "length"
+    assert answer.reason == "length"
     engine.step()
     assert not engine.server.client.knows(build_adapter_name(digest))
     assert list((tmp_path / "vllm").iterdir()) == []
     with pytest.raises(InputError, match="is not registered"):
-        asked(engine, greedy(digest))
-    assert engine.register(folders["plain"]) == digest  # and it comes back
-    assert run(engine, [greedy(digest)])[0].reason == "length"
+        asked(engine, build_greedy_request(digest))
+    assert engine.register(folders["plain"]) == digest  # it can be registered again
+    assert run(engine, [build_greedy_request(digest)])[0].reason == "length"
 
 
 def test_what_vllm_cannot_do_is_refused_before_it_waits(engine: VllmEngine):
     with pytest.raises(InputError, match=r"scores.*serve=vllm"):
         asked(engine, Request(PROMPT, SamplingParams(0), scored=True))
     with pytest.raises(InputError, match="over the context of 256"):
-        asked(engine, greedy(None, max_tokens=251))
+        asked(engine, build_greedy_request(None, max_tokens=251))
     assert engine.stats().waiting == 0
 
 
@@ -289,7 +304,7 @@ def test_an_adapter_that_is_not_in_force_is_never_served(
     with serving() as engine:
         if fault == "another":
             engine.register(folders["scaled"])
-        for _ in range(2):  # it is asked again each time
+        for _ in range(2):  # it is checked each time
             with pytest.raises(InputError, match=problem):
                 engine.register(folders["plain"])
         digest = adapter_digest(folders["plain"])
@@ -312,12 +327,14 @@ def test_an_answer_that_breaks_off_is_an_error_and_no_answer(
 ):
     monkeypatch.setenv("STAND_IN", fault)
     with serving() as engine:
-        whole, broken = run(engine, [greedy(None), greedy(None, max_tokens=60)])
-        assert broken.reason == "error"
-        assert re.search(problem, str(broken.error))
+        complete_answer, broken_answer = run(
+            engine, [build_greedy_request(None), build_greedy_request(None, max_tokens=60)]
+        )
+        assert broken_answer.reason == "error"
+        assert re.search(problem, str(broken_answer.error))
         if fault != "dies":
-            assert whole.reason == "length"
-            assert run(engine, [greedy(None)])[0].reason == "length"
+            assert complete_answer.reason == "length"
+            assert run(engine, [build_greedy_request(None)])[0].reason == "length"
         else:
             for _ in range(50):
                 if not engine.is_sound():
@@ -353,10 +370,10 @@ def test_nobody_else_reaches_its_socket(engine: VllmEngine):
 
 
 def test_its_environment_is_no_other_python_and_asks_for_no_key():
-    told = build_environment(
+    environment = build_environment(
         {"PYTHONPATH": "/x", "VLLM_API_KEY": "k", "HOME": "/h", "VLLM_CPU_KVCACHE_SPACE": "2"}, "/s"
     )
-    assert not {"PYTHONPATH", "VLLM_API_KEY"} & told.keys()
-    assert told["HOME"] == "/h"
-    assert told["VLLM_CPU_KVCACHE_SPACE"] == "2"
-    assert told["VLLM_NO_USAGE_STATS"] == "1"
+    assert not {"PYTHONPATH", "VLLM_API_KEY"} & environment.keys()
+    assert environment["HOME"] == "/h"
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "2"
+    assert environment["VLLM_NO_USAGE_STATS"] == "1"

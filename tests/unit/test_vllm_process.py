@@ -1,4 +1,4 @@
-"""vLLM's server ends with whoever started it, however that ends, and leaves no folder of sockets."""
+"""The vLLM server ends with the process that started it, even a killed one, and leaves no socket folder."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ time.sleep(600)
 """
 
 
-def runs(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
 
 
-def members(group: int) -> list[int]:
-    """The processes of a group that run."""
+def list_group_members(group: int) -> list[int]:
+    """Return ids of the running processes of a group."""
     pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-    found = []
+    running_pids = []
     for pid in pids:
         with suppress(OSError):
-            if os.getpgid(pid) == group and runs(pid):
-                found.append(pid)
-    return found
+            if os.getpgid(pid) == group and is_running(pid):
+                running_pids.append(pid)
+    return running_pids
 
 
 @contextmanager
-def ended(process: subprocess.Popen[str]) -> Iterator[None]:
-    """However a test ends, nobody waits for it."""
+def kill_at_exit(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill the process when the block ends, so that a failed test does not wait for it."""
     try:
         yield
     finally:
@@ -79,19 +79,19 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_it_ends_with_its_owner_and_not_with_the_thread_that_started_it(python: str, tmp_path: Path):
     log = tmp_path / "vllm.log"
     environment = {**os.environ, "STAND_IN": "never-ready", "TMPDIR": str(tmp_path)}
-    asked = build_serve_arguments(
+    serve_arguments = build_serve_arguments(
         "0" * 64, "float32", layers=["q_proj"], rank=8, adapters=1, slots=1, context=8, prefixes=False
     )
-    words = [sys.executable, "-c", OWNER, python, str(log), *asked]
-    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as owner, ended(owner):
+    command = [sys.executable, "-c", OWNER, python, str(log), *serve_arguments]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as owner, kill_at_exit(owner):
         assert owner.stdout is not None
         pid, folder = owner.stdout.readline().split()
         assert settles(lambda: b"starts" in log.read_bytes())
         time.sleep(0.2)  # PR_SET_PDEATHSIG would have ended it long ago
-        assert runs(int(pid))
-        assert len(members(int(pid))) == 2
+        assert is_running(int(pid))
+        assert len(list_group_members(int(pid))) == 2
         owner.send_signal(signal.SIGKILL)
-    assert settles(lambda: not members(int(pid)))
+    assert settles(lambda: not list_group_members(int(pid)))
     assert not Path(folder).exists()
 
 
@@ -101,32 +101,35 @@ def test_whoever_is_stopped_leaves_nothing(python: str, tmp_path: Path, monkeypa
     assert lock_folder(process.socket.parent) is None, "its owner holds it"
     process.stop(5)
     process.stop(5)
-    assert not members(process._process.pid)
+    assert not list_group_members(process._process.pid)
     assert not process.socket.parent.exists()
 
 
 def test_abandoned_folders_are_removed_and_nothing_else(tmp_path: Path):
-    def made(name: str, age: float = 2 * NEW_S) -> Path:
+    def make_folder(name: str, age: float = 2 * NEW_S) -> Path:
         folder = tmp_path / f"{SOCKETS}{name}"
         folder.mkdir()
-        return aged(folder, age)
+        return set_age(folder, age)
 
-    def aged(folder: Path, age: float = 2 * NEW_S) -> Path:
-        then = time.time() - age
-        os.utime(folder, (then, then))
+    def set_age(folder: Path, age: float = 2 * NEW_S) -> Path:
+        modified = time.time() - age
+        os.utime(folder, (modified, modified))
         return folder
 
-    empty, new, owned, files = made("empty"), made("new", 1), made("owned"), made("files")
+    empty = make_folder("empty")
+    new = make_folder("new", 1)
+    owned = make_folder("owned")
+    files = make_folder("files")
     (files / "mine").touch()
     (tmp_path / f"{SOCKETS}file").touch()
     (tmp_path / f"{SOCKETS}link").symlink_to(files)
-    with tempfile.TemporaryDirectory(prefix=SOCKETS, dir="/tmp") as short, socket.socket(socket.AF_UNIX) as listens:
-        listens.bind(f"{short}/socket")
+    with tempfile.TemporaryDirectory(prefix=SOCKETS, dir="/tmp") as short, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{short}/socket")
         sockets = Path(short).rename(tmp_path / f"{SOCKETS}sockets")
-        Path(short).mkdir()  # for its own clean-up
-    held = lock_folder(owned)
+        Path(short).mkdir()  # TemporaryDirectory removes it
+    lock = lock_folder(owned)
     for folder in (files, sockets):
-        aged(folder)
+        set_age(folder)
     remove_abandoned(tmp_path)
     assert not empty.exists()
     assert not sockets.exists()
@@ -134,7 +137,7 @@ def test_abandoned_folders_are_removed_and_nothing_else(tmp_path: Path):
     assert owned.exists()
     assert (files / "mine").exists()
     assert (tmp_path / f"{SOCKETS}link").is_symlink()
-    assert held is not None
-    os.close(held)
+    assert lock is not None
+    os.close(lock)
     remove_abandoned(tmp_path)
     assert not owned.exists()

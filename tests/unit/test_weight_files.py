@@ -1,5 +1,5 @@
-"""What is hashed is what is read: every way in which a folder can offer other weights than those that its digest
-names."""
+"""Weights are read only from hashed files, in each way in which a folder can offer weights that its digest does not
+cover."""
 
 from __future__ import annotations
 
@@ -22,17 +22,25 @@ from align.models.load import load_base, load_tokenizer
 from align.run import Base, load_artifact, model_files
 
 CPU = torch.device("cpu")
-BESIDE = {
-    "config.json": b"{}", "generation_config.json": b"{}", "tokenizer.json": b"{}", "tokenizer_config.json": b"{}",
-    "tokenizer.model": b"pieces", "special_tokens_map.json": b"{}", "chat_template.jinja": b"{{ x }}",
-    "vocab.json": b"{}", "merges.txt": b"", "added_tokens.json": b"{}",
-}  # fmt: skip
+OTHER_FILES = {
+    "config.json": b"{}",
+    "generation_config.json": b"{}",
+    "tokenizer.json": b"{}",
+    "tokenizer_config.json": b"{}",
+    "tokenizer.model": b"pieces",
+    "special_tokens_map.json": b"{}",
+    "chat_template.jinja": b"{{ x }}",
+    "vocab.json": b"{}",
+    "merges.txt": b"",
+    "added_tokens.json": b"{}",
+}
 SHARDS = {
     INDEX: json.dumps(
         {"metadata": {}, "weight_map": {f"{c}": f"model-0000{n}-of-00002.safetensors" for n, c in ((1, "a"), (2, "b"))}}
     ).encode(),
-    "model-00001-of-00002.safetensors": b"one", "model-00002-of-00002.safetensors": b"two",
-}  # fmt: skip
+    "model-00001-of-00002.safetensors": b"one",
+    "model-00002-of-00002.safetensors": b"two",
+}
 
 
 @pytest.fixture
@@ -48,16 +56,16 @@ def other(copy: Path, tmp_path: Path) -> Path:
     return tmp_path / "other.safetensors"
 
 
-def loaded(base: Base) -> Any:
+def load_lora_base(base: Base) -> Any:
     return load_base(base, "lora", CPU, torch.float32)
 
 
-def change(path: Path, **values: Any) -> None:
+def edit_json(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def shard(folder: Path) -> None:
-    """The same model in several files."""
+def save_shards(folder: Path) -> None:
+    """Save the same model in several files."""
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(folder)
@@ -66,13 +74,13 @@ def shard(folder: Path) -> None:
     assert (folder / INDEX).is_file()
 
 
-def index_naming(folder: Path, name: str, inside: bool = True) -> None:
-    """Shards, the first of which has another name in the index, and is there by that name if it can be."""
-    shard(folder)
-    told = json.loads((folder / INDEX).read_text())
-    first = sorted(set(told["weight_map"].values()))[0]
-    told["weight_map"] = {k: name if v == first else v for k, v in told["weight_map"].items()}
-    (folder / INDEX).write_text(json.dumps(told))
+def save_shards_naming(folder: Path, name: str, inside: bool = True) -> None:
+    """Save shards, and give the first another name in the index, and on disk if `inside`."""
+    save_shards(folder)
+    index = json.loads((folder / INDEX).read_text())
+    first = sorted(set(index["weight_map"].values()))[0]
+    index["weight_map"] = {k: name if v == first else v for k, v in index["weight_map"].items()}
+    (folder / INDEX).write_text(json.dumps(index))
     if inside:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / first).rename(folder / name)
@@ -83,12 +91,12 @@ def index_naming(folder: Path, name: str, inside: bool = True) -> None:
 
 @pytest.mark.parametrize("files", [{SINGLE: b"weights"}, SHARDS])
 def test_a_digest_covers_what_is_read_and_nothing_else(tmp_path: Path, files: dict[str, bytes]) -> None:
-    for name, content in {**files, **BESIDE, "README.md": b"words"}.items():
+    for name, content in {**files, **OTHER_FILES, "README.md": b"words"}.items():
         (tmp_path / name).write_bytes(content)
     digest = found(tmp_path).digest
     assert load_artifact(tmp_path, "here").digest == digest
-    assert {p.name for p in model_files(tmp_path)} == {*files, *BESIDE}
-    # What is not read is not named: neither by a name that transformers would pass over, nor by one that it would not.
+    assert {p.name for p in model_files(tmp_path)} == {*files, *OTHER_FILES}
+    # Other files do not change the digest, even under names that transformers would read.
     for name in ("decoy.safetensors", "consolidated.safetensors", "model.fp16.safetensors", "model.gguf"):
         (tmp_path / name).write_bytes(b"other")
     (tmp_path / "pytorch_model.bin").write_bytes(b"other")
@@ -110,89 +118,93 @@ def test_an_adapter_keeps_its_digest(tmp_path: Path) -> None:
 # Weights come from the files that the digest names.
 
 
-def beside(name: str) -> Callable[[Path, Path], None]:
-    def put(folder: Path, other: Path) -> None:
+def add_file(name: str) -> Callable[[Path, Path], None]:
+    def add(folder: Path, other: Path) -> None:
         if name.endswith("safetensors"):
             shutil.copy(other, folder / name)
         else:
             torch.save(load_file(other), folder / name)
 
-    return put
+    return add
 
 
-def an_index_beside(folder: Path, other: Path) -> None:
+def add_index(folder: Path, other: Path) -> None:
     shutil.copy(other, folder / "shard.safetensors")
     names = dict.fromkeys(load_file(other), "shard.safetensors")
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
 
 
-def a_subfolder(folder: Path, other: Path) -> None:
+def add_subfolder(folder: Path, other: Path) -> None:
     (folder / "weights").mkdir()
     shutil.copy(other, folder / "weights" / SINGLE)
 
 
-def a_distributed_checkpoint(folder: Path, other: Path) -> None:
+def add_distributed_checkpoint(folder: Path, other: Path) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(Trap(folder / "sprung")))
     (folder / "__0_0.distcp").write_bytes(pickle.dumps(Trap(folder / "sprung")))
 
 
-def custom_code(folder: Path, other: Path) -> None:
+def add_custom_code(folder: Path, other: Path) -> None:
     (folder / "modeling_x.py").write_text(f"open({str(folder / 'sprung')!r}, 'w')\nclass X: ...\n")
     names = {"AutoConfig": "modeling_x.X", "AutoModelForCausalLM": "modeling_x.X", "AutoTokenizer": "modeling_x.X"}
-    change(folder / "config.json", auto_map=names)
+    edit_json(folder / "config.json", auto_map=names)
 
 
-def a_trapped_pickle(folder: Path, other: Path) -> None:
+def add_trapped_pickles(folder: Path, other: Path) -> None:
     for name in ("pytorch_model.bin", "adapter_model.bin", "tokenizer.pkl", "vocab.pkl", "training_args.bin"):
         (folder / name).write_bytes(pickle.dumps(Trap(folder / "sprung")))
 
 
 PASSED_OVER = {
-    "a pickle beside": beside("pytorch_model.bin"),
-    "a trapped pickle": a_trapped_pickle,
-    "a decoy beside": beside("decoy.safetensors"),
-    "a variant beside": beside("model.fp16.safetensors"),
-    "an adapter's weights beside": beside("adapter_model.safetensors"),
-    "an index beside": an_index_beside,
-    "a shard of transformers' own distributed format": beside("shard-00001-model-00001-of-00001.safetensors"),
-    "a sub-folder": a_subfolder,
-    "a distributed checkpoint": a_distributed_checkpoint,
-    "code of its own": custom_code,
+    "a pickle beside": add_file("pytorch_model.bin"),
+    "a trapped pickle": add_trapped_pickles,
+    "a decoy beside": add_file("decoy.safetensors"),
+    "a variant beside": add_file("model.fp16.safetensors"),
+    "an adapter's weights beside": add_file("adapter_model.safetensors"),
+    "an index beside": add_index,
+    "a shard of transformers' own distributed format": add_file("shard-00001-model-00001-of-00001.safetensors"),
+    "a sub-folder": add_subfolder,
+    "a distributed checkpoint": add_distributed_checkpoint,
+    "code of its own": add_custom_code,
 }
 
 
 @pytest.mark.parametrize("offer", PASSED_OVER)
 def test_what_lies_beside_the_weights_is_never_read(copy: Path, tiny_model: Path, other: Path, offer: str) -> None:
     PASSED_OVER[offer](copy, other)
-    model = loaded(found(copy))
+    model = load_lora_base(found(copy))
     load_tokenizer(found(copy))
     assert not (copy / "sprung").exists()
-    wanted = load_file(tiny_model / SINGLE)
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.named_parameters() if name in wanted)
+    expected_tensors = load_file(tiny_model / SINGLE)
+    assert all(
+        torch.equal(tensor, expected_tensors[name])
+        for name, tensor in model.named_parameters()
+        if name in expected_tensors
+    )
     assert model.name_or_path == model.config.name_or_path == str(copy)
 
 
-def without(*names: str) -> Callable[[Path, Path], None]:
-    """Weights by other names alone."""
+def replace_weights(*names: str) -> Callable[[Path, Path], None]:
+    """Replace the weights by files of other names."""
 
-    def put(folder: Path, other: Path) -> None:
+    def replace(folder: Path, other: Path) -> None:
         (folder / SINGLE).unlink()
         for name in names:
-            beside(name)(folder, other)
+            add_file(name)(folder, other)
 
-    return put
+    return replace
 
 
-def a_gguf(folder: Path, other: Path) -> None:
+def rename_to_gguf(folder: Path, other: Path) -> None:
     (folder / SINGLE).rename(folder / "model.gguf")
 
 
-def quantised(**config: Any) -> Callable[[Path, Path], None]:
-    return lambda folder, other: change(folder / "config.json", **config)
+def set_config(**config: Any) -> Callable[[Path, Path], None]:
+    return lambda folder, other: edit_json(folder / "config.json", **config)
 
 
-def stored(dtype: torch.dtype, name: str = "weight") -> Callable[[Path, Path], None]:
-    """One tensor of the weights in another dtype, and a configuration that says nothing of it."""
+def store_tensor(dtype: torch.dtype, name: str = "weight") -> Callable[[Path, Path], None]:
+    """Store a tensor in another dtype, without a quantisation entry in the configuration."""
 
     def spoil(folder: Path, other: Path) -> None:
         tensors = load_file(folder / SINGLE)
@@ -202,62 +214,70 @@ def stored(dtype: torch.dtype, name: str = "weight") -> Callable[[Path, Path], N
     return spoil
 
 
-def an_adapter_config(folder: Path, other: Path) -> None:
-    """Which transformers would put on the weights beside it."""
-    elsewhere = shutil.copytree(folder, folder.parent / "elsewhere")
+def add_adapter_config(folder: Path, other: Path) -> None:
+    """Add an adapter's configuration, which transformers would apply to the weights."""
+    other_base = shutil.copytree(folder, folder.parent / "elsewhere")
     (folder / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(elsewhere)})
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(other_base)})
     )
 
 
-def a_shard(name: str, inside: bool = True) -> Callable[[Path, Path], None]:
-    return lambda folder, other: index_naming(folder, name, inside)
+def name_shard(name: str, inside: bool = True) -> Callable[[Path, Path], None]:
+    return lambda folder, other: save_shards_naming(folder, name, inside)
 
 
 REFUSED = {
-    "a pickle alone": (without("pytorch_model.bin"), InputError, "pytorch_model.bin"),
-    "a pickle and a decoy": (without("pytorch_model.bin", "decoy.safetensors"), InputError, "decoy.safetensors"),
-    "a decoy alone": (without("decoy.safetensors"), InputError, "decoy.safetensors"),
-    "a variant alone": (without("model.fp16.safetensors"), InputError, "model.fp16.safetensors"),
-    "nothing": (without(), InputError, "no safetensors"),
-    "a GGUF file alone": (a_gguf, InputError, "model.gguf"),
-    "a shard above": (a_shard("../other.safetensors"), InputError, "../other.safetensors"),
-    "a shard in a sub-folder": (a_shard("sub/one.safetensors"), InputError, "sub/one.safetensors"),
-    "a shard by its whole path": (a_shard("/etc/passwd", inside=False), InputError, "/etc/passwd"),
-    "a shard that is a folder": (a_shard("..", inside=False), InputError, "'..'"),
-    "a pickled shard": (a_shard("one.bin"), InputError, "one.bin"),
-    "a missing shard": (a_shard("absent.safetensors", inside=False), CorruptFile, "absent.safetensors"),
-    "GPTQ": (quantised(quantization_config={"quant_method": "gptq", "bits": 4}), InputError, "gptq"),
-    "AWQ": (quantised(quantization_config={"quant_method": "awq"}), InputError, "awq"),
+    "a pickle alone": (replace_weights("pytorch_model.bin"), InputError, "pytorch_model.bin"),
+    "a pickle and a decoy": (
+        replace_weights("pytorch_model.bin", "decoy.safetensors"),
+        InputError,
+        "decoy.safetensors",
+    ),
+    "a decoy alone": (replace_weights("decoy.safetensors"), InputError, "decoy.safetensors"),
+    "a variant alone": (replace_weights("model.fp16.safetensors"), InputError, "model.fp16.safetensors"),
+    "nothing": (replace_weights(), InputError, "no safetensors"),
+    "a GGUF file alone": (rename_to_gguf, InputError, "model.gguf"),
+    "a shard above": (name_shard("../other.safetensors"), InputError, "../other.safetensors"),
+    "a shard in a sub-folder": (name_shard("sub/one.safetensors"), InputError, "sub/one.safetensors"),
+    "a shard by its whole path": (name_shard("/etc/passwd", inside=False), InputError, "/etc/passwd"),
+    "a shard that is a folder": (name_shard("..", inside=False), InputError, "'..'"),
+    "a pickled shard": (name_shard("one.bin"), InputError, "one.bin"),
+    "a missing shard": (name_shard("absent.safetensors", inside=False), CorruptFile, "absent.safetensors"),
+    "GPTQ": (set_config(quantization_config={"quant_method": "gptq", "bits": 4}), InputError, "gptq"),
+    "AWQ": (set_config(quantization_config={"quant_method": "awq"}), InputError, "awq"),
     "bitsandbytes": (
-        quantised(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}), InputError,
+        set_config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        InputError,
         "bitsandbytes, 4-bit",
     ),
-    "MLX": (quantised(quantization={"group_size": 64, "bits": 4}), InputError, "quantization"),
-    "MLX in a part": (quantised(text_config={"quantization": {"bits": 4}}), InputError, "quantization"),
-    "int8 without a word": (stored(torch.int8), InputError, "is I8"),
-    "4-bit without a word": (stored(torch.uint8), InputError, "is U8"),
-    "GPTQ without a word": (stored(torch.int32, "qweight"), InputError, "is I32"),
-    "FP8 without a word": (stored(torch.float8_e4m3fn), InputError, "is F8_E4M3"),
-    "scales alone in FP8": (stored(torch.float8_e8m0fnu, "scales"), InputError, "is F8_E8M0"),
-    "FP8 in a part": (quantised(text_config={"quantization_config": {"quant_method": "fp8"}}), InputError, "fp8"),
-    "a new method": (quantised(quantization_config={"quant_method": "nonesuch"}), InputError, "nonesuch"),
-    "a method without a name": (quantised(quantization_config={}), InputError, "an unknown method"),
-    "other weights by name": (quantised(transformers_weights="decoy.safetensors"), InputError, "decoy.safetensors"),
-    "another configuration": (quantised(configuration_files=["config.4.0.0.json"]), InputError, "config.4.0.0.json"),
-    "an adapter's configuration": (an_adapter_config, InputError, "adapter_config.json"),
-}  # fmt: skip
+    "MLX": (set_config(quantization={"group_size": 64, "bits": 4}), InputError, "quantization"),
+    "MLX in a part": (set_config(text_config={"quantization": {"bits": 4}}), InputError, "quantization"),
+    "int8 without a word": (store_tensor(torch.int8), InputError, "is I8"),
+    "4-bit without a word": (store_tensor(torch.uint8), InputError, "is U8"),
+    "GPTQ without a word": (store_tensor(torch.int32, "qweight"), InputError, "is I32"),
+    "FP8 without a word": (store_tensor(torch.float8_e4m3fn), InputError, "is F8_E4M3"),
+    "scales alone in FP8": (store_tensor(torch.float8_e8m0fnu, "scales"), InputError, "is F8_E8M0"),
+    "FP8 in a part": (set_config(text_config={"quantization_config": {"quant_method": "fp8"}}), InputError, "fp8"),
+    "a new method": (set_config(quantization_config={"quant_method": "nonesuch"}), InputError, "nonesuch"),
+    "a method without a name": (set_config(quantization_config={}), InputError, "an unknown method"),
+    "other weights by name": (set_config(transformers_weights="decoy.safetensors"), InputError, "decoy.safetensors"),
+    "another configuration": (set_config(configuration_files=["config.4.0.0.json"]), InputError, "config.4.0.0.json"),
+    "an adapter's configuration": (add_adapter_config, InputError, "adapter_config.json"),
+}
 
 
 @pytest.mark.parametrize("offer", REFUSED)
 def test_what_cannot_be_read_for_sure_is_refused_by_name(copy: Path, other: Path, offer: str) -> None:
-    spoil, kind, named = REFUSED[offer]
+    spoil, kind, mention = REFUSED[offer]
     before = found(copy)
     spoil(copy, other)
-    for read in (lambda: found(copy), lambda: loaded(before)):  # as it is found, and as it is loaded after a change
+    for read_base in (
+        lambda: found(copy),
+        lambda: load_lora_base(before),
+    ):  # before loading, and when loading after a change
         with pytest.raises(kind) as caught:
-            read()
-        assert named in str(caught.value)
+            read_base()
+        assert mention in str(caught.value)
         assert (caught.value.field, caught.value.exit_status) == ("model.path", 2)
         assert str(copy) in str(caught.value)
 
@@ -278,18 +298,21 @@ def test_a_configuration_that_is_none(copy: Path, text: str) -> None:
 
 
 def test_shards_are_read_and_hashed(copy: Path, tiny_model: Path) -> None:
-    shard(copy)
+    save_shards(copy)
     base = found(copy)
-    wanted = load_file(tiny_model / SINGLE)
-    assert all(torch.equal(t, wanted[n]) for n, t in loaded(base).named_parameters() if n in wanted)
+    expected_tensors = load_file(tiny_model / SINGLE)
+    assert all(
+        torch.equal(t, expected_tensors[n]) for n, t in load_lora_base(base).named_parameters() if n in expected_tensors
+    )
     path = sorted(copy.glob("model-*.safetensors"))[-1]
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     assert found(copy).digest != base.digest
 
 
 def test_links_lead_where_they_lead_and_that_is_hashed(copy: Path, tmp_path: Path) -> None:
-    """The hub's cache is made of links into its store of contents."""
-    snapshot, blobs = tmp_path / "snapshots" / "abc", tmp_path / "blobs"
+    """The cache of the hub consists of links to files that are named by their contents."""
+    snapshot = tmp_path / "snapshots" / "abc"
+    blobs = tmp_path / "blobs"
     snapshot.mkdir(parents=True), blobs.mkdir()
     plain = found(copy)
     for n, path in enumerate(sorted(copy.iterdir())):
@@ -297,16 +320,16 @@ def test_links_lead_where_they_lead_and_that_is_hashed(copy: Path, tmp_path: Pat
         (snapshot / path.name).symlink_to(f"../../blobs/{n}")
     base = found(snapshot)
     assert base.digest == plain.digest
-    loaded(base)
+    load_lora_base(base)
     target = (snapshot / SINGLE).resolve()
     target.write_bytes(target.read_bytes()[:-1] + b"\1")
     assert found(snapshot).digest != base.digest
 
 
 def test_a_folder_has_no_revisions(copy: Path) -> None:
-    for given in ({"path": str(copy)}, {"path": "pocket"}, {}):
+    for arguments in ({"path": str(copy)}, {"path": "pocket"}, {}):
         with pytest.raises(InputError) as caught:
-            find_base(**given, revision="v1")
+            find_base(**arguments, revision="v1")
         assert caught.value.field == "model.revision"
 
 
@@ -319,12 +342,12 @@ def test_an_ancestor_may_have_lost_its_weights(copy: Path) -> None:
 
 @pytest.mark.parametrize("nothing", [None, {}, False, "none"])
 def test_a_word_for_no_quantisation_is_none(copy: Path, nothing: Any) -> None:
-    change(copy / "config.json", quantization=nothing)
-    loaded(found(copy))
+    edit_json(copy / "config.json", quantization=nothing)
+    load_lora_base(found(copy))
 
 
 def test_buffers_may_be_integers(copy: Path) -> None:
-    """As the causal masks of GPT-2's line are, which some checkpoints hold."""
+    """Checkpoints of GPT-2 models may contain causal masks as integers."""
     tensors = load_file(copy / SINGLE)
     buffers = {"model.mask": torch.ones(4, 4).bool(), "model.ids": torch.arange(4)}
     save_file(tensors | buffers, copy / SINGLE, {"format": "pt"})

@@ -1,4 +1,4 @@
-"""Ranks beside the first one: which of them compares which bytes before it loads them."""
+"""Ranks other than the first compare bytes of adapters and code before they load them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def nothing_hashed() -> Iterator[None]:
     HASHED.clear()
 
 
-def begin(root: Path, adapter: Path) -> StartedRun:
-    """Return what the first rank tells the others about a run that reads an adapter."""
+def build_started_run(root: Path, adapter: Path) -> StartedRun:
+    """Build the message of the first rank to the others about a run that reads an adapter."""
     digest = load_artifact(adapter, "sft:one").digest
     inputs = {"init": Input(digest, "sft:one", str(adapter), "sft", "one", whole=False)}
     manifest = Manifest("ppo", "x", 0, {}, inputs, BASE)
-    HASHED.clear()  # each rank is a process of its own
+    HASHED.clear()  # each rank is a separate process
     return StartedRun(Config(), root, manifest, False, ())
 
 
@@ -40,8 +40,8 @@ def test_every_rank_compares_the_adapter_that_it_loads(
 ) -> None:
     monkeypatch.setattr(ranks, "_here", RankInfo(local_rank, 8, local_rank, None))
     adapter = published(tmp_path, "one") / "artifact"
-    begun = begin(tmp_path, adapter)
-    compare_bytes(begun)
+    started = build_started_run(tmp_path, adapter)
+    compare_bytes(started)
     with expect_same_bytes(list_adapter_files(adapter), "adapter", "sft:one"):
         pass
     (adapter / "adapter_model.safetensors").write_text("x")
@@ -51,11 +51,11 @@ def test_every_rank_compares_the_adapter_that_it_loads(
     ):
         pytest.fail("it was loaded")
     with pytest.raises(InputError, match=rf"^init=sft:one: rank {local_rank}: is not the file that was published"):
-        compare_bytes(begun)
+        compare_bytes(started)
 
 
 def test_the_first_rank_of_a_machine_compares_code_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_here", RankInfo(8, 16, 0, None))
-    begun = begin(tmp_path, published(tmp_path, "one") / "artifact")
+    started = build_started_run(tmp_path, published(tmp_path, "one") / "artifact")
     with pytest.raises(InputError, match="rank 8 runs other code than rank 0"):
-        compare_bytes(begun)
+        compare_bytes(started)
