@@ -18,7 +18,7 @@ def publish_run(name: str, **metrics: object) -> JobResult:
     return JobResult(0, run.folder.absolute())
 
 
-SWEPT_SETTINGS = [{"+experiment": "a", "seed": str(n)} for n in range(4)]
+SWEPT = [{"+experiment": "a", "seed": str(n)} for n in range(4)]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def test_figures_that_tell_jobs_apart_as_many_as_there_is_room_for():
             "y", a_loss=2, rows=7, win={"value": 0.6, "low": 0.1, "high": 1.0}, text="b", ok=False, width=3, more=1
         ),
     ]
-    assert format_table(SWEPT_SETTINGS, jobs).splitlines() == [
+    assert format_table(SWEPT, jobs).splitlines() == [
         "more in each manifest.json: win",
         "experiment  seed  status      a_loss  width  folder",
         "a           0     done        1.235   12     runs/sft/x",
@@ -69,7 +69,7 @@ def test_what_a_sweep_is_for_stands_in_front_of_counts_of_rows():
         "train_rows": 9,
     }
     jobs = [publish_run("x", **figures), JobResult(2, None)]
-    header = format_table(SWEPT_SETTINGS[:2], jobs).splitlines()[1]
+    header = format_table(SWEPT[:2], jobs).splitlines()[1]
     assert header.split() == ["experiment", "seed", "status", "loss_after", "loss_before", "folder"]
 
 
@@ -79,14 +79,14 @@ def test_no_password_is_shown():
 
 
 def test_one_done_job_shows_all_that_it_has():
-    assert format_table(SWEPT_SETTINGS[:1], [publish_run("x", rows=7)]).splitlines() == [
+    assert format_table(SWEPT[:1], [publish_run("x", rows=7)]).splitlines() == [
         "experiment  seed  status  rows  folder",
         "a           0     done    7     runs/sft/x",
     ]
 
 
 def test_none_done_and_no_sweep_at_all(tmp_path: Path):
-    assert format_table(SWEPT_SETTINGS[:2], [JobResult(130, tmp_path / "gone")]).splitlines() == [
+    assert format_table(SWEPT[:2], [JobResult(130, tmp_path / "gone")]).splitlines() == [
         "experiment  seed  status       folder",
         "a           0     interrupted  gone",
         "a           1     not run",

@@ -140,7 +140,7 @@ SERVERS = {  # vLLM's, TGI's and llama-server's
     "ctx-size=4096": "stage.max_length",
     "parallel=8": "stage.slots",
 }
-OPTIONS = [
+TABLE = [
     (stage, word, suggestion)
     for stage, words in (
         ("sft", TRL),
@@ -154,10 +154,10 @@ OPTIONS = [
 ]
 
 
-CASES = [
+GIVEN = [
     (prefix, stage, word, suggestion)
     for prefix in ("", "stage.")
-    for stage, word, suggestion in OPTIONS
+    for stage, word, suggestion in TABLE
     if f"{prefix}{word.partition('=')[0]}" != suggestion  # the same name in this project
 ]
 
@@ -167,7 +167,7 @@ def composer() -> Composer:
     return Composer()
 
 
-@pytest.mark.parametrize(("put", "stage", "word", "meant"), CASES, ids=[f"{put}{word}" for put, _, word, _ in CASES])
+@pytest.mark.parametrize(("put", "stage", "word", "meant"), GIVEN, ids=[f"{put}{word}" for put, _, word, _ in GIVEN])
 def test_an_option_of_another_framework(composer: Composer, put: str, stage: str, word: str, meant: object):
     key = f"{put}{word}"
     with pytest.raises(InputError) as caught:

@@ -61,13 +61,11 @@ def test_the_guidelines_named_are_those_that_were_shown_not_those_of_the_moment_
     queue = queue_of(store, overlap=2)
     task = queue.take("ann")  # assigned under the first version
     publish_guidelines(store, "p", "# Two")
-    _, following = queue.vote(
-        "ann", task.token, "k", said(task.item.id, "0>1>2"), read_current_terms(store)
-    )  # the page was opened again
+    # The page was opened again.
+    _, following = queue.vote("ann", task.token, "k", said(task.item.id, "0>1>2"), read_current_terms(store))
     old_terms = Terms(0, "work", 1)
-    queue.vote(
-        "ann", following.token, "l", said(following.item.id, "0>1>2"), old_terms
-    )  # assigned under version 2 to a page that shows version 1
+    # Assigned under version 2 to a page that shows version 1.
+    queue.vote("ann", following.token, "l", said(following.item.id, "0>1>2"), old_terms)
     assert [vote.guideline_version for vote in store.rankings("p")] == ["2", "1"]
 
 

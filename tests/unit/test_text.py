@@ -36,8 +36,7 @@ def test_the_word_that_rose_most_by_hand():
     ref = ["Haha yes", "no", "the end", "the dog"]
     policy = ["haha haha yes", "HAHA", "haha the", "yes yes"]
     assert find_most_risen_word(ref, policy) == RisenWord("haha", 0.25, 0.75)  # two uses in one text count once
-    assert find_most_risen_word(ref, ["yes", "dog"]) == RisenWord(
-        "dog", 0.25, 0.5
-    )  # a tie with `yes` goes by the alphabet
+    # A tie with `yes` goes by the alphabet.
+    assert find_most_risen_word(ref, ["yes", "dog"]) == RisenWord("dog", 0.25, 0.5)
     assert find_most_risen_word(ref, ["no"]) == RisenWord("no", 0.25, 1.0)
     assert find_most_risen_word(["a b"], ["a"]) == RisenWord("", 0.0, 0.0)

@@ -49,7 +49,7 @@ from align.rollout.engine import decode_responses
 needs_wheel = pytest.mark.skipif(
     find_gguf_in_wheel() is None or importlib.util.find_spec("gguf") is None, reason=f"needs SmolLM2: {INSTALL}"
 )
-ALL_TOKENIZERS = [*MANNERS, "pocket", pytest.param("smollm2", marks=needs_wheel)]
+EVERY = [*MANNERS, "pocket", pytest.param("smollm2", marks=needs_wheel)]
 
 
 @cache
@@ -136,7 +136,7 @@ def iter_encodings(
     yield encode_for_reward_model(tokenizer, prompt, answer, False, stops), text
 
 
-@pytest.mark.parametrize("name", ALL_TOKENIZERS)
+@pytest.mark.parametrize("name", EVERY)
 def test_no_content_becomes_a_special_token(name: str) -> None:
     tokenizer = load_test_tokenizer(name)
     assert name not in MANNERS or {*get_special_tokens(tokenizer).texts} == {*MANNERS[name].marks}
@@ -168,7 +168,7 @@ def test_contents_are_cut_as_by_a_tokenizer_that_does_not_know_the_spelling(name
             assert ids == expected, conversation
 
 
-@pytest.mark.parametrize("name", [n for n in ALL_TOKENIZERS if n != "bare"])  # turns of `bare` may share a token
+@pytest.mark.parametrize("name", [n for n in EVERY if n != "bare"])  # turns of `bare` may share a token
 def test_the_loss_is_on_what_it_was_on(name: str) -> None:
     tokenizer = load_test_tokenizer(name)
 
@@ -208,7 +208,7 @@ ORDINARY = (
 )
 
 
-@pytest.mark.parametrize("name", ALL_TOKENIZERS)
+@pytest.mark.parametrize("name", EVERY)
 def test_what_spells_none_is_cut_as_ever(name: str) -> None:
     tokenizer = load_test_tokenizer(name)
     for i, text in enumerate(ORDINARY):
@@ -223,7 +223,7 @@ def test_what_spells_none_is_cut_as_ever(name: str) -> None:
             ) == tokenize_directly(tokenizer, text_of_conversation)
 
 
-@pytest.mark.parametrize("name", ALL_TOKENIZERS)
+@pytest.mark.parametrize("name", EVERY)
 def test_plain_text_is_text(name: str) -> None:
     tokenizer = load_test_tokenizer(name)
     added_ids = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None]
@@ -234,7 +234,7 @@ def test_plain_text_is_text(name: str) -> None:
             assert remove_blanks(place(mark)) in remove_blanks(tokenizer.decode(row.input_ids))
 
 
-@pytest.mark.parametrize("name", [n for n in ALL_TOKENIZERS if n != "bare"])
+@pytest.mark.parametrize("name", [n for n in EVERY if n != "bare"])
 def test_pairs_are_one_prompt_and_two_answers(name: str) -> None:
     """Reward models and DPO read past an end of turn that an answer spells out."""
     tokenizer = load_test_tokenizer(name)
@@ -342,7 +342,7 @@ def test_one_module_turns_text_into_token_ids() -> None:
 # Engines read special tokens in all that they render, which `launch/chat_template.jinja` prevents.
 
 
-@pytest.mark.parametrize("name", ALL_TOKENIZERS)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_launch_files_template_takes_them_apart(name: str) -> None:
     tokenizer = load_test_tokenizer(name)
     engine = copy(tokenizer)  # reads the rendered text as it is

@@ -14,7 +14,7 @@ from align.data.chat.tokens import get_special_token_ids
 from align.data.chat.tools import encode_tool_prompt, supports_tools
 from align.models.base import POCKET_FOLDER
 
-TOOL_SCHEMAS = (
+TOOLS = (
     {
         "type": "function",
         "function": {
@@ -44,9 +44,9 @@ def test_a_call_and_its_result(tool_tokenizer: Any):
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c", "content": "<|user|>dry"},
     ]
-    ids = encode_tool_prompt(tool_tokenizer, chat, TOOL_SCHEMAS)
+    ids = encode_tool_prompt(tool_tokenizer, chat, TOOLS)
     assert tool_tokenizer.decode(ids, clean_up_tokenization_spaces=False) == tool_tokenizer.apply_chat_template(
-        chat, tools=list(TOOL_SCHEMAS), tokenize=False, add_generation_prompt=True
+        chat, tools=list(TOOLS), tokenize=False, add_generation_prompt=True
     )
     special_tokens = [tool_tokenizer.decode([id]) for id in ids if id in get_special_token_ids(tool_tokenizer)]
     assert special_tokens == [

@@ -44,10 +44,11 @@ def test_content_ids_of_rows_without_tools_are_what_they_were() -> None:
             {"role": "assistant", "content": "a", "train": False},
         ]
     }
+    # The id from before tools were supported.
     assert (
         compute_content_id(encode_content_row(plain)).hex()
         == "db472d67649a28bb788ef2016ded99e424d422531439429cef5d100b6513c4fa"
-    )  # the id from before tools were supported
+    )
 
 
 def test_content_ids_go_by_calls_results_and_tools_and_not_by_the_order_of_keys() -> None:
@@ -152,9 +153,8 @@ def test_calls_and_results_are_compared_and_ids_are_not() -> None:
     assert prompt_texts == ["Rain in Oslo?"] * 3 + ["plain"]
     assert answer_texts == [f"\n{call_line}\nNo."] * 3 + ["plain"]
     complete_texts = join_complete_texts(batch).to_pylist()
-    assert (
-        complete_texts[0] == complete_texts[1] != complete_texts[2]
-    )  # the same turns with other tools are another example
+    # The same turns with other tools are another example.
+    assert complete_texts[0] == complete_texts[1] != complete_texts[2]
     assert call_line in complete_texts[0]
 
 
@@ -171,7 +171,7 @@ def clean_record(record: Record, *steps: Any) -> Record | Drop:
     return Cleaner(create_steps(list(steps))).clean(record, 0)
 
 
-def build_conversation(arguments: Any, result: str = "dry", text: str = "") -> Conversation:
+def build_call_conversation(arguments: Any, result: str = "dry", text: str = "") -> Conversation:
     call = ToolCall.from_arguments("weather", arguments, "c1")
     turns = (
         READ[0],
@@ -184,25 +184,25 @@ def build_conversation(arguments: Any, result: str = "dry", text: str = "") -> C
 
 def test_personal_data_is_masked_in_results_and_in_arguments_which_stay_json() -> None:
     arguments = {"to": ["ann@mail.org"], "n": 3, 'a"b': {"x": 'say "hi" to ann@mail.org'}}
-    masked = clean_record(build_conversation(arguments, '{"mail": "bo@mail.org"}'), "pii")
+    masked = clean_record(build_call_conversation(arguments, '{"mail": "bo@mail.org"}'), "pii")
     assert isinstance(masked, Conversation)
     call = masked.messages[1].tool_calls[0]
     assert json.loads(call.arguments) == {"to": ["[EMAIL]"], "n": 3, 'a"b': {"x": 'say "hi" to [EMAIL]'}}
     assert (call.id, masked.messages[2].content) == ("c1", '{"mail": "[EMAIL]"}')
-    assert clean_record(build_conversation({"to": "ann@mail.org"}), {"pii": {"action": "drop"}}) == Drop(
+    assert clean_record(build_call_conversation({"to": "ann@mail.org"}), {"pii": {"action": "drop"}}) == Drop(
         "pii: email", "[EMAIL]"
     )
 
 
 def test_text_is_repaired_in_arguments_too() -> None:
-    repaired = clean_record(build_conversation({"city": "schÃ¶n\u200b\x07"}, "a\r\nb\u200b"), "unicode", "control")
+    repaired = clean_record(build_call_conversation({"city": "schÃ¶n\u200b\x07"}, "a\r\nb\u200b"), "unicode", "control")
     assert isinstance(repaired, Conversation)
     assert json.loads(repaired.messages[1].tool_calls[0].arguments) == {"city": "schön"}
     assert repaired.messages[2].content == "a\nb"
 
 
 def test_calls_say_something_and_tools_may_return_nothing() -> None:
-    without_text = build_conversation({}, "")
+    without_text = build_call_conversation({}, "")
     assert clean_record(without_text, "empty", "roles") is without_text
     without_result = Conversation(without_text.messages[:2], tools=(WEATHER,))
     assert clean_record(without_result, "empty", "roles") is without_result
@@ -210,28 +210,27 @@ def test_calls_say_something_and_tools_may_return_nothing() -> None:
     assert isinstance(clean_record(without_answer, "roles"), Drop)
     assert clean_record(without_answer, {"roles": {"ends": "any"}}) is without_answer
     with_blank_answer = Conversation((*without_text.messages[:3], Message("assistant", " ")), tools=(WEATHER,))
-    assert (
-        clean_record(with_blank_answer, "empty") == without_result
-    )  # the empty answer is removed, and the result without an answer
+    # The empty answer is removed, and the result without an answer.
+    assert clean_record(with_blank_answer, "empty") == without_result
     with_second_question = Conversation((*without_text.messages[:2], *without_text.messages[:1]), tools=(WEATHER,))
     assert isinstance(clean_record(with_second_question, "roles"), Drop)
 
 
 def test_length_counts_calls_and_results_and_language_does_not_look_at_them() -> None:
-    record = build_conversation({"city": "one two three"}, "four five", "six")
+    record = build_call_conversation({"city": "one two three"}, "four five", "six")
     assert len(" ".join(list_texts(record)).split()) == 3 + 1 + 3 + 2 + 1
     assert clean_record(record, {"length": {"most": 10}}) is record
     assert isinstance(clean_record(record, {"length": {"most": 9}}), Drop)
     german = "Der Hund und die Katze wohnen seit vielen Jahren zusammen in einem kleinen Haus am See"
     question = Message("user", "Please tell me what the weather is going to be like tomorrow")
-    in_two_languages = Conversation((question, *build_conversation({"q": german}, german).messages[1:]))
+    in_two_languages = Conversation((question, *build_call_conversation({"q": german}, german).messages[1:]))
     assert clean_record(in_two_languages, {"language": {"keep": ["en"]}}) is in_two_languages
 
 
 def test_a_function_of_the_user_s_reads_and_writes_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     import test_tool_data  # the module that the step imports
 
-    record = build_conversation({"city": "Oslo"})
+    record = build_call_conversation({"city": "Oslo"})
     rows: list[Any] = []
     monkeypatch.setattr(test_tool_data, "own", lambda row: rows.append(row) or row, raising=False)
     assert clean_record(record, {"fn": "test_tool_data:own"}) is record

@@ -148,7 +148,7 @@ def test_files_by_time_and_by_hash(tmp_path: Path) -> None:
     assert "as when hashed on" in state()[1]
     with Index(tmp_path, rebuild=True):
         pass
-    assert "as when hashed on" in state()[1]  # the new index keeps which files were hashed
+    assert "as when hashed on" in state()[1]  # a rebuilt index keeps the hashes
     (folder / "artifact/model").write_bytes(b"y" * 10)
     os.utime(folder / "artifact/model", (times + 1e6, times + 1e6))
     assert state()[1].startswith("3 files, 1 not hashed here yet")  # its change time differs
@@ -168,7 +168,7 @@ def test_many_files_are_counted(tmp_path: Path) -> None:
 
 
 def test_base_and_files_are_hashed_where_everything_is(tmp_path: Path) -> None:
-    """A full check finds a changed base and a changed file, and accepts a corpus that is the same."""
+    """A full check hashes the base and input files, and finds an unreadable base and a changed file."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text("one\n")
     corpus = Input(sha256(b"one\n").hexdigest(), path=str(rows))
@@ -242,5 +242,5 @@ def test_an_input_that_was_found_by_an_alias(tmp_path: Path) -> None:
     assert "ppo:p <init by @best> sft:s" in [*iter_paths(trace_artifact(tmp_path, "ppo:p"))]
 
 
-def get_fields(read: Input) -> dict[str, Any]:
-    return {name: getattr(read, name) for name in Input.__dataclass_fields__}
+def get_fields(parent: Input) -> dict[str, Any]:
+    return {name: getattr(parent, name) for name in Input.__dataclass_fields__}

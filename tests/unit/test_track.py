@@ -104,7 +104,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert output.out == ""
 
 
-class RecordingMirror:
+class Told:
     """A mirror that keeps all rows."""
 
     last = -1
@@ -121,7 +121,7 @@ class RecordingMirror:
 
 
 def test_answers_are_shown_as_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    mirror = RecordingMirror()
+    mirror = Told()
     tracker = Tracker(tmp_path, mirror=mirror)
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?\n"}]
     tracker.show(7, [{"prompt": prompt, "answer": "Because " * 20, "score": 0.123}], "update 7: better")

@@ -113,9 +113,8 @@ def test_what_was_written_is_seen(tmp_path: Path):
     questions = TrainedQuestions({None: question_ids[SHA256]})
     assert questions.asks([HELLO])
     assert not questions.asks([Message("system", "Be long."), HELLO])  # another system prompt makes another question
-    questions_with_system = TrainedQuestions(
-        questions.questions, system="Be long."
-    )  # data.system adds this system prompt
+    # `data.system` adds this system prompt.
+    questions_with_system = TrainedQuestions(questions.questions, system="Be long.")
     assert questions_with_system.asks([Message("system", "Be long."), HELLO])
     assert not questions.asks([AGAIN])
     assert not questions.asks([Message("user", "Hello ")])

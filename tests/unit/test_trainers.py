@@ -176,7 +176,7 @@ def test_the_steps_announced_are_the_steps_taken(base: Any, tiny_tokenizer: Any,
     assert counter.steps == Training(**SETTINGS | {"epochs": 0.5, "batch_size": 16}, seed=0).steps(len(rows)) == 2
 
 
-class LossLog(TrainerCallback):
+class Logged(TrainerCallback):
     """Keep the loss that the trainer logs for each step."""
 
     def __init__(self) -> None:
@@ -194,7 +194,7 @@ def test_packed_rows_do_not_see_each_other(base: Any, tiny_tokenizer: Any, chats
         count = len(pack_rows(rows, 128)) if packing else len(rows)
         settings = arguments(tmp_path / "c", 1, batch_size=count, micro_batch=count)
         model = build_adapted_model(base)
-        loss_log = LossLog()
+        loss_log = Logged()
         build_trainer = partial(
             build_sft_trainer, model, tiny_tokenizer, rows, settings, max_length=128, packing=packing
         )

@@ -206,9 +206,8 @@ def test_whenever_it_is_killed_what_a_client_received_is_counted_and_nothing_twi
     unsent = 0
     command = [sys.executable, "-c", SERVER, str(path)]
     with (
-        UsageDatabase(
-            path
-        ) as running_database,  # another server on the same file, with a request under way all the time
+        # Another server on the same file, which has a request under way all the time.
+        UsageDatabase(path) as running_database,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True) as servers,
     ):
         running_database.reserve(ACME, "mine", 50)
@@ -224,9 +223,8 @@ def test_whenever_it_is_killed_what_a_client_received_is_counted_and_nothing_twi
                     n for request, n in received.items() if request.startswith(f"{kill}-{thread_number}/")
                 ]
                 assert thread_usage.reserved == 0
-                assert (
-                    len(received_counts) <= thread_usage.requests <= len(received_counts) + 1
-                )  # one request may have sent nothing yet
+                # One request may have sent nothing yet.
+                assert len(received_counts) <= thread_usage.requests <= len(received_counts) + 1
                 assert sum(received_counts) <= thread_usage.completion_tokens <= sum(received_counts) + 1
                 assert (
                     len(received_counts) * PROMPT <= thread_usage.prompt_tokens <= (len(received_counts) + 1) * PROMPT

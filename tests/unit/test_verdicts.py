@@ -95,8 +95,8 @@ def build_eval_metrics(value: float, low: float, high: float, n: int = 256, judg
             build_eval_metrics(0.6, 0.3, 0.85, 8),
             (
                 "The policy wins 60 % [30, 85] of 8 held-out prompts against what it started from, by VADER's "
-                "sentiment, and moved 4.8 nats from it. The interval holds 50 %: no difference was shown. Fewer than 20 "
-                "prompts stand behind this, so that it says little."
+                "sentiment, and moved 4.8 nats from it. The interval holds 50 %: no difference was shown. Fewer than "
+                "20 prompts stand behind this, so that it says little."
             ),
         ),
     ],

@@ -22,7 +22,7 @@ from align.models.load import load_base, load_tokenizer
 from align.run import Base, load_artifact, model_files
 
 CPU = torch.device("cpu")
-OTHER_FILES = {
+BESIDE = {
     "config.json": b"{}",
     "generation_config.json": b"{}",
     "tokenizer.json": b"{}",
@@ -91,11 +91,11 @@ def save_shards_naming(folder: Path, name: str, inside: bool = True) -> None:
 
 @pytest.mark.parametrize("files", [{SINGLE: b"weights"}, SHARDS])
 def test_a_digest_covers_what_is_read_and_nothing_else(tmp_path: Path, files: dict[str, bytes]) -> None:
-    for name, content in {**files, **OTHER_FILES, "README.md": b"words"}.items():
+    for name, content in {**files, **BESIDE, "README.md": b"words"}.items():
         (tmp_path / name).write_bytes(content)
     digest = found(tmp_path).digest
     assert load_artifact(tmp_path, "here").digest == digest
-    assert {p.name for p in model_files(tmp_path)} == {*files, *OTHER_FILES}
+    assert {p.name for p in model_files(tmp_path)} == {*files, *BESIDE}
     # Other files do not change the digest, even under names that transformers would read.
     for name in ("decoy.safetensors", "consolidated.safetensors", "model.fp16.safetensors", "model.gguf"):
         (tmp_path / name).write_bytes(b"other")
@@ -271,10 +271,11 @@ def test_what_cannot_be_read_for_sure_is_refused_by_name(copy: Path, other: Path
     spoil, kind, mention = REFUSED[offer]
     before = found(copy)
     spoil(copy, other)
+    # Before loading, and when loading after a change.
     for read_base in (
         lambda: found(copy),
         lambda: load_lora_base(before),
-    ):  # before loading, and when loading after a change
+    ):
         with pytest.raises(kind) as caught:
             read_base()
         assert mention in str(caught.value)
