@@ -67,13 +67,7 @@ def test_content_ids_go_by_calls_results_and_tools_and_not_by_the_order_of_keys(
         build_record('{"a": 1, "b": 2}', result="wet"),
     )
     assert (
-        len(
-            {
-                compute_content_id(encode_content_row(build_record))
-                for build_record in (equal_records[0], *different_records)
-            }
-        )
-        == 4
+        len({compute_content_id(encode_content_row(record)) for record in (equal_records[0], *different_records)}) == 4
     )
 
 
