@@ -1,4 +1,4 @@
-"""KTO on rows of ours: its loss and gradients by hand, which answers make its KL, what it reads, and that it learns."""
+"""KTO: loss and gradients against the paper's formula, answers of the KL estimate, input files, and training."""
 
 from __future__ import annotations
 
@@ -39,21 +39,26 @@ from align.trainers.kto import build_kto_trainer, collate_answers
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
 ROWS = [*iter_labelled_answers(PAIRS)]
-BETA, WEIGHTS = 0.7, {"desirable_weight": 1.3, "undesirable_weight": 0.8}
+BETA = 0.7
+WEIGHTS = {"desirable_weight": 1.3, "undesirable_weight": 0.8}
 LONGEST = 100
 
 
-def by_hand(model: Any, start: Any, rows: list[TokenizedAnswer], others: list[list[int]]) -> Tensor:
-    """KTO's loss of a batch (Ethayarajh et al., 2024, eq. 8 without its constant), written out."""
+def compute_loss_by_hand(
+    model: Any, start: Any, rows: list[TokenizedAnswer], mismatched_answers: list[list[int]]
+) -> Tensor:
+    """Compute KTO's loss of a batch (Ethayarajh et al., 2024, eq. 8 without its constant), written out."""
 
-    def log_ratio(ids: list[int], first: int) -> Tensor:
+    def compute_log_ratio(ids: list[int], first: int) -> Tensor:
         now = answer(model, ids, first).sum()
         with torch.no_grad():
             return now - answer(start, ids, first).sum()
 
     with torch.no_grad():
-        mixed = [row.ids[: row.start] + other for row, other in zip(rows, others, strict=True)]
-        z = max(0.0, sum(float(log_ratio(ids, r.start)) for ids, r in zip(mixed, rows, strict=True)) / len(rows))
+        mixed = [row.ids[: row.start] + mismatched for row, mismatched in zip(rows, mismatched_answers, strict=True)]
+        z = max(
+            0.0, sum(float(compute_log_ratio(ids, r.start)) for ids, r in zip(mixed, rows, strict=True)) / len(rows)
+        )
     total = torch.zeros(())
     for row in rows:
         now = answer(model, row.ids, row.start).sum()
@@ -67,53 +72,57 @@ def by_hand(model: Any, start: Any, rows: list[TokenizedAnswer], others: list[li
 def test_the_loss_and_every_gradient_are_those_of_the_paper(
     seed: int, tiny_model: Path, tiny_tokenizer: Any, tmp_path: Path
 ):
-    model, other, start = (fresh(tiny_model) for _ in range(3))
+    model, peer_model, start = (fresh(tiny_model) for _ in range(3))
     trainer: Any = build_kto_trainer(
         model, tiny_tokenizer, ROWS, arguments(tmp_path, 1), beta=BETA, max_length=LONGEST, **WEIGHTS
     )
     places = [0, 3, 5, 6]
     rows = [ROWS[place] for place in places]
     moved(model, seed)
-    moved(other, seed)
+    moved(peer_model, seed)
     batch = collate_answers([{"place": place} for place in places], ROWS, tiny_tokenizer.pad_token_id, LONGEST)
     loss = trainer.compute_loss(model.train(), batch)
     loss.backward()
-    others = [rows[i - 1].ids[rows[i - 1].start :] for i in range(4)]
-    wanted = by_hand(other, start, rows, others)
-    wanted.backward()
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
-    found, right = gradients(model), gradients(other)
-    assert found.keys() == right.keys()
-    assert max(float(g.abs().max()) for g in right.values()) > 1e-4
-    for key, gradient in right.items():
-        torch.testing.assert_close(found[key], gradient, rtol=1e-3, atol=1e-6)
-    # What is measured on held-out answers is the same number.
-    mixed = [(row.prompt + each, row.start) for row, each in zip(rows, others, strict=True)]
-    own = [(row.ids, row.start) for row in rows]
+    mismatched_answers = [rows[i - 1].ids[rows[i - 1].start :] for i in range(4)]
+    expected_loss = compute_loss_by_hand(peer_model, start, rows, mismatched_answers)
+    expected_loss.backward()
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
+    actual_gradients = gradients(model)
+    expected_gradients = gradients(peer_model)
+    assert actual_gradients.keys() == expected_gradients.keys()
+    assert max(float(g.abs().max()) for g in expected_gradients.values()) > 1e-4
+    for key, gradient in expected_gradients.items():
+        torch.testing.assert_close(actual_gradients[key], gradient, rtol=1e-3, atol=1e-6)
+    # The loss on held-out answers is the same number.
+    mixed = [(row.prompt + mismatched, row.start) for row, mismatched in zip(rows, mismatched_answers, strict=True)]
+    own_answers = [(row.ids, row.start) for row in rows]
     ratios = [
-        compute_answer_logprobs(other.eval(), x, 0) - compute_answer_logprobs(start.eval(), x, 0) for x in (own, mixed)
+        compute_answer_logprobs(peer_model.eval(), x, 0) - compute_answer_logprobs(start.eval(), x, 0)
+        for x in (own_answers, mixed)
     ]
     labels = torch.tensor([row.wanted for row in rows])
-    measured = kto_loss(ratios[0], labels, compute_kto_reference(ratios[1]), BETA, *WEIGHTS.values())
-    assert float(measured) == pytest.approx(wanted.item(), rel=1e-5)
+    held_out_loss = kto_loss(ratios[0], labels, compute_kto_reference(ratios[1]), BETA, *WEIGHTS.values())
+    assert float(held_out_loss) == pytest.approx(expected_loss.item(), rel=1e-5)
 
 
 def test_the_kl_estimate_is_never_negative_and_moves_the_loss():
-    below, above = torch.tensor([-3.0, -1.0]), torch.tensor([1.0, 3.0])
+    below = torch.tensor([-3.0, -1.0])
+    above = torch.tensor([1.0, 3.0])
     assert (float(compute_kto_reference(below)), float(compute_kto_reference(above))) == (0.0, 2.0)
-    rewards, wanted = torch.tensor([1.0, 1.0]), torch.tensor([True, False])
-    loss = kto_loss(rewards, wanted, torch.tensor(2.0), 1.0, 2.0, 1.0)
+    rewards = torch.tensor([1.0, 1.0])
+    labels = torch.tensor([True, False])
+    loss = kto_loss(rewards, labels, torch.tensor(2.0), 1.0, 2.0, 1.0)
     assert float(loss) == pytest.approx((2 / (1 + math.exp(-1)) + 1 / (1 + math.exp(1))) / 2)
 
 
 def test_each_row_gets_the_answer_of_the_one_before_it_that_has_another_prompt():
-    def row(prompt: int, said: int) -> TokenizedAnswer:
-        return TokenizedAnswer([1, prompt, said], 2, True)
+    def build_row(prompt: int, token: int) -> TokenizedAnswer:
+        return TokenizedAnswer([1, prompt, token], 2, True)
 
-    rows = [row(10, 50), row(11, 51), row(11, 52), row(12, 53), row(10, 54)]
+    rows = [build_row(10, 50), build_row(11, 51), build_row(11, 52), build_row(12, 53), build_row(10, 54)]
     assert choose_mismatched_answers([0, 1, 3], rows) == [[53], [50], [51]]
     assert choose_mismatched_answers([1, 2, 0], rows) == [[50], [50], [52]]  # 1 and 2 answer one prompt
-    assert choose_mismatched_answers([2], rows) == [[50]]  # alone: from the rest, the nearest in front
+    assert choose_mismatched_answers([2], rows) == [[50]]  # alone in its batch: the nearest earlier row
     assert choose_mismatched_answers([0, 4], rows) == [[53], [53]]
 
 
@@ -128,23 +137,23 @@ def test_a_batch_holds_both_pairings_and_cuts_what_grew_too_long():
     assert batch["label"].tolist() == [True, False]
 
 
-# What it reads.
+# Input files.
 
 
-def said(text: str, role: str = "assistant") -> tuple[Message, ...]:
+def build_turn(text: str, role: str = "assistant") -> tuple[Message, ...]:
     return (Message(role, text),)
 
 
-def feedback(prompt: str, text: str, label: bool) -> Feedback:
-    return Feedback(said(prompt, "user"), said(text), label)
+def build_feedback(prompt: str, text: str, label: bool) -> Feedback:
+    return Feedback(build_turn(prompt, "user"), build_turn(text), label)
 
 
-def written(path: Path, rows: list[dict[str, Any]]) -> DataSource:
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> DataSource:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return DataSource("jsonl", str(path))
 
 
-def labels(n: int, wanted: Any = lambda i, good: good) -> list[dict[str, Any]]:
+def build_labelled_rows(n: int, wanted: Any = lambda i, good: good) -> list[dict[str, Any]]:
     return [
         {"prompt": f"Question {i}?", "completion": "Yes, gladly." if good else "No.", "label": wanted(i, good)}
         for i in range(n)
@@ -153,27 +162,29 @@ def labels(n: int, wanted: Any = lambda i, good: good) -> list[dict[str, Any]]:
 
 
 def test_a_file_is_read_by_its_first_row(tmp_path: Path):
-    both = written(tmp_path / "a.jsonl", labels(6))
-    pairs = written(tmp_path / "b.jsonl", [{"prompt": f"Q{i}", "chosen": "Yes.", "rejected": "No."} for i in range(6)])
-    assert (has_labels(both), has_labels(pairs), has_labels(DataSource("annotations"))) == (True, False, False)
-    for source, kind in ((both, Feedback), (pairs, Preference)):
+    labelled = write_rows(tmp_path / "a.jsonl", build_labelled_rows(6))
+    pairs = write_rows(
+        tmp_path / "b.jsonl", [{"prompt": f"Q{i}", "chosen": "Yes.", "rejected": "No."} for i in range(6)]
+    )
+    assert (has_labels(labelled), has_labels(pairs), has_labels(DataSource("annotations"))) == (True, False, False)
+    for source, kind in ((labelled, Feedback), (pairs, Preference)):
         train_side, test_side = read_divided_judgements(source, "", "p", False, 0.34, 0)
-        assert {type(one) for one in (*train_side, *test_side)} == {kind}
-        asked = [{one.prompt for one in side} for side in (train_side, test_side)]
-        assert len(asked[1]) == 2
-        assert not asked[0] & asked[1]
+        assert {type(judgement) for judgement in (*train_side, *test_side)} == {kind}
+        prompts = [{judgement.prompt for judgement in side} for side in (train_side, test_side)]
+        assert len(prompts[1]) == 2
+        assert not prompts[0] & prompts[1]
 
 
 def test_a_file_of_its_own_is_measured_on(tmp_path: Path):
-    written(tmp_path / "eval.jsonl", labels(2))
-    source = written(tmp_path / "train.jsonl", labels(6))
+    write_rows(tmp_path / "eval.jsonl", build_labelled_rows(2))
+    source = write_rows(tmp_path / "train.jsonl", build_labelled_rows(6))
     source = DataSource("jsonl", source.path, eval_path=str(tmp_path / "eval.jsonl"))
     train_side, test_side = read_divided_judgements(source, "", "p", False, 0.1, 0)
-    assert (len(train_side), len(test_side)) == (8, 4)  # what is asked there is not trained on
+    assert (len(train_side), len(test_side)) == (8, 4)  # its prompts are not trained on
 
 
 def test_a_row_without_a_label_is_named(tmp_path: Path):
-    source = written(tmp_path / "a.jsonl", [*labels(3), {"prompt": "Q?", "completion": "Yes."}])
+    source = write_rows(tmp_path / "a.jsonl", [*build_labelled_rows(3), {"prompt": "Q?", "completion": "Yes."}])
     with pytest.raises(InputError, match="row 7, label"):
         read_divided_judgements(source, "", "p", False, 0.1, 0)
 
@@ -190,29 +201,35 @@ def test_a_row_without_a_label_is_named(tmp_path: Path):
 )
 def test_a_mistake_in_the_first_row_is_told_as_one_of_its_kind(row: dict[str, Any], told: str, tmp_path: Path):
     with pytest.raises(InputError, match=told):
-        read_divided_judgements(written(tmp_path / "a.jsonl", [row, *labels(3)]), "", "p", False, 0.1, 0)
+        read_divided_judgements(
+            write_rows(tmp_path / "a.jsonl", [row, *build_labelled_rows(3)]), "", "p", False, 0.1, 0
+        )
 
 
 def test_rows_of_no_shape_do_not_say_what_the_others_are(tmp_path: Path):
     pairs = [{"prompt": f"Q{i}", "chosen": "Yes.", "rejected": "No."} for i in range(6)]
-    assert not has_labels(written(tmp_path / "a.jsonl", [{"note": 1}, *pairs]))
-    assert has_labels(written(tmp_path / "b.jsonl", [{"note": 1}, *labels(3)]))
-    assert has_labels(written(tmp_path / "c.jsonl", [{"completion": "Yes.", "label": True}] * 3))
+    assert not has_labels(write_rows(tmp_path / "a.jsonl", [{"note": 1}, *pairs]))
+    assert has_labels(write_rows(tmp_path / "b.jsonl", [{"note": 1}, *build_labelled_rows(3)]))
+    assert has_labels(write_rows(tmp_path / "c.jsonl", [{"completion": "Yes.", "label": True}] * 3))
 
 
 def test_columns_of_pairs_that_are_null_make_no_pair(tmp_path: Path):
-    rows = [{**row, "chosen": None, "rejected": None} for row in labels(6)]
-    assert has_labels(written(tmp_path / "a.jsonl", rows))
+    rows = [{**row, "chosen": None, "rejected": None} for row in build_labelled_rows(6)]
+    assert has_labels(write_rows(tmp_path / "a.jsonl", rows))
 
 
 def test_an_empty_answer_is_an_answer_and_a_long_one_is_counted(tiny_tokenizer: Any):
     stops = (tiny_tokenizer.eos_token_id,)
-    found = [feedback("Hello?", "", False), feedback("Hello?", "Yes. " * 100, True), feedback("And?", "Yes.", True)]
-    kept, dropped = encode_answers(tiny_tokenizer, found, stops, 60)
-    assert ([row.wanted for _, row in kept], dropped) == ([False, True], 1)
-    assert kept[0][1].ids[kept[0][1].start :] == [tiny_tokenizer.eos_token_id]
+    answers = [
+        build_feedback("Hello?", "", False),
+        build_feedback("Hello?", "Yes. " * 100, True),
+        build_feedback("And?", "Yes.", True),
+    ]
+    encoded, dropped = encode_answers(tiny_tokenizer, answers, stops, 60)
+    assert ([row.wanted for _, row in encoded], dropped) == ([False, True], 1)
+    assert encoded[0][1].ids[encoded[0][1].start :] == [tiny_tokenizer.eos_token_id]
     with pytest.raises(InputError, match=r"data\.max_length=5: all 3 answers are longer"):
-        encode_answers(tiny_tokenizer, found, stops, 5)
+        encode_answers(tiny_tokenizer, answers, stops, 5)
 
 
 @pytest.mark.parametrize(
@@ -234,12 +251,12 @@ def test_what_teaches_nothing_is_refused(rows: list[TokenizedAnswer], told: str)
         check_labels([row.wanted for row in rows], [row.prompt for row in rows], "rows.jsonl")
 
 
-# How well it tells them apart.
+# The area under the ROC curve.
 
 
 def test_the_area_is_the_share_of_pairs_in_the_right_order():
-    found = auc([0.9, 0.4, 0.4, 0.1], [True, True, False, False], ["a", "b", "c", "d"])
-    assert found.value == pytest.approx((1 + 1 + 0.5 + 1) / 4)
+    figure = auc([0.9, 0.4, 0.4, 0.1], [True, True, False, False], ["a", "b", "c", "d"])
+    assert figure.value == pytest.approx((1 + 1 + 0.5 + 1) / 4)
     perfect = auc([2.0, 1.0], [True, False], ["a", "b"])
     assert perfect.value == 1
     assert perfect.low is not None
@@ -251,22 +268,26 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order():
 @pytest.mark.parametrize("shared", [0.5, 0.0])
 @pytest.mark.parametrize("prompts", [400, 40])
 def test_its_interval_covers_the_truth_whether_answers_to_a_prompt_are_alike_or_not(prompts: int, shared: float):
-    """The truth of N(0.8, 1) against N(0, 1), each with a share of a prompt's own: Φ(0.8 / √2)."""
-    rng, truth, hits = np.random.default_rng(0), 0.5 * (1 + math.erf(0.8 / 2)), 0
+    """The true area of N(0.8, 1) against N(0, 1) is Φ(0.8 / √2), for any share of variance between prompts."""
+    rng = np.random.default_rng(0)
+    truth = 0.5 * (1 + math.erf(0.8 / 2))
+    hits = 0
     names = [str(i) for i in range(prompts) for _ in range(4)]
     for _ in range(300):
-        own = rng.normal(size=prompts).repeat(4)
-        wanted = rng.random(prompts * 4) < 0.4
-        scores = math.sqrt(shared) * own + math.sqrt(1 - shared) * rng.normal(size=prompts * 4) + 0.8 * wanted
-        found = auc(scores, wanted, names)
-        assert found.low is not None
-        assert found.high is not None
-        hits += found.low <= truth <= found.high
+        prompt_effects = rng.normal(size=prompts).repeat(4)
+        labels = rng.random(prompts * 4) < 0.4
+        scores = (
+            math.sqrt(shared) * prompt_effects + math.sqrt(1 - shared) * rng.normal(size=prompts * 4) + 0.8 * labels
+        )
+        figure = auc(scores, labels, names)
+        assert figure.low is not None
+        assert figure.high is not None
+        hits += figure.low <= truth <= figure.high
     assert 0.92 < hits / 300 < 0.98
 
 
 def test_answers_of_one_label_have_no_figure():
-    rows = [feedback("a?", "Yes.", True), feedback("b?", "No.", True)]
+    rows = [build_feedback("a?", "Yes.", True), build_feedback("b?", "No.", True)]
     assert compute_label_figures(rows, torch.tensor([0.1, 0.2])) == {}
 
 
@@ -275,38 +296,41 @@ def test_answers_of_one_label_have_no_figure():
 PACE = ("stage.lr=5e-3", "stage.epochs=6", "stage.log_every=1", "stage.batch_size=8", "stage.micro_batch=4")
 
 
-def stage_line(data: DataSource, tiny_model: Path, root: Path, *more: str) -> list[str]:
-    where = [f"data.path={data.path}", "data=jsonl", f"run.root={root}", f"init={tiny_model}"]
-    return ["stage=kto", *where, "stage.held_out=0.25", *PACE, *more]
+def build_command(data: DataSource, tiny_model: Path, root: Path, *extra: str) -> list[str]:
+    overrides = [f"data.path={data.path}", "data=jsonl", f"run.root={root}", f"init={tiny_model}"]
+    return ["stage=kto", *overrides, "stage.held_out=0.25", *PACE, *extra]
 
 
 def test_the_stage_learns_from_answers_with_a_label(
     tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    root, data = tmp_path / "runs", written(tmp_path / "rows.jsonl", labels(20))
-    assert main(stage_line(data, tiny_model, root, "run.name=k")) == 0, capfd.readouterr().err
-    out, folder = capfd.readouterr().out, root / "kto" / "k"
+    root = tmp_path / "runs"
+    data = write_rows(tmp_path / "rows.jsonl", build_labelled_rows(20))
+    assert main(build_command(data, tiny_model, root, "run.name=k")) == 0, capfd.readouterr().err
+    stdout = capfd.readouterr().out
+    folder = root / "kto" / "k"
     metrics = read_manifest(folder).metrics
-    assert "the start is kept as the reference: a second adapter of " in out
+    assert "the start is kept as the reference: a second adapter of " in stdout
     assert metrics["auc"]["value"] > 0.95
     assert metrics["loss"] < metrics["loss_before"] == pytest.approx(0.5, abs=1e-4)
     assert (metrics["wanted"], metrics["unwanted"], metrics["held_out_answers"]) == (14, 14, 12)
     assert {"loss", "kl", "margin", "wanted_reward", "unwanted_reward"} <= read_rows(folder / "metrics.jsonl")[1].keys()
-    shown = [row["what"] for row in read_rows(folder / "trained_on.jsonl")]
-    assert shown == ["wanted", "unwanted"]
+    shown_kinds = [row["what"] for row in read_rows(folder / "trained_on.jsonl")]
+    assert shown_kinds == ["wanted", "unwanted"]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "raised a wanted answer above an unwanted one in" in page
     assert "Raised the most" in page
-    seen = read_trained_rows(read_manifest(folder), "")  # what an evaluation compares its questions with
-    assert {type(row) for row in seen} == {Feedback}
-    assert len(seen) == metrics["wanted"] + metrics["unwanted"]
+    trained_rows = read_trained_rows(read_manifest(folder), "")  # an evaluation compares its questions with them
+    assert {type(row) for row in trained_rows} == {Feedback}
+    assert len(trained_rows) == metrics["wanted"] + metrics["unwanted"]
     assert main(["stage=export", "artifact=kto:latest", f"run.root={root}"]) == 0, capfd.readouterr().err
 
 
 def test_the_stage_learns_from_pairs(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     rows = [{"prompt": f"Question {i}?", "chosen": "Yes, gladly.", "rejected": "No."} for i in range(20)]
-    root, data = tmp_path / "runs", written(tmp_path / "pairs.jsonl", rows)
-    assert main(stage_line(data, tiny_model, root, "run.name=k", "stage.eval_every=4", "stage.publish=best")) == 0
+    root = tmp_path / "runs"
+    data = write_rows(tmp_path / "pairs.jsonl", rows)
+    assert main(build_command(data, tiny_model, root, "run.name=k", "stage.eval_every=4", "stage.publish=best")) == 0
     metrics = read_manifest(root / "kto" / "k").metrics
     assert metrics["accuracy"]["value"] == 1
     assert metrics["wanted"] == metrics["unwanted"]
@@ -317,11 +341,13 @@ def test_the_stage_learns_from_pairs(tiny_model: Path, tmp_path: Path, capfd: py
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("stage.micro_batch=1", "stage.micro_batch=1: leaves no second answer"), ("method=full", "an adapter"),
-        ("data=chitchat", "preference pairs"), ("stage.desirable_weight=0", "stage.desirable_weight"),
+        ("stage.micro_batch=1", "stage.micro_batch=1: leaves no second answer"),
+        ("method=full", "an adapter"),
+        ("data=chitchat", "preference pairs"),
+        ("stage.desirable_weight=0", "stage.desirable_weight"),
         ("stage.label_smoothing=0.1", "stage.label_smoothing"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused(word: str, told: str, capfd: pytest.CaptureFixture[str]):
     assert main(["stage=kto", word]) == 2
     assert told in capfd.readouterr().err
@@ -330,6 +356,6 @@ def test_what_cannot_be_is_refused(word: str, told: str, capfd: pytest.CaptureFi
 def test_answers_of_one_label_are_refused_with_what_would_do(
     tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    data = written(tmp_path / "rows.jsonl", labels(6, lambda i, good: True))
-    assert main(stage_line(data, tiny_model, tmp_path / "runs")) == 2
+    data = write_rows(tmp_path / "rows.jsonl", build_labelled_rows(6, lambda i, good: True))
+    assert main(build_command(data, tiny_model, tmp_path / "runs")) == 2
     assert "labels all 6 answers to train on as wanted: KTO learns from both kinds" in capfd.readouterr().err
