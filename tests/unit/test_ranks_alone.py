@@ -96,7 +96,7 @@ def test_the_status_of_a_command(
     (tmp_path / "rank-1").write_text("update 7")
     if spoken:
         (tmp_path / ranks.SPOKEN).write_text(spoken)
-    assert find_exit_status({rank: make_failure(code) for rank, code in codes.items()}, tmp_path) == status
+    assert report_failed_ranks({rank: make_failure(code) for rank, code in codes.items()}, tmp_path) == status
     err = capsys.readouterr().err
     assert err.startswith(said) if said else err == ""
 
@@ -106,7 +106,7 @@ def test_why_a_killed_run_ended_is_written_into_its_manifest(tmp_path: Path):
     run.mkdir()
     write_manifest(run, Manifest("sft", "x", 0, to_plain_dict(Config(stage=SftConfig())), {}, None, status="running"))
     (tmp_path / ranks.RUN).write_text(str(run))
-    assert find_exit_status({0: make_failure(-9)}, tmp_path) == 1
+    assert report_failed_ranks({0: make_failure(-9)}, tmp_path) == 1
     assert read_manifest(run).error.startswith("rank 0 died (SIGKILL)")
     write_manifest(
         run,
@@ -114,7 +114,7 @@ def test_why_a_killed_run_ended_is_written_into_its_manifest(tmp_path: Path):
             "sft", "x", 0, to_plain_dict(Config(stage=SftConfig())), {}, None, status="done", times={"finished": "x"}
         ),
     )
-    assert find_exit_status({0: make_failure(-9)}, tmp_path) == 1
+    assert report_failed_ranks({0: make_failure(-9)}, tmp_path) == 1
     assert read_manifest(run).status == "done"
 
 
