@@ -442,7 +442,7 @@ def test_what_gives_the_answer_away_is_not_offered_as_part_of_the_question(name:
 def test_settings_that_name_no_column_are_refused(shape: str, tmp_path: Path) -> None:
     path = write(tmp_path, "d.jsonl", add_column(shape, "note", SHORT))
     for read in (read_source, *get_training_readers(get_kind(shape))):
-        with pytest.raises(InputError, match=r"columns=.*note.*: there is no nope among the columns"):
+        with pytest.raises(InputError, match=r"columns=.*note.*: there is no column nope"):
             read(path, ColumnRules(metadata=["note", "nope"]))
         with pytest.raises(InputError, match=r"columns=.*note.*: note cannot be renamed to nonsense"):
             read(path, ColumnRules({"nonsense": "note"}))

@@ -1,4 +1,4 @@
-"""Near-duplicates against sets of strings that are gone through one by one."""
+"""Near-duplicates, compared with a search that goes through sets of strings one by one."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ START = "the quick brown fox jumps over the lazy dog while a small grey cat look
 SENTENCE = START.split()
 
 
-def runs_of(text: str) -> set[tuple[str, ...]]:
+def get_runs(text: str) -> set[tuple[str, ...]]:
     words = text.split()
     return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
 
 
-def found(texts, order=None, threshold=0.7, bands=32, rows=4, **how) -> Duplicates:
+def find_duplicates(texts, order=None, threshold=0.7, bands=32, rows=4, **options) -> Duplicates:
     array = pa.array(texts, pa.string())
     sets = build_shingles(array)
     columns = np.ascontiguousarray(compute_band_keys(sets, bands, rows).T)
@@ -41,45 +41,45 @@ def found(texts, order=None, threshold=0.7, bands=32, rows=4, **how) -> Duplicat
         return build_shingles(array.take(pa.array(indexes)))
 
     order = np.arange(len(texts)) if order is None else np.asarray(order)
-    return near.find_near(order, sets.sizes, columns.__getitem__, read, threshold, bands, **how)
+    return near.find_near(order, sets.sizes, columns.__getitem__, read, threshold, bands, **options)
 
 
-def one_by_one(texts, order, threshold, bands, rows, may=lambda a, b: True) -> list[tuple[int, int, float]]:
-    """What must be found: every document is compared with every earlier one that is kept and has a key of its."""
+def find_one_by_one(texts, order, threshold, bands, rows, is_allowed=lambda a, b: True) -> list[tuple[int, int, float]]:
+    """List the expected duplicates: each document is compared with all kept documents that share a band key with it."""
     keys = [
         [*zip(range(bands), row, strict=True)]
         for row in compute_band_keys(build_shingles(pa.array(texts)), bands, rows).tolist()
     ]
-    sets = [runs_of(text) for text in texts]
+    sets = [get_runs(text) for text in texts]
     kept: list[int] = []
-    gone = []
+    dropped = []
     for i in sorted(range(len(texts)), key=lambda i: (order[i], i)):
         for k in kept:
             similarity = len(sets[i] & sets[k]) / max(len(sets[i] | sets[k]), 1)
-            if similarity >= threshold and set(keys[i]) & set(keys[k]) and may(i, k):
-                gone.append((i, k, similarity))
+            if similarity >= threshold and set(keys[i]) & set(keys[k]) and is_allowed(i, k):
+                dropped.append((i, k, similarity))
                 break
         else:
             kept.append(i)
-    return gone
+    return dropped
 
 
-def rows_of(pairs: Duplicates) -> list[tuple[int, int, float]]:
+def list_rows(pairs: Duplicates) -> list[tuple[int, int, float]]:
     return list(zip(pairs.dropped.tolist(), pairs.kept.tolist(), pairs.jaccard.tolist(), strict=True))
 
 
 @st.composite
 def corpora(draw: st.DrawFn) -> list[str]:
-    """Texts that are cut out of few others and changed a little, so that chains and groups of alike ones are common."""
+    """Draw slightly changed copies of a few texts, so that chains and groups of similar texts are common."""
     seeds = draw(st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=0, max_size=14), min_size=1, max_size=4))
-    made = []
+    texts = []
     for _ in range(draw(st.integers(1, 40))):
         words = list(draw(st.sampled_from(seeds)))
         for _ in range(draw(st.integers(0, 3))):
-            at = draw(st.integers(0, len(words)))
-            words[at : at + draw(st.integers(0, 2))] = draw(st.lists(st.sampled_from("abcxyz"), max_size=2))
-        made.append(" ".join(words))
-    return made
+            position = draw(st.integers(0, len(words)))
+            words[position : position + draw(st.integers(0, 2))] = draw(st.lists(st.sampled_from("abcxyz"), max_size=2))
+        texts.append(" ".join(words))
+    return texts
 
 
 SMALL = {
@@ -92,8 +92,8 @@ SMALL = {
     "sketches": {(near, "SKETCHED_GROUP"): 1},
     "runs that stay apart": {(near, "MAX_MERGED_RUN"): 1, (near, "BLOCK"): 2},
     "runs that stay apart, rare shingles": {(near, "MAX_MERGED_RUN"): 2, (near, "BLOCK"): 2, (near, "LARGE_GROUP"): 1},
-}  # fmt: skip
-"""Sizes that make small corpora take the ways of huge ones."""
+}
+"""Limits that make small corpora take the code paths of huge ones."""
 
 
 @pytest.mark.parametrize("sizes", SMALL.values(), ids=SMALL)
@@ -104,16 +104,20 @@ def test_as_one_by_one(sizes, texts, data):
     threshold = data.draw(st.sampled_from([0.3, 0.5, 2 / 3, 0.7, 0.8, 1.0]))
     bands, rows = data.draw(st.sampled_from([(32, 4), (4, 2), (1, 1), (2, 4)]))
     sources = np.array(data.draw(st.lists(st.integers(0, 2), min_size=len(texts), max_size=len(texts))))
-    how, may = data.draw(st.sampled_from([
-        ({}, lambda a, b: True),
-        ({"sources": sources}, lambda a, b: sources[a] == sources[b]),
-        ({"sources": sources, "across": True}, lambda a, b: sources[a] != sources[b]),
-    ]))  # fmt: skip
+    options, is_allowed = data.draw(
+        st.sampled_from(
+            [
+                ({}, lambda a, b: True),
+                ({"sources": sources}, lambda a, b: sources[a] == sources[b]),
+                ({"sources": sources, "across": True}, lambda a, b: sources[a] != sources[b]),
+            ]
+        )
+    )
     with pytest.MonkeyPatch.context() as patch:
         for (module, name), size in sizes.items():
             patch.setattr(module, name, size)
-        assert rows_of(found(texts, order, threshold, bands, rows, **how)) == one_by_one(
-            texts, order, threshold, bands, rows, may
+        assert list_rows(find_duplicates(texts, order, threshold, bands, rows, **options)) == find_one_by_one(
+            texts, order, threshold, bands, rows, is_allowed
         )
 
 
@@ -128,13 +132,14 @@ def test_packs_give_what_all_give_together(count, texts, data):
     groups = list_groups_with_equal_bands(
         np.arange(len(texts), dtype=np.int32), sets.sizes > 0, columns.__getitem__, 32
     )
-    made, gone = split_into_packs(groups, sets.sizes, count), []
-    assert len(made) <= count
-    assert sorted(i for pack in made for i in pack) == sorted({*groups.members.tolist()})  # each in one
-    for pack in made:
-        for i, k, similarity in rows_of(found([texts[i] for i in pack], order[pack], threshold)):
-            gone.append((int(pack[i]), int(pack[k]), similarity))
-    assert sorted(gone) == sorted(rows_of(found(texts, order, threshold)))
+    packs = split_into_packs(groups, sets.sizes, count)
+    dropped = []
+    assert len(packs) <= count
+    assert sorted(i for pack in packs for i in pack) == sorted({*groups.members.tolist()})  # each in one
+    for pack in packs:
+        for i, k, similarity in list_rows(find_duplicates([texts[i] for i in pack], order[pack], threshold)):
+            dropped.append((int(pack[i]), int(pack[k]), similarity))
+    assert sorted(dropped) == sorted(list_rows(find_duplicates(texts, order, threshold)))
 
 
 @pytest.mark.parametrize(
@@ -153,28 +158,34 @@ def test_as_one_by_one_on_a_larger_corpus(monkeypatch, large: int, block: int, b
         words[rng.random(len(words)) < rng.choice([0.0, 0.03, 0.1, 0.3])] = rng.integers(0, 30)
         texts.append(" ".join(f"w{word}" for word in words))
     order = rng.permutation(len(texts))
-    expected = one_by_one(texts, order, 0.7, bands, 4)
+    expected = find_one_by_one(texts, order, 0.7, bands, 4)
     assert 300 < len(expected) < 800
-    assert rows_of(found(texts, order, bands=bands)) == expected
+    assert list_rows(find_duplicates(texts, order, bands=bands)) == expected
 
 
 def test_a_chain_loses_its_middle_alone():
     words = [f"w{i}" for i in range(22)]
     a, b, c = (" ".join(words[i : i + 18]) for i in (0, 2, 4))  # 16 shingles, 14 in common: 14 / 18; a and c 12 / 20
-    assert rows_of(found([a, b, c])) == [(1, 0, 14 / 18)]
-    assert rows_of(found([a, b, c], order=[2, 0, 1])) == [(2, 1, 14 / 18), (0, 1, 14 / 18)]  # b first: both go
+    assert list_rows(find_duplicates([a, b, c])) == [(1, 0, 14 / 18)]
+    # If b is first, both others are dropped.
+    assert list_rows(find_duplicates([a, b, c], order=[2, 0, 1])) == [
+        (2, 1, 14 / 18),
+        (0, 1, 14 / 18),
+    ]
 
 
 def test_the_first_kept_twin_is_named_though_another_one_is_more_alike():
     words = [f"w{i}" for i in range(40)]
-    first, nearer, last = " ".join(words), " ".join([*words[:31], *"abcdefghi"]), " ".join([*words[:34], *"abcdef"])
-    twin = found([first, nearer, last])
+    first = " ".join(words)
+    nearer = " ".join([*words[:31], *"abcdefghi"])
+    last = " ".join([*words[:34], *"abcdef"])
+    twin = find_duplicates([first, nearer, last])
     assert twin.dropped.tolist() == [2]
     assert twin.kept.tolist() == [0]
 
 
 def test_the_most_preferred_document_counts_in_its_groups():
-    """Two groups that differ in it alone are two; equal groups of two bands are one."""
+    """Two groups that differ only in that document are both listed. Equal groups of two bands are listed once."""
     columns = np.array([[7, 8, 8], [9, 9, 9], [5, 5, 5]], np.uint64)
     groups = list_groups_with_equal_bands(np.arange(3, dtype=np.int32), np.ones(3, bool), columns.__getitem__, 3)
     assert groups.members.tolist() == [1, 2, 0, 1, 2]
@@ -182,12 +193,12 @@ def test_the_most_preferred_document_counts_in_its_groups():
 
 
 def test_equal_ranks_go_by_index():
-    assert rows_of(found(["a b c d"] * 3, order=[5, 5, 1])) == [(0, 2, 1.0), (1, 2, 1.0)]
+    assert list_rows(find_duplicates(["a b c d"] * 3, order=[5, 5, 1])) == [(0, 2, 1.0), (1, 2, 1.0)]
 
 
 def test_texts_without_shingles_are_kept():
-    assert rows_of(found(["", "a b", "", "a b", "a b c", "A, b; c!"])) == [(5, 4, 1.0)]
-    assert rows_of(found(["", "one", ""])) == rows_of(found([])) == []
+    assert list_rows(find_duplicates(["", "a b", "", "a b", "a b c", "A, b; c!"])) == [(5, 4, 1.0)]
+    assert list_rows(find_duplicates(["", "one", ""])) == list_rows(find_duplicates([])) == []
 
 
 def test_input_in_another_order_gives_the_same():
@@ -195,11 +206,14 @@ def test_input_in_another_order_gives_the_same():
     texts = [" ".join(rng.choice(SENTENCE, 12)) for _ in range(30)]
     texts += [text.replace("the", "a", 1) for text in texts for _ in range(5)]
     order = rng.permutation(len(texts))
-    expected = rows_of(found(texts, order))
+    expected = list_rows(find_duplicates(texts, order))
     assert len(expected) > 50
-    moved = rng.permutation(len(texts))
-    again = found([texts[i] for i in moved], order[moved])
-    assert list(zip(moved[again.dropped], moved[again.kept], again.jaccard, strict=True)) == expected
+    new_order = rng.permutation(len(texts))
+    duplicates = find_duplicates([texts[i] for i in new_order], order[new_order])
+    assert (
+        list(zip(new_order[duplicates.dropped], new_order[duplicates.kept], duplicates.jaccard, strict=True))
+        == expected
+    )
 
 
 @settings(deadline=None)
@@ -207,28 +221,31 @@ def test_input_in_another_order_gives_the_same():
     st.lists(st.sampled_from(["a", "A ", "b", "", " ", "a b"]), max_size=12), st.booleans(), st.booleans(), st.data()
 )
 def test_exact_duplicates_as_one_by_one(texts, by_source, across, data):
-    some = st.lists(st.integers(0, 2), min_size=len(texts), max_size=len(texts))
-    order, sources = np.array(data.draw(some), np.int64), np.array(data.draw(some), np.int64)
-    kept, gone = [], []
+    numbers = st.lists(st.integers(0, 2), min_size=len(texts), max_size=len(texts))
+    order = np.array(data.draw(numbers), np.int64)
+    sources = np.array(data.draw(numbers), np.int64)
+    kept = []
+    dropped = []
     for i in sorted(range(len(texts)), key=lambda i: (order[i], i)):
-        same = [k for k in kept if texts[k].lower().split() == texts[i].lower().split()]
-        same = [k for k in same if not by_source or (sources[k] != sources[i]) == across]
-        gone += [(i, same[0], 1.0)] if same else []
-        kept += [] if same else [i]
+        twins = [k for k in kept if texts[k].lower().split() == texts[i].lower().split()]
+        twins = [k for k in twins if not by_source or (sources[k] != sources[i]) == across]
+        dropped += [(i, twins[0], 1.0)] if twins else []
+        kept += [] if twins else [i]
     digests = digest_normalised_texts(pa.array(texts, pa.string()))
-    assert rows_of(find_exact(digests, order, sources if by_source else None, across)) == gone
+    assert list_rows(find_exact(digests, order, sources if by_source else None, across)) == dropped
 
 
-def templates(rows: int) -> dict[str, list[str]]:
+def build_templates(rows: int) -> dict[str, list[str]]:
     rng = np.random.default_rng(0)
-    draws, rare = rng.integers(0, 5000, (rows, 14)), rng.integers(0, 10**12, (rows, 10))
-    forty = " ".join(f"fixed{i}" for i in range(40))
+    draws = rng.integers(0, 5000, (rows, 14))
+    rare = rng.integers(0, 10**12, (rows, 10))
+    forty_words = " ".join(f"fixed{i}" for i in range(40))
     return {
         "equal": [START] * rows,
         "a number in it": [f"{START} and {i} mice" for i in range(rows)],
         "mostly a number": [f"order number {i} has shipped to the address that you gave" for i in range(rows)],
         "a prompt": [f"{START} {' '.join(f'w{word}' for word in draw)}" for draw in draws],
-        "just under the threshold": [f"{forty} {' '.join(f'w{word}' for word in words)}" for words in rare],
+        "just under the threshold": [f"{forty_words} {' '.join(f'w{word}' for word in words)}" for words in rare],
     }
 
 
@@ -237,9 +254,9 @@ KEPT = {"equal": 1, "a number in it": None, "mostly a number": None, "a prompt":
 
 @pytest.mark.parametrize(("name", "kept"), KEPT.items())
 def test_huge_groups(name: str, kept: int | None):
-    """Rows of one template cost little more time and memory than others, whether they are twins or not."""
+    """Rows of one template cost little more time and memory than others, duplicates or not."""
     rows = 50_000
-    array = pa.array(templates(rows)[name])
+    array = pa.array(build_templates(rows)[name])
     sets = build_shingles(array)
     columns = np.ascontiguousarray(compute_band_keys(sets).T)
 
@@ -247,14 +264,14 @@ def test_huge_groups(name: str, kept: int | None):
         return build_shingles(array.take(pa.array(indexes)))
 
     content = np.random.default_rng(1).integers(0, 1 << 63, rows).astype(np.uint64)
-    began = time.process_time()
-    made = near.find_near(np.arange(rows), sets.sizes, columns.__getitem__, read, content=content)
-    took = time.process_time() - began
-    assert len(made.dropped) == (rows - kept if kept else 0)
-    assert took < 15
-    few = rows // 10
+    started = time.process_time()
+    duplicates = near.find_near(np.arange(rows), sets.sizes, columns.__getitem__, read, content=content)
+    seconds = time.process_time() - started
+    assert len(duplicates.dropped) == (rows - kept if kept else 0)
+    assert seconds < 15
+    tenth = rows // 10
     tracemalloc.start()
-    near.find_near(np.arange(few), sets.sizes[:few], lambda b: columns[b, :few], read, content=content[:few])
+    near.find_near(np.arange(tenth), sets.sizes[:tenth], lambda b: columns[b, :tenth], read, content=content[:tenth])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64e6
@@ -266,19 +283,20 @@ def test_huge_groups(name: str, kept: int | None):
     st.sampled_from([0.3, 0.5, 0.7, 0.9, 1.0]),
 )
 def test_alike_sets_have_a_rare_shingle_in_common(sets, threshold):
-    """Whatever sample says what is rare."""
-    hashed = [sorted((x * 0x9E3779B97F4A7C15) % (1 << 54) for x in one) for one in sets]
-    given = Shingles(
-        np.array([x for one in hashed for x in one], np.uint64), np.append(0, np.cumsum([len(one) for one in sets]))
+    """The rarity is estimated from a sample of the shingles: the property holds for any sample."""
+    hashed = [sorted((x * 0x9E3779B97F4A7C15) % (1 << 54) for x in members) for members in sets]
+    shingles = Shingles(
+        np.array([x for members in hashed for x in members], np.uint64),
+        np.append(0, np.cumsum([len(members) for members in sets])),
     )
     rarity = ShingleRarity()
-    rarity.add(Shingles(given.values[: len(given.values) // 2], given.offsets[:1]))
-    marks, owners = rarity.select_marks(given, threshold)
-    of = [set(marks[owners == i].tolist()) for i in range(len(sets))]
-    for (a, marks_a), (b, marks_b) in product(zip(sets, of, strict=True), repeat=2):
+    rarity.add(Shingles(shingles.values[: len(shingles.values) // 2], shingles.offsets[:1]))
+    marks, owners = rarity.select_marks(shingles, threshold)
+    marks_by_set = [set(marks[owners == i].tolist()) for i in range(len(sets))]
+    for (a, marks_a), (b, marks_b) in product(zip(sets, marks_by_set, strict=True), repeat=2):
         if a and b and len(a & b) / len(a | b) >= threshold:
             assert marks_a & marks_b
     assert all(
-        len(one) == (len(s) - int(np.ceil(threshold * len(s) - 1e-9)) + 1 if s else 0)
-        for s, one in zip(sets, of, strict=True)
+        len(members) == (len(s) - int(np.ceil(threshold * len(s) - 1e-9)) + 1 if s else 0)
+        for s, members in zip(sets, marks_by_set, strict=True)
     )
