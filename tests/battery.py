@@ -1,7 +1,7 @@
-"""The battery: mistakes that a user can make, one a line, and what the answer has to name.
+"""Mistakes that a user can make, one a line, and the parts that each error message must have.
 
-A case is a command that works, words that are added to it (later ones override), and a file that the command reads,
-where the mistake is in there. The answer names the field with its value, so that is what most cases ask for first.
+A case is a command that works, arguments that are added to it (later ones override), and, if the mistake is in a file,
+the content of that file. The message names the field with its value, so most cases expect that part first.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ DEEP = '{"messages": ' + "[" * 5000 + "]" * 5000 + "}"
 
 
 class Case(NamedTuple):
-    """Attributes:
-    command: what works: a stage, `import` of `stage=annotate`, or `none`.
-    words: added to it, divided at blanks; `{file}` is the path of a file.
-    says: parts of the answer.
-    content: of the file; None for a good one. Rows that begin with `{"` stand behind a good row.
-    of_model: the file of the model that has the content, in place of the file of rows.
+    """A command with one mistake, and parts of its error message.
+
+    Attributes:
+        command: the command without the mistake: a stage, `import` of `stage=annotate`, or `none`.
+        words: arguments that are added to it, separated by blanks; `{file}` is the path of a file.
+        says: parts of the error message.
+        content: the content of the file; None for a valid file. Rows that begin with `{"` follow a valid row.
+        of_model: the name of a model's file that gets the content, instead of the file of rows.
     """
 
     command: str
@@ -37,16 +39,16 @@ def line(command: str, words: str, *says: str) -> Case:
 
 
 def file(command: str, content: Any, *says: str, of_model: str = "") -> Case:
-    """A file of bytes, of a text, or of a row."""
+    """Build a case whose mistake is in a file: its bytes, its text, or a row of it."""
     if not isinstance(content, bytes):
         content = (content if isinstance(content, str) else json.dumps(content) + "\n").encode()
     return Case(command, "", says, content, of_model)
 
 
 def turns(*contents: Any, **more: Any) -> list[dict[str, Any]]:
-    """A conversation; `more` are fields of its last turn."""
-    said = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
-    return [*said[:-1], {**said[-1], **more}]
+    """Build the messages of a conversation. The last one gets the fields of `more`."""
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    return [*messages[:-1], {**messages[-1], **more}]
 
 
 def chat(*contents: Any, **more: Any) -> dict[str, Any]:
@@ -66,7 +68,7 @@ ANSWER = [{"role": "assistant", "content": "b"}]
 OTHER = [{"role": "assistant", "content": "c"}]
 
 CASES = [
-    # --- Words of a command line
+    # --- Arguments of a command line
     line("none", "seed=1", "stage=(missing)", "sft, full"),
     line("none", "stage=sfft", "stage=sfft", "Did you mean stage=sft?"),
     line("none", "stage=", "stage=(empty)"),
@@ -390,8 +392,8 @@ CASES = [
     line("none", "stage=plan stage.answers=1", "stage.answers=1"),
     # --- Files of a model
     *(
-        file("sft", content, *said, of_model=name)
-        for name, content, said in (
+        file("sft", content, *parts, of_model=name)
+        for name, content, parts in (
             ("config.json", "{", ("config.json", "is not JSON")),
             ("config.json", "[]", ("config.json",)),
             ("config.json", {"model_type": "no_such_type"}, ("no_such_type",)),

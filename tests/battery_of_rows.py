@@ -1,4 +1,4 @@
-"""More of the battery: files of rows in which something is wrong. See `battery`."""
+"""Cases of the battery whose mistake is in a file of rows. See `battery`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import json
 from battery import ANSWER, DEEP, HALF, OTHER, USER, chat, file, item, pair, turns
 
 CASES = [
-    # --- Files that are none
+    # --- Files that hold no rows
     *(
-        file(command, content, "rows.jsonl", said)
+        file(command, content, "rows.jsonl", message)
         for command in ("sft", "reward", "import")
-        for content, said in (
+        for content, message in (
             (b"", "empty"),
             (b"\n\n", "empty"),
             (b"not json\n", "JSON"),
@@ -35,9 +35,9 @@ CASES = [
         )
     ),
     *(
-        file(command, content, "rows.jsonl", said)
+        file(command, content, "rows.jsonl", message)
         for command in ("sft", "reward")
-        for content, said in (
+        for content, message in (
             (b'[{"text": "a"}', "no JSON after row 1"),
             (b'[{"text": "a"}, 3]', "row 2"),
             (b"prompt,completion,note\na,b,c\nd,e\n", "row 2"),

@@ -1,4 +1,4 @@
-"""More of the battery: what is said wrong to a server of models, and about its tenants. See `battery`."""
+"""Cases of the battery about a server of models and about its tenants. See `battery`."""
 
 from __future__ import annotations
 
