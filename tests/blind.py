@@ -1,4 +1,4 @@
-"""What tests of blind votes share: two systems whose answers are files, the app on their project, and voters."""
+"""Helpers for tests of blind votes: two systems whose answers are files, the app on their project, and voters."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from align.annotate.accounts import Accounts
 from align.annotate.store import Store
 
 NAMES = ("zebra", "okapi")
-"""The systems, the first one first. Their answers end in `!` and in `.`."""
+"""The names of the two systems, in their order. Their answers end in `!` and in `.`."""
 PASSWORD = "correct horse battery"
 Choice = Callable[[str, str, str], int]
-"""The prompt and both answers as they stand → 0 where the first one is better, 1 where the second one is, 2: a tie."""
+"""The prompt and both answers as the page shows them → 0 if the first is better, 1 if the second is, 2 for a tie."""
 
 
 def written(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -35,10 +35,10 @@ def written(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def evaluation(folder: Path, items: int, same: int = 0) -> list[str]:
-    """The words of an evaluation of two files of answers by people.
+    """Build the arguments of an evaluation in which people compare two files of answers.
 
     Args:
-        same: how many of the items have the same answer of both.
+        same: the number of items to which both systems give the same answer.
     """
     prompts = [{"id": f"p{i}", "prompt": f"Question {i}?"} for i in range(items)]
     tasks = written(folder / "asked.jsonl", prompts)
@@ -52,9 +52,13 @@ def evaluation(folder: Path, items: int, same: int = 0) -> list[str]:
     }
     systems = ", ".join(f"{name}: {{file: {path}}}" for name, path in files.items())
     return [
-        "stage=eval", f"stage.systems={{{systems}}}", f"eval.tasks=[{{name: chat, path: {tasks}}}]",
-        "stage.judge=people", f"run.root={folder / 'runs'}", "device=cpu",
-    ]  # fmt: skip
+        "stage=eval",
+        f"stage.systems={{{systems}}}",
+        f"eval.tasks=[{{name: chat, path: {tasks}}}]",
+        "stage.judge=people",
+        f"run.root={folder / 'runs'}",
+        "device=cpu",
+    ]
 
 
 def store_of(folder: Path) -> Store:
@@ -62,13 +66,13 @@ def store_of(folder: Path) -> Store:
 
 
 def quick(store: Store) -> Accounts:
-    """Accounts whose passwords are hashed in no time."""
+    """Build accounts whose passwords are hashed fast."""
     return Accounts(store, hasher=PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
 
 
 @contextmanager
 def serving(store: Store, port: int) -> Iterator[Accounts]:
-    """The app on a store, for people with accounts."""
+    """Serve the app on a store, for people with accounts."""
     import uvicorn
 
     from align.annotate.web.access import AccountAuthenticator
@@ -88,10 +92,10 @@ def serving(store: Store, port: int) -> Iterator[Accounts]:
 
 
 class Voter:
-    """Somebody with an account, who votes over HTTP.
+    """A person with an account, who votes over HTTP.
 
     Attributes:
-        seen: every body that the server answered with.
+        seen: the bodies of all responses of the server.
     """
 
     def __init__(self, accounts: Accounts, port: int, project: str, name: str, role: str = "annotator") -> None:
@@ -108,11 +112,11 @@ class Voter:
         return answer.json()
 
     def votes(self, choice: Choice, most: int = 1000) -> int:
-        """Judges what they are given, so many at most; how many that were."""
+        """Vote on tasks until none is left, at most `most` of them. Returns the number of votes."""
         step = self.ask("GET", "/api/task")
-        for done in range(most):
+        for count in range(most):
             if step["task"] is None:
-                return done
+                return count
             step = self.ask("POST", "/api/vote", json=self.vote(step, choice))
         return most
 
@@ -120,8 +124,8 @@ class Voter:
         task = step["task"]
         texts = [plain(answer["written"]) for answer in task["answers"]]
         tiers = ([[0], [1]], [[1], [0]], [[0, 1]])[choice(plain(task["prompt"][-1]["written"]), *texts)]
-        said = {"tiers": tiers, "strength": 0 if len(tiers) == 1 else 2, "seconds": 3.0}
-        return {"token": task["token"], "key": token_urlsafe(24), "terms": step["terms"], "said": said}
+        judgement = {"tiers": tiers, "strength": 0 if len(tiers) == 1 else 2, "seconds": 3.0}
+        return {"token": task["token"], "key": token_urlsafe(24), "terms": step["terms"], "said": judgement}
 
 
 def plain(html: str) -> str:
@@ -129,7 +133,7 @@ def plain(html: str) -> str:
 
 
 def better(which: str) -> Choice:
-    """Of each pair the answer with this in it; a tie where neither or both have it."""
+    """Build a choice that prefers the answer containing a text. It is a tie if neither or both contain it."""
 
     def choice(prompt: str, one: str, other: str) -> int:
         return 2 if (which in one) == (which in other) else int(which in other)
@@ -138,7 +142,7 @@ def better(which: str) -> Choice:
 
 
 class Bench:
-    """Evaluations of two files of answers, and the store that they fill."""
+    """Evaluations of two files of answers, and the store of their votes."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder, self.capsys = folder, capsys
@@ -148,8 +152,9 @@ class Bench:
         status = main(list(words))
         printed = self.capsys.readouterr()
         self.said = printed.err + printed.out
-        told = re.search(r"stage=annotate project=(\S+)", self.said)
-        self.project = told[1] if told else self.project  # that the command told to serve
+        match = re.search(r"stage=annotate project=(\S+)", self.said)
+        # the project that the command asks the user to serve
+        self.project = match[1] if match else self.project
         return status
 
     def run(self, words: list[str], status: int = 0) -> Path:
@@ -157,12 +162,12 @@ class Bench:
         return Path(self.said.strip().splitlines()[-1])
 
     def refuses(self, *words: str, says: str) -> None:
-        """Assert that a command ends with status 2 and a message with this text."""
+        """Assert that a command ends with status 2 and a message that contains a text."""
         assert self.status(*words) == 2, self.said
         assert says in self.said, self.said
 
     def annotate(self, action: str) -> list[str]:
-        """The words of a command on the store."""
+        """Build the arguments of a command on the store."""
         return ["stage=annotate", f"stage.action={action}", f"run.root={self.folder / 'runs'}"]
 
     def served(self) -> Served:
@@ -170,13 +175,13 @@ class Bench:
 
 
 class Served:
-    """The app on the bench's store while votes come in."""
+    """The app on the bench's store, served for as long as the block lasts."""
 
     def __init__(self, folder: Path, project: str) -> None:
         self.folder, self.project = folder, project
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
 
     def __enter__(self) -> Served:
         self.store = store_of(self.folder)

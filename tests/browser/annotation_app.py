@@ -1,4 +1,4 @@
-"""What the tests of the annotation app share: a filled store, a free port, and the page as it is watched."""
+"""Helpers for tests of the annotation app: a filled store, a free port, and a page whose requests are recorded."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from align.core.types import Conversation, Message
 KEY = "k" * 32
 WHO = "ann"
 LOST = (502, "nobody is there")
-"""What a proxy answers that has lost the server, see `App.instead`."""
+"""The response of a proxy that cannot reach the server, see `App.instead`."""
 
 
 @dataclass
 class App:
-    """A store, the server on it, and what the page asked for and complained about.
+    """A store, the server on it, and the requests and errors of the page.
 
     Attributes:
-        instead: path → the status and body that are answered there in place of the server's own.
+        instead: path → the status and body that are sent there instead of the server's response.
     """
 
     store: Store
@@ -44,20 +44,20 @@ class App:
         return page
 
     def open(self, page: Any) -> Any:
-        """The page with its first item, watched."""
+        """Open the page, wait for its first item, and record its requests and errors."""
         self.watch(page).goto(f"{self.url}/?key={KEY}")
         page.wait_for_selector("#align-app header", timeout=60_000)
         return page
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def fill(store: Store, answers: Sequence[Sequence[str]], **settings: Any) -> None:
-    """One item for each sequence of answers."""
+    """Add an item for each sequence of answers, and configure the project."""
     for i, texts in enumerate(answers):
         prompt = Conversation((Message("system", "Be kind."), Message("user", f"Question {i}?")))
         store.add_item("p", f"run/{i}", prompt, [Candidate(text) for text in texts])
@@ -69,12 +69,12 @@ def said(page: Any) -> str:
 
 
 def until(page: Any, text: str) -> None:
-    """Waits until the status line has this text; a failure says what it has instead."""
+    """Wait until the status line has this text. A failure shows its text and the page's."""
     try:
         page.wait_for_function("text => document.querySelector('#said').textContent.includes(text)", arg=text)
     except Exception as error:
-        shown = page.evaluate("[document.querySelector('#said').textContent, document.body.innerText.slice(0, 600)]")
-        raise AssertionError(f"no {text!r} on the page: {shown}") from error
+        texts = page.evaluate("[document.querySelector('#said').textContent, document.body.innerText.slice(0, 600)]")
+        raise AssertionError(f"no {text!r} on the page: {texts}") from error
 
 
 def question(page: Any) -> str:
@@ -82,7 +82,7 @@ def question(page: Any) -> str:
 
 
 def next_one(page: Any, before: str) -> None:
-    """Waits until another item (or none) is shown."""
+    """Wait until the page shows another item, or no item."""
     page.wait_for_function(
         "before => !document.querySelector('.prompt')?.textContent.includes(before + '?')", arg=before
     )

@@ -1,4 +1,4 @@
-"""The annotation app in a real browser: Chromium, headless, against a server of the test's own."""
+"""Fixtures that open the annotation app in headless Chromium, against a server that the test starts."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from align.annotate.store import Store
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """For the tests of one file: as long as Playwright runs, no test in this process can run an event loop."""
+    """A browser for the tests of one file. While Playwright runs, no test in this process can run an event loop."""
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no Chromium is installed (Debian's package `chromium`)")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra `dev`)")
     wait = playwright.Page.wait_for_function
 
-    def by_the_clock(page: Any, expression: str, **options: Any) -> Any:
-        """On a loaded machine a page may go without an animation frame, by which Playwright looks, for long."""
+    def wait_with_timer(page: Any, expression: str, **options: Any) -> Any:
+        """Poll by time, not by animation frame as Playwright does: on a loaded machine frames may be rare."""
         return wait(page, expression, **({"polling": 100} | options))
 
     with pytest.MonkeyPatch.context() as patch, playwright.sync_playwright() as running:
-        patch.setattr(playwright.Page, "wait_for_function", by_the_clock)
+        patch.setattr(playwright.Page, "wait_for_function", wait_with_timer)
         browser = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -47,7 +47,7 @@ def page(browser: Any) -> Iterator[Any]:
 
 
 def behind_another(app: Any, instead: dict[str, tuple[int, str]]) -> Any:
-    """An ASGI application that answers for another at the paths in `instead`, as a proxy does that has lost it."""
+    """Wrap an ASGI application: the paths of `instead` get these responses, as of a proxy that cannot reach it."""
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"] not in instead:
@@ -64,7 +64,8 @@ def behind_another(app: Any, instead: dict[str, tuple[int, str]]) -> Any:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., App]]:
-    """Starts the app on items with these answers, for whoever has the link or, with `accounts`, an account."""
+    """A function that starts the app on items with the given answers. Visitors need the link or, with `accounts`, an
+    account."""
     import uvicorn
 
     from align.annotate.web.access import AccountAuthenticator
@@ -74,21 +75,22 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., App]]:
     running: list[tuple[Any, threading.Thread, Store]] = []
 
     def start(answers: Sequence[Sequence[str]], accounts: bool = False, **settings: Any) -> App:
-        store, port = Store.open(f"sqlite:///{tmp_path / 'annotations.db'}"), free_port()
+        store = Store.open(f"sqlite:///{tmp_path / 'annotations.db'}")
+        port = free_port()
         fill(store, answers, **settings)
-        known = Accounts(store, hasher=PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+        user_accounts = Accounts(store, hasher=PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
         authenticator = KeyAuthenticator(KEY, Person(WHO, {"p": "annotator"}), f"align_key_{port}")
-        authenticator = AccountAuthenticator(known, f"align_session_{port}") if accounts else authenticator
+        authenticator = AccountAuthenticator(user_accounts, f"align_session_{port}") if accounts else authenticator
         app = build_app(store, authenticator, [f"http://127.0.0.1:{port}"])
         instead: dict[str, tuple[int, str]] = {}
-        shown = behind_another(app, instead)
-        server = uvicorn.Server(uvicorn.Config(shown, host="127.0.0.1", port=port, log_level="error", ws="none"))
+        proxied_app = behind_another(app, instead)
+        server = uvicorn.Server(uvicorn.Config(proxied_app, host="127.0.0.1", port=port, log_level="error", ws="none"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         running.append((server, thread, store))
         while not server.started:
             time.sleep(0.01)
-        return App(store, f"http://127.0.0.1:{port}", known, instead)
+        return App(store, f"http://127.0.0.1:{port}", user_accounts, instead)
 
     yield start
     for server, thread, store in running:
