@@ -1,4 +1,4 @@
-"""A chat server on this machine that says what a test wants, and remembers what it was asked."""
+"""A local chat server that gives the replies of a test and records the requests."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 
 class Reply(NamedTuple):
-    """Attributes:
-    body: as it goes over the wire; a mapping as JSON, with NaN as Python writes it; pieces one by one.
-    wait_s: before anything is said.
+    """A response of the chat server.
+
+    Attributes:
+        body: bytes or an iterator of pieces, sent as they are; anything else is sent as JSON, with NaN as Python
+            writes it.
+        wait_s: the time before the response begins.
     """
 
     body: Any
@@ -24,18 +27,19 @@ class Reply(NamedTuple):
 
 
 def said(text: str | None, *tokens: tuple[str, Mapping[str, float]], **message: Any) -> Reply:
-    """A chat completion.
+    """Build the reply of a chat completion.
 
     Args:
-        tokens: its last ones, with the logprobs of the likeliest at each place, the token's own among them.
+        tokens: its last tokens, each with the logprobs of the likeliest tokens at its position, its own included.
     """
     content = [
         {
-            "token": token, "logprob": likely.get(token, -1.0),
+            "token": token,
+            "logprob": likely.get(token, -1.0),
             "top_logprobs": [{"token": name, "logprob": value} for name, value in likely.items()],
         }
         for token, likely in tokens
-    ]  # fmt: skip
+    ]
     logprobs = {"content": content} if tokens else None
     choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": "stop"}
     return Reply({"object": "chat.completion", "choices": [{**choice, "logprobs": logprobs}]})
@@ -46,11 +50,13 @@ def error(status: int, message: str, code: str | None = None, **headers: str) ->
 
 
 class ChatServer:
-    """Attributes:
-    asked: the bodies of all requests, in the order in which they came.
-    heard: the headers of each, and its path.
-    answered: bodies whose answer was sent whole.
-    says: what it answers to a body; it may be changed at any time.
+    """A running chat server and the requests that it received.
+
+    Attributes:
+        asked: the bodies of all requests, in the order of their arrival.
+        heard: the headers of each request, and its path.
+        answered: the bodies of requests whose response was sent completely.
+        says: a function from a request's body to the reply; it may be replaced at any time.
     """
 
     def __init__(self, says: Callable[[dict[str, Any]], Reply], port: int) -> None:
@@ -60,13 +66,13 @@ class ChatServer:
 
     @property
     def prompts(self) -> list[str]:
-        """The last message of each request."""
+        """The content of the last message of each request."""
         return [body["messages"][-1]["content"] for body in self.asked]
 
 
 @contextmanager
 def chatting(says: Callable[[dict[str, Any]], Reply]) -> Iterator[ChatServer]:
-    """A server for as long as the block lasts."""
+    """Run a chat server for as long as the block lasts."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -89,11 +95,11 @@ def chatting(says: Callable[[dict[str, Any]], Reply]) -> Iterator[ChatServer]:
                     chat.at_once -= 1
 
         def send(self, reply: Reply) -> None:
-            ready = isinstance(reply.body, bytes | Iterator)
-            data = reply.body if ready else json.dumps(reply.body).encode()
+            is_encoded = isinstance(reply.body, bytes | Iterator)
+            data = reply.body if is_encoded else json.dumps(reply.body).encode()
             pieces = [data] if isinstance(data, bytes) else data
             length = ("content-length", str(len(data))) if isinstance(data, bytes) else ("connection", "close")
-            with suppress(OSError):  # whoever asked has gone
+            with suppress(OSError):  # the client has closed the connection
                 self.send_response(reply.status)
                 for name, value in {"content-type": "application/json", **reply.headers}.items():
                     self.send_header(name.replace("_", "-"), value)
