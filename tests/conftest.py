@@ -1,4 +1,4 @@
-"""What tests share: a model small enough to train in a second, its tokenizer, and conversations to train it on."""
+"""Fixtures for all tests: a model small enough to train in a second, its tokenizer, and conversations to train on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from made_once import MadeOnce
 from postgres import new_schema, programs, server
 from templates import TOOL_TEMPLATE
 
-# One assistant turn is `<|assistant|>ANSWER<eos>`; the markers say where the loss is.
+# An assistant turn is `<|assistant|>ANSWER<eos>`; the generation markers enclose the tokens with loss.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
     "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
@@ -32,10 +32,10 @@ OTHER_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<say>' }}{% endif %}"
 )
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>"]
-VOCABULARY = 320  # the 256 bytes, the special tokens and some merges: a multiple of 64
+VOCABULARY = 320  # the 256 bytes, the special tokens and some merges; a multiple of 64
 
-# Where a test asks for two threads, one that waits for the other gives its processor to the tests beside it. Read when
-# torch is imported.
+# If a test uses two threads, a thread that waits for the other leaves its processor to the tests that run in parallel.
+# The variable is read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +70,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run under `--no-skips` that left a test out, and write the ids of the tests that passed."""
+    """Fail a run under `--no-skips` that skipped a test, and write the ids of the tests that passed."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None:  # a worker of pytest-xdist
         return
@@ -83,25 +83,25 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Tiny tensors gain nothing from threads, and figures repeat only with a fixed number of them."""
+    """Run torch on one thread. Tiny tensors gain nothing from more, and results repeat only with a fixed number."""
     import torch
 
     from align.models.cpu_memory import keep_few_kernels
 
     torch.set_num_threads(1)
-    keep_few_kernels()  # as a command does; here many tests would make theirs before one does
+    keep_few_kernels()  # a command calls it too, but many tests would build kernels before one runs a command
 
 
 @pytest.fixture(autouse=True, scope="module")
 def frozen() -> None:
-    """What is there by now (torch, transformers and all that they keep) stays: collecting garbage, which is done on
-    purpose wherever a model has to go, passes it over and takes milliseconds instead of a third of a second. What the
-    module before left is collected, and its memory goes back to the system, which a command keeps for its next step."""
+    """Freeze the objects that exist by now (those of torch and transformers). A garbage collection, which runs whenever
+    a model is released, then skips them and takes milliseconds instead of a third of a second. The garbage of the
+    previous module is collected first, and its memory is returned to the system."""
     from align.models.cpu_memory import return_freed_memory
 
     gc.collect()
     return_freed_memory()
-    if resident_bytes() > SEARCHED["resident"] + (200 << 20):  # what was frozen may be garbage by now
+    if resident_bytes() > SEARCHED["resident"] + (200 << 20):  # frozen objects may be garbage by now
         gc.unfreeze()
         gc.collect()
         return_freed_memory()
@@ -110,7 +110,7 @@ def frozen() -> None:
 
 
 SEARCHED = {"resident": 0}
-"""Bytes that this process had after all of it was last searched for garbage."""
+"""Resident bytes of this process after its last complete garbage collection."""
 
 
 def resident_bytes() -> int:
@@ -120,9 +120,9 @@ def resident_bytes() -> int:
 
 @pytest.fixture(autouse=True, scope="module")
 def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What a test module wrote and imported is gone with it: another's file of the same name is another module."""
+    """Forget the modules that a test module wrote and imported, so that the next one can reuse their names."""
     yield
-    bare = {"annotate", "reward"} & set(sys.modules)  # the checkout's folders, imported beside `align.annotate`
+    bare = {"annotate", "reward"} & set(sys.modules)  # folders of the checkout, imported as well as `align.annotate`
     assert not [name for name in bare if (sys.modules[name].__file__ or "").startswith(str(ROOT))]
     base = str(tmp_path_factory.getbasetemp())
     for name, module in list(sys.modules.items()):
@@ -132,7 +132,7 @@ def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def blank_plots() -> Iterator[None]:
-    """Plots are built and not rendered, which takes a third of a short run. Tests of reports render them."""
+    """Build plots without rendering them, which takes a third of a short run. Tests of reports render them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("align.report.plots.render", lambda *_, **__: b'<svg xmlns="http://www.w3.org/2000/svg"/>')
         yield
@@ -158,14 +158,14 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An annotation store that nobody has made yet, in each kind of database."""
+    """The URL of an annotation store that does not exist yet, in each kind of database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'annotations.db'}"
     return new_schema(request.getfixturevalue("postgres"), f"t{uuid4().hex}")
 
 
 def conversations() -> list[dict[str, Any]]:
-    """Forty short conversations, each asking something else."""
+    """Build forty short conversations, each with a different question."""
     return [
         {
             "messages": [
@@ -190,34 +190,36 @@ def chats(made_once: MadeOnce) -> Path:
 
 @pytest.fixture(scope="module")
 def no_network() -> Iterator[None]:
-    """Nothing calls out, and nothing asks for a name: who swallows the error is seen at the end."""
+    """Refuse connections to other machines and look-ups of host names. Fails at the end if there was an attempt, even
+    if the code swallowed the error."""
 
-    connect, attempts = socket.socket.connect, []
+    connect = socket.socket.connect
+    attempts = []
 
-    def only_local(self: socket.socket, address: Any) -> None:
+    def connect_locally(self: socket.socket, address: Any) -> None:
         if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1"):
             attempts.append(address)
             raise OSError(f"something calls out to {address}")
         connect(self, address)
 
-    def no_name(host: Any, *rest: Any, **options: Any) -> Any:
+    def refuse_lookup(host: Any, *rest: Any, **options: Any) -> Any:
         attempts.append(host)
         raise socket.gaierror(f"something asks for {host}")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", only_local)
-        patch.setattr(socket.socket, "connect_ex", only_local)
-        patch.setattr(socket, "getaddrinfo", no_name)
+        patch.setattr(socket.socket, "connect", connect_locally)
+        patch.setattr(socket.socket, "connect_ex", connect_locally)
+        patch.setattr(socket, "getaddrinfo", refuse_lookup)
         yield
     assert not attempts
 
 
 def byte_bpe(special: Sequence[str], template: str, size: int, **named: str) -> Any:
-    """A byte-level BPE of `conversations()` with a chat template.
+    """Train a byte-level BPE on `conversations()`, and give it a chat template.
 
     Args:
         special: special tokens, which get the first ids.
-        named: `pad_token`, `bos_token` and `eos_token` among them.
+        named: those of them that are `pad_token`, `bos_token` and `eos_token`.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -243,21 +245,21 @@ def byte_bpe(special: Sequence[str], template: str, size: int, **named: str) -> 
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
-    """A byte-level BPE of 320 tokens with a chat template; pad, bos and eos are three different tokens."""
+    """A byte-level BPE of 320 tokens with a chat template. Pad, BOS and EOS are three different tokens."""
     return byte_bpe(SPECIAL, CHAT_TEMPLATE, VOCABULARY, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
 
 
 @pytest.fixture(scope="session")
 def tool_tokenizer() -> Any:
-    """A vocabulary of 320 tokens and a template that takes tools."""
+    """A tokenizer of 320 tokens whose chat template accepts tools."""
     special = ["<pad>", "<end>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
     return byte_bpe(special, TOOL_TEMPLATE, VOCABULARY, pad_token="<pad>", eos_token="<end>")
 
 
 @pytest.fixture(scope="session")
 def other_tokenizer() -> Any:
-    """Another vocabulary and another template: 384 tokens, every id another's, no BOS, no markers for the loss, and a
-    line break behind the `</s>` of an answer."""
+    """A tokenizer of 384 tokens, all with other ids than in `tiny_tokenizer`. Its template has no BOS, no generation
+    markers, and a line break behind the `</s>` of an answer."""
     special = ["<ask>", "<none>", "<say>", "</s>"]
     return byte_bpe(special, OTHER_TEMPLATE, 384, pad_token="<none>", eos_token="</s>")
 
@@ -266,7 +268,7 @@ def other_tokenizer() -> Any:
 def tiny_model(made_once: MadeOnce, tiny_tokenizer: Any) -> Path:
     """A folder with a random Llama of 78,144 weights and its tokenizer. Shared: copy it before changing it.
 
-    Every linear layer is a multiple of 64, the block that NF4 quantises by.
+    The sizes of all linear layers are multiples of 64, the block size of NF4.
     """
     return made_once("tiny", lambda folder: save_tiny_model(folder, tiny_tokenizer))
 

@@ -27,13 +27,13 @@ def isolated_variables(environment: Mapping[str, str], home: Path) -> dict[str, 
     """Return the variables of a test process: the listed ones of `environment`, `home` as the home folder, and a PATH
     with this interpreter's folder in front, without folders of the user or of `/usr/local`."""
     user_home = Path(environment.get("HOME") or "/nonexistent")
-    kept = {name: value for name, value in environment.items() if name in KEPT or name.startswith(KEPT_PREFIXES)}
-    kept.setdefault(USER_CACHE, environment.get("XDG_CACHE_HOME") or str(user_home / ".cache"))
+    variables = {name: value for name, value in environment.items() if name in KEPT or name.startswith(KEPT_PREFIXES)}
+    variables.setdefault(USER_CACHE, environment.get("XDG_CACHE_HOME") or str(user_home / ".cache"))
     folders = [Path(folder) for folder in environment.get("PATH", os.defpath).split(os.pathsep) if folder]
     excluded = (user_home, Path("/usr/local"))
     system = [str(folder) for folder in folders if not any(folder.is_relative_to(parent) for parent in excluded)]
-    own = str(Path(sys.executable).parent)
-    return {**kept, "HOME": str(home), "PATH": os.pathsep.join(dict.fromkeys([own, *system]))}
+    interpreter_folder = str(Path(sys.executable).parent)
+    return {**variables, "HOME": str(home), "PATH": os.pathsep.join(dict.fromkeys([interpreter_folder, *system]))}
 
 
 def isolate_process() -> None:
@@ -46,7 +46,7 @@ def isolate_process() -> None:
 
 
 def user_converters() -> Path | None:
-    """Return the folder where the user installed llama.cpp's converters. Returns None if there is none."""
+    """Return the folder where the user installed llama.cpp's converters. Returns None if they are not installed."""
     folder = Path(os.environ[USER_CACHE]) / "align" / "llama.cpp"
     return folder if folder.is_dir() else None
 

@@ -1,4 +1,4 @@
-"""Fixtures that are made once for all workers of a test run."""
+"""Folders that are made once for all workers of a test run."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from filelock import FileLock
 
 
 class MadeOnce:
-    """Folders that are made once for all processes of one test run. Their content is shared: nobody changes it.
+    """Folders that are made once for all processes of one test run. They are shared, so no test may change them.
 
     Args:
-        root: of all these folders.
+        root: the parent of all these folders.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def __call__(self, name: str, make: Callable[[Path], object]) -> Path:
-        """Return a folder by its name: whoever comes first makes it, and the others wait meanwhile."""
-        folder, done = self.root / name, self.root / f"{name}.done"
+        """Return the folder of a name. The first caller makes it while the other processes wait."""
+        folder = self.root / name
+        marker = self.root / f"{name}.done"
         with FileLock(self.root / f"{name}.lock"):
-            if not done.exists():
+            if not marker.exists():
                 folder.mkdir()
                 make(folder)
-                done.touch()
+                marker.touch()
         return folder
