@@ -1,8 +1,8 @@
-"""Tokenizers in the manner of well-known families, small ones: what is true of each (how it cuts text, which tokens it
-adds, what its template does to contents), trained here on a few lines.
+"""Small tokenizers that imitate well-known families: how each splits text, which tokens it adds, and what its template
+does to contents. They are trained here on a few lines.
 
-Each may be made with other spellings of its special tokens, all else being the same: then what the usual spellings say
-is text to it, which is what tests compare with.
+Each can be built with other spellings of its special tokens, all else being the same. The usual spellings are ordinary
+text to such a tokenizer, and tests compare with it.
 """
 
 from __future__ import annotations
@@ -22,25 +22,27 @@ CORPUS = [
     "Größe, naïve, Привет, 你好, مرحبا.  Two  spaces,\ttabs,\r\nbreaks.\n",
 ]
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"
-PHI3_SAID = PHI3.replace(  # as literals, which can be spelled otherwise
+# The role tokens are literals, so that they can be spelled otherwise.
+PHI3_SAID = PHI3.replace(
     "'<|' + m.role + '|>\n'",
     "{'system': '<|system|>', 'user': '<|user|>', 'assistant': '<|assistant|>'}[m.role] + '\\n'",
 )
 
 Spelling = Callable[[str], str]
-"""Of a special token."""
+"""A function from a special token to its spelling."""
 
 
 @dataclass(frozen=True)
 class Manner:
-    """A family.
+    """A family of tokenizers.
 
     Attributes:
-        special, words: added tokens that are special, and that are not.
-        end: one more of the latter, which ends turns.
-        cut: a tokenizer without vocabulary.
-        flags: of the special tokens.
-        bytes_in_vocabulary: for whatever is no piece.
+        special: added tokens that are special.
+        words: added tokens that are not special.
+        end: the token that ends turns, added as not special; None if a special token ends them.
+        cut: a function that builds a tokenizer without vocabulary.
+        flags: flags that are set for all special tokens.
+        bytes_in_vocabulary: True if text without a piece is encoded as byte pieces.
     """
 
     template: str
@@ -56,7 +58,7 @@ class Manner:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What no content may become."""
+        """Tokens that the text of a message must never become."""
         return (*self.special, *([self.end] if self.end else []))
 
     def tokenizer(self, spelling: Spelling = lambda text: text) -> Any:
@@ -68,76 +70,84 @@ class Manner:
             pieces = [(text, 0.0) for text in special] + [(letter, -5.0) for letter in letters]
             bpe.model = models.Unigram([*pieces, ("▁the", -6.0)], special.index(str(unknown)))
         else:
-            kept = [f"<0x{i:02X}>" for i in range(256)] if self.bytes_in_vocabulary else []
+            byte_pieces = [f"<0x{i:02X}>" for i in range(256)] if self.bytes_in_vocabulary else []
             alphabet = [] if self.bytes_in_vocabulary else pre_tokenizers.ByteLevel.alphabet()
             trainer = trainers.BpeTrainer(
-                vocab_size=700, initial_alphabet=alphabet, special_tokens=[*special, *kept], show_progress=False
+                vocab_size=700, initial_alphabet=alphabet, special_tokens=[*special, *byte_pieces], show_progress=False
             )
             bpe.train_from_iterator(CORPUS, trainer)
             bpe = without_added(bpe, unknown)
         bpe.add_special_tokens([AddedToken(text, **dict.fromkeys(self.flags, True)) for text in special])
-        others = (*self.words, *([spelling(self.end)] if self.end else []))
-        bpe.add_tokens([AddedToken(text, normalized=False, special=False) for text in others])
+        ordinary_tokens = (*self.words, *([spelling(self.end)] if self.end else []))
+        bpe.add_tokens([AddedToken(text, normalized=False, special=False) for text in ordinary_tokens])
         template = self.template.strip()
         for text in sorted(self.marks, key=len, reverse=True):
             template = template.replace(text, spelling(text))
         return PreTrainedTokenizerFast(
-            tokenizer_object=bpe, eos_token=spelling(self.eos), bos_token=self.bos and spelling(self.bos),
-            unk_token=unknown, pad_token=spelling(self.eos), chat_template=template,
-        )  # fmt: skip
+            tokenizer_object=bpe,
+            eos_token=spelling(self.eos),
+            bos_token=self.bos and spelling(self.bos),
+            unk_token=unknown,
+            pad_token=spelling(self.eos),
+            chat_template=template,
+        )
 
 
 def without_added(trained: Tokenizer, unknown: str | None) -> Tokenizer:
-    """The same without the added tokens that training leaves: byte pieces are pieces."""
+    """Remove the tokens that training added, so that byte pieces are ordinary pieces, and set the unknown token."""
     import json
 
-    told = json.loads(trained.to_str()) | {"added_tokens": []}
-    told["model"]["unk_token"] = unknown
-    return Tokenizer.from_str(json.dumps(told))
+    config = json.loads(trained.to_str()) | {"added_tokens": []}
+    config["model"]["unk_token"] = unknown
+    return Tokenizer.from_str(json.dumps(config))
 
 
 def byte_level(words: str | None = None, whole: bool = False, normalizer: Any = None) -> Callable[[], Tokenizer]:
-    """Args:
-    words: cuts text before its bytes are merged; None is GPT-2's.
-    whole: a word that is a piece is taken for it without merges.
+    """Return a function that builds a byte-level BPE without vocabulary.
+
+    Args:
+        words: a regular expression that splits text before its bytes are merged; None uses GPT-2's.
+        whole: True if a word that is a piece is encoded as that piece without merges.
     """
 
-    def cut() -> Tokenizer:
-        made = Tokenizer(models.BPE(ignore_merges=whole))
-        bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words is None)
+    def build_tokenizer() -> Tokenizer:
+        tokenizer = Tokenizer(models.BPE(ignore_merges=whole))
+        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words is None)
         split = [] if words is None else [pre_tokenizers.Split(Regex(words), "isolated")]
-        made.pre_tokenizer = pre_tokenizers.Sequence([*split, bytes_])
-        made.decoder = decoders.ByteLevel()
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, to_bytes])
+        tokenizer.decoder = decoders.ByteLevel()
         if normalizer is not None:
-            made.normalizer = normalizer
-        return made
+            tokenizer.normalizer = normalizer
+        return tokenizer
 
-    return cut
+    return build_tokenizer
 
 
 def sentence_pieces(model: Callable[[], Any], prefix: str, normal: Sequence[Any] = ()) -> Callable[[], Tokenizer]:
-    """Args:
-    normal: what is done to letters first.
-    prefix: where a blank is put in front: `never`, `first` (of the whole text) or `always` (of each part of it).
+    """Return a function that builds a tokenizer in the manner of SentencePiece, without vocabulary.
+
+    Args:
+        prefix: where a blank is added in front: `never`, `first` (of the whole text) or `always` (of each part of it).
+        normal: normalizers that run first.
     """
 
-    def cut() -> Tokenizer:
-        made = Tokenizer(model())
+    def build_tokenizer() -> Tokenizer:
+        tokenizer = Tokenizer(model())
         blanks: list[Any] = [*normal, normalizers.Replace(" ", "▁")]
         if prefix == "first":
-            made.normalizer = normalizers.Sequence([*normal])
-            made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+            tokenizer.normalizer = normalizers.Sequence([*normal])
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
         else:
-            made.normalizer = normalizers.Sequence(
+            tokenizer.normalizer = normalizers.Sequence(
                 [normalizers.Prepend("▁"), *blanks] if prefix == "always" else blanks
             )
-        made.decoder = decoders.Sequence(
+        tokenizer.decoder = decoders.Sequence(
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
             + ([] if prefix == "never" else [decoders.Strip(" ", 1, 0)])
         )
-        return made
+        return tokenizer
 
-    return cut
+    return build_tokenizer
 
 
 def byte_fallback() -> Any:
@@ -148,47 +158,87 @@ MANNERS = {
     "llama3": Manner(
         LLAMA3,
         (
-            "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
-            "<|eom_id|>", "<|python_tag|>", *(f"<|reserved_special_token_{i}|>" for i in (0, 1, 10)),
+            "<|begin_of_text|>",
+            "<|end_of_text|>",
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+            "<|eot_id|>",
+            "<|eom_id|>",
+            "<|python_tag|>",
+            *(f"<|reserved_special_token_{i}|>" for i in (0, 1, 10)),
         ),
-        "<|end_of_text|>", byte_level(WORDS, whole=True), bos="<|begin_of_text|>",
+        "<|end_of_text|>",
+        byte_level(WORDS, whole=True),
+        bos="<|begin_of_text|>",
     ),
     "qwen": Manner(
-        QWEN3, ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<｜end▁of▁sentence｜>"), "<|im_end|>",
-        byte_level(WORDS, normalizer=normalizers.NFC()), words=("<think>", "</think>", "<tool_call>"),
+        QWEN3,
+        ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<｜end▁of▁sentence｜>"),
+        "<|im_end|>",
+        byte_level(WORDS, normalizer=normalizers.NFC()),
+        words=("<think>", "</think>", "<tool_call>"),
     ),
     "gemma": Manner(
-        GEMMA, ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"), "<eos>",
-        sentence_pieces(byte_fallback, "never"), words=("\n\n", "<table>", "<unused0>"), bos="<bos>", unknown="<unk>",
+        GEMMA,
+        ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
+        "<eos>",
+        sentence_pieces(byte_fallback, "never"),
+        words=("\n\n", "<table>", "<unused0>"),
+        bos="<bos>",
+        unknown="<unk>",
         bytes_in_vocabulary=True,
     ),
     "mistral": Manner(
-        MISTRAL, ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[IMG]"), "</s>",
-        sentence_pieces(byte_fallback, "first"), bos="<s>", unknown="<unk>", bytes_in_vocabulary=True,
+        MISTRAL,
+        ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[IMG]"),
+        "</s>",
+        sentence_pieces(byte_fallback, "first"),
+        bos="<s>",
+        unknown="<unk>",
+        bytes_in_vocabulary=True,
     ),
     "llama2": Manner(
-        MISTRAL, ("<unk>", "<s>", "</s>"), "</s>", sentence_pieces(byte_fallback, "always"), bos="<s>", unknown="<unk>",
+        MISTRAL,
+        ("<unk>", "<s>", "</s>"),
+        "</s>",
+        sentence_pieces(byte_fallback, "always"),
+        bos="<s>",
+        unknown="<unk>",
         bytes_in_vocabulary=True,
     ),
     "phi3": Manner(
         PHI3_SAID,
-        ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"), "<|endoftext|>",
-        sentence_pieces(byte_fallback, "first"), flags=("rstrip",), bytes_in_vocabulary=True, unknown="<|endoftext|>",
+        ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+        "<|endoftext|>",
+        sentence_pieces(byte_fallback, "first"),
+        flags=("rstrip",),
+        bytes_in_vocabulary=True,
+        unknown="<|endoftext|>",
     ),
-    # Its vocabulary lists special tokens as pieces like any other, which the model itself would find in a text, also in
-    # one of other letters that a normaliser makes these of.
+    # Its vocabulary lists special tokens as ordinary pieces, so the model finds them in any text, also in a text whose
+    # letters the normaliser turns into them.
     "unigram": Manner(
-        PLAIN.replace("'\n'", "eos_token"), ("<unk>", "<s>", "</s>"), "</s>",
-        sentence_pieces(lambda: models.Unigram([("<unk>", 0.0)], 0), "first", [normalizers.NFKC()]), unknown="<unk>",
+        PLAIN.replace("'\n'", "eos_token"),
+        ("<unk>", "<s>", "</s>"),
+        "</s>",
+        sentence_pieces(lambda: models.Unigram([("<unk>", 0.0)], 0), "first", [normalizers.NFKC()]),
+        unknown="<unk>",
     ),
-    # The token that ends a turn is not said to be special.
+    # The token that ends a turn is not special.
     "marked": Manner(
-        MARKED, ("<|endoftext|>", "<|im_start|>"), "<|endoftext|>", byte_level(), words=("<tool>",),
+        MARKED,
+        ("<|endoftext|>", "<|im_start|>"),
+        "<|endoftext|>",
+        byte_level(),
+        words=("<tool>",),
         end="<|im_end|>",
     ),
-    # Nothing stands between contents.
+    # The template writes no text between contents.
     "bare": Manner(
-        "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}", ("<s>", "</s>"), "</s>",
-        byte_level(), bos="<s>",
+        "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}",
+        ("<s>", "</s>"),
+        "</s>",
+        byte_level(),
+        bos="<s>",
     ),
-}  # fmt: skip
+}

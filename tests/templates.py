@@ -1,7 +1,7 @@
 """The structure of well-known chat templates, and a tokenizer that knows their special tokens.
 
-Written for these tests: what is true of each family (roles, spaces, what ends a turn, what it does to other turns),
-not its text.
+They are written for these tests. Each has the properties of its family (roles, spaces, the end of a turn, changes to
+other turns), not its text.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ LLAMA3 = """
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}
 """
 
-# A system turn of its own where none is given; a line break behind every turn.
+# A default system turn if the messages have none; a line break behind every turn.
 QWEN25 = """
 {%- if messages[0].role != 'system' %}{{- '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% endif %}
 {%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}
 """
 
-# Answers behind the last question carry a think block, empty or not; earlier ones lose theirs.
+# Answers behind the last question have a think block, which may be empty; earlier answers lose theirs.
 QWEN3 = """
 {%- set ns = namespace(last=-1) %}
 {%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
@@ -85,7 +85,8 @@ GEMMA = (
 """
 )
 
-# The end of text is written wherever no answer is due, so a rendering never extends that of its beginning.
+# The end of text is written unless an answer is due, so the rendering of a conversation is never a prefix of a longer
+# one's.
 PHI3 = """
 {%- for m in messages %}{{- '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>\n' }}{% else %}{{- eos_token }}{% endif %}
@@ -96,7 +97,7 @@ PHI4 = """
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant<|im_sep|>' }}{% endif %}
 """
 
-# Markers around the answer alone: what ends the turn stands outside them.
+# Markers around the answer alone: the token that ends the turn is outside them.
 MARKED = """
 {%- for m in messages %}
   {{- '<|im_start|>' + m.role + '\n' }}
@@ -117,7 +118,7 @@ MARKED_WIDE = """
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}
 """
 
-# No template at all ends a turn with a token; only a line break tells.
+# A turn ends with a line break, not with a token.
 PLAIN = """
 {%- for m in messages %}{{- m.role + ': ' + m.content + '\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{- 'assistant: ' }}{% endif %}
@@ -130,8 +131,8 @@ class Family:
 
     Attributes:
         end: the token that ends a turn.
-        eos: the tokenizer's EOS, which need not be `end`.
-        system: whether it takes a system turn.
+        eos: the tokenizer's EOS, which may differ from `end`.
+        system: True if the template accepts a system turn.
         header: what the template writes at the start of the last answer, beyond what it writes when an answer is due.
     """
 
@@ -154,14 +155,31 @@ FAMILIES = {
     "marked-wide": Family(MARKED_WIDE, "<|im_end|>", "<|endoftext|>"),
 }
 SPECIAL = [
-    "<pad>", "<s>", "</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
-    "<|eot_id|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>", "[INST]", "[/INST]", "<start_of_turn>", "<end_of_turn>",
-    "<|system|>", "<|user|>", "<|assistant|>", "<|end|>",
-]  # fmt: skip
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<eos>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|im_start|>",
+    "<|im_sep|>",
+    "<|im_end|>",
+    "[INST]",
+    "[/INST]",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+]
 
 
 def make_tokenizer(template: str | None, eos: str = "</s>", words: Sequence[str] = ()) -> Any:
-    """A byte-level BPE whose merges cross borders: a space and a letter, two line breaks, a full stop and a break.
+    """Build a byte-level BPE whose merges cross borders: a space and a letter, two line breaks, a period and a break.
 
     Args:
         words: added tokens that are not special.
@@ -186,7 +204,7 @@ def make_tokenizer(template: str | None, eos: str = "</s>", words: Sequence[str]
     )
 
 
-# As Hermes and Qwen do: tools as JSON in front, calls between marks, results as turns of a role of their own.
+# The format of Hermes and Qwen: tools as JSON in front, calls between marks, results as turns with the role `tool`.
 TOOL_TEMPLATE = (
     "{% if tools %}<|system|>{{ tools | tojson }}<end>{% endif %}"
     "{% for message in messages %}{{ '<|' + message.role + '|>' }}{{ message.content or '' }}"
@@ -197,7 +215,7 @@ TOOL_TEMPLATE = (
 
 
 def trained_texts(tokenizer: Any, conversation: Conversation) -> list[str]:
-    """What the loss is on, span by span."""
+    """Decode each span of tokens that have a loss."""
     encoded = encode_conversation(tokenizer, conversation)
     spans: list[list[int]] = []
     previous = IGNORE_INDEX

@@ -1,7 +1,7 @@
-"""What the tests of roles and of PPO share: a base, a supervised adapter and a reward model that say something.
+"""Artifacts for tests of roles and of PPO: a base, a supervised adapter and a reward model with distinct outputs.
 
-A fresh adapter and a fresh head are zero, and a random model of small weights is all but uniform: a test on those
-would not notice a swapped role.
+A new adapter and a new head are zero, and the distribution of a random model with small weights is almost uniform. A
+test with these would not notice swapped roles.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from align.models.lora import Lora
 from align.models.roles import Roles
 from align.run import Base, model_digest
 
-CPU, FP32 = torch.device("cpu"), torch.float32
-PAD, EOS = 0, 2
+CPU = torch.device("cpu")
+FP32 = torch.float32
+PAD = 0
+EOS = 2
 STOPS = tuple(range(100, 150))
 PROMPTS = [[1, 40, 41, 42, 43, 44, 45], [1, 50], [1, 60, 61, 62], [1, 50, 51], [1, 70, 71], [1, 52, 80, 81]]
 
 
 @dataclass(frozen=True)
 class AsItStands:
-    """A model with whatever is in force on it, as an actor."""
+    """An actor that uses a model with the adapters that are active on it."""
 
     model: Any
     base_alone: bool = True
@@ -43,7 +45,7 @@ class AsItStands:
 
 
 class World(NamedTuple):
-    """The artifacts on disk."""
+    """The saved artifacts: a base, a supervised adapter and a reward model."""
 
     base: Base
     init: Path
@@ -56,7 +58,7 @@ class World(NamedTuple):
         torch.manual_seed(0)
         roles = Roles(self.load(method), None if fresh else self.init, [self.reward], Lora(4, 8), backbone)
         if roles.value_head is not None:
-            with torch.no_grad():  # at 0 it would pass no gradient to the value adapter
+            with torch.no_grad():  # a head of zeros would pass no gradient to the value adapter
                 roles.value_head.weight.copy_(0.1 * torch.randn(roles.value_head.weight.shape))
         return roles
 
@@ -85,18 +87,19 @@ def make_world(folder: Path, tiny_model: Path, tokenizer: Any) -> World:
 
 @torch.no_grad()
 def shake(model: Any, size: float = 0.1) -> None:
-    """Move everything that trains."""
+    """Add noise to all trainable parameters."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.add_(size * torch.randn(parameter.shape))
 
 
 def ragged_rollout(rows: int = 6, seed: int = 0, prompt_width: int = 5, width: int = 7) -> Rollout:
-    """Random tokens with prompts of 1 to P and responses of 1 to T tokens; each width is used by some row."""
-    g = torch.Generator().manual_seed(seed)
-    prompts = torch.randint(1, prompt_width + 1, (rows, 1), generator=g)
-    lengths = torch.randint(1, width + 1, (rows, 1), generator=g)
+    """Build a rollout of random tokens, with prompts of 1 to `prompt_width` and responses of 1 to `width` tokens. At
+    least one row has the longest prompt, and at least one the longest response."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts = torch.randint(1, prompt_width + 1, (rows, 1), generator=generator)
+    lengths = torch.randint(1, width + 1, (rows, 1), generator=generator)
     prompts[0], lengths[-1] = prompt_width, width
     mask = torch.cat([torch.arange(prompt_width).flip(0) < prompts, torch.arange(width) < lengths], dim=1)
-    tokens = torch.randint(6, 320, mask.shape, generator=g)
-    return Rollout(torch.where(mask, tokens, PAD), mask, prompt_width, torch.rand(rows, generator=g) < 0.5)
+    tokens = torch.randint(6, 320, mask.shape, generator=generator)
+    return Rollout(torch.where(mask, tokens, PAD), mask, prompt_width, torch.rand(rows, generator=generator) < 0.5)
