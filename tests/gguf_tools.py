@@ -1,4 +1,4 @@
-"""What tests of GGUF share: tiny models that speak through the built-in tokenizer, which llama.cpp can read."""
+"""Helpers for tests of GGUF: tiny models with the built-in tokenizer, which llama.cpp can read, and their export."""
 
 from __future__ import annotations
 
@@ -23,16 +23,24 @@ BASE = {"id": "org/tiny", "revision": "abc123", "digest": "00ff" * 16}
 
 
 def make_model(folder: Path, architecture: str = "Llama") -> Base:
-    """Random weights, wide enough that quantisation and rounding have something to get wrong."""
+    """Save a model with random weights, whose spread is wide enough to show errors of quantisation and rounding."""
     pocket = find_builtin_folder("pocket")
     tokenizer = AutoTokenizer.from_pretrained(pocket)
     torch.manual_seed(0)
     shape = {
-        "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "initializer_range": 0.1,
-        "max_position_embeddings": 512, "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "initializer_range": 0.1,
+        "max_position_embeddings": 512,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     config = getattr(transformers, f"{architecture}Config")(**shape)
     getattr(transformers, f"{architecture}ForCausalLM")(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -58,14 +66,16 @@ def export_gguf(
     python: str | None = None,
     bases: Path | None = None,
 ) -> Path:
-    """A folder with base and adapter.
+    """Export base and adapter as GGUF. Returns the folder of both.
 
     Args:
-        bases: where bases lie that other exports have written; `root` has its own unless said.
+        bases: the folder of bases that other exports may have written; by default a folder below `root`.
     """
-    source, folder, plain = source_of(trained, into), root / "out", root / "plain"
-    for path in (folder, plain):
+    source = source_of(trained, into)
+    folder = root / "out"
+    adapter_folder = root / "plain"
+    for path in (folder, adapter_folder):
         path.mkdir(parents=True)
-    write_adapter(plain, trained.adapter, BASE, tokenizer=trained.tokenizer, beside=Path(trained.base.path))
-    write_gguf(folder, write_bases(bases or root / "bases", source, quantised, python), plain, source)
+    write_adapter(adapter_folder, trained.adapter, BASE, tokenizer=trained.tokenizer, beside=Path(trained.base.path))
+    write_gguf(folder, write_bases(bases or root / "bases", source, quantised, python), adapter_folder, source)
     return folder

@@ -1,4 +1,4 @@
-"""A folder of lm-eval's tasks, for tests."""
+"""A folder of tasks of lm-eval, for tests."""
 
 from __future__ import annotations
 
@@ -45,11 +45,13 @@ task: [choose, write]
 
 
 def written(folder: Path) -> Path:
-    """A folder with tasks of each kind, and groups of two."""
+    """Write a folder with tasks of each kind, and two groups of two tasks."""
     folder.mkdir()
     things = ("my dog", "the rain", "a good book", "this soup", "the old town", "Über 🙂")
-    rows = [{"prompt": f"What about {thing}?", "choices": [f"I like {thing}.", "No.", " It is late."], "answer": i % 3}
-            for i, thing in enumerate(things)]  # fmt: skip
+    rows = [
+        {"prompt": f"What about {thing}?", "choices": [f"I like {thing}.", "No.", " It is late."], "answer": i % 3}
+        for i, thing in enumerate(things)
+    ]
     shots = [
         {"prompt": f"Is {thing} here?", "choices": ["Yes.", "No."], "answer": i % 2} for i, thing in enumerate(things)
     ]
@@ -58,8 +60,14 @@ def written(folder: Path) -> Path:
         {"prompt": prompt, "choices": [word]} for prompt, word in (("How are", "you"), ("I am", "a"), ("Thank", "zq"))
     ]
     texts = [{"text": "I am tired, and the rain is here."}, {"text": "The rain is here, and my dog is late. " * 40}]
-    kinds = {"choose": (rows, CHOOSE), "more": (more, CHOOSE), "guess": (guess, GUESS), "reading": (texts, READING),
-             "write": (rows, WRITE), "draws": (rows, DRAWS)}  # fmt: skip
+    kinds = {
+        "choose": (rows, CHOOSE),
+        "more": (more, CHOOSE),
+        "guess": (guess, GUESS),
+        "reading": (texts, READING),
+        "write": (rows, WRITE),
+        "draws": (rows, DRAWS),
+    }
     for name, (data, asks) in {**kinds, "shots": (shots, "")}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data), encoding="utf-8")
         if asks:

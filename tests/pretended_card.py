@@ -1,9 +1,9 @@
-"""A graphics card that is none: tensors that say `cuda:0` and are computed on the CPU.
+"""A simulated GPU: tensors that report the device `cuda:0` and are computed on the CPU.
 
-Where a tensor of the card meets one of the host, what CUDA refuses is refused here too, in the words of torch. Unlike
-torch's fake tensors these have values, so that `.item()`, boolean indices and whole stages work.
+An operation on tensors of the card and of the host that CUDA refuses is refused here too, with torch's message. Unlike
+torch's fake tensors these have values, so that `.item()`, boolean indices and complete stages work.
 
-What it cannot show: kernels, streams, memory, the last bits of a sum.
+It does not simulate kernels, streams, memory, or the last bits of a sum.
 """
 
 from __future__ import annotations
@@ -25,18 +25,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import PreTrainedModel
 
-CARD, INSIDE = torch.device("cuda:0"), torch.device("lazy:0")
-"""What a tensor of the card says of itself, and what torch's C++ believes: a build for CPUs has autograd for the
-latter, and ends the process at the former."""
+CARD = torch.device("cuda:0")
+"""The device that a tensor of the card reports."""
+INSIDE = torch.device("lazy:0")
+"""The device of these tensors in torch's C++. A build for CPUs has autograd for this device, and ends the process if it
+meets CUDA's."""
 THERE = (CARD.type, INSIDE.type)
 aten: Any = torch.ops.aten
 ACROSS = {aten._to_copy.default, aten.copy_.default, aten._pin_memory.default}
-"""What may read one device and write the other."""
+"""Operations that may read from one device and write to the other."""
 BY_INDEX = {
-    aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default,
-    aten._unsafe_index.Tensor, aten._unsafe_index_put.default,
-}  # fmt: skip
-"""Whose indices may lie on the host, whatever they index."""
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+    aten._unsafe_index.Tensor,
+    aten._unsafe_index_put.default,
+}
+"""Operations whose indices may be on the host, whichever device holds the indexed tensor."""
 
 
 def wide_addmm(x: Tensor, a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
@@ -44,30 +50,36 @@ def wide_addmm(x: Tensor, a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: 
 
 
 FOR_CUDA_ALONE = {aten.addmm.dtype_out: wide_addmm}
-"""What has no kernel for CPUs."""
+"""Replacements for operations that have no kernel for CPUs."""
 
 
 class MixedDevices(RuntimeError):
-    """What CUDA would refuse."""
+    """An operation that CUDA would refuse because of its tensors' devices."""
 
 
 class OnCard(Tensor):
-    """A tensor of the card.
+    """A tensor of the simulated card.
 
     Attributes:
-        held: its values, on the CPU.
+        held: a tensor on the CPU with its values.
     """
 
     held: Tensor
 
     @staticmethod
     def __new__(cls, held: Tensor) -> OnCard:
-        made: Any = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
-            layout=held.layout, device=INSIDE, requires_grad=held.requires_grad,
-        )  # fmt: skip
-        made.held = held.detach()
-        return made
+        tensor: Any = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            layout=held.layout,
+            device=INSIDE,
+            requires_grad=held.requires_grad,
+        )
+        tensor.held = held.detach()
+        return tensor
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -124,54 +136,54 @@ class OnCard(Tensor):
 
 
 class Codes(OnCard, Params4bit):  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
-    """A weight in NF4, with what its codes stand for. It moves nowhere."""
+    """An NF4 weight with its quantisation state. It cannot be moved to another device."""
 
     def detach(self) -> Codes:
-        made = Codes(self.held)
-        vars(made).update(vars(self))
-        return made
+        detached = Codes(self.held)
+        vars(detached).update(vars(self))
+        return detached
 
     def to(self, *args: Any, **kwargs: Any) -> Codes:
         return self
 
 
 class Card(TorchDispatchMode):
-    """Makes what is asked for on `cuda` a tensor of the card."""
+    """A mode that creates tensors of the card if the device is `cuda`."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return computed(func, args, kwargs or {})
 
 
 class Renamed(TorchFunctionMode):
-    """Asks torch's C++ for the card by its other name."""
+    """A mode that passes the device `INSIDE` to torch's C++ in place of `cuda`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.to, Tensor.new_tensor):
             args = tuple(renamed(a) for a in args)
         if func is Tensor.cuda:
             return args[0].to(INSIDE)
-        named = {k: renamed(v) if k == "device" else v for k, v in (kwargs or {}).items()}
-        return func(*args, **named)
+        options = {k: renamed(v) if k == "device" else v for k, v in (kwargs or {}).items()}
+        return func(*args, **options)
 
 
 def renamed(device: Any) -> Any:
-    """As torch's C++ is to be asked."""
+    """Replace a CUDA device by `INSIDE`, the device that torch's C++ gets for it."""
     return INSIDE if isinstance(device, str | torch.device) and torch.device(device).type == "cuda" else device
 
 
 def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """An operation on what the tensors hold; its result on the card where CUDA would leave it there."""
-    given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    there = [tensor for tensor in given if isinstance(tensor, OnCard)]
-    asked = kwargs.get("device")
-    to = torch.device(asked) if asked is not None else None
-    if there and func not in ACROSS:
-        refuse_mixed(func, args, given)
-    result_there = to.type in THERE if to is not None else bool(there)
+    """Run an operation on the CPU tensors of the arguments. The result is on the card if CUDA would leave it there."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    card_tensors = [tensor for tensor in tensors if isinstance(tensor, OnCard)]
+    device = kwargs.get("device")
+    target = torch.device(device) if device is not None else None
+    if card_tensors and func not in ACROSS:
+        refuse_mixed(func, args, tensors)
+    is_result_on_card = target.type in THERE if target is not None else bool(card_tensors)
     if func is aten._pin_memory.default:
         return args[0].clone()
     inner, options = tree_map_only(OnCard, lambda t: t.held, (args, kwargs))
-    if to is not None and to.type in THERE:
+    if target is not None and target.type in THERE:
         options = {**options, "device": torch.device("cpu")}
         if options.get("pin_memory"):
             options.pop("pin_memory")
@@ -182,25 +194,30 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return out
     if func._schema.is_mutable:
         return written(func, args, kwargs, out)
-    return tree_map_only(Tensor, OnCard, out) if result_there else out
+    return tree_map_only(Tensor, OnCard, out) if is_result_on_card else out
 
 
 def written(func: Any, args: Any, kwargs: Any, out: Any) -> Any:
-    """What an operation in place gives back: the very tensors that it was given."""
-    by_name = {a.name: i for i, a in enumerate(func._schema.arguments)}
-    values = {name: kwargs[name] if name in kwargs else args[i] for name, i in by_name.items()
-              if name in kwargs or i < len(args)}  # fmt: skip
-    kept = {id(v.held if isinstance(v, OnCard) else v): v for v in tree_leaves(values) if isinstance(v, Tensor)}
-    for tensor in kept.values():
-        same = not isinstance(tensor, OnCard) or tensor.held.shape == tensor.shape
-        assert same, f"{func} changes a shape in place, which the pretended card cannot"
-    card = any(isinstance(v, OnCard) for v in kept.values())
-    new: Callable[[Tensor], Tensor] = lambda t: kept.get(id(t), OnCard(t) if card else t)  # noqa: E731
-    return tree_map_only(Tensor, new, out)
+    """Return the result of an operation in place, with the argument tensors themselves where it returns them."""
+    positions = {a.name: i for i, a in enumerate(func._schema.arguments)}
+    values = {
+        name: kwargs[name] if name in kwargs else args[i]
+        for name, i in positions.items()
+        if name in kwargs or i < len(args)
+    }
+    tensors_by_id = {
+        id(v.held if isinstance(v, OnCard) else v): v for v in tree_leaves(values) if isinstance(v, Tensor)
+    }
+    for tensor in tensors_by_id.values():
+        has_same_shape = not isinstance(tensor, OnCard) or tensor.held.shape == tensor.shape
+        assert has_same_shape, f"{func} changes a shape in place, which the pretended card cannot"
+    has_card_tensor = any(isinstance(v, OnCard) for v in tensors_by_id.values())
+    to_argument: Callable[[Tensor], Tensor] = lambda t: tensors_by_id.get(id(t), OnCard(t) if has_card_tensor else t)  # noqa: E731
+    return tree_map_only(Tensor, to_argument, out)
 
 
 def refuse_mixed(func: Any, args: Any, given: list[Tensor]) -> None:
-    """Raises: MixedDevices: tensors of both devices meet, and none of those of the host is a scalar or an index."""
+    """Raise MixedDevices if tensors of both devices meet, except for scalars and indices on the host."""
     allowed: list[Tensor] = []
     if func in BY_INDEX and isinstance(args[0], OnCard):
         allowed = [index for index in args[1] if isinstance(index, Tensor)]
@@ -213,73 +230,93 @@ def refuse_mixed(func: Any, args: Any, given: list[Tensor]) -> None:
 
 
 def on_card(module: Any) -> Any:
-    """A module with its weights on the card, in place; what is tied stays tied."""
-    made: dict[int, Any] = {}
+    """Move the weights of a module to the card, in place. Tied weights stay tied."""
+    parameters_by_id: dict[int, Any] = {}
     for owner in module.modules():
-        for name, given in owner._parameters.items():
-            if given is not None:
-                if id(given) not in made:
-                    made[id(given)] = parameter_on_card(given)
-                owner._parameters[name] = made[id(given)]
-        for name, given in owner._buffers.items():
-            owner._buffers[name] = None if given is None else OnCard(given)
+        for name, tensor in owner._parameters.items():
+            if tensor is not None:
+                if id(tensor) not in parameters_by_id:
+                    parameters_by_id[id(tensor)] = parameter_on_card(tensor)
+                owner._parameters[name] = parameters_by_id[id(tensor)]
+        for name, tensor in owner._buffers.items():
+            owner._buffers[name] = None if tensor is None else OnCard(tensor)
     return module
 
 
 def parameter_on_card(given: Any) -> Any:
-    """A parameter, and of one in NF4 what its codes stand for."""
-    held = given.detach().as_subclass(Tensor)
-    codes = isinstance(given, Params4bit)
-    made: Any = Codes(held) if codes else torch.nn.Parameter(OnCard(held), given.requires_grad)
-    vars(made).update(vars(given))
+    """Copy a parameter to the card, with the quantisation state if it is in NF4."""
+    values = given.detach().as_subclass(Tensor)
+    is_nf4 = isinstance(given, Params4bit)
+    parameter: Any = Codes(values) if is_nf4 else torch.nn.Parameter(OnCard(values), given.requires_grad)
+    vars(parameter).update(vars(given))
     if (state := getattr(given, "quant_state", None)) is not None:
-        made.quant_state = copy.copy(state)
-        made.quant_state.state2 = copy.copy(state.state2)
-        made.quant_state.to(CARD)
-    return made
+        parameter.quant_state = copy.copy(state)
+        parameter.quant_state.state2 = copy.copy(state.state2)
+        parameter.quant_state.to(CARD)
+    return parameter
 
 
 def loaded(load: Any, *args: Any, device_map: Any = None, **options: Any) -> Any:
-    """What transformers loads, read by the CPU: it reads in threads, which know of no mode."""
-    found = load(*args, device_map={"": "cpu"}, **options)
+    """Load a model with transformers on the CPU, then move it to the card. Transformers loads in threads, where the
+    modes are not active."""
+    output = load(*args, device_map={"": "cpu"}, **options)
     if device_map is None or torch.device(device_map[""]).type == "cpu":
-        return found
-    model, rest = (found[0], found[1:]) if isinstance(found, tuple) else (found, ())
-    return (on_card(model), *rest) if rest else on_card(model)
+        return output
+    model, extras = (output[0], output[1:]) if isinstance(output, tuple) else (output, ())
+    return (on_card(model), *extras) if extras else on_card(model)
 
 
 @contextmanager
 def pretended_card() -> Iterator[MutableMapping[str, str]]:
-    """Inside, `cuda` is a device of this machine, as far as tensors tell. Gives the environment, which is put back."""
-    lifts, set_lifts = torch._C._only_lift_cpu_tensors, torch._C._set_only_lift_cpu_tensors  # pyright: ignore
-    says: dict[str, Any] = {
-        "_lazy_init": lambda: None, "is_available": lambda: True, "device_count": lambda: 2,
-        "current_device": lambda: 0, "set_device": lambda d: None, "is_bf16_supported": lambda *a, **k: True,
-        "synchronize": lambda *a: None, "empty_cache": lambda: None, "mem_get_info": lambda *a: (1 << 34, 1 << 34),
-        "get_device_name": lambda *a: "a pretended card", "get_device_capability": lambda *a: (8, 0),
-        "max_memory_allocated": lambda *a: 1 << 20, "memory_allocated": lambda *a: 1 << 20,
-        "max_memory_reserved": lambda *a: 1 << 20, "memory_reserved": lambda *a: 1 << 20,
-        "reset_peak_memory_stats": lambda *a: None, "get_rng_state": lambda *a: torch.get_rng_state(),
-        "set_rng_state": lambda *a: None, "get_rng_state_all": lambda: [torch.get_rng_state()],
-        "set_rng_state_all": lambda *a: None, "manual_seed": lambda *a: None, "manual_seed_all": lambda *a: None,
-        "is_initialized": lambda: True, "_is_in_bad_fork": lambda: False,
+    """Simulate a CUDA device for as long as the block lasts. Yields the environment, which is restored at the end."""
+    lifts = torch._C._only_lift_cpu_tensors  # pyright: ignore
+    set_lifts = torch._C._set_only_lift_cpu_tensors  # pyright: ignore
+    cuda_functions: dict[str, Any] = {
+        "_lazy_init": lambda: None,
+        "is_available": lambda: True,
+        "device_count": lambda: 2,
+        "current_device": lambda: 0,
+        "set_device": lambda d: None,
+        "is_bf16_supported": lambda *a, **k: True,
+        "synchronize": lambda *a: None,
+        "empty_cache": lambda: None,
+        "mem_get_info": lambda *a: (1 << 34, 1 << 34),
+        "get_device_name": lambda *a: "a pretended card",
+        "get_device_capability": lambda *a: (8, 0),
+        "max_memory_allocated": lambda *a: 1 << 20,
+        "memory_allocated": lambda *a: 1 << 20,
+        "max_memory_reserved": lambda *a: 1 << 20,
+        "memory_reserved": lambda *a: 1 << 20,
+        "reset_peak_memory_stats": lambda *a: None,
+        "get_rng_state": lambda *a: torch.get_rng_state(),
+        "set_rng_state": lambda *a: None,
+        "get_rng_state_all": lambda: [torch.get_rng_state()],
+        "set_rng_state_all": lambda *a: None,
+        "manual_seed": lambda *a: None,
+        "manual_seed_all": lambda *a: None,
+        "is_initialized": lambda: True,
+        "_is_in_bad_fork": lambda: False,
         "get_device_properties": lambda *a: SimpleNamespace(
-            major=8, minor=0, total_memory=1 << 34, name="a pretended card", multi_processor_count=1,
+            major=8,
+            minor=0,
+            total_memory=1 << 34,
+            name="a pretended card",
+            multi_processor_count=1,
         ),
-    }  # fmt: skip
+    }
     with ExitStack() as stack:
-        for name, answer in says.items():
-            stack.enter_context(mock.patch.object(torch.cuda, name, answer))
+        for name, function in cuda_functions.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, function))
         for name in ("get_rng_state", "set_rng_state", "get_rng_state_all", "set_rng_state_all"):
-            stack.enter_context(mock.patch.object(torch.cuda.random, name, says[name]))
+            stack.enter_context(mock.patch.object(torch.cuda.random, name, cuda_functions[name]))
         stack.enter_context(mock.patch.dict(os.environ))
         load = PreTrainedModel.from_pretrained.__func__
-        reads = classmethod(lambda cls, *args, **options: loaded(partial(load, cls), *args, **options))
-        stack.enter_context(mock.patch.object(PreTrainedModel, "from_pretrained", reads))
+        load_to_card = classmethod(lambda cls, *args, **options: loaded(partial(load, cls), *args, **options))
+        stack.enter_context(mock.patch.object(PreTrainedModel, "from_pretrained", load_to_card))
         stack.callback(set_lifts, lifts())
         set_lifts(True)
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, False)
-        torch.__future__.set_swap_module_params_on_conversion(True)  # `.to` gives a parameter another class
+        torch.__future__.set_swap_module_params_on_conversion(True)  # `.to` changes the class of a parameter
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(Card())
         stack.enter_context(Renamed())

@@ -1,4 +1,4 @@
-"""A Python that has a stand-in for vLLM: for tests of what asks it."""
+"""A Python with a stand-in for vLLM, for tests of code that runs vLLM."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ STAND_INS = Path(__file__).parent / "stand_ins"
 
 
 def stand_in_python(folder: Path) -> str:
-    """`bin/python` of a venv in `folder`, whose `vllm` is the one of `stand_ins`."""
+    """Create a venv in `folder` whose `vllm` is that of `stand_ins`. Returns its `bin/python`."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     [packages] = folder.glob("lib/python*/site-packages")
-    places = [str(STAND_INS), *site.getsitepackages()]
-    (packages / "stand_in.pth").write_text("\n".join(places) + "\n")
+    import_paths = [str(STAND_INS), *site.getsitepackages()]
+    (packages / "stand_in.pth").write_text("\n".join(import_paths) + "\n")
     return str(folder / "bin" / "python")
