@@ -1,4 +1,4 @@
-"""The files of deploy/, read."""
+"""Parsed files of `deploy/`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Instruction(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """What follows, where it is a list in JSON; `CMD` of a health check has options before it."""
+        """The arguments, if they are a JSON list. Options before it, as in a health check, are left out."""
         return json.loads(self.rest[self.rest.index("[") :])
 
     @property
     def values(self) -> dict[str, str]:
-        """NAME=VALUE pairs, of ENV."""
+        """The NAME=VALUE pairs of an ENV instruction."""
         return dict(pair.split("=", 1) for pair in self.rest.split())
 
 
@@ -41,18 +41,23 @@ def instructions() -> list[Instruction]:
 
 
 def last_stage() -> list[Instruction]:
-    found = instructions()
-    return found[max(i for i, one in enumerate(found) if one.word == "FROM") :]
+    parsed = instructions()
+    return parsed[max(i for i, instruction in enumerate(parsed) if instruction.word == "FROM") :]
 
 
 def only(word: str) -> Instruction:
-    """The one of the last stage."""
-    (found,) = (one for one in last_stage() if one.word == word)
-    return found
+    """Return the only instruction of the last stage with this word."""
+    (match,) = (instruction for instruction in last_stage() if instruction.word == word)
+    return match
 
 
 def environment() -> dict[str, str]:
-    return {name: value for one in last_stage() if one.word == "ENV" for name, value in one.values.items()}
+    return {
+        name: value
+        for instruction in last_stage()
+        if instruction.word == "ENV"
+        for name, value in instruction.values.items()
+    }
 
 
 def compose() -> dict[str, Any]:
@@ -64,10 +69,10 @@ def manifests() -> list[dict[str, Any]]:
 
 
 def stateful_set() -> dict[str, Any]:
-    (found,) = (one for one in manifests() if one["kind"] == "StatefulSet")
-    return found
+    (match,) = (manifest for manifest in manifests() if manifest["kind"] == "StatefulSet")
+    return match
 
 
 def program(name: str) -> str | None:
-    """Of this environment, whether it is on the PATH or not."""
+    """Return the path of a program: this environment's, also if its folder is not on the PATH, or else the PATH's."""
     return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)

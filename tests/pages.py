@@ -1,4 +1,4 @@
-"""The fenced blocks of README and docs, and the mark above one, an HTML comment: `<!-- needs: hub -->`."""
+"""The fenced blocks of README and docs, with the HTML comment above a block, such as `<!-- needs: hub -->`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ NEEDS = {
     "person": "somebody at a browser; tests/browser has a script in their place",
     "script": "a recipe or a benchmark, minutes to hours; tests/configs composes its lines",
     "yours": "a file, a run or a machine of the reader's",
-}  # fmt: skip
-"""What a block may need that is not here, so that no test runs it as it stands."""
+}
+"""Requirements that tests cannot meet, so that no test runs a block with one of them unchanged."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Block:
 
     Attributes:
         page: the page's path.
-        language: `bash`, `json`, …; empty where none is named.
-        kind, mark: of the comment above it, such as `needs` and `hub`; None without one.
+        language: `bash`, `json`, …; empty if the fence names no language.
+        kind, mark: the parts of the comment above it, such as `needs` and `hub`; None without a comment.
     """
 
     page: Path
@@ -50,9 +50,9 @@ class Block:
 
 
 def blocks(page: Path, language: str, section: str = "") -> list[Block]:
-    """The blocks of one language on a page, or in a section of it, in their order."""
+    """Return the blocks of a language on a page, or in a section of it, in their order."""
     text = page.read_text(encoding="utf-8")
     if section:
         text = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
-    found = (Block(page, m["language"], m["text"], m["kind"], m["mark"]) for m in FENCE.finditer(text))
-    return [block for block in found if block.language == language]
+    all_blocks = (Block(page, m["language"], m["text"], m["kind"], m["mark"]) for m in FENCE.finditer(text))
+    return [block for block in all_blocks if block.language == language]

@@ -1,4 +1,4 @@
-"""Run folders that no run made: manifests by the writer of runs, a second's work for a thousand."""
+"""Run folders that no run made. The function that runs use writes their manifests; a thousand take a second."""
 
 from __future__ import annotations
 
@@ -25,35 +25,47 @@ TRAINS = ("sft", "reward", "ppo", "dpo")
 
 
 def digest_of(ref: str) -> str:
-    """What the run `stage:name` published."""
+    """Compute the digest that the manifest of the run `stage:name` has for its artifact."""
     return sha256(ref.encode()).hexdigest()
 
 
 def given(root: Path, ref: str, digest: str = "") -> Input:
-    """What a run made, as a later one's manifest has it."""
+    """Build the input by which a later run's manifest names the artifact of a run."""
     stage, _, name = ref.partition(":")
     return Input(digest or digest_of(ref), ref, str(root / stage / name / "artifact"), stage, name, whole=False)
 
 
 def made(root: Path, ref: str, inputs: Mapping[str, str | Input] | None = None, **known: Any) -> Path:
-    """The folder of a run, done unless told.
+    """Write the folder of a run, which is done unless `known` has another status.
 
     Args:
-        inputs: name → `stage:name` of the run that made it.
-        known: of its manifest; `day` counts from 1 November 2026.
+        inputs: the name of an input → `stage:name` of the run that made it.
+        known: fields of the manifest, and `day`, the day of its start counted from 1 November 2026.
     """
     stage, _, name = ref.partition(":")
-    day, folder = known.pop("day", 0), root / stage / name
-    read = {key: given(root, one) if isinstance(one, str) else one for key, one in (inputs or {}).items()}
+    day = known.pop("day", 0)
+    folder = root / stage / name
+    read = {key: given(root, source) if isinstance(source, str) else source for key, source in (inputs or {}).items()}
     began = BEGAN + timedelta(days=day)
     times = {"started": began.isoformat(), "finished": (began + timedelta(minutes=30)).isoformat()}
     method = {"name": "qlora", "r": 8, "alpha": 16}
     config = {"stage": {"name": stage}, "data": {"name": "jsonl", "path": "rows.jsonl"}, "method": method}
-    manifest = Manifest(**{
-        "stage": stage, "name": name, "seed": 0, "config": config, "inputs": read, "base": BASE, "status": "done",
-        "digest": digest_of(ref) if stage in TRAINS else "", "times": times, "published": day + 1,
-        "hardware": {"device": "cpu", "dtype": "float32"}, **known,
-    })  # fmt: skip
+    manifest = Manifest(
+        **{
+            "stage": stage,
+            "name": name,
+            "seed": 0,
+            "config": config,
+            "inputs": read,
+            "base": BASE,
+            "status": "done",
+            "digest": digest_of(ref) if stage in TRAINS else "",
+            "times": times,
+            "published": day + 1,
+            "hardware": {"device": "cpu", "dtype": "float32"},
+            **known,
+        }
+    )
     (folder / "artifact").mkdir(parents=True, exist_ok=True)
     if stage in TRAINS:
         (folder / "artifact" / "adapter_config.json").write_text(json.dumps(LORA))
@@ -66,7 +78,7 @@ def made(root: Path, ref: str, inputs: Mapping[str, str | Input] | None = None, 
 
 
 def publish_file(folder: Path, name: str) -> None:
-    """Have the manifest of a run hold the digest of one more file."""
+    """Add the digest of a file to the manifest of a run."""
     manifest = read_manifest(folder)
     hashed = {name: file_digest(folder / name)}
     write_manifest(folder, replace(manifest, outputs={**manifest.outputs, **hashed}))
@@ -77,16 +89,26 @@ def interval(value: float, low: float, high: float) -> dict[str, float]:
 
 
 def small(root: Path) -> Path:
-    """Two policies from one start, of which one was evaluated and exported."""
+    """Write the runs of two policies with the same start. The first was evaluated and exported."""
     made(
         root, "data:talk", metrics={"root": "r" * 64, "train_rows": 900}, base=None, outputs={"artifact/data.json": "d"}
     )
-    made(root, "sft:start", {"data": Input("x", "data:talk", details={"root": "r" * 64})},
-         metrics={"loss_after": 2.5, "train_rows": 900, "data_root": "t" * 64}, day=1)  # fmt: skip
+    made(
+        root,
+        "sft:start",
+        {"data": Input("x", "data:talk", details={"root": "r" * 64})},
+        metrics={"loss_after": 2.5, "train_rows": 900, "data_root": "t" * 64},
+        day=1,
+    )
     made(root, "reward:votes", {"init": "sft:start"}, metrics={"accuracy": interval(0.8, 0.7, 0.9)}, day=2)
     for i, name in enumerate(("first", "second")):
-        made(root, f"ppo:{name}", {"init": "sft:start", "reward": "reward:votes"}, day=3 + i,
-             metrics={"last_score": 0.5 + i, "last_kl": 3.0, "peak_rss_mb": 700.5})  # fmt: skip
+        made(
+            root,
+            f"ppo:{name}",
+            {"init": "sft:start", "reward": "reward:votes"},
+            day=3 + i,
+            metrics={"last_score": 0.5 + i, "last_kl": 3.0, "peak_rss_mb": 700.5},
+        )
     part = Input("p" * 64, "reward:gone", stage="reward", name="gone")
     figures = {"win_rate": interval(0.81, 0.75, 0.87), "kl": 4.5, "judge_is": "gold", "by part/of": {"kl": 2}}
     made(root, "eval:one", {"artifact": "ppo:first", "part.data": part}, day=6, metrics=figures)
@@ -95,26 +117,26 @@ def small(root: Path) -> Path:
 
 
 def records(root: Path, **where: Any) -> list[Record]:
-    """What the registry knows of the runs that meet conditions."""
+    """Query the registry for the records of runs that meet conditions."""
     return query_index(root, lambda index: find_runs(index, where.items(), ["run"], 10_000)[0])
 
 
 def one(root: Path, ref: str) -> Record:
-    """What it knows of one."""
+    """Query the registry for the record of a run."""
     record = query_index(root, lambda index: index.record(ref))
     assert record is not None
     return record
 
 
 def anew(root: Path) -> list[Record]:
-    """What an index says that nobody has made yet."""
+    """Rebuild the index from the folders and return all its records."""
     with Index(root, rebuild=True) as index:
         return find_runs(index, {}, ["run"], 10_000)[0]
 
 
 def refs(root: Path, where: Mapping[str, Any], *sort: str) -> list[str]:
-    """The runs that meet conditions."""
+    """Query the registry for the refs of runs that meet conditions."""
     return [
-        one["run"]
-        for one in query_index(root, lambda index: find_runs(index, where.items(), sort or ["run"], 10_000)[0])
+        record["run"]
+        for record in query_index(root, lambda index: find_runs(index, where.items(), sort or ["run"], 10_000)[0])
     ]

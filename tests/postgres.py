@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own, for as long as a test session lasts."""
+"""A private PostgreSQL server for a test session."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from sqlalchemy import create_engine
 
 
 def programs() -> Path | None:
-    """Where Debian's package, or the PATH, has the server's programs; the newest version's. None if root, as whom the
-    server refuses to run, cannot become another user."""
+    """Find the folder of the server's programs: the newest version of Debian's package, or else the PATH's. Returns
+    None if there is no such folder, or if the user is root, as whom the server refuses to run, and cannot become
+    another user."""
     if os.geteuid() == 0 and shutil.which("runuser") is None:
         return None
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parents[1].name))
+    initdb_paths = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parents[1].name))
     on_path = shutil.which("initdb")
-    return found[-1].parent if found else Path(on_path).parent if on_path else None
+    return initdb_paths[-1].parent if initdb_paths else Path(on_path).parent if on_path else None
 
 
 @contextmanager
 def server(binaries: Path) -> Iterator[str]:
-    """The URL of a server on a socket in a folder of its own.
+    """Run a server on a socket in a temporary folder, and yield its URL.
 
-    It speaks to nobody else: no TCP, and the socket's folder is its user's alone. As root it runs as `postgres`, for it
-    refuses to run as root.
+    Other users cannot reach it: it does not listen on TCP, and only its user can enter the socket's folder. If the user
+    is root, it runs as `postgres`, because it refuses to run as root.
     """
     folder = Path(mkdtemp(prefix="align-pg-"))
     as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
@@ -38,7 +39,8 @@ def server(binaries: Path) -> Iterator[str]:
     def run(*command: str) -> None:
         subprocess.run([*as_user, *command], check=True, stdout=subprocess.DEVNULL, cwd=folder)
 
-    data, log = str(folder / "data"), str(folder / "log")
+    data = str(folder / "data")
+    log = str(folder / "log")
     options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c max_connections=60 -c fsync=off"
     run(str(binaries / "initdb"), "-D", data, "-U", "align", "-A", "trust", "-E", "UTF8", "--no-sync")
     try:
@@ -50,7 +52,7 @@ def server(binaries: Path) -> Iterator[str]:
 
 
 def new_schema(url: str, name: str) -> str:
-    """The URL of an empty schema of that server: what a database of its own is to a program, and made at once."""
+    """Create an empty schema on a server. Returns its URL, which a program can use like that of an empty database."""
     engine = create_engine(url)
     with engine.begin() as connection:
         connection.exec_driver_sql(f"CREATE SCHEMA {name}")
