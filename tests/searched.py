@@ -1,4 +1,4 @@
-"""All text that is written below a folder, inside databases and columns too, for a search of it."""
+"""All text of the files below a folder, that of databases and Parquet files included, for a search."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from pathlib import Path
 
 
 def settle() -> None:
-    """Have wandb's own process end, which writes files behind our backs; a later run starts another."""
+    """End the background process of wandb, which still writes files. A later run starts a new one."""
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()
 
 
 def everything_in(folder: Path) -> dict[str, str]:
-    """File → what it holds: its bytes and, of SQLite and Parquet, its rows, which may lie packed or cut in them."""
-    found = {}
+    """Read all files below a folder. Returns path → text: the file's bytes and, of SQLite and Parquet, its rows too,
+    which may be compressed or split in the bytes."""
+    texts = {}
     for path in (path for path in folder.rglob("*") if path.is_file()):
-        held = path.read_bytes()
-        text = held.decode("latin-1")
-        if held.startswith(b"SQLite format 3"):
+        content = path.read_bytes()
+        text = content.decode("latin-1")
+        if content.startswith(b"SQLite format 3"):
             with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
                 text += "\n".join(database.iterdump())
-        elif held.startswith(b"PAR1"):
+        elif content.startswith(b"PAR1"):
             from pyarrow.parquet import read_table
 
             text += str(read_table(path).to_pylist())
-        found[str(path)] = text
-    return found
+        texts[str(path)] = text
+    return texts

@@ -1,4 +1,4 @@
-"""Key pairs as openssl writes them."""
+"""Key pairs in the format of openssl."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ class Pair(NamedTuple):
 
 
 def pair(folder: Path, name: str = "key", key: Any = None, word: bytes = b"") -> Pair:
-    """Args:
-    key: a private key; None for a new one on P-256.
-    word: its passphrase.
+    """Write the two files of a key pair.
+
+    Args:
+        key: a private key; None for a new one on P-256.
+        word: the passphrase of the private key's file; empty for none.
     """
-    made = key or ec.generate_private_key(ec.SECP256R1())
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    locked = form.BestAvailableEncryption(word) if word else form.NoEncryption()
-    private.write_bytes(made.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, locked))
-    public.write_bytes(made.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo))
+    private_key = key or ec.generate_private_key(ec.SECP256R1())
+    private = folder / f"{name}.pem"
+    public = folder / f"{name}.pub"
+    encryption = form.BestAvailableEncryption(word) if word else form.NoEncryption()
+    private.write_bytes(private_key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, encryption))
+    public.write_bytes(private_key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo))
     return Pair(private, public)

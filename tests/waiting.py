@@ -1,4 +1,4 @@
-"""Waiting for what happens in another thread or process: for a condition, never for a time."""
+"""Waiting for a condition that another thread or process meets, never for a fixed time."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 
 SOON_S = 600.0
-"""A deadline that only a fault reaches, however busy the machine."""
+"""A deadline that only a fault can exceed, even on a busy machine."""
 
 
 def settles(look: Callable[[], object], within_s: float = SOON_S) -> bool:
     """Return whether a condition becomes true before a deadline."""
-    until = time.monotonic() + within_s
+    deadline = time.monotonic() + within_s
     while not look():
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
     return True
