@@ -25,17 +25,17 @@ SYSTEMS = "stage.systems={new: ppo:p, old: sft:s, base: base}"
 
 
 class Evaluations:
-    """Commands that evaluate, in one root.
+    """Evaluation commands that share one `run.root`.
 
     Attributes:
-        said: what the last of them printed.
+        said: standard output of the last command.
     """
 
     def __init__(self, root: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.root, self.folder, self.capsys, self.said = root, folder, capsys, ""
 
     def words(self, *more: str) -> list[str]:
-        """Return the whole command."""
+        """Return the complete command."""
         return list(more)
 
     def run(self, *more: str, status: int = 0) -> Path:
@@ -56,7 +56,7 @@ class Evaluations:
 
 
 class Bench(Evaluations):
-    """Evaluations in one root, by the rules of `reward=rules`, which nobody was trained by."""
+    """Evaluations in one `run.root`, scored by `reward=rules`, which no training run used."""
 
     def __init__(self, ready: Ready, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         super().__init__(ready.root, folder, capsys)
@@ -65,8 +65,8 @@ class Bench(Evaluations):
 
     def words(self, *more: str) -> list[str]:
         judge = [] if any(word.startswith("reward=") for word in more) else self.judge
-        ours = ["stage=eval", *self.ready.data, "rollout.max_new_tokens=12", "stage.prompts=12", *judge]
-        return [*ours, f"run.root={self.root}", *more]
+        defaults = ["stage=eval", *self.ready.data, "rollout.max_new_tokens=12", "stage.prompts=12", *judge]
+        return [*defaults, f"run.root={self.root}", *more]
 
     def chats(self) -> list[str]:
         (path,) = (word.removeprefix("data.path=") for word in self.ready.data if word.startswith("data.path="))
@@ -86,7 +86,7 @@ def lines(run: Path, name: str = "answers") -> list[dict[str, Any]]:
 
 
 def kept(place: Evaluations) -> int:
-    """Return how many answers are kept in the store of its root."""
+    """Return the number of answers in the answer cache of its root."""
     with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{place.root / 'answers.db'}?mode=ro", uri=True)) as db:
         return db.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
     return 0

@@ -1,4 +1,4 @@
-"""What end-to-end tests of PPO share: runs up to a reward model, and a command line that works on them."""
+"""Fixtures of end-to-end tests: runs up to a reward model, evaluations, servers and stores with votes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def plots_unless_reports_are_tested(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="module")
 def ready(made: Ready, tmp_path_factory: pytest.TempPathFactory) -> Ready:
-    """A module's own: copy the runs before changing them, and give runs of your own a name of your own."""
-    # Where modules share them, what one makes is the latest of its stage for another.
+    """A copy of the runs for one module. Copy a run before changing it, and give new runs new names."""
+    # If modules shared one root, a run of one module would be the latest of its stage for another.
     return made._replace(root=Path(shutil.copytree(made.root, tmp_path_factory.mktemp("ready") / "runs")))
 
 
 @pytest.fixture(scope="session")
 def made(made_once: MadeOnce, tiny_model: Path, chats: Path) -> Ready:
-    """Not to be touched."""
+    """Runs of SFT, sampling, annotation and two reward models, shared by all modules. Do not change them."""
     data = ["data=jsonl", f"data.path={chats}", "data.held_out=0.25", "data.max_length=128"]
     reward = ["stage=reward", "data.allow_simulated=true", "stage.batch_size=8", "stage.held_out=0.3"]
     sft = ["stage=sft", "model=hub", f"model.path={tiny_model}", "stage.max_steps=2", "stage.eval_size=2"]
@@ -58,7 +58,7 @@ def made(made_once: MadeOnce, tiny_model: Path, chats: Path) -> Ready:
 
 @pytest.fixture(scope="session")
 def trained_by_ppo(made_once: MadeOnce, made: Ready) -> Path:
-    """A run of PPO on the runs of `made`. Not to be touched."""
+    """A PPO run that starts from the runs of `made`. Do not change it."""
 
     def run(folder: Path) -> None:
         root = shutil.copytree(made.root, folder / "runs")
@@ -69,7 +69,7 @@ def trained_by_ppo(made_once: MadeOnce, made: Ready) -> Path:
 
 @pytest.fixture
 def bench(ready: Ready, trained_by_ppo: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Bench:
-    """Evaluations of an artifact of SFT and one of PPO."""
+    """Evaluations of an SFT artifact and a PPO artifact."""
     if not (ready.root / "ppo" / "p").exists():
         shutil.copytree(trained_by_ppo, ready.root / "ppo" / "p")
     capsys.readouterr()
@@ -78,19 +78,19 @@ def bench(ready: Ready, trained_by_ppo: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
-    """Commands in processes of their own, without the time that importing torch takes."""
+    """A server that starts commands in forks, which need not import torch again."""
     with forking() as forks:
         yield forks
 
 
 @pytest.fixture(scope="session")
 def adapter_server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with adapters, which tests of several modules ask; whatever they load there, they unload."""
+    """A server with adapters, shared by tests of several modules. A test unloads the adapters that it loads."""
     folder = tmp_path_factory.mktemp("serve")
-    made = adapters(folder / "adapters", "one", "two", "tools", "spoilt", "third", "fourth")
-    names = ", ".join(f"{name}: {made / name}" for name in ("one", "two", "tools"))
-    words = ("model=pocket", "method=lora", f"stage.roots=[{made}]")
-    with serving(forks, folder, *words, f"stage.adapters={{{names}, mix: {{one: 0.5, two: 0.5}}}}") as server:
+    adapters_path = adapters(folder / "adapters", "one", "two", "tools", "spoilt", "third", "fourth")
+    names = ", ".join(f"{name}: {adapters_path / name}" for name in ("one", "two", "tools"))
+    arguments = ("model=pocket", "method=lora", f"stage.roots=[{adapters_path}]")
+    with serving(forks, folder, *arguments, f"stage.adapters={{{names}, mix: {{one: 0.5, two: 0.5}}}}") as server:
         yield server
 
 
@@ -103,5 +103,5 @@ def vote_store(store_url: str) -> Iterator[Store]:
 
 @pytest.fixture
 def words(tmp_path: Path, store_url: str) -> list[str]:
-    """The command that makes a data set of them and of a file."""
+    """The command that builds a data set from the votes and a file."""
     return making(tmp_path, store_url)

@@ -1,6 +1,7 @@
-"""What a container does, in a sandbox that stands for one: commands that come first, the server, its checks, its end.
-Runs by itself in the sandbox, told what to do as JSON; tests/e2e/test_deployed.py starts it and reads what it
-prints."""
+"""Run a container's commands in a sandbox: setup commands, then the server with its health checks and its end.
+
+Runs as a script in the sandbox, with its arguments as JSON; tests/e2e/test_deployed.py starts it and reads its output.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ BODY = {"model": "support", "prompt": "Hello", "max_tokens": 200, "ignore_eos": 
 
 
 def asked(path: str, key: str | None = None, body: Any = None) -> Any:
-    """The response, of whatever status; None where nobody listens."""
+    """Send a request. Returns the response with any status, or None if no server listens."""
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     data = None if body is None else json.dumps(body).encode()
     try:
@@ -30,15 +31,15 @@ def asked(path: str, key: str | None = None, body: Any = None) -> Any:
 
 
 def healthy(check: list[str] | str, server: subprocess.Popen[str]) -> bool:
-    """Waits for a health check: a command that ends well, or a path that answers 200."""
-    until = time.monotonic() + 120
-    while time.monotonic() < until and server.poll() is None:
+    """Wait until a health check passes: a command with exit status 0, or a path that answers 200."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.poll() is None:
         if isinstance(check, str):
-            answer = asked(check)
-            well = answer is not None and answer.status == 200
+            response = asked(check)
+            passed = response is not None and response.status == 200
         else:
-            well = subprocess.run(check, stderr=subprocess.DEVNULL).returncode == 0
-        if well:
+            passed = subprocess.run(check, stderr=subprocess.DEVNULL).returncode == 0
+        if passed:
             return True
         time.sleep(0.5)
     return False
@@ -53,26 +54,30 @@ def writable(folder: str) -> bool:
 
 
 def main(before: list[list[str]], server: list[str], checks: list[list[str] | str], key: str | None) -> None:
-    """Args:
-    before: commands that run one after the other; the key is read from what they print, where none is given.
+    """Run the commands and the server, and print a report as JSON.
+
+    Args:
+        before: commands to run first, in order; the API key is read from their output if `key` is None.
     """
-    said = "".join(subprocess.run(words, check=True, capture_output=True, text=True).stdout for words in before)
-    key = key or said.partition("the key, shown once: ")[2].partition("\n")[0]
-    running = subprocess.Popen(server, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    found: dict[str, Any] = {"user": os.getuid()}
-    found["writable"] = [folder for folder in ("/", "/data", sys.argv[2], "/data/exports") if writable(folder)]
-    found["healthy"] = [healthy(check, running) for check in checks]
-    if all(found["healthy"]):
-        found["without a key"] = asked("/v1/models").status
-        found["models"] = [model["id"] for model in json.load(asked("/v1/models", key))["data"]]
+    setup_output = "".join(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout for command in before
+    )
+    key = key or setup_output.partition("the key, shown once: ")[2].partition("\n")[0]
+    process = subprocess.Popen(server, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    report: dict[str, Any] = {"user": os.getuid()}
+    report["writable"] = [folder for folder in ("/", "/data", sys.argv[2], "/data/exports") if writable(folder)]
+    report["healthy"] = [healthy(check, process) for check in checks]
+    if all(report["healthy"]):
+        report["without a key"] = asked("/v1/models").status
+        report["models"] = [model["id"] for model in json.load(asked("/v1/models", key))["data"]]
         with asked("/v1/completions", key, BODY) as stream:
-            found["adapter"] = stream.headers["x-align-adapter"]
+            report["adapter"] = stream.headers["x-align-adapter"]
             stream.readline()
-            running.terminate()  # as Docker and Kubernetes do, while it answers
-            found["ended"] = stream.read().decode()[-200:]
-    running.terminate()
-    found["printed"], _ = running.communicate(timeout=60)
-    print(json.dumps({**found, "status": running.returncode}))
+            process.terminate()  # as Docker and Kubernetes do, during an answer
+            report["ended"] = stream.read().decode()[-200:]
+    process.terminate()
+    report["printed"], _ = process.communicate(timeout=60)
+    print(json.dumps({**report, "status": process.returncode}))
 
 
 if __name__ == "__main__":
