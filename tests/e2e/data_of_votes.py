@@ -1,4 +1,4 @@
-"""A store with votes, a data set that is made of them, and looks at what is left of a text."""
+"""A store with votes, a data set built from them, and searches for what remains of a text."""
 
 from __future__ import annotations
 
@@ -18,35 +18,40 @@ from align.annotate.store import Candidate, Judgement, Store
 from align.core.types import Conversation, Message
 
 SECRET = "Ottilie Grünberg lives at the old mill"
-"""A text of one person."""
+"""Text about one person."""
 
 
 @contextmanager
 def filled(store_url: str) -> Iterator[Store]:
-    """Thirty items that ann ranked, every third by bob too; the fourth one holds `SECRET`."""
+    """Open a store with thirty items that ann ranked; bob ranked every third too. Item 4 holds `SECRET`."""
     with Store.open(store_url) as store:
         draw = random.Random(5)
         for i in range(30):
-            said = SECRET if i == 4 else sentence(draw, i)
+            answer = SECRET if i == 4 else sentence(draw, i)
             prompt = Conversation((Message("user", f"What of day {i}?"),))
-            answers = [Candidate(said), Candidate(f"no {i}", ended=False)] + [Candidate(f"maybe {i}")] * (i % 2)
+            answers = [Candidate(answer), Candidate(f"no {i}", ended=False)] + [Candidate(f"maybe {i}")] * (i % 2)
             item = store.add_item("greetings", f"run/{i}", prompt, answers)
             tiers = tuple((f"{item}-{k}",) for k in range(len(answers)))
-            for who in ("ann@example.org", "bob")[: 1 + (i % 3 == 0)]:
-                judgement = Judgement(tiers if who != "bob" else tiers[::-1], strength=2 if len(answers) == 2 else 0)
-                store.record("greetings", item, judgement, annotator=who, key=f"{len(who)}/{i}")
+            for annotator in ("ann@example.org", "bob")[: 1 + (i % 3 == 0)]:
+                judgement = Judgement(
+                    tiers if annotator != "bob" else tiers[::-1], strength=2 if len(answers) == 2 else 0
+                )
+                store.record("greetings", item, judgement, annotator=annotator, key=f"{len(annotator)}/{i}")
         yield store
 
 
 def making(tmp_path: Path, store_url: str) -> list[str]:
-    """The command that makes a data set of votes and of pairs in a file."""
+    """Return the command that builds a data set from votes and from pairs in a file."""
     rows = [{"prompt": f"file {i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(40)]
     path = write(tmp_path / "pairs.jsonl", rows)
-    listed = f"[{{annotations: greetings}}, {{path: {path}, name: file}}]"
+    sources = f"[{{annotations: greetings}}, {{path: {path}, name: file}}]"
     return [
-        "stage=data", f"stage.sources={listed}", f"store.url={store_url}", f"run.root={tmp_path / 'runs'}",
+        "stage=data",
+        f"stage.sources={sources}",
+        f"store.url={store_url}",
+        f"run.root={tmp_path / 'runs'}",
         "data.held_out=0.2",
-    ]  # fmt: skip
+    ]
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -55,15 +60,15 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def by_json(row: dict[str, Any]) -> bytes:
-    """The canonical row of a pair as docs/data.md says it, written out again."""
+    """Return the canonical JSON of a pair as docs/data.md defines it, without the code of `align`."""
     content = {part: row[part] for part in ("prompt", "chosen", "rejected")}
     content |= {name: False for name in ("chosen_ended", "rejected_ended") if row.get(name) is False}
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
 def files_with(where: Path, *needles: str) -> list[str]:
-    """The files below a folder that hold one of these texts, packed Parquet among them."""
-    found = []
+    """Return the files below a folder that hold one of these texts, compressed Parquet included."""
+    matches = []
     for path in where.rglob("*"):
         if path.is_file():
             data = path.read_bytes()
@@ -71,26 +76,26 @@ def files_with(where: Path, *needles: str) -> list[str]:
                 data += json.dumps(pq.read_table(path).to_pylist(), ensure_ascii=False).encode()
             forms = [form for needle in needles for form in (needle, json.dumps(needle)[1:-1])]
             if any(form.encode() in data for form in forms):
-                found.append(str(path.relative_to(where)))
-    return found
+                matches.append(str(path.relative_to(where)))
+    return matches
 
 
 def dumped(url: str) -> str:
-    """All that a database holds."""
+    """Return all rows of all tables of a database as text."""
     engine = create_engine(url)
     with engine.connect() as connection:
         listing = "SELECT name FROM sqlite_master WHERE type = 'table'"
         if "postgresql" in url:
             listing = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
         names = connection.execute(text(listing)).scalars().all()
-        found = "\n".join(str(row) for name in names for row in connection.execute(text(f"SELECT * FROM {name}")))
+        content = "\n".join(str(row) for name in names for row in connection.execute(text(f"SELECT * FROM {name}")))
     engine.dispose()
-    return found
+    return content
 
 
 def forget(words: list[str], name: str, *more: str) -> list[str]:
-    where = [word for word in words if word.startswith(("run.root", "store.url"))]
-    return ["stage=data", "stage.action=forget", f"data.path=data:{name}", *where, *more]
+    settings = [word for word in words if word.startswith(("run.root", "store.url"))]
+    return ["stage=data", "stage.action=forget", f"data.path=data:{name}", *settings, *more]
 
 
 def root_by_hand(leaves: list[bytes]) -> bytes:
@@ -103,15 +108,14 @@ def root_by_hand(leaves: list[bytes]) -> bytes:
 
 
 def leaves_by_hand(folder: Path, side: str) -> list[bytes]:
-    """The leaves of a side from its files: rows, and tombstones where `data.json` has them."""
+    """Compute the leaves of a split from its files: its rows, and the tombstones that `data.json` lists."""
     data = json.loads((folder / "data.json").read_text())
     tables = [pq.read_table(path) for path in sorted(folder.glob(f"{side}-*.parquet"))]
     leaves = [
-        bytes.fromhex(row["content_id"]) + (1).to_bytes(4, "big")
-        for table in tables for row in table.to_pylist()
-    ]  # fmt: skip
-    for place, tombstone in data["splits"][side].get("forgotten", []):
-        leaves.insert(place, bytes.fromhex(tombstone))
+        bytes.fromhex(row["content_id"]) + (1).to_bytes(4, "big") for table in tables for row in table.to_pylist()
+    ]
+    for position, tombstone in data["splits"][side].get("forgotten", []):
+        leaves.insert(position, bytes.fromhex(tombstone))
     return leaves
 
 

@@ -1,4 +1,4 @@
-"""Sources with planted duplicates, and the data sets that are made of them."""
+"""Sources with planted duplicates, and data sets built from them."""
 
 from __future__ import annotations
 
@@ -30,21 +30,23 @@ WORDS = [
 
 
 def sentence(draw: random.Random, number: int) -> str:
-    """Words of which no other number has a run."""
+    """Return random words that end in the number, so that two numbers' texts share no word."""
     return " ".join(f"{word}{number}" for word in draw.choices(WORDS, k=30))
 
 
 def support(rows: int = 120) -> list[dict[str, Any]]:
-    """Conversations: every tenth has a copy, every fifteenth a near-duplicate."""
-    draw, made = random.Random(0), []
+    """Build conversations: every tenth has a copy, every fifteenth a near-duplicate."""
+    draw = random.Random(0)
+    conversations = []
     for i in range(rows):
-        asked, answer = f"Where is the {WORDS[i % 12]} number {i}?", sentence(draw, i)
-        made.append(chat(asked, answer))
+        question = f"Where is the {WORDS[i % 12]} number {i}?"
+        answer = sentence(draw, i)
+        conversations.append(chat(question, answer))
         if i % 10 == 0:
-            made.append(chat(asked.upper(), f"  {answer} "))
+            conversations.append(chat(question.upper(), f"  {answer} "))
         if i % 15 == 0:
-            made.append(chat(asked, f"{answer} indeed"))
-    return made
+            conversations.append(chat(question, f"{answer} indeed"))
+    return conversations
 
 
 def chat(asked: str, answer: str) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def three_sources(tmp_path: Path) -> Path:
-    """A folder with three sources in three formats, and an evaluation set."""
+    """Write three sources in three formats and an evaluation set to a folder. Returns the folder."""
     write(tmp_path / "support.jsonl", support())
     draw = random.Random(1)
     general = [{"prompt": f"Tell me of day {i}", "completion": sentence(draw, 1000 + i)} for i in range(200)]
@@ -71,12 +73,12 @@ def three_sources(tmp_path: Path) -> Path:
 
 
 def sources(here: Path, *more: str) -> list[str]:
-    listed = ["{path: %s}" % (here / "support.jsonl"), "{path: %s}" % (here / "general.parquet")]
-    return ["stage=data", f"stage.sources=[{', '.join([*listed, *more])}]", f"run.root={here / 'runs'}"]
+    entries = ["{path: %s}" % (here / "support.jsonl"), "{path: %s}" % (here / "general.parquet")]
+    return ["stage=data", f"stage.sources=[{', '.join([*entries, *more])}]", f"run.root={here / 'runs'}"]
 
 
 def made(here: Path, *words: str) -> tuple[Path, dict[str, Any], str]:
-    """The folder of a data set, what `data.json` says, and what was printed."""
+    """Build a data set. Returns its folder, the content of its `data.json`, and the output of the command."""
     shop = Workshop(here / "runs", here)
     assert shop.ended(*words) == 0, shop.said
     folder = Path(shop.said.splitlines()[-1])
