@@ -1,7 +1,7 @@
-"""Commands in processes of their own that need not import torch again: a server has done so, and forks.
+"""Commands in separate processes that need not import torch again: a server has imported it, and forks.
 
-What a fresh interpreter is for (the order of imports, the path, how soon `--help` answers) is tested in one; signals,
-limits and what a process leaves behind are tested here, five seconds earlier.
+Tests of the order of imports, of the path and of how soon `--help` answers need a fresh interpreter. Tests of signals,
+of limits and of the files that a process leaves behind use these forks, which start five seconds sooner.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 600.0
-"""A deadline that only a fault reaches, however busy the machine."""
+"""Deadline that only a fault reaches, even on a busy machine."""
 
 
 class Ended(NamedTuple):
@@ -35,7 +35,7 @@ class Ended(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """The last line printed."""
+        """The last line of the output."""
         return self.out.splitlines()[-1]
 
 
@@ -43,7 +43,7 @@ class Child:
     """A running `python -m align`.
 
     Attributes:
-        pid: of the process itself.
+        pid: the command's process id.
     """
 
     def __init__(self, pid: int, connection: socket.socket, out: IO[str], err: IO[str]) -> None:
@@ -51,7 +51,7 @@ class Child:
         self._status: int | None = None
 
     def poll(self) -> int | None:
-        """The exit status as `subprocess` counts it; None while it runs."""
+        """Return the exit status as `subprocess` counts it, or None while the command runs."""
         if self._status is None:
             self._connection.settimeout(0.001)
             try:
@@ -62,17 +62,17 @@ class Child:
 
     @property
     def printed(self) -> str:
-        """Its standard output so far."""
+        """Standard output so far."""
         return os.pread(self._out.fileno(), 1 << 20, 0).decode()
 
     def send_signal(self, signum: int) -> None:
         os.kill(self.pid, signum)
 
     def ended(self, timeout_s: float = DEADLINE_S) -> Ended:
-        """Waits for its end. What it printed stands in files, so that nothing has to be read meanwhile.
+        """Wait for the end of the command. Its output goes to files, so that it need not be read while it runs.
 
         Raises:
-            TimeoutError: it went on; it is killed.
+            TimeoutError: the command did not end in time; it is killed.
         """
         if self._status is None:
             self._connection.settimeout(timeout_s)
@@ -87,7 +87,7 @@ class Child:
 
 
 def reached(child: Child, folder: Path) -> None:
-    """Waits until the run `sft/x` below this folder has sealed its first checkpoint."""
+    """Wait until the run `sft/x` below this folder has sealed its first checkpoint."""
     began = time.monotonic()
     while not list(folder.glob("runs/sft/x/checkpoints/*/align_seal.json")):
         assert child.poll() is None, child.ended()
@@ -96,10 +96,10 @@ def reached(child: Child, folder: Path) -> None:
 
 
 class Forks:
-    """Starts commands by way of the server.
+    """A client of the server that forks commands.
 
     Args:
-        address: of its socket.
+        address: path of the server's socket.
     """
 
     def __init__(self, address: Path) -> None:
@@ -114,24 +114,24 @@ class Forks:
         before: str = "",
         script: Path | None = None,
     ) -> Child:
-        """`python -m align WORDS`, as the leader of a session of its own, as a terminal would start it.
+        """Start `python -m align WORDS` as the leader of a new session, as a terminal does.
 
         Args:
-            file_size: the kernel's limit on what it writes, in bytes.
-            before: Python that it runs first.
-            script: `python SCRIPT WORDS` in place of `python -m align WORDS`.
+            file_size: the kernel's limit on the size of files that it writes, in bytes.
+            before: Python code that it runs first.
+            script: start `python SCRIPT WORDS` instead of `python -m align WORDS`.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.settimeout(120)
         connection.connect(str(self.address))
-        given, out, err = (TemporaryFile("w+", encoding="utf-8") for _ in range(3))  # noqa: SIM115
-        given.write(stdin)
-        given.flush()
-        given.seek(0)
+        stdin_file, out, err = (TemporaryFile("w+", encoding="utf-8") for _ in range(3))  # noqa: SIM115
+        stdin_file.write(stdin)
+        stdin_file.flush()
+        stdin_file.seek(0)
         request = {"cwd": str(cwd), "words": words, "file_size": file_size, "before": before}
         request |= {"script": script and str(script)}
-        socket.send_fds(connection, [json.dumps(request).encode()], [file.fileno() for file in (given, out, err)])
-        given.close()
+        socket.send_fds(connection, [json.dumps(request).encode()], [file.fileno() for file in (stdin_file, out, err)])
+        stdin_file.close()
         return Child(int(connection.recv(100)), connection, out, err)
 
     def run(self, cwd: Path, *words: str, **more: Any) -> Ended:
@@ -140,13 +140,13 @@ class Forks:
 
 @contextmanager
 def forking() -> Iterator[Forks]:
-    """A server for as long as the block lasts."""
+    """Run a server that forks commands while the block runs."""
     with ExitStack() as stack:
         address = Path(stack.enter_context(TemporaryDirectory(prefix="align-forks-")), "socket")
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        words = [sys.executable, __file__, str(address)]
-        server = stack.enter_context(subprocess.Popen(words, env=environment, stdout=subprocess.PIPE))
+        command = [sys.executable, __file__, str(address)]
+        server = stack.enter_context(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE))
         stack.callback(server.kill)
         assert server.stdout is not None
         assert server.stdout.readline() == b"ready\n"
@@ -166,11 +166,11 @@ USED = (
     "transformers.integrations.bitsandbytes",
     "transformers.models.llama.modeling_llama",
 )
-"""What commands import that importing their stage does not."""
+"""Modules that commands import in addition to their stage's imports."""
 
 
 def serve(address: str) -> None:
-    """Forks a keeper for each connection, who forks the command and waits for it."""
+    """Fork a keeper process for each connection, which forks the command and waits for it."""
     import align.report.plots
     from align.config.compose import build_config, compose_tree
     from align.config.stages import STAGES
@@ -180,14 +180,15 @@ def serve(address: str) -> None:
         importlib.import_module(name)
     preload(STAGES)
     build_config(compose_tree(["stage=sft"]))
-    align.report.plots.render = lambda *_, **__: b'<svg xmlns="http://www.w3.org/2000/svg"/>'  # it takes half a second
+    # Rendering a plot takes half a second.
+    align.report.plots.render = lambda *_, **__: b'<svg xmlns="http://www.w3.org/2000/svg"/>'
     gc.collect()
     gc.freeze()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(address)
     listener.listen()
     print("ready", flush=True)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the server does not wait for keepers
     while True:
         connection, _ = listener.accept()
         if os.fork() == 0:
@@ -198,11 +199,11 @@ def serve(address: str) -> None:
 
 
 def keep(connection: socket.socket) -> None:
-    """One command: tells its process's number, and its status at the end. Returns in the command itself."""
-    told, files, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+    """Run a command: send its process id, then its exit status. Returns only in the command's process."""
+    message, files, _, _ = socket.recv_fds(connection, 1 << 16, 3)
     if (child := os.fork()) == 0:
         connection.close()
-        return become(json.loads(told), files)
+        return become(json.loads(message), files)
     connection.sendall(str(child).encode())
     for file in files:
         os.close(file)
@@ -212,7 +213,7 @@ def keep(connection: socket.socket) -> None:
 
 
 def become(request: Mapping[str, Any], files: Sequence[int]) -> None:
-    """What `python -m align`, or a script, does once torch is there."""
+    """Run `python -m align` or a script in this process, which has imported torch."""
     os.setsid()
     for i, file in enumerate(files):
         os.dup2(file, i)

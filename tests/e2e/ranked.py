@@ -1,4 +1,4 @@
-"""One command on several ranks, as torch's launcher would start them: forks, which need not import torch again."""
+"""Commands on several ranks, as torch's launcher starts them, in forks that need not import torch again."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ def free_port() -> int:
 
 
 def environments(world: int, local: int | None = None) -> list[dict[str, str]]:
-    """What the launcher tells each rank.
+    """Return the environment variables that the launcher sets for each rank.
 
     Args:
-        local: ranks a machine; all on one where it is not given.
+        local: ranks per machine; all ranks run on one machine if it is None.
     """
-    local, port = local or world, str(free_port())
-    shared = {
-        "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port
-    }  # fmt: skip
+    local = local or world
+    port = str(free_port())
+    shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank % local)} for rank in range(world)]
 
 
@@ -39,19 +38,21 @@ def started(
     local: int | None = None,
     more: Mapping[int, str] = NOTHING,
 ) -> list[Child]:
-    """The ranks of `python -m align WORDS`.
+    """Start the ranks of `python -m align WORDS`.
 
     Args:
-        more: rank → Python that it runs first.
+        more: rank → Python code that it runs first.
     """
     if world == 1:
         return [forks.start(cwd, *words)]
-    told = environments(world, local)
-    before = [f"import os\nos.environ |= {each!r}\n{more.get(rank, '')}" for rank, each in enumerate(told)]
+    rank_variables = environments(world, local)
+    before = [
+        f"import os\nos.environ |= {variables!r}\n{more.get(rank, '')}" for rank, variables in enumerate(rank_variables)
+    ]
     return [forks.start(cwd, *words, before=code) for code in before]
 
 
 def ranked(forks: Forks, cwd: Path, *words: str, timeout_s: float = DEADLINE_S, **more: object) -> list[Ended]:
-    """Waits for their end."""
+    """Run a command on several ranks and wait for their end."""
     children = started(forks, cwd, *words, **more)  # pyright: ignore[reportArgumentType]
     return [child.ended(timeout_s) for child in children]
