@@ -1,4 +1,4 @@
-"""A server of `stage=serve` in a process of its own, on the built-in model with small adapters of its."""
+"""A server of `stage=serve` in a separate process, with small adapters on the built-in model."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ ASKED = [{"role": "user", "content": "Rain in Oslo?"}]
 
 
 def adapters(root: Path, *names: str) -> Path:
-    """A folder with adapters on pocket, each of which says on which base it was made. They are random, but for one that
-    is called `tools`: its template takes tools, and it calls one when it is asked `ASKED`."""
+    """Write adapters on pocket, each with a file that names its base. Returns the folder.
+
+    The adapters are random, except one named `tools`: its template takes tools, and it answers `ASKED` with `CALL`.
+    """
     for seed, name in enumerate(names):
         shutil.copytree(adapter(seed, name), root / name)
     return root
@@ -44,7 +46,8 @@ def adapters(root: Path, *names: str) -> Path:
 
 @cache
 def adapter(seed: int, name: str) -> Path:
-    base, folder = find_base("pocket"), Path(MADE.name, f"{name}-{seed}")
+    base = find_base("pocket")
+    folder = Path(MADE.name, f"{name}-{seed}")
     torch.manual_seed(seed)
     model = load_base(base, "lora", torch.device("cpu"), torch.float32)
     lora = LoraConfig(
@@ -63,7 +66,7 @@ def adapter(seed: int, name: str) -> Path:
 
 
 def memorise(model: Any, tokenizer: Any) -> None:
-    """Trains an adapter until it answers `ASKED` by `CALL`."""
+    """Train an adapter until it answers `ASKED` with `CALL`."""
     prompt = encode_tool_prompt(tokenizer, ASKED, TOOLS)
     answer = [*tokenizer(CALL, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     ids = torch.tensor([[*prompt, *answer]])
@@ -72,8 +75,8 @@ def memorise(model: Any, tokenizer: Any) -> None:
     optimiser = torch.optim.AdamW(weights, lr=5e-3, betas=(0.9, 0.95))
     for _ in range(100):
         out = model(input_ids=ids, labels=labels)
-        said = out.logits[0, len(prompt) - 1 : -1].argmax(-1).tolist()
-        if said == answer and out.loss.item() < 0.2:
+        predicted_ids = out.logits[0, len(prompt) - 1 : -1].argmax(-1).tolist()
+        if predicted_ids == answer and out.loss.item() < 0.2:
             return
         out.loss.backward()
         optimiser.step()
@@ -83,8 +86,10 @@ def memorise(model: Any, tokenizer: Any) -> None:
 
 @dataclass(frozen=True)
 class Server:
-    """Attributes:
-    folder: of its run.
+    """A running server.
+
+    Attributes:
+        folder: folder of its run.
     """
 
     url: str
@@ -105,14 +110,14 @@ class Server:
         return fetched(urllib.request.Request(self.url + path, data, headers))
 
     def logprobs(self, model: str, ids: list[int]) -> list[float]:
-        """Of a prompt's tokens, but for the first."""
+        """Return the log-probabilities of a prompt's tokens, except the first."""
         body = {"model": model, "prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 0}
-        status, found = self.post("/v1/completions", body)
-        assert status == 200, found
-        return found["choices"][0]["logprobs"]["token_logprobs"][1:]
+        status, response = self.post("/v1/completions", body)
+        assert status == 200, response
+        return response["choices"][0]["logprobs"]["token_logprobs"][1:]
 
     def stat(self, name: str, **headers: str) -> float:
-        """A metric without labels."""
+        """Return the value of a metric that has no labels."""
         _, text = self.get("/metrics", **headers)
         return float(next(line.split()[1] for line in text.splitlines() if line.split()[:1] == [name]))
 
@@ -122,23 +127,27 @@ class Server:
 
 
 def fetched(request: urllib.request.Request) -> tuple[int, Any]:
-    """Status, and the body: JSON, or text."""
+    """Send a request. Returns the status and the body, parsed if it is JSON."""
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            status, text, kind = answer.status, answer.read().decode(), answer.headers["Content-Type"]
+        with urllib.request.urlopen(request, timeout=60) as response:
+            status = response.status
+            text = response.read().decode()
+            content_type = response.headers["Content-Type"]
     except urllib.error.HTTPError as error:
-        status, text, kind = error.code, error.read().decode(), error.headers["Content-Type"]
-    return status, json.loads(text) if "json" in kind else text
+        status = error.code
+        text = error.read().decode()
+        content_type = error.headers["Content-Type"]
+    return status, json.loads(text) if "json" in content_type else text
 
 
 @contextmanager
 def serving(
     forks: Forks, cwd: Path, *words: str, name: str = "s", port: int | None = None, before: str = ""
 ) -> Iterator[Server]:
-    """A server for as long as the block lasts.
+    """Run a server while the block runs.
 
     Args:
-        before: Python that it runs first.
+        before: Python code that it runs first.
     """
     port = port or free_port()
     child = forks.start(cwd, "stage=serve", f"stage.port={port}", f"run.name={name}", *words, before=before)
@@ -161,6 +170,6 @@ def serving(
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

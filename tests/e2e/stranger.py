@@ -1,10 +1,9 @@
-"""Loads what was written as somebody would who has none of our code: each job in a process of its own, forked from one
-that has done nothing but import.
+"""Load exported models as a user without `align` would, each in a fork of a process that has only done imports.
 
     python -I stranger.py JOBS.json
 
-A job is a JSON object: `cwd`; `out`, an npz file; and either `code`, of a card, or `auto`, the name of one of PEFT's
-classes, with the `folder` that it is given, and whether `nf4`; `rows`, token ids to be asked about.
+A job is a JSON object: `cwd`; `out`, an npz file; either `code`, the code of a card, or `auto`, the name of one of
+PEFT's classes, with the `folder` to load and whether to load the base in `nf4`; and `rows`, token ids to run.
 """
 
 from __future__ import annotations
@@ -36,32 +35,34 @@ def loaded(job: dict[str, Any]) -> Any:
     options: dict[str, Any] = {"dtype": torch.float32} | ({"num_labels": 1} if "Sequence" in job["auto"] else {})
     if job["nf4"]:
         options["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.float32,
-        )  # fmt: skip
+        )
     return getattr(peft, job["auto"]).from_pretrained(job["folder"], **options)
 
 
 OF_LIBRARIES = re.compile(r"kernels|is_gradient_checkpointing|^\s*(warnings\.warn.*)?$|\d+%\|")
-"""What libraries print whoever loads a model: a kernel that is not installed, a word of theirs that goes, progress."""
+"""Lines that libraries print for every model: a kernel that is not installed, a deprecation, progress."""
 
 
 @contextmanager
 def silently() -> Iterator[None]:
-    """What a card's code prints as an error or a warning is an error, but for what is `OF_LIBRARIES`."""
+    """Raise AssertionError if the block prints to standard error, except for lines that match `OF_LIBRARIES`."""
     warnings.simplefilter("always")
-    with tempfile.TemporaryFile() as said:
-        kept = os.dup(2)
-        os.dup2(said.fileno(), 2)
+    with tempfile.TemporaryFile() as stderr_file:
+        stderr_copy = os.dup(2)
+        os.dup2(stderr_file.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
-            os.dup2(kept, 2)
-            said.seek(0)
-            lines = said.read().decode().replace("\r", "\n").splitlines()
-    if loud := [line for line in lines if not OF_LIBRARIES.search(line)]:
-        raise AssertionError("\n".join(["the card's code is not quiet:", *loud]))
+            os.dup2(stderr_copy, 2)
+            stderr_file.seek(0)
+            lines = stderr_file.read().decode().replace("\r", "\n").splitlines()
+    if unexpected := [line for line in lines if not OF_LIBRARIES.search(line)]:
+        raise AssertionError("\n".join(["the card's code is not quiet:", *unexpected]))
 
 
 def answer(job: dict[str, Any]) -> None:

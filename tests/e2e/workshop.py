@@ -22,10 +22,12 @@ PPO = ("stage.updates=2", "stage.batch_size=8", "stage.micro_batch=4", "stage.no
 
 
 class Ready(NamedTuple):
-    """Attributes:
-    root: runs of `sft`, `sample`, `annotate` and two of `reward`, named `a` and `b`.
-    ppo: the words of a command that trains on them in a second or two; later words override.
-    data: the words that name the data.
+    """Finished runs for tests to start from.
+
+    Attributes:
+        root: folder with runs of `sft`, `sample`, `annotate` and two of `reward`, named `a` and `b`.
+        ppo: arguments of a PPO command on these runs that takes a second or two; later arguments override them.
+        data: arguments that name the data.
     """
 
     root: Path
@@ -34,19 +36,18 @@ class Ready(NamedTuple):
 
 
 class Workshop:
-    """Runs commands in one `run.root`, all on the same data."""
+    """A runner of commands that share one `run.root` and one data set."""
 
     def __init__(self, root: Path, data: Path, *given: str) -> None:
         self.root, self.data, self.given = root, data, given
         self.said, self.told = "", dict[Path, str]()
 
     def status(self, *arguments: str) -> int:
-        """The exit status of one command; what it printed is kept in `said`, and of a run that
-        ended well in `told`."""
+        """Run a command with the default arguments and return its exit status. Its output is kept in `said`."""
         return self.ended(*arguments, *self.given, *SHORT, f"run.root={self.root}")
 
     def ended(self, *words: str) -> int:
-        """The same of these words and no others."""
+        """Run a command with exactly these arguments and return its exit status."""
         out = io.StringIO()
         with redirect_stdout(out), redirect_stderr(out):
             status = main(words)
@@ -61,9 +62,9 @@ class Workshop:
         assert "Traceback" not in self.said
 
     def run(self, stage: str, *arguments: str) -> Path:
-        """The folder of a run that ended well: the last line that it printed."""
-        where = () if stage in ("annotate", "data") or "data=annotations" in arguments else self.on_file
-        assert self.status(f"stage={stage}", *where, *arguments) == 0, self.said
+        """Run a stage that must succeed. Returns its folder, and keeps its output in `told`."""
+        data = () if stage in ("annotate", "data") or "data=annotations" in arguments else self.on_file
+        assert self.status(f"stage={stage}", *data, *arguments) == 0, self.said
         folder = Path(self.said.splitlines()[-1])
         assert folder.parent == self.root / stage
         self.told.setdefault(folder, self.said)
@@ -78,10 +79,15 @@ class Workshop:
             "sample": self.run("sample", "stage.prompts=24", "stage.candidates=4"),
             "annotate": self.run("annotate", "stage.action=simulate"),
             "reward": self.run(
-                "reward", "data=annotations", "data.allow_simulated=true", "stage.batch_size=8", "stage.micro_batch=8",
-                "stage.held_out=0.3", "stage.log_every=1",
+                "reward",
+                "data=annotations",
+                "data.allow_simulated=true",
+                "stage.batch_size=8",
+                "stage.micro_batch=8",
+                "stage.held_out=0.3",
+                "stage.log_every=1",
             ),
-        }  # fmt: skip
+        }
 
 
 def files(folder: Path) -> set[str]:
@@ -89,22 +95,22 @@ def files(folder: Path) -> set[str]:
 
 
 def in_a_fork(words: Sequence[str], deadly: Sequence[str] = (), times: int = 0) -> int:
-    """Run a command in a child, in silence, and return its exit status.
+    """Run a command in a forked child without output, and return its exit status.
 
     Args:
-        deadly: dotted names of functions: the child kills itself instead of calling one of them once more.
-        times: how often they may be called before.
+        deadly: dotted names of functions; the child kills itself when they have been called more than `times` times.
+        times: number of calls that are allowed.
     """
     if (child := os.fork()) == 0:
-        left = itertools.count(times, -1)
+        calls_left = itertools.count(times, -1)
 
         def guard(act: Callable[..., Any]) -> Callable[..., Any]:
-            def guarded(*given: Any, **named: Any) -> Any:
-                if next(left) == 0:
+            def call_or_die(*arguments: Any, **keywords: Any) -> Any:
+                if next(calls_left) == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
-                return act(*given, **named)
+                return act(*arguments, **keywords)
 
-            return guarded
+            return call_or_die
 
         for name in deadly:
             owner, _, function = name.rpartition(".")
