@@ -1,6 +1,6 @@
-"""A stand-in for vLLM, in NumPy: `vllm serve` for Llama and LoRA, as far as align asks it. It shares no code with it.
+"""Stand-in for vLLM in NumPy: `vllm serve` for Llama and LoRA, limited to what align uses. It shares no code with vLLM.
 
-The fault that `STAND_IN` names makes it one that must be refused, see `FAULTS` in `entrypoints/cli/main.py`.
+The environment variable `STAND_IN` names a fault that align must refuse, see `FAULTS` in `entrypoints/cli/main.py`.
 """
 
 __version__ = "0.0"

@@ -13,7 +13,7 @@ Weights = dict[str, np.ndarray]
 
 
 def read(path: Path) -> Weights:
-    """The tensors of a file in fp32."""
+    """Return the tensors of a file in fp32."""
     return {name: as_fp32(told) for name, told in safetensors.deserialize(path.read_bytes())}
 
 
@@ -26,7 +26,7 @@ def as_fp32(told: dict[str, Any]) -> np.ndarray:
 
 
 class Lora:
-    """An adapter's folder, as PEFT writes it: plain LoRA."""
+    """A plain LoRA adapter, read from a folder in PEFT's format."""
 
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "adapter_config.json").read_text())
@@ -48,7 +48,7 @@ class Llama:
             self.weights |= read(path)
 
     def logits(self, ids: list[int], lora: Lora | None) -> np.ndarray:
-        """[S, V]."""
+        """Compute the logits of one sequence, of shape [S, V]."""
         config, weights = self.config, self.weights
         heads, groups, size = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
         length, eps = len(ids), config["rms_norm_eps"]

@@ -1,4 +1,4 @@
-"""`python -m vllm.entrypoints.cli.main serve FOLDER --uds SOCKET …`: vLLM's addresses that align asks, on a socket."""
+"""Stand-in for `python -m vllm.entrypoints.cli.main serve FOLDER --uds SOCKET …`: the routes that align calls."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Engine:
         return None
 
     def fail(self, body: dict[str, Any]) -> None:
-        """What goes wrong before an answer."""
+        """Simulate the faults that come before an answer."""
         if body.get("echo") or body["max_tokens"] < 2:
             return
         if FAULT == "dies-always":
@@ -116,7 +116,7 @@ class Engine:
                 self.loras[body["model"]] = lost
 
     def tokens(self, body: dict[str, Any]) -> Any:
-        """Token, its logprob, and the likeliest, of the prompt where it is echoed and of each new one."""
+        """Yield the list of echoed prompt tokens, then each new token: its id, its logprob and the likeliest tokens."""
         self.fail(body)
         lora, ids, number = self.lora(body["model"]), list(body["prompt"]), body.get("logprobs") or 0
         draw, grammar = np.random.default_rng(abs(body.get("seed") or 0)), self.grammar(body)
@@ -149,7 +149,7 @@ class Engine:
 
 
 def nucleus(chances: np.ndarray, share: float) -> np.ndarray:
-    """The likeliest tokens that have this share together."""
+    """Keep the likeliest tokens that reach this share together, and normalise their probabilities."""
     order = np.argsort(-chances)
     kept = order[: int((chances[order].cumsum() < share).sum()) + 1]
     left = np.zeros_like(chances)
@@ -162,7 +162,7 @@ class Handler(BaseHTTPRequestHandler):
     engine: Engine
 
     def locked(self) -> bool:
-        """Whether a key is wanted and was not given; that is said then. As vLLM's, for its addresses of OpenAI's."""
+        """Return whether a required key is missing, after answering 401. Like vLLM, checks only OpenAI's routes."""
         key = self.engine.args.api_key
         if key is None or not self.path.startswith("/v1") or self.headers["Authorization"] == f"Bearer {key}":
             return False
