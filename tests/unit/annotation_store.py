@@ -1,4 +1,4 @@
-"""What the tests of the annotation store share: short ways to fill one, and to look or meddle behind its back."""
+"""Short helpers that fill, read and tamper with an annotation store in tests."""
 
 from pathlib import Path
 from uuid import uuid4
@@ -26,7 +26,7 @@ def add(store: Store, key: str = "run/0", project: str = "p", texts: tuple[str, 
 
 
 def rank(store: Store, item: str, order: str, annotator: str = "ann@example.org", **more) -> int:
-    """`order` as in "0>12": candidate 0 first, 1 and 2 tied below it."""
+    """Record a ranking. `order` "0>12" puts candidate 0 first, and 1 and 2 tied below it."""
     key = more.pop("key", uuid4().hex)
     return store.record("p", item, said(item, order, **more), annotator=annotator, key=key)
 
@@ -37,7 +37,7 @@ def said(item: str, order: str, **more) -> Judgement:
 
 
 def tamper(store: Store, *statements: str) -> None:
-    """Edits the tables behind the store's back, as somebody would who knows to drop the triggers."""
+    """Edit the tables with SQL, after dropping the triggers that protect them."""
     with store.transaction() as connection:
         for statement in (*UNGUARDED[connection.dialect.name], *statements):
             connection.exec_driver_sql(statement)

@@ -1,4 +1,4 @@
-"""What the tests of the queue share: one with items, and short ways to judge them."""
+"""An assignment queue with items, and short helpers that judge them."""
 
 from annotation_store import add, said
 
@@ -30,7 +30,7 @@ def best_first(task, **more):
 
 
 def cast_vote(queue, who, task, key, judgement):
-    """Vote under the terms of now."""
+    """Vote under the terms that are in force now."""
     with queue.store.reading() as db:
         terms = read_terms(db, queue.project, get_mode(task.purpose))
     return queue.vote(who, task.token, key, judgement, terms)

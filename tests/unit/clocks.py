@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Clock:
-    """Seconds that stand until they are moved."""
+    """A clock in seconds that stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -1,4 +1,4 @@
-"""A store with three items, and accounts on it by a clock that stands and a hash that costs next to nothing."""
+"""A store with three items, and accounts with a fixed clock and a cheap password hash."""
 
 from __future__ import annotations
 

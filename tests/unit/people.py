@@ -1,4 +1,4 @@
-"""Accounts that tests of them share: a clock that stands, a good password, somebody who accepted an invitation."""
+"""A fixed clock, a good password, and a member who accepted an invitation, for tests of accounts."""
 
 from __future__ import annotations
 

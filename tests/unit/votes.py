@@ -1,4 +1,4 @@
-"""What the tests of the figures share: votes without a store."""
+"""Votes without a store, for tests of the figures."""
 
 from itertools import count
 
@@ -10,7 +10,7 @@ SEQS = count(1)
 
 
 def voted(item: str, order: str, annotator: str = "ann", **more) -> Vote:
-    """As `said`; `screen="10"` is what was shown: candidate 1 first, then 0."""
+    """Build a vote; `order` as in `said`. `screen="10"` says that candidate 1 was shown first, then 0."""
     if "screen" in more:
         more["display_order"] = tuple(f"{item}-{k}" for k in more.pop("screen"))
     tiers = said(item, order).tiers
@@ -18,5 +18,5 @@ def voted(item: str, order: str, annotator: str = "ann", **more) -> Vote:
 
 
 def ids_of(votes: list[Vote]) -> dict[str, tuple[str, ...]]:
-    """The candidates' ids of the votes' items, by position."""
+    """Return the candidate ids of each item, by position."""
     return {vote.item: tuple(sorted(id for tier in vote.tiers for id in tier)) for vote in votes}
