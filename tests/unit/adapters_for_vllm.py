@@ -1,4 +1,4 @@
-"""What the tests of serving by vLLM share: adapters on the built-in model, and what they must say."""
+"""Adapters on the built-in model for tests of serving by vLLM, and the probes that they must reproduce."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from align.run.weights import adapter_digest
 CPU = torch.device("cpu")
 MODULES = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 KINDS: dict[str, dict[str, Any]] = {
-    "plain": {"r": 8, "lora_alpha": 16}, "scaled": {"r": 4, "lora_alpha": 8, "use_rslora": True},
+    "plain": {"r": 8, "lora_alpha": 16},
+    "scaled": {"r": 4, "lora_alpha": 8, "use_rslora": True},
     "patterns": {"r": 8, "rank_pattern": {"down_proj": 12}, "alpha_pattern": {"q_proj": 5}},
-}  # fmt: skip
+}
 
 
 def adapters(root: Path) -> dict[str, Path]:
-    """Of kinds that engines read wrongly unless they are lowered."""
+    """Save adapters of the kinds that engines read wrongly unless they are lowered."""
     base = find_base("pocket")
     for seed, (name, kind) in enumerate(KINDS.items()):
         torch.manual_seed(seed)
@@ -44,11 +45,13 @@ def for_vllm(folder: Path, must_say: dict[str, Probes] | None = None) -> VllmAda
 
 
 def learned(folders: dict[str, Path]) -> tuple[Probes, dict[str, Probes]]:
-    """What the base and the adapters must say, of some of the prompts: the stand-in is slow."""
-    made = for_vllm(Path("nowhere"))
-    of_base = made.learn({adapter_digest(folder): folder for folder in folders.values()})
+    """Return the probes of the base and of the adapters, for three prompts only: the stand-in is slow."""
+    vllm_adapters = for_vllm(Path("nowhere"))
+    base_probes = vllm_adapters.learn({adapter_digest(folder): folder for folder in folders.values()})
 
-    def some(probes: Probes) -> Probes:
+    def take_three_rows(probes: Probes) -> Probes:
         return Probes(probes.rows[:3], probes.adapter[:3], probes.base[:3])
 
-    return some(of_base), {digest: some(probes) for digest, probes in made.must_say.items()}
+    return take_three_rows(base_probes), {
+        digest: take_three_rows(probes) for digest, probes in vllm_adapters.must_say.items()
+    }

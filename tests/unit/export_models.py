@@ -1,4 +1,4 @@
-"""A random base and adapters on it, and how far two models' logits lie apart: what tests of exports share."""
+"""A random base, adapters on it, and the divergence of two models' logits, for tests of exports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOKENS = torch.arange(3, 67).reshape(4, 16)
 
 
 def make_base(path: Path) -> Path:
-    """A random Llama whose linear layers are all multiples of 64 (NF4's block), with a tokenizer beside it."""
+    """Save a random Llama whose linear layers are all multiples of 64 (NF4's block), with a tokenizer."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=128,
@@ -36,15 +36,15 @@ def make_base(path: Path) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        initializer_range=0.2,  # wide enough that quantisation and merging have something to get wrong
+        initializer_range=0.2,  # wide enough for quantisation and merging errors to be visible
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(path)
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, 128)}
-    raw = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, 128)}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -68,7 +68,7 @@ def load(path: Path, nf4: bool = True, dtype: torch.dtype = torch.float32):
 
 
 def randomise(model: torch.nn.Module) -> None:
-    """A fresh `lora_B` is zero, and an adapter that does nothing merges right by any method."""
+    """Draw an adapter's weights. A new `lora_B` is zero, and an adapter without effect merges right by any method."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -97,7 +97,7 @@ def everywhere(a: torch.Tensor, b: torch.Tensor) -> Divergence:
 
 
 def with_tokenizer(base: Path) -> dict[str, Any]:
-    """The tokenizer of a base, and what lies beside it."""
+    """Return the export arguments for a base's tokenizer and the files beside it."""
     return {"tokenizer": AutoTokenizer.from_pretrained(base), "beside": base}
 
 

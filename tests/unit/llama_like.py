@@ -9,18 +9,27 @@ from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Conf
 
 
 def llama_like(sizes: Mapping[str, Any]) -> dict[str, PreTrainedConfig]:
-    """Args: sizes: of all of them, four heads of queries among them."""
+    """Build one configuration of each kind.
+
+    Args:
+        sizes: sizes that all configurations share, four query heads among them.
+    """
     without_head = {name: size for name, size in sizes.items() if name != "head_dim"}
     return {
         "llama, grouped keys": LlamaConfig(num_key_value_heads=2, **sizes),
         "llama, every bias": LlamaConfig(attention_bias=True, mlp_bias=True, **sizes),
         "llama, long positions": LlamaConfig(
             rope_parameters={
-                "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
-            }, **sizes,
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+            **sizes,
         ),
         "mistral": MistralConfig(num_key_value_heads=2, sliding_window=None, **sizes),
         "qwen2": Qwen2Config(num_key_value_heads=2, **without_head),
         "qwen3": Qwen3Config(num_key_value_heads=2, **{**sizes, "head_dim": 32}),
-    }  # fmt: skip
+    }

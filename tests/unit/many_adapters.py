@@ -1,4 +1,4 @@
-"""What the tests of the serving engine share: small models of each family, adapters that say something, requests."""
+"""Small models of each family, adapters with a visible effect, and requests, for tests of the serving engine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,14 @@ from align.rollout.continuous import ContinuousBatch
 from align.rollout.serving_engine import Completion, Output, Request, SamplingParams, ServingEngine, Token
 
 SIZES = {
-    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "head_dim": 32, "max_position_embeddings": 512,
-}  # fmt: skip
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+}
 FAMILIES: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(num_key_value_heads=2, tie_word_embeddings=True, **SIZES),
     "llama, a head for each key": LlamaConfig(num_key_value_heads=4, **SIZES),
@@ -31,14 +36,18 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     **llama_like(SIZES),
 }
 PLAIN_LORA: tuple[dict[str, Any], ...] = (
-    {"r": 16}, {"r": 4, "lora_alpha": 16}, {"r": 40}, {"r": 16, "target_modules": ["q_proj", "v_proj"]},
-    {"r": 8, "use_rslora": True}, {"r": 8, "rank_pattern": {"down_proj": 24}, "alpha_pattern": {"q_proj": 5}},
-)  # fmt: skip
-"""Adapters of every rank and kind that is plain LoRA once it is lowered."""
+    {"r": 16},
+    {"r": 4, "lora_alpha": 16},
+    {"r": 40},
+    {"r": 16, "target_modules": ["q_proj", "v_proj"]},
+    {"r": 8, "use_rslora": True},
+    {"r": 8, "rank_pattern": {"down_proj": 24}, "alpha_pattern": {"q_proj": 5}},
+)
+"""Settings of adapters, of every rank and kind, that are plain LoRA once they are lowered."""
 
 
 def base_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> Any:
-    """A random model that says something, the same at each call."""
+    """Build a random model whose outputs vary with the input. Every call returns the same weights."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for weight in model.parameters():
@@ -47,7 +56,7 @@ def base_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> 
 
 
 def adapter(config: PreTrainedConfig, folder: Path, seed: int = 0, **lora: Any) -> Path:
-    """A random adapter in PEFT's format."""
+    """Save a random adapter in PEFT's format."""
     torch.manual_seed(seed + 1)
     settings = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **lora}
     model = get_peft_model(base_model(config), LoraConfig(**settings))
@@ -79,7 +88,7 @@ def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
 
 
 class Heard:
-    """What a listener was told."""
+    """A listener that records the outputs of a request."""
 
     def __init__(self) -> None:
         self.outputs: list[Output] = []
@@ -106,30 +115,31 @@ class Heard:
 
 
 def asked(engine: ServingEngine, request: Request) -> Heard:
-    heard = Heard()
-    engine.add(request, heard)
-    return heard
+    listener = Heard()
+    engine.add(request, listener)
+    return listener
 
 
 def added(engine: ServingEngine, request: Request) -> tuple[Completion, Heard]:
-    heard = Heard()
-    return engine.add(request, heard), heard
+    listener = Heard()
+    return engine.add(request, listener), listener
 
 
 def run(engine: ServingEngine, requests: Sequence[Request], every: int = 0) -> list[Heard]:
-    """All answers, one request after `every` steps, or all at once."""
-    heard, left = [], list(requests)
-    while left:
-        heard.append(asked(engine, left.pop(0)))
+    """Run requests to their ends, with `every` steps between one and the next. Returns their listeners."""
+    listeners = []
+    remaining = list(requests)
+    while remaining:
+        listeners.append(asked(engine, remaining.pop(0)))
         for _ in range(every):
             engine.step()
     while engine.step():
         pass
-    return heard
+    return listeners
 
 
 def peft_logprobs(config: PreTrainedConfig, folder: Path | None, ids: Sequence[int]) -> Tensor:
-    """Of each token but the first, by transformers and PEFT."""
+    """Compute the log-probability of each token but the first, with transformers and PEFT."""
     model = base_model(config)
     if folder is not None:
         model = PeftModel.from_pretrained(model, str(folder)).eval()

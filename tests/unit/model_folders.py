@@ -1,4 +1,4 @@
-"""Folders with a model that tests spoil, and what they are found to be."""
+"""Copies of model folders for tests to damage, and the base that `find_base` reads from them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 from align.models.base import find_base
 from align.run import Base
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 
 
 class Trap:
-    """Says so where somebody unpickles it."""
+    """An object that creates the file `sprung` when it is unpickled."""
 
     def __init__(self, sprung: Path) -> None:
         self.sprung = sprung

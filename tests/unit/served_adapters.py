@@ -1,4 +1,4 @@
-"""Adapters on disk as a server finds them: what a run published, what stage=export wrote, what somebody brought."""
+"""Adapters on disk for a server to load: published by a run, written by stage=export, or made elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METHOD = "qlora"
 
 
 def written(folder: Path, value: float = 1.0, **more: object) -> Path:
-    """PEFT's two files and nothing else."""
+    """Write PEFT's two files and nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, **more}))
     tensors = {f"base_model.model.q_proj.lora_{side}.weight": np.full((8, 8), value, np.float32) for side in "AB"}
@@ -26,7 +26,7 @@ def written(folder: Path, value: float = 1.0, **more: object) -> Path:
 def exported(
     folder: Path, base: str = BASE.digest, into: str = "nf4-dequantised", value: float = 1.0, id: str = "tiny"
 ) -> Path:
-    """The same with what stage=export says of the base."""
+    """Write an adapter with the two files in which stage=export describes its base."""
     written(folder, value)
     (folder / "base.json").write_text(json.dumps({"id": id, "revision": "", "digest": base}))
     (folder / "receipt.json").write_text(json.dumps({"into": into}))
@@ -36,7 +36,7 @@ def exported(
 def run_with_adapter(
     root: Path, name: str, base: Base = BASE, method: str = METHOD, value: float = 1.0, stage: str = "sft"
 ) -> Path:
-    """A done run whose artifact is an adapter."""
+    """Publish a run whose artifact is an adapter. Returns its folder."""
     values = config(root, name, stage={"name": stage, "lr": 0.1}, method={"name": method})
     with Run.open(values, {}, base, "tiny") as run:
         run.begin("a: 1\n")
