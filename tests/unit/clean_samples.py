@@ -1,4 +1,4 @@
-"""Real texts in many scripts, as people write them, and records made of texts."""
+"""Real texts in many scripts, as people write them, and records built from texts."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ WRITTEN = {
     "Mathematics": "∀ε>0 ∃δ: |x−a|<δ ⇒ |ƒ(x)−ƒ(a)|<ε, ∑ᵢ xᵢ² ≤ ½·10³, 𝔼[𝑋] = ∫ x dμ, A⊗B ≠ ∅",
     "Code": "```python\ndef f(x: int) -> str:\n\treturn f'{x:>8}'  # a @ b, 1.2.3, a::b, <br>\n```\nUse `&amp;`.",
     "Table": "| a | b |\n|---|---|\n| 1 | 2 |\n\n" + 80 * "─",
-}  # fmt: skip
+}
 
 
 def chat(*lines: str, **rest: Any) -> Conversation:
-    """Turns of the user and the assistant, the user's first."""
+    """Build a conversation that alternates between user and assistant, and opens with the user."""
     return Conversation(tuple(Message("assistant" if i % 2 else "user", text) for i, text in enumerate(lines)), **rest)
 
 
@@ -46,8 +46,15 @@ def said_by(*turns: tuple[str, str]) -> Conversation:
 
 
 def pair(prompt: str, chosen: str, rejected: str) -> Preference:
-    return Preference((Message("user", prompt),), (Message("assistant", chosen),), (Message("assistant", rejected),),
-                      id="p1", group_id="g", margin=2.0, annotator="ann")  # fmt: skip
+    return Preference(
+        (Message("user", prompt),),
+        (Message("assistant", chosen),),
+        (Message("assistant", rejected),),
+        id="p1",
+        group_id="g",
+        margin=2.0,
+        annotator="ann",
+    )
 
 
 def feedback(prompt: str, completion: str, label: bool) -> Feedback:

@@ -1,4 +1,4 @@
-"""Odd files by kind: how to make one at a path, and the error that a reader gives."""
+"""Odd files by kind: a function that makes one at a path, and the error that a reader raises."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 from align.core.files import SIZE_LIMIT
 
 SOON_S = 20
-"""A reader that has not ended by then hangs."""
+"""Seconds after which a reader counts as hanging."""
 
 
 def make_socket(path: Path) -> None:
-    here = os.getcwd()
+    previous_folder = os.getcwd()
     os.chdir(path.parent)  # the name of a socket may have about 100 bytes
     try:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path.name)
     finally:
-        os.chdir(here)
+        os.chdir(previous_folder)
 
 
 def make_large(path: Path) -> None:
@@ -39,33 +39,33 @@ NOT_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "loop": (lambda path: path.symlink_to(path.name), "is a loop of links"),
     "eio": (lambda path: path.symlink_to("/proc/self/mem"), r"Input/output error"),
 }
-"""Kind → what makes it, and what an error says of it; those that no file can be."""
+"""Kind → a function that makes it and a pattern of the error. No regular file is of these kinds."""
 
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Fail where the block hangs."""
+    """Fail if the block hangs."""
 
-    def late(signum: int, frame: object) -> None:
+    def raise_timeout(signum: int, frame: object) -> None:
         raise AssertionError("it hangs")
 
-    before = signal.signal(signal.SIGALRM, late)
+    previous_handler = signal.signal(signal.SIGALRM, raise_timeout)
     signal.alarm(SOON_S)
     try:
         yield
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous_handler)
 
 
 @contextmanager
 def as_user(number: int = 65534) -> Iterator[None]:
-    """Work as a user without rights, where the tests run as root."""
-    root = os.geteuid() == 0
-    if root:
+    """Run the block as a user without rights if the tests run as root."""
+    is_root = os.geteuid() == 0
+    if is_root:
         os.seteuid(number)
     try:
         yield
     finally:
-        if root:
+        if is_root:
             os.seteuid(0)

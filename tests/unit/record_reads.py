@@ -1,4 +1,4 @@
-"""The records of a data set, as tests read them: without the parts of `align.data.sets.gather`."""
+"""Read the records of a data set in tests, without the parts of `align.data.sets.gather`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from align.data.read.records import ParsedRecord, iter_outcomes
 def read_records(
     path: str, bad_rows: BadRows, drops: Counter[Drop] | None = None, **more: Any
 ) -> Iterator[ParsedRecord]:
-    """Yield the records of a data set. Rows that are refused, and drops, are counted."""
+    """Yield the records of a data set. Refused rows and drops are counted."""
     for _, result in iter_outcomes(path, **more):
         if isinstance(result, InputError):
             bad_rows.add(result)

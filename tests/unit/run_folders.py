@@ -1,4 +1,4 @@
-"""What the tests of runs share: a configuration, short ways to open and to publish one, and its manifest."""
+"""A configuration, short helpers that open and publish a run, and its manifest, for tests of runs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ INPUTS = {"data": Input("d1", path="a.jsonl")}
 
 
 def config(root: Path, name: str | None = None, **changes: Any) -> dict[str, Any]:
-    kept = {"stage": {"name": "sft", "lr": 0.1}, "seed": 0, "resume": "auto", "track": {"name": "none"}}
+    settings = {"stage": {"name": "sft", "lr": 0.1}, "seed": 0, "resume": "auto", "track": {"name": "none"}}
     groups: dict[str, Any] = {"data": {"name": "jsonl"}, "method": {"name": "qlora"}}
-    return {**kept, **groups, "run": {"root": str(root), "name": name}, **changes}
+    return {**settings, **groups, "run": {"root": str(root), "name": name}, **changes}
 
 
 def opened(
@@ -33,7 +33,7 @@ def published(
     weights: str = "w",
     inputs: Mapping[str, Any] = INPUTS,
 ) -> Path:
-    """A done run whose artifact is an adapter."""
+    """Publish a run whose artifact is an adapter. Returns its folder."""
     values = config(root, name, stage={"name": stage, "lr": 0.1})
     with Run.open(values, inputs, base, "tiny") as run:
         run.begin("a: 1\n")

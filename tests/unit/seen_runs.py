@@ -1,4 +1,4 @@
-"""Runs as a report sees them, without a folder where none is read."""
+"""Runs as a report reads them, without a folder on disk unless the report reads it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ def interval(value: float, low: float | None, high: float | None, n: int) -> dic
 def seen(stage: str, metrics: dict[str, Any], folder: Path = Path("/nowhere"), **given: Any) -> RunView:
     settings = {"name": stage, **given.pop("settings", {})}
     config = {
-        "stage": settings, "method": {"name": "qlora", "r": 16, "alpha": 32}, "project": "p",
-        "data": {"name": "jsonl", "path": "chats.jsonl", "max_length": 512}, "rollout": {"max_new_tokens": 24},
-        "device": "auto", "dtype": "auto",
-    }  # fmt: skip
+        "stage": settings,
+        "method": {"name": "qlora", "r": 16, "alpha": 32},
+        "project": "p",
+        "data": {"name": "jsonl", "path": "chats.jsonl", "max_length": 512},
+        "rollout": {"max_new_tokens": 24},
+        "device": "auto",
+        "dtype": "auto",
+    }
     manifest = Manifest(stage, "mine", 3, config, given.pop("inputs", {}), BASE, metrics=metrics, **given)
     return RunView(folder, manifest, "python -m align stage=…")
 

@@ -31,7 +31,7 @@ def lines(rows: Rows) -> bytes:
 
 
 def table(rows: Rows, separator: str) -> bytes:
-    """As pandas writes it: lists as JSON, nothing for null."""
+    """Write a table as pandas does: lists as JSON, null as an empty cell."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     file = io.StringIO(newline="")
     writer = csv.writer(file, delimiter=separator)
@@ -49,9 +49,10 @@ def parquet(rows: Rows) -> bytes:
 
 
 def arrow(rows: Rows, new: Callable[..., Any]) -> bytes:
-    file, whole = io.BytesIO(), pa.Table.from_pylist(list(map(dict, rows)))
-    with new(file, whole.schema) as writer:
-        writer.write_table(whole, max_chunksize=3)
+    file = io.BytesIO()
+    arrow_table = pa.Table.from_pylist(list(map(dict, rows)))
+    with new(file, arrow_table.schema) as writer:
+        writer.write_table(arrow_table, max_chunksize=3)
     return file.getvalue()
 
 
@@ -68,7 +69,7 @@ WRITERS: Mapping[str, Callable[[Rows], bytes]] = {
     "file.arrow": lambda rows: arrow(rows, pyarrow.ipc.new_file),
     "stream.arrow": lambda rows: arrow(rows, pyarrow.ipc.new_stream),
 }
-"""Name of a file → the rows as its bytes."""
+"""File name → a function that encodes rows in its format."""
 TABLES = ("d.csv", "semicolons.csv", "d.tsv")
 COLUMNS = ("d.parquet", "file.arrow", "stream.arrow")
 PACKERS: Mapping[str, Callable[[bytes], bytes]] = {
@@ -81,7 +82,7 @@ PACKERS: Mapping[str, Callable[[bytes], bytes]] = {
 
 
 def write(folder: Path, name: str, rows: Rows, packed: str = "") -> Path:
-    """A file of rows."""
+    """Write rows to a file. Returns its path."""
     path = folder / f"{name}{packed}"
     path.write_bytes(PACKERS[packed](WRITERS[name](rows)))
     return path
