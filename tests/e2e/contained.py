@@ -57,7 +57,7 @@ def main(before: list[list[str]], server: list[str], checks: list[list[str] | st
     """Run the commands and the server, and print a report as JSON.
 
     Args:
-        before: commands to run first, in order; the API key is read from their output if `key` is None.
+        before: commands to run first, in order; the API key is read from their output if no `key` is given.
     """
     setup_output = "".join(
         subprocess.run(command, check=True, capture_output=True, text=True).stdout for command in before

@@ -22,7 +22,7 @@ def environments(world: int, local: int | None = None) -> list[dict[str, str]]:
     """Return the environment variables that the launcher sets for each rank.
 
     Args:
-        local: ranks per machine; all ranks run on one machine if it is None.
+        local: ranks per machine; by default, all ranks run on one machine.
     """
     local = local or world
     port = str(free_port())
