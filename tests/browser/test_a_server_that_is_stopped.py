@@ -110,7 +110,7 @@ def test_it_is_said_and_the_vote_arrives_once(page: Any, tmp_path: Path) -> None
 
 def test_every_request_of_the_page_has_the_deadline() -> None:
     assert SCRIPTS.count("fetch(") == 1
-    assert SCRIPTS.count("signal: over.signal") == 1
+    assert SCRIPTS.count("signal: deadline.signal") == 1
     assert DEADLINE_MS / 1000 > LOCKED_S  # LOCKED_S: the server's own wait for a locked database
 
 
