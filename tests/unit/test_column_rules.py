@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from record_reads import read_records
 from test_read_records import SHAPES
@@ -451,6 +451,11 @@ def test_settings_that_name_no_column_are_refused(shape: str, tmp_path: Path) ->
         assert read(sparse, ColumnRules(metadata=["note"]))
 
 
+FEEDBACK_OF_MESSAGES = {
+    "prompt": [{"role": "user", "content": "q"}],
+    "completion": [{"role": "assistant", "content": "judged"}],
+    "label": True,
+}
 words = st.sampled_from(["red", "a lamp", "is it open", "forty-two", LONG, "Z " * 30, "ß", "1"])
 values = words | st.integers() | st.booleans() | st.none() | st.lists(words, max_size=3)
 names = st.sampled_from(
@@ -499,6 +504,8 @@ LIMITS = settings(max_examples=250, deadline=None, derandomize=True, suppress_he
 
 @LIMITS
 @given(drawn_rows, st.sampled_from([{}, {"prompt": "notes"}, {"context": "n"}, {"completion": "notes"}]))
+@example({**FEEDBACK_OF_MESSAGES, "answer": []}, {})  # the list was taken for the judged answer
+@example({**FEEDBACK_OF_MESSAGES, "answer": ["gold"]}, {})
 def test_every_text_of_any_row_is_read_or_kept_or_the_row_is_refused(row: Any, columns: dict[str, str]) -> None:
     columns = {ours: theirs for ours, theirs in columns.items() if theirs in row}
     path = Path(tempfile.mkdtemp()) / "d.jsonl"

@@ -1079,7 +1079,7 @@ def select_first_answer(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
     if not list_columns or question_shape is None:
         return data, {}
     shape = find_shape(remaining)
-    if shape is None or shape.kind == PREFERENCES or has_answer(remaining, shape):
+    if shape is None or shape.kind != DOCUMENTS or has_answer(remaining, shape):
         return remaining, list_columns
     texts = answer_lists[next(iter(list_columns))] or [""]
     return {**remaining, question_shape.default_answer: texts[0]}, list_columns
