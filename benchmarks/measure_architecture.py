@@ -211,9 +211,10 @@ def supports_packing(model: Any, oracle: OracleOutputs) -> bool:
     try:
         with torch.no_grad():
             logits = model(input_ids=input_ids, position_ids=positions, use_cache=False).logits
+            logprobs = logits[0].float().log_softmax(-1)
     except Exception:
         return False
-    return max_difference(logits[0].float().log_softmax(-1), torch.cat(oracle.logprobs)) < TOLERANCE
+    return max_difference(logprobs, torch.cat(oracle.logprobs)) < TOLERANCE
 
 
 def load_on_route(folder: Path, route: Route) -> Any:

@@ -137,7 +137,7 @@ class Source:
 
     @property
     def location(self) -> str:
-        """What the rows are read from: the path, `annotations:PROJECT` or `chitchat:PART`."""
+        """Origin of the rows: the path, `annotations:PROJECT` or `chitchat:PART`."""
         return f"annotations:{self.annotations}" if self.annotations else self.path or f"{self.data}:{self.part}"
 
     @property
