@@ -12,17 +12,17 @@ import safetensors
 Weights = dict[str, np.ndarray]
 
 
-def read(path: Path) -> Weights:
+def read_weights(path: Path) -> Weights:
     """Return the tensors of a file in fp32."""
-    return {name: as_fp32(told) for name, told in safetensors.deserialize(path.read_bytes())}
+    return {name: to_fp32(tensor) for name, tensor in safetensors.deserialize(path.read_bytes())}
 
 
-def as_fp32(told: dict[str, Any]) -> np.ndarray:
-    if told["dtype"] == "BF16":  # the upper half of an fp32
-        values = (np.frombuffer(told["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
+def to_fp32(tensor: dict[str, Any]) -> np.ndarray:
+    if tensor["dtype"] == "BF16":  # the upper half of an fp32
+        values = (np.frombuffer(tensor["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
     else:
-        values = np.frombuffer(told["data"], {"F32": np.float32, "F16": np.float16}[told["dtype"]])
-    return values.reshape(told["shape"]).astype(np.float32)
+        values = np.frombuffer(tensor["data"], {"F32": np.float32, "F16": np.float16}[tensor["dtype"]])
+    return values.reshape(tensor["shape"]).astype(np.float32)
 
 
 class Lora:
@@ -33,7 +33,7 @@ class Lora:
         if config["use_rslora"] or config["rank_pattern"] or config["alpha_pattern"]:
             raise ValueError("more than plain LoRA")
         self.scale = config["lora_alpha"] / config["r"]
-        self.weights = read(folder / "adapter_model.safetensors")
+        self.weights = read_weights(folder / "adapter_model.safetensors")
 
     def __call__(self, module: str, x: np.ndarray) -> np.ndarray | float:
         a, b = (self.weights.get(f"base_model.model.{module}.lora_{side}.weight") for side in "AB")
@@ -45,13 +45,17 @@ class Llama:
         self.config = json.loads((folder / "config.json").read_text())
         self.weights = {}
         for path in sorted(folder.glob("*.safetensors")):
-            self.weights |= read(path)
+            self.weights |= read_weights(path)
 
     def logits(self, ids: list[int], lora: Lora | None) -> np.ndarray:
         """Compute the logits of one sequence, of shape [S, V]."""
-        config, weights = self.config, self.weights
-        heads, groups, size = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
-        length, eps = len(ids), config["rms_norm_eps"]
+        config = self.config
+        weights = self.weights
+        heads = config["num_attention_heads"]
+        groups = config["num_key_value_heads"]
+        size = config["head_dim"]
+        eps = config["rms_norm_eps"]
+        length = len(ids)
 
         def linear(module: str, x: np.ndarray) -> np.ndarray:
             return x @ weights[f"{module}.weight"].T + (lora(module, x) if lora else 0.0)
@@ -62,26 +66,28 @@ class Llama:
         half = size // 2
         rates = config["rope_parameters"]["rope_theta"] ** (-np.arange(half) / half)
         angles = (np.arange(length)[:, None] * rates[None]).astype(np.float32)
-        cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+        cos = np.cos(angles)[:, None]
+        sin = np.sin(angles)[:, None]
 
-        def turned(x: np.ndarray) -> np.ndarray:
-            first, second = x[..., :half], x[..., half:]
+        def rotate(x: np.ndarray) -> np.ndarray:
+            first = x[..., :half]
+            second = x[..., half:]
             return np.concatenate((first * cos - second * sin, second * cos + first * sin), -1)
 
         x = weights["model.embed_tokens.weight"][ids]
         future = np.triu(np.full((length, length), -np.inf, np.float32), 1)
         for i in range(config["num_hidden_layers"]):
-            at = f"model.layers.{i}"
-            h = norm(f"{at}.input_layernorm", x)
-            q = turned(linear(f"{at}.self_attn.q_proj", h).reshape(length, heads, size))
-            k = turned(linear(f"{at}.self_attn.k_proj", h).reshape(length, groups, size)).repeat(heads // groups, 1)
-            v = linear(f"{at}.self_attn.v_proj", h).reshape(length, groups, size).repeat(heads // groups, 1)
+            layer = f"model.layers.{i}"
+            h = norm(f"{layer}.input_layernorm", x)
+            q = rotate(linear(f"{layer}.self_attn.q_proj", h).reshape(length, heads, size))
+            k = rotate(linear(f"{layer}.self_attn.k_proj", h).reshape(length, groups, size)).repeat(heads // groups, 1)
+            v = linear(f"{layer}.self_attn.v_proj", h).reshape(length, groups, size).repeat(heads // groups, 1)
             scores = q.transpose(1, 0, 2) @ k.transpose(1, 2, 0) / np.float32(np.sqrt(size)) + future
             mixed = (softmax(scores) @ v.transpose(1, 0, 2)).transpose(1, 0, 2).reshape(length, -1)
-            x = x + linear(f"{at}.self_attn.o_proj", mixed)
-            h = norm(f"{at}.post_attention_layernorm", x)
-            gate = linear(f"{at}.mlp.gate_proj", h)
-            x = x + linear(f"{at}.mlp.down_proj", gate / (1 + np.exp(-gate)) * linear(f"{at}.mlp.up_proj", h))
+            x = x + linear(f"{layer}.self_attn.o_proj", mixed)
+            h = norm(f"{layer}.post_attention_layernorm", x)
+            gate = linear(f"{layer}.mlp.gate_proj", h)
+            x = x + linear(f"{layer}.mlp.down_proj", gate / (1 + np.exp(-gate)) * linear(f"{layer}.mlp.up_proj", h))
         head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
         return norm("model.norm", x) @ head.T
 

@@ -46,7 +46,9 @@ ANSWERS = itertools.count(1)
 assert not FAULT or FAULT in FAULTS, FAULT
 
 
-class Refused(Exception):
+class RefusedRequest(Exception):
+    """A request that gets an error response with this status."""
+
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
@@ -54,9 +56,11 @@ class Refused(Exception):
 
 class Engine:
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.lock = args, Lock()
-        self.model, self.loras = Llama(Path(args.model)), dict[str, Lora]()
-        self.given = list[str]()  # also those that are unloaded by now
+        self.args = args
+        self.lock = Lock()
+        self.model = Llama(Path(args.model))
+        self.loras = dict[str, Lora]()
+        self.loaded_names = list[str]()  # of unloaded adapters too
         self.vocabulary = LLTokenizer(
             (Path(args.model) / "tokenizer.json").read_text(), eos_token=self.model.config["eos_token_id"]
         )
@@ -67,35 +71,35 @@ class Engine:
             return None
         matcher = LLMatcher(self.vocabulary, LLMatcher.grammar_from_lark(source))
         if matcher.is_error():
-            raise Refused(400, matcher.get_error())
+            raise RefusedRequest(400, matcher.get_error())
         return matcher
 
     def load(self, body: dict[str, Any]) -> None:
         if body["lora_name"] in self.loras:
-            raise Refused(400, "already loaded")
+            raise RefusedRequest(400, "already loaded")
         try:
             if FAULT == "no-load":
                 raise ValueError("it does not")
             lora = Lora(Path(body["lora_path"]))
         except (OSError, ValueError) as error:
-            raise Refused(400, f"no adapter: {error}") from error
+            raise RefusedRequest(400, f"no adapter: {error}") from error
         if FAULT == "half":
             lora.scale /= 2
         if FAULT == "another" and self.loras:
             lora = next(iter(self.loras.values()))
         self.loras[body["lora_name"]] = lora
-        self.given.append(body["lora_name"])
+        self.loaded_names.append(body["lora_name"])
 
     def unload(self, body: dict[str, Any]) -> None:
         if self.loras.pop(body["lora_name"], None) is None:
-            raise Refused(404, "no such adapter")
+            raise RefusedRequest(404, "no such adapter")
 
     def lora(self, name: str) -> Lora | None:
         if name in self.loras:
             return None if FAULT == "not-applied" else self.loras[name]
         forgiving = FAULT == "answers-unknown" or (FAULT == "answers-unknown-later" and self.loras)
         if name != self.args.served_model_name and not forgiving:
-            raise Refused(404, f"The model `{name}` does not exist.")
+            raise RefusedRequest(404, f"The model `{name}` does not exist.")
         return None
 
     def fail(self, body: dict[str, Any]) -> None:
@@ -109,27 +113,30 @@ class Engine:
             if not mark.exists():
                 mark.touch()
                 os._exit(3)
-        if "forgets" in FAULT and body["model"] in self.given[2:] and body["model"] in self.loras:
-            lost = self.loras.pop(body["model"])
-            if FAULT == "forgets-silently":  # for probes it is there
-                lost.scale = 0.0
-                self.loras[body["model"]] = lost
+        if "forgets" in FAULT and body["model"] in self.loaded_names[2:] and body["model"] in self.loras:
+            lora = self.loras.pop(body["model"])
+            if FAULT == "forgets-silently":  # its name stays known, which probes see
+                lora.scale = 0.0
+                self.loras[body["model"]] = lora
 
     def tokens(self, body: dict[str, Any]) -> Any:
         """Yield the list of echoed prompt tokens, then each new token: its id, its logprob and the likeliest tokens."""
         self.fail(body)
-        lora, ids, number = self.lora(body["model"]), list(body["prompt"]), body.get("logprobs") or 0
-        draw, grammar = np.random.default_rng(abs(body.get("seed") or 0)), self.grammar(body)
+        lora = self.lora(body["model"])
+        ids = list(body["prompt"])
+        top_count = body.get("logprobs") or 0
+        draw = np.random.default_rng(abs(body.get("seed") or 0))
+        grammar = self.grammar(body)
 
-        def told(logprobs: np.ndarray, id: int) -> tuple[int, float, dict[int, float]]:
-            best = np.argsort(-logprobs)[:number].tolist()
+        def describe_token(logprobs: np.ndarray, id: int) -> tuple[int, float, dict[int, float]]:
+            best = np.argsort(-logprobs)[:top_count].tolist()
             return id, float(logprobs[id]), {i: float(logprobs[i]) for i in dict.fromkeys([id, *best])}
 
         prompt = []
         if body.get("echo"):
             with self.lock:
                 rows = np.log(softmax(self.model.logits(ids, lora)))
-            prompt = [(ids[0], None, None), *(told(rows[i], ids[i + 1]) for i in range(len(ids) - 1))]
+            prompt = [(ids[0], None, None), *(describe_token(rows[i], ids[i + 1]) for i in range(len(ids) - 1))]
         yield prompt
         for _ in range(body.get("max_tokens", 16)):
             with self.lock:
@@ -145,24 +152,24 @@ class Engine:
             if grammar is not None:
                 grammar.consume_token(id)
             processed = self.args.logprobs_mode == "processed_logprobs" and temperature and FAULT != "raw"
-            yield told(np.log(softmax(logits / temperature if processed else logits)), id)
+            yield describe_token(np.log(softmax(logits / temperature if processed else logits)), id)
 
 
 def nucleus(chances: np.ndarray, share: float) -> np.ndarray:
     """Keep the likeliest tokens that reach this share together, and normalise their probabilities."""
     order = np.argsort(-chances)
-    kept = order[: int((chances[order].cumsum() < share).sum()) + 1]
-    left = np.zeros_like(chances)
-    left[kept] = chances[kept]
-    return left / left.sum()
+    likeliest = order[: int((chances[order].cumsum() < share).sum()) + 1]
+    nucleus_chances = np.zeros_like(chances)
+    nucleus_chances[likeliest] = chances[likeliest]
+    return nucleus_chances / nucleus_chances.sum()
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     engine: Engine
 
-    def locked(self) -> bool:
-        """Return whether a required key is missing, after answering 401. Like vLLM, checks only OpenAI's routes."""
+    def refuse_missing_key(self) -> bool:
+        """Answer 401 if a required key is missing, and return whether it is. Like vLLM, checks only OpenAI's routes."""
         key = self.engine.args.api_key
         if key is None or not self.path.startswith("/v1") or self.headers["Authorization"] == f"Bearer {key}":
             return False
@@ -170,7 +177,7 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def do_GET(self) -> None:
-        if self.locked():
+        if self.refuse_missing_key():
             return
         if self.path == "/v1/models":
             config = self.engine.model.config
@@ -181,39 +188,44 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.locked():
+        if self.refuse_missing_key():
             return
         try:
             if self.path == "/v1/completions":
                 self.complete(body)
             else:
-                load, unload = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
-                {load: self.engine.load, unload: self.engine.unload}[self.path](body)
+                actions = {
+                    "/v1/load_lora_adapter": self.engine.load,
+                    "/v1/unload_lora_adapter": self.engine.unload,
+                }
+                actions[self.path](body)
                 self.answer({})
-        except Refused as error:
+        except RefusedRequest as error:
             self.answer({"error": {"message": str(error)}}, error.status)
 
     def complete(self, body: dict[str, Any]) -> None:
-        made = self.engine.tokens(body)
-        prompt = next(made)
+        new_tokens = self.engine.tokens(body)
+        prompt = next(new_tokens)
+        stop_ids = set(body.get("stop_token_ids") or ())
         if not body.get("stream"):
-            said, ended = list(prompt), "length"
-            for each in made:
-                said.append(each)
-                if each[0] in (body.get("stop_token_ids") or ()):
-                    ended = "stop"
+            tokens = list(prompt)
+            finish_reason = "length"
+            for token in new_tokens:
+                tokens.append(token)
+                if token[0] in stop_ids:
+                    finish_reason = "stop"
                     break
-            self.answer({"choices": [choice(body, said, ended)]})
+            self.answer({"choices": [choice(body, tokens, finish_reason)]})
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        said, stops = prompt, set(body.get("stop_token_ids") or ())
+        unsent = prompt
         if not body["max_tokens"]:
-            self.chunk(choice(body, said, "length"))
-        for n, each in enumerate(made, 1):
-            ended = "stop" if each[0] in stops else "length" if n == body["max_tokens"] else None
+            self.chunk(choice(body, unsent, "length"))
+        for n, token in enumerate(new_tokens, 1):
+            finish_reason = "stop" if token[0] in stop_ids else "length" if n == body["max_tokens"] else None
             if n == 6 and body["max_tokens"] > 50:
                 if FAULT == "dies":
                     os._exit(3)
@@ -222,25 +234,25 @@ class Handler(BaseHTTPRequestHandler):
                 if FAULT == "says":
                     self.event({"error": {"message": "out of memory"}})
                     break
-                ended = "length" if FAULT == "cuts" else ended
-            self.chunk(choice(body, [*said, each], ended))
-            said = []
-            if ended:
+                finish_reason = "length" if FAULT == "cuts" else finish_reason
+            self.chunk(choice(body, [*unsent, token], finish_reason))
+            unsent = []
+            if finish_reason:
                 break
         if FAULT != "breaks":
             self.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
         else:
             self.wfile.write(b"0\r\n\r\n")
 
-    def chunk(self, made: dict[str, Any]) -> None:
-        self.event({"choices": [made]})
+    def chunk(self, choice: dict[str, Any]) -> None:
+        self.event({"choices": [choice]})
 
-    def event(self, made: dict[str, Any]) -> None:
-        data = f"data: {json.dumps(made)}\n\n".encode()
+    def event(self, content: dict[str, Any]) -> None:
+        data = f"data: {json.dumps(content)}\n\n".encode()
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
-    def answer(self, made: Any, status: int = 200) -> None:
-        data = json.dumps(made).encode()
+    def answer(self, content: Any, status: int = 200) -> None:
+        data = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
@@ -250,24 +262,24 @@ class Handler(BaseHTTPRequestHandler):
     def address_string(self) -> str:
         return "socket"
 
-    def log_message(self, *said: object) -> None:
+    def log_message(self, *arguments: object) -> None:
         pass
 
 
-def choice(body: dict[str, Any], told: list[Any], ended: str | None) -> dict[str, Any]:
-    ids = [id for id, _, _ in told]
+def choice(body: dict[str, Any], tokens: list[Any], finish_reason: str | None) -> dict[str, Any]:
+    ids = [id for id, _, _ in tokens]
     new = ids[len(body["prompt"]) :] if body.get("echo") and len(ids) >= len(body["prompt"]) else ids
     logprobs = None
     if body.get("logprobs") is not None and (body.get("echo") or FAULT != "no-logprobs"):
         logprobs = {
             "tokens": [f"token_id:{id}" for id in ids],
-            "token_logprobs": [logprob for _, logprob, _ in told],
-            "top_logprobs": [top and {f"token_id:{id}": value for id, value in top.items()} for _, _, top in told],
+            "token_logprobs": [logprob for _, logprob, _ in tokens],
+            "top_logprobs": [top and {f"token_id:{id}": value for id, value in top.items()} for _, _, top in tokens],
         }
-    return {"index": 0, "text": "", "token_ids": new, "logprobs": logprobs, "finish_reason": ended}
+    return {"index": 0, "text": "", "token_ids": new, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+class UnixSocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
     request_queue_size = 64
 
@@ -296,7 +308,7 @@ def main() -> None:
         time.sleep(600)
     assert os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
     Handler.engine = Engine(args)
-    server = Server(args.uds, Handler) if args.uds else ThreadingHTTPServer(("127.0.0.1", args.port), Handler)
+    server = UnixSocketServer(args.uds, Handler) if args.uds else ThreadingHTTPServer(("127.0.0.1", args.port), Handler)
     server.serve_forever()
 
 
