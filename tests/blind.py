@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 import httpx
 import pytest
 from argon2 import PasswordHasher
+from free_ports import pick_free_port
+from json_lines import write_rows
 
 from align.__main__ import main
 from align.annotate.accounts import Accounts
@@ -29,11 +30,6 @@ Choice = Callable[[str, str, str], int]
 """The prompt and both answers as the page shows them → 0 if the first is better, 1 if the second is, 2 for a tie."""
 
 
-def written(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def evaluation(folder: Path, items: int, same: int = 0) -> list[str]:
     """Build the arguments of an evaluation in which people compare two files of answers.
 
@@ -41,10 +37,10 @@ def evaluation(folder: Path, items: int, same: int = 0) -> list[str]:
         same: the number of items to which both systems give the same answer.
     """
     prompts = [{"id": f"p{i}", "prompt": f"Question {i}?"} for i in range(items)]
-    tasks = written(folder / "asked.jsonl", prompts)
+    tasks = write_rows(folder / "asked.jsonl", prompts)
     ends = dict(zip(NAMES, "!.", strict=True))
     files = {
-        name: written(
+        name: write_rows(
             folder / f"{name}.jsonl",
             [{"id": f"p{i}", "answer": f"Reply {i}{'?' if i < same else end}"} for i in range(items)],
         )
@@ -179,9 +175,7 @@ class Served:
 
     def __init__(self, folder: Path, project: str) -> None:
         self.folder, self.project = folder, project
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = pick_free_port()
 
     def __enter__(self) -> Served:
         self.store = store_of(self.folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,12 +47,6 @@ class App:
         self.watch(page).goto(f"{self.url}/?key={KEY}")
         page.wait_for_selector("#align-app header", timeout=60_000)
         return page
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def fill(store: Store, answers: Sequence[Sequence[str]], **settings: Any) -> None:

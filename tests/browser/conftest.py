@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotation_app import KEY, WHO, App, fill, free_port
+from annotation_app import KEY, WHO, App, fill
 from argon2 import PasswordHasher
+from free_ports import pick_free_port
 
 from align.annotate.accounts import Accounts, Person
 from align.annotate.store import Store
@@ -76,7 +77,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., App]]:
 
     def start(answers: Sequence[Sequence[str]], accounts: bool = False, **settings: Any) -> App:
         store = Store.open(f"sqlite:///{tmp_path / 'annotations.db'}")
-        port = free_port()
+        port = pick_free_port()
         fill(store, answers, **settings)
         user_accounts = Accounts(store, hasher=PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
         authenticator = KeyAuthenticator(KEY, Person(WHO, {"p": "annotator"}), f"align_key_{port}")

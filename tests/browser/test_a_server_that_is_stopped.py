@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from annotation_app import fill, free_port
+from annotation_app import fill
+from free_ports import pick_free_port
 from test_votes_outlive_the_server import open_page, start
 
 from align.annotate.store import Store
@@ -44,7 +45,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root.mkdir()
     with Store.open(f"sqlite:///{root / 'annotations.db'}") as store:
         fill(store, [("yes", "no")] * 9)
-    server, link = start(root, free_port())
+    server, link = start(root, pick_free_port())
     yield Served(server.pid, link)
     os.kill(server.pid, signal.SIGCONT)
     server.send_signal(signal.SIGINT)
@@ -67,7 +68,7 @@ def shorten_timeouts(page: Any) -> None:
 
 def test_it_is_said_and_the_vote_arrives_once(page: Any, tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    port = free_port()
+    port = pick_free_port()
     root.mkdir()
     with Store.open(f"sqlite:///{root / 'annotations.db'}") as store:
         fill(store, [("yes", "no")] * 3)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotation_app import free_port
-from blind import NAMES, PASSWORD, evaluation, serving, store_of, written
+from blind import NAMES, PASSWORD, evaluation, serving, store_of
+from free_ports import pick_free_port
+from json_lines import write_rows
 
 from align.__main__ import main
 from align.run import read_manifest
@@ -77,10 +78,10 @@ def test_forty_blind_votes_are_the_win_rate_that_they_say(
 ) -> None:
     gold = [{"prompt": f"Question 9{i}?", "answers": ["Right!", "Wrong."], "expected": [[0], [1]]} for i in range(3)]
     arguments = [*evaluation(tmp_path, items=34), "stage.votes=40"]
-    arguments += [f"stage.gold={written(tmp_path / 'gold.jsonl', gold)}"]
+    arguments += [f"stage.gold={write_rows(tmp_path / 'gold.jsonl', gold)}"]
     first, stdout = run_align(arguments, capsys)
     project = re.search(r"stage=annotate project=(\S+)", stdout)[1]  # pyright: ignore
-    port = free_port()
+    port = pick_free_port()
     lost_questions = {f"Question {i}" for i in range(9)}
     with store_of(tmp_path) as store, serving(store, port) as accounts:
         links = [f"http://127.0.0.1:{port}/invite?token={accounts.invite(project, 'annotator')}" for _ in range(2)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotation_app import free_port
+from free_ports import pick_free_port
 from portfolio import digest_of, made, small
 
 from align.__main__ import main
@@ -66,7 +66,7 @@ def url(root: Path) -> Iterator[str]:
     from align.stages.registry import format_run_command
     from align.web.key_link import OpenAuthenticator
 
-    port = free_port()
+    port = pick_free_port()
     app = application(
         root,
         lambda project, head: get_votes(head),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotation_app import free_port
+from free_ports import pick_free_port
 
 from align.__main__ import main
 from align.config.stages import WITH_RUNS
@@ -70,7 +70,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Pat
             line = [f"stage={stage}", "rollout.max_new_tokens=12", *options, "device=cpu", f"run.root={root}"]
             line += data if stage in FROM_FILE else []
             line += data[:3] if stage == "data" else []
-            line += [f"stage.port={free_port()}", "stage.adapters={tuned: ppo:latest}"] if stage == "serve" else []
+            line += [f"stage.port={pick_free_port()}", "stage.adapters={tuned: ppo:latest}"] if stage == "serve" else []
             line += ["model=hub", f"model.path={tiny_model}"] if stage in FROM_NOTHING else []
             assert main([*line, "run.name=a"]) == 0, line
             report_paths[stage] = root / stage / "a" / "report.html"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotation_app import free_port
+from free_ports import pick_free_port
 
 from align.__main__ import main
 from align.annotate.store import Store
@@ -22,7 +22,7 @@ LABEL = Path(__file__).resolve().parents[2] / "recipes" / "forty" / "label.py"
 
 
 def run_label(root: Path, items: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(LABEL), "forty", str(root), f"--items={items}", f"stage.port={free_port()}"]
+    command = [sys.executable, str(LABEL), "forty", str(root), f"--items={items}", f"stage.port={pick_free_port()}"]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 

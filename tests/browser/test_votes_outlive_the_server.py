@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotation_app import LOST, fill, free_port, until
+from annotation_app import LOST, fill, until
+from free_ports import pick_free_port
 from sqlalchemy import event
 
 from align.annotate.store import Store, connections
@@ -45,7 +46,7 @@ def open_page(page: Any, link: str) -> None:
 
 def test_killed_in_the_middle_it_loses_nothing_and_the_page_goes_on(page: Any, tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    port = free_port()
+    port = pick_free_port()
     root.mkdir()
     with Store.open(f"sqlite:///{root / 'annotations.db'}") as store:
         fill(store, [("yes", "no")] * 6)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from data_sets import sentence, write
+from data_sets import sentence
+from json_lines import write_rows
 from sqlalchemy import create_engine, text
 
 from align.annotate.store import Candidate, Judgement, Store
@@ -43,7 +44,7 @@ def filled(store_url: str) -> Iterator[Store]:
 def making(tmp_path: Path, store_url: str) -> list[str]:
     """Return the command that builds a data set from votes and from pairs in a file."""
     rows = [{"prompt": f"file {i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(40)]
-    path = write(tmp_path / "pairs.jsonl", rows)
+    path = write_rows(tmp_path / "pairs.jsonl", rows)
     sources = f"[{{annotations: greetings}}, {{path: {path}, name: file}}]"
     return [
         "stage=data",

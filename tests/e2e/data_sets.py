@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from json_lines import write_rows
 from workshop import Workshop
 
 WORDS = [
@@ -53,14 +53,9 @@ def chat(asked: str, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def three_sources(tmp_path: Path) -> Path:
     """Write three sources in three formats and an evaluation set to a folder. Returns the folder."""
-    write(tmp_path / "support.jsonl", support())
+    write_rows(tmp_path / "support.jsonl", support())
     draw = random.Random(1)
     general = [{"prompt": f"Tell me of day {i}", "completion": sentence(draw, 1000 + i)} for i in range(200)]
     pq.write_table(pa.Table.from_pylist(general), tmp_path / "general.parquet")
@@ -68,7 +63,7 @@ def three_sources(tmp_path: Path) -> Path:
         table = csv.writer(file)
         table.writerow(["question", "answer"])
         table.writerows([f"Is shop {i} open?", sentence(draw, 2000 + i)] for i in range(50))
-    write(tmp_path / "evals.jsonl", [general[5], {"prompt": "Is shop 7 open?"}])
+    write_rows(tmp_path / "evals.jsonl", [general[5], {"prompt": "Is shop 7 open?"}])
     return tmp_path
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from free_ports import pick_free_port
 from processes import DEADLINE_S, Child, Ended, Forks
 
 NOTHING: Mapping[int, str] = MappingProxyType({})
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def environments(world: int, local: int | None = None) -> list[dict[str, str]]:
@@ -25,7 +19,7 @@ def environments(world: int, local: int | None = None) -> list[dict[str, str]]:
         local: ranks per machine; by default, all ranks run on one machine.
     """
     local = local or world
-    port = str(free_port())
+    port = str(pick_free_port())
     shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank % local)} for rank in range(world)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from free_ports import pick_free_port
 from peft import LoraConfig, get_peft_model
 from processes import Child, Forks
 from templates import TOOL_TEMPLATE
@@ -149,7 +149,7 @@ def serving(
     Args:
         before: Python code that it runs first.
     """
-    port = port or free_port()
+    port = port or pick_free_port()
     child = forks.start(cwd, "stage=serve", f"stage.port={port}", f"run.name={name}", *words, before=before)
     server = Server(f"http://127.0.0.1:{port}", port, child, cwd / "runs" / "serve" / name)
     try:
@@ -167,9 +167,3 @@ def serving(
         if child.poll() is None:
             child.send_signal(9)
             child.ended()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 
 import pytest
-from data_sets import chat, made, sentence, three_sources, write
+from data_sets import chat, made, sentence, three_sources
+from json_lines import write_rows
 
 from align.core.types import Conversation
 from align.data.sets.published import load_data_set
@@ -19,8 +20,8 @@ def write_two_sources(folder: Path) -> list[str]:
     draw = random.Random(2)
     rows = [chat(f"Which way is {i}?", sentence(draw, i)) for i in range(10)]
     near_duplicate = chat("Which way is 5?", rows[5]["messages"][1]["content"] + " indeed")
-    write(folder / "a.jsonl", [*rows, rows[0]])
-    write(folder / "b.jsonl", [*rows[:4], near_duplicate])
+    write_rows(folder / "a.jsonl", [*rows, rows[0]])
+    write_rows(folder / "b.jsonl", [*rows[:4], near_duplicate])
     sources = f"[{{path: {folder / 'a.jsonl'}}}, {{path: {folder / 'b.jsonl'}}}]"
     return ["stage=data", f"stage.sources={sources}", f"run.root={folder / 'runs'}", "data.held_out=0"]
 
@@ -71,9 +72,9 @@ def test_no_row_to_train_on_nearly_is_one_to_measure_on(tmp_path: Path, words: l
             {"prompt": f"{part}{i} {line[:40]}", "completion": f"{line[41:]} {part}", "split": part}
             for i, line in enumerate(lines)
         ]
-        write(tmp_path / f"{part}.jsonl", rows)
+        write_rows(tmp_path / f"{part}.jsonl", rows)
     sources = f"[{tmp_path / 'train.jsonl'}, {tmp_path / 'dev.jsonl'}, {tmp_path / 'other.jsonl'}]"
-    write(tmp_path / "other.jsonl", [{**chat("Who is it?", "Nobody that you know"), "split": "train"}])
+    write_rows(tmp_path / "other.jsonl", [{**chat("Who is it?", "Nobody that you know"), "split": "train"}])
     folder, _, _ = made(
         tmp_path,
         "stage=data",
@@ -116,7 +117,7 @@ def test_sides_by_time_and_by_column(tmp_path: Path) -> None:
         }
         for i in range(12)
     ]
-    write(tmp_path / "rows.jsonl", rows)
+    write_rows(tmp_path / "rows.jsonl", rows)
     late_questions = read_test_questions(tmp_path, "stage.split.by=time", "stage.split.since=2026-11-10")
     assert late_questions == {f"Is it {i}?" for i in (8, 9, 10, 11)}  # 9 is late, and 8 is in its group
     dev_questions = read_test_questions(tmp_path, "stage.split.by=column", "stage.split.column=part")
@@ -146,7 +147,7 @@ def test_what_min_hash_does_not_find_below_its_best_is_found_between_the_sides(t
             varied = [f"{part}{i}x{at}" if at in (6, 13, 20) else word for at, word in enumerate(words)]
             part_rows.append({"prompt": f"{part}{i}", "completion": " ".join(varied), "split": part})
     # The Jaccard similarity of each pair is 0.43.
-    paths = [str(write(tmp_path / f"{part}.jsonl", part_rows)) for part, part_rows in rows.items()]
+    paths = [str(write_rows(tmp_path / f"{part}.jsonl", part_rows)) for part, part_rows in rows.items()]
     for setting, finds_all in (("stage.contamination.test=false", False), ("stage.contamination.test=true", True)):
         folder, _, _ = made(
             tmp_path,

@@ -10,7 +10,8 @@ from pathlib import Path
 import datasets
 import pytest
 from data_of_votes import forget, making, rows_of
-from data_sets import chat, made, sentence, support, write
+from data_sets import chat, made, sentence, support
+from json_lines import write_rows
 from workshop import Workshop
 
 from align.annotate.store import Store
@@ -20,7 +21,7 @@ from align.run.folder import lock_folder
 def test_two_that_forget_rows_of_one_data_set(tmp_path: Path) -> None:
     arguments = [
         "stage=data",
-        f"stage.sources=[{write(tmp_path / 'a.jsonl', support(40))}]",
+        f"stage.sources=[{write_rows(tmp_path / 'a.jsonl', support(40))}]",
         f"run.root={tmp_path / 'runs'}",
     ]
     old, _, _ = made(tmp_path, *arguments, "run.name=old")
@@ -39,7 +40,7 @@ def test_two_that_forget_rows_of_one_data_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("held_out", "side"), [("0", "train"), ("1", "test")])
 def test_a_data_set_of_one_side_is_read_by_datasets(tmp_path: Path, held_out: str, side: str) -> None:
-    arguments = [f"stage.sources=[{write(tmp_path / 'a.jsonl', support(20))}]", f"run.root={tmp_path / 'runs'}"]
+    arguments = [f"stage.sources=[{write_rows(tmp_path / 'a.jsonl', support(20))}]", f"run.root={tmp_path / 'runs'}"]
     folder, data, _ = made(tmp_path, "stage=data", *arguments, f"data.held_out={held_out}")
     splits = datasets.load_dataset(str(folder / "artifact"), cache_dir=str(tmp_path / "cache"))
     assert {name: len(splits[name]) for name in splits} == {side: data["splits"][side]["rows"]}
@@ -58,7 +59,7 @@ def test_a_data_set_is_a_source_of_another(tmp_path: Path) -> None:
     }
     tool_chat["messages"][1:1] = [tool_call, {"role": "tool", "content": "12:00"}]
     rows.append({"tools": [{"name": "clock"}], **tool_chat})
-    arguments = [f"stage.sources=[{write(tmp_path / 'a.jsonl', rows)}]", f"run.root={tmp_path / 'runs'}"]
+    arguments = [f"stage.sources=[{write_rows(tmp_path / 'a.jsonl', rows)}]", f"run.root={tmp_path / 'runs'}"]
     full_set, first, _ = made(tmp_path, "stage=data", *arguments, "data.held_out=0", "run.name=whole")
     for source in (full_set, full_set / "artifact"):
         command = [f"stage.sources=[{source}]", arguments[1], "data.held_out=0"]
@@ -86,7 +87,7 @@ def test_rows_of_votes_are_no_rows_of_a_file(vote_store: Store, store_url: str, 
 
 def test_nothing_is_left(tmp_path: Path) -> None:
     rows = [chat(f"What of {i}?", sentence(random.Random(i), i)) for i in range(8)]
-    path = write(tmp_path / "a.jsonl", rows)
+    path = write_rows(tmp_path / "a.jsonl", rows)
     shop = Workshop(tmp_path / "runs", tmp_path)
     arguments = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}"]
     for held_out in ("data.held_out=0.1", "data.held_out=1"):
@@ -97,7 +98,7 @@ def test_nothing_is_left(tmp_path: Path) -> None:
             says=("all are like rows of stage.contamination.against", "stage.contamination.action=report"),
         )
     similar_rows = [chat(f"Number {i}?", f"{sentence(random.Random(7), 7)} {i}") for i in range(8)]
-    arguments[1] = f"stage.sources=[{write(tmp_path / 'b.jsonl', similar_rows)}]"
+    arguments[1] = f"stage.sources=[{write_rows(tmp_path / 'b.jsonl', similar_rows)}]"
     shop.refuses(
         *arguments,
         "stage.duplicates.near=null",
@@ -107,7 +108,7 @@ def test_nothing_is_left(tmp_path: Path) -> None:
 
 
 def test_a_report_names_a_data_set_as_its_user_did(tmp_path: Path, tiny_model: Path) -> None:
-    arguments = [f"stage.sources=[{write(tmp_path / 'a.jsonl', support(20))}]", f"run.root={tmp_path / 'runs'}"]
+    arguments = [f"stage.sources=[{write_rows(tmp_path / 'a.jsonl', support(20))}]", f"run.root={tmp_path / 'runs'}"]
     made(tmp_path, "stage=data", *arguments, "run.name=mine")
     shop = Workshop(tmp_path / "runs", tmp_path)
     sft = [

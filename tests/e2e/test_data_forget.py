@@ -21,7 +21,8 @@ from data_of_votes import (
     rows_of,
     secret_rows,
 )
-from data_sets import chat, made, sentence, write
+from data_sets import chat, made, sentence
+from json_lines import write_rows
 from workshop import Workshop, in_a_fork
 
 from align.annotate.store import Candidate, Store
@@ -136,7 +137,7 @@ def test_killed_at_any_moment_one_of_the_two_is_whole(tmp_path: Path) -> None:
     rows = [chat(f"{SECRET}?" if i == 7 else f"question {i}?", sentence(random.Random(i), i)) for i in range(400)]
     arguments = [
         "stage=data",
-        f"stage.sources=[{write(tmp_path / 'rows.jsonl', rows)}]",
+        f"stage.sources=[{write_rows(tmp_path / 'rows.jsonl', rows)}]",
         f"run.root={tmp_path / 'runs'}",
     ]
     old, _, _ = made(tmp_path, *arguments, "run.name=old", "stage.duplicates.near=null")
@@ -193,7 +194,7 @@ def test_a_proof_shows_a_row_to_somebody_who_has_the_root_alone(
 
 
 def test_what_cannot_be_forgotten(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", [chat(f"question {i}?", f"answer {i}") for i in range(30)])
+    path = write_rows(tmp_path / "rows.jsonl", [chat(f"question {i}?", f"answer {i}") for i in range(30)])
     arguments = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}"]
     old, _, _ = made(tmp_path, *arguments, "run.name=old")
     for settings, says in (
@@ -211,7 +212,7 @@ def test_what_cannot_be_forgotten(tmp_path: Path) -> None:
 
 def test_no_row_is_left_out_by_calling_its_leaf_a_tombstone(tmp_path: Path) -> None:
     """The roots match, but a row's leaf is longer than a tombstone, and is refused."""
-    path = write(tmp_path / "rows.jsonl", [chat(f"question {i}?", f"answer {i}") for i in range(30)])
+    path = write_rows(tmp_path / "rows.jsonl", [chat(f"question {i}?", f"answer {i}") for i in range(30)])
     folder, data, _ = made(tmp_path, "stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}")
     artifact = folder / "artifact"
     [shard] = artifact.glob("train-*.parquet")

@@ -12,14 +12,10 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 from data_sets import made, sentence
+from json_lines import write_rows
 
 from align.config.compose import build_config, compose_tree
 from align.config.root import to_plain_dict
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def build_rows(name: str, count: int) -> list[dict[str, Any]]:

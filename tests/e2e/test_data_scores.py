@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from data_sets import chat, made, sources, three_sources, write
+from data_sets import chat, made, sources, three_sources
+from json_lines import write_rows
 from workshop import Ready, Workshop, in_a_fork
 
 from align.data.sets import score_cuts as scoring
@@ -86,7 +87,7 @@ def test_killed_while_it_scores_it_goes_on(here: Path, tiny_model: Path, monkeyp
 
 def test_personal_data_is_not_shown_beside_scores(tmp_path: Path) -> None:
     rows = [chat(f"Who is {i}?", f"Write to someone{i}@example.com, " + "x" * i) for i in range(9)]
-    path = write(tmp_path / "rows.jsonl", rows)
+    path = write_rows(tmp_path / "rows.jsonl", rows)
     arguments = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", *ALONE]
     arguments += ["stage.clean=[{pii: {action: report}}]", "reward=sentiment", "stage.score.by=reward"]
     folder, _, _ = made(tmp_path, *arguments, "stage.score.keep=[0.2,0.9]")
@@ -101,7 +102,7 @@ def test_a_function_scores_the_last_answer(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "my_scores.py").write_text("def words(all):\n    return [len(c[-1]['content'].split()) for c in all]\n")
     rows = [chat(f"Question {i}?", " ".join([f"w{i}"] * (i + 1))) for i in range(20)]
     rows.append({"messages": [{"role": "user", "content": "Nobody answers?"}]})
-    path = write(tmp_path / "rows.jsonl", rows)
+    path = write_rows(tmp_path / "rows.jsonl", rows)
     arguments = [
         "stage=data",
         f"stage.sources=[{path}]",
@@ -127,7 +128,7 @@ def test_a_reward_model_scores_pairs_by_their_difference(ready: Ready, tmp_path:
     pairs = [
         {"prompt": f"Question {i // 4}?", "chosen": answers[i % 4], "rejected": answers[(i + 1) % 4]} for i in range(12)
     ]
-    path = write(tmp_path / "pairs.jsonl", [*pairs, {**pairs[0], "chosen": "word " * 400}])
+    path = write_rows(tmp_path / "pairs.jsonl", [*pairs, {**pairs[0], "chosen": "word " * 400}])
     arguments = ["stage=data", f"stage.sources=[{path}]", f"run.root={ready.root}", f"run.name={tmp_path.name}"]
     arguments += ["stage.score.by=reward", "reward.ref=reward:a", "device=cpu", *ALONE]
     folder, data, _ = made(tmp_path, *arguments)
@@ -167,5 +168,5 @@ def test_rows_that_are_not_scored(tmp_path: Path) -> None:
         ({"prompt": "q", "completion": "a", "label": True}, "answers with a label"),
         ({"text": "plain text"}, "finds nothing to score"),
     ):
-        sources = f"stage.sources=[{write(tmp_path / 'rows.jsonl', [row] * 9)}]"
+        sources = f"stage.sources=[{write_rows(tmp_path / 'rows.jsonl', [row] * 9)}]"
         shop.refuses("stage=data", sources, "reward=sentiment", "stage.score.by=reward", says=says)

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from data_sets import chat, made, three_sources, write
+from data_sets import chat, made, three_sources
+from json_lines import write_rows
 
 from align.core.types import Conversation, Message
 from align.data.chat.template import use_template
@@ -57,7 +58,7 @@ def test_rows_are_shown_as_the_template_of_the_model_writes_them(tmp_path: Path,
 
 def test_personal_data_is_not_shown_in_rendered_rows(tmp_path: Path, tiny_model: Path) -> None:
     rows = [chat(f"I am someone{i}@example.com", f"Write to other{i}@example.com") for i in range(9)]
-    path = write(tmp_path / "rows.jsonl", rows)
+    path = write_rows(tmp_path / "rows.jsonl", rows)
     for name, model in (("rendered", ["model=hub", f"model.path={tiny_model}"]), ("plain", [])):
         folder, _, _ = made(
             tmp_path,

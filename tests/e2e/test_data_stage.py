@@ -15,7 +15,8 @@ from typing import Any
 import datasets
 import pytest
 from data_of_votes import leaves_by_hand, root_by_hand, rows_of
-from data_sets import made, sources, three_sources, write
+from data_sets import made, sources, three_sources
+from json_lines import write_rows
 from workshop import Workshop, in_a_fork
 
 from align.data.sets import gather, published
@@ -212,7 +213,7 @@ def test_evaluation_and_preferences_read_it(here: Path, tiny_model: Path) -> Non
     """The stages `sample` and `dpo` read prompts and pairs. Each refuses the other kind with a remedy."""
     shop = Workshop(here / "runs", here)
     rows = [{"prompt": f"q{i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(30)]
-    path = write(here / "pairs.jsonl", rows)
+    path = write_rows(here / "pairs.jsonl", rows)
     root = f"run.root={here / 'runs'}"
     made(here, "stage=data", f"stage.sources=[{path}]", "run.name=pairs", "data.held_out=0.3", root)
     made(here, *sources(here), "run.name=chats")

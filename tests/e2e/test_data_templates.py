@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_sets import chat, made, write
+from data_sets import chat, made
+from json_lines import write_rows
 
 from align.report.figure_text import format_percent
 
@@ -24,7 +25,7 @@ def write_templated_rows(folder: Path, rows: int = 120) -> str:
         chat(row["messages"][0]["content"].replace(" ", ", ", 3).title(), row["messages"][1]["content"])
         for row in originals[::10]
     ]
-    return str(write(folder / "rows.jsonl", [*originals, *copies]))
+    return str(write_rows(folder / "rows.jsonl", [*originals, *copies]))
 
 
 def build_rows(count: int) -> list[dict[str, Any]]:
@@ -67,7 +68,7 @@ def test_a_step_that_removes_much_is_warned_of_first_with_examples_and_the_setti
     rows[0]["messages"][1]["content"] += " write to anna@example.com or to somebody else"
     all_rows = [*rows, *rows[:20], *(chat(f"What is {word}?", "short") for word in WORDS[:30])]
     clean = "stage.clean=[{length: {least: 6, by: words}}, {pii: {kinds: [email]}}]"
-    path = write(tmp_path / "rows.jsonl", all_rows)
+    path = write_rows(tmp_path / "rows.jsonl", all_rows)
     arguments = ["stage=data", f"stage.sources=[{{path: {path}, cap: 40}}]", clean, f"run.root={tmp_path / 'runs'}"]
     folder, _, stdout = made(tmp_path, *arguments)
     lines = stdout.splitlines()
@@ -96,7 +97,7 @@ def test_a_step_that_removes_much_is_warned_of_first_with_examples_and_the_setti
 def test_many_skipped_rows_are_warned_of(tmp_path: Path) -> None:
     rows = [chat(f"What is {word}?", f"{word} is a word") for word in WORDS]
     rows += [chat(f"Is {word}?", "") for word in WORDS[:20]]
-    path = write(tmp_path / "rows.jsonl", rows)
+    path = write_rows(tmp_path / "rows.jsonl", rows)
     arguments = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", "data.on_bad_row=skip"]
     _, _, stdout = made(tmp_path, *arguments)
     removed = f"rows that cannot be read removed 20 of 62 rows ({format_percent(20 / 62)})"
@@ -105,7 +106,7 @@ def test_many_skipped_rows_are_warned_of(tmp_path: Path) -> None:
 
 def test_a_step_that_removes_a_fifth_is_not_warned_of(tmp_path: Path) -> None:
     rows = build_rows(40)
-    path = write(tmp_path / "rows.jsonl", [*rows, *rows[:10]])
+    path = write_rows(tmp_path / "rows.jsonl", [*rows, *rows[:10]])
     _, data, stdout = made(tmp_path, "stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}")
     assert data["found"]["exact_duplicates"] == 10
     assert "warning" not in stdout

@@ -17,7 +17,8 @@ from data_of_votes import (
     forget,
     rows_of,
 )
-from data_sets import made, write
+from data_sets import made
+from json_lines import write_rows
 from workshop import Workshop
 
 from align.annotate.store import Candidate, Judgement, Store
@@ -71,7 +72,7 @@ def test_a_vote_that_a_file_has_too_is_a_copy_and_one_question_is_on_one_side(
     first = next(iter(vote_store.items("greetings")))
     texts = [candidate.text for candidate in first.candidates]
     copied_vote = {"prompt": "What of day 0?", "chosen": texts[0], "rejected": texts[1], "rejected_ended": False}
-    path = write(tmp_path / "more.jsonl", [*rows, copied_vote])
+    path = write_rows(tmp_path / "more.jsonl", [*rows, copied_vote])
     sources = f"stage.sources=[{{annotations: greetings}}, {{path: {path}, name: file}}]"
     folder, data, _ = made(tmp_path, words[0], sources, *words[2:])
     assert {source["name"]: source["counts"]["after_exact_dedup"] for source in data["sources"]}["file"] == 30

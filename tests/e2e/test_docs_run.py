@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import pick_free_port
 from pages import NEEDS, PAGES, ROOT, Block, blocks
-from serving import free_port
 
 from align.__main__ import main
 
@@ -114,7 +114,7 @@ def run_block(block: Block, run: Run) -> None:
 def run_beside_server(server_blocks: list[Block]) -> tuple[list[str], list[str]]:
     """Start the server of the first block on a free port and run the other blocks in bash. Return the lines that the
     server prints until it is ready, and the output of each other block."""
-    port = free_port()
+    port = pick_free_port()
     lines = list[str]()
     answers = list[str]()
     command = [sys.executable, "-m", "align", *shlex.split(server_blocks[0].text)[3:], f"stage.port={port}"]

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_of_votes import SECRET, filled, making, rows_of, secret_rows
 from data_sets import made as data_made
-from data_sets import write
+from json_lines import write_rows
 from portfolio import given, made, one, records
 from sqlalchemy import select
 from workshop import Workshop
@@ -287,7 +287,9 @@ def test_rows_and_sources(runs: Path) -> None:
     with Store.open(f"sqlite:///{runs / 'annotations.db'}") as store:
         prompt = Conversation((Message("user", "file 7? Nobody else asks so."),))
         store.add_item("greetings", "copied", prompt, [Candidate("a"), Candidate("b")])
-    write(runs / "again.jsonl", [{"prompt": "file 7? Nobody else asks so.", "chosen": "yes, so", "rejected": "no, so"}])
+    write_rows(
+        runs / "again.jsonl", [{"prompt": "file 7? Nobody else asks so.", "chosen": "yes, so", "rejected": "no, so"}]
+    )
     command = ["stage=data", f"stage.sources=[{{path: {runs / 'again.jsonl'}, name: file}}]", f"run.root={runs}"]
     assert main([*command, "run.name=again", "data.held_out=0"]) == 0
     stdout = run_forget(runs, "stage.source=file")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blind import NAMES, Bench, against, artifact, better, evaluation, plain, store_of, verdicts, written
+from blind import NAMES, Bench, against, artifact, better, evaluation, plain, store_of, verdicts
+from json_lines import write_rows
 from processes import Forks
 from starlette.testclient import TestClient
 from workshop import Ready
@@ -32,7 +33,7 @@ def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
 def test_votes_over_http_become_the_win_rate(bench: Bench) -> None:
     gold = [{"prompt": f"Sum {i}?", "answers": ["right", "wrong"], "expected": [[0], [1]]} for i in range(6)]
     words = evaluation(bench.folder, items=22, same=2)
-    words += [f"stage.gold={written(bench.folder / 'gold.jsonl', gold)}", "stage.votes=30"]
+    words += [f"stage.gold={write_rows(bench.folder / 'gold.jsonl', gold)}", "stage.votes=30"]
     first = bench.run(words)
     assert "people: 0 of 30 votes on 20 pairs" in bench.said
     assert "2 pairs of the same answer twice: a tie, without a question" in bench.said
@@ -141,7 +142,7 @@ def test_ties_of_the_same_text_count_in_the_share_of_judged_pairs(bench: Bench) 
 
 def test_all_ties_count_if_all_answers_are_the_same(bench: Bench) -> None:
     words = evaluation(bench.folder, items=4, same=4)
-    written(bench.folder / "okapi.jsonl", [{"id": f"p{i}", "answer": f"Reply {i}?\n"} for i in range(4)])
+    write_rows(bench.folder / "okapi.jsonl", [{"id": f"p{i}", "answer": f"Reply {i}?\n"} for i in range(4)])
     run = bench.run(words)
     assert "4 pairs of the same answer twice: a tie, without a question\n" in bench.said
     assert against(run)["okapi"]["items"] == 4
@@ -224,8 +225,8 @@ def test_the_command_that_is_printed_serves_the_project(bench: Bench, monkeypatc
 def test_what_cannot_be_asked_is_refused(bench: Bench) -> None:
     words = evaluation(bench.folder, items=4)
     rows = [{"id": f"p{i}", "prompt": f"Question {i}?", "check": {"kind": "regex", "pattern": "R"}} for i in range(4)]
-    checked = f"eval.tasks=[{{name: chat, path: {written(bench.folder / 'checked.jsonl', rows)}}}]"
-    gold = written(bench.folder / "gold.jsonl", [{"id": "g", "prompt": "2 + 2?", "answers": ["4", "5"]}])
+    checked = f"eval.tasks=[{{name: chat, path: {write_rows(bench.folder / 'checked.jsonl', rows)}}}]"
+    gold = write_rows(bench.folder / "gold.jsonl", [{"id": "g", "prompt": "2 + 2?", "answers": ["4", "5"]}])
     for more, says in (
         (["stage.votes=401"], "stage.votes=401: are too many on 4 pairs"),
         (["stage.judge=reward", "stage.votes=4"], "stage.votes=4: is asked of people, and others judge"),
@@ -237,10 +238,10 @@ def test_what_cannot_be_asked_is_refused(bench: Bench) -> None:
     bench.refuses("stage=eval", "stage.judge=people", says="is of several systems, and none are named")
 
     bench.run([*words, "project=mine"])
-    items = written(bench.folder / "items.jsonl", [{"prompt": "else?", "answers": ["a", "b"]}])
+    items = write_rows(bench.folder / "items.jsonl", [{"prompt": "else?", "answers": ["a", "b"]}])
     bench.run([*bench.annotate("import"), f"stage.path={items}", "project=other"])
     bench.refuses(*words, "project=other", says="project=other: it holds 1 item that this evaluation does not ask")
-    written(bench.folder / "okapi.jsonl", [{"id": f"p{i}", "answer": f"another {i}"} for i in range(4)])
+    write_rows(bench.folder / "okapi.jsonl", [{"id": f"p{i}", "answer": f"another {i}"} for i in range(4)])
     bench.refuses(*words, "project=mine", says="of task chat has another prompt or other answers there")
     bench.run([*bench.annotate("erase"), "stage.whole=true", "project=mine"])
     bench.refuses(*words, "project=mine", says="it was erased")
@@ -262,7 +263,7 @@ def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: Bench) 
     """Annotators who fail the known answers are shown and count. Votes of a forgotten annotator are gone."""
     gold = [{"prompt": f"Sum {i}?", "answers": ["right", "wrong"], "expected": [[0], [1]]} for i in range(4)]
     words = evaluation(bench.folder, items=24)
-    words += [f"stage.gold={written(bench.folder / 'gold.jsonl', gold)}", "stage.votes=48", "project=mine"]
+    words += [f"stage.gold={write_rows(bench.folder / 'gold.jsonl', gold)}", "stage.votes=48", "project=mine"]
     bench.run(words)
     bench.run([*bench.annotate("configure"), "project=mine", "stage.settings={gold_share: 0.5, repeat_share: 0.5}"])
     with bench.served() as served:

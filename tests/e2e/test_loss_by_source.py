@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
-from data_sets import chat, sentence, write
+from data_sets import chat, sentence
+from json_lines import write_rows
 from workshop import Workshop
 
 from align.run import read_manifest
@@ -24,7 +25,7 @@ def test_the_loss_of_each_source_is_that_of_its_rows_alone(tmp_path: Path, tiny_
         sources = []
         for kind in kinds:
             rows = [chat(f"What is {kind}, {i}?", sentence(random.Random(i + 100 * kind), i)) for i in range(60)]
-            path = write(tmp_path / f"{('first', 'second')[kind]}.jsonl", rows)
+            path = write_rows(tmp_path / f"{('first', 'second')[kind]}.jsonl", rows)
             sources.append({"path": str(path), "weight": [1, 0][kind] if name == "both" else 1})
         root = f"run.root={tmp_path / 'runs'}"
         data = "stage=data", f"stage.sources={json.dumps(sources)}", "data.held_out=0.3", f"run.name={name}", root

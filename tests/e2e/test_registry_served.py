@@ -8,9 +8,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from free_ports import pick_free_port
 from portfolio import small
 from processes import Forks
-from serving import free_port
 from starlette.testclient import TestClient
 from waiting import settles
 from workshop import Workshop
@@ -31,7 +31,7 @@ def fetch_page(url: str) -> tuple[int, str]:
 def test_it_serves_until_it_is_interrupted_and_leaves_nothing(forks: Forks, tmp_path: Path) -> None:
     root = small(tmp_path / "runs")
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    port = free_port()
+    port = pick_free_port()
     child = forks.start(tmp_path, *SERVE, f"run.root={root}", f"stage.port={port}")
     url = f"http://127.0.0.1:{port}"
     assert settles(lambda: fetch_page(f"{url}/view/aliases")[0] == 200 or child.poll() is not None)

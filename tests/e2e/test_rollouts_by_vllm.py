@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import pick_free_port
 from processes import Forks
 from ranked import ranked
 from searched import everything_in
-from serving import free_port
 from vllm_stand_in import stand_in_python
 from workshop import Ready
 
@@ -155,7 +155,7 @@ def url(python: str, tiny_model: Path, tmp_path: Path) -> Iterator[str]:
         logprobs="processed_logprobs",
     )
     words += ["--api-key", KEY]
-    port = free_port()
+    port = pick_free_port()
     command = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(tiny_model), "--port", str(port), *words]
     with (tmp_path / "server.log").open("wb") as log:
         server = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log)
@@ -193,7 +193,7 @@ def test_servers_that_run_already(
     output = capfd.readouterr().err
     assert "nats from those that were trained" in output
     assert "Serve the base of this run" in output
-    unreachable = [f"rollout.urls=['http://127.0.0.1:{free_port()}']", "rollout.start_s=0.5", "run.name=nobody"]
+    unreachable = [f"rollout.urls=['http://127.0.0.1:{pick_free_port()}']", "rollout.start_s=0.5", "run.name=nobody"]
     assert main([*words, "method=lora", *unreachable]) == 2
     assert "does not answer within 0.5 seconds" in capfd.readouterr().err
     for key, message in (("", "asks for a key, and VLLM_API_KEY is not set"), (KEY[1:], "does not take the key")):

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from free_ports import pick_free_port
 from omegaconf import OmegaConf
 from postgres import new_schema
 from processes import Forks
 from searched import everything_in
-from serving import free_port
 from sqlalchemy import create_engine
 from waiting import settles
 from workshop import Workshop
@@ -346,7 +346,7 @@ def test_the_pages_of_annotation_write_no_key(place: Place, forks: Forks, demo: 
     """The demo's key and an invitation are in the addresses that browsers request."""
     (place.folder / "items.jsonl").write_text('{"prompt": "a", "answers": ["b", "c"]}\n')
     assert run_in_place(place, ["stage=annotate", "stage.action=import", "stage.path=items.jsonl"]).status == 0
-    port = free_port()
+    port = pick_free_port()
     words = ["stage=annotate", f"stage.demo={demo}", f"stage.port={port}"]
     server = forks.start(place.folder, *words, before=f"import os; os.environ.update({place.environment!r})")
     try:

@@ -14,8 +14,9 @@ from typing import Any
 import openai
 import pytest
 import torch
+from free_ports import pick_free_port
 from processes import Forks
-from serving import Server, adapters, free_port, serving
+from serving import Server, adapters, serving
 from vllm_stand_in import stand_in_python
 from waiting import settles
 
@@ -166,7 +167,7 @@ def inject_fault(fault: str) -> str:
 
 def test_a_wrong_vllm_never_opens(forks: Forks, home: Path, tmp_path: Path):
     """Other faults are tested in `test_vllm_engine`."""
-    settings = ("stage=serve", f"stage.port={free_port()}", *build_settings(home, "one"))
+    settings = ("stage=serve", f"stage.port={pick_free_port()}", *build_settings(home, "one"))
     exited = forks.start(tmp_path, *settings, before=inject_fault("not-applied")).ended(120)
     assert exited.status == 2
     assert "0% of the adapter is in force" in exited.err

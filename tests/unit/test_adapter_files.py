@@ -13,7 +13,7 @@ import pytest
 import torch
 from model_folders import Trap
 from safetensors.torch import load_file, save_file
-from tiny_roles import World, make_world
+from tiny_roles import World
 
 from align.core.errors import CorruptFile, InputError
 from align.models.adapters import (
@@ -27,12 +27,6 @@ from align.models.adapters import (
 )
 from align.models.lora import Lora
 from align.models.roles import Roles
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
-
 
 A = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_roles import PAD, PROMPTS, STOPS, World, make_world
+from tiny_roles import PAD, PROMPTS, STOPS, World
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -30,11 +30,6 @@ from align.run.weights import adapter_digest
 
 ENGINE = HfEngine(STOPS, PAD, 8)
 SEEDS = range(len(PROMPTS))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_roles import PAD, PROMPTS, STOPS, World, make_world
+from tiny_roles import PAD, PROMPTS, STOPS, World
 from torch import Tensor
 
 import align.models.roles
@@ -69,11 +68,6 @@ REWARDING = {
     "whiten_rewards": False,
 }
 LEARNING = Losses(value_clip_range=0.2)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
 
 
 MATHS = {

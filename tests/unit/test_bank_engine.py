@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from many_adapters import prompt, run
-from tiny_roles import FP32, PAD, PROMPTS, STOPS, World, make_world, shake
+from tiny_roles import FP32, PAD, PROMPTS, STOPS, World, shake
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -26,11 +26,6 @@ from align.rollout.serving_engine import Request, SamplingParams
 from align.run import Base
 
 SEEDS = range(len(PROMPTS))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
 
 
 @pytest.fixture(params=["lora", "qlora"])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_anchors import LEARNING, batch, failing
-from tiny_roles import World, make_world
+from tiny_roles import World
 from torch import Tensor, tensor
 from torch.testing import assert_close
 
@@ -33,11 +32,6 @@ ESTIMATORS = [
     Estimator("reinforce_pp", 3, gamma=0.9),
 ]
 MEANS = ("token", "sequence", "constant")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
 
 
 def draw_rewards(seed: int = 0, rows: int = 12) -> Tensor:

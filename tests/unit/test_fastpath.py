@@ -9,7 +9,7 @@ import pytest
 import torch
 from llama_like import llama_like
 from peft import LoraConfig, get_peft_model
-from tiny_roles import PAD, PROMPTS, STOPS, AsItStands, World, make_world, ragged_rollout, shake
+from tiny_roles import PAD, PROMPTS, STOPS, AsItStands, World, ragged_rollout, shake
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import (
@@ -27,11 +27,6 @@ from align.models.fastpath.decoder import ReservedCache
 from align.models.forward import compute_hidden_states, compute_response_logprobs, unwrap_model
 from align.models.lora import Lora
 from align.rollout.hf import HfEngine, next_states
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from annotation_store import add, rank
+from json_lines import write_rows
 from portfolio import given, made, one, refs
 
 from align.annotate.store import Store
@@ -40,11 +41,6 @@ def plan_reruns(root: Path, read: dict[str, str], *sets: str) -> list[StaleRun]:
     )
 
 
-def write_rows(path: Path, *lines: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
-
-
 @pytest.mark.parametrize("others", [(), tuple(f"another text, number {i}" for i in range(FEW))])
 def test_which_lines_go(tmp_path: Path, others: tuple[str, ...]) -> None:
     texts = ForgottenTexts(frozenset({LONG, "no.", *others}), frozenset({"And you?"}), frozenset({"ann@example.org"}))
@@ -56,7 +52,7 @@ def test_which_lines_go(tmp_path: Path, others: tuple[str, ...]) -> None:
         {"prompt": "And you?", "answer": "no.\n"},
         {"of": "vote by ann@example.org"},
     ]
-    path = write_rows(tmp_path / "samples.jsonl", *stays, *goes)
+    path = write_rows(tmp_path / "samples.jsonl", [*stays, *goes])
     remaining, count = remove_texts(path, texts)
     assert remaining is not None
     assert [json.loads(line) for line in remaining.splitlines()] == stays
@@ -81,7 +77,7 @@ def test_what_another_row_has_too_is_no_sign(tmp_path: Path) -> None:
     both = ForgottenTexts(frozenset({LONG}), frozenset()) | ForgottenTexts(
         frozenset({"something of its own"}), frozenset({LONG})
     )
-    path = write_rows(tmp_path / "samples.jsonl", {"answer": LONG}, {"answer": "something of its own"})
+    path = write_rows(tmp_path / "samples.jsonl", [{"answer": LONG}, {"answer": "something of its own"}])
     assert remove_texts(path, both)[1] == 1
     assert [match.file for match in iter_matches(tmp_path, both)] == ["samples.jsonl"]
     assert [*iter_matches(tmp_path, ForgottenTexts())] == []
@@ -286,14 +282,16 @@ def test_texts_are_found_as_files_hold_them(tmp_path: Path, name: str) -> None:
 def test_rows_of_votes_are_known_whatever_they_say(tmp_path: Path) -> None:
     marks = RowMarks("a1", "", frozenset({7}))
     write_rows(
-        tmp_path / "preferences.jsonl", {"annotator": "a1", "id": "3:x"}, {"annotator": "b", "id": "7:x"}, {"id": "8:x"}
+        tmp_path / "preferences.jsonl",
+        [{"annotator": "a1", "id": "3:x"}, {"annotator": "b", "id": "7:x"}, {"id": "8:x"}],
     )
     assert remove_texts(tmp_path / "preferences.jsonl", ForgottenTexts(marks=marks))[1] == 2
-    write_rows(tmp_path / "ledger.jsonl", {"seq": 7, "annotator": "a1", "prev_hash": "h"})
+    write_rows(tmp_path / "ledger.jsonl", [{"seq": 7, "annotator": "a1", "prev_hash": "h"}])
     assert remove_texts(tmp_path / "ledger.jsonl", ForgottenTexts(marks=marks))[1] == 0
     item = RowMarks(item="i1")
     write_rows(
-        tmp_path / "held_out.jsonl", {"group": "i1"}, {"item": "i1"}, {"group_id": "i1"}, {"group": "i2"}, {"id": "i1"}
+        tmp_path / "held_out.jsonl",
+        [{"group": "i1"}, {"item": "i1"}, {"group_id": "i1"}, {"group": "i2"}, {"id": "i1"}],
     )
     assert remove_texts(tmp_path / "held_out.jsonl", ForgottenTexts(marks=item))[1] == 3
 
@@ -302,7 +300,7 @@ def test_many_texts_that_begin_alike_take_no_time(tmp_path: Path) -> None:
     texts = ForgottenTexts(frozenset(f"Write a story about the number {i} and its friends" for i in range(20_000)))
     lines = [{"prompt": f"Write a story about the number {i} and its friends"} for i in range(19_990, 20_300)]
     began = time.monotonic()
-    assert remove_texts(write_rows(tmp_path / "many.jsonl", *lines), texts)[1] == 10
+    assert remove_texts(write_rows(tmp_path / "many.jsonl", lines), texts)[1] == 10
     assert time.monotonic() - began < 5
 
 

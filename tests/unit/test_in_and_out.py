@@ -9,6 +9,7 @@ import pytest
 from annotation_store import add, asked, rank, said, tamper
 from assignment_queues import cast_vote
 from datasets import Dataset, DatasetDict
+from json_lines import write_rows
 from postgres import new_schema
 from written import PACKERS, WRITERS, write
 
@@ -39,11 +40,6 @@ ROWS = [
     },
     {"id": 7, "prompt": "2+2?", "answers": ["4", "5", "four"], "expected": [[0, 2], [1]]},
 ]
-
-
-def write_rows(path: Path, rows: list) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 # In

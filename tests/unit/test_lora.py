@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from tiny_roles import CPU, FP32, World, make_world
+from tiny_roles import CPU, FP32, World
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from align.core.errors import InputError
@@ -38,11 +38,6 @@ def perturb_adapter(model: Any) -> Any:
             if "lora_" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
 
 
 @pytest.fixture(params=OPTIONS)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from tiny_roles import World, make_world, ragged_rollout
+from tiny_roles import World, ragged_rollout
 from torch import Tensor, tensor
 from torch.nn.functional import pad
 from torch.testing import assert_close
@@ -44,11 +43,6 @@ ESTIMATE: dict[str, Any] = {
     "estimator": Estimator(lam=1.0),
     "whiten_rewards": False,
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,11 @@ the forward pass. If the other adapter trains too, torch raises no error and the
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_roles import World, make_world, ragged_rollout
+from tiny_roles import World, ragged_rollout
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -22,11 +21,6 @@ from align.ppo.update import Losses, accumulate_gradients
 
 ROLLOUT = ragged_rollout()
 TEMPERATURE = 0.8
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
 
 
 def build_experience(roles: Roles) -> Experience:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from templates import PLAIN
-from tiny_roles import CPU, FP32, World, make_world
+from tiny_roles import CPU, FP32, World
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -31,11 +31,6 @@ ASKED = [Conversation((Message("user", text),)) for text in ("Hello?", "I am tir
 SAID = ("yes!", "I like the rain when you are tired!", "no")
 OTHER = 300
 """A second token that the checkpoint lists as its EOS, as Llama 3 and Qwen 2.5 do."""
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")

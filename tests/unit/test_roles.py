@@ -11,7 +11,7 @@ import torch
 from bitsandbytes.nn import modules as bnb_modules
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_roles import CPU, EOS, FP32, PAD, PROMPTS, STOPS, World, make_world, ragged_rollout, shake
+from tiny_roles import CPU, EOS, FP32, PAD, PROMPTS, STOPS, World, ragged_rollout, shake
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, TrainerCallback
@@ -32,11 +32,6 @@ from align.trainers.common import Training
 from align.trainers.reward import Ranking, build_reward_trainer, copy_adapter_weights, find_score_head
 
 ROLES = ("policy", "reference", "reward", "value")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from json_lines import write_rows
 from record_reads import read_records
 
 from align.core.errors import InputError
@@ -29,17 +30,12 @@ SUM: dict[str, Any] = {"prompt": "2 + 2?", "answer": "4", "check": CHECK, "level
 BESIDE = {"answer": "4", "check": CHECK, "level": 1}
 
 
-def write(path: Path, *rows: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def read(path: Path, **settings: Any) -> list[Conversation]:
     return read_source_prompts(DataSource("jsonl", str(path), **settings), "train")
 
 
 def test_a_prompt_is_asked_whatever_became_of_its_answer(tmp_path: Path) -> None:
-    path = write(tmp_path / "labels.jsonl", {"prompt": "Hi", "completion": "Go away.", "label": False})
+    path = write_rows(tmp_path / "labels.jsonl", [{"prompt": "Hi", "completion": "Go away.", "label": False}])
     (prompt,) = read(path)
     assert (prompt.messages[0].content, prompt.columns) == ("Hi", {"completion": "Go away.", "label": False})
     with pytest.raises(InputError, match="label=False"):  # an unwanted answer is not trained on
@@ -48,7 +44,7 @@ def test_a_prompt_is_asked_whatever_became_of_its_answer(tmp_path: Path) -> None
 
 def test_a_number_in_place_of_a_text_is_named_as_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r'answer=4: is a number, .* Write "4"'):
-        read(write(tmp_path / "p.jsonl", {"question": "2 + 2?", "answer": 4}))
+        read(write_rows(tmp_path / "p.jsonl", [{"question": "2 + 2?", "answer": 4}]))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +66,7 @@ def test_a_number_in_place_of_a_text_is_named_as_one(tmp_path: Path) -> None:
 def test_a_prompt_keeps_the_columns_that_it_is_not_made_of(
     tmp_path: Path, row: dict[str, Any], beside: dict[str, Any]
 ) -> None:
-    (prompt,) = read(write(tmp_path / "p.jsonl", row))
+    (prompt,) = read(write_rows(tmp_path / "p.jsonl", [row]))
     assert prompt.columns == beside
     assert bool(prompt.row) == bool(beside)
     hash(prompt)
@@ -86,11 +82,11 @@ def test_the_columns_stay_with_the_prompt(tmp_path: Path) -> None:
         ],
         "answer": "4",
     }
-    path = write(tmp_path / "p.jsonl", row)
+    path = write_rows(tmp_path / "p.jsonl", [row])
     (prompt,) = read(path, system="Add.", hide_reasoning=True)
     assert [turn.content for turn in prompt.messages] == ["Add.", "Hi", "b", "2 + 2?"]
     assert prompt.with_answer("4").turns(1).columns == {"answer": "4"}
-    eval_path = write(tmp_path / "q.jsonl", {"prompt": "3 + 3?", "answer": "6"})
+    eval_path = write_rows(tmp_path / "q.jsonl", [{"prompt": "3 + 3?", "answer": "6"}])
     splits = read_divided_prompts(DataSource("jsonl", str(path), eval_path=str(eval_path)))
     assert [[document.columns for document in side] for side in splits] == [[{"answer": "4"}], [{"answer": "6"}]]
 
@@ -110,14 +106,14 @@ def test_tables_and_parquet(tmp_path: Path) -> None:
 
 
 def test_rows_that_differ_are_two_prompts_that_ask_the_same(tmp_path: Path) -> None:
-    first, second = read(write(tmp_path / "p.jsonl", {**SUM, "answer": "4"}, {**SUM, "answer": "four"}))
+    first, second = read(write_rows(tmp_path / "p.jsonl", [{**SUM, "answer": "4"}, {**SUM, "answer": "four"}]))
     assert first != replace(second, id=first.id)
     assert len({first, second}) == 2
     assert compute_question_key(first) == compute_question_key(second)  # so that both land on one side of the split
 
 
 def test_what_is_imitated_keeps_none(tmp_path: Path) -> None:
-    path = write(tmp_path / "p.jsonl", {"prompt": "Hi", "completion": "Hello", "answer": "x"})
+    path = write_rows(tmp_path / "p.jsonl", [{"prompt": "Hi", "completion": "Hello", "answer": "x"}])
     train, _ = read_divided_documents(DataSource("jsonl", str(path)))
     assert [document.row for document in train if isinstance(document, Conversation)] == [""]
 
@@ -130,7 +126,7 @@ def test_no_record_digest_data_set_or_store_has_them(tmp_path: Path) -> None:
     assert bare.as_dicts() == rich.as_dicts()  # what the store keeps, and samples.jsonl
     columns = records_to_columns(DOCUMENTS, [rich])
     assert columns_to_records(DOCUMENTS, pa.table(columns), ["p:1"]) == [bare]
-    path = write(tmp_path / "p.jsonl", {"prompt": "2 + 2?", "check": CHECK, "level": 1})
+    path = write_rows(tmp_path / "p.jsonl", [{"prompt": "2 + 2?", "check": CHECK, "level": 1}])
     bad_rows = BadRows()
     (read_back,) = read_records(str(path), bad_rows=bad_rows)
     assert read_back.record == replace(bare, id="p.jsonl:1")
@@ -138,7 +134,7 @@ def test_no_record_digest_data_set_or_store_has_them(tmp_path: Path) -> None:
 
 def test_an_item_of_a_suite_has_its_whole_row(tmp_path: Path) -> None:
     """The row includes `category` and `source`, which a function as judge reads too."""
-    path = write(tmp_path / "p.jsonl", {"id": "a", "prompt": "2 + 2?", "answer": "4", "category": "sums"})
+    path = write_rows(tmp_path / "p.jsonl", [{"id": "a", "prompt": "2 + 2?", "answer": "4", "category": "sums"}])
     (item,) = load_items(parse_task({"name": "sums", "path": str(path)}, "eval.tasks[0]", False), None, False)
     assert item.prompt.columns == {"id": "a", "answer": "4", "category": "sums"}
 
@@ -148,8 +144,8 @@ def test_the_rows_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
         "name": "sum",
         "parts": [{"weight": 1.0, "name": "check", "check": None, "allow_code": False, "unsafe_code": False}],
     }
-    check_rows(reward, read(write(tmp_path / "p.jsonl", SUM)))
-    check_rows({"name": "sentiment"}, read(write(tmp_path / "q.jsonl", {"prompt": "Hi"})))
+    check_rows(reward, read(write_rows(tmp_path / "p.jsonl", [SUM])))
+    check_rows({"name": "sentiment"}, read(write_rows(tmp_path / "q.jsonl", [{"prompt": "Hi"}])))
     for row, message in (
         ({"prompt": "Hi"}, r"q\.jsonl:1, check=\(missing\): the row does not say"),
         ({**SUM, "check": {"kind": "exact"}}, r"q\.jsonl:1, check\.answers=\(missing\): either"),
@@ -157,5 +153,5 @@ def test_the_rows_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
         ({**SUM, "check": [CHECK, CHECK]}, r"q\.jsonl:1, check=.*2 checks for 1 turns"),
     ):
         with pytest.raises(Exception, match=message) as error:
-            check_rows(reward, read(write(tmp_path / "q.jsonl", row)))
+            check_rows(reward, read(write_rows(tmp_path / "q.jsonl", [row])))
         assert getattr(error.value, "exit_status", None) == 2

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from json_lines import write_rows
 
 from align.core.errors import CorruptFile, InputError
 from align.core.types import Conversation
@@ -18,11 +18,6 @@ from align.data.split import truncate_to_question
 
 def build_message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
-
-
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def jsonl(path: Path, held_out: float = 0.25, **more: Any) -> DataSource:
@@ -55,7 +50,7 @@ ANSWERED = ("assistant", "Hello.")
     ],
 )
 def test_rows_become_conversations(tmp_path: Path, row: dict[str, Any], expected: list[tuple[str, str]]) -> None:
-    (document,) = read_documents(write(tmp_path / "d.jsonl", row))
+    (document,) = read_documents(write_rows(tmp_path / "d.jsonl", [row]))
     assert list_turns(document) == expected
     assert isinstance(document, Conversation)
     assert document.id == "d.jsonl:1"
@@ -68,7 +63,7 @@ def test_gz_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
 
 
 def test_a_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "d.jsonl", {"text": "a"})
+    write_rows(tmp_path / "d.jsonl", [{"text": "a"}])
     monkeypatch.setenv("HOME", str(tmp_path))
     data = DataSource(name="jsonl", path="~/d.jsonl", held_out=0.0)
     assert read_documents_of_split(data, "train") == ["a"]
@@ -135,7 +130,7 @@ def asked(documents: list[Any]) -> set[str]:
 
 
 def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
-    data = jsonl(write(tmp_path / "d.jsonl", *rows(400)))
+    data = jsonl(write_rows(tmp_path / "d.jsonl", rows(400)))
     train = read_documents_of_split(data, "train")
     test = read_documents_of_split(data, "test")
     assert len(train) + len(test) == 400
@@ -146,9 +141,9 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
 
 
 def test_the_division_follows_the_question_and_not_the_place(tmp_path: Path) -> None:
-    first = jsonl(write(tmp_path / "a.jsonl", *rows(60)))
+    first = jsonl(write_rows(tmp_path / "a.jsonl", rows(60)))
     reanswered = [{"prompt": r["prompt"], "completion": "Another."} for r in rows(60)]
-    second = jsonl(write(tmp_path / "b.jsonl", *rows(90)[60:], *reanswered[::-1], *rows(60)))
+    second = jsonl(write_rows(tmp_path / "b.jsonl", [*rows(90)[60:], *reanswered[::-1], *rows(60)]))
     held_out = asked(read_documents_of_split(first, "test"))
     assert 0 < len(held_out) < 60
     assert held_out == asked(read_documents_of_split(second, "test")) & asked(
@@ -158,7 +153,7 @@ def test_the_division_follows_the_question_and_not_the_place(tmp_path: Path) -> 
 
 
 def test_nothing_for_one_side_is_an_error_with_a_remedy(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.jsonl", *rows(4))
+    path = write_rows(tmp_path / "d.jsonl", rows(4))
     data = jsonl(path, held_out=1.0)
     with pytest.raises(InputError, match=r"no row to train on.*data\.held_out"):
         read_documents_of_split(data, "train")
@@ -166,13 +161,13 @@ def test_nothing_for_one_side_is_an_error_with_a_remedy(tmp_path: Path) -> None:
         read_source_prompts(data, "train")
     with pytest.raises(InputError, match=r"no question to measure on.*data\.eval_path"):
         read_source_prompts(jsonl(path, held_out=0.0), "test")
-    plain = jsonl(write(tmp_path / "t.jsonl", {"text": "a"}, {"text": "b"}), held_out=0.0)
+    plain = jsonl(write_rows(tmp_path / "t.jsonl", [{"text": "a"}, {"text": "b"}]), held_out=0.0)
     with pytest.raises(InputError, match="no question to train on"):
         read_source_prompts(plain, "train")
 
 
 def test_order_follows_the_seed_and_limit_cuts_it(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.jsonl", *rows(40))
+    path = write_rows(tmp_path / "d.jsonl", rows(40))
     data = jsonl(path)
     assert (
         read_documents_of_split(data, "train", 1)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, Json, List, Value
+from json_lines import write_rows
 from record_reads import read_records
 
 from align.core.errors import InputError
@@ -46,13 +47,8 @@ READ = (
 )
 
 
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def read_row(tmp_path: Path, row: Any) -> Conversation:
-    (conversation,) = read_documents(write(tmp_path / "d.jsonl", row))
+    (conversation,) = read_documents(write_rows(tmp_path / "d.jsonl", [row]))
     assert isinstance(conversation, Conversation)
     return conversation
 
@@ -170,7 +166,7 @@ def test_columns_of_arrow_are_read_as_rows_are(tmp_path: Path) -> None:
         "tools": [SCHEMA, {"type": "function", "function": numbers}],
     }
     rows = [without_calls, with_calls]
-    expected = [(record.messages, record.tools) for record in read_documents(write(tmp_path / "d.jsonl", *rows))]  # type: ignore[union-attr]
+    expected = [(record.messages, record.tools) for record in read_documents(write_rows(tmp_path / "d.jsonl", rows))]  # type: ignore[union-attr]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
     features = Features({"messages": List(Json()), "tools": List(Json())})
     Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "json.parquet"))
@@ -329,7 +325,7 @@ def test_what_is_wrong_is_told(tmp_path: Path, row: dict[str, Any], field: str, 
 
 
 def test_bad_rows_are_skipped_and_counted(tmp_path: Path, capsys: Any) -> None:
-    path = write(tmp_path / "d.jsonl", OPENAI, build_refused_row(CALL, ANSWER), build_refused_row(RESULT))
+    path = write_rows(tmp_path / "d.jsonl", [OPENAI, build_refused_row(CALL, ANSWER), build_refused_row(RESULT)])
     assert len(read_documents(path, skip_bad_rows=True)) == 1
     assert "left out 2 rows" in capsys.readouterr().out
 
@@ -337,7 +333,7 @@ def test_bad_rows_are_skipped_and_counted(tmp_path: Path, capsys: Any) -> None:
 def test_pairs_and_feedback_hold_calls(tmp_path: Path) -> None:
     pair = {"prompt": [USER], "chosen": [CALL], "rejected": [ANSWER], "tools": [SCHEMA]}
     implicit = {"chosen": [USER, CALL], "rejected": [USER, ANSWER], "tools": json.dumps([SCHEMA])}
-    preferences = read_preferences(write(tmp_path / "p.jsonl", pair, implicit))
+    preferences = read_preferences(write_rows(tmp_path / "p.jsonl", [pair, implicit]))
     for row in preferences:
         assert (row.prompt, row.chosen, row.rejected, row.tools) == (
             READ[:1],
@@ -350,14 +346,14 @@ def test_pairs_and_feedback_hold_calls(tmp_path: Path) -> None:
         to_content_row(preference) for preference in preferences
     ]
     labelled = {"prompt": [USER, CALL, RESULT], "completion": [ANSWER], "label": True, "tools": [SCHEMA]}
-    (row,) = read_records(str(write(tmp_path / "k.jsonl", labelled)), bad_rows=BadRows())
+    (row,) = read_records(str(write_rows(tmp_path / "k.jsonl", [labelled])), bad_rows=BadRows())
     assert isinstance(row.record, Feedback)
     assert (row.record.prompt, row.record.tools) == (READ[:3], (WEATHER,))
     bad = {**pair, "chosen": [CALL, ANSWER]}
     with pytest.raises(InputError, match=r"row 1, chosen\[0\]\.tool_calls=.*has no result"):
-        read_preferences(write(tmp_path / "bad.jsonl", bad))
+        read_preferences(write_rows(tmp_path / "bad.jsonl", [bad]))
     bad_rows = BadRows()
-    path = write(tmp_path / "b.jsonl", {**build_refused_row(CALL, ANSWER), "label": True})
+    path = write_rows(tmp_path / "b.jsonl", [{**build_refused_row(CALL, ANSWER), "label": True}])
     assert not list(read_records(str(path), bad_rows=bad_rows))
     with pytest.raises(InputError, match=r"row 1, messages\[1\]\.tool_calls=.*has no result"):
         bad_rows.report_refused_rows(path, 0)
@@ -376,8 +372,8 @@ def test_pairs_of_one_prompt_with_other_tools_are_encoded_apart(tool_tokenizer: 
 
 
 def test_a_question_ends_with_the_user_or_with_results(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "d.jsonl", OPENAI, {"messages": [USER, CALL], "tools": [SCHEMA]}, build_refused_row(CALL, RESULT)
+    path = write_rows(
+        tmp_path / "d.jsonl", [OPENAI, {"messages": [USER, CALL], "tools": [SCHEMA]}, build_refused_row(CALL, RESULT)]
     )
     questions = read_source_prompts(DataSource("jsonl", str(path), held_out=0.0), "train")
     assert sorted(len(question.messages) for question in questions) == [1, 3, 3]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_roles import PROMPTS, STOPS, AsItStands, World, make_world, ragged_rollout, shake
+from tiny_roles import PROMPTS, STOPS, AsItStands, World, ragged_rollout, shake
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -22,11 +21,6 @@ from align.models.forward import compute_response_logprobs, unwrap_model
 from align.models.lora import Lora
 from align.models.roles import Roles
 from align.rollout.hf import HfEngine
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
 
 
 @pytest.fixture
