@@ -57,10 +57,6 @@ def fill(store: Store, answers: Sequence[Sequence[str]], **settings: Any) -> Non
     configure(store, "p", settings)
 
 
-def said(page: Any) -> str:
-    return page.inner_text("#said")
-
-
 def until(page: Any, text: str) -> None:
     """Wait until the status line has this text. A failure shows its text and the page's."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import string
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -145,9 +146,13 @@ def test_a_run_that_is_not_done_or_was_changed(tmp_path: Path) -> None:
         load("sft/x", tmp_path)
 
 
-@pytest.mark.parametrize("made", [exported, lambda folder: run_with_adapter(folder.parent, folder.name)])
-def test_of_another_base_or_precision(tmp_path: Path, made) -> None:
-    made(tmp_path / "x")
+@pytest.mark.parametrize(
+    "write",
+    [exported, lambda folder: run_with_adapter(folder.parent, folder.name)],
+    ids=["exported", "published"],
+)
+def test_of_another_base_or_precision(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    write(tmp_path / "x")
     folder = "x" if (tmp_path / "x").is_dir() else "sft/x"
     load(folder, tmp_path)
     with pytest.raises(NotLoadable, match=f"trained on base {'b' * 12}, and {'c' * 12} is served"):
