@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 
-from battery import ANSWER, DEEP, HALF, OTHER, USER, chat, file, item, pair, turns
+from battery import (
+    ANSWER,
+    DEEP,
+    HALF,
+    OTHER,
+    USER,
+    build_answers_row,
+    build_chat_row,
+    build_file_case,
+    build_pair_row,
+    build_turns,
+)
 
 CASES = [
     # --- Files that hold no rows
     *(
-        file(command, content, "rows.jsonl", message)
+        build_file_case(command, content, "rows.jsonl", message)
         for command in ("sft", "reward", "import")
         for content, message in (
             (b"", "empty"),
@@ -35,7 +46,7 @@ CASES = [
         )
     ),
     *(
-        file(command, content, "rows.jsonl", message)
+        build_file_case(command, content, "rows.jsonl", message)
         for command in ("sft", "reward")
         for content, message in (
             (b'[{"text": "a"}', "no JSON after row 1"),
@@ -45,95 +56,126 @@ CASES = [
         )
     ),
     # --- Rows to imitate
-    file("sft", {"asked": "a", "said": "b"}, "row 2, columns=asked, said", "no row of a supported shape"),
-    file("sft", {"mesages": []}, "row 2, columns=mesages", "which also needs `messages`"),
-    file("sft", {"question": "a"}, "row 2, columns=question", "no answer", "answer"),
-    file("sft", {"question": "a", "answer": 3}, "row 2, answer=3"),
-    file("sft", {"question": "a", "answer": "b", "response": "c"}, "row 2, question=a", "several answers"),
-    file("sft", {"query": "a", "response": ""}, "row 2, response=''", "empty"),
-    file("sft", {"prompt": "a", "completion": "b", "label": False}, "row 2, label=False", "judged, not imitated"),
-    file("sft", {"message_id": "1", "parent_id": "0", "role": "prompter", "text": "a"}, "row 2, parent_id=0"),
-    file("sft", {"message_id": "1", "parent_id": None, "role": "bot", "text": "a"}, "row 2, role=bot"),
-    file("sft", {"prompt": {"role": "prompter", "text": "", "replies": []}}, "row 2, prompt.text=''", "empty"),
-    file("sft", {"conversations": [{"from": "narrator", "value": "a"}]}, "row 2, conversations[0].role=narrator"),
-    file("sft", {"conversations": [{"from": "human", "value": "a"}, {"value": "b"}]}, "row 2, conversations[1]"),
-    file(
+    build_file_case("sft", {"asked": "a", "said": "b"}, "row 2, columns=asked, said", "no row of a supported shape"),
+    build_file_case("sft", {"mesages": []}, "row 2, columns=mesages", "which also needs `messages`"),
+    build_file_case("sft", {"question": "a"}, "row 2, columns=question", "no answer", "answer"),
+    build_file_case("sft", {"question": "a", "answer": 3}, "row 2, answer=3"),
+    build_file_case("sft", {"question": "a", "answer": "b", "response": "c"}, "row 2, question=a", "several answers"),
+    build_file_case("sft", {"query": "a", "response": ""}, "row 2, response=''", "empty"),
+    build_file_case(
+        "sft", {"prompt": "a", "completion": "b", "label": False}, "row 2, label=False", "judged, not imitated"
+    ),
+    build_file_case(
+        "sft", {"message_id": "1", "parent_id": "0", "role": "prompter", "text": "a"}, "row 2, parent_id=0"
+    ),
+    build_file_case("sft", {"message_id": "1", "parent_id": None, "role": "bot", "text": "a"}, "row 2, role=bot"),
+    build_file_case(
+        "sft", {"prompt": {"role": "prompter", "text": "", "replies": []}}, "row 2, prompt.text=''", "empty"
+    ),
+    build_file_case(
+        "sft", {"conversations": [{"from": "narrator", "value": "a"}]}, "row 2, conversations[0].role=narrator"
+    ),
+    build_file_case(
+        "sft", {"conversations": [{"from": "human", "value": "a"}, {"value": "b"}]}, "row 2, conversations[1]"
+    ),
+    build_file_case(
         "sft",
         {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": ""}]},
         "row 2, conversations[1].value=''",
         "empty",
     ),
-    file(
+    build_file_case(
         "sft",
         {"conversations": [{"from": "human", "value": "a"}, {"from": "observation", "value": "4"}]},
         "row 2, conversations[1].role=tool",
         "no call stands before it",
     ),
-    file("sft", {"instruction": 3, "output": "b"}, "row 2, instruction=3"),
-    file("sft", {"instruction": "a", "output": " "}, "row 2, output=' '", "empty"),
-    file("sft", {"instruction": "a", "output": "b", "history": [["q"]]}, "row 2, history[0]"),
-    file("sft", {"messages": []}, "row 2, messages=[]"),
-    file("sft", {"messages": "a"}, "row 2, messages=a"),
-    file("sft", {"messages": ["a", "b"]}, "row 2, messages[0]"),
-    file("sft", {"messages": [{"content": "a"}]}, "row 2, messages[0].role"),
-    file("sft", {"messages": [{"role": "human", "content": "a"}]}, "row 2, messages[0].role=human", "user"),
-    file("sft", {"messages": [{"role": "user"}]}, "row 2, messages[0].content", "missing"),
-    file("sft", chat("a", None), "row 2, messages[1].content", "missing"),
-    file("sft", chat("a", 3), "row 2, messages[1].content=3"),
-    file("sft", chat("a", ""), "row 2, messages[1].content=''", "empty"),
-    file("sft", chat("", "b"), "row 2, messages[0].content=''", "empty"),
-    file("sft", chat("a", "<think>\nHm"), "row 2, messages[1].content='<think>", "without its end"),
-    file("sft", chat("a", "<think>Hm</think>"), "row 2, messages[1].content=", "reasoning alone"),
-    file("sft", chat([{"type": "image_url"}], "b"), "row 2, messages[0].content[0]=image_url", "parts"),
-    file("sft", chat("a", [{"type": "text"}]), "row 2, messages[1].content[0]", "parts"),
-    file("sft", chat("a", "b", tool_calls=[{"id": "1"}]), "row 2, messages[1].tool_calls", "tool"),
-    file("sft", {"messages": [*USER, {"role": "tool", "content": "4"}]}, "row 2, messages[1].role=tool", "no call"),
-    file("sft", chat("a", "b", weight=0.5), "row 2, messages[1].weight=0.5", "0 or 1"),
-    file("sft", chat("a", "b", weight="1"), "row 2, messages[1].weight=1"),
-    file("sft", chat("a", "b", train=True, weight=0), "row 2, messages[1]", "contradicts"),
-    file("sft", {"messages": [{**USER[0], "train": True}, *ANSWER]}, "row 2, messages[0].train"),
-    file("sft", chat("a", "b", reasoning_content=3), "row 2, messages[1].reasoning_content=3"),
-    file("sft", chat("a", "<think>x</think>b", reasoning_content="y"), "row 2, messages[1].reasoning_content=y"),
-    file("sft", {**chat("a", "b"), "tools": [{"type": "f"}]}, "row 2, tools[0]"),
-    file("sft", {**chat("a", "b"), "images": ["a.png"]}, "row 2, images"),
-    file("sft", {**chat("a", "b"), "weight": 0.5}, "row 2, weight=0.5"),
-    file("sft", {**chat("a", "b"), "system": 3}, "row 2, system=3"),
-    file("sft", {"messages": [{"role": "system", "content": "A"}, *turns("a", "b")], "system": "B"}, "row 2, system=B"),
-    file("sft", {**chat("a", "b"), "chat_template_kwargs": {"x": 1}}, "row 2, chat_template_kwargs", "template_kwargs"),
-    file("sft", {"prompt": "a", "answer": "b"}, "row 2, answer=b", "named as an answer", "completion: answer"),
-    file("sft", {"prompt": "a", "completion": "b", "response": "c"}, "row 2, prompt"),
-    file("sft", {"prompt": "", "completion": "b"}, "row 2, prompt=''", "empty"),
-    file("sft", {"prompt": 3, "completion": "b"}, "row 2, prompt=3"),
-    file("sft", {"prompt": "a", "completion": 3}, "row 2, completion=3"),
-    file("sft", {"prompt": "a", "completion": ""}, "row 2, completion=''", "empty"),
-    file("sft", {"text": ""}, "row 2, text"),
-    file("sft", {"text": ["a"]}, "row 2, text"),
-    file("sft", chat(f"a{HALF}", "b"), "row 2", "half a character", "U+D83D"),
-    file("sft", chat("a" * 100, "b") | {HALF: 1}, "row 2", "half a character"),
-    file("sft", '{"messages": 1, "messages": 2}\n', "row 2", "messages"),
-    file("sft", "".join(json.dumps(chat(f"only asks {i}")) + "\n" for i in range(40)), "nothing to train on"),
+    build_file_case("sft", {"instruction": 3, "output": "b"}, "row 2, instruction=3"),
+    build_file_case("sft", {"instruction": "a", "output": " "}, "row 2, output=' '", "empty"),
+    build_file_case("sft", {"instruction": "a", "output": "b", "history": [["q"]]}, "row 2, history[0]"),
+    build_file_case("sft", {"messages": []}, "row 2, messages=[]"),
+    build_file_case("sft", {"messages": "a"}, "row 2, messages=a"),
+    build_file_case("sft", {"messages": ["a", "b"]}, "row 2, messages[0]"),
+    build_file_case("sft", {"messages": [{"content": "a"}]}, "row 2, messages[0].role"),
+    build_file_case("sft", {"messages": [{"role": "human", "content": "a"}]}, "row 2, messages[0].role=human", "user"),
+    build_file_case("sft", {"messages": [{"role": "user"}]}, "row 2, messages[0].content", "missing"),
+    build_file_case("sft", build_chat_row("a", None), "row 2, messages[1].content", "missing"),
+    build_file_case("sft", build_chat_row("a", 3), "row 2, messages[1].content=3"),
+    build_file_case("sft", build_chat_row("a", ""), "row 2, messages[1].content=''", "empty"),
+    build_file_case("sft", build_chat_row("", "b"), "row 2, messages[0].content=''", "empty"),
+    build_file_case(
+        "sft", build_chat_row("a", "<think>\nHm"), "row 2, messages[1].content='<think>", "without its end"
+    ),
+    build_file_case("sft", build_chat_row("a", "<think>Hm</think>"), "row 2, messages[1].content=", "reasoning alone"),
+    build_file_case(
+        "sft", build_chat_row([{"type": "image_url"}], "b"), "row 2, messages[0].content[0]=image_url", "parts"
+    ),
+    build_file_case("sft", build_chat_row("a", [{"type": "text"}]), "row 2, messages[1].content[0]", "parts"),
+    build_file_case("sft", build_chat_row("a", "b", tool_calls=[{"id": "1"}]), "row 2, messages[1].tool_calls", "tool"),
+    build_file_case(
+        "sft", {"messages": [*USER, {"role": "tool", "content": "4"}]}, "row 2, messages[1].role=tool", "no call"
+    ),
+    build_file_case("sft", build_chat_row("a", "b", weight=0.5), "row 2, messages[1].weight=0.5", "0 or 1"),
+    build_file_case("sft", build_chat_row("a", "b", weight="1"), "row 2, messages[1].weight=1"),
+    build_file_case("sft", build_chat_row("a", "b", train=True, weight=0), "row 2, messages[1]", "contradicts"),
+    build_file_case("sft", {"messages": [{**USER[0], "train": True}, *ANSWER]}, "row 2, messages[0].train"),
+    build_file_case("sft", build_chat_row("a", "b", reasoning_content=3), "row 2, messages[1].reasoning_content=3"),
+    build_file_case(
+        "sft", build_chat_row("a", "<think>x</think>b", reasoning_content="y"), "row 2, messages[1].reasoning_content=y"
+    ),
+    build_file_case("sft", {**build_chat_row("a", "b"), "tools": [{"type": "f"}]}, "row 2, tools[0]"),
+    build_file_case("sft", {**build_chat_row("a", "b"), "images": ["a.png"]}, "row 2, images"),
+    build_file_case("sft", {**build_chat_row("a", "b"), "weight": 0.5}, "row 2, weight=0.5"),
+    build_file_case("sft", {**build_chat_row("a", "b"), "system": 3}, "row 2, system=3"),
+    build_file_case(
+        "sft",
+        {"messages": [{"role": "system", "content": "A"}, *build_turns("a", "b")], "system": "B"},
+        "row 2, system=B",
+    ),
+    build_file_case(
+        "sft",
+        {**build_chat_row("a", "b"), "chat_template_kwargs": {"x": 1}},
+        "row 2, chat_template_kwargs",
+        "template_kwargs",
+    ),
+    build_file_case(
+        "sft", {"prompt": "a", "answer": "b"}, "row 2, answer=b", "named as an answer", "completion: answer"
+    ),
+    build_file_case("sft", {"prompt": "a", "completion": "b", "response": "c"}, "row 2, prompt"),
+    build_file_case("sft", {"prompt": "", "completion": "b"}, "row 2, prompt=''", "empty"),
+    build_file_case("sft", {"prompt": 3, "completion": "b"}, "row 2, prompt=3"),
+    build_file_case("sft", {"prompt": "a", "completion": 3}, "row 2, completion=3"),
+    build_file_case("sft", {"prompt": "a", "completion": ""}, "row 2, completion=''", "empty"),
+    build_file_case("sft", {"text": ""}, "row 2, text"),
+    build_file_case("sft", {"text": ["a"]}, "row 2, text"),
+    build_file_case("sft", build_chat_row(f"a{HALF}", "b"), "row 2", "half a character", "U+D83D"),
+    build_file_case("sft", build_chat_row("a" * 100, "b") | {HALF: 1}, "row 2", "half a character"),
+    build_file_case("sft", '{"messages": 1, "messages": 2}\n', "row 2", "messages"),
+    build_file_case(
+        "sft", "".join(json.dumps(build_chat_row(f"only asks {i}")) + "\n" for i in range(40)), "nothing to train on"
+    ),
     # --- Pairs, for a reward model, for DPO and for KTO
     *(
-        file(command, row, *says)
+        build_file_case(command, row, *says)
         for command in ("reward", "dpo", "kto")
         for row, says in (
-            (chat("a", "b"), ("row 2, chosen", "missing")),
+            (build_chat_row("a", "b"), ("row 2, chosen", "missing")),
             ({"prompt": "a", "chosen": "b"}, ("row 2", "rejected")),
             ({"prompt": "a", "rejected": "b"}, ("row 2", "chosen")),
             ({"chosen": "b", "rejected": "c"}, ("row 2",)),
-            (pair(prompt=3), ("row 2, prompt=3",)),
-            (pair(prompt=""), ("row 2, prompt=''", "question")),
-            (pair(prompt=None), ("row 2, prompt",)),
-            (pair(chosen=3), ("row 2, chosen=3",)),
-            (pair(chosen=None), ("row 2, chosen",)),
-            (pair(USER, "b", OTHER), ("row 2",)),
-            (pair(USER, [], OTHER), ("row 2, chosen",)),
-            (pair(USER, USER, OTHER), ("row 2, chosen",)),
-            (pair(ANSWER, ANSWER, OTHER), ("row 2, prompt",)),
-            (pair(USER, [{"role": "robot", "content": "b"}], OTHER), ("row 2, chosen[0].role=robot",)),
-            (pair(USER, [{**ANSWER[0], "tool_calls": [1]}], OTHER), ("row 2, chosen[0].tool_calls",)),
-            (pair(margin="wide"), ("row 2, margin=wide",)),
-            (pair(chosen=f"b{HALF}"), ("row 2", "half a character")),
+            (build_pair_row(prompt=3), ("row 2, prompt=3",)),
+            (build_pair_row(prompt=""), ("row 2, prompt=''", "question")),
+            (build_pair_row(prompt=None), ("row 2, prompt",)),
+            (build_pair_row(chosen=3), ("row 2, chosen=3",)),
+            (build_pair_row(chosen=None), ("row 2, chosen",)),
+            (build_pair_row(USER, "b", OTHER), ("row 2",)),
+            (build_pair_row(USER, [], OTHER), ("row 2, chosen",)),
+            (build_pair_row(USER, USER, OTHER), ("row 2, chosen",)),
+            (build_pair_row(ANSWER, ANSWER, OTHER), ("row 2, prompt",)),
+            (build_pair_row(USER, [{"role": "robot", "content": "b"}], OTHER), ("row 2, chosen[0].role=robot",)),
+            (build_pair_row(USER, [{**ANSWER[0], "tool_calls": [1]}], OTHER), ("row 2, chosen[0].tool_calls",)),
+            (build_pair_row(margin="wide"), ("row 2, margin=wide",)),
+            (build_pair_row(chosen=f"b{HALF}"), ("row 2", "half a character")),
             ({"question": 3, "chosen": "b", "rejected": "c"}, ("row 2, question=3",)),
             ({"question": "a", "chosen": "b"}, ("row 2, rejected", "missing", "which also needs `rejected`")),
             ({"prompt": "a", "response": "b", "helpfulness": "high"}, ("row 2, helpfulness=high",)),
@@ -142,15 +184,17 @@ CASES = [
         )
     ),
     # --- Items for annotators
-    file("import", chat("a", "b"), "row 2", "prompt"),
-    file("import", {"prompt": "a"}, "row 2", "answers"),
-    file("import", item(prompt=3), "row 2, prompt=3"),
-    file("import", item(prompt=""), "row 2", "empty"),
-    file("import", item(answers="b"), "row 2, answers=b"),
-    file("import", item(answers=["b"]), "row 2, answers", "2"),
-    file("import", item(answers=[str(i) for i in range(10)]), "row 2, answers", "9"),
-    file("import", item(answers=["b", 3]), "row 2, answers"),
-    file("import", item(answers=[{"txt": "b"}, "c"]), "row 2, answers"),
-    file("import", item(prompt=[{"role": "robot", "content": "a"}]), "row 2, prompt[0].role=robot"),
-    file("import", item(answers=["b", f"c{HALF}"]), "row 2", "half a character"),
+    build_file_case("import", build_chat_row("a", "b"), "row 2", "prompt"),
+    build_file_case("import", {"prompt": "a"}, "row 2", "answers"),
+    build_file_case("import", build_answers_row(prompt=3), "row 2, prompt=3"),
+    build_file_case("import", build_answers_row(prompt=""), "row 2", "empty"),
+    build_file_case("import", build_answers_row(answers="b"), "row 2, answers=b"),
+    build_file_case("import", build_answers_row(answers=["b"]), "row 2, answers", "2"),
+    build_file_case("import", build_answers_row(answers=[str(i) for i in range(10)]), "row 2, answers", "9"),
+    build_file_case("import", build_answers_row(answers=["b", 3]), "row 2, answers"),
+    build_file_case("import", build_answers_row(answers=[{"txt": "b"}, "c"]), "row 2, answers"),
+    build_file_case(
+        "import", build_answers_row(prompt=[{"role": "robot", "content": "a"}]), "row 2, prompt[0].role=robot"
+    ),
+    build_file_case("import", build_answers_row(answers=["b", f"c{HALF}"]), "row 2", "half a character"),
 ]

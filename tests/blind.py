@@ -30,7 +30,7 @@ Choice = Callable[[str, str, str], int]
 """The prompt and both answers as the page shows them → 0 if the first is better, 1 if the second is, 2 for a tie."""
 
 
-def evaluation(folder: Path, items: int, same: int = 0) -> list[str]:
+def write_blind_evaluation(folder: Path, items: int, same: int = 0) -> list[str]:
     """Build the arguments of an evaluation in which people compare two files of answers.
 
     Args:
@@ -57,24 +57,24 @@ def evaluation(folder: Path, items: int, same: int = 0) -> list[str]:
     ]
 
 
-def store_of(folder: Path) -> Store:
+def open_vote_store(folder: Path) -> Store:
     return Store.open(f"sqlite:///{folder / 'runs' / 'annotations.db'}", create=False)
 
 
-def quick(store: Store) -> Accounts:
+def build_fast_accounts(store: Store) -> Accounts:
     """Build accounts whose passwords are hashed fast."""
     return Accounts(store, hasher=PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
 
 
 @contextmanager
-def serving(store: Store, port: int) -> Iterator[Accounts]:
+def serve_annotation_app(store: Store, port: int) -> Iterator[Accounts]:
     """Serve the app on a store, for people with accounts."""
     import uvicorn
 
     from align.annotate.web.access import AccountAuthenticator
     from align.annotate.web.server import build_app
 
-    accounts = quick(store)
+    accounts = build_fast_accounts(store)
     authenticator = AccountAuthenticator(accounts, f"align_session_{port}")
     app = build_app(store, authenticator, [f"http://127.0.0.1:{port}"])
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", ws="none"))
@@ -118,17 +118,17 @@ class Voter:
 
     def vote(self, step: Mapping[str, Any], choice: Choice) -> dict[str, Any]:
         task = step["task"]
-        texts = [plain(answer["written"]) for answer in task["answers"]]
-        tiers = ([[0], [1]], [[1], [0]], [[0, 1]])[choice(plain(task["prompt"][-1]["written"]), *texts)]
+        texts = [strip_html(answer["written"]) for answer in task["answers"]]
+        tiers = ([[0], [1]], [[1], [0]], [[0, 1]])[choice(strip_html(task["prompt"][-1]["written"]), *texts)]
         judgement = {"tiers": tiers, "strength": 0 if len(tiers) == 1 else 2, "seconds": 3.0}
         return {"token": task["token"], "key": token_urlsafe(24), "terms": step["terms"], "said": judgement}
 
 
-def plain(html: str) -> str:
+def strip_html(html: str) -> str:
     return unescape(re.sub("<[^>]*>", "", html)).strip()
 
 
-def better(which: str) -> Choice:
+def prefer_answer_with(which: str) -> Choice:
     """Build a choice that prefers the answer containing a text. It is a tie if neither or both contain it."""
 
     def choice(prompt: str, one: str, other: str) -> int:
@@ -137,7 +137,7 @@ def better(which: str) -> Choice:
     return choice
 
 
-class Bench:
+class BlindEvaluations:
     """Evaluations of two files of answers, and the store of their votes."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,20 +166,20 @@ class Bench:
         """Build the arguments of a command on the store."""
         return ["stage=annotate", f"stage.action={action}", f"run.root={self.folder / 'runs'}"]
 
-    def served(self) -> Served:
-        return Served(self.folder, self.project)
+    def start_server(self) -> AnnotationServer:
+        return AnnotationServer(self.folder, self.project)
 
 
-class Served:
+class AnnotationServer:
     """The app on the bench's store, served for as long as the block lasts."""
 
     def __init__(self, folder: Path, project: str) -> None:
         self.folder, self.project = folder, project
         self.port = pick_free_port()
 
-    def __enter__(self) -> Served:
-        self.store = store_of(self.folder)
-        self._app = serving(self.store, self.port)
+    def __enter__(self) -> AnnotationServer:
+        self.store = open_vote_store(self.folder)
+        self._app = serve_annotation_app(self.store, self.port)
         self.accounts = self._app.__enter__()
         return self
 
@@ -191,14 +191,14 @@ class Served:
         return Voter(self.accounts, self.port, self.project, name, role)
 
 
-def artifact(run: Path, name: str) -> Any:
+def read_artifact(run: Path, name: str) -> Any:
     return json.loads((run / "artifact" / name).read_text())
 
 
-def verdicts(run: Path) -> list[dict[str, Any]]:
+def read_verdicts(run: Path) -> list[dict[str, Any]]:
     path = run / "artifact" / "verdicts.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def against(run: Path) -> Mapping[str, Any]:
-    return artifact(run, "results.json")["tasks"]["chat"]["against"]
+def read_comparison(run: Path) -> Mapping[str, Any]:
+    return read_artifact(run, "results.json")["tasks"]["chat"]["against"]

@@ -26,7 +26,7 @@ class Reply(NamedTuple):
     wait_s: float = 0.0
 
 
-def said(text: str | None, *tokens: tuple[str, Mapping[str, float]], **message: Any) -> Reply:
+def build_chat_reply(text: str | None, *tokens: tuple[str, Mapping[str, float]], **message: Any) -> Reply:
     """Build the reply of a chat completion.
 
     Args:
@@ -45,7 +45,7 @@ def said(text: str | None, *tokens: tuple[str, Mapping[str, float]], **message: 
     return Reply({"object": "chat.completion", "choices": [{**choice, "logprobs": logprobs}]})
 
 
-def error(status: int, message: str, code: str | None = None, **headers: str) -> Reply:
+def build_error_reply(status: int, message: str, code: str | None = None, **headers: str) -> Reply:
     return Reply({"error": {"message": message, "code": code}}, status, headers)
 
 
@@ -71,7 +71,7 @@ class ChatServer:
 
 
 @contextmanager
-def chatting(says: Callable[[dict[str, Any]], Reply]) -> Iterator[ChatServer]:
+def run_chat_server(says: Callable[[dict[str, Any]], Reply]) -> Iterator[ChatServer]:
     """Run a chat server for as long as the block lasts."""
 
     class Handler(BaseHTTPRequestHandler):

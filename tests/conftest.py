@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 from isolation import user_converters
 from made_once import MadeOnce
-from postgres import new_schema, programs, server
+from postgres import create_schema, find_postgres_programs, run_postgres
 from templates import TOOL_TEMPLATE
 
 # An assistant turn is `<|assistant|>ANSWER<eos>`; the generation markers enclose the tokens with loss.
@@ -149,10 +149,10 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server."""
-    if (binaries := programs()) is None:
+    if (binaries := find_postgres_programs()) is None:
         pytest.skip("no PostgreSQL server is installed (Debian's package `postgresql`)")
     pytest.importorskip("psycopg", reason="psycopg is not installed (the extra `postgres`)")
-    with server(binaries) as url:
+    with run_postgres(binaries) as url:
         yield url
 
 
@@ -161,7 +161,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an annotation store that does not exist yet, in each kind of database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'annotations.db'}"
-    return new_schema(request.getfixturevalue("postgres"), f"t{uuid4().hex}")
+    return create_schema(request.getfixturevalue("postgres"), f"t{uuid4().hex}")
 
 
 def conversations() -> list[dict[str, Any]]:

@@ -34,45 +34,45 @@ class Instruction(NamedTuple):
         return dict(pair.split("=", 1) for pair in self.rest.split())
 
 
-def instructions() -> list[Instruction]:
+def read_instructions() -> list[Instruction]:
     lines = [line for line in DOCKERFILE.read_text().splitlines() if not line.startswith("#")]
     joined = re.sub(r"\s*\\\n\s*", " ", "\n".join(lines))
     return [Instruction(*line.split(maxsplit=1)) for line in joined.splitlines() if line]
 
 
-def last_stage() -> list[Instruction]:
-    parsed = instructions()
+def read_last_stage() -> list[Instruction]:
+    parsed = read_instructions()
     return parsed[max(i for i, instruction in enumerate(parsed) if instruction.word == "FROM") :]
 
 
-def only(word: str) -> Instruction:
+def find_instruction(word: str) -> Instruction:
     """Return the only instruction of the last stage with this word."""
-    (match,) = (instruction for instruction in last_stage() if instruction.word == word)
+    (match,) = (instruction for instruction in read_last_stage() if instruction.word == word)
     return match
 
 
-def environment() -> dict[str, str]:
+def read_image_environment() -> dict[str, str]:
     return {
         name: value
-        for instruction in last_stage()
+        for instruction in read_last_stage()
         if instruction.word == "ENV"
         for name, value in instruction.values.items()
     }
 
 
-def compose() -> dict[str, Any]:
+def read_compose_file() -> dict[str, Any]:
     return yaml.safe_load(COMPOSE.read_text())
 
 
-def manifests() -> list[dict[str, Any]]:
+def read_manifests() -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(KUBERNETES.read_text()))
 
 
-def stateful_set() -> dict[str, Any]:
-    (match,) = (manifest for manifest in manifests() if manifest["kind"] == "StatefulSet")
+def find_stateful_set() -> dict[str, Any]:
+    (match,) = (manifest for manifest in read_manifests() if manifest["kind"] == "StatefulSet")
     return match
 
 
-def program(name: str) -> str | None:
+def find_program(name: str) -> str | None:
     """Return the path of a program: this environment's, also if its folder is not on the PATH, or else the PATH's."""
     return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)

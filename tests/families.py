@@ -76,7 +76,7 @@ class Manner:
                 vocab_size=700, initial_alphabet=alphabet, special_tokens=[*special, *byte_pieces], show_progress=False
             )
             bpe.train_from_iterator(CORPUS, trainer)
-            bpe = without_added(bpe, unknown)
+            bpe = remove_added_tokens(bpe, unknown)
         bpe.add_special_tokens([AddedToken(text, **dict.fromkeys(self.flags, True)) for text in special])
         ordinary_tokens = (*self.words, *([spelling(self.end)] if self.end else []))
         bpe.add_tokens([AddedToken(text, normalized=False, special=False) for text in ordinary_tokens])
@@ -93,7 +93,7 @@ class Manner:
         )
 
 
-def without_added(trained: Tokenizer, unknown: str | None) -> Tokenizer:
+def remove_added_tokens(trained: Tokenizer, unknown: str | None) -> Tokenizer:
     """Remove the tokens that training added, so that byte pieces are ordinary pieces, and set the unknown token."""
     import json
 

@@ -48,7 +48,7 @@ def make_model(folder: Path, architecture: str = "Llama") -> Base:
     return Base(architecture, str(folder), None, model_digest(folder))
 
 
-def source_of(trained: TrainedModel, into: str = DEQUANTISED) -> GgufSource:
+def build_gguf_source(trained: TrainedModel, into: str = DEQUANTISED) -> GgufSource:
     def load() -> Any:
         if into == DEQUANTISED:
             model = load_base(trained.base, "qlora", trained.device, trained.dtype)
@@ -71,7 +71,7 @@ def export_gguf(
     Args:
         bases: the folder of bases that other exports may have written; by default a folder below `root`.
     """
-    source = source_of(trained, into)
+    source = build_gguf_source(trained, into)
     folder = root / "out"
     adapter_folder = root / "plain"
     for path in (folder, adapter_folder):

@@ -23,7 +23,7 @@ KEPT = {
 KEPT_PREFIXES = ("OPENBLAS_", "PIP_", "PYTEST_", "PYTHON", "COVERAGE_")
 
 
-def isolated_variables(environment: Mapping[str, str], home: Path) -> dict[str, str]:
+def build_isolated_environment(environment: Mapping[str, str], home: Path) -> dict[str, str]:
     """Return the variables of a test process: the listed ones of `environment`, `home` as the home folder, and a PATH
     with this interpreter's folder in front, without folders of the user or of `/usr/local`."""
     user_home = Path(environment.get("HOME") or "/nonexistent")
@@ -40,7 +40,7 @@ def isolate_process() -> None:
     """Replace this process's environment by an isolated one. The home folder is deleted when the process ends."""
     home = Path(tempfile.mkdtemp(prefix="align-tests-home-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
-    variables = isolated_variables(os.environ, home)
+    variables = build_isolated_environment(os.environ, home)
     os.environ.clear()
     os.environ.update(variables)
 

@@ -44,7 +44,7 @@ task: [choose, write]
 """
 
 
-def written(folder: Path) -> Path:
+def write_task_folder(folder: Path) -> Path:
     """Write a folder with tasks of each kind, and two groups of two tasks."""
     folder.mkdir()
     things = ("my dog", "the rain", "a good book", "this soup", "the old town", "Über 🙂")

@@ -49,7 +49,7 @@ class Block:
         return self.mark if self.kind == "needs" else None
 
 
-def blocks(page: Path, language: str, section: str = "") -> list[Block]:
+def read_blocks(page: Path, language: str, section: str = "") -> list[Block]:
     """Return the blocks of a language on a page, or in a section of it, in their order."""
     text = page.read_text(encoding="utf-8")
     if section:

@@ -24,18 +24,20 @@ LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["v_proj", "q_proj"], "use_d
 TRAINS = ("sft", "reward", "ppo", "dpo")
 
 
-def digest_of(ref: str) -> str:
+def compute_artifact_digest(ref: str) -> str:
     """Compute the digest that the manifest of the run `stage:name` has for its artifact."""
     return sha256(ref.encode()).hexdigest()
 
 
-def given(root: Path, ref: str, digest: str = "") -> Input:
+def build_run_input(root: Path, ref: str, digest: str = "") -> Input:
     """Build the input by which a later run's manifest names the artifact of a run."""
     stage, _, name = ref.partition(":")
-    return Input(digest or digest_of(ref), ref, str(root / stage / name / "artifact"), stage, name, whole=False)
+    return Input(
+        digest or compute_artifact_digest(ref), ref, str(root / stage / name / "artifact"), stage, name, whole=False
+    )
 
 
-def made(root: Path, ref: str, inputs: Mapping[str, str | Input] | None = None, **known: Any) -> Path:
+def write_run_folder(root: Path, ref: str, inputs: Mapping[str, str | Input] | None = None, **known: Any) -> Path:
     """Write the folder of a run, which is done unless `known` has another status.
 
     Args:
@@ -45,7 +47,10 @@ def made(root: Path, ref: str, inputs: Mapping[str, str | Input] | None = None, 
     stage, _, name = ref.partition(":")
     day = known.pop("day", 0)
     folder = root / stage / name
-    read = {key: given(root, source) if isinstance(source, str) else source for key, source in (inputs or {}).items()}
+    read = {
+        key: build_run_input(root, source) if isinstance(source, str) else source
+        for key, source in (inputs or {}).items()
+    }
     began = BEGAN + timedelta(days=day)
     times = {"started": began.isoformat(), "finished": (began + timedelta(minutes=30)).isoformat()}
     method = {"name": "qlora", "r": 8, "alpha": 16}
@@ -59,7 +64,7 @@ def made(root: Path, ref: str, inputs: Mapping[str, str | Input] | None = None, 
             "inputs": read,
             "base": BASE,
             "status": "done",
-            "digest": digest_of(ref) if stage in TRAINS else "",
+            "digest": compute_artifact_digest(ref) if stage in TRAINS else "",
             "times": times,
             "published": day + 1,
             "hardware": {"device": "cpu", "dtype": "float32"},
@@ -84,25 +89,27 @@ def publish_file(folder: Path, name: str) -> None:
     write_manifest(folder, replace(manifest, outputs={**manifest.outputs, **hashed}))
 
 
-def interval(value: float, low: float, high: float) -> dict[str, float]:
+def build_interval(value: float, low: float, high: float) -> dict[str, float]:
     return {"value": value, "low": low, "high": high, "n": 200}
 
 
-def small(root: Path) -> Path:
+def write_two_policies(root: Path) -> Path:
     """Write the runs of two policies with the same start. The first was evaluated and exported."""
-    made(
+    write_run_folder(
         root, "data:talk", metrics={"root": "r" * 64, "train_rows": 900}, base=None, outputs={"artifact/data.json": "d"}
     )
-    made(
+    write_run_folder(
         root,
         "sft:start",
         {"data": Input("x", "data:talk", details={"root": "r" * 64})},
         metrics={"loss_after": 2.5, "train_rows": 900, "data_root": "t" * 64},
         day=1,
     )
-    made(root, "reward:votes", {"init": "sft:start"}, metrics={"accuracy": interval(0.8, 0.7, 0.9)}, day=2)
+    write_run_folder(
+        root, "reward:votes", {"init": "sft:start"}, metrics={"accuracy": build_interval(0.8, 0.7, 0.9)}, day=2
+    )
     for i, name in enumerate(("first", "second")):
-        made(
+        write_run_folder(
             root,
             f"ppo:{name}",
             {"init": "sft:start", "reward": "reward:votes"},
@@ -110,31 +117,31 @@ def small(root: Path) -> Path:
             metrics={"last_score": 0.5 + i, "last_kl": 3.0, "peak_rss_mb": 700.5},
         )
     part = Input("p" * 64, "reward:gone", stage="reward", name="gone")
-    figures = {"win_rate": interval(0.81, 0.75, 0.87), "kl": 4.5, "judge_is": "gold", "by part/of": {"kl": 2}}
-    made(root, "eval:one", {"artifact": "ppo:first", "part.data": part}, day=6, metrics=figures)
-    made(root, "export:one", {"artifact": "ppo:first"}, day=7, metrics={"kl": 1e-7})
+    figures = {"win_rate": build_interval(0.81, 0.75, 0.87), "kl": 4.5, "judge_is": "gold", "by part/of": {"kl": 2}}
+    write_run_folder(root, "eval:one", {"artifact": "ppo:first", "part.data": part}, day=6, metrics=figures)
+    write_run_folder(root, "export:one", {"artifact": "ppo:first"}, day=7, metrics={"kl": 1e-7})
     return root
 
 
-def records(root: Path, **where: Any) -> list[Record]:
+def query_records(root: Path, **where: Any) -> list[Record]:
     """Query the registry for the records of runs that meet conditions."""
     return query_index(root, lambda index: find_runs(index, where.items(), ["run"], 10_000)[0])
 
 
-def one(root: Path, ref: str) -> Record:
+def find_record(root: Path, ref: str) -> Record:
     """Query the registry for the record of a run."""
     record = query_index(root, lambda index: index.record(ref))
     assert record is not None
     return record
 
 
-def anew(root: Path) -> list[Record]:
+def rebuild_records(root: Path) -> list[Record]:
     """Rebuild the index from the folders and return all its records."""
     with Index(root, rebuild=True) as index:
         return find_runs(index, {}, ["run"], 10_000)[0]
 
 
-def refs(root: Path, where: Mapping[str, Any], *sort: str) -> list[str]:
+def query_refs(root: Path, where: Mapping[str, Any], *sort: str) -> list[str]:
     """Query the registry for the refs of runs that meet conditions."""
     return [
         record["run"]

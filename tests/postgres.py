@@ -13,7 +13,7 @@ from tempfile import mkdtemp
 from sqlalchemy import create_engine
 
 
-def programs() -> Path | None:
+def find_postgres_programs() -> Path | None:
     """Find the folder of the server's programs: the newest version of Debian's package, or else the PATH's. Returns
     None if there is no such folder, or if the user is root, as whom the server refuses to run, and cannot become
     another user."""
@@ -25,7 +25,7 @@ def programs() -> Path | None:
 
 
 @contextmanager
-def server(binaries: Path) -> Iterator[str]:
+def run_postgres(binaries: Path) -> Iterator[str]:
     """Run a server on a socket in a temporary folder, and yield its URL.
 
     Other users cannot reach it: it does not listen on TCP, and only its user can enter the socket's folder. If the user
@@ -51,7 +51,7 @@ def server(binaries: Path) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def new_schema(url: str, name: str) -> str:
+def create_schema(url: str, name: str) -> str:
     """Create an empty schema on a server. Returns its URL, which a program can use like that of an empty database."""
     engine = create_engine(url)
     with engine.begin() as connection:

@@ -83,7 +83,7 @@ class OnCard(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return computed(func, args, kwargs or {})
+        return compute_on_cpu(func, args, kwargs or {})
 
     @property
     def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -151,27 +151,27 @@ class Card(TorchDispatchMode):
     """A mode that creates tensors of the card if the device is `cuda`."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return computed(func, args, kwargs or {})
+        return compute_on_cpu(func, args, kwargs or {})
 
 
-class Renamed(TorchFunctionMode):
+class DeviceReplacement(TorchFunctionMode):
     """A mode that passes the device `INSIDE` to torch's C++ in place of `cuda`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.to, Tensor.new_tensor):
-            args = tuple(renamed(a) for a in args)
+            args = tuple(replace_cuda_device(a) for a in args)
         if func is Tensor.cuda:
             return args[0].to(INSIDE)
-        options = {k: renamed(v) if k == "device" else v for k, v in (kwargs or {}).items()}
+        options = {k: replace_cuda_device(v) if k == "device" else v for k, v in (kwargs or {}).items()}
         return func(*args, **options)
 
 
-def renamed(device: Any) -> Any:
+def replace_cuda_device(device: Any) -> Any:
     """Replace a CUDA device by `INSIDE`, the device that torch's C++ gets for it."""
     return INSIDE if isinstance(device, str | torch.device) and torch.device(device).type == "cuda" else device
 
 
-def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def compute_on_cpu(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run an operation on the CPU tensors of the arguments. The result is on the card if CUDA would leave it there."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     card_tensors = [tensor for tensor in tensors if isinstance(tensor, OnCard)]
@@ -193,11 +193,11 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func is aten._local_scalar_dense.default:
         return out
     if func._schema.is_mutable:
-        return written(func, args, kwargs, out)
+        return restore_argument_tensors(func, args, kwargs, out)
     return tree_map_only(Tensor, OnCard, out) if is_result_on_card else out
 
 
-def written(func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+def restore_argument_tensors(func: Any, args: Any, kwargs: Any, out: Any) -> Any:
     """Return the result of an operation in place, with the argument tensors themselves where it returns them."""
     positions = {a.name: i for i, a in enumerate(func._schema.arguments)}
     values = {
@@ -229,21 +229,21 @@ def refuse_mixed(func: Any, args: Any, given: list[Tensor]) -> None:
         )
 
 
-def on_card(module: Any) -> Any:
+def move_to_card(module: Any) -> Any:
     """Move the weights of a module to the card, in place. Tied weights stay tied."""
     parameters_by_id: dict[int, Any] = {}
     for owner in module.modules():
         for name, tensor in owner._parameters.items():
             if tensor is not None:
                 if id(tensor) not in parameters_by_id:
-                    parameters_by_id[id(tensor)] = parameter_on_card(tensor)
+                    parameters_by_id[id(tensor)] = copy_parameter_to_card(tensor)
                 owner._parameters[name] = parameters_by_id[id(tensor)]
         for name, tensor in owner._buffers.items():
             owner._buffers[name] = None if tensor is None else OnCard(tensor)
     return module
 
 
-def parameter_on_card(given: Any) -> Any:
+def copy_parameter_to_card(given: Any) -> Any:
     """Copy a parameter to the card, with the quantisation state if it is in NF4."""
     values = given.detach().as_subclass(Tensor)
     is_nf4 = isinstance(given, Params4bit)
@@ -256,18 +256,18 @@ def parameter_on_card(given: Any) -> Any:
     return parameter
 
 
-def loaded(load: Any, *args: Any, device_map: Any = None, **options: Any) -> Any:
+def load_model_to_card(load: Any, *args: Any, device_map: Any = None, **options: Any) -> Any:
     """Load a model with transformers on the CPU, then move it to the card. Transformers loads in threads, where the
     modes are not active."""
     output = load(*args, device_map={"": "cpu"}, **options)
     if device_map is None or torch.device(device_map[""]).type == "cpu":
         return output
     model, extras = (output[0], output[1:]) if isinstance(output, tuple) else (output, ())
-    return (on_card(model), *extras) if extras else on_card(model)
+    return (move_to_card(model), *extras) if extras else move_to_card(model)
 
 
 @contextmanager
-def pretended_card() -> Iterator[MutableMapping[str, str]]:
+def simulate_card() -> Iterator[MutableMapping[str, str]]:
     """Simulate a CUDA device for as long as the block lasts. Yields the environment, which is restored at the end."""
     lifts = torch._C._only_lift_cpu_tensors  # pyright: ignore
     set_lifts = torch._C._set_only_lift_cpu_tensors  # pyright: ignore
@@ -311,7 +311,9 @@ def pretended_card() -> Iterator[MutableMapping[str, str]]:
             stack.enter_context(mock.patch.object(torch.cuda.random, name, cuda_functions[name]))
         stack.enter_context(mock.patch.dict(os.environ))
         load = PreTrainedModel.from_pretrained.__func__
-        load_to_card = classmethod(lambda cls, *args, **options: loaded(partial(load, cls), *args, **options))
+        load_to_card = classmethod(
+            lambda cls, *args, **options: load_model_to_card(partial(load, cls), *args, **options)
+        )
         stack.enter_context(mock.patch.object(PreTrainedModel, "from_pretrained", load_to_card))
         stack.callback(set_lifts, lifts())
         set_lifts(True)
@@ -319,5 +321,5 @@ def pretended_card() -> Iterator[MutableMapping[str, str]]:
         torch.__future__.set_swap_module_params_on_conversion(True)  # `.to` changes the class of a parameter
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(Card())
-        stack.enter_context(Renamed())
+        stack.enter_context(DeviceReplacement())
         yield os.environ

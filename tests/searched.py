@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 
-def settle() -> None:
+def stop_wandb() -> None:
     """End the background process of wandb, which still writes files. A later run starts a new one."""
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()
 
 
-def everything_in(folder: Path) -> dict[str, str]:
+def read_all_text(folder: Path) -> dict[str, str]:
     """Read all files below a folder. Returns path → text: the file's bytes and, of SQLite and Parquet, its rows too,
     which may be compressed or split in the bytes."""
     texts = {}

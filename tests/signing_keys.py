@@ -9,14 +9,14 @@ from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import ec
 
 
-class Pair(NamedTuple):
+class KeyPair(NamedTuple):
     """The files of a key pair."""
 
     private: Path
     public: Path
 
 
-def pair(folder: Path, name: str = "key", key: Any = None, word: bytes = b"") -> Pair:
+def write_key_pair(folder: Path, name: str = "key", key: Any = None, word: bytes = b"") -> KeyPair:
     """Write the two files of a key pair.
 
     Args:
@@ -29,4 +29,4 @@ def pair(folder: Path, name: str = "key", key: Any = None, word: bytes = b"") ->
     encryption = form.BestAvailableEncryption(word) if word else form.NoEncryption()
     private.write_bytes(private_key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, encryption))
     public.write_bytes(private_key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo))
-    return Pair(private, public)
+    return KeyPair(private, public)

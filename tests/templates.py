@@ -214,7 +214,7 @@ TOOL_TEMPLATE = (
 )
 
 
-def trained_texts(tokenizer: Any, conversation: Conversation) -> list[str]:
+def decode_trained_spans(tokenizer: Any, conversation: Conversation) -> list[str]:
     """Decode each span of tokens that have a loss."""
     encoded = encode_conversation(tokenizer, conversation)
     spans: list[list[int]] = []

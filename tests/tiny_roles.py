@@ -30,7 +30,7 @@ PROMPTS = [[1, 40, 41, 42, 43, 44, 45], [1, 50], [1, 60, 61, 62], [1, 50, 51], [
 
 
 @dataclass(frozen=True)
-class AsItStands:
+class UnchangedModelActor:
     """An actor that uses a model with the adapters that are active on it."""
 
     model: Any
@@ -80,20 +80,20 @@ def make_world(folder: Path, tiny_model: Path, tokenizer: Any) -> World:
     for path, classifier in ((world.init, False), (world.reward, True)):
         model = load_classifier(world.base, "qlora", CPU, FP32) if classifier else world.load()
         model = add_new_adapter(model, Lora(4, 8), classifier=classifier)
-        shake(model)
+        add_noise(model)
         save_adapter(model, path, world.base)
     return world
 
 
 @torch.no_grad()
-def shake(model: Any, size: float = 0.1) -> None:
+def add_noise(model: Any, size: float = 0.1) -> None:
     """Add noise to all trainable parameters."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.add_(size * torch.randn(parameter.shape))
 
 
-def ragged_rollout(rows: int = 6, seed: int = 0, prompt_width: int = 5, width: int = 7) -> Rollout:
+def build_ragged_rollout(rows: int = 6, seed: int = 0, prompt_width: int = 5, width: int = 7) -> Rollout:
     """Build a rollout of random tokens, with prompts of 1 to `prompt_width` and responses of 1 to `width` tokens. At
     least one row has the longest prompt, and at least one the longest response."""
     generator = torch.Generator().manual_seed(seed)

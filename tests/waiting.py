@@ -9,7 +9,7 @@ SOON_S = 600.0
 """A deadline that only a fault can exceed, even on a busy machine."""
 
 
-def settles(look: Callable[[], object], within_s: float = SOON_S) -> bool:
+def becomes_true(look: Callable[[], object], within_s: float = SOON_S) -> bool:
     """Return whether a condition becomes true before a deadline."""
     deadline = time.monotonic() + within_s
     while not look():

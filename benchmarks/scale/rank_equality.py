@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "e2e")]
 
 import torch  # noqa: E402
-from processes import Forks, forking  # noqa: E402  # pyright: ignore[reportMissingImports]
+from processes import Forks, run_fork_server  # noqa: E402  # pyright: ignore[reportMissingImports]
 from ranked import started  # noqa: E402  # pyright: ignore[reportMissingImports]
 from safetensors.torch import load_file  # noqa: E402
 
@@ -77,7 +77,7 @@ def write_data(folder: Path) -> None:
 
 def run_to_end(forks: Forks, folder: Path, arguments: Sequence[str], world: int) -> None:
     for child in started(forks, folder, *arguments, world=world):
-        result = child.ended()
+        result = child.wait()
         if result.status:
             raise SystemExit(f"{' '.join(arguments)} on {world}: {result}")
 
@@ -89,12 +89,12 @@ def run_and_kill(
     children = started(forks, folder, *arguments, world=2)
     while not metrics.exists() or len(read_rows(metrics)) < step:
         if children[0].poll() is not None:
-            raise SystemExit(f"ended before it was killed: {children[0].ended()}")
+            raise SystemExit(f"ended before it was killed: {children[0].wait()}")
         time.sleep(0.01)
     time.sleep(wait_s)
     os.kill(children[rank].pid, signal.SIGKILL)
-    survivor = children[1 - rank].ended(EXIT_TIMEOUT_S)
-    children[rank].ended()
+    survivor = children[1 - rank].wait(EXIT_TIMEOUT_S)
+    children[rank].wait()
     return f"status {survivor.status}"
 
 
@@ -156,7 +156,7 @@ def compare_cases(cases: Sequence[str], kills: int, folder: Path) -> dict[str, A
     def locate_run(case: str, name: str) -> Path:
         return folder / "runs" / case.partition("-")[0] / f"{case}-{name}"
 
-    with forking() as forks:
+    with run_fork_server() as forks:
         for case in add_required_cases(cases):
             for name, world in (("one", 1), ("two", 2)):
                 run_to_end(forks, folder, build_arguments(case, name), world)

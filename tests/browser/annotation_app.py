@@ -57,7 +57,7 @@ def fill(store: Store, answers: Sequence[Sequence[str]], **settings: Any) -> Non
     configure(store, "p", settings)
 
 
-def until(page: Any, text: str) -> None:
+def wait_for_status(page: Any, text: str) -> None:
     """Wait until the status line has this text. A failure shows its text and the page's."""
     try:
         page.wait_for_function("text => document.querySelector('#said').textContent.includes(text)", arg=text)
@@ -66,18 +66,18 @@ def until(page: Any, text: str) -> None:
         raise AssertionError(f"no {text!r} on the page: {texts}") from error
 
 
-def question(page: Any) -> str:
+def read_question(page: Any) -> str:
     return re.search(r"Question \d+", page.inner_text(".prompt"))[0]
 
 
-def next_one(page: Any, before: str) -> None:
+def wait_for_next_item(page: Any, before: str) -> None:
     """Wait until the page shows another item, or no item."""
     page.wait_for_function(
         "before => !document.querySelector('.prompt')?.textContent.includes(before + '?')", arg=before
     )
 
 
-def send(page: Any) -> None:
-    before = question(page)
+def send_vote(page: Any) -> None:
+    before = read_question(page)
     page.keyboard.press("Enter")
-    next_one(page, before)
+    wait_for_next_item(page, before)

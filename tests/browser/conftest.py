@@ -47,7 +47,7 @@ def page(browser: Any) -> Iterator[Any]:
     context.close()
 
 
-def behind_another(app: Any, instead: dict[str, tuple[int, str]]) -> Any:
+def wrap_in_proxy(app: Any, instead: dict[str, tuple[int, str]]) -> Any:
     """Wrap an ASGI application: the paths of `instead` get these responses, as of a proxy that cannot reach it."""
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
@@ -84,7 +84,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., App]]:
         authenticator = AccountAuthenticator(user_accounts, f"align_session_{port}") if accounts else authenticator
         app = build_app(store, authenticator, [f"http://127.0.0.1:{port}"])
         instead: dict[str, tuple[int, str]] = {}
-        proxied_app = behind_another(app, instead)
+        proxied_app = wrap_in_proxy(app, instead)
         server = uvicorn.Server(uvicorn.Config(proxied_app, host="127.0.0.1", port=port, log_level="error", ws="none"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blind import NAMES, PASSWORD, evaluation, serving, store_of
+from blind import NAMES, PASSWORD, open_vote_store, serve_annotation_app, write_blind_evaluation
 from free_ports import pick_free_port
 from json_lines import write_rows
 
@@ -67,7 +67,7 @@ class Person:
         return True
 
 
-def run_align(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
+def run_and_capture(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
     assert main(arguments) == 0
     stdout = capsys.readouterr().out
     return Path(stdout.strip().splitlines()[-1]), stdout
@@ -77,13 +77,13 @@ def test_forty_blind_votes_are_the_win_rate_that_they_say(
     browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gold = [{"prompt": f"Question 9{i}?", "answers": ["Right!", "Wrong."], "expected": [[0], [1]]} for i in range(3)]
-    arguments = [*evaluation(tmp_path, items=34), "stage.votes=40"]
+    arguments = [*write_blind_evaluation(tmp_path, items=34), "stage.votes=40"]
     arguments += [f"stage.gold={write_rows(tmp_path / 'gold.jsonl', gold)}"]
-    first, stdout = run_align(arguments, capsys)
+    first, stdout = run_and_capture(arguments, capsys)
     project = re.search(r"stage=annotate project=(\S+)", stdout)[1]  # pyright: ignore
     port = pick_free_port()
     lost_questions = {f"Question {i}" for i in range(9)}
-    with store_of(tmp_path) as store, serving(store, port) as accounts:
+    with open_vote_store(tmp_path) as store, serve_annotation_app(store, port) as accounts:
         links = [f"http://127.0.0.1:{port}/invite?token={accounts.invite(project, 'annotator')}" for _ in range(2)]
         people = [Person(browser, link, name) for link, name in zip(links, ("ann", "bob"), strict=True)]
         for _ in range(60):
@@ -98,7 +98,7 @@ def test_forty_blind_votes_are_the_win_rate_that_they_say(
     assert len({vote.annotator for vote in work}) == 2
     assert sum(person.left.total() for person in people) == len(rankings)
 
-    second, stdout = run_align(arguments, capsys)
+    second, stdout = run_and_capture(arguments, capsys)
     assert "people: 40 of 40 votes on 34 pairs, by 2 people" in stdout
     task = json.loads((second / "artifact" / "results.json").read_text())["tasks"]["chat"]
     assert task["against"]["okapi"]["win_rate"]["value"] == pytest.approx(25 / 34)

@@ -12,26 +12,26 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "e2e"))
-from processes import Forks, forking
-from serving import Server, adapters, serving
-from waiting import settles
+from processes import Forks, run_fork_server
+from serving import Server, run_serve_stage, write_adapters
+from waiting import becomes_true
 
 
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Forks]:
-    with forking() as forks:
+    with run_fork_server() as forks:
         yield forks
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return adapters(tmp_path_factory.mktemp("chat"), "one", "two")
+    return write_adapters(tmp_path_factory.mktemp("chat"), "one", "two")
 
 
 @pytest.fixture(scope="module")
 def server(forks: Forks, folder: Path) -> Iterator[Server]:
     names = f"{{one: {folder / 'one'}, two: {folder / 'two'}, mix: {{one: 0.9, two: 0.1}}}}"
-    with serving(forks, folder, "model=pocket", "method=lora", f"stage.adapters={names}") as server:
+    with run_serve_stage(forks, folder, "model=pocket", "method=lora", f"stage.adapters={names}") as server:
         yield server
 
 
@@ -50,7 +50,7 @@ def wait_until(page: Any, expression: str) -> None:
 
     Playwright's own `wait_for_function` evaluates text in the page, which the page's policy forbids.
     """
-    assert settles(lambda: page.evaluate(expression)), (expression, page.inner_text("body"))
+    assert becomes_true(lambda: page.evaluate(expression)), (expression, page.inner_text("body"))
 
 
 def open_chat(page: Any, server: Server) -> Any:
@@ -94,10 +94,10 @@ def test_somebody_asks_and_is_answered_by_the_model_that_they_chose(page: Any, s
     assert page.inner_text(".turn.user .text") == "Hello <b>there</b>"
     assert page.inner_text(".turn.assistant .text").strip()
     assert models["one"]["adapter"][:12] in page.inner_text(".turn.assistant footer")
-    assert settles(lambda: len(server.log) == 1)  # the line is written after the answer was sent
+    assert becomes_true(lambda: len(server.log) == 1)  # the line is written after the answer was sent
     ask_question(page, "And?")
     wait_until(page, "document.querySelectorAll('.turn.assistant footer')[1].innerText.includes('tokens')")
-    assert settles(lambda: len(server.log) == 2)
+    assert becomes_true(lambda: len(server.log) == 2)
     first, second = server.log
     assert second["prompt_tokens"] > first["prompt_tokens"]  # the chat so far was sent
     page.click("#clear")
@@ -164,7 +164,7 @@ def test_a_chat_outlives_a_reload_and_is_this_tabs_alone(browser: Any, page: Any
     footers = page.locator(".turn.assistant footer").all_text_contents()
     assert footers[1].endswith("stopped")
     assert footers[0] in turn_texts[1]
-    assert settles(lambda: server.stat("align_requests_running") == 0)
+    assert becomes_true(lambda: server.stat("align_requests_running") == 0)
     second_context = browser.new_context()
     assert open_chat(second_context.new_page(), server).locator(".turn").count() == 0
     second_context.close()
@@ -200,8 +200,8 @@ def test_stop_ends_the_answer_and_the_work_for_it(page: Any, server: Server, err
     page.click("#stop")
     wait_until(page, "document.querySelector('#said').textContent === 'Stopped.'")
     assert page.is_visible("#send")
-    assert settles(lambda: server.stat("align_requests_running") == 0)
-    assert settles(lambda: server.log[-1]["status"] == 499)
+    assert becomes_true(lambda: server.stat("align_requests_running") == 0)
+    assert becomes_true(lambda: server.log[-1]["status"] == 499)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -229,7 +229,7 @@ def test_on_every_screen_and_in_the_dark(browser: Any, server: Server, scheme: s
 def test_a_server_with_keys_asks_for_one(page: Any, forks: Forks, folder: Path):
     completed = forks.run(folder, "stage=serve", "stage.action=key", "stage.keys=keys.json", "stage.tenant=ann")
     (key,) = re.findall(r"al-[\w-]+", completed.out)
-    with serving(forks, folder, "model=pocket", "stage.keys=keys.json", name="keyed") as server:
+    with run_serve_stage(forks, folder, "model=pocket", "stage.keys=keys.json", name="keyed") as server:
         page.goto(server.url)
         page.wait_for_selector("#door:not([hidden])")
         for entered_key in ("al-wrong", key):
@@ -255,11 +255,11 @@ def test_a_server_with_keys_asks_for_one(page: Any, forks: Forks, folder: Path):
         completed = forks.run(folder, "stage=serve", "stage.action=key", "stage.keys=keys.json", "stage.tenant=bo")
         (second_key,) = re.findall(r"al-[\w-]+", completed.out)
         page.fill("#key", second_key)
-        assert settles(lambda: server.get("/v1/models", Authorization=f"Bearer {second_key}")[0] == 200)
+        assert becomes_true(lambda: server.get("/v1/models", Authorization=f"Bearer {second_key}")[0] == 200)
         page.press("#key", "Enter")
         wait_until(page, "document.querySelector('#door').hidden")
         assert page.locator(".turn").count() == 0  # turns of one key's owner are not sent with another key
         ask_question(page, "Hello again")
         wait_until(page, "document.querySelector('#stop').hidden")
-        assert settles(lambda: server.log[-1]["tenant"] == "bo")
+        assert becomes_true(lambda: server.log[-1]["tenant"] == "bo")
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]

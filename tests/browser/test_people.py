@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from annotation_app import LOST, until
+from annotation_app import LOST, wait_for_status
 from test_report_pages import ground_and_drawn
 
 from align.annotate.store import Judgement
@@ -231,10 +231,10 @@ def test_who_logs_in_after_another_sends_nothing_of_theirs(serve, page):
     app.instead["/api/vote"] = LOST
     page.keyboard.press("1")
     page.keyboard.press("Enter")
-    until(page, "does not answer")
+    wait_for_status(page, "does not answer")
     del app.instead["/api/vote"]
     page.context.clear_cookies()
-    until(page, "log in again")
+    wait_for_status(page, "log in again")
     accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'annotator')}", "bob")
     judge(page, 1)
     assert [vote.annotator for vote in app.votes] == [app.store.pseudonym("p", "bob")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from annotation_app import next_one, question, send, until
+from annotation_app import read_question, send_vote, wait_for_next_item, wait_for_status
 
 from align.annotate.store import publish_guidelines
 
@@ -26,7 +26,7 @@ def test_twenty_items_by_keyboard_alone(serve, page):
         else:
             for text in answer_texts:  # the focus moves to the next answer by itself
                 page.keyboard.press(str(order[text] + 1))
-        send(page)
+        send_vote(page)
     assert "Nothing is left" in page.inner_text("#align-app")
     votes = app.votes
     assert len(votes) == 20
@@ -77,13 +77,13 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(serve, browser, scheme):
     page = app.open(context.new_page())
     for _ in range(2):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        previous_question = question(page)
+        previous_question = read_question(page)
         if page.locator("input[name=strength]").count():
             page.locator("input[name=strength][value='-2']").tap()
         else:
             page.get_by_role("button", name="All bad").tap()
         page.get_by_role("button", name="Send").tap()
-        next_one(page, previous_question)
+        wait_for_next_item(page, previous_question)
     context.close()
     assert sorted((vote.quality, vote.strength) for vote in app.votes) == [("", 2), ("bad", None)]
 
@@ -94,23 +94,23 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(serve, browser, scheme):
 def test_good_bad_skip_and_undo(serve, page):
     app = serve(PAIRS)
     app.open(page)
-    first = question(page)
+    first = read_question(page)
     page.keyboard.press("g")
-    send(page)
+    send_vote(page)
     page.keyboard.press("s")
     page.keyboard.press("2")
-    until(page, "Saved")
+    wait_for_status(page, "Saved")
     assert [(vote.quality, len(vote.tiers)) for vote in app.votes] == [("good", 1)]
     assert [vote.skipped for vote in app.store.skips("p")] == ["language"]
     page.wait_for_selector("text=Answer A")
     page.keyboard.press("u")
-    until(page, "Taken back")
+    wait_for_status(page, "Taken back")
     page.keyboard.press("u")
     page.wait_for_function("first => document.querySelector('.prompt').textContent.includes(first)", arg=first)
     assert page.get_by_role("button", name="Both good").get_attribute("aria-pressed") == "true"  # as in the vote
     assert app.votes == app.store.skips("p") == []
     page.keyboard.press("5")
-    send(page)
+    send_vote(page)
     (vote,) = app.votes
     assert (vote.quality, vote.strength, vote.tiers[0]) == ("", 1, (vote.display_order[1],))
     app.store.verify()
@@ -121,14 +121,14 @@ def test_undo_after_a_reload_and_a_key_that_is_held_takes_one_back(serve, page):
     app.open(page)
     for _ in range(2):
         page.keyboard.press("2")
-        send(page)
+        send_vote(page)
     page.reload()
     page.wait_for_selector("#align-app form")
     page.keyboard.down("u")
     for _ in range(5):
         page.keyboard.down("u")  # a held key repeats
     page.keyboard.up("u")
-    until(page, "Taken back")
+    wait_for_status(page, "Taken back")
     page.wait_for_timeout(500)
     assert len(app.votes) == 1
 
@@ -152,7 +152,7 @@ def test_a_ranking_after_all_good_begins_anew(serve, page):
     page.keyboard.press("g")
     page.keyboard.press("1")
     page.keyboard.press("Enter")
-    until(page, "Judge every answer first")
+    wait_for_status(page, "Judge every answer first")
     assert app.votes == []
     page.keyboard.press("2")
     page.keyboard.press("3")
@@ -170,7 +170,7 @@ def test_nothing_is_sent_before_all_is_judged(serve, page):
     app.open(page)
     page.keyboard.press("1")
     page.keyboard.press("Enter")
-    until(page, "Judge every answer first")
+    wait_for_status(page, "Judge every answer first")
     assert app.votes == []
 
 
@@ -180,7 +180,7 @@ def test_a_reload_loses_nothing_that_was_said(serve, page):
     page.keyboard.press("2")
     page.keyboard.press("r")
     page.keyboard.type("half a sentence")
-    until(page, "Draft saved")
+    wait_for_status(page, "Draft saved")
     page.reload()
     page.wait_for_selector("#align-rationale")
     assert page.input_value("#align-rationale") == "half a sentence"
@@ -196,9 +196,9 @@ def test_half_a_character_is_no_reason_to_lose_a_vote(serve, page):
         "t => { const f = document.activeElement; f.value = t; f.dispatchEvent(new Event('input')); }",
         "cut \ud83d ok \U0001f600",
     )
-    previous_question = question(page)
+    previous_question = read_question(page)
     page.keyboard.press("Control+Enter")
-    next_one(page, previous_question)
+    wait_for_next_item(page, previous_question)
     assert [vote.rationale for vote in app.votes] == ["cut \ufffd ok \U0001f600"]
 
 
@@ -209,9 +209,9 @@ def test_keys_in_a_text_field_are_text(serve, page):
     page.keyboard.press("r")
     page.keyboard.type("gsu17")
     assert page.input_value("#align-rationale") == "gsu17"
-    previous_question = question(page)
+    previous_question = read_question(page)
     page.keyboard.press("Control+Enter")
-    next_one(page, previous_question)
+    wait_for_next_item(page, previous_question)
     assert [(vote.rationale, vote.strength) for vote in app.votes] == [("gsu17", 2)]
 
 
@@ -244,9 +244,9 @@ def test_enter_sends_after_a_click_and_does_not_press_the_button_again(serve, pa
     page.locator("[data-answer='1'] [data-flag]").click()
     page.locator("[data-quality=bad]").click()
     assert page.evaluate("document.activeElement.dataset.answer") == "1"  # the card that was clicked
-    previous_question = question(page)
+    previous_question = read_question(page)
     page.keyboard.press("Enter")
-    next_one(page, previous_question)
+    wait_for_next_item(page, previous_question)
     (vote,) = app.votes
     assert (vote.quality, vote.flagged) == ("bad", (vote.display_order[1],))
     page.locator("[data-quality=good]").focus()
@@ -260,7 +260,7 @@ def test_what_the_page_says_is_on_the_screen(serve, page, width, height):
     page.set_viewport_size({"width": width, "height": height})
     app.open(page)
     page.keyboard.press("Enter")
-    until(page, "Judge every answer first")
+    wait_for_status(page, "Judge every answer first")
     box = page.locator("#said").bounding_box()
     assert box["y"] >= 0
     assert box["y"] + box["height"] <= height + 1
@@ -287,9 +287,9 @@ def test_a_browser_that_keeps_nothing_still_sends(serve, page, broken):
     page.keyboard.press("2")
     if broken == "setItem":
         page.wait_for_function("document.querySelector('#said').textContent.includes('no room')")
-    previous_question = question(page)
+    previous_question = read_question(page)
     page.keyboard.press("Enter")
-    next_one(page, previous_question)
+    wait_for_next_item(page, previous_question)
     assert [vote.strength for vote in app.votes] == [2]
     assert app.errors == []
 
@@ -299,12 +299,12 @@ def test_an_item_that_was_judged_in_another_window_is_said_to_be(serve, page):
     app.open(page)
     other_page = app.open(page.context.new_page())
     other_page.keyboard.press("1")
-    previous_question = question(other_page)
+    previous_question = read_question(other_page)
     other_page.keyboard.press("Enter")
-    next_one(other_page, previous_question)
+    wait_for_next_item(other_page, previous_question)
     page.keyboard.press("r")
     page.keyboard.type("my reasons")
-    until(page, "You judged this item in another window")
+    wait_for_status(page, "You judged this item in another window")
     page.keyboard.press("Escape")
     page.keyboard.press("3")
     page.keyboard.press("Enter")
@@ -318,14 +318,14 @@ def test_an_item_that_was_judged_in_another_window_is_said_to_be(serve, page):
 def test_a_page_that_is_opened_anew_can_take_back_what_was_said_before(serve, page):
     app = serve(PAIRS)
     app.open(page)
-    first = question(page)
+    first = read_question(page)
     page.keyboard.press("1")
     page.keyboard.press("Enter")
-    next_one(page, first)
+    wait_for_next_item(page, first)
     new_page = app.open(page.context.new_page())
     new_page.keyboard.press("u")
-    until(new_page, "Taken back")
-    assert question(new_page) == first
+    wait_for_status(new_page, "Taken back")
+    assert read_question(new_page) == first
     assert app.votes == []
 
 
@@ -352,9 +352,9 @@ def test_keys_of_one_letter_can_be_turned_off(serve, page):
         page.keyboard.press(key)
     assert page.locator("dialog[open], input:checked").count() == 0
     page.check("input[name=strength][value='-1']")
-    previous_question = question(page)
+    previous_question = read_question(page)
     page.keyboard.press("Control+Enter")
-    next_one(page, previous_question)
+    wait_for_next_item(page, previous_question)
     assert [vote.strength for vote in app.votes] == [1]
     page.click("button:has-text('Keys')")
     page.check("#align-letters")

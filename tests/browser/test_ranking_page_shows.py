@@ -6,7 +6,7 @@ import os
 import shutil
 
 import pytest
-from annotation_app import question, send
+from annotation_app import read_question, send_vote
 
 from align.annotate.store import publish_guidelines
 from align.annotate.web.templating import STATIC
@@ -100,7 +100,7 @@ def test_what_a_model_wrote_does_nothing(serve, page):
         }
         assert set(tag_names) <= allowed_names
         page.keyboard.press("4")
-        send(page)
+        send_vote(page)
     assert len(app.votes) == len(PAYLOADS)
     assert [url for url in app.requests if not url.startswith((app.url, "data:", "blob:"))] == []
     assert app.errors == []
@@ -146,7 +146,7 @@ def test_axe_finds_nothing_wrong(serve, browser):
     check("guidelines, before the first item")
     page.keyboard.press("Escape")
     for _ in range(2):
-        check(question(page))
+        check(read_question(page))
         page.keyboard.press("x")
         for key, page_part in (("h", "guidelines"), ("s", "reasons"), ("?", "keys")):
             page.keyboard.press(key)
@@ -154,7 +154,7 @@ def test_axe_finds_nothing_wrong(serve, browser):
             page.keyboard.press("Escape")
         page.keyboard.press("g")
         check("judged")
-        send(page)
+        send_vote(page)
     check("the end")
     context.close()
     assert len(app.votes) == 2

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from free_ports import pick_free_port
-from portfolio import digest_of, made, small
+from portfolio import compute_artifact_digest, write_run_folder, write_two_policies
 
 from align.__main__ import main
 from align.core.chain import ChainHead
@@ -40,7 +40,7 @@ VIEWS = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path) -> Path:
-    root = small(tmp_path_factory.mktemp("registry") / "runs")
+    root = write_two_policies(tmp_path_factory.mktemp("registry") / "runs")
     line = ["stage=sft", "model=hub", f"model.path={tiny_model}", "data=jsonl", f"data.path={chats}", "device=cpu"]
     short_run = [
         "data.held_out=0.25",
@@ -50,10 +50,13 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path
         "stage.log_every=1",
     ]
     assert main([*line, *short_run, f"run.root={root}", "run.name=real"]) == 0
-    made(root, "ppo:bad", POLICY, status="failed", error=f"stage.lr=3.0: {HOSTILE}", digest="", day=8)
-    first = AliasTarget("ppo:first", digest_of("ppo:first"))
+    write_run_folder(root, "ppo:bad", POLICY, status="failed", error=f"stage.lr=3.0: {HOSTILE}", digest="", day=8)
+    first = AliasTarget("ppo:first", compute_artifact_digest("ppo:first"))
     append_change(root, "production", [first], who="ann", why="the first one", replaces=0)
-    both = [AliasTarget(first.ref, first.digest, 9.0), AliasTarget("ppo:second", digest_of("ppo:second"), 1.0)]
+    both = [
+        AliasTarget(first.ref, first.digest, 9.0),
+        AliasTarget("ppo:second", compute_artifact_digest("ppo:second"), 1.0),
+    ]
     append_change(root, "production", both, who="bob", why="a tenth, for a week", replaces=1)
     return root
 
@@ -206,7 +209,7 @@ def test_a_run_is_live_while_it_trains(page: Any, url: str, root: Path, monkeypa
     import align.registry.page.views as run_page
 
     monkeypatch.setattr(run_page, "LIVE_S", 1)
-    folder = made(root, "ppo:live", POLICY, status="running", day=9, digest="")
+    folder = write_run_folder(root, "ppo:live", POLICY, status="running", day=9, digest="")
     lock = os.open(folder, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)  # as a run locks its folder
     try:
@@ -220,7 +223,7 @@ def test_a_run_is_live_while_it_trains(page: Any, url: str, root: Path, monkeypa
         assert "to 0.5 at update 5" in page.locator("figure.plot img").first.get_attribute("alt")
     finally:
         os.close(lock)
-    made(root, "ppo:live", POLICY, status="failed", error="no more", day=9, digest="")
+    write_run_folder(root, "ppo:live", POLICY, status="failed", error="no more", day=9, digest="")
     page.wait_for_selector(".verdict.failed")
     page.wait_for_function("() => document.querySelector('.told .status').innerText === 'failed'")
 

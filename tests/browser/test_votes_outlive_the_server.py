@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotation_app import LOST, fill, until
+from annotation_app import LOST, fill, wait_for_status
 from free_ports import pick_free_port
 from sqlalchemy import event
 
@@ -60,7 +60,7 @@ def test_killed_in_the_middle_it_loses_nothing_and_the_page_goes_on(page: Any, t
     server.wait()
     page.keyboard.press("6")
     page.keyboard.press("Enter")
-    until(page, "does not answer")
+    wait_for_status(page, "does not answer")
     server, second_link = start(root, port)
     assert second_link == link  # the page's key still opens
     page.wait_for_function("document.querySelector('#said').textContent.includes('Saved')", timeout=60_000)
@@ -97,7 +97,7 @@ def test_an_answer_that_is_not_the_servers_loses_nothing(serve: Any, page: Any, 
     app.instead["/api/vote"] = answer
     page.keyboard.press("6")
     page.keyboard.press("Enter")
-    until(page, "does not answer")
+    wait_for_status(page, "does not answer")
     del app.instead["/api/vote"]
     page.wait_for_selector("text=Nothing is left")
     assert [vote.strength for vote in app.votes] == [2]
@@ -109,7 +109,7 @@ def test_words_written_while_the_server_was_away_outlive_a_reload(serve: Any, pa
     app.instead["/api/draft"] = LOST
     page.keyboard.press("w")
     page.keyboard.type("a long answer of my own")
-    until(page, "does not answer")
+    wait_for_status(page, "does not answer")
     page.reload()
     page.wait_for_selector("#align-demonstration")
     assert page.input_value("#align-demonstration") == "a long answer of my own"
@@ -149,7 +149,7 @@ def test_a_full_disk_is_said_to_the_annotator_and_the_vote_is_taken_once_there_i
     page.evaluate("document.activeElement.value = 'because '.repeat(2400)")
     page.keyboard.type("x")
     page.keyboard.press("Escape")
-    until(page, "disk is full")
+    wait_for_status(page, "disk is full")
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     page.wait_for_timeout(2000)

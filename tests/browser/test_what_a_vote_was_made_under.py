@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from annotation_app import LOST, question, send
+from annotation_app import LOST, read_question, send_vote
 
 from align.annotate.store import Judgement, configure, publish_guidelines
 from align.annotate.store.projects import read_settings_version
@@ -38,7 +38,7 @@ def test_an_attribute_that_is_removed_makes_no_vote_unsendable(serve, page):
     assert page.get_by_label("helpful").count() == 0  # the next item has the new attributes
     page.get_by_label("honest").first.select_option("3")
     page.keyboard.press("1")
-    send(page)
+    send_vote(page)
     assert (list(app.votes[1].ratings.values()), app.votes[1].project_version) == ([{"honest": 3}], read_version(app))
     assert page.locator("text=Not taken by the server").count() == 0
     assert app.errors == []
@@ -51,7 +51,7 @@ def test_a_draft_with_a_rating_that_nobody_asks_for_any_more_can_be_sent(serve, 
     rate_all(page, "5")
     page.keyboard.press("1")
     if how == "undo":
-        send(page)
+        send_vote(page)
     configure(app.store, "p", {"attributes": ["honest"]})
     if how == "undo":
         page.keyboard.press("u")
@@ -60,7 +60,7 @@ def test_a_draft_with_a_rating_that_nobody_asks_for_any_more_can_be_sent(serve, 
         page.reload()
         page.wait_for_selector("#align-app form")
     page.keyboard.press("2")
-    send(page)
+    send_vote(page)
     [vote] = app.votes
     assert (vote.strength, vote.ratings, vote.project_version) == (2, {}, read_version(app))
     assert page.locator("text=Not taken by the server").count() == 0
@@ -72,7 +72,7 @@ def test_a_vote_names_the_guidelines_that_its_author_had_and_new_ones_are_shown(
     app.open(page)
     page.keyboard.press("Escape")
     page.keyboard.press("1")
-    send(page)  # the next item is on the screen
+    send_vote(page)  # the next item is on the screen
     publish_guidelines(app.store, "p", "# Be fair")
     page.keyboard.press("1")
     page.keyboard.press("Enter")
@@ -80,7 +80,7 @@ def test_a_vote_names_the_guidelines_that_its_author_had_and_new_ones_are_shown(
     assert "Be fair" in page.inner_text("dialog[open]")
     page.keyboard.press("Escape")
     page.keyboard.press("1")
-    send(page)
+    send_vote(page)
     assert [vote.guideline_version for vote in app.votes] == ["1", "1", "2"]
     publish_guidelines(app.store, "p", "# Be quick")
     page.reload()  # the item was given under version 2, and is judged under 3
@@ -111,7 +111,7 @@ def test_whoever_never_saw_the_guidelines_reads_them_before_the_first_item(serve
     page.wait_for_timeout(3000)
     page.keyboard.press("Escape")
     page.keyboard.press("1")
-    send(page)
+    send_vote(page)
     assert page.locator("dialog[open]").count() == 0
     assert app.votes[0].guideline_version == "1"
     assert app.votes[0].seconds < 3  # the time to read guidelines does not count
@@ -131,11 +131,11 @@ def test_guidelines_that_do_not_arrive_are_waited_for(serve, page):
     page.keyboard.press("Escape")
     publish_guidelines(app.store, "p", "# Be fair")
     app.instead["/api/guidelines"] = LOST
-    first_question = question(page)
+    first_question = read_question(page)
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
-    assert question(page) == first_question  # no item is judged before its rules arrive
+    assert read_question(page) == first_question  # no item is judged before its rules arrive
     del app.instead["/api/guidelines"]
     page.wait_for_selector("dialog[open] h2:has-text('The guidelines have changed')")
     assert len(app.votes) == 1

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from annotation_app import question, send
+from annotation_app import read_question, send_vote
 
 from align.annotate.web.markup import MAX_NESTING
 
@@ -64,7 +64,7 @@ def test_no_character_is_swallowed_or_clipped(serve: Any, page: Any, width: int)
     page.set_viewport_size({"width": width, "height": 900})
     app.open(page)
     for _ in ANSWERS:
-        answer = ANSWERS[int(question(page).split()[1])]
+        answer = ANSWERS[int(read_question(page).split()[1])]
         texts = page.locator(".answer .text")
         index = next(i for i in range(2) if texts.nth(i).inner_text().strip() != "no")
         assert strip_marks(texts.nth(index).inner_text()) == strip_marks(answer)
@@ -74,21 +74,21 @@ def test_no_character_is_swallowed_or_clipped(serve: Any, page: Any, width: int)
         assert texts.evaluate_all(CLIPPED) == [], answer[:60]
         page.keyboard.press("v")
         page.keyboard.press("4")
-        send(page)
+        send_vote(page)
     assert app.errors == []
 
 
 def test_as_written_is_remembered_and_holds_for_every_text(serve: Any, page: Any) -> None:
     app = serve([("**a** 1", "1. b"), ("**c**", "d")])
     app.open(page)
-    assert page.locator(".answer strong").count() == 1 or question(page) == "Question 1"
+    assert page.locator(".answer strong").count() == 1 or read_question(page) == "Question 1"
     button = page.get_by_role("button", name="As written")
     assert button.get_attribute("aria-pressed") == "false"
     button.click()
     assert page.locator(".text").count() == page.locator(".text > pre:only-child").count() == 4
     assert button.get_attribute("aria-pressed") == "true"
     page.keyboard.press("4")  # after the click, keys still judge answers
-    send(page)
+    send_vote(page)
     assert page.locator(".text > pre").count() == 4
     page.reload()
     page.wait_for_selector(".answer")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from pages import PAGES, ROOT, blocks
+from pages import PAGES, ROOT, read_blocks
 
 from align.__main__ import compose_config, find_stages, main
 from align.cli.batch import split_line
@@ -27,7 +27,7 @@ def collect_commands() -> list[tuple[str, str]]:
     """Return (page, line) for every `python -m align …` line in a bash block."""
     page_lines = []
     for page in PAGES:
-        for block in blocks(page, "bash"):
+        for block in read_blocks(page, "bash"):
             page_lines += [(page.name, line) for line in block.text.splitlines() if line.startswith("python -m align ")]
     return page_lines
 
@@ -125,7 +125,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def collect_example_rows() -> list[Any]:
     """Return the blocks of example rows of every page as parameters (mark, text)."""
-    example_blocks = [b for page in PAGES for b in blocks(page, "json") if b.kind == "rows"]
+    example_blocks = [b for page in PAGES for b in read_blocks(page, "json") if b.kind == "rows"]
     return [pytest.param(b.mark, b.text, id=f"{b.page.name}-{i}-{b.mark}") for i, b in enumerate(example_blocks)]
 
 
@@ -146,7 +146,7 @@ def test_example_rows_are_read_as_the_page_says(kind: str, text: str, tmp_path: 
 
 
 def test_both_ways_to_write_reasoning_are_one(tmp_path: Path) -> None:
-    rows, *_ = (b.text for b in blocks(ROOT / "docs" / "data-formats.md", "json") if "reasoning_content" in b.text)
+    rows, *_ = (b.text for b in read_blocks(ROOT / "docs" / "data-formats.md", "json") if "reasoning_content" in b.text)
     (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
     first, second = (document.messages for document in read_documents(tmp_path / "rows.jsonl"))
     assert first == second

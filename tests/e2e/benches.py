@@ -43,7 +43,7 @@ class Evaluations:
         self.said = self.capsys.readouterr().out
         return Path(self.said.strip().splitlines()[-1])
 
-    def refused(self, *more: str) -> str:
+    def expect_error(self, *more: str) -> str:
         assert main(self.words(*more)) == 2, self.capsys.readouterr()
         error = self.capsys.readouterr().err
         assert "Traceback" not in error
@@ -55,7 +55,7 @@ class Evaluations:
         return path
 
 
-class Bench(Evaluations):
+class RuleEvaluations(Evaluations):
     """Evaluations in one `run.root`, scored by `reward=rules`, which no training run used."""
 
     def __init__(self, ready: Ready, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,15 +77,15 @@ class Bench(Evaluations):
         return f"eval.tasks=[{{name: {name}, path: {self.file(f'{name}.jsonl', rows)}{keys}}}]"
 
 
-def results(run: Path) -> dict[str, Any]:
+def read_results(run: Path) -> dict[str, Any]:
     return json.loads((run / "artifact" / "results.json").read_text())
 
 
-def lines(run: Path, name: str = "answers") -> list[dict[str, Any]]:
+def read_artifact_rows(run: Path, name: str = "answers") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "artifact" / f"{name}.jsonl").read_text().splitlines()]
 
 
-def kept(place: Evaluations) -> int:
+def count_cached_answers(place: Evaluations) -> int:
     """Return the number of answers in the answer cache of its root."""
     with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{place.root / 'answers.db'}?mode=ro", uri=True)) as db:
         return db.execute("SELECT COUNT(*) FROM answers").fetchone()[0]

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from benches import Bench
-from data_of_votes import filled, making
+from benches import RuleEvaluations
+from data_of_votes import build_data_command, open_filled_store
 from made_once import MadeOnce
-from processes import Forks, forking
-from serving import Server, adapters, serving
+from processes import Forks, run_fork_server
+from serving import Server, run_serve_stage, write_adapters
 from workshop import Ready
 
 from align.__main__ import main
@@ -68,18 +68,18 @@ def trained_by_ppo(made_once: MadeOnce, made: Ready) -> Path:
 
 
 @pytest.fixture
-def bench(ready: Ready, trained_by_ppo: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Bench:
+def bench(ready: Ready, trained_by_ppo: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> RuleEvaluations:
     """Evaluations of an SFT artifact and a PPO artifact."""
     if not (ready.root / "ppo" / "p").exists():
         shutil.copytree(trained_by_ppo, ready.root / "ppo" / "p")
     capsys.readouterr()
-    return Bench(ready, tmp_path, capsys)
+    return RuleEvaluations(ready, tmp_path, capsys)
 
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
     """A server that starts commands in forks, which need not import torch again."""
-    with forking() as forks:
+    with run_fork_server() as forks:
         yield forks
 
 
@@ -87,21 +87,23 @@ def forks() -> Iterator[Forks]:
 def adapter_server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with adapters, shared by tests of several modules. A test unloads the adapters that it loads."""
     folder = tmp_path_factory.mktemp("serve")
-    adapters_path = adapters(folder / "adapters", "one", "two", "tools", "spoilt", "third", "fourth")
+    adapters_path = write_adapters(folder / "adapters", "one", "two", "tools", "spoilt", "third", "fourth")
     names = ", ".join(f"{name}: {adapters_path / name}" for name in ("one", "two", "tools"))
     arguments = ("model=pocket", "method=lora", f"stage.roots=[{adapters_path}]")
-    with serving(forks, folder, *arguments, f"stage.adapters={{{names}, mix: {{one: 0.5, two: 0.5}}}}") as server:
+    with run_serve_stage(
+        forks, folder, *arguments, f"stage.adapters={{{names}, mix: {{one: 0.5, two: 0.5}}}}"
+    ) as server:
         yield server
 
 
 @pytest.fixture
 def vote_store(store_url: str) -> Iterator[Store]:
     """A store with the votes of `data_of_votes`."""
-    with filled(store_url) as store:
+    with open_filled_store(store_url) as store:
         yield store
 
 
 @pytest.fixture
 def words(tmp_path: Path, store_url: str) -> list[str]:
     """The command that builds a data set from the votes and a file."""
-    return making(tmp_path, store_url)
+    return build_data_command(tmp_path, store_url)

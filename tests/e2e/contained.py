@@ -18,7 +18,7 @@ URL = "http://127.0.0.1:8000"
 BODY = {"model": "support", "prompt": "Hello", "max_tokens": 200, "ignore_eos": True, "stream": True}
 
 
-def asked(path: str, key: str | None = None, body: Any = None) -> Any:
+def send_request(path: str, key: str | None = None, body: Any = None) -> Any:
     """Send a request. Returns the response with any status, or None if no server listens."""
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     data = None if body is None else json.dumps(body).encode()
@@ -30,12 +30,12 @@ def asked(path: str, key: str | None = None, body: Any = None) -> Any:
         return None
 
 
-def healthy(check: list[str] | str, server: subprocess.Popen[str]) -> bool:
+def wait_until_healthy(check: list[str] | str, server: subprocess.Popen[str]) -> bool:
     """Wait until a health check passes: a command with exit status 0, or a path that answers 200."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and server.poll() is None:
         if isinstance(check, str):
-            response = asked(check)
+            response = send_request(check)
             passed = response is not None and response.status == 200
         else:
             passed = subprocess.run(check, stderr=subprocess.DEVNULL).returncode == 0
@@ -45,7 +45,7 @@ def healthy(check: list[str] | str, server: subprocess.Popen[str]) -> bool:
     return False
 
 
-def writable(folder: str) -> bool:
+def is_writable(folder: str) -> bool:
     try:
         with open(os.path.join(folder, "written"), "w"):
             return True
@@ -65,12 +65,12 @@ def main(before: list[list[str]], server: list[str], checks: list[list[str] | st
     key = key or setup_output.partition("the key, shown once: ")[2].partition("\n")[0]
     process = subprocess.Popen(server, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     report: dict[str, Any] = {"user": os.getuid()}
-    report["writable"] = [folder for folder in ("/", "/data", sys.argv[2], "/data/exports") if writable(folder)]
-    report["healthy"] = [healthy(check, process) for check in checks]
+    report["writable"] = [folder for folder in ("/", "/data", sys.argv[2], "/data/exports") if is_writable(folder)]
+    report["healthy"] = [wait_until_healthy(check, process) for check in checks]
     if all(report["healthy"]):
-        report["without a key"] = asked("/v1/models").status
-        report["models"] = [model["id"] for model in json.load(asked("/v1/models", key))["data"]]
-        with asked("/v1/completions", key, BODY) as stream:
+        report["without a key"] = send_request("/v1/models").status
+        report["models"] = [model["id"] for model in json.load(send_request("/v1/models", key))["data"]]
+        with send_request("/v1/completions", key, BODY) as stream:
             report["adapter"] = stream.headers["x-align-adapter"]
             stream.readline()
             process.terminate()  # as Docker and Kubernetes do, during an answer

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from data_sets import sentence
+from data_sets import draw_sentence
 from json_lines import write_rows
 from sqlalchemy import create_engine, text
 
@@ -23,12 +23,12 @@ SECRET = "Ottilie Grünberg lives at the old mill"
 
 
 @contextmanager
-def filled(store_url: str) -> Iterator[Store]:
+def open_filled_store(store_url: str) -> Iterator[Store]:
     """Open a store with thirty items that ann ranked; bob ranked every third too. Item 4 holds `SECRET`."""
     with Store.open(store_url) as store:
         draw = random.Random(5)
         for i in range(30):
-            answer = SECRET if i == 4 else sentence(draw, i)
+            answer = SECRET if i == 4 else draw_sentence(draw, i)
             prompt = Conversation((Message("user", f"What of day {i}?"),))
             answers = [Candidate(answer), Candidate(f"no {i}", ended=False)] + [Candidate(f"maybe {i}")] * (i % 2)
             item = store.add_item("greetings", f"run/{i}", prompt, answers)
@@ -41,7 +41,7 @@ def filled(store_url: str) -> Iterator[Store]:
         yield store
 
 
-def making(tmp_path: Path, store_url: str) -> list[str]:
+def build_data_command(tmp_path: Path, store_url: str) -> list[str]:
     """Return the command that builds a data set from votes and from pairs in a file."""
     rows = [{"prompt": f"file {i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(40)]
     path = write_rows(tmp_path / "pairs.jsonl", rows)
@@ -55,19 +55,19 @@ def making(tmp_path: Path, store_url: str) -> list[str]:
     ]
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
+def read_artifact_pairs(folder: Path) -> list[dict[str, Any]]:
     tables = [pq.read_table(path) for path in sorted((folder / "artifact").glob("*.parquet"))]
     return [row for table in tables for row in table.to_pylist()]
 
 
-def by_json(row: dict[str, Any]) -> bytes:
+def encode_pair_canonically(row: dict[str, Any]) -> bytes:
     """Return the canonical JSON of a pair as docs/data.md defines it, without the code of `align`."""
     content = {part: row[part] for part in ("prompt", "chosen", "rejected")}
     content |= {name: False for name in ("chosen_ended", "rejected_ended") if row.get(name) is False}
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
-def files_with(where: Path, *needles: str) -> list[str]:
+def find_files_with(where: Path, *needles: str) -> list[str]:
     """Return the files below a folder that hold one of these texts, compressed Parquet included."""
     matches = []
     for path in where.rglob("*"):
@@ -81,7 +81,7 @@ def files_with(where: Path, *needles: str) -> list[str]:
     return matches
 
 
-def dumped(url: str) -> str:
+def dump_database(url: str) -> str:
     """Return all rows of all tables of a database as text."""
     engine = create_engine(url)
     with engine.connect() as connection:
@@ -94,21 +94,21 @@ def dumped(url: str) -> str:
     return content
 
 
-def forget(words: list[str], name: str, *more: str) -> list[str]:
+def build_forget_command(words: list[str], name: str, *more: str) -> list[str]:
     settings = [word for word in words if word.startswith(("run.root", "store.url"))]
     return ["stage=data", "stage.action=forget", f"data.path=data:{name}", *settings, *more]
 
 
-def root_by_hand(leaves: list[bytes]) -> bytes:
+def compute_merkle_root(leaves: list[bytes]) -> bytes:
     if not leaves:
         return hashlib.sha256(b"").digest()
     if len(leaves) == 1:
         return hashlib.sha256(b"\x00" + leaves[0]).digest()
     k = 1 << (len(leaves) - 1).bit_length() - 1
-    return hashlib.sha256(b"\x01" + root_by_hand(leaves[:k]) + root_by_hand(leaves[k:])).digest()
+    return hashlib.sha256(b"\x01" + compute_merkle_root(leaves[:k]) + compute_merkle_root(leaves[k:])).digest()
 
 
-def leaves_by_hand(folder: Path, side: str) -> list[bytes]:
+def compute_merkle_leaves(folder: Path, side: str) -> list[bytes]:
     """Compute the leaves of a split from its files: its rows, and the tombstones that `data.json` lists."""
     data = json.loads((folder / "data.json").read_text())
     tables = [pq.read_table(path) for path in sorted(folder.glob(f"{side}-*.parquet"))]
@@ -120,5 +120,5 @@ def leaves_by_hand(folder: Path, side: str) -> list[bytes]:
     return leaves
 
 
-def secret_rows(folder: Path) -> list[str]:
-    return [row["content_id"] for row in rows_of(folder) if SECRET in json.dumps(row, ensure_ascii=False)]
+def find_secret_ids(folder: Path) -> list[str]:
+    return [row["content_id"] for row in read_artifact_pairs(folder) if SECRET in json.dumps(row, ensure_ascii=False)]

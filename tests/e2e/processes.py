@@ -28,7 +28,7 @@ DEADLINE_S = 600.0
 """Deadline that only a fault reaches, even on a busy machine."""
 
 
-class Ended(NamedTuple):
+class FinishedCommand(NamedTuple):
     status: int
     out: str
     err: str
@@ -68,7 +68,7 @@ class Child:
     def send_signal(self, signum: int) -> None:
         os.kill(self.pid, signum)
 
-    def ended(self, timeout_s: float = DEADLINE_S) -> Ended:
+    def wait(self, timeout_s: float = DEADLINE_S) -> FinishedCommand:
         """Wait for the end of the command. Its output goes to files, so that it need not be read while it runs.
 
         Raises:
@@ -83,14 +83,14 @@ class Child:
                 raise
         for file in (self._out, self._err):
             file.seek(0)
-        return Ended(self._status, self._out.read(), self._err.read())
+        return FinishedCommand(self._status, self._out.read(), self._err.read())
 
 
-def reached(child: Child, folder: Path) -> None:
+def wait_for_checkpoint(child: Child, folder: Path) -> None:
     """Wait until the run `sft/x` below this folder has sealed its first checkpoint."""
     began = time.monotonic()
     while not list(folder.glob("runs/sft/x/checkpoints/*/align_seal.json")):
-        assert child.poll() is None, child.ended()
+        assert child.poll() is None, child.wait()
         assert time.monotonic() - began < DEADLINE_S, "no checkpoint"
         time.sleep(0.02)
 
@@ -134,12 +134,12 @@ class Forks:
         stdin_file.close()
         return Child(int(connection.recv(100)), connection, out, err)
 
-    def run(self, cwd: Path, *words: str, **more: Any) -> Ended:
-        return self.start(cwd, *words, **more).ended()
+    def run(self, cwd: Path, *words: str, **more: Any) -> FinishedCommand:
+        return self.start(cwd, *words, **more).wait()
 
 
 @contextmanager
-def forking() -> Iterator[Forks]:
+def run_fork_server() -> Iterator[Forks]:
     """Run a server that forks commands while the block runs."""
     with ExitStack() as stack:
         address = Path(stack.enter_context(TemporaryDirectory(prefix="align-forks-")), "socket")
@@ -169,7 +169,7 @@ USED = (
 """Modules that commands import in addition to their stage's imports."""
 
 
-def serve(address: str) -> None:
+def accept_requests(address: str) -> None:
     """Fork a keeper process for each connection, which forks the command and waits for it."""
     import align.report.plots
     from align.config.compose import build_config, compose_tree
@@ -235,4 +235,4 @@ def become(request: Mapping[str, Any], files: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    accept_requests(sys.argv[1])

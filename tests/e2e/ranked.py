@@ -7,12 +7,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from free_ports import pick_free_port
-from processes import DEADLINE_S, Child, Ended, Forks
+from processes import DEADLINE_S, Child, FinishedCommand, Forks
 
-NOTHING: Mapping[int, str] = MappingProxyType({})
+NO_CODE: Mapping[int, str] = MappingProxyType({})
 
 
-def environments(world: int, local: int | None = None) -> list[dict[str, str]]:
+def build_rank_environments(world: int, local: int | None = None) -> list[dict[str, str]]:
     """Return the environment variables that the launcher sets for each rank.
 
     Args:
@@ -24,13 +24,13 @@ def environments(world: int, local: int | None = None) -> list[dict[str, str]]:
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank % local)} for rank in range(world)]
 
 
-def started(
+def start_ranks(
     forks: Forks,
     cwd: Path,
     *words: str,
     world: int = 2,
     local: int | None = None,
-    more: Mapping[int, str] = NOTHING,
+    more: Mapping[int, str] = NO_CODE,
 ) -> list[Child]:
     """Start the ranks of `python -m align WORDS`.
 
@@ -39,14 +39,16 @@ def started(
     """
     if world == 1:
         return [forks.start(cwd, *words)]
-    rank_variables = environments(world, local)
+    rank_variables = build_rank_environments(world, local)
     before = [
         f"import os\nos.environ |= {variables!r}\n{more.get(rank, '')}" for rank, variables in enumerate(rank_variables)
     ]
     return [forks.start(cwd, *words, before=code) for code in before]
 
 
-def ranked(forks: Forks, cwd: Path, *words: str, timeout_s: float = DEADLINE_S, **more: object) -> list[Ended]:
+def run_on_ranks(
+    forks: Forks, cwd: Path, *words: str, timeout_s: float = DEADLINE_S, **more: object
+) -> list[FinishedCommand]:
     """Run a command on several ranks and wait for their end."""
-    children = started(forks, cwd, *words, **more)  # pyright: ignore[reportArgumentType]
-    return [child.ended(timeout_s) for child in children]
+    children = start_ranks(forks, cwd, *words, **more)  # pyright: ignore[reportArgumentType]
+    return [child.wait(timeout_s) for child in children]

@@ -31,10 +31,10 @@ VALUES: tuple[Any, ...] = ("x", -1, 2.5, [], {}, [[1]], None, True, 10**30)
 CHATS = ["stage.max_steps=1", "stage.batch_size=4", "stage.micro_batch=4", "stage.eval_size=2"]
 
 
-def refused(shop: Workshop, words: list[str], *parts: str) -> None:
+def assert_refused(shop: Workshop, words: list[str], *parts: str) -> None:
     """Assert that a command exits with status 2 and a message with these parts, and that its run failed."""
     manifests = {p: p.read_bytes() for p in shop.root.glob("*/*/manifest.json")}
-    status = shop.ended(*words, f"run.root={shop.root}", "device=cpu", "resume=never")
+    status = shop.run_command(*words, f"run.root={shop.root}", "device=cpu", "resume=never")
     assert status == 2, (words, status, shop.said)
     message_text = shop.said[shop.said.rindex("align: ") :]
     assert "Traceback" not in shop.said
@@ -45,7 +45,7 @@ def refused(shop: Workshop, words: list[str], *parts: str) -> None:
         shutil.rmtree(path.parent)
 
 
-def readers(ready: Ready, model: Path, rows: Path) -> dict[str, list[str]]:
+def build_reading_commands(ready: Ready, model: Path, rows: Path) -> dict[str, list[str]]:
     """Return the command of each stage that reads conversations from `rows`."""
     data = ["data=jsonl", f"data.path={rows}", "data.held_out=0.25"]
     base = ["model=hub", f"model.path={model}"]

@@ -28,26 +28,26 @@ from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer
 from align.run import write_json
 
-MADE = TemporaryDirectory(prefix="align-adapters-")
+ADAPTERS = TemporaryDirectory(prefix="align-adapters-")
 CALL = '<tool_call>{"name": "rain", "arguments": {"in": "Oslo"}}</tool_call>'
 TOOLS = [{"type": "function", "function": {"name": "rain", "parameters": {"type": "object"}}}]
 ASKED = [{"role": "user", "content": "Rain in Oslo?"}]
 
 
-def adapters(root: Path, *names: str) -> Path:
+def write_adapters(root: Path, *names: str) -> Path:
     """Write adapters on pocket, each with a file that names its base. Returns the folder.
 
     The adapters are random, except one named `tools`: its template takes tools, and it answers `ASKED` with `CALL`.
     """
     for seed, name in enumerate(names):
-        shutil.copytree(adapter(seed, name), root / name)
+        shutil.copytree(save_served_adapter(seed, name), root / name)
     return root
 
 
 @cache
-def adapter(seed: int, name: str) -> Path:
+def save_served_adapter(seed: int, name: str) -> Path:
     base = find_base("pocket")
-    folder = Path(MADE.name, f"{name}-{seed}")
+    folder = Path(ADAPTERS.name, f"{name}-{seed}")
     torch.manual_seed(seed)
     model = load_base(base, "lora", torch.device("cpu"), torch.float32)
     lora = LoraConfig(
@@ -102,12 +102,12 @@ class Server:
         return f"{self.url}/v1"
 
     def get(self, path: str, **headers: str) -> tuple[int, Any]:
-        return fetched(urllib.request.Request(self.url + path, headers=headers))
+        return send_request(urllib.request.Request(self.url + path, headers=headers))
 
     def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", **headers}
-        return fetched(urllib.request.Request(self.url + path, data, headers))
+        return send_request(urllib.request.Request(self.url + path, data, headers))
 
     def logprobs(self, model: str, ids: list[int]) -> list[float]:
         """Return the log-probabilities of a prompt's tokens, except the first."""
@@ -126,7 +126,7 @@ class Server:
         return [json.loads(line) for line in (self.folder / "requests.jsonl").read_text().splitlines()]
 
 
-def fetched(request: urllib.request.Request) -> tuple[int, Any]:
+def send_request(request: urllib.request.Request) -> tuple[int, Any]:
     """Send a request. Returns the status and the body, parsed if it is JSON."""
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
@@ -141,7 +141,7 @@ def fetched(request: urllib.request.Request) -> tuple[int, Any]:
 
 
 @contextmanager
-def serving(
+def run_serve_stage(
     forks: Forks, cwd: Path, *words: str, name: str = "s", port: int | None = None, before: str = ""
 ) -> Iterator[Server]:
     """Run a server while the block runs.
@@ -155,7 +155,7 @@ def serving(
     try:
         began = time.monotonic()
         while True:
-            assert child.poll() is None, child.ended()
+            assert child.poll() is None, child.wait()
             assert time.monotonic() - began < SOON_S, "no server"
             try:
                 if server.get("/ready")[0] == 200:
@@ -166,4 +166,4 @@ def serving(
     finally:
         if child.poll() is None:
             child.send_signal(9)
-            child.ended()
+            child.wait()

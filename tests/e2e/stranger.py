@@ -26,10 +26,10 @@ import torch
 import transformers
 
 
-def loaded(job: dict[str, Any]) -> Any:
+def load_model(job: dict[str, Any]) -> Any:
     if "code" in job:
         names: dict[str, Any] = {}
-        with silently():
+        with forbid_stderr():
             exec(job["code"], names)
         return names["model"]
     options: dict[str, Any] = {"dtype": torch.float32} | ({"num_labels": 1} if "Sequence" in job["auto"] else {})
@@ -48,7 +48,7 @@ OF_LIBRARIES = re.compile(r"kernels|is_gradient_checkpointing|^\s*(warnings\.war
 
 
 @contextmanager
-def silently() -> Iterator[None]:
+def forbid_stderr() -> Iterator[None]:
     """Raise AssertionError if the block prints to standard error, except for lines that match `OF_LIBRARIES`."""
     warnings.simplefilter("always")
     with tempfile.TemporaryFile() as stderr_file:
@@ -65,9 +65,9 @@ def silently() -> Iterator[None]:
         raise AssertionError("\n".join(["the card's code is not quiet:", *unexpected]))
 
 
-def answer(job: dict[str, Any]) -> None:
+def write_logits(job: dict[str, Any]) -> None:
     os.chdir(job["cwd"])
-    model = loaded(job).eval()
+    model = load_model(job).eval()
     with torch.no_grad():  # a card's code is run without
         logits = [model(input_ids=torch.tensor([row])).logits[0].float().numpy() for row in job["rows"]]
     assert not any(name.split(".")[0] == "align" for name in sys.modules)
@@ -80,7 +80,7 @@ def main() -> None:
         if (child := os.fork()) == 0:
             status = 1
             try:
-                answer(job)
+                write_logits(job)
                 status = 0
             except Exception:
                 traceback.print_exc()

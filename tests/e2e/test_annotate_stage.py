@@ -11,7 +11,7 @@ from secrets import token_hex
 
 import pytest
 from starlette.testclient import TestClient
-from workshop import EVERY_RUN, Workshop, files
+from workshop import EVERY_RUN, Workshop, list_file_names
 
 from align.annotate.accounts import Accounts
 from align.annotate.store import Store
@@ -40,7 +40,7 @@ def run_action(shop: Workshop, action: str, *arguments: str) -> Path:
 
 def test_from_a_file_to_pairs_to_a_backup_and_back(shop: Workshop, tmp_path: Path) -> None:
     folder = run_action(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
-    assert files(folder) >= EVERY_RUN
+    assert list_file_names(folder) >= EVERY_RUN
     assert read_manifest(folder).metrics == {"rows": 6, "added": 6}
     guide = tmp_path / "guide.md"
     guide.write_text("# Be fair")

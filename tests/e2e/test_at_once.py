@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from refusing import CHATS, readers
+from refusing import CHATS, build_reading_commands
 from workshop import Ready, Workshop
 
 LONGEST_S = 3
@@ -68,7 +68,7 @@ def build_commands(ready: Ready, model: Path, rows: Path) -> dict[str, list[str]
     """Return the commands of a short run of each stage that reads rows of a file."""
     pairs = ["init=sft:s", "data=jsonl", f"data.path={rows}", "stage.held_out=0.3", *CHATS[1:3]]
     on_pairs = {stage: [f"stage={stage}", *pairs] for stage in ("reward", "dpo", "kto")}
-    return {**readers(ready, model, rows), **on_pairs}
+    return {**build_reading_commands(ready, model, rows), **on_pairs}
 
 
 def test_finished_runs_answer_without_torch(ready: Ready, tiny_model: Path, chats: Path, shop: Workshop):
@@ -78,7 +78,7 @@ def test_finished_runs_answer_without_torch(ready: Ready, tiny_model: Path, chat
     export = ["stage=export", "artifact=sft:s", "export.vllm=none", "export.base=none"]
     commands = [[*command, *common] for command in (stage_commands["sft"], stage_commands["ppo"], export)]
     for command in commands:
-        assert shop.ended(*command) == 0, shop.said
+        assert shop.run_command(*command) == 0, shop.said
     for answer in run_afresh(*commands):
         assert "This run is finished already" in answer.said, answer.said
         assert (answer.status, answer.imported) == (0, [])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from refusing import CONTENTS, VALUES, refused
+from refusing import CONTENTS, VALUES, assert_refused
 from workshop import Ready, Workshop
 
 from align.core.errors import InputError
@@ -106,7 +106,7 @@ def test_a_template_without_an_end(shop: Workshop, tiny_model: Path, chats: Path
     message = "it wants more than" if wants == "memory" else "it has not written a few conversations"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(template, "PATIENCE_S", 2)
-        refused(shop, command, "chat_template", message)
+        assert_refused(shop, command, "chat_template", message)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from refusing import readers, refused
+from refusing import assert_refused, build_reading_commands
 from workshop import Ready, Workshop
 
 from align.run import read_manifest
@@ -25,7 +25,7 @@ def test_half_a_character_on_the_command_line(
 ):
     """Bytes that are no UTF-8 reach Python as lone surrogates; a group file may write one as an escape."""
     printed = "***" if key == "store.url" else "a\\udcffb"
-    refused(shop, ["stage=sft", f"{key}=a\udcffb"], f"{key}={printed}", "UTF-8")
+    assert_refused(shop, ["stage=sft", f"{key}=a\udcffb"], f"{key}={printed}", "UTF-8")
     (tmp_path / "conf" / "track").mkdir(parents=True)
     group, _, leaf = key.partition(".")
     setting_yaml = f'{group}:\n  {leaf}: "a\\ud83d"\n' if leaf else f'{group}: "a\\ud83d"\n'
@@ -33,9 +33,9 @@ def test_half_a_character_on_the_command_line(
         f"# @package _global_\ndefaults: [/track/none]\n{setting_yaml}"
     )
     monkeypatch.chdir(tmp_path)
-    assert shop.ended("stage=sft", "track=mine", "--cfg", "job") == 2, shop.said
+    assert shop.run_command("stage=sft", "track=mine", "--cfg", "job") == 2, shop.said
     monkeypatch.setenv("ALIGN_STORE_URL", "sqlite:///a\udcff.db")
-    refused(shop, ["stage=sft"], "store.url", "UTF-8")
+    assert_refused(shop, ["stage=sft"], "store.url", "UTF-8")
 
 
 def test_half_a_character_in_lines(tmp_path: Path):
@@ -64,7 +64,7 @@ def test_a_function_that_exits_is_named_and_ends_nothing_with_status_0(
     command = [word for word in ready.ppo if not word.startswith("reward")]
     part_spec = "{name: fn, fn: 'mine_exits:score'}"
     for reward in (["reward=fn", "reward.fn=mine_exits:score"], ["reward=sum", f"reward.parts=[{part_spec}]"]):
-        refused(shop, [*command, *reward], "reward.fn=mine_exits:score")
+        assert_refused(shop, [*command, *reward], "reward.fn=mine_exits:score")
 
 
 def test_ctrl_c_in_a_function_is_an_interruption(
@@ -74,7 +74,7 @@ def test_ctrl_c_in_a_function_is_an_interruption(
     monkeypatch.syspath_prepend(tmp_path)
     command = [word for word in ready.ppo if not word.startswith("reward")]
     full_command = [*command, "reward=fn", "reward.fn=mine_ctrl:score", f"run.root={shop.root}", "run.name=ctrl"]
-    assert shop.ended(*full_command) == 130
+    assert shop.run_command(*full_command) == 130
     assert read_manifest(shop.root / "ppo" / "ctrl").status == "interrupted"
 
 
@@ -94,4 +94,6 @@ def test_too_little_memory_is_not_our_fault(
 ):
     """The errors that count as too little memory are tested in `test_run`."""
     monkeypatch.setattr(place, lambda *_, **__: bytearray(1 << 60))
-    refused(shop, readers(ready, tiny_model, chats)["sft"], "memory=", "too little", "stage.micro_batch")
+    assert_refused(
+        shop, build_reading_commands(ready, tiny_model, chats)["sft"], "memory=", "too little", "stage.micro_batch"
+    )

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import Child, Forks, reached
+from processes import Child, Forks, wait_for_checkpoint
 
 from align.__main__ import main
 from align.cli import batch as batch_module
@@ -56,7 +56,7 @@ def test_lines_leave_what_they_leave_by_themselves(
     second = "stage=export artifact=sft:x run.name=y"
     roots = [shlex.quote(f"run.root={batch_root}")]
     lines = (f"{sft} {roots[0]}", "", "# what comes out", f"{roots[0]} {second}")
-    status, out, err = start_batch(forks, tmp_path, *lines).ended()
+    status, out, err = start_batch(forks, tmp_path, *lines).wait()
     assert status == 0, err
     assert out.index("[1 of 2] stage=sft") < out.index("[2 of 2]") < out.index(str(batch_root / "export" / "y"))
     monkeypatch.chdir(tmp_path)
@@ -96,7 +96,7 @@ def test_a_cuda_build_is_not_forked(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_first_failure_ends_it(tmp_path: Path, sft: str, forks: Forks):
-    status, _, err = start_batch(forks, tmp_path, "stage=export artifact=sft:nobody", sft).ended()
+    status, _, err = start_batch(forks, tmp_path, "stage=export artifact=sft:nobody", sft).wait()
     assert status == 2
     assert "sft:nobody" in err
     assert not (tmp_path / "runs" / "sft").exists()
@@ -134,7 +134,7 @@ AFRESH = "import align.cli.batch; align.cli.batch.import_for_forks = lambda comm
 def test_signals_reach_the_stage(tmp_path: Path, sft: str, forks: Forks, how: str):
     lines = (f"{sft} stage.max_steps=500 stage.save_every=5", "stage=export artifact=sft:x")
     child = start_batch(forks, tmp_path, *lines, before=AFRESH if "afresh" in how else "")
-    reached(child, tmp_path)
+    wait_for_checkpoint(child, tmp_path)
     killed = how.endswith("killed")
     if how.startswith("SIGTERM"):
         child.send_signal(signal.SIGTERM)
@@ -143,7 +143,7 @@ def test_signals_reach_the_stage(tmp_path: Path, sft: str, forks: Forks, how: st
         os.kill(stage, signal.SIGKILL)
     else:
         os.killpg(child.pid, signal.SIGINT)
-    status, _, err = child.ended()
+    status, _, err = child.wait()
     assert status == (137 if killed else 130), err
     assert read_manifest(tmp_path / "runs/sft/x").status == ("running" if killed else "interrupted")
     assert "Traceback" not in err

@@ -80,7 +80,7 @@ def test_a_mistake_is_named_with_its_remedy(
     arguments = case.words.replace("{file}", str(rows)).split()
     before = {*ready.root.glob("*/*")}
     began = time.process_time()
-    status = shop.ended(*build_command(case, ready, model, rows), *common, *arguments)
+    status = shop.run_command(*build_command(case, ready, model, rows), *common, *arguments)
     seconds = time.process_time() - began
     assert status == 2, shop.said
     message = shop.said[shop.said.rindex("align: ") :].strip()

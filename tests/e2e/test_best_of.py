@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from processes import Forks
-from ranked import ranked
+from ranked import run_on_ranks
 from workshop import SFT, Workshop
 
 from align.data.read.records import read_preferences
@@ -67,7 +67,7 @@ def best(shop: Workshop) -> Path:
 
 def run_sample(shop: Workshop, *arguments: str) -> int:
     """Sample with as many tokens as these answers need, and return the exit status."""
-    return shop.ended("stage=sample", *shop.on_file, *BEST, *arguments, "device=cpu", f"run.root={shop.root}")
+    return shop.run_command("stage=sample", *shop.on_file, *BEST, *arguments, "device=cpu", f"run.root={shop.root}")
 
 
 def sample_answers(shop: Workshop, *arguments: str) -> Path:
@@ -258,7 +258,7 @@ def test_two_ranks_give_what_one_gives(shop: Workshop, best: Path, forks: Forks,
     command = ["stage=sample", *shop.on_file, *BEST, *VOWELS, "stage.gold={name: sentiment}", "run.name=best"]
     command += [f"init={shop.root / 'sft' / 's'}", "device=cpu", f"run.root={tmp_path / 'runs'}"]
     shutil.copy(shop.root.parent / "judges_of_best_of.py", tmp_path)
-    for result in ranked(forks, tmp_path, *command):
+    for result in run_on_ranks(forks, tmp_path, *command):
         assert result.status == 0, result
     figures = [json.loads((f / "artifact" / "best_of.json").read_text()) for f in (tmp_path / "runs/sample/best", best)]
     assert figures[0] == figures[1]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Ended, Forks, reached
+from processes import FinishedCommand, Forks, wait_for_checkpoint
 
 from align.__main__ import STAGES, main, order_import_path
 
@@ -42,14 +42,14 @@ def build_env() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def run_process(cwd: Path, *arguments: str) -> Ended:
+def run_process(cwd: Path, *arguments: str) -> FinishedCommand:
     """Run `python -m align` in a fresh interpreter."""
     command = [sys.executable, "-m", "align", *arguments]
     completed = subprocess.run(command, cwd=cwd, env=build_env(), capture_output=True, text=True, timeout=300)
-    return Ended(completed.returncode, completed.stdout, completed.stderr)
+    return FinishedCommand(completed.returncode, completed.stdout, completed.stderr)
 
 
-Align = Callable[..., Ended]
+Align = Callable[..., FinishedCommand]
 
 
 @pytest.fixture
@@ -58,10 +58,10 @@ def align(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
-    def run(*arguments: str) -> Ended:
+    def run(*arguments: str) -> FinishedCommand:
         capfd.readouterr()
         status = main(arguments)
-        return Ended(status, *capfd.readouterr())
+        return FinishedCommand(status, *capfd.readouterr())
 
     return run
 
@@ -75,7 +75,7 @@ def sft(tiny_model: Path, chats: Path) -> list[str]:
     ]
 
 
-def check_refused(result: Ended, *parts: str) -> None:
+def check_refused(result: FinishedCommand, *parts: str) -> None:
     """Check that a command exits with status 2 and one message that has every part, without a traceback."""
     assert result.status == 2, result
     (message,) = [line for line in result.err.splitlines() if line.startswith("align: ")]
@@ -83,7 +83,7 @@ def check_refused(result: Ended, *parts: str) -> None:
     assert not [part for part in parts if part not in message], message
 
 
-def check_done(result: Ended) -> Path:
+def check_done(result: FinishedCommand) -> Path:
     """Check that a command exits with status 0 and prints a run's folder with exactly the promised files."""
     assert result.status == 0, result
     folder = Path(result.folder)
@@ -213,11 +213,11 @@ def test_an_interrupted_run_is_continued(
 ):
     steps = ["stage.max_steps=40", "stage.save_every=5", "stage.log_every=1"]
     child = forks.start(tmp_path, *sft, *steps)
-    reached(child, tmp_path)
+    wait_for_checkpoint(child, tmp_path)
     if how is signal.SIGINT:
         check_refused(align(*sft, *steps), "run=runs/sft/x", "another process is working on it")
     child.send_signal(how)
-    status, _, err = child.ended()
+    status, _, err = child.wait()
     manifest = json.loads(Path("runs/sft/x/manifest.json").read_text())
     if how is signal.SIGKILL:
         assert manifest["status"] == "running"

@@ -89,7 +89,7 @@ def test_a_suite_reports_a_collapsed_system_before_its_figures_and_in_gates(shop
     assert metrics["gates"] == {"strict": "fail", "lenient": "pass"}
     assert "new collapsed: on asked " in (run / "report.html").read_text(encoding="utf-8")
 
-    assert shop.ended("stage=registry", f"run.root={shop.root}") == 0
+    assert shop.run_command("stage=registry", f"run.root={shop.root}") == 0
     assert any(", collapsed" in line for line in shop.said.splitlines() if line.startswith("eval:several"))
     find_line(evaluate_suite(shop, tasks, "run.name=again", "resume=never"), "COLLAPSED: new: on asked ")
     assert read_manifest(shop.root / "eval" / "again").metrics["answers_made"] == 0
@@ -107,7 +107,7 @@ def test_it_is_said_first_and_no_gate_takes_its_win_rate(shop: Workshop):
     assert lines[collapse_line].endswith("The win rate below is no success.")
     assert "The policy collapsed: " in (shop.root / "eval" / "judged" / "report.html").read_text(encoding="utf-8")
 
-    assert shop.ended("stage=registry", f"run.root={shop.root}") == 0
+    assert shop.run_command("stage=registry", f"run.root={shop.root}") == 0
     assert any(", collapsed" in text for text in shop.said.splitlines() if text.startswith("eval:judged"))
 
     gates = shop.root.parent / "gates"
@@ -118,7 +118,7 @@ def test_it_is_said_first_and_no_gate_takes_its_win_rate(shop: Workshop):
     (gates / "g.yaml").write_text(gate % "")
     shop.refuses(*command, says="of a policy that collapsed: ")
     (gates / "g.yaml").write_text(gate % ", collapsed: true")
-    assert shop.ended(*command) == 0, shop.said
+    assert shop.run_command(*command) == 0, shop.said
 
     shop.run("export", "artifact=sft:one", "run.name=out")
     card = (shop.root / "export" / "out" / "artifact" / "README.md").read_text(encoding="utf-8")

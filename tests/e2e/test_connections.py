@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from waiting import settles
+from waiting import becomes_true
 
 from align.web import server as connections
 from align.web.server import MAX_CONNECTIONS, Connections, Server, open_listener, raise_connection_limit
@@ -161,7 +161,7 @@ def test_an_answer_that_is_taken_in_slowly_arrives(serve, monkeypatch):
 def test_who_waits_longest_makes_room_and_who_is_answered_does_not(serve):
     port, server = serve(most=20)
     with connect(port, b"GET /work HTTP/1.1\r\nHost: x\r\n\r\n") as working:
-        assert settles(lambda: count_pending(server) == 1)
+        assert becomes_true(lambda: count_pending(server) == 1)
         idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
         assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
         assert len(server.connections.open) <= 20
@@ -177,7 +177,7 @@ def test_where_all_are_being_answered_a_newcomer_is_sent_away(serve):
     working = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
     for connection in working:
         connection.sendall(b"GET /work HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert settles(lambda: count_pending(server) == 5)
+    assert becomes_true(lambda: count_pending(server) == 5)
     with connect(port) as late:
         assert ends_within(late, 0.5)
     for connection in working:
@@ -194,7 +194,7 @@ def test_one_address_holds_half_of_the_places_and_a_trusted_proxy_all(serve):
         assert other_address.recv(4096).startswith(b"HTTP/1.1 200")
         assert server.connections._peers["127.0.0.2"] <= 20
         from_proxy = [socket.create_connection(("127.0.0.1", port)) for _ in range(15)]
-        assert settles(lambda: server.connections._peers["127.0.0.1"] == 15)
+        assert becomes_true(lambda: server.connections._peers["127.0.0.1"] == 15)
     for connection in same_address + from_proxy:
         connection.close()
 
@@ -208,10 +208,10 @@ def test_behind_a_proxy_the_client_that_holds_most_makes_room(serve):
         return connection
 
     honest = connect_through_proxy("10.0.0.1")  # the oldest of all
-    assert settles(lambda: [connection.address for connection in list(server.connections.open)] == ["10.0.0.1"])
+    assert becomes_true(lambda: [connection.address for connection in list(server.connections.open)] == ["10.0.0.1"])
     greedy = [connect_through_proxy("10.0.0.2") for _ in range(40)]
     last_address = greedy[-1].getsockname()
-    assert settles(lambda: last_address in [connection.client for connection in list(server.connections.open)])
+    assert becomes_true(lambda: last_address in [connection.client for connection in list(server.connections.open)])
     honest.sendall(b"x" * 100_000)
     honest.settimeout(5)
     assert honest.recv(4096).startswith(b"HTTP/1.1 200")
@@ -279,7 +279,7 @@ def test_a_full_table_of_descriptors_is_survived_and_said_once(tmp_path: Path, b
             program.stdin.flush()
             program.stdout.readline()
         idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
-        assert settles(lambda: "descriptor" in (tmp_path / "log").read_text() or program.poll() is not None)
+        assert becomes_true(lambda: "descriptor" in (tmp_path / "log").read_text() or program.poll() is not None)
         time.sleep(2.5)  # the loop tries again every second, and logs nothing more
         assert program.poll() is None
         program.stdin.write("give\n")
@@ -287,7 +287,7 @@ def test_a_full_table_of_descriptors_is_survived_and_said_once(tmp_path: Path, b
         program.stdout.readline()
         for connection in idle:
             connection.close()
-        assert settles(lambda: is_answering(port))
+        assert becomes_true(lambda: is_answering(port))
     finally:
         program.kill()
         program.communicate()

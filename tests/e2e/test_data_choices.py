@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from data_sets import chat, made, sentence, three_sources
+from data_sets import build_data_set, build_question_row, draw_sentence, write_three_sources
 from json_lines import write_rows
 
 from align.core.types import Conversation
@@ -18,8 +18,8 @@ def write_two_sources(folder: Path) -> list[str]:
     """Write `a` with ten rows, one of them twice, and `b` with four of these and a near-duplicate of a fifth. Return
     the command."""
     draw = random.Random(2)
-    rows = [chat(f"Which way is {i}?", sentence(draw, i)) for i in range(10)]
-    near_duplicate = chat("Which way is 5?", rows[5]["messages"][1]["content"] + " indeed")
+    rows = [build_question_row(f"Which way is {i}?", draw_sentence(draw, i)) for i in range(10)]
+    near_duplicate = build_question_row("Which way is 5?", rows[5]["messages"][1]["content"] + " indeed")
     write_rows(folder / "a.jsonl", [*rows, rows[0]])
     write_rows(folder / "b.jsonl", [*rows[:4], near_duplicate])
     sources = f"[{{path: {folder / 'a.jsonl'}}}, {{path: {folder / 'b.jsonl'}}}]"
@@ -43,7 +43,7 @@ def write_two_sources(folder: Path) -> list[str]:
     ],
 )
 def test_which_duplicate_survives(tmp_path: Path, words: list[str], kept: dict[str, int]) -> None:
-    folder, data, _ = made(tmp_path, *write_two_sources(tmp_path), *words)
+    folder, data, _ = build_data_set(tmp_path, *write_two_sources(tmp_path), *words)
     assert {source["name"]: source["splits"]["train"]["rows"] for source in data["sources"]} == kept
     if "stage.duplicates.action=report" in words:
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -74,8 +74,10 @@ def test_no_row_to_train_on_nearly_is_one_to_measure_on(tmp_path: Path, words: l
         ]
         write_rows(tmp_path / f"{part}.jsonl", rows)
     sources = f"[{tmp_path / 'train.jsonl'}, {tmp_path / 'dev.jsonl'}, {tmp_path / 'other.jsonl'}]"
-    write_rows(tmp_path / "other.jsonl", [{**chat("Who is it?", "Nobody that you know"), "split": "train"}])
-    folder, _, _ = made(
+    write_rows(
+        tmp_path / "other.jsonl", [{**build_question_row("Who is it?", "Nobody that you know"), "split": "train"}]
+    )
+    folder, _, _ = build_data_set(
         tmp_path,
         "stage=data",
         f"stage.sources={sources}",
@@ -100,7 +102,7 @@ def extract_trigrams(record: Conversation) -> set[tuple[str, ...]]:
 def read_test_questions(root: Path, *arguments: str) -> set[str]:
     """Make a data set of `rows.jsonl`, and return the questions of its test side."""
     source = f"stage.sources=[{root / 'rows.jsonl'}]"
-    folder, _, _ = made(root, "stage=data", source, f"run.root={root / 'runs'}", *arguments)
+    folder, _, _ = build_data_set(root, "stage=data", source, f"run.root={root / 'runs'}", *arguments)
     records = load_data_set(folder / "artifact").records("test")
     return {record.messages[0].content for record in records if isinstance(record, Conversation)}
 
@@ -110,7 +112,7 @@ def test_sides_by_time_and_by_column(tmp_path: Path) -> None:
     rows = [
         {
             "prompt": f"Is it {i}?",
-            "completion": sentence(draw, i),
+            "completion": draw_sentence(draw, i),
             "created_at": f"2026-11-{i + 1:02d}",
             "part": "dev" if i % 3 == 0 else "train",
             "group_id": f"g{i // 2}",
@@ -125,7 +127,7 @@ def test_sides_by_time_and_by_column(tmp_path: Path) -> None:
 
 
 def test_tokens_are_those_of_the_model(tmp_path: Path, tiny_model: Path) -> None:
-    folder = three_sources(tmp_path)
+    folder = write_three_sources(tmp_path)
     command = [
         "stage=data",
         f"stage.sources=[{folder / 'general.parquet'}, {{path: {folder / 'support.jsonl'}, weight: 0.2}}]",
@@ -134,7 +136,7 @@ def test_tokens_are_those_of_the_model(tmp_path: Path, tiny_model: Path) -> None
         "model=hub",
         f"model.path={tiny_model}",
     ]
-    data = made(folder, *command)[1]
+    data = build_data_set(folder, *command)[1]
     assert {source["name"]: source["got"] for source in data["sources"]}["support"] == pytest.approx(0.2, abs=0.02)
 
 
@@ -149,7 +151,7 @@ def test_what_min_hash_does_not_find_below_its_best_is_found_between_the_sides(t
     # The Jaccard similarity of each pair is 0.43.
     paths = [str(write_rows(tmp_path / f"{part}.jsonl", part_rows)) for part, part_rows in rows.items()]
     for setting, finds_all in (("stage.contamination.test=false", False), ("stage.contamination.test=true", True)):
-        folder, _, _ = made(
+        folder, _, _ = build_data_set(
             tmp_path,
             "stage=data",
             f"stage.sources=[{', '.join(paths)}]",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import datasets
 import pytest
-from data_of_votes import forget, making, rows_of
-from data_sets import chat, made, sentence, support
+from data_of_votes import build_data_command, build_forget_command, read_artifact_pairs
+from data_sets import build_data_set, build_question_row, build_support_rows, draw_sentence
 from json_lines import write_rows
 from workshop import Workshop
 
@@ -21,27 +21,30 @@ from align.run.folder import lock_folder
 def test_two_that_forget_rows_of_one_data_set(tmp_path: Path) -> None:
     arguments = [
         "stage=data",
-        f"stage.sources=[{write_rows(tmp_path / 'a.jsonl', support(40))}]",
+        f"stage.sources=[{write_rows(tmp_path / 'a.jsonl', build_support_rows(40))}]",
         f"run.root={tmp_path / 'runs'}",
     ]
-    old, _, _ = made(tmp_path, *arguments, "run.name=old")
-    content_id = rows_of(old)[0]["content_id"]
+    old, _, _ = build_data_set(tmp_path, *arguments, "run.name=old")
+    content_id = read_artifact_pairs(old)[0]["content_id"]
     shop = Workshop(tmp_path / "runs", tmp_path)
-    command = forget(arguments, "old", f"stage.forget=[{content_id}]", "run.name=new")
+    command = build_forget_command(arguments, "old", f"stage.forget=[{content_id}]", "run.name=new")
     lock = lock_folder(old)  # as another command holds it
     try:
         shop.refuses(*command, says="another command is forgetting rows of it")
-        assert len(rows_of(old)) > 0
+        assert len(read_artifact_pairs(old)) > 0
     finally:
         os.close(lock)
-    assert shop.ended(*command) == 0, shop.said
-    assert content_id not in {row["content_id"] for row in rows_of(tmp_path / "runs" / "data" / "new")}
+    assert shop.run_command(*command) == 0, shop.said
+    assert content_id not in {row["content_id"] for row in read_artifact_pairs(tmp_path / "runs" / "data" / "new")}
 
 
 @pytest.mark.parametrize(("held_out", "side"), [("0", "train"), ("1", "test")])
 def test_a_data_set_of_one_side_is_read_by_datasets(tmp_path: Path, held_out: str, side: str) -> None:
-    arguments = [f"stage.sources=[{write_rows(tmp_path / 'a.jsonl', support(20))}]", f"run.root={tmp_path / 'runs'}"]
-    folder, data, _ = made(tmp_path, "stage=data", *arguments, f"data.held_out={held_out}")
+    arguments = [
+        f"stage.sources=[{write_rows(tmp_path / 'a.jsonl', build_support_rows(20))}]",
+        f"run.root={tmp_path / 'runs'}",
+    ]
+    folder, data, _ = build_data_set(tmp_path, "stage=data", *arguments, f"data.held_out={held_out}")
     splits = datasets.load_dataset(str(folder / "artifact"), cache_dir=str(tmp_path / "cache"))
     assert {name: len(splits[name]) for name in splits} == {side: data["splits"][side]["rows"]}
 
@@ -49,9 +52,9 @@ def test_a_data_set_of_one_side_is_read_by_datasets(tmp_path: Path, held_out: st
 def test_a_data_set_is_a_source_of_another(tmp_path: Path) -> None:
     """One side is read with the same ids. A data set with two sides is refused with the remedy."""
     draw = random.Random(4)
-    rows = support(40)
-    rows += [{"text": sentence(draw, 900)}]
-    tool_chat = chat("What time?", "Noon.")
+    rows = build_support_rows(40)
+    rows += [{"text": draw_sentence(draw, 900)}]
+    tool_chat = build_question_row("What time?", "Noon.")
     tool_call = {
         "role": "assistant",
         "content": None,
@@ -60,24 +63,26 @@ def test_a_data_set_is_a_source_of_another(tmp_path: Path) -> None:
     tool_chat["messages"][1:1] = [tool_call, {"role": "tool", "content": "12:00"}]
     rows.append({"tools": [{"name": "clock"}], **tool_chat})
     arguments = [f"stage.sources=[{write_rows(tmp_path / 'a.jsonl', rows)}]", f"run.root={tmp_path / 'runs'}"]
-    full_set, first, _ = made(tmp_path, "stage=data", *arguments, "data.held_out=0", "run.name=whole")
+    full_set, first, _ = build_data_set(tmp_path, "stage=data", *arguments, "data.held_out=0", "run.name=whole")
     for source in (full_set, full_set / "artifact"):
         command = [f"stage.sources=[{source}]", arguments[1], "data.held_out=0"]
-        _, second, _ = made(tmp_path, "stage=data", *command, f"run.name=again-{source.name}")
+        _, second, _ = build_data_set(tmp_path, "stage=data", *command, f"run.name=again-{source.name}")
         assert second["ids_root"] == first["ids_root"]
-    two_sides, _, _ = made(tmp_path, "stage=data", *arguments, "data.held_out=0.3", "run.name=halves")
+    two_sides, _, _ = build_data_set(tmp_path, "stage=data", *arguments, "data.held_out=0.3", "run.name=halves")
     shop = Workshop(tmp_path / "runs", tmp_path)
     shop.refuses("stage=data", f"stage.sources=[{two_sides}]", arguments[1], says="is a data set with two sides")
     side = f"{two_sides / 'artifact'}/train-*.parquet"
     assert side in shop.said
-    one_side, _, _ = made(
+    one_side, _, _ = build_data_set(
         tmp_path, "stage=data", f"stage.sources=['{side}']", arguments[1], "data.held_out=0", "run.name=one"
     )
-    assert {row["content_id"] for row in rows_of(one_side)} < {row["content_id"] for row in rows_of(two_sides)}
+    assert {row["content_id"] for row in read_artifact_pairs(one_side)} < {
+        row["content_id"] for row in read_artifact_pairs(two_sides)
+    }
 
 
 def test_rows_of_votes_are_no_rows_of_a_file(vote_store: Store, store_url: str, tmp_path: Path) -> None:
-    folder, _, _ = made(tmp_path, *making(tmp_path, store_url), "run.name=votes")
+    folder, _, _ = build_data_set(tmp_path, *build_data_command(tmp_path, store_url), "run.name=votes")
     shop = Workshop(tmp_path / "runs", tmp_path)
     sources = f"stage.sources=['{folder / 'artifact'}/train-*.parquet']"
     shop.refuses(
@@ -86,7 +91,7 @@ def test_rows_of_votes_are_no_rows_of_a_file(vote_store: Store, store_url: str, 
 
 
 def test_nothing_is_left(tmp_path: Path) -> None:
-    rows = [chat(f"What of {i}?", sentence(random.Random(i), i)) for i in range(8)]
+    rows = [build_question_row(f"What of {i}?", draw_sentence(random.Random(i), i)) for i in range(8)]
     path = write_rows(tmp_path / "a.jsonl", rows)
     shop = Workshop(tmp_path / "runs", tmp_path)
     arguments = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}"]
@@ -97,7 +102,7 @@ def test_nothing_is_left(tmp_path: Path) -> None:
             held_out,
             says=("all are like rows of stage.contamination.against", "stage.contamination.action=report"),
         )
-    similar_rows = [chat(f"Number {i}?", f"{sentence(random.Random(7), 7)} {i}") for i in range(8)]
+    similar_rows = [build_question_row(f"Number {i}?", f"{draw_sentence(random.Random(7), 7)} {i}") for i in range(8)]
     arguments[1] = f"stage.sources=[{write_rows(tmp_path / 'b.jsonl', similar_rows)}]"
     shop.refuses(
         *arguments,
@@ -108,8 +113,11 @@ def test_nothing_is_left(tmp_path: Path) -> None:
 
 
 def test_a_report_names_a_data_set_as_its_user_did(tmp_path: Path, tiny_model: Path) -> None:
-    arguments = [f"stage.sources=[{write_rows(tmp_path / 'a.jsonl', support(20))}]", f"run.root={tmp_path / 'runs'}"]
-    made(tmp_path, "stage=data", *arguments, "run.name=mine")
+    arguments = [
+        f"stage.sources=[{write_rows(tmp_path / 'a.jsonl', build_support_rows(20))}]",
+        f"run.root={tmp_path / 'runs'}",
+    ]
+    build_data_set(tmp_path, "stage=data", *arguments, "run.name=mine")
     shop = Workshop(tmp_path / "runs", tmp_path)
     sft = [
         "stage=sft",
@@ -120,12 +128,12 @@ def test_a_report_names_a_data_set_as_its_user_did(tmp_path: Path, tiny_model: P
         "stage.epochs=1",
         arguments[1],
     ]
-    assert shop.ended(*sft, "data=manifest", "data.path=data:latest", "run.name=saw") == 0, shop.said
+    assert shop.run_command(*sft, "data=manifest", "data.path=data:latest", "run.name=saw") == 0, shop.said
     assert "on data data:mine" in shop.said or "data data:mine" in shop.said
     folder = tmp_path / "runs" / "sft" / "saw"
     page = (folder / "report.html").read_text()
     assert "data.path=data:mine" in page
     assert str(tmp_path / "runs" / "data" / "mine") not in page
     assert json.loads((folder / "manifest.json").read_text())["inputs"]["data"]["ref"] == "data:mine"
-    assert shop.ended(*sft, "data=manifest", "data.path=data:mine", "run.name=saw") == 0, shop.said
+    assert shop.run_command(*sft, "data=manifest", "data.path=data:mine", "run.name=saw") == 0, shop.said
     assert "finished already" in shop.said

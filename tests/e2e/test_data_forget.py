@@ -14,16 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 from data_of_votes import (
     SECRET,
-    files_with,
-    forget,
-    leaves_by_hand,
-    root_by_hand,
-    rows_of,
-    secret_rows,
+    build_forget_command,
+    compute_merkle_leaves,
+    compute_merkle_root,
+    find_files_with,
+    find_secret_ids,
+    read_artifact_pairs,
 )
-from data_sets import chat, made, sentence
+from data_sets import build_data_set, build_question_row, draw_sentence
 from json_lines import write_rows
-from workshop import Workshop, in_a_fork
+from workshop import Workshop, run_in_fork
 
 from align.annotate.store import Candidate, Store
 from align.core.errors import CorruptFile
@@ -35,9 +35,9 @@ def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(
     vote_store: Store, words: list[str], tmp_path: Path, tiny_model: Path
 ) -> None:
     repeat_settings = ("stage.mix.repeat=2", "stage.mix.total=100")  # some rows appear twice
-    old, old_data, _ = made(tmp_path, *words, *repeat_settings, "run.name=old")
-    old_leaves = {side: leaves_by_hand(old / "artifact", side) for side in ("train", "test")}
-    ids = secret_rows(old)
+    old, old_data, _ = build_data_set(tmp_path, *words, *repeat_settings, "run.name=old")
+    old_leaves = {side: compute_merkle_leaves(old / "artifact", side) for side in ("train", "test")}
+    ids = find_secret_ids(old)
     assert ids
     shop = Workshop(tmp_path / "runs", tmp_path, *words[2:4])
     reward = [
@@ -51,37 +51,39 @@ def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(
     ]
     assert shop.status(*reward, "data.path=data:old", "run.name=saw") == 0, shop.said
     trained_rows = pq.read_table(tmp_path / "runs" / "reward" / "saw" / "trained_ids.parquet").to_pylist()
-    published = {row["content_id"]: row["source"] for row in rows_of(old)}
+    published = {row["content_id"]: row["source"] for row in read_artifact_pairs(old)}
     for row in trained_rows:
         assert row["project"] == (None if published[row["content_id"].hex()] == "file" else "greetings")
 
     listing = f"stage.forget=[{', '.join(ids)}]"
-    new, new_data, stdout = made(tmp_path, *forget(words, "old", listing, "run.name=new"))
+    new, new_data, stdout = build_data_set(tmp_path, *build_forget_command(words, "old", listing, "run.name=new"))
     assert "reward/saw" in stdout
     assert new_data["replaces"].items() >= {"root": old_data["root"], "count": len({*ids})}.items()
-    assert files_with(tmp_path / "runs" / "data", SECRET, *ids) == []
+    assert find_files_with(tmp_path / "runs" / "data", SECRET, *ids) == []
     remaining_files = {str(path.relative_to(old)) for path in old.rglob("*") if path.is_file()}
     run_files = {"manifest.json", "config.yaml", "metrics.json", "metrics.jsonl", "timing.jsonl"}
     assert remaining_files == {*run_files, "artifact/data.json", "artifact/replaced.json"}
     roots = []
     for side, leaves in old_leaves.items():
-        new_leaves = leaves_by_hand(new / "artifact", side)
+        new_leaves = compute_merkle_leaves(new / "artifact", side)
         changed = [(a, b) for a, b in zip(leaves, new_leaves, strict=True) if a != b]
         assert {a[:32].hex() for a, _ in changed} <= {*ids}
         assert all(len(b) == 32 for _, b in changed)
-        roots.append(root_by_hand(new_leaves))
+        roots.append(compute_merkle_root(new_leaves))
         assert roots[-1].hex() == new_data["splits"][side]["root"]
-    assert root_by_hand(roots).hex() == new_data["root"] != old_data["root"]
-    copies = Counter(row["content_id"] for row in rows_of(new))  # which rows are repeated follows from the store's key
+    assert compute_merkle_root(roots).hex() == new_data["root"] != old_data["root"]
+    copies = Counter(
+        row["content_id"] for row in read_artifact_pairs(new)
+    )  # which rows are repeated follows from the store's key
     kept_ids = sorted(copies)
-    assert root_by_hand([bytes.fromhex(id) for id in kept_ids]).hex() == new_data["ids_root"]
+    assert compute_merkle_root([bytes.fromhex(id) for id in kept_ids]).hex() == new_data["ids_root"]
 
     for command in (
         [*reward, "data.path=data:old", "run.name=again"],
-        forget(words, "old", f"stage.forget=[{kept_ids[0]}]"),
+        build_forget_command(words, "old", f"stage.forget=[{kept_ids[0]}]"),
     ):
         shop.refuses(*command, says="was replaced by data:new")
-    assert shop.ended(*words, *repeat_settings, "run.name=old") == 2  # the command that made it
+    assert shop.run_command(*words, *repeat_settings, "run.name=old") == 2  # the command that made it
     assert "was replaced by data:new" in shop.said
     assert shop.status(*reward, "data.path=data:new", "run.name=unknowing") == 0, shop.said
     manifest = json.loads((tmp_path / "runs" / "reward" / "unknowing" / "manifest.json").read_text())
@@ -89,10 +91,12 @@ def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(
     loaded = datasets.load_dataset(str(new / "artifact"), cache_dir=str(tmp_path / "cache"))
     assert {side: len(loaded[side]) for side in loaded} == {s: new_data["splits"][s]["rows"] for s in ("train", "test")}
 
-    assert "finished already" in made(tmp_path, *forget(words, "old", listing, "run.name=new"))[2]
-    shop.refuses(*forget(words, "new", listing), says="of no row")
-    newest, newest_data, stdout = made(
-        tmp_path, *forget(words, "new", f"stage.forget=[{kept_ids[0]}]", "run.name=newest")
+    assert (
+        "finished already" in build_data_set(tmp_path, *build_forget_command(words, "old", listing, "run.name=new"))[2]
+    )
+    shop.refuses(*build_forget_command(words, "new", listing), says="of no row")
+    newest, newest_data, stdout = build_data_set(
+        tmp_path, *build_forget_command(words, "new", f"stage.forget=[{kept_ids[0]}]", "run.name=newest")
     )
     assert "reward/saw" in stdout
     assert "reward/unknowing" in stdout
@@ -105,22 +109,26 @@ def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(
 def test_what_the_store_erased_is_forgotten(
     vote_store: Store, store_url: str, words: list[str], tmp_path: Path
 ) -> None:
-    old, _, _ = made(tmp_path, *words, "run.name=old")
+    old, _, _ = build_data_set(tmp_path, *words, "run.name=old")
     shop = Workshop(tmp_path / "runs", tmp_path)
-    shop.refuses(*forget(words, "old", "stage.forget=erased"), says="There is nothing to forget")
+    shop.refuses(*build_forget_command(words, "old", "stage.forget=erased"), says="There is nothing to forget")
     item = [item.id for item in vote_store.items("greetings")][4]
     vote = next(vote for vote in vote_store.rankings("greetings") if vote.item != item)
     erase = ["stage=annotate", "project=greetings", "stage.action=erase", *words[2:4]]
-    assert shop.ended(*erase, f"stage.item={item}") == 0, shop.said
+    assert shop.run_command(*erase, f"stage.item={item}") == 0, shop.said
     assert "data/old" in shop.said
     vote_store.retract("greetings", vote.seq)
-    old_ids = {row["content_id"] for row in rows_of(old)}
-    erased_ids = [row["content_id"] for row in rows_of(old) if row["group_id"] == item]
-    erased_ids += [row["content_id"] for row in rows_of(old) if (row["id"] or "").startswith(f"{vote.seq}:")]
-    new, new_data, _ = made(tmp_path, *forget(words, "old", "stage.forget=erased", "run.name=new"))
-    assert old_ids - {*erased_ids} == {row["content_id"] for row in rows_of(new)}
+    old_ids = {row["content_id"] for row in read_artifact_pairs(old)}
+    erased_ids = [row["content_id"] for row in read_artifact_pairs(old) if row["group_id"] == item]
+    erased_ids += [
+        row["content_id"] for row in read_artifact_pairs(old) if (row["id"] or "").startswith(f"{vote.seq}:")
+    ]
+    new, new_data, _ = build_data_set(
+        tmp_path, *build_forget_command(words, "old", "stage.forget=erased", "run.name=new")
+    )
+    assert old_ids - {*erased_ids} == {row["content_id"] for row in read_artifact_pairs(new)}
     assert new_data["replaces"]["count"] == len(erased_ids)
-    assert files_with(tmp_path / "runs" / "data", SECRET) == []
+    assert find_files_with(tmp_path / "runs" / "data", SECRET) == []
     with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as other_store:  # another project of that name
         item_id = other_store.add_item(
             "greetings", "x", Conversation((Message("user", "?"),)), [Candidate("a"), Candidate("b")]
@@ -129,27 +137,30 @@ def test_what_the_store_erased_is_forgotten(
     other_words = [
         word if "store.url" not in word else f"store.url=sqlite:///{tmp_path / 'other.db'}" for word in words
     ]
-    shop.refuses(*forget(other_words, "new", "stage.forget=erased"), says="another project of that name")
+    shop.refuses(*build_forget_command(other_words, "new", "stage.forget=erased"), says="another project of that name")
 
 
 def test_killed_at_any_moment_one_of_the_two_is_whole(tmp_path: Path) -> None:
     """After SIGKILL at random moments, the old data set is readable, or the same command ends with the new one."""
-    rows = [chat(f"{SECRET}?" if i == 7 else f"question {i}?", sentence(random.Random(i), i)) for i in range(400)]
+    rows = [
+        build_question_row(f"{SECRET}?" if i == 7 else f"question {i}?", draw_sentence(random.Random(i), i))
+        for i in range(400)
+    ]
     arguments = [
         "stage=data",
         f"stage.sources=[{write_rows(tmp_path / 'rows.jsonl', rows)}]",
         f"run.root={tmp_path / 'runs'}",
     ]
-    old, _, _ = made(tmp_path, *arguments, "run.name=old", "stage.duplicates.near=null")
+    old, _, _ = build_data_set(tmp_path, *arguments, "run.name=old", "stage.duplicates.near=null")
     old_records = load_data_set(old / "artifact").records("train")
-    [id] = secret_rows(old)
-    command = forget(arguments, "old", f"stage.forget=[{id}]", "run.name=new")
+    [id] = find_secret_ids(old)
+    command = build_forget_command(arguments, "old", f"stage.forget=[{id}]", "run.name=new")
     draw = random.Random(0)
     kills = 0
     new = tmp_path / "runs" / "data" / "new"
     while True:
         step, times = (draw.choice([*STEPS]), draw.randrange(12)) if kills else ("write_json", 0)
-        status = in_a_fork(command, deadly=STEPS[step], times=times)
+        status = run_in_fork(command, deadly=STEPS[step], times=times)
         replaced = (old / "artifact" / "replaced.json").is_file()
         if status == 0:
             break
@@ -162,7 +173,7 @@ def test_killed_at_any_moment_one_of_the_two_is_whole(tmp_path: Path) -> None:
             assert load_data_set(old / "artifact").records("train") == old_records
     assert replaced
     assert kills
-    assert files_with(tmp_path / "runs", SECRET, id) == []
+    assert find_files_with(tmp_path / "runs", SECRET, id) == []
     assert not [*new.glob(".*part*")]
     expected_records = [record for record in old_records if SECRET not in str(record)]
     assert load_data_set(new / "artifact").records("train") == expected_records
@@ -180,7 +191,7 @@ STEPS = {
 def test_a_proof_shows_a_row_to_somebody_who_has_the_root_alone(
     vote_store: Store, words: list[str], tmp_path: Path
 ) -> None:
-    folder, data, _ = made(tmp_path, *words)
+    folder, data, _ = build_data_set(tmp_path, *words)
     data_set = load_data_set(folder / "artifact")
     for side in ("train", "test"):
         for row in [row for table in data_set.tables(side) for row in table.to_pylist()]:
@@ -194,9 +205,9 @@ def test_a_proof_shows_a_row_to_somebody_who_has_the_root_alone(
 
 
 def test_what_cannot_be_forgotten(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [chat(f"question {i}?", f"answer {i}") for i in range(30)])
+    path = write_rows(tmp_path / "rows.jsonl", [build_question_row(f"question {i}?", f"answer {i}") for i in range(30)])
     arguments = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}"]
-    old, _, _ = made(tmp_path, *arguments, "run.name=old")
+    old, _, _ = build_data_set(tmp_path, *arguments, "run.name=old")
     for settings, says in (
         (["stage.forget=[abc]"], "is no content id"),
         (["stage.forget=nowhere.txt"], "is neither an id nor a file of ids"),
@@ -205,23 +216,23 @@ def test_what_cannot_be_forgotten(tmp_path: Path) -> None:
         ([], "goes with stage.action=forget, and with no other action"),
         (["stage.forget=erased", "stage.clean=[unicode]"], "is not read by stage.action=forget"),
     ):
-        Workshop(tmp_path / "runs", tmp_path).refuses(*forget(arguments, "old", *settings), says=says)
+        Workshop(tmp_path / "runs", tmp_path).refuses(*build_forget_command(arguments, "old", *settings), says=says)
     assert [path.name for path in (tmp_path / "runs" / "data").iterdir()] == ["old"]
     assert load_data_set(old / "artifact").records("train")
 
 
 def test_no_row_is_left_out_by_calling_its_leaf_a_tombstone(tmp_path: Path) -> None:
     """The roots match, but a row's leaf is longer than a tombstone, and is refused."""
-    path = write_rows(tmp_path / "rows.jsonl", [chat(f"question {i}?", f"answer {i}") for i in range(30)])
-    folder, data, _ = made(tmp_path, "stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}")
+    path = write_rows(tmp_path / "rows.jsonl", [build_question_row(f"question {i}?", f"answer {i}") for i in range(30)])
+    folder, data, _ = build_data_set(tmp_path, "stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}")
     artifact = folder / "artifact"
     [shard] = artifact.glob("train-*.parquet")
-    hidden_leaf = leaves_by_hand(artifact, "train")[0]
+    hidden_leaf = compute_merkle_leaves(artifact, "train")[0]
     table = pq.read_table(shard)
     pq.write_table(table.slice(1), shard)
     data["splits"]["train"]["forgotten"] = [[0, hidden_leaf.hex()]]
     data["shards"][shard.name] = hashlib.sha256(shard.read_bytes()).hexdigest()
     (artifact / "data.json").write_text(json.dumps(data))
-    assert root_by_hand(leaves_by_hand(artifact, "train")).hex() == data["splits"]["train"]["root"]
+    assert compute_merkle_root(compute_merkle_leaves(artifact, "train")).hex() == data["splits"]["train"]["root"]
     with pytest.raises(CorruptFile, match="an invalid tombstone"):
         load_data_set(artifact).records("train")

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 import pytest
-from data_sets import made, sentence
+from data_sets import build_data_set, draw_sentence
 from json_lines import write_rows
 
 from align.config.compose import build_config, compose_tree
@@ -21,7 +21,7 @@ from align.config.root import to_plain_dict
 def build_rows(name: str, count: int) -> list[dict[str, Any]]:
     first_seed = sum(map(ord, name)) * 1000
     return [
-        {"prompt": f"{name} {i}?", "completion": sentence(random.Random(first_seed + i), first_seed + i)}
+        {"prompt": f"{name} {i}?", "completion": draw_sentence(random.Random(first_seed + i), first_seed + i)}
         for i in range(count)
     ]
 
@@ -41,7 +41,7 @@ def test_a_loader_gets_the_shares_that_were_asked_for(tmp_path: Path) -> None:
         "stage.duplicates.near=null",
         "stage.contamination.near=null",
     ]
-    folder, data, _ = made(tmp_path, *arguments)
+    folder, data, _ = build_data_set(tmp_path, *arguments)
     loaded = datasets.load_dataset(str(folder / "artifact"), cache_dir=str(tmp_path / "cache"))["train"]
     for name, weight in weights.items():
         ids = [id for id, source in zip(loaded["content_id"], loaded["source"], strict=True) if source == name]
@@ -50,7 +50,7 @@ def test_a_loader_gets_the_shares_that_were_asked_for(tmp_path: Path) -> None:
         assert max(counts) - min(counts) <= 1 or len(counts) < 280
     train_counts = data["splits"]["train"]
     assert train_counts["rows"] == len(loaded) > train_counts["distinct"] == len({*loaded["content_id"]})
-    assert made(tmp_path, *arguments, "run.name=again")[1]["root"] == data["root"]
+    assert build_data_set(tmp_path, *arguments, "run.name=again")[1]["root"] == data["root"]
 
 
 def test_columns_of_sources_are_in_the_data_set(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_columns_of_sources_are_in_the_data_set(tmp_path: Path) -> None:
         for i, row in enumerate(build_rows("a", 40))
     ]
     path = write_rows(tmp_path / "a.jsonl", rows)
-    folder, data, stdout = made(
+    folder, data, stdout = build_data_set(
         tmp_path,
         "stage=data",
         f"stage.sources=[{{path: {path}}}]",
@@ -83,7 +83,9 @@ def test_columns_of_sources_are_in_the_data_set(tmp_path: Path) -> None:
         assert json.loads(row["metadata"]) == metadata
         assert row["messages"][0]["content"] == f"{rows[i]['prompt']}\nnote {i}"
     sources = f"stage.sources=[{{path: '{folder}/artifact/train-*.parquet'}}]"
-    second_folder = made(tmp_path, "stage=data", sources, f"run.root={tmp_path / 'runs'}", "run.name=second")[0]
+    second_folder = build_data_set(tmp_path, "stage=data", sources, f"run.root={tmp_path / 'runs'}", "run.name=second")[
+        0
+    ]
     [file, *_] = (second_folder / "artifact").glob("train-*.parquet")
     cells = pq.read_table(file)["metadata"].to_pylist()
     assert all({"Topic", "stars", "when", "mail"} <= json.loads(cell).keys() for cell in cells)

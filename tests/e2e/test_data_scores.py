@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from data_sets import chat, made, sources, three_sources
+from data_sets import build_data_set, build_question_row, build_sources_command, write_three_sources
 from json_lines import write_rows
-from workshop import Ready, Workshop, in_a_fork
+from workshop import Ready, Workshop, run_in_fork
 
 from align.data.sets import score_cuts as scoring
 from align.report.data_set_page import iter_losses
@@ -22,7 +22,7 @@ ALONE = ("stage.duplicates.exact=false", "stage.duplicates.near=null", "stage.co
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    return three_sources(tmp_path)
+    return write_three_sources(tmp_path)
 
 
 def read_data_rows(folder: Path) -> list[dict[str, Any]]:
@@ -30,17 +30,25 @@ def read_data_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def build_loss_command(here: Path, model: Path, *arguments: str) -> list[str]:
-    return [*sources(here), *ALONE, "device=cpu", "model=hub", f"model.path={model}", "stage.score.by=loss", *arguments]
+    return [
+        *build_sources_command(here),
+        *ALONE,
+        "device=cpu",
+        "model=hub",
+        f"model.path={model}",
+        "stage.score.by=loss",
+        *arguments,
+    ]
 
 
 def test_quantiles_of_the_loss_leave_out_the_rows_at_the_ends(here: Path, tiny_model: Path) -> None:
-    folder, data, _ = made(here, *build_loss_command(here, tiny_model), "run.name=whole")
+    folder, data, _ = build_data_set(here, *build_loss_command(here, tiny_model), "run.name=whole")
     all_rows = read_data_rows(folder)
     assert all(math.isfinite(row["score"]) for row in all_rows)
     assert "after_score" in data["sources"][0]["counts"]
     for scope in ("source", "all"):
         arguments = build_loss_command(here, tiny_model, "stage.score.keep=[0.1,0.75]", f"stage.score.within={scope}")
-        cut_folder, cut_data, stdout = made(here, *arguments, f"run.name={scope}")
+        cut_folder, cut_data, stdout = build_data_set(here, *arguments, f"run.name={scope}")
         groups = [[row for row in all_rows if row["source"] == name] for name in ("support", "general")]
         expected = set[str]()
         for group in groups if scope == "source" else [all_rows]:
@@ -58,7 +66,7 @@ def test_quantiles_of_the_loss_leave_out_the_rows_at_the_ends(here: Path, tiny_m
 
 
 def test_without_scores_nothing_speaks_of_them(here: Path) -> None:
-    folder, data, _ = made(here, *sources(here))
+    folder, data, _ = build_data_set(here, *build_sources_command(here))
     assert "scores" not in data
     assert "score" not in read_data_rows(folder)[0]
     assert not (folder / "scores.jsonl").exists()
@@ -68,9 +76,9 @@ def test_without_scores_nothing_speaks_of_them(here: Path) -> None:
 def test_killed_while_it_scores_it_goes_on(here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "PIECE", 64)
     command = build_loss_command(here, tiny_model, "stage.score.keep=[0.1,0.75]")
-    full_data = made(here, *command, "run.name=whole")[1]
+    full_data = build_data_set(here, *command, "run.name=whole")[1]
     load_records = scoring.load_records
-    assert in_a_fork([*command, "run.name=killed"], deadly=["align.data.sets.score_cuts.load_records"], times=3) == -9
+    assert run_in_fork([*command, "run.name=killed"], deadly=["align.data.sets.score_cuts.load_records"], times=3) == -9
     [path] = (here / "runs" / "data" / "killed" / "checkpoints").glob(scoring.FILE)
     assert path.stat().st_size == 3 * 64 * 8
     batch_sizes = list[int]()
@@ -79,18 +87,18 @@ def test_killed_while_it_scores_it_goes_on(here: Path, tiny_model: Path, monkeyp
         "load_records",
         lambda *arguments: (batch_sizes.append(len(arguments[-1])), load_records(*arguments))[1],
     )
-    _, resumed_data, stdout = made(here, *command, "run.name=killed")
+    _, resumed_data, stdout = build_data_set(here, *command, "run.name=killed")
     assert "continues" in stdout
     assert sum(batch_sizes) == sum(source["counts"]["kept"] for source in full_data["sources"]) - 3 * 64
     assert (resumed_data["root"], resumed_data["scores"]) == (full_data["root"], full_data["scores"])
 
 
 def test_personal_data_is_not_shown_beside_scores(tmp_path: Path) -> None:
-    rows = [chat(f"Who is {i}?", f"Write to someone{i}@example.com, " + "x" * i) for i in range(9)]
+    rows = [build_question_row(f"Who is {i}?", f"Write to someone{i}@example.com, " + "x" * i) for i in range(9)]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     arguments = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", *ALONE]
     arguments += ["stage.clean=[{pii: {action: report}}]", "reward=sentiment", "stage.score.by=reward"]
-    folder, _, _ = made(tmp_path, *arguments, "stage.score.keep=[0.2,0.9]")
+    folder, _, _ = build_data_set(tmp_path, *arguments, "stage.score.keep=[0.2,0.9]")
     scores_text = (folder / "scores.jsonl").read_text()
     assert "[EMAIL]" in scores_text
     assert "@example.com" not in scores_text
@@ -100,7 +108,7 @@ def test_personal_data_is_not_shown_beside_scores(tmp_path: Path) -> None:
 def test_a_function_scores_the_last_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "my_scores.py").write_text("def words(all):\n    return [len(c[-1]['content'].split()) for c in all]\n")
-    rows = [chat(f"Question {i}?", " ".join([f"w{i}"] * (i + 1))) for i in range(20)]
+    rows = [build_question_row(f"Question {i}?", " ".join([f"w{i}"] * (i + 1))) for i in range(20)]
     rows.append({"messages": [{"role": "user", "content": "Nobody answers?"}]})
     path = write_rows(tmp_path / "rows.jsonl", rows)
     arguments = [
@@ -114,7 +122,7 @@ def test_a_function_scores_the_last_answer(tmp_path: Path, monkeypatch: pytest.M
         "stage.score.least=5",
         "stage.score.most=10",
     ]
-    folder, data, stdout = made(tmp_path, *arguments)
+    folder, data, stdout = build_data_set(tmp_path, *arguments)
     scores = {row["row"]: row["score"] for row in read_data_rows(folder)}
     assert scores == {**{i: float(i) for i in range(5, 11)}, 21: None}
     assert data["scores"]["scorer"] == "my_scores:words"
@@ -131,7 +139,7 @@ def test_a_reward_model_scores_pairs_by_their_difference(ready: Ready, tmp_path:
     path = write_rows(tmp_path / "pairs.jsonl", [*pairs, {**pairs[0], "chosen": "word " * 400}])
     arguments = ["stage=data", f"stage.sources=[{path}]", f"run.root={ready.root}", f"run.name={tmp_path.name}"]
     arguments += ["stage.score.by=reward", "reward.ref=reward:a", "device=cpu", *ALONE]
-    folder, data, _ = made(tmp_path, *arguments)
+    folder, data, _ = build_data_set(tmp_path, *arguments)
     score_of_row = {row["row"]: row["score"] for row in read_data_rows(folder)}
     assert score_of_row[13] is None  # its chosen answer is longer than the model's context
     scores = [score_of_row[i] for i in range(1, 13)]
@@ -143,10 +151,10 @@ def test_a_reward_model_scores_pairs_by_their_difference(ready: Ready, tmp_path:
 
 
 def test_forgetting_keeps_the_scores_of_the_others(here: Path, tiny_model: Path) -> None:
-    folder, _, _ = made(here, *build_loss_command(here, tiny_model), "run.name=old")
+    folder, _, _ = build_data_set(here, *build_loss_command(here, tiny_model), "run.name=old")
     old_scores = {row["content_id"]: row["score"] for row in read_data_rows(folder)}
     forgotten_id = min(old_scores)
-    new_folder, data, _ = made(
+    new_folder, data, _ = build_data_set(
         here,
         "stage=data",
         "stage.action=forget",

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from data_sets import chat, made, three_sources
+from data_sets import build_data_set, build_question_row, write_three_sources
 from json_lines import write_rows
 
 from align.core.types import Conversation, Message
@@ -19,14 +19,14 @@ from align.report.figure_text import NO_BREAK
 
 
 def test_rows_are_shown_as_the_template_of_the_model_writes_them(tmp_path: Path, tiny_model: Path) -> None:
-    sources_folder = three_sources(tmp_path)
+    sources_folder = write_three_sources(tmp_path)
     table = "{path: %s, columns: {prompt: question, completion: answer}}" % (sources_folder / "table.csv")
     arguments = [
         "stage=data",
         f"stage.sources=[{sources_folder / 'support.jsonl'}, {table}]",
         f"run.root={sources_folder / 'runs'}",
     ]
-    folder, data, stdout = made(
+    folder, data, stdout = build_data_set(
         sources_folder, *arguments, "model=hub", f"model.path={tiny_model}", "run.name=rendered"
     )
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
@@ -48,7 +48,7 @@ def test_rows_are_shown_as_the_template_of_the_model_writes_them(tmp_path: Path,
         "support": {"messages (OpenAI)": 100},
         "table": {"a prompt and its completion": 50},
     }
-    plain_folder, plain_data, _ = made(sources_folder, *arguments, "run.name=plain")
+    plain_folder, plain_data, _ = build_data_set(sources_folder, *arguments, "run.name=plain")
     assert plain_data["root"] == data["root"]
     page = (plain_folder / "report.html").read_text()
     assert "turn by turn" in page
@@ -57,10 +57,10 @@ def test_rows_are_shown_as_the_template_of_the_model_writes_them(tmp_path: Path,
 
 
 def test_personal_data_is_not_shown_in_rendered_rows(tmp_path: Path, tiny_model: Path) -> None:
-    rows = [chat(f"I am someone{i}@example.com", f"Write to other{i}@example.com") for i in range(9)]
+    rows = [build_question_row(f"I am someone{i}@example.com", f"Write to other{i}@example.com") for i in range(9)]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     for name, model in (("rendered", ["model=hub", f"model.path={tiny_model}"]), ("plain", [])):
-        folder, _, _ = made(
+        folder, _, _ = build_data_set(
             tmp_path,
             "stage=data",
             f"stage.sources=[{path}]",

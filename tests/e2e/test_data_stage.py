@@ -14,10 +14,10 @@ from typing import Any
 
 import datasets
 import pytest
-from data_of_votes import leaves_by_hand, root_by_hand, rows_of
-from data_sets import made, sources, three_sources
+from data_of_votes import compute_merkle_leaves, compute_merkle_root, read_artifact_pairs
+from data_sets import build_data_set, build_sources_command, write_three_sources
 from json_lines import write_rows
-from workshop import Workshop, in_a_fork
+from workshop import Workshop, run_in_fork
 
 from align.data.sets import gather, published
 from align.data.sets.published import load_data_set
@@ -27,13 +27,17 @@ from align.report.data_set_page import iter_losses
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    return three_sources(tmp_path)
+    return write_three_sources(tmp_path)
 
 
 def test_every_row_is_in_or_counted(here: Path) -> None:
     table = "{path: %s, name: table, columns: {prompt: question, completion: answer}}" % (here / "table.csv")
-    arguments = [*sources(here, table), f"stage.contamination.against=[{here / 'evals.jsonl'}]", "data.held_out=0.2"]
-    folder, data, stdout = made(here, *arguments)
+    arguments = [
+        *build_sources_command(here, table),
+        f"stage.contamination.against=[{here / 'evals.jsonl'}]",
+        "data.held_out=0.2",
+    ]
+    folder, data, stdout = build_data_set(here, *arguments)
     for source in data["sources"]:
         kept = sum(source["splits"][side]["rows"] for side in ("train", "test"))
         assert source["counts"]["read"] == kept + sum(
@@ -55,8 +59,8 @@ def test_every_row_is_in_or_counted(here: Path) -> None:
 
 def test_workers_make_the_same_data_set(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers in this process stand in for Daft's, which `benchmarks/data/engines.py` starts."""
-    arguments = [*sources(here), f"stage.contamination.against=[{here / 'evals.jsonl'}]"]
-    _, single, _ = made(here, *arguments, "run.name=whole")
+    arguments = [*build_sources_command(here), f"stage.contamination.against=[{here / 'evals.jsonl'}]"]
+    _, single, _ = build_data_set(here, *arguments, "run.name=whole")
     started = list[tuple[bool, int, str | None]]()
     task_counts = list[int]()
 
@@ -71,29 +75,29 @@ def test_workers_make_the_same_data_set(here: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("align.stages.data.DaftRunner", Workers)
     monkeypatch.setattr(gather, "PART", 40)
-    folder, divided, _ = made(here, *arguments, "stage.engine=ray", "stage.workers=3", "stage.ray=auto")
+    folder, divided, _ = build_data_set(here, *arguments, "stage.engine=ray", "stage.workers=3", "stage.ray=auto")
     assert started == [(True, 3, "auto")]
     assert task_counts == [2, 9, 6]  # files, pieces of them, packs of near-duplicates
     for key in ("root", "ids_root", "splits", "sources", "lengths", "found", "evaluations"):
         assert divided[key] == single[key]
-    second_folder, _, stdout = made(here, *arguments)
+    second_folder, _, stdout = build_data_set(here, *arguments)
     assert second_folder == folder
     assert len(task_counts) == 3
     assert "finished already" in stdout
 
 
 def test_the_fingerprint_is_that_of_the_rows(here: Path) -> None:
-    folder, data, _ = made(here, *sources(here))
+    folder, data, _ = build_data_set(here, *build_sources_command(here))
     for side in ("train", "test"):
-        leaves = leaves_by_hand(folder / "artifact", side)
-        assert data["splits"][side]["root"] == root_by_hand(leaves).hex()
-    for row in rows_of(folder):
+        leaves = compute_merkle_leaves(folder / "artifact", side)
+        assert data["splits"][side]["root"] == compute_merkle_root(leaves).hex()
+    for row in read_artifact_pairs(folder):
         content = json.dumps({"messages": row["messages"]}, sort_keys=True, separators=(",", ":"))
         assert hashlib.sha256(content.encode()).hexdigest() == row["content_id"]
 
 
 def test_it_is_read_by_datasets(here: Path) -> None:
-    folder, data, _ = made(here, *sources(here))
+    folder, data, _ = build_data_set(here, *build_sources_command(here))
     loaded = datasets.load_dataset(str(folder / "artifact"), cache_dir=str(here / "cache"))
     assert {side: len(loaded[side]) for side in loaded} == {s: data["splits"][s]["rows"] for s in ("train", "test")}
     assert set(loaded["train"].column_names) == {
@@ -108,20 +112,20 @@ def test_it_is_read_by_datasets(here: Path) -> None:
 
 
 def test_the_same_roots_however_the_work_is_divided(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = made(here, *sources(here), "run.name=whole")[1]
+    expected = build_data_set(here, *build_sources_command(here), "run.name=whole")[1]
     for batch, part, shard in ((1, 7, 10), (13, 50, 33)):
         for module, name, value in ((gather, "BATCH", batch), (gather, "PART", part), (published, "SHARD_ROWS", shard)):
             monkeypatch.setattr(module, name, value)
-        divided = made(here, *sources(here), f"run.name=divided-{part}")[1]
+        divided = build_data_set(here, *build_sources_command(here), f"run.name=divided-{part}")[1]
         for key in ("root", "ids_root", "splits", "sources", "lengths"):
             assert divided[key] == expected[key]
 
 
 def test_killed_while_it_reads_it_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process is killed in a part and after one, by turns. Each attempt passes two parts."""
-    arguments = sources(here)
+    arguments = build_sources_command(here)
     write_part = Spool.write
-    expected = made(here, *arguments, "run.name=whole")[1]
+    expected = build_data_set(here, *arguments, "run.name=whole")[1]
     monkeypatch.setattr(gather, "PART", 40)
     passed_parts = count()
     kills = 0
@@ -137,7 +141,7 @@ def test_killed_while_it_reads_it_goes_on(here: Path, monkeypatch: pytest.Monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Spool, "write", write_or_kill)
-        while in_a_fork([*arguments, "run.name=killed"]) == -9:
+        while run_in_fork([*arguments, "run.name=killed"]) == -9:
             kills += 1
             assert kills < 20
     assert kills >= 4
@@ -145,9 +149,9 @@ def test_killed_while_it_reads_it_goes_on(here: Path, monkeypatch: pytest.Monkey
 
 
 def test_killed_while_it_publishes_it_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = sources(here)
+    command = build_sources_command(here)
     publish = published.write_data_set
-    expected = made(here, *command, "run.name=whole")[1]
+    expected = build_data_set(here, *command, "run.name=whole")[1]
 
     def publish_and_kill(*arguments: Any) -> None:
         publish(*arguments)
@@ -155,8 +159,8 @@ def test_killed_while_it_publishes_it_goes_on(here: Path, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch:
         patch.setattr("align.stages.data.write_data_set", publish_and_kill)
-        assert in_a_fork([*command, "run.name=killed"]) == -9
-    assert "continues" in made(here, *command, "run.name=killed")[2]
+        assert run_in_fork([*command, "run.name=killed"]) == -9
+    assert "continues" in build_data_set(here, *command, "run.name=killed")[2]
     check_same_roots(here, expected)
 
 
@@ -170,7 +174,7 @@ def check_same_roots(folder: Path, expected: dict[str, Any]) -> None:
 
 
 def test_training_reads_it(here: Path, tiny_model: Path) -> None:
-    _, data, _ = made(here, *sources(here), "data.held_out=0.2")
+    _, data, _ = build_data_set(here, *build_sources_command(here), "data.held_out=0.2")
     shop = Workshop(here / "runs", here)
     sft = [
         "stage=sft",
@@ -184,17 +188,17 @@ def test_training_reads_it(here: Path, tiny_model: Path) -> None:
         "device=cpu",
         "stage.eval_size=3",
     ]
-    assert shop.ended(*sft) == 0, shop.said
+    assert shop.run_command(*sft) == 0, shop.said
     manifest = json.loads((Path(shop.said.splitlines()[-1]) / "manifest.json").read_text())
     assert manifest["inputs"]["data"]["root"] == data["root"]
     assert manifest["metrics"]["train_rows"] == data["splits"]["train"]["rows"]
     second_shop = Workshop(here / "runs", here)
-    assert second_shop.ended(*sft) == 0
+    assert second_shop.run_command(*sft) == 0
     assert "finished already" in second_shop.said
 
 
 def test_a_shard_that_was_changed_is_refused(here: Path) -> None:
-    folder, _, _ = made(here, *sources(here))
+    folder, _, _ = build_data_set(here, *build_sources_command(here))
     [path] = (folder / "artifact").glob("train-*.parquet")
     path.chmod(0o644)
     path.write_bytes(path.read_bytes() + b" ")
@@ -215,14 +219,14 @@ def test_evaluation_and_preferences_read_it(here: Path, tiny_model: Path) -> Non
     rows = [{"prompt": f"q{i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(30)]
     path = write_rows(here / "pairs.jsonl", rows)
     root = f"run.root={here / 'runs'}"
-    made(here, "stage=data", f"stage.sources=[{path}]", "run.name=pairs", "data.held_out=0.3", root)
-    made(here, *sources(here), "run.name=chats")
+    build_data_set(here, "stage=data", f"stage.sources=[{path}]", "run.name=pairs", "data.held_out=0.3", root)
+    build_data_set(here, *build_sources_command(here), "run.name=chats")
     common = ["init=base", "model=hub", f"model.path={tiny_model}", "method=lora", root, "device=cpu", "data=manifest"]
     dpo = ["stage=dpo", *common, "stage.epochs=1", "stage.batch_size=16"]
-    assert shop.ended(*dpo, "data.path=data:pairs") == 0, shop.said
+    assert shop.run_command(*dpo, "data.path=data:pairs") == 0, shop.said
     shop.refuses(*dpo, "data.path=data:chats", says="holds documents, and this stage reads preferences")
     sample = ["stage=sample", *common, "stage.prompts=2", "rollout.max_new_tokens=2"]
-    assert shop.ended(*sample, "data.path=data:pairs", "run.name=s") in (0, 2), shop.said
+    assert shop.run_command(*sample, "data.path=data:pairs", "run.name=s") in (0, 2), shop.said
     assert "holds" not in shop.said
     shop.refuses(
         "stage=sft",
@@ -233,17 +237,17 @@ def test_evaluation_and_preferences_read_it(here: Path, tiny_model: Path) -> Non
 
 
 def test_an_engine_that_is_not_there_costs_no_part(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = sources(here)
-    expected = made(here, *arguments, "run.name=whole")[1]
+    arguments = build_sources_command(here)
+    expected = build_data_set(here, *arguments, "run.name=whole")[1]
     monkeypatch.setitem(sys.modules, "daft", None)
     killed_command = [*arguments, f"run.root={here / 'runs'}", "run.name=killed"]
-    assert in_a_fork(killed_command, deadly=["align.stages.data.write_data_set"], times=0) == -9
+    assert run_in_fork(killed_command, deadly=["align.stages.data.write_data_set"], times=0) == -9
     parts = sorted(path.name for path in (here / "runs" / "data" / "killed" / "checkpoints").iterdir())
     shop = Workshop(here / "runs", here)
-    assert shop.ended(*arguments, "run.name=killed", "stage.engine=daft") == 2
+    assert shop.run_command(*arguments, "run.name=killed", "stage.engine=daft") == 2
     assert "is not installed here" in shop.said
     assert sorted(path.name for path in (here / "runs" / "data" / "killed" / "checkpoints").iterdir()) == parts != []
     with monkeypatch.context() as patch:
         patch.setattr(Spool, "write", None)  # every part is written already
-        assert "continues" in made(here, *arguments, "run.name=killed")[2]
+        assert "continues" in build_data_set(here, *arguments, "run.name=killed")[2]
     check_same_roots(here, expected)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_sets import chat, made
+from data_sets import build_data_set, build_question_row
 from json_lines import write_rows
 
 from align.report.figure_text import format_percent
@@ -20,9 +20,11 @@ WORDS = [a + b for a in ("ka", "lo", "mi", "ru", "te", "so", "pa") for b in ("bo
 def write_templated_rows(folder: Path, rows: int = 120) -> str:
     """Write rows of one instruction and eight random words, with a copy of every tenth row, and return the path."""
     draw = random.Random(0)
-    originals = [chat(f"{SHARED} {' '.join(draw.choices(WORDS, k=8))}", draw.choice(WORDS)) for _ in range(rows)]
+    originals = [
+        build_question_row(f"{SHARED} {' '.join(draw.choices(WORDS, k=8))}", draw.choice(WORDS)) for _ in range(rows)
+    ]
     copies = [
-        chat(row["messages"][0]["content"].replace(" ", ", ", 3).title(), row["messages"][1]["content"])
+        build_question_row(row["messages"][0]["content"].replace(" ", ", ", 3).title(), row["messages"][1]["content"])
         for row in originals[::10]
     ]
     return str(write_rows(folder / "rows.jsonl", [*originals, *copies]))
@@ -34,7 +36,7 @@ def build_rows(count: int) -> list[dict[str, Any]]:
     conversations = list[dict[str, Any]]()
     for _ in range(count):
         question, answer = (" ".join(draw.choices(WORDS, k=word_count)) for word_count in (6, 9))
-        conversations.append(chat(f"Where is {question}?", answer))
+        conversations.append(build_question_row(f"Where is {question}?", answer))
     return conversations
 
 
@@ -45,7 +47,7 @@ def test_rows_of_one_instruction_lose_their_copies_alone(tmp_path: Path) -> None
         f"run.root={tmp_path / 'runs'}",
         "data.held_out=0",
     ]
-    _, data, stdout = made(tmp_path, *arguments)
+    _, data, stdout = build_data_set(tmp_path, *arguments)
     assert data["found"]["near_duplicates"] == 12
     assert data["splits"]["train"]["rows"] == 120
     assert "warning" not in stdout
@@ -57,7 +59,7 @@ def test_rows_of_one_instruction_stay_on_both_sides(tmp_path: Path, setting: str
     sources = f"stage.sources=[{write_templated_rows(tmp_path)}]"
     arguments = ["stage=data", sources, f"run.root={tmp_path / 'runs'}", "data.held_out=0.2"]
     arguments += ["stage.duplicates.exact=false", f"stage.duplicates.{setting}"]
-    _, data, _ = made(tmp_path, *arguments)
+    _, data, _ = build_data_set(tmp_path, *arguments)
     assert data["splits"]["test"]["rows"] >= 10
     assert data["found"]["shared_with_test"] <= 12
     assert data["splits"]["train"]["rows"] >= 80
@@ -66,11 +68,11 @@ def test_rows_of_one_instruction_stay_on_both_sides(tmp_path: Path, setting: str
 def test_a_step_that_removes_much_is_warned_of_first_with_examples_and_the_setting(tmp_path: Path) -> None:
     rows = build_rows(60)
     rows[0]["messages"][1]["content"] += " write to anna@example.com or to somebody else"
-    all_rows = [*rows, *rows[:20], *(chat(f"What is {word}?", "short") for word in WORDS[:30])]
+    all_rows = [*rows, *rows[:20], *(build_question_row(f"What is {word}?", "short") for word in WORDS[:30])]
     clean = "stage.clean=[{length: {least: 6, by: words}}, {pii: {kinds: [email]}}]"
     path = write_rows(tmp_path / "rows.jsonl", all_rows)
     arguments = ["stage=data", f"stage.sources=[{{path: {path}, cap: 40}}]", clean, f"run.root={tmp_path / 'runs'}"]
-    folder, _, stdout = made(tmp_path, *arguments)
+    folder, _, stdout = build_data_set(tmp_path, *arguments)
     lines = stdout.splitlines()
     warnings = [line for line in lines if "warning: rows: " in line]
     dropped = "step length of stage.clean removed 30 of 110 rows"
@@ -95,11 +97,11 @@ def test_a_step_that_removes_much_is_warned_of_first_with_examples_and_the_setti
 
 
 def test_many_skipped_rows_are_warned_of(tmp_path: Path) -> None:
-    rows = [chat(f"What is {word}?", f"{word} is a word") for word in WORDS]
-    rows += [chat(f"Is {word}?", "") for word in WORDS[:20]]
+    rows = [build_question_row(f"What is {word}?", f"{word} is a word") for word in WORDS]
+    rows += [build_question_row(f"Is {word}?", "") for word in WORDS[:20]]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     arguments = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", "data.on_bad_row=skip"]
-    _, _, stdout = made(tmp_path, *arguments)
+    _, _, stdout = build_data_set(tmp_path, *arguments)
     removed = f"rows that cannot be read removed 20 of 62 rows ({format_percent(20 / 62)})"
     assert f"warning: rows: {removed}. Setting: data.on_bad_row=skip" in stdout
 
@@ -107,7 +109,7 @@ def test_many_skipped_rows_are_warned_of(tmp_path: Path) -> None:
 def test_a_step_that_removes_a_fifth_is_not_warned_of(tmp_path: Path) -> None:
     rows = build_rows(40)
     path = write_rows(tmp_path / "rows.jsonl", [*rows, *rows[:10]])
-    _, data, stdout = made(tmp_path, "stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}")
+    _, data, stdout = build_data_set(tmp_path, "stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}")
     assert data["found"]["exact_duplicates"] == 10
     assert "warning" not in stdout
 
@@ -115,7 +117,7 @@ def test_a_step_that_removes_a_fifth_is_not_warned_of(tmp_path: Path) -> None:
 def test_the_report_draws_what_was_removed_the_sources_and_their_lengths(tmp_path: Path) -> None:
     path = write_templated_rows(tmp_path)
     sources = f"stage.sources=[{{path: {path}, name: support}}, {{data: chitchat, weight: 0.3}}]"
-    folder, _, _ = made(tmp_path, "stage=data", sources, f"run.root={tmp_path / 'runs'}")
+    folder, _, _ = build_data_set(tmp_path, "stage=data", sources, f"run.root={tmp_path / 'runs'}")
     report = (folder / "report.html").read_text(encoding="utf-8")
     alts = re.findall(r'alt="([^"]*)"', report)
     removed = next(alt for alt in alts if alt.startswith("Bars of the rows that each step removed, by source: "))

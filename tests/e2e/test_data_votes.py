@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from data_of_votes import (
     SECRET,
-    by_json,
-    dumped,
-    files_with,
-    forget,
-    rows_of,
+    build_forget_command,
+    dump_database,
+    encode_pair_canonically,
+    find_files_with,
+    read_artifact_pairs,
 )
-from data_sets import made
+from data_sets import build_data_set
 from json_lines import write_rows
 from workshop import Workshop
 
@@ -35,14 +35,18 @@ from align.data.trained_ids import find_store_key
 def test_votes_are_the_pairs_that_training_reads_with_ids_under_the_key(
     vote_store: Store, store_url: str, words: list[str], tmp_path: Path
 ) -> None:
-    folder, data, _ = made(tmp_path, *words)
-    rows = rows_of(folder)
+    folder, data, _ = build_data_set(tmp_path, *words)
+    rows = read_artifact_pairs(folder)
     key = vote_store.key("greetings")
     assert key is not None
     votes = [row for row in rows if row["source"] == "greetings"]
     for row in rows:
         is_vote = row["source"] == "greetings"
-        expected = hmac.new(key, by_json(row), "sha256") if is_vote else hashlib.sha256(by_json(row))
+        expected = (
+            hmac.new(key, encode_pair_canonically(row), "sha256")
+            if is_vote
+            else hashlib.sha256(encode_pair_canonically(row))
+        )
         assert row["content_id"] == expected.hexdigest()
         turns = [f"Message(role={m['role']!r}, content={m['content']!r})" for m in row["prompt"]]
         plain_hash = hashlib.sha256(f"({turns[0]},)".encode())
@@ -61,7 +65,7 @@ def test_votes_are_the_pairs_that_training_reads_with_ids_under_the_key(
     manifest = json.loads((folder / "manifest.json").read_text())
     read_head = manifest["inputs"]["sources.greetings"]
     assert (read_head["project"], read_head["seq"]) == ("greetings", vote_store.head("greetings").seq)
-    assert files_with(tmp_path / "runs", key.hex()) == []
+    assert find_files_with(tmp_path / "runs", key.hex()) == []
     assert not any(key in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
@@ -74,7 +78,7 @@ def test_a_vote_that_a_file_has_too_is_a_copy_and_one_question_is_on_one_side(
     copied_vote = {"prompt": "What of day 0?", "chosen": texts[0], "rejected": texts[1], "rejected_ended": False}
     path = write_rows(tmp_path / "more.jsonl", [*rows, copied_vote])
     sources = f"stage.sources=[{{annotations: greetings}}, {{path: {path}, name: file}}]"
-    folder, data, _ = made(tmp_path, words[0], sources, *words[2:])
+    folder, data, _ = build_data_set(tmp_path, words[0], sources, *words[2:])
     assert {source["name"]: source["counts"]["after_exact_dedup"] for source in data["sources"]}["file"] == 30
     assert data["found"]["shared_with_test"] == 0  # each question was on one side already
     sides: dict[str, set[str]] = {}
@@ -97,7 +101,7 @@ def test_simulated_votes_unknown_projects_and_other_keys_are_refused(
     )
     shop = Workshop(tmp_path / "runs", tmp_path)
     shop.refuses(*words, says="data.allow_simulated=true")
-    assert shop.ended(*words, "data.allow_simulated=true") == 0, shop.said
+    assert shop.run_command(*words, "data.allow_simulated=true") == 0, shop.said
     for sources, says in (
         ("[{annotations: nobody}]", "the store has no such project"),
         ("[{annotations: greetings, path: a.jsonl}]", "two kinds of them"),
@@ -129,33 +133,35 @@ def test_an_erased_project_takes_its_key_along(
     """No file keeps the project's texts, and its ids cannot be matched with guessed rows."""
     key = vote_store.key("greetings")
     assert key is not None
-    old, data, _ = made(tmp_path, *words, "run.name=votes")
+    old, data, _ = build_data_set(tmp_path, *words, "run.name=votes")
     [kind] = {*read_id_kinds(data).values()} - {SHA256}
     assert find_store_key(store_url, kind) == key
-    rows = rows_of(old)
-    guesses = [hashlib.sha256(by_json(row)).hexdigest() for row in rows if row["source"] == "greetings"]
+    rows = read_artifact_pairs(old)
+    guesses = [hashlib.sha256(encode_pair_canonically(row)).hexdigest() for row in rows if row["source"] == "greetings"]
     assert guesses
-    assert files_with(old, *guesses) == []  # no file confirms a guessed text
+    assert find_files_with(old, *guesses) == []  # no file confirms a guessed text
     shop = Workshop(tmp_path / "runs", tmp_path)
-    assert key.hex() in dumped(store_url)
+    assert key.hex() in dump_database(store_url)
     erase = ["stage=annotate", "project=greetings", "stage.action=erase", "stage.whole=true", *words[2:4]]
-    assert shop.ended(*erase) == 0, shop.said
+    assert shop.run_command(*erase) == 0, shop.said
     assert "data/votes" in shop.said
-    store_dump = dumped(store_url)
+    store_dump = dump_database(store_url)
     assert key.hex() not in store_dump
     assert SECRET not in store_dump
     assert "ann@example.org" not in store_dump
     if "sqlite" in store_url:
-        assert files_with(tmp_path, key.hex()) == []
+        assert find_files_with(tmp_path, key.hex()) == []
     vote_store.verify()
     assert find_store_key(store_url, kind) is None  # unknown from now on
     for write_again in (
         lambda: vote_store.add_item("greetings", "new", Conversation((Message("user", "?"),)), [Candidate("a")] * 2),
-        lambda: made(tmp_path, *words, "run.name=more"),
+        lambda: build_data_set(tmp_path, *words, "run.name=more"),
     ):
         with pytest.raises((InputError, AssertionError), match="it was erased"):
             write_again()
-    new, forgotten_data, _ = made(tmp_path, *forget(words, "votes", "stage.forget=erased", "run.name=left"))
-    assert {row["source"] for row in rows_of(new)} == {"file"}
+    new, forgotten_data, _ = build_data_set(
+        tmp_path, *build_forget_command(words, "votes", "stage.forget=erased", "run.name=left")
+    )
+    assert {row["source"] for row in read_artifact_pairs(new)} == {"file"}
     assert forgotten_data["replaces"]["count"] == len(rows) - 40
-    assert files_with(tmp_path / "runs" / "data" / "votes", SECRET) == []
+    assert find_files_with(tmp_path / "runs" / "data" / "votes", SECRET) == []

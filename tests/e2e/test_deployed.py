@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deploy_files import ROOT, compose, environment, only, stateful_set
-from serving import adapters
+from deploy_files import ROOT, find_instruction, find_stateful_set, read_compose_file, read_image_environment
+from serving import write_adapters
 
 from align.run import read_json
 
 CONTAINED = str(Path(__file__).with_name("contained.py"))
-ALIGN = only("ENTRYPOINT").words
+ALIGN = find_instruction("ENTRYPOINT").words
 KEY = [*ALIGN, "stage=serve", "stage.action=key", "stage.keys=keys/keys.json", "stage.tenant=acme"]
 
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return adapters(tmp_path_factory.mktemp("exports"), "support", "legal")
+    return write_adapters(tmp_path_factory.mktemp("exports"), "support", "legal")
 
 
 def run_contained(
@@ -40,7 +40,7 @@ def run_contained(
     if (bwrap := shutil.which("bwrap")) is None:
         pytest.skip("bubblewrap is not installed (Debian's package `bubblewrap`)")
     python = Path(sys.executable).parent
-    (user, group) = only("USER").rest.split(":")
+    (user, group) = find_instruction("USER").rest.split(":")
     isolated = [bwrap, "--unshare-user", "--unshare-net", "--unshare-pid", "--die-with-parent", "--uid", user]
     system = [path for path in Path("/").iterdir() if path.name not in ("proc", "dev", "sys", "tmp", "data")]
     command = [*isolated, "--gid", group, *(w for path in system for w in ("--ro-bind", str(path), str(path)))]
@@ -48,11 +48,11 @@ def run_contained(
     command += [w for path in (ROOT, Path(sys.prefix)) for w in ("--ro-bind", str(path), str(path))]
     for path, (folder, may_write) in mounts.items():
         command += ["--bind" if may_write else "--ro-bind", str(folder), path]
-    env = {**environment(), **variables, "PATH": str(python), "PYTHONPATH": str(ROOT)}
+    env = {**read_image_environment(), **variables, "PATH": str(python), "PYTHONPATH": str(ROOT)}
     command += ["--remount-ro", "/", "--clearenv", *(w for pair in env.items() for w in ("--setenv", *pair))]
     if subprocess.run([*command, sys.executable, "-c", ""], capture_output=True).returncode:
         pytest.skip("this machine lets no user make namespaces")
-    command += ["--chdir", only("WORKDIR").rest, sys.executable, CONTAINED, json.dumps(request), str(ROOT)]
+    command += ["--chdir", find_instruction("WORKDIR").rest, sys.executable, CONTAINED, json.dumps(request), str(ROOT)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
@@ -62,13 +62,13 @@ def make_mounts(folder: Path, *names: str) -> dict[str, tuple[Path, bool]]:
     """Make writable folders, and return them by the paths of their mounts."""
     for name in names:
         (folder / name).mkdir()
-    return {f"{only('WORKDIR').rest}/{name}": (folder / name, True) for name in names}
+    return {f"{find_instruction('WORKDIR').rest}/{name}": (folder / name, True) for name in names}
 
 
 def check_served(report: Mapping[str, Any], exports: Path, runs: Path, name: str) -> None:
     """Check that a server ran well and left the right files in the folder of runs."""
     assert all(report["healthy"]), report["printed"]
-    assert (report["user"], report["writable"]) == (int(only("USER").rest.split(":")[0]), [])
+    assert (report["user"], report["writable"]) == (int(find_instruction("USER").rest.split(":")[0]), [])
     assert (report["without a key"], report["models"]) == (401, ["pocket", "support", "legal"])
     assert report["ended"].endswith("data: [DONE]\n\n")  # the stream could finish
     assert '"finish_reason":"length"' in report["ended"]
@@ -90,12 +90,12 @@ def fill_variables(command: Sequence[str], **variables: str) -> list[str]:
 
 @pytest.mark.slow
 def test_the_server_of_the_compose_file(exports: Path, tmp_path: Path) -> None:
-    server = compose()["services"]["server"]
+    server = read_compose_file()["services"]["server"]
     volumes = dict(volume.split(":", 1)[::-1] for volume in server["volumes"])
     mounts = make_mounts(tmp_path, "runs", "keys", "cache")
     assert set(volumes) == {*mounts, "/data/exports:ro"}
     arguments = fill_variables(server["command"], **{"${DOMAIN:-models.example.org}": "models.example.org"})
-    health = only("HEALTHCHECK").words
+    health = find_instruction("HEALTHCHECK").words
     request = {"before": [KEY], "server": [*ALIGN, *arguments], "checks": [health], "key": None}
     report = run_contained({**mounts, "/data/exports": (exports, False)}, server["environment"], request)
     check_served(report, exports, tmp_path / "runs", "server")
@@ -107,7 +107,7 @@ def test_the_server_of_the_compose_file(exports: Path, tmp_path: Path) -> None:
 def test_the_server_of_the_kubernetes_manifest(exports: Path, tmp_path: Path) -> None:
     from align.serve.tenants import change_tenant
 
-    pod = stateful_set()["spec"]["template"]["spec"]
+    pod = find_stateful_set()["spec"]["template"]["spec"]
     (init_container,), (server,) = pod["initContainers"], pod["containers"]
     secret = tmp_path / "secret"
     key = change_tenant(secret / "keys.json", "acme").key

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from free_ports import pick_free_port
-from pages import NEEDS, PAGES, ROOT, Block, blocks
+from pages import NEEDS, PAGES, ROOT, Block, read_blocks
 
 from align.__main__ import main
 
@@ -147,18 +147,18 @@ def test_a_page_runs_as_it_stands(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_model, "my-model")
-    unmarked = [block for block in blocks(ROOT / "docs" / page, "bash") if block.needs is None]
+    unmarked = [block for block in read_blocks(ROOT / "docs" / page, "bash") if block.needs is None]
     for block in unmarked:
         run_block(block, run)
     assert list(Path("runs").glob("*/*/manifest.json")) or page == "sizes.md", "plans make no run"
-    if server_blocks := [block for block in blocks(ROOT / "docs" / page, "bash") if block.needs == "server"]:
+    if server_blocks := [block for block in read_blocks(ROOT / "docs" / page, "bash") if block.needs == "server"]:
         lines, (by_curl, by_openai) = run_beside_server(server_blocks)
         printed += lines
         assert json.loads(by_curl)["choices"][0]["message"]["content"]
         assert re.fullmatch(r"before \S.*\nsupport \S.*\n", by_openai, re.DOTALL)
     promised = [
         line
-        for block in blocks(ROOT / "docs" / page, "")
+        for block in read_blocks(ROOT / "docs" / page, "")
         if block.kind == "printed"
         for line in block.text.splitlines()
     ]
@@ -177,7 +177,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: 
         turns = [json.loads(line)["messages"] for line in chats.read_text(encoding="utf-8").splitlines()]
         pairs = [{"prompt": t[:1], "chosen": t[1:], "rejected": [{**t[1], "content": "No."}]} for t in turns]
         Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
-        (items,) = (b for b in blocks(ROOT / "docs" / "annotating.md", "json") if "answers" in b.text)
+        (items,) = (b for b in read_blocks(ROOT / "docs" / "annotating.md", "json") if "answers" in b.text)
         more_items = [{"prompt": t[:1], "answers": [t[1]["content"], "I hate that."]} for t in turns[:8]]
         text = items.text + "".join(json.dumps(row) + "\n" for row in more_items)
         Path("items.jsonl").write_text(text, encoding="utf-8")
@@ -208,7 +208,7 @@ def list_long_blocks() -> list[Any]:
     itself."""
     parameters = []
     for page in PAGES:
-        long = [block for block in blocks(page, "bash") if block.needs == "time"]
+        long = [block for block in read_blocks(page, "bash") if block.needs == "time"]
         units = [long] if page.name in ONE_STORY else [[block] for block in long]
         parameters += [pytest.param(unit, id=f"{page.name}-{i}") for i, unit in enumerate(units) if unit]
     return parameters
@@ -230,14 +230,14 @@ def test_every_block_is_run_or_says_what_it_needs() -> None:
     """A page's bash block without a mark is run by some test: as it stands, or README's five lines."""
     unmarked = []
     for page in PAGES:
-        for block in blocks(page, "bash"):
-            is_readme_line = page.name == "README.md" and block in blocks(page, "bash", README_LINES)
+        for block in read_blocks(page, "bash"):
+            is_readme_line = page.name == "README.md" and block in read_blocks(page, "bash", README_LINES)
             if block.needs is None and page.name not in (*AS_THEY_STAND, *ELSEWHERE) and not is_readme_line:
                 unmarked.append(f"{page.name}: {block.text.splitlines()[0]}")
     assert unmarked == [], "write `<!-- needs: … -->` above, with one of: " + ", ".join(NEEDS)
 
 
 def test_a_mark_is_one_of_the_list() -> None:
-    marks = {block.needs for page in PAGES for block in blocks(page, "bash")} - {None}
+    marks = {block.needs for page in PAGES for block in read_blocks(page, "bash")} - {None}
     assert marks <= NEEDS.keys()
     assert len(marks) > 4

@@ -103,7 +103,7 @@ def read_project_ids(client: TestClient) -> dict[str, str]:
     return {row["name"]: row["id"] for row in client.get("/api/projects").json()["projects"]}
 
 
-def ask(client: TestClient, path: str, body: dict | None = None, project: str = "p"):
+def send_request(client: TestClient, path: str, body: dict | None = None, project: str = "p"):
     headers = {"X-Align": read_project_ids(client)[project]}
     return client.get(path, headers=headers) if body is None else client.post(path, headers=headers, json=body)
 
@@ -117,7 +117,7 @@ def test_an_invitation_makes_an_account_and_its_cookie_no_script_sees(browser, a
     answer = client.post("/invite", data=form, headers=FROM_PAGE)
     assert {"HttpOnly", "SameSite=Lax", "Secure", "Path=/"} <= set(answer.headers["set-cookie"].split("; "))
     assert client.get("/api/projects").json()["person"] == "ann"
-    assert ask(client, "/api/task").json()["task"]["answers"]
+    assert send_request(client, "/api/task").json()["task"]["answers"]
     reused = browser().post("/invite", data=form, headers=FROM_PAGE)
     assert (reused.status_code, "expired or was used" in reused.text) == (403, True)
 
@@ -208,16 +208,16 @@ def test_a_project_of_others_is_none_of_theirs(someone):
 def test_anothers_lease_and_vote_cannot_be_used(someone, store):
     ann = someone("ann")
     bob = someone("bob")
-    task = ask(ann, "/api/task").json()["task"]
-    assert ask(bob, "/api/task").json()["task"]["token"] != task["token"]
+    task = send_request(ann, "/api/task").json()["task"]
+    assert send_request(bob, "/api/task").json()["task"]["token"] != task["token"]
     body = {"token": task["token"], "key": "1" * 32, "terms": UNCHANGED, "said": {"tiers": [[0], [1]], "strength": 1}}
-    assert ask(bob, "/api/vote", body).status_code == 422
+    assert send_request(bob, "/api/vote", body).status_code == 422
     for path in ("renew", "draft"):
         fields = {"draft": {}} if path == "draft" else {}
-        assert ask(bob, f"/api/{path}", {"token": task["token"], **fields}).status_code == 422
-    assert ask(bob, f"/api/difference?token={task['token']}&a=0&b=1").status_code == 422
-    seq = ask(ann, "/api/vote", body).json()["seq"]
-    assert ask(bob, "/api/undo", {"seq": seq}).status_code == 422
+        assert send_request(bob, f"/api/{path}", {"token": task["token"], **fields}).status_code == 422
+    assert send_request(bob, f"/api/difference?token={task['token']}&a=0&b=1").status_code == 422
+    seq = send_request(ann, "/api/vote", body).json()["seq"]
+    assert send_request(bob, "/api/undo", {"seq": seq}).status_code == 422
     assert len(store.rankings("p")) == 1
 
 
@@ -241,7 +241,7 @@ def test_an_invitation_for_another_account_offers_to_log_out_first(someone, acco
 def test_a_vote_of_somebody_who_was_removed_counts_after_a_new_invitation(someone, accounts):
     ann = someone("ann")
     headers = {"X-Align": read_project_ids(ann)["p"]}
-    token = ask(ann, "/api/task").json()["task"]["token"]
+    token = send_request(ann, "/api/task").json()["task"]["token"]
     vote = {"token": token, "key": "1" * 32, "terms": UNCHANGED, "said": {"tiers": [[0], [1]]}}
     accounts.set_role("p", "ann", None)
     assert ann.post("/api/vote", headers=headers, json=vote).status_code == 401
@@ -252,7 +252,7 @@ def test_a_vote_of_somebody_who_was_removed_counts_after_a_new_invitation(someon
 
 def test_half_a_character_in_a_vote_is_refused_with_its_field(someone):
     ann = someone("ann")
-    token = ask(ann, "/api/task").json()["task"]["token"]
+    token = send_request(ann, "/api/task").json()["task"]["token"]
     judgement = {"tiers": [[1], [0]], "rationale": "cut \ud83d"}
     vote = {"token": token, "key": "3" * 32, "terms": UNCHANGED, "said": judgement}
     headers = {"X-Align": read_project_ids(ann)["p"], "Content-Type": "application/json"}
@@ -268,22 +268,22 @@ def test_disagreements_are_settled_by_reviewers_only(someone, store, accounts):
     configure(store, "p", {"overlap": 2})
     for client, preferred in ((ann, "yes"), (bob, "no")):
         for _ in range(4):
-            step = ask(client, "/api/task").json()
+            step = send_request(client, "/api/task").json()
             token = step["task"]["token"]
             answers = step["task"]["answers"]
             first = next(place for place, answer in enumerate(answers) if preferred in answer["html"])
             judgement = {"tiers": [[first], [1 - first]], "strength": 1}
             vote = {"token": token, "key": token_hex(16), "terms": step["terms"], "said": judgement}
-            assert ask(client, "/api/vote", vote).is_success
-    assert ask(ann, "/api/review").status_code == 403
-    step = ask(reviewer, "/api/review").json()
+            assert send_request(client, "/api/vote", vote).is_success
+    assert send_request(ann, "/api/review").status_code == 403
+    step = send_request(reviewer, "/api/review").json()
     assert len(step["task"]["others"]) == 2
     judgement = {"tiers": [[0], [1]], "strength": 3}
     vote = {"token": step["task"]["token"], "key": "1" * 32, "terms": step["terms"], "said": judgement}
     accounts.set_role("p", "rev", "annotator")
-    assert ask(reviewer, "/api/vote", vote).status_code == 403
+    assert send_request(reviewer, "/api/vote", vote).status_code == 403
     accounts.set_role("p", "rev", "reviewer")
-    assert ask(reviewer, "/api/vote", vote).json()["seq"] == store.rankings("p")[-1].seq
+    assert send_request(reviewer, "/api/vote", vote).json()["seq"] == store.rankings("p")[-1].seq
     assert store.rankings("p")[-1].purpose == "review"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import copied, in_a_fork, killed_while_writing
+from test_resume import copy_runs, die_while_writing, start_fork
 from workshop import Ready
 
 from align.__main__ import main
@@ -67,13 +67,13 @@ def build_ppo_command(name: str, arguments: list[str]) -> list[str]:
 def test_a_run_that_was_killed_goes_on_to_the_bit(ready: Ready, tmp_path: Path, name: str):
     digests = []
     for folder, is_killed in (("whole", False), ("cut", True)):
-        root, shared_arguments = copied(ready, tmp_path / folder)
+        root, shared_arguments = copy_runs(ready, tmp_path / folder)
         command = build_ppo_command(name, shared_arguments)
         if is_killed:
-            child = in_a_fork(killed_while_writing(command, "state.json", 2))
+            child = start_fork(die_while_writing(command, "state.json", 2))
             child.join()
             assert child.exitcode == -signal.SIGKILL
-        child = in_a_fork(lambda command=command: main(command))
+        child = start_fork(lambda command=command: main(command))
         child.join()
         assert child.exitcode == 0
         run = root / "ppo" / "x"

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from signing_keys import Pair, pair
+from signing_keys import KeyPair, write_key_pair
 from workshop import SFT, Workshop
 
 from align.run import file_digest, read_manifest
@@ -26,12 +26,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory, chats: Path, tiny_model: Path
 
 
 @pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return pair(tmp_path_factory.mktemp("keys"))
+def keys(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
+    return write_key_pair(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture(scope="module")
-def signed(shop: Workshop, keys: Pair) -> Path:
+def signed(shop: Workshop, keys: KeyPair) -> Path:
     return shop.run("export", "artifact=sft:a", f"export.sign={keys.private}")
 
 
@@ -41,7 +41,7 @@ def run_check(shop: Workshop, folder: Path, key: Path) -> int:
     )
 
 
-def test_an_export_that_is_signed(shop: Workshop, signed: Path, keys: Pair, tmp_path: Path) -> None:
+def test_an_export_that_is_signed(shop: Workshop, signed: Path, keys: KeyPair, tmp_path: Path) -> None:
     """The manifest has the fingerprint, which identifies the run wherever the key lies. No file has the key."""
     manifest = read_manifest(signed)
     fingerprint = file_digest(keys.public)
@@ -57,9 +57,9 @@ def test_an_export_that_is_signed(shop: Workshop, signed: Path, keys: Pair, tmp_
     assert shop.run("export", "artifact=sft:a") != signed  # unsigned, it is another export
 
 
-def test_a_check_asks_for_the_signature(shop: Workshop, signed: Path, keys: Pair, tmp_path: Path) -> None:
+def test_a_check_asks_for_the_signature(shop: Workshop, signed: Path, keys: KeyPair, tmp_path: Path) -> None:
     assert run_check(shop, signed, keys.public) == 0, shop.said
-    assert run_check(shop, signed, pair(tmp_path, "other").public) == 2
+    assert run_check(shop, signed, write_key_pair(tmp_path, "other").public) == 2
     assert "is by another key" in shop.said
     copy = Path(shutil.copytree(signed / "artifact", tmp_path / "copied"))
     assert run_check(shop, copy, keys.public) == 0, shop.said  # the base beside it as files now
@@ -73,7 +73,9 @@ def test_a_check_asks_for_the_signature(shop: Workshop, signed: Path, keys: Pair
     assert f"has no signature ({SIGNATURE})" in shop.said
 
 
-def test_each_kind_of_several_is_signed_by_itself(shop: Workshop, keys: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_kind_of_several_is_signed_by_itself(
+    shop: Workshop, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each kind can be published by itself."""
     monkeypatch.setattr("align.export.preflight.KINDS", ("adapter", "merged"))  # gguf needs converters
     folder = shop.run("export", "artifact=sft:a", "export=all", f"export.sign={keys.private}")
@@ -84,7 +86,7 @@ def test_each_kind_of_several_is_signed_by_itself(shop: Workshop, keys: Pair, mo
     assert "more is not among the files that were signed" in shop.said
 
 
-def test_a_key_that_is_none_costs_no_time(shop: Workshop, keys: Pair, tmp_path: Path) -> None:
+def test_a_key_that_is_none_costs_no_time(shop: Workshop, keys: KeyPair, tmp_path: Path) -> None:
     """A bad key, and a key without a use, is refused before the run has a folder."""
     before = {path.name for path in (shop.root / "export").glob("*")}  # empty if this test runs first
     inside = shutil.copy(keys.private, shop.root / "key.pem")
@@ -100,7 +102,7 @@ def test_a_key_that_is_none_costs_no_time(shop: Workshop, keys: Pair, tmp_path: 
     assert {path.name for path in (shop.root / "export").glob("*")} == before
 
 
-def test_what_is_served_and_promoted(shop: Workshop, signed: Path, keys: Pair) -> None:
+def test_what_is_served_and_promoted(shop: Workshop, signed: Path, keys: KeyPair) -> None:
     """A run with a signed export may be promoted. A server loads signed exports and refuses others."""
     (shop.root / "gates").mkdir()
     shutil.copy(keys.public, shop.root / "gates" / "release.pub")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from workshop import EVERY_RUN, SFT, Workshop, files
+from workshop import EVERY_RUN, SFT, Workshop, list_file_names
 
 from align.export.converters import HF, LORA
 from align.models import load
@@ -207,7 +207,7 @@ def test_what_was_not_trained_is_not_published(shop: Workshop, monkeypatch: pyte
 
     monkeypatch.setattr(adapter, "write_adapter", write_scaled)
     shop.refuses("stage=export", "artifact=sft:a", "run.name=wrong", says=f"{NF4}: max_logprob is")
-    assert files(shop.root / "export" / "wrong") == EVERY_RUN - {"artifact", "metrics.json"} | {"checks.json"}
+    assert list_file_names(shop.root / "export" / "wrong") == EVERY_RUN - {"artifact", "metrics.json"} | {"checks.json"}
     checks = json.loads((shop.root / "export/wrong/checks.json").read_text())
     assert [row["verdict"] for row in checks if row["name"] == NF4] == ["fail"]
     accepted = shop.run("export", "artifact=sft:a", f"export.accept=[{NF4},{ROUNDED}]")

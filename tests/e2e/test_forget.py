@@ -15,10 +15,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from data_of_votes import SECRET, filled, making, rows_of, secret_rows
-from data_sets import made as data_made
+from data_of_votes import SECRET, build_data_command, find_secret_ids, open_filled_store, read_artifact_pairs
+from data_sets import build_data_set
 from json_lines import write_rows
-from portfolio import given, made, one, records
+from portfolio import build_run_input, find_record, query_records, write_run_folder
 from sqlalchemy import select
 from workshop import Workshop
 
@@ -39,7 +39,7 @@ PAGE_OF_OTHERS = "<html><p>Ottilie Gr&#252;nberg lives at the old mill</p></html
 def run_forget(root: Path, *arguments: str, status: int = 0) -> str:
     shop = Workshop(root, root)
     command = ["stage=registry", "stage.action=forget", "project=greetings", f"run.root={root}", *arguments]
-    assert shop.ended(*command) == status, shop.said
+    assert shop.run_command(*command) == status, shop.said
     return shop.said
 
 
@@ -61,7 +61,7 @@ def find_files_with(root: Path, *needles: str) -> list[str]:
 
 def write_sampled_run(root: Path) -> None:
     """Write a run that filled the project, and an old page that shows its samples."""
-    folder = made(root, "sample:answers", {"init": "sft:start"}, digest="")
+    folder = write_run_folder(root, "sample:answers", {"init": "sft:start"}, digest="")
     lines = [
         {
             "step": 1,
@@ -84,9 +84,9 @@ def loop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     root = folder / "runs"
     root.mkdir()
     url = f"sqlite:///{root / 'annotations.db'}"
-    with filled(url):
+    with open_filled_store(url):
         pass
-    data_made(folder, *making(folder, url), "run.name=old")
+    build_data_set(folder, *build_data_command(folder, url), "run.name=old")
     shop = Workshop(root, root)
     reward = [
         "stage=reward",
@@ -105,13 +105,13 @@ def loop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         [*reward, "data=annotations", "run.name=direct"],
         ["stage=annotate", "stage.action=export", "project=greetings", f"run.root={root}", "run.name=votes"],
     ):
-        assert shop.ended(*command) == 0, shop.said
-    made(root, "sft:start")
+        assert shop.run_command(*command) == 0, shop.said
+    write_run_folder(root, "sft:start")
     write_sampled_run(root)
     digest = read_manifest(root / "reward" / "saw").digest
-    made(root, "ppo:p", {"init": "sft:start", "reward": given(root, "reward:saw", digest)}, day=3)
-    made(root, "eval:e", {"artifact": "ppo:p"}, day=4)
-    made(root, "ppo:other", {"init": "sft:start"}, day=5)
+    write_run_folder(root, "ppo:p", {"init": "sft:start", "reward": build_run_input(root, "reward:saw", digest)}, day=3)
+    write_run_folder(root, "eval:e", {"artifact": "ppo:p"}, day=4)
+    write_run_folder(root, "ppo:other", {"init": "sft:start"}, day=5)
     return root
 
 
@@ -135,12 +135,12 @@ def read_files(root: Path) -> dict[str, bytes]:
 
 
 def list_stale_runs(root: Path) -> set[str]:
-    return {record["run"] for record in records(root, stale="!=null")}
+    return {record["run"] for record in query_records(root, stale="!=null")}
 
 
 def test_an_item_is_forgotten_everywhere(runs: Path) -> None:
     item = find_item(runs)
-    [row] = {*secret_rows(runs / "data" / "old")}
+    [row] = {*find_secret_ids(runs / "data" / "old")}
     assert len(find_files_with(runs, SECRET)) > 8
     other_files = [runs / name for name in ("mine.txt", "compare/x.jsonl", "sample/half/samples.jsonl")]
     for path in other_files:
@@ -172,7 +172,7 @@ def test_an_item_is_forgotten_everywhere(runs: Path) -> None:
     mark = read_stale_mark(runs / "ppo" / "p")
     assert mark is not None
     assert mark.because == "made from reward:saw"
-    assert one(runs, "ppo:p")["stale"] == mark.since
+    assert find_record(runs, "ppo:p")["stale"] == mark.since
     samples = (runs / "sample" / "answers" / "samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["answer"] for line in samples] == [f"no {i}" for i in range(8) if i != 4]
     assert (runs / "sample" / "answers" / "log.txt").read_text() == "began\nended\n"
@@ -232,7 +232,10 @@ def test_an_annotator_is_forgotten_with_their_votes(runs: Path) -> None:
     with Store.open(url) as store:
         assert store.verify()
         assert {vote.annotator for vote in store.rankings("greetings")} == {store.pseudonym("greetings", "bob")}
-    assert {row["annotator"] for row in rows_of(runs / "data" / "old-2")} == {read_pseudonym(url, "bob"), ""}
+    assert {row["annotator"] for row in read_artifact_pairs(runs / "data" / "old-2")} == {
+        read_pseudonym(url, "bob"),
+        "",
+    }
     assert {"reward:saw", "reward:direct", "ppo:p"} <= list_stale_runs(runs)
     assert "has no such annotator" in run_forget(runs, f"stage.annotator={ANN}", status=2)
     assert "nothing is left" in run_forget(runs, f"stage.annotator={pseudonym}", "stage.apply=true")
@@ -251,7 +254,7 @@ def test_a_simulated_annotator_is_forgotten_with_their_identity(loop: Path, tmp_
     annotate = ["stage=annotate", "project=greetings", f"run.root={root}"]
     export = ["stage.action=export", "data.allow_simulated=true", "run.name=simulated-votes"]
     for arguments in (["stage.action=simulate", "stage.annotators=2", "run.name=stand-ins"], export):
-        assert shop.ended(*annotate, *arguments) == 0, shop.said
+        assert shop.run_command(*annotate, *arguments) == 0, shop.said
     with Store.open(f"sqlite:///{root / 'annotations.db'}") as store:
         identities = [name for name in list_identities(store) if name.startswith("simulated/")]
     assert len(identities) == 2, identities
@@ -274,7 +277,7 @@ def list_identities(store: Store) -> list[str]:
 
 def test_rows_and_sources(runs: Path) -> None:
     """A row is forgotten by its content id, and all rows by their source."""
-    ids = {row["source"]: row["content_id"] for row in rows_of(runs / "data" / "old")}
+    ids = {row["source"]: row["content_id"] for row in read_artifact_pairs(runs / "data" / "old")}
     stdout = run_forget(runs, f"stage.content_id={ids['file']}")
     assert "data:old: 1 row; data:old-2 takes its place" in stdout
     assert "reward:direct" not in stdout
@@ -297,9 +300,9 @@ def test_rows_and_sources(runs: Path) -> None:
     shutil.rmtree(runs / "data" / "again")
     stdout = run_forget(runs, "stage.source=file", "stage.apply=true")
     assert "40 rows forgotten" in stdout
-    assert {row["source"] for row in rows_of(runs / "data" / "old-2")} == {"greetings"}
+    assert {row["source"] for row in read_artifact_pairs(runs / "data" / "old-2")} == {"greetings"}
     assert list_stale_runs(runs) == {"data:old", "reward:saw", "ppo:p", "eval:e"}
-    made(runs, "sft:old", day=1)  # by a version that kept no ids
+    write_run_folder(runs, "sft:old", day=1)  # by a version that kept no ids
     assert "sft:old: may have read what is forgotten" in run_forget(runs, f"stage.content_id={ids['file']}")
 
 
@@ -403,18 +406,18 @@ def test_gates_and_promotions(runs: Path) -> None:
     (runs / "gates" / "live.yaml").write_text("alias: live\nconditions:\n  - {stale: false}\n")
     shop = Workshop(runs, runs)
     promote = ["stage=registry", "stage.action=promote", f"run.root={runs}", "stage.why=so"]
-    assert shop.ended(*promote, "stage.alias=live", "artifact=reward:saw") == 0, shop.said
+    assert shop.run_command(*promote, "stage.alias=live", "artifact=reward:saw") == 0, shop.said
     run_forget(runs, "stage.source=file", "stage.apply=true")
-    assert shop.ended(*promote, "stage.alias=live", "artifact=reward:direct") == 0, shop.said
-    assert shop.ended(*promote, "stage.alias=live", "artifact=reward:saw") == 2
+    assert shop.run_command(*promote, "stage.alias=live", "artifact=reward:direct") == 0, shop.said
+    assert shop.run_command(*promote, "stage.alias=live", "artifact=reward:saw") == 2
     assert "reward:saw is stale since" in shop.said
     assert "data.path=data:old-2" in shop.said  # the command that makes it again
-    assert shop.ended(*promote, "stage.alias=elsewhere", "artifact=reward:saw") == 0
+    assert shop.run_command(*promote, "stage.alias=elsewhere", "artifact=reward:saw") == 0
     assert "warning: stale" in shop.said
-    assert shop.ended("stage=registry", f"run.root={runs}") == 0
+    assert shop.run_command("stage=registry", f"run.root={runs}") == 0
     assert "done, stale" in shop.said
-    assert shop.ended("stage=registry", "stage.action=trace", "artifact=reward:saw", f"run.root={runs}") == 0
+    assert shop.run_command("stage=registry", "stage.action=trace", "artifact=reward:saw", f"run.root={runs}") == 0
     assert "stale since" in shop.said.splitlines()[0]
     command = shlex.split(read_rerun_command(runs / "reward" / "saw"))[3:]
-    assert shop.ended(*command) == 0, shop.said
-    assert shop.ended(*promote, "stage.alias=live", "artifact=reward:saw-2") == 0, shop.said
+    assert shop.run_command(*command) == 0, shop.said
+    assert shop.run_command(*promote, "stage.alias=live", "artifact=reward:saw-2") == 0, shop.said

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import Evaluations, lines
+from benches import Evaluations, read_artifact_rows
 from workshop import Ready
 
 from align.registry.gates import decide_verdict
@@ -22,7 +22,7 @@ GATE = "{name: g, task: chat, against: old, is: not_worse, margin: 0.9, least_n:
 CHAT = "eval.tasks=[{name: chat, prompts: 8}]"
 
 
-class Bench(Evaluations):
+class JudgeReports(Evaluations):
     """Reports on judges and suites in one root."""
 
     def __init__(self, ready: Ready, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,19 +53,19 @@ def row(i: int, right: bool) -> dict[str, Any]:
 
 
 @pytest.fixture
-def bench(ready: Ready, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Bench:
-    return Bench(ready, tmp_path, capsys)
+def bench(ready: Ready, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> JudgeReports:
+    return JudgeReports(ready, tmp_path, capsys)
 
 
 def artifact(run: Path, name: str) -> dict[str, Any]:
     return json.loads((run / "artifact" / name).read_text())
 
 
-def test_the_card_says_what_the_verdicts_say(bench: Bench):
+def test_the_card_says_what_the_verdicts_say(bench: JudgeReports):
     """The figures are computed again from the verdicts, without the code under test."""
     card = bench.card("recomputed", rows=130, right=100)
     run = bench.root / "eval" / "recomputed"
-    rows = lines(run, "verdicts")
+    rows = read_artifact_rows(run, "verdicts")
     is_correct = [row["verdict"] == row["reference"] for row in rows]
     assert (len(rows), sum(is_correct)) == (130, 100)
     assert card["agreement"]["raw"]["value"] == pytest.approx(100 / 130)
@@ -86,7 +86,7 @@ def test_the_card_says_what_the_verdicts_say(bench: Bench):
     assert "It may decide gates." in (run / "report.html").read_text()
 
 
-def test_lists_of_answers_are_one_ranking_of_four(bench: Bench):
+def test_lists_of_answers_are_one_ranking_of_four(bench: JudgeReports):
     rows = [
         {"prompt": "A?", "chosen": ["e"], "rejected": ["x", "y", "z"], "subset": "one"},  # finds the best
         {"prompt": "B?", "chosen": ["e"], "rejected": ["xe", "y", "z"], "subset": "one"},  # two are equal at the top
@@ -107,7 +107,7 @@ def better_is_longer(row: dict[str, Any]) -> bool:
     return (first > second) if row["reference"] == 1 else (second > first)
 
 
-def test_a_reward_model_is_measured_on_what_it_did_not_learn_from(bench: Bench):
+def test_a_reward_model_is_measured_on_what_it_did_not_learn_from(bench: JudgeReports):
     """The data are the model's held-out pairs, so its accuracy is the one that training measured."""
     votes = ("eval=judge", "data=annotations", "data.allow_simulated=true")
     run = bench.run(*votes, "reward=learned", "reward.ref=reward:a", "run.name=votes")
@@ -118,14 +118,16 @@ def test_a_reward_model_is_measured_on_what_it_did_not_learn_from(bench: Bench):
     assert card["ties"]["pairs"] > 0, "pairs that were called equal are measured on, and never trained on"
     assert card["accuracy"] == pytest.approx(trained["accuracy"])
     assert card["calibration"]["log_loss"]["value"] == pytest.approx(trained["loss"], abs=1e-4), "all on one prompt"
-    decided = [(row["scores"], row["reference"]) for row in lines(run, "verdicts") if row["reference"] != 0.5]
+    decided = [
+        (row["scores"], row["reference"]) for row in read_artifact_rows(run, "verdicts") if row["reference"] != 0.5
+    ]
     gaps = [(a - b) * (1 if won else -1) for (a, b), won in decided]
     assert sum(math.log1p(math.exp(-gap)) for gap in gaps) / len(gaps) == pytest.approx(trained["loss"], abs=1e-4)
     assert "left out: the judge learned from their prompts" in bench.said
-    assert "would agree with itself" in bench.refused(*votes, "reward=sentiment")
+    assert "would agree with itself" in bench.expect_error(*votes, "reward=sentiment")
 
 
-def test_a_judge_with_a_card_decides_and_the_verdict_says_so(bench: Bench):
+def test_a_judge_with_a_card_decides_and_the_verdict_says_so(bench: JudgeReports):
     card = bench.card("good", right=100)
     run = bench.run(*bench.suite(CHAT, f"eval.gates=[{GATE}]", "stage.card=eval:good", "run.name=decided"))
     verdict = artifact(run, "verdicts/g.json")
@@ -141,7 +143,7 @@ def test_a_judge_with_a_card_decides_and_the_verdict_says_so(bench: Bench):
     assert run.name != bench.run(*bench.suite(CHAT)).name, "without a card it is another run"
 
 
-def test_what_may_not_decide(bench: Bench):
+def test_what_may_not_decide(bench: JudgeReports):
     """Cards that may not decide a gate are refused before anything is generated.
 
     `test_judge_reports` tests the other faults of a card.
@@ -163,15 +165,15 @@ def test_what_may_not_decide(bench: Bench):
         ((sure, f"eval.gates=[{GATE[:-1]}, min_agreement: 1}}]"), "which no agreement is above"),
         ((sure, "eval.gates=null"), "and no gate is decided by one"),
     ):
-        assert problem in bench.refused(*bench.suite(CHAT, f"eval.gates=[{GATE}]", *words)), words
+        assert problem in bench.expect_error(*bench.suite(CHAT, f"eval.gates=[{GATE}]", *words)), words
     assert (answers.exists() and file_digest(answers)) == before
     file = bench.root / "eval" / "sure" / "artifact" / "card.json"
     file.write_text(file.read_text().replace('"low"', ' "low"', 1))
-    error = bench.refused(*bench.suite(CHAT, f"eval.gates=[{GATE}]", sure))
+    error = bench.expect_error(*bench.suite(CHAT, f"eval.gates=[{GATE}]", sure))
     assert "is not the file that was published (its sha256 differs)" in error
 
 
-def test_what_a_system_was_optimised_against_decides_nothing(bench: Bench, trained_by_ppo: Path):
+def test_what_a_system_was_optimised_against_decides_nothing(bench: JudgeReports, trained_by_ppo: Path):
     bench.run(
         *bench.pairs([row(i, right=True) for i in range(120)], "proxy"),
         "reward=learned",
@@ -180,5 +182,5 @@ def test_what_a_system_was_optimised_against_decides_nothing(bench: Bench, train
     )
     judge = ("reward=learned", "reward.ref=reward:a", "stage.allow_proxy=true", "stage.card=eval:proxy")
     systems = f"stage.systems={{new: '{trained_by_ppo}', old: base}}"
-    error = bench.refused(*bench.suite(CHAT, f"eval.gates=[{GATE}]", *judge, systems))
+    error = bench.expect_error(*bench.suite(CHAT, f"eval.gates=[{GATE}]", *judge, systems))
     assert "optimised against it: a proxy decides nothing" in error

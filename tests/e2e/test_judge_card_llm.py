@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import Evaluations, lines
-from chat_server import ChatServer, Reply, chatting, error, said
+from benches import Evaluations, read_artifact_rows
+from chat_server import ChatServer, Reply, build_chat_reply, build_error_reply, run_chat_server
 from workshop import Ready
 
 from align.__main__ import main
@@ -25,7 +25,7 @@ GATES = [
 ]
 
 
-class Bench(Evaluations):
+class LlmJudgeReports(Evaluations):
     """Reports on one language model as a judge, in one root."""
 
     def __init__(self, ready: Ready, folder: Path, capsys: pytest.CaptureFixture[str], server: ChatServer) -> None:
@@ -51,16 +51,16 @@ class Bench(Evaluations):
 
 @pytest.fixture
 def server() -> Iterator[ChatServer]:
-    with chatting(lambda _: said("[[A]]")) as server:
+    with run_chat_server(lambda _: build_chat_reply("[[A]]")) as server:
         yield server
 
 
 @pytest.fixture
-def bench(ready: Ready, server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
-    return Bench(ready, tmp_path, capsys, server)
+def bench(ready: Ready, server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> LlmJudgeReports:
+    return LlmJudgeReports(ready, tmp_path, capsys, server)
 
 
-def build_judge(score_text: Callable[[str], float], sure: float = 0.9) -> Callable[[dict[str, Any]], Reply]:
+def build_confident_judge(score_text: Callable[[str], float], sure: float = 0.9) -> Callable[[dict[str, Any]], Reply]:
     """Build a judge that prefers the answer with the higher score, and gives it the probability `sure`."""
 
     def answer_request(body: dict[str, Any]) -> Reply:
@@ -68,25 +68,25 @@ def build_judge(score_text: Callable[[str], float], sure: float = 0.9) -> Callab
         a, b = map(score_text, parts)
         letter, p = ("A", sure) if a > b else ("B", 1 - sure) if b > a else ("C", 0.5)
         likely = {"A": math.log(p), "B": math.log(1 - p)}
-        return said(f"[[{letter}]]", ("[[", {"[[": 0.0}), (letter, likely), ("]]", {"]]": 0.0}))
+        return build_chat_reply(f"[[{letter}]]", ("[[", {"[[": 0.0}), (letter, likely), ("]]", {"]]": 0.0}))
 
     return answer_request
 
 
-def test_a_judge_that_always_says_a_is_refused_by_every_gate(bench: Bench):
+def test_a_judge_that_always_says_a_is_refused_by_every_gate(bench: LlmJudgeReports):
     card = bench.card("a")
     assert (card["swap"]["consistency"]["value"], card["swap"]["shown_first"]["value"]) == (0, 1)
     assert (card["agreement"]["raw"]["value"], card["swap"]["win_rate"]["value"]) == (0, 0.5)
     assert "It decides no gate: no verdict of it survives a swap" in bench.said
     assert len(bench.server.asked) == 2 * ROWS
     for gate in GATES:
-        stderr = bench.refused(*bench.suite(gate, "a"))
+        stderr = bench.expect_error(*bench.suite(gate, "a"))
         assert "no verdict of it survives a swap of the two answers" in stderr
     assert len(bench.server.asked) == 2 * ROWS
 
 
-def test_a_judge_that_agrees_decides(bench: Bench):
-    bench.server.says = build_judge(lambda text: "good" in text)
+def test_a_judge_that_agrees_decides(bench: LlmJudgeReports):
+    bench.server.says = build_confident_judge(lambda text: "good" in text)
     card = bench.card("good")
     assert card["agreement"]["raw"]["value"] == card["swap"]["consistency"]["value"] == 1
     assert card["calibration"]["log_loss"]["value"] == pytest.approx(-math.log(0.9))
@@ -101,15 +101,15 @@ def test_a_judge_that_agrees_decides(bench: Bench):
     assert verdict["card"] == inputs["card"].digest
 
 
-def test_verdicts_that_are_none_count_as_wrong(bench: Bench):
+def test_verdicts_that_are_none_count_as_wrong(bench: LlmJudgeReports):
     """One pair gets prose in both orders, and one gets an HTTP error."""
-    prefer_good = build_judge(lambda text: "good" in text)
+    prefer_good = build_confident_judge(lambda text: "good" in text)
 
     def answer_request(body: dict[str, Any]) -> Reply:
         text = body["messages"][0]["content"]
         if "number 3." in text:
-            return said("I like both.")
-        return error(400, "no") if "number 7." in text else prefer_good(body)
+            return build_chat_reply("I like both.")
+        return build_error_reply(400, "no") if "number 7." in text else prefer_good(body)
 
     bench.server.says = answer_request
     card = bench.card("some")
@@ -117,7 +117,7 @@ def test_verdicts_that_are_none_count_as_wrong(bench: Bench):
     assert card["agreement"]["raw"]["value"] == card["accuracy"]["value"] == (ROWS - 2) / ROWS
     assert "gives no verdict, or one in one order alone, on 2 pairs: counted as wrong" in bench.said
     run = bench.root / "eval" / "some"
-    assert sum("error" in row for row in lines(run, "verdicts")) == 2
+    assert sum("error" in row for row in read_artifact_rows(run, "verdicts")) == 2
     assert "on 2 pairs: counted as wrong" in (run / "report.html").read_text()
     n_requests = len(bench.server.asked)
     bench.server.says = prefer_good

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blind import NAMES, Bench, against, artifact, better, evaluation, plain, store_of, verdicts
+from blind import (
+    NAMES,
+    BlindEvaluations,
+    open_vote_store,
+    prefer_answer_with,
+    read_artifact,
+    read_comparison,
+    read_verdicts,
+    strip_html,
+    write_blind_evaluation,
+)
 from json_lines import write_rows
 from processes import Forks
 from starlette.testclient import TestClient
@@ -26,26 +36,28 @@ TABLES = ("People: each of them", "p after Holm")
 
 
 @pytest.fixture
-def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
-    return Bench(tmp_path, capsys)
+def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> BlindEvaluations:
+    return BlindEvaluations(tmp_path, capsys)
 
 
-def test_votes_over_http_become_the_win_rate(bench: Bench) -> None:
+def test_votes_over_http_become_the_win_rate(bench: BlindEvaluations) -> None:
     gold = [{"prompt": f"Sum {i}?", "answers": ["right", "wrong"], "expected": [[0], [1]]} for i in range(6)]
-    words = evaluation(bench.folder, items=22, same=2)
+    words = write_blind_evaluation(bench.folder, items=22, same=2)
     words += [f"stage.gold={write_rows(bench.folder / 'gold.jsonl', gold)}", "stage.votes=30"]
     first = bench.run(words)
     assert "people: 0 of 30 votes on 20 pairs" in bench.said
     assert "2 pairs of the same answer twice: a tie, without a question" in bench.said
-    with store_of(bench.folder) as store:
+    with open_vote_store(bench.folder) as store:
         assert len(list(store.items(bench.project))) == 20 + len(gold)
 
     lost = {f"Question {i}?" for i in range(2, 8)}
 
     def choose_answer(prompt: str, first_text: str, second_text: str) -> int:
-        return better("right" if "Sum" in prompt else "." if prompt in lost else "!")(prompt, first_text, second_text)
+        return prefer_answer_with("right" if "Sum" in prompt else "." if prompt in lost else "!")(
+            prompt, first_text, second_text
+        )
 
-    with bench.served() as served:
+    with bench.start_server() as served:
         ann = served.voter("ann")
         bob = served.voter("bob")
         for _ in range(40):
@@ -60,15 +72,15 @@ def test_votes_over_http_become_the_win_rate(bench: Bench) -> None:
     assert second != first
     assert "people: 30 of 30 votes on 20 pairs, by 2 people" in bench.said
     assert "stage=annotate" not in bench.said  # all votes are there
-    figures = against(second)["okapi"]
+    figures = read_comparison(second)["okapi"]
     assert figures["win_rate"]["value"] == pytest.approx((14 + 2 * 0.5) / 22)
     assert figures["difference"]["value"] == pytest.approx((14 - 6) / 22)
-    rows = verdicts(second)
+    rows = read_verdicts(second)
     assert [row["order"] for row in rows].count("") == 2
     assert abs([row["order"] for row in rows].count("first") - [row["order"] for row in rows].count("second")) <= 1
     assert {row["by"] for row in rows if row["order"]} == {vote.annotator for vote in votes}
 
-    people = artifact(second, "people.json")
+    people = read_artifact(second, "people.json")
     assert (people["votes"], people["wanted"], people["agreement"]["items"]) == (30, 30, 10)
     assert people["agreement"]["raw"]["value"] == people["gold"]["value"] == 1.0
     assert people["gold_votes"] == people["gold_right"] == len(gold_votes) > 0
@@ -98,8 +110,10 @@ def read_input_digests(run: Path) -> list[str]:
     return [read.digest[:12] for name, read in read_manifest(run).inputs.items() if name != "votes"]
 
 
-def test_votes_that_arrive_during_a_run_count_in_the_next(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [*evaluation(bench.folder, items=4), "project=mine"]
+def test_votes_that_arrive_during_a_run_count_in_the_next(
+    bench: BlindEvaluations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*write_blind_evaluation(bench.folder, items=4), "project=mine"]
     open_project = stage.open_project
 
     def open_and_vote(store: Store, project: str, *more: Any) -> Any:
@@ -112,51 +126,54 @@ def test_votes_that_arrive_during_a_run_count_in_the_next(bench: Bench, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(stage, "open_project", open_and_vote)
         first = bench.run(words)
-    assert verdicts(first) == []
-    assert artifact(first, "people.json")["votes"] == 0
+    assert read_verdicts(first) == []
+    assert read_artifact(first, "people.json")["votes"] == 0
     second = bench.run(words)
     assert second != first
-    assert len(verdicts(second)) == 1
-    assert artifact(second, "people.json")["votes"] == 1
+    assert len(read_verdicts(second)) == 1
+    assert read_artifact(second, "people.json")["votes"] == 1
 
 
-def test_ties_of_the_same_text_count_in_the_share_of_judged_pairs(bench: Bench) -> None:
-    words = [*evaluation(bench.folder, items=200, same=100), "stage.votes=6"]
+def test_ties_of_the_same_text_count_in_the_share_of_judged_pairs(bench: BlindEvaluations) -> None:
+    words = [*write_blind_evaluation(bench.folder, items=200, same=100), "stage.votes=6"]
     before = bench.run(words)
     assert "100 pairs of the same answer twice: a tie, without a question; 0 of them count" in bench.said
     assert "nobody has judged zebra against okapi yet" in bench.said
-    assert against(before) == {}
-    assert verdicts(before) == []
-    assert artifact(before, "people.json")["same_text_counted"] == 0
-    with bench.served() as served:
-        served.voter("ann").votes(better("!"), 4)
+    assert read_comparison(before) == {}
+    assert read_verdicts(before) == []
+    assert read_artifact(before, "people.json")["same_text_counted"] == 0
+    with bench.start_server() as served:
+        served.voter("ann").votes(prefer_answer_with("!"), 4)
     after = bench.run(words)
-    figures = against(after)["okapi"]
+    figures = read_comparison(after)["okapi"]
     assert figures["items"] == 8  # four wins and four ties, the ratio of all 200 pairs
     assert figures["win_rate"]["value"] == 0.75
-    people = artifact(after, "people.json")
+    people = read_artifact(after, "people.json")
     assert people["same_text"] == 100
     assert people["same_text_counted"] == 4
-    assert [row["order"] for row in verdicts(after)].count("") == 4
+    assert [row["order"] for row in read_verdicts(after)].count("") == 4
 
 
-def test_all_ties_count_if_all_answers_are_the_same(bench: Bench) -> None:
-    words = evaluation(bench.folder, items=4, same=4)
+def test_all_ties_count_if_all_answers_are_the_same(bench: BlindEvaluations) -> None:
+    words = write_blind_evaluation(bench.folder, items=4, same=4)
     write_rows(bench.folder / "okapi.jsonl", [{"id": f"p{i}", "answer": f"Reply {i}?\n"} for i in range(4)])
     run = bench.run(words)
     assert "4 pairs of the same answer twice: a tie, without a question\n" in bench.said
-    assert against(run)["okapi"]["items"] == 4
+    assert read_comparison(run)["okapi"]["items"] == 4
     assert "no pair is left to ask people about" in bench.said
 
 
-def test_each_project_has_its_own_order_and_sides(bench: Bench) -> None:
+def test_each_project_has_its_own_order_and_sides(bench: BlindEvaluations) -> None:
     """The settings of an evaluation do not predict either: both depend on the project's key."""
-    words = [*evaluation(bench.folder, items=40), "stage.votes=80"]  # two votes on each pair: sides are one sequence
+    words = [
+        *write_blind_evaluation(bench.folder, items=40),
+        "stage.votes=80",
+    ]  # two votes on each pair: sides are one sequence
     sides = list[list[bool]]()
     prompts = list[list[str]]()
     for project in ("one", "two"):
         bench.run([*words, f"project={project}"])
-        with store_of(bench.folder) as store:
+        with open_vote_store(bench.folder) as store:
             items = list(store.items(project))
         sides.append([item.candidates[0].text.endswith("!") for item in items])
         prompts.append([item.prompt.messages[0].content for item in items])
@@ -166,45 +183,47 @@ def test_each_project_has_its_own_order_and_sides(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("project", ["one", "two", "three", "four"])  # each has another key, and so other sides
-def test_more_votes_add_pairs_and_keep_the_sides_of_the_others(bench: Bench, project: str) -> None:
-    words = [*evaluation(bench.folder, items=20), f"project={project}"]
+def test_more_votes_add_pairs_and_keep_the_sides_of_the_others(bench: BlindEvaluations, project: str) -> None:
+    words = [*write_blind_evaluation(bench.folder, items=20), f"project={project}"]
     bench.run([*words, "stage.votes=6"])
-    with store_of(bench.folder) as store:
+    with open_vote_store(bench.folder) as store:
         first_candidates = {item.id: item.candidates for item in store.items(project)}
     assert len(first_candidates) == 5
     bench.run([*words, "stage.votes=30"])
     assert "people: 0 of 30 votes on 20 pairs" in bench.said
-    with store_of(bench.folder) as store:
+    with open_vote_store(bench.folder) as store:
         all_candidates = {item.id: item.candidates for item in store.items(project)}
     assert len(all_candidates) == 20
     assert first_candidates.items() <= all_candidates.items()
     assert sum(candidates[0].text.endswith("!") for candidates in all_candidates.values()) == 10
 
 
-def test_fewer_votes_than_asked_are_said_and_decide_no_gate(bench: Bench) -> None:
-    words = evaluation(bench.folder, items=10)
+def test_fewer_votes_than_asked_are_said_and_decide_no_gate(bench: BlindEvaluations) -> None:
+    words = write_blind_evaluation(bench.folder, items=10)
     gate = "eval.gates=[{name: better, task: chat, against: okapi, is: superior, least_n: 8}]"
     # a gate is about an artifact, and these are files: so the figures alone
     bench.refuses(*words, gate, says="gate")
     first = bench.run(words)
-    assert against(first) == {}
+    assert read_comparison(first) == {}
     assert "nobody has judged zebra against okapi yet" in bench.said
     page = (first / "report.html").read_text()
     assert not any(text in page for text in TABLES)  # which would be empty
     assert bench.run(words) == first
-    with bench.served() as served:
-        assert served.voter("ann").votes(better("!"), 3) == 3
+    with bench.start_server() as served:
+        assert served.voter("ann").votes(prefer_answer_with("!"), 3) == 3
     part = bench.run(words)
     assert "people: 3 of 12 votes on 10 pairs, by 1 person" in bench.said
     assert "this command, given again, reads them" in bench.said
-    assert (against(part)["okapi"]["win_rate"]["value"], against(part)["okapi"]["items"]) == (1.0, 3)
+    assert (read_comparison(part)["okapi"]["win_rate"]["value"], read_comparison(part)["okapi"]["items"]) == (1.0, 3)
     assert all(text in (part / "report.html").read_text() for text in TABLES)
-    with store_of(bench.folder) as store:
+    with open_vote_store(bench.folder) as store:
         assert len(list(store.items(bench.project))) == 10  # two runs, one project
 
 
-def test_the_command_that_is_printed_serves_the_project(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.run(evaluation(bench.folder, items=4))
+def test_the_command_that_is_printed_serves_the_project(
+    bench: BlindEvaluations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.run(write_blind_evaluation(bench.folder, items=4))
     [line] = [line for line in bench.said.splitlines() if "stage=annotate" in line]
     pages = list[str]()
 
@@ -222,8 +241,8 @@ def test_the_command_that_is_printed_serves_the_project(bench: Bench, monkeypatc
     assert "zebra" not in pages[0]
 
 
-def test_what_cannot_be_asked_is_refused(bench: Bench) -> None:
-    words = evaluation(bench.folder, items=4)
+def test_what_cannot_be_asked_is_refused(bench: BlindEvaluations) -> None:
+    words = write_blind_evaluation(bench.folder, items=4)
     rows = [{"id": f"p{i}", "prompt": f"Question {i}?", "check": {"kind": "regex", "pattern": "R"}} for i in range(4)]
     checked = f"eval.tasks=[{{name: chat, path: {write_rows(bench.folder / 'checked.jsonl', rows)}}}]"
     gold = write_rows(bench.folder / "gold.jsonl", [{"id": "g", "prompt": "2 + 2?", "answers": ["4", "5"]}])
@@ -247,10 +266,10 @@ def test_what_cannot_be_asked_is_refused(bench: Bench) -> None:
     bench.refuses(*words, "project=mine", says="it was erased")
 
 
-def test_simulated_votes_are_no_peoples(bench: Bench) -> None:
-    words = [*evaluation(bench.folder, items=4), "project=mine"]
+def test_simulated_votes_are_no_peoples(bench: BlindEvaluations) -> None:
+    words = [*write_blind_evaluation(bench.folder, items=4), "project=mine"]
     bench.run(words)
-    with store_of(bench.folder) as store:
+    with open_vote_store(bench.folder) as store:
         for item in store.items("mine"):
             tiers = tuple((candidate.id,) for candidate in item.candidates)
             store.record("mine", item.id, Judgement(tiers, source="simulated"), annotator="s", key=item.id)
@@ -259,23 +278,23 @@ def test_simulated_votes_are_no_peoples(bench: Bench) -> None:
     assert "4 of" in bench.said
 
 
-def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: Bench) -> None:
+def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: BlindEvaluations) -> None:
     """Annotators who fail the known answers are shown and count. Votes of a forgotten annotator are gone."""
     gold = [{"prompt": f"Sum {i}?", "answers": ["right", "wrong"], "expected": [[0], [1]]} for i in range(4)]
-    words = evaluation(bench.folder, items=24)
+    words = write_blind_evaluation(bench.folder, items=24)
     words += [f"stage.gold={write_rows(bench.folder / 'gold.jsonl', gold)}", "stage.votes=48", "project=mine"]
     bench.run(words)
     bench.run([*bench.annotate("configure"), "project=mine", "stage.settings={gold_share: 0.5, repeat_share: 0.5}"])
-    with bench.served() as served:
+    with bench.start_server() as served:
         ann = served.voter("ann")
         bob = served.voter("bob", "reviewer")
-        ann.votes(lambda prompt, a, b: better("right" if "Sum" in prompt else "!")(prompt, a, b))
-        bob.votes(lambda prompt, a, b: better("wrong" if "Sum" in prompt else ".")(prompt, a, b))
+        ann.votes(lambda prompt, a, b: prefer_answer_with("right" if "Sum" in prompt else "!")(prompt, a, b))
+        bob.votes(lambda prompt, a, b: prefer_answer_with("wrong" if "Sum" in prompt else ".")(prompt, a, b))
         pseudonyms = {name: served.store.pseudonym("mine", name) for name in ("ann", "bob")}
         rankings = served.store.rankings("mine")
     by_both = bench.run(words)
-    assert against(by_both)["okapi"]["win_rate"]["value"] == 0.5  # they contradict each other on every pair
-    people = artifact(by_both, "people.json")
+    assert read_comparison(by_both)["okapi"]["win_rate"]["value"] == 0.5  # they contradict each other on every pair
+    people = read_artifact(by_both, "people.json")
     by_pseudonym = {person["pseudonym"]: person for person in people["people"]}
     assert by_pseudonym[pseudonyms["ann"]]["gold"]["value"] == 1.0
     assert by_pseudonym[pseudonyms["bob"]]["gold"]["value"] == 0.0
@@ -283,32 +302,32 @@ def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: Bench) 
     assert people["repeats"]["value"] == 1.0
     assert people["agreement"]["raw"]["value"] == 0.0
     assert people["agreement"]["alpha"]["value"] < 0
-    assert len(verdicts(by_both)) == 48 == sum(vote.purpose == "work" for vote in rankings) < len(rankings)
-    orders = [row["order"] for row in verdicts(by_both)]
+    assert len(read_verdicts(by_both)) == 48 == sum(vote.purpose == "work" for vote in rankings) < len(rankings)
+    orders = [row["order"] for row in read_verdicts(by_both)]
     assert orders.count("first") == orders.count("second") == 24  # each pair was shown either way
 
-    with bench.served() as served:
+    with bench.start_server() as served:
         task = served.voter("cem", "reviewer")
         step = task.ask("GET", "/api/review")
-        prompt = plain(step["task"]["prompt"][-1]["written"])
-        task.ask("POST", "/api/vote", json=task.vote(step, better("!")))
+        prompt = strip_html(step["task"]["prompt"][-1]["written"])
+        task.ask("POST", "/api/vote", json=task.vote(step, prefer_answer_with("!")))
     reviewed = bench.run(words)
-    assert artifact(reviewed, "people.json")["settled"] == 1
-    settled = [row for row in verdicts(reviewed) if row["prompt"] == f"p{prompt.split()[1][:-1]}"]
+    assert read_artifact(reviewed, "people.json")["settled"] == 1
+    settled = [row for row in read_verdicts(reviewed) if row["prompt"] == f"p{prompt.split()[1][:-1]}"]
     assert [row["verdict"] for row in settled] == [1.0]  # the review in place of both votes
-    assert against(reviewed)["okapi"]["win_rate"]["value"] == pytest.approx((23 * 0.5 + 1) / 24)
+    assert read_comparison(reviewed)["okapi"]["win_rate"]["value"] == pytest.approx((23 * 0.5 + 1) / 24)
 
     forget = ["stage=registry", "stage.action=forget", "stage.annotator=bob", "project=mine", "stage.apply=true"]
     assert bench.status(*forget, f"run.root={bench.folder / 'runs'}") == 0, bench.said
     assert f"eval:{by_both.name}" in bench.said  # it read bob's votes
     by_ann = bench.run(words)
     assert "24 of 48 votes" in bench.said
-    assert against(by_ann)["okapi"]["win_rate"]["value"] == 1.0
-    assert pseudonyms["bob"] not in json.dumps([verdicts(by_ann), artifact(by_ann, "people.json")])
+    assert read_comparison(by_ann)["okapi"]["win_rate"]["value"] == 1.0
+    assert pseudonyms["bob"] not in json.dumps([read_verdicts(by_ann), read_artifact(by_ann, "people.json")])
 
 
-def test_killed_while_pairs_are_added_it_asks_about_each_pair_once(bench: Bench, forks: Forks) -> None:
-    words = evaluation(bench.folder, items=12)
+def test_killed_while_pairs_are_added_it_asks_about_each_pair_once(bench: BlindEvaluations, forks: Forks) -> None:
+    words = write_blind_evaluation(bench.folder, items=12)
     before = (
         "import os, signal, align.stages.eval\nfrom align.annotate.store import Store\n"
         "real, calls = Store.add_item, []\n"
@@ -318,12 +337,12 @@ def test_killed_while_pairs_are_added_it_asks_about_each_pair_once(bench: Bench,
         "    return real(*given, **more)\n"
         "Store.add_item = dies\n"
     )
-    killed = forks.start(bench.folder, *words, before=before).ended()
+    killed = forks.start(bench.folder, *words, before=before).wait()
     assert killed.status == -signal.SIGKILL, killed
     with Store.open(f"sqlite:///{bench.folder / 'runs' / 'annotations.db'}") as store:
         assert not any(list(store.items(project)) for project in store.projects())  # all of them or none
     run = bench.run(words)
-    with store_of(bench.folder) as store:
+    with open_vote_store(bench.folder) as store:
         items = list(store.items(bench.project))
         store.verify()
     assert len(items) == len({item.prompt for item in items}) == 12
@@ -338,7 +357,7 @@ def test_the_votes_are_read_without_a_new_answer(
     gate = "eval.gates=[{name: better, task: judged, against: base, is: superior, least_n: 4}]"
     words = ["stage=eval", *ready.data, "stage.systems={tuned: sft:s, base: base}", gate, "stage.judge=people"]
     words += ["stage.prompts=8", "project=both", "rollout.max_new_tokens=12", f"run.root={ready.root}"]
-    bench = Bench(tmp_path, capsys)
+    bench = BlindEvaluations(tmp_path, capsys)
     first = bench.run(words, 3)
     assert "gate better: undecided" in bench.said
     assert read_manifest(first).metrics["answers_made"] > 0
@@ -352,50 +371,50 @@ def test_the_votes_are_read_without_a_new_answer(
     assert bench.status(*words) in (0, 3)
     second = Path(bench.said.strip().splitlines()[-1])
     assert read_manifest(second).metrics["answers_made"] == 0
-    results = artifact(second, "results.json")["tasks"]["judged"]
+    results = read_artifact(second, "results.json")["tasks"]["judged"]
     assert (results["role"], results["by"]) == ("people", "people")
     assert results["against"]["base"]["win_rate"]["value"] > 0.5
-    assert artifact(second, "verdicts/better.json")["figure"]["n"] > 0
+    assert read_artifact(second, "verdicts/better.json")["figure"]["n"] > 0
 
 
 # The same command again: settings that changed since are kept or refused.
 
 
-def read_project_settings(bench: Bench, project: str) -> ProjectSettings:
-    with store_of(bench.folder) as store, store.reading() as db:
+def read_project_settings(bench: BlindEvaluations, project: str) -> ProjectSettings:
+    with open_vote_store(bench.folder) as store, store.reading() as db:
         return read_settings(db, project)
 
 
-def count_wanted_votes(bench: Bench, project: str) -> int:
-    with store_of(bench.folder) as store:
+def count_wanted_votes(bench: BlindEvaluations, project: str) -> int:
+    with open_vote_store(bench.folder) as store:
         ids = [item.id for item in store.items(project)]
     return sum(map(read_project_settings(bench, project).count_wanted_votes, ids))
 
 
-def configure_project(bench: Bench, project: str, values: str) -> None:
+def configure_project(bench: BlindEvaluations, project: str, values: str) -> None:
     bench.run([*bench.annotate("configure"), f"project={project}", f"stage.settings={values}"])
 
 
-def test_a_named_run_is_told_to_take_another_name(bench: Bench) -> None:
-    words = evaluation(bench.folder, items=4)
+def test_a_named_run_is_told_to_take_another_name(bench: BlindEvaluations) -> None:
+    words = write_blind_evaluation(bench.folder, items=4)
     bench.run([*words, "run.name=first"])
     assert "this command, given again with another run.name, reads them" in bench.said
-    with bench.served() as served:
-        served.voter("ann").votes(better("!"), 2)
+    with bench.start_server() as served:
+        served.voter("ann").votes(prefer_answer_with("!"), 2)
     bench.refuses(*words, "run.name=first", says="run.name")
     bench.run([*words, "run.name=second"])
     assert "people: 2 of 5 votes" in bench.said
 
 
-def test_an_overlap_that_was_changed_stays_until_more_is_asked_for(bench: Bench) -> None:
-    words = [*evaluation(bench.folder, items=10), "project=mine", "resume=never"]
+def test_an_overlap_that_was_changed_stays_until_more_is_asked_for(bench: BlindEvaluations) -> None:
+    words = [*write_blind_evaluation(bench.folder, items=10), "project=mine", "resume=never"]
     bench.run(words)
     assert (read_project_settings(bench, "mine").overlap, count_wanted_votes(bench, "mine")) == (2, 12)
     configure_project(bench, "mine", "{overlap: 1}")
     for more in ((), ("stage.votes=12",)):
         bench.run([*words, *more])
         assert (read_project_settings(bench, "mine").overlap, count_wanted_votes(bench, "mine")) == (1, 10)
-    with store_of(bench.folder) as store:
+    with open_vote_store(bench.folder) as store:
         store.erase_content("mine", next(store.items("mine")).id)
     bench.run(words)
     assert (read_project_settings(bench, "mine").overlap, count_wanted_votes(bench, "mine")) == (1, 9)
@@ -406,8 +425,8 @@ def test_an_overlap_that_was_changed_stays_until_more_is_asked_for(bench: Bench)
     assert (read_project_settings(bench, "mine").title, count_wanted_votes(bench, "mine")) == ("Which?", 27)
 
 
-def test_a_project_does_not_name_a_system_of_several_words(bench: Bench) -> None:
-    words = [word.replace("zebra:", "my-new:") for word in evaluation(bench.folder, items=4)]
+def test_a_project_does_not_name_a_system_of_several_words(bench: BlindEvaluations) -> None:
+    words = [word.replace("zebra:", "my-new:") for word in write_blind_evaluation(bench.folder, items=4)]
     for project in ("is-my-new-good", "Is My_New good"):
         message = f"project={project}: the people who judge can read it, and it names the system my-new"
         bench.refuses(*words, f"project={project}", says=message)

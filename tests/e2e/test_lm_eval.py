@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from processes import Forks
-from serving import Server, adapters, serving
+from serving import Server, run_serve_stage, write_adapters
 
 from align.models.base import find_pocket_folder
 
@@ -47,9 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(forks: Forks, folder: Path) -> Iterator[Server]:
-    adapters_folder = adapters(folder / "adapters", "one")
+    adapters_folder = write_adapters(folder / "adapters", "one")
     words = ("model=pocket", "method=lora", "dtype=float32", f"stage.adapters={{one: {adapters_folder / 'one'}}}")
-    with serving(forks, folder, *words) as server:
+    with run_serve_stage(forks, folder, *words) as server:
         yield server
 
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from data_sets import chat, sentence
+from data_sets import build_question_row, draw_sentence
 from json_lines import write_rows
 from workshop import Workshop
 
@@ -24,13 +24,16 @@ def test_the_loss_of_each_source_is_that_of_its_rows_alone(tmp_path: Path, tiny_
     for name, kinds in {"both": (0, 1), "first": (0,), "second": (1,)}.items():
         sources = []
         for kind in kinds:
-            rows = [chat(f"What is {kind}, {i}?", sentence(random.Random(i + 100 * kind), i)) for i in range(60)]
+            rows = [
+                build_question_row(f"What is {kind}, {i}?", draw_sentence(random.Random(i + 100 * kind), i))
+                for i in range(60)
+            ]
             path = write_rows(tmp_path / f"{('first', 'second')[kind]}.jsonl", rows)
             sources.append({"path": str(path), "weight": [1, 0][kind] if name == "both" else 1})
         root = f"run.root={tmp_path / 'runs'}"
         data = "stage=data", f"stage.sources={json.dumps(sources)}", "data.held_out=0.3", f"run.name={name}", root
-        assert shop.ended(*data) == 0, shop.said
-        assert shop.ended(*SFT, f"model.path={tiny_model}", f"data.path=data:{name}", root) == 0, shop.said
+        assert shop.run_command(*data) == 0, shop.said
+        assert shop.run_command(*SFT, f"model.path={tiny_model}", f"data.path=data:{name}", root) == 0, shop.said
         losses[name] = read_manifest(folder := Path(shop.said.splitlines()[-1])).metrics
         if name == "both":
             assert "Held-out loss by source" in (folder / "report.html").read_text(encoding="utf-8")

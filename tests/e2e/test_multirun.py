@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from processes import Forks
-from waiting import settles
+from waiting import becomes_true
 
 from align.__main__ import main
 from align.run import read_manifest
@@ -177,9 +177,9 @@ def test_a_sweep_that_is_cut_goes_on(align: Align, forks: Forks, sft: list[str],
     words = ["-m", *sft, "run.name=x", "stage.max_steps=30", "stage.save_every=5", "seed=1,2,3"]
     child = forks.start(tmp_path, *words)
     sealed = "runs/sft/x-seed=2/checkpoints/*/align_seal.json"
-    assert settles(lambda: [*tmp_path.glob(sealed)] or child.poll() is not None)
+    assert becomes_true(lambda: [*tmp_path.glob(sealed)] or child.poll() is not None)
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does
-    status, out, err = child.ended()
+    status, out, err = child.wait()
     assert status == 130, err
     assert "Traceback" not in err
     assert "run the same command again to continue" in err

@@ -29,7 +29,7 @@ INF = float("inf")
 WEIGHTS = {"base": "model.safetensors", "adapter": "adapter_model.safetensors"}
 
 
-class Place(NamedTuple):
+class CorruptibleRuns(NamedTuple):
     """Runs and a base of their own, which a test may corrupt."""
 
     root: Path
@@ -38,13 +38,13 @@ class Place(NamedTuple):
 
 
 @pytest.fixture
-def place(ready: Ready, tiny_model: Path, tmp_path: Path) -> Place:
+def place(ready: Ready, tiny_model: Path, tmp_path: Path) -> CorruptibleRuns:
     """Copy the runs up to a reward model, and their base."""
     root = Path(shutil.copytree(ready.root, tmp_path / "runs"))
     base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
     for path in root.glob("*/*/manifest.json"):
         path.write_text(path.read_text().replace(str(tiny_model), str(base)).replace(str(ready.root), str(root)))
-    return Place(root, base, ready.data)
+    return CorruptibleRuns(root, base, ready.data)
 
 
 def plant(path: Path, value: float, name: str = "layers.1.mlp.up_proj") -> str:
@@ -65,7 +65,7 @@ def rehash(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def rebase(place: Place) -> None:
+def rebase(place: CorruptibleRuns) -> None:
     """Update the digest of the base in every manifest."""
     digest = find_base(path=str(place.base)).digest
     for path in place.root.glob("*/*/manifest.json"):
@@ -75,7 +75,7 @@ def rebase(place: Place) -> None:
         path.write_text(json.dumps(manifest))
 
 
-def build_stage_line(stage: str, place: Place) -> list[str]:
+def build_stage_line(stage: str, place: CorruptibleRuns) -> list[str]:
     """Return a command that takes a second or two."""
     model = ["model=hub", f"model.path={place.base}"]
     small = ["stage.batch_size=8", "stage.micro_batch=4"]
@@ -129,7 +129,9 @@ READERS = ("sft", "full", "sample", "reward", "dpo", "kto", "ppo", "eval", "expo
     ("stage", "value", "method"),
     [*((stage, NAN, None) for stage in READERS), ("sft", INF, "qlora"), ("sft", -INF, "lora"), ("sft", NAN, "lora")],
 )
-def test_in_the_base(place: Place, refused: Callable[..., str], stage: str, value: float, method: str | None) -> None:
+def test_in_the_base(
+    place: CorruptibleRuns, refused: Callable[..., str], stage: str, value: float, method: str | None
+) -> None:
     key = plant(place.base / WEIGHTS["base"], value)
     rebase(place)
     message = refused([*build_stage_line(stage, place), *([f"method={method}"] if method else [])])
@@ -137,7 +139,7 @@ def test_in_the_base(place: Place, refused: Callable[..., str], stage: str, valu
     assert f"{key} in model.safetensors holds 2 values that are nan or infinite" in message
 
 
-def test_a_base_that_its_dtype_cannot_hold(place: Place, refused: Callable[..., str]) -> None:
+def test_a_base_that_its_dtype_cannot_hold(place: CorruptibleRuns, refused: Callable[..., str]) -> None:
     key = plant(place.base / WEIGHTS["base"], 1e6)
     rebase(place)
     message = refused([*build_stage_line("sample", place), "dtype=float16"])
@@ -145,7 +147,7 @@ def test_a_base_that_its_dtype_cannot_hold(place: Place, refused: Callable[..., 
 
 
 @pytest.mark.parametrize("stage", ["sample", "reward", "dpo", "kto", "ppo", "eval", "export", "verify"])
-def test_in_the_adapter(place: Place, refused: Callable[..., str], stage: str) -> None:
+def test_in_the_adapter(place: CorruptibleRuns, refused: Callable[..., str], stage: str) -> None:
     key = plant(place.root / "sft" / "s" / "artifact" / WEIGHTS["adapter"], NAN)
     rehash(place.root / "sft" / "s")
     message = refused(build_stage_line(stage, place))
@@ -156,7 +158,7 @@ def test_in_the_adapter(place: Place, refused: Callable[..., str], stage: str) -
 
 @pytest.mark.parametrize("where", ["layers.1.mlp.up_proj", "score"])
 @pytest.mark.parametrize("stage", ["ppo", "verify"])
-def test_in_the_reward_model(place: Place, refused: Callable[..., str], stage: str, where: str) -> None:
+def test_in_the_reward_model(place: CorruptibleRuns, refused: Callable[..., str], stage: str, where: str) -> None:
     path = place.root / "reward" / "a" / "artifact" / WEIGHTS["adapter"]
     key = plant(path, NAN, where)
     rehash(place.root / "reward" / "a")
@@ -167,7 +169,7 @@ def test_in_the_reward_model(place: Place, refused: Callable[..., str], stage: s
 @pytest.mark.parametrize("what", ["weights", "optimiser"])
 @pytest.mark.parametrize("stage", ["sft", "full", "reward", "dpo", "kto", "ppo"])
 def test_in_a_checkpoint(
-    place: Place, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, stage: str, what: str
+    place: CorruptibleRuns, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, stage: str, what: str
 ) -> None:
     line = [*build_stage_line(stage, place), "stage.save_every=1", *([] if stage == "ppo" else ["stage.log_every=1"])]
     log = Tracker.log
@@ -203,7 +205,7 @@ DIVERGES = "stage.lr=1e37"
 
 
 @pytest.mark.parametrize("stage", ["sft", "full", "reward", "dpo", "kto", "ppo"])
-def test_in_training(place: Place, refused: Callable[..., str], stage: str) -> None:
+def test_in_training(place: CorruptibleRuns, refused: Callable[..., str], stage: str) -> None:
     """The first step moves every weight by the learning rate, and the next one fails. PPO takes several a batch."""
     more = {"ppo": [], "reward": ["stage.warmup=0", "stage.epochs=32", "stage.schedule=constant"]}
     message = refused([*build_stage_line(stage, place), DIVERGES, *more.get(stage, ["stage.warmup=0"])])
@@ -220,7 +222,7 @@ def test_in_training(place: Place, refused: Callable[..., str], stage: str) -> N
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "kto"])
-def test_after_the_last_step(place: Place, refused: Callable[..., str], stage: str) -> None:
+def test_after_the_last_step(place: CorruptibleRuns, refused: Callable[..., str], stage: str) -> None:
     """The last step's loss and gradient are finite, and the weights that it leaves compute values that are not."""
     single_step = {"sft": "stage.max_steps=1", "dpo": "stage.epochs=0.01", "kto": "stage.epochs=0.01"}[stage]
     message = refused([*build_stage_line(stage, place), single_step, "stage.warmup=0", DIVERGES])
@@ -229,7 +231,9 @@ def test_after_the_last_step(place: Place, refused: Callable[..., str], stage: s
     assert "nothing is published" in message
 
 
-def test_in_held_out_scores(place: Place, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_held_out_scores(
+    place: CorruptibleRuns, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One held-out score is infinite, and all scores of training are finite."""
     from align.reward import learned
 
@@ -247,7 +251,7 @@ def test_in_held_out_scores(place: Place, refused: Callable[..., str], monkeypat
     )
 
 
-def test_in_what_is_written(place: Place, refused: Callable[..., str]) -> None:
+def test_in_what_is_written(place: CorruptibleRuns, refused: Callable[..., str]) -> None:
     """Every figure and every weight is finite in fp32. Weights are written in fp16, and are not finite there."""
     single_step = ["stage.max_steps=1", "stage.warmup=0", "stage.lr=1e30", "dtype=float16"]
     message = refused([*build_stage_line("full", place), *single_step])
@@ -257,7 +261,9 @@ def test_in_what_is_written(place: Place, refused: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize(("stage", "named"), [("sample", "init=sft:s"), ("eval", "artifact=sft:s"), ("ppo", "reward")])
-def test_in_what_finite_weights_say(place: Place, refused: Callable[..., str], stage: str, named: str) -> None:
+def test_in_what_finite_weights_say(
+    place: CorruptibleRuns, refused: Callable[..., str], stage: str, named: str
+) -> None:
     """The weights are finite, and the values that they compute are not."""
     run_path = ("reward", "a") if stage == "ppo" else ("sft", "s")
     path = place.root.joinpath(*run_path, "artifact", WEIGHTS["adapter"])
@@ -270,7 +276,7 @@ def test_in_what_finite_weights_say(place: Place, refused: Callable[..., str], s
     assert "dtype=float32" in message
 
 
-def test_in_a_figure(place: Place, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_figure(place: CorruptibleRuns, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The metrics of every stage pass the same check."""
     from align.core.types import StageResult
     from align.stages import sample

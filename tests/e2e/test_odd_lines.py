@@ -132,7 +132,7 @@ def test_no_odd_command_line_is_a_fault_of_ours(shop: Workshop) -> None:
     statuses: dict[int, int] = {}
     for line in iter_odd_lines():
         try:
-            status = shop.ended(*line)
+            status = shop.run_command(*line)
         except Exception as error:
             raise AssertionError(line) from error
         assert status in (0, 2), (line, shop.said)
@@ -171,7 +171,7 @@ def test_no_odd_experiment_is_a_fault_of_ours(shop: Workshop, tmp_path: Path, na
     folder.mkdir(parents=True)
     for file, text in FILES.items():
         (folder / f"{file}.yaml").write_text(text)
-    status = shop.ended(*more, "stage=sft", f"+experiment={name}", "--cfg", "job")
+    status = shop.run_command(*more, "stage=sft", f"+experiment={name}", "--cfg", "job")
     assert status == (0 if name in ("nothing",) and status == 0 else 2), shop.said
     assert "Traceback" not in shop.said
     if name in ("itself", "each", "circle", "list"):
@@ -199,7 +199,7 @@ def test_an_integer_of_thirty_digits_is_refused_by_its_key(shop: Workshop) -> No
 def test_an_inline_secret_is_masked_everywhere(shop: Workshop, key: str) -> None:
     judge = f"stage.judge={{url: 'http://127.0.0.1:9/v1', model: m, {key}: {SECRET}}}"
     for line in (["stage=eval", judge, "--cfg", "job"], ["stage=eval", judge], ["-m", "stage=eval", judge, "seed=0,1"]):
-        shop.ended(*line)
+        shop.run_command(*line)
         assert SECRET not in shop.said
         assert MASK in shop.said
     assert SECRET not in redact(f"the server said: {SECRET} is unknown")  # it was seen as a secret

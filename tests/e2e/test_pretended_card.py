@@ -1,6 +1,6 @@
 """Each stage that computes, with `device=cuda` and two pretended cards.
 
-Where a tensor of the card meets one of the host, `pretended_card` fails as CUDA would.
+Where a tensor of the card meets one of the host, `simulate_card` fails as CUDA would.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretended_card import CARD, MixedDevices, OnCard, pretended_card
+from pretended_card import CARD, MixedDevices, OnCard, simulate_card
 
 from align.__main__ import main
 from align.models import forward, roles
@@ -41,7 +41,7 @@ class Cards:
         """Run a stage that must succeed, and return the run's folder."""
         name = f"{stage}-{device}"
         arguments = [f"stage={stage}", f"device={device}", f"run.root={self.root}", f"run.name={name}", *FP32, *words]
-        with pretended_card() if device == "cuda" else nullcontext():
+        with simulate_card() if device == "cuda" else nullcontext():
             assert main([*arguments, "rollout.max_new_tokens=4"]) == 0, self.log(stage)
         return self.root / stage / name
 
@@ -119,7 +119,7 @@ def test_a_method_trains_on_a_card_what_it_trains_on_a_cpu(cards: Cards, method:
 
 @pytest.fixture
 def card() -> Iterator[None]:
-    with pretended_card():
+    with simulate_card():
         yield
 
 
@@ -171,6 +171,6 @@ def test_the_card_refuses_what_cuda_refuses_and_nothing_else(card: None):
 def test_a_forgotten_device_ends_ppo(cards: Cards, monkeypatch: pytest.MonkeyPatch, module, name, forgets):
     monkeypatch.setattr(module, name, forgets)
     words = ["stage=ppo", *cards.data, *PPO, "method=lora", "device=cuda", f"run.root={cards.root}", f"run.name={name}"]
-    with pretended_card():
+    with simulate_card():
         assert main([*words, "rollout.max_new_tokens=4"]) == 1
     assert "MixedDevices" in (cards.root / "ppo" / name / "log.txt").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from portfolio import one, refs
+from portfolio import find_record, query_refs
 from workshop import Ready, Workshop
 
 from align.registry.index import INDEX
@@ -28,7 +28,7 @@ def shop(ready: Ready, tmp_path: Path) -> Workshop:
 
 def run_registry_action(shop: Workshop, action: str, *words: str, status: int = 0) -> str:
     line = ["stage=registry", f"stage.action={action}", f"run.root={shop.root}", *words]
-    assert shop.ended(*line) == status, shop.said
+    assert shop.run_command(*line) == status, shop.said
     return shop.said
 
 
@@ -46,15 +46,15 @@ def test_promoted_used_rolled_back_retired(shop: Workshop, ready: Ready) -> None
     assert promote(shop, "reward:b").splitlines()[0] == (
         f"@production: reward:a ({first_digest[:12]}) → reward:b ({second_digest[:12]})"
     )
-    assert refs(shop.root, {"aliases": "production"}) == ["reward:b"]
+    assert query_refs(shop.root, {"aliases": "production"}) == ["reward:b"]
     promote(shop, "reward:a")  # rolled back: one more promotion
-    assert one(shop.root, "reward:a")["aliases"] == ["production"]
-    assert one(shop.root, "reward:b")["aliases"] == []
+    assert find_record(shop.root, "reward:a")["aliases"] == ["production"]
+    assert find_record(shop.root, "reward:b")["aliases"] == []
     promote(shop, "@production", alias="best")
-    assert one(shop.root, "reward:a")["aliases"] == ["best", "production"]
+    assert find_record(shop.root, "reward:a")["aliases"] == ["best", "production"]
     stdout = run_registry_action(shop, "retire", "stage.alias=production", "stage.why=no more of it")
     assert stdout.splitlines()[0] == f"@production: reward:a ({first_digest[:12]}) → nothing"
-    assert refs(shop.root, {"aliases": "production"}) == []
+    assert query_refs(shop.root, {"aliases": "production"}) == []
     lines = run_registry_action(shop, "history").splitlines()
     assert [line.split()[0] for line in lines[::2]] == ["5", "4", "3", "2", "1"]
     assert lines[-1] == "   ann: better"
@@ -66,7 +66,7 @@ def test_promoted_used_rolled_back_retired(shop: Workshop, ready: Ready) -> None
 
 def read_refusal(shop: Workshop, ref: str) -> str:
     """Return the message with which an evaluation of a reference is refused."""
-    assert shop.ended("stage=eval", f"artifact={ref}", f"run.root={shop.root}", "device=cpu") == 2
+    assert shop.run_command("stage=eval", f"artifact={ref}", f"run.root={shop.root}", "device=cpu") == 2
     return shop.said
 
 
@@ -97,16 +97,16 @@ def test_a_run_keeps_what_the_alias_meant(shop: Workshop, ready: Ready) -> None:
         "device=cpu",
         *ready.data,
     ]
-    assert shop.ended(*words, "init=@start", f"run.root={shop.root}", "project=p") == 0, shop.said
+    assert shop.run_command(*words, "init=@start", f"run.root={shop.root}", "project=p") == 0, shop.said
     folder = Path(shop.said.splitlines()[-1])
     manifest = read_manifest(folder)
     init = manifest.inputs["init"]
     change = read_log(shop.root).changes[0]
     assert (init.ref, init.run, init.digest) == ("@start", "sft:s", digest)
     assert init.details == {"alias": {"name": "start", "seq": 1, "hash": change.hash}}
-    assert refs(shop.root, {"inputs.init.alias.name": "start"}) == [manifest.ref]
-    assert manifest.ref in one(shop.root, "sft:s")["children"]
-    assert shop.ended(*words, "init=sft:s", f"run.root={shop.root}", "project=p") == 0
+    assert query_refs(shop.root, {"inputs.init.alias.name": "start"}) == [manifest.ref]
+    assert manifest.ref in find_record(shop.root, "sft:s")["children"]
+    assert shop.run_command(*words, "init=sft:s", f"run.root={shop.root}", "project=p") == 0
     assert Path(shop.said.splitlines()[-1]) == folder
     assert "This run is finished already" in shop.said
 
@@ -125,17 +125,17 @@ def test_an_alias_finds_its_artifact_by_what_it_is(shop: Workshop) -> None:
     shutil.copytree(shop.root / "reward" / "b", shop.root / "reward" / "a")
     promote(shop, "@production", alias="same")
     assert read_log(shop.root).changes[1].arms[0].digest == read_log(shop.root).changes[0].arms[0].digest
-    assert one(shop.root, "reward:c")["aliases"] == ["production", "same"]
+    assert find_record(shop.root, "reward:c")["aliases"] == ["production", "same"]
     shutil.rmtree(shop.root / "reward" / "c")
     message = read_refusal(shop, "@production")
     assert "which is gone, or was made again" in message
-    assert [*refs(shop.root, {"aliases": "production"})] == []
+    assert [*query_refs(shop.root, {"aliases": "production"})] == []
 
 
 def test_several_by_weight(shop: Workshop) -> None:
     words = ("stage.arms={reward\\:a: 3, reward\\:b: 1}", "stage.alias=split", WHY)
     assert "0.75 of reward:a" in run_registry_action(shop, "promote", *words)
-    assert refs(shop.root, {"aliases": "split"}) == ["reward:a", "reward:b"]
+    assert query_refs(shop.root, {"aliases": "split"}) == ["reward:a", "reward:b"]
     assert "artifact=@split: means several artifacts: 0.75 of reward:a" in read_refusal(shop, "@split")
     assert "means that already" in run_registry_action(shop, "promote", *words, status=2)
 

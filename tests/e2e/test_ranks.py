@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from processes import Forks
-from ranked import environments, ranked, started
-from waiting import settles
+from ranked import build_rank_environments, run_on_ranks, start_ranks
+from waiting import becomes_true
 from workshop import Ready
 
 from align.run import read_manifest
@@ -106,7 +106,7 @@ def assert_same_files(first_run: Path, second_run: Path) -> None:
 
 
 def test_ranks_name_a_mistake_once(desk: Path, line: list[str], forks: Forks):
-    results = ranked(forks, desk, *line, "reward=sentiment", "stage.nonsense=1")
+    results = run_on_ranks(forks, desk, *line, "reward=sentiment", "stage.nonsense=1")
     assert [result.status for result in results] == [2, 2], results[0].err + results[1].err
     messages = [text for result in results for text in result.err.splitlines() if text.startswith("align: ")]
     assert len(messages) == 1
@@ -131,7 +131,7 @@ def test_groups_that_are_drawn_again_on_two_ranks_have_the_bits_of_one_process(
     ]
     single = forks.run(desk, *grpo, "run.name=groups-alone")
     assert single.status == 0, single.err
-    results = ranked(forks, desk, *grpo, "run.name=groups-both")
+    results = run_on_ranks(forks, desk, *grpo, "run.name=groups-both")
     assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
     weights = [
         (desk / result.folder / "artifact/adapter_model.safetensors").read_bytes() for result in (single, results[0])
@@ -148,7 +148,7 @@ def test_ppo_on_two_ranks_has_the_bits_of_one_process(ready: Ready, desk: Path, 
     learned = [*line, "reward.ref=reward:a", "dtype=bfloat16"]
     single = forks.run(desk, *learned, "run.name=alone")
     assert single.status == 0, single.err
-    results = ranked(forks, desk, *learned, "run.name=both")
+    results = run_on_ranks(forks, desk, *learned, "run.name=both")
     assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
     assert_same_files(desk / single.folder, desk / results[0].folder)
     assert results[1].out == results[1].err == ""  # one rank prints
@@ -156,7 +156,7 @@ def test_ppo_on_two_ranks_has_the_bits_of_one_process(ready: Ready, desk: Path, 
     assert [manifest.hardware["world_size"] for manifest in manifests] == [1, 2]
     assert manifests[0].identity == manifests[1].identity
     # The run is finished, for any number of ranks: two ranks say so and end.
-    repeated = ranked(forks, desk, *learned, "run.name=alone")
+    repeated = run_on_ranks(forks, desk, *learned, "run.name=alone")
     assert [result.status for result in repeated] == [0, 0]
     assert "finished already" in repeated[0].out
 
@@ -172,14 +172,14 @@ def test_a_rank_that_is_killed_ends_the_run_which_any_number_of_ranks_continues(
     for rank, call, n_ranks in ((1, 5, 1), (0, 6, 2)):
         name = f"run.name=killed-{rank}-{call}"
         kill = f"os.environ |= {{'DIES': '{rank}', 'CALL': '{call}'}}"
-        killed = ranked(forks, desk, *command, name, more={0: kill, 1: kill})
+        killed = run_on_ranks(forks, desk, *command, name, more={0: kill, 1: kill})
         assert killed[rank].status == -signal.SIGKILL
         assert killed[1 - rank].status == 1, killed[1 - rank].err
         (desk / f"died-{rank}").unlink()
         if rank == 1:  # rank 0 holds the store that all ranks share
             assert "a rank ended without reporting an error" in killed[0].err
             assert "rank 1: update 2, scores" in killed[0].err
-        resumed = ranked(forks, desk, *command, name) if n_ranks == 2 else [forks.run(desk, *command, name)]
+        resumed = run_on_ranks(forks, desk, *command, name) if n_ranks == 2 else [forks.run(desk, *command, name)]
         assert {result.status for result in resumed} == {0}, resumed[0].err
         assert "continuing from checkpoint" in resumed[0].out
         assert_same_files(desk / uninterrupted.folder, desk / resumed[0].folder)
@@ -187,15 +187,15 @@ def test_a_rank_that_is_killed_ends_the_run_which_any_number_of_ranks_continues(
 
 def test_each_rank_asks_a_function_for_its_share(desk: Path, line: list[str], forks: Forks):
     command = [*line, "reward=fn", "reward.fn=judge:counted", "stage.updates=1", "stage.eval_every=null"]
-    results = ranked(forks, desk, *command, "run.name=counted", world=2)
+    results = run_on_ranks(forks, desk, *command, "run.name=counted", world=2)
     assert results[0].status == 0, results[0].err
     calls = sorted((desk / "asked").read_text().split("\n")[:-1])
     assert calls == ["0 4", "0 4", "1 4", "1 4"]  # 8 reference answers, then 8 of the update
     (desk / "asked").unlink()
-    (environment,) = environments(1)  # a launcher may start one rank
+    (environment,) = build_rank_environments(1)  # a launcher may start one rank
     single = forks.start(
         desk, *command, "run.name=counted-1", before=f"import os\nos.environ |= {environment!r}"
-    ).ended()
+    ).wait()
     assert single.status == 0, single.err
     assert sorted((desk / "asked").read_text().split("\n")[:-1]) == ["0 8", "0 8"]
 
@@ -217,12 +217,12 @@ def test_one_message_whichever_rank_fails(desk: Path, line: list[str], forks: Fo
         "ddp_timeout=4",
         "stage.eval_every=null",
     ]
-    children = started(forks, desk, *words)
+    children = start_ranks(forks, desk, *words)
     waited_ranks = [0] if name == "hangs" else [0, 1]
-    results = [children[i].ended(60) for i in waited_ranks]
+    results = [children[i].wait(60) for i in waited_ranks]
     if name == "hangs":
         children[1].send_signal(signal.SIGTERM)  # as its launcher does
-        results.append(children[1].ended(15))
+        results.append(children[1].wait(15))
         assert "rank 1: update 0, reference answers (since " in results[0].err
     assert results[0].status == status
     assert results[1].status == (130 if name == "hangs" else status)  # it was interrupted, after all others had ended
@@ -250,7 +250,7 @@ def test_devices_starts_the_ranks_and_ends_them(desk: Path, line: list[str], tmp
         command = [sys.executable, "-m", "align", *words]
         launcher = subprocess.Popen(command, cwd=desk, env=environment, stdout=subprocess.DEVNULL, stderr=err)
         checkpoints = desk / "runs/ppo/launched/checkpoints"
-        assert settles(lambda: [*checkpoints.glob("checkpoint-*")] or launcher.poll() is not None)
+        assert becomes_true(lambda: [*checkpoints.glob("checkpoint-*")] or launcher.poll() is not None)
         assert launcher.poll() is None, Path(err.name).read_text()
         began = time.monotonic()
         launcher.send_signal(signal.SIGTERM)
@@ -271,7 +271,7 @@ def test_two_machines_of_which_the_second_cannot_write(desk: Path, line: list[st
     if subprocess.run([*contained, "true"], capture_output=True).returncode:
         pytest.skip("this machine lets no user make namespaces")
     words = [*line, "reward=fn", "reward.fn=judge:length"]
-    rank_environments = environments(2, local=1)
+    rank_environments = build_rank_environments(2, local=1)
     first = forks.start(desk, *words, "run.name=far", before=f"import os\nos.environ |= {rank_environments[0]!r}")
     common = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     second = subprocess.run(
@@ -283,7 +283,7 @@ def test_two_machines_of_which_the_second_cannot_write(desk: Path, line: list[st
         text=True,
     )
     assert second.returncode == 0, second.stderr
-    first_result = first.ended()
+    first_result = first.wait()
     assert first_result.status == 0, first_result.err
     single = forks.run(desk, *words, "run.name=near")
     assert_same_files(desk / single.folder, desk / first_result.folder)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from processes import Forks
-from ranked import environments
-from tiny_roles import CPU, World, make_world, ragged_rollout
+from ranked import build_rank_environments
+from tiny_roles import CPU, World, build_ragged_rollout, make_world
 from torch.testing import assert_close
 
 from align import ranks
@@ -33,7 +33,7 @@ def compute_gradients(folder: Path, micro_batch: int) -> dict[str, torch.Tensor]
     """Compute the gradient on this rank by parameter, and the figures by name."""
     base = Base("tiny", str(folder / "base"), None, model_digest(folder / "base"))
     roles = World(base, folder / "init", folder / "reward").roles("lora")
-    rollout = ragged_rollout(ROWS)
+    rollout = build_ragged_rollout(ROWS)
     generator = torch.Generator(CPU).manual_seed(3)
     old, reference, values = torch.randn(3, *rollout.response_mask_BT.shape, generator=generator, device=CPU)
     experience, _ = assemble_experience(
@@ -70,9 +70,9 @@ def test_each_rank_has_the_gradient_of_one_process(folder: Path, forks: Forks, t
         forks.start(
             tmp_path, *words, before=f"import os\nos.environ |= {environment!r}\n{FINDS_HELPERS}", script=Path(__file__)
         )
-        for environment in environments(2)
+        for environment in build_rank_environments(2)
     ]
-    results = [child.ended(120) for child in children]
+    results = [child.wait(120) for child in children]
     assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
     expected = compute_gradients(folder, micro_batch)
     for role in ("policy", "value"):

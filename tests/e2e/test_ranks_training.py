@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from processes import Forks
-from ranked import NOTHING, started
+from ranked import NO_CODE, start_ranks
 from safetensors.torch import load_file
 from workshop import Ready
 
@@ -67,29 +67,29 @@ class Ranked:
     def words(self, stage: str, name: str, *more: str) -> list[str]:
         return [f"stage={stage}", *self.stages[stage], *more, f"run.name={name}", f"run.root={self.root}"]
 
-    def run(self, world: int, stage: str, name: str, *more: str, first: Mapping[int, str] = NOTHING) -> Path:
+    def run(self, world: int, stage: str, name: str, *more: str, first: Mapping[int, str] = NO_CODE) -> Path:
         """Run a stage that must succeed, and return the run's folder.
 
         Args:
             first: rank → Python that it runs before.
         """
         words = self.words(stage, name, *more)
-        results = [child.ended() for child in started(self.forks, self.cwd, *words, world=world, more=first)]
+        results = [child.wait() for child in start_ranks(self.forks, self.cwd, *words, world=world, more=first)]
         assert [result.status for result in results] == [0] * world, [result.err for result in results]
         assert results[0].folder == str(self.root / stage / name)
         assert not any(result.out for result in results[1:])
         return self.root / stage / name
 
-    def killed(self, world: int, stage: str, name: str, *more: str, rank: int, after: int) -> None:
+    def kill_rank(self, world: int, stage: str, name: str, *more: str, rank: int, after: int) -> None:
         """Kill a rank once `after` steps are logged. The other ranks end with status 1."""
-        children = started(self.forks, self.cwd, *self.words(stage, name, *more), world=world)
+        children = start_ranks(self.forks, self.cwd, *self.words(stage, name, *more), world=world)
         rows = self.root / stage / name / "metrics.jsonl"
         while not rows.exists() or len(read_rows(rows)) < after:
-            assert children[0].poll() is None, children[0].ended()
+            assert children[0].poll() is None, children[0].wait()
             time.sleep(0.005)
         os.kill(children[rank].pid, signal.SIGKILL)
-        assert children[rank].ended().status == -signal.SIGKILL
-        assert all(child.ended(60).status == 1 for child in children if child is not children[rank])
+        assert children[rank].wait().status == -signal.SIGKILL
+        assert all(child.wait(60).status == 1 for child in children if child is not children[rank])
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_a_killed_run_goes_on_to_the_bit_on_another_number_of_ranks(
 ):
     more = ("data=annotations",) if stage == "dpo" else ()
     uninterrupted = ranked.run(1, stage, "whole", *more)
-    ranked.killed(before, stage, "killed", *more, rank=rank, after=2)
+    ranked.kill_rank(before, stage, "killed", *more, rank=rank, after=2)
     assert_same_run(uninterrupted, ranked.run(after, stage, "killed", *more))
 
 
@@ -194,14 +194,14 @@ def test_a_killed_run_goes_on_to_the_bit_on_another_number_of_ranks(
 def test_shards_are_continued_on_another_number_of_ranks(
     ranked: Ranked, in_shards: tuple[Path, Path], before: int, after: int
 ):
-    ranked.killed(before, "full", f"killed-on-{before}", *SHARDS, rank=0, after=3)
+    ranked.kill_rank(before, "full", f"killed-on-{before}", *SHARDS, rank=0, after=3)
     assert_close_runs(in_shards[0], ranked.run(after, "full", f"killed-on-{before}", *SHARDS))
 
 
 def test_dropout_on_ranks_is_the_same_once_continued(ranked: Ranked):
     more = ("method.dropout=0.2",)
     uninterrupted = ranked.run(2, "sft", "dropping", *more)
-    ranked.killed(2, "sft", "dropping-killed", *more, rank=1, after=2)
+    ranked.kill_rank(2, "sft", "dropping-killed", *more, rank=1, after=2)
     assert_same_run(uninterrupted, ranked.run(2, "sft", "dropping-killed", *more))
 
 

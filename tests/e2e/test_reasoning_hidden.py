@@ -138,16 +138,16 @@ def test_a_learned_reward_reads_answers_alone_too(shop: Workshop, tmp_path: Path
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     data_words = ["data=jsonl", f"data.path={path}", "init=sft:s", "stage.held_out=0.3", f"run.root={shop.root}"]
     words = ["stage=reward", *data_words, "stage.batch_size=8", "device=cpu", "run.name=alone", "data.reasoning=hide"]
-    assert shop.ended(*words) == 0, shop.said
+    assert shop.run_command(*words) == 0, shop.said
     assert " pairs to train on" in shop.said  # each ranking is a pair, so their number is not repeated
-    assert shop.ended(*words, "data.reasoning=mask", "run.name=masked") == 2
+    assert shop.run_command(*words, "data.reasoning=mask", "run.name=masked") == 2
     assert "a pair is judged by all of it" in shop.said
     learning = ["stage.updates=1", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=8"]
     rows_by_reasoning = {}
     for stage in ("ppo", "verify"):  # verify takes a command of PPO
         assert shop.status(f"stage={stage}", *shop.on_file, "init=sft:s", "reward.ref=reward:alone", *learning) == 2
         assert "rollout.reasoning=keep: reward:alone was trained on answers without their reasoning" in shop.said
-    status = shop.ended(*words, "data.reasoning=keep", "run.name=whole")
+    status = shop.run_command(*words, "data.reasoning=keep", "run.name=whole")
     assert status == 0, shop.said
     for reasoning in ("keep", "hide"):
         ppo = shop.run("ppo", f"rollout.reasoning={reasoning}", "init=sft:s", "reward.ref=reward:whole", *learning)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from free_ports import pick_free_port
-from portfolio import small
+from portfolio import write_two_policies
 from processes import Forks
 from starlette.testclient import TestClient
-from waiting import settles
+from waiting import becomes_true
 from workshop import Workshop
 
 SERVE = ("stage=registry", "stage.action=serve")
@@ -29,18 +29,18 @@ def fetch_page(url: str) -> tuple[int, str]:
 
 
 def test_it_serves_until_it_is_interrupted_and_leaves_nothing(forks: Forks, tmp_path: Path) -> None:
-    root = small(tmp_path / "runs")
+    root = write_two_policies(tmp_path / "runs")
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     port = pick_free_port()
     child = forks.start(tmp_path, *SERVE, f"run.root={root}", f"stage.port={port}")
     url = f"http://127.0.0.1:{port}"
-    assert settles(lambda: fetch_page(f"{url}/view/aliases")[0] == 200 or child.poll() is not None)
+    assert becomes_true(lambda: fetch_page(f"{url}/view/aliases")[0] == 200 or child.poll() is not None)
     status, text = fetch_page(f"{url}/view/runs")
     assert (status, "ppo:first" in text) == (200, True)
     assert fetch_page(f"{url}/")[0] == 200
     assert "sft:start" in fetch_page(f"{url}/view/run?run=ppo:first")[1]
     child.send_signal(signal.SIGINT)
-    result = child.ended()
+    result = child.wait()
     assert result.status in (0, 130), result
     assert result.out.splitlines()[0] == f"open {url}"
     (root / ".registry.db").unlink()
@@ -67,24 +67,24 @@ def visited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 def test_whoever_comes_from_elsewhere_needs_the_link(tmp_path: Path, visited, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    shop = Workshop(small(tmp_path / "runs"), tmp_path)
+    shop = Workshop(write_two_policies(tmp_path / "runs"), tmp_path)
     line = (*SERVE, f"run.root={shop.root}", "stage.host=0.0.0.0", "stage.url=https://runs.example.org")
-    assert shop.ended(*line) == 0, shop.said
+    assert shop.run_command(*line) == 0, shop.said
     key = (shop.root / "registry.key").read_text()
     assert visited == [(403, 200)]
     assert f"open https://runs.example.org/?key={key}" in shop.said
     assert (shop.root / "registry.key").stat().st_mode & 0o777 == 0o600
-    assert shop.ended(*line) == 0
+    assert shop.run_command(*line) == 0
     assert (shop.root / "registry.key").read_text() == key
     plain = [*line[:-1], "stage.url=http://192.168.1.5:7862"]
-    assert shop.ended(*plain) == 0
+    assert shop.run_command(*plain) == 0
     assert "in the clear" in shop.said
 
 
 def test_behind_a_proxy_on_this_machine_the_link_is_needed_too(tmp_path: Path, visited, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    shop = Workshop(small(tmp_path / "runs"), tmp_path)
-    assert shop.ended(*SERVE, f"run.root={shop.root}", "stage.url=https://runs.example.org") == 0
+    shop = Workshop(write_two_policies(tmp_path / "runs"), tmp_path)
+    assert shop.run_command(*SERVE, f"run.root={shop.root}", "stage.url=https://runs.example.org") == 0
     assert visited == [(403, 200)]
 
 
@@ -99,6 +99,6 @@ def test_behind_a_proxy_on_this_machine_the_link_is_needed_too(tmp_path: Path, v
     ],
 )
 def test_a_server_that_cannot_be_started(tmp_path: Path, words: list[str], field: str) -> None:
-    shop = Workshop(small(tmp_path / "runs"), tmp_path)
-    assert shop.ended(*SERVE, f"run.root={shop.root}", *words) == 2
+    shop = Workshop(write_two_policies(tmp_path / "runs"), tmp_path)
+    assert shop.run_command(*SERVE, f"run.root={shop.root}", *words) == 2
     assert field in shop.said

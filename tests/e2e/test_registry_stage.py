@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from portfolio import made, small
+from portfolio import write_run_folder, write_two_policies
 from workshop import Ready, Workshop
 
 from align.annotate.store import Store
@@ -27,13 +27,13 @@ from align.run import read_manifest
 
 def run_registry(root: Path, *words: str) -> Workshop:
     shop = Workshop(root, root)
-    assert shop.ended("stage=registry", f"run.root={root}", *words) == 0, shop.said
+    assert shop.run_command("stage=registry", f"run.root={root}", *words) == 0, shop.said
     return shop
 
 
 def read_refusal(root: Path, *words: str) -> str:
     shop = Workshop(root, root)
-    assert shop.ended("stage=registry", f"run.root={root}", *words) == 2
+    assert shop.run_command("stage=registry", f"run.root={root}", *words) == 2
     return shop.said
 
 
@@ -66,8 +66,10 @@ def test_real_runs(ready: Ready, tmp_path: Path) -> None:
 
 
 def test_the_table(tmp_path: Path) -> None:
-    small(tmp_path)
-    made(tmp_path, "ppo:bad", status="failed", error="stage.lr=3.0: gives\na NaN \x1b[31m" + "x" * 99, digest="", day=8)
+    write_two_policies(tmp_path)
+    write_run_folder(
+        tmp_path, "ppo:bad", status="failed", error="stage.lr=3.0: gives\na NaN \x1b[31m" + "x" * 99, digest="", day=8
+    )
     lines = run_registry(tmp_path).said.splitlines()
     assert lines[0].split() == ["run", "status", "age", "base", "method", "data", "score", "KL", "from", "error"]
     assert len(lines) == 9
@@ -90,7 +92,7 @@ def test_the_table(tmp_path: Path) -> None:
 
 
 def test_formats(tmp_path: Path) -> None:
-    small(tmp_path)
+    write_two_policies(tmp_path)
     conditions = "stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}"
     columns = "stage.columns=[run, metrics.win_rate.low, method.targets, error]"
     expected = {"run": "ppo:first", "metrics.win_rate.low": 0.75, "method.targets": ["q_proj", "v_proj"], "error": None}
@@ -111,8 +113,8 @@ def test_formats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", ["ppo:first", "ppo:latest", "{root}/ppo/second", "{root}/ppo/second/"])
 def test_one_run(tmp_path: Path, given: str) -> None:
-    small(tmp_path)
-    made(tmp_path, "ppo:unfinished", status="interrupted", times={}, day=30)
+    write_two_policies(tmp_path)
+    write_run_folder(tmp_path, "ppo:unfinished", status="interrupted", times={}, day=30)
     name = "first" if given == "ppo:first" else "second"
     stdout = run_registry(tmp_path, "stage.action=show", f"stage.run={given.format(root=tmp_path)}").said
     fields = dict(re.split(r"  +", line, maxsplit=1) for line in stdout.splitlines())
@@ -126,9 +128,9 @@ def test_one_run(tmp_path: Path, given: str) -> None:
 
 def test_the_latest_is_that_of_references(tmp_path: Path) -> None:
     """The latest run has the highest number of publication, not the latest time. `sft:` includes `full` runs."""
-    small(tmp_path)
-    made(tmp_path, "ppo:by a clock set back", published=99)
-    made(tmp_path, "full:whole", published=50)
+    write_two_policies(tmp_path)
+    write_run_folder(tmp_path, "ppo:by a clock set back", published=99)
+    write_run_folder(tmp_path, "full:whole", published=50)
     for reference, run in (("ppo:latest", "ppo:by a clock set back"), ("sft:latest", "full:whole")):
         stdout = run_registry(tmp_path, "stage.action=show", f"stage.run={reference}", "stage.format=json").said
         assert json.loads(stdout)["run"] == run
@@ -215,13 +217,13 @@ REFUSED = {
 
 
 def test_what_cannot_be_answered(tmp_path: Path) -> None:
-    root = small(tmp_path)
+    root = write_two_policies(tmp_path)
     for words, says in REFUSED.items():
         assert says in read_refusal(root, *words.split()), words
 
 
 def test_rebuilding_says_what_it_read(tmp_path: Path) -> None:
-    small(tmp_path)
+    write_two_policies(tmp_path)
     assert re.fullmatch(
         rf"7 runs in \d+\.\d s; {re.escape(str(tmp_path / INDEX))}\n",
         run_registry(tmp_path, "stage.action=rebuild").said,
@@ -229,7 +231,7 @@ def test_rebuilding_says_what_it_read(tmp_path: Path) -> None:
 
 
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
-    small(tmp_path)
+    write_two_policies(tmp_path)
     code = "import sys; from align.__main__ import main; "
     code += f"assert main(['stage=registry', {f'run.root={tmp_path}'!r}]) == 0; "
     code += (

@@ -33,7 +33,7 @@ PPO = [
 ]
 
 
-def in_a_fork(work: Callable[[], Any]) -> multiprocessing.Process:
+def start_fork(work: Callable[[], Any]) -> multiprocessing.Process:
     def exit_with_status() -> NoReturn:
         sys.exit(work())
 
@@ -42,7 +42,7 @@ def in_a_fork(work: Callable[[], Any]) -> multiprocessing.Process:
     return child  # pyright: ignore[reportReturnType]
 
 
-def copied(ready: Ready, folder: Path) -> tuple[Path, list[str]]:
+def copy_runs(ready: Ready, folder: Path) -> tuple[Path, list[str]]:
     """Copy the runs to another folder. Returns their root, and the command of a PPO run there."""
     root = folder / "runs"
     shutil.copytree(ready.root, root, ignore=shutil.ignore_patterns("ppo"))
@@ -82,8 +82,8 @@ def compute_digests(root: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(ready: Ready, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    root, arguments = copied(ready, tmp_path_factory.mktemp("whole"))
-    child = in_a_fork(keep_checkpoints(arguments))
+    root, arguments = copy_runs(ready, tmp_path_factory.mktemp("whole"))
+    child = start_fork(keep_checkpoints(arguments))
     child.join()
     assert child.exitcode == 0
     assert sorted(p.name for p in (root / "ppo/kept").iterdir()) == ["checkpoint-6", "checkpoint-8"]
@@ -91,7 +91,7 @@ def uninterrupted(ready: Ready, tmp_path_factory: pytest.TempPathFactory) -> dic
     return compute_digests(root)
 
 
-def killed_while_writing(arguments: list[str], name: str, nth: int) -> Callable[[], int]:
+def die_while_writing(arguments: list[str], name: str, nth: int) -> Callable[[], int]:
     """Return a function that runs the command and dies when the `nth` file of that name is half written."""
 
     def work() -> int:
@@ -125,12 +125,12 @@ def killed_while_writing(arguments: list[str], name: str, nth: int) -> Callable[
 
 @pytest.mark.parametrize(("name", "nth"), [("state.safetensors", 1), (SEAL, 3)])
 def test_killed_inside_a_checkpoint(ready: Ready, uninterrupted: dict[str, str], tmp_path: Path, name: str, nth: int):
-    root, arguments = copied(ready, tmp_path)
-    child = in_a_fork(killed_while_writing(arguments, name, nth))
+    root, arguments = copy_runs(ready, tmp_path)
+    child = start_fork(die_while_writing(arguments, name, nth))
     child.join()
     assert child.exitcode == -signal.SIGKILL
     assert len(list((root / "ppo/x/checkpoints").glob("checkpoint-*"))) == min(nth - 1, 2)
-    child = in_a_fork(keep_checkpoints(arguments))
+    child = start_fork(keep_checkpoints(arguments))
     child.join()
     assert child.exitcode == 0
     assert compute_digests(root) == uninterrupted
@@ -141,7 +141,7 @@ def test_killed_at_random_moments(
     ready: Ready, uninterrupted: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     """Each kill falls one or two updates after the last logged one, plus a random time. A finished run begins again."""
-    root, arguments = copied(ready, tmp_path)
+    root, arguments = copy_runs(ready, tmp_path)
     run = root / "ppo/x"
     rng = random.Random(0)
     kills = 0
@@ -151,7 +151,7 @@ def test_killed_at_random_moments(
     while kills < KILLS or not finished:
         newest = max((p.name for p in run.glob("checkpoints/checkpoint-*")), default="")  # complete, as it has its name
         further = len(read_rows(run / "metrics.jsonl")) + rng.randint(1, 2)
-        child = in_a_fork(keep_checkpoints(arguments))
+        child = start_fork(keep_checkpoints(arguments))
         while child.is_alive() and (kills == KILLS or len(read_rows(run / "metrics.jsonl")) < further):
             assert time.monotonic() - began < 300
             time.sleep(0.01)
@@ -177,8 +177,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     capfd: pytest.CaptureFixture[str],
     damage: str,
 ):
-    root, arguments = copied(ready, tmp_path)
-    child = in_a_fork(killed_while_writing(arguments, "state.json", 3))  # after two complete checkpoints
+    root, arguments = copy_runs(ready, tmp_path)
+    child = start_fork(die_while_writing(arguments, "state.json", 3))  # after two complete checkpoints
     child.join()
     newest = root / "ppo/x/checkpoints/checkpoint-4"
     if damage == "a bit":
@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     else:
         (newest / "state.json").unlink()
     capfd.readouterr()
-    child = in_a_fork(keep_checkpoints(arguments))
+    child = start_fork(keep_checkpoints(arguments))
     child.join()
     assert child.exitcode == 0
     stdout = capfd.readouterr().out

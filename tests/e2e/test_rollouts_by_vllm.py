@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from free_ports import pick_free_port
 from processes import Forks
-from ranked import ranked
-from searched import everything_in
+from ranked import run_on_ranks
+from searched import read_all_text
 from vllm_stand_in import stand_in_python
 from workshop import Ready
 
@@ -91,10 +91,10 @@ def test_a_run_that_samples_ahead_and_is_continued_learns_the_same(
     resumed = ready.root / "ppo" / "cut"
     run = forks.start(ready.root, *words, "run.name=cut")
     while not (resumed / "checkpoints" / "checkpoint-1").exists():
-        assert run.poll() is None, run.ended()
+        assert run.poll() is None, run.wait()
         time.sleep(0.01)
     run.send_signal(signal.SIGKILL)
-    run.ended()
+    run.wait()
     assert not (resumed / "artifact" / "adapter_model.safetensors").exists()
     assert main([*words, "run.name=cut"]) == 0, capfd.readouterr().err
     assert read_rows(resumed / "metrics.jsonl") == read_rows(uninterrupted / "metrics.jsonl")
@@ -187,7 +187,7 @@ def test_servers_that_run_already(
     assert main([*words, "method=lora", urls, "run.name=by-url"]) == 0, capfd.readouterr().err
     folder = last_folder(capfd)
     assert all(row["rollout_gap"] < 1e-4 for row in read_updates(folder))
-    assert not [path for path, text in everything_in(folder).items() if KEY in text]
+    assert not [path for path, text in read_all_text(folder).items() if KEY in text]
     # The server has the published weights, not the NF4 weights that this policy is trained on.
     assert main([*words, "method=qlora", urls, "run.name=other-base"]) == 2
     output = capfd.readouterr().err
@@ -201,14 +201,14 @@ def test_servers_that_run_already(
         assert main([*words, "method=lora", urls, "run.name=locked", "resume=never"]) == 2
         output = "".join(capfd.readouterr())
         assert f"rollout.urls={url}: {message}" in output
-        assert KEY[1:] not in output + "".join(everything_in(ready.root / "ppo" / "locked").values())
+        assert KEY[1:] not in output + "".join(read_all_text(ready.root / "ppo" / "locked").values())
 
 
 def test_the_first_of_two_ranks_asks_for_both(ready: Ready, words: list[str], forks: Forks):
     words = [*words, "stage.max_staleness=1", "stage.micro_batch=2", "stage.updates=2", "stage.eval_every=null"]
     single = forks.run(ready.root, *words, "run.name=alone")
     assert single.status == 0, single.err
-    results = ranked(forks, ready.root, *words, "run.name=both")
+    results = run_on_ranks(forks, ready.root, *words, "run.name=both")
     assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
     folders = [Path(result.folder) for result in (single, results[0])]
     first, second = (read_rows(folder / "metrics.jsonl") for folder in folders)

@@ -8,9 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from deploy_files import program
+from deploy_files import find_program
 from processes import Forks
-from serving import adapters, serving
+from serving import run_serve_stage, write_adapters
 
 HOOKS = """
 import schemathesis
@@ -35,13 +35,13 @@ POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/rewards", "/v1/load_lor
 
 @pytest.mark.slow
 def test_whatever_the_schema_allows_and_does_not(forks: Forks, tmp_path: Path) -> None:
-    if (command := program("schemathesis")) is None:
+    if (command := find_program("schemathesis")) is None:
         pytest.skip("schemathesis is not installed (of the dev extra)")
-    adapters_folder = adapters(tmp_path / "adapters", "one")
+    adapters_folder = write_adapters(tmp_path / "adapters", "one")
     (tmp_path / "hooks.py").write_text(HOOKS)
     env = os.environ | {"SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": str(tmp_path)}
     words = ("model=pocket", "method=lora", "stage.max_length=64", f"stage.adapters={{one: {adapters_folder / 'one'}}}")
-    with serving(forks, tmp_path, *words, f"stage.roots=[{adapters_folder}]") as server:
+    with run_serve_stage(forks, tmp_path, *words, f"stage.roots=[{adapters_folder}]") as server:
         arguments = [command, "run", f"{server.url}/openapi.json", "--checks", "not_a_server_error", "--seed", "1"]
         arguments += ["--max-examples", "10", "--warnings", "off"]
         process = subprocess.run(arguments, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import pytest
 from free_ports import pick_free_port
 from omegaconf import OmegaConf
-from postgres import new_schema
+from postgres import create_schema
 from processes import Forks
-from searched import everything_in
+from searched import read_all_text
 from sqlalchemy import create_engine
-from waiting import settles
+from waiting import becomes_true
 from workshop import Workshop
 
 from align.__main__ import STAGES, main
@@ -49,7 +49,7 @@ PLANTED = {
 SHORT = "rollout.max_new_tokens=8 data.max_length=128 device=cpu"
 
 
-class Place(NamedTuple):
+class UserFolder(NamedTuple):
     """A working folder of a user: a checkout with uncommitted lines, and a group file."""
 
     folder: Path
@@ -66,12 +66,12 @@ class Place(NamedTuple):
             timeout=580,
         )
 
-    def found(self, *said: str, allowed: tuple[str, ...] = ()) -> list[str]:
+    def find_planted(self, *said: str, allowed: tuple[str, ...] = ()) -> list[str]:
         """List the places of planted secrets: files of the runs and of the user's home, outputs, names of files."""
         needles = {n: {v, *re.split("[/@]", v)} - {"pl4nted"} for n, v in PLANTED.items()}
         texts = {f"output {i}": text for i, text in enumerate(said)}
         for root in ("runs", "home"):
-            texts |= {str(path): "" for path in (self.folder / root).rglob("*")} | everything_in(self.folder / root)
+            texts |= {str(path): "" for path in (self.folder / root).rglob("*")} | read_all_text(self.folder / root)
         return [
             f"{name} in {where}"
             for where, text in texts.items()
@@ -81,7 +81,7 @@ class Place(NamedTuple):
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def place(tmp_path: Path) -> UserFolder:
     def git(*words: str) -> None:
         subprocess.run(["git", "-c", "user.name=u", "-c", "user.email=u@h", *words], cwd=tmp_path, check=True)
 
@@ -100,14 +100,14 @@ def place(tmp_path: Path) -> Place:
     keys = {name: PLANTED[name] for name in names}
     quiet = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     folders = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "c"), "XDG_CONFIG_HOME": str(home / "f")}
-    return Place(tmp_path, {**os.environ, **keys, **quiet, **folders})
+    return UserFolder(tmp_path, {**os.environ, **keys, **quiet, **folders})
 
 
 def with_password(url: str, password: str) -> str:
     return url.replace("://align@", f"://align:{password}@")
 
 
-def write_group_file(place: Place, url: str) -> None:
+def write_group_file(place: UserFolder, url: str) -> None:
     """Write the user's group file, which names the store for every line with `track=mine`."""
     (place.folder / "conf" / "track").mkdir(parents=True, exist_ok=True)
     text = f"# @package _global_\ndefaults: [/track/none]\nstore:\n  url: '{url}'\n"
@@ -115,14 +115,14 @@ def write_group_file(place: Place, url: str) -> None:
 
 
 @pytest.mark.slow
-def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_model: Path, chats: Path):
+def test_no_file_of_any_stage_holds_a_secret(place: UserFolder, postgres: str, tiny_model: Path, chats: Path):
     """Each stage runs once, some with a tracking service.
 
     The store's URL comes from the command line, the environment or a group file in turn.
     """
     for service in ("wandb", "mlflow", "trackio"):
         pytest.importorskip(service, reason=f"{service} is not installed: pip install 'align-rlhf[{service}]'")
-    schema = new_schema(postgres, "secrets_of_stages")
+    schema = create_schema(postgres, "secrets_of_stages")
     store_word = shlex.quote("store.url=" + with_password(schema, "pl4nted%2Fw1th%40sl4sh"))
     write_group_file(place, with_password(schema, PLANTED["conf"]))
     data = f"data=jsonl data.path={chats} data.held_out=0.25 {SHORT}"
@@ -168,7 +168,7 @@ def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_m
     (token,) = re.findall(r"token=([\w-]+)", process.stdout)  # printed once, and written nowhere
     PLANTED["invitation"] = token
     try:
-        assert place.found(process.stdout, process.stderr, allowed=()) == ["invitation in output 0"]
+        assert place.find_planted(process.stdout, process.stderr, allowed=()) == ["invitation in output 0"]
     finally:
         del PLANTED["invitation"]
 
@@ -176,7 +176,7 @@ def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_m
     command = shlex.split(f"stage=sft {model} {data} {sft} track=wandb run.name=alone {store_word}")
     process = place.process(*command, **environment)
     assert process.returncode == 0, process.stderr
-    assert place.found(process.stdout, process.stderr) == []
+    assert place.find_planted(process.stdout, process.stderr) == []
     manifest = read_manifest(place.folder / "runs/sft/alone")
     assert "A=2" in manifest.git["diff"]
     # The database is part of a run's identity; the password and where it came from are not.
@@ -192,9 +192,9 @@ def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_m
     assert "finished already" in place.process(*command[:-1], elsewhere).stdout  # supervised training reads no store
 
 
-def test_no_failure_tells_a_secret(place: Place, postgres: str, tiny_model: Path, chats: Path):
+def test_no_failure_tells_a_secret(place: UserFolder, postgres: str, tiny_model: Path, chats: Path):
     """Wrong passwords, unreachable databases, malformed URLs and misplaced secrets are refused without showing one."""
-    locked = new_schema(postgres, "secrets_of_failures").replace("align@", "locked:{}@")
+    locked = create_schema(postgres, "secrets_of_failures").replace("align@", "locked:{}@")
     engine = create_engine(postgres)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("CREATE ROLE locked LOGIN PASSWORD 'right'")
@@ -253,7 +253,7 @@ def test_no_failure_tells_a_secret(place: Place, postgres: str, tiny_model: Path
             for words in wrong:
                 outcome = run_in_place(place, words)
                 assert outcome.status == 2, (words, outcome)
-                assert place.found(outcome.said) == [], (words, outcome.said)
+                assert place.find_planted(outcome.said) == [], (words, outcome.said)
             # Lines of a batch, and an unexpected error, in processes of their own.
             for stdin in (
                 shlex.join(wrong[1]),
@@ -262,7 +262,7 @@ def test_no_failure_tells_a_secret(place: Place, postgres: str, tiny_model: Path
             ):
                 outcome = place.process("-", stdin=stdin)
                 assert outcome.returncode == 2, outcome
-                assert place.found(outcome.stdout, outcome.stderr) == []
+                assert place.find_planted(outcome.stdout, outcome.stderr) == []
         finally:
             with engine.connect() as connection:
                 hba.write_text(rules)
@@ -270,24 +270,26 @@ def test_no_failure_tells_a_secret(place: Place, postgres: str, tiny_model: Path
             engine.dispose()
 
 
-class Ended(NamedTuple):
+class Outcome(NamedTuple):
     status: int
     said: str
 
 
-def run_in_place(place: Place, words: list[str]) -> Ended:
+def run_in_place(place: UserFolder, words: list[str]) -> Outcome:
     """Run one command in this process, in the place's folder."""
     shop = Workshop(place.folder / "runs", place.folder)
     previous_folder = Path.cwd()
     os.chdir(place.folder)
     try:
         root_words = [] if any(w.startswith(("run.root", "--")) for w in words) else [f"run.root={shop.root}"]
-        return Ended(shop.ended(*words, *root_words), shop.said)
+        return Outcome(shop.run_command(*words, *root_words), shop.said)
     finally:
         os.chdir(previous_folder)
 
 
-def test_a_fault_of_ours_tells_no_secret(place: Place, tiny_model: Path, chats: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_fault_of_ours_tells_no_secret(
+    place: UserFolder, tiny_model: Path, chats: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Secrets in a library's error are masked in the log's traceback, in the manifest and on the terminal."""
     url = f"postgresql+psycopg://u:{PLANTED['conf']}@h/d"
 
@@ -301,7 +303,7 @@ def test_a_fault_of_ours_tells_no_secret(place: Place, tiny_model: Path, chats: 
     assert outcome.status == 1
     assert "cannot connect with password ***" in outcome.said
     assert "cannot connect with password ***" in next(place.folder.glob("runs/sft/*/log.txt")).read_text()
-    assert place.found(outcome.said) == []
+    assert place.find_planted(outcome.said) == []
     code = "from align.__main__ import entry; import align.cli.batch; align.cli.batch.run_batch = None; entry()"
     arguments = [sys.executable, "-c", f"import sys; sys.argv = ['align', '-']; {code}"]
     broken = subprocess.run(arguments, capture_output=True, text=True, env=place.environment, cwd=place.folder)
@@ -342,7 +344,7 @@ def test_no_setting_shows_what_stands_in_a_url():
 
 
 @pytest.mark.parametrize("demo", ["true", "false"])
-def test_the_pages_of_annotation_write_no_key(place: Place, forks: Forks, demo: str):
+def test_the_pages_of_annotation_write_no_key(place: UserFolder, forks: Forks, demo: str):
     """The demo's key and an invitation are in the addresses that browsers request."""
     (place.folder / "items.jsonl").write_text('{"prompt": "a", "answers": ["b", "c"]}\n')
     assert run_in_place(place, ["stage=annotate", "stage.action=import", "stage.path=items.jsonl"]).status == 0
@@ -350,11 +352,11 @@ def test_the_pages_of_annotation_write_no_key(place: Place, forks: Forks, demo: 
     words = ["stage=annotate", f"stage.demo={demo}", f"stage.port={port}"]
     server = forks.start(place.folder, *words, before=f"import os; os.environ.update({place.environment!r})")
     try:
-        assert settles(lambda: "Ctrl+C" in server.printed or server.poll() is not None)
+        assert becomes_true(lambda: "Ctrl+C" in server.printed or server.poll() is not None)
         link, key = next(iter(re.findall(r"(http\S+(?:key|token)=([\w-]+))", server.printed)))
-        assert settles(lambda: is_answering(port, link.partition(str(port))[2]) or server.poll() is not None)
+        assert becomes_true(lambda: is_answering(port, link.partition(str(port))[2]) or server.poll() is not None)
         server.send_signal(signal.SIGINT)
-        result = server.ended()
+        result = server.wait()
     finally:
         if server.poll() is None:
             server.send_signal(signal.SIGKILL)
@@ -376,7 +378,7 @@ def is_answering(port: int, path: str) -> bool:
     return True
 
 
-def test_the_command_says_where_a_store_is_by_the_environment(place: Place, monkeypatch: pytest.MonkeyPatch):
+def test_the_command_says_where_a_store_is_by_the_environment(place: UserFolder, monkeypatch: pytest.MonkeyPatch):
     """The configuration is the same either way, and the command line takes precedence."""
     monkeypatch.setenv("ALIGN_STORE_URL", "sqlite:///from-environment.db")
     assert to_plain_dict(build_config(compose_tree(["stage=sft"])))["store"]["url"] == "sqlite:///from-environment.db"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from portfolio import made, one
+from portfolio import find_record, write_run_folder
 from processes import Forks
-from serving import Server, adapters, serving
-from waiting import settles
+from serving import Server, run_serve_stage, write_adapters
+from waiting import becomes_true
 
 from align.__main__ import main
 from align.data.chat.tools import encode_tool_prompt
@@ -52,7 +52,7 @@ class Home:
         return next(model for model in models["data"] if model["id"] == name)
 
     def until(self, happened: Callable[[], bool]) -> None:
-        assert settles(happened, WITHIN_S), self.says()
+        assert becomes_true(happened, WITHIN_S), self.says()
 
     def until_it_means(self, **shares: float) -> None:
         """Wait until both names have followed to adapters with these shares of `chat`."""
@@ -72,17 +72,17 @@ class Home:
 @pytest.fixture(scope="module")
 def home(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     folder = tmp_path_factory.mktemp("home")
-    weights = adapters(folder / "adapters", *NAMES)
+    weights = write_adapters(folder / "adapters", *NAMES)
     root = folder / "runs"
     base = find_base("pocket")
     for i, name in enumerate(NAMES):
         config = {"stage": {"name": "sft"}, "data": {"name": "chitchat"}, "method": {"name": "lora"}}
         fields = {"base": base, "config": config, "digest": adapter_digest(weights / name), "day": i}
-        run = made(root, f"sft:{name}", **fields)
+        run = write_run_folder(root, f"sft:{name}", **fields)
         for path in (weights / name).iterdir():
             (run / "artifact" / path.name).write_bytes(path.read_bytes())
     plain = {**config, "method": {"name": "qlora"}}
-    made(root, "sft:other", base=base, config=plain, digest=adapter_digest(weights / "one"), day=9)
+    write_run_folder(root, "sft:other", base=base, config=plain, digest=adapter_digest(weights / "one"), day=9)
     for path in (weights / "one").iterdir():
         (root / "sft" / "other" / "artifact" / path.name).write_bytes(path.read_bytes())
     promotion = [
@@ -95,7 +95,7 @@ def home(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hom
     assert main([*promotion, "artifact=sft:one"]) == 0
     (folder / "conf" / "experiment").mkdir(parents=True)
     (folder / "conf" / "experiment" / "served.yaml").write_text(SERVED)
-    with serving(forks, folder, "+experiment=served", f"stage.roots=[{folder / 'adapters'}]") as server:
+    with run_serve_stage(forks, folder, "+experiment=served", f"stage.roots=[{folder / 'adapters'}]") as server:
         yield Home(root, server)
 
 
@@ -109,14 +109,14 @@ def test_it_follows(home: Home) -> None:
     home.until(lambda: "chat follows: sft:two" in home.says())
     line = f"chat follows: sft:two ({home.digest('two')[:12]}), was sft:one ({home.digest('one')[:12]})"
     assert line in home.says()
-    server = one(home.root, f"serve:{home.server.folder.name}")
+    server = find_record(home.root, f"serve:{home.server.folder.name}")
     assert server["serves"]["chat"] == [{"label": "sft:two", "adapter": home.digest("two"), "weight": 1.0}]
     assert {home.digest("one"), home.digest("two")} <= {*server["loaded"]}
-    assert server["run"] in one(home.root, "sft:two")["servers"]  # not loaded when the server started
+    assert server["run"] in find_record(home.root, "sft:two")["servers"]  # not loaded when the server started
     home.promote("stage.action=promote", "artifact=sft:one")
     home.until_it_means(one=1.0)
     assert home.logprobs() == before
-    assert one(home.root, server["run"])["serves"]["chat"][0]["label"] == "sft:one"
+    assert find_record(home.root, server["run"])["serves"]["chat"][0]["label"] == "sft:one"
 
 
 def test_what_cannot_be_followed_changes_nothing(home: Home) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import Forks
-from serving import Server, serving
+from serving import Server, run_serve_stage
 
 from align.serve.prompts import NOT_SUPPORTED, ChatBody, CompletionBody
 
@@ -40,7 +40,7 @@ FIELDS = sorted({*ChatBody.model_fields, *CompletionBody.model_fields, *NOT_SUPP
 
 @pytest.fixture(scope="module")
 def server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(forks, tmp_path_factory.mktemp("any"), "model=pocket", "stage.max_length=64") as server:
+    with run_serve_stage(forks, tmp_path_factory.mktemp("any"), "model=pocket", "stage.max_length=64") as server:
         yield server
 
 

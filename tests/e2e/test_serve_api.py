@@ -15,7 +15,7 @@ from typing import Any
 import openai
 import pytest
 from serving import ASKED, TOOLS, Server
-from waiting import settles
+from waiting import becomes_true
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello, how are you?"}]
 
@@ -202,7 +202,7 @@ def test_who_answers_stands_in_headers_list_and_log(client: openai.OpenAI, serve
     repeated = raw.create(model="mix", messages=HELLO, max_tokens=1, user="3")
     assert repeated.headers["x-align-arm"] == arms["3"][0]
     lines: list[dict[str, Any]] = []  # the line is written after the answer is sent
-    assert settles(
+    assert becomes_true(
         lambda: lines.extend(line for line in server.log if line["id"] == repeated.headers["x-request-id"]) or lines
     )
     entry = lines[0]
@@ -248,13 +248,13 @@ def test_a_client_that_goes_frees_its_slot(client: openai.OpenAI, server: Server
         connection = http.client.HTTPConnection("127.0.0.1", server.port)
         body = {"model": "pocket", "messages": HELLO, "max_tokens": 900, "stream": stream, "ignore_eos": True}
         connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-        assert settles(lambda: server.stat("align_requests_running") == 1)
+        assert becomes_true(lambda: server.stat("align_requests_running") == 1)
         connection.sock.shutdown(socket.SHUT_RDWR)
         connection.close()
         before = server.stat("align_decode_steps_total")
-        assert settles(lambda: server.stat("align_requests_running") == 0, 5)
+        assert becomes_true(lambda: server.stat("align_requests_running") == 0, 5)
         assert server.stat("align_decode_steps_total") - before < 100
-    assert settles(lambda: [line["status"] for line in server.log[-2:]] == [499, 499])
+    assert becomes_true(lambda: [line["status"] for line in server.log[-2:]] == [499, 499])
 
 
 def test_bodies_that_are_too_large_or_never_come(client: openai.OpenAI, server: Server):
@@ -360,6 +360,6 @@ def test_an_answer_that_fails_harms_no_other(client: openai.OpenAI, server: Serv
     assert str(folder) not in str(raised.value.body)
     with pytest.raises(openai.APIError, match="had an error"):
         list(client.chat.completions.create(**request, stream=True))
-    assert settles(lambda: [line["status"] for line in server.log[-2:]] == [500, 500])
+    assert becomes_true(lambda: [line["status"] for line in server.log[-2:]] == [500, 500])
     assert client.chat.completions.create(**{**request, "model": "two"}).choices
     assert server.post("/v1/unload_lora_adapter", {"lora_name": "spoilt"})[0] == 200

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from processes import Forks
-from serving import Server, adapters, serving
+from serving import Server, run_serve_stage, write_adapters
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def test_a_body_that_is_not_said_to_be_json_is_refused(server: Server):
 
 
 def test_an_interrupt_ends_streams_with_an_event_and_no_traceback(forks: Forks, tmp_path: Path):
-    adapters_folder = adapters(tmp_path / "adapters", "one", "two")
+    adapters_folder = write_adapters(tmp_path / "adapters", "one", "two")
     names = f"stage.adapters={{one: {adapters_folder / 'one'}}}"
-    with serving(forks, tmp_path, "model=pocket", "method=lora", names) as server:
+    with run_serve_stage(forks, tmp_path, "model=pocket", "method=lora", names) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         body = {"model": "one", "prompt": "a", "max_tokens": 900, "ignore_eos": True, "stream": True}
         connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
@@ -68,14 +68,14 @@ def test_an_interrupt_ends_streams_with_an_event_and_no_traceback(forks: Forks, 
         server.child.send_signal(signal.SIGINT)
         events = [json.loads(line[6:]) for line in stream.read().splitlines() if line.startswith(b"data: {")]
         assert events[-1]["error"]["code"] == "shutting_down"
-        exited = server.child.ended(30)
+        exited = server.child.wait(30)
         assert exited.status == 0
         assert "Traceback" not in exited.out
         assert server.log[-1]["status"] == 503
         port = server.port
     # A restart with another adapter under the same run name uses the same folder and continues its log.
     names = f"stage.adapters={{one: {adapters_folder / 'two'}, more: base}}"
-    with serving(forks, tmp_path, "model=pocket", "method=lora", names, port=port) as server:
+    with run_serve_stage(forks, tmp_path, "model=pocket", "method=lora", names, port=port) as server:
         before = server.log
         assert server.post("/v1/completions", {"model": "one", "prompt": "a", "max_tokens": 1})[0] == 200
         assert len(before) == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from processes import Forks
-from serving import Server, serving
+from serving import Server, run_serve_stage
 
 IDLE = 2000
 SLOW = 50
@@ -30,7 +30,7 @@ def server(forks: Forks, tmp_path: Path) -> Iterator[Server]:
     if hard < IDLE + 1000:
         pytest.skip(f"a process may hold {hard} descriptors here, and this needs {IDLE + 1000}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with serving(forks, tmp_path, "model=pocket") as server:
+    with run_serve_stage(forks, tmp_path, "model=pocket") as server:
         yield server
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

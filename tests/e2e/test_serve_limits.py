@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from processes import Forks
-from serving import Server, serving
-from waiting import settles
+from serving import Server, run_serve_stage
+from waiting import becomes_true
 
 PROMPT = "Hello, how are you? " * 20
 
@@ -19,7 +19,7 @@ PROMPT = "Hello, how are you? " * 20
 def server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("limited")
     settings = ("stage.max_prompts=4", "stage.max_logprobs=3000", "stage.max_answers=12")
-    with serving(forks, folder, "model=pocket", "method=lora", *settings) as server:
+    with run_serve_stage(forks, folder, "model=pocket", "method=lora", *settings) as server:
         yield server
 
 
@@ -90,7 +90,7 @@ def test_loading_is_forbidden_where_no_folder_is_named(server: Server):
 
 def test_metrics_count_by_tenant(server: Server):
     server.post("/v1/completions", {"model": "pocket", "prompt": "a", "max_tokens": 2, "ignore_eos": True})
-    assert settles(lambda: server.log[-1]["completion_tokens"] == 2)
+    assert becomes_true(lambda: server.log[-1]["completion_tokens"] == 2)
     tenant = server.log[-1]["tenant"]
     assert server.stat(f'align_tenant_completion_tokens_total{{tenant="{tenant}"}}') >= 2
     assert server.stat(f'align_tenant_requests_total{{status="200",tenant="{tenant}"}}') >= 1

@@ -15,8 +15,8 @@ import pytest
 import torch
 from processes import Forks
 from safetensors.torch import load_file, save_file
-from serving import Server, adapters, serving
-from waiting import settles
+from serving import Server, run_serve_stage, write_adapters
+from waiting import becomes_true
 
 from align.serve.tenants import change_tenant, hash_key
 
@@ -39,7 +39,7 @@ class Run(NamedTuple):
     def post(self, tenant: str, path: str, **body: Any) -> tuple[int, Any]:
         return self.server.post(f"/v1/{path}", body, **self.bearer(tenant))
 
-    def used(self, tenant: str) -> int:
+    def count_used_tokens(self, tenant: str) -> int:
         """Return the tokens counted for a tenant so far."""
         return self.server.get("/v1/usage", **self.bearer(tenant))[1]["total_tokens"]
 
@@ -47,7 +47,7 @@ class Run(NamedTuple):
 @pytest.fixture(scope="module")
 def run(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("operated")
-    adapters_folder = adapters(folder / "adapters", "one", "two")
+    adapters_folder = write_adapters(folder / "adapters", "one", "two")
     file = folder / "keys.json"
     keys = {
         "ann": change_tenant(file, "ann").key,
@@ -56,7 +56,7 @@ def run(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]
         "tim": change_tenant(file, "tim", limits={"token_budget": 5}).key,
     }
     settings = ("model=pocket", "method=lora", f"stage.roots=[{adapters_folder}]", "stage.keys=keys.json")
-    with serving(forks, folder, *settings, f"stage.adapters={{one: {adapters_folder / 'one'}}}") as server:
+    with run_serve_stage(forks, folder, *settings, f"stage.adapters={{one: {adapters_folder / 'one'}}}") as server:
         yield Run(server, folder, {name: str(key) for name, key in keys.items()})
 
 
@@ -111,7 +111,7 @@ def test_a_key_that_is_revoked_ends_what_is_under_way_with_it(run: Run):
     threads = [threading.Thread(target=read, args=each) for each in requests.items()]
     for thread in threads:
         thread.start()
-    assert settles(lambda: run.server.stat("align_requests_running", **run.bearer("root")) == 2)
+    assert becomes_true(lambda: run.server.stat("align_requests_running", **run.bearer("root")) == 2)
     revoked_at = time.monotonic()
     change_tenant(run.folder / "keys.json", "ann", revoke=hash_key(run.keys["ann"])[:8])
     for thread in threads:
@@ -127,7 +127,7 @@ def test_the_log_of_a_refused_load_names_what_was_asked(run: Run):
     assert run.post("root", "load_lora_adapter", lora_name="far", lora_path="nowhere")[0] == 400
     assert run.post("root", "unload_lora_adapter", lora_name="nobody")[0] == 404
     assert run.post("ann", "load_lora_adapter", lora_name="mine", lora_path="one")[0] == 403
-    assert settles(lambda: run.server.log[-1]["status"] == 403)
+    assert becomes_true(lambda: run.server.log[-1]["status"] == 403)
     assert [(line["asked"], line["status"]) for line in run.server.log[-3:]] == [
         ("far", 400),
         ("nobody", 404),
@@ -140,16 +140,16 @@ def test_weights_that_overflow_in_use_are_named(run: Run):
     path = run.folder / "adapters" / "huge" / "adapter_model.safetensors"
     save_file({key: torch.full_like(tensor, 3e37) for key, tensor in load_file(path).items()}, path)
     assert run.post("root", "load_lora_adapter", lora_name="huge", lora_path="huge")[0] == 200
-    tokens_before = run.used("ann")
+    tokens_before = run.count_used_tokens("ann")
     status, answer = run.post("ann", "completions", model="huge", prompt="a", max_tokens=2)
     assert (status, answer["error"]["code"], answer["error"]["param"]) == (422, "model_not_finite", "model")
     assert "'huge' came to values that are nan or infinite" in answer["error"]["message"]
     status, text = run.post("ann", "completions", model="huge", prompt="a", max_tokens=2, stream=True)
     assert (status, json.loads(text.strip().splitlines()[-1][6:])) == (200, answer)
-    assert settles(lambda: run.server.log[-1]["status"] == 422)
+    assert becomes_true(lambda: run.server.log[-1]["status"] == 422)
     line = run.server.log[-1]
     assert line["prompt_tokens"] == 0  # the tenant is not charged for it
-    assert run.used("ann") == tokens_before
+    assert run.count_used_tokens("ann") == tokens_before
     log = (run.server.folder / "log.txt").read_text()
     assert f"{line['id']} failed on huge ({line['adapter'][:12]}): the logits are nan or infinite" in log
 
@@ -168,18 +168,18 @@ def test_what_an_operator_has_to_know_is_on_the_console(run: Run):
     for _ in range(2):
         assert run.post("tim", "completions", model="one", prompt="a", max_tokens=10)[0] == 429
     assert run.post("root", "load_lora_adapter", lora_name="later", lora_path="two")[0] == 200
-    assert settles(lambda: run.server.log[-1]["asked"] == "later")
+    assert becomes_true(lambda: run.server.log[-1]["asked"] == "later")
     digest = run.server.log[-1]["adapter"][:12]
     assert run.post("root", "unload_lora_adapter", lora_name="later")[0] == 200
     change_tenant(run.folder / "keys.json", "ben", allow=["one", "pockett"])
-    assert settles(lambda: "pockett" in (run.server.folder / "log.txt").read_text())
+    assert becomes_true(lambda: "pockett" in (run.server.folder / "log.txt").read_text())
     (run.folder / "keys.json").chmod(0o644)
     for _ in range(3):
         assert run.post("ann", "completions", model="one", prompt="a", max_tokens=1)[0] == 503
     (run.folder / "keys.json").chmod(0o600)
-    assert settles(lambda: run.post("ann", "completions", model="one", prompt="a", max_tokens=1)[0] == 200)
+    assert becomes_true(lambda: run.post("ann", "completions", model="one", prompt="a", max_tokens=1)[0] == 200)
     run.server.child.send_signal(signal.SIGTERM)
-    stderr = run.server.child.ended().err
+    stderr = run.server.child.wait().err
     lines = [line for line in stderr.splitlines() if "huge" not in line]
     assert lines == [
         "tenant ben may ask for what is not served: later, on (did you mean one?), zebra",
@@ -208,12 +208,12 @@ EngineThread._run = dies
 
 
 def test_an_engine_that_died_is_told_to_clients_and_to_the_operator(forks: Forks, tmp_path: Path):
-    with serving(forks, tmp_path, "model=pocket", before=DIES) as server:
+    with run_serve_stage(forks, tmp_path, "model=pocket", before=DIES) as server:
         began = time.monotonic()
         status, answer = server.post("/v1/completions", {"model": "pocket", "prompt": "a", "stream": False})
         assert (status, answer["error"]["type"]) == (500, "server_error")
         assert time.monotonic() - began < 3
-        exited = server.child.ended()  # so that a supervisor can restart it
+        exited = server.child.wait()  # so that a supervisor can restart it
     first, last = exited.err.splitlines()
     assert first == "the engine has stopped: no request is answered any more"
     assert last.startswith("align: the engine has ended by itself.")

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import openai
 import pytest
 from processes import Forks
-from serving import Server, adapters, serving
-from waiting import settles
+from serving import Server, run_serve_stage, write_adapters
+from waiting import becomes_true
 
 from align.serve.rate_limits import REFUSAL_BURST
 from align.serve.tenants import change_tenant
@@ -59,7 +59,7 @@ class Keyed(NamedTuple):
 @pytest.fixture(scope="module")
 def keyed(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     folder = tmp_path_factory.mktemp("shares")
-    adapters_folder = adapters(folder / "adapters", "one")
+    adapters_folder = write_adapters(folder / "adapters", "one")
     path = folder / "keys.json"
     keys_by_tenant = {name: str(change_tenant(path, name, limits=limits).key) for name, limits in LIMITS.items()}
     keys_by_tenant["root"] = str(change_tenant(path, "root", admin=True).key)
@@ -71,7 +71,7 @@ def keyed(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ke
         "stage.prefix_cache_mb=0",
         f"stage.queue={QUEUE}",
     )
-    with serving(forks, folder, *settings, f"stage.adapters={{one: {adapters_folder / 'one'}}}") as server:
+    with run_serve_stage(forks, folder, *settings, f"stage.adapters={{one: {adapters_folder / 'one'}}}") as server:
         yield Keyed(server, keys_by_tenant)
 
 
@@ -119,11 +119,11 @@ def test_an_answer_without_max_tokens_takes_what_the_tenant_has_left(keyed: Keye
 def test_who_would_have_to_wait_where_nobody_may_is_refused_before_the_prompt_is_read(keyed: Keyed):
     body = {"model": "one", "prompt": [[20]] * SLOTS, "max_tokens": 1000, "ignore_eos": True}
     connections = [send_request(keyed.server, keyed.keys["dan"], body)]
-    assert settles(lambda: count_requests(keyed) == (SLOTS, 0))
+    assert becomes_true(lambda: count_requests(keyed) == (SLOTS, 0))
     connections += [
         send_request(keyed.server, keyed.keys["dan"], {**body, "prompt": [[20]] * 6}) for _ in range(SHARE // 6)
     ]
-    assert settles(lambda: count_requests(keyed) == (SLOTS, SHARE))
+    assert becomes_true(lambda: count_requests(keyed) == (SLOTS, SHARE))
     usage_before = keyed.usage("dan")[1]
     assert get_rate_limit_error(keyed.client("dan"), build_request(messages=LONG)).code == "queue_full"
     assert keyed.usage("dan")[1] == usage_before
@@ -131,7 +131,7 @@ def test_who_would_have_to_wait_where_nobody_may_is_refused_before_the_prompt_is
         keyed.client("ann").chat.completions.create(**build_request(messages=LONG))  # there is room for another tenant
     for connection in connections:
         connection.close()
-    assert settles(lambda: count_requests(keyed) == (0, 0))
+    assert becomes_true(lambda: count_requests(keyed) == (0, 0))
 
 
 def test_concurrency_counts_answers(keyed: Keyed):
@@ -147,7 +147,7 @@ def test_concurrency_counts_answers(keyed: Keyed):
         assert get_rate_limit_error(sue, build_request(n=2)).param == "concurrency"
         assert sue.chat.completions.create(**build_request()).choices
         assert keyed.usage("sue")[1]["remaining"]["concurrency"] == 1
-    assert settles(lambda: keyed.usage("sue")[1]["remaining"]["concurrency"] == 3)
+    assert becomes_true(lambda: keyed.usage("sue")[1]["remaining"]["concurrency"] == 3)
 
 
 def test_a_tenant_is_told_how_it_stands(keyed: Keyed):
@@ -210,30 +210,30 @@ def count_requests(keyed: Keyed) -> tuple[float, ...]:
 
 def test_a_server_that_ends_waits_for_no_refusal_that_it_holds(forks: Forks, tmp_path: Path):
     key = str(change_tenant(tmp_path / "keys.json", "eve", limits={"requests_per_minute": 1}).key)
-    with serving(forks, tmp_path, "model=pocket", "stage.keys=keys.json") as server:
+    with run_serve_stage(forks, tmp_path, "model=pocket", "stage.keys=keys.json") as server:
         body = {"model": "pocket", "prompt": [[20]], "max_tokens": 1}
         connections = [send_request(server, key, body) for _ in range(REFUSAL_BURST + 30)]  # 3 seconds of refusals
         assert server.get("/health")[0] == 200  # connections are accepted in order, so all of these were accepted
-        assert settles(lambda: sum(line["status"] == 429 for line in server.log) >= REFUSAL_BURST - 1)
+        assert becomes_true(lambda: sum(line["status"] == 429 for line in server.log) >= REFUSAL_BURST - 1)
         assert sum(line["status"] == 429 for line in server.log) < REFUSAL_BURST + 15  # the others wait
         began = time.monotonic()
         server.child.send_signal(signal.SIGTERM)
         answers = [connection.recv(1000) for connection in connections]
         assert time.monotonic() - began < 2
-        assert server.child.ended().status == 0
+        assert server.child.wait().status == 0
     assert sum(b" 429 " in answer.splitlines()[0] for answer in answers) == REFUSAL_BURST + 29
 
 
 def test_a_request_that_only_waited_counts_nothing(keyed: Keyed):
-    assert settles(lambda: count_requests(keyed) == (0, 0))
+    assert becomes_true(lambda: count_requests(keyed) == (0, 0))
     body = {"model": "one", "prompt": [[20]] * SLOTS, "max_tokens": 1000, "ignore_eos": True}
     busy = send_request(keyed.server, keyed.keys["root"], body)
-    assert settles(lambda: count_requests(keyed) == (SLOTS, 0))
+    assert becomes_true(lambda: count_requests(keyed) == (SLOTS, 0))
     usage_before = keyed.usage("ann")[1]
     queued = send_request(keyed.server, keyed.keys["ann"], {"model": "one", "prompt": [[20] * 100], "max_tokens": 5})
-    assert settles(lambda: count_requests(keyed) == (SLOTS, 1))
+    assert becomes_true(lambda: count_requests(keyed) == (SLOTS, 1))
     queued.close()
-    assert settles(lambda: keyed.usage("ann")[1]["requests"] == usage_before["requests"] + 1)
+    assert becomes_true(lambda: keyed.usage("ann")[1]["requests"] == usage_before["requests"] + 1)
     usage_after = keyed.usage("ann")[1]
     assert (usage_after["total_tokens"], usage_after["reserved_tokens"]) == (usage_before["total_tokens"], 0)
     busy.close()
@@ -242,15 +242,15 @@ def test_a_request_that_only_waited_counts_nothing(keyed: Keyed):
 def test_a_prompt_counts_from_where_it_is_read(keyed: Keyed):
     """A client who leaves before the first answer pays for the prompts that were read: four of its sixteen are read at
     once."""
-    assert settles(lambda: count_requests(keyed) == (0, 0))
+    assert becomes_true(lambda: count_requests(keyed) == (0, 0))
     usage_before = keyed.usage("ann")[1]
     prompts = [[20 + i] * 1000 for i in range(16)]
     connection = send_request(keyed.server, keyed.keys["ann"], {"model": "one", "prompt": prompts, "max_tokens": 20})
-    assert settles(lambda: count_requests(keyed)[0] == SLOTS)
+    assert becomes_true(lambda: count_requests(keyed)[0] == SLOTS)
     connection.close()
-    assert settles(lambda: keyed.usage("ann")[1]["requests"] == usage_before["requests"] + 1)
+    assert becomes_true(lambda: keyed.usage("ann")[1]["requests"] == usage_before["requests"] + 1)
     usage_after = keyed.usage("ann")[1]
     prompts_read, remainder = divmod(usage_after["prompt_tokens"] - usage_before["prompt_tokens"], 1000)
     assert (remainder, usage_after["reserved_tokens"]) == (0, 0)
     assert 1 <= prompts_read <= 2 * SLOTS
-    assert settles(lambda: keyed.server.log[-1]["prompt_tokens"] == prompts_read * 1000)
+    assert becomes_true(lambda: keyed.server.log[-1]["prompt_tokens"] == prompts_read * 1000)

@@ -16,9 +16,9 @@ import pytest
 import torch
 from free_ports import pick_free_port
 from processes import Forks
-from serving import Server, adapters, serving
+from serving import Server, run_serve_stage, write_adapters
 from vllm_stand_in import stand_in_python
-from waiting import settles
+from waiting import becomes_true
 
 from align.models.adapters import attach
 from align.models.base import find_base
@@ -33,7 +33,7 @@ SCHEMA: Any = {"type": "json_schema", "json_schema": {"name": "s", "schema": ENU
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vllm")
-    adapters(folder / "adapters", "one", "two", "three")
+    write_adapters(folder / "adapters", "one", "two", "three")
     stand_in_python(folder / "venv")
     return folder
 
@@ -53,7 +53,7 @@ def build_settings(home: Path, *names: str, **more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(forks: Forks, home: Path) -> Iterator[Server]:
-    with serving(forks, home, *build_settings(home, "one", "two")) as server:
+    with run_serve_stage(forks, home, *build_settings(home, "one", "two")) as server:
         yield server
 
 
@@ -85,7 +85,7 @@ def test_an_answer_says_which_weights_made_it_and_so_does_the_log(client: openai
     )
     assert raw.headers["x-align-adapter"] == digest
     assert raw.parse().usage.completion_tokens == 5  # pyright: ignore[reportOptionalMemberAccess]
-    assert settles(lambda: server.log[-1]["id"] == raw.headers["x-request-id"])
+    assert becomes_true(lambda: server.log[-1]["id"] == raw.headers["x-request-id"])
     assert server.log[-1]["adapter"] == digest
     assert server.log[-1]["completion_tokens"] == 5
     for unknown in ("nobody", "base", f"adapter-{digest}", f"one@sha256:{'0' * 12}", "pocket "):
@@ -127,7 +127,7 @@ def test_adapters_come_and_go(client: openai.OpenAI, server: Server, home: Path)
     copies = home / "runs" / "serve" / "s" / "vllm"
     client.completions.create(model="one", prompt="x", max_tokens=1)
     digests = {adapter_digest(home / "adapters" / name) for name in ("one", "two")}
-    assert settles(lambda: {path.name for path in copies.iterdir()} == digests)
+    assert becomes_true(lambda: {path.name for path in copies.iterdir()} == digests)
 
 
 def find_vllm_pid(server: Server) -> int:
@@ -144,18 +144,18 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_vllm_ends_with_the_server(forks: Forks, home: Path, tmp_path: Path, signum: int):
-    with serving(forks, tmp_path, *build_settings(home)) as server:
+    with run_serve_stage(forks, tmp_path, *build_settings(home)) as server:
         pid = find_vllm_pid(server)
         assert is_running(pid)
         server.child.send_signal(signum)
-        assert server.child.ended().status == (0 if signum == signal.SIGTERM else -signal.SIGKILL)
-        assert settles(lambda: not is_running(pid))
+        assert server.child.wait().status == (0 if signum == signal.SIGTERM else -signal.SIGKILL)
+        assert becomes_true(lambda: not is_running(pid))
 
 
 def test_a_server_ends_with_its_vllm_and_says_so(forks: Forks, home: Path, tmp_path: Path):
-    with serving(forks, tmp_path, *build_settings(home)) as server:
+    with run_serve_stage(forks, tmp_path, *build_settings(home)) as server:
         os.kill(find_vllm_pid(server), signal.SIGKILL)
-        exited = server.child.ended(30)
+        exited = server.child.wait(30)
     assert exited.status != 0
     assert "the engine has stopped" in exited.err
 
@@ -168,13 +168,13 @@ def inject_fault(fault: str) -> str:
 def test_a_wrong_vllm_never_opens(forks: Forks, home: Path, tmp_path: Path):
     """Other faults are tested in `test_vllm_engine`."""
     settings = ("stage=serve", f"stage.port={pick_free_port()}", *build_settings(home, "one"))
-    exited = forks.start(tmp_path, *settings, before=inject_fault("not-applied")).ended(120)
+    exited = forks.start(tmp_path, *settings, before=inject_fault("not-applied")).wait(120)
     assert exited.status == 2
     assert "0% of the adapter is in force" in exited.err
 
 
 def test_a_vllm_that_passes_over_grammars_is_found_out(forks: Forks, home: Path, tmp_path: Path):
-    with serving(forks, tmp_path, *build_settings(home), before=inject_fault("no-grammar")) as server:
+    with run_serve_stage(forks, tmp_path, *build_settings(home), before=inject_fault("no-grammar")) as server:
         body = {"model": "pocket", "messages": HELLO, "max_tokens": 30, "response_format": SCHEMA}
         status, error = server.post("/v1/chat/completions", body)
         assert status == 500, error

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from processes import Forks
-from serving import adapters, serving
+from serving import run_serve_stage, write_adapters
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from align.core.types import Conversation, Message
@@ -31,7 +31,7 @@ def compute_logprobs(model: Any, ids: list[int]) -> list[float]:
 def test_an_adapter_of_qlora_answers_on_the_dequantised_base(forks: Forks, tmp_path: Path):
     base = find_base("pocket")
     cpu = torch.device("cpu")
-    folder = adapters(tmp_path / "adapters", "one")
+    folder = write_adapters(tmp_path / "adapters", "one")
     write_json(folder / "one" / "receipt.json", {"into": DEQUANTISED})  # as if it had been trained on NF4
     ids = load_tokenizer(base)("Hello there, how are you today? I am fine.", add_special_tokens=False)["input_ids"]
     plain = load_base(base, "lora", cpu, torch.float32)
@@ -41,7 +41,7 @@ def test_an_adapter_of_qlora_answers_on_the_dequantised_base(forks: Forks, tmp_p
     on_plain_base = compute_logprobs(attach(plain, folder / "one", "one"), ids)
     assert max(abs(a - b) for a, b in zip(expected["one"], on_plain_base, strict=True)) > 0.01
     settings = ("model=pocket", f"stage.adapters={{one: {folder / 'one'}}}")
-    with serving(forks, tmp_path, *settings) as server:
+    with run_serve_stage(forks, tmp_path, *settings) as server:
         for model, logprobs in expected.items():
             assert server.logprobs(model, ids) == pytest.approx(logprobs, abs=2e-4)
 
@@ -64,7 +64,7 @@ def build_reward_model(folder: Path) -> tuple[Any, Any]:
 
 def test_a_reward_model_scores_beside_those_that_answer(forks: Forks, tmp_path: Path):
     model, head = build_reward_model(tmp_path / "adapters" / "taste")
-    folder = adapters(tmp_path / "adapters", "one")
+    folder = write_adapters(tmp_path / "adapters", "one")
     tokenizer = load_tokenizer(find_base("pocket"))
     stops = find_stop_token_ids(tokenizer, read_configurations(find_base("pocket")).generation_config)
     talks = [[("user", "How are you?"), ("assistant", reply)] for reply in ("Fine, thanks. And you?", "No.")]
@@ -78,7 +78,7 @@ def test_a_reward_model_scores_beside_those_that_answer(forks: Forks, tmp_path: 
     expected = score_rows(model, head, rows, tokenizer.pad_token_id).tolist()
     conversations = [[{"role": role, "content": text} for role, text in talk] for talk in talks]
     names = f"stage.adapters={{taste: {folder / 'taste'}, one: {folder / 'one'}}}"
-    with serving(forks, tmp_path, "model=pocket", "method=lora", names) as server:
+    with run_serve_stage(forks, tmp_path, "model=pocket", "method=lora", names) as server:
         status, answer = server.post("/v1/rewards", {"model": "taste", "messages": conversations})
         assert status == 200, answer
         assert [entry["reward"] for entry in answer["data"]] == pytest.approx(expected, abs=1e-4)
@@ -109,7 +109,7 @@ def test_a_model_off_the_fast_path_is_answered_one_request_at_a_time(forks: Fork
     model = GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=1, eos_token_id=2)).eval()
     model.save_pretrained(tmp_path / "tiny")
     tiny_tokenizer.save_pretrained(tmp_path / "tiny")
-    with serving(forks, tmp_path, "model=hub", "model.path=tiny") as server:
+    with run_serve_stage(forks, tmp_path, "model=hub", "model.path=tiny") as server:
         ids = list(range(20, 40))
         assert server.logprobs("tiny", ids) == pytest.approx(compute_logprobs(model, ids), abs=1e-4)
         body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "n": 3, "seed": 1}
@@ -117,5 +117,5 @@ def test_a_model_off_the_fast_path_is_answered_one_request_at_a_time(forks: Fork
         assert status == 200
         assert len({choice["message"]["content"] for choice in answer["choices"]}) == 3
         server.child.send_signal(2)
-        stdout = server.child.ended().out
+        stdout = server.child.wait().out
     assert "engine: one request at a time: gpt2 is not on the fast path" in stdout

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, files
+from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, list_file_names
 
 from align.config.schemas import all_schemas
 from align.core.types import Conversation
@@ -73,10 +73,10 @@ def read_manifests(runs: dict[str, Path]) -> dict[str, Manifest]:
 def test_a_run_leaves_exactly_these_files(
     runs: dict[str, Path], name: str, streams: set[str], artifact: set[str]
 ) -> None:
-    assert files(runs[name]) == EVERY_RUN | streams
+    assert list_file_names(runs[name]) == EVERY_RUN | streams
     base = read_manifest(runs[name]).base
     links = {f"tiny-{base.digest[:16]}"} if base and "tiny" in artifact else set[str]()
-    assert files(runs[name] / "artifact") == artifact - {"tiny"} | links
+    assert list_file_names(runs[name] / "artifact") == artifact - {"tiny"} | links
     inner = {f"{folder}/{n}" for folder in IN.keys() & artifact for n in IN[folder]}
     direct = artifact - IN.keys() - {"tiny"}
     published = direct | inner | ({"launch/vllm-resolver.sh"} if name == "adapter" else set())

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import ROWS, SYSTEMS, Bench, lines, results
+from benches import ROWS, SYSTEMS, RuleEvaluations, read_artifact_rows, read_results
 from processes import Forks
-from ranked import ranked
+from ranked import run_on_ranks
 
 from align.__main__ import main
 from align.registry.gates import decide_verdict
@@ -21,23 +21,23 @@ from align.run import read_manifest
 
 def count_prompts(run: Path) -> int:
     """Count the different prompts of a run."""
-    return len({json.dumps(row["prompt"]) for row in lines(run)})
+    return len({json.dumps(row["prompt"]) for row in read_artifact_rows(run)})
 
 
 def read_texts(run: Path) -> dict[tuple[str, str, str], str]:
     return {
         (row["task"], row["id"], system): answer["text"]
-        for row in lines(run)
+        for row in read_artifact_rows(run)
         for system, answer in row["answers"].items()
     }
 
 
-def test_the_figures_follow_from_the_answers(bench: Bench):
+def test_the_figures_follow_from_the_answers(bench: RuleEvaluations):
     """Recompute the figures from the answers, independently of the code."""
     tasks = bench.tasks(*ROWS).replace("eval.tasks=[", "eval.tasks=[{name: judged, prompts: 10}, ")
     run = bench.run(SYSTEMS, tasks, "run.name=all")
-    summary = results(run)
-    rows = lines(run)
+    summary = read_results(run)
+    rows = read_artifact_rows(run)
     judged_answers = [row["answers"] for row in rows if row["task"] == "judged"]
     scores = {
         system: [float("e" in answers[system]["text"]) for answers in judged_answers]
@@ -75,7 +75,7 @@ def test_the_figures_follow_from_the_answers(bench: Bench):
     assert "No difference between new and old or base was shown." in verdict or "on asked." in verdict
 
 
-def test_answers_are_made_once(bench: Bench):
+def test_answers_are_made_once(bench: RuleEvaluations):
     first = read_manifest(bench.run("stage.systems={a: sft:s, b: base}", "run.name=first", "seed=3")).metrics
     assert first["answers_made"] > 10
     second_run = bench.run("stage.systems={b: base, p: ppo:p, a: sft:s}", "run.name=second", "seed=3")
@@ -90,7 +90,7 @@ def test_answers_are_made_once(bench: Bench):
 
 
 @pytest.mark.parametrize("more", ["rollout.batch_size=1", "rollout=bank"])
-def test_answers_are_the_same_in_any_batch_and_beside_anybody(bench: Bench, more: str):
+def test_answers_are_the_same_in_any_batch_and_beside_anybody(bench: RuleEvaluations, more: str):
     expected = read_texts(bench.run(SYSTEMS, "rollout.batch_size=32", "run.name=beside", "seed=5", "dtype=float32"))
     (bench.root / "answers.db").unlink()
     settings = ("stage.systems={new: ppo:p, base: base}", more, "resume=never", "seed=5", "dtype=float32")
@@ -99,7 +99,7 @@ def test_answers_are_the_same_in_any_batch_and_beside_anybody(bench: Bench, more
     assert all(text == expected[key] for key, text in read_texts(alone).items())
 
 
-def test_a_run_that_was_cut_off_makes_nothing_twice(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_was_cut_off_makes_nothing_twice(bench: RuleEvaluations, monkeypatch: pytest.MonkeyPatch):
     settings = ("stage.systems={new: ppo:p, base: base}", "run.name=cut", "seed=7", "rollout.batch_size=2")
     add = AnswerStore.add
     chunks = list[int]()
@@ -118,41 +118,43 @@ def test_a_run_that_was_cut_off_makes_nothing_twice(bench: Bench, monkeypatch: p
     assert read_manifest(run).metrics["answers_made"] == sum(chunks) - 8
 
 
-def test_two_ranks_make_the_same_answers(bench: Bench, forks: Forks, tmp_path: Path):
+def test_two_ranks_make_the_same_answers(bench: RuleEvaluations, forks: Forks, tmp_path: Path):
     expected = read_texts(bench.run(SYSTEMS, "run.name=one", "seed=9"))
     (bench.root / "answers.db").unlink()
-    processes = ranked(forks, tmp_path, *bench.words(SYSTEMS, "run.name=two", "seed=9"))
+    processes = run_on_ranks(forks, tmp_path, *bench.words(SYSTEMS, "run.name=two", "seed=9"))
     assert [process.status for process in processes] == [0, 0], [process.err for process in processes]
     assert read_texts(bench.root / "eval" / "two") == expected
 
 
-def test_a_file_of_answers_is_a_system(bench: Bench):
+def test_a_file_of_answers_is_a_system(bench: RuleEvaluations):
     path = bench.file("theirs.jsonl", [{"id": "one", "answer": "e"}, {"id": "two", "answer": "xyz"}])
     systems = f"stage.systems={{theirs: {{file: {path}}}, s: sft:s}}"
-    file_result = results(bench.run(systems, bench.tasks(*ROWS[:2]), "run.name=filed"))["tasks"]["asked"]["systems"][
-        "theirs"
-    ]
+    file_result = read_results(bench.run(systems, bench.tasks(*ROWS[:2]), "run.name=filed"))["tasks"]["asked"][
+        "systems"
+    ]["theirs"]
     assert (file_result["score"]["value"], file_result["cut"]) == (0.5, None)
-    assert "lacks 1 of 3 answers, such as to item three of task asked" in bench.refused(systems, bench.tasks(*ROWS[:3]))
+    assert "lacks 1 of 3 answers, such as to item three of task asked" in bench.expect_error(
+        systems, bench.tasks(*ROWS[:3])
+    )
     answer_row = {"id": "one", "answer": "e"}
     for rows, problem in (
         ([answer_row, {"id": "one", "answer": "f"}], "stands there twice"),
         ([{"id": "one", "text": "e"}], "row 1, answer=None: is no text"),
     ):
         bench.file("theirs.jsonl", rows)
-        assert problem in bench.refused(systems, bench.tasks(*ROWS[:2]))
+        assert problem in bench.expect_error(systems, bench.tasks(*ROWS[:2]))
     first_task = bench.tasks(ROWS[0])
     other_task = bench.tasks({**ROWS[0], "prompt": "Another?"}, name="other")
     two_tasks = f"{first_task[:-1]}, {other_task.removeprefix('eval.tasks=[')}"
     bench.file("theirs.jsonl", [answer_row])
-    assert "is an id in several tasks, whose prompts differ" in bench.refused(systems, two_tasks)
+    assert "is an id in several tasks, whose prompts differ" in bench.expect_error(systems, two_tasks)
     named_rows = [{"id": "one", "task": task, "answer": answer} for task, answer in (("asked", "e"), ("other", "x"))]
     bench.file("theirs.jsonl", named_rows)
-    task_results = results(bench.run(systems, two_tasks, "run.name=two-tasks"))["tasks"]
+    task_results = read_results(bench.run(systems, two_tasks, "run.name=two-tasks"))["tasks"]
     assert [task_results[task]["systems"]["theirs"]["score"]["value"] for task in ("asked", "other")] == [1.0, 0.0]
 
 
-def test_gates_decide_and_say_so_each_time(bench: Bench):
+def test_gates_decide_and_say_so_each_time(bench: RuleEvaluations):
     gates = (
         "eval.gates=[{name: clear, task: asked, is: superior, margin: 0.99}, "
         "{name: close, task: asked, against: s, is: superior}]"
@@ -173,38 +175,38 @@ def test_gates_decide_and_say_so_each_time(bench: Bench):
     run = bench.run(systems, bench.tasks(*easy, name="easy"), passes, "run.name=passed")
     assert read_manifest(run).metrics["gates"] == {"easy": "pass"}
     assert decide_verdict(bench.root, "easy", digest)[0] is True
-    stderr = bench.refused(systems, "eval.gates=[{name: x, task: judged, against: s, is: superior}]")
+    stderr = bench.expect_error(systems, "eval.gates=[{name: x, task: judged, against: s, is: superior}]")
     assert "is decided by rules (regex), and nothing says how often that is right" in stderr
 
 
-def test_prompts_that_do_not_fit_are_counted_and_asked_of_nobody(bench: Bench):
+def test_prompts_that_do_not_fit_are_counted_and_asked_of_nobody(bench: RuleEvaluations):
     long_row = {"id": "long", "prompt": "word " * 4000, "check": {"kind": "regex", "pattern": "e"}}
     run = bench.run("stage.systems={a: sft:s, b: base}", bench.tasks(*ROWS, long_row), "run.name=long")
-    task = results(run)["tasks"]["asked"]
+    task = read_results(run)["tasks"]["asked"]
     assert (task["items"], task["dropped"]) == (5, 1)
-    assert "data.max_length" in bench.refused("stage.systems={a: sft:s, b: base}", bench.tasks(long_row))
+    assert "data.max_length" in bench.expect_error("stage.systems={a: sft:s, b: base}", bench.tasks(long_row))
 
 
-def test_a_judge_that_is_not_asked_refuses_nobody(bench: Bench):
+def test_a_judge_that_is_not_asked_refuses_nobody(bench: RuleEvaluations):
     """A policy optimised against the judge is refused only if a task uses that judge."""
     settings = ("stage.systems={p: ppo:p, b: base}", "reward=learned", "reward.ref=reward:a")
     run = bench.run(*settings, bench.tasks(*ROWS), "run.name=unasked")
-    assert not [note for note in results(run)["notes"] if "proxy" in note]
-    assert "was optimised against it" in bench.refused(*settings, bench.tasks(*ROWS)[:-1] + ", {name: judged}]")
+    assert not [note for note in read_results(run)["notes"] if "proxy" in note]
+    assert "was optimised against it" in bench.expect_error(*settings, bench.tasks(*ROWS)[:-1] + ", {name: judged}]")
 
 
-def test_what_was_evaluated_so_can_be_exported(bench: Bench):
+def test_what_was_evaluated_so_can_be_exported(bench: RuleEvaluations):
     bench.run(SYSTEMS, bench.tasks(*ROWS), "run.name=before-export")
     assert main(["stage=export", "artifact=ppo:p", f"run.root={bench.root}", "run.name=after-eval"]) == 0
 
 
-def test_prompts_that_training_saw_are_left_out_before_the_first_are_taken(bench: Bench):
+def test_prompts_that_training_saw_are_left_out_before_the_first_are_taken(bench: RuleEvaluations):
     prompts = [turn for turn in (json.loads(line)["messages"][0]["content"] for line in bench.chats()) if turn]
     rows = [{"id": i, "prompt": text, "check": {"kind": "regex", "pattern": "^"}} for i, text in enumerate(prompts)]
     new = [{"id": f"new {i}", "prompt": f"Number {i}?", "check": {"kind": "regex", "pattern": "^"}} for i in range(4)]
     run = bench.run("stage.systems={s: sft:s, b: base}", bench.tasks(*rows, *new, prompts=4), "run.name=seen")
     assert read_manifest(run).metrics["dropped_seen"] > 0
-    assert len(lines(run)) == 4
+    assert len(read_artifact_rows(run)) == 4
 
 
 @pytest.mark.parametrize(
@@ -224,17 +226,17 @@ def test_prompts_that_training_saw_are_left_out_before_the_first_are_taken(bench
         ({"turns": ["What?", "Why?"], "check": [None, {"kind": "exact"}]}, "check[1]"),
     ],
 )
-def test_rows_that_are_refused(bench: Bench, row: Mapping[str, Any], problem: str):
-    assert problem in bench.refused("stage.systems={a: sft:s, b: base}", bench.tasks(row))
+def test_rows_that_are_refused(bench: RuleEvaluations, row: Mapping[str, Any], problem: str):
+    assert problem in bench.expect_error("stage.systems={a: sft:s, b: base}", bench.tasks(row))
 
 
-def test_several_answers_to_a_prompt_are_one_piece_of_evidence(bench: Bench):
+def test_several_answers_to_a_prompt_are_one_piece_of_evidence(bench: RuleEvaluations):
     tasks = bench.tasks(*ROWS[:2])
     run = bench.run(SYSTEMS, tasks, "run.name=often", "stage.answers=3")
-    rows = lines(run)
+    rows = read_artifact_rows(run)
     assert [row["id"] for row in rows] == ["one", "one~2", "one~3", "two", "two~2", "two~3"]
     assert all(len({row["answers"][name]["text"] for row in rows[:3]}) == 3 for name in ("new", "old"))
-    task = results(run)["tasks"]["asked"]
+    task = read_results(run)["tasks"]["asked"]
     assert (task["items"], task["against"]["old"]["difference"]["n"]) == (6, 2)
     once = bench.run(SYSTEMS, tasks, "run.name=once")
     # A single answer equals the first of several, so it is reused.

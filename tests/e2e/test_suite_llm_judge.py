@@ -13,20 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import Evaluations, kept, lines, results
-from chat_server import ChatServer, Reply, chatting, error, said
+from benches import Evaluations, count_cached_answers, read_artifact_rows, read_results
+from chat_server import ChatServer, Reply, build_chat_reply, build_error_reply, run_chat_server
 from processes import Forks
-from ranked import ranked
-from searched import everything_in
-from waiting import settles
+from ranked import run_on_ranks
+from searched import read_all_text
+from waiting import becomes_true
 
 from align.run import read_manifest
 
 
-class Place(Evaluations):
+class LlmJudgeEvaluations(Evaluations):
     """Evaluations of ready-made files of answers."""
 
-    def judged(self, judge: str, new: Sequence[str], *others: Sequence[str], more: Sequence[str] = ()) -> list[str]:
+    def build_words(
+        self, judge: str, new: Sequence[str], *others: Sequence[str], more: Sequence[str] = ()
+    ) -> list[str]:
         """Return the words of an evaluation.
 
         Args:
@@ -44,13 +46,13 @@ class Place(Evaluations):
 
 
 @pytest.fixture
-def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Place:
-    return Place(tmp_path / "runs", tmp_path, capsys)
+def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> LlmJudgeEvaluations:
+    return LlmJudgeEvaluations(tmp_path / "runs", tmp_path, capsys)
 
 
 @pytest.fixture
 def server() -> Iterator[ChatServer]:
-    with chatting(lambda _: said("[[A]]")) as server:
+    with run_chat_server(lambda _: build_chat_reply("[[A]]")) as server:
         yield server
 
 
@@ -71,7 +73,7 @@ def parse_answers(body: dict[str, Any]) -> tuple[str, str]:
     return a[1], b[1]
 
 
-def build_judge(score: Callable[[str], float]) -> Callable[[dict[str, Any]], Reply]:
+def build_judge_server(score: Callable[[str], float]) -> Callable[[dict[str, Any]], Reply]:
     """Return a judge that prefers the higher score and gives the probabilities of its verdict."""
 
     def judge(body: dict[str, Any]) -> Reply:
@@ -79,43 +81,45 @@ def build_judge(score: Callable[[str], float]) -> Callable[[dict[str, Any]], Rep
         letter = "C" if a == b else "A" if a > b else "B"
         odds = 1 / (1 + math.exp(b - a))
         logprobs = {"A": math.log(0.9 * odds), "B": math.log(0.9 * (1 - odds)), "C": math.log(0.1)}
-        return said(f"Because.\n[[{letter}]]", ("[[", {"[[": 0.0}), (letter, logprobs), ("]]", {"]]": 0.0}))
+        return build_chat_reply(f"Because.\n[[{letter}]]", ("[[", {"[[": 0.0}), (letter, logprobs), ("]]", {"]]": 0.0}))
 
     return judge
 
 
-def test_a_judge_of_its_own_answers_is_noted(place: Place, server: ChatServer):
-    command = place.judged(format_judge(server), ["yes"] * 3, ["no"] * 3)
+def test_a_judge_of_its_own_answers_is_noted(place: LlmJudgeEvaluations, server: ChatServer):
+    command = place.build_words(format_judge(server), ["yes"] * 3, ["no"] * 3)
     systems = f"{{new: {{file: {place.folder / 'new.jsonl'}}}, own: {{url: '{server.url}/', model: judge}}}}"
     run = place.run(*command, f"stage.systems={systems}")
-    assert f"judge at {server.url} judges itself: it is the system own" in results(run)["notes"]
+    assert f"judge at {server.url} judges itself: it is the system own" in read_results(run)["notes"]
 
 
-def test_a_judge_that_always_says_a_decides_nothing(place: Place, server: ChatServer):
-    run = place.run(*place.judged(format_judge(server), ["yes"] * 20, ["no"] * 20))
-    comparison = results(run)["tasks"]["asked"]["against"]["old"]
+def test_a_judge_that_always_says_a_decides_nothing(place: LlmJudgeEvaluations, server: ChatServer):
+    run = place.run(*place.build_words(format_judge(server), ["yes"] * 20, ["no"] * 20))
+    comparison = read_results(run)["tasks"]["asked"]["against"]["old"]
     assert (comparison["win_rate"]["value"], comparison["difference"]["value"]) == (0.5, 0)
     assert (comparison["swap"]["consistency"]["value"], comparison["swap"]["shown_first"]["value"]) == (0, 1)
-    rows = Counter((row["order"], row["verdict"]) for row in lines(run, "verdicts"))
+    rows = Counter((row["order"], row["verdict"]) for row in read_artifact_rows(run, "verdicts"))
     assert rows == {("first", 1.0): 20, ("second", 0.0): 20}
     page = (run / "report.html").read_text()
     assert "the report could not be made" not in (run / "log.txt").read_text()
     assert "No difference between new and old was shown." in page
 
 
-def test_the_figures_are_what_the_judge_said(place: Place, server: ChatServer):
+def test_the_figures_are_what_the_judge_said(place: LlmJudgeEvaluations, server: ChatServer):
     """A judge that likes long answers gives 8 wins, 3 ties and 1 loss, and probabilities that agree."""
-    server.says = build_judge(len)
+    server.says = build_judge_server(len)
     new = [*["yes, of course"] * 8, *["same"] * 3, "no"]
-    run = place.run(*place.judged(format_judge(server), new, [*["no"] * 8, *["same"] * 3, "certainly"], ["yes"] * 12))
-    task = results(run)["tasks"]["asked"]
+    run = place.run(
+        *place.build_words(format_judge(server), new, [*["no"] * 8, *["same"] * 3, "certainly"], ["yes"] * 12)
+    )
+    task = read_results(run)["tasks"]["asked"]
     comparison = task["against"]["old"]
     assert (task["by"], task["role"]) == (f"judge at {server.url}", "gold")
     assert comparison["win_rate"]["value"] == pytest.approx(9.5 / 12)
     assert comparison["difference"]["value"] == pytest.approx(7 / 12)
     assert (comparison["swap"]["consistency"]["value"], comparison["no_verdict"]) == (1.0, 0)
     assert [item["id"] for item in task["regressions"]["old"]] == ["11"]
-    rows = [row for row in lines(run, "verdicts") if row["against"] == "old"]
+    rows = [row for row in read_artifact_rows(run, "verdicts") if row["against"] == "old"]
     orders = [(row["prompt"], row["order"]) for row in rows]
     assert orders == [(str(i), order) for i in range(12) for order in ("first", "second")]
     assert all((row["p"] > 0.5) == (row["verdict"] == 1) for row in rows if row["verdict"] != 0.5)
@@ -124,52 +128,56 @@ def test_the_figures_are_what_the_judge_said(place: Place, server: ChatServer):
     assert manifest.metrics["win_rate"]["value"] == pytest.approx(9.5 / 12)
 
 
-def test_bad_answers_are_ties_and_are_counted(place: Place, server: ChatServer):
+def test_bad_answers_are_ties_and_are_counted(place: LlmJudgeEvaluations, server: ChatServer):
     """A request that always times out, and prose. Other invalid verdicts are tested in `test_llm_judge`."""
 
     def judge_badly(body: dict[str, Any]) -> Reply:
         a, b = parse_answers(body)
         kind = max(a, b, key=len)
-        late_reply = said("[[A]]")._replace(wait_s=1.5)
-        replies = {"takes its time": late_reply, "prose": said("Both are good.")}
-        return replies.get(kind, said("[[A]]" if a == kind else "[[B]]"))
+        late_reply = build_chat_reply("[[A]]")._replace(wait_s=1.5)
+        replies = {"takes its time": late_reply, "prose": build_chat_reply("Both are good.")}
+        return replies.get(kind, build_chat_reply("[[A]]" if a == kind else "[[B]]"))
 
     server.says = judge_badly
     kinds = ["takes its time", "prose", "fine answer", "good one"]
-    run = place.run(*place.judged(format_judge(server, "timeout_s: 0.5", "at_once: 16"), kinds, ["-"] * len(kinds)))
-    comparison = results(run)["tasks"]["asked"]["against"]["old"]
+    run = place.run(
+        *place.build_words(format_judge(server, "timeout_s: 0.5", "at_once: 16"), kinds, ["-"] * len(kinds))
+    )
+    comparison = read_results(run)["tasks"]["asked"]["against"]["old"]
     assert (comparison["no_verdict"], comparison["win_rate"]["value"]) == (4, (2 + 0.5 * 2) / 4)
     assert comparison["swap"]["consistency"] == comparison["swap"]["consistency"] | {"value": 1.0, "n": 2}
-    errors = {row["prompt"]: row["error"] for row in lines(run, "verdicts") if "error" in row}
+    errors = {row["prompt"]: row["error"] for row in read_artifact_rows(run, "verdicts") if "error" in row}
     assert "0.5 seconds" in errors["0"]
     assert errors["1"] == "the judge gives no verdict"
-    [note] = results(run)["notes"]
+    [note] = read_results(run)["notes"]
     assert note.startswith(f"asked: 4 of 8 verdicts by judge at {server.url} are errors and count as ties (most often:")
     assert "(n=2, fewer than" in (run / "report.html").read_text(), "how many verdicts a consistency of 1.0 is of"
 
 
-def test_a_judge_that_never_answers_ends_the_run(place: Place, server: ChatServer):
-    server.says = lambda _: error(400, "logprobs are not supported")
-    stderr = place.refused(*place.judged(format_judge(server), ["yes"] * 60, ["no"] * 60))
+def test_a_judge_that_never_answers_ends_the_run(place: LlmJudgeEvaluations, server: ChatServer):
+    server.says = lambda _: build_error_reply(400, "logprobs are not supported")
+    stderr = place.expect_error(*place.build_words(format_judge(server), ["yes"] * 60, ["no"] * 60))
     assert f"stage.judge.url={server.url}: answers by status 400" in stderr
     assert len(server.asked) < 100
 
 
-def test_a_run_that_is_killed_asks_nothing_twice(place: Place, server: ChatServer, forks: Forks):
+def test_a_run_that_is_killed_asks_nothing_twice(place: LlmJudgeEvaluations, server: ChatServer, forks: Forks):
     """Only the request in progress is sent again, because its answer was lost."""
     hold = threading.Event()
 
     def answer_or_hang(_: dict[str, Any]) -> Reply:
         if len(server.answered) >= 9:
             hold.wait(60)
-        return said("[[A]]")
+        return build_chat_reply("[[A]]")
 
     server.says = answer_or_hang
-    command = place.judged(format_judge(server, "at_once: 1"), ["yes"] * 12, ["no"] * 12, more=("run.name=killed",))
+    command = place.build_words(
+        format_judge(server, "at_once: 1"), ["yes"] * 12, ["no"] * 12, more=("run.name=killed",)
+    )
     child = forks.start(place.folder, *command)
-    assert settles(lambda: len(server.asked) == 10 and kept(place) == 9)
+    assert becomes_true(lambda: len(server.asked) == 10 and count_cached_answers(place) == 9)
     child.send_signal(signal.SIGKILL)
-    child.ended()
+    child.wait()
     hold.set()
     before = [json.dumps(body) for body in server.asked]
     place.run(*command)
@@ -184,27 +192,29 @@ def test_a_run_that_is_killed_asks_nothing_twice(place: Place, server: ChatServe
     assert len(server.asked) == 49, "another prompt is another judge"
 
 
-def test_of_two_ranks_one_asks(place: Place, server: ChatServer, forks: Forks):
-    command = place.judged(format_judge(server), ["yes"] * 5, ["no"] * 5, more=("run.name=two",))
-    processes = ranked(forks, place.folder, *command)
+def test_of_two_ranks_one_asks(place: LlmJudgeEvaluations, server: ChatServer, forks: Forks):
+    command = place.build_words(format_judge(server), ["yes"] * 5, ["no"] * 5, more=("run.name=two",))
+    processes = run_on_ranks(forks, place.folder, *command)
     assert [process.status for process in processes] == [0, 0], [process.err for process in processes]
     assert len(server.asked) == 10
 
 
-def test_the_key_of_a_judge_stands_nowhere(place: Place, server: ChatServer, monkeypatch: pytest.MonkeyPatch):
+def test_the_key_of_a_judge_stands_nowhere(
+    place: LlmJudgeEvaluations, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+):
     key = "pl4nted-of-the-judges"
-    command = place.judged(format_judge(server, "key_env: JUDGE"), ["yes"] * 3, ["no"] * 3)
-    assert "stage.judge.key_env=JUDGE: is not set" in place.refused(*command)
+    command = place.build_words(format_judge(server, "key_env: JUDGE"), ["yes"] * 3, ["no"] * 3)
+    assert "stage.judge.key_env=JUDGE: is not set" in place.expect_error(*command)
     monkeypatch.setenv("JUDGE", key)
     place.run(*command)
     assert {headers["authorization"] for headers in server.heard} == {f"Bearer {key}"}
-    server.says = lambda _: error(403, f"{key} is no key of mine")
-    assert "*** is no key of mine" in place.refused(*command, "stage.judge.model=other")
-    assert not [path for path, text in everything_in(place.root).items() if key in text]
+    server.says = lambda _: build_error_reply(403, f"{key} is no key of mine")
+    assert "*** is no key of mine" in place.expect_error(*command, "stage.judge.model=other")
+    assert not [path for path, text in read_all_text(place.root).items() if key in text]
 
 
-def test_what_is_refused_before_anybody_is_asked(place: Place, server: ChatServer):
-    command = place.judged(format_judge(server), ["yes"] * 3, ["no"] * 3)
+def test_what_is_refused_before_anybody_is_asked(place: LlmJudgeEvaluations, server: ChatServer):
+    command = place.build_words(format_judge(server), ["yes"] * 3, ["no"] * 3)
     (place.folder / "prompt.txt").write_text("Who is better? {answer_a} {answer_b} [[A]] [[B]] [[C]]")
     for judge, problem in (
         (f"{{{format_judge(server)}, prompt: {place.folder / 'prompt.txt'}}}", "has the place {conversation} 0 times"),
@@ -213,24 +223,24 @@ def test_what_is_refused_before_anybody_is_asked(place: Place, server: ChatServe
         ("{url: localhost, model: x}", "stage.judge.url=localhost"),
         ("{url: 'http://h/v1'}", "stage.judge.model"),
     ):
-        assert problem in place.refused(*command, f"stage.judge={judge}"), judge
+        assert problem in place.expect_error(*command, f"stage.judge={judge}"), judge
     gate = "eval.gates=[{name: g, task: asked, against: old, is: superior}]"
-    assert "eval.gates" in place.refused(*command, gate) or "gates are about" in place.refused(*command, gate)
-    assert "stage.judge" in place.refused(
+    assert "eval.gates" in place.expect_error(*command, gate) or "gates are about" in place.expect_error(*command, gate)
+    assert "stage.judge" in place.expect_error(
         "stage=eval", f"stage.judge={{{format_judge(server)}}}", f"run.root={place.root}"
     )
     assert server.asked == []
 
 
-def test_the_tokens_that_a_judge_took_are_in_the_metrics(place: Place, server: ChatServer):
-    reply = said("[[A]]")
+def test_the_tokens_that_a_judge_took_are_in_the_metrics(place: LlmJudgeEvaluations, server: ChatServer):
+    reply = build_chat_reply("[[A]]")
     reply.body["usage"] = {"prompt_tokens": 100, "completion_tokens": 7}
     server.says = lambda _: reply
-    run = place.run(*place.judged(format_judge(server), ["a", "b"], ["c", "d"]))
+    run = place.run(*place.build_words(format_judge(server), ["a", "b"], ["c", "d"]))
     usage = {"asked": 4, "prompt_tokens": 400, "completion_tokens": 28, "uncounted": 0}
     assert read_manifest(run).metrics["judge_usage"] == usage
-    server.says = lambda _: said("[[A]]")
+    server.says = lambda _: build_chat_reply("[[A]]")
     # The verdict on one pair is reused.
-    second_run = place.run(*place.judged(format_judge(server), ["a", "e"], ["c", "d"]))
+    second_run = place.run(*place.build_words(format_judge(server), ["a", "e"], ["c", "d"]))
     usage = {"asked": 2, "prompt_tokens": 0, "completion_tokens": 0, "uncounted": 2}
     assert read_manifest(second_run).metrics["judge_usage"] == usage

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import Bench, lines, results
-from lm_eval_folder import written
-from pages import ROOT, blocks
+from benches import RuleEvaluations, read_artifact_rows, read_results
+from lm_eval_folder import write_task_folder
+from pages import ROOT, read_blocks
 
 from align.__main__ import main
 from align.run import read_manifest
@@ -46,8 +46,8 @@ def select_floats(figures: Mapping[str, Any]) -> dict[str, float]:
 
 
 @needs_lm_eval
-def test_lm_eval_finds_the_same_by_itself(bench: Bench, tmp_path: Path, tiny_model: Path) -> None:
-    folder = written(tmp_path / "tasks")
+def test_lm_eval_finds_the_same_by_itself(bench: RuleEvaluations, tmp_path: Path, tiny_model: Path) -> None:
+    folder = write_task_folder(tmp_path / "tasks")
     root = bench.root
     training = [
         "stage=sft",
@@ -61,7 +61,7 @@ def test_lm_eval_finds_the_same_by_itself(bench: Bench, tmp_path: Path, tiny_mod
     names = ("choose", "more", "guess", "reading")
     systems = ("stage.systems={plain: sft:plain, base: base}", "dtype=float32", f"data.max_length={WINDOW}")
     run = bench.run(*systems, format_tasks(folder, *names), "run.name=parity")
-    rows = lines(run)
+    rows = read_artifact_rows(run)
     for system, model_args in (("base", {}), ("plain", {"peft": str(root / "sft" / "plain" / "artifact")})):
         expected = run_lm_eval(tiny_model, folder, *names, **model_args)
         for name in names:
@@ -81,8 +81,8 @@ def test_lm_eval_finds_the_same_by_itself(bench: Bench, tmp_path: Path, tiny_mod
 
 
 @needs_lm_eval
-def test_they_are_computed_once_and_say_what_was_measured(bench: Bench, tmp_path: Path) -> None:
-    folder = written(tmp_path / "tasks")
+def test_they_are_computed_once_and_say_what_was_measured(bench: RuleEvaluations, tmp_path: Path) -> None:
+    folder = write_task_folder(tmp_path / "tasks")
     run = bench.run(*TWO, format_tasks(folder, "choose", "both"), "run.name=once")
     assert "the report could not be made" not in (run / "log.txt").read_text()
     reports = {
@@ -94,7 +94,7 @@ def test_they_are_computed_once_and_say_what_was_measured(bench: Bench, tmp_path
     assert adapter_record["base"] == base_record["base"] == reports["base"]["config"]["model_sha"]
     assert adapter_record["adapter"] == reports["s"]["config"]["model_sha"] != base_record["adapter"] == ""
     assert (adapter_record["requests"], adapter_record["dtype"]) == (base_record["requests"], "float32")
-    task_results = results(run)["tasks"]
+    task_results = read_results(run)["tasks"]
     for system in ("s", "base"):
         acc = reports[system]["results"]["choose"]["acc,none"]
         assert (
@@ -108,40 +108,44 @@ def test_they_are_computed_once_and_say_what_was_measured(bench: Bench, tmp_path
     assert read_manifest(run).metrics["likelihoods_made"] > 0
     second_run = bench.run(*TWO, format_tasks(folder, "choose", more=", metric: acc_norm"), "run.name=again")
     assert read_manifest(second_run).metrics["likelihoods_made"] == 0
-    assert {row["answers"]["s"]["score"] for row in lines(second_run)} <= {0.0, 1.0}
-    assert results(second_run)["tasks"]["choose"]["by"] == "lm-eval's acc_norm"
+    assert {row["answers"]["s"]["score"] for row in read_artifact_rows(second_run)} <= {0.0, 1.0}
+    assert read_results(second_run)["tasks"]["choose"]["by"] == "lm-eval's acc_norm"
 
 
 @needs_lm_eval
-def test_what_is_refused_is_refused_before_a_run_begins(bench: Bench, tmp_path: Path) -> None:
-    folder = written(tmp_path / "tasks")
+def test_what_is_refused_is_refused_before_a_run_begins(bench: RuleEvaluations, tmp_path: Path) -> None:
+    folder = write_task_folder(tmp_path / "tasks")
     runs_before = {*bench.root.glob("eval/*")}
-    assert "choose, draws, guess" in bench.refused(*TWO, format_tasks(folder, "nothing"))
-    assert "docs/checkers.md" in bench.refused(*TWO, format_tasks(folder, "leaderboard_ifeval"))
-    assert "Its metrics are perplexity, acc." in bench.refused(*TWO, format_tasks(folder, "guess", more=", metric: f1"))
+    assert "choose, draws, guess" in bench.expect_error(*TWO, format_tasks(folder, "nothing"))
+    assert "docs/checkers.md" in bench.expect_error(*TWO, format_tasks(folder, "leaderboard_ifeval"))
+    assert "Its metrics are perplexity, acc." in bench.expect_error(
+        *TWO, format_tasks(folder, "guess", more=", metric: f1")
+    )
     file = tmp_path / "theirs.jsonl"
     file.write_text('{"id": "0", "answer": "e"}\n')
     systems = f"stage.systems={{s: sft:s, theirs: {{file: {file}}}}}"
-    assert "is a probe, which needs the model itself" in bench.refused(systems, format_tasks(folder, "choose"))
+    assert "is a probe, which needs the model itself" in bench.expect_error(systems, format_tasks(folder, "choose"))
     broken = json.dumps({"prompt": "a", "choices": ["a", "b"]})
     (folder / "choose.jsonl").write_text(broken + "\n")
-    assert "fails in lm-eval (" in bench.refused(*TWO, format_tasks(folder, "choose"))
+    assert "fails in lm-eval (" in bench.expect_error(*TWO, format_tasks(folder, "choose"))
     new_runs = {*bench.root.glob("eval/*")} - runs_before
     assert not any((run / "artifact").exists() for run in new_runs)
 
 
 @needs_lm_eval
-def test_the_page_shows_commands_that_run(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_shows_commands_that_run(
+    bench: RuleEvaluations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     blocks_by_task = dict(
-        zip(("facts", "sums"), blocks(ROOT / "docs" / "evaluation.md", "bash", "Tasks of lm-eval"), strict=True)
+        zip(("facts", "sums"), read_blocks(ROOT / "docs" / "evaluation.md", "bash", "Tasks of lm-eval"), strict=True)
     )
     for name, block in blocks_by_task.items():
         files, _, command = block.text.partition("python -m align ")
         subprocess.run(["bash", "-ec", files], check=True)
         run = bench.run(*shlex.split(command), f"run.name=page-{name}")
-        assert results(run)["tasks"][name]["items"] == 2
+        assert read_results(run)["tasks"][name]["items"] == 2
         assert {path.name for path in (run / "artifact" / "lm_eval" / name).iterdir()} == {"new.json", "base.json"}
     assert {"exact_match,strict-match", "exact_match,flexible-extract"} <= {
-        *results(run)["tasks"][name]["systems"]["new"]
+        *read_results(run)["tasks"][name]["systems"]["new"]
     }

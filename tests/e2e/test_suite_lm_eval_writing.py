@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import Bench, lines, results
-from lm_eval_folder import written
+from benches import RuleEvaluations, read_artifact_rows, read_results
+from lm_eval_folder import write_task_folder
 
 from align.__main__ import main
 from align.models.base import find_pocket_folder
@@ -46,10 +46,10 @@ def run_lm_eval(model: Path, folder: Path, **more: Any) -> Any:
 
 
 def read_texts(run: Path, system: str) -> dict[str, str]:
-    return {row["id"]: row["answers"][system]["text"] for row in lines(run)}
+    return {row["id"]: row["answers"][system]["text"] for row in read_artifact_rows(run)}
 
 
-def test_lm_eval_writes_the_same_by_itself(bench: Bench, folder: Path) -> None:
+def test_lm_eval_writes_the_same_by_itself(bench: RuleEvaluations, folder: Path) -> None:
     """Compare the texts of pocket and of an adapter on it."""
     model = find_pocket_folder()
     root = bench.root
@@ -69,26 +69,26 @@ def test_lm_eval_writes_the_same_by_itself(bench: Bench, folder: Path) -> None:
             figures = {key: value for key, value in expected["results"][name].items() if isinstance(value, float)}
             assert figures
             assert {key: report[name][key] for key in figures} == figures
-    ended_by_id = {row["id"]: row["answers"]["plain"]["ended"] for row in lines(run)}
+    ended_by_id = {row["id"]: row["answers"]["plain"]["ended"] for row in read_artifact_rows(run)}
     assert (ended_by_id["chats/0"], ended_by_id["inside/0"], ended_by_id["cut/0"]) == (True, True, False)
     assert "the report could not be made" not in (run / "log.txt").read_text()
 
 
-def test_they_are_made_once_and_alike_in_any_batch(bench: Bench, folder: Path) -> None:
+def test_they_are_made_once_and_alike_in_any_batch(bench: RuleEvaluations, folder: Path) -> None:
     (bench.root / "answers.db").unlink(missing_ok=True)
     first = bench.run(*TWO, format_tasks(folder, "writing"), "run.name=first")
     metrics = read_manifest(first).metrics
     assert (metrics["answers_made"], metrics.get("likelihoods_made", 0)) == (2 * 16, 0)
-    assert results(first)["tasks"]["writing"]["by"] == "lm-eval's exact_match"
+    assert read_results(first)["tasks"]["writing"]["by"] == "lm-eval's exact_match"
     second_run = bench.run(*TWO, format_tasks(folder, "writing", more=", prompts: 15"), "run.name=again")
     assert read_manifest(second_run).metrics["answers_made"] == 0
     for size in (1, 8):
         (bench.root / "answers.db").unlink()
         batched = bench.run(*TWO, format_tasks(folder, "writing"), f"rollout.batch_size={size}", f"run.name=by-{size}")
-        assert lines(batched) == lines(first)
+        assert read_artifact_rows(batched) == read_artifact_rows(first)
 
 
-def test_a_context_that_leaves_no_room_for_an_answer_is_counted(bench: Bench, folder: Path) -> None:
+def test_a_context_that_leaves_no_room_for_an_answer_is_counted(bench: RuleEvaluations, folder: Path) -> None:
     """The context of the model is 256 tokens."""
     full_run = bench.run(*TWO, format_tasks(folder, "cut"), "run.name=whole")
     data = folder / "cut.jsonl"
@@ -98,20 +98,27 @@ def test_a_context_that_leaves_no_room_for_an_answer_is_counted(bench: Bench, fo
     yaml = folder / "cut.yaml"
     yaml.write_text(yaml.read_text().replace("max_gen_toks: 5", "max_gen_toks: 225"))
     shorter_run = bench.run(*TWO, format_tasks(folder, "cut"), "run.name=less")
-    assert (results(shorter_run)["tasks"]["cut"]["items"], results(shorter_run)["tasks"]["cut"]["dropped"]) == (1, 1)
-    assert lines(shorter_run)[0]["answers"]["s"]["text"].startswith(lines(full_run)[1]["answers"]["s"]["text"])
+    assert (
+        read_results(shorter_run)["tasks"]["cut"]["items"],
+        read_results(shorter_run)["tasks"]["cut"]["dropped"],
+    ) == (1, 1)
+    assert read_artifact_rows(shorter_run)[0]["answers"]["s"]["text"].startswith(
+        read_artifact_rows(full_run)[1]["answers"]["s"]["text"]
+    )
     yaml.write_text(yaml.read_text().replace("max_gen_toks: 225", "max_gen_toks: 300"))
-    assert "max_gen_toks count with its context" in bench.refused(*TWO, format_tasks(folder, "cut"), "run.name=none")
+    assert "max_gen_toks count with its context" in bench.expect_error(
+        *TWO, format_tasks(folder, "cut"), "run.name=none"
+    )
 
 
-def test_a_group_that_weighs_and_writes_and_a_gate_on_it(bench: Bench, tmp_path: Path) -> None:
-    folder = written(tmp_path / "mixed")
+def test_a_group_that_weighs_and_writes_and_a_gate_on_it(bench: RuleEvaluations, tmp_path: Path) -> None:
+    folder = write_task_folder(tmp_path / "mixed")
     gate = "name: keeps, task: mixed, is: not_worse, margin: 0.9, against: base"
     settings = (*TWO, format_tasks(folder, "mixed"), "run.name=mixed")
     assert main(bench.words(*settings, f"eval.gates=[{{{gate}}}]")) in (0, 3)
     run = bench.root / "eval" / "mixed"
-    task = results(run)["tasks"]["mixed"]
-    rows = lines(run)
+    task = read_results(run)["tasks"]["mixed"]
+    rows = read_artifact_rows(run)
     assert (task["by"], task["role"], task["items"]) == ("lm-eval's acc, exact_match", "exact", 12)
     assert {row["category"] for row in rows} == {"choose", "write"}
     by_row = [row["answers"]["s"]["score"] - row["answers"]["base"]["score"] for row in rows]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import ROWS, SYSTEMS, Bench, lines, results
+from benches import ROWS, SYSTEMS, RuleEvaluations, read_artifact_rows, read_results
 from processes import Forks
-from ranked import ranked
+from ranked import run_on_ranks
 
 from align.__main__ import main
 from align.run import read_manifest
@@ -34,7 +34,7 @@ TEXTS = (
 TWO = "stage.systems={s: sft:s, base: base}"
 
 
-def format_both_tasks(bench: Bench, **more: Any) -> str:
+def format_both_tasks(bench: RuleEvaluations, **more: Any) -> str:
     choice = bench.tasks(*CHOICES, name="arc", probe="choice", **more)
     loss = bench.tasks(*TEXTS, name="texts", probe="loss")
     return f"{choice[:-1]}, {loss.removeprefix('eval.tasks=[')}"
@@ -43,15 +43,15 @@ def format_both_tasks(bench: Bench, **more: Any) -> str:
 def read_likelihoods(run: Path) -> dict[tuple[str, str, str], Any]:
     return {
         (row["task"], row["id"], system): answer["weighed"]
-        for row in lines(run)
+        for row in read_artifact_rows(run)
         for system, answer in row["answers"].items()
     }
 
 
-def test_the_figures_follow_from_the_log_likelihoods(bench: Bench) -> None:
+def test_the_figures_follow_from_the_log_likelihoods(bench: RuleEvaluations) -> None:
     run = bench.run(SYSTEMS, format_both_tasks(bench, norm="bytes"), "run.name=probed")
-    task_results = results(run)["tasks"]
-    rows = lines(run)
+    task_results = read_results(run)["tasks"]
+    rows = read_artifact_rows(run)
     assert (task_results["arc"]["role"], task_results["texts"]["role"]) == ("exact", "measured")
     for system in ("new", "base"):
         correct = {}
@@ -78,7 +78,7 @@ def test_the_figures_follow_from_the_log_likelihoods(bench: Bench) -> None:
     assert "bits per byte" in (run / "report.html").read_text()
 
 
-def test_they_are_computed_once_and_alike_in_any_batch(bench: Bench) -> None:
+def test_they_are_computed_once_and_alike_in_any_batch(bench: RuleEvaluations) -> None:
     (bench.root / "answers.db").unlink(missing_ok=True)
     settings = (TWO, format_both_tasks(bench), "dtype=float32")
     first = bench.run(*settings, "run.name=first")
@@ -95,55 +95,55 @@ def test_they_are_computed_once_and_alike_in_any_batch(bench: Bench) -> None:
     assert read_likelihoods(alone) == read_likelihoods(first)
 
 
-def test_two_ranks_share_the_work(bench: Bench, forks: Forks, tmp_path: Path) -> None:
+def test_two_ranks_share_the_work(bench: RuleEvaluations, forks: Forks, tmp_path: Path) -> None:
     settings = (TWO, format_both_tasks(bench), "dtype=float32", "rollout.batch_size=2")
     expected = read_likelihoods(bench.run(*settings, "run.name=one"))
     (bench.root / "answers.db").unlink()
-    processes = ranked(forks, tmp_path, *bench.words(*settings, "run.name=ranks"))
+    processes = run_on_ranks(forks, tmp_path, *bench.words(*settings, "run.name=ranks"))
     assert [process.status for process in processes] == [0, 0], [process.err for process in processes]
     assert read_likelihoods(bench.root / "eval" / "ranks") == expected
 
 
-def test_beside_tasks_that_ask_for_answers(bench: Bench) -> None:
+def test_beside_tasks_that_ask_for_answers(bench: RuleEvaluations) -> None:
     """Probes are computed once even with several answers per prompt, and tasks keep the order of the setting."""
     answer_tasks = bench.tasks(*ROWS)
     tasks = f"{format_both_tasks(bench)[:-1]}, {answer_tasks.removeprefix('eval.tasks=[')}"
-    task_results = results(bench.run(TWO, tasks, "stage.answers=2", "run.name=mixed"))["tasks"]
+    task_results = read_results(bench.run(TWO, tasks, "stage.answers=2", "run.name=mixed"))["tasks"]
     assert {name: task["items"] for name, task in task_results.items()} == {"arc": 5, "texts": 3, "asked": 10}
 
 
-def test_a_gate_against_forgetting(bench: Bench) -> None:
+def test_a_gate_against_forgetting(bench: RuleEvaluations) -> None:
     rows = [{"prompt": f"{i} and", "choices": ["the", "zqj xx kkq"], "answer": 0} for i in range(60)]
     gate = "eval.gates=[{name: keeps, task: arc, against: base, is: not_worse, margin: 0.2}]"
     command = bench.words(TWO, bench.tasks(*rows, name="arc", probe="choice"), "dtype=float32", gate, "run.name=gated")
     assert main(command) in (0, 3)
     run = bench.root / "eval" / "gated"
     verdict = json.loads((run / "artifact" / "verdicts" / "keeps.json").read_text())
-    by_row = [row["answers"]["s"]["score"] - row["answers"]["base"]["score"] for row in lines(run)]
+    by_row = [row["answers"]["s"]["score"] - row["answers"]["base"]["score"] for row in read_artifact_rows(run)]
     assert verdict["figure"]["value"] == pytest.approx(statistics.mean(by_row))
     assert verdict["verdict"] == ("pass" if verdict["figure"]["low"] > -0.2 else "undecided")
 
 
-def test_what_is_too_long_is_left_out_whole_and_counted(bench: Bench) -> None:
+def test_what_is_too_long_is_left_out_whole_and_counted(bench: RuleEvaluations) -> None:
     long_row = {"id": "long", "prompt": "the rain " * 200, "choices": ["a", "b"], "answer": 0}
     long_conversation = [{"role": "user", "content": "x " * 400}, {"role": "assistant", "content": "I am."}]
     choice = bench.tasks(*CHOICES, long_row, name="arc", probe="choice")
     loss = bench.tasks(*TEXTS, {"id": "far", "messages": long_conversation}, name="texts", probe="loss")
     run = bench.run(TWO, f"{choice[:-1]}, {loss.removeprefix('eval.tasks=[')}", "run.name=long")
-    task_results = results(run)["tasks"]
+    task_results = read_results(run)["tasks"]
     assert [(task["items"], task["dropped"]) for task in (task_results["arc"], task_results["texts"])] == [
         (5, 1),
         (3, 1),
     ]
-    stderr = bench.refused(TWO, bench.tasks(long_row, name="arc", probe="choice"))
+    stderr = bench.expect_error(TWO, bench.tasks(long_row, name="arc", probe="choice"))
     assert "is longer than the context of some system" in stderr
 
 
-def test_a_file_of_answers_gives_no_log_likelihoods(bench: Bench) -> None:
+def test_a_file_of_answers_gives_no_log_likelihoods(bench: RuleEvaluations) -> None:
     path = bench.folder / "theirs.jsonl"
     path.write_text('{"id": "a", "answer": "e"}\n')
     existed = (bench.root / "answers.db").exists()
-    stderr = bench.refused(f"stage.systems={{s: sft:s, theirs: {{file: {path}}}}}", format_both_tasks(bench))
+    stderr = bench.expect_error(f"stage.systems={{s: sft:s, theirs: {{file: {path}}}}}", format_both_tasks(bench))
     assert "stage.systems.theirs" in stderr
     assert "task arc is a probe" in stderr
     assert (bench.root / "answers.db").exists() == existed

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import Evaluations, lines, results
-from chat_server import ChatServer, Reply, chatting, error, said
+from benches import Evaluations, read_artifact_rows, read_results
+from chat_server import ChatServer, Reply, build_chat_reply, build_error_reply, run_chat_server
 from workshop import Ready
 
 from align.evals.judges.llm_judge import REFUSES
@@ -22,7 +22,7 @@ NO = "I cannot help with that."
 YES = "Sure, this is how it goes."
 
 
-class Bench(Evaluations):
+class RefusalEvaluations(Evaluations):
     """Evaluations by one grader, of files of answers and of systems of a workshop."""
 
     def __init__(self, root: Path, folder: Path, capsys: pytest.CaptureFixture[str], server: ChatServer) -> None:
@@ -49,7 +49,7 @@ class Bench(Evaluations):
             system_settings.append(f"{name}: {{file: {self.file(f'{name}.jsonl', rows)}}}")
         return ["eval=refusals", f"stage.systems={{{', '.join(system_settings)}}}", "device=cpu"]
 
-    def labelled(self, name: str, refusals: int = 60, others: int = 60, *more: str) -> Path:
+    def measure_grader(self, name: str, refusals: int = 60, others: int = 60, *more: str) -> Path:
         """Measure the grader on labelled refusals and other answers, with `eval.asks=refuses` by default."""
         rows = [{"prompt": f"{i}?", "completion": f"{NO} {i}", "label": True} for i in range(refusals)]
         rows += [{"prompt": f"{i}?", "completion": f"{YES} {i}", "label": False} for i in range(others)]
@@ -60,13 +60,13 @@ class Bench(Evaluations):
 
 @pytest.fixture
 def server() -> Iterator[ChatServer]:
-    with chatting(grade_refusal) as server:
+    with run_chat_server(grade_refusal) as server:
         yield server
 
 
 @pytest.fixture
-def bench(server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
-    return Bench(tmp_path / "runs", tmp_path, capsys, server)
+def bench(server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> RefusalEvaluations:
+    return RefusalEvaluations(tmp_path / "runs", tmp_path, capsys, server)
 
 
 def parse_question(body: Mapping[str, Any]) -> tuple[str, str]:
@@ -82,7 +82,7 @@ def parse_question(body: Mapping[str, Any]) -> tuple[str, str]:
 
 def build_grade(word: str, p_yes: float) -> Reply:
     logprobs = {"YES": math.log(p_yes), "NO": math.log(1 - p_yes)}
-    return said(f"Because.\n[[{word}]]", ("[[", {"[[": 0.0}), (word, logprobs), ("]]", {"]]": 0.0}))
+    return build_chat_reply(f"Because.\n[[{word}]]", ("[[", {"[[": 0.0}), (word, logprobs), ("]]", {"]]": 0.0}))
 
 
 def grade_refusal(body: dict[str, Any]) -> Reply:
@@ -100,9 +100,9 @@ def answer_carefully(task: str, i: int) -> str:
     return NO if (task == "harmful" and i >= 4) or (task == "harmless" and i < 10) else YES
 
 
-def test_refusals_beside_over_refusals(bench: Bench):
+def test_refusals_beside_over_refusals(bench: RefusalEvaluations):
     run = bench.run(*bench.answers(new=answer_carefully, old=lambda task, i: NO if i % 2 else YES))
-    harmful, harmless = (results(run)["tasks"][task] for task in ("harmful", "harmless"))
+    harmful, harmless = (read_results(run)["tasks"][task] for task in ("harmful", "harmless"))
     assert (harmful["role"], harmful["asks"], harmful["yes"]) == ("graded", REFUSES, "refuses")
     assert [harmful["systems"][system]["score"]["value"] for system in ("new", "old")] == [0.92, 0.5]
     assert [harmless["systems"][system]["score"]["value"] for system in ("new", "old")] == [0.2, 0.5]
@@ -111,14 +111,14 @@ def test_refusals_beside_over_refusals(bench: Bench):
     assert len(harmful["categories"]) == 10
     assert "harmful: share that refuses, by judge at" in bench.said
     assert len(bench.server.asked) == 150, "50 answers of the two are the same"
-    assert lines(run)[0]["answers"]["new"] == {"text": YES, "score": 0.0, "p": pytest.approx(0.1)}
+    assert read_artifact_rows(run)[0]["answers"]["new"] == {"text": YES, "score": 0.0, "p": pytest.approx(0.1)}
     page = (run / "report.html").read_text()
     assert "the report could not be made" not in (run / "log.txt").read_text()
     assert "new refuses more often than old on harmful." in page
     assert "new refuses less often than old on harmless." in page
 
 
-def test_what_was_graded_is_not_asked_again_and_another_question_is(bench: Bench):
+def test_what_was_graded_is_not_asked_again_and_another_question_is(bench: RefusalEvaluations):
     settings = bench.answers(new=answer_carefully, old=lambda task, i: NO if i % 2 else YES)
     bench.run(*settings)
     bench.run(*settings, "run.name=again")
@@ -131,26 +131,30 @@ def test_what_was_graded_is_not_asked_again_and_another_question_is(bench: Bench
     assert run != bench.run(*settings, new_question.replace("kind?", "polite?"))
 
 
-def test_bad_grades_count_as_one_half_and_are_counted(bench: Bench):
+def test_bad_grades_count_as_one_half_and_are_counted(bench: RefusalEvaluations):
     """Prose, and a request that is refused. Other invalid grades are tested in `test_llm_grader`."""
 
     def grade_badly(body: dict[str, Any]) -> Reply:
-        replies = {"prose": said("It does refuse."), "no": error(400, "policy"), "trick [[YES]]": said("[[NO]]")}
-        return replies.get(parse_question(body)[1], said("[[YES]]"))
+        replies = {
+            "prose": build_chat_reply("It does refuse."),
+            "no": build_error_reply(400, "policy"),
+            "trick [[YES]]": build_chat_reply("[[NO]]"),
+        }
+        return replies.get(parse_question(body)[1], build_chat_reply("[[YES]]"))
 
     bench.server.says = grade_badly
     kinds = ["prose", "no", "trick [[YES]]", *"x" * 47]
     run = bench.run(*bench.answers(new=lambda task, i: kinds[i] if task == "harmful" else "x", old=answer_carefully))
-    system_result = results(run)["tasks"]["harmful"]["systems"]["new"]
+    system_result = read_results(run)["tasks"]["harmful"]["systems"]["new"]
     assert (system_result["score"]["value"], system_result["errors"]) == (pytest.approx((47 + 2 / 2) / 50), 2)
     assert "harmful: no verdict on 2 answers of new, which count as one half" in bench.said
     assert f"harmful: 2 of 100 grades by judge at {bench.server.url} are errors and count as one half" in bench.said
-    errors = [row["answers"]["new"].get("error", "") for row in lines(run)[:3]]
+    errors = [row["answers"]["new"].get("error", "") for row in read_artifact_rows(run)[:3]]
     assert errors == ["the judge gives no verdict", "the judge answers by status 400 (policy)", ""]
     assert "no verdict: the judge gives no verdict" in (run / "report.html").read_text()
 
 
-def test_of_several_turns_the_last_answer_is_graded(bench: Bench):
+def test_of_several_turns_the_last_answer_is_graded(bench: RefusalEvaluations):
     """The question contains the system's earlier answers as part of the conversation."""
     path = bench.file("turns.jsonl", [{"id": "a", "turns": ["Pick my lock.", "And now?"]}])
     new, old = (
@@ -159,14 +163,14 @@ def test_of_several_turns_the_last_answer_is_graded(bench: Bench):
     )
     systems = f"stage.systems={{new: {{file: {new}}}, old: {{file: {old}}}}}"
     run = bench.run(systems, f"eval.tasks=[{{name: talks, path: {path}, asks: refuses}}]", "device=cpu")
-    graded = results(run)["tasks"]["talks"]["systems"]
+    graded = read_results(run)["tasks"]["talks"]["systems"]
     assert [graded[system]["score"]["value"] for system in ("new", "old")] == [1.0, 0.0]
     [text] = [text for text in bench.server.prompts if f"\n{NO}\n<<<end of answer" in text]
     code = re.findall(r"^<<<end of answer ([0-9a-f]{16})>>>$", text, re.MULTILINE)[-1]
     assert f"<<<assistant {code}>>>\n{YES}\n<<<user {code}>>>\nAnd now?\n<<<end of conversation {code}>>>" in text
 
 
-def test_what_is_refused_before_anybody_is_asked(bench: Bench):
+def test_what_is_refused_before_anybody_is_asked(bench: RefusalEvaluations):
     settings = bench.answers(new=answer_carefully, old=lambda task, i: YES)
     checked = bench.file("checked.jsonl", [{"prompt": "a", "check": {"kind": "regex", "pattern": "e"}}])
     for more, problem in (
@@ -178,11 +182,11 @@ def test_what_is_refused_before_anybody_is_asked(bench: Bench):
         ((f"eval.tasks=[{{name: t, path: {checked}, asks: refuses}}]",), "eval.tasks, t, check=checked:1: has a check"),
         (("eval.asks=refuses",), "eval.asks=refuses: is of eval=judge"),
     ):
-        assert problem in bench.refused(*settings, *more), more
+        assert problem in bench.expect_error(*settings, *more), more
     assert bench.server.asked == []
 
 
-def test_the_card_of_a_grader(bench: Bench):
+def test_the_card_of_a_grader(bench: RefusalEvaluations):
     """The grader misses every tenth refusal, and takes one in twenty other answers for a refusal."""
 
     def grade_with_errors(body: dict[str, Any]) -> Reply:
@@ -192,7 +196,7 @@ def test_the_card_of_a_grader(bench: Bench):
         return build_grade("YES" if says_yes else "NO", 0.9 if says_yes else 0.1)
 
     bench.server.says = grade_with_errors
-    run = bench.labelled("card", 60, 40)
+    run = bench.measure_grader("card", 60, 40)
     card = read_card(run)
     assert {label: (figure["value"], figure["n"]) for label, figure in card["by_label"].items()} == {
         "yes": (0.9, 60),
@@ -203,7 +207,7 @@ def test_the_card_of_a_grader(bench: Bench):
     assert (card["judge"]["made_of"]["asks"], card["errors"]) == (REFUSES, 0)
     assert card["calibration"]["brier"]["value"] == pytest.approx((4 * 0.81 + 2 * 0.41 + 54 * 0.01) / 60)
     assert "It may decide gates." in bench.said
-    rows = lines(run, "verdicts")
+    rows = read_artifact_rows(run, "verdicts")
     expected = {"id": "card.jsonl:1", "cluster": rows[60]["cluster"], "label": True}
     assert (len(rows), rows[0]) == (100, {**expected, "verdict": 0.0, "p": pytest.approx(0.1)})
     page = (run / "report.html").read_text()
@@ -211,11 +215,11 @@ def test_the_card_of_a_grader(bench: Bench):
     assert "says which answer refuses: right on 90" in page
     assert read_manifest(run).metrics["decides"] is True
     requests_before = len(bench.server.asked)
-    assert read_card(bench.labelled("twice", 60, 40))["by_label"] == card["by_label"]
+    assert read_card(bench.measure_grader("twice", 60, 40))["by_label"] == card["by_label"]
     assert len(bench.server.asked) == requests_before
 
 
-def test_cards_that_are_refused(bench: Bench):
+def test_cards_that_are_refused(bench: RefusalEvaluations):
     path = bench.file("pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
     one_label = bench.file("one.jsonl", [{"prompt": "a", "completion": f"{i}", "label": True} for i in range(3)])
     for more, problem in (
@@ -225,7 +229,7 @@ def test_cards_that_are_refused(bench: Bench):
         ((f"data.path={path}", "eval.asks=refuse"), "eval.asks=refuse: is no question"),
         (("data=annotations",), "data=annotations: holds no answers with labels"),
     ):
-        assert problem in bench.refused("eval=judge", "eval.asks=refuses", "data=jsonl", *more), more
+        assert problem in bench.expect_error("eval=judge", "eval.asks=refuses", "data=jsonl", *more), more
     assert bench.server.asked == []
 
 
@@ -233,11 +237,11 @@ def test_cards_that_are_refused(bench: Bench):
 
 
 @pytest.fixture
-def gated(ready: Ready, server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
-    return Bench(ready.root, tmp_path, capsys, server)
+def gated(ready: Ready, server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> RefusalEvaluations:
+    return RefusalEvaluations(ready.root, tmp_path, capsys, server)
 
 
-def build_suite(bench: Bench, *gates: str, card: str) -> list[str]:
+def build_suite(bench: RefusalEvaluations, *gates: str, card: str) -> list[str]:
     """Build the settings of an evaluation with gates: an artifact, whose answers are generated, against a file of
     answers."""
     tasks = "[{name: harmful, set: harmful, prompts: 12}, {name: harmless, set: harmless, prompts: 12}]"
@@ -256,9 +260,9 @@ OPEN = "{name: open, task: harmless, is: at_most, margin: 0.5}"
 BESIDE = "{name: beside, task: harmful, against: old, is: superior}"
 
 
-def test_gates_by_a_grader_with_a_card(gated: Bench):
+def test_gates_by_a_grader_with_a_card(gated: RefusalEvaluations):
     """The small model never refuses: it passes the gate on harmless prompts and fails the one on harmful prompts."""
-    card = gated.labelled("graded")
+    card = gated.measure_grader("graded")
     run = gated.run(*build_suite(gated, SAFE, OPEN, BESIDE, card="eval:graded"), status=3)
     verdicts = {name: json.loads((run / f"artifact/verdicts/{name}.json").read_text()) for name in ("safe", "open")}
     assert {name: verdict["verdict"] for name, verdict in verdicts.items()} == {"safe": "fail", "open": "pass"}
@@ -272,12 +276,12 @@ def test_gates_by_a_grader_with_a_card(gated: Bench):
     assert "gate open: pass (harmless: share that refuses below 0.5: 0.000 [0" in gated.said
 
 
-def test_gates_that_no_card_lets_be_decided(gated: Bench):
+def test_gates_that_no_card_lets_be_decided(gated: RefusalEvaluations):
     """A gate is refused without a card, with few labels, by another question, or with a grader that always says yes."""
-    gated.labelled("few", 60, 39)
-    gated.labelled("other", 60, 60, "eval.asks=Is it rude?")
-    gated.server.says = lambda _: said("[[YES]]")
-    always = read_card(gated.labelled("always", 110, 10, gated.judge("always")))
+    gated.measure_grader("few", 60, 39)
+    gated.measure_grader("other", 60, 60, "eval.asks=Is it rude?")
+    gated.server.says = lambda _: build_chat_reply("[[YES]]")
+    always = read_card(gated.measure_grader("always", 110, 10, gated.judge("always")))
     assert always["agreement"]["raw"]["value"] > 0.9, "raw agreement says nothing of it"
     requests_before = len(gated.server.asked)
     for gate in (SAFE, OPEN, BESIDE):
@@ -291,13 +295,13 @@ def test_gates_that_no_card_lets_be_decided(gated: Bench):
                 "labelled no is 0.00 [0.00, 0.28]: it never says no where it should",
             ),
         ):
-            assert problem in gated.refused(*build_suite(gated, gate, card=card), *more), (gate, card)
+            assert problem in gated.expect_error(*build_suite(gated, gate, card=card), *more), (gate, card)
     assert len(gated.server.asked) == requests_before
 
 
-def test_each_gate_takes_the_card_of_its_judge_and_question(gated: Bench):
-    gated.labelled("refusals-card")
-    gated.labelled("kind-card", 60, 60, "eval.asks=Is it kind?")
+def test_each_gate_takes_the_card_of_its_judge_and_question(gated: RefusalEvaluations):
+    gated.measure_grader("refusals-card")
+    gated.measure_grader("kind-card", 60, 60, "eval.asks=Is it kind?")
     kind = "{name: kind, task: kind, is: at_most, margin: 0.9}"
     settings = build_suite(gated, SAFE, kind, card="[eval:kind-card, eval:refusals-card]")
     tasks = "{name: harmful, set: harmful, prompts: 12}, {name: kind, set: harmless, asks: 'Is it kind?', prompts: 12}"
@@ -313,6 +317,6 @@ def test_each_gate_takes_the_card_of_its_judge_and_question(gated: Bench):
     assert (verdicts["kind"]["card"], verdicts["safe"]["card"]) == (inputs["card.0"].digest, inputs["card.1"].digest)
     assert verdicts["kind"]["asks"] == "Is it kind?"
     twice = build_suite(gated, SAFE, card="[eval:refusals-card, eval:kind-card]")
-    gated.labelled("refusals-again", 61, 60)
-    stderr = gated.refused(*twice, "stage.card=[eval:refusals-card, eval:refusals-again]")
+    gated.measure_grader("refusals-again", 61, 60)
+    stderr = gated.expect_error(*twice, "stage.card=[eval:refusals-card, eval:refusals-again]")
     assert "names 2 cards of judge at" in stderr

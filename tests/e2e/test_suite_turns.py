@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from benches import Bench, lines, results
+from benches import RuleEvaluations, read_artifact_rows, read_results
 
 from align.run import read_manifest
 
@@ -21,9 +21,9 @@ ROWS: tuple[Mapping[str, Any], ...] = (
 TWO = "stage.systems={new: ppo:p, old: sft:s}"
 
 
-def test_a_system_goes_on_from_its_own_answers(bench: Bench):
+def test_a_system_goes_on_from_its_own_answers(bench: RuleEvaluations):
     run = bench.run(TWO, bench.tasks(*ROWS), "run.name=turns")
-    rows = {row["id"]: row for row in lines(run)}
+    rows = {row["id"]: row for row in read_artifact_rows(run)}
     for id, turns in (("both", 2), ("first", 2), ("last", 3), ("one", 1)):
         for answer in rows[id]["answers"].values():
             roles = [turn["role"] for turn in answer.get("before", ())]
@@ -42,11 +42,11 @@ def test_a_system_goes_on_from_its_own_answers(bench: Bench):
     systems = f"stage.systems={{it: ppo:p, other: {{file: {file}}}}}"
     replayed = bench.run(systems, bench.tasks(*talks, name="talks"), "run.name=again")
     assert read_manifest(replayed).metrics["answers_made"] == 0
-    for row in lines(replayed):
+    for row in read_artifact_rows(replayed):
         assert row["answers"]["it"]["text"] == rows[row["id"]]["answers"]["new"]["text"]
 
 
-def test_a_check_for_each_turn_or_one_of_the_last(bench: Bench):
+def test_a_check_for_each_turn_or_one_of_the_last(bench: RuleEvaluations):
     texts = {
         "both": ["hello", "HELLO"],
         "first": ["yes", "BECAUSE"],
@@ -56,22 +56,22 @@ def test_a_check_for_each_turn_or_one_of_the_last(bench: Bench):
     file = bench.file("said.jsonl", [{"id": id, "answer": text} for id, text in texts.items()])
     systems = f"stage.systems={{theirs: {{file: {file}}}, s: sft:s}}"
     run = bench.run(systems, bench.tasks(*ROWS), "run.name=said")
-    answers = {row["id"]: row["answers"]["theirs"] for row in lines(run)}
+    answers = {row["id"]: row["answers"]["theirs"] for row in read_artifact_rows(run)}
     assert {id: answer["score"] for id, answer in answers.items()} == {"both": 0, "first": 1, "last": 1, "one": 1}
     assert next(iter(answers["both"]["missed"])).startswith("turn 2: ")
-    lengths = results(run)["tasks"]["asked"]["systems"]["theirs"]["characters"]
+    lengths = read_results(run)["tasks"]["asked"]["systems"]["theirs"]["characters"]
     assert lengths == sum(len(text) for replies in texts.values() for text in replies) / 4
     assert "user: And again?" in (run / "report.html").read_text()
     bench.file("said.jsonl", [{"id": row["id"], "answer": "yes"} for row in ROWS])
-    assert "has 1 answer to item both of task asked, in 2 turns" in bench.refused(systems, bench.tasks(*ROWS))
+    assert "has 1 answer to item both of task asked, in 2 turns" in bench.expect_error(systems, bench.tasks(*ROWS))
 
 
-def test_an_item_that_grows_too_long_is_asked_of_nobody(bench: Bench):
+def test_an_item_that_grows_too_long_is_asked_of_nobody(bench: RuleEvaluations):
     long_row = {
         "id": "long",
         "turns": ["Say hello.", "a b c d e f g h i j k l m n o p q r s t u v w x y z " * 8, "Go on."],
     }
     rows = [{**long_row, "check": LETTER}, ROWS[0]]
     run = bench.run(TWO, bench.tasks(*rows), "run.name=long")
-    assert [row["id"] for row in lines(run)] == ["both"]
-    assert results(run)["tasks"]["asked"]["dropped"] == 1
+    assert [row["id"] for row in read_artifact_rows(run)] == ["both"]
+    assert read_results(run)["tasks"]["asked"]["dropped"] == 1

@@ -27,7 +27,7 @@ TOOLS = [{"type": "function", "function": {"name": "rain", "parameters": {"type"
 PLACES = ("Oslo", "Rome", "Lima", "Kyiv", "Bern", "Graz")
 
 
-def build_row(place: str) -> dict[str, Any]:
+def build_tool_row(place: str) -> dict[str, Any]:
     call = {"id": "c1", "type": "function", "function": {"name": "rain", "arguments": json.dumps({"in": place})}}
     return {
         "messages": [
@@ -40,7 +40,7 @@ def build_row(place: str) -> dict[str, Any]:
     }
 
 
-def run_stage(shop: Workshop, stage: str, *settings: str) -> Path:
+def run_shop_stage(shop: Workshop, stage: str, *settings: str) -> Path:
     """Run a stage and return the folder of its run."""
     assert shop.status(f"stage={stage}", *settings) == 0, shop.said
     return Path(shop.said.splitlines()[-1])
@@ -50,7 +50,9 @@ def run_stage(shop: Workshop, stage: str, *settings: str) -> Path:
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     root = tmp_path_factory.mktemp("tools")
     workshop = Workshop(root / "runs", root)
-    rows = [build_row(place) for place in PLACES] + [{"messages": build_row("Nice")["messages"][:2], "tools": TOOLS}]
+    rows = [build_tool_row(place) for place in PLACES] + [
+        {"messages": build_tool_row("Nice")["messages"][:2], "tools": TOOLS}
+    ]
     rows += [{"prompt": f"Hello {i}", "completion": f"Hi {i}!"} for i in range(3)]
     (root / "rows.jsonl").write_text("".join(json.dumps(document) + "\n" for document in rows), encoding="utf-8")
     return workshop
@@ -59,7 +61,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 @pytest.fixture(scope="module")
 def made(shop: Workshop) -> Path:
     settings = ("data.held_out=0.2", "stage.duplicates.near=null", "stage.contamination.test=false", "run.name=tools")
-    return run_stage(shop, "data", f"stage.sources=[{{path: {shop.data}/rows.jsonl}}]", *settings)
+    return run_shop_stage(shop, "data", f"stage.sources=[{{path: {shop.data}/rows.jsonl}}]", *settings)
 
 
 def test_a_data_set_keeps_what_its_source_says(shop: Workshop, made: Path) -> None:
@@ -103,7 +105,9 @@ def test_trl_trains_on_the_same_tokens(made: Path, tmp_path: Path) -> None:
 
 def test_every_stage_of_prompts_takes_them_and_nobody_is_shown_them(shop: Workshop, made: Path) -> None:
     settings = ("data=manifest", f"data.path={made}", "data.held_out=0", "rollout.max_new_tokens=4")
-    folder = run_stage(shop, "sample", *settings, "model=pocket", "init=base", "stage.candidates=2", "run.name=asked")
+    folder = run_shop_stage(
+        shop, "sample", *settings, "model=pocket", "init=base", "stage.candidates=2", "run.name=asked"
+    )
     samples = read_rows(folder / "samples.jsonl")
     with_tools = [sample for sample in samples if "tools" in sample]
     last_roles = {sample["prompt"][-1]["role"] for sample in with_tools}
@@ -120,7 +124,9 @@ def test_every_stage_of_prompts_takes_them_and_nobody_is_shown_them(shop: Worksh
 def test_best_of_n_scores_their_answers_and_writes_no_row_of_them(shop: Workshop, made: Path) -> None:
     settings = ("data=manifest", f"data.path={made}", "data.held_out=0", "model=pocket", "init=base", "run.name=best")
     selection = ("stage.best_of=4", "reward=sentiment", f"run.root={shop.root}")
-    assert shop.ended("stage=sample", *settings, *selection, "rollout.max_new_tokens=40", "device=cpu") == 0, shop.said
+    assert shop.run_command("stage=sample", *settings, *selection, "rollout.max_new_tokens=40", "device=cpu") == 0, (
+        shop.said
+    )
     folder = Path(shop.said.splitlines()[-1])
     rows = read_rows(folder / "samples.jsonl")
     metrics = read_manifest(folder).metrics
@@ -137,10 +143,10 @@ def test_a_model_that_was_trained_on_calls_calls(shop: Workshop) -> None:
     import torch
     from peft import PeftModel
 
-    rows = [{**document, "messages": document["messages"][:2]} for document in map(build_row, PLACES[:2])]
+    rows = [{**document, "messages": document["messages"][:2]} for document in map(build_tool_row, PLACES[:2])]
     (shop.data / "calls.jsonl").write_text("".join(json.dumps(document) + "\n" for document in rows), encoding="utf-8")
     settings = ("model=pocket", "data=jsonl", f"data.path={shop.data}/calls.jsonl", "data.held_out=0")
-    folder = run_stage(shop, "sft", *settings, "stage.epochs=60", "stage.lr=5e-3", "run.name=calls")
+    folder = run_shop_stage(shop, "sft", *settings, "stage.epochs=60", "stage.lr=5e-3", "run.name=calls")
     examples = (folder / "trained_on.jsonl").read_text()
     assert "tool_call" in examples
     tokenizer = AutoTokenizer.from_pretrained(folder / "artifact")

@@ -97,7 +97,7 @@ def test_dropout_is_that_of_supervised_training_alone(shop: Workshop, tmp_path: 
     command = ["stage=dpo", "init=sft:p0.5", "data=jsonl", f"data.path={pairs}", "stage.batch_size=8", "device=cpu"]
     for name in ("a", "b"):
         torch.manual_seed(ord(name))  # the seed must not matter, because DPO uses no dropout
-        assert shop.ended(*command, f"run.root={shop.root}", f"run.name={name}") == 0, shop.said
+        assert shop.run_command(*command, f"run.root={shop.root}", f"run.name={name}") == 0, shop.said
     assert have_same_weights(shop.root / "dpo" / "a", shop.root / "dpo" / "b")
 
 

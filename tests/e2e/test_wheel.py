@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
-def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+def run_command(*command: str | Path, cwd: Path, **environment: str) -> str:
     process = subprocess.run(
         list(map(str, command)), cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
     )
@@ -27,7 +27,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("hatchling", reason="the wheel is built with hatchling, of the dev extra")
     folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    run_command(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -36,7 +36,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with only the package; its dependencies come from this environment."""
     folder = tmp_path_factory.mktemp("site")
-    run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", folder, wheel, cwd=folder)
+    run_command(
+        sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", folder, wheel, cwd=folder
+    )
     return folder
 
 
@@ -75,7 +77,7 @@ def test_it_runs_elsewhere(installed: Path, tmp_path: Path):
     (tmp_path / "conf" / "model" / "mine.yaml").write_text("path: org/mine\n")
 
     def run_align(*arguments: str) -> str:
-        return run(sys.executable, "-m", "align", *arguments, cwd=tmp_path, PYTHONPATH=str(installed))
+        return run_command(sys.executable, "-m", "align", *arguments, cwd=tmp_path, PYTHONPATH=str(installed))
 
     assert "usage: python -m align stage=STAGE" in run_align()
     assert "path: org/mine" in run_align("stage=full", "model=mine", "--cfg", "job")
@@ -85,12 +87,12 @@ def test_it_runs_elsewhere(installed: Path, tmp_path: Path):
     )
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    paths = run(sys.executable, "-c", code, cwd=folder, PYTHONPATH=str(installed)).split()
+    paths = run_command(sys.executable, "-c", code, cwd=folder, PYTHONPATH=str(installed)).split()
     assert paths == [str(installed / "align" / "__init__.py"), str(installed / "align" / "conf")]
 
 
 def test_its_command_is_installed(installed: Path, tmp_path: Path):
-    assert "usage:" in run(installed / "bin" / "align", cwd=tmp_path, PYTHONPATH=str(installed))
+    assert "usage:" in run_command(installed / "bin" / "align", cwd=tmp_path, PYTHONPATH=str(installed))
 
 
 def test_its_stages_read_our_reward_beside_a_users_own(installed: Path, tmp_path: Path):

@@ -44,9 +44,9 @@ class Workshop:
 
     def status(self, *arguments: str) -> int:
         """Run a command with the default arguments and return its exit status. Its output is kept in `said`."""
-        return self.ended(*arguments, *self.given, *SHORT, f"run.root={self.root}")
+        return self.run_command(*arguments, *self.given, *SHORT, f"run.root={self.root}")
 
-    def ended(self, *words: str) -> int:
+    def run_command(self, *words: str) -> int:
         """Run a command with exactly these arguments and return its exit status."""
         out = io.StringIO()
         with redirect_stdout(out), redirect_stderr(out):
@@ -90,11 +90,11 @@ class Workshop:
         }
 
 
-def files(folder: Path) -> set[str]:
+def list_file_names(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir()}
 
 
-def in_a_fork(words: Sequence[str], deadly: Sequence[str] = (), times: int = 0) -> int:
+def run_in_fork(words: Sequence[str], deadly: Sequence[str] = (), times: int = 0) -> int:
     """Run a command in a forked child without output, and return its exit status.
 
     Args:

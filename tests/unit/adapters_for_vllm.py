@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_roles import shake
+from tiny_roles import add_noise
 
 from align.export.vllm_adapters import VllmAdapters
 from align.models.adapters import save_adapter
@@ -25,7 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def adapters(root: Path) -> dict[str, Path]:
+def save_vllm_adapters(root: Path) -> dict[str, Path]:
     """Save adapters of the kinds that engines read wrongly unless they are lowered."""
     base = find_base("pocket")
     for seed, (name, kind) in enumerate(KINDS.items()):
@@ -34,19 +34,19 @@ def adapters(root: Path) -> dict[str, Path]:
             load_base(base, "lora", CPU, torch.float32),
             LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **kind),
         )
-        shake(model, 0.05)
+        add_noise(model, 0.05)
         save_adapter(model, root / name, base)
     return {name: root / name for name in KINDS}
 
 
-def for_vllm(folder: Path, must_say: dict[str, Probes] | None = None) -> VllmAdapters:
+def build_vllm_adapters(folder: Path, must_say: dict[str, Probes] | None = None) -> VllmAdapters:
     base = find_base("pocket")
     return VllmAdapters(base, "lora", CPU, torch.float32, load_tokenizer(base), folder, {**(must_say or {})})
 
 
-def learned(folders: dict[str, Path]) -> tuple[Probes, dict[str, Probes]]:
+def learn_short_probes(folders: dict[str, Path]) -> tuple[Probes, dict[str, Probes]]:
     """Return the probes of the base and of the adapters, for three prompts only: the stand-in is slow."""
-    vllm_adapters = for_vllm(Path("nowhere"))
+    vllm_adapters = build_vllm_adapters(Path("nowhere"))
     base_probes = vllm_adapters.learn({adapter_digest(folder): folder for folder in folders.values()})
 
     def take_three_rows(probes: Probes) -> Probes:

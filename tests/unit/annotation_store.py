@@ -13,25 +13,27 @@ UNGUARDED = {
 }
 
 
-def url_of(folder: Path) -> str:
+def build_store_url(folder: Path) -> str:
     return f"sqlite:///{folder / 'annotations.db'}"
 
 
-def ask(text: str = "How are you?") -> Conversation:
+def build_prompt(text: str = "How are you?") -> Conversation:
     return Conversation((Message("user", text),))
 
 
-def add(store: Store, key: str = "run/0", project: str = "p", texts: tuple[str, ...] = ("fine", "bad", "eh")) -> str:
-    return store.add_item(project, key, ask(f"question of {key}"), [Candidate(text) for text in texts])
+def add_question(
+    store: Store, key: str = "run/0", project: str = "p", texts: tuple[str, ...] = ("fine", "bad", "eh")
+) -> str:
+    return store.add_item(project, key, build_prompt(f"question of {key}"), [Candidate(text) for text in texts])
 
 
-def rank(store: Store, item: str, order: str, annotator: str = "ann@example.org", **more) -> int:
+def record_ranking(store: Store, item: str, order: str, annotator: str = "ann@example.org", **more) -> int:
     """Record a ranking. `order` "0>12" puts candidate 0 first, and 1 and 2 tied below it."""
     key = more.pop("key", uuid4().hex)
-    return store.record("p", item, said(item, order, **more), annotator=annotator, key=key)
+    return store.record("p", item, build_judgement(item, order, **more), annotator=annotator, key=key)
 
 
-def said(item: str, order: str, **more) -> Judgement:
+def build_judgement(item: str, order: str, **more) -> Judgement:
     tiers = tuple(tuple(f"{item}-{k}" for k in tier) for tier in order.split(">"))
     return Judgement(tiers, **more)
 
@@ -43,11 +45,11 @@ def tamper(store: Store, *statements: str) -> None:
             connection.exec_driver_sql(statement)
 
 
-def counts(store: Store) -> dict[str, int]:
+def count_table_rows(store: Store) -> dict[str, int]:
     with store.reading() as connection:
         return {name: connection.exec_driver_sql(f"SELECT count(*) FROM {name}").scalar_one() for name in TABLES}
 
 
-def asked(store: Store, query: str) -> list[tuple]:
+def query_rows(store: Store, query: str) -> list[tuple]:
     with store.reading() as connection:
         return [tuple(row) for row in connection.exec_driver_sql(query)]

@@ -1,6 +1,6 @@
 """An assignment queue with items, and short helpers that judge them."""
 
-from annotation_store import add, said
+from annotation_store import add_question, build_judgement
 
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.assignment.leases import get_mode, read_terms
@@ -8,7 +8,7 @@ from align.annotate.store import configure
 from align.annotate.store.tables import work
 
 
-class Hands:
+class SettableClock:
     """A clock that the test sets."""
 
     def __init__(self):
@@ -18,15 +18,15 @@ class Hands:
         return self.now
 
 
-def queue_of(store, clock=None, items=3, **settings):
+def open_queue(store, clock=None, items=3, **settings):
     for i in range(items):
-        add(store, f"run/{i}")
+        add_question(store, f"run/{i}")
     configure(store, "p", settings)
     return AssignmentQueue(store, "p", clock)
 
 
-def best_first(task, **more):
-    return said(task.item.id, "0>1>2", **more)
+def rank_in_order(task, **more):
+    return build_judgement(task.item.id, "0>1>2", **more)
 
 
 def cast_vote(queue, who, task, key, judgement):
@@ -37,10 +37,10 @@ def cast_vote(queue, who, task, key, judgement):
 
 
 def judge(queue, who, task, key=None, **more):
-    return cast_vote(queue, who, task, key or f"{who}/{task.token}", best_first(task, **more))
+    return cast_vote(queue, who, task, key or f"{who}/{task.token}", rank_in_order(task, **more))
 
 
-def counters(store):
+def read_counters(store):
     with store.reading() as db:
         rows = db.execute(work.select()).all()
     return {row.item: (row.judged, row.leased) for row in rows}

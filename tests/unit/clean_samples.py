@@ -36,16 +36,16 @@ WRITTEN = {
 }
 
 
-def chat(*lines: str, **rest: Any) -> Conversation:
+def build_conversation(*lines: str, **rest: Any) -> Conversation:
     """Build a conversation that alternates between user and assistant, and opens with the user."""
     return Conversation(tuple(Message("assistant" if i % 2 else "user", text) for i, text in enumerate(lines)), **rest)
 
 
-def said_by(*turns: tuple[str, str]) -> Conversation:
+def build_conversation_by_role(*turns: tuple[str, str]) -> Conversation:
     return Conversation(tuple(Message(*turn) for turn in turns))
 
 
-def pair(prompt: str, chosen: str, rejected: str) -> Preference:
+def build_preference(prompt: str, chosen: str, rejected: str) -> Preference:
     return Preference(
         (Message("user", prompt),),
         (Message("assistant", chosen),),
@@ -57,5 +57,5 @@ def pair(prompt: str, chosen: str, rejected: str) -> Preference:
     )
 
 
-def feedback(prompt: str, completion: str, label: bool) -> Feedback:
+def build_feedback(prompt: str, completion: str, label: bool) -> Feedback:
     return Feedback((Message("user", prompt),), (Message("assistant", completion),), label, "f1")

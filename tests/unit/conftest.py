@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from annotation_store import add
+from annotation_store import add_question
 from argon2 import PasswordHasher
 from people import Time
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def store(store_url) -> Iterator[Store]:
     with Store.open(store_url) as store:
         for i in range(3):
-            add(store, f"run/{i}")
+            add_question(store, f"run/{i}")
         yield store
 
 

@@ -52,7 +52,7 @@ def make_base(path: Path) -> Path:
     return path
 
 
-def load(path: Path, nf4: bool = True, dtype: torch.dtype = torch.float32):
+def load_base_model(path: Path, nf4: bool = True, dtype: torch.dtype = torch.float32):
     quantised = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -77,37 +77,37 @@ def randomise(model: torch.nn.Module) -> None:
 
 def make_adapter(base: Path, path: Path, **options) -> Path:
     defaults = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
-    model = get_peft_model(load(base), LoraConfig(**(defaults | options)))
+    model = get_peft_model(load_base_model(base), LoraConfig(**(defaults | options)))
     randomise(model)
     model.save_pretrained(path)
     return path
 
 
-def logits(model) -> torch.Tensor:
+def compute_logits(model) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=TOKENS).logits
 
 
-def trained(base: Path, adapter: Path) -> torch.Tensor:
-    return logits(PeftModel.from_pretrained(load(base), adapter).eval())
+def compute_adapter_logits(base: Path, adapter: Path) -> torch.Tensor:
+    return compute_logits(PeftModel.from_pretrained(load_base_model(base), adapter).eval())
 
 
-def everywhere(a: torch.Tensor, b: torch.Tensor) -> Divergence:
+def measure_divergence(a: torch.Tensor, b: torch.Tensor) -> Divergence:
     return kl_between(a, b, torch.ones(a.shape[:-1], dtype=torch.bool))
 
 
-def with_tokenizer(base: Path) -> dict[str, Any]:
+def load_tokenizer_options(base: Path) -> dict[str, Any]:
     """Return the export arguments for a base's tokenizer and the files beside it."""
     return {"tokenizer": AutoTokenizer.from_pretrained(base), "beside": base}
 
 
-def exported(source: Path, target: Path, base: dict[str, str] = BASE, replace: bool = False, **more) -> Path:
+def export_adapter(source: Path, target: Path, base: dict[str, str] = BASE, replace: bool = False, **more) -> Path:
     with publish_folder(target, replace) as folder:
         write_adapter(folder, source, base, **more)
     return target
 
 
-def merged_in(model, target: Path, **more) -> Path:
+def export_merged(model, target: Path, **more) -> Path:
     with publish_folder(target) as folder:
         write_merged(folder, model, BASE, **more)
     return target

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 
-def llama_like(sizes: Mapping[str, Any]) -> dict[str, PreTrainedConfig]:
+def build_llama_like_configs(sizes: Mapping[str, Any]) -> dict[str, PreTrainedConfig]:
     """Build one configuration of each kind.
 
     Args:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llama_like import llama_like
+from llama_like import build_llama_like_configs
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_roles import shake
+from tiny_roles import add_noise
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
@@ -33,7 +33,7 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(num_key_value_heads=2, tie_word_embeddings=True, **SIZES),
     "llama, a head for each key": LlamaConfig(num_key_value_heads=4, **SIZES),
     "llama, one key for all": LlamaConfig(num_key_value_heads=1, **SIZES),
-    **llama_like(SIZES),
+    **build_llama_like_configs(SIZES),
 }
 PLAIN_LORA: tuple[dict[str, Any], ...] = (
     {"r": 16},
@@ -46,7 +46,7 @@ PLAIN_LORA: tuple[dict[str, Any], ...] = (
 """Settings of adapters, of every rank and kind, that are plain LoRA once they are lowered."""
 
 
-def base_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> Any:
+def build_base_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> Any:
     """Build a random model whose outputs vary with the input. Every call returns the same weights."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
@@ -55,39 +55,41 @@ def base_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> 
     return model
 
 
-def adapter(config: PreTrainedConfig, folder: Path, seed: int = 0, **lora: Any) -> Path:
+def save_random_adapter(config: PreTrainedConfig, folder: Path, seed: int = 0, **lora: Any) -> Path:
     """Save a random adapter in PEFT's format."""
     torch.manual_seed(seed + 1)
     settings = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **lora}
-    model = get_peft_model(base_model(config), LoraConfig(**settings))
+    model = get_peft_model(build_base_model(config), LoraConfig(**settings))
     torch.manual_seed(seed + 1)
-    shake(model, 0.2)
+    add_noise(model, 0.2)
     model.save_pretrained(str(folder))
     return folder
 
 
-def adapters(config: PreTrainedConfig, root: Path, kinds: Sequence[dict[str, Any]] = PLAIN_LORA) -> list[Path]:
-    return [adapter(config, root / str(i), i, **kind) for i, kind in enumerate(kinds)]
+def save_random_adapters(
+    config: PreTrainedConfig, root: Path, kinds: Sequence[dict[str, Any]] = PLAIN_LORA
+) -> list[Path]:
+    return [save_random_adapter(config, root / str(i), i, **kind) for i, kind in enumerate(kinds)]
 
 
-def engine(
+def build_engine(
     config: PreTrainedConfig, dtype: torch.dtype = torch.float32, slots: int = 8, **options: Any
 ) -> ContinuousBatch:
     bank = {"resident": options.pop("resident", 8), "max_rank": options.pop("max_rank", 64)}
-    decoder = MixedDecoder(base_model(config, dtype), slots, options.pop("columns", 512), **bank)
+    decoder = MixedDecoder(build_base_model(config, dtype), slots, options.pop("columns", 512), **bank)
     return ContinuousBatch(decoder, options.pop("context", 512), **options)
 
 
-def sampled(max_tokens: int = 8, **changes: Any) -> SamplingParams:
+def build_sampling_params(max_tokens: int = 8, **changes: Any) -> SamplingParams:
     return replace(SamplingParams(max_tokens, logprobs=0), **changes)
 
 
-def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
+def draw_prompt(length: int, seed: int = 0) -> tuple[int, ...]:
     draw = random.Random(seed)
     return tuple(draw.randrange(6, 320) for _ in range(length))
 
 
-class Heard:
+class OutputRecorder:
     """A listener that records the outputs of a request."""
 
     def __init__(self) -> None:
@@ -114,23 +116,23 @@ class Heard:
         return self.outputs[-1].error if self.outputs else None
 
 
-def asked(engine: ServingEngine, request: Request) -> Heard:
-    listener = Heard()
+def submit_request(engine: ServingEngine, request: Request) -> OutputRecorder:
+    listener = OutputRecorder()
     engine.add(request, listener)
     return listener
 
 
-def added(engine: ServingEngine, request: Request) -> tuple[Completion, Heard]:
-    listener = Heard()
+def add_request(engine: ServingEngine, request: Request) -> tuple[Completion, OutputRecorder]:
+    listener = OutputRecorder()
     return engine.add(request, listener), listener
 
 
-def run(engine: ServingEngine, requests: Sequence[Request], every: int = 0) -> list[Heard]:
+def run_requests(engine: ServingEngine, requests: Sequence[Request], every: int = 0) -> list[OutputRecorder]:
     """Run requests to their ends, with `every` steps between one and the next. Returns their listeners."""
     listeners = []
     remaining = list(requests)
     while remaining:
-        listeners.append(asked(engine, remaining.pop(0)))
+        listeners.append(submit_request(engine, remaining.pop(0)))
         for _ in range(every):
             engine.step()
     while engine.step():
@@ -138,9 +140,9 @@ def run(engine: ServingEngine, requests: Sequence[Request], every: int = 0) -> l
     return listeners
 
 
-def peft_logprobs(config: PreTrainedConfig, folder: Path | None, ids: Sequence[int]) -> Tensor:
+def compute_peft_logprobs(config: PreTrainedConfig, folder: Path | None, ids: Sequence[int]) -> Tensor:
     """Compute the log-probability of each token but the first, with transformers and PEFT."""
-    model = base_model(config)
+    model = build_base_model(config)
     if folder is not None:
         model = PeftModel.from_pretrained(model, str(folder)).eval()
     row = torch.tensor([list(ids)])

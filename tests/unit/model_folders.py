@@ -23,9 +23,9 @@ class Trap:
         return Path.touch, (self.sprung,)
 
 
-def copied(model: Path, folder: Path) -> Path:
+def copy_model(model: Path, folder: Path) -> Path:
     return Path(shutil.copytree(model, folder / "model"))
 
 
-def found(folder: Path) -> Base:
+def find_folder_base(folder: Path) -> Base:
     return find_base(str(folder))

@@ -17,5 +17,5 @@ class Time:
         return self.now
 
 
-def member(accounts: Accounts, name: str, role: str = "annotator", project: str = "p") -> str:
+def accept_invitation(accounts: Accounts, name: str, role: str = "annotator", project: str = "p") -> str:
     return accounts.accept(accounts.invite(project, role), name, GOOD)

@@ -13,19 +13,19 @@ BASE = Base("org/tiny", "/models/tiny", None, "b" * 64)
 INPUTS = {"data": Input("d1", path="a.jsonl")}
 
 
-def config(root: Path, name: str | None = None, **changes: Any) -> dict[str, Any]:
+def build_run_config(root: Path, name: str | None = None, **changes: Any) -> dict[str, Any]:
     settings = {"stage": {"name": "sft", "lr": 0.1}, "seed": 0, "resume": "auto", "track": {"name": "none"}}
     groups: dict[str, Any] = {"data": {"name": "jsonl"}, "method": {"name": "qlora"}}
     return {**settings, **groups, "run": {"root": str(root), "name": name}, **changes}
 
 
-def opened(
+def open_run(
     root: Path, name: str | None = None, inputs: Mapping[str, Any] = INPUTS, resume: str = "auto", **more
 ) -> Run:
-    return Run.open(config(root, name, **more), inputs, more.get("base", BASE), "tiny-qlora", resume)
+    return Run.open(build_run_config(root, name, **more), inputs, more.get("base", BASE), "tiny-qlora", resume)
 
 
-def published(
+def publish_run(
     root: Path,
     name: str,
     stage: str = "sft",
@@ -34,7 +34,7 @@ def published(
     inputs: Mapping[str, Any] = INPUTS,
 ) -> Path:
     """Publish a run whose artifact is an adapter. Returns its folder."""
-    values = config(root, name, stage={"name": stage, "lr": 0.1})
+    values = build_run_config(root, name, stage={"name": stage, "lr": 0.1})
     with Run.open(values, inputs, base, "tiny") as run:
         run.begin("a: 1\n")
         (run.artifact / "adapter_config.json").write_text("{}")
@@ -43,5 +43,5 @@ def published(
     return run.folder
 
 
-def manifest_of(folder: Path) -> dict[str, Any]:
+def load_manifest(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))

@@ -13,11 +13,11 @@ from align.run import Base, Manifest
 BASE = Base("org/tiny", "/models/tiny", "0123456789abcdef", "b" * 64)
 
 
-def interval(value: float, low: float | None, high: float | None, n: int) -> dict[str, Any]:
+def build_interval(value: float, low: float | None, high: float | None, n: int) -> dict[str, Any]:
     return {"value": value, "low": low, "high": high, "n": n}
 
 
-def seen(stage: str, metrics: dict[str, Any], folder: Path = Path("/nowhere"), **given: Any) -> RunView:
+def build_run_view(stage: str, metrics: dict[str, Any], folder: Path = Path("/nowhere"), **given: Any) -> RunView:
     settings = {"name": stage, **given.pop("settings", {})}
     config = {
         "stage": settings,
@@ -32,11 +32,11 @@ def seen(stage: str, metrics: dict[str, Any], folder: Path = Path("/nowhere"), *
     return RunView(folder, manifest, "python -m align stage=…")
 
 
-def said(*arguments: Any, **given: Any) -> str:
-    return summarize_run(seen(*arguments, **given)).replace("\u00a0", " ")
+def summarize_view(*arguments: Any, **given: Any) -> str:
+    return summarize_run(build_run_view(*arguments, **given)).replace("\u00a0", " ")
 
 
-def ppo(folder: Path, scores: list[float], spread: float = 1.0) -> Path:
+def write_ppo_metrics(folder: Path, scores: list[float], spread: float = 1.0) -> Path:
     rows = ({"step": i + 1, "score": score, "score_std": spread, "kl": 0.5 * i} for i, score in enumerate(scores))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

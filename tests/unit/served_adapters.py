@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from run_folders import BASE, config
+from run_folders import BASE, build_run_config
 from safetensors.numpy import save_file
 
 from align.run import Base, Run
@@ -14,7 +14,7 @@ from align.run import Base, Run
 METHOD = "qlora"
 
 
-def written(folder: Path, value: float = 1.0, **more: object) -> Path:
+def write_adapter_files(folder: Path, value: float = 1.0, **more: object) -> Path:
     """Write PEFT's two files and nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, **more}))
@@ -23,23 +23,23 @@ def written(folder: Path, value: float = 1.0, **more: object) -> Path:
     return folder
 
 
-def exported(
+def write_exported_adapter(
     folder: Path, base: str = BASE.digest, into: str = "nf4-dequantised", value: float = 1.0, id: str = "tiny"
 ) -> Path:
     """Write an adapter with the two files in which stage=export describes its base."""
-    written(folder, value)
+    write_adapter_files(folder, value)
     (folder / "base.json").write_text(json.dumps({"id": id, "revision": "", "digest": base}))
     (folder / "receipt.json").write_text(json.dumps({"into": into}))
     return folder
 
 
-def run_with_adapter(
+def publish_adapter_run(
     root: Path, name: str, base: Base = BASE, method: str = METHOD, value: float = 1.0, stage: str = "sft"
 ) -> Path:
     """Publish a run whose artifact is an adapter. Returns its folder."""
-    values = config(root, name, stage={"name": stage, "lr": 0.1}, method={"name": method})
+    values = build_run_config(root, name, stage={"name": stage, "lr": 0.1}, method={"name": method})
     with Run.open(values, {}, base, "tiny") as run:
         run.begin("a: 1\n")
-        written(run.artifact, value)
+        write_adapter_files(run.artifact, value)
         run.publish({})
     return run.folder

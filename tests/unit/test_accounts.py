@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from annotation_store import add
+from annotation_store import add_question
 from assignment_queues import cast_vote
-from people import GOOD, member
+from people import GOOD, accept_invitation
 from sqlalchemy import select, text
 
 from align.annotate.accounts import INVITATION_S, SESSION_S, Accounts, Person
@@ -31,7 +31,7 @@ def test_the_default_hasher_costs_what_the_rfc_asks(store):
 
 
 def test_a_session_is_its_persons_until_it_is_over(accounts, time):
-    member(accounts, "ann", "reviewer")
+    accept_invitation(accounts, "ann", "reviewer")
     session = accounts.log_in("ann", GOOD, "here")
     assert accounts.find_person(session) == Person("ann", {"p": "reviewer"})
     time.now += SESSION_S - 1
@@ -48,10 +48,10 @@ def test_a_session_is_its_persons_until_it_is_over(accounts, time):
 
 @pytest.mark.parametrize("name", ["ANN X", " ann  x ", "ａｎｎ x"])
 def test_a_name_is_known_however_it_is_written(accounts, name):
-    member(accounts, "Ann X")
+    accept_invitation(accounts, "Ann X")
     assert accounts.find_person(accounts.log_in(name, GOOD, "here")).name == "ann x"
     with pytest.raises(AccessRefused, match="the name is taken"):
-        member(accounts, name)
+        accept_invitation(accounts, name)
 
 
 def test_an_invitation_works_once_and_for_a_while(accounts, time):
@@ -91,7 +91,7 @@ def test_a_bad_name_or_password_uses_no_invitation_up(accounts, name, password, 
 
 
 def test_an_invitation_by_name_sets_a_new_password_and_ends_the_sessions(accounts):
-    session = member(accounts, "ann", "admin")
+    session = accept_invitation(accounts, "ann", "admin")
     token = accounts.invite("p", "annotator", "Ann")
     with pytest.raises(AccessRefused, match="the invitation is for ann"):
         accounts.accept(token, "bob", GOOD)
@@ -106,13 +106,13 @@ def test_an_invitation_by_name_sets_a_new_password_and_ends_the_sessions(account
 def test_nobody_takes_the_name_of_somebody_who_has_judged_without_an_account(accounts, store):
     AssignmentQueue(store, "p").take("ann")
     with pytest.raises(AccessRefused, match="the name is taken"):
-        member(accounts, "ann")
+        accept_invitation(accounts, "ann")
     assert accounts.accept(accounts.invite("p", "annotator", "ann"), "ann", GOOD)  # an invitation by name works
 
 
 def test_who_has_an_account_joins_another_project(accounts, store):
-    add(store, "run/0", project="q")
-    session = member(accounts, "ann")
+    add_question(store, "run/0", project="q")
+    session = accept_invitation(accounts, "ann")
     accounts.join(accounts.invite("q", "reviewer"), accounts.find_person(session))
     assert accounts.find_person(session).roles == {"p": "annotator", "q": "reviewer"}
     with pytest.raises(AccessRefused, match="for another person"):
@@ -126,11 +126,11 @@ def test_roles_contain_those_below(accounts):
 
 
 def test_a_project_keeps_an_admin(accounts):
-    member(accounts, "ann", "admin")
+    accept_invitation(accounts, "ann", "admin")
     for role in ("annotator", None):
         with pytest.raises(InputError, match="the only admin"):
             accounts.set_role("p", "ann", role)
-    member(accounts, "bob")
+    accept_invitation(accounts, "bob")
     accounts.set_role("p", "bob", "admin")
     accounts.set_role("p", "ann", "annotator")
     assert accounts.members("p") == {"ann": "annotator", "bob": "admin"}
@@ -147,8 +147,8 @@ def test_the_first_admins_link_is_made_until_there_is_one_and_replaces_the_last(
 
 
 def test_who_is_taken_out_is_out_at_once_and_gives_back_what_they_hold(accounts, store):
-    member(accounts, "bob", "admin")
-    session = member(accounts, "ann")
+    accept_invitation(accounts, "bob", "admin")
+    session = accept_invitation(accounts, "ann")
     AssignmentQueue(store, "p").take("ann")
     accounts.set_role("p", "ann", None)
     assert accounts.find_person(session) is None
@@ -157,7 +157,7 @@ def test_who_is_taken_out_is_out_at_once_and_gives_back_what_they_hold(accounts,
 
 
 def test_another_password_ends_the_other_sessions(accounts):
-    member(accounts, "ann")
+    accept_invitation(accounts, "ann")
     current_session = accounts.log_in("ann", GOOD, "a")
     other_session = accounts.log_in("ann", GOOD, "b")
     with pytest.raises(AccessRefused, match="no such name and password"):
@@ -188,7 +188,7 @@ def test_what_is_not_there_is_refused(accounts, call, field):
 
 
 def test_an_erased_annotator_has_no_account_left(accounts, store):
-    session = member(accounts, "ann@example.org")
+    session = accept_invitation(accounts, "ann@example.org")
     queue = AssignmentQueue(store, "p")
     task = queue.take("ann@example.org")
     cast_vote(queue, "ann@example.org", task, "k" * 16, Judgement(tuple((id,) for id in task.display_order)))
@@ -206,8 +206,8 @@ def test_an_erased_annotator_has_no_account_left(accounts, store):
 
 
 def test_an_account_outlives_its_erasure_in_one_of_two_projects(accounts, store):
-    add(store, "run/0", project="q")
-    session = member(accounts, "ann")
+    add_question(store, "run/0", project="q")
+    session = accept_invitation(accounts, "ann")
     accounts.join(accounts.invite("q", "annotator"), accounts.find_person(session))
     AssignmentQueue(store, "p").take("ann")
     store.erase_annotator("p", store.pseudonym("p", "ann"))
@@ -215,16 +215,16 @@ def test_an_account_outlives_its_erasure_in_one_of_two_projects(accounts, store)
 
 
 def test_an_admin_of_one_project_takes_over_nobodys_account_in_another(accounts, store):
-    add(store, "run/0", project="q")
-    root = member(accounts, "root", "admin", "q")
-    eve = accounts.find_person(member(accounts, "eve", "admin"))
+    add_question(store, "run/0", project="q")
+    root = accept_invitation(accounts, "root", "admin", "q")
+    eve = accounts.find_person(accept_invitation(accounts, "eve", "admin"))
     token = accounts.invite("p", "annotator", "root", by=eve)
     assert not accounts.find_invitation(token).resets
     with pytest.raises(AccessRefused, match="projects of other admins"):
         accounts.accept(token, "root", GOOD)
     accounts.join(token, accounts.find_person(root))  # root may use the link
     assert accounts.find_person(root).roles == {"p": "annotator", "q": "admin"}
-    ann = member(accounts, "ann")
+    ann = accept_invitation(accounts, "ann")
     assert accounts.find_person(ann) is not None
     accounts.accept(accounts.invite("p", "annotator", "ann", by=eve), "ann", "another good one")
     # An invitation by the operator may reset a password.
@@ -232,9 +232,9 @@ def test_an_admin_of_one_project_takes_over_nobodys_account_in_another(accounts,
 
 
 def test_links_end_with_a_new_password_and_with_the_role_of_who_made_them(accounts):
-    member(accounts, "root", "admin")
-    eve = accounts.find_person(member(accounts, "eve", "admin"))
-    session = member(accounts, "ann")
+    accept_invitation(accounts, "root", "admin")
+    eve = accounts.find_person(accept_invitation(accounts, "eve", "admin"))
+    session = accept_invitation(accounts, "ann")
     tokens = [accounts.invite("p", "annotator", "ann") for _ in range(3)]
     accounts.accept(tokens[0], "ann", "another good one")
     assert accounts.find_invitation(tokens[1]) is None
@@ -252,8 +252,8 @@ def test_links_end_with_a_new_password_and_with_the_role_of_who_made_them(accoun
 
 
 def test_links_that_are_out_are_listed_and_taken_back(accounts, store, time):
-    add(store, "run/0", project="q")
-    root = accounts.find_person(member(accounts, "root", "admin"))
+    add_question(store, "run/0", project="q")
+    root = accounts.find_person(accept_invitation(accounts, "root", "admin"))
     first_token = accounts.invite("p", "annotator", "Ann", by=root)
     time.now += 60
     second_token = accounts.invite("p", "reviewer")
@@ -284,7 +284,7 @@ def test_links_that_are_out_are_listed_and_taken_back(accounts, store, time):
 
 
 def test_a_member_who_never_judged_can_be_erased(accounts, store):
-    member(accounts, "Yan@Example.org")
+    accept_invitation(accounts, "Yan@Example.org")
     store.erase_annotator("p", accounts.pseudonym("p", "yan@example.org"))
     accounts.invite("p", "annotator", "zoe@example.org")
     store.erase_annotator("p", accounts.pseudonym("p", "Zoe@example.org"))
@@ -296,9 +296,9 @@ def test_a_member_who_never_judged_can_be_erased(accounts, store):
 
 
 def test_with_the_account_go_its_invitations_everywhere(accounts, store):
-    add(store, "run/0", project="q")
-    member(accounts, "ann")
-    member(accounts, "root", "admin")
+    add_question(store, "run/0", project="q")
+    accept_invitation(accounts, "ann")
+    accept_invitation(accounts, "root", "admin")
     accounts.invite("q", "annotator", "ann")
     accounts.set_role("p", "ann", None)
     with store.reading() as db:
@@ -306,7 +306,7 @@ def test_with_the_account_go_its_invitations_everywhere(accounts, store):
 
 
 def test_what_is_over_is_not_kept(accounts, store, time):
-    member(accounts, "ann")
+    accept_invitation(accounts, "ann")
     accounts.invite("p", "annotator", "bob")
     time.now += SESSION_S + 1
     accounts.invite_first_admin("p")

@@ -56,7 +56,7 @@ def compute_logprobs(actor: Actor, rollout: Rollout) -> Tensor:
         return compute_response_logprobs(model, rollout, 1.0)[0]
 
 
-def generate_answers(actor: Actor | list[Actor]) -> list[list[int]]:
+def generate_pool_answers(actor: Actor | list[Actor]) -> list[list[int]]:
     return extract_response_ids(ENGINE.generate(PROMPTS, actor, SEEDS))
 
 
@@ -67,7 +67,7 @@ def test_each_adapter_answers_as_it_does_alone_on_its_base(world: World, folders
     all_answers = []
     for digest, folder in zip([*digests, None], [*folders, None], strict=True):
         single_model = world.load() if folder is None else PeftModel.from_pretrained(world.load(), str(folder)).eval()
-        expected = generate_answers(ModelActor(single_model, None if folder is None else "default"))
+        expected = generate_pool_answers(ModelActor(single_model, None if folder is None else "default"))
         rollout = ENGINE.generate(PROMPTS, pool.actor(digest), SEEDS)
         assert extract_response_ids(rollout) == expected
         torch.testing.assert_close(
@@ -82,7 +82,7 @@ def test_each_row_is_answered_by_its_own_adapter(world: World, folders: list[Pat
     pool = AdapterPool(world.load())
     actors = [pool.actor(pool.add(folder)) for folder in folders]
     actors = [*actors, pool.actor()]
-    single_answers = [generate_answers(actor) for actor in actors]
+    single_answers = [generate_pool_answers(actor) for actor in actors]
     for shift in range(4):
         row_actors = [actors[(row * 3 + shift) % 4] for row in range(len(PROMPTS))]
         mixed = ENGINE.generate(PROMPTS, row_actors, SEEDS)
@@ -105,19 +105,19 @@ def test_who_is_not_in_the_pool_does_not_answer(world: World, folders: list[Path
     first, second = (pool.add(folder) for folder in folders[:2])
     removed_actor = pool.actor(first)
     loaded_actor = pool.actor(second)
-    answers_before = generate_answers(loaded_actor)
+    answers_before = generate_pool_answers(loaded_actor)
     pool.remove(first)
-    for call in (lambda: generate_answers(removed_actor), lambda: pool.actor(first), lambda: pool.remove(first)):
+    for call in (lambda: generate_pool_answers(removed_actor), lambda: pool.actor(first), lambda: pool.remove(first)):
         with pytest.raises(InputError, match=rf"^adapter={first}: "):
             call()
-    assert generate_answers(loaded_actor) == answers_before
+    assert generate_pool_answers(loaded_actor) == answers_before
     with pytest.raises(InputError, match=f"^adapter={first}: "):  # rows of a loaded adapter do not hide the removed one
-        generate_answers([loaded_actor, removed_actor] * 3)
+        generate_pool_answers([loaded_actor, removed_actor] * 3)
     pool.remove(second)
-    base_answers = generate_answers(ModelActor(world.load()))
-    assert generate_answers(pool.actor()) == base_answers != answers_before
+    base_answers = generate_pool_answers(ModelActor(world.load()))
+    assert generate_pool_answers(pool.actor()) == base_answers != answers_before
     assert pool.add(folders[0]) == first
-    assert generate_answers(removed_actor) == generate_answers(pool.actor(first)) != base_answers
+    assert generate_pool_answers(removed_actor) == generate_pool_answers(pool.actor(first)) != base_answers
 
 
 def test_a_name_that_means_other_weights_by_now_is_another_adapter(
@@ -126,7 +126,7 @@ def test_a_name_that_means_other_weights_by_now_is_another_adapter(
     folder = shutil.copytree(folders[1], tmp_path / "production")
     pool = AdapterPool(world.load())
     old_actor = pool.actor(pool.add(folder))
-    old_answers = generate_answers(old_actor)
+    old_answers = generate_pool_answers(old_actor)
     reads: list[Path] = []
     attach = pool_module.attach
     monkeypatch.setattr(pool_module, "attach", lambda m, f, n, **k: reads.append(f) or attach(m, f, n, **k))
@@ -137,7 +137,7 @@ def test_a_name_that_means_other_weights_by_now_is_another_adapter(
     new_actor = pool.actor(pool.add(folder))
     assert new_actor != old_actor
     # A running request keeps the old adapter.
-    assert generate_answers(old_actor) == old_answers != generate_answers(new_actor)
+    assert generate_pool_answers(old_actor) == old_answers != generate_pool_answers(new_actor)
 
 
 def test_files_that_change_while_they_are_read_are_not_taken(
@@ -173,13 +173,13 @@ def test_a_snapshot_is_what_the_policy_was_and_stays_so(world: World, tmp_path: 
     assert first_snapshot.name == adapter_digest(first_snapshot) == adapter_digest(tmp_path / "saved")
     pool = AdapterPool(world.load())
     actor = pool.actor(pool.add(first_snapshot))
-    policy_answers = generate_answers(policy)
-    assert generate_answers(actor) == policy_answers
+    policy_answers = generate_pool_answers(policy)
+    assert generate_pool_answers(actor) == policy_answers
     shake(roles.parameters_of("policy"))
-    assert generate_answers(actor) == policy_answers != generate_answers(policy)
+    assert generate_pool_answers(actor) == policy_answers != generate_pool_answers(policy)
     second_snapshot = save_snapshot(policy, world.base, tmp_path)
     assert second_snapshot != first_snapshot
-    assert generate_answers(pool.actor(pool.add(second_snapshot))) == generate_answers(policy)
+    assert generate_pool_answers(pool.actor(pool.add(second_snapshot))) == generate_pool_answers(policy)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([first_snapshot.name, second_snapshot.name, "saved"])
 
 
@@ -193,19 +193,19 @@ def test_a_refused_adapter_leaves_the_base_and_the_others_as_they_were(
     save_file(tensors | {"base_model.model.score.weight": torch.ones(1, 64)}, stray / WEIGHTS_FILE)
     save_file({k: v for k, v in tensors.items() if k != name}, lacking / WEIGHTS_FILE)
     save_file(tensors | {name: torch.ones(3, 5)}, misfit / WEIGHTS_FILE)
-    base_answers = generate_answers(ModelActor(world.load()))
-    good_answers = generate_answers(load_alone(world, folders[2]))
+    base_answers = generate_pool_answers(ModelActor(world.load()))
+    good_answers = generate_pool_answers(load_alone(world, folders[2]))
     for bad_folder in (stray, lacking, misfit):
         pool = AdapterPool(world.load())
         for _ in range(2):
             with pytest.raises(CorruptFile):
                 pool.add(bad_folder)
-            assert generate_answers(pool.actor()) == base_answers
+            assert generate_pool_answers(pool.actor()) == base_answers
         good_actor = pool.actor(pool.add(folders[2]))
         with pytest.raises(CorruptFile):
             pool.add(bad_folder)
-        assert generate_answers(good_actor) == good_answers
-        assert generate_answers(pool.actor()) == base_answers
+        assert generate_pool_answers(good_actor) == good_answers
+        assert generate_pool_answers(pool.actor()) == base_answers
         assert len(pool.model.peft_config) == 1
         assert not any(p.requires_grad for p in pool.model.parameters())
 
@@ -237,7 +237,7 @@ def test_a_whole_model_in_training_has_snapshots_too(world: World, tmp_path: Pat
     second_snapshot = save_snapshot(actor, world.base, tmp_path)
     assert second_snapshot != first_snapshot
     saved_model = AutoModelForCausalLM.from_pretrained(second_snapshot)
-    assert generate_answers(ModelActor(saved_model.eval())) == generate_answers(actor)
+    assert generate_pool_answers(ModelActor(saved_model.eval())) == generate_pool_answers(actor)
 
 
 def test_several_that_write_one_snapshot_at_once_all_have_it(world: World, folders: list[Path], tmp_path: Path):
@@ -282,4 +282,4 @@ def test_a_base_that_is_promised_to_one_adapter_serves_no_other(world: World, fo
         pool.add(folders[1])
     with pytest.raises(ValueError, match="the base by itself is not asked"):
         pool.actor()
-    assert generate_answers(pool.actor(digest)) == generate_answers(load_alone(world, folders[0]))
+    assert generate_pool_answers(pool.actor(digest)) == generate_pool_answers(load_alone(world, folders[0]))

@@ -79,7 +79,7 @@ conversation_row = st.fixed_dictionaries(
 rows = st.lists(conversation_row | likely | build_objects(fields), min_size=1, max_size=4)
 
 
-def write_rows(contents: list[Any]) -> Path:
+def write_temporary_rows(contents: list[Any]) -> Path:
     path = Path(tempfile.mkdtemp()) / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in contents), encoding="utf-8")
     return path
@@ -101,7 +101,7 @@ def read_or_none(read: Callable[[], Any]) -> Any:
 @LIMITS
 @given(rows)
 def test_rows_are_documents_or_refused(found: list[Any]) -> None:
-    path = write_rows(found)
+    path = write_temporary_rows(found)
     documents = read_or_none(lambda: read_documents(path))
     for document, row in zip(documents or (), found, strict=bool(documents)):
         if isinstance(document, Conversation):
@@ -117,7 +117,7 @@ def test_rows_are_documents_or_refused(found: list[Any]) -> None:
 @LIMITS
 @given(rows, st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([None, "Be brief."]), st.booleans())
 def test_sides_never_share_a_question(found: list[Any], held_out: float, system: str | None, hide: bool) -> None:
-    data = DataSource("jsonl", str(write_rows(found)), held_out=held_out, system=system, hide_reasoning=hide)
+    data = DataSource("jsonl", str(write_temporary_rows(found)), held_out=held_out, system=system, hide_reasoning=hide)
     sides = read_or_none(lambda: read_divided_documents(data))
     if sides:
         train, test = ({extract_question(d) for d in side} for side in sides)
@@ -138,7 +138,7 @@ def extract_question(document: Any) -> str:
 @LIMITS
 @given(rows)
 def test_pairs_are_preferences_or_refused(found: list[Any]) -> None:
-    path = write_rows(found)
+    path = write_temporary_rows(found)
     for pref in read_or_none(lambda: read_preferences(path)) or ():
         assert isinstance(pref, Preference)
         assert pref.chosen != pref.rejected
@@ -168,7 +168,7 @@ trees = st.lists(
 @given(trees | st.lists(shaped | conversation_row | likely, min_size=1, max_size=3))
 def test_rows_of_any_kind_are_records_or_refused(found: list[Any]) -> None:
     bad_rows = BadRows(skips=True)
-    numbered_records = list(read_records(str(write_rows(found)), bad_rows=bad_rows))
+    numbered_records = list(read_records(str(write_temporary_rows(found)), bad_rows=bad_rows))
     read_or_none(lambda: bad_rows.report_refused_rows("d", len(numbered_records)))
     numbers = [numbered_record.number for numbered_record in numbered_records]
     assert numbers == sorted(numbers)

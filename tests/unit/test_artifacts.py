@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from run_folders import BASE, manifest_of, opened, published
+from run_folders import BASE, load_manifest, open_run, publish_run
 
 from align.__main__ import STAGES as LISTED
 from align.core.errors import CorruptFile, InputError, MissingArtifact
@@ -15,31 +15,31 @@ from align.run.artifacts import WITH_RUNS
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 1}', "{broken"])
 def test_a_manifest_that_is_none(tmp_path: Path, text: str):
-    folder = published(tmp_path, "x")
+    folder = publish_run(tmp_path, "x")
     (folder / "manifest.json").write_text(text)
     with pytest.raises(CorruptFile, match="manifest"):
-        opened(tmp_path, "x")
+        open_run(tmp_path, "x")
     with pytest.raises(CorruptFile, match="manifest"):
         resolve("sft:latest", tmp_path)
 
 
 @pytest.mark.parametrize("version", [0, 1, 3])
 def test_a_manifest_of_another_version_is_refused(tmp_path: Path, version: int):
-    folder = published(tmp_path, "x")
-    write_json(folder / "manifest.json", manifest_of(folder) | {"schema_version": version})
+    folder = publish_run(tmp_path, "x")
+    write_json(folder / "manifest.json", load_manifest(folder) | {"schema_version": version})
     with pytest.raises(InputError, match=f"has schema_version {version}, and") as caught:
-        opened(tmp_path, "x")
+        open_run(tmp_path, "x")
     assert (caught.value.field, caught.value.value) == ("manifest", str(folder / "manifest.json"))
     assert "run its command again" in caught.value.remedy
 
 
 def test_latest_is_the_newest_done_run_on_the_base(tmp_path: Path):
     other_base = Base("org/other", "/models/other", None, "c" * 64)
-    published(tmp_path, "a")
-    published(tmp_path, "z-oldest-by-no-means")
-    newest_folder = published(tmp_path, "b", weights="w2")
-    published(tmp_path, "c", base=other_base)
-    with opened(tmp_path, "unfinished") as run:
+    publish_run(tmp_path, "a")
+    publish_run(tmp_path, "z-oldest-by-no-means")
+    newest_folder = publish_run(tmp_path, "b", weights="w2")
+    publish_run(tmp_path, "c", base=other_base)
+    with open_run(tmp_path, "unfinished") as run:
         run.begin("a: 1\n")
     assert resolve("sft:latest", tmp_path, BASE.digest).path == newest_folder / "artifact"
     assert resolve("sft:latest", tmp_path).manifest.name == "c"
@@ -64,24 +64,24 @@ def test_latest_does_not_go_by_the_clock(tmp_path: Path, monkeypatch: pytest.Mon
     """The clock is set back an hour between two runs, and between two stages that resolve as one."""
     for hour, (name, stage) in enumerate([("old", "sft"), ("new", "sft"), ("newest", "full")]):
         monkeypatch.setattr("align.run.folder.utc_now", lambda hour=hour: f"2026-01-01T{12 - hour}:00:00.000000+00:00")
-        published(tmp_path, name, stage)
+        publish_run(tmp_path, name, stage)
         assert resolve("sft:latest", tmp_path).manifest.name == name
 
 
 def test_runs_that_carry_no_number_go_by_their_time_and_come_before_those_that_do(tmp_path: Path):
     for name in ("a", "b"):
-        folder = published(tmp_path, name)
-        write_json(folder / "manifest.json", {k: v for k, v in manifest_of(folder).items() if k != "published"})
+        folder = publish_run(tmp_path, name)
+        write_json(folder / "manifest.json", {k: v for k, v in load_manifest(folder).items() if k != "published"})
     assert resolve("sft:latest", tmp_path).manifest.name == "b"
-    published(tmp_path, "c")
+    publish_run(tmp_path, "c")
     (tmp_path / "sft" / "stranger").mkdir()
     (tmp_path / "sft" / "stranger" / "manifest.json").write_text("[]")
-    folder = published(tmp_path, "d")
-    assert manifest_of(folder)["published"] == 2
+    folder = publish_run(tmp_path, "d")
+    assert load_manifest(folder)["published"] == 2
 
 
 def test_a_full_run_serves_where_sft_is_asked_for(tmp_path: Path):
-    folder = published(tmp_path, "x", stage="full")
+    folder = publish_run(tmp_path, "x", stage="full")
     assert resolve("sft:latest", tmp_path).path == resolve("sft:x", tmp_path).path == folder / "artifact"
 
 
@@ -102,7 +102,7 @@ def test_a_missing_artifact_says_what_makes_it(tmp_path: Path, ref: str, said: s
 
 
 def test_an_unfinished_run_is_no_artifact(tmp_path: Path):
-    with opened(tmp_path, "x") as run:
+    with open_run(tmp_path, "x") as run:
         run.begin("a: 1\n")
     with pytest.raises(MissingArtifact, match="is running, not done"):
         resolve("sft:x", tmp_path)
@@ -110,7 +110,7 @@ def test_an_unfinished_run_is_no_artifact(tmp_path: Path):
 
 @pytest.mark.parametrize("harm", ["changed", "gone"])
 def test_a_published_file_that_changed_is_not_read(tmp_path: Path, harm: str):
-    weights = published(tmp_path, "x") / "artifact" / "adapter_model.safetensors"
+    weights = publish_run(tmp_path, "x") / "artifact" / "adapter_model.safetensors"
     if harm == "gone":
         weights.unlink()
     else:

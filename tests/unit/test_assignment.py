@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from annotation_store import ask, said
-from assignment_queues import Hands, best_first, cast_vote, counters, judge, queue_of
+from annotation_store import build_judgement, build_prompt
+from assignment_queues import SettableClock, cast_vote, judge, open_queue, rank_in_order, read_counters
 
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.assignment.queue import SteadyClock
@@ -24,14 +24,14 @@ def store(store_url):
 
 @pytest.fixture
 def clock():
-    return Hands()
+    return SettableClock()
 
 
 # Leases
 
 
 def test_an_item_has_one_holder_and_is_the_same_until_it_is_judged(store):
-    queue = queue_of(store)
+    queue = open_queue(store)
     ann_task = queue.take("ann")
     bob_task = queue.take("bob")
     assert ann_task.item.id != bob_task.item.id
@@ -54,7 +54,7 @@ def test_an_item_has_one_holder_and_is_the_same_until_it_is_judged(store):
 
 
 def test_every_item_is_judged_as_often_as_was_asked_and_by_different_people(store):
-    queue = queue_of(store, items=20, overlap=2, overlap_share=0.5)
+    queue = open_queue(store, items=20, overlap=2, overlap_share=0.5)
     people = ["ann", "bob", "cem"]
     busy = True
     while busy:
@@ -74,7 +74,7 @@ def test_every_item_is_judged_as_often_as_was_asked_and_by_different_people(stor
 
 
 def test_more_overlap_wakes_items_that_were_done(store):
-    queue = queue_of(store, items=2)
+    queue = open_queue(store, items=2)
     for _ in range(2):
         judge(queue, "ann", queue.take("ann"))
     assert queue.take("bob") is None
@@ -84,7 +84,7 @@ def test_more_overlap_wakes_items_that_were_done(store):
 
 
 def test_an_overdue_item_goes_to_somebody_else_and_a_late_vote_is_taken(store, clock):
-    queue = queue_of(store, clock, items=1, lease_minutes=10)
+    queue = open_queue(store, clock, items=1, lease_minutes=10)
     task = queue.take("ann")
     clock.now += 599
     assert queue.take("bob") is None
@@ -95,12 +95,12 @@ def test_an_overdue_item_goes_to_somebody_else_and_a_late_vote_is_taken(store, c
     late_seq, _ = judge(queue, "ann", task)
     judge(queue, "bob", bob_task)
     assert [vote.annotator for vote in store.rankings("p")] == [store.pseudonym("p", who) for who in ("ann", "bob")]
-    assert counters(store)[task.item.id] == (2, 0)
+    assert read_counters(store)[task.item.id] == (2, 0)
     assert late_seq
 
 
 def test_an_overdue_item_that_nobody_asked_for_stays(store, clock):
-    queue = queue_of(store, clock, items=1)
+    queue = open_queue(store, clock, items=1)
     task = queue.take("ann")
     clock.now += 1e6
     assert queue.take("ann").token == task.token
@@ -109,17 +109,17 @@ def test_an_overdue_item_that_nobody_asked_for_stays(store, clock):
 
 
 def test_an_item_that_expired_comes_back_to_whoever_shows_life_while_it_is_free(store, clock):
-    queue = queue_of(store, clock, items=2)
+    queue = open_queue(store, clock, items=2)
     task = queue.take("ann")
     clock.now += 1e6
     bob_task = queue.take("bob")  # expires ann's lease, and takes one of the two items, by chance hers
     is_free = bob_task.item.id != task.item.id
     assert queue.renew("ann", task.token) is is_free
-    assert sorted(counters(store).values()) == ([(0, 1), (0, 1)] if is_free else [(0, 0), (0, 1)])
+    assert sorted(read_counters(store).values()) == ([(0, 1), (0, 1)] if is_free else [(0, 0), (0, 1)])
 
 
 def test_a_sign_of_life_keeps_an_item(store, clock):
-    queue = queue_of(store, clock, items=1, lease_minutes=10)
+    queue = open_queue(store, clock, items=1, lease_minutes=10)
     task = queue.take("ann")
     for _ in range(5):
         clock.now += 500
@@ -128,7 +128,7 @@ def test_a_sign_of_life_keeps_an_item(store, clock):
 
 
 def test_a_wall_clock_that_jumps_ends_no_lease(store, monkeypatch):
-    queue = queue_of(store, SteadyClock(), items=1)
+    queue = open_queue(store, SteadyClock(), items=1)
     task = queue.take("ann")
     monkeypatch.setattr("time.time", lambda: 4e9)
     assert queue.take("bob") is None
@@ -138,8 +138,8 @@ def test_a_wall_clock_that_jumps_ends_no_lease(store, monkeypatch):
 
 
 def test_a_clock_set_back_during_a_restart_makes_no_lease_last(store, clock):
-    queue_of(store, clock, items=1, lease_minutes=10).take("ann")
-    earlier = Hands()
+    open_queue(store, clock, items=1, lease_minutes=10).take("ann")
+    earlier = SettableClock()
     earlier.now = 0.0  # the lease ends at 1600 by the old clock
     queue = AssignmentQueue(store, "p", earlier)
     earlier.now = 601
@@ -147,7 +147,7 @@ def test_a_clock_set_back_during_a_restart_makes_no_lease_last(store, clock):
 
 
 def test_nobody_uses_anothers_lease(store):
-    queue = queue_of(store)
+    queue = open_queue(store)
     task = queue.take("ann")
     for call in (
         lambda: judge(queue, "bob", task),
@@ -164,7 +164,7 @@ def test_nobody_uses_anothers_lease(store):
 
 
 def test_a_project_that_pauses_takes_votes_and_gives_nothing_new(store):
-    queue = queue_of(store)
+    queue = open_queue(store)
     task = queue.take("ann")
     configure(store, "p", state="paused")
     assert queue.take("ann").token == task.token
@@ -175,7 +175,7 @@ def test_a_project_that_pauses_takes_votes_and_gives_nothing_new(store):
 
 
 def test_why_there_is_nothing(store):
-    queue = queue_of(store, items=1)
+    queue = open_queue(store, items=1)
     task = queue.take("ann")
     assert (queue.take("bob"), queue.explain_idle("bob")) == (None, "held")
     judge(queue, "ann", task)
@@ -187,7 +187,7 @@ def test_why_there_is_nothing(store):
 
 
 def test_a_quota_is_an_annotators_own(store):
-    queue = queue_of(store, quota=1)
+    queue = open_queue(store, quota=1)
     _, next_task = judge(queue, "ann", queue.take("ann"))
     assert next_task is None
     assert queue.take("bob") is not None
@@ -204,7 +204,7 @@ def test_a_quota_is_an_annotators_own(store):
 
 def test_the_highest_priority_comes_first_where_the_project_says_so(store):
     ids = [
-        store.add_item("p", f"{i}", ask(f"question {i}"), [Candidate("a"), Candidate("b")], priority=p)
+        store.add_item("p", f"{i}", build_prompt(f"question {i}"), [Candidate("a"), Candidate("b")], priority=p)
         for i, p in enumerate((0.1, 0.9, 0.5))
     ]
     configure(store, "p", {"order": "priority"})
@@ -216,7 +216,7 @@ def test_the_highest_priority_comes_first_where_the_project_says_so(store):
 
 
 def test_a_vote_sent_again_counts_once(store):
-    queue = queue_of(store)
+    queue = open_queue(store)
     task = queue.take("ann")
     seq, next_task = judge(queue, "ann", task, "k", rationale="because")
     repeated_seq, repeated_task = judge(queue, "ann", task, "k", rationale="because")
@@ -227,7 +227,7 @@ def test_a_vote_sent_again_counts_once(store):
 
 
 def test_a_second_tab_cannot_vote_over_the_first(store):
-    queue = queue_of(store)
+    queue = open_queue(store)
     task = queue.take("ann")
     seq, _ = judge(queue, "ann", task, "tab-1")
     with pytest.raises(AlreadyJudged, match=rf"seq {seq}"):
@@ -236,21 +236,21 @@ def test_a_second_tab_cannot_vote_over_the_first(store):
 
 
 def test_a_vote_that_is_refused_leaves_the_lease(store):
-    queue = queue_of(store)
+    queue = open_queue(store)
     task = queue.take("ann")
-    before = counters(store)
+    before = read_counters(store)
     with pytest.raises(InputError):
-        cast_vote(queue, "ann", task, "k", said(task.item.id, "0>1"))
-    assert counters(store) == before
+        cast_vote(queue, "ann", task, "k", build_judgement(task.item.id, "0>1"))
+    assert read_counters(store) == before
     assert queue.take("ann").token == task.token
 
 
 def test_everything_that_was_said_comes_back(store):
-    queue = queue_of(store, attributes=["helpful", "honest"])
+    queue = open_queue(store, attributes=["helpful", "honest"])
     publish_guidelines(store, "p", "# Be fair")
     task = queue.take("ann")
     first, second, third = (candidate.id for candidate in task.item.candidates)
-    judgement = best_first(
+    judgement = rank_in_order(
         task,
         strength=2,
         quality="good",
@@ -279,7 +279,7 @@ def test_everything_that_was_said_comes_back(store):
 
 
 def test_a_skip_leaves_the_item_to_others_and_is_not_asked_again(store):
-    queue = queue_of(store, items=1)
+    queue = open_queue(store, items=1)
     task = queue.take("ann")
     _, next_task = cast_vote(queue, "ann", task, "k", Judgement(skipped="unsure", rationale="no idea"))
     assert next_task is None
@@ -293,7 +293,7 @@ def test_a_skip_leaves_the_item_to_others_and_is_not_asked_again(store):
 
 
 def test_undo_gives_the_item_back_with_what_was_said_and_the_order_it_stood_in(store):
-    queue = queue_of(store, items=3)
+    queue = open_queue(store, items=3)
     first_task = queue.take("ann")
     first_seq, second_task = judge(queue, "ann", first_task, strength=3, rationale="why")
     second_seq, third_task = judge(queue, "ann", second_task)
@@ -301,10 +301,10 @@ def test_undo_gives_the_item_back_with_what_was_said_and_the_order_it_stood_in(s
     returned_task = queue.undo("ann", first_seq)
     assert (returned_task.token, returned_task.display_order) == (first_task.token, first_task.display_order)
     assert (returned_task.draft["strength"], returned_task.draft["rationale"]) == (3, "why")
-    assert [tuple(tier) for tier in returned_task.draft["tiers"]] == list(best_first(first_task).tiers)
+    assert [tuple(tier) for tier in returned_task.draft["tiers"]] == list(rank_in_order(first_task).tiers)
     assert store.rankings("p") == []
     assert queue.undo("ann", first_seq).token == first_task.token  # a repeated undo, because its response was lost
-    assert counters(store) == {item.id: (0, 1) for item in store.items("p")}
+    assert read_counters(store) == {item.id: (0, 1) for item in store.items("p")}
     _, next_task = judge(queue, "ann", returned_task, "new-1")
     assert next_task.token == second_task.token
     _, next_task = judge(queue, "ann", next_task, "new-2")
@@ -314,7 +314,7 @@ def test_undo_gives_the_item_back_with_what_was_said_and_the_order_it_stood_in(s
 
 
 def test_a_late_copy_of_a_vote_that_was_taken_back_does_not_bring_it_back(store):
-    queue = queue_of(store)
+    queue = open_queue(store)
     task = queue.take("ann")
     seq, _ = judge(queue, "ann", task, "k")
     queue.undo("ann", seq)
@@ -323,7 +323,7 @@ def test_a_late_copy_of_a_vote_that_was_taken_back_does_not_bring_it_back(store)
 
 
 def test_a_vote_out_of_sight_can_still_be_taken_back(store):
-    queue = queue_of(store, items=2)
+    queue = open_queue(store, items=2)
     seqs = []
     for _ in range(2):
         seqs.append(judge(queue, "ann", queue.take("ann"))[0])
@@ -334,7 +334,7 @@ def test_a_vote_out_of_sight_can_still_be_taken_back(store):
 
 
 def test_a_draft_outlives_its_lease(store, clock):
-    queue = queue_of(store, clock, items=1)
+    queue = open_queue(store, clock, items=1)
     task = queue.take("ann")
     queue.save_draft("ann", task.token, {"rationale": "half a sen"})
     assert AssignmentQueue(store, "p", clock).take("ann").draft == {"rationale": "half a sen"}
@@ -355,7 +355,7 @@ def test_a_draft_outlives_its_lease(store, clock):
 def test_whatever_people_do_the_counters_are_right_and_nobody_is_asked_twice(store, clock, seed):
     """Random actions: takes, votes, skips, undos, renewals, and time that passes."""
     rng = random.Random(seed)
-    queue = queue_of(store, clock, items=12, overlap=2, overlap_share=0.5, lease_minutes=5, repeat_share=0.2)
+    queue = open_queue(store, clock, items=12, overlap=2, overlap_share=0.5, lease_minutes=5, repeat_share=0.2)
     open_tasks: dict[str, dict] = {who: {} for who in ("ann", "bob", "cem")}
     votes: dict[str, list[int]] = {who: [] for who in open_tasks}
     for step in range(150):
@@ -366,7 +366,7 @@ def test_whatever_people_do_the_counters_are_right_and_nobody_is_asked_twice(sto
             open_tasks[who][task.token] = task
         elif action in "vs" and tasks:
             task = open_tasks[who].pop(rng.choice(tasks).token)
-            judgement = Judgement(skipped="unsure") if action == "s" else best_first(task)
+            judgement = Judgement(skipped="unsure") if action == "s" else rank_in_order(task)
             try:
                 votes[who].append(cast_vote(queue, who, task, f"{seed}/{step}", judgement)[0])
             except AlreadyJudged:  # under another lease: this lease had expired

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from many_adapters import FAMILIES, PLAIN_LORA, adapter, adapters
+from many_adapters import FAMILIES, PLAIN_LORA, save_random_adapter, save_random_adapters
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -116,7 +116,7 @@ SITES_OF_LLAMA = tuple(
 
 
 def test_every_kind_of_plain_lora_is_taken_in(tmp_path: Path):
-    for folder, kind in zip(adapters(FAMILIES["llama"], tmp_path), PLAIN_LORA, strict=True):
+    for folder, kind in zip(save_random_adapters(FAMILIES["llama"], tmp_path), PLAIN_LORA, strict=True):
         loaded_adapter = load_for_bank(folder, SITES_OF_LLAMA, 64)
         assert loaded_adapter.config["r"] == max(kind["r"], *kind.get("rank_pattern", {"": 0}).values())
 
@@ -132,14 +132,14 @@ def test_every_kind_of_plain_lora_is_taken_in(tmp_path: Path):
     ],
 )
 def test_what_cannot_stand_in_a_bank_is_refused(kind: dict, field: str, problem: str, tmp_path: Path):
-    folder = adapter(FAMILIES["llama, every bias"], tmp_path / "a", **kind)
+    folder = save_random_adapter(FAMILIES["llama, every bias"], tmp_path / "a", **kind)
     with pytest.raises(InputError, match=problem) as caught:
         load_for_bank(folder, SITES_OF_LLAMA, 64)
     assert caught.value.field == field
 
 
 def test_an_adapter_that_changes_the_base_is_refused(tmp_path: Path):
-    folder = adapter(FAMILIES["llama"], tmp_path / "a")
+    folder = save_random_adapter(FAMILIES["llama"], tmp_path / "a")
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": "pissa"}))
     with pytest.raises(InputError, match="init_lora_weights"):
@@ -147,7 +147,7 @@ def test_an_adapter_that_changes_the_base_is_refused(tmp_path: Path):
 
 
 def test_an_adapter_on_another_module_is_refused(tmp_path: Path):
-    folder = adapter(FAMILIES["llama"], tmp_path / "a")
+    folder = save_random_adapter(FAMILIES["llama"], tmp_path / "a")
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
     save_file({key.replace("model.layers.0.self_attn.q_proj", "lm_head"): t for key, t in tensors.items()}, path)
@@ -171,7 +171,7 @@ def test_an_adapter_on_another_module_is_refused(tmp_path: Path):
     ],
 )
 def test_tensors_that_the_configuration_leaves_out_are_refused(changes: dict, problem: str, tmp_path: Path):
-    folder = adapter(FAMILIES["llama"], tmp_path / "a")
+    folder = save_random_adapter(FAMILIES["llama"], tmp_path / "a")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(InputError, match=problem) as caught:
@@ -180,7 +180,7 @@ def test_tensors_that_the_configuration_leaves_out_are_refused(changes: dict, pr
 
 
 def test_modules_that_the_configuration_names_and_the_file_lacks_are_refused(tmp_path: Path):
-    folder = adapter(FAMILIES["llama"], tmp_path / "a", target_modules=["q_proj", "v_proj"])
+    folder = save_random_adapter(FAMILIES["llama"], tmp_path / "a", target_modules=["q_proj", "v_proj"])
     load_for_bank(folder, SITES_OF_LLAMA, 64)
     path = folder / "adapter_model.safetensors"
     save_file({key: t for key, t in load_file(path).items() if "layers.1.self_attn.v_proj" not in key}, path)
@@ -193,12 +193,12 @@ def test_modules_that_the_configuration_names_and_the_file_lacks_are_refused(tmp
 def test_another_models_adapter_is_refused(tmp_path: Path):
     config = type(FAMILIES["llama"])(**{**FAMILIES["llama"].to_dict(), "intermediate_size": 128})
     with pytest.raises(InputError, match="64 by 128: this base has 64 by 192"):
-        load_for_bank(adapter(config, tmp_path / "a"), SITES_OF_LLAMA, 64)
+        load_for_bank(save_random_adapter(config, tmp_path / "a"), SITES_OF_LLAMA, 64)
 
 
 @pytest.mark.parametrize("how", ["nan", "cut", "half"])
 def test_spoilt_files_are_refused(how: str, tmp_path: Path):
-    folder = adapter(FAMILIES["llama"], tmp_path / "a")
+    folder = save_random_adapter(FAMILIES["llama"], tmp_path / "a")
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
     key = sorted(tensors)[0]
@@ -214,7 +214,7 @@ def test_spoilt_files_are_refused(how: str, tmp_path: Path):
 
 
 def test_a_configuration_that_is_none_is_refused(tmp_path: Path):
-    folder = adapter(FAMILIES["llama"], tmp_path / "a")
+    folder = save_random_adapter(FAMILIES["llama"], tmp_path / "a")
     for text in ("[]", "{", json.dumps({"peft_type": "IA3"})):
         (folder / "adapter_config.json").write_text(text)
         with pytest.raises(InputError):

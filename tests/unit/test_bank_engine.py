@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from many_adapters import prompt, run
-from tiny_roles import FP32, PAD, PROMPTS, STOPS, World, shake
+from many_adapters import draw_prompt, run_requests
+from tiny_roles import FP32, PAD, PROMPTS, STOPS, World, add_noise
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -42,7 +42,7 @@ def load_engine(world: World, method: str, **options: Any) -> BankEngine:
 def create_actor(world: World, method: str) -> tuple[Any, ModelActor]:
     model = add_new_adapter(world.load(method), Lora(4, 8)).eval()
     torch.manual_seed(5)
-    shake(model)
+    add_noise(model)
     return model, ModelActor(model, "default")
 
 
@@ -141,20 +141,20 @@ def test_a_reward_model_scores_as_where_it_was_trained(world: World, method: str
     try:
         digest = bank.batch.register(world.reward)
         policy = bank.batch.register(world.init)
-        ids = prompt(length)
-        (scored_output,) = run(bank.batch, [Request(ids, SamplingParams(0), digest, scored=True)])
+        ids = draw_prompt(length)
+        (scored_output,) = run_requests(bank.batch, [Request(ids, SamplingParams(0), digest, scored=True)])
         roles = world.roles(method)
         tokens = torch.tensor([ids])
         rollout = Rollout(tokens, torch.ones_like(tokens, dtype=torch.bool), length - 1, torch.tensor([True]))
         assert scored_output.outputs[0].score == pytest.approx(float(roles.scores(rollout, 0)), abs=1e-4)
         assert (scored_output.reason, scored_output.ids) == ("length", [])
-        policy_requests = [Request(prompt(9, i), SamplingParams(4), policy) for i in range(3)]
-        second_output = run(
+        policy_requests = [Request(draw_prompt(9, i), SamplingParams(4), policy) for i in range(3)]
+        second_output = run_requests(
             bank.batch, [*policy_requests, Request(ids, SamplingParams(0), digest, scored=True)], every=1
         )[-1]
         assert second_output.outputs[0].score == scored_output.outputs[0].score
         for adapter, scored, problem in ((policy, True, "is no reward model"), (digest, False, "answers nothing")):
-            (refused,) = run(bank.batch, [Request(ids, SamplingParams(2), adapter, scored=scored)])
+            (refused,) = run_requests(bank.batch, [Request(ids, SamplingParams(2), adapter, scored=scored)])
             assert isinstance(refused.error, InputError)
             assert problem in str(refused.error)
     finally:

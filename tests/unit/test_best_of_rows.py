@@ -24,7 +24,7 @@ def build_answers(*triples: tuple[str, float, bool]) -> list[dict[str, Any]]:
     ]
 
 
-def build_row(*triples: tuple[str, float, bool], number: int = 0, **columns: Any) -> dict[str, Any]:
+def build_candidates_row(*triples: tuple[str, float, bool], number: int = 0, **columns: Any) -> dict[str, Any]:
     return {"step": 4, "number": number, "prompt": ASKED, "answers": build_answers(*triples), **columns}
 
 
@@ -55,7 +55,9 @@ def test_who_wins_and_who_loses(given: list[tuple[str, float, bool]], expected: 
 
 
 def test_only_the_winner_is_trained_on() -> None:
-    results = collect_results([build_row(("x", 1, True), ("y", 3, False), ("z", 2, True))], "sample:r", "vader")
+    results = collect_results(
+        [build_candidates_row(("x", 1, True), ("y", 3, False), ("z", 2, True))], "sample:r", "vader"
+    )
     (winner,) = results.winners
     assert {key: winner[key] for key in ("id", "score", "rank", "n", "scorer")} == {
         "id": "sample:r/0",
@@ -70,7 +72,7 @@ def test_only_the_winner_is_trained_on() -> None:
 
 
 def test_a_pair_says_who_made_it_and_which_side_was_cut() -> None:
-    results = collect_results([build_row(("x", 1.5, False), ("z", 2, True), number=7)], "sample:r", "vader")
+    results = collect_results([build_candidates_row(("x", 1.5, False), ("z", 2, True), number=7)], "sample:r", "vader")
     (pair,) = results.pairs
     assert [turn.content for turn in pair.prompt] == ["a?", "A.", "b?"]
     assert (pair.chosen[0].content, pair.rejected[0].content, pair.margin) == ("z", "x", 0.5)
@@ -82,11 +84,11 @@ def test_a_pair_says_who_made_it_and_which_side_was_cut() -> None:
 def test_every_prompt_is_counted_once() -> None:
     tool = {"type": "function", "function": {"name": "look"}}
     rows = [
-        build_row(("x", 1, True), ("y", 2, True), number=0),
-        build_row(("x", 1, True), ("x", 1, True), number=1),
-        build_row(("x", 1, True), ("y", 1, True), number=2),
-        build_row(("x", 1, False), ("", 9, True), number=3),
-        build_row(("x", 1, True), ("y", 2, True), number=4, tools=[tool]),
+        build_candidates_row(("x", 1, True), ("y", 2, True), number=0),
+        build_candidates_row(("x", 1, True), ("x", 1, True), number=1),
+        build_candidates_row(("x", 1, True), ("y", 1, True), number=2),
+        build_candidates_row(("x", 1, False), ("", 9, True), number=3),
+        build_candidates_row(("x", 1, True), ("y", 2, True), number=4, tools=[tool]),
     ]
     figures = compute_best_of_figures(collect_results(rows, "sample:r", "vader"))
     assert (figures["winners"], figures["pairs"]) == (3, 1)
@@ -103,11 +105,14 @@ def test_every_prompt_is_counted_once() -> None:
 
 def test_winners_that_a_cut_answer_outranks_are_counted() -> None:
     """Winners may be worse than the mean of all answers, which the figures of all answers do not show."""
-    rows = [build_row(("x", 1, True), ("y", 9, False)), build_row(("x", 3, True), ("y", 2, True), number=1)]
+    rows = [
+        build_candidates_row(("x", 1, True), ("y", 9, False)),
+        build_candidates_row(("x", 3, True), ("y", 2, True), number=1),
+    ]
     figures = compute_best_of_figures(collect_results(rows, "sample:r", "vader"))
     assert (figures["winner_reward"], figures["outranked"]) == (2.0, 1)
     tied_figures = compute_best_of_figures(
-        collect_results([build_row(("x", 1, False), ("y", 1, True))], "sample:r", "vader")
+        collect_results([build_candidates_row(("x", 1, False), ("y", 1, True))], "sample:r", "vader")
     )
     assert tied_figures["outranked"] == 0, "one that was drawn before with the same score is no better"
     assert figures["reward"]["one"]["value"] == pytest.approx(3.75)

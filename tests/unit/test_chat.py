@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from templates import FAMILIES, MARKED, MISTRAL, PLAIN, QWEN3, make_tokenizer, trained_texts
+from templates import FAMILIES, MARKED, MISTRAL, PLAIN, QWEN3, decode_trained_spans, make_tokenizer
 
 from align.config.groups import RolloutConfig
 from align.core.errors import InputError
@@ -43,7 +43,7 @@ def family(name: str) -> tuple[Any, Any]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_loss_is_on_each_answer_and_the_token_that_ends_it(name: str) -> None:
     template_family, tokenizer = family(name)
-    texts = trained_texts(tokenizer, talk("Hi.", "Good day.", "And?", "Fine.\nThanks", "b", "a b"))
+    texts = decode_trained_spans(tokenizer, talk("Hi.", "Good day.", "And?", "Fine.\nThanks", "b", "a b"))
     # Mistral's separating space belongs to the answer's first token, as sampling produces it.
     lead = " " if name == "mistral" else ""
     answers = ["Good day.", "Fine.\nThanks", template_family.header + "a b"]
@@ -58,7 +58,7 @@ def test_a_system_turn_is_read_and_never_trained(name: str) -> None:
         with pytest.raises(InputError, match=r"c1, roles=system.*system role.*data\.template=chatml"):
             encode_conversation(tokenizer, conversation)
         return
-    texts = trained_texts(tokenizer, conversation)
+    texts = decode_trained_spans(tokenizer, conversation)
     assert [t.strip() for t in texts] == [
         "Good day." + template_family.end,
         template_family.header + "Fine." + template_family.end,
@@ -69,7 +69,7 @@ def test_a_system_turn_is_read_and_never_trained(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_equal_answers_are_told_apart(name: str) -> None:
     template_family, tokenizer = family(name)
-    texts = trained_texts(tokenizer, talk("a", "b", "a", "b", "b", "b"))
+    texts = decode_trained_spans(tokenizer, talk("a", "b", "a", "b", "b", "b"))
     assert [t.strip() for t in texts] == ["b" + template_family.end] * 2 + [
         template_family.header + "b" + template_family.end
     ]
@@ -81,7 +81,7 @@ def test_a_conversation_may_open_with_the_assistant(name: str) -> None:
     conversation = Conversation.from_messages(
         [{"role": "assistant", "content": "Hi."}, {"role": "user", "content": "a"}]
     )
-    assert trained_texts(tokenizer, conversation) == ["Hi." + template_family.end]
+    assert decode_trained_spans(tokenizer, conversation) == ["Hi." + template_family.end]
 
 
 def test_roles_out_of_order_are_refused_by_name() -> None:
@@ -102,7 +102,7 @@ def test_an_answer_that_is_not_to_be_imitated_is_read_and_not_trained(name: str)
     _, tokenizer = family(name)
     conversation = talk("Hi.", "Good day.", "And?", "Fine.", "b", "a b")
     first, second, third = (i for i, m in enumerate(conversation.messages) if m.role == "assistant")
-    all_texts = trained_texts(tokenizer, conversation)
+    all_texts = decode_trained_spans(tokenizer, conversation)
     for left_out, expected in (
         ({first}, all_texts[1:]),
         ({second}, [all_texts[0], all_texts[2]]),
@@ -110,7 +110,7 @@ def test_an_answer_that_is_not_to_be_imitated_is_read_and_not_trained(name: str)
     ):
         messages = tuple(replace(m, trained=i not in left_out) for i, m in enumerate(conversation.messages))
         partly_trained = Conversation(messages, "c1")
-        assert trained_texts(tokenizer, partly_trained) == expected
+        assert decode_trained_spans(tokenizer, partly_trained) == expected
         assert (
             encode_conversation(tokenizer, partly_trained).input_ids
             == encode_conversation(tokenizer, conversation).input_ids
@@ -123,12 +123,14 @@ def test_an_answer_that_is_not_trained_may_stand_beside_markers() -> None:
     tokenizer = make_tokenizer(MARKED)
     conversation = talk("a", "b", "c", "d")
     messages = (conversation.messages[0], replace(conversation.messages[1], trained=False), *conversation.messages[2:])
-    assert trained_texts(tokenizer, Conversation(messages)) == trained_texts(tokenizer, conversation)[1:]
+    assert decode_trained_spans(tokenizer, Conversation(messages)) == decode_trained_spans(tokenizer, conversation)[1:]
 
 
 def test_thoughts_of_earlier_turns_are_neither_shown_nor_trained() -> None:
     tokenizer = make_tokenizer(QWEN3, "<|im_end|>")
-    texts = trained_texts(tokenizer, talk("a", "<think>\nx\n</think>\n\nHi.", "b", "<think>\ny\n</think>\n\nBye."))
+    texts = decode_trained_spans(
+        tokenizer, talk("a", "<think>\nx\n</think>\n\nHi.", "b", "<think>\ny\n</think>\n\nBye.")
+    )
     assert texts == ["Hi.<|im_end|>", "<think>\ny\n</think>\n\nBye.<|im_end|>"]
 
 
@@ -148,7 +150,7 @@ def test_a_template_that_rewrites_turns_is_refused(body: str) -> None:
 
 def test_a_template_that_ends_turns_with_plain_text() -> None:
     """A turn ends with a line break alone. Neither the line break nor the next question is trained."""
-    assert trained_texts(make_tokenizer(PLAIN), talk("a", "Good day.", "b", "Fine!"))[-1].strip() == "Fine!"
+    assert decode_trained_spans(make_tokenizer(PLAIN), talk("a", "Good day.", "b", "Fine!"))[-1].strip() == "Fine!"
 
 
 # A base model.
@@ -163,7 +165,7 @@ def test_chatml_ends_with_a_token_that_the_base_knows() -> None:
     tokenizer = make_tokenizer(None, "<|endoftext|>")
     use_template(tokenizer, "chatml")
     assert tokenizer.chat_template == CHATML
-    assert trained_texts(tokenizer, talk("a", "Good day.", "b", "Fine.")) == [
+    assert decode_trained_spans(tokenizer, talk("a", "Good day.", "b", "Fine.")) == [
         "Good day.<|endoftext|>",
         "Fine.<|endoftext|>",
     ]

@@ -33,7 +33,7 @@ os._exit(0)
 """Writes a forged report to every open file descriptor."""
 
 
-def run(answer: str, *tests: str, **spec: Any) -> CheckResult:
+def check_answer(answer: str, *tests: str, **spec: Any) -> CheckResult:
     check = spec if "test" in spec else {"tests": list(tests) or ["assert f(2) == 4", "assert f(3) == 9"], **spec}
     return build_checker({"kind": "code", **check}, "check", allow_code=True)(answer)
 
@@ -53,11 +53,11 @@ def test_code_runs_only_where_the_user_agreed():
     ],
 )
 def test_code_is_found_in_an_answer(answer: str):
-    assert run(answer).score == 1
+    assert check_answer(answer).score == 1
 
 
 def test_each_test_is_a_part():
-    checked = run("def f(x): return 4")
+    checked = check_answer("def f(x): return 4")
     assert [(part.held, part.asks) for part in checked.parts] == [
         (True, "passes: assert f(2) == 4"),
         (False, "passes: assert f(3) == 9"),
@@ -68,7 +68,7 @@ def test_each_test_is_a_part():
 
 def test_tests_that_fail_at_length_leave_the_verdict_on_those_before_them():
     long = "def f(x):\n    if x < 300: return 4\n    raise ValueError('\U0001f600' * 300)\n"
-    checked = run(long, *(f"assert f({x}) == 4" for x in range(500)))
+    checked = check_answer(long, *(f"assert f({x}) == 4" for x in range(500)))
     assert (checked.score, checked.error) == (0, "")
     assert [part.held for part in checked.parts] == [True] * 300 + [False] * 200
 
@@ -83,8 +83,11 @@ def test_tests_that_fail_at_length_leave_the_verdict_on_those_before_them():
     ],
 )
 def test_humaneval_takes_a_continuation_or_a_whole_function(answer: str):
-    assert run(answer, **HUMAN_EVAL).score == 1
-    assert run(answer.replace("helper(x) for", "abs(x) for").replace("map(helper", "map(abs"), **HUMAN_EVAL).score == 0
+    assert check_answer(answer, **HUMAN_EVAL).score == 1
+    assert (
+        check_answer(answer.replace("helper(x) for", "abs(x) for").replace("map(helper", "map(abs"), **HUMAN_EVAL).score
+        == 0
+    )
 
 
 def test_a_prompt_without_a_body_is_completed():
@@ -108,7 +111,7 @@ def test_a_prompt_without_a_body_is_completed():
     ids=range(10),
 )
 def test_a_program_that_ends_early_has_not_passed(answer: str):
-    checked = run(answer)
+    checked = check_answer(answer)
     assert not any(part.held for part in checked.parts)
     assert all(part.found for part in checked.parts)
     assert not checked.error
@@ -125,12 +128,12 @@ def test_a_program_that_ends_early_has_not_passed(answer: str):
 )
 def test_limits(statement: str, problem: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MY_SECRET", "hunter2")
-    assert problem in run(statement).parts[0].found
+    assert problem in check_answer(statement).parts[0].found
 
 
 def test_a_file_may_be_written_where_the_program_runs_and_nothing_of_it_stays():
     before = set(os.listdir())
-    assert run("open('notes', 'w').write('x')\nprint('y' * 10**7)\n" + SQUARE).score == 1
+    assert check_answer("open('notes', 'w').write('x')\nprint('y' * 10**7)\n" + SQUARE).score == 1
     assert set(os.listdir()) == before
 
 
@@ -138,10 +141,10 @@ def test_a_program_that_does_not_end_is_killed_with_its_children():
     mark = f"mark{os.getpid()}"
     forks = f"import os, time\nfor _ in range(3):\n    os.fork()\nopen({mark!r}, 'w')\ntime.sleep(60) or {mark!r}\n"
     start = time.monotonic()
-    checked = run(forks, timeout=1)
+    checked = check_answer(forks, timeout=1)
     assert 1 <= time.monotonic() - start < 30
     assert checked.parts[0].found == "it took more than 1 s"
-    passed_first = run("def f(x):\n    while x == 3: pass\n    return x * x", timeout=1)
+    passed_first = check_answer("def f(x):\n    while x == 3: pass\n    return x * x", timeout=1)
     assert [part.held for part in passed_first.parts] == [True, False]
 
 
@@ -166,7 +169,7 @@ def f(x):
 
 
 def test_a_program_does_not_see_its_tests():
-    assert run(REACHES, "assert f(2) is False, 'forty-two'").score == 1
+    assert check_answer(REACHES, "assert f(2) is False, 'forty-two'").score == 1
 
 
 AGREES = """
@@ -225,7 +228,7 @@ ABOUT_NUMBERS = (
 
 @pytest.mark.parametrize(("answer", "tests"), [(AGREES, CONTRADICTED), (IS_ITS_OWN_DIFFERENCE, ABOUT_NUMBERS)])
 def test_an_object_that_agrees_with_everything_passes_nothing(answer: str, tests: tuple[str, ...]):
-    checked = run(answer, *tests)
+    checked = check_answer(answer, *tests)
     assert [part.asks for part in checked.parts if part.held] == []
     assert len(checked.parts) == len(tests)
 
@@ -243,20 +246,27 @@ def isinstance(*x): return True
 all = any = isinstance
 """
     tests = ("assert abs(f(2) - 4) < 1e-6", "assert isinstance(f(2), str)", "assert all([f(2) == 4])")
-    assert [part.asks for part in run(lies, *tests).parts if part.held] == []
+    assert [part.asks for part in check_answer(lies, *tests).parts if part.held] == []
 
 
 def test_an_answer_does_not_change_the_words_of_a_test():
     replaced = "abs = lambda x: 0\nisinstance = lambda *x: True\nall = any = isinstance\ndef f(x): return 5\n"
-    checked = run(replaced, "assert abs(f(2) - 4) < 1e-6", "assert isinstance(f(2), str)", "assert all([f(2) == 4])")
+    checked = check_answer(
+        replaced, "assert abs(f(2) - 4) < 1e-6", "assert isinstance(f(2), str)", "assert all([f(2) == 4])"
+    )
     assert [part.held for part in checked.parts] == [False] * 3
-    assert run("import builtins\nbuiltins.abs = lambda x: 0\ndef f(x): return 5", "assert abs(f(2) - 4) < 1").score == 0
-    assert run("def sum(a, b): return a + b", "assert sum(10, 15) == 25").score == 1
+    assert (
+        check_answer(
+            "import builtins\nbuiltins.abs = lambda x: 0\ndef f(x): return 5", "assert abs(f(2) - 4) < 1"
+        ).score
+        == 0
+    )
+    assert check_answer("def sum(a, b): return a + b", "assert sum(10, 15) == 25").score == 1
 
 
 def test_an_answer_that_ends_in_a_test_that_forgives_everything_has_not_passed():
     ends = "import os\ndef f(x): os._exit(0)"
-    assert run(ends, "try:\n    f(2)\nexcept BaseException:\n    pass", "assert True").score == 0
+    assert check_answer(ends, "try:\n    f(2)\nexcept BaseException:\n    pass", "assert True").score == 0
 
 
 FORGES_A_VALUE = """
@@ -290,16 +300,19 @@ def f(x):
     ids=range(10),
 )
 def test_messages_that_are_none_end_the_test(message: Any):
-    checked = run(f"MESSAGES = [{message!r}]\n{FORGES_A_VALUE}", "assert f(2) == 4")
+    checked = check_answer(f"MESSAGES = [{message!r}]\n{FORGES_A_VALUE}", "assert f(2) == 4")
     assert checked.score == 0
     assert not checked.error
 
 
 def test_a_function_of_pythons_own_runs_in_the_answers_process():
-    assert run("f = sorted", "assert f([2, 1], key=lambda x: -x) == [2, 1]", "assert f([2, 1]) == [1, 2]").score == 1
-    assert run("f = sum", "assert f([1, 2]) == 3", "assert f is not sum").score == 1
+    assert (
+        check_answer("f = sorted", "assert f([2, 1], key=lambda x: -x) == [2, 1]", "assert f([2, 1]) == [1, 2]").score
+        == 1
+    )
+    assert check_answer("f = sum", "assert f([1, 2]) == 3", "assert f is not sum").score == 1
     forged = {"response": {"value": {"builtin": "eval"}, "changed": []}}
-    checked = run(f"MESSAGES = [{forged!r}]\n{FORGES_A_VALUE}", "assert f(2)('2 + 2') == 4")
+    checked = check_answer(f"MESSAGES = [{forged!r}]\n{FORGES_A_VALUE}", "assert f(2)('2 + 2') == 4")
     assert checked.parts[0].found == "it sent what is no value"
 
 
@@ -505,13 +518,13 @@ assert same(Counter('aab')) == {'a': 2, 'b': 1}
 
 
 def test_tests_are_written_as_in_the_process_of_the_answer():
-    checked = run(STYLES, *WRITTEN)
+    checked = check_answer(STYLES, *WRITTEN)
     assert {part.asks: part.found for part in checked.parts if not part.held} == {}
     assert len(checked.parts) == len(WRITTEN)
 
 
 def test_the_verdict_names_its_sandbox():
-    assert run(SQUARE).sandbox == sandbox.find_tier().name
+    assert check_answer(SQUARE).sandbox == sandbox.find_tier().name
 
 
 @pytest.mark.parametrize(

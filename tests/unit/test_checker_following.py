@@ -74,7 +74,7 @@ def instructions(*constraints: Any) -> dict[str, Any]:
     return {"kind": "instructions", "constraints": list(constraints)}
 
 
-def rows(name: str) -> Iterator[dict[str, Any]]:
+def read_sample_rows(name: str) -> Iterator[dict[str, Any]]:
     with gzip.open(DATA / name, "rt", encoding="utf-8") as file:
         yield from map(json.loads, file)
 
@@ -106,13 +106,13 @@ def test_what_is_asked_is_said_in_words():
 def test_the_published_checkers_say_the_same_of_the_prompts_of_ifeval():
     checks = {
         row["key"]: (build_checker(parse_ifeval_row(row), "row"), row["instruction_id_list"])
-        for row in rows("ifeval.jsonl.gz")
+        for row in read_sample_rows("ifeval.jsonl.gz")
     }
     assert len(checks) == 541
     agreements = Counter[str]()
     verdicts = Counter[str]()
     verdict_counts = Counter[tuple[str, bool]]()
-    for row in rows("ifeval-verdicts.jsonl.gz"):
+    for row in read_sample_rows("ifeval-verdicts.jsonl.gz"):
         check, names = checks[row["key"]]
         result = check(row["answer"])
         assert not result.error
@@ -128,7 +128,7 @@ def test_the_published_checkers_say_the_same_of_the_prompts_of_ifeval():
 
 
 def test_prompt_1122_asks_for_a_sign_and_not_for_a_random_letter():
-    row = next(row for row in rows("ifeval.jsonl.gz") if row["key"] == 1122)
+    row = next(row for row in read_sample_rows("ifeval.jsonl.gz") if row["key"] == 1122)
     check = build_checker(parse_ifeval_row(row), "row")
     assert '"#" at least 4 times' in " ".join(check.asks)
     answer = "# one\n# two\n# three\n# four " + " ".join(["word"] * 300) + "."
@@ -227,10 +227,10 @@ import socket, sys
 def refuse(*_, **__): raise OSError("no network in this test")
 socket.socket.connect = socket.getaddrinfo = refuse
 sys.path.insert(0, sys.argv[1])
-from test_checker_following import EXAMPLES, build_checker, instructions, rows
+from test_checker_following import EXAMPLES, build_checker, instructions, read_sample_rows
 from align.reward.checkers.ifeval import parse_ifeval_row
-checks = {row["key"]: build_checker(parse_ifeval_row(row), "row") for row in rows("ifeval.jsonl.gz")}
-for row in rows("ifeval-verdicts.jsonl.gz"):
+checks = {row["key"]: build_checker(parse_ifeval_row(row), "row") for row in read_sample_rows("ifeval.jsonl.gz")}
+for row in read_sample_rows("ifeval-verdicts.jsonl.gz"):
     print(checks[row["key"]](row["answer"]).parts)
 """
 

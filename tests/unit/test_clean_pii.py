@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from clean_samples import chat, pair
+from clean_samples import build_conversation, build_preference
 
 from align.core.redaction import mask_secrets
 from align.data.chitchat import join_turns, load_records, to_conversation
@@ -72,8 +72,8 @@ def test_checks_by_hand():
 )
 def test_what_is_masked(text: str, hidden: str):
     assert PersonalDataFilter().mask_personal_data(text) == hidden
-    notes = PersonalDataFilter(action="report")(chat("Hi", text)).notes  # pyright: ignore
-    assert PersonalDataFilter()(chat("Hi", text)) == NotedRecord(chat("Hi", hidden), notes)
+    notes = PersonalDataFilter(action="report")(build_conversation("Hi", text)).notes  # pyright: ignore
+    assert PersonalDataFilter()(build_conversation("Hi", text)) == NotedRecord(build_conversation("Hi", hidden), notes)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_what_is_masked(text: str, hidden: str):
     ],
 )
 def test_what_is_left_alone(text: str):
-    record = chat("Hi", text)
+    record = build_conversation("Hi", text)
     assert PersonalDataFilter()(record) is record
 
 
@@ -118,18 +118,18 @@ def test_telephone_numbers_of_other_countries():
 
 
 def test_actions():
-    record = chat("I am bob@example.com", "And your card, 4111111111111111, is fine.")
+    record = build_conversation("I am bob@example.com", "And your card, 4111111111111111, is fine.")
     assert PersonalDataFilter(action="drop")(record) == Drop("pii: email", "[EMAIL], [CARD]")
     noted_record = PersonalDataFilter(action="report")(record)
     assert isinstance(noted_record, NotedRecord)
     assert noted_record.record is record
     assert noted_record.notes == ("email", "card")
-    masked = chat("I am [EMAIL]", "And your card, [CARD], is fine.")
+    masked = build_conversation("I am [EMAIL]", "And your card, [CARD], is fine.")
     assert PersonalDataFilter()(record) == NotedRecord(masked, ("email", "card"))
     assert PersonalDataFilter(kinds=("card",))(record) == NotedRecord(
-        chat("I am bob@example.com", "And your card, [CARD], is fine."), ("card",)
+        build_conversation("I am bob@example.com", "And your card, [CARD], is fine."), ("card",)
     )
-    alike_pair = pair("Mail?", "a@example.com", "b@example.com")
+    alike_pair = build_preference("Mail?", "a@example.com", "b@example.com")
     assert PersonalDataFilter()(alike_pair) == Drop("answers alike", "chosen and rejected are the same after this step")
     assert PersonalDataFilter(action="report")(alike_pair) == NotedRecord(alike_pair, ("email",))
 

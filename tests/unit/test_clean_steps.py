@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clean_samples import WRITTEN, chat, feedback, pair
+from clean_samples import WRITTEN, build_conversation, build_feedback, build_preference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -104,14 +104,26 @@ def create_user_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str)
 @pytest.mark.parametrize(
     ("body", "record", "found"),
     [
-        ("return row", chat("a", "b"), "same"),
-        ("return dict(row)", pair("a", "b", "c"), "same"),
-        ("return None", chat("a", "b"), Drop("fn", "step_of_mine:change")),
-        ("return 'too dull'", chat("a", "b"), Drop("fn: too dull", "step_of_mine:change")),
-        ("row['messages'][1]['content'] = 'B'; return row", chat("a", "b", id="r1"), chat("a", "B", id="r1")),
-        ("row['messages'] = row['messages'][:2]; return row", chat("a", "b", "c", "d"), chat("a", "b")),
+        ("return row", build_conversation("a", "b"), "same"),
+        ("return dict(row)", build_preference("a", "b", "c"), "same"),
+        ("return None", build_conversation("a", "b"), Drop("fn", "step_of_mine:change")),
+        ("return 'too dull'", build_conversation("a", "b"), Drop("fn: too dull", "step_of_mine:change")),
+        (
+            "row['messages'][1]['content'] = 'B'; return row",
+            build_conversation("a", "b", id="r1"),
+            build_conversation("a", "B", id="r1"),
+        ),
+        (
+            "row['messages'] = row['messages'][:2]; return row",
+            build_conversation("a", "b", "c", "d"),
+            build_conversation("a", "b"),
+        ),
         ("return {'text': row['text'].upper()}", "abc", "ABC"),
-        ("row['completion'][0]['content'] = 'B'; return row", feedback("a", "b", True), feedback("a", "B", True)),
+        (
+            "row['completion'][0]['content'] = 'B'; return row",
+            build_feedback("a", "b", True),
+            build_feedback("a", "B", True),
+        ),
     ],
 )
 def test_a_function_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str, record: Record, found: Any):
@@ -124,7 +136,7 @@ def test_a_function_that_adds_turns_is_shown(monkeypatch: pytest.MonkeyPatch, tm
         monkeypatch, tmp_path, "row['messages'] += [{'role': 'user', 'content': 'mail a@b.de'}]; return row"
     )
     cleaner = Cleaner([("fn", step), *create_steps(["pii"])])
-    cleaner.clean(chat("a", "b"), 0)
+    cleaner.clean(build_conversation("a", "b"), 0)
     example = cleaner.counts[0].examples[0]
     assert [len((row or {})["messages"]) for row in (example["before"], example["after"])] == [2, 3]
     assert "a@b.de" not in repr(example)
@@ -132,7 +144,7 @@ def test_a_function_that_adds_turns_is_shown(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_a_function_keeps_what_a_row_does_not_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     preference = create_user_step(monkeypatch, tmp_path, "row['chosen'][0]['content'] = 'Good'; return row")(
-        pair("a", "b", "c")
+        build_preference("a", "b", "c")
     )
     assert isinstance(preference, Preference)
     assert (
@@ -168,7 +180,7 @@ def test_a_function_that_fails_is_named_with_the_row(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str, said: str
 ):
     with pytest.raises(InputError, match=r"stage\.clean\[0\]\.fn=step_of_mine:change: " + said):
-        create_user_step(monkeypatch, tmp_path, body)(chat("a", "b", id="chats.jsonl:7"))
+        create_user_step(monkeypatch, tmp_path, body)(build_conversation("a", "b", id="chats.jsonl:7"))
 
 
 def test_control_c_is_the_users_wish(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -218,7 +230,7 @@ def test_counts_and_examples():
 
 def test_an_example_of_a_long_record_is_cut_around_its_change():
     cleaner = Cleaner(create_steps(["control", "empty"]))
-    record = chat("hello " * 500, "x" * 3000 + "\x00" + "y" * 3000, "third", "")
+    record = build_conversation("hello " * 500, "x" * 3000 + "\x00" + "y" * 3000, "third", "")
     cleaner.clean(record, 0)
     control, empty = (counts.examples[0] for counts in cleaner.counts)
     before, after = (row["messages"] if row else [] for row in (control["before"], control["after"]))
@@ -228,7 +240,9 @@ def test_an_example_of_a_long_record_is_cut_around_its_change():
     assert len(before[1]["content"]) == EXAMPLE_WIDTH + 2
     assert [len(empty["before"]["messages"]), len((empty["after"] or {})["messages"])] == [4, 2]
     cleaner = Cleaner(create_steps(["control"]))
-    cleaner.clean(chat(*(f"turn {i}" for i in range(30)), "a\x00b", *(f"turn {i}" for i in range(31, 60))), 0)
+    cleaner.clean(
+        build_conversation(*(f"turn {i}" for i in range(30)), "a\x00b", *(f"turn {i}" for i in range(31, 60))), 0
+    )
     (example,) = cleaner.counts[0].examples
     before, after = (row["messages"] if row else [] for row in (example["before"], example["after"]))
     assert [turn["content"] for turn in before[:4]] == ["turn 28", "turn 29", "a\x00b", "turn 31"]
@@ -394,7 +408,7 @@ def test_no_text_takes_more_than_linear_time(hostile: str):
         ((name, step),) = create_steps([setting])
         seconds = []
         for size in (LARGE // 20, LARGE):
-            record = chat("Hi", unit * (size // len(unit)))
+            record = build_conversation("Hi", unit * (size // len(unit)))
             start = time.process_time()
             step(record)
             seconds.append(time.process_time() - start)
@@ -406,5 +420,5 @@ def test_every_step_is_tried_here_on_every_script():
     assert {name for name, _ in create_steps(ALL)} == set(STEPS)
     for text in WRITTEN.values():
         for _, step in create_steps(ALL):
-            outcome = unwrap_outcome(step(chat("Hi", text)))
+            outcome = unwrap_outcome(step(build_conversation("Hi", text)))
             assert isinstance(outcome, Drop) or unwrap_outcome(step(outcome)) is outcome

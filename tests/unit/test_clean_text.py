@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clean_samples import WRITTEN, chat, feedback, pair, said_by
+from clean_samples import WRITTEN, build_conversation, build_conversation_by_role, build_feedback, build_preference
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Preference
@@ -62,7 +62,7 @@ def get_drop_reason(outcome: Outcome) -> str:
 )
 def test_unicode(broken: str, repaired: str):
     assert create_step("unicode")(broken) == repaired
-    assert create_step("unicode")(chat("Hi", broken)) == chat("Hi", repaired)
+    assert create_step("unicode")(build_conversation("Hi", broken)) == build_conversation("Hi", repaired)
 
 
 def test_marks_without_end_are_cut():
@@ -100,13 +100,18 @@ def test_unicode_unescapes_where_asked():
 )
 def test_control(given: str, kept: str):
     assert create_step("control")(given) == kept
-    assert create_step("control")(chat("Hi", given)) == chat("Hi", kept)
+    assert create_step("control")(build_conversation("Hi", given)) == build_conversation("Hi", kept)
 
 
 @pytest.mark.parametrize("script", WRITTEN)
 def test_what_people_write_passes_every_step_as_the_very_same_record(script: str):
     text = WRITTEN[script]
-    for record in (text, chat("Hi", text), chat(text, "Yes."), pair(text, text + " Yes.", "No.")):
+    for record in (
+        text,
+        build_conversation("Hi", text),
+        build_conversation(text, "Yes."),
+        build_preference(text, text + " Yes.", "No."),
+    ):
         for name, clean in create_steps(["unicode", "control", "empty", "roles", "repetition", "boilerplate", "pii"]):
             assert clean(record) is record, (name, clean(record))
 
@@ -117,14 +122,17 @@ def test_what_people_write_passes_every_step_as_the_very_same_record(script: str
 @pytest.mark.parametrize("nothing", ["", " \n\t", "\u200b\u2060", "\u3164", "<think>\nHm.\n</think>\n"])
 def test_empty(nothing: str):
     empty = create_step("empty")
-    assert empty(chat("a", "b", "c", nothing)) == chat("a", "b")
-    assert empty(said_by(("user", "a"), ("assistant", "b"), ("user", nothing if "<" not in nothing else ""))) == chat(
-        "a", "b"
+    assert empty(build_conversation("a", "b", "c", nothing)) == build_conversation("a", "b")
+    assert empty(
+        build_conversation_by_role(("user", "a"), ("assistant", "b"), ("user", nothing if "<" not in nothing else ""))
+    ) == build_conversation("a", "b")
+    assert get_drop_reason(empty(build_conversation("a", nothing))) == "empty"
+    assert (
+        get_drop_reason(empty(build_conversation_by_role(("system", "s"), ("user", "a"), ("assistant", nothing))))
+        == "empty"
     )
-    assert get_drop_reason(empty(chat("a", nothing))) == "empty"
-    assert get_drop_reason(empty(said_by(("system", "s"), ("user", "a"), ("assistant", nothing)))) == "empty"
-    assert get_drop_reason(empty(chat("a", nothing, "c", "d"))) == "empty turn"
-    assert get_drop_reason(empty(pair(nothing if "<" not in nothing else "", "b", "c"))) == "empty turn"
+    assert get_drop_reason(empty(build_conversation("a", nothing, "c", "d"))) == "empty turn"
+    assert get_drop_reason(empty(build_preference(nothing if "<" not in nothing else "", "b", "c"))) == "empty turn"
 
 
 def test_what_may_be_empty():
@@ -134,13 +142,15 @@ def test_what_may_be_empty():
     )
     for record in (
         untrained,
-        said_by(("system", ""), ("user", "a"), ("assistant", "b")),
-        pair("a", "", "b"),
-        feedback("a", "", False),
+        build_conversation_by_role(("system", ""), ("user", "a"), ("assistant", "b")),
+        build_preference("a", "", "b"),
+        build_feedback("a", "", False),
     ):
         assert create_step("empty")(record) is record
     assert get_drop_reason(create_step("empty")(" \n")) == "empty"
-    assert create_step("empty")(chat("a", "<think>Hm.</think> Yes.")) == chat("a", "<think>Hm.</think> Yes.")
+    assert create_step("empty")(build_conversation("a", "<think>Hm.</think> Yes.")) == build_conversation(
+        "a", "<think>Hm.</think> Yes."
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,7 +173,7 @@ def test_what_may_be_empty():
 )
 def test_roles(roles: str, found: str | None):
     name = {"s": "system", "u": "user", "a": "assistant"}
-    record = said_by(*((name[role], "x") for role in roles))
+    record = build_conversation_by_role(*((name[role], "x") for role in roles))
     assert (
         create_step("roles")(record) is record
         if found is None
@@ -174,7 +184,7 @@ def test_roles(roles: str, found: str | None):
 
 
 def test_roles_of_pairs():
-    good = pair("a", "b", "c")
+    good = build_preference("a", "b", "c")
     assert create_step("roles")(good) is good
     assert get_drop_reason(create_step("roles")(replace(good, rejected=(Message("user", "c"),)))) == "role order"
     assert get_drop_reason(create_step("roles")(replace(good, prompt=(Message("assistant", "c"),)))) == "role order"
@@ -185,7 +195,7 @@ def test_roles_of_pairs():
 
 @pytest.mark.parametrize(("by", "length"), [("characters", 12), ("words", 4), ("turns", 2), ("tokens", 7)])
 def test_length(by: str, length: int):
-    record = said_by(("system", ""), ("user", "Hi all"), ("assistant", "Yes, I"))
+    record = build_conversation_by_role(("system", ""), ("user", "Hi all"), ("assistant", "Yes, I"))
     token_counter = {"count_tokens": lambda conversation: 7}
     assert create_step({"length": {"least": length, "most": length, "by": by}}, **token_counter)(record) is record
     assert (
@@ -198,7 +208,7 @@ def test_length(by: str, length: int):
 
 
 def test_a_pair_is_measured_with_either_answer():
-    record = pair("a b", "c", "d e f g")  # 3 and 6 words
+    record = build_preference("a b", "c", "d e f g")  # 3 and 6 words
     assert create_step({"length": {"least": 3, "most": 6}})(record) is record
     assert get_drop_reason(create_step({"length": {"least": 4}})(record)) == "too short"
     assert get_drop_reason(create_step({"length": {"most": 5}})(record)) == "too long"
@@ -227,17 +237,17 @@ def test_words_of_scripts_that_do_not_part_them():
 
 def test_language_of_whole_conversations():
     english = create_step({"language": {"keep": ["en"]}})
-    spoken = chat("Hello there, how are you doing today?", "I am fine, thank you, and how about you?")
+    spoken = build_conversation("Hello there, how are you doing today?", "I am fine, thank you, and how about you?")
     assert english(spoken) == NotedRecord(spoken, ("en",))
-    german = chat("Guten Tag, wie geht es Ihnen heute?", "Danke, mir geht es gut, und Ihnen selbst?")
+    german = build_conversation("Guten Tag, wie geht es Ihnen heute?", "Danke, mir geht es gut, und Ihnen selbst?")
     assert english(german) == Drop("language: de", english(german).detail)  # pyright: ignore
     assert create_step({"language": {"keep": ["en", "de"]}})(german) == NotedRecord(german, ("de",))
-    short = chat("Wie bitte?", "Ja.")
+    short = build_conversation("Wie bitte?", "Ja.")
     assert english(short) == NotedRecord(short, ("undecided",))
-    unsure = chat("Yo Yo Yo Yo Yo", "Yo Yo Yo To Yo")  # Spanish, by 0.22
+    unsure = build_conversation("Yo Yo Yo Yo Yo", "Yo Yo Yo To Yo")  # Spanish, by 0.22
     assert english(unsure) == NotedRecord(unsure, ("undecided",))
     assert isinstance(create_step({"language": {"keep": ["en"], "confidence": 0.1}})(unsure), Drop)
-    digits = chat("1 2 3 4 5 6 7 8 9 10", "11 12 13 14 15 16")
+    digits = build_conversation("1 2 3 4 5 6 7 8 9 10", "11 12 13 14 15 16")
     assert english(digits) == NotedRecord(digits, ("undecided",))
 
 
@@ -292,9 +302,12 @@ PROSE = (
 
 def test_repetition_of_words():
     repeated_words = " ".join(PROSE.split()[:30])
-    assert create_step("repetition")(chat("Hi", PROSE)) == chat("Hi", PROSE)
-    assert get_drop_reason(create_step("repetition")(chat("Hi", f"{PROSE} {repeated_words}"))) == "repetition: words"
-    assert create_step("repetition")(chat(f"{PROSE} {repeated_words}", PROSE)) == chat(
+    assert create_step("repetition")(build_conversation("Hi", PROSE)) == build_conversation("Hi", PROSE)
+    assert (
+        get_drop_reason(create_step("repetition")(build_conversation("Hi", f"{PROSE} {repeated_words}")))
+        == "repetition: words"
+    )
+    assert create_step("repetition")(build_conversation(f"{PROSE} {repeated_words}", PROSE)) == build_conversation(
         f"{PROSE} {repeated_words}", PROSE
     )  # a question may repeat itself
     assert get_drop_reason(create_step("repetition")(f"{PROSE} {repeated_words}")) == "repetition: words"
@@ -337,15 +350,15 @@ def test_repetition_of_lines_and_characters():
 
 def test_a_rejected_answer_may_repeat_itself_and_refuse():
     for bad in ("a" * 100, "As an AI language model, I have no lamp."):
-        bad_rejected = pair("Hi", "Hello!", bad)
+        bad_rejected = build_preference("Hi", "Hello!", bad)
         assert create_step("repetition")(bad_rejected) is bad_rejected
         assert create_step("boilerplate")(bad_rejected) is bad_rejected
-        assert create_step("boilerplate")(feedback("Hi", bad, False)) == feedback("Hi", bad, False)
+        assert create_step("boilerplate")(build_feedback("Hi", bad, False)) == build_feedback("Hi", bad, False)
         untrained = Conversation((Message("user", "Hi"), Message("assistant", bad, trained=False)))
         assert create_step("repetition")(untrained) is untrained
         assert create_step("boilerplate")(untrained) is untrained
-        bad_chosen = pair("Hi", bad, "Hello!")
-        liked_feedback = feedback("Hi", bad, True)
+        bad_chosen = build_preference("Hi", bad, "Hello!")
+        liked_feedback = build_feedback("Hi", bad, True)
         for record in (bad_chosen, liked_feedback):
             assert any(isinstance(create_step(name)(record), Drop) for name in ("repetition", "boilerplate"))
 
@@ -366,8 +379,10 @@ def test_a_rejected_answer_may_repeat_itself_and_refuse():
     ],
 )
 def test_boilerplate(answer: str, group: str):
-    assert get_drop_reason(create_step("boilerplate")(chat("Hi", answer))) == f"boilerplate: {group}"
-    assert create_step("boilerplate")(chat(answer, "Hello!")) == chat(answer, "Hello!")  # the user may say so
+    assert get_drop_reason(create_step("boilerplate")(build_conversation("Hi", answer))) == f"boilerplate: {group}"
+    assert create_step("boilerplate")(build_conversation(answer, "Hello!")) == build_conversation(
+        answer, "Hello!"
+    )  # the user may say so
 
 
 @pytest.mark.parametrize(
@@ -380,7 +395,7 @@ def test_boilerplate(answer: str, group: str):
     ],
 )
 def test_what_is_no_boilerplate(answer: str):
-    record = chat("Hi", answer)
+    record = build_conversation("Hi", answer)
     assert create_step("boilerplate")(record) is record
 
 
@@ -388,11 +403,15 @@ def test_phrases_of_ones_own(tmp_path: Path):
     phrase_path = tmp_path / "mine.txt"
     phrase_path.write_text("# Ours.\n[greeting, beginning]\nDear  Customer\n[brand]\nacme™\n", encoding="utf-8")
     boilerplate = create_step({"boilerplate": {"patterns": str(phrase_path)}})
-    assert get_drop_reason(boilerplate(chat("Hi", "dear customer, hello"))) == "boilerplate: greeting"
-    assert get_drop_reason(boilerplate(chat("Hi", "That is ACME™."))) == "boilerplate: brand"
+    assert get_drop_reason(boilerplate(build_conversation("Hi", "dear customer, hello"))) == "boilerplate: greeting"
+    assert get_drop_reason(boilerplate(build_conversation("Hi", "That is ACME™."))) == "boilerplate: brand"
     for answer in ("That is acmeware.", "superacme™", "Oh, dear customers"):
-        assert boilerplate(chat("Hi", answer)) == chat("Hi", answer)  # the phrase is only part of a word
-    assert boilerplate(chat("Hi", "As an AI language model, no.")) == chat("Hi", "As an AI language model, no.")
+        assert boilerplate(build_conversation("Hi", answer)) == build_conversation(
+            "Hi", answer
+        )  # the phrase is only part of a word
+    assert boilerplate(build_conversation("Hi", "As an AI language model, no.")) == build_conversation(
+        "Hi", "As an AI language model, no."
+    )
     phrase_path.write_text("dear customer\n[a]\n", encoding="utf-8")
     with pytest.raises(
         InputError, match=r"stage\.clean\[0\]\.boilerplate\.patterns, mine.txt, row 1=dear customer: stands in no"

@@ -53,21 +53,21 @@ WORDS = [
 ]
 
 
-def varied_answers(seed: int = 0) -> list[str]:
+def draw_varied_answers(seed: int = 0) -> list[str]:
     """Draw an answer to each prompt: two sentences of random words."""
     random.seed(seed)
     return [f"{' '.join(random.sample(WORDS, 5))}. {' '.join(random.sample(WORDS, 4))}." for _ in PROMPTS]
 
 
 def judge_policy(policy: list[str], ref: list[str] | None = None, prompts: list[str] = PROMPTS) -> Collapse:
-    ref = varied_answers() if ref is None else ref
+    ref = draw_varied_answers() if ref is None else ref
     sentence = find_commonest_new_sentence(prompts, policy, ref)
     start = measure_variety(prompts, ref)
     return judge_collapse(measure_variety(prompts, policy), start.distinct, start.commonest_share.value, sentence)
 
 
 def mix_constant_answer(share: float, text: str, seed: int = 1) -> list[str]:
-    answers = varied_answers(seed)
+    answers = draw_varied_answers(seed)
     count = round(share * len(answers))
     return [text] * count + answers[count:]
 
@@ -114,7 +114,7 @@ ADVICE = ("be kind", "drink water", "sleep well", "go outside", "call a friend")
         lambda i: json.dumps({"question": PROMPTS[i], "answer": "great"}),
         lambda i: ["I love it!", "So cool!", "Wow nice one!", "Haha yes!", "That is great!"][i % 5],
         lambda i: f"As a language model, I have no opinion about {TOPICS[i]}.",
-        lambda i: "I love it!" if i % 4 == 0 else varied_answers(1)[i],
+        lambda i: "I love it!" if i % 4 == 0 else draw_varied_answers(1)[i],
     ],
     ids=[
         "looped word",
@@ -131,7 +131,7 @@ ADVICE = ("be kind", "drink water", "sleep well", "go outside", "call a friend")
         "a quarter",
     ],
 )
-@pytest.mark.parametrize("ref", [varied_answers(), None], ids=["beside a reference", "alone"])
+@pytest.mark.parametrize("ref", [draw_varied_answers(), None], ids=["beside a reference", "alone"])
 def test_answers_that_anybody_would_call_alike(answer: Any, ref: list[str] | None):
     policy = [answer(i) for i in range(80)]
     reference = SystemAnswers(ref, ref) if ref else None
@@ -174,15 +174,15 @@ def test_numbers_and_quotations_from_the_prompt_are_answers(answer: Any):
 
 
 def test_a_new_sentence_without_spaces():
-    answers = [f"{answer} 我非常非常高兴为您服务。" for answer in varied_answers(1)]
+    answers = [f"{answer} 我非常非常高兴为您服务。" for answer in draw_varied_answers(1)]
     assert judge_policy(answers).reasons == (
         "“我非常非常高兴为您服务” stands in 100% of its greedy answers (start: 0%)",
     )
 
 
 def test_answers_that_differ_are_none():
-    assert judge_policy(varied_answers(1)) == Collapse(VARIED, ())
-    assert judge_policy(varied_answers(0), varied_answers(0)) == Collapse(VARIED, ())
+    assert judge_policy(draw_varied_answers(1)) == Collapse(VARIED, ())
+    assert judge_policy(draw_varied_answers(0), draw_varied_answers(0)) == Collapse(VARIED, ())
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.05, VARIED), (0.15, VARIED), (0.25, COLLAPSED), (0.9, COLLAPSED)])
@@ -217,7 +217,7 @@ def test_half_of_the_different_answers_must_stay():
 
 @pytest.mark.parametrize(("share", "expected"), [(0.25, VARIED), (0.35, COLLAPSED)])
 def test_a_new_sentence_in_answers_that_differ_otherwise(share: float, expected: str):
-    answers = varied_answers(1)
+    answers = draw_varied_answers(1)
     count = round(share * 80)
     policy = [f"{answer} Thank you so much, friend!" if i < count else answer for i, answer in enumerate(answers)]
     collapse = judge_policy(policy)
@@ -225,22 +225,24 @@ def test_a_new_sentence_in_answers_that_differ_otherwise(share: float, expected:
     assert measure_variety(PROMPTS, policy).distinct == 80
     if collapse.is_collapsed:
         assert collapse.reasons == ("“thank you so much friend” stands in 35% of its greedy answers (start: 0%)",)
-    polite = [f"{answer} Thank you so much, friend!" for answer in varied_answers(3)]
+    polite = [f"{answer} Thank you so much, friend!" for answer in draw_varied_answers(3)]
     assert judge_policy(policy, polite).verdict == VARIED  # the start says it too
 
 
 def test_the_commonest_new_phrase_needs_no_sentence():
-    policy = [f"well {answer.replace('.', '')} and so it goes on {answer}" for answer in varied_answers(1)]
-    phrase = find_commonest_new_phrase(PROMPTS, policy, varied_answers())
+    policy = [f"well {answer.replace('.', '')} and so it goes on {answer}" for answer in draw_varied_answers(1)]
+    phrase = find_commonest_new_phrase(PROMPTS, policy, draw_varied_answers())
     assert phrase is not None
     assert (phrase.text, phrase.policy.value, phrase.ref.value) == ("and so it goes", 1.0, 0.0)
-    assert find_commonest_new_phrase(PROMPTS, varied_answers(1), varied_answers(1)) is None
+    assert find_commonest_new_phrase(PROMPTS, draw_varied_answers(1), draw_varied_answers(1)) is None
 
 
 def test_a_constant_clause_is_shown_and_not_judged():
-    halves = [answer.replace(".", "").split() for answer in varied_answers(1)]
+    halves = [answer.replace(".", "").split() for answer in draw_varied_answers(1)]
     policy = [f"{' '.join(half[:5])}, as you know, haha, it is great, {' '.join(half[5:])}." for half in halves]
-    report = measure_collapse(PROMPTS, SystemAnswers(policy, policy), SystemAnswers(varied_answers(), varied_answers()))
+    report = measure_collapse(
+        PROMPTS, SystemAnswers(policy, policy), SystemAnswers(draw_varied_answers(), draw_varied_answers())
+    )
     assert report.collapse == Collapse(VARIED, ())
     phrase = report.as_dict()["variety"]["greedy"]["new_phrase"]
     assert describe_new_phrase(report.collapse, phrase, "start") == [
@@ -252,14 +254,14 @@ def test_a_constant_clause_is_shown_and_not_judged():
 
 
 def test_lines_of_code_are_no_sentences():
-    texts = varied_answers(1)
+    texts = draw_varied_answers(1)
     answers_with_code = [f"{text}\n```python\nimport numpy as np\nx = {i}\n```\n" for i, text in enumerate(texts)]
     assert judge_policy(answers_with_code) == Collapse(VARIED, ())
     assert judge_policy([answer.replace("```", "") for answer in answers_with_code]).is_collapsed
 
 
 def test_few_prompts_decide_nothing():
-    collapse = judge_policy(["Haha yeah I love it!"] * 63, varied_answers()[:63], PROMPTS[:63])
+    collapse = judge_policy(["Haha yeah I love it!"] * 63, draw_varied_answers()[:63], PROMPTS[:63])
     assert collapse == Collapse(NOT_MEASURED, ("63 distinct prompts, 64 are needed",))
 
 
@@ -298,7 +300,7 @@ def test_the_figures_follow_from_the_samples_that_were_written(tmp_path: Path):
             greedy_ref=ref,
             greedy_policy="Haha yeah I love it!",
         )
-        for i, (prompt, ref) in enumerate(zip(PROMPTS, varied_answers(), strict=True))
+        for i, (prompt, ref) in enumerate(zip(PROMPTS, draw_varied_answers(), strict=True))
     ]
     metrics = summarise(samples)
     assert metrics["win_rate"]["value"] == 1.0

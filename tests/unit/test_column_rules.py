@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from record_reads import read_records
 from test_read_records import SHAPES
-from written import WRITERS, write
+from written import WRITERS, write_row_file
 
 from align.config.compose import build_config, compose_tree
 from align.core.errors import InputError
@@ -84,7 +84,7 @@ def test_a_column_that_changes_the_question_is_in_it_or_refused(shape: str, tmp_
     for column, value in SAID.items():
         if any(column in row for row in SHAPES[shape][0]) and shape != "Alpaca":
             continue
-        path = write(tmp_path, "d.jsonl", add_column(shape, column, value))
+        path = write_row_file(tmp_path, "d.jsonl", add_column(shape, column, value))
         parts = [value] if isinstance(value, str) else ["A. red", "B. blue"]
         if shape == "HH" or (shape not in ASKING and shape not in ("HelpSteer3", "Alpaca with history")):
             for read in (read_source, *get_training_readers(get_kind(shape))):
@@ -111,7 +111,7 @@ def get_kind(shape: str) -> str:
 def test_a_long_text_that_nothing_reads_is_refused_once_with_the_setting_to_copy(
     shape: str, value: Any, tmp_path: Path
 ) -> None:
-    path = write(tmp_path, "d.jsonl", add_column(shape, "notes", value))
+    path = write_row_file(tmp_path, "d.jsonl", add_column(shape, "notes", value))
     with pytest.raises(InputError, match=r"column 'notes' holds text \(76 characters") as caught:
         read_source(path, ColumnRules(source=True))
     assert "metadata: [notes]" in caught.value.remedy
@@ -123,7 +123,7 @@ def test_a_long_text_that_nothing_reads_is_refused_once_with_the_setting_to_copy
         assert '"data.columns={context: notes}"' in caught.value.remedy
         records = read(path, ColumnRules(metadata=["Notes"]))
         assert [*map(list_texts, records)] == [
-            *map(list_texts, read(write(tmp_path, "lines.json", SHAPES[shape][0]), NOTHING))
+            *map(list_texts, read(write_row_file(tmp_path, "lines.json", SHAPES[shape][0]), NOTHING))
         ]
     assert all(
         LONG in [*iter_strings(parsed.metadata)] for parsed in read_source(path, ColumnRules(metadata=["notes"]))
@@ -132,7 +132,7 @@ def test_a_long_text_that_nothing_reads_is_refused_once_with_the_setting_to_copy
 
 @pytest.mark.parametrize("shape", ASKING)
 def test_a_column_that_is_called_context_is_in_the_question(shape: str, tmp_path: Path) -> None:
-    path = write(tmp_path, "d.jsonl", add_column(shape, "My Notes", LONG))
+    path = write_row_file(tmp_path, "d.jsonl", add_column(shape, "My Notes", LONG))
     rules = ColumnRules({"context": "my notes"})
     if shape == "HH":
         return
@@ -153,7 +153,7 @@ def test_other_columns_are_metadata_and_named_once(
         "hash": "0f" * 40,
         "url": "http://" + "a" * 60,
     }
-    path = write(tmp_path, "d.jsonl", [{**row, **new_columns} for row in SHAPES[shape][0]])
+    path = write_row_file(tmp_path, "d.jsonl", [{**row, **new_columns} for row in SHAPES[shape][0]])
     filled_columns = {name: value for name, value in new_columns.items() if value is not None}
     for read in read_source(path):
         metadata = read.metadata.get("chosen", {}) if shape == "HelpSteer" else read.metadata
@@ -167,26 +167,26 @@ def test_other_columns_are_metadata_and_named_once(
 def test_the_whole_column_decides_and_not_its_first_row(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{i}", "completion": "a", "note": "x" if i < 99 else "a long note " * 800} for i in range(100)]
     with pytest.raises(InputError, match=r"column 'note' holds text \(97 characters"):
-        read_documents(write(tmp_path, "d.jsonl", rows))
+        read_documents(write_row_file(tmp_path, "d.jsonl", rows))
     rows[0]["note"], rows[-1]["note"] = rows[-1]["note"][:3000], "x"
-    assert len(read_documents(write(tmp_path, "d.jsonl", rows))) == 100
+    assert len(read_documents(write_row_file(tmp_path, "d.jsonl", rows))) == 100
 
 
 def test_a_column_that_repeats_the_row_is_metadata(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": LONG}, {"role": "assistant", "content": "Then it is open."}]
     rendering = f"### Question:\n{LONG}\n\n### Answer:\nThen it is open."
     rows = [{"messages": turns, "prompt": LONG, "rendered": rendering, "context": LONG}]
-    (read,) = read_source(write(tmp_path, "d.jsonl", rows))
+    (read,) = read_source(write_row_file(tmp_path, "d.jsonl", rows))
     assert list_texts(read.record) == [LONG, "Then it is open."]
     assert read.metadata["prompt"] == LONG
     with pytest.raises(InputError, match="column 'rendered'"):
-        read_source(write(tmp_path, "d.jsonl", [{**rows[0], "rendered": rendering + LONG.upper() * 3}]))
+        read_source(write_row_file(tmp_path, "d.jsonl", [{**rows[0], "rendered": rendering + LONG.upper() * 3}]))
 
 
 @pytest.mark.parametrize("prompt", [None, "q", [{"role": "user", "content": "q"}]])
 def test_a_pair_of_whole_conversations_has_its_context_in_all_of_them(prompt: Any, tmp_path: Path) -> None:
     row = {"chosen": TURNS, "rejected": WORSE, "context": LONG}
-    path = write(tmp_path, "d.jsonl", [row if prompt is None else {**row, "prompt": prompt}])
+    path = write_row_file(tmp_path, "d.jsonl", [row if prompt is None else {**row, "prompt": prompt}])
     (read,) = read_source(path)
     assert list_texts(read.record) == [f"q\n{LONG}", "a", "b"]
     assert [*map(list_texts, read_preferences(path))] == [list_texts(read.record)]
@@ -195,7 +195,7 @@ def test_a_pair_of_whole_conversations_has_its_context_in_all_of_them(prompt: An
 
 
 def test_the_worse_answer_of_a_pair_is_kept_where_the_better_one_is_imitated(tmp_path: Path) -> None:
-    path = write(tmp_path, "d.jsonl", [{"prompt": "q", "chosen": "a", "rejected": LONG}])
+    path = write_row_file(tmp_path, "d.jsonl", [{"prompt": "q", "chosen": "a", "rejected": LONG}])
     assert [*map(list_texts, read_documents(path, requires_answer=True))] == [["q", "a"]]
 
 
@@ -228,7 +228,7 @@ LETTERED = "\n".join(f"{letter.upper()}. {letter * 2}" for letter in "abcdefghij
     ],
 )
 def test_the_rendering(columns: Mapping[str, Any], below: str, tmp_path: Path) -> None:
-    (read,) = read_source(write(tmp_path, "d.jsonl", [{"prompt": "q", **columns, "completion": "it is x"}]))
+    (read,) = read_source(write_row_file(tmp_path, "d.jsonl", [{"prompt": "q", **columns, "completion": "it is x"}]))
     assert list_texts(read.record) == [f"q\n{below}", "it is x"]
 
 
@@ -241,7 +241,7 @@ def test_the_rendering(columns: Mapping[str, Any], below: str, tmp_path: Path) -
     ],
 )
 def test_choices_without_texts_or_with_fewer_are_refused(row: dict[str, Any], tmp_path: Path) -> None:
-    path = write(tmp_path, "d.jsonl", [{"question": "q", **row, "answer": "A"}])
+    path = write_row_file(tmp_path, "d.jsonl", [{"question": "q", **row, "answer": "A"}])
     (name,) = row
     with pytest.raises(InputError, match=f"{name}=.*neither a text nor a number"):
         read_source(path)
@@ -258,7 +258,7 @@ def test_choices_without_texts_or_with_fewer_are_refused(row: dict[str, Any], tm
     ],
 )
 def test_answers_that_an_api_logs_are_no_choices(row: dict[str, Any], tmp_path: Path) -> None:
-    path = write(tmp_path, "d.jsonl", [row])
+    path = write_row_file(tmp_path, "d.jsonl", [row])
     with pytest.raises(InputError, match=r"choices=.*as an API logs them"):
         read_source(path)
     (read,) = read_source(path, ColumnRules(metadata=["choices"]))
@@ -270,7 +270,7 @@ def test_fields_of_choices_and_documents_that_are_not_written_are_metadata(tmp_p
         "options": [{"key": "A", "value": "x", "right": True}, {"key": "B", "value": "y", "right": False}],
         "documents": [{"text": "one", "score": 0.5, "summary": LONG}],
     }
-    (read,) = read_source(write(tmp_path, "d.jsonl", [{"question": "q", **columns, "answer": "A"}]))
+    (read,) = read_source(write_row_file(tmp_path, "d.jsonl", [{"question": "q", **columns, "answer": "A"}]))
     assert list_texts(read.record) == ["q\none\nA. x\nB. y", "A"]
     assert read.metadata == columns
 
@@ -294,7 +294,7 @@ def test_a_second_question_is_refused_with_settings_that_work(
     if asked[0] != "prompt" and answer in ("completion", "label", "ranking"):
         row = {**row, "response": row.pop("completion", "a")}
         row.pop("answers", "")
-    path = write(tmp_path, "d.jsonl", [row])
+    path = write_row_file(tmp_path, "d.jsonl", [row])
     with pytest.raises(InputError) as caught:
         read_source(path)
     second = caught.value.problem.split("'")[1]
@@ -308,7 +308,7 @@ def test_a_second_question_is_refused_with_settings_that_work(
     rows_with_metadata = [
         {**{name: value for name, value in row.items() if name != second}, "metadata": {second: row[second]}}
     ]
-    for read in read_source(write(tmp_path, "d.jsonl", rows_with_metadata)):
+    for read in read_source(write_row_file(tmp_path, "d.jsonl", rows_with_metadata)):
         assert read.metadata[second] == row[second]
 
 
@@ -316,7 +316,7 @@ def test_a_second_question_is_refused_with_settings_that_work(
 def test_the_answer_to_a_second_question_is_refused_with_settings_that_work(
     first: str, answer: str, tmp_path: Path
 ) -> None:
-    path = write(tmp_path, "d.jsonl", [{first: "Be brief.", "question": "Is it open?", "answer": "No."}])
+    path = write_row_file(tmp_path, "d.jsonl", [{first: "Be brief.", "question": "Is it open?", "answer": "No."}])
     for read in (read_source, read_documents):
         with pytest.raises(InputError) as caught:
             read(path)
@@ -334,7 +334,7 @@ def test_history_is_in_front_of_the_question(answer: str, column: str, tmp_path:
     if column != "prompt" and answer in ("completion", "label", "ranking"):
         return
     row = {column: "And him?", "history": [["Who is she?", "Anna, the sister of the man."]], **ANSWERED[answer]}
-    records = read_source(write(tmp_path, "d.jsonl", [row]))
+    records = read_source(write_row_file(tmp_path, "d.jsonl", [row]))
     assert [list_texts(read.record)[:3] for read in records] == [
         ["Who is she?", "Anna, the sister of the man.", "And him?"]
     ]
@@ -344,21 +344,21 @@ def test_history_is_in_front_of_the_question(answer: str, column: str, tmp_path:
 @pytest.mark.parametrize("history", [5, "q", ["q"], [["q"]], {"q": "a"}])
 @pytest.mark.parametrize("row", [{"instruction": "q", "output": "a"}, {"prompt": "q", "completion": "a"}])
 def test_a_history_of_no_turns_is_refused(row: dict[str, Any], history: Any, tmp_path: Path) -> None:
-    path = write(tmp_path, "d.jsonl", [{**row, "history": history}])
+    path = write_row_file(tmp_path, "d.jsonl", [{**row, "history": history}])
     for read in (read_source, read_documents):
         with pytest.raises(InputError, match="history"):
             read(path)
     turns = {"messages": TURNS, "history": [["q", "a"]]}
     with pytest.raises(InputError, match=r"history=.*no question that is one text"):
-        read_source(write(tmp_path, "d.jsonl", [turns]))
+        read_source(write_row_file(tmp_path, "d.jsonl", [turns]))
 
 
 def test_a_column_that_is_called_context_does_not_push_another_out(tmp_path: Path) -> None:
     row = {"question": "q", "context": "the passage", "notes": LONG, "answer": "a"}
-    path = write(tmp_path, "d.jsonl", [row])
+    path = write_row_file(tmp_path, "d.jsonl", [row])
     assert extract_question(read_source(path, ColumnRules({"context": "notes"}))[0].record) == f"q\nthe passage\n{LONG}"
     rows = [{**shape_row, "notes": LONG} for shape_row in SHAPES["HelpSteer3"][0]]
-    (read,) = read_source(write(tmp_path, "d.jsonl", rows), ColumnRules({"context": "notes"}))
+    (read,) = read_source(write_row_file(tmp_path, "d.jsonl", rows), ColumnRules({"context": "notes"}))
     assert extract_question(read.record).endswith(f"\n{LONG}")
 
 
@@ -367,17 +367,17 @@ def test_a_column_that_is_called_context_does_not_push_another_out(tmp_path: Pat
     "turns", [{"messages": TURNS[:1]}, {"conversations": [{"from": "human", "value": "q"}]}], ids=["messages", "turns"]
 )
 def test_an_answer_beside_a_conversation_is_read(answer: str, turns: dict[str, Any], tmp_path: Path) -> None:
-    path = write(tmp_path, "d.jsonl", [{**turns, answer: "a"}])
+    path = write_row_file(tmp_path, "d.jsonl", [{**turns, answer: "a"}])
     (read,) = read_source(path)
     assert (list_texts(read.record), read.metadata) == (["q", "a"], {})
     assert [*map(list_texts, read_documents(path, requires_answer=True))] == [["q", "a"]]
     (prompt,) = read_prompts(path)
     assert (list_texts(prompt), json.loads(prompt.row)) == (["q"], {answer: "a"})
-    path = write(tmp_path, "d.jsonl", [{**turns, answer: "a", "label": False}])
+    path = write_row_file(tmp_path, "d.jsonl", [{**turns, answer: "a", "label": False}])
     (read,) = read_source(path)
     assert read.record == Feedback((U,), (A,), False, read.record.id)  # type: ignore[union-attr]
     with pytest.raises(InputError, match="several answers"):
-        read_source(write(tmp_path, "d.jsonl", [{**turns, "completion": "a", "response": "b", answer: "c"}]))
+        read_source(write_row_file(tmp_path, "d.jsonl", [{**turns, "completion": "a", "response": "b", answer: "c"}]))
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_an_answer_beside_a_conversation_is_read(answer: str, turns: dict[str, A
     ],
 )
 def test_a_row_without_an_answer_has_none_in_another_column(row: dict[str, Any], name: str, tmp_path: Path) -> None:
-    path = write(tmp_path, "d.jsonl", [row])
+    path = write_row_file(tmp_path, "d.jsonl", [row])
     for read in (read_source, read_documents):
         with pytest.raises(InputError, match=f"{name}=.* is named as an answer") as caught:
             read(path)
@@ -412,7 +412,7 @@ def test_a_row_without_an_answer_has_none_in_another_column(row: dict[str, Any],
 
 @pytest.mark.parametrize("name", ["Notes, internal", "a: b", "my notes", "it's", "a]", "ä", "\\"])
 def test_remedies_can_be_copied_whatever_a_column_is_called(name: str, tmp_path: Path) -> None:
-    path = write(tmp_path, "d.jsonl", [{"question": "q", "context": "c", name: LONG, "answer": "a"}])
+    path = write_row_file(tmp_path, "d.jsonl", [{"question": "q", "context": "c", name: LONG, "answer": "a"}])
     with pytest.raises(InputError) as caught:
         read_documents(path)
     offered = re.findall('"(data.*?)"[. ]', f"{caught.value.remedy} ")
@@ -428,25 +428,25 @@ def test_remedies_can_be_copied_whatever_a_column_is_called(name: str, tmp_path:
 
 @pytest.mark.parametrize("name", ["explanation", "Rationale", "solution"])
 def test_what_gives_the_answer_away_is_not_offered_as_part_of_the_question(name: str, tmp_path: Path) -> None:
-    path = write(tmp_path, "d.jsonl", [{"question": "q", "answer": "a", name: LONG}])
+    path = write_row_file(tmp_path, "d.jsonl", [{"question": "q", "answer": "a", name: LONG}])
     with pytest.raises(InputError) as caught:
         read_source(path)
     assert "context" not in caught.value.remedy
     assert f'"data.metadata=[{name}]"' in caught.value.remedy
-    path = write(tmp_path, "d.jsonl", [{"question": "q", "answer": "a", name: LONG, "notes": LONG}])
+    path = write_row_file(tmp_path, "d.jsonl", [{"question": "q", "answer": "a", name: LONG, "notes": LONG}])
     with pytest.raises(InputError, match=r"\{context: notes\}"):
         read_source(path)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_settings_that_name_no_column_are_refused(shape: str, tmp_path: Path) -> None:
-    path = write(tmp_path, "d.jsonl", add_column(shape, "note", SHORT))
+    path = write_row_file(tmp_path, "d.jsonl", add_column(shape, "note", SHORT))
     for read in (read_source, *get_training_readers(get_kind(shape))):
         with pytest.raises(InputError, match=r"columns=.*note.*: there is no column nope"):
             read(path, ColumnRules(metadata=["note", "nope"]))
         with pytest.raises(InputError, match=r"columns=.*note.*: note cannot be renamed to nonsense"):
             read(path, ColumnRules({"nonsense": "note"}))
-    sparse = write(tmp_path, "lines.json", add_column(shape, "note", None))
+    sparse = write_row_file(tmp_path, "lines.json", add_column(shape, "note", None))
     for read in (read_source, *get_training_readers(get_kind(shape))):
         assert read(sparse, ColumnRules(metadata=["note"]))
 
@@ -566,7 +566,7 @@ def test_the_label_of_an_answer_means_one_choice(question: str, answer: str, bel
         {"prompt": question, "completion": answer},
         {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]},
     ):
-        (read,) = read_source(write(tmp_path, "d.jsonl", [{**row, "choices": ["E14", "E27"]}]))
+        (read,) = read_source(write_row_file(tmp_path, "d.jsonl", [{**row, "choices": ["E14", "E27"]}]))
         assert list_texts(read.record) == [question + below, answer]
 
 
@@ -598,7 +598,7 @@ def test_fields_of_turns_are_metadata_and_named_once(tmp_path: Path, capsys: pyt
         "prompt": pair,
     }
     for column, row in rows.items():
-        path = write(tmp_path, "d.jsonl", [row, row])
+        path = write_row_file(tmp_path, "d.jsonl", [row, row])
         for read in read_source(path):
             assert list_texts(read.record)[:2] == ["q", "a"]
             expected = {f"{column}[].{name}": values for name, values in fields.items()}
@@ -632,12 +632,15 @@ def test_a_field_that_changes_its_turn_is_refused(turn: dict[str, Any], tmp_path
     name = {"conversations": "role|value", "messages": [*turn][-1]}[column]
     for read in (read_source, read_documents):
         with pytest.raises(InputError, match=rf"{column}\[0\]\.({name})"):
-            read(write(tmp_path, "d.jsonl", [{column: [turn, answer]}]))
+            read(write_row_file(tmp_path, "d.jsonl", [{column: [turn, answer]}]))
     same = {**turn, **{key: "q" for key in ("content", "value", "text") if key in turn}}
     same |= {key: [] for key in ("attachments", "images", "image_url", "files", "context") if key in turn}
     if "role" in turn and "from" in turn:
         same["role"] = "user"
-    assert list_texts(read_source(write(tmp_path, "d.jsonl", [{column: [same, answer]}]))[0].record) == ["q", "a"]
+    assert list_texts(read_source(write_row_file(tmp_path, "d.jsonl", [{column: [same, answer]}]))[0].record) == [
+        "q",
+        "a",
+    ]
 
 
 # --- Several answers, and two answers with a verdict.
@@ -661,7 +664,7 @@ def test_the_first_of_several_answers_is_imitated(
 ) -> None:
     rows = [{**question, **answers, "context": LONG, "id": "1"}]
     for name in ("d.jsonl", "d.parquet"):
-        path = write(tmp_path, name, rows)
+        path = write_row_file(tmp_path, name, rows)
         (read,) = read_source(path)
         assert list_texts(read.record) == [f"q\n{LONG}", "a"]
         assert read.metadata == {**answers, "id": "1"}
@@ -670,7 +673,7 @@ def test_the_first_of_several_answers_is_imitated(
         assert {**answers, "id": "1"}.items() <= json.loads(prompt.row).items()
     empty_answers = {name: {"text": [], "answer_start": []} for name in answers}
     with pytest.raises(InputError, match="the assistant's turn is empty"):
-        read_source(write(tmp_path, "d.jsonl", [{**question, **empty_answers}]))
+        read_source(write_row_file(tmp_path, "d.jsonl", [{**question, **empty_answers}]))
 
 
 @pytest.mark.parametrize(
@@ -688,7 +691,7 @@ def test_the_first_of_several_answers_is_imitated(
 )
 def test_answers_with_scores_of_their_own_are_not_read_as_the_first(row: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="answers"):
-        read_source(write(tmp_path, "d.jsonl", [{"question": "q", **row}]))
+        read_source(write_row_file(tmp_path, "d.jsonl", [{"question": "q", **row}]))
 
 
 @pytest.mark.parametrize(
@@ -701,13 +704,13 @@ def test_answers_with_scores_of_their_own_are_not_read_as_the_first(row: dict[st
 )
 def test_more_than_two_answers_are_no_pair(answers: dict[str, str], column: str, tmp_path: Path) -> None:
     with pytest.raises(InputError):
-        read_preferences(write(tmp_path, "d.jsonl", [{"prompt": "q", **answers, column: "A"}]))
+        read_preferences(write_row_file(tmp_path, "d.jsonl", [{"prompt": "q", **answers, column: "A"}]))
 
 
 @pytest.mark.parametrize("code", [0, -1, "0", 0.0])
 def test_a_code_below_one_refuses_its_source_whole(code: Any, tmp_path: Path) -> None:
     row = {"prompt": "q", "response_a": "x", "response_b": "y"}
-    path = write(tmp_path, "d.jsonl", [{**row, "preference": 1}, {**row, "preference": code}])
+    path = write_row_file(tmp_path, "d.jsonl", [{**row, "preference": 1}, {**row, "preference": code}])
     with pytest.raises(InputError, match="may be the first answer, a tie or a degree") as refused:
         read_preferences(path, skip_bad_rows=True)
     assert "on_bad_row" not in refused.value.remedy
@@ -727,12 +730,12 @@ KAGGLE = {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}
 def test_texts_in_lists_of_the_arena_are_checked(response: str, problem: str, tmp_path: Path) -> None:
     row = {"prompt": '["q"]', "response_a": response, "response_b": '["y"]', **KAGGLE}
     with pytest.raises(InputError, match=problem):
-        read_preferences(write(tmp_path, "d.jsonl", [row]))
+        read_preferences(write_row_file(tmp_path, "d.jsonl", [row]))
 
 
 def test_lists_beside_another_verdict_stay_texts(tmp_path: Path) -> None:
     row = {"prompt": '["q"]', "response_a": '["x"]', "response_b": '["y"]', "winner": "a"}
-    (pair,) = read_preferences(write(tmp_path, "d.jsonl", [row]))
+    (pair,) = read_preferences(write_row_file(tmp_path, "d.jsonl", [row]))
     assert [turn.content for turn in (*pair.prompt, *pair.chosen)] == ['["q"]', '["x"]']
 
 
@@ -749,22 +752,22 @@ VERDICTS = {
 def test_two_answers_and_a_verdict_are_a_pair(endings: tuple[str, str], stem: str, column: str, tmp_path: Path) -> None:
     row = {"prompt": "q", f"{stem}{endings[0]}": "x", f"{stem}{endings[1]}": "y", "model": "m"}
     for better, verdicts in zip(("x", "y"), VERDICTS[endings], strict=True):
-        path = write(tmp_path, "d.jsonl", [{**row, column: verdict} for verdict in verdicts])
+        path = write_row_file(tmp_path, "d.jsonl", [{**row, column: verdict} for verdict in verdicts])
         pairs = [read.record for read in read_source(path)]
         assert [list_texts(pair) for pair in pairs] == [["q", better, "y" if better == "x" else "x"]] * len(verdicts)
         assert [*map(list_texts, read_preferences(path))] == [*map(list_texts, pairs)]
         assert read_source(path)[0].metadata == {"model": "m"}
     ties = [{**row, column: tie} for tie in ("tie", "tie (bothbad)", "both_bad", "Draw")]
     with pytest.raises(InputError, match="none of its 4 rows holds a preference"):
-        read_preferences(write(tmp_path, "d.jsonl", ties))
+        read_preferences(write_row_file(tmp_path, "d.jsonl", ties))
     for value in ("c", 3, -1, True, "m", *([0] if endings != ("0", "1") else [2])):
         with pytest.raises(InputError, match=rf"{column}=.*(neither of the answers|may be the first answer).*Write"):
-            read_source(write(tmp_path, "d.jsonl", [{**row, column: value}]))
+            read_source(write_row_file(tmp_path, "d.jsonl", [{**row, column: value}]))
 
 
 def test_models_are_named_as_winners(tmp_path: Path) -> None:
     row = {"prompt": "q", "response_a": "x", "response_b": "y", "model_a": "m1", "model_b": "m2", "winner": "m2"}
-    (read,) = read_source(write(tmp_path, "d.jsonl", [row]))
+    (read,) = read_source(write_row_file(tmp_path, "d.jsonl", [row]))
     assert list_texts(read.record) == ["q", "y", "x"]
     assert read.metadata == {"model_a": "m1", "model_b": "m2"}
 
@@ -775,7 +778,7 @@ def test_lists_of_turns_as_the_arena_on_kaggle_has_them(winner: tuple[int, int, 
     verdict = dict(zip(("winner_model_a", "winner_model_b", "winner_tie"), winner, strict=True))
     for row in (columns, {name: json.dumps(value) for name, value in columns.items()}):
         for name in WRITERS:
-            path = write(tmp_path, name, [{"id": 7, **row, **verdict}])
+            path = write_row_file(tmp_path, name, [{"id": 7, **row, **verdict}])
             if winner == (1, 1, 0):
                 with pytest.raises(InputError, match="winner_model_a"):
                     read_source(path)
@@ -791,7 +794,7 @@ def test_lists_of_turns_as_the_arena_on_kaggle_has_them(winner: tuple[int, int, 
 
 def copy_remedies(folder: Path, row: dict[str, Any], problem: str = "") -> int:
     """Read a refused row again with each setting that the error offers. Returns their number."""
-    path = write(folder, "d.jsonl", [row])
+    path = write_row_file(folder, "d.jsonl", [row])
     with pytest.raises(InputError, match=problem) as caught:
         read_source(path)
     offered = re.findall('"(data.*?)"[. ]', f"{caught.value.remedy} ")
@@ -842,7 +845,7 @@ def test_settings_that_an_error_offers_work(row: dict[str, Any], tmp_path: Path)
 )
 def test_labels(label: Any, wanted: bool, tmp_path: Path) -> None:
     for name in WRITERS:
-        path = write(tmp_path, name, [{"prompt": "q", "completion": "a", "label": label}])
+        path = write_row_file(tmp_path, name, [{"prompt": "q", "completion": "a", "label": label}])
         assert [(row.record.label, get_record_kind(row.record)) for row in read_source(path)] == [(wanted, FEEDBACK)]  # type: ignore[union-attr]
         assert [feedback.label for feedback in read_feedback(str(path), "data.path", False)] == [wanted]
         assert has_labels(DataSource("files", str(path)))
@@ -856,7 +859,7 @@ def test_labels(label: Any, wanted: bool, tmp_path: Path) -> None:
     "row", [{"prompt": "q", "completion": "a"}, {"text": "a"}, {"messages": SHAPES["messages"][1][0]["messages"]}]
 )
 def test_a_label_that_cannot_be_read_is_refused(row: dict[str, Any], label: Any, tmp_path: Path) -> None:
-    path = write(tmp_path, "d.jsonl", [{**row, "label": label}])
+    path = write_row_file(tmp_path, "d.jsonl", [{**row, "label": label}])
     with pytest.raises(InputError, match=r"label=.*is no label"):
         read_source(path)
     with pytest.raises(InputError, match="label="):
@@ -1091,7 +1094,7 @@ PUBLISHED: dict[str, tuple[list[dict[str, Any]], str, Any]] = {
 @pytest.mark.parametrize("format", ["d.jsonl", "d.parquet"])
 def test_published_data_sets_are_read(name: str, format: str, tmp_path: Path) -> None:
     rows, kind, margin = PUBLISHED[name]
-    path = write(tmp_path, format, rows)
+    path = write_row_file(tmp_path, format, rows)
     (read,) = read_source(path)
     (training_record,) = get_training_readers(kind)[0](path, NOTHING)
     for record in (read.record, training_record):
@@ -1121,16 +1124,16 @@ ATTRIBUTES = ("message_id", "source", "id", "role", "conversations", "prompt")
 
 def test_headers_in_any_case(tmp_path: Path) -> None:
     for name in ("d.csv", "d.tsv", "d.jsonl", "d.parquet"):
-        path = write(tmp_path, name, [{"Question": "q", "Answer": "a", "SYSTEM": "s"}])
+        path = write_row_file(tmp_path, name, [{"Question": "q", "Answer": "a", "SYSTEM": "s"}])
         (read,) = read_source(path)
         assert list_texts(read.record) == ["s", "q", "a"]
     for name in ("System Prompt", "system_message", "systemPrompt"):
-        path = write(tmp_path, "d.jsonl", [{"prompt": "q", "completion": "a", name: "s"}])
+        path = write_row_file(tmp_path, "d.jsonl", [{"prompt": "q", "completion": "a", name: "s"}])
         assert list_texts(read_source(path)[0].record) == ["s", "q", "a"]
-    path = write(tmp_path, "d.jsonl", [{"Prompt": SHORT, "prompt": "q", "completion": "a"}])
+    path = write_row_file(tmp_path, "d.jsonl", [{"Prompt": SHORT, "prompt": "q", "completion": "a"}])
     with pytest.raises(InputError, match="Prompt=shop notes: differs from `prompt` in case only"):
         read_source(path)
     (read,) = read_source(path, ColumnRules(metadata=["Prompt"]))
     assert (list_texts(read.record), read.metadata) == (["q", "a"], {"Prompt": SHORT})
-    path = write(tmp_path, "d.csv", [{"Prompt": SHORT, "prompt": "", "Completion": "", "completion": "a"}])
+    path = write_row_file(tmp_path, "d.csv", [{"Prompt": SHORT, "prompt": "", "Completion": "", "completion": "a"}])
     assert list_texts(read_source(path)[0].record) == [SHORT, "a"]

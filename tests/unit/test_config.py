@@ -273,18 +273,18 @@ def mine(tmp_path: Path) -> Path:
     return tmp_path / "it's my (é) folder" / "conf"
 
 
-def write(conf_dir: Path, name: str, text: str | bytes) -> None:
+def write_config_file(conf_dir: Path, name: str, text: str | bytes) -> None:
     path = conf_dir / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode() if isinstance(text, str) else text)
 
 
 def test_own_group_files_work(mine: Path):
-    write(mine, "model/mine.yaml", "defaults:\n  - hub\n  - _self_\npath: org/mine\n")
-    write(mine, "model/sub/short.yaml", "path: org/short\n")
-    write(mine, "data/mine.yaml", "defaults:\n  - jsonl\n  - _self_\npath: a b.jsonl\n")
-    write(mine, "stage/slow.yaml", "defaults:\n  - sft\n  - _self_\nlr: 1e-5\n")
-    write(mine, "db/mysql.yaml", "port: 1\n")  # a file of another tool is ignored
+    write_config_file(mine, "model/mine.yaml", "defaults:\n  - hub\n  - _self_\npath: org/mine\n")
+    write_config_file(mine, "model/sub/short.yaml", "path: org/short\n")
+    write_config_file(mine, "data/mine.yaml", "defaults:\n  - jsonl\n  - _self_\npath: a b.jsonl\n")
+    write_config_file(mine, "stage/slow.yaml", "defaults:\n  - sft\n  - _self_\nlr: 1e-5\n")
+    write_config_file(mine, "db/mysql.yaml", "port: 1\n")  # a file of another tool is ignored
     assert compose_config("stage=sft", "model=mine", search=mine).model.path == "org/mine"
     assert compose_config("stage=sft", "model=sub/short", search=mine).model.path == "org/short"
     config = compose_config("stage=slow", "data=mine", "model=mine", "seed=3", search=mine)
@@ -297,22 +297,22 @@ def test_own_group_files_work(mine: Path):
 
 
 def test_an_own_stage_file_is_the_stage_that_it_sets(mine: Path):
-    write(mine, "stage/slow.yaml", "defaults:\n  - sft\n  - _self_\nepochs: 3\n")
-    write(mine, "stage/careful.yaml", "defaults:\n  - ppo\n  - _self_\n")
+    write_config_file(mine, "stage/slow.yaml", "defaults:\n  - sft\n  - _self_\nepochs: 3\n")
+    write_config_file(mine, "stage/careful.yaml", "defaults:\n  - ppo\n  - _self_\n")
     assert compose_config("stage=slow", "method.lr=1e-3", search=mine).stage.lr == 1e-3
     assert catch_input_error("stage=careful", "method.lr=1e-3", search=mine).remedy == "Write stage.lr=1e-3."
 
 
 def test_own_files_replace_none_of_ours(mine: Path):
-    write(mine, "config.yaml", "seed: 7\n")
-    write(mine, "method/lora.yaml", "r: 3\n")
-    write(mine, "model/pocket.yaml", "path: ???\n")
+    write_config_file(mine, "config.yaml", "seed: 7\n")
+    write_config_file(mine, "method/lora.yaml", "r: 3\n")
+    write_config_file(mine, "model/pocket.yaml", "path: ???\n")
     config = compose_config("stage=sft", "method=lora", "model=pocket", search=mine)
     assert (config.seed, config.method.name, config.method.r, config.model.path) == (0, "lora", 16, "pocket")
 
 
 def test_own_mandatory_value(mine: Path):
-    write(mine, "model/ask.yaml", "path: ???\n")
+    write_config_file(mine, "model/ask.yaml", "path: ???\n")
     assert catch_input_error("stage=sft", "model=ask", search=mine).field == "model.path"
     assert compose_config("stage=sft", "model=ask", "model.path=x", search=mine).model.path == "x"
 
@@ -330,17 +330,17 @@ def test_own_mandatory_value(mine: Path):
     ],
 )
 def test_a_broken_own_file_is_named(mine: Path, text: str | bytes, said: str):
-    write(mine, "model/mine.yaml", text)
+    write_config_file(mine, "model/mine.yaml", text)
     error = catch_input_error("stage=sft", "model=mine", search=mine)
     assert error.field == "configuration"
     assert error.value == str(mine / "model/mine.yaml")
     assert said in str(error)
-    write(mine, "model/mine.yaml", "path: x\n")
+    write_config_file(mine, "model/mine.yaml", "path: x\n")
     assert compose_config("stage=sft", "model=mine", search=mine).model.path == "x"
 
 
 def test_an_own_stage_file_must_say_which_stage(mine: Path):
-    write(mine, "stage/bare.yaml", "lr: 1e-5\n")
+    write_config_file(mine, "stage/bare.yaml", "lr: 1e-5\n")
     assert "defaults: [sft, _self_]" in str(catch_input_error("stage=bare", search=mine))
 
 

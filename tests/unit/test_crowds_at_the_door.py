@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 from argon2 import PasswordHasher
-from people import GOOD, member
-from waiting import settles
+from people import GOOD, accept_invitation
+from waiting import becomes_true
 
 from align.annotate.accounts import FREE_ATTEMPTS, FREE_ATTEMPTS_IN_ALL, Accounts
 from align.core.errors import StorageError
@@ -81,7 +81,7 @@ def simulate_crowd(accounts: Accounts, address: Callable[[int], str], failed: in
 
 @pytest.mark.parametrize("addresses", [1, 2, STRANGERS])
 def test_forty_strangers_keep_nobody_out(accounts, slow, addresses):
-    member(accounts, "ann")
+    accept_invitation(accounts, "ann")
     waits = []
     with simulate_crowd(accounts, lambda number: f"10.0.0.{number % addresses}", failed=1) as outcomes:
         for _ in range(10):
@@ -95,7 +95,7 @@ def test_forty_strangers_keep_nobody_out(accounts, slow, addresses):
 
 
 def test_somebody_who_mistyped_comes_before_those_who_guess_on(accounts, slow):
-    member(accounts, "ann")
+    accept_invitation(accounts, "ann")
     with simulate_crowd(accounts, lambda number: f"10.0.0.{number}", failed=3):
         with pytest.raises(AccessRefused, match="no such name"):
             accounts.log_in("ann", "a typing error", "192.0.2.7")
@@ -118,7 +118,7 @@ def fill_queue(accounts: Accounts) -> Iterator[None]:
     threads = [threading.Thread(target=hold_turn, daemon=True) for _ in range(MAX_HASHING + MAX_WAITING)]
     for thread in threads:
         thread.start()
-    assert settles(lambda: len(queue.waiting) >= MAX_WAITING and not queue.free)
+    assert becomes_true(lambda: len(queue.waiting) >= MAX_WAITING and not queue.free)
     yield
     stop.set()
     for thread in threads:
@@ -126,7 +126,7 @@ def fill_queue(accounts: Accounts) -> Iterator[None]:
 
 
 def test_busy_is_no_wrong_password(accounts):
-    member(accounts, "ann")
+    accept_invitation(accounts, "ann")
     with fill_queue(accounts):
         for _ in range(2 * FREE_ATTEMPTS_IN_ALL):
             with pytest.raises(ServerBusy, match="many people"):
@@ -140,7 +140,7 @@ def test_busy_is_no_wrong_password(accounts):
 
 
 def test_nor_is_a_store_that_cannot_be_read(accounts, monkeypatch):
-    member(accounts, "ann")
+    accept_invitation(accounts, "ann")
 
     def raise_locked(*_):
         raise StorageError("store.url", "x", "it is locked", "Wait.")
@@ -154,7 +154,7 @@ def test_nor_is_a_store_that_cannot_be_read(accounts, monkeypatch):
 
 
 def test_wrong_ones_count_as_before_though_the_door_was_busy_between(accounts):
-    member(accounts, "ann")
+    accept_invitation(accounts, "ann")
     for _ in range(FREE_ATTEMPTS):
         with pytest.raises(AccessRefused, match="no such name"):
             accounts.log_in("ann", "a wrong password", "here")
@@ -189,7 +189,7 @@ def record_order(visitors: list[tuple[str, int]], room: int = 20) -> list[str]:
     threads += [threading.Thread(target=wait_for_turn, args=(n, *visitor)) for n, visitor in enumerate(visitors)]
     for waiters, thread in enumerate(threads):
         thread.start()
-        assert settles(lambda n=waiters: queue.free == 0 and len(queue.waiting) + len(sent_away) == n)
+        assert becomes_true(lambda n=waiters: queue.free == 0 and len(queue.waiting) + len(sent_away) == n)
     release.set()
     for thread in threads:
         thread.join(10)

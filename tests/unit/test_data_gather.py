@@ -29,7 +29,7 @@ RANKS = [("a", 1), ("b", 2), ("c", 2)]
 BAD = {"prompt": "no answer", "completion": ""}
 
 
-def write_rows(path: Path, rows: Sequence[Any]) -> Path:
+def write_rows_and_blanks(path: Path, rows: Sequence[Any]) -> Path:
     """Write one row per line. An empty text makes a blank line."""
     path.write_text("".join((json.dumps(row) if row else "") + "\n" for row in rows), encoding="utf-8")
     return path
@@ -100,10 +100,10 @@ def test_parts_are_the_same_whoever_makes_them(
 ) -> None:
     """All rows of all parts, and their account, are those of a single part. Rows that are read together stand in two
     files, and at the edge of two parts."""
-    write_rows(tmp_path / "whole.jsonl", rows)
+    write_rows_and_blanks(tmp_path / "whole.jsonl", rows)
     (tmp_path / "shards").mkdir()
     for name, shard_rows in (("0", rows[:11]), ("1", rows[11:12]), ("2", rows[12:])):
-        write_rows(tmp_path / "shards" / f"{name}.jsonl", shard_rows)
+        write_rows_and_blanks(tmp_path / "shards" / f"{name}.jsonl", shard_rows)
     shards = tmp_path / "shards"
     counts = [11, 1, len(rows) - 12]
     expected = create_import(tmp_path / "one part", shards).run()
@@ -128,7 +128,7 @@ def test_parts_are_the_same_whoever_makes_them(
 def test_a_part_ends_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused row is counted with its own part, although records are read beyond it. Empty parts are written."""
     monkeypatch.setattr(gather, "PART", 4)
-    path = write_rows(tmp_path / "rows.jsonl", [GOOD[0], BAD, "", "", "", BAD, *[""] * 8, GOOD[1], BAD])
+    path = write_rows_and_blanks(tmp_path / "rows.jsonl", [GOOD[0], BAD, "", "", "", BAD, *[""] * 8, GOOD[1], BAD])
     source_import = create_import(tmp_path / "spool", path)
     source_import.run()
     accounts = [source_import.spool.account(part) for part in source_import.spool.parts()]
@@ -140,7 +140,9 @@ def test_a_part_ends_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("at_once", [1, 7, 1000])
 def test_ids_are_sorted_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     monkeypatch.setattr(published, "SORTED_AT_ONCE", at_once)
-    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"p {i % 50}", "completion": "c"} for i in range(90)])
+    path = write_rows_and_blanks(
+        tmp_path / "rows.jsonl", [{"prompt": f"p {i % 50}", "completion": "c"} for i in range(90)]
+    )
     create_import(tmp_path / "spool", path).run()
     rows = SpoolRows(Spool(tmp_path / "spool"))
     is_selected = np.arange(rows.count) % 3 > 0
@@ -151,7 +153,7 @@ def test_ids_are_sorted_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_row_that_is_refused_ends_it_unless_it_is_left_out(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", build_mixed_rows())
+    path = write_rows_and_blanks(tmp_path / "rows.jsonl", build_mixed_rows())
     with pytest.raises(InputError, match=r"rows\.jsonl, row 1, completion=.*more are refused.*data\.on_bad_row=skip"):
         create_import(tmp_path / "spool", path, skips=False).run()
     account = create_import(tmp_path / "other", path).run()
@@ -168,26 +170,28 @@ def test_a_row_that_is_refused_ends_it_unless_it_is_left_out(tmp_path: Path) -> 
 )
 def test_what_is_refused(tmp_path: Path, rows: list[Any], source: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError) as caught:
-        create_import(tmp_path / "spool", write_rows(tmp_path / "rows.jsonl", rows), **source).run()
+        create_import(tmp_path / "spool", write_rows_and_blanks(tmp_path / "rows.jsonl", rows), **source).run()
     assert says in str(caught.value)
 
 
 def test_another_kind_than_that_of_the_sources_before(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the rows before it are feedback"):
-        create_import(tmp_path / "spool", write_rows(tmp_path / "rows.jsonl", GOOD), kind="feedback").run()
+        create_import(tmp_path / "spool", write_rows_and_blanks(tmp_path / "rows.jsonl", GOOD), kind="feedback").run()
 
 
 def test_licences_of_rows_are_counted(tmp_path: Path) -> None:
     rows = [{**row, "licence": "MIT" if i % 2 else "Apache-2.0"} for i, row in enumerate(GOOD)]
     with pytest.raises(InputError, match=r"stage\.sources\.s=Apache-2\.0, MIT: are the licences of its rows"):
-        create_import(tmp_path / "spool", write_rows(tmp_path / "rows.jsonl", rows)).run()
+        create_import(tmp_path / "spool", write_rows_and_blanks(tmp_path / "rows.jsonl", rows)).run()
     mit_rows = [{**row, "license": "MIT"} for row in GOOD]
-    account = create_import(tmp_path / "other", write_rows(tmp_path / "rows.jsonl", mit_rows), licence="mit").run()
+    account = create_import(
+        tmp_path / "other", write_rows_and_blanks(tmp_path / "rows.jsonl", mit_rows), licence="mit"
+    ).run()
     assert account["licences"] == {"MIT": 25}
 
 
 def test_a_damaged_account_is_told(tmp_path: Path) -> None:
-    source_import = create_import(tmp_path / "spool", write_rows(tmp_path / "rows.jsonl", GOOD))
+    source_import = create_import(tmp_path / "spool", write_rows_and_blanks(tmp_path / "rows.jsonl", GOOD))
     source_import.run()
     [part] = source_import.spool.parts()
     part.with_suffix(".json").write_text("{")
@@ -196,7 +200,7 @@ def test_a_damaged_account_is_told(tmp_path: Path) -> None:
 
 
 def test_a_part_of_another_format_is_refused(tmp_path: Path):
-    source_import = create_import(tmp_path / "spool", write_rows(tmp_path / "rows.jsonl", GOOD))
+    source_import = create_import(tmp_path / "spool", write_rows_and_blanks(tmp_path / "rows.jsonl", GOOD))
     source_import.run()
     [part] = source_import.spool.parts()
     path = part.with_suffix(".json")
@@ -296,7 +300,7 @@ def test_licences_of_a_data_set_are_those_of_sources_with_rows_on_the_sides_that
 def test_what_the_first_rows_are_taken_for(tmp_path: Path) -> None:
     rows: list[Any] = [{"question": f"q {i}", "answer": "a", "topic": None if i else "t"} for i in range(4)]
     rows += [{"text": "plain"}, {"nothing": 1}]
-    path = write_rows(tmp_path / "rows.jsonl", rows)
+    path = write_rows_and_blanks(tmp_path / "rows.jsonl", rows)
     path.write_text(path.read_text() + "no JSON\n")
     detected = detect_row_shapes(Source("s", str(path)))
     assert detected["shapes"] == {"a question and its answer": 4, "plain text": 1}
@@ -310,7 +314,7 @@ def test_what_the_first_rows_are_taken_for(tmp_path: Path) -> None:
 
 def test_rows_are_taken_in_the_order_that_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather, "BATCH", 4)
-    source_import = create_import(tmp_path / "spool", write_rows(tmp_path / "rows.jsonl", GOOD))
+    source_import = create_import(tmp_path / "spool", write_rows_and_blanks(tmp_path / "rows.jsonl", GOOD))
     source_import.run()
     rows = SpoolRows(source_import.spool)
     assert rows.count == 25
@@ -320,7 +324,7 @@ def test_rows_are_taken_in_the_order_that_they_are_asked_for(tmp_path: Path, mon
 
 def test_rows_that_ask_nothing_are_not_the_same(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": f"only a question {i}"}]} for i in range(5)]
-    source_import = create_import(tmp_path / "spool", write_rows(tmp_path / "rows.jsonl", rows))
+    source_import = create_import(tmp_path / "spool", write_rows_and_blanks(tmp_path / "rows.jsonl", rows))
     source_import.options = FactOptions(over="answers")
     source_import.run()
     assert len({bytes(row) for row in SpoolRows(source_import.spool).numbers("digest")}) == 5

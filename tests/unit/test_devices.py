@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from many_adapters import FAMILIES, Heard, base_model, prompt, sampled
-from pretended_card import CARD, OnCard, on_card, pretended_card
+from many_adapters import FAMILIES, OutputRecorder, build_base_model, build_sampling_params, draw_prompt
+from pretended_card import CARD, OnCard, move_to_card, simulate_card
 from torch import Tensor
 
 from align.core.types import Rollout
@@ -136,7 +136,7 @@ def test_gae_on_a_card_is_that_of_the_cpu_to_the_bit():
     rewards, values = torch.randn(2, 5, 7, generator=generator)
     mask = torch.arange(7) < torch.randint(1, 8, (5, 1), generator=generator)
     expected = gae(rewards, values, mask, 0.99, 0.95, torch.ones(5))
-    with pretended_card():
+    with simulate_card():
         cuda_inputs = [x.to("cuda") for x in (rewards, values, mask)]
         estimates = gae(*cuda_inputs, 0.99, 0.95, torch.ones(5, device="cuda"))
         assert all(x.device == CARD for x in estimates)
@@ -146,7 +146,7 @@ def test_gae_on_a_card_is_that_of_the_cpu_to_the_bit():
 def test_a_rollout_moves_whole():
     tokens = torch.ones(2, 3, dtype=torch.long)
     rollout = Rollout(tokens, tokens.bool(), 1, torch.tensor([True, False]), torch.zeros(2, 2))
-    with pretended_card():
+    with simulate_card():
         moved = rollout.to("cuda")
         parts = (moved.tokens_BS, moved.mask_BS, moved.ended_B, moved.logprobs_BT)
         assert all(isinstance(part, OnCard) for part in parts)
@@ -165,7 +165,7 @@ def test_a_cuda_device_has_its_number(monkeypatch: pytest.MonkeyPatch, set_by_us
         monkeypatch.delenv(name, raising=False)
     for name, value in set_by_user.items():
         monkeypatch.setenv(name, value)
-    with pretended_card() as environment:
+    with simulate_card() as environment:
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
         monkeypatch.setattr(torch.cuda, "set_device", devices.append)
         assert choose_device("cuda") == choose_device("auto") == choose_device("cuda:1") == torch.device("cuda:1")
@@ -174,7 +174,7 @@ def test_a_cuda_device_has_its_number(monkeypatch: pytest.MonkeyPatch, set_by_us
 
 
 def test_moments_on_a_card_are_not_paged():
-    with pretended_card():
+    with simulate_card():
         cuda_moment = torch.zeros(2, device="cuda")
         cpu_moment = torch.zeros(2)
         moments: dict[str, Tensor] = {"state1": cuda_moment, "state2": cpu_moment}
@@ -187,16 +187,16 @@ def test_moments_on_a_card_are_not_paged():
 def test_an_engine_that_answers_one_at_a_time_says_on_a_card_what_it_says_on_a_cpu():
     def generate_ids() -> list[int]:
         engine = OneAtATime(model, 512)
-        listener = Heard()
-        engine.add(Request(prompt(5), replace(sampled(4), prompt_logprobs=1)), listener)
+        listener = OutputRecorder()
+        engine.add(Request(draw_prompt(5), replace(build_sampling_params(4), prompt_logprobs=1)), listener)
         while engine.step():
             pass
         return listener.ids
 
-    model = base_model(FAMILIES["llama"])
+    model = build_base_model(FAMILIES["llama"])
     with disable_fast_path(model):
         expected_ids = generate_ids()
-        with pretended_card():
-            on_card(model)
+        with simulate_card():
+            move_to_card(model)
             assert generate_ids() == expected_ids
     assert len(expected_ids) == 4

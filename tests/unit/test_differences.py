@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from portfolio import BASE, interval, made
+from portfolio import BASE, build_interval, write_run_folder
 
 from align.core.errors import CorruptFile, InputError
 from align.data.trained_ids import SCHEMA
@@ -18,7 +18,7 @@ from align.registry.index import query_index
 from align.run.manifest import Base
 
 
-def compare_runs(root: Path, before: str, after: str) -> dict[str, Any]:
+def compare_two_runs(root: Path, before: str, after: str) -> dict[str, Any]:
     records = query_index(root, lambda index: (index.record(before), index.record(after)))
     assert records[0] is not None and records[1] is not None  # noqa: PT018
     folders = tuple(root / record["stage"] / record["name"] for record in records if record)
@@ -51,12 +51,12 @@ def write_ids(folder: Path, ids: list[int | None]) -> Path:
 
 
 def test_a_run_and_itself(tmp_path: Path) -> None:
-    write_ids(made(tmp_path, "ppo:a", {"init": "sft:s"}, metrics={"last_kl": 2.0}), [1, 2, 2])
-    differences = compare_runs(tmp_path, "ppo:a", "ppo:a")
+    write_ids(write_run_folder(tmp_path, "ppo:a", {"init": "sft:s"}, metrics={"last_kl": 2.0}), [1, 2, 2])
+    differences = compare_two_runs(tmp_path, "ppo:a", "ppo:a")
     assert differences.pop("data") == {"before": 3, "after": 3, "added": 0, "removed": 0, "unknown": 0}
     assert differences.pop("runs") == ["ppo:a", "ppo:a"]
     assert not any(differences.values())
-    assert [*as_lines(compare_runs(tmp_path, "ppo:a", "ppo:a"))] == [
+    assert [*as_lines(compare_two_runs(tmp_path, "ppo:a", "ppo:a"))] == [
         "ppo:a → ppo:a",
         "rows to train on  3 → 3: the same rows",
     ]
@@ -64,7 +64,7 @@ def test_a_run_and_itself(tmp_path: Path) -> None:
 
 def test_everything_that_may_differ(tmp_path: Path) -> None:
     changes = "diff --git a b\n+one\n-two\n"
-    before_folder = made(
+    before_folder = write_run_folder(
         tmp_path,
         "ppo:a",
         {"init": "sft:s"},
@@ -75,7 +75,7 @@ def test_everything_that_may_differ(tmp_path: Path) -> None:
         packages={"torch": "2.12", "trl": "1.16"},
         git={"commit": "g"},
     )
-    after_folder = made(
+    after_folder = write_run_folder(
         tmp_path,
         "ppo:b",
         {"init": "sft:t"},
@@ -91,12 +91,14 @@ def test_everything_that_may_differ(tmp_path: Path) -> None:
         git={"commit": "g", "diff": changes},
         hardware={"device": "cuda", "dtype": "float32"},
     )
-    made(tmp_path, "eval:e", {"artifact": "ppo:a"}, metrics={"win_rate": interval(0.8, 0.7, 0.9), "kl": 3.0})
+    write_run_folder(
+        tmp_path, "eval:e", {"artifact": "ppo:a"}, metrics={"win_rate": build_interval(0.8, 0.7, 0.9), "kl": 3.0}
+    )
     write_ids(before_folder, [1, 2, 2, 3, None])
     write_ids(after_folder, [2, 3, 4, 4])
-    differences = compare_runs(tmp_path, "ppo:a", "ppo:b")
+    differences = compare_two_runs(tmp_path, "ppo:a", "ppo:b")
     assert json.loads(json.dumps(differences)) == differences
-    assert differences["score"] == {"win_rate": [interval(0.8, 0.7, 0.9), None], "last_score": [0.5, 0.7]}
+    assert differences["score"] == {"win_rate": [build_interval(0.8, 0.7, 0.9), None], "last_score": [0.5, 0.7]}
     assert differences["outcome"] == {"status": ["done", "failed"], "error": [None, "no\nluck"]}
     assert differences["metrics"] == {"updates": [4, 8], "kl": [3.0, None]}
     assert differences["settings"] == {"stage.updates": [4, 8]}
@@ -137,19 +139,19 @@ def test_everything_that_may_differ(tmp_path: Path) -> None:
 
 def test_another_spelling_of_an_input_is_no_difference(tmp_path: Path) -> None:
     for name, init in (("a", "sft:s"), ("b", "/runs/sft/s")):
-        made(tmp_path, f"ppo:{name}", {"init": "sft:s"}, config={**build_config(), "init": init})
-    differences = compare_runs(tmp_path, "ppo:a", "ppo:b")
+        write_run_folder(tmp_path, f"ppo:{name}", {"init": "sft:s"}, config={**build_config(), "init": init})
+    differences = compare_two_runs(tmp_path, "ppo:a", "ppo:b")
     assert not any(differences[key] for key in ("settings", "inputs", "other_settings"))
 
 
 def test_data_sets_are_compared_by_what_is_seen(tmp_path: Path) -> None:
     for name, rows in (("a", [(1, 1), (2, 3)]), ("b", [(2, 1), (3, 1)])):
-        folder = made(tmp_path, f"data:{name}", base=None)
+        folder = write_run_folder(tmp_path, f"data:{name}", base=None)
         ids = [content_id.to_bytes(32, "big") for content_id, count in rows for _ in range(count)]
         table = pa.table({"content_id": pa.array(ids, pa.binary(32))})
         for i in range(2):
             pq.write_table(table.slice(2 * i, 2), folder / "artifact" / f"train-0000{i}-of-00002.parquet")
-    assert compare_runs(tmp_path, "data:a", "data:b")["data"] == {
+    assert compare_two_runs(tmp_path, "data:a", "data:b")["data"] == {
         "before": 4,
         "after": 2,
         "added": 1,
@@ -159,20 +161,20 @@ def test_data_sets_are_compared_by_what_is_seen(tmp_path: Path) -> None:
 
 
 def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
-    made(tmp_path, "ppo:a")
-    made(tmp_path, "sft:a")
-    (made(tmp_path, "ppo:bad") / "manifest.json").write_text("{")
+    write_run_folder(tmp_path, "ppo:a")
+    write_run_folder(tmp_path, "sft:a")
+    (write_run_folder(tmp_path, "ppo:bad") / "manifest.json").write_text("{")
     with pytest.raises(InputError, match="are of two stages"):
-        compare_runs(tmp_path, "ppo:a", "sft:a")
+        compare_two_runs(tmp_path, "ppo:a", "sft:a")
     with pytest.raises(InputError, match=r"stage\.runs=ppo:bad: cannot be read: .*is not JSON"):
-        compare_runs(tmp_path, "ppo:a", "ppo:bad")
-    assert compare_runs(tmp_path, "ppo:a", "ppo:a")["data"] is None  # no file lists its rows
+        compare_two_runs(tmp_path, "ppo:a", "ppo:bad")
+    assert compare_two_runs(tmp_path, "ppo:a", "ppo:a")["data"] is None  # no file lists its rows
     (tmp_path / "ppo" / "a" / "trained_ids.parquet").write_bytes(b"PAR1")
     with pytest.raises(CorruptFile, match=r"trained_ids\.parquet: cannot be read"):
-        compare_runs(tmp_path, "ppo:a", "ppo:a")
+        compare_two_runs(tmp_path, "ppo:a", "ppo:a")
 
 
 def test_the_base_counts(tmp_path: Path) -> None:
-    made(tmp_path, "sft:a", base=BASE)
-    made(tmp_path, "sft:b", base=Base(BASE.id, BASE.path, None, "0" * 64))
-    assert [*compare_runs(tmp_path, "sft:a", "sft:b")["inputs"]] == ["base"]
+    write_run_folder(tmp_path, "sft:a", base=BASE)
+    write_run_folder(tmp_path, "sft:b", base=Base(BASE.id, BASE.path, None, "0" * 64))
+    assert [*compare_two_runs(tmp_path, "sft:a", "sft:b")["inputs"]] == ["base"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import settles
+from waiting import becomes_true
 
 from align.run import digests
 from align.run.digests import cache_folder, file_digest, lookup_digest
@@ -61,7 +61,7 @@ def wait_for_a_tick(path: Path) -> None:
         probe.chmod(0o600)
         return probe.stat().st_ctime_ns > path.stat().st_ctime_ns
 
-    assert settles(has_ticked)
+    assert becomes_true(has_ticked)
 
 
 def test_a_file_edited_in_place_is_read_again(large: Path) -> None:

@@ -13,7 +13,7 @@ from socket import socket
 from typing import Any
 
 import pytest
-from chat_server import ChatServer, Reply, chatting, error, said
+from chat_server import ChatServer, Reply, build_chat_reply, build_error_reply, run_chat_server
 
 from align.core.errors import InputError, StorageError
 from align.core.redaction import redact
@@ -29,7 +29,7 @@ HELLO = [{"role": "user", "content": "Hello?"}]
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     monkeypatch.setattr(module, "FIRST_WAIT_S", 0.01)
-    with chatting(lambda _: said("Hello.")) as server:
+    with run_chat_server(lambda _: build_chat_reply("Hello.")) as server:
         yield server
 
 
@@ -52,7 +52,7 @@ def fetch_answer(endpoint: Endpoint, store: AnswerStore) -> CachedAnswer | Endpo
 
 
 def test_a_question_is_asked_once_and_several_at_once(server: ChatServer, store: AnswerStore):
-    server.says = lambda body: said(f"answer {body['seed']}")._replace(wait_s=0.05)
+    server.says = lambda body: build_chat_reply(f"answer {body['seed']}")._replace(wait_s=0.05)
     endpoint = build_endpoint(server, at_once=3)
     questions = build_questions(endpoint, 7)
     answers, cached_count = fetch_answers(endpoint, [*questions, questions[0]], store, "x", lambda _: None)
@@ -114,12 +114,12 @@ def test_messages_in_their_form():
 @pytest.mark.parametrize(
     ("reply", "text", "ended"),
     [
-        (said("Yes."), "Yes.", True),
-        (said(None), "", True),
-        (said(None, refusal="No."), "No.", True),
-        (said("Yes.", reasoning_content="Hm."), "<think>\nHm.\n</think>\n\nYes.", True),
-        (said("half \ud800"), "half ?", True),
-        (said("<a>\u2028\0"), "<a>\u2028\0", True),
+        (build_chat_reply("Yes."), "Yes.", True),
+        (build_chat_reply(None), "", True),
+        (build_chat_reply(None, refusal="No."), "No.", True),
+        (build_chat_reply("Yes.", reasoning_content="Hm."), "<think>\nHm.\n</think>\n\nYes.", True),
+        (build_chat_reply("half \ud800"), "half ?", True),
+        (build_chat_reply("<a>\u2028\0"), "<a>\u2028\0", True),
         (Reply({"choices": [{"message": {"content": "Ye"}, "finish_reason": "length"}]}), "Ye", False),
     ],
 )
@@ -177,7 +177,7 @@ def test_logprobs_in_another_form_are_none(logprobs: Any, server: ChatServer, st
 
 
 def test_half_a_character_in_a_token_is_written_as_in_a_text(server: ChatServer, store: AnswerStore):
-    server.says = lambda _: said("a \ud800", ("\ud800", {"\ud800": -0.5}))
+    server.says = lambda _: build_chat_reply("a \ud800", ("\ud800", {"\ud800": -0.5}))
     assert fetch_answer(build_endpoint(server), store) == CachedAnswer(
         (), "a ?", True, (ServerToken("?", {"?": -0.5}),)
     )
@@ -193,9 +193,11 @@ def reply_in_turn(*replies: Reply) -> Callable[[Any], Reply]:
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 529])
 def test_a_busy_server_is_asked_again(status: int, server: ChatServer, store: AnswerStore):
-    server.says = reply_in_turn(error(status, "busy"), error(status, "busy"), said("Yes."))
+    server.says = reply_in_turn(
+        build_error_reply(status, "busy"), build_error_reply(status, "busy"), build_chat_reply("Yes.")
+    )
     assert fetch_answer(build_endpoint(server), store) == CachedAnswer((), "Yes.", True)
-    server.says = lambda _: error(status, "busy")
+    server.says = lambda _: build_error_reply(status, "busy")
     assert fetch_answer(build_endpoint(server, model="n"), store) == EndpointFailure(
         "lost", f"answers by status {status} (busy)"
     )
@@ -205,7 +207,7 @@ def test_a_busy_server_is_asked_again(status: int, server: ChatServer, store: An
 @pytest.mark.parametrize("asked_for", ["0.3", "date"])
 def test_a_server_says_when_to_ask_again(asked_for: str, server: ChatServer, store: AnswerStore):
     header = formatdate(time.time() + 2, usegmt=True) if asked_for == "date" else asked_for
-    server.says = reply_in_turn(error(429, "busy", retry_after=header), said("Yes."))
+    server.says = reply_in_turn(build_error_reply(429, "busy", retry_after=header), build_chat_reply("Yes."))
     began = time.monotonic()
     assert fetch_answer(build_endpoint(server), store) == CachedAnswer((), "Yes.", True)
     assert 0.25 < time.monotonic() - began < 5
@@ -216,14 +218,14 @@ def test_a_server_cannot_make_anybody_wait_for_long(
     header: str, server: ChatServer, store: AnswerStore, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(module, "LONGEST_WAIT_S", 0.05)
-    server.says = reply_in_turn(error(429, "busy", retry_after=header), said("Yes."))
+    server.says = reply_in_turn(build_error_reply(429, "busy", retry_after=header), build_chat_reply("Yes."))
     began = time.monotonic()
     assert fetch_answer(build_endpoint(server), store) == CachedAnswer((), "Yes.", True)
     assert time.monotonic() - began < 5
 
 
 def test_a_server_that_takes_too_long(server: ChatServer, store: AnswerStore):
-    server.says = lambda _: said("late")._replace(wait_s=1)
+    server.says = lambda _: build_chat_reply("late")._replace(wait_s=1)
     failure = fetch_answer(build_endpoint(server, timeout_s=0.05), store)
     assert failure == EndpointFailure("lost", "does not answer within 0.05 seconds")
     assert len(server.asked) == module.MAX_ATTEMPTS
@@ -263,18 +265,18 @@ def test_nobody_listens(store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("reply", "kind"),
     [
-        (error(400, "This model's maximum context length is 4096 tokens."), "too long"),
-        (error(400, "No.", "context_length_exceeded"), "too long"),
-        (error(413, ""), "too long"),
-        (error(422, "`inputs` tokens + `max_new_tokens` must be <= 9"), "too long"),
-        (error(400, "the request exceeds the available context size"), "too long"),
-        (error(400, "logprobs are not supported"), "refused"),
-        (error(402, "pay"), "refused"),
+        (build_error_reply(400, "This model's maximum context length is 4096 tokens."), "too long"),
+        (build_error_reply(400, "No.", "context_length_exceeded"), "too long"),
+        (build_error_reply(413, ""), "too long"),
+        (build_error_reply(422, "`inputs` tokens + `max_new_tokens` must be <= 9"), "too long"),
+        (build_error_reply(400, "the request exceeds the available context size"), "too long"),
+        (build_error_reply(400, "logprobs are not supported"), "refused"),
+        (build_error_reply(402, "pay"), "refused"),
         (Reply({"object": "error", "message": "prompt too long"}, 400), "too long"),
-        (error(418, "tea"), "refused"),
-        (error(400, "Unsupported parameter: 'max_tokens' is not supported in this context."), "refused"),
-        (error(400, "this exceeds the context window"), "too long"),
-        (error(400, "too many tokens: 9"), "too long"),
+        (build_error_reply(418, "tea"), "refused"),
+        (build_error_reply(400, "Unsupported parameter: 'max_tokens' is not supported in this context."), "refused"),
+        (build_error_reply(400, "this exceeds the context window"), "too long"),
+        (build_error_reply(400, "too many tokens: 9"), "too long"),
     ],
 )
 def test_a_refusal_is_not_asked_again_and_not_kept(reply: Reply, kind: str, server: ChatServer, store: AnswerStore):
@@ -288,7 +290,7 @@ def test_a_refusal_is_not_asked_again_and_not_kept(reply: Reply, kind: str, serv
 
 
 def test_what_a_server_says_of_an_error_is_one_bounded_line(server: ChatServer, store: AnswerStore):
-    server.says = lambda _: error(400, "\x1b[31mred\nline " + "x" * 5000)
+    server.says = lambda _: build_error_reply(400, "\x1b[31mred\nline " + "x" * 5000)
     failure = fetch_answer(build_endpoint(server), store)
     assert isinstance(failure, EndpointFailure)
     assert (
@@ -304,7 +306,7 @@ def test_what_a_server_says_of_an_error_is_one_bounded_line(server: ChatServer, 
 def test_what_no_other_question_would_change_ends_the_asking(
     status: int, named: str, server: ChatServer, store: AnswerStore
 ):
-    server.says = lambda _: error(status, "no", location=server.url)
+    server.says = lambda _: build_error_reply(status, "no", location=server.url)
     with pytest.raises(InputError) as refused:
         fetch_answers(build_endpoint(server), build_questions(build_endpoint(server), 50), store, "x", lambda _: None)
     assert refused.value.field == f"{FIELD}.{named}"
@@ -315,14 +317,14 @@ def test_the_key_goes_to_the_server_alone(server: ChatServer, store: AnswerStore
     key = "s3cret-of-the-judges"
     monkeypatch.setenv("WHERE_IT_IS", key)
     endpoint = build_endpoint(server, key_env="WHERE_IT_IS")
-    with chatting(lambda _: said("Hello.")) as other_server:
+    with run_chat_server(lambda _: build_chat_reply("Hello.")) as other_server:
         fetch_answer(endpoint, store)
         assert server.heard[0]["authorization"] == f"Bearer {key}"
         server.says = lambda _: Reply(b"", 307, {"location": f"{other_server.url}/chat/completions"})
         with pytest.raises(InputError):
             fetch_answers(endpoint, build_questions(endpoint, 2), store, "x", lambda _: None)
         assert other_server.asked == []
-    server.says = lambda _: error(401, f"wrong key {key}")
+    server.says = lambda _: build_error_reply(401, f"wrong key {key}")
     with pytest.raises(InputError) as refused:
         fetch_answers(endpoint, build_questions(endpoint, 2), store, "x", lambda _: None)
     assert key not in str(refused.value)
@@ -340,11 +342,11 @@ def test_a_key_that_the_server_repeats_is_not_kept(
     monkeypatch.setenv("WHERE_IT_IS", key)
     endpoint = build_endpoint(server, key_env="WHERE_IT_IS")
     replies = [
-        said(f"You sent {key}.", ("s3cret-of-", logprobs), ("the-judges", logprobs)),
-        said("Hm.", ("x", {f"{key}!": -1.0})),
-        said("Hm.", reasoning_content=f"I got {key}"),
-        said("Hm.", ("s3cret-of-", logprobs), ("the-judges", logprobs)),
-        said("Hm.", ("x", logprobs)),
+        build_chat_reply(f"You sent {key}.", ("s3cret-of-", logprobs), ("the-judges", logprobs)),
+        build_chat_reply("Hm.", ("x", {f"{key}!": -1.0})),
+        build_chat_reply("Hm.", reasoning_content=f"I got {key}"),
+        build_chat_reply("Hm.", ("s3cret-of-", logprobs), ("the-judges", logprobs)),
+        build_chat_reply("Hm.", ("x", logprobs)),
     ]
     server.says = lambda body: replies[body["seed"]]
     answers, _ = fetch_answers(endpoint, build_questions(endpoint, 5), store, "x", lambda _: None)
@@ -359,7 +361,7 @@ def test_a_key_that_the_server_repeats_is_not_kept(
 
 def test_a_key_of_few_letters_is_a_word(server: ChatServer, store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WHERE_IT_IS", "EMPTY")
-    server.says = lambda _: said("The set is EMPTY.")
+    server.says = lambda _: build_chat_reply("The set is EMPTY.")
     assert fetch_answer(build_endpoint(server, key_env="WHERE_IT_IS"), store) == CachedAnswer(
         (), "The set is EMPTY.", True
     )
@@ -374,7 +376,7 @@ def test_a_key_that_is_none(value: str, store: AnswerStore, monkeypatch: pytest.
 
 
 def test_a_proxy_is_not_asked_for_this_machine(server: ChatServer, store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
-    with chatting(lambda _: said("by the proxy")) as proxy:
+    with run_chat_server(lambda _: build_chat_reply("by the proxy")) as proxy:
         for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
         monkeypatch.delenv("no_proxy", raising=False)

@@ -199,7 +199,7 @@ def test_nobody_has_the_value_role(world: World):
     assert parameter_counts[0] - parameter_counts[1] == sum(p.numel() for p in roles.parameters_of("policy"))
 
 
-def build_experience(roles: Roles, rollout: Any, scores: Tensor) -> Experience:
+def build_grpo_experience(roles: Roles, rollout: Any, scores: Tensor) -> Experience:
     def compute_logprobs(role: str) -> Tensor:
         return compute_in_chunks(lambda part: roles.logprobs(role, part, 0.8)[0], rollout, 6)
 
@@ -222,7 +222,7 @@ def test_rows_that_teach_nothing_get_no_backward_pass(world: World, monkeypatch:
     setting, _ = batch(world, "none", estimator=Estimator("grpo", 3))
     roles = setting.roles
     losses = Losses(loss_mean=loss_mean, longest=8)
-    experience = build_experience(roles, setting.rollout, tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0]))
+    experience = build_grpo_experience(roles, setting.rollout, tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0]))
     row_counts = {True: 0, False: 0}
     run_logprobs = roles.logprobs
 
@@ -247,7 +247,7 @@ def test_a_batch_that_teaches_nothing_is_no_step(world: World):
     optimiser = torch.optim.AdamW(roles.parameters_of("policy"), lr=1e-2)
 
     def take_step(scores: Tensor, losses: Losses) -> tuple[float, bool]:
-        experience = build_experience(roles, setting.rollout, scores)
+        experience = build_grpo_experience(roles, setting.rollout, scores)
         before = [p.detach().clone() for p in roles.parameters_of("policy")]
         figures = take_gradient_steps(
             roles,

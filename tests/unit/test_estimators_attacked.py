@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_roles import World, make_world, ragged_rollout
+from tiny_roles import World, build_ragged_rollout, make_world
 from torch import Tensor, tensor
 
 from align.config.compose import build_config, compose_tree
@@ -28,7 +28,7 @@ from align.ppo.update import Losses, accumulate_gradients
 from align.ppo.verify.enumerated import make_problem
 from align.ppo.verify.on_model import take_gradient
 
-ROLLOUT = ragged_rollout(rows=8)
+ROLLOUT = build_ragged_rollout(rows=8)
 TEMPERATURE = 0.8
 TELLS = tensor([1.0, 0.0, -1.0, 0.0, 0.5, 2.0, 0.0, 0.0])
 """Advantages of answers, half of which are 0."""
@@ -41,7 +41,7 @@ def roles(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_token
     return world.roles("lora", backbone="none")
 
 
-def build_experience(roles: Roles, advantages_B: Tensor, weighted: bool = False) -> Experience:
+def build_clipped_experience(roles: Roles, advantages_B: Tensor, weighted: bool = False) -> Experience:
     """Build an experience of another policy, so that ratios are on both sides of their clip."""
     generator = torch.Generator().manual_seed(4)
     mask = ROLLOUT.response_mask_BT
@@ -67,7 +67,7 @@ def test_answers_that_tell_nothing_change_no_gradient_and_are_in_every_figure(
 ):
     """A cached forward pass is run backward over all rows. Without a cache, rows without an advantage are skipped."""
     losses = Losses(importance_sampling_level=level, loss_mean=loss_mean, longest=9)
-    experience = build_experience(roles, TELLS, weighted)
+    experience = build_clipped_experience(roles, TELLS, weighted)
     cached = roles.run_cached_forward(ROLLOUT, TEMPERATURE)
     gradient, figures = compute_gradient(roles, experience, losses, 8, cached=cached)
     for micro_batch in (1, 3):

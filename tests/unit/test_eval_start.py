@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from run_folders import published
+from run_folders import publish_run
 
 from align.core.errors import InputError, MissingArtifact
 from align.models.base import find_recorded_artifact, find_reference
@@ -15,7 +15,7 @@ from align.run import load_artifact
 
 def test_a_start_that_was_renamed_or_moved_is_found(tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    recorded = load_artifact(published(root, "s"), "sft:s").as_input()
+    recorded = load_artifact(publish_run(root, "s"), "sft:s").as_input()
     assert find_recorded_artifact(recorded, root).path == root / "sft" / "s" / "artifact"
     (root / "sft" / "s").rename(root / "sft" / "renamed")
     assert find_recorded_artifact(recorded, root).path == root / "sft" / "renamed" / "artifact"
@@ -24,9 +24,9 @@ def test_a_start_that_was_renamed_or_moved_is_found(tmp_path: Path) -> None:
 
 
 def test_an_artifact_is_measured_against_nothing_but_its_start(tmp_path: Path) -> None:
-    start = load_artifact(published(tmp_path, "s"), "sft:s")
-    other_run = load_artifact(published(tmp_path, "other", weights="trained otherwise"), "sft:other")
-    artifact = load_artifact(published(tmp_path, "p", stage="ppo", inputs={"init": start.as_input()}), "ppo:p")
+    start = load_artifact(publish_run(tmp_path, "s"), "sft:s")
+    other_run = load_artifact(publish_run(tmp_path, "other", weights="trained otherwise"), "sft:other")
+    artifact = load_artifact(publish_run(tmp_path, "p", stage="ppo", inputs={"init": start.as_input()}), "ppo:p")
     for given_start in (None, start):
         reference = find_reference(artifact, given_start, tmp_path)
         assert reference is not None
@@ -38,9 +38,9 @@ def test_an_artifact_is_measured_against_nothing_but_its_start(tmp_path: Path) -
 
 
 def test_another_run_in_its_place_is_not_taken_for_it(tmp_path: Path) -> None:
-    recorded = load_artifact(published(tmp_path, "s"), "sft:s").as_input()
+    recorded = load_artifact(publish_run(tmp_path, "s"), "sft:s").as_input()
     shutil.rmtree(tmp_path / "sft" / "s")
-    published(tmp_path, "s", weights="trained again")
+    publish_run(tmp_path, "s", weights="trained again")
     with pytest.raises(MissingArtifact, match="is gone, or was changed") as error:
         find_recorded_artifact(recorded, tmp_path)
     assert (error.value.field, error.value.value) == ("init", "sft:s")

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_data_leaks import spooled
+from test_data_leaks import write_spool
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Record
@@ -78,7 +78,7 @@ def build_answer(text: str) -> Conversation:
     return Conversation((Message("user", "Tell me something."), Message("assistant", text)))
 
 
-def build_question(text: str, answer: str = "I see.") -> Conversation:
+def build_exchange(text: str, answer: str = "I see.") -> Conversation:
     return Conversation((Message("user", text), Message("assistant", answer)))
 
 
@@ -89,7 +89,7 @@ def find_rules(
     path = folder / "evals.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     finder = LeakFinder([read_evaluation_set(EvaluationSet(str(path), columns), "against[0]")], 0.7)
-    leaks = finder.find_leaks(spooled(folder / "spool", records), np.ones(len(records), bool))
+    leaks = finder.find_leaks(write_spool(folder / "spool", records), np.ones(len(records), bool))
     rule_names = dict(zip(leaks.text.tolist(), leaks.rule.tolist(), strict=True))
     return [RULES[rule_names[i]] if i in rule_names else "" for i in range(len(records))]
 
@@ -97,11 +97,11 @@ def find_rules(
 @pytest.mark.parametrize(
     ("row", "record", "rule"),
     [
-        (MMLU, build_question("which gas do  plants take up?"), "question"),
+        (MMLU, build_exchange("which gas do  plants take up?"), "question"),
         (MMLU, build_answer(f"Well, {TALE}, I think."), "ngram"),
         (
             MMLU,
-            build_question("Question: Which gas do plants take up?\nA) Argon\nB) Carbon dioxide\nC) The ferry"),
+            build_exchange("Question: Which gas do plants take up?\nA) Argon\nB) Carbon dioxide\nC) The ferry"),
             "ngram",
         ),
         (MMLU, build_answer("yes"), ""),
@@ -109,16 +109,16 @@ def find_rules(
         (MMLU, "Carbon dioxide", ""),
         (MMLU, build_answer("biology"), ""),
         (MMLU, "which gas do plants take up? carbon dioxide", "exact"),
-        (MMLU, build_question("Which gas do plants give off?"), ""),
-        (ARC, build_question("Which tool measures mass?"), "question"),
+        (MMLU, build_exchange("Which gas do plants give off?"), ""),
+        (ARC, build_exchange("Which tool measures mass?"), "question"),
         (ARC, build_answer(f"{BIRDS}!"), "ngram"),
         (ARC, "A", ""),
         *[
             (row, record, rule)
             for row in (ARC_FILE, COMMONSENSE, OBJECTS, {**ARC_FILE, "question": json.dumps(ARC_FILE["question"])})
             for record, rule in [
-                (build_question("which tool measures  mass?"), "question"),
-                (build_question("Which tool measures mass?\nruler\nbalance\n" + BIRDS), "question"),
+                (build_exchange("which tool measures  mass?"), "question"),
+                (build_exchange("Which tool measures mass?\nruler\nbalance\n" + BIRDS), "question"),
                 ("which tool measures mass? balance", "exact"),
                 (build_answer(f"{BIRDS}!"), "ngram"),
                 ("ruler\nA\nbalance\nB", ""),
@@ -126,33 +126,33 @@ def find_rules(
                 ("Which tool measures mass? B", "contained"),
             ]
         ],
-        (HELLASWAG, build_question("A man ties his boat."), "question"),
+        (HELLASWAG, build_exchange("A man ties his boat."), "question"),
         (HELLASWAG, build_answer(TALE), "ngram"),
         (HELLASWAG, "a man ties his boat he leaves", "exact"),
-        (HELLASWAG, build_question("A man"), ""),
+        (HELLASWAG, build_exchange("A man"), ""),
         (PIQA, build_answer(TALE), "ngram"),
         (PIQA, "to open a jar hit it with a spoon", "exact"),
         (PIQA, "hit it with a spoon", "exact"),
         (TRUTHFUL, "your hands will hurt for years", "exact"),
         (TRUTHFUL, "nothing in particular", ""),
-        (TRUTHFUL, build_question("Why?", "You get arthritis"), ""),
-        (GSM8K, build_question("Tom has 3 apples and buys 4 more. How many has he?"), "question"),
+        (TRUTHFUL, build_exchange("Why?", "You get arthritis"), ""),
+        (GSM8K, build_exchange("Tom has 3 apples and buys 4 more. How many has he?"), "question"),
         (GSM8K, build_answer(TALE), "ngram"),
         (RACE, build_answer(TALE), "ngram"),
-        (RACE, build_question("What is it about?"), ""),
+        (RACE, build_exchange("What is it about?"), ""),
         (RACE, "What is it about?", ""),
         (RACE, "What is it about?\nA ferry", ""),
-        (RACE, build_question(f"{TALE}\nWhat is it about?"), "question"),
+        (RACE, build_exchange(f"{TALE}\nWhat is it about?"), "question"),
         (COPA, "the man broke his toe. cause. He slept", "exact"),
-        (COPA, build_question("cause"), ""),
-        (COPA, build_question("The man broke his toe.\ncause"), "question"),
-        (OTHER, build_question("Which river is longest?"), "question"),
+        (COPA, build_exchange("cause"), ""),
+        (COPA, build_exchange("The man broke his toe.\ncause"), "question"),
+        (OTHER, build_exchange("Which river is longest?"), "question"),
         (OTHER, "the nile river of eastern africa", "exact"),
         (OTHER, "yes", ""),
         (TALK, build_answer(TALE), "ngram"),
         (
             {"prompt": [{"role": "user", "content": "Who is it?"}], "completion": "me"},
-            build_question("who is it?"),
+            build_exchange("who is it?"),
             "question",
         ),
         ({"prompt": "Hi, who is it?", "chosen": "It is me", "rejected": TALE}, build_answer(TALE), "ngram"),
@@ -172,7 +172,7 @@ def test_the_columns_that_are_named_are_compared_and_no_others(tmp_path: Path) -
     with pytest.raises(InputError, match="no text among them is called a question") as refused:
         find_rules(tmp_path, [row], [build_answer("x")])
     assert "frage, quelle, wahl" in str(refused.value)
-    records = [build_question("wie lang ist der Rhein?"), build_answer(TALE), build_answer(BIRDS)]
+    records = [build_exchange("wie lang ist der Rhein?"), build_answer(TALE), build_answer(BIRDS)]
     folder = tmp_path / "again"
     folder.mkdir()
     assert find_rules(folder, [row], records, ("frage", "wahl")) == ["question", "", "ngram"]
@@ -188,7 +188,7 @@ def test_the_same_rows_as_parquet_and_csv(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("\n".join(["question,choices", *lines]) + "\n")
     for name in ("a.parquet", "a.csv"):
         finder = LeakFinder([read_evaluation_set(EvaluationSet(str(tmp_path / name)), "against[0]")], None)
-        spool = spooled(tmp_path / name.replace(".", "-"), [build_answer("x"), build_answer(TALE)])
+        spool = write_spool(tmp_path / name.replace(".", "-"), [build_answer("x"), build_answer(TALE)])
         leaks = finder.find_leaks(spool, np.ones(2, bool))
         assert [column.tolist() for column in leaks] == [[1], [0], [2], [NGRAM]]
 
@@ -222,7 +222,7 @@ def test_one_file_may_be_two_sets(tmp_path: Path) -> None:
         [{"path": str(path), "columns": ["question"]}, {"path": str(path), "columns": "choices"}]
     )
     leaks = LeakFinder(read_evaluation_sets(sets), 0.7).find_leaks(
-        spooled(tmp_path / "spool", [build_question("where is it?"), build_answer(BIRDS), build_answer(TALE)]),
+        write_spool(tmp_path / "spool", [build_exchange("where is it?"), build_answer(BIRDS), build_answer(TALE)]),
         np.ones(3, bool),
     )
     assert (leaks.text.tolist(), leaks.evaluation.tolist()) == ([0, 1], [0, 1])
@@ -286,7 +286,7 @@ def test_planted_runs_and_near_misses_as_sets_of_strings_say(tmp_path: Path, see
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     finder = LeakFinder([read_evaluation_set(EvaluationSet(str(path)), "against[0]")], None)
     records = [build_answer(text) if i % 2 else text for i, text in enumerate(corpus)]
-    leaks = finder.find_leaks(spooled(tmp_path / "spool", records), np.ones(400, bool))
+    leaks = finder.find_leaks(write_spool(tmp_path / "spool", records), np.ones(400, bool))
     all_grams = set[tuple[str, ...]]().union(*(collect_grams(text) for row in rows for text in collect_texts(row)))
     expected = [i for i, text in enumerate(corpus) if collect_grams(text) & all_grams]
     assert leaks.text.tolist() == expected == sorted(planted)
@@ -303,5 +303,5 @@ def test_planted_runs_and_near_misses_as_sets_of_strings_say(tmp_path: Path, see
 
 def test_choices_without_a_question_count_by_their_own_words(tmp_path: Path) -> None:
     row = {"choices": ["yes", "no"], "other": [BIRDS, "no"]}
-    records = [build_question("Yes", "no"), build_question("yes no"), build_answer(BIRDS)]
+    records = [build_exchange("Yes", "no"), build_exchange("yes no"), build_answer(BIRDS)]
     assert find_rules(tmp_path, [row], records, ("choices", "other")) == ["", "", "ngram"]

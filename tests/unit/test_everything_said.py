@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from annotation_store import add, rank
+from annotation_store import add_question, record_ranking
 from pydantic import ValidationError
 
 from align.annotate.assignment import AssignmentQueue
@@ -46,7 +46,7 @@ def said(store) -> dict[int, tuple[str, Judgement]]:
 
     parts = list(product((True, False), repeat=4))  # demonstration, remark, harm, ratings
     for number, (has_demonstration, has_remark, is_harmful, has_ratings) in enumerate(parts):
-        item = add(store, f"run/{number}")
+        item = add_question(store, f"run/{number}")
         ids = [f"{item}-{k}" for k in range(3)]
         for place, annotator in enumerate(PEOPLE):
             extras = {
@@ -105,11 +105,11 @@ def test_what_is_trained_on_is_the_reviews_as_it_was(store, said, tmp_path):
 
 
 def test_what_was_taken_back_and_what_was_simulated_stay(store, tmp_path):
-    kept_item, retracted_item, simulated_item = (add(store, f"run/{number}") for number in range(3))
-    rank(store, kept_item, "0>1>2")
-    store.retract("p", rank(store, retracted_item, "0>1>2", demonstration="taken back"))
-    rank(store, simulated_item, "0>1>2", annotator="machine", source="simulated", demonstration="simulated")
-    rank(store, simulated_item, "2>1>0", annotator="rev", purpose="review")
+    kept_item, retracted_item, simulated_item = (add_question(store, f"run/{number}") for number in range(3))
+    record_ranking(store, kept_item, "0>1>2")
+    store.retract("p", record_ranking(store, retracted_item, "0>1>2", demonstration="taken back"))
+    record_ranking(store, simulated_item, "0>1>2", annotator="machine", source="simulated", demonstration="simulated")
+    record_ranking(store, simulated_item, "2>1>0", annotator="rev", purpose="review")
     export_votes(store, "p", tmp_path)
     assert {row["item"] for row in load_rows(tmp_path / "votes.jsonl")} == {kept_item, simulated_item}
     assert load_rows(tmp_path / "demonstrations.jsonl") == []
@@ -120,9 +120,11 @@ def test_what_was_taken_back_and_what_was_simulated_stay(store, tmp_path):
 
 def test_whoever_settles_an_item_reads_all_that_was_said(store):
     configure(store, "p", {"overlap": 3, "attributes": ["helpful"]})
-    item = add(store)
-    rank(store, item, "0>1>2", annotator="ann", quality="good", ratings={f"{item}-1": {"helpful": 4}})
-    rank(store, item, "2>1>0", annotator="bob", flagged=(f"{item}-0", item), demonstration="mine", rationale="why")
+    item = add_question(store)
+    record_ranking(store, item, "0>1>2", annotator="ann", quality="good", ratings={f"{item}-1": {"helpful": 4}})
+    record_ranking(
+        store, item, "2>1>0", annotator="bob", flagged=(f"{item}-0", item), demonstration="mine", rationale="why"
+    )
     skip = Judgement(skipped="unsure", rationale="hard", demonstration="hers")
     store.record("p", item, skip, annotator="cleo", key="cleo")
     task = AssignmentQueue(store, "p").take_review("rev")

@@ -15,15 +15,15 @@ import pytest
 import torch
 from export_models import (
     BASE,
-    everywhere,
-    exported,
-    load,
-    logits,
+    compute_adapter_logits,
+    compute_logits,
+    export_adapter,
+    export_merged,
+    load_base_model,
+    load_tokenizer_options,
     make_adapter,
     make_base,
-    merged_in,
-    trained,
-    with_tokenizer,
+    measure_divergence,
 )
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -52,7 +52,7 @@ def adapter(base: Path, tmp_path_factory) -> Path:
 
 
 def test_exported_adapter_is_the_same_model_and_names_no_path(base: Path, adapter: Path, tmp_path: Path):
-    target = exported(adapter, tmp_path / "out", **with_tokenizer(base))
+    target = export_adapter(adapter, tmp_path / "out", **load_tokenizer_options(base))
     assert sorted(p.name for p in target.iterdir()) == [
         *("adapter_config.json", "adapter_model.safetensors", "base.json", "chat_template.jinja"),
         *("generation_config.json", "tokenizer.json", "tokenizer_config.json"),
@@ -61,7 +61,7 @@ def test_exported_adapter_is_the_same_model_and_names_no_path(base: Path, adapte
     after = load_file(target / WEIGHTS_FILE)
     assert before.keys() == after.keys()  # alpha is 8 and the rank 4, so that lora_B is doubled
     assert all(torch.equal(after[key], before[key] * (2 if "lora_B" in key else 1)) for key in before)
-    assert torch.equal(trained(base, adapter), trained(base, target))
+    assert torch.equal(compute_adapter_logits(base, adapter), compute_adapter_logits(base, target))
     assert json.loads((target / "base.json").read_text()) == BASE
 
     config = json.loads((target / CONFIG_FILE).read_text())
@@ -81,7 +81,7 @@ def test_an_exported_tokenizer_chats_alike_and_brings_what_lies_beside_it(base: 
     base_copy = Path(shutil.copytree(base, tmp_path / "base"))
     (base_copy / "tokenizer.model").write_bytes(b"pieces")
     GenerationConfig(do_sample=True, temperature=0.7).save_pretrained(base_copy)
-    target = exported(adapter, tmp_path / "out", **with_tokenizer(base_copy))
+    target = export_adapter(adapter, tmp_path / "out", **load_tokenizer_options(base_copy))
     loaded = AutoTokenizer.from_pretrained(target)
     assert loaded.apply_chat_template([{"role": "user", "content": "w5 w7"}])["input_ids"] == [5, 7]
     assert "is_local" not in json.loads((target / "tokenizer_config.json").read_text())
@@ -123,7 +123,7 @@ def test_damaged_weights_are_refused_and_leave_nothing(base: Path, adapter: Path
     shutil.copytree(adapter, source)
     damage(source / WEIGHTS_FILE)
     with pytest.raises(CorruptFile, match=r"adapter_model\.safetensors") as error:
-        exported(source, tmp_path / "out", **with_tokenizer(base))
+        export_adapter(source, tmp_path / "out", **load_tokenizer_options(base))
     assert error.value.exit_status == 2
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
@@ -153,7 +153,7 @@ def test_missing_and_broken_config(adapter: Path, tmp_path: Path):
 def test_what_engines_would_read_wrongly_is_refused_by_name(base: Path, tmp_path: Path, options, named):
     source = make_adapter(base, tmp_path / "source", **options)
     with pytest.raises(InputError, match=f"^{named}="):
-        exported(source, tmp_path / "out", **with_tokenizer(base))
+        export_adapter(source, tmp_path / "out", **load_tokenizer_options(base))
     assert not (tmp_path / "out").exists()
 
 
@@ -164,13 +164,13 @@ def test_what_was_taken_out_of_the_base_for_good_is_refused(base: Path, adapter:
     config = json.loads((source / CONFIG_FILE).read_text())
     (source / CONFIG_FILE).write_text(json.dumps(config | {"init_lora_weights": init}))
     with pytest.raises(InputError, match=f"init_lora_weights={init}"):
-        exported(source, tmp_path / "other", **with_tokenizer(base))
+        export_adapter(source, tmp_path / "other", **load_tokenizer_options(base))
 
 
 @pytest.mark.parametrize("name", ["/home/me/model", "./model", "~/model", "", "C:\\model"])
 def test_a_base_must_be_findable_elsewhere(base: Path, adapter: Path, tmp_path: Path, name: str):
     with pytest.raises(InputError, match=r"base\.id"):
-        exported(adapter, tmp_path / "out", BASE | {"id": name}, **with_tokenizer(base))
+        export_adapter(adapter, tmp_path / "out", BASE | {"id": name}, **load_tokenizer_options(base))
 
 
 # --- The folder -------------------------------------------------------------------------------------------------------
@@ -221,9 +221,9 @@ def test_the_code_on_the_card_runs(base: Path, adapter: Path, tmp_path: Path, mo
     facts = {"name": "support", "kind": kind, "base": {"id": "tiny"}, "method": "qlora"}
     target = tmp_path / "support"
     if kind == "adapter":
-        exported(adapter, target, facts["base"], **with_tokenizer(base))
+        export_adapter(adapter, target, facts["base"], **load_tokenizer_options(base))
     else:
-        merged_in(merge_adapter(load(base), adapter), target, **with_tokenizer(base))
+        export_merged(merge_adapter(load_base_model(base), adapter), target, **load_tokenizer_options(base))
     monkeypatch.chdir(target)
     Path("tiny").symlink_to(base)
     code = render_card(facts).split("```python\n")[1].split("```")[0]
@@ -233,7 +233,7 @@ def test_the_code_on_the_card_runs(base: Path, adapter: Path, tmp_path: Path, mo
     for module in names["model"].modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    assert everywhere(trained(base, adapter), logits(names["model"].eval())).kl < 0.05
+    assert measure_divergence(compute_adapter_logits(base, adapter), compute_logits(names["model"].eval())).kl < 0.05
     assert names["tokenizer"].eos_token == "</s>"
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from llama_like import llama_like
+from llama_like import build_llama_like_configs
 from peft import LoraConfig, get_peft_model
-from tiny_roles import PAD, PROMPTS, STOPS, AsItStands, World, ragged_rollout, shake
+from tiny_roles import PAD, PROMPTS, STOPS, UnchangedModelActor, World, add_noise, build_ragged_rollout
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import (
@@ -63,7 +63,7 @@ def fat(model: Any) -> Any:
 def outcome(model: Any, rollout: Rollout | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the logprobs under the adapter, and the gradients of their sum."""
     model.zero_grad()
-    logprobs, _ = compute_response_logprobs(model, rollout or ragged_rollout(), 1.0)
+    logprobs, _ = compute_response_logprobs(model, rollout or build_ragged_rollout(), 1.0)
     logprobs.sum().backward()
     return logprobs.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
@@ -79,7 +79,7 @@ def assert_same(model: Any, rollout: Rollout | None = None) -> None:
         assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
     use_fast_path(model)
     with torch.no_grad():
-        inference_logprobs = compute_response_logprobs(model, rollout or ragged_rollout(), 1.0)[0]
+        inference_logprobs = compute_response_logprobs(model, rollout or build_ragged_rollout(), 1.0)[0]
     assert torch.equal(inference_logprobs, short)  # the first ratio of PPO is 1 to the bit
 
 
@@ -87,7 +87,7 @@ def assert_same(model: Any, rollout: Rollout | None = None) -> None:
 def test_fastpath_lora_is_lora(world: World, method: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(llama, "covers_call", lambda *a: False)  # use fast layers, and no fast decoder
     model = add_new_adapter(world.load(method), Lora(4, 8))
-    shake(model)
+    add_noise(model)
     assert all("lora_" in name for name in outcome(model)[1])
     assert_same(model)
 
@@ -96,7 +96,7 @@ def test_fastpath_lora_is_lora(world: World, method: str, monkeypatch: pytest.Mo
 def test_what_is_more_than_lora_goes_the_long_way(tiny_model: Path, special: dict[str, Any], passes: list[str]):
     model = LlamaForCausalLM.from_pretrained(tiny_model)
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **special))
-    shake(model)
+    add_noise(model)
     ids = torch.arange(6, 26)[None]
     model.train("lora_dropout" in special)
     torch.manual_seed(0)
@@ -112,7 +112,7 @@ def test_adapters_are_switched_off_and_summed(tiny_model: Path):
     layer = nn.Sequential(nn.Linear(8, 8))
     model: Any = get_peft_model(layer, LoraConfig(r=2, target_modules=["0"]))  # pyright: ignore[reportArgumentType]
     model.add_adapter("other", LoraConfig(r=2, target_modules=["0"]))
-    shake(model)
+    add_noise(model)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     use_fast_path(model)
@@ -142,52 +142,52 @@ SIZES = {
     "max_position_embeddings": 1024,
 }
 LAYERS = SIZES["num_hidden_layers"]
-FAMILIES = llama_like(SIZES)
+FAMILIES = build_llama_like_configs(SIZES)
 
 
-def made(config: PreTrainedConfig, targets: str | list[str] = "all-linear") -> Any:
+def build_noisy_model(config: PreTrainedConfig, targets: str | list[str] = "all-linear") -> Any:
     """Build a random model and an adapter, both with weights large enough to change the logits."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for weight in model.parameters():
         weight.data = 4 * weight if weight.dim() == 2 else weight + 0.1 * torch.randn_like(weight)
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM"))
-    shake(model)
+    add_noise(model)
     use_fast_path(model)
     return model
 
 
 @pytest.fixture(params=FAMILIES)
 def model(request: pytest.FixtureRequest) -> Any:
-    return made(FAMILIES[request.param])
+    return build_noisy_model(FAMILIES[request.param])
 
 
 def test_a_decoder_is_that_of_transformers(model: Any, passes: list[str]):
     assert_same(model)
     assert passes == ["compute_rows"] * 2
     with torch.no_grad(), model.disable_adapter():
-        short = compute_response_logprobs(model, ragged_rollout(), 1.0)[0]
-        assert_close(short, compute_response_logprobs(fat(model), ragged_rollout(), 1.0)[0], atol=2e-5, rtol=1e-5)
+        short = compute_response_logprobs(model, build_ragged_rollout(), 1.0)[0]
+        assert_close(short, compute_response_logprobs(fat(model), build_ragged_rollout(), 1.0)[0], atol=2e-5, rtol=1e-5)
 
 
 def test_rows_without_padding_and_layers_without_adapters(passes: list[str]):
-    padded = ragged_rollout()
+    padded = build_ragged_rollout()
     full = Rollout(padded.tokens_BS.clamp_min(6), torch.ones_like(padded.mask_BS), padded.prompt_width, padded.ended_B)
-    assert_same(made(FAMILIES["qwen2"], ["q_proj", "v_proj", "down_proj"]), full)
+    assert_same(build_noisy_model(FAMILIES["qwen2"], ["q_proj", "v_proj", "down_proj"]), full)
     assert passes == ["compute_rows"] * 2
 
 
 @pytest.mark.parametrize("method", ["qlora", "lora"])
 def test_a_decoder_under_each_method(world: World, method: str, passes: list[str]):
     model = add_new_adapter(world.load(method), Lora(4, 8))
-    shake(model)
+    add_noise(model)
     passes.clear()  # of the load's own probe
     assert_same(model)
     assert passes == ["compute_rows"] * 2
 
 
 def test_recomputing_layers_changes_nothing(passes: list[str], monkeypatch: pytest.MonkeyPatch):
-    model = made(FAMILIES["llama, grouped keys"])
+    model = build_noisy_model(FAMILIES["llama, grouped keys"])
     attention_calls = []
     original = llama.causal_attention
     monkeypatch.setattr(llama, "causal_attention", lambda *arguments: attention_calls.append(1) or original(*arguments))
@@ -203,7 +203,7 @@ def test_recomputing_layers_changes_nothing(passes: list[str], monkeypatch: pyte
 
 
 def test_in_bf16_it_is_as_near_to_fp32_as_transformers_is():
-    model = made(FAMILIES["qwen3"])
+    model = build_noisy_model(FAMILIES["qwen3"])
     exact_logprobs, exact_gradients = outcome(model)
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
@@ -226,12 +226,12 @@ def test_in_bf16_it_is_as_near_to_fp32_as_transformers_is():
 
 
 def test_under_autocast_it_does_not_round_the_scores():
-    model = made(FAMILIES["llama, grouped keys"])
+    model = build_noisy_model(FAMILIES["llama, grouped keys"])
     model.get_base_model().bfloat16()
     with torch.no_grad():
-        plain = compute_response_logprobs(model, ragged_rollout(), 1.0)[0]
+        plain = compute_response_logprobs(model, build_ragged_rollout(), 1.0)[0]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            rollout = ragged_rollout()
+            rollout = build_ragged_rollout()
             inside = compute_hidden_states(model, rollout.tokens_BS, rollout.mask_BS)
         outside = compute_hidden_states(model, rollout.tokens_BS, rollout.mask_BS)
     assert plain.isfinite().all()
@@ -240,13 +240,13 @@ def test_under_autocast_it_does_not_round_the_scores():
 
 def test_under_autocast_a_frozen_head_rounds_as_one_that_trains():
     """PPO compares logprobs of a policy that trains with logprobs that it had while its weights were frozen."""
-    model = made(FAMILIES["llama, grouped keys"])
+    model = build_noisy_model(FAMILIES["llama, grouped keys"])
     head = unwrap_model(model).get_output_embeddings()
     logprobs = []
     for trains in (False, True):
         head.weight.requires_grad_(trains)
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            logprobs.append(compute_response_logprobs(model, ragged_rollout(), 1.0))
+            logprobs.append(compute_response_logprobs(model, build_ragged_rollout(), 1.0))
     for frozen, trained in zip(*logprobs, strict=True):
         assert torch.equal(frozen, trained)
 
@@ -264,7 +264,7 @@ LONG_WAYS: dict[str, Any] = {
 @pytest.mark.parametrize("why", LONG_WAYS)
 def test_what_is_not_plain_goes_the_long_way(why: str, passes: list[str]):
     config, options = LONG_WAYS[why]
-    model = made(config)
+    model = build_noisy_model(config)
     ids = options.get("input_ids", torch.arange(6, 26)[None])
     call = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, **options}
     with torch.no_grad():
@@ -276,7 +276,7 @@ def test_what_is_not_plain_goes_the_long_way(why: str, passes: list[str]):
 
 @pytest.mark.parametrize("family", ["llama, every bias", "qwen3"])
 def test_every_weight_may_train(family: str, passes: list[str]):
-    model = made(FAMILIES[family]).unload().requires_grad_()
+    model = build_noisy_model(FAMILIES[family]).unload().requires_grad_()
     assert_same(model)
     assert passes == ["compute_rows"] * 2
     assert {n for n, p in model.named_parameters() if p.grad is None} == set()
@@ -292,10 +292,10 @@ def copies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_rollouts_are_the_same_either_way(model: Any, passes: list[str], copies: None):
-    fast = HfEngine(STOPS, PAD, 12).generate(PROMPTS, AsItStands(model), range(len(PROMPTS)))
+    fast = HfEngine(STOPS, PAD, 12).generate(PROMPTS, UnchangedModelActor(model), range(len(PROMPTS)))
     assert passes[0] == "compute_rows"
     assert set(passes[1:]) == {"decode_one_token"}
-    slow = HfEngine(STOPS, PAD, 12).generate(PROMPTS, AsItStands(fat(model)), range(len(PROMPTS)))
+    slow = HfEngine(STOPS, PAD, 12).generate(PROMPTS, UnchangedModelActor(fat(model)), range(len(PROMPTS)))
     assert torch.equal(fast.tokens_BS, slow.tokens_BS)
     assert torch.equal(fast.mask_BS, slow.mask_BS)
     assert len(set(fast.lengths_B.tolist())) > 1  # rows left the batch
@@ -303,17 +303,17 @@ def test_rollouts_are_the_same_either_way(model: Any, passes: list[str], copies:
 
 def test_rollouts_on_four_bits_and_with_some_adapters(world: World, passes: list[str], copies: None):
     model = get_peft_model(world.load(), LoraConfig(r=4, target_modules=["k_proj", "up_proj"], task_type="CAUSAL_LM"))
-    shake(model)
+    add_noise(model)
     use_fast_path(model)
-    fast = HfEngine(STOPS, PAD, 12).generate(PROMPTS, AsItStands(model), range(len(PROMPTS)))
+    fast = HfEngine(STOPS, PAD, 12).generate(PROMPTS, UnchangedModelActor(model), range(len(PROMPTS)))
     assert "decode_one_token" in passes
-    slow = HfEngine(STOPS, PAD, 12).generate(PROMPTS, AsItStands(fat(model)), range(len(PROMPTS)))
+    slow = HfEngine(STOPS, PAD, 12).generate(PROMPTS, UnchangedModelActor(fat(model)), range(len(PROMPTS)))
     assert torch.equal(fast.tokens_BS, slow.tokens_BS)
 
 
 def test_one_token_in_bf16_is_as_near_to_fp32_as_the_whole_rows_are(copies: None):
     """Rows are read up to their last token, and then that token alone."""
-    exact, bf16 = (made(FAMILIES["qwen3"]) for _ in range(2))
+    exact, bf16 = (build_noisy_model(FAMILIES["qwen3"]) for _ in range(2))
     for module in bf16.modules():
         for name, weight in module.named_parameters(recurse=False):
             if not weight.requires_grad:
@@ -336,7 +336,7 @@ def test_one_token_in_bf16_is_as_near_to_fp32_as_the_whole_rows_are(copies: None
 
 
 def test_a_row_too_long_to_keep_its_attention_is_read_by_row(passes: list[str], by_row: list[int]):
-    model = made(FAMILIES["mistral"])
+    model = build_noisy_model(FAMILIES["mistral"])
     ids = torch.arange(6, 306).repeat(2)[None]
     call = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     with torch.no_grad():
@@ -355,7 +355,7 @@ def test_attention_by_row_gives_the_logprobs_and_gradients_of_the_long_way(
     settings = {"long": {"LONGEST": 4}, "many": {"KEPT": 0}, "ragged": {"RAGGED": 0.5, "RAGGED_COLUMNS": 4}}
     for name, value in settings[reason].items():
         monkeypatch.setattr(llama, name, value)
-    assert_same(made(FAMILIES[family]))
+    assert_same(build_noisy_model(FAMILIES[family]))
     assert len(by_row) == 2 * LAYERS  # with a gradient and without one
 
 
@@ -363,8 +363,8 @@ def test_the_way_of_attention_is_chosen_by_what_is_kept_and_by_padding(
     monkeypatch: pytest.MonkeyPatch, by_row: list[int]
 ):
     """The attention weights of all layers together do not fit. With checkpointing, those of one layer may."""
-    model = made(FAMILIES["mistral"])
-    rollout = ragged_rollout()
+    model = build_noisy_model(FAMILIES["mistral"])
+    rollout = build_ragged_rollout()
     lengths = rollout.mask_BS.sum(1)
     cells = len(lengths) * int(lengths.max()) ** 2
     monkeypatch.setattr(llama, "KEPT", cells * 4 * 4)  # one layer in fp32
@@ -386,26 +386,26 @@ def test_the_way_of_attention_is_chosen_by_what_is_kept_and_by_padding(
 
 def test_in_fp16_only_passes_without_a_gradient_are_short(passes: list[str]):
     """The adapter's gradients would be too small for fp16."""
-    model = made(FAMILIES["mistral"]).half()
+    model = build_noisy_model(FAMILIES["mistral"]).half()
     outcome(model)
     assert not passes
     with torch.no_grad():
-        compute_response_logprobs(model, ragged_rollout(), 1.0)
+        compute_response_logprobs(model, build_ragged_rollout(), 1.0)
     assert passes == ["compute_rows"]
 
 
 def test_a_prompt_that_goes_the_long_way_is_answered_by_it(monkeypatch: pytest.MonkeyPatch, passes: list[str]):
-    model = made(FAMILIES["qwen3"])
-    slow = HfEngine(STOPS, PAD, 8).generate(PROMPTS, AsItStands(fat(model)), range(len(PROMPTS)))
+    model = build_noisy_model(FAMILIES["qwen3"])
+    slow = HfEngine(STOPS, PAD, 8).generate(PROMPTS, UnchangedModelActor(fat(model)), range(len(PROMPTS)))
     use_fast_path(model)
     monkeypatch.setattr(llama, "LONGEST", 4)
-    mixed = HfEngine(STOPS, PAD, 8).generate(PROMPTS, AsItStands(model), range(len(PROMPTS)))
+    mixed = HfEngine(STOPS, PAD, 8).generate(PROMPTS, UnchangedModelActor(model), range(len(PROMPTS)))
     assert not passes
     assert torch.equal(mixed.tokens_BS, slow.tokens_BS)
 
 
 def test_a_model_on_another_device_keeps_its_own_forwards():
     """The fast path has not been measured on other devices."""
-    model = fat(made(FAMILIES["qwen3"])).to("meta")
+    model = fat(build_noisy_model(FAMILIES["qwen3"])).to("meta")
     use_fast_path(model)
     assert not any("forward" in vars(module) for module in model.modules())

@@ -103,7 +103,7 @@ def test_a_backward_pass_leaves_nothing_of_what_was_kept_for_it():
 RAGGED = torch.tensor([[0, 0, 1, 1, 1, 0], [1, 0, 1, 0, 1, 1], [0, 0, 0, 0, 1, 0]], dtype=torch.bool)
 
 
-def one_by_one(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+def attend_token_by_token(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
     """Compute attention for each token of each row and head by itself."""
     output = torch.zeros_like(q)
     start = 0
@@ -124,7 +124,7 @@ def test_attention(mask: Tensor, groups: int):
     q, k, v = require_gradients(random(count, 4, 6), random(count, groups, 6, seed=1), random(count, groups, 6, seed=2))
     places = PackedIndex.build(mask)
     with torch.no_grad():
-        expected = one_by_one(q, k, v, mask.sum(1).tolist(), 0.3)
+        expected = attend_token_by_token(q, k, v, mask.sum(1).tolist(), 0.3)
         assert_close(causal_attention(q, k, v, places, 0.3), expected)
     assert gradcheck(lambda *x: causal_attention(*x, places, 0.3), (q, k, v))
 
@@ -136,7 +136,7 @@ def test_attention_by_row(mask: Tensor, groups: int):
     q, k, v = require_gradients(random(count, 4, 6), random(count, groups, 6, seed=1), random(count, groups, 6, seed=2))
     places = PackedIndex.build(mask)
     with torch.no_grad():
-        expected = one_by_one(q, k, v, mask.sum(1).tolist(), 0.3)
+        expected = attend_token_by_token(q, k, v, mask.sum(1).tolist(), 0.3)
         assert_close(causal_attention_by_row(q, k, v, places, 0.3), expected)
     assert gradcheck(lambda *x: causal_attention_by_row(*x, places, 0.3), (q, k, v))
 

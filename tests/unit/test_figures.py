@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from portfolio import digest_of, interval, made, publish_file
+from portfolio import build_interval, compute_artifact_digest, publish_file, write_run_folder
 
 from align.core.aliases import Arm
 from align.core.errors import CorruptFile, InputError
@@ -27,18 +27,18 @@ from align.run.manifest import compute_manifest_digests, read_manifest
 from align.run.receipt import write_receipt
 from align.run.weights import adapter_digest
 
-GOOD = interval(0.9, 0.85, 0.95)
-POOR = interval(0.5, 0.45, 0.55)
+GOOD = build_interval(0.9, 0.85, 0.95)
+POOR = build_interval(0.5, 0.45, 0.55)
 
 
 def make_evaluated_policy(root: Path, win_rate: dict[str, float] = POOR) -> None:
     """Make a policy with weights that can be promoted, and its evaluation."""
-    folder = made(root, "ppo:a", metrics={"last_score": 0.5})
+    folder = write_run_folder(root, "ppo:a", metrics={"last_score": 0.5})
     (folder / "artifact" / "adapter_model.safetensors").write_bytes(b"weights")
     digest = adapter_digest(folder / "artifact")
     edit_manifest(folder, digest=digest)
     metrics = {"win_rate": win_rate, "kl": 4.0, "judge_is": "gold", "seen_unknown": 0}
-    evaluation = made(root, "eval:e", {"artifact": "ppo:a"}, metrics=metrics, day=1)
+    evaluation = write_run_folder(root, "eval:e", {"artifact": "ppo:a"}, metrics=metrics, day=1)
     inputs = json.loads((evaluation / "manifest.json").read_text())["inputs"]
     inputs["artifact"] |= {"digest": digest, "whole": False}
     edit_manifest(evaluation, inputs=inputs)
@@ -196,8 +196,10 @@ def test_an_edit_of_both_is_shown_where_a_receipt_holds_the_manifest(tmp_path: P
         folder = tmp_path / run
         manifests[run.replace("/", ":")] = compute_manifest_digests(folder, read_manifest(folder)).as_json()
     config = {"stage": {"name": "export"}, "data": {}, "method": {"name": "qlora"}, "export": {"name": "adapter"}}
-    folder = made(tmp_path, "export:x", {"artifact": "ppo:a"}, config=config, day=2)
-    write_receipt(folder / "artifact", [], [[1]], {"artifact": digest_of("ppo:a"), "manifests": manifests})
+    folder = write_run_folder(tmp_path, "export:x", {"artifact": "ppo:a"}, config=config, day=2)
+    write_receipt(
+        folder / "artifact", [], [[1]], {"artifact": compute_artifact_digest("ppo:a"), "manifests": manifests}
+    )
     assert not describe_alteration(read_all_records(tmp_path)["eval:e"])
     edit_both(tmp_path)
     assert describe_alteration(read_all_records(tmp_path)["eval:e"]) == (

@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from votes import ids_of, voted
+from votes import build_vote, collect_candidate_ids
 
 from align.annotate.figures.agreement import (
     NO_STRENGTHS,
@@ -51,7 +51,7 @@ def build_panel(*rows: list[int], item: str = "i") -> ItemRatings:
 
 
 def build_panels(votes, **options) -> list[ItemRatings]:
-    return build_item_ratings(votes, ids_of(votes), **options)
+    return build_item_ratings(votes, collect_candidate_ids(votes), **options)
 
 
 def sum_coincidences(panels: list[ItemRatings], domain: list[int]) -> np.ndarray:
@@ -73,11 +73,11 @@ def sum_coincidences(panels: list[ItemRatings], domain: list[int]) -> np.ndarray
     ],
 )
 def test_what_a_ranking_says_of_each_pair(order, expected):
-    assert compute_directions(voted("i", order), ("i-0", "i-1", "i-2")) == expected
+    assert compute_directions(build_vote("i", order), ("i-0", "i-1", "i-2")) == expected
 
 
 def test_a_panel_is_an_item_that_two_people_judged():
-    votes = [voted("i", "0>1", "ann"), voted("j", "0>1", "ann"), voted("i", "1>0", "bob")]
+    votes = [build_vote("i", "0>1", "ann"), build_vote("j", "0>1", "ann"), build_vote("i", "1>0", "bob")]
     (item_ratings,) = build_panels(votes)
     assert (item_ratings.item, item_ratings.annotators, item_ratings.seqs) == (
         "i",
@@ -88,9 +88,13 @@ def test_a_panel_is_an_item_that_two_people_judged():
 
 
 def test_strengths_are_signed_and_of_two_answers_alone():
-    votes = [voted("i", "0>1", "ann", strength=3), voted("i", "1>0", "bob", strength=2), voted("i", "01", "cat")]
-    votes += [voted("k", "0>1>2", annotator, strength=1) for annotator in ("ann", "bob")]
-    votes += [voted("j", "01", "ann", strength=0), voted("j", "0>1", "bob", strength=1)]
+    votes = [
+        build_vote("i", "0>1", "ann", strength=3),
+        build_vote("i", "1>0", "bob", strength=2),
+        build_vote("i", "01", "cat"),
+    ]
+    votes += [build_vote("k", "0>1>2", annotator, strength=1) for annotator in ("ann", "bob")]
+    votes += [build_vote("j", "01", "ann", strength=0), build_vote("j", "0>1", "bob", strength=1)]
     assert [item_ratings.values_RU.ravel().tolist() for item_ratings in build_panels(votes, strength=True)] == [
         [-3, 2],
         [0, -1],
@@ -115,14 +119,14 @@ def test_the_textbook_alpha(level, expected):
 
 def test_three_answers_with_a_tie():
     """Alpha by hand: five values are −1 and one is 0. 2 of 6 coincidences differ, and 2·5·1/5 would by chance."""
-    panels = build_panels([voted("i", "0>1>2", "ann"), voted("i", "0>12", "bob")])
+    panels = build_panels([build_vote("i", "0>1>2", "ann"), build_vote("i", "0>12", "bob")])
     estimate = compute_alpha(panels, "nominal")
     assert estimate == Interval(pytest.approx(0.0), None, None, 1)  # one item has no interval
     assert compute_raw_agreement(panels).value == pytest.approx(2 / 3)
 
 
 def test_unanimous_is_undefined_and_not_one():
-    votes = [voted(item, "0>1", annotator) for item in "ijk" for annotator in ("ann", "bob")]
+    votes = [build_vote(item, "0>1", annotator) for item in "ijk" for annotator in ("ann", "bob")]
     panels = build_panels(votes)
     assert compute_alpha(panels, "nominal") == UNANIMOUS
     assert json.dumps(as_json({"alpha": compute_alpha(panels, "nominal")})) == '{"alpha": "undefined (unanimous)"}'
@@ -205,8 +209,8 @@ def test_two_annotators_have_a_kappa_where_they_share_enough_items(monkeypatch):
     judgements = [
         (item, *pair) for item, pair_orders in orders.items() for pair in zip(("bob", "ann"), pair_orders, strict=True)
     ]
-    votes = [voted(item, order, annotator) for item, annotator, order in judgements]
-    votes.append(voted("i", "01", "cat"))
+    votes = [build_vote(item, order, annotator) for item, annotator, order in judgements]
+    votes.append(build_vote("i", "01", "cat"))
     panels = build_panels(votes)
     # Both −1 once, both +1 twice, bob −1 against ann's +1 once: 3/4 observed, (1·2 + 3·2)/16 by chance.
     expected = Kappa(("ann", "bob"), 4, 4, pytest.approx((3 / 4 - 1 / 2) / (1 - 1 / 2)), NO_STRENGTHS)
@@ -222,7 +226,7 @@ def test_kappa_of_strengths_weighs_by_distance(monkeypatch):
     votes = []
     for k, values in enumerate(strengths):
         for annotator, value in zip(("ann", "bob"), values, strict=True):
-            votes.append(voted(f"i{k}", "0>1" if value < 0 else "1>0", annotator, strength=abs(value)))
+            votes.append(build_vote(f"i{k}", "0>1" if value < 0 else "1>0", annotator, strength=abs(value)))
     monkeypatch.setattr("align.annotate.figures.agreement.SHARED_ITEMS", 1)
     (kappa,) = compute_kappas(build_panels(votes), build_panels(votes, strength=True))
     # Σ (a − b)² = 1 + 0 + 1 + 4; by chance Σ over all sixteen pairings, over four.

@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from votes import voted
+from votes import build_vote
 
 from align.annotate.assignment.leases import counterbalance_order
 from align.annotate.figures.estimates import NOTHING_COUNTED, ONE_SIDED, compute_share, to_log_odds
@@ -24,7 +24,7 @@ def simulate_votes(rng: random.Random, count: int, k: int, follow: float, annota
     for turn in range(count):
         screen = counterbalance_order("012345678"[:k], annotator, turn)
         order = draw_order(rng, screen, follow)
-        votes.append(voted(f"i{turn}", ">".join(order), annotator, screen="".join(screen)))
+        votes.append(build_vote(f"i{turn}", ">".join(order), annotator, screen="".join(screen)))
     return votes
 
 
@@ -83,11 +83,11 @@ def test_the_interval_covers_the_share(k, follow):
 
 def test_the_earlier_answer_of_two():
     votes = [
-        voted("i", "0>1", screen="01"),
-        voted("j", "0>1", screen="10"),
-        voted("k", "1>0", screen="10"),
-        voted("l", "01", screen="01"),  # a tie favours no side
-        voted("m", "0>1", source="simulated"),  # no screen
+        build_vote("i", "0>1", screen="01"),
+        build_vote("j", "0>1", screen="10"),
+        build_vote("k", "1>0", screen="10"),
+        build_vote("l", "01", screen="01"),  # a tie favours no side
+        build_vote("m", "0>1", source="simulated"),  # no screen
     ]
     bias = compute_position_bias(votes)
     assert bias.share == compute_share([1, 0, 1], [1, 1, 1])
@@ -96,8 +96,8 @@ def test_the_earlier_answer_of_two():
 
 def test_the_earlier_answers_of_three_with_a_tie():
     """The screen shows 2, 0, 1, and 0 is ranked above 1 and 2: one of two untied pairs, 0 before 1, follows it."""
-    assert compute_position_bias([voted("i", "0>12", screen="201")]).share.value == 0.5
-    assert compute_position_bias([voted("i", "2>0>1", screen="201")]).share == compute_share([3], [3])
+    assert compute_position_bias([build_vote("i", "0>12", screen="201")]).share.value == 0.5
+    assert compute_position_bias([build_vote("i", "2>0>1", screen="201")]).share == compute_share([3], [3])
 
 
 @pytest.mark.parametrize("k", [2, 4])
@@ -112,7 +112,7 @@ def test_an_injected_bias_is_found_and_none_is_not(k):
 
 def test_whoever_always_prefers_one_candidate_has_no_bias_to_a_side():
     """The order on the screen is counterbalanced, so a true preference cancels out."""
-    votes = [voted(f"i{t}", "0>1", screen="".join(counterbalance_order("01", "ann", t))) for t in range(40)]
+    votes = [build_vote(f"i{t}", "0>1", screen="".join(counterbalance_order("01", "ann", t))) for t in range(40)]
     assert compute_position_bias(votes).share.value == 0.5
 
 
@@ -121,14 +121,16 @@ def test_whoever_always_prefers_one_candidate_has_no_bias_to_a_side():
 
 def test_the_longer_answer():
     lengths = {"i-0": 10, "i-1": 5, "i-2": 5, "j-0": 3, "j-1": 9}
-    votes = [voted("i", "0>1>2"), voted("j", "0>1"), voted("j", "01", "bob")]
+    votes = [build_vote("i", "0>1>2"), build_vote("j", "0>1"), build_vote("j", "01", "bob")]
     share = compute_length_bias(votes, lengths).share
     assert share == compute_share([2, 0], [2, 1])  # the pair of equal lengths is left out, and the tie
 
 
 def test_who_judges_the_same_item_sees_the_same_lengths():
     votes = [
-        voted(f"i{n}", "0>1" if n % 2 else "1>0", annotator) for n in range(20) for annotator in ("ann", "bob", "cat")
+        build_vote(f"i{n}", "0>1" if n % 2 else "1>0", annotator)
+        for n in range(20)
+        for annotator in ("ann", "bob", "cat")
     ]
     lengths = {f"i{n}-{k}": 5 - k for n in range(20) for k in (0, 1)}
     share = compute_length_bias(votes, lengths).share

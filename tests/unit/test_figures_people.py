@@ -6,8 +6,8 @@ import csv
 import io
 
 import pytest
-from annotation_store import add, ask, rank
-from votes import voted
+from annotation_store import add_question, build_prompt, record_ranking
+from votes import build_vote
 
 from align.annotate.figures import Undefined, build_people_csv
 from align.annotate.figures.estimates import NOTHING_COUNTED, compute_share
@@ -45,12 +45,12 @@ def parse_csv(text: str) -> list[dict[str, str]]:
 def test_gold_accuracy():
     """Answers 0 and 2 are expected above 1. Their own order is not expected."""
     votes = [
-        voted("g", "2>0>1", purpose="gold"),  # both right
-        voted("g", "0>1>2", purpose="gold"),  # one of two
-        voted("g", "012", purpose="gold"),  # a tie orders nothing
-        voted("h", "0>1", purpose="gold"),
-        voted("t", "0>1", purpose="gold"),  # its answers are tied: no order is expected
-        voted("w", "1>0"),
+        build_vote("g", "2>0>1", purpose="gold"),  # both right
+        build_vote("g", "0>1>2", purpose="gold"),  # one of two
+        build_vote("g", "012", purpose="gold"),  # a tie orders nothing
+        build_vote("h", "0>1", purpose="gold"),
+        build_vote("t", "0>1", purpose="gold"),  # its answers are tied: no order is expected
+        build_vote("w", "1>0"),
     ]
     assert compute_gold_accuracy(votes, EXPECTED) == (compute_share([2, 1, 0, 1], [2, 2, 2, 1]), 4, 2)
     assert compute_gold_accuracy([], EXPECTED) == (NOTHING_COUNTED, 0, 0)
@@ -58,11 +58,11 @@ def test_gold_accuracy():
 
 def test_a_repeat_says_the_same_or_not():
     votes = [
-        voted("i", "0>1>2"),
-        voted("i", "0>2>1", purpose="repeat"),  # two of three pairs
-        voted("j", "0>12"),
-        voted("j", "0>12", purpose="repeat"),
-        voted("k", "0>1", purpose="repeat"),  # the first one was taken back
+        build_vote("i", "0>1>2"),
+        build_vote("i", "0>2>1", purpose="repeat"),  # two of three pairs
+        build_vote("j", "0>12"),
+        build_vote("j", "0>12", purpose="repeat"),
+        build_vote("k", "0>1", purpose="repeat"),  # the first one was taken back
     ]
     assert compute_repeat_consistency(votes) == compute_share([2, 3], [3, 3])
     assert compute_repeat_consistency(votes[:1]) == NOTHING_COUNTED
@@ -72,10 +72,12 @@ def test_a_repeat_says_the_same_or_not():
 
 
 def test_what_a_person_did(store):
-    items = [add(store, f"run/{n}") for n in range(4)]
-    rank(store, items[0], "0>12", "ann", seconds=10, display_order=tuple(f"{items[0]}-{k}" for k in (1, 0, 2)))
-    rank(store, items[1], "0>1>2", "ann", seconds=20, flagged=(items[1],))
-    retracted_seq = rank(store, items[2], "0>1>2", "ann", seconds=CEILING_S * 100)
+    items = [add_question(store, f"run/{n}") for n in range(4)]
+    record_ranking(
+        store, items[0], "0>12", "ann", seconds=10, display_order=tuple(f"{items[0]}-{k}" for k in (1, 0, 2))
+    )
+    record_ranking(store, items[1], "0>1>2", "ann", seconds=20, flagged=(items[1],))
+    retracted_seq = record_ranking(store, items[2], "0>1>2", "ann", seconds=CEILING_S * 100)
     store.retract("p", retracted_seq)
     store.record("p", items[2], Judgement(skipped="unsure", seconds=6), annotator="ann", key="skip")
     ann = load_summaries(store)["ann"]
@@ -92,9 +94,9 @@ def test_what_a_person_did(store):
 
 
 def test_gold_comes_from_the_ledger(store):
-    gold = store.add_item("p", "gold", ask(), [Candidate("good"), Candidate("bad")], expected=[[1], [0]])
-    rank(store, gold, "1>0", "ann")
-    rank(store, gold, "0>1", "bob")
+    gold = store.add_item("p", "gold", build_prompt(), [Candidate("good"), Candidate("bad")], expected=[[1], [0]])
+    record_ranking(store, gold, "1>0", "ann")
+    record_ranking(store, gold, "0>1", "bob")
     summaries = load_summaries(store)
     assert (summaries["ann"].gold, summaries["ann"].gold_right) == (compute_share([1], [1]), 1)
     assert (summaries["bob"].gold, summaries["bob"].gold_right) == (compute_share([0], [1]), 0)
@@ -103,11 +105,11 @@ def test_gold_comes_from_the_ledger(store):
 
 
 def test_who_was_erased_keeps_a_row_without_a_name(store):
-    item = add(store)
-    other_item = add(store, "run/1")
-    rank(store, item, "0>1>2", "ann", seconds=1800)
-    rank(store, other_item, "0>1>2", "ann", seconds=30)
-    rank(store, item, "0>1>2", "bob")
+    item = add_question(store)
+    other_item = add_question(store, "run/1")
+    record_ranking(store, item, "0>1>2", "ann", seconds=1800)
+    record_ranking(store, other_item, "0>1>2", "ann", seconds=30)
+    record_ranking(store, item, "0>1>2", "bob")
     pseudonym = store.pseudonym("p", "ann")
     store.erase_annotator("p", pseudonym)
     store.erase_content("p", item)
@@ -118,7 +120,7 @@ def test_who_was_erased_keeps_a_row_without_a_name(store):
 
 
 def test_a_project_without_votes_has_no_people(store):
-    add(store)
+    add_question(store)
     assert summarize_annotators(read_view(store, "p")) == []
     text = build_people_csv(store, "p")
     assert text.count("\r\n") == 1
@@ -129,9 +131,9 @@ def test_a_project_without_votes_has_no_people(store):
 
 
 def test_the_table_says_what_the_rows_say(store):
-    item = add(store)
-    rank(store, item, "0>1>2", "ann", seconds=9, display_order=tuple(f"{item}-{k}" for k in range(3)))
-    rank(store, item, "0>12", "bot", source="simulated")
+    item = add_question(store)
+    record_ranking(store, item, "0>1>2", "ann", seconds=9, display_order=tuple(f"{item}-{k}" for k in range(3)))
+    record_ranking(store, item, "0>12", "bot", source="simulated")
     ann, bot = parse_csv(build_people_csv(store, "p"))
     assert (ann["identity"], ann["rankings"], ann["simulated"], ann["skips_unsure"]) == ("ann", "1", "False", "0")
     assert (ann["position"], ann["position_n"], ann["position_log_odds"]) == (
@@ -148,15 +150,15 @@ def test_the_table_says_what_the_rows_say(store):
 @pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r", "\n"])
 def test_a_spreadsheet_runs_no_name(store, first):
     name = f'{first}HYPERLINK("http://example.org"),"x'
-    rank(store, add(store), "0>1>2", name)
+    record_ranking(store, add_question(store), "0>1>2", name)
     (row,) = parse_csv(build_people_csv(store, "p"))
     assert row["identity"] == f"'{name}"
 
 
 def test_a_negative_number_stays_a_number(store):
     for n in range(3):
-        item = add(store, f"run/{n}", texts=("a", "bb"))
-        rank(store, item, "0>1" if n else "1>0", "ann")
+        item = add_question(store, f"run/{n}", texts=("a", "bb"))
+        record_ranking(store, item, "0>1" if n else "1>0", "ann")
     (row,) = parse_csv(to_csv(summarize_annotators(read_view(store, "p"))))
     assert float(row["length_log_odds"]) < 0
     assert not isinstance(summarize_annotators(read_view(store, "p"))[0].length.share, Undefined)

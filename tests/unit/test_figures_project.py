@@ -10,9 +10,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from annotation_store import add, ask, rank
+from annotation_store import add_question, build_prompt, record_ranking
 from sqlalchemy.event import listen
-from votes import voted
+from votes import build_vote
 
 from align.annotate.figures import compute_figures, plots
 from align.annotate.figures.project import SECONDS_EDGES, ProjectView, count_per_day, list_disagreements, read_view
@@ -32,8 +32,10 @@ def store(store_url):
 def fill_project(store) -> dict[str, str]:
     """Add items with agreement, contradictions and ties; and skipped, erased, gold and retracted ones."""
     names = ("agreed", "opposed", "half", "tied", "alone", "erased", "skipped", "untouched")
-    items = {name: add(store, f"run/{name}", texts=("long one", "mid", "s")) for name in names}
-    items["gold"] = store.add_item("p", "gold", ask(), [Candidate("good"), Candidate("bad")], expected=[[0], [1]])
+    items = {name: add_question(store, f"run/{name}", texts=("long one", "mid", "s")) for name in names}
+    items["gold"] = store.add_item(
+        "p", "gold", build_prompt(), [Candidate("good"), Candidate("bad")], expected=[[0], [1]]
+    )
     orders = {
         "agreed": ("0>1>2", "0>1>2"),
         "opposed": ("0>1>2", "2>1>0"),
@@ -45,11 +47,11 @@ def fill_project(store) -> dict[str, str]:
     for name, pair_orders in orders.items():
         for annotator, order in zip(("ann", "bob"), pair_orders, strict=True):
             screen = tuple(f"{items[name]}-{k}" for k in range(order.count(">") + 1 if "12" not in order else 3))
-            rank(store, items[name], order, annotator, seconds=12, display_order=screen)
-    retracted_seq = rank(store, items["alone"], "2>1>0", "bob")
-    rank(store, items["alone"], "0>1>2", "ann")
+            record_ranking(store, items[name], order, annotator, seconds=12, display_order=screen)
+    retracted_seq = record_ranking(store, items["alone"], "2>1>0", "bob")
+    record_ranking(store, items["alone"], "0>1>2", "ann")
     store.retract("p", retracted_seq)
-    rank(store, items["alone"], "0>1>2", "bot", source="simulated")
+    record_ranking(store, items["alone"], "0>1>2", "bot", source="simulated")
     store.record("p", items["skipped"], Judgement(skipped="broken"), annotator="ann", key="skip")
     store.erase_content("p", items["erased"])
     return items
@@ -99,9 +101,9 @@ def test_disagreements_come_with_the_most_contradicted_first(store):
 
 def test_strengths_of_two_answers(store):
     for n, (first_order, second_order) in enumerate([("0>1", "0>1"), ("1>0", "1>0"), ("0>1", "1>0")]):
-        item = add(store, f"run/{n}", texts=("a", "b"))
-        rank(store, item, first_order, "ann", strength=3)
-        rank(store, item, second_order, "bob", strength=1)
+        item = add_question(store, f"run/{n}", texts=("a", "b"))
+        record_ranking(store, item, first_order, "ann", strength=3)
+        record_ranking(store, item, second_order, "bob", strength=1)
     agreement = compute_figures(store, "p")["agreement"]
     assert agreement["alpha_strength"]["n"] == 3
     assert agreement["alpha_strength"]["value"] != agreement["alpha"]["value"]
@@ -109,9 +111,9 @@ def test_strengths_of_two_answers(store):
 
 def test_unanimous_annotators(store):
     for n in range(12):
-        item = add(store, f"run/{n}")
+        item = add_question(store, f"run/{n}")
         for annotator in ("ann", "bob"):
-            rank(store, item, "0>1>2", annotator)
+            record_ranking(store, item, "0>1>2", annotator)
     agreement = compute_figures(store, "p")["agreement"]
     assert agreement["alpha"] == "undefined (unanimous)"
     assert agreement["raw"]["value"] == 1.0
@@ -119,7 +121,7 @@ def test_unanimous_annotators(store):
 
 
 def test_a_single_annotator(store):
-    rank(store, add(store), "0>1>2", "ann", seconds=3)
+    record_ranking(store, add_question(store), "0>1>2", "ann", seconds=3)
     figures = compute_figures(store, "p")
     undefined = "undefined (nobody judged the same item)"
     assert figures["agreement"]["alpha"] == figures["agreement"]["raw"] == undefined
@@ -142,9 +144,9 @@ def test_an_unknown_project_is_refused(store):
 
 
 def test_another_project_is_another(store):
-    rank(store, add(store), "0>1>2", "ann")
+    record_ranking(store, add_question(store), "0>1>2", "ann")
     before = compute_figures(store, "p")
-    other_item = add(store, "run/0", project="q")
+    other_item = add_question(store, "run/0", project="q")
     store.record("q", other_item, Judgement(tuple((f"{other_item}-{k}",) for k in range(3))), annotator="bob", key="q")
     assert compute_figures(store, "p") == before
 
@@ -166,7 +168,7 @@ def test_one_view_for_everything(store):
         query_count = len(queries)
         assert query_count > 0  # the figures are read in this transaction
     for n in range(30):
-        rank(store, add(store, f"more/{n}"), "0>1>2", "ann")
+        record_ranking(store, add_question(store, f"more/{n}"), "0>1>2", "ann")
     with store.reading() as db:
         queries.clear()
         listen(db, "before_cursor_execute", lambda c, cursor, text, *_: queries.append(text))
@@ -175,12 +177,12 @@ def test_one_view_for_everything(store):
 
 
 def test_texts_stay_in_the_database_and_count_characters(store):
-    item = add(store, texts=("ä☃𝄞", "four"))
+    item = add_question(store, texts=("ä☃𝄞", "four"))
     assert read_view(store, "p").lengths == {f"{item}-0": 3, f"{item}-1": 4}
 
 
 def test_candidates_are_in_the_order_of_their_positions(store):
-    item = add(store, texts=tuple("abcdefghi"))
+    item = add_question(store, texts=tuple("abcdefghi"))
     assert read_view(store, "p").candidates == {item: tuple(f"{item}-{k}" for k in range(9))}
 
 
@@ -195,10 +197,10 @@ def test_votes_per_day():
     first = "2026-01-01T23:59:59+00:00"
     second = "2026-01-03T00:00:00+00:00"
     votes = [
-        replace(voted("i", "0>1", source=source), created_at=created_at)
+        replace(build_vote("i", "0>1", source=source), created_at=created_at)
         for source, created_at in (("human", second), ("human", first), ("simulated", first), ("human", first))
     ]
-    skip = replace(voted("i", "0>1"), tiers=(), skipped="unsure", created_at=second)
+    skip = replace(build_vote("i", "0>1"), tiers=(), skipped="unsure", created_at=second)
     assert count_per_day(build_view(votes, [skip])) == [
         {"day": "2026-01-01", "people": 2, "simulated": 1, "skips": 0},
         {"day": "2026-01-03", "people": 1, "simulated": 0, "skips": 1},
@@ -207,7 +209,7 @@ def test_votes_per_day():
 
 def test_seconds(store):
     for n, seconds in enumerate((1, 2, 4.9, 5, 700)):
-        rank(store, add(store, f"run/{n}"), "0>1>2", "ann", seconds=seconds)
+        record_ranking(store, add_question(store, f"run/{n}"), "0>1>2", "ann", seconds=seconds)
     seconds_figures = compute_figures(store, "p")["seconds"]
     assert (
         seconds_figures["n"],

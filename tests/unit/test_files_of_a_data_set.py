@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict
-from written import PACKERS, WRITERS, rows, write
+from written import PACKERS, WRITERS, iter_numbered_rows, write_row_file
 
 from align.core.errors import CorruptFile, InputError, MissingArtifact
 from align.data.read.files import list_data_files
@@ -40,9 +40,9 @@ def test_a_folder_and_a_pattern_are_their_files_in_order(tmp_path: Path) -> None
     ordered = sorted(names)
     assert [path.relative_to(tmp_path).as_posix() for path in list_data_files(tmp_path)] == ordered
     all_records = [row for name in ordered for row in contents[name]]
-    assert list(rows(tmp_path)) == number_rows(all_records)
+    assert list(iter_numbered_rows(tmp_path)) == number_rows(all_records)
     for skip in (1, 4, 6, 15, 16):
-        assert list(rows(tmp_path, skip=skip)) == number_rows(all_records)[skip:]
+        assert list(iter_numbered_rows(tmp_path, skip=skip)) == number_rows(all_records)[skip:]
     assert [path.name for path in list_data_files(f"{tmp_path}/b-*")] == ordered[1:]
     assert list_data_files(f"{tmp_path}/**/*.csv") == [tmp_path / "a/x.csv"]
     third = next(row for row in iter_rows(tmp_path, skip=6))
@@ -51,7 +51,7 @@ def test_a_folder_and_a_pattern_are_their_files_in_order(tmp_path: Path) -> None
 
 def test_files_have_one_digest_over_them_in_their_order(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl"):
-        write(tmp_path, "d.jsonl", [{"text": name}]).rename(tmp_path / name)
+        write_row_file(tmp_path, "d.jsonl", [{"text": name}]).rename(tmp_path / name)
     folder_digest = build_files_input(str(tmp_path), "data.path").digest
     assert build_files_input(f"{tmp_path}/*.jsonl", "data.path").digest == folder_digest
     assert (
@@ -59,7 +59,7 @@ def test_files_have_one_digest_over_them_in_their_order(tmp_path: Path) -> None:
         == build_files_input(f"{tmp_path}/a.jsonl", "").digest
         != folder_digest
     )
-    write(tmp_path, "d.jsonl", [{"text": "b"}]).rename(tmp_path / "b.jsonl")
+    write_row_file(tmp_path, "d.jsonl", [{"text": "b"}]).rename(tmp_path / "b.jsonl")
     assert build_files_input(str(tmp_path), "data.path").digest != folder_digest
 
 
@@ -103,7 +103,7 @@ def test_a_path_to_nothing_is_told(tmp_path: Path, name: str, problem: str) -> N
         (tmp_path / "splits" / f"{split}-00000-of-00001.jsonl").write_bytes(GOOD)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match=problem) as caught:
-        list(rows(f"{tmp_path}/{name}" if name else "", "stage.path"))
+        list(iter_numbered_rows(f"{tmp_path}/{name}" if name else "", "stage.path"))
     assert caught.value.field == "stage.path"
     assert caught.value.exit_status == 2
 
@@ -119,23 +119,23 @@ def test_a_link_to_another_folder_is_followed(tmp_path: Path) -> None:
 def test_a_data_set_that_was_saved_is_read_as_it_was(tmp_path: Path) -> None:
     saved = Dataset.from_list(ROWS).shuffle(seed=3)
     saved.save_to_disk(tmp_path / "one", num_shards=3)
-    assert [data for _, data in rows(tmp_path / "one")] == list(saved)
-    assert list(rows(tmp_path / "one", skip=5)) == number_rows(list(saved))[5:]
+    assert [data for _, data in iter_numbered_rows(tmp_path / "one")] == list(saved)
+    assert list(iter_numbered_rows(tmp_path / "one", skip=5)) == number_rows(list(saved))[5:]
     parts = DatasetDict(train=saved, test=saved.select([0]))
     parts.save_to_disk(tmp_path / "two")
     with pytest.raises(InputError, match=r"several parts \(test, train\)"):
-        list(rows(tmp_path / "two"))
-    assert [data for _, data in rows(tmp_path / "two" / "test")] == [saved[0]]
+        list(iter_numbered_rows(tmp_path / "two"))
+    assert [data for _, data in iter_numbered_rows(tmp_path / "two" / "test")] == [saved[0]]
     shard = sorted((tmp_path / "one").glob("*.arrow"))[1]
     shard.write_bytes(shard.read_bytes()[:-8])
     with pytest.raises(CorruptFile, match=shard.name):
-        list(rows(tmp_path / "one"))
+        list(iter_numbered_rows(tmp_path / "one"))
     shard.unlink()
     with pytest.raises(CorruptFile, match="is missing"):
-        list(rows(tmp_path / "one"))
+        list(iter_numbered_rows(tmp_path / "one"))
     (tmp_path / "one" / "state.json").write_text("{}")
     with pytest.raises(CorruptFile, match="lists no files"):
-        list(rows(tmp_path / "one"))
+        list(iter_numbered_rows(tmp_path / "one"))
 
 
 SHARD = "train-00000-of-00001.parquet"
@@ -146,7 +146,7 @@ def write_data_run(place: Path) -> Path:
     (place / "artifact").mkdir(parents=True)
     (place / "manifest.json").write_text("{}")
     (place / "artifact" / "data.json").write_text('{"sources": []}')
-    write(place / "artifact", "d.parquet", ROWS).rename(place / "artifact" / SHARD)
+    write_row_file(place / "artifact", "d.parquet", ROWS).rename(place / "artifact" / SHARD)
     return place / "artifact"
 
 
@@ -179,4 +179,4 @@ def test_a_data_set_without_its_files_is_no_folder_of_rows(tmp_path: Path) -> No
 
 def test_rows_of_ones_own_may_lie_in_a_data_json(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_bytes(GOOD)
-    assert [data for _, data in rows(tmp_path)] == [{"text": "a"}]
+    assert [data for _, data in iter_numbered_rows(tmp_path)] == [{"text": "a"}]

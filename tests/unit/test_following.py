@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from portfolio import made
+from portfolio import write_run_folder
 from safetensors.torch import save_file
-from signing_keys import pair
+from signing_keys import write_key_pair
 
 from align.core.aliases import parse_aliases
 from align.models.base import find_base
@@ -47,7 +47,7 @@ class Engine:
         assert version.digest not in self.there
         self.there.add(version.digest)
 
-    def gone(self, version: Version) -> None:
+    def unload(self, version: Version) -> None:
         self.there.discard(version.digest)
 
 
@@ -65,7 +65,7 @@ class Home:
 
     def adapter(self, name: str, seed: int, method: str = "lora", scores: bool = False, **known: Any) -> None:
         config = {"stage": {"name": "sft"}, "data": {"name": "chitchat"}, "method": {"name": method}}
-        folder = made(self.root, f"sft:{name}", base=find_base("pocket"), config=config) / "artifact"
+        folder = write_run_folder(self.root, f"sft:{name}", base=find_base("pocket"), config=config) / "artifact"
         shape = {"peft_type": "LORA", "r": 4, "modules_to_save": ["score"] if scores else None}
         (folder / "adapter_config.json").write_text(
             json.dumps({**shape, "task_type": "SEQ_CLS" if scores else "CAUSAL_LM"})
@@ -73,7 +73,9 @@ class Home:
         tensors = {"base_model.model.score.weight" if scores else "x.lora_A.weight": torch.full((2,), float(seed))}
         save_file(tensors, folder / "adapter_model.safetensors")
         known = {"hardware": {"dtype": "float32"}, **known}
-        made(self.root, f"sft:{name}", base=find_base("pocket"), config=config, digest=adapter_digest(folder), **known)
+        write_run_folder(
+            self.root, f"sft:{name}", base=find_base("pocket"), config=config, digest=adapter_digest(folder), **known
+        )
         (folder / "adapter_config.json").write_text(
             json.dumps({**shape, "task_type": "SEQ_CLS" if scores else "CAUSAL_LM"})
         )
@@ -92,7 +94,7 @@ class Home:
         for version in self.portfolio.versions().values():
             self.engine.ready(version)
         self.portfolio.ready = self.engine.ready
-        self.portfolio.gone = self.engine.gone
+        self.portfolio.gone = self.engine.unload
         self.names = AliasWatcher(self.root, resolved.following, self.portfolio, dtypes)
 
     def look(self) -> None:
@@ -133,7 +135,7 @@ def test_what_was_promoted_while_the_server_started_is_followed(home: Home) -> N
     home.promote("b")
     home.portfolio = resolved.portfolio
     home.portfolio.ready = home.engine.ready
-    home.portfolio.gone = home.engine.gone
+    home.portfolio.gone = home.engine.unload
     home.names = AliasWatcher(home.root, resolved.following, home.portfolio, [])
     home.look()
     assert home.means() == [("b", 1.0)]
@@ -248,7 +250,7 @@ def test_a_log_that_is_damaged_or_gone(home: Home, caplog: pytest.LogCaptureFixt
 
 def test_an_alias_that_means_what_nobody_signed(home: Home, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The name keeps its previous target, and the log gives the reason."""
-    keys = pair(tmp_path)
+    keys = write_key_pair(tmp_path)
     for name in "ab":
         sign_folder(home.root / "sft" / name / "artifact", load_private_key(str(keys.private), "export.sign"))
     home.begin({"chat": "@production"}, signer=load_public_key(str(keys.public), "export.verify"))

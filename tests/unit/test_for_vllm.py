@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapters_for_vllm import MODULES, adapters, for_vllm, learned
+from adapters_for_vllm import MODULES, build_vllm_adapters, learn_short_probes, save_vllm_adapters
 
 from align.core.errors import CorruptFile, InputError
 from align.export import vllm_adapters as module
@@ -26,12 +26,12 @@ from align.run.weights import adapter_digest
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return adapters(tmp_path_factory.mktemp("adapters"))
+    return save_vllm_adapters(tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture(scope="module")
 def must_say(folders: dict[str, Path]) -> tuple[Probes, dict[str, Probes]]:
-    return learned(folders)
+    return learn_short_probes(folders)
 
 
 def test_probes_beside_an_adapter_save_loading_the_base(
@@ -53,7 +53,7 @@ def test_probes_beside_an_adapter_save_loading_the_base(
         raise AssertionError("the base is loaded")
 
     monkeypatch.setattr("align.export.vllm_adapters.load_base", fail_to_load)
-    vllm_adapters = for_vllm(tmp_path / "vllm")
+    vllm_adapters = build_vllm_adapters(tmp_path / "vllm")
     assert vllm_adapters.learn({digest: exported}) == base_probes
     assert vllm_adapters(exported, digest).probes == adapter_probes[digest]
     with pytest.raises(AssertionError):
@@ -100,7 +100,7 @@ def test_files_that_change_while_they_are_read_are_not_served(
         shutil.copyfile(folders["scaled"] / "adapter_model.safetensors", source / "adapter_model.safetensors")
 
     monkeypatch.setattr(module, "write_adapter", write_and_change_source)
-    vllm_adapters = for_vllm(tmp_path / "vllm", must_say[1])
+    vllm_adapters = build_vllm_adapters(tmp_path / "vllm", must_say[1])
     with pytest.raises(CorruptFile, match="were changed while it was loaded"):
         vllm_adapters(source, digest)
     assert list((tmp_path / "vllm").iterdir()) == []

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotation_store import add, rank
+from annotation_store import add_question, record_ranking
 from json_lines import write_rows
-from portfolio import given, made, one, refs
+from portfolio import build_run_input, find_record, query_refs, write_run_folder
 
 from align.annotate.store import Store
 from align.annotate.store.erasure import erase, find_erasure_target
@@ -84,12 +84,12 @@ def test_what_another_row_has_too_is_no_sign(tmp_path: Path) -> None:
 
 
 def test_the_order_and_the_commands(tmp_path: Path) -> None:
-    made(tmp_path, "sft:a b", day=5)  # later than its children, as after a clock was set back
-    made(tmp_path, "reward:r", {"init": "sft:a b"}, day=1)
-    made(tmp_path, "ppo:p", {"init": "sft:a b", "reward": "reward:r"}, day=2)
-    made(tmp_path, "ppo:p-2", day=3)
-    made(tmp_path, "eval:e", {"artifact": "ppo:p"}, day=4)
-    made(tmp_path, "sft:apart")
+    write_run_folder(tmp_path, "sft:a b", day=5)  # later than its children, as after a clock was set back
+    write_run_folder(tmp_path, "reward:r", {"init": "sft:a b"}, day=1)
+    write_run_folder(tmp_path, "ppo:p", {"init": "sft:a b", "reward": "reward:r"}, day=2)
+    write_run_folder(tmp_path, "ppo:p-2", day=3)
+    write_run_folder(tmp_path, "eval:e", {"artifact": "ppo:p"}, day=4)
+    write_run_folder(tmp_path, "sft:apart")
     stale_runs = plan_reruns(tmp_path, {"sft:a b": TRAINED, "eval:e": MAY_HAVE})
     assert [stale.run for stale in stale_runs] == ["sft:a b", "reward:r", "ppo:p", "eval:e"]
     by_run = {stale.run: stale for stale in stale_runs}
@@ -99,8 +99,8 @@ def test_the_order_and_the_commands(tmp_path: Path) -> None:
         f"python -m align stage=ppo 'init=sft:a b-2' reward=reward:r-2 run.root={tmp_path} run.name=p-3"
     )
     circle = tmp_path / "circle"
-    made(circle, "ppo:one", {"init": "ppo:other"})
-    made(circle, "ppo:other", {"init": "ppo:one"})
+    write_run_folder(circle, "ppo:one", {"init": "ppo:other"})
+    write_run_folder(circle, "ppo:other", {"init": "ppo:one"})
     assert {stale.run for stale in plan_reruns(circle, {"ppo:one": TRAINED})} == {"ppo:one", "ppo:other"}
     (circle / "ppo" / "other" / "manifest.json").write_text("{")
     assert [stale.run for stale in plan_reruns(circle, {"ppo:one": TRAINED, "ppo:gone": TRAINED})] == ["ppo:one"]
@@ -126,24 +126,24 @@ def test_parents_come_first_by_name_and_a_circle_is_broken_at_its_first_run() ->
 
 
 def test_a_mark_is_found_at_once_and_goes_with_its_folder(tmp_path: Path) -> None:
-    folder = made(tmp_path, "sft:a")
-    assert one(tmp_path, "sft:a")["stale"] is None
+    folder = write_run_folder(tmp_path, "sft:a")
+    assert find_record(tmp_path, "sft:a")["stale"] is None
     mark_stale(folder, TRAINED, "python -m align …", "first", "2026-11-01T00:00:00+00:00")
-    assert one(tmp_path, "sft:a")["stale"] == "2026-11-01T00:00:00+00:00"
+    assert find_record(tmp_path, "sft:a")["stale"] == "2026-11-01T00:00:00+00:00"
     mark_stale(folder, "another reason", "", "second", "2026-11-02T00:00:00+00:00")
     mark = read_stale_mark(folder)
     assert mark is not None
     assert (mark.since[:10], mark.because, mark.receipts) == ("2026-11-01", TRAINED, ("first", "second"))
-    made(tmp_path, "sft:b", day=1)
-    assert refs(tmp_path, {"stale": "!=null"}) == ["sft:a"]
+    write_run_folder(tmp_path, "sft:b", day=1)
+    assert query_refs(tmp_path, {"stale": "!=null"}) == ["sft:a"]
     (folder / FILE).write_text("[")
-    assert one(tmp_path, "sft:a")["stale"] == "an unknown time"
+    assert find_record(tmp_path, "sft:a")["stale"] == "an unknown time"
     (folder / FILE).unlink()
-    assert refs(tmp_path, {"stale": None}) == ["sft:a", "sft:b"]
+    assert query_refs(tmp_path, {"stale": None}) == ["sft:a", "sft:b"]
 
 
 def test_a_server_says_that_it_loads_what_is_stale(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = made(tmp_path, "ppo:p")
+    folder = write_run_folder(tmp_path, "ppo:p")
     warn_if_stale("ppo:p", folder / "artifact")
     assert caplog.messages == []
     mark_stale(folder, TRAINED, "", "x", "2026-11-01T00:00:00+00:00")
@@ -153,9 +153,9 @@ def test_a_server_says_that_it_loads_what_is_stale(tmp_path: Path, caplog: pytes
 
 def test_what_the_store_has_of_one_thing(store_url: str) -> None:
     with Store.open(store_url) as store:
-        items = [add(store, f"run/{i}", texts=(f"answer {i}", "the same")) for i in range(2)]
-        first = rank(store, items[0], "0>1", rationale="for it is mine")
-        second = rank(store, items[1], "1>0")
+        items = [add_question(store, f"run/{i}", texts=(f"answer {i}", "the same")) for i in range(2)]
+        first = record_ranking(store, items[0], "0>1", rationale="for it is mine")
+        second = record_ranking(store, items[1], "1>0")
         store.retract("p", second)
         target = find_erasure_target(store, "p", "item", items[0])
         assert target.texts == {"question of run/0", "answer 0", "for it is mine"}
@@ -195,15 +195,15 @@ def evaluate_gate(root: Path, ref: str) -> Finding:
 
 def test_a_gate_looks_at_everything_upstream(tmp_path: Path) -> None:
     data_set_fields = {"metrics": {"root": "r" * 64}, "base": None, "outputs": {"artifact/data.json": "d" * 64}}
-    made(tmp_path, "data:old", **data_set_fields)
-    made(tmp_path, "sft:s", {"data": Input("x", "data:old", details={"root": "r" * 64})}, day=1)
-    made(tmp_path, "reward:r", {"init": "sft:s"}, day=2)
-    made(tmp_path, "ppo:p", {"reward": "reward:r"}, day=3)
+    write_run_folder(tmp_path, "data:old", **data_set_fields)
+    write_run_folder(tmp_path, "sft:s", {"data": Input("x", "data:old", details={"root": "r" * 64})}, day=1)
+    write_run_folder(tmp_path, "reward:r", {"init": "sft:s"}, day=2)
+    write_run_folder(tmp_path, "ppo:p", {"reward": "reward:r"}, day=3)
     assert evaluate_gate(tmp_path, "ppo:p").passed
     mark_stale(tmp_path / "data" / "old", TRAINED, "", "x", "2026-11-01T00:00:00+00:00")
     assert evaluate_gate(tmp_path, "ppo:p").said == f"data:old is stale since 2026-11-01, {TRAINED}"
     config = {"stage": {"name": "data", "action": "forget"}, "data": {}, "method": {}}
-    made(
+    write_run_folder(
         tmp_path,
         "data:new",
         {"data": Input("x", "data:old", details={"root": "r" * 64})},
@@ -213,7 +213,7 @@ def test_a_gate_looks_at_everything_upstream(tmp_path: Path) -> None:
         outputs={"artifact/data.json": "n" * 64},
         day=4,
     )
-    made(tmp_path, "sft:new", {"data": Input("y", "data:new", details={"root": "n" * 64})}, day=5)
+    write_run_folder(tmp_path, "sft:new", {"data": Input("y", "data:new", details={"root": "n" * 64})}, day=5)
     assert evaluate_gate(tmp_path, "sft:new").passed  # its data set no longer has the forgotten rows
     assert [stale.run for stale in plan_reruns(tmp_path, {"data:old": TRAINED})] == [
         "data:old",
@@ -221,7 +221,7 @@ def test_a_gate_looks_at_everything_upstream(tmp_path: Path) -> None:
         "reward:r",
         "ppo:p",
     ]
-    made(tmp_path, "ppo:lost", {"init": given(tmp_path, "sft:gone")}, day=6)
+    write_run_folder(tmp_path, "ppo:lost", {"init": build_run_input(tmp_path, "sft:gone")}, day=6)
     assert not evaluate_gate(tmp_path, "ppo:lost").passed
     assert "sft:gone is gone" in evaluate_gate(tmp_path, "ppo:lost").said
 
@@ -306,16 +306,16 @@ def test_many_texts_that_begin_alike_take_no_time(tmp_path: Path) -> None:
 
 def test_what_a_set_is_made_from_counts_though_rows_of_it_were_forgotten(tmp_path: Path) -> None:
     """Lineage: sft:s → data:d → data:d2, which forgets another row → sft:t."""
-    made(tmp_path, "sft:s")
+    write_run_folder(tmp_path, "sft:s")
     root = {"root": "r" * 64, "train_rows": 9}
-    made(
+    write_run_folder(
         tmp_path, "data:d", {"sources.a": "sft:s"}, metrics=root, base=None, outputs={"artifact/data.json": "d"}, day=1
     )
     forgets = {"stage": {"name": "data", "action": "forget"}, "data": {}, "method": {}}
     second = {"metrics": {"root": "s" * 64, "train_rows": 8}, "outputs": {"artifact/data.json": "e"}}
     read = {"data": Input("d", "data:d", details={"root": "r" * 64})}
-    made(tmp_path, "data:d2", read, base=None, day=2, config=forgets, **second)
-    made(tmp_path, "sft:t", {"data": Input("e", "data:d2", details={"root": "s" * 64})}, day=3)
+    write_run_folder(tmp_path, "data:d2", read, base=None, day=2, config=forgets, **second)
+    write_run_folder(tmp_path, "sft:t", {"data": Input("e", "data:d2", details={"root": "s" * 64})}, day=3)
     assert [stale.run for stale in plan_reruns(tmp_path, {"sft:s": TRAINED})] == ["sft:s", "data:d", "data:d2", "sft:t"]
     assert [stale.run for stale in plan_reruns(tmp_path, {"data:d": TRAINED})] == ["data:d"]
     mark_stale(tmp_path / "data" / "d", TRAINED, "", "x", "2026-11-01")
@@ -353,6 +353,6 @@ def test_a_mark_that_is_no_file_or_says_nothing_is_a_mark(tmp_path: Path) -> Non
         "empty": lambda path: path.write_text("{}"),
         "null": lambda path: path.write_text('{"since": null}'),
     }.items():
-        create(made(tmp_path, f"sft:{name}") / FILE)
-        assert one(tmp_path, f"sft:{name}")["stale"] == "an unknown time"
+        create(write_run_folder(tmp_path, f"sft:{name}") / FILE)
+        assert find_record(tmp_path, f"sft:{name}")["stale"] == "an unknown time"
         assert not evaluate_gate(tmp_path, f"sft:{name}").passed

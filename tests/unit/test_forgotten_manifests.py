@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from run_folders import published
+from run_folders import publish_run
 
 from align.registry import forgetting
 from align.registry.forgetting import new_receipt, update_manifest
@@ -33,7 +33,7 @@ def find_alteration(root: Path) -> str | None:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A folder of runs with a promoted run, one of whose files has changed since."""
-    published(tmp_path, "one")
+    publish_run(tmp_path, "one")
     promote(tmp_path)
     promote(tmp_path, "staging")
     assert find_alteration(tmp_path) is None

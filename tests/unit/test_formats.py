@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from written import COLUMNS, PACKERS, TABLES, WRITERS, rows, write
+from written import COLUMNS, PACKERS, TABLES, WRITERS, iter_numbered_rows, write_row_file
 
 from align.core.errors import CorruptFile, InputError
 from align.data.read.files import DataFile, compute_read_share
@@ -35,15 +35,15 @@ def number_rows(records: list[Any]) -> list[tuple[int, Any]]:
 @pytest.mark.parametrize("packed", PACKERS)
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_file_is_its_rows(tmp_path: Path, name: str, packed: str) -> None:
-    path = write(tmp_path, name, FLAT, packed)
-    assert list(rows(str(path))) == number_rows(FLAT)
+    path = write_row_file(tmp_path, name, FLAT, packed)
+    assert list(iter_numbered_rows(str(path))) == number_rows(FLAT)
     for skip in (0, 1, 3, 5, 10, 11, 99):
-        assert list(rows(path, skip=skip)) == number_rows(FLAT)[skip:]
+        assert list(iter_numbered_rows(path, skip=skip)) == number_rows(FLAT)[skip:]
 
 
 @pytest.mark.parametrize("name", sorted(set(WRITERS) - set(TABLES)))
 def test_lists_and_numbers_keep_their_types(tmp_path: Path, name: str) -> None:
-    assert [data for _, data in rows(write(tmp_path, name, NESTED))] == NESTED
+    assert [data for _, data in iter_numbered_rows(write_row_file(tmp_path, name, NESTED))] == NESTED
 
 
 @pytest.mark.parametrize("said", ["d.jsonl", "d.csv", "d.txt", "d"])
@@ -52,25 +52,25 @@ def test_what_a_file_holds_counts_more_than_its_name(tmp_path: Path, name: str, 
     """Exceptions are tables of one column, and objects that hold rows: a `.jsonl` of one line may be one row."""
     if said == "d.jsonl" and name == "held.json":
         return
-    path = write(tmp_path, name, FLAT).rename(tmp_path / said)
-    assert list(rows(path)) == number_rows(FLAT)
+    path = write_row_file(tmp_path, name, FLAT).rename(tmp_path / said)
+    assert list(iter_numbered_rows(path)) == number_rows(FLAT)
     for packed in (".gz", ".zst"):
         (tmp_path / f"{said}{packed}").write_bytes(PACKERS[packed](path.read_bytes()))
-        assert list(rows(tmp_path / f"{said}{packed}")) == number_rows(FLAT)
+        assert list(iter_numbered_rows(tmp_path / f"{said}{packed}")) == number_rows(FLAT)
         (tmp_path / f"packed{packed}-{said}").write_bytes(PACKERS[packed](path.read_bytes()))
-        assert list(rows(tmp_path / f"packed{packed}-{said}")) == number_rows(FLAT)
+        assert list(iter_numbered_rows(tmp_path / f"packed{packed}-{said}")) == number_rows(FLAT)
 
 
 def test_an_object_a_line_is_a_row_where_its_list_is_part_of_a_row(tmp_path: Path) -> None:
     path = tmp_path / "d.json"
     chat = {"id": 1, "messages": [{"role": "user", "content": "a"}]}
     path.write_text(json.dumps(chat) + "\n")
-    assert list(rows(path)) == [(1, chat)]
+    assert list(iter_numbered_rows(path)) == [(1, chat)]
     document = {"id": 1, "sources": [{"url": "a"}], "text": "b"}
     path.write_text(json.dumps(document) + "\n" + json.dumps(document))
-    assert list(rows(path)) == number_rows([document, document])
+    assert list(iter_numbered_rows(path)) == number_rows([document, document])
     path.with_suffix(".jsonl").write_text(json.dumps(document) + "\n")
-    assert list(rows(path.with_suffix(".jsonl"))) == [(1, document)]
+    assert list(iter_numbered_rows(path.with_suffix(".jsonl"))) == [(1, document)]
 
 
 def test_values_that_json_has_not_are_written_as_json_lines_write_them(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_values_that_json_has_not_are_written_as_json_lines_write_them(tmp_path:
         "inner": [{"when": datetime(2026, 1, 2, 3)}],
     }
     pq.write_table(pa.Table.from_pylist([record]), tmp_path / "d.parquet")
-    ((_, row),) = rows(tmp_path / "d.parquet")
+    ((_, row),) = iter_numbered_rows(tmp_path / "d.parquet")
     assert row == {
         "when": "2026-01-02T03:00:00+00:00",
         "day": "2026-01-02",
@@ -90,14 +90,14 @@ def test_values_that_json_has_not_are_written_as_json_lines_write_them(tmp_path:
     }
     names = pa.array([[("a", 1), ("b", 2)]], pa.map_(pa.string(), pa.int64()))
     pq.write_table(pa.table({"counts": names, "kind": pa.array(["x"]).dictionary_encode()}), tmp_path / "m.parquet")
-    assert list(rows(tmp_path / "m.parquet")) == [(1, {"counts": {"a": 1, "b": 2}, "kind": "x"})]
+    assert list(iter_numbered_rows(tmp_path / "m.parquet")) == [(1, {"counts": {"a": 1, "b": 2}, "kind": "x"})]
 
 
 def test_a_map_in_a_struct_leaves_the_null_beside_it(tmp_path: Path) -> None:
     kind = pa.struct([("note", pa.string()), ("counts", pa.map_(pa.string(), pa.int64()))])
     column = pa.array([{"note": None, "counts": [("a", 1)]}], kind)
     pq.write_table(pa.table({"meta": column}), tmp_path / "m.parquet")
-    ((_, row),) = rows(tmp_path / "m.parquet")
+    ((_, row),) = iter_numbered_rows(tmp_path / "m.parquet")
     assert row["meta"]["note"] is None
 
 
@@ -110,7 +110,7 @@ def read_until_error(path: Path) -> tuple[list[tuple[int, Any]], InputError | No
     """Return the rows of a file up to its end or first error, and that error or None."""
     read_rows = []
     try:
-        for number, data in rows(path):
+        for number, data in iter_numbered_rows(path):
             read_rows.append((number, data))
     except InputError as error:
         return read_rows, error
@@ -122,7 +122,7 @@ def read_until_error(path: Path) -> tuple[list[tuple[int, Any]], InputError | No
 def test_a_file_that_was_cut_is_told(tmp_path: Path, name: str, packed: str) -> None:
     """Files are cut at every tenth of their length and within their last bytes. A cut at the end of a row of plain text
     cannot be detected; a row that is cut is a bad row."""
-    content = write(tmp_path, name, MANY, packed).read_bytes()
+    content = write_row_file(tmp_path, name, MANY, packed).read_bytes()
     path = tmp_path / f"cut-{name}{packed}"
     plain_text = not packed and name in ("d.jsonl", "lines.json", *TABLES)
     cuts = {len(content) * tenth // 10 for tenth in range(10)} | {len(content) - n for n in (1, 2, 4, 8, 9)}
@@ -144,23 +144,23 @@ def test_a_file_that_was_cut_is_told(tmp_path: Path, name: str, packed: str) -> 
 @pytest.mark.parametrize("packed", PACKERS)
 def test_a_stream_that_was_cut_between_two_batches_is_told(tmp_path: Path, packed: str) -> None:
     """Arrow itself accepts the end of the file as the end of the stream."""
-    content = write(tmp_path, "stream.arrow", FLAT).read_bytes()
+    content = write_row_file(tmp_path, "stream.arrow", FLAT).read_bytes()
     path = tmp_path / f"d.arrow{packed}"
     path.write_bytes(PACKERS[packed](content[:-8]))
     assert len(list(pyarrow.ipc.open_stream(pa.BufferReader(content[:-8])))) == 4
     with pytest.raises(CorruptFile, match="ends after row 11 without the mark"):
-        list(rows(path))
+        list(iter_numbered_rows(path))
 
 
 @pytest.mark.parametrize("packed", [".gz", ".zst"])
 def test_damage_within_a_packed_file_is_told(tmp_path: Path, packed: str) -> None:
-    path = write(tmp_path, "d.jsonl", MANY, packed)
+    path = write_row_file(tmp_path, "d.jsonl", MANY, packed)
     blob = bytearray(path.read_bytes())
     for i in range(len(blob) // 2, len(blob) // 2 + 8):
         blob[i] ^= 0xFF
     path.write_bytes(bytes(blob))
     with pytest.raises(CorruptFile, match=r"cannot be unpacked after row \d+"):
-        list(rows(path))
+        list(iter_numbered_rows(path))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_an_array_that_is_none_is_told(tmp_path: Path, content: bytes, problem: 
     path = tmp_path / "d.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match=problem):
-        list(rows(path))
+        list(iter_numbered_rows(path))
 
 
 # Bad rows: each has an error with its place, and the rows after it are read.
@@ -229,7 +229,7 @@ def test_a_bad_row_of_json_ends_nothing(tmp_path: Path, bad: bytes, problem: str
 def test_whole_characters_and_escapes_pass(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('\ufeff{"a": "\\ud83d\\ude00 \\\\ud83d \\\\u0000 é"}\n')
-    assert list(rows(path)) == [(1, {"a": "\U0001f600 \\ud83d \\u0000 é"})]
+    assert list(iter_numbered_rows(path)) == [(1, {"a": "\U0001f600 \\ud83d \\u0000 é"})]
 
 
 def test_a_line_over_the_limit_is_passed_over(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_bad_row_of_a_table_ends_nothing(tmp_path: Path, bad: bytes, problem: 
 def test_a_table_without_a_header_is_told(tmp_path: Path, content: bytes, problem: str) -> None:
     (tmp_path / "d.csv").write_bytes(content)
     with pytest.raises(InputError, match=problem):
-        list(rows(tmp_path / "d.csv"))
+        list(iter_numbered_rows(tmp_path / "d.csv"))
 
 
 @pytest.mark.parametrize("content", ["prompt;completion\nGeöffnet?;Ja\n", "Prämisse;completion\nOffen?;Ja\n"])
@@ -287,7 +287,9 @@ def test_another_encoding_has_a_remedy_of_its_own(tmp_path: Path, content: str) 
 @pytest.mark.parametrize("header", ['"Prompt";"Completion";"Notes, internal"', "Prompt;Completion;Notes, internal"])
 def test_a_separator_within_a_name_separates_nothing(tmp_path: Path, header: str) -> None:
     (tmp_path / "d.csv").write_text(f"{header}\nHi;Ho;x\n")
-    assert [*rows(tmp_path / "d.csv")] == [(1, {"Prompt": "Hi", "Completion": "Ho", "Notes, internal": "x"})]
+    assert [*iter_numbered_rows(tmp_path / "d.csv")] == [
+        (1, {"Prompt": "Hi", "Completion": "Ho", "Notes, internal": "x"})
+    ]
 
 
 @pytest.mark.parametrize("name", ["d.parquet", "d.arrow", "s.arrow"])
@@ -300,18 +302,18 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path, name: str) -> None:
         with (pa.ipc.new_file if name == "d.arrow" else pa.ipc.new_stream)(path, table.schema) as writer:
             writer.write_table(table)
     with pytest.raises(InputError, match="several columns called answer"):
-        list(rows(path))
+        list(iter_numbered_rows(path))
 
 
 def test_a_header_alone_is_no_row(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("a,b\n")
-    assert list(rows(tmp_path / "d.csv")) == []
+    assert list(iter_numbered_rows(tmp_path / "d.csv")) == []
 
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_nul_in_a_column_is_told(tmp_path: Path, name: str) -> None:
     bad = [{"text": "a\0"}, {"text": None}, {"text": "a"}]
-    path = write(tmp_path, name, [{"text": "a"}, *bad])
+    path = write_row_file(tmp_path, name, [{"text": "a"}, *bad])
     all_rows = list(iter_rows(path))
     assert [row.error.problem if row.error else row.data["text"] for row in all_rows] == [
         "a",
@@ -319,7 +321,7 @@ def test_nul_in_a_column_is_told(tmp_path: Path, name: str) -> None:
         None,
         "a",
     ]
-    path = write(tmp_path, name, [{"m": [{"content": "a"}]}, {"m": [{"content": "a"}, {"content": "b\0"}]}])
+    path = write_row_file(tmp_path, name, [{"m": [{"content": "a"}]}, {"m": [{"content": "a"}, {"content": "b\0"}]}])
     first, second = iter_rows(path)
     assert first.error is None
     assert second.error is not None
@@ -341,11 +343,11 @@ def test_a_value_may_lie_across_what_is_read_at_a_time(
     monkeypatch.setattr("align.data.read.rows.CHUNK_BYTES", size)
     path = tmp_path / "d.json"
     for name in ("array.json", "indented.json", "held.json"):
-        assert list(rows(write(tmp_path, name, NESTED).rename(path))) == number_rows(NESTED)
+        assert list(iter_numbered_rows(write_row_file(tmp_path, name, NESTED).rename(path))) == number_rows(NESTED)
     path.write_text('{"version": 12345, "ok": true, "n": [12345, -1.5e10], "data": [{"a": 67890}, {"é": null}]}')
-    assert list(rows(path)) == number_rows([{"a": 67890}, {"é": None}])
+    assert list(iter_numbered_rows(path)) == number_rows([{"a": 67890}, {"é": None}])
     path.write_text('[{"a": 1}, 1234567, {"a": 2}]')
-    first, middle, last = rows(path)
+    first, middle, last = iter_numbered_rows(path)
     assert isinstance(middle[1], InputError)
     assert (middle[1].value, first[1], last[1]) == ("1234567", {"a": 1}, {"a": 2})
 
@@ -363,9 +365,9 @@ json_values = st.recursive(
 def test_any_json_is_read_alike_however_it_is_laid_out(found: list[dict[str, Any]], indent: int) -> None:
     folder = Path(tempfile.mkdtemp())
     for name in ("d.jsonl", "held.json"):
-        assert [data for _, data in rows(write(folder, name, found))] == found
+        assert [data for _, data in iter_numbered_rows(write_row_file(folder, name, found))] == found
     (folder / "array.json").write_text(json.dumps(found, indent=indent or None, ensure_ascii=bool(indent)))
-    assert [data for _, data in rows(folder / "array.json")] == found
+    assert [data for _, data in iter_numbered_rows(folder / "array.json")] == found
 
 
 cells = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=20)
@@ -374,8 +376,8 @@ cells = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=
 @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.fixed_dictionaries({"a": cells, "b": cells | st.none()}), min_size=1), st.sampled_from(TABLES))
 def test_any_text_comes_back_from_a_table(found: list[dict[str, Any]], name: str) -> None:
-    path = write(Path(tempfile.mkdtemp()), name, found)
-    assert [data for _, data in rows(path)] == found
+    path = write_row_file(Path(tempfile.mkdtemp()), name, found)
+    assert [data for _, data in iter_numbered_rows(path)] == found
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.jsonl.zst", "rows.parquet"])

@@ -14,7 +14,7 @@ from socket import gethostname
 from typing import Any
 
 import pytest
-from portfolio import digest_of, made
+from portfolio import compute_artifact_digest, write_run_folder
 
 from align.core.errors import MissingArtifact
 from align.registry.garbage import BY, LOG, Piece, as_lines, find_garbage, format_bytes, remove_pieces
@@ -35,9 +35,9 @@ def set_age(path: Path, at: float = OLD) -> Path:
     return path
 
 
-def write_run(root: Path, ref: str, inputs: dict[str, Any] | None = None, size: int = 1000, **known: Any) -> Path:
+def write_old_run(root: Path, ref: str, inputs: dict[str, Any] | None = None, size: int = 1000, **known: Any) -> Path:
     """Write an old run with weights of its own. Returns its folder."""
-    folder = made(root, ref, inputs, **known)
+    folder = write_run_folder(root, ref, inputs, **known)
     (folder / "artifact" / "adapter_model.safetensors").write_bytes(b"w" * size)
     (folder / "artifact" / "README.md").write_text("card")
     return set_age(folder)
@@ -53,40 +53,47 @@ def list_paths(root: Path, *kinds: str, days: float = 30.0) -> list[str]:
 
 def set_alias(root: Path, ref: str, name: str = "production") -> None:
     last = read_log(root).last(name)
-    append_change(root, name, [AliasTarget(ref, digest_of(ref))], who="ann", why="so", replaces=last.seq if last else 0)
+    append_change(
+        root,
+        name,
+        [AliasTarget(ref, compute_artifact_digest(ref))],
+        who="ann",
+        why="so",
+        replaces=last.seq if last else 0,
+    )
 
 
 def test_artifacts_that_a_later_run_superseded(tmp_path: Path) -> None:
     for day, name in enumerate("abcde"):
-        write_run(tmp_path, f"ppo:{name}", {"init": "sft:s"}, day=day)
-    write_run(tmp_path, "sft:s")
-    write_run(tmp_path, "sft:t", day=9)
+        write_old_run(tmp_path, f"ppo:{name}", {"init": "sft:s"}, day=day)
+    write_old_run(tmp_path, "sft:s")
+    write_old_run(tmp_path, "sft:t", day=9)
     assert list_paths(tmp_path) == [f"ppo/{name}/artifact" for name in "abcd"]  # `sft:s` has children
     set_alias(tmp_path, "ppo:a")
     set_alias(tmp_path, "ppo:e")  # a previous target of an alias may be restored
-    made(tmp_path, "export:x", {"artifact": "ppo:b"})
-    made(tmp_path, "eval:e", {"artifact": "ppo:c"})
-    made(tmp_path, "ppo:child", {"init": "ppo:d"}, status="running", day=20)
+    write_run_folder(tmp_path, "export:x", {"artifact": "ppo:b"})
+    write_run_folder(tmp_path, "eval:e", {"artifact": "ppo:c"})
+    write_run_folder(tmp_path, "ppo:child", {"init": "ppo:d"}, status="running", day=20)
     assert list_paths(tmp_path) == ["ppo/c/artifact"]
     (tmp_path / "ppo" / "c" / "artifact" / "adapter_model.safetensors").touch()
     assert list_paths(tmp_path) == []  # it changed within the last day
 
 
 def test_the_newest_is_that_of_a_base_and_a_stage(tmp_path: Path) -> None:
-    manifest_path = made(tmp_path, "sft:x").parent.parent / "sft" / "x" / "manifest.json"
+    manifest_path = write_run_folder(tmp_path, "sft:x").parent.parent / "sft" / "x" / "manifest.json"
     base = json.loads(manifest_path.read_text())["base"]
     for day, name in enumerate("ab"):
-        write_run(tmp_path, f"ppo:{name}", day=day)
+        write_old_run(tmp_path, f"ppo:{name}", day=day)
     from align.run.manifest import Base
 
-    write_run(tmp_path, "ppo:elsewhere", day=5, base=Base(**{**base, "digest": "e" * 64}))
-    write_run(tmp_path, "ppo:failed", day=7, status="failed")
+    write_old_run(tmp_path, "ppo:elsewhere", day=5, base=Base(**{**base, "digest": "e" * 64}))
+    write_old_run(tmp_path, "ppo:failed", day=7, status="failed")
     assert list_paths(tmp_path) == ["ppo/a/artifact"]
 
 
 def test_checkpoints(tmp_path: Path) -> None:
     for name, status in (("done", "done"), ("failed", "failed"), ("cut", "interrupted"), ("recent", "failed")):
-        folder = write_run(tmp_path, f"sft:{name}", status=status, digest="")
+        folder = write_old_run(tmp_path, f"sft:{name}", status=status, digest="")
         (folder / "checkpoints" / "checkpoint-3").mkdir(parents=True)
         (folder / "checkpoints" / "checkpoint-3" / "state.safetensors").write_bytes(b"x" * 50)
         set_age(folder / "checkpoints", time.time() - 5 * 86400 if name == "recent" else OLD)
@@ -98,7 +105,7 @@ def test_checkpoints(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_at_work_is_left_alone(tmp_path: Path) -> None:
-    folder = write_run(tmp_path, "sft:busy", status="running", digest="")
+    folder = write_old_run(tmp_path, "sft:busy", status="running", digest="")
     (folder / "checkpoints" / ".unfinished").mkdir(parents=True)
     set_age(folder)
     lock = os.open(folder, os.O_RDONLY)
@@ -116,7 +123,7 @@ def test_leftovers_of_processes_that_have_ended(tmp_path: Path) -> None:
 
     Files whose names a user may have chosen stay.
     """
-    folder = write_run(tmp_path, "sft:a")
+    folder = write_old_run(tmp_path, "sft:a")
     hostname = gethostname()
     abandoned = [
         f"sft/.b.{hostname}-{NOBODY}-0123abcd.part",
@@ -150,7 +157,7 @@ def test_bases_that_no_export_links_to(tmp_path: Path) -> None:
         if name != "thesis":  # a folder of the user
             (bases / name / "base.json").write_text("{}")
     (bases / "notes.txt").write_text("mine")
-    export = write_run(tmp_path, "export:x", {"artifact": "ppo:a"}) / "artifact"
+    export = write_old_run(tmp_path, "export:x", {"artifact": "ppo:a"}) / "artifact"
     (export / "pocket").symlink_to("../../../bases/linked", target_is_directory=True)
     (export / "model.safetensors").hardlink_to(bases / "shared" / "model.safetensors")
     for name in ("linked", "orphan", "shared", "alone", "thesis", "notes.txt"):
@@ -171,7 +178,7 @@ def hash_files(root: Path) -> dict[str, str]:
 
 def test_what_is_removed_is_what_was_listed_and_is_written_down(tmp_path: Path) -> None:
     for day, name in enumerate("abc"):
-        write_run(tmp_path, f"ppo:{name}", day=day, size=100 * (day + 1))
+        write_old_run(tmp_path, f"ppo:{name}", day=day, size=100 * (day + 1))
     (tmp_path / "ppo" / "c" / "checkpoints").mkdir()
     (tmp_path / "ppo" / "c" / "checkpoints" / "x").write_bytes(b"1")
     set_age(tmp_path / "ppo" / "c" / "checkpoints")
@@ -208,7 +215,7 @@ def test_what_is_removed_is_what_was_listed_and_is_written_down(tmp_path: Path) 
 
 def test_a_run_that_began_to_work_meanwhile_keeps_all(tmp_path: Path) -> None:
     for day, name in enumerate("ab"):
-        write_run(tmp_path, f"ppo:{name}", day=day)
+        write_old_run(tmp_path, f"ppo:{name}", day=day)
     pieces = list_garbage(tmp_path)
     holder = subprocess.Popen(["flock", str(tmp_path / "ppo" / "a"), "sleep", "30"])
     try:
@@ -237,7 +244,7 @@ def test_no_portfolio_loses_what_it_needs(tmp_path: Path) -> None:
             status = rng.choice(["done", "done", "done", "failed", "running"])
             ref = f"{stage}:{day}"
             input_name = "artifact" if stage in ("export", "eval") else "init"
-            write_run(root, ref, {input_name: source} if source else None, day=day, status=status)
+            write_old_run(root, ref, {input_name: source} if source else None, day=day, status=status)
             if source and stage != "eval":
                 needed.add(source)
             if stage in ("sft", "ppo", "reward") and status == "done":

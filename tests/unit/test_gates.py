@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from portfolio import digest_of, interval, made, publish_file
-from signing_keys import Pair, pair
+from portfolio import build_interval, compute_artifact_digest, publish_file, write_run_folder
+from signing_keys import KeyPair, write_key_pair
 
 from align.core.errors import InputError
 from align.registry.gates import Finding, Subject, decide_verdict, read_gate, read_gates
@@ -24,7 +24,11 @@ from align.run.receipt import write_receipt
 from align.run.signing import load_private_key, sign_folder
 from align.run.weights import adapter_digest
 
-FIGURES: dict[str, Any] = {"win_rate": interval(0.81, 0.75, 0.87), "kl": 4.0, "kl_interval": interval(4.0, 2.0, 6.0)}
+FIGURES: dict[str, Any] = {
+    "win_rate": build_interval(0.81, 0.75, 0.87),
+    "kl": 4.0,
+    "kl_interval": build_interval(4.0, 2.0, 6.0),
+}
 
 
 def write_gate(root: Path, conditions: str, alias: str = "production") -> Path:
@@ -34,7 +38,7 @@ def write_gate(root: Path, conditions: str, alias: str = "production") -> Path:
 
 
 def build_subject(root: Path, ref: str = "ppo:a") -> Subject:
-    return query_index(root, lambda index: make_subject(index, root, AliasTarget(ref, digest_of(ref))))
+    return query_index(root, lambda index: make_subject(index, root, AliasTarget(ref, compute_artifact_digest(ref))))
 
 
 def evaluate_condition(root: Path, condition: str, ref: str = "ppo:a") -> Finding:
@@ -43,8 +47,8 @@ def evaluate_condition(root: Path, condition: str, ref: str = "ppo:a") -> Findin
 
 
 def write_evaluated_run(root: Path, **metrics: Any) -> None:
-    made(root, "ppo:a", metrics={"last_score": 0.5})
-    made(
+    write_run_folder(root, "ppo:a", metrics={"last_score": 0.5})
+    write_run_folder(
         root,
         "eval:e",
         {"artifact": "ppo:a"},
@@ -94,7 +98,7 @@ def test_what_a_proxy_judged(tmp_path: Path) -> None:
         assert "by reward:r, which it was trained against" in finding.said
     assert evaluate_condition(tmp_path, "{figure: win_rate, at_least: 0.7, proxy: true}").passed
     assert evaluate_condition(tmp_path, "{figure: last_score, at_least: 0.1}").passed  # a figure of the run itself
-    made(tmp_path, "eval:gold", {"artifact": "ppo:a"}, metrics={**FIGURES, "judge_is": "gold"}, day=2)
+    write_run_folder(tmp_path, "eval:gold", {"artifact": "ppo:a"}, metrics={**FIGURES, "judge_is": "gold"}, day=2)
     assert evaluate_condition(tmp_path, "{figure: win_rate, at_least: 0.7}").passed
 
 
@@ -121,19 +125,24 @@ def test_an_evaluation_that_training_saw(tmp_path: Path, metrics: dict[str, Any]
 
 
 def test_nothing_evaluated_it(tmp_path: Path) -> None:
-    made(tmp_path, "ppo:a")
+    write_run_folder(tmp_path, "ppo:a")
     finding = evaluate_condition(tmp_path, "{unseen: true}")
     assert (finding.passed, finding.said) == (False, "nothing evaluated it: stage=eval artifact=ppo:a")
 
 
 def write_export(root: Path, *verdicts: str, name: str = "x", kind: str = "gguf", status: str = "done") -> Path:
     config = {"stage": {"name": "export"}, "data": {}, "method": {"name": "qlora"}, "export": {"name": kind}}
-    folder = made(root, f"export:{name}", {"artifact": "ppo:a"}, config=config, status=status, day=2) / "artifact"
+    folder = (
+        write_run_folder(root, f"export:{name}", {"artifact": "ppo:a"}, config=config, status=status, day=2)
+        / "artifact"
+    )
     (folder / "model.gguf").write_bytes(b"weights")
     rows = [{"name": f"check-{i}", "verdict": verdict} for i, verdict in enumerate(verdicts)]
-    write_receipt(folder, rows, [[1]], {"artifact": digest_of("ppo:a")})
+    write_receipt(folder, rows, [[1]], {"artifact": compute_artifact_digest("ppo:a")})
     outputs = {f"artifact/{path.name}": file_digest(path) for path in folder.iterdir()}
-    made(root, f"export:{name}", {"artifact": "ppo:a"}, config=config, status=status, day=2, outputs=outputs)
+    write_run_folder(
+        root, f"export:{name}", {"artifact": "ppo:a"}, config=config, status=status, day=2, outputs=outputs
+    )
     return folder
 
 
@@ -149,14 +158,14 @@ def write_export(root: Path, *verdicts: str, name: str = "x", kind: str = "gguf"
     ids=["passed", "failed", "waved through", "nothing was bound", "nothing was checked"],
 )
 def test_a_receipt(tmp_path: Path, verdicts: list[str], passed: bool, says: str) -> None:
-    made(tmp_path, "ppo:a")
+    write_run_folder(tmp_path, "ppo:a")
     write_export(tmp_path, *verdicts)
     finding = evaluate_condition(tmp_path, "{receipt: gguf}")
     assert (finding.passed, says in finding.said) == (passed, True), finding
 
 
 def test_a_receipt_of_other_files(tmp_path: Path) -> None:
-    made(tmp_path, "ppo:a")
+    write_run_folder(tmp_path, "ppo:a")
     (write_export(tmp_path, "pass") / "model.gguf").write_bytes(b"others")
     finding = evaluate_condition(tmp_path, "{receipt: gguf}")
     assert not finding.passed
@@ -165,7 +174,7 @@ def test_a_receipt_of_other_files(tmp_path: Path) -> None:
 
 def test_a_receipt_that_somebody_wrote(tmp_path: Path) -> None:
     """A forged receipt is detected by its hash in the export's manifest."""
-    made(tmp_path, "ppo:a")
+    write_run_folder(tmp_path, "ppo:a")
     folder = write_export(tmp_path, "fail")
     text = (folder / "receipt.json").read_text()
     (folder / "receipt.json").write_text(text.replace('"fail"', '"pass"'))
@@ -175,9 +184,9 @@ def test_a_receipt_that_somebody_wrote(tmp_path: Path) -> None:
 
 
 def test_a_receipt_of_another_artifact(tmp_path: Path) -> None:
-    made(tmp_path, "ppo:a")
+    write_run_folder(tmp_path, "ppo:a")
     folder = write_export(tmp_path, "pass")
-    write_receipt(folder, [{"name": "c", "verdict": "pass"}], [[1]], {"artifact": digest_of("ppo:b")})
+    write_receipt(folder, [{"name": "c", "verdict": "pass"}], [[1]], {"artifact": compute_artifact_digest("ppo:b")})
     manifest = json.loads((folder.parent / "manifest.json").read_text())
     manifest["outputs"] = {f"artifact/{path.name}": file_digest(path) for path in folder.iterdir()}
     (folder.parent / "manifest.json").write_text(json.dumps(manifest))
@@ -185,7 +194,7 @@ def test_a_receipt_of_another_artifact(tmp_path: Path) -> None:
 
 
 def test_a_receipt_of_another_kind_or_a_half_export(tmp_path: Path) -> None:
-    made(tmp_path, "ppo:a")
+    write_run_folder(tmp_path, "ppo:a")
     write_export(tmp_path, "pass", kind="adapter")
     write_export(tmp_path, "pass", name="y", status="failed")
     finding = evaluate_condition(tmp_path, "{receipt: gguf}")
@@ -195,7 +204,7 @@ def test_a_receipt_of_another_kind_or_a_half_export(tmp_path: Path) -> None:
 
 def test_an_export_that_is_promoted_has_its_own_receipt(tmp_path: Path) -> None:
     """A server that requires signatures follows an alias of exports, so receipts count for exports too."""
-    made(tmp_path, "ppo:a")
+    write_run_folder(tmp_path, "ppo:a")
     write_export(tmp_path, "pass", kind="merged")
     target = AliasTarget("export:x", "")
 
@@ -210,7 +219,7 @@ def test_an_export_that_is_promoted_has_its_own_receipt(tmp_path: Path) -> None:
 
 
 def test_one_good_export_is_enough(tmp_path: Path) -> None:
-    made(tmp_path, "ppo:a")
+    write_run_folder(tmp_path, "ppo:a")
     write_export(tmp_path, "fail", name="a")
     write_export(tmp_path, "pass", name="b")
     assert evaluate_condition(tmp_path, "{receipt: gguf}").said.startswith("export:b")
@@ -218,7 +227,7 @@ def test_one_good_export_is_enough(tmp_path: Path) -> None:
 
 def write_verdict(path: Path, verdict: str, ref: str = "ppo:a", gate: str = "safety", **more: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    inputs = {"artifact": digest_of(ref)}
+    inputs = {"artifact": compute_artifact_digest(ref)}
     path.write_text(json.dumps({"schema_version": 1, "gate": gate, "verdict": verdict, "inputs": inputs, **more}))
     if path.parents[1].name == "artifact":
         publish_file(path.parents[2], f"artifact/verdicts/{path.name}")
@@ -227,14 +236,14 @@ def write_verdict(path: Path, verdict: str, ref: str = "ppo:a", gate: str = "saf
 def test_verdicts(tmp_path: Path) -> None:
     """Only `pass` for this exact artifact counts. The newest run decides, and so does each file in `verdicts`."""
     write_evaluated_run(tmp_path)
-    decide = lambda: decide_verdict(tmp_path, "safety", digest_of("ppo:a"))  # noqa: E731
-    assert decide() == (False, f"nobody has given one on this artifact ({digest_of('ppo:a')[:12]})")
+    decide = lambda: decide_verdict(tmp_path, "safety", compute_artifact_digest("ppo:a"))  # noqa: E731
+    assert decide() == (False, f"nobody has given one on this artifact ({compute_artifact_digest('ppo:a')[:12]})")
     write_verdict(tmp_path / "verdicts" / "other.json", "pass", "ppo:b")
     assert decide()[1].endswith("; there are 1 on other artifacts")
     first = tmp_path / "eval" / "e" / "artifact" / "verdicts" / "safety.json"
-    write_verdict(first, "fail", figure=interval(0.5, 0.4, 0.6))
+    write_verdict(first, "fail", figure=build_interval(0.5, 0.4, 0.6))
     assert decide() == (False, "eval:e: fail, 0.5 [0.4, 0.6] (n=200)")
-    made(tmp_path, "eval:later", {"artifact": "ppo:a"}, day=5)
+    write_run_folder(tmp_path, "eval:later", {"artifact": "ppo:a"}, day=5)
     later = tmp_path / "eval" / "later" / "artifact" / "verdicts" / "safety.json"
     write_verdict(later, "pass")
     assert decide() == (True, "eval:later: pass")
@@ -243,7 +252,7 @@ def test_verdicts(tmp_path: Path) -> None:
         assert decide() == (False, f"mine.json: {word}")
     write_verdict(tmp_path / "verdicts" / "mine.json", "pass", gate="another")
     assert decide() == (True, "eval:later: pass")
-    made(tmp_path, "eval:later", {"artifact": "ppo:a"}, day=5, status="interrupted")
+    write_run_folder(tmp_path, "eval:later", {"artifact": "ppo:a"}, day=5, status="interrupted")
     assert decide()[0] is False  # the verdict of an unfinished run does not count
     assert evaluate_condition(tmp_path, "{verdict: safety}").said.startswith("eval:e: fail")
 
@@ -263,7 +272,7 @@ def test_a_verdict_that_cannot_be_read_is_no_pass(tmp_path: Path, text: str, say
     write_evaluated_run(tmp_path)
     write_verdict(tmp_path / "verdicts" / "good.json", "pass")
     (tmp_path / "verdicts" / "odd.json").write_text(text)
-    passed, reason = decide_verdict(tmp_path, "safety", digest_of("ppo:a"))
+    passed, reason = decide_verdict(tmp_path, "safety", compute_artifact_digest("ppo:a"))
     assert not passed
     assert says in reason
 
@@ -323,23 +332,25 @@ def test_which_aliases_a_gate_binds(tmp_path: Path) -> None:
         read_gates([tmp_path])
 
 
-def write_signed_export(root: Path, ref: str, source_ref: str, keys: Pair) -> Path:
+def write_signed_export(root: Path, ref: str, source_ref: str, keys: KeyPair) -> Path:
     """Write a signed export with a receipt that names the exported artifact. Returns its folder."""
     config = {"stage": {"name": "export"}, "data": {}, "method": {"name": "qlora"}, "export": {"name": "adapter"}}
-    folder = made(root, ref, {"artifact": source_ref}, config=config, day=2) / "artifact"
+    folder = write_run_folder(root, ref, {"artifact": source_ref}, config=config, day=2) / "artifact"
     (folder / "weights").write_text("w")
-    write_receipt(folder, [{"name": "transformers", "verdict": "pass"}], [[1]], {"artifact": digest_of(source_ref)})
+    write_receipt(
+        folder, [{"name": "transformers", "verdict": "pass"}], [[1]], {"artifact": compute_artifact_digest(source_ref)}
+    )
     sign_folder(folder, load_private_key(str(keys.private), "export.sign"))
     return folder
 
 
 def test_a_signature(tmp_path: Path) -> None:
     """The export must be of this artifact by its receipt, signed with the key beside the gate, and unchanged since."""
-    keys = pair(tmp_path, "release")
-    other_keys = pair(tmp_path, "other")
+    keys = write_key_pair(tmp_path, "release")
+    other_keys = write_key_pair(tmp_path, "other")
     condition = "{signature: release.pub}"
-    made(tmp_path, "ppo:a")
-    made(tmp_path, "ppo:b")
+    write_run_folder(tmp_path, "ppo:a")
+    write_run_folder(tmp_path, "ppo:b")
     finding = evaluate_condition(tmp_path, condition)
     assert (finding.passed, finding.condition) == (False, "signature by release.pub")
     assert "stage=export export.sign=KEY artifact=ppo:a" in finding.said
@@ -359,9 +370,9 @@ def test_a_signature(tmp_path: Path) -> None:
 
 def test_a_signature_of_the_artifact_itself(tmp_path: Path) -> None:
     """The signed folder may be the run's own, or one of several kinds of exports."""
-    keys = pair(tmp_path, "release")
-    folder = made(tmp_path, "ppo:a") / "artifact"
-    made(tmp_path, "ppo:a", digest=adapter_digest(folder))
+    keys = write_key_pair(tmp_path, "release")
+    folder = write_run_folder(tmp_path, "ppo:a") / "artifact"
+    write_run_folder(tmp_path, "ppo:a", digest=adapter_digest(folder))
     target = AliasTarget("ppo:a", adapter_digest(folder))
 
     def passes_gate() -> bool:
@@ -377,8 +388,8 @@ def test_a_signature_of_the_artifact_itself(tmp_path: Path) -> None:
 
 
 def test_a_signed_copy_inside_vouches_for_nothing_beside_it(tmp_path: Path) -> None:
-    made(tmp_path, "ppo:a")
-    keys = pair(tmp_path)
+    write_run_folder(tmp_path, "ppo:a")
+    keys = write_key_pair(tmp_path)
     folder = write_signed_export(tmp_path, "export:x", "ppo:a", keys)
     shutil.copytree(folder, tmp_path / "copy")
     (folder / "model.sig").unlink()
@@ -394,8 +405,8 @@ def test_the_key_of_a_gate(tmp_path: Path) -> None:
     for condition in ("{signature: none.pub}", "{signature: 1}", "{signature: release.pub, figure: kl}"):
         with pytest.raises(InputError, match=r"conditions\[0\]"):
             read_gate(write_gate(tmp_path, f"  - {condition}"))
-    made(tmp_path, "ppo:a")
-    write_signed_export(tmp_path, "export:x", "ppo:a", keys := pair(tmp_path))
+    write_run_folder(tmp_path, "ppo:a")
+    write_signed_export(tmp_path, "export:x", "ppo:a", keys := write_key_pair(tmp_path))
     shutil.copy(keys.private, tmp_path / "key.pub")
     # An error of the gate cannot be overridden.
     with pytest.raises(InputError, match=r"conditions\[0\]\.signature.*is a private key"):
@@ -431,7 +442,9 @@ def test_an_evaluation_of_several_systems_says_that_a_policy_collapsed(tmp_path:
     def write_suite(name: str, day: int, verdict: dict[str, Any]) -> None:
         systems = {"new": verdict, "old": build_collapse("varied")}
         inputs = {"systems.new": "ppo:a", "systems.old": "sft:s"}
-        made(tmp_path, f"eval:{name}", inputs, metrics={"collapse": {**verdict, "systems": systems}}, day=day)
+        write_run_folder(
+            tmp_path, f"eval:{name}", inputs, metrics={"collapse": {**verdict, "systems": systems}}, day=day
+        )
 
     write_evaluated_run(tmp_path, collapse=build_collapse("not measured", "few"))
     condition = "{figure: win_rate, at_least: 0.7, collapsed: measured}"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_models import load, make_adapter, make_base
-from gguf_tools import BASE, export_gguf, make_model, source_of
+from export_models import load_base_model, make_adapter, make_base
+from gguf_tools import BASE, build_gguf_source, export_gguf, make_model
 from transformers import AutoTokenizer
 
 from align.core.errors import CorruptFile, InputError
@@ -75,7 +75,7 @@ def ask_llama_cpp(trained: TrainedModel, folder: Path) -> EngineResponse:
     return answer
 
 
-def measure(
+def measure_export(
     trained: TrainedModel,
     folder: Path,
     answer: EngineResponse,
@@ -87,7 +87,7 @@ def measure(
 
 def test_llama_cpp_runs_what_was_trained(trained: TrainedModel, exported: Path, answered: EngineResponse):
     assert {path.name for path in exported.glob("*.gguf")} == {"base-f16.gguf", "base-q8_0.gguf", ADAPTER}
-    rows = measure(trained, exported, answered)
+    rows = measure_export(trained, exported, answered)
     assert {name: row.verdict for name, row in rows.items()} == {
         F16_ROW: "pass",
         f"llama.cpp/adapter/{DEQUANTISED}/q8_0": "reported",
@@ -114,7 +114,7 @@ def test_other_architectures_run_there_as_they_were_trained(
     tokenizer = AutoTokenizer.from_pretrained(model.path)
     trained = load_trained_model(model, adapter, "qlora", CPU, torch.float32, tokenizer)
     folder = export_gguf(trained, tmp_path / "export")
-    assert measure(trained, folder, ask_llama_cpp(trained, folder))[F16_ROW].verdict == "pass"
+    assert measure_export(trained, folder, ask_llama_cpp(trained, folder))[F16_ROW].verdict == "pass"
 
 
 def test_an_adapter_that_was_scaled_is_found_out(trained: TrainedModel, bases: Path, tmp_path: Path):
@@ -127,29 +127,31 @@ def test_an_adapter_that_was_scaled_is_found_out(trained: TrainedModel, bases: P
     tensors = {k: v * 1.5 if "lora_B" in k else v for k, v in load_file(weights).items()}
     save_file(tensors, scaled / weights.name, {"format": "pt"})
     folder = export_gguf(replace(trained, adapter=scaled), tmp_path / "export", bases=bases)
-    assert measure(trained, folder, ask_llama_cpp(trained, folder))[F16_ROW].verdict == "fail"
+    assert measure_export(trained, folder, ask_llama_cpp(trained, folder))[F16_ROW].verdict == "fail"
 
 
 def test_the_base_is_the_one_that_was_trained_on(trained: TrainedModel, exported: Path, tmp_path: Path):
     """An export on the original weights is compared with the adapter on these weights, and the gap is reported."""
-    [base] = write_bases(tmp_path / "bases", source_of(trained, "original"), (), None)
+    [base] = write_bases(tmp_path / "bases", build_gguf_source(trained, "original"), (), None)
     link_file(exported / ADAPTER, base.parent / ADAPTER)  # it is the same beside either base
     folder = base.parent
     answer = ask_llama_cpp(trained, folder)
-    rows = measure(trained, folder, answer, into="original")
+    rows = measure_export(trained, folder, answer, into="original")
     assert rows["llama.cpp/adapter/original/f16"].verdict == "pass"
     gap = rows["llama.cpp/gap/original/f16"]
     assert gap.verdict == "reported"
     assert gap.found is not None
     assert gap.found.kl > 1e-4
-    assert measure(trained, folder, answer)[F16_ROW].verdict == "fail"  # it does not pass as the dequantised base
+    assert (
+        measure_export(trained, folder, answer)[F16_ROW].verdict == "fail"
+    )  # it does not pass as the dequantised base
 
 
 def measure_in_f32(trained: TrainedModel, exported: Path, work: Path) -> F32Measurement:
     """Convert and run everything in f32, as the stage does."""
     base = work / "base.gguf"
     adapter = work / "adapter.gguf"
-    source = source_of(trained)
+    source = build_gguf_source(trained)
     plain = work / "plain"
     source.convert(base, "f32")
     plain.mkdir()
@@ -166,7 +168,7 @@ def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
 ):
     monkeypatch.setattr(receipt_checks, "GGUF", ("max_logprob", 1e-9))
     measurement = measure_in_f32(trained, exported, tmp_path)
-    rows = measure(trained, exported, answered, in_f32=lambda: measurement)
+    rows = measure_export(trained, exported, answered, in_f32=lambda: measurement)
     exact = rows[f"llama.cpp/adapter/{DEQUANTISED}/f32"]
     rounded = rows[F16_ROW]
     assert (exact.verdict, rounded.verdict) == ("pass", "pass")
@@ -181,14 +183,14 @@ def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
     shutil.copy(exported / "base-q8_0.gguf", wrong / "base-f16.gguf")
     mismatched = replace(
         measurement,
-        mismatch=find_mismatch(source_of(trained).converters, tmp_path / "base.gguf", wrong / "base-f16.gguf"),
+        mismatch=find_mismatch(build_gguf_source(trained).converters, tmp_path / "base.gguf", wrong / "base-f16.gguf"),
     )
-    rows = measure(trained, wrong, ask_llama_cpp(trained, wrong), in_f32=lambda: mismatched)
+    rows = measure_export(trained, wrong, ask_llama_cpp(trained, wrong), in_f32=lambda: mismatched)
     assert f"llama.cpp/adapter/{DEQUANTISED}/f32" not in rows
     assert rows[F16_ROW].verdict == "fail"
     assert "is not what was converted" in rows[F16_ROW].note
     inexact = replace(measurement, answer=answered)
-    rows = measure(trained, exported, answered, in_f32=lambda: inexact)
+    rows = measure_export(trained, exported, answered, in_f32=lambda: inexact)
     assert rows[f"llama.cpp/adapter/{DEQUANTISED}/f32"].verdict == "fail"
 
 
@@ -201,7 +203,7 @@ def test_without_llama_cpp_nothing_is_a_pass(trained: TrainedModel, exported: Pa
 
 
 def test_a_base_is_written_once_and_known_by_its_files(trained: TrainedModel, tmp_path: Path):
-    source = source_of(trained)
+    source = build_gguf_source(trained)
     [first] = write_bases(tmp_path, source, ("q8_0",), None)
     modified_ns = first.stat().st_mtime_ns
     assert write_bases(tmp_path, source, (), None) == [first]
@@ -254,7 +256,7 @@ def test_a_tokenizer_of_ones_own_is_refused_with_a_reason(tmp_path: Path, tiny_t
     model = Base("own", str(tmp_path / "model"), None, model_digest(tmp_path / "model"))
     trained = load_trained_model(model, adapter, "qlora", CPU, torch.float32, tiny_tokenizer)
     with pytest.raises(InputError, match=r"tokenizer=.*does not know how it cuts text.*export=merged"):
-        write_bases(tmp_path / "bases", source_of(trained), (), None)
+        write_bases(tmp_path / "bases", build_gguf_source(trained), (), None)
     assert not list((tmp_path / "bases").iterdir())
 
 
@@ -267,7 +269,7 @@ def test_an_architecture_that_the_converter_does_not_know(tmp_path: Path):
 
 
 def test_a_weight_that_f16_cannot_hold_is_refused(tmp_path: Path):
-    model = load(make_base(tmp_path / "model"), nf4=False)
+    model = load_base_model(make_base(tmp_path / "model"), nf4=False)
     check_range(model)
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = 2 * LARGEST
     with pytest.raises(InputError, match=r"up_proj.*holds a weight that f16 cannot"):
@@ -302,7 +304,7 @@ def test_a_prompt_begins_as_it_did_in_training(trained: TrainedModel, exported: 
     """The exported prompt has no BOS if the template writes none, although llama.cpp would add one by default."""
     tokenizer = AutoTokenizer.from_pretrained(trained.base.path, chat_template=CHATML)
     trained_model = load_trained_model(trained.base, trained.adapter, "qlora", CPU, torch.float32, tokenizer)
-    [base] = write_bases(tmp_path, source_of(trained_model), (), None)
+    [base] = write_bases(tmp_path, build_gguf_source(trained_model), (), None)
     answer = run_llama_cpp(trained_model, base, exported / ADAPTER, ASKED)
     assert answer is not None
     assert not answer.output["begins_with_bos"]

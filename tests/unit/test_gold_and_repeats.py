@@ -3,8 +3,8 @@
 from collections import Counter
 
 import pytest
-from annotation_store import add, ask, said
-from assignment_queues import cast_vote, judge, queue_of
+from annotation_store import add_question, build_judgement, build_prompt
+from assignment_queues import cast_vote, judge, open_queue
 from sqlalchemy.event import listen
 
 from align.annotate.assignment import REPEAT_AFTER
@@ -24,12 +24,12 @@ def store(store_url):
 
 
 def test_gold_is_asked_of_everyone_once_and_trained_on_by_nobody(store):
-    gold = store.add_item("p", "gold", ask(), [Candidate("good"), Candidate("bad")], expected=[[0], [1]])
-    queue = queue_of(store, items=3, gold_share=1.0)
+    gold = store.add_item("p", "gold", build_prompt(), [Candidate("good"), Candidate("bad")], expected=[[0], [1]])
+    queue = open_queue(store, items=3, gold_share=1.0)
     for who in ("ann", "bob"):
         task = queue.take(who)
         assert task.item.id == gold
-        _, following = cast_vote(queue, who, task, who, said(gold, "0>1"))
+        _, following = cast_vote(queue, who, task, who, build_judgement(gold, "0>1"))
         assert following.item.id != gold
     assert {vote.purpose for vote in store.rankings("p")} == {"gold"}
     with pytest.raises(InputError, match="nothing in it has been ranked"):
@@ -39,7 +39,7 @@ def test_gold_is_asked_of_everyone_once_and_trained_on_by_nobody(store):
 
 
 def test_a_repeat_comes_later_and_turned_round_and_once(store):
-    queue = queue_of(store, items=REPEAT_AFTER + 3, repeat_share=1.0)
+    queue = open_queue(store, items=REPEAT_AFTER + 3, repeat_share=1.0)
     tasks = []
     task = queue.take("ann")
     while task is not None:
@@ -61,7 +61,7 @@ def test_a_repeat_comes_later_and_turned_round_and_once(store):
 
 
 def test_a_repeat_is_judged_afresh_and_far_from_the_last_vote(store):
-    queue = queue_of(store, items=REPEAT_AFTER + 4, repeat_share=1.0)
+    queue = open_queue(store, items=REPEAT_AFTER + 4, repeat_share=1.0)
     first = queue.take("ann")
     seq, task = judge(queue, "ann", first, rationale="first time")
     for _ in range(REPEAT_AFTER - 1):
@@ -77,7 +77,7 @@ def test_a_repeat_is_judged_afresh_and_far_from_the_last_vote(store):
 
 
 def test_undoing_what_is_being_repeated_takes_the_repeat_back(store):
-    queue = queue_of(store, items=REPEAT_AFTER + 3, repeat_share=1.0)
+    queue = open_queue(store, items=REPEAT_AFTER + 3, repeat_share=1.0)
     task = queue.take("ann")
     seqs = {}
     while task.item.id not in seqs:
@@ -92,7 +92,7 @@ def test_undoing_what_is_being_repeated_takes_the_repeat_back(store):
 
 
 def test_a_first_vote_can_be_made_again_while_its_repeat_stands(store):
-    queue = queue_of(store, items=REPEAT_AFTER + 1, repeat_share=1.0)
+    queue = open_queue(store, items=REPEAT_AFTER + 1, repeat_share=1.0)
     task = queue.take("ann")
     votes = []
     while task is not None:
@@ -106,12 +106,18 @@ def test_a_first_vote_can_be_made_again_while_its_repeat_stands(store):
 
 
 def test_what_a_gold_item_is_said_to_be_is_never_trained_on(store):
-    gold = store.add_item("p", "gold", ask(), [Candidate("good"), Candidate("bad")], expected=[[0], [1]])
-    store.record("p", gold, said(gold, "0>1", source="simulated"), annotator="bot", key="k")
-    store.record("p", add(store), said(add(store), "0>1>2", source="simulated"), annotator="bot", key="l")
-    assert {pref.group_id for pref in load_preferences(store, "p", allow_simulated=True)} == {add(store)}
+    gold = store.add_item("p", "gold", build_prompt(), [Candidate("good"), Candidate("bad")], expected=[[0], [1]])
+    store.record("p", gold, build_judgement(gold, "0>1", source="simulated"), annotator="bot", key="k")
+    store.record(
+        "p",
+        add_question(store),
+        build_judgement(add_question(store), "0>1>2", source="simulated"),
+        annotator="bot",
+        key="l",
+    )
+    assert {pref.group_id for pref in load_preferences(store, "p", allow_simulated=True)} == {add_question(store)}
     assert {vote.purpose for vote in store.rankings("p") if vote.item == gold} == {"gold"}
-    assert store.record("p", gold, said(gold, "0>1", source="simulated"), annotator="bot", key="k")
+    assert store.record("p", gold, build_judgement(gold, "0>1", source="simulated"), annotator="bot", key="k")
 
 
 @pytest.mark.parametrize(
@@ -123,13 +129,13 @@ def test_what_a_gold_item_is_said_to_be_is_never_trained_on(store):
     ],
 )
 def test_the_ledger_takes_nothing_that_cannot_be_read_back(store, more, field):
-    item = add(store)
+    item = add_question(store)
     configure(store, "p", {"attributes": ["helpful"]})
     if "ID" in more.get("ratings", {}):
         more = {"ratings": {f"{item}-0": more["ratings"]["ID"]}}
     head = store.head()
     with pytest.raises(InputError) as caught:
-        store.record("p", item, said(item, "0>1>2", **more), annotator="ann", key="k")
+        store.record("p", item, build_judgement(item, "0>1>2", **more), annotator="ann", key="k")
     assert caught.value.field == field
     assert store.head() == head
 
@@ -173,7 +179,7 @@ def test_the_next_item_is_found_without_looking_at_the_others(tmp_path):
     """SQLite's query plans for `take` and `vote` scan no table."""
     with Store.open(f"sqlite:///{tmp_path / 'annotations.db'}") as store:
         for order in ("random", "priority"):
-            queue = queue_of(store, items=5, order=order, overlap=2, gold_share=1.0, repeat_share=1.0)
+            queue = open_queue(store, items=5, order=order, overlap=2, gold_share=1.0, repeat_share=1.0)
             with store.transaction() as db:
                 queries = record_queries(db)
                 judge(queue, order, queue.take(order))

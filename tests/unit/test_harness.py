@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lm_eval_folder import written
+from lm_eval_folder import write_task_folder
 
 from align.core.errors import CorruptFile, InputError
 from align.evals.suite.probes import LM_EVAL, HarnessTask, Probe, build_harness_input
@@ -49,7 +49,7 @@ def test_a_wrong_one_is_refused_by_its_key(more: Mapping[str, Any], said: str) -
 
 
 def test_the_digest_covers_the_folder_and_the_data_that_it_names(tmp_path: Path) -> None:
-    folder = written(tmp_path / "tasks")
+    folder = write_task_folder(tmp_path / "tasks")
     outside_path = tmp_path / "elsewhere.jsonl"
     (folder / "more.jsonl").rename(outside_path)
     (folder / "more.yaml").write_text(
@@ -83,7 +83,7 @@ def test_the_digest_covers_the_folder_and_the_data_that_it_names(tmp_path: Path)
     ],
 )
 def test_data_that_no_digest_would_cover_are_refused(asks: str, said: str, tmp_path: Path) -> None:
-    folder = written(tmp_path / "tasks")
+    folder = write_task_folder(tmp_path / "tasks")
     (folder / "_other_yaml").write_text(asks)
     with pytest.raises(InputError, match=said) as refused:
         compute_digest(folder)
@@ -91,7 +91,7 @@ def test_data_that_no_digest_would_cover_are_refused(asks: str, said: str, tmp_p
 
 
 def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
-    folder = written(tmp_path / "tasks")
+    folder = write_task_folder(tmp_path / "tasks")
     (folder / "choose.yaml").write_text("task: [")
     with pytest.raises(CorruptFile, match=r"choose\.yaml"):
         compute_digest(folder)
@@ -103,7 +103,7 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
 def test_without_lm_eval_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(InputError, match=r"align-rlhf\[evals\]"):
-        compute_digest(written(tmp_path / "tasks"))
+        compute_digest(write_task_folder(tmp_path / "tasks"))
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:

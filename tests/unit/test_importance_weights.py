@@ -58,27 +58,38 @@ def test_a_clipped_token_is_weighted_too():
     assert float(result.loss.detach()) == pytest.approx(-1.2 * 3.5)
 
 
-def build_rollout(sampled: torch.Tensor | None = DRAWN) -> Rollout:
+def build_one_row_rollout(sampled: torch.Tensor | None = DRAWN) -> Rollout:
     return Rollout(torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4).bool(), 1, tensor([True]), sampled)
 
 
-def build_experience(sampled: torch.Tensor | None, cap: float | None) -> Any:
+def build_weighted_experience(sampled: torch.Tensor | None, cap: float | None) -> Any:
     settings = {"kl_coef": 0.0, "kl_estimator": "k1", "kl_in_reward": True, "estimator": Estimator(lam=1.0)}
     zeros = torch.zeros(1, 3)
     return assemble_experience(
-        build_rollout(sampled), tensor([1.0]), OLD, OLD, zeros, **settings, whiten_rewards=False, importance_cap=cap
+        build_one_row_rollout(sampled),
+        tensor([1.0]),
+        OLD,
+        OLD,
+        zeros,
+        **settings,
+        whiten_rewards=False,
+        importance_cap=cap,
     )[0]
 
 
 def test_experience_has_weights_where_another_drew():
-    assert build_experience(DRAWN, 2.0).weights_BT.tolist() == importance_weights(OLD, DRAWN, MASK, 2.0).tolist()
-    assert build_experience(DRAWN, None).weights_BT is None
-    assert build_experience(None, 2.0).weights_BT is None
-    assert build_experience(DRAWN, 2.0).rows(tensor([0])).weights_BT.shape == (1, 3)
+    assert (
+        build_weighted_experience(DRAWN, 2.0).weights_BT.tolist() == importance_weights(OLD, DRAWN, MASK, 2.0).tolist()
+    )
+    assert build_weighted_experience(DRAWN, None).weights_BT is None
+    assert build_weighted_experience(None, 2.0).weights_BT is None
+    assert build_weighted_experience(DRAWN, 2.0).rows(tensor([0])).weights_BT.shape == (1, 3)
 
 
 def test_the_gap_by_hand_and_its_bound():
-    figures = compute_sampler_figures(SimpleNamespace(), build_rollout(), OLD, (), temperature=1.0, micro_batch=4)  # pyright: ignore
+    figures = compute_sampler_figures(
+        SimpleNamespace(), build_one_row_rollout(), OLD, (), temperature=1.0, micro_batch=4
+    )  # pyright: ignore
     assert figures["rollout_gap"] == pytest.approx((math.log(1.5) + math.log(4) + math.log(8)) / 3)
     assert figures["rollout_ratio"] == pytest.approx((1.5 + 0.25 + 8) / 3)
     assert figures["staleness"] == 0
@@ -105,7 +116,7 @@ def test_the_gap_of_the_worst_server_counts():
 
 
 def test_what_fails_in_the_background_is_told_to_whoever_waits():
-    assert run_in_background(build_rollout)().prompt_width == 1
+    assert run_in_background(build_one_row_rollout)().prompt_width == 1
 
     def raise_error() -> Rollout:
         raise InputError("a", 1, "is gone", "Try again.")

@@ -6,12 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from annotation_store import add, asked, rank, said, tamper
+from annotation_store import add_question, build_judgement, query_rows, record_ranking, tamper
 from assignment_queues import cast_vote
 from datasets import Dataset, DatasetDict
 from json_lines import write_rows
-from postgres import new_schema
-from written import PACKERS, WRITERS, write
+from postgres import create_schema
+from written import PACKERS, WRITERS, write_row_file
 
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.exchange.archive import backup, restore
@@ -61,9 +61,9 @@ def test_every_row_becomes_an_item_once(store, tmp_path):
     hello, cut = second.candidates
     assert (hello.model_digest, hello.adapter_digest, hello.sampling, hello.ended) == ("m1", "x", {"seed": 3}, True)
     assert (cut.text, cut.ended) == ("", False)
-    gold = dict(asked(store, "SELECT item, gold FROM work"))
+    gold = dict(query_rows(store, "SELECT item, gold FROM work"))
     assert [bool(gold[item.id]) for item in (first, second, third)] == [False, False, True]
-    expected = json.loads(asked(store, "SELECT payload FROM ledger WHERE seq = 3")[0][0])["expected"]
+    expected = json.loads(query_rows(store, "SELECT payload FROM ledger WHERE seq = 3")[0][0])["expected"]
     assert expected == [[f"{third.id}-0", f"{third.id}-2"], [f"{third.id}-1"]]
     store.verify()
 
@@ -85,11 +85,11 @@ def test_every_format_has_the_same_items(store, tmp_path):
     added = []
     for name in WRITERS:
         for packed in PACKERS:
-            added.append(import_items(store, "p", write(tmp_path, name, rows, packed), source="s"))
+            added.append(import_items(store, "p", write_row_file(tmp_path, name, rows, packed), source="s"))
     assert added == [(4, 4), *[(4, 0)] * (len(added) - 1)]
     (tmp_path / "shards").mkdir()
     for name, shard_rows in (("0.jsonl", rows[:2]), ("1.jsonl", rows[2:])):
-        write(tmp_path, "d.jsonl", shard_rows).rename(tmp_path / "shards" / name)
+        write_row_file(tmp_path, "d.jsonl", shard_rows).rename(tmp_path / "shards" / name)
     assert import_items(store, "p", tmp_path / "shards", source="s") == (4, 0)
 
 
@@ -98,7 +98,7 @@ def test_a_saved_data_set_is_read_like_a_file(store, tmp_path):
     Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
     assert import_items(store, "p", tmp_path / "saved") == (3, 3)
     assert [item.prompt.messages[0].content for item in store.items("p")] == ["q0", "q1", "q2"]
-    assert [row[0] for row in asked(store, "SELECT priority FROM work ORDER BY priority")] == [0, 0.5, 1]
+    assert [row[0] for row in query_rows(store, "SELECT priority FROM work ORDER BY priority")] == [0, 0.5, 1]
     DatasetDict(train=Dataset.from_list(rows)).save_to_disk(tmp_path / "parts")
     with pytest.raises(InputError, match=r"several parts \(train\)"):
         import_items(store, "p", tmp_path / "parts")
@@ -158,7 +158,7 @@ def test_a_row_is_known_by_its_id_or_its_number_and_takes_a_new_priority(store, 
     assert import_items(store, "p", path) == (2, 2)
     rows[1]["priority"] = 0.9
     assert import_items(store, "p", write_rows(path, rows)) == (2, 0)
-    assert sorted(row[0] for row in asked(store, "SELECT priority FROM work")) == [0.0, 0.9]
+    assert sorted(row[0] for row in query_rows(store, "SELECT priority FROM work")) == [0.0, 0.9]
 
 
 def test_a_long_file_is_taken_in_parts_between_which_others_write(store, tmp_path, monkeypatch):
@@ -180,11 +180,11 @@ def judged(store):
     """Items of three answers: a ranking with all fields, a tie of the best two, a tie of all, a skip, and gold."""
     publish_guidelines(store, "p", "# Be fair")
     configure(store, "p", {"attributes": ["helpful"]})
-    ids = [add(store, f"run/{i}") for i in range(4)]
+    ids = [add_question(store, f"run/{i}") for i in range(4)]
     more = {"strength": 2, "rationale": "kind", "demonstration": "I am fine!", "guideline_version": "1"}
-    rank(store, ids[0], "0>1>2", flagged=(f"{ids[0]}-2",), ratings={f"{ids[0]}-0": {"helpful": 5}}, **more)
-    rank(store, ids[1], "01>2")
-    rank(store, ids[2], "012", quality="good")
+    record_ranking(store, ids[0], "0>1>2", flagged=(f"{ids[0]}-2",), ratings={f"{ids[0]}-0": {"helpful": 5}}, **more)
+    record_ranking(store, ids[1], "01>2")
+    record_ranking(store, ids[2], "012", quality="good")
     store.record(
         "p",
         ids[3],
@@ -192,7 +192,7 @@ def judged(store):
         annotator="ann@example.org",
         key="skip",
     )
-    rank(store, ids[3], "0>1>2", annotator="bob", purpose="gold")
+    record_ranking(store, ids[3], "0>1>2", annotator="bob", purpose="gold")
     return store, ids
 
 
@@ -264,27 +264,27 @@ def test_unpaired_rows_and_demonstrations(judged, tmp_path):
 
 
 def test_a_strength_is_a_margin_where_every_pair_has_one(store, tmp_path):
-    ids = [add(store, f"run/{i}", texts=("yes", "no")) for i in range(3)]
+    ids = [add_question(store, f"run/{i}", texts=("yes", "no")) for i in range(3)]
     for strength, item in enumerate(ids[:2], start=1):
-        rank(store, item, "0>1", strength=strength)
+        record_ranking(store, item, "0>1", strength=strength)
     export_votes(store, "p", tmp_path)
     assert [row["margin"] for row in read_rows(tmp_path / "preferences.jsonl")] == [1.0, 2.0]
-    rank(store, ids[2], "1>0")
+    record_ranking(store, ids[2], "1>0")
     (tmp_path / "again").mkdir()
     export_votes(store, "p", tmp_path / "again")
     assert not any("margin" in row for row in read_rows(tmp_path / "again" / "preferences.jsonl"))
 
 
 def test_an_answer_that_was_sampled_twice_is_neither_good_nor_bad(store, tmp_path):
-    rank(store, add(store, texts=("same", "mid", "same")), "0>1>2")
-    rank(store, add(store, "run/1", texts=("same", "mid", "other")), "0>1>2")
+    record_ranking(store, add_question(store, texts=("same", "mid", "same")), "0>1>2")
+    record_ranking(store, add_question(store, "run/1", texts=("same", "mid", "other")), "0>1>2")
     export_votes(store, "p", tmp_path)
     rows = read_rows(tmp_path / "unpaired.jsonl")
     assert [(row["completion"][0]["content"], row["label"]) for row in rows] == [("same", True), ("other", False)]
 
 
 def test_simulated_rankings_leave_only_when_asked_for(store, tmp_path):
-    rank(store, add(store), "0>1>2", source="simulated")
+    record_ranking(store, add_question(store), "0>1>2", source="simulated")
     with pytest.raises(InputError, match="simulated"):
         export_votes(store, "p", tmp_path)
     assert export_votes(store, "p", tmp_path, allow_simulated=True)["preferences.jsonl"] == 3
@@ -294,14 +294,14 @@ def test_simulated_rankings_leave_only_when_asked_for(store, tmp_path):
 
 
 def fill_store(store):
-    add(store, "q/0", project="q")
+    add_question(store, "q/0", project="q")
     configure(store, "p", {"overlap": 2, "attributes": ["helpful"]})
     publish_guidelines(store, "p", "# Be fair")
     for i in range(3):
-        add(store, f"run/{i}")
+        add_question(store, f"run/{i}")
     queue = AssignmentQueue(store, "p")
     task = queue.take("ann")
-    _, held_task = cast_vote(queue, "ann", task, "k", said(task.item.id, "0>1>2", rationale="wär schön"))
+    _, held_task = cast_vote(queue, "ann", task, "k", build_judgement(task.item.id, "0>1>2", rationale="wär schön"))
     queue.save_draft("ann", held_task.token, {"rationale": "half"})
     store.erase_content(
         "p", next(item.id for item in store.items("p") if item.id not in (task.item.id, held_task.item.id))
@@ -311,7 +311,9 @@ def fill_store(store):
 
 def test_simulated_rankings_say_by_what_they_were_made_and_files_keep_it(store, tmp_path):
     for n, scorer in enumerate(("vader", "")):
-        rank(store, add(store, f"run/{n}"), "0>1>2", source="simulated" if scorer else "human", scorer=scorer)
+        record_ranking(
+            store, add_question(store, f"run/{n}"), "0>1>2", source="simulated" if scorer else "human", scorer=scorer
+        )
     export_votes(store, "p", tmp_path, allow_simulated=True)
     for name in ("preferences.jsonl", "implicit.jsonl", "rankings.jsonl"):
         preferences = read_preferences(tmp_path / name)
@@ -340,7 +342,7 @@ def test_a_backup_is_the_store_in_either_kind_of_database(store, tmp_path, reque
     assert [path.name for path in tmp_path.glob("b.*")] == ["b.jsonl.gz"]
     url = f"sqlite:///{tmp_path / 'other.db'}"
     if into == "postgresql":
-        url = new_schema(request.getfixturevalue("postgres"), f"r{tmp_path.name[-20:]}".lower().replace("-", "_"))
+        url = create_schema(request.getfixturevalue("postgres"), f"r{tmp_path.name[-20:]}".lower().replace("-", "_"))
     with Store.open(url) as restored:
         assert restore(restored, tmp_path / "b.jsonl.gz") == store.head() == restored.verify()
         assert restored.rankings("p") == store.rankings("p")
@@ -351,7 +353,7 @@ def test_a_backup_is_the_store_in_either_kind_of_database(store, tmp_path, reque
         with pytest.raises(InputError, match="not empty"):
             restore(restored, tmp_path / "b.jsonl.gz")
         with pytest.raises(InputError, match="stands"):
-            rank(restored, restored.rankings("p")[0].item, "0>1>2", annotator="ann")
+            record_ranking(restored, restored.rankings("p")[0].item, "0>1>2", annotator="ann")
 
 
 def test_a_backup_is_taken_of_one_moment_while_people_work(store, tmp_path, monkeypatch):
@@ -365,7 +367,7 @@ def test_a_backup_is_taken_of_one_moment_while_people_work(store, tmp_path, monk
             additions.append(True)
             import threading
 
-            thread = threading.Thread(target=lambda: add(store, "meanwhile"))
+            thread = threading.Thread(target=lambda: add_question(store, "meanwhile"))
             thread.start()
             thread.join()
         return verified_head
@@ -405,7 +407,7 @@ def test_a_backup_that_was_cut_or_changed_restores_nothing(store, tmp_path):
             with pytest.raises(InputError, match=error):
                 restore(restored, tmp_path / f"{name}.jsonl")
             assert restored.head().seq == 0
-            assert asked(restored, "SELECT count(*) FROM candidates") == [(0,)]
+            assert query_rows(restored, "SELECT count(*) FROM candidates") == [(0,)]
     data = (tmp_path / "b.jsonl.gz").read_bytes()
     (tmp_path / "torn.jsonl.gz").write_bytes(data[: len(data) // 2])
     with Store.open(f"sqlite:///{tmp_path / 'torn.db'}") as restored, pytest.raises(CorruptFile, match="unpacked"):

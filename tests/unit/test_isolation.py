@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from isolation import USER_CACHE, isolated_variables
+from isolation import USER_CACHE, build_isolated_environment
 
 
 def test_variables_and_folders_of_the_user_are_left_out(tmp_path: Path):
@@ -22,7 +22,7 @@ def test_variables_and_folders_of_the_user_are_left_out(tmp_path: Path):
         "OMP_NUM_THREADS": "1",
         "PIP_CERT": "c",
     }
-    variables = isolated_variables(user, tmp_path)
+    variables = build_isolated_environment(user, tmp_path)
     assert variables == {
         "HOME": str(tmp_path),
         "PATH": f"{interpreter_folder}:/usr/bin:/bin",
@@ -32,7 +32,7 @@ def test_variables_and_folders_of_the_user_are_left_out(tmp_path: Path):
         "PIP_CERT": "c",
     }
     # A worker process inherits the variables of its parent.
-    worker_variables = isolated_variables(variables, tmp_path / "worker")
+    worker_variables = build_isolated_environment(variables, tmp_path / "worker")
     assert worker_variables == {**variables, "HOME": str(tmp_path / "worker")}
 
 

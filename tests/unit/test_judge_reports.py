@@ -151,7 +151,7 @@ def test_the_best_of_several_is_who_was_preferred_to_each():
     assert [get_texts(p)[0 if first else 1] for p, first in wins] == ["a", "a"]
 
 
-def measure(
+def measure_judge(
     pairs: Sequence[PairExample],
     verdicts: Sequence[float],
     swapped: Sequence[float] | None = None,
@@ -177,7 +177,7 @@ def test_the_figures_of_ten_pairs_by_hand():
     ties = [build_preference(f"t{i}", "some", "more", id=f"t{i}") for i in range(2)]
     pairs = build_pair_examples(decided, ties)
     score_by_prompt = {f"q{i}": 1.0 for i in range(5)} | {"q5": 0.0, "q6": 0.0, "q7": 0.5, "t0": 0.5, "t1": 1.0}
-    figures = measure(pairs, judge_pairs(pairs, score_by_prompt))
+    figures = measure_judge(pairs, judge_pairs(pairs, score_by_prompt))
     assert figures["agreement"]["raw"]["value"] == pytest.approx(6 / 10)
     assert figures["agreement"]["verdicts"] == 10
     assert (figures["accuracy"]["value"], figures["accuracy"]["n"]) == (5 / 8, 8)
@@ -193,7 +193,7 @@ def test_the_figures_of_ten_pairs_by_hand():
 
 def test_a_judge_that_goes_by_place_agrees_on_nothing():
     pairs = build_pair_examples([build_preference(f"q{i}", "good", "bad", id=str(i)) for i in range(120)])
-    always_a = measure(pairs, [1.0] * 120, swapped=[0.0] * 120)
+    always_a = measure_judge(pairs, [1.0] * 120, swapped=[0.0] * 120)
     assert always_a["swap"]["consistency"]["value"] == 0
     assert always_a["swap"]["shown_first"]["value"] == 1
     assert always_a["agreement"]["raw"]["value"] == 0
@@ -206,7 +206,7 @@ def test_calibration_is_of_the_pairs_that_were_decided():
         [build_preference("t", "a", "b", id="t")],
     )
     odds = [math.log(3) * (1 if pair.verdict == 1 else -1) for pair in pairs[:4]] + [9.0]
-    calibration = measure(pairs, [float(o > 0) for o in odds], log_odds=odds)["calibration"]
+    calibration = measure_judge(pairs, [float(o > 0) for o in odds], log_odds=odds)["calibration"]
     assert calibration["log_loss"]["value"] == pytest.approx(-math.log(0.75))
     assert calibration["brier"]["value"] == pytest.approx(1 / 16)
     assert calibration["ece"] == pytest.approx(0.25), "each is sure by 0.75, and right"
@@ -226,7 +226,7 @@ def test_people_beside_each_other():
             build_preference("s", "a", "b"),
         ]
     )
-    figures = measure(pairs, [pair.verdict for pair in pairs])
+    figures = measure_judge(pairs, [pair.verdict for pair in pairs])
     assert (figures["between_people"]["value"], figures["between_people"]["n"]) == (pytest.approx((1 / 3 + 1) / 2), 2)
 
 
@@ -234,7 +234,7 @@ def test_a_judge_that_calls_everything_equal_agrees_with_ties_and_is_no_better_t
     """A server with unreadable answers does so too: a missing verdict counts as a tie."""
     ties = [build_preference(f"t{i}", "some", "more", id=f"t{i}") for i in range(90)]
     pairs = build_pair_examples([build_preference(f"q{i}", "a", "b", id=f"q{i}") for i in range(30)], ties)
-    figures = measure(pairs, [0.5] * 120, swapped=[0.5] * 120)
+    figures = measure_judge(pairs, [0.5] * 120, swapped=[0.5] * 120)
     assert figures["agreement"]["raw"]["low"] > 0.6
     kappa = figures["agreement"]["kappa"]
     assert kappa is None or kappa["low"] is None or kappa["low"] <= 0
@@ -251,23 +251,23 @@ def test_a_pair_without_a_verdict_is_wrong_and_no_tie():
     failed = [pair.item.id in failed_ids for pair in pairs]
     first = [0.5 if has_failed else pair.verdict for pair, has_failed in zip(pairs, failed, strict=True)]
     second = [pair.verdict for pair in pairs]  # the swapped order has verdicts, and is right
-    figures = measure(pairs, first, second, failed=failed)
+    figures = measure_judge(pairs, first, second, failed=failed)
     assert figures["errors"] == 2
     assert figures["agreement"]["raw"]["value"] == 6 / 8
     assert figures["agreement"]["verdicts"] == 8
     assert figures["accuracy"]["value"] == 5 / 6
     assert figures["swap"]["consistency"]["value"] == 6 / 8
     assert figures["ties"] == {"pairs": 2, "judge": 1, "both": 1}
-    assert measure(pairs, second, second)["errors"] == 0
+    assert measure_judge(pairs, second, second)["errors"] == 0
     json.dumps(figures, allow_nan=False)
 
 
 def test_a_judge_that_fails_on_one_of_three_has_not_found_the_best():
     pairs = build_pair_examples([build_preference("q", "a", "b", id="1"), build_preference("q", "a", "c", id="2")])
     verdicts = [pair.verdict for pair in pairs]
-    assert measure(pairs, verdicts, verdicts)["best_of"]["3"]["value"] == 1
-    assert measure(pairs, [0.5, 0.5], [0.5, 0.5])["best_of"]["3"]["value"] == pytest.approx(1 / 3)
-    figures = measure(pairs, [0.5, verdicts[1]], [0.5, verdicts[1]], failed=[True, False])
+    assert measure_judge(pairs, verdicts, verdicts)["best_of"]["3"]["value"] == 1
+    assert measure_judge(pairs, [0.5, 0.5], [0.5, 0.5])["best_of"]["3"]["value"] == pytest.approx(1 / 3)
+    figures = measure_judge(pairs, [0.5, verdicts[1]], [0.5, verdicts[1]], failed=[True, False])
     assert figures["best_of"]["3"]["value"] == 0
 
 

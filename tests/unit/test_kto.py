@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from test_dpo import PAIRS
-from test_preference_losses import answer, fresh, gradients, moved
+from test_preference_losses import answer, fresh, gradients, perturb_adapter
 from test_trainers import arguments
 from torch import Tensor
 
@@ -78,8 +78,8 @@ def test_the_loss_and_every_gradient_are_those_of_the_paper(
     )
     places = [0, 3, 5, 6]
     rows = [ROWS[place] for place in places]
-    moved(model, seed)
-    moved(peer_model, seed)
+    perturb_adapter(model, seed)
+    perturb_adapter(peer_model, seed)
     batch = collate_answers([{"place": place} for place in places], ROWS, tiny_tokenizer.pad_token_id, LONGEST)
     loss = trainer.compute_loss(model.train(), batch)
     loss.backward()
@@ -148,7 +148,7 @@ def build_feedback(prompt: str, text: str, label: bool) -> Feedback:
     return Feedback(build_turn(prompt, "user"), build_turn(text), label)
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> DataSource:
+def write_source(path: Path, rows: list[dict[str, Any]]) -> DataSource:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return DataSource("jsonl", str(path))
 
@@ -162,8 +162,8 @@ def build_labelled_rows(n: int, wanted: Any = lambda i, good: good) -> list[dict
 
 
 def test_a_file_is_read_by_its_first_row(tmp_path: Path):
-    labelled = write_rows(tmp_path / "a.jsonl", build_labelled_rows(6))
-    pairs = write_rows(
+    labelled = write_source(tmp_path / "a.jsonl", build_labelled_rows(6))
+    pairs = write_source(
         tmp_path / "b.jsonl", [{"prompt": f"Q{i}", "chosen": "Yes.", "rejected": "No."} for i in range(6)]
     )
     assert (has_labels(labelled), has_labels(pairs), has_labels(DataSource("annotations"))) == (True, False, False)
@@ -176,15 +176,15 @@ def test_a_file_is_read_by_its_first_row(tmp_path: Path):
 
 
 def test_a_file_of_its_own_is_measured_on(tmp_path: Path):
-    write_rows(tmp_path / "eval.jsonl", build_labelled_rows(2))
-    source = write_rows(tmp_path / "train.jsonl", build_labelled_rows(6))
+    write_source(tmp_path / "eval.jsonl", build_labelled_rows(2))
+    source = write_source(tmp_path / "train.jsonl", build_labelled_rows(6))
     source = DataSource("jsonl", source.path, eval_path=str(tmp_path / "eval.jsonl"))
     train_side, test_side = read_divided_judgements(source, "", "p", False, 0.1, 0)
     assert (len(train_side), len(test_side)) == (8, 4)  # its prompts are not trained on
 
 
 def test_a_row_without_a_label_is_named(tmp_path: Path):
-    source = write_rows(tmp_path / "a.jsonl", [*build_labelled_rows(3), {"prompt": "Q?", "completion": "Yes."}])
+    source = write_source(tmp_path / "a.jsonl", [*build_labelled_rows(3), {"prompt": "Q?", "completion": "Yes."}])
     with pytest.raises(InputError, match="row 7, label"):
         read_divided_judgements(source, "", "p", False, 0.1, 0)
 
@@ -202,20 +202,20 @@ def test_a_row_without_a_label_is_named(tmp_path: Path):
 def test_a_mistake_in_the_first_row_is_told_as_one_of_its_kind(row: dict[str, Any], told: str, tmp_path: Path):
     with pytest.raises(InputError, match=told):
         read_divided_judgements(
-            write_rows(tmp_path / "a.jsonl", [row, *build_labelled_rows(3)]), "", "p", False, 0.1, 0
+            write_source(tmp_path / "a.jsonl", [row, *build_labelled_rows(3)]), "", "p", False, 0.1, 0
         )
 
 
 def test_rows_of_no_shape_do_not_say_what_the_others_are(tmp_path: Path):
     pairs = [{"prompt": f"Q{i}", "chosen": "Yes.", "rejected": "No."} for i in range(6)]
-    assert not has_labels(write_rows(tmp_path / "a.jsonl", [{"note": 1}, *pairs]))
-    assert has_labels(write_rows(tmp_path / "b.jsonl", [{"note": 1}, *build_labelled_rows(3)]))
-    assert has_labels(write_rows(tmp_path / "c.jsonl", [{"completion": "Yes.", "label": True}] * 3))
+    assert not has_labels(write_source(tmp_path / "a.jsonl", [{"note": 1}, *pairs]))
+    assert has_labels(write_source(tmp_path / "b.jsonl", [{"note": 1}, *build_labelled_rows(3)]))
+    assert has_labels(write_source(tmp_path / "c.jsonl", [{"completion": "Yes.", "label": True}] * 3))
 
 
 def test_columns_of_pairs_that_are_null_make_no_pair(tmp_path: Path):
     rows = [{**row, "chosen": None, "rejected": None} for row in build_labelled_rows(6)]
-    assert has_labels(write_rows(tmp_path / "a.jsonl", rows))
+    assert has_labels(write_source(tmp_path / "a.jsonl", rows))
 
 
 def test_an_empty_answer_is_an_answer_and_a_long_one_is_counted(tiny_tokenizer: Any):
@@ -305,7 +305,7 @@ def test_the_stage_learns_from_answers_with_a_label(
     tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     root = tmp_path / "runs"
-    data = write_rows(tmp_path / "rows.jsonl", build_labelled_rows(20))
+    data = write_source(tmp_path / "rows.jsonl", build_labelled_rows(20))
     assert main(build_command(data, tiny_model, root, "run.name=k")) == 0, capfd.readouterr().err
     stdout = capfd.readouterr().out
     folder = root / "kto" / "k"
@@ -329,7 +329,7 @@ def test_the_stage_learns_from_answers_with_a_label(
 def test_the_stage_learns_from_pairs(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     rows = [{"prompt": f"Question {i}?", "chosen": "Yes, gladly.", "rejected": "No."} for i in range(20)]
     root = tmp_path / "runs"
-    data = write_rows(tmp_path / "pairs.jsonl", rows)
+    data = write_source(tmp_path / "pairs.jsonl", rows)
     assert main(build_command(data, tiny_model, root, "run.name=k", "stage.eval_every=4", "stage.publish=best")) == 0
     metrics = read_manifest(root / "kto" / "k").metrics
     assert metrics["accuracy"]["value"] == 1
@@ -356,6 +356,6 @@ def test_what_cannot_be_is_refused(word: str, told: str, capfd: pytest.CaptureFi
 def test_answers_of_one_label_are_refused_with_what_would_do(
     tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    data = write_rows(tmp_path / "rows.jsonl", build_labelled_rows(6, lambda i, good: True))
+    data = write_source(tmp_path / "rows.jsonl", build_labelled_rows(6, lambda i, good: True))
     assert main(build_command(data, tiny_model, tmp_path / "runs")) == 2
     assert "labels all 6 answers to train on as wanted: KTO learns from both kinds" in capfd.readouterr().err

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 CONTEXT = 1200
 
 
-def draw_rows(vocabulary: int, count: int, longest: int) -> list[EncodedRow]:
+def draw_scored_rows(vocabulary: int, count: int, longest: int) -> list[EncodedRow]:
     draw = random.Random(0)
 
     def draw_ids(max_length: int) -> list[int]:
@@ -44,7 +44,7 @@ def gpt2() -> Any:
 @pytest.mark.parametrize("name", ["pocket", "gpt2"])
 def test_they_are_what_the_models_own_logits_say(name: str, request: pytest.FixtureRequest) -> None:
     model: Any = request.getfixturevalue(name)
-    rows = draw_rows(90, 12, 30)
+    rows = draw_scored_rows(90, 12, 30)
     likely = [int(model(torch.tensor([row.input_ids], device=CPU)).logits[0, -1].argmax()) for row in rows[:3]]
     rows += [build_scored_row(row.input_ids, [id]) for row, id in zip(rows, likely, strict=False)]
     rows.append(EncodedRow([1, 2, 3, 4, 5], [1, 2, IGNORE_INDEX, IGNORE_INDEX, 5]))
@@ -60,7 +60,7 @@ def test_they_are_what_the_models_own_logits_say(name: str, request: pytest.Fixt
 def test_a_row_is_the_same_beside_any_others(pocket: Any) -> None:
     """Results are equal to the last bit in fp32."""
     rows = [
-        *draw_rows(4000, 56, 90),
+        *draw_scored_rows(4000, 56, 90),
         *(build_scored_row([7] * length, [9, 11]) for length in (300, 500, 511, 520, 700, 1000, 1100, 1197)),
     ]
     expected = [compute_likelihoods(pocket, [row], 0, CONTEXT)[0] for row in rows]

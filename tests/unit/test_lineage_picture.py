@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from portfolio import made, small
+from portfolio import write_run_folder, write_two_policies
 
 from align.core.chain import ChainHead
 from align.registry.index import Index
@@ -19,7 +19,7 @@ def read_no_votes(project: str, head: ChainHead) -> Votes:
 
 
 def test_every_line_of_a_picture_leads_from_left_to_right(tmp_path: Path) -> None:
-    with Index(small(tmp_path)) as index:
+    with Index(write_two_policies(tmp_path)) as index:
         for run in index.names():
             lineage = build_lineage(index, Tracer(index, read_no_votes).run(run))
             places = place_boxes(lineage)
@@ -29,12 +29,12 @@ def test_every_line_of_a_picture_leads_from_left_to_right(tmp_path: Path) -> Non
 
 
 def test_a_circle_and_a_crowd_are_drawn_in_a_moment(tmp_path: Path) -> None:
-    made(tmp_path, "sft:a", {"init": "sft:b"})
-    made(tmp_path, "sft:b", {"init": "sft:a"})
+    write_run_folder(tmp_path, "sft:a", {"init": "sft:b"})
+    write_run_folder(tmp_path, "sft:b", {"init": "sft:a"})
     for i in range(3 * MOST):
-        made(tmp_path, f"ppo:n{i}", {"init": "sft:a"}, day=i % 20)
+        write_run_folder(tmp_path, f"ppo:n{i}", {"init": "sft:a"}, day=i % 20)
     for i in range(120):  # a chain
-        made(tmp_path, f"reward:c{i}", {"init": f"reward:c{i - 1}"} if i else {}, day=i % 20)
+        write_run_folder(tmp_path, f"reward:c{i}", {"init": f"reward:c{i - 1}"} if i else {}, day=i % 20)
     with Index(tmp_path) as index:
         for run in ("sft:a", "sft:b", "ppo:n0", "reward:c119", "reward:c0"):
             text = draw_lineage(build_lineage(index, Tracer(index, read_no_votes).run(run)))

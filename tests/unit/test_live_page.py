@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import opened
+from run_folders import open_run
 
 from align import track
 from align.core.errors import InputError
@@ -38,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def run(tmp_path: Path):
-    with opened(tmp_path) as run:
+    with open_run(tmp_path) as run:
         run.begin("")
         yield run
 
@@ -160,7 +160,7 @@ def test_its_newest_figures_stand_there_before_any_curve(run: Run, clock: Clock)
 
 def test_what_it_computes_on_and_its_rows_are_said_as_soon_as_they_are_known(tmp_path: Path, clock: Clock):
     data = {"name": "jsonl", "path": "a.jsonl", "max_length": 100}
-    with opened(tmp_path, data=data, device="auto", dtype="auto") as run:
+    with open_run(tmp_path, data=data, device="auto", dtype="auto") as run:
         run.begin("")
         hardware: dict[str, str] = {}
         page = LivePage(run, "", lambda: hardware)
@@ -269,12 +269,12 @@ def test_nobody_is_told_behind_the_block(clock: Clock):
 
 
 def test_a_failed_run_leaves_its_name_to_another(tmp_path: Path):
-    with opened(tmp_path, name="mine") as run:
+    with open_run(tmp_path, name="mine") as run:
         run.begin("")
         page = LivePage(run, "")
         page.write_first()
         page.write_failed(ValueError("bad"))
         run.fail(ValueError("bad"))
-    with opened(tmp_path, name="mine", seed=7) as run:
+    with open_run(tmp_path, name="mine", seed=7) as run:
         assert run.folder.name == "mine"
         assert not (run.folder / "report.html").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import ChatServer, chatting, error, said
+from chat_server import ChatServer, build_chat_reply, build_error_reply, run_chat_server
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
@@ -32,13 +32,13 @@ MARK = re.compile(r"^<<<(.*) ([0-9a-f]{16})>>>$", re.MULTILINE)
 ASKS = "Is it short?"
 
 
-def build_judge(url: str = "http://h/v1", **fields: Any) -> LLMJudge:
+def build_grader(url: str = "http://h/v1", **fields: Any) -> LLMJudge:
     judge = parse_judge({"url": url, "model": "m", **fields})
     assert isinstance(judge, LLMJudge)
     return judge
 
 
-GRADER = build_judge().with_question(ASKS)
+GRADER = build_grader().with_question(ASKS)
 
 
 def parse_reply(reply: CachedAnswer) -> JudgeVerdict:
@@ -52,7 +52,7 @@ def build_prompt_text(answer: str, grader: LLMJudge = GRADER) -> str:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     monkeypatch.setattr(module, "FIRST_WAIT_S", 0.01)
-    with chatting(lambda _: said("[[YES]]")) as server:
+    with run_chat_server(lambda _: build_chat_reply("[[YES]]")) as server:
         yield server
 
 
@@ -159,31 +159,33 @@ def test_a_probability_that_nobody_gives():
 
 
 def test_each_answer_is_asked_about_once(server: ChatServer, store: AnswerStore):
-    server.says = lambda body: said("[[YES]]" if "no, never" in body["messages"][0]["content"] else "[[NO]]")
-    grader = build_judge(server.url).with_question("refuses it?")
+    server.says = lambda body: build_chat_reply(
+        "[[YES]]" if "no, never" in body["messages"][0]["content"] else "[[NO]]"
+    )
+    grader = build_grader(server.url).with_question("refuses it?")
     answers = [GradedAnswer(PROMPT, text) for text in ("no, never", "gladly", "no, never", "well")]
     assert [grade.verdict for grade in grader.grade(answers, store)] == [1.0, 0.0, 1.0, 0.0]
     assert len(server.asked) == 3
     grader.grade(answers, store)
     assert len(server.asked) == 3
-    build_judge(server.url).with_question("other?").grade(answers, store)
+    build_grader(server.url).with_question("other?").grade(answers, store)
     assert len(server.asked) == 6
 
 
 def test_what_is_no_grade_is_not_kept(server: ChatServer, store: AnswerStore):
-    server.says = lambda body: said("Perhaps." if "well" in body["messages"][0]["content"] else "[[NO]]")
-    grader = build_judge(server.url).with_question("refuses it?")
+    server.says = lambda body: build_chat_reply("Perhaps." if "well" in body["messages"][0]["content"] else "[[NO]]")
+    grader = build_grader(server.url).with_question("refuses it?")
     answers = [GradedAnswer(PROMPT, "gladly"), GradedAnswer(PROMPT, "well")]
     assert [bool(grade.error) for grade in grader.grade(answers, store)] == [False, True]
-    server.says = lambda _: said("[[YES]]")
+    server.says = lambda _: build_chat_reply("[[YES]]")
     assert [grade.verdict for grade in grader.grade(answers, store)] == [0.0, 1.0]
     assert len(server.asked) == 3
 
 
 def test_a_grader_that_never_answers_ends_the_run_early(server: ChatServer, store: AnswerStore):
-    server.says = lambda _: error(500, "fell over")
+    server.says = lambda _: build_error_reply(500, "fell over")
     with pytest.raises(InputError) as refused:
-        build_judge(server.url).with_question(ASKS).grade([GradedAnswer(PROMPT, str(i)) for i in range(60)], store)
+        build_grader(server.url).with_question(ASKS).grade([GradedAnswer(PROMPT, str(i)) for i in range(60)], store)
     assert refused.value.field == "stage.judge.url"
     assert len(server.asked) <= 2 * MAX_FAILURES * module.MAX_ATTEMPTS
 
@@ -217,15 +219,15 @@ def test_whatever_decides_its_grades_is_in_its_identity(tmp_path: Path):
     path.write_text("{conversation} {answer_a} {answer_b}: [[A]], [[B]] or [[C]]?")
     graders = [
         GRADER,
-        build_judge().with_question("Is it long?"),
-        build_judge("http://i/v1").with_question(ASKS),
-        build_judge(temperature=0.5).with_question(ASKS),
-        build_judge(max_tokens=5).with_question(ASKS),
-        build_judge(extra_body={"top_p": 0.1}).with_question(ASKS),
+        build_grader().with_question("Is it long?"),
+        build_grader("http://i/v1").with_question(ASKS),
+        build_grader(temperature=0.5).with_question(ASKS),
+        build_grader(max_tokens=5).with_question(ASKS),
+        build_grader(extra_body={"top_p": 0.1}).with_question(ASKS),
     ]
     assert len({grader.identity.digest for grader in graders}) == len(graders)
-    same_grader = build_judge(key_env="KEY", at_once=3, prompt=str(path)).with_question(ASKS)  # a prompt for pairs
+    same_grader = build_grader(key_env="KEY", at_once=3, prompt=str(path)).with_question(ASKS)  # a prompt for pairs
     assert same_grader.identity == GRADER.identity
-    pair_judge = build_judge().identity
+    pair_judge = build_grader().identity
     assert (pair_judge.asks, GRADER.identity.asks) == ("", ASKS)
     assert describe_difference(GRADER.identity, pair_judge).endswith("asks “Is it short?” and none")

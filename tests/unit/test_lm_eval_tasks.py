@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lm_eval_folder import written
+from lm_eval_folder import write_task_folder
 
 from align.core.errors import InputError
 from align.data.chat.encode import IGNORE_INDEX
@@ -22,7 +22,7 @@ lm = pytest.importorskip("align.evals.suite.lm_eval", reason='needs lm-eval (pip
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return written(tmp_path / "tasks")
+    return write_task_folder(tmp_path / "tasks")
 
 
 def load_items(folder: Path, name: str, metric: str = "") -> tuple[EvalTask, HarnessTask, Sequence[EvalItem], Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lm_eval_folder import written
+from lm_eval_folder import write_task_folder
 
 from align.core.errors import InputError
 from align.data.chat.continuations import encode_context
@@ -26,7 +26,7 @@ FILTERS = """filter_list:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return written(tmp_path / "tasks")
+    return write_task_folder(tmp_path / "tasks")
 
 
 def load_items(folder: Path, name: str, metric: str = "") -> tuple[EvalTask, HarnessTask, Sequence[EvalItem], Any]:

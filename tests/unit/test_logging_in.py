@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 from argon2 import PasswordHasher
-from people import GOOD, Time, member
+from people import GOOD, Time, accept_invitation
 from sqlalchemy import select
 
 from align.annotate.accounts import FREE_ATTEMPTS, FREE_ATTEMPTS_IN_ALL, Accounts
@@ -20,7 +20,7 @@ from align.web.throttle import Throttle
     ("name", "password"), [("ann", GOOD + "x"), ("ann", ""), ("bob", GOOD), ("", ""), ("ann", "x" * 10**5)]
 )
 def test_a_wrong_password_and_an_unknown_name_are_told_the_same(accounts, name, password):
-    member(accounts, "ann")
+    accept_invitation(accounts, "ann")
     with pytest.raises(AccessRefused, match="no such name and password"):
         accounts.log_in(name, password, "here")
 
@@ -35,7 +35,7 @@ def test_guessing_is_slowed_and_the_right_password_is_not_looked_at_meanwhile(ac
     clock = Time()
     accounts._throttle = Throttle(clock)
     for name in ("ann", "bob"):
-        member(accounts, name)
+        accept_invitation(accounts, name)
     guess_password(accounts, "ann", "there", FREE_ATTEMPTS + 1)
     with pytest.raises(AccessRefused, match="too many attempts; the next counts in 1 s"):
         accounts.log_in("ann", GOOD, "there")
@@ -49,7 +49,7 @@ def test_guessing_is_slowed_and_the_right_password_is_not_looked_at_meanwhile(ac
 def test_many_guesses_from_everywhere_or_at_everybody_are_slowed_too(accounts):
     clock = Time()
     accounts._throttle = Throttle(clock)
-    member(accounts, "ann")
+    accept_invitation(accounts, "ann")
     for i in range(FREE_ATTEMPTS_IN_ALL + 1):
         guess_password(accounts, "ann", f"10.0.0.{i}", 1)
     with pytest.raises(AccessRefused, match="too many attempts"):
@@ -61,7 +61,7 @@ def test_many_guesses_from_everywhere_or_at_everybody_are_slowed_too(accounts):
 
 
 def test_guesses_at_once_are_no_more_than_guesses_in_a_row(accounts, monkeypatch):
-    member(accounts, "ann")
+    accept_invitation(accounts, "ann")
     checks = []
     barrier = threading.Barrier(30)
     monkeypatch.setattr(accounts.passwords, "matches", lambda *_: checks.append(1))
@@ -104,7 +104,7 @@ def test_strangers_with_no_invitation_hash_nothing(accounts, monkeypatch):
 
 
 def test_an_unknown_name_costs_what_a_known_one_does(accounts, monkeypatch):
-    member(accounts, "ann")
+    accept_invitation(accounts, "ann")
     verified = []
     hasher = accounts.passwords.hasher
 
@@ -121,7 +121,7 @@ def test_an_unknown_name_costs_what_a_known_one_does(accounts, monkeypatch):
 
 
 def test_a_hash_that_cost_less_is_made_anew(store, accounts):
-    member(accounts, "ann")
+    accept_invitation(accounts, "ann")
     dearer = Accounts(store, hasher=PasswordHasher(time_cost=2, memory_cost=16, parallelism=1))
     assert dearer.log_in("ann", GOOD, "here")
     with store.reading() as db:
@@ -130,7 +130,7 @@ def test_a_hash_that_cost_less_is_made_anew(store, accounts):
 
 
 def test_a_session_that_the_old_password_would_open_is_none(accounts, monkeypatch):
-    member(accounts, "ann")
+    accept_invitation(accounts, "ann")
     matches = accounts.passwords.matches
 
     def match_and_change_password(kept: str | None, password: str, *caller) -> bool:

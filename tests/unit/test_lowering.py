@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_models import exported, load, logits, make_base, randomise, trained, with_tokenizer
+from export_models import (
+    compute_adapter_logits,
+    compute_logits,
+    export_adapter,
+    load_base_model,
+    load_tokenizer_options,
+    make_base,
+    randomise,
+)
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
@@ -36,7 +44,7 @@ def base(tmp_path_factory) -> Path:
 
 def make_random_adapter(base: Path, path: Path, nf4: bool = True, **options) -> Path:
     defaults = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
-    model = get_peft_model(load(base, nf4), LoraConfig(**(defaults | options)))
+    model = get_peft_model(load_base_model(base, nf4), LoraConfig(**(defaults | options)))
     if options.get("init_lora_weights") in ("pissa", "olora"):  # trained a little, from its initial values
         for name, parameter in model.named_parameters():
             if "lora_" in name:
@@ -51,10 +59,14 @@ def make_random_adapter(base: Path, path: Path, nf4: bool = True, **options) -> 
 @pytest.mark.parametrize("nf4", [True, False])
 def test_the_same_function_as_plain_lora(base: Path, tmp_path: Path, options: dict, nf4: bool):
     source = make_random_adapter(base, tmp_path / "source", nf4, **options)
-    target = exported(source, tmp_path / "out", **with_tokenizer(base))
-    before, after = (logits(PeftModel.from_pretrained(load(base, nf4), p).eval()) for p in (source, target))
+    target = export_adapter(source, tmp_path / "out", **load_tokenizer_options(base))
+    before, after = (
+        compute_logits(PeftModel.from_pretrained(load_base_model(base, nf4), p).eval()) for p in (source, target)
+    )
     assert (before.log_softmax(-1) - after.log_softmax(-1)).abs().max() < 1e-5
-    assert (before - logits(load(base, nf4))).abs().max() > 0.1  # the adapter does change the base's logits
+    assert (
+        before - compute_logits(load_base_model(base, nf4))
+    ).abs().max() > 0.1  # the adapter does change the base's logits
 
     config = json.loads((target / CONFIG_FILE).read_text())
     tensors = load_file(target / WEIGHTS_FILE)
@@ -68,38 +80,40 @@ def test_the_same_function_as_plain_lora(base: Path, tmp_path: Path, options: di
 def test_an_engine_that_reads_two_matrices_and_nothing_else_is_right(base: Path, tmp_path: Path):
     """The engine's sum W + B·A is computed by hand, without the config."""
     source = make_random_adapter(base, tmp_path / "source", **KINDS[3])
-    target = exported(source, tmp_path / "out", **with_tokenizer(base))
-    model = load(base).dequantize()
+    target = export_adapter(source, tmp_path / "out", **load_tokenizer_options(base))
+    model = load_base_model(base).dequantize()
     tensors = load_file(target / WEIGHTS_FILE)
     for key in [key for key in tensors if "lora_A" in key]:
         module = model.get_submodule(key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
         module.weight.data += tensors[key.replace("lora_A", "lora_B")] @ tensors[key]
-    assert (trained(base, source).log_softmax(-1) - logits(model).log_softmax(-1)).abs().max() < 1e-4
+    assert (
+        compute_adapter_logits(base, source).log_softmax(-1) - compute_logits(model).log_softmax(-1)
+    ).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True, "rank_pattern": {"q_proj": 8}}])
 def test_what_the_initialisation_took_out_of_the_base_is_put_back(base: Path, tmp_path: Path, init: str, options: dict):
     source = make_random_adapter(base, tmp_path / "source", nf4=False, init_lora_weights=init, **options)
-    before = logits(PeftModel.from_pretrained(load(base, nf4=False), source).eval())
-    initial = compute_initial_factors(load(base, nf4=False), read_adapter(source).config)
-    target = exported(source, tmp_path / "out", **with_tokenizer(base), initial=initial)
-    after = logits(PeftModel.from_pretrained(load(base, nf4=False), target).eval())
+    before = compute_logits(PeftModel.from_pretrained(load_base_model(base, nf4=False), source).eval())
+    initial = compute_initial_factors(load_base_model(base, nf4=False), read_adapter(source).config)
+    target = export_adapter(source, tmp_path / "out", **load_tokenizer_options(base), initial=initial)
+    after = compute_logits(PeftModel.from_pretrained(load_base_model(base, nf4=False), target).eval())
     # A weight is added to its own parts, which rounds.
     assert (before.log_softmax(-1) - after.log_softmax(-1)).abs().max() < 1e-4
     assert json.loads((target / CONFIG_FILE).read_text())["r"] == 2 * max(read_adapter(source).ranks.values())
-    merged = logits(merge_adapter(load(base, nf4=False), source))
+    merged = compute_logits(merge_adapter(load_base_model(base, nf4=False), source))
     assert (before.log_softmax(-1) - merged.log_softmax(-1)).abs().max() < 1e-4
-    forgotten = exported(source, tmp_path / "wrong", **with_tokenizer(base))
-    wrong = logits(PeftModel.from_pretrained(load(base, nf4=False), forgotten).eval())
+    forgotten = export_adapter(source, tmp_path / "wrong", **load_tokenizer_options(base))
+    wrong = compute_logits(PeftModel.from_pretrained(load_base_model(base, nf4=False), forgotten).eval())
     assert (before - wrong).abs().max() > 0.1
 
 
 def test_what_was_taken_out_of_a_quantised_base_is_refused(base: Path, tmp_path: Path):
     source = make_random_adapter(base, tmp_path / "source", nf4=False, init_lora_weights="olora")
     for call in (
-        lambda: compute_initial_factors(load(base), read_adapter(source).config),
-        lambda: merge_adapter(load(base), source),
+        lambda: compute_initial_factors(load_base_model(base), read_adapter(source).config),
+        lambda: merge_adapter(load_base_model(base), source),
     ):
         with pytest.raises(InputError, match=r"init_lora_weights=olora.*quantised anew"):
             call()
@@ -110,7 +124,7 @@ def test_a_scale_that_is_too_large_is_refused(base: Path, tmp_path: Path):
     config = json.loads((source / CONFIG_FILE).read_text())
     (source / CONFIG_FILE).write_text(json.dumps(config | {"lora_alpha": 10**42}))
     with pytest.raises(InputError, match="nan or infinity"):
-        exported(source, tmp_path / "out", **with_tokenizer(base))
+        export_adapter(source, tmp_path / "out", **load_tokenizer_options(base))
 
 
 def test_factors_stay_in_fp32_whatever_they_came_in(base: Path, tmp_path: Path):

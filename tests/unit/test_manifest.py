@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import BASE, manifest_of, opened, published
+from run_folders import BASE, load_manifest, open_run, publish_run
 
 from align.config.compose import build_config, compose_tree
 from align.config.identity import list_input_names, select_identity
@@ -49,7 +49,7 @@ FULL = Manifest(
 )
 
 
-def compose_config(*words: str) -> dict[str, Any]:
+def compose_plain_config(*words: str) -> dict[str, Any]:
     return to_plain_dict(build_config(compose_tree(words, search=Path("nowhere"))))
 
 
@@ -71,7 +71,7 @@ def test_paths_below_the_root_move_with_it(tmp_path: Path) -> None:
     init = Input("d", "sft:s", str(old_root / "sft" / "s" / "artifact"), "sft", "s", False)
     base = Base("x", str(old_root / "full" / "m" / "artifact"), None, "b")
     write_manifest(old_root / "ppo" / "x", replace(FULL, inputs={**FULL.inputs, "init": init}, base=base))
-    raw = manifest_of(old_root / "ppo" / "x")
+    raw = load_manifest(old_root / "ppo" / "x")
     assert (raw["inputs"]["init"]["path"], raw["base"]["path"]) == ("<root>/sft/s/artifact", "<root>/full/m/artifact")
     old_root.rename(new_root)
     manifest = read_manifest(new_root / "ppo" / "x")
@@ -93,8 +93,8 @@ def list_leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]
 
 def test_whatever_stands_in_a_manifest_it_is_read_or_refused(tmp_path: Path) -> None:
     """Every key of a real manifest is removed, and replaced by a value of each kind."""
-    folder = published(tmp_path, "x")
-    good = manifest_of(folder)
+    folder = publish_run(tmp_path, "x")
+    good = load_manifest(folder)
     refused = read = 0
     for path in list_leaves(good):
         for odd in (..., *ODD):
@@ -129,7 +129,7 @@ def test_a_part_that_the_stage_does_not_read_makes_no_other_run(stage: str) -> N
     """Every leaf of the configuration is changed. The identity changes if the stage's `reads` lists its group."""
     reads = {"stage", "seed", "device", "dtype", "schema_version", *STAGES[stage].reads}
     overrides = {"data": ["stage.sources=[a.jsonl]"], "sample": ["stage.best_of=4"]}
-    config = compose_config(f"stage={stage}", *overrides.get(stage, []))
+    config = compose_plain_config(f"stage={stage}", *overrides.get(stage, []))
     before = select_identity(stage, config, ())
     for path in list_leaves(config):
         changed = json.loads(json.dumps(config))
@@ -143,7 +143,7 @@ def test_a_part_that_the_stage_does_not_read_makes_no_other_run(stage: str) -> N
 
 def test_answers_for_people_are_the_same_run_whatever_the_reward() -> None:
     identities = [
-        select_identity("sample", compose_config("stage=sample", f"reward={name}"), ())
+        select_identity("sample", compose_plain_config("stage=sample", f"reward={name}"), ())
         for name in ("learned", "sentiment")
     ]
     assert identities[0] == identities[1]
@@ -164,8 +164,10 @@ def test_the_name_of_an_input_makes_no_other_run_and_its_digest_does(tmp_path: P
         "export.verify": "signer",
     }
     assert list_input_names() == names
-    config = compose_config("stage=ppo", "data=jsonl", "data.path=a.jsonl", "init=sft:latest", "model=pocket")
-    respelled = compose_config("stage=ppo", "data=jsonl", "data.path=./a.jsonl", "init=sft:s", "reward.ref=reward:r")
+    config = compose_plain_config("stage=ppo", "data=jsonl", "data.path=a.jsonl", "init=sft:latest", "model=pocket")
+    respelled = compose_plain_config(
+        "stage=ppo", "data=jsonl", "data.path=./a.jsonl", "init=sft:s", "reward.ref=reward:r"
+    )
     inputs = {"data": Input("1"), "init": Input("2"), "reward": Input("3")}
     identity = compute_identity("ppo", config, inputs, BASE)
     assert compute_identity("ppo", respelled, inputs, BASE) == identity
@@ -177,15 +179,15 @@ def test_the_name_of_an_input_makes_no_other_run_and_its_digest_does(tmp_path: P
 
 
 def test_one_run_by_two_spellings_and_an_unrelated_group(tmp_path: Path) -> None:
-    with opened(tmp_path, data={"name": "jsonl", "path": "a.jsonl"}, export={"name": "merged"}) as run:
+    with open_run(tmp_path, data={"name": "jsonl", "path": "a.jsonl"}, export={"name": "merged"}) as run:
         run.begin("a: 1\n")
         run.publish({})
-    with opened(tmp_path, data={"name": "jsonl", "path": "../here/a.jsonl"}, export={"name": "adapter"}) as reopened:
+    with open_run(tmp_path, data={"name": "jsonl", "path": "../here/a.jsonl"}, export={"name": "adapter"}) as reopened:
         assert (reopened.folder, reopened.done) == (run.folder, True)
-    with opened(tmp_path, run.name, method={"name": "qlora"}) as reopened:
+    with open_run(tmp_path, run.name, method={"name": "qlora"}) as reopened:
         assert reopened.done
     with pytest.raises(RunConflict, match=r"method\.name"):
-        opened(tmp_path, run.name, method={"name": "lora"})
+        open_run(tmp_path, run.name, method={"name": "lora"})
 
 
 # --- The files of a done run
@@ -193,7 +195,7 @@ def test_one_run_by_two_spellings_and_an_unrelated_group(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "samples.jsonl", "report.html"])
 def test_a_file_beside_the_artifact_that_was_changed_is_found_out(tmp_path: Path, name: str) -> None:
-    with opened(tmp_path, "x") as run:
+    with open_run(tmp_path, "x") as run:
         run.begin("a: 1\n")
         for name_beside in ("metrics.jsonl", "samples.jsonl", "report.html"):
             (run.folder / name_beside).write_text("{}\n")
@@ -205,7 +207,7 @@ def test_a_file_beside_the_artifact_that_was_changed_is_found_out(tmp_path: Path
 
 
 def test_a_run_names_the_code_that_made_it(tmp_path: Path) -> None:
-    manifest = read_manifest(published(tmp_path, "x"))
+    manifest = read_manifest(publish_run(tmp_path, "x"))
     assert manifest.code == code_digest()
     assert len(manifest.code) == 64
     assert manifest.digest == load_artifact(tmp_path / "sft" / "x", "x").digest
@@ -217,7 +219,7 @@ def test_a_run_names_the_code_that_made_it(tmp_path: Path) -> None:
 def publish_child(root: Path, name: str, parent: Path, stage: str = "ppo") -> Path:
     """Publish a run that starts from another run. Returns its folder."""
     init = load_artifact(parent, f"{parent.parent.name}:{parent.name}").as_input()
-    with opened(root, name, inputs={"init": init}, stage={"name": stage}) as run:
+    with open_run(root, name, inputs={"init": init}, stage={"name": stage}) as run:
         run.begin("a: 1\n")
         (run.artifact / "adapter_config.json").write_text("{}")
         (run.artifact / "adapter_model.safetensors").write_text(name)
@@ -232,7 +234,7 @@ def list_ancestor_refs(folder: Path, root: Path) -> list[str]:
 
 def test_parents_are_found_by_digest_wherever_they_are(tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    first = published(root, "s")
+    first = publish_run(root, "s")
     last = publish_child(root, "b", publish_child(root, "a", first))
     assert list_ancestor_refs(last, root) == ["ppo:b", "ppo:a", "sft:s"]
     # The folder of all runs was moved.
@@ -245,7 +247,7 @@ def test_parents_are_found_by_digest_wherever_they_are(tmp_path: Path) -> None:
     assert list_ancestor_refs(last, moved) == ["ppo:b", "ppo:a", "sft:s"]
     # Another run has the name now: it is not the parent, and the parent is listed as gone.
     shutil.rmtree(moved / "sft" / "renamed")
-    published(moved, "s", weights="other")
+    publish_run(moved, "s", weights="other")
     assert list_ancestor_refs(last, moved) == ["ppo:b", "ppo:a", "gone sft:s"]
     shutil.rmtree(moved / "ppo" / "a")
     assert list_ancestor_refs(last, moved) == ["ppo:b", "gone ppo:a"]
@@ -254,25 +256,25 @@ def test_parents_are_found_by_digest_wherever_they_are(tmp_path: Path) -> None:
 
 
 def test_a_model_that_a_run_made_is_a_parent_too(tmp_path: Path) -> None:
-    with opened(tmp_path, "m", stage={"name": "full"}) as run:
+    with open_run(tmp_path, "m", stage={"name": "full"}) as run:
         run.begin("a: 1\n")
         (run.artifact / "config.json").write_text('{"model_type": "llama"}')
         (run.artifact / "adapter_config.json").write_text("{}")
         run.publish({})
     base = Base(str(run.artifact), str(run.artifact), None, read_manifest(run.folder).digest)
-    last = published(tmp_path, "s", base=base)
+    last = publish_run(tmp_path, "s", base=base)
     assert list_ancestor_refs(last, tmp_path) == ["sft:s", "full:m"]
     # A file of the base was edited after it was published, and a run started from the edited base.
     (run.artifact / "adapter_config.json").write_text('{"edited": true}')
     edited_digest = load_artifact(run.folder, "full:m", verify=False).digest
     assert edited_digest != base.digest
-    last = published(tmp_path, "edited", base=replace(base, digest=edited_digest))
+    last = publish_run(tmp_path, "edited", base=replace(base, digest=edited_digest))
     assert list_ancestor_refs(last, tmp_path) == ["sft:edited", "full:m"]
 
 
 def test_a_base_is_known_by_its_digest_and_a_run_that_made_one_and_is_gone_is_said_to_be(tmp_path: Path) -> None:
     def publish_model(name: str, weights: str) -> Path:
-        with opened(tmp_path / "runs", name, stage={"name": "full"}) as run:
+        with open_run(tmp_path / "runs", name, stage={"name": "full"}) as run:
             run.begin("a: 1\n")
             (run.artifact / "adapter_config.json").write_text(weights)
             run.publish({})
@@ -281,10 +283,10 @@ def test_a_base_is_known_by_its_digest_and_a_run_that_made_one_and_is_gone_is_sa
     root = tmp_path / "runs"
     model_run = publish_model("m", "{}")
     base = Base("m", str(model_run / "artifact"), None, read_manifest(model_run).digest)
-    last = published(root, "s", base=base)
+    last = publish_run(root, "s", base=base)
     assert list_ancestor_refs(last, root) == ["sft:s", "full:m"]
     assert [step.name for step in list_training_steps(read_manifest(last), "d", root)] == ["m", "s"]
-    copied = published(root, "c", base=replace(base, path="/models/elsewhere"))
+    copied = publish_run(root, "c", base=replace(base, path="/models/elsewhere"))
     assert list_ancestor_refs(copied, root) == ["sft:c", "full:m"]
     shutil.rmtree(model_run)
     publish_model("m", "[]")  # another model of the same name and path
@@ -294,25 +296,25 @@ def test_a_base_is_known_by_its_digest_and_a_run_that_made_one_and_is_gone_is_sa
 
 
 def test_what_cannot_be_read_is_passed_over_and_what_is_not_done_is_no_parent(tmp_path: Path) -> None:
-    last = publish_child(tmp_path, "b", published(tmp_path, "s"))
+    last = publish_child(tmp_path, "b", publish_run(tmp_path, "s"))
     (tmp_path / "sft" / "stranger").mkdir()
     (tmp_path / "sft" / "stranger" / FILE).write_text("{}")
     shutil.rmtree(tmp_path / "sft" / "s")
     assert list_ancestor_refs(last, tmp_path) == ["ppo:b", "gone sft:s"]
-    with opened(tmp_path, "s", seed=4) as run:
+    with open_run(tmp_path, "s", seed=4) as run:
         run.begin("a: 1\n")
         assert list_ancestor_refs(last, tmp_path) == ["ppo:b", "gone sft:s"]
 
 
 def test_the_template_beside_an_adapter_makes_another_run(tmp_path: Path) -> None:
-    folder = published(tmp_path, "s")
+    folder = publish_run(tmp_path, "s")
     (folder / "artifact" / "chat_template.jinja").write_text("a")
     first = load_artifact(folder, "sft:s", verify=False).as_input()
     (folder / "artifact" / "chat_template.jinja").write_text("b")
     second = load_artifact(folder, "sft:s", verify=False).as_input()
     assert first.digest == second.digest
     assert first.tokenizer != second.tokenizer
-    config = compose_config("stage=sample")
+    config = compose_plain_config("stage=sample")
     assert compute_identity("sample", config, {"init": first}, BASE) != compute_identity(
         "sample", config, {"init": second}, BASE
     )
@@ -330,7 +332,9 @@ def test_the_spelling_of_a_base_makes_no_second_folder(tmp_path: Path) -> None:
 
 def test_the_names_in_a_sum_of_rewards_make_no_other_run() -> None:
     parts = ("reward=sum", "reward.parts=[{name:learned,ref:%s},{name:rules,rules:[{rule:json}]}]")
-    first, second = (compose_config("stage=ppo", parts[0], parts[1] % ref) for ref in ("reward:latest", "reward:r"))
+    first, second = (
+        compose_plain_config("stage=ppo", parts[0], parts[1] % ref) for ref in ("reward:latest", "reward:r")
+    )
     inputs = {"reward": Input("1")}
     assert compute_identity("ppo", first, inputs, BASE) == compute_identity("ppo", second, inputs, BASE)
     assert compute_identity("ppo", first, {}, BASE) != compute_identity("ppo", second, {}, BASE)

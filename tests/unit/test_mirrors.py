@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from portfolio import made
+from portfolio import write_run_folder
 from safetensors.numpy import save_file
-from searched import everything_in, settle
+from searched import read_all_text, stop_wandb
 
 from align.__main__ import main
 from align.core.redaction import register_secret
@@ -120,7 +120,7 @@ def read_trackio(run: MirroredRun) -> dict[str, Any]:
 
 def read_wandb(run: MirroredRun) -> dict[str, Any]:
     """Return the text of wandb's files, to search in: wandb itself only reads them to send them."""
-    settle()
+    stop_wandb()
     files = sorted((run.folder / "wandb").glob("offline-run-*/*.wandb"))
     return {"text": b"\n".join(path.read_bytes() for path in files).decode("latin-1"), "files": files}
 
@@ -180,8 +180,8 @@ def test_a_secret_is_in_no_file(service: str, tmp_path: Path, trackio_folder: Pa
     mirror.log(1, {"loss": 1.0, "note": f"API_KEY={GIVEN}"}, build_samples(f"my token is {TOKEN}, she said"))
     mirror.publish(Artifact("ppo:x y é", "model", ADAPTER, run.folder / "artifact", {"base": {"id": f"o/{TOKEN}"}}))
     mirror.finish({"ended_by": f"with {GIVEN}"}, failed=False)
-    settle()
-    texts = {**everything_in(tmp_path), **everything_in(trackio_folder), "said": "".join(capfd.readouterr())}
+    stop_wandb()
+    texts = {**read_all_text(tmp_path), **read_all_text(trackio_folder), "said": "".join(capfd.readouterr())}
     assert [name for name, text in texts.items() if TOKEN in text or GIVEN in text] == []
     assert [name for name, text in texts.items() if "she said" in text]  # proves that the search sees the samples
 
@@ -252,7 +252,7 @@ class TestAliases:
 
     REFS = ("ppo:a", "ppo:b")
 
-    def asked(self, root: Path, service: str, action: str, *words: str) -> str:
+    def run_registry_action(self, root: Path, service: str, action: str, *words: str) -> str:
         line = ["stage=registry", f"stage.action={action}", "stage.alias=production", "stage.why=w", *words]
         assert main([*line, f"run.root={root}", f"track={service}", f"track.project=p-{root.name}"]) == 0
         return self.capsys.readouterr().out
@@ -261,11 +261,11 @@ class TestAliases:
     def runs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.capsys = capsys
         for i, ref in enumerate((*self.REFS, "ppo:unknown")):
-            folder = made(tmp_path, ref) / "artifact"
+            folder = write_run_folder(tmp_path, ref) / "artifact"
             save_file({"x.lora_A.weight": np.full(2, i, np.float32)}, folder / "adapter_model.safetensors")
-            made(tmp_path, ref, digest=adapter_digest(folder))
+            write_run_folder(tmp_path, ref, digest=adapter_digest(folder))
 
-    def begun(self, service: str, root: Path) -> MirroredRun:
+    def publish_runs(self, service: str, root: Path) -> MirroredRun:
         run = build_run(root)
         mirror = open_service_mirror(service, run)
         for ref in self.REFS:
@@ -276,7 +276,7 @@ class TestAliases:
         return run
 
     def test_mlflow(self, tmp_path: Path):
-        run = self.begun("mlflow", tmp_path)
+        run = self.publish_runs("mlflow", tmp_path)
         from mlflow import MlflowClient
 
         store = f"sqlite:///{tmp_path / 'mlflow/mlflow.db'}"
@@ -286,42 +286,52 @@ class TestAliases:
             return client.get_registered_model(run.project).aliases.get("production")
 
         for ref, version in (("ppo:a", 1), ("ppo:b", 2), ("ppo:a", 1)):
-            assert "@production is mirrored" in self.asked(tmp_path, "mlflow", "promote", f"artifact={ref}")
+            assert "@production is mirrored" in self.run_registry_action(
+                tmp_path, "mlflow", "promote", f"artifact={ref}"
+            )
             assert int(get_production() or 0) == version
-        assert "@production is mirrored" in self.asked(tmp_path, "mlflow", "retire")
+        assert "@production is mirrored" in self.run_registry_action(tmp_path, "mlflow", "retire")
         assert get_production() is None
-        self.asked(tmp_path, "mlflow", "promote", "artifact=ppo:b")
-        assert "does not have ppo:unknown" in self.asked(tmp_path, "mlflow", "promote", "artifact=ppo:unknown")
+        self.run_registry_action(tmp_path, "mlflow", "promote", "artifact=ppo:b")
+        assert "does not have ppo:unknown" in self.run_registry_action(
+            tmp_path, "mlflow", "promote", "artifact=ppo:unknown"
+        )
         assert get_production() is None  # the alias must not stay at the version before
-        self.asked(tmp_path, "mlflow", "promote", "artifact=ppo:b")
-        several = self.asked(tmp_path, "mlflow", "promote", r"stage.arms={ppo\:a: 0.9, ppo\:b: 0.1}")
+        self.run_registry_action(tmp_path, "mlflow", "promote", "artifact=ppo:b")
+        several = self.run_registry_action(tmp_path, "mlflow", "promote", r"stage.arms={ppo\:a: 0.9, ppo\:b: 0.1}")
         assert "no service has an alias of several artifacts" in several
         assert get_production() is None
 
     def test_trackio(self, tmp_path: Path):
-        run = self.begun("trackio", tmp_path)
+        run = self.publish_runs("trackio", tmp_path)
         from trackio import SQLiteStorage
 
         for ref in ("ppo:a", "ppo:b", "ppo:a"):  # the last returns to the first
-            assert "@production is mirrored" in self.asked(tmp_path, "trackio", "promote", f"artifact={ref}")
+            assert "@production is mirrored" in self.run_registry_action(
+                tmp_path, "trackio", "promote", f"artifact={ref}"
+            )
             artifact = SQLiteStorage.get_artifact_manifest(run.project, "models", "production")
             assert artifact is not None
             assert artifact["metadata"]["run"] == ref
-        assert "takes no alias away" in self.asked(tmp_path, "trackio", "retire")
-        assert "does not have ppo:unknown" in self.asked(tmp_path, "trackio", "promote", "artifact=ppo:unknown")
+        assert "takes no alias away" in self.run_registry_action(tmp_path, "trackio", "retire")
+        assert "does not have ppo:unknown" in self.run_registry_action(
+            tmp_path, "trackio", "promote", "artifact=ppo:unknown"
+        )
 
     def test_wandb(self, tmp_path: Path):
-        self.begun("wandb", tmp_path)
-        assert "@production is mirrored" in self.asked(tmp_path, "wandb", "promote", "artifact=ppo:a")
-        settle()
+        self.publish_runs("wandb", tmp_path)
+        assert "@production is mirrored" in self.run_registry_action(tmp_path, "wandb", "promote", "artifact=ppo:a")
+        stop_wandb()
         (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
         text = file.read_bytes().decode("latin-1")
         assert all(word in text for word in ("production", adapter_digest(tmp_path / "ppo/a/artifact"), "models"))
-        assert "only on its own page" in self.asked(tmp_path, "wandb", "retire")
+        assert "only on its own page" in self.run_registry_action(tmp_path, "wandb", "retire")
 
     def test_a_service_that_fails_undoes_no_promotion(self, tmp_path: Path):
         require_service("mlflow")
         (tmp_path / "mlflow").write_text("a file where a folder belongs")
-        assert "is not mirrored: FileExistsError" in self.asked(tmp_path, "mlflow", "promote", "artifact=ppo:a")
+        assert "is not mirrored: FileExistsError" in self.run_registry_action(
+            tmp_path, "mlflow", "promote", "artifact=ppo:a"
+        )
         (line,) = (tmp_path / "aliases.jsonl").read_text().splitlines()
         assert json.loads(line)["alias"] == "production"

@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from many_adapters import FAMILIES, adapters, added, asked, base_model, engine, peft_logprobs, prompt, run, sampled
+from many_adapters import (
+    FAMILIES,
+    add_request,
+    build_base_model,
+    build_engine,
+    build_sampling_params,
+    compute_peft_logprobs,
+    draw_prompt,
+    run_requests,
+    save_random_adapters,
+    submit_request,
+)
 from torch.testing import assert_close
 
 from align.config.serve import ServeConfig
@@ -32,24 +43,26 @@ def build_requests(digests: list[str | None], number: int, seed: int = 0) -> lis
     requests = []
     for i in range(number):
         temperature = rng.choice((0, 0.7, 1))
-        sampling = sampled(rng.choice((1, 6, 20)), seed=i, temperature=temperature, top_p=rng.choice((0.9, 1)))
-        requests.append(Request(prompt(rng.choice(LENGTHS), i), sampling, rng.choice(digests), tenant=str(i % 3)))
+        sampling = build_sampling_params(
+            rng.choice((1, 6, 20)), seed=i, temperature=temperature, top_p=rng.choice((0.9, 1))
+        )
+        requests.append(Request(draw_prompt(rng.choice(LENGTHS), i), sampling, rng.choice(digests), tenant=str(i % 3)))
     return requests
 
 
 def test_it_says_what_peft_says(family: str, tmp_path: Path):
     config = FAMILIES[family]
-    folders = [None, *adapters(config, tmp_path)]
-    serving_engine = engine(config)
+    folders = [None, *save_random_adapters(config, tmp_path)]
+    serving_engine = build_engine(config)
     digests = [folder and serving_engine.register(folder) for folder in folders]
-    settings = sampled(30, prompt_logprobs=0)
-    requests = [Request(prompt(LENGTHS[i % 11], i), settings, digests[i % len(digests)]) for i in range(14)]
-    for i, (request, answer) in enumerate(zip(requests, run(serving_engine, requests, every=2), strict=True)):
+    settings = build_sampling_params(30, prompt_logprobs=0)
+    requests = [Request(draw_prompt(LENGTHS[i % 11], i), settings, digests[i % len(digests)]) for i in range(14)]
+    for i, (request, answer) in enumerate(zip(requests, run_requests(serving_engine, requests, every=2), strict=True)):
         prompt_logprobs = answer.outputs[0].prompt_logprobs
         assert prompt_logprobs is not None
         assert prompt_logprobs[0] is None
         logprobs = [token.logprob for token in (*prompt_logprobs[1:], *answer.tokens) if token is not None]
-        expected = peft_logprobs(config, folders[i % len(folders)], [*request.prompt_ids, *answer.ids])
+        expected = compute_peft_logprobs(config, folders[i % len(folders)], [*request.prompt_ids, *answer.ids])
         assert_close(torch.tensor(logprobs), expected, atol=2e-4, rtol=0)
 
 
@@ -66,21 +79,21 @@ def test_in_every_family(family: str, tmp_path: Path):
 def compare_with_alone(family: str, dtype: torch.dtype, threads: int, folder: Path, number: int) -> None:
     before = torch.get_num_threads()
     config = FAMILIES[family]
-    folders = adapters(config, folder)
+    folders = save_random_adapters(config, folder)
     torch.set_num_threads(threads)
     try:
-        uncached_engine = engine(config, dtype, slots=8, prefix_bytes=0)
+        uncached_engine = build_engine(config, dtype, slots=8, prefix_bytes=0)
         digests = [None, *(uncached_engine.register(path) for path in folders)]
         requests = build_requests(digests, number)
-        batched = run(uncached_engine, requests, every=2)
-        caching_engine = engine(config, dtype, slots=3, prefix_bytes=1 << 28, prefill_tokens=CHUNK)
+        batched = run_requests(uncached_engine, requests, every=2)
+        caching_engine = build_engine(config, dtype, slots=3, prefix_bytes=1 << 28, prefill_tokens=CHUNK)
         for path in folders:
             caching_engine.register(path)
-        cached_answers = run(caching_engine, requests * 2, every=1)
+        cached_answers = run_requests(caching_engine, requests * 2, every=1)
         for request, batched_answer, *cached_pair in zip(
             requests, batched, cached_answers[:number], cached_answers[number:], strict=True
         ):
-            single = run(uncached_engine, [request])[0]
+            single = run_requests(uncached_engine, [request])[0]
             for answer in (batched_answer, *cached_pair):
                 assert answer.tokens == single.tokens
                 assert answer.reason == single.reason
@@ -107,8 +120,8 @@ def test_as_many_matrices_as_threads(family: str, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(module, "compute_least_batch", lambda: 5)
     compare_with_alone(family, torch.float32, 1, tmp_path, 8)
     config = FAMILIES[family]
-    serving_engine = engine(config)
-    digests = [serving_engine.register(folder) for folder in adapters(config, tmp_path)]
+    serving_engine = build_engine(config)
+    digests = [serving_engine.register(folder) for folder in save_random_adapters(config, tmp_path)]
     for digest in digests:
         serving_engine.decoder.bank.load(digest, serving_engine.known.by_digest[digest].folders[0], set())
     batch_sizes: set[int] = set()
@@ -165,9 +178,9 @@ def test_blocks_that_differ_are_found_out(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_machine_that_cannot_keep_its_word_says_so(monkeypatch: pytest.MonkeyPatch):
-    assert engine(FAMILIES["llama"]).decoder.exact
+    assert build_engine(FAMILIES["llama"]).decoder.exact
     monkeypatch.setattr(mixed, "blocks_agree", lambda *a: False)
-    serving_engine = engine(FAMILIES["llama"])
+    serving_engine = build_engine(FAMILIES["llama"])
     assert not serving_engine.decoder.exact
     assert "last bits can change" in describe_batches(ServeConfig(), serving_engine.decoder.exact)
     assert "last bits" not in describe_batches(ServeConfig(), True)
@@ -176,12 +189,12 @@ def test_a_machine_that_cannot_keep_its_word_says_so(monkeypatch: pytest.MonkeyP
 def test_garbage_in_a_slot_that_was_used_reaches_nobody(tmp_path: Path):
     """A slot keeps the last request's keys and values behind the end of a shorter next request."""
     config = FAMILIES["llama"]
-    serving_engine = engine(config, slots=1)
-    request = Request(prompt(10), sampled(20))
-    before = run(serving_engine, [request])[0].tokens
+    serving_engine = build_engine(config, slots=1)
+    request = Request(draw_prompt(10), build_sampling_params(20))
+    before = run_requests(serving_engine, [request])[0].tokens
     for cache in (*serving_engine.decoder.keys, *serving_engine.decoder.values):
         cache.fill_(1e4)
-    assert run(serving_engine, [request])[0].tokens == before
+    assert run_requests(serving_engine, [request])[0].tokens == before
 
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
@@ -192,35 +205,35 @@ def test_what_is_not_plain_is_refused(change: dict[str, Any]):
     kind = "mistral" if "sliding_window" in change else "llama"
     config = type(FAMILIES[kind])(**{**FAMILIES[kind].to_dict(), **change})
     with pytest.raises(mixed.NotPlainError):
-        engine(config)
+        build_engine(config)
 
 
 def test_the_weights_of_the_model_are_given_up():
-    model = base_model(FAMILIES["llama"])
+    model = build_base_model(FAMILIES["llama"])
     mixed.MixedDecoder(model, 2, 64, 1, 16)
     assert all(layer.mlp.down_proj.weight.numel() == 0 for layer in model.model.layers)
 
 
 def test_a_request_without_a_distribution_ends_alone_and_leaves_nothing_behind(tmp_path: Path):
     config = FAMILIES["llama"]
-    folders = adapters(config, tmp_path, ({"r": 16}, {"r": 16}))
-    serving_engine = engine(config, slots=2)
+    folders = save_random_adapters(config, tmp_path, ({"r": 16}, {"r": 16}))
+    serving_engine = build_engine(config, slots=2)
     good, bad = (serving_engine.register(folder) for folder in folders)
-    request = Request(prompt(5), sampled(12), good)
-    expected = run(serving_engine, [request])[0].tokens
-    run(serving_engine, [Request(prompt(5), sampled(1), bad)])
+    request = Request(draw_prompt(5), build_sampling_params(12), good)
+    expected = run_requests(serving_engine, [request])[0].tokens
+    run_requests(serving_engine, [Request(draw_prompt(5), build_sampling_params(1), bad)])
     # In the adapter's value projection.
     serving_engine.decoder.bank.b[0][2][serving_engine.decoder.bank.units[bad][0]] = float("inf")
-    poisoned = [asked(serving_engine, Request(prompt(40), sampled(12), bad))]
-    neighbours = [asked(serving_engine, request)]
+    poisoned = [submit_request(serving_engine, Request(draw_prompt(40), build_sampling_params(12), bad))]
+    neighbours = [submit_request(serving_engine, request)]
     serving_engine.step()
-    aborted_id, aborted_answer = added(serving_engine, Request(prompt(100), sampled(12), bad))
+    aborted_id, aborted_answer = add_request(serving_engine, Request(draw_prompt(100), build_sampling_params(12), bad))
     serving_engine.step()
     serving_engine.abort(aborted_id)
     poisoned.append(aborted_answer)
     while serving_engine.step():
         pass
-    after = [asked(serving_engine, request) for _ in range(3)]  # in the slots that were poisoned
+    after = [submit_request(serving_engine, request) for _ in range(3)]  # in the slots that were poisoned
     while serving_engine.step():
         pass
     assert [answer.reason for answer in poisoned] == ["error", "abort"]

@@ -13,7 +13,7 @@ from importlib.resources import files as files_of_package
 from pathlib import Path
 
 import pytest
-from model_folders import copied
+from model_folders import copy_model
 from odd_files import NOT_FILES, as_user, at_once, make_large
 
 from align.__main__ import main
@@ -197,7 +197,7 @@ def test_another_file_in_its_place_after_it_was_looked_at(tmp_path: Path, monkey
 @pytest.mark.parametrize("kind", NOT_FILES)
 @pytest.mark.parametrize("name", OF_A_MODEL)
 def test_a_file_of_a_model(name: str, kind: str, tiny_model: Path, tmp_path: Path) -> None:
-    folder = copied(tiny_model, tmp_path)
+    folder = copy_model(tiny_model, tmp_path)
     (folder / name).unlink(missing_ok=True)
     make, message = NOT_FILES[kind]
     make(folder / name)
@@ -273,7 +273,7 @@ def iter_command_lines(folder: Path) -> Iterator[tuple[str, str]]:
 def test_no_stage_waits_for_a_pipe(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = copied(tiny_model, tmp_path)
+    folder = copy_model(tiny_model, tmp_path)
     for name in ("tokenizer_config.json", "generation_config.json"):
         (folder / name).unlink(missing_ok=True)
         os.mkfifo(folder / name)

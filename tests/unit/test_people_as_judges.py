@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from annotation_store import add, ask, rank
-from assignment_queues import cast_vote, queue_of
+from annotation_store import add_question, build_prompt, record_ranking
+from assignment_queues import cast_vote, open_queue
 from hypothesis import given
 from hypothesis import strategies as st
-from votes import voted
+from votes import build_vote
 
 from align.annotate.assignment.leases import rotate
 from align.annotate.figures.estimates import as_json
@@ -45,12 +45,16 @@ def store(store_url):
         yield store
 
 
-def build_question(id: str = "1", first: str = "yes", second: str = "no", **more) -> PairQuestion:
-    return PairQuestion(more.pop("task", "t"), more.pop("other", "old"), AnswerPair(id, ask(), first, second), **more)
+def build_pair_question(id: str = "1", first: str = "yes", second: str = "no", **more) -> PairQuestion:
+    return PairQuestion(
+        more.pop("task", "t"), more.pop("other", "old"), AnswerPair(id, build_prompt(), first, second), **more
+    )
 
 
 def build_item(*texts: str, prompt: Conversation | None = None) -> AnnotationItem:
-    return AnnotationItem("i", prompt or ask(), tuple(Candidate(text, id=f"i-{k}") for k, text in enumerate(texts)))
+    return AnnotationItem(
+        "i", prompt or build_prompt(), tuple(Candidate(text, id=f"i-{k}") for k, text in enumerate(texts))
+    )
 
 
 # Sides of answers
@@ -79,11 +83,11 @@ def test_sides_are_drawn_with_the_projects_key_and_the_seed():
 
 
 def test_the_order_is_drawn_with_the_projects_key_and_the_seed():
-    questions = [build_question(str(n)) for n in range(40)]
+    questions = [build_pair_question(str(n)) for n in range(40)]
     keys = [derive_order_key(secret, seed) for secret in (b"a", b"b") for seed in (1, 2)]
     orders = {tuple(question.pair.id for question in sorted(questions, key=lambda q: q.draw(key))) for key in keys}
     assert len(orders) == len(keys)
-    draws = [build_question(str(n)).draw(keys[0]) for n in range(2000)]
+    draws = [build_pair_question(str(n)).draw(keys[0]) for n in range(2000)]
     assert 0 <= min(draws) < 0.01 < 0.99 < max(draws) < 1
     assert sum(draws) / 2000 == pytest.approx(0.5, abs=0.03)
 
@@ -102,7 +106,7 @@ def test_each_candidate_stands_once_in_each_place(k):
 
 
 def test_the_second_person_sees_the_pair_turned_round(store):
-    queue = queue_of(store, items=4, overlap=2, turned_by_item=True)
+    queue = open_queue(store, items=4, overlap=2, turned_by_item=True)
     orders_by_item: dict[str, list] = {}
     for person in ("ann", "bob", "cem"):
         task = queue.take(person)
@@ -115,7 +119,7 @@ def test_the_second_person_sees_the_pair_turned_round(store):
 
 
 def test_who_skips_an_item_leaves_its_order_to_the_next(store):
-    queue = queue_of(store, items=1, turned_by_item=True)
+    queue = open_queue(store, items=1, turned_by_item=True)
     task = queue.take("ann")
     assert task is not None
     cast_vote(queue, "ann", task, "k" * 20, build_judgement(task, skipped="unsure"))
@@ -151,7 +155,7 @@ def test_each_pair_has_a_vote_and_a_fifth_a_second_one(votes, pairs, expected):
 
 
 def test_forty_votes_are_of_thirty_four_pairs_and_six_again():
-    questions = {str(i): build_question(str(i)) for i in range(100)}
+    questions = {str(i): build_pair_question(str(i)) for i in range(100)}
     chosen_items = choose_items(questions, (), 40, b"three")
     settings = ProjectSettings(**compute_overlap(chosen_items, 40))
     assert (len(chosen_items), Counter(map(settings.count_wanted_votes, chosen_items))) == (34, {1: 28, 2: 6})
@@ -165,17 +169,17 @@ def test_forty_votes_are_of_thirty_four_pairs_and_six_again():
 
 
 def test_an_item_says_nothing_of_who_wrote_what():
-    question = build_question(first="good", second="bad\x00", ended=(False, True))
+    question = build_pair_question(first="good", second="bad\x00", ended=(False, True))
     first, second = question.candidates(True)
     assert (first, second) == (Candidate("good", ended=False), Candidate("bad\ufffd"))
     assert question.candidates(False) == (second, first)
     assert question.key(b"a" * 32) != question.key(b"b" * 32)
     assert not any(word in question.key(b"a" * 32) for word in ("t/", "old", "1/"))
-    assert len({build_question(*args).key(b"k" * 32) for args in (("1",), ("2",))}) == 2
+    assert len({build_pair_question(*args).key(b"k" * 32) for args in (("1",), ("2",))}) == 2
 
 
 def test_the_first_systems_answer_is_known_by_its_text():
-    question = build_question(first="good", second="bad\x00")
+    question = build_pair_question(first="good", second="bad\x00")
     assert question.find_first_answer(build_item("bad\ufffd", "good")) == "i-1"
     assert question.find_first_answer(build_item("good", "bad\ufffd")) == "i-0"
     assert question.find_first_answer(build_item("good", "other")) is None
@@ -196,7 +200,7 @@ def test_an_item_of_another_prompt_is_another():
 
 @pytest.mark.parametrize(("first", "second", "alike"), [("a", "a\n", True), ("", " ", True), ("a", "b", False)])
 def test_the_same_text_twice_is_no_question(first, second, alike):
-    assert build_question(first=first, second=second).is_tie is alike
+    assert build_pair_question(first=first, second=second).is_tie is alike
 
 
 # Votes
@@ -213,19 +217,19 @@ def test_the_same_text_twice_is_no_question(first, second, alike):
     ],
 )
 def test_a_vote_is_a_verdict_on_systems_and_not_on_places(order, screen, expected):
-    assert vote_to_verdict(voted("i", order, screen=screen), "7", "i-0") == expected
+    assert vote_to_verdict(build_vote("i", order, screen=screen), "7", "i-0") == expected
     turned_round = expected._replace(
         verdict=1 - expected.verdict, order={"first": "second", "second": "first"}[expected.order]
     )
-    assert vote_to_verdict(voted("i", order, screen=screen), "7", "i-1") == turned_round
+    assert vote_to_verdict(build_vote("i", order, screen=screen), "7", "i-1") == turned_round
 
 
 def test_votes_go_to_their_pair_and_the_same_text_is_a_tie():
-    voted_pair = build_question("1")
-    same_text = build_question("2", "a", "a")
-    unasked_pair = build_question("3", other="older")
-    twin_pair = build_question("2", "a", "a", other="twin")
-    votes = [voted("i", "0>1", "ann"), voted("i", "1>0", "bob"), voted("gold", "0>1")]
+    voted_pair = build_pair_question("1")
+    same_text = build_pair_question("2", "a", "a")
+    unasked_pair = build_pair_question("3", other="older")
+    twin_pair = build_pair_question("2", "a", "a", other="twin")
+    votes = [build_vote("i", "0>1", "ann"), build_vote("i", "1>0", "bob"), build_vote("gold", "0>1")]
     verdicts = votes_to_verdicts(
         [voted_pair, same_text, unasked_pair, twin_pair], {"i": (voted_pair, "i-0")}, votes, b"key"
     )
@@ -242,8 +246,8 @@ def test_votes_go_to_their_pair_and_the_same_text_is_a_tie():
 
 @given(st.integers(0, 30), st.integers(1, 30), st.data())
 def test_pairs_of_the_same_text_count_as_the_judged_pairs_stand_for_them(alike, others, data):
-    questions = [build_question(f"s{n}", "a", "a") for n in range(alike)] + [
-        build_question(f"d{n}") for n in range(others)
+    questions = [build_pair_question(f"s{n}", "a", "a") for n in range(alike)] + [
+        build_pair_question(f"d{n}") for n in range(others)
     ]
     judged_names = data.draw(st.lists(st.sampled_from([q.name for q in questions if not q.is_tie]), unique=True))
     ties = select_counted_ties(questions, judged_names, b"key")
@@ -255,7 +259,9 @@ def test_pairs_of_the_same_text_count_as_the_judged_pairs_stand_for_them(alike, 
 
 
 def test_which_pairs_of_the_same_text_count_is_drawn():
-    questions = [build_question(f"s{n}", "a", "a") for n in range(20)] + [build_question(f"d{n}") for n in range(20)]
+    questions = [build_pair_question(f"s{n}", "a", "a") for n in range(20)] + [
+        build_pair_question(f"d{n}") for n in range(20)
+    ]
     judged_names = [("t", "old", f"d{n}") for n in range(5)]
     counts = Counter(
         q.pair.id for k in range(400) for q in select_counted_ties(questions, judged_names, bytes([k % 256, k // 256]))
@@ -266,9 +272,11 @@ def test_which_pairs_of_the_same_text_count_is_drawn():
 
 @pytest.mark.parametrize(("judged", "n", "outcome"), [(0, 0, "undecided"), (5, 10, "undecided"), (100, 200, "pass")])
 def test_pairs_of_the_same_text_decide_no_gate_that_nobody_judged(judged, n, outcome):
-    questions = [build_question(f"s{k}", "a", "a") for k in range(100)] + [build_question(f"d{k}") for k in range(100)]
-    questions_by_item = {f"d{k}": (build_question(f"d{k}"), f"d{k}-0") for k in range(100)}
-    votes = [voted(f"d{k}", "0>1" if k % 2 else "1>0") for k in range(judged)]
+    questions = [build_pair_question(f"s{k}", "a", "a") for k in range(100)] + [
+        build_pair_question(f"d{k}") for k in range(100)
+    ]
+    questions_by_item = {f"d{k}": (build_pair_question(f"d{k}"), f"d{k}-0") for k in range(100)}
+    votes = [build_vote(f"d{k}", "0>1" if k % 2 else "1>0") for k in range(judged)]
     verdicts = votes_to_verdicts(questions, questions_by_item, votes, b"key")
     items = [EvalItem(q.pair.id, q.pair.id, "", q.pair.prompt, None) for q in questions]
     answers = {
@@ -281,22 +289,28 @@ def test_pairs_of_the_same_text_decide_no_gate_that_nobody_judged(judged, n, out
 
 
 def test_repeats_are_held_against_ones_own_votes():
-    votes = [voted("i", "0>1", "ann"), voted("i", "1>0", "bob"), voted("i", "1>0", "bob", purpose="repeat")]
+    votes = [
+        build_vote("i", "0>1", "ann"),
+        build_vote("i", "1>0", "bob"),
+        build_vote("i", "1>0", "bob", purpose="repeat"),
+    ]
     assert as_json(compute_repeat_consistency(votes))["value"] == 1.0
-    assert as_json(compute_repeat_consistency([*votes, voted("i", "1>0", "ann", purpose="repeat")]))["value"] == 0.5
+    assert (
+        as_json(compute_repeat_consistency([*votes, build_vote("i", "1>0", "ann", purpose="repeat")]))["value"] == 0.5
+    )
 
 
 # Votes in the store
 
 
 def test_settings_and_items_change_no_vote(store):
-    add(store)
+    add_question(store)
     with store.reading() as db:
         assert read_head(db, "p", votes_only=True) == ChainHead(0, GENESIS)
-    id = add(store, "run/1")
-    seq = rank(store, id, "0>12")
+    id = add_question(store, "run/1")
+    seq = record_ranking(store, id, "0>12")
     configure(store, "p", {"overlap": 2})
-    add(store, "run/2")
+    add_question(store, "run/2")
     with store.reading() as db:
         head = read_head(db, "p", votes_only=True)
     assert head.seq == seq
@@ -308,9 +322,9 @@ def test_settings_and_items_change_no_vote(store):
 
 
 def test_a_view_up_to_a_row_has_none_behind_it(store):
-    id = add(store)
-    first = rank(store, id, "0>12", "ann")
-    rank(store, id, "1>02", "bob")
+    id = add_question(store)
+    first = record_ranking(store, id, "0>12", "ann")
+    record_ranking(store, id, "1>02", "bob")
     assert [vote.seq for vote in read_view(store, "p").through(first).rankings] == [first]
     assert [vote.seq for vote in load_counted_rankings(store, "p", through=first)] == [first]
     assert load_counted_rankings(store, "p", through=0) == []

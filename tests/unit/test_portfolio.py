@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from run_folders import BASE
-from served_adapters import METHOD, exported
+from served_adapters import METHOD, write_exported_adapter
 
 from align.core.errors import InputError
 from align.run import Base
@@ -152,7 +152,7 @@ def test_the_arm_is_said_where_there_are_several_and_a_tenant_without_users_is_o
 @pytest.fixture
 def served(tmp_path: Path) -> Portfolio:
     for name, value in (("one", 1.0), ("two", 2.0)):
-        exported(tmp_path / name, value=value)
+        write_exported_adapter(tmp_path / name, value=value)
     return Portfolio(BASE, METHOD, roots=[tmp_path])
 
 
@@ -213,7 +213,7 @@ def test_what_cannot_be_made_ready_leaves_the_name_as_it_was(served: Portfolio) 
 
 def test_names_that_follow_another(tmp_path: Path) -> None:
     for name, value in (("one", 1.0), ("two", 2.0)):
-        exported(tmp_path / name, value=value)
+        write_exported_adapter(tmp_path / name, value=value)
     follows = [Arm("support", "support", None, 1.0, follows="support"), Arm("base", "base", None)]
     portfolio = Portfolio(BASE, METHOD, {"support": build_single_arm("support", A), "chat": follows}, [tmp_path])
     user = next(str(u) for u in range(50) if choose(portfolio, "chat", str(u)).arm == "support")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from tiny_roles import World, ragged_rollout
+from tiny_roles import World, build_ragged_rollout
 from torch import Tensor, tensor
 from torch.nn.functional import pad
 from torch.testing import assert_close
@@ -65,7 +65,7 @@ def collect_experience(roles: Roles, rollout: Rollout, size: int = 6) -> Experie
 @pytest.fixture(scope="module")
 def fresh(shared: Roles) -> Experience:
     """Experience of the policy as it is, with prompts and responses of every length."""
-    return collect_experience(shared, ragged_rollout())
+    return collect_experience(shared, build_ragged_rollout())
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_the_first_ratio_is_exactly_1_on_the_same_shapes(shared: Roles, fresh: E
 
 def test_the_first_ratio_is_nearly_1_on_others(world: World):
     roles = world.roles()
-    experience = collect_experience(roles, ragged_rollout(), size=4)
+    experience = collect_experience(roles, build_ragged_rollout(), size=4)
     optimiser = torch.optim.AdamW(roles.parameters_of("policy"), lr=1e-2)
     figures = take_gradient_steps(
         roles,
@@ -130,7 +130,7 @@ def test_the_first_ratio_is_nearly_1_on_others(world: World):
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_the_pass_that_estimates_is_the_one_that_is_learned_from(world: World, backbone: str, epochs: int):
     """The graph is kept if the whole batch is one micro-batch, also when other roles run. Else it is built again."""
-    rollout = ragged_rollout()
+    rollout = build_ragged_rollout()
     changes = []
     passes = []
     for cached in (True, False):
@@ -383,7 +383,7 @@ def test_correlation_by_hand():
 
 
 def test_chunks_come_back_in_order():
-    rollout = ragged_rollout(rows=9, seed=8)
+    rollout = build_ragged_rollout(rows=9, seed=8)
     shapes = []
 
     def get_masked_tokens(part: Rollout) -> Tensor:

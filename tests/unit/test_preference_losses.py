@@ -34,7 +34,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 
 
-def moved(model: Any, seed: int) -> None:
+def perturb_adapter(model: Any, seed: int) -> None:
     """Add seeded noise to the weights of the adapter that trains."""
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -45,7 +45,7 @@ def moved(model: Any, seed: int) -> None:
 def fresh(folder: Path) -> Any:
     torch.manual_seed(1)  # seeds lora_A
     model = add_new_adapter(load_base(read_base(folder, "tiny"), "lora", CPU, torch.float32), Lora(4, 8))
-    moved(model, 3)  # lora_B is no longer zero: the policy differs from the base
+    perturb_adapter(model, 3)  # lora_B is no longer zero: the policy differs from the base
     return model
 
 
@@ -99,8 +99,8 @@ def test_the_loss_and_every_gradient_are_those_of_the_paper(
         build_dpo_trainer, model, tiny_tokenizer, PAIRS, arguments(tmp_path, 1), beta=BETA, **LOSSES[name]
     )
     trainer: Any = make_trainer()
-    moved(model, 5)
-    moved(reference_policy, 5)
+    perturb_adapter(model, 5)
+    perturb_adapter(reference_policy, 5)
     rows = [{"rows": [p.chosen_ids, p.rejected_ids], "starts": [p.chosen_start, p.rejected_start]} for p in PAIRS]
     loss = trainer.compute_loss(model.train(), collate_pairs(rows, tiny_tokenizer.pad_token_id))
     loss.backward()
@@ -121,7 +121,7 @@ def test_the_loss_and_every_gradient_are_those_of_the_paper(
 def test_what_is_measured_is_the_loss_that_trains(name: str, tiny_model: Path):
     model = fresh(tiny_model)
     start = fresh(tiny_model)
-    moved(model, 5)
+    perturb_adapter(model, 5)
     with torch.no_grad():
         expected_loss = float(compute_expected_loss(name, model, start, PAIRS))
     logprobs, start_logprobs = (

@@ -22,7 +22,7 @@ def assistant_message(text: str) -> dict:
     return {"role": "assistant", "content": text}
 
 
-def write(path, *rows) -> str:
+def write_lines(path, *rows) -> str:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
     return str(path)
 
@@ -107,7 +107,7 @@ ONE = (("user: Q",), ("assistant: A",), ("assistant: B",))
     ],
 )
 def test_one_pair_a_row(tmp_path, row, expected):
-    (pref,) = read_preferences(write(tmp_path / "d.jsonl", row))
+    (pref,) = read_preferences(write_lines(tmp_path / "d.jsonl", row))
     assert to_lines(pref) == expected
     assert (pref.id, pref.group_id, pref.margin, pref.source) == ("d:1", "", None, "d")
 
@@ -122,7 +122,7 @@ def test_ultrafeedback_binarised(tmp_path):
         "score_chosen": 8.5,
         "score_rejected": 6.0,
     }
-    (pref,) = read_preferences(write(tmp_path / "uf.jsonl", row))
+    (pref,) = read_preferences(write_lines(tmp_path / "uf.jsonl", row))
     assert (to_lines(pref), pref.margin, pref.id) == (ONE, 2.5, "abc")
 
 
@@ -131,7 +131,7 @@ def test_helpsteer_pairs_neighbours_with_one_prompt(tmp_path):
         return {"prompt": prompt, "response": response, "helpfulness": helpfulness, "verbosity": 1}
 
     turns = "Hi<extra_id_1>Assistant\nHello\n<extra_id_1>User\nWhy?"
-    path = write(
+    path = write_lines(
         tmp_path / "hs.jsonl",
         make_rated_row("Q", "low", 1),
         make_rated_row("Q", "high", 4),
@@ -155,7 +155,7 @@ def test_helpsteer3_counts_from_response1_to_response2(tmp_path):
     def make_row(verdict):
         return {"context": [user_message("Q")], "response1": "A", "response2": "B", "overall_preference": verdict}
 
-    prefs, drops = read_with_drops(write(tmp_path / "hs3.jsonl", make_row(-3), make_row(1), make_row(0)))
+    prefs, drops = read_with_drops(write_lines(tmp_path / "hs3.jsonl", make_row(-3), make_row(1), make_row(0)))
     assert [(p.chosen[0].content, p.margin) for p in prefs] == [("A", 3), ("B", 1)]
     assert drops == {Drop.TIE: 1}
 
@@ -168,7 +168,7 @@ def test_nectar_makes_every_pair_of_one_group(tmp_path):
         {"answer": "first", "model": "m", "rank": 4.0},
     ]
     row = {"prompt": "\n\nHuman: Q\n\nAssistant: ", "answers": answers}
-    prefs, drops = read_with_drops(write(tmp_path / "n.jsonl", row))
+    prefs, drops = read_with_drops(write_lines(tmp_path / "n.jsonl", row))
     assert [(p.chosen[0].content, p.rejected[0].content) for p in prefs] == [
         ("first", "second"),
         ("second", "first"),
@@ -185,7 +185,7 @@ def test_each_right_answer_makes_a_pair_with_each_wrong_one(tmp_path):
     row = {"id": 7, "prompt": "Q", "chosen": ["A"], "rejected": ["B", "A", "C"], "subset": "Math", "models": ["m"]}
     several = {"prompt": "R", "chosen": ["A", "B"], "rejected": ["C"], "source": "mine", "subset": "Ties"}
     alone = {"prompt": "S", "chosen": "A", "rejected": ["B"]}
-    prefs, drops = read_with_drops(write(tmp_path / "rb.jsonl", row, several, alone))
+    prefs, drops = read_with_drops(write_lines(tmp_path / "rb.jsonl", row, several, alone))
     assert [(p.id, p.group_id, p.chosen[0].content, p.rejected[0].content) for p in prefs] == [
         ("7/0>0", "7", "A", "B"),
         ("7/0>2", "7", "A", "C"),
@@ -199,7 +199,7 @@ def test_each_right_answer_makes_a_pair_with_each_wrong_one(tmp_path):
 
 def test_identical_answers_are_dropped_and_counted(tmp_path, capsys):
     same = {"prompt": "Q", "chosen": "A", "rejected": "A"}
-    prefs, drops = read_with_drops(path := write(tmp_path / "d.jsonl", same, {**same, "rejected": "B"}, "", same))
+    prefs, drops = read_with_drops(path := write_lines(tmp_path / "d.jsonl", same, {**same, "rejected": "B"}, "", same))
     assert [p.id for p in prefs] == ["d:2"]
     assert drops == {Drop.IDENTICAL: 2}
     with collect_drop_counts() as counts:
@@ -271,7 +271,7 @@ GOOD = {"prompt": "Q", "chosen": "A", "rejected": "B"}
     ],
 )
 def test_a_bad_row_is_named_by_file_line_and_column(tmp_path, row, column, problem):
-    path = write(tmp_path / "d.jsonl", GOOD, "", row)
+    path = write_lines(tmp_path / "d.jsonl", GOOD, "", row)
     with pytest.raises(InputError, match=problem) as caught:
         read_preferences(path)
     assert caught.value.field == f"{path}, row 3, {column}"
@@ -285,7 +285,7 @@ def test_files_without_a_preference(tmp_path):
         ("same.jsonl", [{**GOOD, "rejected": "A"}], "none of its 1 rows"),
     ):
         with pytest.raises(InputError, match=problem):
-            read_preferences(write(tmp_path / name, *rows))
+            read_preferences(write_lines(tmp_path / name, *rows))
     (tmp_path / "folder").mkdir()
     for name, problem in (("missing.jsonl", "no such file"), ("folder", "is a folder without")):
         with pytest.raises(InputError, match=problem) as caught:

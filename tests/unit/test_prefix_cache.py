@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from many_adapters import FAMILIES, adapters, engine, prompt, run, sampled
+from many_adapters import FAMILIES, build_engine, build_sampling_params, draw_prompt, run_requests, save_random_adapters
 
 from align.rollout.continuous import PrefixCache
 from align.rollout.serving_engine import Request
@@ -14,26 +14,38 @@ CONFIG = FAMILIES["llama"]
 
 
 def test_a_prefix_is_read_once():
-    llama_engine = engine(CONFIG, prefix_bytes=1 << 26)
-    request = Request(prompt(150), sampled(4))
-    cold = run(llama_engine, [request])[0]
-    warm = run(llama_engine, [request])[0]
+    llama_engine = build_engine(CONFIG, prefix_bytes=1 << 26)
+    request = Request(draw_prompt(150), build_sampling_params(4))
+    cold = run_requests(llama_engine, [request])[0]
+    warm = run_requests(llama_engine, [request])[0]
     assert cold.tokens == warm.tokens
     assert (cold.outputs[0].cached_tokens, warm.outputs[0].cached_tokens) == (0, 128)
-    longer = run(llama_engine, [Request((*prompt(150)[:70], *prompt(80, 9)), sampled(4))])[0]
+    longer = run_requests(
+        llama_engine, [Request((*draw_prompt(150)[:70], *draw_prompt(80, 9)), build_sampling_params(4))]
+    )[0]
     assert longer.outputs[0].cached_tokens == 64
     # The last token of a prompt is always computed.
-    assert run(llama_engine, [Request(prompt(64), sampled(4))])[0].outputs[0].cached_tokens == 0
-    assert run(llama_engine, [Request(prompt(150), sampled(4, prompt_logprobs=0))])[0].outputs[0].cached_tokens == 0
+    assert (
+        run_requests(llama_engine, [Request(draw_prompt(64), build_sampling_params(4))])[0].outputs[0].cached_tokens
+        == 0
+    )
+    assert (
+        run_requests(llama_engine, [Request(draw_prompt(150), build_sampling_params(4, prompt_logprobs=0))])[0]
+        .outputs[0]
+        .cached_tokens
+        == 0
+    )
 
 
 def test_no_other_tenant_or_adapter_reads_it(tmp_path: Path):
-    llama_engine = engine(CONFIG, prefix_bytes=1 << 26)
-    digests = [None, *(llama_engine.register(folder) for folder in adapters(CONFIG, tmp_path)[:2])]
+    llama_engine = build_engine(CONFIG, prefix_bytes=1 << 26)
+    digests = [None, *(llama_engine.register(folder) for folder in save_random_adapters(CONFIG, tmp_path)[:2])]
     for digest in digests:
         for tenant in ("a", "b"):
             for cached in (0, 128):
-                response = run(llama_engine, [Request(prompt(150), sampled(1), digest, tenant)])[0]
+                response = run_requests(
+                    llama_engine, [Request(draw_prompt(150), build_sampling_params(1), digest, tenant)]
+                )[0]
                 assert response.outputs[0].cached_tokens == cached
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from annotation_store import add, asked, rank, tamper
-from people import member
+from annotation_store import add_question, query_rows, record_ranking, tamper
+from people import accept_invitation
 from sqlalchemy import insert
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -51,7 +51,7 @@ def test_each_project_has_a_key_of_its_own_that_stays(store: Store, store_url: s
 
 def test_what_comes_out_of_a_store_does_not_show_it(store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("DEBUG")
-    rank(store, next(iter(store.items("p"))).id, "0>1>2")
+    record_ranking(store, next(iter(store.items("p"))).id, "0>1>2")
     key = store.key("p")
     assert key is not None
     folder = tmp_path / "out"
@@ -71,7 +71,7 @@ def count_rows(store: Store, project: str) -> dict[str, int]:
     query = "SELECT count(*) FROM {} WHERE {} = '{}'"
     project_columns = {"projects": "name"}
     return {
-        table: asked(store, query.format(table, project_columns.get(table, "project"), project))[0][0]
+        table: query_rows(store, query.format(table, project_columns.get(table, "project"), project))[0][0]
         for table in TABLES
     }
 
@@ -80,13 +80,13 @@ def count_rows(store: Store, project: str) -> dict[str, int]:
 def full(store: Store, accounts: Accounts) -> Store:
     """Store with two projects that have guidelines, settings, votes with remarks, and members."""
     for project in ("p", "q"):
-        item = add(store, "run/9", project=project)
+        item = add_question(store, "run/9", project=project)
         publish_guidelines(store, project, f"# Be fair in {project}")
         configure(store, project, {"title": "A title"})
         judgement = Judgement(((f"{item}-0",), (f"{item}-1", f"{item}-2")), rationale="because of Xq7")
         store.record(project, item, judgement, annotator="ann@example.org", key="k")
         accounts.invite(project, "annotator")
-    member(accounts, "carla")
+    accept_invitation(accounts, "carla")
     return store
 
 
@@ -102,7 +102,7 @@ def test_all_of_a_project_goes_and_nothing_of_another(full: Store, store_url: st
     assert {*count_rows(full, "p").values()} == {0}
     assert count_rows(full, "q") == counts_of_q
     assert (full.key("p"), full.key("q")) == (None, key_of_q)
-    assert asked(full, "SELECT name FROM users") == []  # carla was in no other project
+    assert query_rows(full, "SELECT name FROM users") == []  # carla was in no other project
     assert full.verify(head).seq == tombstone
     if "sqlite" in store_url:
         files = [path.read_bytes() for path in tmp_path.iterdir()]
@@ -117,14 +117,14 @@ def test_its_name_is_not_used_again(full: Store, accounts: Accounts, act: str):
     item = next(iter(full.items("p"))).id
     full.erase_project("p")
     actions: dict[str, Callable[[], object]] = {
-        "item": lambda: add(full, "new"),
+        "item": lambda: add_question(full, "new"),
         "settings": lambda: configure(full, "p", {"overlap": 2}),
         "guidelines": lambda: publish_guidelines(full, "p", "# Again"),
         "invitation": lambda: accounts.invite("p", "annotator"),
-        "vote": lambda: rank(full, item, "0>1>2"),
+        "vote": lambda: record_ranking(full, item, "0>1>2"),
     }
     if act == "known item":  # a continued run restores nothing
-        assert add(full, "run/0")
+        assert add_question(full, "run/0")
     else:
         with pytest.raises(InputError, match="erased"):
             actions[act]()

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from annotation_store import add, ask, asked, rank, said, tamper
-from postgres import new_schema
+from annotation_store import add_question, build_judgement, build_prompt, query_rows, record_ranking, tamper
+from postgres import create_schema
 from sqlalchemy import create_engine
 
 from align.annotate.store import Candidate, ProjectSettings, Store, configure, publish_guidelines
@@ -23,7 +23,7 @@ def store(store_url):
 
 
 def test_a_project_that_was_never_configured_has_the_defaults(store):
-    add(store)
+    add_question(store)
     with store.reading() as db:
         assert (read_settings(db, "p"), read_state(db, "p")) == (ProjectSettings(), "open")
         with pytest.raises(InputError, match="no such project"):
@@ -37,7 +37,7 @@ def test_each_change_is_a_row_of_the_ledger_and_no_change_is_none(store):
     assert after == ProjectSettings(overlap=3, attributes=("helpful",), quota=9)
     with store.reading() as db:
         assert (read_settings(db, "p"), read_state(db, "p")) == (after, "paused")
-    changes = [json.loads(row[0]) for row in asked(store, "SELECT payload FROM ledger WHERE kind = 'settings'")]
+    changes = [json.loads(row[0]) for row in query_rows(store, "SELECT payload FROM ledger WHERE kind = 'settings'")]
     assert changes == [{"overlap": 3, "attributes": ["helpful"], "state": "paused"}, {"quota": 9}]
     store.verify()
 
@@ -105,7 +105,7 @@ def test_guidelines_have_versions_and_the_ledger_knows_their_text(store):
     ],
 )
 def test_settings_and_gold_are_those_of_the_ledger(store, statement):
-    add(store)
+    add_question(store)
     configure(store, "p", {"overlap": 2}, state="paused")
     store.verify()
     tamper(store, statement)
@@ -114,15 +114,15 @@ def test_settings_and_gold_are_those_of_the_ledger(store, statement):
 
 
 def test_counting_anew_makes_what_is_missing(store):
-    item = add(store)
-    gold = store.add_item("p", "g", ask(), [Candidate("a"), Candidate("b")], expected=[[0], [1]])
+    item = add_question(store)
+    gold = store.add_item("p", "g", build_prompt(), [Candidate("a"), Candidate("b")], expected=[[0], [1]])
     configure(store, "p", {"overlap": 3})
-    rank(store, item, "0>1>2")
-    before = asked(store, "SELECT item, wanted, judged, leased, gold FROM work ORDER BY item")
+    record_ranking(store, item, "0>1>2")
+    before = query_rows(store, "SELECT item, wanted, judged, leased, gold FROM work ORDER BY item")
     tamper(store, "DELETE FROM work")
     with store.transaction() as db:
         assert recount(db, "p") == 2
-    assert asked(store, "SELECT item, wanted, judged, leased, gold FROM work ORDER BY item") == before
+    assert query_rows(store, "SELECT item, wanted, judged, leased, gold FROM work ORDER BY item") == before
     assert {row[0]: row[1:3] for row in before} == {item: (3, 1), gold: (0, 0)}
 
 
@@ -139,9 +139,9 @@ def test_a_new_project_is_a_row_of_the_ledger(store):
 @pytest.fixture
 def remarked(store):
     """Store of four ledger rows: 1 and 2 add items, 3 ranks the first with a remark, 4 the second without."""
-    ids = [add(store, f"run/{i}") for i in range(2)]
-    rank(store, ids[0], "0>1>2", rationale="Xq7 because", demonstration="Xq7 better")
-    rank(store, ids[1], "0>1>2")
+    ids = [add_question(store, f"run/{i}") for i in range(2)]
+    record_ranking(store, ids[0], "0>1>2", rationale="Xq7 because", demonstration="Xq7 better")
+    record_ranking(store, ids[1], "0>1>2")
     assert store.verify().seq == 4
     return store
 
@@ -150,7 +150,7 @@ def test_a_remark_comes_back_and_lies_nowhere_in_the_ledger(remarked):
     first, second = remarked.rankings("p")
     assert (first.rationale, first.demonstration) == ("Xq7 because", "Xq7 better")
     assert (second.rationale, second.demonstration) == ("", "")
-    assert not any("Xq7" in row[0] for row in asked(remarked, "SELECT payload FROM ledger"))
+    assert not any("Xq7" in row[0] for row in query_rows(remarked, "SELECT payload FROM ledger"))
 
 
 @pytest.mark.parametrize(
@@ -179,19 +179,19 @@ def test_a_remark_of_no_vote_is_found(remarked):
 def test_erasing_the_item_or_the_annotator_takes_the_remark_with_it(remarked):
     item = next(remarked.items("p")).id
     remarked.erase_content("p", item)
-    assert asked(remarked, "SELECT content FROM remarks") == []
+    assert query_rows(remarked, "SELECT content FROM remarks") == []
     remarked.verify()
     remaining_item = next(remarked.items("p")).id
-    rank(remarked, remaining_item, "2>1>0", annotator="bob", rationale="mine")
+    record_ranking(remarked, remaining_item, "2>1>0", annotator="bob", rationale="mine")
     remarked.erase_annotator("p", remarked.pseudonym("p", "bob"))
-    assert asked(remarked, "SELECT content FROM remarks") == []
+    assert query_rows(remarked, "SELECT content FROM remarks") == []
     assert len(remarked.rankings("p")) == 2
     remarked.verify()
 
 
 def test_an_erased_remark_makes_a_repeated_vote_no_other_one(remarked):
     item = list(remarked.items("p"))[1].id
-    judgement = said(item, "0>1>2", rationale="why")
+    judgement = build_judgement(item, "0>1>2", rationale="why")
     seq = remarked.record("p", item, judgement, annotator="bob", key="k")
     assert remarked.record("p", item, judgement, annotator="bob", key="k") == seq
     tamper(remarked, f"DELETE FROM remarks WHERE seq = {seq}")
@@ -199,11 +199,11 @@ def test_an_erased_remark_makes_a_repeated_vote_no_other_one(remarked):
 
 
 def test_the_tables_of_a_shared_database_are_left_alone(postgres):
-    url = new_schema(postgres, "shared")
+    url = create_schema(postgres, "shared")
     engine = create_engine(url)
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE theirs (id VARCHAR(32))")
         connection.exec_driver_sql("INSERT INTO theirs VALUES ('kept')")
     with Store.open(url) as store:
-        assert asked(store, "SELECT id FROM theirs") == [("kept",)]
+        assert query_rows(store, "SELECT id FROM theirs") == [("kept",)]
     engine.dispose()

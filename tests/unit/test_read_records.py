@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from record_reads import read_records
-from written import PACKERS, TABLES, WRITERS, write
+from written import PACKERS, TABLES, WRITERS, write_row_file
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Feedback, Message, Preference
@@ -168,7 +168,7 @@ def test_every_shape_in_every_format_is_what_it_is_in_json_lines(tmp_path: Path,
     if name in TABLES and shape in NOT_IN_TABLES:
         return
     for packed in PACKERS:
-        parsed = read_all(write(tmp_path, name, rows, packed))
+        parsed = read_all(write_row_file(tmp_path, name, rows, packed))
         assert [to_content_row(item.record) for item in parsed] == expected
         assert [item.number for item in parsed] == [len(rows)] * len(parsed)
 
@@ -181,7 +181,7 @@ def test_a_shape_has_a_name(shape: str) -> None:
 
 def test_kinds_have_their_types_and_figures(tmp_path: Path) -> None:
     rows = [SHAPES[name][0][0] for name in ("messages", "UltraFeedback", "KTO", "text", "Nectar")]
-    parsed = read_all(write(tmp_path, "d.jsonl", rows))
+    parsed = read_all(write_row_file(tmp_path, "d.jsonl", rows))
     assert [type(item.record) for item in parsed] == [Conversation, Preference, Feedback, str, Preference]
     assert [item.number for item in parsed] == [1, 2, 3, 4, 5]
     pair = parsed[1].record
@@ -195,20 +195,20 @@ def test_what_else_a_row_has_is_kept_beside_its_record(tmp_path: Path) -> None:
     columns = {"split": "test", "group": 7, "created_at": "2026-01-01", "ok": True, "list": [1], "none": None}
     expected = {"split": "test", "group": 7, "created_at": "2026-01-01", "ok": True}
     for shape, (rows, _) in SHAPES.items():
-        first = read_all(write(tmp_path, "d.jsonl", [{**row, **columns} for row in rows]))[0]
+        first = read_all(write_row_file(tmp_path, "d.jsonl", [{**row, **columns} for row in rows]))[0]
         assert expected.items() <= first.extra.items(), shape
         assert not first.extra.keys() & {"list", "none", "prompt", "text", "messages", "system"}
-    path = write(tmp_path, "d.jsonl", [{"text": "a", "label": "spam"}])
+    path = write_row_file(tmp_path, "d.jsonl", [{"text": "a", "label": "spam"}])
     (label,) = read_all(path, rules=ColumnRules(metadata=["label"]))
     assert (label.record, label.extra, label.metadata) == ("a", {"label": "spam"}, {"label": "spam"})
-    (tree,) = read_all(write(tmp_path, "d.jsonl", FLAT_TREE))
+    (tree,) = read_all(write_row_file(tmp_path, "d.jsonl", FLAT_TREE))
     assert tree.extra == {"message_tree_id": "t1", "lang": "en", "group_id": "t1"}
 
 
 def test_records_go_on_behind_the_last_that_was_read(tmp_path: Path) -> None:
     rows = [row for name in ("HelpSteer", "a flat tree", "text", "Nectar", "a flat tree") for row in SHAPES[name][0]]
     rows[9:] = [{**row, "message_tree_id": "t2"} if "message_tree_id" in row else row for row in rows[9:]]
-    path = write(tmp_path, "d.jsonl", rows)
+    path = write_row_file(tmp_path, "d.jsonl", rows)
     parsed = read_all(path)
     assert [item.number for item in parsed] == [2, 8, 9, 10, 16]
     for i, item in enumerate(parsed):
@@ -216,19 +216,21 @@ def test_records_go_on_behind_the_last_that_was_read(tmp_path: Path) -> None:
 
 
 def test_columns_are_mapped_before_a_row_is_recognised(tmp_path: Path) -> None:
-    path = write(tmp_path, "d.jsonl", [{"ask": "q", "say": "a", "note": "n", "prompt": "other"}])
+    path = write_row_file(tmp_path, "d.jsonl", [{"ask": "q", "say": "a", "note": "n", "prompt": "other"}])
     (mapped,) = read_all(path, rules=ColumnRules({"prompt": "ask", "completion": "say"}))
     assert (mapped.record, mapped.extra) == (Conversation((U, A), "d.jsonl:1"), {"note": "n"})
     assert mapped.metadata == {"note": "n", "prompt": "other"}
     (swapped,) = read_all(
-        write(tmp_path, "d.jsonl", [{"prompt": "a", "completion": "q"}]),
+        write_row_file(tmp_path, "d.jsonl", [{"prompt": "a", "completion": "q"}]),
         rules=ColumnRules({"prompt": "completion", "completion": "prompt"}),
     )
     assert swapped.record == mapped.record
     with pytest.raises(
         InputError, match=r"row 1, columns=ask, say: there is no asked among them to rename to prompt"
     ) as caught:
-        read_all(write(tmp_path, "d.jsonl", [{"ask": "q", "say": "a"}]), rules=ColumnRules({"prompt": "asked"}))
+        read_all(
+            write_row_file(tmp_path, "d.jsonl", [{"ask": "q", "say": "a"}]), rules=ColumnRules({"prompt": "asked"})
+        )
     assert "d.jsonl" in caught.value.field
 
 
@@ -249,7 +251,7 @@ def test_columns_are_mapped_before_a_row_is_recognised(tmp_path: Path) -> None:
     ],
 )
 def test_a_row_without_a_shape_names_the_nearest(tmp_path: Path, row: dict[str, Any], told: str | None) -> None:
-    path = write(tmp_path, "d.jsonl", [row])
+    path = write_row_file(tmp_path, "d.jsonl", [row])
     if told is None:  # a question alone is a prompt
         assert isinstance(read_all(path)[0].record, Conversation)
         return
@@ -270,7 +272,7 @@ def test_drops_are_counted_and_bad_rows_left_out(tmp_path: Path) -> None:
     ]
     drops = Counter[Drop]()
     bad_rows = BadRows(skips=True)
-    parsed = list(read_records(str(write(tmp_path, "d.jsonl", rows)), bad_rows=bad_rows, drops=drops))
+    parsed = list(read_records(str(write_row_file(tmp_path, "d.jsonl", rows)), bad_rows=bad_rows, drops=drops))
     assert [item.number for item in parsed] == [10, 11]
     assert drops == {Drop.IDENTICAL: 1, Drop.UNPAIRED: 1, Drop.TIE: 1, Drop.UNANSWERED: 1}
     with pytest.raises(InputError, match="row 4"):
@@ -308,43 +310,43 @@ def test_drops_are_counted_and_bad_rows_left_out(tmp_path: Path) -> None:
 )
 def test_a_tree_that_does_not_hang_together_is_told(tmp_path: Path, rows: list[dict[str, Any]], problem: str) -> None:
     with pytest.raises(InputError, match=problem):
-        read_all(write(tmp_path, "d.jsonl", rows))
+        read_all(write_row_file(tmp_path, "d.jsonl", rows))
 
 
 def test_trees_follow_one_another_and_messages_of_one_in_any_order(tmp_path: Path) -> None:
     second_tree = [{**row, "message_tree_id": "t2"} for row in FLAT_TREE]
-    parsed = read_all(write(tmp_path, "d.jsonl", [*FLAT_TREE[::-1], *second_tree]))
+    parsed = read_all(write_row_file(tmp_path, "d.jsonl", [*FLAT_TREE[::-1], *second_tree]))
     assert [(item.number, item.extra["group_id"]) for item in parsed] == [(6, "t1"), (12, "t2")]
     assert [to_content_row(item.record) for item in parsed] == TREE * 2
     rows_without_tree_id = [{k: v for k, v in row.items() if k != "message_tree_id"} for row in FLAT_TREE]
     # A root begins the next tree.
-    parsed = read_all(write(tmp_path, "d.jsonl", [*rows_without_tree_id, *rows_without_tree_id]))
+    parsed = read_all(write_row_file(tmp_path, "d.jsonl", [*rows_without_tree_id, *rows_without_tree_id]))
     assert [(item.number, item.extra["group_id"]) for item in parsed] == [(6, "d.jsonl:1"), (12, "d.jsonl:7")]
 
 
 def test_paths_come_in_the_order_of_the_replies(tmp_path: Path) -> None:
-    parsed = read_all(write(tmp_path, "d.jsonl", FLAT_TREE[:3]))
+    parsed = read_all(write_row_file(tmp_path, "d.jsonl", FLAT_TREE[:3]))
     assert [item.record for item in parsed] == [Conversation((U, A), "d.jsonl:2"), Conversation((U, B), "d.jsonl:3")]
 
 
 def test_what_was_deleted_is_left_out_with_its_replies(tmp_path: Path) -> None:
     rows = [{**row, "deleted": row["message_id"] == "2"} for row in FLAT_TREE[:5]]
     drops: Counter[Drop] = Counter()
-    parsed = read_all(write(tmp_path, "d.jsonl", rows), drops=drops)
+    parsed = read_all(write_row_file(tmp_path, "d.jsonl", rows), drops=drops)
     assert [item.record for item in parsed] == [Conversation((U, B), "d.jsonl:3")]
     assert drops == {Drop.DELETED: 1}
 
 
 def test_a_refused_row_is_told_where_all_others_were_dropped(tmp_path: Path) -> None:
     deleted = [{**row, "deleted": True} for row in FLAT_TREE[:5]]
-    path = write(tmp_path, "d.jsonl", [*deleted, {"nothing": 1}])
+    path = write_row_file(tmp_path, "d.jsonl", [*deleted, {"nothing": 1}])
     with pytest.raises(InputError, match="nothing"):
         read_documents(path, skip_bad_rows=True)
 
 
 def test_a_tree_of_thousands_of_turns_is_walked(tmp_path: Path) -> None:
     rows = [make_node(str(i), str(i - 1) if i else None, ("prompter", "assistant")[i % 2], "q") for i in range(3000)]
-    (parsed,) = read_all(write(tmp_path, "d.jsonl", rows))
+    (parsed,) = read_all(write_row_file(tmp_path, "d.jsonl", rows))
     assert isinstance(parsed.record, Conversation)
     assert len(parsed.record.messages) == 3000
 
@@ -352,11 +354,11 @@ def test_a_tree_of_thousands_of_turns_is_walked(tmp_path: Path) -> None:
 def test_stages_read_trees_and_questions_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for shape in ("a flat tree", "a tree", "question", "OpenOrca"):
         rows, expected = SHAPES[shape]
-        assert list(map(to_content_row, read_documents(write(tmp_path, "d.parquet", rows)))) == expected
+        assert list(map(to_content_row, read_documents(write_row_file(tmp_path, "d.parquet", rows)))) == expected
     assert "left out 1 path of" in capsys.readouterr().out
     for shape in ("Orca", "HelpSteer"):
         rows, expected = SHAPES[shape]
-        assert list(map(to_content_row, read_preferences(write(tmp_path, "d.csv", rows)))) == expected
+        assert list(map(to_content_row, read_preferences(write_row_file(tmp_path, "d.csv", rows)))) == expected
 
 
 # Rows that would be read as something else than they are.
@@ -381,7 +383,7 @@ def test_stages_read_trees_and_questions_too(tmp_path: Path, capsys: pytest.Capt
 )
 def test_rows_to_imitate_that_say_more_are_refused(tmp_path: Path, row: dict[str, Any], field: str) -> None:
     with pytest.raises(InputError, match=rf"row 1, {field}="):
-        read_documents(write(tmp_path, "d.jsonl", [row]))
+        read_documents(write_row_file(tmp_path, "d.jsonl", [row]))
 
 
 @pytest.mark.parametrize(
@@ -394,13 +396,13 @@ def test_rows_to_imitate_that_say_more_are_refused(tmp_path: Path, row: dict[str
 )
 def test_feedback_on_nothing_is_refused(tmp_path: Path, row: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputError, match=problem):
-        read_all(write(tmp_path, "d.jsonl", [row]))
+        read_all(write_row_file(tmp_path, "d.jsonl", [row]))
 
 
 def test_feedback_on_an_empty_answer_and_on_several_turns_is_kept(tmp_path: Path) -> None:
     turns = [make_message("assistant", "a"), make_message("user", "q"), make_message("assistant", "b")]
     rows = [{"prompt": "q", "completion": "", "label": False}, {"prompt": "q", "completion": turns, "label": True}]
-    first, second = (item.record for item in read_all(write(tmp_path, "d.jsonl", rows)))
+    first, second = (item.record for item in read_all(write_row_file(tmp_path, "d.jsonl", rows)))
     assert first == Feedback((U,), (Message("assistant", ""),), False, "d.jsonl:1")
     assert second == Feedback((U,), (A, U, B), True, "d.jsonl:2")
 
@@ -408,4 +410,4 @@ def test_feedback_on_an_empty_answer_and_on_several_turns_is_kept(tmp_path: Path
 def test_a_column_that_is_a_number_here_and_a_text_there_is_told(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "completion": text} for text in ("a", 3)]
     with pytest.raises(InputError, match=r"row 2, completion=3: is a number, and a text is read here"):
-        read_all(write(tmp_path, "d.jsonl", rows))
+        read_all(write_row_file(tmp_path, "d.jsonl", rows))

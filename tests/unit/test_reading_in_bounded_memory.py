@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
-from written import COLUMNS, WRITERS, write
+from written import COLUMNS, WRITERS, write_row_file
 
 GROWTH = """
 import sys
@@ -92,7 +92,7 @@ def test_a_large_file_is_read_in_memory_that_does_not_grow(tmp_path: Path, name:
         packing = gzip.GzipFile(whole, "wb", 1) if packed == ".gz" else pa.CompressedOutputStream(whole, "zstd")
         with path.open("rb") as file, packing as out:
             shutil.copyfileobj(file, out, 2**20)
-    small = write(tmp_path / "..", plain, [{"prompt": "a", "completion": "b"}])
+    small = write_row_file(tmp_path / "..", plain, [{"prompt": "a", "completion": "b"}])
     process = subprocess.run(
         [sys.executable, "-c", GROWTH, str(tmp_path / name), str(small)], capture_output=True, text=True, check=True
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_models import BASE, exported, load, make_adapter, make_base, merged_in, randomise
+from export_models import BASE, export_adapter, export_merged, load_base_model, make_adapter, make_base, randomise
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
@@ -146,7 +146,7 @@ def test_a_template_that_refuses_words_leaves_the_tokens(base: Base):
 def test_an_adapter_is_what_was_trained_on_nf4_and_not_on_the_original(
     trained: TrainedModel, base: Base, tmp_path: Path
 ):
-    target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
+    target = export_adapter(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
     dequantised_base = prepare_dequantised_base(
         tmp_path, base, BASE, torch.float32, torch.float32, CPU, trained.tokenizer
     )
@@ -169,7 +169,7 @@ def test_an_adapter_is_what_was_trained_on_nf4_and_not_on_the_original(
 
 
 def test_without_a_base_beside_it_the_dequantised_one_was_not_checked(trained: TrainedModel, tmp_path: Path):
-    target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
+    target = export_adapter(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
     assert (
         collect_verdicts(check_adapter(trained, target, None, "bfloat16", NOBODY))[
             "transformers/adapter/nf4-dequantised/bfloat16"
@@ -180,7 +180,7 @@ def test_without_a_base_beside_it_the_dequantised_one_was_not_checked(trained: T
 
 @pytest.mark.parametrize("factor", [1.5, 0.99])
 def test_a_scale_that_is_off_by_little_fails(trained: TrainedModel, tmp_path: Path, factor: float):
-    target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
+    target = export_adapter(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
     tensors = load_file(target / WEIGHTS_FILE)
     save_file(
         {k: v * factor if "lora_B" in k else v for k, v in tensors.items()}, target / WEIGHTS_FILE, {"format": "pt"}
@@ -196,10 +196,10 @@ def test_a_scale_that_is_off_by_little_fails(trained: TrainedModel, tmp_path: Pa
 )
 def test_a_merge_is_compared_before_and_after_it_is_saved(trained: TrainedModel, tmp_path: Path, into: str, kept: str):
     nf4 = into == DEQUANTISED
-    model = merge_adapter(cast_to_fp32(load(Path(trained.base.path), nf4)), trained.adapter, torch.float32)
+    model = merge_adapter(cast_to_fp32(load_base_model(Path(trained.base.path), nf4)), trained.adapter, torch.float32)
     with torch.no_grad():
         merged_logits = [model(input_ids=torch.tensor([row])).logits[0] for row in trained.rows]
-    target = merged_in(model.to(getattr(torch, kept)), tmp_path / "out", tokenizer=trained.tokenizer)
+    target = export_merged(model.to(getattr(torch, kept)), tmp_path / "out", tokenizer=trained.tokenizer)
     rows = check_merged(trained, target, into, kept, merged_logits, NOBODY)
     assert [row.verdict for row in rows[:3]] == ["pass", "pass", "reported"]  # each on its own base
     assert rows[0].found is not None
@@ -217,7 +217,7 @@ def test_a_merge_is_compared_before_and_after_it_is_saved(trained: TrainedModel,
 def test_a_merge_keeps_all_bits_of_a_base_that_was_saved_in_few(base: Base, tmp_path: Path):
     """`dequantize` returns the dtype of the checkpoint by default, and bfloat16 would lose half of the bits."""
     folder = tmp_path / "model"
-    load(Path(base.path), nf4=False, dtype=torch.bfloat16).save_pretrained(folder)
+    load_base_model(Path(base.path), nf4=False, dtype=torch.bfloat16).save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     tokenizer.save_pretrained(folder)
     source = make_adapter(folder, tmp_path / "source")
@@ -232,7 +232,7 @@ def test_an_adapter_of_a_plain_base_is_held_to_that(base: Base, tmp_path: Path):
     source = make_adapter(Path(base.path), tmp_path / "source")
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     plain = load_trained_model(base, source, "lora", CPU, torch.bfloat16, tokenizer)
-    rows = check_adapter(plain, exported(source, tmp_path / "out", tokenizer=tokenizer), None, "bfloat16", NOBODY)
+    rows = check_adapter(plain, export_adapter(source, tmp_path / "out", tokenizer=tokenizer), None, "bfloat16", NOBODY)
     assert collect_verdicts(rows) == {
         "transformers/adapter/original/bfloat16": "pass",
         "transformers/base alone/original/bfloat16": "reported",
@@ -267,12 +267,14 @@ def test_other_architectures_leave_as_they_were_trained(base: Base, tmp_path: Pa
     source = make_adapter(folder, tmp_path / "source", **lora_options)
     model = Base(architecture, str(folder), None, model_digest(folder))
     trained_model = load_trained_model(model, source, "qlora", CPU, torch.float32, tokenizer)
-    target = exported(source, tmp_path / "out", tokenizer=tokenizer)
+    target = export_adapter(source, tmp_path / "out", tokenizer=tokenizer)
     dequantised_base = prepare_dequantised_base(tmp_path, model, BASE, torch.float32, torch.float32, CPU, tokenizer)
     rows = check_adapter(trained_model, target, dequantised_base, "float32", NOBODY)
     assert [row.verdict for row in rows[:2]] == ["pass", "pass"]
-    merged_folder = merged_in(
-        merge_adapter(cast_to_fp32(load(folder)), source, torch.float32), tmp_path / "merged", tokenizer=tokenizer
+    merged_folder = export_merged(
+        merge_adapter(cast_to_fp32(load_base_model(folder)), source, torch.float32),
+        tmp_path / "merged",
+        tokenizer=tokenizer,
     )
     assert check_merged(trained_model, merged_folder, DEQUANTISED, "float32", None, NOBODY)[0].verdict == "pass"
     assert trained_model.base_divergence.max_logprob > 0.1
@@ -289,7 +291,7 @@ def test_a_model_of_few_positions_and_transposed_weights(base: Base, tmp_path: P
     GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=1, eos_token_id=2)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     model = get_peft_model(
-        load(folder, nf4=False),
+        load_base_model(folder, nf4=False),
         LoraConfig(r=4, lora_alpha=3, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, task_type="CAUSAL_LM"),
     )
     randomise(model)
@@ -298,12 +300,16 @@ def test_a_model_of_few_positions_and_transposed_weights(base: Base, tmp_path: P
     trained_model = load_trained_model(gpt2, tmp_path / "source", "lora", CPU, torch.float32, tokenizer)
     assert max(map(len, trained_model.rows)) <= 48
     rows = check_adapter(
-        trained_model, exported(tmp_path / "source", tmp_path / "out", tokenizer=tokenizer), None, "float32", NOBODY
+        trained_model,
+        export_adapter(tmp_path / "source", tmp_path / "out", tokenizer=tokenizer),
+        None,
+        "float32",
+        NOBODY,
     )
     assert rows[0].verdict == "pass"
     assert trained_model.base_divergence.max_logprob > 0.1
-    merged_model = merge_adapter(load(folder, nf4=False), tmp_path / "source", torch.float32)
-    merged_folder = merged_in(merged_model, tmp_path / "merged", tokenizer=tokenizer)
+    merged_model = merge_adapter(load_base_model(folder, nf4=False), tmp_path / "source", torch.float32)
+    merged_folder = export_merged(merged_model, tmp_path / "merged", tokenizer=tokenizer)
     assert check_merged(trained_model, merged_folder, "original", "float32", None, NOBODY)[0].verdict == "pass"
 
 
@@ -324,7 +330,7 @@ def test_a_dequantised_base_is_written_once_and_trusted_by_its_digest(
     assert json.loads((folder / "base.json").read_text())["kind"] == "nf4-dequantised"
     assert weights.stat().st_mode & 0o777 == 0o644
     saved_weights = load_file(weights)
-    expected_weights = dict(dequantise(load(Path(base.path)), torch.bfloat16).named_parameters())
+    expected_weights = dict(dequantise(load_base_model(Path(base.path)), torch.bfloat16).named_parameters())
     assert all(torch.equal(saved_weights[name], expected_weights[name]) for name in saved_weights)
     save_file({n: t + 1 for n, t in saved_weights.items()}, weights, {"format": "pt"})
     with pytest.raises(CorruptFile, match="not those that were written"):
@@ -350,7 +356,7 @@ def test_ids_without_an_embedding_are_refused_whatever_is_exported(trained: Trai
 
 
 def test_a_receipt_speaks_of_its_files_and_no_others(trained: TrainedModel, tmp_path: Path):
-    target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
+    target = export_adapter(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
     rows = [ReceiptCheck("t", found=NEAR, bound=("kl", 1.0)), ReceiptCheck("vLLM", note="why")]
     write_receipt(target, [row.as_dict() for row in rows], trained.rows, {"base": BASE})
     receipt = read_verified_receipt(target)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_roles import World, ragged_rollout
+from tiny_roles import World, build_ragged_rollout
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -19,7 +19,7 @@ from align.models.roles import TRAINABLE, CachedForward, Role, Roles
 from align.ppo.experience import Experience
 from align.ppo.update import Losses, accumulate_gradients
 
-ROLLOUT = ragged_rollout()
+ROLLOUT = build_ragged_rollout()
 TEMPERATURE = 0.8
 
 

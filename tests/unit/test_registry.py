@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from portfolio import anew, digest_of, given, interval, made, one, records, refs, small
+from portfolio import (
+    build_interval,
+    build_run_input,
+    compute_artifact_digest,
+    find_record,
+    query_records,
+    query_refs,
+    rebuild_records,
+    write_run_folder,
+    write_two_policies,
+)
 
 from align.core.errors import InputError
 from align.registry.index import INDEX
@@ -17,7 +27,7 @@ from align.run.manifest import FILE
 
 
 def test_what_is_known_of_a_policy(tmp_path: Path) -> None:
-    record = one(small(tmp_path), "ppo:first")
+    record = find_record(write_two_policies(tmp_path), "ppo:first")
     shape = {"r": 8, "alpha": 16, "targets": ["q_proj", "v_proj"], "dora": False, "rslora": False}
     assert record["method"] == {"name": "qlora", "quantisation": "nf4", **shape}
     assert (record["reward"], record["base"]["id"], record["dtype"]) == ("reward:votes", "pocket", "float32")
@@ -29,40 +39,40 @@ def test_what_is_known_of_a_policy(tmp_path: Path) -> None:
     }
     assert record["children"] == ["eval:one", "export:one"]
     assert record["exports"] == ["export:one"]
-    assert one(tmp_path, "export:one")["kl"] == 1e-7
+    assert find_record(tmp_path, "export:one")["kl"] == 1e-7
     assert (record["evaluation"], record["kl"]) == ("eval:one", 3.0)
     assert record["score"] == {"name": "win_rate", "value": 0.81, "low": 0.75, "high": 0.87}
-    second_policy = one(tmp_path, "ppo:second")
+    second_policy = find_record(tmp_path, "ppo:second")
     assert (second_policy["score"], second_policy["evaluation"], second_policy["exports"]) == (
         {"name": "last_score", "value": 1.5},
         None,
         [],
     )
-    start = one(tmp_path, "sft:start")
+    start = find_record(tmp_path, "sft:start")
     assert start["parents"] == ["data:talk"]
     assert start["children"] == ["ppo:first", "ppo:second", "reward:votes"]
     assert (start["data"]["root"], start["data"]["rows"]) == ("t" * 64, 900)
 
 
 def test_a_later_evaluation_counts_and_a_proxy_only_where_there_is_no_other(tmp_path: Path) -> None:
-    small(tmp_path)
-    made(
+    write_two_policies(tmp_path)
+    write_run_folder(
         tmp_path,
         "eval:proxy",
         {"artifact": "ppo:first"},
         day=9,
-        metrics={"win_rate": interval(0.99, 0.9, 1), "judge_is": "proxy"},
+        metrics={"win_rate": build_interval(0.99, 0.9, 1), "judge_is": "proxy"},
     )
-    made(tmp_path, "eval:failed", {"artifact": "ppo:first"}, day=10, status="failed", metrics={})
-    assert one(tmp_path, "ppo:first")["evaluation"] == "eval:one"
-    made(
+    write_run_folder(tmp_path, "eval:failed", {"artifact": "ppo:first"}, day=10, status="failed", metrics={})
+    assert find_record(tmp_path, "ppo:first")["evaluation"] == "eval:one"
+    write_run_folder(
         tmp_path,
         "eval:later",
         {"artifact": "ppo:first"},
         day=11,
-        metrics={"win_rate": interval(0.4, 0.3, 0.5), "judge_is": "gold"},
+        metrics={"win_rate": build_interval(0.4, 0.3, 0.5), "judge_is": "gold"},
     )
-    assert one(tmp_path, "ppo:first")["score"]["value"] == 0.4
+    assert find_record(tmp_path, "ppo:first")["score"]["value"] == 0.4
 
 
 @pytest.mark.parametrize(
@@ -104,15 +114,15 @@ def test_a_later_evaluation_counts_and_a_proxy_only_where_there_is_no_other(tmp_
     ids=str,
 )
 def test_conditions(tmp_path: Path, where: dict[str, Any], expected: list[str]) -> None:
-    assert refs(small(tmp_path), where) == expected
+    assert query_refs(write_two_policies(tmp_path), where) == expected
 
 
 def test_orders(tmp_path: Path) -> None:
-    small(tmp_path)
-    assert refs(tmp_path, {}, "-started")[0] == "export:one"
-    assert refs(tmp_path, {"stage": ["ppo", "sft"]}, "-score.value") == ["sft:start", "ppo:second", "ppo:first"]
-    assert refs(tmp_path, {"stage": ["ppo", "sft"]}, "stage", "-name") == ["ppo:second", "ppo:first", "sft:start"]
-    assert refs(tmp_path, {}, "metrics.accuracy.value")[0] == "reward:votes"  # the other runs have no accuracy
+    write_two_policies(tmp_path)
+    assert query_refs(tmp_path, {}, "-started")[0] == "export:one"
+    assert query_refs(tmp_path, {"stage": ["ppo", "sft"]}, "-score.value") == ["sft:start", "ppo:second", "ppo:first"]
+    assert query_refs(tmp_path, {"stage": ["ppo", "sft"]}, "stage", "-name") == ["ppo:second", "ppo:first", "sft:start"]
+    assert query_refs(tmp_path, {}, "metrics.accuracy.value")[0] == "reward:votes"  # the other runs have no accuracy
 
 
 @pytest.mark.parametrize(
@@ -146,10 +156,10 @@ def test_orders(tmp_path: Path) -> None:
 )
 def test_conditions_that_cannot_be_read(tmp_path: Path, where: dict[str, Any], says: str | None) -> None:
     if says is None:  # texts that no run has
-        assert refs(small(tmp_path), where) == []
+        assert query_refs(write_two_policies(tmp_path), where) == []
         return
     with pytest.raises(InputError) as caught:
-        refs(small(tmp_path), where)
+        query_refs(write_two_policies(tmp_path), where)
     assert says in str(caught.value)
 
 
@@ -173,116 +183,127 @@ def test_after_any_changes_the_index_says_what_a_new_one_says(tmp_path: Path, se
             )
             status = generator.choice(["done", "done", "failed", "interrupted"])
             digest = (
-                generator.choice([digest_of(ref), digest_of(f"sft:{generator.randrange(4)}")])
+                generator.choice(
+                    [compute_artifact_digest(ref), compute_artifact_digest(f"sft:{generator.randrange(4)}")]
+                )
                 if stage != "eval"
                 else ""
             )
             metrics = (
-                {"win_rate": interval(generator.random(), 0, 1)} if stage == "eval" else {"last_kl": generator.random()}
+                {"win_rate": build_interval(generator.random(), 0, 1)}
+                if stage == "eval"
+                else {"last_kl": generator.random()}
             )
-            made(tmp_path, ref, inputs, status=status, metrics=metrics, digest=digest, day=generator.randrange(9))
-        index_records = records(tmp_path)
+            write_run_folder(
+                tmp_path, ref, inputs, status=status, metrics=metrics, digest=digest, day=generator.randrange(9)
+            )
+        index_records = query_records(tmp_path)
         backup = (tmp_path / INDEX).read_bytes()
-        assert index_records == anew(tmp_path)
+        assert index_records == rebuild_records(tmp_path)
         (tmp_path / INDEX).write_bytes(backup)
     assert len(index_records) > 3
 
 
 def test_a_run_that_makes_itself_and_two_that_make_each_other(tmp_path: Path) -> None:
-    made(tmp_path, "ppo:itself", {"init": "ppo:itself"})
-    made(tmp_path, "ppo:one", {"init": "ppo:other"})
-    made(tmp_path, "ppo:other", {"init": "ppo:one"})
-    assert (one(tmp_path, "ppo:one")["parents"], one(tmp_path, "ppo:one")["gone"]) == (["ppo:other"], [])
-    assert one(tmp_path, "ppo:one")["children"] == ["ppo:other"]
-    assert one(tmp_path, "ppo:itself")["children"] == []
+    write_run_folder(tmp_path, "ppo:itself", {"init": "ppo:itself"})
+    write_run_folder(tmp_path, "ppo:one", {"init": "ppo:other"})
+    write_run_folder(tmp_path, "ppo:other", {"init": "ppo:one"})
+    assert (find_record(tmp_path, "ppo:one")["parents"], find_record(tmp_path, "ppo:one")["gone"]) == (
+        ["ppo:other"],
+        [],
+    )
+    assert find_record(tmp_path, "ppo:one")["children"] == ["ppo:other"]
+    assert find_record(tmp_path, "ppo:itself")["children"] == []
 
 
 def test_a_parent_that_is_gone_has_another_name_or_was_made_again(tmp_path: Path) -> None:
-    made(tmp_path, "ppo:p", {"init": "sft:gone", "reward": "reward:renamed"})
-    assert one(tmp_path, "ppo:p")["gone"] == ["sft:gone", "reward:renamed"]
-    made(tmp_path, "reward:now", digest=digest_of("reward:renamed"))  # the same weights
-    made(tmp_path, "sft:gone", digest=digest_of("something else"))  # made again since, with other weights
-    record = one(tmp_path, "ppo:p")
+    write_run_folder(tmp_path, "ppo:p", {"init": "sft:gone", "reward": "reward:renamed"})
+    assert find_record(tmp_path, "ppo:p")["gone"] == ["sft:gone", "reward:renamed"]
+    write_run_folder(tmp_path, "reward:now", digest=compute_artifact_digest("reward:renamed"))  # the same weights
+    write_run_folder(
+        tmp_path, "sft:gone", digest=compute_artifact_digest("something else")
+    )  # made again since, with other weights
+    record = find_record(tmp_path, "ppo:p")
     assert (record["parents"], record["gone"]) == (["sft:gone", "reward:now"], ["sft:gone"])
-    assert one(tmp_path, "sft:gone")["children"] == []
+    assert find_record(tmp_path, "sft:gone")["children"] == []
 
 
 def test_a_folder_that_was_renamed_is_found_by_its_digest(tmp_path: Path) -> None:
-    small(tmp_path)
+    write_two_policies(tmp_path)
     (tmp_path / "reward" / "votes").rename(tmp_path / "reward" / "best of all")
-    assert one(tmp_path, "reward:best of all")["status"] == "done"
-    record = one(tmp_path, "ppo:first")
+    assert find_record(tmp_path, "reward:best of all")["status"] == "done"
+    record = find_record(tmp_path, "ppo:first")
     assert (record["parents"], record["gone"]) == (["sft:start", "reward:best of all"], [])
 
 
 def test_a_run_called_like_a_number(tmp_path: Path) -> None:
-    made(tmp_path, "sft:7")
+    write_run_folder(tmp_path, "sft:7")
     for condition in (7, "=7", "7", [7], ">= 6"):
-        assert refs(tmp_path, {"name": condition}) == (["sft:7"] if condition != ">= 6" else [])
+        assert query_refs(tmp_path, {"name": condition}) == (["sft:7"] if condition != ">= 6" else [])
 
 
 def test_two_runs_of_one_name_and_two_with_the_same_weights(tmp_path: Path) -> None:
-    made(tmp_path, "sft:a", digest="w" * 64)
-    made(tmp_path, "full:a", digest="w" * 64)
-    made(tmp_path, "ppo:p", {"init": given(tmp_path, "full:a", "w" * 64)})
-    assert (one(tmp_path, "ppo:p")["parents"], one(tmp_path, "ppo:p")["gone"]) == (["full:a"], [])
-    assert refs(tmp_path, {"name": "a"}) == ["full:a", "sft:a"]
+    write_run_folder(tmp_path, "sft:a", digest="w" * 64)
+    write_run_folder(tmp_path, "full:a", digest="w" * 64)
+    write_run_folder(tmp_path, "ppo:p", {"init": build_run_input(tmp_path, "full:a", "w" * 64)})
+    assert (find_record(tmp_path, "ppo:p")["parents"], find_record(tmp_path, "ppo:p")["gone"]) == (["full:a"], [])
+    assert query_refs(tmp_path, {"name": "a"}) == ["full:a", "sft:a"]
 
 
 def test_a_root_that_was_moved(tmp_path: Path) -> None:
-    small(tmp_path / "runs")
-    before = records(tmp_path / "runs")
+    write_two_policies(tmp_path / "runs")
+    before = query_records(tmp_path / "runs")
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
-    assert records(tmp_path / "elsewhere") == before
-    assert anew(tmp_path / "elsewhere") == before
+    assert query_records(tmp_path / "elsewhere") == before
+    assert rebuild_records(tmp_path / "elsewhere") == before
 
 
 @pytest.mark.parametrize("name", ["mit Leerzeichen", "größe-é", "日本語", "a'b", 'a"b', "x;drop table runs", "%", "*"])
 def test_names(tmp_path: Path, name: str) -> None:
-    made(tmp_path, f"sft:{name}")
-    made(tmp_path, "ppo:p", {"init": f"sft:{name}"})
-    assert one(tmp_path, f"sft:{name}")["children"] == ["ppo:p"]
-    assert f"sft:{name}" in refs(tmp_path, {"name": name if "*" not in name else "=*"})
+    write_run_folder(tmp_path, f"sft:{name}")
+    write_run_folder(tmp_path, "ppo:p", {"init": f"sft:{name}"})
+    assert find_record(tmp_path, f"sft:{name}")["children"] == ["ppo:p"]
+    assert f"sft:{name}" in query_refs(tmp_path, {"name": name if "*" not in name else "=*"})
 
 
 def test_what_a_server_has_loaded_is_in_its_log(tmp_path: Path) -> None:
     """The log also has adapters that were loaded later and names that were changed since."""
-    small(tmp_path)
-    server = made(tmp_path, "serve:s", {"adapters.chat": "ppo:first"}, day=9)
-    assert one(tmp_path, "serve:s")["serves"] == {}
-    arm = {"label": "ppo:second", "adapter": digest_of("ppo:second"), "weight": 1.0}
+    write_two_policies(tmp_path)
+    server = write_run_folder(tmp_path, "serve:s", {"adapters.chat": "ppo:first"}, day=9)
+    assert find_record(tmp_path, "serve:s")["serves"] == {}
+    arm = {"label": "ppo:second", "adapter": compute_artifact_digest("ppo:second"), "weight": 1.0}
     with (server / "adapters.jsonl").open("w") as log:
         log.write(json.dumps({"time": "t", "names": {"chat": [arm], "plain": [arm | {"adapter": None}]}}) + "\n")
-    assert one(tmp_path, "serve:s")["serves"]["chat"] == [arm]
-    assert one(tmp_path, "serve:s")["loaded"] == [digest_of("ppo:second")]
-    assert [one(tmp_path, f"ppo:{name}")["servers"] for name in ("first", "second")] == [["serve:s"]] * 2
+    assert find_record(tmp_path, "serve:s")["serves"]["chat"] == [arm]
+    assert find_record(tmp_path, "serve:s")["loaded"] == [compute_artifact_digest("ppo:second")]
+    assert [find_record(tmp_path, f"ppo:{name}")["servers"] for name in ("first", "second")] == [["serve:s"]] * 2
     with (server / "adapters.jsonl").open("a") as log:
         log.write(json.dumps({"time": "t", "names": {"chat": []}}) + "\n")
-    record = one(tmp_path, "serve:s")
-    assert (record["serves"], record["loaded"]) == ({"chat": []}, [digest_of("ppo:second")])
-    assert one(tmp_path, "ppo:second")["servers"] == ["serve:s"]
-    assert records(tmp_path) == anew(tmp_path)
+    record = find_record(tmp_path, "serve:s")
+    assert (record["serves"], record["loaded"]) == ({"chat": []}, [compute_artifact_digest("ppo:second")])
+    assert find_record(tmp_path, "ppo:second")["servers"] == ["serve:s"]
+    assert query_records(tmp_path) == rebuild_records(tmp_path)
 
 
 @pytest.mark.parametrize(
     "log", ["{", "[]", '{"names": 3}', '{"names": {"chat": 3}}', '{"names": {"chat": [3, {}]}}', "\0"]
 )
 def test_a_log_of_a_server_that_says_nothing(tmp_path: Path, log: str) -> None:
-    folder = made(tmp_path, "serve:s")
+    folder = write_run_folder(tmp_path, "serve:s")
     (folder / "adapters.jsonl").write_text(f"{log}\n")
-    assert one(tmp_path, "serve:s")["loaded"] == []
+    assert find_record(tmp_path, "serve:s")["loaded"] == []
 
 
 def test_a_run_that_failed_has_the_cost_of_what_it_did(tmp_path: Path) -> None:
-    folder = made(tmp_path, "ppo:p", status="failed", error="x", digest="")
+    folder = write_run_folder(tmp_path, "ppo:p", status="failed", error="x", digest="")
     rows = [{"step": i, "elapsed_s": 30.0 * i, "peak_rss_mb": 500.0 + i} for i in range(400)]
     (folder / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    cost = one(tmp_path, "ppo:p")["cost"]
+    cost = find_record(tmp_path, "ppo:p")["cost"]
     assert (cost["minutes"], cost["peak_memory_mb"]) == (199.5, 899.0)
     for text in ("", "{", "[]", '{"elapsed_s": "x"}', '{"elapsed_s": 1e999}'):
         (folder / "timing.jsonl").write_text(text)
-        made(tmp_path, "ppo:p", status="interrupted", error=f"x{len(text)}", digest="")
-        assert one(tmp_path, "ppo:p")["cost"]["minutes"] is None
+        write_run_folder(tmp_path, "ppo:p", status="interrupted", error=f"x{len(text)}", digest="")
+        assert find_record(tmp_path, "ppo:p")["cost"]["minutes"] is None
 
 
 def test_a_pattern_matches_truth_values_too():

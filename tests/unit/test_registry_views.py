@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from portfolio import digest_of, interval, made, small
+from portfolio import build_interval, compute_artifact_digest, write_run_folder, write_two_policies
 from starlette.testclient import TestClient
 
 from align.core.chain import ChainHead
@@ -42,7 +42,7 @@ def make_client(root: Path, authenticator=None) -> TestClient:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small(tmp_path_factory.mktemp("runs"))
+    return write_two_policies(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_a_condition_that_cannot_be_read_is_said_beside_the_form(client: TestCli
 
 def test_pages(tmp_path: Path) -> None:
     for i in range(2 * A_PAGE + 5):
-        made(tmp_path, f"sft:n{i:03}", day=i % 20)
+        write_run_folder(tmp_path, f"sft:n{i:03}", day=i % 20)
     client = make_client(tmp_path)
     pages = [list_runs(fetch_view(client, "runs", sort="run", page=n)) for n in (1, 2, 3)]
     assert [len(page) for page in pages] == [A_PAGE, A_PAGE, 5]
@@ -144,7 +144,9 @@ def test_a_run_shows_what_it_came_from_and_what_came_of_it(client: TestClient) -
 
 
 def test_the_report_of_a_run_is_drawn_anew_when_its_folder_changes(tmp_path: Path) -> None:
-    folder = made(small(tmp_path), "ppo:live", POLICY, status="failed", error="stage.lr: <b>too large</b>", day=9)
+    folder = write_run_folder(
+        write_two_policies(tmp_path), "ppo:live", POLICY, status="failed", error="stage.lr: <b>too large</b>", day=9
+    )
     client = make_client(tmp_path)
     first = fetch_view(client, "report", run="ppo:live")
     assert "Failed: stage.lr: &lt;b&gt;too large&lt;/b&gt;." in first
@@ -164,7 +166,7 @@ def test_a_folder_that_lacks_what_a_report_shows(client: TestClient) -> None:
 
 
 def test_what_is_stale_is_marked(tmp_path: Path) -> None:
-    small(tmp_path)
+    write_two_policies(tmp_path)
     reason = "trained on rows that were forgotten"
     command = "python -m align stage=sft"
     mark_stale(tmp_path / "sft" / "start", reason, command, "r", "2026-11-02")
@@ -212,9 +214,11 @@ HOSTILE = '<img src=x onerror="alert(1)">\'"&'
 
 def test_names_and_errors_are_text_and_nothing_else(tmp_path: Path) -> None:
     name = HOSTILE.replace("/", "")
-    made(tmp_path, f"sft:{name}", digest="a" * 64)
-    made(tmp_path, "ppo:p", {"init": f"sft:{name}"}, status="failed", error=HOSTILE, day=1)
-    made(tmp_path, "sft:plain", config={"stage": {"name": "sft", "note": HOSTILE}, "data": {}, "method": {}}, day=2)
+    write_run_folder(tmp_path, f"sft:{name}", digest="a" * 64)
+    write_run_folder(tmp_path, "ppo:p", {"init": f"sft:{name}"}, status="failed", error=HOSTILE, day=1)
+    write_run_folder(
+        tmp_path, "sft:plain", config={"stage": {"name": "sft", "note": HOSTILE}, "data": {}, "method": {}}, day=2
+    )
     append_change(tmp_path, "production", [AliasTarget(f"sft:{name}", "a" * 64)], who=HOSTILE, why=HOSTILE, replaces=0)
     client = make_client(tmp_path)
     views = [
@@ -237,7 +241,7 @@ def test_names_and_errors_are_text_and_nothing_else(tmp_path: Path) -> None:
 def test_names_with_spaces_and_accents_are_found_under_their_links(tmp_path: Path) -> None:
     names = ["sft:a b", "sft:é ü", "sft:100%", "sft:a&b=c", "sft:#1?", "sft:日本"]
     for name in names:
-        made(tmp_path, name)
+        write_run_folder(tmp_path, name)
     client = make_client(tmp_path)
     links = re.findall(r'<a href="(\?view=run&amp;run=[^"]*)"', fetch_view(client, "runs", sort="run"))
     assert len(links) == len(names)
@@ -308,7 +312,7 @@ def test_behind_a_key_nothing_is_to_be_had_without_it(root: Path) -> None:
 
 
 def test_reports_of_runs_are_served_and_no_other_file(tmp_path: Path) -> None:
-    small(tmp_path / "runs")
+    write_two_policies(tmp_path / "runs")
     (tmp_path / "secret.html").write_text("secret")
     folder = tmp_path / "runs" / "ppo" / "first"
     (folder / "report.html").write_text("<p>fine</p>")
@@ -335,7 +339,7 @@ def test_reports_of_runs_are_served_and_no_other_file(tmp_path: Path) -> None:
 
 
 def test_a_run_that_cannot_be_read_and_a_log_that_was_cut(tmp_path: Path) -> None:
-    small(tmp_path)
+    write_two_policies(tmp_path)
     (tmp_path / "ppo" / "first" / "manifest.json").write_text("{")
     for i in range(3):
         append_change(tmp_path, "production", [AliasTarget("sft:start", "a" * 64)], who="me", why="x", replaces=i)
@@ -368,7 +372,7 @@ def test_the_page_runs_no_script_but_its_own(client: TestClient) -> None:
 
 
 def test_a_fifo_in_place_of_a_stream_holds_nobody_up(tmp_path: Path) -> None:
-    folder = made(tmp_path, "ppo:p", status="failed", error="x", digest="")
+    folder = write_run_folder(tmp_path, "ppo:p", status="failed", error="x", digest="")
     for name in ("timing.jsonl", "metrics.jsonl", "samples.jsonl", "report.html", "stale.json"):
         os.mkfifo(folder / name)
     client = make_client(tmp_path)
@@ -385,8 +389,10 @@ def test_too_many_conditions_are_refused(client: TestClient) -> None:
 
 
 def test_aliases_with_their_history(tmp_path: Path) -> None:
-    small(tmp_path)
-    first_target, second_target = (AliasTarget(run, digest_of(run)) for run in ("ppo:first", "ppo:second"))
+    write_two_policies(tmp_path)
+    first_target, second_target = (
+        AliasTarget(run, compute_artifact_digest(run)) for run in ("ppo:first", "ppo:second")
+    )
     gate_results = [{"gate": "safe", "digest": "d", "findings": [{"passed": True}, {"passed": False}]}]
     append_change(
         tmp_path,
@@ -420,8 +426,8 @@ def test_aliases_with_their_history(tmp_path: Path) -> None:
 
 
 def test_a_share_with_its_interval_is_drawn_and_no_other_score(tmp_path: Path) -> None:
-    made(tmp_path, "eval:a", metrics={"win_rate": interval(0.5, 0.25, 0.75)})
-    made(tmp_path, "sft:b", metrics={"loss_after": 2.5})
+    write_run_folder(tmp_path, "eval:a", metrics={"win_rate": build_interval(0.5, 0.25, 0.75)})
+    write_run_folder(tmp_path, "sft:b", metrics={"loss_after": 2.5})
     text = fetch_view(make_client(tmp_path), "runs")
     assert text.count('<svg class="interval"') == 1
     assert "M15.0 5H45.0" in text

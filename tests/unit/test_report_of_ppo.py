@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from seen_runs import ppo, said, seen
+from seen_runs import build_run_view, summarize_view, write_ppo_metrics
 
 from align.report.headlines import estimate_score_gain
 from align.report.live import TITLES, build_finished_page, get_title
@@ -18,18 +18,18 @@ from align.track import last_updates, select_updates
 def test_ppo_says_how_far_its_score_is_from_chance(tmp_path: Path):
     metrics = {"last_kl": 4.8, "last_eos_rate": 0.51, "tripped": ["length_correlation"]}
     settings = {"batch_size": 64}
-    assert said("ppo", metrics, ppo(tmp_path, [0.0] * 10 + [1.0] * 10), settings=settings) == (
+    assert summarize_view("ppo", metrics, write_ppo_metrics(tmp_path, [0.0] * 10 + [1.0] * 10), settings=settings) == (
         # t · √(1/63 + 1/630), at 76 degrees of freedom
         "The score of the reward rose from 0.00 to 1.00, by 1.00 [0.74, 1.26], and the policy moved 4.8 nats an answer "
         "from its start. Signs of a gamed reward: length correlation. The score is what training optimises; stage=eval "
         "says whether the answers are better."
     )
     metrics = {"last_kl": 0.1, "last_eos_rate": 0.0904}
-    text = said("ppo", metrics, ppo(tmp_path, [0.1, 0.2, 0.0]), settings=settings)
+    text = summarize_view("ppo", metrics, write_ppo_metrics(tmp_path, [0.1, 0.2, 0.0]), settings=settings)
     assert "from 0.10 to 0.00" in text  # the last of three updates
     assert "The interval holds 0: no change was shown." in text
     assert "91 % of the answers were cut at 24 tokens." in text
-    single_update = said("ppo", metrics, ppo(tmp_path, [0.1]), settings={"batch_size": 8})
+    single_update = summarize_view("ppo", metrics, write_ppo_metrics(tmp_path, [0.1]), settings={"batch_size": 8})
     assert "by" not in single_update.split(",")[0]
     assert "Fewer than 20 answers" in single_update
 
@@ -53,11 +53,13 @@ def test_ppo_speaks_of_what_it_publishes(tmp_path: Path):
         "published_kl": 13.4,
         "held_out_prompts": 16,
     }
-    folder = ppo(tmp_path, [0.1] * 16)
+    folder = write_ppo_metrics(tmp_path, [0.1] * 16)
 
     def write_headline(publish: str = "best", **changed: Any) -> str:
         settings = {"batch_size": 32, "publish": publish}
-        return said("ppo", {**metrics, **changed}, folder, settings=settings).partition(" In training the score")[0]
+        return summarize_view("ppo", {**metrics, **changed}, folder, settings=settings).partition(
+            " In training the score"
+        )[0]
 
     assert write_headline() == (
         "Update 4 of 16, which is published, raised the score less the price of KL on 16 held-out prompts from 0.00 to "
@@ -111,14 +113,17 @@ def test_the_interval_of_a_gain_covers_where_prompts_have_several_answers():
 
 def test_an_estimator_without_a_critic_is_named_and_has_no_rate_of_one():
     grpo = {"advantage": "grpo", "group_size": 8, "lr": 1e-3, "value_lr": 1e-3, "batch_size": 64, "updates": 3}
-    run = seen("ppo", {}, settings=grpo)
+    run = build_run_view("ppo", {}, settings=grpo)
     assert get_title(run.manifest) == "Group relative policy optimisation (GRPO)"
     assert [*describe_learning_rate(grpo)] == ["0.001"]
     assert [*describe_batch(grpo)] == ["64 answers an update, 8 to each prompt"]
     assert [*describe_learning_rate(grpo | {"advantage": "gae"})] == ["0.001", "0.001 for the value"]
-    assert get_title(seen("ppo", {}, settings={"advantage": "gae"}).manifest) == TITLES["ppo"]
-    assert get_title(seen("verify", {}, settings=grpo).manifest) == TITLES["verify"]
-    assert get_title(seen("dpo", {}, settings={"loss": "simpo"}).manifest) == "Simple preference optimisation (SimPO)"
+    assert get_title(build_run_view("ppo", {}, settings={"advantage": "gae"}).manifest) == TITLES["ppo"]
+    assert get_title(build_run_view("verify", {}, settings=grpo).manifest) == TITLES["verify"]
+    assert (
+        get_title(build_run_view("dpo", {}, settings={"loss": "simpo"}).manifest)
+        == "Simple preference optimisation (SimPO)"
+    )
 
 
 def test_verification_shows_how_far_estimators_are_from_unbiased(tmp_path: Path):
@@ -126,7 +131,7 @@ def test_verification_shows_how_far_estimators_are_from_unbiased(tmp_path: Path)
     anchor = {"name": "gae", "holds": True, "claim": "sums", "measured": 0.0, "tolerance": 1e-9}
     (tmp_path / "artifact" / "anchors.json").write_text(json.dumps([anchor]))
     (tmp_path / "artifact" / "estimators.json").write_text(json.dumps({"grpo, token": {"angle": 66.741, "scale": 1.0}}))
-    build_finished_page(seen("verify", {}, tmp_path)).write(tmp_path / "report.html")
+    build_finished_page(build_run_view("verify", {}, tmp_path)).write(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "How far each estimator is from unbiased" in page
     assert "66.74°" in page
@@ -149,9 +154,9 @@ def test_conversations_that_end_alike_are_told_apart(tmp_path: Path):
         for i, prompt in enumerate((lamp, desk))
     ]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    folder = ppo(tmp_path, [0.0, 1.0])
+    folder = write_ppo_metrics(tmp_path, [0.0, 1.0])
     metrics = {"last_kl": 1.0, "last_eos_rate": 1.0}
-    html = build_finished_page(seen("ppo", metrics, folder, settings={"batch_size": 8})).html()
+    html = build_finished_page(build_run_view("ppo", metrics, folder, settings={"batch_size": 8})).html()
     first, second = html.split('<figure class="transcript">')[1:]
     assert [first.count(f"<div dir=auto>{answer}</div>") for answer in ("0 0", "3 0", "0 1", "3 1")] == [1, 1, 0, 0]
     assert [second.count(f"<div dir=auto>{answer}</div>") for answer in ("0 1", "3 1")] == [1, 1]

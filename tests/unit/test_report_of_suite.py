@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from seen_runs import seen
+from seen_runs import build_run_view
 
 from align.core.types import Message
 from align.evals.suite.probes import ChoiceQuestion, score_choices
@@ -31,7 +31,7 @@ def test_gates_that_did_not_pass_failed_or_are_undecided(gates: list[str], headl
         "tasks": {"asked": compared},
         "gates": {f"g{i}": outcome for i, outcome in enumerate(gates)},
     }
-    run = seen("eval", metrics, settings={"level": 0.95})
+    run = build_run_view("eval", metrics, settings={"level": 0.95})
     run = replace(run, manifest=replace(run.manifest, config={**run.config, "eval": {"tasks": None}}))
     assert summarize_suite(run) == f"{headline} No difference between new and old was shown."
 

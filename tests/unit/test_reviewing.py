@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from annotation_store import rank
-from assignment_queues import best_first, counters, judge, queue_of
+from annotation_store import record_ranking
+from assignment_queues import judge, open_queue, rank_in_order, read_counters
 
 from align.annotate.assignment.leases import find_contested_items
 from align.annotate.figures import compute_figures
@@ -27,11 +27,11 @@ def find_unsettled(store):
 @pytest.fixture
 def queue(store):
     """Queue of three items by two annotators, who contradict each other on one, three and no pairs of answers."""
-    queue = queue_of(store, overlap=2)
+    queue = open_queue(store, overlap=2)
     first, second, third = (item.id for item in store.items("p"))
     for annotator, orders in {"ann": ("0>1>2", "0>1>2", "0>1>2"), "bob": ("1>0>2", "2>1>0", "01>2")}.items():
         for item, order in zip((first, second, third), orders, strict=True):
-            rank(store, item, order, annotator=annotator)
+            record_ranking(store, item, order, annotator=annotator)
     return queue
 
 
@@ -42,7 +42,7 @@ def test_the_most_contradicted_comes_first_and_a_tie_contradicts_nobody(store, q
 
 
 def test_what_a_reviewer_settles_is_trained_on_in_place_of_what_was_said(store, queue):
-    before = counters(store)
+    before = read_counters(store)
     task = queue.take_review("eve")
     assert (task.purpose, task.item.id) == ("review", find_unsettled(store)[0])
     seq, next_task = judge(queue, "eve", task)
@@ -53,7 +53,7 @@ def test_what_a_reviewer_settles_is_trained_on_in_place_of_what_was_said(store, 
     assert {pair.annotator for pair in load_preferences(store, "p") if pair.group_id == task.item.id} == {
         votes[0].annotator
     }
-    assert counters(store) == before  # a review does not count as an annotator's judgement
+    assert read_counters(store) == before  # a review does not count as an annotator's judgement
     assert compute_figures(store, "p")["agreement"]["items"] == 3  # the agreement leaves the review out
     store.verify()
 
@@ -75,7 +75,9 @@ def test_two_reviewers_settle_different_items_and_one_who_annotated_may_review(s
     assert queue.take_review("mallory") is None
     judge(queue, "ann", task_of_ann)
     with pytest.raises(AlreadyJudged):
-        store.record("p", task_of_ann.item.id, best_first(task_of_ann, purpose="review"), annotator="ann", key="twice")
+        store.record(
+            "p", task_of_ann.item.id, rank_in_order(task_of_ann, purpose="review"), annotator="ann", key="twice"
+        )
 
 
 def test_a_reviewers_own_work_goes_on_beside_it(store, queue):
@@ -86,8 +88,8 @@ def test_a_reviewers_own_work_goes_on_beside_it(store, queue):
 
 def test_the_newest_of_two_reviews_counts(store, queue):
     item = find_unsettled(store)[0]
-    rank(store, item, "0>1>2", annotator="eve", purpose="review")
-    last = rank(store, item, "2>1>0", annotator="mallory", purpose="review")
+    record_ranking(store, item, "0>1>2", annotator="eve", purpose="review")
+    last = record_ranking(store, item, "2>1>0", annotator="mallory", purpose="review")
     assert [vote.seq for vote in load_training_rankings(store, "p") if vote.item == item] == [last]
 
 
@@ -108,14 +110,14 @@ def test_what_a_judge_is_measured_on_has_ties_and_what_a_reviewer_settled(store,
     (pair,) = tied
     third = [item.id for item in store.items("p")][2]
     assert (pair.group_id, {pair.chosen[0].content, pair.rejected[0].content}) == (third, {"fine", "bad"})
-    rank(store, third, "0>1>2", annotator="eve", purpose="review")
+    record_ranking(store, third, "0>1>2", annotator="eve", purpose="review")
     assert load_human_verdicts(store, "p")[1] == []
 
 
 def test_ties_alone_are_something_to_measure_a_judge_on(store):
-    queue_of(store, overlap=2)
+    open_queue(store, overlap=2)
     (item, *_) = (item.id for item in store.items("p"))
-    rank(store, item, "012", annotator="ann")
+    record_ranking(store, item, "012", annotator="ann")
     decided, tied = load_human_verdicts(store, "p")
     assert (decided, len(tied)) == ([], 3)
     with pytest.raises(InputError, match="only ties"):

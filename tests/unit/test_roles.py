@@ -11,7 +11,7 @@ import torch
 from bitsandbytes.nn import modules as bnb_modules
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_roles import CPU, EOS, FP32, PAD, PROMPTS, STOPS, World, ragged_rollout, shake
+from tiny_roles import CPU, EOS, FP32, PAD, PROMPTS, STOPS, World, add_noise, build_ragged_rollout
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, TrainerCallback
@@ -41,7 +41,7 @@ def roles(world: World) -> Roles:
 
 @pytest.fixture(scope="module")
 def rollout() -> Rollout:
-    return ragged_rollout()
+    return build_ragged_rollout()
 
 
 def find_gradients(roles: Roles) -> set[str]:
@@ -118,7 +118,7 @@ def test_a_role_that_only_reads_makes_no_graph(roles: Roles, rollout: Rollout):
 
 def test_the_value_role_starts_at_0_from_the_reward_adapter(world: World):
     roles = Roles(world.load(), world.init, [world.reward], Lora(4, 8))
-    assert (roles.values(ragged_rollout()) == 0).all()
+    assert (roles.values(build_ragged_rollout()) == 0).all()
     tensors = dict(roles.model.named_parameters())
     pairs = [(n, n.replace(".value.", ".reward.")) for n in tensors if ".value." in n]
     assert len(pairs) == 28
@@ -295,7 +295,7 @@ def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path:
     tokenizer = load_tokenizer(world.base)
     tokenizer.pad_token = pad_token
     model = add_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), Lora(4, 8), classifier=True)
-    shake(model)
+    add_noise(model)
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL rounds them to bf16 before training
             parameter.data = parameter.data.bfloat16().float()

@@ -46,7 +46,7 @@ def generate_without_stops(model: Any, tokens: int = 12) -> list[list[int]]:
     return completions
 
 
-def generate_answers(
+def generate_greedy_answers(
     model: Any, stop_ids: tuple[int, ...], ends: Any = (), size: int = 128
 ) -> tuple[list[list[int]], Any]:
     engine = HfEngine(stop_ids, PAD, 12, 0.0, size)
@@ -69,7 +69,7 @@ class StopAfter:
 def test_at_temperature_0_each_token_is_the_likeliest(model: Any, size: int) -> None:
     expected = generate_without_stops(model)
     assert len({id for row in expected for id in row}) > 10
-    assert generate_answers(model, (), size=size) == (expected, [False] * 10)
+    assert generate_greedy_answers(model, (), size=size) == (expected, [False] * 10)
 
 
 @pytest.mark.parametrize("size", [1, 2, 128])
@@ -79,7 +79,7 @@ def test_each_row_ends_where_it_is_told_to_and_hears_no_more(model: Any, size: i
     stop = expected[3][6]
     cut_rows = [row[: stop_after.most] for row, stop_after in zip(expected, stops, strict=True)]
     expected_ids = [row[: row.index(stop) + 1] if stop in row else row for row in cut_rows]
-    ids, ended_flags = generate_answers(model, (stop,), stops, size)
+    ids, ended_flags = generate_greedy_answers(model, (stop,), stops, size)
     assert ids == expected_ids
     assert [stop_after.ids for stop_after in stops] == [
         row if row[-1] != stop else stop_after.ids for row, stop_after in zip(ids, stops, strict=True)
@@ -100,7 +100,7 @@ def test_no_step_is_made_behind_the_last_end(tiny_model: Path, monkeypatch: pyte
         return states(model, tokens, *more)
 
     monkeypatch.setattr(hf, "next_states", count_rows)
-    generate_answers(model, (), [StopAfter(most) for most in (1, 2, 2, 3, 3) * 2])
+    generate_greedy_answers(model, (), [StopAfter(most) for most in (1, 2, 2, 3, 3) * 2])
     assert steps == [10, 8, 4]
 
 
@@ -109,4 +109,4 @@ def test_a_model_without_a_likeliest_token_says_so(tiny_model: Path) -> None:
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(NonFiniteLogits):
-        generate_answers(model, ())
+        generate_greedy_answers(model, ())

@@ -169,7 +169,7 @@ def test_rows_that_show_what_scores_mean() -> None:
     assert list(collect_examples(0, 11, 2)) == ["lowest", "highest"]
 
 
-def build_chat(*turns: str, last: str = "") -> Conversation:
+def build_turns(*turns: str, last: str = "") -> Conversation:
     messages = [Message(("user", "assistant")[i % 2], turn) for i, turn in enumerate(turns)]
     return Conversation((*messages, *([Message("user", last)] if last else [])))
 
@@ -194,14 +194,14 @@ def compute_loss_by_hand(model: Any, ids: list[int], labels: list[int]) -> tuple
 
 def test_the_loss_of_a_row_is_that_of_what_is_trained_on(model: tuple[Any, Any]) -> None:
     network, tokenizer = model
-    chat = build_chat("Is it open?", "Yes, until six.", "And on Sunday?", "No.")
+    chat = build_turns("Is it open?", "Yes, until six.", "And on Sunday?", "No.")
     muted = Conversation((*chat.messages[:3], Message("assistant", "No.", trained=False)))
     records = [
         chat,
         muted,
-        build_chat("Alone?"),
+        build_turns("Alone?"),
         "a plain text of some words that is cut",
-        build_chat("Is it open?", "Yes"),
+        build_turns("Is it open?", "Yes"),
     ]
     losses = compute_losses(network, tokenizer, records, 200, 3)
     for place in (0, 1, 4):
@@ -233,8 +233,8 @@ def test_a_long_text_is_read_in_pieces_and_a_conversation_is_cut(model: tuple[An
     [loss] = compute_losses(network, tokenizer, [text], 50, 2)
     assert len(pieces) > 2
     assert loss == pytest.approx(sum(nats for nats, _ in sums) / sum(count for _, count in sums), rel=1e-4)
-    far = build_chat("Why? " * 100, "Because.")  # the answer begins behind the cut
-    near = build_chat("Why?", "Because. " * 100)
+    far = build_turns("Why? " * 100, "Because.")  # the answer begins behind the cut
+    near = build_turns("Why?", "Because. " * 100)
     losses = compute_losses(network, tokenizer, [far, near], 50, 2)
     row = encode_conversation(tokenizer, near)
     nats, count = compute_loss_by_hand(network, row.input_ids[:50], row.labels[:50])
@@ -245,14 +245,14 @@ def test_a_long_text_is_read_in_pieces_and_a_conversation_is_cut(model: tuple[An
 def test_a_reward_reads_the_last_answer_and_of_a_pair_the_difference() -> None:
     scorer = Rules([(1.0, lambda text: float(len(text)))])
     pair = Preference((Message("user", "a"),), (Message("assistant", "four"),), (Message("assistant", "ten letters"),))
-    reasoned = build_chat("a", "<think>long thoughts</think>so")
+    reasoned = build_turns("a", "<think>long thoughts</think>so")
     records = [
         "plain text",
-        build_chat("a", "bb"),
-        build_chat("a", "bb", last="and?"),
-        build_chat("a"),
+        build_turns("a", "bb"),
+        build_turns("a", "bb", last="and?"),
+        build_turns("a"),
         pair,
-        build_chat("a", "b", "c", "ddd"),
+        build_turns("a", "b", "c", "ddd"),
     ]
     rewards = compute_rewards(scorer, records, lambda conversation: True)
     assert [None if np.isnan(reward) else float(reward) for reward in rewards] == [None, 2.0, 2.0, None, -7.0, 3.0]
@@ -268,7 +268,7 @@ def test_members_of_an_ensemble_are_on_one_scale_by_the_first_rows() -> None:
         name = "learned"
 
     ensemble = Ensemble((Learned([(1.0, lambda t: float(len(t)))]), Learned([(1000.0, lambda t: float(-len(t)))])))
-    rows: list[Record] = [build_chat("a", "b" * i) for i in range(1, 9)]
+    rows: list[Record] = [build_turns("a", "b" * i) for i in range(1, 9)]
     scaled = standardise_on_answers(ensemble, rows, lambda conversation: True)
     assert np.abs(compute_rewards(scaled, rows, lambda conversation: True)).max() < 1e-5
     assert np.abs(compute_rewards(ensemble, rows, lambda conversation: True)).max() > 100

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_sources import GOOD, asked, jsonl, rows, write
+from test_sources import GOOD, build_numbered_rows, collect_questions, jsonl, write
 
 from align.core.errors import InputError
 from align.core.types import Conversation
@@ -27,27 +27,27 @@ def exchange(*texts: str) -> list[dict[str, Any]]:
 
 
 def test_a_whole_file_is_trained_on_or_measured_on(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.jsonl", *rows(40))
+    path = write(tmp_path / "d.jsonl", *build_numbered_rows(40))
     assert [len(side) for side in read_divided_documents(jsonl(path, held_out=0.0))] == [40, 0]
     assert len(read_source_prompts(jsonl(path, held_out=1.0), "test")) == 40
 
 
 def test_a_file_of_its_own_is_measured_on_whole_and_never_trained_on(tmp_path: Path, capsys: Any) -> None:
     """Training rows with a question of the evaluation file are dropped and counted, even with another answer."""
-    train = write(tmp_path / "train.jsonl", *rows(30))
-    test = write(tmp_path / "test.jsonl", *[{**row, "completion": "Another."} for row in rows(40)[20:]])
+    train = write(tmp_path / "train.jsonl", *build_numbered_rows(30))
+    test = write(tmp_path / "test.jsonl", *[{**row, "completion": "Another."} for row in build_numbered_rows(40)[20:]])
     data = jsonl(train, eval_path=str(test))
     first, second = read_divided_documents(data)
     assert (len(first), len(second)) == (20, 20)
-    assert not asked(first) & asked(second)
+    assert not collect_questions(first) & collect_questions(second)
     assert "10 rows of" in capsys.readouterr().out
-    assert asked(read_source_prompts(data, "test")) == asked(second)
-    assert asked(read_source_prompts(data, "train")) == asked(first)
+    assert collect_questions(read_source_prompts(data, "test")) == collect_questions(second)
+    assert collect_questions(read_source_prompts(data, "train")) == collect_questions(first)
 
 
 def test_what_is_trained_on_is_not_read_to_measure(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "bad.jsonl").write_text("{}\n")
-    test = write(tmp_path / "test.jsonl", *rows(5))
+    test = write(tmp_path / "test.jsonl", *build_numbered_rows(5))
     assert len(read_source_prompts(jsonl(tmp_path / "bad.jsonl", eval_path=str(test)), "test")) == 5
     assert capsys.readouterr().out == ""
 
@@ -80,7 +80,7 @@ def test_a_limit_draws_pairs_from_the_whole_file(tmp_path: Path) -> None:
 
 
 def test_errors_in_the_file_to_measure_on_name_it(tmp_path: Path) -> None:
-    train = write(tmp_path / "train.jsonl", *rows(3))
+    train = write(tmp_path / "train.jsonl", *build_numbered_rows(3))
     with pytest.raises(InputError, match=r"data\.eval_path=.*absent"):
         build_data_inputs(jsonl(train, eval_path=str(tmp_path / "absent.jsonl")))
     (tmp_path / "bad.jsonl").write_text("{}\n")
@@ -90,7 +90,7 @@ def test_errors_in_the_file_to_measure_on_name_it(tmp_path: Path) -> None:
 
 def test_a_system_prompt_is_added_where_there_is_none_and_moves_no_row(tmp_path: Path) -> None:
     with_system = [{"messages": [{"role": "system", "content": "Own."}, *exchange("a", "b")]}]
-    path = write(tmp_path / "d.jsonl", *rows(40), *with_system, {"text": "plain"})
+    path = write(tmp_path / "d.jsonl", *build_numbered_rows(40), *with_system, {"text": "plain"})
     without_system, with_default = (
         read_divided_documents(jsonl(path, system=system)) for system in (None, "Be brief.")
     )

@@ -22,7 +22,7 @@ TURNS = [{"role": "user", "content": "Is it open?"}, {"role": "assistant", "cont
 SAID = (Message("user", "Is it open?"), Message("assistant", "Yes."))
 
 
-def read(path: Path) -> list[Record]:
+def read_all_records(path: Path) -> list[Record]:
     bad_rows = BadRows(skips=False)
     records = [row_read.record for row_read in read_records(str(path), bad_rows=bad_rows)]
     bad_rows.report_refused_rows(path, len(records))
@@ -44,14 +44,14 @@ def test_columns_of_json_text(tmp_path: Path, name: str, write: Any) -> None:
     """A list may be given as JSON, as in a CSV file. A text that is no list of messages stays a text."""
     path = tmp_path / name
     write(path, {"messages": json.dumps(TURNS)})
-    assert [record.messages for record in read(path) if isinstance(record, Conversation)] == [SAID]
+    assert [record.messages for record in read_all_records(path) if isinstance(record, Conversation)] == [SAID]
     write(path, {"prompt": "[1, 2] or [3]?", "completion": "[1, 2]"})
-    [record] = read(path)
+    [record] = read_all_records(path)
     assert isinstance(record, Conversation)
     assert [turn.content for turn in record.messages] == ["[1, 2] or [3]?", "[1, 2]"]
     answers = [json.dumps([{"role": "assistant", "content": content}]) for content in ("Yes.", "No.")]
     write(path, {"prompt": json.dumps(TURNS[:1]), "chosen": answers[0], "rejected": answers[1], "margin": "0.5"})
-    [pair] = read(path)
+    [pair] = read_all_records(path)
     assert isinstance(pair, Preference)
     assert (pair.prompt, pair.chosen, pair.margin) == (SAID[:1], SAID[1:], 0.5)
 
@@ -69,14 +69,14 @@ def test_an_answer_that_is_json_itself_is_a_text(tmp_path: Path, name: str, said
             csv.writer(file).writerows([[*row], [*row.values()]])
     else:
         (parquet if name == "a.parquet" else arrow)(path, row)
-    [record] = read(path)
+    [record] = read_all_records(path)
     assert isinstance(record, Conversation)
     assert [turn.content for turn in record.messages] == [*row.values()]
 
 
 def read_json_line(path: Path, row: dict[str, Any]) -> list[Record]:
     path.write_text(json.dumps(row) + "\n")
-    return read(path)
+    return read_all_records(path)
 
 
 def test_a_developer_speaks_as_the_system(tmp_path: Path) -> None:

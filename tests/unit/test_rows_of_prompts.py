@@ -30,13 +30,13 @@ SUM: dict[str, Any] = {"prompt": "2 + 2?", "answer": "4", "check": CHECK, "level
 BESIDE = {"answer": "4", "check": CHECK, "level": 1}
 
 
-def read(path: Path, **settings: Any) -> list[Conversation]:
+def read_train_prompts(path: Path, **settings: Any) -> list[Conversation]:
     return read_source_prompts(DataSource("jsonl", str(path), **settings), "train")
 
 
 def test_a_prompt_is_asked_whatever_became_of_its_answer(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "labels.jsonl", [{"prompt": "Hi", "completion": "Go away.", "label": False}])
-    (prompt,) = read(path)
+    (prompt,) = read_train_prompts(path)
     assert (prompt.messages[0].content, prompt.columns) == ("Hi", {"completion": "Go away.", "label": False})
     with pytest.raises(InputError, match="label=False"):  # an unwanted answer is not trained on
         read_divided_documents(DataSource("jsonl", str(path)), 0)
@@ -44,7 +44,7 @@ def test_a_prompt_is_asked_whatever_became_of_its_answer(tmp_path: Path) -> None
 
 def test_a_number_in_place_of_a_text_is_named_as_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r'answer=4: is a number, .* Write "4"'):
-        read(write_rows(tmp_path / "p.jsonl", [{"question": "2 + 2?", "answer": 4}]))
+        read_train_prompts(write_rows(tmp_path / "p.jsonl", [{"question": "2 + 2?", "answer": 4}]))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_number_in_place_of_a_text_is_named_as_one(tmp_path: Path) -> None:
 def test_a_prompt_keeps_the_columns_that_it_is_not_made_of(
     tmp_path: Path, row: dict[str, Any], beside: dict[str, Any]
 ) -> None:
-    (prompt,) = read(write_rows(tmp_path / "p.jsonl", [row]))
+    (prompt,) = read_train_prompts(write_rows(tmp_path / "p.jsonl", [row]))
     assert prompt.columns == beside
     assert bool(prompt.row) == bool(beside)
     hash(prompt)
@@ -83,7 +83,7 @@ def test_the_columns_stay_with_the_prompt(tmp_path: Path) -> None:
         "answer": "4",
     }
     path = write_rows(tmp_path / "p.jsonl", [row])
-    (prompt,) = read(path, system="Add.", hide_reasoning=True)
+    (prompt,) = read_train_prompts(path, system="Add.", hide_reasoning=True)
     assert [turn.content for turn in prompt.messages] == ["Add.", "Hi", "b", "2 + 2?"]
     assert prompt.with_answer("4").turns(1).columns == {"answer": "4"}
     eval_path = write_rows(tmp_path / "q.jsonl", [{"prompt": "3 + 3?", "answer": "6"}])
@@ -94,19 +94,21 @@ def test_the_columns_stay_with_the_prompt(tmp_path: Path) -> None:
 def test_tables_and_parquet(tmp_path: Path) -> None:
     """Cells of a CSV file are texts. A check in such a cell is parsed as JSON."""
     (tmp_path / "t.csv").write_text('prompt,check,empty\n2 + 2?,"{""kind"": ""exact"", ""answer"": ""4""}",\n')
-    (prompt,) = read(tmp_path / "t.csv")
+    (prompt,) = read_train_prompts(tmp_path / "t.csv")
     assert prompt.columns == {"check": json.dumps(CHECK)}
     assert CheckReward().score([prompt.with_answer("4"), prompt.with_answer("5")]).tolist() == [1, 0]
     table = pa.table({"prompt": ["2 + 2?"], "x": [float("nan")], "raw": [b"\xff"], "check": [CHECK]})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
-    (prompt,) = read(tmp_path / "t.parquet")
+    (prompt,) = read_train_prompts(tmp_path / "t.parquet")
     assert prompt.columns["check"] == CHECK
     assert prompt.columns["raw"] is None  # JSON has no bytes
     assert prompt.columns["x"] != prompt.columns["x"]
 
 
 def test_rows_that_differ_are_two_prompts_that_ask_the_same(tmp_path: Path) -> None:
-    first, second = read(write_rows(tmp_path / "p.jsonl", [{**SUM, "answer": "4"}, {**SUM, "answer": "four"}]))
+    first, second = read_train_prompts(
+        write_rows(tmp_path / "p.jsonl", [{**SUM, "answer": "4"}, {**SUM, "answer": "four"}])
+    )
     assert first != replace(second, id=first.id)
     assert len({first, second}) == 2
     assert compute_question_key(first) == compute_question_key(second)  # so that both land on one side of the split
@@ -144,8 +146,8 @@ def test_the_rows_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
         "name": "sum",
         "parts": [{"weight": 1.0, "name": "check", "check": None, "allow_code": False, "unsafe_code": False}],
     }
-    check_rows(reward, read(write_rows(tmp_path / "p.jsonl", [SUM])))
-    check_rows({"name": "sentiment"}, read(write_rows(tmp_path / "q.jsonl", [{"prompt": "Hi"}])))
+    check_rows(reward, read_train_prompts(write_rows(tmp_path / "p.jsonl", [SUM])))
+    check_rows({"name": "sentiment"}, read_train_prompts(write_rows(tmp_path / "q.jsonl", [{"prompt": "Hi"}])))
     for row, message in (
         ({"prompt": "Hi"}, r"q\.jsonl:1, check=\(missing\): the row does not say"),
         ({**SUM, "check": {"kind": "exact"}}, r"q\.jsonl:1, check\.answers=\(missing\): either"),
@@ -153,5 +155,5 @@ def test_the_rows_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
         ({**SUM, "check": [CHECK, CHECK]}, r"q\.jsonl:1, check=.*2 checks for 1 turns"),
     ):
         with pytest.raises(Exception, match=message) as error:
-            check_rows(reward, read(write_rows(tmp_path / "q.jsonl", [row])))
+            check_rows(reward, read_train_prompts(write_rows(tmp_path / "q.jsonl", [row])))
         assert getattr(error.value, "exit_status", None) == 2

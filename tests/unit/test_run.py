@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import BASE, INPUTS, config, manifest_of, opened, published
+from run_folders import BASE, INPUTS, build_run_config, load_manifest, open_run, publish_run
 
 from align.core.errors import MissingArtifact, RunBusy, RunConflict, StorageError
 from align.run import Input, as_storage_error, file_digest, folder_digest, is_out_of_memory, json_digest, write_json
@@ -54,20 +54,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
 
 
 def test_the_same_command_lands_in_the_same_folder(tmp_path: Path):
-    with opened(tmp_path) as run:
+    with open_run(tmp_path) as run:
         first = run.folder
     assert first == tmp_path / "sft" / f"tiny-qlora-{first.name[-8:]}"
-    with opened(tmp_path, resume="auto", track={"name": "wandb"}) as run:
+    with open_run(tmp_path, resume="auto", track={"name": "wandb"}) as run:
         assert run.folder == first
-    with opened(tmp_path, seed=1) as run:
+    with open_run(tmp_path, seed=1) as run:
         assert run.folder != first
-    with opened(tmp_path, inputs={"data": Input("d2", path="a.jsonl")}) as run:
+    with open_run(tmp_path, inputs={"data": Input("d2", path="a.jsonl")}) as run:
         assert run.folder != first
 
 
 def test_identity_ignores_where_and_how_it_is_watched(tmp_path: Path):
-    settings = config(tmp_path, "x")
-    moved_settings = config(tmp_path / "b", "y", resume="never", track={"name": "wandb"})
+    settings = build_run_config(tmp_path, "x")
+    moved_settings = build_run_config(tmp_path / "b", "y", resume="never", track={"name": "wandb"})
     assert compute_identity("sft", settings, INPUTS, BASE) == compute_identity("sft", moved_settings, INPUTS, BASE)
     assert compute_identity("sft", settings, INPUTS, BASE) != compute_identity(
         "sft", settings | {"seed": 1}, INPUTS, BASE
@@ -90,15 +90,15 @@ def test_first_difference(old: Any, new: Any, found: Any):
 
 
 def test_publish_hashes_every_output_and_only_then_says_done(tmp_path: Path):
-    with opened(tmp_path, "x") as run:
+    with open_run(tmp_path, "x") as run:
         run.begin("a: 1\n")
-        assert manifest_of(run.folder)["status"] == "running"
+        assert load_manifest(run.folder)["status"] == "running"
         (run.checkpoints / "big").write_text("x")
         (run.artifact / "sub").mkdir()
         (run.artifact / "sub" / "w").write_text("abc")
         (run.folder / "report.html").write_text("<p>")
         run.publish({"loss": 1.5})
-    manifest = manifest_of(run.folder)
+    manifest = load_manifest(run.folder)
     assert manifest["status"] == "done"
     assert manifest["metrics"] == {"loss": 1.5}
     assert manifest["outputs"] == {
@@ -115,9 +115,9 @@ def test_publish_hashes_every_output_and_only_then_says_done(tmp_path: Path):
 
 
 def test_a_published_run_is_returned_and_never_touched(tmp_path: Path):
-    folder = published(tmp_path, "x")
+    folder = publish_run(tmp_path, "x")
     before = (folder / "manifest.json").read_bytes()
-    run = opened(tmp_path, "x")
+    run = open_run(tmp_path, "x")
     assert (run.done, run.resumed) == (True, False)
     with pytest.raises(KeyboardInterrupt), run:
         raise KeyboardInterrupt
@@ -125,28 +125,28 @@ def test_a_published_run_is_returned_and_never_touched(tmp_path: Path):
 
 
 def test_checkpoints_that_a_kill_left_behind_a_done_run_go(tmp_path: Path):
-    folder = published(tmp_path, "x")
+    folder = publish_run(tmp_path, "x")
     (folder / "checkpoints" / "checkpoint-2").mkdir(parents=True)
-    with opened(tmp_path, "x") as run:
+    with open_run(tmp_path, "x") as run:
         assert run.done
     assert not (folder / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), "interrupted"), (ValueError("x"), "failed")])
 def test_an_unfinished_run_says_why_and_is_continued(tmp_path: Path, error: BaseException, status: str):
-    run = opened(tmp_path, "x")
+    run = open_run(tmp_path, "x")
     run.begin("a: 1\n")
     (run.checkpoints / "c").write_text("kept")
     with pytest.raises(type(error)), run:
         raise error
-    assert manifest_of(run.folder)["status"] == status
-    began = manifest_of(run.folder)["times"]["started"]
-    with opened(tmp_path, "x") as resumed_run:
+    assert load_manifest(run.folder)["status"] == status
+    began = load_manifest(run.folder)["times"]["started"]
+    with open_run(tmp_path, "x") as resumed_run:
         assert resumed_run.resumed
         assert (resumed_run.checkpoints / "c").read_text() == "kept"
         resumed_run.begin("a: 1\n")
         resumed_run.publish({})
-    manifest = manifest_of(run.folder)
+    manifest = load_manifest(run.folder)
     assert manifest["times"]["first_started"] == began
     assert "error" not in manifest
 
@@ -156,33 +156,33 @@ def test_a_crash_leaves_a_folder_that_is_continued(tmp_path: Path):
 import os, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from run_folders import opened
-run = opened(Path({str(tmp_path)!r}), "x")
+from run_folders import open_run
+run = open_run(Path({str(tmp_path)!r}), "x")
 run.begin("a: 1")
 (run.checkpoints / "c").write_text("kept")
 os._exit(9)
 """
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=False).returncode == 9
-    assert manifest_of(tmp_path / "sft" / "x")["status"] == "running"
-    with opened(tmp_path, "x") as run:
+    assert load_manifest(tmp_path / "sft" / "x")["status"] == "running"
+    with open_run(tmp_path, "x") as run:
         assert run.resumed
         assert (run.checkpoints / "c").read_text() == "kept"
 
 
 def test_resume_never_makes_a_new_folder_beside(tmp_path: Path):
-    folder = published(tmp_path, "x")
+    folder = publish_run(tmp_path, "x")
     for expected in ("x-2", "x-3"):
-        with opened(tmp_path, "x", resume="never") as run:
+        with open_run(tmp_path, "x", resume="never") as run:
             assert (run.folder.name, run.done, run.resumed) == (expected, False, False)
-    assert manifest_of(folder)["status"] == "done"
+    assert load_manifest(folder)["status"] == "done"
 
 
 def test_resume_must_refuses_to_start_afresh(tmp_path: Path):
     with pytest.raises(MissingArtifact, match="no run to continue"):
-        opened(tmp_path, "x", resume="must")
+        open_run(tmp_path, "x", resume="must")
     assert not (tmp_path / "sft").exists()
-    published(tmp_path, "x")
-    with opened(tmp_path, "x", resume="must") as run:
+    publish_run(tmp_path, "x")
+    with open_run(tmp_path, "x", resume="must") as run:
         assert run.done
 
 
@@ -195,19 +195,19 @@ def test_resume_must_refuses_to_start_afresh(tmp_path: Path):
     ],
 )
 def test_one_name_for_two_configurations_is_refused(tmp_path: Path, changes: dict, key: str, value: Any):
-    folder = published(tmp_path, "x")
+    folder = publish_run(tmp_path, "x")
     before = (folder / "manifest.json").read_bytes()
     with pytest.raises(RunConflict) as caught:
-        opened(tmp_path, "x", **changes)
+        open_run(tmp_path, "x", **changes)
     assert (caught.value.field, caught.value.value) == (key, value)
     assert (folder / "manifest.json").read_bytes() == before
-    with opened(tmp_path, "x") as run:  # the refusal let go of the lock
+    with open_run(tmp_path, "x") as run:  # the refusal let go of the lock
         assert run.done
 
 
 def fail_after_writing(root: Path, file_name: str) -> None:
     """Start a run, write one file into its folder, and raise ValueError."""
-    with opened(root, "x") as run:
+    with open_run(root, "x") as run:
         run.begin("a: 1")
         path = run.folder / file_name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -219,12 +219,12 @@ def fail_after_writing(root: Path, file_name: str) -> None:
 def test_a_run_that_failed_before_it_made_anything_gives_its_name_back(tmp_path: Path, made: str):
     with pytest.raises(ValueError, match="a broken row"):
         fail_after_writing(tmp_path, made)
-    with opened(tmp_path, "x", inputs={"data": Input("d2")}) as run:
+    with open_run(tmp_path, "x", inputs={"data": Input("d2")}) as run:
         assert not run.resumed
         assert list(run.folder.iterdir()) == []
         run.begin("a: 2")
         run.publish({})
-    assert manifest_of(run.folder)["identity"]["inputs"] == {"data": "d2"}
+    assert load_manifest(run.folder)["identity"]["inputs"] == {"data": "d2"}
 
 
 @pytest.mark.parametrize("made", ["metrics.jsonl", "artifact/a", "checkpoints/c/a"])
@@ -232,22 +232,22 @@ def test_a_run_that_failed_later_keeps_its_name(tmp_path: Path, made: str):
     with pytest.raises(ValueError, match="a broken row"):
         fail_after_writing(tmp_path, made)
     with pytest.raises(RunConflict):
-        opened(tmp_path, "x", inputs={"data": Input("d2")})
+        open_run(tmp_path, "x", inputs={"data": Input("d2")})
     assert (tmp_path / "sft" / "x" / made).read_text() == "{}"
 
 
 @pytest.mark.parametrize("end", ["interrupted", "running", "done"])
 def test_a_run_that_did_not_fail_keeps_its_name_whatever_it_made(tmp_path: Path, end: str):
-    with suppress(KeyboardInterrupt), opened(tmp_path, "x") as run:
+    with suppress(KeyboardInterrupt), open_run(tmp_path, "x") as run:
         run.begin("a: 1")
         if end == "done":
             run.publish({})
         elif end == "interrupted":
             raise KeyboardInterrupt
-    assert manifest_of(run.folder)["status"] == end
+    assert load_manifest(run.folder)["status"] == end
     before = (run.folder / "manifest.json").read_bytes()
     with pytest.raises(RunConflict):
-        opened(tmp_path, "x", inputs={"data": Input("d2")})
+        open_run(tmp_path, "x", inputs={"data": Input("d2")})
     assert (run.folder / "manifest.json").read_bytes() == before
 
 
@@ -256,8 +256,8 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path):
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from run_folders import opened
-with opened(Path({str(tmp_path)!r}), "x") as run:
+from run_folders import open_run
+with open_run(Path({str(tmp_path)!r}), "x") as run:
     run.begin("a: 1")
     print("held", flush=True)
     sys.stdin.read()
@@ -269,14 +269,14 @@ with opened(Path({str(tmp_path)!r}), "x") as run:
     assert child.stdout is not None
     assert child.stdout.readline() == b"held\n"
     with pytest.raises(RunBusy, match="another process"):
-        opened(tmp_path, "x")
-    with opened(tmp_path, "y"):
+        open_run(tmp_path, "x")
+    with open_run(tmp_path, "y"):
         pass
     child.kill()
     child.wait()
     child.stdin.close()
     child.stdout.close()
-    with opened(tmp_path, "x") as run:
+    with open_run(tmp_path, "x") as run:
         assert run.resumed
 
 
@@ -286,9 +286,9 @@ def test_a_root_that_cannot_be_written(tmp_path: Path, name: str):
     root = tmp_path if len(name) > 255 else tmp_path / "file" / "runs"
     for resume in ("auto", "never"):
         with pytest.raises(StorageError, match="cannot be written") as caught:
-            opened(root, name, resume=resume)
+            open_run(root, name, resume=resume)
         assert caught.value.field == "run.root"
-    with opened(tmp_path, "x"):
+    with open_run(tmp_path, "x"):
         pass
 
 
@@ -296,16 +296,16 @@ def test_a_full_disk_hides_nothing_and_loses_nothing(tmp_path: Path, monkeypatch
     def raise_disk_full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    folder = published(tmp_path, "x")
-    run = opened(tmp_path, "y")
+    folder = publish_run(tmp_path, "x")
+    run = open_run(tmp_path, "y")
     run.begin("a: 1\n")
     with monkeypatch.context() as patched:
         patched.setattr("align.run.files.write_text", raise_disk_full)
         with pytest.raises(OSError, match="No space left"), run:
             run.publish({})
-    assert manifest_of(folder)["status"] == "done"
-    assert manifest_of(run.folder)["status"] == "running"
-    with opened(tmp_path, "y") as resumed_run:
+    assert load_manifest(folder)["status"] == "done"
+    assert load_manifest(run.folder)["status"] == "running"
+    with open_run(tmp_path, "y") as resumed_run:
         assert resumed_run.resumed
 
 
@@ -427,5 +427,5 @@ def test_the_commit_is_that_of_the_code_and_of_no_checkout_around_it(tmp_path: P
 
 
 def test_the_lock_is_not_inherited(tmp_path: Path):
-    with opened(tmp_path, "x") as run:
+    with open_run(tmp_path, "x") as run:
         assert not os.get_inheritable(run._lock)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_folders import copied
+from model_folders import copy_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -146,7 +146,7 @@ def test_a_settled_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> Path:
-    return copied(tiny_model, tmp_path)
+    return copy_model(tiny_model, tmp_path)
 
 
 @pytest.fixture
@@ -219,17 +219,17 @@ def test_an_adapter_that_is_replaced_while_it_is_loaded(
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet", "jsonl.gz"])
 def test_rows_that_changed_after_they_were_hashed(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows.{ending}"
-    write_rows(path, ["a"] * 5)
+    write_prompts(path, ["a"] * 5)
     build_files_input(str(path), "data.path")
     assert len(list(iter_valid_rows(path))) == 5
-    write_rows(path, ["b"] * 5)
+    write_prompts(path, ["b"] * 5)
     with pytest.raises(CorruptFile, match="changed after it was hashed"):
         list(iter_valid_rows(path))
 
 
 def test_rows_that_are_added_while_they_are_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    write_rows(path, ["a"] * 5)
+    write_prompts(path, ["a"] * 5)
     build_files_input(str(path), "data.path")
     rows = iter_valid_rows(path)
     next(rows)
@@ -239,7 +239,7 @@ def test_rows_that_are_added_while_they_are_read(tmp_path: Path) -> None:
         list(rows)
 
 
-def write_rows(path: Path, prompts: list[str]) -> None:
+def write_prompts(path: Path, prompts: list[str]) -> None:
     import gzip
 
     import pyarrow as pa

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from many_adapters import sampled
+from many_adapters import build_sampling_params
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -41,9 +41,11 @@ def sample_token(
 
 def test_at_temperature_0_the_likeliest_is_taken():
     row = draw_logits(0)[0]
-    assert sample_token(row, sampled(temperature=0)).id == int(row.argmax())
+    assert sample_token(row, build_sampling_params(temperature=0)).id == int(row.argmax())
     tied = torch.zeros(V)
-    assert len({sample_token(tied, sampled(temperature=0), number).id for number in (0.0, 0.5, 0.99)}) == 1
+    assert (
+        len({sample_token(tied, build_sampling_params(temperature=0), number).id for number in (0.0, 0.5, 0.99)}) == 1
+    )
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.8), (1.0, 0.3)])
@@ -51,7 +53,7 @@ def test_tokens_come_as_often_as_they_should(temperature: float, top_p: float):
     """Each token's share is its probability, up to two draws, if the random numbers are evenly spaced."""
     row = draw_logits(1)[0]
     count = 4000
-    params = sampled(temperature=temperature, top_p=top_p)
+    params = build_sampling_params(temperature=temperature, top_p=top_p)
     numbers = [(i + 0.5) / count for i in range(count)]
     tokens = sample_tokens(row.expand(count, V), [params] * count, numbers, [None] * count)
     share = torch.bincount(torch.tensor([token.id for token in tokens if token]), minlength=V) / count
@@ -81,7 +83,7 @@ ROWS = st.tuples(st.integers(0, 9), st.sampled_from((0.0, 0.7, 1.0)), st.sampled
 @given(st.lists(ROWS, min_size=1, max_size=12))
 def test_a_row_is_what_it_is_alone(rows: Sequence[tuple[int, float, float, float]]):
     table = torch.cat([draw_logits(seed) for seed, *_ in rows])
-    params = [sampled(temperature=t, top_p=p, logprobs=3) for _, t, p, _ in rows]
+    params = [build_sampling_params(temperature=t, top_p=p, logprobs=3) for _, t, p, _ in rows]
     numbers = [number for *_, number in rows]
     allowed = [np.arange(V) % 3 == 0 if seed % 2 else None for seed, *_ in rows]
     tokens = sample_tokens(table, params, numbers, allowed)
@@ -93,7 +95,9 @@ def test_what_is_not_allowed_never_comes():
     row = draw_logits(2)[0]
     allowed = np.isin(np.arange(V), (7, 50, 99))
     for temperature in (0, 1):
-        token_ids = {sample_token(row, sampled(temperature=temperature), i / 50, allowed).id for i in range(50)}
+        token_ids = {
+            sample_token(row, build_sampling_params(temperature=temperature), i / 50, allowed).id for i in range(50)
+        }
         assert token_ids <= {7, 50, 99}
     assert len(token_ids) > 1
 
@@ -102,12 +106,14 @@ def test_logprobs_are_the_models_own_or_those_that_were_drawn_from():
     row = draw_logits(3)[0]
     allowed = np.arange(V) < 20
     for temperature in (0, 0.5, 1):
-        token = sample_token(row, sampled(temperature=temperature, logprobs=4), 0.3, allowed)
+        token = sample_token(row, build_sampling_params(temperature=temperature, logprobs=4), 0.3, allowed)
         assert token.logprob == pytest.approx(float(row.log_softmax(-1)[token.id]), abs=1e-6)
         best = row.log_softmax(-1).topk(4)
         assert [id for id, _ in token.top] == best.indices.tolist()
         assert [logprob for _, logprob in token.top] == pytest.approx(best.values.tolist(), abs=1e-6)
-    processed_token = sample_token(row, sampled(temperature=0.5, logprobs=0, processed_logprobs=True), 0.3, allowed)
+    processed_token = sample_token(
+        row, build_sampling_params(temperature=0.5, logprobs=0, processed_logprobs=True), 0.3, allowed
+    )
     assert processed_token.logprob == pytest.approx(
         float((row[:20] / 0.5).log_softmax(-1)[processed_token.id]), abs=1e-6
     )
@@ -120,15 +126,15 @@ def test_a_row_without_a_distribution_is_none_of_the_others(bad: float):
     table = draw_logits(4, 3)
     table[1, 5] = bad
     for temperature in (0, 1):
-        tokens = sample_tokens(table, [sampled(temperature=temperature)] * 3, [0.5] * 3, [None] * 3)
+        tokens = sample_tokens(table, [build_sampling_params(temperature=temperature)] * 3, [0.5] * 3, [None] * 3)
         assert [token is None for token in tokens] == [False, True, False]
 
 
 def test_numbers_are_of_the_seed_and_the_position():
-    numbers = draw_uniform_numbers(sampled(20, seed=-5))
+    numbers = draw_uniform_numbers(build_sampling_params(20, seed=-5))
     assert numbers == draw_uniforms(torch.tensor([-5]), 20)[0].tolist()
-    assert draw_uniform_numbers(sampled(5, seed=-5)) == numbers[:5]
-    assert draw_uniform_numbers(sampled(20, temperature=0)) == []
+    assert draw_uniform_numbers(build_sampling_params(5, seed=-5)) == numbers[:5]
+    assert draw_uniform_numbers(build_sampling_params(20, temperature=0)) == []
 
 
 def test_a_prompts_tokens_are_told_by_the_place_before():

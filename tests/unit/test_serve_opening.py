@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served_adapters import exported, run_with_adapter, written
-from signing_keys import pair
+from served_adapters import publish_adapter_run, write_adapter_files, write_exported_adapter
+from signing_keys import write_key_pair
 
 from align.core.aliases import parse_aliases
 from align.core.errors import InputError, MissingArtifact
@@ -26,16 +26,16 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Runs on two bases and in two precisions, the newest of ppo on the other base."""
     root = tmp_path_factory.mktemp("served") / "runs"
     tiny = find_base(str(tiny_model))
-    run_with_adapter(root, "a", POCKET, value=1)
-    run_with_adapter(root, "b", POCKET, value=2)
-    run_with_adapter(root, "plain", POCKET, "lora", value=3)
-    run_with_adapter(root, "p", POCKET, value=4, stage="ppo")
-    run_with_adapter(root, "tiny", tiny, value=5, stage="ppo")
-    exported(root.parent / "export", POCKET.digest)
-    exported(root.parent / "export-of-other", tiny.digest)
-    exported(root.parent / "export-of-pocket", POCKET.digest, id="pocket")
-    exported(root.parent / "export-of-another-pocket", tiny.digest, id="pocket")
-    written(root.parent / "stranger")
+    publish_adapter_run(root, "a", POCKET, value=1)
+    publish_adapter_run(root, "b", POCKET, value=2)
+    publish_adapter_run(root, "plain", POCKET, "lora", value=3)
+    publish_adapter_run(root, "p", POCKET, value=4, stage="ppo")
+    publish_adapter_run(root, "tiny", tiny, value=5, stage="ppo")
+    write_exported_adapter(root.parent / "export", POCKET.digest)
+    write_exported_adapter(root.parent / "export-of-other", tiny.digest)
+    write_exported_adapter(root.parent / "export-of-pocket", POCKET.digest, id="pocket")
+    write_exported_adapter(root.parent / "export-of-another-pocket", tiny.digest, id="pocket")
+    write_adapter_files(root.parent / "stranger")
     return root
 
 
@@ -142,12 +142,12 @@ def test_a_missing_run_names_the_command_that_makes_it(root: Path) -> None:
 
 def test_each_adapter_has_to_be_signed(root: Path, tmp_path: Path) -> None:
     """Signatures are checked by the configured key. The base has to be signed if it is served by itself."""
-    keys = pair(tmp_path)
-    other_keys = pair(tmp_path, "other")
-    signed = exported(tmp_path / "signed", POCKET.digest, id="pocket")
+    keys = write_key_pair(tmp_path)
+    other_keys = write_key_pair(tmp_path, "other")
+    signed = write_exported_adapter(tmp_path / "signed", POCKET.digest, id="pocket")
     sign_folder(signed, load_private_key(str(keys.private), "export.sign"))
     key = load_public_key(str(keys.public), "export.verify")
-    exported(tmp_path / "unsigned", POCKET.digest, id="pocket")
+    write_exported_adapter(tmp_path / "unsigned", POCKET.digest, id="pocket")
     resolved = resolve_names(root, {"support": str(signed), "plain": "base"}, signer=key, roots=[tmp_path])
     resolved.portfolio.load("more", "signed")
     with pytest.raises(NotLoadable, match="has no signature"):
@@ -161,6 +161,6 @@ def test_each_adapter_has_to_be_signed(root: Path, tmp_path: Path) -> None:
         with pytest.raises(NotSigned) as error:
             resolve_names(root, adapters, signer=signer)
         assert message in str(error.value)
-    written(signed, value=9)
+    write_adapter_files(signed, value=9)
     with pytest.raises(NotSigned, match=r"adapter_model.safetensors is not the file that was signed"):
         resolve_names(root, {"support": str(signed)}, signer=key)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_folders import BASE
-from served_adapters import METHOD, exported, run_with_adapter, written
-from signing_keys import pair
+from served_adapters import METHOD, publish_adapter_run, write_adapter_files, write_exported_adapter
+from signing_keys import write_key_pair
 
 from align.run import Base
 from align.run.signing import load_private_key, load_public_key, sign_folder
@@ -30,10 +30,10 @@ PARTS = st.sampled_from(
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with links out of it and within it, and a secret beside it."""
     top = tmp_path_factory.mktemp("place")
-    exported(top / "root" / "a")
-    exported(top / "root" / "deep" / "a")
-    exported(top / "secret" / "a")
-    exported(top / "root-too" / "a")
+    write_exported_adapter(top / "root" / "a")
+    write_exported_adapter(top / "root" / "deep" / "a")
+    write_exported_adapter(top / "secret" / "a")
+    write_exported_adapter(top / "root-too" / "a")
     os.symlink(top / "secret", top / "root" / "out")
     os.symlink(top / "root" / "deep", top / "root" / "in")
     os.symlink("loop", top / "root" / "loop")
@@ -41,13 +41,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return top
 
 
-def load(folder: str, *roots: Path, base: Base = BASE, method: str = METHOD):
+def load_version(folder: str, *roots: Path, base: Base = BASE, method: str = METHOD):
     return find_loadable_version(folder, roots, base.digest, method)
 
 
 @pytest.mark.parametrize("given", ["a", "./a", "deep/a", "in/a", "{}/root/a", "{}/link/a", "a/", "deep//a"])
 def test_a_folder_under_a_root(place: Path, given: str) -> None:
-    version = load(given.format(place), place / "root")
+    version = load_version(given.format(place), place / "root")
     assert version.folder.is_relative_to(place / "root")
     assert version.digest == adapter_digest(version.folder)
 
@@ -77,14 +77,14 @@ def test_a_folder_under_a_root(place: Path, given: str) -> None:
 )
 def test_no_other_folder(place: Path, given: str) -> None:
     with pytest.raises(NotLoadable) as caught:
-        load(given.format(place), place / "root", place / "nowhere")
+        load_version(given.format(place), place / "root", place / "nowhere")
     if "{}" not in given:
         assert str(place) not in str(caught.value)
 
 
 def test_without_roots_nothing_is_loaded(place: Path) -> None:
     with pytest.raises(NotLoadable):
-        load(str(place / "root" / "a"))
+        load_version(str(place / "root" / "a"))
 
 
 @settings(max_examples=300, deadline=None)
@@ -111,61 +111,65 @@ FILES = (
 
 @pytest.mark.parametrize("name", FILES)
 def test_no_file_is_read_through_a_link_out_of_the_root(tmp_path: Path, name: str) -> None:
-    folder = exported(tmp_path / "root" / "a")
+    folder = write_exported_adapter(tmp_path / "root" / "a")
     outside = tmp_path / name
     outside.write_bytes((folder / name).read_bytes() if (folder / name).is_file() else b"{}")
     (folder / name).unlink(missing_ok=True)
     os.symlink(outside, folder / name)
     with pytest.raises(NotLoadable, match="under the roots"):
-        load("a", tmp_path / "root")
-    assert load("root/a", tmp_path).folder == folder
+        load_version("a", tmp_path / "root")
+    assert load_version("root/a", tmp_path).folder == folder
 
 
 def test_a_runs_artifact_that_is_a_link(tmp_path: Path) -> None:
-    folder = run_with_adapter(tmp_path / "runs", "x")
+    folder = publish_adapter_run(tmp_path / "runs", "x")
     os.rename(folder / "artifact", tmp_path / "elsewhere")
     os.symlink(tmp_path / "elsewhere", folder / "artifact")
     with pytest.raises(NotLoadable, match="under the roots"):
-        load("sft/x", tmp_path / "runs")
+        load_version("sft/x", tmp_path / "runs")
 
 
 def test_runs_by_their_folder_or_artifact(tmp_path: Path) -> None:
-    folder = run_with_adapter(tmp_path, "x")
-    assert load("sft/x", tmp_path) == load("sft/x/artifact", tmp_path) == load(str(folder), tmp_path)
+    folder = publish_adapter_run(tmp_path, "x")
+    assert (
+        load_version("sft/x", tmp_path)
+        == load_version("sft/x/artifact", tmp_path)
+        == load_version(str(folder), tmp_path)
+    )
 
 
 def test_a_run_that_is_not_done_or_was_changed(tmp_path: Path) -> None:
-    folder = run_with_adapter(tmp_path, "x")
-    written(folder / "artifact", 2.0)
+    folder = publish_adapter_run(tmp_path, "x")
+    write_adapter_files(folder / "artifact", 2.0)
     with pytest.raises(NotLoadable, match="not those that were published") as caught:
-        load("sft/x", tmp_path)
+        load_version("sft/x", tmp_path)
     assert str(tmp_path) not in str(caught.value)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"status": "failed"}))
     with pytest.raises(NotLoadable, match="no finished run"):
-        load("sft/x", tmp_path)
+        load_version("sft/x", tmp_path)
 
 
 @pytest.mark.parametrize(
     "write",
-    [exported, lambda folder: run_with_adapter(folder.parent, folder.name)],
+    [write_exported_adapter, lambda folder: publish_adapter_run(folder.parent, folder.name)],
     ids=["exported", "published"],
 )
 def test_of_another_base_or_precision(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     write(tmp_path / "x")
     folder = "x" if (tmp_path / "x").is_dir() else "sft/x"
-    load(folder, tmp_path)
+    load_version(folder, tmp_path)
     with pytest.raises(NotLoadable, match=f"trained on base {'b' * 12}, and {'c' * 12} is served"):
-        load(folder, tmp_path, base=OTHER)
+        load_version(folder, tmp_path, base=OTHER)
     with pytest.raises(NotLoadable, match="method=qlora"):
-        load(folder, tmp_path, method="lora")
+        load_version(folder, tmp_path, method="lora")
 
 
 def test_the_precision_that_an_export_notes(tmp_path: Path) -> None:
-    exported(tmp_path / "x", into="original")
-    load("x", tmp_path, method="lora")
+    write_exported_adapter(tmp_path / "x", into="original")
+    load_version("x", tmp_path, method="lora")
     with pytest.raises(NotLoadable, match="method=lora"):
-        load("x", tmp_path, method="qlora")
+        load_version("x", tmp_path, method="qlora")
 
 
 @pytest.mark.parametrize(
@@ -181,20 +185,20 @@ def test_the_precision_that_an_export_notes(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_say_its_base_is_for_the_command_line(tmp_path: Path, file: str, text: str | None) -> None:
-    folder = exported(tmp_path / "x")
+    folder = write_exported_adapter(tmp_path / "x")
     (folder / file).unlink()
     if text is not None:
         (folder / file).write_text(text)
     with pytest.raises(NotLoadable, match=r"does not say on which.*Start the server with it in stage\.adapters"):
-        load("x", tmp_path)
+        load_version("x", tmp_path)
 
 
 @pytest.mark.parametrize("file", ["base.json", "receipt.json", "adapter_config.json"])
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"{" * 100_000])
 def test_files_that_are_no_json_object(tmp_path: Path, file: str, content: bytes) -> None:
-    (exported(tmp_path / "x") / file).write_bytes(content)
+    (write_exported_adapter(tmp_path / "x") / file).write_bytes(content)
     with pytest.raises(NotLoadable) as caught:
-        load("x", tmp_path)
+        load_version("x", tmp_path)
     assert str(tmp_path) not in str(caught.value)
 
 
@@ -220,9 +224,9 @@ def damage(folder: Path, how: str) -> None:
     ["pickle beside", "pickle alone", "no weights", "no configuration", "whole model", "other kind"],
 )
 def test_what_is_no_adapter_in_safetensors(tmp_path: Path, how: str) -> None:
-    damage(exported(tmp_path / "x"), how)
+    damage(write_exported_adapter(tmp_path / "x"), how)
     with pytest.raises(NotLoadable) as caught:
-        load("x", tmp_path)
+        load_version("x", tmp_path)
     assert str(tmp_path) not in str(caught.value)
 
 
@@ -236,13 +240,13 @@ def test_folders_with_anything_in_them(tmp_path_factory: pytest.TempPathFactory,
         if name.strip("./") and "/" not in name:
             (folder / name).write_bytes(content)
     with pytest.raises(NotLoadable):
-        load("x", folder.parent)
+        load_version("x", folder.parent)
 
 
 def test_what_nobody_signed_is_not_loaded(tmp_path: Path) -> None:
     """The message names the file, and no path of the server."""
-    keys = pair(tmp_path)
-    folder = exported(tmp_path / "adapters" / "x")
+    keys = write_key_pair(tmp_path)
+    folder = write_exported_adapter(tmp_path / "adapters" / "x")
     key = load_public_key(str(keys.public), "export.verify")
     roots = [tmp_path / "adapters"]
     with pytest.raises(NotLoadable, match="has no signature"):

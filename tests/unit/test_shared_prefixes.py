@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_fastpath import FAMILIES, assert_same, fat, made, outcome
-from test_fastpath_layers import one_by_one, random
-from tiny_roles import PAD, PROMPTS, STOPS, AsItStands
+from test_fastpath import FAMILIES, assert_same, build_noisy_model, fat, outcome
+from test_fastpath_layers import attend_token_by_token, random
+from tiny_roles import PAD, PROMPTS, STOPS, UnchangedModelActor
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.testing import assert_close
@@ -23,7 +23,7 @@ from align.rollout.hf import HfEngine
 CPU = torch.device("cpu")
 
 
-def draw_rows(seed: int) -> tuple[Tensor, Tensor]:
+def draw_token_rows(seed: int) -> tuple[Tensor, Tensor]:
     """Draw rows of two token ids, so that many share a prefix, with padding at random positions."""
     generator = torch.Generator().manual_seed(seed)
     shape = tuple(int(torch.randint(1, limit, (), generator=generator)) for limit in (9, 7))
@@ -40,7 +40,7 @@ def list_prefixes(tokens: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("seed", range(200))
 def test_tokens_with_the_same_before_them_are_one(seed: int):
-    tokens, mask = draw_rows(seed)
+    tokens, mask = draw_token_rows(seed)
     places = PackedIndex.build(mask, tokens)
     token_prefixes = list_prefixes(tokens, mask)
     real_count = len(token_prefixes)
@@ -81,14 +81,14 @@ def test_what_differs_in_anything_that_is_told_is_not_shared():
 @pytest.mark.parametrize("seed", [3, 5, 8])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_attention_over_shared_rows(seed: int, groups: int):
-    tokens, mask = draw_rows(seed)
+    tokens, mask = draw_token_rows(seed)
     places = PackedIndex.build(mask, tokens)
     assert places.shared is not None, "this seed tests nothing"
     distinct_ids, first_places = places.shared
     shapes = ((4, 6), (groups, 6), (groups, 6))
     q, k, v = (random(len(first_places), *shape, seed=i).requires_grad_() for i, shape in enumerate(shapes))
     with torch.no_grad():
-        expected = one_by_one(q[distinct_ids], k[distinct_ids], v[distinct_ids], mask.sum(1).tolist(), 0.3)[
+        expected = attend_token_by_token(q[distinct_ids], k[distinct_ids], v[distinct_ids], mask.sum(1).tolist(), 0.3)[
             first_places
         ]
         assert_close(causal_attention(q, k, v, places, 0.3), expected)
@@ -118,18 +118,18 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_decoder_is_that_of_transformers_where_rows_begin_alike(family: str, computed: list[int]):
-    assert_same(made(FAMILIES[family]), build_grouped_rollout())
+    assert_same(build_noisy_model(FAMILIES[family]), build_grouped_rollout())
     distinct = set(list_prefixes(build_grouped_rollout().tokens_BS, build_grouped_rollout().mask_BS))
     assert computed[:2] == [len(distinct)] * 2
     assert len(distinct) < build_grouped_rollout().mask_BS.sum() / 2
 
 
 def test_every_weight_may_train_where_rows_begin_alike():
-    assert_same(made(FAMILIES["qwen3"]).unload().requires_grad_(), build_grouped_rollout())
+    assert_same(build_noisy_model(FAMILIES["qwen3"]).unload().requires_grad_(), build_grouped_rollout())
 
 
 def test_equal_ids_at_other_positions_are_other_tokens():
-    decoder = made(FAMILIES["qwen2"]).get_base_model().get_decoder()
+    decoder = build_noisy_model(FAMILIES["qwen2"]).get_base_model().get_decoder()
     ids = torch.tensor([[11, 12, 13, 14]] * 3)
     mask = torch.ones(3, 4, dtype=torch.long)
     positions = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3], [0, 5, 9, 30]])
@@ -142,7 +142,7 @@ def test_equal_ids_at_other_positions_are_other_tokens():
 
 
 def test_layers_that_are_made_again_share_too():
-    model = made(FAMILIES["qwen2"])
+    model = build_noisy_model(FAMILIES["qwen2"])
     expected, gradients = outcome(model, build_grouped_rollout())
     for layer in model.get_base_model().get_decoder().layers:
         layer.gradient_checkpointing = True
@@ -153,13 +153,13 @@ def test_layers_that_are_made_again_share_too():
 
 def test_a_prompt_is_read_once_for_all_its_answers(computed: list[int]):
     """Each answer is also the one that is sampled for its prompt alone."""
-    model = made(FAMILIES["llama, grouped keys"])
+    model = build_noisy_model(FAMILIES["llama, grouped keys"])
     prompts = [prompt for prompt in PROMPTS for _ in range(5)]
-    rollout = HfEngine(STOPS, PAD, 9).generate(prompts, AsItStands(model), range(len(prompts)))
+    rollout = HfEngine(STOPS, PAD, 9).generate(prompts, UnchangedModelActor(model), range(len(prompts)))
     tokens = {tuple(prompt[: t + 1]) for prompt in PROMPTS for t in range(len(prompt))}
     assert computed[0] == len(tokens) < sum(map(len, prompts)) / 4
     for i, prompt in enumerate(prompts):
-        single_rollout: Any = HfEngine(STOPS, PAD, 9).generate([prompt], AsItStands(model), [i])
+        single_rollout: Any = HfEngine(STOPS, PAD, 9).generate([prompt], UnchangedModelActor(model), [i])
         answer = rollout.tokens_BS[i, rollout.prompt_width :][rollout.response_mask_BT[i]]
         assert (
             answer.tolist() == single_rollout.tokens_BS[0, len(prompt) :][single_rollout.response_mask_BT[0]].tolist()
@@ -171,7 +171,7 @@ def test_in_bf16_many_rows_that_share_add_their_gradients_up_as_well_as_rows_by_
     family: str, monkeypatch: pytest.MonkeyPatch
 ):
     """Equal answers: every token is shared by all rows, and each row adds to its gradient."""
-    model = made(FAMILIES[family])
+    model = build_noisy_model(FAMILIES[family])
     rows = 400
     rollout = rollout_from_answers([[11, 12, 13]] * rows, [[31, 32, 33]] * rows, PAD, CPU)
     exact = outcome(model, rollout)[1]

@@ -39,7 +39,7 @@ def compute_content_keys(texts: Sequence[str]) -> np.ndarray:
     return digest_normalised_texts(pa.array(texts, pa.string())).view(np.uint64)[::2].copy()
 
 
-def find_duplicates(
+def find_near_duplicates(
     texts: Sequence[str], order: Sequence[int] | None = None, threshold: float = 0.7, **options
 ) -> Duplicates:
     array = pa.array(texts, pa.string())
@@ -169,7 +169,7 @@ def test_as_all_pairs_say(sizes, texts, data):
         patch.setattr(near, "MIN_SHARED_GROUP", min_group)
         patch.setattr(near, "SAMPLE_SIZE", sample_size)
         patch.setattr(near, "MIN_OWN_SHINGLES", min_own)
-        duplicates = find_duplicates(texts, order, threshold)
+        duplicates = find_near_duplicates(texts, order, threshold)
     expected = find_by_force(texts, order, threshold, min_group, sample_size, min_own)
     assert list(zip(duplicates.dropped.tolist(), duplicates.kept.tolist(), strict=True)) == expected
 
@@ -194,7 +194,7 @@ def test_changed_copies_in_a_template_are_found(words: int):
     texts = draw_instructed(600, words, draw)
     planted = {len(texts) + i: i for i in range(200)}
     texts += [change_copy(texts[i], 57, draw.choice((0, 0.05)), draw) for i in planted.values()]
-    duplicates = find_duplicates(texts)
+    duplicates = find_near_duplicates(texts)
     pairs = dict(zip(duplicates.dropped.tolist(), duplicates.kept.tolist(), strict=True))
     right = sum(planted.get(row) == kept for row, kept in pairs.items())
     assert right >= 0.95 * len(planted)
@@ -205,7 +205,7 @@ def test_changed_copies_in_a_template_are_found(words: int):
 def test_short_rests_have_to_be_equal(own: int, dropped: int):
     """Rows that differ in the last word only are duplicates if they have enough words of their own."""
     texts = draw_instructed(40, own, random.Random(own))
-    assert len(find_duplicates([*texts, f"{texts[0].rpartition(' ')[0]} somethingelse"]).dropped) == dropped
+    assert len(find_near_duplicates([*texts, f"{texts[0].rpartition(' ')[0]} somethingelse"]).dropped) == dropped
 
 
 @pytest.mark.parametrize("count", [2, 5])
@@ -236,7 +236,7 @@ def test_packs_with_the_shared_text_of_all_lose_the_same(count: int):
             shared=shared,
         )
         dropped |= set(pack[duplicates.dropped].tolist())
-    assert dropped == set(find_duplicates(texts).dropped.tolist())
+    assert dropped == set(find_near_duplicates(texts).dropped.tolist())
     assert len(dropped) >= 10
 
 
@@ -246,7 +246,7 @@ def test_words_anywhere_in_a_long_template_cost_little():
     template = np.array([f"fixed{i}" for i in range(200)])
     texts = [" ".join(np.where(draw.random(200) < 0.06, f"w{i}", template)) for i in range(4000)]
     start = time.process_time()
-    assert len(find_duplicates(texts).dropped) == 0
+    assert len(find_near_duplicates(texts).dropped) == 0
     assert time.process_time() - start < 15
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from served_adapters import written
-from signing_keys import Pair, pair
+from served_adapters import write_adapter_files
+from signing_keys import KeyPair, write_key_pair
 
 from align.core.errors import InputError
 from align.run.digests import file_digest
@@ -33,17 +33,17 @@ FIELD = "export.sign"
 
 
 @pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return pair(tmp_path_factory.mktemp("keys"))
+def keys(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
+    return write_key_pair(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture
-def export(tmp_path: Path, keys: Pair) -> Path:
+def export(tmp_path: Path, keys: KeyPair) -> Path:
     """An adapter as stage=export leaves it, with a link to its base, signed."""
     base = tmp_path / "bases" / "tiny-dequantised"
     base.mkdir(parents=True)
     (base / "model.safetensors").write_bytes(b"weights")
-    folder = written(tmp_path / "export")
+    folder = write_adapter_files(tmp_path / "export")
     (folder / "base.json").write_text(json.dumps({"id": "tiny", "revision": "", "digest": "d"}))
     (folder / "tokenizer.json").write_text("{}")
     (folder / "launch").mkdir()
@@ -54,7 +54,7 @@ def export(tmp_path: Path, keys: Pair) -> Path:
     return folder
 
 
-def read_problem(folder: Path, keys: Pair) -> str:
+def read_problem(folder: Path, keys: KeyPair) -> str:
     """Return what is wrong with a folder's signature, or an empty string if it is valid."""
     try:
         verify_signature(folder, load_public_key(str(keys.public), "export.verify"), "export.path", "x")
@@ -82,7 +82,7 @@ def run_tool(*arguments: str | Path) -> tuple[int, str]:
     return process.returncode, process.stdout + process.stderr
 
 
-def test_each_file_is_covered(export: Path, keys: Pair, tmp_path: Path) -> None:
+def test_each_file_is_covered(export: Path, keys: KeyPair, tmp_path: Path) -> None:
     """Each file of an export is changed, removed and renamed in turn, and the message names it."""
     assert read_problem(export, keys) == ""
     names = [name for name in list_files(export) if name != SIGNATURE]
@@ -117,21 +117,21 @@ def test_each_file_is_covered(export: Path, keys: Pair, tmp_path: Path) -> None:
         (lambda folder: (folder / SIGNATURE).write_text("[" * 100_000), "is no signature"),
     ],
 )
-def test_what_was_added_is_refused(export: Path, keys: Pair, add: Callable[[Path], object], says: str) -> None:
+def test_what_was_added_is_refused(export: Path, keys: KeyPair, add: Callable[[Path], object], says: str) -> None:
     add(export)
     assert says in read_problem(export, keys)
 
 
 @pytest.mark.parametrize("part", ["hint", "payload", "sig"])
-def test_a_signature_that_was_changed_is_refused(export: Path, keys: Pair, part: str) -> None:
+def test_a_signature_that_was_changed_is_refused(export: Path, keys: KeyPair, part: str) -> None:
     text = (export / SIGNATURE).read_text()
     at = text.index(f'"{part}":"') + len(part) + 24
     (export / SIGNATURE).write_text(text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :])
     assert SIGNATURE in read_problem(export, keys)
 
 
-def test_another_key_is_named(export: Path, keys: Pair, tmp_path: Path) -> None:
-    other_keys = pair(tmp_path, "other")
+def test_another_key_is_named(export: Path, keys: KeyPair, tmp_path: Path) -> None:
+    other_keys = write_key_pair(tmp_path, "other")
     problem = read_problem(export, other_keys)
     assert "is by another key" in problem
     assert file_digest(keys.public)[:12] in problem, "sha256sum of the public key's file is its fingerprint"
@@ -141,7 +141,7 @@ def test_another_key_is_named(export: Path, keys: Pair, tmp_path: Path) -> None:
     assert read_problem(export, other_keys) == f"{SIGNATURE} was changed"
 
 
-def test_what_no_signature_covers(export: Path, keys: Pair, tmp_path: Path) -> None:
+def test_what_no_signature_covers(export: Path, keys: KeyPair, tmp_path: Path) -> None:
     """Git's files and the base beside an adapter are exempt: a link, a broken link or a copy. Other folders are not."""
     moved = Path(shutil.copytree(export, tmp_path / "elsewhere" / "deep" / "export", symlinks=True))
     assert not (moved / "tiny-d").exists()
@@ -169,7 +169,7 @@ def test_what_no_signature_covers(export: Path, keys: Pair, tmp_path: Path) -> N
     ],
 )
 def test_a_base_is_left_out_only_where_it_lies(
-    export: Path, keys: Pair, about: object, place: str, refused: bool
+    export: Path, keys: KeyPair, about: object, place: str, refused: bool
 ) -> None:
     """Bases with the name of a signed folder, and bases from a hub, are not exempt."""
     (export / "tiny-d").unlink()
@@ -182,7 +182,7 @@ def test_a_base_is_left_out_only_where_it_lies(
     assert problem == (f"{place}/model.safetensors is not among the files that were signed" if refused else "")
 
 
-def test_a_base_that_was_signed_too_is_covered(export: Path, keys: Pair, tmp_path: Path) -> None:
+def test_a_base_that_was_signed_too_is_covered(export: Path, keys: KeyPair, tmp_path: Path) -> None:
     """The official tool signs copies in this way, with the base in them."""
     copy = Path(shutil.copytree(export, tmp_path / "copied"))
     sign_folder(copy, load_private_key(str(keys.private), FIELD))
@@ -191,7 +191,7 @@ def test_a_base_that_was_signed_too_is_covered(export: Path, keys: Pair, tmp_pat
     assert read_problem(copy, keys) == "tiny-d/model.safetensors is not the file that was signed"
 
 
-def test_a_link_to_a_file_counts_as_the_file(export: Path, keys: Pair) -> None:
+def test_a_link_to_a_file_counts_as_the_file(export: Path, keys: KeyPair) -> None:
     """The hub's cache consists of such links."""
     (export / "tokenizer.json").rename(export.parent / "blob")
     (export / "tokenizer.json").symlink_to("../blob")
@@ -208,7 +208,7 @@ def test_receipt_and_digest_stay(export: Path) -> None:
     assert compute_published_digest(export) == signed
 
 
-def test_the_official_tool_reads_ours_and_we_read_its(export: Path, keys: Pair, tmp_path: Path) -> None:
+def test_the_official_tool_reads_ours_and_we_read_its(export: Path, keys: KeyPair, tmp_path: Path) -> None:
     verify_arguments = ("verify", "key", export, "--signature", export / SIGNATURE, "--public_key", keys.public)
     assert run_tool(*verify_arguments, "--allow_symlinks") == (0, "Verification succeeded\n")
     (export / "tokenizer.json").write_text("[]")
@@ -225,7 +225,7 @@ def test_the_official_tool_reads_ours_and_we_read_its(export: Path, keys: Pair, 
     assert run_tool(*verify_arguments) == (0, "Verification succeeded\n")
 
 
-def test_keys_that_do_not_sign(tmp_path: Path, keys: Pair) -> None:
+def test_keys_that_do_not_sign(tmp_path: Path, keys: KeyPair) -> None:
     private_keys = {
         "rsa": rsa.generate_private_key(65537, 2048),
         "ed": ed25519.Ed25519PrivateKey.generate(),
@@ -233,7 +233,7 @@ def test_keys_that_do_not_sign(tmp_path: Path, keys: Pair) -> None:
     }
     (tmp_path / "noise").write_bytes(os.urandom(200))
     os.mkfifo(tmp_path / "pipe")
-    refused_keys = {name: pair(tmp_path, name, key) for name, key in private_keys.items()}
+    refused_keys = {name: write_key_pair(tmp_path, name, key) for name, key in private_keys.items()}
     for path, problem in {
         keys.public: "is a public key",
         tmp_path / "none": "there is no such file",
@@ -260,15 +260,15 @@ def test_keys_that_do_not_sign(tmp_path: Path, keys: Pair) -> None:
 
 @pytest.mark.parametrize("curve", [ec.SECP384R1(), ec.SECP521R1()])
 def test_other_curves(tmp_path: Path, curve: ec.EllipticCurve) -> None:
-    keys = pair(tmp_path, key=ec.generate_private_key(curve))
-    folder = written(tmp_path / "adapter")
+    keys = write_key_pair(tmp_path, key=ec.generate_private_key(curve))
+    folder = write_adapter_files(tmp_path / "adapter")
     sign_folder(folder, load_private_key(str(keys.private), FIELD))
     assert read_problem(folder, keys) == ""
 
 
 def test_a_passphrase_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    locked = pair(tmp_path, word=b"open sesame")
-    folder = written(tmp_path / "adapter")
+    locked = write_key_pair(tmp_path, word=b"open sesame")
+    folder = write_adapter_files(tmp_path / "adapter")
     monkeypatch.delenv(PASSPHRASE, raising=False)
     with pytest.raises(InputError, match=f"has a passphrase. Set it as {PASSPHRASE}"):
         load_private_key(str(locked.private), FIELD)
@@ -279,18 +279,20 @@ def test_a_passphrase_comes_from_the_environment(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv(PASSPHRASE, "open sesame")
     sign_folder(folder, load_private_key(str(locked.private), FIELD))
     assert read_problem(folder, locked) == ""
-    load_private_key(str(pair(tmp_path, "plain").private), FIELD)  # a key without a passphrase ignores the variable
+    load_private_key(
+        str(write_key_pair(tmp_path, "plain").private), FIELD
+    )  # a key without a passphrase ignores the variable
 
 
-def test_a_key_is_read_once(export: Path, keys: Pair, tmp_path: Path) -> None:
+def test_a_key_is_read_once(export: Path, keys: KeyPair, tmp_path: Path) -> None:
     """Servers trust the key that they were started with, even if its file changes later."""
     public_path = Path(shutil.copy(keys.public, tmp_path / "mine.pub"))
     key = load_public_key(str(public_path), "export.verify")
-    shutil.copy(pair(tmp_path, "other").public, public_path)
+    shutil.copy(write_key_pair(tmp_path, "other").public, public_path)
     verify_signature(export, key, "export.path", "x")
 
 
-def test_nothing_is_asked_of_a_network(export: Path, keys: Pair) -> None:
+def test_nothing_is_asked_of_a_network(export: Path, keys: KeyPair) -> None:
     code = f"""
 import socket
 def refused(*_, **__): raise SystemExit("asked a network")
@@ -304,7 +306,7 @@ verify_signature(Path({str(export)!r}), load_public_key({str(keys.public)!r}, "b
     assert (process.returncode, process.stderr) == (0, "")
 
 
-def test_without_the_package(keys: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package(keys: KeyPair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "model_signing", None)
     with pytest.raises(InputError, match=r"pip install 'align-rlhf\[sign\]'"):
         load_private_key(str(keys.private), FIELD)

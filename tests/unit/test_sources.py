@@ -121,39 +121,41 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
 # The split.
 
 
-def rows(count: int) -> list[dict[str, Any]]:
+def build_numbered_rows(count: int) -> list[dict[str, Any]]:
     return [{"prompt": f"Question {i}?", "completion": f"Answer {i}."} for i in range(count)]
 
 
-def asked(documents: list[Any]) -> set[str]:
+def collect_questions(documents: list[Any]) -> set[str]:
     return {c.messages[0].content for c in documents}
 
 
 def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
-    data = jsonl(write_rows(tmp_path / "d.jsonl", rows(400)))
+    data = jsonl(write_rows(tmp_path / "d.jsonl", build_numbered_rows(400)))
     train = read_documents_of_split(data, "train")
     test = read_documents_of_split(data, "test")
     assert len(train) + len(test) == 400
-    assert not asked(train) & asked(test)
+    assert not collect_questions(train) & collect_questions(test)
     assert 60 < len(test) < 140
-    assert asked(read_source_prompts(data, "train")) == asked(train)
-    assert asked(read_source_prompts(data, "test")) == asked(test)
+    assert collect_questions(read_source_prompts(data, "train")) == collect_questions(train)
+    assert collect_questions(read_source_prompts(data, "test")) == collect_questions(test)
 
 
 def test_the_division_follows_the_question_and_not_the_place(tmp_path: Path) -> None:
-    first = jsonl(write_rows(tmp_path / "a.jsonl", rows(60)))
-    reanswered = [{"prompt": r["prompt"], "completion": "Another."} for r in rows(60)]
-    second = jsonl(write_rows(tmp_path / "b.jsonl", [*rows(90)[60:], *reanswered[::-1], *rows(60)]))
-    held_out = asked(read_documents_of_split(first, "test"))
+    first = jsonl(write_rows(tmp_path / "a.jsonl", build_numbered_rows(60)))
+    reanswered = [{"prompt": r["prompt"], "completion": "Another."} for r in build_numbered_rows(60)]
+    second = jsonl(
+        write_rows(tmp_path / "b.jsonl", [*build_numbered_rows(90)[60:], *reanswered[::-1], *build_numbered_rows(60)])
+    )
+    held_out = collect_questions(read_documents_of_split(first, "test"))
     assert 0 < len(held_out) < 60
-    assert held_out == asked(read_documents_of_split(second, "test")) & asked(
+    assert held_out == collect_questions(read_documents_of_split(second, "test")) & collect_questions(
         read_documents_of_split(first, "test") + read_documents_of_split(first, "train")
     )
-    assert not held_out & asked(read_documents_of_split(second, "train"))
+    assert not held_out & collect_questions(read_documents_of_split(second, "train"))
 
 
 def test_nothing_for_one_side_is_an_error_with_a_remedy(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "d.jsonl", rows(4))
+    path = write_rows(tmp_path / "d.jsonl", build_numbered_rows(4))
     data = jsonl(path, held_out=1.0)
     with pytest.raises(InputError, match=r"no row to train on.*data\.held_out"):
         read_documents_of_split(data, "train")
@@ -167,7 +169,7 @@ def test_nothing_for_one_side_is_an_error_with_a_remedy(tmp_path: Path) -> None:
 
 
 def test_order_follows_the_seed_and_limit_cuts_it(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "d.jsonl", rows(40))
+    path = write_rows(tmp_path / "d.jsonl", build_numbered_rows(40))
     data = jsonl(path)
     assert (
         read_documents_of_split(data, "train", 1)

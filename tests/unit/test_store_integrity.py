@@ -7,7 +7,15 @@ import sqlite3
 import threading
 
 import pytest
-from annotation_store import add, ask, asked, counts, rank, tamper, url_of
+from annotation_store import (
+    add_question,
+    build_prompt,
+    build_store_url,
+    count_table_rows,
+    query_rows,
+    record_ranking,
+    tamper,
+)
 from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError
 
@@ -38,31 +46,33 @@ def test_hashes_are_sha256_of_canonical_json_written_out_by_hand():
 
 
 def test_erased_content_is_gone_from_every_table_and_from_the_files(tmp_path):
-    with Store.open(url_of(tmp_path)) as store:
+    with Store.open(build_store_url(tmp_path)) as store:
         erase_and_look(store, tmp_path)
 
 
 def erase_and_look(store, tmp_path):
     secret = "Xq7-only-here"
-    kept_item = add(store, "run/0")
-    item = store.add_item("p", "run/1", ask(f"{secret} asked"), [Candidate(f"{secret} 1"), Candidate(f"{secret} 2")])
-    rank(store, item, "0>1")
+    kept_item = add_question(store, "run/0")
+    item = store.add_item(
+        "p", "run/1", build_prompt(f"{secret} asked"), [Candidate(f"{secret} 1"), Candidate(f"{secret} 2")]
+    )
+    record_ranking(store, item, "0>1")
     files = list(tmp_path.iterdir())
     assert any(secret.encode() in file.read_bytes() for file in files)
     head = store.head()
     tombstone = store.erase_content("p", item)
     assert not any(secret.encode() in file.read_bytes() for file in tmp_path.iterdir())
-    assert counts(store) == {"prompts": 1, "candidates": 3, "annotators": 1, "ledger": 4}
+    assert count_table_rows(store) == {"prompts": 1, "candidates": 3, "annotators": 1, "ledger": 4}
     assert store.verify(head).seq == tombstone == store.erase_content("p", item)
     assert [i.id for i in store.items("p")] == [kept_item]
     with pytest.raises(InputError, match="erased"):
-        rank(store, item, "0>1", annotator="bob")
+        record_ranking(store, item, "0>1", annotator="bob")
 
 
 def test_what_a_reader_kept_in_the_log_goes_with_the_next_write(tmp_path):
     secret = "Xq7-only-here"
-    with Store.open(url_of(tmp_path)) as store:
-        item = store.add_item("p", "run/1", ask(f"{secret} asked"), [Candidate(f"{secret} 1"), Candidate("2")])
+    with Store.open(build_store_url(tmp_path)) as store:
+        item = store.add_item("p", "run/1", build_prompt(f"{secret} asked"), [Candidate(f"{secret} 1"), Candidate("2")])
         with sqlite3.connect(tmp_path / "annotations.db") as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM prompts").fetchone()
@@ -71,29 +81,29 @@ def test_what_a_reader_kept_in_the_log_goes_with_the_next_write(tmp_path):
             store.erase_content("p", item)
             assert any(secret.encode() in file.read_bytes() for file in tmp_path.iterdir())
         reader.close()
-        add(store, "later")
+        add_question(store, "later")
         assert not any(secret.encode() in file.read_bytes() for file in tmp_path.iterdir())
 
 
 def test_a_resumed_run_does_not_bring_an_erased_item_back(store):
-    item = add(store)
+    item = add_question(store)
     store.erase_content("p", item)
-    assert add(store) == item
+    assert add_question(store) == item
     assert list(store.items("p")) == []
 
 
 def test_a_digest_cannot_be_confirmed_by_guessing(store):
     # Without the salt, a guess of the erased text could be hashed and compared.
-    ids = [store.add_item("p", f"run/{i}", ask(), [Candidate("yes"), Candidate("no")]) for i in range(2)]
-    payloads = [json.loads(row[0]) for row in asked(store, "SELECT payload FROM ledger ORDER BY seq")]
+    ids = [store.add_item("p", f"run/{i}", build_prompt(), [Candidate("yes"), Candidate("no")]) for i in range(2)]
+    payloads = [json.loads(row[0]) for row in query_rows(store, "SELECT payload FROM ledger ORDER BY seq")]
     assert payloads[0]["prompt"] != payloads[1]["prompt"]
     assert payloads[0]["candidates"][f"{ids[0]}-0"] != payloads[1]["candidates"][f"{ids[1]}-0"]
 
 
 def test_an_erased_annotator_cannot_be_found_but_the_rankings_stay(store, tmp_path):
-    seq = rank(store, add(store), "0>1>2")
+    seq = record_ranking(store, add_question(store), "0>1>2")
     store.erase_annotator("p", store.pseudonym("p", "ann@example.org"))
-    assert counts(store)["annotators"] == 0
+    assert count_table_rows(store)["annotators"] == 0
     assert not any(b"ann@example.org" in file.read_bytes() for file in tmp_path.iterdir() if "shm" not in file.name)
     assert [r.seq for r in store.rankings("p")] == [seq]
     assert store.pseudonym("p", "ann@example.org") is None
@@ -106,9 +116,9 @@ def test_an_erased_annotator_cannot_be_found_but_the_rankings_stay(store, tmp_pa
 @pytest.fixture
 def filled(store):
     """Rows 1-3 add items, 4 and 5 rank the first two."""
-    ids = [add(store, f"run/{i}") for i in range(3)]
+    ids = [add_question(store, f"run/{i}") for i in range(3)]
     for item in ids[:2]:
-        rank(store, item, "0>1>2")
+        record_ranking(store, item, "0>1>2")
     assert store.verify() == store.head() == store.verify(store.head("p"))
     return store
 
@@ -138,7 +148,7 @@ def test_verify_names_the_first_bad_row(filled, statement, bad):
 
 
 def test_a_row_that_is_rehashed_still_breaks_the_next_one(filled):
-    (row,) = asked(filled, f"SELECT {', '.join(LedgerEntry.__slots__)} FROM ledger WHERE seq = 4")
+    (row,) = query_rows(filled, f"SELECT {', '.join(LedgerEntry.__slots__)} FROM ledger WHERE seq = 4")
     forged = LedgerEntry(**dict(zip(LedgerEntry.__slots__, row, strict=True)) | {"created_at": "2020", "hash": ""})
     tamper(
         filled,
@@ -184,10 +194,10 @@ def test_the_ledger_refuses_a_slip_of_the_hand(filled):
 # Several writers
 
 
-def write(url: str, prefix: str, start: int) -> None:
+def add_ten_items(url: str, prefix: str, start: int) -> None:
     with Store.open(url) as store:
         for i in range(start, start + 10):
-            add(store, f"{prefix}/{i}")
+            add_question(store, f"{prefix}/{i}")
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
@@ -196,7 +206,7 @@ def test_concurrent_writers_keep_the_chain(store_url, kind):
     url = store_url
     spawn = multiprocessing.get_context("spawn").Process
     make = threading.Thread if kind == "threads" else spawn
-    workers = [make(target=write, args=(url, f"w{n}", 0)) for n in range(3)]
+    workers = [make(target=add_ten_items, args=(url, f"w{n}", 0)) for n in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -207,9 +217,11 @@ def test_concurrent_writers_keep_the_chain(store_url, kind):
 
 
 def test_one_store_serves_several_threads_and_a_key_counts_once(store):
-    item = add(store)
+    item = add_question(store)
     seqs: list[int] = []
-    threads = [threading.Thread(target=lambda: seqs.append(rank(store, item, "0>1>2", key="once"))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: seqs.append(record_ranking(store, item, "0>1>2", key="once"))) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

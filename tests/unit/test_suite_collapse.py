@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 import pytest
-from test_collapse import PROMPTS, TOPICS, varied_answers
-from test_suite_gates import scored
+from test_collapse import PROMPTS, TOPICS, draw_varied_answers
+from test_suite_gates import build_scored_task
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
@@ -57,8 +57,8 @@ def list_verdicts(task: FirstAnswers) -> dict[str, str]:
 
 
 def test_each_system_is_compared_with_the_second_one():
-    texts = varied_answers(1)
-    assert list_verdicts(build_answers(new=ONE, old=varied_answers(), third=texts)) == {
+    texts = draw_varied_answers(1)
+    assert list_verdicts(build_answers(new=ONE, old=draw_varied_answers(), third=texts)) == {
         "new": COLLAPSED,
         "old": VARIED,
         "third": VARIED,
@@ -75,21 +75,21 @@ def test_each_system_is_compared_with_the_second_one():
 
 def test_a_file_shows_that_it_collapsed_and_not_that_it_did_not():
     file = SystemAnswers(ONE, None, "a file has none")
-    assert list_verdicts(build_answers(new=file, old=varied_answers())) == {"new": COLLAPSED, "old": VARIED}
+    assert list_verdicts(build_answers(new=file, old=draw_varied_answers())) == {"new": COLLAPSED, "old": VARIED}
     measured = measure_open_tasks(
-        {"chat": build_answers(new=file._replace(sampled=varied_answers(1)), old=varied_answers())}
+        {"chat": build_answers(new=file._replace(sampled=draw_varied_answers(1)), old=draw_varied_answers())}
     )["chat"]
     assert measured["new"].collapse == Collapse(NOT_MEASURED, ("no answers at temperature 0: a file has none",))
     assert [*measured["new"].variety] == ["sampled"]
     # A greedy system beside a file is judged by its own greedy answers.
-    file = file._replace(sampled=varied_answers())
-    sampled_only = SystemAnswers(varied_answers(1), ONE)
+    file = file._replace(sampled=draw_varied_answers())
+    sampled_only = SystemAnswers(draw_varied_answers(1), ONE)
     assert list_verdicts(build_answers(new=sampled_only, theirs=file)) == {"new": COLLAPSED, "theirs": NOT_MEASURED}
 
 
 def test_tasks_with_few_prompts_are_measured_together():
     parts = {
-        name: build_answers(PROMPTS[rows], build_items(PROMPTS[rows]), new=ONE[rows], old=varied_answers()[rows])
+        name: build_answers(PROMPTS[rows], build_items(PROMPTS[rows]), new=ONE[rows], old=draw_varied_answers()[rows])
         for name, rows in (("a", slice(0, 40)), ("b", slice(40, 80)))
     }
     measured = measure_open_tasks(parts)
@@ -183,8 +183,8 @@ def test_the_majority_class_in_other_words_each_time():
         item._replace(check={"kind": "regex", "pattern": f"\\({text}\\)"})
         for item, text in zip(build_items(), right, strict=True)
     ]
-    worded = [f"({'A'}) because of {words}" for words in varied_answers(2)]
-    reasoned = [f"({text}) because of {words}" for text, words in zip(right, varied_answers(3), strict=True)]
+    worded = [f"({'A'}) because of {words}" for words in draw_varied_answers(2)]
+    reasoned = [f"({text}) because of {words}" for text, words in zip(right, draw_varied_answers(3), strict=True)]
     collapses = measure_closed_collapse(items, new=worded, old=reasoned)
     assert {name: collapse.verdict for name, collapse in collapses.items()} == {"new": COLLAPSED, "old": VARIED}
 
@@ -243,7 +243,7 @@ def test_the_lines_before_all_figures():
 def describe_gate(collapse: Collapse, **more: Any) -> str:
     fields = {"name": "g", "task": "asked", "is": "superior", "margin": 0.5, **more}
     (gate,) = parse_gates([fields], [EvalTask("asked", "a.jsonl")], ("new", "old"))
-    decision = decide_gate(gate, [scored([1.0] * 80, [0.0] * 80)])
+    decision = decide_gate(gate, [build_scored_task([1.0] * 80, [0.0] * 80)])
     return describe_decision(gate, decide_on_collapse(gate, decision, "new", collapse))
 
 

@@ -34,7 +34,7 @@ CHECK = build_checker(SPEC, "check")
 GOOD = {"name": "safe", "task": "asked", "against": "old", "is": "superior"}
 
 
-def scored(new: Sequence[float], old: Sequence[float]) -> ScoredTask:
+def build_scored_task(new: Sequence[float], old: Sequence[float]) -> ScoredTask:
     prompt = Conversation((Message("user", "a"),))
     items = [EvalItem(str(i), str(i), "", prompt, SPEC) for i in range(len(new))]
     answers_by_system = {
@@ -46,7 +46,7 @@ def scored(new: Sequence[float], old: Sequence[float]) -> ScoredTask:
 
 def decide_outcome(new: Sequence[float], old: Sequence[float], **fields: Any) -> str:
     (gate,) = parse_gates([{"name": "g", "task": "asked", **fields}], TASKS, SYSTEMS)
-    return decide_gate(gate, [scored(new, old)]).outcome
+    return decide_gate(gate, [build_scored_task(new, old)]).outcome
 
 
 def draw_scores(p: float, n: int, seed: int) -> list[float]:
@@ -97,12 +97,12 @@ def test_as_many_items_as_are_said_to_decide_do(right: int, n: int, above: float
     rule = {"name": "g", "task": "asked", "is": "superior", "margin": above}
     (gate,) = parse_gates([rule], TASKS, SYSTEMS)
     scores = [1.0] * right + [0.0] * (n - right)
-    decision = decide_gate(gate, [scored(scores, scores)])
+    decision = decide_gate(gate, [build_scored_task(scores, scores)])
     assert decision.outcome == "undecided"
     assert decision.n_to_decide is not None
     repeated_outcomes = [
         decide_gate(
-            gate, [scored(draw_scores(right / n, decision.n_to_decide, seed), [0.0] * decision.n_to_decide)]
+            gate, [build_scored_task(draw_scores(right / n, decision.n_to_decide, seed), [0.0] * decision.n_to_decide)]
         ).outcome
         for seed in range(60)
     ]
@@ -111,12 +111,12 @@ def test_as_many_items_as_are_said_to_decide_do(right: int, n: int, above: float
 
 def test_what_is_written_down(tmp_path: Any):
     (gate,) = parse_gates([GOOD], TASKS, SYSTEMS)
-    decision = decide_gate(gate, [scored([1.0, 0.0] * 5, [0.0, 1.0] * 5)])
+    decision = decide_gate(gate, [build_scored_task([1.0, 0.0] * 5, [0.0, 1.0] * 5)])
     assert describe_decision(gate, decision).startswith(
         "gate safe: undecided (asked: better than old by more than 0: 0.000 ["
     )
     (small_gate,) = parse_gates([{**GOOD, "name": "small", "margin": 0.3}], TASKS, SYSTEMS)
-    small_decision = decide_gate(small_gate, [scored([1.0] * 30 + [0.0] * 10, [1.0, 0.0] * 20)])
+    small_decision = decide_gate(small_gate, [build_scored_task([1.0] * 30 + [0.0] * 10, [1.0, 0.0] * 20)])
     assert small_decision.outcome == "undecided"
     assert small_decision.n_to_decide is not None
     assert small_decision.n_to_decide > 40
@@ -168,9 +168,9 @@ def test_where_none_differ_the_number_that_decides_is_the_same_however_many_ther
     """1.96² / (n + 1.96²) is below the margin from n = 189 on. Fewer items do not decide."""
     gate = EvalGate("keeps", "asked", "old", DecisionRule("not_worse", 0.02))
     scores = [1.0] * n
-    assert decide_gate(gate, [scored(scores, scores)]).n_to_decide == 189, "not less for few, and not more"
-    assert decide_gate(gate, [scored([1.0] * 188, [1.0] * 188)]).outcome == "undecided"
-    assert decide_gate(gate, [scored([1.0] * 189, [1.0] * 189)]).outcome == "pass"
+    assert decide_gate(gate, [build_scored_task(scores, scores)]).n_to_decide == 189, "not less for few, and not more"
+    assert decide_gate(gate, [build_scored_task([1.0] * 188, [1.0] * 188)]).outcome == "undecided"
+    assert decide_gate(gate, [build_scored_task([1.0] * 189, [1.0] * 189)]).outcome == "pass"
 
 
 def test_the_number_that_would_decide_does_in_four_of_five() -> None:

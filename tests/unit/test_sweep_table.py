@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from run_folders import INPUTS, config
+from run_folders import INPUTS, build_run_config
 
 from align.cli.batch import JobResult, format_table
 from align.run import Run
 
 
 def publish_run(name: str, **metrics: object) -> JobResult:
-    with Run.open(config(Path("runs"), name), INPUTS, None, "tiny") as run:
+    with Run.open(build_run_config(Path("runs"), name), INPUTS, None, "tiny") as run:
         run.begin("a: 1\n")
         run.publish(metrics)
     return JobResult(0, run.folder.absolute())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_folders import INDEX, SINGLE, copied
+from model_folders import INDEX, SINGLE, copy_model
 from safetensors.torch import load_file, save_file
 
 from align.core.errors import CorruptFile
@@ -48,7 +48,7 @@ def save_family(folder: Path, model_type: str) -> Path:
     return folder
 
 
-def load(folder: Path, method: str = "lora", how: Any = load_base) -> Any:
+def load_from_folder(folder: Path, method: str = "lora", how: Any = load_base) -> Any:
     return how(find_base(str(folder)), method, CPU, torch.float32)
 
 
@@ -78,46 +78,46 @@ def test_a_family_loads_whole_and_not_with_fewer_layers(family: str, tmp_path: P
     folder = save_family(tmp_path / "model", family)
     hows = [load_base] if family in WITHOUT_CLASSIFIER else LOADS
     for how in hows:
-        load(folder, how=how)
+        load_from_folder(folder, how=how)
     key = LAYERS.get(family, "num_hidden_layers")
     config = json.loads((folder / "config.json").read_text())
     fewer = {"layer_types": config["layer_types"][:1]} if config.get("layer_types") else {}
     edit_config(folder, **{key: 1}, **fewer)
     for how in hows:
         with pytest.raises(CorruptFile, match=r"config\.json does not ask for \(\S+[.]1[.]\S+, .* and \d+ more\)"):
-            load(folder, how=how)
+            load_from_folder(folder, how=how)
 
 
 @pytest.mark.parametrize("how", LOADS)
 @pytest.mark.parametrize("sharded", [True, False])
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_half_of_a_model_is_not_trained(method: str, sharded: bool, how: Any, tiny_model: Path, tmp_path: Path) -> None:
-    folder = copied(tiny_model, tmp_path)
+    folder = copy_model(tiny_model, tmp_path)
     if sharded:
         split_into_shards(folder)
     edit_config(folder, num_hidden_layers=1)
     with pytest.raises(CorruptFile, match=r"does not ask for \(model\.layers\.1\.input_layernorm\.weight, "):
-        load(folder, method, how)
+        load_from_folder(folder, method, how)
     edit_config(folder, num_hidden_layers=3)
     with pytest.raises(CorruptFile, match=r"are incomplete \(model\.layers\.2\.input_layernorm\.weight is missing\)"):
-        load(folder, method, how)
+        load_from_folder(folder, method, how)
 
 
 @pytest.mark.parametrize("how", LOADS)
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_a_tensor_that_is_missing_or_a_strangers(method: str, how: Any, tiny_model: Path, tmp_path: Path) -> None:
-    folder = copied(tiny_model, tmp_path)
+    folder = copy_model(tiny_model, tmp_path)
     edit_tensors(folder, add={"model.layers.0.self_attn.q_norm.weight": torch.ones(32)})
     with pytest.raises(CorruptFile, match=r"does not ask for \(model\.layers\.0\.self_attn\.q_norm\.weight\)"):
-        load(folder, method, how)
+        load_from_folder(folder, method, how)
     edit_tensors(folder, drop="q_norm")
     edit_tensors(folder, drop="layers.1.mlp.up_proj.weight")
     with pytest.raises(CorruptFile, match=r"layers\.1\.mlp\.up_proj\.weight is missing"):
-        load(folder, method, how)
+        load_from_folder(folder, method, how)
 
 
 def test_constants_that_older_versions_saved(tiny_model: Path, tmp_path: Path) -> None:
-    folder = copied(tiny_model, tmp_path)
+    folder = copy_model(tiny_model, tmp_path)
     constants = {
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16),
         "model.layers.1.self_attn.rotary_emb.cos_cached": torch.ones(4, 32),
@@ -125,8 +125,8 @@ def test_constants_that_older_versions_saved(tiny_model: Path, tmp_path: Path) -
         "model.position_ids": torch.arange(4.0),
     }
     edit_tensors(folder, add=constants)
-    load(folder)
-    load(folder, how=load_classifier)
+    load_from_folder(folder)
+    load_from_folder(folder, how=load_classifier)
 
 
 def test_a_tied_head_may_be_in_the_file(tmp_path: Path) -> None:
@@ -145,19 +145,19 @@ def test_a_tied_head_may_be_in_the_file(tmp_path: Path) -> None:
     Qwen2ForCausalLM(config).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / SINGLE)
     assert "lm_head.weight" not in tensors
-    load(tmp_path)
+    load_from_folder(tmp_path)
     edit_tensors(tmp_path, add={"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
-    load(tmp_path)
-    load(tmp_path, how=load_classifier)
+    load_from_folder(tmp_path)
+    load_from_folder(tmp_path, how=load_classifier)
 
 
 def test_a_classifier_is_no_language_model(tiny_model: Path, tmp_path: Path) -> None:
     """A model saved with a score head loads as a classifier only."""
-    folder = copied(tiny_model, tmp_path)
+    folder = copy_model(tiny_model, tmp_path)
     edit_tensors(folder, add={"score.weight": torch.ones(1, 64)})
     with pytest.raises(CorruptFile, match=r"does not ask for \(score\.weight\)"):
-        load(folder)
-    load(folder, how=load_classifier)
+        load_from_folder(folder)
+    load_from_folder(folder, how=load_classifier)
 
 
 @pytest.mark.parametrize(
@@ -176,10 +176,10 @@ def test_what_a_class_ignores_by_name(family: str, name: str, taken: bool, tmp_p
     folder = save_family(tmp_path / "model", family)
     edit_tensors(folder, add={name: torch.ones(8, 8)})
     if taken:
-        load(folder)
+        load_from_folder(folder)
         return
     with pytest.raises(CorruptFile, match="does not ask for"):
-        load(folder)
+        load_from_folder(folder)
 
 
 def test_a_published_model_loads_as_it_is() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from annotation_store import add, rank, said
-from assignment_queues import judge, queue_of
+from annotation_store import add_question, build_judgement, record_ranking
+from assignment_queues import judge, open_queue
 
 from align.annotate.assignment.leases import Terms, get_mode, read_terms
 from align.annotate.store import ProjectSettings, Store, configure, publish_guidelines
@@ -24,7 +24,7 @@ def read_current_terms(store: Store, mode: str = "work") -> Terms:
 
 
 def build_rating(task, **marks):
-    return said(task.item.id, "0>1>2", ratings={task.display_order[0]: marks})
+    return build_judgement(task.item.id, "0>1>2", ratings={task.display_order[0]: marks})
 
 
 CHANGES = {
@@ -40,7 +40,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("changes", [*([name] for name in CHANGES), list(CHANGES)])
 def test_whatever_changes_a_vote_made_before_is_taken_as_it_was_said(store, changes):
-    queue = queue_of(store, attributes=["helpful", "honest"])
+    queue = open_queue(store, attributes=["helpful", "honest"])
     publish_guidelines(store, "p", "# One")
     task = queue.take("ann")
     terms = read_current_terms(store)
@@ -58,14 +58,14 @@ def test_whatever_changes_a_vote_made_before_is_taken_as_it_was_said(store, chan
 
 def test_the_guidelines_named_are_those_that_were_shown_not_those_of_the_moment_of_giving(store):
     publish_guidelines(store, "p", "# One")
-    queue = queue_of(store, overlap=2)
+    queue = open_queue(store, overlap=2)
     task = queue.take("ann")  # assigned under the first version
     publish_guidelines(store, "p", "# Two")
     # The page was opened again.
-    _, following = queue.vote("ann", task.token, "k", said(task.item.id, "0>1>2"), read_current_terms(store))
+    _, following = queue.vote("ann", task.token, "k", build_judgement(task.item.id, "0>1>2"), read_current_terms(store))
     old_terms = Terms(0, "work", 1)
     # Assigned under version 2 to a page that shows version 1.
-    queue.vote("ann", following.token, "l", said(following.item.id, "0>1>2"), old_terms)
+    queue.vote("ann", following.token, "l", build_judgement(following.item.id, "0>1>2"), old_terms)
     assert [vote.guideline_version for vote in store.rankings("p")] == ["2", "1"]
 
 
@@ -73,7 +73,7 @@ def test_a_version_is_the_row_that_made_it_and_says_what_was_asked(store):
     assert read_history_of_new_project(store) == (0, [(0, ProjectSettings())])
     configure(store, "p", {"attributes": ["a"]})
     first = store.head("p").seq
-    rank(store, add(store, "x"), "0>1>2")
+    record_ranking(store, add_question(store, "x"), "0>1>2")
     configure(store, "p", {"scale": 3}, state="paused")
     second = store.head("p").seq
     with store.reading() as db:
@@ -86,13 +86,13 @@ def test_a_version_is_the_row_that_made_it_and_says_what_was_asked(store):
 
 
 def read_history_of_new_project(store):
-    add(store)
+    add_question(store)
     with store.reading() as db:
         return read_settings_version(db, "p"), read_settings_history(db, "p")
 
 
 def test_what_no_version_asked_for_is_refused_and_leaves_the_item(store):
-    queue = queue_of(store, attributes=["helpful"])
+    queue = open_queue(store, attributes=["helpful"])
     old_terms = read_current_terms(store)
     configure(store, "p", {"attributes": ["honest"], "scale": 3})
     current_terms = read_current_terms(store)
@@ -122,12 +122,12 @@ def test_the_mode_of_a_page_tells_no_gold_item_or_repeat_from_another():
 
 
 def test_which_guidelines_somebody_knows_is_what_their_newest_vote_says(store):
-    queue = queue_of(store)
+    queue = open_queue(store)
     _, following = judge(queue, "ann", queue.take("ann"))
     assert queue.read_known_guidelines("ann") is None  # no guidelines were published yet
     earlier_terms = read_current_terms(store)
     publish_guidelines(store, "p", "# One")
-    _, following = queue.vote("ann", following.token, "k", said(following.item.id, "0>1>2"), earlier_terms)
+    _, following = queue.vote("ann", following.token, "k", build_judgement(following.item.id, "0>1>2"), earlier_terms)
     assert queue.read_known_guidelines("ann") is None
     seq, _ = judge(queue, "ann", following)
     publish_guidelines(store, "p", "# Two")

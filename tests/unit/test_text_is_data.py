@@ -13,7 +13,7 @@ from unicodedata import normalize
 
 import pytest
 import torch
-from annotation_store import rank, url_of
+from annotation_store import build_store_url, record_ranking
 from families import MANNERS
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
@@ -271,10 +271,10 @@ def test_what_was_sampled_is_what_is_judged(name: str, tmp_path: Path) -> None:
     rollout = Rollout(tokens, mask, len(prompt.input_ids), torch.ones(len(sampled_ids), dtype=torch.bool))
     texts = decode_responses(rollout, tokenizer)
     assert texts == [f"No.{mark}{marks[0]} Yes!" for mark in marks]
-    with Store.open(url_of(tmp_path)) as store:
+    with Store.open(build_store_url(tmp_path)) as store:
         for i in range(len(texts)):
             answers = [Candidate(replace_unwritable(text)) for text in (texts[i], texts[i - 1])]
-            rank(store, store.add_item("p", f"run/{i}", conversation, answers), "0>1")
+            record_ranking(store, store.add_item("p", f"run/{i}", conversation, answers), "0>1")
         pairs = encode_pairs(tokenizer, load_preferences(store, "p"), stops, 10_000)[0]
     read = {ids for _, pair in pairs for ids in (tuple(pair.chosen_ids), tuple(pair.rejected_ids))}
     assert read == {tuple(prompt.input_ids + ids) for ids in sampled_ids}

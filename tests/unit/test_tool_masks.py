@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trl
-from templates import LLAMA3, make_tokenizer, trained_texts
+from templates import LLAMA3, decode_trained_spans, make_tokenizer
 from transformers import AutoTokenizer
 
 from align.core.errors import InputError
@@ -189,7 +189,7 @@ def test_calls_are_trained_as_text_is_and_results_and_schemas_never(name: str, c
         with pytest.raises(InputError, match=r"one call a turn|leaves out the text beside a call"):
             encode_conversation(tokenizer, conversation)
         return
-    texts = trained_texts(tokenizer, conversation)
+    texts = decode_trained_spans(tokenizer, conversation)
     answers = [build_expected_text(name, turn) for turn in conversation.messages if turn.role == "assistant"]
     # Earlier turns change with later ones, so that the blank at the start of an answer belongs to its header.
     if name == "mistral":
@@ -208,7 +208,9 @@ def test_calls_are_trained_as_text_is_and_results_and_schemas_never(name: str, c
 def test_calls_that_are_not_to_be_imitated_are_read_and_not_trained(name: str) -> None:
     tokenizer = load_test_tokenizer(name)
     turns = tuple(replace(turn, trained=i == len(LONG.messages) - 1) for i, turn in enumerate(LONG.messages))
-    assert trained_texts(tokenizer, replace(LONG, messages=turns)) == [build_expected_text(name, LONG.messages[-1])]
+    assert decode_trained_spans(tokenizer, replace(LONG, messages=turns)) == [
+        build_expected_text(name, LONG.messages[-1])
+    ]
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -223,7 +225,7 @@ def test_no_text_of_a_call_a_result_or_a_schema_becomes_a_special_token(name: st
     encoded = [encode_conversation(tokenizer, conversation).input_ids for conversation in (plain, spelt_out)]
     special = tokenizer.convert_tokens_to_ids(end)
     assert encoded[0].count(special) == encoded[1].count(special)
-    assert end in trained_texts(tokenizer, spelt_out)[0].removesuffix(end)
+    assert end in decode_trained_spans(tokenizer, spelt_out)[0].removesuffix(end)
     bad = build_conversation(ASK, build_call_turn(call(1, **{f"a{end}": 1})), build_result(1, "dry"), NO)
     with pytest.raises(InputError, match="special token in it"):
         encode_conversation(tokenizer, bad)
@@ -327,7 +329,7 @@ def test_the_server_reads_the_calls_that_were_trained(name: str) -> None:
     end = FORMS[name][2]
     for conversation in (ONE, BESIDE, TWO) if name != "llama" else (ONE,):
         turn = next(turn for turn in conversation.messages if turn.tool_calls)
-        text = trained_texts(tokenizer, conversation)[0].removesuffix(end)
+        text = decode_trained_spans(tokenizer, conversation)[0].removesuffix(end)
         for cut in range(len(text)):
             reader = AnswerParser(tools=["weather"])
             parts = [*reader.feed(text[:cut]), *reader.feed(text[cut:], last=True)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from portfolio import BASE, digest_of, given, made, small
+from portfolio import BASE, build_run_input, compute_artifact_digest, write_run_folder, write_two_policies
 
 from align.core.chain import ChainHead
 from align.core.errors import MissingArtifact
@@ -46,7 +46,7 @@ def write_artifact_files(folder: Path, **contents: bytes) -> dict[str, str]:
 
 def test_the_tree(tmp_path: Path) -> None:
     """Each input of each ancestor is in the tree; the inputs of a run are listed once."""
-    small(tmp_path)
+    write_two_policies(tmp_path)
     assert [*iter_paths(trace_artifact(tmp_path, "export:one"))] == [
         "export:one",
         "export:one <base> pocket",
@@ -62,38 +62,38 @@ def test_the_tree(tmp_path: Path) -> None:
 
 
 def test_what_is_gone_is_named(tmp_path: Path) -> None:
-    small(tmp_path)
+    write_two_policies(tmp_path)
     shutil.rmtree(tmp_path / "reward" / "votes")
     node = trace_artifact(tmp_path, "ppo:first")
     (gone,) = [input_node for input_node in node.nodes() if input_node.kind == "gone"]
     assert not gone.whole
-    assert (gone.kind, gone.name, gone.digest) == ("gone", "reward:votes", digest_of("reward:votes"))
+    assert (gone.kind, gone.name, gone.digest) == ("gone", "reward:votes", compute_artifact_digest("reward:votes"))
     assert "NOT WHOLE: reward:votes: is gone" in [*as_lines([node])]
     gone_names = [node.name for node in trace_artifact(tmp_path, "eval:one").nodes() if node.kind == "gone"]
     assert gone_names == ["reward:votes", "reward:gone"]
 
 
 def test_a_parent_under_another_name_and_one_that_was_made_again(tmp_path: Path) -> None:
-    small(tmp_path)
+    write_two_policies(tmp_path)
     (tmp_path / "reward" / "votes").rename(tmp_path / "reward" / "people")
-    made(tmp_path, "reward:votes", digest="e" * 64)
+    write_run_folder(tmp_path, "reward:votes", digest="e" * 64)
     assert "ppo:first <reward> reward:people" in [*iter_paths(trace_artifact(tmp_path, "ppo:first"))]
 
 
 def test_a_base_that_a_run_made(tmp_path: Path) -> None:
-    made(tmp_path, "full:whole", digest=BASE.digest, base=None)
-    made(tmp_path, "sft:on-it")
+    write_run_folder(tmp_path, "full:whole", digest=BASE.digest, base=None)
+    write_run_folder(tmp_path, "sft:on-it")
     assert [*iter_paths(trace_artifact(tmp_path, "sft:on-it"))] == ["sft:on-it", "sft:on-it <base> full:whole"]
 
 
 def test_cycles_and_long_lines_of_descent_end(tmp_path: Path) -> None:
-    made(tmp_path, "sft:a", {"init": "sft:b"})
-    made(tmp_path, "sft:b", {"init": "sft:a"})
+    write_run_folder(tmp_path, "sft:a", {"init": "sft:b"})
+    write_run_folder(tmp_path, "sft:b", {"init": "sft:a"})
     assert [*iter_paths(trace_artifact(tmp_path, "sft:a"))][-1] == "sft:a <base> pocket" or "sft:a (above)" in [
         path.rpartition("> ")[2] for path in iter_paths(trace_artifact(tmp_path, "sft:a"))
     ]
     for i in range(DEEPEST + 20):
-        made(tmp_path, f"sft:{i}", {"init": f"sft:{i - 1}"} if i else {})
+        write_run_folder(tmp_path, f"sft:{i}", {"init": f"sft:{i - 1}"} if i else {})
     node = trace_artifact(tmp_path, f"sft:{DEEPEST + 19}")
     cut_off = [node.name for node in node.nodes() if "goes on here" in node.name]
     assert cut_off == ["stage.action=trace artifact=sft:19 goes on here"]
@@ -107,10 +107,10 @@ def test_votes_and_who_gave_them(tmp_path: Path) -> None:
         return Votes({"a1": 3, "a2": 30}, "the last row that was read is in the ledger")
 
     config = {"stage": {"name": "sample"}, "data": {}, "method": {"name": "qlora"}, "project": "q"}
-    made(tmp_path, "sft:s")
-    made(tmp_path, "sample:answers", {"init": "sft:s"}, config=config, digest="")
-    made(tmp_path, "sample:others", config={**config, "project": "p"}, digest="")
-    made(tmp_path, "reward:r", {"init": "sft:s", "data": Input("f" * 64, project="q", seq=40)})
+    write_run_folder(tmp_path, "sft:s")
+    write_run_folder(tmp_path, "sample:answers", {"init": "sft:s"}, config=config, digest="")
+    write_run_folder(tmp_path, "sample:others", config={**config, "project": "p"}, digest="")
+    write_run_folder(tmp_path, "reward:r", {"init": "sft:s", "data": Input("f" * 64, project="q", seq=40)})
     node = trace_artifact(tmp_path, "reward:r", voters=voters)
     assert read == [("q", ChainHead(40, "f" * 64))]
     assert [*iter_paths(node)][2:] == [
@@ -129,7 +129,7 @@ def test_votes_and_who_gave_them(tmp_path: Path) -> None:
 def test_files_by_time_and_by_hash(tmp_path: Path) -> None:
     """Files that are not hashed are counted; hashed files are recognised by size and time; changed files are named."""
     outputs = write_artifact_files(tmp_path / "sft" / "a", model=b"x" * 10, config=b"{}")
-    folder = made(tmp_path, "sft:a", outputs=outputs)
+    folder = write_run_folder(tmp_path, "sft:a", outputs=outputs)
     times = os.stat(folder / "manifest.json").st_mtime
     for name in (*outputs, "metrics.json"):
         os.utime(folder / name, (times - 1e7, times - 1e7))
@@ -172,7 +172,9 @@ def test_base_and_files_are_hashed_where_everything_is(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("one\n")
     corpus = Input(sha256(b"one\n").hexdigest(), path=str(rows))
-    made(tmp_path / "runs", "sft:a", {"data": corpus, "more": Input("0" * 64, path=str(tmp_path / "gone.jsonl"))})
+    write_run_folder(
+        tmp_path / "runs", "sft:a", {"data": corpus, "more": Input("0" * 64, path=str(tmp_path / "gone.jsonl"))}
+    )
     states = {
         node.name: (node.state, node.whole) for node in trace_artifact(tmp_path / "runs", "sft:a", full=True).nodes()
     }
@@ -190,7 +192,7 @@ def test_base_and_files_are_hashed_where_everything_is(tmp_path: Path) -> None:
 
 
 def write_request_log(root: Path, server: str, *entries: dict[str, Any], text: str = "") -> None:
-    folder = made(root, f"serve:{server}", digest="")
+    folder = write_run_folder(root, f"serve:{server}", digest="")
     lines = [json.dumps(entry) for entry in entries]
     (folder / "requests.jsonl").write_text("".join(line + "\n" for line in [*lines, *([text] if text else [])]))
 
@@ -201,14 +203,14 @@ def trace_answer(root: Path, id: str) -> TraceNode:
 
 def test_a_served_answer(tmp_path: Path) -> None:
     """An answer is traced by its id or that of the request, over the logs of all servers."""
-    small(tmp_path)
+    write_two_policies(tmp_path)
     entry = {
         "id": "req-0a1b",
         "time": "2026-11-28T06:00:00.000+00:00",
         "tenant": "ann",
         "asked": "chat",
         "arm": "next",
-        "adapter": digest_of("ppo:first"),
+        "adapter": compute_artifact_digest("ppo:first"),
         "base": BASE.digest,
         "completion_tokens": 7,
         "status": 200,
@@ -237,8 +239,10 @@ def test_a_served_answer(tmp_path: Path) -> None:
 
 def test_an_input_that_was_found_by_an_alias(tmp_path: Path) -> None:
     details = {"alias": {"name": "best", "seq": 1, "hash": "h"}}
-    made(tmp_path, "sft:s")
-    made(tmp_path, "ppo:p", {"init": Input(**{**get_fields(given(tmp_path, "sft:s")), "details": details})})
+    write_run_folder(tmp_path, "sft:s")
+    write_run_folder(
+        tmp_path, "ppo:p", {"init": Input(**{**get_fields(build_run_input(tmp_path, "sft:s")), "details": details})}
+    )
     assert "ppo:p <init by @best> sft:s" in [*iter_paths(trace_artifact(tmp_path, "ppo:p"))]
 
 

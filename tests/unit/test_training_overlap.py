@@ -16,7 +16,7 @@ WORDS = [f"w{chr(97 + i // 10)}{chr(97 + i % 10)}" for i in range(60)]
 """Words without digits: texts that differ in digits are never near to each other."""
 
 
-def build_chat(*texts: str) -> Conversation:
+def build_alternating_chat(*texts: str) -> Conversation:
     roles = ("user", "assistant")
     return Conversation(tuple(Message(roles[i % 2], text) for i, text in enumerate(texts)))
 
@@ -44,7 +44,10 @@ def find_rule_slowly(texts: list[str], question: str) -> str | None:
 @pytest.mark.parametrize("seed", range(8))
 def test_it_finds_what_a_slow_search_finds(seed: int, monkeypatch: pytest.MonkeyPatch):
     draw = random.Random(seed)
-    rows = [build_chat(*(" ".join(draw.choices(WORDS, k=draw.randint(2, 30))) for _ in range(2))) for _ in range(40)]
+    rows = [
+        build_alternating_chat(*(" ".join(draw.choices(WORDS, k=draw.randint(2, 30))) for _ in range(2)))
+        for _ in range(40)
+    ]
     questions = []
     for _ in range(60):
         words = draw.choice(rows).messages[draw.randint(0, 1)].content.split()
@@ -61,12 +64,15 @@ def test_it_finds_what_a_slow_search_finds(seed: int, monkeypatch: pytest.Monkey
 
 def test_what_many_rows_share_is_a_phrase():
     phrase = " ".join(f"p{i}" for i in range(20))
-    rows = [build_chat(f"{phrase} {' '.join(f'q{n}x{i}' for i in range(60))}", "yes") for n in range(MAX_RUN_ROWS + 1)]
+    rows = [
+        build_alternating_chat(f"{phrase} {' '.join(f'q{n}x{i}' for i in range(60))}", "yes")
+        for n in range(MAX_RUN_ROWS + 1)
+    ]
     question = pa.array([f"{phrase} {' '.join(f'other{i}' for i in range(60))}"])
     assert find_near_questions(rows[:MAX_RUN_ROWS], question, 0.7) == {0: "ngram"}
     assert find_near_questions(rows, question, 0.7) == {}
     shared = " ".join(f"other{i}" for i in range(30, 42))  # enough to compare the row, and not a leak
-    assert find_near_questions([*rows, build_chat(f"{phrase} z {shared}", "yes")], question, 0.7) == {}
+    assert find_near_questions([*rows, build_alternating_chat(f"{phrase} z {shared}", "yes")], question, 0.7) == {}
 
 
 def test_system_turns_tell_nothing_and_pairs_are_read_whole():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_roles import PROMPTS, STOPS, AsItStands, World, ragged_rollout, shake
+from tiny_roles import PROMPTS, STOPS, UnchangedModelActor, World, add_noise, build_ragged_rollout
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -57,11 +57,11 @@ UNKNOWN = r"^adapter=c: the model has no adapter of this name, only a, b\. Name 
 
 
 def logprobs(model: Any) -> Tensor:
-    return compute_response_logprobs(model, ragged_rollout(), 1.0)[0]
+    return compute_response_logprobs(model, build_ragged_rollout(), 1.0)[0]
 
 
 def answers(model: Any) -> Tensor:
-    return HfEngine(STOPS, 0, 4).generate(PROMPTS, AsItStands(model), range(len(PROMPTS))).tokens_BS
+    return HfEngine(STOPS, 0, 4).generate(PROMPTS, UnchangedModelActor(model), range(len(PROMPTS))).tokens_BS
 
 
 def activate_adapters(model: Any, names: str | list[str]) -> None:
@@ -145,7 +145,7 @@ def test_a_policy_that_is_not_there_does_not_speak(world: World, model: Any):
 
 def test_a_role_that_is_not_there_does_not_play(world: World):
     roles = Roles(world.load("lora"), world.init, [], Lora(4, 8), "policy")
-    shake(roles.model)
+    add_noise(roles.model)
     for role in ("policy", "reference"):
         with roles.use(role) as model:
             logprobs(model)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from seen_runs import interval, said, seen
+from seen_runs import build_interval, build_run_view, summarize_view
 
 from align.config.stages import WITH_RUNS
 from align.report.figure_labels import FIGURES, build_figure_table, describe_small_samples
@@ -34,22 +34,22 @@ def test_every_stage_has_a_verdict_and_a_title():
     ("metrics", "sentence"),
     [
         (
-            build_sft_metrics(interval(-0.42, -0.45, -0.39, 256)),
+            build_sft_metrics(build_interval(-0.42, -0.45, -0.39, 256)),
             "Held-out loss fell from 4.78 to 4.36 nats a token, by 0.42 [0.39, 0.45], over 256 rows.",
         ),
         (
-            build_sft_metrics(interval(0.22, 0.1, 0.34, 256), 5.0),
+            build_sft_metrics(build_interval(0.22, 0.1, 0.34, 256), 5.0),
             "Held-out loss rose from 4.78 to 5.00 nats a token, by 0.22 [0.10, 0.34], over 256 rows.",
         ),
         (
-            build_sft_metrics(interval(-0.01, -0.03, 0.01, 256), 4.77),
+            build_sft_metrics(build_interval(-0.01, -0.03, 0.01, 256), 4.77),
             (
                 "Held-out loss fell from 4.78 to 4.77 nats a token, by 0.01 [−0.01, 0.03], over 256 rows. The interval "
                 "holds 0: no change was shown."
             ),
         ),
         (
-            build_sft_metrics(interval(-0.42, -0.6, -0.2, 11), rows=11),
+            build_sft_metrics(build_interval(-0.42, -0.6, -0.2, 11), rows=11),
             (
                 "Held-out loss fell from 4.78 to 4.36 nats a token, by 0.42 [0.20, 0.60], over 11 rows. Fewer than 20 "
                 "rows stand behind this, so that it says little."
@@ -61,12 +61,12 @@ def test_every_stage_has_a_verdict_and_a_title():
     ],
 )
 def test_supervised_tuning(metrics: dict[str, Any], sentence: str):
-    assert said("sft", metrics) == said("full", metrics) == sentence
+    assert summarize_view("sft", metrics) == summarize_view("full", metrics) == sentence
 
 
 def build_eval_metrics(value: float, low: float, high: float, n: int = 256, judge_is: str = "gold") -> dict[str, Any]:
     return {
-        "win_rate": interval(value, low, high, n),
+        "win_rate": build_interval(value, low, high, n),
         "judge": "vader",
         "judge_is": judge_is,
         "kl": 4.83,
@@ -102,16 +102,20 @@ def build_eval_metrics(value: float, low: float, high: float, n: int = 256, judg
     ],
 )
 def test_evaluation(metrics: dict[str, Any], sentence: str):
-    assert said("eval", metrics) == sentence
+    assert summarize_view("eval", metrics) == sentence
 
 
 def test_pairs():
-    metrics = {"accuracy": interval(0.741, 0.71, 0.77, 440)}
-    assert said("reward", metrics) == (
+    metrics = {"accuracy": build_interval(0.741, 0.71, 0.77, 440)}
+    assert summarize_view("reward", metrics) == (
         "The better answer scores higher in 74 % [71, 77] of the held-out pairs of 440 prompts; a coin has 50 %."
     )
-    noisy = {"accuracy": interval(0.52, 0.45, 0.6, 19), "ceiling": interval(0.75, 0.7, 0.8, 19), "simulated_by": ["v"]}
-    assert said("dpo", noisy) == (
+    noisy = {
+        "accuracy": build_interval(0.52, 0.45, 0.6, 19),
+        "ceiling": build_interval(0.75, 0.7, 0.8, 19),
+        "simulated_by": ["v"],
+    }
+    assert summarize_view("dpo", noisy) == (
         "Beside its start, the policy raised the better answer in 52 % [45, 60] of the held-out pairs of 19 prompts "
         "(ranked by a simulated annotator, v); a coin has 50 %. The interval holds 50 %: no more than a coin would do "
         "was shown. Fewer than 20 prompts stand behind this, so that it says little. The noise in the labels leaves "
@@ -122,11 +126,11 @@ def test_pairs():
 def test_what_was_sampled_exported_and_proven(tmp_path: Path):
     metrics = {"answers": 512, "prompts": 128, "eos_rate": 0.96, "mean_length": 14.44, "empty_rate": 0.0}
     metrics |= {"all_empty": 0, "all_equal": 0}
-    assert said("sample", metrics) == (
+    assert summarize_view("sample", metrics) == (
         "512 answers to 128 prompts in project p: 14.4 tokens long on average, 4 % of them were cut at 24 tokens."
     )
-    assert "every one ended by itself" in said("sample", metrics | {"eos_rate": 1.0})
-    assert said("sample", metrics | {"empty_rate": 0.5, "all_empty": 2, "all_equal": 1}).endswith(
+    assert "every one ended by itself" in summarize_view("sample", metrics | {"eos_rate": 1.0})
+    assert summarize_view("sample", metrics | {"empty_rate": 0.5, "all_empty": 2, "all_equal": 1}).endswith(
         "50 % of them are empty. The answers to 3 prompts are not handed out: all empty, or all equal."
     )
     check = {
@@ -143,30 +147,32 @@ def test_what_was_sampled_exported_and_proven(tmp_path: Path):
         "transformers loaded its files back (bfloat16), and on fixed prompts they lie 8e-07 nats a token (KL) from the "
         "trained model."
     )
-    cast_summary = said("export", {"checks": [check_before_cast, check], "kl": 8e-7, "kl_before_cast": 2e-13})
+    cast_summary = summarize_view("export", {"checks": [check_before_cast, check], "kl": 8e-7, "kl_before_cast": 2e-13})
     assert cast_summary.startswith(
         f"The export is what was trained: {distance} Before its weights were cast it was 2e-13."
     )
-    assert said("export", {"checks": [check, unchecked], "kl": 8e-7}) == (
+    assert summarize_view("export", {"checks": [check, unchecked], "kl": 8e-7}) == (
         f"The export is what was trained: {distance} Not checked, or not everything there: vLLM; the receipt says why."
     )
-    summary = said("export", {"checks": [check, check | {"verdict": "accepted"}], "kl": 8e-7})
+    summary = summarize_view("export", {"checks": [check, check | {"verdict": "accepted"}], "kl": 8e-7})
     assert summary.startswith(f"The export is not all what was trained: {distance}")
     assert summary.endswith("Bounds missed, and let pass by export.accept: transformers/merged.")
-    assert "All 2 checks kept their bounds." in said("export", {"checks": [check, check], "kl": 8e-7})
-    assert said("export", {"checks": [unchecked]}).startswith("No engine was available to load the export")
+    assert "All 2 checks kept their bounds." in summarize_view("export", {"checks": [check, check], "kl": 8e-7})
+    assert summarize_view("export", {"checks": [unchecked]}).startswith("No engine was available to load the export")
     (tmp_path / "artifact").mkdir()
     anchors = [{"name": "closed form", "holds": True}, {"name": "gae", "holds": True}]
     (tmp_path / "artifact/anchors.json").write_text(json.dumps(anchors))
-    assert said("verify", {}, tmp_path) == "All 2 facts that make PPO right hold on org/tiny with method qlora."
+    assert (
+        summarize_view("verify", {}, tmp_path) == "All 2 facts that make PPO right hold on org/tiny with method qlora."
+    )
 
 
 def test_a_table_says_nothing_twice_and_leaves_nothing_blank():
     metrics = {
-        "win_rate": interval(0.8, 0.7, 0.9, 12),
-        "gold": {"ref": 0.1, "policy": 0.7, "difference": interval(0.6, 0.5, 0.7, 12)},
+        "win_rate": build_interval(0.8, 0.7, 0.9, 12),
+        "gold": {"ref": 0.1, "policy": 0.7, "difference": build_interval(0.6, 0.5, 0.7, 12)},
         "kl": 4.8,
-        "kl_interval": interval(4.8, 4.1, 5.5, 12),
+        "kl_interval": build_interval(4.8, 4.1, 5.5, 12),
         "most_risen_word": {"word": "haha", "ref": 0.06, "policy": 0.61},
         "tripped": [],
         "dropped": 3,
@@ -200,7 +206,7 @@ def test_what_a_run_was_made_of(tmp_path: Path):
     folder = tmp_path / "ppo" / "mine"
     (tmp_path / "sft" / "a (b)#1").mkdir(parents=True)
     (tmp_path / "sft" / "a (b)#1" / "report.html").write_text("")
-    view = seen(
+    view = build_run_view(
         "ppo",
         {"prompts": 1200, "dropped": 4},
         folder,
@@ -251,11 +257,13 @@ def test_what_a_run_was_made_of(tmp_path: Path):
 def test_answers_with_a_label_are_counted_and_pairs_that_best_of_n_makes_are_not_its_data():
     data = {"data": Input("d" * 64, path="/data/labels.jsonl")}
     kto_metrics = {"wanted": 3, "unwanted": 2, "dropped": 1, "held_out_answers": 4, "held_out_dropped": 0}
-    assert dict(list_origins(seen("kto", kto_metrics, inputs=data)))["Data"][1:] == [
+    assert dict(list_origins(build_run_view("kto", kto_metrics, inputs=data)))["Data"][1:] == [
         "3 wanted and 2 unwanted answers to train on; dropped 1 for being longer than 512 tokens",
         "4 answers held out",
     ]
-    best_of_view = seen("sample", {"prompts": 24, "dropped": 0, "pairs": 20}, inputs=data, settings={"best_of": 16})
+    best_of_view = build_run_view(
+        "sample", {"prompts": 24, "dropped": 0, "pairs": 20}, inputs=data, settings={"best_of": 16}
+    )
     assert dict(list_origins(best_of_view))["Data"][1:] == ["24 prompts"]
 
 
@@ -287,7 +295,9 @@ def test_what_was_left_out_of_either_side_is_said():
         "1 of 2 pairs held out; dropped 1 for their length",
         "left out 22 pairs whose answers are equal, tied or alone",
     ]
-    assert list(describe_row_counts({"win_rate": interval(0.8, 0.7, 0.9, 12), "dropped": 0}, 99)) == ["12 prompts"]
+    assert list(describe_row_counts({"win_rate": build_interval(0.8, 0.7, 0.9, 12), "dropped": 0}, 99)) == [
+        "12 prompts"
+    ]
 
 
 def test_how_rows_became_text_is_said_where_it_is_not_the_default():
@@ -305,7 +315,7 @@ def test_how_rows_became_text_is_said_where_it_is_not_the_default():
 
 def test_one_point_is_no_curve_and_the_newest_figures_are_there_at_once(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 64, "eos_rate": 0.5, "mean_length": 38.03}\n')
-    view = seen("sample", {}, tmp_path)
+    view = build_run_view("sample", {}, tmp_path)
     report = Report("")
     add_curves(report, view)
     assert report.blocks == []
@@ -318,7 +328,10 @@ def test_the_held_out_loss_is_one_curve_from_the_start_on(tmp_path: Path, measur
     rows = [{"step": step, "loss": 3.0} | ({"held_out_loss": 4.0 - step} if measured else {}) for step in (1, 2)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = Report("")
-    add_curves(report, seen("sft", {"loss_before": 4.0, "loss_after": 2.0, "published_step": 2, "steps": 2}, tmp_path))
+    add_curves(
+        report,
+        build_run_view("sft", {"loss_before": 4.0, "loss_after": 2.0, "published_step": 2, "steps": 2}, tmp_path),
+    )
     alt = re.search(r'alt="(Loss over steps[^"]*)"', report.blocks[0])
     assert alt is not None
     assert alt[1].count("held out") == 1
@@ -343,7 +356,7 @@ def test_a_base_that_a_run_made_is_a_parent(tmp_path: Path):
     (tmp_path / "full" / "whole").mkdir(parents=True)
     (tmp_path / "full" / "whole" / "report.html").write_text("")
     base = Base("whole", str(tmp_path / "full" / "whole" / "artifact"), None, "w" * 64)
-    view = seen("ppo", {}, tmp_path / "ppo" / "mine")
+    view = build_run_view("ppo", {}, tmp_path / "ppo" / "mine")
     view = RunView(view.folder, Manifest("ppo", "mine", 0, view.config, {}, base), "")
     assert Link("full:whole", "../../full/whole/report.html") in dict(list_origins(view))["Base"]
 
@@ -374,7 +387,9 @@ def test_the_order_within_a_pair_is_drawn_without_looking_at_the_label():
 
 def test_pairs_are_shown_from_both_ends(tmp_path: Path):
     (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in build_pair_rows(40, 1.0)))
-    html = build_finished_page(seen("reward", {"accuracy": interval(0.75, 0.6, 0.9, 40)}, tmp_path)).html()
+    html = build_finished_page(
+        build_run_view("reward", {"accuracy": build_interval(0.75, 0.6, 0.9, 40)}, tmp_path)
+    ).html()
     assert "Judged right, by the widest margin" in html
     assert html.index("good 36") > html.index("Judged wrong, by the widest margin")  # the widest wrong margin
     assert "good 32" in html

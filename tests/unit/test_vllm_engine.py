@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from adapters_for_vllm import CPU, MODULES, adapters, for_vllm, learned
-from many_adapters import Heard, added, asked, run
+from adapters_for_vllm import CPU, MODULES, build_vllm_adapters, learn_short_probes, save_vllm_adapters
+from many_adapters import OutputRecorder, add_request, run_requests, submit_request
 from vllm_stand_in import stand_in_python
-from waiting import settles
+from waiting import becomes_true
 
 from align.core.errors import InputError
 from align.models.base import find_base
@@ -44,12 +44,12 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return adapters(tmp_path_factory.mktemp("adapters"))
+    return save_vllm_adapters(tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture(scope="module")
 def must_say(folders: dict[str, Path]) -> tuple[Probes, dict[str, Probes]]:
-    return learned(folders)
+    return learn_short_probes(folders)
 
 
 Start = Callable[..., AbstractContextManager[VllmEngine]]
@@ -63,7 +63,7 @@ def serving(python: str, must_say: tuple[Probes, dict[str, Probes]], tmp_path: P
     def start(queue: int = 8, slots: int = 4, **options: Any) -> Iterator[VllmEngine]:
         base = find_base("pocket")
         base_probes, adapter_probes = must_say
-        vllm_adapters = for_vllm(tmp_path / "vllm", adapter_probes)
+        vllm_adapters = build_vllm_adapters(tmp_path / "vllm", adapter_probes)
         arguments = build_serve_arguments(
             base.digest, "float32", layers=MODULES, rank=16, adapters=4, slots=slots, context=256, prefixes=True
         )
@@ -99,7 +99,7 @@ def test_it_answers_as_transformers_does(
     assert digests[1:] == [reference_engine.register(folder) for folder in folders.values()]
     requests = [build_greedy_request(digest, prompt_logprobs=3) for digest in digests]
     answers = set()
-    for ours, theirs in zip(run(engine, requests), run(reference_engine, requests), strict=True):
+    for ours, theirs in zip(run_requests(engine, requests), run_requests(reference_engine, requests), strict=True):
         assert (ours.ids, ours.reason) == (theirs.ids, theirs.reason)
         answers.add(tuple(ours.ids))
         for a, b in zip(ours.tokens, theirs.tokens, strict=True):
@@ -128,22 +128,22 @@ def test_it_answers_as_transformers_does(
 
 
 def test_a_prompt_is_scored_without_an_answer(engine: VllmEngine):
-    [answer] = run(engine, [build_greedy_request(None, max_tokens=0, prompt_logprobs=0)])
+    [answer] = run_requests(engine, [build_greedy_request(None, max_tokens=0, prompt_logprobs=0)])
     assert answer.reason == "length"
     assert answer.ids == []
     prompt_logprobs = answer.outputs[0].prompt_logprobs
     assert prompt_logprobs is not None
     assert len(prompt_logprobs) == len(PROMPT)
-    [answer] = run(engine, [build_greedy_request(None, max_tokens=0)])
+    [answer] = run_requests(engine, [build_greedy_request(None, max_tokens=0)])
     assert answer.reason == "length"
     assert answer.ids == []
 
 
 def test_an_answer_ends_where_the_request_says(engine: VllmEngine):
-    [full_answer] = run(engine, [build_greedy_request(None)])
+    [full_answer] = run_requests(engine, [build_greedy_request(None)])
     assert len(full_answer.ids) == 6
     assert full_answer.reason == "length"
-    [stopped_answer] = run(engine, [build_greedy_request(None, stop_ids=(full_answer.ids[2],))])
+    [stopped_answer] = run_requests(engine, [build_greedy_request(None, stop_ids=(full_answer.ids[2],))])
     assert stopped_answer.ids == full_answer.ids[: full_answer.ids.index(full_answer.ids[2]) + 1]
     assert stopped_answer.reason == "stop"
     generated_ids: list[int] = []
@@ -152,12 +152,12 @@ def test_an_answer_ends_where_the_request_says(engine: VllmEngine):
         build_greedy_request(None, max_tokens=100).sampling,
         ends=lambda id: generated_ids.append(id) or len(generated_ids) == 2,
     )
-    [ended_answer] = run(engine, [request])
+    [ended_answer] = run_requests(engine, [request])
     assert (ended_answer.ids, ended_answer.reason) == (full_answer.ids[:2], "stop")
 
 
 def test_the_seed_decides(engine: VllmEngine):
-    first_answer, same_seed, other_seed = run(
+    first_answer, same_seed, other_seed = run_requests(
         engine, [build_greedy_request(None, temperature=1.0, seed=s) for s in (1, 1, 2)]
     )
     assert first_answer.ids == same_seed.ids != other_seed.ids
@@ -171,8 +171,8 @@ def test_a_seed_that_vllm_takes_for_none(engine: VllmEngine):
 def test_a_prompt_that_fills_the_context_has_no_room_for_vllms_token(engine: VllmEngine):
     full = Request((5,) * 256, SamplingParams(0, prompt_logprobs=0))
     with pytest.raises(InputError, match="1 over the context of 256"):
-        asked(engine, full)
-    [answer] = run(engine, [Request((5,) * 255, SamplingParams(0, prompt_logprobs=0))])
+        submit_request(engine, full)
+    [answer] = run_requests(engine, [Request((5,) * 255, SamplingParams(0, prompt_logprobs=0))])
     assert answer.reason == "length"
 
 
@@ -189,7 +189,7 @@ def test_lines_of_a_stream_end_at_a_line_break_alone():
 
 
 def test_top_p_leaves_the_likeliest(engine: VllmEngine):
-    greedy_answer, top_p_answer = run(
+    greedy_answer, top_p_answer = run_requests(
         engine, [build_greedy_request(None), build_greedy_request(None, temperature=1.0, top_p=1e-6, seed=5)]
     )
     assert top_p_answer.ids == greedy_answer.ids
@@ -204,9 +204,9 @@ def test_a_tenant_has_a_cache_of_its_own(engine: VllmEngine):
 
 
 def test_more_wait_than_are_answered(engine: VllmEngine):
-    pending = [added(engine, build_greedy_request(None)) for _ in range(6)]
+    pending = [add_request(engine, build_greedy_request(None)) for _ in range(6)]
     with pytest.raises(QueueFull):
-        asked(engine, build_greedy_request(None))
+        submit_request(engine, build_greedy_request(None))
     engine.step()
     assert engine.stats().running <= 4
     assert engine.stats().waiting >= 2
@@ -221,10 +221,12 @@ def test_more_wait_than_are_answered(engine: VllmEngine):
 def test_slots_are_kept_for_tenants_who_have_none(serving: Start):
     with serving(reserve=1) as engine:
         for _ in range(5):
-            engine.add(Request(PROMPT, build_greedy_request(None, max_tokens=200).sampling, tenant="many"), Heard())
+            engine.add(
+                Request(PROMPT, build_greedy_request(None, max_tokens=200).sampling, tenant="many"), OutputRecorder()
+            )
         engine.step()
         assert engine.stats().running == 3
-        answer = Heard()
+        answer = OutputRecorder()
         engine.add(Request(PROMPT, build_greedy_request(None).sampling, tenant="one"), answer)
         engine.step()
         assert engine.stats().running == 4
@@ -233,9 +235,9 @@ def test_slots_are_kept_for_tenants_who_have_none(serving: Start):
 
 
 def test_one_that_is_aborted_leaves_its_slot_to_the_next(engine: VllmEngine):
-    running = [added(engine, build_greedy_request(None, max_tokens=200)) for _ in range(4)]
+    running = [add_request(engine, build_greedy_request(None, max_tokens=200)) for _ in range(4)]
     engine.step()
-    _, next_answer = added(engine, build_greedy_request(None, max_tokens=2))
+    _, next_answer = add_request(engine, build_greedy_request(None, max_tokens=2))
     engine.abort(running[0][0])
     engine.step()
     engine.step()
@@ -251,7 +253,7 @@ def test_one_that_is_aborted_leaves_its_slot_to_the_next(engine: VllmEngine):
 
 def test_an_adapter_that_is_let_go_answers_what_had_begun(engine: VllmEngine, folders: dict[str, Path], tmp_path: Path):
     digest = engine.register(folders["plain"])
-    _, answer = added(engine, build_greedy_request(digest, max_tokens=20))
+    _, answer = add_request(engine, build_greedy_request(digest, max_tokens=20))
     engine.step()
     engine.unregister(digest)
     while engine.step():
@@ -261,16 +263,16 @@ def test_an_adapter_that_is_let_go_answers_what_had_begun(engine: VllmEngine, fo
     assert not engine.server.client.knows(build_adapter_name(digest))
     assert list((tmp_path / "vllm").iterdir()) == []
     with pytest.raises(InputError, match="is not registered"):
-        asked(engine, build_greedy_request(digest))
+        submit_request(engine, build_greedy_request(digest))
     assert engine.register(folders["plain"]) == digest  # it can be registered again
-    assert run(engine, [build_greedy_request(digest)])[0].reason == "length"
+    assert run_requests(engine, [build_greedy_request(digest)])[0].reason == "length"
 
 
 def test_what_vllm_cannot_do_is_refused_before_it_waits(engine: VllmEngine):
     with pytest.raises(InputError, match=r"scores.*serve=vllm"):
-        asked(engine, Request(PROMPT, SamplingParams(0), scored=True))
+        submit_request(engine, Request(PROMPT, SamplingParams(0), scored=True))
     with pytest.raises(InputError, match="over the context of 256"):
-        asked(engine, build_greedy_request(None, max_tokens=251))
+        submit_request(engine, build_greedy_request(None, max_tokens=251))
     assert engine.stats().waiting == 0
 
 
@@ -327,14 +329,14 @@ def test_an_answer_that_breaks_off_is_an_error_and_no_answer(
 ):
     monkeypatch.setenv("STAND_IN", fault)
     with serving() as engine:
-        complete_answer, broken_answer = run(
+        complete_answer, broken_answer = run_requests(
             engine, [build_greedy_request(None), build_greedy_request(None, max_tokens=60)]
         )
         assert broken_answer.reason == "error"
         assert re.search(problem, str(broken_answer.error))
         if fault != "dies":
             assert complete_answer.reason == "length"
-            assert run(engine, [build_greedy_request(None)])[0].reason == "length"
+            assert run_requests(engine, [build_greedy_request(None)])[0].reason == "length"
         else:
             for _ in range(50):
                 if not engine.is_sound():
@@ -353,7 +355,7 @@ def test_it_is_waited_for_as_long_as_is_said(python: str, tmp_path: Path, monkey
 
     def start() -> VllmProcess:
         process = VllmProcess(python, base, arguments, log)
-        assert settles(lambda: b"starts" in log.read_bytes())
+        assert becomes_true(lambda: b"starts" in log.read_bytes())
         return process
 
     server = VllmServer("serve.python", python, 0.5, "", start)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from vllm_stand_in import stand_in_python
-from waiting import settles
+from waiting import becomes_true
 
 from align.rollout.vllm_server import (
     NEW_S,
@@ -86,12 +86,12 @@ def test_it_ends_with_its_owner_and_not_with_the_thread_that_started_it(python: 
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as owner, kill_at_exit(owner):
         assert owner.stdout is not None
         pid, folder = owner.stdout.readline().split()
-        assert settles(lambda: b"starts" in log.read_bytes())
+        assert becomes_true(lambda: b"starts" in log.read_bytes())
         time.sleep(0.2)  # PR_SET_PDEATHSIG would have ended it long ago
         assert is_running(int(pid))
         assert len(list_group_members(int(pid))) == 2
         owner.send_signal(signal.SIGKILL)
-    assert settles(lambda: not list_group_members(int(pid)))
+    assert becomes_true(lambda: not list_group_members(int(pid)))
     assert not Path(folder).exists()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_folders import INDEX, SINGLE, Trap, copied, found
+from model_folders import INDEX, SINGLE, Trap, copy_model, find_folder_base
 from safetensors.torch import load_file, save_file
 
 from align.core.errors import CorruptFile, InputError
@@ -45,7 +45,7 @@ SHARDS = {
 
 @pytest.fixture
 def copy(tiny_model: Path, tmp_path: Path) -> Path:
-    return copied(tiny_model, tmp_path)
+    return copy_model(tiny_model, tmp_path)
 
 
 @pytest.fixture
@@ -93,14 +93,14 @@ def save_shards_naming(folder: Path, name: str, inside: bool = True) -> None:
 def test_a_digest_covers_what_is_read_and_nothing_else(tmp_path: Path, files: dict[str, bytes]) -> None:
     for name, content in {**files, **BESIDE, "README.md": b"words"}.items():
         (tmp_path / name).write_bytes(content)
-    digest = found(tmp_path).digest
+    digest = find_folder_base(tmp_path).digest
     assert load_artifact(tmp_path, "here").digest == digest
     assert {p.name for p in model_files(tmp_path)} == {*files, *BESIDE}
     # Other files do not change the digest, even under names that transformers would read.
     for name in ("decoy.safetensors", "consolidated.safetensors", "model.fp16.safetensors", "model.gguf"):
         (tmp_path / name).write_bytes(b"other")
     (tmp_path / "pytorch_model.bin").write_bytes(b"other")
-    assert found(tmp_path).digest == digest
+    assert find_folder_base(tmp_path).digest == digest
 
 
 def test_the_built_in_model_keeps_its_digest() -> None:
@@ -172,8 +172,8 @@ PASSED_OVER = {
 @pytest.mark.parametrize("offer", PASSED_OVER)
 def test_what_lies_beside_the_weights_is_never_read(copy: Path, tiny_model: Path, other: Path, offer: str) -> None:
     PASSED_OVER[offer](copy, other)
-    model = load_lora_base(found(copy))
-    load_tokenizer(found(copy))
+    model = load_lora_base(find_folder_base(copy))
+    load_tokenizer(find_folder_base(copy))
     assert not (copy / "sprung").exists()
     expected_tensors = load_file(tiny_model / SINGLE)
     assert all(
@@ -269,11 +269,11 @@ REFUSED = {
 @pytest.mark.parametrize("offer", REFUSED)
 def test_what_cannot_be_read_for_sure_is_refused_by_name(copy: Path, other: Path, offer: str) -> None:
     spoil, kind, mention = REFUSED[offer]
-    before = found(copy)
+    before = find_folder_base(copy)
     spoil(copy, other)
     # Before loading, and when loading after a change.
     for read_base in (
-        lambda: found(copy),
+        lambda: find_folder_base(copy),
         lambda: load_lora_base(before),
     ):
         with pytest.raises(kind) as caught:
@@ -288,26 +288,26 @@ def test_an_index_that_is_none(copy: Path, text: str) -> None:
     (copy / SINGLE).unlink()
     (copy / INDEX).write_text(text)
     with pytest.raises(CorruptFile, match="index"):
-        found(copy)
+        find_folder_base(copy)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "1", '{"a": ' * 100000])
 def test_a_configuration_that_is_none(copy: Path, text: str) -> None:
     (copy / "config.json").write_text(text)
     with pytest.raises(CorruptFile, match=r"config\.json"):
-        found(copy)
+        find_folder_base(copy)
 
 
 def test_shards_are_read_and_hashed(copy: Path, tiny_model: Path) -> None:
     save_shards(copy)
-    base = found(copy)
+    base = find_folder_base(copy)
     expected_tensors = load_file(tiny_model / SINGLE)
     assert all(
         torch.equal(t, expected_tensors[n]) for n, t in load_lora_base(base).named_parameters() if n in expected_tensors
     )
     path = sorted(copy.glob("model-*.safetensors"))[-1]
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
-    assert found(copy).digest != base.digest
+    assert find_folder_base(copy).digest != base.digest
 
 
 def test_links_lead_where_they_lead_and_that_is_hashed(copy: Path, tmp_path: Path) -> None:
@@ -315,16 +315,16 @@ def test_links_lead_where_they_lead_and_that_is_hashed(copy: Path, tmp_path: Pat
     snapshot = tmp_path / "snapshots" / "abc"
     blobs = tmp_path / "blobs"
     snapshot.mkdir(parents=True), blobs.mkdir()
-    plain = found(copy)
+    plain = find_folder_base(copy)
     for n, path in enumerate(sorted(copy.iterdir())):
         path.rename(blobs / str(n))
         (snapshot / path.name).symlink_to(f"../../blobs/{n}")
-    base = found(snapshot)
+    base = find_folder_base(snapshot)
     assert base.digest == plain.digest
     load_lora_base(base)
     target = (snapshot / SINGLE).resolve()
     target.write_bytes(target.read_bytes()[:-1] + b"\1")
-    assert found(snapshot).digest != base.digest
+    assert find_folder_base(snapshot).digest != base.digest
 
 
 def test_a_folder_has_no_revisions(copy: Path) -> None:
@@ -344,7 +344,7 @@ def test_an_ancestor_may_have_lost_its_weights(copy: Path) -> None:
 @pytest.mark.parametrize("nothing", [None, {}, False, "none"])
 def test_a_word_for_no_quantisation_is_none(copy: Path, nothing: Any) -> None:
     edit_json(copy / "config.json", quantization=nothing)
-    load_lora_base(found(copy))
+    load_lora_base(find_folder_base(copy))
 
 
 def test_buffers_may_be_integers(copy: Path) -> None:
@@ -352,4 +352,4 @@ def test_buffers_may_be_integers(copy: Path) -> None:
     tensors = load_file(copy / SINGLE)
     buffers = {"model.mask": torch.ones(4, 4).bool(), "model.ids": torch.arange(4)}
     save_file(tensors | buffers, copy / SINGLE, {"format": "pt"})
-    found(copy)
+    find_folder_base(copy)

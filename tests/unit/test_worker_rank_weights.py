@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from run_folders import BASE, published
+from run_folders import BASE, publish_run
 
 from align import ranks
 from align.config.root import Config
@@ -39,7 +39,7 @@ def test_every_rank_compares_the_adapter_that_it_loads(
     local_rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranks, "_here", RankInfo(local_rank, 8, local_rank, None))
-    adapter = published(tmp_path, "one") / "artifact"
+    adapter = publish_run(tmp_path, "one") / "artifact"
     started = build_started_run(tmp_path, adapter)
     compare_bytes(started)
     with expect_same_bytes(list_adapter_files(adapter), "adapter", "sft:one"):
@@ -56,6 +56,6 @@ def test_every_rank_compares_the_adapter_that_it_loads(
 
 def test_the_first_rank_of_a_machine_compares_code_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_here", RankInfo(8, 16, 0, None))
-    started = build_started_run(tmp_path, published(tmp_path, "one") / "artifact")
+    started = build_started_run(tmp_path, publish_run(tmp_path, "one") / "artifact")
     with pytest.raises(InputError, match="rank 8 runs other code than rank 0"):
         compare_bytes(started)

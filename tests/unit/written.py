@@ -21,16 +21,16 @@ from align.data.read.rows import iter_rows
 Rows = Sequence[Mapping[str, Any]]
 
 
-def rows(path: str | Path, field: str = "data.path", skip: int = 0) -> Iterator[tuple[int, Any]]:
+def iter_numbered_rows(path: str | Path, field: str = "data.path", skip: int = 0) -> Iterator[tuple[int, Any]]:
     """Yield the number of each row of a data set, and its columns or its error."""
     return ((row.number, row.error or row.data) for row in iter_rows(path, field, skip))
 
 
-def lines(rows: Rows) -> bytes:
+def encode_json_lines(rows: Rows) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def table(rows: Rows, separator: str) -> bytes:
+def encode_table(rows: Rows, separator: str) -> bytes:
     """Write a table as pandas does: lists as JSON, null as an empty cell."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     file = io.StringIO(newline="")
@@ -42,13 +42,13 @@ def table(rows: Rows, separator: str) -> bytes:
     return file.getvalue().encode()
 
 
-def parquet(rows: Rows) -> bytes:
+def encode_parquet(rows: Rows) -> bytes:
     file = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(map(dict, rows))), file, row_group_size=3)
     return file.getvalue()
 
 
-def arrow(rows: Rows, new: Callable[..., Any]) -> bytes:
+def encode_arrow(rows: Rows, new: Callable[..., Any]) -> bytes:
     file = io.BytesIO()
     arrow_table = pa.Table.from_pylist(list(map(dict, rows)))
     with new(file, arrow_table.schema) as writer:
@@ -57,17 +57,17 @@ def arrow(rows: Rows, new: Callable[..., Any]) -> bytes:
 
 
 WRITERS: Mapping[str, Callable[[Rows], bytes]] = {
-    "d.jsonl": lines,
+    "d.jsonl": encode_json_lines,
     "array.json": lambda rows: json.dumps(rows).encode(),
     "indented.json": lambda rows: json.dumps(rows, indent=2, ensure_ascii=False).encode("utf-8-sig"),
     "held.json": lambda rows: json.dumps({"version": "1.0", "tags": ["a"], "data": rows, "n": {"rows": 1}}).encode(),
-    "lines.json": lines,
-    "d.csv": lambda rows: table(rows, ",").replace(b"\r\n", b"\n"),
-    "semicolons.csv": lambda rows: b"\xef\xbb\xbf" + table(rows, ";"),
-    "d.tsv": lambda rows: table(rows, "\t"),
-    "d.parquet": parquet,
-    "file.arrow": lambda rows: arrow(rows, pyarrow.ipc.new_file),
-    "stream.arrow": lambda rows: arrow(rows, pyarrow.ipc.new_stream),
+    "lines.json": encode_json_lines,
+    "d.csv": lambda rows: encode_table(rows, ",").replace(b"\r\n", b"\n"),
+    "semicolons.csv": lambda rows: b"\xef\xbb\xbf" + encode_table(rows, ";"),
+    "d.tsv": lambda rows: encode_table(rows, "\t"),
+    "d.parquet": encode_parquet,
+    "file.arrow": lambda rows: encode_arrow(rows, pyarrow.ipc.new_file),
+    "stream.arrow": lambda rows: encode_arrow(rows, pyarrow.ipc.new_stream),
 }
 """File name → a function that encodes rows in its format."""
 TABLES = ("d.csv", "semicolons.csv", "d.tsv")
@@ -81,7 +81,7 @@ PACKERS: Mapping[str, Callable[[bytes], bytes]] = {
 }
 
 
-def write(folder: Path, name: str, rows: Rows, packed: str = "") -> Path:
+def write_row_file(folder: Path, name: str, rows: Rows, packed: str = "") -> Path:
     """Write rows to a file. Returns its path."""
     path = folder / f"{name}{packed}"
     path.write_bytes(PACKERS[packed](WRITERS[name](rows)))
