@@ -141,7 +141,8 @@ class BlindEvaluations:
     """Evaluations of two files of answers, and the store of their votes."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.folder, self.capsys = folder, capsys
+        self.folder = folder
+        self.capsys = capsys
         self.said = self.project = ""
 
     def status(self, *words: str) -> int:
@@ -174,7 +175,8 @@ class AnnotationServer:
     """The app on the bench's store, served for as long as the block lasts."""
 
     def __init__(self, folder: Path, project: str) -> None:
-        self.folder, self.project = folder, project
+        self.folder = folder
+        self.project = project
         self.port = pick_free_port()
 
     def __enter__(self) -> AnnotationServer:

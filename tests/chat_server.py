@@ -60,9 +60,14 @@ class ChatServer:
     """
 
     def __init__(self, says: Callable[[dict[str, Any]], Reply], port: int) -> None:
-        self.says, self.url = says, f"http://127.0.0.1:{port}/v1"
-        self.asked, self.heard, self.answered = list[dict[str, Any]](), list[dict[str, str]](), list[dict[str, Any]]()
-        self.lock, self.at_once, self.most_at_once = threading.Lock(), 0, 0
+        self.says = says
+        self.url = f"http://127.0.0.1:{port}/v1"
+        self.asked = list[dict[str, Any]]()
+        self.heard = list[dict[str, str]]()
+        self.answered = list[dict[str, Any]]()
+        self.lock = threading.Lock()
+        self.at_once = 0
+        self.most_at_once = 0
 
     @property
     def prompts(self) -> list[str]:

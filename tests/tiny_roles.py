@@ -99,7 +99,8 @@ def build_ragged_rollout(rows: int = 6, seed: int = 0, prompt_width: int = 5, wi
     generator = torch.Generator().manual_seed(seed)
     prompts = torch.randint(1, prompt_width + 1, (rows, 1), generator=generator)
     lengths = torch.randint(1, width + 1, (rows, 1), generator=generator)
-    prompts[0], lengths[-1] = prompt_width, width
+    prompts[0] = prompt_width
+    lengths[-1] = width
     mask = torch.cat([torch.arange(prompt_width).flip(0) < prompts, torch.arange(width) < lengths], dim=1)
     tokens = torch.randint(6, 320, mask.shape, generator=generator)
     return Rollout(torch.where(mask, tokens, PAD), mask, prompt_width, torch.rand(rows, generator=generator) < 0.5)

@@ -32,7 +32,10 @@ class Evaluations:
     """
 
     def __init__(self, root: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.root, self.folder, self.capsys, self.said = root, folder, capsys, ""
+        self.root = root
+        self.folder = folder
+        self.capsys = capsys
+        self.said = ""
 
     def words(self, *more: str) -> list[str]:
         """Return the complete command."""

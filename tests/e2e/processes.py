@@ -47,7 +47,10 @@ class Child:
     """
 
     def __init__(self, pid: int, connection: socket.socket, out: IO[str], err: IO[str]) -> None:
-        self.pid, self._connection, self._out, self._err = pid, connection, out, err
+        self.pid = pid
+        self._connection = connection
+        self._out = out
+        self._err = err
         self._status: int | None = None
 
     def poll(self) -> int | None:

@@ -55,7 +55,8 @@ def serve() -> Iterator[Callable[..., tuple[int, Server]]]:
     def start(most: int = 100, trusted: tuple[str, ...] = ("127.0.0.1",)) -> tuple[int, Server]:
         listener = open_listener("127.0.0.1", 0)
         server = Server(app, "127.0.0.1", listener.getsockname()[1])
-        server.connections.limit, server.connections.is_proxy = most, trusted.__contains__
+        server.connections.limit = most
+        server.connections.is_proxy = trusted.__contains__
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         running.append((server, thread, listener))

@@ -49,7 +49,8 @@ class SnapshotEngine:
 
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
         self.calls.append("load")
-        self.base, self.dtype = base, dtype
+        self.base = base
+        self.dtype = dtype
         self.pool = AdapterPool(load_base(base, method, torch.device("cpu"), dtype))
         self.digests: dict[Actor, str | None] = {}
         self.wholes: dict[str, Actor] = {}

@@ -30,7 +30,8 @@ class LlmJudgeReports(Evaluations):
 
     def __init__(self, ready: Ready, folder: Path, capsys: pytest.CaptureFixture[str], server: ChatServer) -> None:
         super().__init__(ready.root, folder, capsys)
-        self.data, self.server = ready.data, server
+        self.data = ready.data
+        self.server = server
 
     def words(self, *more: str) -> list[str]:
         judge = f"stage.judge={{url: '{self.server.url}', model: judge}}"

@@ -35,7 +35,9 @@ class Cards:
     """Commands on the card, all in one `run.root`."""
 
     def __init__(self, root: Path, data: list[str], pairs: list[str]) -> None:
-        self.root, self.data, self.pairs = root, data, pairs
+        self.root = root
+        self.data = data
+        self.pairs = pairs
 
     def run(self, stage: str, *words: str, device: str = "cuda") -> Path:
         """Run a stage that must succeed, and return the run's folder."""

@@ -59,7 +59,9 @@ class Ranked:
     """
 
     def __init__(self, forks: Forks, ready: Ready, model: Path, cwd: Path) -> None:
-        self.forks, self.root, self.cwd = forks, ready.root, cwd
+        self.forks = forks
+        self.root = ready.root
+        self.cwd = cwd
         learn = (f"model.path={model}", "model=hub", *ready.data, *PACE, "stage.eval_size=5")
         voted = (*PACE, *VOTES, "init=sft:s")
         self.stages = {"sft": learn, "full": learn, "reward": voted, "dpo": voted, "kto": voted}

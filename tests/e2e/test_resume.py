@@ -113,10 +113,8 @@ def die_while_writing(arguments: list[str], name: str, nth: int) -> Callable[[],
 
             return write_or_die
 
-        checkpoint.save_file, checkpoint.write_json = (
-            die_at_nth_write(checkpoint.save_file),
-            die_at_nth_write(checkpoint.write_json),
-        )
+        checkpoint.save_file = die_at_nth_write(checkpoint.save_file)
+        checkpoint.write_json = die_at_nth_write(checkpoint.write_json)
         checkpoints.write_json = die_at_nth_write(checkpoints.write_json)
         return main(arguments)
 

@@ -58,7 +58,9 @@ class Stage:
     """One stage in one root, interrupted or not."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, *command: str) -> None:
-        self.root, self.patch, self.command = root, monkeypatch, command
+        self.root = root
+        self.patch = monkeypatch
+        self.command = command
 
     def run(self, at: int = 0, place: str = "behind") -> int:
         """Run the stage, killed at the end of step `at` unless that is 0, and return its exit status. See `Killed`."""

@@ -31,7 +31,8 @@ class Home:
     """Runs of adapters on pocket, and a server of one of them by an alias."""
 
     def __init__(self, root: Path, server: Server) -> None:
-        self.root, self.server = root, server
+        self.root = root
+        self.server = server
         self.asked = encode_tool_prompt(
             load_tokenizer(find_base("pocket")), [{"role": "user", "content": "Good morning!"}]
         )

@@ -39,8 +39,11 @@ class Workshop:
     """A runner of commands that share one `run.root` and one data set."""
 
     def __init__(self, root: Path, data: Path, *given: str) -> None:
-        self.root, self.data, self.given = root, data, given
-        self.said, self.told = "", dict[Path, str]()
+        self.root = root
+        self.data = data
+        self.given = given
+        self.said = ""
+        self.told = dict[Path, str]()
 
     def status(self, *arguments: str) -> int:
         """Run a command with the default arguments and return its exit status. Its output is kept in `said`."""

@@ -168,7 +168,8 @@ def test_the_whole_column_decides_and_not_its_first_row(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{i}", "completion": "a", "note": "x" if i < 99 else "a long note " * 800} for i in range(100)]
     with pytest.raises(InputError, match=r"column 'note' holds text \(97 characters"):
         read_documents(write_row_file(tmp_path, "d.jsonl", rows))
-    rows[0]["note"], rows[-1]["note"] = rows[-1]["note"][:3000], "x"
+    rows[0]["note"] = rows[-1]["note"][:3000]
+    rows[-1]["note"] = "x"
     assert len(read_documents(write_row_file(tmp_path, "d.jsonl", rows))) == 100
 
 

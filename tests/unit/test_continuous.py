@@ -119,7 +119,8 @@ class Counting:
     """A grammar that takes four ids, each a multiple of 7."""
 
     def __init__(self, fail_at: int = -1) -> None:
-        self.taken, self.fail_at = 0, fail_at
+        self.taken = 0
+        self.fail_at = fail_at
 
     def compute_mask(self) -> np.ndarray:
         if self.taken == self.fail_at:
@@ -259,7 +260,8 @@ def test_aborted_before_its_turn_and_while_it_runs(make: Callable[..., ServingEn
     assert pending[2][1].reason == "abort"
     if isinstance(serving_engine, OneAtATime):  # it answers in one step, so that the listener has to abort
         pending[0][1].__class__ = AbortsAfterThree
-        pending[0][1].engine, pending[0][1].mine = serving_engine, pending[0][0]
+        pending[0][1].engine = serving_engine
+        pending[0][1].mine = pending[0][0]
         serving_engine.abort(pending[1][0])
         serving_engine.step()
     else:

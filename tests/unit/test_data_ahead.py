@@ -158,13 +158,15 @@ def build_wrong_sources(folder: Path, name: str) -> tuple[list[Source], bool]:
     rows: list[Any] = build_rows("a", 40)
     options: dict[str, Any] = {}
     if name == "bad rows":
-        rows[22:24], rows[33] = [BAD, "{no json"], BAD
+        rows[22:24] = [BAD, "{no json"]
+        rows[33] = BAD
     elif name == "another kind":
         rows[21] = PAIR
     elif name == "another kind in another source":
         write_lines(folder / "second.jsonl", [PAIR])
     elif name == "a licence that contradicts":
-        rows[28], options = {**rows[28], **GPL}, MIT
+        rows[28] = {**rows[28], **GPL}
+        options = MIT
     elif name == "licences":
         rows[2], rows[28] = {**rows[2], **MIT}, {**rows[28], **GPL}
     elif name == "nothing is left":

@@ -55,7 +55,9 @@ class Stub:
     """Stand-in for the parts of Daft and Ray that choose where Daft runs. Neither is installed for the tests."""
 
     def __init__(self, runner: str = "", initialised: bool = False, refuses: Exception | None = None) -> None:
-        self.runner, self.initialised, self.refuses = runner, initialised, refuses
+        self.runner = runner
+        self.initialised = initialised
+        self.refuses = refuses
         self.addresses: list[str] = []
 
     def set_runner_ray(self, address: str | None, noop_if_initialized: bool) -> None:

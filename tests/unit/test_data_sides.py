@@ -58,7 +58,8 @@ def test_a_long_chain_of_links_is_one_unit_soon():
     place = np.random.default_rng(0).permutation(count)
     even_links = np.empty(count, np.int64)
     odd_links = np.empty(count, np.int64)
-    even_links[place], odd_links[place] = np.arange(count) // 2, (np.arange(count) + 1) // 2
+    even_links[place] = np.arange(count) // 2
+    odd_links[place] = (np.arange(count) + 1) // 2
     start = time.process_time()
     units = assign_units(np.arange(count, dtype=np.uint64) * np.uint64(2**33 + 1), even_links, odd_links)
     assert time.process_time() - start < 5

@@ -78,7 +78,9 @@ class Makes(ast.NodeVisitor):
     """A visitor that records each call that makes a tensor and names no device: place and line."""
 
     def __init__(self, file: str) -> None:
-        self.file, self.inside, self.found = file, [""], list[tuple[str, int]]()
+        self.file = file
+        self.inside = [""]
+        self.found = list[tuple[str, int]]()
         self.moved = set[int]()
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:

@@ -55,7 +55,8 @@ class Home:
     """A root folder with runs of adapters and an alias, and the names that a server resolves there."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.engine = root, Engine()
+        self.root = root
+        self.engine = Engine()
         for i, name in enumerate("abc"):
             self.adapter(name, seed=i)
         self.adapter("other", seed=7, method="qlora")
@@ -90,7 +91,8 @@ class Home:
 
     def begin(self, served: dict[str, Any], dtypes: Sequence[str] = (), **more: Any) -> None:
         resolved = open_portfolio(parse_aliases(served, "stage.adapters"), self.root, **more)
-        self.portfolio, self.engine = resolved.portfolio, Engine()
+        self.portfolio = resolved.portfolio
+        self.engine = Engine()
         for version in self.portfolio.versions().values():
             self.engine.ready(version)
         self.portfolio.ready = self.engine.ready

@@ -24,7 +24,8 @@ class Counting:
     """A tokenizer that records the length of its longest input."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.longest = tokenizer, 0
+        self.tokenizer = tokenizer
+        self.longest = 0
 
     def __call__(self, text: str, **options: Any) -> Any:
         self.longest = max(self.longest, len(text))

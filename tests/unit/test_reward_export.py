@@ -104,7 +104,8 @@ def test_the_pad_token_ends_no_answer() -> None:
 def test_where_no_special_token_is_left_there_is_no_pad_token() -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE({letter: i for i, letter in enumerate([*alphabet, "<eos>"])}, []))
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", pad_token="<eos>")
     tokenizer.chat_template = CHATML
     conversations = make_test_conversations(tokenizer, longest=LONGEST)

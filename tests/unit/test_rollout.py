@@ -267,8 +267,10 @@ def test_texts_lose_the_stop_token_and_nothing_else(tiny_tokenizer: Any):
 def test_draws_by_blocks_are_draws_by_the_whole_sum():
     generator = torch.Generator().manual_seed(0)
     rows = torch.rand(400, 1000, generator=generator) ** 8 * (torch.rand(400, 1000, generator=generator) < 0.3)
-    rows[0], rows[1] = 0, 0
-    rows[0, 999], rows[1, 64] = 1, 1
+    rows[0] = 0
+    rows[1] = 0
+    rows[0, 999] = 1
+    rows[1, 64] = 1
     cumulative = rows.double().cumsum(-1)
     uniform = torch.rand(400, generator=generator, dtype=torch.double)
     expected = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(-1)

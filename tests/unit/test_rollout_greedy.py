@@ -58,7 +58,8 @@ class StopAfter:
     """A stop condition that ends a row after `most` tokens, and records the tokens that it was called with."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.ids = most, list[int]()
+        self.most = most
+        self.ids = list[int]()
 
     def __call__(self, id: int) -> bool:
         self.ids.append(id)

@@ -32,7 +32,8 @@ class Fixed:
     """A scorer that returns the scores it was created with."""
 
     def __init__(self, scores: Sequence[float], name: str = "learned") -> None:
-        self.scores, self.name = tensor(scores), name
+        self.scores = tensor(scores)
+        self.name = name
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
         return self.scores[: len(conversations)]
