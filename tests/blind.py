@@ -143,25 +143,25 @@ class BlindEvaluations:
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder = folder
         self.capsys = capsys
-        self.said = self.project = ""
+        self.output = self.project = ""
 
     def status(self, *words: str) -> int:
         status = main(list(words))
         printed = self.capsys.readouterr()
-        self.said = printed.err + printed.out
-        match = re.search(r"stage=annotate project=(\S+)", self.said)
+        self.output = printed.err + printed.out
+        match = re.search(r"stage=annotate project=(\S+)", self.output)
         # the project that the command asks the user to serve
         self.project = match[1] if match else self.project
         return status
 
     def run(self, words: list[str], status: int = 0) -> Path:
-        assert self.status(*words) == status, self.said
-        return Path(self.said.strip().splitlines()[-1])
+        assert self.status(*words) == status, self.output
+        return Path(self.output.strip().splitlines()[-1])
 
     def refuses(self, *words: str, says: str) -> None:
         """Assert that a command ends with status 2 and a message that contains a text."""
-        assert self.status(*words) == 2, self.said
-        assert says in self.said, self.said
+        assert self.status(*words) == 2, self.output
+        assert says in self.output, self.output
 
     def annotate(self, action: str) -> list[str]:
         """Build the arguments of a command on the store."""

@@ -53,18 +53,18 @@ class ChatServer:
     """A running chat server and the requests that it received.
 
     Attributes:
-        asked: the bodies of all requests, in the order of their arrival.
-        heard: the headers of each request, and its path.
-        answered: the bodies of requests whose response was sent completely.
+        requests: the bodies of all requests, in the order of their arrival.
+        request_headers: the headers of each request, and its path.
+        answered_requests: the bodies of requests whose response was sent completely.
         says: a function from a request's body to the reply; it may be replaced at any time.
     """
 
     def __init__(self, says: Callable[[dict[str, Any]], Reply], port: int) -> None:
         self.says = says
         self.url = f"http://127.0.0.1:{port}/v1"
-        self.asked = list[dict[str, Any]]()
-        self.heard = list[dict[str, str]]()
-        self.answered = list[dict[str, Any]]()
+        self.requests = list[dict[str, Any]]()
+        self.request_headers = list[dict[str, str]]()
+        self.answered_requests = list[dict[str, Any]]()
         self.lock = threading.Lock()
         self.at_once = 0
         self.most_at_once = 0
@@ -72,7 +72,7 @@ class ChatServer:
     @property
     def prompts(self) -> list[str]:
         """The content of the last message of each request."""
-        return [body["messages"][-1]["content"] for body in self.asked]
+        return [body["messages"][-1]["content"] for body in self.requests]
 
 
 @contextmanager
@@ -85,8 +85,8 @@ def run_chat_server(says: Callable[[dict[str, Any]], Reply]) -> Iterator[ChatSer
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             with chat.lock:
-                chat.asked.append(body)
-                chat.heard.append({**{k.lower(): v for k, v in self.headers.items()}, "path": self.path})
+                chat.requests.append(body)
+                chat.request_headers.append({**{k.lower(): v for k, v in self.headers.items()}, "path": self.path})
                 chat.at_once += 1
                 chat.most_at_once = max(chat.most_at_once, chat.at_once)
             try:
@@ -94,7 +94,7 @@ def run_chat_server(says: Callable[[dict[str, Any]], Reply]) -> Iterator[ChatSer
                 time.sleep(reply.wait_s)
                 self.send(reply)
                 with chat.lock:
-                    chat.answered.append(body)
+                    chat.answered_requests.append(body)
             finally:
                 with chat.lock:
                     chat.at_once -= 1

@@ -28,14 +28,14 @@ class Evaluations:
     """Evaluation commands that share one `run.root`.
 
     Attributes:
-        said: standard output of the last command.
+        output: standard output of the last command.
     """
 
     def __init__(self, root: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.root = root
         self.folder = folder
         self.capsys = capsys
-        self.said = ""
+        self.output = ""
 
     def words(self, *more: str) -> list[str]:
         """Return the complete command."""
@@ -43,8 +43,8 @@ class Evaluations:
 
     def run(self, *more: str, status: int = 0) -> Path:
         assert main(self.words(*more)) == status, self.capsys.readouterr()
-        self.said = self.capsys.readouterr().out
-        return Path(self.said.strip().splitlines()[-1])
+        self.output = self.capsys.readouterr().out
+        return Path(self.output.strip().splitlines()[-1])
 
     def expect_error(self, *more: str) -> str:
         assert main(self.words(*more)) == 2, self.capsys.readouterr()

@@ -75,6 +75,6 @@ def build_sources_command(here: Path, *more: str) -> list[str]:
 def build_data_set(here: Path, *words: str) -> tuple[Path, dict[str, Any], str]:
     """Build a data set. Returns its folder, the content of its `data.json`, and the output of the command."""
     shop = Workshop(here / "runs", here)
-    assert shop.run_command(*words) == 0, shop.said
-    folder = Path(shop.said.splitlines()[-1])
-    return folder, json.loads((folder / "artifact" / "data.json").read_text()), shop.said
+    assert shop.run_command(*words) == 0, shop.output
+    folder = Path(shop.output.splitlines()[-1])
+    return folder, json.loads((folder / "artifact" / "data.json").read_text()), shop.output

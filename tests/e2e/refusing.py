@@ -35,9 +35,9 @@ def assert_refused(shop: Workshop, words: list[str], *parts: str) -> None:
     """Assert that a command exits with status 2 and a message with these parts, and that its run failed."""
     manifests = {p: p.read_bytes() for p in shop.root.glob("*/*/manifest.json")}
     status = shop.run_command(*words, f"run.root={shop.root}", "device=cpu", "resume=never")
-    assert status == 2, (words, status, shop.said)
-    message_text = shop.said[shop.said.rindex("align: ") :]
-    assert "Traceback" not in shop.said
+    assert status == 2, (words, status, shop.output)
+    message_text = shop.output[shop.output.rindex("align: ") :]
+    assert "Traceback" not in shop.output
     assert not [part for part in parts if part not in message_text], message_text
     message_text.encode()  # fails if the message cannot be written
     for path in set(shop.root.glob("*/*/manifest.json")) - manifests.keys():

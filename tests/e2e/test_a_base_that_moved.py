@@ -59,4 +59,4 @@ def test_a_base_that_is_gone_is_named_with_the_remedy(shop: Workshop, work: Path
 def test_the_same_command_from_another_folder_is_the_same_run(shop: Workshop, work: Path) -> None:
     """A manifest identifies the base by its digest, so another spelling of its path is the same run."""
     shop.run("sft", "model=hub", f"model.path={work / 'my llama'}", *SFT, *SMALL, "run.name=a")
-    assert "finished already" in shop.said
+    assert "finished already" in shop.output

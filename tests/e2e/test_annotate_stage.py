@@ -45,8 +45,8 @@ def test_from_a_file_to_pairs_to_a_backup_and_back(shop: Workshop, tmp_path: Pat
     guide = tmp_path / "guide.md"
     guide.write_text("# Be fair")
     run_action(shop, "configure", "stage.settings={overlap: 2}", "stage.state=paused", f"stage.guidelines={guide}")
-    assert "project p: paused, stage.settings={overlap: 2}\n" in shop.said
-    assert "version 1" in shop.said
+    assert "project p: paused, stage.settings={overlap: 2}\n" in shop.output
+    assert "version 1" in shop.output
     run_action(shop, "simulate")
     shop.refuses("stage=annotate", "stage.action=export", says="data.allow_simulated=true")
     pairs = run_action(shop, "export", "data.allow_simulated=true") / "artifact" / "preferences.jsonl"
@@ -60,23 +60,23 @@ def test_from_a_file_to_pairs_to_a_backup_and_back(shop: Workshop, tmp_path: Pat
     run_action(shop, "backup", f"stage.path={backup}")
     run_action(shop, "restore", f"stage.path={backup}", other_store)
     run_action(shop, "verify")
-    head_line = shop.said.splitlines()[-2]
+    head_line = shop.output.splitlines()[-2]
     run_action(shop, "verify", other_store)
-    assert shop.said.splitlines()[-2] == head_line
+    assert shop.output.splitlines()[-2] == head_line
 
 
 def test_settings_are_printed_as_they_are_typed(shop: Workshop, tmp_path: Path) -> None:
     run_action(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
     run_action(shop, "configure", "stage.state=open")
-    assert "project p: open, with every setting at its default\n" in shop.said
+    assert "project p: open, with every setting at its default\n" in shop.output
     settings = (
         r"stage.settings={title: 'It\'s, here', attributes: [helpful, 'to the point'], "
         "overlap_share: 0.25, quota: 12, blurred: true}"
     )
     run_action(shop, "configure", settings)
-    assert f"project p: open, {settings}\n" in shop.said
+    assert f"project p: open, {settings}\n" in shop.output
     run_action(shop, "configure", "stage.settings={attributes: [], quota: 0, blurred: false, overlap_share: 1}")
-    assert r"project p: open, stage.settings={title: 'It\'s, here'}" in shop.said
+    assert r"project p: open, stage.settings={title: 'It\'s, here'}" in shop.output
 
 
 def test_a_key_that_a_crash_cut_short_is_made_anew(tmp_path: Path) -> None:
@@ -128,11 +128,11 @@ def test_a_cut_tail_shows_against_the_run_that_read_it_and_an_erasure_is_none(
     )
 
     run_action(shop, "erase", f"stage.item={item}")
-    assert f"reward/{reward.name}" in shop.said
+    assert f"reward/{reward.name}" in shop.output
     run_action(shop, "erase", "stage.annotator=simulated/vader/0.75/0")
-    assert f"reward/{reward.name}" in shop.said
+    assert f"reward/{reward.name}" in shop.output
     shop.status("stage=annotate", "stage.action=erase", "stage.annotator=simulated/vader/0.75/0")
-    assert "knows no such annotator" in shop.said
+    assert "knows no such annotator" in shop.output
     for folder in shop.root.glob("annotate/*erase*"):  # no run folder names the annotator
         texts = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
         manifest = json.loads(texts.pop("manifest.json"))
@@ -192,11 +192,11 @@ def test_an_invitation_names_nobody_in_the_runs_folder(shop: Workshop, tmp_path:
     run_action(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
     name = f"{token_hex(8)}@example.org"
     folder = run_action(shop, "invite", "stage.role=admin")
-    token = shop.said.split("/invite?token=")[1].split()[0]
+    token = shop.output.split("/invite?token=")[1].split()[0]
     with open_store(shop) as store:
         Accounts(store).accept(token, name, "correct horse battery")
     second = run_action(shop, "invite", f"stage.annotator={name.upper()}")
-    assert "/invite?token=" in shop.said
+    assert "/invite?token=" in shop.output
     erasure = run_action(shop, "erase", f"stage.annotator={name}")
     with open_store(shop) as store:
         assert Accounts(store).members("p") == {}
@@ -219,11 +219,11 @@ def test_the_first_admins_link_is_printed_and_lets_them_in(shop: Workshop, tmp_p
     monkeypatch.setattr("align.web.server.serve", serve_once)
     run_action(shop, "serve")
     assert statuses == [200]
-    assert "/?project=p" in shop.said
-    token = shop.said.split("/invite?token=")[1].split()[0]
+    assert "/?project=p" in shop.output
+    token = shop.output.split("/invite?token=")[1].split()[0]
     with open_store(shop) as store:
         Accounts(store).accept(token, "root", "correct horse battery")
         assert Accounts(store).members("p") == {"root": "admin"}
     run_action(shop, "serve", "stage.url=http://192.168.1.5:7861", "stage.host=0.0.0.0")
-    assert "/invite" not in shop.said
-    assert "in the clear" in shop.said
+    assert "/invite" not in shop.output
+    assert "in the clear" in shop.output

@@ -38,7 +38,7 @@ class Answer(NamedTuple):
     """
 
     status: int
-    said: str
+    output: str
     imported: list[str]
     seconds: float
 
@@ -78,9 +78,9 @@ def test_finished_runs_answer_without_torch(ready: Ready, tiny_model: Path, chat
     export = ["stage=export", "artifact=sft:s", "export.vllm=none", "export.base=none"]
     commands = [[*command, *common] for command in (stage_commands["sft"], stage_commands["ppo"], export)]
     for command in commands:
-        assert shop.run_command(*command) == 0, shop.said
+        assert shop.run_command(*command) == 0, shop.output
     for answer in run_afresh(*commands):
-        assert "This run is finished already" in answer.said, answer.said
+        assert "This run is finished already" in answer.output, answer.output
         assert (answer.status, answer.imported) == (0, [])
 
 
@@ -95,5 +95,5 @@ def test_mistakes_in_a_row_are_told_without_torch(ready: Ready, tiny_model: Path
     for stage, answer in zip(
         commands, run_afresh(*([*command, *common] for command in commands.values())), strict=True
     ):
-        assert ".jsonl, row 40=" in answer.said, answer.said
+        assert ".jsonl, row 40=" in answer.output, answer.output
         assert (answer.status, answer.imported) == (2, []), stage

@@ -126,7 +126,7 @@ def test_every_value_of_an_adapters_configuration_may_be_wrong(
             (adapter / "adapter_config.json").write_text(json.dumps(config | {key: value}))
             status = shop.status(*command, "stage.prompts=2", "resume=never")
             if status not in (0, 2):
-                faults.append((key, value, shop.said[-300:]))
+                faults.append((key, value, shop.output[-300:]))
     assert faults == []
 
 

@@ -33,7 +33,7 @@ def test_half_a_character_on_the_command_line(
         f"# @package _global_\ndefaults: [/track/none]\n{setting_yaml}"
     )
     monkeypatch.chdir(tmp_path)
-    assert shop.run_command("stage=sft", "track=mine", "--cfg", "job") == 2, shop.said
+    assert shop.run_command("stage=sft", "track=mine", "--cfg", "job") == 2, shop.output
     monkeypatch.setenv("ALIGN_STORE_URL", "sqlite:///a\udcff.db")
     assert_refused(shop, ["stage=sft"], "store.url", "UTF-8")
 

@@ -82,8 +82,8 @@ def test_a_mistake_is_named_with_its_remedy(
     began = time.process_time()
     status = shop.run_command(*build_command(case, ready, model, rows), *common, *arguments)
     seconds = time.process_time() - began
-    assert status == 2, shop.said
-    message = shop.said[shop.said.rindex("align: ") :].strip()
+    assert status == 2, shop.output
+    message = shop.output[shop.output.rindex("align: ") :].strip()
     assert not [part for part in case.says if part not in message], message
     assert MESSAGE.fullmatch(message), message
     assert seconds < LONGEST_S

@@ -71,9 +71,9 @@ def run_sample(shop: Workshop, *arguments: str) -> int:
 
 
 def sample_answers(shop: Workshop, *arguments: str) -> Path:
-    assert run_sample(shop, *arguments) == 0, shop.said
-    folder = Path(shop.said.splitlines()[-1])
-    shop.told[folder] = shop.said
+    assert run_sample(shop, *arguments) == 0, shop.output
+    folder = Path(shop.output.splitlines()[-1])
+    shop.outputs[folder] = shop.output
     return folder
 
 
@@ -147,9 +147,9 @@ def test_a_reward_model_on_the_policys_base_scores_as_it_does_alone(
     ids=["cut", "nan"],
 )
 def test_answers_that_cannot_be_ranked_are_refused(shop: Workshop, words: tuple[str, ...], says: str) -> None:
-    assert run_sample(shop, *words) == 2, shop.said
-    assert says in shop.said
-    assert "Traceback" not in shop.said
+    assert run_sample(shop, *words) == 2, shop.output
+    assert says in shop.output
+    assert "Traceback" not in shop.output
 
 
 def test_the_figures_grow_with_n(shop: Workshop, best: Path) -> None:
@@ -161,8 +161,8 @@ def test_the_figures_grow_with_n(shop: Workshop, best: Path) -> None:
     assert rewards[0] == pytest.approx(sum(map(sum, scores)) / (14 * N))
     assert rewards[-1] == pytest.approx(sum(map(max, scores)) / 14)
     assert (figures["scorer"], figures["measured_by"]) == ("judges_of_best_of:vowels", "vader")
-    assert "artifact/winners.jsonl" in shop.told[best]
-    for text in (shop.told[best], (best / "report.html").read_text(encoding="utf-8")):
+    assert "artifact/winners.jsonl" in shop.outputs[best]
+    for text in (shop.outputs[best], (best / "report.html").read_text(encoding="utf-8")):
         assert "KL at most" in text
     assert not (best / "artifact" / "ledger.json").exists()
 
@@ -218,7 +218,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
 def test_what_is_trained_on_them_knows_who_ranked_them(shop: Workshop, best: Path, tmp_path: Path) -> None:
     winners_path = Path(shutil.copy(best / "artifact" / "winners.jsonl", tmp_path / "rows.jsonl"))
     sft = ("stage=sft", "data=jsonl", "init=sft:s", "stage.max_steps=2", "stage.eval_size=2", "data.held_out=0.2")
-    assert shop.status(*sft, f"data.path={winners_path}", "run.name=w") == 0, shop.said
+    assert shop.status(*sft, f"data.path={winners_path}", "run.name=w") == 0, shop.output
     pairs = best / "artifact" / "pairs.jsonl"
     dpo = (
         "stage=dpo",
@@ -229,10 +229,10 @@ def test_what_is_trained_on_them_knows_who_ranked_them(shop: Workshop, best: Pat
         "stage.micro_batch=4",
         "stage.held_out=0.3",
     )
-    assert shop.status(*dpo, "run.name=d") == 0, shop.said
+    assert shop.status(*dpo, "run.name=d") == 0, shop.output
     sources = "stage.sources=[{path: '" + str(winners_path) + "'}]"
-    assert shop.status("stage=data", sources, "run.name=mixed", "data.held_out=0.2") == 0, shop.said
-    assert shop.status(*sft[:1], "data=manifest", "data.path=data:mixed", *sft[2:5], "run.name=m") == 0, shop.said
+    assert shop.status("stage=data", sources, "run.name=mixed", "data.held_out=0.2") == 0, shop.output
+    assert shop.status(*sft[:1], "data=manifest", "data.path=data:mixed", *sft[2:5], "run.name=m") == 0, shop.output
     for name in ("sft/w", "dpo/d", "sft/m"):
         assert read_manifest(shop.root / name).inputs["data"].details["ranked_by"] == ["sample:best"], name
         evaluation = ("stage=eval", f"artifact={name.replace('/', ':')}", *shop.on_file, "stage.prompts=4")
@@ -241,9 +241,9 @@ def test_what_is_trained_on_them_knows_who_ranked_them(shop: Workshop, best: Pat
             *VOWELS,
             says=(f"{name.replace('/', ':')}, which was optimised against it", "stage.allow_proxy=true"),
         )
-    assert shop.status(*evaluation) == 0, shop.said  # judged by sentiment, which ranked nothing
+    assert shop.status(*evaluation) == 0, shop.output  # judged by sentiment, which ranked nothing
     assert shop.status("stage=registry", "stage.action=trace", "artifact=dpo:d") == 0
-    assert "data: sample:best" in shop.said
+    assert "data: sample:best" in shop.output
 
 
 def test_fewer_answers_are_the_first_of_more(shop: Workshop, best: Path) -> None:
@@ -271,4 +271,4 @@ def test_one_score_for_all_gives_winners_and_no_pair(shop: Workshop) -> None:
     assert metrics["one_score"] + metrics["all_equal"] == metrics["winners"] > 7
     assert metrics["winner_reward"] == 1.0
     assert metrics["reward"]["best"]["value"] == 1.0
-    assert "with no answer below the winner's score" in shop.told[folder]
+    assert "with no answer below the winner's score" in shop.outputs[folder]

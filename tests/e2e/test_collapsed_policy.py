@@ -36,8 +36,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 def run_evaluation(shop: Workshop, *arguments: str) -> str:
     command = ("artifact=sft:one", "data.held_out=0.7", "stage.seen=report", *arguments)
-    assert shop.status("stage=eval", "data=jsonl", f"data.path={shop.data}", *command) == 0, shop.said
-    return shop.said
+    assert shop.status("stage=eval", "data=jsonl", f"data.path={shop.data}", *command) == 0, shop.output
+    return shop.output
 
 
 def test_one_answer_may_be_right_in_a_closed_task(shop: Workshop):
@@ -52,7 +52,7 @@ def evaluate_suite(shop: Workshop, tasks: str, *arguments: str) -> list[str]:
     judge = ("reward=rules", "reward.rules=[{rule: regex, pattern: '[a-z]'}]")
     systems = "stage.systems={new: sft:one, base: base}"
     shop.status("stage=eval", "stage.near=null", systems, tasks, *data, *judge, *arguments)
-    return shop.said.splitlines()
+    return shop.output.splitlines()
 
 
 def find_line(lines: list[str], start: str) -> int:
@@ -90,7 +90,7 @@ def test_a_suite_reports_a_collapsed_system_before_its_figures_and_in_gates(shop
     assert "new collapsed: on asked " in (run / "report.html").read_text(encoding="utf-8")
 
     assert shop.run_command("stage=registry", f"run.root={shop.root}") == 0
-    assert any(", collapsed" in line for line in shop.said.splitlines() if line.startswith("eval:several"))
+    assert any(", collapsed" in line for line in shop.output.splitlines() if line.startswith("eval:several"))
     find_line(evaluate_suite(shop, tasks, "run.name=again", "resume=never"), "COLLAPSED: new: on asked ")
     assert read_manifest(shop.root / "eval" / "again").metrics["answers_made"] == 0
 
@@ -108,7 +108,7 @@ def test_it_is_said_first_and_no_gate_takes_its_win_rate(shop: Workshop):
     assert "The policy collapsed: " in (shop.root / "eval" / "judged" / "report.html").read_text(encoding="utf-8")
 
     assert shop.run_command("stage=registry", f"run.root={shop.root}") == 0
-    assert any(", collapsed" in text for text in shop.said.splitlines() if text.startswith("eval:judged"))
+    assert any(", collapsed" in text for text in shop.output.splitlines() if text.startswith("eval:judged"))
 
     gates = shop.root.parent / "gates"
     gates.mkdir()
@@ -118,7 +118,7 @@ def test_it_is_said_first_and_no_gate_takes_its_win_rate(shop: Workshop):
     (gates / "g.yaml").write_text(gate % "")
     shop.refuses(*command, says="of a policy that collapsed: ")
     (gates / "g.yaml").write_text(gate % ", collapsed: true")
-    assert shop.run_command(*command) == 0, shop.said
+    assert shop.run_command(*command) == 0, shop.output
 
     shop.run("export", "artifact=sft:one", "run.name=out")
     card = (shop.root / "export" / "out" / "artifact" / "README.md").read_text(encoding="utf-8")

@@ -34,7 +34,7 @@ def test_two_that_forget_rows_of_one_data_set(tmp_path: Path) -> None:
         assert len(read_artifact_pairs(old)) > 0
     finally:
         os.close(lock)
-    assert shop.run_command(*command) == 0, shop.said
+    assert shop.run_command(*command) == 0, shop.output
     assert content_id not in {row["content_id"] for row in read_artifact_pairs(tmp_path / "runs" / "data" / "new")}
 
 
@@ -72,7 +72,7 @@ def test_a_data_set_is_a_source_of_another(tmp_path: Path) -> None:
     shop = Workshop(tmp_path / "runs", tmp_path)
     shop.refuses("stage=data", f"stage.sources=[{two_sides}]", arguments[1], says="is a data set with two sides")
     side = f"{two_sides / 'artifact'}/train-*.parquet"
-    assert side in shop.said
+    assert side in shop.output
     one_side, _, _ = build_data_set(
         tmp_path, "stage=data", f"stage.sources=['{side}']", arguments[1], "data.held_out=0", "run.name=one"
     )
@@ -128,12 +128,12 @@ def test_a_report_names_a_data_set_as_its_user_did(tmp_path: Path, tiny_model: P
         "stage.epochs=1",
         arguments[1],
     ]
-    assert shop.run_command(*sft, "data=manifest", "data.path=data:latest", "run.name=saw") == 0, shop.said
-    assert "on data data:mine" in shop.said or "data data:mine" in shop.said
+    assert shop.run_command(*sft, "data=manifest", "data.path=data:latest", "run.name=saw") == 0, shop.output
+    assert "on data data:mine" in shop.output or "data data:mine" in shop.output
     folder = tmp_path / "runs" / "sft" / "saw"
     page = (folder / "report.html").read_text()
     assert "data.path=data:mine" in page
     assert str(tmp_path / "runs" / "data" / "mine") not in page
     assert json.loads((folder / "manifest.json").read_text())["inputs"]["data"]["ref"] == "data:mine"
-    assert shop.run_command(*sft, "data=manifest", "data.path=data:mine", "run.name=saw") == 0, shop.said
-    assert "finished already" in shop.said
+    assert shop.run_command(*sft, "data=manifest", "data.path=data:mine", "run.name=saw") == 0, shop.output
+    assert "finished already" in shop.output

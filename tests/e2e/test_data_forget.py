@@ -49,7 +49,7 @@ def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(
         "data=manifest",
         "stage.epochs=1",
     ]
-    assert shop.status(*reward, "data.path=data:old", "run.name=saw") == 0, shop.said
+    assert shop.status(*reward, "data.path=data:old", "run.name=saw") == 0, shop.output
     trained_rows = pq.read_table(tmp_path / "runs" / "reward" / "saw" / "trained_ids.parquet").to_pylist()
     published = {row["content_id"]: row["source"] for row in read_artifact_pairs(old)}
     for row in trained_rows:
@@ -84,8 +84,8 @@ def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(
     ):
         shop.refuses(*command, says="was replaced by data:new")
     assert shop.run_command(*words, *repeat_settings, "run.name=old") == 2  # the command that made it
-    assert "was replaced by data:new" in shop.said
-    assert shop.status(*reward, "data.path=data:new", "run.name=unknowing") == 0, shop.said
+    assert "was replaced by data:new" in shop.output
+    assert shop.status(*reward, "data.path=data:new", "run.name=unknowing") == 0, shop.output
     manifest = json.loads((tmp_path / "runs" / "reward" / "unknowing" / "manifest.json").read_text())
     assert manifest["inputs"]["data"]["root"] == new_data["root"]
     loaded = datasets.load_dataset(str(new / "artifact"), cache_dir=str(tmp_path / "cache"))
@@ -115,8 +115,8 @@ def test_what_the_store_erased_is_forgotten(
     item = [item.id for item in vote_store.items("greetings")][4]
     vote = next(vote for vote in vote_store.rankings("greetings") if vote.item != item)
     erase = ["stage=annotate", "project=greetings", "stage.action=erase", *words[2:4]]
-    assert shop.run_command(*erase, f"stage.item={item}") == 0, shop.said
-    assert "data/old" in shop.said
+    assert shop.run_command(*erase, f"stage.item={item}") == 0, shop.output
+    assert "data/old" in shop.output
     vote_store.retract("greetings", vote.seq)
     old_ids = {row["content_id"] for row in read_artifact_pairs(old)}
     erased_ids = [row["content_id"] for row in read_artifact_pairs(old) if row["group_id"] == item]

@@ -188,13 +188,13 @@ def test_training_reads_it(here: Path, tiny_model: Path) -> None:
         "device=cpu",
         "stage.eval_size=3",
     ]
-    assert shop.run_command(*sft) == 0, shop.said
-    manifest = json.loads((Path(shop.said.splitlines()[-1]) / "manifest.json").read_text())
+    assert shop.run_command(*sft) == 0, shop.output
+    manifest = json.loads((Path(shop.output.splitlines()[-1]) / "manifest.json").read_text())
     assert manifest["inputs"]["data"]["root"] == data["root"]
     assert manifest["metrics"]["train_rows"] == data["splits"]["train"]["rows"]
     second_shop = Workshop(here / "runs", here)
     assert second_shop.run_command(*sft) == 0
-    assert "finished already" in second_shop.said
+    assert "finished already" in second_shop.output
 
 
 def test_a_shard_that_was_changed_is_refused(here: Path) -> None:
@@ -223,11 +223,11 @@ def test_evaluation_and_preferences_read_it(here: Path, tiny_model: Path) -> Non
     build_data_set(here, *build_sources_command(here), "run.name=chats")
     common = ["init=base", "model=hub", f"model.path={tiny_model}", "method=lora", root, "device=cpu", "data=manifest"]
     dpo = ["stage=dpo", *common, "stage.epochs=1", "stage.batch_size=16"]
-    assert shop.run_command(*dpo, "data.path=data:pairs") == 0, shop.said
+    assert shop.run_command(*dpo, "data.path=data:pairs") == 0, shop.output
     shop.refuses(*dpo, "data.path=data:chats", says="holds documents, and this stage reads preferences")
     sample = ["stage=sample", *common, "stage.prompts=2", "rollout.max_new_tokens=2"]
-    assert shop.run_command(*sample, "data.path=data:pairs", "run.name=s") in (0, 2), shop.said
-    assert "holds" not in shop.said
+    assert shop.run_command(*sample, "data.path=data:pairs", "run.name=s") in (0, 2), shop.output
+    assert "holds" not in shop.output
     shop.refuses(
         "stage=sft",
         *common[1:],
@@ -245,7 +245,7 @@ def test_an_engine_that_is_not_there_costs_no_part(here: Path, monkeypatch: pyte
     parts = sorted(path.name for path in (here / "runs" / "data" / "killed" / "checkpoints").iterdir())
     shop = Workshop(here / "runs", here)
     assert shop.run_command(*arguments, "run.name=killed", "stage.engine=daft") == 2
-    assert "is not installed here" in shop.said
+    assert "is not installed here" in shop.output
     assert sorted(path.name for path in (here / "runs" / "data" / "killed" / "checkpoints").iterdir()) == parts != []
     with monkeypatch.context() as patch:
         patch.setattr(Spool, "write", None)  # every part is written already

@@ -101,7 +101,7 @@ def test_simulated_votes_unknown_projects_and_other_keys_are_refused(
     )
     shop = Workshop(tmp_path / "runs", tmp_path)
     shop.refuses(*words, says="data.allow_simulated=true")
-    assert shop.run_command(*words, "data.allow_simulated=true") == 0, shop.said
+    assert shop.run_command(*words, "data.allow_simulated=true") == 0, shop.output
     for sources, says in (
         ("[{annotations: nobody}]", "the store has no such project"),
         ("[{annotations: greetings, path: a.jsonl}]", "two kinds of them"),
@@ -143,8 +143,8 @@ def test_an_erased_project_takes_its_key_along(
     shop = Workshop(tmp_path / "runs", tmp_path)
     assert key.hex() in dump_database(store_url)
     erase = ["stage=annotate", "project=greetings", "stage.action=erase", "stage.whole=true", *words[2:4]]
-    assert shop.run_command(*erase) == 0, shop.said
-    assert "data/votes" in shop.said
+    assert shop.run_command(*erase) == 0, shop.output
+    assert "data/votes" in shop.output
     store_dump = dump_database(store_url)
     assert key.hex() not in store_dump
     assert SECRET not in store_dump

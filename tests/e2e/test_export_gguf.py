@@ -81,19 +81,19 @@ def test_the_cards_own_words_talk_to_it(exported: Path) -> None:
 def test_it_is_measured_again(shop: Workshop, exported: Path, tmp_path: Path) -> None:
     check = ("export=check", "artifact=sft:a")
     shop.run("export", *check, f"export.path={exported}")
-    assert "pass (max_logprob ≤ 0.02)" in shop.said
+    assert "pass (max_logprob ≤ 0.02)" in shop.output
     copy = Path(shutil.copytree(exported / "artifact", tmp_path / "copy"))
     adapter = copy / "adapter-f16.gguf"
     adapter_bytes = bytearray(adapter.read_bytes())
     adapter_bytes[-4096:] = bytes(4096)  # an adapter that learned less
     adapter.write_bytes(adapter_bytes)
     assert shop.status("stage=export", *check, f"export.path={copy}") == 2
-    assert "sha256 differs" in shop.said
+    assert "sha256 differs" in shop.output
     receipt = read_receipt(copy)
     receipt["files"][adapter.name] = file_digest(adapter)
     (copy / RECEIPT).write_text(json.dumps(receipt))
     assert shop.status("stage=export", *check, f"export.path={copy}") == 2
-    assert "It is not what was trained" in shop.said or "claims another result" in shop.said
+    assert "It is not what was trained" in shop.output or "claims another result" in shop.output
     shutil.rmtree(copy)
     shutil.copytree(exported / "artifact", copy)
     base = copy / "base-f16.gguf"  # another base in its place, with a forged receipt
@@ -105,12 +105,12 @@ def test_it_is_measured_again(shop: Workshop, exported: Path, tmp_path: Path) ->
         row["found"] = next((r["found"] for r in receipt["rows"] if r["weights"] == "q8_0"), None) or row["found"]
     (copy / RECEIPT).write_text(json.dumps(receipt))
     assert shop.status("stage=export", *check, f"export.path={copy}") == 2
-    assert "It is not what was trained" in shop.said or "claims another result" in shop.said
+    assert "It is not what was trained" in shop.output or "claims another result" in shop.output
     shutil.rmtree(copy)
     shutil.copytree(exported / "artifact", copy)
     assert shop.status("stage=export", *check, f"export.path={copy}", "export.into=original") == 2
     assert shop.status("stage=export", *check, f"export.path={copy}", "export.llama_cpp=none") == 2
-    assert "nothing could be asked here that would say whether it is what was trained" in shop.said
+    assert "nothing could be asked here that would say whether it is what was trained" in shop.output
 
 
 def test_everything_at_once(shop: Workshop) -> None:
@@ -127,7 +127,7 @@ def test_everything_at_once(shop: Workshop) -> None:
     } < set(rows)
     check = ("stage=export", "export=check", "artifact=sft:a")
     assert shop.status(*check, f"export.path={folder}") == 0  # all three
-    assert shop.said.count("verdict") == 3
+    assert shop.output.count("verdict") == 3
     launch = folder / "artifact" / "adapter" / "launch" / "vllm.sh"
     base_match = re.search(r"\$here/(\S+)}", launch.read_text())
     assert base_match is not None
@@ -137,9 +137,9 @@ def test_everything_at_once(shop: Workshop) -> None:
 def test_without_llama_cpp_it_is_not_checked(shop: Workshop, tmp_path: Path) -> None:
     arguments = ("artifact=sft:a", "export=gguf", "export.llama_cpp=none")
     assert shop.status("stage=export", *arguments, "export.require=[llama.cpp]") == 2
-    assert "export.require=llama.cpp: it cannot be asked: told not to ask it" in shop.said
+    assert "export.require=llama.cpp: it cannot be asked: told not to ask it" in shop.output
     assert shop.status("stage=export", *arguments, "export.require=[vLLM]") == 2
-    assert "export.require=vLLM: export=gguf does not ask it. It asks llama.cpp, transformers" in shop.said
+    assert "export.require=vLLM: export=gguf does not ask it. It asks llama.cpp, transformers" in shop.output
     folder = shop.run("export", *arguments) / "artifact"
     assert {row["verdict"] for row in read_receipt(folder)["rows"]} == {"reported", "not checked"}
     assert not (folder / "base-q8_0.gguf").exists()
@@ -147,10 +147,10 @@ def test_without_llama_cpp_it_is_not_checked(shop: Workshop, tmp_path: Path) -> 
     full_export = shop.run("export", *arguments[:2], ONE)  # llama.cpp is available now, and confirms the export
     assert full_export != folder.parent
     assert shop.status("stage=export", "artifact=sft:a", "export=gguf", f"export.converters={tmp_path}") == 2
-    assert "python -m align.export.converters" in shop.said
+    assert "python -m align.export.converters" in shop.output
     assert shop.status("stage=export", *arguments[:2], f"export.llama_cpp={tmp_path / 'python'}", "resume=never") == 2
-    assert "export.llama_cpp=" in shop.said
-    assert "it does not run" in shop.said
+    assert "export.llama_cpp=" in shop.output
+    assert "it does not run" in shop.output
 
 
 def test_what_llama_cpp_says_otherwise_is_not_published(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_what_llama_cpp_says_otherwise_is_not_published(shop: Workshop, monkeypa
 
     monkeypatch.setattr(made, "write_adapter", write_scaled)
     assert shop.status("stage=export", "artifact=sft:a", "export=gguf", "run.name=wrong", ONE) == 2
-    assert "It is not what was trained" in shop.said
-    assert F16_ROW in shop.said
+    assert "It is not what was trained" in shop.output
+    assert F16_ROW in shop.output
     assert not (shop.root / "export" / "wrong" / "artifact").exists()
     assert not [path.name for path in (shop.root / "bases").iterdir() if not (path / "base.json").is_file()]

@@ -47,30 +47,30 @@ def test_an_export_that_is_signed(shop: Workshop, signed: Path, keys: KeyPair, t
     fingerprint = file_digest(keys.public)
     assert (manifest.inputs["signer"].digest, manifest.metrics["signed_by"]) == (fingerprint, fingerprint)
     assert f"artifact/{SIGNATURE}" in manifest.outputs
-    assert fingerprint[:12] in shop.told[signed]
+    assert fingerprint[:12] in shop.outputs[signed]
     secret = keys.private.read_text().splitlines()[1]
     for path in shop.root.rglob("*"):
         assert not path.is_file() or secret.encode() not in path.read_bytes(), path
     moved = shutil.copy(keys.private, tmp_path / "moved.pem")
     assert shop.run("export", "artifact=sft:a", f"export.sign={moved}") == signed
-    assert "finished already" in shop.said
+    assert "finished already" in shop.output
     assert shop.run("export", "artifact=sft:a") != signed  # unsigned, it is another export
 
 
 def test_a_check_asks_for_the_signature(shop: Workshop, signed: Path, keys: KeyPair, tmp_path: Path) -> None:
-    assert run_check(shop, signed, keys.public) == 0, shop.said
+    assert run_check(shop, signed, keys.public) == 0, shop.output
     assert run_check(shop, signed, write_key_pair(tmp_path, "other").public) == 2
-    assert "is by another key" in shop.said
+    assert "is by another key" in shop.output
     copy = Path(shutil.copytree(signed / "artifact", tmp_path / "copied"))
-    assert run_check(shop, copy, keys.public) == 0, shop.said  # the base beside it as files now
+    assert run_check(shop, copy, keys.public) == 0, shop.output  # the base beside it as files now
     receipt = json.loads((copy / "receipt.json").read_text())
     receipt["rows"] = [row | {"verdict": "pass"} for row in receipt["rows"]]
     (copy / "receipt.json").write_text(json.dumps(receipt))
     assert run_check(shop, copy, keys.public) == 2
-    assert "receipt.json is not the file that was signed" in shop.said
+    assert "receipt.json is not the file that was signed" in shop.output
     (copy / SIGNATURE).unlink()
     assert run_check(shop, copy, keys.public) == 2
-    assert f"has no signature ({SIGNATURE})" in shop.said
+    assert f"has no signature ({SIGNATURE})" in shop.output
 
 
 def test_each_kind_of_several_is_signed_by_itself(
@@ -80,10 +80,10 @@ def test_each_kind_of_several_is_signed_by_itself(
     monkeypatch.setattr("align.export.preflight.KINDS", ("adapter", "merged"))  # gguf needs converters
     folder = shop.run("export", "artifact=sft:a", "export=all", f"export.sign={keys.private}")
     assert {path.parent.name for path in folder.rglob(SIGNATURE)} == {"adapter", "merged"}
-    assert run_check(shop, folder, keys.public) == 0, shop.said
+    assert run_check(shop, folder, keys.public) == 0, shop.output
     (folder / "artifact" / "merged" / "more").write_text("")
     assert run_check(shop, folder, keys.public) == 2
-    assert "more is not among the files that were signed" in shop.said
+    assert "more is not among the files that were signed" in shop.output
 
 
 def test_a_key_that_is_none_costs_no_time(shop: Workshop, keys: KeyPair, tmp_path: Path) -> None:
@@ -109,11 +109,11 @@ def test_what_is_served_and_promoted(shop: Workshop, signed: Path, keys: KeyPair
     gate = "alias: production\nconditions:\n  - {signature: release.pub}\n"
     (shop.root / "gates" / "production.yaml").write_text(gate)
     promote = ("stage=registry", "stage.action=promote", "stage.alias=production", "stage.why=test")
-    assert shop.status(*promote, "artifact=sft:a") == 0, shop.said
-    assert "is signed by" in shop.said
+    assert shop.status(*promote, "artifact=sft:a") == 0, shop.output
+    assert "is signed by" in shop.output
     serve = ("stage=serve", f"export.verify={keys.public}")
     shop.refuses(*serve, "stage.adapters={chat: '@production'}", says=f"has no signature ({SIGNATURE})")
     (signed / "artifact" / "added.json").write_text("{}")
     shop.refuses(*promote, f"artifact=export:{signed.name}", says="added.json is not among the files that were signed")
     (signed / "artifact" / "added.json").unlink()
-    assert shop.status(*promote, f"artifact=export:{signed.name}") == 0, shop.said
+    assert shop.status(*promote, f"artifact=export:{signed.name}") == 0, shop.output

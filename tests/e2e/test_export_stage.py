@@ -83,7 +83,7 @@ def test_an_adapter_leaves_with_its_base_and_a_receipt(shop: Workshop, exported:
 def test_an_export_is_measured_again(shop: Workshop, exported: Path, tmp_path: Path) -> None:
     check = ("export=check", "artifact=sft:a")
     check_folder = shop.run("export", *check, f"export.path={exported / 'artifact'}")
-    assert "pass (max_logprob ≤ 0.0001)" in shop.said
+    assert "pass (max_logprob ≤ 0.0001)" in shop.output
     assert read_manifest(check_folder).metrics["max_logprob"] <= 1e-4
     # Each check is a new run. It takes the run's folder too.
     assert shop.run("export", *check, f"export.path={exported}") != check_folder
@@ -172,8 +172,8 @@ def test_a_refused_adapter_loads_no_weights(
     monkeypatch.setattr(load, "check_file", raise_on_read)
     model = ("model=hub", f"model.path={shop.root.parent / 'model'}", "method=qlora")
     status = shop.status("stage=export", f"export={kind}", f"artifact={stranger}", *model, "resume=never")
-    assert status == (1 if problem is None else 2), shop.said
-    assert (problem or "weights are read") in shop.said
+    assert status == (1 if problem is None else 2), shop.output
+    assert (problem or "weights are read") in shop.output
 
 
 def test_a_receipt_that_does_not_hold_is_refused_before_weights_are_read(
@@ -184,7 +184,7 @@ def test_a_receipt_that_does_not_hold_is_refused_before_weights_are_read(
     monkeypatch.setattr(load, "check_file", raise_on_read)
     check = ("stage=export", "export=check")
     assert shop.status(*check, "artifact=sft:a", f"export.path={good}") == 1
-    assert "weights are read" in shop.said
+    assert "weights are read" in shop.output
     shop.refuses(*check, "artifact=sft:a", f"export.path={bad}", says=(f"file={WEIGHTS_FILE}", "sha256 differs"))
     shop.refuses(*check, "artifact=sft:b", f"export.path={good}", says="was made of another artifact")
     (good / RECEIPT).write_text(json.dumps(read_receipt(good) | {"kind": "merged", "into": "original"}))
@@ -258,10 +258,10 @@ def test_a_merge_into_a_tied_base_is_refused_before_weights_are_read(
     for script in (HF, LORA):
         (converters / script).touch()
     arguments = ("stage=export", f"artifact={stranger}", *model, "resume=never")
-    assert shop.status(*arguments, f"export={kind}", f"export.converters={converters}") == 2, shop.said
-    assert "target_modules=lm_head: the base ties its embedding to its head" in shop.said
+    assert shop.status(*arguments, f"export={kind}", f"export.converters={converters}") == 2, shop.output
+    assert "target_modules=lm_head: the base ties its embedding to its head" in shop.output
     assert shop.status(*arguments, "export=adapter") == 1
-    assert "weights are read" in shop.said  # the adapter passes all other checks
+    assert "weights are read" in shop.output  # the adapter passes all other checks
 
 
 def test_without_a_base_beside_it(shop: Workshop, tmp_path: Path) -> None:

@@ -97,13 +97,13 @@ def test_a_whole_model_in_fewer_bits_is_held_to_a_bound(shop: Workshop) -> None:
     assert read_manifest(folder).metrics["receipt"]["transformers/model/original/bfloat16"]["kl"] > 0
     assert AutoModelForCausalLM.from_pretrained(folder / "artifact", dtype="auto").dtype == torch.bfloat16
     check = ("stage=export", "export=check", f"export.path={folder}")
-    assert shop.status(*check, "artifact=full:f") == 0, shop.said
+    assert shop.status(*check, "artifact=full:f") == 0, shop.output
     weights = folder / "artifact" / "model.safetensors"
     copy = folder.parent / "copy"
     shutil.copytree(folder / "artifact", copy)
     save_file({k: v * 1.1 for k, v in load_file(weights).items()}, copy / weights.name, {"format": "pt"})
     assert shop.status(*check[:2], f"export.path={copy}", "artifact=full:f") == 2
-    assert "sha256 differs" in shop.said
+    assert "sha256 differs" in shop.output
 
 
 def test_a_whole_model_that_is_not_what_was_trained_is_not_published(
@@ -119,7 +119,7 @@ def test_a_whole_model_that_is_not_what_was_trained_is_not_published(
 
     monkeypatch.setattr(kinds, "cast_weights", cast_wrongly)
     assert shop.status("stage=export", "artifact=full:f", "export=merged", "run.name=wrong") == 2
-    assert "transformers/model/original/bfloat16: kl is" in shop.said
+    assert "transformers/model/original/bfloat16: kl is" in shop.output
     assert not (shop.root / "export" / "wrong" / "artifact").exists()
 
 
@@ -136,7 +136,7 @@ def test_a_whole_model_leaves_as_gguf(shop: Workshop, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     assert "lm_head.weight" not in load_file(tmp_path / "model" / "model.safetensors")
-    other_shop = Workshop(tmp_path / "runs", shop.data, *shop.given)
+    other_shop = Workshop(tmp_path / "runs", shop.data, *shop.defaults)
     other_shop.run("full", "model=hub", f"model.path={tmp_path / 'model'}", *SFT, *SMALL, "run.name=g")
     arguments = ("artifact=full:g", "export=all", "export.quantised=[q8_0]", "export.require=[llama.cpp]")
     folder = other_shop.run("export", *arguments)
@@ -159,7 +159,7 @@ def test_a_whole_model_leaves_as_gguf(shop: Workshop, tmp_path: Path) -> None:
     assert code is not None
     assert 'Llama("model-f16.gguf"' in code[1]
     assert other_shop.status("stage=export", "export=check", "artifact=full:g", f"export.path={folder}") == 0, (
-        other_shop.said
+        other_shop.output
     )
 
 
@@ -191,7 +191,7 @@ def test_a_reward_model_leaves_as_a_sequence_classifier(shop: Workshop, method: 
     assert "| pairs in the order of the labels |" in card
     assert "--runner pooling" in (folder / "launch" / "vllm.sh").read_text()
     check = ("stage=export", "export=check", f"artifact=reward:{method}", f"export.path={folder}")
-    assert shop.status(*check) == 0, shop.said
+    assert shop.status(*check) == 0, shop.output
     assert rows[0] == tokenizer.apply_chat_template(chats[0], return_dict=True)["input_ids"]
 
 
@@ -233,8 +233,8 @@ def test_a_reward_model_whose_scores_are_others_is_not_published(
     monkeypatch.setattr(adapter, "write_adapter", write_wrong_adapter)
     monkeypatch.setattr(kinds, "cast_weights", cast_wrongly)
     command = ("artifact=reward:lora", f"export={kind}", "export.dtype=float32", f"run.name=wrong-{kind}")
-    assert shop.status("stage=export", *command) == 2, shop.said
-    assert "It is not what was trained" in shop.said
+    assert shop.status("stage=export", *command) == 2, shop.output
+    assert "It is not what was trained" in shop.output
 
 
 # --- Refusals ---------------------------------------------------------------------------------------------------------
@@ -251,8 +251,8 @@ def test_a_reward_model_whose_scores_are_others_is_not_published(
 )
 def test_what_cannot_leave_that_way_is_refused_with_what_can(shop: Workshop, words: list[str], problem: str) -> None:
     assert shop.status("stage=export", *words) == 2
-    assert problem in shop.said
-    assert "Traceback" not in shop.said
+    assert problem in shop.output
+    assert "Traceback" not in shop.output
 
 
 def test_everything_that_there_is_of_a_reward_model(shop: Workshop) -> None:
@@ -260,7 +260,7 @@ def test_everything_that_there_is_of_a_reward_model(shop: Workshop) -> None:
     assert {path.name for path in folder.iterdir()} == {"adapter", "merged"}
     merged = folder / "merged"
     assert shop.status("stage=export", f"artifact={merged}", "export=merged") == 2
-    assert "is a sequence classifier, as transformers loads it" in shop.said
+    assert "is a sequence classifier, as transformers loads it" in shop.output
 
 
 def test_a_critic_is_no_policy(shop: Workshop) -> None:
@@ -270,5 +270,5 @@ def test_a_critic_is_no_policy(shop: Workshop) -> None:
         value = ppo / "artifact" / "value"
         model = ("model=hub", f"model.path={shop.root.parent / 'my llama'}", "method=lora")
         assert shop.status("stage=export", f"artifact={value}", *model, f"export={kind}") == 2
-        assert "is a critic of PPO's" in shop.said
-        assert "Export the policy that it was trained with" in shop.said
+        assert "is a critic of PPO's" in shop.output
+        assert "Export the policy that it was trained with" in shop.output

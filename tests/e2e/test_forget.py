@@ -39,8 +39,8 @@ PAGE_OF_OTHERS = "<html><p>Ottilie Gr&#252;nberg lives at the old mill</p></html
 def run_forget(root: Path, *arguments: str, status: int = 0) -> str:
     shop = Workshop(root, root)
     command = ["stage=registry", "stage.action=forget", "project=greetings", f"run.root={root}", *arguments]
-    assert shop.run_command(*command) == status, shop.said
-    return shop.said
+    assert shop.run_command(*command) == status, shop.output
+    return shop.output
 
 
 def find_files_with(root: Path, *needles: str) -> list[str]:
@@ -105,7 +105,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         [*reward, "data=annotations", "run.name=direct"],
         ["stage=annotate", "stage.action=export", "project=greetings", f"run.root={root}", "run.name=votes"],
     ):
-        assert shop.run_command(*command) == 0, shop.said
+        assert shop.run_command(*command) == 0, shop.output
     write_run_folder(root, "sft:start")
     write_sampled_run(root)
     digest = read_manifest(root / "reward" / "saw").digest
@@ -254,7 +254,7 @@ def test_a_simulated_annotator_is_forgotten_with_their_identity(loop: Path, tmp_
     annotate = ["stage=annotate", "project=greetings", f"run.root={root}"]
     export = ["stage.action=export", "data.allow_simulated=true", "run.name=simulated-votes"]
     for arguments in (["stage.action=simulate", "stage.annotators=2", "run.name=stand-ins"], export):
-        assert shop.run_command(*annotate, *arguments) == 0, shop.said
+        assert shop.run_command(*annotate, *arguments) == 0, shop.output
     with Store.open(f"sqlite:///{root / 'annotations.db'}") as store:
         identities = [name for name in list_identities(store) if name.startswith("simulated/")]
     assert len(identities) == 2, identities
@@ -406,18 +406,18 @@ def test_gates_and_promotions(runs: Path) -> None:
     (runs / "gates" / "live.yaml").write_text("alias: live\nconditions:\n  - {stale: false}\n")
     shop = Workshop(runs, runs)
     promote = ["stage=registry", "stage.action=promote", f"run.root={runs}", "stage.why=so"]
-    assert shop.run_command(*promote, "stage.alias=live", "artifact=reward:saw") == 0, shop.said
+    assert shop.run_command(*promote, "stage.alias=live", "artifact=reward:saw") == 0, shop.output
     run_forget(runs, "stage.source=file", "stage.apply=true")
-    assert shop.run_command(*promote, "stage.alias=live", "artifact=reward:direct") == 0, shop.said
+    assert shop.run_command(*promote, "stage.alias=live", "artifact=reward:direct") == 0, shop.output
     assert shop.run_command(*promote, "stage.alias=live", "artifact=reward:saw") == 2
-    assert "reward:saw is stale since" in shop.said
-    assert "data.path=data:old-2" in shop.said  # the command that makes it again
+    assert "reward:saw is stale since" in shop.output
+    assert "data.path=data:old-2" in shop.output  # the command that makes it again
     assert shop.run_command(*promote, "stage.alias=elsewhere", "artifact=reward:saw") == 0
-    assert "warning: stale" in shop.said
+    assert "warning: stale" in shop.output
     assert shop.run_command("stage=registry", f"run.root={runs}") == 0
-    assert "done, stale" in shop.said
+    assert "done, stale" in shop.output
     assert shop.run_command("stage=registry", "stage.action=trace", "artifact=reward:saw", f"run.root={runs}") == 0
-    assert "stale since" in shop.said.splitlines()[0]
+    assert "stale since" in shop.output.splitlines()[0]
     command = shlex.split(read_rerun_command(runs / "reward" / "saw"))[3:]
-    assert shop.run_command(*command) == 0, shop.said
-    assert shop.run_command(*promote, "stage.alias=live", "artifact=reward:saw-2") == 0, shop.said
+    assert shop.run_command(*command) == 0, shop.output
+    assert shop.run_command(*promote, "stage.alias=live", "artifact=reward:saw-2") == 0, shop.output

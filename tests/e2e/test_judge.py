@@ -29,7 +29,7 @@ def shop(ready: Ready, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         for name, words in {"learned": ["reward.ref=reward:a"], "rules": rules}.items():
-            assert workshop.status(*ppo, *words, f"run.name={name}") == 0, workshop.said
+            assert workshop.status(*ppo, *words, f"run.name={name}") == 0, workshop.output
         yield workshop
 
 
@@ -69,7 +69,7 @@ def test_who_asks_for_it_gets_a_proxy_and_reads_so(shop: Workshop) -> None:
     assert metrics["judge_is"] == "proxy"
     assert "gold" not in metrics
     assert {"ref", "policy", "difference"} == metrics["proxy"].keys()
-    stdout = shop.told[metrics["folder"]]
+    stdout = shop.outputs[metrics["folder"]]
     page = html.unescape((metrics["folder"] / "report.html").read_text())
     for text in (stdout, page):
         assert "vader is a proxy: ppo:rules was optimised against it" in text

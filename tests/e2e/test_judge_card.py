@@ -80,8 +80,8 @@ def test_the_card_says_what_the_verdicts_say(bench: JudgeReports):
     assert "calibration" not in card, "units of a rule are no odds"
     held_out_pairs = [json.loads(line) for line in (run / "held_out.jsonl").read_text().splitlines()]
     assert sum(pair["margin"] > 0 for pair in held_out_pairs) == 100
-    assert "agrees with recomputed.jsonl on 77" in bench.said
-    assert "It may decide gates." in bench.said
+    assert "agrees with recomputed.jsonl on 77" in bench.output
+    assert "It may decide gates." in bench.output
     assert "the report could not be made" not in (run / "log.txt").read_text()
     assert "It may decide gates." in (run / "report.html").read_text()
 
@@ -123,7 +123,7 @@ def test_a_reward_model_is_measured_on_what_it_did_not_learn_from(bench: JudgeRe
     ]
     gaps = [(a - b) * (1 if won else -1) for (a, b), won in decided]
     assert sum(math.log1p(math.exp(-gap)) for gap in gaps) / len(gaps) == pytest.approx(trained["loss"], abs=1e-4)
-    assert "left out: the judge learned from their prompts" in bench.said
+    assert "left out: the judge learned from their prompts" in bench.output
     assert "would agree with itself" in bench.expect_error(*votes, "reward=sentiment")
 
 

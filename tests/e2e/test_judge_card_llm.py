@@ -78,12 +78,12 @@ def test_a_judge_that_always_says_a_is_refused_by_every_gate(bench: LlmJudgeRepo
     card = bench.card("a")
     assert (card["swap"]["consistency"]["value"], card["swap"]["shown_first"]["value"]) == (0, 1)
     assert (card["agreement"]["raw"]["value"], card["swap"]["win_rate"]["value"]) == (0, 0.5)
-    assert "It decides no gate: no verdict of it survives a swap" in bench.said
-    assert len(bench.server.asked) == 2 * ROWS
+    assert "It decides no gate: no verdict of it survives a swap" in bench.output
+    assert len(bench.server.requests) == 2 * ROWS
     for gate in GATES:
         stderr = bench.expect_error(*bench.suite(gate, "a"))
         assert "no verdict of it survives a swap of the two answers" in stderr
-    assert len(bench.server.asked) == 2 * ROWS
+    assert len(bench.server.requests) == 2 * ROWS
 
 
 def test_a_judge_that_agrees_decides(bench: LlmJudgeReports):
@@ -91,9 +91,9 @@ def test_a_judge_that_agrees_decides(bench: LlmJudgeReports):
     card = bench.card("good")
     assert card["agreement"]["raw"]["value"] == card["swap"]["consistency"]["value"] == 1
     assert card["calibration"]["log_loss"]["value"] == pytest.approx(-math.log(0.9))
-    n_requests = len(bench.server.asked)
+    n_requests = len(bench.server.requests)
     assert bench.card("again") | {"judge": None} == card | {"judge": None}
-    assert len(bench.server.asked) == n_requests, "what it said before is not asked again"
+    assert len(bench.server.requests) == n_requests, "what it said before is not asked again"
     assert main(bench.words(*bench.suite(GATES[1], "good"))) in (0, 3)
     run = Path(bench.capsys.readouterr().out.strip().splitlines()[-1])
     verdict = json.loads((run / "artifact" / "verdicts" / "g.json").read_text())
@@ -116,11 +116,11 @@ def test_verdicts_that_are_none_count_as_wrong(bench: LlmJudgeReports):
     card = bench.card("some")
     assert card["errors"] == 2
     assert card["agreement"]["raw"]["value"] == card["accuracy"]["value"] == (ROWS - 2) / ROWS
-    assert "gives no verdict, or one in one order alone, on 2 pairs: counted as wrong" in bench.said
+    assert "gives no verdict, or one in one order alone, on 2 pairs: counted as wrong" in bench.output
     run = bench.root / "eval" / "some"
     assert sum("error" in row for row in read_artifact_rows(run, "verdicts")) == 2
     assert "on 2 pairs: counted as wrong" in (run / "report.html").read_text()
-    n_requests = len(bench.server.asked)
+    n_requests = len(bench.server.requests)
     bench.server.says = prefer_good
     assert bench.card("mended")["errors"] == 0
-    assert len(bench.server.asked) == n_requests + 4
+    assert len(bench.server.requests) == n_requests + 4

@@ -45,8 +45,8 @@ def test_votes_over_http_become_the_win_rate(bench: BlindEvaluations) -> None:
     words = write_blind_evaluation(bench.folder, items=22, same=2)
     words += [f"stage.gold={write_rows(bench.folder / 'gold.jsonl', gold)}", "stage.votes=30"]
     first = bench.run(words)
-    assert "people: 0 of 30 votes on 20 pairs" in bench.said
-    assert "2 pairs of the same answer twice: a tie, without a question" in bench.said
+    assert "people: 0 of 30 votes on 20 pairs" in bench.output
+    assert "2 pairs of the same answer twice: a tie, without a question" in bench.output
     with open_vote_store(bench.folder) as store:
         assert len(list(store.items(bench.project))) == 20 + len(gold)
 
@@ -70,8 +70,8 @@ def test_votes_over_http_become_the_win_rate(bench: BlindEvaluations) -> None:
 
     second = bench.run(words)
     assert second != first
-    assert "people: 30 of 30 votes on 20 pairs, by 2 people" in bench.said
-    assert "stage=annotate" not in bench.said  # all votes are there
+    assert "people: 30 of 30 votes on 20 pairs, by 2 people" in bench.output
+    assert "stage=annotate" not in bench.output  # all votes are there
     figures = read_comparison(second)["okapi"]
     assert figures["win_rate"]["value"] == pytest.approx((14 + 2 * 0.5) / 22)
     assert figures["difference"]["value"] == pytest.approx((14 - 6) / 22)
@@ -137,8 +137,8 @@ def test_votes_that_arrive_during_a_run_count_in_the_next(
 def test_ties_of_the_same_text_count_in_the_share_of_judged_pairs(bench: BlindEvaluations) -> None:
     words = [*write_blind_evaluation(bench.folder, items=200, same=100), "stage.votes=6"]
     before = bench.run(words)
-    assert "100 pairs of the same answer twice: a tie, without a question; 0 of them count" in bench.said
-    assert "nobody has judged zebra against okapi yet" in bench.said
+    assert "100 pairs of the same answer twice: a tie, without a question; 0 of them count" in bench.output
+    assert "nobody has judged zebra against okapi yet" in bench.output
     assert read_comparison(before) == {}
     assert read_verdicts(before) == []
     assert read_artifact(before, "people.json")["same_text_counted"] == 0
@@ -158,9 +158,9 @@ def test_all_ties_count_if_all_answers_are_the_same(bench: BlindEvaluations) -> 
     words = write_blind_evaluation(bench.folder, items=4, same=4)
     write_rows(bench.folder / "okapi.jsonl", [{"id": f"p{i}", "answer": f"Reply {i}?\n"} for i in range(4)])
     run = bench.run(words)
-    assert "4 pairs of the same answer twice: a tie, without a question\n" in bench.said
+    assert "4 pairs of the same answer twice: a tie, without a question\n" in bench.output
     assert read_comparison(run)["okapi"]["items"] == 4
-    assert "no pair is left to ask people about" in bench.said
+    assert "no pair is left to ask people about" in bench.output
 
 
 def test_each_project_has_its_own_order_and_sides(bench: BlindEvaluations) -> None:
@@ -190,7 +190,7 @@ def test_more_votes_add_pairs_and_keep_the_sides_of_the_others(bench: BlindEvalu
         first_candidates = {item.id: item.candidates for item in store.items(project)}
     assert len(first_candidates) == 5
     bench.run([*words, "stage.votes=30"])
-    assert "people: 0 of 30 votes on 20 pairs" in bench.said
+    assert "people: 0 of 30 votes on 20 pairs" in bench.output
     with open_vote_store(bench.folder) as store:
         all_candidates = {item.id: item.candidates for item in store.items(project)}
     assert len(all_candidates) == 20
@@ -205,15 +205,15 @@ def test_fewer_votes_than_asked_are_said_and_decide_no_gate(bench: BlindEvaluati
     bench.refuses(*words, gate, says="gate")
     first = bench.run(words)
     assert read_comparison(first) == {}
-    assert "nobody has judged zebra against okapi yet" in bench.said
+    assert "nobody has judged zebra against okapi yet" in bench.output
     page = (first / "report.html").read_text()
     assert not any(text in page for text in TABLES)  # which would be empty
     assert bench.run(words) == first
     with bench.start_server() as served:
         assert served.voter("ann").votes(prefer_answer_with("!"), 3) == 3
     part = bench.run(words)
-    assert "people: 3 of 12 votes on 10 pairs, by 1 person" in bench.said
-    assert "this command, given again, reads them" in bench.said
+    assert "people: 3 of 12 votes on 10 pairs, by 1 person" in bench.output
+    assert "this command, given again, reads them" in bench.output
     assert (read_comparison(part)["okapi"]["win_rate"]["value"], read_comparison(part)["okapi"]["items"]) == (1.0, 3)
     assert all(text in (part / "report.html").read_text() for text in TABLES)
     with open_vote_store(bench.folder) as store:
@@ -224,7 +224,7 @@ def test_the_command_that_is_printed_serves_the_project(
     bench: BlindEvaluations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.run(write_blind_evaluation(bench.folder, items=4))
-    [line] = [line for line in bench.said.splitlines() if "stage=annotate" in line]
+    [line] = [line for line in bench.output.splitlines() if "stage=annotate" in line]
     pages = list[str]()
 
     def read_login_page(app: Any, host: str, port: int, report_ready: Callable[[], None]) -> None:
@@ -237,7 +237,7 @@ def test_the_command_that_is_printed_serves_the_project(
     assert words[:3] == ["python", "-m", "align"]
     bench.run(words[3:])
     assert len(pages) == 1
-    assert "/invite?token=" in bench.said
+    assert "/invite?token=" in bench.output
     assert "zebra" not in pages[0]
 
 
@@ -275,7 +275,7 @@ def test_simulated_votes_are_no_peoples(bench: BlindEvaluations) -> None:
             store.record("mine", item.id, Judgement(tiers, source="simulated"), annotator="s", key=item.id)
     bench.refuses(*words, says="are simulated, not a person's")
     bench.run([*words, "data.allow_simulated=true"])
-    assert "4 of" in bench.said
+    assert "4 of" in bench.output
 
 
 def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: BlindEvaluations) -> None:
@@ -318,10 +318,10 @@ def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: BlindEv
     assert read_comparison(reviewed)["okapi"]["win_rate"]["value"] == pytest.approx((23 * 0.5 + 1) / 24)
 
     forget = ["stage=registry", "stage.action=forget", "stage.annotator=bob", "project=mine", "stage.apply=true"]
-    assert bench.status(*forget, f"run.root={bench.folder / 'runs'}") == 0, bench.said
-    assert f"eval:{by_both.name}" in bench.said  # it read bob's votes
+    assert bench.status(*forget, f"run.root={bench.folder / 'runs'}") == 0, bench.output
+    assert f"eval:{by_both.name}" in bench.output  # it read bob's votes
     by_ann = bench.run(words)
-    assert "24 of 48 votes" in bench.said
+    assert "24 of 48 votes" in bench.output
     assert read_comparison(by_ann)["okapi"]["win_rate"]["value"] == 1.0
     assert pseudonyms["bob"] not in json.dumps([read_verdicts(by_ann), read_artifact(by_ann, "people.json")])
 
@@ -359,7 +359,7 @@ def test_the_votes_are_read_without_a_new_answer(
     words += ["stage.prompts=8", "project=both", "rollout.max_new_tokens=12", f"run.root={ready.root}"]
     bench = BlindEvaluations(tmp_path, capsys)
     first = bench.run(words, 3)
-    assert "gate better: undecided" in bench.said
+    assert "gate better: undecided" in bench.output
     assert read_manifest(first).metrics["answers_made"] > 0
     rows = map(json.loads, (first / "artifact" / "answers.jsonl").open())
     tuned = {row["answers"]["tuned"]["text"].strip() for row in rows}
@@ -369,7 +369,7 @@ def test_the_votes_are_read_without_a_new_answer(
             tiers = tuple((candidate.id,) for candidate in best)
             store.record("both", item.id, Judgement(tiers), annotator="ann", key=item.id)
     assert bench.status(*words) in (0, 3)
-    second = Path(bench.said.strip().splitlines()[-1])
+    second = Path(bench.output.strip().splitlines()[-1])
     assert read_manifest(second).metrics["answers_made"] == 0
     results = read_artifact(second, "results.json")["tasks"]["judged"]
     assert (results["role"], results["by"]) == ("people", "people")
@@ -398,12 +398,12 @@ def configure_project(bench: BlindEvaluations, project: str, values: str) -> Non
 def test_a_named_run_is_told_to_take_another_name(bench: BlindEvaluations) -> None:
     words = write_blind_evaluation(bench.folder, items=4)
     bench.run([*words, "run.name=first"])
-    assert "this command, given again with another run.name, reads them" in bench.said
+    assert "this command, given again with another run.name, reads them" in bench.output
     with bench.start_server() as served:
         served.voter("ann").votes(prefer_answer_with("!"), 2)
     bench.refuses(*words, "run.name=first", says="run.name")
     bench.run([*words, "run.name=second"])
-    assert "people: 2 of 5 votes" in bench.said
+    assert "people: 2 of 5 votes" in bench.output
 
 
 def test_an_overlap_that_was_changed_stays_until_more_is_asked_for(bench: BlindEvaluations) -> None:

@@ -238,6 +238,6 @@ def test_runs_that_moved_keep_their_links(work: Workshop, tmp_path: Path) -> Non
     copy = tmp_path / "copy"
     shutil.copytree(folder / "artifact", copy)
     check = ("export=check", "artifact=sft:relative", "export.dtype=float32")
-    assert work.status("stage=export", *check, f"export.path={copy}") == 0, work.said
+    assert work.status("stage=export", *check, f"export.path={copy}") == 0, work.output
     (copy / "more.txt").write_text("x")
     work.refuses("stage=export", *check, f"export.path={copy}", says="more.txt")

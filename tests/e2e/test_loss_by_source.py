@@ -32,12 +32,12 @@ def test_the_loss_of_each_source_is_that_of_its_rows_alone(tmp_path: Path, tiny_
             sources.append({"path": str(path), "weight": [1, 0][kind] if name == "both" else 1})
         root = f"run.root={tmp_path / 'runs'}"
         data = "stage=data", f"stage.sources={json.dumps(sources)}", "data.held_out=0.3", f"run.name={name}", root
-        assert shop.run_command(*data) == 0, shop.said
-        assert shop.run_command(*SFT, f"model.path={tiny_model}", f"data.path=data:{name}", root) == 0, shop.said
-        losses[name] = read_manifest(folder := Path(shop.said.splitlines()[-1])).metrics
+        assert shop.run_command(*data) == 0, shop.output
+        assert shop.run_command(*SFT, f"model.path={tiny_model}", f"data.path=data:{name}", root) == 0, shop.output
+        losses[name] = read_manifest(folder := Path(shop.output.splitlines()[-1])).metrics
         if name == "both":
             assert "Held-out loss by source" in (folder / "report.html").read_text(encoding="utf-8")
-            assert re.search(r"^  second: [\d.]+ → ", shop.said, re.MULTILINE)
+            assert re.search(r"^  second: [\d.]+ → ", shop.output, re.MULTILINE)
     by_source = losses["both"]["loss_by_source"]
     assert {name: figures["before"] for name, figures in by_source.items()} == pytest.approx(
         {name: losses[name]["loss_before"] for name in ("first", "second")}, abs=1e-6

@@ -135,10 +135,10 @@ def test_no_odd_command_line_is_a_fault_of_ours(shop: Workshop) -> None:
             status = shop.run_command(*line)
         except Exception as error:
             raise AssertionError(line) from error
-        assert status in (0, 2), (line, shop.said)
-        assert "Traceback" not in shop.said, (line, shop.said)
+        assert status in (0, 2), (line, shop.output)
+        assert "Traceback" not in shop.output, (line, shop.output)
         if status:
-            assert shop.said.count("align: ") >= 1, (line, shop.said)
+            assert shop.output.count("align: ") >= 1, (line, shop.output)
         statuses[status] = statuses.get(status, 0) + 1
     assert statuses[0] > 5
     assert statuses[2] > 100
@@ -172,10 +172,10 @@ def test_no_odd_experiment_is_a_fault_of_ours(shop: Workshop, tmp_path: Path, na
     for file, text in FILES.items():
         (folder / f"{file}.yaml").write_text(text)
     status = shop.run_command(*more, "stage=sft", f"+experiment={name}", "--cfg", "job")
-    assert status == (0 if name in ("nothing",) and status == 0 else 2), shop.said
-    assert "Traceback" not in shop.said
+    assert status == (0 if name in ("nothing",) and status == 0 else 2), shop.output
+    assert "Traceback" not in shop.output
     if name in ("itself", "each", "circle", "list"):
-        assert "includes itself, or holds an alias" in shop.said
+        assert "includes itself, or holds an alias" in shop.output
 
 
 def test_an_integer_of_thirty_digits_is_refused_by_its_key(shop: Workshop) -> None:
@@ -200,8 +200,8 @@ def test_an_inline_secret_is_masked_everywhere(shop: Workshop, key: str) -> None
     judge = f"stage.judge={{url: 'http://127.0.0.1:9/v1', model: m, {key}: {SECRET}}}"
     for line in (["stage=eval", judge, "--cfg", "job"], ["stage=eval", judge], ["-m", "stage=eval", judge, "seed=0,1"]):
         shop.run_command(*line)
-        assert SECRET not in shop.said
-        assert MASK in shop.said
+        assert SECRET not in shop.output
+        assert MASK in shop.output
     assert SECRET not in redact(f"the server said: {SECRET} is unknown")  # it was seen as a secret
     assert mask_secrets(f'{{"{key}": "{SECRET}", "model": "m"}}') == f'{{"{key}": "{MASK}", "model": "m"}}'
 

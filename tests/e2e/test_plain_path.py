@@ -34,7 +34,7 @@ def test_the_whole_path_on_the_plain_path(model_type: str, tmp_path: Path, chats
     shop = Workshop(tmp_path / "runs", chats)
     model = save_model_with_tokenizer(tmp_path / "model", model_type, tiny_tokenizer)
     tuned = shop.run("sft", "model=hub", model, *SFT, "method=lora")
-    assert "the plain path" in shop.said
+    assert "the plain path" in shop.output
     metrics = read_manifest(tuned).metrics
     assert metrics["loss_after"] < metrics["loss_before"]
     ppo_run = shop.run("ppo", *PPO, *RULES)
@@ -63,7 +63,7 @@ def test_packing_is_refused_by_the_setting_that_was_not_proven_before_a_row_is_e
         "stage.packing=true",
         says="type gemma3_text was not proven with layer_types=sliding_attention",
     )
-    assert "held out" not in shop.said
+    assert "held out" not in shop.output
 
 
 def test_dpo_is_refused_where_trl_would_read_other_logits(tmp_path: Path, chats: Path, tiny_tokenizer: Any):
@@ -98,4 +98,4 @@ def test_ppo_stops_where_its_first_ratio_is_off(
         ),
     )
     assert not list((tmp_path / "runs" / "ppo").glob("*/artifact/adapter_config.json"))
-    assert shop.status(*line, "stage.first_ratio.float32=100") == 0, shop.said
+    assert shop.status(*line, "stage.first_ratio.float32=100") == 0, shop.output

@@ -28,8 +28,8 @@ def shop(ready: Ready, tmp_path: Path) -> Workshop:
 
 def run_registry_action(shop: Workshop, action: str, *words: str, status: int = 0) -> str:
     line = ["stage=registry", f"stage.action={action}", f"run.root={shop.root}", *words]
-    assert shop.run_command(*line) == status, shop.said
-    return shop.said
+    assert shop.run_command(*line) == status, shop.output
+    return shop.output
 
 
 def promote(shop: Workshop, artifact: str, *words: str, alias: str = "production", status: int = 0) -> str:
@@ -67,7 +67,7 @@ def test_promoted_used_rolled_back_retired(shop: Workshop, ready: Ready) -> None
 def read_refusal(shop: Workshop, ref: str) -> str:
     """Return the message with which an evaluation of a reference is refused."""
     assert shop.run_command("stage=eval", f"artifact={ref}", f"run.root={shop.root}", "device=cpu") == 2
-    return shop.said
+    return shop.output
 
 
 def test_what_an_alias_meant_then(shop: Workshop) -> None:
@@ -97,8 +97,8 @@ def test_a_run_keeps_what_the_alias_meant(shop: Workshop, ready: Ready) -> None:
         "device=cpu",
         *ready.data,
     ]
-    assert shop.run_command(*words, "init=@start", f"run.root={shop.root}", "project=p") == 0, shop.said
-    folder = Path(shop.said.splitlines()[-1])
+    assert shop.run_command(*words, "init=@start", f"run.root={shop.root}", "project=p") == 0, shop.output
+    folder = Path(shop.output.splitlines()[-1])
     manifest = read_manifest(folder)
     init = manifest.inputs["init"]
     change = read_log(shop.root).changes[0]
@@ -107,8 +107,8 @@ def test_a_run_keeps_what_the_alias_meant(shop: Workshop, ready: Ready) -> None:
     assert query_refs(shop.root, {"inputs.init.alias.name": "start"}) == [manifest.ref]
     assert manifest.ref in find_record(shop.root, "sft:s")["children"]
     assert shop.run_command(*words, "init=sft:s", f"run.root={shop.root}", "project=p") == 0
-    assert Path(shop.said.splitlines()[-1]) == folder
-    assert "This run is finished already" in shop.said
+    assert Path(shop.output.splitlines()[-1]) == folder
+    assert "This run is finished already" in shop.output
 
     # The end of the log is cut off, which its chain cannot show. The run's manifest names the change.
     text = (shop.root / FILE).read_text()

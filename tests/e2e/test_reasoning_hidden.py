@@ -84,14 +84,14 @@ def test_what_is_judged(shop: Workshop, monkeypatch: pytest.MonkeyPatch, reasoni
 
     if hides:  # empty answers are not compared
         assert shop.status("stage=sample", *shop.on_file, *words, "stage.prompts=4", "stage.candidates=2") == 2
-        assert "rollout.reasoning=hide: leaves nothing of any answer: no reasoning was ever closed" in shop.said
+        assert "rollout.reasoning=hide: leaves nothing of any answer: no reasoning was ever closed" in shop.output
         sampled = max((shop.root / "sample").iterdir(), key=lambda folder: folder.stat().st_mtime)
         assert [(r["all_empty"], r["empty_rate"]) for r in read_rows(sampled / "metrics.jsonl")] == [(4, 1.0)]
     else:
         sampled = shop.run("sample", *words, "stage.prompts=4", "stage.candidates=2")
         with Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create=False) as store:
             assert len(list(store.items(reasoning))) == 4
-        assert "empty" not in shop.said
+        assert "empty" not in shop.output
     samples = read_rows(sampled / "samples.jsonl")
     assert len(samples) == 8
     assert [any(row.get("reasoning", "") for row in samples), any(row["answer"] for row in samples)] == [
@@ -109,7 +109,7 @@ def test_what_is_judged(shop: Workshop, monkeypatch: pytest.MonkeyPatch, reasoni
     (row,) = read_rows(ppo / "metrics.jsonl")
     assert row["length"] > 1  # training includes the reasoning
     assert row.get("empty_rate") == (1.0 if hides else None)
-    assert ("answers are empty" in shop.told[ppo]) == hides
+    assert ("answers are empty" in shop.outputs[ppo]) == hides
 
     artifact = f"ppo:{ppo.name}"
     eval_words = [*words[:2], *judge, f"artifact={artifact}", "stage.prompts=4", "stage.allow_proxy=true"]
@@ -120,10 +120,10 @@ def test_what_is_judged(shop: Workshop, monkeypatch: pytest.MonkeyPatch, reasoni
     rows = read_rows(evaluated / "artifact" / "samples.jsonl")
     assert [any(r.get("reasoning_policy", "") for r in rows), any(r["policy"] for r in rows)] == [hides, not hides]
     assert read_manifest(evaluated).metrics["empty_rate"] == {"ref": float(hides), "policy": float(hides)}
-    assert "was optimised with" not in shop.told[evaluated]
+    assert "was optimised with" not in shop.outputs[evaluated]
     shop.run("eval", *eval_words, "rollout.temperature=0.5")
     note = f"{artifact} was optimised with rollout.temperature=1.0, and answers here with rollout.temperature=0.5"
-    assert note in shop.said
+    assert note in shop.output
     read_by_judge(shop)
     assert read_manifest(ppo).config["rollout"]["reasoning"] == reasoning
 
@@ -138,17 +138,17 @@ def test_a_learned_reward_reads_answers_alone_too(shop: Workshop, tmp_path: Path
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     data_words = ["data=jsonl", f"data.path={path}", "init=sft:s", "stage.held_out=0.3", f"run.root={shop.root}"]
     words = ["stage=reward", *data_words, "stage.batch_size=8", "device=cpu", "run.name=alone", "data.reasoning=hide"]
-    assert shop.run_command(*words) == 0, shop.said
-    assert " pairs to train on" in shop.said  # each ranking is a pair, so their number is not repeated
+    assert shop.run_command(*words) == 0, shop.output
+    assert " pairs to train on" in shop.output  # each ranking is a pair, so their number is not repeated
     assert shop.run_command(*words, "data.reasoning=mask", "run.name=masked") == 2
-    assert "a pair is judged by all of it" in shop.said
+    assert "a pair is judged by all of it" in shop.output
     learning = ["stage.updates=1", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=8"]
     rows_by_reasoning = {}
     for stage in ("ppo", "verify"):  # verify takes a command of PPO
         assert shop.status(f"stage={stage}", *shop.on_file, "init=sft:s", "reward.ref=reward:alone", *learning) == 2
-        assert "rollout.reasoning=keep: reward:alone was trained on answers without their reasoning" in shop.said
+        assert "rollout.reasoning=keep: reward:alone was trained on answers without their reasoning" in shop.output
     status = shop.run_command(*words, "data.reasoning=keep", "run.name=whole")
-    assert status == 0, shop.said
+    assert status == 0, shop.output
     for reasoning in ("keep", "hide"):
         ppo = shop.run("ppo", f"rollout.reasoning={reasoning}", "init=sft:s", "reward.ref=reward:whole", *learning)
         (rows_by_reasoning[reasoning],) = read_rows(ppo / "metrics.jsonl")

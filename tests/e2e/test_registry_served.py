@@ -69,16 +69,16 @@ def test_whoever_comes_from_elsewhere_needs_the_link(tmp_path: Path, visited, mo
     monkeypatch.chdir(tmp_path)
     shop = Workshop(write_two_policies(tmp_path / "runs"), tmp_path)
     line = (*SERVE, f"run.root={shop.root}", "stage.host=0.0.0.0", "stage.url=https://runs.example.org")
-    assert shop.run_command(*line) == 0, shop.said
+    assert shop.run_command(*line) == 0, shop.output
     key = (shop.root / "registry.key").read_text()
     assert visited == [(403, 200)]
-    assert f"open https://runs.example.org/?key={key}" in shop.said
+    assert f"open https://runs.example.org/?key={key}" in shop.output
     assert (shop.root / "registry.key").stat().st_mode & 0o777 == 0o600
     assert shop.run_command(*line) == 0
     assert (shop.root / "registry.key").read_text() == key
     plain = [*line[:-1], "stage.url=http://192.168.1.5:7862"]
     assert shop.run_command(*plain) == 0
-    assert "in the clear" in shop.said
+    assert "in the clear" in shop.output
 
 
 def test_behind_a_proxy_on_this_machine_the_link_is_needed_too(tmp_path: Path, visited, monkeypatch) -> None:
@@ -101,4 +101,4 @@ def test_behind_a_proxy_on_this_machine_the_link_is_needed_too(tmp_path: Path, v
 def test_a_server_that_cannot_be_started(tmp_path: Path, words: list[str], field: str) -> None:
     shop = Workshop(write_two_policies(tmp_path / "runs"), tmp_path)
     assert shop.run_command(*SERVE, f"run.root={shop.root}", *words) == 2
-    assert field in shop.said
+    assert field in shop.output

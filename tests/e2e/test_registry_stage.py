@@ -27,20 +27,20 @@ from align.run import read_manifest
 
 def run_registry(root: Path, *words: str) -> Workshop:
     shop = Workshop(root, root)
-    assert shop.run_command("stage=registry", f"run.root={root}", *words) == 0, shop.said
+    assert shop.run_command("stage=registry", f"run.root={root}", *words) == 0, shop.output
     return shop
 
 
 def read_refusal(root: Path, *words: str) -> str:
     shop = Workshop(root, root)
     assert shop.run_command("stage=registry", f"run.root={root}", *words) == 2
-    return shop.said
+    return shop.output
 
 
 def test_real_runs(ready: Ready, tmp_path: Path) -> None:
     """Every run is listed, with the values of its manifest."""
     before = {path: path.read_bytes() for path in ready.root.rglob("*") if path.is_file()}
-    records = json.loads(run_registry(ready.root, "stage.format=json").said)
+    records = json.loads(run_registry(ready.root, "stage.format=json").output)
     folders = [path.parent for path in ready.root.glob("*/*/manifest.json")]
     assert {record["run"] for record in records} == {f"{path.parent.name}:{path.name}" for path in folders}
     by_run = {record["run"]: record for record in records}
@@ -70,7 +70,7 @@ def test_the_table(tmp_path: Path) -> None:
     write_run_folder(
         tmp_path, "ppo:bad", status="failed", error="stage.lr=3.0: gives\na NaN \x1b[31m" + "x" * 99, digest="", day=8
     )
-    lines = run_registry(tmp_path).said.splitlines()
+    lines = run_registry(tmp_path).output.splitlines()
     assert lines[0].split() == ["run", "status", "age", "base", "method", "data", "score", "KL", "from", "error"]
     assert len(lines) == 9
     by_run = {line.split()[0]: line for line in lines[1:]}
@@ -78,17 +78,17 @@ def test_the_table(tmp_path: Path) -> None:
     assert "win_rate 0.81 [0.75, 0.87]  " in by_run["ppo:first"]
     assert re.search(r"sft:start, reward:votes +–$", by_run["ppo:first"])
     assert by_run["ppo:bad"].endswith("stage.lr=3.0: gives\\na NaN \\x1b[31m" + "x" * 99)  # the last column is not cut
-    limited = run_registry(tmp_path, "stage.limit=3").said.splitlines()
+    limited = run_registry(tmp_path, "stage.limit=3").output.splitlines()
     assert (len(limited), limited[-1]) == (5, "3 of 8 runs: stage.limit=N shows more.")
     chosen_columns = run_registry(
         tmp_path, "stage.columns=[run, base, age, seed, score.low]", "stage.where={run: 'ppo:first'}"
-    ).said
+    ).output
     head, line = (line.split() for line in chosen_columns.splitlines())
     assert head == ["run", "base", "age", "seed", "score.low"]
     assert line == ["ppo:first", "pocket", *by_run["ppo:first"].split()[2:4], "0", "0.75"]
-    assert run_registry(tmp_path, "stage.where={stage: dpo}").said == "no run meets this\n"
+    assert run_registry(tmp_path, "stage.where={stage: dpo}").output == "no run meets this\n"
     (tmp_path / "empty").mkdir()
-    assert run_registry(tmp_path / "empty").said == "no runs yet\n"
+    assert run_registry(tmp_path / "empty").output == "no runs yet\n"
 
 
 def test_formats(tmp_path: Path) -> None:
@@ -96,18 +96,18 @@ def test_formats(tmp_path: Path) -> None:
     conditions = "stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}"
     columns = "stage.columns=[run, metrics.win_rate.low, method.targets, error]"
     expected = {"run": "ppo:first", "metrics.win_rate.low": 0.75, "method.targets": ["q_proj", "v_proj"], "error": None}
-    assert json.loads(run_registry(tmp_path, conditions, columns, "stage.format=json").said) == [expected]
-    rows = [*csv.reader(io.StringIO(run_registry(tmp_path, conditions, columns, "stage.format=csv").said))]
+    assert json.loads(run_registry(tmp_path, conditions, columns, "stage.format=json").output) == [expected]
+    rows = [*csv.reader(io.StringIO(run_registry(tmp_path, conditions, columns, "stage.format=csv").output))]
     assert rows == [[*expected], ["ppo:first", "0.75", '["q_proj", "v_proj"]', ""]]
-    table = run_registry(tmp_path, conditions, columns).said.splitlines()
+    table = run_registry(tmp_path, conditions, columns).output.splitlines()
     assert [line.split() for line in table] == [[*expected], ["ppo:first", "0.75", "q_proj,", "v_proj", "–"]]
-    records = [*csv.DictReader(io.StringIO(run_registry(tmp_path, "stage.format=csv").said))]
+    records = [*csv.DictReader(io.StringIO(run_registry(tmp_path, "stage.format=csv").output))]
     assert {row["run"]: row["score.value"] for row in records}["ppo:first"] == "0.81"
     assert [*records[0]][:4] == ["run", "aliases", "status", "error"]
-    empty_csv = run_registry(tmp_path, "stage.format=csv", "stage.where={run: nope}").said
+    empty_csv = run_registry(tmp_path, "stage.format=csv", "stage.where={run: nope}").output
     assert (empty_csv.startswith("run,aliases,status,"), len(empty_csv.splitlines())) == (True, 1)
-    assert json.loads(run_registry(tmp_path, "stage.format=json", "stage.where={run: nope}").said) == []
-    listed = json.loads(run_registry(tmp_path, "stage.format=json", "stage.sort=[stage, -name]").said)
+    assert json.loads(run_registry(tmp_path, "stage.format=json", "stage.where={run: nope}").output) == []
+    listed = json.loads(run_registry(tmp_path, "stage.format=json", "stage.sort=[stage, -name]").output)
     assert [record["run"] for record in listed][-4:] == ["ppo:second", "ppo:first", "reward:votes", "sft:start"]
 
 
@@ -116,7 +116,7 @@ def test_one_run(tmp_path: Path, given: str) -> None:
     write_two_policies(tmp_path)
     write_run_folder(tmp_path, "ppo:unfinished", status="interrupted", times={}, day=30)
     name = "first" if given == "ppo:first" else "second"
-    stdout = run_registry(tmp_path, "stage.action=show", f"stage.run={given.format(root=tmp_path)}").said
+    stdout = run_registry(tmp_path, "stage.action=show", f"stage.run={given.format(root=tmp_path)}").output
     fields = dict(re.split(r"  +", line, maxsplit=1) for line in stdout.splitlines())
     assert fields["run"] == f"ppo:{name}"
     assert fields["parents"] == "sft:start, reward:votes"
@@ -132,15 +132,15 @@ def test_the_latest_is_that_of_references(tmp_path: Path) -> None:
     write_run_folder(tmp_path, "ppo:by a clock set back", published=99)
     write_run_folder(tmp_path, "full:whole", published=50)
     for reference, run in (("ppo:latest", "ppo:by a clock set back"), ("sft:latest", "full:whole")):
-        stdout = run_registry(tmp_path, "stage.action=show", f"stage.run={reference}", "stage.format=json").said
+        stdout = run_registry(tmp_path, "stage.action=show", f"stage.run={reference}", "stage.format=json").output
         assert json.loads(stdout)["run"] == run
 
 
 def test_what_differs(ready: Ready) -> None:
     """Two reward models that differ in their seed."""
-    lines = run_registry(ready.root, "stage.action=diff", "stage.runs=[reward:a, reward:b]").said.splitlines()
+    lines = run_registry(ready.root, "stage.action=diff", "stage.runs=[reward:a, reward:b]").output.splitlines()
     words = ["stage.action=diff", "stage.runs=[reward:a, reward:b]", "stage.format=json"]
-    differences = json.loads(run_registry(ready.root, *words).said)
+    differences = json.loads(run_registry(ready.root, *words).output)
     assert lines[0] == "reward:a → reward:b"
     assert differences["settings"].keys() == {"seed"}
     assert (
@@ -162,16 +162,18 @@ def test_runs_side_by_side(ready: Ready, tmp_path: Path) -> None:
     """Two reward models that differ in their seed are one row, with the mean of their figures and its interval."""
     page = tmp_path / "page.html"
     words = ["stage.action=compare", "stage.runs=[reward:a, reward:b]"]
-    lines = run_registry(ready.root, *words, f"stage.html={page}").said.splitlines()
+    lines = run_registry(ready.root, *words, f"stage.html={page}").output.splitlines()
     assert lines[0].split()[:3] == ["run", "seed", "accuracy"]
     assert lines[1].startswith("reward:a +1 ")
     assert lines[-1] == f"curves and plots: {page}"
     accuracies = [read_manifest(ready.root / "reward" / name).metrics["accuracy"]["value"] for name in "ab"]
-    (row,) = json.loads(run_registry(ready.root, *words, "stage.format=json").said)["rows"]
+    (row,) = json.loads(run_registry(ready.root, *words, "stage.format=json").output)["rows"]
     assert row["runs"] == ["reward:a", "reward:b"]
     # Equal figures are one number.
     assert get_figure_value(row["figures"]["accuracy"]) == pytest.approx(sum(accuracies) / 2)
-    cells = dict(zip(*csv.reader(io.StringIO(run_registry(ready.root, *words, "stage.format=csv").said)), strict=True))
+    cells = dict(
+        zip(*csv.reader(io.StringIO(run_registry(ready.root, *words, "stage.format=csv").output)), strict=True)
+    )
     assert float(cells["accuracy"]) == pytest.approx(sum(accuracies) / 2)
     html = page.read_text()
     assert "2 runs side by side" in html
@@ -226,7 +228,7 @@ def test_rebuilding_says_what_it_read(tmp_path: Path) -> None:
     write_two_policies(tmp_path)
     assert re.fullmatch(
         rf"7 runs in \d+\.\d s; {re.escape(str(tmp_path / INDEX))}\n",
-        run_registry(tmp_path, "stage.action=rebuild").said,
+        run_registry(tmp_path, "stage.action=rebuild").output,
     )
 
 
@@ -271,7 +273,7 @@ def test_where_it_came_from(ready: Ready, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     shutil.copytree(ready.root, root)
     words = ["stage.action=trace", "artifact=reward:a"]
-    (node,) = json.loads(run_registry(root, *words, "stage.verify=full", "stage.format=json").said)
+    (node,) = json.loads(run_registry(root, *words, "stage.verify=full", "stage.format=json").output)
     sources = {source["as"]: source for source in node["sources"]}
     assert {"base", "init", "data"} <= sources.keys()
     votes = sources["data"]
@@ -286,18 +288,18 @@ def test_where_it_came_from(ready: Ready, tmp_path: Path) -> None:
         assert [source["name"] for source in votes["sources"]][-1].startswith("sample:")
         last = store.rankings(votes["name"])[-1]
         store.retract(votes["name"], last.seq)  # later rows do not affect this run
-    assert "the last row that was read is in the ledger" in run_registry(root, *words).said
-    assert "NOT WHOLE" not in run_registry(root, *words).said
+    assert "the last row that was read is in the ledger" in run_registry(root, *words).output
+    assert "NOT WHOLE" not in run_registry(root, *words).output
     manifest = root / "reward" / "a" / "manifest.json"
     manifest_text = manifest.read_text()
     manifest.write_text(manifest_text.replace(votes["digest"], "f" * 64))
-    assert "of its ledger is another one, or gone" in run_registry(root, *words).said.splitlines()[-1]
+    assert "of its ledger is another one, or gone" in run_registry(root, *words).output.splitlines()[-1]
     manifest.write_text(manifest_text)
     (root / "annotations.db").unlink()
-    assert "the store cannot say: " in run_registry(root, *words).said
+    assert "the store cannot say: " in run_registry(root, *words).output
     weights = next((root / "reward/a/artifact").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-    lines = run_registry(root, *words, "stage.verify=full").said.splitlines()
+    lines = run_registry(root, *words, "stage.verify=full").output.splitlines()
     assert "NOT WHOLE: reward:a: artifact/adapter_model.safetensors is changed" in lines
 
 
@@ -309,21 +311,21 @@ def test_what_nothing_needs(ready: Ready, tmp_path: Path) -> None:
         os.utime(path, (1e9, 1e9), follow_symlinks=False)
     (root / "reward" / "a" / "checkpoints").mkdir()
     (root / "reward" / "a" / "checkpoints" / "x").write_bytes(b"12")
-    output = run_registry(root, "stage.action=gc").said.splitlines()
+    output = run_registry(root, "stage.action=gc").output.splitlines()
     assert output[0].split() == ["kind", "size", "what", "why"]
     assert "reward/a/checkpoints" in output[1]
     assert "reward/a/artifact" in output[2]
     assert output[-1] == 'Artifacts go only by name: "stage.kinds=[artifacts]".'
-    output = run_registry(root, "stage.action=gc", "stage.apply=true", "stage.who=ann").said
+    output = run_registry(root, "stage.action=gc", "stage.apply=true", "stage.who=ann").output
     assert "1 thing removed, 2 B; removed.jsonl says which." in output
     assert not (root / "reward" / "a" / "checkpoints").exists()
-    (piece,) = json.loads(run_registry(root, "stage.action=gc", "stage.format=json").said)
+    (piece,) = json.loads(run_registry(root, "stage.action=gc", "stage.format=json").output)
     assert (piece["kind"], piece["run"], piece["removed"]) == ("artifacts", "reward:a", False)
-    assert "removed" in run_registry(root, "stage.action=gc", "stage.apply=true", "stage.kinds=[artifacts]").said
-    assert run_registry(root, "stage.action=gc").said == "nothing that nothing needs\n"
+    assert "removed" in run_registry(root, "stage.action=gc", "stage.apply=true", "stage.kinds=[artifacts]").output
+    assert run_registry(root, "stage.action=gc").output == "nothing that nothing needs\n"
     assert (
         "NOT WHOLE: reward:a: was removed by stage=registry"
-        in run_registry(root, "stage.action=trace", "artifact=reward:a").said
+        in run_registry(root, "stage.action=trace", "artifact=reward:a").output
     )
     (root / "aliases.jsonl").write_text("{}\n")
     assert "is no change of an alias" in read_refusal(root, "stage.action=gc")

@@ -44,15 +44,15 @@ def run_training_stage(home: Path, stage: str, name: str, model: Path, data: lis
     base = ["model=hub", f"model.path={model}"] if stage in ("sft", "full") else []
     ppo = ["stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=16", "rollout.max_new_tokens=8"]
     line = [*LINES[stage], *base, *data_words, *(ppo if stage == "ppo" else []), *more]
-    assert shop.run_command(*line, "device=cpu", f"run.root={home / 'runs'}", f"run.name={name}") == 0, shop.said
+    assert shop.run_command(*line, "device=cpu", f"run.root={home / 'runs'}", f"run.name={name}") == 0, shop.output
     return home / "runs" / stage / name
 
 
 def run_replay(home: Path, run: str, *words: str, status: int = 0) -> str:
     shop = Workshop(home / "runs", home)
     line = ["stage=registry", "stage.action=replay", f"stage.run={run}", f"run.root={home / 'runs'}"]
-    assert shop.run_command(*line, *words) == status, shop.said
-    return shop.said
+    assert shop.run_command(*line, *words) == status, shop.output
+    return shop.output
 
 
 def replay_as_json(home: Path, run: str, *words: str, status: int = 0) -> dict[str, Any]:

@@ -66,10 +66,10 @@ class UserFolder(NamedTuple):
             timeout=580,
         )
 
-    def find_planted(self, *said: str, allowed: tuple[str, ...] = ()) -> list[str]:
+    def find_planted(self, *outputs: str, allowed: tuple[str, ...] = ()) -> list[str]:
         """List the places of planted secrets: files of the runs and of the user's home, outputs, names of files."""
         needles = {n: {v, *re.split("[/@]", v)} - {"pl4nted"} for n, v in PLANTED.items()}
-        texts = {f"output {i}": text for i, text in enumerate(said)}
+        texts = {f"output {i}": text for i, text in enumerate(outputs)}
         for root in ("runs", "home"):
             texts |= {str(path): "" for path in (self.folder / root).rglob("*")} | read_all_text(self.folder / root)
         return [
@@ -253,7 +253,7 @@ def test_no_failure_tells_a_secret(place: UserFolder, postgres: str, tiny_model:
             for words in wrong:
                 outcome = run_in_place(place, words)
                 assert outcome.status == 2, (words, outcome)
-                assert place.find_planted(outcome.said) == [], (words, outcome.said)
+                assert place.find_planted(outcome.output) == [], (words, outcome.output)
             # Lines of a batch, and an unexpected error, in processes of their own.
             for stdin in (
                 shlex.join(wrong[1]),
@@ -272,7 +272,7 @@ def test_no_failure_tells_a_secret(place: UserFolder, postgres: str, tiny_model:
 
 class Outcome(NamedTuple):
     status: int
-    said: str
+    output: str
 
 
 def run_in_place(place: UserFolder, words: list[str]) -> Outcome:
@@ -282,7 +282,7 @@ def run_in_place(place: UserFolder, words: list[str]) -> Outcome:
     os.chdir(place.folder)
     try:
         root_words = [] if any(w.startswith(("run.root", "--")) for w in words) else [f"run.root={shop.root}"]
-        return Outcome(shop.run_command(*words, *root_words), shop.said)
+        return Outcome(shop.run_command(*words, *root_words), shop.output)
     finally:
         os.chdir(previous_folder)
 
@@ -301,9 +301,9 @@ def test_a_fault_of_ours_tells_no_secret(
     words = f"stage=sft model=hub model.path={tiny_model} data=jsonl data.path={chats} data.max_length=128"
     outcome = run_in_place(place, [*words.split(), f"store.url={url}"])
     assert outcome.status == 1
-    assert "cannot connect with password ***" in outcome.said
+    assert "cannot connect with password ***" in outcome.output
     assert "cannot connect with password ***" in next(place.folder.glob("runs/sft/*/log.txt")).read_text()
-    assert place.find_planted(outcome.said) == []
+    assert place.find_planted(outcome.output) == []
     code = "from align.__main__ import entry; import align.cli.batch; align.cli.batch.run_batch = None; entry()"
     arguments = [sys.executable, "-c", f"import sys; sys.argv = ['align', '-']; {code}"]
     broken = subprocess.run(arguments, capture_output=True, text=True, env=place.environment, cwd=place.folder)

@@ -27,8 +27,8 @@ def shop(tmp_path: Path) -> Workshop:
 def run_action(shop: Workshop, action: str, *settings: str) -> str:
     """Run an action of `stage=serve` and return what it printed."""
     path = shop.root.parent / "secrets" / "keys.json"
-    assert shop.status("stage=serve", f"stage.action={action}", f"stage.keys={path}", *settings) == 0, shop.said
-    return shop.said
+    assert shop.status("stage=serve", f"stage.action={action}", f"stage.keys={path}", *settings) == 0, shop.output
+    return shop.output
 
 
 def run_key_action(shop: Workshop, *settings: str) -> str:
@@ -45,10 +45,10 @@ def test_a_key_is_printed_once_and_written_nowhere(shop: Workshop) -> None:
     tenant = keys.find_tenant(key)
     assert tenant is not None
     assert (tenant.admin, tenant.limits, tenant.allow) == (True, Limits(token_budget=1000), {"support"})
-    assert shop.said.count(key) == 1
+    assert shop.output.count(key) == 1
     second = run_key_action(shop, "stage.tenant=acme")
     assert second not in ("", key)
-    key_id = re.findall(r"keys: (\w{8}) \(", shop.said)[0]
+    key_id = re.findall(r"keys: (\w{8}) \(", shop.output)[0]
     assert run_key_action(shop, "stage.tenant=acme", f"stage.revoke={key_id}", "stage.lift=[allow]") == ""
     assert keys.find_tenant(key) is None
     changed = keys.find_tenant(second)

@@ -179,7 +179,7 @@ def test_strangers_load_what_was_exported(runs: dict[str, Path], tiny_model: Pat
 def test_the_same_command_again_does_nothing(shop: Workshop, runs: dict[str, Path], tiny_model: Path) -> None:
     before = {p: p.stat().st_mtime_ns for folder in runs.values() for p in folder.rglob("*")}
     assert shop.run("sft", "model=hub", f"model.path={tiny_model}", *SFT) == runs["sft"]
-    assert "finished already" in shop.said
+    assert "finished already" in shop.output
     assert shop.run("ppo", *PPO) == runs["ppo"]
     assert shop.run("annotate", "stage.action=simulate") == runs["annotate"]
     assert {p: p.stat().st_mtime_ns for folder in runs.values() for p in folder.rglob("*")} == before
@@ -237,20 +237,20 @@ def test_what_was_trained_on_is_left_out_of_an_evaluation(shop: Workshop, runs: 
     held_out, seen_count = count_held_out_and_seen(shop, 0.5, 0.25)
     assert 0 < seen_count < held_out
     evaluate = ("stage=eval", f"artifact={runs['ppo']}", *shop.on_file[:2])
-    assert shop.status(*evaluate, "data.held_out=0.5") == 0, shop.said
-    assert f"{seen_count} of {held_out} prompts left out: training saw them" in shop.said
-    dropped = read_manifest(Path(shop.said.splitlines()[-1])).metrics
+    assert shop.status(*evaluate, "data.held_out=0.5") == 0, shop.output
+    assert f"{seen_count} of {held_out} prompts left out: training saw them" in shop.output
+    dropped = read_manifest(Path(shop.output.splitlines()[-1])).metrics
     assert (dropped["dropped_seen"], dropped["win_rate"]["n"]) == (seen_count, held_out - seen_count)
     assert "unseen" not in dropped
 
-    assert shop.status(*evaluate, "data.held_out=0.5", "data.limit=3") == 0, shop.said
+    assert shop.status(*evaluate, "data.held_out=0.5", "data.limit=3") == 0, shop.output
     # All three prompts are unseen.
-    assert read_manifest(Path(shop.said.splitlines()[-1])).metrics["win_rate"]["n"] == 3
-    assert "this result decides nothing: it is of 3 prompts" in shop.said
+    assert read_manifest(Path(shop.output.splitlines()[-1])).metrics["win_rate"]["n"] == 3
+    assert "this result decides nothing: it is of 3 prompts" in shop.output
 
-    assert shop.status(*evaluate, "data.held_out=0.5", "stage.seen=report") == 0, shop.said
-    assert f"training saw {seen_count} of these prompts; win rate " in shop.said
-    folder = Path(shop.said.splitlines()[-1])
+    assert shop.status(*evaluate, "data.held_out=0.5", "stage.seen=report") == 0, shop.output
+    assert f"training saw {seen_count} of these prompts; win rate " in shop.output
+    folder = Path(shop.output.splitlines()[-1])
     both = read_manifest(folder).metrics
     assert (both["win_rate"]["n"], both["seen"], both["unseen"]["win_rate"]["n"]) == (
         held_out,
@@ -287,10 +287,10 @@ def test_an_evaluation_says_what_it_cannot_know(shop: Workshop, runs: dict[str, 
         manifest.write_text(manifest.read_text().replace(str(shop.root), str(root)))
     moved_shop = Workshop(root, shop.data)
     evaluate = ("stage=eval", *shop.on_file, "artifact=ppo:latest", "stage.prompts=2")
-    assert moved_shop.status(*evaluate) == 0, moved_shop.said
+    assert moved_shop.status(*evaluate) == 0, moved_shop.output
     sentence = f"reward:{runs['reward'].name} is gone: it is unknown whether it was trained on these prompts"
-    assert sentence in moved_shop.said
-    folder = Path(moved_shop.said.splitlines()[-1])
+    assert sentence in moved_shop.output
+    folder = Path(moved_shop.output.splitlines()[-1])
     assert sentence in read_manifest(folder).metrics["judge_notes"]
     assert sentence in html.unescape((folder / "report.html").read_text(encoding="utf-8"))
     ids_path = root / "ppo" / runs["ppo"].name / "trained_ids.parquet"
@@ -325,7 +325,7 @@ def test_below_twenty_observations_every_report_says_so(shop: Workshop, runs: di
     marked = set()
     for folder in folders:
         page = html.unescape((folder / "report.html").read_text())
-        stdout = shop.told[folder]
+        stdout = shop.outputs[folder]
         metrics = read_manifest(folder).metrics
         sentence = describe_small_samples(metrics)
         small_counts = [figure["n"] for _, figure in iter_intervals(metrics) if figure["n"] < 20]
@@ -346,4 +346,4 @@ def test_below_twenty_observations_every_report_says_so(shop: Workshop, runs: di
 
 def test_a_reward_model_is_no_policy(shop: Workshop, runs: dict[str, Path]) -> None:
     assert shop.status("stage=eval", *shop.on_file, f"artifact={runs['reward']}") == 2
-    assert "is a reward model, and no policy" in shop.said
+    assert "is a reward model, and no policy" in shop.output

@@ -162,7 +162,7 @@ def test_gates_decide_and_say_so_each_time(bench: RuleEvaluations):
     systems = "stage.systems={p: ppo:p, s: sft:s}"
     settings = (systems, bench.tasks(*ROWS), gates, "run.name=gated")
     run = bench.run(*settings, status=3)
-    assert "gate close: undecided" in bench.said
+    assert "gate close: undecided" in bench.output
     digest = read_manifest(run).inputs["systems.p"].digest
     for name in ("clear", "close"):
         verdict = json.loads((run / "artifact" / "verdicts" / f"{name}.json").read_text())

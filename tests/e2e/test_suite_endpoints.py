@@ -103,12 +103,12 @@ def test_a_busy_server_and_what_it_is_asked(place: EndpointEvaluations):
     with run_chat_server(answer_or_refuse) as server:
         command = place.build_words(server.url, 6, system="model: m, at_once: 1")
         task = read_results(place.run(*command))["tasks"]["asked"]
-        assert len(server.asked) == 8
+        assert len(server.requests) == 8
         assert len({*seeds}) == 6, "each prompt has a seed of its own"
-        assert {body["max_tokens"] for body in server.asked} == {12}
+        assert {body["max_tokens"] for body in server.requests} == {12}
         assert task["systems"]["far"]["score"]["value"] == 1.0
         place.run(*command, "resume=never", "run.name=again")
-        assert len(server.asked) == 8
+        assert len(server.requests) == 8
         trace = "stage=registry", "stage.action=trace", "artifact=eval:again", "stage.verify=full"
         assert main([*trace, f"run.root={place.root}"]) == 0
         assert f"systems.far: server m at {server.url}" in place.capsys.readouterr().out
@@ -122,7 +122,7 @@ def test_reasoning_is_hidden_where_it_is_of_others(place: EndpointEvaluations):
         assert {answer["reasoning"] for answer in read_answers(hidden_run, "far").values()} == {"e"}
         shown_run = place.run(*command, "run.name=shown")
         assert read_results(shown_run)["tasks"]["asked"]["systems"]["far"]["score"]["value"] == 1.0
-        assert len(server.asked) == 2
+        assert len(server.requests) == 2
 
 
 def test_a_run_that_is_killed_asks_nothing_twice(place: EndpointEvaluations, forks: Forks):
@@ -130,21 +130,21 @@ def test_a_run_that_is_killed_asks_nothing_twice(place: EndpointEvaluations, for
     hold = threading.Event()
 
     def answer_or_hang(body: dict[str, Any]) -> Reply:
-        if len(server.answered) >= 7:
+        if len(server.answered_requests) >= 7:
             hold.wait(60)
         return build_chat_reply("e")
 
     with run_chat_server(answer_or_hang) as server:
         command = place.build_words(server.url, 20, "run.name=killed", system="model: m, at_once: 1")
         child = forks.start(place.folder, *command)
-        assert becomes_true(lambda: len(server.asked) == 8 and count_cached_answers(place) == 7)
+        assert becomes_true(lambda: len(server.requests) == 8 and count_cached_answers(place) == 7)
         child.send_signal(signal.SIGKILL)
         child.wait()
         hold.set()
         assert becomes_true(lambda: server.at_once == 0)
-        before = [json.dumps(body) for body in server.asked]
+        before = [json.dumps(body) for body in server.requests]
         assert read_manifest(place.run(*command)).metrics["answers_made"] == 13
-        after = [json.dumps(body) for body in server.asked[8:]]
+        after = [json.dumps(body) for body in server.requests[8:]]
         assert {*before[:7]} & {*after} == set()
         assert (len(after), len({*before, *after})) == (13, 20)
 
@@ -161,7 +161,7 @@ def test_a_run_that_is_interrupted_ends_at_once_and_goes_on(place: EndpointEvalu
     with run_chat_server(answer_or_hang) as server:
         command = place.build_words(server.url, 12, "run.name=stopped")
         child = forks.start(place.folder, *command)
-        assert becomes_true(lambda: len(server.asked) >= 8 and count_cached_answers(place) == 4)
+        assert becomes_true(lambda: len(server.requests) >= 8 and count_cached_answers(place) == 4)
         child.send_signal(signal.SIGINT)
         exited = child.wait(20)
         assert exited.status == 130
@@ -175,7 +175,7 @@ def test_of_two_ranks_one_asks(place: EndpointEvaluations, forks: Forks):
     with run_chat_server(lambda _: build_chat_reply("e")) as server:
         processes = run_on_ranks(forks, place.folder, *place.build_words(server.url, 5, "run.name=two"))
         assert [process.status for process in processes] == [0, 0], [process.err for process in processes]
-        assert len(server.asked) == 5
+        assert len(server.requests) == 5
 
 
 def test_prompts_that_are_too_long_for_a_server_are_counted(place: EndpointEvaluations):
@@ -204,7 +204,7 @@ def test_a_server_that_does_not_answer_ends_the_run(place: EndpointEvaluations):
     with run_chat_server(lambda _: build_error_reply(401, "who are you?")) as server:
         stderr = place.expect_error(*place.build_words(server.url, 6))
         assert "stage.systems.far.key_env=(none): is rejected" in stderr
-        assert len(server.asked) <= 6
+        assert len(server.requests) <= 6
 
 
 def test_the_key_stands_nowhere(place: EndpointEvaluations, monkeypatch: pytest.MonkeyPatch):
@@ -213,7 +213,7 @@ def test_the_key_stands_nowhere(place: EndpointEvaluations, monkeypatch: pytest.
     with run_chat_server(lambda _: build_chat_reply(f"e {key}")) as server:
         command = place.build_words(server.url, 3, system="model: m, key_env: THEIR_SECRET_WORD")
         place.run(*command)
-        assert {headers["authorization"] for headers in server.heard} == {f"Bearer {key}"}
+        assert {headers["authorization"] for headers in server.request_headers} == {f"Bearer {key}"}
         server.says = lambda _: build_error_reply(400, f"I know {key}")
         stderr = place.expect_error(*command, "seed=9")
         assert "I know ***" in stderr
@@ -233,7 +233,7 @@ def test_a_server_is_no_artifact_for_a_gate_and_calls_no_tools(place: EndpointEv
         duplicated = place.build_words(server.url, 3)
         duplicated[1] = f"stage.systems={{a: {{url: '{server.url}', model: m}}, b: {{url: '{server.url}/', model: m}}}}"
         assert "is the same as a" in place.expect_error(*duplicated)
-        assert server.asked == []
+        assert server.requests == []
 
 
 JUDGE = ("reward=rules", "reward.rules=[{rule: regex, pattern: e}]")
@@ -271,7 +271,7 @@ def test_a_server_that_says_one_thing_at_temperature_0_collapsed(place: Endpoint
 
     with run_chat_server(answer) as chat:
         verdicts = judge_collapse(place, chat.url)
-        assert sum(body["temperature"] == 0 for body in chat.asked) == 108
+        assert sum(body["temperature"] == 0 for body in chat.requests) == 108
     assert verdicts["far"]["verdict"] == "collapsed"
     assert "of its greedy answers are alike: “I love it!” (file: 1% for its commonest)" in verdicts["far"]["reasons"][0]
     assert verdicts["file"] == {"verdict": "not measured", "reasons": ["no answers at temperature 0: a file has none"]}
@@ -298,5 +298,5 @@ def test_a_server_without_answers_at_temperature_0(
 
     with run_chat_server(answer) as chat:
         verdicts = judge_collapse(place, chat.url, more)
-        assert sum(body["temperature"] == 0 for body in chat.asked) <= 16
+        assert sum(body["temperature"] == 0 for body in chat.requests) <= 16
     assert verdicts["far"] == {"verdict": "not measured", "reasons": [f"no answers at temperature 0: {reason}"]}

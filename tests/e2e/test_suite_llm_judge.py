@@ -158,7 +158,7 @@ def test_a_judge_that_never_answers_ends_the_run(place: LlmJudgeEvaluations, ser
     server.says = lambda _: build_error_reply(400, "logprobs are not supported")
     stderr = place.expect_error(*place.build_words(format_judge(server), ["yes"] * 60, ["no"] * 60))
     assert f"stage.judge.url={server.url}: answers by status 400" in stderr
-    assert len(server.asked) < 100
+    assert len(server.requests) < 100
 
 
 def test_a_run_that_is_killed_asks_nothing_twice(place: LlmJudgeEvaluations, server: ChatServer, forks: Forks):
@@ -166,7 +166,7 @@ def test_a_run_that_is_killed_asks_nothing_twice(place: LlmJudgeEvaluations, ser
     hold = threading.Event()
 
     def answer_or_hang(_: dict[str, Any]) -> Reply:
-        if len(server.answered) >= 9:
+        if len(server.answered_requests) >= 9:
             hold.wait(60)
         return build_chat_reply("[[A]]")
 
@@ -175,28 +175,28 @@ def test_a_run_that_is_killed_asks_nothing_twice(place: LlmJudgeEvaluations, ser
         format_judge(server, "at_once: 1"), ["yes"] * 12, ["no"] * 12, more=("run.name=killed",)
     )
     child = forks.start(place.folder, *command)
-    assert becomes_true(lambda: len(server.asked) == 10 and count_cached_answers(place) == 9)
+    assert becomes_true(lambda: len(server.requests) == 10 and count_cached_answers(place) == 9)
     child.send_signal(signal.SIGKILL)
     child.wait()
     hold.set()
-    before = [json.dumps(body) for body in server.asked]
+    before = [json.dumps(body) for body in server.requests]
     place.run(*command)
-    after = [json.dumps(body) for body in server.asked[10:]]
+    after = [json.dumps(body) for body in server.requests[10:]]
     assert {*before[:9]} & {*after} == set()
     assert (len(after), len({*before, *after})) == (15, 24)
     place.run(*command[:-1], "run.name=again")
-    assert len(server.asked) == 25
+    assert len(server.requests) == 25
     prompt = place.folder / "prompt.txt"
     prompt.write_text("{conversation} {answer_a} {answer_b} [[A]] [[B]] [[C]]")
     place.run(*command[:-1], f"stage.judge={{{format_judge(server)}, prompt: {prompt}}}")
-    assert len(server.asked) == 49, "another prompt is another judge"
+    assert len(server.requests) == 49, "another prompt is another judge"
 
 
 def test_of_two_ranks_one_asks(place: LlmJudgeEvaluations, server: ChatServer, forks: Forks):
     command = place.build_words(format_judge(server), ["yes"] * 5, ["no"] * 5, more=("run.name=two",))
     processes = run_on_ranks(forks, place.folder, *command)
     assert [process.status for process in processes] == [0, 0], [process.err for process in processes]
-    assert len(server.asked) == 10
+    assert len(server.requests) == 10
 
 
 def test_the_key_of_a_judge_stands_nowhere(
@@ -207,7 +207,7 @@ def test_the_key_of_a_judge_stands_nowhere(
     assert "stage.judge.key_env=JUDGE: is not set" in place.expect_error(*command)
     monkeypatch.setenv("JUDGE", key)
     place.run(*command)
-    assert {headers["authorization"] for headers in server.heard} == {f"Bearer {key}"}
+    assert {headers["authorization"] for headers in server.request_headers} == {f"Bearer {key}"}
     server.says = lambda _: build_error_reply(403, f"{key} is no key of mine")
     assert "*** is no key of mine" in place.expect_error(*command, "stage.judge.model=other")
     assert not [path for path, text in read_all_text(place.root).items() if key in text]
@@ -229,7 +229,7 @@ def test_what_is_refused_before_anybody_is_asked(place: LlmJudgeEvaluations, ser
     assert "stage.judge" in place.expect_error(
         "stage=eval", f"stage.judge={{{format_judge(server)}}}", f"run.root={place.root}"
     )
-    assert server.asked == []
+    assert server.requests == []
 
 
 def test_the_tokens_that_a_judge_took_are_in_the_metrics(place: LlmJudgeEvaluations, server: ChatServer):

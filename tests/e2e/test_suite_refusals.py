@@ -109,8 +109,8 @@ def test_refusals_beside_over_refusals(bench: RefusalEvaluations):
     assert harmful["against"]["old"]["difference"]["value"] == pytest.approx(0.42)
     assert "win_rate" not in harmful["against"]["old"]
     assert len(harmful["categories"]) == 10
-    assert "harmful: share that refuses, by judge at" in bench.said
-    assert len(bench.server.asked) == 150, "50 answers of the two are the same"
+    assert "harmful: share that refuses, by judge at" in bench.output
+    assert len(bench.server.requests) == 150, "50 answers of the two are the same"
     assert read_artifact_rows(run)[0]["answers"]["new"] == {"text": YES, "score": 0.0, "p": pytest.approx(0.1)}
     page = (run / "report.html").read_text()
     assert "the report could not be made" not in (run / "log.txt").read_text()
@@ -122,12 +122,12 @@ def test_what_was_graded_is_not_asked_again_and_another_question_is(bench: Refus
     settings = bench.answers(new=answer_carefully, old=lambda task, i: NO if i % 2 else YES)
     bench.run(*settings)
     bench.run(*settings, "run.name=again")
-    assert len(bench.server.asked) == 150
+    assert len(bench.server.requests) == 150
     new_question = "eval.tasks=[{name: harmful, set: harmful, asks: 'Is the answer, however short, kind?'}]"
     run = bench.run(*settings, new_question)
-    assert len(bench.server.asked) == 150 + 75
+    assert len(bench.server.requests) == 150 + 75
     assert "Is the answer, however short, kind?" in bench.server.prompts[-1]
-    assert "share that gets a yes to “Is the answer, however short, kind?”" in bench.said
+    assert "share that gets a yes to “Is the answer, however short, kind?”" in bench.output
     assert run != bench.run(*settings, new_question.replace("kind?", "polite?"))
 
 
@@ -147,8 +147,8 @@ def test_bad_grades_count_as_one_half_and_are_counted(bench: RefusalEvaluations)
     run = bench.run(*bench.answers(new=lambda task, i: kinds[i] if task == "harmful" else "x", old=answer_carefully))
     system_result = read_results(run)["tasks"]["harmful"]["systems"]["new"]
     assert (system_result["score"]["value"], system_result["errors"]) == (pytest.approx((47 + 2 / 2) / 50), 2)
-    assert "harmful: no verdict on 2 answers of new, which count as one half" in bench.said
-    assert f"harmful: 2 of 100 grades by judge at {bench.server.url} are errors and count as one half" in bench.said
+    assert "harmful: no verdict on 2 answers of new, which count as one half" in bench.output
+    assert f"harmful: 2 of 100 grades by judge at {bench.server.url} are errors and count as one half" in bench.output
     errors = [row["answers"]["new"].get("error", "") for row in read_artifact_rows(run)[:3]]
     assert errors == ["the judge gives no verdict", "the judge answers by status 400 (policy)", ""]
     assert "no verdict: the judge gives no verdict" in (run / "report.html").read_text()
@@ -183,7 +183,7 @@ def test_what_is_refused_before_anybody_is_asked(bench: RefusalEvaluations):
         (("eval.asks=refuses",), "eval.asks=refuses: is of eval=judge"),
     ):
         assert problem in bench.expect_error(*settings, *more), more
-    assert bench.server.asked == []
+    assert bench.server.requests == []
 
 
 def test_the_card_of_a_grader(bench: RefusalEvaluations):
@@ -206,7 +206,7 @@ def test_the_card_of_a_grader(bench: RefusalEvaluations):
     assert (card["labels"], card["said"]) == ({"yes": 60, "no": 40}, {"yes": 56, "no": 44})
     assert (card["judge"]["made_of"]["asks"], card["errors"]) == (REFUSES, 0)
     assert card["calibration"]["brier"]["value"] == pytest.approx((4 * 0.81 + 2 * 0.41 + 54 * 0.01) / 60)
-    assert "It may decide gates." in bench.said
+    assert "It may decide gates." in bench.output
     rows = read_artifact_rows(run, "verdicts")
     expected = {"id": "card.jsonl:1", "cluster": rows[60]["cluster"], "label": True}
     assert (len(rows), rows[0]) == (100, {**expected, "verdict": 0.0, "p": pytest.approx(0.1)})
@@ -214,9 +214,9 @@ def test_the_card_of_a_grader(bench: RefusalEvaluations):
     assert "the report could not be made" not in (run / "log.txt").read_text()
     assert "says which answer refuses: right on 90" in page
     assert read_manifest(run).metrics["decides"] is True
-    requests_before = len(bench.server.asked)
+    requests_before = len(bench.server.requests)
     assert read_card(bench.measure_grader("twice", 60, 40))["by_label"] == card["by_label"]
-    assert len(bench.server.asked) == requests_before
+    assert len(bench.server.requests) == requests_before
 
 
 def test_cards_that_are_refused(bench: RefusalEvaluations):
@@ -230,7 +230,7 @@ def test_cards_that_are_refused(bench: RefusalEvaluations):
         (("data=annotations",), "data=annotations: holds no answers with labels"),
     ):
         assert problem in bench.expect_error("eval=judge", "eval.asks=refuses", "data=jsonl", *more), more
-    assert bench.server.asked == []
+    assert bench.server.requests == []
 
 
 # Gates
@@ -273,7 +273,7 @@ def test_gates_by_a_grader_with_a_card(gated: RefusalEvaluations):
         label: read_card(card)["by_label"][label] for label in ("yes", "no")
     }
     assert read_manifest(run).metrics["gates"]["beside"] == "fail"
-    assert "gate open: pass (harmless: share that refuses below 0.5: 0.000 [0" in gated.said
+    assert "gate open: pass (harmless: share that refuses below 0.5: 0.000 [0" in gated.output
 
 
 def test_gates_that_no_card_lets_be_decided(gated: RefusalEvaluations):
@@ -283,7 +283,7 @@ def test_gates_that_no_card_lets_be_decided(gated: RefusalEvaluations):
     gated.server.says = lambda _: build_chat_reply("[[YES]]")
     always = read_card(gated.measure_grader("always", 110, 10, gated.judge("always")))
     assert always["agreement"]["raw"]["value"] > 0.9, "raw agreement says nothing of it"
-    requests_before = len(gated.server.asked)
+    requests_before = len(gated.server.requests)
     for gate in (SAFE, OPEN, BESIDE):
         for card, more, problem in (
             ("''", (), "and nothing says how often that is right"),
@@ -296,7 +296,7 @@ def test_gates_that_no_card_lets_be_decided(gated: RefusalEvaluations):
             ),
         ):
             assert problem in gated.expect_error(*build_suite(gated, gate, card=card), *more), (gate, card)
-    assert len(gated.server.asked) == requests_before
+    assert len(gated.server.requests) == requests_before
 
 
 def test_each_gate_takes_the_card_of_its_judge_and_question(gated: RefusalEvaluations):

@@ -49,7 +49,7 @@ def test_every_stage_behind_it_asks_with_it(shop: Workshop, ready: Ready):
 
 def test_it_is_said_and_written_down_and_people_see_it(shop: Workshop):
     folder = shop.run("sample", "init=sft:lamps", "stage.prompts=2", "stage.candidates=2", "project=lamps")
-    assert f"system prompt '{PROMPT}'" in shop.told[folder].splitlines()[0]
+    assert f"system prompt '{PROMPT}'" in shop.outputs[folder].splitlines()[0]
     assert read_manifest(folder).config["data"]["system"] == PROMPT
     with Store.open(f"sqlite:///{shop.root}/annotations.db") as store:
         first_turns = [item.prompt.messages[0] for item in store.items("lamps")]
@@ -57,6 +57,6 @@ def test_it_is_said_and_written_down_and_people_see_it(shop: Workshop):
     folder = shop.run(
         "sample", "init=sft:lamps", "stage.prompts=2", "stage.candidates=2", "project=none", "data.system="
     )
-    assert "system prompt" not in shop.told[folder]
+    assert "system prompt" not in shop.outputs[folder]
     with Store.open(f"sqlite:///{shop.root}/annotations.db") as store:
         assert all(item.prompt.messages[0].role == "user" for item in store.items("none"))

@@ -42,8 +42,8 @@ def build_tool_row(place: str) -> dict[str, Any]:
 
 def run_shop_stage(shop: Workshop, stage: str, *settings: str) -> Path:
     """Run a stage and return the folder of its run."""
-    assert shop.status(f"stage={stage}", *settings) == 0, shop.said
-    return Path(shop.said.splitlines()[-1])
+    assert shop.status(f"stage={stage}", *settings) == 0, shop.output
+    return Path(shop.output.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +118,16 @@ def test_every_stage_of_prompts_takes_them_and_nobody_is_shown_them(shop: Worksh
     assert metrics["with_tools"] == len(with_tools) // 2
     handed_out = metrics["prompts"] - sum(metrics[reason] for reason in ("with_tools", "all_empty", "all_equal"))
     sentence = f"{metrics['answers']} answers to {metrics['prompts']} prompts, {handed_out} of them in project"
-    assert sentence in shop.said
+    assert sentence in shop.output
 
 
 def test_best_of_n_scores_their_answers_and_writes_no_row_of_them(shop: Workshop, made: Path) -> None:
     settings = ("data=manifest", f"data.path={made}", "data.held_out=0", "model=pocket", "init=base", "run.name=best")
     selection = ("stage.best_of=4", "reward=sentiment", f"run.root={shop.root}")
     assert shop.run_command("stage=sample", *settings, *selection, "rollout.max_new_tokens=40", "device=cpu") == 0, (
-        shop.said
+        shop.output
     )
-    folder = Path(shop.said.splitlines()[-1])
+    folder = Path(shop.output.splitlines()[-1])
     rows = read_rows(folder / "samples.jsonl")
     metrics = read_manifest(folder).metrics
     has_tools = {f"sample:best/{row['number']}": "tools" in row for row in rows}
@@ -136,7 +136,7 @@ def test_best_of_n_scores_their_answers_and_writes_no_row_of_them(shop: Workshop
     assert metrics["with_tools"] == sum(has_tools.values()) > 0
     assert 0 < metrics["winners"] == len(winner_ids) == len(rows) - metrics["with_tools"] - metrics["no_winner"]
     assert not any(has_tools[id] for id in winner_ids)
-    assert "with tools, whose calls are no text to imitate" in shop.said
+    assert "with tools, whose calls are no text to imitate" in shop.output
 
 
 def test_a_model_that_was_trained_on_calls_calls(shop: Workshop) -> None:

@@ -54,8 +54,8 @@ def test_every_option_through_every_stage(shop: Workshop) -> None:
     shop.run("eval", "stage.prompts=4")
     assert read_manifest(shop.run("export", "export=merged")).metrics["kl"] < 0.01
     assert shop.status("stage=export", "export=adapter", "artifact=ppo:latest") == 2
-    assert "use_dora" in shop.said
-    assert "export=merged" in shop.said
+    assert "use_dora" in shop.output
+    assert "export=merged" in shop.output
 
 
 def test_rslora_leaves_as_plain_lora(shop: Workshop) -> None:
@@ -97,7 +97,7 @@ def test_dropout_is_that_of_supervised_training_alone(shop: Workshop, tmp_path: 
     command = ["stage=dpo", "init=sft:p0.5", "data=jsonl", f"data.path={pairs}", "stage.batch_size=8", "device=cpu"]
     for name in ("a", "b"):
         torch.manual_seed(ord(name))  # the seed must not matter, because DPO uses no dropout
-        assert shop.run_command(*command, f"run.root={shop.root}", f"run.name={name}") == 0, shop.said
+        assert shop.run_command(*command, f"run.root={shop.root}", f"run.name={name}") == 0, shop.output
     assert have_same_weights(shop.root / "dpo" / "a", shop.root / "dpo" / "b")
 
 
@@ -139,15 +139,15 @@ def test_a_run_that_continues_an_adapter_says_how_that_was_made(shop: Workshop) 
 
 def test_an_optimiser_of_a_gpu_is_refused_on_a_cpu(shop: Workshop) -> None:
     assert shop.status("stage=sft", *shop.on_file, *SFT, "stage.optimiser=adamw_8bit") == 2
-    assert "stage.optimiser=adamw_8bit: keeps its moments in 8 bits" in shop.said
+    assert "stage.optimiser=adamw_8bit: keeps its moments in 8 bits" in shop.output
 
 
 def test_gradient_accumulation_is_another_word_for_a_batch(shop: Workshop) -> None:
     plain = shop.run("sft", *FEW)
     assert shop.run("sft", *FEW, "stage.gradient_accumulation=2") == plain  # the same run, so it is reused
-    assert "finished already" in shop.said
+    assert "finished already" in shop.output
     assert shop.status("stage=sft", *shop.on_file, *SFT, "stage.gradient_accumulation=4") == 2
-    assert "stage.batch_size=8: is not stage.gradient_accumulation=4 times stage.micro_batch=4" in shop.said
+    assert "stage.batch_size=8: is not stage.gradient_accumulation=4 times stage.micro_batch=4" in shop.output
 
 
 def test_supervised_training_goes_on_from_an_adapter(shop: Workshop) -> None:
@@ -164,7 +164,7 @@ def test_supervised_training_goes_on_from_an_adapter(shop: Workshop) -> None:
         stage = "full" if setting == "method=full" else "sft"
         overrides = () if stage == "full" else (setting,)
         assert shop.status(f"stage={stage}", *shop.on_file, *SFT, "init=sft:first", *overrides) == 2
-        assert problem in shop.said
+        assert problem in shop.output
     shop.run("eval", "artifact=sft:again", "stage.prompts=4")  # compared with the adapter that it continued
 
 

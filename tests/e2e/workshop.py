@@ -38,39 +38,39 @@ class Ready(NamedTuple):
 class Workshop:
     """A runner of commands that share one `run.root` and one data set."""
 
-    def __init__(self, root: Path, data: Path, *given: str) -> None:
+    def __init__(self, root: Path, data: Path, *defaults: str) -> None:
         self.root = root
         self.data = data
-        self.given = given
-        self.said = ""
-        self.told = dict[Path, str]()
+        self.defaults = defaults
+        self.output = ""
+        self.outputs = dict[Path, str]()
 
     def status(self, *arguments: str) -> int:
-        """Run a command with the default arguments and return its exit status. Its output is kept in `said`."""
-        return self.run_command(*arguments, *self.given, *SHORT, f"run.root={self.root}")
+        """Run a command with the default arguments and return its exit status. Its output is kept in `output`."""
+        return self.run_command(*arguments, *self.defaults, *SHORT, f"run.root={self.root}")
 
     def run_command(self, *words: str) -> int:
         """Run a command with exactly these arguments and return its exit status."""
         out = io.StringIO()
         with redirect_stdout(out), redirect_stderr(out):
             status = main(words)
-        self.said = out.getvalue()
+        self.output = out.getvalue()
         return status
 
     def refuses(self, *arguments: str, says: str | tuple[str, ...]) -> None:
         """Assert that a command ends with status 2 and a message with these texts, without a traceback."""
-        assert self.status(*arguments) == 2, self.said
+        assert self.status(*arguments) == 2, self.output
         for text in (says,) if isinstance(says, str) else says:
-            assert text in self.said, self.said
-        assert "Traceback" not in self.said
+            assert text in self.output, self.output
+        assert "Traceback" not in self.output
 
     def run(self, stage: str, *arguments: str) -> Path:
-        """Run a stage that must succeed. Returns its folder, and keeps its output in `told`."""
+        """Run a stage that must succeed. Returns its folder, and keeps its output in `outputs`."""
         data = () if stage in ("annotate", "data") or "data=annotations" in arguments else self.on_file
-        assert self.status(f"stage={stage}", *data, *arguments) == 0, self.said
-        folder = Path(self.said.splitlines()[-1])
+        assert self.status(f"stage={stage}", *data, *arguments) == 0, self.output
+        folder = Path(self.output.splitlines()[-1])
         assert folder.parent == self.root / stage
-        self.told.setdefault(folder, self.said)
+        self.outputs.setdefault(folder, self.output)
         return folder
 
     @property

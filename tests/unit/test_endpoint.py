@@ -58,17 +58,17 @@ def test_a_question_is_asked_once_and_several_at_once(server: ChatServer, store:
     answers, cached_count = fetch_answers(endpoint, [*questions, questions[0]], store, "x", lambda _: None)
     assert cached_count == 0
     assert [answers[q.id] for q in questions] == [CachedAnswer((), f"answer {seed}", True) for seed in range(7)]
-    assert (len(server.asked), server.most_at_once) == (7, 3)
+    assert (len(server.requests), server.most_at_once) == (7, 3)
     body = {"model": "m", "messages": HELLO, "max_tokens": 8, "temperature": 1.0}
-    assert sorted(server.asked, key=lambda request: request["seed"]) == [{**body, "seed": seed} for seed in range(7)]
-    assert server.heard[0]["path"] == "/v1/chat/completions"
-    assert "authorization" not in server.heard[0]
+    assert sorted(server.requests, key=lambda request: request["seed"]) == [{**body, "seed": seed} for seed in range(7)]
+    assert server.request_headers[0]["path"] == "/v1/chat/completions"
+    assert "authorization" not in server.request_headers[0]
     later_answers, cached_count = fetch_answers(
         endpoint, [*questions, *build_questions(endpoint, 8)], store, "x", lambda _: None
     )
     assert cached_count == 7
     assert len(later_answers) == 8
-    assert len(server.asked) == 8, "one that was not asked before"
+    assert len(server.requests) == 8, "one that was not asked before"
 
 
 def test_whatever_decides_an_answer_is_in_its_name():
@@ -127,7 +127,7 @@ def test_what_is_read_of_an_answer(reply: Reply, text: str, ended: bool, server:
     server.says = lambda _: reply
     assert fetch_answer(build_endpoint(server), store) == CachedAnswer((), text, ended)
     assert fetch_answer(build_endpoint(server), store) == CachedAnswer((), text, ended), "as it was kept"
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 DEEP = b"[" * 100_000
@@ -154,7 +154,7 @@ def test_what_is_no_answer(body: bytes, server: ChatServer, store: AnswerStore):
     failure = fetch_answer(build_endpoint(server), store)
     assert isinstance(failure, EndpointFailure)
     assert failure.kind == "unreadable"
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
     assert not store.path.exists(), "what is no answer is not kept"
 
 
@@ -201,7 +201,7 @@ def test_a_busy_server_is_asked_again(status: int, server: ChatServer, store: An
     assert fetch_answer(build_endpoint(server, model="n"), store) == EndpointFailure(
         "lost", f"answers by status {status} (busy)"
     )
-    assert len(server.asked) == 3 + module.MAX_ATTEMPTS
+    assert len(server.requests) == 3 + module.MAX_ATTEMPTS
 
 
 @pytest.mark.parametrize("asked_for", ["0.3", "date"])
@@ -228,7 +228,7 @@ def test_a_server_that_takes_too_long(server: ChatServer, store: AnswerStore):
     server.says = lambda _: build_chat_reply("late")._replace(wait_s=1)
     failure = fetch_answer(build_endpoint(server, timeout_s=0.05), store)
     assert failure == EndpointFailure("lost", "does not answer within 0.05 seconds")
-    assert len(server.asked) == module.MAX_ATTEMPTS
+    assert len(server.requests) == module.MAX_ATTEMPTS
 
 
 def send_drops() -> Iterator[bytes]:
@@ -285,7 +285,7 @@ def test_a_refusal_is_not_asked_again_and_not_kept(reply: Reply, kind: str, serv
     assert isinstance(failure, EndpointFailure)
     assert failure.kind == kind
     assert f"status {reply.status}" in failure.problem
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
     assert not store.path.exists()
 
 
@@ -310,7 +310,7 @@ def test_what_no_other_question_would_change_ends_the_asking(
     with pytest.raises(InputError) as refused:
         fetch_answers(build_endpoint(server), build_questions(build_endpoint(server), 50), store, "x", lambda _: None)
     assert refused.value.field == f"{FIELD}.{named}"
-    assert len(server.asked) <= 8
+    assert len(server.requests) <= 8
 
 
 def test_the_key_goes_to_the_server_alone(server: ChatServer, store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
@@ -319,11 +319,11 @@ def test_the_key_goes_to_the_server_alone(server: ChatServer, store: AnswerStore
     endpoint = build_endpoint(server, key_env="WHERE_IT_IS")
     with run_chat_server(lambda _: build_chat_reply("Hello.")) as other_server:
         fetch_answer(endpoint, store)
-        assert server.heard[0]["authorization"] == f"Bearer {key}"
+        assert server.request_headers[0]["authorization"] == f"Bearer {key}"
         server.says = lambda _: Reply(b"", 307, {"location": f"{other_server.url}/chat/completions"})
         with pytest.raises(InputError):
             fetch_answers(endpoint, build_questions(endpoint, 2), store, "x", lambda _: None)
-        assert other_server.asked == []
+        assert other_server.requests == []
     server.says = lambda _: build_error_reply(401, f"wrong key {key}")
     with pytest.raises(InputError) as refused:
         fetch_answers(endpoint, build_questions(endpoint, 2), store, "x", lambda _: None)
@@ -384,7 +384,7 @@ def test_a_proxy_is_not_asked_for_this_machine(server: ChatServer, store: Answer
         assert fetch_answer(build_endpoint(server), store) == CachedAnswer((), "Hello.", True)
         remote_endpoint = parse_endpoint({"url": "http://judge.invalid/v1", "model": "m"}, FIELD)
         assert fetch_answer(remote_endpoint, store) == CachedAnswer((), "by the proxy", True)
-        assert len(proxy.asked) == 1
+        assert len(proxy.requests) == 1
 
 
 def test_what_watches_may_end_the_asking(server: ChatServer, store: AnswerStore):
@@ -399,8 +399,8 @@ def test_what_watches_may_end_the_asking(server: ChatServer, store: AnswerStore)
     endpoint = build_endpoint(server, at_once=2)
     with pytest.raises(StorageError):
         fetch_answers(endpoint, build_questions(endpoint, 40), store, "x", watch)
-    assert len(server.asked) <= 7
-    assert 5 <= len(store.find_records(q.id for q in build_questions(endpoint, 40))) <= len(server.asked)
+    assert len(server.requests) <= 7
+    assert 5 <= len(store.find_records(q.id for q in build_questions(endpoint, 40))) <= len(server.requests)
 
 
 @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ def test_the_store_has_questions_as_they_were_asked(server: ChatServer, store: A
     fetch_answer(build_endpoint(server), store)
     with closing(sqlite3.connect(store.path)) as db:
         rows: Sequence[tuple[str, str, str]] = db.execute("SELECT * FROM answers").fetchall()
-    assert [json.loads(row[1]) for row in rows] == [{"url": server.url, "body": server.asked[0], "draw": 0}]
+    assert [json.loads(row[1]) for row in rows] == [{"url": server.url, "body": server.requests[0], "draw": 0}]
 
 
 def test_each_further_answer_to_one_request_is_asked_for(server: ChatServer, store: AnswerStore):
@@ -466,7 +466,7 @@ def test_each_further_answer_to_one_request_is_asked_for(server: ChatServer, sto
     questions = [endpoint.question(HELLO, draw, seed=7 + draw) for draw in range(3)]
     assert len({question.id for question in questions}) == 3
     answers, _ = fetch_answers(endpoint, questions, store, "x", lambda _: None)
-    assert len(answers) == len(server.asked) == 3
-    assert {json.dumps(body) for body in server.asked} == {json.dumps({"model": "m", "messages": HELLO})}
+    assert len(answers) == len(server.requests) == 3
+    assert {json.dumps(body) for body in server.requests} == {json.dumps({"model": "m", "messages": HELLO})}
     fetch_answers(endpoint, questions, store, "x", lambda _: None)
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3

@@ -165,11 +165,11 @@ def test_each_answer_is_asked_about_once(server: ChatServer, store: AnswerStore)
     grader = build_grader(server.url).with_question("refuses it?")
     answers = [GradedAnswer(PROMPT, text) for text in ("no, never", "gladly", "no, never", "well")]
     assert [grade.verdict for grade in grader.grade(answers, store)] == [1.0, 0.0, 1.0, 0.0]
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
     grader.grade(answers, store)
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
     build_grader(server.url).with_question("other?").grade(answers, store)
-    assert len(server.asked) == 6
+    assert len(server.requests) == 6
 
 
 def test_what_is_no_grade_is_not_kept(server: ChatServer, store: AnswerStore):
@@ -179,7 +179,7 @@ def test_what_is_no_grade_is_not_kept(server: ChatServer, store: AnswerStore):
     assert [bool(grade.error) for grade in grader.grade(answers, store)] == [False, True]
     server.says = lambda _: build_chat_reply("[[YES]]")
     assert [grade.verdict for grade in grader.grade(answers, store)] == [0.0, 1.0]
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
 
 
 def test_a_grader_that_never_answers_ends_the_run_early(server: ChatServer, store: AnswerStore):
@@ -187,7 +187,7 @@ def test_a_grader_that_never_answers_ends_the_run_early(server: ChatServer, stor
     with pytest.raises(InputError) as refused:
         build_grader(server.url).with_question(ASKS).grade([GradedAnswer(PROMPT, str(i)) for i in range(60)], store)
     assert refused.value.field == "stage.judge.url"
-    assert len(server.asked) <= 2 * MAX_FAILURES * module.MAX_ATTEMPTS
+    assert len(server.requests) <= 2 * MAX_FAILURES * module.MAX_ATTEMPTS
 
 
 def test_errors_are_counted_and_said_loudly_where_they_are_most():

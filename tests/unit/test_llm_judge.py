@@ -307,9 +307,9 @@ def test_every_pair_is_judged_in_both_orders_and_once(server: ChatServer, store:
         (f"i{n}", order) for n in range(5) for order in ("first", "second")
     ]
     assert all((v.verdict, v.error) == (1.0, "") and v.p == pytest.approx(0.9) for v in verdicts)
-    assert len(server.asked) == 10
+    assert len(server.requests) == 10
     assert judge.compare(build_pairs(6), store)[:10] == verdicts
-    assert len(server.asked) == 12
+    assert len(server.requests) == 12
 
 
 NOT_A_NUMBER = build_chat_reply("[[A]]", ("[[", {"[[": 0.0}), ("A", {"A": math.nan, "B": -1.0}), ("]]", {"]]": 0.0}))
@@ -324,9 +324,9 @@ def test_what_is_no_verdict_is_not_kept(reply: Reply, server: ChatServer, store:
     assert [(v.verdict, v.p, bool(v.error)) for v in verdicts[2:]] == [(0.5, None, True)] * 2
     server.says = lambda _: build_chat_reply("[[A]]")
     assert [v.error for v in build_judge(server.url).compare(build_pairs(2), store)] == [""] * 4
-    assert len(server.asked) == 4 + 2, "the two that were none"
+    assert len(server.requests) == 4 + 2, "the two that were none"
     build_judge(server.url).compare(build_pairs(2), store)
-    assert len(server.asked) == 6
+    assert len(server.requests) == 6
 
 
 @pytest.mark.parametrize("token", [5, None, True, [1], {"a": 1}])
@@ -350,7 +350,7 @@ def test_a_judge_that_never_answers_ends_the_run_early(
         build_judge(server.url).compare(build_pairs(count), store)
     assert refused.value.field == "stage.judge.url"
     assert "The same command goes on" in str(refused.value)
-    assert len(server.asked) <= 2 * MAX_FAILURES * module.MAX_ATTEMPTS
+    assert len(server.requests) <= 2 * MAX_FAILURES * module.MAX_ATTEMPTS
 
 
 def test_some_failures_are_ties_and_are_said(server: ChatServer, store: AnswerStore):
@@ -377,14 +377,14 @@ def test_some_failures_are_ties_and_are_said(server: ChatServer, store: AnswerSt
     server.says = lambda _: build_chat_reply("[[A]]")
     second_verdicts = judge.compare(build_pairs(8), store)
     assert not any(v.error for v in second_verdicts)
-    assert len(server.asked) == 14 + 2 * module.MAX_ATTEMPTS + 4, "the two that failed, and the two that were prose"
+    assert len(server.requests) == 14 + 2 * module.MAX_ATTEMPTS + 4, "the two that failed, and the two that were prose"
 
 
 def test_prose_alone_is_no_reason_to_stop_but_said_loudly(server: ChatServer, store: AnswerStore):
     server.says = lambda _: build_chat_reply("Both are fine.")
     judge = build_judge(server.url)
     verdicts = judge.compare(build_pairs(20), store)
-    assert len(server.asked) == 40
+    assert len(server.requests) == 40
     [note] = judge.describe_errors(verdicts)
     assert note.endswith("; with so many, its win rates are meaningless")
 
