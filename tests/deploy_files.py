@@ -21,17 +21,17 @@ class Instruction(NamedTuple):
     """One instruction of a Dockerfile, with its lines joined."""
 
     word: str
-    rest: str
+    arguments: str
 
     @property
     def words(self) -> list[str]:
         """The arguments, if they are a JSON list. Options before it, as in a health check, are left out."""
-        return json.loads(self.rest[self.rest.index("[") :])
+        return json.loads(self.arguments[self.arguments.index("[") :])
 
     @property
     def values(self) -> dict[str, str]:
         """The NAME=VALUE pairs of an ENV instruction."""
-        return dict(pair.split("=", 1) for pair in self.rest.split())
+        return dict(pair.split("=", 1) for pair in self.arguments.split())
 
 
 def read_instructions() -> list[Instruction]:

@@ -61,24 +61,24 @@ class OnCard(Tensor):
     """A tensor of the simulated card.
 
     Attributes:
-        held: a tensor on the CPU with its values.
+        cpu_tensor: its values, as a tensor on the CPU.
     """
 
-    held: Tensor
+    cpu_tensor: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> OnCard:
+    def __new__(cls, cpu_tensor: Tensor) -> OnCard:
         tensor: Any = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
             cls,
-            held.size(),
-            strides=held.stride(),
-            storage_offset=held.storage_offset(),
-            dtype=held.dtype,
-            layout=held.layout,
+            cpu_tensor.size(),
+            strides=cpu_tensor.stride(),
+            storage_offset=cpu_tensor.storage_offset(),
+            dtype=cpu_tensor.dtype,
+            layout=cpu_tensor.layout,
             device=INSIDE,
-            requires_grad=held.requires_grad,
+            requires_grad=cpu_tensor.requires_grad,
         )
-        tensor.held = held.detach()
+        tensor.cpu_tensor = cpu_tensor.detach()
         return tensor
 
     @classmethod
@@ -104,13 +104,13 @@ class OnCard(Tensor):
     def data(self, new: Tensor) -> None:
         assert isinstance(new, OnCard), "a tensor of the card gets values of the host"
         Tensor.data.__set__(self, new)  # pyright: ignore[reportAttributeAccessIssue]
-        self.held = new.held
+        self.cpu_tensor = new.cpu_tensor
 
     def tolist(self) -> Any:
-        return self.held.tolist()
+        return self.cpu_tensor.tolist()
 
     def __repr__(self, *args: Any, **kwargs: Any) -> str:
-        return f"on the card: {self.held}"
+        return f"on the card: {self.cpu_tensor}"
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
@@ -119,18 +119,18 @@ class OnCard(Tensor):
         return self.numpy()
 
     def untyped_storage(self) -> Any:
-        return self.held.untyped_storage()
+        return self.cpu_tensor.untyped_storage()
 
     def data_ptr(self) -> int:
-        return self.held.data_ptr()
+        return self.cpu_tensor.data_ptr()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return OnCard, (self.held,)
+        return OnCard, (self.cpu_tensor,)
 
     def __deepcopy__(self, memo: Any) -> Any:
         if id(self) not in memo:
-            copied = OnCard(self.held.clone()).requires_grad_(self.requires_grad)
-            copied.__dict__.update({k: v for k, v in vars(self).items() if k != "held"})
+            copied = OnCard(self.cpu_tensor.clone()).requires_grad_(self.requires_grad)
+            copied.__dict__.update({k: v for k, v in vars(self).items() if k != "cpu_tensor"})
             memo[id(self)] = copied
         return memo[id(self)]
 
@@ -139,7 +139,7 @@ class Codes(OnCard, Params4bit):  # pyright: ignore[reportIncompatibleMethodOver
     """An NF4 weight with its quantisation state. It cannot be moved to another device."""
 
     def detach(self) -> Codes:
-        detached = Codes(self.held)
+        detached = Codes(self.cpu_tensor)
         vars(detached).update(vars(self))
         return detached
 
@@ -182,7 +182,7 @@ def compute_on_cpu(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     is_result_on_card = target.type in THERE if target is not None else bool(card_tensors)
     if func is aten._pin_memory.default:
         return args[0].clone()
-    inner, options = tree_map_only(OnCard, lambda t: t.held, (args, kwargs))
+    inner, options = tree_map_only(OnCard, lambda t: t.cpu_tensor, (args, kwargs))
     if target is not None and target.type in THERE:
         options = {**options, "device": torch.device("cpu")}
         if options.get("pin_memory"):
@@ -206,23 +206,23 @@ def restore_argument_tensors(func: Any, args: Any, kwargs: Any, out: Any) -> Any
         if name in kwargs or i < len(args)
     }
     tensors_by_id = {
-        id(v.held if isinstance(v, OnCard) else v): v for v in tree_leaves(values) if isinstance(v, Tensor)
+        id(v.cpu_tensor if isinstance(v, OnCard) else v): v for v in tree_leaves(values) if isinstance(v, Tensor)
     }
     for tensor in tensors_by_id.values():
-        has_same_shape = not isinstance(tensor, OnCard) or tensor.held.shape == tensor.shape
+        has_same_shape = not isinstance(tensor, OnCard) or tensor.cpu_tensor.shape == tensor.shape
         assert has_same_shape, f"{func} changes a shape in place, which the pretended card cannot"
     has_card_tensor = any(isinstance(v, OnCard) for v in tensors_by_id.values())
     to_argument: Callable[[Tensor], Tensor] = lambda t: tensors_by_id.get(id(t), OnCard(t) if has_card_tensor else t)  # noqa: E731
     return tree_map_only(Tensor, to_argument, out)
 
 
-def refuse_mixed(func: Any, args: Any, given: list[Tensor]) -> None:
+def refuse_mixed(func: Any, args: Any, tensors: list[Tensor]) -> None:
     """Raise MixedDevices if tensors of both devices meet, except for scalars and indices on the host."""
     allowed: list[Tensor] = []
     if func in BY_INDEX and isinstance(args[0], OnCard):
         allowed = [index for index in args[1] if isinstance(index, Tensor)]
-    host = [t for t in given if not isinstance(t, OnCard) and not any(t is each for each in allowed)]
-    first = given[0]
+    host = [t for t in tensors if not isinstance(t, OnCard) and not any(t is each for each in allowed)]
+    first = tensors[0]
     if any(t.dim() > 0 for t in host) or (host and func._schema.is_mutable and not isinstance(first, OnCard)):
         raise MixedDevices(
             f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({func})"
@@ -243,17 +243,17 @@ def move_to_card(module: Any) -> Any:
     return module
 
 
-def copy_parameter_to_card(given: Any) -> Any:
+def copy_parameter_to_card(parameter: Any) -> Any:
     """Copy a parameter to the card, with the quantisation state if it is in NF4."""
-    values = given.detach().as_subclass(Tensor)
-    is_nf4 = isinstance(given, Params4bit)
-    parameter: Any = Codes(values) if is_nf4 else torch.nn.Parameter(OnCard(values), given.requires_grad)
-    vars(parameter).update(vars(given))
-    if (state := getattr(given, "quant_state", None)) is not None:
-        parameter.quant_state = copy.copy(state)
-        parameter.quant_state.state2 = copy.copy(state.state2)
-        parameter.quant_state.to(CARD)
-    return parameter
+    values = parameter.detach().as_subclass(Tensor)
+    is_nf4 = isinstance(parameter, Params4bit)
+    copy_on_card: Any = Codes(values) if is_nf4 else torch.nn.Parameter(OnCard(values), parameter.requires_grad)
+    vars(copy_on_card).update(vars(parameter))
+    if (state := getattr(parameter, "quant_state", None)) is not None:
+        copy_on_card.quant_state = copy.copy(state)
+        copy_on_card.quant_state.state2 = copy.copy(state.state2)
+        copy_on_card.quant_state.to(CARD)
+    return copy_on_card
 
 
 def load_model_to_card(load: Any, *args: Any, device_map: Any = None, **options: Any) -> Any:

@@ -40,7 +40,7 @@ def run_contained(
     if (bwrap := shutil.which("bwrap")) is None:
         pytest.skip("bubblewrap is not installed (Debian's package `bubblewrap`)")
     python = Path(sys.executable).parent
-    (user, group) = find_instruction("USER").rest.split(":")
+    (user, group) = find_instruction("USER").arguments.split(":")
     isolated = [bwrap, "--unshare-user", "--unshare-net", "--unshare-pid", "--die-with-parent", "--uid", user]
     system = [path for path in Path("/").iterdir() if path.name not in ("proc", "dev", "sys", "tmp", "data")]
     command = [*isolated, "--gid", group, *(w for path in system for w in ("--ro-bind", str(path), str(path)))]
@@ -52,7 +52,14 @@ def run_contained(
     command += ["--remount-ro", "/", "--clearenv", *(w for pair in env.items() for w in ("--setenv", *pair))]
     if subprocess.run([*command, sys.executable, "-c", ""], capture_output=True).returncode:
         pytest.skip("this machine lets no user make namespaces")
-    command += ["--chdir", find_instruction("WORKDIR").rest, sys.executable, CONTAINED, json.dumps(request), str(ROOT)]
+    command += [
+        "--chdir",
+        find_instruction("WORKDIR").arguments,
+        sys.executable,
+        CONTAINED,
+        json.dumps(request),
+        str(ROOT),
+    ]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
@@ -62,13 +69,13 @@ def make_mounts(folder: Path, *names: str) -> dict[str, tuple[Path, bool]]:
     """Make writable folders, and return them by the paths of their mounts."""
     for name in names:
         (folder / name).mkdir()
-    return {f"{find_instruction('WORKDIR').rest}/{name}": (folder / name, True) for name in names}
+    return {f"{find_instruction('WORKDIR').arguments}/{name}": (folder / name, True) for name in names}
 
 
 def check_served(report: Mapping[str, Any], exports: Path, runs: Path, name: str) -> None:
     """Check that a server ran well and left the right files in the folder of runs."""
     assert all(report["healthy"]), report["printed"]
-    assert (report["user"], report["writable"]) == (int(find_instruction("USER").rest.split(":")[0]), [])
+    assert (report["user"], report["writable"]) == (int(find_instruction("USER").arguments.split(":")[0]), [])
     assert (report["without a key"], report["models"]) == (401, ["pocket", "support", "legal"])
     assert report["ended"].endswith("data: [DONE]\n\n")  # the stream could finish
     assert '"finish_reason":"length"' in report["ended"]

@@ -261,7 +261,7 @@ def test_aborted_before_its_turn_and_while_it_runs(make: Callable[..., ServingEn
     if isinstance(serving_engine, OneAtATime):  # it answers in one step, so that the listener has to abort
         pending[0][1].__class__ = AbortsAfterThree
         pending[0][1].engine = serving_engine
-        pending[0][1].mine = pending[0][0]
+        pending[0][1].own_completion = pending[0][0]
         serving_engine.abort(pending[1][0])
         serving_engine.step()
     else:
@@ -300,12 +300,12 @@ def test_a_prompt_has_begun_once_it_is_read_and_not_while_it_waits():
 
 class AbortsAfterThree(OutputRecorder):
     engine: Any
-    mine: Any
+    own_completion: Any
 
     def __call__(self, output: Any) -> None:
         super().__call__(output)
         if len(self.ids) == 3:
-            self.engine.abort(self.mine)
+            self.engine.abort(self.own_completion)
 
 
 # Tests of the batch.

@@ -55,9 +55,9 @@ def test_the_dockerfile_passes_hadolint(tmp_path: Path) -> None:
 
 def test_everything_that_is_copied_is_there_and_is_sent() -> None:
     copied = [
-        instruction.rest.split()[:-1]
+        instruction.arguments.split()[:-1]
         for instruction in read_instructions()
-        if instruction.word == "COPY" and "--from" not in instruction.rest
+        if instruction.word == "COPY" and "--from" not in instruction.arguments
     ]
     sources = {source for sources in copied for source in sources}
     assert {"align", "annotate", "reward", "pyproject.toml"} < sources
@@ -72,27 +72,27 @@ def test_torch_and_python_are_of_the_ranges_of_the_package() -> None:
     (torch,) = (dependency for dependency in PROJECT["dependencies"] if dependency.startswith("torch>"))
     assert f'pip install "{torch}"' in DOCKERFILE.read_text()
     (python,) = (
-        instruction.rest.removeprefix("PYTHON=")
+        instruction.arguments.removeprefix("PYTHON=")
         for instruction in read_instructions()
-        if instruction.rest.startswith("PYTHON=")
+        if instruction.arguments.startswith("PYTHON=")
     )
     least, most = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", PROJECT["requires-python"]).groups()  # type: ignore[union-attr]
     assert int(least) <= int(python.removeprefix("3.")) < int(most)
-    assert {instruction.rest.split()[0] for instruction in read_instructions() if instruction.word == "FROM"} == {
+    assert {instruction.arguments.split()[0] for instruction in read_instructions() if instruction.word == "FROM"} == {
         "python:${PYTHON}-slim"
     }
 
 
 def test_the_last_stage_has_no_tools_no_root_and_writes_only_its_volumes() -> None:
-    user, group = find_instruction("USER").rest.split(":")
+    user, group = find_instruction("USER").arguments.split(":")
     assert int(user) == int(group) > 0
     assert [
-        instruction.rest
+        instruction.arguments
         for instruction in read_last_stage()
-        if instruction.word == "RUN" and BUILDING.search(instruction.rest)
+        if instruction.word == "RUN" and BUILDING.search(instruction.arguments)
     ] == []
     volumes = find_instruction("VOLUME").words
-    assert all(volume.startswith(f"{find_instruction('WORKDIR').rest}/") for volume in volumes)
+    assert all(volume.startswith(f"{find_instruction('WORKDIR').arguments}/") for volume in volumes)
     assert read_image_environment()["HOME"] in volumes  # where the hub's models are kept
 
 
@@ -137,8 +137,8 @@ def test_a_server_may_drain_before_it_is_killed() -> None:
 def test_ports_are_those_of_the_server() -> None:
     port = str(ServeConfig.port)
     services = read_compose_file()["services"]
-    assert find_instruction("EXPOSE").rest == port
-    assert f":{port}/ready" in find_instruction("HEALTHCHECK").rest
+    assert find_instruction("EXPOSE").arguments == port
+    assert f":{port}/ready" in find_instruction("HEALTHCHECK").arguments
     assert services["proxy"]["command"].endswith(f"server:{port}")
     assert "ports" not in services["server"]  # the server trusts the client address that a proxy sends
     (container_port,) = get_server(find_stateful_set())["ports"]
@@ -157,7 +157,7 @@ def test_ports_are_those_of_the_server() -> None:
 
 
 def test_containers_run_as_the_images_user_on_a_file_system_that_they_cannot_write() -> None:
-    user = int(find_instruction("USER").rest.split(":")[0])
+    user = int(find_instruction("USER").arguments.split(":")[0])
     pod = find_stateful_set()["spec"]["template"]["spec"]
     assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsNonRoot"]) == (user, True)
     assert pod["securityContext"]["fsGroup"] == user

@@ -40,11 +40,11 @@ class Garbage(BaseHTTPRequestHandler):
     body: bytes = b""
     forever = False
     status = 200
-    heard: ClassVar[list[str | None]] = []
+    authorizations: ClassVar[list[str | None]] = []
 
     def answer(self) -> None:
         self.rfile.read(int(self.headers.get("content-length", 0)))  # unread, closing the connection would reset it
-        self.heard.append(self.headers.get("authorization"))
+        self.authorizations.append(self.headers.get("authorization"))
         self.send_response(self.status)
         self.send_header("content-type", "application/json")
         self.end_headers()
@@ -155,7 +155,7 @@ def test_a_key_goes_to_urls_alone(client: VllmClient, tmp_path: Path, monkeypatc
     assert VllmClient(url).base_name() == "x"  # the fixture's was made before there was a key
     sampler = build_sampler(url)
     asyncio.run(sampler._ask({0: {"prompt": [1], "max_tokens": 1}}))
-    assert Garbage.heard == ["Bearer k3y-of-the-servers"] * 2
+    assert Garbage.authorizations == ["Bearer k3y-of-the-servers"] * 2
     assert "authorization" not in build_request_headers(tmp_path / "socket")
     monkeypatch.delenv(KEY)
     assert "authorization" not in build_request_headers(url)

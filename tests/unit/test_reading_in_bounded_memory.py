@@ -66,13 +66,13 @@ def test_a_large_file_is_read_in_memory_that_does_not_grow(tmp_path: Path, name:
     if plain in COLUMNS:
         schema = pa.schema({"prompt": pa.string(), "completion": pa.string()})
         batches = [pa.RecordBatch.from_pylist(block, schema) for block in blocks]
-        whole = pa.Table.from_batches(batches * (count // 1000 // len(batches)))
+        table = pa.Table.from_batches(batches * (count // 1000 // len(batches)))
         if plain == "d.parquet":
-            pq.write_table(whole, path, row_group_size=count, compression="none")
+            pq.write_table(table, path, row_group_size=count, compression="none")
         else:
             new = pyarrow.ipc.new_file if plain == "file.arrow" else pyarrow.ipc.new_stream
             with new(path, schema) as writer:
-                writer.write_table(whole)
+                writer.write_table(table)
     else:
         blobs = [WRITERS[plain](block) for block in blocks]
         with path.open("wb") as file:
@@ -88,8 +88,10 @@ def test_a_large_file_is_read_in_memory_that_does_not_grow(tmp_path: Path, name:
                 file.write(blob)
     assert path.stat().st_size > 165 * 2**20
     if packed in (".gz", ".zst"):
-        whole = str(tmp_path / name)
-        packing = gzip.GzipFile(whole, "wb", 1) if packed == ".gz" else pa.CompressedOutputStream(whole, "zstd")
+        packed_path = str(tmp_path / name)
+        packing = (
+            gzip.GzipFile(packed_path, "wb", 1) if packed == ".gz" else pa.CompressedOutputStream(packed_path, "zstd")
+        )
         with path.open("rb") as file, packing as out:
             shutil.copyfileobj(file, out, 2**20)
     small = write_row_file(tmp_path / "..", plain, [{"prompt": "a", "completion": "b"}])
