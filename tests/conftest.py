@@ -14,10 +14,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from chat_templates import TOOL_TEMPLATE
 from isolation import user_converters
-from made_once import MadeOnce
 from postgres import create_schema, find_postgres_programs, run_postgres
-from templates import TOOL_TEMPLATE
+from shared_folders import MadeOnce
 
 # An assistant turn is `<|assistant|>ANSWER<eos>`; the generation markers enclose the tokens with loss.
 CHAT_TEMPLATE = (

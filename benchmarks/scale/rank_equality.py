@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "e2e")]
 
 import torch  # noqa: E402
 from processes import Forks, run_fork_server  # noqa: E402  # pyright: ignore[reportMissingImports]
-from ranked import started  # noqa: E402  # pyright: ignore[reportMissingImports]
+from rank_processes import start_ranks  # noqa: E402  # pyright: ignore[reportMissingImports]
 from safetensors.torch import load_file  # noqa: E402
 
 from align.track import read_rows  # noqa: E402
@@ -76,7 +76,7 @@ def write_data(folder: Path) -> None:
 
 
 def run_to_end(forks: Forks, folder: Path, arguments: Sequence[str], world: int) -> None:
-    for child in started(forks, folder, *arguments, world=world):
+    for child in start_ranks(forks, folder, *arguments, world=world):
         result = child.wait()
         if result.status:
             raise SystemExit(f"{' '.join(arguments)} on {world}: {result}")
@@ -86,7 +86,7 @@ def run_and_kill(
     forks: Forks, folder: Path, arguments: Sequence[str], metrics: Path, step: int, wait_s: float, rank: int
 ) -> str:
     """Kill one of two ranks some seconds after a step's row is in the metrics. Returns how the other rank ended."""
-    children = started(forks, folder, *arguments, world=2)
+    children = start_ranks(forks, folder, *arguments, world=2)
     while not metrics.exists() or len(read_rows(metrics)) < step:
         if children[0].poll() is not None:
             raise SystemExit(f"ended before it was killed: {children[0].wait()}")

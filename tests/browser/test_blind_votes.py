@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blind import NAMES, PASSWORD, open_vote_store, serve_annotation_app, write_blind_evaluation
+from blind_voting import NAMES, PASSWORD, open_vote_store, serve_annotation_app, write_blind_evaluation
 from free_ports import pick_free_port
 from json_lines import write_rows
 

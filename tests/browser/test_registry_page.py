@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from free_ports import pick_free_port
-from portfolio import compute_artifact_digest, write_run_folder, write_two_policies
+from synthetic_runs import compute_artifact_digest, write_run_folder, write_two_policies
 
 from align.__main__ import main
 from align.core.chain import ChainHead

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from pages import PAGES, ROOT, read_blocks
+from code_blocks import PAGES, ROOT, read_blocks
 
 from align.__main__ import compose_config, find_stages, main
 from align.cli.batch import split_line

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from benches import RuleEvaluations
-from data_of_votes import build_data_command, open_filled_store
-from made_once import MadeOnce
 from processes import Forks, run_fork_server
 from serving import Server, run_serve_stage, write_adapters
-from workshop import Ready
+from shared_folders import MadeOnce
+from stage_commands import Ready
+from suite_evaluations import RuleEvaluations
+from vote_data import build_data_command, open_filled_store
 
 from align.__main__ import main
 from align.annotate.store import Store
@@ -98,7 +98,7 @@ def adapter_server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture
 def vote_store(store_url: str) -> Iterator[Store]:
-    """A store with the votes of `data_of_votes`."""
+    """A store with the votes of `vote_data`."""
     with open_filled_store(store_url) as store:
         yield store
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from json_lines import write_rows
-from workshop import Workshop
+from stage_commands import Workshop
 
 WORDS = [
     "lamp",

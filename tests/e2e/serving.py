@@ -16,10 +16,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from chat_templates import TOOL_TEMPLATE
 from free_ports import pick_free_port
 from peft import LoraConfig, get_peft_model
 from processes import Child, Forks
-from templates import TOOL_TEMPLATE
 from waiting import SOON_S
 
 from align.data.chat.tools import encode_tool_prompt

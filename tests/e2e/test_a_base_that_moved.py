@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from workshop import SFT, Workshop
+from stage_commands import SFT, Workshop
 
 from align.run import read_manifest
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from secrets import token_hex
 
 import pytest
+from stage_commands import EVERY_RUN, Workshop, list_file_names
 from starlette.testclient import TestClient
-from workshop import EVERY_RUN, Workshop, list_file_names
 
 from align.annotate.accounts import Accounts
 from align.annotate.store import Store

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from refusing import CHATS, build_reading_commands
-from workshop import Ready, Workshop
+from bad_values import CHATS, build_reading_commands
+from stage_commands import Ready, Workshop
 
 LONGEST_S = 3
 """Processor seconds for an answer. It takes about 0.6, and 8 with the imports of a stage that computes."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from refusing import CONTENTS, VALUES, assert_refused
-from workshop import Ready, Workshop
+from bad_values import CONTENTS, VALUES, assert_refused
+from stage_commands import Ready, Workshop
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message

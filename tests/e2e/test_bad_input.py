@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from refusing import assert_refused, build_reading_commands
-from workshop import Ready, Workshop
+from bad_values import assert_refused, build_reading_commands
+from stage_commands import Ready, Workshop
 
 from align.run import read_manifest
 

@@ -13,7 +13,7 @@ import pytest
 from battery import CASES, Case
 from battery_of_rows import CASES as ROWS
 from battery_of_servers import CASES as SERVERS
-from workshop import Ready, Workshop
+from stage_commands import Ready, Workshop
 
 MESSAGE = re.compile(r"align: [^=\n]+=[^\n]*: [^\n]+\. [^\n]+")
 """FIELD=VALUE: problem. Remedy."""

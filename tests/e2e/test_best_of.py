@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from processes import Forks
-from ranked import run_on_ranks
-from workshop import SFT, Workshop
+from rank_processes import run_on_ranks
+from stage_commands import SFT, Workshop
 
 from align.data.read.records import read_preferences
 from align.models import load

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from workshop import Workshop
+from stage_commands import Workshop
 
 from align.run import read_manifest
 

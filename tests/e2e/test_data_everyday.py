@@ -9,10 +9,10 @@ from pathlib import Path
 
 import datasets
 import pytest
-from data_of_votes import build_data_command, build_forget_command, read_artifact_pairs
 from data_sets import build_data_set, build_question_row, build_support_rows, draw_sentence
 from json_lines import write_rows
-from workshop import Workshop
+from stage_commands import Workshop
+from vote_data import build_data_command, build_forget_command, read_artifact_pairs
 
 from align.annotate.store import Store
 from align.run.folder import lock_folder

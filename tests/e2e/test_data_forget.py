@@ -12,7 +12,10 @@ from pathlib import Path
 import datasets
 import pyarrow.parquet as pq
 import pytest
-from data_of_votes import (
+from data_sets import build_data_set, build_question_row, draw_sentence
+from json_lines import write_rows
+from stage_commands import Workshop, run_in_fork
+from vote_data import (
     SECRET,
     build_forget_command,
     compute_merkle_leaves,
@@ -21,9 +24,6 @@ from data_of_votes import (
     find_secret_ids,
     read_artifact_pairs,
 )
-from data_sets import build_data_set, build_question_row, draw_sentence
-from json_lines import write_rows
-from workshop import Workshop, run_in_fork
 
 from align.annotate.store import Candidate, Store
 from align.core.errors import CorruptFile

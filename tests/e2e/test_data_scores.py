@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_sets import build_data_set, build_question_row, build_sources_command, write_three_sources
 from json_lines import write_rows
-from workshop import Ready, Workshop, run_in_fork
+from stage_commands import Ready, Workshop, run_in_fork
 
 from align.data.sets import score_cuts as scoring
 from align.report.data_set_page import iter_losses

@@ -14,10 +14,10 @@ from typing import Any
 
 import datasets
 import pytest
-from data_of_votes import compute_merkle_leaves, compute_merkle_root, read_artifact_pairs
 from data_sets import build_data_set, build_sources_command, write_three_sources
 from json_lines import write_rows
-from workshop import Workshop, run_in_fork
+from stage_commands import Workshop, run_in_fork
+from vote_data import compute_merkle_leaves, compute_merkle_root, read_artifact_pairs
 
 from align.data.sets import gather, published
 from align.data.sets.published import load_data_set

@@ -9,7 +9,10 @@ import json
 from pathlib import Path
 
 import pytest
-from data_of_votes import (
+from data_sets import build_data_set
+from json_lines import write_rows
+from stage_commands import Workshop
+from vote_data import (
     SECRET,
     build_forget_command,
     dump_database,
@@ -17,9 +20,6 @@ from data_of_votes import (
     find_files_with,
     read_artifact_pairs,
 )
-from data_sets import build_data_set
-from json_lines import write_rows
-from workshop import Workshop
 
 from align.annotate.store import Candidate, Judgement, Store
 from align.core.errors import InputError

@@ -17,7 +17,7 @@ from serving import write_adapters
 
 from align.run import read_json
 
-CONTAINED = str(Path(__file__).with_name("contained.py"))
+CONTAINER_SCRIPT = str(Path(__file__).with_name("container_script.py"))
 ALIGN = find_instruction("ENTRYPOINT").words
 KEY = [*ALIGN, "stage=serve", "stage.action=key", "stage.keys=keys/keys.json", "stage.tenant=acme"]
 
@@ -30,12 +30,12 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_contained(
     mounts: Mapping[str, tuple[Path, bool]], variables: Mapping[str, str], request: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Run `contained.py` as the image's user in its working folder, and return its report.
+    """Run `container_script.py` as the image's user in its working folder, and return its report.
 
     Args:
         mounts: a folder for each path, and whether it is writable; other paths are empty and in memory.
         variables: added to those of the image.
-        request: the commands, checks and key that `contained.py` reads.
+        request: the commands, checks and key that `container_script.py` reads.
     """
     if (bwrap := shutil.which("bwrap")) is None:
         pytest.skip("bubblewrap is not installed (Debian's package `bubblewrap`)")
@@ -56,7 +56,7 @@ def run_contained(
         "--chdir",
         find_instruction("WORKDIR").arguments,
         sys.executable,
-        CONTAINED,
+        CONTAINER_SCRIPT,
         json.dumps(request),
         str(ROOT),
     ]

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from code_blocks import NEEDS, PAGES, ROOT, Block, read_blocks
 from free_ports import pick_free_port
-from pages import NEEDS, PAGES, ROOT, Block, read_blocks
 
 from align.__main__ import main
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from workshop import Ready
+from stage_commands import Ready
 
 from align.__main__ import main
 from align.core.types import Rollout

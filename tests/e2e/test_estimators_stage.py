@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_commands import Ready
 from test_resume import copy_runs, die_while_writing, start_fork
-from workshop import Ready
 
 from align.__main__ import main
 from align.run import file_digest, read_manifest

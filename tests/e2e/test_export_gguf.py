@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from gguf_tools import make_model
-from workshop import SFT, Workshop
+from stage_commands import SFT, Workshop
 
 from align.run import file_digest, read_manifest
 from align.run.receipt import RECEIPT

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from signing_keys import KeyPair, write_key_pair
-from workshop import SFT, Workshop
+from stage_commands import SFT, Workshop
 
 from align.run import file_digest, read_manifest
 from align.run.signing import SIGNATURE

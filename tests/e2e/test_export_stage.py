@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from workshop import EVERY_RUN, SFT, Workshop, list_file_names
+from stage_commands import EVERY_RUN, SFT, Workshop, list_file_names
 
 from align.export.converters import HF, LORA
 from align.models import load

@@ -12,9 +12,9 @@ import pytest
 import torch
 from gguf_tools import make_model
 from safetensors.torch import load_file, save_file
+from stage_commands import SFT, Workshop
 from test_own_model import pairs
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from workshop import SFT, Workshop
 
 from align.export.reward import encode_as_trained, make_test_conversations
 from align.models.adapters import WEIGHTS_FILE, attach

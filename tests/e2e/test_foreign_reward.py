@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from peft import PeftModel
+from stage_commands import Ready
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from workshop import Ready
 
 from align.__main__ import main
 from align.core.errors import InputError

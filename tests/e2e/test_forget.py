@@ -15,12 +15,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from data_of_votes import SECRET, build_data_command, find_secret_ids, open_filled_store, read_artifact_pairs
 from data_sets import build_data_set
 from json_lines import write_rows
-from portfolio import build_run_input, find_record, query_records, write_run_folder
 from sqlalchemy import select
-from workshop import Workshop
+from stage_commands import Workshop
+from synthetic_runs import build_run_input, find_record, query_records, write_run_folder
+from vote_data import SECRET, build_data_command, find_secret_ids, open_filled_store, read_artifact_pairs
 
 from align.__main__ import main
 from align.annotate.store import Candidate, Store

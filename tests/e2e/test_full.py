@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from stage_commands import Ready
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
-from workshop import Ready
 
 from align.__main__ import main
 from align.ppo import loop

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workshop import Ready, Workshop
+from stage_commands import Ready, Workshop
 
 from align.run import read_manifest
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import Evaluations, read_artifact_rows
-from workshop import Ready
+from stage_commands import Ready
+from suite_evaluations import Evaluations, read_artifact_rows
 
 from align.registry.gates import decide_verdict
 from align.run import file_digest, read_manifest

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blind import (
+from blind_voting import (
     NAMES,
     BlindEvaluations,
     open_vote_store,
@@ -23,8 +23,8 @@ from blind import (
 )
 from json_lines import write_rows
 from processes import Forks
+from stage_commands import Ready
 from starlette.testclient import TestClient
-from workshop import Ready
 
 from align.annotate.store import Judgement, ProjectSettings, Store
 from align.annotate.store.projects import read_settings

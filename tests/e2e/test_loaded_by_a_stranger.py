@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stage_commands import SFT, Workshop
 from test_own_model import pairs
 from torch import Tensor
-from workshop import SFT, Workshop
 
 from align.data.chat.fixed_prompts import encode_fixed_prompts
 from align.export.reward import encode_as_trained, make_test_conversations
@@ -94,7 +94,7 @@ def run_stranger(jobs: Sequence[dict[str, Any]], folder: Path, hub: Path) -> lis
         job["out"] = str(folder / f"{i}.npz")
     (folder / "jobs.json").write_text(json.dumps(jobs))
     env = {**os.environ, "HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    script = [sys.executable, "-I", str(Path(__file__).with_name("stranger.py")), str(folder / "jobs.json")]
+    script = [sys.executable, "-I", str(Path(__file__).with_name("load_without_align.py")), str(folder / "jobs.json")]
     process = subprocess.run(script, env=env, capture_output=True, text=True, timeout=900, cwd=folder)
     assert process.returncode == 0, process.stderr[-3000:]
     outputs = []

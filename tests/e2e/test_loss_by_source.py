@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from data_sets import build_question_row, draw_sentence
 from json_lines import write_rows
-from workshop import Workshop
+from stage_commands import Workshop
 
 from align.run import read_manifest
 

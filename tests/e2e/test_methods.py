@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from workshop import PPO, SFT, Workshop
+from stage_commands import PPO, SFT, Workshop
 
 from align.models.adapters import read_tensors
 from align.run import read_manifest

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workshop import Workshop
+from stage_commands import Workshop
 
 from align.run import read_manifest
 from align.track import Tracker, read_rows

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from workshop import Ready
+from stage_commands import Ready
 
 from align.__main__ import main
 from align.core.errors import MissingArtifact

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from workshop import Workshop
+from stage_commands import Workshop
 
 from align.core.redaction import MASK, SECRET_KEY, mask_secrets, mask_tree, redact
 

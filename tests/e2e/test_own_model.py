@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from templates import FAMILIES, make_tokenizer
+from chat_templates import FAMILIES, make_tokenizer
 
 from align.__main__ import main
 from align.run import read_manifest

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workshop import PPO, SFT, Workshop
+from stage_commands import PPO, SFT, Workshop
 
 from align.models import architectures, forward, load
 from align.run import read_manifest

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workshop import Ready
+from stage_commands import Ready
 
 from align.__main__ import main
 from align.track import read_rows

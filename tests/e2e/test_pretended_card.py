@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretended_card import CARD, MixedDevices, OnCard, simulate_card
+from simulated_gpu import CARD, MixedDevices, OnCard, simulate_card
 
 from align.__main__ import main
 from align.models import forward, roles

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from workshop import SFT, Workshop
+from stage_commands import SFT, Workshop
 
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.priority import compute_uncertainty

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from portfolio import find_record, query_refs
-from workshop import Ready, Workshop
+from stage_commands import Ready, Workshop
+from synthetic_runs import find_record, query_refs
 
 from align.registry.index import INDEX
 from align.run import read_manifest

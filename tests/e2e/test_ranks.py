@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from processes import Forks
-from ranked import build_rank_environments, run_on_ranks, start_ranks
+from rank_processes import build_rank_environments, run_on_ranks, start_ranks
+from stage_commands import Ready
 from waiting import becomes_true
-from workshop import Ready
 
 from align.run import read_manifest
 from align.track import read_rows

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from processes import Forks
-from ranked import build_rank_environments
+from rank_processes import build_rank_environments
 from tiny_roles import CPU, World, build_ragged_rollout, make_world
 from torch.testing import assert_close
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from processes import Forks
-from ranked import NO_CODE, start_ranks
+from rank_processes import NO_CODE, start_ranks
 from safetensors.torch import load_file
-from workshop import Ready
+from stage_commands import Ready
 
 from align.annotate.store import Store
 from align.annotate.store.tables import work

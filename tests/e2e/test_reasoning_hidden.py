@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from workshop import Workshop
+from stage_commands import Workshop
 
 from align.annotate.store import Store
 from align.run import read_manifest

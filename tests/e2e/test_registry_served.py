@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from free_ports import pick_free_port
-from portfolio import write_two_policies
 from processes import Forks
+from stage_commands import Workshop
 from starlette.testclient import TestClient
+from synthetic_runs import write_two_policies
 from waiting import becomes_true
-from workshop import Workshop
 
 SERVE = ("stage=registry", "stage.action=serve")
 

@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from portfolio import write_run_folder, write_two_policies
-from workshop import Ready, Workshop
+from stage_commands import Ready, Workshop
+from synthetic_runs import write_run_folder, write_two_policies
 
 from align.annotate.store import Store
 from align.registry.comparison import get_figure_value

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from refusing import CHATS
-from workshop import Ready, Workshop
+from bad_values import CHATS
+from stage_commands import Ready, Workshop
 
 from align.registry.index import INDEX
 from align.registry.replay import STREAMS, Difference, find_first_difference

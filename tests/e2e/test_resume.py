@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from workshop import Ready
+from stage_commands import Ready
 
 from align.__main__ import main
 from align.run import Run, file_digest, read_manifest

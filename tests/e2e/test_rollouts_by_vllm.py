@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from file_search import read_all_text
 from free_ports import pick_free_port
 from processes import Forks
-from ranked import run_on_ranks
-from searched import read_all_text
+from rank_processes import run_on_ranks
+from stage_commands import Ready
 from vllm_stand_in import stand_in_python
-from workshop import Ready
 
 from align.__main__ import main
 from align.rollout.vllm_server import ENVIRONMENT, build_serve_arguments

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from file_search import read_all_text
 from free_ports import pick_free_port
 from omegaconf import OmegaConf
 from postgres import create_schema
 from processes import Forks
-from searched import read_all_text
 from sqlalchemy import create_engine
+from stage_commands import Workshop
 from waiting import becomes_true
-from workshop import Workshop
 
 from align.__main__ import STAGES, main
 from align.config.compose import build_config, compose_tree

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from portfolio import find_record, write_run_folder
 from processes import Forks
 from serving import Server, run_serve_stage, write_adapters
+from synthetic_runs import find_record, write_run_folder
 from waiting import becomes_true
 
 from align.__main__ import main

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from workshop import Ready, Workshop
+from stage_commands import Ready, Workshop
 
 from align.config.compose import build_config, compose_tree
 from align.config.root import to_plain_dict

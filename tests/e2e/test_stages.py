@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, list_file_names
+from stage_commands import EVERY_RUN, PPO, SFT, STREAMS, Workshop, list_file_names
 
 from align.config.schemas import all_schemas
 from align.core.types import Conversation

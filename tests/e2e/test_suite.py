@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import ROWS, SYSTEMS, RuleEvaluations, read_artifact_rows, read_results
 from processes import Forks
-from ranked import run_on_ranks
+from rank_processes import run_on_ranks
+from suite_evaluations import ROWS, SYSTEMS, RuleEvaluations, read_artifact_rows, read_results
 
 from align.__main__ import main
 from align.registry.gates import decide_verdict

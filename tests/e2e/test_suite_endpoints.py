@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import Evaluations, count_cached_answers, read_artifact_rows, read_results
 from chat_server import Reply, build_chat_reply, build_error_reply, run_chat_server
+from file_search import read_all_text
 from processes import Forks
-from ranked import run_on_ranks
-from searched import read_all_text
+from rank_processes import run_on_ranks
 from serving import run_serve_stage, write_adapters
+from suite_evaluations import Evaluations, count_cached_answers, read_artifact_rows, read_results
 from waiting import becomes_true
 
 from align.__main__ import main

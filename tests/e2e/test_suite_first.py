@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from benches import RuleEvaluations, read_results
+from suite_evaluations import RuleEvaluations, read_results
 
 from align.__main__ import main
 from align.run import read_manifest

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import RuleEvaluations, read_artifact_rows, read_results
+from code_blocks import ROOT, read_blocks
 from lm_eval_folder import write_task_folder
-from pages import ROOT, read_blocks
+from suite_evaluations import RuleEvaluations, read_artifact_rows, read_results
 
 from align.__main__ import main
 from align.run import read_manifest

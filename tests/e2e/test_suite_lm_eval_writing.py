@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import RuleEvaluations, read_artifact_rows, read_results
 from lm_eval_folder import write_task_folder
+from suite_evaluations import RuleEvaluations, read_artifact_rows, read_results
 
 from align.__main__ import main
 from align.models.base import find_pocket_folder

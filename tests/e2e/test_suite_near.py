@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from benches import RuleEvaluations, read_artifact_rows, read_results
+from suite_evaluations import RuleEvaluations, read_artifact_rows, read_results
 
 from align.data import training_overlap
 from align.run import read_manifest

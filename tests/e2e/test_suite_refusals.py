@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import Evaluations, read_artifact_rows, read_results
 from chat_server import ChatServer, Reply, build_chat_reply, build_error_reply, run_chat_server
-from workshop import Ready
+from stage_commands import Ready
+from suite_evaluations import Evaluations, read_artifact_rows, read_results
 
 from align.evals.judges.llm_judge import REFUSES
 from align.run import read_manifest

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from benches import RuleEvaluations, read_artifact_rows, read_results
+from suite_evaluations import RuleEvaluations, read_artifact_rows, read_results
 
 from align.run import read_manifest
 

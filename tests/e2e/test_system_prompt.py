@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from workshop import Ready, Workshop
+from stage_commands import Ready, Workshop
 
 from align.annotate.store import Store
 from align.config.compose import build_config, compose_tree

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from stage_commands import SFT, Workshop
 from transformers import AutoTokenizer
-from workshop import SFT, Workshop
 
 from align.run import read_manifest
 

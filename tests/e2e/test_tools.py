@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from datasets import load_dataset
+from stage_commands import Workshop
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
-from workshop import Workshop
 
 from align.core.types import Conversation
 from align.data.chat.encode import encode_conversation, encode_prompt

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from workshop import PPO, Workshop
+from stage_commands import PPO, Workshop
 
 from align.config.root import Config, to_plain_dict
 from align.models.adapters import read_tensors

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_commands import PPO, SFT, Workshop
 from test_own_model import pairs
 from transformers import AutoConfig, GenerationConfig
-from workshop import PPO, SFT, Workshop
 
 pytestmark = pytest.mark.usefixtures("no_network")
 SMALL = ("stage.max_steps=2", "stage.eval_size=2")

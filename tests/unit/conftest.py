@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from annotation_store import add_question
+from annotator_accounts import Time
 from argon2 import PasswordHasher
-from people import Time
 
 from align.annotate.accounts import Accounts
 from align.annotate.store import Store

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from annotation_store import add_question
+from annotator_accounts import GOOD, accept_invitation
 from assignment_queues import cast_vote
-from people import GOOD, accept_invitation
 from sqlalchemy import select, text
 
 from align.annotate.accounts import INVITATION_S, SESSION_S, Accounts, Person

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from many_adapters import FAMILIES, PLAIN_LORA, save_random_adapter, save_random_adapters
 from safetensors.torch import load_file, save_file
+from serving_engines import FAMILIES, PLAIN_LORA, save_random_adapter, save_random_adapters
 from torch import Tensor
 from torch.testing import assert_close
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from many_adapters import draw_prompt, run_requests
+from serving_engines import draw_prompt, run_requests
 from tiny_roles import FP32, PAD, PROMPTS, STOPS, World, add_noise
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel

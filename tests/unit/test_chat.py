@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from templates import FAMILIES, MARKED, MISTRAL, PLAIN, QWEN3, decode_trained_spans, make_tokenizer
+from chat_templates import FAMILIES, MARKED, MISTRAL, PLAIN, QWEN3, decode_trained_spans, make_tokenizer
 
 from align.config.groups import RolloutConfig
 from align.core.errors import InputError

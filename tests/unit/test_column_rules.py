@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from record_reads import read_records
+from row_formats import WRITERS, write_row_file
 from test_read_records import SHAPES
-from written import WRITERS, write_row_file
 
 from align.config.compose import build_config, compose_tree
 from align.core.errors import InputError

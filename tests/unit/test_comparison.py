@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from portfolio import build_interval, query_records, write_run_folder
+from synthetic_runs import build_interval, query_records, write_run_folder
 
 from align.core.errors import InputError, MissingArtifact
 from align.registry.comparison import Comparison, as_csv, as_lines, as_objects, compare, is_better_low, list_sweep_runs

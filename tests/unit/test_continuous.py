@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from many_adapters import (
+from serving_engines import (
     FAMILIES,
     OutputRecorder,
     add_request,

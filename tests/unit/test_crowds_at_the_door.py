@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from annotator_accounts import GOOD, accept_invitation
 from argon2 import PasswordHasher
-from people import GOOD, accept_invitation
 from waiting import becomes_true
 
 from align.annotate.accounts import FREE_ATTEMPTS, FREE_ATTEMPTS_IN_ALL, Accounts

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from many_adapters import FAMILIES, OutputRecorder, build_base_model, build_sampling_params, draw_prompt
-from pretended_card import CARD, OnCard, move_to_card, simulate_card
+from serving_engines import FAMILIES, OutputRecorder, build_base_model, build_sampling_params, draw_prompt
+from simulated_gpu import CARD, OnCard, move_to_card, simulate_card
 from torch import Tensor
 
 from align.core.types import Rollout

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from portfolio import BASE, build_interval, write_run_folder
+from synthetic_runs import BASE, build_interval, write_run_folder
 
 from align.core.errors import CorruptFile, InputError
 from align.data.trained_ids import SCHEMA

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_sources import write
+from json_lines import write_rows
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
@@ -41,7 +41,7 @@ def build_share_gpt_row(*turns: tuple[str, str], **fields: Any) -> dict[str, Any
     ],
 )
 def test_the_shapes_of_others_are_conversations(tmp_path: Path, row: dict[str, Any], expected: tuple[Message, ...]):
-    (document,) = read_documents(write(tmp_path / "d.jsonl", row))
+    (document,) = read_documents(write_rows(tmp_path / "d.jsonl", [row]))
     assert isinstance(document, Conversation)
     assert document.messages == expected
 
@@ -49,7 +49,7 @@ def test_the_shapes_of_others_are_conversations(tmp_path: Path, row: dict[str, A
 def test_share_gpts_turns_keep_what_they_say_beside_their_text(tmp_path: Path):
     answer = {"from": "gpt", "value": "b", "reasoning_content": "Hm.", "train": False}
     (document,) = read_documents(
-        write(tmp_path / "d.jsonl", {"conversations": [{"from": "human", "value": "a"}, answer]})
+        write_rows(tmp_path / "d.jsonl", [{"conversations": [{"from": "human", "value": "a"}, answer]}])
     )
     assert isinstance(document, Conversation)
     assert document.messages[1] == Message("assistant", "<think>\nHm.\n</think>\n\nb", trained=False)
@@ -60,7 +60,7 @@ def test_an_answer_that_is_not_trained_on_may_say_nothing(tmp_path: Path):
         silent = {"role": "assistant", "train": False, **empty}
         question = {"role": "user", "content": "a"}
         row = {"messages": [question, silent, question, {"role": "assistant", "content": "b"}]}
-        (document,) = read_documents(write(tmp_path / "d.jsonl", row))
+        (document,) = read_documents(write_rows(tmp_path / "d.jsonl", [row]))
         assert isinstance(document, Conversation)
         assert document.messages[1] == Message("assistant", "", trained=False)
 
@@ -73,7 +73,7 @@ def test_a_question_to_train_on_has_an_answer_beside_it(tmp_path: Path):
         ({"instruction": "c", "history": [["a", "b"]]}, "output"),
     ]
     for row, names in rows:
-        path = write(tmp_path / "d.jsonl", {"prompt": "a", "completion": None}, row)
+        path = write_rows(tmp_path / "d.jsonl", [{"prompt": "a", "completion": None}, row])
         assert len(read_documents(path)) == 2  # prompts need no answers
         with pytest.raises(InputError, match=rf"row 2, columns=.*: there is no answer among them\. Call it {names}"):
             read_documents(path, requires_answer=True)
@@ -87,7 +87,7 @@ MIXED = [GOOD, SILENT[0], {"a": 1}, {**GOOD, "tools": [1]}, SILENT[1], GOOD]
 
 
 def write_mixed_rows(path: Path) -> Path:
-    write(path, *MIXED)
+    write_rows(path, MIXED)
     path.write_text(path.read_text() + "no json\n" + '{"prompt": "last", "completion": "b"}\n')
     return path
 
@@ -125,7 +125,7 @@ def test_rows_that_are_refused_are_left_out_and_counted_where_that_is_asked(tmp_
 @pytest.mark.parametrize("skips", [False, True])
 def test_a_file_of_nothing_else_is_refused_and_not_offered_to_be_skipped(tmp_path: Path, skips: bool):
     with pytest.raises(InputError, match="row 1, columns=a: no row of a supported shape") as caught:
-        read_documents(write(tmp_path / "d.jsonl", {"a": 1}, {"b": 2}), "data.path", skips)
+        read_documents(write_rows(tmp_path / "d.jsonl", [{"a": 1}, {"b": 2}]), "data.path", skips)
     assert "1 row more is refused" in caught.value.remedy
     assert "on_bad_row" not in caught.value.remedy
 
@@ -136,7 +136,7 @@ def test_pairs_are_left_out_whole(tmp_path: Path, capsys: Any):
         {"prompt": "q", "response": text, "helpfulness": score} for text, score in (("b", 1), ("c", 2), ("d", "x"))
     ]
     rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, *rated_rows, {"prompt": "a", "chosen": "b"}]
-    path = write(tmp_path / "d.jsonl", *rows)
+    path = write_rows(tmp_path / "d.jsonl", rows)
     with pytest.raises(InputError, match=r"row 4, helpfulness=x: not a finite number.*1 row more"):
         read_preferences(path)
     with collect_drop_counts() as counts:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from llama_like import build_llama_like_configs
+from decoder_configs import build_llama_like_configs
 from peft import LoraConfig, get_peft_model
 from tiny_roles import PAD, PROMPTS, STOPS, UnchangedModelActor, World, add_noise, build_ragged_rollout
 from torch import Tensor, nn

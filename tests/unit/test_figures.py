@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from portfolio import build_interval, compute_artifact_digest, publish_file, write_run_folder
+from synthetic_runs import build_interval, compute_artifact_digest, publish_file, write_run_folder
 
 from align.core.aliases import Arm
 from align.core.errors import CorruptFile, InputError

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict
-from written import PACKERS, WRITERS, iter_numbered_rows, write_row_file
+from row_formats import PACKERS, WRITERS, iter_numbered_rows, write_row_file
 
 from align.core.errors import CorruptFile, InputError, MissingArtifact
 from align.data.read.files import list_data_files

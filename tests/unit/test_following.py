@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from portfolio import write_run_folder
 from safetensors.torch import save_file
 from signing_keys import write_key_pair
+from synthetic_runs import write_run_folder
 
 from align.core.aliases import parse_aliases
 from align.models.base import find_base

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from annotation_store import add_question, record_ranking
 from json_lines import write_rows
-from portfolio import build_run_input, find_record, query_refs, write_run_folder
+from synthetic_runs import build_run_input, find_record, query_refs, write_run_folder
 
 from align.annotate.store import Store
 from align.annotate.store.erasure import erase, find_erasure_target

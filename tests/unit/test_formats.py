@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from written import COLUMNS, PACKERS, TABLES, WRITERS, iter_numbered_rows, write_row_file
+from row_formats import COLUMNS, PACKERS, TABLES, WRITERS, iter_numbered_rows, write_row_file
 
 from align.core.errors import CorruptFile, InputError
 from align.data.read.files import DataFile, compute_read_share

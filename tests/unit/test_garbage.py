@@ -14,7 +14,7 @@ from socket import gethostname
 from typing import Any
 
 import pytest
-from portfolio import compute_artifact_digest, write_run_folder
+from synthetic_runs import compute_artifact_digest, write_run_folder
 
 from align.core.errors import MissingArtifact
 from align.registry.garbage import BY, LOG, Piece, as_lines, find_garbage, format_bytes, remove_pieces

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from portfolio import build_interval, compute_artifact_digest, publish_file, write_run_folder
 from signing_keys import KeyPair, write_key_pair
+from synthetic_runs import build_interval, compute_artifact_digest, publish_file, write_run_folder
 
 from align.core.errors import InputError
 from align.registry.gates import Finding, Subject, decide_verdict, read_gate, read_gates

@@ -11,7 +11,7 @@ from assignment_queues import cast_vote
 from datasets import Dataset, DatasetDict
 from json_lines import write_rows
 from postgres import create_schema
-from written import PACKERS, WRITERS, write_row_file
+from row_formats import PACKERS, WRITERS, write_row_file
 
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.exchange.archive import backup, restore

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from portfolio import write_run_folder, write_two_policies
+from synthetic_runs import write_run_folder, write_two_policies
 
 from align.core.chain import ChainHead
 from align.registry.index import Index

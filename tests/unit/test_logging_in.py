@@ -6,8 +6,8 @@ import threading
 from contextlib import suppress
 
 import pytest
+from annotator_accounts import GOOD, Time, accept_invitation
 from argon2 import PasswordHasher
-from people import GOOD, Time, accept_invitation
 from sqlalchemy import select
 
 from align.annotate.accounts import FREE_ATTEMPTS, FREE_ATTEMPTS_IN_ALL, Accounts

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from portfolio import write_run_folder
+from file_search import read_all_text, stop_wandb
 from safetensors.numpy import save_file
-from searched import read_all_text, stop_wandb
+from synthetic_runs import write_run_folder
 
 from align.__main__ import main
 from align.core.redaction import register_secret

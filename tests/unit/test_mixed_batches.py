@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from many_adapters import (
+from serving_engines import (
     FAMILIES,
     add_request,
     build_base_model,

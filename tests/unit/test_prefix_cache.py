@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from many_adapters import FAMILIES, build_engine, build_sampling_params, draw_prompt, run_requests, save_random_adapters
+from serving_engines import (
+    FAMILIES,
+    build_engine,
+    build_sampling_params,
+    draw_prompt,
+    run_requests,
+    save_random_adapters,
+)
 
 from align.rollout.continuous import PrefixCache
 from align.rollout.serving_engine import Request

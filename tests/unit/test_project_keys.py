@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from annotation_store import add_question, query_rows, record_ranking, tamper
-from people import accept_invitation
+from annotator_accounts import accept_invitation
 from sqlalchemy import insert
 from sqlalchemy.exc import SQLAlchemyError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from record_reads import read_records
-from written import PACKERS, TABLES, WRITERS, write_row_file
+from row_formats import PACKERS, TABLES, WRITERS, write_row_file
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Feedback, Message, Preference

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
-from written import COLUMNS, WRITERS, write_row_file
+from row_formats import COLUMNS, WRITERS, write_row_file
 
 GROWTH = """
 import sys

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from templates import FAMILIES, MARKED, QWEN3, make_tokenizer
+from chat_templates import FAMILIES, MARKED, QWEN3, make_tokenizer
+from json_lines import write_rows
 from test_chat import family, talk
 from test_rows import exchange
-from test_sources import jsonl, write
+from test_sources import jsonl
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Preference
@@ -69,7 +70,7 @@ def test_a_cut_answer_behind_an_opened_block_is_reasoning() -> None:
 def test_what_a_user_says_of_it_is_no_reasoning(tmp_path: Path) -> None:
     questions = ["<think> opens, </think> closes.", "Explain <think>…</think>", "<think> and nothing more"]
     rows = [{"messages": exchange(text, "Tags.")} for text in questions]
-    documents = read_documents(write(tmp_path / "d.jsonl", *rows))
+    documents = read_documents(write_rows(tmp_path / "d.jsonl", rows))
     assert [d.messages[0].content for d in documents] == questions  # type: ignore[union-attr]
 
 
@@ -89,7 +90,9 @@ def test_masked_behind_a_header_that_opens_the_block() -> None:
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
 def test_a_field_of_reasoning_stands_in_front_of_its_answer(tmp_path: Path, field: str) -> None:
     user, answer = exchange("q", "a")
-    (conversation,) = read_documents(write(tmp_path / "d.jsonl", {"messages": [user, {**answer, field: " Hm.\n"}]}))
+    (conversation,) = read_documents(
+        write_rows(tmp_path / "d.jsonl", [{"messages": [user, {**answer, field: " Hm.\n"}]}])
+    )
     assert isinstance(conversation, Conversation)
     assert conversation.messages[-1].content == prepend_reasoning("a", "Hm.") == "<think>\nHm.\n</think>\n\na"
 
@@ -109,12 +112,14 @@ def test_reasoning_that_cannot_be_kept_is_refused(tmp_path: Path, place: int, sa
     messages = exchange("q", "a")
     messages[place] |= said
     with pytest.raises(InputError, match=f"row 1, {field}="):
-        read_documents(write(tmp_path / "d.jsonl", {"messages": messages}))
+        read_documents(write_rows(tmp_path / "d.jsonl", [{"messages": messages}]))
 
 
 def test_hidden_it_is_in_no_turn_and_moves_no_row(tmp_path: Path) -> None:
     rows = [{"messages": exchange(f"q{i}", THOUGHT + "a", "more", THOUGHT + "b")} for i in range(20)]
-    source, hiding_source = (jsonl(write(tmp_path / "d.jsonl", *rows), hide_reasoning=hide) for hide in (False, True))
+    source, hiding_source = (
+        jsonl(write_rows(tmp_path / "d.jsonl", rows), hide_reasoning=hide) for hide in (False, True)
+    )
     for split in ("train", "test"):
         documents = read_documents_of_split(source, split)
         stripped_documents = read_documents_of_split(hiding_source, split)

@@ -1,4 +1,4 @@
-"""Records, conditions and orders of the run registry, tested on run folders that `portfolio` writes."""
+"""Records, conditions and orders of the run registry, tested on run folders that `synthetic_runs` writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from portfolio import (
+from synthetic_runs import (
     build_interval,
     build_run_input,
     compute_artifact_digest,

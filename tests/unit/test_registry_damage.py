@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from portfolio import (
+from synthetic_runs import (
     BEGAN,
     find_record,
     query_records,

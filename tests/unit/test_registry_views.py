@@ -13,8 +13,8 @@ from urllib.parse import urlencode
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from portfolio import build_interval, compute_artifact_digest, write_run_folder, write_two_policies
 from starlette.testclient import TestClient
+from synthetic_runs import build_interval, compute_artifact_digest, write_run_folder, write_two_policies
 
 from align.core.chain import ChainHead
 from align.core.errors import InputError

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from templates import make_tokenizer
+from chat_templates import make_tokenizer
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from seen_runs import build_run_view, summarize_view, write_ppo_metrics
+from run_views import build_run_view, summarize_view, write_ppo_metrics
 
 from align.report.headlines import estimate_score_gain
 from align.report.live import TITLES, build_finished_page, get_title

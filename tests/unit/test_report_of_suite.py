@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from seen_runs import build_run_view
+from run_views import build_run_view
 
 from align.core.types import Message
 from align.evals.suite.probes import ChoiceQuestion, score_choices

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from templates import FAMILIES, make_tokenizer
+from chat_templates import FAMILIES, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.functional import logsigmoid
 from transformers import (

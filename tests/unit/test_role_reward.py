@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from chat_templates import PLAIN
 from peft import PeftModel
-from templates import PLAIN
 from tiny_roles import CPU, FP32, World
 from torch import Tensor
 from torch.testing import assert_close

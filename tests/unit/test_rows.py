@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_sources import GOOD, build_numbered_rows, collect_questions, jsonl, write
+from json_lines import write_rows
+from test_sources import GOOD, build_numbered_rows, collect_questions, jsonl
 
 from align.core.errors import InputError
 from align.core.types import Conversation
@@ -27,15 +28,17 @@ def exchange(*texts: str) -> list[dict[str, Any]]:
 
 
 def test_a_whole_file_is_trained_on_or_measured_on(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.jsonl", *build_numbered_rows(40))
+    path = write_rows(tmp_path / "d.jsonl", build_numbered_rows(40))
     assert [len(side) for side in read_divided_documents(jsonl(path, held_out=0.0))] == [40, 0]
     assert len(read_source_prompts(jsonl(path, held_out=1.0), "test")) == 40
 
 
 def test_a_file_of_its_own_is_measured_on_whole_and_never_trained_on(tmp_path: Path, capsys: Any) -> None:
     """Training rows with a question of the evaluation file are dropped and counted, even with another answer."""
-    train = write(tmp_path / "train.jsonl", *build_numbered_rows(30))
-    test = write(tmp_path / "test.jsonl", *[{**row, "completion": "Another."} for row in build_numbered_rows(40)[20:]])
+    train = write_rows(tmp_path / "train.jsonl", build_numbered_rows(30))
+    test = write_rows(
+        tmp_path / "test.jsonl", [{**row, "completion": "Another."} for row in build_numbered_rows(40)[20:]]
+    )
     data = jsonl(train, eval_path=str(test))
     first, second = read_divided_documents(data)
     assert (len(first), len(second)) == (20, 20)
@@ -47,7 +50,7 @@ def test_a_file_of_its_own_is_measured_on_whole_and_never_trained_on(tmp_path: P
 
 def test_what_is_trained_on_is_not_read_to_measure(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "bad.jsonl").write_text("{}\n")
-    test = write(tmp_path / "test.jsonl", *build_numbered_rows(5))
+    test = write_rows(tmp_path / "test.jsonl", build_numbered_rows(5))
     assert len(read_source_prompts(jsonl(tmp_path / "bad.jsonl", eval_path=str(test)), "test")) == 5
     assert capsys.readouterr().out == ""
 
@@ -57,7 +60,7 @@ def test_what_is_trained_on_is_not_read_to_measure(tmp_path: Path, capsys: Any) 
 def test_what_an_evaluation_asks_is_in_no_pair_to_train_on(tmp_path: Path, count: int, held_out: float) -> None:
     """One question is held out even if the share amounts to less than one."""
     pairs = [{"prompt": f"question {count} {i}", "chosen": "a", "rejected": "b"} for i in range(count)]
-    data = jsonl(write(tmp_path / "d.jsonl", *pairs), held_out=held_out)
+    data = jsonl(write_rows(tmp_path / "d.jsonl", pairs), held_out=held_out)
     held_out_questions = {c.messages[0].content for c in read_source_prompts(data, "test")}
     assert held_out_questions
     prefs = read_pairs(data, "", "", False)
@@ -72,7 +75,7 @@ def test_what_an_evaluation_asks_is_in_no_pair_to_train_on(tmp_path: Path, count
 
 def test_a_limit_draws_pairs_from_the_whole_file(tmp_path: Path) -> None:
     pairs = [{"prompt": f"question {i}", "chosen": "a", "rejected": "b"} for i in range(100)]
-    data = jsonl(write(tmp_path / "d.jsonl", *pairs), limit=10)
+    data = jsonl(write_rows(tmp_path / "d.jsonl", pairs), limit=10)
     first, second = (read_pairs(data, "", "", False, seed) for seed in (0, 1))
     assert (len(first), len(second)) == (10, 10)
     assert first != second
@@ -80,7 +83,7 @@ def test_a_limit_draws_pairs_from_the_whole_file(tmp_path: Path) -> None:
 
 
 def test_errors_in_the_file_to_measure_on_name_it(tmp_path: Path) -> None:
-    train = write(tmp_path / "train.jsonl", *build_numbered_rows(3))
+    train = write_rows(tmp_path / "train.jsonl", build_numbered_rows(3))
     with pytest.raises(InputError, match=r"data\.eval_path=.*absent"):
         build_data_inputs(jsonl(train, eval_path=str(tmp_path / "absent.jsonl")))
     (tmp_path / "bad.jsonl").write_text("{}\n")
@@ -90,7 +93,7 @@ def test_errors_in_the_file_to_measure_on_name_it(tmp_path: Path) -> None:
 
 def test_a_system_prompt_is_added_where_there_is_none_and_moves_no_row(tmp_path: Path) -> None:
     with_system = [{"messages": [{"role": "system", "content": "Own."}, *exchange("a", "b")]}]
-    path = write(tmp_path / "d.jsonl", *build_numbered_rows(40), *with_system, {"text": "plain"})
+    path = write_rows(tmp_path / "d.jsonl", [*build_numbered_rows(40), *with_system, {"text": "plain"}])
     without_system, with_default = (
         read_divided_documents(jsonl(path, system=system)) for system in (None, "Be brief.")
     )
@@ -111,7 +114,7 @@ def get_question(document: Any) -> str:
 @pytest.mark.parametrize("column", ["system", "system_prompt"])
 @pytest.mark.parametrize("row", [{"messages": exchange("q", "a")}, {"prompt": "q", "completion": "a"}])
 def test_a_system_column_is_a_system_turn(tmp_path: Path, column: str, row: dict[str, Any]) -> None:
-    (record,) = read_documents(write(tmp_path / "d.jsonl", {**row, column: "Be brief."}))
+    (record,) = read_documents(write_rows(tmp_path / "d.jsonl", [{**row, column: "Be brief."}]))
     assert isinstance(record, Conversation)
     assert [(m.role, m.content) for m in record.messages] == [
         ("system", "Be brief."),
@@ -122,7 +125,7 @@ def test_a_system_column_is_a_system_turn(tmp_path: Path, column: str, row: dict
         "messages": [{"role": "system", "content": "Be brief."}, *exchange("q", "a")],
         column: "Be brief.",
     }
-    assert read_documents(write(tmp_path / "e.jsonl", row_with_both))[0].messages == record.messages  # type: ignore[union-attr]
+    assert read_documents(write_rows(tmp_path / "e.jsonl", [row_with_both]))[0].messages == record.messages  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ def test_a_system_column_is_a_system_turn(tmp_path: Path, column: str, row: dict
 def test_a_turn_says_whether_it_is_trained_on(tmp_path: Path, said: dict[str, Any], trained: bool) -> None:
     user, answer = exchange("q", "a")
     (record,) = read_documents(
-        write(tmp_path / "d.jsonl", {"messages": [user, {**answer, **said}, *exchange("q2", "a2")]})
+        write_rows(tmp_path / "d.jsonl", [{"messages": [user, {**answer, **said}, *exchange("q2", "a2")]}])
     )
     assert isinstance(record, Conversation)
     assert [m.trained for m in record.messages] == [True, trained, True, True]
@@ -179,7 +182,7 @@ UNKEPT: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("row", "field"), UNKEPT, ids=[str(i) for i in range(len(UNKEPT))])
 def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path, row: dict[str, Any], field: str) -> None:
     with pytest.raises(InputError) as caught:
-        read_documents(write(tmp_path / "d.jsonl", row))
+        read_documents(write_rows(tmp_path / "d.jsonl", [row]))
     assert re.fullmatch(rf".*d\.jsonl, row 1, {field}", caught.value.field)
     assert caught.value.remedy
 
@@ -198,7 +201,7 @@ def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path, row: dict[str, A
     ],
 )
 def test_what_says_nothing_is_no_obstacle(tmp_path: Path, row: dict[str, Any]) -> None:
-    (record,) = read_documents(write(tmp_path / "d.jsonl", row))
+    (record,) = read_documents(write_rows(tmp_path / "d.jsonl", [row]))
     assert isinstance(record, Conversation)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from many_adapters import build_sampling_params
+from serving_engines import build_sampling_params
 from torch import Tensor
 from torch.testing import assert_close
 

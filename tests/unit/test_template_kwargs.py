@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from templates import QWEN3, make_tokenizer
+from chat_templates import QWEN3, make_tokenizer
 from transformers import AutoTokenizer
 
 from align.config.groups import DataConfig

@@ -14,7 +14,7 @@ from unicodedata import normalize
 import pytest
 import torch
 from annotation_store import build_store_url, record_ranking
-from families import MANNERS
+from tokenizer_families import MANNERS
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from templates import make_tokenizer
+from chat_templates import make_tokenizer
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 from align.core.errors import InputError

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tool_rows import ANSWER, CALL, READ, RESULT, SCHEMA, USER, WEATHER, write
+from json_lines import write_rows
+from test_tool_rows import ANSWER, CALL, READ, RESULT, SCHEMA, USER, WEATHER
 
 from align.annotate.exchange.importing import import_items
 from align.annotate.store import Candidate, Store
@@ -247,10 +248,12 @@ def test_the_annotation_store_refuses_what_its_page_does_not_show(tmp_path: Path
                 store.add_item("p", "k", prompt, answers)
         row = {"prompt": [USER, CALL, RESULT, ANSWER, USER], "answers": ["a", "b"]}
         with pytest.raises(InputError, match=r"row 1, prompt=.*calls tools, which the annotation page does not show"):
-            import_items(store, "p", write(tmp_path / "i.jsonl", row))
+            import_items(store, "p", write_rows(tmp_path / "i.jsonl", [row]))
         with pytest.raises(InputError, match="row 1, tools"):
             import_items(
-                store, "p", write(tmp_path / "i.jsonl", {"prompt": "q", "answers": ["a", "b"], "tools": [SCHEMA]})
+                store,
+                "p",
+                write_rows(tmp_path / "i.jsonl", [{"prompt": "q", "answers": ["a", "b"], "tools": [SCHEMA]}]),
             )
 
 

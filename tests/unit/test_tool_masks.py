@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trl
-from templates import LLAMA3, decode_trained_spans, make_tokenizer
+from chat_templates import LLAMA3, decode_trained_spans, make_tokenizer
 from transformers import AutoTokenizer
 
 from align.core.errors import InputError

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from portfolio import BASE, build_run_input, compute_artifact_digest, write_run_folder, write_two_policies
+from synthetic_runs import BASE, build_run_input, compute_artifact_digest, write_run_folder, write_two_policies
 
 from align.core.chain import ChainHead
 from align.core.errors import MissingArtifact

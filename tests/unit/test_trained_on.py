@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from templates import FAMILIES
+from chat_templates import FAMILIES
 from test_chat import family, talk
 from tokenizers import decoders
 from transformers import AutoTokenizer

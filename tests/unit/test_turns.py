@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from many_adapters import (
+from serving_engines import (
     FAMILIES,
     add_request,
     build_engine,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from seen_runs import build_interval, build_run_view, summarize_view
+from run_views import build_interval, build_run_view, summarize_view
 
 from align.config.stages import WITH_RUNS
 from align.report.figure_labels import FIGURES, build_figure_table, describe_small_samples

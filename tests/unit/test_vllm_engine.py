@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from adapters_for_vllm import CPU, MODULES, build_vllm_adapters, learn_short_probes, save_vllm_adapters
-from many_adapters import OutputRecorder, add_request, run_requests, submit_request
+from serving_engines import OutputRecorder, add_request, run_requests, submit_request
 from vllm_stand_in import stand_in_python
 from waiting import becomes_true
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from workshop import Ready, Workshop
+from stage_commands import Ready, Workshop
 
 from align.run import read_manifest
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llama_like import build_llama_like_configs
+from decoder_configs import build_llama_like_configs
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_roles import add_noise
 from torch import Tensor

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from templates import GEMMA, LLAMA3, MARKED, MISTRAL, PHI3, PLAIN, QWEN3
+from chat_templates import GEMMA, LLAMA3, MARKED, MISTRAL, PHI3, PLAIN, QWEN3
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 

@@ -1,6 +1,6 @@
 """Load exported models as a user without `align` would, each in a fork of a process that has only done imports.
 
-    python -I stranger.py JOBS.json
+    python -I load_without_align.py JOBS.json
 
 A job is a JSON object: `cwd`; `out`, an npz file; either `code`, the code of a card, or `auto`, the name of one of
 PEFT's classes, with the `folder` to load and whether to load the base in `nf4`; and `rows`, token ids to run.
