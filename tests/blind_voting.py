@@ -1,4 +1,4 @@
-"""Helpers for tests of blind votes: two systems whose answers are files, the app on their project, and voters."""
+"""Blind votes on two systems, for tests: an evaluation of answer files, the annotation app, and voters over HTTP."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def build_fast_accounts(store: Store) -> Accounts:
 
 @contextmanager
 def serve_annotation_app(store: Store, port: int) -> Iterator[Accounts]:
-    """Serve the app on a store, for people with accounts."""
+    """Serve the annotation app on a store while the block runs. Yields the accounts that may log in."""
     import uvicorn
 
     from align.annotate.web.access import AccountAuthenticator
@@ -172,7 +172,7 @@ class BlindEvaluations:
 
 
 class AnnotationServer:
-    """The app on the bench's store, served for as long as the block lasts."""
+    """The annotation app on the store of an evaluation's votes, served while the block runs."""
 
     def __init__(self, folder: Path, project: str) -> None:
         self.folder = folder

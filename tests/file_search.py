@@ -1,4 +1,4 @@
-"""All text of the files below a folder, that of databases and Parquet files included, for a search."""
+"""Read all text of the files below a folder, with the rows of SQLite and Parquet files, to search it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of tasks of lm-eval, for tests."""
+"""A folder of lm-eval tasks of each kind, for tests."""
 
 from __future__ import annotations
 

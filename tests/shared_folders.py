@@ -1,4 +1,4 @@
-"""Folders that are made once for all workers of a test run."""
+"""Folders that the first worker of a test run makes and all workers share."""
 
 from __future__ import annotations
 

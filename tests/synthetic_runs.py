@@ -1,4 +1,7 @@
-"""Run folders that no run made. The function that runs use writes their manifests; a thousand take a second."""
+"""Run folders written without training, with manifests as a run writes them, and queries of the registry on them.
+
+A thousand folders take a second.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Python with a stand-in for vLLM, for tests of code that runs vLLM."""
+"""A virtual environment whose `vllm` is the stand-in of `stand_ins`, for tests of code that runs vLLM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for a condition that another thread or process meets, never for a fixed time."""
+"""Wait for a condition that another thread or process meets, instead of sleeping for a fixed time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SOON_S = 600.0
 
 
 def becomes_true(look: Callable[[], object], within_s: float = SOON_S) -> bool:
-    """Return whether a condition becomes true before a deadline."""
+    """Wait until a condition is true. Returns False if it is not within `within_s` seconds."""
     deadline = time.monotonic() + within_s
     while not look():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""Bad file contents and bad values for tests of input, and an assertion that a command refuses them."""
+"""Bad file contents and bad values for tests of input errors, and an assertion that a command refuses them."""
 
 from __future__ import annotations
 

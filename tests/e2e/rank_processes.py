@@ -1,4 +1,4 @@
-"""Commands on several ranks, as torch's launcher starts them, in forks that need not import torch again."""
+"""Start commands on several ranks, with variables of torch's launcher, in forks that need not import torch again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands of one `run.root`, short enough for a random model of 78k weights."""
+"""Run stage commands that share one `run.root`, with settings short enough for a random model of 78k weights."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Workshop:
 
     def run(self, stage: str, *arguments: str) -> Path:
         """Run a stage that must succeed. Returns its folder, and keeps its output in `outputs`."""
-        data = () if stage in ("annotate", "data") or "data=annotations" in arguments else self.on_file
+        data = () if stage in ("annotate", "data") or "data=annotations" in arguments else self.data_words
         assert self.status(f"stage={stage}", *data, *arguments) == 0, self.output
         folder = Path(self.output.splitlines()[-1])
         assert folder.parent == self.root / stage
@@ -74,10 +74,10 @@ class Workshop:
         return folder
 
     @property
-    def on_file(self) -> tuple[str, ...]:
+    def data_words(self) -> tuple[str, ...]:
         return ("data=jsonl", f"data.path={self.data}", "data.held_out=0.25")
 
-    def up_to_reward(self) -> dict[str, Path]:
+    def run_up_to_reward(self) -> dict[str, Path]:
         return {
             "sample": self.run("sample", "stage.prompts=24", "stage.candidates=4"),
             "annotate": self.run("annotate", "stage.action=simulate"),

@@ -1,4 +1,4 @@
-"""Evaluations of several systems by command lines, for tests."""
+"""Runners of `stage=eval` commands that share a root, and readers of the artifacts that they write."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_it_is_found_from_another_working_folder(shop: Workshop, work: Path) -> 
 
 def test_a_base_that_is_gone_is_named_with_the_remedy(shop: Workshop, work: Path, tmp_path: Path) -> None:
     (work / "my llama").rename(tmp_path / "elsewhere")
-    for command in (["stage=export", "artifact=sft:a"], ["stage=sample", "init=sft:a", *shop.on_file]):
+    for command in (["stage=export", "artifact=sft:a"], ["stage=sample", "init=sft:a", *shop.data_words]):
         shop.refuses(
             *command,
             "resume=never",

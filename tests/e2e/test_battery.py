@@ -1,5 +1,8 @@
-"""Mistakes of users, each run through the whole command line (`battery`, `battery_of_rows`, `battery_of_servers`). Each
-exits soon with status 2 and one line that names field, value, problem and remedy, and leaves nothing behind."""
+"""Mistakes of users, each run through the whole command line: `mistake_cases`, `row_mistake_cases` and
+`server_mistake_cases`.
+
+Each command exits soon with status 2 and one line with field, value, problem and remedy, and leaves nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-from battery import CASES, Case
-from battery_of_rows import CASES as ROWS
-from battery_of_servers import CASES as SERVERS
+from mistake_cases import CASES, Case
+from row_mistake_cases import CASES as ROWS
+from server_mistake_cases import CASES as SERVERS
 from stage_commands import Ready, Workshop
 
 MESSAGE = re.compile(r"align: [^=\n]+=[^\n]*: [^\n]+\. [^\n]+")

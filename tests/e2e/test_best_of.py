@@ -49,7 +49,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path
     (folder / "judges_of_best_of.py").write_text(JUDGES, encoding="utf-8")
     shop = Workshop(folder / "runs", Path(shutil.copy(chats, folder / "chats.jsonl")))
     shop.run("sft", "model=hub", f"model.path={tiny_model}", *SFT, "run.name=s")
-    shop.up_to_reward()
+    shop.run_up_to_reward()
     return shop
 
 
@@ -67,7 +67,7 @@ def best(shop: Workshop) -> Path:
 
 def run_sample(shop: Workshop, *arguments: str) -> int:
     """Sample with as many tokens as these answers need, and return the exit status."""
-    return shop.run_command("stage=sample", *shop.on_file, *BEST, *arguments, "device=cpu", f"run.root={shop.root}")
+    return shop.run_command("stage=sample", *shop.data_words, *BEST, *arguments, "device=cpu", f"run.root={shop.root}")
 
 
 def sample_answers(shop: Workshop, *arguments: str) -> Path:
@@ -235,7 +235,7 @@ def test_what_is_trained_on_them_knows_who_ranked_them(shop: Workshop, best: Pat
     assert shop.status(*sft[:1], "data=manifest", "data.path=data:mixed", *sft[2:5], "run.name=m") == 0, shop.output
     for name in ("sft/w", "dpo/d", "sft/m"):
         assert read_manifest(shop.root / name).inputs["data"].details["ranked_by"] == ["sample:best"], name
-        evaluation = ("stage=eval", f"artifact={name.replace('/', ':')}", *shop.on_file, "stage.prompts=4")
+        evaluation = ("stage=eval", f"artifact={name.replace('/', ':')}", *shop.data_words, "stage.prompts=4")
         shop.refuses(
             *evaluation,
             *VOWELS,
@@ -255,7 +255,7 @@ def test_fewer_answers_are_the_first_of_more(shop: Workshop, best: Path) -> None
 
 
 def test_two_ranks_give_what_one_gives(shop: Workshop, best: Path, forks: Forks, tmp_path: Path) -> None:
-    command = ["stage=sample", *shop.on_file, *BEST, *VOWELS, "stage.gold={name: sentiment}", "run.name=best"]
+    command = ["stage=sample", *shop.data_words, *BEST, *VOWELS, "stage.gold={name: sentiment}", "run.name=best"]
     command += [f"init={shop.root / 'sft' / 's'}", "device=cpu", f"run.root={tmp_path / 'runs'}"]
     shutil.copy(shop.root.parent / "judges_of_best_of.py", tmp_path)
     for result in run_on_ranks(forks, tmp_path, *command):

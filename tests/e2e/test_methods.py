@@ -31,7 +31,7 @@ def test_every_stage_under_lora_in_bf16(tmp_path: Path, chats: Path, tiny_model:
     """Trained weights stay in fp32 under any dtype. (`test_stages` runs all stages on NF4 in fp32.)"""
     shop = Workshop(tmp_path / "runs", chats, "dtype=bfloat16")
     tuned = shop.run("sft", "model=hub", f"model.path={tiny_model}", "method=lora", "method.r=4", *SFT)
-    shop.up_to_reward()  # without method=lora: the adapter's method is taken
+    shop.run_up_to_reward()  # without method=lora: the adapter's method is taken
     ppo = shop.run("ppo", *PPO, "stage.value_backbone=frozen")
     for run in (tuned, ppo):
         assert {t.dtype for t in read_tensors(run / "artifact").values()} == {torch.float32}
@@ -40,12 +40,12 @@ def test_every_stage_under_lora_in_bf16(tmp_path: Path, chats: Path, tiny_model:
     assert abs(read_rows(ppo / "metrics.jsonl")[0]["first_ratio"] - 1) < 0.02
     assert math.isfinite(manifest.metrics["last_score"])
     assert read_manifest(tuned).metrics["loss_after"] < read_manifest(tuned).metrics["loss_before"]
-    shop.refuses("stage=eval", "method=qlora", *shop.on_file, says="was trained with method=lora")
+    shop.refuses("stage=eval", "method=qlora", *shop.data_words, says="was trained with method=lora")
     shop.run("sft", "model=hub", f"model.path={tiny_model}", "stage.max_steps=1", *SFT, "run.name=other")
     messages = (
         "was trained with method=lora, and the policy, from init=sft:other, has method=qlora",
         "Train the reward model with stage=reward init=sft:other.",
     )
-    shop.refuses("stage=ppo", *shop.on_file, *PPO, "init=sft:other", "reward.ref=reward:latest", says=messages)
+    shop.refuses("stage=ppo", *shop.data_words, *PPO, "init=sft:other", "reward.ref=reward:latest", says=messages)
     assert read_manifest(shop.run("export", "export=merged", f"artifact={ppo}")).metrics["kl"] < 0.05
     shop.run("eval", "stage.prompts=8")

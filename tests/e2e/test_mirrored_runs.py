@@ -32,7 +32,7 @@ def test_a_killed_run_is_one_run_with_each_step_once(shop: Workshop, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(Tracker, "log", interrupt_at_step_3)
-        assert shop.status("stage=sft", *shop.on_file, *SFT) == 130
+        assert shop.status("stage=sft", *shop.data_words, *SFT) == 130
     store = f"sqlite:///{shop.root / 'mlflow/mlflow.db'}"
     client = mlflow.MlflowClient(store, store)
     (killed_run,) = client.search_runs([client.get_experiment_by_name("align").experiment_id])

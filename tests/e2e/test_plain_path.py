@@ -59,7 +59,7 @@ def test_packing_is_refused_by_the_setting_that_was_not_proven_before_a_row_is_e
         "model=hub",
         model,
         *SFT,
-        *shop.on_file,
+        *shop.data_words,
         "stage.packing=true",
         says="type gemma3_text was not proven with layer_types=sliding_attention",
     )
@@ -75,7 +75,7 @@ def test_dpo_is_refused_where_trl_would_read_other_logits(tmp_path: Path, chats:
     shop = Workshop(tmp_path / "runs", pairs)
     model = save_model_with_tokenizer(tmp_path / "model", "falcon_h1", tiny_tokenizer)
     line = ("stage=dpo", "model=hub", model, "init=base", "method=lora", "stage.batch_size=8", "stage.micro_batch=4")
-    shop.refuses(*line, *shop.on_file, says="type falcon_h1 has logits that are more than a head on hidden states")
+    shop.refuses(*line, *shop.data_words, says="type falcon_h1 has logits that are more than a head on hidden states")
 
 
 def test_ppo_stops_where_its_first_ratio_is_off(
@@ -86,7 +86,7 @@ def test_ppo_stops_where_its_first_ratio_is_off(
     monkeypatch.setattr(forward, "find_route", lambda config: architectures.FAST)
     shop = Workshop(tmp_path / "runs", chats)
     model = save_model_with_tokenizer(tmp_path / "model", "bart", tiny_tokenizer)
-    line = ("stage=ppo", "model=hub", model, "init=base", "method=lora", *PPO, *RULES, *shop.on_file)
+    line = ("stage=ppo", "model=hub", model, "init=base", "method=lora", *PPO, *RULES, *shop.data_words)
     shop.refuses(*line, says="rows beside each other are not what the model says of each alone")
     monkeypatch.setattr(load, "probe", lambda model, base: None)
     shop.refuses(

@@ -30,7 +30,7 @@ def test_uncertainty_by_hand(scores, expected):
 def test_the_least_sure_item_is_given_first(chats: Path, tiny_model: Path, tmp_path: Path) -> None:
     shop = Workshop(tmp_path / "runs", Path(shutil.copy(chats, tmp_path / "chats.jsonl")))
     shop.run("sft", "model=hub", f"model.path={tiny_model}", *SFT)
-    shop.up_to_reward()
+    shop.run_up_to_reward()
     words = ("data=annotations", "data.allow_simulated=true", "stage.batch_size=8", "stage.micro_batch=8")
     folder = shop.run("reward", *words, "stage.held_out=0.3", "stage.prioritise=true")
     with Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create=False) as store:

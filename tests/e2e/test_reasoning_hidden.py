@@ -83,7 +83,7 @@ def test_what_is_judged(shop: Workshop, monkeypatch: pytest.MonkeyPatch, reasoni
     hides = reasoning == "hide"
 
     if hides:  # empty answers are not compared
-        assert shop.status("stage=sample", *shop.on_file, *words, "stage.prompts=4", "stage.candidates=2") == 2
+        assert shop.status("stage=sample", *shop.data_words, *words, "stage.prompts=4", "stage.candidates=2") == 2
         assert "rollout.reasoning=hide: leaves nothing of any answer: no reasoning was ever closed" in shop.output
         sampled = max((shop.root / "sample").iterdir(), key=lambda folder: folder.stat().st_mtime)
         assert [(r["all_empty"], r["empty_rate"]) for r in read_rows(sampled / "metrics.jsonl")] == [(4, 1.0)]
@@ -145,7 +145,7 @@ def test_a_learned_reward_reads_answers_alone_too(shop: Workshop, tmp_path: Path
     learning = ["stage.updates=1", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=8"]
     rows_by_reasoning = {}
     for stage in ("ppo", "verify"):  # verify takes a command of PPO
-        assert shop.status(f"stage={stage}", *shop.on_file, "init=sft:s", "reward.ref=reward:alone", *learning) == 2
+        assert shop.status(f"stage={stage}", *shop.data_words, "init=sft:s", "reward.ref=reward:alone", *learning) == 2
         assert "rollout.reasoning=keep: reward:alone was trained on answers without their reasoning" in shop.output
     status = shop.run_command(*words, "data.reasoning=keep", "run.name=whole")
     assert status == 0, shop.output

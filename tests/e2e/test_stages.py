@@ -45,7 +45,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, chats: Path) -> Workshop:
 def runs(shop: Workshop, tiny_model: Path) -> dict[str, Path]:
     """Run every stage once, each on the output of the one before."""
     folders = {"sft": shop.run("sft", "model=hub", f"model.path={tiny_model}", *SFT)}
-    folders |= shop.up_to_reward()
+    folders |= shop.run_up_to_reward()
     folders["ppo"] = shop.run("ppo", *PPO)
     folders["eval"] = shop.run("eval", "stage.prompts=16")
     folders["adapter"] = shop.run("export")
@@ -213,7 +213,7 @@ def test_sampling_goes_on_behind_what_the_store_has(
     batch_sizes.clear()
     with monkeypatch.context() as patch:
         patch.setattr(Tracker, "log", log_or_kill)
-        assert interrupted.status("stage=sample", *interrupted.on_file, *command) == 130
+        assert interrupted.status("stage=sample", *interrupted.data_words, *command) == 130
     assert batch_sizes == [15, 15, 15]
     resumed = interrupted.run("sample", *command)
     assert batch_sizes == [15] * 5
@@ -236,7 +236,7 @@ def count_held_out_and_seen(shop: Workshop, held_out: float, trained: float) -> 
 def test_what_was_trained_on_is_left_out_of_an_evaluation(shop: Workshop, runs: dict[str, Path]) -> None:
     held_out, seen_count = count_held_out_and_seen(shop, 0.5, 0.25)
     assert 0 < seen_count < held_out
-    evaluate = ("stage=eval", f"artifact={runs['ppo']}", *shop.on_file[:2])
+    evaluate = ("stage=eval", f"artifact={runs['ppo']}", *shop.data_words[:2])
     assert shop.status(*evaluate, "data.held_out=0.5") == 0, shop.output
     assert f"{seen_count} of {held_out} prompts left out: training saw them" in shop.output
     dropped = read_manifest(Path(shop.output.splitlines()[-1])).metrics
@@ -286,7 +286,7 @@ def test_an_evaluation_says_what_it_cannot_know(shop: Workshop, runs: dict[str, 
         manifest = folder / "manifest.json"
         manifest.write_text(manifest.read_text().replace(str(shop.root), str(root)))
     moved_shop = Workshop(root, shop.data)
-    evaluate = ("stage=eval", *shop.on_file, "artifact=ppo:latest", "stage.prompts=2")
+    evaluate = ("stage=eval", *shop.data_words, "artifact=ppo:latest", "stage.prompts=2")
     assert moved_shop.status(*evaluate) == 0, moved_shop.output
     sentence = f"reward:{runs['reward'].name} is gone: it is unknown whether it was trained on these prompts"
     assert sentence in moved_shop.output
@@ -345,5 +345,5 @@ def test_below_twenty_observations_every_report_says_so(shop: Workshop, runs: di
 
 
 def test_a_reward_model_is_no_policy(shop: Workshop, runs: dict[str, Path]) -> None:
-    assert shop.status("stage=eval", *shop.on_file, f"artifact={runs['reward']}") == 2
+    assert shop.status("stage=eval", *shop.data_words, f"artifact={runs['reward']}") == 2
     assert "is a reward model, and no policy" in shop.output

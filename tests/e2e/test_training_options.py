@@ -44,7 +44,7 @@ def test_every_option_through_every_stage(shop: Workshop) -> None:
     assert (saved["lora_dropout"], saved["use_rslora"], saved["use_dora"]) == (0.2, True, True)
     assert read_manifest(tuned).metrics["loss_after"] < read_manifest(tuned).metrics["loss_before"]
     assert {k.split(".lora_")[0].rpartition(".")[2] for k in read_weights(tuned)} == {"q_proj", "up_proj"}
-    shop.up_to_reward()
+    shop.run_up_to_reward()
     reordered_targets = "method.targets=[up_proj,q_proj]"  # a file shared by all stages may repeat it in another order
     ppo = shop.run("ppo", *PPO, reordered_targets, "method.r=4")
     assert shop.run("sft", *SFT, *ALL[:2], reordered_targets, *ALL[3:]) == tuned
@@ -80,7 +80,7 @@ def test_a_killed_run_with_every_option_goes_on_to_the_bit(shop: Workshop, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(common, "Reporter", Killed)
-        assert shop.status("stage=sft", *shop.on_file, *settings, "run.name=killed") == 130
+        assert shop.status("stage=sft", *shop.data_words, *settings, "run.name=killed") == 130
     assert have_same_weights(shop.run("sft", *settings, "run.name=killed"), uninterrupted)
 
 
@@ -138,7 +138,7 @@ def test_a_run_that_continues_an_adapter_says_how_that_was_made(shop: Workshop) 
 
 
 def test_an_optimiser_of_a_gpu_is_refused_on_a_cpu(shop: Workshop) -> None:
-    assert shop.status("stage=sft", *shop.on_file, *SFT, "stage.optimiser=adamw_8bit") == 2
+    assert shop.status("stage=sft", *shop.data_words, *SFT, "stage.optimiser=adamw_8bit") == 2
     assert "stage.optimiser=adamw_8bit: keeps its moments in 8 bits" in shop.output
 
 
@@ -146,7 +146,7 @@ def test_gradient_accumulation_is_another_word_for_a_batch(shop: Workshop) -> No
     plain = shop.run("sft", *FEW)
     assert shop.run("sft", *FEW, "stage.gradient_accumulation=2") == plain  # the same run, so it is reused
     assert "finished already" in shop.output
-    assert shop.status("stage=sft", *shop.on_file, *SFT, "stage.gradient_accumulation=4") == 2
+    assert shop.status("stage=sft", *shop.data_words, *SFT, "stage.gradient_accumulation=4") == 2
     assert "stage.batch_size=8: is not stage.gradient_accumulation=4 times stage.micro_batch=4" in shop.output
 
 
@@ -163,7 +163,7 @@ def test_supervised_training_goes_on_from_an_adapter(shop: Workshop) -> None:
     for setting, problem in (("method.r=8", "goes on as it is"), ("method=full", "was trained with method=qlora")):
         stage = "full" if setting == "method=full" else "sft"
         overrides = () if stage == "full" else (setting,)
-        assert shop.status(f"stage={stage}", *shop.on_file, *SFT, "init=sft:first", *overrides) == 2
+        assert shop.status(f"stage={stage}", *shop.data_words, *SFT, "init=sft:first", *overrides) == 2
         assert problem in shop.output
     shop.run("eval", "artifact=sft:again", "stage.prompts=4")  # compared with the adapter that it continued
 

@@ -1,4 +1,4 @@
-"""A store with votes, a data set built from them, and searches for what remains of a text."""
+"""A store with votes, the command that builds a data set from them, and searches for traces of a forgotten text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Short helpers that fill, read and tamper with an annotation store in tests."""
+"""Fill, read and tamper with an annotation store in tests."""
 
 from pathlib import Path
 from uuid import uuid4

@@ -1,4 +1,4 @@
-"""Read the records of a data set in tests, without the parts of `align.data.sets.gather`."""
+"""Read the records of a data set in tests, without `align.data.sets.gather`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows written in every format that is read, for tests of reading."""
+"""Encode and write rows in every format that align reads, for tests of reading."""
 
 from __future__ import annotations
 

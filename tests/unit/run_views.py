@@ -1,4 +1,4 @@
-"""Runs as a report reads them, without a folder on disk unless the report reads it."""
+"""Run views for tests of reports, built from metrics without running a stage."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def build_interval(value: float, low: float | None, high: float | None, n: int) 
     return {"value": value, "low": low, "high": high, "n": n}
 
 
-def build_run_view(stage: str, metrics: dict[str, Any], folder: Path = Path("/nowhere"), **given: Any) -> RunView:
-    settings = {"name": stage, **given.pop("settings", {})}
+def build_run_view(stage: str, metrics: dict[str, Any], folder: Path = Path("/nowhere"), **fields: Any) -> RunView:
+    settings = {"name": stage, **fields.pop("settings", {})}
     config = {
         "stage": settings,
         "method": {"name": "qlora", "r": 16, "alpha": 32},
@@ -28,12 +28,12 @@ def build_run_view(stage: str, metrics: dict[str, Any], folder: Path = Path("/no
         "device": "auto",
         "dtype": "auto",
     }
-    manifest = Manifest(stage, "mine", 3, config, given.pop("inputs", {}), BASE, metrics=metrics, **given)
+    manifest = Manifest(stage, "mine", 3, config, fields.pop("inputs", {}), BASE, metrics=metrics, **fields)
     return RunView(folder, manifest, "python -m align stage=…")
 
 
-def summarize_view(*arguments: Any, **given: Any) -> str:
-    return summarize_run(build_run_view(*arguments, **given)).replace("\u00a0", " ")
+def summarize_view(*arguments: Any, **fields: Any) -> str:
+    return summarize_run(build_run_view(*arguments, **fields)).replace("\u00a0", " ")
 
 
 def write_ppo_metrics(folder: Path, scores: list[float], spread: float = 1.0) -> Path:

@@ -1,4 +1,4 @@
-"""Votes without a store, for tests of the figures."""
+"""Build votes without a store, for tests of the figures."""
 
 from itertools import count
 

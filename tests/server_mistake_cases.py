@@ -1,8 +1,8 @@
-"""Cases of the battery about a server of models and about its tenants. See `battery`."""
+"""Mistakes in commands about model servers and their tenants, one case a line, in the form of `mistake_cases`."""
 
 from __future__ import annotations
 
-from battery import build_case
+from mistake_cases import build_case
 
 CASES = [
     build_case("serve", "stage.host=0.0.0.0", "stage.host=0.0.0.0", "stage.keys"),

@@ -1,10 +1,10 @@
-"""Cases of the battery whose mistake is in a file of rows. See `battery`."""
+"""Mistakes in rows of data files, one case a line, in the form of `mistake_cases`."""
 
 from __future__ import annotations
 
 import json
 
-from battery import (
+from mistake_cases import (
     ANSWER,
     DEEP,
     HALF,
