@@ -17,8 +17,7 @@ from align.annotate.store.erasure import ANNOTATOR, ITEM, PROJECT, ErasureTarget
 from align.annotate.store.preference_pairs import build_pairs
 from align.core.errors import AlignError, InputError, require
 from align.core.files import check_readable
-from align.data.read.content import encode_content_row
-from align.data.read.content import list_texts as said_by
+from align.data.read.content import encode_content_row, list_texts
 from align.data.sets.forget import RowPredicate
 from align.data.sets.ids import compute_content_id, read_id_kinds
 from align.data.sets.published import DataSet, load_data_set
@@ -108,7 +107,7 @@ def select_data(index: Index, selector: Selector, url: str) -> Selection:
         InputError: Nothing matches. The message names the most similar names.
     """
     records = index.records()
-    stored = find_in_store(selector, url)
+    stored = find_stored_target(selector, url)
     texts = ForgottenTexts()
     if stored:
         annotator = stored.id if stored.kind == ANNOTATOR else ""
@@ -118,7 +117,7 @@ def select_data(index: Index, selector: Selector, url: str) -> Selection:
         )
     from_files: list[str] = []
     sets: dict[str, frozenset[str]] = {}
-    read: dict[str, str] = {}
+    stale_reasons: dict[str, str] = {}
     notes: list[str] = []
     for record in records:
         run = record["run"]
@@ -132,29 +131,30 @@ def select_data(index: Index, selector: Selector, url: str) -> Selection:
                 continue
             if ids:
                 sets[run] = ids
-                read[run] = HELD
+                stale_reasons[run] = HELD
                 texts |= set_texts
             continue
-        if reason := find_reason(index.root, record, selector, stored):
-            read.setdefault(run, reason)
+        if reason := find_stale_reason(index.root, record, selector, stored):
+            stale_reasons.setdefault(run, reason)
             from_data_set = any(input.get("root") for input in record["inputs"].values())
             if reason in (TRAINED, READ) and stored is None and record["stage"] != "data" and not from_data_set:
                 from_files.append(run)  # a repeated run would read the rows from files again
-    if not (stored or sets or any(not reason.startswith(MAY_HAVE) for reason in read.values())):
-        raise nothing_known_error(selector, records, index.root, notes)
+    if not (stored or sets or any(not reason.startswith(MAY_HAVE) for reason in stale_reasons.values())):
+        raise make_no_match_error(selector, records, index.root, notes)
     if from_files:
         notes.append(f"{', '.join(from_files)} {FILES}")
     if stored is None:
-        return Selection(stored, sets, texts, read=read, notes=(*notes, *iter_same_texts(url, texts)))
-    voted = set()
+        return Selection(stored, sets, texts, read=stale_reasons, notes=(*notes, *iter_same_text_notes(url, texts)))
+    runs_with_votes = set()
     for record in records:
         projects = (record.get("project"), *(input.get("project") for input in record["inputs"].values()))
         if stored.project in projects:
-            voted.add(record["run"])
-    return Selection(stored, sets, texts, frozenset(voted), read, tuple(notes))
+            runs_with_votes.add(record["run"])
+    return Selection(stored, sets, texts, frozenset(runs_with_votes), stale_reasons, tuple(notes))
 
 
-def nothing_known_error(selector: Selector, records: Sequence[Record], root: Path, notes: Sequence[str]) -> InputError:
+def make_no_match_error(selector: Selector, records: Sequence[Record], root: Path, notes: Sequence[str]) -> InputError:
+    """Return the error that no data matches a selector. Its remedy names similar sources, if there are any."""
     remedy = "Name the run.root=… that it is in."
     if selector.kind in (ANNOTATOR, ITEM):
         remedy = "Name the project=… and the store.url=… that it is in."
@@ -166,7 +166,7 @@ def nothing_known_error(selector: Selector, records: Sequence[Record], root: Pat
     return InputError(selector.field, selector.value, problem, remedy)
 
 
-def find_in_store(selector: Selector, url: str) -> ErasureTarget | None:
+def find_stored_target(selector: Selector, url: str) -> ErasureTarget | None:
     """Return the matching data in the annotation store. Returns None if it holds none.
 
     Raises:
@@ -190,13 +190,13 @@ def find_in_store(selector: Selector, url: str) -> ErasureTarget | None:
                 find_erasure_target(store, selector.value, PROJECT, "") if selector.value in store.projects() else None
             )
         for project in store.projects():
-            if item := find_item(store, project, bytes.fromhex(selector.value)):
+            if item := find_item_of_pair(store, project, bytes.fromhex(selector.value)):
                 return find_erasure_target(store, project, ITEM, item)
     return None
 
 
-def iter_same_texts(url: str, texts: ForgottenTexts) -> Iterator[str]:
-    """Yield notes on items of the store that have the same texts. They stay unless the user names them."""
+def iter_same_text_notes(url: str, texts: ForgottenTexts) -> Iterator[str]:
+    """Yield a note on each project whose items have the same texts as the deleted ones. They stay in the store."""
     with suppress(InputError), Store.open(url, create=False) as store:  # there may be no store
         for project in store.projects():
             items = [item.id for item in store.items(project) if any(map(texts.are_in, iter_texts(item)))]
@@ -205,8 +205,8 @@ def iter_same_texts(url: str, texts: ForgottenTexts) -> Iterator[str]:
                 yield f"project {project} has the same texts, and they stay there: {name}, project={project}"
 
 
-def find_item(store: Store, project: str, content_id: bytes) -> str:
-    """Return the item of the pair with this content id, or "".
+def find_item_of_pair(store: Store, project: str, content_id: bytes) -> str:
+    """Return the id of the item that the preference pair with a content id was made from. Empty if there is none.
 
     To forget the pair is to forget the item: the pair's texts are stored nowhere else.
     """
@@ -252,11 +252,11 @@ def select_rows(
 def iter_row_texts(kind: str, table: pa.Table) -> Iterator[str]:
     columns = [name for name in CONTENT[kind] if name in table.column_names]
     for record in columns_to_records(kind, table.select(columns), [""] * table.num_rows):
-        yield from (text for text in said_by(record) if text)
+        yield from (text for text in list_texts(record) if text)
 
 
 def make_row_filter(data_set: DataSet, selector: Selector, stored: ErasureTarget | None) -> RowPredicate:
-    """Return a function that says of each row of a table whether it is to be removed."""
+    """Return a function that yields for each row of a data set's table whether it is to be removed."""
     kinds = {name: kind.project for name, kind in read_id_kinds(data_set.data).items() if kind.project}
     source = selector.value if selector.kind == SOURCE else None
     content_id = selector.value.lower() if selector.kind == CONTENT_ID else None
@@ -276,22 +276,28 @@ def make_row_filter(data_set: DataSet, selector: Selector, stored: ErasureTarget
     return match_rows
 
 
-def find_reason(root: Path, record: Record, selector: Selector, stored: ErasureTarget | None) -> str:
-    """Return why a run is stale: it read some of the data itself, or may have. Empty if it did not."""
-    certain = TRAINED if record["stage"] in TRAINING_STAGES else HELD if record["stage"] == "data" else READ
+def find_stale_reason(root: Path, record: Record, selector: Selector, stored: ErasureTarget | None) -> str:
+    """Return why a run is stale: it read some of the selected data itself, or may have. Empty if it did not.
+
+    Args:
+        root: the folder of all runs.
+        record: the run's record.
+        stored: the selected data in the annotation store; None if it holds none.
+    """
+    certain_reason = TRAINED if record["stage"] in TRAINING_STAGES else HELD if record["stage"] == "data" else READ
     for input in record["inputs"].values():
         # A simulated annotator reads a project without a row of its ledger. Its run's outputs hold none of the texts.
         if stored is not None and input.get("project") == stored.project and stored.was_read_at(input.get("seq", -1)):
-            return certain
+            return certain_reason
     if selector.kind == SOURCE and selector.value in list_sources(root, record):
-        return certain
+        return certain_reason
     if selector.kind == CONTENT_ID and record["stage"] in TRAINING_STAGES:
         return find_reason_by_ids(root / record["folder"] / IDS, bytes.fromhex(selector.value))
     return ""
 
 
 def list_sources(root: Path, record: Record) -> set[str]:
-    """Return the names of the data of a run: the sources of a data set, and files by path and name."""
+    """Return the names by which a source may select a run: its data's projects, paths, file names and sources."""
     names: set[str] = set()
     for name, input in record["inputs"].items():
         if name.startswith("sources."):
@@ -309,7 +315,12 @@ def list_sources(root: Path, record: Record) -> set[str]:
 
 
 def find_reason_by_ids(path: Path, content_id: bytes) -> str:
-    """Return why a training run is stale, by the ids of its rows. Empty if it did not read the row."""
+    """Return why a training run is stale, by the content ids of the rows that it trained on. Empty if it is not.
+
+    Args:
+        path: the Parquet file with these ids.
+        content_id: id of the deleted row.
+    """
     if not path.is_file():
         return f"{MAY_HAVE}: it keeps no ids of its rows"
     without_id = 0

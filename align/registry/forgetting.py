@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.annotate.store import Store
 from align.annotate.store.erasure import erase
@@ -92,6 +92,7 @@ class ForgetReceipt:
     runs: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def write(self, root: Path) -> ForgetReceipt:
+        """Write the receipt to `forgotten/` in the folder of all runs, and return it."""
         values = {"schema_version": SCHEMA, **asdict(self)}
         if self.ended:
             del values["salt"], values["check"]
@@ -106,11 +107,15 @@ class ForgetReceipt:
         runs = [*self.runs, *self.data, *(file.replace("/", ":", 1).partition("/")[0] for file in self.files)]
         return all(map(RUN.fullmatch, runs)) and not any(".." in Path(file).parts for file in self.files)
 
-    def is_of(self, selector: tuple[str, ...]) -> bool:
+    def matches_selector(self, selector: tuple[str, ...]) -> bool:
+        """Return whether an interrupted command with this selector wrote the receipt."""
         return not self.ended and hmac.compare_digest(self.check, compute_hmac(self.salt, selector))
 
     def end(self, root: Path) -> ForgetReceipt:
-        """Close the receipt: values needed to continue are removed. The commands remain in the runs' stale marks."""
+        """Write the receipt without the values that are needed to continue, and return it.
+
+        The commands remain in the stale marks of the runs.
+        """
         runs = {run: {key: mark[key] for key in ("because", "again")} for run, mark in self.runs.items()}
         return replace(self, ended=utc_now(), salt="", check="", runs=runs).write(root)
 
@@ -124,7 +129,7 @@ def compute_hmac(salt: str, selector: tuple[str, ...]) -> str:
 
 
 def new_receipt(kind: str, who: str, selector: tuple[str, ...]) -> ForgetReceipt:
-    """Return the receipt of a new command.
+    """Return a new receipt, which is not written yet, with a name of its own and an HMAC of its selector.
 
     Args:
         selector: values that identify the command.
@@ -136,7 +141,7 @@ def new_receipt(kind: str, who: str, selector: tuple[str, ...]) -> ForgetReceipt
 
 
 def list_unfinished(root: Path) -> list[ForgetReceipt]:
-    """Return the receipts of interrupted commands. Files that are not receipts are ignored."""
+    """Return the receipts of interrupted commands, from `forgotten/`. Files that are not receipts are ignored."""
     receipts = []
     for path in sorted((root / FOLDER).glob("*.json")):
         with suppress(InputError, TypeError, ValueError, AttributeError):
@@ -152,7 +157,7 @@ def list_unfinished(root: Path) -> list[ForgetReceipt]:
 
 @contextmanager
 def hold_forget_lock(root: Path) -> Iterator[None]:
-    """Lock a folder of runs against other commands that forget something there.
+    """Lock a folder of runs during the block, so that no other command deletes data there.
 
     Raises:
         RunBusy: Another command holds the lock.
@@ -181,7 +186,7 @@ WITHOUT = ("run.", "store.url")
 
 @dataclass(frozen=True, slots=True)
 class StaleRun:
-    """A stale run, and how to repeat it.
+    """A run that read data which is deleted, and the command that repeats it without that data.
 
     Attributes:
         because: why it is stale.
@@ -197,73 +202,107 @@ class StaleRun:
     problem: str = ""
 
 
+class StaleRuns(NamedTuple):
+    """The runs that a deletion makes stale.
+
+    Attributes:
+        records: run → its record.
+        reasons: run → why it is stale.
+    """
+
+    records: dict[str, Record]
+    reasons: dict[str, str]
+
+
+class RepeatCommand(NamedTuple):
+    """The command that repeats a run.
+
+    Attributes:
+        command: the command; empty if there is none.
+        problem: why there is none; empty otherwise.
+    """
+
+    command: str
+    problem: str
+
+
 def plan_repeats(
     index: Index, read: Mapping[str, str], sets: Iterable[str], words: Words, store: str
 ) -> list[StaleRun]:
-    """Return the runs that read data to forget and the runs made from them, in order of repetition.
+    """Return the runs that read data to delete, and all runs made from them, in the order in which to repeat them.
 
     Args:
         read: run → why it is stale.
         sets: data sets whose rows are removed.
         store: word that names the annotation store.
     """
-    records, because = find_stale_runs(index, read)
+    stale_runs = find_stale_runs(index, read)
+    records = stale_runs.records
+    reasons = stale_runs.reasons
     new_names: dict[str, str] = {}
-    taken: set[Path] = set()
+    taken_paths: set[Path] = set()
     repeats = []
     for run in sort_by_lineage(records):
         stage, _, name = run.partition(":")
         replacement_set = find_replacement(index.root / records[run]["folder"]) if stage == "data" else ""
-        new_names[run] = replacement_set or f"{stage}:{choose_name(index.root / stage, name, taken)}"
+        new_names[run] = replacement_set or f"{stage}:{reserve_unused_name(index.root / stage, name, taken_paths)}"
         if replacement_set or run in sets:
-            repeats.append(StaleRun(run, because[run], new_names[run]))
+            repeats.append(StaleRun(run, reasons[run], new_names[run]))
             continue
-        line, problem = make_command(index, records[run], new_names, words, store)
-        repeats.append(StaleRun(run, because[run], new_names[run] if line else "", line, problem))
+        command, problem = make_repeat_command(index, records[run], new_names, words, store)
+        repeats.append(StaleRun(run, reasons[run], new_names[run] if command else "", command, problem))
     return repeats
 
 
-def find_stale_runs(index: Index, read: Mapping[str, str]) -> tuple[dict[str, Record], dict[str, str]]:
-    """Return the records of these runs and of all runs made from them, and why each is stale.
+def find_stale_runs(index: Index, stale_reasons: Mapping[str, str]) -> StaleRuns:
+    """Return the runs that read data to delete and all runs made from them, each with why it is stale.
 
     A certain reason counts before an uncertain one.
+
+    Args:
+        stale_reasons: run → why it is stale, of the runs that read the data themselves.
     """
     records: dict[str, Record] = {}
-    because: dict[str, str] = {}
+    reasons: dict[str, str] = {}
 
     def is_uncertain(run: str) -> bool:
-        return read.get(run, MAY_HAVE).startswith(MAY_HAVE)
+        return stale_reasons.get(run, MAY_HAVE).startswith(MAY_HAVE)
 
-    for first in sorted(read, key=is_uncertain):
-        if first in because:
+    for reader in sorted(stale_reasons, key=is_uncertain):
+        if reader in reasons:
             continue
-        because[first] = read[first]
-        queue = [first]
+        reasons[reader] = stale_reasons[reader]
+        queue = [reader]
         for run in queue:  # grows during the loop
             if (record := index.record(run)) is None:
                 continue
             records[run] = record
             for child in record.get("children", ()):
-                if child in because or not is_uncertain(child) or (child_record := index.record(child)) is None:
+                if child in reasons or not is_uncertain(child) or (child_record := index.record(child)) is None:
                     continue
-                if is_forgetting_run(child_record) and run == first:  # it holds none of the deleted rows
+                if is_forgetting_run(child_record) and run == reader:  # it holds none of the deleted rows
                     continue
-                because[child] = f"made from {run}"
+                reasons[child] = f"made from {run}"
                 queue.append(child)
-    return records, because
+    return StaleRuns(records, reasons)
 
 
-def choose_name(parent: Path, name: str, taken: set[Path]) -> str:
-    """Return a name that neither a run nor this plan uses."""
+def reserve_unused_name(parent: Path, name: str, taken_paths: set[Path]) -> str:
+    """Return a run's name, or one made from it, that neither a folder nor `taken_paths` has, and add its path to
+    `taken_paths`."""
     name = find_unused_name(parent, name)
-    while parent / name in taken:
+    while parent / name in taken_paths:
         name += "-2"
-    taken.add(parent / name)
+    taken_paths.add(parent / name)
     return name
 
 
 def sort_by_lineage(records: Mapping[str, Record]) -> list[str]:
-    """Return the runs, each behind those that it was made from. A circle is broken at its first run."""
+    """Return the runs so that each comes after those that it was made from. A circle is broken at its oldest run.
+
+    Args:
+        records: run → its record.
+    """
 
     def iter_parents(run: str) -> Iterator[str]:
         visited.add(run)
@@ -271,8 +310,8 @@ def sort_by_lineage(records: Mapping[str, Record]) -> list[str]:
 
     ordered: list[str] = []
     visited: set[str] = set()
-    for first in sorted(records, key=lambda run: (str(records[run].get("started")), run)):
-        path = [] if first in visited else [(first, iter_parents(first))]
+    for oldest in sorted(records, key=lambda run: (str(records[run].get("started")), run)):
+        path = [] if oldest in visited else [(oldest, iter_parents(oldest))]
         while path:
             run, parents = path[-1]
             parent = next((parent for parent in parents if parent in records and parent not in visited), None)
@@ -285,7 +324,7 @@ def sort_by_lineage(records: Mapping[str, Record]) -> list[str]:
 
 
 def find_replacement(folder: Path) -> str:
-    """Return the data set that replaced a data set. Empty if none did."""
+    """Return `data:NAME` of the data set that replaced the one in a run's folder. Returns an empty text if none did."""
     try:
         note = read_replacement(folder / "artifact", "data.path")
     except InputError:
@@ -293,20 +332,20 @@ def find_replacement(folder: Path) -> str:
     return str(note["by"]) if note and note.get("by", "").startswith("data:") else ""
 
 
-def make_command(
+def make_repeat_command(
     index: Index, record: Record, new_names: Mapping[str, str], words: Words, store: str
-) -> tuple[str, str]:
-    """Return (command, problem): the command that repeats a run under its new name, or the reason why it has no
-    command.
+) -> RepeatCommand:
+    """Return the command that repeats a run under a new name and with repeated inputs, or why there is none.
 
     Args:
         new_names: run → run that replaces it, of the runs that are repeated before.
     """
     if record["status"] == UNREADABLE:
-        return "", "its manifest cannot be read"
+        return RepeatCommand("", "its manifest cannot be read")
     manifest = read_manifest(index.root / record["folder"])
     if record["stage"] == "export" and manifest.config["export"].get("name") == "check":
-        return "", "it measured another export: measure the one that takes its place (export=check)"
+        problem = "it measured another export: measure the one that takes its place (export=check)"
+        return RepeatCommand("", problem)
     refs: dict[str, str] = {}
     for name, input in record["inputs"].items():
         digest = str(input.get("root") or input["digest"])
@@ -315,24 +354,26 @@ def make_command(
     if not refs.get("data", "data:").startswith("data:"):
         del refs["data"]  # a file of a run, which is named by its path
     try:
-        line = [word for word in words(manifest.config, refs) if not word.startswith(WITHOUT)]
+        arguments = [word for word in words(manifest.config, refs) if not word.startswith(WITHOUT)]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        return "", f"its settings say something that this version does not read ({type(error).__name__})"
+        problem = f"its settings say something that this version does not read ({type(error).__name__})"
+        return RepeatCommand("", problem)
     root = index.root.absolute()
     for run, new_run in new_names.items():  # inputs that are named by their paths
-        line = [word.replace(f"{root / run_path(run)}/", f"{root / run_path(new_run)}/") for word in line]
+        old_prefix = f"{root / run_path(run)}/"
+        arguments = [word.replace(old_prefix, f"{root / run_path(new_run)}/") for word in arguments]
     if base := record.get("base"):
         base_run = index.maker(base["digest"], "")
         if base_run in new_names:
-            line = [word for word in line if not word.startswith("model.path=")]
-            line.append(f"model.path={root / run_path(new_names[base_run], 'artifact')}")
+            arguments = [word for word in arguments if not word.startswith("model.path=")]
+            arguments.append(f"model.path={root / run_path(new_names[base_run], 'artifact')}")
     reads_store = any(input.get("project") for input in record["inputs"].values())
     if store and (reads_store or record["stage"] in ("sample", "annotate")):
-        line.append(store)
+        arguments.append(store)
     if index.root != Path(DEFAULT_ROOT):
-        line.append(f"run.root={index.root}")
-    line.append(f"run.name={new_names[record['run']].partition(':')[2]}")
-    return shlex.join(["python", "-m", "align", *line]), ""
+        arguments.append(f"run.root={index.root}")
+    arguments.append(f"run.name={new_names[record['run']].partition(':')[2]}")
+    return RepeatCommand(shlex.join(["python", "-m", "align", *arguments]), "")
 
 
 PAGE = "report.html"
@@ -378,12 +419,15 @@ def run_path(run: str, *file: str) -> str:
     return "/".join((run.replace(":", "/", 1), *file))
 
 
-def selector_key(selector: Selector, url: str) -> tuple[str, ...]:
+def make_selector_key(selector: Selector, url: str) -> tuple[str, ...]:
+    """Return the values by which a receipt recognises its command."""
     return (selector.kind, selector.value, selector.project, url)
 
 
 def make_plan(root: Path, selector: Selector, url: str, words: Words, store: str) -> ForgetPlan:
-    """Plan what to forget: the matching rows, the files that contain them, and the runs made from them.
+    """Return the plan of a deletion: the matching rows, the files that contain them, and the runs made from them.
+
+    Nothing is changed. A plan continues the receipt of the same command, if that was interrupted.
 
     Args:
         url: URL of the annotation store.
@@ -392,7 +436,10 @@ def make_plan(root: Path, selector: Selector, url: str, words: Words, store: str
     Raises:
         InputError: Nothing matches the selector.
     """
-    before = next((receipt for receipt in list_unfinished(root) if receipt.is_of(selector_key(selector, url))), None)
+    before = next(
+        (receipt for receipt in list_unfinished(root) if receipt.matches_selector(make_selector_key(selector, url))),
+        None,
+    )
 
     def plan_with(index: Index) -> ForgetPlan:
         try:
@@ -406,11 +453,11 @@ def make_plan(root: Path, selector: Selector, url: str, words: Words, store: str
             if run not in selection.sets and (files := [*iter_matches(root / run_path(run), selection.texts_of(run))]):
                 matches[run] = files
         selection = replace(selection, notes=(*selection.notes, *iter_other_files(root, selection.texts)))
-        read = dict(selection.read)
+        stale_reasons = dict(selection.read)
         for run, files in matches.items():
             for reader, file in iter_readers(index, run, files):
-                read.setdefault(reader, f"{MAY_HAVE}: it read {file} of {run}, which shows them")
-        stale_runs = plan_repeats(index, read, selection.sets, words, store)
+                stale_reasons.setdefault(reader, f"{MAY_HAVE}: it read {file} of {run}, which shows them")
+        stale_runs = plan_repeats(index, stale_reasons, selection.sets, words, store)
         return ForgetPlan(root, selector, url, words, store, selection, matches, stale_runs, before)
 
     return query_index(root, plan_with)
@@ -423,12 +470,17 @@ def iter_other_files(root: Path, texts: ForgottenTexts) -> Iterator[str]:
     for folder in (root, root / SWEEPS, *other_folders):
         if not folder.is_dir() or folder.parent.name == BASES:
             continue
-        for file in iter_matches(folder, texts, deep=folder.parent.parent == root):
-            yield f"{(folder / file.file).relative_to(root)} shows it too, and is not changed"
+        for match in iter_matches(folder, texts, deep=folder.parent.parent == root):
+            yield f"{(folder / match.file).relative_to(root)} shows it too, and is not changed"
 
 
 def iter_readers(index: Index, run: str, files: Sequence[FileMatch]) -> Iterator[tuple[str, str]]:
-    """Yield (run, file) of the runs that read one of these files, which another run published."""
+    """Yield (reader, file) of each run that read one of the files that another run published.
+
+    Args:
+        run: the run that published the files.
+        files: files of that run.
+    """
     record = index.record(run)
     if record is None or record["status"] != "done":
         return
@@ -440,7 +492,9 @@ def iter_readers(index: Index, run: str, files: Sequence[FileMatch]) -> Iterator
 
 
 def execute_plan(plan: ForgetPlan, who: str) -> Iterator[str]:
-    """Execute a plan, or continue an interrupted execution. Yields a line for each act when it is done.
+    """Delete the data of a plan from files, data sets and the store, and mark the stale runs.
+
+    Yields a line for each step when it is done. An interrupted execution is continued.
 
     Raises:
         RunBusy: A process works in a run whose files are to be changed. The same command continues later.
@@ -450,14 +504,14 @@ def execute_plan(plan: ForgetPlan, who: str) -> Iterator[str]:
     if is_already_forgotten(plan):
         yield "nothing is left to erase, and all of these runs are marked"
         return
-    receipt = begin_receipt(plan, who)
-    for run, files in group_by_run(receipt).items():
-        yield from clear_files(run, files, plan, receipt)
+    receipt = write_first_receipt(plan, who)
+    for run, files in group_files_by_run(receipt).items():
+        yield from remove_texts_from_run(run, files, plan, receipt)
     if (root / ANSWERS).is_file():
         refuse_foreign_database(root / ANSWERS, "run.root", ANSWER_TABLES, MOVE_ANSWERS)
         (root / ANSWERS).unlink()
         yield f"{ANSWERS}: removed; evaluations make their answers again"
-    mark_runs(root, receipt)
+    mark_runs_stale(root, receipt)
     yield f"{pluralize(len(receipt.runs), 'run')} marked stale"
     for run, entry in receipt.data.items():
         ids = plan.selection.sets.get(run, frozenset())
@@ -473,7 +527,8 @@ def execute_plan(plan: ForgetPlan, who: str) -> Iterator[str]:
     yield f"receipt: {root / 'forgotten' / receipt.name}.json"
 
 
-def mark_runs(root: Path, receipt: ForgetReceipt) -> None:
+def mark_runs_stale(root: Path, receipt: ForgetReceipt) -> None:
+    """Write the stale mark of each run in a receipt, if the run still exists."""
     for run, entry in receipt.runs.items():
         if (root / run_path(run) / MANIFEST).is_file():
             mark_stale(root / run_path(run), entry["because"], entry["command"], receipt.name, receipt.at)
@@ -487,7 +542,7 @@ def mark_late_readers(plan: ForgetPlan, receipt: ForgetReceipt) -> ForgetReceipt
         return receipt
     if new := [repeat for repeat in repeats if repeat.run not in receipt.runs]:
         receipt = replace(receipt, runs={**receipt.runs, **describe_stale_runs(new)}).write(plan.root)
-        mark_runs(plan.root, receipt)
+        mark_runs_stale(plan.root, receipt)
     return receipt
 
 
@@ -505,9 +560,13 @@ def is_already_forgotten(plan: ForgetPlan) -> bool:
     return all(read_stale_mark(plan.root / run_path(run.run)) for run in plan.repeats)
 
 
-def begin_receipt(plan: ForgetPlan, who: str) -> ForgetReceipt:
-    """Write the receipt with everything that is going to be done."""
-    receipt = plan.before or new_receipt(plan.selector.kind, redact(who), selector_key(plan.selector, plan.url))
+def write_first_receipt(plan: ForgetPlan, who: str) -> ForgetReceipt:
+    """Write a plan's receipt before anything is deleted, with everything that is going to change, and return it.
+
+    Args:
+        who: name of the person, from which secrets are removed.
+    """
+    receipt = plan.before or new_receipt(plan.selector.kind, redact(who), make_selector_key(plan.selector, plan.url))
     files = {
         run_path(run, file.file): {"lines": file.lines}
         for run, matches in plan.matches.items()
@@ -526,8 +585,8 @@ def begin_receipt(plan: ForgetPlan, who: str) -> ForgetReceipt:
     ).write(plan.root)
 
 
-def group_by_run(receipt: ForgetReceipt) -> dict[str, list[str]]:
-    """Return run → its files to change, its page last, as it is made from the others."""
+def group_files_by_run(receipt: ForgetReceipt) -> dict[str, list[str]]:
+    """Return run → its files to change. Its page is the last one, as it is made from the others."""
     files_by_run: dict[str, list[str]] = {}
     for file in sorted(receipt.files, key=lambda file: file.endswith(f"/{PAGE}")):
         stage, name, path = file.split("/", 2)
@@ -535,8 +594,11 @@ def group_by_run(receipt: ForgetReceipt) -> dict[str, list[str]]:
     return files_by_run
 
 
-def clear_files(run: str, files: Sequence[str], plan: ForgetPlan, receipt: ForgetReceipt) -> Iterator[str]:
-    """Remove texts from the files of a run, and update the digests in its manifest."""
+def remove_texts_from_run(run: str, files: Sequence[str], plan: ForgetPlan, receipt: ForgetReceipt) -> Iterator[str]:
+    """Rewrite files of a run without a plan's texts, and update the digests in its manifest. Yields lines about it.
+
+    The receipt's entries are completed: what became of each file, and its digest.
+    """
     folder = plan.root / run_path(run)
     if not (folder / MANIFEST).is_file():
         yield f"{run}: is gone meanwhile"
@@ -564,7 +626,14 @@ def clear_files(run: str, files: Sequence[str], plan: ForgetPlan, receipt: Forge
 
 
 def rewrite_file(folder: Path, file: str, texts: ForgottenTexts, words: Words) -> str:
-    """Remove texts from one file. Returns what became of it, or "" if it held none of them."""
+    """Rewrite or delete one file of a run so that it holds none of the texts.
+
+    Returns what became of it, or an empty text if it held none of them.
+
+    Args:
+        folder: the run's folder.
+        file: path relative to that folder.
+    """
     path = folder / file
     if file == PAGE:
         return redraw_page(folder, texts, words)
@@ -581,7 +650,10 @@ def rewrite_file(folder: Path, file: str, texts: ForgottenTexts, words: Words) -
 
 
 def redraw_page(folder: Path, texts: ForgottenTexts, words: Words) -> str:
-    """Make a run's page again from its files. If that fails, or the page still contains the texts, it is removed."""
+    """Make a run's page again from its files, and return what became of it.
+
+    The page is deleted if that fails, or if it still contains the texts.
+    """
     page = folder / PAGE
     with suppress(AlignError, KeyError, TypeError, ValueError, OSError, IndexError):
         if (manifest := read_manifest(folder)).done:
@@ -612,7 +684,7 @@ def update_manifest(root: Path, run: str, files: Sequence[str], receipt: ForgetR
         return []
     data = to_json_text(values).encode()
     try:
-        changes = hold_rewritten_manifest(root, run, sha256(data).hexdigest(), receipt)
+        changes = log_rewritten_manifest(root, run, sha256(data).hexdigest(), receipt)
         notes = [f"@{change.alias} (change {change.seq}) holds the new manifest of {run}" for change in changes]
     except InputError as error:
         notes = [f"no alias holds the new manifest of {run}, which is called altered from now on ({error.problem})"]
@@ -620,8 +692,10 @@ def update_manifest(root: Path, run: str, files: Sequence[str], receipt: ForgetR
     return notes
 
 
-def hold_rewritten_manifest(root: Path, run: str, new_sha256: str, receipt: ForgetReceipt) -> list[Change]:
-    """Record the digest of a rewritten manifest in the log of aliases, so that it does not count as altered.
+def log_rewritten_manifest(root: Path, run: str, new_sha256: str, receipt: ForgetReceipt) -> list[Change]:
+    """Append the digest of a rewritten manifest to the log of aliases, so that the run does not count as altered.
+
+    Returns the changes of aliases that were appended.
 
     A manifest that already differed from the log was altered before, and stays so.
 
@@ -656,10 +730,11 @@ def hold_rewritten_manifest(root: Path, run: str, new_sha256: str, receipt: Forg
 
 
 def replace_data_set(root: Path, run: str, entry: dict[str, object], ids: frozenset[str]) -> Iterator[str]:
-    """Replace a data set by one without some rows, by the command `stage=data stage.action=forget`.
+    """Replace a data set by one without some rows, by the command `stage=data stage.action=forget`. Yields a line.
 
     Args:
         entry: the receipt's entry about the data set, which is completed.
+        ids: content ids of the rows to remove.
     """
     old = root / run_path(run)
     new = root / run_path(str(entry["by"]))

@@ -37,7 +37,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -106,11 +106,11 @@ class Finding:
         return f"{self.run}: {self.condition}: {self.said}"
 
 
-def find_alterations(subject: Subject) -> str:
-    """Return why the metrics of an artifact, or of its evaluation, may differ from the published ones. Empty if they
-    agree.
+def verify_metrics(subject: Subject) -> str:
+    """Return why the metrics of an artifact, or of its evaluation, may differ from the published ones.
 
-    All published files of the evaluation are hashed, as they are the evidence for its metrics.
+    Returns an empty text if they agree. All published files of the evaluation are hashed, as they are the evidence for
+    its metrics.
     """
     problems = [describe_alteration(subject.record)]
     if subject.evaluation is not None:
@@ -123,8 +123,37 @@ def find_alterations(subject: Subject) -> str:
     return "; ".join(dict.fromkeys(filter(None, problems)))
 
 
-ConditionCheck = Callable[[Subject], tuple[bool, str]]
-"""Returns whether a condition is met, and the reason."""
+class Outcome(NamedTuple):
+    """The outcome of a check.
+
+    Attributes:
+        reason: the metric or file that decided, or what is missing.
+    """
+
+    passed: bool
+    reason: str
+
+
+ConditionCheck = Callable[[Subject], Outcome]
+"""Checks whether an artifact meets a condition."""
+
+
+class Condition(NamedTuple):
+    """A condition of a gate.
+
+    Attributes:
+        text: the condition as text.
+    """
+
+    text: str
+    check: ConditionCheck
+
+
+class PublicKeyFile(NamedTuple):
+    """The path of a public key, and the field of the gate that names it."""
+
+    path: Path
+    field: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,21 +163,23 @@ class Gate:
     Attributes:
         name: name of its file, without the suffix.
         aliases: patterns of the aliases that it binds.
-        conditions: each as text, with its check.
         digest: SHA-256 of the file, in hex.
     """
 
     name: str
     aliases: tuple[str, ...]
-    conditions: tuple[tuple[str, ConditionCheck], ...]
+    conditions: tuple[Condition, ...]
     digest: str
 
     def binds(self, alias: str) -> bool:
+        """Return whether an alias matches one of the gate's patterns, so that the gate decides its changes."""
         return any(fnmatchcase(alias, pattern) for pattern in self.aliases)
 
     def findings(self, subject: Subject) -> list[Finding]:
-        """Return the result of each condition for an artifact."""
-        return [Finding(subject.record["run"], text, *check(subject)) for text, check in self.conditions]
+        """Check an artifact against each condition, and return the results in the order of the conditions."""
+        return [
+            Finding(subject.record["run"], condition.text, *condition.check(subject)) for condition in self.conditions
+        ]
 
     def as_json(self, findings: Sequence[Finding]) -> dict[str, Any]:
         """Return the findings as the log of aliases stores them."""
@@ -179,6 +210,12 @@ def read_gates(folders: Iterable[Path]) -> list[Gate]:
 
 
 def read_gate(path: Path) -> Gate:
+    """Read a gate from its YAML file.
+
+    Raises:
+        CorruptFile: The file is not YAML.
+        InputError: It is not a gate.
+    """
     field = str(path)
     text = read_bytes(path, "gate", "Mend the file.")
     try:
@@ -198,17 +235,19 @@ def read_gate(path: Path) -> Gate:
     is_list = isinstance(spec["conditions"], list) and bool(spec["conditions"])
     require(is_list, f"{field}: conditions", spec["conditions"], "is no list of conditions", EXAMPLE)
     conditions = tuple(
-        read_condition(condition, f"{field}: conditions[{i}]", path.parent)
+        parse_condition(condition, f"{field}: conditions[{i}]", path.parent)
         for i, condition in enumerate(spec["conditions"])
     )
     return Gate(path.stem, tuple(aliases), conditions, sha256(text).hexdigest())
 
 
-def read_condition(spec: Any, field: str, home: Path) -> tuple[str, ConditionCheck]:
-    """Return a condition as text, and its check.
+def parse_condition(spec: Any, field: str, gate_folder: Path) -> Condition:
+    """Parse one condition of a gate, such as `{receipt: gguf}`.
 
     Args:
-        home: folder of the gate, to which the path of a public key is relative.
+        spec: the condition as YAML holds it.
+        field: name of the condition in error messages.
+        gate_folder: folder of the gate's file, to which the path of a public key is relative.
 
     Raises:
         InputError: It is not a condition.
@@ -217,22 +256,32 @@ def read_condition(spec: Any, field: str, home: Path) -> tuple[str, ConditionChe
     require(len(kinds) == 1, field, spec, f"is no condition: it has none of {', '.join(KINDS)}, or two", EXAMPLE)
     kind = kinds[0]
     if kind == "figure":
-        return read_bound(spec, field)
+        return parse_metric_condition(spec, field)
     text, value_kind, check = KINDS[kind]
     value = spec[kind]
     is_value = value == value_kind if isinstance(value_kind, bool) else isinstance(value, str) and bool(value)
     meaning = str(value_kind).lower() if isinstance(value_kind, bool) else value_kind
     require({*spec} == {kind} and is_value, field, dict(spec), "is no such condition", f"Write {{{kind}: {meaning}}}.")
     if kind == "signature":
-        path = home / parse_user_path(value, field)
+        path = gate_folder / parse_user_path(value, field)
         remedy = "The path of a public key counts from the folder of its gate."
-        require(path.is_file(), f"{field}.signature", value, f"is no file in {home}", remedy)
-        return text.format(path.name), partial(check, value=(path, f"{field}.signature"))
-    return text.format(value), partial(check, value=value)
+        require(path.is_file(), f"{field}.signature", value, f"is no file in {gate_folder}", remedy)
+        return Condition(text.format(path.name), bind_value(check, PublicKeyFile(path, f"{field}.signature")))
+    return Condition(text.format(value), bind_value(check, value))
 
 
-def read_bound(spec: Mapping[str, Any], field: str) -> tuple[str, ConditionCheck]:
-    """Read `{figure: KEY, at_least: X}`, `at_most`, or both, with the keys `proxy` and `collapsed`."""
+def bind_value(check: Callable[[Subject, Any], Outcome], value: object) -> ConditionCheck:
+    """Return a check of an artifact alone, which passes the condition's value to `check`."""
+
+    def check_condition(subject: Subject) -> Outcome:
+        return check(subject, value)
+
+    return check_condition
+
+
+def parse_metric_condition(spec: Mapping[str, Any], field: str) -> Condition:
+    """Parse a bound of a metric: `{figure: KEY, at_least: X}`, `at_most`, or both, with the keys `proxy` and
+    `collapsed`."""
     limits = {key: spec[key] for key in ("at_least", "at_most") if key in spec}
     collapsed = spec.get("collapsed", False)
     is_valid = (
@@ -250,40 +299,58 @@ def read_bound(spec: Mapping[str, Any], field: str) -> tuple[str, ConditionCheck
     note = ", collapse measured" if collapsed == "measured" else ""
     bounds = limits.get("at_least", -math.inf), limits.get("at_most", math.inf)
     check = partial(
-        check_bound, name=spec["figure"], bounds=bounds, proxy=spec.get("proxy", False), collapsed=collapsed
+        check_metric_bounds,
+        name=spec["figure"],
+        bounds=bounds,
+        allow_proxy=spec.get("proxy", False),
+        collapsed=collapsed,
     )
-    return f"{spec['figure']} {text}{note}", check
+    return Condition(f"{spec['figure']} {text}{note}", check)
 
 
-def check_bound(
-    subject: Subject, name: str, bounds: tuple[float, float], proxy: bool, collapsed: bool | str
-) -> tuple[bool, str]:
-    if problem := find_alterations(subject):
-        return False, f"altered: {problem}"
+def check_metric_bounds(
+    subject: Subject, name: str, bounds: tuple[float, float], allow_proxy: bool, collapsed: bool | str
+) -> Outcome:
+    """Check that a metric of an artifact, or the worse end of its interval, lies within bounds.
+
+    Args:
+        name: name of the metric.
+        bounds: smallest and largest value, either of which may be infinite.
+        allow_proxy: accept a metric by the proxy judge that the artifact was trained against.
+        collapsed: True accepts metrics of a policy that collapsed; `measured` demands that an evaluation measured that
+            it did not; False accepts metrics unless it is known to have collapsed.
+    """
+    if problem := verify_metrics(subject):
+        return Outcome(False, f"altered: {problem}")
     key, figure = find_metric(subject.record, name)
     if figure is None or get_number(figure) is None:
         command = f"stage=eval artifact={subject.record['run']}"
-        return False, f"there is no such figure. An evaluation may have it: {command}"
+        return Outcome(False, f"there is no such figure. An evaluation may have it: {command}")
     text = format_value(figure)
     if isinstance(figure, Mapping) and not (is_interval(figure) and is_bounded(figure)):
-        return False, f"{text} has no interval"
+        return Outcome(False, f"{text} has no interval")
     judge = find_proxy_judge(subject, key, figure)
-    if judge and not proxy:
-        return False, f"{text} by {judge}, which it was trained against: evaluate it with another judge"
+    if judge and not allow_proxy:
+        return Outcome(False, f"{text} by {judge}, which it was trained against: evaluate it with another judge")
     verdict = get_value(subject.record, "metrics.collapse.verdict")
     reasons = get_value(subject.record, "metrics.collapse.reasons")
     reasons = "; ".join(map(str, reasons)) if isinstance(reasons, list) else ""
     if verdict == "collapsed" and collapsed is not True:
-        return False, f"{text} of a policy that collapsed: {reasons}"
+        return Outcome(False, f"{text} of a policy that collapsed: {reasons}")
     if verdict != "varied" and collapsed == "measured":
-        return False, f"{text}; whether the policy collapsed is not measured: {reasons or 'no evaluation says it'}"
+        return Outcome(
+            False, f"{text}; whether the policy collapsed is not measured: {reasons or 'no evaluation says it'}"
+        )
     unmeasured = "; whether the policy collapsed is not measured" if verdict == "not measured" else ""
     low, high = (figure["low"], figure["high"]) if isinstance(figure, Mapping) else (figure, figure)
-    return bounds[0] <= low and high <= bounds[1], f"{text}{unmeasured}"
+    return Outcome(bounds[0] <= low and high <= bounds[1], f"{text}{unmeasured}")
 
 
 def find_metric(record: Record, name: str) -> tuple[str, Any]:
-    """Return (key, value) of a metric by its name, with its interval if it has one."""
+    """Return the key and the value of a metric in a record, with its interval if it has one.
+
+    Returns (name, None) if the record has no such metric.
+    """
     name = name.removesuffix(".value")  # which would leave out the interval
     keys = (f"metrics.{name}_interval", f"metrics.{name}", f"{name}_interval", name)
     for key in keys:
@@ -293,7 +360,10 @@ def find_metric(record: Record, name: str) -> tuple[str, Any]:
 
 
 def find_proxy_judge(subject: Subject, key: str, figure: Any) -> str:
-    """Return the name of the proxy judge if an evaluation by one measured the metric. Empty otherwise."""
+    """Return the name of the judge by which a metric was measured, if the artifact was trained against that judge.
+
+    Returns an empty text otherwise.
+    """
     evaluation = subject.evaluation
     if evaluation is None or get_value(evaluation, "metrics.judge_is") != "proxy":
         return ""
@@ -301,65 +371,67 @@ def find_proxy_judge(subject: Subject, key: str, figure: Any) -> str:
     return str(get_value(evaluation, "metrics.judge")) if is_measured else ""
 
 
-def check_receipt(subject: Subject, value: str) -> tuple[bool, str]:
-    """Check that the artifact is or has an export of a kind with valid files that kept every bound."""
-    problem = f"there is no such export: stage=export export={value} artifact={subject.record['run']}"
+def check_receipt(subject: Subject, export_kind: str) -> Outcome:
+    """Check that an artifact is, or has, an export of a kind whose files are unchanged and whose checks all passed."""
+    problem = f"there is no such export: stage=export export={export_kind} artifact={subject.record['run']}"
     own_export = [subject.record] if subject.record["stage"] == "export" else []
     for export in (*own_export, *subject.exports):
-        if get_value(export, "config.export.name") == value and export["status"] == "done":
-            passed, problem = check_export(subject, export)
-            if passed:
-                return True, problem
-    return False, problem
+        if get_value(export, "config.export.name") == export_kind and export["status"] == "done":
+            outcome = check_export_receipt(subject, export)
+            if outcome.passed:
+                return outcome
+            problem = outcome.reason
+    return Outcome(False, problem)
 
 
-def check_export(subject: Subject, export: Record) -> tuple[bool, str]:
-    """Return whether an export has its receipt's files and kept every bound, and the reason."""
+def check_export_receipt(subject: Subject, export: Record) -> Outcome:
+    """Check that an export's files are those of its receipt, that the receipt is of this artifact, and that no check in
+    it failed."""
     folder = subject.root / export["folder"]
     try:
         receipt = read_verified_receipt(folder / "artifact")
         verify_outputs(folder, read_manifest(folder).outputs)  # they include the receipt itself
     except InputError as error:
-        return False, f"{export['run']}: {error}"
+        return Outcome(False, f"{export['run']}: {error}")
     if export is not subject.record and receipt.get("artifact") != subject.digest:
-        return False, f"{export['run']} has the receipt of another artifact"
+        return Outcome(False, f"{export['run']} has the receipt of another artifact")
     verdicts = [row.get("verdict") for row in receipt["rows"]]
     missed = [row.get("name") for row in receipt["rows"] if row.get("verdict") not in (PASS, "reported", "not checked")]
     if missed:
-        return False, f"{export['run']} missed a bound: {', '.join(map(str, missed))}"
-    return PASS in verdicts, f"{export['run']}: {verdicts.count(PASS)} of {len(verdicts)} checks passed, none missed"
+        return Outcome(False, f"{export['run']} missed a bound: {', '.join(map(str, missed))}")
+    reason = f"{export['run']}: {verdicts.count(PASS)} of {len(verdicts)} checks passed, none missed"
+    return Outcome(PASS in verdicts, reason)
 
 
-def check_unseen(subject: Subject, value: bool) -> tuple[bool, str]:
-    """Check that the artifact was evaluated, and only on prompts that were not in its training data."""
+def check_unseen_prompts(subject: Subject, _required: bool) -> Outcome:
+    """Check that an artifact was evaluated, and only on prompts that were not in its training data."""
     evaluation = subject.evaluation
     if evaluation is None:
-        return False, f"nothing evaluated it: stage=eval artifact={subject.record['run']}"
-    if problem := find_alterations(subject):
-        return False, f"altered: {problem}"
+        return Outcome(False, f"nothing evaluated it: stage=eval artifact={subject.record['run']}")
+    if problem := verify_metrics(subject):
+        return Outcome(False, f"altered: {problem}")
     if seen_count := get_value(evaluation, "metrics.seen"):
-        return False, f"training saw {seen_count:,} of the prompts of {evaluation['run']}"
+        return Outcome(False, f"training saw {seen_count:,} of the prompts of {evaluation['run']}")
     if get_value(evaluation, "metrics.seen_unknown") != 0:
-        return False, f"of {evaluation['run']} it is not known which prompts training saw"
-    return True, f"{evaluation['run']}: training saw none of its prompts"
+        return Outcome(False, f"of {evaluation['run']} it is not known which prompts training saw")
+    return Outcome(True, f"{evaluation['run']}: training saw none of its prompts")
 
 
-def check_signature(subject: Subject, value: tuple[Path, str]) -> tuple[bool, str]:
-    """Check that the artifact, or an export of it, is signed by the owner of a key.
-
-    Args:
-        value: path of the public key, and the field that names it.
-    """
+def check_signature(subject: Subject, key_file: PublicKeyFile) -> Outcome:
+    """Check that an artifact, or an export of it, is signed by the owner of a public key."""
     run = subject.record["run"]
     problem = f"neither it nor an export of it is signed: stage=export export.sign=KEY artifact={run}"
-    key = load_public_key(str(value[0]), value[1])  # an unreadable key is an error of the gate, not a missed condition
+    # An unreadable key is an error of the gate, not a missed condition.
+    key = load_public_key(str(key_file.path), key_file.field)
     for record in (subject.record, *subject.exports):
         published = subject.root / record["folder"] / "artifact"
-        results = [check_signed(subject, record["run"], folder, key) for folder in list_signed_folders(published)]
-        if results and all(passed for passed, _ in results):
-            return True, results[0][1]
-        problem = next((reason for passed, reason in results if not passed), problem)
-    return False, problem
+        outcomes = [
+            check_folder_signature(subject, record["run"], folder, key) for folder in list_signed_folders(published)
+        ]
+        if outcomes and all(outcome.passed for outcome in outcomes):
+            return outcomes[0]
+        problem = next((outcome.reason for outcome in outcomes if not outcome.passed), problem)
+    return Outcome(False, problem)
 
 
 def list_signed_folders(published: Path) -> list[Path]:
@@ -373,45 +445,52 @@ def list_signed_folders(published: Path) -> list[Path]:
     return [] if any(not path.is_dir() for path in inside) else inside
 
 
-def check_signed(subject: Subject, run: str, folder: Path, key: PublicKey) -> tuple[bool, str]:
-    """Check that a folder is signed, and is the artifact or, by its receipt, an export of it."""
+def check_folder_signature(subject: Subject, run: str, folder: Path, key: PublicKey) -> Outcome:
+    """Check that the owner of a key signed a folder, and that the folder holds the artifact or an export of it.
+
+    Args:
+        run: `stage:name` of the run that published the folder.
+    """
     try:
         verify_signature(folder, key, "artifact", run)
         receipt = folder / RECEIPT
         exported = read_json_object(receipt, RECEIPT, "Export it again.").get("artifact") if receipt.is_file() else None
     except InputError as error:
-        return False, str(error)
+        return Outcome(False, str(error))
     text = f"{run} is signed by {key.fingerprint[:12]}"
     if subject.digest not in (exported, compute_published_digest(folder)):
-        return False, f"{text}, and is another artifact"
-    return True, text
+        return Outcome(False, f"{text}, and is another artifact")
+    return Outcome(True, text)
 
 
-def check_verdict(subject: Subject, value: str) -> tuple[bool, str]:
-    """Check that the verdict files of a name say `pass` for exactly this artifact."""
-    if problem := find_alterations(subject):
-        return False, f"altered: {problem}"
-    return decide_verdict(subject.root, value, subject.digest)
+def check_verdict(subject: Subject, verdict_gate: str) -> Outcome:
+    """Check that the verdict files of one gate name hold `pass` for exactly this artifact."""
+    if problem := verify_metrics(subject):
+        return Outcome(False, f"altered: {problem}")
+    return decide_verdict(subject.root, verdict_gate, subject.digest)
 
 
-def check_fresh(subject: Subject, value: bool) -> tuple[bool, str]:
-    """Check that neither the run nor any of its ancestors is stale. A run that is gone counts as unknown."""
+def check_not_stale(subject: Subject, _required: bool) -> Outcome:
+    """Check that neither a run nor any run that it was made from read data that was forgotten since.
+
+    Fails if one of these runs no longer exists.
+    """
     for record in subject.upstream:
         if stale := read_stale_mark(subject.root / record["folder"]):
             command = f": {stale.again}" if stale.again else ""
-            return False, f"{record['run']} is stale since {stale.since[:10]}, {stale.because}{command}"
+            return Outcome(False, f"{record['run']} is stale since {stale.since[:10]}, {stale.because}{command}")
     if subject.gone:
-        return False, f"{', '.join(subject.gone)} is gone, so nobody knows whether it is stale"
-    return True, f"none of {len(subject.upstream):,} runs is"
+        return Outcome(False, f"{', '.join(subject.gone)} is gone, so nobody knows whether it is stale")
+    return Outcome(True, f"none of {len(subject.upstream):,} runs is")
 
 
-KINDS: Mapping[str, tuple[str, str | bool, Callable[..., tuple[bool, str]]]] = {
-    "figure": ("", "KEY", check_bound),
+KINDS: Mapping[str, tuple[str, str | bool, Callable[..., Outcome]]] = {
+    "figure": ("", "KEY", check_metric_bounds),
     "receipt": ("receipt of export={}", "adapter|merged|gguf", check_receipt),
-    "unseen": ("evaluated on what it never saw", True, check_unseen),
+    "unseen": ("evaluated on what it never saw", True, check_unseen_prompts),
     "signature": ("signature by {}", "PUBLIC_KEY", check_signature),
     "verdict": ("verdict {}", "NAME", check_verdict),
-    "stale": ("nothing that it was made from is stale", False, check_fresh),
+    "stale": ("nothing that it was made from is stale", False, check_not_stale),
 }
 """Key of a condition → its text, its value or an example, and its check."""
 
@@ -475,21 +554,26 @@ def iter_verdicts(root: Path) -> Iterator[Verdict]:
         yield read_verdict(path, path.name, None)
 
 
-def decide_verdict(root: Path, gate: str, digest: str) -> tuple[bool, str]:
-    """Return whether the verdicts of a name say `pass` for an artifact, and the deciding one as text.
+def decide_verdict(root: Path, gate: str, digest: str) -> Outcome:
+    """Read the verdict files of one gate name, and decide whether they hold `pass` for an artifact.
 
-    Of runs, the newest counts. Files beside the runs have no order, so that each counts.
+    Of runs, the newest counts. Files beside the runs have no order, so that each counts. The reason is the deciding
+    verdict as text.
+
+    Args:
+        root: the folder of all runs.
+        digest: digest of the artifact.
     """
     try:
         all_verdicts = [verdict for verdict in iter_verdicts(root) if verdict.gate == gate]
     except InputError as error:
-        return False, str(error)
+        return Outcome(False, str(error))
     matching = [verdict for verdict in all_verdicts if verdict.inputs.get("artifact") == digest]
     if not matching:
         note = f"; there are {len(all_verdicts)} on other artifacts" if all_verdicts else ""
-        return False, f"nobody has given one on this artifact ({digest[:12]}){note}"
+        return Outcome(False, f"nobody has given one on this artifact ({digest[:12]}){note}")
     newest = max((verdict.run.publication for verdict in matching if verdict.run), default=None)
     current = [verdict for verdict in matching if verdict.run is None or verdict.run.publication == newest]
     worst = next((verdict for verdict in current if verdict.verdict != PASS), current[0])
     figure = "" if worst.figure is None else f", {format_value(worst.figure)}"
-    return worst.verdict == PASS, f"{worst.source}: {worst.verdict}{figure}"
+    return Outcome(worst.verdict == PASS, f"{worst.source}: {worst.verdict}{figure}")

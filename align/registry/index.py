@@ -30,7 +30,7 @@ from align.registry.record import (
     join_records,
     list_alias_changes,
     list_digests,
-    list_edges,
+    list_input_edges,
     make_record,
     make_unreadable_record,
 )
@@ -51,7 +51,7 @@ from align.run.receipt import RECEIPT
 from align.run.stale import FILE as STALE
 
 
-def iter_folders(root: Path) -> Iterator[tuple[str, str]]:
+def iter_run_stamps(root: Path) -> Iterator[tuple[str, str]]:
     """Yield `stage:name` and a stamp of each folder with a manifest.
 
     The stamp changes when the manifest is replaced, the run is marked stale, its metrics are written again, or a
@@ -164,18 +164,22 @@ class DamagedIndex(sqlite3.DatabaseError):
     """Error of a row that this index did not write."""
 
 
-def query_index(root: Path, question: Callable[[Index], T]) -> T:
-    """Run a query on an up-to-date index. A damaged index is rebuilt."""
+def query_index(root: Path, query: Callable[[Index], T]) -> T:
+    """Open the index of a folder of runs, and return the result of a query on it. A damaged index is rebuilt first.
+
+    Args:
+        root: the folder of all runs.
+    """
     try:
         with Index(root) as index:
-            return question(index)
+            return query(index)
     except DAMAGED as error:
         if get_error_name(error) == "SQLITE_ERROR" and "malformed" not in str(error):
             raise  # the query itself is wrong
     with Index(
         root, rebuild=True
     ) as index:  # outside of the except clause, whose traceback holds a cursor and so a lock
-        return question(index)
+        return query(index)
 
 
 def get_error_name(error: Exception) -> str:
@@ -201,12 +205,12 @@ class Index:
         self.root = root
         has_file(root / INDEX, "run.root", f"Move {INDEX} away: it is made again.")
         attempts: list[tuple[Path | None, bool]] = [(None, True), (None, False)]
-        if (root / INDEX).exists() or any(iter_folders(root)):  # a folder without runs gets no index
+        if (root / INDEX).exists() or any(iter_run_stamps(root)):  # a folder without runs gets no index
             attempts.insert(0, (root / INDEX, False))
         while True:
-            self.path, copied = attempts.pop(0)
+            self.path, copy_file = attempts.pop(0)
             try:
-                self.changed = self._open(rebuild, copied)
+                self.changed = self._open(rebuild, copy_file)
                 return
             except DAMAGED as error:
                 if not attempts:
@@ -217,18 +221,18 @@ class Index:
     def __enter__(self) -> Index:
         return self
 
-    def __exit__(self, *given: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.db.close()
 
-    def _open(self, rebuild: bool, copied: bool) -> int:
+    def _open(self, rebuild: bool, copy_file: bool) -> int:
         """Open the file, or a database in memory, and bring it up to date. Returns the number of changed folders.
 
         Args:
-            copied: start from a copy of the file in memory, which may be nearly up to date.
+            copy_file: start from a copy of the file in memory, which may be nearly up to date.
         """
         self.db = sqlite3.connect(self.path or ":memory:", timeout=WAIT_S, isolation_level=None)
         try:
-            if copied:
+            if copy_file:
                 with (
                     suppress(sqlite3.Error),
                     closing(sqlite3.connect(to_read_only_uri(self.root / INDEX), uri=True)) as file_db,
@@ -240,6 +244,7 @@ class Index:
             raise
 
     def _update(self, rebuild: bool) -> int:
+        """Create the tables if they are missing or old, and bring their rows up to date in one transaction."""
         self.db.execute("begin immediate")  # a second process waits, and then finds nothing to do
         if rebuild or self.db.execute("pragma user_version").fetchone() != (compute_version(),):
             objects = self.db.execute("select type, name from sqlite_master where sql is not null").fetchall()
@@ -256,31 +261,31 @@ class Index:
         return changed
 
     def _refresh(self) -> int:
+        """Read changed folders again, and remove those that are gone. Returns how many there were of both."""
         old_stamps: dict[str, str] = dict(self.db.execute("select run, stamp from runs"))
-        stamps = dict(iter_folders(self.root))
+        stamps = dict(iter_run_stamps(self.root))
         self.unnamed = [run for run in stamps if find_lone_surrogate(run)]
         for run in self.unnamed:
             del stamps[run]
         gone = old_stamps.keys() - stamps.keys()
         new = {run: stamp for run, stamp in stamps.items() if old_stamps.get(run) != stamp}
-        around = self._find_neighbours(gone | new.keys())
-        self._remove(gone | new.keys())
+        neighbours = self._find_neighbours(gone | new.keys())
+        self._delete_rows(gone | new.keys())
         for run, stamp in new.items():
-            self._read(run, stamp)
-        for run in (around | new.keys() | self._find_neighbours(new.keys())) - gone:
-            self._join(run)
-        self._settle()
-        self._mark_aliases()
+            self._insert_run(run, stamp)
+        for run in (neighbours | new.keys() | self._find_neighbours(new.keys())) - gone:
+            self._update_joined_record(run)
+        self._update_running_statuses()
+        self._update_alias_marks()
         return len(gone) + len(new)
 
-    def _remove(self, runs: Iterable[str]) -> None:
+    def _delete_rows(self, runs: Iterable[str]) -> None:
         for run in runs:
             for table, column in OF_A_RUN.items():
                 self.db.execute(f"delete from {table} where {column} = ?", (run,))
 
-    def _mark_aliases(self) -> None:
-        """Write into the records the aliases that refer to them, and whether their manifests changed since an alias
-        did."""
+    def _update_alias_marks(self) -> None:
+        """Store in each record the aliases that refer to it, and the problem if its manifest was replaced since."""
         aliases: dict[str, list[str]] = {}
         replaced: dict[str, str] = {}
         changes: dict[str, Change] = {}
@@ -323,22 +328,22 @@ class Index:
             if row is None or row[0] != manifest.content or row[1] == manifest.sha256:
                 continue
             problem = f"{run}: manifest.json is another than {when}"
-            subjects = self._column("select run from runs where json_extract(record, '$.evaluation') = ?", run)
+            subjects = self._select_column("select run from runs where json_extract(record, '$.evaluation') = ?", run)
             for name in (run, *subjects):
                 problems.setdefault(name, []).append(problem)
         return {run: "; ".join(dict.fromkeys(reasons)) for run, reasons in problems.items()}
 
     def reread(self, run: str) -> None:
         """Read a run's folder again, even if the index is up to date: gates decide by the files."""
-        stamps = dict(iter_folders(self.root))
+        stamps = dict(iter_run_stamps(self.root))
         self.db.execute("begin immediate")
-        self._remove([run])
+        self._delete_rows([run])
         if run in stamps:
-            self._read(run, stamps[run])
+            self._insert_run(run, stamps[run])
             for neighbour in {run, *self._find_neighbours([run])}:
-                self._join(neighbour)
-        self._settle()
-        self._mark_aliases()
+                self._update_joined_record(neighbour)
+        self._update_running_statuses()
+        self._update_alias_marks()
         self.db.execute("commit")
 
     def find_lost_changes(self, log: AliasLog) -> CorruptFile | None:
@@ -350,9 +355,9 @@ class Index:
                 return CorruptFile("aliases", f"@{alias}", problem, REMEDY)
         return None
 
-    def _settle(self) -> None:
-        """Set the status of a run to interrupted if it says that it is running and its process is gone."""
-        running = self._column("select run from runs where json_extract(own, '$.status') = 'running'")
+    def _update_running_statuses(self) -> None:
+        """Store the status `interrupted` for each run whose manifest has `running` and whose process is gone."""
+        running = self._select_column("select run from runs where json_extract(own, '$.status') = 'running'")
         locks = read_locked_inodes() if running else None
         for run in running:
             stage, _, name = run.partition(":")
@@ -363,7 +368,8 @@ class Index:
                 values = "record = json_set(record, '$.status', ?, '$.error', ?), status = ?"
                 self.db.execute(f"update runs set {values} where run = ?", (status, error, status, run))
 
-    def _read(self, run: str, stamp: str) -> None:
+    def _insert_run(self, run: str, stamp: str) -> None:
+        """Read a run's folder, and insert its own record, digests and inputs."""
         stage, _, name = run.partition(":")
         folder = self.root / stage / name
         manifest: Manifest | None = None
@@ -388,7 +394,9 @@ class Index:
         if manifest is not None and "digest" in record:
             artifacts = [(run, digest) for digest in list_digests(record, manifest.outputs)]
             self.db.executemany("insert into makes values (?, ?)", artifacts)
-            self.db.executemany("insert into reads values (?, ?, ?, ?)", [(run, *edge) for edge in list_edges(record)])
+            self.db.executemany(
+                "insert into reads values (?, ?, ?, ?)", [(run, *edge) for edge in list_input_edges(record)]
+            )
             self.db.executemany(
                 "insert into noted values (?, ?, ?, ?)", [(run, *change) for change in list_alias_changes(record)]
             )
@@ -403,11 +411,11 @@ class Index:
         neighbours: set[str] = set()
         for run in runs:
             makers = "select makes.run from reads join makes on makes.digest = reads.digest where reads.run = ?"
-            neighbours.update(self._column(makers, run))
-            neighbours.update(name for name, _ in self._children(run))
+            neighbours.update(self._select_column(makers, run))
+            neighbours.update(name for name, _ in self._find_children(run))
         return neighbours
 
-    def _parents(self, run: str) -> Iterator[tuple[str, bool]]:
+    def _iter_parents(self, run: str) -> Iterator[tuple[str, bool]]:
         """Yield (run that made it, exists) of each input that a run made."""
         for digest, made_by in self.db.execute(
             "select digest, made_by from reads where run = ? order by rowid", (run,)
@@ -416,7 +424,7 @@ class Index:
             if maker or made_by:  # the maker may have another name, or be gone
                 yield maker or made_by, bool(maker)
 
-    def _children(self, run: str) -> list[tuple[str, str]]:
+    def _find_children(self, run: str) -> list[tuple[str, str]]:
         """Return (run, input) of the runs that read what a run made."""
         query = (
             "select distinct reads.run, reads.input from makes join reads on reads.digest = makes.digest "
@@ -424,22 +432,23 @@ class Index:
         )
         return self.db.execute(query, (run, run)).fetchall()
 
-    def _join(self, run: str) -> None:
-        own_record = self._own(run)
+    def _update_joined_record(self, run: str) -> None:
+        """Store a run's record again, with the values that follow from its parents and children."""
+        own_record = self._get_own_record(run)
         if own_record is None:
             return
         children = []
-        for name, input in self._children(run):
-            if (child := self._own(name)) is not None:
+        for name, input in self._find_children(run):
+            if (child := self._get_own_record(name)) is not None:
                 children.append({**child, "through": input})
-        record = json.dumps(join_records(own_record, self._parents(run), children))
+        record = json.dumps(join_records(own_record, self._iter_parents(run), children))
         self.db.execute("delete from aliased where run = ?", (run,))
         self.db.execute("update runs set record = ?, status = ? where run = ?", (record, own_record["status"], run))
 
-    def _column(self, query: str, *values: Any) -> list[Any]:
+    def _select_column(self, query: str, *values: Any) -> list[Any]:
         return [value for (value,) in self.db.execute(query, values)]
 
-    def _own(self, run: str) -> Record | None:
+    def _get_own_record(self, run: str) -> Record | None:
         row = self.db.execute("select run, own from runs where run = ?", (run,)).fetchone()
         return parse_record(*row) if row else None
 
@@ -454,26 +463,30 @@ class Index:
 
     def names(self) -> list[str]:
         """Return all runs as `stage:name`."""
-        return self._column("select run from runs order by run")
+        return self._select_column("select run from runs order by run")
 
     def maker(self, digest: str, made_by: str) -> str:
-        """Return the run that made an artifact, preferably the one that a manifest names. Empty if no run here did."""
-        makers = self._column("select run from makes where digest = ? order by run", digest)
+        """Return the run that made the artifact with a digest. Returns an empty text if no run here made it.
+
+        Args:
+            made_by: run that a manifest names as the maker; it is preferred if several made this digest.
+        """
+        makers = self._select_column("select run from makes where digest = ? order by run", digest)
         return made_by if made_by in makers else next(iter(makers), "")
 
     def readers(self, digest: str) -> list[str]:
-        """Return the runs that read an artifact."""
-        return self._column("select distinct run from reads where digest = ? order by run", digest)
+        """Return the runs that read the artifact with a digest."""
+        return self._select_column("select distinct run from reads where digest = ? order by run", digest)
 
     def list_sampling_runs(self, project: str) -> list[str]:
         """Return the done runs that sampled answers for an annotation project."""
         condition = "json_extract(own, '$.project') = ? and json_extract(own, '$.stage') = 'sample'"
         condition += " and json_extract(own, '$.config.stage.best_of') is null"
         query = f"select run from runs where {condition} and json_extract(own, '$.status') = 'done' order by run"
-        return self._column(query, project)
+        return self._select_column(query, project)
 
     def get_hashes(self, run: str) -> dict[str, FileHash]:
-        """Return the hashed files of a run, each with its state at that time."""
+        """Return file → its last hash, and its size and times when it was hashed, of the files of a run."""
         rows = self.db.execute("select file, state, sha256, at from hashed where run = ?", (run,))
         return {file: FileHash(*values) for file, *values in rows}
 
@@ -536,10 +549,10 @@ def read_receipt_digests(folder: Path) -> dict[str, ManifestDigests]:
 
 
 def parse_record(run: str, text: str) -> Record:
-    """Parse a stored record.
+    """Parse the record of a run from the JSON that the index holds.
 
     Raises:
-        Damaged: It is not the record of this run.
+        DamagedIndex: It is not the record of this run.
     """
     record = json.loads(text) if isinstance(text, str) else None
     if not isinstance(record, dict) or record.get("run") != run:
@@ -553,7 +566,7 @@ def to_read_only_uri(path: Path) -> str:
 
 
 def try_move_aside(path: Path) -> bool:
-    """Rename a file that is not an index, and return whether that succeeded."""
+    """Rename a file that is not an index, and return whether that succeeded. Never raises."""
     with suppress(OSError):
         move_aside(path)
         return True

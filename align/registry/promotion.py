@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from align.core.aliases import Arm
 from align.core.errors import InputError, require
@@ -23,6 +24,29 @@ from align.run.weights import ADAPTER_CONFIG, is_reward_adapter
 FIELD = "artifact"
 
 
+class AliasUpdate(NamedTuple):
+    """A change of an alias that was written to the log of aliases.
+
+    Attributes:
+        lines: the change as text, with the results of its gates.
+    """
+
+    change: Change
+    lines: list[str]
+
+
+class Upstream(NamedTuple):
+    """The runs that an artifact was made from.
+
+    Attributes:
+        records: records of the run itself and of its ancestors, as far as they exist.
+        gone: `stage:name` of the ancestors that no longer exist.
+    """
+
+    records: list[Record]
+    gone: list[str]
+
+
 def promote(
     root: Path,
     alias: str,
@@ -32,8 +56,10 @@ def promote(
     who: str | None,
     why: str,
     override: str | None = None,
-) -> tuple[Change, list[str]]:
-    """Let an alias refer to one artifact, or to several by weight. Returns the change, and lines about it.
+) -> AliasUpdate:
+    """Check an alias's gates, and let the alias refer to one artifact, or to several by weight.
+
+    The change is appended to the log of aliases.
 
     Args:
         root: the folder of all runs.
@@ -95,11 +121,11 @@ def promote(
     stale = dict.fromkeys(record["run"] for subject in subjects for record in subject.upstream if record.get("stale"))
     if stale:
         lines.append(f"warning: stale, made from what was forgotten since: {escape_unprintable(', '.join(stale))}")
-    return change, describe_change(change, previous, lines)
+    return AliasUpdate(change, describe_change(change, previous, lines))
 
 
-def retire(root: Path, alias: str, *, who: str | None, why: str) -> tuple[Change, list[str]]:
-    """Let an alias refer to nothing any more. Returns the change, and lines about it.
+def retire(root: Path, alias: str, *, who: str | None, why: str) -> AliasUpdate:
+    """Let an alias refer to nothing any more. The change is appended to the log of aliases.
 
     Raises:
         InputError: It refers to nothing now.
@@ -110,21 +136,22 @@ def retire(root: Path, alias: str, *, who: str | None, why: str) -> tuple[Change
     if previous is None or not previous.arms:
         raise InputError("stage.alias", alias, "means nothing now", "stage.action=history lists the aliases.")
     change = append_change(root, alias, [], who=redact(who or get_user()), why=redact(why), replaces=previous.seq)
-    return change, describe_change(change, previous, [])
+    return AliasUpdate(change, describe_change(change, previous, []))
 
 
-def describe_change(change: Change, previous: Change | None, findings: Sequence[str]) -> list[str]:
+def describe_change(change: Change, previous: Change | None, gate_lines: Sequence[str]) -> list[str]:
+    """Return lines about a change of an alias: its old and new targets, its gates, who made it and why."""
     old_arms = f"{describe_arms(previous.arms)} → " if previous else ""
     return [
         f"@{change.alias}: {old_arms}{describe_arms(change.arms) or 'nothing'}",
-        *findings,
+        *gate_lines,
         *([f"overridden: {escape_unprintable(change.override)}"] if change.override else []),
         f"change {change.seq} by {escape_unprintable(change.who)}: {escape_unprintable(change.why)}",
     ]
 
 
 def make_target(artifact: Artifact, arm: Arm, root: Path) -> AliasTarget:
-    """Return an artifact as an arm in the log of aliases.
+    """Return the target of an alias, as the log of aliases stores it, for an artifact of a run here.
 
     Raises:
         InputError: No run under this root made it, or it holds no weights.
@@ -139,7 +166,9 @@ def make_target(artifact: Artifact, arm: Arm, root: Path) -> AliasTarget:
 
 
 def make_subjects(index: Index, log: AliasLog, arms: Sequence[AliasTarget]) -> list[Subject]:
-    """Return the records about artifacts, for their gates, after checking that the log is complete.
+    """Read the runs of an alias's targets again, and return what its gates need to know about each target.
+
+    The log is checked to be complete first.
 
     Raises:
         CorruptFile: As `check_not_cut`.
@@ -166,7 +195,11 @@ def collect_manifest_digests(root: Path, subject: Subject) -> dict[str, Manifest
 
 
 def make_subject(index: Index, root: Path, arm: AliasTarget) -> Subject:
-    """Return the records about an artifact, for its gates."""
+    """Return what the gates of an alias need to know about one target: its run, its evaluation and its exports.
+
+    Raises:
+        InputError: The run is gone, or was made again with other weights.
+    """
     record = index.record(arm.ref)
     if record is None or record.get("digest") not in (None, arm.digest):
         raise InputError(FIELD, arm.ref, "was changed while it was looked at", "Ask again.")
@@ -175,8 +208,8 @@ def make_subject(index: Index, root: Path, arm: AliasTarget) -> Subject:
     return Subject(root, record, arm.digest, evaluation, exports, *collect_upstream(index, record))
 
 
-def collect_upstream(index: Index, record: Record) -> tuple[list[Record], list[str]]:
-    """Return a run's record with its ancestors', and the ancestors that are gone.
+def collect_upstream(index: Index, record: Record) -> Upstream:
+    """Return the records of a run and of all runs that it was made from, and the names of those that are gone.
 
     A data set is left out if its rows were deleted in a new one: its stale mark does not concern what was made from the
     new one. The ancestors of both count.
@@ -194,7 +227,7 @@ def collect_upstream(index: Index, record: Record) -> tuple[list[Record], list[s
                 queue.append(parent)
                 if is_forgetting_run(child):
                     replaced.add(run)
-    return [record for run, record in records.items() if run not in replaced], [*gone]
+    return Upstream([record for run, record in records.items() if run not in replaced], [*gone])
 
 
 def get_user() -> str:
@@ -205,7 +238,7 @@ def get_user() -> str:
 
 
 def as_history(log: AliasLog, alias: str | None) -> Iterator[str]:
-    """Yield lines about every change, newest first."""
+    """Yield two lines about each change of an alias, newest first; of all aliases for None."""
     by_seq = {change.seq: change for change in log.changes}
     for change in reversed(log.changes):
         if alias is None or change.alias == alias:
@@ -218,14 +251,18 @@ def as_history(log: AliasLog, alias: str | None) -> Iterator[str]:
 
 
 def as_meanings(changes: Mapping[str, Change]) -> Iterator[str]:
-    """Yield a line about what each alias refers to at one time."""
+    """Yield a line for each alias: its targets, and the change that set them.
+
+    Args:
+        changes: alias → its last change.
+    """
     for alias, change in changes.items():
         about = f"since {change.at[:19]}, {escape_unprintable(change.who)}: {escape_unprintable(change.why)}"
         yield f"@{alias}  {describe_arms(change.arms)}  {about}"
 
 
 def check_not_cut(index: Index, log: AliasLog) -> None:
-    """Raise CorruptFile if a run found an input by a change that the log lacks.
+    """Raise CorruptFile if the log of aliases lacks a change by which some run found an input.
 
     Then the end of the log was cut off, which its chain of hashes cannot show.
     """

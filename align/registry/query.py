@@ -9,7 +9,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.core.errors import InputError, require
 from align.registry.index import Index
@@ -27,6 +27,18 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
 }
 
 
+class QueryResult(NamedTuple):
+    """The runs that a query found.
+
+    Attributes:
+        records: records of the runs, in order, up to the limit.
+        total: number of runs that meet the conditions, also beyond the limit.
+    """
+
+    records: list[Record]
+    total: int
+
+
 def find_runs(
     index: Index,
     where: Iterable[tuple[str, Any]],
@@ -34,8 +46,8 @@ def find_runs(
     limit: int,
     columns: Sequence[str] = (),
     offset: int = 0,
-) -> tuple[list[Record], int]:
-    """Return the records that meet every condition, in order, and how many there are in all.
+) -> QueryResult:
+    """Return the records of the runs that meet every condition, in order.
 
     Args:
         where: pairs (key of a record, condition), see `make_predicate`.
@@ -71,14 +83,15 @@ def find_runs(
     conditions = " and ".join(f"is_met(json_extract(record, ?, '$'), {i})" for i in range(len(where))) or "1"
     records = index.select(conditions, ", ".join([*order, "run"]), [*paths, *order_paths], limit, offset)
     if len(records) < limit and (records or not offset):
-        return records, offset + len(records)
-    return records, index.count(conditions, paths)
+        return QueryResult(records, offset + len(records))
+    return QueryResult(records, index.count(conditions, paths))
 
 
 def make_predicate(field: str, condition: Any) -> Callable[[Any], bool]:
-    """Return the test of a value in a record. One value of a list has to meet the condition.
+    """Return a function that tells whether a value in a record meets a condition. Of a list, one value has to meet it.
 
     Args:
+        field: name of the condition in error messages.
         condition: a value; a text with `*`; a text that begins with `>=`, `<=`, `>`, `<`, `!=` or `=`; or a list of
             such conditions, one of which has to be met.
     """
@@ -92,8 +105,8 @@ def make_predicate(field: str, condition: Any) -> Callable[[Any], bool]:
             f"are more than {limit}",
             "Ask for fewer at once.",
         )
-        parts = [make_predicate(field, part) for part in condition]
-        return lambda value: any(part(value) for part in parts)
+        alternatives = [make_predicate(field, alternative) for alternative in condition]
+        return lambda value: any(is_met(value) for is_met in alternatives)
     require(not isinstance(condition, Mapping), field, condition, "is no value", EXAMPLE)
     sign = "="
     operand = condition
@@ -110,11 +123,11 @@ def make_predicate(field: str, condition: Any) -> Callable[[Any], bool]:
     require(not orders_booleans, field, condition, "compares what is in no order", "Write true or false alone.")
     require(not isinstance(operand, float) or math.isfinite(operand), field, condition, "is no finite number", EXAMPLE)
 
-    def meets(value: Any) -> bool:
+    def is_met(value: Any) -> bool:
         values = value if isinstance(value, list) else [value]
         return any(is_match(element, sign, operand) for element in values) != (sign == "!=")
 
-    return meets
+    return is_met
 
 
 def is_match(value: Any, sign: str, operand: Any) -> bool:
@@ -143,7 +156,8 @@ def parse_scalar(text: str) -> Any:
 
 
 def find_path(index: Index, field: str, key: str, whole: bool = False) -> str:
-    """Return the path of a key in a record, in SQLite's syntax.
+    """Return the path of a record's key in SQLite's syntax, such as `$."cost"."minutes"`, after checking that some run
+    has the key.
 
     Args:
         whole: the key may hold several keys.

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.config.stages import STAGES
 from align.core.errors import InputError
@@ -97,7 +97,10 @@ def make_record(folder: Path, manifest: Manifest) -> Record:
 
 
 def read_served(folder: Path) -> Record:
-    """Return a server's current model names, from the last line of its log, and all adapters loaded so far."""
+    """Return a server's current model names, as `serves`, and the digests of all adapters loaded so far, as `loaded`.
+
+    Both are read from its log.
+    """
     states = [row["names"] for row in read_rows(folder / ADAPTERS) if isinstance(row.get("names"), Mapping)]
     arms = [arm for names in states for arms in names.values() if isinstance(arms, list) for arm in arms]
     adapters = [arm["adapter"] for arm in arms if isinstance(arm, Mapping) and isinstance(arm.get("adapter"), str)]
@@ -238,7 +241,7 @@ def find_reward(config: Mapping[str, Any], inputs: Mapping[str, Input]) -> str |
 
 
 def make_input_record(input: Input) -> Record:
-    """Return an input's record, by whose `run`, `root` or `digest` other runs are joined to it."""
+    """Return an input as plain JSON. Its `run`, `root` or `digest` joins it to the run that made it."""
     record: Record = {"run": input.run} if input.stage else {"path": input.ref or input.path}
     record["digest"] = input.digest
     if isinstance(input.details.get("root"), str):
@@ -255,6 +258,9 @@ def list_digests(record: Mapping[str, Any], outputs: Mapping[str, str]) -> set[s
     """Return the digests by which later runs refer to a run's artifact.
 
     That is the digest of its weights, or else a data set's fingerprint and the digests of the artifact's files.
+
+    Args:
+        outputs: file → SHA-256, from the run's manifest.
     """
     if record["digest"]:
         return {record["digest"]}
@@ -263,8 +269,35 @@ def list_digests(record: Mapping[str, Any], outputs: Mapping[str, str]) -> set[s
     return digests | {root} if isinstance(root, str) else digests
 
 
-def list_edges(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (input, digest, run that made it or "") of everything that a run read.
+class InputEdge(NamedTuple):
+    """An input of a run.
+
+    Attributes:
+        input: name of the input.
+        digest: digest that it was read by.
+        made_by: `stage:name` of the run that made it; empty if no run did.
+    """
+
+    input: str
+    digest: str
+    made_by: str
+
+
+class AliasReading(NamedTuple):
+    """A change of an alias by which a run found an input.
+
+    Attributes:
+        seq: number of the change.
+        hash: hash of its line in the log of aliases.
+    """
+
+    alias: str
+    seq: int
+    hash: str
+
+
+def list_input_edges(record: Mapping[str, Any]) -> list[InputEdge]:
+    """Return name, digest and maker of each input of a run.
 
     A base, and adapters that a server loaded later, are included.
     """
@@ -275,23 +308,24 @@ def list_edges(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if base := record.get("base"):
         edges["base"] = (base["digest"], "")
     edges |= {f"loaded.{i}": (digest, "") for i, digest in enumerate(record.get("loaded", ()))}
-    return [(name, *edge) for name, edge in edges.items()]
+    return [InputEdge(name, digest, made_by) for name, (digest, made_by) in edges.items()]
 
 
-def list_alias_changes(record: Mapping[str, Any]) -> list[tuple[str, int, str]]:
-    """Return (alias, number, hash) of each change of an alias by which a run found an input."""
+def list_alias_changes(record: Mapping[str, Any]) -> list[AliasReading]:
+    """Return the changes of aliases by which a run found its inputs."""
     changes = (input.get("alias") for input in record["inputs"].values())
     return [
-        (str(change.get("name")), change["seq"], str(change.get("hash")))
+        AliasReading(str(change.get("name")), change["seq"], str(change.get("hash")))
         for change in changes
         if isinstance(change, Mapping) and isinstance(change.get("seq"), int) and abs(change["seq"]) < 2**62
     ]
 
 
 def join_records(own: Record, parents: Iterable[tuple[str, bool]], children: Iterable[Record]) -> Record:
-    """Return a record with the values that follow from the runs around it.
+    """Return a run's record with the values that follow from its parents and children, such as its win rate.
 
     Args:
+        own: the run's record, as `make_record` returns it.
         parents: (run, exists) of each run that it was made from.
         children: own records of the runs that read it, each with `through`, the name of that input.
     """
@@ -337,9 +371,9 @@ def find_evaluation(children: Iterable[Record]) -> Record | None:
 
 
 def find_suite_collapse(children: Iterable[Record]) -> Mapping[str, Any] | None:
-    """Return whether an artifact collapsed, by the newest finished evaluation of several systems.
+    """Return the verdict on mode collapse from the newest finished evaluation of several systems.
 
-    Returns the evaluation's verdict, or None if none measured it.
+    Returns None if no such evaluation measured it.
     """
     verdicts = [
         (get_publication(child), collapse)
@@ -363,7 +397,7 @@ def is_forgetting_run(record: Mapping[str, Any]) -> bool:
 
 
 def get_publication(record: Mapping[str, Any]) -> tuple[int, str]:
-    """Return the sort key of done runs, as `Manifest.publication`."""
+    """Return the number and the time by which done runs are sorted by age, as `Manifest.publication`."""
     return record["published"], record["finished"] or ""
 
 

@@ -52,7 +52,9 @@ class Difference:
 def replay(
     root: Path, record: Record, steps: int | None, store: str, words: Words, say: Callable[[str], object]
 ) -> dict[str, Any]:
-    """Repeat a run up to a step, or up to the first metric that differs. Returns the result of `compare`.
+    """Repeat a run in a temporary folder up to a step, or up to the first metric that differs, and compare both.
+
+    Returns plain JSON, see `compare`.
 
     Args:
         root: the folder of all runs.
@@ -107,31 +109,35 @@ def replay(
 def is_decided(
     logged: Mapping[str, Sequence[Mapping[str, Any]]], replayed: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> bool:
-    """Return whether a replay can stop: a metric differs, or every row of every stream is there."""
+    """Return whether a replay can stop: a metric differs, or each stream has as many rows as that of the run.
+
+    Args:
+        logged, replayed: stream → its rows.
+    """
     differs = any(find_first_difference(rows, replayed[name], partial=True) for name, rows in logged.items())
     return differs or all(len(replayed[name]) >= len(rows) for name, rows in logged.items())
 
 
 def build_command(manifest: Manifest, root: Path, words: Words, store: str) -> list[str]:
-    """Return the command-line words that repeat a run, each input at its present path.
+    """Return the arguments of the align command that repeats a run, with each input at its present path.
 
     Raises:
         MissingArtifact: An input is gone.
     """
     paths = {name: find_input_path(name, input, root) for name, input in manifest.inputs.items()}
     refs = {name: path for name, path in paths.items() if path}
-    line = [word for word in words(manifest.config, refs) if not word.startswith(("run.", "track", "store.url"))]
+    arguments = [word for word in words(manifest.config, refs) if not word.startswith(("run.", "track", "store.url"))]
     base_folder = find_base_maker(manifest.base, root) if manifest.base is not None else None
     if isinstance(base_folder, Path):
-        line = [word for word in line if not word.startswith("model.path=")]
-        line.append(f"model.path={base_folder / 'artifact'}")
+        arguments = [word for word in arguments if not word.startswith("model.path=")]
+        arguments.append(f"model.path={base_folder / 'artifact'}")
     if any(input.project for input in manifest.inputs.values()):
-        line.append(f"store.url={store}")
-    return line
+        arguments.append(f"store.url={store}")
+    return arguments
 
 
 def find_input_path(name: str, input: Input, root: Path) -> str:
-    """Return the present path of an input that a run made, or "" for any other.
+    """Return the present path of an input that another run made. Returns an empty text for any other input.
 
     Raises:
         MissingArtifact: It is gone.
@@ -148,16 +154,18 @@ def find_input_path(name: str, input: Input, root: Path) -> str:
 
 
 @contextmanager
-def run_align(line: Sequence[str], log: Path, threads: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run an align command in a process of its own, which is killed at the end of the block.
+def run_align(arguments: Sequence[str], log: Path, threads: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start an align command in a process of its own, and kill it at the end of the block.
 
     Args:
+        arguments: arguments of `python -m align`.
+        log: file that its output is written to.
         threads: number of threads of the run, see `align.run.environment.THREADS`; empty if it was not recorded.
     """
     environment = os.environ | ({THREADS: threads} if threads else {})
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "align", *line],
+            [sys.executable, "-m", "align", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -173,7 +181,9 @@ def run_align(line: Sequence[str], log: Path, threads: str) -> Iterator[subproce
 def find_first_difference(
     logged: Sequence[Mapping[str, Any]], replayed: Sequence[Mapping[str, Any]], partial: bool = False
 ) -> Difference | None:
-    """Return the first metric of the first row that differs. Returns None if all are equal.
+    """Return the first metric that differs between the logged rows of a run and of its replay.
+
+    Returns None if all are equal.
 
     Args:
         partial: missing rows at the end are no difference.
@@ -194,7 +204,7 @@ def compare(
     manifest: Manifest,
     new_manifest: Manifest,
 ) -> dict[str, Any]:
-    """Compare a run with its replay. Returns plain JSON.
+    """Compare the logged rows and the manifests of a run and of its replay. Returns plain JSON.
 
     Its keys are `steps`, the last step that was compared; `rows` and `figures`, the numbers of rows and values that are
     equal to the bit; `first_difference`; and `unlike`, key → both values, of what else differs between the runs.
@@ -232,7 +242,7 @@ def compare(
 
 
 def have_other_digests(pair: Sequence[Any]) -> bool:
-    """Return whether two inputs differ in their digests, not only in their names."""
+    """Return whether two inputs, each as `NAME (DIGEST)`, differ in their digests and not only in their names."""
     return len({str(value).rpartition(" (")[2] for value in pair}) > 1
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.core.chain import ChainHead
 from align.core.errors import AlignError, CorruptFile, InputError, MissingArtifact
@@ -56,14 +56,17 @@ def hash_file(path: Path) -> FileHash | None:
         digest = file_digest(path)
     except OSError:
         return None
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    return FileHash(state, digest, at) if read_stamp(path) == state else None
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    return FileHash(state, digest, time) if read_stamp(path) == state else None
 
 
 def check_files(
     folder: Path, outputs: Mapping[str, str], earlier: Mapping[str, FileHash], finished: str | None, full: bool
 ) -> FileCheck:
-    """Compare the published files of a run with its manifest.
+    """Compare the published files of a run with the digests in its manifest.
+
+    A file that was hashed before counts as unchanged while its size and times are the same. Others are unknown, unless
+    all files are hashed now.
 
     Args:
         outputs: file → SHA-256, from the manifest.
@@ -75,7 +78,7 @@ def check_files(
         check_not_replaced(folder / "artifact", "run")
     except InputError as error:
         return FileCheck(False, error.problem, {})
-    hashed = {name: file for name in outputs if full and (file := hash_file(folder / name))}
+    hashed = {name: file_hash for name in outputs if full and (file_hash := hash_file(folder / name))}
     missing: list[str] = []
     changed: list[str] = []
     unknown: list[str] = []
@@ -91,9 +94,9 @@ def check_files(
     if missing or changed:
         problems = []
         if missing:
-            problems.append(f"{name_files(missing)} missing")
+            problems.append(f"{format_file_names(missing)} missing")
         if changed:
-            problems.append(f"{name_files(changed)} changed")
+            problems.append(f"{format_file_names(changed)} changed")
         return FileCheck(False, "; ".join(problems), hashed)
     files = pluralize(len(outputs), "file")
     if not outputs:
@@ -101,8 +104,8 @@ def check_files(
     elif full:
         state = f"{files} hashed now: as published"
     elif unknown:
-        later = [name for name in unknown if is_later(folder / name, finished)]
-        newer = "all of them" if len(later) == len(outputs) else name_files(later).rpartition(" ")[0]
+        later = [name for name in unknown if is_changed_after(folder / name, finished)]
+        newer = "all of them" if len(later) == len(outputs) else format_file_names(later).rpartition(" ")[0]
         copied = f"; {newer} copied or written again after the run" if later else ""
         state = f"{files}, {len(unknown):,} not hashed here yet{copied}"
     else:
@@ -111,13 +114,18 @@ def check_files(
     return FileCheck(True, state, hashed)
 
 
-def name_files(names: list[str]) -> str:
-    """Return the first names, the number of further ones, and "is" or "are"."""
+def format_file_names(names: Sequence[str]) -> str:
+    """Return the first file names, the number of further ones, and "is" or "are", such as "a.json and 2 more are"."""
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
     return f"{', '.join(names[:NAMED])}{more} {'is' if len(names) == 1 else 'are'}"
 
 
-def is_later(path: Path, finished: str | None) -> bool:
+def is_changed_after(path: Path, finished: str | None) -> bool:
+    """Return whether a file changed later than `LATER_S` seconds after its run ended.
+
+    Args:
+        finished: when the run ended, ISO 8601. Returns False if it is missing or malformed.
+    """
     try:
         end = datetime.fromisoformat(str(finished))
     except ValueError:
@@ -141,7 +149,7 @@ class Votes:
 
 
 def read_votes(url: str, project: str, head: ChainHead, full: bool) -> Votes:
-    """Return the votes of a project up to the last row of its ledger that a run read.
+    """Count the rankings of each annotator in an annotation project, up to the last row of its ledger that a run read.
 
     Args:
         url: URL of the store.
@@ -217,7 +225,7 @@ class TraceNode:
         return values | {"sources": [{"as": name, **node.as_json()} for name, node in self.sources]}
 
     def nodes(self) -> Iterator[TraceNode]:
-        """Yield the node and everything that it came from, each once."""
+        """Yield the node and all nodes that it was made from, each once."""
         if not self.above:
             yield self
             for _, node in self.sources:
@@ -229,7 +237,7 @@ Voters = Callable[[str, ChainHead], Votes]
 
 
 class Tracer:
-    """Builder of traces.
+    """Builder of traces: trees of what a run was made from. A run that occurs twice has its sources at the first place.
 
     Args:
         index: index of the runs.
@@ -241,7 +249,7 @@ class Tracer:
         self.index = index
         self.voters = voters
         self.full = full
-        self.seen: set[tuple[str, str]] = set()
+        self.visited: set[tuple[str, str]] = set()
         self.depth = 0
         self.hashed: dict[str, tuple[str, bool]] = {}
 
@@ -256,9 +264,9 @@ class Tracer:
             return TraceNode("gone", ref, digest, state="is gone", whole=False)
         digest = digest or record.get("digest") or ""
         node = TraceNode("run", ref, digest, describe_run(record))
-        if (ref, digest) in self.seen:
+        if (ref, digest) in self.visited:
             return replace(node, above=True)
-        self.seen.add((ref, digest))
+        self.visited.add((ref, digest))
         if record["status"] == UNREADABLE:
             return replace(node, facts=(), state=str(record["error"]), whole=False)
         folder = self.index.root / record["folder"]
@@ -272,15 +280,15 @@ class Tracer:
             cut_off = TraceNode("gone", f"stage.action=trace artifact={ref} goes on here")
             return replace(node, sources=(("earlier", cut_off),))
         self.depth += 1
-        sources = tuple(self.sources(record))
+        sources = tuple(self.iter_sources(record))
         self.depth -= 1
         return replace(node, sources=sources)
 
-    def sources(self, record: Record) -> Iterator[tuple[str, TraceNode]]:
-        """Yield (name, node) of everything that a run read, its base first."""
+    def iter_sources(self, record: Record) -> Iterator[tuple[str, TraceNode]]:
+        """Yield name and node of each input of a run, its base first."""
         if base := record.get("base"):
             maker = self.index.maker(base["digest"], "")
-            yield "base", self.run(maker, base["digest"]) if maker else self.base(record, base)
+            yield "base", self.run(maker, base["digest"]) if maker else self.make_base_node(record, base)
         for name, input in record["inputs"].items():
             if name == "base":
                 continue
@@ -289,33 +297,41 @@ class Tracer:
             if run := self.index.maker(digest, input.get("run", "")) or input.get("run"):
                 yield f"{name}{alias}", self.run(run, input["digest"])
             elif input.get("project"):
-                yield name, self.votes(input)
+                yield name, self.make_votes_node(input)
             elif input.get("server"):  # its weights are not here
                 yield name, TraceNode("server", str(input["path"]), input["digest"])
             elif input.get("path"):
-                yield name, self.file(input)
+                yield name, self.make_file_node(input)
 
-    def base(self, record: Record, base: Mapping[str, Any]) -> TraceNode:
-        """Return the node of base weights that no run made."""
+    def make_base_node(self, record: Record, base: Mapping[str, Any]) -> TraceNode:
+        """Return the node of base weights that no run here made.
+
+        Args:
+            record: record of the run on this base.
+            base: `base` of that record.
+        """
         revision = (f"revision {base['revision']}",) if base.get("revision") else ()
         node = TraceNode("base", str(base["id"]), base["digest"], revision)
         recorded = read_manifest(self.index.root / record["folder"]).base
-        return self.rehash(node, partial(model_digest, Path(recorded.path))) if recorded else node
+        return self.rehash_if_full(node, partial(model_digest, Path(recorded.path))) if recorded else node
 
-    def file(self, input: Mapping[str, Any]) -> TraceNode:
-        """Return the node of a file or a corpus that no run made."""
+    def make_file_node(self, input: Mapping[str, Any]) -> TraceNode:
+        """Return the node of a data file or a built-in corpus that no run here made."""
         path = str(input["path"])
         if Path(path).is_absolute() and not Path(path).exists():
             return TraceNode("file", path, input["digest"], state="is not there any more")
-        return self.rehash(TraceNode("file", path, input["digest"]), partial(compute_data_digest, path))
+        return self.rehash_if_full(TraceNode("file", path, input["digest"]), partial(compute_data_digest, path))
 
-    def rehash(self, node: TraceNode, digest: Callable[[], str]) -> TraceNode:
-        """Return the node with its files hashed again if `full` is set. Each file is hashed once per trace."""
+    def rehash_if_full(self, node: TraceNode, compute_digest: Callable[[], str]) -> TraceNode:
+        """Hash the files of a node again if every file is to be hashed, and return the node with the result.
+
+        Each file is hashed once per trace.
+        """
         if not self.full:
             return node
         if node.digest not in self.hashed:
             try:
-                new_digest = digest()
+                new_digest = compute_digest()
             except (AlignError, OSError) as error:
                 self.hashed[node.digest] = (f"cannot be read: {error}", True)
             else:
@@ -325,8 +341,8 @@ class Tracer:
         state, whole = self.hashed[node.digest]
         return replace(node, state=state, whole=whole)
 
-    def votes(self, input: Mapping[str, Any]) -> TraceNode:
-        """Return the node of votes, with their annotators and the runs that sampled the answers."""
+    def make_votes_node(self, input: Mapping[str, Any]) -> TraceNode:
+        """Return the node of a project's votes, with their annotators and the runs that sampled the answers."""
         project = str(input["project"])
         seq = int(input.get("seq", -1))
         votes = self.voters(project, ChainHead(seq, input["digest"]))
@@ -358,7 +374,7 @@ def compute_data_digest(path: str) -> str:
 
 
 def describe_run(record: Record) -> tuple[str, ...]:
-    """Describe a run in a few clauses."""
+    """Return a run's method, score, KL, end and stale mark as short texts, after its status unless it is done."""
     values = {
         "": format_method(record),
         "score ": format_score(record),
@@ -371,12 +387,15 @@ def describe_run(record: Record) -> tuple[str, ...]:
 
 
 def trace_response(index: Index, tracer: Tracer, id: str) -> TraceNode:
-    """Return the trace of an answer that a server of these runs gave.
+    """Return the trace of a server's response: the request in the server's log, and the weights that answered it.
+
+    Args:
+        id: id of the response.
 
     Raises:
         MissingArtifact: It is in no server's log.
     """
-    server, entry = find_request(index.root, id)
+    server, entry = find_logged_request(index.root, id)
     facts = [
         f"{str(entry.get('time', ''))[:19].replace('T', ' ')} by {server}",
         f"asked for {entry.get('asked')}",
@@ -394,8 +413,26 @@ def trace_response(index: Index, tracer: Tracer, id: str) -> TraceNode:
     return TraceNode("response", id, facts=tuple(facts), sources=((kind, node),))
 
 
-def find_request(root: Path, id: str) -> tuple[str, dict[str, Any]]:
-    """Return (server, line of its log) of a request. The number in an answer's id is its request's."""
+class LoggedRequest(NamedTuple):
+    """A request in the log of a server.
+
+    Attributes:
+        server: `serve:name` of the server's run.
+        entry: the line of its log, parsed.
+    """
+
+    server: str
+    entry: dict[str, Any]
+
+
+def find_logged_request(root: Path, id: str) -> LoggedRequest:
+    """Find the request with a response's id in the logs of all servers under a folder of runs, the newest log first.
+
+    The number behind the last hyphen counts, as a response and its request have the same one.
+
+    Raises:
+        MissingArtifact: No log has it.
+    """
     number = id.rpartition("-")[2]
     id_end = json.dumps(f"-{number}")[1:].encode()
     for path in sorted(root.glob(f"serve/*/{REQUESTS}"), key=lambda path: path.stat().st_mtime, reverse=True):
@@ -405,13 +442,13 @@ def find_request(root: Path, id: str) -> tuple[str, dict[str, Any]]:
                     with suppress(ValueError):
                         entry = json.loads(line)
                         if isinstance(entry, dict) and str(entry.get("id")).rpartition("-")[2] == number:
-                            return f"serve:{path.parent.name}", entry
+                            return LoggedRequest(f"serve:{path.parent.name}", entry)
     remedy = "The id of an answer is its `id`, and the header x-request-id. Name the run.root of the server."
     raise MissingArtifact("stage.response", id, f"is in no server's log under {root}", remedy)
 
 
 def as_lines(nodes: Sequence[TraceNode]) -> Iterator[str]:
-    """Yield traces as text, followed by everything that is gone or changed."""
+    """Yield traces as indented lines of text, followed by a line for each node that is gone or has changed."""
     for node in nodes:
         yield from iter_branch(node, "", "", "")
     all_nodes = [inner for node in nodes for inner in node.nodes()]
