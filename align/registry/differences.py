@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.config.identity import select_identity
 from align.core.errors import CorruptFile, InputError, require
@@ -24,7 +24,9 @@ RUNS = "stage.runs"
 
 
 def find_differences(folders: tuple[Path, Path], records: tuple[Record, Record]) -> dict[str, Any]:
-    """Return the differences as plain JSON, most important first; each value is a pair.
+    """Return how two runs of one stage differ in their results, settings, data, code and hardware, as plain JSON.
+
+    The most important differences come first. Each is a pair of the two runs' values.
 
     Args:
         folders: those of the two runs.
@@ -67,13 +69,13 @@ def find_differences(folders: tuple[Path, Path], records: tuple[Record, Record])
 
 
 def pair_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return key → both values of the keys in which two mappings differ, None for a missing value."""
+    """Return the keys in which two mappings differ, each with both values. A missing value is None."""
     keys = dict.fromkeys((*first, *second))
     return {key: [first.get(key), second.get(key)] for key in keys if first.get(key) != second.get(key)}
 
 
 def get_settings(manifest: Manifest) -> dict[str, Any]:
-    """Return dotted key → value of the settings that are part of a run's identity. Inputs are compared by digest."""
+    """Return the settings that determine a run's result, as dotted key → value. Its inputs are left out."""
     inputs: Collection[str] = {*manifest.inputs, *(["base"] if manifest.base else [])}
     return dict(iter_leaves(select_identity(manifest.stage, manifest.config, inputs)))
 
@@ -84,12 +86,12 @@ def is_ref(key: str) -> bool:
 
 
 def get_metrics(record: Record) -> dict[str, Any]:
-    """Return dotted key → metric, with intervals as one value, and without fingerprints of data."""
+    """Return a run's metrics as dotted key → number or interval, without fingerprints of data."""
     return {key: value for key, value in flatten_metrics(record["metrics"]) if not key.endswith("root")}
 
 
 def describe_inputs(record: Record) -> dict[str, str]:
-    """Return input → its run or file and the first digits of its digest. The base is included."""
+    """Return a run's inputs and base as name → text, such as `sft:one (0123456789ab)`: the run or file, and its digest."""
     texts = {
         name: f"{input.get('run') or input['path']} ({input['digest'][:12]})"
         for name, input in record["inputs"].items()
@@ -101,32 +103,49 @@ def describe_inputs(record: Record) -> dict[str, str]:
 
 
 def describe_code(manifest: Manifest) -> dict[str, Any]:
+    """Return the digest of a run's code, its release's commit, and the checkout's commit and uncommitted changes."""
     git = manifest.git or {}
     return {"code": manifest.code, "commit": manifest.commit, "checkout": git.get("commit"), "changes": git.get("diff")}
 
 
 def compare_rows(folders: tuple[Path, Path], records: tuple[Record, Record]) -> dict[str, int] | None:
-    """Return how many training rows were added and removed between two runs, by content ids with multiplicity.
+    """Count the training rows that were added and removed between two runs, by content ids with multiplicity.
 
-    Returns None if a run did not record its rows. `unknown` counts the rows without ids on either side.
+    Returns None if a run did not record its rows. `unknown` counts the rows of both runs that have no id.
     """
     old = read_content_ids(folders[0], records[0]["stage"])
     new = read_content_ids(folders[1], records[1]["stage"])
     if old is None or new is None:
         return None
-    old_ids, old_unknown = old
-    new_ids, new_unknown = new
     return {
-        "before": old_ids.total() + old_unknown,
-        "after": new_ids.total() + new_unknown,
-        "added": (new_ids - old_ids).total(),
-        "removed": (old_ids - new_ids).total(),
-        "unknown": old_unknown + new_unknown,
+        "before": old.counts.total() + old.rows_without_id,
+        "after": new.counts.total() + new.rows_without_id,
+        "added": (new.counts - old.counts).total(),
+        "removed": (old.counts - new.counts).total(),
+        "unknown": old.rows_without_id + new.rows_without_id,
     }
 
 
-def read_content_ids(folder: Path, stage: str) -> tuple[Counter[bytes], int] | None:
-    """Return the content ids of training rows with their counts, and the number of rows without an id."""
+class ContentIds(NamedTuple):
+    """The content ids of training rows.
+
+    Attributes:
+        counts: content id → number of rows that have it.
+        rows_without_id: number of rows without an id.
+    """
+
+    counts: Counter[bytes]
+    rows_without_id: int
+
+
+def read_content_ids(folder: Path, stage: str) -> ContentIds | None:
+    """Read the content ids of the rows that a run trained on, or that a data set trains on.
+
+    Returns None if the run did not record them.
+
+    Raises:
+        CorruptFile: A file of ids cannot be read.
+    """
     files = sorted((folder / "artifact").glob("train-*.parquet")) if stage == DATA else [folder / TRAINED]
     if not files or not all(path.is_file() for path in files):
         return None
@@ -134,7 +153,7 @@ def read_content_ids(folder: Path, stage: str) -> tuple[Counter[bytes], int] | N
     import pyarrow.parquet as pq
 
     counts = Counter[bytes]()
-    unknown = 0
+    rows_without_id = 0
     for path in files:
         check_readable(path, "file")
         try:
@@ -143,9 +162,9 @@ def read_content_ids(folder: Path, stage: str) -> tuple[Counter[bytes], int] | N
             remedy = "Restore the file; the other differences can be read in the two manifests."
             raise CorruptFile("file", str(path), f"cannot be read ({error})", remedy) from error
         ids = table["content_id"].to_pylist()
-        unknown += ids.count(None)
+        rows_without_id += ids.count(None)
         counts.update(id for id in ids if id is not None)
-    return counts, unknown
+    return ContentIds(counts, rows_without_id)
 
 
 def as_lines(differences: Mapping[str, Any]) -> Iterator[str]:

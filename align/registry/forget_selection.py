@@ -77,24 +77,24 @@ class Selection:
         stored: matching data in the store; None if it holds none.
         sets: data set, as `data:NAME` → content ids of its rows to remove.
         texts: texts of all this data.
-        voted: runs whose rows are also identified by their votes.
-        read: run → why it is stale: it read some of the data, or may have.
+        runs_with_votes: runs that read the project, whose rows are also identified by their votes.
+        stale_reasons: run → why it is stale: it read some of the data, or may have.
         notes: what cannot be known, one sentence each.
     """
 
     stored: ErasureTarget | None = None
     sets: Mapping[str, frozenset[str]] = field(default_factory=dict)
     texts: ForgottenTexts = field(default_factory=ForgottenTexts)
-    voted: frozenset[str] = frozenset()
-    read: Mapping[str, str] = field(default_factory=dict)
+    runs_with_votes: frozenset[str] = frozenset()
+    stale_reasons: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.stored or self.sets or self.read)
+        return bool(self.stored or self.sets or self.stale_reasons)
 
     def texts_of(self, run: str) -> ForgottenTexts:
         """Return the texts to look for in the files of a run."""
-        return self.texts if run in self.voted else replace(self.texts, marks=RowMarks())
+        return self.texts if run in self.runs_with_votes else replace(self.texts, marks=RowMarks())
 
 
 def select_data(index: Index, selector: Selector, url: str) -> Selection:
@@ -144,7 +144,9 @@ def select_data(index: Index, selector: Selector, url: str) -> Selection:
     if from_files:
         notes.append(f"{', '.join(from_files)} {FILES}")
     if stored is None:
-        return Selection(stored, sets, texts, read=stale_reasons, notes=(*notes, *iter_same_text_notes(url, texts)))
+        return Selection(
+            stored, sets, texts, stale_reasons=stale_reasons, notes=(*notes, *iter_same_text_notes(url, texts))
+        )
     runs_with_votes = set()
     for record in records:
         projects = (record.get("project"), *(input.get("project") for input in record["inputs"].values()))
@@ -199,7 +201,7 @@ def iter_same_text_notes(url: str, texts: ForgottenTexts) -> Iterator[str]:
     """Yield a note on each project whose items have the same texts as the deleted ones. They stay in the store."""
     with suppress(InputError), Store.open(url, create=False) as store:  # there may be no store
         for project in store.projects():
-            items = [item.id for item in store.items(project) if any(map(texts.are_in, iter_texts(item)))]
+            items = [item.id for item in store.items(project) if any(map(texts.occur_in, iter_texts(item)))]
             if items:
                 name = f"stage.item={items[0]}" + (f" and {len(items) - 1:,} more" if len(items) > 1 else "")
                 yield f"project {project} has the same texts, and they stay there: {name}, project={project}"

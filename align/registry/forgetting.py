@@ -179,8 +179,8 @@ def hold_forget_lock(root: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-Words = Callable[[Mapping[str, Any], Mapping[str, str]], Iterable[str]]
-"""Returns the words of a command line for a configuration and the references of its inputs."""
+ArgumentBuilder = Callable[[Mapping[str, Any], Mapping[str, str]], Iterable[str]]
+"""Returns the arguments of an align command for a configuration and the references of its inputs."""
 WITHOUT = ("run.", "store.url")
 
 
@@ -227,16 +227,21 @@ class RepeatCommand(NamedTuple):
 
 
 def plan_repeats(
-    index: Index, read: Mapping[str, str], sets: Iterable[str], words: Words, store: str
+    index: Index,
+    stale_reasons: Mapping[str, str],
+    sets: Iterable[str],
+    build_arguments: ArgumentBuilder,
+    store_argument: str,
 ) -> list[StaleRun]:
     """Return the runs that read data to delete, and all runs made from them, in the order in which to repeat them.
 
     Args:
-        read: run → why it is stale.
+        stale_reasons: run → why it is stale, of the runs that read the data themselves.
         sets: data sets whose rows are removed.
-        store: word that names the annotation store.
+        build_arguments: returns the arguments of a run's command.
+        store_argument: argument that names the annotation store; empty if commands do not name it.
     """
-    stale_runs = find_stale_runs(index, read)
+    stale_runs = find_stale_runs(index, stale_reasons)
     records = stale_runs.records
     reasons = stale_runs.reasons
     new_names: dict[str, str] = {}
@@ -249,7 +254,7 @@ def plan_repeats(
         if replacement_set or run in sets:
             repeats.append(StaleRun(run, reasons[run], new_names[run]))
             continue
-        command, problem = make_repeat_command(index, records[run], new_names, words, store)
+        command, problem = make_repeat_command(index, records[run], new_names, build_arguments, store_argument)
         repeats.append(StaleRun(run, reasons[run], new_names[run] if command else "", command, problem))
     return repeats
 
@@ -333,7 +338,7 @@ def find_replacement(folder: Path) -> str:
 
 
 def make_repeat_command(
-    index: Index, record: Record, new_names: Mapping[str, str], words: Words, store: str
+    index: Index, record: Record, new_names: Mapping[str, str], build_arguments: ArgumentBuilder, store_argument: str
 ) -> RepeatCommand:
     """Return the command that repeats a run under a new name and with repeated inputs, or why there is none.
 
@@ -354,7 +359,7 @@ def make_repeat_command(
     if not refs.get("data", "data:").startswith("data:"):
         del refs["data"]  # a file of a run, which is named by its path
     try:
-        arguments = [word for word in words(manifest.config, refs) if not word.startswith(WITHOUT)]
+        arguments = [word for word in build_arguments(manifest.config, refs) if not word.startswith(WITHOUT)]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         problem = f"its settings say something that this version does not read ({type(error).__name__})"
         return RepeatCommand("", problem)
@@ -368,8 +373,8 @@ def make_repeat_command(
             arguments = [word for word in arguments if not word.startswith("model.path=")]
             arguments.append(f"model.path={root / run_path(new_names[base_run], 'artifact')}")
     reads_store = any(input.get("project") for input in record["inputs"].values())
-    if store and (reads_store or record["stage"] in ("sample", "annotate")):
-        arguments.append(store)
+    if store_argument and (reads_store or record["stage"] in ("sample", "annotate")):
+        arguments.append(store_argument)
     if index.root != Path(DEFAULT_ROOT):
         arguments.append(f"run.root={index.root}")
     arguments.append(f"run.name={new_names[record['run']].partition(':')[2]}")
@@ -395,8 +400,8 @@ class ForgetPlan:
         root: the folder of all runs.
         selector: the selector.
         url: URL of the annotation store.
-        words: returns the words of a run's command.
-        store: word that names the store in a command; empty if it is not named.
+        build_arguments: returns the arguments of a run's command.
+        store_argument: argument that names the store in a command; empty if it is not named.
         selection: rows, texts and runs that match the selector.
         matches: run → its files that contain the texts.
         repeats: stale runs, in order of repetition.
@@ -406,8 +411,8 @@ class ForgetPlan:
     root: Path
     selector: Selector
     url: str
-    words: Words
-    store: str
+    build_arguments: ArgumentBuilder
+    store_argument: str
     selection: Selection
     matches: dict[str, list[FileMatch]]
     repeats: list[StaleRun]
@@ -424,14 +429,16 @@ def make_selector_key(selector: Selector, url: str) -> tuple[str, ...]:
     return (selector.kind, selector.value, selector.project, url)
 
 
-def make_plan(root: Path, selector: Selector, url: str, words: Words, store: str) -> ForgetPlan:
+def make_plan(
+    root: Path, selector: Selector, url: str, build_arguments: ArgumentBuilder, store_argument: str
+) -> ForgetPlan:
     """Return the plan of a deletion: the matching rows, the files that contain them, and the runs made from them.
 
     Nothing is changed. A plan continues the receipt of the same command, if that was interrupted.
 
     Args:
         url: URL of the annotation store.
-        words, store: see `ForgetPlan`.
+        build_arguments, store_argument: see `ForgetPlan`.
 
     Raises:
         InputError: Nothing matches the selector.
@@ -453,12 +460,12 @@ def make_plan(root: Path, selector: Selector, url: str, words: Words, store: str
             if run not in selection.sets and (files := [*iter_matches(root / run_path(run), selection.texts_of(run))]):
                 matches[run] = files
         selection = replace(selection, notes=(*selection.notes, *iter_other_files(root, selection.texts)))
-        stale_reasons = dict(selection.read)
+        stale_reasons = dict(selection.stale_reasons)
         for run, files in matches.items():
             for reader, file in iter_readers(index, run, files):
                 stale_reasons.setdefault(reader, f"{MAY_HAVE}: it read {file} of {run}, which shows them")
-        stale_runs = plan_repeats(index, stale_reasons, selection.sets, words, store)
-        return ForgetPlan(root, selector, url, words, store, selection, matches, stale_runs, before)
+        stale_runs = plan_repeats(index, stale_reasons, selection.sets, build_arguments, store_argument)
+        return ForgetPlan(root, selector, url, build_arguments, store_argument, selection, matches, stale_runs, before)
 
     return query_index(root, plan_with)
 
@@ -470,7 +477,7 @@ def iter_other_files(root: Path, texts: ForgottenTexts) -> Iterator[str]:
     for folder in (root, root / SWEEPS, *other_folders):
         if not folder.is_dir() or folder.parent.name == BASES:
             continue
-        for match in iter_matches(folder, texts, deep=folder.parent.parent == root):
+        for match in iter_matches(folder, texts, search_subfolders=folder.parent.parent == root):
             yield f"{(folder / match.file).relative_to(root)} shows it too, and is not changed"
 
 
@@ -537,7 +544,7 @@ def mark_runs_stale(root: Path, receipt: ForgetReceipt) -> None:
 def mark_late_readers(plan: ForgetPlan, receipt: ForgetReceipt) -> ForgetReceipt:
     """Mark runs that began to read the data during the deletion, while the store still knows which."""
     try:
-        repeats = make_plan(plan.root, plan.selector, plan.url, plan.words, plan.store).repeats
+        repeats = make_plan(plan.root, plan.selector, plan.url, plan.build_arguments, plan.store_argument).repeats
     except InputError:  # nothing matches any more
         return receipt
     if new := [repeat for repeat in repeats if repeat.run not in receipt.runs]:
@@ -611,7 +618,9 @@ def remove_texts_from_run(run: str, files: Sequence[str], plan: ForgetPlan, rece
                 path = folder / file
                 entry = receipt.files[run_path(run, file)]
                 if path.is_file():
-                    entry["became"] = rewrite_file(folder, file, texts, plan.words) or entry.get("became", REWRITTEN)
+                    entry["became"] = rewrite_file(folder, file, texts, plan.build_arguments) or entry.get(
+                        "became", REWRITTEN
+                    )
                 else:
                     entry.setdefault("became", REMOVED)
                 entry["sha256"] = file_digest(path) if path.is_file() else None
@@ -625,7 +634,7 @@ def remove_texts_from_run(run: str, files: Sequence[str], plan: ForgetPlan, rece
     yield from notes
 
 
-def rewrite_file(folder: Path, file: str, texts: ForgottenTexts, words: Words) -> str:
+def rewrite_file(folder: Path, file: str, texts: ForgottenTexts, build_arguments: ArgumentBuilder) -> str:
     """Rewrite or delete one file of a run so that it holds none of the texts.
 
     Returns what became of it, or an empty text if it held none of them.
@@ -636,7 +645,7 @@ def rewrite_file(folder: Path, file: str, texts: ForgottenTexts, words: Words) -
     """
     path = folder / file
     if file == PAGE:
-        return redraw_page(folder, texts, words)
+        return redraw_page(folder, texts, build_arguments)
     content, count = remove_texts(path, texts)
     if not count:
         return ""
@@ -649,7 +658,7 @@ def rewrite_file(folder: Path, file: str, texts: ForgottenTexts, words: Words) -
     return REWRITTEN
 
 
-def redraw_page(folder: Path, texts: ForgottenTexts, words: Words) -> str:
+def redraw_page(folder: Path, texts: ForgottenTexts, build_arguments: ArgumentBuilder) -> str:
     """Make a run's page again from its files, and return what became of it.
 
     The page is deleted if that fails, or if it still contains the texts.
@@ -657,9 +666,9 @@ def redraw_page(folder: Path, texts: ForgottenTexts, words: Words) -> str:
     page = folder / PAGE
     with suppress(AlignError, KeyError, TypeError, ValueError, OSError, IndexError):
         if (manifest := read_manifest(folder)).done:
-            line = shlex.join(["python", "-m", "align", *words(manifest.config, manifest.refs)])
+            line = shlex.join(["python", "-m", "align", *build_arguments(manifest.config, manifest.refs)])
             build_finished_page(RunView(folder, manifest, line)).write(page)
-            if not remove_texts(page, texts)[1]:
+            if not remove_texts(page, texts).match_count:
                 return DRAWN
     page.unlink()
     return REMOVED

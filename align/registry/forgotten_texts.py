@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.core.files import open_binary
 from align.report.page import LONGEST_TEXT
@@ -66,7 +66,7 @@ def fold_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
-def iter_forms(text: str) -> Iterator[str]:
+def iter_escaped_forms(text: str) -> Iterator[str]:
     """Yield the forms in which files hold a text: as it is, and as JSON, CSV and Python escape it."""
     yield text
     yield json.dumps(text)[1:-1]
@@ -88,8 +88,11 @@ class RowMarks:
     item: str = ""
     votes: frozenset[int] = frozenset()
 
-    def match(self, row: Any) -> bool:
-        """Return whether a row of an exported or measured file is to be removed. Rows of the ledger hold no text."""
+    def matches(self, row: Any) -> bool:
+        """Return whether a JSON row of a file is from the annotator, the item or a vote that is to be removed.
+
+        Rows of the ledger, which hold no text, never match.
+        """
         if not isinstance(row, dict) or "prev_hash" in row:
             return False
         number = str(row.get("vote", row.get("id"))).partition(":")[0]
@@ -129,10 +132,12 @@ class ForgottenTexts:
         """Folded texts that identify the source of a line: in full, and shortened as in logs and pages."""
         long = {text for text in self.own if len(fold_text(text)) >= LONG}
         cut = {truncate_text(text) for text in long} | {text[: LONGEST_TEXT - 1] for text in self.own}
-        return frozenset(key for text in long | cut for form in iter_forms(text) if len(key := fold_text(form)) >= LONG)
+        return frozenset(
+            key for text in long | cut for form in iter_escaped_forms(text) if len(key := fold_text(form)) >= LONG
+        )
 
     @cached_property
-    def named(self) -> re.Pattern[str] | None:
+    def name_pattern(self) -> re.Pattern[str] | None:
         """Pattern that finds a person's name as a separate word and not in a path; None without names."""
         names = sorted(folded_name for name in self.names if len(folded_name := fold_text(name)) >= NAMES)
         if not names:
@@ -142,10 +147,12 @@ class ForgottenTexts:
 
     @cached_property
     def weak(self) -> frozenset[str]:
+        """Folded texts that are too short to identify the source of a line by themselves."""
         return frozenset(fold_text(text) for text in self.own | self.names) - self.strong - {""}
 
     @cached_property
-    def beside(self) -> frozenset[str]:
+    def folded_shared(self) -> frozenset[str]:
+        """Folded texts that also occur in something that stays."""
         return frozenset(fold_text(text) for text in self.shared) - {""}
 
     @cached_property
@@ -156,28 +163,31 @@ class ForgottenTexts:
             all_lengths.setdefault(text[:LONG], set()).add(len(text))
         return {head: tuple(sorted(lengths)) for head, lengths in all_lengths.items()}
 
-    def are_in(self, text: str) -> bool:
-        """Return whether a text contains a strong text or a name."""
+    def occur_in(self, text: str) -> bool:
+        """Return whether a text contains one of these texts that identifies its source, or a name."""
         text = fold_text(text)
-        if self.named is not None and self.named.search(text):
+        if self.name_pattern is not None and self.name_pattern.search(text):
             return True
         heads = self.heads
         strong = self.strong
         if len(heads) <= FEW:  # a search for each beginning is faster than a look at each position
             return any(
-                text[at : at + n] in strong for head in heads for at in iter_positions(text, head) for n in heads[head]
+                text[start : start + n] in strong
+                for head in heads
+                for start in iter_positions(text, head)
+                for n in heads[head]
             )
         return any(
             text[i : i + n] in strong for i in range(len(text) - LONG + 1) for n in heads.get(text[i : i + LONG], ())
         )
 
-    def are_in_row(self, row: Any) -> bool:
-        """Return whether a JSON row contains a strong text, or a short one beside another of the texts."""
-        if self.marks.match(row):
+    def occur_in_row(self, row: Any) -> bool:
+        """Return whether a JSON row is to be removed: it contains one long text to forget, or two short ones."""
+        if self.marks.matches(row):
             return True
-        parts = {fold_text(part) for part in iter_words(row)}
+        parts = {fold_text(part) for part in iter_json_texts(row)}
         weak = parts & self.weak
-        return any(map(self.are_in, parts)) or (bool(weak) and len(weak) + len(parts & self.beside) > 1)
+        return any(map(self.occur_in, parts)) or (bool(weak) and len(weak) + len(parts & self.folded_shared) > 1)
 
 
 FEW = 64
@@ -185,30 +195,40 @@ FEW = 64
 
 
 def iter_positions(text: str, head: str) -> Iterator[int]:
-    """Yield the positions at which a text contains another."""
-    at = text.find(head)
-    while at >= 0:
-        yield at
-        at = text.find(head, at + 1)
+    """Yield the positions at which `text` contains `head`."""
+    position = text.find(head)
+    while position >= 0:
+        yield position
+        position = text.find(head, position + 1)
 
 
-def iter_words(value: Any) -> Iterator[str]:
+def iter_json_texts(value: Any) -> Iterator[str]:
     """Yield every text in a JSON value, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, inner in value.items():
             yield str(key)
-            yield from iter_words(inner)
+            yield from iter_json_texts(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from iter_words(inner)
+            yield from iter_json_texts(inner)
 
 
-def remove_texts(path: Path, texts: ForgottenTexts) -> tuple[bytes | None, int]:
-    """Return the content of a file without the texts, and how many of its lines or values contained them.
+class CleanedContent(NamedTuple):
+    """The content of a file without texts to forget.
 
-    If the whole file has to be removed, the content is None.
+    Attributes:
+        content: the content; None if the whole file has to be deleted.
+        match_count: number of lines or values that contained the texts.
+    """
+
+    content: bytes | None
+    match_count: int
+
+
+def remove_texts(path: Path, texts: ForgottenTexts) -> CleanedContent:
+    """Return the content of a file without the lines or values that contain the texts. The file is not changed.
 
     Raises:
         OSError: The file cannot be read.
@@ -219,47 +239,52 @@ def remove_texts(path: Path, texts: ForgottenTexts) -> tuple[bytes | None, int]:
     suffix = path.suffix.lower()
     if suffix == ".html":
         visible_text = html.unescape(re.sub(r"<[^>]*>", " ", text))
-        return None, int(texts.are_in(visible_text) or texts.are_in(html.unescape(text)))
+        return CleanedContent(None, int(texts.occur_in(visible_text) or texts.occur_in(html.unescape(text))))
     if suffix == ".json":
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
-            return None, int(texts.are_in(text))
-        cleared, count = replace_texts(value, texts)
-        return (json.dumps(cleared, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"), count
+            return CleanedContent(None, int(texts.occur_in(text)))
+        cleaned, count = replace_texts_in_json(value, texts)
+        clean_json = json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n"
+        return CleanedContent(clean_json.encode("utf-8", "backslashreplace"), count)
     is_jsonl = ".jsonl" in path.name.lower()
     lines = data.splitlines(keepends=True)
-    clean_lines = [line for line in lines if not is_about(line, texts, is_jsonl)]
+    clean_lines = [line for line in lines if not contains_texts(line, texts, is_jsonl)]
     count = len(lines) - len(clean_lines)
     content = b"".join(clean_lines)
-    if not is_jsonl and texts.are_in(content.decode("utf-8", "replace")):
-        return None, count + 1  # a text spans several lines
-    return content, count
+    if not is_jsonl and texts.occur_in(content.decode("utf-8", "replace")):
+        return CleanedContent(None, count + 1)  # a text spans several lines
+    return CleanedContent(content, count)
 
 
-def is_about(line: bytes, texts: ForgottenTexts, is_json: bool) -> bool:
-    """Return whether a line contains the texts. A JSON line that was cut off counts if a text may begin in it."""
+def contains_texts(line: bytes, texts: ForgottenTexts, is_json: bool) -> bool:
+    """Return whether a line of a file contains texts to forget. A JSON line that was cut off counts if a text may begin
+    in it."""
     text = line.decode("utf-8", "replace")
     if not is_json:
-        return texts.are_in(text)
+        return texts.occur_in(text)
     try:
-        return texts.are_in_row(json.loads(text))
+        return texts.occur_in_row(json.loads(text))
     except (ValueError, RecursionError):
         folded_line = fold_text(text)
         return any(head in folded_line for head in texts.heads)
 
 
-def replace_texts(value: Any, texts: ForgottenTexts) -> tuple[Any, int]:
-    """Return a JSON value without the texts, and how many it contained."""
+def replace_texts_in_json(value: Any, texts: ForgottenTexts) -> tuple[Any, int]:
+    """Return a copy of a JSON value with `PUT` in place of strings that contain the texts, and how many there were.
+
+    Keys that contain them are left out.
+    """
     if isinstance(value, str):
-        return (PUT, 1) if texts.are_in(value) else (value, 0)
+        return (PUT, 1) if texts.occur_in(value) else (value, 0)
     if isinstance(value, dict):
-        items = {key: replace_texts(inner, texts) for key, inner in value.items()}
-        removed_keys = {key for key in items if texts.are_in(key)}
+        items = {key: replace_texts_in_json(inner, texts) for key, inner in value.items()}
+        removed_keys = {key for key in items if texts.occur_in(key)}
         clean_items = {key: inner for key, (inner, _) in items.items() if key not in removed_keys}
         return clean_items, len(removed_keys) + sum(count for _, count in items.values())
     if isinstance(value, list):
-        elements = [replace_texts(element, texts) for element in value]
+        elements = [replace_texts_in_json(element, texts) for element in value]
         return [element for element, _ in elements], sum(count for _, count in elements)
     return value, 0
 
@@ -280,23 +305,25 @@ class FileMatch:
     stays: bool = False
 
 
-def iter_matches(folder: Path, texts: ForgottenTexts, deep: bool = True) -> Iterator[FileMatch]:
-    """Yield the files of a run that contain the texts. Weights, Parquet and other packed files are not searched.
+def iter_matches(folder: Path, texts: ForgottenTexts, search_subfolders: bool = True) -> Iterator[FileMatch]:
+    """Search the files in a run's folder for texts to forget, and yield those that contain them.
+
+    Weights, Parquet and other packed files are not searched.
 
     Args:
-        deep: search subfolders too.
+        search_subfolders: search the folders inside it as well.
     """
     if not texts:
         return
     for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(folders) if deep else []
+        folders[:] = sorted(folders) if search_subfolders else []
         is_export = any(name in files for name in SEALED)
         for name in sorted(files):
             path = Path(parent, name)
             try:
                 if name in FIGURES or not is_text(path):
                     continue
-                count = remove_texts(path, texts)[1]
+                count = remove_texts(path, texts).match_count
             except OSError:
                 continue  # removed since, or not readable, so that it could not be rewritten either
             if count:

@@ -65,12 +65,13 @@ class Piece:
 
 
 def find_garbage(index: Index, log: AliasLog, days: float) -> list[Piece]:
-    """Return what nothing needs, the largest first within each kind.
+    """Return the files and folders of runs that nothing needs, the largest first within each kind. Nothing is removed.
 
     Not included is anything that a running run uses, that an alias ever referred to, that a run here was made from, or
     that an export contains, nor bases and artifacts that changed within a day.
 
     Args:
+        log: the log of aliases.
         days: age in days at which checkpoints of an ended run count as old.
     """
     root = index.root
@@ -79,18 +80,24 @@ def find_garbage(index: Index, log: AliasLog, days: float) -> list[Piece]:
     alias_digests = {arm.digest for change in log.changes for arm in change.arms}
     kinds = (
         iter_leftovers(root, now),
-        iter_checkpoints(root, records, now - days * DAY_S),
-        iter_bases(root, now),
-        iter_artifacts(root, records, alias_digests, now),
+        iter_unneeded_checkpoints(root, records, now - days * DAY_S),
+        iter_unneeded_bases(root, now),
+        iter_unneeded_weights(root, records, alias_digests, now),
     )
     return [piece for kind in kinds for piece in sorted(kind, key=lambda piece: (-piece.bytes, piece.path))]
 
 
 def iter_leftovers(root: Path, now: float) -> Iterator[Piece]:
-    """Yield files and folders that were being written when their process ended."""
+    """Yield the partly written files and folders of processes that have ended.
+
+    Args:
+        now: present time, in seconds since 1970.
+    """
     host = gethostname()
     locks = read_locked_inodes() or set()
-    for path in (path for name in (*WITH_RUNS, "bases", SWEEPS) for path in find_entries(root / name, is_hidden)):
+    for path in (
+        path for name in (*WITH_RUNS, "bases", SWEEPS) for path in iter_matching_entries(root / name, is_hidden)
+    ):
         owner = OWNED.fullmatch(path.name)
         if owner is None and UNOWNED.fullmatch(path.name) is None:
             continue
@@ -108,22 +115,29 @@ def iter_leftovers(root: Path, now: float) -> Iterator[Piece]:
                 yield Piece("leftovers", path.relative_to(root).as_posix(), compute_size(path), why, run)
 
 
-def find_entries(folder: Path, matches: Callable[[os.DirEntry[str]], bool], depth: int = 0) -> Iterator[Path]:
-    """Yield the matching entries below a folder, without searching inside them. Links are not followed."""
+def iter_matching_entries(folder: Path, matches: Callable[[os.DirEntry[str]], bool], depth: int = 0) -> Iterator[Path]:
+    """Yield the paths below a folder whose directory entries match, without searching inside them.
+
+    Links are not followed. Errors of the system end the search of a folder.
+    """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if matches(entry):
                 yield Path(entry.path)
             elif depth < DEEPEST and entry.is_dir(follow_symlinks=False):
-                yield from find_entries(Path(entry.path), matches, depth + 1)
+                yield from iter_matching_entries(Path(entry.path), matches, depth + 1)
 
 
 def is_hidden(entry: os.DirEntry[str]) -> bool:
     return entry.name.startswith(".")
 
 
-def iter_checkpoints(root: Path, records: Sequence[Record], before: float) -> Iterator[Piece]:
-    """Yield the checkpoints of done runs, and of runs that failed before a time."""
+def iter_unneeded_checkpoints(root: Path, records: Sequence[Record], failed_before: float) -> Iterator[Piece]:
+    """Yield the checkpoints of done runs, and of runs that failed long ago.
+
+    Args:
+        failed_before: time in seconds since 1970; later checkpoints of failed runs are left out.
+    """
     for record in records:
         folder = root / record["folder"] / "checkpoints"
         if record["status"] == "running" or not folder.is_dir():
@@ -131,7 +145,7 @@ def iter_checkpoints(root: Path, records: Sequence[Record], before: float) -> It
         changed_at = find_last_change(folder)
         if record["status"] == "done":
             why = "its run is done"
-        elif record["status"] in ("failed", "interrupted") and changed_at < before:
+        elif record["status"] in ("failed", "interrupted") and changed_at < failed_before:
             days = (time.time() - changed_at) / DAY_S
             why = f"its run was {record['status']} {days:.0f} days ago; it would begin anew"
         else:
@@ -139,9 +153,13 @@ def iter_checkpoints(root: Path, records: Sequence[Record], before: float) -> It
         yield Piece("checkpoints", f"{record['folder']}/checkpoints", compute_size(folder), why, record["run"])
 
 
-def iter_bases(root: Path, now: float) -> Iterator[Piece]:
-    """Yield the folders of bases in `bases/` that no export links to. A folder without `base.json` is left alone."""
-    targets = {Path(os.path.realpath(link)) for link in find_entries(root / "export", os.DirEntry.is_symlink)}
+def iter_unneeded_bases(root: Path, now: float) -> Iterator[Piece]:
+    """Yield the folders of base weights in `bases/` that no export links to. A folder without `base.json` is left out.
+
+    Args:
+        now: present time, in seconds since 1970.
+    """
+    targets = {Path(os.path.realpath(link)) for link in iter_matching_entries(root / "export", os.DirEntry.is_symlink)}
     for path in sorted(file.parent for file in (root / "bases").glob(f"[!.]*/{ABOUT}")):
         real_path = Path(os.path.realpath(path))
         is_shared = any(os.stat(file).st_nlink > 1 for file in list_files(path))
@@ -151,11 +169,17 @@ def iter_bases(root: Path, now: float) -> Iterator[Piece]:
             yield Piece("bases", path.relative_to(root).as_posix(), compute_size(path), why)
 
 
-def iter_artifacts(root: Path, records: Sequence[Record], alias_digests: set[str], now: float) -> Iterator[Piece]:
-    """Yield the weights of done runs that nothing needs.
+def iter_unneeded_weights(
+    root: Path, records: Sequence[Record], alias_digests: set[str], now: float
+) -> Iterator[Piece]:
+    """Yield the artifacts of done runs whose weights nothing needs.
 
     No alias ever referred to them, only evaluations were made from them, and they are not the newest of their stage on
     their base.
+
+    Args:
+        alias_digests: digests of all artifacts that an alias ever referred to.
+        now: present time, in seconds since 1970.
     """
     newest_of: dict[tuple[str, str], Record] = {}
     trained = [record for record in records if record["status"] == "done" and record["stage"] in TRAINS]
@@ -194,7 +218,9 @@ def find_last_change(path: Path) -> float:
 
 
 def remove_pieces(root: Path, pieces: Sequence[Piece], who: str) -> Iterator[tuple[Piece, bool]]:
-    """Remove pieces, and yield each with whether it was removed. A piece of a running run stays.
+    """Delete files and folders that nothing needs, and yield each with whether it was deleted.
+
+    Those of a running run stay.
 
     Each is logged before it is removed, so that an interrupted command can be repeated.
 
@@ -208,7 +234,7 @@ def remove_pieces(root: Path, pieces: Sequence[Piece], who: str) -> Iterator[tup
         path = root / piece.path
         try:
             with hold_lock(root / piece.run.replace(":", "/", 1)) if piece.run else nullcontext():
-                write_to_log(root, piece, who)
+                log_removal(root, piece, who)
                 if piece.kind == "artifacts":
                     remove_weights(path, piece.why)
                 elif path.is_dir() and not path.is_symlink():
@@ -220,8 +246,8 @@ def remove_pieces(root: Path, pieces: Sequence[Piece], who: str) -> Iterator[tup
             yield piece, False
 
 
-def write_to_log(root: Path, piece: Piece, who: str) -> None:
-    """Write one line to the log: the piece, with the name and size of each file."""
+def log_removal(root: Path, piece: Piece, who: str) -> None:
+    """Append one line to the log of removals: the piece, with the name and size of each file."""
     refuse_foreign_log(root / LOG, "run.root", ("at", "who", "kind", "path"), OTHER_LOG)
     path = root / piece.path
     files = {file.relative_to(root).as_posix(): file.stat().st_size for file in list_files(path)}

@@ -32,7 +32,7 @@ TOLD_S = 10.0
 """Seconds between two lines about its progress."""
 NAME = "replay"
 FIELD = "stage.run"
-Words = Callable[[Mapping[str, Any], Mapping[str, str]], Iterable[str]]
+ArgumentBuilder = Callable[[Mapping[str, Any], Mapping[str, str]], Iterable[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,12 @@ class Difference:
 
 
 def replay(
-    root: Path, record: Record, steps: int | None, store: str, words: Words, say: Callable[[str], object]
+    root: Path,
+    record: Record,
+    steps: int | None,
+    store_url: str,
+    build_arguments: ArgumentBuilder,
+    report_progress: Callable[[str], object],
 ) -> dict[str, Any]:
     """Repeat a run in a temporary folder up to a step, or up to the first metric that differs, and compare both.
 
@@ -60,9 +65,9 @@ def replay(
         root: the folder of all runs.
         record: record of the run.
         steps: last step; None for all that it logged.
-        store: URL of the annotation store.
-        words: return the command-line words for a configuration and the paths of its inputs.
-        say: called with lines about the progress.
+        store_url: URL of the annotation store.
+        build_arguments: returns the arguments of an align command for a configuration and the paths of its inputs.
+        report_progress: called with lines about the progress.
 
     Raises:
         MissingArtifact: An input of the run is gone.
@@ -81,8 +86,12 @@ def replay(
     require(bool(logged), FIELD, record["run"], problem, "Name another run, or more stage.steps.")
     last_step = max(rows[-1]["step"] for rows in logged.values())
     with TemporaryDirectory(prefix="align-replay-") as scratch:
-        arguments = [*build_command(manifest, root, words, store), f"run.root={scratch}", f"run.name={NAME}"]
-        say(f"makes {record['run']} again up to step {last_step:,}")
+        arguments = [
+            *build_repeat_arguments(manifest, root, build_arguments, store_url),
+            f"run.root={scratch}",
+            f"run.name={NAME}",
+        ]
+        report_progress(f"makes {record['run']} again up to step {last_step:,}")
         new_folder = Path(scratch) / record["stage"] / NAME
         output = Path(scratch) / "said.txt"
         replayed: dict[str, list[dict[str, Any]]] = {name: [] for name in logged}
@@ -96,7 +105,7 @@ def replay(
                 step = max((rows[-1]["step"] for rows in replayed.values() if rows), default=0)
                 if step and time.monotonic() - reported_at > TOLD_S:
                     reported_at = time.monotonic()
-                    say(f"step {step:,}: the same so far")
+                    report_progress(f"step {step:,}: the same so far")
                 time.sleep(LOOK_S)
         if not any(replayed.values()) and process.returncode:
             lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -118,7 +127,9 @@ def is_decided(
     return differs or all(len(replayed[name]) >= len(rows) for name, rows in logged.items())
 
 
-def build_command(manifest: Manifest, root: Path, words: Words, store: str) -> list[str]:
+def build_repeat_arguments(
+    manifest: Manifest, root: Path, build_arguments: ArgumentBuilder, store_url: str
+) -> list[str]:
     """Return the arguments of the align command that repeats a run, with each input at its present path.
 
     Raises:
@@ -126,13 +137,15 @@ def build_command(manifest: Manifest, root: Path, words: Words, store: str) -> l
     """
     paths = {name: find_input_path(name, input, root) for name, input in manifest.inputs.items()}
     refs = {name: path for name, path in paths.items() if path}
-    arguments = [word for word in words(manifest.config, refs) if not word.startswith(("run.", "track", "store.url"))]
+    arguments = [
+        word for word in build_arguments(manifest.config, refs) if not word.startswith(("run.", "track", "store.url"))
+    ]
     base_folder = find_base_maker(manifest.base, root) if manifest.base is not None else None
     if isinstance(base_folder, Path):
         arguments = [word for word in arguments if not word.startswith("model.path=")]
         arguments.append(f"model.path={base_folder / 'artifact'}")
     if any(input.project for input in manifest.inputs.values()):
-        arguments.append(f"store.url={store}")
+        arguments.append(f"store.url={store_url}")
     return arguments
 
 
