@@ -86,13 +86,13 @@ class Comparison:
         return list(dict.fromkeys(record["stage"] for row in self.rows for record in row.records))
 
 
-def compare(root: Path, records: Sequence[Record], asked: Sequence[str] = ()) -> Comparison:
-    """Compare runs, in the given order.
+def compare(root: Path, records: Sequence[Record], figure_keys: Sequence[str] = ()) -> Comparison:
+    """Compare the settings and metrics of runs. Runs that differ only in their seed become one row.
 
     Args:
         root: the folder of all runs.
         records: their records, see `align.registry.record`.
-        asked: keys of records to compare instead of the usual metrics.
+        figure_keys: keys of records to compare instead of the usual metrics.
 
     Raises:
         InputError: A run cannot be read.
@@ -119,20 +119,23 @@ def compare(root: Path, records: Sequence[Record], asked: Sequence[str] = ()) ->
     keys = [key for key in differing if key not in (SEED, CODE)] + [key for key in (SEED, CODE) if key in differing]
     # Different measures of the distance from the start cannot be compared: take one that all done runs have.
     metrics = [record["metrics"] for record in records if record["status"] == "done"]
-    moved = ""
+    distance = ""
     if metrics:
         common_measures = (key for key in MOVED if all(get_number(values.get(key)) is not None for values in metrics))
-        moved = next(common_measures, "")
+        distance = next(common_measures, "")
     rows = []
     for group in groups.values():
         row_records = sorted((records[i] for i in group), key=lambda record: record["seed"])
-        by_seed = {record["seed"]: collect_figures(record, asked, moved) for record in keep_first_per_seed(row_records)}
+        by_seed = {
+            record["seed"]: collect_figures(record, figure_keys, distance)
+            for record in keep_first_per_seed(row_records)
+        }
         row_settings = {key: settings[group[0]].get(key) for key in keys if key != SEED}
         rows.append(ComparisonRow(tuple(row_records), row_settings, by_seed, average_figures([*by_seed.values()])))
-    scores = tuple(asked)
+    scores = tuple(figure_keys)
     if not scores:
         names: list[str] = [record["score"]["name"] for record in records if record.get("score")]
-        scores = tuple(dict.fromkeys([*names, moved] if moved else names))
+        scores = tuple(dict.fromkeys([*names, distance] if distance else names))
     inputs = frozenset(key for record in records for key in describe_inputs(record))
     return Comparison(
         tuple(rows), tuple(keys), inputs, scores, select_figures(rows, scores), len(all_keys) - len(common)
@@ -140,7 +143,7 @@ def compare(root: Path, records: Sequence[Record], asked: Sequence[str] = ()) ->
 
 
 def is_better_low(name: str) -> bool | None:
-    """Return whether a metric is better low. Returns None if unknown."""
+    """Return True if lower values of a metric are better, False if higher ones are, and None if that is unknown."""
     name = name.removeprefix("metrics.").removeprefix("cost.").removesuffix(".value")
     low, high = (name.startswith(prefixes) for prefixes in (LOW, HIGH))
     return low if low != high else None
@@ -151,11 +154,17 @@ def keep_first_per_seed(records: Sequence[Record]) -> list[Record]:
     return list({record["seed"]: record for record in reversed(records)}.values())[::-1]
 
 
-def collect_figures(record: Record, asked: Sequence[str], moved: str) -> dict[str, Any]:
-    """Return the metrics of a run that are numbers or intervals."""
+def collect_figures(record: Record, figure_keys: Sequence[str], distance: str) -> dict[str, Any]:
+    """Return the metrics and costs of a run that are numbers or intervals.
+
+    Args:
+        figure_keys: keys of the record to return besides the costs; empty for all metrics.
+        distance: name of the metric for the distance from the run's start, which is returned as well.
+    """
     cost = {name: record["cost"][name] for name in COST}
-    if asked:
-        figures = {key: get_value(record, key) for key in asked} | {moved: record["metrics"].get(moved), **cost}
+    if figure_keys:
+        figures = {key: get_value(record, key) for key in figure_keys}
+        figures |= {distance: record["metrics"].get(distance), **cost}
     else:
         figures = {**dict(flatten_metrics(record["metrics"])), **cost}
         for name in ("peak_rss_mb", "peak_gpu_mb", "predicted_peak_mb"):  # covered by the cost
@@ -164,10 +173,10 @@ def collect_figures(record: Record, asked: Sequence[str], moved: str) -> dict[st
 
 
 def average_figures(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the metrics of a row.
+    """Return the mean of each metric over the runs of a row.
 
     For several runs these are means over the runs that have the metric, with intervals by Student's t. `n` is the
-    number of these runs if some lack it.
+    number of these runs if some lack it. For one run its metrics are returned as they are.
     """
     if len(runs) == 1:
         return dict(runs[0])
@@ -182,7 +191,10 @@ def average_figures(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def average_values(name: str, values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean over several seeds with its interval. That of a share is cut to 0 and 1."""
+    """Return the mean of a metric over several seeds, with its 95 % interval as `value`, `low` and `high`.
+
+    The interval of a rate or an accuracy is cut to 0 and 1.
+    """
     from align.ops.intervals import mean_interval  # it needs NumPy
 
     estimate = mean_interval(values)
@@ -200,7 +212,7 @@ def get_figure_value(figure: Any) -> float:
 
 
 def select_figures(rows: Sequence[ComparisonRow], scores: Sequence[str]) -> tuple[str, ...]:
-    """Return the metrics besides the scores that differ between rows and that every row with metrics has."""
+    """Return the names of the metrics besides the scores that every row has and that differ between rows."""
     all_figures = [row.figures for row in rows if row.figures]
     if not all_figures:
         return ()
@@ -213,7 +225,7 @@ def select_figures(rows: Sequence[ComparisonRow], scores: Sequence[str]) -> tupl
 
 
 def format_settings(compared: Comparison) -> list[dict[str, str]]:
-    """Return each row's settings and seeds as text. An input has no digest if its name identifies it."""
+    """Return for each row its settings and seeds as key → text. An input has no digest if its name identifies it."""
     rows = [
         {key: format_cell(value) for key, value in row.settings.items()} | {SEED: ", ".join(map(str, row.seeds))}
         for row in compared.rows
@@ -230,7 +242,7 @@ def format_settings(compared: Comparison) -> list[dict[str, str]]:
 
 
 def as_lines(compared: Comparison, width: int | None = None) -> Iterator[str]:
-    """Yield the table as text, and notes below it.
+    """Yield a comparison as lines of text: a table, and notes below it.
 
     Args:
         width: columns of the terminal, which limit the number of further metrics; None for no limit.
@@ -244,14 +256,14 @@ def as_lines(compared: Comparison, width: int | None = None) -> Iterator[str]:
     yield from iter_notes(compared, len(compared.figures) - count)
 
 
-def build_cells(compared: Comparison, count: int) -> list[list[str]]:
-    """Return the cells of the table: its head, and one line per row.
+def build_cells(compared: Comparison, figure_count: int) -> list[list[str]]:
+    """Return the cells of a comparison's table: its head, and one line per row.
 
     Args:
-        count: number of metrics besides the scores.
+        figure_count: number of metrics besides the scores.
     """
     unfinished = any(row.records[0]["status"] != "done" for row in compared.rows)
-    figures = [*compared.scores, *compared.figures[:count]]
+    figures = [*compared.scores, *compared.figures[:figure_count]]
     lines = [["run", *(["status"] if unfinished else []), *compared.keys, *figures]]
     for row, settings in zip(compared.rows, format_settings(compared), strict=True):
         more = f" +{len(row.runs) - 1}" if len(row.runs) > 1 else ""
@@ -270,11 +282,11 @@ def list_alterations(compared: Comparison) -> list[str]:
     return list(dict.fromkeys(filter(None, problems)))
 
 
-def iter_notes(compared: Comparison, more: int) -> Iterator[str]:
-    """Yield notes below the table.
+def iter_notes(compared: Comparison, hidden_count: int) -> Iterator[str]:
+    """Yield the notes below a comparison's table, such as that a run was altered.
 
     Args:
-        more: number of metrics that it does not show.
+        hidden_count: number of metrics that the table does not show.
     """
     yield from (f"ALTERED: {escape_unprintable(problem)}" for problem in list_alterations(compared))
     if len(compared.rows) == 1 and len(compared.rows[0].records) == 1:
@@ -285,8 +297,8 @@ def iter_notes(compared: Comparison, more: int) -> Iterator[str]:
         yield "Of several seeds: the mean over them, with its 95 % interval by Student's t."
     if compared.left_out:
         yield f"{pluralize(compared.left_out, 'setting')} left out, which only some of these stages have"
-    if more:
-        yield f"{pluralize(more, 'figure')} more that differ: stage.format=json, or stage.html=FILE"
+    if hidden_count:
+        yield f"{pluralize(hidden_count, 'figure')} more that differ: stage.format=json, or stage.html=FILE"
 
 
 def as_objects(compared: Comparison) -> dict[str, Any]:
@@ -326,18 +338,20 @@ SWEEP = "stage.sweep"
 
 
 def note_sweep(root: Path, name: str, runs: list[str]) -> None:
-    """Write a note of the runs of a sweep.
+    """Write the names of a sweep's runs to `compare/NAME.json` in the folder of all runs.
 
     Args:
+        root: the folder of all runs.
+        name: name of the sweep.
         runs: each as `stage:name`.
     """
     path = root / SWEEPS / f"{name}.json"
-    refuse_foreign_file(path, "run.root", is_note)
+    refuse_foreign_file(path, "run.root", is_sweep_note)
     write_json(path, {"schema_version": SCHEMA, "runs": runs})
 
 
-def is_note(data: bytes) -> bool:
-    """Return whether bytes are a note that `note_sweep` wrote."""
+def is_sweep_note(data: bytes) -> bool:
+    """Return whether a file's content is a note of a sweep's runs."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -345,11 +359,12 @@ def is_note(data: bytes) -> bool:
     return isinstance(value, dict) and value.keys() == {"schema_version", "runs"}
 
 
-def list_sweep_runs(root: Path, given: str) -> list[str]:
-    """Return the runs of a sweep.
+def list_sweep_runs(root: Path, sweep_name: str) -> list[str]:
+    """Return the runs of a sweep, each as `stage:name`.
 
     Args:
-        given: its name, or `latest`.
+        root: the folder of all runs.
+        sweep_name: name of the sweep, or `latest`.
 
     Raises:
         MissingArtifact: There is no such sweep. The message names the most similar one.
@@ -358,16 +373,16 @@ def list_sweep_runs(root: Path, given: str) -> list[str]:
     """
     paths = {path.stem: path for path in (root / SWEEPS).glob("*.json") if path.is_file()}
     newest = max(paths, key=lambda name: (paths[name].stat().st_mtime_ns, name), default=None)
-    name = newest if given == "latest" else given
+    name = newest if sweep_name == "latest" else sweep_name
     if name is None or name not in paths:
-        similar = difflib.get_close_matches(given, paths, n=1)
+        similar = difflib.get_close_matches(sweep_name, paths, n=1)
         hint = f"Did you mean {similar[0]}? " if similar else ""
         remedy = f"{hint}A sweep (-m) of two runs that are done leaves one."
-        raise MissingArtifact(SWEEP, given, f"is no sweep under {root}", remedy)
+        raise MissingArtifact(SWEEP, sweep_name, f"is no sweep under {root}", remedy)
     path = paths[name]
     note = read_json_object(path, SWEEP, "Name its runs by stage.runs.")
     require_schema_version(note.get("schema_version"), SCHEMA, SWEEP, str(path), "Name its runs by stage.runs.")
     runs = note.get("runs")
     if not isinstance(runs, list) or not all(isinstance(run, str) for run in runs):
-        raise CorruptFile(SWEEP, given, f"{path} does not say which runs it is of", "Name them by stage.runs.")
+        raise CorruptFile(SWEEP, sweep_name, f"{path} does not say which runs it is of", "Name them by stage.runs.")
     return runs

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.registry.comparison import (
     MOVED,
@@ -41,7 +41,7 @@ PRICES = {**dict.fromkeys(MOVED, "KL from the start"), "minutes": "minutes", "pe
 
 
 def build_page(compared: Comparison, root: Path) -> Report:
-    """Return the page.
+    """Return the HTML page of a comparison: its table, its best row, scores against costs, and learning curves.
 
     Args:
         root: the folder of all runs, whose streams of metrics are read.
@@ -88,7 +88,7 @@ def write_sweep_page(folders: Sequence[Path]) -> Path | None:
 
 
 def make_labels(compared: Comparison) -> list[str]:
-    """Return the name of each row in legends: its number in the table, and its own settings."""
+    """Return the label of each row in plots: its number in the table, and the settings in which the rows differ."""
     leaf = {key: key.rpartition(".")[2] for key in compared.keys}
     short = {key: name if [*leaf.values()].count(name) == 1 else key for key, name in leaf.items()}
     labels = []
@@ -99,6 +99,7 @@ def make_labels(compared: Comparison) -> list[str]:
 
 
 def add_table(report: Report, compared: Comparison) -> None:
+    """Add the table of a comparison and its notes to a page."""
     cost = [name for name in compared.figures if name in PRICES]
     figures = [*compared.scores, *[name for name in compared.figures if name not in cost][:FURTHER], *cost]
     rows = []
@@ -120,7 +121,13 @@ def add_table(report: Report, compared: Comparison) -> None:
 def add_tradeoff(
     report: Report, compared: Comparison, labels: Sequence[str], score: str, price: str, price_label: str
 ) -> None:
-    """Plot a score against a cost, if at least two rows have both."""
+    """Add a plot of a score against a cost to a page, if at least two rows have both.
+
+    Args:
+        labels: label of each row.
+        score, price: names of the two metrics.
+        price_label: label of the axis of the cost.
+    """
     if price == score:
         return
     points = [
@@ -139,17 +146,28 @@ def add_tradeoff(
     report.draw(lambda: draw_tradeoff(points, best, price_label, score), reading, alt)
 
 
-def get_interval(row: ComparisonRow, name: str) -> tuple[float, float, float]:
-    """Return value, low and high of a metric. Without an interval, all three are the value."""
+class MetricInterval(NamedTuple):
+    """A metric with the bounds of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def get_interval(row: ComparisonRow, name: str) -> MetricInterval:
+    """Return a metric of a row with the bounds of its interval. Without an interval, both bounds are the value."""
     figure = row.figures[name]
     value = float(get_figure_value(figure))
     if not has_bounds(figure):
-        return value, value, value
-    return value, float(figure["low"]), float(figure["high"])
+        return MetricInterval(value, value, value)
+    return MetricInterval(value, float(figure["low"]), float(figure["high"]))
 
 
 def add_curves(report: Report, compared: Comparison, labels: Sequence[str], root: Path) -> None:
-    """Plot each curve of the stage, with all rows in one plot. Runs of several stages get none."""
+    """Add a plot of each learning curve of the stage to a page, with all rows in one plot.
+
+    Runs of several stages get none.
+    """
     if len(compared.stages) != 1 or compared.stages[0] not in CURVES:
         return
     streams = [
@@ -160,13 +178,13 @@ def add_curves(report: Report, compared: Comparison, labels: Sequence[str], root
         report.text(f"The curves are those of the first {DRAWN} rows.")
     for curve in CURVES[compared.stages[0]]:
         for key, line in curve.lines.items():
-            lines = [average_lines([collect_points(stream, key) for stream in of_row]) for of_row in streams]
+            lines = [average_lines([collect_points(stream, key) for stream in row_streams]) for row_streams in streams]
             nonempty = {i: points for i, points in enumerate(lines) if points}
             add_curve(report, curve, line, nonempty, labels, UNITS.get(compared.stages[0], "step"))
 
 
 def average_lines(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """Return the mean of several lines, at the steps that all of them have."""
+    """Return the mean of several curves, as (step, value), at the steps that all of them have."""
     values: dict[float, list[float]] = {}
     for line in lines:
         for step, value in dict(line).items():
@@ -182,7 +200,14 @@ def add_curve(
     labels: Sequence[str],
     unit: str,
 ) -> None:
-    """Plot one metric of several rows over the steps, if at least one row has two points."""
+    """Add a plot of one metric over the steps to a page, if at least one row has two points.
+
+    Args:
+        line: name of the metric within the curve.
+        lines: index of a row → its points, as (step, value).
+        labels: label of each row.
+        unit: unit of the steps, such as `step` or `update`.
+    """
     if max(map(len, lines.values()), default=0) < 2:
         return
     title = curve.title if len(curve.lines) == 1 else f"{curve.title}, {line}"
@@ -202,7 +227,7 @@ NAMED = 5
 
 
 def describe_best(compared: Comparison, labels: Sequence[str]) -> str:
-    """Describe the best row by the first score, and which others may be as good.
+    """Return a sentence with the best row by the first score, and one with the rows that may be as good by chance.
 
     Rows are not ranked if they were measured in different ways.
 
@@ -210,17 +235,23 @@ def describe_best(compared: Comparison, labels: Sequence[str]) -> str:
         labels: name of each row.
     """
     name = next((score for score in compared.scores if score not in MOVED), None)
-    low = None if name is None else is_better_low(name)
+    lower_is_better = None if name is None else is_better_low(name)
     candidates = [i for i, row in enumerate(compared.rows) if name in row.figures]
-    if name is None or low is None or not candidates:
+    if name is None or lower_is_better is None or not candidates:
         return "Nothing here says which of these is better."
     if differing := find_measurement_differences(compared, name):
         return f"Not ranked by {name}: it was not measured alike ({', '.join(differing)})."
-    best = min(candidates, key=lambda i: get_figure_value(compared.rows[i].figures[name]) * (1 if low else -1))
+    best = min(
+        candidates, key=lambda i: get_figure_value(compared.rows[i].figures[name]) * (1 if lower_is_better else -1)
+    )
     figure = format_figure(compared.rows[best].figures[name])
-    text = f"{'Lowest' if low else 'Highest'} {name}: row {labels[best]}, {figure}."
+    text = f"{'Lowest' if lower_is_better else 'Highest'} {name}: row {labels[best]}, {figure}."
     other_rows = [i for i in candidates if i != best]
-    doubtful = [labels[i] for i in other_rows if not is_better(compared.rows[best], compared.rows[i], name, low)]
+    doubtful = [
+        labels[i]
+        for i in other_rows
+        if not is_surely_better(compared.rows[best], compared.rows[i], name, lower_is_better)
+    ]
     if not other_rows:
         return text
     if not doubtful:
@@ -231,15 +262,15 @@ def describe_best(compared: Comparison, labels: Sequence[str]) -> str:
 
 
 def find_measurement_differences(compared: Comparison, name: str) -> list[str]:
-    """Return the settings in which the rows differ that decide what the score measures, including the judge."""
+    """Return the settings that decide what a score measures and in which the rows differ, including the judge."""
     keys = [key for key in compared.keys if key.startswith(MEASURED_ON)]
     records = [record for row in compared.rows for record in row.records if name in record["metrics"]]
     judges = {str(record["metrics"].get("judge")) for record in records}
     return [*keys, *(["judge"] if name == "win_rate" and len(judges) > 1 else [])]
 
 
-def is_better(best: ComparisonRow, other: ComparisonRow, name: str, low: bool) -> bool:
-    """Return whether one row is better than another at 95 % confidence.
+def is_surely_better(best: ComparisonRow, other: ComparisonRow, name: str, lower_is_better: bool) -> bool:
+    """Return whether one row is better than another by a metric, at 95 % confidence.
 
     If both have two or more seeds in common, the differences per seed decide. Otherwise their intervals must not
     overlap, both over seeds or both over samples.
@@ -253,15 +284,17 @@ def is_better(best: ComparisonRow, other: ComparisonRow, name: str, low: bool) -
         ]
         gain = mean_interval(gains)
         if gain.low is None or gain.high is None:  # all gains are equal
-            return (gain.value < 0) if low else (gain.value > 0)
-        return gain.high < 0 if low else gain.low > 0
+            return (gain.value < 0) if lower_is_better else (gain.value > 0)
+        return gain.high < 0 if lower_is_better else gain.low > 0
     if (len(best.by_seed) > 1) != (len(other.by_seed) > 1):
         return False
     best_figure = best.figures[name]
     other_figure = other.figures[name]
     if not (has_bounds(best_figure) and has_bounds(other_figure)):
         return False
-    return best_figure["high"] < other_figure["low"] if low else best_figure["low"] > other_figure["high"]
+    if lower_is_better:
+        return best_figure["high"] < other_figure["low"]
+    return best_figure["low"] > other_figure["high"]
 
 
 def has_bounds(figure: Any) -> bool:

@@ -91,7 +91,7 @@ def get_metrics(record: Record) -> dict[str, Any]:
 
 
 def describe_inputs(record: Record) -> dict[str, str]:
-    """Return a run's inputs and base as name → text, such as `sft:one (0123456789ab)`: the run or file, and its digest."""
+    """Return a run's inputs and base as name → run or file, and digest: `sft:one (0123456789ab)`."""
     texts = {
         name: f"{input.get('run') or input['path']} ({input['digest'][:12]})"
         for name, input in record["inputs"].items()
@@ -103,7 +103,7 @@ def describe_inputs(record: Record) -> dict[str, str]:
 
 
 def describe_code(manifest: Manifest) -> dict[str, Any]:
-    """Return the digest of a run's code, its release's commit, and the checkout's commit and uncommitted changes."""
+    """Return the digest of a run's code, and the commits and uncommitted changes that it ran with."""
     git = manifest.git or {}
     return {"code": manifest.code, "commit": manifest.commit, "checkout": git.get("commit"), "changes": git.get("diff")}
 

@@ -25,6 +25,7 @@ MOST = 60
 SWEEPS = 4
 """Number of passes that sort the boxes of each column by their neighbours."""
 Key = tuple[str, str, str]
+"""Kind, name and digest of a box."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +33,14 @@ class Box:
     """One box of the picture.
 
     Attributes:
-        tells: text below its name.
+        summary: text below its name.
         whole: False if it is gone or known to have changed.
         stale: True if it was trained on data that was forgotten since.
     """
 
     kind: str
     name: str
-    tells: str = ""
+    summary: str = ""
     whole: bool = True
     stale: bool = False
 
@@ -61,7 +62,7 @@ class Lineage:
     left_out: int = 0
 
     def add(self, key: Key, box: Box) -> bool:
-        """Add a box, if it is not there and there is room. Returns whether it is in the picture."""
+        """Add a box to the picture, unless it is there or the picture is full. Returns whether the box is in it now."""
         if key not in self.boxes and len(self.boxes) >= MOST:
             self.left_out += 1
             return False
@@ -70,7 +71,7 @@ class Lineage:
 
 
 def build_lineage(index: Index, tree: TraceNode) -> Lineage:
-    """Return the content of the picture.
+    """Return the boxes and lines of a run's lineage: its ancestors by its trace, its descendants by the index.
 
     Args:
         tree: trace of the run, see `align.registry.trace`.
@@ -83,7 +84,8 @@ def build_lineage(index: Index, tree: TraceNode) -> Lineage:
 
 
 def has_other_path(lines: Sequence[tuple[Key, Key]], source: Key, target: Key) -> bool:
-    """Return whether a third box connects source and target: most runs are on the base of their parents."""
+    """Return whether lines lead from a source to a target over a third box, so that the line between them may be left
+    out. Most runs have the base of their parents."""
     visited: set[Key] = set()
     stack = [end for start, end in lines if start == source and end != target]
     while stack:
@@ -95,12 +97,16 @@ def has_other_path(lines: Sequence[tuple[Key, Key]], source: Key, target: Key) -
 
 
 def get_key(node: TraceNode) -> Key:
-    """Return a node's identity: kind and name, and the digest of its contents unless it is a run."""
+    """Return the key of a node's box: kind and name, and the digest of its contents unless it is a run."""
     return node.kind, node.name, "" if node.kind == "run" else node.digest
 
 
 def add_sources(lineage: Lineage, node: TraceNode, path: frozenset[Key]) -> bool:
-    """Add a node and its ancestors. Returns whether there was room for the node."""
+    """Add the box of a trace's node and those of its ancestors. Returns False if the picture is full.
+
+    Args:
+        path: nodes between the run and this one.
+    """
     key = get_key(node)
     if not lineage.add(key, Box(node.kind, node.name, summarize_facts(node.facts), node.whole, is_stale(node.facts))):
         return False
@@ -113,7 +119,7 @@ def add_sources(lineage: Lineage, node: TraceNode, path: frozenset[Key]) -> bool
 
 
 def add_descendants(lineage: Lineage, index: Index) -> None:
-    """Add the runs made from the run, generation by generation."""
+    """Add a box for each run that was made from the run of the picture, generation by generation."""
     generation = [lineage.focus]
     while generation:
         next_generation: list[Key] = []
@@ -139,7 +145,7 @@ def is_stale(facts: Sequence[str]) -> bool:
 
 
 def summarize_facts(facts: Sequence[str]) -> str:
-    """Return the text of a box: its score, and how it was trained."""
+    """Return the text of a run's box: its score, and how it was trained."""
     ordered = sorted(facts[:2], key=lambda fact: not fact.startswith("score "))
     return ", ".join(fact.removeprefix("score ").replace("_", " ") for fact in ordered)
 
@@ -163,15 +169,15 @@ def assign_columns(lineage: Lineage) -> dict[Key, int]:
 
 
 def draw_lineage(lineage: Lineage) -> Markup:
-    """Return the figure as SVG, in which every run is a link."""
-    places = place_boxes(lineage)
+    """Return the picture of a lineage as SVG, in which every run is a link."""
+    positions = place_boxes(lineage)
     return render(
         "lineage.html",
         focus=lineage.focus[1],
-        width=max(x for x, _ in places.values()) + WIDE + 2,
-        height=max(y for _, y in places.values()) + TALL + 2,
-        paths=[curve_path(places[source], places[target]) for source, target in lineage.lines],
-        boxes=[(box, places[key], key == lineage.focus) for key, box in lineage.boxes.items()],
+        width=max(x for x, _ in positions.values()) + WIDE + 2,
+        height=max(y for _, y in positions.values()) + TALL + 2,
+        paths=[build_curve_path(positions[source], positions[target]) for source, target in lineage.lines],
+        boxes=[(box, positions[key], key == lineage.focus) for key, box in lineage.boxes.items()],
         box_width=WIDE,
         box_height=TALL,
         more=f" {pluralize(lineage.left_out, 'more')} left out: stage.action=trace has all."
@@ -181,7 +187,7 @@ def draw_lineage(lineage: Lineage) -> Markup:
 
 
 def place_boxes(lineage: Lineage) -> dict[Key, tuple[float, float]]:
-    """Return box → (x, y) of its upper left corner. Columns are centred, and sorted by neighbours."""
+    """Return box → (x, y) of its upper left corner in pixels. Columns are centred, and sorted by neighbours."""
     columns: dict[int, list[Key]] = {}
     for key, column in assign_columns(lineage).items():
         columns.setdefault(column, []).append(key)
@@ -204,8 +210,12 @@ def compute_mean_rank(key: Key, lines: Sequence[tuple[Key, Key]], rank: Mapping[
     return sum(ranks) / len(ranks) if ranks else rank[key]
 
 
-def curve_path(start: tuple[float, float], end: tuple[float, float]) -> str:
-    """Return the path of a curve from the right side of a box to the left side of another."""
+def build_curve_path(start: tuple[float, float], end: tuple[float, float]) -> str:
+    """Return the SVG path of a curve from the right side of a box to the left side of another.
+
+    Args:
+        start, end: (x, y) of the upper left corners of the boxes, in pixels.
+    """
     x0 = start[0] + WIDE
     y0 = start[1] + TALL / 2
     x1 = end[0]

@@ -21,13 +21,13 @@ from align.registry.page.templating import render
 from align.registry.page.views import (
     NEWEST,
     Filters,
-    aliases_view,
-    compare_view,
     describe_error,
     get_record,
-    report_view,
-    run_view,
-    runs_view,
+    render_aliases,
+    render_comparison,
+    render_report_blocks,
+    render_run,
+    render_runs,
 )
 from align.registry.trace import Voters
 from align.report.page import POLICY as REPORT_POLICY
@@ -54,7 +54,7 @@ def application(
     authenticator: Authenticator[Visitor],
     origins: Sequence[str],
 ) -> ASGIApp:
-    """Return the app for visitors whom `authenticator` lets in.
+    """Return the ASGI app of the registry's pages, which change nothing, behind an authenticator.
 
     Args:
         root: the folder of all runs.
@@ -73,7 +73,7 @@ def application(
 
 
 def make_error_handler(status: int) -> Callable[[Request, Exception], JSONResponse]:
-    """Return the handler that answers an InputError with JSON, which the script shows."""
+    """Return a handler that turns an InputError into a JSON response with a status."""
 
     def answer(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, InputError)
@@ -83,7 +83,7 @@ def make_error_handler(status: int) -> Callable[[Request, Exception], JSONRespon
 
 
 def refuse_writes(visitor: Visitor | None, method: str, path: str, headers: Headers) -> Response | None:
-    """Refuse every request but GET and HEAD."""
+    """Return a 405 response to every request but GET and HEAD, and None to these."""
     return (
         None if method in ("GET", "HEAD") else build_error_response(405, "There is nothing here that could be changed.")
     )
@@ -107,25 +107,25 @@ def make_view_routes(root: Path, voters: Voters, command: Callable[[Manifest], s
         page: Annotated[int, Query(ge=1, le=10**6)] = 1,
     ) -> str:
         filters = Filters(text, stage, status, where, sort, page)
-        return query_index(root, lambda index: runs_view(index, filters, datetime.now(UTC)))
+        return query_index(root, lambda index: render_runs(index, filters, datetime.now(UTC)))
 
     @router.get("/run")
     def run(run: Text) -> str:
-        return query_index(root, lambda index: run_view(index, run, voters, datetime.now(UTC)))
+        return query_index(root, lambda index: render_run(index, run, voters, datetime.now(UTC)))
 
     @router.get("/report")
     async def report(run: Text) -> str:
         return await run_drawing(
-            lambda: report_view(root, query_index(root, lambda index: get_record(index, run)), command)
+            lambda: render_report_blocks(root, query_index(root, lambda index: get_record(index, run)), command)
         )
 
     @router.get("/compare")
     async def compare(runs: Annotated[list[Text], Query()]) -> str:
-        return await run_drawing(lambda: query_index(root, lambda index: compare_view(index, root, runs)))
+        return await run_drawing(lambda: query_index(root, lambda index: render_comparison(index, root, runs)))
 
     @router.get("/aliases")
     def aliases(alias: Text = "") -> str:
-        return query_index(root, lambda index: aliases_view(index, alias))
+        return query_index(root, lambda index: render_aliases(index, alias))
 
     return router
 

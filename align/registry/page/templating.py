@@ -17,11 +17,12 @@ from align.report.page import create_template_environment
 
 
 @cache
-def templates() -> Environment:
+def get_template_environment() -> Environment:
+    """Return the Jinja environment of the registry's templates, with the functions that they call."""
     environment = create_template_environment(Path(__file__).parent / "templates", REPORT_TEMPLATES)
     environment.filters["clean"] = formatting.clean_text
     environment.globals |= {
-        "view_url": view_url,
+        "view_url": build_view_url,
         "altered_in": describe_alteration,
         "age": formatting.format_age,
         "base_of": formatting.format_base,
@@ -34,15 +35,18 @@ def templates() -> Environment:
 
 
 def render(template: str, **values: Any) -> Markup:
-    return Markup(templates().get_template(template).render(**values))
+    """Render a template of the registry's pages. Every value is escaped, unless it is Markup."""
+    return Markup(get_template_environment().get_template(template).render(**values))
 
 
 def render_alert(text: str) -> Markup:
-    return templates().get_template("pieces.html").module.alert(text)  # pyright: ignore[reportAttributeAccessIssue]
+    return get_template_environment().get_template("pieces.html").module.alert(text)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def view_url(view: str, **query: Any) -> str:
-    """Return the address of a view, relative to the page. A list repeats its name; None and empty values are left
-    out."""
+def build_view_url(view: str, **query: Any) -> str:
+    """Return the address of one of the registry's views, relative to the page.
+
+    A list repeats its name. None and empty values are left out.
+    """
     parameters = {name: value for name, value in query.items() if value not in (None, "", [])}
     return f"?{urlencode({'view': view, **parameters}, doseq=True)}"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from markupsafe import Markup, escape
@@ -19,7 +19,7 @@ from align.registry.comparison import compare
 from align.registry.formatting import clean_text, format_cell, format_value, iter_leaves
 from align.registry.index import Index, read_stamp
 from align.registry.page.lineage import build_lineage, draw_lineage
-from align.registry.page.templating import render, render_alert, view_url
+from align.registry.page.templating import build_view_url, render, render_alert
 from align.registry.query import find_runs
 from align.registry.record import UNREADABLE, Record, describe_alteration
 from align.registry.trace import Tracer, Voters
@@ -79,9 +79,10 @@ class Filters:
         return self != Filters()
 
     def url(self, **changes: Any) -> str:
+        """Return the address of the table with these filters, some of them changed."""
         defaults = asdict(Filters())
         values = asdict(replace(self, **changes))
-        return view_url("runs", **{key: value for key, value in values.items() if value != defaults[key]})
+        return build_view_url("runs", **{key: value for key, value in values.items() if value != defaults[key]})
 
 
 def parse_conditions(typed: str) -> Iterator[tuple[str, str]]:
@@ -90,18 +91,18 @@ def parse_conditions(typed: str) -> Iterator[tuple[str, str]]:
     Raises:
         InputError: A part is not a condition.
     """
-    at = 0
-    while typed[at:].strip():
-        part = CONDITION.match(typed, at)
-        require(part is not None, "where", typed[at:], "is no condition", EXAMPLE)
+    start = 0
+    while typed[start:].strip():
+        part = CONDITION.match(typed, start)
+        require(part is not None, "where", typed[start:], "is no condition", EXAMPLE)
         assert part is not None
         value = part[3][1:-1] if part[3][0] in "'\"" else part[3]
         yield part[1], f"{part[2]}{value}"
-        at = part.end()
+        start = part.end()
 
 
-def runs_view(index: Index, filters: Filters, now: datetime) -> Markup:
-    """Return the table of runs with its filters, and the number of runs per status."""
+def render_runs(index: Index, filters: Filters, now: datetime) -> Markup:
+    """Render the table of runs with its filters, and the number of runs per status."""
     statuses = index.statuses()
     alerts = []
     if index.aliases_error:
@@ -121,19 +122,20 @@ def runs_view(index: Index, filters: Filters, now: datetime) -> Markup:
         stages=index.stages(),
         alerts=alerts,
         listing=listing,
-        columns=sort_columns(filters),
+        columns=list_sortable_columns(filters),
         now=now,
-        score_parts=score_parts,
+        score_parts=split_score,
     )
 
 
 def describe_error(error: InputError) -> str:
+    """Return an error as one line for a browser, with its value shortened."""
     value = make_printable(clean_text(str(error.value), longest=200))
     return f"{error.field}={value}: {error.problem.rstrip('.')}. {error.remedy}"
 
 
 def list_runs(index: Index, filters: Filters) -> dict[str, Any]:
-    """Return one page of the matching runs, and its position.
+    """Return one page of the matching runs, its position as text, and the numbers of nearby pages, for a template.
 
     Raises:
         InputError: A condition is invalid.
@@ -155,9 +157,21 @@ def list_runs(index: Index, filters: Filters) -> dict[str, Any]:
     }
 
 
-def sort_columns(filters: Filters) -> list[tuple[str, str, str]]:
-    """Return each sortable column: its name, the URL that sorts by it, and its present direction (`ascending`,
-    `descending` or "")."""
+class ColumnHead(NamedTuple):
+    """The head of a sortable column.
+
+    Attributes:
+        url: address of the table sorted by this column.
+        direction: present order of the column: `ascending`, `descending` or "".
+    """
+
+    name: str
+    url: str
+    direction: str
+
+
+def list_sortable_columns(filters: Filters) -> list[ColumnHead]:
+    """Return the heads of the table's columns that sort it."""
     key = filters.sort.removeprefix("-")
     falls = filters.sort.startswith("-")
     columns = []
@@ -166,12 +180,16 @@ def sort_columns(filters: Filters) -> list[tuple[str, str, str]]:
         falls_next = not falls if is_sorted else name in FALLING
         is_inverted = name == "age"  # the newest run is the youngest
         direction = ("descending" if falls != is_inverted else "ascending") if is_sorted else ""
-        columns.append((name, filters.url(sort=f"{'-' if falls_next else ''}{sort_key}", page=1), direction))
+        url = filters.url(sort=f"{'-' if falls_next else ''}{sort_key}", page=1)
+        columns.append(ColumnHead(name, url, direction))
     return columns
 
 
-def score_parts(record: Record) -> dict[str, Any] | None:
-    """Return a score's name, value and bounds, and for a share the pixel positions of its interval on 60 pixels."""
+def split_score(record: Record) -> dict[str, Any] | None:
+    """Return the name, value and bounds of a run's score for a template, and the positions of a share on 60 pixels.
+
+    Returns None if the run has no score.
+    """
     score = record.get("score")
     if not score:
         return None
@@ -196,8 +214,8 @@ BESIDE = re.compile(r'href="\.\./\.\./([a-z]+)/([^/"]+)/report\.html"')
 """Link of one report to another, relative to their folders."""
 
 
-def run_view(index: Index, run: str, voters: Voters, now: datetime) -> Markup:
-    """Return a run's metrics, its lineage, and a placeholder into which its report is loaded.
+def render_run(index: Index, run: str, voters: Voters, now: datetime) -> Markup:
+    """Render a run's metrics, its lineage, and a placeholder into which its report is loaded.
 
     Raises:
         MissingArtifact: There is no such run.
@@ -230,14 +248,15 @@ def run_view(index: Index, run: str, voters: Voters, now: datetime) -> Markup:
 
 
 def get_record(index: Index, run: str) -> Record:
+    """Return the record of `stage:name`. Raises MissingArtifact if there is no such run."""
     record = index.record(run)
     if record is None:
         raise MissingArtifact("run", run, f"is no run under {index.root}", "The list of runs has those that are there.")
     return record
 
 
-def report_view(root: Path, record: Record, command: Callable[[Manifest], str]) -> str:
-    """Return the blocks of a run's report as its folder is now. Drawing takes about a second, so results are cached.
+def render_report_blocks(root: Path, record: Record, command: Callable[[Manifest], str]) -> str:
+    """Return the HTML blocks of a run's report as its folder is now, or from the cache: drawing takes about a second.
 
     It must not be called by two threads at once: matplotlib's settings belong to the process.
 
@@ -253,12 +272,12 @@ def report_view(root: Path, record: Record, command: Callable[[Manifest], str]) 
 def draw_report(
     folder: Path, status: str, error: str, stamps: tuple[str, ...], command: Callable[[Manifest], str]
 ) -> str:
-    """Draw a report.
+    """Return the HTML blocks of a run's report, with links to other reports turned into links to their views.
 
     Args:
         status, error: those of the run.
         stamps: stamps of the files that it is drawn from, as a cache key.
-        command: see `report_view`.
+        command: see `render_report_blocks`.
     """
     try:
         manifest = read_manifest(folder)
@@ -273,15 +292,15 @@ def draw_report(
 
 def link_to_view(link: re.Match[str]) -> str:
     """Turn a link between reports into a link to the view of that run."""
-    return f'href="{escape(view_url("run", run=f"{link[1]}:{unquote(link[2])}"))}"'
+    return f'href="{escape(build_view_url("run", run=f"{link[1]}:{unquote(link[2])}"))}"'
 
 
 MOST = 60
 """Largest number of runs in one comparison; the command line has no limit."""
 
 
-def compare_view(index: Index, root: Path, runs: Sequence[str]) -> Markup:
-    """Return the comparison of runs: the table, the score against costs, and the curves.
+def render_comparison(index: Index, root: Path, runs: Sequence[str]) -> Markup:
+    """Render the comparison of runs: the table, the score against costs, and the curves.
 
     Raises:
         InputError: There are too few or too many runs, or one is unknown or cannot be read.
@@ -296,8 +315,8 @@ def compare_view(index: Index, root: Path, runs: Sequence[str]) -> Markup:
     return render("compare.html", report=report, runs=runs)
 
 
-def aliases_view(index: Index, alias: str) -> Markup:
-    """Return all aliases, or only the named one, with their changes, newest first."""
+def render_aliases(index: Index, alias: str) -> Markup:
+    """Render an alias, or all for an empty name, with their changes, newest first."""
     try:
         log = read_log(index.root)
     except InputError as error:
@@ -318,7 +337,10 @@ def aliases_view(index: Index, alias: str) -> Markup:
 
 
 def list_arms(index: Index, change: Change) -> list[dict[str, Any]]:
-    """Return the artifacts of a change. They are found by digest, as a run may have been renamed."""
+    """Return the targets of a change of an alias for a template, each with its run's record and its share of users.
+
+    Runs are found by digest, as they may have been renamed.
+    """
     total = sum(arm.weight for arm in change.arms) or 1.0
     arms = []
     for arm in change.arms:
@@ -336,7 +358,7 @@ def list_arms(index: Index, change: Change) -> list[dict[str, Any]]:
 
 
 def describe_gates(change: Change) -> list[str]:
-    """Return one line per gate: its result when the change was made."""
+    """Return one line per gate of an alias's change: how many of its conditions were met then."""
     lines = []
     for gate in change.gates:
         passed = [bool(finding.get("passed")) for finding in gate.get("findings", ()) if isinstance(finding, Mapping)]
