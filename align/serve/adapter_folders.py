@@ -59,22 +59,22 @@ class Version:
     Attributes:
         digest: sha256 of the two files that the adapter is read from, hex.
         folder: the folder that holds them.
-        scores: True for a reward model, which returns scores and no answers.
-        alone: True for a reward model that was trained on answers without their reasoning.
+        is_reward_model: True for a reward model, which returns scores and no answers.
+        hides_reasoning: True for a reward model that was trained on answers without their reasoning.
     """
 
     digest: str
     folder: Path
-    scores: bool = False
-    alone: bool = False
+    is_reward_model: bool = False
+    hides_reasoning: bool = False
 
 
 def read_version(artifact: Artifact) -> Version:
-    """Return the version of an adapter's weights."""
+    """Return the digest and folder of an adapter's weights, and whether it is a reward model."""
     data = artifact.manifest.config.get("data", {}) if artifact.manifest else {}
-    scores = is_reward_adapter(artifact.path)
-    hides = scores and data.get("reasoning") == "hide"
-    return Version(adapter_digest(artifact.path), artifact.path.absolute(), scores, hides)
+    is_reward_model = is_reward_adapter(artifact.path)
+    hides_reasoning = is_reward_model and data.get("reasoning") == "hide"
+    return Version(adapter_digest(artifact.path), artifact.path.absolute(), is_reward_model, hides_reasoning)
 
 
 def read_origin(artifact: Artifact) -> Origin:
@@ -92,49 +92,49 @@ def read_origin(artifact: Artifact) -> Origin:
         path = artifact.path / name
         content[name] = read_json_object(path, name, remedy) if path.is_file() else {}
     base = content[ABOUT].get("digest")
-    into = content[RECEIPT].get("into")
-    method = ("qlora" if into == NF4 else "lora") if isinstance(into, str) else None
+    base_kind = content[RECEIPT].get("into")
+    method = ("qlora" if base_kind == NF4 else "lora") if isinstance(base_kind, str) else None
     return Origin(base if isinstance(base, str) and base else None, method)
 
 
-def check_signed(folder: Path, signer: PublicKey | None, field: str, shown: str) -> None:
-    """Check that the owner of a key signed a folder's files, before they are read. Does nothing without a key.
+def require_signature(folder: Path, signer: PublicKey | None, field: str, value: str) -> None:
+    """Raise NotSigned unless the owner of a key signed the files of an adapter's folder. Does nothing without a key.
 
     Args:
-        field, shown: field and value for error messages.
+        field, value: field and value for error messages.
 
     Raises:
         NotSigned: the signature is missing or does not match the files.
     """
     if signer is not None:
-        verify_signature(folder, signer, field, shown)
+        verify_signature(folder, signer, field, value)
 
 
-def check_adapter(folder: Path, field: str, shown: str) -> None:
-    """Check that a folder holds a LoRA adapter in safetensors, by its file names and its configuration.
+def require_lora_adapter(folder: Path, field: str, value: str) -> None:
+    """Raise InputError unless a folder holds a LoRA adapter in safetensors, by its file names and its configuration.
 
     Args:
-        field, shown: field and value for error messages.
+        field, value: field and value for error messages.
 
     Raises:
         InputError: it holds something else, or its configuration is not a JSON object.
     """
-    train = "Name the folder of a LoRA adapter that PEFT or stage=export wrote."
+    remedy = "Name the folder of a LoRA adapter that PEFT or stage=export wrote."
     is_whole_model = (folder / CONFIG).is_file() and not (folder / ADAPTER_CONFIG).is_file()
     require(
-        not is_whole_model, field, shown, "is a whole model, and no adapter", "Serve it as model=hub model.path=FOLDER."
+        not is_whole_model, field, value, "is a whole model, and no adapter", "Serve it as model=hub model.path=FOLDER."
     )
-    require((folder / ADAPTER_CONFIG).is_file(), field, shown, f"holds no {ADAPTER_CONFIG}", train)
+    require((folder / ADAPTER_CONFIG).is_file(), field, value, f"holds no {ADAPTER_CONFIG}", remedy)
     stem = Path(ADAPTER_WEIGHTS).stem
     pickled = sorted(path.name for path in folder.glob(f"{stem}*") if path.suffix in PICKLES)
     problem = f"holds {', '.join(pickled)}, and only safetensors are read"
-    require(not pickled, field, shown, problem, "Save it with safe_serialization, and remove the pickle.")
-    require((folder / ADAPTER_WEIGHTS).is_file(), field, shown, f"holds no {ADAPTER_WEIGHTS}", train)
+    require(not pickled, field, value, problem, "Save it with safe_serialization, and remove the pickle.")
+    require((folder / ADAPTER_WEIGHTS).is_file(), field, value, f"holds no {ADAPTER_WEIGHTS}", remedy)
     try:
-        kind = read_json_object(folder / ADAPTER_CONFIG, ADAPTER_CONFIG, train).get("peft_type")
+        kind = read_json_object(folder / ADAPTER_CONFIG, ADAPTER_CONFIG, remedy).get("peft_type")
     except InputError as error:  # its message names the absolute path
-        raise InputError(field, shown, f"its {ADAPTER_CONFIG} is no JSON object", train) from error
-    require(kind == "LORA", field, shown, f"its peft_type is {str(kind)[:40]!r}, and only LORA is read", train)
+        raise InputError(field, value, f"its {ADAPTER_CONFIG} is no JSON object", remedy) from error
+    require(kind == "LORA", field, value, f"its peft_type is {str(kind)[:40]!r}, and only LORA is read", remedy)
 
 
 def resolve_folder(lora_path: str, roots: Sequence[Path]) -> Path:
@@ -152,7 +152,8 @@ def resolve_folder(lora_path: str, roots: Sequence[Path]) -> Path:
         try:
             top = root.resolve(strict=True)
             folder = (top / lora_path).resolve(strict=True)  # an absolute path replaces `top`
-            files = [path for place in (folder, folder / "artifact") for name in FILES for path in place.glob(name)]
+            adapter_folders = (folder, folder / "artifact")
+            files = [path for inner in adapter_folders for name in FILES for path in inner.glob(name)]
             if folder.is_dir() and all(path.resolve(strict=True).is_relative_to(top) for path in (folder, *files)):
                 return folder
         except (OSError, RuntimeError, ValueError):  # missing, unreadable, circular links, or a lone surrogate
@@ -166,13 +167,13 @@ def resolve_folder(lora_path: str, roots: Sequence[Path]) -> Path:
 
 
 def find_loadable_version(
-    lora_path: str, roots: Sequence[Path], base: str, method: str, signer: PublicKey | None = None
+    lora_path: str, roots: Sequence[Path], base_digest: str, method: str, signer: PublicKey | None = None
 ) -> Version:
     """Return the adapter that a request to load names, after checking that it was trained on the served base.
 
     Args:
         lora_path, roots: see `resolve_folder`.
-        base: digest of the served base.
+        base_digest: digest of the served base.
         method: `qlora` if the served base is the dequantised NF4 one, `lora` if it is the plain one.
         signer: the key that must have signed the adapter; None if adapters need no signature.
 
@@ -183,7 +184,7 @@ def find_loadable_version(
     folder = resolve_folder(lora_path, roots)
     try:
         artifact = load_artifact(folder, lora_path)
-        check_signed(artifact.path, signer, FIELD, lora_path)
+        require_signature(artifact.path, signer, FIELD, lora_path)
         origin = read_origin(artifact)
         version = read_version(artifact)
     except NotSigned as error:
@@ -192,14 +193,14 @@ def find_loadable_version(
         problem = "is no finished run or adapter, or its files are not those that were published"
         raise NotLoadable(FIELD, lora_path, problem, "Name a finished run or a folder with an adapter.") from error
     try:
-        check_adapter(artifact.path, FIELD, lora_path)
+        require_lora_adapter(artifact.path, FIELD, lora_path)
     except InputError as error:
         raise NotLoadable(FIELD, lora_path, error.problem, error.remedy) from error
     if origin.base is None or origin.method is None:
         problem = f"does not say on which {'base' if origin.base is None else 'precision of its base'} it was trained"
         raise NotLoadable(FIELD, lora_path, problem, "Start the server with it in stage.adapters.")
-    if origin.base != base:
-        problem = f"was trained on base {origin.base[:12]}, and {base[:12]} is served"
+    if origin.base != base_digest:
+        problem = f"was trained on base {origin.base[:12]}, and {base_digest[:12]} is served"
         raise NotLoadable(FIELD, lora_path, problem, "Load an adapter of the served base.")
     if origin.method != method:
         problem = f"was trained with method={origin.method}, and the base is served as method={method} knows it"

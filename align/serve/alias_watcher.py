@@ -9,15 +9,21 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from align.core.aliases import Arm as Written
+from align.core.aliases import Arm as ArmReference
 from align.core.errors import AlignError, InputError, require
 from align.report.figure_text import escape_unprintable
 from align.run import Artifact
 from align.run.alias_log import FILE
 from align.serve import operator_log
-from align.serve.adapter_folders import check_adapter, check_signed, read_origin, read_version, warn_if_stale
+from align.serve.adapter_folders import (
+    read_origin,
+    read_version,
+    require_lora_adapter,
+    require_signature,
+    warn_if_stale,
+)
 from align.serve.model_names import Arm, Portfolio
-from align.serve.startup import FIELD, build_arm, check_base, expand_aliases
+from align.serve.startup import FIELD, build_arm, expand_aliases, require_same_base
 
 RETRY_S = 5.0
 """Seconds after which a name that could not be updated is tried again."""
@@ -35,7 +41,11 @@ class AliasWatcher:
     """
 
     def __init__(
-        self, root: Path, written: Mapping[str, Sequence[Written]], portfolio: Portfolio, dtypes: Sequence[str | None]
+        self,
+        root: Path,
+        written: Mapping[str, Sequence[ArmReference]],
+        portfolio: Portfolio,
+        dtypes: Sequence[str | None],
     ) -> None:
         self.root = root
         self.written = written
@@ -54,8 +64,11 @@ class AliasWatcher:
         return None
 
     def update(self) -> None:
-        """Update all names if the log has changed. A name that cannot be updated keeps its arms; the error is logged
-        once, and the update is tried again every `RETRY_S` seconds."""
+        """Update the served names to the targets of their aliases, if the log of aliases has changed.
+
+        A name that cannot be updated keeps its arms. The error is logged once, and the update is tried again every
+        `RETRY_S` seconds.
+        """
         stamp = self.read_log_stamp()
         if stamp == self._stamp and not (self._reported_errors and time.monotonic() >= self._retry_at):
             return
@@ -72,7 +85,7 @@ class AliasWatcher:
         self._stamp = stamp
         self._retry_at = time.monotonic() + RETRY_S
 
-    def update_name(self, name: str, written: Sequence[Written]) -> None:
+    def update_name(self, name: str, written: Sequence[ArmReference]) -> None:
         """Update one name to the targets of its alias.
 
         Raises:
@@ -85,7 +98,7 @@ class AliasWatcher:
         artifacts = dict[str, Artifact]()
         arms = expand_aliases(written, self.root, field, artifacts)
         for ref, artifact in artifacts.items():
-            self.check_artifact(field, ref, artifact)
+            self.require_servable(field, ref, artifact)
         versions = {ref: read_version(artifact) for ref, artifact in artifacts.items()}
         new_arms = [
             build_arm(arm, name, self.written, versions, artifacts)
@@ -98,14 +111,14 @@ class AliasWatcher:
             problem = f"would refer to {len(new_arms)} artifacts, but {followers} refers to it"
             remedy = "Write the alias in place of the name."
             require(len(new_arms) == 1 or not followers, field, name, problem, remedy)
-            self.check_kind(field, new_arms, [*old_arms.values()])
+            self.require_same_kind(field, new_arms, [*old_arms.values()])
             description_before = self.portfolio.describe(name)
             self.portfolio.replace_arms(name, new_arms)
             for ref, artifact in artifacts.items():
                 warn_if_stale(ref, artifact.path)
             operator_log.info("%s follows: %s, was %s", name, self.portfolio.describe(name), description_before)
 
-    def get_fixed_arm(self, field: str, arm: Written, old_arms: Mapping[str, Arm]) -> Arm:
+    def get_fixed_arm(self, field: str, arm: ArmReference, old_arms: Mapping[str, Arm]) -> Arm:
         """Return the current state of an arm that does not come from an alias, with its weight from the command
         line."""
         old_arm = old_arms.get(arm.ref)
@@ -118,20 +131,22 @@ class AliasWatcher:
             else replace(old_arm, weight=arm.weight)
         )
 
-    def check_kind(self, field: str, new_arms: Sequence[Arm], old_arms: Sequence[Arm]) -> None:
+    def require_same_kind(self, field: str, new_arms: Sequence[Arm], old_arms: Sequence[Arm]) -> None:
         """Raise InputError if a policy would become a reward model, which gives no answers, or the other way round."""
-        kinds = [{arm.version is not None and arm.version.scores for arm in arms} for arms in (new_arms, old_arms)]
+        kinds = [
+            {arm.version is not None and arm.version.is_reward_model for arm in arms} for arms in (new_arms, old_arms)
+        ]
         problem = "would refer to a reward model in place of a policy, or to a policy in place of a reward model"
         require(kinds[0] == kinds[1], field, new_arms[0].label, problem, "Give each a name of its own.")
 
-    def check_artifact(self, field: str, ref: str, artifact: Artifact) -> None:
+    def require_servable(self, field: str, ref: str, artifact: Artifact) -> None:
         """Raise InputError if an artifact is not signed, or does not fit the served base."""
         base = self.portfolio.base
         method = self.portfolio.method
-        check_signed(artifact.path, self.portfolio.signer, field, ref)
-        check_adapter(artifact.path, field, ref)
+        require_signature(artifact.path, self.portfolio.signer, field, ref)
+        require_lora_adapter(artifact.path, field, ref)
         origin = read_origin(artifact)
-        check_base(origin, base, field, ref, "Serve it by a server of its own.")
+        require_same_base(origin, base, field, ref, "Serve it by a server of its own.")
         problem = f"was trained with method={origin.method}, and this server has method={method}"
         require(origin.method in (None, method), field, ref, problem, "Serve it by a server of its own.")
         fits = method != "qlora" or not self.dtypes or artifact.dtype in (None, "auto", *self.dtypes)

@@ -59,12 +59,12 @@ class Rule:
 class Constraint:
     """Attributes:
     start: body of the first rule.
-    closes: whether the answer must end within its token limit, rather than be cut.
+    must_be_complete: whether the answer must end within its token limit, rather than be cut.
     """
 
     start: str
     rules: tuple[Rule, ...]
-    closes: bool = True
+    must_be_complete: bool = True
 
     @property
     def lark(self) -> str:
@@ -80,11 +80,13 @@ GrammarFor = Callable[[Prompt, int], Grammar]
 """Prompt and maximum tokens of one answer → the grammar state of the answer."""
 
 
-def prepare_grammars(form: ChatFormat, body: SampledBody, rows: int) -> GrammarFor | None:
-    """Return a function that starts the grammar of each answer to a request. Returns None if the answers are free.
+def prepare_grammars(form: ChatFormat, body: SampledBody, embedding_rows: int) -> GrammarFor | None:
+    """Compile the constraint of a request, and return a function that makes the grammar state of each answer.
+
+    Returns None if the answers are unconstrained.
 
     Args:
-        rows: rows of the model's embedding, which is the length of the token masks.
+        embedding_rows: rows of the model's embedding, which is the length of the token masks.
 
     Raises:
         Refusal: the constraint is not supported, contradicts itself, or costs too much.
@@ -101,14 +103,14 @@ def prepare_grammars(form: ChatFormat, body: SampledBody, rows: int) -> GrammarF
 
     def start_grammar(prompt: Prompt, max_tokens: int) -> Grammar:
         if prompt.opens_reasoning:
-            return GrammarStateAfterReasoning(grammar, rows, max_tokens, constraint.closes)
-        return GrammarState(grammar, rows, max_tokens, constraint.closes, source)
+            return GrammarStateAfterReasoning(grammar, embedding_rows, max_tokens, constraint.must_be_complete)
+        return GrammarState(grammar, embedding_rows, max_tokens, constraint.must_be_complete, source)
 
     return start_grammar
 
 
 def build_constraint(form: ChatFormat, body: SampledBody) -> Constraint | None:
-    """Return the constraint of the answers to a request. Returns None if they are free.
+    """Return the constraint that a request puts on its answers, as a grammar. Returns None if it puts none.
 
     Raises:
         Refusal: the constraint is not supported, or contradicts itself.
@@ -119,22 +121,24 @@ def build_constraint(form: ChatFormat, body: SampledBody) -> Constraint | None:
     forced = body.tool_choice != "auto"
     if answer is not None and forced:
         raise invalid_request("response_format", "An answer that has to be a call of a tool has no other format.")
-    begin, key, end = form.calls
+    prefix, arguments_key, suffix = form.tool_call_format
     rules = build_call_rules(
-        find_called_tools(body) if forced else list(enumerate(body.tools)), key, only_strict=not forced
+        find_called_tools(body) if forced else list(enumerate(body.tools)),
+        arguments_key,
+        only_strict_schemas=not forced,
     )
-    call_body = " ".join([*quote_literal(begin), "call", *quote_literal(end)])
+    call_body = " ".join([*quote_literal(prefix), "call", *quote_literal(suffix)])
     if forced:
         return Constraint(call_body, rules)
     if answer is not None:
         return Constraint(f"{answer.name} | {call_body}", (answer, *rules))
-    if not begin or not any(tool.function.strict for tool in body.tools):
+    if not prefix or not any(tool.function.strict for tool in body.tools):
         return None
     # Text that may hold calls: a call begins at the first `<tool_call>`.
-    rest_of_call = " ".join([*quote_literal(begin.removeprefix(CALL_START)), "call", *quote_literal(end)])
+    rest_of_call = " ".join([*quote_literal(prefix.removeprefix(CALL_START)), "call", *quote_literal(suffix)])
     text = Rule("TEXT", f"/(?s:.*)/ & ~/(?s:.*){CALL_START}(?s:.*)/", "tools")
     opening = Rule("opening[lazy]", f"/(?s:.*){CALL_START}/", "tools")
-    return Constraint(f"(opening {rest_of_call})* TEXT", (text, opening, *rules), closes=False)
+    return Constraint(f"(opening {rest_of_call})* TEXT", (text, opening, *rules), must_be_complete=False)
 
 
 def build_answer_rule(body: SampledBody) -> Rule | None:
@@ -147,14 +151,18 @@ def build_answer_rule(body: SampledBody) -> Rule | None:
     if response_format.type == "json_object":
         rules.append(build_json_rule({"type": "object"}, "response_format"))
     if structured is not None:
-        rules += list_structured_rules(structured)
+        rules += iter_structured_rules(structured)
     if len(rules) > 1:
         raise invalid_request(rules[1].param, "An answer has one format: ask for one of them.")
     return rules[0] if rules else None
 
 
-def list_structured_rules(structured: StructuredOutputs) -> Iterator[Rule]:
-    """Yield the rules of vLLM's `structured_outputs`."""
+def iter_structured_rules(structured: StructuredOutputs) -> Iterator[Rule]:
+    """Yield a grammar rule for each field of vLLM's `structured_outputs` that is set.
+
+    Raises:
+        Refusal: a field is not supported, or its value is invalid.
+    """
     for name in ("grammar", "structural_tag"):
         if (structured.model_extra or {}).get(name) is not None:
             raise not_supported(
@@ -197,39 +205,41 @@ def find_called_tools(body: ChatBody) -> list[tuple[int, Tool]]:
     return chosen_tools[:1]
 
 
-def build_call_rules(tools: Sequence[tuple[int, Tool]], key: str, only_strict: bool) -> tuple[Rule, ...]:
+def build_call_rules(
+    tools: Sequence[tuple[int, Tool]], arguments_key: str, only_strict_schemas: bool
+) -> tuple[Rule, ...]:
     """Return the rule `call`, which matches one call of any of these tools, and the rules that it refers to.
 
     Args:
         tools: tools with their index in the request.
-        key: the JSON key of the arguments.
-        only_strict: apply the schemas of strict tools only; the arguments of others may be any object.
+        arguments_key: the JSON key of the arguments.
+        only_strict_schemas: apply the schemas of strict tools only; the arguments of others may be any object.
     """
     calls = []
     rules = list[Rule]()
     for i, tool in tools:
-        schema = tool.function.parameters if tool.function.strict or not only_strict else None
-        before = f'{{"name": {json.dumps(tool.function.name)}, "{key}": '
-        calls.append(f"{json.dumps(before)} arguments_{i} {json.dumps('}')}")
+        schema = tool.function.parameters if tool.function.strict or not only_strict_schemas else None
+        opening = f'{{"name": {json.dumps(tool.function.name)}, "{arguments_key}": '
+        calls.append(f"{json.dumps(opening)} arguments_{i} {json.dumps('}')}")
         rules.append(build_json_rule(schema or {"type": "object"}, f"tools.{i}.function.parameters", f"arguments_{i}"))
     return Rule("call", " | ".join(calls), "tools"), *rules
 
 
 def build_json_rule(schema: Any, param: str, name: str = "answer") -> Rule:
-    """Return a rule that matches JSON of a schema.
+    """Return a grammar rule that matches the JSON values of a JSON schema.
 
     Raises:
-        Refusal: the schema is not an object, or see `find_excess`.
+        Refusal: the schema is not an object, or see `find_schema_problem`.
     """
     if not isinstance(schema, dict):
         raise invalid_request(param, "A schema is an object.")
-    if problem := find_excess(schema):
+    if problem := find_schema_problem(schema):
         raise invalid_request(param, f"The schema has {problem}.", "invalid_grammar")
     return Rule(name, f"%json {json.dumps({**schema, 'x-guidance': JSON_TEXT})}", param)
 
 
-def find_excess(schema: Any) -> str | None:
-    """Return what makes a schema too slow to compile, or would be compiled wrongly. Returns None if it is fine."""
+def find_schema_problem(schema: Any) -> str | None:
+    """Return why a JSON schema is too slow to compile, or is compiled wrongly, as text. Returns None if it is fine."""
     nodes = [schema]
     depth = 0
     properties = 0
@@ -239,11 +249,11 @@ def find_excess(schema: Any) -> str | None:
         if depth > DEEPEST:
             return f"more than {DEEPEST} levels"
         objects = [each for each in nodes if isinstance(each, dict)]
-        named = [each["properties"] for each in objects if isinstance(each.get("properties"), dict)]
-        properties += sum(map(len, named))
+        property_maps = [each["properties"] for each in objects if isinstance(each.get("properties"), dict)]
+        properties += sum(map(len, property_maps))
         for each in objects:
             multiple = math.lcm(multiple, scale_to_integer(each.get("multipleOf")))
-            if isinstance(least := each.get("minProperties"), int | float) and least > 1:
+            if isinstance(minimum := each.get("minProperties"), int | float) and minimum > 1:
                 return "minProperties over 1, and a key that is written twice would count twice: use required"
         lists = [each for each in nodes if isinstance(each, list)]
         nodes = [inner for each in objects for inner in each.values()] + [inner for each in lists for inner in each]
@@ -273,7 +283,7 @@ def escape_line_breaks(pattern: str) -> str:
 
 
 def compile_constraint(form: ChatFormat, constraint: Constraint) -> CompiledGrammar:
-    """Compile a constraint for a tokenizer.
+    """Compile a constraint for a tokenizer, or return the grammar from the cache.
 
     Raises:
         Refusal: the grammar is invalid or costs too much, or the tokenizer supports none.
@@ -287,8 +297,11 @@ def compile_constraint(form: ChatFormat, constraint: Constraint) -> CompiledGram
 
 
 def explain_failure(message: str, constraint: Constraint) -> Refusal:
-    """Return the refusal for an error of llguidance. Its message names a line of the grammar, which is a rule with its
-    parameter."""
+    """Return a refusal that explains why llguidance cannot compile a constraint, and names the parameter at fault.
+
+    Args:
+        message: llguidance's message. It names a line of the grammar, which is a rule with its parameter.
+    """
     match = re.match(r"at (\d+)\(\d+\): (.*)", message, re.DOTALL)
     line, problem = (int(match[1]), match[2]) if match else (2, message)
     rule = constraint.rules[min(max(line - 2, 0), len(constraint.rules) - 1)]

@@ -22,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 from urllib.parse import quote
 
+from prometheus_client import Histogram
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as Http
@@ -91,7 +92,7 @@ class AnswerParser:
     """Splits the text of an answer into reasoning, content and tool calls while it is generated.
 
     Args:
-        opened: whether the prompt ends with `<think>`.
+        opened: whether the prompt ends with `<think>`, so that the answer begins with reasoning.
         tools: names of the offered tools.
         most_calls: maximum number of calls; further ones are dropped.
 
@@ -107,7 +108,7 @@ class AnswerParser:
         self._text = ""
 
     def feed(self, text: str, last: bool = False) -> list[AnswerPart]:
-        """Add text, and return the parts that are complete.
+        """Add the next text of an answer, and return the parts that are complete now.
 
         Args:
             last: whether this is the end of the answer.
@@ -116,66 +117,68 @@ class AnswerParser:
             return [AnswerPart("content", text)] if text else []
         self._text += text
         parts = list[AnswerPart]()
-        while (more := self._step(last)) is not None:
-            parts += more
+        while (next_parts := self._advance(last)) is not None:
+            parts += next_parts
         return join_parts(parts)
 
-    def _step(self, last: bool) -> list[AnswerPart] | None:
+    def _advance(self, last: bool) -> list[AnswerPart] | None:
         """Move to the next state. Returns the parts that end the present one; None if that needs more text."""
         text = self._text
         stripped = text.lstrip()
         match self._state:
             case "start":  # reasoning may open
                 if stripped.startswith(OPEN):
-                    return self._set_state("opened", stripped.removeprefix(OPEN))
-                return self._set_state("answer", text) if last or not OPEN.startswith(stripped) else None
+                    return self._enter_state("opened", stripped.removeprefix(OPEN))
+                return self._enter_state("answer", text) if last or not OPEN.startswith(stripped) else None
             case "opened" | "closed":  # whitespace around the reasoning is dropped
                 self._text = stripped
                 if not stripped:
                     return None
-                return self._set_state("reasoning" if self._state == "opened" else "answer", stripped)
+                return self._enter_state("reasoning" if self._state == "opened" else "answer", stripped)
             case "reasoning":
                 reasoning, closing_tag, remainder = text.partition(CLOSE)
                 if closing_tag:
-                    return self._set_state("closed", remainder, [AnswerPart("reasoning", reasoning.rstrip())])
+                    return self._enter_state("closed", remainder, [AnswerPart("reasoning", reasoning.rstrip())])
                 length = len(reasoning.rstrip()) if last else count_sendable_characters(reasoning, CLOSE)
                 if not length:
                     return None
-                return self._set_state("reasoning", reasoning[length:], [AnswerPart("reasoning", reasoning[:length])])
+                return self._enter_state("reasoning", reasoning[length:], [AnswerPart("reasoning", reasoning[:length])])
             case "answer":  # the whole answer may be a call in JSON
                 if not stripped and not last:
                     return None
-                return self._set_state("json" if self.tools and stripped[:1] in ("{", "[") else "content", text)
+                return self._enter_state("json" if self.tools and stripped[:1] in ("{", "[") else "content", text)
             case "json":
                 if not last:
                     return None
-                return self._set_state("content", "", self._call_parts(text) or [AnswerPart("content", text)])
+                return self._enter_state("content", "", self._take_calls(text) or [AnswerPart("content", text)])
             case "call":
                 call_text, closing_tag, remainder = text.partition(CALL_END)
                 if not closing_tag and not last:
                     return None
-                if parts := self._call_parts(call_text):
-                    return self._set_state("content", remainder.lstrip(), parts)
-                return self._set_state(
+                if parts := self._take_calls(call_text):
+                    return self._enter_state("content", remainder.lstrip(), parts)
+                return self._enter_state(
                     "content", remainder, [AnswerPart("content", f"{CALL_START}{call_text}{closing_tag}")]
                 )
             case _:
                 content, opening_tag, remainder = text.partition(CALL_START) if self.tools else (text, "", "")
                 if opening_tag:
-                    return self._set_state("call", remainder, [AnswerPart("content", content.rstrip())])
+                    return self._enter_state("call", remainder, [AnswerPart("content", content.rstrip())])
                 length = len(content) if last or not self.tools else count_sendable_characters(content, CALL_START)
                 if not length:
                     return None
-                return self._set_state("content", content[length:], [AnswerPart("content", content[:length])])
+                return self._enter_state("content", content[length:], [AnswerPart("content", content[:length])])
 
-    def _set_state(self, state: str, text: str, parts: Sequence[AnswerPart] = ()) -> list[AnswerPart]:
+    def _enter_state(self, state: str, text: str, parts: Sequence[AnswerPart] = ()) -> list[AnswerPart]:
         self._state = state
         self._text = text
         return [*parts]
 
-    def _call_parts(self, text: str) -> list[AnswerPart]:
-        """Return a part for each call in a text, up to the maximum. Returns an empty part if all its calls are beyond
-        the maximum, and no parts if the text is not a call."""
+    def _take_calls(self, text: str) -> list[AnswerPart]:
+        """Parse a text as tool calls, count them, and return a part for each one up to the maximum.
+
+        Returns an empty part if all its calls are beyond the maximum, and no parts if the text is not a call.
+        """
         calls = parse_tool_calls(text, self.tools)
         if not calls:
             return []
@@ -185,10 +188,12 @@ class AnswerParser:
         return [AnswerPart("call", call=call) for call in calls] or [AnswerPart("content")]
 
 
-def count_sendable_characters(text: str, mark: str) -> int:
-    """Return how many characters of a text can be sent: all but a possible beginning of `mark` at its end, and the
-    whitespace before that."""
-    pending = max(count_prefix_at_end(text, mark), len(text) - len(text.rstrip()))
+def count_sendable_characters(text: str, tag: str) -> int:
+    """Return how many characters of a text can be streamed before more text is known.
+
+    A possible beginning of `tag` at its end, and the whitespace before that, have to wait.
+    """
+    pending = max(count_prefix_at_end(text, tag), len(text) - len(text.rstrip()))
     return len(text[: len(text) - pending].rstrip()) if pending else len(text)
 
 
@@ -214,6 +219,7 @@ def parse_tool_calls(text: str, tools: Collection[str]) -> list[ToolCall]:
 
 
 def parse_tool_call(value: Any, tools: Collection[str]) -> ToolCall | None:
+    """Return a JSON value as a tool call with a new id. Returns None if it is not a call of one of the tools."""
     if isinstance(value, Mapping) and isinstance(value.get("function"), Mapping):
         value = value["function"]
     if not isinstance(value, Mapping) or value.get("name") not in tools:
@@ -253,16 +259,19 @@ class Answers:
             "system_fingerprint": build_fingerprint(record),
         }
 
-    def opening_chunks(self) -> Iterator[Json]:
-        """Yield the chunks that come before any token."""
+    def iter_opening_chunks(self) -> Iterator[Json]:
+        """Yield the chunks of a stream that come before any token."""
         yield from ()
 
     def add_output(self, i: int, output: Output) -> Iterator[Json]:
-        """Add an output of the engine to answer `i`, and yield its chunks, which the caller must consume."""
+        """Add an output of the engine to answer `i`, and yield the stream's chunks for it.
+
+        The caller must consume the iterator: the answer is extended as it runs.
+        """
         raise NotImplementedError
 
     def list_choices(self) -> list[Json]:
-        """Return `choices` of the response, after all answers have ended."""
+        """Return the response's `choices`, one for each answer, after all answers have ended."""
         raise NotImplementedError
 
     def to_response(self) -> Json:
@@ -270,10 +279,12 @@ class Answers:
         return {**self.head, "object": self.kind, "choices": self.list_choices(), "usage": usage_to_json(self.record)}
 
     def build_chunk(self, choice: Json) -> Json:
+        """Return a stream's chunk with one choice."""
         chunk = {**self.head, "choices": [choice]}
         return chunk | {"usage": None} if self.streams_usage else chunk
 
     def build_usage_chunk(self) -> Json:
+        """Return the last chunk of a stream, which has no choice and the tokens used."""
         return {**self.head, "choices": [], "usage": usage_to_json(self.record)}
 
 
@@ -342,9 +353,9 @@ class ChatAnswers(Answers):
             for _ in range(body.n)
         ]
 
-    def opening_chunks(self) -> Iterator[Json]:
+    def iter_opening_chunks(self) -> Iterator[Json]:
         for i in range(len(self.choices)):
-            yield self._chunk(i, {"role": "assistant", "content": ""})
+            yield self._build_choice_chunk(i, {"role": "assistant", "content": ""})
 
     def add_output(self, i: int, output: Output) -> Iterator[Json]:
         choice = self.choices[i]
@@ -353,12 +364,12 @@ class ChatAnswers(Answers):
         choice.logprobs += entries
         deltas = [choice.add_part(part) for part in choice.parser.feed(text, last=output.finish_reason is not None)]
         for n, delta in enumerate(deltas or ([{"content": ""}] if entries else [])):
-            yield self._chunk(i, delta, entries if n == 0 else [])
+            yield self._build_choice_chunk(i, delta, entries if n == 0 else [])
         if output.finish_reason is not None:
             is_call = choice.calls and output.finish_reason == "stop"
             choice.finish_reason = "tool_calls" if is_call else output.finish_reason
             self.record.finish_reasons.append(choice.finish_reason)
-            yield self._chunk(i, {}, [], choice.finish_reason)
+            yield self._build_choice_chunk(i, {}, [], choice.finish_reason)
 
     def list_choices(self) -> list[Json]:
         return [
@@ -371,7 +382,9 @@ class ChatAnswers(Answers):
             for i, choice in enumerate(self.choices)
         ]
 
-    def _chunk(self, i: int, delta: Json, logprobs: Sequence[Json] = (), finish_reason: str | None = None) -> Json:
+    def _build_choice_chunk(
+        self, i: int, delta: Json, logprobs: Sequence[Json] = (), finish_reason: str | None = None
+    ) -> Json:
         content = {"content": list(logprobs), "refusal": None} if logprobs else None
         return self.build_chunk({"index": i, "delta": delta, "logprobs": content, "finish_reason": finish_reason})
 
@@ -450,17 +463,17 @@ class TextAnswers(Answers):
             self.record.finish_reasons.append(output.finish_reason)
         entries = {} if before is None else {name: values[before[name] :] for name, values in choice.logprobs.items()}
         if text or entries.get("tokens") or choice.finish_reason:
-            yield self.build_chunk(self._choice(i, text, entries))
+            yield self.build_chunk(self._build_choice(i, text, entries))
 
     def list_choices(self) -> list[Json]:
-        return [self._choice(i, choice.text, choice.logprobs) for i, choice in enumerate(self.choices)]
+        return [self._build_choice(i, choice.text, choice.logprobs) for i, choice in enumerate(self.choices)]
 
-    def _choice(self, i: int, text: str, logprobs: Json) -> Json:
+    def _build_choice(self, i: int, text: str, logprobs: Json) -> Json:
         shown_logprobs = None if self.logprobs is None else logprobs
         return {"index": i, "text": text, "logprobs": shown_logprobs, "finish_reason": self.choices[i].finish_reason}
 
     def _echo_prompt(self, choice: TextChoice, prompt_logprobs: Sequence[Token | None] | None) -> str:
-        """Return the prompt as text, and add its tokens to the logprobs."""
+        """Return the prompt as text, and add its tokens to the logprobs of the choice."""
         ids = choice.prompt.ids
         decoder = TextDecoder(self.form.tokenizer)
         text = ""
@@ -471,8 +484,13 @@ class TextAnswers(Answers):
         return choice.prompt.text if choice.prompt.text is not None else text + decoder.rest()
 
     def _add_logprobs(self, choice: TextChoice, token: Token, offset: int, has_logprob: bool = True) -> None:
-        """Add a token to the logprobs. Its alternatives are keyed by their text; of two with one text the likelier is
-        kept."""
+        """Add a token to the logprobs of a choice.
+
+        Its alternatives are keyed by their text; of two with one text the likelier is kept.
+
+        Args:
+            offset: characters of the answer before the token.
+        """
         texts = self.form.texts
         columns = choice.logprobs
         columns["tokens"].append(texts.text(token.id))
@@ -489,9 +507,9 @@ class RewardAnswers(Answers):
     prefix = "reward"
     kind = chunk_kind = "list"
 
-    def __init__(self, record: RequestRecord, number: int) -> None:
+    def __init__(self, record: RequestRecord, conversation_count: int) -> None:
         super().__init__(record)
-        self.scores: list[float | None] = [None] * number
+        self.scores: list[float | None] = [None] * conversation_count
 
     def add_output(self, i: int, output: Output) -> Iterator[Json]:
         if output.finish_reason is not None:
@@ -533,31 +551,35 @@ class Call:
         self._charge: Charge | None = None
         self._stack = ExitStack()
         self._last_s = 0.0
-        self._between = None
+        self._token_intervals: Histogram | None = None
         self._failed = False
 
     @contextmanager
     def admit(
-        self, model: str, user: str | None, answers: int, least: int, scores: bool = False
+        self, model: str, user: str | None, answer_count: int, min_tokens: int, asks_for_scores: bool = False
     ) -> Iterator[tuple[ChosenModel, Charge]]:
-        """Choose the weights that answer, and admit the request by the limits of its tenant, before its prompt is
-        tokenised. An exception in the block closes the call.
+        """Choose the weights that answer a request, and count the request against the limits of its tenant.
+
+        This happens before its prompt is tokenised. The weights stay loaded until the call is closed. An exception in
+        the block closes the call.
 
         Args:
-            answers: number of answers.
-            least: minimum number of tokens of all prompts and answers.
-            scores: whether the request asks for scores by a reward model.
+            model: name of the requested model.
+            user: the tenant's user, who decides the arm of a model that has several.
+            answer_count: number of answers.
+            min_tokens: minimum number of tokens of all prompts and answers.
+            asks_for_scores: whether the request asks for scores by a reward model.
 
         Raises:
             Refusal: the tenant has no such model, the model is a reward model where answers are requested or the
                 other way round, the server is shutting down, or a limit of the tenant is used up.
         """
         service = self.service
-        with service.choose(self.record, self.tenant, model, user) as chosen_model:
-            is_reward_model = chosen_model.version is not None and chosen_model.version.scores
-            if is_reward_model and not scores:
+        with service.hold_chosen_model(self.record, self.tenant, model, user) as chosen_model:
+            is_reward_model = chosen_model.version is not None and chosen_model.version.is_reward_model
+            if is_reward_model and not asks_for_scores:
                 raise invalid_request("model", f"'{chosen_model.name}' is a reward model: ask it by /v1/rewards.")
-            if scores and not is_reward_model:
+            if asks_for_scores and not is_reward_model:
                 raise invalid_request("model", f"'{chosen_model.name}' is no reward model.")
             if service.draining:
                 raise shutting_down()
@@ -566,20 +588,22 @@ class Call:
             service.answering.add(self)
             self._stack.callback(service.answering.discard, self)
             try:
-                charge = service.limiter.admit(self.tenant, answers, least, self.record.id)
+                charge = service.limiter.admit(self.tenant, answer_count, min_tokens, self.record.id)
                 self._charge = self._stack.enter_context(charge)
                 yield chosen_model, self._charge
             except BaseException:
                 self.close()
                 raise
 
-    async def read(self, work: Callable[[], T]) -> T:
-        """Run the slow part of reading a request in another thread, when it is its tenant's turn. Use one call for all
-        of it: each switch of threads waits for the engine's thread."""
-        async with self.service.readers.turn(self.tenant.name):
-            return await run_in_threadpool(work)
+    async def run_in_turn(self, read_body: Callable[[], T]) -> T:
+        """Call a slow function, such as tokenising a prompt, in another thread when it is its tenant's turn.
 
-    def begin(self, requests: Sequence[Request], prompt_tokens: int, is_stream: bool) -> None:
+        Use one call for all of a request's slow work: each switch of threads waits for the engine's thread.
+        """
+        async with self.service.readers.turn(self.tenant.name):
+            return await run_in_threadpool(read_body)
+
+    def submit(self, requests: Sequence[Request], prompt_tokens: int, is_stream: bool) -> None:
         """Submit the requests of an admitted call to the engine.
 
         Args:
@@ -595,16 +619,18 @@ class Call:
             raise shutting_down()
         self.record.prompt_tokens = prompt_tokens
         if len(requests) == 1:
-            self._between = self.service.metrics.between_tokens(self.record.answered)
+            self._token_intervals = self.service.metrics.get_token_intervals(self.record.answered)
         self._charge.reserve(prompt_tokens + sum(request.sampling.max_tokens for request in requests))
         with translate_engine_errors():
             for i, request in enumerate(requests):
-                self._completions.append(self.service.engine.add(request, partial(self.service.post, self, i)))
+                self._completions.append(self.service.engine.add(request, partial(self.service.queue_output, self, i)))
         self._unfinished = len(requests)
 
     def _count_used_tokens(self) -> tuple[int, int]:
-        """Return the prompt and completion tokens that are charged. Prompts that only waited in the queue, or failed
-        before any output, are free."""
+        """Return (prompt tokens, completion tokens) that are charged to the tenant.
+
+        Prompts that only waited in the queue, or failed before any output, are free.
+        """
         record = self.record
         if self._failed and not (record.completion_tokens or record.finish_reasons):
             return 0, 0
@@ -615,9 +641,10 @@ class Call:
         started = [completion.request.prompt_ids for completion in self._completions if completion.has_begun]
         return sum({id(prompt_ids): len(prompt_ids) for prompt_ids in started}.values())
 
-    async def outputs(self) -> AsyncIterator[list[tuple[int, Output]]]:
-        """Yield the engine's outputs with the numbers of their answers, until all answers have ended. Each list holds
-        all outputs since the last one.
+    async def iter_outputs(self) -> AsyncIterator[list[tuple[int, Output]]]:
+        """Yield the engine's outputs, each with the number of its answer, until all answers have ended.
+
+        Each list holds all outputs since the last one.
 
         Raises:
             Refusal: an answer failed, or the call was ended.
@@ -635,6 +662,7 @@ class Call:
             yield outputs
 
     def _record_output(self, output: Output) -> None:
+        """Add an output's tokens and times to the request's record. Raises Refusal if the answer failed."""
         record = self.record
         if output.finish_reason == "abort":
             raise shutting_down()
@@ -649,18 +677,19 @@ class Call:
             now = record.measure_elapsed()
             if record.first_token_s is None:
                 record.first_token_s = now
-            elif self._between is not None:
-                self._between.observe(now - self._last_s)
+            elif self._token_intervals is not None:
+                self._token_intervals.observe(now - self._last_s)
             self._last_s = now
         if output.finish_reason is not None:
             self._unfinished -= 1
 
-    def end(self, refusal: Refusal) -> None:
-        """End the call early with a refusal. Must be called from the event loop."""
+    def end_with(self, refusal: Refusal) -> None:
+        """Abort the answers, and send the client an error instead. Must be called from the event loop."""
         self.inbox.put_nowait(refusal)
         self.abort()
 
     def abort(self) -> None:
+        """Stop the engine's work on answers that have not ended."""
         for completion in self._completions:
             if completion.finished is None:
                 self.service.engine.abort(completion)
@@ -679,7 +708,11 @@ class Call:
 
 
 def error_to_refusal(error: BaseException, model: str) -> Refusal:
-    """Return the refusal of a request whose answer failed in the engine."""
+    """Return the response to a request whose answer failed in the engine, as a refusal.
+
+    Args:
+        model: name of the model, for the message.
+    """
     if isinstance(error, NonFiniteLogits):  # a retry fails too, so that the status is one that clients do not retry
         message = (
             f"The model '{model}' came to values that are nan or infinite on this prompt: its weights are too large "
@@ -697,7 +730,7 @@ def error_to_refusal(error: BaseException, model: str) -> Refusal:
 
 @contextmanager
 def translate_engine_errors() -> Iterator[None]:
-    """Turn errors of the engine's queue and its checks into refusals."""
+    """Turn a full queue, and an InputError of the engine, into refusals in the block."""
     try:
         yield
     except QueueFull as error:
@@ -720,15 +753,15 @@ async def answer_request(call: Call, body: ChatBody | CompletionBody, logprobs_f
     service = call.service
     answer_count = body.prompt_count * body.n
     max_tokens = body.most_tokens
-    least = body.prompt_count + answer_count * (1 if max_tokens is None else max_tokens)
-    with call.admit(body.model, body.user, answer_count, least) as (model, charge):
+    min_tokens = body.prompt_count + answer_count * (1 if max_tokens is None else max_tokens)
+    with call.admit(body.model, body.user, answer_count, min_tokens) as (model, charge):
 
         def read_body() -> tuple[ChatFormat, list[Prompt], GrammarFor | None]:
             form = service.format_of(model.version)
             prompts = build_prompts(form, body, service.vocabulary)
             return form, prompts, prepare_grammars(form, body, service.vocabulary) if body.constrains else None
 
-        form, prompts, grammar_for = await call.read(read_body)
+        form, prompts, grammar_for = await call.run_in_turn(read_body)
         prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
         max_answer_tokens = charge.room(prompt_tokens, body.n) if max_tokens is None else None
         if max_tokens is None and body.alternatives is not None:
@@ -756,7 +789,7 @@ async def answer_request(call: Call, body: ChatBody | CompletionBody, logprobs_f
             answers = ChatAnswers(form, prompts, call.record, body)
         else:
             answers = TextAnswers(form, prompts, call.record, body)
-        call.begin(requests, prompt_tokens, body.stream)
+        call.submit(requests, prompt_tokens, body.stream)
         if body.stream:
             return EventStream(call, answers, build_headers(call))
         return await respond_whole(call, answers, build_headers(call))
@@ -769,23 +802,24 @@ def build_stop_finder(form: ChatFormat, body: ChatBody | CompletionBody, prompt:
 
 
 def refuse_many_logprobs(service: Service, param: str, alternatives: int | None, tokens: int) -> None:
-    """Refuse a request whose response would hold too many logprobs, before it is computed.
+    """Raise Refusal if a response would hold too many logprobs, before it is computed.
 
     Args:
         param: the parameter for the number of logprobs.
         alternatives: requested alternatives per token; None for no logprobs.
         tokens: maximum tokens of all answers, plus those of an echoed prompt for each answer.
     """
-    most = service.max_logprobs
-    if alternatives is not None and tokens * (alternatives + 1) > most:
+    limit = service.max_logprobs
+    if alternatives is not None and tokens * (alternatives + 1) > limit:
         message = (
             f"{tokens} tokens with {alternatives} logprobs and their own make {tokens * (alternatives + 1):,} logprobs,"
-            f" and an answer may have {most:,} (stage.max_logprobs). Ask for fewer tokens, prompts or logprobs."
+            f" and an answer may have {limit:,} (stage.max_logprobs). Ask for fewer tokens, prompts or logprobs."
         )
         raise invalid_request(param, message, "too_many_logprobs")
 
 
 def build_headers(call: Call) -> dict[str, str]:
+    """Return the response's headers that name the digests of base and adapter, and the arm."""
     record = call.record
     arm = percent_encode(record.arm)
     headers = {"x-align-base": record.base, "x-align-adapter": record.adapter, "x-align-arm": arm}
@@ -793,17 +827,18 @@ def build_headers(call: Call) -> dict[str, str]:
 
 
 def percent_encode(label: str) -> str:
+    """Return a label as a header can hold it."""
     return quote(label, safe=SAFE)
 
 
 @asynccontextmanager
 async def end_on_disconnect(call: Call) -> AsyncIterator[None]:
-    """End the call, and free its slot, if the client disconnects during the block. Closes the call at the end."""
+    """Abort a call if its client disconnects during the block, and close the call at the end of the block."""
 
     async def watch() -> None:
         while (await call.receive())["type"] != "http.disconnect":
             pass
-        call.end(Refusal(CLOSED, "The client has gone.", type=SERVER))
+        call.end_with(Refusal(CLOSED, "The client has gone.", type=SERVER))
 
     watcher = asyncio.create_task(watch())
     try:
@@ -816,13 +851,13 @@ async def end_on_disconnect(call: Call) -> AsyncIterator[None]:
 
 
 async def respond_whole(call: Call, answers: Answers, headers: Mapping[str, str]) -> Response:
-    """Return the response with all answers, without streaming.
+    """Wait until all answers of a call have ended, and return them as one JSON response.
 
     Raises:
         Refusal: an answer failed, or the client has disconnected.
     """
     async with end_on_disconnect(call):
-        async for outputs in call.outputs():
+        async for outputs in call.iter_outputs():
             for i, output in outputs:
                 for _ in answers.add_output(i, output):
                     pass
@@ -847,13 +882,14 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["streams"].append(self)
 
-    async def answer(self, send: Send) -> None:
+    async def send_events(self, send: Send) -> None:
+        """Send the head of the response, and the answers as server-sent events until they end."""
         record = self.call.record
         try:
             async with end_on_disconnect(self.call):
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 try:
-                    async for part in self._events():
+                    async for part in self._iter_events():
                         await send({"type": "http.response.body", "body": part, "more_body": True})
                 except Exception as error:
                     if not isinstance(error, Refusal):
@@ -866,10 +902,10 @@ class EventStream(Response):
             record.status = refusal.status
         await send({"type": "http.response.body", "body": b""})
 
-    async def _events(self) -> AsyncIterator[bytes]:
-        if first := b"".join(map(encode_event, self.answers.opening_chunks())):
+    async def _iter_events(self) -> AsyncIterator[bytes]:
+        if first := b"".join(map(encode_event, self.answers.iter_opening_chunks())):
             yield first
-        async for outputs in self.call.outputs():
+        async for outputs in self.call.iter_outputs():
             chunks = [chunk for i, output in outputs for chunk in self.answers.add_output(i, output)]
             if chunks:
                 yield b"".join(map(encode_event, chunks))

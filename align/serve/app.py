@@ -171,9 +171,12 @@ class Service:
         return self.engine.alive and not self.draining
 
     @contextmanager
-    def choose(self, record: RequestRecord, tenant: Tenant, model: str, user: str | None) -> Iterator[ChosenModel]:
-        """Choose the weights that answer, and note them in the record. They stay loaded until the block ends, even if
-        the adapter is unloaded.
+    def hold_chosen_model(
+        self, record: RequestRecord, tenant: Tenant, model: str, user: str | None
+    ) -> Iterator[ChosenModel]:
+        """Choose the weights that answer a request, write them into its record, and keep them loaded during the block.
+
+        They stay loaded even if the adapter is unloaded.
 
         Raises:
             Refusal: the tenant has no such model.
@@ -201,18 +204,18 @@ class Service:
             if choice.version is not None:
                 adapters.release(choice.version.digest)
 
-    def load(self, name: str, folder: str, replace: bool, who: str) -> Version:
-        """Load the adapter in a folder under a name.
+    def load_adapter(self, name: str, folder: str, allow_replace: bool, who: str) -> Version:
+        """Load the adapter in a folder under a name, and log it for the operator.
 
         Args:
-            replace: whether to replace an adapter of that name.
+            allow_replace: whether to replace an adapter of that name.
             who: name of the tenant, for the log.
 
         Raises:
-            Refusal: the name is taken, and `replace` is False.
+            Refusal: the name is taken, and `allow_replace` is False.
             InputError: see `align.serve.model_names.Portfolio.load`; or the adapter's tensors do not fit the base.
         """
-        if self.portfolio.arms(name) and not replace:
+        if self.portfolio.arms(name) and not allow_replace:
             message = f"The lora adapter '{name}' has already been loaded. Send load_inplace=true to replace it."
             raise Refusal(400, message, param="lora_name", code="already_loaded")
         version = self.portfolio.load(name, folder)
@@ -220,8 +223,11 @@ class Service:
         warn_if_stale(name, version.folder)
         return version
 
-    def unload(self, name: str, who: str) -> None:
-        """Remove a name.
+    def unload_adapter(self, name: str, who: str) -> None:
+        """Remove a name from those that are served, and log it for the operator.
+
+        Args:
+            who: name of the tenant, for the log.
 
         Raises:
             Refusal, InputError: see `align.serve.model_names.Portfolio.unload`.
@@ -231,33 +237,40 @@ class Service:
         operator_log.info("%s unloaded %s (%s)", who, name, digests)
 
     def register(self, version: Version) -> None:
+        """Check a new version of an adapter, read its tokenizer, and add its weights to the engine."""
         self.check(version.folder)
         self.format_of.forget(version)
         self.format_of(version)
         self.engine.engine.register(version.folder, version.digest)  # last: it is not undone if a later step fails
 
     def unregister(self, version: Version) -> None:
+        """Remove a version's weights from the engine, when no request uses them any more."""
         self.engine.engine.unregister(version.digest)
 
-    def done(self, record: RequestRecord) -> None:
-        """Count and log a request that has ended."""
+    def record_finished(self, record: RequestRecord) -> None:
+        """Add a request that has ended to the totals, the metrics and the request log."""
         self.totals["requests"] += 1
         self.totals["prompt_tokens"] += record.prompt_tokens
         self.totals["completion_tokens"] += record.completion_tokens
         self.metrics.observe(record)
         self.log.write(record)
 
-    def post(self, call: Call, i: int, output: Output) -> None:
-        """Queue an output of answer `i` of a call for delivery; called in the engine's thread. Waking the loop writes
-        to a pipe, so that it is done once for each step of the engine rather than for each row."""
+    def queue_output(self, call: Call, i: int, output: Output) -> None:
+        """Queue an output of a call's answer `i`, and wake the event loop to deliver it. Called in the engine's thread.
+
+        Waking the loop writes to a pipe, so that it is done once for each step of the engine rather than for each row.
+        """
         self.posted.append((call, i, output))
         if not self.is_woken:
             self.is_woken = True
             with suppress(RuntimeError):  # the loop is closed, and no call waits any more
-                self.loop.call_soon_threadsafe(self._deliver)
+                self.loop.call_soon_threadsafe(self._deliver_outputs)
 
-    def _deliver(self) -> None:
-        """Deliver queued outputs to their calls. The usage of streams is recorded before that, in one transaction."""
+    def _deliver_outputs(self) -> None:
+        """Put queued outputs into the inboxes of their calls.
+
+        The usage of streams is recorded before that, in one transaction.
+        """
         self.is_woken = False  # set before the queue is emptied: outputs from now on wake the loop again
         deliveries = self.posted
         self.posted = []
@@ -271,7 +284,7 @@ class Service:
                 usage.record_sent(token_counts)
         except UsageUnwritable:
             for call in {call for call, _, _ in deliveries}:
-                call.end(UsageUnwritable())  # one exception object for each call
+                call.end_with(UsageUnwritable())  # one exception object for each call
         else:
             for call, i, output in deliveries:
                 call.inbox.put_nowait((i, output))
@@ -283,18 +296,21 @@ class Service:
         while self.answering and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
         for call in list(self.answering):
-            call.end(shutting_down())
+            call.end_with(shutting_down())
         while self.answering and asyncio.get_running_loop().time() < deadline + LOOK_S:
             await asyncio.sleep(0.02)
 
 
 def has_client_output(output: Output) -> bool:
-    """Return whether an output holds anything for the client. A prompt that failed before that is not charged."""
+    """Return whether an output of the engine holds anything that is sent to the client.
+
+    A prompt that failed before its first such output is not charged.
+    """
     return bool(output.tokens) or output.prompt_logprobs is not None or output.finish_reason in ("stop", "length")
 
 
 async def run_background_tasks(service: Service) -> None:
-    """Run until cancelled, in the event loop of the server."""
+    """Watch the engine, the key file and the aliases until cancelled, in the event loop of the server."""
     await asyncio.gather(watch_engine(service), watch_keys(service), watch_aliases(service))
 
 
@@ -304,13 +320,13 @@ async def watch_engine(service: Service) -> None:
         await asyncio.sleep(LOOK_S)
     operator_log.error("the engine has stopped: no request is answered any more")
     for call in list(service.answering):
-        call.end(internal_error())
+        call.end_with(internal_error())
     await asyncio.sleep(LOOK_S)
     service.stopped()
 
 
 async def watch_aliases(service: Service) -> None:
-    """Update the names that follow aliases."""
+    """Update the served names that follow aliases every `ALIASES_S` seconds, until the server shuts down."""
     while service.following is not None and not service.draining:
         await asyncio.to_thread(service.following.update)
         await asyncio.sleep(ALIASES_S)
@@ -325,7 +341,7 @@ async def watch_keys(service: Service) -> None:
             await asyncio.to_thread(service.keys.reload_if_changed)
             for call in list(service.answering):
                 if not service.keys.has_key(call.tenant.key):
-                    call.end(Refusal(401, "This key was revoked.", code="invalid_api_key"))
+                    call.end_with(Refusal(401, "This key was revoked.", code="invalid_api_key"))
             if reads != service.keys.reads:
                 reads = service.keys.reads
                 served = [*service.portfolio.names()]
@@ -343,8 +359,8 @@ def describe_unserved_names(tenants: Iterable[Tenant], served: Collection[str]) 
     for tenant in tenants:
         unserved = []
         for name in sorted((tenant.allow or frozenset()) - set(served)):
-            close = difflib.get_close_matches(name, served, n=1)
-            unserved.append(f"{name} (did you mean {close[0]}?)" if close else name)
+            similar = difflib.get_close_matches(name, served, n=1)
+            unserved.append(f"{name} (did you mean {similar[0]}?)" if similar else name)
         if unserved:
             lines.append(f"tenant {tenant.name} may ask for what is not served: {', '.join(unserved)}")
     return lines
@@ -392,24 +408,24 @@ async def respond_to_error(_: Http, error: Exception) -> Response:
 
 
 def explain_body_error(error: RequestValidationError) -> Refusal:
-    """Return the refusal of an invalid body. The message does not repeat what was sent."""
+    """Return a refusal that explains why a request's body is invalid. The message does not repeat what was sent."""
     errors = error.errors()
     # If a field takes several types, pick the error about the type that was sent.
-    of_field = [each for each in errors if each["loc"][:2] == errors[0]["loc"][:2]]
-    first = next((each for each in of_field if not each["type"].endswith("_type")), errors[0])
-    param = ".".join(str(part) for part in first["loc"] if part != "body" and not is_union_member(part))
-    if first["type"] == "json_invalid":
+    field_errors = [each for each in errors if each["loc"][:2] == errors[0]["loc"][:2]]
+    best = next((each for each in field_errors if not each["type"].endswith("_type")), errors[0])
+    param = ".".join(str(part) for part in best["loc"] if part != "body" and not is_union_member(part))
+    if best["type"] == "json_invalid":
         return invalid_request(None, "The body is no JSON.", UNREADABLE)
-    if not param and first["type"] in ("missing", "model_attributes_type", "dict_type"):
+    if not param and best["type"] in ("missing", "model_attributes_type", "dict_type"):
         return invalid_request(
             None, "The body is no JSON object. Send one, with Content-Type: application/json.", UNREADABLE
         )
-    message = first["msg"][:1].upper() + first["msg"][1:]
-    return invalid_request(param or None, f"{param or 'The body'}: {message}.", CODES.get(first["type"]))
+    message = best["msg"][:1].upper() + best["msg"][1:]
+    return invalid_request(param or None, f"{param or 'The body'}: {message}.", CODES.get(best["type"]))
 
 
 def is_union_member(part: Any) -> bool:
-    """Return whether a part of an error's place names a type, such as `list[constrained-str]`, and no field."""
+    """Return whether a part of a pydantic error's location names a type, such as `list[constrained-str]`."""
     return isinstance(part, str) and (not part.isidentifier() or part in ("str", "int", "float", "bool"))
 
 
@@ -432,7 +448,7 @@ class ServerMiddleware:
         self.app = app
         self.service = service
         self.body_limit = body_limit
-        self.pace = RefusalPacer(time.monotonic)
+        self.refusal_pacer = RefusalPacer(time.monotonic)
         self.origins = {origin.lower() for origin in origins}
         self.hosts = {urlsplit(origin).netloc for origin in self.origins}
 
@@ -454,7 +470,7 @@ class ServerMiddleware:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 if message["status"] == 429:
-                    with self.pace.hold(record.tenant) as wait, suppress(TimeoutError):
+                    with self.refusal_pacer.hold(record.tenant) as wait, suppress(TimeoutError):
                         if wait > 0:  # the wait ends early when the server shuts down
                             await asyncio.wait_for(self.service.ending.wait(), wait)
                 record.status = record.status or message["status"]
@@ -469,10 +485,10 @@ class ServerMiddleware:
             headers = Headers(scope=scope)
             scope["tenant"] = tenant = self._find_tenant(scope["path"], headers)
             record.tenant = tenant.name if tenant else ""
-            receive_body = replay_body(await self._read_body(headers, receive), receive)
+            receive_body = make_body_receiver(await self._read_body(headers, receive), receive)
             await self.app(scope, receive_body, send_with_headers)
             for stream in scope["streams"]:
-                await stream.answer(send_with_headers)
+                await stream.send_events(send_with_headers)
         except Refusal as refusal:
             await refusal.response()(scope, receive, send_with_headers)
         except ClientGone:
@@ -484,7 +500,7 @@ class ServerMiddleware:
         finally:
             record.seconds = record.measure_elapsed()
             if is_counted:
-                self.service.done(record)
+                self.service.record_finished(record)
 
     def _find_tenant(self, path: str, headers: Headers) -> Tenant | None:
         """Return the tenant of a request. Returns None for a request without a valid key to an open path.
@@ -509,7 +525,7 @@ class ServerMiddleware:
         return tenant
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
-        """Return the complete body.
+        """Read the complete body of a request.
 
         Raises:
             Refusal: it is larger than `body_limit`.
@@ -530,8 +546,8 @@ class ServerMiddleware:
         raise Refusal(413, f"Send at most {self.body_limit:,} bytes.", code="request_too_large")
 
 
-def replay_body(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that yields the body in one message, and then the messages of `receive`: the disconnect."""
+def make_body_receiver(body: bytes, receive: Receive) -> Receive:
+    """Return an ASGI `receive` that returns a body that was read already, and then the messages of `receive`."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_next() -> Message:
@@ -541,6 +557,7 @@ def replay_body(body: bytes, receive: Receive) -> Receive:
 
 
 def build_router(service: Service) -> APIRouter:
+    """Return the routes of the API: models and usage, completions and scores, and the operation of the server."""
     router = APIRouter(responses=ERRORS)
 
     # Models and usage
@@ -588,20 +605,20 @@ def build_router(service: Service) -> APIRouter:
     @router.post("/v1/rewards")
     async def rewards(http: Http, body: RewardBody) -> Response:
         call = Call(service, http)
-        number = len(body.conversations)
-        refuse_many_prompts(service, "messages", number)
-        with call.admit(body.model, body.user, number, number, scores=True) as (model, _):
+        count = len(body.conversations)
+        refuse_many_prompts(service, "messages", count)
+        with call.admit(body.model, body.user, count, min_tokens=count, asks_for_scores=True) as (model, _):
             version = model.version
             assert version is not None
-            prompts = await call.read(
-                lambda: build_reward_prompts(service.format_of(version), body, version.alone, service.context)
+            prompts = await call.run_in_turn(
+                lambda: build_reward_prompts(service.format_of(version), body, version.hides_reasoning, service.context)
             )
             requests = [
                 Request(prompt.ids, SamplingParams(0), version.digest, call.tenant.name, scored=True)
                 for prompt in prompts
             ]
-            call.begin(requests, sum(len(prompt.ids) for prompt in prompts), is_stream=False)
-            return await respond_whole(call, RewardAnswers(call.record, number), build_headers(call))
+            call.submit(requests, sum(len(prompt.ids) for prompt in prompts), is_stream=False)
+            return await respond_whole(call, RewardAnswers(call.record, count), build_headers(call))
 
     # Operation of the server
 
@@ -615,7 +632,7 @@ def build_router(service: Service) -> APIRouter:
         record.asked = make_printable(body.lora_name)
         try:
             version = await run_in_threadpool(
-                service.load, body.lora_name, body.lora_path, body.load_inplace, tenant.name
+                service.load_adapter, body.lora_name, body.lora_path, body.load_inplace, tenant.name
             )
         except InputError as error:
             message = f"'{body.lora_name}' was not loaded. {error.field}: {error.problem}. {error.remedy}"
@@ -636,7 +653,7 @@ def build_router(service: Service) -> APIRouter:
         tenant = require_admin(http)
         http.scope["record"].asked = make_printable(body.lora_name)
         try:
-            await run_in_threadpool(service.unload, body.lora_name, tenant.name)
+            await run_in_threadpool(service.unload_adapter, body.lora_name, tenant.name)
         except InputError as error:
             raise invalid_request(error.field, f"'{body.lora_name}' {error.problem}. {error.remedy}") from error
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
@@ -654,12 +671,13 @@ def build_router(service: Service) -> APIRouter:
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics(http: Http) -> Response:
         require_admin(http)
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     return router
 
 
 def require_admin(http: Http) -> Tenant:
+    """Return the tenant of a request. Raises Refusal if it is no administrator."""
     tenant: Tenant = http.scope["tenant"]
     if not tenant.admin:
         raise Refusal(403, NEEDS_ADMIN, code="insufficient_permissions")
@@ -681,14 +699,17 @@ def describe_model(service: Service, name: str, arms: Sequence[Arm]) -> dict[str
         "parent": None if name == base_id else base_id,
         "max_model_len": service.context,
         "base": service.portfolio.base.digest,
-        "scores": any(arm.version is not None and arm.version.scores for arm in arms),
+        "scores": any(arm.version is not None and arm.version.is_reward_model for arm in arms),
         "adapter": arm_entries[0]["adapter"] if len(arms) == 1 else None,
         "arms": arm_entries if len(arms) > 1 else None,
     }
 
 
-def refuse_many_prompts(service: Service, param: str, prompts: int) -> None:
-    most = service.max_prompts
-    if prompts > most:
-        message = f"The request has {prompts} prompts, and may have {most} (stage.max_prompts). Send several requests."
+def refuse_many_prompts(service: Service, param: str, prompt_count: int) -> None:
+    """Raise Refusal if a request has more prompts than `stage.max_prompts`."""
+    limit = service.max_prompts
+    if prompt_count > limit:
+        message = (
+            f"The request has {prompt_count} prompts, and may have {limit} (stage.max_prompts). Send several requests."
+        )
         raise invalid_request(param, message, "too_many_prompts")

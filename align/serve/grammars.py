@@ -123,7 +123,7 @@ class GrammarCache:
             raise ValueError(matcher.get_error())
         grammar = CompiledGrammar(matcher, vocabulary)
         try:
-            has_first_token = grammar.next_V(matcher.deep_copy()).any()
+            has_first_token = grammar.compute_next_V(matcher.deep_copy()).any()
             grammar.check_step_costs()
         except GrammarFailed as error:
             raise ValueError("no answer is valid, or it costs too much to find one") from error
@@ -145,10 +145,12 @@ class CompiledGrammar:
     vocabulary: Vocabulary
 
     def can_start(self) -> bool:
-        """Return whether an answer can still start. All answers share the lexer's states, and a failed step of one
-        invalidates them."""
+        """Return whether an answer by this grammar can still start.
+
+        All answers share the lexer's states, and a failed step of one invalidates them.
+        """
         try:
-            return bool(self.next_V(self.matcher.deep_copy()).any())
+            return bool(self.compute_next_V(self.matcher.deep_copy()).any())
         except GrammarFailed:
             return False
 
@@ -165,7 +167,7 @@ class CompiledGrammar:
             generator = random.Random(seed)
             walker = self.matcher.deep_copy()
             for _ in range(EXPLORED_TOKENS):
-                allowed_ids = self.next_V(walker).nonzero()[0]
+                allowed_ids = self.compute_next_V(walker).nonzero()[0]
                 if not len(allowed_ids) or time.monotonic() > deadline:
                     break
                 if not walker.consume_token(int(allowed_ids[generator.randrange(len(allowed_ids))])):
@@ -176,8 +178,8 @@ class CompiledGrammar:
         """Tokens of a short complete answer, see `find_ending`; empty if none was found."""
         return self.find_ending(self.matcher, LONGEST_ENDING) or []
 
-    def next_V(self, matcher: LLMatcher) -> np.ndarray:
-        """Return a bool mask of the tokenizer's tokens that may come next.
+    def compute_next_V(self, matcher: LLMatcher) -> np.ndarray:
+        """Return a bool mask [vocabulary] of the tokens that a matcher allows next.
 
         Raises:
             GrammarFailed: the step exceeds its cost limit.
@@ -189,9 +191,10 @@ class CompiledGrammar:
             raise GrammarFailed(matcher.get_error())
         return np.unpackbits(bits, count=len(self.vocabulary.plain_V), bitorder="little").view(bool)
 
-    def find_ending(self, matcher: LLMatcher, most: int) -> list[int] | None:
-        """Return tokens that complete an answer: a short sequence, not always the shortest. Returns None if it would
-        have more than `most` tokens.
+    def find_ending(self, matcher: LLMatcher, max_tokens: int) -> list[int] | None:
+        """Return token ids that complete an answer: a short sequence, not always the shortest.
+
+        Returns None if it would have more than `max_tokens` tokens.
 
         Open structure is closed as soon as the grammar allows. Otherwise the next token is a forced one, a byte after
         which a string may end, or the byte used least often since the last closing: a pattern that waits for a certain
@@ -202,13 +205,14 @@ class CompiledGrammar:
         byte_counts = Counter[int]()
         while not walker.is_accepting():
             step = walker.compute_ff_tokens() or self._choose_byte(walker, byte_counts)
-            if not step or len(path) + len(step) > most or not walker.consume_tokens(step):
+            if not step or len(path) + len(step) > max_tokens or not walker.consume_tokens(step):
                 return None
             path += step
         return path if walker.is_stopped() else [*path, self.vocabulary.stop_ids[0]]
 
     def _choose_byte(self, walker: LLMatcher, byte_counts: Counter[int]) -> list[int]:
-        allowed_V = self.next_V(walker)
+        """Choose the next byte of an ending and count it. Returns its token in a list, empty if no byte is allowed."""
+        allowed_V = self.compute_next_V(walker)
         singles = self.vocabulary.singles
         allowed_bytes = {byte for byte, id in singles.items() if allowed_V[id]}
         inside_text = {ord("{"), ord("}")} <= allowed_bytes  # both are allowed inside strings only
@@ -238,40 +242,52 @@ class GrammarState:
     """The state of an answer that follows a grammar, see `align.rollout.serving_engine.Grammar`.
 
     Args:
-        rows: rows of the model's embedding, which may be more than the tokenizer's tokens.
-        most: maximum tokens of the answer.
-        closes: whether the answer must be complete within them; otherwise it may be cut.
+        embedding_rows: rows of the model's embedding, which may be more than the tokenizer's tokens.
+        max_tokens: maximum tokens of the answer.
+        must_be_complete: whether the answer must be complete within them; otherwise it may be cut.
         source: the grammar as text, for external engines.
     """
 
-    def __init__(self, grammar: CompiledGrammar, rows: int, most: int, closes: bool, source: str | None = None) -> None:
+    def __init__(
+        self,
+        grammar: CompiledGrammar,
+        embedding_rows: int,
+        max_tokens: int,
+        must_be_complete: bool,
+        source: str | None = None,
+    ) -> None:
         self.grammar = grammar
         self.matcher = grammar.matcher.deep_copy()
         self.source = source
-        self._mask = np.zeros(rows, bool)
-        self._left = most
-        self._look_at = most if closes else 0
-        self._ending = grammar.shortest_answer if closes else []
+        self._mask = np.zeros(embedding_rows, bool)
+        self._remaining = max_tokens
+        self._next_check_at = max_tokens if must_be_complete else 0
+        self._ending = grammar.shortest_answer if must_be_complete else []
 
     def compute_mask(self) -> np.ndarray:
         """Return a bool mask of the tokens that may come next. The array is reused by the next call."""
-        allowed_V = self.grammar.next_V(self.matcher)[: len(self._mask)]
+        allowed_V = self.grammar.compute_next_V(self.matcher)[: len(self._mask)]
         self._mask[: len(allowed_V)] = allowed_V
-        if self._left <= self._look_at:
+        if self._remaining <= self._next_check_at:
             self._restrict_to_ending()
         return self._mask
 
     def accept(self, token: int) -> bool:
+        """Add the next token of the answer. Returns whether the answer has ended.
+
+        Raises:
+            GrammarFailed: the step exceeds its cost limit.
+        """
         if not self.matcher.consume_token(token):
             problem = self.matcher.get_error()
             if NOT_ALLOWED in problem:  # the engine ignored the mask: a fault of the engine and not of the request
                 raise RuntimeError(f"the engine drew a token that the grammar does not allow: {problem}")
             raise GrammarFailed(problem)
-        self._left -= 1
+        self._remaining -= 1
         self._ending = self._ending[1:] if self._ending[:1] == [token] else self._ending
         return self.matcher.is_stopped()
 
-    def _still_ends(self) -> bool:
+    def _has_valid_ending(self) -> bool:
         """Return whether the stored ending still completes the answer: inside a string it would be text."""
         walker = self.matcher.deep_copy()
         return bool(self._ending) and walker.consume_tokens(self._ending) and walker.is_stopped()
@@ -279,13 +295,13 @@ class GrammarState:
     def _restrict_to_ending(self) -> None:
         """Restrict the mask so that the answer can still be completed within its token limit. Computing an ending costs
         milliseconds: it is done when half of the spare tokens are used up, and at each token only near the end."""
-        if not self._still_ends():
-            self._ending = self.grammar.find_ending(self.matcher, min(self._left, LONGEST_ENDING)) or []
-        spare = self._left - len(self._ending)
+        if not self._has_valid_ending():
+            self._ending = self.grammar.find_ending(self.matcher, min(self._remaining, LONGEST_ENDING)) or []
+        spare = self._remaining - len(self._ending)
         if not self._ending or spare > NEAR:
-            self._look_at = self._left - max(1, spare // 2)
+            self._next_check_at = self._remaining - max(1, spare // 2)
             return
-        self._look_at = self._left
+        self._next_check_at = self._remaining
         next_id = self._ending[0]
         plain = self.grammar.vocabulary.plain_V[: len(self._mask)]
         self._mask[: len(plain)] &= plain & (spare > LAST)
@@ -296,38 +312,42 @@ class GrammarStateAfterReasoning:
     """The state of an answer whose prompt opens its reasoning: it is free until `</think>`, where the grammar starts.
 
     Args:
-        grammar, rows, most, closes: see `GrammarState`; `most` includes the reasoning.
+        grammar, embedding_rows, must_be_complete: see `GrammarState`.
+        max_tokens: maximum tokens of the reasoning and the answer.
     """
 
-    def __init__(self, grammar: CompiledGrammar, rows: int, most: int, closes: bool) -> None:
+    def __init__(self, grammar: CompiledGrammar, embedding_rows: int, max_tokens: int, must_be_complete: bool) -> None:
         self._grammar = grammar
-        self._rows = rows
-        self._left = most
-        self._closes = closes
+        self._embedding_rows = embedding_rows
+        self._remaining = max_tokens
+        self._must_be_complete = must_be_complete
         self._last_bytes = b""
         self.source: str | None = None
         self._answer: GrammarState | None = None
         vocabulary = grammar.vocabulary
-        self._close = vocabulary.tokens.greedy_tokenize(CLOSE)
-        self._close_at = len(self._close) + len(grammar.shortest_answer) + NEAR if closes else 0
-        self._mask = np.ones(rows, bool)
-        leaving = vocabulary.leaving_V[:rows]
+        self._closing_ids = vocabulary.tokens.greedy_tokenize(CLOSE)
+        closing_length = len(self._closing_ids) + len(grammar.shortest_answer) + NEAR
+        self._close_at = closing_length if must_be_complete else 0
+        self._mask = np.ones(embedding_rows, bool)
+        leaving = vocabulary.leaving_V[:embedding_rows]
         self._mask[: len(leaving)] = ~leaving
         self._mask[list(vocabulary.stop_ids)] = False
 
     def compute_mask(self) -> np.ndarray:
+        """Return a bool mask of the tokens that may come next. The array is reused by the next call."""
         if self._answer is not None:
             return self._answer.compute_mask()
-        if self._left <= self._close_at:
+        if self._remaining <= self._close_at:
             self._mask[:] = False
-            self._mask[self._close.pop(0)] = True
+            self._mask[self._closing_ids.pop(0)] = True
         return self._mask
 
     def accept(self, token: int) -> bool:
-        self._left -= 1
+        """Add the next token of the reasoning or the answer. Returns whether the answer has ended."""
+        self._remaining -= 1
         if self._answer is not None:
             return self._answer.accept(token)
         self._last_bytes = self._last_bytes[-len(CLOSE) :] + self._grammar.vocabulary.tokens.decode_bytes([token])
         if CLOSE.encode() in self._last_bytes:
-            self._answer = GrammarState(self._grammar, self._rows, self._left, self._closes)
+            self._answer = GrammarState(self._grammar, self._embedding_rows, self._remaining, self._must_be_complete)
         return False

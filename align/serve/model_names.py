@@ -56,7 +56,7 @@ class Arm:
     follows: str = ""
 
 
-def ignore(_: object) -> None:
+def do_nothing(_: object) -> None:
     pass
 
 
@@ -112,16 +112,16 @@ class Portfolio:
         self.roots = tuple(roots)
         self.signer = signer
         self.base_id = build_public_id(base)
-        self.ready = ignore
-        self.gone = ignore
-        self.changed = ignore
+        self.ready = do_nothing
+        self.gone = do_nothing
+        self.changed = do_nothing
         self._names: Mapping[str, tuple[Arm, ...]] = {name: tuple(arms) for name, arms in (names or {}).items()}
-        self._changes = Lock()
+        self._change_lock = Lock()
         for name in self._names:
-            self._require_free(name, "stage.adapters")
+            self._require_not_base(name, "stage.adapters")
 
     def choose(self, model: str, tenant: Tenant, user: str | None) -> ChosenModel:
-        """Return the weights that answer a request.
+        """Return the weights that answer a request for a model. The user decides between the arms of a name.
 
         Args:
             model: NAME, NAME@sha256:HEX with 12 digits or more, or the id of the base.
@@ -146,11 +146,11 @@ class Portfolio:
         return (Arm("base", "base", None),) if name == self.base_id else resolve_arms(names, name)
 
     def get_digest(self, version: Version | None) -> str:
-        """Return the digest of a version; of the base for None."""
+        """Return the digest of an adapter version, or of the base for None."""
         return self.base.digest if version is None else version.digest
 
     def describe(self, name: str) -> str:
-        """Return a line with the arms of a name and their digests, and their weights if there are several."""
+        """Return the arms of a name with their digests as text, and with their weights if there are several."""
         arms = self.arms(name)
         parts = [f"{arm.label} ({self.get_digest(arm.version)[:12]})" for arm in arms]
         if len(arms) > 1:
@@ -176,22 +176,22 @@ class Portfolio:
         """
         require(NAME.fullmatch(name) is not None, FIELD, name, "cannot be a name", NAME_REMEDY)
         version = find_loadable_version(folder, self.roots, self.base.digest, self.method, self.signer)
-        with self._changes:
-            self._require_free(name, FIELD)
+        with self._change_lock:
+            self._require_not_base(name, FIELD)
             arms = self._names.get(name, ())
             is_composite = len(arms) > 1 or any(arm.follows or arm.ref.startswith(SIGN) for arm in arms)
             problem = "refers to other names or an alias on the command line"
             require(not is_composite, FIELD, name, problem, "Load it under another name.")
             self.ready(version)
-            self._change({**self._names, name: (Arm(name, name, version),)})
+            self._set_names({**self._names, name: (Arm(name, name, version),)})
         return version
 
     def replace_arms(self, name: str, arms: Sequence[Arm]) -> None:
-        """Replace the arms of a name. Does nothing if the name was unloaded. Requests in progress keep their version.
+        """Replace the arms of a served name. Does nothing if the name was unloaded.
 
-        If `ready` raises for a version, `gone` is called for the versions that were made ready before it.
+        Requests in progress keep their version. If `ready` raises for a version, `gone` is called for the versions that were made ready before it.
         """
-        with self._changes:
+        with self._change_lock:
             if name not in self._names:
                 return
             present_versions = collect_versions(self._names)
@@ -205,56 +205,58 @@ class Portfolio:
                 for version in new_versions:
                     self.gone(version)
                 raise
-            self._change({**self._names, name: tuple(arms)})
+            self._set_names({**self._names, name: tuple(arms)})
 
     def unload(self, name: str) -> None:
-        """Remove a name. Requests in progress keep their version.
+        """Remove a name from those that are served. Requests in progress keep their version.
 
         Raises:
             Refusal: there is no such name.
             InputError: other names follow it.
         """
-        with self._changes:
+        with self._change_lock:
             if name not in self._names:
                 message = f"The lora adapter '{name}' cannot be found."
                 raise Refusal(404, message, param=FIELD, code="not_found")
             followers = ", ".join(self.find_followers(name))
             require(not followers, FIELD, name, f"is followed by {followers}", f"Unload {followers} first.")
-            self._change({each: arms for each, arms in self._names.items() if each != name})
+            self._set_names({other: arms for other, arms in self._names.items() if other != name})
 
     def find_followers(self, name: str) -> list[str]:
-        """Return the names that follow a name."""
+        """Return the names that always use the present weights of another name."""
         return [follower for follower, arms in self._names.items() if any(arm.follows == name for arm in arms)]
 
     def versions(self) -> dict[str, Version]:
-        """Return digest → version of all adapters that any name refers to."""
+        """Return all adapter versions that a name refers to, by digest."""
         return collect_versions(self._names)
 
     def report_changes(self, changed: Callable[[Names], object]) -> None:
-        """Call a function with the arms of all names, now and after each change."""
-        with self._changes:
+        """Call a function with all names and their arms now, and again after each change."""
+        with self._change_lock:
             self.changed = changed
             changed({name: resolve_arms(self._names, name) for name in self._names})
 
-    def _change(self, names: Mapping[str, tuple[Arm, ...]]) -> None:
-        before = self.versions()
+    def _set_names(self, names: Mapping[str, tuple[Arm, ...]]) -> None:
+        """Replace all names, and call the hooks for the change and for each version that no name refers to any more."""
+        old_versions = self.versions()
         self._names = MappingProxyType(names)
         self.changed({name: resolve_arms(names, name) for name in names})
-        remaining = self.versions()
-        for digest, version in before.items():
-            if digest not in remaining:
+        new_versions = self.versions()
+        for digest, version in old_versions.items():
+            if digest not in new_versions:
                 self.gone(version)
 
-    def _require_free(self, name: str, field: str) -> None:
+    def _require_not_base(self, name: str, field: str) -> None:
         require(name not in (self.base_id, BASE), field, name, "is the name of the base", "Choose another name.")
 
 
 def is_allowed(tenant: Tenant, name: str) -> bool:
+    """Return whether a tenant may use a model name."""
     return tenant.allow is None or name in tenant.allow
 
 
 def collect_versions(names: Names) -> dict[str, Version]:
-    """Return digest → version of all arms."""
+    """Return the adapter versions of all arms, by digest."""
     versions = (arm.version for arms in names.values() for arm in arms)
     return {version.digest: version for version in versions if version is not None}
 
@@ -267,7 +269,7 @@ def resolve_arms(names: Mapping[str, tuple[Arm, ...]], name: str) -> tuple[Arm, 
 
 
 def assign_arm(arms: Sequence[Arm], name: str, tenant: str, user: str | None) -> Arm:
-    """Return the arm of a user: always the same one, on every machine. Over many users each arm gets its share.
+    """Return the arm that answers a user: always the same one, on every machine. Each arm gets its share of users.
 
     Weighted rendezvous hashing (Thaler and Ravishankar, 1998): of arm i with weight w_i and a hash u_i in (0, 1) of
     name, arm and user, the largest w_i / −ln u_i. −ln(u_i) / w_i is exponential with rate w_i, and the smallest of
@@ -275,12 +277,12 @@ def assign_arm(arms: Sequence[Arm], name: str, tenant: str, user: str | None) ->
     from that arm.
     """
 
-    def score(arm: Arm) -> float:
+    def compute_priority(arm: Arm) -> float:
         text = json.dumps([name, arm.ref, tenant, user]).encode()
         hashed = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 11  # the 53 bits that a float holds
         return arm.weight / -math.log((hashed + 0.5) / 2**53)
 
-    return max(arms, key=score)
+    return max(arms, key=compute_priority)
 
 
 def build_public_id(base: Base) -> str:

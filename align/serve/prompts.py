@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -38,7 +38,9 @@ MOST_STOPS = 4
 LONGEST_STOP = 256
 MOST_LOGPROBS = 20
 SEEDS = 2**63
-FEW, SHORT, IDS = (Field(max_length=most, fail_fast=True) for most in (MOST_ANSWERS, 2048, 2**20))
+FEW = Field(max_length=MOST_ANSWERS, fail_fast=True)
+SHORT = Field(max_length=2048, fail_fast=True)
+IDS = Field(max_length=2**20, fail_fast=True)
 """Limits of lists of prompts, messages and token ids. Validation stops at the first invalid element: a body with a
 million of them is refused at once."""
 AT_LEAST_ONE = Field(min_length=1)
@@ -107,6 +109,7 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def drop_nulls(cls, data: Any) -> Any:
+        """Return a body without its null fields, which mean the default."""
         return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
 
 
@@ -147,7 +150,8 @@ class ResponseFormat(Body):
     json_schema: JsonSchema | None = None
 
     @model_validator(mode="after")
-    def has_a_schema(self) -> ResponseFormat:
+    def require_schema(self) -> ResponseFormat:
+        """Raise ValueError if the type is `json_schema` and no schema is given. Returns the format itself."""
         if self.type == "json_schema" and self.json_schema is None:
             raise ValueError("the type json_schema needs json_schema")
         return self
@@ -192,7 +196,7 @@ class SampledBody(Body):
 
     @property
     def constrains(self) -> bool:
-        """Return whether an answer may have to follow a grammar."""
+        """True if an answer may have to follow a grammar."""
         return self.response_format.type != "text" or self.structured_outputs is not None
 
     def refuse_unsupported(self, other_parameter: str, neutral: Any, advice: str) -> None:
@@ -340,6 +344,19 @@ WRITTEN_CALL = re.compile(r'(<tool_call>\s*)?\{"name": ?"f", ?"(arguments|parame
 """A call of a tool `f` as chat templates render it."""
 
 
+class ToolCallFormat(NamedTuple):
+    """The form of a tool call in a chat template.
+
+    Attributes:
+        prefix, suffix: text before and after the call's JSON.
+        arguments_key: key of the arguments in that JSON.
+    """
+
+    prefix: str
+    arguments_key: str
+    suffix: str
+
+
 @dataclass(frozen=True)
 class ChatFormat:
     """A tokenizer with its chat template.
@@ -353,6 +370,7 @@ class ChatFormat:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, generation_config: Any) -> ChatFormat:
+        """Return the format of a tokenizer. Answers end with its stop tokens and those of the generation config."""
         return cls(tokenizer, find_stop_token_ids(tokenizer, generation_config))
 
     @cached_property
@@ -361,23 +379,26 @@ class ChatFormat:
 
     @cached_property
     def takes_tools(self) -> bool:
+        """True if the chat template renders tools."""
         return supports_tools(self.tokenizer)
 
     @cached_property
-    def begins_with(self) -> list[int]:
-        """See `align.data.chat.tokens.find_leading_token_ids`."""
+    def leading_token_ids(self) -> list[int]:
+        """Special tokens, such as a BOS, that the tokenizer puts before every text."""
         return find_leading_token_ids(self.tokenizer)
 
     @cached_property
-    def calls(self) -> tuple[str, str, str]:
-        """The template's form of a tool call: the text before its JSON, the key of the arguments, the text after it."""
+    def tool_call_format(self) -> ToolCallFormat:
+        """The form in which the chat template renders a tool call. Plain JSON if it renders none."""
         call = {"type": "function", "id": "call_1", "function": {"name": "f", "arguments": {}}}
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
         try:
             match = WRITTEN_CALL.search(render_messages(self.tokenizer, chat, ()))
         except InputError:
             match = None
-        return (match[1] or "", match[2], match[3] or "") if match else ("", "arguments", "")
+        if match is None:
+            return ToolCallFormat("", "arguments", "")
+        return ToolCallFormat(match[1] or "", match[2], match[3] or "")
 
     @cached_property
     def grammars(self) -> GrammarCache:
@@ -393,21 +414,24 @@ class Formats:
     of these adapters is in use any more.
 
     Args:
-        read: reads the format in a folder; of the base for None.
+        read_format: reads the tokenizer and template in a folder; those of the base for None.
     """
 
-    def __init__(self, read: Callable[[Path | None], ChatFormat]) -> None:
-        self.read = read
-        self._base = read(None)
+    def __init__(self, read_format: Callable[[Path | None], ChatFormat]) -> None:
+        self.read_format = read_format
+        self._base = read_format(None)
         self._by_digest = WeakValueDictionary[str, ChatFormat]()
         self._of_version = WeakKeyDictionary[Version, ChatFormat]()
 
     def forget(self, version: Version) -> None:
-        """Drop the cached format of a version: its template may have changed while the weights are the same."""
+        """Drop the cached tokenizer and template of an adapter version, so that they are read again.
+
+        Its template may have changed while the weights are the same.
+        """
         self._of_version.pop(version, None)
 
     def __call__(self, version: Version | None) -> ChatFormat:
-        """Return the format of a version; of the base if the version has no tokenizer of its own."""
+        """Return the tokenizer and template of an adapter version; of the base if it has none, or for None."""
         if version is None:
             return self._base
         if (form := self._of_version.get(version)) is None:
@@ -415,11 +439,12 @@ class Formats:
         return form
 
     def _load(self, folder: Path) -> ChatFormat:
+        """Return the format in an adapter's folder, shared with adapters that have equal tokenizer files."""
         if not (folder / "tokenizer_config.json").is_file():
             return self._base
         digest = tokenizer_digest(folder)
         if (form := self._by_digest.get(digest)) is None:
-            form = self._by_digest[digest] = self.read(folder)
+            form = self._by_digest[digest] = self.read_format(folder)
         return form
 
 
@@ -470,20 +495,23 @@ def list_offered_tools(form: ChatFormat, body: ChatBody) -> list[dict[str, Any]]
     return [tool.model_dump(exclude_none=True, exclude_unset=False) for tool in body.tools]
 
 
-def to_template_message(message: ChatMessage, i: int) -> dict[str, Any]:
+def to_template_message(message: ChatMessage, index: int) -> dict[str, Any]:
     """Return a message as chat templates read it: content as one text that starts with the reasoning, and arguments of
     calls as objects.
+
+    Args:
+        index: index of the message in the request, for error messages.
 
     Raises:
         Refusal: the message is empty, or holds anything but text.
     """
-    where = f"messages.{i}"
+    field = f"messages.{index}"
     for name in ("audio", "function_call", "images", "refusal"):
         if (message.model_extra or {}).get(name):
-            raise not_supported(f"{where}.{name}", f"The field '{name}' of a message is not supported.")
-    text = join_content(message.content, where)
+            raise not_supported(f"{field}.{name}", f"The field '{name}' of a message is not supported.")
+    text = join_content(message.content, field)
     if text is None and not message.tool_calls:
-        raise invalid_request(f"{where}.content", "A message needs content.")
+        raise invalid_request(f"{field}.content", "A message needs content.")
     if message.role == "assistant" and message.reasoning_content:
         text = prepend_reasoning(text or "", message.reasoning_content)
     role = "system" if message.role == "developer" else message.role
@@ -503,18 +531,25 @@ def to_template_message(message: ChatMessage, i: int) -> dict[str, Any]:
     return template_message
 
 
-def join_content(content: Any, where: str) -> str | None:
-    """Return the text of a message's content, with its parts joined by line breaks. Returns None for no content."""
+def join_content(content: str | Sequence[Mapping[str, Any]] | None, field: str) -> str | None:
+    """Return the text of a message's content, with its parts joined by line breaks. Returns None for no content.
+
+    Args:
+        field: name of the message in error messages.
+
+    Raises:
+        Refusal: a part holds anything but text.
+    """
     if content is None or isinstance(content, str):
         return content
     texts = []
     for part in content:
         if part.get("type") not in ("text", "refusal"):
             message = f"Parts of type '{str(part.get('type'))[:40]}' are not supported: this is a model of text."
-            raise not_supported(f"{where}.content", message)
+            raise not_supported(f"{field}.content", message)
         text = part.get(str(part["type"]))
         if not isinstance(text, str):
-            raise invalid_request(f"{where}.content", "A part of type 'text' needs a text.")
+            raise invalid_request(f"{field}.content", "A part of type 'text' needs a text.")
         texts.append(text)
     return "\n".join(texts)
 
@@ -528,12 +563,13 @@ def parse_arguments(text: str) -> Any:
     return arguments if isinstance(arguments, dict) else text
 
 
-def build_prompts(form: ChatFormat, body: ChatBody | CompletionBody, vocabulary: int) -> list[Prompt]:
-    """Return the prompts of a request: the rendered chat, or the texts or token ids to continue. Special tokens that a
-    text spells out are encoded as plain text.
+def build_prompts(form: ChatFormat, body: ChatBody | CompletionBody, embedding_rows: int) -> list[Prompt]:
+    """Return the prompts of a request as token ids: of the rendered chat, or of the texts to continue.
+
+    Special tokens that a text spells out are encoded as plain text.
 
     Args:
-        vocabulary: rows of the base's embedding.
+        embedding_rows: rows of the base's embedding, below which token ids have to be.
 
     Raises:
         Refusal: a prompt is empty, there are too many, or an id is out of range; or see `build_chat_prompt`.
@@ -548,10 +584,10 @@ def build_prompts(form: ChatFormat, body: ChatBody | CompletionBody, vocabulary:
         if isinstance(prompt, str):
             if half := find_lone_surrogate(prompt):
                 raise invalid_request("prompt", f"It has {half}, half a character.")
-            encoded_prompts.append(Prompt((*form.begins_with, *tokenize_text(form.tokenizer, prompt)), prompt))
+            encoded_prompts.append(Prompt((*form.leading_token_ids, *tokenize_text(form.tokenizer, prompt)), prompt))
         else:
-            if any(not 0 <= id < vocabulary for id in prompt):
-                raise invalid_request("prompt", f"A token id is not between 0 and {vocabulary - 1}.")
+            if any(not 0 <= id < embedding_rows for id in prompt):
+                raise invalid_request("prompt", f"A token id is not between 0 and {embedding_rows - 1}.")
             encoded_prompts.append(Prompt(tuple(prompt)))
     if not all(prompt.ids for prompt in encoded_prompts):
         raise invalid_request("prompt", "A prompt has no tokens.")
@@ -559,21 +595,25 @@ def build_prompts(form: ChatFormat, body: ChatBody | CompletionBody, vocabulary:
 
 
 def choose_sampling(
-    form: ChatFormat, body: ChatBody | CompletionBody, prompt: Prompt, context: int, max_answer_tokens: int | None
+    form: ChatFormat,
+    body: ChatBody | CompletionBody,
+    prompt: Prompt,
+    context_length: int,
+    max_answer_tokens: int | None,
 ) -> SamplingParams:
     """Return the sampling parameters of the first answer to a prompt.
 
     Args:
-        context: maximum tokens of a prompt and its answer together.
+        context_length: maximum tokens of a prompt and its answer together.
         max_answer_tokens: limit of an answer if the request sets none; None for as many as the context holds.
 
     Raises:
         Refusal: the prompt leaves no room for the answer.
     """
-    room = context - len(prompt.ids)
+    room = context_length - len(prompt.ids)
     max_tokens = body.most_tokens
     if room < (1 if max_tokens is None else max_tokens):
-        message = f"The context is {context} tokens. The prompt has {len(prompt.ids)}"
+        message = f"The context is {context_length} tokens. The prompt has {len(prompt.ids)}"
         message += "." if max_tokens is None else f", and {max_tokens} are asked for."
         param = "messages" if isinstance(body, ChatBody) else "prompt"
         raise Refusal(400, message, param="max_tokens" if room > 0 else param, code="context_length_exceeded")
@@ -595,12 +635,14 @@ def derive_seed(seed: int, i: int) -> int:
     return int.from_bytes(sha256(f"{seed}:{i}".encode()).digest()[:8], "big", signed=True)
 
 
-def build_reward_prompts(form: ChatFormat, body: RewardBody, alone: bool, context: int) -> list[Prompt]:
-    """Return each conversation encoded as in the training of the reward model.
+def build_reward_prompts(
+    form: ChatFormat, body: RewardBody, hides_reasoning: bool, context_length: int
+) -> list[Prompt]:
+    """Return the token ids of each conversation of a request, encoded as in the training of the reward model.
 
     Args:
-        alone: whether it was trained on answers without their reasoning.
-        context: maximum tokens of a conversation.
+        hides_reasoning: whether the reward model was trained on answers without their reasoning.
+        context_length: maximum tokens of a conversation.
 
     Raises:
         Refusal: a conversation does not end with an answer, holds anything but text, or is too long.
@@ -608,32 +650,35 @@ def build_reward_prompts(form: ChatFormat, body: RewardBody, alone: bool, contex
     encoded_prompts = []
     is_batch = len(body.conversations) > 1 or isinstance(body.messages[0], list)
     for i, messages in enumerate(body.conversations):
-        where = f"messages.{i}" if is_batch else "messages"
-        chat = tuple(to_scored_message(message, f"{where}.{j}") for j, message in enumerate(messages))
+        field = f"messages.{i}" if is_batch else "messages"
+        chat = tuple(to_scored_message(message, f"{field}.{j}") for j, message in enumerate(messages))
         if len(chat) < 2 or chat[-1].role != "assistant":
-            raise invalid_request(where, "A conversation ends with the answer that is scored, behind what it answers.")
+            raise invalid_request(field, "A conversation ends with the answer that is scored, behind what it answers.")
         context_messages, answer = (
             (strip_all_reasoning(chat[:-1]), strip_reasoning(chat[-1].content))
-            if alone
+            if hides_reasoning
             else (chat[:-1], chat[-1].content)
         )
         try:
             ids = encode_for_reward_model(form.tokenizer, Conversation(context_messages), answer, True, form.stop_ids)
         except InputError as error:
-            raise invalid_request(where, f"{error.problem}. {error.remedy}") from error
-        if len(ids) > context:
-            raise invalid_request(where, f"The context is {context} tokens, and the conversation has {len(ids)}.")
+            raise invalid_request(field, f"{error.problem}. {error.remedy}") from error
+        if len(ids) > context_length:
+            raise invalid_request(
+                field, f"The context is {context_length} tokens, and the conversation has {len(ids)}."
+            )
         encoded_prompts.append(Prompt(tuple(ids)))
     return encoded_prompts
 
 
-def to_scored_message(message: ChatMessage, where: str) -> Message:
+def to_scored_message(message: ChatMessage, field: str) -> Message:
+    """Return a message of a conversation that a reward model scores. Raises Refusal if it is empty or uses tools."""
     role = "system" if message.role == "developer" else message.role
     if role == "tool" or message.tool_calls:
-        raise not_supported(where, "Reward models read no tools.")
-    text = join_content(message.content, f"{where}.content")
+        raise not_supported(field, "Reward models read no tools.")
+    text = join_content(message.content, f"{field}.content")
     if not text:
-        raise invalid_request(f"{where}.content", "A message needs content.")
+        raise invalid_request(f"{field}.content", "A message needs content.")
     if role == "assistant" and message.reasoning_content:
         text = prepend_reasoning(text, message.reasoning_content)
     return Message(role, text)

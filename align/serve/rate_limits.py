@@ -62,8 +62,8 @@ class Bucket:
     level: float
     at: float
 
-    def wait(self, amount: float, now: float) -> float:
-        """Return the seconds until an amount may be taken. Returns 0 if it may be taken now."""
+    def compute_wait(self, amount: float, now: float) -> float:
+        """Refill the bucket up to a time, and return the seconds until an amount may be taken. 0 means now."""
         self.level = min(self.rate, self.level + (now - self.at) * self.rate / MINUTE_S)
         self.at = now
         return max(0.0, (min(amount, self.rate) - self.level) * MINUTE_S / self.rate)
@@ -109,8 +109,10 @@ class RateLimiter:
 
     @contextmanager
     def admit(self, tenant: Tenant, answers: int = 1, least: int = 0, request_id: str = "") -> Iterator[Charge]:
-        """Admit a request for the duration of the block. This happens before its prompt is tokenised; the prompt's
-        tokens are charged by `Charge.reserve`.
+        """Count a request against its tenant's limits, or refuse it. Its answers count as in progress during the block.
+
+        This happens before its prompt is tokenised; the prompt's tokens are charged by `Charge.reserve`. Unused tokens
+        are returned at the end of the block, and the used ones are recorded.
 
         Args:
             answers: number of answers.
@@ -134,9 +136,9 @@ class RateLimiter:
             load = self._loads[tenant.name]
             if max_answers is not None and load.running + answers > max_answers:
                 raise RateLimited("concurrency", CONCURRENCY_RETRY_S)
-            buckets, now = self._buckets(tenant)
+            buckets, now = self._update_buckets(tenant)
             amounts = {"requests_per_minute": 1, "tokens_per_minute": least}
-            waits = {name: bucket.wait(amounts[name], now) for name, bucket in buckets.items()}
+            waits = {name: bucket.compute_wait(amounts[name], now) for name, bucket in buckets.items()}
             longest = max(waits, key=lambda name: waits[name], default="")  # after this wait, all buckets allow it
             if waits.get(longest, 0) > 0:
                 raise RateLimited(longest, waits[longest])
@@ -152,7 +154,9 @@ class RateLimiter:
             with self._lock:
                 load.running -= answers
                 if (bucket := load.buckets.get("tokens_per_minute")) is not None:
-                    bucket.level += max(0, charge.charged - sum(charge.used))  # `wait` caps the level at the rate
+                    bucket.level += max(
+                        0, charge.charged - sum(charge.used)
+                    )  # `compute_wait` caps the level at the rate
             if self.usage is not None and charge.reserved:
                 try:
                     self.usage.settle(request_id, *charge.used)
@@ -161,12 +165,15 @@ class RateLimiter:
                     raise
 
     def reserve(self, charge: Charge, tokens: int) -> None:
-        """Charge the maximum that a request may use, see `Charge.reserve`. Unused tokens are returned when it ends."""
+        """Charge a tenant the maximum tokens that a request may use, see `Charge.reserve`.
+
+        Unused tokens are returned when it ends.
+        """
         tenant = charge.tenant
         with self._lock:
-            buckets, now = self._buckets(tenant)
+            buckets, now = self._update_buckets(tenant)
             if (bucket := buckets.get("tokens_per_minute")) is not None:
-                if (wait := bucket.wait(tokens, now)) > 0:
+                if (wait := bucket.compute_wait(tokens, now)) > 0:
                     raise RateLimited("tokens_per_minute", wait)
                 bucket.level -= tokens
         charge.charged = tokens
@@ -186,18 +193,20 @@ class RateLimiter:
             return self._loads[tenant].running if tenant in self._loads else 0
 
     def status_of(self, tenant: Tenant) -> dict[str, LimitStatus]:
-        """Return name → state of a tenant's limits per minute."""
+        """Return the state of a tenant's limits per minute, by name."""
         with self._lock:
-            buckets, now = self._buckets(tenant)
-            waits = {name: bucket.wait(bucket.rate, now) for name, bucket in buckets.items()}
+            buckets, now = self._update_buckets(tenant)
+            waits = {name: bucket.compute_wait(bucket.rate, now) for name, bucket in buckets.items()}
             return {
                 name: LimitStatus(bucket.rate, max(0, int(bucket.level)), waits[name])
                 for name, bucket in buckets.items()
             }
 
-    def _buckets(self, tenant: Tenant) -> tuple[dict[str, Bucket], float]:
-        """Return the buckets of a tenant's present limits, and the time. The bucket of a removed limit is dropped, and
-        starts full if the limit is set again."""
+    def _update_buckets(self, tenant: Tenant) -> tuple[dict[str, Bucket], float]:
+        """Set a tenant's buckets to its present limits, and return them by name, with the time of the clock.
+
+        The bucket of a removed limit is dropped, and starts full if the limit is set again.
+        """
         load = self._loads[tenant.name]
         now = self.clock()
         rates = {name: getattr(tenant.limits, name) for name in ("requests_per_minute", "tokens_per_minute")}
@@ -248,7 +257,7 @@ class RateLimiter:
         return headers
 
     def _warn_once(self, tenant: Tenant, error: BudgetSpent) -> BudgetSpent:
-        """Log a warning about the first request refused by a budget. Returns the error."""
+        """Log a warning about the first request that a tenant's budget refuses, and return the error to raise."""
         budget = tenant.limits.token_budget
         if self._warned_budgets.get(tenant.name) != budget:
             self._warned_budgets[tenant.name] = budget
@@ -274,16 +283,19 @@ class Charge:
     reserved: bool = False
     used: tuple[int, int] = (0, 0)
 
-    def room(self, prompt_tokens: int, answers: int) -> int | None:
-        """Return the maximum tokens of an answer, at least 1, by what is left of the tenant's limits. Returns None if
-        no limit applies. A limit per minute below the prompt's length does not apply: it leaves a debt instead."""
+    def room(self, prompt_tokens: int, answer_count: int) -> int | None:
+        """Return the maximum tokens of each answer, at least 1, by what is left of the tenant's limits.
+
+        Returns None if no limit applies. A limit per minute below the prompt's length does not apply: it leaves a debt
+        instead.
+        """
         bounds = list[int]()
         minute = self.limiter.status_of(self.tenant).get("tokens_per_minute")
         if minute is not None and prompt_tokens < minute.limit:
             bounds.append(minute.remaining)
         if (budget := self.limiter.compute_remaining_budget(self.tenant)) is not None:
             bounds.append(budget)
-        return max(1, (min(bounds) - prompt_tokens) // answers) if bounds else None
+        return max(1, (min(bounds) - prompt_tokens) // answer_count) if bounds else None
 
     def reserve(self, tokens: int) -> None:
         """Reserve the maximum tokens that the request may use for its prompts and answers.
@@ -325,18 +337,21 @@ class RefusalPacer:
 
     @contextmanager
     def hold(self, tenant: str) -> Iterator[float]:
-        """Register a delayed refusal. Yields its delay in seconds; 0 if too many are delayed already."""
-        full = self._held[tenant] >= MAX_HELD_PER_TENANT or self._held.total() >= MAX_HELD
+        """Count a refusal as delayed during the block, and yield its delay in seconds. The caller waits.
+
+        Yields 0 if too many are delayed already.
+        """
+        is_full = self._held[tenant] >= MAX_HELD_PER_TENANT or self._held.total() >= MAX_HELD
         self._held[tenant] += 1
         try:
-            yield 0.0 if full else self.wait(tenant)
+            yield 0.0 if is_full else self.wait(tenant)
         finally:
             self._held[tenant] -= 1
             if not self._held[tenant]:
                 del self._held[tenant]
 
     def wait(self, tenant: str) -> float:
-        """Return the delay of a tenant's next refusal in seconds."""
+        """Take the next place in a tenant's even rate of refusals, and return the delay until then in seconds."""
         now = self.clock()
         slack = REFUSAL_BURST / REFUSALS_PER_S
         due = max(now, self._due.get(tenant, now)) + 1 / REFUSALS_PER_S

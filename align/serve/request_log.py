@@ -84,6 +84,7 @@ class JsonLinesLog:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def append(self, values: Mapping[str, Any]) -> None:
+        """Write values as one line. Never raises: a failed write is logged once."""
         line = json.dumps(values, ensure_ascii=False)
         try:
             with self._lock:
@@ -152,8 +153,8 @@ class EngineCollector(Collector):
         yield CounterMetricFamily("align_cpu_seconds", "Processor time of the whole server.", process_time())
 
 
-def limit_label(name: str, used_labels: set[str]) -> str:
-    """Return a name as a label value, and add it to `used_labels`. Names beyond `MOST_MODELS` share one value."""
+def add_label(name: str, used_labels: set[str]) -> str:
+    """Add a name to the label values in use, and return its label value. Names beyond `MOST_MODELS` share one value."""
     if name and name not in used_labels and len(used_labels) < MOST_MODELS:
         used_labels.add(name)
     return name if name in used_labels or not name else OTHER
@@ -175,19 +176,21 @@ class Metrics:
         self.requests = self._counter("align_requests", "Requests, by model and HTTP status.", "model", "status")
         self.prompt = self._counter("align_prompt_tokens", "Tokens of prompts, once a request.", "model")
         self.completion = self._counter("align_completion_tokens", "Tokens of answers.", "model")
-        by_tenant = "align_tenant_requests", "Requests, by tenant and status."
-        self.tenant_requests = self._counter(*by_tenant, "tenant", "status")
+        self.tenant_requests = self._counter(
+            "align_tenant_requests", "Requests, by tenant and status.", "tenant", "status"
+        )
         self.tenant_prompt = self._counter("align_tenant_prompt_tokens", "Tokens of prompts, by tenant.", "tenant")
-        answers = "align_tenant_completion_tokens", "Tokens of answers, by tenant."
-        self.tenant_completion = self._counter(*answers, "tenant")
+        self.tenant_completion = self._counter(
+            "align_tenant_completion_tokens", "Tokens of answers, by tenant.", "tenant"
+        )
         self.first = self._histogram("align_time_to_first_token_seconds", "From request to first token.", SECONDS)
         self.between = self._histogram("align_inter_token_latency_seconds", "From token to token.", STEP_SECONDS)
         self.whole = self._histogram("align_request_seconds", "From request to the end of its answer.", SECONDS)
 
     def observe(self, record: RequestRecord) -> None:
-        """Count a request that has ended."""
-        model = self.model(record.answered)
-        tenant = self.tenant(record.tenant)
+        """Add a request that has ended to the counters and histograms."""
+        model = self.get_model_label(record.answered)
+        tenant = self.get_tenant_label(record.tenant)
         self.tenant_requests.labels(tenant, str(record.status)).inc()
         self.tenant_prompt.labels(tenant).inc(record.prompt_tokens)
         self.tenant_completion.labels(tenant).inc(record.completion_tokens)
@@ -200,19 +203,20 @@ class Metrics:
         if record.first_token_s is not None:
             self.first.labels(model).observe(record.first_token_s)
 
-    def between_tokens(self, model: str) -> Histogram:
+    def get_token_intervals(self, model: str) -> Histogram:
         """Return the histogram of the seconds between two tokens of a model's answers."""
-        return self.between.labels(self.model(model))
+        return self.between.labels(self.get_model_label(model))
 
-    def model(self, name: str) -> str:
-        """Return the label value of a model's name."""
-        return limit_label(name, self._models)
+    def get_model_label(self, name: str) -> str:
+        """Return the label value of a model's name in the metrics."""
+        return add_label(name, self._models)
 
-    def tenant(self, name: str) -> str:
-        """Return the label value of a tenant's name, which is empty for an unknown key."""
-        return limit_label(name, self._tenants)
+    def get_tenant_label(self, name: str) -> str:
+        """Return the label value of a tenant's name in the metrics. The name is empty for an unknown key."""
+        return add_label(name, self._tenants)
 
-    def text(self) -> bytes:
+    def render(self) -> bytes:
+        """Return the metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.core.aliases import Arm as Written
+from align.core.aliases import Arm as ArmReference
 from align.core.errors import InputError, require
 from align.models.base import BASE, BUILT_IN, find_base, find_base_of_artifact
 from align.run import Artifact, Base, read_json_object, resolve
@@ -14,7 +14,14 @@ from align.run.alias_log import SIGN
 from align.run.artifacts import find_alias_change, load_alias_target
 from align.run.signing import PublicKey
 from align.run.weights import ABOUT
-from align.serve.adapter_folders import Origin, Version, check_adapter, check_signed, read_origin, read_version
+from align.serve.adapter_folders import (
+    Origin,
+    Version,
+    read_origin,
+    read_version,
+    require_lora_adapter,
+    require_signature,
+)
 from align.serve.model_names import Arm, Portfolio
 
 FIELD = "stage.adapters"
@@ -31,11 +38,11 @@ class ResolvedNames:
 
     portfolio: Portfolio
     artifacts: Mapping[str, Artifact]
-    following: Mapping[str, Sequence[Written]]
+    following: Mapping[str, Sequence[ArmReference]]
 
 
 def open_portfolio(
-    written: Mapping[str, Sequence[Written]],
+    written: Mapping[str, Sequence[ArmReference]],
     root: Path,
     *,
     path: str | None = None,
@@ -71,15 +78,15 @@ def open_portfolio(
     refs.pop(BASE, None)
     base = find_base(path, revision) if path or not refs else None
     if base is not None and not refs:  # adapters record the digest of their base, which is checked below
-        check_signed(Path(base.path), signer, "model", base.id)
+        require_signature(Path(base.path), signer, "model", base.id)
     artifacts: dict[str, Artifact] = {}
     # `:latest` means the newest artifact on the base of the others, so that it is resolved last.
     for ref in sorted(refs, key=lambda ref: ref.endswith(":latest")):
         field = f"{FIELD}.{refs[ref]}"
         digest = base.digest if base and ref.endswith(":latest") else None
         artifacts[ref] = alias_targets[ref] if ref in alias_targets else resolve(ref, root, digest, field)
-        check_signed(artifacts[ref].path, signer, field, ref)
-        check_adapter(artifacts[ref].path, field, ref)
+        require_signature(artifacts[ref].path, signer, field, ref)
+        require_lora_adapter(artifacts[ref].path, field, ref)
         base = base or find_named_base(artifacts[ref], field)
     if base is None:
         ref = next(iter(artifacts))
@@ -90,7 +97,7 @@ def open_portfolio(
     method = find_shared_method(origins, refs, method)
     for ref, origin in origins.items():
         remedy = "Serve it by a server of its own, or drop model=." if path else "Serve it by a server of its own."
-        check_base(origin, base, f"{FIELD}.{refs[ref]}", ref, remedy)
+        require_same_base(origin, base, f"{FIELD}.{refs[ref]}", ref, remedy)
     versions = {ref: read_version(artifact) for ref, artifact in artifacts.items()}
     names = {
         name: [build_arm(arm, name, expanded, versions, artifacts) for arm in arms] for name, arms in expanded.items()
@@ -98,19 +105,23 @@ def open_portfolio(
     return ResolvedNames(Portfolio(base, method, names, roots, signer), artifacts, following)
 
 
-def is_alias(arm: Written) -> bool:
+def is_alias(arm: ArmReference) -> bool:
     return arm.ref.startswith(SIGN)
 
 
 def expand_aliases(
-    arms: Sequence[Written], root: Path, field: str, artifacts: dict[str, Artifact]
-) -> tuple[Written, ...]:
-    """Return the arms of a name, with each alias replaced by its targets, which share its weight.
+    arms: Sequence[ArmReference], root: Path, field: str, loaded_targets: dict[str, Artifact]
+) -> tuple[ArmReference, ...]:
+    """Return the arms of a served name with each alias replaced by its targets, and load these targets.
+
+    The targets of an alias share its weight.
 
     Args:
-        artifacts: the artifact of each target is added, by the arm's reference.
+        root: the folder of runs, which holds the log of the aliases.
+        field: name of the served name in error messages.
+        loaded_targets: the artifact of each target is added, by the arm's reference.
     """
-    expanded: list[Written] = []
+    expanded: list[ArmReference] = []
     for arm in arms:
         if not is_alias(arm):
             expanded.append(arm)
@@ -119,12 +130,12 @@ def expand_aliases(
         total = sum(target.weight for target in change.arms)
         for target in change.arms:
             ref = f"{arm.ref} {target.ref}"  # a stable reference: users keep their arm when weights change
-            artifacts[ref] = load_alias_target(target, change, arm.ref, root, field)
-            expanded.append(Written(ref, arm.weight * target.weight / total))
+            loaded_targets[ref] = load_alias_target(target, change, arm.ref, root, field)
+            expanded.append(ArmReference(ref, arm.weight * target.weight / total))
     return tuple(expanded)
 
 
-def check_base(origin: Origin, base: Base, field: str, ref: str, remedy: str) -> None:
+def require_same_base(origin: Origin, base: Base, field: str, ref: str, remedy: str) -> None:
     """Raise InputError if an adapter was trained on another base than the served one."""
     problem = f"was trained on another base ({(origin.base or '')[:12]}) than {base.id} ({base.digest[:12]})"
     require(origin.base in (None, base.digest), field, ref, problem, remedy)
@@ -146,7 +157,7 @@ def read_exported_base(folder: Path) -> tuple[str, str]:
     return str(content.get("id") or ""), str(content.get("revision") or "")
 
 
-def is_other_name(arm: Written, name: str, written: Mapping[str, Sequence[Written]]) -> bool:
+def is_other_name(arm: ArmReference, name: str, written: Mapping[str, Sequence[ArmReference]]) -> bool:
     """Return whether an arm refers to another name of the command line.
 
     Raises:
@@ -180,12 +191,12 @@ def find_shared_method(origins: Mapping[str, Origin], names: Mapping[str, str], 
     )
     if not origins:
         return "qlora" if requested == "qlora" else "lora"
-    first = next((ref for ref, origin in origins.items() if origin.method), None)
-    if requested == "auto" and first is None:
+    recording_ref = next((ref for ref, origin in origins.items() if origin.method), None)
+    if requested == "auto" and recording_ref is None:
         problem = f"nothing says how {next(iter(origins))} was trained"
         raise InputError("method", requested, problem, "Say method=qlora (on an NF4 base) or method=lora.")
-    shared = str(origins[first].method) if requested == "auto" and first is not None else requested
-    reason = f"{first} with method={shared}" if requested == "auto" else f"method={requested} was asked for"
+    shared = str(origins[recording_ref].method) if requested == "auto" and recording_ref is not None else requested
+    reason = f"{recording_ref} with method={shared}" if requested == "auto" else f"method={requested} was asked for"
     for ref, origin in origins.items():
         problem = f"was trained with method={origin.method}, and {reason}: they share a base in one precision"
         remedy = "Serve it by a server of its own." if requested == "auto" else "Drop method=."
@@ -194,13 +205,18 @@ def find_shared_method(origins: Mapping[str, Origin], names: Mapping[str, str], 
 
 
 def build_arm(
-    arm: Written,
+    arm: ArmReference,
     name: str,
-    written: Mapping[str, Sequence[Written]],
+    written: Mapping[str, Sequence[ArmReference]],
     versions: Mapping[str, Version],
     artifacts: Mapping[str, Artifact],
 ) -> Arm:
-    """Return the arm that a reference resolves to. Its label shows no path."""
+    """Return the arm of a served name that a reference resolves to. Its label shows no path.
+
+    Args:
+        written: all names of the command line, one of which the reference may be.
+        versions, artifacts: reference → loaded adapter.
+    """
     if is_other_name(arm, name, written):
         return Arm(arm.ref, arm.ref, None, arm.weight, follows=arm.ref)
     if arm.ref == BASE:

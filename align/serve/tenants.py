@@ -129,7 +129,9 @@ class KeyFile:
         self._lock = Lock()
         self._state: tuple[int, ...] | None = None
         self._unreadable = False
-        state = file_stamp(path) if path.is_file() else ()  # taken first: a change during the read leads to a reload
+        state = (
+            read_file_stamp(path) if path.is_file() else ()
+        )  # taken first: a change during the read leads to a reload
         self._set_tenants(read_key_file(path), state)
 
     def find_tenant(self, bearer: str) -> Tenant | None:
@@ -145,7 +147,7 @@ class KeyFile:
         """Reload the file if it has changed. Raises KeysUnreadable if it cannot be read."""
         with self._lock:
             try:
-                if self._state != (state := file_stamp(self.path)):
+                if self._state != (state := read_file_stamp(self.path)):
                     self._set_tenants(read_key_file(self.path), state)
             except (AlignError, OSError) as error:
                 problem = error.problem if isinstance(error, InputError) else "cannot be read"
@@ -187,8 +189,9 @@ def change_tenant(
     lift: Sequence[str] = (),
     revoke: str | None = None,
 ) -> TenantChange:
-    """Create a tenant with its first key, or change a tenant's rights, limits and keys. Adds a key if nothing else is
-    to change.
+    """Create a tenant with its first key, or change a tenant's rights, limits and keys, in the key file.
+
+    Adds a key if nothing else is to change.
 
     Args:
         path: the key file, created if it is missing.
@@ -227,7 +230,7 @@ def change_tenant(
 
 
 def read_key_file(path: Path) -> dict[str, TenantKeys]:
-    """Return name → tenant and keys.
+    """Read the tenants of a key file and the hashes of their keys, by the tenants' names.
 
     Raises:
         InputError: the file is missing, or users other than its owner may read or write it.
@@ -265,6 +268,7 @@ def parse_tenant_keys(name: str, values: Mapping[str, Any]) -> TenantKeys:
 
 
 def to_json(entry: TenantKeys) -> dict[str, Any]:
+    """Return a tenant's entry as the key file stores it."""
     tenant = entry.tenant
     return {
         "keys": [asdict(key) for key in entry.keys],
@@ -277,8 +281,9 @@ def to_json(entry: TenantKeys) -> dict[str, Any]:
 
 @contextmanager
 def change_key_file(path: Path) -> Iterator[dict[str, TenantKeys]]:
-    """Yield name → tenant and keys, to be changed, and replace the file when the block ends without an error. A lock
-    serialises concurrent changes.
+    """Yield the tenants of a key file by name, and write the changed ones back at the end of the block.
+
+    Nothing is written if the block raises. A lock serialises concurrent changes.
 
     Raises:
         StorageError: the file cannot be written.
@@ -308,7 +313,7 @@ def hash_key(key: str) -> str:
     return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def file_stamp(path: Path) -> tuple[int, int, int, int]:
-    """Return values that change when a file is replaced or written."""
+def read_file_stamp(path: Path) -> tuple[int, int, int, int]:
+    """Return inode, size and times of a file, which change when it is replaced or written."""
     stat = os.stat(path)
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

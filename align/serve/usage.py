@@ -134,7 +134,7 @@ class UsageDatabase:
             os.close(self._alive)
 
     def reserve(self, tenant: Tenant, request_id: str, tokens: int) -> None:
-        """Reserve tokens for a request.
+        """Reserve tokens of a tenant's budget for a request, before it is answered.
 
         Args:
             request_id: a unique id.
@@ -152,7 +152,7 @@ class UsageDatabase:
             db.execute("INSERT INTO reservations (request, tenant, server, tokens) VALUES (?, ?, ?, ?)", row)
 
     def record_sent(self, counts: Mapping[str, tuple[int, int]]) -> None:
-        """Record what is about to be sent to clients.
+        """Record the tokens of requests that are about to be sent to clients.
 
         Args:
             counts: request → prompt tokens, and completion tokens including the chunk to be sent.
@@ -173,6 +173,7 @@ class UsageDatabase:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Commit at the end of the block; roll back if it raises. Turns SQLite's errors into UsageUnwritable."""
         with self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -185,6 +186,7 @@ class UsageDatabase:
                     self._db.execute("ROLLBACK")
 
     def _settle_dead_servers(self, db: sqlite3.Connection) -> None:
+        """Settle the reservations of servers that have ended, and delete their lock files."""
         for request, server in db.execute("SELECT request, server FROM reservations").fetchall():
             if server != self.server and is_dead(self._lock_file(server)):
                 settle_reservation(db, request)
@@ -231,7 +233,7 @@ def enable_write_ahead_log(db: sqlite3.Connection) -> None:
 
 
 def is_dead(file: Path) -> bool:
-    """Return whether the server that locked a file has ended."""
+    """Return whether a server has ended, by whether its lock file is free."""
     try:
         descriptor = os.open(file, os.O_RDWR)
     except FileNotFoundError:
@@ -246,13 +248,17 @@ def is_dead(file: Path) -> bool:
 
 
 def settle_reservation(db: sqlite3.Connection, request_id: str) -> bool:
-    """Move a reservation to the total. Returns False if the request has no reservation."""
+    """Add a request's recorded tokens to its tenant's total, and delete its reservation.
+
+    Returns False, and adds nothing, if the request has no reservation.
+    """
     was_reserved = db.execute(SETTLE, (request_id,)).rowcount == 1
     db.execute("DELETE FROM reservations WHERE request = ?", (request_id,))
     return was_reserved
 
 
 def query_usage(db: sqlite3.Connection, tenant: str) -> TenantUsage:
+    """Read a tenant's totals and reservations within a transaction."""
     total = db.execute("SELECT requests, prompt_tokens, completion_tokens FROM totals WHERE tenant = ?", (tenant,))
     requests, prompt, completion = total.fetchone() or (0, 0, 0)
     reserved = db.execute("SELECT coalesce(sum(tokens), 0) FROM reservations WHERE tenant = ?", (tenant,)).fetchone()
