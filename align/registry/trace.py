@@ -232,7 +232,7 @@ class TraceNode:
                 yield from node.nodes()
 
 
-Voters = Callable[[str, ChainHead], Votes]
+VoteReader = Callable[[str, ChainHead], Votes]
 """Returns the votes of a project up to the last row of its ledger that was read."""
 
 
@@ -241,17 +241,17 @@ class Tracer:
 
     Args:
         index: index of the runs.
-        voters: reads votes from the annotation store.
-        full: hash every published file on the way.
+        vote_reader: reads votes from the annotation store.
+        rehash_all: hash every published file on the way.
     """
 
-    def __init__(self, index: Index, voters: Voters, full: bool = False) -> None:
+    def __init__(self, index: Index, vote_reader: VoteReader, rehash_all: bool = False) -> None:
         self.index = index
-        self.voters = voters
-        self.full = full
+        self.vote_reader = vote_reader
+        self.rehash_all = rehash_all
         self.visited: set[tuple[str, str]] = set()
         self.depth = 0
-        self.hashed: dict[str, tuple[str, bool]] = {}
+        self.hashed: dict[str, tuple[str, bool]] = {}  # digest → state as a clause, whether it is unchanged
 
     def run(self, ref: str, digest: str = "") -> TraceNode:
         """Trace a run and its sources.
@@ -271,7 +271,7 @@ class Tracer:
             return replace(node, facts=(), state=str(record["error"]), whole=False)
         folder = self.index.root / record["folder"]
         outputs = read_manifest(folder).outputs
-        files = check_files(folder, outputs, self.index.get_hashes(ref), record["finished"], self.full)
+        files = check_files(folder, outputs, self.index.get_hashes(ref), record["finished"], self.rehash_all)
         self.index.store_hashes(ref, files.hashed)
         node = replace(node, state=files.state, whole=files.whole)
         if problem := describe_alteration(record):
@@ -327,7 +327,7 @@ class Tracer:
 
         Each file is hashed once per trace.
         """
-        if not self.full:
+        if not self.rehash_all:
             return node
         if node.digest not in self.hashed:
             try:
@@ -345,7 +345,7 @@ class Tracer:
         """Return the node of a project's votes, with their annotators and the runs that sampled the answers."""
         project = str(input["project"])
         seq = int(input.get("seq", -1))
-        votes = self.voters(project, ChainHead(seq, input["digest"]))
+        votes = self.vote_reader(project, ChainHead(seq, input["digest"]))
         annotators = [
             ("annotator", TraceNode("annotator", name, facts=(pluralize(count, "judgement"),)))
             for name, count in sorted(votes.by.items(), key=lambda item: (-item[1], item[0]))

@@ -34,7 +34,7 @@ class AliasWatcher:
 
     Args:
         root: the folder of runs, which holds the log of the aliases.
-        written: name → its arms as written on the command line.
+        arm_references: name → its arms as written on the command line.
         portfolio: the portfolio that the names belong to.
         dtypes: training dtypes of the adapters that the server started with. NF4 codes depend on the dtype, so that
             an adapter of another dtype does not fit.
@@ -43,12 +43,12 @@ class AliasWatcher:
     def __init__(
         self,
         root: Path,
-        written: Mapping[str, Sequence[ArmReference]],
+        arm_references: Mapping[str, Sequence[ArmReference]],
         portfolio: Portfolio,
         dtypes: Sequence[str | None],
     ) -> None:
         self.root = root
-        self.written = written
+        self.arm_references = arm_references
         self.portfolio = portfolio
         self.dtypes = {dtype for dtype in dtypes if dtype not in (None, "auto")}
         self._stamp: tuple[int, int] | None = None  # an alias may have changed while the base was loaded
@@ -72,7 +72,7 @@ class AliasWatcher:
         stamp = self.read_log_stamp()
         if stamp == self._stamp and not (self._reported_errors and time.monotonic() >= self._retry_at):
             return
-        for name, arms in self.written.items():
+        for name, arms in self.arm_references.items():
             try:
                 self.update_name(name, arms)
                 self._reported_errors.pop(name, None)
@@ -85,7 +85,7 @@ class AliasWatcher:
         self._stamp = stamp
         self._retry_at = time.monotonic() + RETRY_S
 
-    def update_name(self, name: str, written: Sequence[ArmReference]) -> None:
+    def update_name(self, name: str, arm_references: Sequence[ArmReference]) -> None:
         """Update one name to the targets of its alias.
 
         Raises:
@@ -96,12 +96,12 @@ class AliasWatcher:
             return  # the name was unloaded
         field = f"{FIELD}.{name}"
         artifacts = dict[str, Artifact]()
-        arms = expand_aliases(written, self.root, field, artifacts)
+        arms = expand_aliases(arm_references, self.root, field, artifacts)
         for ref, artifact in artifacts.items():
             self.require_servable(field, ref, artifact)
         versions = {ref: read_version(artifact) for ref, artifact in artifacts.items()}
         new_arms = [
-            build_arm(arm, name, self.written, versions, artifacts)
+            build_arm(arm, name, self.arm_references, versions, artifacts)
             if arm.ref in artifacts
             else self.get_fixed_arm(field, arm, old_arms)
             for arm in arms

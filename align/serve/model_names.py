@@ -189,7 +189,8 @@ class Portfolio:
     def replace_arms(self, name: str, arms: Sequence[Arm]) -> None:
         """Replace the arms of a served name. Does nothing if the name was unloaded.
 
-        Requests in progress keep their version. If `ready` raises for a version, `gone` is called for the versions that were made ready before it.
+        Requests in progress keep their version. If `ready` raises for a version, `gone` is called for the versions that
+        were made ready before it.
         """
         with self._change_lock:
             if name not in self._names:

@@ -42,7 +42,7 @@ class ResolvedNames:
 
 
 def open_portfolio(
-    written: Mapping[str, Sequence[ArmReference]],
+    arm_references: Mapping[str, Sequence[ArmReference]],
     root: Path,
     *,
     path: str | None = None,
@@ -56,7 +56,7 @@ def open_portfolio(
     An adapter that does not record its base is accepted for the served base: the operator is trusted.
 
     Args:
-        written: name → the references of its arms: another name, `base`, or a reference for `align.run.resolve`. An
+        arm_references: name → its arms: another name, `base`, or a reference for `align.run.resolve`. An
             alias is replaced by all its targets.
         root: the folder of runs.
         path, revision: of `model=`; without a path, the base is that of the adapters.
@@ -71,9 +71,11 @@ def open_portfolio(
             `method=`; is not an adapter or not signed; the base or method is unknown; or a name follows a name that
             follows others.
     """
-    following = {name: arms for name, arms in written.items() if any(map(is_alias, arms))}
+    following = {name: arms for name, arms in arm_references.items() if any(map(is_alias, arms))}
     alias_targets: dict[str, Artifact] = {}
-    expanded = {name: expand_aliases(arms, root, f"{FIELD}.{name}", alias_targets) for name, arms in written.items()}
+    expanded = {
+        name: expand_aliases(arms, root, f"{FIELD}.{name}", alias_targets) for name, arms in arm_references.items()
+    }
     refs = {arm.ref: name for name, arms in expanded.items() for arm in arms if not is_other_name(arm, name, expanded)}
     refs.pop(BASE, None)
     base = find_base(path, revision) if path or not refs else None
@@ -157,16 +159,16 @@ def read_exported_base(folder: Path) -> tuple[str, str]:
     return str(content.get("id") or ""), str(content.get("revision") or "")
 
 
-def is_other_name(arm: ArmReference, name: str, written: Mapping[str, Sequence[ArmReference]]) -> bool:
+def is_other_name(arm: ArmReference, name: str, arm_references: Mapping[str, Sequence[ArmReference]]) -> bool:
     """Return whether an arm refers to another name of the command line.
 
     Raises:
         InputError: that name refers to other names itself.
     """
-    if arm.ref == name or arm.ref not in written:
+    if arm.ref == name or arm.ref not in arm_references:
         return False
-    target_arms = written[arm.ref]
-    is_plain = len(target_arms) == 1 and (target_arms[0].ref == arm.ref or target_arms[0].ref not in written)
+    target_arms = arm_references[arm.ref]
+    is_plain = len(target_arms) == 1 and (target_arms[0].ref == arm.ref or target_arms[0].ref not in arm_references)
     problem = f"{arm.ref} refers to other names itself"
     require(is_plain, f"{FIELD}.{name}", arm.ref, problem, "Write the names or references that it refers to.")
     return True
@@ -207,17 +209,17 @@ def find_shared_method(origins: Mapping[str, Origin], names: Mapping[str, str], 
 def build_arm(
     arm: ArmReference,
     name: str,
-    written: Mapping[str, Sequence[ArmReference]],
+    arm_references: Mapping[str, Sequence[ArmReference]],
     versions: Mapping[str, Version],
     artifacts: Mapping[str, Artifact],
 ) -> Arm:
     """Return the arm of a served name that a reference resolves to. Its label shows no path.
 
     Args:
-        written: all names of the command line, one of which the reference may be.
+        arm_references: all names of the command line, one of which the reference may be.
         versions, artifacts: reference → loaded adapter.
     """
-    if is_other_name(arm, name, written):
+    if is_other_name(arm, name, arm_references):
         return Arm(arm.ref, arm.ref, None, arm.weight, follows=arm.ref)
     if arm.ref == BASE:
         return Arm(BASE, BASE, None, arm.weight)

@@ -29,7 +29,7 @@ from align.registry.page.views import (
     render_run,
     render_runs,
 )
-from align.registry.trace import Voters
+from align.registry.trace import VoteReader
 from align.report.page import POLICY as REPORT_POLICY
 from align.run.manifest import Manifest
 from align.web.auth import Authenticator, AuthMiddleware, Visitor, build_error_response
@@ -49,7 +49,7 @@ Text = Annotated[str, Query(max_length=LONGEST)]
 
 def application(
     root: Path,
-    voters: Voters,
+    vote_reader: VoteReader,
     command: Callable[[Manifest], str],
     authenticator: Authenticator[Visitor],
     origins: Sequence[str],
@@ -58,13 +58,13 @@ def application(
 
     Args:
         root: the folder of all runs.
-        voters: reads the votes of a run from the annotation store.
+        vote_reader: reads the votes of a run from the annotation store.
         command: returns the command line that repeats a manifest's run.
         origins: origins of the server in browsers, such as http://127.0.0.1:7862.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_route("/", lambda request: HTMLResponse(render("page.html")))
-    app.include_router(make_view_routes(root, voters, command))
+    app.include_router(make_view_routes(root, vote_reader, command))
     app.include_router(make_file_routes(root))
     app.mount("/align", StaticFiles(directory=STATIC))
     for error, status in {MissingArtifact: 404, StorageError: 503, InputError: 422}.items():
@@ -89,7 +89,7 @@ def refuse_writes(visitor: Visitor | None, method: str, path: str, headers: Head
     )
 
 
-def make_view_routes(root: Path, voters: Voters, command: Callable[[Manifest], str]) -> APIRouter:
+def make_view_routes(root: Path, vote_reader: VoteReader, command: Callable[[Manifest], str]) -> APIRouter:
     """Return the routes of the views, which the script loads."""
     router = APIRouter(prefix="/view", default_response_class=HTMLResponse)
     executor = ThreadPoolExecutor(1, "drawing")  # of its own, so that a plot delays no table
@@ -111,7 +111,7 @@ def make_view_routes(root: Path, voters: Voters, command: Callable[[Manifest], s
 
     @router.get("/run")
     def run(run: Text) -> str:
-        return query_index(root, lambda index: render_run(index, run, voters, datetime.now(UTC)))
+        return query_index(root, lambda index: render_run(index, run, vote_reader, datetime.now(UTC)))
 
     @router.get("/report")
     async def report(run: Text) -> str:

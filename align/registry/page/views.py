@@ -22,7 +22,7 @@ from align.registry.page.lineage import build_lineage, draw_lineage
 from align.registry.page.templating import build_view_url, render, render_alert
 from align.registry.query import find_runs
 from align.registry.record import UNREADABLE, Record, describe_alteration
-from align.registry.trace import Tracer, Voters
+from align.registry.trace import Tracer, VoteReader
 from align.report.figure_text import escape_unprintable, is_interval, pluralize
 from align.report.live import build_page_blocks
 from align.report.run_view import RunView
@@ -214,7 +214,7 @@ BESIDE = re.compile(r'href="\.\./\.\./([a-z]+)/([^/"]+)/report\.html"')
 """Link of one report to another, relative to their folders."""
 
 
-def render_run(index: Index, run: str, voters: Voters, now: datetime) -> Markup:
+def render_run(index: Index, run: str, vote_reader: VoteReader, now: datetime) -> Markup:
     """Render a run's metrics, its lineage, and a placeholder into which its report is loaded.
 
     Raises:
@@ -242,7 +242,7 @@ def render_run(index: Index, run: str, voters: Voters, now: datetime) -> Markup:
         minutes=(record.get("cost") or {}).get("minutes"),
         report_url=f"runs/{stage}/{quote(name, safe='')}/report.html" if (folder / "report.html").is_file() else "",
         alerts=alerts,
-        lineage=draw_lineage(build_lineage(index, Tracer(index, voters).run(run))) if is_readable else None,
+        lineage=draw_lineage(build_lineage(index, Tracer(index, vote_reader).run(run))) if is_readable else None,
         leaves=[(key, format_cell(value, longest=400)) for key, value in sorted(values.items())],
     )
 
