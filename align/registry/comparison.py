@@ -142,7 +142,7 @@ def compare(root: Path, records: Sequence[Record], figure_keys: Sequence[str] = 
     )
 
 
-def is_better_low(name: str) -> bool | None:
+def is_lower_better(name: str) -> bool | None:
     """Return True if lower values of a metric are better, False if higher ones are, and None if that is unknown."""
     name = name.removeprefix("metrics.").removeprefix("cost.").removesuffix(".value")
     low, high = (name.startswith(prefixes) for prefixes in (LOW, HIGH))
@@ -337,7 +337,7 @@ SCHEMA = 1
 SWEEP = "stage.sweep"
 
 
-def note_sweep(root: Path, name: str, runs: list[str]) -> None:
+def write_sweep_note(root: Path, name: str, runs: list[str]) -> None:
     """Write the names of a sweep's runs to `compare/NAME.json` in the folder of all runs.
 
     Args:

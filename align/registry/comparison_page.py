@@ -18,10 +18,10 @@ from align.registry.comparison import (
     compare,
     format_settings,
     get_figure_value,
-    is_better_low,
+    is_lower_better,
     keep_first_per_seed,
     list_alterations,
-    note_sweep,
+    write_sweep_note,
 )
 from align.registry.formatting import NOTHING
 from align.registry.index import query_index
@@ -54,7 +54,7 @@ def build_page(compared: Comparison, root: Path) -> Report:
     labels = make_labels(compared)
     report.verdict(describe_best(compared, labels))
     add_table(report, compared)
-    main = next((name for name in compared.scores if name not in PRICES and is_better_low(name) is not None), None)
+    main = next((name for name in compared.scores if name not in PRICES and is_lower_better(name) is not None), None)
     for price, price_label in PRICES.items():
         if main:
             add_tradeoff(report, compared, labels, main, price, price_label)
@@ -83,7 +83,7 @@ def write_sweep_page(folders: Sequence[Path]) -> Path | None:
     (root / SWEEPS).mkdir(exist_ok=True)
     name = f"{stages}-{json_digest(sorted(runs))[:8]}"
     page = build_page(compare(root, records), root).write(root / SWEEPS / f"{name}.html", "run.root")
-    note_sweep(root, name, runs)
+    write_sweep_note(root, name, runs)
     return page
 
 
@@ -137,9 +137,9 @@ def add_tradeoff(
     ]
     if len(points) < 2:
         return
-    best = find_pareto_front(points, low=bool(is_better_low(score)))
+    best = find_pareto_front(points, low=bool(is_lower_better(score)))
     names = ", ".join(labels[int(point.label) - 1] for point in best)
-    better = "Low" if is_better_low(score) else "High"
+    better = "Low" if is_lower_better(score) else "High"
     numbers = "Numbers are those of the table."
     reading = f"{better} and left is better; by their means no row beats the orange ones in both. {numbers}"
     alt = f"{score} against {price_label} of {pluralize(len(points), 'row')}. No other one beats in both: {names}."
@@ -235,7 +235,7 @@ def describe_best(compared: Comparison, labels: Sequence[str]) -> str:
         labels: name of each row.
     """
     name = next((score for score in compared.scores if score not in MOVED), None)
-    lower_is_better = None if name is None else is_better_low(name)
+    lower_is_better = None if name is None else is_lower_better(name)
     candidates = [i for i, row in enumerate(compared.rows) if name in row.figures]
     if name is None or lower_is_better is None or not candidates:
         return "Nothing here says which of these is better."

@@ -39,7 +39,7 @@ from align.core.outputs import refuse_foreign_database, replace_file
 from align.core.redaction import redact
 from align.registry.comparison import SWEEPS
 from align.registry.forget_selection import MAY_HAVE, Selection, Selector, select_data
-from align.registry.forgotten_texts import FileMatch, ForgottenTexts, iter_matches, remove_texts
+from align.registry.forgotten_texts import FileMatch, ForgottenTexts, iter_matches, read_without_texts
 from align.registry.formatting import clean_text
 from align.registry.index import Index, query_index
 from align.registry.record import UNREADABLE, Record, is_forgetting_run
@@ -128,7 +128,7 @@ def compute_hmac(salt: str, selector: tuple[str, ...]) -> str:
     return hmac.digest(salt.encode(), to_canonical_json(list(selector)).encode(), "sha256").hex()
 
 
-def new_receipt(kind: str, who: str, selector: tuple[str, ...]) -> ForgetReceipt:
+def make_receipt(kind: str, who: str, selector: tuple[str, ...]) -> ForgetReceipt:
     """Return a new receipt, which is not written yet, with a name of its own and an HMAC of its selector.
 
     Args:
@@ -573,7 +573,7 @@ def write_first_receipt(plan: ForgetPlan, who: str) -> ForgetReceipt:
     Args:
         who: name of the person, from which secrets are removed.
     """
-    receipt = plan.before or new_receipt(plan.selector.kind, redact(who), make_selector_key(plan.selector, plan.url))
+    receipt = plan.before or make_receipt(plan.selector.kind, redact(who), make_selector_key(plan.selector, plan.url))
     files = {
         run_path(run, file.file): {"lines": file.lines}
         for run, matches in plan.matches.items()
@@ -625,7 +625,7 @@ def remove_texts_from_run(run: str, files: Sequence[str], plan: ForgetPlan, rece
                     entry.setdefault("became", REMOVED)
                 entry["sha256"] = file_digest(path) if path.is_file() else None
             with suppress(InputError):  # an unreadable manifest is left as it is
-                notes = update_manifest(plan.root, run, files, receipt)
+                notes = update_manifest_digests(plan.root, run, files, receipt)
     except RunBusy as error:
         remedy = "End it, or wait for it, and run the same command again: it goes on."
         raise RunBusy("run", run, "a process works in it, so its files cannot be changed", remedy) from error
@@ -646,7 +646,7 @@ def rewrite_file(folder: Path, file: str, texts: ForgottenTexts, build_arguments
     path = folder / file
     if file == PAGE:
         return redraw_page(folder, texts, build_arguments)
-    content, count = remove_texts(path, texts)
+    content, count = read_without_texts(path, texts)
     if not count:
         return ""
     if content is None:
@@ -668,13 +668,13 @@ def redraw_page(folder: Path, texts: ForgottenTexts, build_arguments: ArgumentBu
         if (manifest := read_manifest(folder)).done:
             line = shlex.join(["python", "-m", "align", *build_arguments(manifest.config, manifest.refs)])
             build_finished_page(RunView(folder, manifest, line)).write(page)
-            if not remove_texts(page, texts).match_count:
+            if not read_without_texts(page, texts).match_count:
                 return DRAWN
     page.unlink()
     return REMOVED
 
 
-def update_manifest(root: Path, run: str, files: Sequence[str], receipt: ForgetReceipt) -> list[str]:
+def update_manifest_digests(root: Path, run: str, files: Sequence[str], receipt: ForgetReceipt) -> list[str]:
     """Write the present digests of a run's files into its manifest. Returns lines about the log of aliases.
 
     The log is written first: if the process is killed in between, the next one finds the old manifest and repeats both.

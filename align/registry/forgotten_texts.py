@@ -227,7 +227,7 @@ class CleanedContent(NamedTuple):
     match_count: int
 
 
-def remove_texts(path: Path, texts: ForgottenTexts) -> CleanedContent:
+def read_without_texts(path: Path, texts: ForgottenTexts) -> CleanedContent:
     """Return the content of a file without the lines or values that contain the texts. The file is not changed.
 
     Raises:
@@ -323,7 +323,7 @@ def iter_matches(folder: Path, texts: ForgottenTexts, search_subfolders: bool = 
             try:
                 if name in FIGURES or not is_text(path):
                     continue
-                count = remove_texts(path, texts).match_count
+                count = read_without_texts(path, texts).match_count
             except OSError:
                 continue  # removed since, or not readable, so that it could not be rewritten either
             if count:

@@ -175,7 +175,7 @@ class Gate:
         """Return whether an alias matches one of the gate's patterns, so that the gate decides its changes."""
         return any(fnmatchcase(alias, pattern) for pattern in self.aliases)
 
-    def findings(self, subject: Subject) -> list[Finding]:
+    def check_artifact(self, subject: Subject) -> list[Finding]:
         """Check an artifact against each condition, and return the results in the order of the conditions."""
         return [
             Finding(subject.record["run"], condition.text, *condition.check(subject)) for condition in self.conditions

@@ -88,7 +88,7 @@ def promote(
     require(not is_same, "stage.alias", alias, f"means that already: {target}", remedy)
     subjects = query_index(root, lambda index: make_subjects(index, log, new_arms))
     results = [
-        (gate, [finding for subject in subjects for finding in gate.findings(subject)])
+        (gate, [finding for subject in subjects for finding in gate.check_artifact(subject)])
         for gate in gates
         if gate.binds(alias)
     ]
@@ -131,7 +131,7 @@ def retire(root: Path, alias: str, *, who: str | None, why: str) -> AliasUpdate:
         InputError: It refers to nothing now.
     """
     log = read_log(root)
-    query_index(root, lambda index: check_not_cut(index, log))
+    query_index(root, lambda index: require_complete_log(index, log))
     previous = log.last(alias)
     if previous is None or not previous.arms:
         raise InputError("stage.alias", alias, "means nothing now", "stage.action=history lists the aliases.")
@@ -171,9 +171,9 @@ def make_subjects(index: Index, log: AliasLog, arms: Sequence[AliasTarget]) -> l
     The log is checked to be complete first.
 
     Raises:
-        CorruptFile: As `check_not_cut`.
+        CorruptFile: As `require_complete_log`.
     """
-    check_not_cut(index, log)
+    require_complete_log(index, log)
     for arm in arms:
         index.reread(arm.ref)
         if evaluation := (index.record(arm.ref) or {}).get("evaluation"):
@@ -237,7 +237,7 @@ def get_user() -> str:
     return "unknown"
 
 
-def as_history(log: AliasLog, alias: str | None) -> Iterator[str]:
+def iter_history_lines(log: AliasLog, alias: str | None) -> Iterator[str]:
     """Yield two lines about each change of an alias, newest first; of all aliases for None."""
     by_seq = {change.seq: change for change in log.changes}
     for change in reversed(log.changes):
@@ -250,7 +250,7 @@ def as_history(log: AliasLog, alias: str | None) -> Iterator[str]:
             yield f"   {escape_unprintable(change.who)}: {escape_unprintable(change.why)}{override}"
 
 
-def as_meanings(changes: Mapping[str, Change]) -> Iterator[str]:
+def iter_alias_lines(changes: Mapping[str, Change]) -> Iterator[str]:
     """Yield a line for each alias: its targets, and the change that set them.
 
     Args:
@@ -261,7 +261,7 @@ def as_meanings(changes: Mapping[str, Change]) -> Iterator[str]:
         yield f"@{alias}  {describe_arms(change.arms)}  {about}"
 
 
-def check_not_cut(index: Index, log: AliasLog) -> None:
+def require_complete_log(index: Index, log: AliasLog) -> None:
     """Raise CorruptFile if the log of aliases lacks a change by which some run found an input.
 
     Then the end of the log was cut off, which its chain of hashes cannot show.

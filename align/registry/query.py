@@ -73,7 +73,7 @@ def find_runs(
         ]
         order_paths += [path, path]
     for key in columns:
-        find_path(index, COLUMNS, key, whole=True)
+        find_path(index, COLUMNS, key, allow_object=True)
 
     def is_met(pair: str, number: int) -> bool:
         return predicates[number](json.loads(pair)[0])
@@ -155,12 +155,12 @@ def parse_scalar(text: str) -> Any:
     return value if isinstance(value, int | float | bool) or value is None else text
 
 
-def find_path(index: Index, field: str, key: str, whole: bool = False) -> str:
+def find_path(index: Index, field: str, key: str, allow_object: bool = False) -> str:
     """Return the path of a record's key in SQLite's syntax, such as `$."cost"."minutes"`, after checking that some run
     has the key.
 
     Args:
-        whole: the key may hold several keys.
+        allow_object: the key may hold several keys.
 
     Raises:
         InputError: There are runs, and none has this key.
@@ -168,7 +168,7 @@ def find_path(index: Index, field: str, key: str, whole: bool = False) -> str:
     simple = "$" + "".join(f'."{part}"' for part in str(key).split("."))
     require(isinstance(key, str) and bool(key) and '"' not in key, field, key, "is no key of a run", EXAMPLE)
     kind = index.kind(simple)
-    exists = key in ALWAYS or (kind is not None and (whole or kind != "object"))
+    exists = key in ALWAYS or (kind is not None and (allow_object or kind != "object"))
     if exists or not index.names():
         return simple
     paths = index.keys()  # some parts of keys contain dots

@@ -123,7 +123,7 @@ def is_decided(
     Args:
         logged, replayed: stream → its rows.
     """
-    differs = any(find_first_difference(rows, replayed[name], partial=True) for name, rows in logged.items())
+    differs = any(find_first_difference(rows, replayed[name], allow_missing_rows=True) for name, rows in logged.items())
     return differs or all(len(replayed[name]) >= len(rows) for name, rows in logged.items())
 
 
@@ -192,20 +192,20 @@ def run_align(arguments: Sequence[str], log: Path, threads: str) -> Iterator[sub
 
 
 def find_first_difference(
-    logged: Sequence[Mapping[str, Any]], replayed: Sequence[Mapping[str, Any]], partial: bool = False
+    logged: Sequence[Mapping[str, Any]], replayed: Sequence[Mapping[str, Any]], allow_missing_rows: bool = False
 ) -> Difference | None:
     """Return the first metric that differs between the logged rows of a run and of its replay.
 
     Returns None if all are equal.
 
     Args:
-        partial: missing rows at the end are no difference.
+        allow_missing_rows: missing rows at the end are no difference.
     """
     for old_row, new_row in zip(logged, replayed, strict=False):
         for key in dict.fromkeys((*old_row, *new_row)):
             if old_row.get(key) != new_row.get(key) or (key in old_row) != (key in new_row):
                 return Difference(old_row["step"], key, old_row.get(key), new_row.get(key))
-    if len(replayed) < len(logged) and not partial:
+    if len(replayed) < len(logged) and not allow_missing_rows:
         return Difference(logged[len(replayed)]["step"], "step", logged[len(replayed)]["step"], None)
     return None
 

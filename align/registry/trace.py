@@ -61,7 +61,7 @@ def hash_file(path: Path) -> FileHash | None:
 
 
 def check_files(
-    folder: Path, outputs: Mapping[str, str], earlier: Mapping[str, FileHash], finished: str | None, full: bool
+    folder: Path, outputs: Mapping[str, str], earlier: Mapping[str, FileHash], finished: str | None, rehash_all: bool
 ) -> FileCheck:
     """Compare the published files of a run with the digests in its manifest.
 
@@ -72,25 +72,25 @@ def check_files(
         outputs: file → SHA-256, from the manifest.
         earlier: earlier hashes of the files.
         finished: when the run ended, ISO 8601.
-        full: hash all files now.
+        rehash_all: hash all files now.
     """
     try:
         check_not_replaced(folder / "artifact", "run")
     except InputError as error:
         return FileCheck(False, error.problem, {})
-    hashed = {name: file_hash for name in outputs if full and (file_hash := hash_file(folder / name))}
+    hashed = {name: file_hash for name in outputs if rehash_all and (file_hash := hash_file(folder / name))}
     missing: list[str] = []
     changed: list[str] = []
     unknown: list[str] = []
     for name, digest in outputs.items():
-        latest = hashed.get(name) if full else earlier.get(name)
+        latest = hashed.get(name) if rehash_all else earlier.get(name)
         if not (folder / name).is_file():
             missing.append(name)
-        elif latest is not None and (full or latest.state == read_stamp(folder / name)):
+        elif latest is not None and (rehash_all or latest.state == read_stamp(folder / name)):
             if latest.sha256 != digest:
                 changed.append(name)
         else:
-            (changed if full else unknown).append(name)
+            (changed if rehash_all else unknown).append(name)
     if missing or changed:
         problems = []
         if missing:
@@ -101,7 +101,7 @@ def check_files(
     files = pluralize(len(outputs), "file")
     if not outputs:
         state = "no files"
-    elif full:
+    elif rehash_all:
         state = f"{files} hashed now: as published"
     elif unknown:
         later = [name for name in unknown if is_changed_after(folder / name, finished)]
@@ -148,13 +148,13 @@ class Votes:
     whole: bool = True
 
 
-def read_votes(url: str, project: str, head: ChainHead, full: bool) -> Votes:
+def read_votes(url: str, project: str, head: ChainHead, verify_ledger: bool) -> Votes:
     """Count the rankings of each annotator in an annotation project, up to the last row of its ledger that a run read.
 
     Args:
         url: URL of the store.
         head: that row; before the first row if the run recorded none.
-        full: verify the hashes and contents of the whole ledger.
+        verify_ledger: verify the hashes and contents of the whole ledger.
     """
     from sqlalchemy import select
 
@@ -170,7 +170,7 @@ def read_votes(url: str, project: str, head: ChainHead, full: bool) -> Votes:
             row_hash = connection.execute(select(ledger.c.hash).where(ledger.c.seq == head.seq)).scalar()
             if row_hash != head.hash:
                 return Votes(counts, f"row {head.seq:,} of its ledger is another one, or gone", whole=False)
-            if not full:
+            if not verify_ledger:
                 return Votes(counts, "the last row that was read is in the ledger")
             store.verify(head)
             return Votes(counts, "every row of the ledger and every content hashed now: as written")

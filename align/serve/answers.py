@@ -92,32 +92,34 @@ class AnswerParser:
     """Splits the text of an answer into reasoning, content and tool calls while it is generated.
 
     Args:
-        opened: whether the prompt ends with `<think>`, so that the answer begins with reasoning.
+        begins_in_reasoning: whether the prompt ends with `<think>`, so that the answer begins with reasoning.
         tools: names of the offered tools.
-        most_calls: maximum number of calls; further ones are dropped.
+        max_calls: maximum number of calls; further ones are dropped.
 
     Attributes:
         calls: number of calls so far.
     """
 
-    def __init__(self, opened: bool = False, tools: Collection[str] = (), most_calls: int | None = None) -> None:
+    def __init__(
+        self, begins_in_reasoning: bool = False, tools: Collection[str] = (), max_calls: int | None = None
+    ) -> None:
         self.tools = tools
-        self.most_calls = most_calls
+        self.max_calls = max_calls
         self.calls = 0
-        self._state = "opened" if opened else "start"
+        self._state = "opened" if begins_in_reasoning else "start"
         self._text = ""
 
-    def feed(self, text: str, last: bool = False) -> list[AnswerPart]:
+    def feed(self, text: str, is_last: bool = False) -> list[AnswerPart]:
         """Add the next text of an answer, and return the parts that are complete now.
 
         Args:
-            last: whether this is the end of the answer.
+            is_last: whether this is the end of the answer.
         """
         if self._state == "content" and not self.tools:  # the rest of the answer is content
             return [AnswerPart("content", text)] if text else []
         self._text += text
         parts = list[AnswerPart]()
-        while (next_parts := self._advance(last)) is not None:
+        while (next_parts := self._advance(is_last)) is not None:
             parts += next_parts
         return join_parts(parts)
 
@@ -182,8 +184,8 @@ class AnswerParser:
         calls = parse_tool_calls(text, self.tools)
         if not calls:
             return []
-        if self.most_calls is not None:
-            calls = calls[: max(0, self.most_calls - self.calls)]
+        if self.max_calls is not None:
+            calls = calls[: max(0, self.max_calls - self.calls)]
         self.calls += len(calls)
         return [AnswerPart("call", call=call) for call in calls] or [AnswerPart("content")]
 
@@ -346,9 +348,9 @@ class ChatAnswers(Answers):
         self.form = form
         self.logprobs = body.logprobs
         tools = [tool.function.name for tool in body.tools] if body.tool_choice != "none" else []
-        most_calls = None if body.parallel_tool_calls else 1
+        max_calls = None if body.parallel_tool_calls else 1
         self.choices = [
-            ChatChoice(TextDecoder(form.tokenizer, body.stops), AnswerParser(prompt.opens_reasoning, tools, most_calls))
+            ChatChoice(TextDecoder(form.tokenizer, body.stops), AnswerParser(prompt.opens_reasoning, tools, max_calls))
             for prompt in prompts
             for _ in range(body.n)
         ]
@@ -362,7 +364,7 @@ class ChatAnswers(Answers):
         text = decode_output(choice.decoder, self.form.stop_ids, output)
         entries = [chat_logprob_to_json(self.form.texts, token) for token in output.tokens] if self.logprobs else []
         choice.logprobs += entries
-        deltas = [choice.add_part(part) for part in choice.parser.feed(text, last=output.finish_reason is not None)]
+        deltas = [choice.add_part(part) for part in choice.parser.feed(text, is_last=output.finish_reason is not None)]
         for n, delta in enumerate(deltas or ([{"content": ""}] if entries else [])):
             yield self._build_choice_chunk(i, delta, entries if n == 0 else [])
         if output.finish_reason is not None:
@@ -763,7 +765,7 @@ async def answer_request(call: Call, body: ChatBody | CompletionBody, logprobs_f
 
         form, prompts, grammar_for = await call.run_in_turn(read_body)
         prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
-        max_answer_tokens = charge.room(prompt_tokens, body.n) if max_tokens is None else None
+        max_answer_tokens = charge.compute_max_answer_tokens(prompt_tokens, body.n) if max_tokens is None else None
         if max_tokens is None and body.alternatives is not None:
             affordable_tokens = max(1, service.max_logprobs // (body.n * (body.alternatives + 1)))
             max_answer_tokens = min(affordable_tokens, max_answer_tokens or affordable_tokens)

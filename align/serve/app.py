@@ -155,8 +155,8 @@ class Service:
     totals: dict[str, int] = field(default_factory=lambda: {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0})
 
     def __post_init__(self) -> None:
-        self.portfolio.ready = self.register
-        self.portfolio.gone = self.unregister
+        self.portfolio.on_new_version = self.register
+        self.portfolio.on_unused_version = self.unregister
 
     @property
     def context(self) -> int:

@@ -86,18 +86,18 @@ class Portfolio:
         signer: the key that must have signed every adapter; None if adapters need no signature.
 
     Attributes:
-        ready: called with each new version before a name refers to it, to load its tensors. If it raises, the names
-            stay as they were.
-        gone: called with each version that no name refers to any more.
-        changed: called with all names after each change.
+        on_new_version: called with each new version before a name refers to it, to load its tensors. If it raises, the
+            names stay as they were.
+        on_unused_version: called with each version that no name refers to any more.
+        on_change: called with all names after each change.
 
     Raises:
         InputError: a name is that of the base.
     """
 
-    ready: Hook
-    gone: Hook
-    changed: Callable[[Names], object]
+    on_new_version: Hook
+    on_unused_version: Hook
+    on_change: Callable[[Names], object]
 
     def __init__(
         self,
@@ -112,9 +112,9 @@ class Portfolio:
         self.roots = tuple(roots)
         self.signer = signer
         self.base_id = build_public_id(base)
-        self.ready = do_nothing
-        self.gone = do_nothing
-        self.changed = do_nothing
+        self.on_new_version = do_nothing
+        self.on_unused_version = do_nothing
+        self.on_change = do_nothing
         self._names: Mapping[str, tuple[Arm, ...]] = {name: tuple(arms) for name, arms in (names or {}).items()}
         self._change_lock = Lock()
         for name in self._names:
@@ -182,15 +182,15 @@ class Portfolio:
             is_composite = len(arms) > 1 or any(arm.follows or arm.ref.startswith(SIGN) for arm in arms)
             problem = "refers to other names or an alias on the command line"
             require(not is_composite, FIELD, name, problem, "Load it under another name.")
-            self.ready(version)
+            self.on_new_version(version)
             self._set_names({**self._names, name: (Arm(name, name, version),)})
         return version
 
     def replace_arms(self, name: str, arms: Sequence[Arm]) -> None:
         """Replace the arms of a served name. Does nothing if the name was unloaded.
 
-        Requests in progress keep their version. If `ready` raises for a version, `gone` is called for the versions that
-        were made ready before it.
+        Requests in progress keep their version. If `on_new_version` raises for a version, `on_unused_version` is
+        called for the versions before it.
         """
         with self._change_lock:
             if name not in self._names:
@@ -200,11 +200,11 @@ class Portfolio:
             try:
                 for digest, version in collect_versions({name: arms}).items():
                     if digest not in present_versions:
-                        self.ready(version)
+                        self.on_new_version(version)
                         new_versions.append(version)
             except BaseException:
                 for version in new_versions:
-                    self.gone(version)
+                    self.on_unused_version(version)
                 raise
             self._set_names({**self._names, name: tuple(arms)})
 
@@ -231,21 +231,21 @@ class Portfolio:
         """Return all adapter versions that a name refers to, by digest."""
         return collect_versions(self._names)
 
-    def report_changes(self, changed: Callable[[Names], object]) -> None:
+    def report_changes(self, on_change: Callable[[Names], object]) -> None:
         """Call a function with all names and their arms now, and again after each change."""
         with self._change_lock:
-            self.changed = changed
-            changed({name: resolve_arms(self._names, name) for name in self._names})
+            self.on_change = on_change
+            on_change({name: resolve_arms(self._names, name) for name in self._names})
 
     def _set_names(self, names: Mapping[str, tuple[Arm, ...]]) -> None:
         """Replace all names, and call the hooks for the change and for each version that no name refers to any more."""
         old_versions = self.versions()
         self._names = MappingProxyType(names)
-        self.changed({name: resolve_arms(names, name) for name in names})
+        self.on_change({name: resolve_arms(names, name) for name in names})
         new_versions = self.versions()
         for digest, version in old_versions.items():
             if digest not in new_versions:
-                self.gone(version)
+                self.on_unused_version(version)
 
     def _require_not_base(self, name: str, field: str) -> None:
         require(name not in (self.base_id, BASE), field, name, "is the name of the base", "Choose another name.")

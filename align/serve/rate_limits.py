@@ -108,15 +108,17 @@ class RateLimiter:
         self._lock = Lock()
 
     @contextmanager
-    def admit(self, tenant: Tenant, answers: int = 1, least: int = 0, request_id: str = "") -> Iterator[Charge]:
+    def admit(
+        self, tenant: Tenant, answer_count: int = 1, min_tokens: int = 0, request_id: str = ""
+    ) -> Iterator[Charge]:
         """Count a request against its tenant's limits, or refuse it. Its answers count as in progress during the block.
 
         This happens before its prompt is tokenised; the prompt's tokens are charged by `Charge.reserve`. Unused tokens
         are returned at the end of the block, and the used ones are recorded.
 
         Args:
-            answers: number of answers.
-            least: minimum number of tokens that the request will use.
+            answer_count: number of answers.
+            min_tokens: minimum number of tokens that the request will use.
             request_id: a unique id.
 
         Raises:
@@ -129,30 +131,30 @@ class RateLimiter:
         if max_answers is None:
             max_answers = self.concurrency
             limit = "stage.max_answers"
-        if max_answers is not None and answers > max_answers:
-            problem = f"Asks for {answers} answers at once, and your key may have {max_answers} ({limit})"
+        if max_answers is not None and answer_count > max_answers:
+            problem = f"Asks for {answer_count} answers at once, and your key may have {max_answers} ({limit})"
             raise invalid_request("n", f"{problem}. Ask for fewer at once.")
         with self._lock:
             load = self._loads[tenant.name]
-            if max_answers is not None and load.running + answers > max_answers:
+            if max_answers is not None and load.running + answer_count > max_answers:
                 raise RateLimited("concurrency", CONCURRENCY_RETRY_S)
             buckets, now = self._update_buckets(tenant)
-            amounts = {"requests_per_minute": 1, "tokens_per_minute": least}
+            amounts = {"requests_per_minute": 1, "tokens_per_minute": min_tokens}
             waits = {name: bucket.compute_wait(amounts[name], now) for name, bucket in buckets.items()}
             longest = max(waits, key=lambda name: waits[name], default="")  # after this wait, all buckets allow it
             if waits.get(longest, 0) > 0:
                 raise RateLimited(longest, waits[longest])
             if "requests_per_minute" in buckets:
                 buckets["requests_per_minute"].level -= 1
-            load.running += answers
+            load.running += answer_count
         charge = Charge(self, tenant, request_id)
         try:
-            if (remaining := self.compute_remaining_budget(tenant)) is not None and remaining < least:
+            if (remaining := self.compute_remaining_budget(tenant)) is not None and remaining < min_tokens:
                 raise self._warn_once(tenant, BudgetSpent(tenant.limits.token_budget or 0, remaining))
             yield charge
         finally:
             with self._lock:
-                load.running -= answers
+                load.running -= answer_count
                 if (bucket := load.buckets.get("tokens_per_minute")) is not None:
                     bucket.level += max(
                         0, charge.charged - sum(charge.used)
@@ -187,7 +189,7 @@ class RateLimiter:
                 raise self._warn_once(tenant, error) from None
             charge.reserved = True
 
-    def running(self, tenant: str) -> int:
+    def count_running_answers(self, tenant: str) -> int:
         """Return the number of a tenant's answers in progress."""
         with self._lock:
             return self._loads[tenant].running if tenant in self._loads else 0
@@ -231,7 +233,7 @@ class RateLimiter:
         limits = asdict(tenant.limits)
         remaining: dict[str, int | None] = {name: each.remaining for name, each in self.status_of(tenant).items()}
         if tenant.limits.concurrency is not None:
-            remaining["concurrency"] = max(0, tenant.limits.concurrency - self.running(tenant.name))
+            remaining["concurrency"] = max(0, tenant.limits.concurrency - self.count_running_answers(tenant.name))
         if tenant.limits.token_budget is not None:
             remaining["token_budget"] = used.compute_remaining(tenant.limits.token_budget)
         return {
@@ -283,7 +285,7 @@ class Charge:
     reserved: bool = False
     used: tuple[int, int] = (0, 0)
 
-    def room(self, prompt_tokens: int, answer_count: int) -> int | None:
+    def compute_max_answer_tokens(self, prompt_tokens: int, answer_count: int) -> int | None:
         """Return the maximum tokens of each answer, at least 1, by what is left of the tenant's limits.
 
         Returns None if no limit applies. A limit per minute below the prompt's length does not apply: it leaves a debt
@@ -344,13 +346,13 @@ class RefusalPacer:
         is_full = self._held[tenant] >= MAX_HELD_PER_TENANT or self._held.total() >= MAX_HELD
         self._held[tenant] += 1
         try:
-            yield 0.0 if is_full else self.wait(tenant)
+            yield 0.0 if is_full else self.reserve_delay(tenant)
         finally:
             self._held[tenant] -= 1
             if not self._held[tenant]:
                 del self._held[tenant]
 
-    def wait(self, tenant: str) -> float:
+    def reserve_delay(self, tenant: str) -> float:
         """Take the next place in a tenant's even rate of refusals, and return the delay until then in seconds."""
         now = self.clock()
         slack = REFUSAL_BURST / REFUSALS_PER_S
@@ -364,8 +366,8 @@ class RefusalPacer:
 class ReadTurns:
     """Limits how many prompts of one tenant are tokenised at once, so that other tenants' prompts are not delayed."""
 
-    def __init__(self, at_once: int = CONCURRENT_READS) -> None:
-        self._turns = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(at_once))
+    def __init__(self, max_concurrent: int = CONCURRENT_READS) -> None:
+        self._turns = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(max_concurrent))
 
     def turn(self, tenant: str) -> asyncio.Semaphore:
         """Return the tenant's semaphore, to be held while a prompt is tokenised."""

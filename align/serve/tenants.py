@@ -204,7 +204,7 @@ def change_tenant(
         StorageError: the file cannot be written.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    with change_key_file(path) as tenants:
+    with edit_key_file(path) as tenants:
         existing = tenants.get(name)
         new_limits = {limit: value for limit, value in limits.items() if value is not None}
         if existing is None and (lift or revoke):
@@ -280,7 +280,7 @@ def to_json(entry: TenantKeys) -> dict[str, Any]:
 
 
 @contextmanager
-def change_key_file(path: Path) -> Iterator[dict[str, TenantKeys]]:
+def edit_key_file(path: Path) -> Iterator[dict[str, TenantKeys]]:
     """Yield the tenants of a key file by name, and write the changed ones back at the end of the block.
 
     Nothing is written if the block raises. A lock serialises concurrent changes.

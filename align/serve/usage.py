@@ -188,10 +188,10 @@ class UsageDatabase:
     def _settle_dead_servers(self, db: sqlite3.Connection) -> None:
         """Settle the reservations of servers that have ended, and delete their lock files."""
         for request, server in db.execute("SELECT request, server FROM reservations").fetchall():
-            if server != self.server and is_dead(self._lock_file(server)):
+            if server != self.server and has_server_ended(self._lock_file(server)):
                 settle_reservation(db, request)
         for file in self.path.parent.glob(f"{glob.escape(self.path.name)}.{'[0-9a-f]' * 16}{LOCK}"):
-            if file != self._lock_file(self.server) and is_dead(file):
+            if file != self._lock_file(self.server) and has_server_ended(file):
                 file.unlink()
 
     def _lock_file(self, server: str) -> Path:
@@ -232,7 +232,7 @@ def enable_write_ahead_log(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA synchronous = NORMAL")
 
 
-def is_dead(file: Path) -> bool:
+def has_server_ended(file: Path) -> bool:
     """Return whether a server has ended, by whether its lock file is free."""
     try:
         descriptor = os.open(file, os.O_RDWR)

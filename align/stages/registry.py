@@ -99,7 +99,7 @@ def compare_runs(config: Config) -> Iterable[str]:
         refs = stage.runs or (stage.sweep and comparison.list_sweep_runs(root, stage.sweep))
         if refs:
             for key in stage.columns:
-                find_path(index, "stage.columns", key, whole=True)
+                find_path(index, "stage.columns", key, allow_object=True)
             records = [find_run(index, ref, "stage.runs") for ref in refs]
             unique = {record["run"]: record for record in records}
             has_duplicate = len(unique) < len(refs)
@@ -272,15 +272,15 @@ def show_history(config: Config) -> Iterable[str]:
     if stage.alias is not None and stage.alias not in aliases:
         remedy = f"The aliases are {', '.join(sorted(aliases)) or '(none yet)'}."
         raise MissingArtifact("stage.alias", stage.alias, f"is no alias under {root}", remedy)
-    query_index(root, lambda index: promotion.check_not_cut(index, log))
+    query_index(root, lambda index: promotion.require_complete_log(index, log))
     as_of = None if stage.as_of is None else parse_time(stage.as_of)
     if as_of is not None:
         last_changes = {alias: change for alias, change in log.standing(as_of).items() if stage.alias in (None, alias)}
         changes = [*last_changes.values()]
-        lines = promotion.as_meanings(last_changes)
+        lines = promotion.iter_alias_lines(last_changes)
     else:
         changes = [change for change in log.changes if stage.alias in (None, change.alias)]
-        lines = promotion.as_history(log, stage.alias)
+        lines = promotion.iter_history_lines(log, stage.alias)
     if stage.format == "json":
         return [to_json([change.as_json() for change in changes])]
     return lines if changes else ["no alias meant anything then" if as_of else "no aliases yet"]
@@ -294,7 +294,8 @@ def collect_garbage(config: Config) -> Iterable[str]:
     log = read_log(root)
 
     def query(index: Index) -> list[garbage.Piece]:
-        promotion.check_not_cut(index, log)  # with a truncated log, files that an alias needs would count as garbage
+        # With a truncated log, files that an alias needs would count as garbage.
+        promotion.require_complete_log(index, log)
         return garbage.find_garbage(index, log, stage.days)
 
     kinds = stage.kinds or [kind for kind in GARBAGE if not stage.apply or kind != "artifacts"]
@@ -357,7 +358,7 @@ def rebuild_index(config: Config) -> Iterable[str]:
 
 
 def serve_page(config: Config) -> Iterator[str]:
-    from align.registry.page.server import application  # FastAPI takes a second to import
+    from align.registry.page.server import build_registry_application  # FastAPI takes a second to import
     from align.registry.trace import read_votes
     from align.web.key_link import KeyAuthenticator, OpenAuthenticator, load_or_create_key
     from align.web.server import serve
@@ -367,7 +368,7 @@ def serve_page(config: Config) -> Iterator[str]:
     url, other_origins = list_origins(stage.host, stage.port, stage.url)
 
     def read_project_votes(project: str, head: ChainHead) -> Votes:
-        return read_votes(find_store_url(config), project, head, full=False)
+        return read_votes(find_store_url(config), project, head, verify_ledger=False)
 
     if stage.host in LOOPBACK and stage.url is None:
         authenticator = OpenAuthenticator()
@@ -380,7 +381,7 @@ def serve_page(config: Config) -> Iterator[str]:
         links = [f"open {url}/?key={key}", *warn_without_tls(url)]
     links.append("the page is read-only; Ctrl+C ends it")
     query_index(root, lambda index: None)  # rebuilds an outdated index before the first visitor waits for it
-    app = application(root, read_project_votes, format_run_command, authenticator, [url, *other_origins])
+    app = build_registry_application(root, read_project_votes, format_run_command, authenticator, [url, *other_origins])
     serve(app, stage.host, stage.port, lambda: print(*links, sep="\n", flush=True))
     yield from ()
 

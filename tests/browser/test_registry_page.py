@@ -65,12 +65,12 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path
 def url(root: Path) -> Iterator[str]:
     import uvicorn
 
-    from align.registry.page.server import application
+    from align.registry.page.server import build_registry_application
     from align.stages.registry import format_run_command
     from align.web.key_link import OpenAuthenticator
 
-    port = pick_free_port()
-    app = application(
+    port = free_port()
+    app = build_registry_application(
         root,
         lambda project, head: get_votes(head),
         format_run_command,

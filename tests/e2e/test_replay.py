@@ -130,7 +130,7 @@ def test_what_cannot_be_made_again(home: Path, ready: Ready, tmp_path: Path) -> 
 def test_differences_between_rows() -> None:
     rows = [{"step": 1, "loss": 2.0, "kl": None}, {"step": 2, "loss": 1.0}]
     assert find_first_difference(rows, rows) is None
-    assert find_first_difference(rows, rows[:1], partial=True) is None
+    assert find_first_difference(rows, rows[:1], allow_missing_rows=True) is None
     assert find_first_difference(rows, rows[:1]) == Difference(2, "step", 2, None)
     assert find_first_difference(rows, [{**rows[0], "kl": 0.0}]) == Difference(1, "kl", None, 0.0)
     assert find_first_difference(rows, [{"step": 1, "loss": 2.0}]) == Difference(1, "kl", None, None)

@@ -162,6 +162,6 @@ def test_a_model_that_was_trained_on_calls_calls(shop: Workshop) -> None:
         with torch.no_grad():
             output_ids: Any = model.generate(torch.tensor([ids]), max_new_tokens=48, do_sample=False)
         text = tokenizer.decode(output_ids[0, len(ids) :], skip_special_tokens=True)
-        (part,) = AnswerParser(tools=["rain"]).feed(text, last=True)
+        (part,) = AnswerParser(tools=["rain"]).feed(text, is_last=True)
         assert part.call is not None, text
         assert (part.call.name, json.loads(part.call.arguments)) == ("rain", {"in": place})

@@ -39,7 +39,7 @@ def test_how_long_an_answer_of_no_given_length_may_be(
     accounting: RateLimiter, limits: dict[str, int], prompt_tokens: int, answers: int, room: int | None
 ) -> None:
     with accounting.admit(build_tenant(**limits), answers, 1, "r") as charge:
-        assert charge.room(prompt_tokens, answers) == room
+        assert charge.compute_max_answer_tokens(prompt_tokens, answers) == room
 
 
 def test_what_is_used_is_counted_and_what_is_not_is_given_back(accounting: RateLimiter) -> None:

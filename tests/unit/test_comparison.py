@@ -13,7 +13,15 @@ import pytest
 from synthetic_runs import build_interval, query_records, write_run_folder
 
 from align.core.errors import InputError, MissingArtifact
-from align.registry.comparison import Comparison, as_csv, as_lines, as_objects, compare, is_better_low, list_sweep_runs
+from align.registry.comparison import (
+    Comparison,
+    as_csv,
+    as_lines,
+    as_objects,
+    compare,
+    is_lower_better,
+    list_sweep_runs,
+)
 from align.registry.comparison_page import average_lines, build_page, describe_best, make_labels, write_sweep_page
 from align.report.plots import Point, find_pareto_front
 from align.run.manifest import Input
@@ -240,7 +248,7 @@ def test_of_figures_that_nobody_knows_nothing_is_said(tmp_path: Path) -> None:
     comparison = compare(tmp_path, query_records(tmp_path, stage="sample"))
     assert describe_best(comparison, make_labels(comparison)) == "Nothing here says which of these is better."
     names = ("metrics.loss_after", "held_out_loss", "win_rate", "minutes", "updates")
-    assert [is_better_low(name) for name in names] == [True, None, False, True, None]
+    assert [is_lower_better(name) for name in names] == [True, None, False, True, None]
 
 
 def test_columns_that_are_asked_for_have_their_direction_and_costs(tmp_path: Path) -> None:

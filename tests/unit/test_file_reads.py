@@ -105,7 +105,7 @@ EXCEPTIONS = {
     "align.run.environment:read_cpuinfo": SYSTEM,
     "align.run.folder:lock_folder": NOT_READ,
     "align.run.hub:split_files": "downloads from the hub into the cache of `datasets`",
-    "align.serve.tenants:change_key_file": NOT_READ,
+    "align.serve.tenants:edit_key_file": NOT_READ,
     "align.trainers.multi_rank:_load_optimizer_and_scheduler": DIGEST,
 }
 

@@ -95,8 +95,8 @@ class Home:
         self.engine = Engine()
         for version in self.portfolio.versions().values():
             self.engine.ready(version)
-        self.portfolio.ready = self.engine.ready
-        self.portfolio.gone = self.engine.unload
+        self.portfolio.on_new_version = self.engine.ready
+        self.portfolio.on_unused_version = self.engine.gone
         self.names = AliasWatcher(self.root, resolved.following, self.portfolio, dtypes)
 
     def look(self) -> None:
@@ -136,8 +136,8 @@ def test_what_was_promoted_while_the_server_started_is_followed(home: Home) -> N
     resolved = open_portfolio(parse_aliases(SERVED, "stage.adapters"), home.root)
     home.promote("b")
     home.portfolio = resolved.portfolio
-    home.portfolio.ready = home.engine.ready
-    home.portfolio.gone = home.engine.unload
+    home.portfolio.on_new_version = home.engine.ready
+    home.portfolio.on_unused_version = home.engine.gone
     home.names = AliasWatcher(home.root, resolved.following, home.portfolio, [])
     home.look()
     assert home.means() == [("b", 1.0)]

@@ -17,8 +17,8 @@ from align.annotate.store import Store
 from align.annotate.store.erasure import erase, find_erasure_target
 from align.core.errors import InputError
 from align.registry.forget_selection import MAY_HAVE, TRAINED
-from align.registry.forgetting import StaleRun, list_unfinished, new_receipt, plan_repeats, sort_by_lineage
-from align.registry.forgotten_texts import FEW, ForgottenTexts, RowMarks, iter_matches, remove_texts
+from align.registry.forgetting import StaleRun, list_unfinished, make_receipt, plan_repeats, sort_by_lineage
+from align.registry.forgotten_texts import FEW, ForgottenTexts, RowMarks, iter_matches, read_without_texts
 from align.registry.gates import Finding, read_gate
 from align.registry.index import query_index
 from align.registry.promotion import make_subject
@@ -52,33 +52,33 @@ def test_which_lines_go(tmp_path: Path, others: tuple[str, ...]) -> None:
         {"prompt": "And you?", "answer": "no.\n"},
         {"of": "vote by ann@example.org"},
     ]
-    path = write_rows(tmp_path / "samples.jsonl", [*stays, *goes])
-    remaining, count = remove_texts(path, texts)
+    path = write_rows(tmp_path / "samples.jsonl", *stays, *goes)
+    remaining, count = read_without_texts(path, texts)
     assert remaining is not None
     assert [json.loads(line) for line in remaining.splitlines()] == stays
     assert count == len(goes)
     log = tmp_path / "log.txt"
     log.write_text(f"began\n  And you? → {CUT}\nno.\n")
-    assert remove_texts(log, texts) == (b"began\nno.\n", 1)
+    assert read_without_texts(log, texts) == (b"began\nno.\n", 1)
     page = tmp_path / "page.html"
     page.write_text("<p>Ottilie lives at the old mill\nby the river, and has done so for a good many years now</p>")
-    assert remove_texts(page, texts) == (None, 1)
+    assert read_without_texts(page, texts) == (None, 1)
     about = tmp_path / "about.json"
     about.write_text(json.dumps({"said": [LONG, 3], "n": {"x": "no."}}))
-    remaining, count = remove_texts(about, texts)
+    remaining, count = read_without_texts(about, texts)
     assert remaining is not None
     assert (json.loads(remaining), count) == ({"said": ["(forgotten)", 3], "n": {"x": "no."}}, 1)
     cut = tmp_path / "cut.jsonl"
     cut.write_text(json.dumps({"answer": "no."}) + '\n{"answer": "' + LONG[:29])
-    assert remove_texts(cut, texts) == (b'{"answer": "no."}\n', 1)
+    assert read_without_texts(cut, texts) == (b'{"answer": "no."}\n', 1)
 
 
 def test_what_another_row_has_too_is_no_sign(tmp_path: Path) -> None:
     both = ForgottenTexts(frozenset({LONG}), frozenset()) | ForgottenTexts(
         frozenset({"something of its own"}), frozenset({LONG})
     )
-    path = write_rows(tmp_path / "samples.jsonl", [{"answer": LONG}, {"answer": "something of its own"}])
-    assert remove_texts(path, both)[1] == 1
+    path = write_rows(tmp_path / "samples.jsonl", {"answer": LONG}, {"answer": "something of its own"})
+    assert read_without_texts(path, both)[1] == 1
     assert [match.file for match in iter_matches(tmp_path, both)] == ["samples.jsonl"]
     assert [*iter_matches(tmp_path, ForgottenTexts())] == []
 
@@ -187,7 +187,7 @@ def evaluate_gate(root: Path, ref: str) -> Finding:
     path = root / "gate.yaml"
     path.write_text("alias: live\nconditions:\n  - {stale: false}\n")
     digest = read_manifest(root / ref.replace(":", "/")).digest
-    (finding,) = read_gate(path).findings(
+    (finding,) = read_gate(path).check_artifact(
         query_index(root, lambda index: make_subject(index, root, AliasTarget(ref, digest)))
     )
     return finding
@@ -229,7 +229,7 @@ def test_a_gate_looks_at_everything_upstream(tmp_path: Path) -> None:
 def test_a_receipt_is_known_by_its_command_alone(tmp_path: Path) -> None:
     (tmp_path / "forgotten").mkdir()
     request = ("annotator", "ann@example.org", "p", "sqlite:///x")
-    receipt = new_receipt("annotator", "me", request).write(tmp_path)
+    receipt = make_receipt("annotator", "me", request).write(tmp_path)
     (tmp_path / "forgotten" / "strange.json").write_text('{"schema_version": 1, "odd": 2}')
     (unfinished,) = list_unfinished(tmp_path)
     assert unfinished.is_of(request)
@@ -275,7 +275,7 @@ def test_texts_are_found_as_files_hold_them(tmp_path: Path, name: str) -> None:
     texts = frozenset({"lives at the old mill, by the river", 'she said "lives at the old mill" twice'})
     (tmp_path / name).write_text(FORMS[name])
     assert [match.file for match in iter_matches(tmp_path, ForgottenTexts(texts))] == [name]
-    remaining, _ = remove_texts(tmp_path / name, ForgottenTexts(texts))
+    remaining, _ = read_without_texts(tmp_path / name, ForgottenTexts(texts))
     assert remaining is None or b"old" not in remaining.lower()
 
 
@@ -285,22 +285,22 @@ def test_rows_of_votes_are_known_whatever_they_say(tmp_path: Path) -> None:
         tmp_path / "preferences.jsonl",
         [{"annotator": "a1", "id": "3:x"}, {"annotator": "b", "id": "7:x"}, {"id": "8:x"}],
     )
-    assert remove_texts(tmp_path / "preferences.jsonl", ForgottenTexts(marks=marks))[1] == 2
-    write_rows(tmp_path / "ledger.jsonl", [{"seq": 7, "annotator": "a1", "prev_hash": "h"}])
-    assert remove_texts(tmp_path / "ledger.jsonl", ForgottenTexts(marks=marks))[1] == 0
+    assert read_without_texts(tmp_path / "preferences.jsonl", ForgottenTexts(marks=marks))[1] == 2
+    write_rows(tmp_path / "ledger.jsonl", {"seq": 7, "annotator": "a1", "prev_hash": "h"})
+    assert read_without_texts(tmp_path / "ledger.jsonl", ForgottenTexts(marks=marks))[1] == 0
     item = RowMarks(item="i1")
     write_rows(
         tmp_path / "held_out.jsonl",
         [{"group": "i1"}, {"item": "i1"}, {"group_id": "i1"}, {"group": "i2"}, {"id": "i1"}],
     )
-    assert remove_texts(tmp_path / "held_out.jsonl", ForgottenTexts(marks=item))[1] == 3
+    assert read_without_texts(tmp_path / "held_out.jsonl", ForgottenTexts(marks=item))[1] == 3
 
 
 def test_many_texts_that_begin_alike_take_no_time(tmp_path: Path) -> None:
     texts = ForgottenTexts(frozenset(f"Write a story about the number {i} and its friends" for i in range(20_000)))
     lines = [{"prompt": f"Write a story about the number {i} and its friends"} for i in range(19_990, 20_300)]
     began = time.monotonic()
-    assert remove_texts(write_rows(tmp_path / "many.jsonl", lines), texts)[1] == 10
+    assert read_without_texts(write_rows(tmp_path / "many.jsonl", *lines), texts)[1] == 10
     assert time.monotonic() - began < 5
 
 

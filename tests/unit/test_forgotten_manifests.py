@@ -8,13 +8,13 @@ import pytest
 from run_folders import publish_run
 
 from align.registry import forgetting
-from align.registry.forgetting import new_receipt, update_manifest
+from align.registry.forgetting import make_receipt, update_manifest_digests
 from align.registry.index import query_index
 from align.run.alias_log import FILE as ALIASES
 from align.run.alias_log import AliasTarget, Change, append_change, read_log
 from align.run.manifest import compute_manifest_digests, read_manifest
 
-RECEIPT = new_receipt("annotator", "me", ("annotator", "ann", "p", "sqlite:///x"))
+RECEIPT = make_receipt("annotator", "me", ("annotator", "ann", "p", "sqlite:///x"))
 
 
 def promote(root: Path, alias: str = "production") -> Change:
@@ -43,7 +43,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_a_promoted_run_is_not_called_altered(root: Path) -> None:
     before = (root / "sft" / "one" / "manifest.json").read_bytes()
-    lines = update_manifest(root, "sft:one", ["config.yaml"], RECEIPT)
+    lines = update_manifest_digests(root, "sft:one", ["config.yaml"], RECEIPT)
     assert lines == [
         "@production (change 3) holds the new manifest of sft:one",
         "@staging (change 4) holds the new manifest of sft:one",
@@ -56,7 +56,7 @@ def test_a_promoted_run_is_not_called_altered(root: Path) -> None:
     assert last is not None
     assert (last.arms, last.who, last.replaces) == (first.arms, "me", first.seq)
     assert last.why == f"stage.action=forget rewrote files of sft:one (forgotten/{RECEIPT.name}.json)"
-    assert update_manifest(root, "sft:one", ["config.yaml"], RECEIPT) == []
+    assert update_manifest_digests(root, "sft:one", ["config.yaml"], RECEIPT) == []
     assert len(read_log(root).changes) == 4
 
 
@@ -64,7 +64,7 @@ def test_a_run_that_was_altered_before_stays_so(root: Path) -> None:
     manifest = root / "sft" / "one" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"loss": 1.5', '"loss": 0.5'))
     assert find_alteration(root)
-    assert update_manifest(root, "sft:one", ["config.yaml"], RECEIPT) == []
+    assert update_manifest_digests(root, "sft:one", ["config.yaml"], RECEIPT) == []
     assert "manifest.json is another than" in (find_alteration(root) or "")
 
 
@@ -75,16 +75,16 @@ def test_killed_between_the_log_and_the_manifest_it_goes_on(root: Path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(forgetting, "replace_file", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            update_manifest(root, "sft:one", ["config.yaml"], RECEIPT)
+            update_manifest_digests(root, "sft:one", ["config.yaml"], RECEIPT)
     assert find_alteration(root)  # until the command is run again
-    assert update_manifest(root, "sft:one", ["config.yaml"], RECEIPT) == []
+    assert update_manifest_digests(root, "sft:one", ["config.yaml"], RECEIPT) == []
     assert find_alteration(root) is None
     assert len(read_log(root).changes) == 4
 
 
 def test_a_log_that_cannot_be_read_stops_no_forgetting(root: Path) -> None:
     (root / ALIASES).write_text("damaged\n")
-    (line,) = update_manifest(root, "sft:one", ["config.yaml"], RECEIPT)
+    (line,) = update_manifest_digests(root, "sft:one", ["config.yaml"], RECEIPT)
     assert line.startswith("no alias holds the new manifest of sft:one, which is called altered from now on (")
     assert "forgotten" in (root / "sft" / "one" / "config.yaml").read_text()
     assert read_manifest(root / "sft" / "one").outputs["config.yaml"]

@@ -42,7 +42,7 @@ def build_subject(root: Path, ref: str = "ppo:a") -> Subject:
 
 
 def evaluate_condition(root: Path, condition: str, ref: str = "ppo:a") -> Finding:
-    (finding,) = read_gate(write_gate(root, f"  - {condition}")).findings(build_subject(root, ref))
+    (finding,) = read_gate(write_gate(root, f"  - {condition}")).check_artifact(build_subject(root, ref))
     return finding
 
 
@@ -210,7 +210,7 @@ def test_an_export_that_is_promoted_has_its_own_receipt(tmp_path: Path) -> None:
 
     def evaluate_export(condition: str) -> Finding:
         subject = query_index(tmp_path, lambda index: make_subject(index, tmp_path, target))
-        return read_gate(write_gate(tmp_path, f"  - {condition}")).findings(subject)[0]
+        return read_gate(write_gate(tmp_path, f"  - {condition}")).check_artifact(subject)[0]
 
     assert evaluate_export("{receipt: merged}").passed
     assert not evaluate_export("{receipt: gguf}").passed
@@ -377,7 +377,9 @@ def test_a_signature_of_the_artifact_itself(tmp_path: Path) -> None:
 
     def passes_gate() -> bool:
         conditions = read_gate(write_gate(tmp_path, "  - {signature: release.pub}"))
-        (finding,) = conditions.findings(query_index(tmp_path, lambda index: make_subject(index, tmp_path, target)))
+        (finding,) = conditions.check_artifact(
+            query_index(tmp_path, lambda index: make_subject(index, tmp_path, target))
+        )
         return finding.passed
 
     assert not passes_gate()

@@ -27,7 +27,7 @@ def clock() -> Clock:
 def send_request(limits: RateLimiter, tenant: Tenant, tokens: int = 1, used: int | None = None) -> float:
     """Return 0 for a request that was admitted and has ended, else the seconds to wait."""
     try:
-        with limits.admit(tenant, least=tokens) as charge:
+        with limits.admit(tenant, min_tokens=tokens) as charge:
             charge.reserve(tokens)
             charge.used = 0, tokens if used is None else used
         return 0.0
@@ -83,8 +83,8 @@ def test_answers_at_once(clock: Clock) -> None:
             pass
         assert caught.value.param == "concurrency"
         stack.enter_context(limits.admit(tenant, 1))
-        assert limits.running("acme") == 4
-    assert limits.running("acme") == 0
+        assert limits.count_running_answers("acme") == 4
+    assert limits.count_running_answers("acme") == 0
     assert [send_request(limits, tenant) for _ in range(3)][:2] == [0, 0]  # the refused one was charged nothing
 
 
@@ -101,7 +101,7 @@ def test_what_is_refused_before_its_prompt_is_read_is_charged_nothing(clock: Clo
     tenant = build_tenant(requests_per_minute=3, tokens_per_minute=60)
     assert send_request(limits, tenant, 60) == 0
     for _ in range(5):
-        with pytest.raises(RateLimited) as caught, limits.admit(tenant, least=30):
+        with pytest.raises(RateLimited) as caught, limits.admit(tenant, min_tokens=30):
             pass
         assert caught.value.retry_after_s == pytest.approx(30)
     assert [send_request(limits, tenant, 0) for _ in range(3)] == [0, 0, pytest.approx(20)]
@@ -111,7 +111,7 @@ def test_a_prompt_that_was_read_counts_as_a_request_whatever_it_came_to(clock: C
     limits = RateLimiter(clock)
     tenant = build_tenant(requests_per_minute=3, tokens_per_minute=60)
     assert send_request(limits, tenant, 40) == 0
-    with limits.admit(tenant, least=1) as charge, pytest.raises(RateLimited) as caught:
+    with limits.admit(tenant, min_tokens=1) as charge, pytest.raises(RateLimited) as caught:
         charge.reserve(30)
     assert caught.value.retry_after_s == pytest.approx(10)
     assert limits.status_of(tenant)["tokens_per_minute"].remaining == 20
@@ -197,7 +197,7 @@ def test_many_threads(clock: Clock) -> None:
         for _ in range(100):
             try:
                 with limits.admit(tenant):
-                    assert limits.running("acme") <= 8
+                    assert limits.count_running_answers("acme") <= 8
                     admissions.append(1)
             except RateLimited as error:
                 refused_params.add(error.param)
@@ -209,4 +209,4 @@ def test_many_threads(clock: Clock) -> None:
         thread.join()
     assert len(admissions) <= 500
     assert refused_params <= {"requests_per_minute", "concurrency"}
-    assert limits.running("acme") == 0
+    assert limits.count_running_answers("acme") == 0

@@ -10,7 +10,15 @@ from synthetic_runs import write_run_folder, write_two_policies
 
 from align.core.chain import ChainHead
 from align.registry.index import Index
-from align.registry.page.lineage import MOST, Box, Lineage, assign_columns, build_lineage, draw_lineage, place_boxes
+from align.registry.page.lineage import (
+    MOST,
+    Box,
+    Lineage,
+    assign_columns,
+    build_lineage,
+    compute_box_positions,
+    draw_lineage,
+)
 from align.registry.trace import Tracer, Votes
 
 
@@ -22,7 +30,7 @@ def test_every_line_of_a_picture_leads_from_left_to_right(tmp_path: Path) -> Non
     with Index(write_two_policies(tmp_path)) as index:
         for run in index.names():
             lineage = build_lineage(index, Tracer(index, read_no_votes).run(run))
-            places = place_boxes(lineage)
+            places = compute_box_positions(lineage)
             assert len(set(places.values())) == len(lineage.boxes)
             assert all(places[source][0] < places[target][0] for source, target in lineage.lines)
             assert not any(key[0] == "gone" for key in lineage.boxes) or run == "eval:one"
@@ -44,7 +52,7 @@ def test_a_circle_and_a_crowd_are_drawn_in_a_moment(tmp_path: Path) -> None:
     with Index(tmp_path) as index:
         for run in ("sft:a", "sft:b"):
             lineage = build_lineage(index, Tracer(index, read_no_votes).run(run))
-            places = place_boxes(lineage)
+            places = compute_box_positions(lineage)
             assert all(places[source][0] < places[target][0] for source, target in lineage.lines)
 
 

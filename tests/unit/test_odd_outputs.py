@@ -27,7 +27,7 @@ from align.core.errors import InputError
 from align.core.outputs import atomic_file, replace_file
 from align.export.converters import HF, LORA, unpack
 from align.models.base import convert_gguf
-from align.registry.comparison import note_sweep
+from align.registry.comparison import write_sweep_note
 from align.registry.garbage import LOG, Piece, write_to_log
 from align.registry.index import INDEX, Index
 from align.report.page import Report
@@ -137,7 +137,9 @@ FILES = {
     "the key of a page in run.root": Output("annotate.key", load_or_create_key),
     "the log of removals in run.root": Output(LOG, log_removal),
     "the aliases in run.root": Output(ALIASES, change_alias, replaces=False),
-    "the note of a sweep in run.root": Output("compare/x.json", lambda path: note_sweep(path.parents[1], "x", ["a:b"])),
+    "the note of a sweep in run.root": Output(
+        "compare/x.json", lambda path: write_sweep_note(path.parents[1], "x", ["a:b"])
+    ),
 }
 FOLDERS = {
     "run.name": Output("sft/mine", lambda path: open_run(path.parents[1]).__exit__(None, None, None)),

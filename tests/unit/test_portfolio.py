@@ -179,8 +179,8 @@ def test_a_request_keeps_the_version_that_it_was_resolved_to(served: Portfolio) 
 
 def record_events(portfolio: Portfolio) -> list[tuple[str, str]]:
     events: list[tuple[str, str]] = []
-    portfolio.ready = lambda loaded: events.append(("ready", loaded.digest))
-    portfolio.gone = lambda loaded: events.append(("gone", loaded.digest))
+    portfolio.on_new_version = lambda loaded: events.append(("ready", loaded.digest))
+    portfolio.on_unused_version = lambda loaded: events.append(("gone", loaded.digest))
     return events
 
 
@@ -203,7 +203,7 @@ def test_what_cannot_be_made_ready_leaves_the_name_as_it_was(served: Portfolio) 
     def raise_error(_: Version) -> None:
         raise InputError("adapter", "x", "is broken", "Train it again.")
 
-    served.ready = raise_error
+    served.on_new_version = raise_error
     for name in ("support", "new"):
         with pytest.raises(InputError, match="is broken"):
             served.load(name, "two")

@@ -18,7 +18,7 @@ from synthetic_runs import build_interval, compute_artifact_digest, write_run_fo
 
 from align.core.chain import ChainHead
 from align.core.errors import InputError
-from align.registry.page.server import application
+from align.registry.page.server import build_registry_application
 from align.registry.page.views import A_PAGE, parse_conditions
 from align.registry.trace import Votes
 from align.run.alias_log import AliasTarget, append_change
@@ -34,7 +34,7 @@ def load_no_votes(project: str, head: ChainHead) -> Votes:
 
 
 def make_client(root: Path, authenticator=None) -> TestClient:
-    app = application(
+    app = build_registry_application(
         root, load_no_votes, lambda manifest: "python -m align", authenticator or OpenAuthenticator(), [URL]
     )
     return TestClient(app, base_url=URL, follow_redirects=False)

@@ -24,7 +24,7 @@ def parse_parts(text: str, cuts: list[int] = [], **more: Any) -> list[tuple[str,
     for cut in sorted(min(cut, len(text)) for cut in cuts):
         answer_parts += answer.feed(text[at:cut])
         at = cut
-    answer_parts += answer.feed(text[at:], last=True)
+    answer_parts += answer.feed(text[at:], is_last=True)
     flat_parts = [
         AnswerPart(kind, f"{call.name}{call.arguments}") if call else AnswerPart(kind, text_part)
         for kind, text_part, call in answer_parts
@@ -56,7 +56,7 @@ def test_where_the_text_is_cut_does_not_matter(text: str, cuts: list[int], opene
 @given(text=TEXTS, opened=st.booleans())
 def test_reasoning_is_parted_as_in_training(text: str, opened: bool):
     reasoning, answer = split_reasoning(text, opened)
-    answer_parts = parse_parts(text, opened=opened)
+    answer_parts = parse_parts(text, begins_in_reasoning=opened)
     texts = {kind: "".join(t for k, t in answer_parts if k == kind) for kind in ("reasoning", "content")}
     assert texts["reasoning"].replace(OPEN, "").strip() == reasoning
     assert texts["content"] == answer
@@ -70,7 +70,7 @@ def test_calls_between_marks_and_what_is_said_around_them():
         ("call", 'f{"a": 1}'),
         ("call", 'f{"a": 1}'),
     ]
-    assert [kind for kind, _ in parse_parts(text, tools=["f"], most_calls=1)] == ["reasoning", "content", "call"]
+    assert [kind for kind, _ in parse_parts(text, tools=["f"], max_calls=1)] == ["reasoning", "content", "call"]
 
 
 def test_an_answer_that_is_json_is_a_call_where_its_tool_was_offered():
@@ -90,7 +90,7 @@ def test_a_call_that_is_none_is_text():
 
 
 def test_the_id_and_the_shape_of_a_call():
-    (part,) = AnswerParser(tools=["f"]).feed(CALL, last=True)
+    (part,) = AnswerParser(tools=["f"]).feed(CALL, is_last=True)
     assert part.call is not None
     call = part.call.as_dict()
     assert json.loads(call["function"]["arguments"]) == {"a": 1}

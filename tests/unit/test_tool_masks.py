@@ -332,7 +332,7 @@ def test_the_server_reads_the_calls_that_were_trained(name: str) -> None:
         text = decode_trained_spans(tokenizer, conversation)[0].removesuffix(end)
         for cut in range(len(text)):
             reader = AnswerParser(tools=["weather"])
-            parts = [*reader.feed(text[:cut]), *reader.feed(text[cut:], last=True)]
+            parts = [*reader.feed(text[:cut]), *reader.feed(text[cut:], is_last=True)]
             assert "".join(part.text for part in parts) == turn.content
             calls = [(part.call.name, json.loads(part.call.arguments)) for part in parts if part.call]
             assert calls == [(call.name, json.loads(call.arguments)) for call in turn.tool_calls]

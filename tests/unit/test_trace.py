@@ -163,7 +163,7 @@ def test_files_by_time_and_by_hash(tmp_path: Path) -> None:
 
 def test_many_files_are_counted(tmp_path: Path) -> None:
     outputs = dict.fromkeys((f"artifact/{i}" for i in range(9)), "0" * 64)
-    file_check = check_files(tmp_path, outputs, {}, None, full=False)
+    file_check = check_files(tmp_path, outputs, {}, None, rehash_all=False)
     assert file_check.state == "artifact/0, artifact/1, artifact/2 and 6 more are missing"
 
 

@@ -170,7 +170,7 @@ def assign_columns(lineage: Lineage) -> dict[Key, int]:
 
 def draw_lineage(lineage: Lineage) -> Markup:
     """Return the picture of a lineage as SVG, in which every run is a link."""
-    positions = place_boxes(lineage)
+    positions = compute_box_positions(lineage)
     return render(
         "lineage.html",
         focus=lineage.focus[1],
@@ -186,7 +186,7 @@ def draw_lineage(lineage: Lineage) -> Markup:
     )
 
 
-def place_boxes(lineage: Lineage) -> dict[Key, tuple[float, float]]:
+def compute_box_positions(lineage: Lineage) -> dict[Key, tuple[float, float]]:
     """Return box → (x, y) of its upper left corner in pixels. Columns are centred, and sorted by neighbours."""
     columns: dict[int, list[Key]] = {}
     for key, column in assign_columns(lineage).items():

@@ -47,7 +47,7 @@ LONGEST = 2000
 Text = Annotated[str, Query(max_length=LONGEST)]
 
 
-def application(
+def build_registry_application(
     root: Path,
     vote_reader: VoteReader,
     command: Callable[[Manifest], str],
