@@ -64,7 +64,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Runs side by side.
+    """A comparison of runs: the settings in which they differ, and their metrics.
 
     Attributes:
         keys: settings in which they differ; for runs of several stages, of the settings that all of them have.
@@ -172,20 +172,20 @@ def collect_figures(record: Record, figure_keys: Sequence[str], distance: str) -
     return {name: value for name, value in figures.items() if get_number(value) is not None}
 
 
-def average_figures(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def average_figures(run_figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the mean of each metric over the runs of a row.
 
     For several runs these are means over the runs that have the metric, with intervals by Student's t. `n` is the
     number of these runs if some lack it. For one run its metrics are returned as they are.
     """
-    if len(runs) == 1:
-        return dict(runs[0])
+    if len(run_figures) == 1:
+        return dict(run_figures[0])
     figures: dict[str, Any] = {}
-    for name in dict.fromkeys(name for run in runs for name in run):
-        values = [get_figure_value(run[name]) for run in runs if name in run]
-        are_equal = len({*values}) == 1 and len(values) == len(runs)
+    for name in dict.fromkeys(name for figures_of_run in run_figures for name in figures_of_run):
+        values = [get_figure_value(figures_of_run[name]) for figures_of_run in run_figures if name in figures_of_run]
+        are_equal = len({*values}) == 1 and len(values) == len(run_figures)
         figures[name] = values[0] if are_equal else average_values(name, values)
-        if len(values) < len(runs):
+        if len(values) < len(run_figures):
             figures[name]["n"] = len(values)
     return figures
 

@@ -250,7 +250,7 @@ def describe_best(compared: Comparison, labels: Sequence[str]) -> str:
     doubtful = [
         labels[i]
         for i in other_rows
-        if not is_surely_better(compared.rows[best], compared.rows[i], name, lower_is_better)
+        if not is_significantly_better(compared.rows[best], compared.rows[i], name, lower_is_better)
     ]
     if not other_rows:
         return text
@@ -269,7 +269,7 @@ def find_measurement_differences(compared: Comparison, name: str) -> list[str]:
     return [*keys, *(["judge"] if name == "win_rate" and len(judges) > 1 else [])]
 
 
-def is_surely_better(best: ComparisonRow, other: ComparisonRow, name: str, lower_is_better: bool) -> bool:
+def is_significantly_better(best: ComparisonRow, other: ComparisonRow, name: str, lower_is_better: bool) -> bool:
     """Return whether one row is better than another by a metric, at 95 % confidence.
 
     If both have two or more seeds in common, the differences per seed decide. Otherwise their intervals must not

@@ -55,7 +55,7 @@ def find_differences(folders: tuple[Path, Path], records: tuple[Record, Record])
         "metrics": {name: pair for name, pair in metrics.items() if name not in scores},
         "settings": pair_differences(*settings),
         "inputs": pair_differences(*map(describe_inputs, records)),
-        "data": compare_rows(folders, records),
+        "data": count_row_changes(folders, records),
         "code": pair_differences(*map(describe_code, manifests)),
         "packages": pair_differences(*(manifest.packages for manifest in manifests)),
         "hardware": pair_differences(*(manifest.hardware for manifest in manifests)),
@@ -63,13 +63,13 @@ def find_differences(folders: tuple[Path, Path], records: tuple[Record, Record])
         "other_settings": {
             key: pair
             for key, pair in pair_differences(*configs).items()
-            if key not in identity_keys and not is_ref(key)
+            if key not in identity_keys and not is_reference_key(key)
         },
     }
 
 
 def pair_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return the keys in which two mappings differ, each with both values. A missing value is None."""
+    """Return the keys in which two mappings differ, each with both values: None where a key is missing."""
     keys = dict.fromkeys((*first, *second))
     return {key: [first.get(key), second.get(key)] for key in keys if first.get(key) != second.get(key)}
 
@@ -80,7 +80,7 @@ def get_settings(manifest: Manifest) -> dict[str, Any]:
     return dict(iter_leaves(select_identity(manifest.stage, manifest.config, inputs)))
 
 
-def is_ref(key: str) -> bool:
+def is_reference_key(key: str) -> bool:
     """Return whether a key names an input, which is compared by its digest, or the run itself."""
     return key in ("init", "artifact", "data.path", "model.path", "reward.ref", "run.name", "run.root")
 
@@ -108,7 +108,7 @@ def describe_code(manifest: Manifest) -> dict[str, Any]:
     return {"code": manifest.code, "commit": manifest.commit, "checkout": git.get("commit"), "changes": git.get("diff")}
 
 
-def compare_rows(folders: tuple[Path, Path], records: tuple[Record, Record]) -> dict[str, int] | None:
+def count_row_changes(folders: tuple[Path, Path], records: tuple[Record, Record]) -> dict[str, int] | None:
     """Count the training rows that were added and removed between two runs, by content ids with multiplicity.
 
     Returns None if a run did not record its rows. `unknown` counts the rows of both runs that have no id.
@@ -168,26 +168,26 @@ def read_content_ids(folder: Path, stage: str) -> ContentIds | None:
 
 
 def as_lines(differences: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the differences as text, shortened to about one screen."""
+    """Yield the differences between two runs as lines of text, shortened to about one screen."""
     yield " → ".join(map(clean_text, differences["runs"]))
     yield from iter_pair_lines(differences["score"])
     yield from iter_pair_lines(differences["outcome"])
     shared = {name: pair for name, pair in differences["metrics"].items() if None not in pair}
-    yield from iter_section("figures", {name: shared[name] for name in sort_metric_names(shared)[:METRICS]})
+    yield from iter_section_lines("figures", {name: shared[name] for name in sort_metric_names(shared)[:METRICS]})
     if more := len(differences["metrics"]) - min(len(shared), METRICS):
         yield f"  and {more:,} more, which only one has or matter less: stage.format=json"
-    yield from iter_section("settings", differences["settings"])
-    yield from iter_section("made from", differences["inputs"])
+    yield from iter_section_lines("settings", differences["settings"])
+    yield from iter_section_lines("made from", differences["inputs"])
     if data := differences["data"]:
         is_same = not data["added"] and not data["removed"] and not data["unknown"]
         change = "the same rows" if is_same else f"{data['added']:,} added, {data['removed']:,} removed"
         unknown = f"; of {pluralize(data['unknown'], 'row')} nobody knows which" if data["unknown"] else ""
         yield f"rows to train on  {data['before']:,} → {data['after']:,}: {change}{unknown}"
     code = {key: [summarize_change(value) for value in pair] for key, pair in differences["code"].items()}
-    yield from iter_section("code", code)
+    yield from iter_section_lines("code", code)
     for name in ("packages", "hardware", "cost"):
-        yield from iter_section(name, differences[name])
-    yield from iter_section("other settings, which decide nothing", differences["other_settings"])
+        yield from iter_section_lines(name, differences[name])
+    yield from iter_section_lines("other settings, which decide nothing", differences["other_settings"])
 
 
 def summarize_change(value: Any) -> Any:
@@ -195,7 +195,7 @@ def summarize_change(value: Any) -> Any:
     return pluralize(len(value.splitlines()), "line") if isinstance(value, str) and "\n" in value else value
 
 
-def iter_section(head: str, pairs: Mapping[str, Any]) -> Iterator[str]:
+def iter_section_lines(head: str, pairs: Mapping[str, Any]) -> Iterator[str]:
     if pairs:
         yield head
         yield from (f"  {line}" for line in iter_pair_lines(pairs))

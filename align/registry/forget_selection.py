@@ -43,7 +43,7 @@ FILES = "read it from files, which are yours: take the rows out of them before y
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """A selector of data to forget.
+    """A selector of data to delete: an annotator, a source, an item or a content id.
 
     Attributes:
         kind: one of `KINDS`.
@@ -71,7 +71,7 @@ class Selector:
 
 @dataclass(frozen=True)
 class Selection:
-    """The data that a selector matches, and the runs that read it.
+    """The data to delete that a selector matches, its texts, and the runs that read it.
 
     Attributes:
         stored: matching data in the store; None if it holds none.
@@ -92,13 +92,13 @@ class Selection:
     def __bool__(self) -> bool:
         return bool(self.stored or self.sets or self.stale_reasons)
 
-    def texts_of(self, run: str) -> ForgottenTexts:
-        """Return the texts to look for in the files of a run."""
+    def get_texts_for_run(self, run: str) -> ForgottenTexts:
+        """Return the deleted data's texts to look for in a run's files, with ids of rows if it read the project."""
         return self.texts if run in self.runs_with_votes else replace(self.texts, marks=RowMarks())
 
 
 def select_data(index: Index, selector: Selector, url: str) -> Selection:
-    """Return the data that a selector matches now.
+    """Find the data to delete in the annotation store and in data sets, its texts, and the runs that read it.
 
     Args:
         url: URL of the annotation store.
@@ -169,7 +169,7 @@ def make_no_match_error(selector: Selector, records: Sequence[Record], root: Pat
 
 
 def find_stored_target(selector: Selector, url: str) -> ErasureTarget | None:
-    """Return the matching data in the annotation store. Returns None if it holds none.
+    """Find the data in the annotation store that a selector matches. Returns None if it holds none.
 
     Raises:
         InputError: The store does not know the item or annotator, or there is no such store.
@@ -208,7 +208,7 @@ def iter_same_text_notes(url: str, texts: ForgottenTexts) -> Iterator[str]:
 
 
 def find_item_of_pair(store: Store, project: str, content_id: bytes) -> str:
-    """Return the id of the item that the preference pair with a content id was made from. Empty if there is none.
+    """Return the id of the item that the preference pair with a content id was made from. Empty if no item matches.
 
     To forget the pair is to forget the item: the pair's texts are stored nowhere else.
     """
@@ -252,6 +252,7 @@ def select_rows(
 
 
 def iter_row_texts(kind: str, table: pa.Table) -> Iterator[str]:
+    """Yield the texts of all rows of a data set's table."""
     columns = [name for name in CONTENT[kind] if name in table.column_names]
     for record in columns_to_records(kind, table.select(columns), [""] * table.num_rows):
         yield from (text for text in list_texts(record) if text)

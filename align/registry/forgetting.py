@@ -66,7 +66,7 @@ RUN = re.compile(r"[a-z]+:(?!\.{1,2}$)[^/\0]+")
 
 @dataclass(frozen=True, slots=True)
 class ForgetReceipt:
-    """The receipt of a command that forgets something.
+    """The receipt of a deletion of data: the rows, files and runs that it changes.
 
     Attributes:
         name: name of its file, without the suffix.
@@ -218,8 +218,8 @@ class RepeatCommand(NamedTuple):
     """The command that repeats a run.
 
     Attributes:
-        command: the command; empty if there is none.
-        problem: why there is none; empty otherwise.
+        command: the command; empty if the run cannot be repeated.
+        problem: why it cannot be repeated; empty otherwise.
     """
 
     command: str
@@ -249,7 +249,7 @@ def plan_repeats(
     repeats = []
     for run in sort_by_lineage(records):
         stage, _, name = run.partition(":")
-        replacement_set = find_replacement(index.root / records[run]["folder"]) if stage == "data" else ""
+        replacement_set = find_replacement_set(index.root / records[run]["folder"]) if stage == "data" else ""
         new_names[run] = replacement_set or f"{stage}:{reserve_unused_name(index.root / stage, name, taken_paths)}"
         if replacement_set or run in sets:
             repeats.append(StaleRun(run, reasons[run], new_names[run]))
@@ -328,7 +328,7 @@ def sort_by_lineage(records: Mapping[str, Record]) -> list[str]:
     return ordered
 
 
-def find_replacement(folder: Path) -> str:
+def find_replacement_set(folder: Path) -> str:
     """Return `data:NAME` of the data set that replaced the one in a run's folder. Returns an empty text if none did."""
     try:
         note = read_replacement(folder / "artifact", "data.path")
@@ -340,7 +340,7 @@ def find_replacement(folder: Path) -> str:
 def make_repeat_command(
     index: Index, record: Record, new_names: Mapping[str, str], build_arguments: ArgumentBuilder, store_argument: str
 ) -> RepeatCommand:
-    """Return the command that repeats a run under a new name and with repeated inputs, or why there is none.
+    """Return the command that repeats a run under a new name and with repeated inputs, or why it cannot be repeated.
 
     Args:
         new_names: run → run that replaces it, of the runs that are repeated before.
@@ -365,13 +365,13 @@ def make_repeat_command(
         return RepeatCommand("", problem)
     root = index.root.absolute()
     for run, new_run in new_names.items():  # inputs that are named by their paths
-        old_prefix = f"{root / run_path(run)}/"
-        arguments = [word.replace(old_prefix, f"{root / run_path(new_run)}/") for word in arguments]
+        old_prefix = f"{root / build_run_path(run)}/"
+        arguments = [word.replace(old_prefix, f"{root / build_run_path(new_run)}/") for word in arguments]
     if base := record.get("base"):
         base_run = index.maker(base["digest"], "")
         if base_run in new_names:
             arguments = [word for word in arguments if not word.startswith("model.path=")]
-            arguments.append(f"model.path={root / run_path(new_names[base_run], 'artifact')}")
+            arguments.append(f"model.path={root / build_run_path(new_names[base_run], 'artifact')}")
     reads_store = any(input.get("project") for input in record["inputs"].values())
     if store_argument and (reads_store or record["stage"] in ("sample", "annotate")):
         arguments.append(store_argument)
@@ -394,7 +394,7 @@ DRAWN = "made anew"
 
 @dataclass(frozen=True, slots=True)
 class ForgetPlan:
-    """The plan of a command that forgets something.
+    """The plan of a deletion of data: what to remove from the store, data sets and files, and which runs to repeat.
 
     Attributes:
         root: the folder of all runs.
@@ -419,7 +419,7 @@ class ForgetPlan:
     before: ForgetReceipt | None = None
 
 
-def run_path(run: str, *file: str) -> str:
+def build_run_path(run: str, *file: str) -> str:
     """Return the path of `stage:name`, or of a file in it, relative to the folder of all runs."""
     return "/".join((run.replace(":", "/", 1), *file))
 
@@ -457,7 +457,9 @@ def make_plan(
             selection = Selection()  # the command was interrupted after its last act
         matches: dict[str, list[FileMatch]] = {}
         for run in index.names():
-            if run not in selection.sets and (files := [*iter_matches(root / run_path(run), selection.texts_of(run))]):
+            if run not in selection.sets and (
+                files := [*iter_matches(root / build_run_path(run), selection.get_texts_for_run(run))]
+            ):
                 matches[run] = files
         selection = replace(selection, notes=(*selection.notes, *iter_other_files(root, selection.texts)))
         stale_reasons = dict(selection.stale_reasons)
@@ -494,7 +496,7 @@ def iter_readers(index: Index, run: str, files: Sequence[FileMatch]) -> Iterator
     outputs = read_manifest(index.root / record["folder"]).outputs
     for match in files:
         if match.file in outputs:
-            for reader in index.readers(outputs[match.file]):
+            for reader in index.find_readers(outputs[match.file]):
                 yield reader, match.file
 
 
@@ -537,12 +539,15 @@ def execute_plan(plan: ForgetPlan, who: str) -> Iterator[str]:
 def mark_runs_stale(root: Path, receipt: ForgetReceipt) -> None:
     """Write the stale mark of each run in a receipt, if the run still exists."""
     for run, entry in receipt.runs.items():
-        if (root / run_path(run) / MANIFEST).is_file():
-            mark_stale(root / run_path(run), entry["because"], entry["command"], receipt.name, receipt.at)
+        if (root / build_run_path(run) / MANIFEST).is_file():
+            mark_stale(root / build_run_path(run), entry["because"], entry["command"], receipt.name, receipt.at)
 
 
 def mark_late_readers(plan: ForgetPlan, receipt: ForgetReceipt) -> ForgetReceipt:
-    """Mark runs that began to read the data during the deletion, while the store still knows which."""
+    """Write stale marks for runs that began to read the data during the deletion, and add them to the receipt.
+
+    Must be called before the store's data are erased. Returns the receipt as it was written.
+    """
     try:
         repeats = make_plan(plan.root, plan.selector, plan.url, plan.build_arguments, plan.store_argument).repeats
     except InputError:  # nothing matches any more
@@ -558,13 +563,13 @@ def describe_stale_runs(repeats: Sequence[StaleRun]) -> dict[str, dict[str, str]
 
 
 def is_already_forgotten(plan: ForgetPlan) -> bool:
-    """Return whether everything was forgotten before, and nothing was added since."""
+    """Return whether a plan has nothing to delete and all of its runs have stale marks already."""
     stored = plan.selection.stored
     if plan.before is not None or plan.selection.sets or (stored is not None and any(stored.rows.values())):
         return False
     if any(not file.stays for files in plan.matches.values() for file in files):
         return False
-    return all(read_stale_mark(plan.root / run_path(run.run)) for run in plan.repeats)
+    return all(read_stale_mark(plan.root / build_run_path(run.run)) for run in plan.repeats)
 
 
 def write_first_receipt(plan: ForgetPlan, who: str) -> ForgetReceipt:
@@ -575,12 +580,16 @@ def write_first_receipt(plan: ForgetPlan, who: str) -> ForgetReceipt:
     """
     receipt = plan.before or make_receipt(plan.selector.kind, redact(who), make_selector_key(plan.selector, plan.url))
     files = {
-        run_path(run, file.file): {"lines": file.lines}
+        build_run_path(run, file.file): {"lines": file.lines}
         for run, matches in plan.matches.items()
         for file in matches
         if not file.stays
     }
-    pages = {run_path(run, PAGE): {"lines": 0} for run in plan.matches if (plan.root / run_path(run) / PAGE).is_file()}
+    pages = {
+        build_run_path(run, PAGE): {"lines": 0}
+        for run in plan.matches
+        if (plan.root / build_run_path(run) / PAGE).is_file()
+    }
     store = plan.selection.stored.rows if plan.selection.stored else {}
     data = {run.run: {"by": run.again} for run in plan.repeats if run.run in plan.selection.sets}
     return replace(
@@ -606,17 +615,17 @@ def remove_texts_from_run(run: str, files: Sequence[str], plan: ForgetPlan, rece
 
     The receipt's entries are completed: what became of each file, and its digest.
     """
-    folder = plan.root / run_path(run)
+    folder = plan.root / build_run_path(run)
     if not (folder / MANIFEST).is_file():
         yield f"{run}: is gone meanwhile"
         return
     notes: list[str] = []
     try:
         with hold_lock(folder):
-            texts = plan.selection.texts_of(run)
+            texts = plan.selection.get_texts_for_run(run)
             for file in files:
                 path = folder / file
-                entry = receipt.files[run_path(run, file)]
+                entry = receipt.files[build_run_path(run, file)]
                 if path.is_file():
                     entry["became"] = rewrite_file(folder, file, texts, plan.build_arguments) or entry.get(
                         "became", REWRITTEN
@@ -629,7 +638,7 @@ def remove_texts_from_run(run: str, files: Sequence[str], plan: ForgetPlan, rece
     except RunBusy as error:
         remedy = "End it, or wait for it, and run the same command again: it goes on."
         raise RunBusy("run", run, "a process works in it, so its files cannot be changed", remedy) from error
-    became = (f"{file} {receipt.files[run_path(run, file)]['became']}" for file in files)
+    became = (f"{file} {receipt.files[build_run_path(run, file)]['became']}" for file in files)
     yield f"{run}: {', '.join(became)}"
     yield from notes
 
@@ -679,7 +688,7 @@ def update_manifest_digests(root: Path, run: str, files: Sequence[str], receipt:
 
     The log is written first: if the process is killed in between, the next one finds the old manifest and repeats both.
     """
-    folder = root / run_path(run)
+    folder = root / build_run_path(run)
     values = read_json_object(folder / MANIFEST, "manifest", "Restore it.")
     outputs = values.get("outputs") or {}
     old_outputs = dict(outputs)
@@ -711,7 +720,7 @@ def log_rewritten_manifest(root: Path, run: str, new_sha256: str, receipt: Forge
     Raises:
         CorruptFile, RunConflict, InputError: The log cannot be read or appended to.
     """
-    old_sha256 = file_digest(root / run_path(run) / MANIFEST)
+    old_sha256 = file_digest(root / build_run_path(run) / MANIFEST)
     changes = []
     for alias, current in read_log(root).standing().items():
         arms = []
@@ -745,8 +754,8 @@ def replace_data_set(root: Path, run: str, entry: dict[str, object], ids: frozen
         entry: the receipt's entry about the data set, which is completed.
         ids: content ids of the rows to remove.
     """
-    old = root / run_path(run)
-    new = root / run_path(str(entry["by"]))
+    old = root / build_run_path(run)
+    new = root / build_run_path(str(entry["by"]))
     is_done = (old / "artifact" / REPLACED).is_file() and (new / MANIFEST).is_file() and read_manifest(new).done
     if not is_done or any((old / "artifact").glob("*.parquet")):
         with NamedTemporaryFile("w", prefix="align-forget-", suffix=".txt", encoding="utf-8") as id_file:
@@ -784,7 +793,7 @@ def describe_counts(rows: Mapping[str, int]) -> str:
 
 
 def as_lines(plan: ForgetPlan) -> Iterator[str]:
-    """Yield the plan as text."""
+    """Yield the plan of a deletion as lines of text."""
     selection = plan.selection
     if selection.stored is not None:
         yield f"store, project {clean_text(selection.stored.project)}: {describe_counts(selection.stored.rows)}"
@@ -805,7 +814,7 @@ def as_lines(plan: ForgetPlan) -> Iterator[str]:
 
 
 def as_object(plan: ForgetPlan, done: Sequence[str] | None) -> dict[str, Any]:
-    """Return the plan as JSON.
+    """Return the plan of a deletion as plain JSON.
 
     Args:
         done: lines about what was done; None if the plan was not executed.

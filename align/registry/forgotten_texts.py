@@ -105,7 +105,7 @@ class RowMarks:
 
 @dataclass(frozen=True)
 class ForgottenTexts:
-    """Texts to forget.
+    """The texts of deleted data, which are searched for in the files of runs.
 
     Attributes:
         own: texts that occur in nothing that stays.
@@ -321,7 +321,7 @@ def iter_matches(folder: Path, texts: ForgottenTexts, search_subfolders: bool = 
         for name in sorted(files):
             path = Path(parent, name)
             try:
-                if name in FIGURES or not is_text(path):
+                if name in FIGURES or not is_text_file(path):
                     continue
                 count = read_without_texts(path, texts).match_count
             except OSError:
@@ -332,7 +332,7 @@ def iter_matches(folder: Path, texts: ForgottenTexts, search_subfolders: bool = 
                 yield FileMatch(path.relative_to(folder).as_posix(), count, stays)
 
 
-def is_text(path: Path) -> bool:
+def is_text_file(path: Path) -> bool:
     """Return whether a file holds plain text, by its name and its first bytes.
 
     Raises:

@@ -53,7 +53,7 @@ FIRST = (
 
 
 def as_table(records: Sequence[Record], columns: Sequence[str], now: datetime) -> Iterator[str]:
-    """Yield the column names and one line per record.
+    """Yield a table of runs as text: the column names, and one line per record.
 
     Args:
         columns: names of usual columns and keys of records; empty for the usual columns that hold any value.
@@ -183,7 +183,7 @@ def to_csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def iter_details(record: Record) -> Iterator[str]:
-    """Yield everything known about a run, one line per key with a value, the most important first."""
+    """Yield a run's record as text, one line per key with a value, the most important first."""
     values = {key: value for key, value in iter_leaves(record) if value not in (None, "", [])}
     order = [*(key for key in FIRST if key in values), *(key for key in values if key not in FIRST)]
     width = min(max(map(len, order)), 40)
@@ -192,7 +192,7 @@ def iter_details(record: Record) -> Iterator[str]:
 
 
 def iter_leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted key and value of nested mappings."""
+    """Yield (dotted key, value) of each value in nested mappings."""
     for key, value in record.items():
         if isinstance(value, Mapping):
             yield from iter_leaves(value, f"{prefix}{key}.")

@@ -208,7 +208,7 @@ def list_files(path: Path) -> list[Path]:
 
 
 def compute_size(path: Path) -> int:
-    """Return the bytes that a removal frees. Files with other hard links are not counted."""
+    """Return the bytes that the removal of a file or folder frees. Files with other hard links are not counted."""
     return sum(status.st_size for status in map(os.stat, list_files(path)) if status.st_nlink == 1)
 
 
@@ -277,7 +277,7 @@ def remove_weights(artifact: Path, why: str) -> None:
 
 
 def as_lines(pieces: Sequence[Piece], removed: Mapping[str, bool] | None) -> Iterator[str]:
-    """Yield the pieces as text, or what became of them.
+    """Yield a table of files and folders that nothing needs, and whether each was removed, as lines of text.
 
     Args:
         removed: path → whether it was removed; None if nothing was to be removed.

@@ -65,7 +65,7 @@ EXAMPLE = (
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """An artifact that gates decide about.
+    """An artifact that gates check, with the records of its run, evaluation, exports and ancestors.
 
     Attributes:
         root: the folder of all runs.
@@ -158,7 +158,7 @@ class PublicKeyFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A gate, read from its file.
+    """A gate: conditions that an artifact must meet before some aliases may refer to it.
 
     Attributes:
         name: name of its file, without the suffix.
@@ -197,7 +197,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 
 def read_gates(folders: Iterable[Path]) -> list[Gate]:
-    """Read the gates in some folders, sorted by path. Missing folders hold no gates.
+    """Read all gates in the YAML files of some folders, sorted by path. Missing folders hold no gates.
 
     Raises:
         InputError: A file cannot be read as a gate.
@@ -315,7 +315,7 @@ def check_metric_bounds(
 
     Args:
         name: name of the metric.
-        bounds: smallest and largest value, either of which may be infinite.
+        bounds: smallest and largest allowed value; infinite for no bound.
         allow_proxy: accept a metric by the proxy judge that the artifact was trained against.
         collapsed: True accepts metrics of a policy that collapsed; `measured` demands that an evaluation measured that
             it did not; False accepts metrics unless it is known to have collapsed.
@@ -536,7 +536,7 @@ def read_verdict(path: Path, source: str, run: Manifest | None) -> Verdict:
 
 
 def iter_verdicts(root: Path) -> Iterator[Verdict]:
-    """Yield all verdict files, of done runs and beside the runs.
+    """Read all verdict files under a folder of runs, in done runs' artifacts and beside the runs.
 
     Raises:
         CorruptFile, InputError: As `read_verdict`.

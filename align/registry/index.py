@@ -474,7 +474,7 @@ class Index:
         makers = self._select_column("select run from makes where digest = ? order by run", digest)
         return made_by if made_by in makers else next(iter(makers), "")
 
-    def readers(self, digest: str) -> list[str]:
+    def find_readers(self, digest: str) -> list[str]:
         """Return the runs that read the artifact with a digest."""
         return self._select_column("select distinct run from reads where digest = ? order by run", digest)
 
@@ -496,7 +496,7 @@ class Index:
         with suppress(sqlite3.OperationalError):
             self.db.executemany("insert or replace into hashed values (?, ?, ?, ?, ?)", rows)
 
-    def kind(self, path: str) -> str | None:
+    def get_json_type(self, path: str) -> str | None:
         """Return the JSON type of the value at a path, as SQLite names it, from the first record that has one.
 
         Returns `null` if every record has null there, and None if no record has the path.
@@ -507,7 +507,7 @@ class Index:
                 return row[0]
         return None
 
-    def keys(self) -> dict[str, str]:
+    def list_key_paths(self) -> dict[str, str]:
         """Return dotted key → path in SQLite's syntax, of all values and lists in the records."""
         rows = self.db.execute(
             "select distinct fullkey from runs, json_tree(record) where json_tree.type <> 'object' "
@@ -515,23 +515,25 @@ class Index:
         )
         return {path.removeprefix("$.").replace('"', ""): path for (path,) in sorted(rows)}
 
-    def select(self, condition: str, order: str, values: Sequence[Any], limit: int, offset: int = 0) -> list[Record]:
+    def select_records(
+        self, condition: str, order: str, values: Sequence[Any], limit: int, offset: int = 0
+    ) -> list[Record]:
         """Return records by a condition and an order in SQL, with `values` for their parameters; see
         `align.registry.query`."""
         query = f"select run, record from runs where {condition} order by {order} limit ? offset ?"
         return [parse_record(*row) for row in self.db.execute(query, [*values, limit, offset])]
 
-    def statuses(self) -> dict[str, int]:
+    def count_by_status(self) -> dict[str, int]:
         """Return the number of runs per status."""
         counted = "select status, count(*) from runs group by status order by status"
         return {str(status): count for status, count in self.db.execute(counted)}
 
-    def stages(self) -> dict[str, int]:
+    def count_by_stage(self) -> dict[str, int]:
         """Return the number of runs per stage."""
         counted = "select substr(run, 1, instr(run, ':') - 1) as stage, count(*) from runs group by stage"
         return dict(self.db.execute(counted).fetchall())
 
-    def count(self, condition: str, values: Sequence[Any]) -> int:
+    def count_runs(self, condition: str, values: Sequence[Any]) -> int:
         """Return the number of runs that meet a condition."""
         return self.db.execute(f"select count(*) from runs where {condition}", values).fetchone()[0]
 

@@ -16,7 +16,9 @@ from align.registry.index import Index
 from align.registry.record import Record
 
 COMPARED = re.compile(r"\s*(>=|<=|!=|>|<|=)\s*(.*?)\s*", re.DOTALL)
-WHERE, SORT, COLUMNS = "stage.where", "stage.sort", "stage.columns"
+WHERE = "stage.where"
+SORT = "stage.sort"
+COLUMNS = "stage.columns"
 EXAMPLE = "Write \"stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}\"."
 ALWAYS = ("started", "finished")
 COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -53,7 +55,7 @@ def find_runs(
         where: pairs (key of a record, condition), see `make_predicate`.
         sort: keys; a leading `-` sorts from high to low. Records without the key come last.
         limit: largest number of records, after the first `offset` ones.
-        columns: further keys, each of which must exist in some run.
+        columns: further keys; each must exist in some run.
 
     Raises:
         InputError: A condition is invalid, or no run has such a key.
@@ -81,10 +83,10 @@ def find_runs(
     index.db.create_function("is_met", 2, is_met)
     # For two paths SQLite returns a JSON array, in which values keep their types.
     conditions = " and ".join(f"is_met(json_extract(record, ?, '$'), {i})" for i in range(len(where))) or "1"
-    records = index.select(conditions, ", ".join([*order, "run"]), [*paths, *order_paths], limit, offset)
+    records = index.select_records(conditions, ", ".join([*order, "run"]), [*paths, *order_paths], limit, offset)
     if len(records) < limit and (records or not offset):
         return QueryResult(records, offset + len(records))
-    return QueryResult(records, index.count(conditions, paths))
+    return QueryResult(records, index.count_runs(conditions, paths))
 
 
 def make_predicate(field: str, condition: Any) -> Callable[[Any], bool]:
@@ -93,7 +95,7 @@ def make_predicate(field: str, condition: Any) -> Callable[[Any], bool]:
     Args:
         field: name of the condition in error messages.
         condition: a value; a text with `*`; a text that begins with `>=`, `<=`, `>`, `<`, `!=` or `=`; or a list of
-            such conditions, one of which has to be met.
+            such conditions; one of them has to be met.
     """
     if isinstance(condition, list | tuple):
         require(len(condition) > 0, field, condition, "is empty, and no run meets it", "Name the values.")
@@ -167,11 +169,11 @@ def find_path(index: Index, field: str, key: str, allow_object: bool = False) ->
     """
     simple = "$" + "".join(f'."{part}"' for part in str(key).split("."))
     require(isinstance(key, str) and bool(key) and '"' not in key, field, key, "is no key of a run", EXAMPLE)
-    kind = index.kind(simple)
+    kind = index.get_json_type(simple)
     exists = key in ALWAYS or (kind is not None and (allow_object or kind != "object"))
     if exists or not index.names():
         return simple
-    paths = index.keys()  # some parts of keys contain dots
+    paths = index.list_key_paths()  # some parts of keys contain dots
     if inner_keys := [name for name in paths if name.startswith(f"{key}.")]:
         raise InputError(field, key, "holds several keys", f"Write one of: {', '.join(inner_keys[:12])}.")
     if key in paths:

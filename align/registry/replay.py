@@ -37,7 +37,7 @@ ArgumentBuilder = Callable[[Mapping[str, Any], Mapping[str, str]], Iterable[str]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first metric that differs.
+    """The first metric that differs between a run and its replay.
 
     Attributes:
         was, now: its values; None if one of the two rows lacks it.
@@ -260,7 +260,7 @@ def have_other_digests(pair: Sequence[Any]) -> bool:
 
 
 def as_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the result as text."""
+    """Yield the result of a replay as lines of text."""
     same = f"{pluralize(result['rows'], 'row')} with {pluralize(result['figures'], 'figure')} the same to the bit"
     first = result["first_difference"]
     if first is None:

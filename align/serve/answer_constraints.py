@@ -57,9 +57,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """Attributes:
-    start: body of the first rule.
-    must_be_complete: whether the answer must end within its token limit, rather than be cut.
+    """A constraint of answers, as the rules of a grammar.
+
+    Attributes:
+        start: body of the first rule.
+        must_be_complete: whether the answer must end within its token limit, rather than be cut.
     """
 
     start: str
@@ -68,6 +70,7 @@ class Constraint:
 
     @property
     def lark(self) -> str:
+        """The grammar in llguidance's Lark."""
         return "\n".join([f"start: {self.start}", *(f"{rule.name}: {rule.body}" for rule in self.rules)])
 
     @property

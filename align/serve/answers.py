@@ -68,8 +68,10 @@ SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """Attributes:
-    arguments: JSON.
+    """A call of a tool in an answer.
+
+    Attributes:
+        arguments: JSON.
     """
 
     name: str
@@ -77,6 +79,7 @@ class ToolCall:
     id: str
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the call as an entry of a message's `tool_calls`."""
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
@@ -123,7 +126,7 @@ class AnswerParser:
             parts += next_parts
         return join_parts(parts)
 
-    def _advance(self, last: bool) -> list[AnswerPart] | None:
+    def _advance(self, is_last: bool) -> list[AnswerPart] | None:
         """Move to the next state. Returns the parts that end the present one; None if that needs more text."""
         text = self._text
         stripped = text.lstrip()
@@ -131,7 +134,7 @@ class AnswerParser:
             case "start":  # reasoning may open
                 if stripped.startswith(OPEN):
                     return self._enter_state("opened", stripped.removeprefix(OPEN))
-                return self._enter_state("answer", text) if last or not OPEN.startswith(stripped) else None
+                return self._enter_state("answer", text) if is_last or not OPEN.startswith(stripped) else None
             case "opened" | "closed":  # whitespace around the reasoning is dropped
                 self._text = stripped
                 if not stripped:
@@ -141,21 +144,21 @@ class AnswerParser:
                 reasoning, closing_tag, remainder = text.partition(CLOSE)
                 if closing_tag:
                     return self._enter_state("closed", remainder, [AnswerPart("reasoning", reasoning.rstrip())])
-                length = len(reasoning.rstrip()) if last else count_sendable_characters(reasoning, CLOSE)
+                length = len(reasoning.rstrip()) if is_last else count_sendable_characters(reasoning, CLOSE)
                 if not length:
                     return None
                 return self._enter_state("reasoning", reasoning[length:], [AnswerPart("reasoning", reasoning[:length])])
             case "answer":  # the whole answer may be a call in JSON
-                if not stripped and not last:
+                if not stripped and not is_last:
                     return None
                 return self._enter_state("json" if self.tools and stripped[:1] in ("{", "[") else "content", text)
             case "json":
-                if not last:
+                if not is_last:
                     return None
                 return self._enter_state("content", "", self._take_calls(text) or [AnswerPart("content", text)])
             case "call":
                 call_text, closing_tag, remainder = text.partition(CALL_END)
-                if not closing_tag and not last:
+                if not closing_tag and not is_last:
                     return None
                 if parts := self._take_calls(call_text):
                     return self._enter_state("content", remainder.lstrip(), parts)
@@ -166,7 +169,7 @@ class AnswerParser:
                 content, opening_tag, remainder = text.partition(CALL_START) if self.tools else (text, "", "")
                 if opening_tag:
                     return self._enter_state("call", remainder, [AnswerPart("content", content.rstrip())])
-                length = len(content) if last or not self.tools else count_sendable_characters(content, CALL_START)
+                length = len(content) if is_last or not self.tools else count_sendable_characters(content, CALL_START)
                 if not length:
                     return None
                 return self._enter_state("content", content[length:], [AnswerPart("content", content[:length])])
@@ -306,9 +309,11 @@ def usage_to_json(record: RequestRecord) -> Json:
 
 @dataclass
 class ChatChoice:
-    """Attributes:
-    texts: kind of text → the text so far.
-    calls: tool calls so far.
+    """One answer to a chat while it is generated.
+
+    Attributes:
+        texts: kind of text → the text so far.
+        calls: tool calls so far.
     """
 
     decoder: TextDecoder
@@ -319,6 +324,7 @@ class ChatChoice:
     finish_reason: str | None = None
 
     def to_message(self) -> Json:
+        """Return the answer as `message` of a chat completion."""
         message: Json = {"role": "assistant", "content": self.texts["content"], "refusal": None}
         if self.texts["reasoning"]:
             message["reasoning_content"] = self.texts["reasoning"]
@@ -417,8 +423,10 @@ def chat_logprob_to_json(texts: TokenTexts, token: Token) -> Json:
 
 @dataclass
 class TextChoice:
-    """Attributes:
-    has_begun: whether an output was added already.
+    """One answer to a prompt of `/v1/completions` while it is generated.
+
+    Attributes:
+        has_begun: whether an output was added already.
     """
 
     decoder: TextDecoder
@@ -583,7 +591,7 @@ class Call:
                 raise invalid_request("model", f"'{chosen_model.name}' is a reward model: ask it by /v1/rewards.")
             if asks_for_scores and not is_reward_model:
                 raise invalid_request("model", f"'{chosen_model.name}' is no reward model.")
-            if service.draining:
+            if service.is_draining:
                 raise shutting_down()
             with translate_engine_errors():
                 service.engine.engine.check_queue(self.tenant.name)
@@ -617,7 +625,7 @@ class Call:
         """
         assert self._charge is not None
         self.record.stream = is_stream
-        if self.service.draining:
+        if self.service.is_draining:
             raise shutting_down()
         self.record.prompt_tokens = prompt_tokens
         if len(requests) == 1:
@@ -744,7 +752,7 @@ def translate_engine_errors() -> Iterator[None]:
 
 
 async def answer_request(call: Call, body: ChatBody | CompletionBody, logprobs_field: str) -> Response:
-    """Answer a request for chat completions or completions.
+    """Answer a request for chat completions or completions, as one JSON response or as a stream of events.
 
     Args:
         logprobs_field: the parameter for the number of logprobs, for error messages.
@@ -798,7 +806,10 @@ async def answer_request(call: Call, body: ChatBody | CompletionBody, logprobs_f
 
 
 def build_stop_finder(form: ChatFormat, body: ChatBody | CompletionBody, prompt: Prompt) -> StopFinder:
-    """Return the finder of stop strings in one answer. A completion is decoded as a continuation of its prompt."""
+    """Return an object that finds a request's stop strings in one answer.
+
+    A completion is decoded as a continuation of its prompt.
+    """
     before = () if isinstance(body, ChatBody) else prompt.ids
     return StopFinder(TextDecoder(form.tokenizer, body.stops, before))
 

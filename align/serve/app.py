@@ -160,15 +160,18 @@ class Service:
 
     @property
     def context(self) -> int:
+        """Maximum tokens of a prompt and its answer together."""
         return self.engine.engine.context
 
     @property
-    def draining(self) -> bool:
+    def is_draining(self) -> bool:
+        """True if new requests are refused, since the server shuts down."""
         return self.ending.is_set()
 
     @property
-    def ready(self) -> bool:
-        return self.engine.alive and not self.draining
+    def is_ready(self) -> bool:
+        """True if new requests are answered."""
+        return self.engine.alive and not self.is_draining
 
     @contextmanager
     def hold_chosen_model(
@@ -327,7 +330,7 @@ async def watch_engine(service: Service) -> None:
 
 async def watch_aliases(service: Service) -> None:
     """Update the served names that follow aliases every `ALIASES_S` seconds, until the server shuts down."""
-    while service.following is not None and not service.draining:
+    while service.following is not None and not service.is_draining:
         await asyncio.to_thread(service.following.update)
         await asyncio.sleep(ALIASES_S)
 
@@ -367,7 +370,7 @@ def describe_unserved_names(tenants: Iterable[Tenant], served: Collection[str]) 
 
 
 def build_application(service: Service, origins: Sequence[str]) -> ASGIApp:
-    """Build the ASGI application.
+    """Build the ASGI application of the API, with its middleware, routes and background tasks.
 
     Args:
         service: the server's state.
@@ -665,8 +668,8 @@ def build_router(service: Service) -> APIRouter:
 
     @router.get("/ready")
     async def ready() -> Response:
-        status = "ready" if service.ready else "draining" if service.engine.alive else "the engine has stopped"
-        return JSONResponse({"status": status}, 200 if service.ready else 503)
+        status = "ready" if service.is_ready else "draining" if service.engine.alive else "the engine has stopped"
+        return JSONResponse({"status": status}, 200 if service.is_ready else 503)
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics(http: Http) -> Response:

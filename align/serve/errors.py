@@ -48,6 +48,7 @@ class Refusal(AlignError):
         return {"error": error}
 
     def response(self) -> JSONResponse:
+        """Return the refusal as an HTTP response."""
         headers = {}
         if self.retry_after_s is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
@@ -55,15 +56,17 @@ class Refusal(AlignError):
 
 
 def not_supported(param: str, message: str) -> Refusal:
+    """Return the refusal of a parameter that this server does not support."""
     return Refusal(400, message, param=param, code="unsupported_parameter")
 
 
 def invalid_request(param: str | None, message: str, code: str | None = None) -> Refusal:
+    """Return the refusal of a request whose parameter is invalid, with status 400."""
     return Refusal(400, message, param=param, code=code)
 
 
 def as_refusal(error: InputError) -> Refusal:
-    """Return an InputError as a refusal for the client. The value is left out: it may be a prompt."""
+    """Return the refusal that tells a client of an InputError. The value is left out: it may be a prompt."""
     message = f"{error.problem[:1].upper()}{error.problem[1:]}. {error.remedy}"
     return invalid_request(error.field, message, "context_length_exceeded" if error.field == "max_tokens" else None)
 
@@ -74,6 +77,7 @@ def internal_error() -> Refusal:
 
 
 def shutting_down() -> Refusal:
+    """Return the refusal of a request while the server shuts down, with status 503."""
     message = "The server is shutting down, and takes no new requests."
     return Refusal(503, message, type=SERVER, code="shutting_down", retry_after_s=RETRY_S)
 

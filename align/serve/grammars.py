@@ -326,8 +326,9 @@ class GrammarStateAfterReasoning:
         self._answer: GrammarState | None = None
         vocabulary = grammar.vocabulary
         self._closing_ids = vocabulary.tokens.greedy_tokenize(CLOSE)
-        closing_length = len(self._closing_ids) + len(grammar.shortest_answer) + NEAR
-        self._close_at = closing_length if must_be_complete else 0
+        self._close_at = 0
+        if must_be_complete:
+            self._close_at = len(self._closing_ids) + len(grammar.shortest_answer) + NEAR
         self._mask = np.ones(embedding_rows, bool)
         leaving = vocabulary.leaving_V[:embedding_rows]
         self._mask[: len(leaving)] = ~leaving

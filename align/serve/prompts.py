@@ -192,6 +192,7 @@ class SampledBody(Body):
 
     @property
     def stops(self) -> tuple[str, ...]:
+        """The strings at which an answer ends."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
@@ -297,6 +298,7 @@ class CompletionBody(SampledBody):
 
     @property
     def most_tokens(self) -> int:
+        """Maximum tokens of an answer."""
         return self.max_tokens
 
     @property
@@ -305,6 +307,7 @@ class CompletionBody(SampledBody):
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts as texts or as token ids, in a list also if there is only one."""
         prompt: Any = self.prompt
         is_list_of_prompts = isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list)
         return prompt if is_list_of_prompts else [prompt]
@@ -322,6 +325,7 @@ class RewardBody(Body):
 
     @property
     def conversations(self) -> list[list[ChatMessage]]:
+        """The conversations, in a list also if there is only one."""
         several = [each for each in self.messages if isinstance(each, list)]
         return several or [[each for each in self.messages if isinstance(each, ChatMessage)]]
 
@@ -554,7 +558,7 @@ def join_content(content: str | Sequence[Mapping[str, Any]] | None, field: str) 
     return "\n".join(texts)
 
 
-def parse_arguments(text: str) -> Any:
+def parse_arguments(text: str) -> dict[str, Any] | str:
     """Return the arguments of a call as an object, which templates render as JSON, or as text if they are no object."""
     try:
         arguments = json.loads(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from align.core.aliases import Arm as ArmReference
 from align.core.errors import InputError, require
@@ -29,7 +30,7 @@ FIELD = "stage.adapters"
 
 @dataclass(frozen=True, slots=True)
 class ResolvedNames:
-    """The resolved names of a command line.
+    """The names that a server starts with, and the adapters that they refer to.
 
     Attributes:
         artifacts: reference → artifact.
@@ -108,6 +109,7 @@ def open_portfolio(
 
 
 def is_alias(arm: ArmReference) -> bool:
+    """Return whether an arm of the command line refers to an alias, such as `@production`."""
     return arm.ref.startswith(SIGN)
 
 
@@ -152,11 +154,18 @@ def find_named_base(artifact: Artifact, field: str) -> Base | None:
     return find_base(id, revision or None) if revision or id in BUILT_IN else None
 
 
-def read_exported_base(folder: Path) -> tuple[str, str]:
-    """Return the id and revision of the base of an export. Returns empty strings if they are not recorded."""
+class ExportedBase(NamedTuple):
+    """The base that an export's files name. Both values are empty if they are not recorded."""
+
+    id: str
+    revision: str
+
+
+def read_exported_base(folder: Path) -> ExportedBase:
+    """Read the id and revision of the base that the files of an exported adapter name."""
     path = folder / ABOUT
     content = read_json_object(path, ABOUT, "Export it again.") if path.is_file() else {}
-    return str(content.get("id") or ""), str(content.get("revision") or "")
+    return ExportedBase(str(content.get("id") or ""), str(content.get("revision") or ""))
 
 
 def is_other_name(arm: ArmReference, name: str, arm_references: Mapping[str, Sequence[ArmReference]]) -> bool:
@@ -216,7 +225,7 @@ def build_arm(
     """Return the arm of a served name that a reference resolves to. Its label shows no path.
 
     Args:
-        arm_references: all names of the command line, one of which the reference may be.
+        arm_references: all names of the command line, with their arms.
         versions, artifacts: reference → loaded adapter.
     """
     if is_other_name(arm, name, arm_references):

@@ -74,9 +74,11 @@ REMEDY = "Restore it, or make a new one with stage.action=key."
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Attributes:
-    sha256: of the key, hex.
-    created_at: ISO 8601, UTC.
+    """A key of a tenant, of which only the hash is stored.
+
+    Attributes:
+        sha256: of the key, hex.
+        created_at: ISO 8601, UTC.
     """
 
     sha256: str
@@ -99,7 +101,7 @@ class TenantKeys:
 
 @dataclass(frozen=True, slots=True)
 class TenantChange:
-    """The result of `change_tenant`.
+    """A change of a tenant in the key file: its entry, and the keys that were created and revoked.
 
     Attributes:
         key: the new key, which is stored nowhere. None if no key was created.
@@ -135,7 +137,7 @@ class KeyFile:
         self._set_tenants(read_key_file(path), state)
 
     def find_tenant(self, bearer: str) -> Tenant | None:
-        """Return the tenant of a key. Returns None for an unknown key.
+        """Return the tenant that a key belongs to. Returns None for an unknown key.
 
         Raises:
             KeysUnreadable: the file can no longer be read.

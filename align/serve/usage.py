@@ -232,10 +232,10 @@ def enable_write_ahead_log(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA synchronous = NORMAL")
 
 
-def has_server_ended(file: Path) -> bool:
+def has_server_ended(lock_file: Path) -> bool:
     """Return whether a server has ended, by whether its lock file is free."""
     try:
-        descriptor = os.open(file, os.O_RDWR)
+        descriptor = os.open(lock_file, os.O_RDWR)
     except FileNotFoundError:
         return True
     try:

@@ -30,7 +30,7 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """One box of the picture.
+    """One box of a lineage's picture: a run, data, votes or base weights.
 
     Attributes:
         summary: text below its name.

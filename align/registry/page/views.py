@@ -58,7 +58,7 @@ EXAMPLE = "Write conditions such as metrics.win_rate.low >= 0.7, seed = 0."
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """The query of the table.
+    """The filters, the order and the page of the table of runs.
 
     Attributes:
         text: part of a run's name.
@@ -103,7 +103,7 @@ def parse_conditions(typed: str) -> Iterator[tuple[str, str]]:
 
 def render_runs(index: Index, filters: Filters, now: datetime) -> Markup:
     """Render the table of runs with its filters, and the number of runs per status."""
-    statuses = index.statuses()
+    statuses = index.count_by_status()
     alerts = []
     if index.aliases_error:
         alerts.append(f"Aliases left out: {index.aliases_error}")
@@ -119,7 +119,7 @@ def render_runs(index: Index, filters: Filters, now: datetime) -> Markup:
         filters=filters,
         every_s=LIVE_S if statuses.get("running") else IDLE_S,
         statuses=[("", "all", sum(statuses.values())), *((name, name, statuses.get(name, 0)) for name in STATUSES)],
-        stages=index.stages(),
+        stages=index.count_by_stage(),
         alerts=alerts,
         listing=listing,
         columns=list_sortable_columns(filters),
