@@ -234,7 +234,7 @@ def remove_pieces(root: Path, pieces: Sequence[Piece], who: str) -> Iterator[tup
         path = root / piece.path
         try:
             with hold_lock(root / piece.run.replace(":", "/", 1)) if piece.run else nullcontext():
-                log_removal(root, piece, who)
+                append_to_removal_log(root, piece, who)
                 if piece.kind == "artifacts":
                     remove_weights(path, piece.why)
                 elif path.is_dir() and not path.is_symlink():
@@ -246,7 +246,7 @@ def remove_pieces(root: Path, pieces: Sequence[Piece], who: str) -> Iterator[tup
             yield piece, False
 
 
-def log_removal(root: Path, piece: Piece, who: str) -> None:
+def append_to_removal_log(root: Path, piece: Piece, who: str) -> None:
     """Append one line to the log of removals: the piece, with the name and size of each file."""
     refuse_foreign_log(root / LOG, "run.root", ("at", "who", "kind", "path"), OTHER_LOG)
     path = root / piece.path

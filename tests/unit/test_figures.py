@@ -17,7 +17,7 @@ from align.registry import comparison, trace
 from align.registry.formatting import USUAL
 from align.registry.gates import read_gate
 from align.registry.index import Index, query_index
-from align.registry.page.templating import templates
+from align.registry.page.templating import get_template_environment
 from align.registry.promotion import promote
 from align.registry.record import Record, describe_alteration
 from align.run.alias_log import read_log
@@ -132,7 +132,7 @@ def test_an_edit_of_either_is_shown_and_opens_no_gate(tmp_path: Path, edit: Call
     for run in ("eval:e", "ppo:a"):
         assert describe_alteration(by_run[run]).startswith("eval:e: ")
         assert USUAL["status"](by_run[run], None).endswith("altered")  # pyright: ignore[reportArgumentType]
-        assert "altered" in templates().get_template("pieces.html").module.status_mark(by_run[run])  # pyright: ignore
+        assert "altered" in get_template_environment().get_template("pieces.html").module.status_mark(by_run[run])  # pyright: ignore
         assert "NOT WHOLE: " in render_trace(tmp_path, run)
     side_by_side = comparison.compare(tmp_path, [by_run["ppo:a"]], [])
     assert "ALTERED: eval:e: " in "\n".join(comparison.as_lines(side_by_side))

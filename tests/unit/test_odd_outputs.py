@@ -28,7 +28,7 @@ from align.core.outputs import atomic_file, replace_file
 from align.export.converters import HF, LORA, unpack
 from align.models.base import convert_gguf
 from align.registry.comparison import write_sweep_note
-from align.registry.garbage import LOG, Piece, write_to_log
+from align.registry.garbage import LOG, Piece, append_to_removal_log
 from align.registry.index import INDEX, Index
 from align.report.page import Report
 from align.rollout.answer_cache import AnswerStore
@@ -88,7 +88,7 @@ def add_answers(path: Path) -> None:
 
 
 def log_removal(path: Path) -> None:
-    write_to_log(path.parent, Piece("bases", "bases/x", 1, "nothing needs it"), "ann")
+    append_to_removal_log(path.parent, Piece("bases", "bases/x", 1, "nothing needs it"), "ann")
 
 
 def change_alias(path: Path) -> None:
