@@ -617,7 +617,7 @@ def remove_texts_from_run(run: str, files: Sequence[str], plan: ForgetPlan, rece
     """
     folder = plan.root / build_run_path(run)
     if not (folder / MANIFEST).is_file():
-        yield f"{run}: is gone meanwhile"
+        yield f"{run}: no longer exists"
         return
     notes: list[str] = []
     try:

@@ -283,7 +283,7 @@ def as_lines(pieces: Sequence[Piece], removed: Mapping[str, bool] | None) -> Ite
         removed: path → whether it was removed; None if nothing was to be removed.
     """
     if not pieces:
-        yield "nothing that nothing needs"
+        yield "nothing to remove"
         return
     states = {None: "", True: "removed", False: "in use"}
     lines = [["kind", "size", "what", *([""] if removed is not None else []), "why"]]

@@ -480,7 +480,7 @@ def check_not_stale(subject: Subject, _required: bool) -> Outcome:
             command = f": {stale.again}" if stale.again else ""
             return Outcome(False, f"{record['run']} is stale since {stale.since[:10]}, {stale.because}{command}")
     if subject.gone:
-        return Outcome(False, f"{', '.join(subject.gone)} is gone, so nobody knows whether it is stale")
+        return Outcome(False, f"{', '.join(subject.gone)} no longer exists, so it may be stale")
     return Outcome(True, f"none of {len(subject.upstream):,} runs is")
 
 
@@ -571,7 +571,7 @@ def decide_verdict(root: Path, gate: str, digest: str) -> Outcome:
     matching = [verdict for verdict in all_verdicts if verdict.inputs.get("artifact") == digest]
     if not matching:
         note = f"; there are {len(all_verdicts)} on other artifacts" if all_verdicts else ""
-        return Outcome(False, f"nobody has given one on this artifact ({digest[:12]}){note}")
+        return Outcome(False, f"there is none on this artifact ({digest[:12]}){note}")
     newest = max((verdict.run.publication for verdict in matching if verdict.run), default=None)
     current = [verdict for verdict in matching if verdict.run is None or verdict.run.publication == newest]
     worst = next((verdict for verdict in current if verdict.verdict != PASS), current[0])

@@ -85,7 +85,7 @@ def promote(
     require(are_distinct, "stage.arms", target, "names one artifact twice", "Add the weights up.")
     is_same = previous is not None and [*previous.arms] == new_arms
     remedy = "stage.action=history shows since when."
-    require(not is_same, "stage.alias", alias, f"means that already: {target}", remedy)
+    require(not is_same, "stage.alias", alias, f"refers to that already: {target}", remedy)
     subjects = query_index(root, lambda index: make_subjects(index, log, new_arms))
     results = [
         (gate, [finding for subject in subjects for finding in gate.check_artifact(subject)])

@@ -277,7 +277,7 @@ class Tracer:
         if problem := describe_alteration(record):
             node = replace(node, state=f"{files.state}; altered: {problem}", whole=False)
         if self.depth == DEEPEST:
-            cut_off = TraceNode("gone", f"stage.action=trace artifact={ref} goes on here")
+            cut_off = TraceNode("gone", f"continued by stage.action=trace artifact={ref}")
             return replace(node, sources=(("earlier", cut_off),))
         self.depth += 1
         sources = tuple(self.iter_sources(record))

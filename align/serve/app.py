@@ -117,19 +117,19 @@ class Service:
     """The state of a server that its routes and background tasks share.
 
     Attributes:
-    format_of: returns the tokenizer and template of a version; of the base for None.
-    vocabulary: rows of the base's embedding.
-    check: raises InputError if the engine cannot load the adapter in a folder.
-    created: Unix time of the server's start, in seconds.
-    max_prompts, max_logprobs: limits of one request.
-    keys: the tenants' keys; None if every client may do everything.
-    following: updates the names that follow aliases; None if there are no such names.
-    ending: set when the server stops taking new requests.
-    stopped: called after the engine's thread has died and the calls were ended.
-    answering: the calls in progress.
-    loop: the event loop that answers requests.
-    posted: outputs of the engine that were not delivered to their calls yet.
-    is_woken: whether the loop has been asked to deliver them.
+        format_of: returns the tokenizer and template of a version; of the base for None.
+        vocabulary: rows of the base's embedding.
+        check: raises InputError if the engine cannot load the adapter in a folder.
+        created: Unix time of the server's start, in seconds.
+        max_prompts, max_logprobs: limits of one request.
+        keys: the tenants' keys; None if every client may do everything.
+        following: updates the names that follow aliases; None if there are no such names.
+        ending: set when the server stops taking new requests.
+        stopped: called after the engine's thread has died and the calls were ended.
+        answering: the calls in progress.
+        loop: the event loop that answers requests.
+        posted: outputs of the engine that were not delivered to their calls yet.
+        is_woken: whether the loop has been asked to deliver them.
     """
 
     engine: EngineThread

@@ -156,9 +156,8 @@ class RateLimiter:
             with self._lock:
                 load.running -= answer_count
                 if (bucket := load.buckets.get("tokens_per_minute")) is not None:
-                    bucket.level += max(
-                        0, charge.charged - sum(charge.used)
-                    )  # `compute_wait` caps the level at the rate
+                    # `compute_wait` caps the level at the rate.
+                    bucket.level += max(0, charge.charged - sum(charge.used))
             if self.usage is not None and charge.reserved:
                 try:
                     self.usage.settle(request_id, *charge.used)

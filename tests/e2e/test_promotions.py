@@ -137,7 +137,7 @@ def test_several_by_weight(shop: Workshop) -> None:
     assert "0.75 of reward:a" in run_registry_action(shop, "promote", *words)
     assert query_refs(shop.root, {"aliases": "split"}) == ["reward:a", "reward:b"]
     assert "artifact=@split: means several artifacts: 0.75 of reward:a" in read_refusal(shop, "@split")
-    assert "means that already" in run_registry_action(shop, "promote", *words, status=2)
+    assert "refers to that already" in run_registry_action(shop, "promote", *words, status=2)
 
 
 def test_a_run_is_judged_by_its_folder(shop: Workshop) -> None:
@@ -176,7 +176,7 @@ def test_a_gate(shop: Workshop, tmp_path: Path) -> None:
     (gates / "good.yaml").write_text(f"alias: prod*\n{conditions}")
     gates_word = f"stage.gates={gates}"
     output = promote(shop, "reward:a", gates_word, status=2)
-    assert "gate good, reward:a: verdict safe: nobody has given one on this artifact" in output
+    assert "gate good, reward:a: verdict safe: there is none on this artifact" in output
     assert "at least 1" not in output
     assert not (shop.root / FILE).exists()
     promote(shop, "reward:a", gates_word, alias="canary")

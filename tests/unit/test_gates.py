@@ -237,7 +237,7 @@ def test_verdicts(tmp_path: Path) -> None:
     """Only `pass` for this exact artifact counts. The newest run decides, and so does each file in `verdicts`."""
     write_evaluated_run(tmp_path)
     decide = lambda: decide_verdict(tmp_path, "safety", compute_artifact_digest("ppo:a"))  # noqa: E731
-    assert decide() == (False, f"nobody has given one on this artifact ({compute_artifact_digest('ppo:a')[:12]})")
+    assert decide() == (False, f"there is none on this artifact ({compute_artifact_digest('ppo:a')[:12]})")
     write_verdict(tmp_path / "verdicts" / "other.json", "pass", "ppo:b")
     assert decide()[1].endswith("; there are 1 on other artifacts")
     first = tmp_path / "eval" / "e" / "artifact" / "verdicts" / "safety.json"

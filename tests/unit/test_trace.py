@@ -95,8 +95,8 @@ def test_cycles_and_long_lines_of_descent_end(tmp_path: Path) -> None:
     for i in range(DEEPEST + 20):
         write_run_folder(tmp_path, f"sft:{i}", {"init": f"sft:{i - 1}"} if i else {})
     node = trace_artifact(tmp_path, f"sft:{DEEPEST + 19}")
-    cut_off = [node.name for node in node.nodes() if "goes on here" in node.name]
-    assert cut_off == ["stage.action=trace artifact=sft:19 goes on here"]
+    cut_off = [node.name for node in node.nodes() if "continued by" in node.name]
+    assert cut_off == ["continued by stage.action=trace artifact=sft:19"]
 
 
 def test_votes_and_who_gave_them(tmp_path: Path) -> None:
