@@ -223,7 +223,7 @@ def test_a_gate_looks_at_everything_upstream(tmp_path: Path) -> None:
     ]
     write_run_folder(tmp_path, "ppo:lost", {"init": build_run_input(tmp_path, "sft:gone")}, day=6)
     assert not evaluate_gate(tmp_path, "ppo:lost").passed
-    assert "sft:gone is gone" in evaluate_gate(tmp_path, "ppo:lost").said
+    assert "sft:gone no longer exists" in evaluate_gate(tmp_path, "ppo:lost").said
 
 
 def test_a_receipt_is_known_by_its_command_alone(tmp_path: Path) -> None:
