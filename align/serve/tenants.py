@@ -109,7 +109,7 @@ class TenantChange:
     """
 
     entry: TenantKeys
-    new: bool
+    is_new: bool
     key: str | None
     revoked: tuple[str, ...] = ()
 

@@ -73,7 +73,7 @@ def test_a_key_is_masked_wherever_it_is_written_for_people(path: Path) -> None:
 def test_what_is_not_said_stays_and_a_key_is_made_only_where_nothing_is_said(path: Path) -> None:
     first = create_key(path, limits={"token_budget": 10, "concurrency": 2}, allow=["a"])
     change = change_tenant(path, "acme", limits={"concurrency": 3})
-    assert (change.key, change.new) == (None, False)
+    assert (change.key, change.is_new) == (None, False)
     second = create_key(path)
     keys = KeyFile(path)
     assert keys.find_tenant(first) == keys.find_tenant(second)
