@@ -69,7 +69,7 @@ def url(root: Path) -> Iterator[str]:
     from align.stages.registry import format_run_command
     from align.web.key_link import OpenAuthenticator
 
-    port = free_port()
+    port = pick_free_port()
     app = build_registry_application(
         root,
         lambda project, head: get_votes(head),

@@ -321,8 +321,8 @@ def test_what_nothing_needs(ready: Ready, tmp_path: Path) -> None:
     assert not (root / "reward" / "a" / "checkpoints").exists()
     (piece,) = json.loads(run_registry(root, "stage.action=gc", "stage.format=json").output)
     assert (piece["kind"], piece["run"], piece["removed"]) == ("artifacts", "reward:a", False)
-    assert "removed" in run_registry(root, "stage.action=gc", "stage.apply=true", "stage.kinds=[artifacts]").said
-    assert run_registry(root, "stage.action=gc").said == "nothing to remove\n"
+    assert "removed" in run_registry(root, "stage.action=gc", "stage.apply=true", "stage.kinds=[artifacts]").output
+    assert run_registry(root, "stage.action=gc").output == "nothing to remove\n"
     assert (
         "NOT WHOLE: reward:a: was removed by stage=registry"
         in run_registry(root, "stage.action=trace", "artifact=reward:a").output

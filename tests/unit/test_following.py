@@ -96,7 +96,7 @@ class Home:
         for version in self.portfolio.versions().values():
             self.engine.ready(version)
         self.portfolio.on_new_version = self.engine.ready
-        self.portfolio.on_unused_version = self.engine.gone
+        self.portfolio.on_unused_version = self.engine.unload
         self.names = AliasWatcher(self.root, resolved.following, self.portfolio, dtypes)
 
     def look(self) -> None:
@@ -137,7 +137,7 @@ def test_what_was_promoted_while_the_server_started_is_followed(home: Home) -> N
     home.promote("b")
     home.portfolio = resolved.portfolio
     home.portfolio.on_new_version = home.engine.ready
-    home.portfolio.on_unused_version = home.engine.gone
+    home.portfolio.on_unused_version = home.engine.unload
     home.names = AliasWatcher(home.root, resolved.following, home.portfolio, [])
     home.look()
     assert home.means() == [("b", 1.0)]

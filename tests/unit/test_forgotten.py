@@ -52,7 +52,7 @@ def test_which_lines_go(tmp_path: Path, others: tuple[str, ...]) -> None:
         {"prompt": "And you?", "answer": "no.\n"},
         {"of": "vote by ann@example.org"},
     ]
-    path = write_rows(tmp_path / "samples.jsonl", *stays, *goes)
+    path = write_rows(tmp_path / "samples.jsonl", [*stays, *goes])
     remaining, count = read_without_texts(path, texts)
     assert remaining is not None
     assert [json.loads(line) for line in remaining.splitlines()] == stays
@@ -77,7 +77,7 @@ def test_what_another_row_has_too_is_no_sign(tmp_path: Path) -> None:
     both = ForgottenTexts(frozenset({LONG}), frozenset()) | ForgottenTexts(
         frozenset({"something of its own"}), frozenset({LONG})
     )
-    path = write_rows(tmp_path / "samples.jsonl", {"answer": LONG}, {"answer": "something of its own"})
+    path = write_rows(tmp_path / "samples.jsonl", [{"answer": LONG}, {"answer": "something of its own"}])
     assert read_without_texts(path, both)[1] == 1
     assert [match.file for match in iter_matches(tmp_path, both)] == ["samples.jsonl"]
     assert [*iter_matches(tmp_path, ForgottenTexts())] == []
@@ -286,7 +286,7 @@ def test_rows_of_votes_are_known_whatever_they_say(tmp_path: Path) -> None:
         [{"annotator": "a1", "id": "3:x"}, {"annotator": "b", "id": "7:x"}, {"id": "8:x"}],
     )
     assert read_without_texts(tmp_path / "preferences.jsonl", ForgottenTexts(marks=marks))[1] == 2
-    write_rows(tmp_path / "ledger.jsonl", {"seq": 7, "annotator": "a1", "prev_hash": "h"})
+    write_rows(tmp_path / "ledger.jsonl", [{"seq": 7, "annotator": "a1", "prev_hash": "h"}])
     assert read_without_texts(tmp_path / "ledger.jsonl", ForgottenTexts(marks=marks))[1] == 0
     item = RowMarks(item="i1")
     write_rows(
@@ -300,7 +300,7 @@ def test_many_texts_that_begin_alike_take_no_time(tmp_path: Path) -> None:
     texts = ForgottenTexts(frozenset(f"Write a story about the number {i} and its friends" for i in range(20_000)))
     lines = [{"prompt": f"Write a story about the number {i} and its friends"} for i in range(19_990, 20_300)]
     began = time.monotonic()
-    assert read_without_texts(write_rows(tmp_path / "many.jsonl", *lines), texts)[1] == 10
+    assert read_without_texts(write_rows(tmp_path / "many.jsonl", lines), texts)[1] == 10
     assert time.monotonic() - began < 5
 
 
