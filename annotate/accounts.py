@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from argon2 import PasswordHasher
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
@@ -130,7 +131,7 @@ class Accounts:
     # Sessions and passwords
 
     def log_in(self, name: str, password: str, address: str) -> str:
-        """Return the token of a new session.
+        """Verify a name and password and open a session. Returns the session's token.
 
         Args:
             address: IP address of the attempt. Failures of a name and of an address both make the next attempt wait.
@@ -147,7 +148,8 @@ class Accounts:
             return self._open_session(db, user.id)
 
     def find_person(self, session: str) -> Person | None:
-        """Return the person of a session and prolong it. Returns None if there is no such session or it has ended."""
+        """Return the person of a session token, and extend the session. Returns None if there is no such session or it
+        has ended."""
         now = self.clock()
         query = select(users.c.id, users.c.name, sessions.c.expires_at).join(users, users.c.id == sessions.c.user)
         same_session = sessions.c.digest == hash_token(session)
@@ -182,8 +184,8 @@ class Accounts:
             db.execute(delete(invitations).where(invitations.c.name == person.name))
             db.execute(delete(sessions).where(sessions.c.user == user.id, sessions.c.digest != hash_token(session)))
 
-    def _verify_password(self, name: str, password: str, address: str) -> Row:
-        """Return the user of a name and password. Raises as `log_in`.
+    def _verify_password(self, name: str, password: str, address: str) -> Row[Any]:
+        """Return the user of a name and password, and count a failed attempt. Raises as `log_in`.
 
         An attempt that could not be verified does not count as a failure.
         """
@@ -218,12 +220,12 @@ class Accounts:
             self._throttle.cancel_attempt(throttle_key)
         return user
 
-    def _open_session(self, db: Connection, user: str) -> str:
-        """Return a new session's token, and delete expired sessions."""
+    def _open_session(self, db: Connection, user_id: str) -> str:
+        """Open a session of a user, and delete expired sessions. Returns the session's token."""
         token = create_token()
         now = self.clock()
         db.execute(delete(sessions).where(sessions.c.expires_at < now))
-        db.execute(insert(sessions), {"digest": hash_token(token), "user": user, "expires_at": now + SESSION_S})
+        db.execute(insert(sessions), {"digest": hash_token(token), "user": user_id, "expires_at": now + SESSION_S})
         return token
 
     # Invitations
@@ -231,7 +233,7 @@ class Accounts:
     def invite(
         self, project: str, role: str, name: str = "", lasts_s: float = INVITATION_S, by: Person | None = None
     ) -> str:
-        """Return a token by which one person can join a project.
+        """Create an invitation by which one person can join a project. Returns its token.
 
         Args:
             name: the invited person's. An existing account gets a new password and the role. If it is empty, the holder
@@ -248,7 +250,7 @@ class Accounts:
         with self.store.transaction() as db:
             check_project(db, project)
             check_not_erased(db, project)
-            self._delete_expired(db)
+            self._delete_expired_invitations(db)
             author = find_user(db, by.name) if by else None
             row = {
                 "digest": hash_token(token),
@@ -262,10 +264,10 @@ class Accounts:
         return token
 
     def invite_first_admin(self, project: str) -> str | None:
-        """Return an invitation for the project's first admin, which replaces earlier ones. Returns None if there is an
-        admin."""
+        """Create an invitation for a project's first admin, and delete earlier ones. Returns its token, or None if the
+        project has an admin."""
         with self.store.transaction() as db:
-            self._delete_expired(db)
+            self._delete_expired_invitations(db)
             if count_admins(db, project):
                 return None
             unnamed_admin = (invitations.c.role == "admin", invitations.c.name == "")
@@ -273,7 +275,7 @@ class Accounts:
             return self.invite(project, "admin", lasts_s=86400)
 
     def find_invitation(self, token: str) -> Invitation | None:
-        """Return the invitation of a token. Returns None if it has expired or was used."""
+        """Return the invitation that a token belongs to. Returns None if it has expired or was used."""
         conditions = (invitations.c.digest == hash_token(token), invitations.c.expires_at > self.clock())
         with self.store.reading() as db:
             row = db.execute(select(invitations).where(*conditions)).first()
@@ -298,7 +300,7 @@ class Accounts:
         ]
 
     def revoke(self, project: str, id: str) -> None:
-        """Delete an invitation.
+        """Delete a pending invitation to a project, by its id.
 
         Raises:
             InputError: the project has no invitation of this id, or it was used or has ended.
@@ -309,9 +311,10 @@ class Accounts:
                 raise InputError("link", id, "it was used, or has ended", "Look at the list again.")
 
     def accept(self, token: str, name: str, password: str) -> str:
-        """Accept an invitation with a password. Returns the token of a new session.
+        """Accept an invitation with a name and password, and log the person in. Returns the token of a new session.
 
-        It creates the account, or sets its new password and ends its sessions, and assigns the role.
+        It creates the account, or sets its new password and ends its sessions, assigns the role, and deletes the
+        invitation.
 
         Raises:
             AccessRefused: the invitation has expired, was used or is for another person, or the name is taken.
@@ -322,7 +325,7 @@ class Accounts:
         name = validate_name(name)
         password_hash = self.passwords.hash_password(validate_password(name, password))
         with self.store.transaction() as db:
-            invitation = self._redeem(db, token)
+            invitation = self._redeem_invitation(db, token)
             user = find_user(db, name)
             check_may_accept(db, invitation, name, user)
             if user is None:
@@ -338,13 +341,13 @@ class Accounts:
             return self._open_session(db, id)
 
     def join(self, token: str, person: Person) -> None:
-        """Assign the role of an invitation to a person who has an account.
+        """Accept an invitation as a logged-in person: assign them its role, and delete it.
 
         Raises:
             AccessRefused: the invitation has expired, was used or is for another person.
         """
         with self.store.transaction() as db:
-            invitation = self._redeem(db, token)
+            invitation = self._redeem_invitation(db, token)
             user = find_user(db, person.name)
             if user is None or invitation.name not in ("", person.name):
                 raise AccessRefused(
@@ -352,15 +355,15 @@ class Accounts:
                 )
             promote(db, invitation.project, user.id, invitation.role)
 
-    def _redeem(self, db: Connection, token: str) -> Invitation:
-        """Return an invitation and delete it. Raises AccessRefused if it has expired or was used."""
+    def _redeem_invitation(self, db: Connection, token: str) -> Invitation:
+        """Delete the invitation of a token, and return it. Raises AccessRefused if it has expired or was used."""
         invitation = self.find_invitation(token)
         if invitation is None:
             raise invalid_invitation_error()
         db.execute(delete(invitations).where(invitations.c.digest == hash_token(token)))
         return invitation
 
-    def _delete_expired(self, db: Connection) -> None:
+    def _delete_expired_invitations(self, db: Connection) -> None:
         db.execute(delete(invitations).where(invitations.c.expires_at < self.clock()))
 
     # Members
@@ -373,8 +376,7 @@ class Accounts:
         return {row.name: row.role for row in rows}
 
     def pseudonym(self, project: str, name: str) -> str:
-        """Return the pseudonym of a person in a project. Creates one for a member or an invited person who has none
-        yet.
+        """Return the pseudonym of a person in a project, and create one for a member or an invited person who has none.
 
         Raises:
             InputError: the name is neither an annotator of the project, nor a member, nor invited.
@@ -464,7 +466,7 @@ def check_role(role: str) -> None:
 
 
 def read_roles(db: Connection, user: str) -> dict[str, str]:
-    """Return a user's roles by project."""
+    """Return a user's roles: project → `annotator`, `reviewer` or `admin`."""
     query = select(members.c.project, members.c.role).where(members.c.user == user).order_by(members.c.project)
     return {row.project: row.role for row in db.execute(query)}
 
@@ -474,7 +476,7 @@ def count_admins(db: Connection, project: str) -> int:
     return db.execute(select(func.count()).select_from(members).where(*admins)).scalar_one()
 
 
-def set_password(db: Connection, user: Row, password_hash: str) -> None:
+def set_password(db: Connection, user: Row[Any], password_hash: str) -> None:
     """Replace the hash of a user's password, which was verified just before.
 
     Raises:
@@ -485,7 +487,7 @@ def set_password(db: Connection, user: Row, password_hash: str) -> None:
         raise AccessRefused("name", user.name, "the password was changed in the meantime", "Log in with the new one.")
 
 
-def check_may_accept(db: Connection, invitation: Invitation, name: str, user: Row | None) -> None:
+def check_may_accept(db: Connection, invitation: Invitation, name: str, user: Row[Any] | None) -> None:
     """Raise AccessRefused if a person of this name may not accept the invitation with a password."""
     if invitation.name:
         if invitation.name != name:
@@ -502,7 +504,7 @@ def check_may_accept(db: Connection, invitation: Invitation, name: str, user: Ro
 
 
 def invalid_invitation_error() -> AccessRefused:
-    """Return the error of an invitation that has expired or was used."""
+    """Build the error for an invitation token that has expired or was used."""
     return AccessRefused("token", "(not shown)", "the invitation has expired or was used", "Ask for a new one.")
 
 

@@ -17,8 +17,8 @@ from align.reward.learned import score_rows
 def tokenize_answers(
     store: Store, project: str, tokenizer: Any, stops: tuple[int, ...], max_length: int
 ) -> dict[str, list[list[int]]]:
-    """Tokenize the answers of each item of a project. Items with an answer of more than `max_length` tokens are left
-    out."""
+    """Tokenize the prompt with each answer, for each item of a project: item id → token ids by answer. Items with more
+    than `max_length` tokens in a row are left out."""
     rows: dict[str, list[list[int]]] = {}
     for item in store.items(project):
         answers = [
@@ -33,7 +33,8 @@ def tokenize_answers(
 def compute_uncertainties(
     model: Any, score_head: nn.Module, rows: Mapping[str, list[list[int]]], pad_id: int
 ) -> dict[str, float]:
-    """Compute the uncertainty of each item, which is its priority in a project whose `order` is `priority`.
+    """Compute a reward model's uncertainty about each item: item id → 0 to 1. It is the item's priority in a project
+    whose `order` is `priority`.
 
     Args:
         rows: token ids by item, see `tokenize_answers`.

@@ -18,6 +18,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -96,15 +97,15 @@ def simulate_annotator(
 
     item_ids = {item.id for item in items}  # others may have added items since
     own_rankings = [r for r in store.rankings(project) if r.annotator == pseudonym and r.item in item_ids]
-    pairs, tied_pairs, agreed_pairs = count_agreements(own_rankings, scores)
-    untied_pairs = pairs - tied_pairs
+    agreements = count_agreements(own_rankings, scores)
+    untied_pairs = agreements.pairs - agreements.tied_pairs
     return SimulationSummary(
         annotator=annotator,
         added=added,
         items=len(own_rankings),
-        pairs=pairs,
-        tie_share=tied_pairs / pairs if pairs else 0.0,
-        agreement=agreed_pairs / untied_pairs if untied_pairs else math.nan,
+        pairs=agreements.pairs,
+        tie_share=agreements.tied_pairs / agreements.pairs if agreements.pairs else 0.0,
+        agreement=agreements.agreed_pairs / untied_pairs if untied_pairs else math.nan,
         slope=slope,
     )
 
@@ -124,7 +125,8 @@ def draw_tiers(scores: Mapping[str, float], slope: float, rng: random.Random) ->
 
 
 def calibrate_slope(scores: Sequence[Sequence[float]], agreement: float = 0.75) -> float:
-    """Find the slope at which the mean of sigmoid(slope · |gap|) over the untied pairs within each item is `agreement`.
+    """Find the slope of the utilities at which the expected agreement with the gold scores is `agreement`: the mean of
+    sigmoid(slope · |gap|) over the untied pairs within each item.
 
     The mean grows with the slope, from 0.5 at slope 0 towards 1, so that bisection finds it. The result is
     deterministic.
@@ -158,9 +160,26 @@ def calibrate_slope(scores: Sequence[Sequence[float]], agreement: float = 0.75) 
     return (low + high) / 2
 
 
-def count_agreements(rankings: Sequence[Vote], scores: Mapping[str, float]) -> tuple[int, int, int]:
-    """Count the pairs in the rankings, the pairs with equal gold scores, and the untied pairs in the gold scores'
-    order."""
+class PairAgreements(NamedTuple):
+    """Counts of pairs of candidates in rankings, compared with gold scores.
+
+    Attributes:
+        pairs: all pairs.
+        tied_pairs: the pairs with equal gold scores.
+        agreed_pairs: the pairs that are ordered as by the gold scores; tied pairs do not count.
+    """
+
+    pairs: int
+    tied_pairs: int
+    agreed_pairs: int
+
+
+def count_agreements(rankings: Sequence[Vote], scores: Mapping[str, float]) -> PairAgreements:
+    """Count the pairs of candidates that rankings order as their gold scores do.
+
+    Args:
+        scores: gold score by candidate id.
+    """
     pairs = 0
     tied = 0
     agreed = 0
@@ -172,4 +191,4 @@ def count_agreements(rankings: Sequence[Vote], scores: Mapping[str, float]) -> t
                 tied += 1
             else:
                 agreed += tier_of[a] != tier_of[b] and (tier_of[a] < tier_of[b]) == (scores[a] > scores[b])
-    return pairs, tied, agreed
+    return PairAgreements(pairs, tied, agreed)

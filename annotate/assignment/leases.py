@@ -11,7 +11,7 @@ import random
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, exists, func, insert, select, update
 
@@ -34,36 +34,53 @@ MAX_REVIEW_CHOICES = 50
 # Selection of the next item
 
 
-def choose_item(
-    db: Connection, project: str, pseudonym: str, number: int, settings: ProjectSettings
-) -> tuple[str, str | None, tuple[str, ...]]:
-    """Choose the annotator's next item. Returns its purpose, its id, and the display order of a repeat (else empty).
+class ItemChoice(NamedTuple):
+    """The item that an annotator gets next.
 
-    Returns None as the id if no items are left.
+    Attributes:
+        purpose: `work`, `gold` or `repeat`.
+        item: its id; None if no items are left.
+        display_order: candidate ids in the order on the screen, of a repeat only; else empty.
+    """
+
+    purpose: str
+    item: str | None
+    display_order: tuple[str, ...]
+
+
+def choose_item(db: Connection, project: str, pseudonym: str, number: int, settings: ProjectSettings) -> ItemChoice:
+    """Choose the annotator's next item: a gold item or a repeat if one is drawn and due, else an item that wants votes.
+
+    Args:
+        number: number of the annotator's next lease, counted from 0; the draws depend on it.
     """
     if is_drawn(settings.gold_share, pseudonym, number, "gold"):
         gold = db.execute(
-            select_new_items(project, pseudonym).where(work.c.gold).order_by(work.c.shuffle).limit(1)
+            build_new_items_query(project, pseudonym).where(work.c.gold).order_by(work.c.shuffle).limit(1)
         ).scalar()
         if gold is not None:
-            return "gold", gold, ()
+            return ItemChoice("gold", gold, ())
     if is_drawn(settings.repeat_share, pseudonym, number, "repeat"):
         earlier = find_lease_to_repeat(db, project, pseudonym)
         if earlier is not None:
-            return "repeat", earlier.item, tuple(reversed(json.loads(earlier.shown)))
+            return ItemChoice("repeat", earlier.item, tuple(reversed(json.loads(earlier.shown))))
     order = (work.c.priority.desc(), work.c.shuffle) if settings.order == "priority" else (work.c.shuffle,)
-    open_items = select_new_items(project, pseudonym).where(work.c.wanted > work.c.judged + work.c.leased)
-    return "work", db.execute(open_items.order_by(*order).limit(1)).scalar(), ()
+    open_items = build_new_items_query(project, pseudonym).where(work.c.wanted > work.c.judged + work.c.leased)
+    return ItemChoice("work", db.execute(open_items.order_by(*order).limit(1)).scalar(), ())
 
 
 def is_drawn(share: float, annotator: str, number: int, event: str) -> bool:
-    """Draw whether an annotator's lease of this number is among a share of all leases. The same call draws the same
-    result."""
+    """Return whether an annotator's lease of this number falls into a random share of their leases, by a hash of the
+    arguments: the same call returns the same result.
+
+    Args:
+        event: what is drawn, `gold` or `repeat`; each is drawn independently.
+    """
     return hash_to_fraction(f"{event}/{annotator}/{number}") < share
 
 
-def select_new_items(project: str, pseudonym: str) -> Select[Any]:
-    """Build a query for the items that the annotator has neither judged nor skipped nor holds."""
+def build_new_items_query(project: str, pseudonym: str) -> Select[Any]:
+    """Build a query for the ids of the items that the annotator has neither judged nor skipped nor holds."""
     lease_conditions = (leases.c.project == project, leases.c.item == work.c.item, leases.c.annotator == pseudonym)
     has_lease = exists().where(*lease_conditions, leases.c.state.in_(("open", "judged")))
     has_vote = exists().where(
@@ -104,7 +121,7 @@ def find_contested_items(db: Connection, project: str) -> list[str]:
     reviewed_items = {vote.item for vote in votes if vote.purpose == "review"}
     unreviewed_votes = [vote for vote in votes if vote.purpose == "work" and vote.item not in reviewed_items]
     ids = {vote.item: tuple(sorted(id for tier in vote.tiers for id in tier)) for vote in unreviewed_votes}
-    return [rated_item.item for _, rated_item in rank_by_contradictions(build_item_ratings(unreviewed_votes, ids))]
+    return [contested.ratings.item for contested in rank_by_contradictions(build_item_ratings(unreviewed_votes, ids))]
 
 
 def choose_review(db: Connection, project: str, contested: Sequence[str]) -> str | None:
@@ -140,7 +157,7 @@ def read_lease(db: Connection, project: str, pseudonym: str, token: str) -> Row[
 
 
 def item_lease_condition(project: str, pseudonym: str, item: str, purpose: str) -> ColumnElement[bool]:
-    """Return the SQL condition of the annotator's leases of an item for a purpose."""
+    """Build the SQL condition of an annotator's leases of an item for a purpose."""
     is_own_lease = (leases.c.annotator == pseudonym) & (leases.c.item == item) & (leases.c.purpose == purpose)
     return (leases.c.project == project) & is_own_lease
 
@@ -162,7 +179,7 @@ def grant_lease(
     display_order: tuple[str, ...],
     now: float,
 ) -> Row[Any]:
-    """Lease an item to an annotator.
+    """Write a lease of an item to an annotator, and return its row.
 
     Args:
         display_order: candidate ids in their order on the screen. If empty, it is counterbalanced, or determined by the
@@ -276,7 +293,7 @@ class AnnotationTask:
 
 
 def read_task(db: Connection, lease: Row[Any]) -> AnnotationTask:
-    """Return the task of a lease. Its expiry is read again, since it may have been extended.
+    """Read the item, display order and draft of a lease. Its expiry is read again, since it may have been extended.
 
     Raises:
         InputError: the item was erased.
@@ -303,7 +320,7 @@ def discard_draft(db: Connection, lease: Row[Any]) -> None:
 
 
 def draft_condition(lease: Row[Any]) -> ColumnElement[bool]:
-    """Return the SQL condition of a lease's draft.
+    """Build the SQL condition of the saved draft that belongs to a lease.
 
     A draft belongs to annotator, item and purpose, and outlives the lease.
     """
@@ -334,18 +351,19 @@ class Terms:
 
 
 def get_mode(purpose: str) -> str:
-    """Return the mode of the page that shows items of a purpose. Gold items and repeats look like work."""
+    """Return the mode of the ranking page, `work` or `review`, for items of a purpose. Gold items and repeats look like
+    work."""
     return "review" if purpose == "review" else "work"
 
 
 def read_terms(db: Connection, project: str, mode: str) -> Terms:
-    """Return the current terms of a project."""
+    """Return the version of a project's settings and guidelines that are current, with the page's mode."""
     guidelines = read_guidelines(db, project)
-    return Terms(read_settings_version(db, project), mode, None if guidelines is None else guidelines[0])
+    return Terms(read_settings_version(db, project), mode, None if guidelines is None else guidelines.version)
 
 
 def check_terms(db: Connection, project: str, purpose: str, terms: Terms) -> None:
-    """Raise InputError if an item of this purpose cannot have been judged under such terms.
+    """Raise InputError unless the page's mode fits the item's purpose, and the project has such guidelines.
 
     The settings' version is checked by the store.
     """

@@ -6,13 +6,14 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Row, case, func, select, update
 
 from align.annotate.assignment.leases import (
     AnnotationTask,
     Terms,
+    build_new_items_query,
     check_terms,
     choose_item,
     choose_review,
@@ -27,7 +28,6 @@ from align.annotate.assignment.leases import (
     read_task,
     reopen_lease,
     save_draft,
-    select_new_items,
 )
 from align.annotate.store import Judgement, Store
 from align.annotate.store.ledger import (
@@ -84,6 +84,18 @@ class QueueProgress:
     votes_wanted: int
 
 
+class RecordedVote(NamedTuple):
+    """A recorded vote and the task that follows it.
+
+    Attributes:
+        seq: seq of the vote's row in the ledger.
+        next_task: the annotator's next task, leased to them; None if nothing is left.
+    """
+
+    seq: int
+    next_task: AnnotationTask | None
+
+
 class AssignmentQueue:
     """Assigns the items of one project and accepts the votes. Safe to share between threads and processes.
 
@@ -107,7 +119,7 @@ class AssignmentQueue:
         self._contested: tuple[float, list[str]] = (float("-inf"), [])
 
     def take(self, annotator: str) -> AnnotationTask | None:
-        """Return the annotator's next item: one that they hold, or a new one, leased to them.
+        """Return the annotator's next item: the one that they hold, its lease extended, or a new one, leased to them.
 
         Returns None if nothing is left for them, their quota is reached, or the project is not open.
         """
@@ -115,7 +127,7 @@ class AssignmentQueue:
             return self._take_next(db, ensure_annotator(db, self.project, annotator).pseudonym)
 
     def take_review(self, reviewer: str) -> AnnotationTask | None:
-        """Return the most contradicted item for a reviewer to decide. Returns None if nothing is left to decide."""
+        """Lease the most contradicted item to a reviewer to decide. Returns None if nothing is left to decide."""
         if self.clock() - self._contested[0] > CONTESTED_CACHE_S:
             with self.store.reading() as db:  # scans all votes, so not inside the write transaction
                 self._contested = (self.clock(), find_contested_items(db, self.project))
@@ -131,18 +143,13 @@ class AssignmentQueue:
         with self.store.reading() as db:
             return read_task(db, self._find_lease(db, annotator, token))
 
-    def vote(
-        self, annotator: str, token: str, key: str, judgement: Judgement, terms: Terms
-    ) -> tuple[int, AnnotationTask | None]:
+    def vote(self, annotator: str, token: str, key: str, judgement: Judgement, terms: Terms) -> RecordedVote:
         """Record a judgement of a leased item, end the lease, and take the next item, in one transaction.
 
         Args:
             key: idempotency key: the same vote sent again returns the same seq, and the item that is next by then.
             judgement: a ranking or a skip. Its `display_order`, `purpose`, `source` and versions are set here.
             terms: the terms under which it was made.
-
-        Returns:
-            The vote's seq, and the next task or None.
 
         Raises:
             AlreadyJudged: the annotator has judged the item, for instance in another tab.
@@ -168,7 +175,7 @@ class AssignmentQueue:
                 db.execute(update(leases).where(leases.c.token == token).values(state="judged", vote=seq))
                 discard_draft(db, lease)
             take_next = self._take_next_review if lease.purpose == "review" else self._take_next
-            return seq, take_next(db, pseudonym)
+            return RecordedVote(seq, take_next(db, pseudonym))
 
     def undo(self, annotator: str, seq: int) -> AnnotationTask:
         """Retract one of the annotator's votes and lease them its item again, with the judgement as its draft.
@@ -272,7 +279,7 @@ class AssignmentQueue:
             return QueueProgress(own_rankings, read_settings(db, self.project).quota, rankings_done, rankings_wanted)
 
     def explain_idle(self, annotator: str) -> str:
-        """Return why `take` returns nothing to an annotator.
+        """Return the reason why an annotator gets no item from `take`, as one word.
 
         `paused` or `closed`: the project's state. `quota`: theirs is reached. `held`: others hold all remaining items.
         `done`: no items remain.
@@ -285,7 +292,7 @@ class AssignmentQueue:
             if self._has_reached_quota(db, pseudonym):
                 return "quota"
             held_items = (
-                select_new_items(self.project, pseudonym)
+                build_new_items_query(self.project, pseudonym)
                 .where(work.c.leased > 0, work.c.judged < work.c.wanted)
                 .limit(1)
             )
@@ -299,12 +306,13 @@ class AssignmentQueue:
             return None
         number = next_lease_number(db, self.project, pseudonym)
         settings = read_settings(db, self.project)
-        purpose, item, display_order = choose_item(db, self.project, pseudonym, number, settings)
-        if item is None:
+        choice = choose_item(db, self.project, pseudonym, number, settings)
+        if choice.item is None:
             return None
-        return read_task(
-            db, grant_lease(db, self.project, pseudonym, number, purpose, item, display_order, self.clock())
+        lease = grant_lease(
+            db, self.project, pseudonym, number, choice.purpose, choice.item, choice.display_order, self.clock()
         )
+        return read_task(db, lease)
 
     def _take_next_review(self, db: Connection, pseudonym: str) -> AnnotationTask | None:
         held_task = self._take_held(db, pseudonym, leases.c.purpose == "review")

@@ -39,7 +39,7 @@ def list_tables() -> list[Table]:
 
 
 def backup(store: Store, path: Path) -> dict[str, Any]:
-    """Write the store as it is at one moment. The file appears only when it is complete.
+    """Write a consistent backup of the store to a new gzip file, which appears only when it is complete.
 
     Returns the header, with the number of rows.
 
@@ -73,7 +73,7 @@ def backup(store: Store, path: Path) -> dict[str, Any]:
 
 
 def write_lines(file: TextIO, header: dict[str, Any], connection: Connection) -> int:
-    """Write the lines of a backup. Returns the number of rows."""
+    """Write a backup's header, a JSON line for each row of each table, and the checksum. Returns the number of rows."""
     digest = hashlib.sha256()
     rows = 0
 
@@ -123,7 +123,7 @@ def restore(store: Store, path: Path) -> ChainHead:
 def insert_rows(
     path: Path, header: dict[str, Any], lines: Iterable[tuple[int, dict[str, Any]]], connection: Connection
 ) -> None:
-    """Insert the rows of a backup. Raises CorruptFile if they are not the rows that were written."""
+    """Insert a backup's rows into an empty store's tables. Raises CorruptFile if they do not fit its checksum."""
     tables_by_name = {table.name: table for table in list_tables()}
     batch: list[dict[str, Any]] = []
     digest = hashlib.sha256((json.dumps(header) + "\n").encode())

@@ -22,7 +22,7 @@ from align.core.types import Message, Preference
 
 
 def export_votes(store: Store, project: str, folder: Path, allow_simulated: bool = False) -> dict[str, int]:
-    """Write all of these files into a new folder. Returns the number of rows by file.
+    """Write a project's votes as JSON Lines files into a new folder. Returns the number of rows: file name → rows.
 
     Training rows come from `load_training_rankings`: an item's newest review replaces its other rankings, and gold
     items and repeats are left out. Demonstrations are taken from every vote that stands, and `votes.jsonl` holds all of
@@ -98,7 +98,8 @@ def provenance_fields(pair: Preference, vote: Vote, item: AnnotationItem, has_ma
 
 
 def build_ranking_row(vote: Vote, item: AnnotationItem) -> dict[str, Any]:
-    rank = {id: place for place, tier in enumerate(vote.tiers, start=1) for id in tier}
+    """Return a vote as a row of rankings: the prompt, and its answers with their ranks (1 is the best)."""
+    rank = {id: number for number, tier in enumerate(vote.tiers, start=1) for id in tier}
     answers = [
         {"answer": c.text, "rank": rank[c.id], "id": c.id, "flagged": c.id in vote.flagged, **origin_fields(item, c.id)}
         | ({"ratings": dict(vote.ratings[c.id])} if c.id in vote.ratings else {})
@@ -116,18 +117,18 @@ def build_ranking_row(vote: Vote, item: AnnotationItem) -> dict[str, Any]:
 
 
 def iter_unpaired_rows(vote: Vote, item: AnnotationItem) -> Iterator[dict[str, Any]]:
-    """Yield the answers that are labelled as good or bad.
+    """Yield rows of unpaired preference data (as for KTO): the answers that a ranking labels as good or bad.
 
     The best tier is good and the worst is bad, unless the annotator called all answers good or bad. A text that was
     sampled twice and would get both labels is left out.
     """
     last = len(vote.tiers) - 1
     labels = {}
-    for place, tier in enumerate(vote.tiers):
+    for position, tier in enumerate(vote.tiers):
         if vote.quality:
             labels |= dict.fromkeys(tier, vote.quality == "good")
-        elif last > 0 and place in (0, last):
-            labels |= dict.fromkeys(tier, place == 0)
+        elif last > 0 and position in (0, last):
+            labels |= dict.fromkeys(tier, position == 0)
     labelled_candidates = [candidate for candidate in item.candidates if candidate.id in labels]
     labels_of_texts = {(candidate.text, labels[candidate.id]) for candidate in labelled_candidates}
     for candidate in labelled_candidates:
@@ -143,7 +144,7 @@ def iter_unpaired_rows(vote: Vote, item: AnnotationItem) -> Iterator[dict[str, A
             }
 
 
-def build_vote_row(vote: Vote, item: AnnotationItem, trained_on: bool) -> dict[str, Any]:
+def build_vote_row(vote: Vote, item: AnnotationItem, is_trained_on: bool) -> dict[str, Any]:
     """Return a vote with all its fields.
 
     Its answers are called `candidates` rather than `answers`, so that a reader of rankings does not train on rankings
@@ -168,14 +169,14 @@ def build_vote_row(vote: Vote, item: AnnotationItem, trained_on: bool) -> dict[s
         "tiers": vote.tiers,
         "shown": vote.display_order,
         "prompt_flagged": item.id in vote.flagged,
-        "trained_on": trained_on,
+        "trained_on": is_trained_on,
         **{name: getattr(vote, name) for name in names},
         **vote_fields(vote),
     }
 
 
 def vote_fields(vote: Vote) -> dict[str, Any]:
-    """Return the fields that identify the vote of a row."""
+    """Return a row's fields about its vote: seq, item, annotator, source, versions and time."""
     return {
         "vote": vote.seq,
         "item": vote.item,

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.annotate.store import Candidate, Store
 from align.annotate.store.records import MAX_ANSWERS, check_text
@@ -51,8 +51,20 @@ class ImportRow:
     expected: list[list[int]] | None
 
 
-def import_items(store: Store, project: str, path: Path, source: str = "") -> tuple[int, int]:
-    """Add every row of a file as an item. Returns the number of rows, and of items that are new in the project.
+class ImportCounts(NamedTuple):
+    """Counts of an import.
+
+    Attributes:
+        rows: rows of the file.
+        added: items that are new in the project.
+    """
+
+    rows: int
+    added: int
+
+
+def import_items(store: Store, project: str, path: Path, source: str = "") -> ImportCounts:
+    """Add every row of a file to a project as an item with a prompt and candidate answers.
 
     Args:
         source: name of the rows' source, by default the file's. An item is identified by project, source and the row's
@@ -71,7 +83,7 @@ def import_items(store: Store, project: str, path: Path, source: str = "") -> tu
             for item in items[start : start + ITEMS_PER_TRANSACTION]:
                 add_row(store, project, item)
             added += store.head().seq - head
-    return len(items), added
+    return ImportCounts(len(items), added)
 
 
 def read_item_rows(path: Path, source: str = "", field: str = "stage.path") -> list[ImportRow]:
@@ -102,34 +114,47 @@ def read_item_rows(path: Path, source: str = "", field: str = "stage.path") -> l
 
 
 def parse_row(where: str, source: str, number: int, row: Mapping[str, Any]) -> ImportRow:
-    def refuse(column: str, problem: str, value: Any = None) -> InputError:
+    """Check the columns of a row, and parse its prompt and answers.
+
+    Args:
+        where: file and row number, for messages.
+        source: name of the rows' source, see `import_items`.
+        number: the row's number, which identifies a row without an id.
+
+    Raises:
+        InputError: a column is unknown, missing or has a wrong value.
+    """
+
+    def build_column_error(column: str, problem: str, value: Any = None) -> InputError:
         return build_field_error(f"{where}, {column}", row.get(column) if value is None else value, problem, REMEDY)
 
     for column in sorted(row.keys() - set(COLUMNS)):
-        raise refuse(column, f"there is no such column (there are {', '.join(COLUMNS)})")
+        raise build_column_error(column, f"there is no such column (there are {', '.join(COLUMNS)})")
     answers = row.get("answers")
     if not isinstance(answers, list) or not 2 <= len(answers) <= MAX_ANSWERS:
-        raise refuse("answers", f"not a list of 2 to {MAX_ANSWERS} answers")
+        raise build_column_error("answers", f"not a list of 2 to {MAX_ANSWERS} answers")
     priority = row.get("priority", 0.0)
     if isinstance(priority, bool) or not isinstance(priority, int | float) or not abs(priority) < 1e300:
-        raise refuse("priority", "not a finite number")
+        raise build_column_error("priority", "not a finite number")
     if isinstance(row.get("id"), bool) or not isinstance(row.get("id", ""), str | int):
-        raise refuse("id", "neither a text nor a whole number")
+        raise build_column_error("id", "neither a text nor a whole number")
     try:
         prompt = parse_prompt(row.get("prompt"), where)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
-        raise refuse("prompt", f"neither a text nor a list of messages that ends with the user ({error})") from error
+        raise build_column_error(
+            "prompt", f"neither a text nor a list of messages that ends with the user ({error})"
+        ) from error
     candidates = []
     for k, answer in enumerate(answers):
         try:
             candidates.append(parse_candidate(answer))
         except (TypeError, ValueError) as error:
-            raise refuse(f"answers[{k}]", str(error), answer) from error
+            raise build_column_error(f"answers[{k}]", str(error), answer) from error
     expected = row.get("expected")
     if expected is not None and not is_tier_order(expected, len(answers)):
-        raise refuse("expected", "not every answer's position once, in a list of tiers")
+        raise build_column_error("expected", "not every answer's position once, in a list of tiers")
     name = ["id", row["id"]] if "id" in row else ["row", number]
     key = f"import/{hashlib.sha256(to_canonical_json([source, *name]).encode()).hexdigest()[:32]}"
     return ImportRow(where, row.get("id"), key, prompt, tuple(candidates), float(priority), expected)

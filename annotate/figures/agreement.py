@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from align.ops.agreement import cohen_kappas, compute_coefficient_interval
 from align.ops.intervals import Interval, normal_quantile, wilson_interval
 
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
+AnnotatorPair = tuple[str, str]
+"""Pseudonyms of two annotators, in alphabetical order."""
 
 NO_SHARED_ITEM = Undefined("nobody judged the same item")
 NO_STRENGTHS = Undefined("no item has two strengths")
@@ -105,7 +107,7 @@ def build_item_ratings(
 
 
 def compute_alpha(rated_items: Sequence[ItemRatings], level: Level) -> Figure:
-    """Compute Krippendorff's alpha, with an interval over items.
+    """Compute Krippendorff's alpha, agreement of annotators beyond chance, with an interval over items.
 
     The interval is that of ln(1 − α) by its jackknife standard error, item by item, with Student's quantile, taken back
     to α: the ratio of two means of non-negative values is skewed, and its logarithm is less so. In simulations it
@@ -166,7 +168,7 @@ def build_coincidences(counts_UV: NDArray[np.int64]) -> NDArray[np.float64]:
 def compute_alphas(
     coincidences_BVV: NDArray[np.float64], values_V: NDArray[np.generic], level: Level
 ) -> NDArray[np.float64]:
-    """Compute alpha of each of B coincidence matrices, such as those of resamples; nan where all ratings are equal.
+    """Compute Krippendorff's alpha of each of B coincidence matrices; nan where all ratings are equal.
 
     Args:
         values_V: the values in ascending order.
@@ -225,6 +227,30 @@ def compute_raw_agreement(rated_items: Sequence[ItemRatings]) -> Figure:
     return compute_share(equal_counts, pair_counts)
 
 
+class ContestedItem(NamedTuple):
+    """An item whose annotators contradict one another.
+
+    Attributes:
+        contradictions: number of pairs of annotators, over all pairs of candidates, with opposite ratings.
+    """
+
+    contradictions: int
+    ratings: ItemRatings
+
+
+class SharedRatings(NamedTuple):
+    """The ratings that two annotators gave to the items that both judged.
+
+    Attributes:
+        items: number of shared items.
+        table_VV: number of pairs of candidates by the first annotator's rating (row) and the second's (column), each
+            from −3 to +3.
+    """
+
+    items: int
+    table_VV: NDArray[np.int64]
+
+
 def count_contradictions(rated_item: ItemRatings) -> int:
     """Count the pairs of annotators, over all units, with opposite ratings. A tie contradicts neither."""
     first_is_better = (rated_item.values_RU < 0).sum(axis=0)
@@ -232,11 +258,11 @@ def count_contradictions(rated_item: ItemRatings) -> int:
     return int((first_is_better * second_is_better).sum())
 
 
-def rank_by_contradictions(rated_items: Sequence[ItemRatings]) -> list[tuple[int, ItemRatings]]:
-    """Return the items whose annotators contradict one another, each with the number of contradictions, most first."""
-    counted_items = [(count_contradictions(rated_item), rated_item) for rated_item in rated_items]
-    contested_items = [(count, rated_item) for count, rated_item in counted_items if count]
-    return sorted(contested_items, key=lambda row: (-row[0], row[1].seqs[0]))
+def rank_by_contradictions(rated_items: Sequence[ItemRatings]) -> list[ContestedItem]:
+    """Return the items whose annotators contradict one another, those with the most contradictions first."""
+    counted_items = [ContestedItem(count_contradictions(rated_item), rated_item) for rated_item in rated_items]
+    contested_items = [item for item in counted_items if item.contradictions]
+    return sorted(contested_items, key=lambda item: (-item.contradictions, item.ratings.seqs[0]))
 
 
 def compute_kappas(directions: Sequence[ItemRatings], strengths: Sequence[ItemRatings]) -> list[Kappa]:
@@ -247,17 +273,17 @@ def compute_kappas(directions: Sequence[ItemRatings], strengths: Sequence[ItemRa
     """
     direction_tables = tabulate_ratings(directions)
     strength_tables = tabulate_ratings(strengths)
-    no_shared_items = (0, np.zeros((1, 1), dtype=np.int64))
+    no_shared_items = SharedRatings(0, np.zeros((1, 1), dtype=np.int64))
     results = [
         Kappa(
             pair,
-            items,
-            int(table.sum()),
-            compute_kappa(table),
-            compute_kappa(strength_tables.get(pair, no_shared_items)[1], quadratic=True),
+            shared.items,
+            int(shared.table_VV.sum()),
+            compute_kappa(shared.table_VV),
+            compute_kappa(strength_tables.get(pair, no_shared_items).table_VV, quadratic=True),
         )
-        for pair, (items, table) in direction_tables.items()
-        if items >= SHARED_ITEMS
+        for pair, shared in direction_tables.items()
+        if shared.items >= SHARED_ITEMS
     ]
     return sorted(results, key=lambda result: (-result.items, result.annotators))
 
@@ -275,13 +301,13 @@ def compute_kappa(table_VV: NDArray[np.int64], quadratic: bool = False) -> float
     return UNANIMOUS if math.isnan(value) else value
 
 
-def tabulate_ratings(rated_items: Sequence[ItemRatings]) -> dict[tuple[str, str], tuple[int, NDArray[np.int64]]]:
-    """Count, for each two annotators, their shared items and a table of their ratings, −3 … +3."""
-    tables: dict[tuple[str, str], NDArray[np.int64]] = defaultdict(lambda: np.zeros((7, 7), dtype=np.int64))
-    items: dict[tuple[str, str], int] = defaultdict(int)
+def tabulate_ratings(rated_items: Sequence[ItemRatings]) -> dict[AnnotatorPair, SharedRatings]:
+    """Count the shared items of each two annotators, and tabulate the ratings that they gave to these items."""
+    tables: dict[AnnotatorPair, NDArray[np.int64]] = defaultdict(lambda: np.zeros((7, 7), dtype=np.int64))
+    items: dict[AnnotatorPair, int] = defaultdict(int)
     for rated_item in rated_items:
         rows = sorted(zip(rated_item.annotators, rated_item.values_RU + 3, strict=True), key=lambda row: row[0])
         for (first, first_values), (second, second_values) in combinations(rows, 2):
             items[first, second] += 1
             np.add.at(tables[first, second], (first_values, second_values), 1)
-    return {pair: (items[pair], table) for pair, table in tables.items()}
+    return {pair: SharedRatings(items[pair], table) for pair, table in tables.items()}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from align.annotate.figures.agreement import compute_directions
 from align.annotate.figures.estimates import Figure, Undefined, compute_share, to_log_odds
@@ -175,7 +175,7 @@ def summarize_annotator(
     pseudonym: str, view: ProjectView, votes: list[Vote], rankings: list[Vote], skips: list[Vote]
 ) -> AnnotatorSummary:
     work = [vote for vote in rankings if vote.purpose == "work"]
-    gold, gold_votes, gold_right = compute_gold_accuracy(rankings, view.expected)
+    gold_accuracy = compute_gold_accuracy(rankings, view.expected)
     seconds = [vote.seconds for vote in rankings if vote.seconds is not None]
     return AnnotatorSummary(
         pseudonym=pseudonym,
@@ -190,9 +190,9 @@ def summarize_annotator(
         hours=sum(min(vote.seconds or 0.0, CEILING_S) for vote in votes) / 3600,
         first=votes[0].created_at,
         last=votes[-1].created_at,
-        gold=gold,
-        gold_votes=gold_votes,
-        gold_right=gold_right,
+        gold=gold_accuracy.pair_accuracy,
+        gold_votes=gold_accuracy.votes,
+        gold_right=gold_accuracy.correct_votes,
         repeats=compute_repeat_consistency(rankings),
         position=compute_position_bias(work),
         length=compute_length_bias(work, view.lengths),
@@ -212,14 +212,25 @@ def compute_tie_share(rankings: Sequence[Vote]) -> Figure:
     return compute_share([m - len(vote.pairs) for vote, m in zip(rankings, pairs, strict=True)], pairs)
 
 
+class GoldAccuracy(NamedTuple):
+    """The accuracy of rankings of gold items, items whose right ranking is known.
+
+    Attributes:
+        pair_accuracy: share of the known answers' untied pairs that are ordered the same way, clustered by vote (see
+            `compute_share`).
+        votes: number of votes on gold items with such pairs.
+        correct_votes: number of these votes that have all pairs right.
+    """
+
+    pair_accuracy: Figure
+    votes: int
+    correct_votes: int
+
+
 def compute_gold_accuracy(
     rankings: Iterable[Vote], expected: Mapping[str, tuple[tuple[str, ...], ...]]
-) -> tuple[Figure, int, int]:
-    """Compute the accuracy of rankings of gold items.
-
-    Returns the share of the known answers' untied pairs that are ordered the same way, clustered by vote (see
-    `compute_share`); the number of votes on gold items with such pairs; and the number of these votes that have all
-    pairs right.
+) -> GoldAccuracy:
+    """Compute how often rankings of gold items order pairs of answers as the known answers do.
 
     Args:
         expected: the known answer by item: tiers of candidate ids, best first.
@@ -231,8 +242,9 @@ def compute_gold_accuracy(
             expected_pairs = Judgement(expected[vote.item]).pairs
             correct_pairs.append(len(set(expected_pairs) & set(vote.pairs)))
             known_pairs.append(len(expected_pairs))
-    counted = [(x, m) for x, m in zip(correct_pairs, known_pairs, strict=True) if m]
-    return compute_share(correct_pairs, known_pairs), len(counted), sum(x == m for x, m in counted)
+    counted = [(correct, known) for correct, known in zip(correct_pairs, known_pairs, strict=True) if known]
+    accuracy = compute_share(correct_pairs, known_pairs)
+    return GoldAccuracy(accuracy, len(counted), sum(correct == known for correct, known in counted))
 
 
 def compute_repeat_consistency(rankings: Sequence[Vote]) -> Figure:

@@ -243,15 +243,15 @@ def summarize_seconds(view: ProjectView) -> dict[str, Any]:
 
 
 def list_disagreements(rated_items: Sequence[ItemRatings]) -> list[dict[str, Any]]:
-    """Return the rated_items on which annotators contradict each other, the most contradicted first."""
+    """Return the items on which annotators contradict each other as JSON values, the most contradicted first."""
     return [
         {
-            "item": rated_item.item,
-            "contradictions": number,
+            "item": contested.ratings.item,
+            "contradictions": contested.contradictions,
             "votes": [
                 {"seq": seq, "annotator": pseudonym}
-                for seq, pseudonym in zip(rated_item.seqs, rated_item.annotators, strict=True)
+                for seq, pseudonym in zip(contested.ratings.seqs, contested.ratings.annotators, strict=True)
             ],
         }
-        for number, rated_item in rank_by_contradictions(rated_items)
+        for contested in rank_by_contradictions(rated_items)
     ]

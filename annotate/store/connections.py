@@ -46,7 +46,7 @@ SERVING_LOCK = 7861
 
 
 def connect(url: str, create: bool = True) -> Engine:
-    """Return an engine for the store at `url`. Creates the tables in an empty database.
+    """Return a SQLAlchemy engine for the store at `url`, and create the tables in an empty database.
 
     Args:
         url: a SQLAlchemy URL.
@@ -66,7 +66,7 @@ def connect(url: str, create: bool = True) -> Engine:
     engine = _create_engine(parsed, masked_url, create)
     try:
         with translate_database_errors(masked_url):
-            _prepare_tables(engine, masked_url, create)
+            _create_or_check_tables(engine, masked_url, create)
     except BaseException:
         engine.dispose()
         raise
@@ -118,7 +118,7 @@ def translate_database_errors(masked_url: str) -> Iterator[None]:
 
 def _prepare_file(path: Path, masked_url: str, create: bool) -> None:
     if not create and not path.exists():
-        raise _missing_store(masked_url)
+        raise _build_missing_store_error(masked_url)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():  # readable by its owner alone, for it holds names; its log gets the same mode
@@ -128,12 +128,12 @@ def _prepare_file(path: Path, masked_url: str, create: bool) -> None:
         raise StorageError("store.url", masked_url, f"its folder cannot be made ({error.strerror})", remedy) from error
 
 
-def _missing_store(masked_url: str) -> InputError:
+def _build_missing_store_error(masked_url: str) -> InputError:
     remedy = "Fill one first with stage=sample, or check the path."
     return InputError("store.url", masked_url, "there is no store", remedy)
 
 
-def _configure_sqlite(connection, _record) -> None:
+def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     # The driver's own transaction handling is off: `_begin_on_sqlite` sends BEGIN, or BEGIN IMMEDIATE for a writer, so
     # that two writers queue at the start instead of failing at the first write.
     connection.isolation_level = None
@@ -144,10 +144,10 @@ def _configure_sqlite(connection, _record) -> None:
         "foreign_keys=ON",
         "secure_delete=ON",  # an erased text is overwritten with zeros, not only unlinked
     ):
-        _execute(connection, f"PRAGMA {pragma}")
+        _execute_when_unlocked(connection, f"PRAGMA {pragma}")
 
 
-def _execute(connection, statement: str) -> None:
+def _execute_when_unlocked(connection: sqlite3.Connection, statement: str) -> None:
     """Run a statement, and repeat it while the database is locked, for up to `LOCKED_S`.
 
     If two first connections switch to WAL at once, both hold a lock already, and SQLite refuses one of them without
@@ -164,18 +164,18 @@ def _execute(connection, statement: str) -> None:
             time.sleep(0.01)
 
 
-def _begin_on_sqlite(connection) -> None:
+def _begin_on_sqlite(connection: Connection) -> None:
     is_writer = connection.get_execution_options().get("writing", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writer else "BEGIN")
 
 
-def _prepare_tables(engine: Engine, masked_url: str, create: bool) -> None:
+def _create_or_check_tables(engine: Engine, masked_url: str, create: bool) -> None:
     """Create the tables in an empty database. Raises an error for any schema version but this one."""
     with engine.connect() as connection, connection.begin():
         version = _read_version(connection, masked_url)
     if version is None:
         if not create:
-            raise _missing_store(masked_url)
+            raise _build_missing_store_error(masked_url)
         with engine.connect().execution_options(writing=True) as connection, connection.begin():
             if engine.dialect.name == "postgresql":
                 connection.execute(select(func.pg_advisory_xact_lock(CREATION_LOCK)))
@@ -304,7 +304,8 @@ class StoreConnections:
             yield
 
     def _wait_for_serving_lock(self, try_lock: Callable[[], bool]) -> None:
-        """Repeat for two seconds: the database may not know yet that the server before was killed."""
+        """Try for two seconds to take the server's lock: the database may not know yet that the previous server was
+        killed. Raises InputError if another process holds it."""
         for attempt in range(SERVING_ATTEMPTS):
             if try_lock():
                 return
@@ -313,17 +314,17 @@ class StoreConnections:
         raise InputError("store.url", self.masked_url, "another process serves it", remedy)
 
     def note_erasure(self) -> None:
-        """Note that this thread's transaction erased something, which is to be overwritten after the commit."""
+        """Mark this thread's transaction as one that erased data, so that they are overwritten after its commit."""
         self._local.has_erased = True
 
     @property
     def is_erasure_complete(self) -> bool:
-        """True once all erased data are out of the database's own log. A reader, such as a backup, may hold the log;
-        the next write tries again."""
+        """True once all erased data are overwritten in the database's own log. A reader, such as a backup, may hold the
+        log; the next write tries again."""
         return not self._has_erased_remains
 
     def _overwrite_erased(self) -> bool:
-        """Overwrite erased data that the database still keeps. Returns whether that could be done.
+        """Overwrite erased data that the database files still hold. Returns whether that could be done.
 
         SQLite keeps them in the write-ahead log, which a reader, such as a backup, may hold: the next write tries
         again. PostgreSQL keeps them in the tables until they are vacuumed. Its own log and archives are outside our

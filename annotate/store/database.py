@@ -290,8 +290,8 @@ class Store(StoreConnections):
     # Reading
 
     def key(self, project: str) -> bytes | None:
-        """Return the 32 bytes from which the ids of a project's rows in data sets are made. Returns None if the project
-        was erased.
+        """Return the secret key, 32 bytes, with which the content ids of a project's rows in data sets are hashed.
+        Returns None if the project was erased.
 
         The key must not appear in a log, file or page. Raises as `items`.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, exists, select, true
 
@@ -58,7 +58,7 @@ class ErasureTarget:
 
 
 def find_erasure_target(store: Store, project: str, kind: str, identifier: str) -> ErasureTarget:
-    """Find the contents that concern an item, an annotator or a project.
+    """Collect everything in the store that concerns an item, an annotator or a project, without erasing it.
 
     Args:
         kind: `ITEM`, `ANNOTATOR` or `PROJECT`.
@@ -88,10 +88,15 @@ def find_item_target(store: Store, connection: Connection, project: str, id: str
         else:
             other_texts.update(iter_texts(item))
     votes = read_judgements(connection, project, ledger.c.item == id, find_item_tombstone(connection, project, id))
-    remark_count, remark_texts = read_remarks(connection, project, remarks.c.item == id)
-    item_texts.update(remark_texts)
+    item_remarks = read_remarks(connection, project, remarks.c.item == id)
+    item_texts.update(item_remarks.texts)
     standing_votes = sum(retraction is None for retraction in votes.values()) if answers else 0
-    rows = {"item": int(bool(answers)), "answer": answers, "judgement": standing_votes, "remark": remark_count}
+    rows = {
+        "item": int(bool(answers)),
+        "answer": answers,
+        "judgement": standing_votes,
+        "remark": item_remarks.row_count,
+    }
     return ErasureTarget(
         project, ITEM, id, votes, frozenset(item_texts - other_texts), frozenset(item_texts & other_texts), rows=rows
     )
@@ -108,11 +113,11 @@ def find_annotator_target(store: Store, connection: Connection, project: str, id
         remedy = "Check the spelling, or name another project=…; after an erasure, only the pseudonym is known."
         raise InputError("annotator", identifier, problem, remedy)
     votes = read_judgements(connection, project, ledger.c.annotator == pseudonym)
-    remark_count, remark_texts = read_remarks(connection, project, remarks.c.annotator == pseudonym)
+    own_remarks = read_remarks(connection, project, remarks.c.annotator == pseudonym)
     standing_votes = sum(retraction is None for retraction in votes.values())
-    rows = {"name": int(name is not None), "judgement": standing_votes, "remark": remark_count}
+    rows = {"name": int(name is not None), "judgement": standing_votes, "remark": own_remarks.row_count}
     return ErasureTarget(
-        project, ANNOTATOR, pseudonym, votes, remark_texts, names=frozenset([name] if name else []), rows=rows
+        project, ANNOTATOR, pseudonym, votes, own_remarks.texts, names=frozenset([name] if name else []), rows=rows
     )
 
 
@@ -122,27 +127,27 @@ def find_project_target(store: Store, connection: Connection, project: str) -> E
     votes = read_judgements(connection, project, true(), erased)
     identities = select(annotators.c.identity).where(annotators.c.project == project)
     names = frozenset(connection.execute(identities).scalars())
-    remark_count, remark_texts = read_remarks(connection, project, true())
-    texts = remark_texts.union(*map(iter_texts, items))
-    rows = {"project": int(erased is None), "item": len(items), "name": len(names), "remark": remark_count}
+    project_remarks = read_remarks(connection, project, true())
+    texts = project_remarks.texts.union(*map(iter_texts, items))
+    rows = {"project": int(erased is None), "item": len(items), "name": len(names), "remark": project_remarks.row_count}
     return ErasureTarget(project, PROJECT, project, votes, texts, names=names, rows=rows)
 
 
 def read_judgements(
-    connection: Connection, project: str, condition: ColumnElement[bool], erased: int | None = None
+    connection: Connection, project: str, condition: ColumnElement[bool], tombstone: int | None = None
 ) -> dict[int, int | None]:
     """Return the judgements that fulfil a condition: seq → seq of the retraction, or None if it stands.
 
     Args:
-        erased: the tombstone of the item or project; a judgement counts as retracted from there on.
+        tombstone: seq of the erasure of the item or project; a judgement counts as retracted from there on.
     """
     retractions = ledger.alias("retraction")
     query = select(ledger.c.seq, retractions.c.seq).outerjoin(retractions, retractions.c.retracts == ledger.c.seq)
     query = query.where(ledger.c.project == project, ledger.c.kind.in_(VOTE_KINDS), condition)
     votes = {row[0]: row[1] for row in connection.execute(query)}
-    if erased is None:
+    if tombstone is None:
         return votes
-    return {seq: erased if retraction is None else min(retraction, erased) for seq, retraction in votes.items()}
+    return {seq: tombstone if retraction is None else min(retraction, tombstone) for seq, retraction in votes.items()}
 
 
 def iter_texts(item: AnnotationItem) -> Iterator[str]:
@@ -150,16 +155,29 @@ def iter_texts(item: AnnotationItem) -> Iterator[str]:
     yield from (candidate.text for candidate in item.candidates if candidate.text)
 
 
-def read_remarks(connection: Connection, project: str, condition: ColumnElement[bool]) -> tuple[int, frozenset[str]]:
-    """Return the number of remarks that fulfil a condition, and the texts that annotators wrote in them."""
+class Remarks(NamedTuple):
+    """What annotators wrote beside their votes.
+
+    Attributes:
+        row_count: number of rows of `remarks`.
+        texts: the rationales and the annotators' own answers.
+    """
+
+    row_count: int
+    texts: frozenset[str]
+
+
+def read_remarks(connection: Connection, project: str, condition: ColumnElement[bool]) -> Remarks:
+    """Return the texts that annotators wrote beside their votes, those of the remarks that fulfil a condition."""
     query = select(remarks.c.content).where(remarks.c.project == project, condition)
     contents = [json.loads(content) for content in connection.execute(query).scalars()]
     texts = (text for content in contents for text in content.values() if isinstance(text, str) and text)
-    return len(contents), frozenset(texts)
+    return Remarks(len(contents), frozenset(texts))
 
 
 def erase(store: Store, target: ErasureTarget) -> None:
-    """Erase the contents in one transaction. Contents that were erased before are skipped.
+    """Erase an item, an annotator or a project from the store, in one transaction. Contents that were erased before are
+    skipped.
 
     An annotator's standing judgements are retracted as well, so that later runs do not learn from them.
     """
@@ -176,7 +194,7 @@ def erase(store: Store, target: ErasureTarget) -> None:
                 store.erase_annotator(target.project, target.id)
 
 
-def find_user(connection: Connection, name: str) -> Row | None:
+def find_user(connection: Connection, name: str) -> Row[Any] | None:
     return connection.execute(select(users).where(users.c.name == name)).first()
 
 

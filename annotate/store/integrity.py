@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 
 from align.annotate.store.ledger import VOTE_KINDS, LedgerEntry, is_counted, standing_condition
 from align.annotate.store.projects import ProjectSettings, ensure_project, read_settings
@@ -37,7 +37,7 @@ Subject = tuple[str, str]
 
 
 def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHead:
-    """Check the ledger from its first row, and all contents. Returns its head.
+    """Check the hash chain of the ledger from its first row, and that the store's contents match it. Returns its head.
 
     Args:
         expected: a head noted earlier.
@@ -118,18 +118,19 @@ def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHe
 
 
 def get_erased_subject(entry: LedgerEntry) -> Subject:
-    """Return the subject of an erasure."""
+    """Return what a ledger row of kind `erasure` erased: its project, and an item id or pseudonym (else empty)."""
     return entry.project, entry.item or entry.annotator or ""
 
 
 def corrupt_row_error(seq: int, problem: str) -> CorruptFile:
-    """Return the error about the first bad row."""
+    """Build the error about the first bad row of the ledger."""
     return CorruptFile(FIELD, seq, problem, RESTORE_REMEDY)
 
 
 def check_item_contents(
     entry: LedgerEntry, payload: dict[str, Any], items: Mapping[Subject, dict[str, Any]], erased: Mapping[Subject, int]
 ) -> None:
+    """Raise CorruptFile unless an item's contents have the digests that the ledger records. An erased item passes."""
     if (entry.project, entry.item) in erased:
         return
     contents = items.get((entry.project, entry.item or ""))
@@ -142,6 +143,7 @@ def check_item_contents(
 def check_voter(
     entry: LedgerEntry, payload: dict[str, Any], people: Mapping[Subject, Any], erased: Mapping[Subject, int]
 ) -> None:
+    """Raise CorruptFile unless the identity of a vote's annotator has the digest in the ledger, or is erased."""
     subject = (entry.project, entry.annotator or "")
     annotator = people.get(subject)
     if annotator is None:
@@ -151,7 +153,10 @@ def check_voter(
         raise corrupt_row_error(entry.seq, f"annotator {entry.annotator} has another identity than when they judged")
 
 
-def check_remark(entry: LedgerEntry, payload: dict[str, Any], row: Any, erased: Mapping[Subject, int]) -> None:
+def check_remark(
+    entry: LedgerEntry, payload: dict[str, Any], row: Row[Any] | None, erased: Mapping[Subject, int]
+) -> None:
+    """Raise CorruptFile unless the texts beside a vote have the digest that the ledger records, or are erased."""
     digest = payload.get("remark")
     erasures = {(entry.project, entry.item or ""), (entry.project, entry.annotator or "")} & erased.keys()
     if row is None:
@@ -192,7 +197,8 @@ def check_projects(
 
 
 def recount(connection: Connection, project: str) -> int:
-    """Correct every counter of a project, and create missing rows of `work`. Returns how many were wrong.
+    """Correct the counters of votes and leases in a project's rows of `work`, and create missing rows. Returns how many
+    rows were wrong.
 
     Counters are written in the transactions that change what they count, so they should never be wrong; `restore`
     recounts as a precaution.

@@ -63,7 +63,7 @@ class LedgerEntry:
 
 
 def append_row(connection: Connection, project: str, kind: str, payload: dict[str, Any], **columns: Any) -> int:
-    """Write the ledger's next row. Returns its seq.
+    """Insert the ledger's next row, chained to the last one by its hash. Returns its seq.
 
     Args:
         columns: any of item, annotator, key, retracts.
@@ -94,7 +94,7 @@ def read_head(connection: Connection, project: str | None = None, votes_only: bo
 
 
 def standing_condition(project: str, row: Any = ledger) -> ColumnElement[bool]:
-    """Return the SQL condition of this project's judgements that were not retracted."""
+    """Build the SQL condition of a project's judgements that were not retracted."""
     retraction = ledger.alias("retraction")
     return (row.c.project == project) & row.c.kind.in_(VOTE_KINDS) & ~exists().where(retraction.c.retracts == row.c.seq)
 
@@ -146,7 +146,7 @@ def find_annotator(connection: Connection, project: str, identity: str) -> Row[A
 
 
 def ensure_annotator(connection: Connection, project: str, identity: str) -> Row[Any]:
-    """Return an annotator's row. An annotator new to the project gets a random pseudonym."""
+    """Return an annotator's row, and insert one with a random pseudonym if the annotator is new to the project."""
     if (annotator := find_annotator(connection, project, identity)) is not None:
         return annotator
     columns = {"pseudonym": f"a{secrets.token_hex(6)}", "salt": secrets.token_hex(16)}

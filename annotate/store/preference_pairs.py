@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import NamedTuple
 
 from align.annotate.store.database import Store
 from align.annotate.store.records import AnnotationItem, Vote
@@ -21,7 +22,8 @@ def build_pairs(ranking: Vote, item: AnnotationItem) -> list[Preference]:
 
 
 def build_pair(ranking: Vote, item: AnnotationItem, better: str, worse: str) -> Preference | None:
-    """Return two candidates of an item, by their ids, as a pair. Returns None if both have the same text."""
+    """Build the preference pair of two candidates of an item, given by their ids. Returns None if both have the same
+    text."""
     by_id = {candidate.id: candidate for candidate in item.candidates}
     chosen = by_id[better]
     rejected = by_id[worse]
@@ -48,7 +50,8 @@ def build_pair(ranking: Vote, item: AnnotationItem, better: str, worse: str) -> 
 def load_training_rankings(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Vote]:
-    """Return `load_counted_rankings`. Raises InputError if there are no such rankings, else as `load_preferences`."""
+    """Load the rankings to learn from, as `load_counted_rankings` does. Raises InputError if there are none, else as
+    `load_preferences`."""
     rankings = load_counted_rankings(store, project, allow_simulated, through)
     require(bool(rankings), "project", project, "nothing in it has been ranked", "Rank some items with stage=annotate.")
     return rankings
@@ -92,16 +95,27 @@ def load_preferences(
         InputError: unknown project, no rankings, rankings without a pair, or simulated rankings without
             `allow_simulated`.
     """
-    decided, _ = load_human_verdicts(store, project, allow_simulated, through)
+    decided = load_human_verdicts(store, project, allow_simulated, through).decided
     require(bool(decided), "project", project, "its rankings hold only ties", "Rank more items with stage=annotate.")
     return decided
 
 
+class HumanVerdicts(NamedTuple):
+    """The pairs of answers that annotators compared.
+
+    Attributes:
+        decided: the preference pairs of `load_preferences`.
+        tied: the pairs judged equal, in arbitrary order of chosen and rejected.
+    """
+
+    decided: list[Preference]
+    tied: list[Preference]
+
+
 def load_human_verdicts(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
-) -> tuple[list[Preference], list[Preference]]:
-    """Return two lists: the pairs of `load_preferences`, and pairs that annotators judged equal, in arbitrary order of
-    chosen and rejected.
+) -> HumanVerdicts:
+    """Load the pairs of answers that annotators compared, those with a preference and those judged equal.
 
     Ties serve to measure a judge; nothing is trained on them.
 
@@ -120,4 +134,4 @@ def load_human_verdicts(
             tied += [pair for ids in ties if (pair := build_pair(ranking, item, *ids)) is not None]
     problem = "its rankings compare no two answers that differ"
     require(bool(decided or tied), "project", project, problem, "Rank more items with stage=annotate.")
-    return decided, tied
+    return HumanVerdicts(decided, tied)

@@ -12,7 +12,7 @@ import math
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection, insert, select, update
 
@@ -206,26 +206,48 @@ def check_not_erased(connection: Connection, project: str) -> None:
     require(tombstone is None, "project", project, problem, "Choose another name.")
 
 
+class SettingsVersion(NamedTuple):
+    """A version of a project's settings.
+
+    Attributes:
+        version: seq of the ledger row of the change; 0 for the defaults before any change.
+    """
+
+    version: int
+    settings: ProjectSettings
+
+
+class Guidelines(NamedTuple):
+    """A version of a project's guidelines.
+
+    Attributes:
+        version: 1, 2, 3, ….
+        text: Markdown.
+    """
+
+    version: int
+    text: str
+
+
 def read_settings_version(connection: Connection, project: str) -> int:
     """Return the version of a project's settings: the seq of the ledger row of their last change, or 0."""
-    return read_settings_history(connection, project)[-1][0]
+    return read_settings_history(connection, project)[-1].version
 
 
-def read_settings_history(connection: Connection, project: str) -> list[tuple[int, ProjectSettings]]:
+def read_settings_history(connection: Connection, project: str) -> list[SettingsVersion]:
     """Return every version of a project's settings with its number, the newest last."""
     conditions = (ledger.c.project == project, ledger.c.kind == "settings")
-    versions = [(0, ProjectSettings())]
+    versions = [SettingsVersion(0, ProjectSettings())]
     values = {}
     for row in connection.execute(select(ledger.c.seq, ledger.c.payload).where(*conditions).order_by(ledger.c.seq)):
         values |= json.loads(row.payload)
-        versions.append(
-            (row.seq, ProjectSettings.from_json({name: value for name, value in values.items() if name != "state"}))
-        )
+        settings = ProjectSettings.from_json({name: value for name, value in values.items() if name != "state"})
+        versions.append(SettingsVersion(row.seq, settings))
     return versions
 
 
 def read_state(connection: Connection, project: str) -> str:
-    """Return `open`, `paused` or `closed`.
+    """Return the state of a project: `open`, `paused` or `closed`.
 
     Raises:
         InputError: unknown project.
@@ -236,14 +258,13 @@ def read_state(connection: Connection, project: str) -> str:
     return state or "open"
 
 
-def read_guidelines(connection: Connection, project: str, version: int | None = None) -> tuple[int, str] | None:
-    """Return the number and text of a version of the guidelines, by default the newest. Returns None if there is no
-    such version."""
+def read_guidelines(connection: Connection, project: str, version: int | None = None) -> Guidelines | None:
+    """Return a version of a project's guidelines, by default the newest. Returns None if there is no such version."""
     query = select(guidelines.c.version, guidelines.c.text).where(guidelines.c.project == project)
     if version is not None:
         query = query.where(guidelines.c.version == version)
     row = connection.execute(query.order_by(guidelines.c.version.desc()).limit(1)).first()
-    return None if row is None else (row.version, row.text)
+    return None if row is None else Guidelines(row.version, row.text)
 
 
 def configure(
@@ -293,7 +314,7 @@ def publish_guidelines(store: Store, project: str, text: str) -> int:
     require(bool(text.strip()), "guidelines", text, "they are empty", "Say what makes an answer good.")
     with store.transaction() as connection:
         ensure_project(connection, project)
-        last_version, last_text = read_guidelines(connection, project) or (0, "")
+        last_version, last_text = read_guidelines(connection, project) or Guidelines(0, "")
         if text == last_text:
             return last_version
         version = last_version + 1

@@ -54,7 +54,7 @@ class AccountAuthenticator:
 def require_login(
     app: ASGIApp, authenticator: Authenticator[Person], origins: Sequence[str], streams: int = 256
 ) -> AuthMiddleware:
-    """Return the app behind authentication.
+    """Wrap an app in the middleware that authenticates each request and checks that our own page sent it.
 
     Args:
         streams: maximum open event streams of all people together.
@@ -72,7 +72,8 @@ def require_login(
 
 
 def check_request(person: Person | None, method: str, path: str, headers: Headers) -> Response | None:
-    """Return the response that refuses a request. Returns None if it may pass."""
+    """Return the response that refuses a request: to the managers' page by somebody else, or not from one of our pages.
+    Returns None if it may pass."""
     if path.startswith(MANAGE) and not (person and is_manager(person)):
         return build_error_response(403, "This page is for reviewers and admins.")
     problem = find_request_problem(method, path, headers)

@@ -48,13 +48,13 @@ def build_figure_routes(store: Store) -> APIRouter:
             raise HTTPException(403, "this is for reviewers and admins of the project")
 
     @router.get("/figures.json", dependencies=[Depends(check_reviewer)])
-    def numbers(project: str) -> Response:
+    def get_figures(project: str) -> Response:
         return JSONResponse(compute_figures(store, project))
 
     @router.get("/people.csv", dependencies=[Depends(check_reviewer)])
-    def hours(project: str) -> Response:
-        named = {"content-disposition": 'attachment; filename="people.csv"'}
-        return Response(build_people_csv(store, project), media_type="text/csv; charset=utf-8", headers=named)
+    def get_people_csv(project: str) -> Response:
+        headers = {"content-disposition": 'attachment; filename="people.csv"'}
+        return Response(build_people_csv(store, project), media_type="text/csv; charset=utf-8", headers=headers)
 
     return router
 
@@ -86,7 +86,7 @@ def render_figures(store: Store, project: str) -> str:
 
 
 def build_figure_rows(project_figures: Mapping[str, Any]) -> list[list[str]]:
-    """Return the rows of the table of project figures: label and value."""
+    """Return the rows of the table of a project's figures: label and formatted value."""
     totals = project_figures["totals"]
     agreement = project_figures["agreement"]
     seconds = project_figures["seconds"]
@@ -120,8 +120,8 @@ def build_person_row(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def format_figure(value: Any) -> str:
-    """Format a figure: an estimate with its interval and count, or the reason why it is undefined."""
+def format_figure(value: Mapping[str, Any] | float | str) -> str:
+    """Format a figure as text: an estimate with its interval and count, a number, or the reason why it is undefined."""
     if isinstance(value, Mapping):
         interval = "" if value["low"] is None else f" [{value['low']:.2f}, {value['high']:.2f}]"
         return f"{value['value']:.2f}{interval} ({value['n']:,}{note_small_sample(value['n'])})"
@@ -129,7 +129,7 @@ def format_figure(value: Any) -> str:
 
 
 def format_kappa(agreement: Mapping[str, Any]) -> str:
-    """Format the agreement of two annotators."""
+    """Format Cohen's kappa of two annotators, with their names and the number of shared items."""
     value = agreement["direction"]
     kappa_text = f"{value:.2f}" if isinstance(value, float) else value
     items = agreement["items"]

@@ -25,7 +25,7 @@ FormFields = Annotated[dict[str, str], Depends(read_form_fields)]
 
 
 def build_login_routes(accounts: Accounts, cookie: str) -> APIRouter:
-    """Return the routes for people with accounts.
+    """Return the routes to log in and out, accept an invitation, and change a password.
 
     Args:
         cookie: name of the session cookie.
@@ -159,5 +159,5 @@ def format_error(error: InputError) -> str:
 
 
 def get_redirect_target(invite: str, project: str) -> str:
-    """Return the page after a login: the invitation that the person came with, or the items."""
+    """Return the path of the page to open after a login: the invitation that the person came with, or a project."""
     return f"/invite?token={quote(invite)}" if invite else f"/?project={quote(project, safe='')}" if project else "/"

@@ -86,9 +86,9 @@ class Manager:
         with self.store.reading() as db:
             settings = read_settings(db, project)
             state = read_state(db, project)
-            text = read_guidelines(db, project)
+            published = read_guidelines(db, project)
         values = asdict(settings) | {"attributes": ", ".join(settings.attributes)}
-        return [state, "" if text is None else text[1], *(values[name] for name in SETTINGS)]
+        return [state, "" if published is None else published.text, *(values[name] for name in SETTINGS)]
 
     def save(self, project: str, state: str, request: gradio.Request, *values: Any) -> list[Any]:
         """Save settings and state. Returns the saved values."""

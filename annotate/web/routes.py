@@ -36,12 +36,12 @@ class StrictBody(BaseModel):
 
 
 class JudgementBody(StrictBody):
-    """A judgement in a request; answers are identified by place.
+    """A judgement in a request; answers are identified by their position on the screen.
 
     Attributes:
         tiers: best first; empty for a skip.
         strength: how much better the first of two answers' tiers is, 1 to 3; 0 for a tie.
-        flagged: places of harmful answers; -1 for the prompt.
+        flagged: positions of harmful answers; -1 for the prompt.
     """
 
     tiers: list[list[int]] = Field(default=[], max_length=9)
@@ -77,10 +77,11 @@ def render_text(text: str) -> dict[str, str]:
 
 
 def opinion_to_json(task: AnnotationTask, vote: Vote) -> dict[str, Any]:
-    """Return an annotator's vote on the item as JSON for a reviewer: answers by place, texts as HTML."""
+    """Return an annotator's vote on the item as JSON for a reviewer: answers by their position on the screen, texts as
+    HTML."""
     return {
         "who": vote.annotator,
-        **convert_ids_to_places(task, {"tiers": vote.tiers, "ratings": vote.ratings, "flagged": vote.flagged}),
+        **convert_ids_to_positions(task, {"tiers": vote.tiers, "ratings": vote.ratings, "flagged": vote.flagged}),
         "strength": vote.strength,
         "quality": vote.quality,
         "skipped": vote.skipped,
@@ -93,21 +94,23 @@ def parse_judgement(task: AnnotationTask, body: JudgementBody) -> Judgement:
     """Return the judgement in a request, with answers by id.
 
     Raises:
-        InputError: a place that is not on the screen.
+        InputError: a position that is not on the screen.
     """
     k = len(task.display_order)
 
-    def id_at(place: int, field: str) -> str:
-        require(0 <= place < k, field, place, f"there are {k} answers", f"Name a place from 0 to {k - 1}.")
-        return task.display_order[place]
+    def find_candidate_id(position: int, field: str) -> str:
+        require(0 <= position < k, field, position, f"there are {k} answers", f"Name a place from 0 to {k - 1}.")
+        return task.display_order[position]
 
-    places = {name: int(name) if re.fullmatch("[0-9]", name) else k for name in body.ratings}
+    positions = {name: int(name) if re.fullmatch("[0-9]", name) else k for name in body.ratings}
     return Judgement(
-        tiers=tuple(tuple(id_at(place, "tiers") for place in tier) for tier in body.tiers),
+        tiers=tuple(tuple(find_candidate_id(position, "tiers") for position in tier) for tier in body.tiers),
         strength=body.strength if k == 2 else None,
         quality=body.quality,
-        ratings={id_at(places[name], "ratings"): rated for name, rated in body.ratings.items()},
-        flagged=tuple(task.item.id if place == PROMPT else id_at(place, "flagged") for place in body.flagged),
+        ratings={find_candidate_id(positions[name], "ratings"): rated for name, rated in body.ratings.items()},
+        flagged=tuple(
+            task.item.id if position == PROMPT else find_candidate_id(position, "flagged") for position in body.flagged
+        ),
         skipped=body.skipped,
         seconds=body.seconds,
         rationale=replace_unwritable(body.rationale),
@@ -116,22 +119,23 @@ def parse_judgement(task: AnnotationTask, body: JudgementBody) -> Judgement:
 
 
 def draft_to_json(task: AnnotationTask, draft: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a draft in the page's format.
+    """Return a saved draft with answers by their position on the screen, as the page has them.
 
-    The page's own drafts are returned unchanged; a judgement saved by `AssignmentQueue.undo` is converted to places.
+    The page's own drafts are returned unchanged. In a judgement saved by `AssignmentQueue.undo`, candidate ids are
+    replaced by positions on the screen.
     """
     if "tiers" not in draft or draft.get("places", False):
         return dict(draft)
-    return dict(draft) | {"places": True, **convert_ids_to_places(task, draft)}
+    return dict(draft) | {"places": True, **convert_ids_to_positions(task, draft)}
 
 
-def convert_ids_to_places(task: AnnotationTask, judgement: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tiers, ratings and flags of a judgement, with answers by place on the screen."""
-    place = {id: index for index, id in enumerate(task.display_order)} | {task.item.id: PROMPT}
+def convert_ids_to_positions(task: AnnotationTask, judgement: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tiers, ratings and flags of a judgement, with answers by their position on the screen, from 0."""
+    position_of = {id: index for index, id in enumerate(task.display_order)} | {task.item.id: PROMPT}
     return {
-        "tiers": [[place[id] for id in tier] for tier in judgement["tiers"]],
-        "ratings": {str(place[id]): dict(rated) for id, rated in judgement["ratings"].items()},
-        "flagged": [place[id] for id in judgement["flagged"]],
+        "tiers": [[position_of[id] for id in tier] for tier in judgement["tiers"]],
+        "ratings": {str(position_of[id]): dict(rated) for id, rated in judgement["ratings"].items()},
+        "flagged": [position_of[id] for id in judgement["flagged"]],
     }
 
 
@@ -171,8 +175,8 @@ def get_visitor(request: Request) -> Person:
 PERSON: Any = Depends(get_visitor)
 
 
-def make_place_id(store: Store, person: Person, project: str) -> str:
-    """Return an id of a person in a project.
+def make_membership_id(store: Store, person: Person, project: str) -> str:
+    """Return an id of a person's membership in a project: a hash of the store, the project and the person's name.
 
     The page stores data in the browser under this id and sends it with every request, so that data of another person or
     project are never mixed in.
@@ -192,10 +196,11 @@ def build_routes(store: Store, accounts: bool) -> APIRouter:
     queues: dict[str, AssignmentQueue] = {}
     lock = threading.Lock()
 
-    def queue_of(request: Request, person: Person = PERSON) -> AssignmentQueue:
+    def find_queue(request: Request, person: Person = PERSON) -> AssignmentQueue:
         """Return the queue of the request's project. Raises 403 if the page belongs to another person or project."""
-        place = request.headers.get("x-align", "")
-        project = next((name for name in person.roles if make_place_id(store, person, name) == place), None)
+        membership_id = request.headers.get("x-align", "")
+        names = (name for name in person.roles if make_membership_id(store, person, name) == membership_id)
+        project = next(names, None)
         if project is None:
             raise HTTPException(403, "the person who is logged in has no such project")
         with lock:
@@ -203,7 +208,7 @@ def build_routes(store: Store, accounts: bool) -> APIRouter:
                 queues[project] = AssignmentQueue(store, project)
             return queues[project]
 
-    queue_dependency: Any = Depends(queue_of)
+    queue_dependency: Any = Depends(find_queue)
 
     # Projects and guidelines
 
@@ -213,7 +218,7 @@ def build_routes(store: Store, accounts: bool) -> APIRouter:
             titles = {name: read_settings(db, name).title or name for name in person.roles}
         own_projects = [
             {
-                "id": make_place_id(store, person, name),
+                "id": make_membership_id(store, person, name),
                 "name": name,
                 "title": title,
                 "reviews": person.has_role(name, "reviewer"),
@@ -231,7 +236,7 @@ def build_routes(store: Store, accounts: bool) -> APIRouter:
     @router.get("/project")
     def project(queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         return {
-            "id": make_place_id(store, person, queue.project),
+            "id": make_membership_id(store, person, queue.project),
             "votes": queue.list_recent_votes(person.name),
             "known_guidelines": queue.read_known_guidelines(person.name),
         }
@@ -239,10 +244,10 @@ def build_routes(store: Store, accounts: bool) -> APIRouter:
     @router.get("/guidelines")
     def guidelines(version: int, queue: AssignmentQueue = queue_dependency) -> dict[str, Any]:
         with store.reading() as db:
-            version_and_text = read_guidelines(db, queue.project, version)
-        is_known_version = version_and_text is not None
+            published = read_guidelines(db, queue.project, version)
+        is_known_version = published is not None
         require(is_known_version, "version", version, "there is no such version", "Ask for the one that an item names.")
-        return {"version": version, "html": render_markdown(version_and_text[1] if version_and_text else "")}
+        return {"version": version, "html": render_markdown(published.text if published else "")}
 
     # Steps: each response includes the next item
 
@@ -299,7 +304,8 @@ def check_reviewer(person: Person, queue: AssignmentQueue) -> None:
 
 
 def renew_lease(queue: AssignmentQueue, person: Person, token: str) -> dict[str, bool]:
-    """Renew a lease. Returns whether the person still has it, or has judged the item in another window."""
+    """Extend a person's lease. Returns `kept`, whether they still have it, and `judged`, whether they have judged the
+    item in another window."""
     is_kept = queue.renew(person.name, token)
     return {"kept": is_kept, "judged": not is_kept and queue.is_judged(person.name, token)}
 
