@@ -27,10 +27,10 @@ from align.run import Artifact, Base
 
 
 def build_scorer(reward: Mapping[str, Any], learned: Iterator[Scorer]) -> Scorer:
-    """Build the scorer of a description.
+    """Build the scorer that the `reward` section of a configuration describes.
 
     Args:
-        learned: the scorers of its reward models, in the order of `leaves`.
+        learned: the scorers of its reward models, in the order of `iter_leaf_rewards`.
     """
     match reward["name"]:
         case "learned":
@@ -60,20 +60,20 @@ def build_beside_policy(
     dtype: torch.dtype,
     tokenizer: Any,
 ) -> Scorer:
-    """Build the scorer of a description for a policy. Reward models on the policy's base are adapters in `roles`; the
-    others are loaded with bases of their own.
+    """Build the scorer that the `reward` section describes, for a policy that is trained. Reward models on the policy's
+    base are adapters in `roles`; the others are loaded with bases of their own.
 
     Args:
-        models: the reward models in the order of `leaves`.
+        models: the reward models in the order of `iter_leaf_rewards`.
         roles: holds the adapters of the reward models on `base`, in that order.
-        size: rows of a forward pass.
+        size: rows of a forward pass of a reward model.
         tokenizer: of the policy. Reward models on its base were trained with its chat template.
     """
     on_base = select_on_base(models, base)
     device = next(roles.model.parameters()).device
-    end = find_turn_end_token(tokenizer) if on_base else None
+    end_token_id = find_turn_end_token(tokenizer) if on_base else None
     learned = (
-        RoleReward(roles, on_base.index(model), size, end)
+        RoleReward(roles, on_base.index(model), size, end_token_id)
         if model in on_base
         else load_reward_model(model, device, dtype, size)
         for model in models
@@ -82,7 +82,7 @@ def build_beside_policy(
 
 
 def load_reward_model(artifact: Artifact, device: torch.device, dtype: torch.dtype, size: int) -> LearnedReward:
-    """Load a reward model with its own base, chat template and tokenizer."""
+    """Load a reward model's base with its adapter, score head, chat template and tokenizer, ready to score."""
     base = find_base_of_artifact(artifact, "reward.ref")
     method = choose_method(artifact, "auto", "reward.ref")
     model = attach(load_base(base, method, device, dtype), artifact.path, "reward", scored=True, alone=True)
@@ -96,11 +96,11 @@ def load_reward_model(artifact: Artifact, device: torch.device, dtype: torch.dty
 def check_same_template(
     reward: Mapping[str, Any], models: Sequence[Artifact], base: Base, tokenizer: Any, policy: str
 ) -> None:
-    """Check that reward models on the policy's base were trained with the policy's chat template, because they read the
-    policy's tokens. A folder without a tokenizer passes.
+    """Raise InputError if a reward model on the policy's base was trained with another chat template than the policy's,
+    because it reads the policy's tokens. A folder without a tokenizer passes.
 
     Args:
-        models: the reward models in the order of `leaves`.
+        models: the reward models in the order of `iter_leaf_rewards`.
         tokenizer: of the policy.
         policy: the reference that the policy starts from.
 

@@ -26,7 +26,7 @@ class CheckReward:
 
     Args:
         spec: the check of conversations whose row has none. With None such a row is an error.
-        parts: score the share of the check's parts that hold instead of 0 or 1.
+        parts: whether the score is the share of the check's parts that hold, instead of 0 or 1.
         allow_code: whether checks may run programs that a model wrote.
     """
 
@@ -38,7 +38,7 @@ class CheckReward:
         self.allow_code: AllowCode = allow_code
 
     def find_checkers(self, conversation: Conversation) -> tuple[Checker | None, ...]:
-        """Return the checkers of the answer to a prompt.
+        """Build the checkers of the answer to a prompt, from the check in the prompt's row or else from `spec`.
 
         Raises:
             InputError: the row has no check, or a wrong one.
@@ -58,7 +58,8 @@ class CheckReward:
         return build_checkers(self.spec, 1, FIELD, allow_code=self.allow_code)
 
     def run_checks(self, conversations: Sequence[Conversation]) -> Sequence[CheckResult]:
-        """Check the last answer of each conversation. Each rank checks its share, because checks of code take time."""
+        """Check the last answer of each conversation. Returns one result for each, on every rank. Each rank checks its
+        share, because checks of code take time."""
         share = [
             check_turns(self.find_checkers(conversation), [last_answer(conversation)])
             for conversation in ranks.select_own_share(conversations)
@@ -66,7 +67,7 @@ class CheckReward:
         return ranks.gather_shares(share, len(conversations))
 
     def compute_scores(self, results: Sequence[CheckResult]) -> Tensor:
-        """Return the scores [B], fp32. An answer that could not be decided has 0."""
+        """Convert results of checks to scores [B], fp32. An answer that could not be decided has 0."""
         import torch
 
         if self.parts:
@@ -76,7 +77,7 @@ class CheckReward:
         return torch.tensor(scores, dtype=torch.float32)
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """Return the scores [B], fp32.
+        """Check the last answer of each conversation, and return the scores [B], fp32.
 
         Raises:
             InputError: a row has no check, or a wrong one.

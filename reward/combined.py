@@ -52,11 +52,11 @@ class Ensemble:
     name: str = "ensemble"
 
     def member_scores(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """Return the score of each member, [B, E]."""
+        """Score conversations by each member of the ensemble. Returns [B, E]."""
         return torch.stack([member.score(conversations, rollout) for member in self.members], dim=1)
 
     def combine_scores(self, scores_BE: Tensor) -> Tensor:
-        """Combine the members' scores [B, E] into [B]."""
+        """Combine the members' scores [B, E] into one score for each answer, [B]."""
         return COMBINE[self.combine](scores_BE, self.deviations)
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
@@ -81,7 +81,7 @@ class Sum:
 def score_with_diagnostics(
     scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the scores [B] and diagnostics of the scorer.
+    """Score conversations. Returns the scores [B], and metrics about the scorer by name.
 
     An ensemble has `disagreement`, the mean over answers of its members' standard deviation. Checks have
     `check_errors`, the share of answers that a check could not decide.
@@ -100,7 +100,7 @@ def score_with_diagnostics(
 def standardise(
     scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None
 ) -> StandardisedScorer:
-    """Standardise a scorer so that its scores of these answers have mean 0 and variance 1.
+    """Wrap a scorer so that its scores are shifted and scaled to mean 0 and variance 1 on these conversations.
 
     Raises:
         InputError: all answers have the same score.
@@ -119,7 +119,7 @@ def standardise(
 def standardise_members(
     scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None
 ) -> Scorer:
-    """Standardise the learned members of ensembles and sums on these answers.
+    """Return a scorer in which each learned member of ensembles and sums is standardised on these conversations.
 
     The scale of a reward model is an accident of its training, so that raw scores of several have no common unit.
     """

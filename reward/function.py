@@ -28,7 +28,7 @@ class TimedOut(BaseException):
 
 @contextmanager
 def limit_time(seconds: float | None, name: str) -> Iterator[None]:
-    """Interrupt the block after some seconds with SIGALRM, and again each second after that.
+    """Limit the time of a `with` block: interrupt it by SIGALRM after some seconds, and again each second after that.
 
     There is no limit outside the main thread or inside a call of a C library.
 
@@ -90,7 +90,7 @@ class Row(dict[str, Any]):
 
 
 def takes_rows(function: Callable[..., Any]) -> bool:
-    """Return whether a function takes the rows: its second parameter is required, or is called `rows`."""
+    """Return whether a user's function takes the prompts' rows: its second parameter is required, or called `rows`."""
     try:
         parameters = [*inspect.signature(function).parameters.values()]
     except (TypeError, ValueError):  # a built-in without a signature
@@ -115,7 +115,7 @@ class FunctionReward:
         self.takes_rows = takes_rows(function)
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """Return the scores [B], fp32. Each rank calls the function for its share.
+        """Call the user's function for all conversations, each rank for its share. Returns the scores [B], fp32.
 
         Raises:
             InputError: the function raises, or returns anything but a finite number for each conversation.
@@ -127,7 +127,7 @@ class FunctionReward:
         return torch.tensor(scores, dtype=torch.float32)
 
     def call_checked(self, conversations: Sequence[Conversation]) -> list[float]:
-        """Call the function and check what it returns."""
+        """Call the user's function, and check that it returns one finite number for each answer."""
         with limit_time(self.timeout, self.name):
             returned = self.call_or_locate_error(conversations)
             problem = f"returned {type(returned).__name__}, not a number for each conversation ({{error}})"
@@ -143,13 +143,13 @@ class FunctionReward:
         return scores
 
     def call_or_locate_error(self, conversations: Sequence[Conversation]) -> Any:
-        """Call the function. If it raises, call it with each answer alone, to find the answer at fault.
+        """Call the user's function. If it raises, call it with each answer alone, to name the answer at fault.
 
         Raises:
             InputError: names the answer and its row if the function raises for that one alone too.
         """
         try:
-            return self.call(conversations)
+            return self.call_function(conversations)
         except (KeyboardInterrupt, TimedOut):
             raise
         except BaseException as error:
@@ -159,7 +159,7 @@ class FunctionReward:
                 raise build_error(self.name, error, f"{len(conversations)} answers together") from error
             raise build_error(self.name, error, describe_answer(conversations[0])) from error
 
-    def call(self, conversations: Sequence[Conversation]) -> Any:
+    def call_function(self, conversations: Sequence[Conversation]) -> Any:
         arguments: list[Any] = [[conversation.as_dicts() for conversation in conversations]]
         if self.takes_rows:
             arguments.append([Row(describe_row(conversation), conversation.columns) for conversation in conversations])
@@ -177,7 +177,8 @@ def describe_answer(conversation: Conversation) -> str:
 
 
 def build_error(name: str, error: BaseException, answers: str) -> InputError:
-    """Return the error of a function that raised. `SystemExit` counts too: it would end the run as if it were done.
+    """Build the InputError for a user's function that raised. `SystemExit` counts too: it would end the run as if it
+    were done.
 
     Args:
         answers: the answers that the function was called with, in words.

@@ -23,7 +23,8 @@ from align.run import Artifact, Base, Input, file_digest, load_artifact, resolve
 
 
 def iter_leaf_rewards(reward: Mapping[str, Any], field: str = "reward") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the field and the description of each reward that is not a combination of others, in order."""
+    """Yield the config field and the settings of each single reward: the members of ensembles and the parts of sums, in
+    order, instead of the combination."""
     match reward["name"]:
         case "ensemble":
             for i, ref in enumerate(reward["refs"]):
@@ -40,8 +41,8 @@ def iter_leaf_rewards(reward: Mapping[str, Any], field: str = "reward") -> Itera
 def reward_inputs(
     reward: Mapping[str, Any], root: Path, base: Base | None, policy: Artifact | None = None, method: str = ""
 ) -> dict[str, Input]:
-    """Return what a reward reads, as inputs of a run. Reward models are called `reward`, `reward.1`, …, and files of
-    functions `reward.fn`, `reward.fn.1`, ….
+    """Resolve the reward models and files of functions that a reward reads, as inputs of a run: input name → Input.
+    Reward models are called `reward`, `reward.1`, …, and files of functions `reward.fn`, `reward.fn.1`, ….
 
     Args:
         base: of the policy; `latest` means the newest reward model on it. None if there is no policy.
@@ -63,9 +64,9 @@ def reward_inputs(
             source = find_module_file(spec, FIELD)
             # The definitions of the function and its parts, by path and by content, however the module is named.
             definitions = [
-                f"{place}:{name}"
+                f"{file_or_digest}:{name}"
                 for file, name in find_definitions(load_function(spec, FIELD))
-                for place in (file, file_digest(file))
+                for file_or_digest in (file, file_digest(file))
             ]
             digest = file_digest(source) if source else spec
             files.append(Input(digest, ref=spec, details={"defined": definitions}))
@@ -83,8 +84,8 @@ def get_code_permission(leaf: Mapping[str, Any]) -> AllowCode:
 
 
 def check_rows(reward: Mapping[str, Any], prompts: Sequence[Conversation]) -> None:
-    """Check that the row of each prompt has what the reward reads: `reward=check` needs a check. The columns that a
-    function reads are not known before it is called.
+    """Raise InputError if `reward=check` is used and a prompt's row has no valid check. The columns that a function
+    reads are not known before it is called.
 
     Raises:
         InputError: a row has no check, or a wrong one.
@@ -99,7 +100,8 @@ def check_rows(reward: Mapping[str, Any], prompts: Sequence[Conversation]) -> No
 def resolve_reward_model(
     ref: str, root: Path, base: Base | None, field: str, policy: Artifact | None, method: str
 ) -> Artifact:
-    """Resolve a reference to a reward model. `latest` means the newest on the policy's base."""
+    """Resolve a reference such as `reward:latest` to a reward model's artifact. `latest` means the newest on the
+    policy's base. Raises InputError if it is another kind of artifact."""
     artifact = resolve(ref, root, base.digest if base and ref.endswith(":latest") else None, field)
     stage = artifact.manifest.stage if artifact.manifest else "reward"  # a bare folder passes
     if artifact.whole or stage != "reward":
@@ -110,7 +112,7 @@ def resolve_reward_model(
 
 
 def check_reasoning_matches(models: Sequence[Artifact], reasoning: str, field: str = "rollout.reasoning") -> None:
-    """Check that no reward model trained on answers without reasoning scores answers with it.
+    """Raise InputError if a reward model that was trained on answers without reasoning is to score answers with it.
 
     Args:
         reasoning: `hide` if answers are scored without their reasoning.
@@ -131,7 +133,7 @@ def check_reasoning_matches(models: Sequence[Artifact], reasoning: str, field: s
 
 
 def load_reward_artifacts(inputs: Mapping[str, Input]) -> list[Artifact]:
-    """Return the reward models among the inputs of a run, in the order of `reward_inputs`."""
+    """Load the artifacts of the reward models among a run's inputs, in the order of the configuration."""
     models = {
         int(name.partition(".")[2] or 0): model
         for name, model in inputs.items()

@@ -26,37 +26,39 @@ class RoleReward:
 
     Args:
         roles: holds the adapter.
-        member: index of the adapter among the reward adapters of `roles`.
-        size: rows of a forward pass.
-        end: the token that ended the training rows. With None the sampled token stays.
+        adapter_index: index of the adapter among the reward adapters of `roles`.
+        batch_size: rows of a forward pass.
+        end_token_id: the token that ended the training rows. With None the sampled token stays.
     """
 
     name = "learned"
 
-    def __init__(self, roles: Roles, member: int, size: int, end: int | None) -> None:
+    def __init__(self, roles: Roles, adapter_index: int, batch_size: int, end_token_id: int | None) -> None:
         self.roles = roles
-        self.member = member
-        self.size = size
-        self.end = end
+        self.adapter_index = adapter_index
+        self.batch_size = batch_size
+        self.end_token_id = end_token_id
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """Return the scores [B], fp32 on the CPU.
+        """Score the sampled tokens of a rollout. Returns the scores [B], fp32 on the CPU.
 
         Raises:
             ValueError: there is no rollout.
         """
         if rollout is None:
             raise ValueError("a reward on the policy's base reads sampled tokens")
-        if self.end is not None:
-            rollout = replace_end_token(rollout, self.end)
-        return compute_in_chunks(lambda part: self.roles.scores(part, self.member), rollout, self.size).cpu()
+        if self.end_token_id is not None:
+            rollout = replace_end_token(rollout, self.end_token_id)
+        return compute_in_chunks(
+            lambda chunk: self.roles.scores(chunk, self.adapter_index), rollout, self.batch_size
+        ).cpu()
 
 
-def replace_end_token(rollout: Rollout, end: int) -> Rollout:
-    """Return a rollout in which `end` is the last token of each response that ended."""
+def replace_end_token(rollout: Rollout, end_token_id: int) -> Rollout:
+    """Return a rollout in which the last token of each complete response is replaced by `end_token_id`."""
     mask = rollout.mask_BS
     last_BS = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)  # the last real column of each row
-    return replace(rollout, tokens_BS=torch.where(last_BS & rollout.ended_B[:, None], end, rollout.tokens_BS))
+    return replace(rollout, tokens_BS=torch.where(last_BS & rollout.ended_B[:, None], end_token_id, rollout.tokens_BS))
 
 
 class LearnedReward:
@@ -115,7 +117,7 @@ class LearnedReward:
         return score_rows(self.model, self.score_head, rows, self.tokenizer.pad_token_id, self.batch_size)
 
     def encode(self, conversation: Conversation, ended: bool = True) -> list[int]:
-        """Return the tokens of a conversation.
+        """Return the token ids of a conversation, as the reward model read them in training.
 
         Raises:
             ValueError: it does not end with an assistant turn.
@@ -135,8 +137,8 @@ class LearnedReward:
 def score_rows(
     model: Any, score_head: nn.Module, rows: Sequence[Sequence[int]], pad_id: int, batch_size: int = 32
 ) -> Tensor:
-    """Return the scores [N] of token rows, fp32 on the CPU, in their order. Rows are batched by length, and each rank
-    scores its share of the batches."""
+    """Score rows of token ids by a reward model. Returns the scores [N], fp32 on the CPU, in the rows' order. Rows are
+    batched by length, and each rank scores its share of the batches."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     device = next(model.parameters()).device
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

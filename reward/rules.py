@@ -59,8 +59,8 @@ def build_rule(settings: Mapping[str, Any]) -> Callable[[str], float]:
 
 
 def score_length(text: str, low: int, high: int) -> float:
-    """Return 1 if the answer has from `low` to `high` words, and less the farther it is from the range: `words / low`
-    below, `high / words` above. A step at the bounds would give no gradient back to the range."""
+    """Score an answer by its number of words: 1 from `low` to `high` words, and less the farther it is from the range,
+    `words / low` below and `high / words` above. A step at the bounds would give no gradient back to the range."""
     words = len(text.split())
     if words < low:
         return words / low
@@ -68,7 +68,8 @@ def score_length(text: str, low: int, high: int) -> float:
 
 
 def matches(pattern: regex.Pattern[str], text: str) -> bool:
-    """Return whether a pattern matches somewhere. A search that takes longer than `LIMIT_S` counts as no match."""
+    """Return whether a regular expression matches somewhere in a text. A search that takes longer than `LIMIT_S` counts
+    as no match."""
     try:
         return pattern.search(text, timeout=LIMIT_S) is not None
     except TimeoutError:

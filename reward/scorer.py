@@ -32,7 +32,7 @@ class Scorer(Protocol):
 
 
 def check_finite(scores_B: Tensor, name: str, field: str = "reward") -> None:
-    """Check that all scores are finite.
+    """Raise an error unless all scores are finite.
 
     Args:
         name: of the scorer.

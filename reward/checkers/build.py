@@ -73,12 +73,12 @@ def build_checkers(
 
 
 def get_check_spec(columns: Mapping[str, Any], where: str, texts: bool = True) -> Any:
-    """Return the description of a row's check, from its column `check` or from IFEval's columns. Returns None if the
+    """Return the check that a data row asks for, from its column `check` or from IFEval's columns. Returns None if the
     row has neither.
 
     Args:
         where: the name of the row, for errors.
-        texts: parse texts as JSON, which cells of tables hold.
+        texts: whether to parse texts as JSON, which cells of tables hold.
     """
     values = {key: columns.get(key) for key in (CHECK, *IFEVAL)}
     if texts:
@@ -89,7 +89,7 @@ def get_check_spec(columns: Mapping[str, Any], where: str, texts: bool = True) -
 
 
 def check_turns(checkers: Sequence[Checker | None], answers: Sequence[str]) -> CheckResult:
-    """Check the answers of several turns. Each part of the result names its turn.
+    """Check the answers of several turns by the checkers of their turns. Each part of the result names its turn.
 
     Raises:
         ValueError: there is not one answer for each turn.

@@ -17,7 +17,7 @@ AllowCode = bool | Literal["unsafe"]
 
 
 def combine_code_settings(allow_code: bool, unsafe_code: bool) -> AllowCode:
-    """Combine the two settings of a stage or of a reward."""
+    """Combine the settings `allow_code` and `unsafe_code` into one permission to run programs that a model wrote."""
     return "unsafe" if allow_code and unsafe_code else allow_code
 
 
@@ -40,7 +40,7 @@ class Part:
 
 
 def make_part(asks: str, held: bool, found: str = "", loosely: bool | None = None) -> Part:
-    """Return a part with `found` shortened and encodable as UTF-8."""
+    """Return the result of one requirement, with the excerpt `found` shortened and encodable as UTF-8."""
     excerpt = make_printable(found[: SHOWN + 1])
     if len(excerpt) > SHOWN:
         excerpt = excerpt[:SHOWN] + "…"
@@ -111,7 +111,7 @@ class Accuracy(NamedTuple):
 
 
 def compute_accuracy(checked: Sequence[CheckResult]) -> Accuracy:
-    """Compute the accuracy by prompt and by instruction, strict and loose.
+    """Compute IFEval's accuracy by prompt and by instruction, strict and loose, over the results of all answers.
 
     Raises:
         ValueError: no answer was checked.

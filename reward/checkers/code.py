@@ -78,7 +78,7 @@ def build(spec: Any, field: str, allow_code: AllowCode) -> Checker:
     tier = choose_tier(allow_code == "unsafe", "unsafe_code")
     asks = [f"{entry} passes its unit tests"] if human_eval else [f"passes: {shorten_test(test)}" for test in tests]
 
-    def rule(answer: str) -> list[Part]:
+    def check_answer(answer: str) -> list[Part]:
         result = run_in_sandbox(build_program(answer, prompt, entry), tests, limits, tier)
         return [
             make_part(requirement, problem == "", result.ended if problem is None else problem)
@@ -86,7 +86,7 @@ def build(spec: Any, field: str, allow_code: AllowCode) -> Checker:
         ]
 
     warnings = (WARNINGS[tier.name],) if tier.name in WARNINGS else ()
-    return Checker(KIND, tuple(asks), rule, warnings, tier.name)
+    return Checker(KIND, tuple(asks), check_answer, warnings, tier.name)
 
 
 def run_in_sandbox(source: str, tests: Sequence[str], limits: Limits, tier: Tier) -> ProgramRun:
@@ -119,8 +119,8 @@ def shorten_test(test: str) -> str:
 
 
 def build_program(answer: str, prompt: str = "", entry_point: str = "") -> str:
-    """Return the program of an answer. With HumanEval's prompt an answer is either a whole function, which replaces the
-    prompt's, or the text that continues the prompt."""
+    """Build the program to run from an answer. With HumanEval's prompt an answer is either a whole function, which
+    replaces the prompt's, or the text that continues the prompt."""
     code = extract_code(answer, entry_point)
     if not prompt:
         return code

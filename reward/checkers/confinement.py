@@ -16,7 +16,7 @@ import signal
 import struct
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 NOBODY = 65534
 SCRATCH = "/tmp"
@@ -201,28 +201,39 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def check(result: int, step: str) -> int:
-    """Return the result of a call of libc. Raises OSError if it failed."""
+    """Return the result of a call of libc. Raises OSError, which names the step, if the call failed."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{step}: {os.strerror(number)}")
     return result
 
 
-def isolate(settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Move the standard input and output to descriptors that a program finds under no name, and confine this process.
+class Channel(NamedTuple):
+    """The file descriptors by which a confined process is reached.
 
-    Returns the two descriptors. The standard streams lead to `/dev/null` from here on.
+    Attributes:
+        reading: it reads its input here.
+        writing: it writes its output here.
     """
-    reading = os.dup(0)
-    writing = os.dup(1)
+
+    reading: int
+    writing: int
+
+
+def isolate(settings: Mapping[str, Any]) -> Channel:
+    """Confine this process, and move its standard input and output to descriptors that a program finds under no name.
+
+    The standard streams lead to `/dev/null` from here on.
+    """
+    channel = Channel(os.dup(0), os.dup(1))
     for standard in range(3):
         os.dup2(os.open(os.devnull, os.O_RDWR), standard)
     confine(settings)
-    return reading, writing
+    return channel
 
 
 def confine(settings: Mapping[str, Any]) -> None:
-    """Confine this process as the settings say, with everything that it starts.
+    """Confine this process, and everything that it starts, by the kind of sandbox and the limits in the settings.
 
     Args:
         settings: `tier`; `visible`, the paths that may be read; `drop`, whether root becomes the user 65534; `limits`,
@@ -251,12 +262,13 @@ def become_nobody() -> None:
 
 
 def die_with_parent() -> None:
-    """Have this process killed when its parent ends. A change of user or of capabilities undoes this."""
+    """Ask the kernel to kill this process when its parent ends. A change of user or of capabilities undoes this."""
     check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
 
 
-def enter_namespaces(visible: Sequence[str], drop: bool, scratch_bytes: int) -> None:
-    """Move to namespaces of this process's own, behind a first process that reaps what the program leaves.
+def enter_namespaces(visible: Sequence[str], drops_root: bool, scratch_bytes: int) -> None:
+    """Fork, and move this process into new Linux namespaces, whose first process reaps the children that the program
+    leaves.
 
     The process that calls this only waits from here on, and ends as the program does. Root that drops its rights needs
     no user namespace for the mounts. Afterwards a second user namespace is entered: the mounts belong to the first, so
@@ -265,7 +277,7 @@ def enter_namespaces(visible: Sequence[str], drop: bool, scratch_bytes: int) -> 
     uid = os.geteuid()
     gid = os.getegid()
     flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
-    if drop:
+    if drops_root:
         check(libc.unshare(flags), "unshare")
     else:
         check(libc.unshare(flags | CLONE_NEWUSER), "unshare")
@@ -274,20 +286,20 @@ def enter_namespaces(visible: Sequence[str], drop: bool, scratch_bytes: int) -> 
                 file.write(text)
     if first := os.fork():
         die_with_parent()
-        wait_and_end_alike(first)
-    own_file_system(visible, scratch_bytes)
-    if drop:
+        wait_and_exit_alike(first)
+    enter_own_file_system(visible, scratch_bytes)
+    if drops_root:
         become_nobody()
     check(libc.unshare(CLONE_NEWUSER), "unshare the second user namespace")
     drop_capabilities()
     die_with_parent()
     if program := os.fork():
-        wait_and_end_alike(program)
+        wait_and_exit_alike(program)
     die_with_parent()
 
 
-def wait_and_end_alike(child: int) -> None:
-    """Reap children until the given one ends, and end with its status."""
+def wait_and_exit_alike(child: int) -> None:
+    """Reap children until the given one ends, then exit this process with the same status."""
     while True:
         finished_child, status = os.wait()
         if finished_child == child:
@@ -295,7 +307,7 @@ def wait_and_end_alike(child: int) -> None:
             os._exit(code if code >= 0 else 128 - code)
 
 
-def own_file_system(visible: Sequence[str], scratch_bytes: int) -> None:
+def enter_own_file_system(visible: Sequence[str], scratch_bytes: int) -> None:
     """Make the working directory the root of a file system in memory, which shows the visible paths, read-only, and
     has an empty `/tmp`. Nothing else of the machine's files can be reached from it."""
     root = os.getcwd()
@@ -353,12 +365,13 @@ def drop_capabilities() -> None:
 
 
 def landlock_version() -> int:
-    """Return the version of Landlock that this kernel has; 0 if it has none, or another is refused."""
+    """Return the version of Landlock, Linux's access control for files, that this kernel has; 0 if it has none."""
     return max(0, libc.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1)))
 
 
 def restrict_files(visible: Sequence[str], scratch: str, version: int | None = None) -> None:
-    """Let this process read the visible paths, and write below the scratch folder, and reach no other file."""
+    """Restrict this process by Landlock to read the visible paths, write below the scratch folder, and reach no other
+    file."""
     version = version or landlock_version()
     if not version:
         raise OSError(ENOSYS, "this kernel has no Landlock")
@@ -387,7 +400,7 @@ def add_rule(ruleset: int, path: str, rights: int) -> None:
 
 
 def install_seccomp_filter(without_namespaces: bool) -> None:
-    """Refuse system calls for this process and all that it starts."""
+    """Install a seccomp filter that refuses system calls to this process and all that it starts, for good."""
     code = b"".join(filter_code(platform.machine(), without_namespaces))
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer))
@@ -395,7 +408,7 @@ def install_seccomp_filter(without_namespaces: bool) -> None:
 
 
 def filter_code(machine: str, without_namespaces: bool) -> list[bytes]:
-    """Return the filter's instructions for classic BPF. Raises OSError on a machine that it does not know.
+    """Build the seccomp filter's instructions for classic BPF. Raises OSError on a machine that it does not know.
 
     A refused call fails with EPERM. Calls whose flags lie in memory (clone3, openat2), where a filter cannot read them,
     do not exist: libraries then take their older forms.

@@ -47,10 +47,10 @@ def build(spec: Any, field: str) -> Checker:
         "Write answers: [first, second], each of which is right.",
     )
     answers = get_texts(settings, field, "answers" if "answers" in settings else "answer")
-    read = get_choice(settings, field, "read", tuple(READS), "whole")
+    selection = get_choice(settings, field, "read", tuple(READS), "whole")
     after = get_text(settings, field, "after")
     ignored = parse_ignored(settings, field)
-    if read == "last_number":
+    if selection == "last_number":
         for i, answer in enumerate(answers):
             is_number = NUMBER.fullmatch(answer.strip()) is not None
             require(is_number, f"{field}.answers[{i}]", answer, "is no number", "Write a number, or another `read`.")
@@ -58,18 +58,18 @@ def build(spec: Any, field: str) -> Checker:
     right_answers = {normalize(answer, ignored) for answer in answers}
     problem = "leaves nothing of an answer: an empty one is right"
     require("" not in right_answers, f"{field}.ignore", sorted(ignored), problem, "Ignore less.")
-    where = READS[read] + (f' behind the last "{after}"' if after else "")
+    where = READS[selection] + (f' behind the last "{after}"' if after else "")
     ignored_names = ", ".join(name.replace("_", " ") for name in IGNORES if name in ignored)
     asks = f"{where} is {join_quoted(answers)}" + (f", whatever its {ignored_names}" if ignored_names else "")
 
-    def rule(answer: str) -> list[Part]:
-        compared = select_compared_text(answer, read, after)
+    def check_answer(answer: str) -> list[Part]:
+        compared = select_compared_text(answer, selection, after)
         if compared is None:
             return [make_part(asks, False, f'no "{after}"' if after and after not in answer else "no number")]
         is_right = normalize(compared, ignored) in right_answers
         return [make_part(asks, is_right, "" if is_right else compared)]
 
-    return Checker(KIND, (asks,), rule)
+    return Checker(KIND, (asks,), check_answer)
 
 
 def parse_ignored(spec: Mapping[str, Any], field: str) -> set[str]:
@@ -79,23 +79,32 @@ def parse_ignored(spec: Mapping[str, Any], field: str) -> set[str]:
     return set(names)
 
 
-def select_compared_text(answer: str, read: str, after: str) -> str | None:
-    """Return the part of an answer that is compared. Returns None if the answer has no such part."""
+def select_compared_text(answer: str, selection: str, after: str) -> str | None:
+    """Return the part of an answer that is compared with the expected texts. Returns None if it has no such part.
+
+    Args:
+        selection: `whole`, `first_line`, `last_line` or `last_number`.
+        after: a text after whose last occurrence the part begins; may be empty.
+    """
     if after:
         _, mark, answer = answer.rpartition(after)
         if not mark:
             return None
-    if read == "last_number":
+    if selection == "last_number":
         numbers = deque(NUMBER.finditer(answer), maxlen=1)
         return numbers[0][0] if numbers else None
-    if read == "whole":
+    if selection == "whole":
         return answer
     lines = answer.strip().split("\n")
-    return lines[0 if read == "first_line" else -1]
+    return lines[0 if selection == "first_line" else -1]
 
 
 def normalize(text: str, ignored: set[str]) -> str:
-    """Return a text without what is ignored. Whitespace around it never counts."""
+    """Remove what a comparison ignores from a text, such as case or punctuation, and whitespace around it.
+
+    Args:
+        ignored: of `IGNORES`.
+    """
     if "number_format" in ignored:
         text = NUMBER.sub(lambda number: normalize_number(number[0]), text)
     if "case" in ignored:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.core.errors import InputError, require
 from align.core.spec import check_keys, get_choice, get_integer, get_text, get_texts, join_quoted, parse_text
@@ -252,16 +252,29 @@ def build(spec: Any, field: str) -> Checker:
     require(is_filled, f"{field}.constraints", specs, "is no list of constraints", "Write constraints: [no_comma].")
     constraints = [parse_constraint(spec, f"{field}.constraints[{i}]") for i, spec in enumerate(specs)]
 
-    def rule(answer: str) -> Iterator[Part]:
-        for description, holds in constraints:
-            strict = bool(answer.strip()) and holds(answer)
-            yield make_part(description, strict, loosely=strict or any(holds(text) for text in loose_readings(answer)))
+    def check_answer(answer: str) -> Iterator[Part]:
+        for constraint in constraints:
+            is_met = bool(answer.strip()) and constraint.is_met(answer)
+            is_loosely_met = is_met or any(map(constraint.is_met, iter_loose_readings(answer)))
+            yield make_part(constraint.description, is_met, loosely=is_loosely_met)
 
-    return Checker(KIND, tuple(description for description, _ in constraints), rule)
+    return Checker(KIND, tuple(constraint.description for constraint in constraints), check_answer)
 
 
-def parse_constraint(spec: Any, field: str) -> tuple[str, Callable[[str], bool]]:
-    """Return the description and the rule of a constraint. A name alone is a constraint without arguments."""
+class Constraint(NamedTuple):
+    """A constraint on an answer.
+
+    Attributes:
+        description: the requirement in words, such as "at least 3 sentences".
+        is_met: returns whether a text meets it.
+    """
+
+    description: str
+    is_met: Callable[[str], bool]
+
+
+def parse_constraint(spec: Any, field: str) -> Constraint:
+    """Parse a constraint of the check `instructions`. A name alone is a constraint without arguments."""
     if isinstance(spec, str):
         spec = {"name": spec}
     require(isinstance(spec, Mapping), field, spec, "is neither a name nor a mapping", "Write {name: number_words, …}.")
@@ -277,11 +290,11 @@ def parse_constraint(spec: Any, field: str) -> tuple[str, Callable[[str], bool]]
         paragraphs = arguments["num_paragraphs"]
         problem = f"there are to be {paragraphs}"
         require(nth <= paragraphs, f"{field}.nth_paragraph", nth, problem, "Write a smaller number.")
-    return instruction.describe(**arguments), partial(instruction.holds, **arguments)
+    return Constraint(instruction.describe(**arguments), partial(instruction.holds, **arguments))
 
 
 def parse_argument(spec: Mapping[str, Any], field: str, name: str) -> Any:
-    """Parse an argument of an instruction. Its name tells its type."""
+    """Parse and check one argument of an IFEval instruction; its name determines its type."""
     if name.endswith("relation"):
         return get_choice(spec, field, name, tuple(COMPARED))
     if name in ("keywords", "forbidden_words"):
@@ -299,8 +312,8 @@ def parse_argument(spec: Mapping[str, Any], field: str, name: str) -> Any:
     return get_text(spec, field, name)
 
 
-def loose_readings(answer: str) -> Iterator[str]:
-    """Return IFEval's loose readings of an answer: without its first line, its last line, its asterisks, and each
+def iter_loose_readings(answer: str) -> Iterator[str]:
+    """Yield IFEval's loose readings of an answer: without its first line, its last line, its asterisks, and each
     combination of these. Blank readings are left out."""
     lines = answer.split("\n")
     shorter = [answer, *("\n".join(cut).strip() for cut in (lines[1:], lines[:-1], lines[1:-1]))]

@@ -41,7 +41,7 @@ def build(spec: Any, field: str) -> Checker:
         problem = f"is no JSON schema ({first_line})"
         raise InputError(f"{field}.schema", str(schema)[:SHOWN], problem, REMEDY) from error
 
-    def rule(answer: str) -> list[Part]:
+    def check_answer(answer: str) -> list[Part]:
         try:
             value = parse_answer(answer)
         except (ValueError, RecursionError) as error:
@@ -49,7 +49,7 @@ def build(spec: Any, field: str) -> Checker:
         error = next(validator.iter_errors(value), None)
         return [make_part(IS_JSON, True), make_part(FITS, error is None, describe_violation(error) if error else "")]
 
-    return Checker(KIND, (IS_JSON, FITS), rule)
+    return Checker(KIND, (IS_JSON, FITS), check_answer)
 
 
 def parse_answer(answer: str) -> Any:

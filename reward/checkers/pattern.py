@@ -43,7 +43,7 @@ def build(spec: Any, field: str) -> Checker:
     matched = f"the {scope} {'does not match' if absent else 'matches'} /{expression}/"
     asks = matched + (f", with {join_quoted(equals)} as {f'group {group}' if group else 'the match'}" if equals else "")
 
-    def rule(answer: str) -> list[Part]:
+    def check_answer(answer: str) -> list[Part]:
         find = pattern.fullmatch if must_match_whole else pattern.search
         try:
             match = find(answer, timeout=LIMIT_S)
@@ -59,4 +59,4 @@ def build(spec: Any, field: str) -> Checker:
         is_equal = captured in equals
         return [make_part(asks, is_equal, "" if is_equal else captured)]
 
-    return Checker(KIND, (asks,), rule)
+    return Checker(KIND, (asks,), check_answer)

@@ -58,7 +58,7 @@ class NotPassable(TypeError):
     """A value that cannot be sent to the other process."""
 
 
-def plain_kind(value: Any) -> str:
+def get_plain_kind(value: Any) -> str:
     """Return the name of the plain type that a value is an instance of. Returns "" for any other value."""
     return next((name for name, kind in PLAIN_KINDS.items() if isinstance(value, kind)), "")
 
@@ -78,27 +78,27 @@ class Containers:
         return number
 
     def remember_contents(self) -> None:
-        """Note what each container holds, to find those that a call changes."""
-        self.before = {number: contents_of(container) for number, container in self.by_number.items()}
+        """Note the contents of each container before a call, so that `list_changed` finds those that it changes."""
+        self.before = {number: list_contents(container) for number, container in self.by_number.items()}
 
     def list_changed(self) -> list[int]:
-        """Return the numbers of the containers that do not hold the same objects in the same order as was noted."""
+        """Return the numbers of the containers that do not hold the same objects in the same order as noted before."""
         changed = []
         for number, before in self.before.items():
-            after = contents_of(self.by_number[number])
+            after = list_contents(self.by_number[number])
             if len(before) != len(after) or any(old is not new for old, new in zip(before, after, strict=True)):
                 changed.append(number)
         return changed
 
 
-def contents_of(container: Any) -> list[Any]:
+def list_contents(container: Any) -> list[Any]:
     if isinstance(container, dict):
         return [each for pair in dict.items(container) for each in pair]
     return list(container)
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the class and the text of an exception, shortened. Its `__str__` may be an answer's and fail."""
+    """Format an exception as its class and text, shortened. Its `__str__` may be an answer's and fail."""
     try:
         return f"{type(error).__name__}: {error}"[:MOST_DESCRIBED]
     except BaseException:
@@ -135,19 +135,19 @@ class Peer:
     # What the two ends do differently.
 
     def operations(self) -> Mapping[str, Callable[..., Any]]:
-        """Return the operations that the other end may ask for, by name."""
+        """Return the operations that the other process may request: name → function."""
         raise NotImplementedError
 
     def make_proxy(self, number: int, kind: str) -> Any:
         """Return a proxy in this process for an object of the other process."""
         raise NotImplementedError
 
-    def number_of_proxy(self, value: Any) -> int | None:
+    def find_proxy_number(self, value: Any) -> int | None:
         """Return the number of a proxy's object. Returns None if the value is no proxy."""
         raise NotImplementedError
 
     def is_shareable(self, value: Any) -> bool:
-        """Return whether the other end may get a reference to a value."""
+        """Return whether the other process may get a reference to a value."""
         raise NotImplementedError
 
     def check_request(self, message: Any) -> None:
@@ -209,8 +209,8 @@ class Peer:
 
     # Requests.
 
-    def ask(self, operation: str, *args: Any, **kwargs: Any) -> Any:
-        """Have the other side do an operation, and return or raise what comes of it."""
+    def call_remote(self, operation: str, *args: Any, **kwargs: Any) -> Any:
+        """Run an operation in the other process, and return its result or raise its exception."""
         containers = Containers()
         message = {
             "operation": operation,
@@ -231,16 +231,16 @@ class Peer:
         try:
             for number, contents in response["changed"]:
                 self.replace_contents(containers.by_number[number], contents, containers)
-            raised = self.decode_error(response["error"]) if "error" in response else None
-            value = None if raised else self.decode(response["value"], containers)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise ConnectionEnded("it sent what is no message") from error
-        if raised is not None:
-            raise raised
+            error = self.decode_error(response["error"]) if "error" in response else None
+            value = None if error else self.decode(response["value"], containers)
+        except (LookupError, TypeError, ValueError, AttributeError) as decode_error:
+            raise ConnectionEnded("it sent what is no message") from decode_error
+        if error is not None:
+            raise error
         return value
 
     def serve(self, message: Any) -> Any:
-        """Do an operation that the other end asks for, and return the response."""
+        """Run an operation that the other process requests, and return the response to send."""
         self.check_request(message)
         containers = Containers()
         printed = io.StringIO()
@@ -276,8 +276,9 @@ class Peer:
     # Values.
 
     def encode(self, value: Any, containers: Containers) -> Any:
-        """Return a value as JSON has it. Raises NotPassable if it can be neither copied nor shared."""
-        if (number := self.number_of_proxy(value)) is not None:
+        """Convert a value to JSON for the other process: a copy of plain data, or a reference to another object. Raises
+        NotPassable if it can be neither copied nor shared."""
+        if (number := self.find_proxy_number(value)) is not None:
             return {"yours": number}
         if value is None or value is Ellipsis or value is NotImplemented:
             return None if value is None else {"builtin": repr(value)}
@@ -285,7 +286,7 @@ class Peer:
             return array
         if isinstance(value, bool):
             return value
-        name = plain_kind(value)
+        name = get_plain_kind(value)
         if name and (self.copies_subclasses or type(value) is PLAIN_KINDS[name]):
             return self.encode_plain(name, value, containers)
         if type(value) is range:
@@ -307,7 +308,7 @@ class Peer:
         return self.encode_shared(value)
 
     def encode_plain(self, name: str, value: Any, containers: Containers) -> Any:
-        """Return plain data, or what an object of a subclass holds as its base."""
+        """Convert plain data to JSON; an object of a subclass is converted as its base type."""
         if name == "int":
             number = int(value)
             return number if abs(number) < LARGE_INT else {"int": hex(number)}
@@ -334,7 +335,7 @@ class Peer:
         return [self.encode(each, containers) for each in value]
 
     def encode_array(self, value: Any) -> Any:
-        """Return an array or a number of numpy's, if numpy is loaded here."""
+        """Convert an array or a number of numpy's to JSON. Returns None for any other value."""
         numpy = sys.modules.get("numpy")
         if numpy is None or not isinstance(value, (numpy.ndarray, numpy.generic)):
             return None
@@ -351,10 +352,13 @@ class Peer:
             number = self.shared_numbers[id(value)] = len(self.shared) - 1
         if isinstance(value, type) and issubclass(value, BaseException):
             return {"exception": self.encode_exception_class(value)}
-        return {"mine": number, "kind": "coroutine" if isinstance(value, types.CoroutineType) else plain_kind(value)}
+        return {
+            "mine": number,
+            "kind": "coroutine" if isinstance(value, types.CoroutineType) else get_plain_kind(value),
+        }
 
     def encode_exception_class(self, kind: type[BaseException]) -> list[Any]:
-        """Return the names of a class of exceptions and its bases, down to the first that Python has itself."""
+        """Convert a class of exceptions to JSON: the names of the class and its bases, down to a built-in one."""
         classes = []
         for each in kind.__mro__:
             if getattr(builtins, each.__name__, None) is each:
@@ -364,7 +368,7 @@ class Peer:
         return [classes, "Exception"]
 
     def encode_error(self, error: BaseException) -> Any:
-        """Return an exception as its class and its arguments, those that are plain."""
+        """Convert an exception to JSON: its class, its text, and its arguments if all of them can be passed."""
         try:
             args = [self.encode(each, Containers()) for each in error.args]
             if len(json.dumps(args)) > MOST_PRINTED:
@@ -378,7 +382,7 @@ class Peer:
         return {"class": self.encode_exception_class(type(error)), "args": args, "text": text}
 
     def decode(self, data: Any, containers: Containers) -> Any:
-        """Return the value that JSON encodes. Raises ConnectionEnded if it encodes none."""
+        """Convert JSON from the other process to a value. Raises ConnectionEnded if it encodes none."""
         if data is None or isinstance(data, bool | int | float | str):
             return data
         if not isinstance(data, dict) or not data:
@@ -432,7 +436,7 @@ class Peer:
         if tag == "yours":
             return self.shared[content]
         if tag == "exception":
-            return self.exception_class(*content)
+            return self.copy_exception_class(*content)
         if tag == "mine":
             return self.make_proxy(int(content), str(data["kind"]))
         raise ConnectionEnded("it sent what is no value")
@@ -451,7 +455,7 @@ class Peer:
         container.update(values) if isinstance(container, set) else container.extend(values)
 
     def decode_error(self, data: Any) -> BaseException:
-        kind = self.exception_class(*data["class"])
+        kind = self.copy_exception_class(*data["class"])
         args = [self.decode(each, Containers()) for each in data["args"]]
         try:
             return kind(*args)
@@ -460,8 +464,9 @@ class Peer:
             error.args = (str(data["text"]),)
             return error
 
-    def exception_class(self, classes: Sequence[Any], builtin: str) -> type[BaseException]:
-        """Return a copy of a class of exceptions of the other end, with the same names and bases."""
+    def copy_exception_class(self, classes: Sequence[Any], builtin: str) -> type[BaseException]:
+        """Return this process's copy of a class of exceptions of the other process, with the same names and bases.
+        Creates it on first use."""
         kind = getattr(builtins, builtin, Exception)
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             kind = Exception
@@ -482,9 +487,9 @@ OF_NUMBERS = (*UNARY, "round", "bool", "int", "float", "index")
 """Operations whose result a test compares as a number or takes as a verdict."""
 
 
-def read_as_plain(value: Any) -> Any:
-    """Return what an object holds as the plain type that its class extends. Raises TypeError if it extends none."""
-    name = plain_kind(value)
+def to_plain_value(value: Any) -> Any:
+    """Convert an object to the plain type that its class extends. Raises TypeError if it extends none."""
+    name = get_plain_kind(value)
     if not name:
         raise TypeError(f"a {type(value).__name__} is no plain data")
     return str.__str__(value) if name == "str" else PLAIN_KINDS[name](value)
@@ -496,7 +501,7 @@ def run_coroutine(coroutine: Any) -> Any:
     return asyncio.run(coroutine)
 
 
-def reverse_operation(name: str) -> Callable[[Any, Any], Any]:
+def build_reversed_operation(name: str) -> Callable[[Any, Any], Any]:
     return lambda value, other: getattr(operator, name)(other, value)
 
 
@@ -511,10 +516,10 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "enter": lambda manager: type(manager).__enter__(manager),
     "exit": lambda manager, *error: type(manager).__exit__(manager, *error),
     "eq": operator.eq,
-    "plain": read_as_plain,
+    "plain": to_plain_value,
     **{name.__name__: name for name in (len, iter, next, bool, str, repr, hash, int, float, round, reversed)},
     **{name: getattr(operator, name) for name in ("getitem", "setitem", "delitem", "index", *UNARY, *BINARY, *ORDER)},
-    **{f"r{name}": reverse_operation(name) for name in BINARY},
+    **{f"r{name}": build_reversed_operation(name) for name in BINARY},
 }
 
 
@@ -539,7 +544,7 @@ class AnswerPeer(Peer):
     def make_proxy(self, number: int, kind: str) -> Any:
         return TestFunction(self, number)
 
-    def number_of_proxy(self, value: Any) -> int | None:
+    def find_proxy_number(self, value: Any) -> int | None:
         return value.number if type(value) is TestFunction else None
 
     def is_shareable(self, value: Any) -> bool:
@@ -562,13 +567,13 @@ class TestFunction:
         self.number = number
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.peer.ask("call", self, *args, **kwargs)
+        return self.peer.call_remote("call", self, *args, **kwargs)
 
     def __iter__(self) -> TestFunction:
         return self
 
     def __next__(self) -> Any:
-        return self.peer.ask("next", self)
+        return self.peer.call_remote("next", self)
 
 
 class TestsPeer(Peer):
@@ -587,9 +592,9 @@ class TestsPeer(Peer):
         return RemoteObject(self, number, kind if kind in PLAIN_KINDS else "")
 
     async def wait_for_coroutine(self, number: int) -> Any:
-        return self.ask("await", RemoteObject(self, number, ""))
+        return self.call_remote("await", RemoteObject(self, number, ""))
 
-    def number_of_proxy(self, value: Any) -> int | None:
+    def find_proxy_number(self, value: Any) -> int | None:
         return object.__getattribute__(value, "_number") if type(value) is RemoteObject else None
 
     def is_shareable(self, value: Any) -> bool:
@@ -601,12 +606,12 @@ class TestsPeer(Peer):
             raise ConnectionEnded("it sent what is no request")  # calls what a test passed to it, and nothing else
 
     def check_builtin(self, value: Any) -> None:
-        exception = isinstance(value, type) and issubclass(value, BaseException)
-        if not exception and value not in (*PASSABLE_TYPES, Ellipsis, NotImplemented):
+        is_exception = isinstance(value, type) and issubclass(value, BaseException)
+        if not is_exception and value not in (*PASSABLE_TYPES, Ellipsis, NotImplemented):
             raise ConnectionEnded("it sent what is no value")  # a function such as eval would run here
 
 
-def peer_of(value: RemoteObject) -> Peer:
+def get_peer(value: RemoteObject) -> Peer:
     return object.__getattribute__(value, "_peer")
 
 
@@ -630,38 +635,40 @@ class RemoteObject:
     def __getattribute__(self, name: str) -> Any:
         if name == "__class__":
             return PLAIN_KINDS.get(object.__getattribute__(self, "_kind"), RemoteObject)
-        return peer_of(self).ask("getattr", self, name)
+        return get_peer(self).call_remote("getattr", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        peer_of(self).ask("setattr", self, name, value)
+        get_peer(self).call_remote("setattr", self, name, value)
 
     def __delattr__(self, name: str) -> None:
-        peer_of(self).ask("delattr", self, name)
+        get_peer(self).call_remote("delattr", self, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return peer_of(self).ask("call", self, *args, **kwargs)
+        return get_peer(self).call_remote("call", self, *args, **kwargs)
 
     def __eq__(self, other: object) -> Any:
         if type(other) is not RemoteObject:
-            return read_plain(self) == other if is_plain(self) else NotImplemented
-        return number_in(self) == number_in(other) or bool(peer_of(self).ask("eq", self, other))
+            return fetch_plain_value(self) == other if is_plain(self) else NotImplemented
+        return get_object_number(self) == get_object_number(other) or bool(
+            get_peer(self).call_remote("eq", self, other)
+        )
 
     def __contains__(self, value: Any) -> bool:
         if is_plain(self):
-            return value in read_plain(self)
-        return any(each is value or each == value for each in peer_of(self).ask("iter", self))
+            return value in fetch_plain_value(self)
+        return any(each is value or each == value for each in get_peer(self).call_remote("iter", self))
 
     def __instancecheck__(self, value: Any) -> bool:
-        return type(value) is RemoteObject and bool(peer_of(self).ask("isinstance", value, self))
+        return type(value) is RemoteObject and bool(get_peer(self).call_remote("isinstance", value, self))
 
     def __subclasscheck__(self, value: Any) -> bool:
-        return type(value) is RemoteObject and bool(peer_of(self).ask("issubclass", value, self))
+        return type(value) is RemoteObject and bool(get_peer(self).call_remote("issubclass", value, self))
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
-        return peer_of(self).ask("exit", self, kind, None if error is None else str(error), None)
+        return get_peer(self).call_remote("exit", self, kind, None if error is None else str(error), None)
 
 
-def number_in(value: RemoteObject) -> int:
+def get_object_number(value: RemoteObject) -> int:
     return object.__getattribute__(value, "_number")
 
 
@@ -669,43 +676,52 @@ def is_plain(value: RemoteObject) -> bool:
     return bool(object.__getattribute__(value, "_kind"))
 
 
-def read_plain(value: RemoteObject) -> Any:
-    return peer_of(value).ask("plain", value)
+def fetch_plain_value(value: RemoteObject) -> Any:
+    return get_peer(value).call_remote("plain", value)
 
 
 def is_mixed(value: RemoteObject) -> bool:
     """Return whether an operator made this object of one of the answer's and plain data."""
-    return number_in(value) in peer_of(value).mixed
+    return get_object_number(value) in get_peer(value).mixed
 
 
-def remote_unary(name: str, result: type | None = None) -> Callable[..., Any]:
+def build_remote_unary(name: str, result_type: type | None = None) -> Callable[..., Any]:
+    """Build the special method of RemoteObject for an operation of one object, such as `neg` or `len`.
+
+    Args:
+        result_type: the type that Python requires of the result; None if any will do.
+    """
+
     def method(self: RemoteObject, *args: Any) -> Any:
-        value = peer_of(self).ask(name, self, *args)
-        if result is not None and not isinstance(value, result):
+        value = get_peer(self).call_remote(name, self, *args)
+        if result_type is not None and not isinstance(value, result_type):
             raise TypeError(f"{name} gave a {type(value).__name__}")
         if name in OF_NUMBERS and is_mixed(self):
             if type(value) is not RemoteObject:
                 raise TypeError(f"an object that was made with plain data has no {name}")
-            peer_of(self).mixed.add(number_in(value))
+            get_peer(self).mixed.add(get_object_number(value))
         return value
 
     return method
 
 
-def remote_binary(name: str) -> Callable[..., Any]:
-    """An operation of two operands. One of the answer's objects and plain data give another object, or an error: a
-    plain result would be the object's own word on a comparison that the test means to make."""
+def build_remote_binary(name: str) -> Callable[..., Any]:
+    """Build the special method of RemoteObject for an operator with two operands.
+
+    One of the answer's objects and plain data give another object, or an error: a plain result would be the
+    object's own word on a comparison that the test means to make.
+    """
 
     def method(self: RemoteObject, other: Any) -> Any:
-        plain = type(other) is not RemoteObject
-        if plain and is_plain(self):
-            return OPERATIONS[name](read_plain(self), other)
-        value = None if plain and name in ORDER else peer_of(self).ask(name, self, other)
-        if plain and type(value) is not RemoteObject:
+        is_other_plain = type(other) is not RemoteObject
+        if is_other_plain and is_plain(self):
+            return OPERATIONS[name](fetch_plain_value(self), other)
+        value = None if is_other_plain and name in ORDER else get_peer(self).call_remote(name, self, other)
+        if is_other_plain and type(value) is not RemoteObject:
             raise TypeError(f"an object of the answer's own class and a {type(other).__name__} have no {name}")
-        if type(value) is RemoteObject and (plain or is_mixed(self) or is_mixed(other)):
-            peer_of(self).mixed.add(number_in(value))
-        elif is_mixed(self) or (not plain and is_mixed(other)):
+        if type(value) is RemoteObject and (is_other_plain or is_mixed(self) or is_mixed(other)):
+            get_peer(self).mixed.add(get_object_number(value))
+        elif is_mixed(self) or (not is_other_plain and is_mixed(other)):
             raise TypeError(f"an object that was made with plain data has no {name}")
         return value
 
@@ -713,12 +729,12 @@ def remote_binary(name: str) -> Callable[..., Any]:
 
 
 for _name in (*BINARY, *(f"r{each}" for each in BINARY)):
-    setattr(RemoteObject, f"__{_name.rstrip('_')}__", remote_binary(_name))
+    setattr(RemoteObject, f"__{_name.rstrip('_')}__", build_remote_binary(_name))
 for _name in ORDER:
-    setattr(RemoteObject, f"__{_name}__", remote_binary(_name))
+    setattr(RemoteObject, f"__{_name}__", build_remote_binary(_name))
 for _name in (*UNARY, "iter", "next", "getitem", "setitem", "delitem", "round", "reversed", "enter"):
-    setattr(RemoteObject, f"__{_name}__", remote_unary(_name))
+    setattr(RemoteObject, f"__{_name}__", build_remote_unary(_name))
 RESULTS = {"len": int, "bool": bool, "str": str, "repr": str, "hash": int, "int": int, "float": float, "index": int}
 """Operations whose result Python wants of one type."""
 for _name, _result in RESULTS.items():
-    setattr(RemoteObject, f"__{_name}__", remote_unary(_name, _result))
+    setattr(RemoteObject, f"__{_name}__", build_remote_unary(_name, _result))

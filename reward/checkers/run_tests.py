@@ -21,7 +21,7 @@ ENDED = -2
 NOT_STARTED = -3
 
 
-class Names(dict[str, Any]):
+class TestNamespace(dict[str, Any]):
     """The names that a test sees: its own, and the answer's. Functions and classes of the answer are bound once, so
     that copies of the names have them too; its other names are read when they are used.
 
@@ -32,23 +32,24 @@ class Names(dict[str, Any]):
     def __init__(self, peer: Peer, sources: Sequence[str]) -> None:
         super().__init__(__name__="answer", __builtins__=builtins)
         self.peer = peer
-        names = peer.ask("names")
+        names = peer.call_remote("names")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConnectionEnded("it sent what is no list of names")
-        self.hidden = set(dir(builtins)) if names_of_answer(sources) else set()
+        self.hidden = set(dir(builtins)) if find_names_of_answer(sources) else set()
         for name in (name for name in names if not is_reserved(name)):
-            value = None if name in self.hidden else peer.ask("global", name)
+            value = None if name in self.hidden else peer.call_remote("global", name)
             if isinstance(value, type | types.ModuleType) or type(value) is RemoteObject:
                 self[name] = value
 
     def __missing__(self, name: str) -> Any:
         if name in self.hidden or is_reserved(name):
             raise KeyError(name)  # Python then looks among its own names
-        return self.peer.ask("global", name)
+        return self.peer.call_remote("global", name)
 
 
-def names_of_answer(tests: Sequence[str]) -> set[str]:
-    """Return the names that tests use, do not define, and that are not Python's: the answer has to have them."""
+def find_names_of_answer(tests: Sequence[str]) -> set[str]:
+    """Return the names that the source code of tests uses but does not define, without Python's own: an answer has to
+    define them."""
     nodes = [node for source in tests for node in ast.walk(ast.parse(source))]
     names = [node for node in nodes if isinstance(node, ast.Name)]
     used = {node.id for node in names if isinstance(node.ctx, ast.Load)}
@@ -74,9 +75,9 @@ class AnswerModule(types.ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name == "__all__":
-            return [exported for exported in self.peer.ask("names") if not exported.startswith("_")]
+            return [exported for exported in self.peer.call_remote("names") if not exported.startswith("_")]
         try:
-            return self.peer.ask("global", name)
+            return self.peer.call_remote("global", name)
         except KeyError:
             raise AttributeError(f"module 'answer' has no attribute '{name}'") from None
 
@@ -84,7 +85,7 @@ class AnswerModule(types.ModuleType):
         if name.startswith("__"):
             super().__setattr__(name, value)
         else:
-            self.peer.ask("set_global", name, value)
+            self.peer.call_remote("set_global", name, value)
 
 
 def main(settings: Mapping[str, Any]) -> None:
@@ -93,7 +94,7 @@ def main(settings: Mapping[str, Any]) -> None:
     with os.fdopen(jobs, "rb") as file:
         job = json.load(file)
 
-    def write(number: int, problem: str) -> None:
+    def report_problem(number: int, problem: str) -> None:
         os.write(report, (json.dumps([number, problem]) + "\n").encode())
 
     try:
@@ -102,26 +103,26 @@ def main(settings: Mapping[str, Any]) -> None:
         try:
             peer.receive()
         except ConnectionEnded:
-            write(NOT_STARTED, "the answer's process was not started")
+            report_problem(NOT_STARTED, "the answer's process was not started")
             os._exit(0)
         peer.send(job["program"])
         problem = str(peer.receive())[:300]
-        write(PROGRAM, problem)
+        report_problem(PROGRAM, problem)
         if problem:
             os._exit(0)
-        names = Names(peer, job["tests"])
+        names = TestNamespace(peer, job["tests"])
         sys.modules["answer"] = AnswerModule(peer)
         for number, source in enumerate(job["tests"]):
-            write(number, run_test(source, names))
+            report_problem(number, run_test(source, names))
     except ConnectionEnded as error:
-        write(ENDED, str(error))
+        report_problem(ENDED, str(error))
     finally:
         os._exit(0)
 
 
-def run_test(source: str, names: Names) -> str:
-    """Run one test and return the problem. Raises ConnectionEnded if the answer's process ended, even if the test
-    caught that."""
+def run_test(source: str, names: TestNamespace) -> str:
+    """Run one test. Returns its problem, empty if it passed. Raises ConnectionEnded if the answer's process ended, even
+    if the test caught that."""
     problem = ""
     try:
         exec(compile(source, "test.py", "exec"), names)

@@ -97,7 +97,7 @@ class SandboxFailed(RuntimeError):
 
 
 def run_program(program: str, tests: Sequence[str], limits: Limits, tier: Tier) -> ProgramRun:
-    """Run a program, and then each test on its names.
+    """Run a program in a sandbox, and then each test on the program's functions and variables.
 
     Raises:
         SandboxFailed: a process could not be confined, so that nothing was run.
@@ -107,15 +107,16 @@ def run_program(program: str, tests: Sequence[str], limits: Limits, tier: Tier) 
         job_file, report = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
         with ExitStack() as processes:
             with ExitStack() as pipes:
-                from_answer, answer_writes = open_pipe(pipes)
-                answer_reads, to_answer = open_pipe(pipes)
-                job = {"program": program, "tests": list(tests), "descriptors": [from_answer, to_answer]}
+                from_answer = open_pipe(pipes)
+                to_answer = open_pipe(pipes)
+                tester_ends = (from_answer.read_end, to_answer.write_end)
+                job = {"program": program, "tests": list(tests), "descriptors": tester_ends}
                 job_file.write(json.dumps(job).encode())
                 job_file.seek(0)
                 at_least = Limits(limits.seconds, max(limits.memory_mb, LEAST_MB))
-                answerer = start("run_answer", tier, limits, folders[1], answer_reads, answer_writes)
+                answerer = start("run_answer", tier, limits, folders[1], to_answer.read_end, from_answer.write_end)
                 processes.callback(kill_session, answerer)
-                tester = start("run_tests", tier, at_least, folders[0], job_file, report, (from_answer, to_answer))
+                tester = start("run_tests", tier, at_least, folders[0], job_file, report, tester_ends)
                 processes.callback(kill_session, tester)  # killed first: it reports the end of the other
             exit_reason = wait_for(tester, limits.seconds)
         report.seek(0)
@@ -130,12 +131,19 @@ def run_program(program: str, tests: Sequence[str], limits: Limits, tier: Tier) 
     return ProgramRun(results, reason, tier.name)
 
 
-def open_pipe(stack: ExitStack) -> tuple[int, int]:
-    """Open a pipe that is closed with a stack, and return where it is read and where it is written."""
-    reading, writing = os.pipe()
-    stack.callback(os.close, reading)
-    stack.callback(os.close, writing)
-    return reading, writing
+class Pipe(NamedTuple):
+    """The file descriptors of a pipe's two ends."""
+
+    read_end: int
+    write_end: int
+
+
+def open_pipe(stack: ExitStack) -> Pipe:
+    """Open a pipe whose two ends are closed when an ExitStack closes."""
+    pipe = Pipe(*os.pipe())
+    stack.callback(os.close, pipe.read_end)
+    stack.callback(os.close, pipe.write_end)
+    return pipe
 
 
 def start(
@@ -147,7 +155,13 @@ def start(
     standard_output: Any,
     descriptors: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a process that confines itself and runs a module's `main`."""
+    """Start a process that confines itself and runs the `main` of a module.
+
+    Args:
+        role: the module, `run_answer` or `run_tests`.
+        folder: its working directory.
+        descriptors: further file descriptors that it inherits.
+    """
     settings = {
         "tier": tier.name,
         "drop": tier.drop,
@@ -171,7 +185,8 @@ def start(
 
 @functools.cache
 def read_module_sources(role: str) -> Mapping[str, str]:
-    """Return the sources of the modules that a process needs, by name. The last is the one to run."""
+    """Return the source code of the modules that a sandboxed process needs: module name → source. The last one is
+    run."""
     main = {"run_answer": run_answer, "run_tests": run_tests}[role]
     return {
         module.__name__.rpartition(".")[2]: inspect.getsource(module) for module in (confinement, remote_calls, main)
@@ -179,7 +194,8 @@ def read_module_sources(role: str) -> Mapping[str, str]:
 
 
 def wait_for(process: subprocess.Popen[bytes], seconds: float) -> str:
-    """Wait for a process, and return how it ended; empty if it ended by itself with status 0."""
+    """Wait for a process, and return how it ended as a text; empty if it ended by itself with status 0. A process that
+    takes longer than `seconds` is left running."""
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -195,7 +211,7 @@ def kill_session(process: subprocess.Popen[bytes]) -> None:
 
 
 def resource_limits(limits: Limits, tier: Tier) -> dict[str, int]:
-    """Return limits by the names of Python's `resource`.
+    """Return the limits of a sandboxed process: name of a limit in Python's `resource` → value.
 
     Processes are counted by user. A sandbox with a user namespace has a count of its own; elsewhere what the user runs
     besides is added.
@@ -212,9 +228,13 @@ def resource_limits(limits: Limits, tier: Tier) -> dict[str, int]:
     }
 
 
-def count_threads(drop: bool) -> int:
-    """Count the threads of the user that the program will run as."""
-    uid = confinement.NOBODY if drop else os.geteuid()
+def count_threads(drops_root: bool) -> int:
+    """Count the threads of the user that the program will run as.
+
+    Args:
+        drops_root: whether the program runs as the user 65534 although this process is root.
+    """
+    uid = confinement.NOBODY if drops_root else os.geteuid()
     count = 0
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -240,17 +260,17 @@ def visible_paths() -> list[str]:
     return [*SYSTEM, *dict.fromkeys(path for path in folders if not path.startswith("/usr/") and os.path.exists(path))]
 
 
-def build_bubblewrap_command(drop: bool) -> list[str]:
-    """Return the beginning of a command that runs in bubblewrap. To become the user 65534, root keeps the rights to do
-    so, and needs no user namespace."""
+def build_bubblewrap_command(drops_root: bool) -> list[str]:
+    """Build the beginning of a command that runs a program in bubblewrap. To become the user 65534, root keeps the
+    rights to do so, and needs no user namespace."""
     parents = {str(parent) for path in visible_paths() if path not in SYSTEM for parent in Path(path).parents}
     folders = [word for path in sorted(parents - {"/"}) for word in ("--perms", "0755", "--dir", path)]
     binds = [word for path in visible_paths() for word in ("--ro-bind-try", path, path)]
-    rights = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID") if drop else ()
+    rights = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID") if drops_root else ()
     spaces = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
     return [
         "bwrap",
-        *(spaces if drop else ("--unshare-all",)),
+        *(spaces if drops_root else ("--unshare-all",)),
         *("--die-with-parent", "--new-session", "--cap-drop", "ALL"),
         *rights,
         *("--dev", "/dev", "--proc", "/proc", "--size", str(SCRATCH_BYTES), "--tmpfs", confinement.SCRATCH),
@@ -261,19 +281,20 @@ def build_bubblewrap_command(drop: bool) -> list[str]:
 
 
 def candidates(name: str) -> list[Tier]:
-    """Return the ways to set up a sandbox. Root's first one runs the program as the user 65534, so that its processes
-    are limited. It fails if that user cannot read this Python and the sandbox has no view of files of its own."""
+    """Return the variants of a kind of sandbox, the preferred one first. Root's first one runs the program as the user
+    65534, so that its processes are limited. It fails if that user cannot read this Python and the sandbox has no view
+    of files of its own."""
     return [Tier(name, True), Tier(name)] if os.geteuid() == 0 else [Tier(name)]
 
 
 @functools.cache
 def find_tier(names: tuple[str, ...] = TIERS) -> Tier | None:
-    """Return the first of these sandboxes that works on this machine. Returns None if none works."""
+    """Return the first kind of sandbox that works on this machine, by trying them. Returns None if none works."""
     return next((tier for name in names for tier in candidates(name) if works(tier)), None)
 
 
 def choose_tier(unsafe: bool, field: str) -> Tier:
-    """Return the sandbox to run programs in.
+    """Return the sandbox to run programs of a model in.
 
     Args:
         unsafe: whether the user agreed to run programs without any.
@@ -314,7 +335,7 @@ def open_doors():
 
 
 def works(tier: Tier) -> bool:
-    """Return whether a program runs in a sandbox and finds neither a home nor a network in it."""
+    """Run a small program in a sandbox. Returns whether it runs, and finds neither a home nor a network in it."""
     if tier.name == "bubblewrap" and not shutil.which("bwrap"):
         return False
     test = "assert open_doors is not None" if tier.name == UNSAFE else "assert open_doors() == []"
