@@ -1,132 +1,140 @@
-// The state of the page, and what follows what.
-import { messagesOf, settled } from "./conversation.js";
-import { keep, kept } from "./kept.js";
-import { ask, modelsFor } from "./server.js";
-import { say, showAsking, showDoor, showIdentity, showModels, showSettings, showTurns, the } from "./view.js";
+// The chat page: its state, and what happens when people use it.
+import { buildMessages, settleTurns } from "./conversation.js";
+import { fetchModels, streamAnswer } from "./server.js";
+import { readSaved, save } from "./storage.js";
+import {
+  getElement, showIdentity, showKeyForm, showModels, showSettings, showStatus, showStopButton, showTurns,
+} from "./view.js";
 
-const SETTINGS = ["system", "temperature", "most"];
-const state = { key: kept("key", ""), models: [], turns: [], asking: null };
-const settings = () => Object.fromEntries(SETTINGS.map((name) => [name, the(name).value]));
-const number = (text) => (text === "" ? undefined : Number(text));
+const SETTINGS = ["system", "temperature", "most"];  // ids of the fields
+// `request` is the AbortController of the answer that is coming; null while none is.
+const state = { key: readSaved("key", ""), models: [], turns: [], request: null };
+const readSettings = () => Object.fromEntries(SETTINGS.map((name) => [name, getElement(name).value]));
+const parseNumber = (text) => (text === "" ? undefined : Number(text));
 
-function change(turns) {
+function setTurns(turns) {
   state.turns = turns;
-  if (!keep("chat", turns)) say("This chat is too long for the browser to keep: a reload loses the end of it.", true);
+  if (!save("chat", turns)) showStatus("This chat is too long for the browser's storage: a reload loses its end.", true);
 }
 
-async function send() {
-  const question = the("question").value.trim();
-  if (!question || state.asking || !settingsHold()) return;
-  the("question").value = "";
-  const { system, temperature, most } = settings();
-  const model = the("model").value;
-  const before = [...state.turns, { role: "user", content: question }];
-  const asked = { model, messages: messagesOf(system, before), temperature: number(temperature), max_completion_tokens: number(most) };
-  const answer = { role: "assistant", content: "", reasoning: "", model, most: number(most), finish: null, ended: null };
-  const asking = new AbortController();
-  state.asking = asking;
-  change([...before, answer]);
-  const show = showTurns(state.turns);
-  const hear = (heard) => {
-    if (state.asking !== asking) return; // the page was cleared meanwhile
-    state.turns = [...before, { ...answer, ...heard }];
-    show(state.turns.at(-1));
+async function sendQuestion() {
+  const question = getElement("question").value.trim();
+  if (!question || state.request || !validateSettings()) return;
+  getElement("question").value = "";
+  const { system, temperature, most } = readSettings();
+  const model = getElement("model").value;
+  const earlierTurns = [...state.turns, { role: "user", content: question }];
+  const request = {
+    model, messages: buildMessages(system, earlierTurns), temperature: parseNumber(temperature),
+    max_completion_tokens: parseNumber(most),
   };
-  showAsking(true);
-  say("It answers …");
+  const emptyAnswer = {
+    role: "assistant", content: "", reasoning: "", model, most: parseNumber(most), finish: null, ended: null,
+  };
+  const controller = new AbortController();
+  state.request = controller;
+  setTurns([...earlierTurns, emptyAnswer]);
+  const updateAnswer = showTurns(state.turns);
+  const onAnswer = (answer) => {
+    if (state.request !== controller) return;  // the chat was cleared in between
+    state.turns = [...earlierTurns, { ...emptyAnswer, ...answer }];
+    updateAnswer(state.turns.at(-1));
+  };
+  showStopButton(true);
+  showStatus("The model is answering …");
   try {
-    await ask({ key: state.key, asked, signal: asking.signal, onAnswer: hear });
-    if (state.asking !== asking) return;
-    say(state.turns.at(-1)?.content || state.turns.at(-1)?.reasoning ? "" : "The answer is empty.");
+    await streamAnswer({ key: state.key, request, signal: controller.signal, onAnswer });
+    if (state.request !== controller) return;
+    showStatus(state.turns.at(-1)?.content || state.turns.at(-1)?.reasoning ? "" : "The answer is empty.");
   } catch (error) {
-    if (state.asking !== asking) return;
-    const stopped = asking.signal.aborted;
-    say(stopped ? "Stopped." : error.message, !stopped);
-    if (!stopped) hear({ ...state.turns.at(-1), ended: `ended by an error: ${error.message}` }); // see `settled`
-    if (error.status === 401) showDoor(true);
+    if (state.request !== controller) return;
+    const isStopped = controller.signal.aborted;
+    showStatus(isStopped ? "Stopped." : error.message, !isStopped);
+    if (!isStopped) onAnswer({ ...state.turns.at(-1), ended: `ended by an error: ${error.message}` });  // see `settleTurns`
+    if (error.status === 401) showKeyForm(true);
   }
-  settle();
+  finishAnswer();
 }
 
-// Nothing more comes: what was said so far is part of the chat.
-function settle() {
-  state.asking = null;
-  const { turns, question } = settled(state.turns);
-  change(turns);
+// Keeps the answer so far in the chat, once no more of it comes.
+function finishAnswer() {
+  state.request = null;
+  const { turns, question } = settleTurns(state.turns);
+  setTurns(turns);
   showTurns(turns);
-  the("question").value ||= question;
-  showAsking(false);
-  the("question").focus();
+  getElement("question").value ||= question;
+  showStopButton(false);
+  getElement("question").focus();
 }
 
-// Whether the numbers are ones that the server takes; if not, the browser says which is not.
-function settingsHold() {
-  if (the("settings").checkValidity()) return true;
-  the("settings-fold").open = true;
-  return the("settings").reportValidity();
+// Returns whether all settings are in their ranges. If not, the browser tells the user which one is not.
+function validateSettings() {
+  if (getElement("settings").checkValidity()) return true;
+  getElement("settings-fold").open = true;
+  return getElement("settings").reportValidity();
 }
 
-// Begins with a key, which is kept once the server knows it.
-async function open(key) {
+// Loads the models with an API key, and saves the key if the server accepts it.
+async function openChat(key) {
   try {
-    state.models = (await modelsFor(key)).filter(({ scores }) => !scores);
+    state.models = (await fetchModels(key)).filter(({ scores }) => !scores);  // without reward models
   } catch (error) {
-    say(error.status === 401 && !key ? "This server asks for a key." : error.message, Boolean(key));
-    if (error.status === 401) showDoor(true);
+    showStatus(error.status === 401 && !key ? "This server needs an API key. Enter yours." : error.message, Boolean(key));
+    if (error.status === 401) showKeyForm(true);
     return;
   }
-  if (state.key && key !== state.key) clear(); // what one asked is not sent on in the name of another
+  if (state.key && key !== state.key) clearChat();  // the chat of one person is not sent with the key of another
   state.key = key;
-  keep("key", key);
-  state.models.sort((one, other) => Number(one.parent === null) - Number(other.parent === null)); // the base last
-  showModels(state.models, the("model").value || kept("model", ""));
-  identify();
-  showDoor(false);
-  the("rekey").hidden = !key;
-  say("");
-  the("question").focus();
+  save("key", key);
+  state.models.sort((a, b) => Number(a.parent === null) - Number(b.parent === null));  // the base last
+  showModels(state.models, getElement("model").value || readSaved("model", ""));
+  showSelectedModel();
+  showKeyForm(false);
+  getElement("rekey").hidden = !key;
+  showStatus("");
+  getElement("question").focus();
 }
 
-function identify() {
-  showIdentity(state.models.find((each) => each.id === the("model").value));
+function showSelectedModel() {
+  showIdentity(state.models.find((model) => model.id === getElement("model").value));
 }
 
-function restore() {
-  const found = kept("settings", {});
-  for (const name of SETTINGS) the(name).value = found[name] ?? "";
-  showSettings(settings());
-  const { turns, question } = settled(kept("chat", []));
-  change(turns);
+function restoreChat() {
+  const settings = readSaved("settings", {});
+  for (const name of SETTINGS) getElement(name).value = settings[name] ?? "";
+  showSettings(readSettings());
+  const { turns, question } = settleTurns(readSaved("chat", []));
+  setTurns(turns);
   showTurns(turns);
-  the("question").value ||= question;
+  getElement("question").value ||= question;
 }
 
-function clear() {
-  state.asking?.abort();
-  state.asking = null;
-  showAsking(false);
-  change([]);
+function clearChat() {
+  state.request?.abort();
+  state.request = null;
+  showStopButton(false);
+  setTurns([]);
   showTurns([]);
-  say("");
+  showStatus("");
 }
 
-the("model").addEventListener("change", () => { keep("model", the("model").value); identify(); });
-the("settings").addEventListener("input", () => { keep("settings", settings()); showSettings(settings()); });
-the("settings").addEventListener("submit", (event) => event.preventDefault());
-the("clear").addEventListener("click", clear);
-the("rekey").addEventListener("click", () => showDoor(the("door").hidden));
-the("stop").addEventListener("click", () => state.asking?.abort());
-the("ask").addEventListener("submit", (event) => { event.preventDefault(); send(); });
-the("question").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); send(); }
+getElement("model").addEventListener("change", () => { save("model", getElement("model").value); showSelectedModel(); });
+getElement("settings").addEventListener("input", () => { save("settings", readSettings()); showSettings(readSettings()); });
+getElement("settings").addEventListener("submit", (event) => event.preventDefault());
+getElement("clear").addEventListener("click", clearChat);
+getElement("rekey").addEventListener("click", () => showKeyForm(getElement("door").hidden));
+getElement("stop").addEventListener("click", () => state.request?.abort());
+getElement("ask").addEventListener("submit", (event) => { event.preventDefault(); sendQuestion(); });
+getElement("question").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); sendQuestion(); }
 });
-the("door").addEventListener("submit", (event) => {
+getElement("door").addEventListener("submit", (event) => {
   event.preventDefault();
-  const key = the("key").value.trim();
-  the("key").value = "";
-  open(key);
+  const key = getElement("key").value.trim();
+  getElement("key").value = "";
+  openChat(key);
 });
-window.addEventListener("beforeunload", () => state.asking?.abort()); // or the browser reports an error of the network
-window.addEventListener("pagehide", () => keep("chat", state.turns));
-restore();
-open(state.key);
+window.addEventListener("beforeunload", () => state.request?.abort());  // else the browser reports a network error
+window.addEventListener("pagehide", () => save("chat", state.turns));
+restoreChat();
+openChat(state.key);

@@ -1,20 +1,20 @@
-// A chat as a value: turns of a question and its answer. What the server is asked, what becomes of an answer that ends,
-// and what its figures are. Pure.
+// A chat as a value: the user's questions and the models' answers, the messages of a request, and an answer's figures.
+// This module uses neither page nor server.
 //
 // A question is { role: "user", content }. An answer is { role: "assistant", content, reasoning, model, base, adapter,
-// arm, finish, usage, most, seconds, firstSeconds, ended }; `ended` says how it ended before its time, or is null.
+// arm, finish, usage, most, seconds, firstSeconds, ended }; `ended` is why it ended early, or null.
 
-// The messages of a request: the system prompt, what was asked and answered, and the last question. A question without
-// an answer in words is left out.
-export function messagesOf(system, turns) {
-  const counts = (turn, next) => (turn.role === "assistant" ? turn.content : !next || next.content);
-  const said = turns.filter((turn, i) => counts(turn, turns[i + 1])).map(({ role, content }) => ({ role, content }));
-  return system.trim() ? [{ role: "system", content: system }, ...said] : said;
+// Returns the messages of a request: the system prompt, the earlier questions and answers, and the last question. A
+// question without a text as its answer is left out.
+export function buildMessages(system, turns) {
+  const isSent = (turn, next) => (turn.role === "assistant" ? turn.content : !next || next.content);
+  const messages = turns.filter((turn, i) => isSent(turn, turns[i + 1])).map(({ role, content }) => ({ role, content }));
+  return system.trim() ? [{ role: "system", content: system }, ...messages] : messages;
 }
 
-// The turns once nothing more comes, and the question that goes back to where it was typed: one that nothing was
-// answered to.
-export function settled(turns) {
+// Returns the turns once no more of an answer comes. A question without any answer is removed from them, and returned as
+// `question` to be edited and sent again.
+export function settleTurns(turns) {
   const last = turns.at(-1);
   if (last?.role !== "assistant") return { turns, question: "" };
   if (!last.content && !last.reasoning) return { turns: turns.slice(0, -2), question: turns.at(-2).content };
@@ -22,23 +22,24 @@ export function settled(turns) {
   return { turns: [...turns.slice(0, -1), { ...last, ended }], question: "" };
 }
 
-// An answer's figures, in a line.
-export function figures({ arm, adapter, base, usage, seconds, firstSeconds, finish, most, ended }) {
+// Formats an answer's figures as one line: its weights, tokens, seconds, and why it was cut or ended early.
+export function formatFigures({ arm, adapter, base, usage, seconds, firstSeconds, finish, most, ended }) {
   const tokens = usage?.completion_tokens;
-  const full = most && tokens === most ? `cut at ${most} tokens` : "cut: the context is full, or your key has no tokens left";
+  const cutReason = most && tokens === most
+    ? `cut at ${most} tokens` : "cut: the context is full, or your key has no tokens left";
   return [
     arm && `arm ${arm}`,
     adapter ? `adapter ${adapter.slice(0, 12)}` : base && `base ${base.slice(0, 12)}`,
     tokens && `${tokens} token${tokens === 1 ? "" : "s"}`,
     seconds && `${seconds.toFixed(1)} s`,
     firstSeconds && `first after ${firstSeconds.toFixed(2)} s`,
-    finish === "length" && full,
+    finish === "length" && cutReason,
     ended,
   ].filter(Boolean).join(" · ");
 }
 
-// What is set, in a line: it may be folded away.
-export function settingsInWords({ system, temperature, most }) {
-  const set = [system.trim() && "system prompt", temperature && `temperature ${temperature}`, most && `at most ${most} tokens`];
-  return ["Settings", set.filter(Boolean).join(", ")].filter(Boolean).join(": ");
+// Describes the settings in one line, which stays visible when they are folded away.
+export function describeSettings({ system, temperature, most }) {
+  const changed = [system.trim() && "system prompt", temperature && `temperature ${temperature}`, most && `at most ${most} tokens`];
+  return ["Settings", changed.filter(Boolean).join(", ")].filter(Boolean).join(": ");
 }

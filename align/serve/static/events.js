@@ -1,30 +1,33 @@
-// Server-sent events out of a stream of text, however it is cut on its way.
+// Parsing of server-sent events, as a chat completion streams them.
 
+// Creates a function that takes the text of a stream piece by piece, cut anywhere.
+//
 // Args:
-//   onData: is given what each event says, without the `[DONE]` at the end.
-export function createReader(onData) {
-  let held = "";
+//   onEvent: called with the parsed JSON of each event, except the final `[DONE]`.
+export function createEventReader(onEvent) {
+  let incomplete = "";
   return (text) => {
-    held += text;
-    const events = held.split("\n\n");
-    held = events.pop();
+    incomplete += text;
+    const events = incomplete.split("\n\n");
+    incomplete = events.pop();
     for (const event of events) {
       const data = event.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6)).join("\n");
-      if (data && data !== "[DONE]") onData(JSON.parse(data));
+      if (data && data !== "[DONE]") onEvent(JSON.parse(data));
     }
   };
 }
 
-// What an event adds to an answer: a new answer, or an error in the server's words.
-export function withEvent(answer, event) {
+// Returns an answer with the tokens, finish reason and usage of one more event. Throws the server's error if the event
+// is one.
+export function addEvent(answer, event) {
   if (event.error) throw new Error(event.error.message);
-  const added = { ...answer, usage: event.usage ?? answer.usage };
+  const extended = { ...answer, usage: event.usage ?? answer.usage };
   const choice = event.choices[0];
-  if (!choice) return added;
-  added.content += choice.delta.content ?? "";
-  added.reasoning += choice.delta.reasoning_content ?? "";
-  added.finish = choice.finish_reason ?? added.finish;
-  return added;
+  if (!choice) return extended;
+  extended.content += choice.delta.content ?? "";
+  extended.reasoning += choice.delta.reasoning_content ?? "";
+  extended.finish = choice.finish_reason ?? extended.finish;
+  return extended;
 }
 
-export const nothing = { content: "", reasoning: "", finish: null, usage: null };
+export const EMPTY_ANSWER = { content: "", reasoning: "", finish: null, usage: null };

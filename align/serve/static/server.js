@@ -1,29 +1,30 @@
-// The server, as the page asks it.
-import { createReader, nothing, withEvent } from "./events.js";
+// Requests to the server.
+import { EMPTY_ANSWER, addEvent, createEventReader } from "./events.js";
 
-const headers = (key) => ({ "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) });
+const createHeaders = (key) =>
+  ({ "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) });
 
-// The models that this key may ask for. An error has the `status` of the answer.
-export async function modelsFor(key) {
-  const answer = await fetch("/v1/models", { headers: headers(key) });
-  if (!answer.ok) throw await refusal(answer);
-  return (await answer.json()).data;
+// Returns the models that an API key may use. An error has the `status` of the response.
+export async function fetchModels(key) {
+  const response = await fetch("/v1/models", { headers: createHeaders(key) });
+  if (!response.ok) throw await createError(response);
+  return (await response.json()).data;
 }
 
-// Asks for an answer, and hands on each state of it while it comes.
+// Requests a chat completion, and passes the answer so far to `onAnswer` whenever it grows.
 //
 // Args:
-//   asked: model, messages and further parameters of the request; what is undefined is left out.
-export async function ask({ key, asked, signal, onAnswer }) {
-  const began = performance.now();
-  const since = () => (performance.now() - began) / 1000;
-  const body = JSON.stringify({ ...asked, stream: true, stream_options: { include_usage: true } });
-  const response = await fetch("/v1/chat/completions", { method: "POST", headers: headers(key), body, signal });
-  if (!response.ok) throw await refusal(response);
+//   request: model, messages and further parameters of the request; undefined ones are left out.
+//   signal: of an AbortController, which stops the answer.
+export async function streamAnswer({ key, request, signal, onAnswer }) {
+  const startedAt = performance.now();
+  const body = JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } });
+  const response = await fetch("/v1/chat/completions", { method: "POST", headers: createHeaders(key), body, signal });
+  if (!response.ok) throw await createError(response);
   const [base, adapter, arm] = ["base", "adapter", "arm"].map((name) => response.headers.get(`x-align-${name}`));
-  let answer = { ...nothing, base, adapter, arm, firstSeconds: 0 };
-  const read = createReader((event) => {
-    answer = { ...withEvent(answer, event), seconds: since() };
+  let answer = { ...EMPTY_ANSWER, base, adapter, arm, firstSeconds: 0 };
+  const readEvents = createEventReader((event) => {
+    answer = { ...addEvent(answer, event), seconds: (performance.now() - startedAt) / 1000 };
     answer.firstSeconds ||= answer.content || answer.reasoning ? answer.seconds : 0;
     onAnswer(answer);
   });
@@ -31,11 +32,12 @@ export async function ask({ key, asked, signal, onAnswer }) {
   for (const reader = text.getReader(); ;) {
     const { done, value } = await reader.read();
     if (done) return;
-    read(value);
+    readEvents(value);
   }
 }
 
-async function refusal(answer) {
-  const said = await answer.json().catch(() => ({}));
-  return Object.assign(new Error(said.error?.message ?? `The server answered ${answer.status}.`), { status: answer.status });
+async function createError(response) {
+  const content = await response.json().catch(() => ({}));
+  const message = content.error?.message ?? `The server answered ${response.status}.`;
+  return Object.assign(new Error(message), { status: response.status });
 }

@@ -1,9 +1,9 @@
-// What the page shows.
-import { figures, settingsInWords } from "./conversation.js";
+// Draws the chat page.
+import { describeSettings, formatFigures } from "./conversation.js";
 
-export const the = (id) => document.getElementById(id);
+export const getElement = (id) => document.getElementById(id);
 
-function make(tag, properties = {}, ...children) {
+function createElement(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (name === "text") element.textContent = value;
@@ -13,70 +13,70 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-export function say(text, warn = false) {
-  the("said").textContent = text;
-  the("said").className = warn ? "warn" : "";
+export function showStatus(text, isWarning = false) {
+  getElement("said").textContent = text;
+  getElement("said").className = isWarning ? "warn" : "";
 }
 
-const digest = (hex) => (hex ? `sha256:${hex}` : "none: the base by itself");
+const formatDigest = (hex) => (hex ? `sha256:${hex}` : "none: the base without an adapter");
 
-// Which weights stand behind a model.
+// Shows the digests of a model's base and adapters.
 export function showIdentity(model) {
-  const rows = model ? [["base", digest(model.base)]] : [];
-  if (model?.arms) rows.push(...model.arms.map((arm) => [arm.arm, `${digest(arm.adapter)} (weight ${arm.weight})`]));
-  else if (model) rows.push(["adapter", digest(model.adapter)]);
-  the("identity").replaceChildren(...rows.flatMap(([name, value]) => [make("dt", { text: name }), make("dd", { text: value })]));
+  const rows = model ? [["base", formatDigest(model.base)]] : [];
+  if (model?.arms) rows.push(...model.arms.map((arm) => [arm.arm, `${formatDigest(arm.adapter)} (weight ${arm.weight})`]));
+  else if (model) rows.push(["adapter", formatDigest(model.adapter)]);
+  getElement("identity").replaceChildren(...rows.flatMap(([name, value]) =>
+    [createElement("dt", { text: name }), createElement("dd", { text: value })]));
 }
 
-export function showModels(models, chosen) {
-  the("model").replaceChildren(...models.map(({ id }) => make("option", { value: id, text: id })));
-  if (models.some(({ id }) => id === chosen)) the("model").value = chosen;
+export function showModels(models, selectedId) {
+  getElement("model").replaceChildren(...models.map(({ id }) => createElement("option", { value: id, text: id })));
+  if (models.some(({ id }) => id === selectedId)) getElement("model").value = selectedId;
 }
 
 export function showSettings(settings) {
-  the("settings-said").textContent = settingsInWords(settings);
+  getElement("settings-said").textContent = describeSettings(settings);
 }
 
-// All turns of a chat; and a function that puts the last answer's newest state in its place.
+// Shows all turns of a chat. Returns a function that updates the last answer while it grows.
 export function showTurns(turns) {
-  const shown = turns.map(turnOf);
-  the("chat").replaceChildren(...shown.map(({ element }) => element));
-  follow(true);
+  const views = turns.map(createTurn);
+  getElement("chat").replaceChildren(...views.map(({ element }) => element));
+  scrollToEnd();
   return (answer) => {
-    const atEnd = isAtEnd();
-    shown.at(-1).fill(answer);
-    follow(atEnd);
+    const wasAtEnd = isAtEnd();
+    views.at(-1).fill(answer);
+    if (wasAtEnd) scrollToEnd();  // a reader who has scrolled up stays there
   };
 }
 
-function turnOf(turn) {
-  const said = make("div", { class: "text", text: turn.content });
-  const thought = make("div", { class: "thought" });
-  const reasoning = make("details", { hidden: "" }, make("summary", { text: "Reasoning" }), thought);
-  const about = make("footer");
-  const element = make("article", { class: `turn ${turn.role}` }, make("h2", { text: turn.role === "user" ? "You" : turn.model }), reasoning, said, about);
+function createTurn(turn) {
+  const content = createElement("div", { class: "text", text: turn.content });
+  const thought = createElement("div", { class: "thought" });
+  const reasoning = createElement("details", { hidden: "" }, createElement("summary", { text: "Reasoning" }), thought);
+  const footer = createElement("footer");
+  const heading = createElement("h2", { text: turn.role === "user" ? "You" : turn.model });
+  const element = createElement("article", { class: `turn ${turn.role}` }, heading, reasoning, content, footer);
   const fill = (answer) => {
-    said.textContent = answer.content;
+    content.textContent = answer.content;
     thought.textContent = answer.reasoning;
     reasoning.hidden = !answer.reasoning;
-    about.textContent = figures(answer);
+    footer.textContent = formatFigures(answer);
   };
   if (turn.role === "assistant") fill(turn);
   return { element, fill };
 }
 
-// An answer that grows is followed, unless somebody reads further up.
 const isAtEnd = () => window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 40;
-function follow(wanted) {
-  if (wanted) window.scrollTo(0, document.documentElement.scrollHeight);
+const scrollToEnd = () => window.scrollTo(0, document.documentElement.scrollHeight);
+
+// Shows the button that stops the answer while one comes, and else the button that sends a question.
+export function showStopButton(isAnswering) {
+  getElement("stop").hidden = !isAnswering;
+  getElement("send").hidden = isAnswering;
 }
 
-export function showAsking(asking) {
-  the("stop").hidden = !asking;
-  the("send").hidden = asking;
-}
-
-export function showDoor(open) {
-  the("door").hidden = !open;
-  if (open) the("key").focus();
+export function showKeyForm(isOpen) {
+  getElement("door").hidden = !isOpen;
+  if (isOpen) getElement("key").focus();
 }
