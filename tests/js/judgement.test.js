@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import {
-  PROMPT, asDraft, asSkip, asVote, createJudgement, findNextAnswer, flag, fromDraft, isComplete, judgeAll, prefer, rank,
-  rate, toSeconds, wellFormed, write,
+  PROMPT, createJudgement, findNextAnswer, fromDraft, isComplete, judgeAll, prefer, rank, rate, replaceLoneSurrogates,
+  setText, toDraft, toSeconds, toSkip, toVote, toggleFlag,
 } from "../../annotate/web/static/judgement.js";
 
 const ASKED = { attributes: ["helpful", "honest"], scale: 5 };
@@ -26,7 +26,7 @@ function* allPlaces(count) {
 
 test("a blank judgement says nothing, and is not complete", () => {
   for (let count = 2; count <= 9; count += 1) {
-    const vote = asVote(frozen(createJudgement(count)), 1.5);
+    const vote = toVote(frozen(createJudgement(count)), 1.5);
     assert.deepEqual(vote, { tiers: [], strength: null, quality: "", ratings: {}, flagged: [], rationale: "",
       demonstration: "", seconds: 1.5 });
     assert.equal(isComplete(createJudgement(count)), false);
@@ -37,10 +37,10 @@ test("a preference places both answers, and is sent by its size", () => {
   const tiers = { "-3": [[0], [1]], "-2": [[0], [1]], "-1": [[0], [1]], 0: [[0, 1]], 1: [[1], [0]], 2: [[1], [0]],
     3: [[1], [0]] };
   for (let strength = -3; strength <= 3; strength += 1) {
-    const judgement = prefer(frozen(createJudgement(2)), strength), vote = asVote(judgement, null);
+    const judgement = prefer(frozen(createJudgement(2)), strength), vote = toVote(judgement, null);
     assert.ok(isComplete(judgement));
     assert.deepEqual([vote.tiers, vote.strength], [tiers[strength], Math.abs(strength)]);
-    assert.deepEqual(fromDraft(sent(asDraft(judgement)), 2, ASKED), judgement);  // and comes back with its sign
+    assert.deepEqual(fromDraft(sent(toDraft(judgement)), 2, ASKED), judgement);  // and comes back with its sign
     assert.deepEqual(fromDraft(sent(vote), 2, ASKED), judgement);  // from an undone vote too
   }
 });
@@ -48,7 +48,7 @@ test("a preference places both answers, and is sent by its size", () => {
 test("a vote orders exactly the answers that were placed, ties together, without gaps", () => {
   for (let count = 2; count <= 9; count += 1)
     for (const places of allPlaces(count)) {
-      const judgement = placed(...places), { tiers } = asVote(judgement, null);
+      const judgement = placed(...places), { tiers } = toVote(judgement, null);
       const tierOf = (answer) => tiers.findIndex((tier) => tier.includes(answer));
       const answers = [...places.keys()].filter((answer) => places[answer] !== null);
       assert.deepEqual(tiers.flat().sort(), answers);
@@ -61,22 +61,22 @@ test("a vote orders exactly the answers that were placed, ties together, without
 });
 
 test("a draft keeps the places as they were given, gaps and all", () => {
-  assert.deepEqual(asDraft(placed(3, 1, null)).tiers, [[1], [], [0]]);
-  assert.deepEqual(asVote(placed(3, 1, null), null).tiers, [[1], [0]]);
-  assert.deepEqual(asDraft(placed(null, null, null)).tiers, []);
+  assert.deepEqual(toDraft(placed(3, 1, null)).tiers, [[1], [], [0]]);
+  assert.deepEqual(toVote(placed(3, 1, null), null).tiers, [[1], [0]]);
+  assert.deepEqual(toDraft(placed(null, null, null)).tiers, []);
   for (let count = 3; count <= 9; count += 1)
     for (const places of allPlaces(count))
-      assert.deepEqual(fromDraft(sent(asDraft(placed(...places))), count, ASKED).places, places);
+      assert.deepEqual(fromDraft(sent(toDraft(placed(...places))), count, ASKED).places, places);
 });
 
 test("a draft brings back all that was said, and no time", () => {
   let judgement = rank(rank(createJudgement(3), 2, 1), 0, 3);
-  judgement = rate(flag(flag(judgement, PROMPT), 1), 1, "helpful", 4);
-  judgement = write(write(judgement, "rationale", "because"), "demonstration", "so");
-  assert.equal(asDraft(judgement).seconds, null);
-  assert.deepEqual(fromDraft(sent(asDraft(judgement)), 3, ASKED), judgement);
+  judgement = rate(toggleFlag(toggleFlag(judgement, PROMPT), 1), 1, "helpful", 4);
+  judgement = setText(setText(judgement, "rationale", "because"), "demonstration", "so");
+  assert.equal(toDraft(judgement).seconds, null);
+  assert.deepEqual(fromDraft(sent(toDraft(judgement)), 3, ASKED), judgement);
   const good = judgeAll(frozen(judgement), "good");
-  assert.deepEqual(fromDraft(sent(asDraft(good)), 3, ASKED), good);
+  assert.deepEqual(fromDraft(sent(toDraft(good)), 3, ASKED), good);
   assert.deepEqual(fromDraft({}, 3, ASKED), createJudgement(3));  // the server has none
 });
 
@@ -108,7 +108,7 @@ test("a ranking after all good begins anew, and otherwise keeps the others' plac
 test("all good is a tie, and said again it is taken back", () => {
   for (const quality of ["good", "bad"])
     for (let count = 2; count <= 9; count += 1) {
-      const said = frozen(judgeAll(createJudgement(count), quality)), vote = asVote(said, null);
+      const said = frozen(judgeAll(createJudgement(count), quality)), vote = toVote(said, null);
       assert.deepEqual([vote.quality, vote.tiers], [quality, [[...Array(count).keys()]]]);
       assert.equal(vote.strength, count === 2 ? 0 : null);
       assert.deepEqual(judgeAll(said, quality), createJudgement(count));
@@ -126,10 +126,10 @@ test("a ranking by keys goes on at the first answer without a place", () => {
 });
 
 test("flags are set and taken back one by one, the prompt's too", () => {
-  const both = flag(frozen(flag(frozen(createJudgement(2)), 1)), PROMPT);
+  const both = toggleFlag(frozen(toggleFlag(frozen(createJudgement(2)), 1)), PROMPT);
   assert.deepEqual(both.flagged, [1, PROMPT]);
-  assert.deepEqual(flag(frozen(both), 1).flagged, [PROMPT]);
-  assert.deepEqual(flag(flag(both, PROMPT), PROMPT).flagged, [1, PROMPT]);
+  assert.deepEqual(toggleFlag(frozen(both), 1).flagged, [PROMPT]);
+  assert.deepEqual(toggleFlag(toggleFlag(both, PROMPT), PROMPT).flagged, [1, PROMPT]);
 });
 
 test("a rating is set, changed and taken back, and an answer without one leaves nothing", () => {
@@ -148,17 +148,17 @@ test("half a character is replaced, and whole ones are not", () => {
     ["\ude00\ud83d", "\ufffd\ufffd"], ["\ud83d\ud83d\ude00", "\ufffd\u{1f600}"], ["\u{1f600}\ude00", "\u{1f600}\ufffd"],
     ["  a\n ", "a"], ["", ""], ["é\u{10ffff}\ufffd", "é\u{10ffff}\ufffd"],
   ]) {
-    assert.equal(wellFormed(text), expected);
-    assert.ok(wellFormed(text).isWellFormed());
-    const judgement = write(write(createJudgement(2), "rationale", text), "demonstration", text);
-    for (const said of [asVote(judgement, 1), asSkip(judgement, "other", 1), asDraft(judgement)])
+    assert.equal(replaceLoneSurrogates(text), expected);
+    assert.ok(replaceLoneSurrogates(text).isWellFormed());
+    const judgement = setText(setText(createJudgement(2), "rationale", text), "demonstration", text);
+    for (const said of [toVote(judgement, 1), toSkip(judgement, "other", 1), toDraft(judgement)])
       assert.deepEqual([said.rationale, said.demonstration], [expected, expected]);
   }
 });
 
 test("a skip takes along what was written and flagged, and nothing of the ranking", () => {
-  const judgement = write(flag(prefer(createJudgement(2), 2), 0), "rationale", "why");
-  assert.deepEqual(asSkip(frozen(judgement), "language", 2.5),
+  const judgement = setText(toggleFlag(prefer(createJudgement(2), 2), 0), "rationale", "why");
+  assert.deepEqual(toSkip(frozen(judgement), "language", 2.5),
     { skipped: "language", rationale: "why", demonstration: "", flagged: [0], seconds: 2.5 });
 });
 
@@ -169,14 +169,14 @@ test("seconds have one decimal, and an end", () => {
 test("whatever is done in whatever order, the server can take what comes of it", () => {
   for (const count of [2, 3]) {
     const acts = [
-      (j) => judgeAll(j, "good"), (j) => judgeAll(j, "bad"), (j) => flag(j, 0), (j) => flag(j, PROMPT),
+      (j) => judgeAll(j, "good"), (j) => judgeAll(j, "bad"), (j) => toggleFlag(j, 0), (j) => toggleFlag(j, PROMPT),
       (j) => rate(j, 1, "helpful", 2), (j) => rate(j, 1, "helpful", 0),
-      (j) => fromDraft(sent(asDraft(j)), count, ASKED),
+      (j) => fromDraft(sent(toDraft(j)), count, ASKED),
       ...(count === 2 ? [-3, 0, 1].map((strength) => (j) => prefer(j, strength))
         : [0, 1, 2].flatMap((answer) => [null, 1, 3].map((place) => (j) => rank(j, answer, place)))),
     ];
     const check = (judgement, left) => {
-      const { tiers, strength, quality, flagged, ratings } = asVote(judgement, 0);
+      const { tiers, strength, quality, flagged, ratings } = toVote(judgement, 0);
       assert.equal(new Set(tiers.flat()).size, tiers.flat().length);
       assert.ok(!quality || (tiers.length === 1 && isComplete(judgement)));
       assert.equal(strength !== null, count === 2 && isComplete(judgement));

@@ -30,14 +30,15 @@ const PRESSES = [...combinations({
   key: KEYS, target: TARGETS, repeat: BOTH, isComposing: BOTH, ctrlKey: BOTH, altKey: BOTH, metaKey: BOTH,
 })];
 const PAGES = [...combinations({ busy: BOTH, dialog: BOTH, letters: BOTH, count: [0, 2, 9], focused: [0] })];
-const acts = (found) => found && [found.act, ...found.args];
+const acts = (found) => found && [found.action, ...found.args];
 const press = (key, page = {}, more = {}, target = "") => acts(findCommand({ key, ...more }, target, { ...PAGE, ...page }));
 
 function expectedOn(count, focused) {
   const table = {
     u: ["undo"], h: ["showGuidelines"], "?": ["showHelp"], g: ["judgeAll", "good"], b: ["judgeAll", "bad"],
-    f: ["flag", focused], p: ["flag", -1], d: ["showDifference"], s: ["askWhy"], x: ["unblur"], v: ["readAsWritten"],
-    r: ["edit", "rationale"], w: ["edit", "demonstration"], Enter: ["send"],
+    f: ["toggleFlag", focused], p: ["toggleFlag", -1], d: ["showDifference"], s: ["askSkipReason"], x: ["unblur"],
+    v: ["toggleAsWritten"],
+    r: ["focusField", "rationale"], w: ["focusField", "demonstration"], Enter: ["send"],
     ArrowLeft: ["focus", focused - 1], ArrowRight: ["focus", focused + 1],
   };
   if (count === 2) for (let digit = 1; digit <= 7; digit += 1) table[digit] = ["prefer", digit - 4];
@@ -72,20 +73,20 @@ test("in every other state", () => {
       const expected = (list) => check(isDeepStrictEqual(acts(found), list));
       const { key, repeat, ctrlKey } = event;
       if (event.isComposing || event.altKey || event.metaKey || page.busy) expected(null);
-      else if (repeat && target !== "field" && !key.startsWith("Arrow") && key !== "Tab") expected(["nothing"]);
+      else if (repeat && target !== "field" && !key.startsWith("Arrow") && key !== "Tab") expected(["doNothing"]);
       else if (ctrlKey) expected(key === "Enter" && page.count && !page.dialog ? ["send"] : null);
       else if (target === "field") expected(key === "Escape" ? ["focus", 0] : null);
       else if (key.length === 1 && !page.letters) expected(null);
-      else if (page.dialog) expected(/^[1-9]$/.test(key) ? ["choose", Number(key)] : null);
-      const also = found?.act === "choose" || (target === "field" && key === "Escape");  // the browser's own too
+      else if (page.dialog) expected(/^[1-9]$/.test(key) ? ["pressDialogButton", Number(key)] : null);
+      const also = found?.action === "pressDialogButton" || (target === "field" && key === "Escape");  // the browser's own too
       check(!found || found.prevent === !also);
     }
 });
 
 test("a key that is held says nothing twice", () => {
-  const spoken = ["send", "undo", "prefer", "rankNext", "judgeAll", "flag", "choose"];
+  const spoken = ["send", "undo", "prefer", "rankNext", "judgeAll", "toggleFlag", "pressDialogButton"];
   for (const { target, ...event } of PRESSES.filter(({ repeat, ctrlKey }) => repeat && !ctrlKey))
-    for (const page of PAGES) assert.ok(!spoken.includes(findCommand(event, target, page)?.act));
+    for (const page of PAGES) assert.ok(!spoken.includes(findCommand(event, target, page)?.action));
 });
 
 test("the help names every key that does something, and no other", () => {
@@ -96,10 +97,10 @@ test("the help names every key that does something, and no other", () => {
 
 test("every act is one of the page's", () => {
   const page = readFileSync(new URL("../../annotate/web/static/rank.js", import.meta.url), "utf8");
-  const found = PRESSES.flatMap(({ target, ...event }) => PAGES.map((state) => findCommand(event, target, state)?.act));
+  const found = PRESSES.flatMap(({ target, ...event }) => PAGES.map((state) => findCommand(event, target, state)?.action));
   const named = new Set(found.filter(Boolean));
   assert.equal(named.size, 16);
-  const table = page.slice(page.indexOf("const act = {"), page.indexOf("\n};", page.indexOf("const act = {")));
+  const table = page.slice(page.indexOf("const actions = {"), page.indexOf("\n};", page.indexOf("const actions = {")));
   for (const act of named) assert.match(table, new RegExp(`\\b${act}\\b`));
 });
 

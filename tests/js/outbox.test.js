@@ -1,7 +1,7 @@
 // What waits in the browser: in storages that throw, are full or forbidden, in two tabs; and how it is sent.
 import assert from "node:assert/strict";
 import test from "node:test";
-import { createDraftSaver, createOutbox, deliver } from "../../annotate/web/static/outbox.js";
+import { createDraftSaver, createOutbox, deliverVotes } from "../../annotate/web/static/outbox.js";
 
 // A storage as browsers have it, with room for so many characters.
 class FakeStorage {
@@ -33,28 +33,29 @@ const BROWSERS = {
 for (const [name, browser] of Object.entries(BROWSERS))
   test(`as long as the page is open nothing is lost, in a browser ${name}`, () => {
     const outbox = createOutbox(browser(), "id");
-    assert.deepEqual([outbox.waiting(), outbox.refused(), outbox.draft(), outbox.votes([7])], [[], [], null, [7]]);
-    outbox.add(letter("a"));
-    outbox.add(letter("b"));
-    outbox.refuse(letter("c"), "noon");
-    outbox.keepVotes([7, 8]);
-    assert.equal(outbox.keepDraft({ token: "t", draft: {} }), ["whole", "without removeItem"].includes(name));
-    outbox.remove("a");
-    assert.deepEqual(outbox.waiting(), [letter("b")]);
-    assert.deepEqual(outbox.refused(), [{ ...letter("c"), at: "noon" }]);
-    assert.deepEqual([outbox.draft(), outbox.votes([])], [{ token: "t", draft: {} }, [7, 8]]);
+    const contents = [outbox.readWaiting(), outbox.readRefused(), outbox.readDraft(), outbox.readVotes([7])];
+    assert.deepEqual(contents, [[], [], null, [7]]);
+    outbox.addVote(letter("a"));
+    outbox.addVote(letter("b"));
+    outbox.addRefused(letter("c"), "noon");
+    outbox.saveVotes([7, 8]);
+    assert.equal(outbox.saveDraft({ token: "t", draft: {} }), ["whole", "without removeItem"].includes(name));
+    outbox.removeVote("a");
+    assert.deepEqual(outbox.readWaiting(), [letter("b")]);
+    assert.deepEqual(outbox.readRefused(), [{ ...letter("c"), at: "noon" }]);
+    assert.deepEqual([outbox.readDraft(), outbox.readVotes([])], [{ token: "t", draft: {} }, [7, 8]]);
     if (name === "without removeItem") return;
-    outbox.dropDraft();
-    outbox.forgetRefused();
-    assert.deepEqual([outbox.draft(), outbox.refused(), keys(outbox.waiting())], [null, [], ["b"]]);
+    outbox.removeDraft();
+    outbox.removeRefused();
+    assert.deepEqual([outbox.readDraft(), outbox.readRefused(), keys(outbox.readWaiting())], [null, [], ["b"]]);
   });
 
 test("names in the storage are those that pages of before and after know", () => {
   const browser = browserOf(), outbox = createOutbox(browser, "id");
-  outbox.add(letter("a"));
-  outbox.refuse(letter("b"), "noon");
-  outbox.keepDraft({ token: "t" });
-  outbox.keepVotes([1]);
+  outbox.addVote(letter("a"));
+  outbox.addRefused(letter("b"), "noon");
+  outbox.saveDraft({ token: "t" });
+  outbox.saveVotes([1]);
   assert.deepEqual(Object.fromEntries(browser.localStorage.values), {
     "align-outbox/id": JSON.stringify([letter("a")]), "align-outbox/id/draft": '{"token":"t"}',
     "align-outbox/id/refused": JSON.stringify([{ ...letter("b"), at: "noon" }]),
@@ -64,45 +65,45 @@ test("names in the storage are those that pages of before and after know", () =>
 
 test("another person's or project's outbox is neither seen nor sent", () => {
   const browser = browserOf(), mine = createOutbox(browser, "mine"), theirs = createOutbox(browser, "theirs");
-  theirs.add(letter("a"));
-  theirs.keepDraft({ token: "t" });
-  assert.deepEqual([mine.waiting(), mine.draft()], [[], null]);
-  mine.remove("a");
-  mine.dropDraft();
-  assert.deepEqual([keys(theirs.waiting()), theirs.draft()], [["a"], { token: "t" }]);
+  theirs.addVote(letter("a"));
+  theirs.saveDraft({ token: "t" });
+  assert.deepEqual([mine.readWaiting(), mine.readDraft()], [[], null]);
+  mine.removeVote("a");
+  mine.removeDraft();
+  assert.deepEqual([keys(theirs.readWaiting()), theirs.readDraft()], [["a"], { token: "t" }]);
 });
 
 test("a storage that fills up holds what it held, and the page the rest, until there is room again", () => {
   const storage = new FakeStorage(250), outbox = createOutbox(browserOf(storage), "id");
-  for (const key of ["a", "b", "c", "d"]) outbox.add(letter(key));
+  for (const key of ["a", "b", "c", "d"]) outbox.addVote(letter(key));
   const held = keys(JSON.parse(storage.getItem("align-outbox/id")));
   assert.ok(held.length > 0 && held.length < 4);
-  assert.deepEqual(keys(outbox.waiting()), ["a", "b", "c", "d"]);
+  assert.deepEqual(keys(outbox.readWaiting()), ["a", "b", "c", "d"]);
   storage.room = 1000;
-  outbox.remove("a");
+  outbox.removeVote("a");
   assert.deepEqual(keys(JSON.parse(storage.getItem("align-outbox/id"))), ["b", "c", "d"]);
   const reopened = createOutbox(browserOf(storage), "id");
-  assert.deepEqual(keys(reopened.waiting()), ["b", "c", "d"]);
+  assert.deepEqual(keys(reopened.readWaiting()), ["b", "c", "d"]);
 });
 
 test("of votes that were refused the last twenty are kept", () => {
   const outbox = createOutbox(browserOf(), "id");
-  for (let n = 0; n < 25; n += 1) outbox.refuse(letter(n), String(n));
-  assert.deepEqual(keys(outbox.refused()), Array.from({ length: 20 }, (_, i) => i + 5));
+  for (let n = 0; n < 25; n += 1) outbox.addRefused(letter(n), String(n));
+  assert.deepEqual(keys(outbox.readRefused()), Array.from({ length: 20 }, (_, i) => i + 5));
 });
 
 test("two tabs share what waits, and not the votes that each can take back", () => {
   const shared = new FakeStorage();
   const [one, two] = [createOutbox(browserOf(shared), "id"), createOutbox(browserOf(shared), "id")];
-  one.add(letter("a"));
-  two.add(letter("b"));
-  one.add(letter("c"));
-  assert.deepEqual(keys(two.waiting()), ["a", "b", "c"]);
-  two.remove("a");
-  one.remove("a");  // the other was faster
-  assert.deepEqual(keys(one.waiting()), ["b", "c"]);
-  one.keepVotes([1]);
-  assert.deepEqual([one.votes([]), two.votes([])], [[1], []]);
+  one.addVote(letter("a"));
+  two.addVote(letter("b"));
+  one.addVote(letter("c"));
+  assert.deepEqual(keys(two.readWaiting()), ["a", "b", "c"]);
+  two.removeVote("a");
+  one.removeVote("a");  // the other was faster
+  assert.deepEqual(keys(one.readWaiting()), ["b", "c"]);
+  one.saveVotes([1]);
+  assert.deepEqual([one.readVotes([]), two.readVotes([])], [[1], []]);
 });
 
 // Delivery
@@ -121,7 +122,7 @@ function delivering(outbox, ...answers) {
     if (found instanceof Error) throw found;
     return found;
   };
-  const done = deliver(outbox, ask, {
+  const done = deliverVotes(outbox, ask, {
     onSending: () => events.push(["sending"]), onAccepted: (seq) => events.push(["accepted", seq]),
     onRefused: (error) => events.push(["refused", error.status]), onLost: () => events.push(["lost"]),
   });
@@ -130,24 +131,24 @@ function delivering(outbox, ...answers) {
 
 test("what waits is sent oldest first, and the last answer is the next item's", async () => {
   const outbox = createOutbox(browserOf(), "id");
-  for (const key of ["a", "b"]) outbox.add(letter(key));
+  for (const key of ["a", "b"]) outbox.addVote(letter(key));
   const { events, done } = delivering(outbox, { seq: 1 }, { seq: 2, task: "next" });
   assert.deepEqual(await done, { seq: 2, task: "next" });
   assert.deepEqual(events, [["sending"], ["vote", "a"], ["accepted", 1], ["sending"], ["vote", "b"], ["accepted", 2]]);
-  assert.deepEqual(outbox.waiting(), []);
+  assert.deepEqual(outbox.readWaiting(), []);
   assert.equal(await delivering(outbox).done, null);
 });
 
 test("what is lost is sent again, the same letter, until the server answers", async (t) => {
   t.mock.timers.enable({ apis: ["setTimeout"] });
   const outbox = createOutbox(browserOf(), "id");
-  outbox.add(letter("a"));
+  outbox.addVote(letter("a"));
   // No connection; an answer of something else at the port; the server that cannot write; nobody logged in.
   const { events, done } = delivering(outbox, lost(), { hello: 1 }, refusal(503), refusal(401), { seq: 4 });
   for (let tries = 1; tries <= 4; tries += 1) {
     await settled();
     assert.equal(events.filter(([what]) => what === "lost").length, tries);
-    assert.deepEqual(keys(outbox.waiting()), ["a"]);
+    assert.deepEqual(keys(outbox.readWaiting()), ["a"]);
     t.mock.timers.tick(1499);
     await settled();
     assert.equal(events.filter(([what]) => what === "vote").length, tries);
@@ -155,28 +156,28 @@ test("what is lost is sent again, the same letter, until the server answers", as
   }
   assert.equal((await done).seq, 4);
   assert.ok(events.filter(([what]) => what === "vote").every(([, key]) => key === "a"));
-  assert.deepEqual([outbox.waiting(), outbox.refused()], [[], []]);
+  assert.deepEqual([outbox.readWaiting(), outbox.readRefused()], [[], []]);
 });
 
 test("what is refused is laid by with its time, and what waits behind it is sent", async () => {
   const outbox = createOutbox(browserOf(), "id");
-  for (const key of ["a", "b", "c"]) outbox.add(letter(key));
+  for (const key of ["a", "b", "c"]) outbox.addVote(letter(key));
   const { events, done } = delivering(outbox, { seq: 1 }, refusal(409), refusal(422));
   assert.equal(await done, null);  // the last answer brought no item
   assert.deepEqual(events.filter(([what]) => what === "refused"), [["refused", 409], ["refused", 422]]);
-  assert.deepEqual([keys(outbox.refused()), outbox.waiting()], [["b", "c"], []]);
-  assert.ok(outbox.refused().every(({ at }) => !Number.isNaN(Date.parse(at))));
+  assert.deepEqual([keys(outbox.readRefused()), outbox.readWaiting()], [["b", "c"], []]);
+  assert.ok(outbox.readRefused().every(({ at }) => !Number.isNaN(Date.parse(at))));
 });
 
 test("a letter is dropped by its key, whatever another tab did while it was under way", async () => {
   const shared = new FakeStorage();
   const [one, two] = [createOutbox(browserOf(shared), "id"), createOutbox(browserOf(shared), "id")];
-  one.add(letter("a"));
-  const meanwhile = () => { two.remove("a"); two.add(letter("b")); two.add(letter("c")); return { seq: 1 }; };
+  one.addVote(letter("a"));
+  const meanwhile = () => { two.removeVote("a"); two.addVote(letter("b")); two.addVote(letter("c")); return { seq: 1 }; };
   const { events, done } = delivering(one, meanwhile, { seq: 2 }, { seq: 3 });
   await done;
   assert.deepEqual(events.filter(([what]) => what === "vote"), [["vote", "a"], ["vote", "b"], ["vote", "c"]]);
-  assert.deepEqual(two.waiting(), []);
+  assert.deepEqual(two.readWaiting(), []);
 });
 
 // Drafts
@@ -188,7 +189,7 @@ function saving(t, outbox, answer = async () => ({ kept: true, judged: false }))
   const saver = createDraftSaver(outbox, ask, {
     onSaved: (token, { kept }) => events.push(["saved", token, kept]), onLost: () => events.push(["lost"]),
   });
-  const typed = (text) => { outbox.keepDraft({ token: "t", draft: text }); saver.later(); };
+  const typed = (text) => { outbox.saveDraft({ token: "t", draft: text }); saver.saveLater(); };
   return { events, saver, typed, tick: async (ms) => { t.mock.timers.tick(ms); await settled(); } };
 }
 
@@ -233,7 +234,7 @@ test("a draft of what was sent meanwhile is not saved, and without one there is 
   saver.cancel();
   await tick(400);
   typed("more");
-  outbox.dropDraft();
+  outbox.removeDraft();
   await tick(400);
   await saver.save();
   assert.deepEqual(events, []);

@@ -1,7 +1,7 @@
 // How the server is asked, and how its answers and the lack of them are told apart.
 import assert from "node:assert/strict";
 import test from "node:test";
-import { createServer, describeTrouble, isLost } from "../../annotate/web/static/server.js";
+import { createServer, describeTrouble, isConnectionLost } from "../../annotate/web/static/server.js";
 
 const settled = () => new Promise((resolve) => { setImmediate(resolve); });
 
@@ -27,9 +27,9 @@ function waiting() {
 
 test("every request names the project, and what is sent is JSON", async (t) => {
   t.mock.timers.enable({ apis: ["setTimeout"] });
-  const { ask, asked, events } = serverOf(t, json({ seq: 1 }));
-  assert.deepEqual(await ask("task"), { seq: 1 });
-  await ask("vote", { key: "é" });
+  const { request, asked, events } = serverOf(t, json({ seq: 1 }));
+  assert.deepEqual(await request("task"), { seq: 1 });
+  await request("vote", { key: "é" });
   const [[first, get], [second, post]] = asked;
   assert.deepEqual([first, second], ["/api/task", "/api/vote"]);
   assert.deepEqual([get.method, get.headers], [undefined, { "X-Align": "mine" }]);
@@ -53,10 +53,10 @@ test("only this server's own no to these very words is no loss", async (t) => {
     [async () => { throw new TypeError("Failed to fetch"); }, true, "Failed to fetch", "connection"],
   ];
   for (const [answer, expected, message, word] of cases) {
-    const { ask } = serverOf(t, answer);
-    const error = await ask("vote", {}).then(() => assert.fail("it was taken"), (found) => found);
+    const { request } = serverOf(t, answer);
+    const error = await request("vote", {}).then(() => assert.fail("it was taken"), (found) => found);
     if (message instanceof RegExp) assert.match(error.message, message); else assert.equal(error.message, message);
-    assert.equal(isLost(error), expected);
+    assert.equal(isConnectionLost(error), expected);
     assert.deepEqual(describeTrouble(error), [word, word === "not_kept" ? { problem: error.message } : {}]);
     t.mock.restoreAll();
   }
@@ -64,7 +64,7 @@ test("only this server's own no to these very words is no loss", async (t) => {
 
 test("who waits for five seconds is told, and told when it is over", async (t) => {
   t.mock.timers.enable({ apis: ["setTimeout"] });
-  const [answer, pending] = waiting(), { ask, events } = serverOf(t, answer), found = ask("task");
+  const [answer, pending] = waiting(), { request, events } = serverOf(t, answer), found = request("task");
   t.mock.timers.tick(4999);
   assert.deepEqual(events, []);
   t.mock.timers.tick(1);
@@ -78,22 +78,22 @@ test("who waits for five seconds is told, and told when it is over", async (t) =
 
 test("a request is given up after forty seconds, and counts as lost", async (t) => {
   t.mock.timers.enable({ apis: ["setTimeout"] });
-  const { ask } = serverOf(t, waiting()[0]);
+  const { request } = serverOf(t, waiting()[0]);
   let error;
-  const over = ask("vote", {}).catch((found) => { error = found; });
+  const over = request("vote", {}).catch((found) => { error = found; });
   t.mock.timers.tick(39999);
   await settled();
   assert.equal(error, undefined);
   t.mock.timers.tick(1);
   await over;
-  assert.equal(isLost(error), true);
+  assert.equal(isConnectionLost(error), true);
 });
 
 test("what the page cannot be without is asked for until it is there", async (t) => {
   t.mock.timers.enable({ apis: ["setTimeout"] });
   const answers = [async () => { throw new TypeError("Failed to fetch"); }, json({}, 503), json({ there: true })];
-  const { askPatiently, asked } = serverOf(t, () => answers.shift()());
-  const found = askPatiently("projects");
+  const { requestUntilSuccess, asked } = serverOf(t, () => answers.shift()());
+  const found = requestUntilSuccess("projects");
   for (let tries = 1; tries <= 2; tries += 1) {
     await settled();
     assert.equal(asked.length, tries);

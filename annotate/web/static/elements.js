@@ -4,7 +4,7 @@ export const LETTERS = "ABCDEFGHI";  // of the answers, in the order of the scre
 
 // Creates an element. Properties that start with "on" are event handlers; `text` is plain text, `html` is HTML that the
 // server made safe.
-export function make(tag, properties = {}, ...children) {
+export function createElement(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -15,33 +15,34 @@ export function make(tag, properties = {}, ...children) {
   element.append(...children.filter(Boolean));
   return element;
 }
-export const key = (name) => make("kbd", { text: name, "aria-hidden": "true" });
+// Creates the hint on a button that shows its key.
+export const createKeyHint = (name) => createElement("kbd", { text: name, "aria-hidden": "true" });
 
 // Returns a function that creates buttons. After a click by mouse, `onClicked` is called with the number of the answer
 // that contains the button.
-export const createButtonMaker = (onClicked) => (label, shortcut, act, more = {}) =>
-  make("button", { type: "button", "aria-keyshortcuts": shortcut, ...more, onclick: (event) => {
+export const createButtonMaker = (onClicked) => (label, shortcut, onPress, attributes = {}) =>
+  createElement("button", { type: "button", "aria-keyshortcuts": shortcut, ...attributes, onclick: (event) => {
     const answer = event.currentTarget.closest("[data-answer]")?.dataset.answer;
-    act();
+    onPress();
     if (event.detail) onClicked(answer);
-  } }, label, key(shortcut));
+  } }, label, createKeyHint(shortcut));
 
 // Returns a function that looks up a text by its name and fills its `{…}` placeholders.
 export const createTextLookup = (texts) => (name, values = {}) =>
   (texts[name] ?? name).replace(/\{(\w+)\}/g, (_, value) => values[value] ?? "");
 
-// Creates the status line. A message of trouble stays until `recovered` is called or another message is shown.
+// Creates the status line. A message of trouble stays until `clearTrouble` is called or another message is shown.
 export function createStatus() {
-  const element = make("p", { id: "said", role: "status", class: "soft" });
+  const element = createElement("p", { id: "said", role: "status", class: "soft" });
   let hasTrouble = false;
-  function show(text, warn = false, ...children) {
+  function show(text, isWarning = false, ...children) {
     element.replaceChildren(text, ...children);
-    element.className = warn ? "warn" : "soft";
+    element.className = isWarning ? "warn" : "soft";
     hasTrouble = false;
   }
   return {
     element, show,
-    trouble(text, ...more) { show(text, true, ...more); hasTrouble = true; },
-    recovered() { if (hasTrouble) show(""); },
+    showTrouble(text, ...children) { show(text, true, ...children); hasTrouble = true; },
+    clearTrouble() { if (hasTrouble) show(""); },
   };
 }

@@ -12,8 +12,9 @@ export const HELP = [
 ];
 const EVERYWHERE = new Map([["u", ["undo"]], ["h", ["showGuidelines"]], ["?", ["showHelp"]]]);
 const ON_AN_ITEM = new Map([
-  ["g", ["judgeAll", "good"]], ["b", ["judgeAll", "bad"]], ["p", ["flag", PROMPT]], ["d", ["showDifference"]],
-  ["s", ["askWhy"]], ["v", ["readAsWritten"]], ["x", ["unblur"]], ["r", ["edit", "rationale"]], ["w", ["edit", "demonstration"]],
+  ["g", ["judgeAll", "good"]], ["b", ["judgeAll", "bad"]], ["p", ["toggleFlag", PROMPT]], ["d", ["showDifference"]],
+  ["s", ["askSkipReason"]], ["v", ["toggleAsWritten"]], ["x", ["unblur"]],
+  ["r", ["focusField", "rationale"]], ["w", ["focusField", "demonstration"]],
 ]);
 
 // Args:
@@ -21,20 +22,22 @@ const ON_AN_ITEM = new Map([
 //   target: the focused element: a "field" (text area or select), an "input", a "button" or "" for anything else.
 //   page: `busy`, whether it waits for the server; `dialog`, whether one is open; `letters`, whether keys of one letter
 //     are on; `count`, the number of answers, 0 without an item; `focused`, the answer that keys judge.
-// Returns an action, its arguments, and whether to prevent the browser's default; null to leave the key to the browser.
+// Returns `{ action, args, prevent }`: an action, its arguments, and whether to prevent the browser's default. Returns
+// null to leave the key to the browser.
 export function findCommand(press, target, page) {
   const { key } = press;
   const isTyping = target === "field";
   if (press.isComposing || press.altKey || press.metaKey || page.busy) return null;
-  if (press.repeat && !isTyping && !key.startsWith("Arrow") && key !== "Tab") return createCommand("nothing");
+  if (press.repeat && !isTyping && !key.startsWith("Arrow") && key !== "Tab") return createCommand("doNothing");
   if (press.ctrlKey) return key === "Enter" && !page.dialog && page.count ? createCommand("send") : null;
   if (isTyping) return key === "Escape" ? { ...createCommand("focus", page.focused), prevent: false } : null;
   if (key.length === 1 && !page.letters) return null;
-  if (page.dialog) return parseDigit(key) ? { ...createCommand("choose", parseDigit(key)), prevent: false } : null;
+  const digit = parseDigit(key);
+  if (page.dialog) return digit ? { ...createCommand("pressDialogButton", digit), prevent: false } : null;
   const action = EVERYWHERE.get(key) ?? (page.count ? findItemAction(key, target, page) : undefined);
   return action ? createCommand(...action) : null;
 }
-const createCommand = (act, ...args) => ({ act, args, prevent: true });
+const createCommand = (action, ...args) => ({ action, args, prevent: true });
 const parseDigit = (key) => (/^[1-9]$/.test(key) ? Number(key) : 0);
 
 function findItemAction(key, target, { count, focused }) {
@@ -42,7 +45,7 @@ function findItemAction(key, target, { count, focused }) {
   if (digit && count === 2) return digit <= 7 ? ["prefer", digit - 4] : undefined;
   if (digit) return digit <= count ? ["rankNext", focused, digit] : undefined;
   switch (key) {
-    case "f": return ["flag", focused];
+    case "f": return ["toggleFlag", focused];
     case "Enter": return target ? undefined : ["send"];  // the focused element is pressed
     case "ArrowLeft": return target === "input" ? undefined : ["focus", focused - 1];  // inputs use arrow keys
     case "ArrowRight": return target === "input" ? undefined : ["focus", focused + 1];

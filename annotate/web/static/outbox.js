@@ -1,6 +1,6 @@
 // Votes and drafts that the server has not acknowledged yet: kept in the browser's storage, and sent until it has.
 
-import { RETRY_MS, isLost, pause } from "./server.js";
+import { RETRY_MS, isConnectionLost, waitForRetry } from "./server.js";
 
 const MAX_REFUSED = 20;
 const DRAFT_MS = 400;
@@ -26,7 +26,7 @@ function createStorage(browser, prefix) {
       if (isStored) fallback.delete(path); else fallback.set(path, text);
       return Boolean(isStored);
     },
-    drop(storage, name) {
+    remove(storage, name) {
       fallback.delete(prefix + name);
       tryStorage(storage, (area) => area.removeItem(prefix + name));
     },
@@ -36,65 +36,65 @@ function createStorage(browser, prefix) {
 // Creates the outbox of a person in a project of a store, identified by `id`, so that votes are never sent for another
 // person or project. Tabs share it, except for the numbers of the votes that each tab can undo.
 export function createOutbox(browser, id) {
-  const { read, write, drop } = createStorage(browser, `align-outbox/${id}`);
-  const waiting = () => read("localStorage", "", []);
-  const refused = () => read("localStorage", "/refused", []);
+  const { read, write, remove } = createStorage(browser, `align-outbox/${id}`);
+  const readWaiting = () => read("localStorage", "", []);
+  const readRefused = () => read("localStorage", "/refused", []);
   return {
-    waiting,
-    add: (vote) => write("localStorage", "", [...waiting(), vote]),
-    remove: (key) => write("localStorage", "", waiting().filter((vote) => vote.key !== key)),
-    refused,
-    refuse: (vote, at) => write("localStorage", "/refused", [...refused(), { ...vote, at }].slice(-MAX_REFUSED)),
-    forgetRefused: () => drop("localStorage", "/refused"),
-    draft: () => read("localStorage", "/draft", null),
-    keepDraft: (draft) => write("localStorage", "/draft", draft),
-    dropDraft: () => drop("localStorage", "/draft"),
-    votes: (defaultVotes) => read("sessionStorage", "/votes", defaultVotes),
-    keepVotes: (votes) => write("sessionStorage", "/votes", votes),
+    readWaiting,
+    addVote: (vote) => write("localStorage", "", [...readWaiting(), vote]),
+    removeVote: (key) => write("localStorage", "", readWaiting().filter((vote) => vote.key !== key)),
+    readRefused,
+    addRefused: (vote, at) => write("localStorage", "/refused", [...readRefused(), { ...vote, at }].slice(-MAX_REFUSED)),
+    removeRefused: () => remove("localStorage", "/refused"),
+    readDraft: () => read("localStorage", "/draft", null),
+    saveDraft: (draft) => write("localStorage", "/draft", draft),
+    removeDraft: () => remove("localStorage", "/draft"),
+    readVotes: (defaultVotes) => read("sessionStorage", "/votes", defaultVotes),
+    saveVotes: (votes) => write("sessionStorage", "/votes", votes),
   };
 }
 
 // Sends the waiting votes, oldest first, until the server has all of them. Returns the last response, which includes
 // the next item; null if nothing was waiting, or the last vote was refused.
-export async function deliver(outbox, ask, { onSending, onAccepted, onRefused, onLost }) {
+export async function deliverVotes(outbox, request, { onSending, onAccepted, onRefused, onLost }) {
   let response = null;
-  for (let vote; (vote = outbox.waiting()[0]); ) {
+  for (let vote; (vote = outbox.readWaiting()[0]); ) {
     onSending();
     try {
-      response = await ask("vote", vote);
+      response = await request("vote", vote);
       if (!Number.isInteger(response.seq)) throw new Error("that was not the server's answer");
       onAccepted(response.seq);
     } catch (error) {
-      if (isLost(error)) {
+      if (isConnectionLost(error)) {
         onLost(error);
-        await pause();
+        await waitForRetry();
         continue;
       }
       response = null;
-      outbox.refuse(vote, new Date().toISOString());
+      outbox.addRefused(vote, new Date().toISOString());
       onRefused(error);
     }
-    outbox.remove(vote.key);  // by key, because another tab may have added or sent others in between
+    outbox.removeVote(vote.key);  // by key, because another tab may have added or sent others in between
   }
   return response;
 }
 
 // Sends drafts one after the other, the newest last. After a lost connection, the draft is sent again.
-export function createDraftSaver(outbox, ask, { onSaved, onLost }) {
+export function createDraftSaver(outbox, request, { onSaved, onLost }) {
   let timer = 0;
   let sending = Promise.resolve();
   const cancel = () => clearTimeout(timer);
-  function later() {
+  function saveLater() {
     cancel();
     timer = setTimeout(save, DRAFT_MS);
   }
   function save() {
-    const draft = outbox.draft();
+    const draft = outbox.readDraft();
     cancel();
-    if (draft) sending = sending.then(() => ask("draft", draft)).then(
+    if (draft) sending = sending.then(() => request("draft", draft)).then(
       (lease) => onSaved(draft.token, lease),
-      (error) => { if (isLost(error)) { onLost(error); timer = setTimeout(save, RETRY_MS); } });
+      (error) => { if (isConnectionLost(error)) { onLost(error); timer = setTimeout(save, RETRY_MS); } });
     return sending;
   }
-  return { save, later, cancel };
+  return { save, saveLater, cancel };
 }

@@ -7,13 +7,13 @@ const SLOW_MS = 5000;
 const DEADLINE_MS = 40000;
 export const RETRY_MS = 1500;
 
-export const pause = () => new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+export const waitForRetry = () => new Promise((resolve) => setTimeout(resolve, RETRY_MS));
 
 // Args:
 //   projectId: returns the page's id of person and project, which is not known at the start.
 //   onSlow, onRecovered: called when a response takes long, and when it has arrived after all.
 export function createServer({ projectId, onSlow, onRecovered }) {
-  async function ask(path, body) {
+  async function request(path, body) {
     const headers = { "X-Align": projectId() };
     const options = body === undefined ? { headers } : {
       method: "POST", body: JSON.stringify(body), headers: { ...headers, "Content-Type": "application/json" },
@@ -33,12 +33,12 @@ export function createServer({ projectId, onSlow, onRecovered }) {
     } finally { timers.forEach(clearTimeout); }
   }
   // Repeats a request that the page needs to start until it succeeds.
-  async function askPatiently(path) {
+  async function requestUntilSuccess(path) {
     for (;;) {
-      try { return await ask(path); } catch { await pause(); }
+      try { return await request(path); } catch { await waitForRetry(); }
     }
   }
-  return { ask, askPatiently };
+  return { request, requestUntilSuccess };
 }
 
 function createRefusal(status, { problem, remedy, field }) {
@@ -48,7 +48,7 @@ function createRefusal(status, { problem, remedy, field }) {
 
 // Returns whether a request should be sent again. True for every error (a restart, a proxy, another program at the port)
 // except this server's refusal of the content.
-export const isLost = (error) => !(error.refused && (error.status === 409 || error.status === 422));
+export const isConnectionLost = (error) => !(error.refused && (error.status === 409 || error.status === 422));
 
 // Returns the name of the text that describes a lost connection, and its values.
 export function describeTrouble(error) {
