@@ -87,7 +87,7 @@ def test_it_is_said_and_the_vote_arrives_once(page: Any, tmp_path: Path) -> None
         page.wait_for_selector("#said:has-text('Saving')")
         page.wait_for_selector("#said:has-text('does not answer')")
         assert time.monotonic() - started_at < SLOW_S + 3
-        assert "is kept here" in page.inner_text("#said")
+        assert "are kept in this browser" in page.inner_text("#said")
         while len(vote_requests) < 2 and time.monotonic() - started_at < DEADLINE_S + 15:
             page.wait_for_timeout(200)
         assert DEADLINE_S - 1 < time.monotonic() - started_at < DEADLINE_S + 10
@@ -134,7 +134,7 @@ def test_whatever_was_asked_the_page_comes_back(page: Any, served: Served, act: 
     finally:
         os.kill(served.pid, signal.SIGCONT)
     page.wait_for_function("!document.querySelector('#said').textContent.includes('does not answer')")
-    expected = {"u": "Taken back", "d": "", "a word": "Draft saved"}[act]
+    expected = {"u": "Vote undone", "d": "", "a word": "Draft saved"}[act]
     page.wait_for_function("text => document.querySelector('#said').textContent.includes(text)", arg=expected)
     if act == "d":
-        page.wait_for_selector("dialog[open] h2:has-text('differs')")
+        page.wait_for_selector("dialog[open] h2:has-text('Differences')")

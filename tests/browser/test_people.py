@@ -111,8 +111,8 @@ def test_settings_state_and_guidelines_are_an_admins_to_change(serve, visitor):
     manage(page, "Project")
     # The settings are shown.
     page.wait_for_function("[...document.querySelectorAll('input')].some(e => e.value === '30')")
-    page.get_by_label("People who judge an item").fill("2")
-    page.get_by_label("Each answer is rated on").fill("helpful, harmless")
+    page.get_by_label("Number of annotators who judge an item").fill("2")
+    page.get_by_label("Attributes on which each answer is rated").fill("helpful, harmless")
     page.get_by_label("paused").check()
     page.click("button:has-text('Save')")
     page.wait_for_selector("text=Saved")
@@ -139,7 +139,7 @@ def test_a_reviewer_sees_the_figures_alone(serve, visitor):
     page.wait_for_selector("img[alt='Votes per day']")
     page.wait_for_timeout(1000)
     assert page.locator("button[role=tab]:visible").all_inner_texts() == ["Figures"]
-    assert page.locator("text=This is for admins").count() == 0
+    assert page.locator("text=This page is for admins").count() == 0
 
 
 def test_a_new_password_by_a_link_says_what_it_replaces(serve, visitor):
@@ -167,7 +167,7 @@ def test_a_link_is_taken_back(serve, visitor):
     assert (out.name, out.made_by) == ("ann", "root")
     page.get_by_label("Link", exact=True).click()
     page.click(f"li[role=option]:has-text('{out.id}')")
-    page.click("button:has-text('Take the link back')")
+    page.click("button:has-text('Revoke the link')")
     page.wait_for_selector("td >> text=ann", state="detached")
     annotator_page = visitor()
     annotator_page.goto(link)
@@ -348,15 +348,15 @@ def test_a_reviewer_sees_the_figures_and_settles_what_two_disagree_on(serve, vis
     assert any("Krippendorff" in row and "-0." in row for row in rows)
     assert sum("ann" in row for row in rows) >= 1
     page.click("text=Back to the items")
-    page.click("text=Settle disagreements")
-    page.wait_for_selector("text=What annotators said")
+    page.click("text=Decide disagreements")
+    page.wait_for_selector("text=Votes of the annotators")
     assert "<img src=x" in page.inner_text("#align-app")
     for _ in range(3):
         prompt_text = page.locator(".prompt").first.inner_text()
         page.keyboard.press("1")
         page.keyboard.press("Enter")
         page.wait_for_function("t => document.querySelector('.prompt')?.innerText !== t", arg=prompt_text)
-    page.wait_for_selector("text=Nothing is left to settle")
+    page.wait_for_selector("text=Nothing is left to decide")
     assert [vote.purpose for vote in app.votes].count("review") == 3
     assert app.errors == []
     assert all(url.startswith((app.url, "data:")) for url in app.requests)

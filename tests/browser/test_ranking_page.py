@@ -54,7 +54,7 @@ def test_by_mouse_with_ties_ratings_flags_and_words(serve, page):
     page.get_by_role("button", name="The prompt is harmful").click()
     page.get_by_label("helpful").first.select_option("3")
     page.get_by_label("Why?").fill("It is kinder.")
-    page.get_by_label("None is good").fill("This would be right.")
+    page.get_by_label("No answer is good").fill("This would be right.")
     page.get_by_role("button", name="Send").click()
     page.wait_for_selector("text=Nothing is left")
     (vote,) = app.votes
@@ -104,7 +104,7 @@ def test_good_bad_skip_and_undo(serve, page):
     assert [vote.skipped for vote in app.store.skips("p")] == ["language"]
     page.wait_for_selector("text=Answer A")
     page.keyboard.press("u")
-    wait_for_status(page, "Taken back")
+    wait_for_status(page, "Vote undone")
     page.keyboard.press("u")
     page.wait_for_function("first => document.querySelector('.prompt').textContent.includes(first)", arg=first)
     assert page.get_by_role("button", name="Both good").get_attribute("aria-pressed") == "true"  # as in the vote
@@ -128,7 +128,7 @@ def test_undo_after_a_reload_and_a_key_that_is_held_takes_one_back(serve, page):
     for _ in range(5):
         page.keyboard.down("u")  # a held key repeats
     page.keyboard.up("u")
-    wait_for_status(page, "Taken back")
+    wait_for_status(page, "Vote undone")
     page.wait_for_timeout(500)
     assert len(app.votes) == 1
 
@@ -308,10 +308,10 @@ def test_an_item_that_was_judged_in_another_window_is_said_to_be(serve, page):
     page.keyboard.press("Escape")
     page.keyboard.press("3")
     page.keyboard.press("Enter")
-    page.click("text=Not taken by the server: 1")
+    page.click("text=Refused by the server: 1")
     assert "my reasons" in page.inner_text("dialog[open]")
-    page.click("text=Forget these")
-    assert page.locator("text=Not taken by the server").count() == 0
+    page.click("text=Delete these votes")
+    assert page.locator("text=Refused by the server").count() == 0
     assert len(app.votes) == 1
 
 
@@ -324,7 +324,7 @@ def test_a_page_that_is_opened_anew_can_take_back_what_was_said_before(serve, pa
     wait_for_next_item(page, first)
     new_page = app.open(page.context.new_page())
     new_page.keyboard.press("u")
-    wait_for_status(new_page, "Taken back")
+    wait_for_status(new_page, "Vote undone")
     assert read_question(new_page) == first
     assert app.votes == []
 

@@ -25,7 +25,7 @@ def test_blurred_answers_are_shown_when_asked_for(serve, page):
 def test_a_long_answer_folds_and_is_all_there(serve, page):
     app = serve([("word " * 4000 + "THE END", "no")])
     app.open(page)
-    page.get_by_role("button", name="Show all of it").click()
+    page.get_by_role("button", name="Show the whole answer").click()
     assert "THE END" in page.inner_text(".answers")
     long = page.locator(".answer .text", has_text="THE END")
     assert long.evaluate("text => text.clientHeight === text.scrollHeight")
@@ -75,7 +75,7 @@ def test_what_a_model_wrote_does_nothing(serve, page):
         page.keyboard.press("h")
         page.keyboard.press("Escape")
         page.keyboard.press("d")
-        page.wait_for_selector("dialog[open] h2:has-text('differs')", timeout=60_000)
+        page.wait_for_selector("dialog[open] h2:has-text('Differences')", timeout=60_000)
         page.keyboard.press("Escape")
         assert page.evaluate("window.pwned") is None
         tag_names = page.evaluate(

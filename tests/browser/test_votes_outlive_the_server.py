@@ -153,7 +153,7 @@ def test_a_full_disk_is_said_to_the_annotator_and_the_vote_is_taken_once_there_i
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     page.wait_for_timeout(2000)
-    assert "is kept here" in page.inner_text("#said")
+    assert "are kept in this browser" in page.inner_text("#said")
     assert app.votes == []
     limit[0] = 1_000_000
     page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
@@ -171,7 +171,7 @@ def test_a_database_that_is_locked_for_long_costs_a_wait_and_nothing_else(
         page.keyboard.press("1")
         page.keyboard.press("Enter")
         page.wait_for_function("document.querySelector('#said').textContent.includes('locked')", timeout=45_000)
-        assert "is kept here" in page.inner_text("#said")
+        assert "are kept in this browser" in page.inner_text("#said")
     page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')", timeout=60_000)
     assert [vote.strength for vote in app.votes] == [3]
     assert app.errors == []

@@ -40,7 +40,7 @@ def test_an_attribute_that_is_removed_makes_no_vote_unsendable(serve, page):
     page.keyboard.press("1")
     send_vote(page)
     assert (list(app.votes[1].ratings.values()), app.votes[1].project_version) == ([{"honest": 3}], read_version(app))
-    assert page.locator("text=Not taken by the server").count() == 0
+    assert page.locator("text=Refused by the server").count() == 0
     assert app.errors == []
 
 
@@ -55,7 +55,7 @@ def test_a_draft_with_a_rating_that_nobody_asks_for_any_more_can_be_sent(serve, 
     configure(app.store, "p", {"attributes": ["honest"]})
     if how == "undo":
         page.keyboard.press("u")
-        page.wait_for_function("document.querySelector('#said').textContent.includes('Taken back')")
+        page.wait_for_function("document.querySelector('#said').textContent.includes('Vote undone')")
     else:
         page.reload()
         page.wait_for_selector("#align-app form")
@@ -63,7 +63,7 @@ def test_a_draft_with_a_rating_that_nobody_asks_for_any_more_can_be_sent(serve, 
     send_vote(page)
     [vote] = app.votes
     assert (vote.strength, vote.ratings, vote.project_version) == (2, {}, read_version(app))
-    assert page.locator("text=Not taken by the server").count() == 0
+    assert page.locator("text=Refused by the server").count() == 0
 
 
 def test_a_vote_names_the_guidelines_that_its_author_had_and_new_ones_are_shown(serve, page):
@@ -163,8 +163,8 @@ def test_what_waited_on_the_page_of_items_brings_no_item_to_the_page_of_reviews(
     page.goto(f"{app.url}/?project=p&review")
     page.wait_for_selector("#said:has-text('does not answer')")
     del app.instead["/api/vote"]
-    page.wait_for_selector("text=What annotators said")  # instead of an ordinary item
-    review = page.inner_text("section[aria-label='What annotators said']")
+    page.wait_for_selector("text=Votes of the annotators")  # instead of an ordinary item
+    review = page.inner_text("section[aria-label='Votes of the annotators']")
     for text in (
         "because",
         "do it so",
@@ -177,7 +177,7 @@ def test_what_waited_on_the_page_of_items_brings_no_item_to_the_page_of_reviews(
         assert text in review
     page.keyboard.press("1")
     page.keyboard.press("Enter")
-    page.wait_for_selector("text=Nothing is left to settle")
+    page.wait_for_selector("text=Nothing is left to decide")
     assert [vote.purpose for vote in app.votes] == ["work", "work", "work", "review"]
     context.close()
     assert app.errors == []
