@@ -337,7 +337,7 @@ def test_the_last_page_counts_to_the_end(serve, page):
         page.keyboard.press("Enter")
         page.wait_for_timeout(300)
     page.wait_for_selector("text=Nothing is left to judge")
-    assert "You: 2. All: 2 of 2" in page.inner_text("header")
+    assert "You: 2. Everyone: 2 of 2" in page.inner_text("header")
 
 
 def test_keys_of_one_letter_can_be_turned_off(serve, page):
