@@ -3,7 +3,7 @@
     accounts = Accounts(store)
     token = accounts.invite("greetings", "annotator")       # usable once, as a link
     session = accounts.accept(token, "ann", "correct horse battery")
-    accounts.find_person(session)                           # Person("ann", {"greetings": "annotator"})
+    accounts.authenticate_session(session)                  # Person("ann", {"greetings": "annotator"})
 
 Accounts are created, and forgotten passwords replaced, by invitation, so that people always choose their own password.
 Passwords are stored as argon2id hashes (RFC 9106), sessions and invitations as the SHA-256 of their random tokens, so
@@ -24,10 +24,10 @@ from argon2 import PasswordHasher
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from align.annotate.store import Store
-from align.annotate.store.database import unknown_annotator_error
+from align.annotate.store.database import build_unknown_annotator_error
 from align.annotate.store.erasure import find_user, remove_member
-from align.annotate.store.ledger import check_project, close_leases, ensure_annotator, find_annotator
-from align.annotate.store.projects import check_not_erased
+from align.annotate.store.ledger import close_leases, ensure_annotator, find_annotator, require_known_project
+from align.annotate.store.projects import require_not_erased
 from align.annotate.store.tables import annotators, invitations, leases, members, sessions, users
 from align.core.errors import InputError, require
 from align.web.credentials import (
@@ -147,7 +147,7 @@ class Accounts:
             set_password(db, user, password_hash)
             return self._open_session(db, user.id)
 
-    def find_person(self, session: str) -> Person | None:
+    def authenticate_session(self, session: str) -> Person | None:
         """Return the person of a session token, and extend the session. Returns None if there is no such session or it
         has ended."""
         now = self.clock()
@@ -174,7 +174,7 @@ class Accounts:
             AccessRefused: the session has ended, the old password is wrong, or too many attempts.
             InputError: the new password is too short or too long.
         """
-        person = self.find_person(session)
+        person = self.authenticate_session(session)
         if person is None:
             raise AccessRefused("session", "(not shown)", "it has ended", "Log in again.")
         user = self._verify_password(person.name, old_password, f"session of {person.name}")
@@ -231,34 +231,34 @@ class Accounts:
     # Invitations
 
     def invite(
-        self, project: str, role: str, name: str = "", lasts_s: float = INVITATION_S, by: Person | None = None
+        self, project: str, role: str, name: str = "", lifetime_s: float = INVITATION_S, inviter: Person | None = None
     ) -> str:
         """Create an invitation by which one person can join a project. Returns its token.
 
         Args:
             name: the invited person's. An existing account gets a new password and the role. If it is empty, the holder
                 chooses a name.
-            lasts_s: seconds until it expires.
-            by: an admin of the project; None for the operator of the server.
+            lifetime_s: seconds until it expires.
+            inviter: an admin of the project; None for the operator of the server.
 
         Raises:
             InputError: unknown project or role, or an invalid name.
         """
-        check_role(role)
+        require_known_role(role)
         name = validate_name(name) if name else ""
         token = create_token()
         with self.store.transaction() as db:
-            check_project(db, project)
-            check_not_erased(db, project)
+            require_known_project(db, project)
+            require_not_erased(db, project)
             self._delete_expired_invitations(db)
-            author = find_user(db, by.name) if by else None
+            author = find_user(db, inviter.name) if inviter else None
             row = {
                 "digest": hash_token(token),
                 "project": project,
                 "role": role,
                 "name": name,
                 "made_by": "" if author is None else author.id,
-                "expires_at": self.clock() + lasts_s,
+                "expires_at": self.clock() + lifetime_s,
             }
             db.execute(insert(invitations), row)
         return token
@@ -272,7 +272,7 @@ class Accounts:
                 return None
             unnamed_admin = (invitations.c.role == "admin", invitations.c.name == "")
             db.execute(delete(invitations).where(invitations.c.project == project, *unnamed_admin))
-            return self.invite(project, "admin", lasts_s=86400)
+            return self.invite(project, "admin", lifetime_s=86400)
 
     def find_invitation(self, token: str) -> Invitation | None:
         """Return the invitation that a token belongs to. Returns None if it has expired or was used."""
@@ -321,13 +321,13 @@ class Accounts:
             InputError: an invalid name or password.
         """
         if self.find_invitation(token) is None:  # checked first, because hashing a password is slow
-            raise invalid_invitation_error()
+            raise build_invalid_invitation_error()
         name = validate_name(name)
         password_hash = self.passwords.hash_password(validate_password(name, password))
         with self.store.transaction() as db:
             invitation = self._redeem_invitation(db, token)
             user = find_user(db, name)
-            check_may_accept(db, invitation, name, user)
+            require_may_accept(db, invitation, name, user)
             if user is None:
                 id = secrets.token_hex(16)
                 row = {"id": id, "name": name, "password": password_hash, "created_at": self.clock()}
@@ -337,7 +337,7 @@ class Accounts:
                 db.execute(update(users).where(users.c.id == id).values(password=password_hash))
                 db.execute(delete(sessions).where(sessions.c.user == id))
             db.execute(delete(invitations).where(invitations.c.name == name))
-            promote(db, invitation.project, id, invitation.role)
+            assign_role_unless_higher(db, invitation.project, id, invitation.role)
             return self._open_session(db, id)
 
     def join(self, token: str, person: Person) -> None:
@@ -353,13 +353,13 @@ class Accounts:
                 raise AccessRefused(
                     "token", "(not shown)", "the invitation is for another person", "Ask for one of your own."
                 )
-            promote(db, invitation.project, user.id, invitation.role)
+            assign_role_unless_higher(db, invitation.project, user.id, invitation.role)
 
     def _redeem_invitation(self, db: Connection, token: str) -> Invitation:
         """Delete the invitation of a token, and return it. Raises AccessRefused if it has expired or was used."""
         invitation = self.find_invitation(token)
         if invitation is None:
-            raise invalid_invitation_error()
+            raise build_invalid_invitation_error()
         db.execute(delete(invitations).where(invitations.c.digest == hash_token(token)))
         return invitation
 
@@ -394,8 +394,8 @@ class Accounts:
                 if is_member or db.execute(own_invitations).first() is not None:
                     annotator = ensure_annotator(db, project, normalised)
             if annotator is None:
-                check_project(db, project)
-                raise unknown_annotator_error(project, name)
+                require_known_project(db, project)
+                raise build_unknown_annotator_error(project, name)
         return annotator.pseudonym
 
     def get_handle(self, project: str, name: str) -> str:
@@ -438,7 +438,7 @@ class Accounts:
             InputError: unknown role or member, or the project would lose its only admin.
         """
         if role is not None:
-            check_role(role)
+            require_known_role(role)
         with self.store.transaction() as db:
             user = find_user(db, normalise_name(name))
             current_role = None if user is None else read_roles(db, user.id).get(project)
@@ -461,7 +461,7 @@ class Accounts:
             assign_role(db, project, user.id, role)
 
 
-def check_role(role: str) -> None:
+def require_known_role(role: str) -> None:
     require(role in ROLES, "role", role, "there is no such role", f"Choose one of: {', '.join(ROLES)}.")
 
 
@@ -487,7 +487,7 @@ def set_password(db: Connection, user: Row[Any], password_hash: str) -> None:
         raise AccessRefused("name", user.name, "the password was changed in the meantime", "Log in with the new one.")
 
 
-def check_may_accept(db: Connection, invitation: Invitation, name: str, user: Row[Any] | None) -> None:
+def require_may_accept(db: Connection, invitation: Invitation, name: str, user: Row[Any] | None) -> None:
     """Raise AccessRefused if a person of this name may not accept the invitation with a password."""
     if invitation.name:
         if invitation.name != name:
@@ -503,7 +503,7 @@ def check_may_accept(db: Connection, invitation: Invitation, name: str, user: Ro
         raise AccessRefused("name", name, "the name is taken", remedy)
 
 
-def invalid_invitation_error() -> AccessRefused:
+def build_invalid_invitation_error() -> AccessRefused:
     """Build the error for an invitation token that has expired or was used."""
     return AccessRefused("token", "(not shown)", "the invitation has expired or was used", "Ask for a new one.")
 
@@ -514,7 +514,7 @@ def assign_role(db: Connection, project: str, user: str, role: str) -> None:
     db.execute(insert(members), {"project": project, "user": user, "role": role})
 
 
-def promote(db: Connection, project: str, user: str, role: str) -> None:
+def assign_role_unless_higher(db: Connection, project: str, user: str, role: str) -> None:
     """Set a user's role in a project unless they have a higher one."""
     current_role = read_roles(db, user).get(project)
     if current_role is None or ROLES.index(current_role) < ROLES.index(role):

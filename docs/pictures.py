@@ -24,7 +24,7 @@ from playwright.sync_api import Page, sync_playwright
 from align.__main__ import main as align
 from align.annotate.accounts import Person
 from align.annotate.assignment import AssignmentQueue
-from align.annotate.store import Judgement, Store, configure
+from align.annotate.store import Judgement, Store, configure_project
 from align.annotate.web.server import build_app
 from align.web.key_link import KeyAuthenticator
 from align.web.server import open_listener
@@ -120,7 +120,7 @@ def main() -> None:
         sync_playwright() as running,
     ):
         store, port = Store.open(sampled(Path(folder))), listener.getsockname()[1]
-        configure(store, PROJECT, {"overlap": 2, "title": "Household questions"})
+        configure_project(store, PROJECT, {"overlap": 2, "title": "Household questions"})
         judged(store, random.Random(0))
         here = f"http://127.0.0.1:{port}"
         authenticator = KeyAuthenticator(KEY, Person("dora", {PROJECT: "admin"}), f"align_key_{port}")

@@ -19,7 +19,7 @@ from align.models.roles import Roles, build_linear_head, read_score_weight
 from align.reward.check import CheckReward
 from align.reward.combined import Ensemble, Sum
 from align.reward.function import FIELD, FunctionReward
-from align.reward.inputs import get_code_permission, iter_leaf_rewards, select_on_base
+from align.reward.inputs import get_code_permission, iter_leaf_rewards, select_models_on_base
 from align.reward.learned import LearnedReward, RoleReward
 from align.reward.rules import Rules, Sentiment, build_rule
 from align.reward.scorer import Scorer
@@ -51,12 +51,12 @@ def build_scorer(reward: Mapping[str, Any], learned: Iterator[Scorer]) -> Scorer
     raise ValueError(reward["name"])
 
 
-def build_beside_policy(
+def build_scorer_for_policy(
     reward: Mapping[str, Any],
     models: Sequence[Artifact],
     roles: Roles,
     base: Base,
-    size: int,
+    batch_size: int,
     dtype: torch.dtype,
     tokenizer: Any,
 ) -> Scorer:
@@ -66,22 +66,22 @@ def build_beside_policy(
     Args:
         models: the reward models in the order of `iter_leaf_rewards`.
         roles: holds the adapters of the reward models on `base`, in that order.
-        size: rows of a forward pass of a reward model.
+        batch_size: rows of a forward pass of a reward model.
         tokenizer: of the policy. Reward models on its base were trained with its chat template.
     """
-    on_base = select_on_base(models, base)
+    on_base = select_models_on_base(models, base)
     device = next(roles.model.parameters()).device
     end_token_id = find_turn_end_token(tokenizer) if on_base else None
     learned = (
-        RoleReward(roles, on_base.index(model), size, end_token_id)
+        RoleReward(roles, on_base.index(model), batch_size, end_token_id)
         if model in on_base
-        else load_reward_model(model, device, dtype, size)
+        else load_reward_model(model, device, dtype, batch_size)
         for model in models
     )
     return build_scorer(reward, learned)
 
 
-def load_reward_model(artifact: Artifact, device: torch.device, dtype: torch.dtype, size: int) -> LearnedReward:
+def load_reward_model(artifact: Artifact, device: torch.device, dtype: torch.dtype, batch_size: int) -> LearnedReward:
     """Load a reward model's base with its adapter, score head, chat template and tokenizer, ready to score."""
     base = find_base_of_artifact(artifact, "reward.ref")
     method = choose_method(artifact, "auto", "reward.ref")
@@ -90,10 +90,10 @@ def load_reward_model(artifact: Artifact, device: torch.device, dtype: torch.dty
     tokenizer = load_own_tokenizer(artifact, base)
     use_template(tokenizer, None)
     stops = find_stop_token_ids(tokenizer, model.generation_config)
-    return LearnedReward(model, head, tokenizer, stops, size, artifact.ref)
+    return LearnedReward(model, head, tokenizer, stops, batch_size, artifact.ref)
 
 
-def check_same_template(
+def require_same_template(
     reward: Mapping[str, Any], models: Sequence[Artifact], base: Base, tokenizer: Any, policy: str
 ) -> None:
     """Raise InputError if a reward model on the policy's base was trained with another chat template than the policy's,
@@ -108,7 +108,7 @@ def check_same_template(
         InputError: a reward model was trained with another template.
     """
     fields = [(field, leaf["ref"]) for field, leaf in iter_leaf_rewards(reward) if leaf["name"] == "learned"]
-    on_base = select_on_base(models, base)
+    on_base = select_models_on_base(models, base)
     for (field, ref), model in zip(fields, models, strict=True):
         if model in on_base and (model.path / "tokenizer_config.json").is_file():
             template = load_tokenizer(base, model.path).chat_template

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from align import ranks
 from align.core.errors import require
 from align.core.types import Conversation, Rollout
-from align.reward.checkers import Checker, CheckResult, build_checkers, check_turns, get_check_spec
+from align.reward.checkers import Checker, CheckResult, build_checkers, check_answers_of_turns, get_check_spec
 from align.reward.checkers.checked import AllowCode
-from align.reward.rules import last_answer
+from align.reward.rules import get_last_answer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ class CheckReward:
         """Check the last answer of each conversation. Returns one result for each, on every rank. Each rank checks its
         share, because checks of code take time."""
         share = [
-            check_turns(self.find_checkers(conversation), [last_answer(conversation)])
+            check_answers_of_turns(self.find_checkers(conversation), [get_last_answer(conversation)])
             for conversation in ranks.select_own_share(conversations)
         ]
         return ranks.gather_shares(share, len(conversations))

@@ -97,7 +97,7 @@ def score_with_diagnostics(
     return scorer.combine_scores(scores_BE), {"disagreement": float(scores_BE.std(1, unbiased=False).mean())}
 
 
-def standardise(
+def standardise_scorer(
     scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None
 ) -> StandardisedScorer:
     """Wrap a scorer so that its scores are shifted and scaled to mean 0 and variance 1 on these conversations.
@@ -126,7 +126,7 @@ def standardise_members(
 
     def standardise_learned(member: Scorer) -> Scorer:
         inner = standardise_members(member, conversations, rollout)
-        return standardise(inner, conversations, rollout) if member.name in ("learned", "ensemble") else inner
+        return standardise_scorer(inner, conversations, rollout) if member.name in ("learned", "ensemble") else inner
 
     if isinstance(scorer, Ensemble):
         return replace(scorer, members=tuple(map(standardise_learned, scorer.members)))

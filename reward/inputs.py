@@ -38,7 +38,7 @@ def iter_leaf_rewards(reward: Mapping[str, Any], field: str = "reward") -> Itera
             yield field, reward
 
 
-def reward_inputs(
+def resolve_reward_inputs(
     reward: Mapping[str, Any], root: Path, base: Base | None, policy: Artifact | None = None, method: str = ""
 ) -> dict[str, Input]:
     """Resolve the reward models and files of functions that a reward reads, as inputs of a run: input name → Input.
@@ -83,7 +83,7 @@ def get_code_permission(leaf: Mapping[str, Any]) -> AllowCode:
     return combine_code_settings(leaf["allow_code"], leaf["unsafe_code"])
 
 
-def check_rows(reward: Mapping[str, Any], prompts: Sequence[Conversation]) -> None:
+def require_row_checks(reward: Mapping[str, Any], prompts: Sequence[Conversation]) -> None:
     """Raise InputError if `reward=check` is used and a prompt's row has no valid check. The columns that a function
     reads are not known before it is called.
 
@@ -106,12 +106,12 @@ def resolve_reward_model(
     stage = artifact.manifest.stage if artifact.manifest else "reward"  # a bare folder passes
     if artifact.whole or stage != "reward":
         raise InputError(field, ref, "is no reward model", "Name one that stage=reward made, such as reward:latest.")
-    if policy is not None and base is not None and select_on_base([artifact], base):
+    if policy is not None and base is not None and select_models_on_base([artifact], base):
         check_same_method(artifact, field, policy, method)
     return artifact
 
 
-def check_reasoning_matches(models: Sequence[Artifact], reasoning: str, field: str = "rollout.reasoning") -> None:
+def require_matching_reasoning(models: Sequence[Artifact], reasoning: str, field: str = "rollout.reasoning") -> None:
     """Raise InputError if a reward model that was trained on answers without reasoning is to score answers with it.
 
     Args:
@@ -142,6 +142,6 @@ def load_reward_artifacts(inputs: Mapping[str, Input]) -> list[Artifact]:
     return [load_artifact(Path(model.path), model.ref) for _, model in sorted(models.items())]
 
 
-def select_on_base(models: Sequence[Artifact], base: Base) -> list[Artifact]:
+def select_models_on_base(models: Sequence[Artifact], base: Base) -> list[Artifact]:
     """Return the reward models that are adapters on the policy's base. A bare folder, which names no base, counts."""
     return [model for model in models if model.base is None or model.base.digest == base.digest]

@@ -116,7 +116,7 @@ class LearnedReward:
         )
         return score_rows(self.model, self.score_head, rows, self.tokenizer.pad_token_id, self.batch_size)
 
-    def encode(self, conversation: Conversation, ended: bool = True) -> list[int]:
+    def encode(self, conversation: Conversation, has_end_token: bool = True) -> list[int]:
         """Return the token ids of a conversation, as the reward model read them in training.
 
         Raises:
@@ -126,7 +126,7 @@ class LearnedReward:
         if answer.role != "assistant" or not prompt_messages:
             raise ValueError(f"conversation {conversation.id or '(no id)'} does not end with an answer")
         prompt = replace(conversation, messages=tuple(prompt_messages))
-        return encode_for_reward_model(self.tokenizer, prompt, answer, ended, self.stops)
+        return encode_for_reward_model(self.tokenizer, prompt, answer, has_end_token, self.stops)
 
     def fits(self, conversation: Conversation) -> bool:
         """Return whether a conversation that ends with an assistant turn fits into the model's context."""

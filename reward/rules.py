@@ -35,7 +35,7 @@ class Rules:
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
         import torch
 
-        answers = map(last_answer, conversations)
+        answers = map(get_last_answer, conversations)
         return torch.tensor(
             [sum(weight * rule(answer) for weight, rule in self.rules) for answer in answers], dtype=torch.float32
         )
@@ -45,20 +45,20 @@ def build_rule(settings: Mapping[str, Any]) -> Callable[[str], float]:
     """Build the rule that `{rule: NAME, …}` describes. Its settings were checked with the configuration."""
     match settings["rule"]:
         case "length":
-            return lambda text: score_length(text, settings["low"], settings["high"])
+            return lambda text: score_word_count(text, settings["low"], settings["high"])
         case "regex":
             pattern = regex.compile(str(settings["pattern"]))
-            return lambda text: float(matches(pattern, text))
+            return lambda text: float(has_match(pattern, text))
         case "tags":
             return lambda text: float(has_tags(text, settings["tags"]))
         case "json":
-            return lambda text: float(is_json(text))
+            return lambda text: float(is_json_object_or_array(text))
         case "sentiment":
             return load_sentiment_scorer()
     raise ValueError(settings["rule"])
 
 
-def score_length(text: str, low: int, high: int) -> float:
+def score_word_count(text: str, low: int, high: int) -> float:
     """Score an answer by its number of words: 1 from `low` to `high` words, and less the farther it is from the range,
     `words / low` below and `high / words` above. A step at the bounds would give no gradient back to the range."""
     words = len(text.split())
@@ -67,7 +67,7 @@ def score_length(text: str, low: int, high: int) -> float:
     return high / words if words > high else 1.0
 
 
-def matches(pattern: regex.Pattern[str], text: str) -> bool:
+def has_match(pattern: regex.Pattern[str], text: str) -> bool:
     """Return whether a regular expression matches somewhere in a text. A search that takes longer than `LIMIT_S` counts
     as no match."""
     try:
@@ -79,7 +79,7 @@ def matches(pattern: regex.Pattern[str], text: str) -> bool:
         return False
 
 
-def is_json(text: str) -> bool:
+def is_json_object_or_array(text: str) -> bool:
     """Return whether the whole answer is one JSON object or array."""
     try:
         return isinstance(json.loads(text), dict | list)
@@ -121,7 +121,7 @@ class Sentiment:
         import torch
 
         return torch.tensor(
-            [self._compound(last_answer(conversation)) for conversation in conversations], dtype=torch.float32
+            [self._compound(get_last_answer(conversation)) for conversation in conversations], dtype=torch.float32
         )
 
 
@@ -129,7 +129,7 @@ BY_NAME: dict[str, type[Sentiment]] = {Sentiment.name: Sentiment}
 """Scorers of simulated annotators, by the name that their votes carry."""
 
 
-def last_answer(conversation: Conversation) -> str:
+def get_last_answer(conversation: Conversation) -> str:
     """Return the text of the last assistant message.
 
     Raises:

@@ -31,7 +31,7 @@ class Scorer(Protocol):
         ...
 
 
-def check_finite(scores_B: Tensor, name: str, field: str = "reward") -> None:
+def require_finite_scores(scores_B: Tensor, name: str, field: str = "reward") -> None:
     """Raise an error unless all scores are finite.
 
     Args:

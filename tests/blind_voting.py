@@ -58,7 +58,7 @@ def write_blind_evaluation(folder: Path, items: int, same: int = 0) -> list[str]
 
 
 def open_vote_store(folder: Path) -> Store:
-    return Store.open(f"sqlite:///{folder / 'runs' / 'annotations.db'}", create=False)
+    return Store.open(f"sqlite:///{folder / 'runs' / 'annotations.db'}", create_if_missing=False)
 
 
 def build_fast_accounts(store: Store) -> Accounts:

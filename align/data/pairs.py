@@ -90,7 +90,7 @@ def build_pair_inputs(data: DataSource, store: str, project: str) -> dict[str, I
     """
     if data.name != "annotations":
         return build_data_inputs(data)
-    with Store.open(store, create=False) as votes:
+    with Store.open(store, create_if_missing=False) as votes:
         head = votes.head(project)
     return {"data": Input(head.hash, project=project, seq=head.seq)}
 
@@ -122,7 +122,7 @@ def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool
     """Return the pairs of a project in the annotation store or of a file. For a data set, these are the pairs to train
     on."""
     if data.name == "annotations":
-        with Store.open(store, create=False) as votes:
+        with Store.open(store, create_if_missing=False) as votes:
             return sample_records(load_preferences(votes, project, allow_simulated), data.limit, seed)
     return sample_records(read_records(data, "train", PAIR_KIND), data.limit, seed)
 
@@ -144,7 +144,7 @@ def read_verdicts(
         InputError: there are no pairs.
     """
     if data.name == "annotations":
-        with Store.open(store, create=False) as votes:
+        with Store.open(store, create_if_missing=False) as votes:
             return load_human_verdicts(votes, project, allow_simulated)
     return read_records(data, "test", PAIR_KIND), []
 

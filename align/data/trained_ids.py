@@ -79,7 +79,7 @@ def choose_id_scheme(source: DataSource, store: str, project: str) -> IdScheme:
     """
     find_key = partial(find_store_key, store)
     if source.name == "annotations":
-        with Store.open(store, create=False) as votes:
+        with Store.open(store, create_if_missing=False) as votes:
             key = votes.key(project)
         kind = build_hmac_kind(project, key) if key else IdKind(project)  # the key may just have been erased
         return IdScheme(lambda record: kind, find_key)
@@ -105,7 +105,7 @@ def hash_first_question(record: Record, system: str | None = None) -> bytes:
 def find_store_key(store: str, kind: IdKind) -> bytes | None:
     """Return the key of a kind of ids. Returns None if the store or project is missing, or another project has its
     name."""
-    with suppress(InputError), Store.open(store, create=False) as votes:
+    with suppress(InputError), Store.open(store, create_if_missing=False) as votes:
         key = votes.key(kind.project)
         if key is not None and build_hmac_kind(kind.project, key) == kind:
             return key

@@ -19,7 +19,7 @@ from align.models.lora import Lora
 from align.models.roles import Role, Roles
 from align.ops.moments import Moments
 from align.reward.combined import score_with_diagnostics, standardise_members
-from align.reward.scorer import Scorer, check_finite
+from align.reward.scorer import Scorer, require_finite_scores
 from align.rollout.distributed import DistributedEngine
 from align.rollout.engine import Engine, concatenate_rollouts, decode_responses, derive_row_seeds
 from align.rollout.strip_reasoning import JudgedAnswers, read_whole_answers
@@ -157,7 +157,7 @@ class Workers:
     def score(self, answers: Answers) -> tuple[Tensor, dict[str, float]]:
         """Return the raw scores [B], on the device of the rollout, and the scorer's figures."""
         scores, figures = score_with_diagnostics(self.scorer, answers.conversations, answers.judged.rollout)
-        check_finite(scores, self.scorer.name)
+        require_finite_scores(scores, self.scorer.name)
         return scores.to(answers.rollout.tokens_BS.device), figures
 
     def calibrate(self, answers: Answers) -> tuple[Workers, Moments]:

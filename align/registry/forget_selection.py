@@ -175,7 +175,7 @@ def find_stored_target(selector: Selector, url: str) -> ErasureTarget | None:
         InputError: The store does not know the item or annotator, or there is no such store.
     """
     if selector.kind in (ITEM, ANNOTATOR):
-        with Store.open(url, create=False) as store:
+        with Store.open(url, create_if_missing=False) as store:
             try:
                 return find_erasure_target(store, selector.project, selector.kind, selector.value)
             except InputError as error:
@@ -183,7 +183,7 @@ def find_stored_target(selector: Selector, url: str) -> ErasureTarget | None:
                     raise
                 raise InputError(selector.field, selector.value, error.problem, error.remedy) from error
     try:
-        optional_store = Store.open(url, create=False)
+        optional_store = Store.open(url, create_if_missing=False)
     except InputError:  # there is no store
         return None
     with optional_store as store:
@@ -199,7 +199,7 @@ def find_stored_target(selector: Selector, url: str) -> ErasureTarget | None:
 
 def iter_same_text_notes(url: str, texts: ForgottenTexts) -> Iterator[str]:
     """Yield a note on each project whose items have the same texts as the deleted ones. They stay in the store."""
-    with suppress(InputError), Store.open(url, create=False) as store:  # there may be no store
+    with suppress(InputError), Store.open(url, create_if_missing=False) as store:  # there may be no store
         for project in store.projects():
             items = [item.id for item in store.items(project) if any(map(texts.occur_in, iter_texts(item)))]
             if items:

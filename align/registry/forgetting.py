@@ -31,7 +31,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 from align.annotate.store import Store
-from align.annotate.store.erasure import erase
+from align.annotate.store.erasure import erase_target
 from align.config.root import DEFAULT_ROOT
 from align.core.chain import to_canonical_json
 from align.core.errors import AlignError, InputError, RunBusy, StorageError
@@ -527,8 +527,8 @@ def execute_plan(plan: ForgetPlan, who: str) -> Iterator[str]:
         yield from replace_data_set(root, run, entry, ids)
     receipt = mark_late_readers(plan, receipt)
     if plan.selection.stored is not None:
-        with Store.open(plan.url, create=False) as store:
-            erase(store, plan.selection.stored)
+        with Store.open(plan.url, create_if_missing=False) as store:
+            erase_target(store, plan.selection.stored)
             if not store.is_erasure_complete:
                 yield "the store's own log is held by a reader: what was erased leaves it with the next write"
         yield f"store: {describe_counts(plan.selection.stored.rows)}; erased"

@@ -162,7 +162,7 @@ def read_votes(url: str, project: str, head: ChainHead, verify_ledger: bool) -> 
     from align.annotate.store.tables import ledger
 
     try:
-        with Store.open(url, create=False) as store, store.reading() as connection:
+        with Store.open(url, create_if_missing=False) as store, store.reading() as connection:
             rankings = [vote for vote in store.rankings(project) if head.seq < 0 or vote.seq <= head.seq]
             counts = Counter(vote.annotator for vote in rankings)
             if head.seq < 0:

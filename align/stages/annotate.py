@@ -12,11 +12,11 @@ from urllib.parse import quote
 
 from align.annotate.accounts import Accounts, Person
 from align.annotate.assignment import AssignmentQueue
-from align.annotate.exchange.archive import backup, restore
+from align.annotate.exchange.archive import restore_store, write_store_backup
 from align.annotate.exchange.exporting import export_votes
 from align.annotate.exchange.importing import import_items
 from align.annotate.simulate import simulate_annotator
-from align.annotate.store import ChainHead, ProjectSettings, configure, publish_guidelines
+from align.annotate.store import ChainHead, ProjectSettings, configure_project, publish_guidelines
 from align.annotate.store.projects import read_state
 from align.config.addresses import list_origins, warn_without_tls
 from align.config.annotate import AnnotateConfig
@@ -154,7 +154,7 @@ def run_configure(run: Run, config: Config) -> StageResult:
     stage: AnnotateConfig = config.stage
     with open_store(config) as store, store.transaction() as db:
         is_new = config.project not in store.projects()
-        settings = configure(store, config.project, stage.settings, stage.state)
+        settings = configure_project(store, config.project, stage.settings, stage.state)
         version = None
         if stage.guidelines:
             field = "stage.guidelines"
@@ -191,14 +191,14 @@ def run_verify(run: Run, config: Config) -> StageResult:
 def run_backup(run: Run, config: Config) -> StageResult:
     path = parse_user_path(config.stage.path, "stage.path")
     with open_store(config, create=False) as store:
-        info = backup(store, path)
+        info = write_store_backup(store, path)
     line = f"{path}: {info['rows']} rows, the ledger up to row {info['seq']}"
     return StageResult({"rows": info["rows"], "seq": info["seq"]}, (line,))
 
 
 def run_restore(run: Run, config: Config) -> StageResult:
     with open_store(config) as store:
-        head = restore(store, parse_user_path(config.stage.path, "stage.path"))
+        head = restore_store(store, parse_user_path(config.stage.path, "stage.path"))
     return StageResult({"seq": head.seq}, (f"the ledger is restored and verified up to row {head.seq}",))
 
 

@@ -112,7 +112,7 @@ from align.models.base import find_base
 from align.report.data_set_page import format_shapes, iter_summary_lines, list_warning_lines
 from align.report.figure_text import pluralize
 from align.report.reading_progress import create_progress_printer, create_reading_progress, print_start
-from align.reward.inputs import load_reward_artifacts, reward_inputs
+from align.reward.inputs import load_reward_artifacts, resolve_reward_inputs
 from align.run import Input, Run, atomic, file_digest
 from align.run.artifacts import check_not_replaced, read_replacement
 from align.run.folder import utc_now
@@ -152,7 +152,7 @@ def inputs(config: Config) -> StageInputs:
         check_readable(patterns_file, "stage.clean, patterns")
         records[f"clean.patterns.{i}"] = Input(file_digest(patterns_file), path=path)
     if stage.score.by == REWARD:
-        records |= reward_inputs(build_reward_spec(config.reward), config.run.folder, None)
+        records |= resolve_reward_inputs(build_reward_spec(config.reward), config.run.folder, None)
     base = None
     if config.model.path is not None:  # used to count tokens, to score rows and to render the report's examples
         base = find_base(config.model.path, config.model.revision)

@@ -28,9 +28,9 @@ from align.annotate.figures.estimates import as_json
 from align.annotate.figures.people import compute_gold_accuracy, compute_repeat_consistency
 from align.annotate.figures.project import ProjectView, compute_view_figures, read_view
 from align.annotate.store import AnnotationItem as ProjectItem
-from align.annotate.store import Store, configure
+from align.annotate.store import Store, configure_project
 from align.annotate.store.database import make_item_id
-from align.annotate.store.ledger import find_project_tombstone, read_head
+from align.annotate.store.ledger import find_project_tombstone, read_ledger_head
 from align.annotate.store.preference_pairs import load_counted_rankings
 from align.annotate.store.projects import MAX_OVERLAP, compute_overlap, read_settings, read_settings_history
 from align.config.groups import JUDGE, DataConfig
@@ -145,7 +145,12 @@ from align.report import format_interval
 from align.report.figure_text import pluralize
 from align.report.judge_page import iter_summary_lines
 from align.reward.checkers.checked import combine_code_settings
-from align.reward.inputs import check_reasoning_matches, check_rows, load_reward_artifacts, reward_inputs
+from align.reward.inputs import (
+    load_reward_artifacts,
+    require_matching_reasoning,
+    require_row_checks,
+    resolve_reward_inputs,
+)
 from align.rollout.answer_cache import FILE as ANSWERS
 from align.rollout.answer_cache import AnswerStore
 from align.run import Artifact, Input, Manifest, Run, json_digest, write_json
@@ -226,8 +231,8 @@ def inputs(config: Config) -> StageInputs:
         start = find_artifact(config.init, root, config.model.path, config.model.revision, "init")
     reference = find_reference(artifact, start, root)
     data = build_data_inputs(DataSource.from_settings(config.data))
-    judge = reward_inputs(build_reward_spec(config.reward), root, base)
-    check_reasoning_matches(load_reward_artifacts(judge), config.rollout.reasoning)
+    judge = resolve_reward_inputs(build_reward_spec(config.reward), root, base)
+    require_matching_reasoning(load_reward_artifacts(judge), config.rollout.reasoning)
     reward = to_plain_dict(config)["reward"]
     judge_standing = find_scorer_relation(artifact, list_scorer_parts(reward, judge), root)
     judge_standing.require_independent(get_scorer_title(reward, judge), artifact.ref, config.stage.allow_proxy)
@@ -266,7 +271,7 @@ def read_unseen_prompts(config: Config, artifact: Artifact) -> tuple[Any, ...]:
             print(f"{dropped} of {pluralize(count, 'prompt')} left out: training saw them")
         test_prompts = unseen
     test_prompts = test_prompts[: config.data.limit][: stage.prompts]
-    check_rows(build_reward_spec(config.reward), test_prompts)
+    require_row_checks(build_reward_spec(config.reward), test_prompts)
     return test_prompts, trained_questions, dropped
 
 
@@ -363,8 +368,8 @@ def find_suite(config: Config) -> Suite:
     elif judge == PEOPLE:
         records |= find_votes(config, records, [system.name for system in systems])
     else:
-        scorers = reward_inputs(build_reward_spec(config.reward), root, model and model.base)
-        check_reasoning_matches(load_reward_artifacts(scorers), config.rollout.reasoning)
+        scorers = resolve_reward_inputs(build_reward_spec(config.reward), root, model and model.base)
+        require_matching_reasoning(load_reward_artifacts(scorers), config.rollout.reasoning)
         records |= scorers
     reports, report_records = load_reports(config.stage.card, root)
     records |= report_records
@@ -514,7 +519,7 @@ def find_votes(config: Config, records: Mapping[str, Input], systems: Sequence[s
         if config.project == Config().project:
             problem += "; without project=, this evaluation always has this name"
         require(row is None, "project", project, problem, "Name another project: project=NAME.")
-        head = read_head(db, project, votes_only=True)
+        head = read_ledger_head(db, project, votes_only=True)
     # A project without votes is identified by its store and name.
     place = json_digest([drop_masks(mask_secrets(find_store_url(config))), project])
     return {"votes": Input(head.hash if head.seq else place, project=project, seq=head.seq), **gold_record}
@@ -590,8 +595,8 @@ def find_judge_inputs(config: Config) -> dict[str, Input]:
         inputs = build_pair_inputs(source, find_store_url(config), config.project)
     if isinstance(judge, LLMJudge):
         return {**inputs, "judge": judge.endpoint.record(judge.identity.digest)}
-    scorers = reward_inputs(build_reward_spec(config.reward), config.run.folder, None)
-    check_reasoning_matches(load_reward_artifacts(scorers), config.data.reasoning, "data.reasoning")
+    scorers = resolve_reward_inputs(build_reward_spec(config.reward), config.run.folder, None)
+    require_matching_reasoning(load_reward_artifacts(scorers), config.data.reasoning, "data.reasoning")
     return {**inputs, **scorers}
 
 
@@ -1146,7 +1151,7 @@ def collect_votes(
         notes = describe_pairs_not_asked(counts, counts["same_text"])
         return verdicts, [*notes, "no pair is left to ask people about"]
     with open_store(config) as store:
-        configure(store, project)
+        configure_project(store, project)
         secret = store.key(project)
         assert secret is not None, "configure() raises InputError for an erased project"
         project_items = open_project(store, project, secret, questions, config.stage.votes, gold, config.seed)
@@ -1214,9 +1219,9 @@ def open_project(
     new_gold = [row for row in gold if make_item_id(project, row.key) not in items]
     with store.transaction() as db:
         if not existing and not erased:
-            configure(store, project, PROJECT_SETTINGS)
+            configure_project(store, project, PROJECT_SETTINGS)
         if new or needs_more_votes(db, project, existing, erased, vote_count):
-            configure(store, project, compute_overlap([*existing, *new], vote_count))
+            configure_project(store, project, compute_overlap([*existing, *new], vote_count))
         settings = read_settings(db, project)
         # Items with the first system's answer first, minus items with it second.
         ahead = sum(1 if answer_id.endswith("-0") else -1 for answer_id in existing.values())

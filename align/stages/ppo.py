@@ -21,11 +21,11 @@ from align.models.base import build_run_label, choose_frozen_method, find_adapte
 from align.models.lora import Lora
 from align.report.figure_text import pluralize
 from align.reward.inputs import (
-    check_reasoning_matches,
-    check_rows,
     load_reward_artifacts,
-    reward_inputs,
-    select_on_base,
+    require_matching_reasoning,
+    require_row_checks,
+    resolve_reward_inputs,
+    select_models_on_base,
 )
 from align.run import Artifact, Base, Run, json_digest
 from align.stages.runner import (
@@ -53,8 +53,8 @@ def inputs(config: Config) -> StageInputs:
     artifact, base, config = find_start(config)
     reward = build_reward_spec(config.reward)
     source = DataSource.from_settings(config.data)
-    rewards = reward_inputs(reward, config.run.folder, base, artifact, config.method.name)
-    check_reasoning_matches(load_reward_artifacts(rewards), config.rollout.reasoning)
+    rewards = resolve_reward_inputs(reward, config.run.folder, base, artifact, config.method.name)
+    require_matching_reasoning(load_reward_artifacts(rewards), config.rollout.reasoning)
     records = {"init": artifact.as_input(), **build_data_inputs(source), **rewards}
 
     def rows() -> tuple[Any, ...]:
@@ -63,7 +63,7 @@ def inputs(config: Config) -> StageInputs:
         else:
             sides = read_prompts(source, "train", config.seed), []
         for side in sides:
-            check_rows(reward, side)
+            require_row_checks(reward, side)
         return sides
 
     return StageInputs(config, build_run_label(base, config.method.name), base, records, rows, trains=True)
@@ -81,7 +81,7 @@ def run(run: Run, config: Config, prompts: list[Conversation], eval_prompts: lis
         if trained.tripped:
             send_to_annotators(run, config, trained)
         longest = max(len(prompt.input_ids) for prompt in workers.prompts)
-        rewards = len(select_on_base(load_reward_artifacts(run.inputs), run.base))
+        rewards = len(select_models_on_base(load_reward_artifacts(run.inputs), run.base))
         peaks = measure_memory(run, config, longest, rewards=rewards)
         return build_result(trained, workers, settings, run.known_metrics, peaks)
 
@@ -147,7 +147,7 @@ def load_workers(
     """
     from align.models.load import choose_device, choose_dtype, get_context_length, read_configurations
     from align.ppo.workers import Workers, split_prompts
-    from align.reward.build import build_beside_policy, check_same_template
+    from align.reward.build import build_scorer_for_policy, require_same_template
     from align.rollout.engine import divergence_as_input_error
     from align.rollout.strip_reasoning import choose_answer_reader
 
@@ -156,7 +156,7 @@ def load_workers(
     policy, tokenizer = load_start(run, config)
     reward = build_reward_spec(config.reward)
     models = load_reward_artifacts(run.inputs)
-    check_same_template(reward, models, base, tokenizer, config.init)
+    require_same_template(reward, models, base, tokenizer, config.init)
     room = compute_max_prompt_tokens(
         get_context_length(read_configurations(base)), config.data.max_length, config.rollout.max_new_tokens
     )
@@ -170,7 +170,7 @@ def load_workers(
     roles = load_roles(config, base, policy, models)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    scorer = build_beside_policy(reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
+    scorer = build_scorer_for_policy(reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
     bases = "a policy of its own and a frozen base" if roles.policy is not None else "one base"
     held_out_source = "of data.eval_path" if encoded_eval else "more"
     held_out_count = f", {len(held_out)} {held_out_source} to measure on" if held_out else ""
@@ -207,7 +207,7 @@ def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[
     roles = build_roles(
         base,
         find_adapter_folder(artifact),
-        [model.path for model in select_on_base(models, base)],
+        [model.path for model in select_models_on_base(models, base)],
         method=config.method.name,
         frozen=choose_frozen_method(config.method.name),
         fresh=Lora.from_settings(config.method),

@@ -244,7 +244,7 @@ def open_store(config: Config, create: bool = True) -> Store:
     """
     if create and config.store.url is None:
         config.run.folder.mkdir(parents=True, exist_ok=True)
-    return Store.open(find_store_url(config), create=create)
+    return Store.open(find_store_url(config), create_if_missing=create)
 
 
 def resolve_data_set(config: Config) -> Config:

@@ -34,11 +34,11 @@ from align.models.base import build_run_label, choose_frozen_method, find_adapte
 from align.models.lora import Lora
 from align.report.figure_text import format_interval, pluralize
 from align.reward.inputs import (
-    check_reasoning_matches,
-    check_rows,
     load_reward_artifacts,
-    reward_inputs,
-    select_on_base,
+    require_matching_reasoning,
+    require_row_checks,
+    resolve_reward_inputs,
+    select_models_on_base,
 )
 from align.run import Artifact, Base, Input, Run, write_json, write_text
 from align.stages.runner import StageInputs, find_start, load_start, open_rollout_engine, open_store, open_tracker
@@ -95,9 +95,9 @@ def inputs(config: Config) -> StageInputs:
 
     def rows() -> tuple[Any, ...]:
         prompts = read_prompts(source, "train", config.seed)[: stage.prompts]
-        check_rows(build_reward_spec(config.reward), prompts)
+        require_row_checks(build_reward_spec(config.reward), prompts)
         if stage.gold is not None:
-            check_rows(build_reward_spec(stage.parse_gold()), prompts)
+            require_row_checks(build_reward_spec(stage.parse_gold()), prompts)
         return (prompts,)
 
     return StageInputs(config, build_run_label(base, config.method.name), base, records, rows)
@@ -111,12 +111,12 @@ def find_reward_inputs(config: Config, policy: Artifact, base: Base) -> dict[str
         InputError: an input is not a reward, or a part of the gold reward also ranks.
     """
     root = config.run.folder
-    reward_records = reward_inputs(build_reward_spec(config.reward), root, base, policy, config.method.name)
-    check_reasoning_matches(load_reward_artifacts(reward_records), config.rollout.reasoning)
+    reward_records = resolve_reward_inputs(build_reward_spec(config.reward), root, base, policy, config.method.name)
+    require_matching_reasoning(load_reward_artifacts(reward_records), config.rollout.reasoning)
     if config.stage.gold is None:
         return reward_records
-    gold_records = reward_inputs(build_reward_spec(config.stage.parse_gold()), root, base)
-    check_reasoning_matches(load_reward_artifacts(gold_records), config.rollout.reasoning)
+    gold_records = resolve_reward_inputs(build_reward_spec(config.stage.parse_gold()), root, base)
+    require_matching_reasoning(load_reward_artifacts(gold_records), config.rollout.reasoning)
     gold = get_gold_settings(config)
     if list_scorer_parts(gold, gold_records) & list_scorer_parts(to_plain_dict(config)["reward"], reward_records):
         problem = "also ranks the answers: its score of the best one says nothing of quality"
@@ -424,7 +424,7 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
     """
     from align.models.load import choose_device, choose_dtype
     from align.ppo.workers import build_roles
-    from align.reward.build import build_beside_policy, build_scorer, check_same_template, load_reward_model
+    from align.reward.build import build_scorer, build_scorer_for_policy, load_reward_model, require_same_template
     from align.rollout.strip_reasoning import choose_answer_reader
 
     base = run.base
@@ -434,12 +434,12 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
     policy, tokenizer = load_start(run, config)
     reward = build_reward_spec(config.reward)
     models = load_reward_artifacts(run.inputs)
-    check_same_template(reward, models, base, tokenizer, config.init)
+    require_same_template(reward, models, base, tokenizer, config.init)
     encoded, prompt_counts = encode_and_count(run, config, tokenizer, prompts)
     roles = build_roles(
         base,
         find_adapter_folder(policy),
-        [model.path for model in select_on_base(models, base)],
+        [model.path for model in select_models_on_base(models, base)],
         method=frozen,
         frozen=frozen,
         fresh=Lora.from_settings(config.method),
@@ -448,7 +448,7 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
         dtype=dtype,
         seed=config.seed,
     )
-    scorers = {"score": build_beside_policy(reward, models, roles, base, SCORED_AT_ONCE, dtype, tokenizer)}
+    scorers = {"score": build_scorer_for_policy(reward, models, roles, base, SCORED_AT_ONCE, dtype, tokenizer)}
     gold_title = ""
     if config.stage.gold is not None:
         gold_artifacts = load_reward_artifacts(get_gold_inputs(run))
@@ -471,10 +471,10 @@ def score_answers(scorer: Scorer, name: str, judged_rollout: JudgedAnswers) -> T
     Raises:
         InputError: a score is not finite.
     """
-    from align.reward.scorer import check_finite
+    from align.reward.scorer import require_finite_scores
 
     scores = scorer.score(judged_rollout.conversations, judged_rollout.rollout).float().cpu()
-    check_finite(scores, scorer.name, "stage.gold" if name == "gold" else "reward")
+    require_finite_scores(scores, scorer.name, "stage.gold" if name == "gold" else "reward")
     return scores
 
 

@@ -22,7 +22,7 @@ from align.core.types import Rollout, StageResult
 from align.data.chat.template import use_template
 from align.data.chat.tokens import tokenize_text
 from align.models.base import BASE, build_run_label, choose_frozen_method
-from align.reward.inputs import check_reasoning_matches, load_reward_artifacts, reward_inputs
+from align.reward.inputs import load_reward_artifacts, require_matching_reasoning, resolve_reward_inputs
 from align.run import Input, Run, json_digest, write_json
 from align.run.environment import code_digest, package_versions
 from align.stages.ppo import build_settings, load_roles
@@ -57,8 +57,8 @@ def inputs(config: Config) -> StageInputs:
     root = config.run.folder
     rewards = {}
     if not has_no_reward:
-        rewards = reward_inputs(build_reward_spec(config.reward), root, base, artifact, config.method.name)
-    check_reasoning_matches(load_reward_artifacts(rewards), config.rollout.reasoning)
+        rewards = resolve_reward_inputs(build_reward_spec(config.reward), root, base, artifact, config.method.name)
+    require_matching_reasoning(load_reward_artifacts(rewards), config.rollout.reasoning)
     code = Input(json_digest([package_versions(), code_digest()]))
     records = {"code": code, "init": artifact.as_input(), **rewards}
     return StageInputs(config, build_run_label(base, config.method.name), base, records)

@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, delete, exists, f
 from align.annotate.figures.agreement import build_item_ratings, rank_by_contradictions
 from align.annotate.store import AnnotationItem, ProjectSettings, Vote
 from align.annotate.store.database import read_item
-from align.annotate.store.ledger import add_to_counters, read_remark, standing_condition
+from align.annotate.store.ledger import add_to_counters, build_standing_vote_condition, read_remark
 from align.annotate.store.projects import read_guidelines, read_settings, read_settings_version
 from align.annotate.store.records import hash_to_fraction, parse_vote
 from align.annotate.store.tables import drafts, leases, ledger, work
@@ -84,7 +84,7 @@ def build_new_items_query(project: str, pseudonym: str) -> Select[Any]:
     lease_conditions = (leases.c.project == project, leases.c.item == work.c.item, leases.c.annotator == pseudonym)
     has_lease = exists().where(*lease_conditions, leases.c.state.in_(("open", "judged")))
     has_vote = exists().where(
-        standing_condition(project), ledger.c.item == work.c.item, ledger.c.annotator == pseudonym
+        build_standing_vote_condition(project), ledger.c.item == work.c.item, ledger.c.annotator == pseudonym
     )
     return select(work.c.item).where(work.c.project == project, ~has_lease, ~has_vote)
 
@@ -99,7 +99,9 @@ def find_lease_to_repeat(db: Connection, project: str, pseudonym: str) -> Row[An
         repeat_leases.c.purpose == "repeat",
         repeat_leases.c.state.in_(("open", "judged")),
     )
-    is_ranked = exists().where(standing_condition(project), ledger.c.seq == leases.c.vote, ledger.c.kind == "ranking")
+    is_ranked = exists().where(
+        build_standing_vote_condition(project), ledger.c.seq == leases.c.vote, ledger.c.kind == "ranking"
+    )
     own_judged = (leases.c.project == project, leases.c.annotator == pseudonym, leases.c.state == "judged")
     votes_newest_first = select(leases.c.vote).where(*own_judged).order_by(leases.c.vote.desc())
     newest_repeatable = db.execute(votes_newest_first.offset(REPEAT_AFTER).limit(1)).scalar() or 0
@@ -116,7 +118,11 @@ def find_contested_items(db: Connection, project: str) -> list[str]:
     """Return the items on which annotators contradict each other and which no reviewer has decided, the most
     contradicted first."""
     items_with_votes = select(work.c.item).where(work.c.project == project, work.c.judged >= 2, ~work.c.gold)
-    conditions = (standing_condition(project), ledger.c.kind == "ranking", ledger.c.item.in_(items_with_votes))
+    conditions = (
+        build_standing_vote_condition(project),
+        ledger.c.kind == "ranking",
+        ledger.c.item.in_(items_with_votes),
+    )
     votes = [parse_vote(row, None) for row in db.execute(select(ledger).where(*conditions).order_by(ledger.c.seq))]
     reviewed_items = {vote.item for vote in votes if vote.purpose == "review"}
     unreviewed_votes = [vote for vote in votes if vote.purpose == "work" and vote.item not in reviewed_items]
@@ -138,7 +144,7 @@ def choose_review(db: Connection, project: str, contested: Sequence[str]) -> str
 
 def read_opinions(db: Connection, project: str, item: str) -> list[Vote]:
     """Return the annotators' votes on an item with purpose `work`, including skips, with their texts."""
-    conditions = (standing_condition(project), ledger.c.item == item)
+    conditions = (build_standing_vote_condition(project), ledger.c.item == item)
     rows = db.execute(select(ledger).where(*conditions).order_by(ledger.c.seq)).all()
     votes = [parse_vote(row, read_remark(db, project, row.seq)) for row in rows]
     return [vote for vote in votes if vote.purpose == "work"]
@@ -156,13 +162,13 @@ def read_lease(db: Connection, project: str, pseudonym: str, token: str) -> Row[
     return lease
 
 
-def item_lease_condition(project: str, pseudonym: str, item: str, purpose: str) -> ColumnElement[bool]:
+def build_item_lease_condition(project: str, pseudonym: str, item: str, purpose: str) -> ColumnElement[bool]:
     """Build the SQL condition of an annotator's leases of an item for a purpose."""
     is_own_lease = (leases.c.annotator == pseudonym) & (leases.c.item == item) & (leases.c.purpose == purpose)
     return (leases.c.project == project) & is_own_lease
 
 
-def next_lease_number(db: Connection, project: str, pseudonym: str) -> int:
+def compute_next_lease_number(db: Connection, project: str, pseudonym: str) -> int:
     """Return the number of the annotator's next lease, counted from 0."""
     conditions = (leases.c.project == project, leases.c.annotator == pseudonym)
     last_number = db.execute(select(func.max(leases.c.number)).where(*conditions)).scalar()
@@ -198,7 +204,7 @@ def grant_lease(
     # The counters of a gold item stay 0: rotated by them, its order would be the same for everyone.
     if purpose == "work" and settings.turned_by_item:
         counters = select(work.c.judged + work.c.leased).where(work.c.project == project, work.c.item == item)
-        display_order = rotate(ids, db.execute(counters).scalar_one())  # who judged it or holds it
+        display_order = rotate_candidates(ids, db.execute(counters).scalar_one())  # who judged it or holds it
     row = {
         "token": secrets.token_urlsafe(24),
         "project": project,
@@ -239,10 +245,10 @@ def counterbalance_order(ids: Sequence[str], annotator: str, turn: int) -> tuple
     shifts = list(range(k))
     rng.shuffle(order)
     rng.shuffle(shifts)
-    return rotate([ids[place] for place in order], shifts[row])
+    return rotate_candidates([ids[place] for place in order], shifts[row])
 
 
-def rotate(ids: Sequence[str], turn: int) -> tuple[str, ...]:
+def rotate_candidates(ids: Sequence[str], turn: int) -> tuple[str, ...]:
     """Rotate the candidates by `turn` places. Over K turns, each of them takes each place once."""
     return tuple(ids[(place + turn) % len(ids)] for place in range(len(ids)))
 
@@ -263,7 +269,7 @@ def is_wanted_again(db: Connection, lease: Row[Any]) -> bool:
     """Return whether the item of an expired lease still wants a vote and its holder has no newer lease of it."""
     same_item = (work.c.project == lease.project, work.c.item == lease.item)
     unassigned_votes = db.execute(select(work.c.wanted - work.c.judged - work.c.leased).where(*same_item)).scalar()
-    own_leases = item_lease_condition(lease.project, lease.annotator, lease.item, lease.purpose)
+    own_leases = build_item_lease_condition(lease.project, lease.annotator, lease.item, lease.purpose)
     newer_lease = db.execute(select(leases.c.token).where(own_leases, leases.c.state.in_(("open", "judged")))).first()
     return newer_lease is None and unassigned_votes is not None and (lease.purpose != "work" or unassigned_votes > 0)
 
@@ -298,7 +304,7 @@ def read_task(db: Connection, lease: Row[Any]) -> AnnotationTask:
     Raises:
         InputError: the item was erased.
     """
-    draft = db.execute(select(drafts.c.content).where(draft_condition(lease))).scalar()
+    draft = db.execute(select(drafts.c.content).where(build_draft_condition(lease))).scalar()
     return AnnotationTask(
         token=lease.token,
         item=read_item(db, lease.project, lease.item),
@@ -316,10 +322,10 @@ def save_draft(db: Connection, lease: Row[Any], content: Mapping[str, Any]) -> N
 
 
 def discard_draft(db: Connection, lease: Row[Any]) -> None:
-    db.execute(delete(drafts).where(draft_condition(lease)))
+    db.execute(delete(drafts).where(build_draft_condition(lease)))
 
 
-def draft_condition(lease: Row[Any]) -> ColumnElement[bool]:
+def build_draft_condition(lease: Row[Any]) -> ColumnElement[bool]:
     """Build the SQL condition of the saved draft that belongs to a lease.
 
     A draft belongs to annotator, item and purpose, and outlives the lease.
@@ -350,7 +356,7 @@ class Terms:
     guidelines: int | None
 
 
-def get_mode(purpose: str) -> str:
+def get_page_mode(purpose: str) -> str:
     """Return the mode of the ranking page, `work` or `review`, for items of a purpose. Gold items and repeats look like
     work."""
     return "review" if purpose == "review" else "work"
@@ -362,12 +368,12 @@ def read_terms(db: Connection, project: str, mode: str) -> Terms:
     return Terms(read_settings_version(db, project), mode, None if guidelines is None else guidelines.version)
 
 
-def check_terms(db: Connection, project: str, purpose: str, terms: Terms) -> None:
+def require_valid_terms(db: Connection, project: str, purpose: str, terms: Terms) -> None:
     """Raise InputError unless the page's mode fits the item's purpose, and the project has such guidelines.
 
     The settings' version is checked by the store.
     """
-    mode = get_mode(purpose)
+    mode = get_page_mode(purpose)
     require(terms.mode == mode, "mode", terms.mode, f"the item was given for {mode}", "Ask for another.")
     is_known_version = terms.guidelines is None or read_guidelines(db, project, terms.guidelines) is not None
     require(

@@ -13,31 +13,31 @@ from sqlalchemy import ColumnElement, Connection, Row, case, func, select, updat
 from align.annotate.assignment.leases import (
     AnnotationTask,
     Terms,
+    build_item_lease_condition,
     build_new_items_query,
-    check_terms,
     choose_item,
     choose_review,
+    compute_next_lease_number,
     discard_draft,
     extend_lease,
     find_contested_items,
     grant_lease,
     is_wanted_again,
-    item_lease_condition,
-    next_lease_number,
     read_lease,
     read_task,
     reopen_lease,
+    require_valid_terms,
     save_draft,
 )
 from align.annotate.store import Judgement, Store
 from align.annotate.store.ledger import (
     VOTE_KINDS,
+    build_standing_vote_condition,
     close_leases,
     ensure_annotator,
     find_annotator,
     find_row_by_key,
     read_remark,
-    standing_condition,
 )
 from align.annotate.store.projects import read_settings, read_state
 from align.annotate.store.records import parse_vote
@@ -158,7 +158,7 @@ class AssignmentQueue:
         with self.store.transaction() as db:
             lease = self._find_lease(db, annotator, token)
             pseudonym = lease.annotator
-            check_terms(db, self.project, lease.purpose, terms)
+            require_valid_terms(db, self.project, lease.purpose, terms)
             judgement = replace(
                 judgement,
                 display_order=tuple(json.loads(lease.shown)),
@@ -170,7 +170,7 @@ class AssignmentQueue:
             earlier_row = find_row_by_key(db, self.project, judgement.kind, key)
             seq = self.store.record(self.project, lease.item, judgement, annotator=annotator, key=key)
             if earlier_row is None:  # else it was sent before, and may have been retracted since
-                own_leases = item_lease_condition(self.project, pseudonym, lease.item, lease.purpose)
+                own_leases = build_item_lease_condition(self.project, pseudonym, lease.item, lease.purpose)
                 close_leases(db, self.project, own_leases, "returned")
                 db.execute(update(leases).where(leases.c.token == token).values(state="judged", vote=seq))
                 discard_draft(db, lease)
@@ -201,7 +201,7 @@ class AssignmentQueue:
                     close_leases(
                         db,
                         self.project,
-                        item_lease_condition(self.project, pseudonym, lease.item, "repeat"),
+                        build_item_lease_condition(self.project, pseudonym, lease.item, "repeat"),
                         "returned",
                     )
                 reopen_lease(db, lease, self.clock())
@@ -262,7 +262,7 @@ class AssignmentQueue:
             if lease.state != "judged":
                 save_draft(db, lease, content)
 
-    def read_progress(self, annotator: str, refresh: bool = False) -> QueueProgress:
+    def read_progress(self, annotator: str, recount_totals: bool = False) -> QueueProgress:
         """Return the progress of an annotator and the project.
 
         Args:
@@ -271,7 +271,7 @@ class AssignmentQueue:
         with self.store.reading() as db:
             own_rankings = self._count_rankings(db, self._find_pseudonym(db, annotator))
             summed_at, rankings_done, rankings_wanted = self._sums
-            if refresh or self.clock() - summed_at > SUMS_CACHE_S:
+            if recount_totals or self.clock() - summed_at > SUMS_CACHE_S:
                 capped_rankings = case((work.c.judged < work.c.wanted, work.c.judged), else_=work.c.wanted)
                 sums = select(func.coalesce(func.sum(capped_rankings), 0), func.coalesce(func.sum(work.c.wanted), 0))
                 rankings_done, rankings_wanted = map(int, db.execute(sums.where(work.c.project == self.project)).one())
@@ -304,7 +304,7 @@ class AssignmentQueue:
             return held_task
         if self._has_reached_quota(db, pseudonym) or read_state(db, self.project) != "open":
             return None
-        number = next_lease_number(db, self.project, pseudonym)
+        number = compute_next_lease_number(db, self.project, pseudonym)
         settings = read_settings(db, self.project)
         choice = choose_item(db, self.project, pseudonym, number, settings)
         if choice.item is None:
@@ -321,7 +321,7 @@ class AssignmentQueue:
         item = choose_review(db, self.project, self._contested[1])
         if item is None:
             return None
-        number = next_lease_number(db, self.project, pseudonym)
+        number = compute_next_lease_number(db, self.project, pseudonym)
         return read_task(db, grant_lease(db, self.project, pseudonym, number, "review", item, (), self.clock()))
 
     def _take_held(self, db: Connection, pseudonym: str, condition: ColumnElement[bool]) -> AnnotationTask | None:
@@ -339,7 +339,11 @@ class AssignmentQueue:
 
     def _count_rankings(self, db: Connection, pseudonym: str) -> int:
         """Return the number of the annotator's standing rankings."""
-        conditions = (standing_condition(self.project), ledger.c.kind == "ranking", ledger.c.annotator == pseudonym)
+        conditions = (
+            build_standing_vote_condition(self.project),
+            ledger.c.kind == "ranking",
+            ledger.c.annotator == pseudonym,
+        )
         return db.execute(select(func.count()).select_from(ledger).where(*conditions)).scalar_one()
 
     def _has_reached_quota(self, db: Connection, pseudonym: str) -> bool:

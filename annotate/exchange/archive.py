@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Table, insert, select
 
 from align.annotate.store import ChainHead, Store
 from align.annotate.store.connections import SCHEMA_VERSION
-from align.annotate.store.integrity import recount
+from align.annotate.store.integrity import correct_counters
 from align.annotate.store.tables import invitations, ledger, metadata, projects, sessions, store_meta
 from align.core.errors import CorruptFile, InputError, StorageError, require, require_schema_version
 from align.core.outputs import atomic_file
@@ -33,12 +33,12 @@ ROWS_PER_INSERT = 500
 REMEDY = "Take another backup; this one cannot be trusted."
 
 
-def list_tables() -> list[Table]:
+def list_backed_up_tables() -> list[Table]:
     """Return the tables to back up, referenced tables first. Schema version, sessions and invitations are left out."""
     return [table for table in metadata.sorted_tables if table not in (store_meta, sessions, invitations)]
 
 
-def backup(store: Store, path: Path) -> dict[str, Any]:
+def write_store_backup(store: Store, path: Path) -> dict[str, Any]:
     """Write a consistent backup of the store to a new gzip file, which appears only when it is complete.
 
     Returns the header, with the number of rows.
@@ -61,7 +61,7 @@ def backup(store: Store, path: Path) -> dict[str, Any]:
                 **asdict(store.verify()),
             }
             with gzip.open(raw, "wt", encoding="utf-8") as file:
-                rows = write_lines(file, header, connection)
+                rows = write_backup_lines(file, header, connection)
     except InputError:
         raise
     except FileExistsError as error:
@@ -72,7 +72,7 @@ def backup(store: Store, path: Path) -> dict[str, Any]:
     return header | {"rows": rows}
 
 
-def write_lines(file: TextIO, header: dict[str, Any], connection: Connection) -> int:
+def write_backup_lines(file: TextIO, header: dict[str, Any], connection: Connection) -> int:
     """Write a backup's header, a JSON line for each row of each table, and the checksum. Returns the number of rows."""
     digest = hashlib.sha256()
     rows = 0
@@ -83,7 +83,7 @@ def write_lines(file: TextIO, header: dict[str, Any], connection: Connection) ->
         file.write(text)
 
     write_line(header)
-    for table in list_tables():
+    for table in list_backed_up_tables():
         sort_columns = [ledger.c.seq] if table is ledger else list(table.primary_key.columns)
         for row in connection.execute(select(table).order_by(*sort_columns)).mappings():
             write_line({"table": table.name, "row": dict(row)})
@@ -92,7 +92,7 @@ def write_lines(file: TextIO, header: dict[str, Any], connection: Connection) ->
     return rows
 
 
-def restore(store: Store, path: Path) -> ChainHead:
+def restore_store(store: Store, path: Path) -> ChainHead:
     """Fill an empty store from a backup in one transaction, and check every hash before the commit. Returns the
     ledger's head.
 
@@ -109,14 +109,14 @@ def restore(store: Store, path: Path) -> ChainHead:
     )
     require_schema_version(header.get("schema_version"), SCHEMA_VERSION, "stage.path", str(path), remedy)
     with store.transaction() as connection:
-        for table in list_tables():
+        for table in list_backed_up_tables():
             if connection.execute(select(table).limit(1)).first() is not None:
                 remedy = "Restore into a store that does not exist yet."
                 raise InputError("store.url", store.masked_url, f"the store is not empty ({table.name})", remedy)
         insert_rows(path, header, lines, connection)
         head = store.verify(ChainHead(header["seq"], header["hash"]))
         for project in connection.execute(select(projects.c.name)).scalars().all():
-            recount(connection, project)
+            correct_counters(connection, project)
         return head
 
 
@@ -124,7 +124,7 @@ def insert_rows(
     path: Path, header: dict[str, Any], lines: Iterable[tuple[int, dict[str, Any]]], connection: Connection
 ) -> None:
     """Insert a backup's rows into an empty store's tables. Raises CorruptFile if they do not fit its checksum."""
-    tables_by_name = {table.name: table for table in list_tables()}
+    tables_by_name = {table.name: table for table in list_backed_up_tables()}
     batch: list[dict[str, Any]] = []
     digest = hashlib.sha256((json.dumps(header) + "\n").encode())
     rows = 0

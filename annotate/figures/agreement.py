@@ -77,25 +77,25 @@ def compute_directions(vote: Vote, ids: Sequence[str]) -> list[int]:
 
 
 def build_item_ratings(
-    votes: Iterable[Vote], candidates: Mapping[str, Sequence[str]], strength: bool = False
+    votes: Iterable[Vote], candidates: Mapping[str, Sequence[str]], use_strengths: bool = False
 ) -> list[ItemRatings]:
     """Group the votes of items that at least two annotators ranked, in the order of their first votes.
 
     Args:
         votes: standing rankings, one for each annotator and item.
         candidates: candidate ids by item, in the order of positions.
-        strength: whether to use the signed strength instead of the direction. Only votes with a strength on items with
-            two candidates count then.
+        use_strengths: whether to use the signed strength instead of the direction. Only votes with a strength on items
+            with two candidates count then.
     """
     by_item: dict[str, list[Vote]] = defaultdict(list)
     for vote in votes:
-        if not strength or (vote.strength is not None and len(candidates[vote.item]) == 2):
+        if not use_strengths or (vote.strength is not None and len(candidates[vote.item]) == 2):
             by_item[vote.item].append(vote)
     rated_items = []
     for item, item_votes in by_item.items():
         if len(item_votes) > 1:
             rows = [compute_directions(vote, candidates[item]) for vote in item_votes]
-            scale = np.array([[vote.strength if strength else 1] for vote in item_votes], dtype=np.int64)
+            scale = np.array([[vote.strength if use_strengths else 1] for vote in item_votes], dtype=np.int64)
             names = tuple(vote.annotator for vote in item_votes)
             seqs = tuple(vote.seq for vote in item_votes)
             rated_items.append(ItemRatings(item, names, seqs, np.array(rows, dtype=np.int64) * scale))
@@ -280,7 +280,7 @@ def compute_kappas(directions: Sequence[ItemRatings], strengths: Sequence[ItemRa
             shared.items,
             int(shared.table_VV.sum()),
             compute_kappa(shared.table_VV),
-            compute_kappa(strength_tables.get(pair, no_shared_items).table_VV, quadratic=True),
+            compute_kappa(strength_tables.get(pair, no_shared_items).table_VV, has_quadratic_weights=True),
         )
         for pair, shared in direction_tables.items()
         if shared.items >= SHARED_ITEMS
@@ -288,16 +288,16 @@ def compute_kappas(directions: Sequence[ItemRatings], strengths: Sequence[ItemRa
     return sorted(results, key=lambda result: (-result.items, result.annotators))
 
 
-def compute_kappa(table_VV: NDArray[np.int64], quadratic: bool = False) -> float | Undefined:
+def compute_kappa(table_VV: NDArray[np.int64], has_quadratic_weights: bool = False) -> float | Undefined:
     """Compute Cohen's kappa of two annotators; see `align.ops.agreement.cohen_kappas`.
 
     Args:
         table_VV: number of units by the first annotator's rating (row) and the second's (column), in ascending order.
-        quadratic: whether differences weigh by their square.
+        has_quadratic_weights: whether differences weigh by their square.
     """
     if not table_VV.any():
         return NO_STRENGTHS
-    value = float(cohen_kappas(table_VV[None], quadratic)[0])
+    value = float(cohen_kappas(table_VV[None], has_quadratic_weights)[0])
     return UNANIMOUS if math.isnan(value) else value
 
 

@@ -32,7 +32,7 @@ from align.annotate.figures.people import (
     to_csv,
 )
 from align.annotate.store import Store, Vote
-from align.annotate.store.ledger import VOTE_KINDS, check_project
+from align.annotate.store.ledger import VOTE_KINDS, require_known_project
 from align.annotate.store.records import parse_vote
 from align.annotate.store.tables import annotators, candidates, ledger, work
 
@@ -93,7 +93,7 @@ def read_view(store: Store, project: str) -> ProjectView:
         InputError: unknown project.
     """
     with store.reading() as db:
-        check_project(db, project)
+        require_known_project(db, project)
         vote_conditions = (ledger.c.project == project, ledger.c.kind.in_(VOTE_KINDS))
         votes = [
             parse_vote(row, None) for row in db.execute(select(ledger).where(*vote_conditions).order_by(ledger.c.seq))
@@ -160,7 +160,7 @@ def compute_view_figures(view: ProjectView, project: str) -> dict[str, Any]:
     work = view.work
     summaries = summarize_annotators(view)
     directions = build_item_ratings(work, view.candidates)
-    strengths = build_item_ratings(work, view.candidates, strength=True)
+    strengths = build_item_ratings(work, view.candidates, use_strengths=True)
     return as_json(
         {
             "project": project,

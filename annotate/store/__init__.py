@@ -14,7 +14,7 @@ integrity         checks of chain and contents
 """
 
 from align.annotate.store.database import AlreadyJudged, Store
-from align.annotate.store.projects import ProjectSettings, configure, publish_guidelines
+from align.annotate.store.projects import ProjectSettings, configure_project, publish_guidelines
 from align.annotate.store.records import AnnotationItem, Candidate, Judgement, Vote, replace_unwritable
 from align.core.chain import ChainHead
 
@@ -27,7 +27,7 @@ __all__ = [
     "ProjectSettings",
     "Store",
     "Vote",
-    "configure",
+    "configure_project",
     "publish_guidelines",
     "replace_unwritable",
 ]

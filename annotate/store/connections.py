@@ -45,12 +45,12 @@ SERVING_LOCK = 7861
 """Key of PostgreSQL's advisory lock that a server holds on its database."""
 
 
-def connect(url: str, create: bool = True) -> Engine:
+def open_store_engine(url: str, create_if_missing: bool = True) -> Engine:
     """Return a SQLAlchemy engine for the store at `url`, and create the tables in an empty database.
 
     Args:
         url: a SQLAlchemy URL.
-        create: whether to create the database file and the tables if they do not exist. Readers pass False.
+        create_if_missing: whether to create the database file and the tables if they do not exist. Readers pass False.
 
     Raises:
         InputError: not a URL, no driver, no store at the URL, another program's database, or another schema version.
@@ -63,10 +63,10 @@ def connect(url: str, create: bool = True) -> Engine:
         raise InputError("store.url", url, "not a database URL", EXAMPLES) from error
     # For messages: without the password, and without parameters that may hold one.
     masked_url = hide_password(parsed.render_as_string(hide_password=False))
-    engine = _create_engine(parsed, masked_url, create)
+    engine = _create_engine(parsed, masked_url, create_if_missing)
     try:
         with translate_database_errors(masked_url):
-            _create_or_check_tables(engine, masked_url, create)
+            _create_or_check_tables(engine, masked_url, create_if_missing)
     except BaseException:
         engine.dispose()
         raise

@@ -12,15 +12,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, exists, func, insert, select, update
 
-from align.annotate.store.connections import StoreConnections, connect
+from align.annotate.store.connections import StoreConnections, open_store_engine
 from align.annotate.store.erasure import remove_member
-from align.annotate.store.integrity import verify
+from align.annotate.store.integrity import verify_store
 from align.annotate.store.ledger import (
     VOTE_KINDS,
     add_to_counters,
-    append_row,
-    check_item,
-    check_project,
+    append_ledger_row,
+    build_standing_vote_condition,
     close_leases,
     ensure_annotator,
     find_annotator,
@@ -29,8 +28,9 @@ from align.annotate.store.ledger import (
     find_row_by_key,
     is_counted,
     list_project_names,
-    read_head,
-    standing_condition,
+    read_ledger_head,
+    require_known_item,
+    require_known_project,
 )
 from align.annotate.store.projects import ensure_project, read_settings, read_settings_history
 from align.annotate.store.records import (
@@ -82,9 +82,13 @@ class Store(StoreConnections):
     """
 
     @classmethod
-    def open(cls, url: str, create: bool = True) -> Store:
-        """Open the store at a SQLAlchemy URL. With `create`, creates it if it does not exist. Raises as `connect`."""
-        return cls(connect(url, create))
+    def open(cls, url: str, create_if_missing: bool = True) -> Store:
+        """Open the annotation store at a SQLAlchemy URL. Raises as `open_store_engine`.
+
+        Args:
+            create_if_missing: whether to create the database file and the tables if they do not exist.
+        """
+        return cls(open_store_engine(url, create_if_missing))
 
     # Writing
 
@@ -126,7 +130,7 @@ class Store(StoreConnections):
         with self.transaction() as connection:
             existing_row = find_row_by_key(connection, project, "candidates", key)
             if existing_row is not None:
-                check_same_item(connection, existing_row, prompt, answers, gold)
+                require_same_content(connection, existing_row, prompt, answers, gold)
                 set_priority(connection, project, item, priority)
                 return item
             settings = ensure_project(connection, project)
@@ -134,7 +138,7 @@ class Store(StoreConnections):
             candidate_rows = [build_candidate_row(project, item, k, answer) for k, answer in enumerate(answers)]
             connection.execute(insert(prompts), prompt_columns)
             connection.execute(insert(candidates), candidate_rows)
-            append_row(
+            append_ledger_row(
                 connection,
                 project,
                 "candidates",
@@ -181,18 +185,18 @@ class Store(StoreConnections):
                 if not is_same_vote(connection, existing_row, item, person.pseudonym, judgement):
                     raise InputError("key", key, "it was used for another judgement", "Send a fresh key.")
                 return existing_row.seq
-            check_judgement(connection, project, item, judgement)
-            check_not_judged(connection, project, item, person.pseudonym, judgement.purpose)
+            require_valid_judgement(connection, project, item, judgement)
+            require_not_judged(connection, project, item, person.pseudonym, judgement.purpose)
             payload = judgement.to_payload() | {"annotator_digest": hash_with_salt(person.salt, annotator)}
             if remark := judgement.to_remark():
                 salt = secrets.token_hex(16)
-                row = {"project": project, "seq": read_head(connection).seq + 1, "item": item}
+                row = {"project": project, "seq": read_ledger_head(connection).seq + 1, "item": item}
                 row |= {"annotator": person.pseudonym, "content": remark, "salt": salt}
                 connection.execute(insert(remarks), row)
                 payload["remark"] = hash_with_salt(salt, remark)
             if is_counted(judgement):
                 add_to_counters(connection, project, item, judged=1)
-            return append_row(
+            return append_ledger_row(
                 connection, project, judgement.kind, payload, item=item, annotator=person.pseudonym, key=key
             )
 
@@ -205,14 +209,14 @@ class Store(StoreConnections):
         with self.transaction() as connection:
             row = connection.execute(select(ledger).where(ledger.c.project == project, ledger.c.seq == seq)).first()
             if row is None or row.kind not in VOTE_KINDS:
-                check_project(connection, project)
+                require_known_project(connection, project)
                 raise InputError("seq", seq, f"it is no judgement of project {project}", "Give a vote's seq.")
             retraction = connection.execute(select(ledger.c.seq).where(ledger.c.retracts == seq)).scalar()
             if retraction is not None:
                 return retraction
             if is_counted(parse_vote(row, None)):
                 add_to_counters(connection, project, row.item, judged=-1)
-            return append_row(
+            return append_ledger_row(
                 connection, project, "retraction", {}, item=row.item, annotator=row.annotator, retracts=seq
             )
 
@@ -225,7 +229,7 @@ class Store(StoreConnections):
             InputError: unknown project or item.
         """
         with self.transaction() as connection:
-            check_item(connection, project, item)
+            require_known_item(connection, project, item)
             tombstone = find_item_tombstone(connection, project, item)
             if tombstone is not None:
                 return tombstone
@@ -235,7 +239,7 @@ class Store(StoreConnections):
             for table in (remarks, drafts, work, leases):
                 connection.execute(delete(table).where(table.c.project == project, table.c.item == item))
             self.note_erasure()
-            return append_row(connection, project, "erasure", {"what": "item"}, item=item)
+            return append_ledger_row(connection, project, "erasure", {"what": "item"}, item=item)
 
     def erase_annotator(self, project: str, pseudonym: str) -> int:
         """Erase an annotator's identity and texts, and return their open items to the queue. Returns the seq of the
@@ -251,14 +255,14 @@ class Store(StoreConnections):
             conditions = (annotators.c.project == project, annotators.c.pseudonym == pseudonym)
             name = connection.execute(delete(annotators).where(*conditions).returning(annotators.c.identity)).scalar()
             if name is None:
-                check_project(connection, project)
-                raise unknown_annotator_error(project, pseudonym)
+                require_known_project(connection, project)
+                raise build_unknown_annotator_error(project, pseudonym)
             remove_member(connection, project, name)
             for table in (remarks, drafts):
                 connection.execute(delete(table).where(table.c.project == project, table.c.annotator == pseudonym))
             close_leases(connection, project, leases.c.annotator == pseudonym)
             self.note_erasure()
-            return append_row(connection, project, "erasure", {"what": "annotator"}, annotator=pseudonym)
+            return append_ledger_row(connection, project, "erasure", {"what": "annotator"}, annotator=pseudonym)
 
     def erase_project(self, project: str) -> int:
         """Erase a project for good: its items, annotators, their texts, guidelines, settings, and the key from which
@@ -271,7 +275,7 @@ class Store(StoreConnections):
             InputError: unknown project.
         """
         with self.transaction() as connection:
-            check_project(connection, project)
+            require_known_project(connection, project)
             tombstone = find_project_tombstone(connection, project)
             if tombstone is not None:
                 return tombstone
@@ -285,7 +289,7 @@ class Store(StoreConnections):
                     connection.execute(delete(table).where(table.c.project == project))
             connection.execute(delete(projects).where(projects.c.name == project))
             self.note_erasure()
-            return append_row(connection, project, "erasure", {"what": "project"})
+            return append_ledger_row(connection, project, "erasure", {"what": "project"})
 
     # Reading
 
@@ -298,7 +302,7 @@ class Store(StoreConnections):
         with self.reading() as connection:
             key = connection.execute(select(project_keys.c.key).where(project_keys.c.project == project)).scalar()
             if key is None:
-                check_project(connection, project)
+                require_known_project(connection, project)
                 return None
             return bytes.fromhex(key)
 
@@ -310,7 +314,7 @@ class Store(StoreConnections):
             InputError: unknown project.
         """
         with self.reading() as connection:
-            check_project(connection, project)
+            require_known_project(connection, project)
         return self._iter_items(project)
 
     def _iter_items(self, project: str) -> Iterator[AnnotationItem]:
@@ -345,9 +349,11 @@ class Store(StoreConnections):
         item_exists = exists().where(prompts.c.project == ledger.c.project, prompts.c.id == ledger.c.item)
         same_vote = (remarks.c.project == ledger.c.project) & (remarks.c.seq == ledger.c.seq)
         query = select(ledger, remarks.c.content).outerjoin(remarks, same_vote)
-        query = query.where(standing_condition(project), ledger.c.kind == kind, item_exists).order_by(ledger.c.seq)
+        query = query.where(build_standing_vote_condition(project), ledger.c.kind == kind, item_exists).order_by(
+            ledger.c.seq
+        )
         with self.reading() as connection:
-            check_project(connection, project)
+            require_known_project(connection, project)
             return [parse_vote(row, row.content) for row in connection.execute(query)]
 
     def projects(self) -> list[str]:
@@ -358,7 +364,7 @@ class Store(StoreConnections):
     def entries(self, project: str) -> list[dict[str, Any]]:
         """Return the project's rows of the ledger as they are hashed, in ledger order. Raises as `items`."""
         with self.reading() as connection:
-            check_project(connection, project)
+            require_known_project(connection, project)
             rows = select(ledger).where(ledger.c.project == project).order_by(ledger.c.seq)
             return [dict(row) for row in connection.execute(rows).mappings()]
 
@@ -385,8 +391,8 @@ class Store(StoreConnections):
         """
         with self.reading() as connection:
             if project is not None:
-                check_project(connection, project)
-            return read_head(connection, project)
+                require_known_project(connection, project)
+            return read_ledger_head(connection, project)
 
     def verify(self, expected: ChainHead | None = None) -> ChainHead:
         """Check every hash of the ledger and all contents that were not erased. Returns the head.
@@ -399,7 +405,7 @@ class Store(StoreConnections):
             CorruptFile: `value` is the first bad row's seq.
         """
         with self.reading() as connection:
-            return verify(connection, expected)
+            return verify_store(connection, expected)
 
 
 def make_item_id(project: str, key: str) -> str:
@@ -421,7 +427,7 @@ def read_item(connection: Connection, project: str, id: str) -> AnnotationItem:
     query = select(prompts).where(prompts.c.project == project, prompts.c.id == id)
     row = connection.execute(query).mappings().first()
     if row is None:
-        check_item(connection, project, id)
+        require_known_item(connection, project, id)
         raise InputError("item", id, "it was erased", "Take another.")
     candidate_conditions = (candidates.c.project == project, candidates.c.prompt_id == id)
     return build_item_from_rows(
@@ -429,7 +435,7 @@ def read_item(connection: Connection, project: str, id: str) -> AnnotationItem:
     )
 
 
-def unknown_annotator_error(project: str, name: str) -> InputError:
+def build_unknown_annotator_error(project: str, name: str) -> InputError:
     """Return the error for a name or pseudonym that is unknown in the project."""
     remedy = "Check the spelling; an erased one is not known any more."
     return InputError("annotator", name, f"project {project} knows no such annotator", remedy)
@@ -438,7 +444,7 @@ def unknown_annotator_error(project: str, name: str) -> InputError:
 # Checks before a write, because a row of the ledger cannot be corrected
 
 
-def check_same_item(
+def require_same_content(
     connection: Connection, row: Row[Any], prompt: Conversation, answers: Sequence[Candidate], gold: dict[str, Any]
 ) -> None:
     """Raise InputError unless the row's item has exactly this content. An erased item passes."""
@@ -469,12 +475,12 @@ def is_same_vote(connection: Connection, row: Row[Any], item: str, annotator: st
     return (row.item, row.annotator, recorded) == (item, annotator, payload)
 
 
-def check_judgement(connection: Connection, project: str, item: str, judgement: Judgement) -> None:
+def require_valid_judgement(connection: Connection, project: str, item: str, judgement: Judgement) -> None:
     """Raise InputError unless the item exists and the judgement is possible in its project.
 
     Types and ranges of the other values of a request are checked by `web.routes.JudgementBody`.
     """
-    check_item(connection, project, item)
+    require_known_item(connection, project, item)
     conditions = (candidates.c.project == project, candidates.c.prompt_id == item)
     candidate_ids = sorted(connection.execute(select(candidates.c.id).where(*conditions)).scalars())
     require(bool(candidate_ids), "item", item, "it was erased", "Rank another.")
@@ -511,13 +517,13 @@ def check_judgement(connection: Connection, project: str, item: str, judgement: 
         require(is_complete, "tiers", [list(tier) for tier in tiers], problem, remedy)
 
 
-def check_not_judged(connection: Connection, project: str, item: str, annotator: str, purpose: str) -> None:
+def require_not_judged(connection: Connection, project: str, item: str, annotator: str, purpose: str) -> None:
     """Raise AlreadyJudged if a judgement by the annotator of the same kind stands.
 
     There may be one first judgement, one repeat and one review of an item. A repeat needs a first judgement, else
     InputError is raised. A review is a second judgement, by a reviewer who may have judged the item like any annotator.
     """
-    conditions = (standing_condition(project), ledger.c.item == item, ledger.c.annotator == annotator)
+    conditions = (build_standing_vote_condition(project), ledger.c.item == item, ledger.c.annotator == annotator)
     rows = connection.execute(select(ledger.c.seq, ledger.c.payload).where(*conditions).order_by(ledger.c.seq)).all()
     seqs_by_kind: dict[str, list[int]] = {"first": [], "repeat": [], "review": []}
     for seq, payload in rows:

@@ -11,10 +11,10 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, exists, select, t
 
 from align.annotate.store.ledger import (
     VOTE_KINDS,
-    check_item,
-    check_project,
     find_item_tombstone,
     find_project_tombstone,
+    require_known_item,
+    require_known_project,
 )
 from align.annotate.store.records import AnnotationItem
 from align.annotate.store.tables import annotators, invitations, ledger, members, remarks, users
@@ -68,7 +68,7 @@ def find_erasure_target(store: Store, project: str, kind: str, identifier: str) 
         InputError: the project or the subject is unknown.
     """
     with store.reading() as connection:
-        check_project(connection, project)
+        require_known_project(connection, project)
         if kind == ITEM:
             return find_item_target(store, connection, project, identifier)
         if kind == ANNOTATOR:
@@ -77,7 +77,7 @@ def find_erasure_target(store: Store, project: str, kind: str, identifier: str) 
 
 
 def find_item_target(store: Store, connection: Connection, project: str, id: str) -> ErasureTarget:
-    check_item(connection, project, id)
+    require_known_item(connection, project, id)
     item_texts = set[str]()
     other_texts = set[str]()
     answers = 0
@@ -175,7 +175,7 @@ def read_remarks(connection: Connection, project: str, condition: ColumnElement[
     return Remarks(len(contents), frozenset(texts))
 
 
-def erase(store: Store, target: ErasureTarget) -> None:
+def erase_target(store: Store, target: ErasureTarget) -> None:
     """Erase an item, an annotator or a project from the store, in one transaction. Contents that were erased before are
     skipped.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from align.annotate.store.ledger import VOTE_KINDS, LedgerEntry, is_counted, standing_condition
+from align.annotate.store.ledger import VOTE_KINDS, LedgerEntry, build_standing_vote_condition, is_counted
 from align.annotate.store.projects import ProjectSettings, ensure_project, read_settings
 from align.annotate.store.records import RESTORE_REMEDY, build_item_payload, build_work_row, parse_vote
 from align.annotate.store.tables import (
@@ -36,7 +36,7 @@ Subject = tuple[str, str]
 """(project, item id or pseudonym); the second is empty for a whole project."""
 
 
-def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHead:
+def verify_store(connection: Connection, expected: ChainHead | None = None) -> ChainHead:
     """Check the hash chain of the ledger from its first row, and that the store's contents match it. Returns its head.
 
     Args:
@@ -72,7 +72,7 @@ def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHe
         head = advance(head, entry, FIELD, RESTORE_REMEDY)
         payload = json.loads(entry.payload)
         if expected is not None and entry.seq == expected.seq and entry.hash != expected.hash:
-            raise corrupt_row_error(entry.seq, "its hash differs from that of the expected head")
+            raise build_corrupt_row_error(entry.seq, "its hash differs from that of the expected head")
         if entry.kind == "candidates":
             check_item_contents(entry, payload, payloads, erased)
         elif entry.kind in VOTE_KINDS:
@@ -82,7 +82,7 @@ def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHe
             if (entry.project, "") not in erased:
                 text = guideline_texts.pop((entry.project, payload["version"]), None)
                 if text is None or hashlib.sha256(text.encode()).hexdigest() != payload["digest"]:
-                    raise corrupt_row_error(entry.seq, "the guidelines are not those that were published")
+                    raise build_corrupt_row_error(entry.seq, "the guidelines are not those that were published")
         elif entry.kind == "settings":
             changes[entry.project] |= payload
         elif entry.kind == "erasure":
@@ -93,10 +93,10 @@ def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHe
                 else {(name, "") for name, _ in {*payloads, *annotators_by_subject, *guideline_texts}}
             )
             if (project, subject) in existing_subjects:
-                raise corrupt_row_error(entry.seq, f"what it erased exists again ({subject or project})")
+                raise build_corrupt_row_error(entry.seq, f"what it erased exists again ({subject or project})")
         mentioned |= {(entry.project, entry.item or ""), (entry.project, entry.annotator or "")}
     if expected is not None and head.seq < expected.seq:
-        raise corrupt_row_error(
+        raise build_corrupt_row_error(
             head.seq + 1, f"the ledger's tail is cut: it ends at seq {head.seq}, not {expected.seq}"
         )
     # Annotators are not checked: one who has not voted yet is in no row.
@@ -122,7 +122,7 @@ def get_erased_subject(entry: LedgerEntry) -> Subject:
     return entry.project, entry.item or entry.annotator or ""
 
 
-def corrupt_row_error(seq: int, problem: str) -> CorruptFile:
+def build_corrupt_row_error(seq: int, problem: str) -> CorruptFile:
     """Build the error about the first bad row of the ledger."""
     return CorruptFile(FIELD, seq, problem, RESTORE_REMEDY)
 
@@ -135,9 +135,9 @@ def check_item_contents(
         return
     contents = items.get((entry.project, entry.item or ""))
     if contents is None:
-        raise corrupt_row_error(entry.seq, f"the contents of item {entry.item} are missing, but were not erased")
+        raise build_corrupt_row_error(entry.seq, f"the contents of item {entry.item} are missing, but were not erased")
     if not contents.items() <= payload.items():
-        raise corrupt_row_error(entry.seq, f"the contents of item {entry.item} are not those that were added")
+        raise build_corrupt_row_error(entry.seq, f"the contents of item {entry.item} are not those that were added")
 
 
 def check_voter(
@@ -148,9 +148,11 @@ def check_voter(
     annotator = people.get(subject)
     if annotator is None:
         if subject not in erased:
-            raise corrupt_row_error(entry.seq, f"annotator {entry.annotator} is missing, but was not erased")
+            raise build_corrupt_row_error(entry.seq, f"annotator {entry.annotator} is missing, but was not erased")
     elif hash_with_salt(annotator.salt, annotator.identity) != payload["annotator_digest"]:
-        raise corrupt_row_error(entry.seq, f"annotator {entry.annotator} has another identity than when they judged")
+        raise build_corrupt_row_error(
+            entry.seq, f"annotator {entry.annotator} has another identity than when they judged"
+        )
 
 
 def check_remark(
@@ -161,11 +163,11 @@ def check_remark(
     erasures = {(entry.project, entry.item or ""), (entry.project, entry.annotator or "")} & erased.keys()
     if row is None:
         if digest is not None and not erasures:
-            raise corrupt_row_error(entry.seq, "the annotator's text is missing, but was not erased")
+            raise build_corrupt_row_error(entry.seq, "the annotator's text is missing, but was not erased")
     elif erasures or digest != hash_with_salt(row.salt, row.content):
-        raise corrupt_row_error(entry.seq, "the annotator's text is not the one that the ledger records")
+        raise build_corrupt_row_error(entry.seq, "the annotator's text is not the one that the ledger records")
     elif (row.item, row.annotator) != (entry.item, entry.annotator):
-        raise corrupt_row_error(entry.seq, "the annotator's text belongs to another vote")
+        raise build_corrupt_row_error(entry.seq, "the annotator's text belongs to another vote")
 
 
 def check_projects(
@@ -196,14 +198,16 @@ def check_projects(
             raise CorruptFile("project_keys", project, problem, RESTORE_REMEDY)
 
 
-def recount(connection: Connection, project: str) -> int:
+def correct_counters(connection: Connection, project: str) -> int:
     """Correct the counters of votes and leases in a project's rows of `work`, and create missing rows. Returns how many
     rows were wrong.
 
-    Counters are written in the transactions that change what they count, so they should never be wrong; `restore`
+    Counters are written in the transactions that change what they count, so they should never be wrong; `restore_store`
     recounts as a precaution.
     """
-    votes = connection.execute(select(ledger).where(standing_condition(project), ledger.c.kind == "ranking")).all()
+    votes = connection.execute(
+        select(ledger).where(build_standing_vote_condition(project), ledger.c.kind == "ranking")
+    ).all()
     judged_by_item = Counter(row.item for row in votes if is_counted(parse_vote(row, None)))
     lease_conditions = (leases.c.project == project, leases.c.state == "open", leases.c.purpose == "work")
     leased_by_item = Counter(connection.execute(select(leases.c.item).where(*lease_conditions)).scalars())

@@ -62,13 +62,13 @@ class LedgerEntry:
         return tuple(getattr(self, field.name) for field in fields(self) if field.name not in ("prev_hash", "hash"))
 
 
-def append_row(connection: Connection, project: str, kind: str, payload: dict[str, Any], **columns: Any) -> int:
+def append_ledger_row(connection: Connection, project: str, kind: str, payload: dict[str, Any], **columns: Any) -> int:
     """Insert the ledger's next row, chained to the last one by its hash. Returns its seq.
 
     Args:
         columns: any of item, annotator, key, retracts.
     """
-    head = read_head(connection)
+    head = read_ledger_head(connection)
     columns = {"item": None, "annotator": None, "key": None, "retracts": None, **columns}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     text = to_canonical_json(payload)
@@ -77,7 +77,7 @@ def append_row(connection: Connection, project: str, kind: str, payload: dict[st
     return entry.seq
 
 
-def read_head(connection: Connection, project: str | None = None, votes_only: bool = False) -> ChainHead:
+def read_ledger_head(connection: Connection, project: str | None = None, votes_only: bool = False) -> ChainHead:
     """Return the ledger's last row. Returns `ChainHead(0, GENESIS)` if it is empty.
 
     Args:
@@ -93,7 +93,7 @@ def read_head(connection: Connection, project: str | None = None, votes_only: bo
     return ChainHead(0, GENESIS) if row is None else ChainHead(row.seq, row.hash)
 
 
-def standing_condition(project: str, row: Any = ledger) -> ColumnElement[bool]:
+def build_standing_vote_condition(project: str, row: Any = ledger) -> ColumnElement[bool]:
     """Build the SQL condition of a project's judgements that were not retracted."""
     retraction = ledger.alias("retraction")
     return (row.c.project == project) & row.c.kind.in_(VOTE_KINDS) & ~exists().where(retraction.c.retracts == row.c.seq)
@@ -124,7 +124,7 @@ def list_project_names(connection: Connection) -> list[str]:
     return list(connection.execute(select(ledger.c.project).distinct().order_by(ledger.c.project)).scalars())
 
 
-def check_project(connection: Connection, project: str) -> None:
+def require_known_project(connection: Connection, project: str) -> None:
     """Raise InputError if the store has no such project. An erased project passes."""
     if connection.execute(select(ledger.c.seq).where(ledger.c.project == project).limit(1)).first() is None:
         names = list_project_names(connection)
@@ -132,11 +132,11 @@ def check_project(connection: Connection, project: str) -> None:
         raise InputError("project", project, "the store has no such project", remedy)
 
 
-def check_item(connection: Connection, project: str, item: str) -> None:
+def require_known_item(connection: Connection, project: str, item: str) -> None:
     """Raise InputError if the project has no such item. An erased item passes."""
     conditions = (ledger.c.project == project, ledger.c.kind == "candidates", ledger.c.item == item)
     if connection.execute(select(ledger.c.seq).where(*conditions)).first() is None:
-        check_project(connection, project)
+        require_known_project(connection, project)
         raise InputError("item", item, f"project {project} has no such item", "Take an id that the store gave.")
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection, insert, select, update
 
-from align.annotate.store.ledger import append_row, check_project, find_project_tombstone
+from align.annotate.store.ledger import append_ledger_row, find_project_tombstone, require_known_project
 from align.annotate.store.records import RESTORE_REMEDY, check_text, hash_to_fraction
 from align.annotate.store.tables import guidelines, ledger, project_keys, projects, work
 from align.core.chain import to_canonical_json
@@ -174,7 +174,7 @@ def read_settings(connection: Connection, project: str) -> ProjectSettings:
     """
     text = connection.execute(select(projects.c.settings).where(projects.c.name == project)).scalar()
     if text is None:
-        check_project(connection, project)
+        require_known_project(connection, project)
         return ProjectSettings()
     try:
         return ProjectSettings.from_json(json.loads(text))
@@ -193,13 +193,13 @@ def ensure_project(connection: Connection, project: str) -> ProjectSettings:
     if connection.execute(select(projects.c.name).where(projects.c.name == project)).first() is None:
         require(bool(project.strip()), "project", project, "it is empty", "Name one, for instance project=quickstart.")
         check_text("project", project, 200)
-        check_not_erased(connection, project)
+        require_not_erased(connection, project)
         connection.execute(insert(projects), {"name": project, "settings": "{}", "state": "open"})
         connection.execute(insert(project_keys), {"project": project, "key": secrets.token_hex(32)})
     return read_settings(connection, project)
 
 
-def check_not_erased(connection: Connection, project: str) -> None:
+def require_not_erased(connection: Connection, project: str) -> None:
     """Raise InputError if the project was erased. Its name is not used again, because names identify projects."""
     tombstone = find_project_tombstone(connection, project)
     problem = f"it was erased (row {tombstone} of the ledger), and its name is not used again"
@@ -254,7 +254,7 @@ def read_state(connection: Connection, project: str) -> str:
     """
     state = connection.execute(select(projects.c.state).where(projects.c.name == project)).scalar()
     if state is None:
-        check_project(connection, project)
+        require_known_project(connection, project)
     return state or "open"
 
 
@@ -267,7 +267,7 @@ def read_guidelines(connection: Connection, project: str, version: int | None = 
     return None if row is None else Guidelines(row.version, row.text)
 
 
-def configure(
+def configure_project(
     store: Store, project: str, values: Mapping[str, Any] | None = None, state: str | None = None
 ) -> ProjectSettings:
     """Change a project's settings and state. Creates a missing project.
@@ -295,7 +295,7 @@ def configure(
             return new_settings
         row = {"settings": to_canonical_json(asdict(new_settings)), "state": state or old_state}
         connection.execute(update(projects).where(same_project), row)
-        append_row(connection, project, "settings", changed)
+        append_ledger_row(connection, project, "settings", changed)
         if {"overlap", "overlap_share"} & changed.keys():
             items = select(work.c.item).where(work.c.project == project, ~work.c.gold)
             for item in connection.execute(items).scalars().all():
@@ -320,5 +320,5 @@ def publish_guidelines(store: Store, project: str, text: str) -> int:
         version = last_version + 1
         connection.execute(insert(guidelines), {"project": project, "version": version, "text": text})
         digest = hashlib.sha256(text.encode()).hexdigest()
-        append_row(connection, project, "guidelines", {"version": version, "digest": digest})
+        append_ledger_row(connection, project, "guidelines", {"version": version, "digest": digest})
     return version

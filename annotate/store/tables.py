@@ -165,7 +165,7 @@ remarks = Table(
 WANTS_VOTES = text("wanted > judged + leased")
 
 # One row per item. The counters repeat what the ledger and the open leases hold, so that the next item is found without
-# counting; `restore` recounts them.
+# counting; `restore_store` recounts them.
 work = Table(
     "work",
     metadata,

@@ -37,7 +37,7 @@ class AccountAuthenticator:
 
     def find_visitor(self, cookies: Mapping[str, str]) -> Person | None:
         session = cookies.get(self.cookie, "")
-        return self.accounts.find_person(session) if session else None
+        return self.accounts.authenticate_session(session) if session else None
 
     def create_link_cookie(self, key: str) -> str | None:
         return None

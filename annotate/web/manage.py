@@ -16,7 +16,7 @@ from typing import Any
 import gradio
 
 from align.annotate.accounts import ROLES, Accounts, Person
-from align.annotate.store import ProjectSettings, Store, configure, publish_guidelines
+from align.annotate.store import ProjectSettings, Store, configure_project, publish_guidelines
 from align.annotate.store.projects import ORDERS, STATES, read_guidelines, read_settings, read_state
 from align.annotate.web.dashboard import render_figures
 from align.annotate.web.templating import UI_TEXTS, render_table
@@ -95,7 +95,7 @@ class Manager:
         self.require_role(request, project, "admin")
         new_settings = dict(zip(SETTINGS, values, strict=True))
         new_settings["attributes"] = [name for part in new_settings["attributes"].split(",") if (name := part.strip())]
-        configure(self.store, project, new_settings, state)
+        configure_project(self.store, project, new_settings, state)
         gradio.Info(UI_TEXTS["saved"])
         [state, _, *settings] = self.project(project, request)
         return [state, *settings]
@@ -142,7 +142,7 @@ class Members:
 
     def invite(self, project: str, role: str, name: str, request: gradio.Request) -> list[Any]:
         admin = self.manager.require_role(request, project, "admin")
-        link = f"{self.manager.url}/invite?token={self.accounts.invite(project, role, name.strip(), by=admin)}"
+        link = f"{self.manager.url}/invite?token={self.accounts.invite(project, role, name.strip(), inviter=admin)}"
         return [link, *self.overview(project, request)]
 
     def revoke(self, project: str, link: str | None, request: gradio.Request) -> list[Any]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from align.annotate.accounts import Person
 from align.annotate.assignment import AssignmentQueue
-from align.annotate.assignment.leases import AnnotationTask, Terms, get_mode, read_opinions, read_terms
+from align.annotate.assignment.leases import AnnotationTask, Terms, get_page_mode, read_opinions, read_terms
 from align.annotate.store import Judgement, Store, Vote, replace_unwritable
 from align.annotate.store.projects import read_guidelines, read_settings
 from align.annotate.web.access import is_manager
@@ -184,13 +184,13 @@ def make_membership_id(store: Store, person: Person, project: str) -> str:
     return sha256(to_canonical_json([store.masked_url, project, person.name]).encode()).hexdigest()[:16]
 
 
-def build_routes(store: Store, accounts: bool) -> APIRouter:
+def build_routes(store: Store, has_accounts: bool) -> APIRouter:
     """Return the routes of every project; a request names its project by the header X-Align.
 
     The queues are created here on first use, so serve a store from one process.
 
     Args:
-        accounts: whether people can log out.
+        has_accounts: whether people have accounts, and so can log out.
     """
     router = APIRouter(prefix="/api")
     queues: dict[str, AssignmentQueue] = {}
@@ -228,7 +228,7 @@ def build_routes(store: Store, accounts: bool) -> APIRouter:
         return {
             "projects": own_projects,
             "person": person.name,
-            "accounts": accounts,
+            "accounts": has_accounts,
             "manages": is_manager(person),
             "words": UI_TEXTS,
         }
@@ -268,12 +268,12 @@ def build_routes(store: Store, accounts: bool) -> APIRouter:
         judgement = parse_judgement(task, body.judgement)
         terms = Terms(**body.terms.model_dump())
         seq, next_task = queue.vote(person.name, body.token, body.key, judgement, terms)
-        return {"seq": seq, **build_step(queue, person, get_mode(task.purpose), next_task)}
+        return {"seq": seq, **build_step(queue, person, get_page_mode(task.purpose), next_task)}
 
     @router.post("/undo")
     def undo(body: UndoBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         task = queue.undo(person.name, body.seq)
-        return build_step(queue, person, get_mode(task.purpose), task)
+        return build_step(queue, person, get_page_mode(task.purpose), task)
 
     # Requests about the item on the screen
 
@@ -312,7 +312,7 @@ def renew_lease(queue: AssignmentQueue, person: Person, token: str) -> dict[str,
 
 def build_step(queue: AssignmentQueue, person: Person, mode: str, task: AnnotationTask | None) -> dict[str, Any]:
     """Return the next task for the page with the questions about it, and the terms under which a vote on it is made."""
-    progress = queue.read_progress(person.name, refresh=task is None)
+    progress = queue.read_progress(person.name, recount_totals=task is None)
     with queue.store.reading() as db:
         terms = read_terms(db, queue.project, mode)
         settings = read_settings(db, queue.project)

@@ -45,7 +45,7 @@ def build_app(store: Store, authenticator: Authenticator[Person], origins: Seque
     """
     accounts = authenticator.accounts if isinstance(authenticator, AccountAuthenticator) else None
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(build_routes(store, accounts=accounts is not None))
+    app.include_router(build_routes(store, has_accounts=accounts is not None))
     if isinstance(authenticator, AccountAuthenticator):
         app.include_router(build_login_routes(authenticator.accounts, authenticator.cookie))
     app.include_router(build_figure_routes(store))

@@ -27,7 +27,7 @@ import httpx
 from argon2 import PasswordHasher
 
 from align.annotate.accounts import Accounts
-from align.annotate.store import Candidate, Store, configure
+from align.annotate.store import Candidate, Store, configure_project
 from align.core.types import Conversation, Message
 
 PROJECT = "crowd"
@@ -60,7 +60,7 @@ def create_store(url: str, items: int, words: int = 80, **settings: Any) -> Stor
             prompt = Conversation((Message("user", f"Question {i}: {' '.join(rng.choices(WORDS, k=12))}?"),))
             texts = [" ".join(rng.choices(WORDS, k=words)) for _ in range(2)]
             store.add_item(PROJECT, f"item/{i}", prompt, [Candidate(text) for text in texts])
-        configure(store, PROJECT, settings)
+        configure_project(store, PROJECT, settings)
     return store
 
 

@@ -36,7 +36,7 @@ def measure_crowd(root: Path, annotators: int, every_s: float, seconds: float) -
         cpu_start = read_cpu_seconds(server.pid)
         result = run_crowd(f"http://127.0.0.1:{port}", sessions, every_s, seconds)
         cpu_used = read_cpu_seconds(server.pid) - cpu_start
-    with Store.open(url, create=False) as store:
+    with Store.open(url, create_if_missing=False) as store:
         store.verify()
         votes = store.rankings("crowd")
     items = {vote.item for vote in votes}

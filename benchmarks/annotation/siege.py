@@ -170,7 +170,7 @@ def measure_attack(
             descriptors_used = count_descriptors(server.pid)
             is_alive = server.poll() is None
     assert is_alive, "the server ended"
-    with Store.open(url, create=False) as store:
+    with Store.open(url, create_if_missing=False) as store:
         store.verify()
         stored = [vote.seq for vote in store.rankings("crowd")]
     acknowledged = [seq for result in (peace, war) for seq, _ in result.acknowledged]

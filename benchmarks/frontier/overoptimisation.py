@@ -70,7 +70,7 @@ def train_on_rankings(runs: Runs, seed: int, rankings: int) -> None:
 
 def read_first_rankings(root: Path, count: int) -> Iterator[Any]:
     """Yield the pairs of the oldest rankings of a seed's store, in their order."""
-    with Store.open(f"sqlite:///{root / 'annotations.db'}", create=False) as store:
+    with Store.open(f"sqlite:///{root / 'annotations.db'}", create_if_missing=False) as store:
         pairs = load_preferences(store, "quickstart", allow_simulated=True)
     for i, (_, ranking_pairs) in enumerate(groupby(pairs, lambda pair: (pair.group_id, pair.annotator))):
         if i == count:

@@ -72,23 +72,23 @@ def build_checkers(
     )
 
 
-def get_check_spec(columns: Mapping[str, Any], where: str, texts: bool = True) -> Any:
+def get_check_spec(columns: Mapping[str, Any], where: str, parse_json_texts: bool = True) -> Any:
     """Return the check that a data row asks for, from its column `check` or from IFEval's columns. Returns None if the
     row has neither.
 
     Args:
         where: the name of the row, for errors.
-        texts: whether to parse texts as JSON, which cells of tables hold.
+        parse_json_texts: whether to parse texts as JSON, which cells of tables hold.
     """
     values = {key: columns.get(key) for key in (CHECK, *IFEVAL)}
-    if texts:
+    if parse_json_texts:
         values = {key: parse_json_or_text(value) for key, value in values.items()}
     if values[CHECK] is not None:
         return values[CHECK]
     return None if values[IFEVAL[0]] is None else load_kind("instructions").parse_ifeval_row(values, where)
 
 
-def check_turns(checkers: Sequence[Checker | None], answers: Sequence[str]) -> CheckResult:
+def check_answers_of_turns(checkers: Sequence[Checker | None], answers: Sequence[str]) -> CheckResult:
     """Check the answers of several turns by the checkers of their turns. Each part of the result names its turn.
 
     Raises:

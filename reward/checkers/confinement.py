@@ -200,7 +200,7 @@ SCOPES = 0b11
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def check(result: int, step: str) -> int:
+def raise_on_failure(result: int, step: str) -> int:
     """Return the result of a call of libc. Raises OSError, which names the step, if the call failed."""
     if result < 0:
         number = ctypes.get_errno()
@@ -220,7 +220,7 @@ class Channel(NamedTuple):
     writing: int
 
 
-def isolate(settings: Mapping[str, Any]) -> Channel:
+def isolate_process(settings: Mapping[str, Any]) -> Channel:
     """Confine this process, and move its standard input and output to descriptors that a program finds under no name.
 
     The standard streams lead to `/dev/null` from here on.
@@ -228,11 +228,11 @@ def isolate(settings: Mapping[str, Any]) -> Channel:
     channel = Channel(os.dup(0), os.dup(1))
     for standard in range(3):
         os.dup2(os.open(os.devnull, os.O_RDWR), standard)
-    confine(settings)
+    confine_process(settings)
     return channel
 
 
-def confine(settings: Mapping[str, Any]) -> None:
+def confine_process(settings: Mapping[str, Any]) -> None:
     """Confine this process, and everything that it starts, by the kind of sandbox and the limits in the settings.
 
     Args:
@@ -244,26 +244,26 @@ def confine(settings: Mapping[str, Any]) -> None:
         enter_namespaces(settings["visible"], settings["drop"], settings["scratch_bytes"])
     elif settings["drop"]:
         os.chmod(os.getcwd(), 0o1777)  # the program's own folder, made by root
-        become_nobody()
+        switch_to_nobody()
     if tier == "landlock":
         restrict_files(settings["visible"], os.getcwd())
     for name, value in settings["limits"].items():
         resource.setrlimit(getattr(resource, name), (value, value))
     if tier != "unsafe":
         drop_capabilities()
-        die_with_parent()
+        set_parent_death_signal()
         install_seccomp_filter(without_namespaces=tier == "landlock")
 
 
-def become_nobody() -> None:
+def switch_to_nobody() -> None:
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
 
 
-def die_with_parent() -> None:
+def set_parent_death_signal() -> None:
     """Ask the kernel to kill this process when its parent ends. A change of user or of capabilities undoes this."""
-    check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+    raise_on_failure(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
 
 
 def enter_namespaces(visible: Sequence[str], drops_root: bool, scratch_bytes: int) -> None:
@@ -278,27 +278,27 @@ def enter_namespaces(visible: Sequence[str], drops_root: bool, scratch_bytes: in
     gid = os.getegid()
     flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     if drops_root:
-        check(libc.unshare(flags), "unshare")
+        raise_on_failure(libc.unshare(flags), "unshare")
     else:
-        check(libc.unshare(flags | CLONE_NEWUSER), "unshare")
+        raise_on_failure(libc.unshare(flags | CLONE_NEWUSER), "unshare")
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
     if first := os.fork():
-        die_with_parent()
-        wait_and_exit_alike(first)
+        set_parent_death_signal()
+        wait_and_exit_with_status_of(first)
     enter_own_file_system(visible, scratch_bytes)
     if drops_root:
-        become_nobody()
-    check(libc.unshare(CLONE_NEWUSER), "unshare the second user namespace")
+        switch_to_nobody()
+    raise_on_failure(libc.unshare(CLONE_NEWUSER), "unshare the second user namespace")
     drop_capabilities()
-    die_with_parent()
+    set_parent_death_signal()
     if program := os.fork():
-        wait_and_exit_alike(program)
-    die_with_parent()
+        wait_and_exit_with_status_of(program)
+    set_parent_death_signal()
 
 
-def wait_and_exit_alike(child: int) -> None:
+def wait_and_exit_with_status_of(child: int) -> None:
     """Reap children until the given one ends, then exit this process with the same status."""
     while True:
         finished_child, status = os.wait()
@@ -318,8 +318,8 @@ def enter_own_file_system(visible: Sequence[str], scratch_bytes: int) -> None:
     os.makedirs(root + SCRATCH, exist_ok=True)
     mount("tmpfs", root + SCRATCH, "tmpfs", MS_NOSUID | MS_NODEV, f"size={scratch_bytes},mode=1777")
     os.chdir(root)
-    check(libc.syscall(PIVOT_ROOT[platform.machine()], b".", b"."), "pivot_root")
-    check(libc.umount2(b".", MNT_DETACH), "umount2")
+    raise_on_failure(libc.syscall(PIVOT_ROOT[platform.machine()], b".", b"."), "pivot_root")
+    raise_on_failure(libc.umount2(b".", MNT_DETACH), "umount2")
     set_mount_attributes("/", MOUNT_ATTR_RDONLY, 0)
     os.chdir(SCRATCH)
 
@@ -344,12 +344,12 @@ def bind_path(path: str, target: str, read_only: bool) -> None:
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     encoded = [None if text is None else text.encode() for text in (source, target, kind, data)]
-    check(libc.mount(*encoded[:3], ctypes.c_ulong(flags), encoded[3]), f"mount {target}")
+    raise_on_failure(libc.mount(*encoded[:3], ctypes.c_ulong(flags), encoded[3]), f"mount {target}")
 
 
 def set_mount_attributes(target: str, attributes: int, flags: int) -> None:
     value = struct.pack("=QQQQ", attributes, 0, 0, 0)
-    check(
+    raise_on_failure(
         libc.syscall(MOUNT_SETATTR, AT_FDCWD, target.encode(), ctypes.c_uint(flags), value, ctypes.c_size_t(32)),
         f"mount_setattr {target}",
     )
@@ -357,14 +357,14 @@ def set_mount_attributes(target: str, attributes: int, flags: int) -> None:
 
 def drop_capabilities() -> None:
     """Give up every capability, also those that executing a file could bring."""
-    check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    raise_on_failure(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     for capability in range(64):
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails past the last one, and without the right to drop
     header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
-    check(libc.syscall(CAPSET[platform.machine()], header, bytes(24)), "capset")
+    raise_on_failure(libc.syscall(CAPSET[platform.machine()], header, bytes(24)), "capset")
 
 
-def landlock_version() -> int:
+def get_landlock_version() -> int:
     """Return the version of Landlock, Linux's access control for files, that this kernel has; 0 if it has none."""
     return max(0, libc.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1)))
 
@@ -372,12 +372,12 @@ def landlock_version() -> int:
 def restrict_files(visible: Sequence[str], scratch: str, version: int | None = None) -> None:
     """Restrict this process by Landlock to read the visible paths, write below the scratch folder, and reach no other
     file."""
-    version = version or landlock_version()
+    version = version or get_landlock_version()
     if not version:
         raise OSError(ENOSYS, "this kernel has no Landlock")
     handled = FILE_RIGHTS_BY_ABI[max(first for first in FILE_RIGHTS_BY_ABI if first <= version)]
     attributes = struct.pack("=QQQ", handled, NET_RIGHTS, SCOPES)[: 24 if version >= 6 else 16 if version >= 4 else 8]
-    ruleset = check(
+    ruleset = raise_on_failure(
         libc.syscall(LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint(0)),
         "landlock_create_ruleset",
     )
@@ -386,28 +386,28 @@ def restrict_files(visible: Sequence[str], scratch: str, version: int | None = N
     rules += [(path, READ_FILE | WRITE_FILE) for path in DEVICES]
     for path, rights in rules:
         if os.path.exists(path):
-            add_rule(ruleset, path, handled & (rights if os.path.isdir(path) else rights & FILE_RIGHTS))
-    check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    check(libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, ctypes.c_uint(0)), "landlock_restrict_self")
+            add_landlock_rule(ruleset, path, handled & (rights if os.path.isdir(path) else rights & FILE_RIGHTS))
+    raise_on_failure(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    raise_on_failure(libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, ctypes.c_uint(0)), "landlock_restrict_self")
     os.close(ruleset)
 
 
-def add_rule(ruleset: int, path: str, rights: int) -> None:
+def add_landlock_rule(ruleset: int, path: str, rights: int) -> None:
     folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
     rule = struct.pack("=Qi", rights, folder)
-    check(libc.syscall(LANDLOCK_ADD_RULE, ruleset, 1, rule, ctypes.c_uint(0)), f"landlock_add_rule {path}")
+    raise_on_failure(libc.syscall(LANDLOCK_ADD_RULE, ruleset, 1, rule, ctypes.c_uint(0)), f"landlock_add_rule {path}")
     os.close(folder)
 
 
 def install_seccomp_filter(without_namespaces: bool) -> None:
     """Install a seccomp filter that refuses system calls to this process and all that it starts, for good."""
-    code = b"".join(filter_code(platform.machine(), without_namespaces))
+    code = b"".join(build_seccomp_program(platform.machine(), without_namespaces))
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer))
-    check(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0), "seccomp")
+    raise_on_failure(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0), "seccomp")
 
 
-def filter_code(machine: str, without_namespaces: bool) -> list[bytes]:
+def build_seccomp_program(machine: str, without_namespaces: bool) -> list[bytes]:
     """Build the seccomp filter's instructions for classic BPF. Raises OSError on a machine that it does not know.
 
     A refused call fails with EPERM. Calls whose flags lie in memory (clone3, openat2), where a filter cannot read them,
@@ -416,10 +416,10 @@ def filter_code(machine: str, without_namespaces: bool) -> list[bytes]:
     if machine not in ARCHITECTURES or sys.platform != "linux" or sys.maxsize < 2**32:
         raise OSError(ENOSYS, f"no filter of system calls is known for {machine}")
     column = list(ARCHITECTURES).index(machine)
-    load_number = load(0)
-    refuse = give_back(0x50000 | EPERM)
-    absent = give_back(0x50000 | ENOSYS)
-    code = [load(4), jump(0x15, ARCHITECTURES[machine], 1, 0), give_back(0x80000000), load_number]
+    load_number = load_word(0)
+    refuse = return_value(0x50000 | EPERM)
+    absent = return_value(0x50000 | ENOSYS)
+    code = [load_word(4), jump(0x15, ARCHITECTURES[machine], 1, 0), return_value(0x80000000), load_number]
     if machine == "x86_64":
         code += [jump(0x35, 0x40000000, 0, 1), absent]  # the calls of x32 have numbers of their own
 
@@ -432,37 +432,37 @@ def filter_code(machine: str, without_namespaces: bool) -> list[bytes]:
     names = {**ALWAYS_REFUSED, **(REFUSED_WITHOUT_NAMESPACES if without_namespaces else {})}
     for numbers in names.values():
         refuse_call(numbers[column])
-    refuse_call(CLONE[column], argument(0), jump(0x45, ALL_NAMESPACES, 0, 1))
+    refuse_call(CLONE[column], load_argument(0), jump(0x45, ALL_NAMESPACES, 0, 1))
     refuse_call(CLONE3[column], answer=absent)
     if without_namespaces:
         refuse_call(OPENAT2[column], answer=absent)
-        refuse_call(PRLIMIT64[column], argument(0), jump(0x15, 0, 1, 0))
+        refuse_call(PRLIMIT64[column], load_argument(0), jump(0x15, 0, 1, 0))
         for command in (F_SETOWN, F_SETSIG, F_SETOWN_EX):
-            refuse_call(FCNTL[column], argument(1), jump(0x15, command, 0, 1))
+            refuse_call(FCNTL[column], load_argument(1), jump(0x15, command, 0, 1))
         for number, flags in ((OPEN[column], 1), (OPENAT[column], 2)):
             # Cutting a file that is opened for reading alone, which Landlock sees from its third version on.
             is_cut_for_reading = jump(0x15, O_TRUNC | os.O_RDONLY, 0, 1)
-            refuse_call(number, argument(flags), alu_and(O_TRUNC | O_ACCMODE), is_cut_for_reading)
-    return [*code, give_back(0x7FFF0000)]
+            refuse_call(number, load_argument(flags), and_accumulator(O_TRUNC | O_ACCMODE), is_cut_for_reading)
+    return [*code, return_value(0x7FFF0000)]
 
 
-def load(offset: int) -> bytes:
+def load_word(offset: int) -> bytes:
     """Load 32 bits of `struct seccomp_data`."""
     return struct.pack("=HBBI", 0x20, 0, 0, offset)
 
 
-def argument(index: int) -> bytes:
+def load_argument(index: int) -> bytes:
     """Load the low half of an argument of the call."""
-    return load(16 + 8 * index)
+    return load_word(16 + 8 * index)
 
 
 def jump(operation: int, value: int, if_true: int, if_false: int) -> bytes:
     return struct.pack("=HBBI", operation, if_true, if_false, value)
 
 
-def alu_and(value: int) -> bytes:
+def and_accumulator(value: int) -> bytes:
     return struct.pack("=HBBI", 0x54, 0, 0, value)
 
 
-def give_back(value: int) -> bytes:
+def return_value(value: int) -> bytes:
     return struct.pack("=HBBI", 0x06, 0, 0, value)

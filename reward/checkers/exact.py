@@ -55,7 +55,7 @@ def build(spec: Any, field: str) -> Checker:
             is_number = NUMBER.fullmatch(answer.strip()) is not None
             require(is_number, f"{field}.answers[{i}]", answer, "is no number", "Write a number, or another `read`.")
         ignored |= {"number_format"}
-    right_answers = {normalize(answer, ignored) for answer in answers}
+    right_answers = {normalize_text(answer, ignored) for answer in answers}
     problem = "leaves nothing of an answer: an empty one is right"
     require("" not in right_answers, f"{field}.ignore", sorted(ignored), problem, "Ignore less.")
     where = READS[selection] + (f' behind the last "{after}"' if after else "")
@@ -66,7 +66,7 @@ def build(spec: Any, field: str) -> Checker:
         compared = select_compared_text(answer, selection, after)
         if compared is None:
             return [make_part(asks, False, f'no "{after}"' if after and after not in answer else "no number")]
-        is_right = normalize(compared, ignored) in right_answers
+        is_right = normalize_text(compared, ignored) in right_answers
         return [make_part(asks, is_right, "" if is_right else compared)]
 
     return Checker(KIND, (asks,), check_answer)
@@ -99,7 +99,7 @@ def select_compared_text(answer: str, selection: str, after: str) -> str | None:
     return lines[0 if selection == "first_line" else -1]
 
 
-def normalize(text: str, ignored: set[str]) -> str:
+def normalize_text(text: str, ignored: set[str]) -> str:
     """Remove what a comparison ignores from a text, such as case or punctuation, and whitespace around it.
 
     Args:

@@ -9,13 +9,13 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-from align.reward.checkers.confinement import isolate
+from align.reward.checkers.confinement import isolate_process
 from align.reward.checkers.remote_calls import AnswerPeer, ConnectionEnded, describe_error
 
 
 def main(settings: Mapping[str, Any]) -> None:
     """Confine this process, and serve its standard input and output until the tests end."""
-    reading, writing = isolate(settings)
+    reading, writing = isolate_process(settings)
     module = sys.modules["answer"] = types.ModuleType("answer")
     peer = AnswerPeer(reading, writing, module)
     peer.send("ready")

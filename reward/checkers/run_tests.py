@@ -13,7 +13,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align.reward.checkers.confinement import isolate
+from align.reward.checkers.confinement import isolate_process
 from align.reward.checkers.remote_calls import ConnectionEnded, Peer, RemoteObject, TestsPeer, describe_error
 
 PROGRAM = -1
@@ -90,7 +90,7 @@ class AnswerModule(types.ModuleType):
 
 def main(settings: Mapping[str, Any]) -> None:
     """Confine this process, send the program to the answer's process, and run the tests on it."""
-    jobs, report = isolate(settings)
+    jobs, report = isolate_process(settings)
     with os.fdopen(jobs, "rb") as file:
         job = json.load(file)
 

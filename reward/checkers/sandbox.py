@@ -71,11 +71,11 @@ class Tier(NamedTuple):
 
     Attributes:
         name: one of `TIERS`, or `unsafe`.
-        drop: whether the program runs as the user 65534 although this process is root.
+        drops_root: whether the program runs as the user 65534 although this process is root.
     """
 
     name: str
-    drop: bool = False
+    drops_root: bool = False
 
 
 class ProgramRun(NamedTuple):
@@ -114,11 +114,13 @@ def run_program(program: str, tests: Sequence[str], limits: Limits, tier: Tier) 
                 job_file.write(json.dumps(job).encode())
                 job_file.seek(0)
                 at_least = Limits(limits.seconds, max(limits.memory_mb, LEAST_MB))
-                answerer = start("run_answer", tier, limits, folders[1], to_answer.read_end, from_answer.write_end)
+                answerer = start_confined_process(
+                    "run_answer", tier, limits, folders[1], to_answer.read_end, from_answer.write_end
+                )
                 processes.callback(kill_session, answerer)
-                tester = start("run_tests", tier, at_least, folders[0], job_file, report, tester_ends)
+                tester = start_confined_process("run_tests", tier, at_least, folders[0], job_file, report, tester_ends)
                 processes.callback(kill_session, tester)  # killed first: it reports the end of the other
-            exit_reason = wait_for(tester, limits.seconds)
+            exit_reason = wait_and_describe_exit(tester, limits.seconds)
         report.seek(0)
         lines = report.read(READ_BYTES).decode("utf-8", "replace").split("\n")[:-1]  # without an incomplete last line
     problems: dict[int, str] = dict(json.loads(line) for line in lines)
@@ -146,7 +148,7 @@ def open_pipe(stack: ExitStack) -> Pipe:
     return pipe
 
 
-def start(
+def start_confined_process(
     role: str,
     tier: Tier,
     limits: Limits,
@@ -164,13 +166,17 @@ def start(
     """
     settings = {
         "tier": tier.name,
-        "drop": tier.drop,
-        "visible": visible_paths(),
+        "drop": tier.drops_root,
+        "visible": list_visible_paths(),
         "scratch_bytes": SCRATCH_BYTES,
-        "limits": resource_limits(limits, tier),
+        "limits": build_resource_limits(limits, tier),
     }
     arguments = ["-I", "-c", START, json.dumps(settings), json.dumps(read_module_sources(role))]
-    command = [*(build_bubblewrap_command(tier.drop) if tier.name == "bubblewrap" else ()), interpreter(), *arguments]
+    command = [
+        *(build_bubblewrap_command(tier.drops_root) if tier.name == "bubblewrap" else ()),
+        get_interpreter(),
+        *arguments,
+    ]
     return subprocess.Popen(
         command,
         stdin=standard_input,
@@ -193,7 +199,7 @@ def read_module_sources(role: str) -> Mapping[str, str]:
     }
 
 
-def wait_for(process: subprocess.Popen[bytes], seconds: float) -> str:
+def wait_and_describe_exit(process: subprocess.Popen[bytes], seconds: float) -> str:
     """Wait for a process, and return how it ended as a text; empty if it ended by itself with status 0. A process that
     takes longer than `seconds` is left running."""
     try:
@@ -210,14 +216,14 @@ def kill_session(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def resource_limits(limits: Limits, tier: Tier) -> dict[str, int]:
+def build_resource_limits(limits: Limits, tier: Tier) -> dict[str, int]:
     """Return the limits of a sandboxed process: name of a limit in Python's `resource` → value.
 
     Processes are counted by user. A sandbox with a user namespace has a count of its own; elsewhere what the user runs
     besides is added.
     """
-    has_own_count = tier.name == "namespaces" or (tier.name == "bubblewrap" and not tier.drop)
-    running = 0 if has_own_count else count_threads(tier.drop)
+    has_own_count = tier.name == "namespaces" or (tier.name == "bubblewrap" and not tier.drops_root)
+    running = 0 if has_own_count else count_threads(tier.drops_root)
     return {
         "RLIMIT_CPU": int(limits.seconds) + 1,
         "RLIMIT_AS": limits.memory_mb * 2**20,
@@ -243,16 +249,16 @@ def count_threads(drops_root: bool) -> int:
     return count
 
 
-def interpreter() -> str:
+def get_interpreter() -> str:
     """Return the Python that runs programs."""
     return sys.executable
 
 
 @functools.cache
-def visible_paths() -> list[str]:
+def list_visible_paths() -> list[str]:
     """Return the paths that a program may read: the system's libraries and this Python's. The rest of the folder that
     Python is installed in may be a home."""
-    executables = {interpreter(), os.path.realpath(interpreter())}
+    executables = {get_interpreter(), os.path.realpath(get_interpreter())}
     prefixes = [sys.prefix, sys.base_prefix, sys.base_exec_prefix]
     parts = [os.path.join(prefix, part) for prefix in prefixes for part in ("bin", "lib", "lib64", "pyvenv.cfg")]
     packages = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
@@ -263,9 +269,9 @@ def visible_paths() -> list[str]:
 def build_bubblewrap_command(drops_root: bool) -> list[str]:
     """Build the beginning of a command that runs a program in bubblewrap. To become the user 65534, root keeps the
     rights to do so, and needs no user namespace."""
-    parents = {str(parent) for path in visible_paths() if path not in SYSTEM for parent in Path(path).parents}
+    parents = {str(parent) for path in list_visible_paths() if path not in SYSTEM for parent in Path(path).parents}
     folders = [word for path in sorted(parents - {"/"}) for word in ("--perms", "0755", "--dir", path)]
-    binds = [word for path in visible_paths() for word in ("--ro-bind-try", path, path)]
+    binds = [word for path in list_visible_paths() for word in ("--ro-bind-try", path, path)]
     rights = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID") if drops_root else ()
     spaces = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
     return [
@@ -280,7 +286,7 @@ def build_bubblewrap_command(drops_root: bool) -> list[str]:
     ]
 
 
-def candidates(name: str) -> list[Tier]:
+def list_tier_variants(name: str) -> list[Tier]:
     """Return the variants of a kind of sandbox, the preferred one first. Root's first one runs the program as the user
     65534, so that its processes are limited. It fails if that user cannot read this Python and the sandbox has no view
     of files of its own."""
@@ -288,22 +294,22 @@ def candidates(name: str) -> list[Tier]:
 
 
 @functools.cache
-def find_tier(names: tuple[str, ...] = TIERS) -> Tier | None:
+def find_working_tier(names: tuple[str, ...] = TIERS) -> Tier | None:
     """Return the first kind of sandbox that works on this machine, by trying them. Returns None if none works."""
-    return next((tier for name in names for tier in candidates(name) if works(tier)), None)
+    return next((tier for name in names for tier in list_tier_variants(name) if try_tier(tier)), None)
 
 
-def choose_tier(unsafe: bool, field: str) -> Tier:
+def choose_tier(allow_unsafe: bool, field: str) -> Tier:
     """Return the sandbox to run programs of a model in.
 
     Args:
-        unsafe: whether the user agreed to run programs without any.
+        allow_unsafe: whether the user agreed to run programs without any.
         field: the setting that the user agrees by.
 
     Raises:
         InputError: no sandbox works, and the user did not agree to run without one.
     """
-    tier = find_tier() or (find_tier((UNSAFE,)) if unsafe else None)
+    tier = find_working_tier() or (find_working_tier((UNSAFE,)) if allow_unsafe else None)
     if tier is None:
         problem = "this machine cannot confine programs: bubblewrap, user namespaces and Landlock do not work here"
         remedy = (
@@ -334,7 +340,7 @@ def open_doors():
 """
 
 
-def works(tier: Tier) -> bool:
+def try_tier(tier: Tier) -> bool:
     """Run a small program in a sandbox. Returns whether it runs, and finds neither a home nor a network in it."""
     if tier.name == "bubblewrap" and not shutil.which("bwrap"):
         return False
@@ -342,7 +348,7 @@ def works(tier: Tier) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         # A home that holds this Python has to be visible; it shows nothing else.
-        homes = [path for path in ("/root", "/home") if not any(each.startswith(path) for each in visible_paths())]
+        homes = [path for path in ("/root", "/home") if not any(each.startswith(path) for each in list_visible_paths())]
         program = f"PATHS = {[folder, *homes]!r}\n{PROBE}"
         try:
             return run_program(program, [test], Limits(PROBE_S), tier).problems == [""]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from align.annotate.accounts import Accounts
-from align.annotate.store import Candidate, Store, Vote, configure
+from align.annotate.store import Candidate, Store, Vote, configure_project
 from align.core.types import Conversation, Message
 
 KEY = "k" * 32
@@ -54,7 +54,7 @@ def fill(store: Store, answers: Sequence[Sequence[str]], **settings: Any) -> Non
     for i, texts in enumerate(answers):
         prompt = Conversation((Message("system", "Be kind."), Message("user", f"Question {i}?")))
         store.add_item("p", f"run/{i}", prompt, [Candidate(text) for text in texts])
-    configure(store, "p", settings)
+    configure_project(store, "p", settings)
 
 
 def wait_for_status(page: Any, text: str) -> None:

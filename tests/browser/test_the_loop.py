@@ -48,7 +48,7 @@ def test_votes_of_a_browser_train_a_reward_model_and_ppo(
     assert "7 items ranked in the browser" in second.stdout, second.stderr
 
     warmth = load_sentiment_scorer()
-    with Store.open(f"sqlite:///{root / 'annotations.db'}", create=False) as store:
+    with Store.open(f"sqlite:///{root / 'annotations.db'}", create_if_missing=False) as store:
         votes = store.rankings("forty")
         texts = {candidate.id: candidate.text for item in store.items("forty") for candidate in item.candidates}
     assert len(votes) == len({vote.item for vote in votes}) == 12

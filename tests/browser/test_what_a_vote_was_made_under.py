@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from annotation_app import LOST, read_question, send_vote
 
-from align.annotate.store import Judgement, configure, publish_guidelines
+from align.annotate.store import Judgement, configure_project, publish_guidelines
 from align.annotate.store.projects import read_settings_version
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def test_an_attribute_that_is_removed_makes_no_vote_unsendable(serve, page):
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
     old_version = read_version(app)
-    configure(app.store, "p", {"attributes": ["honest"], "scale": 3})
+    configure_project(app.store, "p", {"attributes": ["honest"], "scale": 3})
     del app.instead["/api/vote"]
     page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
     [vote] = app.votes
@@ -52,7 +52,7 @@ def test_a_draft_with_a_rating_that_nobody_asks_for_any_more_can_be_sent(serve, 
     page.keyboard.press("1")
     if how == "undo":
         send_vote(page)
-    configure(app.store, "p", {"attributes": ["honest"]})
+    configure_project(app.store, "p", {"attributes": ["honest"]})
     if how == "undo":
         page.keyboard.press("u")
         page.wait_for_function("document.querySelector('#said').textContent.includes('Vote undone')")

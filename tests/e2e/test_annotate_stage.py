@@ -31,7 +31,7 @@ def shop(tmp_path: Path) -> Workshop:
 
 
 def open_store(shop: Workshop) -> Store:
-    return Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create=False)
+    return Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create_if_missing=False)
 
 
 def run_action(shop: Workshop, action: str, *arguments: str) -> Path:

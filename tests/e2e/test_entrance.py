@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
 from align.annotate.accounts import Accounts
-from align.annotate.store import Candidate, Store, configure
+from align.annotate.store import Candidate, Store, configure_project
 from align.core.errors import StorageError
 from align.core.types import Conversation, Message
 
@@ -265,7 +265,7 @@ def test_disagreements_are_settled_by_reviewers_only(someone, store, accounts):
     ann = someone("ann")
     bob = someone("bob")
     reviewer = someone("rev", "reviewer")
-    configure(store, "p", {"overlap": 2})
+    configure_project(store, "p", {"overlap": 2})
     for client, preferred in ((ann, "yes"), (bob, "no")):
         for _ in range(4):
             step = send_request(client, "/api/task").json()

@@ -247,7 +247,7 @@ def test_a_tripwire_stops_the_run_and_asks_a_person(ppo: Run, ready: Ready):
     assert len(read_metrics(folder)) == 2
     manifest = read_manifest(folder)
     assert manifest.metrics["tripped"] == ["entropy"]
-    with Store.open(f"sqlite:///{ready.root / 'annotations.db'}", create=False) as store:
+    with Store.open(f"sqlite:///{ready.root / 'annotations.db'}", create_if_missing=False) as store:
         items = list(store.items("suspects"))
     assert len(items) == 3
     for item in items:
@@ -282,7 +282,7 @@ def test_what_is_handed_over_shows_what_tripped(without_ref: Ready, capfd: pytes
     ends = ["stage.tripwires.patience=1", "stage.tripwires.action=stop", "stage.tripwires.kl=-9", "project=disputed"]
     assert main([*without_ref.ppo, f"run.root={without_ref.root}", *refs, *ends, "stage.tripwires.entropy=null"]) == 0
     (row,) = read_metrics(Path(capfd.readouterr().out.splitlines()[-1]))
-    with Store.open(f"sqlite:///{without_ref.root / 'annotations.db'}", create=False) as store:
+    with Store.open(f"sqlite:///{without_ref.root / 'annotations.db'}", create_if_missing=False) as store:
         samplings = [item.candidates[0].sampling for item in store.items("disputed")]
     assert len(samplings) == 8
     values_by_wire = {wire: [sampling["wires"][wire] for sampling in samplings] for wire in samplings[0]["wires"]}

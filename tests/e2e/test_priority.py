@@ -12,7 +12,7 @@ from stage_commands import SFT, Workshop
 
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.priority import compute_uncertainty
-from align.annotate.store import Store, configure
+from align.annotate.store import Store, configure_project
 from align.annotate.store.tables import work
 from align.run import read_manifest
 
@@ -33,14 +33,14 @@ def test_the_least_sure_item_is_given_first(chats: Path, tiny_model: Path, tmp_p
     shop.run_up_to_reward()
     words = ("data=annotations", "data.allow_simulated=true", "stage.batch_size=8", "stage.micro_batch=8")
     folder = shop.run("reward", *words, "stage.held_out=0.3", "stage.prioritise=true")
-    with Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create=False) as store:
+    with Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create_if_missing=False) as store:
         with store.reading() as db:
             priorities = {row.item: row.priority for row in db.execute(work.select())}
         assert read_manifest(folder).metrics["prioritised"] == len(priorities) == 24
         assert all(0 < priority <= 1 for priority in priorities.values())
         assert len(set(priorities.values())) > 12
         project = read_manifest(folder).inputs["data"].project
-        configure(store, project, {"order": "priority"})
+        configure_project(store, project, {"order": "priority"})
         task = AssignmentQueue(store, project).take("ann")
         assert task is not None
         assert priorities[task.item.id] == max(priorities.values())

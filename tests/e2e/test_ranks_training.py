@@ -144,7 +144,7 @@ def test_two_ranks_make_what_one_process_makes(ranked: Ranked, stage: str, more:
 
 
 def read_priorities(root: Path) -> dict[str, float]:
-    with Store.open(f"sqlite:///{root / 'annotations.db'}", create=False) as store, store.reading() as db:
+    with Store.open(f"sqlite:///{root / 'annotations.db'}", create_if_missing=False) as store, store.reading() as db:
         return {row.item: row.priority for row in db.execute(work.select())}
 
 

@@ -89,7 +89,7 @@ def test_what_is_judged(shop: Workshop, monkeypatch: pytest.MonkeyPatch, reasoni
         assert [(r["all_empty"], r["empty_rate"]) for r in read_rows(sampled / "metrics.jsonl")] == [(4, 1.0)]
     else:
         sampled = shop.run("sample", *words, "stage.prompts=4", "stage.candidates=2")
-        with Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create=False) as store:
+        with Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create_if_missing=False) as store:
             assert len(list(store.items(reasoning))) == 4
         assert "empty" not in shop.output
     samples = read_rows(sampled / "samples.jsonl")

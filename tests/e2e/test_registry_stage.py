@@ -280,7 +280,7 @@ def test_where_it_came_from(ready: Ready, tmp_path: Path) -> None:
     assert (votes["kind"], votes["whole"]) == ("votes", True)
     assert votes["state"] == "every row of the ledger and every content hashed now: as written"
     people = [source for source in votes["sources"] if source["kind"] == "annotator"]
-    with Store.open(f"sqlite:///{root / 'annotations.db'}", create=False) as store:
+    with Store.open(f"sqlite:///{root / 'annotations.db'}", create_if_missing=False) as store:
         counts = Counter(vote.annotator for vote in store.rankings(votes["name"]))
         assert {person["name"]: person["facts"] for person in people} == {
             name: [f"{count} judgement{'s' * (count != 1)}"] for name, count in counts.items()

@@ -69,7 +69,7 @@ def test_killed_under_load_it_loses_no_acknowledged_vote_and_gives_nothing_twice
     assert result.refused == []
     assert result.tries > KILLS  # clients had to try again after each kill
     assert len(result.acknowledged) >= ENOUGH
-    with Store.open(store_url, create=False) as store:
+    with Store.open(store_url, create_if_missing=False) as store:
         store.verify()
         pseudonyms = ((store.pseudonym(module.PROJECT, name), name) for name in people)
         names = {pseudonym: name for pseudonym, name in pseudonyms if pseudonym}

@@ -13,7 +13,7 @@ import pytest
 
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.assignment.leases import Terms
-from align.annotate.store import Candidate, Judgement, Store, configure
+from align.annotate.store import Candidate, Judgement, Store, configure_project
 from align.core.errors import StorageError
 from align.core.types import Conversation, Message
 
@@ -28,7 +28,7 @@ def fill_project(url: str, items: int = ITEMS, **settings) -> None:
         for i in range(items):
             prompt = Conversation((Message("user", f"question {i}"),))
             store.add_item("p", f"run/{i}", prompt, [Candidate("yes"), Candidate("no")])
-        configure(store, "p", settings)
+        configure_project(store, "p", settings)
 
 
 def work_on(url: str, people: list[str], log: str) -> None:
@@ -62,7 +62,7 @@ def read_acknowledged(folder: Path) -> list[tuple[int, str, str]]:
 
 
 def check_votes(url: str, votes: list[tuple[int, str, str]], overlap: int) -> None:
-    with Store.open(url, create=False) as store:
+    with Store.open(url, create_if_missing=False) as store:
         store.verify()
         stored = {vote.seq: vote for vote in store.rankings("p")}
         assert len({seq for seq, _, _ in votes}) == len(votes)
@@ -104,7 +104,7 @@ def test_killed_again_and_again_it_loses_no_acknowledged_vote(store_url: str, tm
     for process in processes:
         process.join()
     votes = read_acknowledged(tmp_path)
-    with Store.open(store_url, create=False) as store:
+    with Store.open(store_url, create_if_missing=False) as store:
         assert len(store.rankings("p")) == ITEMS  # items leased to killed workers were judged too
     assert len(votes) >= ITEMS - 4 * 2  # each kill leaves at most one stored vote unacknowledged
     check_votes(store_url, votes, 1)

@@ -3,8 +3,8 @@
 from annotation_store import add_question, build_judgement
 
 from align.annotate.assignment import AssignmentQueue
-from align.annotate.assignment.leases import get_mode, read_terms
-from align.annotate.store import configure
+from align.annotate.assignment.leases import get_page_mode, read_terms
+from align.annotate.store import configure_project
 from align.annotate.store.tables import work
 
 
@@ -21,7 +21,7 @@ class SettableClock:
 def open_queue(store, clock=None, items=3, **settings):
     for i in range(items):
         add_question(store, f"run/{i}")
-    configure(store, "p", settings)
+    configure_project(store, "p", settings)
     return AssignmentQueue(store, "p", clock)
 
 
@@ -32,7 +32,7 @@ def rank_in_order(task, **more):
 def cast_vote(queue, who, task, key, judgement):
     """Vote under the terms that are in force now."""
     with queue.store.reading() as db:
-        terms = read_terms(db, queue.project, get_mode(task.purpose))
+        terms = read_terms(db, queue.project, get_page_mode(task.purpose))
     return queue.vote(who, task.token, key, judgement, terms)
 
 

@@ -33,23 +33,23 @@ def test_the_default_hasher_costs_what_the_rfc_asks(store):
 def test_a_session_is_its_persons_until_it_is_over(accounts, time):
     accept_invitation(accounts, "ann", "reviewer")
     session = accounts.log_in("ann", GOOD, "here")
-    assert accounts.find_person(session) == Person("ann", {"p": "reviewer"})
+    assert accounts.authenticate_session(session) == Person("ann", {"p": "reviewer"})
     time.now += SESSION_S - 1
-    assert accounts.find_person(session) is not None  # a look-up extends the session
+    assert accounts.authenticate_session(session) is not None  # a look-up extends the session
     time.now += SESSION_S - 1
-    assert accounts.find_person(session) is not None
+    assert accounts.authenticate_session(session) is not None
     time.now += SESSION_S + 1
-    assert accounts.find_person(session) is None
+    assert accounts.authenticate_session(session) is None
     second_session = accounts.log_in("ann", GOOD, "here")
     accounts.log_out(second_session)
-    assert accounts.find_person(second_session) is None
-    assert accounts.find_person("") is accounts.find_person("x" * 43) is None
+    assert accounts.authenticate_session(second_session) is None
+    assert accounts.authenticate_session("") is accounts.authenticate_session("x" * 43) is None
 
 
 @pytest.mark.parametrize("name", ["ANN X", " ann  x ", "ａｎｎ x"])
 def test_a_name_is_known_however_it_is_written(accounts, name):
     accept_invitation(accounts, "Ann X")
-    assert accounts.find_person(accounts.log_in(name, GOOD, "here")).name == "ann x"
+    assert accounts.authenticate_session(accounts.log_in(name, GOOD, "here")).name == "ann x"
     with pytest.raises(AccessRefused, match="the name is taken"):
         accept_invitation(accounts, name)
 
@@ -96,8 +96,8 @@ def test_an_invitation_by_name_sets_a_new_password_and_ends_the_sessions(account
     with pytest.raises(AccessRefused, match="the invitation is for ann"):
         accounts.accept(token, "bob", GOOD)
     new_session = accounts.accept(token, "ann", "another good one")
-    assert accounts.find_person(session) is None
-    assert accounts.find_person(new_session).roles == {"p": "admin"}  # an invitation never lowers a role
+    assert accounts.authenticate_session(session) is None
+    assert accounts.authenticate_session(new_session).roles == {"p": "admin"}  # an invitation never lowers a role
     with pytest.raises(AccessRefused):
         accounts.log_in("ann", GOOD, "here")
     assert accounts.log_in("ann", "another good one", "here")
@@ -113,10 +113,10 @@ def test_nobody_takes_the_name_of_somebody_who_has_judged_without_an_account(acc
 def test_who_has_an_account_joins_another_project(accounts, store):
     add_question(store, "run/0", project="q")
     session = accept_invitation(accounts, "ann")
-    accounts.join(accounts.invite("q", "reviewer"), accounts.find_person(session))
-    assert accounts.find_person(session).roles == {"p": "annotator", "q": "reviewer"}
+    accounts.join(accounts.invite("q", "reviewer"), accounts.authenticate_session(session))
+    assert accounts.authenticate_session(session).roles == {"p": "annotator", "q": "reviewer"}
     with pytest.raises(AccessRefused, match="for another person"):
-        accounts.join(accounts.invite("q", "admin", "bob"), accounts.find_person(session))
+        accounts.join(accounts.invite("q", "admin", "bob"), accounts.authenticate_session(session))
 
 
 def test_roles_contain_those_below(accounts):
@@ -151,7 +151,7 @@ def test_who_is_taken_out_is_out_at_once_and_gives_back_what_they_hold(accounts,
     session = accept_invitation(accounts, "ann")
     AssignmentQueue(store, "p").take("ann")
     accounts.set_role("p", "ann", None)
-    assert accounts.find_person(session) is None
+    assert accounts.authenticate_session(session) is None
     with store.reading() as db:
         assert db.execute(select(leases.c.state)).scalars().all() == ["returned"]
 
@@ -165,8 +165,8 @@ def test_another_password_ends_the_other_sessions(accounts):
     with pytest.raises(InputError, match="too short"):
         accounts.change_password(current_session, GOOD, "short")
     accounts.change_password(current_session, GOOD, "another good one")
-    assert accounts.find_person(current_session) is not None
-    assert accounts.find_person(other_session) is None
+    assert accounts.authenticate_session(current_session) is not None
+    assert accounts.authenticate_session(other_session) is None
     assert accounts.log_in("ann", "another good one", "a")
 
 
@@ -195,7 +195,7 @@ def test_an_erased_annotator_has_no_account_left(accounts, store):
     accounts.invite("p", "annotator", "ann@example.org")
     assert accounts.get_handle("p", "ann@example.org") == store.pseudonym("p", "ann@example.org")
     store.erase_annotator("p", store.pseudonym("p", "ann@example.org"))
-    assert accounts.find_person(session) is None
+    assert accounts.authenticate_session(session) is None
     with store.reading() as db:
         remaining_rows = [
             db.execute(text(f'SELECT * FROM "{table}"')).all()
@@ -208,43 +208,43 @@ def test_an_erased_annotator_has_no_account_left(accounts, store):
 def test_an_account_outlives_its_erasure_in_one_of_two_projects(accounts, store):
     add_question(store, "run/0", project="q")
     session = accept_invitation(accounts, "ann")
-    accounts.join(accounts.invite("q", "annotator"), accounts.find_person(session))
+    accounts.join(accounts.invite("q", "annotator"), accounts.authenticate_session(session))
     AssignmentQueue(store, "p").take("ann")
     store.erase_annotator("p", store.pseudonym("p", "ann"))
-    assert accounts.find_person(session).roles == {"q": "annotator"}
+    assert accounts.authenticate_session(session).roles == {"q": "annotator"}
 
 
 def test_an_admin_of_one_project_takes_over_nobodys_account_in_another(accounts, store):
     add_question(store, "run/0", project="q")
     root = accept_invitation(accounts, "root", "admin", "q")
-    eve = accounts.find_person(accept_invitation(accounts, "eve", "admin"))
-    token = accounts.invite("p", "annotator", "root", by=eve)
+    eve = accounts.authenticate_session(accept_invitation(accounts, "eve", "admin"))
+    token = accounts.invite("p", "annotator", "root", inviter=eve)
     assert not accounts.find_invitation(token).resets
     with pytest.raises(AccessRefused, match="projects of other admins"):
         accounts.accept(token, "root", GOOD)
-    accounts.join(token, accounts.find_person(root))  # root may use the link
-    assert accounts.find_person(root).roles == {"p": "annotator", "q": "admin"}
+    accounts.join(token, accounts.authenticate_session(root))  # root may use the link
+    assert accounts.authenticate_session(root).roles == {"p": "annotator", "q": "admin"}
     ann = accept_invitation(accounts, "ann")
-    assert accounts.find_person(ann) is not None
-    accounts.accept(accounts.invite("p", "annotator", "ann", by=eve), "ann", "another good one")
+    assert accounts.authenticate_session(ann) is not None
+    accounts.accept(accounts.invite("p", "annotator", "ann", inviter=eve), "ann", "another good one")
     # An invitation by the operator may reset a password.
     accounts.accept(accounts.invite("p", "annotator", "root"), "root", "another good one")
 
 
 def test_links_end_with_a_new_password_and_with_the_role_of_who_made_them(accounts):
     accept_invitation(accounts, "root", "admin")
-    eve = accounts.find_person(accept_invitation(accounts, "eve", "admin"))
+    eve = accounts.authenticate_session(accept_invitation(accounts, "eve", "admin"))
     session = accept_invitation(accounts, "ann")
     tokens = [accounts.invite("p", "annotator", "ann") for _ in range(3)]
     accounts.accept(tokens[0], "ann", "another good one")
     assert accounts.find_invitation(tokens[1]) is None
     tokens = [accounts.invite("p", "annotator", "ann")]
-    assert accounts.find_person(session) is None
+    assert accounts.authenticate_session(session) is None
     new_session = accounts.log_in("ann", "another good one", "here")
     accounts.change_password(new_session, "another good one", GOOD)
     assert accounts.find_invitation(tokens[0]) is None
     for role in ("annotator", None):
-        admin_token = accounts.invite("p", "admin", by=eve)
+        admin_token = accounts.invite("p", "admin", inviter=eve)
         accounts.set_role("p", "eve", role)
         assert accounts.find_invitation(admin_token) is None
         if role:
@@ -253,8 +253,8 @@ def test_links_end_with_a_new_password_and_with_the_role_of_who_made_them(accoun
 
 def test_links_that_are_out_are_listed_and_taken_back(accounts, store, time):
     add_question(store, "run/0", project="q")
-    root = accounts.find_person(accept_invitation(accounts, "root", "admin"))
-    first_token = accounts.invite("p", "annotator", "Ann", by=root)
+    root = accounts.authenticate_session(accept_invitation(accounts, "root", "admin"))
+    first_token = accounts.invite("p", "annotator", "Ann", inviter=root)
     time.now += 60
     second_token = accounts.invite("p", "reviewer")
     foreign_token = accounts.invite("q", "annotator")

@@ -10,8 +10,8 @@ from assignment_queues import SettableClock, cast_vote, judge, open_queue, rank_
 
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.assignment.queue import SteadyClock
-from align.annotate.store import AlreadyJudged, Candidate, Judgement, Store, configure, publish_guidelines
-from align.annotate.store.integrity import recount
+from align.annotate.store import AlreadyJudged, Candidate, Judgement, Store, configure_project, publish_guidelines
+from align.annotate.store.integrity import correct_counters
 from align.annotate.store.tables import leases, work
 from align.core.errors import InputError
 
@@ -78,7 +78,7 @@ def test_more_overlap_wakes_items_that_were_done(store):
     for _ in range(2):
         judge(queue, "ann", queue.take("ann"))
     assert queue.take("bob") is None
-    configure(store, "p", {"overlap": 2})
+    configure_project(store, "p", {"overlap": 2})
     assert queue.take("bob") is not None
     assert queue.take("ann") is None
 
@@ -166,11 +166,11 @@ def test_nobody_uses_anothers_lease(store):
 def test_a_project_that_pauses_takes_votes_and_gives_nothing_new(store):
     queue = open_queue(store)
     task = queue.take("ann")
-    configure(store, "p", state="paused")
+    configure_project(store, "p", state="paused")
     assert queue.take("ann").token == task.token
     _, next_task = judge(queue, "ann", task)
     assert next_task is None
-    configure(store, "p", state="open")
+    configure_project(store, "p", state="open")
     assert queue.take("ann") is not None
 
 
@@ -180,9 +180,9 @@ def test_why_there_is_nothing(store):
     assert (queue.take("bob"), queue.explain_idle("bob")) == (None, "held")
     judge(queue, "ann", task)
     assert queue.explain_idle("bob") == "done"
-    configure(store, "p", {"overlap": 2, "quota": 1})
+    configure_project(store, "p", {"overlap": 2, "quota": 1})
     assert queue.explain_idle("ann") == "quota"
-    configure(store, "p", state="paused")
+    configure_project(store, "p", state="paused")
     assert queue.explain_idle("bob") == "paused"
 
 
@@ -207,7 +207,7 @@ def test_the_highest_priority_comes_first_where_the_project_says_so(store):
         store.add_item("p", f"{i}", build_prompt(f"question {i}"), [Candidate("a"), Candidate("b")], priority=p)
         for i, p in enumerate((0.1, 0.9, 0.5))
     ]
-    configure(store, "p", {"order": "priority"})
+    configure_project(store, "p", {"order": "priority"})
     queue = AssignmentQueue(store, "p")
     assert [queue.take(who).item.id for who in ("ann", "bob", "cem")] == [ids[1], ids[2], ids[0]]
 
@@ -380,7 +380,7 @@ def test_whatever_people_do_the_counters_are_right_and_nobody_is_asked_twice(sto
             clock.now += rng.choice((1, 60, 301))
 
         with store.transaction() as db:
-            assert recount(db, "p") == 0, f"after step {step}, {action}"
+            assert correct_counters(db, "p") == 0, f"after step {step}, {action}"
     valid_votes = [vote for vote in (*store.rankings("p"), *store.skips("p")) if vote.purpose == "work"]
     assert len({(vote.item, vote.annotator) for vote in valid_votes}) == len(valid_votes) > 10
     with store.reading() as db:

@@ -19,7 +19,7 @@ from align.reward.checkers import (
     CheckResult,
     build_checker,
     build_checkers,
-    check_turns,
+    check_answers_of_turns,
     compute_accuracy,
 )
 from align.reward.checkers.code import extract_code
@@ -195,16 +195,21 @@ def test_a_conversation_has_a_check_a_turn():
     checkers = build_checkers(
         [None, {"kind": "exact", "answer": "7"}, {"kind": "regex", "pattern": "x"}], 3, "row.check"
     )
-    result = check_turns(checkers, ["hello", "7", "y"])
+    result = check_answers_of_turns(checkers, ["hello", "7", "y"])
     assert (result.score, [part.held for part in result.parts]) == (0, [True, False])
     assert [part.asks.split(":")[0] for part in result.parts] == ["turn 2", "turn 3"]
-    assert check_turns(checkers, ["hello", "7", "x"]).score == 1
+    assert check_answers_of_turns(checkers, ["hello", "7", "x"]).score == 1
     checkers_of_last_turn = build_checkers({"kind": "exact", "answer": "7"}, 2, "row.check")
-    assert [check_turns(checkers_of_last_turn, answers).score for answers in (["7", "8"], ["8", "7"])] == [0, 1]
+    assert [check_answers_of_turns(checkers_of_last_turn, answers).score for answers in (["7", "8"], ["8", "7"])] == [
+        0,
+        1,
+    ]
     checkers_of_one_turn = build_checkers({"kind": "exact", "answer": "7"}, 1, "row.check")
-    assert check_turns(checkers_of_one_turn, ["7"]) == build_checker({"kind": "exact", "answer": "7"}, "row.check")("7")
+    assert check_answers_of_turns(checkers_of_one_turn, ["7"]) == build_checker(
+        {"kind": "exact", "answer": "7"}, "row.check"
+    )("7")
     with pytest.raises(ValueError, match="2 answers for 3 turns"):
-        check_turns(checkers, ["hello", "7"])
+        check_answers_of_turns(checkers, ["hello", "7"])
     with pytest.raises(InputError) as caught:
         build_checkers([None, {"kind": "exact"}], 2, "row.check")
     assert caught.value.field == "row.check[1].answers"

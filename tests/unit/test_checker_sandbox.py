@@ -193,8 +193,8 @@ def run_as_user(uid: int, action: Callable[[], Any]) -> Any:
             os.setgroups([])
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
-            sandbox.interpreter = lambda: python
-            sandbox.visible_paths.cache_clear()
+            sandbox.get_interpreter = lambda: python
+            sandbox.list_visible_paths.cache_clear()
             tempfile.tempdir = "/tmp"
             os.write(writing, json.dumps(["", *action()]).encode())
         except BaseException as error:
@@ -212,8 +212,8 @@ def run_as_user(uid: int, action: Callable[[], Any]) -> Any:
 
 def find_working_tier(name: str) -> Tier:
     """Return the first way to set up a sandbox that works for this user."""
-    *better, last = sandbox.candidates(name)
-    return next((tier for tier in better if sandbox.find_tier((name,)) == tier), last)
+    *better, last = sandbox.list_tier_variants(name)
+    return next((tier for tier in better if sandbox.find_working_tier((name,)) == tier), last)
 
 
 @pytest.fixture(params=[0, NOBODY], ids=["root", "nobody"])
@@ -274,7 +274,7 @@ def test_a_sandbox_keeps_an_attack_in(tier: str, machine: Machine):
 @pytest.mark.parametrize("tier", TIERS)
 def test_a_sandbox_ends_loops_and_children(tier: str, machine: Machine):
     mark = f"align_mark_{os.getpid()}_{tier}_{machine.uid}"
-    limited = machine.uid != 0 or find_working_tier(tier).drop  # the kernel does not count root's
+    limited = machine.uid != 0 or find_working_tier(tier).drops_root  # the kernel does not count root's
     result = machine.run(tier, f"assert fork_many() == {limited}", f"leave_child({mark!r})", "loop()", seconds=2.0)
     assert result.problems[0] == ""
     assert result.problems[2] is None
@@ -334,15 +334,17 @@ def test_early_landlock_is_closed_by_the_filter(tmp_path: Path):
 
 
 def test_the_filter_knows_its_machines():
-    assert len(confinement.filter_code("x86_64", True)) > len(confinement.filter_code("x86_64", False))
-    assert all(len(each) == 8 for each in confinement.filter_code("aarch64", True))
+    assert len(confinement.build_seccomp_program("x86_64", True)) > len(
+        confinement.build_seccomp_program("x86_64", False)
+    )
+    assert all(len(each) == 8 for each in confinement.build_seccomp_program("aarch64", True))
     with pytest.raises(OSError, match="riscv64"):
-        confinement.filter_code("riscv64", True)
+        confinement.build_seccomp_program("riscv64", True)
 
 
 def test_a_machine_without_a_sandbox_refuses_unless_it_is_told(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sandbox, "works", lambda tier: tier.name == UNSAFE)
-    sandbox.find_tier.cache_clear()
+    monkeypatch.setattr(sandbox, "try_tier", lambda tier: tier.name == UNSAFE)
+    sandbox.find_working_tier.cache_clear()
     try:
         spec = {"kind": "code", "tests": ["assert f(2) == 4"]}
         with pytest.raises(InputError, match=r"cannot confine programs.*unsafe_code=true"):
@@ -351,15 +353,15 @@ def test_a_machine_without_a_sandbox_refuses_unless_it_is_told(monkeypatch: pyte
         assert "without a sandbox" in allowed.warnings[0]
         assert allowed("def f(x): return 4").sandbox == UNSAFE
     finally:
-        sandbox.find_tier.cache_clear()
+        sandbox.find_working_tier.cache_clear()
 
 
 def test_a_looser_sandbox_is_taken_where_a_stricter_one_fails(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sandbox, "works", lambda tier: tier.name == "landlock")
-    sandbox.find_tier.cache_clear()
+    monkeypatch.setattr(sandbox, "try_tier", lambda tier: tier.name == "landlock")
+    sandbox.find_working_tier.cache_clear()
     try:
         code_checker = build_checker({"kind": "code", "tests": ["assert f(2) == 4"]}, "check", allow_code=True)
         assert code_checker.sandbox == "landlock"
         assert "Landlock" in code_checker.warnings[0]
     finally:
-        sandbox.find_tier.cache_clear()
+        sandbox.find_working_tier.cache_clear()

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.assignment.leases import read_opinions
 from align.annotate.exchange.exporting import export_votes
-from align.annotate.store import Candidate, Judgement, Store, configure
+from align.annotate.store import Candidate, Judgement, Store, configure_project
 from align.annotate.store.preference_pairs import load_preferences
 from align.annotate.store.records import SKIP_REASONS
 from align.annotate.web.routes import JudgementBody, opinion_to_json
@@ -36,7 +36,7 @@ def store(store_url):
 def said(store) -> dict[int, tuple[str, Judgement]]:
     """Votes of every kind and purpose, with and without each part: seq → item and judgement. Half of the items are
     settled; one of them was reviewed twice."""
-    configure(store, "p", {"attributes": ["helpful"]})
+    configure_project(store, "p", {"attributes": ["helpful"]})
     votes: dict[int, tuple[str, Judgement]] = {}
 
     def record_vote(item: str, annotator: str, judgement: Judgement) -> int:
@@ -119,7 +119,7 @@ def test_what_was_taken_back_and_what_was_simulated_stay(store, tmp_path):
 
 
 def test_whoever_settles_an_item_reads_all_that_was_said(store):
-    configure(store, "p", {"overlap": 3, "attributes": ["helpful"]})
+    configure_project(store, "p", {"overlap": 3, "attributes": ["helpful"]})
     item = add_question(store)
     record_ranking(store, item, "0>1>2", annotator="ann", quality="good", ratings={f"{item}-1": {"helpful": 4}})
     record_ranking(

@@ -95,7 +95,7 @@ def test_strengths_are_signed_and_of_two_answers_alone():
     ]
     votes += [build_vote("k", "0>1>2", annotator, strength=1) for annotator in ("ann", "bob")]
     votes += [build_vote("j", "01", "ann", strength=0), build_vote("j", "0>1", "bob", strength=1)]
-    assert [item_ratings.values_RU.ravel().tolist() for item_ratings in build_panels(votes, strength=True)] == [
+    assert [item_ratings.values_RU.ravel().tolist() for item_ratings in build_panels(votes, use_strengths=True)] == [
         [-3, 2],
         [0, -1],
     ]
@@ -193,7 +193,9 @@ def test_kappa_by_hand():
     """Both agree 20 and 15 times, and differ 5 and 10 times: 0.7 observed, 0.5·0.6 + 0.5·0.4 by chance."""
     assert compute_kappa(np.array([[20, 5], [10, 15]])) == pytest.approx((0.7 - 0.5) / (1 - 0.5))
     # Weights 0, 1, 4: 2 observed; rows 3, 2, 1 and columns 2, 2, 2 give 8 by chance.
-    assert compute_kappa(np.array([[2, 1, 0], [0, 1, 1], [0, 0, 1]]), quadratic=True) == pytest.approx(1 - 2 / 8)
+    assert compute_kappa(np.array([[2, 1, 0], [0, 1, 1], [0, 0, 1]]), has_quadratic_weights=True) == pytest.approx(
+        1 - 2 / 8
+    )
 
 
 def test_kappa_of_the_unanimous_is_undefined():
@@ -228,7 +230,7 @@ def test_kappa_of_strengths_weighs_by_distance(monkeypatch):
         for annotator, value in zip(("ann", "bob"), values, strict=True):
             votes.append(build_vote(f"i{k}", "0>1" if value < 0 else "1>0", annotator, strength=abs(value)))
     monkeypatch.setattr("align.annotate.figures.agreement.SHARED_ITEMS", 1)
-    (kappa,) = compute_kappas(build_panels(votes), build_panels(votes, strength=True))
+    (kappa,) = compute_kappas(build_panels(votes), build_panels(votes, use_strengths=True))
     # Σ (a − b)² = 1 + 0 + 1 + 4; by chance Σ over all sixteen pairings, over four.
     chance = sum((a - b) ** 2 for a, _ in strengths for _, b in strengths) / 4
     assert kappa.strength == pytest.approx(1 - 6 / chance)

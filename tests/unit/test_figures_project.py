@@ -16,7 +16,7 @@ from votes import build_vote
 
 from align.annotate.figures import compute_figures, plots
 from align.annotate.figures.project import SECONDS_EDGES, ProjectView, count_per_day, list_disagreements, read_view
-from align.annotate.store import Candidate, Judgement, Store, configure
+from align.annotate.store import Candidate, Judgement, Store, configure_project
 from align.core.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ def fill_project(store) -> dict[str, str]:
 
 
 def test_the_totals(store):
-    configure(store, "p", {"overlap": 2})
+    configure_project(store, "p", {"overlap": 2})
     fill_project(store)
     totals = compute_figures(store, "p")["totals"]
     assert totals["rankings"] == 12
@@ -130,7 +130,7 @@ def test_a_single_annotator(store):
 
 
 def test_a_project_without_anything(store):
-    configure(store, "p", {})
+    configure_project(store, "p", {})
     figures = compute_figures(store, "p")
     assert figures["totals"]["rankings"] == figures["totals"]["items"] == figures["hours"]["total"] == 0
     assert figures["position"] == dict.fromkeys(("share", "log_odds"), "undefined (nothing to count)")
@@ -229,7 +229,7 @@ def test_seconds(store):
 @pytest.mark.parametrize("plot", PLOTS)
 @pytest.mark.parametrize("full", [True, False])
 def test_plots_are_drawn_from_the_json(store, plot, full):
-    configure(store, "p", {})
+    configure_project(store, "p", {})
     if full:
         fill_project(store)
     figures = json.loads(json.dumps(compute_figures(store, "p")))

@@ -100,7 +100,7 @@ EXCEPTIONS = {
     "align.rollout.vllm_server:lock_folder": NOT_READ,
     "align.run.atomic:_sync_files": NOT_READ,
     "align.run.checkpoints:write_checkpoint": NOT_READ,
-    "align.reward.checkers.confinement:add_rule": NOT_READ,
+    "align.reward.checkers.confinement:add_landlock_rule": NOT_READ,
     "align.reward.checkers.run_tests:main": STANDARD_INPUT,
     "align.run.environment:read_cpuinfo": SYSTEM,
     "align.run.folder:lock_folder": NOT_READ,

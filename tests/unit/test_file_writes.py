@@ -67,7 +67,7 @@ CREATED = "makes the file if there is none and cuts none; a database of others h
 OPENED = "packs into a file that align.core.outputs has opened, which replaces none"
 APPENDS = "locks the file, and writes nothing to it"
 EXCEPTIONS = {
-    "align.annotate.exchange.archive:backup": OPENED,
+    "align.annotate.exchange.archive:write_store_backup": OPENED,
     "align.__main__:entry": DEVICE,
     "align.__main__:open_standard_streams": DEVICE,
     "align.annotate.store.connections:serve_exclusively": APPENDS,
@@ -123,7 +123,7 @@ EXCEPTIONS = {
     "align.registry.forgetting:write": UNIQUE,
     "align.registry.index:try_move_aside": ASIDE,
     "align.registry.replay:run_align": SCRATCH,
-    "align.reward.checkers.confinement:isolate": DEVICE,
+    "align.reward.checkers.confinement:isolate_process": DEVICE,
     "align.reward.checkers.confinement:enter_namespaces": DEVICE,
     "align.reward.checkers.confinement:bind_path": SCRATCH,
     "align.rollout.ask_llama_cpp:main": SCRATCH,

@@ -14,7 +14,7 @@ from json_lines import write_rows
 from synthetic_runs import build_run_input, find_record, query_refs, write_run_folder
 
 from align.annotate.store import Store
-from align.annotate.store.erasure import erase, find_erasure_target
+from align.annotate.store.erasure import erase_target, find_erasure_target
 from align.core.errors import InputError
 from align.registry.forget_selection import MAY_HAVE, TRAINED
 from align.registry.forgetting import StaleRun, list_unfinished, make_receipt, plan_repeats, sort_by_lineage
@@ -169,16 +169,16 @@ def test_what_the_store_has_of_one_thing(store_url: str) -> None:
             second + 1
         )  # the vote was retracted by then
         assert ann.rows == {"name": 1, "judgement": 1, "remark": 1}
-        erase(store, ann)
+        erase_target(store, ann)
         assert store.rankings("p") == []
         with pytest.raises(InputError, match="has no such annotator"):
             find_erasure_target(store, "p", "annotator", "ann@example.org")
         gone = find_erasure_target(store, "p", "annotator", ann.id)
         assert not any(gone.rows.values())
-        erase(store, gone)
-        erase(store, find_erasure_target(store, "p", "item", items[0]))
+        erase_target(store, gone)
+        erase_target(store, find_erasure_target(store, "p", "item", items[0]))
         assert not any(find_erasure_target(store, "p", "item", items[0]).rows.values())
-        erase(store, find_erasure_target(store, "p", "project", ""))
+        erase_target(store, find_erasure_target(store, "p", "project", ""))
         assert not any(find_erasure_target(store, "p", "project", "").rows.values())
         assert store.verify()
 

@@ -9,7 +9,7 @@ from sqlalchemy.event import listen
 
 from align.annotate.assignment import REPEAT_AFTER
 from align.annotate.assignment.leases import counterbalance_order, is_drawn
-from align.annotate.store import Candidate, Store, configure
+from align.annotate.store import Candidate, Store, configure_project
 from align.annotate.store.preference_pairs import load_preferences
 from align.core.errors import InputError
 
@@ -130,7 +130,7 @@ def test_what_a_gold_item_is_said_to_be_is_never_trained_on(store):
 )
 def test_the_ledger_takes_nothing_that_cannot_be_read_back(store, more, field):
     item = add_question(store)
-    configure(store, "p", {"attributes": ["helpful"]})
+    configure_project(store, "p", {"attributes": ["helpful"]})
     if "ID" in more.get("ratings", {}):
         more = {"ratings": {f"{item}-0": more["ratings"]["ID"]}}
     head = store.head()

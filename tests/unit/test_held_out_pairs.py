@@ -9,7 +9,7 @@ import torch
 
 from align.core.types import Message, Preference
 from align.evals.held_out import compute_preference_figures, find_simulated_scorers
-from align.reward.rules import BY_NAME, Sentiment, last_answer
+from align.reward.rules import BY_NAME, Sentiment, get_last_answer
 
 
 class Shortest:
@@ -18,7 +18,7 @@ class Shortest:
     name = "shortest"
 
     def score(self, conversations, rollout=None):
-        return torch.tensor([-float(len(last_answer(c))) for c in conversations])
+        return torch.tensor([-float(len(get_last_answer(c))) for c in conversations])
 
 
 def build_pair(chosen: str, rejected: str, scorer: str = "vader", source: str = "simulated", n: int = 0) -> Preference:

@@ -14,10 +14,10 @@ from postgres import create_schema
 from row_formats import PACKERS, WRITERS, write_row_file
 
 from align.annotate.assignment import AssignmentQueue
-from align.annotate.exchange.archive import backup, restore
+from align.annotate.exchange.archive import restore_store, write_store_backup
 from align.annotate.exchange.exporting import export_votes
 from align.annotate.exchange.importing import import_items
-from align.annotate.store import Judgement, Store, configure, publish_guidelines
+from align.annotate.store import Judgement, Store, configure_project, publish_guidelines
 from align.annotate.store.preference_pairs import load_preferences
 from align.core.errors import CorruptFile, InputError
 from align.data.read.records import read_documents, read_preferences
@@ -179,7 +179,7 @@ def test_an_empty_file_is_refused(store, tmp_path):
 def judged(store):
     """Items of three answers: a ranking with all fields, a tie of the best two, a tie of all, a skip, and gold."""
     publish_guidelines(store, "p", "# Be fair")
-    configure(store, "p", {"attributes": ["helpful"]})
+    configure_project(store, "p", {"attributes": ["helpful"]})
     ids = [add_question(store, f"run/{i}") for i in range(4)]
     more = {"strength": 2, "rationale": "kind", "demonstration": "I am fine!", "guideline_version": "1"}
     record_ranking(store, ids[0], "0>1>2", flagged=(f"{ids[0]}-2",), ratings={f"{ids[0]}-0": {"helpful": 5}}, **more)
@@ -295,7 +295,7 @@ def test_simulated_rankings_leave_only_when_asked_for(store, tmp_path):
 
 def fill_store(store):
     add_question(store, "q/0", project="q")
-    configure(store, "p", {"overlap": 2, "attributes": ["helpful"]})
+    configure_project(store, "p", {"overlap": 2, "attributes": ["helpful"]})
     publish_guidelines(store, "p", "# Be fair")
     for i in range(3):
         add_question(store, f"run/{i}")
@@ -326,32 +326,32 @@ def test_simulated_rankings_say_by_what_they_were_made_and_files_keep_it(store, 
 
 def test_a_backup_replaces_nothing_and_is_for_its_owners_eyes(store, tmp_path):
     fill_store(store)
-    backup(store, tmp_path / "b.jsonl.gz")
+    write_store_backup(store, tmp_path / "b.jsonl.gz")
     assert (tmp_path / "b.jsonl.gz").stat().st_mode & 0o777 == 0o600
     before = (tmp_path / "b.jsonl.gz").read_bytes()
     with pytest.raises(InputError, match="there is such a file already"):
-        backup(store, tmp_path / "b.jsonl.gz")
+        write_store_backup(store, tmp_path / "b.jsonl.gz")
     assert (tmp_path / "b.jsonl.gz").read_bytes() == before
 
 
 @pytest.mark.parametrize("into", ["sqlite", "postgresql"])
 def test_a_backup_is_the_store_in_either_kind_of_database(store, tmp_path, request, into):
     held_task = fill_store(store)
-    summary = backup(store, tmp_path / "b.jsonl.gz")
+    summary = write_store_backup(store, tmp_path / "b.jsonl.gz")
     assert (summary["seq"], summary["hash"]) == (store.head().seq, store.head().hash)
     assert [path.name for path in tmp_path.glob("b.*")] == ["b.jsonl.gz"]
     url = f"sqlite:///{tmp_path / 'other.db'}"
     if into == "postgresql":
         url = create_schema(request.getfixturevalue("postgres"), f"r{tmp_path.name[-20:]}".lower().replace("-", "_"))
     with Store.open(url) as restored:
-        assert restore(restored, tmp_path / "b.jsonl.gz") == store.head() == restored.verify()
+        assert restore_store(restored, tmp_path / "b.jsonl.gz") == store.head() == restored.verify()
         assert restored.rankings("p") == store.rankings("p")
         assert restored.key("p") == store.key("p") is not None  # the key is restored, so its data sets stay comparable
         assert list(restored.items("q")) == list(store.items("q"))
         task = AssignmentQueue(restored, "p").take("ann")
         assert (task.token, task.draft) == (held_task.token, {"rationale": "half"})
         with pytest.raises(InputError, match="not empty"):
-            restore(restored, tmp_path / "b.jsonl.gz")
+            restore_store(restored, tmp_path / "b.jsonl.gz")
         with pytest.raises(InputError, match="stands"):
             record_ranking(restored, restored.rankings("p")[0].item, "0>1>2", annotator="ann")
 
@@ -374,23 +374,23 @@ def test_a_backup_is_taken_of_one_moment_while_people_work(store, tmp_path, monk
 
     additions: list[bool] = []
     monkeypatch.setattr(Store, "verify", verify_while_someone_adds)
-    backup(store, tmp_path / "b.jsonl.gz")
+    write_store_backup(store, tmp_path / "b.jsonl.gz")
     assert store.head().seq == head.seq + 1
     with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as restored:
-        assert restore(restored, tmp_path / "b.jsonl.gz") == head
+        assert restore_store(restored, tmp_path / "b.jsonl.gz") == head
 
 
 def test_what_was_tampered_with_is_not_backed_up(store, tmp_path):
     fill_store(store)
     tamper(store, "UPDATE candidates SET text = 'forged' WHERE position = 0")
     with pytest.raises(CorruptFile):
-        backup(store, tmp_path / "b.jsonl.gz")
+        write_store_backup(store, tmp_path / "b.jsonl.gz")
     assert list(tmp_path.glob("b.*")) == []
 
 
 def test_a_backup_that_was_cut_or_changed_restores_nothing(store, tmp_path):
     fill_store(store)
-    backup(store, tmp_path / "b.jsonl.gz")
+    write_store_backup(store, tmp_path / "b.jsonl.gz")
     lines = gzip.decompress((tmp_path / "b.jsonl.gz").read_bytes()).decode().splitlines()
     forged = [line.replace('\\"content\\":\\"question', '\\"content\\":\\"forged') for line in lines]
     assert forged != lines
@@ -405,10 +405,10 @@ def test_a_backup_that_was_cut_or_changed_restores_nothing(store, tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(broken) + "\n")
         with Store.open(f"sqlite:///{tmp_path / name}.db") as restored:
             with pytest.raises(InputError, match=error):
-                restore(restored, tmp_path / f"{name}.jsonl")
+                restore_store(restored, tmp_path / f"{name}.jsonl")
             assert restored.head().seq == 0
             assert query_rows(restored, "SELECT count(*) FROM candidates") == [(0,)]
     data = (tmp_path / "b.jsonl.gz").read_bytes()
     (tmp_path / "torn.jsonl.gz").write_bytes(data[: len(data) // 2])
     with Store.open(f"sqlite:///{tmp_path / 'torn.db'}") as restored, pytest.raises(CorruptFile, match="unpacked"):
-        restore(restored, tmp_path / "torn.jsonl.gz")
+        restore_store(restored, tmp_path / "torn.jsonl.gz")

@@ -16,7 +16,7 @@ from align.config.scorers import CHOICES, build_reward_spec, parse_part
 from align.core.errors import InputError
 from align.data.sources import find_rankers
 from align.evals.judges.identity import ScorerRelation, find_scorer_relation, get_scorer_title, list_scorer_parts
-from align.reward.inputs import check_reasoning_matches, reward_inputs
+from align.reward.inputs import require_matching_reasoning, resolve_reward_inputs
 from align.run import Artifact, Base, Input, file_digest, load_artifact, read_manifest
 from align.run.manifest import parse_input
 
@@ -287,12 +287,12 @@ def test_a_reward_model_of_answers_alone_reads_no_reasoning(tmp_path: Path) -> N
     )
     bare = Artifact("hub:org/x", tmp_path, "d", BASE, False)
     # Pairs of answers alone have no reasoning.
-    check_reasoning_matches([without_reasoning, with_reasoning, bare], "hide")
-    check_reasoning_matches([with_reasoning, bare], "keep")
+    require_matching_reasoning([without_reasoning, with_reasoning, bare], "hide")
+    require_matching_reasoning([with_reasoning, bare], "keep")
     with pytest.raises(
         InputError, match=r"^rollout\.reasoning=keep: reward/hide was trained on answers without"
     ) as error:
-        check_reasoning_matches([with_reasoning, without_reasoning], "keep")
+        require_matching_reasoning([with_reasoning, without_reasoning], "keep")
     assert "rollout.reasoning=hide" in error.value.remedy
 
 
@@ -341,7 +341,9 @@ def test_a_function_is_known_by_where_it_is_defined(tmp_path: Path, monkeypatch:
 
     def list_function_parts(spec: str) -> set[str]:
         config = parse_part("reward", {"name": "fn", "fn": spec})
-        return list_scorer_parts({"name": "fn", "fn": spec}, reward_inputs(build_reward_spec(config), tmp_path, BASE))
+        return list_scorer_parts(
+            {"name": "fn", "fn": spec}, resolve_reward_inputs(build_reward_spec(config), tmp_path, BASE)
+        )
 
     names = ("score", "alias", "wrapped", "part", "bound", "decorated")
     equal_specs = [*(f"scores_here:{name}" for name in names), "scores_there:mark"]

@@ -21,7 +21,7 @@ import pytest
 from odd_files import NOT_FILES, at_once
 from test_own_files import open_run
 
-from align.annotate.exchange.archive import backup
+from align.annotate.exchange.archive import write_store_backup
 from align.annotate.store import Store
 from align.core.errors import InputError
 from align.core.outputs import atomic_file, replace_file
@@ -60,7 +60,7 @@ def write_page(path: Path) -> None:
 
 def write_backup(path: Path) -> None:
     with Store.open("sqlite:///:memory:") as store:
-        backup(store, path)
+        write_store_backup(store, path)
 
 
 def open_store(path: Path) -> None:

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from votes import build_vote
 
-from align.annotate.assignment.leases import rotate
+from align.annotate.assignment.leases import rotate_candidates
 from align.annotate.figures.estimates import as_json
 from align.annotate.figures.people import compute_repeat_consistency
 from align.annotate.figures.project import read_view
-from align.annotate.store import AnnotationItem, Candidate, Judgement, ProjectSettings, Store, configure
-from align.annotate.store.ledger import read_head
+from align.annotate.store import AnnotationItem, Candidate, Judgement, ProjectSettings, Store, configure_project
+from align.annotate.store.ledger import read_ledger_head
 from align.annotate.store.preference_pairs import load_counted_rankings
 from align.annotate.store.projects import compute_overlap, hash_for_overlap
 from align.core.chain import GENESIS, ChainHead
@@ -100,7 +100,7 @@ def test_what_was_ahead_before_is_made_up_for():
 @pytest.mark.parametrize("k", [2, 3, 5])
 def test_each_candidate_stands_once_in_each_place(k):
     ids = [str(i) for i in range(k)]
-    orders = [rotate(ids, turn) for turn in range(k)]
+    orders = [rotate_candidates(ids, turn) for turn in range(k)]
     assert orders[0] == tuple(ids)
     assert all({order[place] for order in orders} == set(ids) for place in range(k))
 
@@ -306,19 +306,19 @@ def test_repeats_are_held_against_ones_own_votes():
 def test_settings_and_items_change_no_vote(store):
     add_question(store)
     with store.reading() as db:
-        assert read_head(db, "p", votes_only=True) == ChainHead(0, GENESIS)
+        assert read_ledger_head(db, "p", votes_only=True) == ChainHead(0, GENESIS)
     id = add_question(store, "run/1")
     seq = record_ranking(store, id, "0>12")
-    configure(store, "p", {"overlap": 2})
+    configure_project(store, "p", {"overlap": 2})
     add_question(store, "run/2")
     with store.reading() as db:
-        head = read_head(db, "p", votes_only=True)
+        head = read_ledger_head(db, "p", votes_only=True)
     assert head.seq == seq
     store.verify(head)
     store.retract("p", seq)
     with store.reading() as db:
-        assert read_head(db, "p", votes_only=True).seq > seq
-        assert read_head(db, "q", votes_only=True) == ChainHead(0, GENESIS)
+        assert read_ledger_head(db, "p", votes_only=True).seq > seq
+        assert read_ledger_head(db, "q", votes_only=True) == ChainHead(0, GENESIS)
 
 
 def test_a_view_up_to_a_row_has_none_behind_it(store):

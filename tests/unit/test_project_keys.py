@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from align.annotate.accounts import Accounts
 from align.annotate.exchange.exporting import export_votes
-from align.annotate.store import Candidate, Judgement, Store, configure, publish_guidelines
+from align.annotate.store import Candidate, Judgement, Store, configure_project, publish_guidelines
 from align.annotate.store.tables import project_keys
 from align.core.errors import CorruptFile, InputError
 from align.core.types import Conversation, Message
@@ -36,13 +36,13 @@ TABLES = (
 
 
 def test_each_project_has_a_key_of_its_own_that_stays(store: Store, store_url: str):
-    configure(store, "q", {"overlap": 2})
+    configure_project(store, "q", {"overlap": 2})
     question = Conversation((Message("user", "2 + 2?"),))
     store.add_item("gold", "x", question, [Candidate("4"), Candidate("5")], expected=[[0], [1]])
     keys = [store.key(project) for project in ("p", "q", "gold")]
     assert {len(key or b"") for key in keys} == {32}
     assert len({*keys}) == 3
-    configure(store, "q", {"overlap": 3})
+    configure_project(store, "q", {"overlap": 3})
     with Store.open(store_url) as reopened:
         assert [reopened.key(project) for project in ("p", "q", "gold")] == keys
     with pytest.raises(InputError, match="no such project"):
@@ -82,7 +82,7 @@ def full(store: Store, accounts: Accounts) -> Store:
     for project in ("p", "q"):
         item = add_question(store, "run/9", project=project)
         publish_guidelines(store, project, f"# Be fair in {project}")
-        configure(store, project, {"title": "A title"})
+        configure_project(store, project, {"title": "A title"})
         judgement = Judgement(((f"{item}-0",), (f"{item}-1", f"{item}-2")), rationale="because of Xq7")
         store.record(project, item, judgement, annotator="ann@example.org", key="k")
         accounts.invite(project, "annotator")
@@ -118,7 +118,7 @@ def test_its_name_is_not_used_again(full: Store, accounts: Accounts, act: str):
     full.erase_project("p")
     actions: dict[str, Callable[[], object]] = {
         "item": lambda: add_question(full, "new"),
-        "settings": lambda: configure(full, "p", {"overlap": 2}),
+        "settings": lambda: configure_project(full, "p", {"overlap": 2}),
         "guidelines": lambda: publish_guidelines(full, "p", "# Again"),
         "invitation": lambda: accounts.invite("p", "annotator"),
         "vote": lambda: record_ranking(full, item, "0>1>2"),

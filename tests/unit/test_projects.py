@@ -7,8 +7,8 @@ from annotation_store import add_question, build_judgement, build_prompt, query_
 from postgres import create_schema
 from sqlalchemy import create_engine
 
-from align.annotate.store import Candidate, ProjectSettings, Store, configure, publish_guidelines
-from align.annotate.store.integrity import recount
+from align.annotate.store import Candidate, ProjectSettings, Store, configure_project, publish_guidelines
+from align.annotate.store.integrity import correct_counters
 from align.annotate.store.projects import read_guidelines, read_settings, read_state
 from align.core.errors import CorruptFile, InputError
 
@@ -31,9 +31,9 @@ def test_a_project_that_was_never_configured_has_the_defaults(store):
 
 
 def test_each_change_is_a_row_of_the_ledger_and_no_change_is_none(store):
-    configure(store, "p", {"overlap": 3, "attributes": ["helpful"]}, state="paused")
-    configure(store, "p", {"overlap": 3}, state="paused")
-    after = configure(store, "p", {"quota": 9})
+    configure_project(store, "p", {"overlap": 3, "attributes": ["helpful"]}, state="paused")
+    configure_project(store, "p", {"overlap": 3}, state="paused")
+    after = configure_project(store, "p", {"quota": 9})
     assert after == ProjectSettings(overlap=3, attributes=("helpful",), quota=9)
     with store.reading() as db:
         assert (read_settings(db, "p"), read_state(db, "p")) == (after, "paused")
@@ -69,14 +69,14 @@ def test_each_change_is_a_row_of_the_ledger_and_no_change_is_none(store):
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_and_changes_nothing(store, values, field):
-    configure(store, "p", {"quota": 5})
+    configure_project(store, "p", {"quota": 5})
     head = store.head()
     with pytest.raises(InputError) as caught:
-        configure(store, "p", values)
+        configure_project(store, "p", values)
     assert caught.value.field == field
     assert store.head() == head
     with pytest.raises(InputError, match="no such state"):
-        configure(store, "p", state="asleep")
+        configure_project(store, "p", state="asleep")
 
 
 def test_guidelines_have_versions_and_the_ledger_knows_their_text(store):
@@ -106,7 +106,7 @@ def test_guidelines_have_versions_and_the_ledger_knows_their_text(store):
 )
 def test_settings_and_gold_are_those_of_the_ledger(store, statement):
     add_question(store)
-    configure(store, "p", {"overlap": 2}, state="paused")
+    configure_project(store, "p", {"overlap": 2}, state="paused")
     store.verify()
     tamper(store, statement)
     with pytest.raises(CorruptFile):
@@ -116,20 +116,20 @@ def test_settings_and_gold_are_those_of_the_ledger(store, statement):
 def test_counting_anew_makes_what_is_missing(store):
     item = add_question(store)
     gold = store.add_item("p", "g", build_prompt(), [Candidate("a"), Candidate("b")], expected=[[0], [1]])
-    configure(store, "p", {"overlap": 3})
+    configure_project(store, "p", {"overlap": 3})
     record_ranking(store, item, "0>1>2")
     before = query_rows(store, "SELECT item, wanted, judged, leased, gold FROM work ORDER BY item")
     tamper(store, "DELETE FROM work")
     with store.transaction() as db:
-        assert recount(db, "p") == 2
+        assert correct_counters(db, "p") == 2
     assert query_rows(store, "SELECT item, wanted, judged, leased, gold FROM work ORDER BY item") == before
     assert {row[0]: row[1:3] for row in before} == {item: (3, 1), gold: (0, 0)}
 
 
 def test_a_new_project_is_a_row_of_the_ledger(store):
-    configure(store, "p", {})
+    configure_project(store, "p", {})
     assert store.head().seq == 1
-    configure(store, "p", {})
+    configure_project(store, "p", {})
     assert store.head().seq == 1
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 import pytest
 import yaml
 
-from align.annotate.store.connections import connect
+from align.annotate.store.connections import open_store_engine
 from align.config.root import StoreConfig
 from align.core.errors import InputError
 from align.core.redaction import (
@@ -118,7 +118,7 @@ def test_a_parameter_is_hidden_unless_it_is_known_to_be_harmless(url: str):
 def test_a_store_that_cannot_be_opened_is_told_without_its_parameters():
     for url in ("postgresql+psycopg://u@127.0.0.1:1/d?sslpassword=pl4nted-1", "postgresql://u:pl4nted-1@h:port/d"):
         with pytest.raises(InputError, match=r"store\.url=postgresql") as caught:
-            connect(hide_password(url))
+            open_store_engine(hide_password(url))
         assert "pl4nted" not in str(caught.value)
 
 

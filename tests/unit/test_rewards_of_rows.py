@@ -18,10 +18,10 @@ from align.core.types import Conversation, Message
 from align.evals.suite.tasks import load_items, parse_task
 from align.reward.build import build_scorer
 from align.reward.check import CheckReward
-from align.reward.checkers import build_checkers, check_turns
+from align.reward.checkers import build_checkers, check_answers_of_turns
 from align.reward.combined import score_with_diagnostics
 from align.reward.function import FunctionReward, takes_rows
-from align.reward.inputs import reward_inputs
+from align.reward.inputs import resolve_reward_inputs
 
 
 def make_conversation(completion: str, id: str = "sums.jsonl:1", **columns: Any) -> Conversation:
@@ -175,7 +175,7 @@ def test_a_reward_says_what_a_task_of_an_evaluation_says(
     task = parse_task({"name": "t", "path": str(path)}, "eval.tasks[0]", True)
     (item,) = load_items(task, None, True)
     checkers = build_checkers(item.check, 1, "check", allow_code=True)
-    by_task = [check_turns(checkers, [answer]).score for answer in (right, wrong)]
+    by_task = [check_answers_of_turns(checkers, [answer]).score for answer in (right, wrong)]
     by_reward = (
         CheckReward(allow_code=True).score([make_conversation(answer, **row) for answer in (right, wrong)]).tolist()
     )
@@ -233,8 +233,8 @@ def test_the_configuration_of_checks(tmp_path: Path) -> None:
 def test_a_check_that_is_wrong_is_told_before_anything_is_read(tmp_path: Path, given: Any, said: str) -> None:
     spec = {"name": "check", "check": given, "score": "all", "allow_code": False, "unsafe_code": False}
     with pytest.raises(InputError, match=said):
-        reward_inputs(spec, tmp_path, None)
+        resolve_reward_inputs(spec, tmp_path, None)
     spec_of_sum = {"name": "sum", "parts": [{"weight": 1.0, **spec}]}
     with pytest.raises(InputError, match=said.replace(r"reward\.check", r"reward\.parts\[0\]\.check", 1)):
-        reward_inputs(spec_of_sum, tmp_path, None)
-    assert reward_inputs(spec | {"check": None}, tmp_path, None) == {}
+        resolve_reward_inputs(spec_of_sum, tmp_path, None)
+    assert resolve_reward_inputs(spec | {"check": None}, tmp_path, None) == {}

@@ -23,7 +23,7 @@ from align.data.chat.encode import Prompt, encode_prompts, find_stop_token_ids
 from align.data.chat.template import CHATML
 from align.models.forward import rollout_from_answers
 from align.models.load import load_classifier, load_tokenizer
-from align.reward.build import build_beside_policy, check_same_template
+from align.reward.build import build_scorer_for_policy, require_same_template
 from align.reward.scorer import Scorer
 from align.run import Artifact
 
@@ -44,7 +44,7 @@ def make_artifact(folder: Path) -> Artifact:
 
 def build_reward(world: World, tokenizer: Any) -> Scorer:
     models = [make_artifact(world.reward)]
-    return build_beside_policy(
+    return build_scorer_for_policy(
         build_reward_spec(LearnedReward()), models, world.roles(), world.base, 2, FP32, tokenizer
     )
 
@@ -115,18 +115,20 @@ def test_a_reward_model_of_another_template_is_refused(world: World, tokenizer: 
         compose_tree(["stage=ppo", "reward=ensemble", "reward.refs=['reward:a','reward:it']", "init=sft:s"])
     )
     reward = build_reward_spec(config.reward)
-    check_same_template(reward, [make_artifact(folder)] * 2, world.base, tokenizer, config.init)
+    require_same_template(reward, [make_artifact(folder)] * 2, world.base, tokenizer, config.init)
     chatml_tokenizer = load_tokenizer(world.base)
     chatml_tokenizer.chat_template = CHATML
     chatml_tokenizer.save_pretrained(shutil.copytree(folder, folder.with_name("other")))
     models = [make_artifact(folder), make_artifact(folder.with_name("other"))]
     with pytest.raises(InputError, match=r"reward\.refs\[1\]=reward:it: .*another chat template.*init=sft:s"):
-        check_same_template(reward, models, world.base, tokenizer, config.init)
+        require_same_template(reward, models, world.base, tokenizer, config.init)
     model_on_other_base = replace(models[1], base=replace(world.base, digest="another"))
     # A reward model on another base reads text by its own template.
-    check_same_template(reward, [models[0], model_on_other_base], world.base, tokenizer, config.init)
+    require_same_template(reward, [models[0], model_on_other_base], world.base, tokenizer, config.init)
     with pytest.raises(InputError, match=r"reward\.refs\[0\]"):
-        check_same_template(reward, models, world.base, chatml_tokenizer, config.init)  # the policy's template decides
+        require_same_template(
+            reward, models, world.base, chatml_tokenizer, config.init
+        )  # the policy's template decides
 
 
 @pytest.mark.parametrize("kept", ["nothing", "no template"])
@@ -134,6 +136,6 @@ def test_a_folder_that_says_nothing_of_a_template_is_believed(world: World, toke
     for file in folder.glob("*chat_template*" if kept == "no template" else "*token*"):
         file.unlink()
     assert (folder / "tokenizer_config.json").is_file() == (kept == "no template")
-    check_same_template(
+    require_same_template(
         build_reward_spec(LearnedReward()), [make_artifact(folder)], world.base, tokenizer, "sft:latest"
     )

@@ -23,7 +23,7 @@ from align.data.sources import DataSource, read_divided_documents, read_divided_
 from align.data.split import compute_question_key
 from align.evals.suite.tasks import load_items, parse_task
 from align.reward.check import CheckReward
-from align.reward.inputs import check_rows
+from align.reward.inputs import require_row_checks
 
 CHECK = {"kind": "exact", "answer": "4"}
 SUM: dict[str, Any] = {"prompt": "2 + 2?", "answer": "4", "check": CHECK, "level": 1}
@@ -146,8 +146,8 @@ def test_the_rows_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
         "name": "sum",
         "parts": [{"weight": 1.0, "name": "check", "check": None, "allow_code": False, "unsafe_code": False}],
     }
-    check_rows(reward, read_train_prompts(write_rows(tmp_path / "p.jsonl", [SUM])))
-    check_rows({"name": "sentiment"}, read_train_prompts(write_rows(tmp_path / "q.jsonl", [{"prompt": "Hi"}])))
+    require_row_checks(reward, read_train_prompts(write_rows(tmp_path / "p.jsonl", [SUM])))
+    require_row_checks({"name": "sentiment"}, read_train_prompts(write_rows(tmp_path / "q.jsonl", [{"prompt": "Hi"}])))
     for row, message in (
         ({"prompt": "Hi"}, r"q\.jsonl:1, check=\(missing\): the row does not say"),
         ({**SUM, "check": {"kind": "exact"}}, r"q\.jsonl:1, check\.answers=\(missing\): either"),
@@ -155,5 +155,5 @@ def test_the_rows_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
         ({**SUM, "check": [CHECK, CHECK]}, r"q\.jsonl:1, check=.*2 checks for 1 turns"),
     ):
         with pytest.raises(Exception, match=message) as error:
-            check_rows(reward, read_train_prompts(write_rows(tmp_path / "q.jsonl", [row])))
+            require_row_checks(reward, read_train_prompts(write_rows(tmp_path / "q.jsonl", [row])))
         assert getattr(error.value, "exit_status", None) == 2

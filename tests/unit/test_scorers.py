@@ -19,9 +19,9 @@ from align.config.scorers import SumReward, parse_parts
 from align.core.errors import InputError
 from align.core.functions import find_module_file, load_function
 from align.core.types import Conversation, Message, Rollout
-from align.reward.combined import Ensemble, StandardisedScorer, Sum, standardise, standardise_members
+from align.reward.combined import Ensemble, StandardisedScorer, Sum, standardise_members, standardise_scorer
 from align.reward.function import FIELD, FunctionReward
-from align.reward.rules import Rules, build_rule, has_tags, is_json, score_length
+from align.reward.rules import Rules, build_rule, has_tags, is_json_object_or_array, score_word_count
 
 
 def build_chats(*answers: str) -> list[Conversation]:
@@ -43,15 +43,15 @@ class Fixed:
 
 
 def test_length_is_one_inside_and_a_slope_outside():
-    assert [score_length("a " * n, 4, 8) for n in (0, 2, 4, 6, 8, 16)] == [0, 0.5, 1, 1, 1, 0.5]
-    assert score_length("", 0, 3) == 1
+    assert [score_word_count("a " * n, 4, 8) for n in (0, 2, 4, 6, 8, 16)] == [0, 0.5, 1, 1, 1, 0.5]
+    assert score_word_count("", 0, 3) == 1
 
 
 @pytest.mark.parametrize(
     ("text", "holds"), [('{"a": [1]}', True), (" [1, 2]\n", True), ("12", False), ("{a: 1}", False)]
 )
 def test_json(text: str, holds: bool):
-    assert is_json(text) is holds
+    assert is_json_object_or_array(text) is holds
 
 
 @pytest.mark.parametrize(
@@ -205,12 +205,12 @@ def test_a_sum():
 
 
 def test_standardised_is_mean_0_and_variance_1_there():
-    scorer = standardise(Fixed([1.0, 3.0]), build_chats("a", "b"))
+    scorer = standardise_scorer(Fixed([1.0, 3.0]), build_chats("a", "b"))
     assert scorer.score(build_chats("a", "b")).tolist() == [-1, 1]
     assert (scorer.shift, scorer.scale) == (2, 1)
     for dead in ([2.0, 2.0], [0.1] * 256):  # fp32's own mean of the second is off by its rounding
         with pytest.raises(InputError, match="the same score"):
-            standardise(Fixed(dead), build_chats(*"a" * len(dead)))
+            standardise_scorer(Fixed(dead), build_chats(*"a" * len(dead)))
 
 
 def test_members_on_scales_of_their_own_become_comparable():

@@ -10,7 +10,7 @@ import torch
 
 from align.annotate.simulate import calibrate_slope, draw_tiers, simulate_annotator
 from align.annotate.store import Candidate, Store
-from align.annotate.store.erasure import ANNOTATOR, erase, find_erasure_target
+from align.annotate.store.erasure import ANNOTATOR, erase_target, find_erasure_target
 from align.annotate.store.preference_pairs import load_preferences
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
@@ -195,7 +195,7 @@ def test_an_erased_simulated_annotator_leaves_no_identity_in_the_store(tmp_path)
         other_annotator = simulate_annotator(store, "p", Number(), seed=1).annotator
         assert simulate_annotator(store, "p", Number(), seed=0).added == 0  # simulating again adds nothing
         assert erased_annotator.encode() in b"".join(path.read_bytes() for path in tmp_path.iterdir())
-        erase(store, find_erasure_target(store, "p", ANNOTATOR, erased_annotator))
+        erase_target(store, find_erasure_target(store, "p", ANNOTATOR, erased_annotator))
         store.verify()
     store_bytes = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert erased_annotator.encode() not in store_bytes

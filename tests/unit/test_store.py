@@ -218,7 +218,7 @@ def test_urls_that_lead_nowhere(tmp_path):
             Store.open(url)
         assert caught.value.field == "store.url"
     with pytest.raises(InputError, match="there is no store"):
-        Store.open(build_store_url(tmp_path), create=False)
+        Store.open(build_store_url(tmp_path), create_if_missing=False)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]  # a reader's typo makes no file
 
 

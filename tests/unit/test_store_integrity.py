@@ -211,7 +211,7 @@ def test_concurrent_writers_keep_the_chain(store_url, kind):
         worker.start()
     for worker in workers:
         worker.join()
-    with Store.open(url, create=False) as store:
+    with Store.open(url, create_if_missing=False) as store:
         assert store.verify(store.head()).seq == 30
         assert len({item.id for item in store.items("p")}) == 30
 

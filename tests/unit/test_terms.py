@@ -6,8 +6,8 @@ import pytest
 from annotation_store import add_question, build_judgement, record_ranking
 from assignment_queues import judge, open_queue
 
-from align.annotate.assignment.leases import Terms, get_mode, read_terms
-from align.annotate.store import ProjectSettings, Store, configure, publish_guidelines
+from align.annotate.assignment.leases import Terms, get_page_mode, read_terms
+from align.annotate.store import ProjectSettings, Store, configure_project, publish_guidelines
 from align.annotate.store.projects import read_settings_history, read_settings_version
 from align.core.errors import InputError
 
@@ -45,7 +45,9 @@ def test_whatever_changes_a_vote_made_before_is_taken_as_it_was_said(store, chan
     task = queue.take("ann")
     terms = read_current_terms(store)
     for name in changes:
-        configure(store, "p", CHANGES[name], state="closed" if name == "nothing is given out any more" else None)
+        configure_project(
+            store, "p", CHANGES[name], state="closed" if name == "nothing is given out any more" else None
+        )
     publish_guidelines(store, "p", "# Two")
     judgement = build_rating(task, helpful=5, honest=1)
     seq, _ = queue.vote("ann", task.token, "k", judgement, terms)
@@ -71,10 +73,10 @@ def test_the_guidelines_named_are_those_that_were_shown_not_those_of_the_moment_
 
 def test_a_version_is_the_row_that_made_it_and_says_what_was_asked(store):
     assert read_history_of_new_project(store) == (0, [(0, ProjectSettings())])
-    configure(store, "p", {"attributes": ["a"]})
+    configure_project(store, "p", {"attributes": ["a"]})
     first = store.head("p").seq
     record_ranking(store, add_question(store, "x"), "0>1>2")
-    configure(store, "p", {"scale": 3}, state="paused")
+    configure_project(store, "p", {"scale": 3}, state="paused")
     second = store.head("p").seq
     with store.reading() as db:
         assert read_settings_version(db, "p") == second
@@ -94,7 +96,7 @@ def read_history_of_new_project(store):
 def test_what_no_version_asked_for_is_refused_and_leaves_the_item(store):
     queue = open_queue(store, attributes=["helpful"])
     old_terms = read_current_terms(store)
-    configure(store, "p", {"attributes": ["honest"], "scale": 3})
+    configure_project(store, "p", {"attributes": ["honest"], "scale": 3})
     current_terms = read_current_terms(store)
     task = queue.take("ann")
     rejected_votes = [
@@ -117,7 +119,7 @@ def test_what_no_version_asked_for_is_refused_and_leaves_the_item(store):
 
 
 def test_the_mode_of_a_page_tells_no_gold_item_or_repeat_from_another():
-    modes = {purpose: get_mode(purpose) for purpose in ("work", "gold", "repeat", "review")}
+    modes = {purpose: get_page_mode(purpose) for purpose in ("work", "gold", "repeat", "review")}
     assert modes == {"work": "work", "gold": "work", "repeat": "work", "review": "review"}
 
 

@@ -66,7 +66,7 @@ class VoteSnapshot:
         Raises:
             InputError: As `load_preferences`.
         """
-        with Store.open(self.url, create=False) as store, store.reading():  # one consistent view
+        with Store.open(self.url, create_if_missing=False) as store, store.reading():  # one consistent view
             pairs = load_preferences(store, self.project, self.allow_simulated, self.head.seq)
         for number, pair in enumerate(pairs[skip:], start=skip + 1):
             yield ParsedRecord(number, pair, {"created_at": pair.created_at})
@@ -78,7 +78,7 @@ def load_votes(url: str, project: str, allow_simulated: bool) -> VoteSnapshot:
     Raises:
         InputError: There is no such store or project, or the project was erased.
     """
-    with Store.open(url, create=False) as store, store.reading():
+    with Store.open(url, create_if_missing=False) as store, store.reading():
         head = store.head(project)
         key = store.key(project)
     if key is None:
@@ -95,7 +95,7 @@ def load_active_votes(url: str, kind: IdKind) -> set[int] | None:
     Raises:
         InputError: There is no such store or project, or the project has another key.
     """
-    with Store.open(url, create=False) as store, store.reading():
+    with Store.open(url, create_if_missing=False) as store, store.reading():
         key = store.key(kind.project)
         if key is None:
             return None

@@ -38,7 +38,7 @@ from align.evals.suite.people import PEOPLE, PairQuestion
 from align.evals.suite.results import EvaluatedAnswer, ScoredTask
 from align.evals.suite.tasks import HARMLESS, EvalItem, EvalTask
 from align.reward.build import build_scorer, load_reward_model
-from align.reward.checkers import build_checkers, check_turns, exact, json_schema, pattern
+from align.reward.checkers import build_checkers, check_answers_of_turns, exact, json_schema, pattern
 from align.reward.checkers.checked import AllowCode
 from align.reward.combined import standardise_members
 from align.reward.inputs import load_reward_artifacts
@@ -96,7 +96,9 @@ def score_by_checks(task: TaskAnswers, allow_code: AllowCode) -> ScoredTask:
     def run_checks() -> dict[str, list[EvaluatedAnswer]]:
         scored: dict[str, list[EvaluatedAnswer]] = {}
         for name, answers in task.answers.items():
-            results = [check_turns(turns, answer.answers) for turns, answer in zip(checks, answers, strict=True)]
+            results = [
+                check_answers_of_turns(turns, answer.answers) for turns, answer in zip(checks, answers, strict=True)
+            ]
             rows = zip(answers, results, strict=True)
             scored[name] = [replace(answer, score=result.score, checked=result) for answer, result in rows]
         return scored
