@@ -164,6 +164,7 @@ class Accounts:
         return person
 
     def log_out(self, session: str) -> None:
+        """End a session, given its token."""
         with self.store.transaction() as db:
             db.execute(delete(sessions).where(sessions.c.digest == hash_token(session)))
 

@@ -57,7 +57,7 @@ class SimulationSummary:
 def simulate_annotator(
     store: Store, project: str, scorer: Scorer, seed: int, agreement: float = 0.75
 ) -> SimulationSummary:
-    """Rank every item of a project that this simulated annotator has not ranked yet.
+    """Rank every item of a project that this simulated annotator has not ranked yet, and record the rankings.
 
     The noise of an item depends on `(seed, item id)` alone, so that an interrupted and resumed call gives the same
     rankings.

@@ -26,15 +26,15 @@ class CheckReward:
 
     Args:
         spec: the check of conversations whose row has none. With None such a row is an error.
-        parts: whether the score is the share of the check's parts that hold, instead of 0 or 1.
+        score_parts: whether the score is the share of the check's parts that hold, instead of 0 or 1.
         allow_code: whether checks may run programs that a model wrote.
     """
 
     name = "check"
 
-    def __init__(self, spec: Any = None, parts: bool = False, allow_code: AllowCode = False) -> None:
+    def __init__(self, spec: Any = None, score_parts: bool = False, allow_code: AllowCode = False) -> None:
         self.spec = spec
-        self.parts = parts
+        self.score_parts = score_parts
         self.allow_code: AllowCode = allow_code
 
     def find_checkers(self, conversation: Conversation) -> tuple[Checker | None, ...]:
@@ -70,7 +70,7 @@ class CheckReward:
         """Convert results of checks to scores [B], fp32. An answer that could not be decided has 0."""
         import torch
 
-        if self.parts:
+        if self.score_parts:
             scores = [sum(part.held for part in result.parts) / len(result.parts) for result in results]
         else:
             scores = [result.score for result in results]

@@ -230,9 +230,9 @@ def counterbalance_order(ids: Sequence[str], annotator: str, turn: int) -> tuple
     """Return the candidates in their order on the screen, counterbalanced over an annotator's items.
 
     In every K turns in a row (starting at a multiple of K), a candidate's position in the item is shown once in each
-    place: the rows of a cyclic Latin square over a random order, in random order. (The design of Williams,
-    "Experimental designs balanced for the estimation of residual effects", 1949, also balances neighbours, but needs 2K
-    rows for odd K.) If positions correspond to models, each model comes first equally often.
+    position on the screen: the rows of a cyclic Latin square over a random order, in random order. (The design of
+    Williams, "Experimental designs balanced for the estimation of residual effects", 1949, also balances neighbours,
+    but needs 2K rows for odd K.) If positions correspond to models, each model comes first equally often.
 
     Args:
         ids: the K candidates, by position.
@@ -241,24 +241,26 @@ def counterbalance_order(ids: Sequence[str], annotator: str, turn: int) -> tuple
     k = len(ids)
     block, row = divmod(turn, k)
     rng = random.Random(f"{annotator}/{k}/{block}")
-    order = list(range(k))
+    positions = list(range(k))
     shifts = list(range(k))
-    rng.shuffle(order)
+    rng.shuffle(positions)
     rng.shuffle(shifts)
-    return rotate_candidates([ids[place] for place in order], shifts[row])
+    return rotate_candidates([ids[position] for position in positions], shifts[row])
 
 
 def rotate_candidates(ids: Sequence[str], turn: int) -> tuple[str, ...]:
-    """Rotate the candidates by `turn` places. Over K turns, each of them takes each place once."""
-    return tuple(ids[(place + turn) % len(ids)] for place in range(len(ids)))
+    """Rotate the candidates' order on the screen by `turn` positions. Over K turns, each takes each position once."""
+    return tuple(ids[(position + turn) % len(ids)] for position in range(len(ids)))
 
 
 def extend_lease(db: Connection, lease: Row[Any], now: float) -> None:
-    until = now + 60 * read_settings(db, lease.project).lease_minutes
-    db.execute(update(leases).where(leases.c.token == lease.token).values(expires_at=until))
+    """Set the end of a lease to `lease_minutes` from now."""
+    expires_at = now + 60 * read_settings(db, lease.project).lease_minutes
+    db.execute(update(leases).where(leases.c.token == lease.token).values(expires_at=expires_at))
 
 
 def reopen_lease(db: Connection, lease: Row[Any], now: float) -> None:
+    """Open a lease again after its vote was retracted, and extend it."""
     db.execute(update(leases).where(leases.c.token == lease.token).values(state="open", vote=None))
     extend_lease(db, lease, now)
     if lease.purpose == "work":

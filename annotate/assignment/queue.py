@@ -263,7 +263,7 @@ class AssignmentQueue:
                 save_draft(db, lease, content)
 
     def read_progress(self, annotator: str, recount_totals: bool = False) -> QueueProgress:
-        """Return the progress of an annotator and the project.
+        """Return how many rankings an annotator and the whole project have, and how many are wanted.
 
         Args:
             refresh: whether to compute the project's sums even if those in the cache are less than `SUMS_CACHE_S` old.

@@ -145,7 +145,7 @@ def iter_unpaired_rows(vote: Vote, item: AnnotationItem) -> Iterator[dict[str, A
 
 
 def build_vote_row(vote: Vote, item: AnnotationItem, is_trained_on: bool) -> dict[str, Any]:
-    """Return a vote with all its fields.
+    """Return a vote as a row of `votes.jsonl`, with all its fields.
 
     Its answers are called `candidates` rather than `answers`, so that a reader of rankings does not train on rankings
     that a review replaced.

@@ -57,7 +57,7 @@ def to_log_odds(proportion: Figure) -> Figure:
 
 
 def as_json(value: Any) -> Any:
-    """Convert records to JSON objects, to any depth. An undefined figure becomes its text."""
+    """Convert dataclasses, and containers of them, to JSON values. An undefined figure becomes its text."""
     if isinstance(value, Undefined):
         return str(value)
     if is_dataclass(value):

@@ -268,7 +268,7 @@ def compute_repeat_consistency(rankings: Sequence[Vote]) -> Figure:
 
 
 def to_csv(people: Sequence[AnnotatorSummary]) -> str:
-    """Format the summaries as CSV (RFC 4180).
+    """Format summaries of annotators as CSV (RFC 4180), one row each.
 
     A figure with an interval has columns `_low`, `_high` and `_n` beside it. A text that a spreadsheet would run as a
     formula gets an apostrophe in front.

@@ -87,7 +87,7 @@ class ProjectView:
 
 
 def read_view(store: Store, project: str) -> ProjectView:
-    """Read a project's view.
+    """Read a project's votes, and the items that they judge, as of one moment.
 
     Raises:
         InputError: unknown project.
@@ -147,7 +147,7 @@ def compute_figures(store: Store, project: str) -> dict[str, Any]:
 
 
 def compute_view_figures(view: ProjectView, project: str) -> dict[str, Any]:
-    """Compute all figures of a view as JSON values: numbers, texts, None, lists and objects.
+    """Compute all figures about a project's votes and annotators as JSON values.
 
     The keys are `totals`, `hours`, `per_day`, `seconds`, `agreement`, `position`, `length`, `people` and
     `disagreements`. An interval is `{value, low, high, n}`, at 95 %, where n is the number of independent items or

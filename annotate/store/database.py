@@ -384,7 +384,8 @@ class Store(StoreConnections):
             ).scalar()
 
     def head(self, project: str | None = None) -> ChainHead:
-        """Return the last row of one project or of the whole ledger. Returns `ChainHead(0, GENESIS)` if it is empty.
+        """Return seq and hash of the last row of one project or of the whole ledger. Returns `ChainHead(0, GENESIS)` if
+        it is empty.
 
         Raises:
             InputError: unknown project.

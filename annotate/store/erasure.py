@@ -23,6 +23,9 @@ from align.core.errors import InputError
 if TYPE_CHECKING:
     from align.annotate.store.database import Store
 
+RetractionsBySeq = dict[int, int | None]
+"""Seq of a judgement's row in the ledger → seq of its retraction, or None if it stands."""
+
 ITEM = "item"
 ANNOTATOR = "annotator"
 PROJECT = "project"
@@ -135,8 +138,8 @@ def find_project_target(store: Store, connection: Connection, project: str) -> E
 
 def read_judgements(
     connection: Connection, project: str, condition: ColumnElement[bool], tombstone: int | None = None
-) -> dict[int, int | None]:
-    """Return the judgements that fulfil a condition: seq → seq of the retraction, or None if it stands.
+) -> RetractionsBySeq:
+    """Return the judgements that fulfil an SQL condition, with their retractions.
 
     Args:
         tombstone: seq of the erasure of the item or project; a judgement counts as retracted from there on.

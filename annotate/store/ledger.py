@@ -78,7 +78,8 @@ def append_ledger_row(connection: Connection, project: str, kind: str, payload: 
 
 
 def read_ledger_head(connection: Connection, project: str | None = None, votes_only: bool = False) -> ChainHead:
-    """Return the ledger's last row. Returns `ChainHead(0, GENESIS)` if it is empty.
+    """Return seq and hash of the last row of the ledger, or of one project. Returns `ChainHead(0, GENESIS)` if it is
+    empty.
 
     Args:
         project: consider the rows of this project alone.
@@ -93,10 +94,11 @@ def read_ledger_head(connection: Connection, project: str | None = None, votes_o
     return ChainHead(0, GENESIS) if row is None else ChainHead(row.seq, row.hash)
 
 
-def build_standing_vote_condition(project: str, row: Any = ledger) -> ColumnElement[bool]:
+def build_standing_vote_condition(project: str) -> ColumnElement[bool]:
     """Build the SQL condition of a project's judgements that were not retracted."""
     retraction = ledger.alias("retraction")
-    return (row.c.project == project) & row.c.kind.in_(VOTE_KINDS) & ~exists().where(retraction.c.retracts == row.c.seq)
+    is_retracted = exists().where(retraction.c.retracts == ledger.c.seq)
+    return (ledger.c.project == project) & ledger.c.kind.in_(VOTE_KINDS) & ~is_retracted
 
 
 def find_row_by_key(connection: Connection, project: str, kind: str, key: str) -> Row[Any] | None:

@@ -8,11 +8,14 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.core.chain import hash_with_salt, to_canonical_json
 from align.core.errors import require
 from align.core.types import Conversation
+
+if TYPE_CHECKING:
+    from sqlalchemy import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +174,12 @@ class Vote(Judgement):
 
 
 def hash_to_fraction(name: str) -> float:
-    """Return a hash of a name as a number in [0, 1)."""
+    """Hash a name to a number that is uniform in [0, 1)."""
     return int(hashlib.sha256(name.encode()).hexdigest()[:13], 16) / 16**13
 
 
 def build_work_row(project: str, item: str, priority: float) -> dict[str, Any]:
-    """Return an item's row of `work` before any vote."""
+    """Build an item's row of the table `work`, with the counters of an item without votes."""
     counters = {"wanted": 0, "judged": 0, "leased": 0, "gold": False}
     return {"project": project, "item": item, "shuffle": hash_to_fraction(item), "priority": priority, **counters}
 
@@ -187,13 +190,13 @@ def replace_unwritable(text: str) -> str:
 
 
 def build_prompt_row(project: str, item: str, prompt: Conversation, salt: str = "") -> dict[str, Any]:
-    """Return the row of `prompts`. It gets a random salt by default."""
+    """Build the row of the table `prompts` for an item's prompt. It gets a random salt by default."""
     salt = salt or secrets.token_hex(16)
     return {"project": project, "id": item, "messages": to_canonical_json(prompt.as_dicts()), "salt": salt}
 
 
 def build_candidate_row(project: str, item: str, k: int, answer: Candidate, salt: str = "") -> dict[str, Any]:
-    """Return the row of `candidates` at position k. It gets a random salt by default."""
+    """Build the row of the table `candidates` for the answer at position k. It gets a random salt by default."""
     return {
         "project": project,
         "id": f"{item}-{k}",
@@ -209,7 +212,7 @@ def build_candidate_row(project: str, item: str, k: int, answer: Candidate, salt
 
 
 def build_item_payload(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
-    """Return the payload of an item for the ledger, `{prompt: digest, candidates: {id: digest}}`; the digests are
+    """Build the payload of an item's row in the ledger, `{prompt: digest, candidates: {id: digest}}`; the digests are
     salted."""
     hashed = ("position", "text", "model_digest", "adapter_digest", "sampling", "ended")
     return {
@@ -219,7 +222,7 @@ def build_item_payload(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any,
 
 
 def build_item_from_rows(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> AnnotationItem:
-    """Return the item of its rows, candidates by position."""
+    """Build an item from its rows of `prompts` and `candidates`; the candidates are ordered by position."""
     ordered = sorted(answers, key=lambda row: row["position"])
     return AnnotationItem(
         prompt["id"],
@@ -238,8 +241,8 @@ def build_item_from_rows(prompt: Mapping[Any, Any], answers: Sequence[Mapping[An
     )
 
 
-def parse_vote(row: Any, remark: str | None) -> Vote:
-    """Return the vote of a `ranking` or `skip` row of the ledger.
+def parse_vote(row: Row[Any], remark: str | None) -> Vote:
+    """Parse a row of the ledger of kind `ranking` or `skip`, with the texts that go with it, as a vote.
 
     Args:
         remark: its erasable texts as JSON, if there are any.

@@ -73,7 +73,7 @@ class Manager:
         return render_figures(self.store, project)
 
     def tabs(self, project: str, request: gradio.Request) -> list[Any]:
-        """Show the tabs for admins if the visitor is an admin."""
+        """Return the updates that show the admins' tabs, or hide them if the visitor is no admin."""
         is_admin = self.is_admin(request, project)
         return [gradio.Tab(visible=is_admin and self.accounts is not None), gradio.Tab(visible=is_admin)]
 

@@ -213,7 +213,7 @@ def build_routes(store: Store, has_accounts: bool) -> APIRouter:
     # Projects and guidelines
 
     @router.get("/projects")
-    def projects(person: Person = PERSON) -> dict[str, Any]:
+    def list_projects(person: Person = PERSON) -> dict[str, Any]:
         with store.reading() as db:
             titles = {name: read_settings(db, name).title or name for name in person.roles}
         own_projects = [
@@ -234,7 +234,7 @@ def build_routes(store: Store, has_accounts: bool) -> APIRouter:
         }
 
     @router.get("/project")
-    def project(queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
+    def open_project(queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         return {
             "id": make_membership_id(store, person, queue.project),
             "votes": queue.list_recent_votes(person.name),
@@ -242,7 +242,7 @@ def build_routes(store: Store, has_accounts: bool) -> APIRouter:
         }
 
     @router.get("/guidelines")
-    def guidelines(version: int, queue: AssignmentQueue = queue_dependency) -> dict[str, Any]:
+    def get_guidelines(version: int, queue: AssignmentQueue = queue_dependency) -> dict[str, Any]:
         with store.reading() as db:
             published = read_guidelines(db, queue.project, version)
         is_known_version = published is not None
@@ -252,16 +252,18 @@ def build_routes(store: Store, has_accounts: bool) -> APIRouter:
     # Steps: each response includes the next item
 
     @router.get("/task")
-    def task(queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
+    def take_task(queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         return build_step(queue, person, "work", queue.take(person.name))
 
     @router.get("/review")
-    def review(queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
+    def take_review(queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         check_reviewer(person, queue)
         return build_step(queue, person, "review", queue.take_review(person.name))
 
     @router.post("/vote")
-    def vote(body: VoteBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
+    def record_vote(
+        body: VoteBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON
+    ) -> dict[str, Any]:
         task = queue.get_task(person.name, body.token)
         if task.purpose == "review":
             check_reviewer(person, queue)
@@ -271,23 +273,27 @@ def build_routes(store: Store, has_accounts: bool) -> APIRouter:
         return {"seq": seq, **build_step(queue, person, get_page_mode(task.purpose), next_task)}
 
     @router.post("/undo")
-    def undo(body: UndoBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
+    def undo_vote(body: UndoBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         task = queue.undo(person.name, body.seq)
         return build_step(queue, person, get_page_mode(task.purpose), task)
 
     # Requests about the item on the screen
 
     @router.post("/draft")
-    def draft(body: DraftBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
+    def save_draft(
+        body: DraftBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON
+    ) -> dict[str, Any]:
         queue.save_draft(person.name, body.token, {"places": True, **body.draft.model_dump(exclude_defaults=True)})
         return renew_lease(queue, person, body.token)
 
     @router.post("/renew")
-    def renew(body: TokenBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
+    def extend_lease(
+        body: TokenBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON
+    ) -> dict[str, Any]:
         return renew_lease(queue, person, body.token)
 
     @router.get("/difference")
-    def difference(
+    def compare_answers(
         token: str, a: int, b: int, queue: AssignmentQueue = queue_dependency, person: Person = PERSON
     ) -> dict[str, str]:
         task = queue.get_task(person.name, token)

@@ -187,7 +187,7 @@ def test_the_check_of_all_rows_and_the_share_of_parts() -> None:
     checked_conversation = make_conversation("4", check={"kind": "exact", "answer": "4"})
     conversations = [make_conversation('"hello there, my good old friend"'), checked_conversation]
     assert CheckReward(every).score(conversations).tolist() == [0, 1]
-    assert CheckReward(every, parts=True).score(conversations).tolist() == [0.5, 1]
+    assert CheckReward(every, score_parts=True).score(conversations).tolist() == [0.5, 1]
 
 
 def test_an_answer_that_a_check_cannot_decide_about_is_counted() -> None:
