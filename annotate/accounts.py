@@ -309,7 +309,7 @@ class Accounts:
         conditions = (invitations.c.project == project, invitations.c.digest.startswith(id, autoescape=True))
         with self.store.transaction() as db:
             if len(id) != ID_LENGTH or db.execute(delete(invitations).where(*conditions)).rowcount == 0:
-                raise InputError("link", id, "it was used, or has ended", "Look at the list again.")
+                raise InputError("link", id, "it was used, or has ended", "Load the list of invitations again.")
 
     def accept(self, token: str, name: str, password: str) -> str:
         """Accept an invitation with a name and password, and log the person in. Returns the token of a new session.

@@ -209,7 +209,7 @@ class AssignmentQueue:
                 is_open = (leases.c.state == "open", leases.c.purpose != "repeat")
                 lease = db.execute(select(leases).where(*own_leases, *is_open)).first()
             if lease is None:
-                raise InputError("seq", seq, "its item is not to be judged again", "Go on with the next one.")
+                raise InputError("seq", seq, "its item cannot be judged again", "Go on with the next one.")
             return read_task(db, lease)
 
     def renew(self, annotator: str, token: str) -> bool:

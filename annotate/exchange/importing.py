@@ -23,7 +23,7 @@ from align.core.types import Conversation, Message
 from align.data.read.messages import build_field_error, parse_messages
 from align.data.read.rows import CellTypes, iter_valid_rows, strip_endings
 
-REMEDY = 'Write {"prompt": "…", "answers": ["…", "…"]} a row; of a known answer, "expected": [[0], [1]] besides.'
+REMEDY = 'Write {"prompt": "…", "answers": ["…", "…"]} in each row, and "expected": [[0], [1]] if the answer is known.'
 COLUMNS = ("id", "prompt", "answers", "priority", "expected")
 CELLS = CellTypes(("answers", "expected"), ("prompt",), ("priority",))
 ITEMS_PER_TRANSACTION = 200
@@ -174,8 +174,8 @@ def add_row(store: Store, project: str, row: ImportRow) -> None:
     except InputError as error:
         if error.field != "key":
             raise InputError(f"{row.where}, {error.field}", error.value, error.problem, error.remedy) from error
-        problem = "a row of this name was taken before, with other content"
-        remedy = "Give rows an id of their own, or this file a name: stage.source=NAME."
+        problem = "a row with this id or number was imported before, with other content"
+        remedy = "Give each row an id of its own, or name the file's source: stage.source=NAME."
         raise InputError(f"{row.where}, id", row.id, problem, remedy) from error
 
 

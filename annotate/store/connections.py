@@ -310,7 +310,7 @@ class StoreConnections:
             if try_lock():
                 return
             time.sleep(0.2 if attempt < SERVING_ATTEMPTS - 1 else 0)
-        remedy = "End that one first; one process serves every project of a store."
+        remedy = "Stop it first: one process serves all projects of a store."
         raise InputError("store.url", self.masked_url, "another process serves it", remedy)
 
     def note_erasure(self) -> None:

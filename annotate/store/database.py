@@ -438,7 +438,7 @@ def read_item(connection: Connection, project: str, id: str) -> AnnotationItem:
 
 def build_unknown_annotator_error(project: str, name: str) -> InputError:
     """Return the error for a name or pseudonym that is unknown in the project."""
-    remedy = "Check the spelling; an erased one is not known any more."
+    remedy = "Check the spelling. The names of erased annotators are no longer known."
     return InputError("annotator", name, f"project {project} knows no such annotator", remedy)
 
 

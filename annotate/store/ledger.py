@@ -139,7 +139,7 @@ def require_known_item(connection: Connection, project: str, item: str) -> None:
     conditions = (ledger.c.project == project, ledger.c.kind == "candidates", ledger.c.item == item)
     if connection.execute(select(ledger.c.seq).where(*conditions)).first() is None:
         require_known_project(connection, project)
-        raise InputError("item", item, f"project {project} has no such item", "Take an id that the store gave.")
+        raise InputError("item", item, f"project {project} has no such item", "Give the id of an item of the project.")
 
 
 def find_annotator(connection: Connection, project: str, identity: str) -> Row[Any] | None:

@@ -76,7 +76,7 @@ def load_counted_rankings(
     simulated = sum(ranking.source == "simulated" for ranking in rankings)
     if simulated and not allow_simulated:
         problem = f"{simulated} of its {len(rankings)} rankings are simulated, not a person's"
-        raise InputError("project", project, problem, "Say data.allow_simulated=true to use them all the same.")
+        raise InputError("project", project, problem, "Set data.allow_simulated=true to use them anyway.")
     return rankings
 
 

@@ -110,7 +110,7 @@ def read_new_password(form: dict[str, str]) -> str:
     """Return the new password of a form. Raises InputError if the repetition differs."""
     password = form.get("password", "")
     if password != form.get("again", ""):
-        raise InputError("password", "(not shown)", "the two passwords differ", "Type the same one twice.")
+        raise InputError("password", "(not shown)", "the two passwords differ", "Type the new password twice.")
     return password
 
 

@@ -147,7 +147,7 @@ class Members:
 
     def revoke(self, project: str, link: str | None, request: gradio.Request) -> list[Any]:
         self.manager.require_role(request, project, "admin")
-        require(bool(link), "link", "", "none was chosen", "Choose one of the list.")
+        require(bool(link), "link", "", "no link was chosen", "Choose one from the list.")
         self.accounts.revoke(project, link or "")
         return self.overview(project, request)
 

@@ -62,7 +62,7 @@ def build_checkers(
     """
     if not isinstance(spec, list | tuple):
         return (*[None] * ((turns or 1) - 1), build_checker(spec, field, allow_code=allow_code))
-    remedy = "Write one check a turn, null where there is none."
+    remedy = "Write one check for each turn, and null for a turn without a check."
     require(any(check is not None for check in spec), field, spec, "has no check", remedy)
     problem = f"has {len(spec)} checks for {turns} turns"
     require(turns in (None, len(spec)), field, spec, problem, remedy)

@@ -37,7 +37,7 @@ def build(spec: Any, field: str) -> Checker:
     remedy = f"The groups are {', '.join(map(str, names))}; 0 is the whole match."
     require(is_group, f"{field}.group", group, "is no group of the pattern", remedy)
     is_compared = "group" not in settings or bool(equals)
-    require(is_compared, f"{field}.group", group, "`equals` is missing", "Say what it must equal.")
+    require(is_compared, f"{field}.group", group, "`equals` is missing", "Write the texts that it must equal.")
     require(not (absent and equals), f"{field}.absent", absent, "contradicts `equals`", "Leave one of them out.")
     scope = "whole answer" if must_match_whole else "answer"
     matched = f"the {scope} {'does not match' if absent else 'matches'} /{expression}/"

@@ -170,13 +170,13 @@ class Peer:
         while True:
             message = self.receive()
             if not isinstance(message, dict) or len(message) != 1:
-                raise ConnectionEnded("it sent what is no message")
+                raise ConnectionEnded("it sent something that is not a message")
             if "request" in message:
                 self.send({"response": self.serve(message["request"])})
             elif "response" in message:
                 return message["response"]
             else:
-                raise ConnectionEnded("it sent what is no message")
+                raise ConnectionEnded("it sent something that is not a message")
 
     def send(self, message: Any) -> None:
         content = json.dumps(message).encode()
@@ -192,11 +192,11 @@ class Peer:
     def receive(self) -> Any:
         size = struct.unpack("!I", self.read(4))[0]
         if size > MOST_BYTES:
-            raise ConnectionEnded("it sent what is no message")
+            raise ConnectionEnded("it sent something that is not a message")
         try:
             return json.loads(self.read(size))
         except (ValueError, RecursionError) as error:
-            raise ConnectionEnded("it sent what is no message") from error
+            raise ConnectionEnded("it sent something that is not a message") from error
 
     def read(self, size: int) -> bytes:
         content = b""
@@ -225,7 +225,7 @@ class Peer:
 
     def read_response(self, response: Any, containers: Containers) -> Any:
         if not isinstance(response, dict):
-            raise ConnectionEnded("it sent what is no message")
+            raise ConnectionEnded("it sent something that is not a message")
         if printed := response.get("printed"):
             sys.stdout.write(str(printed)[:MOST_PRINTED])
         try:
@@ -234,7 +234,7 @@ class Peer:
             error = self.decode_error(response["error"]) if "error" in response else None
             value = None if error else self.decode(response["value"], containers)
         except (LookupError, TypeError, ValueError, AttributeError) as decode_error:
-            raise ConnectionEnded("it sent what is no message") from decode_error
+            raise ConnectionEnded("it sent something that is not a message") from decode_error
         if error is not None:
             raise error
         return value
@@ -386,12 +386,12 @@ class Peer:
         if data is None or isinstance(data, bool | int | float | str):
             return data
         if not isinstance(data, dict) or not data:
-            raise ConnectionEnded("it sent what is no value")
+            raise ConnectionEnded("it sent something that is not a value")
         tag, content = next(iter(data.items()))
         try:
             return self.decode_tagged(tag, content, data, containers)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, ArithmeticError) as error:
-            raise ConnectionEnded(f"it sent what is no value ({type(error).__name__})") from error
+            raise ConnectionEnded(f"it sent something that is not a value ({type(error).__name__})") from error
 
     def decode_tagged(self, tag: str, content: Any, data: Mapping[str, Any], containers: Containers) -> Any:
         if tag == "known":
@@ -439,7 +439,7 @@ class Peer:
             return self.copy_exception_class(*content)
         if tag == "mine":
             return self.make_proxy(int(content), str(data["kind"]))
-        raise ConnectionEnded("it sent what is no value")
+        raise ConnectionEnded("it sent something that is not a value")
 
     def replace_contents(self, container: Any, content: Any, containers: Containers) -> None:
         if isinstance(container, bytearray):
@@ -603,12 +603,14 @@ class TestsPeer(Peer):
     def check_request(self, message: Any) -> None:
         first = message.get("args", [None])[:1] if isinstance(message, dict) else []
         if not (first and isinstance(first[0], dict) and "yours" in first[0]):
-            raise ConnectionEnded("it sent what is no request")  # calls what a test passed to it, and nothing else
+            raise ConnectionEnded(
+                "it sent something that is not a request"
+            )  # calls what a test passed to it, and nothing else
 
     def check_builtin(self, value: Any) -> None:
         is_exception = isinstance(value, type) and issubclass(value, BaseException)
         if not is_exception and value not in (*PASSABLE_TYPES, Ellipsis, NotImplemented):
-            raise ConnectionEnded("it sent what is no value")  # a function such as eval would run here
+            raise ConnectionEnded("it sent something that is not a value")  # a function such as eval would run here
 
 
 def get_peer(value: RemoteObject) -> Peer:

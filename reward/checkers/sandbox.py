@@ -313,8 +313,8 @@ def choose_tier(allow_unsafe: bool, field: str) -> Tier:
     if tier is None:
         problem = "this machine cannot confine programs: bubblewrap, user namespaces and Landlock do not work here"
         remedy = (
-            "Install bubblewrap, or allow user namespaces or Landlock (Linux 5.13). On a machine with nothing to lose, "
-            f"write {field}=true to run without a sandbox."
+            "Install bubblewrap, or allow user namespaces or Landlock (Linux 5.13). On a machine that holds nothing "
+            f"valuable, write {field}=true to run without a sandbox."
         )
         raise InputError(field, False, problem, remedy)
     return tier
