@@ -242,9 +242,9 @@ def compute_gold_accuracy(
             expected_pairs = Judgement(expected[vote.item]).pairs
             correct_pairs.append(len(set(expected_pairs) & set(vote.pairs)))
             known_pairs.append(len(expected_pairs))
-    counted = [(correct, known) for correct, known in zip(correct_pairs, known_pairs, strict=True) if known]
+    counted = [(correct, total) for correct, total in zip(correct_pairs, known_pairs, strict=True) if total]
     accuracy = compute_share(correct_pairs, known_pairs)
-    return GoldAccuracy(accuracy, len(counted), sum(correct == known for correct, known in counted))
+    return GoldAccuracy(accuracy, len(counted), sum(correct == total for correct, total in counted))
 
 
 def compute_repeat_consistency(rankings: Sequence[Vote]) -> Figure:

@@ -159,7 +159,7 @@ def iter_texts(item: AnnotationItem) -> Iterator[str]:
 
 
 class Remarks(NamedTuple):
-    """What annotators wrote beside their votes.
+    """The texts that annotators wrote beside their votes.
 
     Attributes:
         row_count: number of rows of `remarks`.

@@ -50,8 +50,8 @@ def build_pair(ranking: Vote, item: AnnotationItem, better: str, worse: str) -> 
 def load_training_rankings(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Vote]:
-    """Load the rankings to learn from, as `load_counted_rankings` does. Raises InputError if there are none, else as
-    `load_preferences`."""
+    """Load the rankings to learn from, as `load_counted_rankings` does. Raises InputError if the project has no such
+    rankings, and as `load_preferences`."""
     rankings = load_counted_rankings(store, project, allow_simulated, through)
     require(bool(rankings), "project", project, "nothing in it has been ranked", "Rank some items with stage=annotate.")
     return rankings

@@ -72,8 +72,8 @@ def require_login(
 
 
 def check_request(person: Person | None, method: str, path: str, headers: Headers) -> Response | None:
-    """Return the response that refuses a request: to the managers' page by somebody else, or not from one of our pages.
-    Returns None if it may pass."""
+    """Return the response that refuses a request: for the managers' page by another person, or from a page that is not
+    ours. Returns None if the request may pass."""
     if path.startswith(MANAGE) and not (person and is_manager(person)):
         return build_error_response(403, "This page is for reviewers and admins.")
     problem = find_request_problem(method, path, headers)
