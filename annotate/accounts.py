@@ -369,14 +369,14 @@ class Accounts:
 
     # Members
 
-    def members(self, project: str) -> dict[str, str]:
+    def list_members(self, project: str) -> dict[str, str]:
         """Return the members of a project: name → role, sorted by name."""
         query = select(users.c.name, members.c.role).join(members, members.c.user == users.c.id)
         with self.store.reading() as db:
             rows = db.execute(query.where(members.c.project == project).order_by(users.c.name)).all()
         return {row.name: row.role for row in rows}
 
-    def pseudonym(self, project: str, name: str) -> str:
+    def ensure_pseudonym(self, project: str, name: str) -> str:
         """Return the pseudonym of a person in a project, and create one for a member or an invited person who has none.
 
         Raises:

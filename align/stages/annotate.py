@@ -57,7 +57,7 @@ def inputs(config: Config) -> StageInputs:
     if stage.annotator is not None and stage.action in ("erase", "invite"):
         with open_store(config, create=False) as store:
             accounts = Accounts(store)
-            find_pseudonym = accounts.pseudonym if stage.action == "erase" else accounts.get_handle
+            find_pseudonym = accounts.ensure_pseudonym if stage.action == "erase" else accounts.get_handle
             pseudonym = find_pseudonym(config.project, stage.annotator)
             config = replace_values(config, stage=replace_values(stage, annotator=pseudonym))
     # The other actions read or change a store that changes. A random input makes each call a new run.

@@ -119,7 +119,7 @@ class Members:
         """
         if not self.manager.is_admin(request, project):
             return [gradio.skip()] * 3
-        rows = [[name, UI_TEXTS[f"role_{role}"]] for name, role in self.accounts.members(project).items()]
+        rows = [[name, UI_TEXTS[f"role_{role}"]] for name, role in self.accounts.list_members(project).items()]
         members = render_table(UI_TEXTS["people"], [UI_TEXTS["name"], UI_TEXTS["role"]], rows)
         pending_invitations = self.accounts.list_invitations(project)
         invitation_rows = [

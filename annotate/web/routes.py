@@ -1,7 +1,7 @@
 """The JSON routes of the annotation page: leases, votes, undo and drafts. The response to a vote includes the next
 item, so that a step takes one request.
 
-The page identifies answers by their place on the screen, 0 to K-1, because an id would reveal which model wrote it.
+The page identifies answers by their position on the screen, 0 to K-1, because an id would reveal which model wrote it.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ def build_routes(store: Store, has_accounts: bool) -> APIRouter:
     ) -> dict[str, str]:
         task = queue.get_task(person.name, token)
         texts = {candidate.id: candidate.text for candidate in task.item.candidates}
-        first_id, second_id = (task.display_order[place % len(task.display_order)] for place in (a, b))
+        first_id, second_id = (task.display_order[position % len(task.display_order)] for position in (a, b))
         return {"html": render_difference(texts[first_id], texts[second_id])}
 
     return router

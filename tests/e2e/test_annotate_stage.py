@@ -199,7 +199,7 @@ def test_an_invitation_names_nobody_in_the_runs_folder(shop: Workshop, tmp_path:
     assert "/invite?token=" in shop.output
     erasure = run_action(shop, "erase", f"stage.annotator={name}")
     with open_store(shop) as store:
-        assert Accounts(store).members("p") == {}
+        assert Accounts(store).list_members("p") == {}
         store.verify()
     for path in (path for run in (folder, second, erasure) for path in run.rglob("*") if path.is_file()):
         text = path.read_text(errors="replace").lower()
@@ -223,7 +223,7 @@ def test_the_first_admins_link_is_printed_and_lets_them_in(shop: Workshop, tmp_p
     token = shop.output.split("/invite?token=")[1].split()[0]
     with open_store(shop) as store:
         Accounts(store).accept(token, "root", "correct horse battery")
-        assert Accounts(store).members("p") == {"root": "admin"}
+        assert Accounts(store).list_members("p") == {"root": "admin"}
     run_action(shop, "serve", "stage.url=http://192.168.1.5:7861", "stage.host=0.0.0.0")
     assert "/invite" not in shop.output
     assert "in the clear" in shop.output

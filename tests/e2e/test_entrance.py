@@ -322,7 +322,7 @@ def check_read_only(client: TestClient, accounts: Accounts) -> None:
         ("publish", ["p", "x"]),
     ):
         assert "for admins of the project" in call_function(client, fn, data)
-    assert accounts.members("p") == {"ann": "reviewer"}
+    assert accounts.list_members("p") == {"ann": "reviewer"}
     assert len(accounts.list_invitations("p")) == 1
     accounts.accept(accounts.invite("p", "annotator"), "somebody", GOOD)
     for fn in ("overview", "project"):  # the page calls these by itself, and reviewers see nothing of others

@@ -65,7 +65,7 @@ def test_an_invitation_works_once_and_for_a_while(accounts, time):
     time.now += INVITATION_S + 1
     with pytest.raises(AccessRefused, match="expired or was used"):
         accounts.accept(late_token, "bob", GOOD)
-    assert list(accounts.members("p")) == ["ann"]
+    assert list(accounts.list_members("p")) == ["ann"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_project_keeps_an_admin(accounts):
     accept_invitation(accounts, "bob")
     accounts.set_role("p", "bob", "admin")
     accounts.set_role("p", "ann", "annotator")
-    assert accounts.members("p") == {"ann": "annotator", "bob": "admin"}
+    assert accounts.list_members("p") == {"ann": "annotator", "bob": "admin"}
 
 
 def test_the_first_admins_link_is_made_until_there_is_one_and_replaces_the_last(accounts):
@@ -143,7 +143,7 @@ def test_the_first_admins_link_is_made_until_there_is_one_and_replaces_the_last(
         accounts.accept(first_token, "eve", GOOD)
     accounts.accept(second_token, "ann", GOOD)
     assert accounts.invite_first_admin("p") is None
-    assert accounts.members("p") == {"ann": "admin"}
+    assert accounts.list_members("p") == {"ann": "admin"}
 
 
 def test_who_is_taken_out_is_out_at_once_and_gives_back_what_they_hold(accounts, store):
@@ -285,13 +285,13 @@ def test_links_that_are_out_are_listed_and_taken_back(accounts, store, time):
 
 def test_a_member_who_never_judged_can_be_erased(accounts, store):
     accept_invitation(accounts, "Yan@Example.org")
-    store.erase_annotator("p", accounts.pseudonym("p", "yan@example.org"))
+    store.erase_annotator("p", accounts.ensure_pseudonym("p", "yan@example.org"))
     accounts.invite("p", "annotator", "zoe@example.org")
-    store.erase_annotator("p", accounts.pseudonym("p", "Zoe@example.org"))
+    store.erase_annotator("p", accounts.ensure_pseudonym("p", "Zoe@example.org"))
     with store.reading() as db:
         assert [db.execute(select(table)).all() for table in (users, members, invitations)] == [[], [], []]
     with pytest.raises(InputError, match="no such annotator"):
-        accounts.pseudonym("p", "nobody")
+        accounts.ensure_pseudonym("p", "nobody")
     store.verify()
 
 
