@@ -20,7 +20,14 @@ from align.data.read.drops import BadRows
 from align.data.read.records import iter_valid_groups, read_feedback, read_preferences
 from align.data.sets.published import load_data_set
 from align.data.sources import FILES, MANIFEST, DataSource, build_data_inputs, prepare_record
-from align.data.split import Judged, compute_question_key, exclude_test_questions, select_held_out_keys, split_by_group
+from align.data.split import (
+    Judged,
+    TrainTest,
+    compute_question_key,
+    exclude_test_questions,
+    select_held_out_keys,
+    split_by_group,
+)
 from align.run import Input
 
 T = TypeVar("T")
@@ -96,13 +103,13 @@ def build_pair_inputs(data: DataSource, store: str, project: str) -> dict[str, I
 
 
 def read_side(data: DataSource, side: str, kind: RecordKind, alternative: str = "") -> list[Any]:
-    """Return the records of one side of a data set.
+    """Return the records of one split of a published data set.
 
     Args:
         data: the source.
         side: `train` or `test`.
         kind: the kind that the stage reads.
-        alternative: second half of the remedy if the side is empty.
+        alternative: second half of the remedy if the split is empty.
 
     Raises:
         InputError: the data set holds another kind, or no records to measure on.
@@ -128,25 +135,30 @@ def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool
 
 
 def read_records(data: DataSource, side: str, kind: RecordKind) -> list[Any]:
-    """Return the records of a file, or of one side of a data set."""
+    """Return the records of a file, or of one split of a data set."""
     if data.name == MANIFEST:
         return read_side(data, side, kind)
     return kind.read_file(data.path or "", "data.path", data.skip_bad_rows, data.rules)
 
 
-def read_verdicts(
-    data: DataSource, store: str, project: str, allow_simulated: bool
-) -> tuple[list[Preference], list[Preference]]:
-    """Return pairs with a known verdict, to measure a judge on: those with a preferred answer, and those that people
-    called equal. Files have no equal ones. For a data set, these are the held-out pairs.
+class JudgedPairs(NamedTuple):
+    """Pairs with a known verdict: those with a preferred answer, and those whose answers people called equal."""
+
+    decided: list[Preference]
+    tied: list[Preference]
+
+
+def read_verdicts(data: DataSource, store: str, project: str, allow_simulated: bool) -> JudgedPairs:
+    """Return pairs with a known verdict, to measure a judge on. Files have no tied pairs. For a data set, these are the
+    held-out pairs.
 
     Raises:
         InputError: there are no pairs.
     """
     if data.name == "annotations":
         with Store.open(store, create_if_missing=False) as votes:
-            return load_human_verdicts(votes, project, allow_simulated)
-    return read_records(data, "test", PAIR_KIND), []
+            return JudgedPairs(*load_human_verdicts(votes, project, allow_simulated))
+    return JudgedPairs(read_records(data, "test", PAIR_KIND), [])
 
 
 def read_held_out_feedback(data: DataSource) -> list[Feedback]:
@@ -168,18 +180,18 @@ def sample_records(records: list[T], limit: int | None, seed: int) -> list[T]:
 
 def split_pairs(
     prefs: Sequence[Judged], data: DataSource, held_out: float, seed: int, kind: RecordKind = PAIR_KIND
-) -> tuple[list[Judged], list[Judged]]:
-    """Divide records into those to train on and those to measure on, by prompt, so that no ranking is on both sides. If
-    `data.eval_path` is set, its records are measured on. A data set has fixed sides. For a file, questions that
-    `stage=eval` will ask are not trained on either.
+) -> TrainTest[Judged]:
+    """Divide pairs or feedback into those to train on and those to measure on, by prompt, so that no ranking is in
+    both. If `data.eval_path` is set, its records are measured on. A data set has fixed splits. For a file, questions
+    that `stage=eval` will ask are not trained on either.
 
     Raises:
         InputError: no record is left to train on.
     """
     noun = kind.noun.removesuffix("s")
-    if data.name == MANIFEST and not data.eval_path:  # it has fixed sides
+    if data.name == MANIFEST and not data.eval_path:  # it has fixed splits
         test = read_side(data, "test", kind, alternative=f", or name {kind.noun} in data.eval_path")
-        return list(prefs), sample_records(test, data.limit, seed)
+        return TrainTest(list(prefs), sample_records(test, data.limit, seed))
     if data.eval_path:
         test = sample_records(
             kind.read_file(data.eval_path, "data.eval_path", data.skip_bad_rows, data.rules), data.limit, seed
@@ -187,36 +199,34 @@ def split_pairs(
         train = exclude_test_questions(prefs, test, kind.noun)
         problem = f"asks everything that {data.path} asks, which leaves no {noun} to train on"
         require(bool(train), "data.eval_path", data.eval_path, problem, f"Give other {kind.noun} to measure on.")
-        return train, test
+        return TrainTest(train, test)
     train, test = split_by_group(prefs, held_out, seed)
     if data.name == FILES:
         held_out_keys = select_held_out_keys([*map(compute_question_key, prefs)], data.held_out)
         test += [pref for pref in train if compute_question_key(pref) in held_out_keys]
         train = [pref for pref in train if compute_question_key(pref) not in held_out_keys]
         require(bool(train), "data.held_out", data.held_out, f"leaves no {noun} to train on", "Lower it.")
-    return train, test
+    return TrainTest(train, test)
 
 
 def read_divided_preferences(
     data: DataSource, store: str, project: str, allow_simulated: bool, held_out: float, seed: int
-) -> tuple[list[Preference], list[Preference]]:
+) -> TrainTest[Preference]:
     """Return the pairs to train on and to measure on, see `split_pairs`."""
-    sides = split_pairs(read_pairs(data, store, project, allow_simulated, seed), data, held_out, seed)
-    train, test = ([prepare_record(pref, data) for pref in side] for side in sides)
-    return train, test
+    splits = split_pairs(read_pairs(data, store, project, allow_simulated, seed), data, held_out, seed)
+    return TrainTest(*([prepare_record(pref, data) for pref in split] for split in splits))
 
 
 def read_divided_judgements(
     data: DataSource, store: str, project: str, allow_simulated: bool, held_out: float, seed: int
-) -> tuple[Judgements, Judgements]:
+) -> TrainTest[Preference] | TrainTest[Feedback]:
     """Return the feedback to train on and to measure on, or pairs if the source holds pairs, see `split_pairs`."""
     if not has_labels(data):
         return read_divided_preferences(data, store, project, allow_simulated, held_out, seed)
     answers = sample_records(read_records(data, "train", ANSWER_KIND), data.limit, seed)
-    sides = split_pairs(answers, data, held_out, seed, ANSWER_KIND)
-    check_labels([answer.label for answer in sides[0]], [answer.prompt for answer in sides[0]], data.path)
-    train, test = ([prepare_record(answer, data) for answer in side] for side in sides)
-    return train, test
+    splits = split_pairs(answers, data, held_out, seed, ANSWER_KIND)
+    check_labels([answer.label for answer in splits.train], [answer.prompt for answer in splits.train], data.path)
+    return TrainTest(*([prepare_record(answer, data) for answer in split] for split in splits))
 
 
 def has_labels(data: DataSource) -> bool:
@@ -253,20 +263,46 @@ def check_labels(labels: Sequence[bool], prompts: Sequence[Any], path: str | Non
     require(any(prompt != prompts[0] for prompt in prompts), "data.path", path, problem, "Give more prompts.")
 
 
+class EncodedPairs(NamedTuple):
+    """Pairs with their token ids.
+
+    Attributes:
+        pairs: each pair that is short enough.
+        too_long: number of pairs that were left out for their length.
+    """
+
+    pairs: list[tuple[Preference, TokenizedPair]]
+    too_long: int
+
+
+class EncodedPairSplits(NamedTuple):
+    """Pairs to train on and held-out pairs, with their token ids.
+
+    Attributes:
+        train, test: the pairs of each split.
+        counts: metric name → number of pairs, encoded or left out.
+    """
+
+    train: list[tuple[Preference, TokenizedPair]]
+    test: list[tuple[Preference, TokenizedPair]]
+    counts: dict[str, int]
+
+
 def encode_sides(
     tokenizer: Any, sides: Sequence[Sequence[Preference]], stops: tuple[int, ...], max_length: int
-) -> tuple[list[tuple[Preference, TokenizedPair]], list[tuple[Preference, TokenizedPair]], dict[str, int]]:
-    """Return the tokenised pairs to train on and those to measure on, see `encode_pairs`, and their counts for the
-    run's metrics."""
-    (train, dropped), (test, dropped_test) = (encode_pairs(tokenizer, side, stops, max_length) for side in sides)
+) -> EncodedPairSplits:
+    """Tokenise the pairs to train on and those to measure on, see `encode_pairs`, and count them for the run's metrics.
+
+    Args:
+        sides: the pairs to train on, and those to measure on.
+    """
+    (train, dropped), (test, dropped_test) = (encode_pairs(tokenizer, prefs, stops, max_length) for prefs in sides)
     counts = {"pairs": len(train), "held_out_pairs": len(test), "dropped": dropped, "held_out_dropped": dropped_test}
-    return train, test, counts
+    return EncodedPairSplits(train, test, counts)
 
 
-def encode_pairs(
-    tokenizer: Any, prefs: Sequence[Preference], stops: tuple[int, ...], max_length: int
-) -> tuple[list[tuple[Preference, TokenizedPair]], int]:
-    """Tokenise pairs. Also returns how many were left out because they are longer than `max_length`.
+def encode_pairs(tokenizer: Any, prefs: Sequence[Preference], stops: tuple[int, ...], max_length: int) -> EncodedPairs:
+    """Tokenise pairs, leaving out and counting those with more than `max_length` tokens.
 
     Args:
         tokenizer: of the model.
@@ -278,11 +314,11 @@ def encode_pairs(
         InputError: all pairs are too long, or an answer is not one assistant turn.
     """
     encoded = []
-    cache: dict[tuple[Any, ...], tuple[list[int], int]] = {}  # an answer may be in many pairs
+    cache: dict[tuple[Any, ...], JudgedAnswer] = {}  # an answer may be in many pairs
 
-    def encode(pref: Preference, side: str) -> tuple[list[int], int]:
-        answer = getattr(pref, side)
-        ended = getattr(pref, f"{side}_ended")
+    def encode(pref: Preference, answer_name: str) -> JudgedAnswer:
+        answer = getattr(pref, answer_name)
+        ended = getattr(pref, f"{answer_name}_ended")
         key = (pref.prompt, pref.tools, answer, ended)
         if key not in cache:
             cache[key] = encode_judged_answer(
@@ -292,20 +328,33 @@ def encode_pairs(
 
     for pref in prefs:
         if any(
-            is_surely_too_long(tokenizer, join_answer(pref, side), max_length) for side in (pref.chosen, pref.rejected)
+            is_surely_too_long(tokenizer, join_answer(pref, answer), max_length)
+            for answer in (pref.chosen, pref.rejected)
         ):
             continue
         chosen_ids, chosen_start = encode(pref, "chosen")
         rejected_ids, rejected_start = encode(pref, "rejected")
         if max(len(chosen_ids), len(rejected_ids)) <= max_length:
             encoded.append((pref, TokenizedPair(chosen_ids, rejected_ids, chosen_start, rejected_start)))
-    return encoded, count_too_long(prefs, encoded, max_length, "pairs")
+    return EncodedPairs(encoded, count_too_long(prefs, encoded, max_length, "pairs"))
+
+
+class EncodedAnswers(NamedTuple):
+    """Feedback with its token ids.
+
+    Attributes:
+        answers: each answer that is short enough.
+        too_long: number of answers that were left out for their length.
+    """
+
+    answers: list[tuple[Feedback, TokenizedAnswer]]
+    too_long: int
 
 
 def encode_answers(
     tokenizer: Any, answers: Sequence[Feedback], stops: tuple[int, ...], max_length: int
-) -> tuple[list[tuple[Feedback, TokenizedAnswer]], int]:
-    """Tokenise feedback. Also returns how many answers were left out because they are longer than `max_length`.
+) -> EncodedAnswers:
+    """Tokenise answers with a label (KTO), leaving out and counting those with more than `max_length` tokens.
 
     Raises:
         InputError: all answers are too long.
@@ -318,7 +367,7 @@ def encode_answers(
         ids, start = encode_judged_answer(tokenizer, prompt, answer.completion, True, stops)
         if len(ids) <= max_length:
             encoded.append((answer, TokenizedAnswer(ids, start, answer.label)))
-    return encoded, count_too_long(answers, encoded, max_length, "answers")
+    return EncodedAnswers(encoded, count_too_long(answers, encoded, max_length, "answers"))
 
 
 def count_too_long(records: Sequence[Any], encoded: Sequence[Any], max_length: int, noun: str) -> int:
@@ -328,10 +377,21 @@ def count_too_long(records: Sequence[Any], encoded: Sequence[Any], max_length: i
     return len(records) - len(encoded)
 
 
+class JudgedAnswer(NamedTuple):
+    """Token ids of a prompt and its answer, up to the token where a reward model reads the score.
+
+    Attributes:
+        answer_start: index of the first token of the answer.
+    """
+
+    ids: list[int]
+    answer_start: int
+
+
 def encode_judged_answer(
     tokenizer: Any, context: Conversation, turns: Sequence[Message], ended: bool, stops: tuple[int, ...]
-) -> tuple[list[int], int]:
-    """Return the token ids of prompt and answer as they are scored, and the index where the answer begins.
+) -> JudgedAnswer:
+    """Return the token ids of a prompt and its answer as a reward model scores them.
 
     Args:
         tokenizer: of the model.
@@ -342,7 +402,7 @@ def encode_judged_answer(
     *earlier_turns, last_turn = turns
     prompt = replace(context, messages=(*context.messages, *earlier_turns))
     ids = encode_for_reward_model(tokenizer, prompt, replace(last_turn, trained=True), ended, stops)
-    return ids, count_prompt_tokens(tokenizer, prompt, ids)
+    return JudgedAnswer(ids, count_prompt_tokens(tokenizer, prompt, ids))
 
 
 def iter_labelled_answers(pairs: Sequence[TokenizedPair]) -> Iterator[TokenizedAnswer]:

@@ -23,7 +23,7 @@ from align.data.read.messages import with_default_system
 from align.data.read.records import read_documents
 from align.data.sets.published import ROOT_FIELDS, load_data_set, read_description
 from align.data.sets.sides import SIDES
-from align.data.split import exclude_test_questions, split_documents, truncate_to_question
+from align.data.split import TrainTest, exclude_test_questions, split_documents, truncate_to_question
 from align.run import Input, files_digest, json_digest, lookup_digest
 from align.run.artifacts import try_read_manifest
 from align.run.manifest import FILE, Manifest
@@ -142,7 +142,7 @@ def get_licence(name: str) -> str:
 
 
 def read_documents_of_split(data: DataSource, split: str, seed: int = 0) -> list[Document]:
-    """Return the documents of one side for supervised training, see `read_divided_documents`.
+    """Return the documents of the split `train` or `test` for supervised training, see `read_divided_documents`.
 
     Args:
         data: the source.
@@ -152,19 +152,18 @@ def read_documents_of_split(data: DataSource, split: str, seed: int = 0) -> list
     return read_divided_documents(data, seed)[split == "test"]
 
 
-def read_divided_documents(data: DataSource, seed: int = 0) -> tuple[list[Document], list[Document]]:
-    """Return the documents for supervised training and those to measure on. The second list is empty if `held_out` is
-    0.
+def read_divided_documents(data: DataSource, seed: int = 0) -> TrainTest[Document]:
+    """Return the documents for supervised training and the held-out ones. The second list is empty if `held_out` is 0.
 
     Raises:
         InputError: a row has no shape (with file and row number), or no row is left to train on.
     """
     train, test = read_sides(data, requires_answer=True)
-    for side, purpose in ((train, "to train on"), (test, "to measure on")):
-        may_be_empty = side is test and (data.held_out == 0 or data.name == MANIFEST)
-        if not side and not may_be_empty:
+    for documents, purpose in ((train, "to train on"), (test, "to measure on")):
+        may_be_empty = documents is test and (data.held_out == 0 or data.name == MANIFEST)
+        if not documents and not may_be_empty:
             raise build_empty_side_error(data, f"leaves no row {purpose}")
-    return shuffle_and_limit(train, seed, data.limit), shuffle_and_limit(test, seed, data.limit)
+    return TrainTest(shuffle_and_limit(train, seed, data.limit), shuffle_and_limit(test, seed, data.limit))
 
 
 def list_held_out_sources(data: DataSource, seed: int = 0) -> list[str]:
@@ -176,7 +175,8 @@ def list_held_out_sources(data: DataSource, seed: int = 0) -> list[str]:
 
 
 def read_source_prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
-    """Return conversations that end where an answer is due. Those from files keep the other columns of their rows.
+    """Return the prompts of one split: conversations that end where an answer is due. Those from files keep the other
+    columns of their rows.
 
     Args:
         data: the source.
@@ -198,14 +198,14 @@ def read_source_prompts(data: DataSource, split: str, seed: int = 0) -> list[Con
     return shuffle_prompts(questions, data, split, seed)
 
 
-def read_divided_prompts(data: DataSource, seed: int = 0) -> tuple[list[Conversation], list[Conversation]]:
-    """Return the prompts of both sides of a source, see `read_source_prompts`."""
-    train, test = ([*filter(None, map(truncate_to_question, side))] for side in read_sides(data))
-    return shuffle_prompts(train, data, "train", seed), shuffle_prompts(test, data, "test", seed)
+def read_divided_prompts(data: DataSource, seed: int = 0) -> TrainTest[Conversation]:
+    """Return the prompts to train on and the held-out ones, see `read_source_prompts`."""
+    train, test = ([*filter(None, map(truncate_to_question, documents))] for documents in read_sides(data))
+    return TrainTest(shuffle_prompts(train, data, "train", seed), shuffle_prompts(test, data, "test", seed))
 
 
 def shuffle_prompts(questions: list[Conversation], data: DataSource, split: str, seed: int) -> list[Conversation]:
-    """Shuffle prompts and apply `limit`.
+    """Return the prompts of a split in random order, and at most `data.limit` of them. The list is shuffled in place.
 
     Raises:
         InputError: there are no prompts.
@@ -218,7 +218,7 @@ def shuffle_prompts(questions: list[Conversation], data: DataSource, split: str,
 
 
 def build_empty_side_error(data: DataSource, problem: str) -> InputError:
-    """Return the error of a source without rows for one side. It names the setting that divides the rows."""
+    """Return the error of a source without rows for one split. It names the setting that divides the rows."""
     if data.eval_path:
         remedy = "Give two files whose rows ask different questions, where a user speaks."
         return InputError("data.eval_path", data.eval_path, problem, remedy)
@@ -228,9 +228,9 @@ def build_empty_side_error(data: DataSource, problem: str) -> InputError:
     return InputError(field, value, problem, f"{MORE_ROWS_HELP} A user must speak in them.")
 
 
-def read_sides(data: DataSource, requires_answer: bool = False) -> tuple[list[Document], list[Document]]:
+def read_sides(data: DataSource, requires_answer: bool = False) -> TrainTest[Document]:
     """Return the documents to train on and those to measure on. A file is divided by the hash of each row's question
-    (`held_out`), or another file is measured on (`eval_path`); equal questions are never on both sides. The corpus has
+    (`held_out`), or another file is measured on (`eval_path`); equal questions are never in both. The corpus has
     fixed parts.
 
     Args:
@@ -245,21 +245,23 @@ def read_sides(data: DataSource, requires_answer: bool = False) -> tuple[list[Do
         test = read_file_documents(data, "eval_path", requires_answer)
         train = exclude_test_questions(read_all_documents(data, requires_answer), test, f"rows of {data.path}")
     elif data.name == MANIFEST:
-        train, test = (read_data_set_side(data, side, requires_answer) for side in SIDES)
+        train, test = (read_data_set_side(data, split, requires_answer) for split in SIDES)
     else:
         train, test = split_documents(read_all_documents(data, requires_answer), data.held_out)
-    return [prepare_record(document, data) for document in train], [prepare_record(document, data) for document in test]
+    return TrainTest(
+        [prepare_record(document, data) for document in train], [prepare_record(document, data) for document in test]
+    )
 
 
 def read_all_documents(data: DataSource, requires_answer: bool = False) -> list[Document]:
-    """Return the documents of `data.path` as they are. For a data set, these are its rows to train on."""
+    """Return the documents of `data.path`, undivided and unshuffled. For a data set, these are its rows to train on."""
     if data.name == MANIFEST:
         return read_data_set_side(data, "train", requires_answer)
     return read_file_documents(data, "path", requires_answer)
 
 
 def read_data_set_side(data: DataSource, side: str, requires_answer: bool = False) -> list[Document]:
-    """Return one side of a data set. Pairs and feedback give their prompts.
+    """Return the documents of one split of a published data set. Pairs and feedback give their prompts.
 
     Args:
         data: the source.

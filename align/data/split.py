@@ -1,4 +1,4 @@
-"""Division of rows into a side to train on and a side to measure on, by their question, for every stage."""
+"""Division of rows into those to train on and those to measure on, by their question, for every stage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,16 @@ from align.data.read.drops import count_dropped
 
 DROPPED_IN_EVAL = "dropped_in_eval"
 """Metric that counts rows not trained on because `data.eval_path` has their question."""
+
+
+T = TypeVar("T")
+
+
+class TrainTest(NamedTuple, Generic[T]):
+    """Items to train on, and held-out items to measure on."""
+
+    train: list[T]
+    test: list[T]
 
 
 def truncate_to_question(document: Document) -> Conversation | None:
@@ -50,16 +60,16 @@ def compute_question_key(record: Record) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def split_documents(documents: list[Document], held_out: float) -> tuple[list[Document], list[Document]]:
-    """Divide the documents of a file into those to train on and those to measure on. Equal questions are never on both
-    sides. If the share `held_out` is too small for the file, one question is held out all the same, which may leave no
+def split_documents(documents: list[Document], held_out: float) -> TrainTest[Document]:
+    """Divide the documents of a file into those to train on and those to measure on. Equal questions are never in both
+    splits. If the share `held_out` is too small for the file, one question is held out all the same, which may leave no
     row to train on."""
     keys = [*map(compute_question_key, documents)]
     held_out_keys = select_held_out_keys(keys, held_out)
-    sides: tuple[list[Document], list[Document]] = ([], [])
+    splits = TrainTest[Document]([], [])
     for document, key in zip(documents, keys, strict=True):
-        sides[key in held_out_keys].append(document)
-    return sides
+        splits[key in held_out_keys].append(document)
+    return splits
 
 
 def select_held_out_keys(keys: list[str], held_out: float) -> set[str]:
@@ -95,17 +105,17 @@ T = TypeVar("T", bound=Record)
 Judged = TypeVar("Judged", Preference, Feedback)
 
 
-def split_by_group(prefs: Sequence[Judged], held_out: float, seed: int) -> tuple[list[Judged], list[Judged]]:
-    """Split pairs or feedback into (train, test) so that no group and no prompt is on both sides. The order is kept.
+def split_by_group(prefs: Sequence[Judged], held_out: float, seed: int) -> TrainTest[Judged]:
+    """Split pairs or feedback into (train, test) so that no group and no prompt is in both. The order is kept.
     Feedback has no groups.
 
     Groups that share a prompt are joined, such as a prompt ranked by two people; pairs without a `group_id` are grouped
-    by prompt. The joined groups with the lowest hashes of `(seed, prompt)` are held out. So the side of a pair does not
-    depend on its place in the file, and on other pairs only close to the border.
+    by prompt. The joined groups with the lowest hashes of `(seed, prompt)` are held out. So the split of a pair does
+    not depend on its place in the file, and on other pairs only close to the border.
 
     Args:
         prefs: the records.
-        held_out: the share of joined groups to hold out, in (0, 1); at least one group is on either side.
+        held_out: the share of joined groups to hold out, in (0, 1); at least one group is in either split.
         seed: changes the groups that are held out.
 
     Raises:
@@ -131,7 +141,7 @@ def split_by_group(prefs: Sequence[Judged], held_out: float, seed: int) -> tuple
     require(len(hash_of_component) >= 2, "stage.held_out", held_out, problem, remedy)
     held_out_count = min(max(1, round(held_out * len(hash_of_component))), len(hash_of_component) - 1)
     test = set(sorted(hash_of_component, key=hash_of_component.__getitem__)[:held_out_count])
-    sides: tuple[list[Judged], list[Judged]] = ([], [])
+    splits = TrainTest[Judged]([], [])
     for pref, component in zip(prefs, component_of_record, strict=True):
-        sides[component in test].append(pref)
-    return sides
+        splits[component in test].append(pref)
+    return splits

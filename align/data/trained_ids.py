@@ -278,8 +278,20 @@ def collect_trained_questions(
     return TrainedQuestions(questions, tuple(unknown), system)
 
 
-def add_question_ids(ids_by_kind: dict[IdKind, set[bytes]], path: Path, digest: str) -> tuple[int, int]:
-    """Add the question ids in the file of a run. Returns how many rows have no ids, and how many have no question.
+class RowsWithoutQuestions(NamedTuple):
+    """Numbers of training rows whose questions are unknown.
+
+    Attributes:
+        without_ids: rows without ids, because their project's key could not be read.
+        plain_texts: rows of plain text, which have no question.
+    """
+
+    without_ids: int
+    plain_texts: int
+
+
+def add_question_ids(ids_by_kind: dict[IdKind, set[bytes]], path: Path, digest: str) -> RowsWithoutQuestions:
+    """Add the question ids in a run's `trained_ids.parquet` to `ids_by_kind`, and count rows without questions.
 
     Args:
         ids_by_kind: kind of ids → ids, which are added to.
@@ -289,10 +301,11 @@ def add_question_ids(ids_by_kind: dict[IdKind, set[bytes]], path: Path, digest: 
     if not path.is_file() or lookup_digest(path) != digest:
         problem = "is missing" if not path.is_file() else "is not the file that was published (its sha256 differs)"
         raise CorruptFile("artifact", str(path), problem, "Restore it, or train again with resume=never.")
-    without_ids = plain_texts = 0
+    without_ids = 0
+    plain_texts = 0
     for batch in pq.ParquetFile(path).iter_batches(columns=SCHEMA.names[1:]):
         for ids, project, key in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             without_ids += ids is None
             plain_texts += ids == []
             ids_by_kind[IdKind(project or "", key or "")].update(ids or ())
-    return without_ids, plain_texts
+    return RowsWithoutQuestions(without_ids, plain_texts)

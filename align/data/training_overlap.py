@@ -40,12 +40,26 @@ class NearMatch(NamedTuple):
     rule: str
 
 
+class NearMatches(NamedTuple):
+    """The systems that were nearly trained on each prompt.
+
+    Attributes:
+        matches: for each prompt [N], system name → reason why it counts as nearly trained on.
+        unknown: a sentence for each run whose training rows cannot be read again.
+    """
+
+    matches: Sequence[Mapping[str, NearMatch]]
+    unknown: Sequence[str]
+
+
 def find_near_matches(
     artifacts: Mapping[str, Artifact], root: Path, store: str, prompts: Sequence[Conversation], similarity: float
-) -> tuple[Sequence[Mapping[str, NearMatch]], Sequence[str]]:
-    """Find the prompts that closely match training rows of artifacts, by the rules of
-    `align.data.dedup.evaluation_overlap`. All runs that an artifact derives from are considered, including those of its
-    reward models and base.
+) -> NearMatches:
+    """Find the evaluation prompts that closely match rows that the systems, or models that they derive from, were
+    trained on.
+
+    Rows are compared by the rules of `align.data.dedup.evaluation_overlap`. All runs that an artifact derives from are
+    considered, including those of its reward models and base.
 
     Args:
         artifacts: system name → its artifact.
@@ -53,10 +67,6 @@ def find_near_matches(
         store: URL of the annotation store.
         prompts: the prompts [N]. Their user turns are compared with the user turns of a row, and with all of its turns.
         similarity: minimum Jaccard similarity of word trigrams.
-
-    Returns:
-        for each prompt the systems that were nearly trained on it [N], and a sentence for each run whose rows are
-            unknown.
     """
     matches: list[dict[str, NearMatch]] = [{} for _ in prompts]
     unknown = list[str]()
@@ -75,7 +85,7 @@ def find_near_matches(
                     unknown.append(f"the rows of {run.ref} {problem}: which prompts come near them is not known")
             for i, rule in by_run[run.digest].items():
                 matches[i].setdefault(name, NearMatch(run.ref, rule))
-    return matches, unknown
+    return NearMatches(matches, unknown)
 
 
 def read_trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Document, Message
@@ -114,7 +114,7 @@ def can_render(tokenizer: Any, messages: Sequence[Message]) -> bool:
 
 
 def find_marked_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[Span]]:
-    """Return the rendered text, and the spans inside the template's `{% generation %}` markers."""
+    """Render a conversation. Returns the text, and its spans inside the template's `{% generation %}` markers."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     tools: Any = conversation.tool_dicts()
@@ -133,7 +133,7 @@ def find_marked_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, 
 def find_assistant_spans(
     tokenizer: Any, conversation: Conversation, exclude_reasoning: bool = False
 ) -> tuple[str, list[Span]]:
-    """Return the rendered text, and the character spans of the assistant turns that are trained on.
+    """Render a conversation. Returns the text, and the character spans of the assistant turns that are trained on.
 
     A span begins after the generation prompt. It covers the answer and the token that ends the turn, but not a line
     break or an end-of-text token that the template writes after it.
@@ -202,6 +202,7 @@ def find_answer_span(
 
 
 def build_unlocated_error(conversation: Conversation, i: int) -> InputError:
+    """Return the error of an assistant turn whose text is not found in the rendered conversation."""
     return InputError(
         f"{conversation.id or 'conversation'}, messages[{i}]",
         truncate_text(format_turn(conversation.messages[i].as_dict())),
@@ -211,7 +212,7 @@ def build_unlocated_error(conversation: Conversation, i: int) -> InputError:
 
 
 def measure_turn_end(tail: str, last_tail: str, specials: Sequence[str]) -> int:
-    """Return the number of characters after an answer that end its turn.
+    """Return the number of characters right after an answer that end its turn, such as those of `<|im_end|>`.
 
     They reach to the end of the special token there. If the template writes no special token, they are the text that it
     writes whether or not turns follow.
@@ -262,7 +263,7 @@ def encode_conversation(tokenizer: Any, conversation: Conversation, mask_reasoni
 
 
 def include_turn_ends(ids: Sequence[int], mask: list[bool], special: frozenset[int]) -> list[bool]:
-    """Add the special token right after each span to the mask.
+    """Return the loss mask with the special token right after each trained span added.
 
     Some templates end the turn outside their generation markers, and a model that never trains on the token never
     stops.
@@ -274,7 +275,7 @@ def include_turn_ends(ids: Sequence[int], mask: list[bool], special: frozenset[i
 
 
 def exclude_line_breaks(tokenizer: Any, ids: Sequence[int], mask: list[bool]) -> list[bool]:
-    """Remove the line breaks after a turn's last special token from the mask.
+    """Return the loss mask without the line breaks after a turn's last special token.
 
     Some templates have them inside their generation markers, but sampling stops at the special token.
     """
@@ -319,7 +320,7 @@ def encode_prompt(tokenizer: Any, conversation: Conversation) -> list[int]:
 
 
 def compute_max_prompt_tokens(context: int, max_length: int, max_new_tokens: int) -> int:
-    """Return the maximum number of tokens of a prompt.
+    """Return the maximum number of tokens of a prompt that leaves room for an answer in the model's context.
 
     Args:
         context: context length of the model, in tokens.
@@ -337,8 +338,15 @@ def compute_max_prompt_tokens(context: int, max_length: int, max_new_tokens: int
     return min(max_length, context - max_new_tokens)
 
 
-def encode_prompts(tokenizer: Any, conversations: Sequence[Conversation], max_tokens: int) -> tuple[list[Prompt], int]:
-    """Encode prompts. Returns those of at most `max_tokens` tokens, and the number of longer ones.
+class EncodedPrompts(NamedTuple):
+    """Encoded prompts, and the number of prompts that were left out for their length."""
+
+    prompts: list[Prompt]
+    too_long: int
+
+
+def encode_prompts(tokenizer: Any, conversations: Sequence[Conversation], max_tokens: int) -> EncodedPrompts:
+    """Encode conversations as prompts, leaving out and counting those with more than `max_tokens` tokens.
 
     Raises:
         InputError: all prompts are longer.
@@ -358,7 +366,7 @@ def encode_prompts(tokenizer: Any, conversations: Sequence[Conversation], max_to
             f"every one of the {dropped} prompts is longer",
             "Raise data.max_length, lower rollout.max_new_tokens, or give shorter prompts.",
         )
-    return prompts, dropped
+    return EncodedPrompts(prompts, dropped)
 
 
 def find_eos_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
@@ -496,7 +504,7 @@ def encode_documents(
     mask_reasoning: bool = False,
     problem: str = "leaves nothing to train on",
 ) -> EncodingResult:
-    """Encode documents as token ids and labels.
+    """Encode conversations and plain texts as token ids and labels for supervised training.
 
     Args:
         truncate: truncate conversations longer than `max_length` instead of leaving them out.

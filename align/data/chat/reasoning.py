@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import NamedTuple
 
 from align.core.types import Conversation, Message
 
@@ -37,7 +38,7 @@ def prepend_reasoning(answer: str, reasoning: str) -> str:
 
 
 def split_reasoning(text: str, opened: bool = False) -> tuple[str, str]:
-    """Split an answer into its reasoning, without tags, and the rest.
+    """Split an answer into its `<think>` reasoning, without tags, and the rest.
 
     If the reasoning is not closed, the rest is empty.
 
@@ -68,8 +69,15 @@ def strip_message_reasoning(message: Message) -> Message:
     return replace(message, content=answer, trained=is_trained)
 
 
-def find_lost_reasoning(conversation: Conversation, rendered: str) -> tuple[bool, bool]:
-    """Return whether the chat template left out the reasoning of the last answer, and of any earlier answer.
+class LostReasoning(NamedTuple):
+    """Whether a chat template left out the reasoning of the last answer, and of any earlier answer."""
+
+    of_last_answer: bool
+    of_earlier_answer: bool
+
+
+def find_lost_reasoning(conversation: Conversation, rendered: str) -> LostReasoning:
+    """Return which answers of a rendered conversation lost their reasoning in the chat template.
 
     Answers that are not trained on are not considered.
 
@@ -91,4 +99,4 @@ def find_lost_reasoning(conversation: Conversation, rendered: str) -> tuple[bool
             lost.append(reasoning_start < 0)
         else:
             lost.append(False)
-    return any(lost[:1]), any(lost[1:])
+    return LostReasoning(any(lost[:1]), any(lost[1:]))
