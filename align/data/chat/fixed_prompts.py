@@ -19,7 +19,7 @@ LONGEST = 256
 
 
 def encode_fixed_prompts(tokenizer: Any, longest: int = LONGEST) -> list[list[int]]:
-    """Return the token ids of the fixed prompts.
+    """Return the token ids of fixed test prompts, which compare the outputs of two models.
 
     The last prompt is not text, but tokens from all over the vocabulary, for tokenizers of other languages.
 

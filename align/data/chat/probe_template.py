@@ -55,6 +55,7 @@ def iter_conversations() -> Iterator[tuple[list[Any], list[Any] | None]]:
 
 
 def refuse(message: str) -> None:
+    """Raise TemplateError, as the template's function `raise_exception`."""
     raise TemplateError(message)
 
 

@@ -34,13 +34,13 @@ class Rendering:
     """One rendering in progress.
 
     Attributes:
-        thread: id of the thread that renders.
-        ends: deadline, in CPU seconds of the thread.
+        thread_id: the thread that renders.
+        deadline: deadline, in CPU seconds of the thread.
         expired: whether the exception was raised in the thread.
     """
 
-    thread: int
-    ends: float
+    thread_id: int
+    deadline: float
     expired: bool = False
 
 
@@ -53,33 +53,36 @@ class RenderWatch:
         self.watching = False
 
     def begin(self) -> Rendering:
-        thread = threading.get_ident()
-        rendering = Rendering(thread, time.thread_time() + RENDER_S)
+        """Record that this thread renders, and start the thread that checks deadlines if it is not running."""
+        thread_id = threading.get_ident()
+        rendering = Rendering(thread_id, time.thread_time() + RENDER_S)
         with self.lock:
-            self.renderings[thread] = rendering
+            self.renderings[thread_id] = rendering
             if not self.watching:
                 self.watching = True
                 threading.Thread(target=self.watch, name="render-deadline", daemon=True).start()
         return rendering
 
     def end(self, rendering: Rendering) -> None:
+        """Remove a rendering that has ended."""
         with self.lock:
-            self.renderings.pop(rendering.thread, None)
+            self.renderings.pop(rendering.thread_id, None)
 
     def watch(self) -> None:
+        """Raise RenderDeadline in each thread that exceeds its CPU time. Never returns."""
         while True:
             time.sleep(LOOK_S)
             with self.lock:
                 for rendering in self.renderings.values():
-                    if not rendering.expired and get_thread_time(rendering.thread) > rendering.ends:
+                    if not rendering.expired and get_thread_time(rendering.thread_id) > rendering.deadline:
                         rendering.expired = True
                         exception = ctypes.py_object(RenderDeadline)
-                        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(rendering.thread), exception)
+                        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(rendering.thread_id), exception)
 
 
-def get_thread_time(thread: int) -> float:
+def get_thread_time(thread_id: int) -> float:
     """Return the CPU seconds of a running thread of this process."""
-    return time.clock_gettime(time.pthread_getcpuclockid(thread))
+    return time.clock_gettime(time.pthread_getcpuclockid(thread_id))
 
 
 def wait_for_exception() -> None:
@@ -92,7 +95,7 @@ WATCH = RenderWatch()
 
 
 def forget_threads() -> None:
-    """Reset the watch in a forked process, which has only the thread that forked."""
+    """Replace the global watch in a forked process, which has only the thread that forked."""
     global WATCH
     WATCH = RenderWatch()
 

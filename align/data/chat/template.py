@@ -125,7 +125,8 @@ MARKERS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 
 def use_template(tokenizer: Any, template: str | None, kwargs: Mapping[str, Any] | None = None) -> None:
-    """Set the tokenizer's chat template as configured, and check that it terminates.
+    """Set the tokenizer's chat template as configured, and check that the template and the tokenizer's patterns
+    terminate.
 
     Args:
         template: `chatml`; None for the tokenizer's own.
@@ -156,7 +157,8 @@ def use_template(tokenizer: Any, template: str | None, kwargs: Mapping[str, Any]
 
 
 def check_template(template: str, special: Mapping[str, str]) -> None:
-    """Render conversations of many lengths with a template, in a process with a time limit and a memory limit.
+    """Check that a chat template terminates, by rendering conversations of many lengths in a process with limits of
+    time and memory.
 
     Args:
         special: the tokenizer's special tokens by name, such as `eos_token`.
@@ -185,7 +187,7 @@ def check_template(template: str, special: Mapping[str, str]) -> None:
 
 
 def run_probe(script: str, request: Mapping[str, Any]) -> subprocess.CompletedProcess[str] | None:
-    """Run a script of this folder in a subprocess. Returns None if it does not end in time.
+    """Run a Python script of this folder in a subprocess with a time limit. Returns None if it does not end in time.
 
     Args:
         request: JSON that the script reads from its standard input.
@@ -197,7 +199,7 @@ def run_probe(script: str, request: Mapping[str, Any]) -> subprocess.CompletedPr
 
 
 def set_kwargs(template: Any, kwargs: Mapping[str, Any]) -> Any:
-    """Return a chat template with arguments set in it, in place of arguments that were set before.
+    """Return a chat template with arguments such as `enable_thinking` set in it, in place of those set before.
 
     Args:
         template: Jinja, or a mapping of names to Jinja. In a mapping, each template gets the arguments that it reads.
@@ -221,7 +223,7 @@ def set_kwargs(template: Any, kwargs: Mapping[str, Any]) -> Any:
 
 
 def get_named_templates(template: Any) -> Mapping[str, str]:
-    """Return name → template. A single template has an empty name."""
+    """Return a tokenizer's chat templates as a mapping of names to Jinja. A single template has an empty name."""
     return template if isinstance(template, Mapping) else {"": template}
 
 
@@ -246,7 +248,7 @@ def find_variables(template: str) -> set[str]:
 
 
 def set_variables(template: str, values: Mapping[str, Any]) -> str:
-    """Put `set` statements in front of a template."""
+    """Return a chat template with Jinja `set` statements in front that set variables to values."""
     # JSON strings, numbers and booleans are valid Jinja.
     lines = (f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in sorted(values.items()))
     # The line break belongs to the comment (`trim_blocks`), so that the template still begins a line.
@@ -263,7 +265,7 @@ because the library skips a text that lacks a character which every match needs.
 
 
 def check_patterns(tokenizer: Any) -> None:
-    """Run the regular expressions of a tokenizer on texts that cause excessive backtracking in careless patterns.
+    """Check that the regular expressions of a tokenizer terminate, on texts that make careless patterns backtrack.
 
     Raises:
         InputError: they do not end in time.
@@ -350,7 +352,8 @@ def build_escaping_template(tokenizer: Any) -> str:
 
 
 def break_up_spelling(text: str) -> str:
-    """Break up the spelling of a special token with a zero-width space. A token of one letter becomes empty."""
+    """Return the text of a special token with a zero-width space in it, so that it is not tokenized as the token. A
+    token of one letter becomes empty."""
     return text[0] + ZERO_WIDTH_SPACE + text[1:] if len(text) > 1 else ""
 
 

@@ -71,7 +71,7 @@ def tokenize_rendered(tokenizer: Any, rendered: str, escapes: EscapeTable) -> To
 
 
 def escape_texts(tokenizer: Any, contents: Sequence[str]) -> tuple[list[str], EscapeTable]:
-    """Replace the first letter of each special token in contents by a private-use character.
+    """Escape special tokens in contents of messages by replacing the first letter of each by a private-use character.
 
     This includes special tokens that a content might form together with the template's text beside it. Lengths do not
     change.
@@ -188,7 +188,7 @@ def get_special_texts(tokenizer: Any) -> tuple[str, ...]:
 
 
 def copy_for_export(tokenizer: Any) -> Any:
-    """Copy a tokenizer for export, with its list of control tokens set.
+    """Return a copy of a tokenizer for export, with its list of control tokens set.
 
     transformers' `sanitize_control_tokens` escapes special tokens in contents, and the tokens of the list
     `chat_control_tokens`. Without the list it also escapes every added token that the template writes, such as Qwen's
@@ -236,7 +236,8 @@ class SpecialTokens:
         return [match.span() for match in matches if match[0].strip() in self._stripped_texts]
 
     def has_unspelled(self, text: str, tokens: Tokens) -> bool:
-        """Return whether a special token comes from characters that do not spell it, such as a full-width `</s>`.
+        """Return whether a tokenized text has a special token that its characters do not spell, such as a full-width
+        `</s>`.
 
         Normalizers may convert these. The token for unknown characters does not count.
         """
@@ -268,10 +269,12 @@ class SpecialTokens:
 
 
 def sort_longest_first(texts: set[str]) -> tuple[str, ...]:
+    """Return texts by descending length."""
     return tuple(sorted(texts, key=lambda text: (-len(text), text)))
 
 
 def compile_alternatives(texts: Sequence[str]) -> re.Pattern[str]:
+    """Compile a pattern that matches any of the texts."""
     return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 

@@ -28,7 +28,7 @@ FIXED = ("role", "type")
 
 
 def encode_tool_prompt(tokenizer: Any, messages: Messages, tools: Tools = ()) -> list[int]:
-    """Encode a chat with the generation prompt at its end.
+    """Tokenize messages and tools with the generation prompt at the end.
 
     Raises:
         InputError: the template refuses the chat, or a key in it spells out a special token.
@@ -38,7 +38,7 @@ def encode_tool_prompt(tokenizer: Any, messages: Messages, tools: Tools = ()) ->
 
 
 def apply_template(tokenizer: Any, messages: Messages, tools: Tools | None, add_generation_prompt: bool) -> str:
-    """Apply the chat template. A template is a program that comes with the model, and may raise any exception.
+    """Render messages with the chat template, within a time limit. The template may raise any exception.
 
     Args:
         add_generation_prompt: add the generation prompt.
@@ -57,7 +57,7 @@ def apply_template(tokenizer: Any, messages: Messages, tools: Tools | None, add_
 
 
 def render_messages(tokenizer: Any, messages: Messages, tools: Tools) -> str:
-    """Render a chat with the generation prompt.
+    """Render messages with the generation prompt at the end.
 
     Raises:
         InputError: the template refuses the chat.
@@ -73,7 +73,7 @@ def render_messages(tokenizer: Any, messages: Messages, tools: Tools) -> str:
 
 
 def supports_tools(tokenizer: Any) -> bool:
-    """Return whether the chat template writes tools into the prompt."""
+    """Return whether the tokenizer's chat template writes tools into the prompt."""
     messages = [{"role": "user", "content": "a"}]
     try:
         return render_messages(tokenizer, messages, PROBE) != render_messages(tokenizer, messages, ())
@@ -208,7 +208,7 @@ class Mark(NamedTuple):
 
 
 def build_marked_copy(conversation: Conversation) -> tuple[Conversation, list[Mark]]:
-    """Return a conversation of the same shape whose texts are marks, and the marks."""
+    """Return a copy of a conversation with a made-up word in place of each text, and these words."""
     marks: list[Mark] = []
     words = (f"xq{n}qx" for n in count())
 
@@ -286,7 +286,7 @@ def find_calls_span(
 
 
 def measure_calls_end(tail: str, answer_end: str, specials: Sequence[str]) -> int:
-    """Return the number of characters that end a turn of tool calls.
+    """Return the number of characters right after a turn's tool calls that end the turn.
 
     They reach to the special token that ends answers, else to the first special token. Without a special token they are
     the whole tail but for the white space at its end.

@@ -30,10 +30,11 @@ If a template rendered it, also its number of `tokens` and how many are `trained
 
 
 def iter_sides(record: Record) -> Iterator[tuple[str, str | Conversation]]:
-    """Yield (label, document) of what is trained on: of a pair, its prompt with each of the answers."""
+    """Yield (label, document) of each text of a record that is trained on. A pair has two: its prompt with each
+    answer."""
     if isinstance(record, Preference):
-        for side in ("chosen", "rejected"):
-            yield side, join_trained_answer(record, getattr(record, side))
+        for label in ("chosen", "rejected"):
+            yield label, join_trained_answer(record, getattr(record, label))
     elif isinstance(record, Feedback):
         yield "wanted" if record.label else "not wanted", join_trained_answer(record, record.completion)
     else:
@@ -41,7 +42,7 @@ def iter_sides(record: Record) -> Iterator[tuple[str, str | Conversation]]:
 
 
 def split_turns(document: str | Conversation) -> list[Mapping[str, Any]]:
-    """Return the parts of a document, turn by turn with its roles."""
+    """Return the parts of a document as JSON objects for `trained_on.jsonl`, turn by turn with its roles."""
     if isinstance(document, str):
         return [build_part(document, trained=True)]
     tools = [build_part(f"tools: {', '.join(tool.name for tool in document.tools)}\n")] if document.tools else []
@@ -57,7 +58,7 @@ def build_part(text: str, trained: bool = False) -> Mapping[str, Any]:
 
 
 def render_tokens(tokenizer: Any | None, record: Record) -> list[dict[str, Any]]:
-    """Return the lines of a record, decoded from its token ids.
+    """Return the lines of `trained_on.jsonl` for a record: its tokens, and whether each has a loss.
 
     Without a tokenizer, or if its chat template refuses the record, the record is shown turn by turn with its roles.
     """
@@ -110,13 +111,14 @@ def write(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def build_row_line(tokenizer: Any, label: str, row: EncodedRow) -> dict[str, Any]:
-    """Return the line of an encoded row. The first token has no loss, since nothing predicts it."""
+    """Return the line of `trained_on.jsonl` for an encoded row. The first token has no loss, since nothing predicts
+    it."""
     has_loss = [i > 0 and token_label != IGNORE_INDEX for i, token_label in enumerate(row.labels)]
     return build_tokens_line(tokenizer, label, row.input_ids, has_loss)
 
 
 def build_answer_line(tokenizer: Any, label: str, ids: Sequence[int], start: int) -> dict[str, Any]:
-    """Return the line of a row with a loss on the tokens from `start` on."""
+    """Return the line of `trained_on.jsonl` for a row with a loss on the tokens from `start` on."""
     return build_tokens_line(tokenizer, label, ids, [i >= start for i in range(len(ids))])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy import ndarray
@@ -78,16 +78,17 @@ def is_in_sorted(sorted_values: ndarray, values: ndarray) -> ndarray:
     return sorted_values[np.minimum(np.searchsorted(sorted_values, values), len(sorted_values) - 1)] == values
 
 
-def label_components(count: int, a: ndarray, b: ndarray) -> ndarray:
-    """Label the connected components of a graph: return the smallest node of each node's component, int64 (`count`).
+def label_components(node_count: int, a: ndarray, b: ndarray) -> ndarray:
+    """Label the connected components of a graph: return the smallest node of each node's component, int64
+    (`node_count`).
 
     Args:
-        count: how many nodes there are, numbered from 0.
+        node_count: number of nodes, which are numbered from 0.
         a, b: the two ends of each edge.
 
     Source: hooking and pointer jumping, Shiloach and Vishkin 1982, "An O(log n) parallel connectivity algorithm".
     """
-    root = np.arange(count)
+    root = np.arange(node_count)
     while len(a):
         np.minimum.at(root, np.maximum(a, b), np.minimum(a, b))
         while not np.array_equal(root, above := root[root]):
@@ -117,6 +118,13 @@ def count_shared_values(
     merged.sort()
     shared_pairs = merged[1:][merged[1:] == merged[:-1]] >> np.uint64(bits)  # a value of both slices occurs twice
     return np.bincount(shared_pairs.astype(np.int64), minlength=len(pair_bits))
+
+
+class HashMatches(NamedTuple):
+    """Hashes that are in a table: their indexes among those looked up, and the owner of each in the table."""
+
+    indexes: ndarray
+    owners: ndarray
 
 
 class HashTable:
@@ -161,12 +169,15 @@ class HashTable:
         is_held[is_held] = is_in_sorted(self.hashes, hashes[is_held])
         return is_held
 
-    def find(self, hashes: ndarray) -> tuple[ndarray, ndarray]:
-        """Return the places in `hashes` that are in the table, ascending, once for each owner, and these owners."""
-        places = np.flatnonzero(self.might_contain(hashes))
-        begins = np.searchsorted(self.hashes, hashes[places])
-        counts = np.searchsorted(self.hashes, hashes[places], "right") - begins
-        return np.repeat(places, counts), self.owners[concatenate_ranges(begins, counts)]
+    def find(self, hashes: ndarray) -> HashMatches:
+        """Look up hashes. Returns the index of each one in the table and its owner, in ascending order of the indexes.
+
+        A hash with several owners is returned once for each of them.
+        """
+        indexes = np.flatnonzero(self.might_contain(hashes))
+        begins = np.searchsorted(self.hashes, hashes[indexes])
+        counts = np.searchsorted(self.hashes, hashes[indexes], "right") - begins
+        return HashMatches(np.repeat(indexes, counts), self.owners[concatenate_ranges(begins, counts)])
 
     def find_pairs(self, hashes: ndarray, owners: ndarray) -> tuple[ndarray, ndarray]:
         """Return the different pairs of an owner in `owners` and an owner in the table that have a hash in common.
@@ -177,8 +188,8 @@ class HashTable:
         Returns:
             The first and the second owner of each pair, int64.
         """
-        places, table_owners = self.find(hashes)
-        pairs = sort_unique(owners[places] << 32 | table_owners)
+        indexes, table_owners = self.find(hashes)
+        pairs = sort_unique(owners[indexes] << 32 | table_owners)
         return pairs >> 32, pairs & 0xFFFFFFFF
 
 
@@ -202,21 +213,26 @@ class BloomFilter:
     def add(self, hashes: ndarray) -> None:
         """Add hashes, uint64 (N). All of their 64 bits have to be random."""
         for probe in range(PROBES):
-            np.bitwise_or.at(self.table, *self._place(hashes, probe))
+            np.bitwise_or.at(self.table, *self._locate_bits(hashes, probe))
 
     def might_contain(self, hashes: ndarray) -> ndarray:
         """Return whether each hash (uint64 (N)) may have been added, bool (N). There are false positives and no false
         negatives."""
         candidates = np.arange(len(hashes))
         for probe in range(PROBES):
-            byte, bit = self._place(hashes[candidates], probe)
+            byte, bit = self._locate_bits(hashes[candidates], probe)
             candidates = candidates[self.table[byte] & bit != 0]
         is_possible = np.zeros(len(hashes), bool)
         is_possible[candidates] = True
         return is_possible
 
-    def _place(self, hashes: ndarray, probe: int) -> tuple[ndarray, ndarray]:
-        """Return the byte of each hash in the table (int64), and the mask of its bit there (uint8)."""
+    def _locate_bits(self, hashes: ndarray, probe: int) -> tuple[ndarray, ndarray]:
+        """Return the byte of the filter (int64) that holds each hash's bit of one hash function, and the mask of the
+        bit (uint8).
+
+        Args:
+            probe: number of the hash function, from 0.
+        """
         step = hashes >> np.uint64(32) | np.uint64(1)
-        place = hashes + np.uint64(probe) * step & np.uint64((1 << self.bits) - 1)
-        return (place >> np.uint64(3)).astype(np.int64), np.uint8(1) << (place & np.uint64(7)).astype(np.uint8)
+        bit = hashes + np.uint64(probe) * step & np.uint64((1 << self.bits) - 1)
+        return (bit >> np.uint64(3)).astype(np.int64), np.uint8(1) << (bit & np.uint64(7)).astype(np.uint8)

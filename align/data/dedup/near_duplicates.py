@@ -45,11 +45,11 @@ from align.data.dedup.shingles import (
 
 
 class DocumentGroups(NamedTuple):
-    """Groups of documents that share a key. A document is its place in the order of preference: 0 is the most
-    preferred."""
+    """Groups of documents that share a key. A document is given by its preference rank, its position in the order of
+    preference: 0 is the most preferred."""
 
     members: ndarray
-    """int32: places of each group's documents, ascending, group after group."""
+    """int32: ranks of each group's documents, ascending, group after group."""
     sizes: ndarray
     """int64 (G): at least 2."""
 
@@ -59,7 +59,8 @@ class DocumentGroups(NamedTuple):
         return np.cumsum(self.sizes) - self.sizes
 
     def sample_members(self, min_size: int, count: int) -> ndarray:
-        """Return the places, ascending, of `count` evenly spaced members of each group with more than `min_size`."""
+        """Return the ranks, ascending, of `count` evenly spaced members of each group with more than `min_size`
+        members."""
         is_large = self.sizes > min_size
         step = np.arange(count) * self.sizes[is_large, None] // count
         return sort_unique(self.members[(self.first[is_large, None] + step).ravel()])
@@ -69,7 +70,7 @@ class GroupMemberships(NamedTuple):
     """Groups of each document that is in any group."""
 
     documents: ndarray
-    """int32 (D): places, ascending."""
+    """int32 (D): ranks, ascending."""
     offsets: ndarray
     """int64 (D+1): document `d` has the groups from `offsets[d]` to `offsets[d + 1]`."""
     groups: ndarray
@@ -84,35 +85,35 @@ class GroupMemberships(NamedTuple):
         return cls(members[starts], np.append(starts, len(members)), group)
 
     def iter_blocks(self, costs: ndarray, budget: int, max_documents: int) -> Iterator[tuple[ndarray, ndarray]]:
-        """Yield the memberships of documents in order, at most `max_documents` at a time.
+        """Yield (ranks, groups) of the memberships of documents in order, at most `max_documents` at a time.
 
         Args:
-            costs: cost of the document at each place.
+            costs: cost of the document at each rank.
             budget: largest total cost of a block. A document that costs more is a block of its own.
 
         Yields:
-            The place of the document and the number of the group of each membership.
+            The rank of the document and the number of the group of each membership.
         """
         for start, end in split_by_budget(costs[self.documents], budget, max_documents):
             offsets = self.offsets[start : end + 1]
             yield np.repeat(self.documents[start:end], np.diff(offsets)), self.groups[offsets[0] : offsets[-1]]
 
     def select_documents(self, group_mask: ndarray) -> ndarray:
-        """Return the places of the documents in any of the masked groups (bool (G)), ascending (int32)."""
+        """Return the ranks of the documents in any of the masked groups (bool (G)), ascending (int32)."""
         chosen_counts = np.diff(np.append(0, np.cumsum(group_mask[self.groups]))[self.offsets])
         return self.documents[chosen_counts > 0]
 
     def share_group(self, a: ndarray, b: ndarray) -> ndarray:
-        """Return whether the documents at places `a` and `b` have a group in common, pair by pair (bool)."""
+        """Return whether the documents at ranks `a` and `b` have a group in common, pair by pair (bool)."""
         slices = []
-        for places in (a, b):
-            rows = np.searchsorted(self.documents, places)
+        for ranks in (a, b):
+            rows = np.searchsorted(self.documents, ranks)
             slices += [self.groups, self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]]
         return count_shared_values(*slices, bits=32) > 0
 
 
 def list_groups_with_equal_bands(
-    place: ndarray, has_keys: ndarray, load_band: Callable[[int], ndarray], bands: int = BANDS
+    preference_rank: ndarray, has_keys: ndarray, load_band: Callable[[int], ndarray], bands: int = BANDS
 ) -> DocumentGroups:
     """Group the documents that share a key in any band. A group that several bands yield is returned once.
 
@@ -120,7 +121,7 @@ def list_groups_with_equal_bands(
     hash in one of 4·10⁵ data sets.
 
     Args:
-        place: place of each document, int32 (N), a permutation.
+        preference_rank: position of each document in the order of preference, int32 (N), a permutation.
         has_keys: whether each document has keys, bool (N).
         load_band: band → keys of all documents, uint64 (N). It is called once for each band.
     """
@@ -130,33 +131,34 @@ def list_groups_with_equal_bands(
     all_have_keys = bool(has_keys.all())
     for band in range(bands):
         keys = load_band(band)
-        places, size = group_by_key(
-            keys if all_have_keys else keys[has_keys], place if all_have_keys else place[has_keys]
+        ranks, size = group_by_key(
+            keys if all_have_keys else keys[has_keys],
+            preference_rank if all_have_keys else preference_rank[has_keys],
         )
         if not len(size):
             continue
-        # The addend makes the hash of place 0 differ from 0, so that it changes a sum.
-        place_hashes = mix_bits(places.astype(np.uint64) * ODD_MULTIPLIER + ODD_MULTIPLIER)
-        group_hashes = mix_bits(np.add.reduceat(place_hashes, np.cumsum(size) - size))
+        # The addend makes the hash of rank 0 differ from 0, so that it changes a sum.
+        rank_hashes = mix_bits(ranks.astype(np.uint64) * ODD_MULTIPLIER + ODD_MULTIPLIER)
+        group_hashes = mix_bits(np.add.reduceat(rank_hashes, np.cumsum(size) - size))
         is_unseen = ~is_in_sorted(known_groups, group_hashes)
-        members.append(places[np.repeat(is_unseen, size)])
+        members.append(ranks[np.repeat(is_unseen, size)])
         sizes.append(size[is_unseen])
         known_groups = np.sort(np.append(known_groups, group_hashes[is_unseen]))
     return DocumentGroups(concatenate(members, np.zeros(0, np.int32)), concatenate(sizes, NO_NUMBERS))
 
 
-def group_by_key(keys: ndarray, place: ndarray) -> tuple[ndarray, ndarray]:
-    """Group documents by their key. Returns the places of the members of all groups of at least two, ascending in each
-    group, and the sizes of the groups."""
+def group_by_key(keys: ndarray, preference_rank: ndarray) -> DocumentGroups:
+    """Group the documents that have the same key. Documents whose key no other document has are in no group."""
     order = np.argsort(keys)
     sorted_keys = keys[order]
     repeats_previous = np.zeros(len(keys) + 1, bool)  # whether a key equals the one before
     np.equal(sorted_keys[1:], sorted_keys[:-1], out=repeats_previous[1:-1])
     is_shared = repeats_previous[1:] | repeats_previous[:-1]
     is_first = ~repeats_previous[:-1][is_shared]
-    entries = np.cumsum(is_first, dtype=np.int64) << 32 | place[order[is_shared]]
+    entries = np.cumsum(is_first, dtype=np.int64) << 32 | preference_rank[order[is_shared]]
     entries.sort()
-    return (entries & 0xFFFFFFFF).astype(np.int32), np.diff(np.append(np.flatnonzero(is_first), len(is_first)))
+    sizes = np.diff(np.append(np.flatnonzero(is_first), len(is_first)))
+    return DocumentGroups((entries & 0xFFFFFFFF).astype(np.int32), sizes)
 
 
 def split_into_packs(groups: DocumentGroups, costs: ndarray, count: int) -> list[ndarray]:
@@ -212,11 +214,11 @@ def find_shared(
     content: ndarray,
     load_shingles: Callable[[ndarray], Shingles],
 ) -> ndarray:
-    """Find the shared shingles, uint64, ascending.
+    """Find the shingles of text that many documents share, such as a template; uint64, ascending.
 
     Args:
-        groups: groups whose members are places.
-        index: the document at each place, int64 (N).
+        groups: groups whose members are ranks.
+        index: the document at each rank, int64 (N).
         sizes: number of shingles of each document (N).
         content: hash of each document's content, uint64 (N). Those with the smallest hashes are sampled.
         load_shingles: loads the shingles of documents (int64, ascending).
@@ -246,7 +248,7 @@ def iter_group_samples(groups: DocumentGroups, content: ndarray) -> Iterator[nda
     members whose hash equals the last of these.
 
     Args:
-        content: content hash of the document at each place.
+        content: content hash of the document at each rank.
     """
     starts = groups.first
     classes = np.frexp(groups.sizes.astype(np.float64))[1]
@@ -310,7 +312,7 @@ def find_exact(
     """
     halves = np.ascontiguousarray(digests).view(np.uint64).reshape(-1, 2)
     source_keys = sources if sources is not None and not across else np.zeros(len(preference), np.int64)
-    # The sort is stable: documents of equal rank stay in order.
+    # The sort is stable: documents of equal preference stay in order.
     sorted_rows = np.lexsort((preference, source_keys, halves[:, 1], halves[:, 0]))
     is_first = differs_from_previous(*(key[sorted_rows] for key in (halves[:, 0], halves[:, 1], source_keys)))
     kept = sorted_rows[is_first][np.cumsum(is_first) - 1]
@@ -340,8 +342,8 @@ def find_near(
     """Find the documents to drop because they are near-duplicates of one that is kept.
 
     Args:
-        preference: rank of preference of each document, int64 (N). The lower rank is kept; of equal ranks the first
-            document.
+        preference: preference of each document, int64 (N). The document with the lower number is kept; of equal
+            numbers the first document.
         sizes: number of shingles of each document, integers (N). A document without shingles has no keys and is kept.
         load_band: band → keys of all documents in that band (`compute_band_keys`), uint64 (N). It is called once for
             each band.
@@ -354,9 +356,9 @@ def find_near(
         shared: the shared shingles, ascending, if the caller has them. Without it and `content`, no text is shared.
     """
     documents = RankedDocuments(np.argsort(preference, kind="stable"), sizes, load_shingles)
-    place = np.empty(len(preference), np.int32)
-    place[documents.index] = np.arange(len(preference), dtype=np.int32)
-    groups = list_groups_with_equal_bands(place, sizes > 0, load_band, bands)
+    rank = np.empty(len(preference), np.int32)
+    rank[documents.index] = np.arange(len(preference), dtype=np.int32)
+    groups = list_groups_with_equal_bands(rank, sizes > 0, load_band, bands)
     if shared is None:
         shared = NO_HASHES if content is None else find_shared(groups, documents.index, sizes, content, load_shingles)
     memberships = GroupMemberships.from_groups(groups)
@@ -389,19 +391,19 @@ def find_near(
     del groups  # takes as much memory as the memberships
     greedy = GreedySelection(compute_similarity, threshold)
 
-    def mark(places: ndarray, group: ndarray) -> MarkTable:
+    def mark(ranks: ndarray, group: ndarray) -> MarkTable:
         """Return the marks of documents, and add their sketches.
 
         In large groups, near-duplicates have a rare shingle in common that is not shared text, or the same set.
 
         Args:
-            places, group: document and group of each membership.
+            ranks, group: document and group of each membership.
         """
         of_large = is_large_group[group]
         marks = [group[~of_large].astype(np.uint64)]
-        owners = [places[~of_large]]
-        large_members = sort_unique(places[of_large])
-        for members, sets in documents.iter_sets(sort_unique(places[is_in_sorted(sketches.places, places)])):
+        owners = [ranks[~of_large]]
+        large_members = sort_unique(ranks[of_large])
+        for members, sets in documents.iter_sets(sort_unique(ranks[is_in_sorted(sketches.ranks, ranks)])):
             sketches.add(members, sets)
             in_large_group = is_in_sorted(large_members, members)
             members = members[in_large_group]
@@ -414,12 +416,12 @@ def find_near(
                 owners.append(members)
         return MarkTable.from_entries(np.concatenate(marks), np.concatenate(owners))
 
-    for places, group in memberships.iter_blocks(sizes[documents.index], 2 * BLOCK_SHINGLES, BLOCK):
-        greedy.decide(mark(places, group))
+    for ranks, group in memberships.iter_blocks(sizes[documents.index], 2 * BLOCK_SHINGLES, BLOCK):
+        greedy.decide(mark(ranks, group))
     kept, dropped, similarity = concatenate_columns(greedy.pairs)
-    by_place = np.argsort(dropped)
-    exact = np.zeros(len(by_place), bool)
-    duplicates = Duplicates(dropped[by_place], kept[by_place], similarity[by_place], exact)
+    by_rank = np.argsort(dropped)
+    exact = np.zeros(len(by_rank), bool)
+    duplicates = Duplicates(dropped[by_rank], kept[by_rank], similarity[by_rank], exact)
     return duplicates.renumber(documents.index)
 
 
@@ -433,19 +435,19 @@ def hash_sets(sets: Shingles) -> ndarray:
 
 @dataclass(frozen=True)
 class RankedDocuments:
-    """Access to documents by their places in the order of preference."""
+    """Access to documents by their preference ranks."""
 
     index: ndarray
-    """int64 (N): number of the document at each place."""
+    """int64 (N): number of the document at each rank."""
     sizes: ndarray
     """Number of shingles of each document."""
     load_shingles: LoadShingles
 
-    def iter_sets(self, places: ndarray) -> Iterator[tuple[ndarray, Shingles]]:
-        """Yield places of documents and their shingles, for all of `places`, a bounded number at a time."""
-        places = places[np.argsort(self.index[places])]
-        for start, end in split_by_budget(self.sizes[self.index[places]], BLOCK_SHINGLES, BLOCK_DOCUMENTS):
-            yield places[start:end], self.load_shingles(self.index[places[start:end]])
+    def iter_sets(self, ranks: ndarray) -> Iterator[tuple[ndarray, Shingles]]:
+        """Yield ranks of documents and their shingles, for all of `ranks`, a bounded number at a time."""
+        ranks = ranks[np.argsort(self.index[ranks])]
+        for start, end in split_by_budget(self.sizes[self.index[ranks]], BLOCK_SHINGLES, BLOCK_DOCUMENTS):
+            yield ranks[start:end], self.load_shingles(self.index[ranks[start:end]])
 
     def compute_similarities(self, a: ndarray, b: ndarray, threshold: float, shared: ndarray) -> ndarray:
         """Return the Jaccard similarity of the documents `a` and `b`, float64 (pairs). It is 0 for pairs that are
@@ -460,8 +462,8 @@ class RankedDocuments:
 
 
 def compare_sets(sets: Shingles, a: ndarray, b: ndarray, threshold: float, shared: ndarray) -> ndarray:
-    """Return the Jaccard similarity of the sets `a` and `b`, pair by pair, float64. It is 0 for pairs that reach the
-    threshold by shared text only.
+    """Return the Jaccard similarity of each pair of sets, given by their rows in `sets`, float64. It is 0 for pairs
+    that reach the threshold by shared text only.
 
     Args:
         shared: the shared shingles, ascending.
@@ -515,7 +517,7 @@ class MarkTable:
     mark: ndarray
     """uint64."""
     document: ndarray
-    """int32: place in the order of preference."""
+    """int32: rank in the order of preference."""
 
     @classmethod
     def from_entries(cls, mark: ndarray, document: ndarray) -> MarkTable:
@@ -546,7 +548,7 @@ class GreedySelection:
     """Greedy selection of the documents to keep and to drop.
 
     Args:
-        compute_similarity: computes the similarity of earlier and later documents, pair by pair, from their places. It
+        compute_similarity: computes the similarity of earlier and later documents, pair by pair, from their ranks. It
             is below the threshold for pairs that must not count as near-duplicates.
     """
 
@@ -559,14 +561,15 @@ class GreedySelection:
         self.pairs: list[tuple[ndarray, ndarray, ndarray]] = [NO_PAIRS]  # kept, dropped, similarity
 
     def decide(self, block: MarkTable) -> None:
-        """Decide the next block of documents in order of preference."""
+        """Keep or drop each document of the next block, in order of preference, and record the dropped ones."""
         self.kept.append(self.deduplicate_block(self.drop_similar(self.kept, block)))
         while len(self.kept) > 1 and len(self.kept[-2]) < min(4 * len(self.kept[-1]), MAX_MERGED_RUN):
             last = self.kept.pop()
             self.kept[-1] = self.kept[-1].merge(last)
 
     def deduplicate_block(self, block: MarkTable) -> MarkTable:
-        """Decide documents that are similar to no document of an earlier block. Returns those that are kept."""
+        """Drop the duplicates within a block, whose documents are similar to none of an earlier block, and record them.
+        Returns the documents that are kept."""
         compares_all = int(block.find_equal_marks(block)[1].sum()) <= FEW_PAIRS + len(block)
         documents = sort_unique(block.document)
         if compares_all or len(documents) == 1:
@@ -579,33 +582,33 @@ class GreedySelection:
         """Drop each later document that is similar to an earlier one which is kept, and record the first such one.
         Returns the other later documents."""
         columns = [NO_PAIRS]
-        for earlier_places, later_places in iter_candidate_pairs(earlier, later):
-            similarity = self.compute_similarity(earlier_places, later_places)
+        for earlier_ranks, later_ranks in iter_candidate_pairs(earlier, later):
+            similarity = self.compute_similarity(earlier_ranks, later_ranks)
             is_similar = similarity >= self.threshold
-            columns.append((earlier_places[is_similar], later_places[is_similar], similarity[is_similar]))
+            columns.append((earlier_ranks[is_similar], later_ranks[is_similar], similarity[is_similar]))
         kept, dropped, similarity = concatenate_columns(columns)
         order = np.lexsort((kept, dropped))
         dropped_rows: dict[int, int] = {}
-        for row, earlier_place, later_place in zip(
+        for row, earlier_rank, later_rank in zip(
             order.tolist(), kept[order].tolist(), dropped[order].tolist(), strict=True
         ):
-            if earlier_place not in dropped_rows and later_place not in dropped_rows:
-                dropped_rows[later_place] = row
+            if earlier_rank not in dropped_rows and later_rank not in dropped_rows:
+                dropped_rows[later_rank] = row
         rows = np.fromiter(dropped_rows.values(), np.int64, len(dropped_rows))
         self.pairs.append((kept[rows], dropped[rows], similarity[rows]))
         return later.drop_documents(dropped[rows])
 
 
 def iter_candidate_pairs(earlier: Sequence[MarkTable], later: MarkTable) -> Iterator[tuple[ndarray, ndarray]]:
-    """Yield the pairs of documents with a mark in common, as places of the earlier and of the later ones, a bounded
+    """Yield the pairs of documents with a mark in common, as ranks of the earlier and of the later ones, a bounded
     number at a time."""
     pairs = NO_NUMBERS
     for table in earlier:
         begins, counts = table.find_equal_marks(later)
         for start, end in split_by_budget(counts, BLOCK_PAIRS, max(len(counts), 1)):
-            earlier_places = table.document[concatenate_ranges(begins[start:end], counts[start:end])].astype(np.int64)
-            later_places = np.repeat(later.document[start:end], counts[start:end]).astype(np.int64)
-            pairs = sort_unique(np.append(pairs, (later_places << 32 | earlier_places)[earlier_places < later_places]))
+            earlier_ranks = table.document[concatenate_ranges(begins[start:end], counts[start:end])].astype(np.int64)
+            later_ranks = np.repeat(later.document[start:end], counts[start:end]).astype(np.int64)
+            pairs = sort_unique(np.append(pairs, (later_ranks << 32 | earlier_ranks)[earlier_ranks < later_ranks]))
             if len(pairs) > BLOCK_PAIRS:
                 yield pairs & 0xFFFFFFFF, pairs >> 32
                 pairs = pairs[:0]
@@ -626,22 +629,22 @@ class SetSketches:
     """Bitmaps of sets: bit `i` is the parity of the number of shingles whose lowest bits are `i`.
 
     Args:
-        places: places of the documents that will have a sketch, ascending.
+        ranks: ranks of the documents that will have a sketch, ascending.
     """
 
-    def __init__(self, places: ndarray) -> None:
-        self.places = places
-        self.bits = np.zeros((len(places), BITS // 64), np.uint64)
+    def __init__(self, ranks: ndarray) -> None:
+        self.ranks = ranks
+        self.bits = np.zeros((len(ranks), BITS // 64), np.uint64)
 
-    def add(self, places: ndarray, sets: Shingles) -> None:
-        """Add the sketches of the documents at `places`, whose sets these are. There may be at most 1,024."""
+    def add(self, ranks: ndarray, sets: Shingles) -> None:
+        """Add the sketches of the documents at `ranks`, whose sets these are. There may be at most 1,024."""
         bit = (sets.values & np.uint64(BITS - 1)).astype(np.int64)
         parity = np.bincount(sets.owners * BITS + bit, minlength=len(sets) * BITS) & 1
         packed = np.packbits(parity.astype(bool).reshape(len(sets), BITS), axis=1)
-        self.bits[np.searchsorted(self.places, places)] = packed.view(np.uint64)
+        self.bits[np.searchsorted(self.ranks, ranks)] = packed.view(np.uint64)
 
     def might_reach(self, a: ndarray, b: ndarray, sizes: ndarray, threshold: float) -> ndarray:
-        """Return whether the similarity of the documents at places `a` and `b` may reach the threshold, pair by pair
+        """Return whether the similarity of the documents at ranks `a` and `b` may reach the threshold, pair by pair
         (bool).
 
         Two sets differ by at least as many shingles as their sketches have different bits.
@@ -650,14 +653,14 @@ class SetSketches:
             sizes: total number of shingles of both documents of each pair.
         """
         may_be_similar = np.ones(len(a), bool)
-        if not len(self.places):
+        if not len(self.ranks):
             return may_be_similar
         # J is below the threshold if sets differ by more.
         max_difference = sizes * ((1 - threshold) / (1 + threshold)) * (1 + 1e-9)
         for start in range(0, len(a), AT_ONCE):
             span = slice(start, start + AT_ONCE)
-            rows_a, rows_b = (np.searchsorted(self.places[:-1], places[span]) for places in (a, b))
-            has_sketches = (self.places[rows_a] == a[span]) & (self.places[rows_b] == b[span])
+            rows_a, rows_b = (np.searchsorted(self.ranks[:-1], ranks[span]) for ranks in (a, b))
+            has_sketches = (self.ranks[rows_a] == a[span]) & (self.ranks[rows_b] == b[span])
             differing_bits = np.bitwise_count(self.bits[rows_a] ^ self.bits[rows_b]).sum(1, dtype=np.int64)
             may_be_similar[span] = ~has_sketches | (differing_bits <= max_difference[span])
         return may_be_similar

@@ -1,10 +1,11 @@
-"""Contamination of a data set: rows that contain, ask or nearly equal rows of evaluation sets or of the test side."""
+"""Contamination of a data set: rows that contain, ask or nearly equal rows of evaluation sets or of the test split."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -53,8 +54,8 @@ from align.data.sets.spool import SpoolRows, first_bits
 
 PART_WORDS = 7
 """Words of a part of a run. It is more than half of the run: if many rows share a part, the run is a phrase. Rows of
-the test side share phrases with other rows. A separate evaluation set shares none, and a row of it that leaked often is
-in many rows."""
+the test split share phrases with other rows. A separate evaluation set shares none, and a row of it that leaked often
+is in many rows."""
 
 
 def select_first_matches(parts: Sequence[OverlapMatches]) -> OverlapMatches:
@@ -75,7 +76,7 @@ class LeakFinder:
         sets: texts of each evaluation set.
         near: least Jaccard similarity of near-duplicates; None if these are not searched.
         phrases: runs of words that are not leaks, see `OverlapIndex.drop_runs`. If given, the sets are rows of the test
-            side.
+            split.
     """
 
     def __init__(self, sets: Sequence[EvaluationTexts], near: float | None, phrases: ndarray | None = None) -> None:
@@ -83,7 +84,7 @@ class LeakFinder:
         index = OverlapIndex([evaluation.texts for evaluation in sets], threshold=near, rows=by_text)
         self.sets = sets
         self.questions = list[QuestionIndex]()
-        if phrases is None:  # separate evaluation sets; rows of the test side contain questions of other rows too
+        if phrases is None:  # separate evaluation sets; rows of the test split contain questions of other rows too
             phrases = sort_unique(
                 concatenate((hash_southern_runs(evaluation.texts, index.width) for evaluation in sets), NO_HASHES)
             )
@@ -148,11 +149,21 @@ def find_split_leaks(rows: SpoolRows, is_test: ndarray, is_train: ndarray, near:
     return select_first_matches(parts)
 
 
-def prefilter_rows(rows: SpoolRows, is_test: ndarray, is_train: ndarray, near: float | None) -> tuple[ndarray, ndarray]:
-    """Return the runs of words that are phrases, and a mask of the training rows that may be leaks, bool (N).
+class PrefilterResult(NamedTuple):
+    """Phrases, and the training rows that may overlap with test rows.
 
-    The mask has false positives and no false negatives.
+    Attributes:
+        phrases: hashes of runs of words that many training rows have, uint64, ascending.
+        is_suspect: mask of the training rows that may be leaks, bool (N). It has false positives and no false
+            negatives.
     """
+
+    phrases: ndarray
+    is_suspect: ndarray
+
+
+def prefilter_rows(rows: SpoolRows, is_test: ndarray, is_train: ndarray, near: float | None) -> PrefilterResult:
+    """Find phrases and the training rows that may overlap with test rows, in a pass over all rows."""
     prefilter = Prefilter(near)
     question_parts = [NO_HASHES]
     for piece in iter_text_slices(rows, is_test):
@@ -169,7 +180,7 @@ def prefilter_rows(rows: SpoolRows, is_test: ndarray, is_train: ndarray, near: f
         is_suspect[numbers[keys.text[is_in_sorted(question_hashes, keys.key)]]] = True
     for numbers, texts in rows.iter_texts(may_overlap, "both"):
         is_suspect[numbers] |= prefilter.match_without_phrases(texts)
-    return prefilter.phrases, is_suspect
+    return PrefilterResult(prefilter.phrases, is_suspect)
 
 
 def find_templated_runs(

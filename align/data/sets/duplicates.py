@@ -45,7 +45,7 @@ def rank_rows(source: ndarray, ranks: Sequence[int]) -> ndarray:
 def find_exact_duplicates(
     rows: SpoolRows, mask: ndarray, preference: ndarray, source: ndarray, among: str = ALL
 ) -> Duplicates:
-    """Find the rows whose text equals that of a more preferred row, see `find_exact`.
+    """Find the rows to drop because their text equals that of a more preferred row.
 
     Args:
         mask: rows to compare, bool (N).
@@ -69,7 +69,8 @@ def find_near_duplicates(
     among: str = ALL,
     engine: TaskRunner = in_process_runner,
 ) -> Duplicates:
-    """Find the documents that are near-duplicates of a document that is kept, see `align.data.dedup.near_duplicates`.
+    """Find the rows to drop because they are near-duplicates of a row that is kept, see
+    `align.data.dedup.near_duplicates`.
 
     Args:
         mask, preference, source, among: see `find_exact_duplicates`.
@@ -110,7 +111,7 @@ class ComparisonTask(NamedTuple):
 
 
 def find_near_in_task(folder: Path, task: ComparisonTask, threshold: float, among: str) -> Duplicates:
-    """Find the near-duplicates among some documents of the spool in `folder`, see `find_near_duplicates`."""
+    """Find the near-duplicates to drop among some documents of the spool in `folder`, in a worker."""
     rows = SpoolRows(Spool(folder))
     numbers = task.number
     return find_near(
@@ -138,7 +139,8 @@ def concatenate_duplicates(steps: Sequence[Duplicates]) -> Duplicates:
 
 
 def find_cluster_heads(duplicates: Duplicates) -> ndarray:
-    """Return the row that is finally kept for each duplicate, by following kept rows that were dropped themselves."""
+    """Return the row that is finally kept in place of each duplicate, by following kept rows that a later step
+    dropped."""
     heads = dict(zip(duplicates.dropped.tolist(), duplicates.kept.tolist(), strict=True))
     final_rows = duplicates.kept.tolist()
     for i, row in enumerate(final_rows):

@@ -44,9 +44,9 @@ REASONS = {True: "rows whose votes the annotation store no longer has", False: "
 KEPT_FILES = (RUN, "config.yaml", "metrics.json", "metrics.jsonl", "timing.jsonl", STALE)
 """Files of a run without content of rows. They are kept, like its `data.json`."""
 Masks = Mapping[str, ndarray]
-"""Side → whether each of its rows is to be removed, bool (N)."""
+"""Split → whether each of its rows is to be removed, bool (N)."""
 Counts = Mapping[str, Counter[tuple[str, int, str]]]
-"""Side → source, row and content id → number of times that the row is in the side."""
+"""Split → source, row and content id → number of times that the row is in the split."""
 LoadActiveVotes = Callable[[IdKind], Collection[int] | None]
 """Returns the active votes of a project, or None if it was erased, see `align.data.sets.source.load_active_votes`."""
 RowPredicate = Callable[[pa.Table], Iterable[bool]]
@@ -92,11 +92,12 @@ def parse_content_ids(setting: Any) -> frozenset[bytes]:
 
 
 def is_id(value: Any) -> bool:
+    """Return whether a value is a content id: 64 hex digits."""
     return isinstance(value, str) and len(value) == 64 and not {*value.lower()} - {*"0123456789abcdef"}
 
 
 def select_masks(dataset: DataSet, setting: Any, load_active_votes: LoadActiveVotes) -> Masks:
-    """Return masks of the rows that a setting removes from a data set.
+    """Return a mask of the rows of each split that the setting `stage.forget` removes from a data set.
 
     Args:
         setting: `erased`, or content ids, see `parse_content_ids`.
@@ -119,20 +120,20 @@ def select_masks(dataset: DataSet, setting: Any, load_active_votes: LoadActiveVo
 
 
 def build_masks(dataset: DataSet, should_remove: Callable[..., bool], *columns: str) -> Masks:
-    """Return whether each row is to be removed.
+    """Return a mask of the rows to remove for each split, by a predicate on some columns.
 
     Args:
         should_remove: decides by the values of `columns`.
     """
     rows = {
-        side: [
+        split: [
             should_remove(*values)
-            for table in dataset.tables(side, columns)
+            for table in dataset.tables(split, columns)
             for values in zip(*(table[name].to_pylist() for name in columns), strict=True)
         ]
-        for side in SIDES
+        for split in SIDES
     }
-    return {side: np.array(flags, bool) for side, flags in rows.items()}
+    return {split: np.array(flags, bool) for split, flags in rows.items()}
 
 
 def check_masks(dataset: DataSet, setting: Any, masks: Masks) -> None:
@@ -143,20 +144,20 @@ def check_masks(dataset: DataSet, setting: Any, masks: Masks) -> None:
         return
     missing = {id.hex() for id in parse_content_ids(setting)}
     total = len(missing)
-    for side in SIDES:
-        for mask, table in iter_masked_tables(dataset, side, masks[side], ["content_id"]):
+    for split in SIDES:
+        for mask, table in iter_masked_tables(dataset, split, masks[split], ["content_id"]):
             missing.difference_update(table["content_id"].filter(pa.array(mask)).to_pylist())
     problem = f"{len(missing)} of {total} ids are of no row (any more)"
     require(not missing, FIELD, min(missing, default=""), problem, "Look for it in the column content_id.")
 
 
 def has_rows_to_remove(masks: Masks) -> bool:
-    """Return whether any row is to be removed."""
+    """Return whether masks select any row for removal."""
     return any(mask.any() for mask in masks.values())
 
 
 def plan_row_removal(folder: Path, setting: Any, load_active_votes: LoadActiveVotes) -> tuple[RowRemoval, Input]:
-    """Return the plan for removing rows, and the data set as an input of a run.
+    """Plan the removal of rows from a data set. Returns the plan, and the data set as an input of the run.
 
     Args:
         folder: folder of the data set.
@@ -181,33 +182,33 @@ def plan_row_removal(folder: Path, setting: Any, load_active_votes: LoadActiveVo
     return RowRemoval(folder, {}, reason), record
 
 
-def rewrite_without_rows(folder: Path, dataset: DataSet, masks: Masks, reason: str, at: str) -> dict[str, Any]:
-    """Write a data set again without some rows.
+def rewrite_without_rows(folder: Path, dataset: DataSet, masks: Masks, reason: str, removed_at: str) -> dict[str, Any]:
+    """Write a copy of a data set to a new folder, with tombstones in place of some rows.
 
     Args:
         masks: rows to remove.
-        reason, at: reason and time, for `replaces`.
+        reason, removed_at: reason and time, for `replaces`.
 
     Returns:
         The content of the new `data.json`.
     """
-    kept: Counts = {side: Counter() for side in SIDES}
-    removed: Counts = {side: Counter() for side in SIDES}
-    for side in SIDES:
-        for mask, table in iter_masked_tables(dataset, side, masks[side], ["source", "row", "content_id"]):
+    kept: Counts = {split: Counter() for split in SIDES}
+    removed: Counts = {split: Counter() for split in SIDES}
+    for split in SIDES:
+        for mask, table in iter_masked_tables(dataset, split, masks[split], ["source", "row", "content_id"]):
             rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
             for is_removed, row in zip(mask.tolist(), rows, strict=True):
-                (removed if is_removed else kept)[side][row] += 1
+                (removed if is_removed else kept)[split][row] += 1
     removed_ids = {id for rows in removed.values() for *_, id in rows}
     kept_ids = {id for rows in kept.values() for *_, id in rows}
     heads = {id: secrets.token_hex(32) for id in removed_ids - kept_ids}  # new names of clusters
     splits: dict[str, dict[str, Any]] = {}
     shards: dict[str, str] = {}
-    for side in SIDES:
-        writer = ShardWriter(folder, side, int((~masks[side]).sum()))
-        write_side(writer, dataset, side, masks[side], heads)
-        writer.distinct = len(kept[side])
-        splits[side] = writer.close()
+    for split in SIDES:
+        writer = ShardWriter(folder, split, int((~masks[split]).sum()))
+        write_side(writer, dataset, split, masks[split], heads)
+        writer.distinct = len(kept[split])
+        splits[split] = writer.close()
         shards |= {path.name: file_digest(path) for path in writer.paths}
     earlier = {"replaces": dataset.data["replaces"]} if "replaces" in dataset.data else {}
     count = sum(map(len, removed.values()))
@@ -220,31 +221,31 @@ def rewrite_without_rows(folder: Path, dataset: DataSet, masks: Masks, reason: s
         "root": compute_data_set_root(splits),
         "ids_root": compute_root(bytes.fromhex(id) for id in sorted(kept_ids)),
         "shards": shards,
-        "replaces": {"root": dataset.data["root"], "reason": reason, "count": count, "at": at, **earlier},
+        "replaces": {"root": dataset.data["root"], "reason": reason, "count": count, "at": removed_at, **earlier},
     }
     write_json(folder / DATA_SET_FILE, data)
     return data
 
 
 def iter_masked_tables(
-    dataset: DataSet, side: str, mask: ndarray, columns: list[str]
+    dataset: DataSet, split: str, mask: ndarray, columns: list[str]
 ) -> Iterator[tuple[ndarray, pa.Table]]:
-    """Yield each row group of a side, with the part of the mask for its rows."""
+    """Yield (mask, table) of each row group of a split, with the part of the mask for its rows."""
     first = 0
-    for table in dataset.tables(side, columns):
+    for table in dataset.tables(split, columns):
         yield mask[first : first + table.num_rows], table.select(columns)
         first += table.num_rows
 
 
-def write_side(writer: ShardWriter, dataset: DataSet, side: str, mask: ndarray, heads: Mapping[str, str]) -> None:
-    """Write one side with tombstones in place of the rows to remove. Tombstones of rows removed before are kept.
+def write_side(writer: ShardWriter, dataset: DataSet, split: str, mask: ndarray, heads: Mapping[str, str]) -> None:
+    """Write one split of a data set with tombstones in place of the rows to remove. Earlier tombstones are kept.
 
     Args:
         mask: rows to remove, bool (N).
         heads: content id of a removed row → new name of its cluster.
     """
     first = 0
-    for piece in dataset.iter_sequence(side):
+    for piece in dataset.iter_sequence(split):
         if isinstance(piece, bytes):
             writer.add_tombstone(piece)
             continue
@@ -264,12 +265,12 @@ def write_side(writer: ShardWriter, dataset: DataSet, side: str, mask: ndarray, 
 
 
 def subtract_removed(source: Mapping[str, Any], removed: Counts) -> dict[str, Any]:
-    """Subtract removed rows from the counts of a source in `data.json`."""
+    """Return the entry of a source in `data.json` with removed rows subtracted from its counts."""
     splits = dict[str, dict[str, int]]()
     forgotten = source.get("forgotten", 0)
-    for side, counts in source["splits"].items():
-        times = [count for (name, *_), count in removed[side].items() if name == source["name"]]
-        splits[side] = {"rows": counts["rows"] - sum(times), "distinct": counts["distinct"] - len(times)}
+    for split, counts in source["splits"].items():
+        times = [count for (name, *_), count in removed[split].items() if name == source["name"]]
+        splits[split] = {"rows": counts["rows"] - sum(times), "distinct": counts["distinct"] - len(times)}
         forgotten += len(times)
     return {**source, "splits": splits, "forgotten": forgotten}
 

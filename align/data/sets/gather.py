@@ -82,12 +82,12 @@ SKIPPED = "skipped_rows"
 
 
 class FactOptions(NamedTuple):
-    """Options for the facts that are computed of each row.
+    """Settings of the values that a source's import computes of each row, such as hashes by which duplicates are found.
 
     Attributes:
         over: texts that are compared to find duplicates: `both`, `prompts` or `answers`.
         near: whether near-duplicates are searched.
-        split, time: columns with the side and the time of a row; empty for none.
+        split, time: columns with the split and the time of a row; empty for none.
         count_tokens: counts tokens, of both answers of a pair; None if tokens are not counted.
     """
 
@@ -99,6 +99,7 @@ class FactOptions(NamedTuple):
 
 
 def name_band_column(band: int) -> str:
+    """Return the column of a spool with the MinHash keys of a band."""
     return f"band_{band:02d}"
 
 
@@ -137,13 +138,13 @@ class SourceImport:
         self._next = 0
 
     def run(self, report_progress: Callable[[int, int], None] = lambda read, kept: None) -> dict[str, Any]:
-        """Read, clean and write the parts that do not exist yet.
+        """Read and clean the rows of the source, and write the parts of the spool that do not exist yet.
 
         Args:
             report_progress: called after each part with the numbers of records that were read and kept so far.
 
         Returns:
-            The account of all rows of the source, see `SourceAccount`.
+            The counts of all rows of the source, see `SourceAccount`.
 
         Raises:
             InputError: Rows are refused, have different kinds, or none is kept.
@@ -173,14 +174,14 @@ class SourceImport:
         return total.finish()
 
     def parts(self) -> set[int]:
-        """Return the numbers of the parts that exist."""
+        """Return the numbers of the source's parts that exist in the spool."""
         return {int(path.name.partition("-")[2]) for path in self.spool.parts(f"{self.number:03d}-")}
 
     def name(self, part: int) -> str:
         return f"{self.number:03d}-{part:06d}"
 
     def write(self, part: int) -> dict[str, Any]:
-        """Write one complete part. Returns its account.
+        """Read, clean and write one part of the source. Returns the counts of its rows.
 
         Raises:
             InputError: A row has another kind or contradicts the source's licence, or the source cannot be read.
@@ -193,7 +194,7 @@ class SourceImport:
         account = dict[str, Any]()
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for chunk in iter_chunks(self._iter_reads(reading.iter_part(part))):
+            for chunk in iter_chunks(self._iter_parsed_records(reading.iter_part(part))):
                 batch = self.clean_batch(chunk)
                 if batch is not None:
                     yield batch
@@ -205,8 +206,8 @@ class SourceImport:
         self._next = part + 1
         return account
 
-    def _iter_reads(self, outcomes: Iterable[RowOutcome]) -> Iterator[ParsedRecord]:
-        """Yield the records, and count rows without a record."""
+    def _iter_parsed_records(self, outcomes: Iterable[RowOutcome]) -> Iterator[ParsedRecord]:
+        """Yield the records of outcomes, and count refused and undecided rows."""
         for _, result in outcomes:
             if isinstance(result, InputError):
                 self.account.bad_rows.add(result)
@@ -216,7 +217,8 @@ class SourceImport:
                 yield result
 
     def clean_batch(self, chunk: Sequence[ParsedRecord]) -> pa.RecordBatch | None:
-        """Clean a batch of records, and convert it to columns. Returns None if no record is kept."""
+        """Clean a batch of records, count them, and convert those that are kept to columns. Returns None if no record
+        is kept."""
         kept = list[ParsedRecord]()
         records = list[Record]()
         for read in chunk:
@@ -257,7 +259,7 @@ class SourceImport:
     def _compute_facts(
         self, reads: Sequence[ParsedRecord], records: Sequence[Record], table: pa.RecordBatch
     ) -> dict[str, pa.Array]:
-        """Compute the facts of each row that later steps need, see `FACTS`.
+        """Compute the columns of `FACTS` for each record: ids, numbers of tokens, and hashes to find duplicates.
 
         Args:
             table: the records as columns.
@@ -334,10 +336,10 @@ class SourceAccount:
         }
 
     def add(self, account: Mapping[str, Any]) -> None:
-        """Add the account of the next part.
+        """Add the counts of the next part.
 
         Raises:
-            InputError: Another version of align wrote it, or rows of it are refused and must not be left out.
+            InputError: Another version of align wrote them, or rows of the part are refused and must not be left out.
         """
         problem = "was left by another version of align"
         require(account.get("format") == PART_FORMAT, "checkpoints", self.source.name, problem, REMEDY)
@@ -350,7 +352,7 @@ class SourceAccount:
             self.bad_rows.report_refused_rows(self.source.location, self.counts["read"])
 
     def finish(self) -> dict[str, Any]:
-        """Check and return the account of the whole source.
+        """Check the counts of the whole source and return them. Prints how many rows were refused.
 
         Raises:
             InputError: No setting uses a column of texts, rows have different licences, or no row is kept.
@@ -414,5 +416,6 @@ def iter_chunks(reads: Iterator[ParsedRecord]) -> Iterator[list[ParsedRecord]]:
 
 
 def read_group_id(read: ParsedRecord) -> str | None:
+    """Return the group of a record's row, whose rows stay in one split. Returns None if it has none."""
     group = read.record.group_id if isinstance(read.record, Preference) else read.extra.get("group_id")
     return None if group in (None, "") else str(group)

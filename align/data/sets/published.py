@@ -1,4 +1,4 @@
-"""A data set on disk: Parquet shards for each side, and `data.json`, which describes them and their origin.
+"""A data set on disk: Parquet shards for each split, and `data.json`, which describes them and their origin.
 
     train-00000-of-00002.parquet …   test-00000-of-00001.parquet   data.json
 
@@ -7,10 +7,10 @@
 duplicates, or null), and its `metadata`: JSON of the columns that are not its content, or null. Rows that the mixture
 repeats are written again after all rows.
 
-The fingerprint of a side is the Merkle root over the sequence of its rows. The leaf of a row is its content id and the
-number 1 (32 bytes and 4, big-endian). The fingerprint of the data set is the root over its sides' roots, train first.
-`ids_root` is the root over the sorted set of content ids of all sides. A row that was forgotten is in no file: in its
-place in the sequence is a tombstone, a leaf of 32 random bytes, listed in `splits.SIDE.forgotten` as [place, leaf in
+The fingerprint of a split is the Merkle root over the sequence of its rows. The leaf of a row is its content id and the
+number 1 (32 bytes and 4, big-endian). The fingerprint of the data set is the root over its splits' roots, train first.
+`ids_root` is the root over the sorted set of content ids of all splits. A row that was forgotten is in no file: in its
+place in the sequence is a tombstone, a leaf of 32 random bytes, listed in `splits.SPLIT.forgotten` as [place, leaf in
 hex].
 
 Content ids and question ids are SHA-256, and HMAC for rows of the annotation store, see `ids`.
@@ -81,7 +81,8 @@ MARKED_MESSAGES = pa.list_(pa.struct([*MESSAGE, ("train", pa.bool_())]))
 
 
 def compute_data_set_root(splits: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the root over the roots of the sides, train first. Returns an empty text if one of them is no digest."""
+    """Return the Merkle root over the roots of a data set's splits, train first. Returns an empty text if one of them
+    is no digest."""
     try:
         return compute_root(bytes.fromhex(splits[name]["root"]) for name in SIDES)
     except ValueError:
@@ -89,7 +90,7 @@ def compute_data_set_root(splits: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def encode_leaf(content_id: bytes, times: int = 1) -> bytes:
-    """Return the leaf of a row in a Merkle tree.
+    """Return the leaf of a row in a data set's Merkle tree: its content id and a number.
 
     Args:
         times: number of equal rows that the leaf represents. It is 1 in the tree of a data set.
@@ -98,7 +99,7 @@ def encode_leaf(content_id: bytes, times: int = 1) -> bytes:
 
 
 def iter_row_leaves(table: pa.Table) -> Iterator[bytes]:
-    """Yield the leaf of each row."""
+    """Yield the Merkle leaf of each row of a published table."""
     for id in table["content_id"].to_pylist():
         yield encode_leaf(bytes.fromhex(id))
 
@@ -119,7 +120,7 @@ class DataSet:
     def kind(self) -> str:
         return self.data["kind"]
 
-    def records(self, side: str) -> list[Record]:
+    def records(self, split: str) -> list[Record]:
         """Load the records of `train` or `test` in order, with repeated rows.
 
         Raises:
@@ -128,7 +129,7 @@ class DataSet:
         records = list[Record]()
         tree = MerkleTree()
         try:
-            for piece in self.iter_sequence(side, [*CONTENT[self.kind], "source", "row", "content_id"]):
+            for piece in self.iter_sequence(split, [*CONTENT[self.kind], "source", "row", "content_id"]):
                 if isinstance(piece, bytes):
                     tree.add(piece)
                     continue
@@ -136,42 +137,42 @@ class DataSet:
                 records += columns_to_records(self.kind, piece, [f"{source}:{row}" for source, row in places])
                 tree.extend(iter_row_leaves(piece))
         except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
-            problem = f"holds no rows of a data set in its {side} files ({type(error).__name__}: {str(error)[:120]})"
+            problem = f"holds no rows of a data set in its {split} files ({type(error).__name__}: {str(error)[:120]})"
             raise CorruptFile("data.path", str(self.folder), problem, RESTORE_HELP) from error
-        if tree.root() != self.data["splits"][side]["root"]:
-            problem = f"has other rows in its {side} files than those whose root {DATA_SET_FILE} has"
+        if tree.root() != self.data["splits"][split]["root"]:
+            problem = f"has other rows in its {split} files than those whose root {DATA_SET_FILE} has"
             raise CorruptFile("data.path", str(self.folder), problem, RESTORE_HELP)
         return records
 
-    def sources(self, side: str) -> list[str]:
-        """Return the source of each row of a side, in order."""
-        return [name for table in self.tables(side, ["source"]) for name in table["source"].to_pylist()]
+    def sources(self, split: str) -> list[str]:
+        """Return the name of the source of each row of a split, in order."""
+        return [name for table in self.tables(split, ["source"]) for name in table["source"].to_pylist()]
 
-    def tables(self, side: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Yield the row groups of one side.
+    def tables(self, split: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the row groups of the Parquet files of one split, in order.
 
         Args:
             columns: columns to read if they exist; None for all.
         """
         for name in sorted(self.data["shards"]):
-            if name.startswith(f"{side}-"):
+            if name.startswith(f"{split}-"):
                 check_readable(self.folder / name, "data.path", RESTORE_HELP)
                 with pq.ParquetFile(self.folder / name) as file:
                     for group in range(file.num_row_groups):
                         yield file.read_row_group(group, columns=columns)
 
-    def iter_sequence(self, side: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table | bytes]:
-        """Yield the sequence of leaves of a side: tables of rows, and tombstones in the places of forgotten rows.
+    def iter_sequence(self, split: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table | bytes]:
+        """Yield the rows of a split as tables, in order, and a tombstone in the place of each forgotten row.
 
         Raises:
             ValueError: A tombstone is invalid, or its place is after the end.
         """
-        forgotten = {int(place): bytes.fromhex(leaf) for place, leaf in self.data["splits"][side].get("forgotten", ())}
+        forgotten = {int(place): bytes.fromhex(leaf) for place, leaf in self.data["splits"][split].get("forgotten", ())}
         if any(place < 0 or len(leaf) != TOMBSTONE for place, leaf in forgotten.items()):  # a row's leaf is longer
             raise ValueError("an invalid tombstone")
         tombstone_places = sorted(forgotten)
         place = 0
-        for table in self.tables(side, columns):
+        for table in self.tables(split, columns):
             while tombstone_places and tombstone_places[0] <= place + table.num_rows:
                 first = tombstone_places.pop(0) - place
                 if first:
@@ -188,9 +189,9 @@ class DataSet:
             yield forgotten[tombstone_place]
             place += 1
 
-    def leaves(self, side: str) -> list[bytes]:
-        """Return the leaves of one side, in order."""
-        pieces = self.iter_sequence(side, ["content_id"])
+    def leaves(self, split: str) -> list[bytes]:
+        """Return the Merkle leaves of one split, in order, with the tombstones of forgotten rows."""
+        pieces = self.iter_sequence(split, ["content_id"])
         return [leaf for piece in pieces for leaf in ([piece] if isinstance(piece, bytes) else iter_row_leaves(piece))]
 
 
@@ -239,7 +240,7 @@ def load_data_set(folder: Path) -> DataSet:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read and check the `data.json` of a folder.
+    """Read the `data.json` of a data set's folder, and check its fields and its root.
 
     Raises:
         MissingArtifact: There is no such file.
@@ -255,11 +256,11 @@ def read_description(folder: Path) -> dict[str, Any]:
     require_schema_version(data.get("schema_version"), SCHEMA_VERSION, field, str(path), MAKE_REMEDY)
     shards = data.get("shards")
     splits = data.get("splits")
-    sides = [splits.get(side) for side in SIDES] if isinstance(splits, dict) else [None]
+    split_fields = [splits.get(name) for name in SIDES] if isinstance(splits, dict) else [None]
     describes = (
         isinstance(shards, dict)
         and all(SHARD_NAME.fullmatch(name) for name in shards)
-        and all(isinstance(side, dict) and isinstance(side.get("root"), str) for side in sides)
+        and all(isinstance(fields, dict) and isinstance(fields.get("root"), str) for fields in split_fields)
         and all(isinstance(data.get(key), str) for key in ROOT_FIELDS)
         and data.get("kind") in [*CONTENT]
     )
@@ -275,38 +276,39 @@ class RowProof:
     """A proof that a data set with a known root contains a row.
 
     Attributes:
-        side: `train` or `test`.
-        place: place of the row in the side's sequence, from 0.
+        split: `train` or `test`.
+        leaf_index: index of the row in the split's sequence, from 0.
         size: number of rows of the sequence, including forgotten ones.
         path: see `align.core.merkle.build_inclusion_proof`.
-        other_root: root of the other side.
+        other_root: root of the other split.
     """
 
-    side: str
-    place: int
+    split: str
+    leaf_index: int
     size: int
     path: tuple[bytes, ...]
     other_root: str
 
 
-def build_row_proof(dataset: DataSet, side: str, content_id: bytes) -> RowProof:
-    """Build a proof that one side of a data set contains a row, from the first place of the row.
+def build_row_proof(dataset: DataSet, split: str, content_id: bytes) -> RowProof:
+    """Build a Merkle proof that one split of a data set contains a row. Of equal rows, the first one is proved.
 
     Raises:
-        ValueError: The side does not contain the row.
+        ValueError: The split does not contain the row.
     """
-    leaves = dataset.leaves(side)
-    place = leaves.index(encode_leaf(content_id))
-    [other_root] = (dataset.data["splits"][name]["root"] for name in SIDES if name != side)
-    return RowProof(side, place, len(leaves), tuple(build_inclusion_proof(leaves, place)), other_root)
+    leaves = dataset.leaves(split)
+    leaf_index = leaves.index(encode_leaf(content_id))
+    [other_root] = (dataset.data["splits"][name]["root"] for name in SIDES if name != split)
+    return RowProof(split, leaf_index, len(leaves), tuple(build_inclusion_proof(leaves, leaf_index)), other_root)
 
 
 def verify_row_proof(proof: RowProof, content_id: bytes, root: str) -> bool:
-    """Return whether a proof shows that the data set with this root contains the row."""
-    side_root = compute_proof_root(encode_leaf(content_id), proof.place, proof.size, proof.path)
-    if side_root is None or proof.side not in SIDES:
+    """Return whether a proof shows that the data set with this Merkle root contains the row with a content id."""
+    split_root = compute_proof_root(encode_leaf(content_id), proof.leaf_index, proof.size, proof.path)
+    if split_root is None or proof.split not in SIDES:
         return False
-    return compute_root(bytes.fromhex(side_root if side == proof.side else proof.other_root) for side in SIDES) == root
+    roots = [split_root if split == proof.split else proof.other_root for split in SIDES]
+    return compute_root(map(bytes.fromhex, roots)) == root
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +317,7 @@ class RowSelection:
 
     Attributes:
         times: number of times that each row is written, int32 (N); 0 leaves it out.
-        test: whether each row is in the test side, bool (N).
+        test: whether each row is in the test split, bool (N).
         duplicates, heads: numbers of the duplicates, and of the row that was kept for each.
         scores: score of each row, float64 (N), nan for none. None if rows are not scored.
     """
@@ -389,13 +391,13 @@ def write_data_set(
                 [batch] = rows.take(numbers, columns).to_batches()
                 writer.add(to_published(numbers, batch))
         writer.distinct = int(side_mask.sum())
-    sides = {name: writer.close() for name, writer in zip(SIDES, writers, strict=True)}
+    splits = {name: writer.close() for name, writer in zip(SIDES, writers, strict=True)}
     data = {
         "schema_version": SCHEMA_VERSION,
         "kind": rows.kind,
         **description,
-        "splits": sides,
-        "root": compute_data_set_root(sides),
+        "splits": splits,
+        "root": compute_data_set_root(splits),
         "ids_root": compute_root(iter_unique_ids(rows, is_written)),
         "shards": {path.name: file_digest(path) for writer in writers for path in writer.paths},
     }
@@ -462,7 +464,7 @@ def convert_column(column: pa.Array, type: pa.DataType) -> pa.Array:
 
 
 class ShardWriter:
-    """A writer of the Parquet files of one side.
+    """A writer of the Parquet files of one split.
 
     Args:
         count: number of rows that will be added.
@@ -474,9 +476,9 @@ class ShardWriter:
         forgotten: place and hex of each tombstone.
     """
 
-    def __init__(self, folder: Path, side: str, count: int) -> None:
+    def __init__(self, folder: Path, split: str, count: int) -> None:
         number = -(-count // SHARD_ROWS)
-        self.paths = [folder / f"{side}-{i:05d}-of-{number:05d}.parquet" for i in range(number)]
+        self.paths = [folder / f"{split}-{i:05d}-of-{number:05d}.parquet" for i in range(number)]
         self.tree = MerkleTree()
         self.rows = 0
         self.distinct = 0
@@ -485,6 +487,7 @@ class ShardWriter:
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, table: pa.Table) -> None:
+        """Add published rows, and write row groups that are full."""
         self.tree.extend(iter_row_leaves(table))
         while table.num_rows:
             room = SHARD_ROWS - self.rows % SHARD_ROWS
@@ -516,7 +519,7 @@ class ShardWriter:
             self._writer = None
 
     def close(self) -> dict[str, Any]:
-        """Close the files. Returns the description of the side for `data.json`."""
+        """Write the pending rows and close the files. Returns the description of the split for `data.json`."""
         self._flush(ends_file=True)
         forgotten = {"forgotten": self.forgotten} if self.forgotten else {}
         return {"rows": self.rows, "distinct": self.distinct, "root": self.tree.root(), **forgotten}

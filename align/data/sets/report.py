@@ -66,12 +66,12 @@ def describe_sources(
     test: ndarray,
     train: Mixture,
 ) -> dict[str, Any]:
-    """Return the fields of `data.json` on the sources and the mixture.
+    """Return the fields of `data.json` that describe the sources of a data set and how they were mixed.
 
     Args:
         shapes: shapes of the rows of each source, see `align.data.sets.source.detect_row_shapes`.
-        accounts: account of each source, see `align.data.sets.gather`.
-        test: whether each row is in the test side, bool (N).
+        accounts: counts of each source's rows, see `align.data.sets.gather`.
+        test: whether each row is in the test split, bool (N).
         train: the mixture of training rows.
     """
     listed = []
@@ -120,7 +120,7 @@ def count_hits_by_set(names: Sequence[str], leaks: OverlapMatches) -> list[dict[
 def count_duplicates_and_leaks(
     duplicates: Duplicates, evaluation_leaks: OverlapMatches, split_leaks: OverlapMatches
 ) -> dict[str, int]:
-    """Count duplicates and leaks, whether or not they were removed.
+    """Count the duplicates and the rows that overlap with evaluation or test rows, whether or not they were removed.
 
     Args:
         evaluation_leaks: rows that overlap with evaluation sets.
@@ -159,11 +159,11 @@ def build_data_set_metrics(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_read_losses(names: Sequence[str], accounts: Sequence[Mapping[str, Any]], hide: Hide) -> list[StepLoss]:
-    """Return the losses of reading and cleaning.
+    """Return the steps of reading and cleaning that removed many of a source's rows, with numbers and examples.
 
     Args:
         names: names of the sources.
-        accounts: account of each source, see `align.data.sets.gather`.
+        accounts: counts of each source's rows, see `align.data.sets.gather`.
     """
     losses = list[StepLoss]()
     for name, account in zip(names, accounts, strict=True):
@@ -199,7 +199,7 @@ def list_cleaning_examples(names: Sequence[str], accounts: Sequence[Mapping[str,
 
     Args:
         names: names of the sources.
-        accounts: account of each source, see `align.data.sets.gather`.
+        accounts: counts of each source's rows, see `align.data.sets.gather`.
     """
     return [
         {
@@ -233,6 +233,7 @@ class ExampleWriter:
         self.hide = hide
 
     def shorten_text(self, record: Record) -> str:
+        """Return the text of a record as the report shows it: shortened, with personal data hidden."""
         text = self.hide(format_row_text(to_content_row(record)))
         return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
 
@@ -241,7 +242,7 @@ class ExampleWriter:
         return [{"row": id, "text": self.shorten_text(record)} for id, record in self.rows.records(numbers)]
 
     def find_losses(self, funnel: Funnel, step: str) -> Iterator[StepLoss]:
-        """Yield the losses of the last step of a funnel.
+        """Yield the sources that lost many rows in the last step of a funnel, with numbers and examples.
 
         Args:
             step: name of the step.

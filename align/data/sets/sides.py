@@ -37,7 +37,8 @@ LATEST = 1e10
 
 
 def assign_units(questions: ndarray, *links: ndarray) -> ndarray:
-    """Return the unit of each row, uint64 (N): of the hashes of all linked rows, the one with the smallest lower half.
+    """Return an id of the unit of linked rows that each row belongs to, uint64 (N). It is the hash with the smallest
+    lower half of the hashes of all linked rows.
 
     Its upper half decides the split of the unit, and is distributed as evenly among units as among questions.
 
@@ -58,12 +59,13 @@ def assign_units(questions: ndarray, *links: ndarray) -> ndarray:
 
 
 def exchange_halves(hashes: ndarray) -> ndarray:
+    """Swap the upper and lower 32 bits of each hash."""
     half = np.uint64(32)
     return hashes << half | hashes >> half
 
 
 def label_groups(groups: pa.ChunkedArray, source: ndarray) -> ndarray:
-    """Label the rows of each group, int64 (N). Rows without a group get -1. Groups of different sources are different.
+    """Number the groups of rows, int64 (N). Rows without a group get -1. Groups of different sources are different.
 
     Args:
         groups: name of each row's group, null for none.
@@ -89,13 +91,13 @@ def select_held_out(units: ndarray, held_out: float) -> ndarray:
     return (shares < held_out) | (shares == lowest_share)
 
 
-def extend_to_units(units: ndarray, test: ndarray) -> ndarray:
-    """Return whether each row is in a unit with any row of `test`, bool (N).
+def extend_to_units(units: ndarray, is_test: ndarray) -> ndarray:
+    """Return whether each row is in the test split or linked to a row of it (in the same unit), bool (N).
 
     Args:
-        test: whether each row is in the test split, bool (N).
+        is_test: whether each row is in the test split, bool (N).
     """
-    return np.isin(units, np.unique(units[test]))
+    return np.isin(units, np.unique(units[is_test]))
 
 
 def parse_sides(names: Sequence[str | None], column: str) -> ndarray:
@@ -105,16 +107,16 @@ def parse_sides(names: Sequence[str | None], column: str) -> ndarray:
         InputError: A row does not name a split.
     """
     check_column(names, column)
-    sides = {name: SIDE_NAMES.get((name or "").strip().lower()) for name in dict.fromkeys(names)}
-    for name, side in sides.items():
-        if side is None:
+    splits = {name: SIDE_NAMES.get((name or "").strip().lower()) for name in dict.fromkeys(names)}
+    for name, split in splits.items():
+        if split is None:
             problem = f"names no side, in {sum(value == name for value in names)} rows"
             raise InputError(f"stage.split.column={column}", name, problem, f"Write one of {', '.join(SIDE_NAMES)}.")
-    return np.array([sides[name] == TEST for name in names], bool)
+    return np.array([splits[name] == TEST for name in names], bool)
 
 
 def check_column(values: Sequence[str | None], column: str) -> None:
-    """Raise InputError if no row has this column."""
+    """Raise InputError if a column of the split setting is null in all rows."""
     is_present = any(value is not None for value in values)
     remedy = "Name a column that the rows have; where columns are mapped, by its new name."
     require(is_present, "stage.split.column", column, "is a column that no row has", remedy)

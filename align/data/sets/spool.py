@@ -48,10 +48,10 @@ class Spool:
         return sorted(path.with_suffix("") for path in self.folder.glob(f"{prefix}*.json"))
 
     def account(self, part: Path) -> dict[str, Any]:
-        """Read the account of a part. Its key `batches` has the sizes of the part's batches.
+        """Read the counts of a part's rows. The key `batches` has the sizes of the part's batches.
 
         Raises:
-            CorruptFile: The account is no JSON.
+            CorruptFile: The file is no JSON.
         """
         try:
             return json.loads(read_text(part.with_suffix(".json"), "checkpoints"))
@@ -61,11 +61,11 @@ class Spool:
     def write(
         self, name: str, batches: Iterator[pa.RecordBatch], groups: Sequence[pa.Schema], account: Mapping[str, Any]
     ) -> None:
-        """Write one part.
+        """Write the batches and the counts of one part to files.
 
         Args:
             groups: columns of each file.
-            account: account of its rows. It is written after all batches, so `batches` may still change it.
+            account: counts of its rows. They are written after all batches, so `batches` may still change them.
         """
         part = self.folder / name
         sizes = list[int]()
@@ -88,6 +88,7 @@ class Spool:
 
 
 def get_group_path(part: Path, group: int) -> Path:
+    """Return the Arrow file of a part with one group of its columns."""
     return part.with_suffix(f".{group}.arrow")
 
 
@@ -118,7 +119,7 @@ class SpoolRows:
 
     @cached_property
     def groups(self) -> dict[str, int]:
-        """Column → number of its file in a part."""
+        """Column → number of the file of a part that it is in."""
         groups: dict[str, int] = {}
         for part, _, _ in self.parts[:1]:
             for i in range(len([*part.parent.glob(f"{part.name}.*.arrow")])):
@@ -184,21 +185,21 @@ class SpoolRows:
             yield read_batch
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """Return a column of texts of all rows, dictionary-encoded."""
+        """Load a column of texts of all rows, dictionary-encoded."""
         chunks = [batch.column(name).dictionary_encode() for _, batch in self.iter_batches([name])]
         return pa.chunked_array(chunks).unify_dictionaries() if chunks else pa.chunked_array([[]], pa.string())
 
     def numbers(self, name: str) -> ndarray:
-        """Return a column of all rows as NumPy: numbers without nulls, (N), or binary of fixed length, uint8 (N,
+        """Load a column of all rows as NumPy: numbers without nulls, (N), or binary of fixed length, uint8 (N,
         length)."""
         return self.collect([name], lambda batch: column_to_numpy(batch.column(name)))
 
     def first_bits(self, name: str) -> ndarray:
-        """Return the first 64 bits of each id in a column of all rows, uint64 (N)."""
+        """Load the first 64 bits of each id in a column of all rows, uint64 (N)."""
         return self.collect([name], lambda batch: first_bits(column_to_numpy(batch.column(name))))
 
     def collect(self, columns: Sequence[str], convert: Callable[[pa.RecordBatch], ndarray]) -> ndarray:
-        """Concatenate an array for each batch, without holding a second copy in memory."""
+        """Convert columns of each batch to an array, and concatenate the arrays without a second copy in memory."""
         values = np.zeros(0, np.int64)
         for first, batch in self.iter_batches(columns):
             batch_values = convert(batch)
@@ -208,8 +209,8 @@ class SpoolRows:
         return values
 
     def take(self, indexes: ndarray, columns: Sequence[str]) -> pa.Table:
-        """Return the rows with these numbers, in the order of `indexes`. Files are memory-mapped, so that other rows of
-        a batch are not read."""
+        """Load the rows with some numbers as a table, in the order of `indexes`. Files are memory-mapped, so that other
+        rows of a batch are not read."""
         order = np.argsort(indexes, kind="stable")
         sorted_indexes = indexes[order]
         batches = []
@@ -241,11 +242,12 @@ class SpoolRows:
 
 
 def first_bits(ids: ndarray) -> ndarray:
-    """Return the first 64 bits of ids (uint8 (N, length)), uint64 (N)."""
+    """Return the first 64 bits of each id (uint8 (N, length)), uint64 (N)."""
     return np.ascontiguousarray(ids[:, :8]).view(">u8").ravel().astype(np.uint64)
 
 
 def column_to_numpy(array: pa.Array) -> ndarray:
+    """Convert a column without nulls to NumPy. A column of binary ids becomes uint8 (N, length)."""
     if pa.types.is_fixed_size_binary(array.type):
         width = array.type.byte_width
         return np.frombuffer(array.buffers()[1], np.uint8).reshape(-1, width)[array.offset :][: len(array)]
