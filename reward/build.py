@@ -10,7 +10,7 @@ import torch
 from align.core.errors import require
 from align.core.functions import load_function
 from align.data.chat.encode import find_stop_token_ids, find_turn_end_token
-from align.data.chat.template import use_template
+from align.data.chat.template import set_chat_template
 from align.models.adapters import attach
 from align.models.base import choose_method, find_base_of_artifact
 from align.models.forward import get_hidden_size
@@ -88,7 +88,7 @@ def load_reward_model(artifact: Artifact, device: torch.device, dtype: torch.dty
     model = attach(load_base(base, method, device, dtype), artifact.path, "reward", scored=True, alone=True)
     head = build_linear_head(read_score_weight(artifact.path, get_hidden_size(model))).to(device)
     tokenizer = load_own_tokenizer(artifact, base)
-    use_template(tokenizer, None)
+    set_chat_template(tokenizer, None)
     stops = find_stop_token_ids(tokenizer, model.generation_config)
     return LearnedReward(model, head, tokenizer, stops, batch_size, artifact.ref)
 

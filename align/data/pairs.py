@@ -102,12 +102,12 @@ def build_pair_inputs(data: DataSource, store: str, project: str) -> dict[str, I
     return {"data": Input(head.hash, project=project, seq=head.seq)}
 
 
-def read_side(data: DataSource, side: str, kind: RecordKind, alternative: str = "") -> list[Any]:
+def read_split_records(data: DataSource, split: str, kind: RecordKind, alternative: str = "") -> list[Any]:
     """Return the records of one split of a published data set.
 
     Args:
         data: the source.
-        side: `train` or `test`.
+        split: `train` or `test`.
         kind: the kind that the stage reads.
         alternative: second half of the remedy if the split is empty.
 
@@ -118,10 +118,10 @@ def read_side(data: DataSource, side: str, kind: RecordKind, alternative: str = 
     problem = f"holds {rows.kind}, and this stage reads {kind.kind}"
     remedy = f"Name a data set that was made of {kind.noun}."
     require(rows.kind == kind.kind, "data.path", data.path, problem, remedy)
-    records = rows.records(side)
+    records = rows.records(split)
     noun = kind.noun.removesuffix("s")
     remedy = f"Make it with data.held_out above 0{alternative}."
-    require(side == "train" or bool(records), "data.path", data.path, f"has no {noun} to measure on", remedy)
+    require(split == "train" or bool(records), "data.path", data.path, f"has no {noun} to measure on", remedy)
     return records
 
 
@@ -134,10 +134,10 @@ def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool
     return sample_records(read_records(data, "train", PAIR_KIND), data.limit, seed)
 
 
-def read_records(data: DataSource, side: str, kind: RecordKind) -> list[Any]:
+def read_records(data: DataSource, split: str, kind: RecordKind) -> list[Any]:
     """Return the records of a file, or of one split of a data set."""
     if data.name == MANIFEST:
-        return read_side(data, side, kind)
+        return read_split_records(data, split, kind)
     return kind.read_file(data.path or "", "data.path", data.skip_bad_rows, data.rules)
 
 
@@ -148,7 +148,7 @@ class JudgedPairs(NamedTuple):
     tied: list[Preference]
 
 
-def read_verdicts(data: DataSource, store: str, project: str, allow_simulated: bool) -> JudgedPairs:
+def read_judged_pairs(data: DataSource, store: str, project: str, allow_simulated: bool) -> JudgedPairs:
     """Return pairs with a known verdict, to measure a judge on. Files have no tied pairs. For a data set, these are the
     held-out pairs.
 
@@ -190,7 +190,7 @@ def split_pairs(
     """
     noun = kind.noun.removesuffix("s")
     if data.name == MANIFEST and not data.eval_path:  # it has fixed splits
-        test = read_side(data, "test", kind, alternative=f", or name {kind.noun} in data.eval_path")
+        test = read_split_records(data, "test", kind, alternative=f", or name {kind.noun} in data.eval_path")
         return TrainTest(list(prefs), sample_records(test, data.limit, seed))
     if data.eval_path:
         test = sample_records(
@@ -225,7 +225,7 @@ def read_divided_judgements(
         return read_divided_preferences(data, store, project, allow_simulated, held_out, seed)
     answers = sample_records(read_records(data, "train", ANSWER_KIND), data.limit, seed)
     splits = split_pairs(answers, data, held_out, seed, ANSWER_KIND)
-    check_labels([answer.label for answer in splits.train], [answer.prompt for answer in splits.train], data.path)
+    check_labels_vary([answer.label for answer in splits.train], [answer.prompt for answer in splits.train], data.path)
     return TrainTest(*([prepare_record(answer, data) for answer in split] for split in splits))
 
 
@@ -245,7 +245,7 @@ def has_labels(data: DataSource) -> bool:
     return has_label_column
 
 
-def check_labels(labels: Sequence[bool], prompts: Sequence[Any], path: str | None) -> None:
+def check_labels_vary(labels: Sequence[bool], prompts: Sequence[Any], path: str | None) -> None:
     """Raise InputError if all answers to train on have the same label, or the same prompt.
 
     Args:
@@ -288,26 +288,30 @@ class EncodedPairSplits(NamedTuple):
     counts: dict[str, int]
 
 
-def encode_sides(
-    tokenizer: Any, sides: Sequence[Sequence[Preference]], stops: tuple[int, ...], max_length: int
+def encode_pair_splits(
+    tokenizer: Any, splits: Sequence[Sequence[Preference]], stop_token_ids: tuple[int, ...], max_length: int
 ) -> EncodedPairSplits:
     """Tokenise the pairs to train on and those to measure on, see `encode_pairs`, and count them for the run's metrics.
 
     Args:
-        sides: the pairs to train on, and those to measure on.
+        splits: the pairs to train on, and those to measure on.
     """
-    (train, dropped), (test, dropped_test) = (encode_pairs(tokenizer, prefs, stops, max_length) for prefs in sides)
+    (train, dropped), (test, dropped_test) = (
+        encode_pairs(tokenizer, prefs, stop_token_ids, max_length) for prefs in splits
+    )
     counts = {"pairs": len(train), "held_out_pairs": len(test), "dropped": dropped, "held_out_dropped": dropped_test}
     return EncodedPairSplits(train, test, counts)
 
 
-def encode_pairs(tokenizer: Any, prefs: Sequence[Preference], stops: tuple[int, ...], max_length: int) -> EncodedPairs:
+def encode_pairs(
+    tokenizer: Any, prefs: Sequence[Preference], stop_token_ids: tuple[int, ...], max_length: int
+) -> EncodedPairs:
     """Tokenise pairs, leaving out and counting those with more than `max_length` tokens.
 
     Args:
         tokenizer: of the model.
         prefs: the pairs.
-        stops: ids of the tokens that end an answer.
+        stop_token_ids: ids of the tokens that end an answer.
         max_length: maximum tokens of prompt and answer.
 
     Raises:
@@ -322,7 +326,7 @@ def encode_pairs(tokenizer: Any, prefs: Sequence[Preference], stops: tuple[int, 
         key = (pref.prompt, pref.tools, answer, ended)
         if key not in cache:
             cache[key] = encode_judged_answer(
-                tokenizer, Conversation(pref.prompt, pref.id, pref.tools), answer, ended, stops
+                tokenizer, Conversation(pref.prompt, pref.id, pref.tools), answer, ended, stop_token_ids
             )
         return cache[key]
 
@@ -352,7 +356,7 @@ class EncodedAnswers(NamedTuple):
 
 
 def encode_answers(
-    tokenizer: Any, answers: Sequence[Feedback], stops: tuple[int, ...], max_length: int
+    tokenizer: Any, answers: Sequence[Feedback], stop_token_ids: tuple[int, ...], max_length: int
 ) -> EncodedAnswers:
     """Tokenise answers with a label (KTO), leaving out and counting those with more than `max_length` tokens.
 
@@ -364,7 +368,7 @@ def encode_answers(
         if is_surely_too_long(tokenizer, join_answer(answer, answer.completion), max_length):
             continue
         prompt = Conversation(answer.prompt, answer.id, answer.tools)
-        ids, start = encode_judged_answer(tokenizer, prompt, answer.completion, True, stops)
+        ids, start = encode_judged_answer(tokenizer, prompt, answer.completion, True, stop_token_ids)
         if len(ids) <= max_length:
             encoded.append((answer, TokenizedAnswer(ids, start, answer.label)))
     return EncodedAnswers(encoded, count_too_long(answers, encoded, max_length, "answers"))
@@ -389,7 +393,11 @@ class JudgedAnswer(NamedTuple):
 
 
 def encode_judged_answer(
-    tokenizer: Any, context: Conversation, turns: Sequence[Message], ended: bool, stops: tuple[int, ...]
+    tokenizer: Any,
+    context: Conversation,
+    turns: Sequence[Message],
+    has_end_token: bool,
+    stop_token_ids: tuple[int, ...],
 ) -> JudgedAnswer:
     """Return the token ids of a prompt and its answer as a reward model scores them.
 
@@ -397,11 +405,11 @@ def encode_judged_answer(
         tokenizer: of the model.
         context: the conversation up to where the answer is due.
         turns: the answer, with tool turns before its last turn.
-        ended, stops: see `encode_for_reward_model`.
+        has_end_token, stop_token_ids: see `encode_for_reward_model`.
     """
     *earlier_turns, last_turn = turns
     prompt = replace(context, messages=(*context.messages, *earlier_turns))
-    ids = encode_for_reward_model(tokenizer, prompt, replace(last_turn, trained=True), ended, stops)
+    ids = encode_for_reward_model(tokenizer, prompt, replace(last_turn, trained=True), has_end_token, stop_token_ids)
     return JudgedAnswer(ids, count_prompt_tokens(tokenizer, prompt, ids))
 
 

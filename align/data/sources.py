@@ -22,7 +22,7 @@ from align.data.read.files import list_data_files
 from align.data.read.messages import with_default_system
 from align.data.read.records import read_documents
 from align.data.sets.published import ROOT_FIELDS, load_data_set, read_description
-from align.data.sets.sides import SIDES
+from align.data.sets.sides import SPLITS
 from align.data.split import TrainTest, exclude_test_questions, split_documents, truncate_to_question
 from align.run import Input, files_digest, json_digest, lookup_digest
 from align.run.artifacts import try_read_manifest
@@ -158,12 +158,14 @@ def read_divided_documents(data: DataSource, seed: int = 0) -> TrainTest[Documen
     Raises:
         InputError: a row has no shape (with file and row number), or no row is left to train on.
     """
-    train, test = read_sides(data, requires_answer=True)
+    train, test = read_both_splits(data, requires_answer=True)
     for documents, purpose in ((train, "to train on"), (test, "to measure on")):
         may_be_empty = documents is test and (data.held_out == 0 or data.name == MANIFEST)
         if not documents and not may_be_empty:
-            raise build_empty_side_error(data, f"leaves no row {purpose}")
-    return TrainTest(shuffle_and_limit(train, seed, data.limit), shuffle_and_limit(test, seed, data.limit))
+            raise build_empty_split_error(data, f"leaves no row {purpose}")
+    return TrainTest(
+        shuffle_in_place_and_limit(train, seed, data.limit), shuffle_in_place_and_limit(test, seed, data.limit)
+    )
 
 
 def list_held_out_sources(data: DataSource, seed: int = 0) -> list[str]:
@@ -171,7 +173,7 @@ def list_held_out_sources(data: DataSource, seed: int = 0) -> list[str]:
     order. Returns an empty list for other sources of rows."""
     if data.name != MANIFEST or data.eval_path:
         return []
-    return shuffle_and_limit(load_data_set(Path(data.path or "")).sources("test"), seed, data.limit)
+    return shuffle_in_place_and_limit(load_data_set(Path(data.path or "")).sources("test"), seed, data.limit)
 
 
 def read_source_prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
@@ -193,14 +195,14 @@ def read_source_prompts(data: DataSource, split: str, seed: int = 0) -> list[Con
                 for document in read_file_documents(data, "eval_path", requires_answer=False)
             ]
         else:
-            rows = read_sides(data)[split == "test"]
+            rows = read_both_splits(data)[split == "test"]
         questions = [*filter(None, map(truncate_to_question, rows))]
     return shuffle_prompts(questions, data, split, seed)
 
 
 def read_divided_prompts(data: DataSource, seed: int = 0) -> TrainTest[Conversation]:
     """Return the prompts to train on and the held-out ones, see `read_source_prompts`."""
-    train, test = ([*filter(None, map(truncate_to_question, documents))] for documents in read_sides(data))
+    train, test = ([*filter(None, map(truncate_to_question, documents))] for documents in read_both_splits(data))
     return TrainTest(shuffle_prompts(train, data, "train", seed), shuffle_prompts(test, data, "test", seed))
 
 
@@ -211,13 +213,13 @@ def shuffle_prompts(questions: list[Conversation], data: DataSource, split: str,
         InputError: there are no prompts.
     """
     if not questions:
-        raise build_empty_side_error(
+        raise build_empty_split_error(
             data, f"leaves no question {'to measure on' if split == 'test' else 'to train on'}"
         )
-    return shuffle_and_limit(questions, seed, data.limit)
+    return shuffle_in_place_and_limit(questions, seed, data.limit)
 
 
-def build_empty_side_error(data: DataSource, problem: str) -> InputError:
+def build_empty_split_error(data: DataSource, problem: str) -> InputError:
     """Return the error of a source without rows for one split. It names the setting that divides the rows."""
     if data.eval_path:
         remedy = "Give two files whose rows ask different questions, where a user speaks."
@@ -228,7 +230,7 @@ def build_empty_side_error(data: DataSource, problem: str) -> InputError:
     return InputError(field, value, problem, f"{MORE_ROWS_HELP} A user must speak in them.")
 
 
-def read_sides(data: DataSource, requires_answer: bool = False) -> TrainTest[Document]:
+def read_both_splits(data: DataSource, requires_answer: bool = False) -> TrainTest[Document]:
     """Return the documents to train on and those to measure on. A file is divided by the hash of each row's question
     (`held_out`), or another file is measured on (`eval_path`); equal questions are never in both. The corpus has
     fixed parts.
@@ -245,7 +247,7 @@ def read_sides(data: DataSource, requires_answer: bool = False) -> TrainTest[Doc
         test = read_file_documents(data, "eval_path", requires_answer)
         train = exclude_test_questions(read_all_documents(data, requires_answer), test, f"rows of {data.path}")
     elif data.name == MANIFEST:
-        train, test = (read_data_set_side(data, split, requires_answer) for split in SIDES)
+        train, test = (read_data_set_split(data, split, requires_answer) for split in SPLITS)
     else:
         train, test = split_documents(read_all_documents(data, requires_answer), data.held_out)
     return TrainTest(
@@ -256,16 +258,16 @@ def read_sides(data: DataSource, requires_answer: bool = False) -> TrainTest[Doc
 def read_all_documents(data: DataSource, requires_answer: bool = False) -> list[Document]:
     """Return the documents of `data.path`, undivided and unshuffled. For a data set, these are its rows to train on."""
     if data.name == MANIFEST:
-        return read_data_set_side(data, "train", requires_answer)
+        return read_data_set_split(data, "train", requires_answer)
     return read_file_documents(data, "path", requires_answer)
 
 
-def read_data_set_side(data: DataSource, side: str, requires_answer: bool = False) -> list[Document]:
+def read_data_set_split(data: DataSource, split: str, requires_answer: bool = False) -> list[Document]:
     """Return the documents of one split of a published data set. Pairs and feedback give their prompts.
 
     Args:
         data: the source.
-        side: `train` or `test`.
+        split: `train` or `test`.
         requires_answer: the documents are imitated.
 
     Raises:
@@ -277,7 +279,7 @@ def read_data_set_side(data: DataSource, side: str, requires_answer: bool = Fals
         remedy = f"Use it with stage=reward, stage=dpo or stage=kto, or n{remedy[1:]}"
     problem = f"holds {rows.kind}, and conversations or texts are imitated"
     require(rows.kind == DOCUMENTS or not requires_answer, "data.path", data.path, problem, remedy)
-    return [extract_prompt(record) for record in rows.records(side)]
+    return [extract_prompt(record) for record in rows.records(split)]
 
 
 def read_file_documents(data: DataSource, key: str, requires_answer: bool) -> list[Document]:
@@ -308,7 +310,7 @@ def prepare_record(record: T, data: DataSource) -> T:
     return record if changed == parts else replace(record, **changed)
 
 
-def shuffle_and_limit(items: list[T], seed: int, limit: int | None) -> list[T]:
+def shuffle_in_place_and_limit(items: list[T], seed: int, limit: int | None) -> list[T]:
     """Shuffle a list in place, and return its first `limit` items. Returns all items if there is no limit."""
     random.Random(seed).shuffle(items)
     return items[:limit]

@@ -33,7 +33,7 @@ from align.core.types import Conversation, Feedback, Message, Record
 from align.data.chat.reasoning import strip_message_reasoning
 from align.data.read.content import encode_content_row, encode_role_and_content
 from align.data.sets.ids import SHA256, FindKey, IdKind, apply_key, build_hmac_kind, compute_content_id, read_id_kinds
-from align.data.sets.published import encode_leaf, load_data_set
+from align.data.sets.published import encode_row_leaf, load_data_set
 from align.data.sources import MANIFEST, DataSource
 from align.run import Artifact, lookup_digest
 from align.run.lineage import GoneRun, iter_artifact_ancestors
@@ -212,7 +212,7 @@ def write_trained_ids(
         np.frombuffer(b"".join(known_ids), "V32"), return_index=True, return_counts=True
     )
     order = np.argsort(first_index)
-    sequence = map(encode_leaf, values[order].tolist(), counts[order].tolist())
+    sequence = map(encode_row_leaf, values[order].tolist(), counts[order].tolist())
     return {"data_root": compute_root(sequence), "data_ids_root": compute_root(values.tolist())}
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from align.core.errors import AlignError
 from align.core.types import Conversation, Record
-from align.data.dedup.evaluation_overlap import RULES, SLICE_BYTES, OverlapIndex, Prefilter, find_hits
+from align.data.dedup.evaluation_overlap import RULES, SLICE_BYTES, OverlapIndex, Prefilter, find_overlapping_texts
 from align.data.pairs import read_divided_judgements, read_pairs, split_pairs
 from align.data.read.content import list_turns
 from align.data.sources import DataSource, build_data_input, read_documents_of_split, read_source_prompts
@@ -126,8 +126,8 @@ def find_near_questions(rows: Sequence[Record], questions: pa.Array, similarity:
     ):
         candidates = texts.filter(pa.array(prefilter.match_without_phrases(texts)))
         if len(candidates):
-            matches = find_hits(
-                OverlapIndex([candidates], threshold=similarity).drop_runs(prefilter.phrases), questions
+            matches = find_overlapping_texts(
+                OverlapIndex([candidates], threshold=similarity).copy_without_runs(prefilter.phrases), questions
             )
             for i, rule in zip(matches.text.tolist(), matches.rule.tolist(), strict=True):
                 rule_of_question[i] = min(rule, rule_of_question.get(i, rule))

@@ -13,7 +13,7 @@ import torch
 from align.core.types import Conversation, Preference, Record
 from align.data.chat.encode import EncodedRow, encode_conversation, encode_text
 from align.data.chat.reasoning import strip_all_reasoning
-from align.data.chat.template import use_template
+from align.data.chat.template import set_chat_template
 from align.data.read.content import join_answer, join_trained_answer
 from align.data.sets.score_cuts import ScoreRecords
 from align.evals.held_out import compute_held_out_loss
@@ -35,7 +35,7 @@ def load_loss_scorer(
 ) -> ScoreRecords:
     """Load a base, and return a function that scores records by its loss."""
     tokenizer = load_tokenizer(base)
-    use_template(tokenizer, template, template_kwargs)
+    set_chat_template(tokenizer, template, template_kwargs)
     model = load_base(base, "lora", device, dtype)  # its weights as they are
     length = min(max_length, get_context_length(read_configurations(base)))
     return partial(compute_losses, model, tokenizer, max_length=length, batch_size=batch_size)

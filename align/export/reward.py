@@ -15,10 +15,10 @@ from typing import Any
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
-from align.data.chat.encode import encode_for_reward_model, find_assistant_spans, find_stop_token_ids, render
+from align.data.chat.encode import encode_for_reward_model, find_stop_token_ids, render, render_with_assistant_spans
 from align.data.chat.fixed_prompts import LONGEST, PROMPTS
 from align.data.chat.template import quote_jinja
-from align.data.chat.tokens import copy_for_export, get_special_token_ids
+from align.data.chat.tokens import copy_tokenizer_for_export, get_special_token_ids
 
 ASKED = "12 + 30 * 2 = ?"
 REASONED = ("<think>\nThe product first.\n</think>\n\n72.", "72.\n</think>\n\nThe product comes first: 12 + 60 = 72.")
@@ -67,7 +67,7 @@ def make_scoring_tokenizer(tokenizer: Any, conversations: Sequence[Conversation]
     Args:
         conversations: result of `make_test_conversations`.
     """
-    copied = copy_for_export(tokenizer)
+    copied = copy_tokenizer_for_export(tokenizer)
     ends = {*find_stop_token_ids(tokenizer), *(row[-1] for row in encode_as_trained(tokenizer, conversations))}
     copied.pad_token = choose_pad_token(tokenizer, ends)
     copied.chat_template = truncate_template_after_answer(tokenizer, conversations)
@@ -89,7 +89,7 @@ def truncate_template_after_answer(tokenizer: Any, conversations: Sequence[Conve
     """Return the chat template without the text that it writes behind the last answer, where the score would move
     to."""
     template = tokenizer.chat_template
-    texts = [(text, spans[-1][1]) for text, spans in (find_assistant_spans(tokenizer, c) for c in conversations)]
+    texts = [(text, spans[-1][1]) for text, spans in (render_with_assistant_spans(tokenizer, c) for c in conversations)]
     tails = {text[end:] for text, end in texts}
     if tails <= {""}:
         return template

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from align.core.errors import CorruptFile, require
 from align.core.files import check_folder
 from align.data.chat.fixed_prompts import encode_fixed_prompts
-from align.data.chat.tokens import copy_for_export
+from align.data.chat.tokens import copy_tokenizer_for_export
 from align.export.engines import VERSION, ExportPrompts, compute_choices, compute_logits, free_memory, pick_logprobs
 from align.export.receipt_rows import ALONE, Bound, ReceiptCheck
 from align.export.reward import encode_as_chats, encode_as_trained, make_scoring_tokenizer, make_test_conversations
@@ -158,7 +158,7 @@ def make_prompts(tokenizer: Any, longest: int, scores: bool) -> tuple[ExportProm
         InputError: A reward model's chat template accepts no fixed conversation.
     """
     if not scores:
-        return ExportPrompts(encode_fixed_prompts(tokenizer, longest)), copy_for_export(tokenizer)
+        return ExportPrompts(encode_fixed_prompts(tokenizer, longest)), copy_tokenizer_for_export(tokenizer)
     conversations = make_test_conversations(tokenizer, longest)
     problem = "takes none of the conversations that a reward model is asked about"
     require(bool(conversations), "chat_template", "(the model's)", problem, "Train it with data.template=chatml.")

@@ -22,7 +22,7 @@ from align.data.sets.forget import RowPredicate
 from align.data.sets.ids import compute_content_id, read_id_kinds
 from align.data.sets.published import DataSet, load_data_set
 from align.data.sets.record_columns import CONTENT, columns_to_records
-from align.data.sets.sides import SIDES
+from align.data.sets.sides import SPLITS
 from align.data.trained_ids import FILE as IDS
 from align.data.trained_ids import TRAINING_STAGES
 from align.registry.forgotten_texts import ForgottenTexts, RowMarks
@@ -235,7 +235,7 @@ def select_rows(
     staying_texts: set[str] = set()
 
     def iter_tables() -> Iterator[pa.Table]:
-        return chain.from_iterable(map(data_set.tables, SIDES))
+        return chain.from_iterable(map(data_set.tables, SPLITS))
 
     for table in iter_tables():
         matches = zip(table["content_id"].to_pylist(), match_rows(table), strict=True)

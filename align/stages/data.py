@@ -41,7 +41,7 @@ from align.core.functions import find_definitions, load_function
 from align.core.functions import find_module_file as source_of_function
 from align.core.types import StageResult
 from align.data.chat.encode import count_document_tokens
-from align.data.chat.template import use_template
+from align.data.chat.template import set_chat_template
 from align.data.chat.training_view import render_tokens
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Step
@@ -94,14 +94,14 @@ from align.data.sets.report import (
     find_read_losses,
     list_cleaning_examples,
 )
-from align.data.sets.score_cuts import PIECE, count_scored, score_spool, select_outside_cuts, summarize_scores
+from align.data.sets.score_cuts import PIECE, count_scored, mask_outside_cuts, score_spool, summarize_scores
 from align.data.sets.score_cuts import load_records as read_rows
 from align.data.sets.sides import (
     assign_units,
     extend_to_units,
     is_written_since,
     label_groups,
-    parse_sides,
+    parse_split_column,
     parse_timestamp,
     select_held_out,
 )
@@ -421,7 +421,7 @@ def drop_by_score(run: Run, config: Config, rows: SpoolRows, funnel: Funnel) -> 
     if settings.by is None:
         return None
     scores, scorer = score_all_rows(run, config, rows)
-    is_dropped = select_outside_cuts(
+    is_dropped = mask_outside_cuts(
         scores,
         rows.first_bits("content_id"),
         funnel.source,
@@ -448,7 +448,7 @@ def load_base_tokenizer(run: Run, config: Config) -> Any | None:
     from align.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(run.base)
-    use_template(tokenizer, config.data.template, config.data.template_kwargs)
+    set_chat_template(tokenizer, config.data.template, config.data.template_kwargs)
     return tokenizer
 
 
@@ -471,7 +471,7 @@ def drop_duplicate_rows(
         is_compared = funnel.kept.copy()
         is_compared[found_by_step[-1].dropped] = False  # exact duplicates stay in the funnel if only reported
         near = find_near_duplicates(
-            rows, is_compared, order, funnel.source, threshold=settings.near, among=settings.among, engine=engine
+            rows, is_compared, order, funnel.source, threshold=settings.near, among=settings.among, runner=engine
         )
         found_by_step.append(near)
         drop_if_removing(funnel, "after_near_dedup", near.dropped, settings)
@@ -503,7 +503,9 @@ def choose_test_rows(rows: SpoolRows, funnel: Funnel, duplicates: Duplicates, co
         return is_test
     values = rows.column("time" if split.by == "time" else "split").take(numbers).to_pylist()
     column = next(iter(split.read.values()))
-    is_test_value = is_written_since(values, split.since, column) if split.by == "time" else parse_sides(values, column)
+    is_test_value = (
+        is_written_since(values, split.since, column) if split.by == "time" else parse_split_column(values, column)
+    )
     is_test[numbers] = extend_to_units(row_units, is_test_value)
     return is_test
 

@@ -17,8 +17,8 @@ from align.config.training import require_held_out_rows
 from align.core.errors import require
 from align.core.types import Preference, StageResult
 from align.data.chat.encode import find_stop_token_ids
-from align.data.chat.training_view import write_pair
-from align.data.pairs import TokenizedPair, encode_sides, read_divided_preferences
+from align.data.chat.training_view import write_first_pair
+from align.data.pairs import TokenizedPair, encode_pair_splits, read_divided_preferences
 from align.models.lora import Lora
 from align.report import format_interval
 from align.run import Run
@@ -54,13 +54,13 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     base = run.base
     artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
     stops = find_stop_token_ids(tokenizer, read_configurations(base).generation_config)
-    train, test, counts = encode_sides(tokenizer, (train_prefs, test_prefs), stops, max_length)
+    train, test, counts = encode_pair_splits(tokenizer, (train_prefs, test_prefs), stops, max_length)
     print(
         f"{len(train)} pairs to train on, {len(test)} held out; "
         f"{counts['dropped']} and {counts['held_out_dropped']} more are longer than {max_length} tokens"
     )
     run.known_metrics = counts
-    write_pair(run.folder, tokenizer, train[0][1], answers=True)
+    write_first_pair(run.folder, tokenizer, train[0][1], has_loss_on_answers=True)
     require_held_out_rows(stage.eval_every, len(test), "stage.held_out")
     by_token = stage.loss != "sigmoid"
     if by_token:

@@ -44,7 +44,7 @@ from align.core.files import parse_user_path
 from align.core.redaction import drop_masks, mask_secrets
 from align.core.types import Preference, StageResult
 from align.data.chat.encode import compute_max_prompt_tokens
-from align.data.pairs import build_pair_inputs, read_held_out_feedback, read_verdicts, sample_records
+from align.data.pairs import build_pair_inputs, read_held_out_feedback, read_judged_pairs, sample_records
 from align.data.read.drops import count_dropped
 from align.data.read.records import LABELLED_HELP
 from align.data.sources import DataSource, build_data_inputs, build_files_input, prepare_record, read_source_prompts
@@ -672,7 +672,7 @@ def read_answers(config: Config, judge: LLMJudge) -> JudgedExamples:
 def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict[str, Input]) -> JudgedExamples:
     source = DataSource.from_settings(config.data)
     root = config.run.folder
-    decided, tied = read_verdicts(source, find_store_url(config), config.project, config.data.allow_simulated)
+    decided, tied = read_judged_pairs(source, find_store_url(config), config.project, config.data.allow_simulated)
     if judge == "reward":
         refuse_own_verdicts(config, inputs, [*decided, *tied])
     decided, tied = ([prepare_record(pref, source) for pref in side] for side in (decided, tied))

@@ -20,7 +20,7 @@ from align.config.settings import replace_values
 from align.core.errors import InputError, MissingArtifact, require
 from align.core.files import parse_user_path
 from align.core.types import StageResult
-from align.data.chat.template import use_template
+from align.data.chat.template import set_chat_template
 from align.export.converters import find_converters
 from align.export.history import describe_data, describe_sampling, find_system_prompt, list_parents
 from align.export.preflight import check_foreign_adapter, check_required_engines, find_engines, list_kinds
@@ -171,7 +171,7 @@ def load_artifact_as_trained(config: Config, artifact: Artifact, base: Base, ori
     has_score_head = not artifact.whole and require_exportable(config, artifact, base)
     device = choose_device(config.device)
     tokenizer = load_own_tokenizer(artifact, base)
-    use_template(tokenizer, config.data.template, config.data.template_kwargs)
+    set_chat_template(tokenizer, config.data.template, config.data.template_kwargs)
     # A whole model is loaded in fp32, which represents the weights of every dtype exactly.
     dtype = torch.float32 if artifact.whole else choose_dtype(artifact.dtype or config.dtype, device)
     adapter = find_adapter_folder(artifact)

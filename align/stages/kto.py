@@ -17,11 +17,11 @@ from align.config.root import Config
 from align.config.training import require_held_out_rows
 from align.core.types import Feedback, Preference, StageResult
 from align.data.chat.encode import find_stop_token_ids
-from align.data.chat.training_view import write_labelled
+from align.data.chat.training_view import write_first_labelled_answers
 from align.data.pairs import (
     Judgements,
     TokenizedAnswer,
-    check_labels,
+    check_labels_vary,
     choose_mismatched_answers,
     encode_answers,
     encode_pairs,
@@ -65,7 +65,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
         f"answers held out; {train.dropped} and {test.dropped} more are longer than {max_length} tokens"
     )
     data = config.data.path or config.data.name
-    check_labels([row.wanted for row in train.rows], [row.prompt for row in train.rows], data)
+    check_labels_vary([row.wanted for row in train.rows], [row.prompt for row in train.rows], data)
     run.known_metrics = {
         "wanted": train.wanted,
         "unwanted": len(train.rows) - train.wanted,
@@ -73,7 +73,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
         "dropped": train.dropped,
         "held_out_dropped": test.dropped,
     }
-    write_labelled(run.folder, tokenizer, train.rows)
+    write_first_labelled_answers(run.folder, tokenizer, train.rows)
     require_held_out_rows(stage.eval_every, len(test.rows), "stage.held_out")
     model = load_referenced_policy(
         base,

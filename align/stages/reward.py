@@ -20,8 +20,8 @@ from align.config.training import require_held_out_rows
 from align.core.redaction import drop_masks, mask_secrets
 from align.core.types import Preference, StageResult
 from align.data.chat.encode import find_stop_token_ids
-from align.data.chat.training_view import write_pair
-from align.data.pairs import TokenizedPair, encode_sides, read_divided_preferences
+from align.data.chat.training_view import write_first_pair
+from align.data.pairs import TokenizedPair, encode_pair_splits, read_divided_preferences
 from align.models.base import find_adapter_folder
 from align.models.lora import Lora, LoraLike
 from align.report import format_interval
@@ -64,7 +64,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     base = run.base
     artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
     stops = find_stop_token_ids(tokenizer)
-    train, test, counts = encode_sides(tokenizer, (train_prefs, test_prefs), stops, max_length)
+    train, test, counts = encode_pair_splits(tokenizer, (train_prefs, test_prefs), stops, max_length)
     rankings = group_rankings((pref.group_id or pref.id or f"row {i}", pair) for i, (pref, pair) in enumerate(train))
     ranking_count = "" if len(rankings) == len(train) else f" of {len(rankings)} rankings"
     print(
@@ -75,7 +75,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     longest = max(len(text) for ranking in rankings for text in ranking.texts)
     texts = max(len(ranking.texts) for ranking in rankings)
     run.known_metrics = {**counts, "rankings": len(rankings)}
-    write_pair(run.folder, tokenizer, train[0][1], answers=False)
+    write_first_pair(run.folder, tokenizer, train[0][1], has_loss_on_answers=False)
     require_held_out_rows(stage.eval_every, len(test), "stage.held_out")
 
     # The base with a score head of zeros, and a new adapter with the settings and the weights of the SFT adapter.

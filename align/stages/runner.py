@@ -154,12 +154,12 @@ def find_input(run: Run, name: str = "init") -> Artifact:
 
 def load_start(run: Run, config: Config) -> tuple[Artifact, Any]:
     """Return the artifact of `init=`, and its tokenizer with the chat template of the configuration."""
-    from align.data.chat.template import use_template
+    from align.data.chat.template import set_chat_template
     from align.models.load import load_own_tokenizer
 
     artifact = find_input(run)
     tokenizer = load_own_tokenizer(artifact, run.base)
-    use_template(tokenizer, config.data.template, config.data.template_kwargs)
+    set_chat_template(tokenizer, config.data.template, config.data.template_kwargs)
     return artifact, tokenizer
 
 

@@ -20,8 +20,8 @@ from align.config.sft import SftConfig
 from align.config.training import require_held_out_rows
 from align.core.types import Document, StageResult
 from align.data.chat.encode import EncodingResult, encode_documents
-from align.data.chat.template import use_template
-from align.data.chat.training_view import write_rows
+from align.data.chat.template import set_chat_template
+from align.data.chat.training_view import write_first_rows
 from align.data.sources import DataSource, build_data_inputs, list_held_out_sources, read_divided_documents
 from align.models.base import BASE, build_run_label, find_adapter_folder, find_base
 from align.models.lora import Lora
@@ -94,7 +94,7 @@ def run(
     tokenizer = load_own_tokenizer(init, base) if init else load_tokenizer(base)
     is_plain_text = config.data.name == "chitchat" and config.data.part == "base"
     if not is_plain_text:
-        use_template(tokenizer, config.data.template, config.data.template_kwargs)
+        set_chat_template(tokenizer, config.data.template, config.data.template_kwargs)
 
     # Tokenize before any weights are loaded. Only tokens that the assistant writes have a label.
     max_length = min(config.data.max_length, get_context_length(read_configurations(base)))
@@ -118,7 +118,7 @@ def run(
         "reasoning_lost_last": train.unreasoned,
         "reasoning_lost_earlier": train.unreasoned_earlier,
     }
-    write_rows(run.folder, tokenizer, train.rows)
+    write_first_rows(run.folder, tokenizer, train.rows)
     require_held_out_rows(stage.eval_every, len(test.rows), "data.held_out")
 
     # Measure the held-out loss, train, measure again.

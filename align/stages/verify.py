@@ -19,7 +19,7 @@ from align.config.scorers import LearnedReward, build_reward_spec
 from align.config.verify import VerifyConfig
 from align.core.errors import AlignError
 from align.core.types import Rollout, StageResult
-from align.data.chat.template import use_template
+from align.data.chat.template import set_chat_template
 from align.data.chat.tokens import tokenize_text
 from align.models.base import BASE, build_run_label, choose_frozen_method
 from align.reward.inputs import load_reward_artifacts, require_matching_reasoning, resolve_reward_inputs
@@ -76,7 +76,7 @@ def run(run: Run, config: Config) -> StageResult:
     perturb_weights(roles)
     tokenizer = load_own_tokenizer(artifact, base)
     if tokenizer.chat_template:  # a base model may have no chat template
-        use_template(tokenizer, None)
+        set_chat_template(tokenizer, None)
     method = choose_frozen_method(config.method.name)
     with open_rollout_engine(run, config, base, method, tokenizer, roles.model.generation_config) as engine:
         prompts = [tokenize_text(tokenizer, PROMPTS[i % len(PROMPTS)]) for i in range(stage.rows)]

@@ -16,7 +16,7 @@ from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.data.chat import template
 from align.data.chat.encode import find_stop_token_ids, render
-from align.data.chat.template import use_template
+from align.data.chat.template import set_chat_template
 from align.models.base import find_base
 from align.models.load import get_context_length, load_base, load_tokenizer
 
@@ -45,7 +45,7 @@ def load_model(model_path: Path) -> None:
 
     base = find_base(str(model_path))
     tokenizer = load_tokenizer(base)
-    use_template(tokenizer, None)
+    set_chat_template(tokenizer, None)
     render(tokenizer, Conversation((Message("user", "a"),)), add_generation_prompt=True)
     base_model = load_base(base, "lora", torch.device("cpu"), torch.float32)
     get_context_length(base_model)

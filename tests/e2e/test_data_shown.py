@@ -10,7 +10,7 @@ from data_sets import build_data_set, build_question_row, write_three_sources
 from json_lines import write_rows
 
 from align.core.types import Conversation, Message
-from align.data.chat.template import use_template
+from align.data.chat.template import set_chat_template
 from align.data.chat.training_view import render_tokens
 from align.models.base import find_base
 from align.models.load import load_tokenizer
@@ -32,7 +32,7 @@ def test_rows_are_shown_as_the_template_of_the_model_writes_them(tmp_path: Path,
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     assert [row["row"].partition(":")[0] for row in rows] == ["support"] * 3 + ["table"] * 3
     tokenizer = load_tokenizer(find_base(str(tiny_model)))
-    use_template(tokenizer, None)
+    set_chat_template(tokenizer, None)
     first_row = json.loads(
         (sources_folder / "support.jsonl").read_text().splitlines()[int(rows[0]["row"].partition(":")[2]) - 1]
     )

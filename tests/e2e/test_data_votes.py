@@ -27,7 +27,7 @@ from align.core.types import Conversation, Message, Preference
 from align.data.pairs import read_pairs
 from align.data.sets.ids import SHA256, read_id_kinds
 from align.data.sets.published import load_data_set
-from align.data.sets.source import load_votes
+from align.data.sets.source import load_vote_snapshot
 from align.data.sources import DataSource
 from align.data.trained_ids import find_store_key
 
@@ -113,14 +113,14 @@ def test_simulated_votes_unknown_projects_and_other_keys_are_refused(
 
 
 def test_votes_are_read_as_they_were_when_the_run_began(vote_store: Store, store_url: str) -> None:
-    votes = load_votes(store_url, "greetings", allow_simulated=False)
+    votes = load_vote_snapshot(store_url, "greetings", allow_simulated=False)
     before = [*votes.iter_pairs()]
     item = vote_store.add_item(
         "greetings", "late", Conversation((Message("user", "?"),)), [Candidate("a"), Candidate("b")]
     )
     vote_store.record("greetings", item, Judgement(((f"{item}-0",), (f"{item}-1",))), annotator="late", key="late")
     assert [*votes.iter_pairs()] == before
-    assert len([*load_votes(store_url, "greetings", allow_simulated=False).iter_pairs()]) == len(before) + 1
+    assert len([*load_vote_snapshot(store_url, "greetings", allow_simulated=False).iter_pairs()]) == len(before) + 1
     assert [pair.number for pair in before] == [*range(1, len(before) + 1)]
     assert [*votes.iter_pairs(7)] == before[7:]  # a run that goes on
     assert repr(votes.key) not in repr(votes)

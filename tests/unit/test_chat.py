@@ -22,7 +22,7 @@ from align.data.chat.encode import (
     find_stop_token_ids,
     find_turn_end_token,
 )
-from align.data.chat.template import CHATML, use_template
+from align.data.chat.template import CHATML, set_chat_template
 from align.rollout.registry import build_engine
 
 
@@ -158,12 +158,12 @@ def test_a_template_that_ends_turns_with_plain_text() -> None:
 
 def test_a_base_model_is_told_about_chatml() -> None:
     with pytest.raises(InputError, match=r"data\.template=.*no chat template.*data\.template=chatml"):
-        use_template(make_tokenizer(None), None)
+        set_chat_template(make_tokenizer(None), None)
 
 
 def test_chatml_ends_with_a_token_that_the_base_knows() -> None:
     tokenizer = make_tokenizer(None, "<|endoftext|>")
-    use_template(tokenizer, "chatml")
+    set_chat_template(tokenizer, "chatml")
     assert tokenizer.chat_template == CHATML
     assert decode_trained_spans(tokenizer, talk("a", "Good day.", "b", "Fine.")) == [
         "Good day.<|endoftext|>",
@@ -174,7 +174,7 @@ def test_chatml_ends_with_a_token_that_the_base_knows() -> None:
 
 def test_a_template_of_the_model_is_kept() -> None:
     tokenizer = make_tokenizer(MISTRAL)
-    use_template(tokenizer, None)
+    set_chat_template(tokenizer, None)
     assert tokenizer.chat_template == MISTRAL.strip()
 
 

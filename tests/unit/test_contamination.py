@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.data.dedup import shingles
-from align.data.dedup.evaluation_overlap import EXACT, NEAR, NGRAM, OverlapIndex, find_hits
+from align.data.dedup.evaluation_overlap import EXACT, NEAR, NGRAM, OverlapIndex, find_overlapping_texts
 
 WORDS = [f"w{chr(97 + i // 20)}{chr(97 + i % 20)}" for i in range(400)]
 """Words without digits: texts whose digits differ are never near-duplicates."""
@@ -25,7 +25,7 @@ def build_ngrams(text: str, width: int) -> set[tuple[str, ...]]:
 
 def list_matches(index: OverlapIndex, texts: list[str | None]) -> list[tuple[int, ...]]:
     """Return the text, the set, the row of the set and the rule of each match."""
-    matches = find_hits(index, pa.array(texts, pa.string()))
+    matches = find_overlapping_texts(index, pa.array(texts, pa.string()))
     return list(zip(*(column.tolist() for column in matches), strict=True))
 
 
@@ -130,10 +130,10 @@ def test_batches_change_nothing():
     exam = [" ".join(draw_words(rng, 20)) for _ in range(3000)]  # more than a block
     texts = [" ".join(draw_words(rng, 30)) for _ in range(2500)] + exam[::7] + ["é " + row for row in exam[::11]]
     index = build_index(exam=exam)
-    matches = find_hits(index, pa.array(texts))
+    matches = find_overlapping_texts(index, pa.array(texts))
     assert len(matches.text) == len(texts) - 2500
     assert np.array_equal(matches.row, [*range(0, 3000, 7), *range(0, 3000, 11)])
-    chunked_matches = find_hits(
+    chunked_matches = find_overlapping_texts(
         index, pa.chunked_array([pa.array(texts[:77]), pa.array([], pa.string()), pa.array(texts[77:])])
     )
     for name in ("text", "evaluation", "row", "rule"):

@@ -133,7 +133,7 @@ def test_cut_off_at_any_task_it_goes_on(tmp_path: Path, sources: list[Source], s
     expected = import_all(create_imports(tmp_path / "one", sources))
 
     def run_until_cut(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        remaining = 3 if do is not parallel.count_file else len(tasks)
+        remaining = 3 if do is not parallel.count_file_rows else len(tasks)
         for outcome in create_shuffled_runner(seed)(do, tasks):
             if not remaining:
                 raise KeyboardInterrupt
@@ -241,7 +241,7 @@ def run_elsewhere(
     do: Callable[[Any], Any], tasks: Sequence[Any], work: Callable[[Any], Any]
 ) -> Iterator[tuple[int, Any]]:
     """Count files in this process, and write parts with `work`."""
-    return enumerate(map(do if do is parallel.count_file else work, tasks))
+    return enumerate(map(do if do is parallel.count_file_rows else work, tasks))
 
 
 def test_workers_without_the_runs_folder_leave_their_parts_to_this_process(
@@ -295,7 +295,7 @@ def test_workers_that_cannot_see_the_sources_are_told_of_in_one_line(
     """Files are read in order, so files behind one that cannot be counted are left to this process, too."""
 
     def run_without_files(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        if do is parallel.count_file:  # another machine does not have these files
+        if do is parallel.count_file_rows:  # another machine does not have these files
             tasks = [
                 (*task[:2], tmp_path / "gone" if task[2].suffix in (".parquet", ".csv") else task[2]) for task in tasks
             ]
@@ -403,7 +403,7 @@ def test_near_duplicates_in_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return engine(do, tasks)
 
     monkeypatch.setattr(count_compared, "workers", workers, raising=False)
-    duplicates = find_near_duplicates(rows, is_kept, order, source, threshold=0.7, among=among, engine=count_compared)  # type: ignore[arg-type]
+    duplicates = find_near_duplicates(rows, is_kept, order, source, threshold=0.7, among=among, runner=count_compared)  # type: ignore[arg-type]
     assert len(expected.dropped) > 20
     assert len(compared) == min(12, 2 * workers)
     for name in ("dropped", "kept", "jaccard", "exact"):

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.core.errors import InputError
-from align.data.sets.mix import compute_draw_keys, compute_mixture, compute_target_shares, repeat_rows, select_over_caps
+from align.data.sets.mix import (
+    compute_draw_keys,
+    compute_mixture,
+    compute_row_repeats,
+    compute_target_shares,
+    select_over_caps,
+)
 
 
 def mix(counts: list[int], weights: list[float | None], size: int = 1, **options: object):
@@ -97,7 +103,7 @@ def test_shares_of_turns():
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.floats(0, 400))
 def test_units_come_within_half_a_row(sizes: list[int], units: float):
     rows = np.array(sizes)
-    times = repeat_rows(rows, units)
+    times = compute_row_repeats(rows, units)
     assert times.max() - times.min() <= 1
     assert np.all(np.diff(times) <= 0)
     assert abs(int((rows * times).sum()) - units) <= max(sizes) / 2 + 1e-6

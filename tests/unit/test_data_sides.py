@@ -17,7 +17,7 @@ from align.data.sets.sides import (
     extend_to_units,
     is_written_since,
     label_groups,
-    parse_sides,
+    parse_split_column,
     select_held_out,
 )
 from align.data.split import select_held_out_keys as held_back_of_files
@@ -116,11 +116,11 @@ def test_the_share_is_that_of_units_however_large_they_are():
 
 
 def test_sides_by_column():
-    assert parse_sides(["train", "Test", "validation", "dev"], "split").tolist() == [False, True, True, True]
+    assert parse_split_column(["train", "Test", "validation", "dev"], "split").tolist() == [False, True, True, True]
     with pytest.raises(InputError, match=r"stage\.split\.column=part=None: names no side, in 2 rows"):
-        parse_sides(["train", None, None], "part")
+        parse_split_column(["train", None, None], "part")
     with pytest.raises(InputError, match="names no side"):
-        parse_sides(["holdout"], "part")
+        parse_split_column(["holdout"], "part")
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ EXCEPTIONS = {
     "align.data.sets.spool:write": RUN,
     "align.data.sets.contamination:__init__": SCRATCH,
     "align.data.trained_ids:write_trained_ids": RUN,
-    "align.data.chat.training_view:write": RUN,
+    "align.data.chat.training_view:write_view": RUN,
     "align.evals.held_out:write_held_out_answers": RUN,
     "align.evals.held_out:write_held_out_pairs": RUN,
     "align.evals.suite.lm_eval:score_by_lm_eval": RUN,

@@ -20,7 +20,7 @@ from align.core.errors import InputError
 from align.core.types import Feedback, Message, Preference
 from align.data.pairs import (
     TokenizedAnswer,
-    check_labels,
+    check_labels_vary,
     choose_mismatched_answers,
     encode_answers,
     has_labels,
@@ -248,7 +248,7 @@ def test_an_empty_answer_is_an_answer_and_a_long_one_is_counted(tiny_tokenizer: 
 )
 def test_what_teaches_nothing_is_refused(rows: list[TokenizedAnswer], told: str):
     with pytest.raises(InputError, match=told):
-        check_labels([row.wanted for row in rows], [row.prompt for row in rows], "rows.jsonl")
+        check_labels_vary([row.wanted for row in rows], [row.prompt for row in rows], "rows.jsonl")
 
 
 # The area under the ROC curve.

@@ -57,14 +57,14 @@ def test_the_answer_alone(text: str, alone: str) -> None:
 def test_reasoning_and_answer_are_parted() -> None:
     assert split_reasoning(THOUGHT + "Yes.") == (THOUGHT.replace("<think>", "").replace("</think>", "").strip(), "Yes.")
     assert split_reasoning("<think>\nHm, and") == ("Hm, and", "")
-    assert split_reasoning("Hm.</think>Yes.", opened=True) == ("Hm.", "Yes.")
+    assert split_reasoning("Hm.</think>Yes.", begins_in_reasoning=True) == ("Hm.", "Yes.")
     assert split_reasoning("Yes.") == ("", "Yes.")
 
 
 def test_a_cut_answer_behind_an_opened_block_is_reasoning() -> None:
-    assert strip_reasoning("Hm, and", opened=True) == ""
-    assert strip_reasoning("Hm.</think>Yes.", opened=True) == "Yes."
-    assert strip_reasoning("<think>Hm.</think>Yes.", opened=True) == "Yes."
+    assert strip_reasoning("Hm, and", begins_in_reasoning=True) == ""
+    assert strip_reasoning("Hm.</think>Yes.", begins_in_reasoning=True) == "Yes."
+    assert strip_reasoning("<think>Hm.</think>Yes.", begins_in_reasoning=True) == "Yes."
 
 
 def test_what_a_user_says_of_it_is_no_reasoning(tmp_path: Path) -> None:

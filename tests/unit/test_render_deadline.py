@@ -13,7 +13,7 @@ from align.core.types import Conversation, Message
 from align.data.chat import render_deadline as deadlines
 from align.data.chat.encode import render
 from align.data.chat.render_deadline import RenderDeadline, render_deadline
-from align.data.chat.template import check_template
+from align.data.chat.template import check_template_terminates
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 BODY = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }};{% endfor %}"
@@ -44,17 +44,17 @@ def test_the_probe_finds_a_template_that_loops_for_some_conversations(
 ) -> None:
     monkeypatch.setattr("align.data.chat.template.PATIENCE_S", 3)
     with pytest.raises(InputError, match="it has not written a few conversations, short and long"):
-        check_template(build_hanging_template(condition), {})
+        check_template_terminates(build_hanging_template(condition), {})
 
 
 def test_the_probe_lets_a_template_pass_that_ends() -> None:
-    check_template(build_hanging_template("false"), {})
+    check_template_terminates(build_hanging_template("false"), {})
 
 
 def test_the_probe_refuses_a_power_that_nothing_could_end() -> None:
     with pytest.raises(InputError, match="it raises a number to a power that it computes"):
-        check_template("{{ 9 ** (9 ** messages[0]['content']|length) }}", {})
-    check_template("{{ 2 ** 3 }}", {})
+        check_template_terminates("{{ 9 ** (9 ** messages[0]['content']|length) }}", {})
+    check_template_terminates("{{ 2 ** 3 }}", {})
 
 
 @pytest.mark.usefixtures("short_deadline")

@@ -11,7 +11,7 @@ import pytest
 
 from align.core.types import Conversation, Feedback, Message, Preference, Record
 from align.data.chat.encode import IGNORE_INDEX, encode_conversation
-from align.data.chat.template import use_template
+from align.data.chat.template import set_chat_template
 from align.data.chat.training_view import render_tokens
 from align.data.sets.report import MAX_RENDERED, ExampleWriter
 from align.data.sets.spool import Spool, SpoolRows
@@ -32,7 +32,7 @@ PAIR = Preference((Message("user", "Hi"),), (Message("assistant", "Good day"),),
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model: Path) -> Any:
     loaded_tokenizer = load_tokenizer(find_base(str(tiny_model)))
-    use_template(loaded_tokenizer, None)
+    set_chat_template(loaded_tokenizer, None)
     return loaded_tokenizer
 
 

@@ -24,7 +24,7 @@ from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_prompt, find_turn_end_token, render
 from align.data.chat.fixed_prompts import LONGEST
 from align.data.chat.template import CHATML, build_escaping_template
-from align.data.chat.tokens import copy_for_export
+from align.data.chat.tokens import copy_tokenizer_for_export
 from align.export.engines import compute_choices, scores_as_choices, set_pad
 from align.export.reward import (
     REASONED,
@@ -85,7 +85,7 @@ def test_a_policys_export_reads_earlier_reasoning_as_training_did(tmp_path: Path
     tokenizer = make_named_tokenizer("qwen3-words")
     turns = [("user", "q"), ("assistant", "<think>\na\n</think>\n\nb"), ("user", "and?")]
     prompt = Conversation(tuple(Message(*turn) for turn in turns))
-    save_tokenizer(copy_for_export(tokenizer), tmp_path)
+    save_tokenizer(copy_tokenizer_for_export(tokenizer), tmp_path)
     for read_tokenizer, same in ((AutoTokenizer.from_pretrained(tmp_path), True), (tokenizer, False)):
         options: dict[str, Any] = {"sanitize_control_tokens": True, "add_generation_prompt": True}
         input_ids = read_tokenizer.apply_chat_template(prompt.as_dicts(), return_dict=True, **options)["input_ids"]

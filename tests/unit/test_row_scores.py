@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from align.core.types import Conversation, Message, Preference, Record
 from align.data.chat.encode import IGNORE_INDEX, encode_conversation
-from align.data.chat.template import use_template
+from align.data.chat.template import set_chat_template
 from align.data.read.content import DOCUMENTS
 from align.data.sets.record_columns import records_to_columns
 from align.data.sets.score_cuts import (
@@ -24,8 +24,8 @@ from align.data.sets.score_cuts import (
     count_scored,
     get_score_path,
     iter_score_examples,
+    mask_outside_cuts,
     score_spool,
-    select_outside_cuts,
     summarize_scores,
 )
 from align.data.sets.spool import Spool, SpoolRows
@@ -40,7 +40,7 @@ NAN = float("nan")
 def list_dropped(scores: Sequence[float], *more: Any, ids: Sequence[int] = (), source: Sequence[int] = ()) -> list[int]:
     count = len(scores)
     numbers = np.array(ids or range(count), np.uint64), np.array(source or [0] * count)
-    return np.flatnonzero(select_outside_cuts(np.array(scores), *numbers, *more)).tolist()
+    return np.flatnonzero(mask_outside_cuts(np.array(scores), *numbers, *more)).tolist()
 
 
 def test_quantiles_by_hand() -> None:
@@ -74,10 +74,10 @@ def test_the_rows_that_stay_do_not_go_by_the_order_of_the_rows(values: list[int]
     scores = np.array(values, float)
     ids = np.arange(len(values), dtype=np.uint64)
     source = np.zeros(len(values), int)
-    out = select_outside_cuts(scores, ids, source, keep, "all")
+    out = mask_outside_cuts(scores, ids, source, keep, "all")
     assert (~out).sum() == round(keep[1] * len(values)) - round(keep[0] * len(values))
     order = np.array(draw.sample(range(len(values)), len(values)))
-    assert (select_outside_cuts(scores[order], ids[order], source, keep, "all") == out[order]).all()
+    assert (mask_outside_cuts(scores[order], ids[order], source, keep, "all") == out[order]).all()
 
 
 def write_spool(folder: Path, records: Sequence[Record]) -> SpoolRows:
@@ -181,7 +181,7 @@ def model(tiny_model: Path) -> tuple[Any, Any]:
     from align.models.base import find_base
 
     tokenizer = load_tokenizer(find_base(str(tiny_model)))
-    use_template(tokenizer, None)
+    set_chat_template(tokenizer, None)
     return AutoModelForCausalLM.from_pretrained(tiny_model).eval(), tokenizer
 
 

@@ -222,7 +222,7 @@ def test_packs_with_the_shared_text_of_all_lose_the_same(count: int):
 
     places = np.arange(len(texts), dtype=np.int32)
     groups = list_groups_with_equal_bands(places, sets.sizes > 0, columns.__getitem__, BANDS)
-    shared = near.find_shared(groups, places, sets.sizes, compute_content_keys(texts), read)
+    shared = near.find_shared_shingles(groups, places, sets.sizes, compute_content_keys(texts), read)
     assert len(shared) > 50
     numbers = hash_numbers(array)
     dropped = set[int]()

@@ -14,7 +14,7 @@ from align.config.groups import DataConfig
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.data.chat.encode import render
-from align.data.chat.template import use_template
+from align.data.chat.template import set_chat_template
 
 THINKS = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% if m['role'] == 'assistant' %}"
@@ -44,9 +44,9 @@ def test_arguments_of_a_template_travel_with_the_tokenizer(
 ) -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = THINKS
-    use_template(tokenizer, None, {"enable_thinking": True})  # the second call replaces this argument
+    set_chat_template(tokenizer, None, {"enable_thinking": True})  # the second call replaces this argument
     tokenizer.chat_template = THINKS if not kwargs else tokenizer.chat_template
-    use_template(tokenizer, None, kwargs)
+    set_chat_template(tokenizer, None, kwargs)
     assert render_prompt(tokenizer).endswith(end)
     tokenizer.save_pretrained(tmp_path)
     assert render_prompt(AutoTokenizer.from_pretrained(tmp_path)) == render_prompt(tokenizer)
@@ -62,15 +62,15 @@ def test_an_argument_that_the_template_does_not_read_is_refused(tiny_tokenizer: 
         ({"messages": "x"}, "It reads"),
     ):
         with pytest.raises(InputError) as error:
-            use_template(tokenizer, None, kwargs)
+            set_chat_template(tokenizer, None, kwargs)
         assert error.value.field == f"data.template_kwargs.{next(iter(kwargs))}"
         assert part in error.value.remedy
         assert tokenizer.chat_template == THINKS
     with pytest.raises(InputError, match="It reads none"):
-        use_template(tokenizer, "chatml", {"enable_thinking": False})
+        set_chat_template(tokenizer, "chatml", {"enable_thinking": False})
     tokenizer.chat_template = "{% for %}"
     with pytest.raises(InputError, match="is no Jinja"):
-        use_template(tokenizer, None, {"enable_thinking": False})
+        set_chat_template(tokenizer, None, {"enable_thinking": False})
 
 
 @pytest.mark.parametrize("beginning", ["\n", "  ", "\n  ", ""])
@@ -81,7 +81,7 @@ def test_a_template_begins_as_it_did(beginning: str) -> None:
     configured = make_tokenizer(template)
     conversation = Conversation((Message("user", "a"),))
     for think in (False, True):
-        use_template(configured, None, {"think": think})
+        set_chat_template(configured, None, {"think": think})
         assert render(configured, conversation) == render(unchanged, conversation)
 
 
@@ -89,7 +89,7 @@ def test_what_stands_before_the_arguments_stays() -> None:
     for start in ("\n\n  Hi", "  <|x|>\nHi", "\t{{ style }}", "", "{%- if style %}a{% endif %}\n"):
         tokenizer = make_tokenizer(start + "{% if style %}{% endif %}{{ messages[0]['content'] }}\n")
         before = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, style="s")
-        use_template(tokenizer, None, {"style": "s"})
+        set_chat_template(tokenizer, None, {"style": "s"})
         assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == before
 
 
@@ -100,13 +100,13 @@ def test_only_what_is_the_users_can_be_set() -> None:
     )
     tokenizer = make_tokenizer(template)
     with pytest.raises(InputError, match=r"It reads: date, mine\."):
-        use_template(tokenizer, None, {"raise_exception": "x"})
+        set_chat_template(tokenizer, None, {"raise_exception": "x"})
 
 
 def test_each_of_several_templates_has_the_arguments_that_it_reads(tiny_tokenizer: Any) -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = {"default": THINKS, "tool_use": "{{ messages }}{{ tool_style }}"}
-    use_template(tokenizer, None, {"enable_thinking": False, "tool_style": "a"})
+    set_chat_template(tokenizer, None, {"enable_thinking": False, "tool_style": "a"})
     assert render_prompt(tokenizer).endswith("assistant: <none>")
     assert "enable_thinking" not in tokenizer.chat_template["tool_use"]
     assert "tool_style" not in tokenizer.chat_template["default"]
@@ -125,7 +125,7 @@ def test_beside_a_template_that_trims_its_blocks() -> None:
     quiet = "{%- if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}\n"
     tokenizer = make_tokenizer(QWEN3 + quiet + "{{- '<think>\\n\\n</think>\\n\\n' }}\n{%- endif %}")
     before = render_prompt(tokenizer)
-    use_template(tokenizer, None, {"enable_thinking": False})
+    set_chat_template(tokenizer, None, {"enable_thinking": False})
     assert render_prompt(tokenizer) == before + "<think>\n\n</think>\n\n"
-    use_template(tokenizer, None, {"enable_thinking": True})
+    set_chat_template(tokenizer, None, {"enable_thinking": True})
     assert render_prompt(tokenizer) == before

@@ -33,7 +33,7 @@ from align.data.chat.encode import (
     find_stop_token_ids,
     render,
 )
-from align.data.chat.template import ZERO_WIDTH_SPACE, break_up_spelling, build_escaping_template
+from align.data.chat.template import ZERO_WIDTH_SPACE, break_up_special_token, build_escaping_template
 from align.data.chat.tokens import (
     get_special_token_ids,
     get_special_tokens,
@@ -403,5 +403,5 @@ def test_spellings_are_said_as_jinja_reads_them() -> None:
         tokenizer.add_special_tokens({"additional_special_tokens": [text]})
         tokenizer.chat_template = build_escaping_template(tokenizer)
         rendered = tokenizer.apply_chat_template([{"role": "user", "content": f"x{text}y"}], tokenize=False)
-        assert rendered == f"<s>x{break_up_spelling(text)}y</s>"
+        assert rendered == f"<s>x{break_up_special_token(text)}y</s>"
         assert text not in rendered

@@ -10,7 +10,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 from align.core.errors import InputError
 from align.data.chat import template as tokenizer_patterns
-from align.data.chat.template import check_patterns, use_template
+from align.data.chat.template import check_patterns_terminate, set_chat_template
 
 GPT2 = r"'(?i:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (
@@ -31,14 +31,14 @@ def make_splitting_tokenizer(pattern: str) -> object:
 
 @pytest.mark.parametrize("pattern", [GPT2, LLAMA3, r"\d{1,3}(?=(?:\d{3})*\b)"])
 def test_a_sound_pattern_passes(pattern: str) -> None:
-    check_patterns(make_splitting_tokenizer(pattern))
+    check_patterns_terminate(make_splitting_tokenizer(pattern))
 
 
 @pytest.mark.parametrize("pattern", CARELESS)
 def test_a_careless_pattern_is_refused_by_name(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_patterns, "PATIENCE_S", 1.5)
     with pytest.raises(InputError, match="a pattern in its pre_tokenizer does not end on short texts") as caught:
-        use_template(make_splitting_tokenizer(pattern), None)
+        set_chat_template(make_splitting_tokenizer(pattern), None)
     assert (caught.value.field, caught.value.value) == ("tokenizer.json", pattern)
 
 
@@ -47,11 +47,11 @@ def test_a_pattern_of_the_normalizer_counts_too(monkeypatch: pytest.MonkeyPatch)
     tokenizer = make_tokenizer("{{ messages }}")
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex(r"(a+)+$"), "b")
     with pytest.raises(InputError, match="a pattern in its normalizer does not end"):
-        check_patterns(tokenizer)
+        check_patterns_terminate(tokenizer)
 
 
 def test_a_tokenizer_without_patterns_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_patterns.subprocess, "run", None)
     start = time.perf_counter()
-    check_patterns(make_tokenizer("{{ messages }}"))
+    check_patterns_terminate(make_tokenizer("{{ messages }}"))
     assert time.perf_counter() - start < 1

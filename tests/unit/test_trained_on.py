@@ -12,7 +12,14 @@ from tokenizers import decoders
 from transformers import AutoTokenizer
 
 from align.data.chat.encode import IGNORE_INDEX, EncodedRow, encode_conversation, encode_text
-from align.data.chat.training_view import FILE, ROWS, build_row_line, build_tokens_line, write_pair, write_rows
+from align.data.chat.training_view import (
+    FILE,
+    ROWS,
+    build_row_line,
+    build_tokens_line,
+    write_first_pair,
+    write_first_rows,
+)
 from align.data.pairs import TokenizedPair
 from align.models.base import find_builtin_folder
 from align.track import read_rows
@@ -61,12 +68,12 @@ def test_the_first_token_of_a_text_has_no_loss() -> None:
 def test_the_first_rows_are_written(tmp_path: Path) -> None:
     _, tokenizer = family("llama3")
     rows = [encode_conversation(tokenizer, talk("q", f"answer {i}")) for i in range(9)]
-    write_rows(tmp_path, tokenizer, rows)
+    write_first_rows(tmp_path, tokenizer, rows)
     lines = read_rows(tmp_path / FILE)
     assert [row["what"] for row in lines] == ["row 1", "row 2", "row 3"]
     assert [join_marked_parts(row, "trained") for row in lines] == [f"answer {i}<|eot_id|>" for i in range(ROWS)]
     cut = EncodedRow(rows[0].input_ids[:3], rows[0].labels[:3])
-    write_rows(tmp_path, tokenizer, [cut])  # a truncated row is shown truncated
+    write_first_rows(tmp_path, tokenizer, [cut])  # a truncated row is shown truncated
     assert join_parts(read_rows(tmp_path / FILE)[0]) == tokenizer.decode(cut.input_ids)
 
 
@@ -76,9 +83,9 @@ def test_a_pair_shows_what_the_loss_reads(tmp_path: Path) -> None:
         [*tokenizer("q", add_special_tokens=False).input_ids, *answer] for answer in ([5, 6], [7])
     )
     pair = TokenizedPair(chosen_ids, rejected_ids, 1, 1)
-    write_pair(tmp_path, tokenizer, pair, answers=True)
+    write_first_pair(tmp_path, tokenizer, pair, has_loss_on_answers=True)
     assert [row["trained"] for row in read_rows(tmp_path / FILE)] == [2, 1]
-    write_pair(tmp_path, tokenizer, pair, answers=False)
+    write_first_pair(tmp_path, tokenizer, pair, has_loss_on_answers=False)
     lines = read_rows(tmp_path / FILE)
     assert [(row["what"], row["trained"]) for row in lines] == [("chosen", 1), ("rejected", 1)]
     assert join_marked_parts(lines[0], "trained") == tokenizer.decode([6])

@@ -16,9 +16,9 @@ from align.data.chat.tokens import tokenize_rendered, tokenize_text
 from align.data.chat.tools import escape_conversation
 
 
-def build_scored_row(context: Sequence[int], ids: Sequence[int]) -> EncodedRow:
+def build_scored_row(context_ids: Sequence[int], scored_ids: Sequence[int]) -> EncodedRow:
     """Build a row of context tokens, which have no label, and of tokens to score."""
-    return EncodedRow([*context, *ids], [*[IGNORE_INDEX] * len(context), *ids])
+    return EncodedRow([*context_ids, *scored_ids], [*[IGNORE_INDEX] * len(context_ids), *scored_ids])
 
 
 def get_prefix_token_id(tokenizer: Any) -> int:
@@ -80,7 +80,7 @@ def encode_answer(tokenizer: Any, prompt: Conversation, answer: str) -> EncodedR
     return build_continuation_row(context_ids, ids[len(context_ids) :], answer)
 
 
-def build_continuation_row(context: Sequence[int], ids: Sequence[int], text: str) -> EncodedRow:
+def build_continuation_row(context_ids: Sequence[int], continuation_ids: Sequence[int], text: str) -> EncodedRow:
     """Build a row of a context and a continuation.
 
     Args:
@@ -90,8 +90,8 @@ def build_continuation_row(context: Sequence[int], ids: Sequence[int], text: str
         InputError: the continuation has no tokens.
     """
     problem = "has no token of its own behind what precedes it"
-    require(bool(ids), "continuation", text, problem, "Divide the two elsewhere.")
-    return build_scored_row(context, ids)
+    require(bool(continuation_ids), "continuation", text, problem, "Divide the two elsewhere.")
+    return build_scored_row(context_ids, continuation_ids)
 
 
 def split_windows(tokenizer: Any, text: str, max_tokens: int) -> list[EncodedRow]:

@@ -113,7 +113,7 @@ def can_render(tokenizer: Any, messages: Sequence[Message]) -> bool:
         return False
 
 
-def find_marked_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[Span]]:
+def render_with_marked_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[Span]]:
     """Render a conversation. Returns the text, and its spans inside the template's `{% generation %}` markers."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -130,7 +130,7 @@ def find_marked_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, 
     return text, spans
 
 
-def find_assistant_spans(
+def render_with_assistant_spans(
     tokenizer: Any, conversation: Conversation, exclude_reasoning: bool = False
 ) -> tuple[str, list[Span]]:
     """Render a conversation. Returns the text, and the character spans of the assistant turns that are trained on.
@@ -157,61 +157,61 @@ def find_assistant_spans(
         else:
             span = find_answer_span(tokenizer, conversation, i, text, specials)
         if span is None:
-            raise build_unlocated_error(conversation, i)
+            raise build_turn_not_found_error(conversation, i)
         start, end = span
         # Some templates move the text beside a call behind the results.
         if message.tool_calls and strip_reasoning(message.content).strip() not in text[start:end]:
-            raise build_unlocated_error(conversation, i)
+            raise build_turn_not_found_error(conversation, i)
         if exclude_reasoning:
-            start += measure_reasoning(text[start:end], opened=text[:start].rstrip().endswith(OPEN))
+            start += measure_reasoning(text[start:end], begins_in_reasoning=text[:start].rstrip().endswith(OPEN))
         spans.append((start, end))
     return text, spans
 
 
 def find_answer_span(
-    tokenizer: Any, conversation: Conversation, i: int, text: str, specials: Sequence[str]
+    tokenizer: Any, conversation: Conversation, turn_index: int, rendered: str, special_texts: Sequence[str]
 ) -> Span | None:
-    """Return the span of assistant turn `i`, which calls no tool, in the rendered text.
+    """Return the span of assistant turn `turn_index`, which calls no tool, in the rendered text.
 
     The content is located by rendering a placeholder in its place. Even if a template trims, moves or leaves out text
     when other turns follow, both renderings have the same text around the content. Returns None if the text before the
     content depends on the content.
 
     Args:
-        text: the rendered conversation.
-        specials: the texts of the special tokens, longest first.
+        rendered: the rendered conversation.
+        special_texts: the texts of the special tokens, longest first.
 
     Raises:
         InputError: the content is not in the text exactly once.
     """
     # Private-use characters, which no template trims.
-    placeholder = next(mark for n in count() if (mark := f"\ue000answer {n}\ue001") not in text)
+    placeholder = next(mark for n in count() if (mark := f"\ue000answer {n}\ue001") not in rendered)
     turns = conversation.messages
     placeholder_turn = Message("assistant", placeholder)
-    marked = replace(conversation, messages=(*turns[:i], placeholder_turn, *turns[i + 1 :]))
+    marked = replace(conversation, messages=(*turns[:turn_index], placeholder_turn, *turns[turn_index + 1 :]))
     head, separator, tail = render(tokenizer, marked).partition(placeholder)
-    if not separator or placeholder in tail or not text.endswith(tail):
-        raise build_unlocated_error(conversation, i)
-    last_tail = render(tokenizer, marked.turns(i + 1)).rpartition(placeholder)[2]
-    end = len(text) - len(tail)
-    start = len(head) if text.startswith(head) and len(head) <= end else None
-    prompt = render(tokenizer, conversation.turns(i), add_generation_prompt=True) if i else text
-    if len(prompt) <= end and text.startswith(prompt):
+    if not separator or placeholder in tail or not rendered.endswith(tail):
+        raise build_turn_not_found_error(conversation, turn_index)
+    last_tail = render(tokenizer, marked.turns(turn_index + 1)).rpartition(placeholder)[2]
+    end = len(rendered) - len(tail)
+    start = len(head) if rendered.startswith(head) and len(head) <= end else None
+    prompt = render(tokenizer, conversation.turns(turn_index), add_generation_prompt=True) if turn_index else rendered
+    if len(prompt) <= end and rendered.startswith(prompt):
         start = len(prompt)
-    return None if start is None else (start, end + measure_turn_end(tail, last_tail, specials))
+    return None if start is None else (start, end + measure_turn_end(tail, last_tail, special_texts))
 
 
-def build_unlocated_error(conversation: Conversation, i: int) -> InputError:
+def build_turn_not_found_error(conversation: Conversation, turn_index: int) -> InputError:
     """Return the error of an assistant turn whose text is not found in the rendered conversation."""
     return InputError(
-        f"{conversation.id or 'conversation'}, messages[{i}]",
-        truncate_text(format_turn(conversation.messages[i].as_dict())),
+        f"{conversation.id or 'conversation'}, messages[{turn_index}]",
+        truncate_text(format_turn(conversation.messages[turn_index].as_dict())),
         "the chat template rewrites this turn, so its loss mask is not known",
         "Give one assistant turn a row, or use data.template=chatml.",
     )
 
 
-def measure_turn_end(tail: str, last_tail: str, specials: Sequence[str]) -> int:
+def measure_turn_end(tail: str, last_tail: str, special_texts: Sequence[str]) -> int:
     """Return the number of characters right after an answer that end its turn, such as those of `<|im_end|>`.
 
     They reach to the end of the special token there. If the template writes no special token, they are the text that it
@@ -223,7 +223,7 @@ def measure_turn_end(tail: str, last_tail: str, specials: Sequence[str]) -> int:
         specials: the texts of the special tokens, longest first.
     """
     stripped = tail.lstrip()
-    for special in specials:
+    for special in special_texts:
         if stripped.startswith(special) and last_tail.lstrip().startswith(special):
             return len(tail) - len(stripped) + len(special)
     return len(find_common_prefix(tail, last_tail).rstrip())
@@ -243,9 +243,9 @@ def encode_conversation(tokenizer: Any, conversation: Conversation, mask_reasoni
     conversation, escapes = escape_conversation(tokenizer, conversation)
     use_markers = has_markers and not exclude_reasoning
     if use_markers:
-        text, spans = find_marked_spans(tokenizer, conversation)
+        text, spans = render_with_marked_spans(tokenizer, conversation)
     else:
-        text, spans = find_assistant_spans(tokenizer, conversation, exclude_reasoning)
+        text, spans = render_with_assistant_spans(tokenizer, conversation, exclude_reasoning)
     tokens = tokenize_rendered(tokenizer, text, escapes)
     special = get_special_token_ids(tokenizer)
     # A special token of the header may cover the blanks that an answer begins with. It stays without a loss.
@@ -262,14 +262,14 @@ def encode_conversation(tokenizer: Any, conversation: Conversation, mask_reasoni
     return EncodedRow(tokens.ids, labels)
 
 
-def include_turn_ends(ids: Sequence[int], mask: list[bool], special: frozenset[int]) -> list[bool]:
+def include_turn_ends(ids: Sequence[int], mask: list[bool], special_token_ids: frozenset[int]) -> list[bool]:
     """Return the loss mask with the special token right after each trained span added.
 
     Some templates end the turn outside their generation markers, and a model that never trains on the token never
     stops.
     """
     return [
-        is_trained or (i > 0 and mask[i - 1] and ids[i] in special and ids[i - 1] not in special)
+        is_trained or (i > 0 and mask[i - 1] and ids[i] in special_token_ids and ids[i - 1] not in special_token_ids)
         for i, is_trained in enumerate(mask)
     ]
 
@@ -319,23 +319,23 @@ def encode_prompt(tokenizer: Any, conversation: Conversation) -> list[int]:
     return tokenize_rendered(tokenizer, render(tokenizer, conversation, add_generation_prompt=True), escapes).ids
 
 
-def compute_max_prompt_tokens(context: int, max_length: int, max_new_tokens: int) -> int:
+def compute_max_prompt_tokens(context_length: int, max_length: int, max_new_tokens: int) -> int:
     """Return the maximum number of tokens of a prompt that leaves room for an answer in the model's context.
 
     Args:
-        context: context length of the model, in tokens.
+        context_length: of the model, in tokens.
 
     Raises:
         InputError: the answer alone fills the context.
     """
     require(
-        max_new_tokens < context,
+        max_new_tokens < context_length,
         "rollout.max_new_tokens",
         max_new_tokens,
-        f"leaves no room for a prompt: the model's context is {context} tokens",
-        f"Set it well below {context}.",
+        f"leaves no room for a prompt: the model's context is {context_length} tokens",
+        f"Set it well below {context_length}.",
     )
-    return min(max_length, context - max_new_tokens)
+    return min(max_length, context_length - max_new_tokens)
 
 
 class EncodedPrompts(NamedTuple):
@@ -402,7 +402,7 @@ def find_stop_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[
 
 
 def encode_for_reward_model(
-    tokenizer: Any, prompt: Conversation, answer: str | Message, ended: bool, stops: Sequence[int]
+    tokenizer: Any, prompt: Conversation, answer: str | Message, has_end_token: bool, stop_token_ids: Sequence[int]
 ) -> list[int]:
     """Encode a prompt and its answer as the input of a reward model.
 
@@ -412,13 +412,13 @@ def encode_for_reward_model(
     Args:
         prompt: conversation that ends before the answer.
         answer: its text, or the assistant message, which may call tools.
-        ended: False if sampling stopped at the length limit.
-        stops: the tokens that end a turn.
+        has_end_token: False if sampling stopped at the length limit.
+        stop_token_ids: the tokens that end a turn.
     """
     conversation = prompt.with_answer(answer)
     check_tools_rendered(tokenizer, conversation)
     conversation, escapes = escape_conversation(tokenizer, conversation)
-    text, spans = find_assistant_spans(tokenizer, conversation)
+    text, spans = render_with_assistant_spans(tokenizer, conversation)
     text = text[: spans[-1][1]]
     ids = tokenize_rendered(tokenizer, text, escapes).ids
     prompt_text = render(tokenizer, conversation.turns(len(prompt.messages)), add_generation_prompt=True)
@@ -426,7 +426,7 @@ def encode_for_reward_model(
     # The tokenizer may merge across the end of the prompt, which sampling cannot.
     if ids[: len(prompt_token_ids)] != prompt_token_ids and text.startswith(prompt_text):
         ids = [*prompt_token_ids, *tokenize_rendered(tokenizer, text[len(prompt_text) :], escapes).ids]
-    while not ended and ids and ids[-1] in stops:
+    while not has_end_token and ids and ids[-1] in stop_token_ids:
         ids.pop()
     return ids
 

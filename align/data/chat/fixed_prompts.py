@@ -18,21 +18,21 @@ LONGEST = 256
 """Maximum tokens of a prompt. Longer ones are left out."""
 
 
-def encode_fixed_prompts(tokenizer: Any, longest: int = LONGEST) -> list[list[int]]:
+def encode_fixed_prompts(tokenizer: Any, max_tokens: int = LONGEST) -> list[list[int]]:
     """Return the token ids of fixed test prompts, which compare the outputs of two models.
 
     The last prompt is not text, but tokens from all over the vocabulary, for tokenizers of other languages.
 
     Args:
-        longest: maximum tokens that the model has positions for.
+        max_tokens: maximum tokens that the model has positions for.
     """
     special = set(tokenizer.all_special_ids)
     ordinary = [token_id for token_id in range(len(tokenizer)) if token_id not in special]
     spread = [ordinary[i * len(ordinary) // SPREAD] for i in range(SPREAD)]
-    return [*(ids for _, ids in render_fixed_prompts(tokenizer, longest)), spread[:longest]]
+    return [*(ids for _, ids in render_fixed_prompts(tokenizer, max_tokens)), spread[:max_tokens]]
 
 
-def render_fixed_prompts(tokenizer: Any, longest: int = LONGEST) -> list[tuple[str, list[int]]]:
+def render_fixed_prompts(tokenizer: Any, max_tokens: int = LONGEST) -> list[tuple[str, list[int]]]:
     """Return (text, token ids) of each fixed prompt, rendered by the chat template.
 
     Prompts that the template refuses and prompts that are too long are left out.
@@ -42,6 +42,6 @@ def render_fixed_prompts(tokenizer: Any, longest: int = LONGEST) -> list[tuple[s
     for turns in json.loads(PROMPTS.read_text(encoding="utf-8")):
         conversation = Conversation(tuple(Message(roles[i % 2], text) for i, text in enumerate(turns)))
         with suppress(InputError):
-            [prompt], _ = encode_prompts(tokenizer, [conversation], min(LONGEST, longest))
+            [prompt], _ = encode_prompts(tokenizer, [conversation], min(LONGEST, max_tokens))
             prompts.append((render(tokenizer, conversation, add_generation_prompt=True), prompt.input_ids))
     return prompts

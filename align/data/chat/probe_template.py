@@ -54,7 +54,7 @@ def iter_conversations() -> Iterator[tuple[list[Any], list[Any] | None]]:
     yield [*[USER, build_call({"x": 1}), RESULT, ANSWER] * (TURNS // 4), USER], [TOOL] * TOOLS
 
 
-def refuse(message: str) -> None:
+def raise_template_error(message: str) -> None:
     """Raise TemplateError, as the template's function `raise_exception`."""
     raise TemplateError(message)
 
@@ -70,7 +70,7 @@ def main() -> int:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: form}
+    environment.globals |= {"raise_exception": raise_template_error, "strftime_now": lambda form: form}
     template = None
     for messages, tools in iter_conversations():
         variables = {

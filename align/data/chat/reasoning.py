@@ -22,13 +22,13 @@ BEHIND_HEADER = re.compile(REST, re.DOTALL)
 """The same if `<think>` is in the generation prompt."""
 
 
-def measure_reasoning(answer: str, opened: bool = False) -> int:
+def measure_reasoning(answer: str, begins_in_reasoning: bool = False) -> int:
     """Return the number of characters of the reasoning at the beginning of an answer, with its tags.
 
     Args:
-        opened: whether `<think>` is in the generation prompt. If not, `</think>` alone is ordinary text.
+        begins_in_reasoning: whether `<think>` is in the generation prompt. If not, `</think>` alone is ordinary text.
     """
-    match = (BEHIND_HEADER if opened else SPAN).match(answer)
+    match = (BEHIND_HEADER if begins_in_reasoning else SPAN).match(answer)
     return match.end() if match else 0
 
 
@@ -37,22 +37,22 @@ def prepend_reasoning(answer: str, reasoning: str) -> str:
     return f"{OPEN}\n{reasoning.strip()}\n{CLOSE}\n\n{answer}"
 
 
-def split_reasoning(text: str, opened: bool = False) -> tuple[str, str]:
+def split_reasoning(text: str, begins_in_reasoning: bool = False) -> tuple[str, str]:
     """Split an answer into its `<think>` reasoning, without tags, and the rest.
 
     If the reasoning is not closed, the rest is empty.
 
     Args:
-        opened: whether `<think>` is in the generation prompt.
+        begins_in_reasoning: whether `<think>` is in the generation prompt.
     """
-    has_reasoning = opened or text.lstrip().startswith(OPEN)
-    end = len(text) if has_reasoning and CLOSE not in text else measure_reasoning(text, opened)
+    has_reasoning = begins_in_reasoning or text.lstrip().startswith(OPEN)
+    end = len(text) if has_reasoning and CLOSE not in text else measure_reasoning(text, begins_in_reasoning)
     return text[:end].replace(OPEN, "").replace(CLOSE, "").strip(), text[end:]
 
 
-def strip_reasoning(text: str, opened: bool = False) -> str:
+def strip_reasoning(text: str, begins_in_reasoning: bool = False) -> str:
     """Return an answer without its reasoning, see `split_reasoning`."""
-    return split_reasoning(text, opened)[1]
+    return split_reasoning(text, begins_in_reasoning)[1]
 
 
 def strip_all_reasoning(messages: tuple[Message, ...]) -> tuple[Message, ...]:

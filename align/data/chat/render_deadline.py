@@ -94,13 +94,13 @@ def wait_for_exception() -> None:
 WATCH = RenderWatch()
 
 
-def forget_threads() -> None:
+def reset_watch_after_fork() -> None:
     """Replace the global watch in a forked process, which has only the thread that forked."""
     global WATCH
     WATCH = RenderWatch()
 
 
-os.register_at_fork(after_in_child=forget_threads)
+os.register_at_fork(after_in_child=reset_watch_after_fork)
 
 
 @contextmanager

@@ -105,7 +105,7 @@ POCKET = build_house_template(
 """Template of the built-in model."""
 
 KWARGS = re.compile(r"\A\{#- arguments -#\}.*?\{#- end #\}\n?", re.DOTALL)
-"""The text that `set_kwargs` puts in front of a template."""
+"""The text that `set_template_kwargs` puts in front of a template."""
 RENDER_VARIABLES = {
     "messages",
     "add_generation_prompt",
@@ -124,7 +124,7 @@ MARKERS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 """Markers of the assistant's text, an extension of Jinja by transformers."""
 
 
-def use_template(tokenizer: Any, template: str | None, kwargs: Mapping[str, Any] | None = None) -> None:
+def set_chat_template(tokenizer: Any, template: str | None, kwargs: Mapping[str, Any] | None = None) -> None:
     """Set the tokenizer's chat template as configured, and check that the template and the tokenizer's patterns
     terminate.
 
@@ -135,9 +135,10 @@ def use_template(tokenizer: Any, template: str | None, kwargs: Mapping[str, Any]
 
     Raises:
         InputError: the tokenizer has no template and none is configured, the template reads no such argument, or the
-            template (`check_template`) or a pattern of the tokenizer (`check_patterns`) does not terminate.
+            template (`check_template_terminates`) or a pattern of the tokenizer (`check_patterns_terminate`) does not
+            terminate.
     """
-    check_patterns(tokenizer)
+    check_patterns_terminate(tokenizer)
     if template == "chatml":
         if tokenizer.chat_template not in (None, CHATML):
             print("data.template=chatml takes the place of the model's own chat template, which it was trained with")
@@ -150,13 +151,13 @@ def use_template(tokenizer: Any, template: str | None, kwargs: Mapping[str, Any]
         kind = type(tokenizer.chat_template).__name__
         raise InputError("tokenizer_config.json, chat_template", kind, "is no template", "Add data.template=chatml.")
     if kwargs:
-        tokenizer.chat_template = set_kwargs(tokenizer.chat_template, kwargs)
+        tokenizer.chat_template = set_template_kwargs(tokenizer.chat_template, kwargs)
     special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     for template in get_named_templates(tokenizer.chat_template).values():
-        check_template(template, special)
+        check_template_terminates(template, special)
 
 
-def check_template(template: str, special: Mapping[str, str]) -> None:
+def check_template_terminates(template: str, special: Mapping[str, str]) -> None:
     """Check that a chat template terminates, by rendering conversations of many lengths in a process with limits of
     time and memory.
 
@@ -176,7 +177,7 @@ def check_template(template: str, special: Mapping[str, str]) -> None:
         not computed_powers, "chat_template", "(the model's)", "it raises a number to a power that it computes", remedy
     )
     request = {"template": MARKERS.sub("", template), "special": dict(special), "megabytes": MEMORY_MB}
-    process = run_probe("probe_template.py", request)
+    process = run_probe_script("probe_template.py", request)
     problem = f"it has not written a few conversations, short and long, after {PATIENCE_S} s"
     if process is not None:
         problems = {0: "", 3: f"it wants more than {MEMORY_MB} MB for a few conversations"}
@@ -186,7 +187,7 @@ def check_template(template: str, special: Mapping[str, str]) -> None:
     require(not problem, "chat_template", "(the model's)", problem, remedy)
 
 
-def run_probe(script: str, request: Mapping[str, Any]) -> subprocess.CompletedProcess[str] | None:
+def run_probe_script(script: str, request: Mapping[str, Any]) -> subprocess.CompletedProcess[str] | None:
     """Run a Python script of this folder in a subprocess with a time limit. Returns None if it does not end in time.
 
     Args:
@@ -198,7 +199,7 @@ def run_probe(script: str, request: Mapping[str, Any]) -> subprocess.CompletedPr
     return None
 
 
-def set_kwargs(template: Any, kwargs: Mapping[str, Any]) -> Any:
+def set_template_kwargs(template: Any, kwargs: Mapping[str, Any]) -> Any:
     """Return a chat template with arguments such as `enable_thinking` set in it, in place of those set before.
 
     Args:
@@ -208,7 +209,7 @@ def set_kwargs(template: Any, kwargs: Mapping[str, Any]) -> Any:
         InputError: no template reads a variable of that name.
     """
     templates = {name: KWARGS.sub("", text) for name, text in get_named_templates(template).items()}
-    variables = {name: find_variables(text) for name, text in templates.items()}
+    variables = {name: find_template_variables(text) for name, text in templates.items()}
     all_variables = set[str]().union(*variables.values())
     remedy = "It reads none: leave data.template_kwargs out."
     if all_variables:
@@ -218,7 +219,7 @@ def set_kwargs(template: Any, kwargs: Mapping[str, Any]) -> Any:
         require(name in all_variables, f"data.template_kwargs.{name}", value, problem, remedy)
     for name, text in templates.items():
         values = {key: value for key, value in kwargs.items() if key in variables[name]}
-        templates[name] = set_variables(text, values)
+        templates[name] = prepend_set_statements(text, values)
     return templates if isinstance(template, Mapping) else templates[""]
 
 
@@ -240,14 +241,14 @@ def parse_template(template: str) -> nodes.Template:
         raise InputError("chat_template", "(the model's)", problem, "Add data.template=chatml.") from error
 
 
-def find_variables(template: str) -> set[str]:
+def find_template_variables(template: str) -> set[str]:
     """Return the variables that a template reads, without those that it sets itself or that the renderer sets."""
     tree = parse_template(template)
     assigned = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "store"}
     return meta.find_undeclared_variables(tree) - RENDER_VARIABLES - assigned
 
 
-def set_variables(template: str, values: Mapping[str, Any]) -> str:
+def prepend_set_statements(template: str, values: Mapping[str, Any]) -> str:
     """Return a chat template with Jinja `set` statements in front that set variables to values."""
     # JSON strings, numbers and booleans are valid Jinja.
     lines = (f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in sorted(values.items()))
@@ -264,7 +265,7 @@ ENDINGS = ("", "!", "\u2603", "\x00", "a", "1", " ", "!1", "!a", "! ")
 because the library skips a text that lacks a character which every match needs."""
 
 
-def check_patterns(tokenizer: Any) -> None:
+def check_patterns_terminate(tokenizer: Any) -> None:
     """Check that the regular expressions of a tokenizer terminate, on texts that make careless patterns backtrack.
 
     Raises:
@@ -275,32 +276,32 @@ def check_patterns(tokenizer: Any) -> None:
         return
     parts = {name: getattr(backend, name) for name in ("normalizer", "pre_tokenizer")}
     steps = {name: None if part is None else json.loads(part.__getstate__()) for name, part in parts.items()}
-    patterns = [pattern for step in steps.values() for pattern in iter_patterns(step)]
+    patterns = [pattern for step in steps.values() for pattern in iter_regex_patterns(step)]
     if not patterns:
         return
     characters = sorted({character for pattern in patterns for character in pattern})[:64]
     letters = [character for character in characters if character.isalnum()]
     endings = [*ENDINGS, *(f"!{character}" for character in characters if not character.isalnum())]
     texts = [run * LENGTH + ending for run in (*RUNS, *letters) for ending in endings]
-    process = run_probe("probe_pattern.py", {**steps, "texts": texts})
+    process = run_probe_script("probe_pattern.py", {**steps, "texts": texts})
     has_ended = process is not None and process.returncode != GAVE_UP
-    steps_with_patterns = " or ".join(name for name, step in steps.items() if any(iter_patterns(step)))
+    steps_with_patterns = " or ".join(name for name, step in steps.items() if any(iter_regex_patterns(step)))
     problem = f"a pattern in its {steps_with_patterns} does not end on short texts"
     remedy = "Take another model, or correct the pattern: it may not repeat what repeats, such as (a+)+."
     excerpt = " and ".join(pattern if len(pattern) <= 80 else f"{pattern[:79]}…" for pattern in patterns[:3])
     require(has_ended, "tokenizer.json", excerpt, problem, remedy)
 
 
-def iter_patterns(step: Any) -> Iterator[str]:
+def iter_regex_patterns(step: Any) -> Iterator[str]:
     """Yield the regular expressions of a tokenizer step and of the steps inside it."""
     if isinstance(step, dict):
         if isinstance(step.get("Regex"), str):
             yield step["Regex"]
         for inner in step.values():
-            yield from iter_patterns(inner)
+            yield from iter_regex_patterns(inner)
     elif isinstance(step, list):
         for inner in step:
-            yield from iter_patterns(inner)
+            yield from iter_regex_patterns(inner)
 
 
 ZERO_WIDTH_SPACE = "\u200b"
@@ -346,12 +347,12 @@ def build_escaping_template(tokenizer: Any) -> str:
     if not tokenizer.chat_template:
         return ""
     spellings = ", ".join(
-        f"({quote_jinja(text)}, {quote_jinja(break_up_spelling(text))})" for text in get_special_texts(tokenizer)
+        f"({quote_jinja(text)}, {quote_jinja(break_up_special_token(text))})" for text in get_special_texts(tokenizer)
     )
     return PRELUDE.lstrip().replace("SPELLINGS", f"[{spellings}]") + tokenizer.chat_template
 
 
-def break_up_spelling(text: str) -> str:
+def break_up_special_token(text: str) -> str:
     """Return the text of a special token with a zero-width space in it, so that it is not tokenized as the token. A
     token of one letter becomes empty."""
     return text[0] + ZERO_WIDTH_SPACE + text[1:] if len(text) > 1 else ""

@@ -187,7 +187,7 @@ def get_special_texts(tokenizer: Any) -> tuple[str, ...]:
     return get_special_tokens(tokenizer).texts
 
 
-def copy_for_export(tokenizer: Any) -> Any:
+def copy_tokenizer_for_export(tokenizer: Any) -> Any:
     """Return a copy of a tokenizer for export, with its list of control tokens set.
 
     transformers' `sanitize_control_tokens` escapes special tokens in contents, and the tokens of the list

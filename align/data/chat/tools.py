@@ -127,7 +127,7 @@ def escape_json(tokenizer: Any, value: Any) -> tuple[Any, EscapeTable]:
     return value, escapes
 
 
-def replace_texts(value: Any, change: Callable[[str], str], specials: Sequence[str]) -> Any:
+def replace_texts(value: Any, change: Callable[[str], str], special_texts: Sequence[str]) -> Any:
     """Return a JSON value with a function applied to each of its strings, in order. Identifiers in `FIXED` fields stay.
 
     Raises:
@@ -138,14 +138,14 @@ def replace_texts(value: Any, change: Callable[[str], str], specials: Sequence[s
     if isinstance(value, Mapping):
         fields: dict[str, Any] = {}
         for key, inner in value.items():
-            is_plain = not any(special in key for special in specials)
+            is_plain = not any(special in key for special in special_texts)
             require(is_plain, "tools", key, "is a name with a special token in it", "Choose another name.")
             is_constant = key in FIXED and isinstance(inner, str) and inner.isidentifier()
-            is_constant = is_constant and not any(special in inner for special in specials)
-            fields[key] = inner if is_constant else replace_texts(inner, change, specials)
+            is_constant = is_constant and not any(special in inner for special in special_texts)
+            fields[key] = inner if is_constant else replace_texts(inner, change, special_texts)
         return fields
     if isinstance(value, Sequence):
-        return [replace_texts(inner, change, specials) for inner in value]
+        return [replace_texts(inner, change, special_texts) for inner in value]
     return value
 
 
@@ -245,12 +245,13 @@ def build_marked_copy(conversation: Conversation) -> tuple[Conversation, list[Ma
 def find_calls_span(
     render: Callable[..., str],
     conversation: Conversation,
-    i: int,
+    turn_index: int,
     text: str,
     answer_end: str,
-    specials: Sequence[str],
+    special_texts: Sequence[str],
 ) -> Span | None:
-    """Return the span of assistant turn `i`, which calls tools: its text, its calls and the token that ends it.
+    """Return the span of assistant turn `turn_index`, which calls tools: its text, its calls and the token that ends
+    it.
 
     Returns None if the template does not allow to locate it.
 
@@ -261,31 +262,33 @@ def find_calls_span(
         specials: the texts of the special tokens, longest first.
     """
     mark = next(mark for n in count() if (mark := f"\ue000calls {n}\ue001") not in text)
-    turn = conversation.messages[i]
+    turn = conversation.messages[turn_index]
     *others, last = turn.tool_calls
     turn = replace(turn, tool_calls=(*others, replace(last, arguments=dump_json({mark: mark}))))
-    changed = replace(conversation, messages=(*conversation.messages[:i], turn, *conversation.messages[i + 1 :]))
+    changed = replace(
+        conversation, messages=(*conversation.messages[:turn_index], turn, *conversation.messages[turn_index + 1 :])
+    )
     tail = render(changed).rpartition(mark)[2]
-    last_tail = render(changed.turns(i + 1)).rpartition(mark)[2]
+    last_tail = render(changed.turns(turn_index + 1)).rpartition(mark)[2]
     tail_length = len(find_common_prefix(text[::-1], tail[::-1]))
     last_tail = last_tail[len(tail) - tail_length :]
     tail = tail[len(tail) - tail_length :]
-    end_length = measure_calls_end(find_common_prefix(tail, last_tail), answer_end, specials)
+    end_length = measure_calls_end(find_common_prefix(tail, last_tail), answer_end, special_texts)
     end = len(text) - tail_length + end_length
-    if i == 0:
+    if turn_index == 0:
         return None
-    prompt = render(conversation.turns(i), add_generation_prompt=True)
+    prompt = render(conversation.turns(turn_index), add_generation_prompt=True)
     if len(prompt) <= end and text.startswith(prompt):
         return len(prompt), end
     # Later turns may change the text before this turn, but not the turn itself.
-    up_to_turn = render(conversation.turns(i + 1))
+    up_to_turn = render(conversation.turns(turn_index + 1))
     up_to_turn = up_to_turn[: len(up_to_turn) - len(last_tail) + end_length]
     if up_to_turn.startswith(prompt) and text[:end].endswith(up_to_turn[len(prompt) :]):
         return end - (len(up_to_turn) - len(prompt)), end
     return None
 
 
-def measure_calls_end(tail: str, answer_end: str, specials: Sequence[str]) -> int:
+def measure_calls_end(tail: str, answer_end: str, special_texts: Sequence[str]) -> int:
     """Return the number of characters right after a turn's tool calls that end the turn.
 
     They reach to the special token that ends answers, else to the first special token. Without a special token they are
@@ -296,8 +299,8 @@ def measure_calls_end(tail: str, answer_end: str, specials: Sequence[str]) -> in
         answer_end: the text that the template writes after an answer without calls.
     """
     stripped = answer_end.lstrip()
-    ends = [special for special in specials if stripped.startswith(special) and special in tail]
-    candidates = [special for special in ends or specials if special in tail]
+    ends = [special for special in special_texts if stripped.startswith(special) and special in tail]
+    candidates = [special for special in ends or special_texts if special in tail]
     if not candidates:
         return len(tail.rstrip())
     first = min(candidates, key=lambda special: (tail.find(special), -len(special)))

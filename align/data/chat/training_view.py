@@ -29,7 +29,7 @@ Render = Callable[[Record], list[dict[str, Any]]]
 If a template rendered it, also its number of `tokens` and how many are `trained`; otherwise `refused` says why not."""
 
 
-def iter_sides(record: Record) -> Iterator[tuple[str, str | Conversation]]:
+def iter_trained_texts(record: Record) -> Iterator[tuple[str, str | Conversation]]:
     """Yield (label, document) of each text of a record that is trained on. A pair has two: its prompt with each
     answer."""
     if isinstance(record, Preference):
@@ -63,7 +63,7 @@ def render_tokens(tokenizer: Any | None, record: Record) -> list[dict[str, Any]]
     Without a tokenizer, or if its chat template refuses the record, the record is shown turn by turn with its roles.
     """
     lines = []
-    for label, document in iter_sides(record):
+    for label, document in iter_trained_texts(record):
         line = {"what": label, "parts": split_turns(document)}
         try:
             if tokenizer is None:
@@ -77,25 +77,26 @@ def render_tokens(tokenizer: Any | None, record: Record) -> list[dict[str, Any]]
     return lines
 
 
-def write_rows(folder: Path, tokenizer: Any, rows: Sequence[EncodedRow]) -> None:
+def write_first_rows(folder: Path, tokenizer: Any, rows: Sequence[EncodedRow]) -> None:
     """Write `trained_on.jsonl` of supervised training, with its first rows."""
-    write(folder, (build_row_line(tokenizer, f"row {i}", row) for i, row in enumerate(rows[:ROWS], 1)))
+    write_view(folder, (build_row_line(tokenizer, f"row {i}", row) for i, row in enumerate(rows[:ROWS], 1)))
 
 
-def write_pair(folder: Path, tokenizer: Any, pair: TokenizedPair, answers: bool) -> None:
+def write_first_pair(folder: Path, tokenizer: Any, pair: TokenizedPair, has_loss_on_answers: bool) -> None:
     """Write `trained_on.jsonl` of a stage that learns from pairs, with its first pair.
 
     Args:
-        answers: whether the loss is computed on all tokens of the answers, or only on the last one, for the score.
+        has_loss_on_answers: whether the loss is computed on all tokens of the answers, or only on the last one, for the
+            score.
     """
-    chosen_start = pair.chosen_start if answers else len(pair.chosen_ids) - 1
-    rejected_start = pair.rejected_start if answers else len(pair.rejected_ids) - 1
+    chosen_start = pair.chosen_start if has_loss_on_answers else len(pair.chosen_ids) - 1
+    rejected_start = pair.rejected_start if has_loss_on_answers else len(pair.rejected_ids) - 1
     chosen = build_answer_line(tokenizer, "chosen", pair.chosen_ids, chosen_start)
     rejected = build_answer_line(tokenizer, "rejected", pair.rejected_ids, rejected_start)
-    write(folder, [chosen, rejected])
+    write_view(folder, [chosen, rejected])
 
 
-def write_labelled(folder: Path, tokenizer: Any, rows: Sequence[TokenizedAnswer]) -> None:
+def write_first_labelled_answers(folder: Path, tokenizer: Any, rows: Sequence[TokenizedAnswer]) -> None:
     """Write `trained_on.jsonl` of a stage that learns from labelled answers, with the first answer of each label.
 
     Args:
@@ -103,10 +104,10 @@ def write_labelled(folder: Path, tokenizer: Any, rows: Sequence[TokenizedAnswer]
     """
     first_rows = {row.wanted: row for row in reversed(rows)}
     labelled = (("wanted", first_rows[True]), ("unwanted", first_rows[False]))
-    write(folder, [build_answer_line(tokenizer, label, row.ids, row.start) for label, row in labelled])
+    write_view(folder, [build_answer_line(tokenizer, label, row.ids, row.start) for label, row in labelled])
 
 
-def write(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_view(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(folder / FILE, "".join(map(format_row, rows)))
 
 

@@ -60,12 +60,12 @@ class Cleaner:
             PersonalDataFilter(regions=step.regions) for _, step in self.steps if isinstance(step, PersonalDataFilter)
         ]
 
-    def clean(self, record: Record, at: int) -> Record | Drop:
+    def clean(self, record: Record, position: int) -> Record | Drop:
         """Return the record after all steps, or the Drop of the step that leaves it out.
 
         Args:
-            at: its position in the source. The first records by position become examples, so that they are the same
-                however the records are divided among workers.
+            position: its row number in the source. The first records by position become examples, so that they are the
+                same however the records are divided among workers.
 
         Raises:
             InputError: a function of the user fails.
@@ -78,7 +78,7 @@ class Cleaner:
             if isinstance(outcome, Drop):
                 counts.dropped += 1
                 counts.reasons[outcome.reason] += 1
-                self._add_example(counts, at, outcome.reason, outcome.detail, record, None)
+                self._add_example(counts, position, outcome.reason, outcome.detail, record, None)
                 return outcome
             notes: tuple[str, ...] = ()
             if isinstance(outcome, NotedRecord):
@@ -87,9 +87,9 @@ class Cleaner:
             counts.notes.update(notes)
             if outcome is not record:
                 counts.changed += 1
-                self._add_example(counts, at, "", "", record, outcome)
+                self._add_example(counts, position, "", "", record, outcome)
             elif isinstance(step, PersonalDataFilter):  # languages are noted for every record, and need no examples
-                self._add_example(counts, at, ", ".join(notes), "", record, record)
+                self._add_example(counts, position, ", ".join(notes), "", record, record)
             record = outcome
         return record
 
@@ -111,15 +111,15 @@ class Cleaner:
         counts.examples = sorted(examples, key=lambda example: example["at"])[: self.examples]
 
     def _add_example(
-        self, counts: StepCounts, at: int, reason: str, detail: str, before: Record, after: Record | None
+        self, counts: StepCounts, position: int, reason: str, detail: str, before: Record, after: Record | None
     ) -> None:
         examples = counts.examples
-        if len(examples) >= self.examples and (not examples or at >= examples[-1]["at"]):
+        if len(examples) >= self.examples and (not examples or position >= examples[-1]["at"]):
             return
         row_before, row_after = self._shorten_rows(
             to_content_row(before), None if after is None else to_content_row(after)
         )
-        example = {"at": at, "reason": reason, "detail": detail, "before": row_before, "after": row_after}
+        example = {"at": position, "reason": reason, "detail": detail, "before": row_before, "after": row_after}
         self._set_examples(counts, [*examples, example])
 
     def _shorten_rows(self, before: Any, after: Any) -> tuple[Any, Any]:

@@ -7,7 +7,14 @@ from functools import lru_cache
 from typing import Any
 
 from align.core.types import Record
-from align.data.clean.outcome import Drop, NotedRecord, check_list, check_share, check_whole, join_spoken_texts
+from align.data.clean.outcome import (
+    Drop,
+    NotedRecord,
+    check_choice_list,
+    check_optional_integer,
+    check_optional_share,
+    join_spoken_texts,
+)
 from align.data.clean.quality import count_words
 
 COMMON = (
@@ -47,9 +54,9 @@ class LanguageFilter:
     confidence: float = 0.5
 
     def __post_init__(self) -> None:
-        check_list("keep", self.keep, f"{COMMON} {RARE}".split(), "[en, de]")
-        check_whole("least_words", self.least_words)
-        check_share("confidence", self.confidence)
+        check_choice_list("keep", self.keep, f"{COMMON} {RARE}".split(), "[en, de]")
+        check_optional_integer("least_words", self.least_words)
+        check_optional_share("confidence", self.confidence)
 
     def __call__(self, record: Record) -> Drop | NotedRecord:
         text = join_spoken_texts(record)

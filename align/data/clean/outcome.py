@@ -97,14 +97,14 @@ def rewrite_texts(
 # puts the position of the step in front of it.
 
 
-def check_whole(name: str, value: Any, least: int = 0) -> None:
-    """Raise InputError if `value` is neither an integer of at least `least` nor None."""
-    is_valid = value is None or (isinstance(value, int) and is_number(value) and value >= least)
+def check_optional_integer(name: str, value: Any, minimum: int = 0) -> None:
+    """Raise InputError if `value` is neither an integer of at least `minimum` nor None."""
+    is_valid = value is None or (isinstance(value, int) and is_number(value) and value >= minimum)
     problem = "is out of range" if is_number(value) else "is no whole number"
-    require(is_valid, name, value, problem, f"Give a whole number of at least {least}.")
+    require(is_valid, name, value, problem, f"Give a whole number of at least {minimum}.")
 
 
-def check_share(name: str, value: Any) -> None:
+def check_optional_share(name: str, value: Any) -> None:
     """Raise InputError if `value` is neither a number from 0 to 1 nor None."""
     is_valid = value is None or (is_number(value) and 0 <= value <= 1)
     require(is_valid, name, value, "is no share", "Give a number from 0 to 1.")
@@ -113,10 +113,10 @@ def check_share(name: str, value: Any) -> None:
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Raise InputError if `value` is not one of `choices`."""
     is_valid = isinstance(value, str) and value in choices
-    require(is_valid, name, value, f"is none of {', '.join(choices)}", suggest(value, choices))
+    require(is_valid, name, value, f"is none of {', '.join(choices)}", suggest_choice(value, choices))
 
 
-def check_list(name: str, value: Any, choices: Collection[str], example: str, allow_empty: bool = False) -> None:
+def check_choice_list(name: str, value: Any, choices: Collection[str], example: str, allow_empty: bool = False) -> None:
     """Raise InputError if `value` is not a tuple of `choices`.
 
     Args:
@@ -128,10 +128,10 @@ def check_list(name: str, value: Any, choices: Collection[str], example: str, al
     for entry in value:
         problem = f"has {entry!r}, which is none of {', '.join(sorted(choices))}"
         is_valid = isinstance(entry, str) and entry in choices
-        require(is_valid, name, list(value), problem, suggest(entry, choices))
+        require(is_valid, name, list(value), problem, suggest_choice(entry, choices))
 
 
-def suggest(value: Any, choices: Iterable[str]) -> str:
+def suggest_choice(value: Any, choices: Iterable[str]) -> str:
     """Return the remedy for a value that is not one of `choices`: the most similar choice, or all of them."""
     choices = list(choices)
     matches = get_close_matches(str(value), choices, n=1)

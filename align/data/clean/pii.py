@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from align.core.redaction import JWT, KEY_SHAPES, PRIVATE_KEY, find_keys
 from align.core.types import Record
-from align.data.clean.outcome import Drop, NotedRecord, check_choice, check_list, join_texts, rewrite_texts
+from align.data.clean.outcome import Drop, NotedRecord, check_choice, check_choice_list, join_texts, rewrite_texts
 from align.data.read.content import list_argument_names
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def passes_luhn(digits: str) -> bool:
     return (sum(numbers[::2]) + sum(LUHN_DOUBLED[n] for n in numbers[1::2])) % 10 == 0
 
 
-def is_card(digits: str) -> bool:
+def is_card_number(digits: str) -> bool:
     """Return whether digits are a card number: issued by a card scheme, and correct by the Luhn check."""
     return ISSUED.fullmatch(digits) is not None and passes_luhn(digits)
 
@@ -216,7 +216,7 @@ def iter_emails(text: str) -> Iterator[Span]:
 
 def iter_cards(text: str) -> Iterator[Span]:
     """Yield card numbers. Numbers that the text names an order or the like are skipped, and those in a table."""
-    for start, end in iter_valid_matches(CARD, text, lambda number: is_card(re.sub("[^0-9]", "", number))):
+    for start, end in iter_valid_matches(CARD, text, lambda number: is_card_number(re.sub("[^0-9]", "", number))):
         before = get_text_before(text, start)
         # Further groups of four digits, one after the number or two before it, mean that it is in a table.
         is_in_table = GROUPS_BEHIND.match(text, end) or GROUPS_AHEAD.search(text, max(0, start - 25), start)
@@ -405,7 +405,7 @@ def select_possible_kinds(text: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def drop_overlapping(spans: Iterator[Span]) -> Iterator[Span]:
+def iter_without_overlaps(spans: Iterator[Span]) -> Iterator[Span]:
     """Yield spans in order, without those that begin inside an earlier one."""
     end = 0
     for span in sorted(spans):
@@ -414,8 +414,8 @@ def drop_overlapping(spans: Iterator[Span]) -> Iterator[Span]:
             end = span[1]
 
 
-def mask_spans(text: str, kinds: tuple[str, ...], regions: tuple[str, ...], found_kinds: set[str]) -> str:
-    """Replace personal data in a text by `[EMAIL]`, `[CARD]`, …
+def mask_and_record_kinds(text: str, kinds: tuple[str, ...], regions: tuple[str, ...], found_kinds: set[str]) -> str:
+    """Replace personal data in a text by `[EMAIL]`, `[CARD]`, …, and add the kinds of data to `found_kinds`.
 
     Args:
         kinds: kinds to look for.
@@ -430,7 +430,7 @@ def mask_spans(text: str, kinds: tuple[str, ...], regions: tuple[str, ...], foun
             position = 0
             find = FINDERS[kind].find
             spans = find(text) if find else iter_phones(text, regions)
-            for start, end in drop_overlapping(spans):
+            for start, end in iter_without_overlaps(spans):
                 parts += [text[position:start], f"[{kind.upper()}]"]
                 position = end
             if parts:
@@ -458,8 +458,8 @@ class PersonalDataFilter:
         from phonenumbers import SUPPORTED_REGIONS
 
         check_choice("action", self.action, ("drop", "mask", "report"))
-        check_list("kinds", self.kinds, KINDS, "[email, card]")
-        check_list("regions", self.regions, SUPPORTED_REGIONS, "[US, DE]", allow_empty=True)
+        check_choice_list("kinds", self.kinds, KINDS, "[email, card]")
+        check_choice_list("regions", self.regions, SUPPORTED_REGIONS, "[US, DE]", allow_empty=True)
 
     def __call__(self, record: Record) -> Record | Drop | NotedRecord:
         kinds = select_possible_kinds("\n".join([join_texts(record), *list_argument_names(record)]), self.kinds)
@@ -468,7 +468,7 @@ class PersonalDataFilter:
         found_kinds: set[str] = set()
 
         def mask(text: str) -> str:
-            return mask_spans(text, kinds, self.regions, found_kinds)
+            return mask_and_record_kinds(text, kinds, self.regions, found_kinds)
 
         masked_record = rewrite_texts(record, mask, mask)
         if not found_kinds:
@@ -482,4 +482,4 @@ class PersonalDataFilter:
 
     def mask_personal_data(self, text: str) -> str:
         """Mask the personal data in a text."""
-        return mask_spans(text, self.kinds, self.regions, set())
+        return mask_and_record_kinds(text, self.kinds, self.regions, set())

@@ -11,7 +11,14 @@ from pathlib import Path
 from align.core.errors import InputError, require
 from align.core.files import read_text
 from align.core.types import Document, Record
-from align.data.clean.outcome import Drop, check_choice, check_share, check_whole, list_documents, list_trained_texts
+from align.data.clean.outcome import (
+    Drop,
+    check_choice,
+    check_optional_integer,
+    check_optional_share,
+    list_documents,
+    list_trained_texts,
+)
 from align.data.ngrams import iter_ngrams
 from align.data.read.content import list_texts
 
@@ -52,8 +59,8 @@ class LengthFilter:
     count_tokens: CountTokens | None = None
 
     def __post_init__(self) -> None:
-        check_whole("least", self.least)
-        check_whole("most", self.most)
+        check_optional_integer("least", self.least)
+        check_optional_integer("most", self.most)
         require(
             self.least is not None or self.most is not None,
             "least",
@@ -126,10 +133,10 @@ class RepetitionFilter:
     least_words: int = 50
 
     def __post_init__(self) -> None:
-        check_share("grams", self.grams)
-        check_share("lines", self.lines)
-        check_whole("run", self.run, least=4 * STRIDE)
-        check_whole("least_words", self.least_words, least=N)
+        check_optional_share("grams", self.grams)
+        check_optional_share("lines", self.lines)
+        check_optional_integer("run", self.run, minimum=4 * STRIDE)
+        check_optional_integer("least_words", self.least_words, minimum=N)
 
     def __call__(self, record: Record) -> Record | Drop:
         answers = list_trained_texts(record)
@@ -152,15 +159,16 @@ class RepetitionFilter:
         return record
 
 
-def find_long_run(text: str, run: int) -> str:
-    """Return a character that stands at least `run` times in a row. Returns an empty string if no character does.
+def find_long_run(text: str, min_length: int) -> str:
+    """Return a character that stands at least `min_length` times in a row. Returns an empty string if no character
+    does.
 
     Args:
-        run: at least 4 · STRIDE.
+        min_length: at least 4 · STRIDE.
     """
     if not FOUR.search(text[::STRIDE]):
         return ""
-    match = re.search(rf"([^{RULES}])\1{{{run - 1}}}", text)
+    match = re.search(rf"([^{RULES}])\1{{{min_length - 1}}}", text)
     return match[1] if match else ""
 
 
@@ -175,20 +183,20 @@ def compute_repeated_line_share(text: str) -> float:
     return 1 - sum(map(len, distinct)) / sum(map(len, lines))
 
 
-def compute_repeated_ngram_share(text: str, bound: float, least_words: int) -> float:
+def compute_repeated_ngram_share(text: str, allowed_share: float, min_words: int) -> float:
     """Return the share of a text's n-grams of words that repeat earlier ones, in [0, 1].
 
-    Returns 0 for texts of fewer than `least_words` words, and if the number of distinct pairs of words proves that the
-    share is at most `bound`. This is faster than counting n-grams: of W words with P distinct pairs, at least
+    Returns 0 for texts of fewer than `min_words` words, and if the number of distinct pairs of words proves that the
+    share is at most `allowed_share`. This is faster than counting n-grams: of W words with P distinct pairs, at least
     P - (n - 2) of the W - n + 1 n-grams are distinct, since each new pair ends a new n-gram, except for the first n - 2
     pairs.
     """
     text_words = split_lowercase_words(text)
     count = len(text_words) - N + 1
-    if len(text_words) < least_words:
+    if len(text_words) < min_words:
         return 0.0
     n_distinct_pairs = len(set(pairwise(text_words)))
-    if count - (n_distinct_pairs - N + 2) <= bound * count:
+    if count - (n_distinct_pairs - N + 2) <= allowed_share * count:
         return 0.0
     return 1 - len(set(iter_ngrams(text_words, N))) / count
 

@@ -20,11 +20,11 @@ from align.core.types import Conversation, Feedback, Message, Preference, Record
 from align.data.chat.reasoning import OPEN, strip_reasoning
 from align.data.clean.characters import VISIBLE, InvisibleCharacterFilter, UnicodeRepair
 from align.data.clean.language import LanguageFilter
-from align.data.clean.outcome import Drop, Step, check_choice, join_texts, list_documents, suggest
+from align.data.clean.outcome import Drop, Step, check_choice, join_texts, list_documents, suggest_choice
 from align.data.clean.pii import PersonalDataFilter
 from align.data.clean.quality import BoilerplateFilter, CountTokens, LengthFilter, RepetitionFilter
 from align.data.read.content import MESSAGE_ATTRIBUTES, to_content_row
-from align.data.read.messages import check_calls, format_value, parse_messages
+from align.data.read.messages import check_tool_calls, format_value, parse_messages
 
 PREVIOUS_ROLES: Mapping[str, tuple[str, ...]] = {
     "system": ("",),
@@ -55,7 +55,7 @@ class EmptyTurnFilter:
         first_empty = next((i for i, turn in enumerate(turns) if is_empty(turn)), None)
         if first_empty is None:
             return record
-        remaining = remove_empty_end(turns)
+        remaining = remove_empty_last_turns(turns)
         if not isinstance(record, Conversation) or len(remaining) > first_empty:
             return Drop("empty turn", f"the {turns[first_empty].role}'s turn {first_empty} says nothing")
         if all(turn.role == "system" for turn in remaining):
@@ -63,7 +63,7 @@ class EmptyTurnFilter:
         return replace(record, messages=remaining)
 
 
-def remove_empty_end(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+def remove_empty_last_turns(turns: tuple[Message, ...]) -> tuple[Message, ...]:
     """Remove empty turns at the end. If an answer is among them, remove also the turns after the answer before it."""
     remaining = turns
     while remaining and is_empty(remaining[-1]):
@@ -168,15 +168,15 @@ class UserFunction:
                 new_record = replace(record, **messages)
                 for document in list_documents(new_record):
                     turns = enumerate(document.messages) if isinstance(document, Conversation) else ()
-                    check_calls([(f"{self.field}, turn {i}", turn) for i, turn in turns], new_record.tools)
+                    check_tool_calls([(f"{self.field}, turn {i}", turn) for i, turn in turns], new_record.tools)
             if not isinstance(new_record, Record) or find_lone_surrogate(join_texts(new_record)):
                 raise ValueError("what is no text, or half a character")
         except ValueError as error:
             raise self._build_error(f"a row that cannot be read for {label} ({error})") from error
         return record if new_record == record else new_record
 
-    def _build_error(self, what: str, remedy: str = RETURN_REMEDY) -> InputError:
-        return InputError(self.field, self.name, f"returned {what}", remedy)
+    def _build_error(self, description: str, remedy: str = RETURN_REMEDY) -> InputError:
+        return InputError(self.field, self.name, f"returned {description}", remedy)
 
 
 STEPS: Mapping[str, Callable[..., Step]] = {
@@ -231,7 +231,7 @@ def create_step(entry: Any, field: str, count_tokens: CountTokens | None) -> tup
     problem = "is no step of a list: rows are scored when all sources are cleaned"
     require(name != "score", field, name, problem, "Write stage.score.by=loss or stage.score.by=reward.")
     names = [*STEPS, FN]
-    remedy = f"{suggest(name, names)} The steps: {', '.join(names)}."
+    remedy = f"{suggest_choice(name, names)} The steps: {', '.join(names)}."
     require(name in STEPS, field, name, "is no cleaning step", remedy)
     return name, call_step_factory(STEPS[name], {} if arguments is None else arguments, f"{field}.{name}", count_tokens)
 
@@ -246,7 +246,7 @@ def call_step_factory(
     example = f"Write its arguments by name: {', '.join(names)}." if names else "It has no arguments: write its name."
     require(isinstance(arguments, Mapping), field, arguments, "are no arguments by name", example)
     for name, value in arguments.items():
-        remedy = f"{suggest(name, names)} {example}" if names else example
+        remedy = f"{suggest_choice(name, names)} {example}" if names else example
         require(name in names, f"{field}.{name}", value, "there is no such argument", remedy)
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     try:

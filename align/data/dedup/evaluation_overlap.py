@@ -128,7 +128,7 @@ def iter_features(texts: Texts, width: int, near: bool) -> Iterator[TextFeatures
 
 
 class OverlapIndex:
-    """An index of the texts of evaluation sets, by which `find_hits` finds overlapping training texts.
+    """An index of the texts of evaluation sets, by which `find_overlapping_texts` finds overlapping training texts.
 
     It takes some 5 bytes for a byte of text, and 7 while it is built.
 
@@ -179,14 +179,14 @@ class OverlapIndex:
             *concatenate_columns((shingles.values, shingles.sizes) for shingles in sets)
         )
 
-    def drop_runs(self, dropped_runs: ndarray) -> OverlapIndex:
+    def copy_without_runs(self, runs: ndarray) -> OverlapIndex:
         """Return a copy of the index without some runs of words, such as phrases that many training texts have.
 
         Args:
-            dropped_runs: hashes of these runs, uint64, ascending.
+            runs: hashes of these runs, uint64, ascending.
         """
         index = copy(self)
-        is_kept = ~is_in_sorted(dropped_runs, self.grams.hashes)
+        is_kept = ~is_in_sorted(runs, self.grams.hashes)
         index.grams = HashTable(self.grams.hashes[is_kept], self.grams.owners[is_kept])
         return index
 
@@ -227,7 +227,7 @@ def index_hashes(parts: list[OwnedHashes], set_of_owner: ndarray | None = None) 
     return HashTable(values[is_first], owners[is_first])
 
 
-def find_hits(index: OverlapIndex, texts: Texts) -> OverlapMatches:
+def find_overlapping_texts(index: OverlapIndex, texts: Texts) -> OverlapMatches:
     """Find training texts that overlap with evaluation sets, sorted by text and then by set.
 
     There is at most one match for each text and set: the first row that the first rule with any match finds.
@@ -282,14 +282,14 @@ class HashCounter:
         self.hashes = np.insert(self.hashes, places[~is_counted], hashes[~is_counted])
         self.counts = np.insert(self.counts, places[~is_counted], np.minimum(counts[~is_counted], 255))
 
-    def select_above(self, most: int) -> ndarray:
-        """Return the hashes that were added more than `most` times, ascending.
+    def select_above(self, max_count: int) -> ndarray:
+        """Return the hashes that were added more than `max_count` times, ascending.
 
         Args:
-            most: below 255.
+            max_count: below 255.
         """
         self._merge_new()
-        return self.hashes[self.counts > most]
+        return self.hashes[self.counts > max_count]
 
 
 class Prefilter:

@@ -207,7 +207,7 @@ BLOCK_SHINGLES = 1 << 22
 """Largest number of shingles that are in memory together."""
 
 
-def find_shared(
+def find_shared_shingles(
     groups: DocumentGroups,
     index: ndarray,
     sizes: ndarray,
@@ -302,22 +302,22 @@ class Duplicates(NamedTuple):
 
 
 def find_exact(
-    digests: ndarray, preference: ndarray, sources: ndarray | None = None, across: bool = False
+    digests: ndarray, preference: ndarray, sources: ndarray | None = None, only_across_sources: bool = False
 ) -> Duplicates:
     """Find the documents to drop because their digest equals that of one earlier in order of preference.
 
     Args:
         digests: N digests of 16 bytes (`digest_normalised_texts`).
-        preference, sources, across: as for `find_near`.
+        preference, sources, only_across_sources: as for `find_near`.
     """
     halves = np.ascontiguousarray(digests).view(np.uint64).reshape(-1, 2)
-    source_keys = sources if sources is not None and not across else np.zeros(len(preference), np.int64)
+    source_keys = sources if sources is not None and not only_across_sources else np.zeros(len(preference), np.int64)
     # The sort is stable: documents of equal preference stay in order.
     sorted_rows = np.lexsort((preference, source_keys, halves[:, 1], halves[:, 0]))
     is_first = differs_from_previous(*(key[sorted_rows] for key in (halves[:, 0], halves[:, 1], source_keys)))
     kept = sorted_rows[is_first][np.cumsum(is_first) - 1]
     is_dropped = ~is_first
-    if sources is not None and across:
+    if sources is not None and only_across_sources:
         is_dropped &= sources[sorted_rows] != sources[kept]
     dropped = sorted_rows[is_dropped]
     kept = kept[is_dropped]
@@ -334,7 +334,7 @@ def find_near(
     threshold: float = 0.7,
     bands: int = BANDS,
     sources: ndarray | None = None,
-    across: bool = False,
+    only_across_sources: bool = False,
     numbers: ndarray | None = None,
     content: ndarray | None = None,
     shared: ndarray | None = None,
@@ -350,9 +350,9 @@ def find_near(
         load_shingles: loads the shingles of documents (int64, ascending).
         threshold: least Jaccard similarity of near-duplicates, in (0, 1], exact on hashed shingles (`Shingles`).
         sources: source of each document, integers (N). If given, only documents of the same source are compared.
-        across: compare only documents of different sources instead.
+        only_across_sources: compare only documents of different sources instead.
         numbers: hash of each document's numbers and operators (`hash_numbers`), uint64 (N). None ignores these.
-        content: hash of each document's content, uint64 (N), by which shared text is found (`find_shared`).
+        content: hash of each document's content, uint64 (N), by which shared text is found (`find_shared_shingles`).
         shared: the shared shingles, ascending, if the caller has them. Without it and `content`, no text is shared.
     """
     documents = RankedDocuments(np.argsort(preference, kind="stable"), sizes, load_shingles)
@@ -360,7 +360,11 @@ def find_near(
     rank[documents.index] = np.arange(len(preference), dtype=np.int32)
     groups = list_groups_with_equal_bands(rank, sizes > 0, load_band, bands)
     if shared is None:
-        shared = NO_HASHES if content is None else find_shared(groups, documents.index, sizes, content, load_shingles)
+        shared = (
+            NO_HASHES
+            if content is None
+            else find_shared_shingles(groups, documents.index, sizes, content, load_shingles)
+        )
     memberships = GroupMemberships.from_groups(groups)
     is_large_group = groups.sizes > LARGE_GROUP
     rarity = ShingleRarity(shared)
@@ -373,7 +377,7 @@ def find_near(
         max_similarity = np.minimum(sizes[a], sizes[b]) / np.maximum(sizes[a], sizes[b])
         is_candidate = max_similarity >= threshold
         if sources is not None:
-            is_candidate &= (sources[a] != sources[b]) == across
+            is_candidate &= (sources[a] != sources[b]) == only_across_sources
         if numbers is not None:
             is_candidate &= numbers[a] == numbers[b]
         is_candidate[is_candidate] = sketches.might_reach(
@@ -417,7 +421,7 @@ def find_near(
         return MarkTable.from_entries(np.concatenate(marks), np.concatenate(owners))
 
     for ranks, group in memberships.iter_blocks(sizes[documents.index], 2 * BLOCK_SHINGLES, BLOCK):
-        greedy.decide(mark(ranks, group))
+        greedy.decide_block(mark(ranks, group))
     kept, dropped, similarity = concatenate_columns(greedy.pairs)
     by_rank = np.argsort(dropped)
     exact = np.zeros(len(by_rank), bool)
@@ -560,7 +564,7 @@ class GreedySelection:
         ] = []  # runs, each at least four times as long as the next one, or of `MAX_MERGED_RUN`
         self.pairs: list[tuple[ndarray, ndarray, ndarray]] = [NO_PAIRS]  # kept, dropped, similarity
 
-    def decide(self, block: MarkTable) -> None:
+    def decide_block(self, block: MarkTable) -> None:
         """Keep or drop each document of the next block, in order of preference, and record the dropped ones."""
         self.kept.append(self.deduplicate_block(self.drop_similar(self.kept, block)))
         while len(self.kept) > 1 and len(self.kept[-2]) < min(4 * len(self.kept[-1]), MAX_MERGED_RUN):

@@ -769,10 +769,10 @@ def take_backwards(rows: ndarray, ends: ndarray, column: ndarray) -> ndarray:
     return np.take_along_axis(rows, np.clip(ends[:, None] - 1 - column, 0, len(column) - 1), 1)
 
 
-def clip_spans(first: ndarray, count: ndarray, most: int) -> tuple[ndarray, ndarray]:
-    """Return the start and end of spans of words, clipped to the number of words `most`."""
-    first = np.clip(first, 0, most)
-    return first, np.clip(first + count, 0, most)
+def clip_spans(starts: ndarray, counts: ndarray, word_count: int) -> tuple[ndarray, ndarray]:
+    """Return the start and end of spans of words, clipped to the number of words `word_count`."""
+    starts = np.clip(starts, 0, word_count)
+    return starts, np.clip(starts + counts, 0, word_count)
 
 
 def is_match_in_context(block: WordBlock, words: ndarray, end: ndarray, weights: ndarray) -> ndarray:
@@ -865,7 +865,7 @@ def hash_training_prompts(texts: Texts) -> QuestionKeys:
     return hash_questions(texts, lambda block: product(*find_stripped_bounds(block)))
 
 
-def hash_questions(texts: Texts, bounds: Callable[[WordBlock], Iterable[tuple[ndarray, ndarray]]]) -> QuestionKeys:
+def hash_questions(texts: Texts, find_bounds: Callable[[WordBlock], Iterable[tuple[ndarray, ndarray]]]) -> QuestionKeys:
     """Return keys of texts.
 
     Args:
@@ -874,7 +874,7 @@ def hash_questions(texts: Texts, bounds: Callable[[WordBlock], Iterable[tuple[nd
     parts = [(NO_NUMBERS, NO_HASHES)]
     first_text = 0
     for block in iter_word_blocks(texts):
-        for start, end in bounds(block):
+        for start, end in find_bounds(block):
             places = np.flatnonzero((start >= 0) & (end > start))
             if len(places):
                 parts.append((places + first_text, block.runs(start[places], end[places])))

@@ -306,20 +306,20 @@ def digest_normalised_texts(texts: Texts) -> ndarray:
     return np.frombuffer(bytes(digests), f"V{DIGEST_BYTES}")
 
 
-def compute_jaccard(a: Shingles, ia: ndarray, b: Shingles, ib: ndarray) -> ndarray:
-    """Compute |A ∩ B| / |A ∪ B| of the sets `ia[p]` of `a` and `ib[p]` of `b` for each pair p, float64. It is 0 if both
-    sets are empty."""
-    common = count_common(a, ia, b, ib)
-    return common / np.maximum(a.sizes[ia] + b.sizes[ib] - common, 1)
+def compute_jaccard(a: Shingles, a_rows: ndarray, b: Shingles, b_rows: ndarray) -> ndarray:
+    """Compute |A ∩ B| / |A ∪ B| of the sets `a_rows[p]` of `a` and `b_rows[p]` of `b` for each pair p, float64. It is 0
+    if both sets are empty."""
+    common = count_common(a, a_rows, b, b_rows)
+    return common / np.maximum(a.sizes[a_rows] + b.sizes[b_rows] - common, 1)
 
 
-def count_common(a: Shingles, ia: ndarray, b: Shingles, ib: ndarray) -> ndarray:
-    """Count |A ∩ B| of the sets `ia[p]` of `a` and `ib[p]` of `b`, for each pair p, int64."""
-    starts_a = a.offsets[ia]
-    starts_b = b.offsets[ib]
-    sizes_a = a.sizes[ia]
-    sizes_b = b.sizes[ib]
-    common = np.zeros(len(ia), np.int64)
+def count_common(a: Shingles, a_rows: ndarray, b: Shingles, b_rows: ndarray) -> ndarray:
+    """Count |A ∩ B| of the sets `a_rows[p]` of `a` and `b_rows[p]` of `b`, for each pair p, int64."""
+    starts_a = a.offsets[a_rows]
+    starts_b = b.offsets[b_rows]
+    sizes_a = a.sizes[a_rows]
+    sizes_b = b.sizes[b_rows]
+    common = np.zeros(len(a_rows), np.int64)
     for start, end in split_by_budget(sizes_a + sizes_b, BLOCK_VALUES, BLOCK_PAIRS):
         span = slice(start, end)
         common[span] = count_shared_values(

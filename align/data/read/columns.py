@@ -40,7 +40,7 @@ from align.data.read.messages import (
     is_blank,
     pairs_to_turns,
 )
-from align.data.read.rows import CELL_TYPES, Row, check_values, iter_rows
+from align.data.read.rows import CELL_TYPES, Row, check_json_values, iter_rows
 
 HELP = "docs/data-formats.md has every shape."
 LABEL = "label"
@@ -461,7 +461,7 @@ SPAN_FIELDS = {"text", "answer_start", "answer_end", "start", "end", "id", "answ
 """Fields of an answer with its text and its position in the passage, but no score."""
 
 
-def fold(name: Any) -> str:
+def normalize_column_name(name: Any) -> str:
     """Normalise a column name for comparison: without outer blanks and case."""
     return str(name).strip().casefold()
 
@@ -490,11 +490,11 @@ class ColumnRules:
         has_answer_list = not isinstance(data.get("answer"), str | None)
         if not (self.columns or self.metadata or row.texts or has_answer_list) and can_skip_rules(tuple(data)):
             return row
-        folded_metadata = {fold(name) for name in self.metadata if name not in data}
+        folded_metadata = {normalize_column_name(name) for name in self.metadata if name not in data}
         metadata_columns = {
             name: value
             for name, value in data.items()
-            if name in self.metadata or (folded_metadata and fold(name) in folded_metadata)
+            if name in self.metadata or (folded_metadata and normalize_column_name(name) in folded_metadata)
         }
         if metadata_columns:
             data = {name: value for name, value in data.items() if name not in metadata_columns}
@@ -513,7 +513,7 @@ class ColumnRules:
             data = {new_names.get(name, name): value for name, value in data.items()}
         if row.texts:
             data = CELL_TYPES.convert_row(data)
-            check_values(data)
+            check_json_values(data)
         data, answer_lists = select_first_answer(data)
         data = self.complete_question(data)
         return row._replace(data=data, kept_as_metadata={**metadata_columns, **answer_lists})
@@ -547,12 +547,14 @@ class ColumnRules:
         if shape is not TEXT and has_answer(row, shape):
             return
         answer_columns = find_answers_beside_turns(row, shape)
-        names = [name for name in row if row[name] is not None and is_answer(str(name)) and name not in answer_columns]
+        names = [
+            name for name in row if row[name] is not None and is_answer_column(str(name)) and name not in answer_columns
+        ]
         if not names:
             return
         name = names[0]
         remedy = self.suggest_metadata(names)
-        if isinstance(row[name], str) and not ANSWER_OF_SEVERAL.fullmatch(fold(name)):
+        if isinstance(row[name], str) and not ANSWER_OF_SEVERAL.fullmatch(normalize_column_name(name)):
             ours = {"question": "text", "answer": name} if shape is TEXT else {shape.default_answer: name}
             remedy = f"{self._suggest_renaming('If it is the answer', ours)} {remedy}"
         raise build_field_error(name, row[name], "is named as an answer, and the row is read without one", remedy)
@@ -628,7 +630,7 @@ class ColumnRules:
                 continue
             value = row[name]
             if name == "choices" and are_api_replies(
-                value, has_answer=any(row.get(key) is not None for key in REFERENCE_COLUMNS)
+                value, has_other_answer=any(row.get(key) is not None for key in REFERENCE_COLUMNS)
             ):
                 problem = "holds answers as an API logs them, and not what a question lets one choose from"
                 remedy = f"Write the answer into a column `completion`. {self.suggest_metadata([name])}"
@@ -665,7 +667,7 @@ class ColumnRules:
         }
         is_choice_text = label in [part.casefold() for part in choices.parts]
         if label is None or (is_choice_text and not candidates):
-            return question_labels is not None or contains_parts(parts, text, in_order=True)
+            return question_labels is not None or contains_parts(parts, text, must_be_in_order=True)
         if is_choice_text:
             candidates.add(label)
         if len(candidates) == 1:
@@ -724,9 +726,12 @@ def is_transcript(text: str) -> bool:
 
 
 @lru_cache(4096)
-def is_answer(name: str) -> bool:
+def is_answer_column(name: str) -> bool:
     """Return whether a column has the name of an answer, or of one of two compared answers."""
-    return fold(name) in ANSWER_NAMES or ANSWER_OF_SEVERAL.fullmatch(fold(name)) is not None
+    return (
+        normalize_column_name(name) in ANSWER_NAMES
+        or ANSWER_OF_SEVERAL.fullmatch(normalize_column_name(name)) is not None
+    )
 
 
 def has_answer(row: Fields, shape: Shape) -> bool:
@@ -751,20 +756,20 @@ class RenderedContext(NamedTuple):
     labels: Sequence[str] = ()
 
 
-def contains_parts(parts: Sequence[str], text: str, in_order: bool) -> bool:
+def contains_parts(parts: Sequence[str], text: str, must_be_in_order: bool) -> bool:
     """Return whether a text contains all parts as whole words: `no` is not found in `know`.
 
     Args:
         parts: what to look for.
         text: where to look.
-        in_order: the parts must follow one another.
+        must_be_in_order: the parts must follow one another.
     """
     start = 0
     for part in parts:
         match = re.compile(rf"(?<!\w){re.escape(part)}(?!\w)").search(text, start)
         if match is None:
             return False
-        start = match.end() if in_order else 0
+        start = match.end() if must_be_in_order else 0
     return True
 
 
@@ -780,8 +785,8 @@ def find_case_conflicts(names: tuple[str, ...]) -> Sequence[tuple[str, str]]:
     """Return pairs of columns whose names differ in case only, for the names that we know."""
     by_name = dict[str, list[str]]()
     for name in names:
-        if fold(name) in KNOWN_NAMES:
-            by_name.setdefault(fold(name), []).append(name)
+        if normalize_column_name(name) in KNOWN_NAMES:
+            by_name.setdefault(normalize_column_name(name), []).append(name)
     groups = (sorted(group, key=lambda name: name != known_name) for known_name, group in by_name.items())
     return [(first, variant) for first, *variants in groups for variant in variants]
 
@@ -792,7 +797,7 @@ def find_canonical_names(names: tuple[str, ...]) -> Mapping[str, str]:
     used_names = {*names}
     new_names = dict[str, str]()
     for name in names:
-        ours = name if name in KNOWN_NAMES else fold(name)
+        ours = name if name in KNOWN_NAMES else normalize_column_name(name)
         ours = ALIASES.get(ours, ours)
         if ours in KNOWN_NAMES and ours not in used_names:
             new_names[name] = ours
@@ -803,7 +808,7 @@ def find_canonical_names(names: tuple[str, ...]) -> Mapping[str, str]:
 @lru_cache(4096)
 def find_context_columns(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the columns that belong to the question, in the order in which they are written below it."""
-    by_folded_name = {fold(name): name for name in reversed(names)}
+    by_folded_name = {normalize_column_name(name): name for name in reversed(names)}
     choice_names = sorted(filter(CHOICE_COLUMN.fullmatch, by_folded_name), key=choice_sort_key)
     if len(choice_names) < 2:
         choice_names = []
@@ -830,7 +835,7 @@ def list_sibling_choices(row: Fields, name: str) -> list[str]:
 
 def parse_choice_letter(name: str) -> str:
     """Return the letter or number of the choice that a column holds, from its name."""
-    match = CHOICE_COLUMN.fullmatch(fold(name))
+    match = CHOICE_COLUMN.fullmatch(normalize_column_name(name))
     return (match[1] if match else name.strip()).upper()
 
 
@@ -906,23 +911,23 @@ def render_document(value: Any) -> str | None:
     return "\n".join(filter(None, (next(titles, ""), next(filter(None, bodies), ""))))
 
 
-def are_api_replies(value: Any, has_answer: bool) -> bool:
+def are_api_replies(value: Any, has_other_answer: bool) -> bool:
     """Return whether a column `choices` holds a logged API response: objects with its fields, or objects without labels
     in a row that has no other answer.
 
     Args:
         value: the column's value.
-        has_answer: the row has an answer in another column.
+        has_other_answer: the row has an answer in another column.
     """
     if not isinstance(value, list) or not value or not all(isinstance(entry, Mapping) for entry in value):
         return False
     have_labels = all(get_first_field(entry, OPTION_LABELS) is not None for entry in value)
-    return not have_labels and (not has_answer or any(REPLY_FIELDS & entry.keys() for entry in value))
+    return not have_labels and (not has_other_answer or any(REPLY_FIELDS & entry.keys() for entry in value))
 
 
-def get_first_field(value: Fields, names: Sequence[str]) -> Any:
+def get_first_field(fields: Fields, names: Sequence[str]) -> Any:
     """Return the first of some fields that is not null. Returns None if all are."""
-    return next((value[name] for name in names if value.get(name) is not None), None)
+    return next((fields[name] for name in names if fields.get(name) is not None), None)
 
 
 def render_choices(value: Any) -> RenderedContext | None:
@@ -1024,14 +1029,14 @@ def rename_columns(data: Fields, columns: Mapping[str, str]) -> tuple[dict[str, 
     for ours, theirs in columns.items():
         column_list = ", ".join(map(str, data)) or "(none)"
         if (
-            fold(ours) not in RENAME_TARGETS
+            normalize_column_name(ours) not in RENAME_TARGETS
             and not CHOICE_COLUMN.fullmatch(ours)
-            and not ANSWER_COLUMN.fullmatch(fold(ours))
+            and not ANSWER_COLUMN.fullmatch(normalize_column_name(ours))
         ):
             problem = f"{theirs} cannot be renamed to {ours}, which is no name of a column that is read"
             remedy = f"Write our name first. To keep {theirs} as metadata, leave it out of the setting."
             raise InputError("columns", column_list, problem, remedy)
-        matches = [name for name in data if fold(name) == fold(theirs)]
+        matches = [name for name in data if normalize_column_name(name) == normalize_column_name(theirs)]
         if theirs not in data and not matches:
             inner = parse_metadata(data.get("metadata"))
             key = theirs.removeprefix(METADATA_PREFIX)
@@ -1050,7 +1055,7 @@ def rename_columns(data: Fields, columns: Mapping[str, str]) -> tuple[dict[str, 
             problem = f"there is no {theirs} among them to rename to {ours}"
             raise InputError("columns", column_list, problem, remedy)
     remaining = {name: value for name, value in data.items() if name not in sources.values()}
-    taken = {fold(name) for name, value in remaining.items() if value is not None}
+    taken = {normalize_column_name(name) for name, value in remaining.items() if value is not None}
     for ours in [
         ours for ours in sources if ours in CONTEXT_COLUMNS and ours in taken
     ]:  # both columns belong to the question
@@ -1247,7 +1252,7 @@ def list_exempt_columns(names: tuple[str, ...], shape: Shape, is_prompt: bool) -
     if shape.kind == DOCUMENTS and "chosen" in names:  # the better answer of a pair is imitated
         exempt.add("rejected")
     exempt |= {*find_context_columns(names)}  # already in the question, except for fields that are not rendered
-    return frozenset(exempt | QUESTION_NAMES - {*map(fold, names)})  # for fields of `metadata`
+    return frozenset(exempt | QUESTION_NAMES - {*map(normalize_column_name, names)})  # for fields of `metadata`
 
 
 def is_identifier(text: str) -> bool:
@@ -1281,7 +1286,10 @@ def iter_texts(value: Any) -> Iterator[str]:
 def can_be_context(name: str) -> bool:
     """Return whether an unread column may become part of the question: it does not reveal the answer, and is no turn
     field."""
-    return TURN_FIELD_INFIX not in name and fold(name).removeprefix(METADATA_PREFIX) not in REVEALING_COLUMNS
+    return (
+        TURN_FIELD_INFIX not in name
+        and normalize_column_name(name).removeprefix(METADATA_PREFIX) not in REVEALING_COLUMNS
+    )
 
 
 class UnreadColumns:
@@ -1318,11 +1326,11 @@ class UnreadColumns:
             InputError: a column has more than `MAX_METADATA_CHARACTERS` characters on average, or a metadata column is
                 missing.
         """
-        metadata_names = {*map(fold, self.rules.metadata)}
-        missing = metadata_names - {*map(fold, self.sizes)}
+        metadata_names = {*map(normalize_column_name, self.rules.metadata)}
+        missing = metadata_names - {*map(normalize_column_name, self.sizes)}
         if missing and setting != EVAL_PATH:
             present = dict.fromkeys(name for row in islice(iter_rows(path), ROWS_TO_LIST) for name in row.data)
-            name = next(name for name in self.rules.metadata if fold(name) in missing)
+            name = next(name for name in self.rules.metadata if normalize_column_name(name) in missing)
             if present:
                 problem = f"there is no column {name}, which is to be kept as metadata"
                 raise InputError(f"{path}, columns", ", ".join(present), problem, "Leave it out, or correct its name.")
@@ -1330,8 +1338,8 @@ class UnreadColumns:
             name: characters / texts
             for name, (texts, characters) in self.sizes.items()
             if texts
-            and (characters > MAX_METADATA_CHARACTERS * texts or fold(name) in QUESTION_NAMES)
-            and fold(name) not in metadata_names
+            and (characters > MAX_METADATA_CHARACTERS * texts or normalize_column_name(name) in QUESTION_NAMES)
+            and normalize_column_name(name) not in metadata_names
         }
         if not mean_lengths:
             return

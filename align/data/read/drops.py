@@ -137,12 +137,12 @@ class BadRows:
             error = error_type(cause["field"], cause["value"], cause["problem"], cause["remedy"])
             self.add(error, cause["count"])
 
-    def report_refused_rows(self, path: str | Path, kept: int) -> None:
+    def report_refused_rows(self, path: str | Path, kept_count: int) -> None:
         """Report the refused rows read so far, and forget them. Prints one line if bad rows are skipped.
 
         Args:
             path: the file, for messages.
-            kept: usable results of the other rows. If it is 0, refused rows are not skipped.
+            kept_count: number of usable results of the other rows. If it is 0, refused rows are not skipped.
 
         Raises:
             InputError: the first refused row's error; its remedy says how many more rows are refused.
@@ -153,7 +153,7 @@ class BadRows:
         if not causes:
             return
         source_error = next((cause.first for cause in causes if isinstance(cause.first, DoubtfulSourceError)), None)
-        can_skip = kept and source_error is None
+        can_skip = kept_count and source_error is None
         other_count = sum(cause.count for cause in causes[MAX_LISTED_CAUSES:])
         summary = "; ".join(
             [*map(str, causes[:MAX_LISTED_CAUSES]), *([f"{other_count} × other causes"] if other_count else [])]

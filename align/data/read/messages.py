@@ -13,7 +13,7 @@ from align.core.errors import InputError
 from align.core.types import ROLES, Message, Tool, ToolCall
 from align.data.chat.reasoning import measure_reasoning, prepend_reasoning
 from align.data.read.content import split_names
-from align.data.read.rows import DECODER, DuplicateKeyError, check_values
+from align.data.read.rows import DECODER, DuplicateKeyError, check_json_values
 
 LEAVE_OUT_HELP = "Leave such rows out."
 MEDIA_FIELDS = split_names("images image image_url image_urls audio audios video videos")
@@ -120,8 +120,8 @@ def parse_message(value: Any, column: str) -> Message:
             return Message(role, content)
     if not isinstance(value, Mapping):
         raise build_field_error(column, value, "is no message", WRITE_MESSAGES)
-    check_unsupported(value, UNSUPPORTED_TURN_FIELDS, f"{column}.")
-    check_texts(value, column)
+    check_unsupported_fields(value, UNSUPPORTED_TURN_FIELDS, f"{column}.")
+    check_texts_agree(value, column)
     role = value.get("role")
     if isinstance(role, str):
         role = ROLE_ALIASES.get(role, role)
@@ -219,7 +219,7 @@ def is_trained(message: Fields, role: str, column: str) -> bool:
     return role != "assistant" or all(flags.values())
 
 
-def check_weight(row: Fields) -> None:
+def check_row_weight(row: Fields) -> None:
     """Raise InputError if a row of supervised training has a weight other than 1. Pairs of a ranking are weighted too,
     but by their number and not by a column."""
     if row.keys().isdisjoint(TRAIN_FLAGS):
@@ -234,7 +234,7 @@ def check_weight(row: Fields) -> None:
             )
 
 
-def check_texts(turn: Fields, column: str) -> None:
+def check_texts_agree(turn: Fields, column: str) -> None:
     """Raise InputError if a turn has different texts in two of its fields."""
     texts = {name: turn[name] for name in TEXT_FIELDS if isinstance(turn.get(name), str) and turn[name]}
     for name, text in texts.items():
@@ -243,7 +243,7 @@ def check_texts(turn: Fields, column: str) -> None:
             raise build_field_error(f"{column}.{name}", text, f"is another text than that of `{first}`", KEEP_ONE)
 
 
-def check_unsupported(fields: Fields, unsupported: Mapping[str, tuple[str, str]], prefix: str = "") -> None:
+def check_unsupported_fields(fields: Fields, unsupported: Mapping[str, tuple[str, str]], prefix: str = "") -> None:
     """Raise InputError if a field that is not supported has a value.
 
     Args:
@@ -318,7 +318,7 @@ def parse_json_value(raw: Any, column: str) -> Any:
         raise build_field_error(column, raw, f"has the key {error} twice in one object", "Keep one.") from error
     except (ValueError, RecursionError):
         return raw
-    check_values(value, column)
+    check_json_values(value, column)
     return value
 
 
@@ -411,7 +411,7 @@ def parse_call(raw: Any, column: str) -> ToolCall:
     raise build_field_error(f"{column}.arguments", raw_arguments, f"is no JSON object{reason}", WRITE_ARGUMENTS)
 
 
-def check_calls(placed_messages: Sequence[tuple[str, Message]], tools: Iterable[Tool]) -> None:
+def check_tool_calls(placed_messages: Sequence[tuple[str, Message]], tools: Iterable[Tool]) -> None:
     """Check that tool calls and their results match.
 
     A last turn of calls may be trained on and needs no results.

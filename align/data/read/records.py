@@ -104,10 +104,10 @@ from align.data.read.messages import (
     UNSUPPORTED_FIELDS,
     Fields,
     build_field_error,
-    check_calls,
-    check_texts,
-    check_unsupported,
-    check_weight,
+    check_row_weight,
+    check_texts_agree,
+    check_tool_calls,
+    check_unsupported_fields,
     format_value,
     pairs_to_turns,
     parse_json_value,
@@ -117,7 +117,7 @@ from align.data.read.messages import (
     parse_transcript,
     with_system_column,
 )
-from align.data.read.rows import CELL_TYPES, Row, check_values, iter_rows
+from align.data.read.rows import CELL_TYPES, Row, check_json_values, iter_rows
 
 PlacedMessages = list[tuple[str, Message]]
 """(place of the text in the row, message) for each message. Errors name the place."""
@@ -158,7 +158,7 @@ def parse_document(
     for place, message in placed_messages:
         check_not_empty(place, message)
     tools = parse_tools(row)
-    check_calls(placed_messages, tools)
+    check_tool_calls(placed_messages, tools)
     messages = with_system_column(tuple(message for _, message in placed_messages), row)
     return Conversation(
         messages, id, tools, encode_other_columns({**row, **kept_as_metadata}, column) if is_prompt else ""
@@ -187,7 +187,7 @@ def parse_feedback(row: Fields, id: str) -> Feedback:
     has_question = any(message.role == "user" and message.content.strip() for message in prompt)
     require(has_question, placed_messages[0][0], "(empty)", "it holds no question to answer", "Give its text.")
     tools = parse_tools(row)
-    check_calls(placed_messages, tools)
+    check_tool_calls(placed_messages, tools)
     return Feedback(prompt, completion, bool(parse_label(row[LABEL])), id, tools)
 
 
@@ -214,8 +214,8 @@ def encode_other_columns(row: Fields, column: str) -> str:
 def find_shape_column(row: Fields) -> str:
     """Return the column that identifies a row's shape. Raises InputError if no shape fits, or a column cannot be
     kept."""
-    check_unsupported(row, UNSUPPORTED_COLUMNS)
-    check_weight(row)
+    check_unsupported_fields(row, UNSUPPORTED_COLUMNS)
+    check_row_weight(row)
     present = [column for column in DOCUMENT_SHAPES if column in row]
     if not present:
         remedy = f"Give `messages`, `prompt` with `completion`, or `text`; {HELP}"
@@ -307,7 +307,7 @@ def parse_sharegpt(value: Any, column: str) -> PlacedMessages:
             raise build_field_error(place, turn, "is no turn", "Write a list of {from, value}.")
         message = {name: field_value for name, field_value in turn.items() if name not in ("from", "value")}
         role = SHAREGPT_ROLES.get(str(turn["from"]), turn["from"])
-        check_texts(turn, place)
+        check_texts_agree(turn, place)
         other_speaker = turn.get("role", role)
         if other_speaker not in (role, turn["from"]) and SHAREGPT_ROLES.get(str(other_speaker), other_speaker) != role:
             problem = f"is another speaker than that of `from` ({turn['from']})"
@@ -330,11 +330,11 @@ def parse_text_calls(value: Any, column: str) -> list[Any]:
     return calls
 
 
-def parse_question_and_answer(row: Fields, column: str, answers: tuple[str, ...]) -> PlacedMessages:
+def parse_question_and_answer(row: Fields, column: str, answer_columns: tuple[str, ...]) -> PlacedMessages:
     """Return the turns of a question and of its answer, from the answer column that is not null. Returns the question
     alone if all are null."""
-    present = [name for name in answers if row.get(name) is not None]
-    name = choose_answer_column(row, column, present) if present else answers[0]
+    present = [name for name in answer_columns if row.get(name) is not None]
+    name = choose_answer_column(row, column, present) if present else answer_columns[0]
     question_turns = parse_turns(row[column], "user", column)
     reply_turns = parse_turns(row.get(name), "assistant", name)
     require(bool(question_turns), column, row[column], "asks nothing", "Give its text.")
@@ -500,7 +500,7 @@ def iter_tree_paths(
 
 def parse_tree_message(data: Fields, place: str) -> Message:
     """Parse the message in a node of a conversation tree. Raises InputError if it has no text, or an unknown role."""
-    check_unsupported(data, UNSUPPORTED_TREE_FIELDS, place)
+    check_unsupported_fields(data, UNSUPPORTED_TREE_FIELDS, place)
     role = data.get("role")
     text = data.get("text")
     if isinstance(role, str) and role in RESULT_ROLES:
@@ -553,7 +553,7 @@ def parse_pairs(group: Sequence[Row]) -> Iterator[ParsedPair]:
     """Yield the pairs of one row, or of a group of HelpSteer rows."""
     for row in group:
         with row.naming_errors():
-            check_unsupported(row.data, UNSUPPORTED_COLUMNS)
+            check_unsupported_fields(row.data, UNSUPPORTED_COLUMNS)
     with group[0].naming_errors():
         yield from pair_helpsteer_rows(group) if is_helpsteer(group[0].data) else parse_row_pairs(group[0])
 
@@ -567,7 +567,7 @@ def parse_row_pairs(row: Row) -> Iterator[ParsedPair]:
         answers = parse_scored_answers(row, "completions", "response", "overall_score", 1)
         yield from pair_all(answers, parse_prompt(data, question_name))
     elif {"chosen", "rejected"} <= data.keys() and is_text_list(data["rejected"]):
-        yield from pair_right_and_wrong(row)
+        yield from pair_right_with_wrong_answers(row)
     elif {"chosen", "rejected"} <= data.keys():
         yield parse_pair(row)
     elif shape is JUDGED:
@@ -584,8 +584,9 @@ def parse_row_pairs(row: Row) -> Iterator[ParsedPair]:
         raise build_pair_error(data, "rejected" if "chosen" in data else "chosen", problem, remedy)
 
 
-def parse_side(data: Fields, column: str, prompt: Any) -> Messages:
-    """Return the turns of one side of a pair. Without a prompt column, they begin with the prompt."""
+def parse_pair_answer(data: Fields, column: str, prompt: Any) -> Messages:
+    """Parse the turns of the answer in the column `chosen` or `rejected`. Without a prompt column, they begin with the
+    prompt."""
     value = data[column]
     if not isinstance(value, str):
         return parse_pair_messages(data, column, [value] if isinstance(value, dict) else value)
@@ -611,7 +612,7 @@ def parse_pair(row: Row) -> ParsedPair:
             )
     if type(data["chosen"]) is not type(data["rejected"]):
         raise build_pair_error(data, "rejected", "not of the same form as chosen")
-    better, worse = (parse_side(data, column, prompt) for column in ("chosen", "rejected"))
+    better, worse = (parse_pair_answer(data, column, prompt) for column in ("chosen", "rejected"))
     for column, turns in (("chosen", better), ("rejected", worse)):
         if turns[-1].role != "assistant":
             raise build_pair_error(
@@ -673,7 +674,7 @@ def parse_judged_pair(row: Row) -> ParsedPair:
     better_answer, worse_answer = answers if verdict < 0 else reversed(answers)
     pair |= {"chosen": better_answer, "rejected": worse_answer}
     if columns.verdict == WINNER_COLUMNS:
-        check_values(pair)  # texts decoded from JSON text have not been checked yet
+        check_json_values(pair)  # texts decoded from JSON text have not been checked yet
     return parse_pair(row._replace(data=pair))
 
 
@@ -731,8 +732,8 @@ def is_text_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
-def pair_right_and_wrong(row: Row) -> Iterator[ParsedPair]:
-    """Yield each right answer over each wrong one, as one group."""
+def pair_right_with_wrong_answers(row: Row) -> Iterator[ParsedPair]:
+    """Yield a pair of each right answer and each wrong one of a row, as one group."""
     right_answers = [row.data["chosen"]] if isinstance(row.data["chosen"], str) else row.data["chosen"]
     if not is_text_list(right_answers):
         raise build_pair_error(row.data, "chosen", "neither a text nor a list of texts, as rejected is one")
@@ -764,7 +765,9 @@ class ScoredAnswer(NamedTuple):
     about: Fields
 
 
-def parse_scored_answers(row: Row, column: str, text_field: str, score_field: str, sign: int) -> list[ScoredAnswer]:
+def parse_scored_answers(
+    row: Row, column: str, text_field: str, score_field: str, score_sign: int
+) -> list[ScoredAnswer]:
     """Parse a column with a list of scored answers.
 
     Args:
@@ -772,7 +775,7 @@ def parse_scored_answers(row: Row, column: str, text_field: str, score_field: st
         column: the column.
         text_field: the entry's field with the answer.
         score_field: the entry's field with the score.
-        sign: 1 if a higher score is better, -1 if a lower one is.
+        score_sign: 1 if a higher score is better, -1 if a lower one is.
     """
     entries = row.data[column]
     if not isinstance(entries, list) or len(entries) < 2:
@@ -781,7 +784,7 @@ def parse_scored_answers(row: Row, column: str, text_field: str, score_field: st
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get(text_field), str):
             raise build_pair_error(row.data, f"{column}[{i}].{text_field}", "missing or not a text")
-        number = sign * require_number(row.data, f"{column}[{i}].{score_field}", entry.get(score_field))
+        number = score_sign * require_number(row.data, f"{column}[{i}].{score_field}", entry.get(score_field))
         about = {name: value for name, value in entry.items() if name != text_field and value is not None}
         answers.append(ScoredAnswer(row, to_answer(entry[text_field]), number, about))
     return answers
@@ -825,19 +828,21 @@ def pair_all(answers: Sequence[ScoredAnswer], prompt: Messages, has_margins: boo
             yield record, {side: fields for side, fields in about.items() if fields}
 
 
-def parse_compared_pair(row: Row, question_name: str, first: str, second: str, column: str) -> ParsedPair:
+def parse_compared_pair(
+    row: Row, question_name: str, first_column: str, second_column: str, verdict_column: str
+) -> ParsedPair:
     """Parse two answers and a verdict from -3 (the first is much better) to 3 (the second is much better).
 
     Args:
         row: the row.
         question_name: the question column.
-        first, second: the answer columns.
-        column: the verdict column.
+        first_column, second_column: the answer columns.
+        verdict_column: the verdict column.
     """
-    answers = [to_answer(require_text(row.data, name)) for name in (first, second)]
-    verdict = require_number(row.data, column, row.data[column])
+    answers = [to_answer(require_text(row.data, name)) for name in (first_column, second_column)]
+    verdict = require_number(row.data, verdict_column, row.data[verdict_column])
     if not -3 <= verdict <= 3:
-        raise build_pair_error(row.data, column, "outside -3 … 3")
+        raise build_pair_error(row.data, verdict_column, "outside -3 … 3")
     if verdict == 0:
         return Drop.TIE
     if answers[0] == answers[1]:
@@ -884,7 +889,7 @@ def build_preference(
     tools = parse_tools(data)
     for side, answer in (("chosen", chosen), ("rejected", rejected)):
         sides = (("prompt", prompt), (side, answer))
-        check_calls([(f"{name}[{i}]", turn) for name, part in sides for i, turn in enumerate(part)], tools)
+        check_tool_calls([(f"{name}[{i}]", turn) for name, part in sides for i, turn in enumerate(part)], tools)
     texts: dict[str, Any] = {
         name: get_text(data, name) for name in ("annotator", "guideline_version", "created_at", "scorer")
     }

@@ -85,11 +85,11 @@ def parse_object(value: Any, text: str) -> dict[str, Any]:
         raise InputError("", text.strip()[:60], f"a {type(value).__name__}, not an object", ONE_OBJECT_HELP)
     suspect = "\\u" in text and SUSPECT_ESCAPE.search(text)
     if suspect or text.count("[") + text.count("{") > MAX_DEPTH:
-        check_values(value)
+        check_json_values(value)
     return value
 
 
-def check_values(value: Any, field: str = "", depth: int = 0) -> None:
+def check_json_values(value: Any, field: str = "", depth: int = 0) -> None:
     """Raise InputError if a value is nested too deeply, or a text within it holds half a surrogate pair or NUL."""
     if isinstance(value, str):
         if surrogate := find_lone_surrogate(value):
@@ -100,11 +100,11 @@ def check_values(value: Any, field: str = "", depth: int = 0) -> None:
         raise InputError(field.partition("[")[0], "[…]", TOO_DEEP, "Give it flat.")
     if isinstance(value, dict):
         for key, inner in value.items():
-            check_values(key, f"{field}, a key" if field else "a key")
-            check_values(inner, f"{field}.{key}" if field else key, depth + 1)
+            check_json_values(key, f"{field}, a key" if field else "a key")
+            check_json_values(inner, f"{field}.{key}" if field else key, depth + 1)
     elif isinstance(value, list):
         for i, inner in enumerate(value):
-            check_values(inner, f"{field}[{i}]", depth + 1)
+            check_json_values(inner, f"{field}[{i}]", depth + 1)
 
 
 def read_lines(source: DataFile, skip: int = 0) -> NumberedRows:
@@ -327,8 +327,8 @@ def parse_array_value(value: Any, value_text: str) -> dict[str, Any] | InputErro
         return error
 
 
-SEPARATORS = {".csv": (",", ";", "\t"), ".tsv": ("\t",)}
-"""Ending → possible cell separators. The one that occurs most often in the header, outside of quotes, is used."""
+DELIMITERS = {".csv": (",", ";", "\t"), ".tsv": ("\t",)}
+"""Ending → possible cell delimiters. The one that occurs most often in the header, outside of quotes, is used."""
 QUOTES_HELP = (
     'Write it with one row a record, and put a cell with a separator, a quote or a line\'s end in double quotes ("").'
 )
@@ -385,7 +385,7 @@ def read_table(source: DataFile, skip: int = 0) -> NumberedRows:
     with source.open_stream() as file:
         lines = TableLines(file)
         first_line = next(lines, "")
-        delimiter = detect_separator(first_line, source.plain_name)
+        delimiter = detect_delimiter(first_line, source.plain_name)
         header = parse_header(first_line, delimiter, lines.problem, source)
         table = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
@@ -424,15 +424,15 @@ def read_table(source: DataFile, skip: int = 0) -> NumberedRows:
     yield row, None
 
 
-def detect_separator(header: str, name: str) -> str:
-    """Detect the cell separator of a table.
+def detect_delimiter(header: str, name: str) -> str:
+    """Return the delimiter of a table's cells, such as `,` or a tab, as detected from its header.
 
     Args:
         header: the first line.
         name: the file name.
     """
-    separators = SEPARATORS[".tsv" if name.endswith(".tsv") else ".csv"]
-    return max(separators, key=QUOTED.sub("", header).count)
+    delimiters = DELIMITERS[".tsv" if name.endswith(".tsv") else ".csv"]
+    return max(delimiters, key=QUOTED.sub("", header).count)
 
 
 def parse_header(line: str, delimiter: str, line_problem: str, source: DataFile) -> list[str]:
@@ -440,7 +440,7 @@ def parse_header(line: str, delimiter: str, line_problem: str, source: DataFile)
 
     Args:
         line: the first line.
-        delimiter: the cell separator.
+        delimiter: of the cells.
         line_problem: the problem of that line, or an empty text.
         source: the file.
 
@@ -662,7 +662,7 @@ def iter_batch_rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | Inp
                 if nested_fields:
                     data |= {field.name: decode_nested(data[field.name], field.type) for field in nested_fields}
                 if needs_check:
-                    check_values(data)
+                    check_json_values(data)
             except InputError as error:
                 yield error
             else:
@@ -978,7 +978,7 @@ def holds_row_array(text: str) -> bool:
 
 def has_header(text: str, name: str) -> bool:
     """Return whether a text begins with two lines of equally many cells, the first of them column names."""
-    delimiter = detect_separator(text.partition("\n")[0], name)
+    delimiter = detect_delimiter(text.partition("\n")[0], name)
     try:
         table = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
         header = next(table)

@@ -29,9 +29,9 @@ from align.data.dedup.evaluation_overlap import (
     OverlapIndex,
     OverlapMatches,
     Prefilter,
-    find_hits,
+    find_overlapping_texts,
 )
-from align.data.dedup.near_duplicates import find_near, find_shared, list_groups_with_equal_bands
+from align.data.dedup.near_duplicates import find_near, find_shared_shingles, list_groups_with_equal_bands
 from align.data.dedup.numbers import hash_numbers
 from align.data.dedup.questions import (
     EvaluationTexts,
@@ -50,7 +50,7 @@ from align.data.dedup.shingles import (
     hash_runs,
     iter_byte_blocks,
 )
-from align.data.sets.spool import SpoolRows, first_bits
+from align.data.sets.spool import SpoolRows, get_first_bits
 
 PART_WORDS = 7
 """Words of a part of a run. It is more than half of the run: if many rows share a part, the run is a phrase. Rows of
@@ -75,8 +75,8 @@ class LeakFinder:
     Args:
         sets: texts of each evaluation set.
         near: least Jaccard similarity of near-duplicates; None if these are not searched.
-        phrases: runs of words that are not leaks, see `OverlapIndex.drop_runs`. If given, the sets are rows of the test
-            split.
+        phrases: runs of words that are not leaks, see `OverlapIndex.copy_without_runs`. If given, the sets are rows of
+            the test split.
     """
 
     def __init__(self, sets: Sequence[EvaluationTexts], near: float | None, phrases: ndarray | None = None) -> None:
@@ -89,7 +89,7 @@ class LeakFinder:
                 concatenate((hash_southern_runs(evaluation.texts, index.width) for evaluation in sets), NO_HASHES)
             )
             self.questions = [*map(QuestionIndex, sets, range(len(sets)))]
-        self.index = index.drop_runs(phrases)
+        self.index = index.copy_without_runs(phrases)
         keys = [hash_evaluation_questions(evaluation.questions) for evaluation in sets]
         self.question_set = np.repeat(np.arange(len(sets)), [len(set_keys.key) for set_keys in keys])
         self.question_row = concatenate(
@@ -117,7 +117,7 @@ class LeakFinder:
         Args:
             texts, prompts: whole text and prompt of each row.
         """
-        parts = [find_hits(self.index, texts), *(questions.find(texts) for questions in self.questions)]
+        parts = [find_overlapping_texts(self.index, texts), *(questions.find(texts) for questions in self.questions)]
         text, key = hash_training_prompts(prompts)
         places, keys = self.question_table.find(key)
         parts.append(
@@ -126,7 +126,9 @@ class LeakFinder:
         return select_first_matches(parts)
 
 
-def find_split_leaks(rows: SpoolRows, is_test: ndarray, is_train: ndarray, near: float | None) -> OverlapMatches:
+def find_split_leaks(
+    rows: SpoolRows, is_test: ndarray, is_train: ndarray, near_threshold: float | None
+) -> OverlapMatches:
     """Find the training rows that overlap with test rows.
 
     Test rows are indexed a slice at a time, so that memory is bounded, and compared only with training rows that a
@@ -135,15 +137,15 @@ def find_split_leaks(rows: SpoolRows, is_test: ndarray, is_train: ndarray, near:
     Args:
         is_test: mask of the test rows, bool (N).
         is_train: mask of the training rows, bool (N).
-        near: least Jaccard similarity of near-duplicates; None if these are not searched.
+        near_threshold: least Jaccard similarity of near-duplicates; None if these are not searched.
     """
     parts = list[OverlapMatches]()
     if is_test.any():
-        phrases, suspects = prefilter_rows(rows, is_test, is_train, near)
+        phrases, suspects = prefilter_rows(rows, is_test, is_train, near_threshold)
         phrases = np.union1d(phrases, find_templated_runs(rows, is_test, is_train, suspects, phrases))
         first_row = 0
         for piece in iter_text_slices(rows, is_test):
-            matches = LeakFinder([piece], near, phrases).find_leaks(rows, suspects)
+            matches = LeakFinder([piece], near_threshold, phrases).find_leaks(rows, suspects)
             parts.append(matches._replace(row=matches.row + first_row))
             first_row += len(piece.texts)
     return select_first_matches(parts)
@@ -162,9 +164,11 @@ class PrefilterResult(NamedTuple):
     is_suspect: ndarray
 
 
-def prefilter_rows(rows: SpoolRows, is_test: ndarray, is_train: ndarray, near: float | None) -> PrefilterResult:
+def prefilter_rows(
+    rows: SpoolRows, is_test: ndarray, is_train: ndarray, near_threshold: float | None
+) -> PrefilterResult:
     """Find phrases and the training rows that may overlap with test rows, in a pass over all rows."""
-    prefilter = Prefilter(near)
+    prefilter = Prefilter(near_threshold)
     question_parts = [NO_HASHES]
     for piece in iter_text_slices(rows, is_test):
         prefilter.measure(piece.texts)
@@ -197,7 +201,7 @@ def find_templated_runs(
     for _, texts in rows.iter_texts(suspects, "both"):
         row_runs = build_shingles(texts, WIDTH).values
         candidates.append(row_runs[~is_in_sorted(phrases, row_runs)])
-    runs, parts = split_runs(rows, is_test, sort_unique(np.concatenate(candidates)))
+    runs, parts = find_runs_and_parts(rows, is_test, sort_unique(np.concatenate(candidates)))
     if not len(runs):
         return NO_HASHES
     distinct_parts = sort_unique(parts.ravel())
@@ -210,7 +214,7 @@ def find_templated_runs(
     return sort_unique(runs[is_common.any(axis=1)])
 
 
-def split_runs(rows: SpoolRows, is_test: ndarray, candidates: ndarray) -> tuple[ndarray, ndarray]:
+def find_runs_and_parts(rows: SpoolRows, is_test: ndarray, candidates: ndarray) -> tuple[ndarray, ndarray]:
     """Return the runs of words of test rows that are among `candidates` (ascending), uint64 (M), and the parts of
     `PART_WORDS` words within each, uint64 (M, parts)."""
     steps = np.arange(WIDTH - PART_WORDS + 1)
@@ -248,13 +252,13 @@ def iter_text_slices(rows: SpoolRows, mask: ndarray) -> Iterator[EvaluationTexts
 
 
 def drop_templated_leaks(
-    leaks: OverlapMatches, rows: SpoolRows, is_test: ndarray, near: float, finds_all: bool
+    leaks: OverlapMatches, rows: SpoolRows, is_test: ndarray, near_threshold: float, finds_all: bool
 ) -> OverlapMatches:
     """Return the leaks without rows that are near-duplicates of test rows by shared text only.
 
     Args:
         is_test: mask of the test rows, bool (N).
-        near: least Jaccard similarity by which the leaks were found.
+        near_threshold: least Jaccard similarity by which the leaks were found.
         finds_all: whether MinHash finds all pairs of this similarity. If not, rows that do not mostly consist of shared
             text stay leaks.
     """
@@ -268,22 +272,22 @@ def drop_templated_leaks(
         texts = ComparedTexts(Path(folder), rows, compared)
         places = np.arange(len(texts.numbers), dtype=np.int32)
         groups = list_groups_with_equal_bands(places, texts.sizes > 0, texts.keys.__getitem__)
-        shared = find_shared(groups, places, texts.sizes, texts.content, texts.load_shingles)
+        shared = find_shared_shingles(groups, places, texts.sizes, texts.content, texts.load_shingles)
         is_test_text = is_test[texts.numbers]
         duplicates = find_near(
             np.where(is_test_text, 0, 1),
             texts.sizes,
             texts.keys.__getitem__,
             texts.load_shingles,
-            near,
+            near_threshold,
             sources=is_test_text.astype(np.int64),
-            across=True,
+            only_across_sources=True,
             numbers=texts.operators,
             shared=shared,
         )
         confirmed = texts.numbers[duplicates.dropped]
         if not finds_all:
-            confirmed = np.append(confirmed, texts.numbers[~texts.are_mostly_shared(shared, near)])
+            confirmed = np.append(confirmed, texts.numbers[~texts.are_mostly_shared(shared, near_threshold)])
     kept = ~by_similarity | np.isin(leaks.text, confirmed)
     return OverlapMatches(*(column[kept] for column in leaks))
 
@@ -312,7 +316,7 @@ class ComparedTexts:
                 sets = build_shingles(texts)
                 file.write(sets.values.tobytes())
                 self.keys[:, start : start + len(sets)] = compute_band_keys(sets).T
-                content = first_bits(digest_normalised_texts(texts).view(np.uint8).reshape(-1, 16))
+                content = get_first_bits(digest_normalised_texts(texts).view(np.uint8).reshape(-1, 16))
                 parts.append((sets.sizes, hash_numbers(texts), content))
                 start += len(sets)
         self.sizes, self.operators, self.content = concatenate_columns(parts)
@@ -324,7 +328,7 @@ class ComparedTexts:
         parts = (self.values[self.ends[place] : self.ends[place + 1]] for place in places.tolist())
         return Shingles.from_sizes(concatenate(parts, NO_HASHES), self.sizes[places])
 
-    def are_mostly_shared(self, shared: ndarray, near: float) -> ndarray:
+    def are_mostly_shared(self, shared: ndarray, near_threshold: float) -> ndarray:
         """Return whether each row may be similar to others mostly because of shared text, bool (rows).
 
         Args:
@@ -334,5 +338,5 @@ class ComparedTexts:
         is_mostly_shared = np.zeros(len(self.numbers), bool)
         for start in range(0, len(is_mostly_shared), 1024):
             sets = self.load_shingles(np.arange(start, min(start + 1024, len(is_mostly_shared))))
-            is_mostly_shared[start : start + len(sets)] = 2 * sets.intersect(shared).sizes > near * sets.sizes
+            is_mostly_shared[start : start + len(sets)] = 2 * sets.intersect(shared).sizes > near_threshold * sets.sizes
         return is_mostly_shared

@@ -15,7 +15,7 @@ from align.data.dedup.near_duplicates import (
     Duplicates,
     find_exact,
     find_near,
-    find_shared,
+    find_shared_shingles,
     list_groups_with_equal_bands,
     split_into_packs,
 )
@@ -56,7 +56,7 @@ def find_exact_duplicates(
     numbers = np.flatnonzero(mask)
     digests = np.ascontiguousarray(rows.numbers("digest")[numbers]).view("V16").ravel()
     sources = None if among == ALL else source[numbers]
-    return find_exact(digests, preference[numbers], sources, across=among == ACROSS).renumber(numbers)
+    return find_exact(digests, preference[numbers], sources, only_across_sources=among == ACROSS).renumber(numbers)
 
 
 def find_near_duplicates(
@@ -67,7 +67,7 @@ def find_near_duplicates(
     *,
     threshold: float,
     among: str = ALL,
-    engine: TaskRunner = in_process_runner,
+    runner: TaskRunner = in_process_runner,
 ) -> Duplicates:
     """Find the rows to drop because they are near-duplicates of a row that is kept, see
     `align.data.dedup.near_duplicates`.
@@ -75,21 +75,21 @@ def find_near_duplicates(
     Args:
         mask, preference, source, among: see `find_exact_duplicates`.
         threshold: least Jaccard similarity of the word 3-grams.
-        engine: runs the comparison. With several workers, it compares packs of documents that have no key in common,
+        runner: runs the comparison. With several workers, it compares packs of documents that have no key in common,
             after shared text was found among all documents.
     """
     numbers = np.flatnonzero(mask)
     compare = partial(find_near_in_task, rows.folder, threshold=threshold, among=among)
-    if engine.workers == 1:
+    if runner.workers == 1:
         return compare(ComparisonTask(numbers, preference[numbers], source[numbers]))
     sizes = rows.numbers("shingles")[numbers]
     places = np.arange(len(numbers), dtype=np.int32)
     groups = list_groups_with_equal_bands(places, sizes > 0, lambda band: rows.numbers(name_band_column(band))[numbers])
     content = rows.first_bits("digest")[numbers]
-    shared = find_shared(groups, places, sizes, content, partial(load_shingles, rows, numbers))
-    parts = [numbers[pack] for pack in split_into_packs(groups, sizes, PACKS * engine.workers)]
+    shared = find_shared_shingles(groups, places, sizes, content, partial(load_shingles, rows, numbers))
+    parts = [numbers[pack] for pack in split_into_packs(groups, sizes, PACKS * runner.workers)]
     tasks = [ComparisonTask(part, preference[part], source[part], shared) for part in parts]
-    duplicates = concatenate_duplicates([of_pack for _, of_pack in engine(compare, tasks)])
+    duplicates = concatenate_duplicates([of_pack for _, of_pack in runner(compare, tasks)])
     by_preference = np.lexsort((duplicates.dropped, preference[duplicates.dropped]))
     return Duplicates(*(column[by_preference] for column in duplicates))
 
@@ -121,7 +121,7 @@ def find_near_in_task(folder: Path, task: ComparisonTask, threshold: float, amon
         partial(load_shingles, rows, numbers),
         threshold,
         sources=None if among == ALL else task.source,
-        across=among == ACROSS,
+        only_across_sources=among == ACROSS,
         numbers=rows.numbers("numbers")[numbers],
         content=rows.first_bits("digest")[numbers] if task.shared is None else None,
         shared=task.shared,

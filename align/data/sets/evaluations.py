@@ -145,14 +145,14 @@ def read_evaluation_set(evaluation_set: EvaluationSet, field: str) -> Evaluation
         numbers += [group[-1].number - 1] * len(group_parts)
         characters += sum(map(len, (text for part in group_parts for text in list_part_texts(part))))
         if len(parts) >= PARTS_AT_ONCE or characters > CHARACTERS_AT_ONCE:
-            batches.append(collect_texts(parts, numbers))
+            batches.append(collect_evaluation_texts(parts, numbers))
             numbers = []
             parts = []
             characters = 0
     bad_rows.report_refused_rows(evaluation_set.path, rows)
     require(rows > 0, field, evaluation_set.path, "is empty", "Give at least one row.")
     if parts:
-        batches.append(collect_texts(parts, numbers))
+        batches.append(collect_evaluation_texts(parts, numbers))
     return EvaluationTexts(
         pa.chunked_array([chunk for batch in batches for chunk in batch.texts.chunks], pa.string()),
         pa.chunked_array([chunk for batch in batches for chunk in batch.questions.chunks], pa.string()),
@@ -165,7 +165,7 @@ def list_part_texts(part: Query | Record) -> Sequence[str]:
     return part.texts if isinstance(part, Query) else list_texts(part)
 
 
-def collect_texts(parts: Sequence[Query | Record], numbers: Sequence[int]) -> EvaluationTexts:
+def collect_evaluation_texts(parts: Sequence[Query | Record], numbers: Sequence[int]) -> EvaluationTexts:
     """Collect the texts of some rows.
 
     Args:

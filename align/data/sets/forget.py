@@ -27,7 +27,7 @@ from align.core.merkle import compute_root
 from align.data.read.files import DATA_SET_FILE, SHARD_NAME
 from align.data.sets.ids import SHA256, IdKind, read_id_kinds
 from align.data.sets.published import TOMBSTONE, DataSet, ShardWriter, compute_data_set_root, load_data_set
-from align.data.sets.sides import SIDES
+from align.data.sets.sides import SPLITS
 from align.data.sources import DataSource, build_data_input
 from align.run.artifacts import REPLACED, check_not_replaced, read_replacement
 from align.run.digests import file_digest
@@ -80,18 +80,18 @@ def parse_content_ids(setting: Any) -> frozenset[bytes]:
         InputError: An entry is no content id, or there is no such file.
     """
     entries = setting if isinstance(setting, list | tuple) else [setting]
-    if isinstance(setting, str) and not is_id(setting):
+    if isinstance(setting, str) and not is_content_id(setting):
         path = parse_user_path(setting, FIELD)
         remedy = "Write content ids of 64 hex digits, a file with one a line, or stage.forget=erased."
         require(has_file(path, FIELD, remedy), FIELD, setting, "is neither an id nor a file of ids", remedy)
         entries = read_text(path, FIELD, remedy).split()
     for id in entries:
-        require(is_id(id), FIELD, id, "is no content id", "An id has 64 hex digits; quote it.")
+        require(is_content_id(id), FIELD, id, "is no content id", "An id has 64 hex digits; quote it.")
     require(bool(entries), FIELD, setting, "names no row", "Write content ids of 64 hex digits.")
     return frozenset(bytes.fromhex(id) for id in entries)
 
 
-def is_id(value: Any) -> bool:
+def is_content_id(value: Any) -> bool:
     """Return whether a value is a content id: 64 hex digits."""
     return isinstance(value, str) and len(value) == 64 and not {*value.lower()} - {*"0123456789abcdef"}
 
@@ -131,7 +131,7 @@ def build_masks(dataset: DataSet, should_remove: Callable[..., bool], *columns: 
             for table in dataset.tables(split, columns)
             for values in zip(*(table[name].to_pylist() for name in columns), strict=True)
         ]
-        for split in SIDES
+        for split in SPLITS
     }
     return {split: np.array(flags, bool) for split, flags in rows.items()}
 
@@ -144,7 +144,7 @@ def check_masks(dataset: DataSet, setting: Any, masks: Masks) -> None:
         return
     missing = {id.hex() for id in parse_content_ids(setting)}
     total = len(missing)
-    for split in SIDES:
+    for split in SPLITS:
         for mask, table in iter_masked_tables(dataset, split, masks[split], ["content_id"]):
             missing.difference_update(table["content_id"].filter(pa.array(mask)).to_pylist())
     problem = f"{len(missing)} of {total} ids are of no row (any more)"
@@ -192,9 +192,9 @@ def rewrite_without_rows(folder: Path, dataset: DataSet, masks: Masks, reason: s
     Returns:
         The content of the new `data.json`.
     """
-    kept: Counts = {split: Counter() for split in SIDES}
-    removed: Counts = {split: Counter() for split in SIDES}
-    for split in SIDES:
+    kept: Counts = {split: Counter() for split in SPLITS}
+    removed: Counts = {split: Counter() for split in SPLITS}
+    for split in SPLITS:
         for mask, table in iter_masked_tables(dataset, split, masks[split], ["source", "row", "content_id"]):
             rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
             for is_removed, row in zip(mask.tolist(), rows, strict=True):
@@ -204,9 +204,9 @@ def rewrite_without_rows(folder: Path, dataset: DataSet, masks: Masks, reason: s
     heads = {id: secrets.token_hex(32) for id in removed_ids - kept_ids}  # new names of clusters
     splits: dict[str, dict[str, Any]] = {}
     shards: dict[str, str] = {}
-    for split in SIDES:
+    for split in SPLITS:
         writer = ShardWriter(folder, split, int((~masks[split]).sum()))
-        write_side(writer, dataset, split, masks[split], heads)
+        write_split(writer, dataset, split, masks[split], heads)
         writer.distinct = len(kept[split])
         splits[split] = writer.close()
         shards |= {path.name: file_digest(path) for path in writer.paths}
@@ -237,7 +237,7 @@ def iter_masked_tables(
         first += table.num_rows
 
 
-def write_side(writer: ShardWriter, dataset: DataSet, split: str, mask: ndarray, heads: Mapping[str, str]) -> None:
+def write_split(writer: ShardWriter, dataset: DataSet, split: str, mask: ndarray, heads: Mapping[str, str]) -> None:
     """Write one split of a data set with tombstones in place of the rows to remove. Earlier tombstones are kept.
 
     Args:

@@ -133,7 +133,7 @@ class SourceImport:
             self.schemas += [pa.schema(bands[i : i + BANDS_TOGETHER]) for i in range(0, BANDS, BANDS_TOGETHER)]
             self.schemas.append(pa.schema([(HASHES, pa.list_(pa.uint64()))]))
         self.failed: Mapping[int, str] = {}
-        self.account = SourceAccount(self.source, self.steps)
+        self.account = SourceCounts(self.source, self.steps)
         self._reading: PartReader | None = None
         self._next = 0
 
@@ -144,12 +144,12 @@ class SourceImport:
             report_progress: called after each part with the numbers of records that were read and kept so far.
 
         Returns:
-            The counts of all rows of the source, see `SourceAccount`.
+            The counts of all rows of the source, see `SourceCounts`.
 
         Raises:
             InputError: Rows are refused, have different kinds, or none is kept.
         """
-        total = SourceAccount(self.source, self.steps, self.skips)
+        total = SourceCounts(self.source, self.steps, self.skips)
         existing = self.parts()
         part = 0
         is_last = False
@@ -190,7 +190,7 @@ class SourceImport:
         if reading is None or reading.last or self._next != part:
             reading = PartReader(self.source, part, self.size, self.file_row_counts)
         self._reading = None
-        self.account = SourceAccount(self.source, self.steps)
+        self.account = SourceCounts(self.source, self.steps)
         account = dict[str, Any]()
 
         def batches() -> Iterator[pa.RecordBatch]:
@@ -315,7 +315,7 @@ class SourceImport:
         return encode_metadata(map_strings(read.metadata, cleaner.mask_personal_data) if hides else read.metadata)
 
 
-class SourceAccount:
+class SourceCounts:
     """Counts of the rows of a source, or of a part of it, by the outcome of reading and cleaning."""
 
     def __init__(self, source: Source, steps: Sequence[tuple[str, Step]], skips: bool = True) -> None:

@@ -145,7 +145,7 @@ def compute_mixture(
         )
     total_units = total if total is not None else capacities[limit]
     for rows, share in zip(orders, target_shares, strict=True):
-        times[rows] = repeat_rows(units[rows], share * total_units)
+        times[rows] = compute_row_repeats(units[rows], share * total_units)
     written_units = [int((units[rows] * times[rows].astype(np.int64)).sum()) for rows in orders]
     return Mixture(times, target_shares, normalize_counts(written_units), None if total is not None else limit)
 
@@ -171,7 +171,7 @@ def select_over_caps(mask: ndarray, source: ndarray, draw_keys: ndarray, caps: S
     return concatenate(rows_over_cap)
 
 
-def repeat_rows(sizes: ndarray, units: float) -> ndarray:
+def compute_row_repeats(sizes: ndarray, units: float) -> ndarray:
     """Return the number of times that each row is written, int32 (N), so that the total is as near as possible to
     `units`.
 

@@ -84,8 +84,8 @@ class DaftRunner(TaskRunner):
 
     def __init__(self, on_ray: bool, workers: int | None, address: str | None) -> None:
         os.environ.update(NO_TELEMETRY)
-        os.environ["PYTHONPATH"] = os.pathsep.join(module_paths())  # for processes that are started later
-        self.daft = import_or_refuse("daft")
+        os.environ["PYTHONPATH"] = os.pathsep.join(list_module_paths())  # for processes that are started later
+        self.daft = import_or_raise("daft")
         self.on_ray = on_ray
         self.workers = workers or os.cpu_count() or 1
         if on_ray:
@@ -117,7 +117,9 @@ class DaftRunner(TaskRunner):
         frame = daft.from_pydict({"task": rows})
         if self.on_ray:
             frame = frame.into_partitions(len(rows))
-        frame = frame.select(workers(pickled_function, os.getcwd(), module_paths()).run(frame["task"]).alias("result"))
+        frame = frame.select(
+            workers(pickled_function, os.getcwd(), list_module_paths()).run(frame["task"]).alias("result")
+        )
         for row in frame.iter_rows():
             yield unpickle_result(row["result"])
 
@@ -129,7 +131,7 @@ def connect_ray(address: str | None, processors: int | None) -> Any:
     Raises:
         InputError: Ray is not installed, this process uses another cluster, or the connection fails.
     """
-    ray = import_or_refuse("ray")
+    ray = import_or_raise("ray")
     value = address or "(this machine)"
     problem = "this process has joined another Ray cluster already"
     require(not ray.is_initialized(), "stage.ray", value, problem, OWN_PROCESS)
@@ -191,13 +193,13 @@ def pickle_function(function: Callable[[Any], Any]) -> bytes:
         raise InputError(FIELD, "(work)", f"cannot send its work to other processes ({error})", remedy) from error
 
 
-def module_paths() -> list[str]:
+def list_module_paths() -> list[str]:
     """Return the paths of modules, including this package."""
     paths = [Path(align.__file__).parents[1], *(Path(place).absolute() for place in sys.path)]
     return [*dict.fromkeys(map(str, paths))]
 
 
-def import_or_refuse(name: str) -> Any:
+def import_or_raise(name: str) -> Any:
     """Import a module. Raises InputError if it is not installed."""
     try:
         return import_module(name)
@@ -231,7 +233,7 @@ class RowCount(NamedTuple):
 
 
 def write_parts_in_workers(
-    engine: TaskRunner,
+    runner: TaskRunner,
     imports: Sequence[SourceImport],
     report_progress: Callable[[int, int], None] = lambda written, total: None,
 ) -> None:
@@ -250,7 +252,7 @@ def write_parts_in_workers(
         for number, source_import in imports_by_number.items()
         for file in source_import.source.files
     ]
-    counts = dict(engine(count_file, files))
+    counts = dict(runner(count_file_rows, files))
     tasks = list[PartsTask]()
     counted_files = 0
     for number, of_source in groupby(range(len(files)), key=lambda i: files[i][0]):
@@ -274,8 +276,8 @@ def write_parts_in_workers(
     written_parts = 0
     total = sum(len(task.parts) for task in tasks)
     failures = dict[int, dict[int, str]]()
-    for _, result in engine(partial(write_task_parts, imports_by_number), tasks):
-        wait_for([folder / f"{imports_by_number[result.task.source].name(part)}.json" for part in result.parts])
+    for _, result in runner(partial(write_task_parts, imports_by_number), tasks):
+        wait_for_files([folder / f"{imports_by_number[result.task.source].name(part)}.json" for part in result.parts])
         if result.failed is not None:
             failures.setdefault(result.task.source, {})[result.failed] = result.reason
         written_parts += len(result.parts)
@@ -284,7 +286,7 @@ def write_parts_in_workers(
         imports_by_number[number].failed = reasons
 
 
-def wait_for(paths: Sequence[Path]) -> None:
+def wait_for_files(paths: Sequence[Path]) -> None:
     """Wait until this process sees all files of workers.
 
     Raises:
@@ -300,7 +302,7 @@ def wait_for(paths: Sequence[Path]) -> None:
             time.sleep(PAUSE)
 
 
-def count_file(file: tuple[int, str, Path]) -> RowCount:
+def count_file_rows(file: tuple[int, str, Path]) -> RowCount:
     """Count the rows of a file. An error is returned as the reason."""
     _, field, path = file
     try:

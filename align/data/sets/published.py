@@ -47,8 +47,8 @@ from align.data.sets.record_columns import (
     list_offsets,
     parse_turn,
 )
-from align.data.sets.sides import SIDES
-from align.data.sets.spool import SpoolRows, column_to_numpy, first_bits
+from align.data.sets.sides import SPLITS
+from align.data.sets.spool import SpoolRows, column_to_numpy, get_first_bits
 from align.run.artifacts import check_not_replaced, find_run, list_done_runs
 from align.run.digests import file_digest, lookup_digest
 from align.run.files import read_json_object, write_json
@@ -84,12 +84,12 @@ def compute_data_set_root(splits: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the Merkle root over the roots of a data set's splits, train first. Returns an empty text if one of them
     is no digest."""
     try:
-        return compute_root(bytes.fromhex(splits[name]["root"]) for name in SIDES)
+        return compute_root(bytes.fromhex(splits[name]["root"]) for name in SPLITS)
     except ValueError:
         return ""
 
 
-def encode_leaf(content_id: bytes, times: int = 1) -> bytes:
+def encode_row_leaf(content_id: bytes, times: int = 1) -> bytes:
     """Return the leaf of a row in a data set's Merkle tree: its content id and a number.
 
     Args:
@@ -101,7 +101,7 @@ def encode_leaf(content_id: bytes, times: int = 1) -> bytes:
 def iter_row_leaves(table: pa.Table) -> Iterator[bytes]:
     """Yield the Merkle leaf of each row of a published table."""
     for id in table["content_id"].to_pylist():
-        yield encode_leaf(bytes.fromhex(id))
+        yield encode_row_leaf(bytes.fromhex(id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +256,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     require_schema_version(data.get("schema_version"), SCHEMA_VERSION, field, str(path), MAKE_REMEDY)
     shards = data.get("shards")
     splits = data.get("splits")
-    split_fields = [splits.get(name) for name in SIDES] if isinstance(splits, dict) else [None]
+    split_fields = [splits.get(name) for name in SPLITS] if isinstance(splits, dict) else [None]
     describes = (
         isinstance(shards, dict)
         and all(SHARD_NAME.fullmatch(name) for name in shards)
@@ -297,17 +297,17 @@ def build_row_proof(dataset: DataSet, split: str, content_id: bytes) -> RowProof
         ValueError: The split does not contain the row.
     """
     leaves = dataset.leaves(split)
-    leaf_index = leaves.index(encode_leaf(content_id))
-    [other_root] = (dataset.data["splits"][name]["root"] for name in SIDES if name != split)
+    leaf_index = leaves.index(encode_row_leaf(content_id))
+    [other_root] = (dataset.data["splits"][name]["root"] for name in SPLITS if name != split)
     return RowProof(split, leaf_index, len(leaves), tuple(build_inclusion_proof(leaves, leaf_index)), other_root)
 
 
 def verify_row_proof(proof: RowProof, content_id: bytes, root: str) -> bool:
     """Return whether a proof shows that the data set with this Merkle root contains the row with a content id."""
-    split_root = compute_proof_root(encode_leaf(content_id), proof.leaf_index, proof.size, proof.path)
-    if split_root is None or proof.split not in SIDES:
+    split_root = compute_proof_root(encode_row_leaf(content_id), proof.leaf_index, proof.size, proof.path)
+    if split_root is None or proof.split not in SPLITS:
         return False
-    roots = [split_root if split == proof.split else proof.other_root for split in SIDES]
+    roots = [split_root if split == proof.split else proof.other_root for split in SPLITS]
     return compute_root(map(bytes.fromhex, roots)) == root
 
 
@@ -359,7 +359,7 @@ def write_data_set(
     side_masks = [is_written & ~selection.test, is_written & selection.test]
     writers = [
         ShardWriter(folder, name, int(selection.times[mask].sum()))
-        for name, mask in zip(SIDES, side_masks, strict=True)
+        for name, mask in zip(SPLITS, side_masks, strict=True)
     ]
 
     def to_published(numbers: ndarray, batch: pa.RecordBatch) -> pa.Table:
@@ -391,7 +391,7 @@ def write_data_set(
                 [batch] = rows.take(numbers, columns).to_batches()
                 writer.add(to_published(numbers, batch))
         writer.distinct = int(side_mask.sum())
-    splits = {name: writer.close() for name, writer in zip(SIDES, writers, strict=True)}
+    splits = {name: writer.close() for name, writer in zip(SPLITS, writers, strict=True)}
     data = {
         "schema_version": SCHEMA_VERSION,
         "kind": rows.kind,
@@ -533,7 +533,7 @@ def iter_unique_ids(rows: SpoolRows, mask: ndarray) -> Iterator[bytes]:
         part_ids = [np.zeros(0, "V32")]
         for first, batch in rows.iter_batches(["content_id"]):
             ids = column_to_numpy(batch.column("content_id"))
-            part_of_id = (first_bits(ids) >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32)
+            part_of_id = (get_first_bits(ids) >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32)
             in_part = mask[first : first + len(ids)] & (part_of_id == part)
             part_ids.append(ids[in_part].view("V32").ravel())
         for id in np.unique(np.concatenate(part_ids)):

@@ -61,24 +61,24 @@ def describe_sources(
     sources: Sequence[Source],
     inputs: Mapping[str, Input],
     shapes: Sequence[Mapping[str, Any]],
-    accounts: Sequence[Mapping[str, Any]],
+    source_counts: Sequence[Mapping[str, Any]],
     funnel: Funnel,
-    test: ndarray,
-    train: Mixture,
+    is_test: ndarray,
+    mixture: Mixture,
 ) -> dict[str, Any]:
     """Return the fields of `data.json` that describe the sources of a data set and how they were mixed.
 
     Args:
         shapes: shapes of the rows of each source, see `align.data.sets.source.detect_row_shapes`.
-        accounts: counts of each source's rows, see `align.data.sets.gather`.
-        test: whether each row is in the test split, bool (N).
-        train: the mixture of training rows.
+        source_counts: counts of each source's rows, see `align.data.sets.gather`.
+        is_test: whether each row is in the test split, bool (N).
+        mixture: the mixture of training rows.
     """
     listed = []
-    for i, (source, account) in enumerate(zip(sources, accounts, strict=True)):
+    for i, (source, account) in enumerate(zip(sources, source_counts, strict=True)):
         in_source = funnel.source == i
-        times = train.times[in_source]
-        test_rows = int((funnel.kept & test & in_source).sum())
+        times = mixture.times[in_source]
+        test_rows = int((funnel.kept & is_test & in_source).sum())
         listed.append(
             {
                 "name": source.name,
@@ -96,15 +96,15 @@ def describe_sources(
                 "metadata": account["metadata"],
                 "weight": source.weight,
                 "cap": source.cap,
-                "asked": train.target_shares[i],
-                "got": train.actual_shares[i],
+                "asked": mixture.target_shares[i],
+                "got": mixture.actual_shares[i],
                 "splits": {
                     "train": {"rows": int(times.sum()), "distinct": int((times > 0).sum())},
                     "test": {"rows": test_rows, "distinct": test_rows},
                 },
             }
         )
-    return {"sources": listed, "limited_by": None if train.limit is None else sources[train.limit].name}
+    return {"sources": listed, "limited_by": None if mixture.limit is None else sources[mixture.limit].name}
 
 
 def count_hits_by_set(names: Sequence[str], leaks: OverlapMatches) -> list[dict[str, Any]]:
@@ -158,15 +158,15 @@ def build_data_set_metrics(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def find_read_losses(names: Sequence[str], accounts: Sequence[Mapping[str, Any]], hide: Hide) -> list[StepLoss]:
+def find_read_losses(names: Sequence[str], source_counts: Sequence[Mapping[str, Any]], hide: Hide) -> list[StepLoss]:
     """Return the steps of reading and cleaning that removed many of a source's rows, with numbers and examples.
 
     Args:
         names: names of the sources.
-        accounts: counts of each source's rows, see `align.data.sets.gather`.
+        source_counts: counts of each source's rows, see `align.data.sets.gather`.
     """
     losses = list[StepLoss]()
-    for name, account in zip(names, accounts, strict=True):
+    for name, account in zip(names, source_counts, strict=True):
         counts = account["counts"]
         read = counts["read"] + counts[SKIPPED] + counts[UNDECIDED]
         causes = [hide(f"{cause['field']}={cause['value']}: {cause['problem']}") for cause in account["bad_rows"]]
@@ -194,12 +194,12 @@ def format_row_text(row: Mapping[str, Any]) -> str:
     return "\n".join([*([f"tools: {', '.join(tools)}"] if tools else []), format_conversation(turns)])
 
 
-def list_cleaning_examples(names: Sequence[str], accounts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def list_cleaning_examples(names: Sequence[str], source_counts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the first records that each cleaning step dropped, changed or noted of each source, for `dropped.jsonl`.
 
     Args:
         names: names of the sources.
-        accounts: counts of each source's rows, see `align.data.sets.gather`.
+        source_counts: counts of each source's rows, see `align.data.sets.gather`.
     """
     return [
         {
@@ -210,7 +210,7 @@ def list_cleaning_examples(names: Sequence[str], accounts: Sequence[Mapping[str,
             "text": format_row_text(example["before"]),
             "after": format_row_text(example["after"]) if example["after"] not in (None, example["before"]) else None,
         }
-        for name, account in zip(names, accounts, strict=True)
+        for name, account in zip(names, source_counts, strict=True)
         for step in account["clean"]
         for example in step["examples"][:EXAMPLES_SHOWN]
     ]
@@ -315,22 +315,22 @@ class ExampleWriter:
             for line in render(record)
         ]
 
-    def write_scores(self, scores: ndarray, out: ndarray) -> None:
+    def write_scores(self, scores: ndarray, is_dropped: ndarray) -> None:
         """Write `scores.jsonl`: rows of each source with the lowest and highest scores, and around the cuts.
 
         Args:
-            scores, out: see `align.data.sets.score_cuts.select_outside_cuts`.
+            scores, is_dropped: see `align.data.sets.score_cuts.mask_outside_cuts`.
         """
         lines = []
         for number, name in enumerate(self.rows.names):
             numbers = np.flatnonzero(self.source == number)
-            for description, places in iter_score_examples(scores[numbers], out[numbers], SCORES_SHOWN):
+            for description, places in iter_score_examples(scores[numbers], is_dropped[numbers], SCORES_SHOWN):
                 lines += [
                     {
                         "source": name,
                         "what": description,
                         "score": float(scores[place]),
-                        "dropped": bool(out[place]),
+                        "dropped": bool(is_dropped[place]),
                         **row,
                     }
                     for place, row in zip(numbers[places], self.describe_rows(numbers[places]), strict=True)

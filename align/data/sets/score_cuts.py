@@ -64,46 +64,50 @@ def get_score_path(rows: SpoolRows) -> Path:
     return rows.parts[0][0].with_name(FILE)
 
 
-def select_outside_cuts(
+def mask_outside_cuts(
     scores: ndarray,
     ids: ndarray,
     source: ndarray,
-    keep: Sequence[float],
+    kept_quantiles: Sequence[float],
     within: str,
-    least: float | None = None,
-    most: float | None = None,
+    min_score: float | None = None,
+    max_score: float | None = None,
 ) -> ndarray:
-    """Return whether each row is dropped because of its score, bool (N).
+    """Return a mask of the rows to drop because of their score, bool (N).
 
-    Of n rows in ascending order of score, those from place round(n · keep[0]) up to round(n · keep[1]) are kept. Ties
+    Of n rows in ascending order of score, those from place round(n · kept_quantiles[0]) up to
+    round(n · kept_quantiles[1]) are kept. Ties
     are broken by content id, and then by row. Rows without a score are kept.
 
     Args:
         scores: score of each row, float64 (N); nan for none.
         ids: first 64 bits of each row's content id, uint64 (N).
         source: number of each row's source, int (N).
-        keep: lower and upper quantile.
+        kept_quantiles: lower and upper quantile.
         within: `source` applies the quantiles to each source on its own, `all` to all rows together.
-        least, most: lowest and highest score that is kept; None for no limit.
+        min_score, max_score: lowest and highest score that is kept; None for no limit.
     """
     has_score = ~np.isnan(scores)
-    out = has_score & ((scores < (-np.inf if least is None else least)) | (scores > (np.inf if most is None else most)))
+    out = has_score & (
+        (scores < (-np.inf if min_score is None else min_score))
+        | (scores > (np.inf if max_score is None else max_score))
+    )
     groups = [source == number for number in np.unique(source)] if within == "source" else [np.ones_like(has_score)]
     for in_group in groups:
         numbers = np.flatnonzero(has_score & in_group)
         order = numbers[np.lexsort((numbers, ids[numbers], scores[numbers]))]
-        first, end = (round(share * len(order)) for share in keep)
+        first, end = (round(share * len(order)) for share in kept_quantiles)
         out[order[:first]] = out[order[end:]] = True
     return out
 
 
-def summarize_scores(scores: ndarray, out: ndarray, source: ndarray, names: Sequence[str]) -> dict[str, Any]:
+def summarize_scores(scores: ndarray, is_dropped: ndarray, source: ndarray, names: Sequence[str]) -> dict[str, Any]:
     """Summarize the scores of each source for `data.json`: numbers of rows, quantiles, cuts, and histograms of kept and
     of dropped rows. The outer bins include outliers.
 
     Args:
-        scores, source: see `select_outside_cuts`.
-        out: whether each row is dropped because of its score, bool (N).
+        scores, source: see `mask_outside_cuts`.
+        is_dropped: whether each row is dropped because of its score, bool (N).
         names: names of the sources.
     """
     has_score = ~np.isnan(scores)
@@ -119,7 +123,7 @@ def summarize_scores(scores: ndarray, out: ndarray, source: ndarray, names: Sequ
     for number, name in enumerate(names):
         in_source = source == number
         source_scores = scores[in_source & has_score]
-        kept_scores = scores[in_source & has_score & ~out]
+        kept_scores = scores[in_source & has_score & ~is_dropped]
         summary["sources"][name] = {"rows": len(source_scores), "unscored": int((in_source & ~has_score).sum())}
         if len(source_scores):
             summary["sources"][name] |= {
@@ -128,29 +132,32 @@ def summarize_scores(scores: ndarray, out: ndarray, source: ndarray, names: Sequ
                 "kept_from": float(kept_scores.min()) if len(kept_scores) else None,
                 "kept_to": float(kept_scores.max()) if len(kept_scores) else None,
                 "kept": count_binned(kept_scores),
-                "left_out": count_binned(scores[in_source & has_score & out]),
+                "left_out": count_binned(scores[in_source & has_score & is_dropped]),
             }
     return summary
 
 
-def iter_score_examples(scores: ndarray, out: ndarray, each: int) -> Iterator[tuple[str, ndarray]]:
+def iter_score_examples(scores: ndarray, is_dropped: ndarray, max_per_kind: int) -> Iterator[tuple[str, ndarray]]:
     """Yield examples of rows of one source: those with the lowest scores, those around the cuts, and the highest.
 
     Args:
-        scores, out: scores of the source's rows, and whether each is dropped.
-        each: number of examples of each kind.
+        scores, is_dropped: scores of the source's rows, and whether each is dropped.
+        max_per_kind: maximum number of examples of each kind.
 
     Yields:
         The kind of the examples, and their places in `scores`. Rows at an end are not repeated at a cut.
     """
     order = np.argsort(scores, kind="stable")
     order = order[~np.isnan(scores[order])]
-    kept = np.flatnonzero(~out[order])
-    yield "lowest", order[:each]
+    kept = np.flatnonzero(~is_dropped[order])
+    yield "lowest", order[:max_per_kind]
     if len(kept) and kept[0] > 0:
-        yield "dropped below the cut", order[max(each, kept[0] - each) : kept[0]]
-        yield "kept above the cut", order[kept[:each]]
+        yield "dropped below the cut", order[max(max_per_kind, kept[0] - max_per_kind) : kept[0]]
+        yield "kept above the cut", order[kept[:max_per_kind]]
     if len(kept) and kept[-1] < len(order) - 1:
-        yield "kept below the cut", order[kept[-each:]]
-        yield "dropped above the cut", order[kept[-1] + 1 : min(kept[-1] + 1, len(order) - 2 * each) + each]
-    yield "highest", order[-each:]
+        yield "kept below the cut", order[kept[-max_per_kind:]]
+        yield (
+            "dropped above the cut",
+            order[kept[-1] + 1 : min(kept[-1] + 1, len(order) - 2 * max_per_kind) + max_per_kind],
+        )
+    yield "highest", order[-max_per_kind:]

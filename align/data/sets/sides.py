@@ -25,8 +25,8 @@ pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
 TRAIN = 0
 TEST = 1
-SIDES = ("train", "test")
-SIDE_NAMES = {
+SPLITS = ("train", "test")
+SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), TRAIN),
     **dict.fromkeys(("test", "validation", "valid", "val", "dev", "eval"), TEST),
 }
@@ -100,22 +100,22 @@ def extend_to_units(units: ndarray, is_test: ndarray) -> ndarray:
     return np.isin(units, np.unique(units[is_test]))
 
 
-def parse_sides(names: Sequence[str | None], column: str) -> ndarray:
+def parse_split_column(names: Sequence[str | None], column: str) -> ndarray:
     """Return whether each row is in the test split according to its column, bool (N).
 
     Raises:
         InputError: A row does not name a split.
     """
-    check_column(names, column)
-    splits = {name: SIDE_NAMES.get((name or "").strip().lower()) for name in dict.fromkeys(names)}
+    check_column_exists(names, column)
+    splits = {name: SPLIT_NAMES.get((name or "").strip().lower()) for name in dict.fromkeys(names)}
     for name, split in splits.items():
         if split is None:
             problem = f"names no side, in {sum(value == name for value in names)} rows"
-            raise InputError(f"stage.split.column={column}", name, problem, f"Write one of {', '.join(SIDE_NAMES)}.")
+            raise InputError(f"stage.split.column={column}", name, problem, f"Write one of {', '.join(SPLIT_NAMES)}.")
     return np.array([splits[name] == TEST for name in names], bool)
 
 
-def check_column(values: Sequence[str | None], column: str) -> None:
+def check_column_exists(values: Sequence[str | None], column: str) -> None:
     """Raise InputError if a column of the split setting is null in all rows."""
     is_present = any(value is not None for value in values)
     remedy = "Name a column that the rows have; where columns are mapped, by its new name."
@@ -131,7 +131,7 @@ def is_written_since(times: Sequence[str | None], since: str, column: str) -> nd
     Raises:
         InputError: A row has no time, or an invalid one.
     """
-    check_column(times, column)
+    check_column_exists(times, column)
     start = parse_timestamp(since, "stage.split.since")
     return np.array([parse_timestamp(time, f"stage.split.column={column}") >= start for time in times], bool)
 

@@ -72,7 +72,7 @@ class VoteSnapshot:
             yield ParsedRecord(number, pair, {"created_at": pair.created_at})
 
 
-def load_votes(url: str, project: str, allow_simulated: bool) -> VoteSnapshot:
+def load_vote_snapshot(url: str, project: str, allow_simulated: bool) -> VoteSnapshot:
     """Take a snapshot of the votes of a project.
 
     Raises:
@@ -176,7 +176,7 @@ class Source:
                 guessed; or its licences differ.
         """
         if self.annotations:
-            return replace(self, votes=load_votes(store, self.annotations, allow_simulated))
+            return replace(self, votes=load_vote_snapshot(store, self.annotations, allow_simulated))
         sources = read_data_set_sources(self.files, self.field)
         projects = dict.fromkeys(str(source.get("project")) for source in sources if source.get("content_id") == "hmac")
         problem = f"holds rows of votes ({', '.join(projects)}), whose ids are under their project's key"
@@ -290,7 +290,7 @@ def parse_source(setting: Any, field: str) -> Source:
     values["columns"] = dict(values.get("columns", {}))
     values["metadata"] = tuple(values.get("metadata", ()))
     if not values.get("name"):
-        values["name"] = short_name(values.get("path") or values.get("annotations") or CORPUS)
+        values["name"] = derive_source_name(values.get("path") or values.get("annotations") or CORPUS)
     if values.get("data") == CORPUS:
         values.setdefault("licence", get_licence(CORPUS))
     return Source(**values)
@@ -337,7 +337,7 @@ def check_source(values: Mapping[str, Any], field: str) -> None:
     check(is_mapping, "columns", "maps no columns", "Write {prompt: question}: ours, then the file's.")
 
 
-def short_name(path: str) -> str:
+def derive_source_name(path: str) -> str:
     """Derive the name of a source from its path: the file's name without suffixes, or the folder's name for a
     pattern."""
     stripped = path.removeprefix(HUB).rstrip("/")

@@ -196,7 +196,7 @@ class SpoolRows:
 
     def first_bits(self, name: str) -> ndarray:
         """Load the first 64 bits of each id in a column of all rows, uint64 (N)."""
-        return self.collect([name], lambda batch: first_bits(column_to_numpy(batch.column(name))))
+        return self.collect([name], lambda batch: get_first_bits(column_to_numpy(batch.column(name))))
 
     def collect(self, columns: Sequence[str], convert: Callable[[pa.RecordBatch], ndarray]) -> ndarray:
         """Convert columns of each batch to an array, and concatenate the arrays without a second copy in memory."""
@@ -241,7 +241,7 @@ class SpoolRows:
         return list(zip(names, columns_to_records(self.kind, table, names), strict=True))
 
 
-def first_bits(ids: ndarray) -> ndarray:
+def get_first_bits(ids: ndarray) -> ndarray:
     """Return the first 64 bits of each id (uint8 (N, length)), uint64 (N)."""
     return np.ascontiguousarray(ids[:, :8]).view(">u8").ravel().astype(np.uint64)
 

@@ -29,7 +29,7 @@ from align.data.chat.encode import (
     is_surely_too_long,
 )
 from align.data.chat.reasoning import split_reasoning
-from align.data.chat.template import use_template
+from align.data.chat.template import set_chat_template
 from align.data.ngrams import tokenize_words
 from align.evals.collapse import MIN_PROMPTS, find_distinct_prompts, get_prompt_text
 from align.evals.endpoint import Endpoint, EndpointFailure, build_endpoint_error, fetch_answers, to_openai_messages
@@ -86,7 +86,7 @@ class Sampling:
         seed: base of the seeds of all answers, see `choose_seed`.
         dtype_setting: `dtype` as set by the user, for error messages.
         max_length: maximum tokens of a prompt.
-        template, template_kwargs: of chats, see `align.data.chat.template.use_template`.
+        template, template_kwargs: of chats, see `align.data.chat.template.set_chat_template`.
         hides_reasoning: True if reasoning is hidden from judges and from later turns.
         engine: identity of the sampling engine: its name, the device and the versions of libraries.
         open_engine: loads the engine for the base of a system, with a tokenizer.
@@ -311,7 +311,7 @@ def load_system_tokenizer(sampling: Sampling, system: System) -> Any:
     assert owner.artifact is not None
     assert owner.base is not None
     tokenizer = load_own_tokenizer(owner.artifact, owner.base)
-    use_template(tokenizer, sampling.template, sampling.template_kwargs)
+    set_chat_template(tokenizer, sampling.template, sampling.template_kwargs)
     return tokenizer
 
 
