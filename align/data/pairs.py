@@ -118,7 +118,7 @@ def read_split_records(data: DataSource, split: str, kind: RecordKind, alternati
     problem = f"holds {rows.kind}, and this stage reads {kind.kind}"
     remedy = f"Name a data set that was made of {kind.noun}."
     require(rows.kind == kind.kind, "data.path", data.path, problem, remedy)
-    records = rows.records(split)
+    records = rows.load_records(split)
     noun = kind.noun.removesuffix("s")
     remedy = f"Make it with data.held_out above 0{alternative}."
     require(split == "train" or bool(records), "data.path", data.path, f"has no {noun} to measure on", remedy)

@@ -173,7 +173,7 @@ def list_held_out_sources(data: DataSource, seed: int = 0) -> list[str]:
     order. Returns an empty list for other sources of rows."""
     if data.name != MANIFEST or data.eval_path:
         return []
-    return shuffle_in_place_and_limit(load_data_set(Path(data.path or "")).sources("test"), seed, data.limit)
+    return shuffle_in_place_and_limit(load_data_set(Path(data.path or "")).list_row_sources("test"), seed, data.limit)
 
 
 def read_source_prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
@@ -279,7 +279,7 @@ def read_data_set_split(data: DataSource, split: str, requires_answer: bool = Fa
         remedy = f"Use it with stage=reward, stage=dpo or stage=kto, or n{remedy[1:]}"
     problem = f"holds {rows.kind}, and conversations or texts are imitated"
     require(rows.kind == DOCUMENTS or not requires_answer, "data.path", data.path, problem, remedy)
-    return [extract_prompt(record) for record in rows.records(split)]
+    return [extract_prompt(record) for record in rows.load_records(split)]
 
 
 def read_file_documents(data: DataSource, key: str, requires_answer: bool) -> list[Document]:

@@ -91,7 +91,8 @@ def choose_id_scheme(source: DataSource, store: str, project: str) -> IdScheme:
         return IdScheme()
     # The first question of a row depends neither on `data.system` nor on hidden reasoning.
     kind_of_question = {}
-    for name, record in zip(rows.sources("train"), rows.records("train"), strict=False):  # repeated rows come last
+    # Repeated rows come last.
+    for name, record in zip(rows.list_row_sources("train"), rows.load_records("train"), strict=False):
         if kinds[name] != SHA256:
             kind_of_question[hash_first_question(record)] = kinds[name]
     return IdScheme(lambda record: kind_of_question.get(hash_first_question(record, source.system), SHA256), find_key)

@@ -116,8 +116,8 @@ def read_trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
 def find_near_questions(rows: Sequence[Record], questions: pa.Array, similarity: float) -> Mapping[int, str]:
     """Return the indices of questions that rows closely match, each with the first of `RULES` that applies."""
     prefilter = Prefilter(similarity)
-    prefilter.measure(questions)
-    prefilter.add(questions)
+    prefilter.count_hashes(questions)
+    prefilter.add_evaluation_texts(questions)
     for texts in iter_slices(join_turns_of_roles(row, SPEAKER_ROLES) for row in rows):
         prefilter.match_and_count(texts)
     rule_of_question = dict[int, int]()

@@ -235,7 +235,7 @@ def select_rows(
     staying_texts: set[str] = set()
 
     def iter_tables() -> Iterator[pa.Table]:
-        return chain.from_iterable(map(data_set.tables, SPLITS))
+        return chain.from_iterable(map(data_set.iter_tables, SPLITS))
 
     for table in iter_tables():
         matches = zip(table["content_id"].to_pylist(), match_rows(table), strict=True)

@@ -160,7 +160,9 @@ def find_leaks(evaluations: LeakFinder, rows: Sequence[Conversation | str]) -> d
     rules: dict[int, str] = {}
     for start in range(0, len(rows), 4096):
         batch = pa.RecordBatch.from_pydict(records_to_columns(DOCUMENTS, rows[start : start + 4096]))
-        leaks = evaluations.find(join_record_texts(DOCUMENTS, batch), join_record_texts(DOCUMENTS, batch, "prompts"))
+        leaks = evaluations.find_leaks_in_batch(
+            join_record_texts(DOCUMENTS, batch), join_record_texts(DOCUMENTS, batch, "prompts")
+        )
         for text, rule in zip(leaks.text.tolist(), leaks.rule.tolist(), strict=True):
             rules[start + text] = RULES[rule]
     return rules

@@ -87,7 +87,7 @@ def test_no_row_to_train_on_nearly_is_one_to_measure_on(tmp_path: Path, words: l
         *words,
     )
     rows = load_data_set(folder / "artifact")
-    train, test = ([extract_trigrams(record) for record in rows.records(side)] for side in ("train", "test"))
+    train, test = ([extract_trigrams(record) for record in rows.load_records(side)] for side in ("train", "test"))
     assert len(train) > 0
     assert len(test) >= 1
     assert max(len(a & b) / len(a | b) for a in train for b in test) < 0.7
@@ -103,7 +103,7 @@ def read_test_questions(root: Path, *arguments: str) -> set[str]:
     """Make a data set of `rows.jsonl`, and return the questions of its test side."""
     source = f"stage.sources=[{root / 'rows.jsonl'}]"
     folder, _, _ = build_data_set(root, "stage=data", source, f"run.root={root / 'runs'}", *arguments)
-    records = load_data_set(folder / "artifact").records("test")
+    records = load_data_set(folder / "artifact").load_records("test")
     return {record.messages[0].content for record in records if isinstance(record, Conversation)}
 
 
@@ -162,7 +162,9 @@ def test_what_min_hash_does_not_find_below_its_best_is_found_between_the_sides(t
             setting,
         )
         data_set = load_data_set(folder / "artifact")
-        train, test = ([extract_trigrams(record) for record in data_set.records(side)] for side in ("train", "test"))
+        train, test = (
+            [extract_trigrams(record) for record in data_set.load_records(side)] for side in ("train", "test")
+        )
         highest_overlap = max((len(a & b) / len(a | b) for a in train for b in test), default=0)
         assert len(test) > 5
         assert (highest_overlap < 0.4) == finds_all

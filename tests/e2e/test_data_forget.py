@@ -103,7 +103,7 @@ def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(
     assert newest_data["replaces"]["replaces"]["root"] == old_data["root"]
     forgotten_count = sum(len(newest_data["splits"][side].get("forgotten", [])) for side in ("train", "test"))
     assert forgotten_count == len(ids) + copies[kept_ids[0]]
-    assert load_data_set(newest / "artifact").records("train")
+    assert load_data_set(newest / "artifact").load_records("train")
 
 
 def test_what_the_store_erased_is_forgotten(
@@ -152,7 +152,7 @@ def test_killed_at_any_moment_one_of_the_two_is_whole(tmp_path: Path) -> None:
         f"run.root={tmp_path / 'runs'}",
     ]
     old, _, _ = build_data_set(tmp_path, *arguments, "run.name=old", "stage.duplicates.near=null")
-    old_records = load_data_set(old / "artifact").records("train")
+    old_records = load_data_set(old / "artifact").load_records("train")
     [id] = find_secret_ids(old)
     command = build_forget_command(arguments, "old", f"stage.forget=[{id}]", "run.name=new")
     draw = random.Random(0)
@@ -168,15 +168,15 @@ def test_killed_at_any_moment_one_of_the_two_is_whole(tmp_path: Path) -> None:
         kills += 1
         assert kills < 60
         if replaced:
-            assert load_data_set(new / "artifact").records("train")
+            assert load_data_set(new / "artifact").load_records("train")
         else:
-            assert load_data_set(old / "artifact").records("train") == old_records
+            assert load_data_set(old / "artifact").load_records("train") == old_records
     assert replaced
     assert kills
     assert find_files_with(tmp_path / "runs", SECRET, id) == []
     assert not [*new.glob(".*part*")]
     expected_records = [record for record in old_records if SECRET not in str(record)]
-    assert load_data_set(new / "artifact").records("train") == expected_records
+    assert load_data_set(new / "artifact").load_records("train") == expected_records
 
 
 STEPS = {
@@ -194,7 +194,7 @@ def test_a_proof_shows_a_row_to_somebody_who_has_the_root_alone(
     folder, data, _ = build_data_set(tmp_path, *words)
     data_set = load_data_set(folder / "artifact")
     for side in ("train", "test"):
-        for row in [row for table in data_set.tables(side) for row in table.to_pylist()]:
+        for row in [row for table in data_set.iter_tables(side) for row in table.to_pylist()]:
             id = bytes.fromhex(row["content_id"])
             proof = build_row_proof(data_set, side, id)
             assert verify_row_proof(proof, id, data["root"])
@@ -218,7 +218,7 @@ def test_what_cannot_be_forgotten(tmp_path: Path) -> None:
     ):
         Workshop(tmp_path / "runs", tmp_path).refuses(*build_forget_command(arguments, "old", *settings), says=says)
     assert [path.name for path in (tmp_path / "runs" / "data").iterdir()] == ["old"]
-    assert load_data_set(old / "artifact").records("train")
+    assert load_data_set(old / "artifact").load_records("train")
 
 
 def test_no_row_is_left_out_by_calling_its_leaf_a_tombstone(tmp_path: Path) -> None:
@@ -235,4 +235,4 @@ def test_no_row_is_left_out_by_calling_its_leaf_a_tombstone(tmp_path: Path) -> N
     (artifact / "data.json").write_text(json.dumps(data))
     assert compute_merkle_root(compute_merkle_leaves(artifact, "train")).hex() == data["splits"]["train"]["root"]
     with pytest.raises(CorruptFile, match="an invalid tombstone"):
-        load_data_set(artifact).records("train")
+        load_data_set(artifact).load_records("train")

@@ -53,7 +53,7 @@ def test_votes_are_the_pairs_that_training_reads_with_ids_under_the_key(
         question_hash = hmac.new(key, plain_hash.digest(), "sha256") if is_vote else plain_hash
         assert row["question_id"] == question_hash.hexdigest()
     data_set = load_data_set(folder / "artifact")
-    pairs = [record for side in ("train", "test") for record in data_set.records(side)]
+    pairs = [record for side in ("train", "test") for record in data_set.load_records(side)]
     expected_pairs = read_pairs(DataSource("annotations"), store_url, "greetings", allow_simulated=False)
     assert {p for p in pairs if isinstance(p, Preference) and p.group_id} == {*expected_pairs}
     assert len(votes) == len(expected_pairs) > 40
@@ -83,7 +83,7 @@ def test_a_vote_that_a_file_has_too_is_a_copy_and_one_question_is_on_one_side(
     assert data["found"]["shared_with_test"] == 0  # each question was on one side already
     sides: dict[str, set[str]] = {}
     for side in ("train", "test"):
-        for record in load_data_set(folder / "artifact").records(side):
+        for record in load_data_set(folder / "artifact").load_records(side):
             assert isinstance(record, Preference)
             sides.setdefault(record.prompt[0].content, set()).add(side)
     assert {len(question_sides) for question_sides in sides.values()} == {1}

@@ -69,7 +69,7 @@ def test_a_data_set_keeps_what_its_source_says(shop: Workshop, made: Path) -> No
     published = {
         (c.messages, c.tools)
         for side in ("train", "test")
-        for c in data_set.records(side)
+        for c in data_set.load_records(side)
         if isinstance(c, Conversation)
     }
     source_rows = [c for c in read_documents(shop.data / "rows.jsonl") if isinstance(c, Conversation)]
@@ -95,7 +95,7 @@ def test_trl_trains_on_the_same_tokens(made: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(POCKET_FOLDER)
     trainer = SFTTrainer(model, arguments, train_dataset=train_set, processing_class=tokenizer)
     trl_rows: Any = trainer.train_dataset
-    for conversation, row in zip(load_data_set(made / "artifact").records("train"), trl_rows, strict=True):
+    for conversation, row in zip(load_data_set(made / "artifact").load_records("train"), trl_rows, strict=True):
         assert isinstance(conversation, Conversation)
         encoded = encode_conversation(tokenizer, conversation)
         assert encoded.input_ids == list(row["input_ids"])

@@ -131,7 +131,7 @@ def test_a_part_ends_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path = write_rows_and_blanks(tmp_path / "rows.jsonl", [GOOD[0], BAD, "", "", "", BAD, *[""] * 8, GOOD[1], BAD])
     source_import = create_import(tmp_path / "spool", path)
     source_import.run()
-    accounts = [source_import.spool.account(part) for part in source_import.spool.parts()]
+    accounts = [source_import.spool.read_part_counts(part) for part in source_import.spool.parts()]
     assert [account["counts"]["skipped_rows"] for account in accounts] == [1, 1, 0, 1]
     assert [account["counts"]["read"] for account in accounts] == [1, 0, 0, 1]
     assert [account["last"] for account in accounts] == [False, False, False, True]
@@ -196,7 +196,7 @@ def test_a_damaged_account_is_told(tmp_path: Path) -> None:
     [part] = source_import.spool.parts()
     part.with_suffix(".json").write_text("{")
     with pytest.raises(CorruptFile, match="checkpoints"):
-        source_import.spool.account(part)
+        source_import.spool.read_part_counts(part)
 
 
 def test_a_part_of_another_format_is_refused(tmp_path: Path):

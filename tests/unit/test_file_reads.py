@@ -56,7 +56,7 @@ EXCEPTIONS = {
     "align.data.clean.pii:load_top_level_domains": SHIPPED,
     "align.data.chat.probe_pattern:main": STANDARD_INPUT,
     "align.data.chat.probe_template:main": STANDARD_INPUT,
-    "align.data.sets.published:tables": CHECKED,
+    "align.data.sets.published:iter_tables": CHECKED,
     "align.data.sets.score_cuts:score_spool": OWN,
     "align.data.sets.spool:groups": OWN,
     "align.data.sets.spool:write": OWN,

@@ -52,7 +52,7 @@ class RenderWatch:
         self.renderings: dict[int, Rendering] = {}
         self.watching = False
 
-    def begin(self) -> Rendering:
+    def begin_rendering(self) -> Rendering:
         """Record that this thread renders, and start the thread that checks deadlines if it is not running."""
         thread_id = threading.get_ident()
         rendering = Rendering(thread_id, time.thread_time() + RENDER_S)
@@ -60,15 +60,15 @@ class RenderWatch:
             self.renderings[thread_id] = rendering
             if not self.watching:
                 self.watching = True
-                threading.Thread(target=self.watch, name="render-deadline", daemon=True).start()
+                threading.Thread(target=self.watch_deadlines, name="render-deadline", daemon=True).start()
         return rendering
 
-    def end(self, rendering: Rendering) -> None:
+    def end_rendering(self, rendering: Rendering) -> None:
         """Remove a rendering that has ended."""
         with self.lock:
             self.renderings.pop(rendering.thread_id, None)
 
-    def watch(self) -> None:
+    def watch_deadlines(self) -> None:
         """Raise RenderDeadline in each thread that exceeds its CPU time. Never returns."""
         while True:
             time.sleep(LOOK_S)
@@ -107,7 +107,7 @@ os.register_at_fork(after_in_child=reset_watch_after_fork)
 def render_deadline() -> Iterator[None]:
     """Raise RenderDeadline in this thread if the block takes too long. Blocks must not be nested."""
     watch = WATCH
-    rendering = watch.begin()
+    rendering = watch.begin_rendering()
     delivered = False
     try:
         try:
@@ -116,9 +116,9 @@ def render_deadline() -> Iterator[None]:
             delivered = True
             raise
         finally:
-            watch.end(rendering)
+            watch.end_rendering(rendering)
             if rendering.expired and not delivered:
                 wait_for_exception()
     except RenderDeadline:
-        watch.end(rendering)
+        watch.end_rendering(rendering)
         raise RenderDeadline from None

@@ -80,7 +80,7 @@ def escape_texts(tokenizer: Any, contents: Sequence[str]) -> tuple[list[str], Es
         the contents, and the table that reverts the replacement.
     """
     special_tokens = get_special_tokens(tokenizer)
-    starts = [special_tokens.find_starts(text) for text in contents]
+    starts = [special_tokens.find_start_positions(text) for text in contents]
     letters = sorted({text[i] for text, text_starts in zip(contents, starts, strict=True) for i in text_starts})
     if not letters:
         return list(contents), {}
@@ -109,7 +109,7 @@ def tokenize_with_specials(tokenizer: Any, text: str, spans: Sequence[Span]) -> 
     special_tokens = get_special_tokens(tokenizer)
     if special_tokens.find_spans(text) == spans:
         tokens = tokenize_directly(tokenizer, text)
-        if not special_tokens.has_unspelled(text, tokens):
+        if not special_tokens.has_unspelled_token(text, tokens):
             return tokens
     return tokenize_with_copy(tokenizer, text, spans)
 
@@ -235,7 +235,7 @@ class SpecialTokens:
         matches = self._added_pattern.finditer(text)
         return [match.span() for match in matches if match[0].strip() in self._stripped_texts]
 
-    def has_unspelled(self, text: str, tokens: Tokens) -> bool:
+    def has_unspelled_token(self, text: str, tokens: Tokens) -> bool:
         """Return whether a tokenized text has a special token that its characters do not spell, such as a full-width
         `</s>`.
 
@@ -247,7 +247,7 @@ class SpecialTokens:
             for token_id, (start, end) in zip(tokens.ids, tokens.spans, strict=False)
         )
 
-    def find_starts(self, text: str) -> set[int]:
+    def find_start_positions(self, text: str) -> set[int]:
         """Return the positions in a content at which special tokens begin.
 
         A special token could also begin before the content or end after it, in the text of the template beside it. Then

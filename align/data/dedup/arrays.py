@@ -169,7 +169,7 @@ class HashTable:
         is_held[is_held] = is_in_sorted(self.hashes, hashes[is_held])
         return is_held
 
-    def find(self, hashes: ndarray) -> HashMatches:
+    def find_owners(self, hashes: ndarray) -> HashMatches:
         """Look up hashes. Returns the index of each one in the table and its owner, in ascending order of the indexes.
 
         A hash with several owners is returned once for each of them.
@@ -188,7 +188,7 @@ class HashTable:
         Returns:
             The first and the second owner of each pair, int64.
         """
-        indexes, table_owners = self.find(hashes)
+        indexes, table_owners = self.find_owners(hashes)
         pairs = sort_unique(owners[indexes] << 32 | table_owners)
         return pairs >> 32, pairs & 0xFFFFFFFF
 

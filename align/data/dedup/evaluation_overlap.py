@@ -296,8 +296,8 @@ class Prefilter:
     """A filter that finds the training texts that may be hits of evaluation texts, with a few bytes for a word of
     these.
 
-    Call `measure` and then `add` with all evaluation texts, `match_and_count` with all training texts, and
-    `match_without_phrases` with the ones that `match_and_count` finds.
+    Call `count_hashes` and then `add_evaluation_texts` with all evaluation texts, `match_and_count` with all training
+    texts, and `match_without_phrases` with the ones that `match_and_count` finds.
 
     Args:
         threshold: as for `OverlapIndex`.
@@ -309,8 +309,8 @@ class Prefilter:
         self._size = 0
         self._runs = HashCounter()
 
-    def measure(self, texts: Texts) -> None:
-        """Count the hashes that will be added, and estimate how rare shingles are."""
+    def count_hashes(self, texts: Texts) -> None:
+        """Count the hashes of evaluation texts that will be added, and estimate how rare shingles are."""
         for block in self._iter_features(texts):
             self._rarity.add(block.shingles)
             self._size += len(block.grams.values) + len(self._collect_other_hashes(block)[0])
@@ -319,8 +319,8 @@ class Prefilter:
     def _filter(self) -> BloomFilter:
         return BloomFilter(self._size)
 
-    def add(self, texts: Texts) -> None:
-        """Add evaluation texts, which `measure` has seen, to the filter."""
+    def add_evaluation_texts(self, texts: Texts) -> None:
+        """Add the hashes of evaluation texts, which `count_hashes` has counted, to the filter."""
         for block in self._iter_features(texts):
             self._filter.add(spread_bits(block.grams.values))
             self._filter.add(spread_bits(self._collect_other_hashes(block)[0]))

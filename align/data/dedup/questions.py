@@ -619,12 +619,12 @@ class QuestionIndex:
             begin = start[local_texts]
             stop = end[local_texts]
             middle = begin + (stop - begin) // 2
-            for side, (low, high) in enumerate(((begin, middle), (middle, stop))):
+            for half_number, (low, high) in enumerate(((begin, middle), (middle, stop))):
                 anchors.append(block.runs(low, low + ANCHOR_WORDS))
                 values = block.runs(low, high)
                 for length in np.unique(high - low).tolist():
                     has_length = high - low == length
-                    halves.setdefault(length, []).append((values[has_length], 2 * numbers[has_length] + side))
+                    halves.setdefault(length, []).append((values[has_length], 2 * numbers[has_length] + half_number))
         for length, parts in halves.items():
             values, numbers = concatenate_columns(parts)
             _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -646,7 +646,7 @@ class QuestionIndex:
             rule_matches = [(words, self.questions.row[question], CONTAINED)]
             for width, table in self._runs:
                 starts = find_run_starts(block, width)
-                places, row = table.find(block.runs(starts, starts + width))
+                places, row = table.find_owners(block.runs(starts, starts + width))
                 rule_matches.append((starts[places], row, NGRAM))
             words, question, position = self._find_changed(block)
             is_leak = ~is_in_sorted(self._slots, self.questions.offset[question] + position)
@@ -665,7 +665,7 @@ class QuestionIndex:
         likely_words = all_words[self._beginnings.might_contain(block.keys(all_words, PREFIX_LETTERS))]
         for size, table in self._by_key:
             places = likely_words if size >= PREFIX_LETTERS else all_words
-            words, question = table.find(block.keys(places, size))
+            words, question = table.find_owners(block.keys(places, size))
             words = places[words]
             stop = block.begins[words] + self.questions.letters[question]
             end = np.minimum(np.searchsorted(block.begins, stop), len(block))
@@ -689,7 +689,7 @@ class QuestionIndex:
         starts = starts[self._anchors.contains(block.runs(starts, starts + ANCHOR_WORDS))]
         for length, table in sorted(self._halves.items()):
             half_starts = starts[starts + length <= block.last[starts]]
-            places, numbers = table.find(block.runs(half_starts, half_starts + length))
+            places, numbers = table.find_owners(block.runs(half_starts, half_starts + length))
             words = half_starts[places]
             for low in range(0, len(words), AT_ONCE):
                 batch = slice(low, low + AT_ONCE)
@@ -698,13 +698,13 @@ class QuestionIndex:
         return words, question, position
 
     def _verify_changes(
-        self, block: WordBlock, words: ndarray, question: ndarray, side: ndarray
+        self, block: WordBlock, words: ndarray, question: ndarray, half_number: ndarray
     ) -> tuple[ndarray, ndarray, ndarray]:
         """Select the halves of questions whose other half follows or precedes them with one change.
 
         Args:
             words: first word of each half in the block.
-            question, side: number of its question, and 0 for the first half or 1 for the second.
+            question, half_number: number of its question, and 0 for the first half or 1 for the second.
 
         Returns:
             As `_find_changed`.
@@ -712,7 +712,7 @@ class QuestionIndex:
         questions = self.questions
         count = questions.counts[question]
         half = count // 2
-        is_first = side == 0
+        is_first = half_number == 0
         other_half = np.where(is_first, count - half, half)
         step = np.where(is_first, 1, -1)
         # The words of the other half, starting next to the half that was found.

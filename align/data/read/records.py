@@ -234,19 +234,19 @@ def parse_conversation(
         requires_answer: the row must have an answer column.
         is_prompt: the row is a prompt, so that an answer beside the conversation is not read.
     """
-    answers = DOCUMENT_SHAPES[column].answer_columns
+    answer_columns = DOCUMENT_SHAPES[column].answer_columns
     if column == "instruction":
         placed_messages = parse_alpaca(row)
-    elif answers:
-        placed_messages = parse_question_and_answer(row, column, answers)
+    elif answer_columns:
+        placed_messages = parse_question_and_answer(row, column, answer_columns)
     else:
         parse = parse_sharegpt if column == "conversations" else parse_message_list
         placed_messages = parse(row[column], column)
-    if requires_answer and answers and not any(name in row for name in answers):
-        remedy = f"Call it {' or '.join(answers)}."
+    if requires_answer and answer_columns and not any(name in row for name in answer_columns):
+        remedy = f"Call it {' or '.join(answer_columns)}."
         raise build_field_error("columns", ", ".join(map(str, row)), "there is no answer among them", remedy)
-    if not is_prompt and (answer_columns := find_answers_beside_turns(row, DOCUMENT_SHAPES[column])):
-        name = choose_answer_column(row, column, answer_columns)
+    if not is_prompt and (columns_beside_turns := find_answers_beside_turns(row, DOCUMENT_SHAPES[column])):
+        name = choose_answer_column(row, column, columns_beside_turns)
         placed_messages += parse_turns(row[name], "assistant", name)
     return placed_messages
 
@@ -357,9 +357,9 @@ def parse_turns(value: Any, role: str, column: str) -> PlacedMessages:
 def parse_alpaca(row: Fields) -> PlacedMessages:
     """Parse an Alpaca row: `instruction` with `input` on the lines below, then `output` or `response`. `history`, a
     list of [question, answer], comes first."""
-    answers = [name for name in DOCUMENT_SHAPES["instruction"].answer_columns if row.get(name) is not None]
-    answer = choose_answer_column(row, "instruction", answers) if answers else "output"
-    for name in ("instruction", "input", answer):
+    answer_columns = [name for name in DOCUMENT_SHAPES["instruction"].answer_columns if row.get(name) is not None]
+    answer_column = choose_answer_column(row, "instruction", answer_columns) if answer_columns else "output"
+    for name in ("instruction", "input", answer_column):
         text = row.get(name)
         if not isinstance(text, str | None) or (name == "instruction" and text is None):
             raise build_field_error(name, text, "is no text", TEXT_HELP)
@@ -374,8 +374,8 @@ def parse_alpaca(row: Fields) -> PlacedMessages:
         placed_messages += [(place, Message("user", pair[0])), (place, Message("assistant", pair[1]))]
     question = "\n".join(filter(None, (row["instruction"], row.get("input"))))
     placed_messages.append(("instruction", Message("user", question)))
-    if row.get(answer) is not None:
-        placed_messages.append((answer, Message("assistant", row[answer])))
+    if row.get(answer_column) is not None:
+        placed_messages.append((answer_column, Message("assistant", row[answer_column])))
     return placed_messages
 
 
@@ -756,13 +756,13 @@ class ScoredAnswer(NamedTuple):
         row: the row that holds it.
         turns: the answer.
         score: higher is better.
-        about: other fields of the answer.
+        other_fields: other fields of the answer.
     """
 
     row: Row
     turns: Messages
     score: float
-    about: Fields
+    other_fields: Fields
 
 
 def parse_scored_answers(
@@ -824,7 +824,7 @@ def pair_all(answers: Sequence[ScoredAnswer], prompt: Messages, has_margins: boo
                 record = build_preference(
                     better.row, prompt, better.turns, worse.turns, margin, f"{group}/{i}>{j}", group
                 )
-            about = {"chosen": dict(better.about), "rejected": dict(worse.about)}
+            about = {"chosen": dict(better.other_fields), "rejected": dict(worse.other_fields)}
             yield record, {side: fields for side, fields in about.items() if fields}
 
 
@@ -887,9 +887,9 @@ def build_preference(
     if strength is not None and type(strength) is not int:
         raise build_pair_error(data, "strength", "not a whole number")
     tools = parse_tools(data)
-    for side, answer in (("chosen", chosen), ("rejected", rejected)):
-        sides = (("prompt", prompt), (side, answer))
-        check_tool_calls([(f"{name}[{i}]", turn) for name, part in sides for i, turn in enumerate(part)], tools)
+    for answer_name, answer in (("chosen", chosen), ("rejected", rejected)):
+        parts = (("prompt", prompt), (answer_name, answer))
+        check_tool_calls([(f"{name}[{i}]", turn) for name, part in parts for i, turn in enumerate(part)], tools)
     texts: dict[str, Any] = {
         name: get_text(data, name) for name in ("annotator", "guideline_version", "created_at", "scorer")
     }
@@ -1021,11 +1021,11 @@ class RowOutcome(NamedTuple):
     """The outcome of a row, or of a group of rows: one record of it, a drop, or the error that refuses the group.
 
     Attributes:
-        begin: number of the first row of the group.
+        first_row_number: number of the first row of the group.
         result: the record, drop or error.
     """
 
-    begin: int
+    first_row_number: int
     result: ParsedRecord | Drop | InputError
 
 

@@ -107,11 +107,11 @@ class LeakFinder:
         """
         parts = list[OverlapMatches]()
         for numbers, texts, prompts in rows.iter_texts(mask, "both", "prompts") if self.sets else ():
-            matches = self.find(texts, prompts)
+            matches = self.find_leaks_in_batch(texts, prompts)
             parts.append(matches._replace(text=numbers[matches.text]))
         return select_first_matches(parts)
 
-    def find(self, texts: pa.Array, prompts: pa.Array) -> OverlapMatches:
+    def find_leaks_in_batch(self, texts: pa.Array, prompts: pa.Array) -> OverlapMatches:
         """Find the rows of a batch that overlap with an evaluation set. Returns one match for each.
 
         Args:
@@ -119,7 +119,7 @@ class LeakFinder:
         """
         parts = [find_overlapping_texts(self.index, texts), *(questions.find(texts) for questions in self.questions)]
         text, key = hash_training_prompts(prompts)
-        places, keys = self.question_table.find(key)
+        places, keys = self.question_table.find_owners(key)
         parts.append(
             OverlapMatches(text[places], self.question_set[keys], self.question_row[keys], np.full(len(keys), ASKED))
         )
@@ -171,10 +171,10 @@ def prefilter_rows(
     prefilter = Prefilter(near_threshold)
     question_parts = [NO_HASHES]
     for piece in iter_text_slices(rows, is_test):
-        prefilter.measure(piece.texts)
+        prefilter.count_hashes(piece.texts)
         question_parts.append(hash_evaluation_questions(piece.questions).key)
     for piece in iter_text_slices(rows, is_test):
-        prefilter.add(piece.texts)
+        prefilter.add_evaluation_texts(piece.texts)
     question_hashes = sort_unique(np.concatenate(question_parts))
     may_overlap = np.zeros_like(is_train)
     is_suspect = np.zeros_like(is_train)

@@ -128,7 +128,7 @@ def build_masks(dataset: DataSet, should_remove: Callable[..., bool], *columns: 
     rows = {
         split: [
             should_remove(*values)
-            for table in dataset.tables(split, columns)
+            for table in dataset.iter_tables(split, columns)
             for values in zip(*(table[name].to_pylist() for name in columns), strict=True)
         ]
         for split in SPLITS
@@ -232,7 +232,7 @@ def iter_masked_tables(
 ) -> Iterator[tuple[ndarray, pa.Table]]:
     """Yield (mask, table) of each row group of a split, with the part of the mask for its rows."""
     first = 0
-    for table in dataset.tables(split, columns):
+    for table in dataset.iter_tables(split, columns):
         yield mask[first : first + table.num_rows], table.select(columns)
         first += table.num_rows
 

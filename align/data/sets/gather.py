@@ -1,6 +1,6 @@
 """Import of sources into a spool: records are read, cleaned, and written with the facts that later steps need.
 
-A source is written in parts, each with an account of its rows. A part is made from a fixed range of the source's rows,
+A source is written in parts, each with counts of its rows. A part is made from a fixed range of the source's rows,
 so its content does not depend on the process that writes it or on other parts. Parts can be written in any order and on
 any machine: existing parts are counted, and missing ones are written.
 """
@@ -74,7 +74,7 @@ HASHES = "shingle_hashes"
 """Column of each text's shingles. Reading them for the comparison of near-duplicates is faster than computing them
 again."""
 PART_FORMAT = 3
-"""Format of the account of a part. A run resumes only from parts of this format."""
+"""Format of the counts of a part. A run resumes only from parts of this format."""
 UNDECIDED = "dropped_undecided"
 """Count of pairs without a preferred answer, named as for plain files."""
 SKIPPED = "skipped_rows"
@@ -133,7 +133,7 @@ class SourceImport:
             self.schemas += [pa.schema(bands[i : i + BANDS_TOGETHER]) for i in range(0, BANDS, BANDS_TOGETHER)]
             self.schemas.append(pa.schema([(HASHES, pa.list_(pa.uint64()))]))
         self.failed: Mapping[int, str] = {}
-        self.account = SourceCounts(self.source, self.steps)
+        self.part_counts = SourceCounts(self.source, self.steps)
         self._reading: PartReader | None = None
         self._next = 0
 
@@ -166,11 +166,11 @@ class SourceImport:
                         f"A worker could not make part {part}: {self.failed[part]}",
                         flush=True,
                     )
-            account = self.spool.account(self.spool.folder / self.name(part))
-            total.add(account)
+            part_counts = self.spool.read_part_counts(self.spool.folder / self.name(part))
+            total.add(part_counts)
             report_progress(total.counts["read"], total.counts["kept"])
             part += 1
-            is_last = account["last"]
+            is_last = part_counts["last"]
         return total.finish()
 
     def parts(self) -> set[int]:
@@ -190,29 +190,29 @@ class SourceImport:
         if reading is None or reading.last or self._next != part:
             reading = PartReader(self.source, part, self.size, self.file_row_counts)
         self._reading = None
-        self.account = SourceCounts(self.source, self.steps)
-        account = dict[str, Any]()
+        self.part_counts = SourceCounts(self.source, self.steps)
+        part_counts = dict[str, Any]()
 
         def batches() -> Iterator[pa.RecordBatch]:
             for chunk in iter_chunks(self._iter_parsed_records(reading.iter_part(part))):
                 batch = self.clean_batch(chunk)
                 if batch is not None:
                     yield batch
-            self.account.counts[SKIPPED] = self.account.bad_rows.count
-            account.update(last=reading.last, format=PART_FORMAT, **self.account.as_json())
+            self.part_counts.counts[SKIPPED] = self.part_counts.bad_rows.count
+            part_counts.update(last=reading.last, format=PART_FORMAT, **self.part_counts.as_json())
 
-        self.spool.write(self.name(part), batches(), self.schemas, account)
+        self.spool.write(self.name(part), batches(), self.schemas, part_counts)
         self._reading = reading
         self._next = part + 1
-        return account
+        return part_counts
 
     def _iter_parsed_records(self, outcomes: Iterable[RowOutcome]) -> Iterator[ParsedRecord]:
         """Yield the records of outcomes, and count refused and undecided rows."""
         for _, result in outcomes:
             if isinstance(result, InputError):
-                self.account.bad_rows.add(result)
+                self.part_counts.bad_rows.add(result)
             elif isinstance(result, Undecided):
-                self.account.counts[UNDECIDED] += 1
+                self.part_counts.counts[UNDECIDED] += 1
             else:
                 yield result
 
@@ -223,8 +223,8 @@ class SourceImport:
         records = list[Record]()
         for read in chunk:
             self._check_record(read)
-            record = self.account.cleaner.clean(read.record, read.number)
-            self.account.unread.add(read.sizes)
+            record = self.part_counts.cleaner.clean(read.record, read.number)
+            self.part_counts.unread.add(read.sizes)
             if not isinstance(record, Drop):
                 kept.append(read)
                 records.append(record)
@@ -233,7 +233,7 @@ class SourceImport:
             and not any(turn.role == "assistant" and turn.trained for turn in record.messages)
             for record in records
         )
-        self.account.counts.update(read=len(chunk), kept=len(kept), unanswered=unanswered)
+        self.part_counts.counts.update(read=len(chunk), kept=len(kept), unanswered=unanswered)
         if not kept:
             return None
         columns = records_to_columns(self.kind, records)
@@ -254,7 +254,7 @@ class SourceImport:
             remedy = "Correct the source's licence, or divide the source by licence."
             is_consistent = not stated or licence.casefold() == stated.casefold()
             require(is_consistent, f"{place}, licence", licence, problem, remedy)
-            self.account.licences[licence] += 1
+            self.part_counts.licences[licence] += 1
 
     def _compute_facts(
         self, reads: Sequence[ParsedRecord], records: Sequence[Record], table: pa.RecordBatch
@@ -310,7 +310,7 @@ class SourceImport:
 
     def _format_metadata(self, read: ParsedRecord) -> str | None:
         """Return a record's metadata as JSON, with personal data masked if a cleaning step does so."""
-        cleaner = self.account.cleaner
+        cleaner = self.part_counts.cleaner
         hides = read.metadata and cleaner.masks_personal_data
         return encode_metadata(map_strings(read.metadata, cleaner.mask_personal_data) if hides else read.metadata)
 
@@ -335,19 +335,19 @@ class SourceCounts:
             "unread": self.unread.sizes,
         }
 
-    def add(self, account: Mapping[str, Any]) -> None:
+    def add(self, part_counts: Mapping[str, Any]) -> None:
         """Add the counts of the next part.
 
         Raises:
             InputError: Another version of align wrote them, or rows of the part are refused and must not be left out.
         """
         problem = "was left by another version of align"
-        require(account.get("format") == PART_FORMAT, "checkpoints", self.source.name, problem, REMEDY)
-        self.counts.update(account["counts"])
-        self.licences.update(account["licences"])
-        self.unread.add(account["unread"])
-        self.cleaner.merge(account["clean"])
-        self.bad_rows.restore(account["bad_rows"])
+        require(part_counts.get("format") == PART_FORMAT, "checkpoints", self.source.name, problem, REMEDY)
+        self.counts.update(part_counts["counts"])
+        self.licences.update(part_counts["licences"])
+        self.unread.add(part_counts["unread"])
+        self.cleaner.merge(part_counts["clean"])
+        self.bad_rows.restore(part_counts["bad_rows"])
         if not self.bad_rows.skips:
             self.bad_rows.report_refused_rows(self.source.location, self.counts["read"])
 
@@ -357,7 +357,7 @@ class SourceCounts:
         Raises:
             InputError: No setting uses a column of texts, rows have different licences, or no row is kept.
         """
-        account = self.as_json()
+        source_counts = self.as_json()
         self.bad_rows.report_refused_rows(self.source.location, self.counts["read"])
         self.unread.check(self.source.field, self.source.location)
         if len(self.licences) > 1 and not self.source.licence:
@@ -371,7 +371,7 @@ class SourceCounts:
                 problem = "is empty: it has no row"
                 remedy = "Give at least one row, or leave the source out."
             raise InputError(self.source.field, self.source.location, problem, remedy)
-        return {**account, "metadata": [*self.unread.sizes]}
+        return {**source_counts, "metadata": [*self.unread.sizes]}
 
 
 class PartReader:
@@ -395,7 +395,7 @@ class PartReader:
 
     def iter_part(self, number: int) -> Iterator[RowOutcome]:
         """Yield the outcomes of the rows of a part. Parts have to be read in order, each to its end."""
-        while self._next is not None and self._next.begin <= (number + 1) * self._size:
+        while self._next is not None and self._next.first_row_number <= (number + 1) * self._size:
             yield self._next
             self._next = next(self._outcomes, None)
 

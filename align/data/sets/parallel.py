@@ -348,12 +348,12 @@ def write_task_parts(imports: Mapping[int, SourceImport], task: PartsTask) -> Ta
         try:
             if any(marker.name < marker_path.name for marker in marker_path.parent.glob(f"*{FAILED_SUFFIX}")):
                 return TaskResult(task, written_parts)
-            account = source_import.write(part)
+            part_counts = source_import.write(part)
         except (InputError, OSError) as error:
             create_marker(marker_path)
             return TaskResult(task, written_parts, part, str(error))
         written_parts.append(part)
-        if account["bad_rows"] and not source_import.skips:
+        if part_counts["bad_rows"] and not source_import.skips:
             create_marker(marker_path)
             return TaskResult(task, written_parts)
     return TaskResult(task, written_parts)

@@ -120,7 +120,7 @@ class DataSet:
     def kind(self) -> str:
         return self.data["kind"]
 
-    def records(self, split: str) -> list[Record]:
+    def load_records(self, split: str) -> list[Record]:
         """Load the records of `train` or `test` in order, with repeated rows.
 
         Raises:
@@ -144,11 +144,11 @@ class DataSet:
             raise CorruptFile("data.path", str(self.folder), problem, RESTORE_HELP)
         return records
 
-    def sources(self, split: str) -> list[str]:
+    def list_row_sources(self, split: str) -> list[str]:
         """Return the name of the source of each row of a split, in order."""
-        return [name for table in self.tables(split, ["source"]) for name in table["source"].to_pylist()]
+        return [name for table in self.iter_tables(split, ["source"]) for name in table["source"].to_pylist()]
 
-    def tables(self, split: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    def iter_tables(self, split: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the row groups of the Parquet files of one split, in order.
 
         Args:
@@ -172,7 +172,7 @@ class DataSet:
             raise ValueError("an invalid tombstone")
         tombstone_places = sorted(forgotten)
         place = 0
-        for table in self.tables(split, columns):
+        for table in self.iter_tables(split, columns):
             while tombstone_places and tombstone_places[0] <= place + table.num_rows:
                 first = tombstone_places.pop(0) - place
                 if first:
@@ -189,7 +189,7 @@ class DataSet:
             yield forgotten[tombstone_place]
             place += 1
 
-    def leaves(self, split: str) -> list[bytes]:
+    def list_leaves(self, split: str) -> list[bytes]:
         """Return the Merkle leaves of one split, in order, with the tombstones of forgotten rows."""
         pieces = self.iter_sequence(split, ["content_id"])
         return [leaf for piece in pieces for leaf in ([piece] if isinstance(piece, bytes) else iter_row_leaves(piece))]
@@ -296,7 +296,7 @@ def build_row_proof(dataset: DataSet, split: str, content_id: bytes) -> RowProof
     Raises:
         ValueError: The split does not contain the row.
     """
-    leaves = dataset.leaves(split)
+    leaves = dataset.list_leaves(split)
     leaf_index = leaves.index(encode_row_leaf(content_id))
     [other_root] = (dataset.data["splits"][name]["root"] for name in SPLITS if name != split)
     return RowProof(split, leaf_index, len(leaves), tuple(build_inclusion_proof(leaves, leaf_index)), other_root)

@@ -75,7 +75,7 @@ def describe_sources(
         mixture: the mixture of training rows.
     """
     listed = []
-    for i, (source, account) in enumerate(zip(sources, source_counts, strict=True)):
+    for i, (source, read_counts) in enumerate(zip(sources, source_counts, strict=True)):
         in_source = funnel.source == i
         times = mixture.times[in_source]
         test_rows = int((funnel.kept & is_test & in_source).sum())
@@ -86,14 +86,14 @@ def describe_sources(
                 "digest": inputs[f"sources.{source.name}"].digest,
                 "read_as": dict(shapes[i]),
                 **source.ids.as_json(),
-                "licence": source.licence or ", ".join(account["licences"]) or None,
-                "counts": {**account["counts"], **funnel.count_by_step(i)},
-                "clean": [{key: step[key] for key in step if key != "examples"} for step in account["clean"]],
+                "licence": source.licence or ", ".join(read_counts["licences"]) or None,
+                "counts": {**read_counts["counts"], **funnel.count_by_step(i)},
+                "clean": [{key: step[key] for key in step if key != "examples"} for step in read_counts["clean"]],
                 # Without the refused values, because a data set may be passed on.
                 "bad_rows": [
-                    {key: cause[key] for key in ("field", "problem", "count")} for cause in account["bad_rows"]
+                    {key: cause[key] for key in ("field", "problem", "count")} for cause in read_counts["bad_rows"]
                 ],
-                "metadata": account["metadata"],
+                "metadata": read_counts["metadata"],
                 "weight": source.weight,
                 "cap": source.cap,
                 "asked": mixture.target_shares[i],
@@ -166,15 +166,15 @@ def find_read_losses(names: Sequence[str], source_counts: Sequence[Mapping[str, 
         source_counts: counts of each source's rows, see `align.data.sets.gather`.
     """
     losses = list[StepLoss]()
-    for name, account in zip(names, source_counts, strict=True):
-        counts = account["counts"]
+    for name, read_counts in zip(names, source_counts, strict=True):
+        counts = read_counts["counts"]
         read = counts["read"] + counts[SKIPPED] + counts[UNDECIDED]
-        causes = [hide(f"{cause['field']}={cause['value']}: {cause['problem']}") for cause in account["bad_rows"]]
+        causes = [hide(f"{cause['field']}={cause['value']}: {cause['problem']}") for cause in read_counts["bad_rows"]]
         steps: list[tuple[str, int, int, list[str]]] = [
             ("refused", counts[SKIPPED], read, causes),
             ("undecided", counts[UNDECIDED], read, []),
         ]
-        for step in account["clean"]:
+        for step in read_counts["clean"]:
             examples = [format_row_text(example["before"]) for example in step["examples"] if example["after"] is None]
             steps.append((f"clean: {step['step']}", step["dropped"], step["seen"], examples))
         losses += [
@@ -210,8 +210,8 @@ def list_cleaning_examples(names: Sequence[str], source_counts: Sequence[Mapping
             "text": format_row_text(example["before"]),
             "after": format_row_text(example["after"]) if example["after"] not in (None, example["before"]) else None,
         }
-        for name, account in zip(names, source_counts, strict=True)
-        for step in account["clean"]
+        for name, read_counts in zip(names, source_counts, strict=True)
+        for step in read_counts["clean"]
         for example in step["examples"][:EXAMPLES_SHOWN]
     ]
 

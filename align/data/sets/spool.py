@@ -1,7 +1,7 @@
 """Rows of a data set under construction, on disk: parts that are written atomically and read in batches.
 
 A part is some tens of thousands of rows in Arrow files, one for each group of columns that are read together, and a
-JSON file with the account of its rows. The account is written last: a part without it is incomplete, and is written
+JSON file with the counts of its rows. The counts are written last: a part without them is incomplete, and is written
 again. Arrow reads all columns of a batch of a file, so each group of columns has its own file, and the rows that are
 kept of a batch are copied. So memory is proportional to the columns and rows that the caller selects.
 """
@@ -47,7 +47,7 @@ class Spool:
         """List the complete parts whose names have a prefix, as paths of their files without suffixes."""
         return sorted(path.with_suffix("") for path in self.folder.glob(f"{prefix}*.json"))
 
-    def account(self, part: Path) -> dict[str, Any]:
+    def read_part_counts(self, part: Path) -> dict[str, Any]:
         """Read the counts of a part's rows. The key `batches` has the sizes of the part's batches.
 
         Raises:
@@ -59,13 +59,13 @@ class Spool:
             raise CorruptFile("checkpoints", str(part), f"is damaged ({error})", REMEDY) from error
 
     def write(
-        self, name: str, batches: Iterator[pa.RecordBatch], groups: Sequence[pa.Schema], account: Mapping[str, Any]
+        self, name: str, batches: Iterator[pa.RecordBatch], groups: Sequence[pa.Schema], part_counts: Mapping[str, Any]
     ) -> None:
         """Write the batches and the counts of one part to files.
 
         Args:
             groups: columns of each file.
-            account: counts of its rows. They are written after all batches, so `batches` may still change them.
+            part_counts: counts of its rows. They are written after all batches, so `batches` may still change them.
         """
         part = self.folder / name
         sizes = list[int]()
@@ -82,9 +82,9 @@ class Spool:
                     writer.write_batch(batch.select(names))
         for path in paths:  # a worker of a run that was killed may still be writing the same part
             os.replace(f"{path}{temporary_suffix}", path)
-        account_path = self.folder / f".{name}{temporary_suffix}"
-        write_json(account_path, {**account, "batches": sizes})
-        os.replace(account_path, part.with_suffix(".json"))
+        counts_path = self.folder / f".{name}{temporary_suffix}"
+        write_json(counts_path, {**part_counts, "batches": sizes})
+        os.replace(counts_path, part.with_suffix(".json"))
 
 
 def get_group_path(part: Path, group: int) -> Path:
@@ -112,7 +112,7 @@ class SpoolRows:
         self.parts: list[tuple[Path, int, list[int]]] = []
         end = 0
         for part in spool.parts():
-            sizes = spool.account(part)["batches"]
+            sizes = spool.read_part_counts(part)["batches"]
             self.parts.append((part, end, sizes))
             end += sum(sizes)
         self.count = end
