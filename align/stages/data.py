@@ -137,7 +137,7 @@ def inputs(config: Config) -> StageInputs:
     create_steps(stage.clean, "stage.clean", count_tokens=(lambda _: 0) if stage.counts_tokens else None)
     if stage.split.since is not None:
         parse_timestamp(stage.split.since, "stage.split.since")
-    records = {f"sources.{source.name}": source.record() for source in sources}
+    records = {f"sources.{source.name}": source.build_input() for source in sources}
     for i, evaluation_set in enumerate(parse_evaluation_sets(stage.contamination.against)):
         records[f"against.{i}"] = build_files_input(evaluation_set.path, f"{AGAINST}[{i}]")
     for i, spec in enumerate(stage.find_arguments("fn")):
@@ -197,7 +197,7 @@ def build_data_set(run: Run, config: Config, sources: list[Source]) -> StageResu
     kind, read_counts = gather_sources(run, config, sources, steps, token_counter, engine)
     rows = SpoolRows(Spool(run.checkpoints), kind, names)
     hide_personal = Cleaner(steps).mask_personal_data
-    funnel = Funnel(rows.numbers("source").astype(np.int64), names)
+    funnel = Funnel(rows.load_numbers("source").astype(np.int64), names)
     funnel.record_step("after_cleaning")
     examples = ExampleWriter(run.folder, rows, funnel.source, hide_personal)
     losses = list[StepLoss]()
@@ -211,7 +211,7 @@ def build_data_set(run: Run, config: Config, sources: list[Source]) -> StageResu
     add_losses(find_read_losses(names, read_counts, hide_personal))
     row_scores = drop_by_score(run, config, rows, funnel)
     with discard_spool_if_refused(run):
-        random_order = compute_draw_keys(rows.first_bits("content_id"), config.seed)
+        random_order = compute_draw_keys(rows.load_first_bits("content_id"), config.seed)
         evaluation_leaks = evaluations.find_leaks(rows, funnel.kept)
         drop_if_removing(funnel, "after_decontamination", evaluation_leaks.text, stage.contamination)
         duplicates = drop_duplicate_rows(rows, funnel, rank_rows(funnel.source, source_ranks), stage, engine)
@@ -221,7 +221,7 @@ def build_data_set(run: Run, config: Config, sources: list[Source]) -> StageResu
         test_leaks = find_leaks_between_sides(rows, funnel, is_test, stage)
         drop_if_removing(funnel, "after_test_decontamination", test_leaks.text, stage.contamination)
         mix = stage.mix
-        size = np.ones(len(is_test), np.int64) if mix.by == "rows" else rows.numbers(mix.by).astype(np.int64)
+        size = np.ones(len(is_test), np.int64) if mix.by == "rows" else rows.load_numbers(mix.by).astype(np.int64)
         train = compute_mixture(
             funnel.kept & ~is_test,
             funnel.source,
@@ -247,7 +247,7 @@ def build_data_set(run: Run, config: Config, sources: list[Source]) -> StageResu
         "found": count_duplicates_and_leaks(duplicates, evaluation_leaks, test_leaks),
         **(row_scores.account if row_scores else {}),
         "lengths": build_length_histograms(
-            rows.numbers("characters")[is_published], funnel.source[is_published], names
+            rows.load_numbers("characters")[is_published], funnel.source[is_published], names
         ),
         "losses": [{key: loss[key] for key in ("source", "step", "removed", "of")} for loss in losses],
     }
@@ -330,7 +330,7 @@ def gather_sources(
     spool = Spool(run.checkpoints)
     skip_bad_rows = config.data.on_bad_row == "skip"
     with discard_spool_if_refused(run):
-        kind = sources[0].kind()
+        kind = sources[0].detect_kind()
     imports = [
         SourceImport(spool, source, number, steps, options, kind, skip_bad_rows)
         for number, source in enumerate(sources)
@@ -423,7 +423,7 @@ def drop_by_score(run: Run, config: Config, rows: SpoolRows, funnel: Funnel) -> 
     scores, scorer = score_all_rows(run, config, rows)
     is_dropped = mask_outside_cuts(
         scores,
-        rows.first_bits("content_id"),
+        rows.load_first_bits("content_id"),
         funnel.source,
         settings.keep,
         settings.within,
@@ -493,15 +493,15 @@ def choose_test_rows(rows: SpoolRows, funnel: Funnel, duplicates: Duplicates, co
     is_test = np.zeros(len(funnel.kept), bool)
 
     def iter_links() -> Iterator[np.ndarray]:  # a generator, so that only one array of N labels is in memory
-        yield label_groups(rows.column("group"), funnel.source)[numbers]
+        yield label_groups(rows.load_text_column("group"), funnel.source)[numbers]
         yield label_clusters(duplicates, len(is_test))[numbers]
 
     links = (labels for labels in iter_links() if (labels >= 0).any())
-    row_units = assign_units(rows.first_bits("question")[numbers], *links)
+    row_units = assign_units(rows.load_first_bits("question")[numbers], *links)
     if split.by == "question":
         is_test[numbers] = select_held_out(row_units, config.data.held_out)
         return is_test
-    values = rows.column("time" if split.by == "time" else "split").take(numbers).to_pylist()
+    values = rows.load_text_column("time" if split.by == "time" else "split").take(numbers).to_pylist()
     column = next(iter(split.read.values()))
     is_test_value = (
         is_written_since(values, split.since, column) if split.by == "time" else parse_split_column(values, column)

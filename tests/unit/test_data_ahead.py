@@ -70,7 +70,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Source]:
 def create_imports(folder: Path, sources: Sequence[Source], skips: bool = True) -> list[SourceImport]:
     folder.mkdir(exist_ok=True)
     steps = create_steps(["control", {"length": {"least": 4, "by": "words"}}])
-    kind = sources[0].kind()
+    kind = sources[0].detect_kind()
     return [
         SourceImport(Spool(folder), source, number, steps, FactOptions(), kind, skips)
         for number, source in enumerate(sources)
@@ -101,7 +101,9 @@ def import_all(imports: Sequence[SourceImport]) -> tuple[list[dict[str, Any]], l
     """Import the sources. Returns the account of each, and three columns of the spool."""
     accounts = [source_import.run() for source_import in imports]
     rows = SpoolRows(imports[0].spool)
-    return accounts, [np.ascontiguousarray(rows.numbers(name)).tolist() for name in ("content_id", "source", "row")]
+    return accounts, [
+        np.ascontiguousarray(rows.load_numbers(name)).tolist() for name in ("content_id", "source", "row")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -393,7 +395,7 @@ def test_near_duplicates_in_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     rows = SpoolRows(imports[0].spool)
     compared = list[int]()
     is_kept = np.arange(150) % 7 > 0
-    source = rows.numbers("source").astype(np.int64)
+    source = rows.load_numbers("source").astype(np.int64)
     order = rank_rows(source, [1, 0])
     expected = find_near_duplicates(rows, is_kept, order, source, threshold=0.7, among=among)
     engine = create_shuffled_runner(workers)

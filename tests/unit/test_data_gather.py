@@ -41,7 +41,7 @@ def create_import(
     folder.mkdir(exist_ok=True)
     source = Source("s", str(path), **options)
     steps = create_steps([{"length": {"most": 8, "by": "words"}}])
-    return SourceImport(Spool(folder), source, 0, steps, FactOptions(), kind or source.kind(), skips, counts)
+    return SourceImport(Spool(folder), source, 0, steps, FactOptions(), kind or source.detect_kind(), skips, counts)
 
 
 def build_mixed_rows() -> list[Any]:
@@ -118,7 +118,7 @@ def test_parts_are_the_same_whoever_makes_them(
     assert source_import.run() == expected
     spools = [SpoolRows(Spool(tmp_path / name)) for name in ("one part", "parts")]
     for name in ("content_id", "row", "digest"):
-        assert np.array_equal(*(rows.numbers(name) for rows in spools))
+        assert np.array_equal(*(rows.load_numbers(name) for rows in spools))
     assert spools[0].count > 5 or rows == build_tied_pairs()
     if rows == build_tied_pairs():
         assert expected["counts"]["dropped_undecided"] == 12
@@ -146,10 +146,10 @@ def test_ids_are_sorted_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
     create_import(tmp_path / "spool", path).run()
     rows = SpoolRows(Spool(tmp_path / "spool"))
     is_selected = np.arange(rows.count) % 3 > 0
-    ids = [bytes(id) for id in rows.numbers("content_id")[is_selected]]
+    ids = [bytes(id) for id in rows.load_numbers("content_id")[is_selected]]
     assert len({*ids}) > 30
     assert [*published.iter_unique_ids(rows, is_selected)] == sorted({*ids})
-    assert rows.first_bits("content_id")[is_selected].tolist() == [int.from_bytes(id[:8], "big") for id in ids]
+    assert rows.load_first_bits("content_id")[is_selected].tolist() == [int.from_bytes(id[:8], "big") for id in ids]
 
 
 def test_a_row_that_is_refused_ends_it_unless_it_is_left_out(tmp_path: Path) -> None:
@@ -327,4 +327,4 @@ def test_rows_that_ask_nothing_are_not_the_same(tmp_path: Path) -> None:
     source_import = create_import(tmp_path / "spool", write_rows_and_blanks(tmp_path / "rows.jsonl", rows))
     source_import.options = FactOptions(over="answers")
     source_import.run()
-    assert len({bytes(row) for row in SpoolRows(source_import.spool).numbers("digest")}) == 5
+    assert len({bytes(row) for row in SpoolRows(source_import.spool).load_numbers("digest")}) == 5

@@ -151,7 +151,7 @@ class WordBlock:
     def values(self) -> ndarray:
         """Hash of each word, uint64 (words)."""
         words = np.arange(len(self))
-        return self.runs(words, words + 1)
+        return self.hash_runs_between(words, words + 1)
 
     @cached_property
     def text(self) -> ndarray:
@@ -173,7 +173,7 @@ class WordBlock:
         """True for each word that begins or ends with a digit, bool (words)."""
         return IS_DIGIT[self.letters[self.begins[:-1]]] | IS_DIGIT[self.letters[self.begins[1:] - 1]]
 
-    def runs(self, start: ndarray, end: ndarray) -> ndarray:
+    def hash_runs_between(self, start: ndarray, end: ndarray) -> ndarray:
         """Return the hash of each run of words from `start` up to, but not including, `end`; uint64."""
         offsets = self.begins[start]
         sums = self._sums[end] - self._sums[start]
@@ -181,7 +181,7 @@ class WordBlock:
         sums[tagged] -= TAGS[self.tags[start[tagged]]] * compute_power(POWERS, offsets[tagged])
         return mix_bits(sums * compute_power(INVERSES, offsets))
 
-    def keys(self, words: ndarray, size: int) -> ndarray:
+    def hash_beginnings(self, words: ndarray, size: int) -> ndarray:
         """Return hashes (uint64) of the `size` letters from the beginning of each of these words on.
 
         Args:
@@ -504,9 +504,19 @@ class QuestionTable:
             weight_of_word = weigh_words(block)
             question_weights = sum_between(weight_of_word, start, end)
             spread = 2 * sum_between(is_unspaced(block), start, end) > counts
-            keys = (block.keys(start, size) for size in KEY_SIZES)
+            keys = (block.hash_beginnings(start, size) for size in KEY_SIZES)
             letters = block.begins[end] - block.begins[start]
-            parts.append([kept + first_text, letters, counts, block.runs(start, end), question_weights, spread, *keys])
+            parts.append(
+                [
+                    kept + first_text,
+                    letters,
+                    counts,
+                    block.hash_runs_between(start, end),
+                    question_weights,
+                    spread,
+                    *keys,
+                ]
+            )
             word_numbers = concatenate_ranges(start, counts)
             words.append([block.tagged[word_numbers], block.has_digit[word_numbers], weight_of_word[word_numbers]])
             first_text += len(block.first) - 1
@@ -585,7 +595,7 @@ class QuestionIndex:
                 else:
                     is_kept = sum_between(weigh_words(block), starts, starts + width) >= MIN_RUN_WEIGHT
                 starts = starts[is_kept]
-                parts.append((block.runs(starts, starts + width), block.text[starts] + first_text))
+                parts.append((block.hash_runs_between(starts, starts + width), block.text[starts] + first_text))
                 first_text += len(block.first) - 1
             values, owners = concatenate_columns(parts)
             if (of_letters or width < MAX_WIDTH) and len(values):
@@ -620,8 +630,8 @@ class QuestionIndex:
             stop = end[local_texts]
             middle = begin + (stop - begin) // 2
             for half_number, (low, high) in enumerate(((begin, middle), (middle, stop))):
-                anchors.append(block.runs(low, low + ANCHOR_WORDS))
-                values = block.runs(low, high)
+                anchors.append(block.hash_runs_between(low, low + ANCHOR_WORDS))
+                values = block.hash_runs_between(low, high)
                 for length in np.unique(high - low).tolist():
                     has_length = high - low == length
                     halves.setdefault(length, []).append((values[has_length], 2 * numbers[has_length] + half_number))
@@ -646,7 +656,7 @@ class QuestionIndex:
             rule_matches = [(words, self.questions.row[question], CONTAINED)]
             for width, table in self._runs:
                 starts = find_run_starts(block, width)
-                places, row = table.find_owners(block.runs(starts, starts + width))
+                places, row = table.find_owners(block.hash_runs_between(starts, starts + width))
                 rule_matches.append((starts[places], row, NGRAM))
             words, question, position = self._find_changed(block)
             is_leak = ~is_in_sorted(self._slots, self.questions.offset[question] + position)
@@ -662,16 +672,17 @@ class QuestionIndex:
         """Find whole questions. Returns the first word of each, and the number of the question."""
         parts = [(NO_NUMBERS, NO_NUMBERS)]
         all_words = np.arange(len(block))
-        likely_words = all_words[self._beginnings.might_contain(block.keys(all_words, PREFIX_LETTERS))]
+        likely_words = all_words[self._beginnings.might_contain(block.hash_beginnings(all_words, PREFIX_LETTERS))]
         for size, table in self._by_key:
             places = likely_words if size >= PREFIX_LETTERS else all_words
-            words, question = table.find_owners(block.keys(places, size))
+            words, question = table.find_owners(block.hash_beginnings(places, size))
             words = places[words]
             stop = block.begins[words] + self.questions.letters[question]
             end = np.minimum(np.searchsorted(block.begins, stop), len(block))
             ends_at_word = np.flatnonzero((block.begins[end] == stop) & (end <= block.last[words]))
             is_equal = (
-                block.runs(words[ends_at_word], end[ends_at_word]) == self.questions.value[question[ends_at_word]]
+                block.hash_runs_between(words[ends_at_word], end[ends_at_word])
+                == self.questions.value[question[ends_at_word]]
             )
             words, question, end = (column[ends_at_word[is_equal]] for column in (words, question, end))
             is_accepted = is_match_in_context(block, words, end, self._weight[question])
@@ -686,10 +697,10 @@ class QuestionIndex:
         if not self._halves:
             return parts[0]
         starts = find_run_starts(block, ANCHOR_WORDS)
-        starts = starts[self._anchors.contains(block.runs(starts, starts + ANCHOR_WORDS))]
+        starts = starts[self._anchors.contains(block.hash_runs_between(starts, starts + ANCHOR_WORDS))]
         for length, table in sorted(self._halves.items()):
             half_starts = starts[starts + length <= block.last[starts]]
-            places, numbers = table.find_owners(block.runs(half_starts, half_starts + length))
+            places, numbers = table.find_owners(block.hash_runs_between(half_starts, half_starts + length))
             words = half_starts[places]
             for low in range(0, len(words), AT_ONCE):
                 batch = slice(low, low + AT_ONCE)
@@ -866,10 +877,11 @@ def hash_training_prompts(texts: Texts) -> QuestionKeys:
 
 
 def hash_questions(texts: Texts, find_bounds: Callable[[WordBlock], Iterable[tuple[ndarray, ndarray]]]) -> QuestionKeys:
-    """Return keys of texts.
+    """Return keys by which equal questions are found: hashes of each text without prefixes, and of its words in any
+    order.
 
     Args:
-        bounds: returns the first word and the end of each text of a block, for each variant that has a key.
+        find_bounds: returns the first word and the end of each text of a block, for each variant that has a key.
     """
     parts = [(NO_NUMBERS, NO_HASHES)]
     first_text = 0
@@ -877,7 +889,7 @@ def hash_questions(texts: Texts, find_bounds: Callable[[WordBlock], Iterable[tup
         for start, end in find_bounds(block):
             places = np.flatnonzero((start >= 0) & (end > start))
             if len(places):
-                parts.append((places + first_text, block.runs(start[places], end[places])))
+                parts.append((places + first_text, block.hash_runs_between(start[places], end[places])))
         places, bags = hash_word_bags(block)
         parts.append((places + first_text, bags))
         first_text += len(block.first) - 1
@@ -902,7 +914,7 @@ def hash_word_bags(block: WordBlock) -> tuple[ndarray, ndarray]:
         return NO_NUMBERS, NO_HASHES
     words = np.flatnonzero(np.repeat(has_choices, np.diff(block.first)))
     is_single_letter = (sizes[words] == 1) & (letters[words] >= ord("a"))
-    values = block.runs(words, words + 1)
+    values = block.hash_runs_between(words, words + 1)
     is_counted = ~is_single_letter & ~build_word_table(f"{QUESTION_PREFIXES} {ANSWER_PREFIXES}").contains(values)
     words = words[is_counted]
     values = values[is_counted]

@@ -54,7 +54,7 @@ def find_exact_duplicates(
         among: compare `all` rows, those `within` one source, or those `across` sources.
     """
     numbers = np.flatnonzero(mask)
-    digests = np.ascontiguousarray(rows.numbers("digest")[numbers]).view("V16").ravel()
+    digests = np.ascontiguousarray(rows.load_numbers("digest")[numbers]).view("V16").ravel()
     sources = None if among == ALL else source[numbers]
     return find_exact(digests, preference[numbers], sources, only_across_sources=among == ACROSS).renumber(numbers)
 
@@ -82,10 +82,12 @@ def find_near_duplicates(
     compare = partial(find_near_in_task, rows.folder, threshold=threshold, among=among)
     if runner.workers == 1:
         return compare(ComparisonTask(numbers, preference[numbers], source[numbers]))
-    sizes = rows.numbers("shingles")[numbers]
+    sizes = rows.load_numbers("shingles")[numbers]
     places = np.arange(len(numbers), dtype=np.int32)
-    groups = list_groups_with_equal_bands(places, sizes > 0, lambda band: rows.numbers(name_band_column(band))[numbers])
-    content = rows.first_bits("digest")[numbers]
+    groups = list_groups_with_equal_bands(
+        places, sizes > 0, lambda band: rows.load_numbers(name_band_column(band))[numbers]
+    )
+    content = rows.load_first_bits("digest")[numbers]
     shared = find_shared_shingles(groups, places, sizes, content, partial(load_shingles, rows, numbers))
     parts = [numbers[pack] for pack in split_into_packs(groups, sizes, PACKS * runner.workers)]
     tasks = [ComparisonTask(part, preference[part], source[part], shared) for part in parts]
@@ -116,14 +118,14 @@ def find_near_in_task(folder: Path, task: ComparisonTask, threshold: float, amon
     numbers = task.number
     return find_near(
         task.preference,
-        rows.numbers("shingles")[numbers],
-        lambda band: rows.numbers(name_band_column(band))[numbers],
+        rows.load_numbers("shingles")[numbers],
+        lambda band: rows.load_numbers(name_band_column(band))[numbers],
         partial(load_shingles, rows, numbers),
         threshold,
         sources=None if among == ALL else task.source,
         only_across_sources=among == ACROSS,
-        numbers=rows.numbers("numbers")[numbers],
-        content=rows.first_bits("digest")[numbers] if task.shared is None else None,
+        numbers=rows.load_numbers("numbers")[numbers],
+        content=rows.load_first_bits("digest")[numbers] if task.shared is None else None,
         shared=task.shared,
     ).renumber(numbers)
 

@@ -328,7 +328,7 @@ class RowSelection:
     heads: ndarray
     scores: ndarray | None = None
 
-    def clusters(self, rows: SpoolRows) -> ndarray:
+    def list_cluster_heads(self, rows: SpoolRows) -> ndarray:
         """Return for each row the content id (hex) of the kept row of its cluster. None for a row without
         duplicates."""
         clusters = np.full(len(self.times), None, object)
@@ -353,7 +353,7 @@ def write_data_set(
         The content of `data.json`.
     """
     types = choose_column_types(rows)
-    clusters = selection.clusters(rows)
+    clusters = selection.list_cluster_heads(rows)
     columns = [*types, *FACT_COLUMNS]
     is_written = selection.times > 0
     side_masks = [is_written & ~selection.test, is_written & selection.test]

@@ -239,7 +239,7 @@ class ExampleWriter:
 
     def describe_rows(self, numbers: ndarray) -> list[dict[str, Any]]:
         """Return the name (`source:row`) and the shortened text of some rows."""
-        return [{"row": id, "text": self.shorten_text(record)} for id, record in self.rows.records(numbers)]
+        return [{"row": id, "text": self.shorten_text(record)} for id, record in self.rows.load_records(numbers)]
 
     def find_losses(self, funnel: Funnel, step: str) -> Iterator[StepLoss]:
         """Yield the sources that lost many rows in the last step of a funnel, with numbers and examples.
@@ -302,7 +302,7 @@ class ExampleWriter:
         """
         sources = range(len(self.rows.names))
         numbers = [np.flatnonzero(mask & (self.source == number))[:ROWS_SHOWN] for number in sources]
-        records = self.rows.records(np.concatenate(numbers))
+        records = self.rows.load_records(np.concatenate(numbers))
         self.write(ROWS, [{"row": id, **line} for id, record in records for line in self.render_record(record, render)])
 
     def render_record(self, record: Record, render: Render) -> list[dict[str, Any]]:

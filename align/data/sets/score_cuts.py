@@ -51,7 +51,7 @@ def score_spool(
 
 
 def load_records(rows: SpoolRows, numbers: ndarray) -> list[Record]:
-    return [record for _, record in rows.records(numbers)]
+    return [record for _, record in rows.load_records(numbers)]
 
 
 def count_scored(rows: SpoolRows) -> int:

@@ -183,8 +183,9 @@ class Source:
         require(not projects, self.field, self.path, problem, "Name the project: {annotations: PROJECT}.")
         return replace(self, licence=resolve_licence(sources, self.licence, f"{self.field}.licence"))
 
-    def record(self) -> Input:
-        """Return the source as an input of a run. Raises InputError if there is no such file."""
+    def build_input(self) -> Input:
+        """Return the source's files or votes as an input of a run, with a digest. Raises InputError if there is no such
+        file."""
         if self.votes:
             return Input(self.votes.head.hash, project=self.votes.project, seq=self.votes.head.seq)
         if self.path:
@@ -211,8 +212,9 @@ class Source:
         for read in reads:
             yield RowOutcome(read.number, read)
 
-    def kind(self) -> str:
-        """Return the kind of its first record, see `kind_of`. Returns `DOCUMENTS` if it has no record."""
+    def detect_kind(self) -> str:
+        """Return the kind of the source's first record: `documents`, `preferences` or `feedback`. Returns `documents`
+        if it has no record."""
         if self.votes:
             return PREFERENCES
         with suppress(InputError):  # the complete reading reports it

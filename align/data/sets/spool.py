@@ -184,17 +184,17 @@ class SpoolRows:
 
             yield read_batch
 
-    def column(self, name: str) -> pa.ChunkedArray:
+    def load_text_column(self, name: str) -> pa.ChunkedArray:
         """Load a column of texts of all rows, dictionary-encoded."""
         chunks = [batch.column(name).dictionary_encode() for _, batch in self.iter_batches([name])]
         return pa.chunked_array(chunks).unify_dictionaries() if chunks else pa.chunked_array([[]], pa.string())
 
-    def numbers(self, name: str) -> ndarray:
+    def load_numbers(self, name: str) -> ndarray:
         """Load a column of all rows as NumPy: numbers without nulls, (N), or binary of fixed length, uint8 (N,
         length)."""
         return self.collect([name], lambda batch: column_to_numpy(batch.column(name)))
 
-    def first_bits(self, name: str) -> ndarray:
+    def load_first_bits(self, name: str) -> ndarray:
         """Load the first 64 bits of each id in a column of all rows, uint64 (N)."""
         return self.collect([name], lambda batch: get_first_bits(column_to_numpy(batch.column(name))))
 
@@ -230,7 +230,7 @@ class SpoolRows:
             table = table.take(pa.array(np.argsort(order)))
         return table.combine_chunks()
 
-    def records(self, numbers: ndarray) -> list[tuple[str, Record]]:
+    def load_records(self, numbers: ndarray) -> list[tuple[str, Record]]:
         """Load the records of some rows, each with its name `source:row`. The name is also the id of a record without
         one."""
         if not len(numbers):
