@@ -114,7 +114,7 @@ def find_store_key(store: str, kind: IdKind) -> bytes | None:
 
 
 def hash_questions(record: Record, system: str | None = None) -> list[bytes]:
-    """Return the ids, without a key, of all questions that a record answers or asks, in order. Returns an empty list
+    """Return the keyless ids (SHA-256) of all questions that a record answers or asks, in order. Returns an empty list
     for plain text.
 
     A question consists of all turns before an answer. Its id is the SHA-256 of these turns as lines of canonical JSON,

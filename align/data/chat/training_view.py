@@ -44,7 +44,7 @@ def iter_trained_texts(record: Record) -> Iterator[tuple[str, str | Conversation
 def split_turns(document: str | Conversation) -> list[Mapping[str, Any]]:
     """Return the parts of a document as JSON objects for `trained_on.jsonl`, turn by turn with its roles."""
     if isinstance(document, str):
-        return [build_part(document, trained=True)]
+        return [build_part(document, is_trained=True)]
     tools = [build_part(f"tools: {', '.join(tool.name for tool in document.tools)}\n")] if document.tools else []
     turns: list[Mapping[str, Any]] = []
     for turn in document.messages:
@@ -53,8 +53,9 @@ def split_turns(document: str | Conversation) -> list[Mapping[str, Any]]:
     return [*tools, *turns[:-1]]
 
 
-def build_part(text: str, trained: bool = False) -> Mapping[str, Any]:
-    return {"text": text, "trained": trained, "special": False}
+def build_part(text: str, is_trained: bool = False) -> Mapping[str, Any]:
+    """Return a part of a line of `trained_on.jsonl` whose text has a loss if `is_trained`."""
+    return {"text": text, "trained": is_trained, "special": False}
 
 
 def render_tokens(tokenizer: Any | None, record: Record) -> list[dict[str, Any]]:
@@ -124,7 +125,7 @@ def build_answer_line(tokenizer: Any, label: str, ids: Sequence[int], start: int
 
 
 def build_tokens_line(tokenizer: Any, label: str, ids: Sequence[int], has_loss: Sequence[bool]) -> dict[str, Any]:
-    """Return one line of the file.
+    """Return one line of `trained_on.jsonl`: the decoded text of a row in parts with and without a loss.
 
     Args:
         label: what the row is.
@@ -152,4 +153,5 @@ def build_tokens_line(tokenizer: Any, label: str, ids: Sequence[int], has_loss: 
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Decode token ids with their special tokens, and without changes to blanks."""
     return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -430,7 +430,7 @@ def find_near(
 
 
 def hash_sets(sets: Shingles) -> ndarray:
-    """Hash each whole set to a mark, uint64 (N). No set may be empty."""
+    """Hash each set of shingles to one number, uint64 (N). No set may be empty."""
     if not len(sets):
         return NO_HASHES
     sums = np.add.reduceat(mix_bits(sets.values * ODD_MULTIPLIER + ODD_MULTIPLIER), sets.offsets[:-1])

@@ -238,7 +238,7 @@ def parse_words(data: ndarray, starts: ndarray) -> WordBlock:
 
 
 def find_breaks(data: ndarray, begin_bytes: ndarray, first: ndarray) -> ndarray:
-    """Compute `WordBlock.breaks`.
+    """Return for each word whether it begins a sentence (`BREAK`) or a line (`LINE`), uint8 (words + 1).
 
     Args:
         begin_bytes: offset of the first byte of each word.
@@ -257,7 +257,7 @@ def find_breaks(data: ndarray, begin_bytes: ndarray, first: ndarray) -> ndarray:
 
 
 def find_tags(data: ndarray, begin_bytes: ndarray, end_bytes: ndarray, sizes: ndarray, first: ndarray) -> ndarray:
-    """Compute `WordBlock.tags`.
+    """Return the operator before each number in a text, uint8 (words), see `WordBlock.tags`.
 
     Args:
         begin_bytes, end_bytes: offsets of the first byte of each word, and of the byte after it.

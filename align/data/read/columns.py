@@ -152,13 +152,13 @@ CONTENT_COLUMNS = frozenset(
 
 
 def find_shape_name(row: Fields) -> str:
-    """Return the name of a row's shape. Returns an empty text if it has none."""
+    """Return the name of the known row format (shape) that a row's columns fit. Returns an empty text if none fits."""
     shape = find_shape(row)
     return shape.name if shape else ""
 
 
 def find_shape(row: Fields) -> Shape | None:
-    """Return the shape of a row by its columns. Returns None if no shape fits, or several may."""
+    """Return the known row format (shape) that a row's columns fit. Returns None if none fits, or several may."""
     if is_helpsteer(row):
         return HELPSTEER
     if is_tree(row):

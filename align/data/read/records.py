@@ -708,6 +708,7 @@ def parse_verdict(row: Fields, columns: JudgedColumns) -> int | None:
 
 
 def to_number(value: Any) -> float | None:
+    """Convert a number or its text to a float. Returns None for any other value."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
@@ -858,6 +859,7 @@ def get_text(data: Fields, column: str) -> str:
 
 
 def to_answer(text: str) -> Messages:
+    """Return a text as a single assistant turn."""
     return (Message("assistant", text),)
 
 
@@ -1032,7 +1034,7 @@ class RowOutcome(NamedTuple):
 def iter_outcomes(
     path: str, field: str = "data.path", rules: ColumnRules = DEFAULT_RULES, skip: int = 0, counts: Sequence[int] = ()
 ) -> Iterator[RowOutcome]:
-    """Yield the outcomes of the rows of a data set of any format and shape.
+    """Yield for each row of a data set, in any format, its parsed records, the reason why it has none, or its error.
 
     Args:
         path: the data set, see `align.data.read.files.list_data_files`.
@@ -1315,7 +1317,7 @@ def read_documents(
     are_prompts: bool = False,
     rules: ColumnRules = DEFAULT_RULES,
 ) -> list[Document]:
-    """Return the documents of a data set in order, see `read_all_records`.
+    """Read the conversations and plain texts of a data set, in order, see `read_all_records`.
 
     Args:
         path: the data set.
@@ -1355,8 +1357,8 @@ def read_documents(
 def read_preferences(
     path: str | Path, field: str = "data.path", skip_bad_rows: bool = False, rules: ColumnRules = DEFAULT_RULES
 ) -> list[Preference]:
-    """Return the pairs of a data set in order, see `read_all_records`. Prints how many were dropped because neither
-    answer is preferred.
+    """Read the preference pairs of a data set, in order, see `read_all_records`. Prints how many were dropped because
+    neither answer is preferred.
 
     Raises:
         InputError: as in `read_all_records`; or there is no row, or no pair.
@@ -1380,7 +1382,8 @@ def read_preferences(
 def read_feedback(
     path: str | Path, field: str = "data.path", skip_bad_rows: bool = False, rules: ColumnRules = DEFAULT_RULES
 ) -> list[Feedback]:
-    """Return the feedback of a data set, see `read_all_records`. Raises InputError if a row is something else."""
+    """Read the answers with a label (KTO) of a data set, in order, see `read_all_records`. Raises InputError if a row
+    is something else."""
 
     def parse_group(group: Sequence[Row], unread: UnreadColumns) -> Iterator[Feedback | Drop]:
         for item in parse_records(group, rules):

@@ -193,7 +193,7 @@ def compute_row_repeats(sizes: ndarray, units: float) -> ndarray:
 
 
 def normalize_counts(units: Sequence[float]) -> tuple[float, ...]:
-    """Divide each number by their sum. Returns zeros if the sum is 0."""
+    """Return each number divided by their sum, so that they add up to 1. Returns zeros if the sum is 0."""
     total = sum(units)
     return tuple(count / total if total else 0.0 for count in units)
 

@@ -194,7 +194,7 @@ def pickle_function(function: Callable[[Any], Any]) -> bytes:
 
 
 def list_module_paths() -> list[str]:
-    """Return the paths of modules, including this package."""
+    """Return the folders from which modules are imported, including that of this package."""
     paths = [Path(align.__file__).parents[1], *(Path(place).absolute() for place in sys.path)]
     return [*dict.fromkeys(map(str, paths))]
 

@@ -73,7 +73,7 @@ class VoteSnapshot:
 
 
 def load_vote_snapshot(url: str, project: str, allow_simulated: bool) -> VoteSnapshot:
-    """Take a snapshot of the votes of a project.
+    """Return a snapshot of the votes of an annotation project: the head of its ledger, and the key of its ids.
 
     Raises:
         InputError: There is no such store or project, or the project was erased.
@@ -225,7 +225,7 @@ class Source:
 
 
 def detect_row_shapes(source: Source) -> dict[str, Any]:
-    """Determine the shapes of the first rows of a source that is read from files.
+    """Return the row formats (shapes) of the first rows of a source that is read from files, for `data.json`.
 
     Rows that cannot be read are skipped, because the complete reading reports them.
 
