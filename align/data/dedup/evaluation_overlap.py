@@ -48,7 +48,7 @@ from align.data.dedup.shingles import (
     compute_jaccard,
     hash_block_words,
     iter_byte_blocks,
-    mix_bits,
+    mix_bits_in_place,
 )
 
 RULES = ("question", "exact", "ngram", "contained", "near", "changed")
@@ -104,7 +104,7 @@ class TextFeatures:
         hashes_of_short = counts[short_texts].astype(np.uint64)
         for word in range(width - 1):
             has_word = counts[short_texts] > word
-            hashes_of_short[has_word] = mix_bits(
+            hashes_of_short[has_word] = mix_bits_in_place(
                 hashes_of_short[has_word] * ODD_MULTIPLIER + hashes[first[has_word] + word]
             )
         hashes_of_short ^= numbers[short_texts]
@@ -379,4 +379,4 @@ class Prefilter:
 
 def spread_bits(hashes: ndarray) -> ndarray:
     """Spread hashes over 64 bits for a Bloom filter: those of runs of words have 54 bits."""
-    return mix_bits(hashes.copy())
+    return mix_bits_in_place(hashes.copy())

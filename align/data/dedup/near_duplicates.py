@@ -40,7 +40,7 @@ from align.data.dedup.shingles import (
     ShingleRarity,
     Shingles,
     count_common,
-    mix_bits,
+    mix_bits_in_place,
 )
 
 
@@ -138,8 +138,8 @@ def list_groups_with_equal_bands(
         if not len(size):
             continue
         # The addend makes the hash of rank 0 differ from 0, so that it changes a sum.
-        rank_hashes = mix_bits(ranks.astype(np.uint64) * ODD_MULTIPLIER + ODD_MULTIPLIER)
-        group_hashes = mix_bits(np.add.reduceat(rank_hashes, np.cumsum(size) - size))
+        rank_hashes = mix_bits_in_place(ranks.astype(np.uint64) * ODD_MULTIPLIER + ODD_MULTIPLIER)
+        group_hashes = mix_bits_in_place(np.add.reduceat(rank_hashes, np.cumsum(size) - size))
         is_unseen = ~is_in_sorted(known_groups, group_hashes)
         members.append(ranks[np.repeat(is_unseen, size)])
         sizes.append(size[is_unseen])
@@ -433,8 +433,8 @@ def hash_sets(sets: Shingles) -> ndarray:
     """Hash each set of shingles to one number, uint64 (N). No set may be empty."""
     if not len(sets):
         return NO_HASHES
-    sums = np.add.reduceat(mix_bits(sets.values * ODD_MULTIPLIER + ODD_MULTIPLIER), sets.offsets[:-1])
-    return mix_bits(sums) >> np.uint64(2) | WHOLE_SET_BIT
+    sums = np.add.reduceat(mix_bits_in_place(sets.values * ODD_MULTIPLIER + ODD_MULTIPLIER), sets.offsets[:-1])
+    return mix_bits_in_place(sums) >> np.uint64(2) | WHOLE_SET_BIT
 
 
 @dataclass(frozen=True)
@@ -556,7 +556,7 @@ class GreedySelection:
             is below the threshold for pairs that must not count as near-duplicates.
     """
 
-    def __init__(self, compute_similarity: Callable[[ndarray, ndarray], ndarray], threshold: float):
+    def __init__(self, compute_similarity: Callable[[ndarray, ndarray], ndarray], threshold: float) -> None:
         self.compute_similarity = compute_similarity
         self.threshold = threshold
         self.kept: list[

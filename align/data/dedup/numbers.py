@@ -19,7 +19,7 @@ import pyarrow.compute
 from numpy import ndarray
 
 from align.data.dedup.arrays import NO_HASHES, Texts, concatenate
-from align.data.dedup.shingles import ODD_MULTIPLIER, hash_block_words, iter_byte_blocks, mix_bits
+from align.data.dedup.shingles import ODD_MULTIPLIER, hash_block_words, iter_byte_blocks, mix_bits_in_place
 
 pc = pyarrow.compute
 
@@ -98,8 +98,8 @@ def hash_tokens(texts: Texts, table: bytes) -> ndarray:
         ends = np.cumsum(counts)
         order = np.arange(len(tokens)) - np.repeat(ends - counts, counts)
         sums = np.zeros(len(tokens) + 1, np.uint64)
-        np.cumsum(mix_bits(tokens ^ (order.astype(np.uint64) * ODD_MULTIPLIER)), out=sums[1:])
-        sums = mix_bits(sums[ends] - sums[ends - counts])
+        np.cumsum(mix_bits_in_place(tokens ^ (order.astype(np.uint64) * ODD_MULTIPLIER)), out=sums[1:])
+        sums = mix_bits_in_place(sums[ends] - sums[ends - counts])
         hashes.append(np.maximum(sums, 1) * (counts > 0))
     return concatenate(hashes, NO_HASHES)
 

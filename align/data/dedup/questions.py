@@ -46,7 +46,13 @@ from align.data.dedup.arrays import (
     sort_unique,
 )
 from align.data.dedup.evaluation_overlap import CHANGED, CONTAINED, NGRAM, OverlapMatches
-from align.data.dedup.shingles import build_shingles, find_word_bounds, fold_unicode, iter_byte_blocks, mix_bits
+from align.data.dedup.shingles import (
+    build_shingles,
+    find_word_bounds,
+    fold_unicode,
+    iter_byte_blocks,
+    mix_bits_in_place,
+)
 
 PUNCTUATION = {
     **{chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F) if not chr(code).isalnum()},  # full width
@@ -111,8 +117,8 @@ def compute_powers(base: int) -> tuple[ndarray, ndarray]:
 
 POWERS = compute_powers(MULTIPLIER)
 INVERSES = compute_powers(pow(MULTIPLIER, -1, 1 << 64))
-LETTERS = mix_bits(np.arange(1, 257, dtype=np.uint64))
-TAGS = mix_bits(np.arange(1001, 1257, dtype=np.uint64))
+LETTERS = mix_bits_in_place(np.arange(1, 257, dtype=np.uint64))
+TAGS = mix_bits_in_place(np.arange(1001, 1257, dtype=np.uint64))
 TAGS[0] = 0
 
 
@@ -179,7 +185,7 @@ class WordBlock:
         sums = self._sums[end] - self._sums[start]
         tagged = np.flatnonzero(self.tags[start])  # the operator before the run is not part of it
         sums[tagged] -= TAGS[self.tags[start[tagged]]] * compute_power(POWERS, offsets[tagged])
-        return mix_bits(sums * compute_power(INVERSES, offsets))
+        return mix_bits_in_place(sums * compute_power(INVERSES, offsets))
 
     def hash_beginnings(self, words: ndarray, size: int) -> ndarray:
         """Return hashes (uint64) of the `size` letters from the beginning of each of these words on.
@@ -190,10 +196,10 @@ class WordBlock:
         eights = ndarray((len(self.letters) - 7,), "<u8", self.letters, strides=(1,))
         offsets = self.begins[words]
         if size < 8:
-            return mix_bits(eights[offsets] & np.uint64((1 << 8 * size) - 1))
-        keys = mix_bits(eights[offsets])
+            return mix_bits_in_place(eights[offsets] & np.uint64((1 << 8 * size) - 1))
+        keys = mix_bits_in_place(eights[offsets])
         for offset in range(8, size, 8):
-            keys = mix_bits(keys * np.uint64(MULTIPLIER) ^ eights[offsets + offset])
+            keys = mix_bits_in_place(keys * np.uint64(MULTIPLIER) ^ eights[offsets + offset])
         return keys
 
 
@@ -921,7 +927,7 @@ def hash_word_bags(block: WordBlock) -> tuple[ndarray, ndarray]:
     is_counted_word = np.zeros(len(block), bool)
     is_counted_word[words] = True
     hashes = np.zeros(len(block) + 1, np.uint64)
-    hashes[words + 1] = mix_bits(values)
+    hashes[words + 1] = mix_bits_in_place(values)
     sums = np.cumsum(hashes)
     places = np.flatnonzero(has_choices & (sum_between(is_counted_word, *texts) >= MIN_BAG_WORDS))
-    return places, mix_bits(sums[block.first[places + 1]] - sums[block.first[places]])
+    return places, mix_bits_in_place(sums[block.first[places + 1]] - sums[block.first[places]])

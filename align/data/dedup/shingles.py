@@ -54,7 +54,7 @@ MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
 ODD_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
-def mix_bits(x: ndarray) -> ndarray:
+def mix_bits_in_place(x: ndarray) -> ndarray:
     """Mix the bits of each 64-bit number in place, by a bijection. Returns the same array.
 
     Source: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), as Stafford's variant 13.
@@ -172,12 +172,14 @@ def hash_block_words(data: ndarray, starts: ndarray) -> tuple[ndarray, ndarray]:
     length = end - first
     padded = np.append(data, np.zeros(8, np.uint8))
     eights = np.ndarray((len(data),), "<u8", padded, strides=(1,))  # the eight bytes from each offset on
-    hashes = mix_bits((eights[first] & MASKS[np.minimum(length, 8)]) ^ (length.astype(np.uint64) * ODD_MULTIPLIER))
+    hashes = mix_bits_in_place(
+        (eights[first] & MASKS[np.minimum(length, 8)]) ^ (length.astype(np.uint64) * ODD_MULTIPLIER)
+    )
     long_words = np.flatnonzero(length > 8)
     position = 8
     while len(long_words) and position < LONG_WORD:
         piece = eights[first[long_words] + position] & MASKS[np.minimum(length[long_words] - position, 8)]
-        hashes[long_words] = mix_bits(hashes[long_words] * ODD_MULTIPLIER ^ piece)
+        hashes[long_words] = mix_bits_in_place(hashes[long_words] * ODD_MULTIPLIER ^ piece)
         position += 8
         long_words = long_words[length[long_words] > position]
     for word in long_words:
@@ -265,7 +267,7 @@ def hash_runs(hashes: ndarray, width: int) -> ndarray:
     for shift in range(1, width):
         hashes_of_runs *= ODD_MULTIPLIER
         hashes_of_runs += hashes[shift : shift + count]
-    hashes_of_runs = mix_bits(hashes_of_runs)
+    hashes_of_runs = mix_bits_in_place(hashes_of_runs)
     hashes_of_runs >>= np.uint64(64 - HASH_BITS)
     return hashes_of_runs
 
@@ -350,7 +352,7 @@ def compute_band_keys(shingles: Shingles, bands: int = BANDS, rows: int = ROWS_P
 
     Source: Broder 1997; banding by Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4.
     """
-    numbers = mix_bits(np.arange(1, bands * rows + 1, dtype=np.uint64) * ODD_MULTIPLIER + np.uint64(seed))
+    numbers = mix_bits_in_place(np.arange(1, bands * rows + 1, dtype=np.uint64) * ODD_MULTIPLIER + np.uint64(seed))
     factors = (numbers >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
     keys = np.zeros((len(shingles), bands), np.uint64)
     filled = np.flatnonzero(shingles.sizes)
@@ -380,7 +382,7 @@ def hash_bands(signatures: ndarray, bands: int) -> ndarray:
     rows_by_band = signatures.reshape(bands, -1, signatures.shape[1])
     keys = np.zeros((bands, signatures.shape[1]), np.uint64)
     for row in range(rows_by_band.shape[1]):
-        keys = mix_bits(keys * ODD_MULTIPLIER + rows_by_band[:, row] + np.uint64(1))
+        keys = mix_bits_in_place(keys * ODD_MULTIPLIER + rows_by_band[:, row] + np.uint64(1))
     return keys.T
 
 

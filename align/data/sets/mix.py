@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from align.core.errors import InputError, require
 from align.data.dedup.arrays import concatenate
-from align.data.dedup.shingles import ODD_MULTIPLIER, mix_bits
+from align.data.dedup.shingles import ODD_MULTIPLIER, mix_bits_in_place
 
 SLACK = 1e-9
 """Tolerance for rounding, as a share."""
@@ -44,7 +44,7 @@ def compute_draw_keys(ids: ndarray, seed: int) -> ndarray:
         ids: first 64 bits of each row's content id, uint64 (N).
     """
     start = np.array([seed], np.uint64) * ODD_MULTIPLIER + np.uint64(0x632BE59BD9B4E019)
-    return mix_bits(ids ^ mix_bits(start))
+    return mix_bits_in_place(ids ^ mix_bits_in_place(start))
 
 
 def compute_target_shares(

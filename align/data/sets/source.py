@@ -363,17 +363,17 @@ def rank_by_name(sources: list[Source], names: Any, field: str) -> list[int]:
 
 
 def read_data_set_sources(files: Sequence[Path], field: str) -> list[dict[str, Any]]:
-    """Return the entries of `data.json` for the sources of the sides that are read, if the files are shards of a data
+    """Return the entries of `data.json` for the sources of the splits that are read, if the files are shards of a data
     set."""
-    sides_of_description: dict[Path, set[str]] = {}
+    splits_of_description: dict[Path, set[str]] = {}
     for file in files:
         if (match := SHARD_NAME.fullmatch(file.name)) and (file.parent / DATA_SET_FILE).is_file():
-            sides_of_description.setdefault(file.parent / DATA_SET_FILE, set()).add(match[1])
+            splits_of_description.setdefault(file.parent / DATA_SET_FILE, set()).add(match[1])
     entries = list[dict[str, Any]]()
-    for path, sides in sides_of_description.items():
+    for path, splits in splits_of_description.items():
         try:
             sources = read_json_object(path, field, RESTORE_HELP)["sources"]
-            entries += [source for source in sources if any(source["splits"][side]["rows"] for side in sides)]
+            entries += [source for source in sources if any(source["splits"][split]["rows"] for split in splits)]
         except (KeyError, TypeError) as error:
             raise CorruptFile(field, str(path), "does not describe a data set", RESTORE_HELP) from error
     return entries
