@@ -367,7 +367,7 @@ CASES = [
     build_case("suite", "eval.tasks=[{path:x.jsonl}]", "eval.tasks[0].name"),
     build_case("suite", "eval.tasks=[{name:x,prompt:3}]", "is not a key here"),
     build_case("suite", "eval.tasks=[{name:x,prompts:0}]", "eval.tasks[0].prompts"),
-    build_case("suite", "eval.tasks=[{name:x},{name:x}]", "stands there twice"),
+    build_case("suite", "eval.tasks=[{name:x},{name:x}]", "is given twice"),
     build_case("suite", "eval.tasks=[{name:x,check:{kind:magic}}]", "eval.tasks[0].check"),
     build_case("suite", "eval.tasks=[{name:x,path:nothing.jsonl}]", "eval.tasks, x"),
     build_case("suite", "artifact=sft:s", "artifact=sft:s"),

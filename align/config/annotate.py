@@ -12,7 +12,7 @@ from align.core.errors import require
 ACTIONS = {
     "serve": "the ranking page, for browsers",
     "invite": "a link for somebody: an account, a role, or a new password",
-    "simulate": "a simulated annotator ranks every item",
+    "simulate": "an annotator who ranks every item",
     "import": "prompts and answers from a file into the project",
     "configure": "settings, state and guidelines of the project",
     "export": "the votes as files that others train on",

@@ -35,18 +35,19 @@ class DuplicatesConfig(Settings):
 
     AT: ClassVar[str] = "stage.duplicates"
 
-    exact: bool = setting(True, "Whether copies are looked for: rows whose words are the same.")
+    exact: bool = setting(True, "Look for exact duplicates: rows with the same words.")
     near: float | None = setting(
         0.7,
         "Jaccard similarity of word 3-grams from which two documents are near-duplicates, if their numbers and "
-        "operators are the same. Text that many rows share does not count. Empty: they are not looked for. Preference "
-        "pairs and feedback have copies only.",
+        "operators are the same. Text that many rows share does not count. Empty: they are not looked for. In "
+        "preference pairs and feedback only exact duplicates are looked for.",
         above=0,
         at_most=1,
     )
     over: str = setting(
         "both",
-        "What is compared of a conversation: `prompts` (what users say), `answers`, or `both`. System prompts are "
+        "The part of a conversation that is compared: `prompts` (what users say), `answers`, or `both`. System "
+        "prompts are "
         "never compared.",
         choices=("both", "prompts", "answers"),
     )
@@ -56,7 +57,9 @@ class DuplicatesConfig(Settings):
         choices=("all", "within", "across"),
     )
     prefer: list[str] = setting(
-        [], "Names of sources whose rows survive, the first before the second. The others follow in their order."
+        [],
+        "Names of sources whose rows are kept when duplicates are removed, in order of preference. Other sources "
+        "follow in their own order.",
     )
     action: str = setting(
         "remove", "`remove` leaves duplicates out. `report` only counts and shows them.", choices=ACTIONS
@@ -80,10 +83,11 @@ class ContaminationConfig(Settings):
 
     against: Any = setting(
         [],
-        "Files of evaluation sets, such as [gsm8k.jsonl, {path: mmlu.parquet, columns: [question, choices]}]. Rows "
-        "that share 8 to 13 words in a row with one, hold a whole question, or are nearly the same, are found.",
+        "Files of evaluation sets, such as [gsm8k.jsonl, {path: mmlu.parquet, columns: [question, choices]}]. A row "
+        "counts as contaminated if it shares 8 to 13 consecutive words with one of theirs, contains a whole question, "
+        "or is nearly the same.",
     )
-    test: bool = setting(True, "Whether rows to train on are compared with those to measure on too.")
+    test: bool = setting(True, "Also compare training rows with the held-out rows.")
     near: float | None = setting(
         0.7,
         "Jaccard similarity from which rows are nearly the same. Empty: near-duplicates are not looked for.",
@@ -106,18 +110,19 @@ class SplitConfig(Settings):
 
     by: str = setting(
         "question",
-        "`question` divides by a hash of what rows ask, as for a plain file. `time` measures on rows that were written "
-        "at `since` or later. `column` goes by a column that says train or test.",
+        "How rows are split into train and test. `question`: by a hash of the question, as for a plain file. `time`: "
+        "rows that were written at `since` or later are held out. `column`: by a column that says train or test.",
         choices=("question", "time", "column"),
     )
     column: str | None = setting(
-        None, "The column of times or of sides. Not given: created_at for `time`, split for `column`."
+        None,
+        "The column with times, or with the names of the splits. Not given: created_at for `time`, split for `column`.",
     )
-    since: str | None = setting(None, "Time from which on rows are measured on, such as 2026-11-01.")
+    since: str | None = setting(None, "Rows written at or after this time are held out, such as 2026-11-01.")
 
     def check_together(self) -> None:
         is_used = (self.by == "time") == (self.since is not None)
-        problem = "says when rows to measure on begin, which stage.split.by=time needs and nothing else"
+        problem = "is read only with stage.split.by=time"
         remedy = "Write stage.split.by=time stage.split.since=2026-11-01."
         require(is_used, "stage.split.since", self.since, problem, remedy)
         is_used = self.column is None or self.by != "question"
@@ -166,9 +171,9 @@ class ScoreConfig(Settings):
 
     by: str | None = setting(
         None,
-        "What scores rows. `loss`: that of the model of `model=` on what is trained on, in nats a token; of a pair, on "
-        "its chosen answer. `reward`: what `reward=` names, of the last answer; of a pair, the score of the chosen "
-        "answer less that of the rejected one. Empty: rows have no score.",
+        "What scores rows. `loss`: the loss of the model of `model=` on the tokens that are trained on, in nats a "
+        "token; for a pair, on its chosen answer. `reward`: the score of the last answer by the reward of `reward=`; "
+        "for a pair, the chosen answer's score minus the rejected one's. Empty: rows have no score.",
         choices=(LOSS, REWARD),
     )
     keep: list[float] = setting(
@@ -178,7 +183,7 @@ class ScoreConfig(Settings):
     )
     within: str = setting(
         "source",
-        "Whose quantiles these are: those of each `source`, or of `all` rows together.",
+        "Where the quantiles are computed: in each `source` separately, or over `all` rows together.",
         choices=("source", "all"),
     )
     least: float | None = setting(None, "The lowest score that is kept.")
@@ -223,16 +228,16 @@ def parse_list(value: Any) -> Any:
 
 @dataclass
 class DataStageConfig(Settings):
-    """Makes a data set from sources: reads, cleans, removes duplicates and what gives evaluation sets away, divides and
-    mixes. Later stages read it by `data=manifest data.path=data:latest`."""
+    """Makes a data set from sources: reads and cleans rows, removes duplicates and overlaps with evaluation sets,
+    splits and mixes. Later stages read it by `data=manifest data.path=data:latest`."""
 
     AT: ClassVar[str] = "stage"
 
     name: str = "data"
     action: str = setting(
         MAKE,
-        "`make` makes a data set. `forget` makes the one of `data.path` again without some rows, and removes the old "
-        "one.",
+        "`make` makes a data set. `forget` makes the data set of `data.path` again without some rows, and removes the "
+        "old one.",
         choices=(MAKE, FORGET),
     )
     forget: Any = setting(
@@ -257,8 +262,8 @@ class DataStageConfig(Settings):
     mix: MixConfig = field(default_factory=MixConfig)
     engine: str = setting(
         EMBEDDED,
-        "Where the work is done: `embedded`, in this process; `daft`, in several of this machine; `ray`, on a Ray "
-        "cluster, by Daft. The data set is the same.",
+        "What runs the work: `embedded`, this process; `daft`, several processes on this machine; `ray`, a Ray "
+        "cluster, by Daft. The data set is the same with each.",
         choices=(EMBEDDED, DAFT, RAY),
         identity=False,
     )
@@ -276,10 +281,10 @@ class DataStageConfig(Settings):
 
     def check_together(self) -> None:
         is_used = self.workers is None or self.engine != EMBEDDED
-        problem = "is for other processes, and stage.engine=embedded has none"
+        problem = "sets the number of worker processes, and stage.engine=embedded has none"
         require(is_used, "stage.workers", self.workers, problem, "Add stage.engine=daft, or drop it.")
         is_used = self.ray is None or self.engine == RAY
-        problem = f"is a cluster, and stage.engine={self.engine} does not ask for one"
+        problem = f"names a cluster, and stage.engine={self.engine} does not use one"
         require(is_used, "stage.ray", self.ray, problem, "Add stage.engine=ray, or drop it.")
 
     def __post_init__(self) -> None:
@@ -324,7 +329,7 @@ class DataStageConfig(Settings):
         problem = "the mix or a cleaning step counts tokens, and no model is named whose tokens these are"
         remedy = "Add model=hub model.path=ORG/NAME or a folder."
         require(has_model or not self.counts_tokens, "model", "(not given)", problem, remedy)
-        problem = "stage.score.by=loss, and nothing says whose loss"
+        problem = "stage.score.by=loss, and no model is named to compute the loss"
         remedy = "Add model=hub model.path=ORG/NAME or a folder; model=pocket is the built-in one."
         require(has_model or self.score.by != LOSS, "model", "(not given)", problem, remedy)
         is_default = config.reward.name == "learned" and config.reward == type(config.reward)()
@@ -341,7 +346,7 @@ class DataStageConfig(Settings):
         require(data.path is None, "data.path", data.path, "is given beside stage.sources", remedy)
         for key in ("columns", "metadata"):
             value = getattr(data, key)
-            problem = "is of data.path, and sources have their own"
+            problem = "applies to data.path, and sources have their own setting"
             remedy = "Write it there: {path: …, columns: {…}, metadata: […]}."
             require(not value, f"data.{key}", value, problem, remedy)
 

@@ -30,20 +30,21 @@ class DpoConfig(training.PreferenceTrainingConfig):
     micro_batch: int = training.declare_micro_batch("Pairs")
     beta: float | None = setting(
         None,
-        "Price of moving away from the start, like `kl_coef` in PPO. Of `orpo` it is the weight of the odds ratio "
-        "(lambda in the paper), of `simpo` the scale of the reward. Empty: 0.1, and 2 with `simpo`.",
+        "Weight of the penalty for moving away from the start, like `kl_coef` in PPO. For `orpo` it is the weight of "
+        "the odds ratio (lambda in the paper), for `simpo` the scale of the reward. Empty: 0.1, and 2 with `simpo`.",
         above=0,
     )
     loss: str = setting("sigmoid", "The loss on a pair.", choices=tuple(BETAS))
     label_smoothing: float = setting(
         0.0,
-        "Share of the pairs that are taken to be labelled the wrong way round (cDPO); for `sigmoid` alone.",
+        "Assumed share of pairs with swapped labels (cDPO). Only for `sigmoid`.",
         at_least=0,
         below=0.5,
     )
     simpo_gamma: float = setting(
         GAMMA,
-        "By how much the reward of the better answer is to exceed that of the other; for `simpo` alone.",
+        "Target margin: how far the reward of the chosen answer should exceed that of the rejected one. Only for "
+        "`simpo`.",
         at_least=0,
     )
 

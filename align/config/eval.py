@@ -38,8 +38,8 @@ class EvalConfig(Settings):
     )
     card: Any = setting(
         "",
-        "The card of the judge, a run of eval=judge such as eval:NAME: gates on what it judges ask for one. A list "
-        "where a judge compares answers and also answers questions about them, each of which has a card of its own.",
+        "The judge's card: a run of eval=judge, such as eval:NAME. Gates on tasks that a judge scores require it. If "
+        "the judge compares answers and also answers questions about them, give a list with one card for each use.",
         names="card",
     )
     votes: int | None = setting(
@@ -50,11 +50,15 @@ class EvalConfig(Settings):
     )
     gold: str | None = setting(
         None,
-        "A file of pairs whose better answer is known, `expected`. People get them among the others, which shows how "
-        "they judge.",
+        "A file of pairs whose better answer is known (`expected`), for judge=people. They are mixed with the other "
+        "pairs, to measure how often people choose the known answer.",
     )
-    level: float = setting(0.95, "Level of the intervals of systems and of judges.", above=0.5, below=1)
-    answers: int = setting(1, "Number of answers to each prompt. They count as one piece of evidence.", above=0)
+    level: float = setting(0.95, "Confidence level of the intervals for systems and judges.", above=0.5, below=1)
+    answers: int = setting(
+        1,
+        "Number of answers to each prompt. Intervals and tests treat the answers to one prompt as one observation.",
+        above=0,
+    )
     allow_code: bool = setting(False, "Run the code that answers hold, for tasks that check it by unit tests.")
     unsafe_code: bool = setting(
         False,
@@ -63,15 +67,16 @@ class EvalConfig(Settings):
     prompts: int = setting(256, "Number of held-out prompts that both models answer.", above=0)
     seen: str = setting(
         "drop",
-        "What to do with prompts that the artifact was trained on: leave them out, or ask them too and report the "
-        "figures of the others beside those of all.",
+        "What happens to prompts that the artifact was trained on. `drop`: they are left out. `report`: they are "
+        "asked too, and the report also has the figures without them.",
         choices=("drop", "report"),
     )
     shown: int = setting(12, "Number of answer pairs in the report.", above=0)
     near: float | None = setting(
         0.7,
-        "From which similarity on a prompt counts as nearly trained on, for `systems`: Jaccard's, of runs of three "
-        "words. Those are asked and counted apart. Null looks for none.",
+        "Jaccard similarity of word 3-grams from which a prompt counts as nearly the same as a training prompt, with "
+        "`systems`. Such prompts are asked, and their results are also reported separately. Null: near-duplicates are "
+        "not looked for.",
         above=0,
         at_most=1,
     )
@@ -86,5 +91,5 @@ class EvalConfig(Settings):
             remedy = f"They are {', '.join(map(str, self.systems))}."
             require(self.first in self.systems, "stage.first", self.first, "is none of the systems", remedy)
         elif self.systems is None:
-            problem = "is of several systems, and none are named"
+            problem = "applies to several systems, and stage.systems is empty"
             require(not self.first, "stage.first", self.first, problem, "Add stage.systems={new: …, old: …}.")

@@ -302,7 +302,8 @@ class ExportConfig(Settings):
     )
     verify: str | None = setting(
         None,
-        "File with a public key. What export=check measures, or stage=serve loads, has to be signed by its owner.",
+        "File with a public key. The export that export=check measures, and each adapter that stage=serve loads, must "
+        "be signed with the private key that belongs to it.",
         names="signer",
     )
 
@@ -471,7 +472,7 @@ class RolloutConfig(Settings):
     )
     replicas: int = setting(
         1,
-        "`vllm`: number of servers that align starts. Prompts are dealt to all servers by turns.",
+        "`vllm`: number of servers that align starts. Prompts are distributed over all servers in turn.",
         above=0,
         identity=False,
     )
@@ -495,8 +496,9 @@ class RolloutConfig(Settings):
     )
     max_gap: float | None = setting(
         None,
-        "`vllm`: largest mean of |log π − log p| over an update's tokens, where p is what the server says it drew "
-        "with. Beyond it the run stops. Empty: 0.001 with dtype=float32, 0.1 with bfloat16, 0.05 with float16.",
+        "`vllm`: largest mean of |log π − log p| over an update's tokens, where p is the probability of the token "
+        "that the server reports. Beyond it the run stops. Empty: 0.001 with dtype=float32, 0.1 with bfloat16, 0.05 "
+        "with float16.",
         unit="nats",
         above=0,
         identity=False,
@@ -515,9 +517,9 @@ class RolloutConfig(Settings):
             require(is_server_url(url), "rollout.urls", url, "is no address of a server", remedy)
         for address in addresses:
             is_unique = addresses.count(address) == 1
-            require(is_unique, "rollout.urls", address, "stands there twice", "Name each server once.")
+            require(is_unique, "rollout.urls", address, "is given twice", "Name each server once.")
         for key in ("python", "replicas", "args"):
-            problem = "is of servers that align starts, and rollout.urls names others"
+            problem = "applies to servers that align starts, and rollout.urls names running servers"
             is_allowed = not self.urls or key not in changes
             require(is_allowed, f"rollout.{key}", changes.get(key), problem, "Leave one of the two out.")
 
@@ -557,15 +559,17 @@ class SuiteConfig(Settings):
     )
     asks: str = setting(
         "",
-        "With `measures=judge`: the question about one answer that the judge is measured on, in words or by the name "
-        "of one that align has (refuses). `data=` then has answers with labels, true for yes. Empty: the judge is "
+        "With `measures=judge`: the yes/no question about an answer on which the judge is measured: its text, or the "
+        "name of a built-in question (refuses). `data=` then has answers with labels, true for yes. Empty: the judge "
+        "is "
         "measured on pairs.",
     )
     tasks: Any = setting(
         None,
         "List of tasks, such as {name: NAME, path: FILE, check: {kind: regex, pattern: yes}, prompts: 200}. Without "
-        "`path` a task asks the held-out prompts of `data=`; `set: harmful` and `set: harmless` are prompts that align "
-        "has. With `asks: QUESTION` a language model answers a yes/no question about each answer (`asks: refuses`). "
+        "`path` a task asks the held-out prompts of `data=`; `set: harmful` and `set: harmless` are built-in sets of "
+        "prompts. With `asks: QUESTION` a language model answers a yes/no question about each answer (`asks: "
+        "refuses`). "
         "Without `asks`, without `check`, and without one in its rows, the judge of `reward=` scores. With `probe: "
         "choice` or `probe: loss` it asks for no answers and measures log-likelihoods; {name: NAME, lm_eval: TASK, "
         "include: FOLDER} is a task of lm-eval. Empty: one task with a judge.",
@@ -578,8 +582,10 @@ class SuiteConfig(Settings):
     )
     gates: Any = setting(
         None,
-        "What has to be shown of the first system, such as {name: safe, task: support, against: old, is: not_worse, "
-        "margin: 0.05, least_n: 200}. On a task that a judge scores it takes a judge with a card (`stage.card`) whose "
-        "agreement is above `min_agreement` (0.6). It fails if the system collapsed, unless it says `collapsed: true`. "
+        "Conditions that the first system has to meet, such as {name: safe, task: support, against: old, is: "
+        "not_worse, "
+        "margin: 0.05, least_n: 200}. On a task that a judge scores, a gate requires the judge's card (`stage.card`), "
+        "with an agreement above `min_agreement` (0.6). A gate fails if the system collapsed, unless the gate says "
+        "`collapsed: true`. "
         "A gate that is not passed ends the run with status 3.",
     )

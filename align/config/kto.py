@@ -21,13 +21,9 @@ class KtoConfig(training.PreferenceTrainingConfig):
     lr: float | None = training.declare_lr("kto")
     batch_size: int = training.declare_batch_size("Answers")
     micro_batch: int = training.declare_micro_batch("Answers")
-    beta: float = setting(0.1, "Price of moving away from the start, like `kl_coef` in PPO.", above=0)
-    desirable_weight: float = setting(
-        1.0, "What the loss of a wanted answer is multiplied by (lambda_D in the paper).", above=0
-    )
-    undesirable_weight: float = setting(
-        1.0, "What the loss of an unwanted answer is multiplied by (lambda_U in the paper).", above=0
-    )
+    beta: float = setting(0.1, "Weight of the penalty for moving away from the start, like `kl_coef` in PPO.", above=0)
+    desirable_weight: float = setting(1.0, "Weight of the loss of wanted answers (lambda_D in the paper).", above=0)
+    undesirable_weight: float = setting(1.0, "Weight of the loss of unwanted answers (lambda_U in the paper).", above=0)
 
     def check_together(self) -> None:
         problem = (

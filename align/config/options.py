@@ -43,7 +43,7 @@ NOT_HERE: Mapping[str, tuple[str, str]] = {
     ),
     "--package": ("prints a part of the configuration", "Write --cfg job, which prints all of it."),
     "--info": ("is not an option here", "Write --cfg job for the configuration, stage=NAME --help for its keys."),
-    "--run": ("is what happens without it", "Leave it out."),
+    "--run": ("is the default already", "Leave it out."),
     "--shell-completion": ("is not an option here", "See python -m align --help."),
     "--hydra-help": ("is not an option here", "See python -m align --help."),
     "--experimental-rerun": ("is not an option here", "Run the same command again: it continues its run."),

@@ -32,7 +32,8 @@ class PlanKeys(Settings):
     )
     throughput: float | None = setting(
         None,
-        "Speed of whole steps, as an earlier run had it; of PPO, in tokens of answers. Empty: no time told.",
+        "Training speed over whole steps, as measured in an earlier run; for PPO, count only the tokens of responses. "
+        "Empty: no time is predicted.",
         unit="tokens a second",
         at_least=0.001,
         at_most=1e9,

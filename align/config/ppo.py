@@ -37,20 +37,20 @@ class TripwireConfig(Settings):
 
     AT: ClassVar[str] = "stage.tripwires"
 
-    length_correlation: float | None = setting(0.8, "Warn where the correlation of score and length is above it.")
+    length_correlation: float | None = setting(0.8, "Warn if the correlation of score and length is above this value.")
     disagreement: float | None = setting(
-        None, "Warn where the standard deviation of an ensemble's members is above it (reward=ensemble)."
+        None, "Warn if the standard deviation of the members of reward=ensemble is above this value."
     )
-    kl: float | None = setting(15.0, "Warn where the KL to the reference is above it.", unit="nats a response")
-    entropy: float | None = setting(0.3, "Warn where the policy's entropy is below it.", unit="nats a token")
-    repetition: float | None = setting(0.3, "Warn where the share of repeated 3-grams is above it.")
+    kl: float | None = setting(15.0, "Warn if the KL to the reference is above this value.", unit="nats a response")
+    entropy: float | None = setting(0.3, "Warn if the policy's entropy is below this value.", unit="nats a token")
+    repetition: float | None = setting(0.3, "Warn if the share of repeated 3-grams is above this value.")
     collapse: bool = setting(
         True,
-        "Warn where the greedy answers to the prompts of `eval_every` are nearly alike, from 64 distinct prompts on. "
-        "Needs no patience.",
+        "Warn if the greedy answers to the prompts of `eval_every` are nearly alike. Needs at least 64 distinct "
+        "prompts. `patience` does not apply.",
     )
     patience: int = setting(
-        3, "Number of updates in a row that must cross a threshold before it makes a warning.", above=0
+        3, "Number of consecutive updates that must cross a threshold before a warning is given.", above=0
     )
     action: str = setting("warn", "`warn` only writes the warning. `stop` also ends the run.", choices=("warn", "stop"))
     suspects: int = setting(
@@ -79,7 +79,12 @@ class FirstRatioConfig(Settings):
         unit="nats",
         above=0,
     )
-    bfloat16: float = setting(0.05, "The same with dtype=bfloat16.", unit="nats", above=0)
+    bfloat16: float = setting(
+        0.05,
+        "Largest mean of |log π_new − log π_old| that is allowed before the first step, with dtype=bfloat16.",
+        unit="nats",
+        above=0,
+    )
 
 
 @dataclass
@@ -108,8 +113,8 @@ class PpoConfig(Settings):
         "gae",
         "How advantages are estimated. `gae`: with a critic (PPO). `rloo`: the reward less the mean of the other "
         "answers to the prompt. `grpo`: the reward less the mean of all answers to the prompt, divided as "
-        "scale_rewards says. `reinforce_pp` (REINFORCE++): what is yet to come, whitened over the batch. Only `gae` "
-        "has a value role.",
+        "scale_rewards says. `reinforce_pp` (REINFORCE++): the return from each token on, whitened over the batch. "
+        "Only `gae` trains a value model.",
         choices=("gae", "rloo", "grpo", "reinforce_pp"),
     )
     group_size: int | None = setting(
@@ -126,15 +131,15 @@ class PpoConfig(Settings):
     )
     max_draws: int = setting(
         1,
-        "How often an update may ask. With more than 1 it asks other prompts in place of those whose answers all "
-        "earned the same (dynamic sampling, DAPO).",
+        "How often an update may sample. Above 1, prompts whose answers all have the same reward are replaced by "
+        "other prompts (dynamic sampling, DAPO).",
         above=0,
     )
     value_backbone: str = setting(
         "own",
         "What the value head reads. `own`: a separate adapter, which starts as a copy of the reward model's. "
         "`policy`: the policy's states, which saves a pass. `frozen`: the reward model's states. If the reward is not "
-        "a model on this base, the policy's start takes the reward model's place.",
+        "a model on this base, the model that the policy starts from takes the reward model's place.",
         choices=("own", "policy", "frozen"),
     )
     value_lr: float | None = setting(
@@ -153,7 +158,7 @@ class PpoConfig(Settings):
     )
     importance_sampling_level: str = setting(
         "token",
-        "What has a ratio π_new/π_old: a token, or a whole answer (`sequence`, GSPO).",
+        "What the ratio π_new/π_old is computed for: each token, or each whole answer (`sequence`, GSPO).",
         choices=("token", "sequence"),
     )
     loss_mean: str | None = setting(
@@ -173,7 +178,7 @@ class PpoConfig(Settings):
     max_staleness: int = setting(
         0,
         "With 1 and rollout=vllm, the server answers the prompts of the next update while the policy learns from this "
-        "one. It answers by the policy as it is before that.",
+        "one. These answers come from the policy before this update.",
         unit="updates",
         at_least=0,
         at_most=1,
@@ -184,13 +189,20 @@ class PpoConfig(Settings):
     gamma: float = setting(1.0, "Discount for each token.", above=0, at_most=1)
     lam: float = setting(0.95, "λ of GAE.", at_least=0, at_most=1)
     kl_coef: float = setting(
-        0.05, "Price of moving away from the reference, in units of reward for each nat.", at_least=0
+        0.05,
+        "Weight of the penalty for moving away from the reference, in units of reward for each nat of KL.",
+        at_least=0,
     )
     kl_control: str = setting(
         "fixed", "`adaptive` changes kl_coef so that the KL approaches kl_target.", choices=("fixed", "adaptive")
     )
     kl_target: float = setting(6.0, "KL that kl_control=adaptive aims at.", unit="nats a response", above=0)
-    kl_horizon: float = setting(10_000.0, "How slowly kl_control=adaptive changes kl_coef.", unit="responses", above=0)
+    kl_horizon: float = setting(
+        10_000.0,
+        "Number of responses over which kl_control=adaptive changes kl_coef; larger is slower.",
+        unit="responses",
+        above=0,
+    )
     kl_estimator: str | None = setting(
         None,
         "Which of Schulman's estimators computes the KL from samples: `k1` with kl_in=reward, `k3` or `k2` with "
@@ -218,7 +230,9 @@ class PpoConfig(Settings):
     missing_eos_penalty: float = setting(0.3, "Subtracted from the score of a response that does not end.", at_least=0)
     whiten_rewards: bool = setting(False, "Scale a batch's rewards to variance 1.")
     bootstrap_truncated: bool = setting(
-        False, "Treat a cut response as one that continues: its last state has its estimated value instead of 0."
+        False,
+        "Treat a response that was cut at rollout.max_new_tokens as unfinished: the value after its last token "
+        "is the value model's estimate instead of 0.",
     )
     normalise: str = setting(
         "once",
@@ -289,7 +303,7 @@ class PpoConfig(Settings):
             problem = f"is less than stage.batch_size={self.batch_size}: one update could change kl_coef too much"
             remedy = "Raise it; Ziegler et al. have 10000."
             require(self.kl_horizon >= self.batch_size, "stage.kl_horizon", self.kl_horizon, problem, remedy)
-            remedy = "Start from a price above 0, or use stage.kl_control=fixed."
+            remedy = "Start from a value above 0, or use stage.kl_control=fixed."
             require(self.kl_coef > 0, "stage.kl_coef", self.kl_coef, "cannot be adapted: it would stay 0", remedy)
         problem = f"is more than stage.eval_prompts={self.eval_prompts}"
         require(self.shown <= self.eval_prompts, "stage.shown", self.shown, problem, "Show fewer.")
@@ -326,7 +340,7 @@ class PpoConfig(Settings):
         if self.max_draws > 1:
             problem = "looks for prompts whose answers differ in their score, and each has one answer"
             require(self.per_prompt > 1, "stage.max_draws", self.max_draws, problem, "Raise stage.group_size.")
-            problem = "asks again once answers are scored, and stage.max_staleness=1 asks before that"
+            problem = "samples again after answers are scored, and stage.max_staleness=1 samples before that"
             require(not self.max_staleness, "stage.max_draws", self.max_draws, problem, "Leave one of them out.")
 
     def check_estimator(self) -> None:

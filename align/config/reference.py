@@ -114,9 +114,7 @@ def build_part_section(name: str) -> Section:
 
 def build_run_section() -> Section:
     keys = (key for key in iter_keys(Config) if key.name in OF_EVERY_RUN)
-    return Section(
-        "every run", "What belongs to all of them.", (*keys, *iter_keys(RunConfig), *iter_keys(PARTS["track"]))
-    )
+    return Section("every run", "Settings of every run.", (*keys, *iter_keys(RunConfig), *iter_keys(PARTS["track"])))
 
 
 def build_sections(stage: str, reward: str | None = None) -> list[Section]:
@@ -225,7 +223,7 @@ def format_synonyms() -> list[str]:
         "and in the servers vLLM, TGI and llama-server.",
         "If a command line uses such a name, it is refused, and the message gives align's name.",
         "",
-        "| here | elsewhere |",
+        "| key of align | names elsewhere |",
         "| --- | --- |",
     ]
     lines += [f"| `{key}` | {', '.join(f'`{word}`' for word in words.split())} |" for key, words in WORDS.items()]

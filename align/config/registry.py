@@ -15,19 +15,19 @@ from align.core.files import parse_user_path
 
 ACTIONS = {
     "list": "prints the runs under run.root, one a line",
-    "show": "prints everything that is known of one",
-    "compare": "prints what tells several apart: the settings that differ, and the figures",
-    "diff": "prints what differs between two of one stage",
+    "show": "prints all that is recorded about one run",
+    "compare": "prints the settings in which several runs differ, and their figures",
+    "diff": "prints the differences between two runs of one stage",
     "trace": "prints what an artifact or a served answer came from, down to votes and data",
     "replay": "makes a run again in a folder that is thrown away, and compares it step by step",
-    "promote": "lets an alias mean an artifact, if its gates allow it",
-    "retire": "lets an alias mean nothing any more",
+    "promote": "points an alias at an artifact, if the alias' gates pass",
+    "retire": "ends an alias: it points at no artifact any more",
     "history": "prints who changed which alias when, from what to what, and why",
-    "forget": "lists what an annotator, a source, an item or a row is in and what was made from it, and erases it with "
-    "stage.apply=true",
-    "gc": "lists what nothing needs any more, and removes it with stage.apply=true",
-    "rebuild": "makes the index of the runs from nothing",
-    "serve": "shows all of it to browsers, on a page that changes nothing",
+    "forget": "lists the data sets and runs that hold the rows of an annotator, a source or an item, or one row, and "
+    "what was made from them; with stage.apply=true it erases these rows",
+    "gc": "lists files that are no longer needed, and removes them with stage.apply=true",
+    "rebuild": "builds the index of the runs anew",
+    "serve": "serves the runs on a read-only web page",
 }
 DOES = "; ".join(f"`{action}` {does}" for action, does in ACTIONS.items())
 FORGETS = ("annotator", "source", "item", "content_id")
@@ -94,7 +94,9 @@ class RegistryConfig(Settings):
         None, "The id of an answer that `trace` looks up in the logs of servers, in place of `artifact`."
     )
     verify: str = setting(
-        "times", "How `trace` looks at files: by size and time, or by hashing all of them.", choices=("times", "full")
+        "times",
+        "How `trace` checks files. `times`: by size and modification time. `full`: by hashing all of them.",
+        choices=("times", "full"),
     )
     alias: str | None = setting(None, "The alias that `promote` and `retire` change, or the only one of `history`.")
     arms: Any = setting(
@@ -105,28 +107,30 @@ class RegistryConfig(Settings):
     why: str | None = setting(None, "Why the alias is changed. It stays in the log.")
     who: str | None = setting(
         None,
-        "Who changes the alias, or removes what `gc` and `forget` list. Not given: whom the system says this process "
-        "belongs to.",
+        "Who changes the alias, or removes what `gc` and `forget` list. Not given: the operating-system user of this "
+        "process.",
     )
     override: str | None = setting(None, "Why the alias is changed although a gate is closed. It stays in the log.")
     gates: str | None = setting(
         None, "Folder of the gates, see docs/registry.md. Not given: conf/gates. Those in gates/ of run.root bind too."
     )
     as_of: str | None = setting(
-        None, "`history` prints what the aliases meant then: a time in ISO 8601, UTC unless told, or the end of a day."
+        None,
+        "Time for which `history` prints the aliases: in ISO 8601, and in UTC if it names no zone. A date means "
+        "the end of that day.",
     )
     kinds: list[str] = setting(
         [], "What `gc` lists and removes. Empty: it lists all, and removes all but artifacts.", choices=GARBAGE
     )
     days: float = setting(
-        30.0, "How long ago a run ended without success whose checkpoints `gc` calls old.", unit="days", at_least=0
+        30.0, "Days since a run ended without success after which `gc` lists its checkpoints.", unit="days", at_least=0
     )
     host: str = setting("127.0.0.1", "Interface that `serve` listens at.")
     port: int = setting(7862, "Port that `serve` listens at.", at_least=1024, at_most=65535)
     url: str | None = setting(
         None,
-        "The address of `serve` in browsers, such as https://runs.example.org. Whoever comes by another way than this "
-        "machine needs the link that it prints.",
+        "The address of `serve` in browsers, such as https://runs.example.org. Visitors from other machines need the "
+        "link that it prints.",
     )
     apply: bool = setting(False, "Whether `gc` removes what it lists, and `forget` erases it.")
     annotator: str | None = setting(
@@ -134,7 +138,8 @@ class RegistryConfig(Settings):
     )
     source: str | None = setting(
         None,
-        "The source of rows that `forget` is about: one of a data set's, a file by its name, or a whole project.",
+        "The source whose rows `forget` is about: the name of a data set's source, the name of a file, or an "
+        "annotation project.",
     )
     item: str | None = setting(None, "The item that `forget` is about, in the project that `project` names.")
     content_id: str | None = setting(None, "The row that `forget` is about, by its content id of 64 hex digits.")
@@ -179,13 +184,13 @@ class RegistryConfig(Settings):
         remedy = f"Add stage.action={readers}, or drop it."
         if key == "run" and self.action == "list":
             remedy = f"Add stage.action=show, or write \"stage.where={{run: '{self.run}'}}\"."
-        require(is_default, f"stage.{key}", value, f"says nothing to stage.action={self.action}", remedy)
+        require(is_default, f"stage.{key}", value, f"is not read by stage.action={self.action}", remedy)
 
     def check_runs(self) -> None:
         runs = list(self.runs)
         remedy = 'Write "stage.runs=[ppo:first, ppo:second]".'
         if self.action == "diff":
-            require(len(runs) == 2, "stage.runs", runs or "(not given)", "are not two runs", remedy)
+            require(len(runs) == 2, "stage.runs", runs or "(not given)", "does not name two runs", remedy)
             problem = "prints what differs as lines or as JSON"
             require(self.format != "csv", "stage.format", self.format, problem, "Write stage.format=json.")
         if self.action == "compare":
@@ -199,7 +204,7 @@ class RegistryConfig(Settings):
                 remedy = "Drop it, or choose them by stage.where."
                 for key, default in (("limit", None), ("sort", "-started")):
                     value = getattr(self, key)
-                    require(value == default, f"stage.{key}", value, "says nothing to runs that are named", remedy)
+                    require(value == default, f"stage.{key}", value, "has no effect when runs are named", remedy)
 
     def check_alias(self) -> None:
         is_id = self.response is None or bool(self.response)
@@ -210,7 +215,7 @@ class RegistryConfig(Settings):
             require(is_name, "stage.alias", alias, "cannot be a name", f"{NAME_REMEDY} Write no @ before it.")
             remedy = 'Add stage.why="REASON": it stays in the log.'
             has_reason = bool((self.why or "").strip())
-            require(has_reason, "stage.why", self.why or "(not given)", "says nothing of why", remedy)
+            require(has_reason, "stage.why", self.why or "(not given)", "gives no reason", remedy)
             has_reason = self.override is None or bool(self.override.strip())
             remedy = "Write why the gate does not count."
             require(has_reason, "stage.override", self.override, "gives no reason", remedy)
@@ -224,7 +229,13 @@ class RegistryConfig(Settings):
                 remedy = "Write 2026-11-01 or 2026-11-01T12:00:00+00:00."
                 raise InputError("stage.as_of", self.as_of, "is no time in ISO 8601", remedy) from error
         has_format = self.action not in ("history", "trace", "replay", "gc", "forget") or self.format != "csv"
-        require(has_format, "stage.format", self.format, f"is none of {self.action}'s", "Write stage.format=json.")
+        require(
+            has_format,
+            "stage.format",
+            self.format,
+            f"is not read by stage.action={self.action}",
+            "Write stage.format=json.",
+        )
 
     def check(self, config: Any) -> None:
         """Raise InputError if `artifact` and `stage.arms` both name the alias's artifacts."""

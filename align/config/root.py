@@ -81,7 +81,8 @@ class StoreConfig(Settings):
 
     url: str | None = setting(
         II(f"oc.env:{STORE_URL},null"),
-        f"URL of SQLAlchemy's. Not given: the environment's {STORE_URL}, or else SQLite in the folder of the runs.",
+        f"SQLAlchemy URL of the database. Not given: the environment's {STORE_URL}, or else SQLite in the folder of "
+        f"the runs.",
     )
 
     def check_together(self) -> None:
@@ -190,7 +191,7 @@ class Config(Settings):
             not from_base or self.data.name not in BY_PATH or self.model.path is not None,
             "model",
             "(not given)",
-            f"{self.data.path} is data of your own, and nothing says which base model is to learn from it",
+            f"{self.data.path} is your own data, and no base model is named to train on it",
             "Add model=hub model.path=ORG/NAME or a folder; model=pocket is the built-in toy of 6 million weights.",
         )
         check = getattr(self.stage, "check", None)

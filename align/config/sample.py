@@ -30,8 +30,8 @@ class SampleConfig(Settings):
     )
     gold: Any = setting(
         None,
-        "Second reward of `best_of`, as a mapping: {name: sentiment}. It measures the answers that `reward=` ranks "
-        "first, and ranks nothing.",
+        "Second reward of `best_of`, as a mapping: {name: sentiment}. It is only measured, on the answers that "
+        "`reward=` ranks first, and does not change the ranking.",
     )
 
     def check_together(self) -> None:

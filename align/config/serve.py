@@ -46,7 +46,7 @@ class ServeConfig(Settings):
         "only, and anyone who reaches it may do everything.",
     )
     roots: list[str] = setting([], "Folders from which adapters may be loaded at run time. Empty: none may.")
-    slots: int = setting(32, "Rows that are decoded at once.", above=0)
+    slots: int = setting(32, "Answers that are decoded together in one batch.", above=0)
     resident: int = setting(16, "Adapters whose weights are in memory at once.", above=0)
     max_rank: int | None = setting(
         None,
@@ -63,8 +63,8 @@ class ServeConfig(Settings):
     )
     max_logprobs: int = setting(
         100_000,
-        "Logprobs in one answer: tokens whose logprobs are asked for, times one more than the likeliest others of "
-        "each. Each takes about 80 bytes. A request for more is refused with status 400 before it waits.",
+        "Largest number of logprobs in one response: its tokens times (top_logprobs + 1). Each takes about 80 bytes. "
+        "A request for more is refused with status 400 before it is queued.",
         above=0,
     )
     max_answers: int = setting(

@@ -54,18 +54,23 @@ class Stage:
 STAGES = MappingProxyType(
     {
         "data": Stage(
-            "sources cleaned, deduplicated, divided and mixed into one data set",
+            "clean, deduplicate, split and mix sources into one data set",
             "data:DataStageConfig",
             "data",
             ("model", "data", "reward"),
             ("store",),
         ),
         "sft": Stage(
-            "instruction tuning of an adapter (QLoRA or LoRA)", "sft:SftConfig", "sft", WEIGHTS, ("init",), spreads=True
+            "SFT: instruction tuning of an adapter (QLoRA or LoRA)",
+            "sft:SftConfig",
+            "sft",
+            WEIGHTS,
+            ("init",),
+            spreads=True,
         ),
-        "full": Stage("the same with every weight trained", "sft:SftConfig", "sft", WEIGHTS, ("init",), spreads=True),
+        "full": Stage("SFT with every weight trained", "sft:SftConfig", "sft", WEIGHTS, ("init",), spreads=True),
         "sample": Stage(
-            "several answers a prompt into the annotation store, or the best of them by a reward",
+            "sample several answers to each prompt for annotators, or rank them by a reward",
             "sample:SampleConfig",
             "sample",
             (*LEARNS, "store", "rollout", "reward"),
@@ -73,13 +78,13 @@ STAGES = MappingProxyType(
             only_with={"reward": "best_of"},
         ),
         "annotate": Stage(
-            "rank the answers in a browser; what goes in and out of their store",
+            "rank answers in a browser; import, export, back up and erase votes",
             "annotate:AnnotateConfig",
             "annotate",
             ("project", "store", "data"),
         ),
         "reward": Stage(
-            "a reward model from preference pairs",
+            "train a reward model on preference pairs",
             "reward:RewardStageConfig",
             "reward",
             LEARNS,
@@ -87,14 +92,14 @@ STAGES = MappingProxyType(
             spreads=True,
         ),
         "ppo": Stage(
-            "PPO on the adapter against the learned reward",
+            "PPO, GRPO, RLOO or REINFORCE++ against a reward",
             "ppo:PpoConfig",
             "ppo",
             (*LEARNS, "store", "reward", "rollout"),
             spreads=True,
         ),
         "dpo": Stage(
-            "preference pairs straight into the adapter, without a reward model",
+            "DPO, IPO, ORPO or SimPO: train on preference pairs, without a reward model",
             "dpo:DpoConfig",
             "dpo",
             LEARNS,
@@ -102,7 +107,7 @@ STAGES = MappingProxyType(
             spreads=True,
         ),
         "kto": Stage(
-            "answers with a label, wanted or not, straight into the adapter",
+            "KTO: train on single answers that are labelled as wanted or not",
             "kto:KtoConfig",
             "kto",
             LEARNS,
@@ -110,7 +115,7 @@ STAGES = MappingProxyType(
             spreads=True,
         ),
         "eval": Stage(
-            "an artifact against what it started from, several systems, or a judge",
+            "evaluate an artifact against the model it started from, several systems, or a judge",
             "eval:EvalConfig",
             "eval",
             (*WEIGHTS, "artifact", "init", "reward", "rollout", "eval"),
@@ -118,13 +123,13 @@ STAGES = MappingProxyType(
             spreads=True,
         ),
         "export": Stage(
-            "an adapter or a model that others load",
+            "write an adapter or a model for other engines",
             "export:ExportStageConfig",
             "export",
             (*WEIGHTS, "artifact", "export"),
         ),
         "serve": Stage(
-            "many adapters on one base behind OpenAI's API, and the keys of its tenants",
+            "serve many adapters on one base with OpenAI's API; manage its tenants' keys",
             "serve:ServeConfig",
             "serve",
             ("model", "method", "serve"),
@@ -132,14 +137,14 @@ STAGES = MappingProxyType(
             prints=("key", "tenants"),
         ),
         "verify": Stage(
-            "prove PPO right on your base, method and precision",
+            "check that PPO computes correctly with your base, method and precision",
             "verify:VerifyConfig",
             "verify",
             (*WEIGHTS, "init", "reward", "rollout"),
             spreads=True,
         ),
         "registry": Stage(
-            "what is known of all runs: listed, compared; aliases for what is deployed",
+            "list, compare and trace runs; manage aliases of deployed artifacts",
             "registry:RegistryConfig",
             "registry",
             (),
@@ -162,7 +167,7 @@ STAGES = MappingProxyType(
             runs=False,
         ),
         "plan": Stage(
-            "the memory, disk and time of another stage, before anything is loaded",
+            "predict the memory, disk and time of another stage, before anything is loaded",
             "plan:PlanConfig",
             "plan",
             (*LEARNS, "store", "reward", "rollout"),

@@ -189,7 +189,7 @@ def require_pairs(data: DataConfig, is_default_share: bool) -> None:
         data.reasoning != "mask",
         "data.reasoning",
         data.reasoning,
-        "is of supervised training: a pair is judged by all of it",
+        "applies to supervised training only: pairs are trained on whole answers",
         "Write keep or hide.",
     )
     require(

@@ -220,7 +220,7 @@ def test_a_log_that_is_damaged_is_said_and_the_runs_are_listed(shop: Workshop) -
 REFUSED = {
     "promote": "stage.alias=(not given): cannot be a name",
     f"promote stage.alias=@x {WHY}": "Write no @ before it.",
-    "promote stage.alias=x": "stage.why=(not given): says nothing of why",
+    "promote stage.alias=x": "stage.why=(not given): gives no reason",
     f"promote stage.alias=x {WHY} stage.override=": "gives no reason",
     f"promote stage.alias=x {WHY} artifact=ppo:none": "artifact=ppo:none: there is no such run under",
     f"promote stage.alias=x {WHY} artifact=@none": "artifact=@none: is no alias under",
@@ -234,9 +234,9 @@ REFUSED = {
     f"retire stage.alias=x {WHY}": "means nothing now",
     "history stage.alias=x": "is no alias under",
     "history stage.as_of=yesterday": "is no time in ISO 8601",
-    "history stage.format=csv": "is none of history's",
-    "list stage.alias=x": "says nothing to stage.action=list. Add stage.action=promote, retire or history",
-    f"history {WHY}": "says nothing to stage.action=history",
+    "history stage.format=csv": "is not read by stage.action=history",
+    "list stage.alias=x": "is not read by stage.action=list. Add stage.action=promote, retire or history",
+    f"history {WHY}": "is not read by stage.action=history",
 }
 """Action and words → text of the message."""
 

@@ -141,7 +141,7 @@ def test_a_learned_reward_reads_answers_alone_too(shop: Workshop, tmp_path: Path
     assert shop.run_command(*words) == 0, shop.output
     assert " pairs to train on" in shop.output  # each ranking is a pair, so their number is not repeated
     assert shop.run_command(*words, "data.reasoning=mask", "run.name=masked") == 2
-    assert "a pair is judged by all of it" in shop.output
+    assert "pairs are trained on whole answers" in shop.output
     learning = ["stage.updates=1", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=8"]
     rows_by_reasoning = {}
     for stage in ("ppo", "verify"):  # verify takes a command of PPO

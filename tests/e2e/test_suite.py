@@ -138,7 +138,7 @@ def test_a_file_of_answers_is_a_system(bench: RuleEvaluations):
     )
     answer_row = {"id": "one", "answer": "e"}
     for rows, problem in (
-        ([answer_row, {"id": "one", "answer": "f"}], "stands there twice"),
+        ([answer_row, {"id": "one", "answer": "f"}], "is given twice"),
         ([{"id": "one", "text": "e"}], "row 1, answer=None: is no text"),
     ):
         bench.file("theirs.jsonl", rows)

@@ -305,7 +305,7 @@ def test_addresses(url: str, good: bool):
 
 
 def test_one_server_is_named_once_however_it_is_written():
-    with pytest.raises(InputError, match="stands there twice"):
+    with pytest.raises(InputError, match="is given twice"):
         RolloutConfig(engine="vllm", urls=["http://a:1", "http://a:1/"])
 
 

@@ -110,7 +110,7 @@ def parse_gates(value: Any, tasks: Sequence[EvalTask], systems: Sequence[str]) -
     gates: dict[str, EvalGate] = {}
     for at, spec in enumerate_list(value, FIELD, HELP):
         gate = parse_gate(spec, at, {task.name: task for task in tasks}, systems)
-        require(gate.name not in gates, f"{at}.name", gate.name, "stands there twice", "Give each a name of its own.")
+        require(gate.name not in gates, f"{at}.name", gate.name, "is given twice", "Give each a name of its own.")
         gates[gate.name] = gate
     return [*gates.values()]
 

@@ -194,7 +194,7 @@ def read_answer_file(system: System) -> Mapping[tuple[str, str], Sequence[str]]:
         require(task is None or isinstance(task, str), f"{row.where}, task", task, "is no name of a task", "Name one.")
         item_key = (str(task or ""), str(id))
         remedy = "Give one answer to each item."
-        require(item_key not in answers_by_item, f"{row.where}, id", id, "stands there twice", remedy)
+        require(item_key not in answers_by_item, f"{row.where}, id", id, "is given twice", remedy)
         answers_by_item[item_key] = [str(text) for text in answers]
     return answers_by_item
 

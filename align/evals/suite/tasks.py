@@ -131,7 +131,7 @@ def parse_tasks(value: Any, allow_code: AllowCode) -> Sequence[EvalTask]:
     tasks: dict[str, EvalTask] = {}
     for at, spec in enumerate_list(value, FIELD, HELP):
         task = parse_task(spec, at, allow_code)
-        require(task.name not in tasks, f"{at}.name", task.name, "stands there twice", "Give each a name of its own.")
+        require(task.name not in tasks, f"{at}.name", task.name, "is given twice", "Give each a name of its own.")
         tasks[task.name] = task
     require(bool(tasks), FIELD, value, "is no list of tasks", HELP)
     return [*tasks.values()]
@@ -230,7 +230,7 @@ def load_items(task: EvalTask, system: str | None, allow_code: AllowCode) -> Seq
     items: dict[str, EvalItem] = {}
     for row in iter_valid_rows(task.path, task.field):
         item = build_item(row, task, system, allow_code)
-        require(item.id not in items, f"{row.where}, id", item.id, "stands there twice", "Give each row its own id.")
+        require(item.id not in items, f"{row.where}, id", item.id, "is given twice", "Give each row its own id.")
         items[item.id] = item
     require(bool(items), task.field, task.path, "holds no row", "Give a file with prompts.")
     unchecked_id = next((item.id for item in items.values() if item.check is None), None)
