@@ -206,7 +206,7 @@ SCORE_LABELS = {"loss": "loss, nats a token", "reward": "score"}
 def describe_unscored(data: Mapping[str, Any]) -> str:
     """Describe the rows without a score. Returns an empty string if every row has one."""
     count = sum(source["unscored"] for source in data.get("scores", {}).get("sources", {}).values())
-    reason = "without a score, for nothing in it is to be scored, or it is longer than the model's context: kept"
+    reason = "without a score, because it has nothing to score or is longer than the model's context: kept"
     return f"{pluralize(count, 'row')} {reason}" if count else ""
 
 
@@ -234,7 +234,7 @@ def add_score_histograms(report: Report, scores: Mapping[str, Any]) -> None:
         lowest, _, median, _, highest = source["quantiles"]
         bounds = ((source["kept_from"], lowest), (source["kept_to"], highest))
         cuts = [bound for bound, extreme in bounds if bound not in (None, extreme)]
-        dashed = f" Dashed: {' and '.join(map(format_figure, cuts))}, where it is cut." if cuts else ""
+        dashed = f" Dashed: {' and '.join(map(format_figure, cuts))}, the limits of the kept scores." if cuts else ""
         outer = f"The outer bars hold what lies beyond {format_figure(edges[0])} and {format_figure(edges[-1])} too."
         spread = f"from {format_figure(lowest)} to {format_figure(highest)}, half of them below {format_figure(median)}"
         alt = (

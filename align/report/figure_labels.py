@@ -105,7 +105,7 @@ def _shorten_digest(digest: str) -> str:
 
 ENDING = "over the last ten updates, at most half of them"
 
-EMPTY = "They leave nothing to judge; with rollout.reasoning=hide, because their reasoning was never closed."
+EMPTY = "They hold no text; with rollout.reasoning=hide, usually because their reasoning was not closed."
 
 FIGURES = (
     _define(
@@ -126,22 +126,35 @@ FIGURES = (
     _define("seen", "Prompts that training saw", "", "Of those that were asked; stage.seen=drop leaves them out."),
     _define(
         "seen_unknown",
-        "Reasons not to know what training saw",
+        "Training data that could not be checked",
         "",
-        "Runs behind it that are gone, and the like: its notes name them. At 0 the count above is all.",
+        "For example deleted runs that the artifact was trained from; the notes of this run list them. At 0 the count "
+        "above is complete.",
     ),
     _define(
-        "dropped_seen", "Left out as seen", "prompts", "Training saw these questions, under whatever system prompt."
+        "dropped_seen",
+        "Left out because training saw them",
+        "prompts",
+        "Training saw these questions, with this or another system prompt.",
     ),
     _define(
-        "unseen.win_rate", "Win rate on unseen prompts", PERCENT, "The same over the prompts that training did not see."
+        "unseen.win_rate",
+        "Win rate on unseen prompts",
+        PERCENT,
+        "The win rate over the prompts that training did not see.",
     ),
-    _define("unseen.gain", "Gain on unseen prompts", "", "Policy less start in the judge's score, over these."),
+    _define(
+        "unseen.gain",
+        "Gain on unseen prompts",
+        "",
+        "Policy less start in the judge's score, over the prompts that training did not see.",
+    ),
     _define(
         "collapse.verdict",
         "Collapse",
         "",
-        "Whether the greedy answers are nearly the same whatever is asked. Decided from 64 distinct prompts on.",
+        "Whether the greedy answers to different prompts are nearly the same. Measured with 64 or more distinct "
+        "prompts.",
     ),
     _define(
         "variety.greedy.ref.distinct variety.greedy.policy.distinct",
@@ -153,8 +166,7 @@ FIGURES = (
         "kl_interval",
         "KL from the start",
         "nats an answer",
-        "How far the policy moved: the log of how much "
-        "likelier it finds its answers than the start does. Small is close.",
+        "How far the policy moved: the mean of log π − log π_start over its own answers. 0 is no difference.",
     ),
     _define_change(
         "length", "Answer length", "tokens", "A policy whose answers only grow or shrink may be gaming its reward."
@@ -165,7 +177,12 @@ FIGURES = (
         PERCENT,
         "Share of different words among all words of the answers; it falls when answers grow alike.",
     ),
-    _define_change("distinct2", "Distinct pairs of words", PERCENT, "The same of neighbouring pairs of words."),
+    _define_change(
+        "distinct2",
+        "Distinct pairs of words",
+        PERCENT,
+        "Share of different pairs among all neighbouring pairs of words.",
+    ),
     _define_change(
         "repetition",
         "Repetition",
@@ -188,32 +205,33 @@ FIGURES = (
         "judge_agreement",
         "Agreement of the judge",
         PERCENT,
-        "Share of its verdicts that are those of people, or of another reference, by prompt.",
+        "Share of its verdicts that equal those of people, or of another reference, by prompt.",
     ),
     _define(
         "accuracy",
         "Accuracy on held-out pairs",
         PERCENT,
-        "Share of the pairs whose better answer gets the higher score, by prompt; a coin has 50 %.",
+        "Share of the pairs whose better answer gets the higher score, by prompt; guessing gives 50 %.",
     ),
     _define(
         "auc",
-        "Wanted above unwanted",
+        "Wanted above unwanted (AUC)",
         PERCENT,
-        "How often a held-out answer that was wanted gained more on the "
-        "start than one that was not (the area under the ROC curve); a coin has 50 %.",
+        "How often the reward of a wanted held-out answer is higher than that of an unwanted one (the area under the "
+        "ROC curve); guessing gives 50 %.",
     ),
     _define(
         "accuracy_noiseless",
-        "Accuracy without the labels' noise",
+        "Accuracy on noiseless labels",
         PERCENT,
-        "The same against the order that the simulated annotator had before its noise.",
+        "Accuracy against the order that the simulated annotator has without its noise.",
     ),
     _define(
         "ceiling",
-        "Ceiling of the labels",
+        "Highest accuracy that the labels allow",
         PERCENT,
-        "How often the noisy labels agree with that order: more than this share of them cannot be learned.",
+        "Share of the noisy labels that agree with the noiseless order. A model cannot be expected to predict more of "
+        "them.",
     ),
     _define(
         "loss_before loss_after",
@@ -239,7 +257,7 @@ FIGURES = (
         "",
         "The training loss on held-out pairs or answers, at the start and now; lower is better.",
     ),
-    _define("loss", "Held-out loss", "nats a pair", "Bradley–Terry's loss on held-out pairs; a coin has 0.69."),
+    _define("loss", "Held-out loss", "nats a pair", "Bradley–Terry's loss on held-out pairs; guessing gives 0.69."),
     _define(
         "objective_before objective_after",
         "Objective on held-out prompts",
@@ -250,13 +268,13 @@ FIGURES = (
         "beats_start",
         "Better than the start",
         "",
-        "By the objective. It is of one answer to each prompt, so that a small difference may be chance.",
+        "By the objective. It is measured with one answer to each prompt, so a small difference may be chance.",
     ),
     _define(
         "held_out_score_before held_out_score_after",
         "Score on held-out prompts",
         "",
-        "The same without the price of KL.",
+        "The objective without its KL penalty.",
     ),
     _define(
         "published_kl",
@@ -278,20 +296,25 @@ FIGURES = (
         "last_entropy",
         "Entropy",
         "nats a token",
-        f"How open the choice of each token is, {ENDING}; near 0 the policy says the same whatever is drawn.",
+        f"Uncertainty about each token, {ENDING}; near 0 every sample of an answer is nearly the same.",
     ),
     _define(
         "last_equal_groups",
-        "Prompts that tell nothing",
+        "Prompts without a learning signal",
         PERCENT,
-        f"All their answers earned the same; the mean {ENDING}. They do not say which answer is better.",
+        f"All answers to such a prompt have the same reward, so no answer is better than another; the mean {ENDING}.",
     ),
-    _define("tripped", "Tripwires", "", "Signs of a gamed reward that were crossed for several updates in a row."),
+    _define(
+        "tripped",
+        "Tripwires",
+        "",
+        "Signs of a gamed reward: thresholds that were crossed for several updates in a row.",
+    ),
     _define(
         "published_update updates",
         "Update that is published",
         "",
-        "The best one on held-out prompts, or the last; of so many.",
+        "The best update on held-out prompts, or the last one, and the number of all updates.",
         lambda chosen, updates: f"{chosen} of {updates}",
     ),
     _define("updates", "Updates", "", "Batches of answers that the policy learned from."),
@@ -299,24 +322,32 @@ FIGURES = (
         "score_mean",
         "Mean raw score of the start",
         "",
-        "What the reward gives the reference's answers; it is taken off every score.",
+        "Mean reward of the reference's answers; it is subtracted from every score.",
     ),
     _define(
-        "score_std", "Spread of the raw score", "", "The standard deviation of the same, by which scores are divided."
+        "score_std",
+        "Standard deviation of the raw score",
+        "",
+        "Over the reference's answers; scores are divided by it.",
     ),
     _define("quantised_layers", "Layers in NF4", "", "Linear layers of the base that are kept in 4 bits."),
     _define(
         "reward.one reward.best",
         "Reward, one answer and the best of n",
         "",
-        "By what ranks the answers: no evidence of quality.",
+        "Measured by the reward that ranks the answers, so it is no evidence of quality.",
     ),
-    _define("gold.one gold.best", "Gold, one answer and the best of n", "", "By stage.gold, which ranked nothing."),
+    _define(
+        "gold.one gold.best",
+        "Gold, one answer and the best of n",
+        "",
+        "Measured by stage.gold, which had no part in the ranking.",
+    ),
     _define(
         "tokens.one tokens.best",
         "Answer length, one answer and the best of n",
         "tokens",
-        "A reward that likes length shows here.",
+        "Longer best answers show that the reward prefers length.",
     ),
     _define("winners", "Winners", "", "The best answers that ended and hold text: rows for stage=sft."),
     _define("winner_reward", "Reward of the winners", "", "The mean over the rows for stage=sft."),
@@ -324,7 +355,7 @@ FIGURES = (
         "outranked",
         "Winners with a better answer beside them",
         "",
-        "That one was cut or is empty, and is not imitated.",
+        "The better answer was cut or is empty, so the winner is trained on in its place.",
     ),
     _define("no_winner", "Prompts without a winner", "", "None of their answers ended and holds text."),
     _define("one_score", "Prompts with no answer below the winner's score", "", "They give no pair."),
@@ -347,18 +378,18 @@ FIGURES = (
     _define("mean_length", "Answer length", "tokens", "Mean over all answers."),
     _define(
         "kl",
-        "KL from what was trained",
+        "KL from the trained model",
         "nats a token",
-        "Of the export as it is loaded first, on fixed prompts; 0 is the same model.",
+        "Between the trained model and the export as loaded first, on fixed prompts; 0 is the same model.",
     ),
     _define(
         "top1",
         "Same most likely token",
         PERCENT,
-        "Share of the positions where the export and what was trained agree on it.",
+        "Share of the positions at which the export and the trained model agree on the most likely token.",
     ),
     _define("max_logprob", "Largest difference of a logprob", "nats", "Over all positions and tokens."),
-    _define("held_out_tokens", "Held-out tokens", "", "Tokens of the assistant in them."),
+    _define("held_out_tokens", "Held-out tokens", "", "Tokens of the assistant in the held-out rows."),
     _define("trained_weights", "Trained weights", "", "Numbers that training may change."),
     _define("train_tokens", "Training tokens", "", "All tokens of the rows, in one pass over the data."),
     _define("steps", "Steps of the optimiser", "", "In the whole run."),
@@ -368,39 +399,49 @@ FIGURES = (
         "copied_tensors",
         "Tensors taken over",
         "",
-        "LoRA tensors that the reward model took from its start; 0 where it began afresh.",
+        "LoRA tensors that the reward model copied from its start; 0 if it started with a new adapter.",
     ),
     _define(
-        "simulated_by", "Simulated annotators", "", "What stood in for people in the pairs that were learned from."
+        "simulated_by",
+        "Simulated annotators",
+        "",
+        "Simulated annotators, not people, ranked the pairs that were trained on.",
     ),
-    _define("prioritised", "Items put in order", "", "Items of the annotation queue, the least certain first."),
+    _define(
+        "prioritised",
+        "Items prioritised",
+        "",
+        "Items of the annotation queue that were ordered by the model's uncertainty.",
+    ),
     _define("annotators", "Annotators", "", "Simulated ones, each with noise of its own."),
     _define("items", "Items", "", "Prompts that were ranked."),
     _define("rankings", "Rankings", "", "One annotator's order of one prompt's answers."),
-    _define("added", "New in the store", "", "Those that were not there before."),
+    _define("added", "New in the store", "", "Rankings or rows that were not in the store before."),
     _define("pairs", "Pairs", "", "Preferences that follow from the rankings."),
-    _define("tie_share", "Ties", PERCENT, "Pairs of answers that stand equal."),
+    _define("tie_share", "Ties", PERCENT, "Share of the pairs of answers that share a rank."),
     _define(
         "agreement",
         "Agreement with the noiseless order",
         PERCENT,
         "Share of the untied pairs that the noise left as they were.",
     ),
-    _define("slope", "Sharpness of the annotator", "", "By how much a difference in sentiment moves the odds."),
+    _define("slope", "Sharpness of the annotator", "", "Change of the log-odds of a preference per unit of sentiment."),
     _define(
         "done wanted",
         "Rankings given",
         "",
-        "Of those that the project wants.",
+        "Of the rankings that the project asks for.",
         lambda done, wanted: f"{done:,} of {wanted:,}",
     ),
     _define("read", "Records read", "", "Of all sources, less rows that were refused."),
     _define("train_distinct", "Different rows to train on", "", "Each counted once where the mixture repeats it."),
     _define(
-        "test_rows", "Rows to measure on", "", "Nothing like them is trained on, unless stage.contamination.test=false."
+        "test_rows", "Rows to measure on", "", "No similar row is trained on, unless stage.contamination.test=false."
     ),
     _define("dropped_in_cleaning", "Dropped in cleaning", "rows", "By the steps of stage.clean."),
-    _define("dropped_by_score", "Dropped by score", "rows", "Outside of what stage.score keeps."),
+    _define(
+        "dropped_by_score", "Dropped by score", "rows", "Their score is outside of the range that stage.score keeps."
+    ),
     _define(
         "unscored",
         "Without a score",
@@ -411,14 +452,19 @@ FIGURES = (
         "exact_duplicates",
         "Exact duplicates",
         "rows",
-        "Their text is that of a row that stays, but for case and spaces.",
+        "Their text is that of a row that is kept, except for case and spaces.",
     ),
-    _define("near_duplicates", "Near-duplicates", "rows", "Their 3-grams are nearly those of a row that stays."),
+    _define("near_duplicates", "Near-duplicates", "rows", "Nearly all of their 3-grams are in a row that is kept."),
     _define("contaminated", "Like evaluation rows", "rows", "They are similar to rows of stage.contamination.against."),
     _define("shared_with_test", "Like test rows", "rows", "They are similar to rows to measure on."),
     _define("unanswered", "Without an answer", "rows", "Supervised training leaves them out."),
-    _define("forgotten", "Rows forgotten", "rows", "A tombstone stands in the place of each."),
-    _define("runs", "Runs that trained on them", "", "Those under this run.root, and what was made from these."),
+    _define("forgotten", "Rows forgotten", "rows", "Each is replaced by a tombstone."),
+    _define(
+        "runs",
+        "Runs that trained on them",
+        "",
+        "Runs under this run.root that trained on the data set, and runs made from their artifacts.",
+    ),
     _define(
         "root", "Fingerprint", "", "Merkle root over the rows and how often each is seen.", formatter=_shorten_digest
     ),
@@ -433,35 +479,42 @@ FIGURES = (
         "data_root",
         "Fingerprint of the training rows",
         "",
-        "Merkle root over the content ids of what was given, in order.",
+        "Merkle root over the content ids of the training rows, in order.",
         formatter=_shorten_digest,
     ),
     _define(
         "data_ids_root",
-        "Fingerprint of their set",
+        "Fingerprint of the set of training rows",
         "",
-        "Merkle root over the sorted ids, in whatever order.",
+        "Merkle root over the sorted content ids; it does not depend on the order of the rows.",
         formatter=_shorten_digest,
     ),
     _define("rows", "Rows", "", "Rows that were read, written or checked."),
     _define("seq", "Last row of the ledger", "", "The number of the newest vote that is in it."),
     _define(
-        "answers_made", "Answers made", "", "Those that this evaluation generated; others were taken from the cache."
+        "answers_made",
+        "Answers made",
+        "",
+        "Answers that this evaluation generated; all others were taken from the cache.",
     ),
     _define(
         "likelihoods_made",
         "Log-likelihoods computed",
         "",
-        "Of choices and texts, by this evaluation; others were computed before.",
+        "Log-likelihoods of choices and texts that this evaluation computed; all others were taken from the cache.",
     ),
-    _define("peak_rss_mb", "Peak memory", "MiB", "The most that the process held, a GPU's memory left out."),
-    _define("peak_gpu_mb", "Peak GPU memory", "MiB", "The most that its tensors took there, torch's reserve left out."),
+    _define("peak_rss_mb", "Peak memory", "MiB", "Peak memory of the process, without GPU memory."),
+    _define(
+        "peak_gpu_mb",
+        "Peak GPU memory",
+        "MiB",
+        "Peak of the tensors on the GPU, without what torch reserves beyond them.",
+    ),
     _define(
         "predicted_peak_mb",
         "Predicted peak",
         "MiB",
-        "What its tensors were predicted to take at the most; a "
-        "process on a CPU holds about 1.5 times as much, and its libraries.",
+        "Predicted peak of its tensors; a process on a CPU takes about 1.5 times as much, plus its libraries.",
     ),
 )
 """Rows in the order of the page. A row is shown if a run has all its keys and no earlier row has used one of them."""
@@ -562,7 +615,7 @@ def describe_small_samples(metrics: Mapping[str, Any]) -> str:
         and SYNONYMS.get(key) not in metrics
         and not key.startswith(OWN_TABLE_PREFIXES)
     ]
-    return f"Fewer than {FEW} observations, so that the interval says little: {', '.join(names)}." if names else ""
+    return f"Fewer than {FEW} observations, too few for a reliable interval: {', '.join(names)}." if names else ""
 
 
 def _spell_out(key: str) -> str:

@@ -37,7 +37,7 @@ def summarize_run(view: RunView) -> str:
 def summarize_sft_run(view: RunView) -> str:
     metrics = view.metrics
     if "loss_after" not in metrics:
-        return "Nothing was held out, so that nothing says how well it learned."
+        return "No rows were held out (data.held_out), so it was not measured how well it learned."
     rows = metrics["held_out_rows"]
     loss_change = metrics.get("loss_change")
     size = ""
@@ -65,16 +65,16 @@ def summarize_preference_run(view: RunView) -> str:
     accuracy = metrics["accuracy"]
     subject = "The better answer scores higher in"
     if view.manifest.stage in ("dpo", "kto"):
-        subject = "Beside its start, the policy raised the better answer in"
+        subject = "Compared with its start, the policy raised the better answer in"
     annotators = metrics.get("simulated_by")
     ranked_by = f" (ranked by a simulated annotator, {', '.join(annotators)})" if annotators else ""
     pairs = f"the held-out pairs of {pluralize(accuracy['n'], 'prompt')}{ranked_by}"
     ceiling = metrics.get("ceiling")
     sentences = [
-        f"{subject} {format_percent(accuracy)} of {pairs}; a coin has 50 %.",
-        describe_inconclusive(accuracy, 0.5, "50 %: no more than a coin would do was shown"),
+        f"{subject} {format_percent(accuracy)} of {pairs}; guessing gives 50 %.",
+        describe_inconclusive(accuracy, 0.5, "50 %: it was not shown to be better than guessing"),
         describe_small_sample(accuracy["n"], "prompt"),
-        f"The noise in the labels leaves {format_percent(ceiling['value'])} to reach." if ceiling else "",
+        f"The noise in the labels limits it to {format_percent(ceiling['value'])}." if ceiling else "",
     ]
     return join_sentences(sentences)
 
@@ -85,12 +85,12 @@ def summarize_kto_run(view: RunView) -> str:
         return summarize_preference_run(view)
     auc = view.metrics.get("auc")
     if auc is None:
-        return "The held-out answers have one label, so that nothing says whether it tells wanted from unwanted ones."
+        return "All held-out answers have one label, so wanted and unwanted answers could not be compared."
     cases = f"{format_percent(auc)} of the cases"
     sentences = [
-        f"Beside its start, the policy raised a wanted answer above an unwanted one in {cases}.",
-        f"The held-out answers are to {pluralize(auc['n'], 'prompt')}; a coin has 50 %.",
-        describe_inconclusive(auc, 0.5, "50 %: no more than a coin would do was shown"),
+        f"Compared with its start, the policy raised a wanted answer more than an unwanted one in {cases}.",
+        f"The held-out answers are to {pluralize(auc['n'], 'prompt')}; guessing gives 50 %.",
+        describe_inconclusive(auc, 0.5, "50 %: it was not shown to be better than guessing"),
         describe_small_sample(auc["n"], "prompt"),
     ]
     return join_sentences(sentences)
@@ -115,7 +115,7 @@ def summarize_ppo_run(view: RunView) -> str:
         truncated = f"{format_percent(cut_share)} of the answers were cut at {max_tokens:,} tokens."
     empty = ""
     if metrics.get("last_empty_rate", 0.0) >= MOSTLY_CUT:
-        empty = f"{format_percent(metrics['last_empty_rate'])} of them leave nothing to judge."
+        empty = f"{format_percent(metrics['last_empty_rate'])} of the answers hold no text to judge."
     tripwires = metrics.get("tripped")
     sentences = [
         held_out,
@@ -140,14 +140,14 @@ def describe_published_policy(view: RunView) -> str:
     after = metrics["objective_after"]
     prompts = f"on {pluralize(metrics['held_out_prompts'], 'held-out prompt')}"
     update = f"pdate {metrics['published_update']:,} of {metrics['updates']:,}, which is published,"
-    distance = f"It lies {metrics['published_kl']:.1f} nats an answer from the start."
+    distance = f"Its KL from the start is {metrics['published_kl']:.1f} nats an answer."
     if metrics["beats_start"]:
         change = f"from {before:.2f} to {after:.2f}"
-        return f"U{update} raised the score less the price of KL {prompts} {change}. {distance}"
+        return f"U{update} raised the score minus its KL penalty {prompts} {change}. {distance}"
     failure = "No update that was measured beats the start"
     if view.settings["publish"] == "last":
         failure = "The last update does not beat the start"
-    scores = f"a score less the price of KL of {after:.2f}, the start {before:.2f}"
+    scores = f"a score minus its KL penalty of {after:.2f}, the start {before:.2f}"
     return f"{failure} {prompts}: u{update} has {scores}. {distance}"
 
 
@@ -236,16 +236,17 @@ def summarize_best_of_run(view: RunView) -> str:
     rows = f"{pluralize(metrics['winners'], 'winner')} and {pluralize(metrics['pairs'], 'pair')}"
     gold = ""
     if metrics.get("gold"):
-        gold = f" By {metrics['measured_by']}, which ranked nothing: {describe_best_of_gain(metrics['gold'])}."
+        gain = describe_best_of_gain(metrics["gold"])
+        gold = f" By {metrics['measured_by']}, which had no part in the ranking: {gain}."
     return (
         f"{answers}, ranked by {metrics['scorer']}: the mean reward goes from "
         f"{describe_best_of_gain(metrics['reward'])} at the best of {view.settings['best_of']}.{gold} "
-        f"They give {rows}."
+        f"This makes {rows}."
     )
 
 
 def describe_best_of_gain(means: Mapping[str, Any]) -> str:
-    return f"{means['one']['value']:.3g} of one answer to {means['best']['value']:.3g}"
+    return f"{means['one']['value']:.3g} for one answer to {means['best']['value']:.3g}"
 
 
 def summarize_export_run(view: RunView) -> str:
@@ -263,20 +264,21 @@ def summarize_export_run(view: RunView) -> str:
         check = next((check for check in done_checks if check.get("shipped", True)), done_checks[0])
         kl_before_cast = metrics.get("kl_before_cast")
         result = (
-            f"{'The export is not all' if missed else 'The export is'} what was trained: {check['engine']} loaded "
-            f"its files back ({check['weights']}), and on fixed prompts they lie {format_figure(metrics['kl'])} nats "
+            f"{'The export differs from' if missed else 'The export is'} the trained model: {check['engine']} "
+            f"loaded its files back ({check['weights']}), and on fixed prompts they lie "
+            f"{format_figure(metrics['kl'])} nats "
             f"a {unit} (KL) from the trained model."
         )
         if kl_before_cast is not None:
-            result += f" Before its weights were cast it was {format_figure(kl_before_cast)}."
+            result += f" Before the weights were cast, this distance was {format_figure(kl_before_cast)}."
     bounds = ""
     if missed:
-        bounds = f"Bounds missed, and let pass by export.accept: {', '.join(missed)}."
+        bounds = f"Bounds missed, and accepted by export.accept: {', '.join(missed)}."
     elif len(done_checks) > 1:
         bounds = f"All {len(done_checks)} checks kept their bounds."
     unchecked = ""
     if unchecked_engines:
-        unchecked = f"Not checked, or not everything there: {', '.join(unchecked_engines)}; the receipt says why."
+        unchecked = f"Not checked, or only in part: {', '.join(unchecked_engines)}; the receipt says why."
     return join_sentences([result, bounds, unchecked])
 
 
@@ -286,8 +288,8 @@ def summarize_verification_run(view: RunView) -> str:
     model = f"{base.id if base else 'this base'} with method {view.config['method']['name']}"
     failed = [anchor["name"] for anchor in anchors if not anchor["holds"]]
     if failed:
-        return f"{len(failed)} of {len(anchors)} facts about PPO do not hold on {model}: {', '.join(failed)}."
-    return f"All {len(anchors)} facts that make PPO right hold on {model}."
+        return f"{len(failed)} of {len(anchors)} checks of PPO fail on {model}: {', '.join(failed)}."
+    return f"All {len(anchors)} checks of PPO pass on {model}."
 
 
 def summarize_annotation_run(view: RunView) -> str:
@@ -317,14 +319,14 @@ def summarize_server_run(view: RunView) -> str:
 
 
 ANNOTATION_SUMMARIES = {
-    "invite": "An invitation to {project} was made; its link was printed, and is not written down.",
+    "invite": "An invitation to {project} was made; its link was printed, and is stored nowhere.",
     "import": "Prompts and answers of a file are in {project}.",
     "configure": "The settings of {project} were changed.",
     "export": "The votes of {project} lie in this run's artifact.",
-    "verify": "Every row of {project}'s ledger is what was written.",
+    "verify": "Every row of {project}'s ledger is unchanged.",
     "backup": "The store was copied into one file.",
     "restore": "The store was restored from a backup.",
-    "erase": "What was to be erased from {project} is gone; a row of the ledger says so.",
+    "erase": "The requested data of {project} was erased; a row of the ledger records it.",
 }
 """`stage.action` of stage=annotate → summary."""
 
@@ -359,7 +361,7 @@ def describe_inconclusive(interval: Mapping[str, Any] | None, neutral: float, me
 
 def describe_small_sample(n: int, noun: str) -> str:
     """Return a sentence if there are fewer than FEW observations; otherwise an empty string."""
-    return f"Fewer than {FEW} {noun}s stand behind this, so that it says little." if n < FEW else ""
+    return f"Fewer than {FEW} {noun}s were measured: too few for a reliable result." if n < FEW else ""
 
 
 def join_sentences(sentences: Sequence[str]) -> str:

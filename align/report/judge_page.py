@@ -11,9 +11,12 @@ from align.report.run_view import PageSections, RunView
 from align.report.stages import add_pairs
 
 LABELS = ("yes", "no")
-CALIBRATION_FIGURES = {"log_loss": "log loss, nats (a coin has 0.693)", "brier": "Brier score (a coin has 0.25)"}
-SLOPE_FIGURES = {"length_slope": "taste for length, the judge's", "reference_slope": "the reference's"}
-SWAP_FIGURES = {"consistency": "verdicts that survive a swap", "shown_first": "won by what is shown first"}
+CALIBRATION_FIGURES = {
+    "log_loss": "log loss, nats (guessing gives 0.693)",
+    "brier": "Brier score (guessing gives 0.25)",
+}
+SLOPE_FIGURES = {"length_slope": "preference for length, the judge's", "reference_slope": "the reference's"}
+SWAP_FIGURES = {"consistency": "same verdict in both orders", "shown_first": "share won by the answer shown first"}
 
 
 def summarize_judge(view: RunView) -> str:
@@ -28,7 +31,8 @@ def summarize_metrics(metrics: Mapping[str, Any]) -> str:
         yes_accuracy, no_accuracy = (format_percent(card["by_label"][label]) for label in LABELS)
         accuracy = f"right on {yes_accuracy} of those labelled yes and {no_accuracy} of those labelled no"
         return (
-            f"{metrics['judge']} says which answer {metrics['yes']}: {accuracy} in {metrics['reference']}. {may_decide}"
+            f"{metrics['judge']} decides whether an answer {metrics['yes']}: {accuracy} in {metrics['reference']}. "
+            f"{may_decide}"
         )
     agreement = format_percent(metrics["judge_agreement"])
     verdicts = pluralize(card["agreement"]["verdicts"], "verdict")

@@ -53,19 +53,19 @@ GRADIENT = Curve(
     "norm",
     {"grad_norm": "norm"},
     1.0,
-    "Before clipping. A rise by a factor of ten or more is training coming apart.",
+    "Before clipping. A rise by a factor of ten or more is a sign of divergence.",
     POSITIVE,
 )
-PAIR_LOSS = Curve("Loss", "nats a pair", LOSSES, 0.3, "A coin has 0.69; lower is better.", POSITIVE)
+PAIR_LOSS = Curve("Loss", "nats a pair", LOSSES, 0.3, "Guessing gives 0.69; lower is better.", POSITIVE)
 DIRECT_LOSS = Curve(
-    "Loss", "loss of a pair", LOSSES, 0.3, "Lower is better; with stage.loss=sigmoid a coin has 0.69.", POSITIVE
+    "Loss", "loss of a pair", LOSSES, 0.3, "Lower is better; with stage.loss=sigmoid guessing gives 0.69.", POSITIVE
 )
 PAIR_ACCURACY = Curve(
     "Accuracy in training",
     "share of the pairs",
     {"accuracy": "pairs"},
     0.3,
-    "On the pairs that it trains on; the held-out share stands at the top. A coin has 0.5.",
+    "On the pairs of the training batches; the held-out accuracy is at the top of the page. Guessing gives 0.5.",
     SHARE,
 )
 MARGIN = Curve("Margin", "score", {"margin": "margin"}, 0.5, "Score of the better answer less the worse one's.")
@@ -92,7 +92,7 @@ REWARDS = Curve(
     "beta times nats",
     {"wanted_reward": "wanted", "unwanted_reward": "unwanted"},
     0.5,
-    "Beside the start; what is wanted is to rise above what is not.",
+    "Relative to the start; the reward of wanted answers should rise above that of unwanted ones.",
 )
 KL_ESTIMATE = Curve(
     "KL from the start, estimated",
@@ -114,13 +114,13 @@ KL = Curve(
     "nats an answer",
     {"kl": "KL"},
     2.0,
-    "How far the policy has moved; the price of it is stage.kl_coef.",
+    "How far the policy has moved; stage.kl_coef is the weight of its penalty.",
     POSITIVE,
 )
 HELD_OUT = Curve(
     "Held-out prompts",
     "score",
-    {"held_out_score": "score", "held_out_objective": "score less the price of KL"},
+    {"held_out_score": "score", "held_out_objective": "score minus the KL penalty"},
     0.5,
     "On prompts that nothing trains on, the start's at update 0; the best objective behind it is published.",
 )
@@ -138,7 +138,7 @@ ENTROPY = Curve(
     "nats a token",
     {"entropy": "entropy"},
     0.5,
-    "Near 0 the policy says the same whatever is drawn.",
+    "Near 0 every sample of an answer is nearly the same.",
     POSITIVE,
 )
 EXPLAINED = Curve(
@@ -146,15 +146,15 @@ EXPLAINED = Curve(
     "share",
     {"explained_variance": "explained variance"},
     0.5,
-    "How well the value foresees the returns: 1 is perfect, 0 is no better than their mean.",
+    "How well the value model predicts the returns: 1 is perfect, 0 is no better than their mean.",
     (-math.inf, 1.0),
 )
 EQUAL = Curve(
-    "Prompts that tell nothing",
+    "Prompts without a learning signal",
     "share",
-    {"equal_groups": "all answers earn the same"},
+    {"equal_groups": "all answers have the same reward"},
     0.2,
-    "They do not say which answer is better; stage.max_draws asks others in their place.",
+    "They do not show which answer is better; with stage.max_draws above 1 other prompts replace them.",
     SHARE,
 )
 CLIPPED = Curve(
@@ -173,14 +173,14 @@ SIGNS = Curve(
     "",
     {"score_length_correlation": "score follows length", "repetition": "repetition", "disagreement": "disagreement"},
     0.5,
-    "Each is harmless near 0.",
+    "None is a problem near 0.",
 )
 EMPTY = Curve(
     "Empty answers",
     "share",
     {"empty_rate": "empty"},
     0.2,
-    "They leave nothing to judge; with rollout.reasoning=hide, because their reasoning was never closed.",
+    "They hold no text; with rollout.reasoning=hide, usually because their reasoning was not closed.",
     SHARE,
 )
 SAMPLED_LENGTH = Curve(
@@ -223,7 +223,7 @@ TRAINED_ON_LEGENDS = {
 }
 SIDE_LABELS = {"chosen": "Preferred", "rejected": "Not preferred"}
 RELIABILITY_CAPTION = (
-    "Does the model know how sure it may be? Points on the dashed line are right as often as they say; the numbers "
+    "Calibration: on the dashed line, predicted probabilities equal the observed shares; the numbers "
     "count pairs, the whiskers are 95 % intervals over prompts."
 )
 
@@ -321,7 +321,7 @@ def add_trained_on(report: Report, view: RunView) -> None:
     rows = view.read_stream("trained_on.jsonl")
     if not rows:
         return
-    report.heading("What is trained on").text(TRAINED_ON_LEGENDS[view.manifest.stage])
+    report.heading("What the loss is taken on").text(TRAINED_ON_LEGENDS[view.manifest.stage])
     for row in rows:
         name = SIDE_LABELS.get(row["what"], row["what"].capitalize())
         caption = f"{name}: {pluralize(row['tokens'], 'token')}, {row['trained']:,} of them underlined"

@@ -30,7 +30,7 @@ def test_near_prompts_are_counted_by_system_and_left_out_of_a_second_comparison(
     scores = {row["id"]: [row["answers"][system]["score"] for system in "sb"] for row in read_artifact_rows(run)}
     differences = [scores[id][0] - scores[id][1] for id in scores if id not in near]
     assert task["near"]["others"]["b"]["difference"]["value"] == sum(differences) / len(differences)
-    assert "Training nearly saw" in (run / "report.html").read_text()
+    assert "Nearly the same as training data:" in (run / "report.html").read_text()
     unchecked = bench.run(
         "stage.systems={s: sft:s, b: base}", bench.tasks(*rows), "run.name=unasked", "stage.near=null"
     )

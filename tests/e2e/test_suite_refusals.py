@@ -212,7 +212,7 @@ def test_the_card_of_a_grader(bench: RefusalEvaluations):
     assert (len(rows), rows[0]) == (100, {**expected, "verdict": 0.0, "p": pytest.approx(0.1)})
     page = (run / "report.html").read_text()
     assert "the report could not be made" not in (run / "log.txt").read_text()
-    assert "says which answer refuses: right on 90" in page
+    assert "decides whether an answer refuses: right on 90" in page
     assert read_manifest(run).metrics["decides"] is True
     requests_before = len(bench.server.requests)
     assert read_card(bench.measure_grader("twice", 60, 40))["by_label"] == card["by_label"]

@@ -143,7 +143,7 @@ def test_few_observations_are_said_to_be_few():
     assert format_figure(figures["win_rate"]) == "1 [0.7, 1] (n=19, fewer than 20)"
     assert format_figure(figures["gold"]["difference"]) == "0.5 (no interval) (n=3, fewer than 20)"
     assert format_figure(figures["enough"]) == "0.5 [0.3, 0.7] (n=20)"
-    sentence = "Fewer than 20 observations, so that the interval says little: Win rate (19), Gain in gold score (3)."
+    sentence = "Fewer than 20 observations, too few for a reliable interval: Win rate (19), Gain in gold score (3)."
     assert describe_small_samples(figures) == sentence
     assert describe_small_samples({"enough": figures["enough"]}) == ""
 

@@ -62,13 +62,14 @@ def test_ppo_speaks_of_what_it_publishes(tmp_path: Path):
         )[0]
 
     assert write_headline() == (
-        "Update 4 of 16, which is published, raised the score less the price of KL on 16 held-out prompts from 0.00 to "
-        "0.65. It lies 13.4 nats an answer from the start."
+        "Update 4 of 16, which is published, raised the score minus its KL penalty on 16 held-out prompts from 0.00 to "
+        "0.65. Its KL from the start is 13.4 nats an answer."
     )
     worse = {"objective_after": -0.65, "beats_start": False}
     assert write_headline(**worse) == (
-        "No update that was measured beats the start on 16 held-out prompts: update 4 of 16, which is published, has a "
-        "score less the price of KL of −0.65, the start 0.00. It lies 13.4 nats an answer from the start."
+        "No update that was measured beats the start on 16 held-out prompts: update 4 of 16, which is published, has "
+        "a score minus its KL penalty of −0.65, the start 0.00. "
+        "Its KL from the start is 13.4 nats an answer."
     )
     assert write_headline("last", **worse).startswith(
         "The last update does not beat the start on 16 held-out prompts: update"

@@ -52,7 +52,7 @@ def test_every_stage_has_a_verdict_and_a_title():
             build_sft_metrics(build_interval(-0.42, -0.6, -0.2, 11), rows=11),
             (
                 "Held-out loss fell from 4.78 to 4.36 nats a token, by 0.42 [0.20, 0.60], over 11 rows. Fewer than 20 "
-                "rows stand behind this, so that it says little."
+                "rows were measured: too few for a reliable result."
             ),
         ),
         (build_sft_metrics(None), "Held-out loss fell from 4.78 to 4.36 nats a token over 256 rows."),
@@ -96,7 +96,7 @@ def build_eval_metrics(value: float, low: float, high: float, n: int = 256, judg
             (
                 "The policy wins 60 % [30, 85] of 8 held-out prompts against what it started from, by VADER's "
                 "sentiment, and moved 4.8 nats from it. The interval holds 50 %: no difference was shown. Fewer than "
-                "20 prompts stand behind this, so that it says little."
+                "20 prompts were measured: too few for a reliable result."
             ),
         ),
     ],
@@ -108,7 +108,7 @@ def test_evaluation(metrics: dict[str, Any], sentence: str):
 def test_pairs():
     metrics = {"accuracy": build_interval(0.741, 0.71, 0.77, 440)}
     assert summarize_view("reward", metrics) == (
-        "The better answer scores higher in 74 % [71, 77] of the held-out pairs of 440 prompts; a coin has 50 %."
+        "The better answer scores higher in 74 % [71, 77] of the held-out pairs of 440 prompts; guessing gives 50 %."
     )
     noisy = {
         "accuracy": build_interval(0.52, 0.45, 0.6, 19),
@@ -116,10 +116,10 @@ def test_pairs():
         "simulated_by": ["v"],
     }
     assert summarize_view("dpo", noisy) == (
-        "Beside its start, the policy raised the better answer in 52 % [45, 60] of the held-out pairs of 19 prompts "
-        "(ranked by a simulated annotator, v); a coin has 50 %. The interval holds 50 %: no more than a coin would do "
-        "was shown. Fewer than 20 prompts stand behind this, so that it says little. The noise in the labels leaves "
-        "75 % to reach."
+        "Compared with its start, the policy raised the better answer in 52 % [45, 60] of the held-out pairs of 19 "
+        "prompts (ranked by a simulated annotator, v); guessing gives 50 %. The interval holds 50 %: it was not shown to be "
+        "better than guessing. Fewer than 20 prompts were measured: too few for a reliable result. "
+        "The noise in the labels limits it to 75 %."
     )
 
 
@@ -149,22 +149,20 @@ def test_what_was_sampled_exported_and_proven(tmp_path: Path):
     )
     cast_summary = summarize_view("export", {"checks": [check_before_cast, check], "kl": 8e-7, "kl_before_cast": 2e-13})
     assert cast_summary.startswith(
-        f"The export is what was trained: {distance} Before its weights were cast it was 2e-13."
+        f"The export is the trained model: {distance} Before the weights were cast, this distance was 2e-13."
     )
     assert summarize_view("export", {"checks": [check, unchecked], "kl": 8e-7}) == (
-        f"The export is what was trained: {distance} Not checked, or not everything there: vLLM; the receipt says why."
+        f"The export is the trained model: {distance} Not checked, or only in part: vLLM; the receipt says why."
     )
     summary = summarize_view("export", {"checks": [check, check | {"verdict": "accepted"}], "kl": 8e-7})
-    assert summary.startswith(f"The export is not all what was trained: {distance}")
-    assert summary.endswith("Bounds missed, and let pass by export.accept: transformers/merged.")
+    assert summary.startswith(f"The export differs from the trained model: {distance}")
+    assert summary.endswith("Bounds missed, and accepted by export.accept: transformers/merged.")
     assert "All 2 checks kept their bounds." in summarize_view("export", {"checks": [check, check], "kl": 8e-7})
     assert summarize_view("export", {"checks": [unchecked]}).startswith("No engine was available to load the export")
     (tmp_path / "artifact").mkdir()
     anchors = [{"name": "closed form", "holds": True}, {"name": "gae", "holds": True}]
     (tmp_path / "artifact/anchors.json").write_text(json.dumps(anchors))
-    assert (
-        summarize_view("verify", {}, tmp_path) == "All 2 facts that make PPO right hold on org/tiny with method qlora."
-    )
+    assert summarize_view("verify", {}, tmp_path) == "All 2 checks of PPO pass on org/tiny with method qlora."
 
 
 def test_a_table_says_nothing_twice_and_leaves_nothing_blank():

@@ -258,8 +258,8 @@ def describe_votes(figures: Mapping[str, Any], command: str, is_named: bool) -> 
         values = {
             "the same on a pair": agreement["raw"],
             "Krippendorff's alpha": agreement["alpha"],
-            "known answers met": figures["gold"],
-            "the same on a repeat": figures["repeats"],
+            "known answers chosen": figures["gold"],
+            "same answer on a repeat": figures["repeats"],
             "the answer shown first preferred": figures["shown_first"],
         }
         parts = [
