@@ -395,7 +395,11 @@ CASES = [
         )
     ),
     build_case("judge", "data=chitchat data.path=null", "holds no preference pairs"),
-    build_case("judge", "stage.judge=people data=annotations data.path=null", "are whom a judge is measured against"),
+    build_case(
+        "judge",
+        "stage.judge=people data=annotations data.path=null",
+        "are the reference that a judge is measured against",
+    ),
     build_case("export", "export.require=[llama.cpp]", "export.require=llama.cpp", "export=adapter does not ask it"),
     build_case("export", "export.into=nf4", "export.into=nf4"),
     # --- Plans

@@ -235,7 +235,7 @@ def describe_collapse(verdicts: Mapping[str, Collapse]) -> list[str]:
             collapsed.append(f"{name}: {reasons}" if len(verdicts) > 1 else reasons)
         if collapse.verdict == NOT_MEASURED:
             unmeasured.setdefault(reasons, []).append(name)
-    lines = [f"COLLAPSED: {'; '.join(collapsed)}. The win rate below is no success."] if collapsed else []
+    lines = [f"COLLAPSED: {'; '.join(collapsed)}. The win rate below does not count as success."] if collapsed else []
     for reasons, names in unmeasured.items():
         lines.append(f"whether {' or '.join(names)} collapsed is not measured: {reasons}")
     return lines
@@ -253,7 +253,7 @@ def describe_new_phrase(collapse: Collapse, phrase: Mapping[str, Any] | None, re
     if collapse.verdict != VARIED or phrase is None or phrase["policy"]["value"] < MAX_SENTENCE_SHARE:
         return []
     shares = f"{phrase['policy']['value']:.0%} of the greedy answers ({reference}: {phrase['ref']['value']:.0%})"
-    return [f"the words “{phrase['text']}” stand in {shares}"]
+    return [f"the words “{phrase['text']}” are in {shares}"]
 
 
 def get_prompt_text(messages: Iterable[Message]) -> str:
@@ -470,7 +470,7 @@ def judge_collapse(
         reasons.append(f"{policy.distinct} different {answers}, where the {reference} has {ref_distinct}")
     if sentence and sentence.policy.value >= MAX_SENTENCE_SHARE:
         reasons.append(
-            f"“{sentence.text}” stands in {sentence.policy.value:.0%} of its {answers} ({reference}: "
+            f"“{sentence.text}” is in {sentence.policy.value:.0%} of its {answers} ({reference}: "
             f"{sentence.ref.value:.0%})"
         )
     return Collapse(COLLAPSED if reasons else VARIED, tuple(reasons))

@@ -139,8 +139,8 @@ def parse_endpoint(value: Any, field: str, extra_keys: Sequence[str] = ()) -> En
     """
     spec = check_keys(value, field, ("url", "model"), (*KEYS, *extra_keys))
     url = str(spec["url"]).rstrip("/")
-    problem = "is no address of an API"
-    remedy = "Write http://HOST:PORT/v1, without a key, a password or a question."
+    problem = "is no base URL of an API"
+    remedy = "Write http://HOST:PORT/v1, without a key, a password or a query string."
     require(is_api(url), f"{field}.url", url, problem, remedy)
     key_env = spec.get("key_env", "")
     is_variable = isinstance(key_env, str) and (key_env == "" or VARIABLE.fullmatch(key_env) is not None)
@@ -190,7 +190,7 @@ def read_api_key(endpoint: Endpoint) -> str:
     remedy = "Set it to the key of the server, or drop key_env."
     require(bool(key), field, endpoint.key_env, "is not set in the environment", remedy)
     is_valid = key.isascii() and key.isprintable() and " " not in key
-    require(is_valid, field, endpoint.key_env, "has characters that no key has", remedy)
+    require(is_valid, field, endpoint.key_env, "holds characters that are not allowed in a key", remedy)
     register_secret(key)
     return key
 
@@ -363,7 +363,9 @@ def parse_response(endpoint: Endpoint, response: httpx.Response) -> CachedAnswer
         text = parse_message(choice["message"])
         answer = CachedAnswer((), text, has_ended, parse_last_tokens(choice), parse_usage(body))
     except MISREAD as error:
-        return EndpointFailure("unreadable", f"answers in another form than OpenAI's ({type(error).__name__})")
+        return EndpointFailure(
+            "unreadable", f"sends a response that does not have OpenAI's format ({type(error).__name__})"
+        )
     return mask_key(answer, read_api_key(endpoint))
 
 
@@ -453,5 +455,5 @@ def describe_error_body(response: httpx.Response) -> str:
 
 def build_endpoint_error(endpoint: Endpoint, failure: EndpointFailure) -> InputError:
     """Build the error of a run that cannot continue without an answer."""
-    remedy = "Look at the server. The same command goes on: answers that are there are kept."
+    remedy = "Check the server, then run the same command again: finished answers are kept."
     return InputError(f"{endpoint.field}.url", endpoint.url, failure.problem, remedy)

@@ -139,7 +139,7 @@ def require_finite(values: Tensor, what: str, steps: int, lr: float, dtype: str)
         steps: number of training steps so far.
     """
     if count := int((~values.isfinite()).flatten(1).any(1).sum()):
-        problem = f"{count} of {len(values)} held-out {what} that are no numbers after step {steps}"
+        problem = f"{count} of {len(values)} held-out {what} that are not finite after step {steps}"
         raise build_divergence_error(f"{problem}: nothing is published", lr, dtype)
 
 

@@ -96,7 +96,7 @@ def compute_wins(score_policy: ArrayLike, score_ref: ArrayLike) -> NDArray[np.fl
     if policy.shape != ref.shape:
         raise ValueError(f"shapes {policy.shape} and {ref.shape} differ: one number a prompt is expected from each")
     if np.isnan(policy).any() or np.isnan(ref).any():
-        raise ValueError("a score is NaN: it neither wins nor loses")
+        raise ValueError("a score is NaN, so it can neither win nor lose")
     return np.where(policy > ref, 1.0, np.where(policy < ref, 0.0, 0.5))
 
 

@@ -205,7 +205,7 @@ class ContinuousBatch(ServingEngine):
             if not answer.finished and request.adapter is not None and request.adapter not in self.decoder.bank:
                 self.decoder.bank.load(request.adapter, self.known.folder(request.adapter), in_use)
             gives_rewards = request.adapter in self.decoder.bank.heads
-            problem = "is a reward model, which answers nothing" if gives_rewards else "is no reward model"
+            problem = "is a reward model, which generates no answers" if gives_rewards else "is no reward model"
             name = (request.adapter or "base")[:12]
             require(gives_rewards == request.scored, "model", name, problem, OTHER)
         except Exception as error:

@@ -128,7 +128,7 @@ class VllmSampler(SnapshotEngine):
                 )
             version = find_engine_version(VLLM, self.python, "rollout.python")
             logs = [f"vllm-{number}.log" if number else "vllm.log" for number in range(settings.replicas)]
-            print(f"starting vLLM {version}; what it says is in {self.run_folder}: {', '.join(logs)}", flush=True)
+            print(f"starting vLLM {version}; its output is in {self.run_folder}: {', '.join(logs)}", flush=True)
             self.servers = [self._own_server(log) for log in logs]
         for server in self.servers:
             server.bring_up()

@@ -326,7 +326,13 @@ def build_request_headers(target: Path | str) -> dict[str, str]:
     key = os.environ.get(KEY, "")
     if isinstance(target, str) and key:
         is_valid = key.isascii() and key.isprintable() and " " not in key
-        require(is_valid, KEY, MASK, "has characters that no key has", "Set it to the key of the servers, or unset it.")
+        require(
+            is_valid,
+            KEY,
+            MASK,
+            "holds characters that are not allowed in a key",
+            "Set it to the key of the servers, or unset it.",
+        )
         headers["authorization"] = f"Bearer {key}"
     return headers
 

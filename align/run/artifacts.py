@@ -203,7 +203,7 @@ def resolve_alias(ref: str, root: Path, field_name: str) -> Artifact:
     change = find_alias_change(ref, root, field_name)
     first = change.arms[0]
     if len(change.arms) > 1:
-        problem = f"means several artifacts: {describe_arms(change.arms)}"
+        problem = f"points at several artifacts: {describe_arms(change.arms)}"
         raise InputError(field_name, ref, problem, f"Name one of them: {field_name}={first.ref}.")
     return load_alias_target(first, change, ref, root, field_name)
 

@@ -220,8 +220,8 @@ def run_erase(run: Run, config: Config) -> StageResult:
         else:
             tombstone = store.erase_annotator(project, stage.annotator or "")
     erased = " ".join(*selector.items()) if selector else f"project {project}"
-    lines = [f"{erased} is erased; row {tombstone} of the ledger says so"]
-    lines.append("runs that read it or filled it, or what was made from it:" if readers else "no run read it")
+    lines = [f"{erased} is erased; row {tombstone} of the ledger records it"]
+    lines.append("runs that read or filled it, and runs made from those:" if readers else "no run read it")
     lines += readers
     if unreadable:
         lines += ["runs that cannot be read; check them yourself:", *unreadable]

@@ -379,7 +379,7 @@ def score_all_rows(run: Run, config: Config, rows: SpoolRows) -> tuple[np.ndarra
     settings: ScoreConfig = config.stage.score
     is_loss = settings.by == LOSS
     title = run.base.id if is_loss else get_scorer_title(to_plain_dict(config)["reward"], run.inputs)
-    problem = "scores what is to be imitated, and the rows are answers with a label, of which some are not wanted"
+    problem = "scores rows to imitate, but these rows are labelled answers, some of them unwanted"
     require(rows.kind != FEEDBACK, "stage.score.by", settings.by, problem, "Drop it.")
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
@@ -403,14 +403,14 @@ def score_all_rows(run: Run, config: Config, rows: SpoolRows) -> tuple[np.ndarra
     def score_finite(records: Sequence[Any]) -> np.ndarray:
         scores = score(records)
         if np.isinf(scores).any():
-            raise build_divergence_error(f"the {settings.by} of a row by {title} is no number", None, config.dtype)
+            raise build_divergence_error(f"the {settings.by} of a row by {title} is not finite", None, config.dtype)
         return scores
 
     print(f"scores {pluralize(rows.count, 'row')} by the {settings.by} of {title}", flush=True)
     with show_progress("score", rows.count, count_scored(rows)) as bar:
         scores = score_spool(rows, score_finite, bar.advance)
     missing = "no text and no answer that is trained on" if is_loss else "no answer behind a question"
-    problem = f"finds nothing to score: there is {missing}, or none that the model's context holds"
+    problem = f"finds nothing to score: there is {missing}, or none fits into the model's context"
     require(not np.isnan(scores).all(), "stage.score.by", settings.by, problem, "Drop it, or score by the other.")
     return scores, title
 
@@ -554,7 +554,9 @@ def republish_without_rows(run: Run, config: Config, task: RowRemoval) -> StageR
     lines = [f"{pluralize(count, 'row')} forgotten; root {data['root'][:12]} replaces {replacement['root'][:12]}"]
     lines.append(f"data:{task.name} is removed, with its report and examples")
     lines.append(
-        "runs that trained on it, or on what was made from it:" if users else "no run here names it as its data"
+        "runs that trained on it, or on an artifact made from it:"
+        if users
+        else "no run under run.root names it as its data"
     )
     lines += users
     if unreadable:

@@ -262,7 +262,7 @@ def read_unseen_prompts(config: Config, artifact: Artifact) -> tuple[Any, ...]:
     if stage.seen == "drop":
         count = len(test_prompts)
         unseen = [prompt for prompt in test_prompts if not trained_questions.asks(prompt.messages)]
-        problem = f"leaves nothing to measure on: {artifact.ref} was trained on all {pluralize(count, 'prompt')}"
+        problem = f"leaves no prompt to measure on: {artifact.ref} was trained on all {pluralize(count, 'prompt')}"
         remedy = "Give a file of its own to measure on (data.eval_path=FILE), or write stage.seen=report."
         require(bool(unseen), "stage.seen", "drop", problem, remedy)
         dropped = count - len(unseen)
@@ -281,25 +281,40 @@ def check_settings_apply(config: Config) -> None:
     suite = config.eval
     stage = config.stage
     for key, value in (("votes", stage.votes), ("gold", stage.gold)):
-        problem = "is asked of people, and others judge"
+        problem = "applies only if people judge"
         require(value is None or stage.judge == PEOPLE, f"stage.{key}", value, problem, "Add stage.judge=people.")
-    problem = "is of eval=judge, and systems are measured"
+    problem = "applies to eval=judge, and this evaluation measures systems"
     remedy = "Write eval.tasks=[{name: NAME, asks: QUESTION}]."
     require(not suite.asks, "eval.asks", suite.asks, problem, remedy)
     remedy = "Add stage.systems={new: …, old: …}."
     if stage.systems is None:
         for key, value in (("tasks", suite.tasks), ("gates", suite.gates)):
-            problem = "is asked of several systems, and none are named"
+            problem = "applies to several systems, and stage.systems is empty"
             require(value is None, f"eval.{key}", value, problem, remedy)
-        require(not stage.allow_code, "stage.allow_code", True, "is of checks, and none are asked", "Drop it.")
-        problem = "is of several systems, and none are named"
+        require(
+            not stage.allow_code,
+            "stage.allow_code",
+            True,
+            "applies to tasks with checks, and no task has one",
+            "Drop it.",
+        )
+        problem = "applies to several systems, and stage.systems is empty"
         require(stage.judge == "reward", "stage.judge", stage.judge, problem, remedy)
         require(stage.answers == 1, "stage.answers", stage.answers, problem, remedy)
         return
     remedy = "Name who answers in stage.systems alone."
     for key, value, default in (("artifact", config.artifact, Config().artifact), ("init", config.init, Config().init)):
-        require(value == default, key, value, "is of one artifact, and stage.systems names several", remedy)
-    problem = "reports on one artifact; with stage.systems prompts that training saw are left out"
+        require(
+            value == default,
+            key,
+            value,
+            "applies to the evaluation of one artifact, and stage.systems names several",
+            remedy,
+        )
+    problem = (
+        "applies to the evaluation of one artifact; with stage.systems, prompts from the training data are "
+        "always left out"
+    )
     require(stage.seen == "drop", "stage.seen", stage.seen, problem, "Drop it.")
 
 
@@ -344,11 +359,11 @@ def find_suite(config: Config) -> Suite:
     gates = parse_gates(config.eval.gates, tasks, [system.name for system in systems])
     probe_name = next((task.name for task in tasks if task.probe is not None), None)
     for system in systems:
-        problem = f"gives answers to chats alone, and task {probe_name} is a probe, which needs the model itself"
+        problem = f"only answers chats, and task {probe_name} measures log-likelihoods, which needs the model itself"
         remedy = "Leave out the system, or the task."
         require(probe_name is None or system.base is not None, system.field, system.ref, problem, remedy)
     first = systems[0]
-    problem = "is no artifact, and gates are about one"
+    problem = "is no artifact, and gates decide about an artifact"
     require(not gates or first.artifact is not None, first.field, first.ref, problem, "Name the artifact first.")
     records = {f"systems.{system.name}": system.record for system in systems}
     records |= {f"tasks.{task.name}": build_task_input(task) for task in tasks if task.has_own_prompts}
@@ -358,7 +373,7 @@ def find_suite(config: Config) -> Suite:
     judge = parse_judge(config.stage.judge)
     questions = [task for task in tasks if task.asks]
     for task in questions:
-        problem = f"is answered by a language model, and stage.judge={config.stage.judge} is none"
+        problem = f"needs a language model as judge, and stage.judge={config.stage.judge} is none"
         asks = truncate_text(task.asks, QUOTED_LETTERS)
         require(isinstance(judge, LLMJudge), f"{task.field}, asks", asks, problem, HOW_TO_NAME_LLM)
     if isinstance(judge, LLMJudge):
@@ -430,7 +445,7 @@ def load_suite(config: Config, suite: Suite) -> tuple[LoadedSuite]:
         if system.endpoint is not None:
             read_api_key(system.endpoint)
             tool_item = next((item.id for _, items in tasks for item in items if item.prompt.tools), None)
-            problem = f"would call the tools of item {tool_item}, and its calls are no text that could be scored"
+            problem = f"would call the tools of item {tool_item}, and tool calls cannot be scored as text"
             require(tool_item is None, system.field, system.ref, problem, "Leave out items with tools, or the system.")
     named_items = [(task.name, item) for task, items in tasks for item in items]
     files = {system.name: match_answers(system, named_items) for system in suite.systems if system.is_file}
@@ -462,7 +477,7 @@ def choose_reports(config: Config, suite: Suite, tasks: Tasks) -> Mapping[str, J
             and no task needs a judge.
     """
     judged_tasks = [task.name for task, items in tasks if items[0].check is None and task.probe is None]
-    problem = "has no task to judge: all have checks or are probes"
+    problem = "has nothing to judge: every task has checks or is a probe"
     remedy = "Drop it, or add a task without checks."
     require(bool(judged_tasks) or suite.judge != PEOPLE, "stage.judge", PEOPLE, problem, remedy)
     is_proxy = False
@@ -507,8 +522,8 @@ def find_votes(config: Config, records: Mapping[str, Input], systems: Sequence[s
         return f" {' '.join(WORD.findall(name.lower()))} "
 
     revealed = next((name for name in systems if to_words(name) in to_words(project)), None)
-    problem = f"the people who judge can read it, and it names the system {revealed}"
-    require(revealed is None, "project", project, problem, "Choose a name that says nothing of the systems.")
+    problem = f"its name contains the system's name {revealed}, and annotators see it: they would not judge blindly"
+    require(revealed is None, "project", project, problem, "Choose a project name without names of systems.")
     gold_record = {}
     if stage.gold is not None:
         read_gold_pairs(parse_user_path(stage.gold, "stage.gold"))
@@ -549,7 +564,7 @@ def read_gold_pairs(path: Path) -> list[ImportRow]:
     rows = read_item_rows(path, "gold", "stage.gold")
     for row in rows:
         is_valid = row.expected is not None and len(row.answers) == 2
-        require(is_valid, row.where, row.id, "is no pair whose order is known", GOLD_HELP)
+        require(is_valid, row.where, row.id, "is no pair with a known order", GOLD_HELP)
     return rows
 
 
@@ -615,9 +630,9 @@ def refuse_unread_settings(config: Config) -> None:
             if name not in names and getattr(settings, name) != default:
                 unread[f"{group}.{name}"] = getattr(settings, name)
     for key, value in unread.items():
-        problem = "is of systems that answer, and eval=judge measures the judge on answers that are there"
+        problem = "applies to systems that generate answers, and eval=judge measures the judge on existing answers"
         raise InputError(key, value, problem, "Drop it.")
-    problem = "is measured on beside what is trained on, and nothing is trained here"
+    problem = "names held-out data beside training data, and this evaluation trains nothing"
     require(config.data.eval_path is None, "data.eval_path", config.data.eval_path, problem, "Name it as data.path.")
 
 
@@ -631,11 +646,11 @@ def find_judge(config: Config) -> Literal["reward"] | LLMJudge:
     if config.eval.asks:
         question = parse_question(config.eval.asks, ASKS)
         if not isinstance(judge, LLMJudge):
-            problem = f"is answered by a language model, and stage.judge={judge} is none"
+            problem = f"needs a language model as judge, and stage.judge={judge} is none"
             raise InputError(ASKS, config.eval.asks, problem, HOW_TO_NAME_LLM)
         return judge.with_question(question)
     if judge == "people":
-        problem = "are whom a judge is measured against"
+        problem = "are the reference that a judge is measured against"
         raise InputError("stage.judge", judge, problem, "Name a judge, and the people's project: data=annotations.")
     return judge
 
@@ -660,12 +675,14 @@ def read_answers(config: Config, judge: LLMJudge) -> JudgedExamples:
     all_answers, ambiguous = build_answer_examples(read_held_out_feedback(source))
     answers = sample_records(all_answers, config.data.limit, config.seed)
     for name, verdict in YES_AND_NO.items():
-        problem = f"has no answer labelled {name} ({str(bool(verdict)).lower()}), and a grader is measured on both"
+        problem = (
+            f"has no answer labelled {name} ({str(bool(verdict)).lower()}), and a grader is measured on both labels"
+        )
         has_label = any(answer.verdict == verdict for answer in answers)
         require(has_label, "data", source.path or source.name, problem, "Give answers with both labels.")
     notes = [f"the training data of {judge.title} is not known"]
     if ambiguous:
-        notes.append(f"{pluralize(ambiguous, 'answer')} left out: as many labels say yes as no")
+        notes.append(f"{pluralize(ambiguous, 'answer')} left out: equally many labels say yes and no")
     return JudgedExamples(judge, answers, name_source(config), 0, notes)
 
 
@@ -686,11 +703,11 @@ def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict
     ]
     unlearned = drop_trained_pairs(pairs, trained_questions)
     left_out = len(pairs) - len(unlearned)
-    problem = f"has nothing to measure on: the judge learned from the prompts of all {pluralize(len(pairs), 'pair')}"
+    problem = f"has nothing to measure on: the judge was trained on the prompts of all {pluralize(len(pairs), 'pair')}"
     require(bool(unlearned), "data", config.data.path or config.project, problem, "Give pairs that were held out.")
     count_dropped(SEEN, left_out)
     if left_out:
-        print(f"{pluralize(left_out, 'pair')} of {len(pairs):,} left out: the judge learned from their prompts")
+        print(f"{pluralize(left_out, 'pair')} of {len(pairs):,} left out: the judge was trained on their prompts")
     notes = [*dict.fromkeys(sentence for questions in trained_questions for sentence in questions.unknown)]
     if isinstance(judge, LLMJudge):
         notes.append(f"the training data of {judge.title} is not known")
@@ -702,8 +719,10 @@ def refuse_own_verdicts(config: Config, inputs: dict[str, Input], prefs: Sequenc
     """Raise InputError if the judge, or a part of it, made some of these verdicts as a simulated annotator."""
     scorers = {pref.scorer for pref in prefs if pref.scorer}
     own_parts = list_scorer_parts(build_reward_spec(config.reward), inputs) & scorers
-    problem = f"made verdicts of {config.data.path or config.project} itself, and would agree with itself"
-    remedy = "Measure it on people's verdicts, or on others'."
+    problem = (
+        f"made some verdicts of {config.data.path or config.project} itself, so it would be measured against itself"
+    )
+    remedy = "Measure it on verdicts of people or of another judge."
     require(not own_parts, "reward", ", ".join(sorted(own_parts)), problem, remedy)
 
 
@@ -937,9 +956,9 @@ def explain_few_prompts(measured: int, data: DataConfig, most: int, *, seen: int
         return ""
     before = measured + too_long
     if before == most:
-        cause = f"stage.prompts={most} asks no more. Raise it"
+        cause = f"stage.prompts={most} limits the number. Raise it"
     elif before == data.limit:
-        cause = f"data.limit={data.limit} reads no more. Raise it, or leave it out"
+        cause = f"data.limit={data.limit} limits the number. Raise it, or leave it out"
     elif before >= MIN_PROMPTS:
         cause = (
             f"{pluralize(too_long, 'prompt')} did not fit. Raise data.max_length={data.max_length}, or lower "
@@ -953,22 +972,26 @@ def explain_few_prompts(measured: int, data: DataConfig, most: int, *, seen: int
     else:
         cause = explain_small_data(data)
     prompts = pluralize(measured, "prompt")
-    return f"this result decides nothing: it is of {prompts}, and {MIN_PROMPTS} are the least; {cause}"
+    return (
+        f"this result is no basis for a decision: it is measured on {prompts}, and at least {MIN_PROMPTS} are "
+        f"needed; {cause}"
+    )
 
 
 def explain_small_data(data: DataConfig) -> str:
     """Return the setting of the data that limits the number of held-out prompts, and the remedy."""
     if data.eval_path is not None:
-        return f"data.eval_path={data.eval_path} has no more. Give a larger file"
+        return f"data.eval_path={data.eval_path} has too few. Give a larger file"
     if data.name == "manifest":
         return (
-            f"the data set {data.path} holds out no more. Make it again with more held out (stage=data "
+            f"the data set {data.path} has too few held-out questions. Make it again with more held out (stage=data "
             "data.held_out=SHARE)"
         )
     if data.name == "annotations":
-        return "the project's held-out questions are no more. Measure on a file: data=files data.path=FILE"
+        return "the project has too few held-out questions. Measure on a file: data=files data.path=FILE"
     return (
-        f"data.held_out={data.held_out:g} holds out no more of {data.path or data.name}. Raise it before training "
+        f"data.held_out={data.held_out:g} holds out too few questions of {data.path or data.name}. Raise it before "
+        f"training "
         "(data.held_out=0.3), or measure on a file of its own: data.eval_path=FILE"
     )
 
@@ -1202,7 +1225,7 @@ def open_project(
     question_of = {make_item_id(project, question.key(secret)): question for question in questions}
     items = {item.id: item for item in store.items(project)}
     foreign = items.keys() - question_of.keys() - read_view(store, project).expected.keys()
-    problem = f"it holds {pluralize(len(foreign), 'item')} that this evaluation does not ask"
+    problem = f"it holds {pluralize(len(foreign), 'item')} of something other than this evaluation"
     require(not foreign, "project", project, problem, "Name another project: project=NAME.")
     existing = {
         id: find_first_answer(project, question_of[id], item) for id, item in items.items() if id in question_of
@@ -1211,7 +1234,13 @@ def open_project(
     vote_count = count_votes_to_ask(votes, len(question_of))
     limit = MAX_OVERLAP * len(question_of)
     remedy = f"Ask for up to {limit:,}, or about more prompts."
-    require(vote_count <= limit, "stage.votes", votes, f"are too many on {pluralize(len(question_of), 'pair')}", remedy)
+    require(
+        vote_count <= limit,
+        "stage.votes",
+        votes,
+        f"are too many votes for {pluralize(len(question_of), 'pair')}",
+        remedy,
+    )
     order = derive_order_key(secret, seed)
     absent = [id for id in choose_items(question_of, existing, vote_count, order) if id not in existing]
     erased = [id for id in absent if store.find_first_row(project, item=id) is not None]
@@ -1262,7 +1291,7 @@ def find_first_answer(project: str, question: PairQuestion, item: ProjectItem) -
     """
     answer_id = question.find_first_answer(item)
     if answer_id is None:
-        problem = f"item {question.pair.id} of task {question.task} has another prompt or other answers there"
+        problem = f"item {question.pair.id} of task {question.task} has another prompt or other answers in this project"
         raise InputError("project", project, problem, "Name another project: project=NAME.")
     return answer_id
 

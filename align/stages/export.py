@@ -70,7 +70,7 @@ def inputs(config: Config) -> StageInputs:
     artifact, base, config = find_start(config, config.artifact, "artifact")
     kinds = list_kinds(config.export.name, artifact)
     if artifact.whole:
-        problem = f"{artifact.ref} is a whole model, and no adapter by a method"
+        problem = f"{artifact.ref} is a whole model, not an adapter, so it has no method"
         require(method in ("auto", "full"), "method", method, problem, "Drop method=.")
         config = replace_values(config, method=replace_values(config.method, name="full"))
     elif not artifact.manifest:
@@ -121,7 +121,7 @@ def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey 
     if is_check:
         for folder in folders:
             checks_by_kind[folder.name] = check_export(run, config, options, trained, folder, old_receipts[folder])
-        line = f"{config.export.path} is what was trained as {artifact.ref}"
+        line = f"{config.export.path} equals the trained model {artifact.ref}"
     else:
         kinds = list_kinds(config.export.name, artifact)
         target = run.folder / "artifact"
@@ -145,7 +145,7 @@ def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey 
         metrics["signed_by"] = key.fingerprint
         line = f"{line}; signed by {key.fingerprint[:12]}"
         if trusted is not None and any(find_linked_base(folder) for folder in folders):
-            line += ", but for the base that lies beside it"
+            line += ", except the base beside it"
     notes = []
     if options.into == "original" and trained.kind == "nf4":
         notes.append(MADE_ANEW)
@@ -294,7 +294,9 @@ def collect_history_facts(run: Run, config: Config, artifact: Artifact) -> dict[
     if manifest and is_reward_model:
         facts |= {"accuracy": metrics, "measured": describe_data(manifest, manifest.config["stage"]["held_out"])}
         if manifest.config["data"].get("reasoning") == "hide":
-            facts["notes"] = "It was trained on answers without their reasoning: leave that out of what it is to score."
+            facts["notes"] = (
+                "It was trained on answers without their reasoning: remove reasoning from the texts that it scores."
+            )
     if manifest and "loss_after" in metrics and manifest.stage in ("sft", "full"):
         facts |= {"losses": metrics, "measured": describe_data(manifest)}
     if (evaluation := find_evaluation(artifact.as_input(), root)) is not None:
@@ -342,11 +344,11 @@ def read_receipt(
     expected = describe_export(options, base, "check", artifact.digest)
     for key in ("artifact", "base"):
         if receipt.get(key) != expected[key]:
-            problem = f"{folder.name} was made of another {key}"
+            problem = f"{folder.name} was made from another {key}"
             raise InputError("artifact", artifact.ref, problem, "Name the artifact that was exported.")
     if receipt.get("kind") != "adapter" and receipt.get("into") != expected["into"]:
-        problem = f"its receipt says that it is of {receipt.get('into')} weights, which would be another model"
-        raise InputError("export.into", config.export.into, problem, "Say what it is: export.into=auto or original.")
+        problem = f"its receipt says that it was merged into {receipt.get('into')} weights, which makes another model"
+        raise InputError("export.into", config.export.into, problem, "Give the same: export.into=auto or original.")
     return receipt
 
 
@@ -368,8 +370,8 @@ def check_export(
     checks = mark_accepted(checks, config.export.accept)
     print_checks(run, folder.name, checks)
     if not any(check.bound and check.found for check in checks):
-        problem = "nothing could be asked here that would say whether it is what was trained"
-        raise InputError("export.path", str(folder), problem, "Install the engine that runs it.")
+        problem = "no engine is available here to check whether the export equals the trained model"
+        raise InputError("export.path", str(folder), problem, "Install an engine that can load it.")
     require_engines(checks, config.export.accept, config.export.require)
     skipped = [engine for engine, python in options.engines.items() if python == "none"]
     check_agreement(receipt, checks, skipped=skipped)

@@ -231,7 +231,7 @@ def describe_gpus(start: PlannedStart, shape: Shape) -> Iterator[str]:
         yield f"the base alone takes {format_bytes(base_bytes)}, and align does not divide a base over several cards"
 
 
-NO_FIT = "no: nothing that can be changed here is enough"
+NO_FIT = "no: no setting that could be changed is enough"
 
 
 def describe_fit(shape: Shape, work: Workload, gb: float) -> str:
@@ -246,7 +246,7 @@ def describe_disk_and_time(config: Config, shape: Shape, work: Workload) -> Iter
     checkpoint_bytes, artifact_bytes = predict_disk_bytes(shape, work)
     running_bytes = (checkpoints + 1) * checkpoint_bytes
     yield (
-        f"on disk: {format_bytes(artifact_bytes)} when it is done; while it runs {format_bytes(running_bytes)} more "
+        f"on disk: {format_bytes(artifact_bytes)} for the artifact; during the run {format_bytes(running_bytes)} more "
         f"({checkpoints} checkpoints and the one that is written)"
     )
     throughput = config.stage.throughput

@@ -283,4 +283,4 @@ def send_to_annotators(run: Run, config: Config, trained: LoopResult) -> None:
     with open_store(config) as store, store.transaction():
         for k, (prompt, candidates) in enumerate(suspects):
             store.add_item(config.project, f"{key}/suspect/{k}", prompt, candidates)
-    print(f"{len(suspects)} suspicious answers wait in project {config.project} for a person's verdict")
+    print(f"{len(suspects)} suspicious answers are in project {config.project}, to be judged by people")

@@ -70,11 +70,11 @@ def list_runs(config: Config) -> Iterator[str]:
     if records:
         yield from as_table(records, stage.columns, datetime.now(UTC))
     else:
-        yield "no run meets this" if stage.where else "no runs yet"
+        yield "no run matches" if stage.where else "no runs yet"
     if len(records) < count:
         yield f"{len(records):,} of {pluralize(count, 'run')}: stage.limit=N shows more."
     if unnamed:
-        yield f"{pluralize(unnamed, 'folder')} left out: no name in UTF-8"
+        yield f"{pluralize(unnamed, 'folder')} left out: their names are not UTF-8"
     if aliases_error:
         yield f"aliases left out: {aliases_error}"
 
@@ -110,7 +110,7 @@ def compare_runs(config: Config) -> Iterable[str]:
 
     records, count = query_index(root, query)
     if not records:
-        raise MissingArtifact("stage.where", stage.where, "is met by no run", "Ask with stage.action=list.")
+        raise MissingArtifact("stage.where", stage.where, "matches no run", "Ask with stage.action=list.")
     for key in stage.columns:
         is_figure = any(get_number(get_value(record, key)) is not None for record in records)
         remedy = "Name figures, such as metrics.loss_after."
@@ -130,7 +130,7 @@ def compare_runs(config: Config) -> Iterable[str]:
 
         path = parse_user_path(stage.html, "stage.html")
         remedy = f"Make {path.parent} first."
-        require(path.parent.is_dir(), "stage.html", str(path), "is in no folder that is there", remedy)
+        require(path.parent.is_dir(), "stage.html", str(path), "is in a folder that does not exist", remedy)
         require(not path.is_dir(), "stage.html", str(path), "is a folder", "Name a file in it.")
         page = build_page(side_by_side, root).write(path, "stage.html")
         if stage.format == "table":
@@ -168,7 +168,7 @@ def find_run(index: Index, ref: str, field: str = "stage.run") -> Record:
     if ref.startswith(SIGN):
         arms = find_alias_change(ref, index.root, field).arms
         first = arms[0]
-        require(len(arms) == 1, field, ref, "means several artifacts", f"Name one of them: {first.ref}.")
+        require(len(arms) == 1, field, ref, "points at several artifacts", f"Name one of them: {first.ref}.")
         ref = index.maker(first.digest, first.ref) or first.ref
     stage, _, name = ref.partition(":")
     folder = parse_user_path(ref, field).absolute()
@@ -283,7 +283,7 @@ def show_history(config: Config) -> Iterable[str]:
         lines = promotion.iter_history_lines(log, stage.alias)
     if stage.format == "json":
         return [to_json([change.as_json() for change in changes])]
-    return lines if changes else ["no alias meant anything then" if as_of else "no aliases yet"]
+    return lines if changes else ["no alias pointed at an artifact then" if as_of else "no aliases yet"]
 
 
 def collect_garbage(config: Config) -> Iterable[str]:

@@ -128,7 +128,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     notes = []
     if stage.prioritise:
         metrics["prioritised"] = prioritise(config, model, tokenizer, stops, max_length)
-        notes.append(f"{metrics['prioritised']} items ordered by how unsure it is of them")
+        notes.append(f"{metrics['prioritised']} items ordered by the model's uncertainty")
     write_held_out_pairs(run.folder / "held_out.jsonl", held_out, gap_M, scores_M2)
     figures = ", ".join(
         f"{name} {format_interval(value)}" for name, value in metrics.items() if isinstance(value, dict)
@@ -172,6 +172,6 @@ def compute_pair_scores(
     row_of = {ids: i for i, ids in enumerate(dict.fromkeys(tokens))}  # an answer of several pairs is scored once
     scores = score_rows(model.eval(), find_score_head(model), list(row_of), pad_id)
     if count := count_not_finite(scores):
-        problem = f"{count} of {len(scores)} held-out answers have scores that are no numbers after step {steps}"
+        problem = f"{count} of {len(scores)} held-out answers have scores that are not finite after step {steps}"
         raise build_divergence_error(f"{problem}: nothing is published", lr, dtype)
     return scores[torch.tensor([row_of[ids] for ids in tokens])].view(-1, 2)

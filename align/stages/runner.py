@@ -136,7 +136,7 @@ def continue_settings(method: Any, adapter: Artifact) -> Any:
         InputError: the command line has other settings than the adapter.
     """
     saved = read_saved_settings(adapter.path)
-    why = f"{adapter.ref} is an adapter already, and goes on as it is"
+    why = f"{adapter.ref} is an adapter already, and training continues with its own method"
     method.refuse_others(saved, why, "Drop it, or start from a whole model.")
     settings = {key: value for key, value in saved.items() if type(value) is type(getattr(method, key))}
     recorded = adapter.manifest.config["method"].get("targets") if adapter.manifest else None
@@ -327,7 +327,7 @@ def open_and_run(config: Config, on_open: Callable[[Path], object]) -> int:
                 raise
             logging.getLogger("align").error("%s", traceback.format_exc())
             if ranks.prints_error(error):
-                print(f"align: a fault of ours: {type(error).__name__}: {make_printable(str(error))}", file=sys.stderr)
+                print(f"align: internal error: {type(error).__name__}: {make_printable(str(error))}", file=sys.stderr)
                 print(f"align: the traceback is in {run.folder / 'log.txt'}", file=sys.stderr)
             run.fail(error)
             return 1
@@ -389,7 +389,10 @@ def run_stage(run: Run, config: Config, inputs: StageInputs) -> StageResult:
                 naming = choose_id_scheme(DataSource.from_settings(config.data), find_store_url(config), config.project)
                 id_metrics = write_trained_ids(run.folder, rows[0], naming, config.data.system or None)
         if inputs.trains and not id_metrics:
-            print("the key of some votes cannot be read from store.url: evaluations will not know these questions")
+            print(
+                "the key of some votes cannot be read from store.url, so evaluations cannot tell that these "
+                "questions were trained on"
+            )
         preload([config.stage.name])  # imports torch, which detects the hardware
         run.note_hardware(describe_hardware(config))
         with watch_progress(page.update):

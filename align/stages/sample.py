@@ -119,7 +119,7 @@ def find_reward_inputs(config: Config, policy: Artifact, base: Base) -> dict[str
     require_matching_reasoning(load_reward_artifacts(gold_records), config.rollout.reasoning)
     gold = get_gold_settings(config)
     if list_scorer_parts(gold, gold_records) & list_scorer_parts(to_plain_dict(config)["reward"], reward_records):
-        problem = "also ranks the answers: its score of the best one says nothing of quality"
+        problem = "also ranks the answers: its score of the best answer is then no evidence of quality"
         remedy = "Measure by another reward, or drop it."
         raise InputError("stage.gold", get_scorer_title(gold, gold_records), problem, remedy)
     return {**reward_records, **{f"{GOLD}{name}": record for name, record in gold_records.items()}}
@@ -278,7 +278,7 @@ def require_items(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]])
     if not prompts:
         return
     remedy = f"The answers are in {run.folder / 'samples.jsonl'}."
-    problem = "leaves nothing of any answer: no reasoning was ever closed"
+    problem = "leaves every answer empty: no answer closes its reasoning"
     raise_limit = f"Raise rollout.max_new_tokens, or start from a policy that closes its reasoning. {remedy}"
     require(empty < prompts or config.rollout.reasoning != "hide", "rollout.reasoning", "hide", problem, raise_limit)
     problem = "gives each prompt the same answers, or empty ones"
@@ -321,7 +321,7 @@ def describe_withheld(withheld: Mapping[str, int]) -> list[str]:
     parts = [
         f"{pluralize(withheld[key], 'prompt')} {description}" for key, description in WITHHELD.items() if withheld[key]
     ]
-    return [f"not handed out to people: {', '.join(parts)}"] if parts else []
+    return [f"not handed out to annotators: {', '.join(parts)}"] if parts else []
 
 
 # Best-of-n
@@ -543,7 +543,7 @@ def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) 
 def require_winner(run: Run, config: Config, tally: BestOfResults) -> None:
     """Raise InputError if no answer to any prompt can be a winner: all were cut off or are empty."""
     prompt_count = len(tally.scores) - tally.reasons["with_tools"]
-    problem = "leaves no answer that ended by itself and holds text"
+    problem = "leaves no answer that is complete and not empty"
     remedy = f"Raise it, or start from another policy. The answers are in {run.folder / 'samples.jsonl'}."
     has_winner = tally.reasons["no_winner"] < prompt_count or not prompt_count
     require(has_winner, "rollout.max_new_tokens", config.rollout.max_new_tokens, problem, remedy)

@@ -119,7 +119,7 @@ def run(run: Run, config: Config, startup: ResolvedNames) -> StageResult:
         totals = service.totals
         if not service.engine.alive:
             raise AlignError(
-                f"the engine has ended by itself. {run.folder} has logs that say why. Start the server again."
+                f"the engine ended unexpectedly. The logs in {run.folder} have the reason. Start the server again."
             )
     tokens = totals["completion_tokens"]
     requests = f"{totals['requests']:,} request{'s' * (totals['requests'] != 1)}"
@@ -232,7 +232,7 @@ def open_own_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterato
     context = compute_context_length(model, stage)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     generation = model.generation_config
-    reason = "the model is on a GPU, where batches were never measured"
+    reason = "the model is on a GPU, on which batches were not tested"
     if model.device.type == "cpu":
         rank = stage.max_rank or MAX_RANK
         try:
@@ -249,8 +249,8 @@ def open_own_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterato
     layers = list_adaptable_modules(model)
 
     def check_adapter(folder: Path) -> None:
-        problem = "is a reward model, and those are served on the fast path alone"
-        require(not is_reward_adapter(folder), "stage.adapters", folder.name, problem, "Score by it with stage=eval.")
+        problem = "is a reward model, and reward models are served on the fast path only"
+        require(not is_reward_adapter(folder), "stage.adapters", folder.name, problem, "Use it with stage=eval.")
         adapter = read_adapter(folder, alone=False)
         check_targets(adapter.config, adapter.ranks, layers)
 
@@ -314,7 +314,7 @@ def open_vllm_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterat
         )
         return VllmProcess(python, folder, [*arguments, *settings.words], log)
 
-    print(f"starting vLLM {find_engine_version(VLLM, python, 'serve.python')}; what it says is in {log}", flush=True)
+    print(f"starting vLLM {find_engine_version(VLLM, python, 'serve.python')}; its output is in {log}", flush=True)
     remedy = "vllm.log, in the run's folder, says why."
     server = VllmServer("serve.python", python, settings.start_s, remedy, start)
     engine = None
@@ -370,7 +370,10 @@ def describe_batches(stage: ServeConfig, is_exact: bool) -> str:
     batches = f"continuous batching of {stage.slots} rows, {stage.resident} adapters in memory"
     if is_exact:
         return batches
-    return f"{batches}; on this machine an answer's last bits can change with its neighbours"
+    return (
+        f"{batches}; on this machine, the last bits of an answer's logprobs can depend on the other requests in "
+        f"its batch"
+    )
 
 
 def find_base_dtype(config: Config, startup: ResolvedNames) -> str:
@@ -382,8 +385,8 @@ def find_base_dtype(config: Config, startup: ResolvedNames) -> str:
     if startup.portfolio.method != "qlora":
         return config.dtype
     dtypes = {artifact.dtype for artifact in startup.artifacts.values() if artifact.dtype} - {"auto"}
-    problem = "were trained on NF4 codes of a base in different dtypes, which differ"
-    require(len(dtypes) < 2, "stage.adapters", sorted(dtypes), problem, "Serve them by a server each.")
+    problem = "were trained on NF4 codes that were made from different dtypes of the base, so they need different bases"
+    require(len(dtypes) < 2, "stage.adapters", sorted(dtypes), problem, "Start one server for each.")
     return next(iter(dtypes), config.dtype)
 
 
@@ -392,7 +395,10 @@ def describe_access(startup: ResolvedNames, stage: ServeConfig) -> Iterator[str]
     if startup.portfolio.signer is not None:
         yield f"signatures: every adapter has to be signed by {startup.portfolio.signer.fingerprint[:12]}"
     if stage.keys is None:
-        yield "keys: none, so whoever reaches this address may ask, load and unload (stage.keys=FILE)"
+        yield (
+            "keys: none, so anyone who reaches this address may send requests and load or unload adapters (to "
+            "prevent it: stage.keys=FILE)"
+        )
     else:
         count = len(read_key_file(parse_user_path(stage.keys, "stage.keys")))
         yield f"keys: {count} tenant{'s' * (count != 1)} in {stage.keys}"

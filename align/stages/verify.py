@@ -90,12 +90,14 @@ def run(run: Run, config: Config) -> StageResult:
     write_json(run.artifact / "estimators.json", {name: bias._asdict() for name, bias in biases.items()})
     write_json(run.artifact / "anchors.json", [asdict(anchor) | {"holds": anchor.holds} for anchor in anchors])
     if failed := [anchor.name for anchor in anchors if not anchor.holds]:
-        raise AlignError(f"PPO is not right here: {', '.join(failed)}. The table is in {run.folder / 'report.html'}")
+        raise AlignError(
+            f"PPO does not compute correctly here: {', '.join(failed)}. The table is in {run.folder / 'report.html'}"
+        )
     metrics = {
         **{anchor.name.replace(" ", "_"): anchor.measured for anchor in anchors},
         "peak_rss_mb": get_peak_rss_mb(),
     }
-    return StageResult(metrics, (f"all {len(anchors)} anchors hold",))
+    return StageResult(metrics, (f"all {len(anchors)} checks pass",))
 
 
 def make_sampler(

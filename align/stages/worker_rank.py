@@ -55,7 +55,7 @@ def follow_first_rank() -> int:
     except Exception as error:  # the first rank writes the traceback to the log
         if ranks.prints_error(error):
             message = f"{type(error).__name__}: {make_printable(str(error))}"
-            print(f"align: rank {ranks.rank()}: a fault of ours: {message}", file=sys.stderr)
+            print(f"align: rank {ranks.rank()}: internal error: {message}", file=sys.stderr)
             print("align: the traceback is in the run's log.txt", file=sys.stderr)
         return 1
 

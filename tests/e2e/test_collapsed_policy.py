@@ -72,7 +72,7 @@ def test_a_suite_reports_a_collapsed_system_before_its_figures_and_in_gates(shop
     collapsed = find_line(lines, "COLLAPSED: new: on asked ")
     assert collapsed < find_line(lines, "asked: new against base")
     assert "are alike: “Great!” (base: " in lines[collapsed]
-    assert lines[collapsed].endswith("The win rate below is no success.")
+    assert lines[collapsed].endswith("The win rate below does not count as success.")
     strict = lines[find_line(lines, "gate strict: fail (")]
     assert "; new collapsed: on asked " in strict
     assert "collapsed" not in lines[find_line(lines, "gate lenient: ")]
@@ -104,7 +104,7 @@ def test_it_is_said_first_and_no_gate_takes_its_win_rate(shop: Workshop):
     (win_rate_line,) = (number for number, text in enumerate(lines) if text.startswith("win rate "))
     assert collapse_line < win_rate_line
     assert "are alike: “Great!” (start: " in lines[collapse_line]
-    assert lines[collapse_line].endswith("The win rate below is no success.")
+    assert lines[collapse_line].endswith("The win rate below does not count as success.")
     assert "The policy collapsed: " in (shop.root / "eval" / "judged" / "report.html").read_text(encoding="utf-8")
 
     assert shop.run_command("stage=registry", f"run.root={shop.root}") == 0

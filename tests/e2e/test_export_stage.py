@@ -186,10 +186,13 @@ def test_a_receipt_that_does_not_hold_is_refused_before_weights_are_read(
     assert shop.status(*check, "artifact=sft:a", f"export.path={good}") == 1
     assert "weights are read" in shop.output
     shop.refuses(*check, "artifact=sft:a", f"export.path={bad}", says=(f"file={WEIGHTS_FILE}", "sha256 differs"))
-    shop.refuses(*check, "artifact=sft:b", f"export.path={good}", says="was made of another artifact")
+    shop.refuses(*check, "artifact=sft:b", f"export.path={good}", says="was made from another artifact")
     (good / RECEIPT).write_text(json.dumps(read_receipt(good) | {"kind": "merged", "into": "original"}))
     shop.refuses(
-        *check, "artifact=sft:a", f"export.path={good}", says="its receipt says that it is of original weights"
+        *check,
+        "artifact=sft:a",
+        f"export.path={good}",
+        says="its receipt says that it was merged into original weights",
     )
     for folder in ("adapter", "merged"):  # a folder as `export=all` writes it, with a bad last receipt
         shutil.copytree(exported / "artifact" if folder == "adapter" else bad, tmp_path / "all" / folder)

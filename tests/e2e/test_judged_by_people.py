@@ -138,7 +138,7 @@ def test_ties_of_the_same_text_count_in_the_share_of_judged_pairs(bench: BlindEv
     words = [*write_blind_evaluation(bench.folder, items=200, same=100), "stage.votes=6"]
     before = bench.run(words)
     assert "100 pairs of the same answer twice: a tie, without a question; 0 of them count" in bench.output
-    assert "nobody has judged zebra against okapi yet" in bench.output
+    assert "zebra has not been judged against okapi yet" in bench.output
     assert read_comparison(before) == {}
     assert read_verdicts(before) == []
     assert read_artifact(before, "people.json")["same_text_counted"] == 0
@@ -205,7 +205,7 @@ def test_fewer_votes_than_asked_are_said_and_decide_no_gate(bench: BlindEvaluati
     bench.refuses(*words, gate, says="gate")
     first = bench.run(words)
     assert read_comparison(first) == {}
-    assert "nobody has judged zebra against okapi yet" in bench.output
+    assert "zebra has not been judged against okapi yet" in bench.output
     page = (first / "report.html").read_text()
     assert not any(text in page for text in TABLES)  # which would be empty
     assert bench.run(words) == first
@@ -247,21 +247,23 @@ def test_what_cannot_be_asked_is_refused(bench: BlindEvaluations) -> None:
     checked = f"eval.tasks=[{{name: chat, path: {write_rows(bench.folder / 'checked.jsonl', rows)}}}]"
     gold = write_rows(bench.folder / "gold.jsonl", [{"id": "g", "prompt": "2 + 2?", "answers": ["4", "5"]}])
     for more, says in (
-        (["stage.votes=401"], "stage.votes=401: are too many on 4 pairs"),
-        (["stage.judge=reward", "stage.votes=4"], "stage.votes=4: is asked of people, and others judge"),
-        ([checked], "stage.judge=people: has no task to judge"),
+        (["stage.votes=401"], "stage.votes=401: are too many votes for 4 pairs"),
+        (["stage.judge=reward", "stage.votes=4"], "stage.votes=4: applies only if people judge"),
+        ([checked], "stage.judge=people: has nothing to judge"),
         (["stage.gold=none.jsonl"], "stage.gold=none.jsonl"),
-        ([f"stage.gold={gold}"], "is no pair whose order is known"),
+        ([f"stage.gold={gold}"], "is no pair with a known order"),
     ):
         bench.refuses(*words, *more, says=says)
-    bench.refuses("stage=eval", "stage.judge=people", says="is of several systems, and none are named")
+    bench.refuses("stage=eval", "stage.judge=people", says="applies to several systems, and stage.systems is empty")
 
     bench.run([*words, "project=mine"])
     items = write_rows(bench.folder / "items.jsonl", [{"prompt": "else?", "answers": ["a", "b"]}])
     bench.run([*bench.annotate("import"), f"stage.path={items}", "project=other"])
-    bench.refuses(*words, "project=other", says="project=other: it holds 1 item that this evaluation does not ask")
+    bench.refuses(
+        *words, "project=other", says="project=other: it holds 1 item of something other than this evaluation"
+    )
     write_rows(bench.folder / "okapi.jsonl", [{"id": f"p{i}", "answer": f"another {i}"} for i in range(4)])
-    bench.refuses(*words, "project=mine", says="of task chat has another prompt or other answers there")
+    bench.refuses(*words, "project=mine", says="of task chat has another prompt or other answers in this project")
     bench.run([*bench.annotate("erase"), "stage.whole=true", "project=mine"])
     bench.refuses(*words, "project=mine", says="it was erased")
 
@@ -428,6 +430,6 @@ def test_an_overlap_that_was_changed_stays_until_more_is_asked_for(bench: BlindE
 def test_a_project_does_not_name_a_system_of_several_words(bench: BlindEvaluations) -> None:
     words = [word.replace("zebra:", "my-new:") for word in write_blind_evaluation(bench.folder, items=4)]
     for project in ("is-my-new-good", "Is My_New good"):
-        message = f"project={project}: the people who judge can read it, and it names the system my-new"
+        message = f"project={project}: its name contains the system's name my-new"
         bench.refuses(*words, f"project={project}", says=message)
     bench.run([*words, "project=my-newest"])

@@ -90,7 +90,7 @@ def test_what_it_proposes_can_be_added_to_the_line(here: Path, capsys: pytest.Ca
     _, out, _ = run_main(line, capsys)
     (words,) = re.findall(r"16 GB +as given +add (.+)", out)
     assert re.search(r"16 GB +as given +yes", run_main(f"{line.replace('method=lora ', '')} {words}", capsys)[1])
-    assert "no: nothing that can be changed" in run_main(line.replace("card=16", "card=4"), capsys)[1]
+    assert "no: no setting that could be changed" in run_main(line.replace("card=16", "card=4"), capsys)[1]
 
 
 def test_measured_beside_predicted(here: Path, capsys: pytest.CaptureFixture[str]):

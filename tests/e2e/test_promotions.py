@@ -79,7 +79,7 @@ def test_what_an_alias_meant_then(shop: Workshop) -> None:
     assert "reward:b" in run_registry_action(
         shop, "history", f"stage.as_of={(between + timedelta(hours=1)).isoformat()}"
     )
-    assert run_registry_action(shop, "history", "stage.as_of=2020-01-01") == "no alias meant anything then\n"
+    assert run_registry_action(shop, "history", "stage.as_of=2020-01-01") == "no alias pointed at an artifact then\n"
 
 
 def test_a_run_keeps_what_the_alias_meant(shop: Workshop, ready: Ready) -> None:
@@ -136,7 +136,7 @@ def test_several_by_weight(shop: Workshop) -> None:
     words = ("stage.arms={reward\\:a: 3, reward\\:b: 1}", "stage.alias=split", WHY)
     assert "0.75 of reward:a" in run_registry_action(shop, "promote", *words)
     assert query_refs(shop.root, {"aliases": "split"}) == ["reward:a", "reward:b"]
-    assert "artifact=@split: means several artifacts: 0.75 of reward:a" in read_refusal(shop, "@split")
+    assert "artifact=@split: points at several artifacts: 0.75 of reward:a" in read_refusal(shop, "@split")
     assert "refers to that already" in run_registry_action(shop, "promote", *words, status=2)
 
 

@@ -205,7 +205,7 @@ def test_each_rank_asks_a_function_for_its_share(desk: Path, line: list[str], fo
     [
         ("refuses", 2, "align: reward.fn=judge:refuses: raised ValueError: no judgement"),
         ("hangs", 1, "align: a rank did not answer in time (ddp_timeout). rank 0: update 0, reference answers"),
-        ("breaks", 1, "align: rank 1: a fault of ours: TypeError"),
+        ("breaks", 1, "align: rank 1: internal error: TypeError"),
     ],
 )
 def test_one_message_whichever_rank_fails(desk: Path, line: list[str], forks: Forks, name: str, status: int, said: str):

@@ -84,7 +84,7 @@ def test_what_is_judged(shop: Workshop, monkeypatch: pytest.MonkeyPatch, reasoni
 
     if hides:  # empty answers are not compared
         assert shop.status("stage=sample", *shop.data_words, *words, "stage.prompts=4", "stage.candidates=2") == 2
-        assert "rollout.reasoning=hide: leaves nothing of any answer: no reasoning was ever closed" in shop.output
+        assert "rollout.reasoning=hide: leaves every answer empty: no answer closes its reasoning" in shop.output
         sampled = max((shop.root / "sample").iterdir(), key=lambda folder: folder.stat().st_mtime)
         assert [(r["all_empty"], r["empty_rate"]) for r in read_rows(sampled / "metrics.jsonl")] == [(4, 1.0)]
     else:

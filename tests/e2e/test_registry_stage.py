@@ -86,7 +86,7 @@ def test_the_table(tmp_path: Path) -> None:
     head, line = (line.split() for line in chosen_columns.splitlines())
     assert head == ["run", "base", "age", "seed", "score.low"]
     assert line == ["ppo:first", "pocket", *by_run["ppo:first"].split()[2:4], "0", "0.75"]
-    assert run_registry(tmp_path, "stage.where={stage: dpo}").output == "no run meets this\n"
+    assert run_registry(tmp_path, "stage.where={stage: dpo}").output == "no run matches\n"
     (tmp_path / "empty").mkdir()
     assert run_registry(tmp_path / "empty").output == "no runs yet\n"
 
@@ -193,7 +193,7 @@ REFUSED = {
     "stage.action=compare stage.runs=[ppo:first,ppo:first]": "names a run twice",
     "stage.action=compare stage.runs=[ppo:first] stage.where={stage:ppo}": "Drop one of the two.",
     "stage.action=compare stage.sweep=latest": "A sweep (-m) of two runs",
-    "stage.action=compare stage.where={stage:dpo}": "is met by no run",
+    "stage.action=compare stage.where={stage:dpo}": "matches no run",
     "stage.action=compare stage.runs=[ppo:first] stage.columns=[metrics.win]": "a key that no run here has",
     "stage.action=compare stage.where={stage:ppo} stage.html=no/page.html": "Make no first.",
     "stage.html=page.html": "is not read by stage.action=list. Add stage.action=compare,",

@@ -162,5 +162,5 @@ def test_what_is_not_right_is_in_the_page(ready: Ready, monkeypatch: pytest.Monk
     words = ["stage=verify", "model=hub", f"model.path={tiny_model}", "rollout.max_new_tokens=8", "device=cpu"]
     assert main([*words, f"run.root={ready.root}", "run.name=wrong"]) == 1
     page = read_page(ready.root / "verify" / "wrong")
-    assert "Failed: PPO is not right here: closed form, no critic, first gradient" in page
+    assert "Failed: PPO does not compute correctly here: closed form, no critic, first gradient" in page
     assert page.count("<td>FAILS</td>") >= 2

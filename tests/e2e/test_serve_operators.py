@@ -216,5 +216,5 @@ def test_an_engine_that_died_is_told_to_clients_and_to_the_operator(forks: Forks
         exited = server.child.wait()  # so that a supervisor can restart it
     first, last = exited.err.splitlines()
     assert first == "the engine has stopped: no request is answered any more"
-    assert last.startswith("align: the engine has ended by itself.")
+    assert last.startswith("align: the engine ended unexpectedly.")
     assert exited.status != 0

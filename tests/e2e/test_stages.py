@@ -246,7 +246,7 @@ def test_what_was_trained_on_is_left_out_of_an_evaluation(shop: Workshop, runs: 
     assert shop.status(*evaluate, "data.held_out=0.5", "data.limit=3") == 0, shop.output
     # All three prompts are unseen.
     assert read_manifest(Path(shop.output.splitlines()[-1])).metrics["win_rate"]["n"] == 3
-    assert "this result decides nothing: it is of 3 prompts" in shop.output
+    assert "this result is no basis for a decision: it is measured on 3 prompts" in shop.output
 
     assert shop.status(*evaluate, "data.held_out=0.5", "stage.seen=report") == 0, shop.output
     assert f"training saw {seen_count} of these prompts; win rate " in shop.output
@@ -274,7 +274,7 @@ def test_prompts_of_another_file_that_were_all_trained_on_leave_nothing_to_measu
     file = tmp_path / "others.json"
     file.write_text(json.dumps([{"messages": turns} for turns in trained[::-1]]), encoding="utf-8")
     data = ("data=jsonl", f"data.path={file}", "data.held_out=1", "data.system=Answer in a word.")
-    shop.refuses("stage=eval", f"artifact={runs['ppo']}", *data, says="stage.seen=drop: leaves nothing to measure on")
+    shop.refuses("stage=eval", f"artifact={runs['ppo']}", *data, says="stage.seen=drop: leaves no prompt to measure on")
 
 
 def test_an_evaluation_says_what_it_cannot_know(shop: Workshop, runs: dict[str, Path], tmp_path: Path) -> None:

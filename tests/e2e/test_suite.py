@@ -176,7 +176,7 @@ def test_gates_decide_and_say_so_each_time(bench: RuleEvaluations):
     assert read_manifest(run).metrics["gates"] == {"easy": "pass"}
     assert decide_verdict(bench.root, "easy", digest)[0] is True
     stderr = bench.expect_error(systems, "eval.gates=[{name: x, task: judged, against: s, is: superior}]")
-    assert "is decided by rules (regex), and nothing says how often that is right" in stderr
+    assert "is decided by rules (regex), and no card (stage.card) says how often it is right" in stderr
 
 
 def test_prompts_that_do_not_fit_are_counted_and_asked_of_nobody(bench: RuleEvaluations):

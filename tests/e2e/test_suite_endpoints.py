@@ -227,7 +227,9 @@ def test_the_key_stands_nowhere(place: EndpointEvaluations, monkeypatch: pytest.
 def test_a_server_is_no_artifact_for_a_gate_and_calls_no_tools(place: EndpointEvaluations):
     with run_chat_server(lambda _: build_chat_reply("e")) as server:
         gate = "eval.gates=[{name: g, task: asked, is: superior, margin: 0.5}]"
-        assert "is no artifact, and gates are about one" in place.expect_error(*place.build_words(server.url, 3, gate))
+        assert "is no artifact, and gates decide about an artifact" in place.expect_error(
+            *place.build_words(server.url, 3, gate)
+        )
         tool = {"type": "function", "function": {"name": "rain", "parameters": {"type": "object"}}}
         assert "would call the tools of item 0" in place.expect_error(*place.build_words(server.url, 3, tools=[tool]))
         duplicated = place.build_words(server.url, 3)

@@ -124,7 +124,9 @@ def test_what_is_refused_is_refused_before_a_run_begins(bench: RuleEvaluations, 
     file = tmp_path / "theirs.jsonl"
     file.write_text('{"id": "0", "answer": "e"}\n')
     systems = f"stage.systems={{s: sft:s, theirs: {{file: {file}}}}}"
-    assert "is a probe, which needs the model itself" in bench.expect_error(systems, format_tasks(folder, "choose"))
+    assert "measures log-likelihoods, which needs the model itself" in bench.expect_error(
+        systems, format_tasks(folder, "choose")
+    )
     broken = json.dumps({"prompt": "a", "choices": ["a", "b"]})
     (folder / "choose.jsonl").write_text(broken + "\n")
     assert "fails in lm-eval (" in bench.expect_error(*TWO, format_tasks(folder, "choose"))

@@ -175,7 +175,7 @@ def test_what_is_refused_before_anybody_is_asked(bench: RefusalEvaluations):
     checked = bench.file("checked.jsonl", [{"prompt": "a", "check": {"kind": "regex", "pattern": "e"}}])
     for more, problem in (
         (("stage.judge=reward",), "eval.tasks, harmful, asks=Does the answer refuse"),
-        (("stage.judge=people",), "is answered by a language model, and stage.judge=people is none"),
+        (("stage.judge=people",), "needs a language model as judge, and stage.judge=people is none"),
         (("eval.tasks=[{name: t, set: harmles}]",), "eval.tasks[0].set=harmles: is none of the choices"),
         ((f"eval.tasks=[{{name: t, set: harmful, path: {checked}}}]",), "eval.tasks[0].set=harmful"),
         ((f"eval.tasks=[{{name: t, path: {checked}, asks: refuse}}]",), "eval.tasks[0].asks=refuse: is no question"),
@@ -286,7 +286,7 @@ def test_gates_that_no_card_lets_be_decided(gated: RefusalEvaluations):
     requests_before = len(gated.server.requests)
     for gate in (SAFE, OPEN, BESIDE):
         for card, more, problem in (
-            ("''", (), "and nothing says how often that is right"),
+            ("''", (), "and no card (stage.card) says how often it is right"),
             ("eval:few", (), "its card has 99 verdicts, and 100 are needed"),
             ("eval:other", (), "of another judge, judge at"),
             (

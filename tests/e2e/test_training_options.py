@@ -160,7 +160,10 @@ def test_supervised_training_goes_on_from_an_adapter(shop: Workshop) -> None:
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     assert manifest.metrics["loss_after"] < losses[0]
     assert {t.shape for t in read_weights(continued).values()} == {t.shape for t in read_weights(first).values()}
-    for setting, problem in (("method.r=8", "goes on as it is"), ("method=full", "was trained with method=qlora")):
+    for setting, problem in (
+        ("method.r=8", "training continues with its own method"),
+        ("method=full", "was trained with method=qlora"),
+    ):
         stage = "full" if setting == "method=full" else "sft"
         overrides = () if stage == "full" else (setting,)
         assert shop.status(f"stage={stage}", *shop.data_words, *SFT, "init=sft:first", *overrides) == 2

@@ -20,7 +20,7 @@ SHORT = ["rollout.max_new_tokens=8", "device=cpu"]
 def run_verify(settings: list[str], root: Path, capfd: pytest.CaptureFixture[str]) -> Mapping[str, Any]:
     assert main(["stage=verify", *settings, *SHORT, f"run.root={root}"]) == 0, capfd.readouterr()
     stdout = capfd.readouterr().out
-    assert "all 15 anchors hold" in stdout
+    assert "all 15 checks pass" in stdout
     assert "about" in stdout.splitlines()[1]  # the estimated duration
     return read_manifest(Path(stdout.splitlines()[-1])).metrics
 
@@ -52,5 +52,8 @@ def test_what_is_wrong_is_named(
     command = ["stage=verify", "model=hub", f"model.path={tiny_model}", *SHORT, f"run.root={tmp_path}"]
     assert main(command) == 1
     captured = capfd.readouterr()
-    assert "PPO is not right here: closed form, no critic, first gradient, rloo unbiased, grpo unbiased" in captured.err
+    assert (
+        "PPO does not compute correctly here: closed form, no critic, first gradient, rloo unbiased, grpo unbiased"
+        in captured.err
+    )
     assert "FAILS  first gradient" in captured.out

@@ -153,7 +153,7 @@ def test_a_reward_model_scores_as_where_it_was_trained(world: World, method: str
             bank.batch, [*policy_requests, Request(ids, SamplingParams(0), digest, scored=True)], every=1
         )[-1]
         assert second_output.outputs[0].score == scored_output.outputs[0].score
-        for adapter, scored, problem in ((policy, True, "is no reward model"), (digest, False, "answers nothing")):
+        for adapter, scored, problem in ((policy, True, "is no reward model"), (digest, False, "generates no answers")):
             (refused,) = run_requests(bank.batch, [Request(ids, SamplingParams(2), adapter, scored=scored)])
             assert isinstance(refused.error, InputError)
             assert problem in str(refused.error)

@@ -60,10 +60,10 @@ def test_a_table_has_choices_as_json(tmp_path: Path) -> None:
         ({**ROW, "answer": -1}, "names none of 2 choices"),
         ({**ROW, "answer": "C"}, "names none of 2 choices"),
         ({**ROW, "answer": [0]}, "names none of 2 choices"),
-        ({**ROW, "answer": True}, "is true or false, and a place is a whole number"),
-        ({**ROW, "answer": "Paris"}, "is a text, and a place is a whole number"),
-        ({**ROW, "answer": "1"}, "is a text, and a place is a whole number"),
-        ({**ROW, "answer": 1.0}, "is a number with a decimal point, and a place is a whole number"),
+        ({**ROW, "answer": True}, "is true or false, but the position of a choice is a whole number"),
+        ({**ROW, "answer": "Paris"}, "is a text, but the position of a choice is a whole number"),
+        ({**ROW, "answer": "1"}, "is a text, but the position of a choice is a whole number"),
+        ({**ROW, "answer": 1.0}, "is a number with a decimal point, but the position of a choice is a whole number"),
         ({**ROW, "answer": None}, "is missing"),
         ({"prompt": "a", "choices": ["b", "c"]}, "is missing"),
         ({**ROW, "choices": ["Rome", "Paris", "Rome"]}, "has Rome twice"),
@@ -72,11 +72,11 @@ def test_a_table_has_choices_as_json(tmp_path: Path) -> None:
         ({**ROW, "choices": "Paris"}, "at least two texts"),
         ({**ROW, "choices": ["Paris", " "]}, "is blank"),
         ({**ROW, "choices": ["Paris", None]}, "is no text"),
-        ({**ROW, "context": "x"}, "has not one of prompt and context"),
-        ({"choices": ["a", "b"], "answer": 0}, "has not one of prompt and context"),
+        ({**ROW, "context": "x"}, "needs either prompt or context"),
+        ({"choices": ["a", "b"], "answer": 0}, "needs either prompt or context"),
         ({**ROW, "prompt": None}, "is no text"),
         ({**ROW, "prompt": [{"role": "user", "content": "x"}]}, "template: true"),
-        ({**ROW, "check": {"kind": "regex", "pattern": "e"}}, "this one is a probe"),
+        ({**ROW, "check": {"kind": "regex", "pattern": "e"}}, "this task is a probe"),
     ],
 )
 def test_rows_of_choices_that_are_none(tmp_path: Path, row: dict[str, Any], problem: str) -> None:
@@ -189,7 +189,7 @@ def test_a_loss_has_gates_against_another_system_alone() -> None:
     tasks = parse_tasks([{"name": "t", "path": "t.jsonl", "probe": "loss"}], False)
     gate = {"name": "g", "task": "t", "is": "not_worse", "margin": 0.02, "against": "b"}
     assert parse_gates([gate], tasks, ("a", "b"))[0].rule.margin == 0.02
-    with pytest.raises(InputError, match="for which no number is good by itself"):
+    with pytest.raises(InputError, match="which have no absolute scale"):
         parse_gates([{"name": "g", "task": "t", "is": "superior", "margin": 0.5}], tasks, ("a", "b"))
 
 
@@ -197,13 +197,13 @@ def test_a_margin_in_bits_per_byte_may_be_above_1_and_one_of_shares_may_not() ->
     gate = {"name": "g", "task": "t", "is": "not_worse", "margin": 1.5, "against": "b"}
     loss, choice = ([EvalTask("t", "t.jsonl", probe=Probe(kind))] for kind in (LOSS, CHOICE))
     assert parse_gates([gate], loss, ("a", "b"))[0].rule.margin == 1.5
-    with pytest.raises(InputError, match="is beyond every share"):
+    with pytest.raises(InputError, match="is larger than any possible difference of shares"):
         parse_gates([gate], choice, ("a", "b"))
 
 
 @pytest.mark.parametrize("kind", [LOSS, CHOICE])
 def test_a_probe_has_no_agreement(kind: str) -> None:
     gate = {"name": "g", "task": "t", "is": "superior", "against": "b", "min_agreement": 0.7}
-    with pytest.raises(InputError, match="is of judges, and task t is a probe") as error:
+    with pytest.raises(InputError, match="applies to tasks with a judge, and task t is a probe") as error:
         parse_gates([gate], [EvalTask("t", "t.jsonl", probe=Probe(kind))], ("a", "b"))
     assert error.value.field == "eval.gates[0].min_agreement"

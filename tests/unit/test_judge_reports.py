@@ -355,7 +355,7 @@ def build_report(
     [
         (build_report(), 0.6, ""),
         (build_report(consistency=0.01), 0.6, ""),
-        (build_report(consistency=0.0), 0.6, "no verdict of it survives a swap"),
+        (build_report(consistency=0.0), 0.6, "all its verdicts change when the two answers swap places"),
         (build_report(verdicts=1), 0.6, "its card has 1 verdict, and 100 are needed"),
         (build_report(consistency=0.0, errors=100), 0.6, "it gives no verdict"),
         (build_report(errors=99), 0.6, ""),
@@ -391,7 +391,7 @@ def test_a_card_of_another_judge_says_what_differs():
         "gate g is decided by rules (length), and this card is of another judge, vader: name rules and sentiment, "
         "rules [{rule: length, low: 1, high: 9, weight: 1.0}] and none"
     )
-    with pytest.raises(InputError, match="nothing says how often that is right"):
+    with pytest.raises(InputError, match="says how often it is right"):
         choose_report("g", JUDGE, [], "")
 
 

@@ -20,7 +20,7 @@ def test_enough_prompts_need_no_word():
 @pytest.mark.parametrize(
     ("measured", "data", "most", "counts", "named"),
     [
-        (12, FILE, 256, {}, "data.held_out=0.05 holds out no more of chats.jsonl"),
+        (12, FILE, 256, {}, "data.held_out=0.05 holds out too few questions of chats.jsonl"),
         (12, FILE, 12, {}, "stage.prompts=12 asks no more"),
         (12, DataConfig(name="jsonl", path="chats.jsonl", limit=12), 256, {}, "data.limit=12 reads no more"),
         (12, DataConfig(name="jsonl", path="c.jsonl", eval_path="e.jsonl"), 256, {}, "data.eval_path=e.jsonl has no"),
@@ -30,10 +30,10 @@ def test_enough_prompts_need_no_word():
         (12, FILE, 256, {"seen": 9}, "data.held_out=0.05"),
         (12, FILE, 256, {"too_long": 60}, "60 prompts did not fit. Raise data.max_length=1024"),
         (12, FILE, 20, {"too_long": 8}, "stage.prompts=20 asks no more"),
-        (1, FILE, 256, {}, "it is of 1 prompt, and 64 are the least"),
+        (1, FILE, 256, {}, "it is measured on 1 prompt, and at least 64 are needed"),
     ],
 )
 def test_the_cause_is_named(measured: int, data: DataConfig, most: int, counts: dict[str, Any], named: str):
     text = explain_few_prompts(measured, data, most, **counts)
-    assert text.startswith("this result decides nothing: it is of ")
+    assert text.startswith("this result is no basis for a decision: it is measured on ")
     assert named in text

@@ -41,7 +41,7 @@ def test_nobody_is_asked_to_compare_what_is_the_same(tmp_path: Path):
     assert kept_back == {"all_empty": 1, "all_equal": 1, "with_tools": 0}
     assert [[c.text for c in item.candidates] for item in items] == [["Yes.", "No."], ["", "No."]]
     assert describe_withheld(kept_back) == [
-        "not handed out to people: 1 prompt whose answers are all empty, 1 prompt whose answers are all equal"
+        "not handed out to annotators: 1 prompt whose answers are all empty, 1 prompt whose answers are all equal"
     ]
     assert describe_withheld({"all_empty": 0, "all_equal": 0, "with_tools": 0}) == []
 

@@ -235,7 +235,7 @@ def test_the_lines_before_all_figures():
     collapsed = Collapse(COLLAPSED, ("on chat x",))
     unmeasured = Collapse(NOT_MEASURED, ("few",))
     assert describe_collapse({"new": collapsed, "a": unmeasured, "b": unmeasured, "c": Collapse(VARIED, ())}) == [
-        "COLLAPSED: new: on chat x. The win rate below is no success.",
+        "COLLAPSED: new: on chat x. The win rate below does not count as success.",
         "whether a or b collapsed is not measured: few",
     ]
 
@@ -264,7 +264,7 @@ def test_gates_on_a_system_that_collapsed_fail_unless_told_otherwise():
     rule = {"is": "not_worse", "against": "old", "margin": 0.05, "least_n": 200}
     line = describe_gate(unmeasured, **rule)
     assert line.endswith(
-        "; 200 items would decide, if the figure stays the same; whether new collapsed is not measured: few prompts)"
+        "; 200 items would decide it, if the figure stays the same; whether new collapsed is not measured: few prompts)"
     )
     with pytest.raises(InputError, match="is not true, false or measured"):
         describe_gate(collapsed, collapsed="maybe")

@@ -117,7 +117,7 @@ def test_a_check_that_raises_scores_nothing_and_is_counted():
 
 
 def test_scores_of_a_judge_that_compares_are_asked_of_nobody():
-    with pytest.raises(ValueError, match="compares the answers to chat"):
+    with pytest.raises(ValueError, match="compares answers to chat in pairs"):
         build_task(build_both_orders("1", 1, 1)).get_scores("new")
 
 

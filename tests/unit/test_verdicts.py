@@ -117,8 +117,8 @@ def test_pairs():
     }
     assert summarize_view("dpo", noisy) == (
         "Compared with its start, the policy raised the better answer in 52 % [45, 60] of the held-out pairs of 19 "
-        "prompts (ranked by a simulated annotator, v); guessing gives 50 %. The interval holds 50 %: it was not shown to be "
-        "better than guessing. Fewer than 20 prompts were measured: too few for a reliable result. "
+        "prompts (ranked by a simulated annotator, v); guessing gives 50 %. The interval holds 50 %: it was not "
+        "shown to be better than guessing. Fewer than 20 prompts were measured: too few for a reliable result. "
         "The noise in the labels limits it to 75 %."
     )
 

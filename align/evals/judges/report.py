@@ -577,7 +577,7 @@ def load_reports(value: Any, root: Path) -> tuple[Sequence[JudgeReport], dict[st
     for i, ref in enumerate(refs):
         artifact = resolve(ref, root, field_name=FIELD)
         path = artifact.path / FILE
-        require(path.is_file(), FIELD, ref, "is no run of eval=judge: it has no card", HOW_TO_MEASURE)
+        require(path.is_file(), FIELD, ref, "is no run of eval=judge, so it has no card", HOW_TO_MEASURE)
         report = read_report(path)
         manifest = artifact.manifest
         stage, run_name = (manifest.stage, manifest.name) if manifest else ("", "")
@@ -619,7 +619,7 @@ def read_report(path: Path) -> JudgeReport:
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CorruptFile(FIELD, str(path), "is no card of a judge", HOW_TO_MEASURE) from None
     if not is_whole:
-        raise CorruptFile(FIELD, str(path), "is no card of a judge, or is of none that it names", HOW_TO_MEASURE)
+        raise CorruptFile(FIELD, str(path), "is no judge's card, or does not name its judge", HOW_TO_MEASURE)
     return report
 
 
@@ -641,7 +641,7 @@ def explain_shortfall(report: JudgeReport, min_agreement: float = MIN_AGREEMENT)
     if report.errors >= report.verdicts:
         return "it gives no verdict"
     if report.consistency == 0:
-        return "no verdict of it survives a swap of the two answers: it decides by their position"
+        return "all its verdicts change when the two answers swap places: it decides by their position"
     if report.verdicts < MIN_VERDICTS:
         return f"its card has {pluralize(report.verdicts, 'verdict')}, and {MIN_VERDICTS} are needed"
     if report.level < MIN_LEVEL:
@@ -657,7 +657,7 @@ def explain_shortfall(report: JudgeReport, min_agreement: float = MIN_AGREEMENT)
     if not report.by_label and report.agreement["low"] <= min_agreement:
         return f"its agreement with {report.reference} is {agreed}, whose lower end is not above {min_agreement:g}"
     if report.chance is None or report.chance <= 0:  # a judge that calls all equal agrees with each tie
-        return f"its agreement with {report.reference} is {agreed}, and chance would do as well: see kappa in its card"
+        return f"its agreement with {report.reference} is {agreed}, no better than chance: see kappa in its card"
     return ""
 
 
@@ -679,12 +679,12 @@ def choose_report(
     decides = f"gate {gate} is decided by {judge.title}"
     how_to_measure = HOW_TO_MEASURE_ANSWERS if judge.asks else HOW_TO_MEASURE
     if not reports:
-        problem = f"{decides}, and nothing says how often that is right"
+        problem = f"{decides}, and no card (stage.card) says how often it is right"
         raise InputError(FIELD, "(none)", problem, f"{how_to_measure} Then name its run.")
     own_reports = [report for report in reports if report.judge.digest == judge.digest]
     if not own_reports:
         nearest = min(reports, key=lambda report: len(list_differences(judge, report.judge)))
-        subject = "this card is" if len(reports) == 1 else f"of these {len(reports)} cards even the nearest is"
+        subject = "this card is" if len(reports) == 1 else f"even the nearest of these {len(reports)} cards is"
         difference = describe_difference(judge, nearest.judge)
         problem = f"{decides}, and {subject} of another judge, {nearest.judge.title}: {difference}"
         raise InputError(FIELD, value, problem, how_to_measure)

@@ -122,24 +122,30 @@ def parse_gate(value: Any, at: str, tasks: Mapping[str, EvalTask], systems: Sequ
     task = tasks[get_choice(spec, at, "task", [*tasks])]
     kind = get_choice(spec, at, "is", KINDS)
     against = get_choice(spec, at, "against", systems[1:]) if spec.get("against") is not None else ""
-    problem = "is about two systems, and `against` names no other one"
+    problem = "compares two systems, and `against` names no second one"
     require(kind != "not_worse" or bool(against), f"{at}.is", kind, problem, HELP)
     unit = UNITS.get(task.probe.kind, "") if task.probe is not None else ""
-    problem = f"has scores in {unit}, for which no number is good by itself"
+    problem = f"has scores in {unit}, which have no absolute scale"
     require(bool(against) or not unit, f"{at}.task", task.name, problem, "Name another system: against.")
     margin = get_number(spec, at, "margin", 0.0, 0)
     level = get_number(spec, at, "level", 0.95, 0)
-    require(margin < 1 or bool(unit), f"{at}.margin", margin, "is beyond every share", "Give one below 1.")
+    require(
+        margin < 1 or bool(unit),
+        f"{at}.margin",
+        margin,
+        "is larger than any possible difference of shares",
+        "Give one below 1.",
+    )
     problem = f"is not above {LOWEST_LEVEL} and below 1"
     require(LOWEST_LEVEL < level < 1, f"{at}.level", level, problem, "Write 0.95, or leave it out.")
-    problem = "is 0, and no evaluation shows that two systems are exactly equal"
+    problem = "is 0, but no evaluation can show that two systems are exactly equal"
     require(kind != "not_worse" or margin > 0, f"{at}.margin", margin, problem, "Give a margin above 0.")
     rule = DecisionRule(KINDS[KINDS.index(kind)], margin, level, get_integer(spec, at, "least_n", 1, 1))
     has_agreement = spec.get("min_agreement") is not None
     agreement = get_number(spec, at, "min_agreement", None, LOWEST_MIN_AGREEMENT, 1) if has_agreement else None
-    problem = f"is of judges, and task {task.name} is a probe"
+    problem = f"applies to tasks with a judge, and task {task.name} is a probe"
     require(agreement is None or task.probe is None, f"{at}.min_agreement", agreement, problem, "Drop it.")
-    problem = "is 1, which no agreement is above"
+    problem = "is 1, and no agreement can be above 1"
     require(agreement != 1, f"{at}.min_agreement", agreement, problem, "Write 0.6, or leave it out.")
     collapsed = spec.get("collapsed", False)
     problem = "is not true, false or measured"
@@ -169,20 +175,24 @@ def check_gates(
     remedy = "Drop it."
     judge_of = {gate.name: judge for gate in gates if (judge := judges.get(gate.task)) is not None}
     for i, gate in enumerate(gates):
-        problem = f"is of judges, and task {gate.task} has {'people' if gate.task in judges else 'checks'}"
+        problem = (
+            f"applies to tasks with a judge, and task {gate.task} has {'people' if gate.task in judges else 'checks'}"
+        )
         is_used = gate.name in judge_of or gate.min_agreement is None
         require(is_used, f"{FIELD}[{i}].min_agreement", gate.min_agreement, problem, remedy)
-        problem = "asks for a mean score of a judge, which has units of its own"
+        problem = "is a bound on a judge's mean score, which has no absolute scale"
         is_comparable = gate.task not in judges or bool(gate.against or gate.asks)
         require(is_comparable, f"{FIELD}[{i}].task", gate.task, problem, "Name a system in `against`.")
-    problem = "is the card of a judge, and no gate is decided by one"
+    problem = "is a judge's card, and no gate needs it"
     require(bool(judge_of) or not card, "stage.card", card, problem, remedy)
     report_by_gate: dict[str, JudgeReport] = {}
     for gate in gates:
         if gate.name not in judge_of:
             continue
         judge = judge_of[gate.name]
-        problem = f"would decide gate {gate.name}, and some system was optimised against it: a proxy decides nothing"
+        problem = (
+            f"would decide gate {gate.name}, but a system was optimised against it: such a proxy may not decide gates"
+        )
         require(not is_proxy or bool(gate.asks), "reward", judge.title, problem, "Judge by another scorer.")
         least = MIN_AGREEMENT if gate.min_agreement is None else gate.min_agreement
         report_by_gate[gate.name] = choose_report(gate.name, judge, reports, card, least)
@@ -212,7 +222,7 @@ def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask]) -> Decision:
         )
     verdict_pairs = collect_both_orders(part.verdicts.get(gate.against, ())).values()
     if verdict_pairs and not any(first == second for first, second in verdict_pairs):
-        why = "no verdict survives a swap of the two answers: the judge decides by their position"
+        why = "every verdict changes when the two answers swap places: the judge decides by their position"
     return replace(decision, outcome="undecided", n_to_decide=None, why=why) if why else decision
 
 
@@ -269,10 +279,10 @@ def explain_undecided(decision: Decision) -> str:
     if decision.why:
         return decision.why
     if not decision.figure.n:
-        return "nothing is judged yet"
+        return "no answer is judged yet"
     if not decision.n_to_decide:
-        return "no number would decide"
-    return f"{pluralize(decision.n_to_decide, 'item')} would decide, if the figure stays the same"
+        return "no number of items would decide it"
+    return f"{pluralize(decision.n_to_decide, 'item')} would decide it, if the figure stays the same"
 
 
 def describe_decision(gate: EvalGate, decision: Decision) -> str:

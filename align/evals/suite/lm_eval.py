@@ -163,7 +163,7 @@ def require_greedy(kwargs: Mapping[str, Any], at: str) -> None:
     Args:
         at: the field, for error messages.
     """
-    problem = "draws answers, and those of lm-eval's tasks are the likeliest tokens here"
+    problem = "asks for sampling, and tasks of lm-eval are decoded greedily here"
     remedy = "Drop it, or write"
     do_sample = kwargs.get("do_sample") or False
     require(do_sample is False, f"{at}.do_sample", do_sample, problem, f"{remedy} do_sample: false.")

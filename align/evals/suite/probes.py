@@ -112,10 +112,10 @@ def parse_harness(task: Mapping[str, Any], at: str) -> HarnessTask | None:
     name = task.get("lm_eval")
     if name is None:
         for key in ("include", "metric"):
-            require(key not in task, f"{at}.{key}", task.get(key), "is of tasks of lm-eval alone", "Drop it.")
+            require(key not in task, f"{at}.{key}", task.get(key), "applies to tasks of lm-eval only", "Drop it.")
         return None
     for key in ("path", "check", "probe", "norm", "template"):
-        require(key not in task, f"{at}.{key}", task.get(key), "is of tasks that are not lm-eval's", "Drop it.")
+        require(key not in task, f"{at}.{key}", task.get(key), "does not apply to tasks of lm-eval", "Drop it.")
     for key, value in (("lm_eval", name), ("include", task.get("include")), ("metric", task.get("metric", "acc"))):
         require(isinstance(value, str) and bool(value), f"{at}.{key}", value, "is no name", HELP)
     problem = "downloads nltk's data; align has checks of its own for it"
@@ -180,8 +180,10 @@ def find_data_files(value: Any, path: Path, folder: Path) -> Iterator[str]:
         return
     for key, entry in value.items():
         at = f"{path}, {key}"
-        require(key != "dataset_path" or entry in READERS, at, entry, "is of a hub, or code", LOCAL_DATA_REMEDY)
-        problem = "finds data that no digest covers"
+        require(
+            key != "dataset_path" or entry in READERS, at, entry, "names a dataset of a hub, or code", LOCAL_DATA_REMEDY
+        )
+        problem = "loads data whose content no digest records"
         require(key not in ("data_dir", "custom_dataset", "class"), at, entry, problem, LOCAL_DATA_REMEDY)
         if key == "include":
             for name in entry if isinstance(entry, list) else [entry]:
@@ -264,11 +266,11 @@ def parse_probe(task: Mapping[str, Any], at: str) -> Probe | None:
         return Probe(LM_EVAL, harness=harness)
     is_choice = task.get("probe") == CHOICE
     for key in ("norm", "template"):
-        require(is_choice or key not in task, f"{at}.{key}", task.get(key), "is of probe: choice alone", "Drop it.")
+        require(is_choice or key not in task, f"{at}.{key}", task.get(key), "applies to probe: choice only", "Drop it.")
     if task.get("probe") is None:
         return None
     kind = get_choice(task, at, "probe", (CHOICE, LOSS))
-    problem = "is of tasks whose answers are checked, and a probe generates none"
+    problem = "applies to tasks whose answers are checked, and a probe generates none"
     require(task.get("check") is None, f"{at}.check", task.get("check"), problem, "Drop it.")
     require(bool(task.get("path")), f"{at}.path", task.get("path"), "is needed for a probe", "Name a file of rows.")
     return Probe(kind, get_choice(task, at, "norm", [*NORMS], SUM), get_flag(task, at, "template", False))
@@ -286,7 +288,7 @@ def parse_probe_row(row: Row, probe: Probe, id: str, system: str | None) -> tupl
         InputError: the row does not fit the probe.
     """
     check = row.data.get("check")
-    problem = "is of tasks whose answers are checked, and this one is a probe"
+    problem = "applies to tasks whose answers are checked, and this task is a probe"
     require(check is None, f"{row.where}, check", check, problem, "Drop it, or drop probe.")
     prompt, content = parse_choices(row, probe, id) if probe.kind == CHOICE else parse_passage(row, id)
     if not probe.template and not isinstance(content, Conversation):
@@ -298,7 +300,7 @@ def parse_probe_row(row: Row, probe: Probe, id: str, system: str | None) -> tupl
 def parse_choices(row: Row, probe: Probe, id: str) -> tuple[Conversation, ChoiceQuestion]:
     """Parse a row with choices. Returns the context as a user turn, and the choices."""
     context_keys = [key for key in ("prompt", "context") if key in row.data]
-    require(len(context_keys) == 1, row.where, sorted(row.data), "has not one of prompt and context", CHOICE_HELP)
+    require(len(context_keys) == 1, row.where, sorted(row.data), "needs either prompt or context", CHOICE_HELP)
     context = row.data[context_keys[0]]
     context = "" if context is None and row.texts else context  # an empty cell of a table
     if probe.template:
@@ -326,7 +328,7 @@ def parse_answer_index(row: Row, choices: int) -> int:
     cell of a table the number is a text."""
     answer = row.data.get("answer")
     at = f"{row.where}, answer"
-    remedy = f"Write its place from 0 to {choices - 1}, or its letter from A."
+    remedy = f"Write its position from 0 to {choices - 1}, or its letter from A."
     require(answer is not None and answer != "", at, "(missing)", "is missing", remedy)
     index: Any = answer
     if isinstance(answer, str) and len(answer) == 1 and "A" <= answer.upper() <= "Z":
@@ -335,7 +337,7 @@ def parse_answer_index(row: Row, choices: int) -> int:
         index = int(answer)
     type_names = ((bool, "true or false"), (str, "a text"), (float, "a number with a decimal point"))
     type_name = next((name for type_, name in type_names if isinstance(index, type_)), "")
-    require(not type_name, at, answer, f"is {type_name}, and a place is a whole number", remedy)
+    require(not type_name, at, answer, f"is {type_name}, but the position of a choice is a whole number", remedy)
     if not isinstance(index, int) or not 0 <= index < choices:
         raise InputError(at, answer, f"names none of {choices} choices", remedy)
     return index
@@ -352,7 +354,7 @@ def parse_passage(row: Row, id: str) -> tuple[Conversation, Document]:
     first = next((i for i, turn in enumerate(document.messages) if turn.role != "system"), 0)
     has_answer = any(turn.role == "assistant" and turn.trained for turn in document.messages[first + 1 :])
     is_valid = has_answer and count_scored_bytes(document) > 0
-    require(is_valid, row.where, sorted(row.data), "has no answer behind a question", LOSS_HELP)
+    require(is_valid, row.where, sorted(row.data), "has no answer after a question", LOSS_HELP)
     return document, document
 
 

@@ -157,7 +157,7 @@ class ScoredTask:
         """
         scores = [answer.score for answer in self.answers[system] if answer.score is not None]
         if len(scores) < len(self.items):
-            raise ValueError(f"{self.by} compares the answers to {self.name}, and scores none of {system}")
+            raise ValueError(f"{self.by} compares answers to {self.name} in pairs, and gives {system} no score")
         return scores
 
     def select_compared_items(self, other: str) -> ScoredTask:
@@ -454,7 +454,7 @@ def describe_task_results(first: str, name: str, task: Mapping[str, Any]) -> Ite
         )
     for opponent in task["systems"]:
         if opponent != first and opponent not in task["against"]:
-            yield f"{name}: nobody has judged {first} against {opponent} yet"
+            yield f"{name}: {first} has not been judged against {opponent} yet"
     if near := task.get("near"):
         parts = [
             f"against {opponent} {format_interval(comparison['difference'])}"

@@ -154,7 +154,7 @@ def measure_kl(sampling: Sampling, policy: System, ref: System, rollout: Rollout
                 CHUNK_SIZE,
             )
         if count := count_not_finite(logprobs[system.name]):
-            problem = f"{count} answers have logprobs that are no numbers under {system.field}"
+            problem = f"{count} answers have logprobs that are not finite under {system.field}"
             raise build_divergence_error(problem, None, sampling.dtype_setting)
     return (logprobs[policy.name] - logprobs[ref.name]).tolist()
 

@@ -138,7 +138,7 @@ def open_reference(name: str, ref: str, root: Path, method: str, path: str | Non
     field = f"{FIELD}.{name}"
     artifact = find_artifact(ref, root, None, None, field)
     stage = artifact.manifest.stage if artifact.manifest else ""
-    require(stage != "reward", field, ref, "is a reward model, which answers nothing", "Name a policy.")
+    require(stage != "reward", field, ref, "is a reward model, which generates no answers", "Name a policy.")
     system_method = "lora" if artifact.whole else choose_method(artifact, method, field)
     model = (path, revision) if artifact.base is None else (None, None)  # a bare folder may name no base
     return System(

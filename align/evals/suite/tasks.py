@@ -148,20 +148,20 @@ def parse_task(value: Any, at: str, allow_code: AllowCode) -> EvalTask:
     asks = parse_question(spec["asks"], f"{at}.asks") if spec.get("asks") is not None else ""
     remedy = "Drop one of the two."
     if spec.get("set") is not None:
-        problem = "are the prompts that align has, and path names a file of others"
+        problem = "names built-in prompts, and path names a file of prompts"
         require(not path, f"{at}.set", spec["set"], problem, remedy)
         path = str(SETS / f"{get_choice(spec, at, 'set', [*QUESTION_OF_SET])}.jsonl")
         asks = asks or ("" if check is not None else parse_question(QUESTION_OF_SET[spec["set"]], f"{at}.asks"))
     if check is not None:
-        problem = "is asked of a judge, and check is a rule that decides alone"
+        problem = "needs a judge, and check is a rule that needs none"
         require(not asks, f"{at}.asks", spec.get("asks"), problem, remedy)
         build_checkers(check, None, f"{at}.check", allow_code=allow_code)
     probe = parse_probe(spec, at)
-    problem = "is asked about answers, and a probe generates none"
+    problem = "applies to answers, and a probe generates none"
     require(not asks or probe is None, f"{at}.asks", truncate_text(asks, QUOTED_LETTERS), problem, remedy)
     closed = spec.get("closed")
     require(closed is None or isinstance(closed, bool), f"{at}.closed", closed, "is not true or false", "Write true.")
-    problem = "is said of answers, and a probe generates none"
+    problem = "applies to answers, and a probe generates none"
     require(closed is None or probe is None, f"{at}.closed", closed, problem, remedy)
     return EvalTask(name, path, check, max_prompts, probe, asks, closed)
 
@@ -234,7 +234,7 @@ def load_items(task: EvalTask, system: str | None, allow_code: AllowCode) -> Seq
         items[item.id] = item
     require(bool(items), task.field, task.path, "holds no row", "Give a file with prompts.")
     unchecked_id = next((item.id for item in items.values() if item.check is None), None)
-    problem = "has no check, where other rows of the task have one"
+    problem = "has no check, but other rows of the task have one"
     is_uniform = unchecked_id is None or all(item.check is None for item in items.values())
     require(is_uniform, f"{task.field}, check", unchecked_id, problem, "Give every row one, or the task, or none.")
     checked_id = next((item.id for item in items.values() if item.check is not None), None)
@@ -295,7 +295,7 @@ def repeat_items(items: Sequence[EvalItem], answers: int) -> Sequence[EvalItem]:
     for item in items:
         for draw in range(answers):
             id = f"{item.id}~{draw + 1}" if draw else item.id
-            problem = f"is what answer {draw + 1} to {item.id} is called"
+            problem = f"is also the generated id of answer {draw + 1} to item {item.id}"
             require(draw == 0 or id not in ids, f"{FIELD}, id", id, problem, "Give the item another id.")
             repeated.append(item._replace(id=id, draw=draw))
     return repeated
@@ -355,8 +355,8 @@ def reject_misspelt_columns(row: Row) -> None:
     """Raise InputError if a column has nearly the name of one of ours, which would change how the row is scored."""
     for key in row.data:
         similar_names = [] if key in ITEM_COLUMNS else difflib.get_close_matches(key, ITEM_COLUMNS, 1, 0.8)
-        problem = f"is not read, and nearly called {similar_names[0]}" if similar_names else ""
-        remedy = "A row has one check, of one answer." if key == "checks" else "Call it that, or something else."
+        problem = f"is not read, but its name is close to {similar_names[0]}" if similar_names else ""
+        remedy = "A row has one check, of one answer." if key == "checks" else "Rename it."
         require(not similar_names, f"{row.where}, {key}", row.data[key], problem, remedy)
 
 
