@@ -400,7 +400,9 @@ CASES = [
         "stage.judge=people data=annotations data.path=null",
         "are the reference that a judge is measured against",
     ),
-    build_case("export", "export.require=[llama.cpp]", "export.require=llama.cpp", "export=adapter does not ask it"),
+    build_case(
+        "export", "export.require=[llama.cpp]", "export.require=llama.cpp", "export=adapter does not check with it"
+    ),
     build_case("export", "export.into=nf4", "export.into=nf4"),
     # --- Plans
     build_case("none", "stage=plan stage.of=pppo", "stage.of=pppo", "Did you mean stage.of=ppo?"),

@@ -78,7 +78,7 @@ def run_batch(lines: Iterable[str], check: Callable[[Command], Iterable[str]], r
                 stages |= dict.fromkeys(check(words))
                 commands.append(words)
         except AlignError as error:
-            print(f"align: line {number} of standard input is wrong, and nothing was run", file=sys.stderr)
+            print(f"align: line {number} of standard input is invalid, and nothing was run", file=sys.stderr)
             raise error
     if not commands:
         raise InputError("standard input", "(empty)", "holds no command line", "Write one a line: stage=sft …")

@@ -58,7 +58,7 @@ def check_machines() -> None:
             not missing,
             missing[0] if missing else "",
             "(not set)",
-            f"nothing says where {nodes} machines meet",
+            f"no rendezvous address is set for {nodes} machines",
             "Set PET_RDZV_BACKEND=c10d and PET_RDZV_ENDPOINT=HOST:PORT, the same on each of them.",
         )
         return
@@ -66,7 +66,7 @@ def check_machines() -> None:
         re.fullmatch(r"[^\s:]+:\d+|\[[^\s\]]+\]:\d+", endpoint) is not None,
         "PET_RDZV_ENDPOINT",
         endpoint or "(not set)",
-        "is no HOST:PORT at which the machines can meet",
+        "is no HOST:PORT for the rendezvous of the machines",
         "Write PET_RDZV_ENDPOINT=HOST:29400, the same on each of them.",
     )
 
@@ -130,7 +130,7 @@ def launch(words: Sequence[str], devices: int) -> int:
             raise InputError(
                 "PET_RDZV_ENDPOINT",
                 os.environ.get("PET_RDZV_ENDPOINT", os.environ.get("PET_MASTER_ADDR", "")),
-                f"the machines did not meet there ({type(error).__name__})",
+                f"the machines did not reach each other there ({type(error).__name__})",
                 "Start the same command on each of them, and see that all reach this address.",
             ) from error
         except SignalException:
@@ -158,7 +158,7 @@ def report_failed_ranks(failures: Mapping[int, Any], notes: Path) -> int:
         number = -failure.exitcode
         name = signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
         position = read_note(notes, f"rank-{rank}") or "before it started"
-        message = f"rank {rank} died ({name}); it stood at: {position}"
+        message = f"rank {rank} died ({name}); its position: {position}"
         print(f"align: {message}. Run the same command again to continue", file=sys.stderr)
         if folder := read_note(notes, RUN):
             with suppress(AlignError, OSError):

@@ -29,7 +29,7 @@ def check_base(base: Mapping[str, str]) -> None:
         raise InputError("base", sorted(unknown_keys)[0], "is not one of id, revision and digest", "Leave it out.")
     name = base.get("id") or ""
     if not name or Path(name).is_absolute() or name.startswith((".", "~")) or "\\" in name:
-        problem = "names no model that another machine could find"
+        problem = "names no model that other machines can load"
         raise InputError("base.id", name or "(empty)", problem, "Give ORG/NAME or a model's name.")
 
 

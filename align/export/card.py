@@ -96,7 +96,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
     contents = ("system", "collapse")
     for key, text in iter_texts({name: fact for name, fact in facts.items() if name not in contents}):
         if ABSOLUTE.search(text):
-            raise InputError(key, text, "is a path of this machine, which means nothing elsewhere", "Name it instead.")
+            raise InputError(key, text, "is a path of this machine, which does not exist on others", "Name it instead.")
     checks = facts.get("receipt") or []
     accuracy = facts.get("accuracy") or {}
     identity_values = {

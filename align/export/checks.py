@@ -50,12 +50,12 @@ Engines = Mapping[str, str]
 OLLAMA = "Ollama"
 BEFORE_CAST = "merge-before-cast"
 """Name of the merge in fp32, before its weights are cast and saved."""
-NO_BASE = "that base was left out, or does not lie beside the runs"
-NO_SCORES = "its converter knows no such head of scores"
-NO_POOLING = "its scores are not asked; it takes them of a merged model, by --runner pooling"
+NO_BASE = "that base was left out of the export, or is not beside the runs"
+NO_SCORES = "its converter does not support this score head"
+NO_POOLING = "it gives scores only for a merged model, with --runner pooling"
 READS_GGUF = "it reads GGUF: export=gguf"
 READS_NO_GGUF = "it reads no adapter in GGUF"
-AS_MERGED = "it is asked of export=merged"
+AS_MERGED = "it checks export=merged"
 
 
 def check_adapter(
@@ -185,7 +185,7 @@ def check_gguf(
             ones, the export is right.
     """
     vllm_note = AS_MERGED if trained.adapter is None else READS_NO_GGUF
-    not_run = [ReceiptCheck(OLLAMA, note="its Modelfile is not run"), ReceiptCheck(VLLM, note=vllm_note)]
+    not_run = [ReceiptCheck(OLLAMA, note="its Modelfile is not tested"), ReceiptCheck(VLLM, note=vllm_note)]
     if first is None:
         checks = report_differences(trained, True, (), into, F16)
         return [*checks, ReceiptCheck(LLAMA_CPP, note=explain_skipped_engine(LLAMA_CPP, engines[LLAMA_CPP])), *not_run]
@@ -200,7 +200,7 @@ def check_gguf(
     checks = [check(first, F16, GGUF)]
     if checks[0].verdict == FAIL and (exact := in_f32()):
         if exact.mismatch:
-            checks = [replace(checks[0], note=f"{exact.mismatch} is not what was converted")]
+            checks = [replace(checks[0], note=f"{exact.mismatch} differs from the converted model")]
         else:
             note = f"{GGUF[0]} misses {GGUF[1]:g} by llama.cpp's rounding: the same numbers in f32 do not"
             f32_check = replace(check(exact.answer, F32, PRECISE), shipped=False)
@@ -224,7 +224,7 @@ def compute_expected_logits(trained: TrainedModel, into: str) -> tuple[bool, Seq
     """Return whether `into` are the weights of training, and the logits that an export on them must have."""
     if into in (trained.kind, DEQUANTISED):
         return True, trained.logits
-    assert trained.adapter is not None, "a whole model is merged into nothing"
+    assert trained.adapter is not None, "a whole model has no adapter to merge"
     return False, run_adapter(Path(trained.base.path), trained.adapter, trained.prompts, trained.device, trained.dtype)
 
 

@@ -40,7 +40,7 @@ KNOWN = (
     (
         "BPE pre-tokenizer was not recognized",
         "tokenizer",
-        "llama.cpp's converter does not know how it cuts text before its merges",
+        "llama.cpp's converter does not know its pre-tokenizer",
         "Export it as export=merged, or train on a base whose tokenizer llama.cpp knows.",
     ),
     (

@@ -196,7 +196,7 @@ def check_range(model: PreTrainedModel) -> None:
 
 def check_f16(name: str, tensor: Tensor) -> None:
     if count_not_finite(tensor, torch.float16):
-        problem = f"{name} holds a weight that f16 cannot"
+        problem = f"{name} has a weight beyond the range of f16"
         raise InputError("export", "gguf", problem, "Export it as export=merged.")
 
 

@@ -124,7 +124,7 @@ def describe_estimator(stage: Mapping[str, Any]) -> str:
 def describe_sampling(config: Mapping[str, Any]) -> str:
     """Describe how answers were sampled, and whether the judge saw their reasoning."""
     rollout = config.get("rollout", {})
-    hidden = ", their reasoning hidden from whoever judged them" if rollout.get("reasoning") == "hide" else ""
+    hidden = ", their reasoning hidden from the reward" if rollout.get("reasoning") == "hide" else ""
     limit = f"at most {rollout.get('max_new_tokens')} tokens"
     return f"answers sampled at temperature {rollout.get('temperature')}, {limit}{hidden}"
 

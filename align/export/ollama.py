@@ -173,5 +173,5 @@ def build_modelfile(folder: Path, tokenizer: Any, begins_with_bos: bool, base: s
         generation = GenerationConfig.from_pretrained(folder)
     stops = [tokenizer.convert_ids_to_tokens(id) for id in find_stop_token_ids(tokenizer, generation)]
     lines += [f'PARAMETER stop "{stop}"' for stop in stops if is_quotable(stop)]
-    lines += [f"# No stop for {stop!a}, which this file cannot say." for stop in stops if not is_quotable(stop)]
+    lines += [f"# No stop for {stop!a}, which this file cannot express." for stop in stops if not is_quotable(stop)]
     return "\n".join(lines) + "\n"

@@ -38,7 +38,7 @@ def list_kinds(kind: str, artifact: Artifact) -> tuple[str, ...]:
         return InputError("export", kind, f"{artifact.ref} {problem}", remedy)
 
     if (artifact.path / VALUE_HEAD_FILE).is_file():
-        problem = "is a critic of PPO's, whose head of values no engine reads"
+        problem = "is a value model of PPO, whose value head no engine supports"
         raise InputError("artifact", artifact.ref, problem, "Export the policy that it was trained with.")
     if artifact.whole and "SequenceClassification" in str(model_config(artifact.path).get("architectures")):
         problem = "is a sequence classifier, as transformers loads it, and no language model"
@@ -51,7 +51,7 @@ def list_kinds(kind: str, artifact: Artifact) -> tuple[str, ...]:
         return OF_WHOLE if kind == "all" else (kind,)
     if is_reward_adapter(artifact.path):
         if kind == "gguf":
-            problem = "is a reward model, and llama.cpp's converter knows no such head of scores"
+            problem = "is a reward model, and llama.cpp's converter does not support its score head"
             raise unsupported(
                 problem, "Add export=merged, which transformers and vLLM read, or export=adapter for PEFT."
             )
@@ -86,10 +86,12 @@ def check_required_engines(
     """
     for engine in required:
         if engine not in (TRANSFORMERS, *asked):
-            problem = f"export={kind} does not ask it"
-            raise InputError("export.require", engine, problem, f"It asks {', '.join(sorted((TRANSFORMERS, *asked)))}.")
+            problem = f"export={kind} does not check with it"
+            raise InputError(
+                "export.require", engine, problem, f"It checks with {', '.join(sorted((TRANSFORMERS, *asked)))}."
+            )
         if engine != TRANSFORMERS and not asked[engine]:
-            problem = f"it cannot be asked: {explain_skipped_engine(engine, where[engine])}"
+            problem = f"it is not available: {explain_skipped_engine(engine, where[engine])}"
             raise InputError("export.require", engine, problem, "Install it, or leave it out of export.require.")
 
 

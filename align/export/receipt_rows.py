@@ -115,12 +115,12 @@ def require_passed(checks: Iterable[ReceiptCheck]) -> None:
     failed = [check for check in checks if check.verdict == FAIL]
     if failed:
         missed = [
-            f"{c.name}: {c.bound[0]} is {getattr(c.found, c.bound[0]):.3g}, which may be {c.bound[1]:g}"
+            f"{c.name}: {c.bound[0]} is {getattr(c.found, c.bound[0]):.3g}, and at most {c.bound[1]:g} is allowed"
             for c in failed
             if c.bound is not None
         ]
         names = ",".join(check.name for check in failed)
-        remedy = f"It is not what was trained. To let it pass all the same: export.accept=[{names}]."
+        remedy = f"It differs from the trained model. To publish it nevertheless: export.accept=[{names}]."
         raise InputError("export", f"{len(failed)} of the receipt's bounds missed", "; ".join(missed), remedy)
 
 
@@ -171,14 +171,14 @@ def check_agreement(receipt: dict[str, Any], checks: Sequence[ReceiptCheck], ski
         divergence = measured.get(name)
         remedy = "Do not trust it: export again."
         if divergence is None and engine in unasked:
-            problem = f"the receipt claims what was not measured here ({unasked[engine]})"
+            problem = f"the receipt has a check that was not measured here ({unasked[engine]})"
             remedy = "Do not trust it: export again, or check it where that engine can be asked."
         elif divergence is None:
-            problem = "the receipt claims what was not measured here"
+            problem = "the receipt has a check that was not measured here"
         elif not isinstance(claimed, dict) or not all(
             is_close(claimed.get(key), getattr(divergence, key), slack) for key in ("kl", "top1", "max_logprob")
         ):
-            problem = "the receipt claims another result than was measured again"
+            problem = "the receipt's result differs from the repeated measurement"
         else:
             continue
         raise CorruptFile(RECEIPT, name, problem, remedy)
@@ -190,11 +190,12 @@ def is_close(claimed: Any, measured: float, slack: float) -> bool:
 
 
 MADE_ANEW = (
-    "Made of the original weights, it is another model: `merge-before-cast`, `merged` and `adapter` on `original` are "
-    "beside the adapter on those weights, and `gap` is how far that lies from what was trained."
+    "Merged into the original weights, it is another model than the trained one: `merge-before-cast`, `merged` and "
+    "`adapter` on `original` are "
+    "beside the adapter on those weights, and `gap` is its distance from the trained model."
 )
 CHOICES = (
-    "Scores are compared as the choices that they stand for: a token is a choice between two of the texts, or between "
+    "Scores are compared as probabilities of a choice: a token is a choice between two of the texts, or between "
     "one and a text whose score is 0."
 )
 HEADS = ("engine", "what", "base", "weights", "max logprob difference", "KL", "same top token", "verdict")

@@ -123,7 +123,7 @@ def load_trained_model(
     logits = compute_choices(model, asked.rows, None) if scores else compute_logits(model, asked.rows)
     is_finite = all(bool(part.isfinite().all()) for part in logits)
     name = base.id if adapter is None else adapter.name
-    require(is_finite, "artifact", name, "what was trained says nan or infinity", "Train it again.")
+    require(is_finite, "artifact", name, "the trained model gives nan or infinity", "Train it again.")
     base_logprobs = None
     alone = None
     if adapter is not None and not scores:
@@ -160,7 +160,7 @@ def make_prompts(tokenizer: Any, longest: int, scores: bool) -> tuple[ExportProm
     if not scores:
         return ExportPrompts(encode_fixed_prompts(tokenizer, longest)), copy_tokenizer_for_export(tokenizer)
     conversations = make_test_conversations(tokenizer, longest)
-    problem = "takes none of the conversations that a reward model is asked about"
+    problem = "renders none of the conversations that a reward model is checked with"
     require(bool(conversations), "chat_template", "(the model's)", problem, "Train it with data.template=chatml.")
     export_tokenizer = make_scoring_tokenizer(tokenizer, conversations)
     return ExportPrompts(

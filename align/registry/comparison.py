@@ -384,5 +384,5 @@ def list_sweep_runs(root: Path, sweep_name: str) -> list[str]:
     require_schema_version(note.get("schema_version"), SCHEMA, SWEEP, str(path), "Name its runs by stage.runs.")
     runs = note.get("runs")
     if not isinstance(runs, list) or not all(isinstance(run, str) for run in runs):
-        raise CorruptFile(SWEEP, sweep_name, f"{path} does not say which runs it is of", "Name them by stage.runs.")
+        raise CorruptFile(SWEEP, sweep_name, f"{path} does not say which runs it compares", "Name them by stage.runs.")
     return runs

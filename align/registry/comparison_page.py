@@ -49,7 +49,7 @@ def build_page(compared: Comparison, root: Path) -> Report:
     runs = sum(len(row.records) for row in compared.rows)
     subtitle = list(compared.stages)
     if len(compared.rows) < runs:
-        subtitle.append(f"{pluralize(len(compared.rows), 'row')}: runs that differ in the seed alone are one")
+        subtitle.append(f"{pluralize(len(compared.rows), 'row')}: runs that differ only in the seed share a row")
     report = Report(f"{pluralize(runs, 'run')} side by side", ", ".join(subtitle))
     labels = make_labels(compared)
     report.verdict(describe_best(compared, labels))
@@ -142,7 +142,7 @@ def add_tradeoff(
     better = "Low" if is_lower_better(score) else "High"
     numbers = "Numbers are those of the table."
     reading = f"{better} and left is better; by their means no row beats the orange ones in both. {numbers}"
-    alt = f"{score} against {price_label} of {pluralize(len(points), 'row')}. No other one beats in both: {names}."
+    alt = f"{score} against {price_label} of {pluralize(len(points), 'row')}. Not beaten in both: {names}."
     report.draw(lambda: draw_tradeoff(points, best, price_label, score), reading, alt)
 
 
@@ -238,9 +238,9 @@ def describe_best(compared: Comparison, labels: Sequence[str]) -> str:
     lower_is_better = None if name is None else is_lower_better(name)
     candidates = [i for i, row in enumerate(compared.rows) if name in row.figures]
     if name is None or lower_is_better is None or not candidates:
-        return "Nothing here says which of these is better."
+        return "No figure here shows which of these is better."
     if differing := find_measurement_differences(compared, name):
-        return f"Not ranked by {name}: it was not measured alike ({', '.join(differing)})."
+        return f"Not ranked by {name}: it was not measured in the same way ({', '.join(differing)})."
     best = min(
         candidates, key=lambda i: get_figure_value(compared.rows[i].figures[name]) * (1 if lower_is_better else -1)
     )
@@ -256,9 +256,9 @@ def describe_best(compared: Comparison, labels: Sequence[str]) -> str:
         return text
     if not doubtful:
         second = "every other row" if len(other_rows) > 1 else f"row {labels[other_rows[0]]}"
-        return f"{text} It is better than {second} beyond chance."
+        return f"{text} The difference from {second} is larger than chance explains."
     more = f" and {pluralize(len(doubtful) - NAMED, 'more row')}" if len(doubtful) > NAMED else ""
-    return f"{text} As good may be, but for chance: row {'; row '.join(doubtful[:NAMED])}{more}."
+    return f"{text} Within chance, equally good: row {'; row '.join(doubtful[:NAMED])}{more}."
 
 
 def find_measurement_differences(compared: Comparison, name: str) -> list[str]:

@@ -181,13 +181,13 @@ def as_lines(differences: Mapping[str, Any]) -> Iterator[str]:
     if data := differences["data"]:
         is_same = not data["added"] and not data["removed"] and not data["unknown"]
         change = "the same rows" if is_same else f"{data['added']:,} added, {data['removed']:,} removed"
-        unknown = f"; {pluralize(data['unknown'], 'row')} without a content id" if data["unknown"] else ""
+        unknown = f"; for {pluralize(data['unknown'], 'row')} this is unknown" if data["unknown"] else ""
         yield f"rows to train on  {data['before']:,} → {data['after']:,}: {change}{unknown}"
     code = {key: [summarize_change(value) for value in pair] for key, pair in differences["code"].items()}
     yield from iter_section_lines("code", code)
     for name in ("packages", "hardware", "cost"):
         yield from iter_section_lines(name, differences[name])
-    yield from iter_section_lines("other settings, which do not change the result", differences["other_settings"])
+    yield from iter_section_lines("other settings, which do not affect the result", differences["other_settings"])
 
 
 def summarize_change(value: Any) -> Any:

@@ -38,7 +38,7 @@ TRAINED = "trained on what is forgotten"
 READ = "read what is forgotten"
 HELD = "held what is forgotten"
 MAY_HAVE = "may have read what is forgotten"
-FILES = "read it from files, which are yours: take the rows out of them before you run the commands"
+FILES = "read it from your own files: remove the rows from these files before you run the commands"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def make_no_match_error(selector: Selector, records: Sequence[Record], root: Pat
         names = {name for record in records for name in list_sources(root, record)}
         if similar := difflib.get_close_matches(selector.value, sorted(names), n=3):
             remedy = f"Did you mean {', '.join(similar)}? {remedy}"
-    problem = "; ".join([f"nothing is known of it under {root}, nor in the annotation store", *notes])
+    problem = "; ".join([f"it is neither in a run under {root} nor in the annotation store", *notes])
     return InputError(selector.field, selector.value, problem, remedy)
 
 
@@ -204,7 +204,7 @@ def iter_same_text_notes(url: str, texts: ForgottenTexts) -> Iterator[str]:
             items = [item.id for item in store.items(project) if any(map(texts.occur_in, iter_texts(item)))]
             if items:
                 name = f"stage.item={items[0]}" + (f" and {len(items) - 1:,} more" if len(items) > 1 else "")
-                yield f"project {project} has the same texts, and they stay there: {name}, project={project}"
+                yield f"project {project} has the same texts, and keeps them: {name}, project={project}"
 
 
 def find_item_of_pair(store: Store, project: str, content_id: bytes) -> str:

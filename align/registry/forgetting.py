@@ -168,7 +168,7 @@ def hold_forget_lock(root: Path) -> Iterator[None]:
         folder.mkdir(exist_ok=True)
         descriptor = lock_folder(folder)
     except RunBusy as error:
-        problem = "another command is forgetting something there"
+        problem = "another stage.action=forget is running there"
         raise RunBusy("run.root", str(root), problem, "Wait for it, then ask again.") from error
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error}), so nothing can be erased there"
@@ -361,7 +361,7 @@ def make_repeat_command(
     try:
         arguments = [word for word in build_arguments(manifest.config, refs) if not word.startswith(WITHOUT)]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        problem = f"its settings say something that this version does not read ({type(error).__name__})"
+        problem = f"this version cannot read its settings ({type(error).__name__})"
         return RepeatCommand("", problem)
     root = index.root.absolute()
     for run, new_run in new_names.items():  # inputs that are named by their paths
@@ -480,7 +480,7 @@ def iter_other_files(root: Path, texts: ForgottenTexts) -> Iterator[str]:
         if not folder.is_dir() or folder.parent.name == BASES:
             continue
         for match in iter_matches(folder, texts, search_subfolders=folder.parent.parent == root):
-            yield f"{(folder / match.file).relative_to(root)} shows it too, and is not changed"
+            yield f"{(folder / match.file).relative_to(root)} contains it too, and is not changed"
 
 
 def iter_readers(index: Index, run: str, files: Sequence[FileMatch]) -> Iterator[tuple[str, str]]:
@@ -511,7 +511,7 @@ def execute_plan(plan: ForgetPlan, who: str) -> Iterator[str]:
     """
     root = plan.root
     if is_already_forgotten(plan):
-        yield "nothing is left to erase, and all of these runs are marked"
+        yield "nothing was left to erase: these runs are already marked"
         return
     receipt = write_first_receipt(plan, who)
     for run, files in group_files_by_run(receipt).items():
@@ -530,7 +530,9 @@ def execute_plan(plan: ForgetPlan, who: str) -> Iterator[str]:
         with Store.open(plan.url, create_if_missing=False) as store:
             erase_target(store, plan.selection.stored)
             if not store.is_erasure_complete:
-                yield "the store's own log is held by a reader: what was erased leaves it with the next write"
+                yield (
+                    "another process reads the store's write-ahead log: the erased content leaves it at the next write"
+                )
         yield f"store: {describe_counts(plan.selection.stored.rows)}; erased"
     receipt.end(root)
     yield f"receipt: {root / 'forgotten' / receipt.name}.json"
@@ -617,7 +619,7 @@ def remove_texts_from_run(run: str, files: Sequence[str], plan: ForgetPlan, rece
     """
     folder = plan.root / build_run_path(run)
     if not (folder / MANIFEST).is_file():
-        yield f"{run}: no longer exists"
+        yield f"{run}: was removed in the meantime"
         return
     notes: list[str] = []
     try:
@@ -636,7 +638,7 @@ def remove_texts_from_run(run: str, files: Sequence[str], plan: ForgetPlan, rece
             with suppress(InputError):  # an unreadable manifest is left as it is
                 notes = update_manifest_digests(plan.root, run, files, receipt)
     except RunBusy as error:
-        remedy = "End it, or wait for it, and run the same command again: it goes on."
+        remedy = "End it, or wait for it, and run the same command again: it continues."
         raise RunBusy("run", run, "a process works in it, so its files cannot be changed", remedy) from error
     became = (f"{file} {receipt.files[build_run_path(run, file)]['became']}" for file in files)
     yield f"{run}: {', '.join(became)}"
@@ -705,7 +707,7 @@ def update_manifest_digests(root: Path, run: str, files: Sequence[str], receipt:
         changes = log_rewritten_manifest(root, run, sha256(data).hexdigest(), receipt)
         notes = [f"@{change.alias} (change {change.seq}) holds the new manifest of {run}" for change in changes]
     except InputError as error:
-        notes = [f"no alias holds the new manifest of {run}, which is called altered from now on ({error.problem})"]
+        notes = [f"no alias holds the new manifest of {run}, which is shown as altered from now on ({error.problem})"]
     replace_file(folder / MANIFEST, data)
     return notes
 
@@ -781,7 +783,7 @@ def replace_data_set(root: Path, run: str, entry: dict[str, object], ids: frozen
         if result.returncode:
             lines = (result.stderr or result.stdout).strip().splitlines()
             problem = f"cannot be replaced: {lines[-1].removeprefix('align: ') if lines else result.returncode}"
-            raise InputError("data.path", run, problem, "Mend that, and run the same command again: it goes on.")
+            raise InputError("data.path", run, problem, "Resolve this, and run the same command again: it continues.")
     new_set = read_json_object(new / "artifact" / "data.json", "data.json", "Restore it.")
     count = new_set["replaces"]["count"]
     entry.update(rows=count, root=new_set["root"])

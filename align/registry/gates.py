@@ -192,7 +192,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         if duplicate := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.YAMLError(f"the key {duplicate!r} stands twice")
+            raise yaml.YAMLError(f"the key {duplicate!r} is given twice")
         return super().construct_mapping(node, deep)
 
 
@@ -217,11 +217,11 @@ def read_gate(path: Path) -> Gate:
         InputError: It is not a gate.
     """
     field = str(path)
-    text = read_bytes(path, "gate", "Mend the file.")
+    text = read_bytes(path, "gate", "Correct the file.")
     try:
         spec = yaml.load(text.decode("utf-8"), UniqueKeyLoader)
     except (ValueError, yaml.YAMLError, RecursionError, TypeError) as error:
-        raise CorruptFile("gate", field, f"cannot be read as YAML ({error})", "Mend the file.") from error
+        raise CorruptFile("gate", field, f"cannot be read as YAML ({error})", "Correct the file.") from error
     remedy = "Write `alias:` with the name or the pattern of an alias, and `conditions:` with a list."
     has_keys = isinstance(spec, Mapping) and {*spec} == {"alias", "conditions"}
     require(has_keys, "gate", field, "has other keys than `alias` and `conditions`", remedy)
@@ -253,7 +253,7 @@ def parse_condition(spec: Any, field: str, gate_folder: Path) -> Condition:
         InputError: It is not a condition.
     """
     kinds = [kind for kind in KINDS if isinstance(spec, Mapping) and kind in spec]
-    require(len(kinds) == 1, field, spec, f"is no condition: it has none of {', '.join(KINDS)}, or two", EXAMPLE)
+    require(len(kinds) == 1, field, spec, f"is no condition: it needs exactly one of {', '.join(KINDS)}", EXAMPLE)
     kind = kinds[0]
     if kind == "figure":
         return parse_metric_condition(spec, field)
@@ -339,7 +339,7 @@ def check_metric_bounds(
         return Outcome(False, f"{text} of a policy that collapsed: {reasons}")
     if verdict != "varied" and collapsed == "measured":
         return Outcome(
-            False, f"{text}; whether the policy collapsed is not measured: {reasons or 'no evaluation says it'}"
+            False, f"{text}; whether the policy collapsed is not measured: {reasons or 'no evaluation measured it'}"
         )
     unmeasured = "; whether the policy collapsed is not measured" if verdict == "not measured" else ""
     low, high = (figure["low"], figure["high"]) if isinstance(figure, Mapping) else (figure, figure)
@@ -407,13 +407,13 @@ def check_unseen_prompts(subject: Subject, _required: bool) -> Outcome:
     """Check that an artifact was evaluated, and only on prompts that were not in its training data."""
     evaluation = subject.evaluation
     if evaluation is None:
-        return Outcome(False, f"nothing evaluated it: stage=eval artifact={subject.record['run']}")
+        return Outcome(False, f"no run evaluated it: stage=eval artifact={subject.record['run']}")
     if problem := verify_metrics(subject):
         return Outcome(False, f"altered: {problem}")
     if seen_count := get_value(evaluation, "metrics.seen"):
         return Outcome(False, f"training saw {seen_count:,} of the prompts of {evaluation['run']}")
     if get_value(evaluation, "metrics.seen_unknown") != 0:
-        return Outcome(False, f"of {evaluation['run']} it is not known which prompts training saw")
+        return Outcome(False, f"{evaluation['run']} does not say which of its prompts training saw")
     return Outcome(True, f"{evaluation['run']}: training saw none of its prompts")
 
 
@@ -480,17 +480,17 @@ def check_not_stale(subject: Subject, _required: bool) -> Outcome:
             command = f": {stale.again}" if stale.again else ""
             return Outcome(False, f"{record['run']} is stale since {stale.since[:10]}, {stale.because}{command}")
     if subject.gone:
-        return Outcome(False, f"{', '.join(subject.gone)} no longer exists, so it may be stale")
+        return Outcome(False, f"{', '.join(subject.gone)} no longer exists, so it is unknown whether it may be stale")
     return Outcome(True, f"none of {len(subject.upstream):,} runs is")
 
 
 KINDS: Mapping[str, tuple[str, str | bool, Callable[..., Outcome]]] = {
     "figure": ("", "KEY", check_metric_bounds),
     "receipt": ("receipt of export={}", "adapter|merged|gguf", check_receipt),
-    "unseen": ("evaluated on what it never saw", True, check_unseen_prompts),
+    "unseen": ("evaluated on prompts that it was not trained on", True, check_unseen_prompts),
     "signature": ("signature by {}", "PUBLIC_KEY", check_signature),
     "verdict": ("verdict {}", "NAME", check_verdict),
-    "stale": ("nothing that it was made from is stale", False, check_not_stale),
+    "stale": ("none of the runs that it was made from is stale", False, check_not_stale),
 }
 """Key of a condition → its text, its value or an example, and its check."""
 

@@ -116,7 +116,7 @@ OF_RECORDS = ("index.py", "record.py", "../run/figures.py")
 """Source files that determine an index's content."""
 UNWRITTEN = tuple(f"SQLITE_{why}" for why in ("BUSY", "LOCKED", "READONLY", "CANTOPEN", "PERM", "IOERR", "FULL"))
 """Names of SQLite errors about a file that cannot be written. Other errors mean that it is damaged."""
-ENDED = "its process ended before it could say why"
+ENDED = "its process ended without reporting an error"
 WAIT_S = 30
 """Seconds to wait for another process that updates the same index."""
 TABLES = """
@@ -327,7 +327,7 @@ class Index:
             row = self.db.execute("select content, manifest from runs where run = ?", (run,)).fetchone()
             if row is None or row[0] != manifest.content or row[1] == manifest.sha256:
                 continue
-            problem = f"{run}: manifest.json is another than {when}"
+            problem = f"{run}: manifest.json differs from the one {when}"
             subjects = self._select_column("select run from runs where json_extract(record, '$.evaluation') = ?", run)
             for name in (run, *subjects):
                 problems.setdefault(name, []).append(problem)
@@ -351,7 +351,7 @@ class Index:
         none."""
         for run, alias, seq, hash in self.db.execute("select run, alias, seq, hash from noted order by seq"):
             if not 0 < seq <= len(log.changes) or log.changes[seq - 1].hash != hash:
-                problem = f"is not in the log any more: {run} went by change {seq}"
+                problem = f"is no longer in the log, but {run} relied on change {seq}"
                 return CorruptFile("aliases", f"@{alias}", problem, REMEDY)
         return None
 
@@ -385,7 +385,7 @@ class Index:
         except InputError as error:
             record = make_unreadable_record(folder, str(error))
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # edited by hand
-            record = make_unreadable_record(folder, f"manifest.json says something that runs do not write: {error!r}")
+            record = make_unreadable_record(folder, f"manifest.json has content that no run writes: {error!r}")
         # Read it again next time: the cause, such as rights, may end without a new manifest.
         stamp = "" if record["status"] == UNREADABLE else stamp
         digests = (get_weights_digest(manifest), file_digest(folder / FILE)) if manifest is not None else ("", "")

@@ -82,10 +82,10 @@ def promote(
     require(is_one_kind, "stage.arms", describe_arms(new_arms), "are a reward model and a policy", remedy)
     target = describe_arms(new_arms)
     are_distinct = len({arm.digest for arm in new_arms}) == len(new_arms)
-    require(are_distinct, "stage.arms", target, "names one artifact twice", "Add the weights up.")
+    require(are_distinct, "stage.arms", target, "names the same artifact twice", "Add the weights up.")
     is_same = previous is not None and [*previous.arms] == new_arms
     remedy = "stage.action=history shows since when."
-    require(not is_same, "stage.alias", alias, f"refers to that already: {target}", remedy)
+    require(not is_same, "stage.alias", alias, f"points at {target} already", remedy)
     subjects = query_index(root, lambda index: make_subjects(index, log, new_arms))
     results = [
         (gate, [finding for subject in subjects for finding in gate.check_artifact(subject)])
@@ -97,8 +97,8 @@ def promote(
         require(bool(closed), "stage.override", override, "overrides nothing: no gate is closed", "Drop it.")
     elif closed:
         lines = "".join(f"\n  gate {gate.name}, {finding.text}" for gate, finding in closed)
-        remedy = f'Not met:{lines}\nMend that, or add stage.override="REASON", which stays in the log.'
-        raise InputError("stage.alias", alias, f"may not mean {target}", remedy)
+        remedy = f'Not met:{lines}\nResolve this, or add stage.override="REASON", which stays in the log.'
+        raise InputError("stage.alias", alias, f"may not point at {target}", remedy)
     change = append_change(
         root,
         alias,
@@ -134,7 +134,7 @@ def retire(root: Path, alias: str, *, who: str | None, why: str) -> AliasUpdate:
     query_index(root, lambda index: require_complete_log(index, log))
     previous = log.last(alias)
     if previous is None or not previous.arms:
-        raise InputError("stage.alias", alias, "means nothing now", "stage.action=history lists the aliases.")
+        raise InputError("stage.alias", alias, "is not in use", "stage.action=history lists the aliases.")
     change = append_change(root, alias, [], who=redact(who or get_user()), why=redact(why), replaces=previous.seq)
     return AliasUpdate(change, describe_change(change, previous, []))
 
@@ -159,7 +159,7 @@ def make_target(artifact: Artifact, arm: Arm, root: Path) -> AliasTarget:
     folder = artifact.path.resolve().parent  # the run's name is its folder's, even if its manifest has another
     is_in_root = artifact.manifest is not None and folder.parent.parent == root.resolve()
     remedy = "Name a run of it: artifact=STAGE:NAME."
-    require(is_in_root, FIELD, arm.ref, f"was made by no run under {root}, so that nothing is known of it", remedy)
+    require(is_in_root, FIELD, arm.ref, f"was made by no run under {root}, so its gates cannot be checked", remedy)
     has_weights = artifact.whole or (artifact.path / ADAPTER_CONFIG).is_file()
     require(has_weights, FIELD, arm.ref, "holds no adapter and no model", remedy)
     return AliasTarget(f"{folder.parent.name}:{folder.name}", artifact.digest, arm.weight)
@@ -202,7 +202,7 @@ def make_subject(index: Index, root: Path, arm: AliasTarget) -> Subject:
     """
     record = index.record(arm.ref)
     if record is None or record.get("digest") not in (None, arm.digest):
-        raise InputError(FIELD, arm.ref, "was changed while it was looked at", "Ask again.")
+        raise InputError(FIELD, arm.ref, "was changed while it was read", "Ask again.")
     evaluation = index.record(record["evaluation"]) if record["evaluation"] else None
     exports = [export for ref in record["exports"] if (export := index.record(ref)) is not None]
     return Subject(root, record, arm.digest, evaluation, exports, *collect_upstream(index, record))

@@ -98,7 +98,7 @@ def make_predicate(field: str, condition: Any) -> Callable[[Any], bool]:
             such conditions; one of them has to be met.
     """
     if isinstance(condition, list | tuple):
-        require(len(condition) > 0, field, condition, "is empty, and no run meets it", "Name the values.")
+        require(len(condition) > 0, field, condition, "is empty, so no run can match it", "Give one or more values.")
         limit = 500
         require(
             len(condition) <= limit,
@@ -115,14 +115,14 @@ def make_predicate(field: str, condition: Any) -> Callable[[Any], bool]:
     if isinstance(condition, str) and (match := COMPARED.fullmatch(condition)):
         sign = match[1]
         operand = parse_scalar(match[2])
-        require(operand != "", field, condition, "compares with nothing", EXAMPLE)
+        require(operand != "", field, condition, "has no value to compare with", EXAMPLE)
     if operand is None:
-        require(sign in ("=", "!="), field, condition, "compares with nothing", EXAMPLE)
+        require(sign in ("=", "!="), field, condition, "has no value to compare with", EXAMPLE)
         return lambda value: (value in (None, [])) == (sign == "=")  # an empty list counts as null
     is_mistyped = sign in ("=", "<", ">") and isinstance(operand, str) and operand.startswith(("=", ">", "<"))
     require(not is_mistyped, field, condition, "is no comparison", "Write one of >=, <=, >, <, !=, =.")
     orders_booleans = sign in COMPARISONS and isinstance(operand, bool)
-    require(not orders_booleans, field, condition, "compares what is in no order", "Write true or false alone.")
+    require(not orders_booleans, field, condition, "compares values that have no order", "Write true or false alone.")
     require(not isinstance(operand, float) or math.isfinite(operand), field, condition, "is no finite number", EXAMPLE)
 
     def is_met(value: Any) -> bool:

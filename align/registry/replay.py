@@ -111,7 +111,7 @@ def replay(
             lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             last_line = lines[-1] if lines else f"exit status {process.returncode}"
             problem = f"cannot be made again: {last_line.removeprefix('align: ')}"
-            raise InputError(FIELD, record["run"], problem, "Mend that, and ask again.")
+            raise InputError(FIELD, record["run"], problem, "Resolve this, and run the same command again.")
         return compare(record, logged, replayed, manifest, read_manifest(new_folder))
 
 

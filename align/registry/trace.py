@@ -169,7 +169,7 @@ def read_votes(url: str, project: str, head: ChainHead, verify_ledger: bool) -> 
                 return Votes(counts)
             row_hash = connection.execute(select(ledger.c.hash).where(ledger.c.seq == head.seq)).scalar()
             if row_hash != head.hash:
-                return Votes(counts, f"row {head.seq:,} of its ledger is another one, or gone", whole=False)
+                return Votes(counts, f"row {head.seq:,} of its ledger was changed or removed", whole=False)
             if not verify_ledger:
                 return Votes(counts, "the last row that was read is in the ledger")
             store.verify(head)
@@ -177,7 +177,7 @@ def read_votes(url: str, project: str, head: ChainHead, verify_ledger: bool) -> 
     except CorruptFile as error:
         return Votes(state=str(error), whole=False)
     except AlignError as error:
-        return Votes(state=f"the store cannot say: {error}")
+        return Votes(state=f"the store cannot be read: {error}")
 
 
 REQUESTS = "requests.jsonl"
@@ -336,7 +336,7 @@ class Tracer:
                 self.hashed[node.digest] = (f"cannot be read: {error}", True)
             else:
                 is_same = new_digest == node.digest
-                state = "hashed now: as it was read" if is_same else f"is another than was read ({new_digest[:12]})"
+                state = "hashed now: as it was read" if is_same else f"differs from what was read ({new_digest[:12]})"
                 self.hashed[node.digest] = (state, is_same)
         state, whole = self.hashed[node.digest]
         return replace(node, state=state, whole=whole)
@@ -407,7 +407,9 @@ def trace_response(index: Index, tracer: Tracer, id: str) -> TraceNode:
     if maker := index.maker(digest, ""):
         node = tracer.run(maker, digest)
     elif kind == "adapter":
-        node = TraceNode("gone", "(an adapter that no run here made)", digest, state="is unknown here", whole=False)
+        node = TraceNode(
+            "gone", "(an adapter that no run under this run.root made)", digest, state="is unknown here", whole=False
+        )
     else:
         node = TraceNode("base", "(the base by itself)", digest)
     return TraceNode("response", id, facts=tuple(facts), sources=((kind, node),))

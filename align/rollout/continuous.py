@@ -260,7 +260,7 @@ class ContinuousBatch(ServingEngine):
             if len(batch) == 1:
                 batch[0].answer.fail(error)
                 return
-            log.warning("a step of %d requests failed (%s); each is tried alone", len(batch), error)
+            log.warning("a batch of %d requests failed (%s); each is retried alone", len(batch), error)
             for running in batch:
                 self._advance([running])
             return

@@ -152,7 +152,7 @@ def choose_vllm_rank(rank: int) -> int:
 
 
 def explain_skipped_engine(engine: str, setting: str) -> str:
-    return "told not to ask it" if setting == "none" else f"{PACKAGES[engine][0]} is not installed"
+    return "switched off by its setting" if setting == "none" else f"{PACKAGES[engine][0]} is not installed"
 
 
 def run_engine_script(engine: str, python: str, field: str, **request: Any) -> EngineResponse:

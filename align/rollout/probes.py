@@ -25,8 +25,8 @@ CERTAIN = 3.0
 """Allowed distance of the applied share of an adapter from 1, absolute and in standard errors."""
 FEWEST = 32
 """Minimum tokens of all rows: too few could be picked to show no difference. The fixed prompts have hundreds."""
-NOT_BY_THIS = "Do not serve it by this engine. The engine's log says what it made of it."
-REMEDY = "Export it again, or remove this file: what the adapter says is then computed anew."
+NOT_BY_THIS = "Do not serve it with this engine. The engine's log may have the reason."
+REMEDY = "Export it again, or remove this file: the expected logprobs are then computed again."
 
 Logprobs = Sequence[Sequence[float]]
 """For each row, the logprobs in nats of its tokens from the second on, given the previous tokens."""
@@ -90,9 +90,9 @@ def compute_agreement(engine_adapter: Logprobs, engine_base: Logprobs, probes: P
 def describe_agreement(agreed: Agreement) -> str:
     share = ""
     if CERTAIN * agreed.error <= SHARE:
-        share = f"{agreed.share:.1%} ± {agreed.error:.1%} of the adapter is in force, "
+        share = f"{agreed.share:.1%} ± {agreed.error:.1%} of the adapter's effect is in the engine's logprobs, "
     elif not np.isnan(agreed.share):
-        share = "it says too little else than the base to be told from it, "
+        share = "it differs too little from the base to be distinguished, "
     return f"{share}{agreed.gap:.2g} nats from what was trained"
 
 
@@ -105,7 +105,7 @@ def check_agreement(agreed: Agreement, dtype: str, field: str, name: str, remedy
         remedy: remedy for the error message.
     """
     if abs(agreed.share - 1) > max(SHARE, CERTAIN * agreed.error):  # False if the share is nan
-        problem = f"{agreed.share:.0%} of the adapter is in force in the engine, where 100 % should be"
+        problem = f"{agreed.share:.0%} of the adapter's effect is in the engine's logprobs, and 100 % is expected"
         raise InputError(field, name, problem, remedy)
     problem = f"the engine's logprobs are {agreed.gap:.2g} nats from those that were trained, on the mean"
     require(agreed.gap <= WITHIN[dtype], field, name, f"{problem}; in {dtype} {WITHIN[dtype]:g} may be", remedy)

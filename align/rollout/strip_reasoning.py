@@ -128,5 +128,5 @@ def warn_about_empty_answers(share: float, hides: bool, whose: str = "") -> list
     """
     if not share:
         return []
-    reason = "their reasoning was never closed, or nothing stands behind it" if hides else "they hold no text"
+    reason = "their reasoning was not closed, or no text follows it" if hides else "they hold no text"
     return [f"{100 * share:.3g}% of the {whose}answers are empty: {reason}"]

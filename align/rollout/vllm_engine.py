@@ -130,13 +130,13 @@ class VllmEngine(ServingEngine):
 
     def add(self, request: Request, listener: Listener) -> Completion:
         remedy = "Serve it without serve=vllm."
-        require(not request.scored, "model", "reward", "gives scores, which vLLM is not asked for", remedy)
+        require(not request.scored, "model", "reward", "gives scores, which align does not support with vLLM", remedy)
         has_source = request.grammar is None or request.grammar.source is not None
-        problem = "begins behind reasoning that the prompt opens, which vLLM is not asked for"
+        problem = "continues reasoning that the prompt opens, which align does not support with vLLM"
         require(has_source, "response_format", "json", problem, remedy)
         if request.sampling.max_tokens == 0:  # vLLM generates one token nevertheless
             check_room(replace(request, sampling=replace(request.sampling, max_tokens=1)), self.context)
-        assert not request.sampling.processed_logprobs, "vLLM is started for the model's own logprobs"
+        assert not request.sampling.processed_logprobs, "vLLM was started to return the model's own logprobs"
         completion = super().add(request, listener)
         self._loop.call_soon_threadsafe(self._wake_up.set)
         return completion

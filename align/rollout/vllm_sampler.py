@@ -114,7 +114,7 @@ class VllmSampler(SnapshotEngine):
         self.folder.mkdir(parents=True)
         self.snapshots = self.folder / "snapshots"
         if settings.urls:
-            remedy = f"See to this server. {CONTINUES}"
+            remedy = f"Check this server. {CONTINUES}"
             urls = (url.rstrip("/") for url in settings.urls)
             self.servers = [VllmServer("rollout.urls", url, settings.start_s, remedy) for url in urls]
         else:
@@ -215,10 +215,10 @@ class VllmSampler(SnapshotEngine):
                 self._restart(server, error)
             except VllmFailed as error:
                 raise self._explain(server, error) from error
-        raise InputError(server.setting, server.label, f"was gone {TRIES} times in a row", server.remedy)
+        raise InputError(server.setting, server.label, f"was unreachable {TRIES} times in a row", server.remedy)
 
     def _restart(self, server: VllmServer, error: VllmGone) -> None:
-        print(f"a vLLM server is gone ({error}), and opened again: {server.label}", flush=True)
+        print(f"a vLLM server was unreachable ({error}), and was connected again: {server.label}", flush=True)
         server.bring_up()
 
     def _explain(self, server: VllmServer, error: VllmFailed) -> InputError:
@@ -301,7 +301,7 @@ class VllmSampler(SnapshotEngine):
                 self._restart(server, error)
                 self._refresh_server(server, self.adapters)
         server = next(iter(unreachable))
-        raise InputError(server.setting, server.label, f"was gone {TRIES + 1} times in a row", server.remedy)
+        raise InputError(server.setting, server.label, f"was unreachable {TRIES + 1} times in a row", server.remedy)
 
     def _request_body(self, row: int, prompt: Sequence[int], seed: int, digest: str | None) -> dict[str, Any]:
         model = self._server_of(row).base if digest is None else self.adapters[digest].name
@@ -349,12 +349,12 @@ class VllmSampler(SnapshotEngine):
             raise self._explain(server, error) from error
         problem = "gives no logprobs of the tokens that it draws, without which the policy loss cannot be corrected"
         is_complete = len(tokens) == len(logprobs) > 0
-        require(is_complete, server.setting, server.label, problem, "Use vLLM 0.32 or newer, as it is.")
+        require(is_complete, server.setting, server.label, problem, "Use an unmodified vLLM 0.32 or newer.")
         problem = f"draws tokens that the base does not have: it has {self.vocabulary}"
         is_known = all(0 <= id < self.vocabulary for id in ids)
         require(is_known, server.setting, server.label, problem, "Serve the base of this run.")
         if not all(map(math.isfinite, logprobs)):
-            raise NonFiniteLogits(f"{server.label} says that it drew a token with a logprob that is no number")
+            raise NonFiniteLogits(f"{server.label} reports a logprob that is not finite for a token that it sampled")
         stop_lengths = [length for length, id in enumerate(ids, 1) if id in self.stop_ids]
         is_whole = [id for id, _, _ in tokens] == ids and len(ids) == min([*stop_lengths, self.max_new_tokens])
         problem = f"ended an answer after {len(ids)} tokens, where neither the first stop token nor the limit does"

@@ -87,7 +87,7 @@ def refuse_other_forms(path: str) -> Iterator[None]:
     except AlignError:
         raise
     except (*MISREAD, httpx.DecodingError) as error:
-        message = f"vLLM answers {path} in another form than vLLM's ({type(error).__name__})"
+        message = f"vLLM answers {path} in an unknown format ({type(error).__name__})"
         raise VllmFailed(message, path=path) from error
 
 
@@ -259,7 +259,7 @@ async def stream_choices(connection: httpx.AsyncClient, body: Mapping[str, Any])
                     continue
                 chunk = json.loads(data)
                 if "error" in chunk:
-                    raise VllmFailed("vLLM failed on the way: vllm.log says why")
+                    raise VllmFailed("vLLM failed during the answer: vllm.log has the reason")
                 if chunk.get("choices"):
                     yield chunk["choices"][0]
     except httpx.TransportError as error:
@@ -303,7 +303,7 @@ async def read_response(connection: httpx.AsyncClient, method: str, path: str, b
 
 def check_size(size: int, limit: int, path: str, status: int = 0) -> None:
     if size > limit:
-        message = f"it answers {path} by more than {limit:,} bytes, and no answer to that has so many"
+        message = f"its answer to {path} has more than {limit:,} bytes, too many for this request"
         raise VllmFailed(message, status, path)
 
 
@@ -537,7 +537,7 @@ class VllmServer:
 
     def _refuse_unknown_names(self) -> None:
         is_known = self.client.knows(f"never-given-{secrets.token_hex(32)}")
-        problem = "it answers to a model name that was never loaded, where status 404 is due"
+        problem = "it answers requests for a model that was never loaded, instead of with status 404"
         require(not is_known, self.setting, self.label, problem, "Use another vLLM.")
 
     def load(self, adapter: ServedAdapter) -> None:
@@ -724,12 +724,12 @@ def read_servable_rank(folder: Path, most: int | None, layers: Collection[str]) 
     check_plain(adapter)
     require(not adapter.has_score_head, "adapter", folder.name, "is a reward model", "Serve it without serve=vllm.")
     unsupported_layer = next((name for name in adapter.ranks if name not in layers), None)
-    problem = "is no linear layer of the base but its head, and vLLM makes room for adapters on these"
+    problem = "is no linear layer of the base but its head, and vLLM supports adapters only on these"
     require(unsupported_layer is None, "target_modules", unsupported_layer, problem, "Serve it merged: export=merged.")
     check_targets(adapter.config, adapter.ranks, layers)
     rank = max(adapter.ranks.values())
     max_rank = choose_vllm_rank(rank) if most is None else most
-    problem = f"is over {most}, the rank that vLLM made room for"
+    problem = f"is over {most}, the maximum rank that vLLM was started with"
     require(rank <= max_rank, "r", rank, problem, "Start the server with a higher stage.max_rank.")
     return rank
 

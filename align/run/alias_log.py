@@ -168,7 +168,9 @@ def parse_log(text: bytes, path: Path) -> tuple[AliasLog, int]:
     last_line = lines.pop()
     if not (last_line.startswith(LINE_START) or LINE_START.startswith(last_line)):
         # `append_change` cuts off the beginning of a line that a killed process left; this is not one.
-        raise CorruptFile(f"{path}, line {len(lines) + 1}", shorten_line(last_line), "is no change of an alias", REMEDY)
+        raise CorruptFile(
+            f"{path}, line {len(lines) + 1}", shorten_line(last_line), "is no record of an alias change", REMEDY
+        )
     if is_complete(last_line):
         lines.append(last_line)
     for number, line in enumerate(lines, 1):
@@ -179,7 +181,9 @@ def parse_log(text: bytes, path: Path) -> tuple[AliasLog, int]:
         except (TypeError, ValueError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
-            raise CorruptFile(field, shorten_line(line), f"is no change of an alias ({error})", REMEDY) from error
+            raise CorruptFile(
+                field, shorten_line(line), f"is no record of an alias change ({error})", REMEDY
+            ) from error
         changes.append(change)
         used = min(len(text), used + len(line) + 1)
     return AliasLog(tuple(changes)), used
@@ -199,7 +203,7 @@ def shorten_line(line: bytes) -> str:
 
 
 def parse_change(line: bytes, field: str) -> Change:
-    invalid = CorruptFile(field, shorten_line(line), "is no change of an alias", REMEDY)
+    invalid = CorruptFile(field, shorten_line(line), "is no record of an alias change", REMEDY)
     try:
         values = json.loads(line, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -274,9 +278,9 @@ def append_change(
         last = log.last(alias)
         if (last.seq if last else 0) != replaces:
             if last is None:
-                raise CorruptFile("aliases", str(path), "lost its end since it was looked at", REMEDY)
-            target = describe_arms(last.arms) or "nothing: it was retired"
-            problem = f"was changed meanwhile by {last.who} at {last.at}: it means {target} ({last.why})"
+                raise CorruptFile("aliases", str(path), "was cut at its end since it was read", REMEDY)
+            target = describe_arms(last.arms) or "no artifact: it was retired"
+            problem = f"was changed in the meantime by {last.who} at {last.at}: it points at {target} ({last.why})"
             raise RunConflict("stage.alias", alias, problem, "If you still want to, run the same command again.")
         at = max([datetime.now(UTC), *(datetime.fromisoformat(change.at) for change in log.changes[-1:])])
         head = log.head

@@ -240,7 +240,7 @@ def load_alias_target(arm: AliasTarget, change: Change, ref: str, root: Path, fi
     if manifest is None or not has_published(folder, manifest, arm.digest):
         folder = find_run_by_digest(arm.digest, root)
     if folder is None:
-        problem = f"means {arm.ref} ({arm.digest[:12]}), which is gone, or was made again"
+        problem = f"points at {arm.ref} ({arm.digest[:12]}), which was removed or made again"
         remedy = f"Restore the run, or promote another: stage=registry stage.action=promote stage.alias={change.alias}."
         raise MissingArtifact(field_name, ref, problem, remedy)
     alias = {"name": change.alias, "seq": change.seq, "hash": change.hash}

@@ -102,7 +102,7 @@ def prepare_resume_checkpoint(run: Run, say: Callable[[str], None], is_intact: C
         if is_intact(folder):
             say(f"continuing from {folder.name}")
             return folder
-        say(f"{folder.name} is torn or altered: passed over")
+        say(f"{folder.name} is damaged and is skipped")
         shutil.rmtree(folder)
     return None
 

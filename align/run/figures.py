@@ -64,10 +64,10 @@ def read_figures(folder: Path, manifest: Manifest) -> Figures:
         if name == FILE:
             metrics = json.loads(data)
     if metrics is None:
-        problem = f"its figures are in no {FILE} whose digest the manifest holds" if manifest.metrics else ""
+        problem = f"the manifest has no digest of {FILE}, so its figures cannot be checked" if manifest.metrics else ""
         return Figures(manifest.metrics, problem)
     if canonical(metrics) != canonical(manifest.metrics):
-        return Figures(metrics, f"manifest.json says other figures than {FILE}")
+        return Figures(metrics, f"manifest.json and {FILE} have different figures")
     return Figures(metrics)
 
 

@@ -154,7 +154,7 @@ def list_training_data(artifact: Artifact, root: Path) -> list[str]:
     names: list[str] = []
     for manifest, _ in iter_artifact_ancestors(artifact, root):
         if isinstance(manifest, GoneRun):
-            names.append(f"whatever {manifest.ref} was trained on: that run is gone")
+            names.append(f"the training data of {manifest.ref}: that run is gone")
             continue
         data = manifest.config["data"]
         project = manifest.inputs.get("data", Input("")).project

@@ -68,5 +68,5 @@ def read_verified_receipt(folder: Path, beside: str = "") -> dict[str, Any]:
         raise CorruptFile("file", name, "is missing", remedy)
     for name, digest in digests.items():
         if file_digest(folder / name) != digest:
-            raise CorruptFile("file", name, "is not the file that the receipt speaks of (its sha256 differs)", remedy)
+            raise CorruptFile("file", name, "is not the file that the receipt lists (its sha256 differs)", remedy)
     return receipt

@@ -151,7 +151,7 @@ def compute_fingerprint(key: Any, setting: str, given: str) -> str:
 
     is_supported = isinstance(key, EllipticCurvePublicKey) and key.curve.name in CURVES
     kind = getattr(getattr(key, "curve", None), "name", type(key).__name__.strip("_"))
-    require(is_supported, setting, given, f"is of another kind ({kind}) than {', '.join(CURVES)}", MAKE)
+    require(is_supported, setting, given, f"is of the kind {kind}, not one of {', '.join(CURVES)}", MAKE)
     return hashlib.sha256(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
@@ -186,7 +186,7 @@ def verify_signature(folder: Path, key: PublicKey, setting: str, shown: str) -> 
             text = file.read(MOST)
         signer, signed = parse_claims(text)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise not_signed(f"its {SIGNATURE} is no signature by a key of one's own") from error
+        raise not_signed(f"its {SIGNATURE} is no signature made with a key pair") from error
     if signer != key.fingerprint:
         raise not_signed(
             f"{SIGNATURE} is by another key ({signer[:12]}) than the one to verify ({key.fingerprint[:12]})"
@@ -206,7 +206,7 @@ def verify_signature(folder: Path, key: PublicKey, setting: str, shown: str) -> 
     except OSError as error:
         raise not_signed(f"a folder in it cannot be read ({error.strerror})") from error
     if added:
-        raise not_signed(f"{min(added)} is not among the files that were signed", "Remove it, if nobody needs it.")
+        raise not_signed(f"{min(added)} is not among the files that were signed", "Remove it, if it is not needed.")
 
 
 def parse_claims(text: bytes) -> tuple[str, dict[str, str]]:

@@ -63,7 +63,7 @@ def read_stale_mark(folder: Path) -> StaleMark | None:
     receipts = values.get("receipts")
     return StaleMark(
         since=str(values.get("since") or UNKNOWN),
-        because=str(values.get("because") or "nobody says why"),
+        because=str(values.get("because") or "no reason is recorded"),
         again=str(values.get("again") or ""),
         receipts=tuple(map(str, receipts)) if isinstance(receipts, list) else (),
     )

@@ -214,7 +214,9 @@ def model_config(folder: Path, field: str = "model.path", displayed: str | None 
             raise InputError(field, displayed, problem, UNQUANTISED)
     for key, value in config.items():  # transformers allocates all layers before it reads a weight
         if isinstance(value, int) and value > (MOST_LAYERS if key in LAYERS else MOST):
-            raise InputError(field, displayed, f"{CONFIG} says {key}={value}, which no model has", f"Correct {path}.")
+            raise InputError(
+                field, displayed, f"{CONFIG} says {key}={value}, which is not a valid value", f"Correct {path}."
+            )
     for key in ("transformers_weights", "configuration_files"):
         if config.get(key) not in (None, [], SINGLE, INDEX):
             problem = f"{CONFIG} sends the reader to other files ({key}: {config[key]!r})"

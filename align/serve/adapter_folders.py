@@ -200,10 +200,10 @@ def find_loadable_version(
         problem = f"does not say on which {'base' if origin.base is None else 'precision of its base'} it was trained"
         raise NotLoadable(FIELD, lora_path, problem, "Start the server with it in stage.adapters.")
     if origin.base != base_digest:
-        problem = f"was trained on base {origin.base[:12]}, and {base_digest[:12]} is served"
+        problem = f"was trained on base {origin.base[:12]}, and the served base is {base_digest[:12]}"
         raise NotLoadable(FIELD, lora_path, problem, "Load an adapter of the served base.")
     if origin.method != method:
-        problem = f"was trained with method={origin.method}, and the base is served as method={method} knows it"
+        problem = f"was trained with method={origin.method}, and the base is served as method={method} loads it"
         raise NotLoadable(FIELD, lora_path, problem, f"Load an adapter of method={method}.")
     return version
 

@@ -257,13 +257,13 @@ def find_schema_problem(schema: Any) -> str | None:
         for each in objects:
             multiple = math.lcm(multiple, scale_to_integer(each.get("multipleOf")))
             if isinstance(minimum := each.get("minProperties"), int | float) and minimum > 1:
-                return "minProperties over 1, and a key that is written twice would count twice: use required"
+                return "minProperties over 1, which cannot be checked while an answer is generated: use required"
         lists = [each for each in nodes if isinstance(each, list)]
         nodes = [inner for each in objects for inner in each.values()] + [inner for each in lists for inner in each]
     if properties > MOST_PROPERTIES:
         return f"more than {MOST_PROPERTIES} properties"
     if multiple > FINEST:
-        return f"a multipleOf, or several together, finer than {FINEST} steps can say"
+        return f"a multipleOf, or several together, finer than {FINEST} steps"
     size = len(json.dumps(schema))
     return f"more than {LARGEST} characters" if size > LARGEST else None
 

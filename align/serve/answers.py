@@ -588,7 +588,7 @@ class Call:
         with service.hold_chosen_model(self.record, self.tenant, model, user) as chosen_model:
             is_reward_model = chosen_model.version is not None and chosen_model.version.is_reward_model
             if is_reward_model and not asks_for_scores:
-                raise invalid_request("model", f"'{chosen_model.name}' is a reward model: ask it by /v1/rewards.")
+                raise invalid_request("model", f"'{chosen_model.name}' is a reward model: use /v1/rewards.")
             if asks_for_scores and not is_reward_model:
                 raise invalid_request("model", f"'{chosen_model.name}' is no reward model.")
             if service.is_draining:
@@ -725,13 +725,13 @@ def error_to_refusal(error: BaseException, model: str) -> Refusal:
     """
     if isinstance(error, NonFiniteLogits):  # a retry fails too, so that the status is one that clients do not retry
         message = (
-            f"The model '{model}' came to values that are nan or infinite on this prompt: its weights are too large "
-            "for the precision that it is served in. Use another model, and tell the server's operator."
+            f"The model '{model}' computed values that are nan or infinite on this prompt: its weights are too large "
+            "for the precision that it is served in. Use another model, and report this to the server's operator."
         )
         return Refusal(422, message, param="model", code="model_not_finite")
     if isinstance(error, GrammarFailed):
         message = (
-            "A step of this answer by its schema, pattern or tools costs more than a step may. Simplify it: fewer "
+            "One step of constraining this answer to its schema, pattern or tools takes too long. Simplify it: fewer "
             "alternatives, and no repeats of repeats."
         )
         return invalid_request(None, message, "invalid_grammar")

@@ -95,16 +95,16 @@ POLICY = (
 )
 NEEDS_ADMIN = "This needs the key of an administrator."
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The request asks for what cannot be done, or its body cannot be read."},
+    400: {"description": "The request is invalid, or its body cannot be read."},
     401: {"description": "There is no key, or one that is not known."},
     403: {"description": "The key does not allow it."},
     404: {"description": "There is no such model, adapter, tenant or address."},
     413: {"description": "The body is too large."},
     421: {"description": "The server is known by another name."},
-    422: {"description": "The model came to values that are not finite."},
+    422: {"description": "The model computed values that are not finite."},
     429: {"description": "A limit, a budget or the queue is used up for now."},
-    500: {"description": "The server made an error, which its log has."},
-    503: {"description": "The server is shutting down, or cannot count what is used."},
+    500: {"description": "The server failed; its log has the error."},
+    503: {"description": "The server is shutting down, or cannot record usage."},
 }
 for _response in ERRORS.values():
     _response["model"] = ErrorBody
@@ -365,7 +365,7 @@ def describe_unserved_names(tenants: Iterable[Tenant], served: Collection[str]) 
             similar = difflib.get_close_matches(name, served, n=1)
             unserved.append(f"{name} (did you mean {similar[0]}?)" if similar else name)
         if unserved:
-            lines.append(f"tenant {tenant.name} may ask for what is not served: {', '.join(unserved)}")
+            lines.append(f"tenant {tenant.name} may ask for models that are not served: {', '.join(unserved)}")
     return lines
 
 

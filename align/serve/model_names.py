@@ -220,7 +220,7 @@ class Portfolio:
                 message = f"The lora adapter '{name}' cannot be found."
                 raise Refusal(404, message, param=FIELD, code="not_found")
             followers = ", ".join(self.find_followers(name))
-            require(not followers, FIELD, name, f"is followed by {followers}", f"Unload {followers} first.")
+            require(not followers, FIELD, name, f"is the target of {followers}", f"Unload {followers} first.")
             self._set_names({other: arms for other, arms in self._names.items() if other != name})
 
     def find_followers(self, name: str) -> list[str]:

@@ -335,7 +335,7 @@ class LoadAdapter(Body):
 
     lora_name: str = Field(min_length=1, max_length=64)
     lora_path: str = Field(min_length=1, max_length=4096)
-    load_inplace: bool = Field(False, description="Replace what has this name.")
+    load_inplace: bool = Field(False, description="Replace the adapter that has this name.")
 
 
 class UnloadAdapter(Body):
@@ -657,7 +657,9 @@ def build_reward_prompts(
         field = f"messages.{i}" if is_batch else "messages"
         chat = tuple(to_scored_message(message, f"{field}.{j}") for j, message in enumerate(messages))
         if len(chat) < 2 or chat[-1].role != "assistant":
-            raise invalid_request(field, "A conversation ends with the answer that is scored, behind what it answers.")
+            raise invalid_request(
+                field, "A conversation must end with the answer to score, after the message that it answers."
+            )
         context_messages, answer = (
             (strip_all_reasoning(chat[:-1]), strip_reasoning(chat[-1].content))
             if hides_reasoning

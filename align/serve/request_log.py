@@ -91,7 +91,7 @@ class JsonLinesLog:
                 self._file.write(line + "\n")
         except (OSError, ValueError) as error:
             if not self._warned:
-                log.warning("%s cannot be written (%s); requests are answered all the same", self.path.name, error)
+                log.warning("%s cannot be written (%s); requests are still answered", self.path.name, error)
             self._warned = True
 
     def close(self) -> None:

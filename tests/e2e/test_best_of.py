@@ -141,7 +141,10 @@ def test_a_reward_model_on_the_policys_base_scores_as_it_does_alone(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("reward=sentiment", "stage.prompts=3", "rollout.max_new_tokens=1"), "leaves no answer that ended by itself"),
+        (
+            ("reward=sentiment", "stage.prompts=3", "rollout.max_new_tokens=1"),
+            "leaves no answer that is complete and not empty",
+        ),
         (("reward=fn", "reward.fn=judges_of_best_of:nothing"), "reward.fn=judges_of_best_of:nothing: returned nan"),
     ],
     ids=["cut", "nan"],

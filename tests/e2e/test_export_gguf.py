@@ -93,7 +93,7 @@ def test_it_is_measured_again(shop: Workshop, exported: Path, tmp_path: Path) ->
     receipt["files"][adapter.name] = file_digest(adapter)
     (copy / RECEIPT).write_text(json.dumps(receipt))
     assert shop.status("stage=export", *check, f"export.path={copy}") == 2
-    assert "It is not what was trained" in shop.output or "claims another result" in shop.output
+    assert "It differs from the trained model" in shop.output or "the receipt's result differs" in shop.output
     shutil.rmtree(copy)
     shutil.copytree(exported / "artifact", copy)
     base = copy / "base-f16.gguf"  # another base in its place, with a forged receipt
@@ -105,7 +105,7 @@ def test_it_is_measured_again(shop: Workshop, exported: Path, tmp_path: Path) ->
         row["found"] = next((r["found"] for r in receipt["rows"] if r["weights"] == "q8_0"), None) or row["found"]
     (copy / RECEIPT).write_text(json.dumps(receipt))
     assert shop.status("stage=export", *check, f"export.path={copy}") == 2
-    assert "It is not what was trained" in shop.output or "claims another result" in shop.output
+    assert "It differs from the trained model" in shop.output or "the receipt's result differs" in shop.output
     shutil.rmtree(copy)
     shutil.copytree(exported / "artifact", copy)
     assert shop.status("stage=export", *check, f"export.path={copy}", "export.into=original") == 2
@@ -137,9 +137,11 @@ def test_everything_at_once(shop: Workshop) -> None:
 def test_without_llama_cpp_it_is_not_checked(shop: Workshop, tmp_path: Path) -> None:
     arguments = ("artifact=sft:a", "export=gguf", "export.llama_cpp=none")
     assert shop.status("stage=export", *arguments, "export.require=[llama.cpp]") == 2
-    assert "export.require=llama.cpp: it cannot be asked: told not to ask it" in shop.output
+    assert "export.require=llama.cpp: it is not available: switched off by its setting" in shop.output
     assert shop.status("stage=export", *arguments, "export.require=[vLLM]") == 2
-    assert "export.require=vLLM: export=gguf does not ask it. It asks llama.cpp, transformers" in shop.output
+    assert (
+        "export.require=vLLM: export=gguf does not check with it. It checks with llama.cpp, transformers" in shop.said
+    )
     folder = shop.run("export", *arguments) / "artifact"
     assert {row["verdict"] for row in read_receipt(folder)["rows"]} == {"reported", "not checked"}
     assert not (folder / "base-q8_0.gguf").exists()
@@ -168,7 +170,7 @@ def test_what_llama_cpp_says_otherwise_is_not_published(shop: Workshop, monkeypa
 
     monkeypatch.setattr(made, "write_adapter", write_scaled)
     assert shop.status("stage=export", "artifact=sft:a", "export=gguf", "run.name=wrong", ONE) == 2
-    assert "It is not what was trained" in shop.output
+    assert "It differs from the trained model" in shop.output
     assert F16_ROW in shop.output
     assert not (shop.root / "export" / "wrong" / "artifact").exists()
     assert not [path.name for path in (shop.root / "bases").iterdir() if not (path / "base.json").is_file()]

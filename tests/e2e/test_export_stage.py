@@ -94,11 +94,11 @@ def test_an_export_is_measured_again(shop: Workshop, exported: Path, tmp_path: P
     receipt["files"][WEIGHTS_FILE] = file_digest(copy / WEIGHTS_FILE)
     (copy / RECEIPT).write_text(json.dumps(receipt))
     command = ("stage=export", *check, f"export.path={copy}")
-    shop.refuses(*command, says=("It is not what was trained", f"{NF4}: max_logprob is"))
+    shop.refuses(*command, says=("It differs from the trained model", f"{NF4}: max_logprob is"))
     for row in receipt["rows"]:
         row["accepted"] = True  # the check ignores which rows a receipt accepts
     (copy / RECEIPT).write_text(json.dumps(receipt | {"beside": "none", "into": "original", "dtype": "bfloat16"}))
-    shop.refuses(*command, says="It is not what was trained")
+    shop.refuses(*command, says="It differs from the trained model")
 
 
 def test_a_receipt_that_claims_more_than_was_measured(shop: Workshop, exported: Path, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_receipt_that_claims_more_than_was_measured(shop: Workshop, exported: 
     [row] = [row for row in receipt["rows"] if row["engine"] == "vLLM"]
     row |= {"verdict": "pass", "found": {"kl": 0.0, "top1": 1.0, "max_logprob": 0.0, "tokens": 9}}
     (copy / RECEIPT).write_text(json.dumps(receipt))
-    shop.refuses(*check, says="vLLM: the receipt claims what was not measured here (vllm is not installed)")
+    shop.refuses(*check, says="vLLM: the receipt has a check that was not measured here (vllm is not installed)")
     template = copy / "chat_template.jinja"
     template.write_text("x" + template.read_text())
     receipt = read_receipt(exported / "artifact")
@@ -274,7 +274,10 @@ def test_without_a_base_beside_it(shop: Workshop, tmp_path: Path) -> None:
     folder = other_shop.run("export", "artifact=sft:a", "export.base=none")
     assert not (other_shop.root / "bases").exists()
     [row] = [row for row in read_receipt(folder / "artifact")["rows"] if row["base"] == "nf4-dequantised"]
-    assert (row["verdict"], row["note"]) == ("not checked", "that base was left out, or does not lie beside the runs")
+    assert (row["verdict"], row["note"]) == (
+        "not checked",
+        "that base was left out of the export, or is not beside the runs",
+    )
 
 
 def test_another_base_is_no_base_of_it(shop: Workshop, exported: Path) -> None:

@@ -234,7 +234,7 @@ def test_a_reward_model_whose_scores_are_others_is_not_published(
     monkeypatch.setattr(kinds, "cast_weights", cast_wrongly)
     command = ("artifact=reward:lora", f"export={kind}", "export.dtype=float32", f"run.name=wrong-{kind}")
     assert shop.status("stage=export", *command) == 2, shop.output
-    assert "It is not what was trained" in shop.output
+    assert "It differs from the trained model" in shop.output
 
 
 # --- Refusals ---------------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_a_reward_model_whose_scores_are_others_is_not_published(
         (["artifact=full:f"], "full:f is a whole model, of which there is no adapter. Add export=merged"),
         (["artifact=full:f", "export=merged", "method=lora"], "method=lora: full:f is a whole model"),
         (["artifact=reward:lora", "export=gguf"], "Add export=merged, which transformers and vLLM read"),
-        (["artifact=reward:lora", "export=merged", "export.require=[vLLM]"], "export=merged does not ask it"),
+        (["artifact=reward:lora", "export=merged", "export.require=[vLLM]"], "export=merged does not check with it"),
     ],
 )
 def test_what_cannot_leave_that_way_is_refused_with_what_can(shop: Workshop, words: list[str], problem: str) -> None:
@@ -270,5 +270,5 @@ def test_a_critic_is_no_policy(shop: Workshop) -> None:
         value = ppo / "artifact" / "value"
         model = ("model=hub", f"model.path={shop.root.parent / 'my llama'}", "method=lora")
         assert shop.status("stage=export", f"artifact={value}", *model, f"export={kind}") == 2
-        assert "is a critic of PPO's" in shop.output
+        assert "is a value model of PPO" in shop.output
         assert "Export the policy that it was trained with" in shop.output

@@ -154,8 +154,8 @@ def test_an_item_is_forgotten_everywhere(runs: Path) -> None:
     assert read_files(runs) == before  # the plan was printed, and nothing changed
     lines = stdout.splitlines()
     assert "store, project greetings: 1 item, 2 answers, 1 judgement" in lines
-    assert [line for line in lines if "shows it too" in line] == [
-        f"note: {name} shows it too, and is not changed"
+    assert [line for line in lines if "contains it too" in line] == [
+        f"note: {name} contains it too, and is not changed"
         for name in ("mine.txt", "compare/x.jsonl", "sample/half/samples.jsonl")
     ]
     order = [line.split(": ")[0] for line in lines if line.startswith(("reward:", "ppo:", "eval:", "data:old: held"))]
@@ -199,14 +199,14 @@ def test_an_item_is_forgotten_everywhere(runs: Path) -> None:
     for text in (item, row, SECRET, ANN, "What of day"):
         assert text not in receipt.read_text()
 
-    assert "nothing is left to erase" in run_forget(runs, f"stage.item={item}", "stage.apply=true")
+    assert "nothing was left to erase" in run_forget(runs, f"stage.item={item}", "stage.apply=true")
     commands = [read_rerun_command(runs / "reward" / name) for name in ("saw", "direct")]
     for command in commands:
         assert main(shlex.split(command)[3:]) == 0
     assert "data:old-2" in commands[0]
     assert not list_stale_runs(runs) & {"reward:saw-2", "reward:direct-2"}
     assert find_files_with(runs, SECRET) == []
-    assert "nothing is left to erase" in run_forget(runs, f"stage.item={item}", "stage.apply=true")
+    assert "nothing was left to erase" in run_forget(runs, f"stage.item={item}", "stage.apply=true")
     assert not list_stale_runs(runs) & {"data:old-2", "reward:saw-2", "reward:direct-2"}  # these never had the item
 
 
@@ -281,7 +281,7 @@ def test_rows_and_sources(runs: Path) -> None:
     stdout = run_forget(runs, f"stage.content_id={ids['file']}")
     assert "data:old: 1 row; data:old-2 takes its place" in stdout
     assert "reward:direct" not in stdout
-    assert "take the rows out of them" not in stdout  # a new data set replaces the one that they read
+    assert "remove the rows from these files" not in stdout  # a new data set replaces the one that they read
     assert "ppo:p: made from reward:saw" in stdout
     stdout = run_forget(runs, f"stage.content_id={ids['greetings']}")
     assert "store, project greetings: 1 item" in stdout
@@ -296,7 +296,7 @@ def test_rows_and_sources(runs: Path) -> None:
     command = ["stage=data", f"stage.sources=[{{path: {runs / 'again.jsonl'}, name: file}}]", f"run.root={runs}"]
     assert main([*command, "run.name=again", "data.held_out=0"]) == 0
     stdout = run_forget(runs, "stage.source=file")
-    assert "project greetings has the same texts, and they stay there: stage.item=" in stdout
+    assert "project greetings has the same texts, and keeps them: stage.item=" in stdout
     shutil.rmtree(runs / "data" / "again")
     stdout = run_forget(runs, "stage.source=file", "stage.apply=true")
     assert "40 rows forgotten" in stdout
@@ -312,7 +312,7 @@ def test_what_cannot_be_named(runs: Path) -> None:
         ("stage.item=x", "stage.source=y"): "and so does stage.source",
         ("stage.item=x",): "has no such item",
         ("stage.content_id=12",): "is no content id",
-        (f"stage.content_id={'0' * 64}",): "nothing is known of it",
+        (f"stage.content_id={'0' * 64}",): "it is neither in a run under",
         ("stage.source=''",): "names nothing",
     }.items():
         assert says in run_forget(runs, *arguments, "stage.apply=true", status=2)
@@ -323,7 +323,7 @@ def test_two_at_once_and_a_run_at_work(runs: Path) -> None:
     item = find_item(runs)
     (runs / "forgotten").mkdir()
     for folder, says in (
-        (runs / "forgotten", "another command is forgetting"),
+        (runs / "forgotten", "another stage.action=forget is running"),
         (runs / "annotate" / "votes", "works in it"),
     ):
         descriptor = os.open(folder, os.O_RDONLY)

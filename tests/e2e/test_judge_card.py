@@ -157,8 +157,7 @@ def test_what_may_not_decide(bench: JudgeReports):
     for words, problem in (
         (
             (),
-            "stage.card=(none): gate g is decided by rules (regex), and no card (stage.card) says how "
-            "often it is right",
+            "gate g is decided by rules (regex), and no card (stage.card) says how often it is right",
         ),
         (("stage.card=eval:nobody",), "stage.card=eval:nobody: there is no such run"),
         (("stage.card=sft:s",), "is no run of eval=judge"),

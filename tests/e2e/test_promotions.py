@@ -113,7 +113,7 @@ def test_a_run_keeps_what_the_alias_meant(shop: Workshop, ready: Ready) -> None:
     # The end of the log is cut off, which its chain cannot show. The run's manifest names the change.
     text = (shop.root / FILE).read_text()
     (shop.root / FILE).write_text("")
-    assert f"{manifest.ref} went by change 1" in run_registry_action(shop, "history", status=2)
+    assert f"{manifest.ref} relied on change 1" in run_registry_action(shop, "history", status=2)
     (shop.root / FILE).write_text(text)
     run_registry_action(shop, "history")
 
@@ -128,7 +128,7 @@ def test_an_alias_finds_its_artifact_by_what_it_is(shop: Workshop) -> None:
     assert find_record(shop.root, "reward:c")["aliases"] == ["production", "same"]
     shutil.rmtree(shop.root / "reward" / "c")
     message = read_refusal(shop, "@production")
-    assert "which is gone, or was made again" in message
+    assert "which was removed or made again" in message
     assert [*query_refs(shop.root, {"aliases": "production"})] == []
 
 
@@ -137,7 +137,7 @@ def test_several_by_weight(shop: Workshop) -> None:
     assert "0.75 of reward:a" in run_registry_action(shop, "promote", *words)
     assert query_refs(shop.root, {"aliases": "split"}) == ["reward:a", "reward:b"]
     assert "artifact=@split: points at several artifacts: 0.75 of reward:a" in read_refusal(shop, "@split")
-    assert "refers to that already" in run_registry_action(shop, "promote", *words, status=2)
+    assert "points at" in run_registry_action(shop, "promote", *words, status=2)
 
 
 def test_a_run_is_judged_by_its_folder(shop: Workshop) -> None:
@@ -227,11 +227,11 @@ REFUSED = {
     f"promote stage.alias=x {WHY} artifact=SAMPLE": "holds no adapter and no model",
     f"promote stage.alias=x {WHY} artifact=MODEL": "was made by no run under",
     f"promote stage.alias=x {WHY} stage.arms={{reward\\:a:-1}}": "is no weight",
-    f"promote stage.alias=x {WHY} stage.arms={{reward\\:b:1,reward\\:latest:1}}": "names one artifact twice",
+    f"promote stage.alias=x {WHY} stage.arms={{reward\\:b:1,reward\\:latest:1}}": "names the same artifact twice",
     f"promote stage.alias=x {WHY} stage.arms={{reward\\:a:1,sft\\:s:1}}": "are a reward model and a policy",
     f"promote stage.alias=x {WHY} stage.gates=nowhere": "stage.gates=nowhere: is no folder",
     f"promote stage.alias=x {WHY} artifact=sft:s stage.arms={{reward\\:a:1}}": "Drop one of the two.",
-    f"retire stage.alias=x {WHY}": "means nothing now",
+    f"retire stage.alias=x {WHY}": "is not in use",
     "history stage.alias=x": "is no alias under",
     "history stage.as_of=yesterday": "is no time in ISO 8601",
     "history stage.format=csv": "is not read by stage.action=history",

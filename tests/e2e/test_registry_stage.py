@@ -293,10 +293,10 @@ def test_where_it_came_from(ready: Ready, tmp_path: Path) -> None:
     manifest = root / "reward" / "a" / "manifest.json"
     manifest_text = manifest.read_text()
     manifest.write_text(manifest_text.replace(votes["digest"], "f" * 64))
-    assert "of its ledger is another one, or gone" in run_registry(root, *words).output.splitlines()[-1]
+    assert "of its ledger was changed or removed" in run_registry(root, *words).output.splitlines()[-1]
     manifest.write_text(manifest_text)
     (root / "annotations.db").unlink()
-    assert "the store cannot say: " in run_registry(root, *words).output
+    assert "the store cannot be read: " in run_registry(root, *words).output
     weights = next((root / "reward/a/artifact").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     lines = run_registry(root, *words, "stage.verify=full").output.splitlines()
@@ -322,10 +322,10 @@ def test_what_nothing_needs(ready: Ready, tmp_path: Path) -> None:
     (piece,) = json.loads(run_registry(root, "stage.action=gc", "stage.format=json").output)
     assert (piece["kind"], piece["run"], piece["removed"]) == ("artifacts", "reward:a", False)
     assert "removed" in run_registry(root, "stage.action=gc", "stage.apply=true", "stage.kinds=[artifacts]").output
-    assert run_registry(root, "stage.action=gc").output == "nothing to remove\n"
+    assert run_registry(root, "stage.action=gc").output == "nothing to remove: all files are needed\n"
     assert (
         "NOT WHOLE: reward:a: was removed by stage=registry"
         in run_registry(root, "stage.action=trace", "artifact=reward:a").output
     )
     (root / "aliases.jsonl").write_text("{}\n")
-    assert "is no change of an alias" in read_refusal(root, "stage.action=gc")
+    assert "is no record of an alias change" in read_refusal(root, "stage.action=gc")

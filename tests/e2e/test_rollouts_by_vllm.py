@@ -103,7 +103,7 @@ def test_a_run_that_samples_ahead_and_is_continued_learns_the_same(
 
 
 BROKEN = {
-    "another": (2, "of the adapter is in force"),
+    "another": (2, "of the adapter's effect is in the engine's logprobs"),
     "no-logprobs": (0, "gives no logprobs"),
     "forgets": (3, "no longer has an adapter"),
     "dies-always": (0, "times in a row"),

@@ -143,7 +143,7 @@ def test_weights_that_overflow_in_use_are_named(run: Run):
     tokens_before = run.count_used_tokens("ann")
     status, answer = run.post("ann", "completions", model="huge", prompt="a", max_tokens=2)
     assert (status, answer["error"]["code"], answer["error"]["param"]) == (422, "model_not_finite", "model")
-    assert "'huge' came to values that are nan or infinite" in answer["error"]["message"]
+    assert "'huge' computed values that are nan or infinite" in answer["error"]["message"]
     status, text = run.post("ann", "completions", model="huge", prompt="a", max_tokens=2, stream=True)
     assert (status, json.loads(text.strip().splitlines()[-1][6:])) == (200, answer)
     assert becomes_true(lambda: run.server.log[-1]["status"] == 422)
@@ -182,11 +182,11 @@ def test_what_an_operator_has_to_know_is_on_the_console(run: Run):
     stderr = run.server.child.wait().err
     lines = [line for line in stderr.splitlines() if "huge" not in line]
     assert lines == [
-        "tenant ben may ask for what is not served: later, on (did you mean one?), zebra",
+        "tenant ben may ask for models that are not served: later, on (did you mean one?), zebra",
         "tenant tim has 5 of its 5 tokens left: a request was refused",
         f"root loaded later ({digest})",
         f"root unloaded later ({digest})",
-        "tenant ben may ask for what is not served: pockett (did you mean pocket?)",
+        "tenant ben may ask for models that are not served: pockett (did you mean pocket?)",
         "the key file others than its owner may read or write it; all requests are refused",
         "the key file can be read again",
     ]

@@ -170,7 +170,7 @@ def test_a_wrong_vllm_never_opens(forks: Forks, home: Path, tmp_path: Path):
     settings = ("stage=serve", f"stage.port={pick_free_port()}", *build_settings(home, "one"))
     exited = forks.start(tmp_path, *settings, before=inject_fault("not-applied")).wait(120)
     assert exited.status == 2
-    assert "0% of the adapter is in force" in exited.err
+    assert "0% of the adapter's effect is in the engine's logprobs" in exited.err
 
 
 def test_a_vllm_that_passes_over_grammars_is_found_out(forks: Forks, home: Path, tmp_path: Path):

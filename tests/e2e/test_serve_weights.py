@@ -88,12 +88,12 @@ def test_a_reward_model_scores_beside_those_that_answer(forks: Forks, tmp_path: 
         hello = [{"role": "user", "content": "Hello"}]
         too_long = [*hello, {"role": "assistant", "content": "a " * 3000}]
         for path, body, problem in (
-            ("/v1/chat/completions", {"model": "taste", "messages": hello}, "ask it by /v1/rewards"),
-            ("/v1/completions", {"model": "taste", "prompt": "Hello"}, "ask it by /v1/rewards"),
+            ("/v1/chat/completions", {"model": "taste", "messages": hello}, "use /v1/rewards"),
+            ("/v1/completions", {"model": "taste", "prompt": "Hello"}, "use /v1/rewards"),
             ("/v1/rewards", {"model": "one", "messages": conversations}, "'one' is no reward model"),
             ("/v1/rewards", {"model": "pocket", "messages": conversations}, "'pocket' is no reward model"),
-            ("/v1/rewards", {"model": "taste", "messages": hello}, "ends with the answer that is scored"),
-            ("/v1/rewards", {"model": "taste", "messages": [hello]}, "ends with the answer that is scored"),
+            ("/v1/rewards", {"model": "taste", "messages": hello}, "must end with the answer to score"),
+            ("/v1/rewards", {"model": "taste", "messages": [hello]}, "must end with the answer to score"),
             ("/v1/rewards", {"model": "taste", "messages": []}, "at least 1 item"),
             ("/v1/rewards", {"model": "taste", "messages": too_long}, "The context is"),
         ):

@@ -225,7 +225,7 @@ def test_cards_that_are_refused(bench: RefusalEvaluations):
     for more, problem in (
         ((f"data.path={path}",), "it is no answer with a label"),
         ((f"data.path={one_label}",), "has no answer labelled no (false)"),
-        ((f"data.path={path}", "stage.judge=reward"), "is answered by a language model"),
+        ((f"data.path={path}", "stage.judge=reward"), "needs a language model as judge"),
         ((f"data.path={path}", "eval.asks=refuse"), "eval.asks=refuse: is no question"),
         (("data=annotations",), "data=annotations: holds no answers with labels"),
     ):

@@ -80,10 +80,10 @@ def test_every_value_of_every_line_is_held_by_the_chain(tmp_path: Path) -> None:
     [
         (b"\xff\xfe", "is no line of JSON in UTF-8"),
         (b"", "is no line of JSON"),
-        (b"[1]", "is no change of an alias"),
+        (b"[1]", "is no record of an alias change"),
         (b"[" * 5000, "is no line of JSON"),
         (b'{"schema_version": 2}', "this version of align reads 1"),
-        (b'{"schema_version": 1, "seq": 4}', "is no change of an alias"),
+        (b'{"schema_version": 1, "seq": 4}', "is no record of an alias change"),
     ],
     ids=["bytes", "empty", "a list", "deep", "future", "half"],
 )
@@ -99,7 +99,7 @@ def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
     path = write_three_changes(tmp_path)
     for at in ("yesterday", "2026-11-01T00:00:00"):
         path.write_text(json.dumps({**json.loads(path.read_text().splitlines()[0]), "at": at}) + "\n")
-        with pytest.raises(CorruptFile, match="is no change of an alias"):
+        with pytest.raises(CorruptFile, match="is no record of an alias change"):
             read_log(tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_what_no_change_holds(tmp_path: Path) -> None:
         with pytest.raises(CorruptFile, match="is no"):
             read_log(tmp_path)
     path.write_text(json.dumps(first_change).replace('"weight": 1.0', '"weight": 1e999') + "\n")
-    with pytest.raises(CorruptFile, match="is no change"):
+    with pytest.raises(CorruptFile, match="is no record"):
         read_log(tmp_path)
     for changes in ({"gates": [1]}, {"gates": ["ab"]}, {"gates": [{"a": math.nan}]}, {"who": "\ud800"}):
         path.write_text(json.dumps({**first_change, **changes}) + "\n")
@@ -161,17 +161,17 @@ def test_a_log_that_would_be_waited_for(tmp_path: Path) -> None:
 
 def test_a_log_that_lost_its_end_since_it_was_looked_at(tmp_path: Path) -> None:
     write_three_changes(tmp_path).unlink()
-    with pytest.raises(CorruptFile, match="lost its end"):
+    with pytest.raises(CorruptFile, match="was cut at its end"):
         write_change(tmp_path, "production", "ppo:a", replaces=3)
 
 
 def test_who_looked_too_early_is_told_what_it_lost_to(tmp_path: Path) -> None:
     write_change(tmp_path, "production", "ppo:a", why="the first")
-    with pytest.raises(RunConflict, match=r"changed meanwhile by ann at .*: it means ppo:a .*\(the first\)"):
+    with pytest.raises(RunConflict, match=r"changed in the meantime by ann at .*: it points at ppo:a .*\(the first\)"):
         write_change(tmp_path, "production", "ppo:b", replaces=0)
     write_change(tmp_path, "other", "ppo:b", replaces=0)  # changes of another alias do not conflict
     write_change(tmp_path, "production", why="no more")
-    with pytest.raises(RunConflict, match=r"it means nothing: it was retired \(no more\)"):
+    with pytest.raises(RunConflict, match=r"it points at no artifact: it was retired \(no more\)"):
         write_change(tmp_path, "production", "ppo:b", replaces=1)
     assert len(read_log(tmp_path).changes) == 3
 

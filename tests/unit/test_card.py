@@ -192,10 +192,7 @@ def test_a_card_says_on_what_and_how_it_was_measured():
     measurement = {"measured": describe_data(evaluation), "sampled": describe_sampling(evaluation.config)}
     card = render_card(FACTS | measurement)
     assert "on 256 held-out prompts (10% of a.jsonl, held out); ties" in card
-    assert (
-        "Answers sampled at temperature 0.2, at most 96 tokens, their reasoning hidden from whoever judged them."
-        in card
-    )
+    assert "Answers sampled at temperature 0.2, at most 96 tokens, their reasoning hidden from the reward." in card
     assert "| answers cut at the most tokens | 5% | 10% |" in card
     own_evaluation = build_manifest(
         "eval", "e", {"data": {"name": "jsonl", "path": "a.jsonl", "eval_path": "/mine/b.jsonl", "held_out": 0}}
@@ -343,6 +340,6 @@ def test_a_card_of_gguf_says_which_base_is_in_it_and_how_to_run_it():
     assert "library_name" not in matter
     original = render_card(facts | {"into": "original", "receipt": [ReceiptCheck("llama.cpp", note="not there")]})
     assert "on which it is measurably another model" in original
-    assert "|\n\nMade of the original weights" in original  # a paragraph, not a row of the table
+    assert "|\n\nMerged into the original weights, it" in original  # a paragraph, not a row of the table
     assert "launch/" not in render_card(facts | {"served": "", "launch": []})
     assert "ollama" not in render_card(facts | {"modelfile": False})

@@ -182,8 +182,8 @@ def test_which_is_best_is_said_with_its_doubt(tmp_path: Path, others: list[Any],
     comparison = compare(tmp_path, query_records(tmp_path, stage=stage))
     sentence = describe_best(comparison, make_labels(comparison))
     assert sentence.startswith("Lowest loss_after: row 1 (lr 1), " if low else "Highest win_rate: row 1 (lr 1), ")
-    assert ("beyond chance" in sentence) == sure, sentence
-    assert ("As good may be, but for chance: row " in sentence) != sure
+    assert ("larger than chance explains" in sentence) == sure, sentence
+    assert ("Within chance, equally good: row " in sentence) != sure
 
 
 def mirror_figure(figure: Any) -> Any:
@@ -203,10 +203,10 @@ def test_seeds_in_common_are_compared_seed_by_seed(tmp_path: Path) -> None:
     comparison = compare_runs(tmp_path)
     sentence = describe_best(comparison, make_labels(comparison))
     assert sentence.startswith("Highest last_score: row 2 (lr 0.2)")
-    assert sentence.endswith("It is better than row 1 (lr 0.1) beyond chance.")
+    assert sentence.endswith("The difference from row 1 (lr 0.1) is larger than chance explains.")
     write_scored_run(tmp_path, "b2", 2, 0.85, lr=0.2)  # one seed the other way
     comparison = compare_runs(tmp_path)
-    assert "As good may be, but for chance" in describe_best(comparison, make_labels(comparison))
+    assert "Within chance, equally good" in describe_best(comparison, make_labels(comparison))
 
 
 def test_intervals_of_two_kinds_are_no_comparison(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_intervals_of_two_kinds_are_no_comparison(tmp_path: Path) -> None:
         )
     write_scored_run(tmp_path, "b", 5, lr=0.2, metrics={"win_rate": build_interval(0.1, 0.09, 0.11)})
     comparison = compare_runs(tmp_path)
-    assert "As good may be" in describe_best(comparison, make_labels(comparison))
+    assert "Within chance, equally good" in describe_best(comparison, make_labels(comparison))
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_what_was_not_measured_alike_is_not_ranked(tmp_path: Path, other: dict[s
     comparison = compare_runs(tmp_path)
     assert (
         describe_best(comparison, make_labels(comparison))
-        == f"Not ranked by win_rate: it was not measured alike ({why})."
+        == f"Not ranked by win_rate: it was not measured in the same way ({why})."
     )
 
 
@@ -246,7 +246,7 @@ def test_of_figures_that_nobody_knows_nothing_is_said(tmp_path: Path) -> None:
     for i in (1, 2):
         write_scored_run(tmp_path, f"s{i}", stage="sample", prompts=i, metrics={"answers": i})
     comparison = compare(tmp_path, query_records(tmp_path, stage="sample"))
-    assert describe_best(comparison, make_labels(comparison)) == "Nothing here says which of these is better."
+    assert describe_best(comparison, make_labels(comparison)) == "No figure here shows which of these is better."
     names = ("metrics.loss_after", "held_out_loss", "win_rate", "minutes", "updates")
     assert [is_lower_better(name) for name in names] == [True, None, False, True, None]
 
@@ -334,7 +334,7 @@ def test_the_page_has_curves_and_what_a_score_costs(tmp_path: Path) -> None:
         write_scored_run(tmp_path, name, score=0.2 + i / 4, lr=i + 1)
     html = build_page(compare_runs(tmp_path), tmp_path).html()
     assert "Score over updates. 1 (lr 1): from 0.2 at update 1 to 0.6 at update 3; 2 (lr 2): from" in html
-    front_text = "of 3 rows. No other one beats in both:"
+    front_text = "of 3 rows. Not beaten in both:"
     assert f"last_score against KL from the start {front_text} 1 (lr 1), 2 (lr 2), 3 (lr 3)." in html
     assert f"last_score against peak memory, MB {front_text} 3 (lr 3)." in html
     assert html.count("<h1>") == 1

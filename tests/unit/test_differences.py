@@ -120,7 +120,7 @@ def test_everything_that_may_differ(tmp_path: Path) -> None:
         "last_score  0.5 → 0.7",
         "status  done → failed",
     ]
-    assert "rows to train on  5 → 4: 2 added, 2 removed; 1 row without a content id" in lines
+    assert "rows to train on  5 → 4: 2 added, 2 removed; for 1 row this is unknown" in lines
     assert "  changes  – → 3 lines" in lines
     assert "  and 1 more, which only one has or matter less: stage.format=json" in lines
     heads = [line for line in lines[5:] if not line.startswith(" ")]
@@ -133,7 +133,7 @@ def test_everything_that_may_differ(tmp_path: Path) -> None:
         "packages",
         "hardware",
         "cost",
-        "other settings, which do not change the result",
+        "other settings, which do not affect the result",
     ]
 
 

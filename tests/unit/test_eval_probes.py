@@ -176,8 +176,8 @@ def test_figures_by_hand() -> None:
         ({"probe": "choice", "norm": "tokens"}, "is none of the choices"),
         ({"probe": "choice", "template": "yes"}, "neither true nor false"),
         ({"probe": "choice", "check": {"kind": "regex", "pattern": "e"}}, "generates none"),
-        ({"probe": "loss", "norm": "bytes"}, "probe: choice alone"),
-        ({"template": True}, "probe: choice alone"),
+        ({"probe": "loss", "norm": "bytes"}, "probe: choice only"),
+        ({"template": True}, "probe: choice only"),
     ],
 )
 def test_tasks_that_are_no_probe(task: dict[str, Any], problem: str) -> None:

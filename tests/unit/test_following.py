@@ -241,7 +241,7 @@ def test_a_log_that_is_damaged_or_gone(home: Home, caplog: pytest.LogCaptureFixt
     log.write_text("{}\n")
     home.look()
     assert home.means() == [("a", 1.0)]
-    assert any("is no change of an alias" in message for message in caplog.messages)
+    assert any("is no record of an alias change" in message for message in caplog.messages)
     log.unlink()
     home.look()
     log.write_text(text)

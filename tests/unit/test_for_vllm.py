@@ -69,7 +69,7 @@ def test_room_is_made_for_the_highest_rank(folders: dict[str, Path]):
     assert read_servable_rank(folders["patterns"], None, layers) == 12
     assert choose_max_lora_rank([*folders.values()], None, layers) == 16
     assert choose_max_lora_rank([*folders.values()], 40, layers) == 64
-    with pytest.raises(InputError, match=r"r=12: is over 8, the rank that vLLM made room for"):
+    with pytest.raises(InputError, match=r"r=12: is over 8, the maximum rank that vLLM was started with"):
         read_servable_rank(folders["patterns"], 8, layers)
     with pytest.raises(InputError, match=r"r=12: is over 8"):  # before vLLM starts, even if a rank is set
         choose_max_lora_rank([*folders.values()], 8, layers)

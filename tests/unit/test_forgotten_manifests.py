@@ -65,7 +65,7 @@ def test_a_run_that_was_altered_before_stays_so(root: Path) -> None:
     manifest.write_text(manifest.read_text().replace('"loss": 1.5', '"loss": 0.5'))
     assert find_alteration(root)
     assert update_manifest_digests(root, "sft:one", ["config.yaml"], RECEIPT) == []
-    assert "manifest.json is another than" in (find_alteration(root) or "")
+    assert "manifest.json differs from the one" in (find_alteration(root) or "")
 
 
 def test_killed_between_the_log_and_the_manifest_it_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +85,6 @@ def test_killed_between_the_log_and_the_manifest_it_goes_on(root: Path, monkeypa
 def test_a_log_that_cannot_be_read_stops_no_forgetting(root: Path) -> None:
     (root / ALIASES).write_text("damaged\n")
     (line,) = update_manifest_digests(root, "sft:one", ["config.yaml"], RECEIPT)
-    assert line.startswith("no alias holds the new manifest of sft:one, which is called altered from now on (")
+    assert line.startswith("no alias holds the new manifest of sft:one, which is shown as altered from now on (")
     assert "forgotten" in (root / "sft" / "one" / "config.yaml").read_text()
     assert read_manifest(root / "sft" / "one").outputs["config.yaml"]

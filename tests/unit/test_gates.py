@@ -112,8 +112,8 @@ def test_a_figure_whose_interval_nobody_knows(tmp_path: Path) -> None:
     ("metrics", "says"),
     [
         ({"seen": 3}, "training saw 3 of the prompts of eval:e"),
-        ({"seen_unknown": 1}, "it is not known which prompts training saw"),
-        ({"seen_unknown": None}, "it is not known which prompts training saw"),
+        ({"seen_unknown": 1}, "does not say which of its prompts training saw"),
+        ({"seen_unknown": None}, "does not say which of its prompts training saw"),
     ],
     ids=["some", "unknown", "not said"],
 )
@@ -127,7 +127,7 @@ def test_an_evaluation_that_training_saw(tmp_path: Path, metrics: dict[str, Any]
 def test_nothing_evaluated_it(tmp_path: Path) -> None:
     write_run_folder(tmp_path, "ppo:a")
     finding = evaluate_condition(tmp_path, "{unseen: true}")
-    assert (finding.passed, finding.said) == (False, "nothing evaluated it: stage=eval artifact=ppo:a")
+    assert (finding.passed, finding.said) == (False, "no run evaluated it: stage=eval artifact=ppo:a")
 
 
 def write_export(root: Path, *verdicts: str, name: str = "x", kind: str = "gguf", status: str = "done") -> Path:
@@ -169,7 +169,7 @@ def test_a_receipt_of_other_files(tmp_path: Path) -> None:
     (write_export(tmp_path, "pass") / "model.gguf").write_bytes(b"others")
     finding = evaluate_condition(tmp_path, "{receipt: gguf}")
     assert not finding.passed
-    assert "is not the file that the receipt speaks of" in finding.said
+    assert "is not the file that the receipt lists" in finding.said
 
 
 def test_a_receipt_that_somebody_wrote(tmp_path: Path) -> None:

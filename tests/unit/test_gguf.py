@@ -188,7 +188,7 @@ def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
     rows = measure_export(trained, wrong, ask_llama_cpp(trained, wrong), in_f32=lambda: mismatched)
     assert f"llama.cpp/adapter/{DEQUANTISED}/f32" not in rows
     assert rows[F16_ROW].verdict == "fail"
-    assert "is not what was converted" in rows[F16_ROW].note
+    assert "differs from the converted model" in rows[F16_ROW].note
     inexact = replace(measurement, answer=answered)
     rows = measure_export(trained, exported, answered, in_f32=lambda: inexact)
     assert rows[f"llama.cpp/adapter/{DEQUANTISED}/f32"].verdict == "fail"
@@ -199,7 +199,7 @@ def test_without_llama_cpp_nothing_is_a_pass(trained: TrainedModel, exported: Pa
     assert run_llama_cpp(trained, exported / "base-f16.gguf", exported / ADAPTER, NOBODY) is None
     rows = check_gguf(trained, exported, DEQUANTISED, NOBODY, None, lambda: None)
     assert "pass" not in {row.verdict for row in rows}
-    assert {row.name: row.note for row in rows}[LLAMA_CPP] == "told not to ask it"
+    assert {row.name: row.note for row in rows}[LLAMA_CPP] == "switched off by its setting"
 
 
 def test_a_base_is_written_once_and_known_by_its_files(trained: TrainedModel, tmp_path: Path):
@@ -255,7 +255,7 @@ def test_a_tokenizer_of_ones_own_is_refused_with_a_reason(tmp_path: Path, tiny_t
     adapter = make_adapter(tmp_path / "model", tmp_path / "adapter")
     model = Base("own", str(tmp_path / "model"), None, model_digest(tmp_path / "model"))
     trained = load_trained_model(model, adapter, "qlora", CPU, torch.float32, tiny_tokenizer)
-    with pytest.raises(InputError, match=r"tokenizer=.*does not know how it cuts text.*export=merged"):
+    with pytest.raises(InputError, match=r"tokenizer=.*does not know its pre-tokenizer.*export=merged"):
         write_bases(tmp_path / "bases", build_gguf_source(trained), (), None)
     assert not list((tmp_path / "bases").iterdir())
 
@@ -272,7 +272,7 @@ def test_a_weight_that_f16_cannot_hold_is_refused(tmp_path: Path):
     model = load_base_model(make_base(tmp_path / "model"), nf4=False)
     check_range(model)
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = 2 * LARGEST
-    with pytest.raises(InputError, match=r"up_proj.*holds a weight that f16 cannot"):
+    with pytest.raises(InputError, match=r"up_proj.*has a weight beyond the range of f16"):
         check_range(model)
 
 

@@ -71,13 +71,13 @@ def test_the_digest_covers_the_folder_and_the_data_that_it_names(tmp_path: Path)
 @pytest.mark.parametrize(
     ("asks", "said"),
     [
-        ("dataset_path: allenai/ai2_arc", "is of a hub"),
-        ("group: g\ntask: [{task: t, dataset_path: allenai/ai2_arc}]", "is of a hub"),
+        ("dataset_path: allenai/ai2_arc", "names a dataset of a hub"),
+        ("group: g\ntask: [{task: t, dataset_path: allenai/ai2_arc}]", "names a dataset of a hub"),
         ("dataset_kwargs: {data_files: {test: there/*.jsonl}}", "is no file"),
         ("dataset_kwargs: {data_files: {}}", "names no file"),
-        ("dataset_kwargs: {data_dir: there}", "no digest covers"),
-        ("custom_dataset: !function utils.rows", "no digest covers"),
-        ("class: !function task.Mine", "no digest covers"),
+        ("dataset_kwargs: {data_dir: there}", "no digest records"),
+        ("custom_dataset: !function utils.rows", "no digest records"),
+        ("class: !function task.Mine", "no digest records"),
         ("include: ../other.yaml", "is no YAML file of the folder"),
         ("include: template", "is no YAML file of the folder"),
     ],

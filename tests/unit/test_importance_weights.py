@@ -137,7 +137,7 @@ def test_what_fails_in_the_background_is_told_to_whoever_waits():
         (["rollout=vllm", "rollout.urls=[gpu1:8000]"], "is no address"),
         (["rollout=vllm", "rollout.urls=['http://me:pw@gpu1:8000']"], "is no address"),
         (["rollout=vllm", "rollout.urls=['http://a:1','http://a:1']"], "is given twice"),
-        (["rollout=vllm", "rollout.urls=['http://a:1']", "rollout.replicas=2"], "rollout.urls names others"),
+        (["rollout=vllm", "rollout.urls=['http://a:1']", "rollout.replicas=2"], "rollout.urls names running servers"),
         (["rollout=vllm", "rollout.args={dtype: float32}"], "is decided by rollout.dtype"),
         (["rollout=vllm", "rollout.args=[a]"], "is no mapping"),
     ],

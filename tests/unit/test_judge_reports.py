@@ -240,7 +240,7 @@ def test_a_judge_that_calls_everything_equal_agrees_with_ties_and_is_no_better_t
     assert kappa is None or kappa["low"] is None or kappa["low"] <= 0
     raw = figures["agreement"]["raw"]
     low = None if kappa is None else kappa["low"]
-    assert "chance would do as well" in explain_shortfall(JudgeReport(JUDGE, "c", "people", raw, low, 120, 1.0, 0.95))
+    assert "no better than chance" in explain_shortfall(JudgeReport(JUDGE, "c", "people", raw, low, 120, 1.0, 0.95))
 
 
 def test_a_pair_without_a_verdict_is_wrong_and_no_tie():
@@ -369,8 +369,8 @@ def build_report(
         (build_report(low=0.55), 0.5, ""),
         (build_report(level=0.9), 0.6, "has an interval at level 0.9, and 0.95 is needed"),
         (build_report(level=0.99), 0.6, ""),
-        (build_report(chance=0.0), 0.6, "chance would do as well"),
-        (build_report(chance=None), 0.6, "chance would do as well"),
+        (build_report(chance=0.0), 0.6, "no better than chance"),
+        (build_report(chance=None), 0.6, "no better than chance"),
     ],
 )
 def test_how_good_a_card_has_to_be(given: JudgeReport, least: float, why: str):

@@ -318,7 +318,7 @@ def test_the_stage_learns_from_answers_with_a_label(
     shown_kinds = [row["what"] for row in read_rows(folder / "trained_on.jsonl")]
     assert shown_kinds == ["wanted", "unwanted"]
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "raised a wanted answer above an unwanted one in" in page
+    assert "raised a wanted answer more than an unwanted one in" in page
     assert "Raised the most" in page
     trained_rows = read_trained_rows(read_manifest(folder), "")  # an evaluation compares its questions with them
     assert {type(row) for row in trained_rows} == {Feedback}

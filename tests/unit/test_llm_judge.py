@@ -349,7 +349,7 @@ def test_a_judge_that_never_answers_ends_the_run_early(
     with pytest.raises(InputError) as refused:
         build_judge(server.url).compare(build_pairs(count), store)
     assert refused.value.field == "stage.judge.url"
-    assert "The same command goes on" in str(refused.value)
+    assert "then run the same command again" in str(refused.value)
     assert len(server.requests) <= 2 * MAX_FAILURES * module.MAX_ATTEMPTS
 
 

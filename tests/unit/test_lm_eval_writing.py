@@ -81,9 +81,12 @@ def test_what_ends_an_answer_is_what_lm_eval_ends_it_by(
 @pytest.mark.parametrize(
     ("kwargs", "said"),
     [
-        ("{do_sample: true, temperature: 0.7}", r"generation_kwargs.do_sample=True: draws answers.*do_sample: false"),
-        ("{temperature: 0.7}", r"generation_kwargs.temperature=0.7: draws answers.*temperature: 0"),
-        ("{do_sample: false, temperature: 1}", r"generation_kwargs.temperature=1.0: draws answers"),
+        (
+            "{do_sample: true, temperature: 0.7}",
+            r"generation_kwargs.do_sample=True: asks for sampling.*do_sample: false",
+        ),
+        ("{temperature: 0.7}", r"generation_kwargs.temperature=0.7: asks for sampling.*temperature: 0"),
+        ("{do_sample: false, temperature: 1}", r"generation_kwargs.temperature=1.0: asks for sampling"),
         ("{num_beams: 4}", r"generation_kwargs.num_beams=4: is not known to greedy decoding"),
         ("{until: [7]}", r"generation_kwargs.until=7: is no text"),
         ("{until: 7}", r"generation_kwargs.until=7: is no text"),

@@ -182,7 +182,9 @@ def test_a_machine_that_cannot_keep_its_word_says_so(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(mixed, "blocks_agree", lambda *a: False)
     serving_engine = build_engine(FAMILIES["llama"])
     assert not serving_engine.decoder.exact
-    assert "last bits can change" in describe_batches(ServeConfig(), serving_engine.decoder.exact)
+    assert "can depend on the other requests in its batch" in describe_batches(
+        ServeConfig(), serving_engine.decoder.exact
+    )
     assert "last bits" not in describe_batches(ServeConfig(), True)
 
 

@@ -99,7 +99,7 @@ def test_a_stop_that_the_file_cannot_say_is_left_out(tokenizer, tmp_path: Path):
     tokenizer.add_special_tokens({"eos_token": 'the "end"'})
     text = build_modelfile(tmp_path, tokenizer, True, "b", "a")
     assert 'PARAMETER stop "the' not in text
-    assert "# No stop for 'the \"end\"', which this file cannot say." in text
+    assert "# No stop for 'the \"end\"', which this file cannot express." in text
 
 
 GO = """

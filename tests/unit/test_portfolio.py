@@ -221,7 +221,7 @@ def test_names_that_follow_another(tmp_path: Path) -> None:
     new = portfolio.load("support", "one")
     assert choose(portfolio, "chat", user).version == new
     for change in (lambda: portfolio.unload("support"), lambda: portfolio.load("chat", "two")):
-        with pytest.raises(InputError, match=r"is followed by|refers to other names"):
+        with pytest.raises(InputError, match=r"is the target of|refers to other names"):
             change()
     portfolio.unload("chat")
     portfolio.unload("support")

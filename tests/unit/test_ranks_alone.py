@@ -81,10 +81,15 @@ def make_failure(exitcode: int) -> SimpleNamespace:
     [
         ({1: 2}, "2", 2, ""),  # the rank has printed its error
         ({0: 1, 1: 2}, "2", 2, ""),
-        ({1: -9}, "", 1, "align: rank 1 died (SIGKILL); it stood at: update 7. Run the same command again to continue"),
+        (
+            {1: -9},
+            "",
+            1,
+            "align: rank 1 died (SIGKILL); its position: update 7. Run the same command again to continue",
+        ),
         ({0: -15, 1: -9}, "", 1, "align: rank 1 died (SIGKILL)"),  # rank 0 was terminated by the launcher
         ({0: -15, 1: 2}, "2", 2, ""),
-        ({0: -11}, "", 1, "align: rank 0 died (SIGSEGV); it stood at: before it started."),
+        ({0: -11}, "", 1, "align: rank 0 died (SIGSEGV); its position: before it started."),
         ({0: -70}, "", 1, "align: rank 0 died (signal 70)"),
         ({1: 130}, "", 130, "align: interrupted;"),
         ({1: 1}, "1", 1, ""),
@@ -243,7 +248,7 @@ def test_a_rank_number_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch):
     ("given", "said"),
     [
         ({"PET_NNODES": "two"}, "PET_NNODES=two: is no number of machines"),
-        ({"PET_NNODES": "2"}, r"PET_MASTER_ADDR=\(not set\): nothing says where 2 machines meet"),
+        ({"PET_NNODES": "2"}, r"PET_MASTER_ADDR=\(not set\): no rendezvous address is set for 2 machines"),
         ({"PET_NNODES": "2", "PET_RDZV_BACKEND": "c10d"}, r"PET_RDZV_ENDPOINT=\(not set\): is no HOST:PORT"),
         ({"PET_NNODES": "2", "PET_RDZV_ENDPOINT": "here"}, "PET_RDZV_ENDPOINT=here: is no HOST:PORT"),
     ],

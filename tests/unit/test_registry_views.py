@@ -106,7 +106,7 @@ def test_filters(client: TestClient, query: dict[str, str], runs: list[str]) -> 
         ("score.value >=", "is no condition"),
         (", , ,", "is no condition"),
         ("scor.value > 1", "Did you mean"),
-        ("seed > true", "compares what is in no order"),
+        ("seed > true", "compares values that have no order"),
         ("x" * 1999, "is no condition"),
     ],
 )
@@ -162,7 +162,7 @@ def test_the_report_of_a_run_is_drawn_anew_when_its_folder_changes(tmp_path: Pat
 
 
 def test_a_folder_that_lacks_what_a_report_shows(client: TestClient) -> None:
-    assert "lacks what a report of this version shows" in fetch_view(client, "report", run="eval:one")
+    assert "lacks content that a report of this version needs" in fetch_view(client, "report", run="eval:one")
 
 
 def test_what_is_stale_is_marked(tmp_path: Path) -> None:

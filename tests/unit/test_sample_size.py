@@ -21,15 +21,15 @@ def test_enough_prompts_need_no_word():
     ("measured", "data", "most", "counts", "named"),
     [
         (12, FILE, 256, {}, "data.held_out=0.05 holds out too few questions of chats.jsonl"),
-        (12, FILE, 12, {}, "stage.prompts=12 asks no more"),
-        (12, DataConfig(name="jsonl", path="chats.jsonl", limit=12), 256, {}, "data.limit=12 reads no more"),
+        (12, FILE, 12, {}, "stage.prompts=12 limits the number"),
+        (12, DataConfig(name="jsonl", path="chats.jsonl", limit=12), 256, {}, "data.limit=12 limits the number"),
         (12, DataConfig(name="jsonl", path="c.jsonl", eval_path="e.jsonl"), 256, {}, "data.eval_path=e.jsonl has no"),
         (12, DataConfig(name="manifest", path="data:latest"), 256, {}, "the data set data:latest holds out no more"),
         (12, DataConfig(), 256, {}, "data.held_out=0.05 holds out no more of chitchat"),
         (12, FILE, 256, {"seen": 60}, "stage.seen=drop left out 60 prompts"),
         (12, FILE, 256, {"seen": 9}, "data.held_out=0.05"),
         (12, FILE, 256, {"too_long": 60}, "60 prompts did not fit. Raise data.max_length=1024"),
-        (12, FILE, 20, {"too_long": 8}, "stage.prompts=20 asks no more"),
+        (12, FILE, 20, {"too_long": 8}, "stage.prompts=20 limits the number"),
         (1, FILE, 256, {}, "it is measured on 1 prompt, and at least 64 are needed"),
     ],
 )

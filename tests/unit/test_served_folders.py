@@ -159,7 +159,7 @@ def test_of_another_base_or_precision(tmp_path: Path, write: Callable[[Path], Pa
     write(tmp_path / "x")
     folder = "x" if (tmp_path / "x").is_dir() else "sft/x"
     load_version(folder, tmp_path)
-    with pytest.raises(NotLoadable, match=f"trained on base {'b' * 12}, and {'c' * 12} is served"):
+    with pytest.raises(NotLoadable, match=f"trained on base {'b' * 12}, and the served base is {'c' * 12}"):
         load_version(folder, tmp_path, base=OTHER)
     with pytest.raises(NotLoadable, match="method=qlora"):
         load_version(folder, tmp_path, method="lora")

@@ -186,7 +186,7 @@ def test_base_and_files_are_hashed_where_everything_is(tmp_path: Path) -> None:
         node.name: (node.state, node.whole) for node in trace_artifact(tmp_path / "runs", "sft:a", full=True).nodes()
     }
     new_digest = sha256(rows.read_bytes()).hexdigest()[:12]
-    assert states[str(rows)] == (f"is another than was read ({new_digest})", False)
+    assert states[str(rows)] == (f"differs from what was read ({new_digest})", False)
     states = {node.name: node.state for node in trace_artifact(tmp_path / "runs", "sft:a").nodes()}
     assert states[str(rows)] == ""
 

@@ -279,7 +279,7 @@ def test_what_vllm_cannot_do_is_refused_before_it_waits(engine: VllmEngine):
 @pytest.mark.parametrize(
     ("fault", "problem"),
     [
-        ("answers-unknown", "answers to a model name that was never loaded"),
+        ("answers-unknown", "answers requests for a model that was never loaded"),
         ("ends", r"ended while it started \(ValueError: no memory for a model\)"),
     ],
 )
@@ -292,11 +292,11 @@ def test_a_wrong_vllm_never_opens(serving: Start, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("fault", "problem"),
     [
-        ("not-applied", "0% of the adapter is in force"),
-        ("half", r"\d+% of the adapter is in force"),
-        ("another", "nats from those that were trained|% of the adapter is in force"),
+        ("not-applied", "0% of the adapter's effect is in the engine's logprobs"),
+        ("half", r"\d+% of the adapter's effect is in the engine's logprobs"),
+        ("another", "nats from those that were trained|% of the adapter's effect is in the engine's logprobs"),
         ("no-load", "vLLM does not load it"),
-        ("answers-unknown-later", "answers to a model name that was never loaded"),
+        ("answers-unknown-later", "answers requests for a model that was never loaded"),
     ],
 )
 def test_an_adapter_that_is_not_in_force_is_never_served(
@@ -320,7 +320,7 @@ def test_an_adapter_that_is_not_in_force_is_never_served(
     [
         ("dies", r"vLLM does not answer \("),
         ("breaks", "broke off"),
-        ("says", "failed on the way"),
+        ("says", "failed during the answer"),
         ("cuts", "ended it after 6 of 60 tokens"),
     ],
 )

@@ -84,9 +84,7 @@ def make_error_handler(status: int) -> Callable[[Request, Exception], JSONRespon
 
 def refuse_writes(visitor: Visitor | None, method: str, path: str, headers: Headers) -> Response | None:
     """Return a 405 response to every request but GET and HEAD, and None to these."""
-    return (
-        None if method in ("GET", "HEAD") else build_error_response(405, "There is nothing here that could be changed.")
-    )
+    return None if method in ("GET", "HEAD") else build_error_response(405, "This page is read-only.")
 
 
 def make_view_routes(root: Path, vote_reader: VoteReader, command: Callable[[Manifest], str]) -> APIRouter:

@@ -285,7 +285,7 @@ def draw_report(
         blocks = build_page_blocks(view, status, error)
     except Exception as problem:  # the folder was edited, or written by an early version of align
         log.debug("the report of %s could not be drawn", folder, exc_info=True)
-        text = f"Its folder lacks what a report of this version shows ({type(problem).__name__}: {problem})."
+        text = f"Its folder lacks content that a report of this version needs ({type(problem).__name__}: {problem})."
         return render_alert(f"{text} Its own report.html may have it.")
     return BESIDE.sub(link_to_view, "".join(blocks))
 
