@@ -91,7 +91,7 @@ def test_a_missed_bound_and_an_engine_that_was_not_asked_are_errors():
     require_engines([passing, unasked], [], ["t"])
     with pytest.raises(
         InputError,
-        match=r"export=1 of the receipt.s bounds missed: t: kl is 0\.3, and at most 0\.01 is allowed.*export\.accept=\[t\]",
+        match=r"1 of the receipt.s bounds missed: t: kl is 0\.3, and at most 0\.01 is allowed.*export\.accept=\[t\]",
     ):
         require_passed([passing, missed])
     require_passed(mark_accepted([passing, missed], ["t"]))
