@@ -116,6 +116,6 @@ def require_same_template(
                 template in (None, tokenizer.chat_template),
                 field,
                 ref,
-                "was trained with another chat template than the policy's",
+                "was trained with a chat template that differs from the policy's",
                 f"Train it from the same supervised adapter, with the same template: stage=reward init={policy}.",
             )

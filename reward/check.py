@@ -52,7 +52,7 @@ class CheckReward:
             self.spec is not None,
             field,
             "(missing)",
-            "the row does not say what its answer has to be",
+            "the row has no check for its answer",
             'Give each row one, {"check": {"kind": "exact", "answer": "4"}}, or write one for all as reward.check.',
         )
         return build_checkers(self.spec, 1, FIELD, allow_code=self.allow_code)

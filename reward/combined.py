@@ -110,7 +110,7 @@ def standardise_scorer(
         raise InputError(
             "reward",
             scorer.name,
-            "gives every answer of the reference the same score, so that nothing can be learned",
+            "gives every answer of the reference the same score, so it has no training signal",
             "Train it for longer, or leave it out.",
         )
     return StandardisedScorer(scorer, moments.mean, moments.std)

@@ -60,7 +60,7 @@ def limit_time(seconds: float | None, name: str) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous_handler)
     if timed_out:  # even if the function returned: a bare `except` in it may have caught the interrupt
-        problem = f"{name} has not returned after this many seconds"
+        problem = f"{name} did not return within this number of seconds"
         raise InputError("reward.timeout", seconds, problem, "Make it faster, or raise the limit.")
 
 

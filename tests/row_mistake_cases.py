@@ -63,7 +63,10 @@ CASES = [
     build_file_case("sft", {"question": "a", "answer": "b", "response": "c"}, "row 2, question=a", "several answers"),
     build_file_case("sft", {"query": "a", "response": ""}, "row 2, response=''", "empty"),
     build_file_case(
-        "sft", {"prompt": "a", "completion": "b", "label": False}, "row 2, label=False", "judged, not imitated"
+        "sft",
+        {"prompt": "a", "completion": "b", "label": False},
+        "row 2, label=False",
+        "supervised training imitates every answer",
     ),
     build_file_case(
         "sft", {"message_id": "1", "parent_id": "0", "role": "prompter", "text": "a"}, "row 2, parent_id=0"
@@ -88,7 +91,7 @@ CASES = [
         "sft",
         {"conversations": [{"from": "human", "value": "a"}, {"from": "observation", "value": "4"}]},
         "row 2, conversations[1].role=tool",
-        "no call stands before it",
+        "no call comes before it",
     ),
     build_file_case("sft", {"instruction": 3, "output": "b"}, "row 2, instruction=3"),
     build_file_case("sft", {"instruction": "a", "output": " "}, "row 2, output=' '", "empty"),
@@ -139,7 +142,7 @@ CASES = [
         "template_kwargs",
     ),
     build_file_case(
-        "sft", {"prompt": "a", "answer": "b"}, "row 2, answer=b", "named as an answer", "completion: answer"
+        "sft", {"prompt": "a", "answer": "b"}, "row 2, answer=b", "has the name of an answer", "completion: answer"
     ),
     build_file_case("sft", {"prompt": "a", "completion": "b", "response": "c"}, "row 2, prompt"),
     build_file_case("sft", {"prompt": "", "completion": "b"}, "row 2, prompt=''", "empty"),

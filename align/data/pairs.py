@@ -115,7 +115,7 @@ def read_split_records(data: DataSource, split: str, kind: RecordKind, alternati
         InputError: the data set holds another kind, or no records to measure on.
     """
     rows = load_data_set(Path(data.path or ""))
-    problem = f"holds {rows.kind}, and this stage reads {kind.kind}"
+    problem = f"holds {rows.kind}, but this stage reads {kind.kind}"
     remedy = f"Name a data set that was made of {kind.noun}."
     require(rows.kind == kind.kind, "data.path", data.path, problem, remedy)
     records = rows.load_records(split)
@@ -197,7 +197,7 @@ def split_pairs(
             kind.read_file(data.eval_path, "data.eval_path", data.skip_bad_rows, data.rules), data.limit, seed
         )
         train = exclude_test_questions(prefs, test, kind.noun)
-        problem = f"asks everything that {data.path} asks, which leaves no {noun} to train on"
+        problem = f"has all questions of {data.path}, which leaves no {noun} to train on"
         require(bool(train), "data.eval_path", data.eval_path, problem, f"Give other {kind.noun} to measure on.")
         return TrainTest(train, test)
     train, test = split_by_group(prefs, held_out, seed)

@@ -95,9 +95,7 @@ class DataSource:
 
 
 T = TypeVar("T")
-MORE_ROWS_HELP = (
-    "Give rows that ask more different questions, another data.held_out, or data.eval_path=FILE to measure on."
-)
+MORE_ROWS_HELP = "Give rows with more distinct questions, another data.held_out, or data.eval_path=FILE to measure on."
 
 
 def build_data_input(data: DataSource) -> Input:
@@ -277,7 +275,7 @@ def read_data_set_split(data: DataSource, split: str, requires_answer: bool = Fa
     remedy = "Name a data set of conversations or texts."
     if rows.kind == PREFERENCES:
         remedy = f"Use it with stage=reward, stage=dpo or stage=kto, or n{remedy[1:]}"
-    problem = f"holds {rows.kind}, and conversations or texts are imitated"
+    problem = f"holds {rows.kind}, but this stage trains on conversations or texts"
     require(rows.kind == DOCUMENTS or not requires_answer, "data.path", data.path, problem, remedy)
     return [extract_prompt(record) for record in rows.load_records(split)]
 

@@ -97,7 +97,7 @@ def exclude_test_questions(records: Sequence[T], test: Sequence[Record], label: 
     remaining = [record for record in records if compute_question_key(record) not in keys]
     count_dropped(DROPPED_IN_EVAL, len(records) - len(remaining))
     if len(remaining) < len(records):
-        print(f"{len(records) - len(remaining)} {label} ask what data.eval_path asks, and are left out of training")
+        print(f"{len(records) - len(remaining)} {label} have questions of data.eval_path, and are left out of training")
     return remaining
 
 

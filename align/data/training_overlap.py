@@ -82,7 +82,7 @@ def find_near_matches(
                 except (AlignError, AttributeError, KeyError, OSError) as error:
                     by_run[run.digest] = {}
                     problem = f"cannot be read again ({str(error).splitlines()[0].removesuffix('.')})"
-                    unknown.append(f"the rows of {run.ref} {problem}: which prompts come near them is not known")
+                    unknown.append(f"the rows of {run.ref} {problem}: which prompts are similar to them is not known")
             for i, rule in by_run[run.digest].items():
                 matches[i].setdefault(name, NearMatch(run.ref, rule))
     return NearMatches(matches, unknown)

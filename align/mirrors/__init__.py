@@ -217,5 +217,5 @@ class GuardedMirror:
             with suppress(Exception):  # if the service still answers, it should not wait for the run
                 if mirror:
                     mirror.finish({}, failed=True)
-            problem = f"align: track={self.service} is off from here on: {describe_error(error)}"
-            print(f"{problem}\nalign: the run goes on; its own files have everything", file=sys.stderr)
+            problem = f"align: track={self.service} is off for the rest of this run: {describe_error(error)}"
+            print(f"{problem}\nalign: the run continues; its folder has all data", file=sys.stderr)

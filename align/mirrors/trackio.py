@@ -105,7 +105,7 @@ class Trackio:
 def set_alias(project: str, root: Path, alias: str, artifact: Artifact | None) -> None:
     """Set an alias of a version of the project's `models`."""
     if artifact is None:
-        raise MirrorUnsupported("trackio takes no alias away, and has it where it was")
+        raise MirrorUnsupported("trackio cannot remove an alias, so it keeps the old one")
     if not is_local():
         raise MirrorUnsupported("trackio moves aliases in its local folder only")
     storage = import_trackio(root).SQLiteStorage

@@ -76,7 +76,7 @@ class ModelActor:
             self.model.set_requires_grad(self.model.active_adapters, False)
 
     def save(self, folder: Path, base: Base) -> None:
-        assert self.adapter is not None, "a base alone has no weights of its own"
+        assert self.adapter is not None, "a base without an adapter has no trained weights"
         save_adapter(self.model, folder, base, self.adapter)
 
 
@@ -90,7 +90,7 @@ def save_snapshot(actor: Actor, base: Base, into: Path) -> Path:
     with scratch_folder(into / "snapshot") as part, convert_os_errors(into):
         actor.save(part, base)
         digest = compute_published_digest(part)
-        assert digest, "nothing was saved that could be loaded again"
+        assert digest, "no saved weights exist to load again"
         handle = os.open(into, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -134,7 +134,7 @@ class AdapterPool:
             if digest in self._digests:
                 return digest
             if self.alone and self._digests:
-                raise ValueError("this base was promised to one adapter alone")
+                raise ValueError("this base was loaded for one adapter only")
             self.model = attach(self.model, folder, digest, alone=self.alone)
             self._digests.add(digest)
             if adapter_digest(folder) != digest:
@@ -172,7 +172,7 @@ class AdapterPool:
         """Raise InputError or ValueError, see `actor`."""
         if digest is None:
             if self.alone and self._digests:
-                raise ValueError("the base by itself is not asked beside an adapter that may have changed it")
+                raise ValueError("the base cannot be used beside an adapter that may have changed its weights")
         elif digest not in self._digests:
             loaded = ", ".join(sorted(loaded_digest[:12] for loaded_digest in self._digests)) or "none"
             raise InputError("adapter", digest, "is not loaded", f"Name one that is: {loaded}.")

@@ -141,7 +141,7 @@ def read_tensors(folder: Path, field: str = "adapter") -> dict[str, Tensor]:
     path = folder / WEIGHTS_FILE
     remedy = "Restore the file, or train the adapter again."
     if not has_file(path, field, remedy):
-        pickled = ", and the pickle beside it is not read" if (folder / "adapter_model.bin").is_file() else ""
+        pickled = ", and pickled weights are not read" if (folder / "adapter_model.bin").is_file() else ""
         raise CorruptFile(field, str(path), f"cannot be read (there is no such file{pickled})", remedy)
     check_readable(path, field, remedy)
     try:
@@ -304,7 +304,7 @@ def attach(
                 remedy = "A reward model is no policy: name an adapter of stage=sft, stage=dpo, stage=kto or stage=ppo."
                 raise CorruptFile(field, str(folder), problem, remedy)
             if missing := sorted(placed - keys - {SCORE_KEY}):  # PEFT leaves them as initialised, without a warning
-                problem = f"lacks tensors that its adapter_config.json speaks of ({abbreviate(missing)})"
+                problem = f"lacks tensors that its adapter_config.json requires ({abbreviate(missing)})"
                 raise CorruptFile(field, str(folder), problem, RESTORE)
             return wrapped
     except BaseException:

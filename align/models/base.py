@@ -306,7 +306,7 @@ def find_reference(artifact: Artifact, named: Artifact | None, root: Path) -> Ar
         return named
     recorded = manifest.inputs.get("init")
     if recorded is None:
-        problem = "was trained to imitate, not to be preferred to anything"
+        problem = "was trained by SFT, which has no preference objective to evaluate against its start"
         remedy = "Its held-out loss before and after is in its own report."
         require(not artifact.whole, "artifact", artifact.ref, problem, remedy)
         reference = None

@@ -120,7 +120,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     as long as in fp32.
     """
     if dtype == "bfloat16" and device.type == "cpu" and not has_bf16_products():
-        print("dtype=bfloat16: this processor multiplies no bf16; dtype=float32 is many times faster on it")
+        print("dtype=bfloat16: this processor has no bf16 arithmetic; dtype=float32 is many times faster on it")
     if dtype != "auto":
         return DTYPES[dtype]
     return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -216,7 +216,7 @@ def load_base(
     model.eval()
     route = get_route(model)
     if not route.fast:
-        print_once(f"{base.id}: takes the plain path, which is slower and computes the same ({route.why})")
+        print_once(f"{base.id}: takes the plain path, which is slower and gives the same results ({route.why})")
     if base.id not in BUILT_IN:  # the table of architectures does not compare the numbers of a configuration
         probe(model, base)
     return model

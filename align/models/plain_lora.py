@@ -75,10 +75,10 @@ TRAINING_ONLY = (
 SCORE_MODULES = ("classifier", "score")
 """The names under which PEFT saves the head of a sequence classifier."""
 MERGEABLE = {
-    "modules_to_save": "whole modules travel with it: vLLM refuses them, llama.cpp's converter stops at them",
-    "use_dora": "vLLM and SGLang refuse DoRA, llama.cpp's converter stops at its magnitudes",
-    "bias": "vLLM refuses biases, and llama.cpp's converter stops at them",
-    "target_parameters": "no engine is known to read it, and without it the adapter is another model",
+    "modules_to_save": "whole modules travel with it: vLLM and llama.cpp's converter reject them",
+    "use_dora": "vLLM, SGLang and llama.cpp's converter reject DoRA",
+    "bias": "vLLM and llama.cpp's converter reject biases",
+    "target_parameters": "no engine supports it, and without it the adapter is another model",
 }
 """Key of a setting that no engine serves as an adapter but that can be merged → the reason."""
 
@@ -216,7 +216,9 @@ def write_plain(
     plain = convert_to_plain(adapter, initial)
     for key, tensor in plain.tensors.items():
         remedy = "Train with a smaller lora_alpha."
-        require(bool(tensor.isfinite().all()), WEIGHTS_FILE, key, "its scale makes nan or infinity of it", remedy)
+        require(
+            bool(tensor.isfinite().all()), WEIGHTS_FILE, key, "its scale turns the weights into nan or infinity", remedy
+        )
     save_file({key: tensor.cpu() for key, tensor in plain.tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
     config = {key: plain.config[key] for key in READ_BY_ENGINES if key in plain.config}
     targets = config.get("target_modules")

@@ -38,9 +38,9 @@ class Wire(NamedTuple):
 
 WIRES = {
     "length_correlation": Wire("score_length_correlation", True, "the score follows the length of the answer"),
-    "disagreement": Wire("disagreement", True, "the members of the ensemble contradict each other"),
-    "kl": Wire("kl", True, "the policy has gone further from the reference than its budget"),
-    "entropy": Wire("entropy", False, "the policy says nearly the same whatever is drawn"),
+    "disagreement": Wire("disagreement", True, "the members of the ensemble disagree"),
+    "kl": Wire("kl", True, "the policy is further from the reference than stage.tripwires.kl allows"),
+    "entropy": Wire("entropy", False, "samples of an answer are nearly the same"),
     "repetition": Wire("repetition", True, "answers repeat themselves"),
     "collapse": Wire("collapse", True, "greedy answers to held-out prompts are nearly alike"),
 }

@@ -201,8 +201,8 @@ def compute_scores(workers: Workers, settings: PpoSettings, answers: Answers, ra
         largest <= LARGEST,
         "reward",
         workers.scorer.name,
-        f"gives scores up to ±{float(raw_B.abs().max()):.3g}, so that an answer earns ±{largest:.3g}. {LARGEST:g} is "
-        "the most: fp32 cannot hold the squares of more",
+        f"gives scores up to ±{float(raw_B.abs().max()):.3g}, so that an answer's reward is up to ±{largest:.3g}. At "
+        f"most {LARGEST:g} is allowed: fp32 cannot hold the squares of larger rewards",
         "Scale the reward down, or use stage.normalise=once.",
     )
     return scores_B
@@ -294,8 +294,8 @@ def check_gap(figures: dict[str, float], bound: float) -> None:
         "rollout.engine",
         "vllm",
         f"the server's logprobs of its own tokens are {gap:.2g} nats per token from the policy's (mean ratio "
-        f"{figures['rollout_ratio']:.3g}; the limit is {bound:g}). Its adapter is not applied, it samples at another "
-        "temperature, its logprobs are not those of the temperature, or it has another base",
+        f"{figures['rollout_ratio']:.3g}; the limit is {bound:g}). Possible causes: it does not apply the adapter, "
+        f"samples at another temperature, reports logprobs without the temperature, or has another base",
         "See vllm.log, or start the server with --logprobs-mode processed_logprobs. The same command goes on from the "
         "last checkpoint; rollout.max_gap= is the bound.",
     )

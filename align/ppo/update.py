@@ -238,8 +238,8 @@ def check_first_ratio(figures: Mapping[str, float], bound: float, id: str, model
         "model.path",
         id,
         f"π_new/π_old of its first update lies {off:.2g} nats a token from 1 (mean ratio {figures['first_ratio']:.3f}; "
-        f"{dtype} may have {bound:g}), so type {model_type} is another policy in another batch",
-        f"Run the same line with stage=verify, which says what is wrong; stage.first_ratio.{dtype}= is the bound.",
+        f"{dtype} may have {bound:g}), so type {model_type} computes different probabilities in different batches",
+        f"Run the same line with stage=verify, which shows what is wrong; stage.first_ratio.{dtype}= is the bound.",
     )
 
 

@@ -210,11 +210,13 @@ def split_prompts(
     """
     if not own_held_out:
         problem = f"leaves none of {len(prompts)} prompts to train on"
-        require(len(prompts) > n_eval, "stage.eval_prompts", n_eval, problem, "Set fewer apart.")
+        require(len(prompts) > n_eval, "stage.eval_prompts", n_eval, problem, "Hold out fewer prompts.")
     held_out = list(own_held_out[:n_eval] if own_held_out else prompts[len(prompts) - n_eval :])
     measured = {prompt.conversation.messages for prompt in held_out}
     training = [prompt for prompt in prompts if prompt.conversation.messages not in measured]
-    require(bool(training), "stage.eval_prompts", n_eval, "leaves no other prompt to train on", "Set fewer apart.")
+    require(
+        bool(training), "stage.eval_prompts", n_eval, "leaves no other prompt to train on", "Hold out fewer prompts."
+    )
     return training, held_out
 
 

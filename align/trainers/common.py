@@ -334,7 +334,7 @@ def load_referenced_policy(
         InputError: TRL would compute other logits than the model's own.
     """
     model = load_base(base, method, device, dtype)
-    problem = f"type {model.config.model_type} has logits that are more than a head on hidden states"
+    problem = f"type {model.config.model_type} computes its logits by more than a linear head on hidden states"
     problem += f", which TRL's {stage.upper()} reads"
     require(get_route(model).halves, "stage", stage, problem, "Use stage=reward and stage=ppo.")
     model = add_trained_adapter(model, find_adapter_folder(start), lora, seed)

@@ -136,7 +136,7 @@ class AuthMiddleware:
         try:
             await self.app(scope, receive, send_with_headers)
         except TooManyStreams:
-            return build_error_response(429, "Close a page first: too many wait for something.")
+            return build_error_response(429, "Too many pages are open and waiting: close one first.")
         except ClientDisconnect:  # while the app read a form: there is no client to answer
             pass
         finally:

@@ -114,9 +114,15 @@ def validate_name(name: str) -> str:
     require(0 < len(name) <= 100, "name", name, "it is empty or too long", "Give 1 to 100 characters.")
     is_visible = all(letter == " " or not unicodedata.category(letter).startswith(("C", "Z")) for letter in name)
     is_visible = is_visible and not INVISIBLE.search(name)
-    require(is_visible, "name", name, "it holds what cannot be seen", "Use letters and signs.")
+    require(is_visible, "name", name, "it holds invisible characters", "Use visible letters and symbols.")
     scripts = {unicodedata.name(letter, "").split(" ")[0] for letter in name} & LOOKALIKE_SCRIPTS
-    require(len(scripts) < 2, "name", name, "letters of two alphabets look alike in it", "Use those of one.")
+    require(
+        len(scripts) < 2,
+        "name",
+        name,
+        "it mixes letters of two alphabets that look alike",
+        "Use the letters of one alphabet.",
+    )
     return name
 
 

@@ -28,7 +28,7 @@ COLUMNS = ("id", "prompt", "answers", "priority", "expected")
 CELLS = CellTypes(("answers", "expected"), ("prompt",), ("priority",))
 ITEMS_PER_TRANSACTION = 200
 """Number of items in one transaction."""
-TOOLS_PROBLEM = "calls tools, which the annotation page does not show: people would judge what they cannot see"
+TOOLS_PROBLEM = "calls tools, which the annotation page does not show, so people could not judge it"
 ANSWER_KEYS = ("text", "model", "adapter", "sampling", "ended")
 
 

@@ -513,7 +513,7 @@ def require_valid_judgement(connection: Connection, project: str, item: str, jud
         require(not tiers, "tiers", tiers, "a skipped item has no ranking", "Skip it or rank it.")
     else:
         is_complete = sorted(id for tier in tiers for id in tier) == candidate_ids and all(tiers)
-        problem = f"they do not hold each answer of item {item} once, or one of them is empty"
+        problem = f"they must hold each answer of item {item} once, and no tier may be empty"
         remedy = f"Rank each of {', '.join(candidate_ids)} once; ties share a tier."
         require(is_complete, "tiers", [list(tier) for tier in tiers], problem, remedy)
 

@@ -53,7 +53,9 @@ def load_training_rankings(
     """Load the rankings to learn from, as `load_counted_rankings` does. Raises InputError if the project has no such
     rankings, and as `load_preferences`."""
     rankings = load_counted_rankings(store, project, allow_simulated, through)
-    require(bool(rankings), "project", project, "nothing in it has been ranked", "Rank some items with stage=annotate.")
+    require(
+        bool(rankings), "project", project, "none of its items has been ranked", "Rank some items with stage=annotate."
+    )
     return rankings
 
 
@@ -76,7 +78,7 @@ def load_counted_rankings(
     simulated = sum(ranking.source == "simulated" for ranking in rankings)
     if simulated and not allow_simulated:
         problem = f"{simulated} of its {len(rankings)} rankings are simulated, not a person's"
-        raise InputError("project", project, problem, "Set data.allow_simulated=true to use them anyway.")
+        raise InputError("project", project, problem, "Add data.allow_simulated=true to use them nevertheless.")
     return rankings
 
 

@@ -102,6 +102,6 @@ def find_request_problem(method: str, path: str, headers: Headers) -> str:
         if not content_type.startswith("application/json") or "origin" not in headers:
             return "Send JSON from the page itself."
     else:  # Gradio's other endpoints, such as uploads, which no page needs
-        return "This address accepts no changes."
+        return "This page is read-only."
     length = headers.get("content-length", "") if "transfer-encoding" not in headers else ""
     return "" if length.isdigit() and int(length) <= limit else f"Send at most {limit} bytes, with Content-Length."

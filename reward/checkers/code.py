@@ -33,10 +33,10 @@ REMEDY = (
     "reward.allow_code=true (reward=check)."
 )
 WARNINGS = {
-    "landlock": "code runs under Landlock alone, for bubblewrap and user namespaces do not work here: it can see which "
-    "paths exist, and fill the disk that holds temporary files",
-    UNSAFE: "code runs without a sandbox, with this user's files and network: limits of time and memory stop accidents "
-    "and no attack",
+    "landlock": "code runs under Landlock only, because bubblewrap and user namespaces do not work here: it can see "
+    "which paths exist, and can fill the disk of temporary files",
+    UNSAFE: "code runs without a sandbox, with this user's files and network: limits of time and memory stop "
+    "accidents, but no attack",
 }
 """Warnings that reports show beside scores of code, by the kind of sandbox."""
 

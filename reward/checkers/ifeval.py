@@ -288,7 +288,7 @@ def parse_constraint(spec: Any, field: str) -> Constraint:
     if "nth_paragraph" in arguments:
         nth = arguments["nth_paragraph"]
         paragraphs = arguments["num_paragraphs"]
-        problem = f"num_paragraphs is {paragraphs}"
+        problem = f"is above the number of paragraphs, {paragraphs}"
         require(nth <= paragraphs, f"{field}.nth_paragraph", nth, problem, "Write a smaller number.")
     return Constraint(instruction.describe(**arguments), partial(instruction.holds, **arguments))
 

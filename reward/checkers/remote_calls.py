@@ -170,13 +170,13 @@ class Peer:
         while True:
             message = self.receive()
             if not isinstance(message, dict) or len(message) != 1:
-                raise ConnectionEnded("it sent something that is not a message")
+                raise ConnectionEnded("it sent an invalid message")
             if "request" in message:
                 self.send({"response": self.serve(message["request"])})
             elif "response" in message:
                 return message["response"]
             else:
-                raise ConnectionEnded("it sent something that is not a message")
+                raise ConnectionEnded("it sent an invalid message")
 
     def send(self, message: Any) -> None:
         content = json.dumps(message).encode()
@@ -192,11 +192,11 @@ class Peer:
     def receive(self) -> Any:
         size = struct.unpack("!I", self.read(4))[0]
         if size > MOST_BYTES:
-            raise ConnectionEnded("it sent something that is not a message")
+            raise ConnectionEnded("it sent an invalid message")
         try:
             return json.loads(self.read(size))
         except (ValueError, RecursionError) as error:
-            raise ConnectionEnded("it sent something that is not a message") from error
+            raise ConnectionEnded("it sent an invalid message") from error
 
     def read(self, size: int) -> bytes:
         content = b""
@@ -225,7 +225,7 @@ class Peer:
 
     def read_response(self, response: Any, containers: Containers) -> Any:
         if not isinstance(response, dict):
-            raise ConnectionEnded("it sent something that is not a message")
+            raise ConnectionEnded("it sent an invalid message")
         if printed := response.get("printed"):
             sys.stdout.write(str(printed)[:MOST_PRINTED])
         try:
@@ -234,7 +234,7 @@ class Peer:
             error = self.decode_error(response["error"]) if "error" in response else None
             value = None if error else self.decode(response["value"], containers)
         except (LookupError, TypeError, ValueError, AttributeError) as decode_error:
-            raise ConnectionEnded("it sent something that is not a message") from decode_error
+            raise ConnectionEnded("it sent an invalid message") from decode_error
         if error is not None:
             raise error
         return value
@@ -386,12 +386,12 @@ class Peer:
         if data is None or isinstance(data, bool | int | float | str):
             return data
         if not isinstance(data, dict) or not data:
-            raise ConnectionEnded("it sent something that is not a value")
+            raise ConnectionEnded("it sent an invalid value")
         tag, content = next(iter(data.items()))
         try:
             return self.decode_tagged(tag, content, data, containers)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, ArithmeticError) as error:
-            raise ConnectionEnded(f"it sent something that is not a value ({type(error).__name__})") from error
+            raise ConnectionEnded(f"it sent an invalid value ({type(error).__name__})") from error
 
     def decode_tagged(self, tag: str, content: Any, data: Mapping[str, Any], containers: Containers) -> Any:
         if tag == "known":
@@ -439,7 +439,7 @@ class Peer:
             return self.copy_exception_class(*content)
         if tag == "mine":
             return self.make_proxy(int(content), str(data["kind"]))
-        raise ConnectionEnded("it sent something that is not a value")
+        raise ConnectionEnded("it sent an invalid value")
 
     def replace_contents(self, container: Any, content: Any, containers: Containers) -> None:
         if isinstance(container, bytearray):
@@ -603,14 +603,12 @@ class TestsPeer(Peer):
     def check_request(self, message: Any) -> None:
         first = message.get("args", [None])[:1] if isinstance(message, dict) else []
         if not (first and isinstance(first[0], dict) and "yours" in first[0]):
-            raise ConnectionEnded(
-                "it sent something that is not a request"
-            )  # calls what a test passed to it, and nothing else
+            raise ConnectionEnded("it sent an invalid request")  # calls what a test passed to it, and nothing else
 
     def check_builtin(self, value: Any) -> None:
         is_exception = isinstance(value, type) and issubclass(value, BaseException)
         if not is_exception and value not in (*PASSABLE_TYPES, Ellipsis, NotImplemented):
-            raise ConnectionEnded("it sent something that is not a value")  # a function such as eval would run here
+            raise ConnectionEnded("it sent an invalid value")  # a function such as eval would run here
 
 
 def get_peer(value: RemoteObject) -> Peer:
@@ -700,7 +698,7 @@ def build_remote_unary(name: str, result_type: type | None = None) -> Callable[.
             raise TypeError(f"{name} gave a {type(value).__name__}")
         if name in OF_NUMBERS and is_mixed(self):
             if type(value) is not RemoteObject:
-                raise TypeError(f"an object that was made with plain data has no {name}")
+                raise TypeError(f"an object that was created from plain data has no {name}")
             get_peer(self).mixed.add(get_object_number(value))
         return value
 
@@ -724,7 +722,7 @@ def build_remote_binary(name: str) -> Callable[..., Any]:
         if type(value) is RemoteObject and (is_other_plain or is_mixed(self) or is_mixed(other)):
             get_peer(self).mixed.add(get_object_number(value))
         elif is_mixed(self) or (not is_other_plain and is_mixed(other)):
-            raise TypeError(f"an object that was made with plain data has no {name}")
+            raise TypeError(f"an object that was created from plain data has no {name}")
         return value
 
     return method

@@ -34,7 +34,7 @@ class TestNamespace(dict[str, Any]):
         self.peer = peer
         names = peer.call_remote("names")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ConnectionEnded("it sent something that is not a list of names")
+            raise ConnectionEnded("it sent an invalid list of names")
         self.hidden = set(dir(builtins)) if find_names_of_answer(sources) else set()
         for name in (name for name in names if not is_reserved(name)):
             value = None if name in self.hidden else peer.call_remote("global", name)

@@ -103,7 +103,7 @@ def test_a_template_without_an_end(shop: Workshop, tiny_model: Path, chats: Path
     template_text = "{% if messages[-1].role == 'assistant' %}" + endless_loop + "{% endif %}"
     (model / "chat_template.jinja").write_text("{{ 'a' * 10**12 }}" if wants == "memory" else template_text)
     command = ["stage=sft", "model=hub", f"model.path={model}", "data=jsonl", f"data.path={chats}"]
-    message = "it wants more than" if wants == "memory" else "it has not written a few conversations"
+    message = "it needs more than" if wants == "memory" else "it did not render a few conversations"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(template, "PATIENCE_S", 2)
         assert_refused(shop, command, "chat_template", message)

@@ -70,7 +70,7 @@ def test_a_data_set_is_a_source_of_another(tmp_path: Path) -> None:
         assert second["ids_root"] == first["ids_root"]
     two_sides, _, _ = build_data_set(tmp_path, "stage=data", *arguments, "data.held_out=0.3", "run.name=halves")
     shop = Workshop(tmp_path / "runs", tmp_path)
-    shop.refuses("stage=data", f"stage.sources=[{two_sides}]", arguments[1], says="is a data set with two sides")
+    shop.refuses("stage=data", f"stage.sources=[{two_sides}]", arguments[1], says="is a data set with two splits")
     side = f"{two_sides / 'artifact'}/train-*.parquet"
     assert side in shop.output
     one_side, _, _ = build_data_set(

@@ -94,7 +94,7 @@ def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(
     assert (
         "finished already" in build_data_set(tmp_path, *build_forget_command(words, "old", listing, "run.name=new"))[2]
     )
-    shop.refuses(*build_forget_command(words, "new", listing), says="of no row")
+    shop.refuses(*build_forget_command(words, "new", listing), says="belong to no row")
     newest, newest_data, stdout = build_data_set(
         tmp_path, *build_forget_command(words, "new", f"stage.forget=[{kept_ids[0]}]", "run.name=newest")
     )
@@ -129,7 +129,7 @@ def test_what_the_store_erased_is_forgotten(
     assert old_ids - {*erased_ids} == {row["content_id"] for row in read_artifact_pairs(new)}
     assert new_data["replaces"]["count"] == len(erased_ids)
     assert find_files_with(tmp_path / "runs" / "data", SECRET) == []
-    with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as other_store:  # another project of that name
+    with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as other_store:  # a different project with the same name
         item_id = other_store.add_item(
             "greetings", "x", Conversation((Message("user", "?"),)), [Candidate("a"), Candidate("b")]
         )
@@ -137,7 +137,9 @@ def test_what_the_store_erased_is_forgotten(
     other_words = [
         word if "store.url" not in word else f"store.url=sqlite:///{tmp_path / 'other.db'}" for word in words
     ]
-    shop.refuses(*build_forget_command(other_words, "new", "stage.forget=erased"), says="another project of that name")
+    shop.refuses(
+        *build_forget_command(other_words, "new", "stage.forget=erased"), says="a different project with the same name"
+    )
 
 
 def test_killed_at_any_moment_one_of_the_two_is_whole(tmp_path: Path) -> None:
@@ -212,7 +214,7 @@ def test_what_cannot_be_forgotten(tmp_path: Path) -> None:
         (["stage.forget=[abc]"], "is no content id"),
         (["stage.forget=nowhere.txt"], "is neither an id nor a file of ids"),
         (["stage.forget=erased"], "none of its sources is an annotation project"),
-        ([f"stage.forget=[{'0' * 63}1]"], "1 of 1 ids are of no row"),
+        ([f"stage.forget=[{'0' * 63}1]"], "1 of 1 ids belong to no row"),
         ([], "goes with stage.action=forget, and with no other action"),
         (["stage.forget=erased", "stage.clean=[unicode]"], "is not read by stage.action=forget"),
     ):

@@ -224,7 +224,7 @@ def test_evaluation_and_preferences_read_it(here: Path, tiny_model: Path) -> Non
     common = ["init=base", "model=hub", f"model.path={tiny_model}", "method=lora", root, "device=cpu", "data=manifest"]
     dpo = ["stage=dpo", *common, "stage.epochs=1", "stage.batch_size=16"]
     assert shop.run_command(*dpo, "data.path=data:pairs") == 0, shop.output
-    shop.refuses(*dpo, "data.path=data:chats", says="holds documents, and this stage reads preferences")
+    shop.refuses(*dpo, "data.path=data:chats", says="holds documents, but this stage reads preferences")
     sample = ["stage=sample", *common, "stage.prompts=2", "rollout.max_new_tokens=2"]
     assert shop.run_command(*sample, "data.path=data:pairs", "run.name=s") in (0, 2), shop.output
     assert "holds" not in shop.output
@@ -232,7 +232,7 @@ def test_evaluation_and_preferences_read_it(here: Path, tiny_model: Path) -> Non
         "stage=sft",
         *common[1:],
         "data.path=data:pairs",
-        says="holds preferences, and conversations or texts are imitated",
+        says="holds preferences, but this stage trains on conversations or texts",
     )
 
 

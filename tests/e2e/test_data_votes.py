@@ -105,7 +105,7 @@ def test_simulated_votes_unknown_projects_and_other_keys_are_refused(
     for sources, says in (
         ("[{annotations: nobody}]", "the store has no such project"),
         ("[{annotations: greetings, path: a.jsonl}]", "two kinds of them"),
-        ("[{annotations: greetings, columns: {prompt: q}}]", "only files have them"),
+        ("[{annotations: greetings, columns: {prompt: q}}]", "which only files have"),
         ("[{annotations: greetings, votes: 1}]", "is no key of a source"),
         ("[{annotations: ''}]", "is no project"),
     ):

@@ -75,7 +75,9 @@ def test_dpo_is_refused_where_trl_would_read_other_logits(tmp_path: Path, chats:
     shop = Workshop(tmp_path / "runs", pairs)
     model = save_model_with_tokenizer(tmp_path / "model", "falcon_h1", tiny_tokenizer)
     line = ("stage=dpo", "model=hub", model, "init=base", "method=lora", "stage.batch_size=8", "stage.micro_batch=4")
-    shop.refuses(*line, *shop.data_words, says="type falcon_h1 has logits that are more than a head on hidden states")
+    shop.refuses(
+        *line, *shop.data_words, says="type falcon_h1 computes its logits by more than a linear head on hidden states"
+    )
 
 
 def test_ppo_stops_where_its_first_ratio_is_off(
@@ -93,7 +95,7 @@ def test_ppo_stops_where_its_first_ratio_is_off(
         *line,
         says=(
             "π_new/π_old of its first update lies",
-            "so type bart is another policy in another batch",
+            "so type bart computes different probabilities in different batches",
             "stage=verify",
         ),
     )

@@ -278,8 +278,8 @@ def test_a_base_that_is_promised_to_one_adapter_serves_no_other(world: World, fo
     assert pool.actor().base_alone
     digest = pool.add(folders[0])
     assert pool.add(folders[0]) == digest
-    with pytest.raises(ValueError, match="promised to one adapter alone"):
+    with pytest.raises(ValueError, match="loaded for one adapter only"):
         pool.add(folders[1])
-    with pytest.raises(ValueError, match="the base by itself is not asked"):
+    with pytest.raises(ValueError, match="the base cannot be used beside an adapter"):
         pool.actor()
     assert generate_pool_answers(pool.actor(digest)) == generate_pool_answers(load_alone(world, folders[0]))

@@ -124,8 +124,8 @@ def test_every_kind_of_plain_lora_is_taken_in(tmp_path: Path):
 @pytest.mark.parametrize(
     ("kind", "field", "problem"),
     [
-        ({"use_dora": True}, "use_dora", "refuse DoRA"),
-        ({"r": 80}, "r", r"is over stage\.max_rank=64"),
+        ({"use_dora": True}, "use_dora", "reject DoRA"),
+        ({"r": 80}, "r", r"is above stage\.max_rank=64"),
         ({"target_modules": ["embed_tokens"]}, "adapter_model.safetensors", "is no lora_A or lora_B weight"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save", "whole modules"),
         ({"bias": "lora_only"}, "bias", "biases"),

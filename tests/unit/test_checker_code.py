@@ -313,7 +313,7 @@ def test_a_function_of_pythons_own_runs_in_the_answers_process():
     assert check_answer("f = sum", "assert f([1, 2]) == 3", "assert f is not sum").score == 1
     forged = {"response": {"value": {"builtin": "eval"}, "changed": []}}
     checked = check_answer(f"MESSAGES = [{forged!r}]\n{FORGES_A_VALUE}", "assert f(2)('2 + 2') == 4")
-    assert checked.parts[0].found == "it sent something that is not a value"
+    assert checked.parts[0].found == "it sent an invalid value"
 
 
 STYLES = """

@@ -205,7 +205,7 @@ def test_sentences_by_hand(text: str, count: int):
         (
             [{"name": "nth_paragraph_first_word", "num_paragraphs": 2, "nth_paragraph": 3, "first_word": "a"}],
             "check.constraints[0].nth_paragraph",
-            "num_paragraphs is 2",
+            "is above the number of paragraphs, 2",
         ),
     ],
 )

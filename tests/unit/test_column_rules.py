@@ -260,7 +260,7 @@ def test_choices_without_texts_or_with_fewer_are_refused(row: dict[str, Any], tm
 )
 def test_answers_that_an_api_logs_are_no_choices(row: dict[str, Any], tmp_path: Path) -> None:
     path = write_row_file(tmp_path, "d.jsonl", [row])
-    with pytest.raises(InputError, match=r"choices=.*as an API logs them"):
+    with pytest.raises(InputError, match=r"choices=.*in an API's log format"):
         read_source(path)
     (read,) = read_source(path, ColumnRules(metadata=["choices"]))
     assert read.metadata["choices"] == row["choices"]
@@ -350,7 +350,7 @@ def test_a_history_of_no_turns_is_refused(row: dict[str, Any], history: Any, tmp
         with pytest.raises(InputError, match="history"):
             read(path)
     turns = {"messages": TURNS, "history": [["q", "a"]]}
-    with pytest.raises(InputError, match=r"history=.*no question that is one text"):
+    with pytest.raises(InputError, match=r"history=.*needs a question that is one text"):
         read_source(write_row_file(tmp_path, "d.jsonl", [turns]))
 
 
@@ -395,7 +395,7 @@ def test_an_answer_beside_a_conversation_is_read(answer: str, turns: dict[str, A
 def test_a_row_without_an_answer_has_none_in_another_column(row: dict[str, Any], name: str, tmp_path: Path) -> None:
     path = write_row_file(tmp_path, "d.jsonl", [row])
     for read in (read_source, read_documents):
-        with pytest.raises(InputError, match=f"{name}=.* is named as an answer") as caught:
+        with pytest.raises(InputError, match=f"{name}=.* has the name of an answer") as caught:
             read(path)
     assert re.search(rf"data\.metadata=\[{name}[],]", caught.value.remedy)
     if "text" not in row:
@@ -712,7 +712,7 @@ def test_more_than_two_answers_are_no_pair(answers: dict[str, str], column: str,
 def test_a_code_below_one_refuses_its_source_whole(code: Any, tmp_path: Path) -> None:
     row = {"prompt": "q", "response_a": "x", "response_b": "y"}
     path = write_row_file(tmp_path, "d.jsonl", [{**row, "preference": 1}, {**row, "preference": code}])
-    with pytest.raises(InputError, match="may be the first answer, a tie or a degree") as refused:
+    with pytest.raises(InputError, match="may mean the first answer, a tie or a degree") as refused:
         read_preferences(path, skip_bad_rows=True)
     assert "on_bad_row" not in refused.value.remedy
 
@@ -762,7 +762,7 @@ def test_two_answers_and_a_verdict_are_a_pair(endings: tuple[str, str], stem: st
     with pytest.raises(InputError, match="none of its 4 rows holds a preference"):
         read_preferences(write_row_file(tmp_path, "d.jsonl", ties))
     for value in ("c", 3, -1, True, "m", *([0] if endings != ("0", "1") else [2])):
-        with pytest.raises(InputError, match=rf"{column}=.*(neither of the answers|may be the first answer).*Write"):
+        with pytest.raises(InputError, match=rf"{column}=.*(neither of the answers|may mean the first answer).*Write"):
             read_source(write_row_file(tmp_path, "d.jsonl", [{**row, column: value}]))
 
 

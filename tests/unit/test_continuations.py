@@ -72,12 +72,12 @@ def test_special_tokens_of_the_tokenizer_stand_in_front_once() -> None:
     assert split_row(encode_continuation(tokenizer, "", " c")) == ([0], [3])
     assert split_row(split_windows(tokenizer, "a b c", 9)[0]) == ([0], [1, 2, 3])
     tokenizer.bos_token = None
-    with pytest.raises(InputError, match="this model has no EOS either"):
+    with pytest.raises(InputError, match="has neither BOS nor EOS"):
         encode_continuation(tokenizer, "", " c")
 
 
 def test_what_has_no_token_of_its_own_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(InputError, match="no token of its own"):
+    with pytest.raises(InputError, match="no tokens of its own"):
         encode_continuation(tokenizer, "I", "")
 
 

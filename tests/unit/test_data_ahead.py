@@ -264,8 +264,8 @@ def test_workers_without_the_runs_folder_leave_their_parts_to_this_process(
     assert import_all(imports) == expected
     messages = [line for line in capsys.readouterr().out.splitlines() if "process makes" in line]
     assert [line.partition(". ")[0] for line in messages] == [
-        "a: parts that this process makes: 9 of 9",
-        "b: parts that this process makes: 7 of 7",
+        "a: parts that this process has to make itself: 9 of 9",
+        "b: parts that this process has to make itself: 7 of 7",
     ]
     assert "A worker could not make part 0: " in messages[0]
     assert "No such file or directory" in messages[0]
@@ -287,7 +287,7 @@ def test_workers_whose_disk_is_full_leave_their_parts_to_this_process(
     assert (full_disk_imports[0].parts(), imports[0].parts()) == (set(), set())
     assert imports[0].run()["counts"]["kept"] == 31
     stdout = capsys.readouterr().out
-    assert "a: parts that this process makes: 9 of 9. A worker could not make part 0: " in stdout
+    assert "a: parts that this process has to make itself: 9 of 9. A worker could not make part 0: " in stdout
     assert "No space left on device" in stdout
 
 
@@ -308,7 +308,7 @@ def test_workers_that_cannot_see_the_sources_are_told_of_in_one_line(
     assert [len(source_import.parts()) for source_import in imports] == [9, 3, 0, 1, 0]
     (message,) = capsys.readouterr().out.splitlines()
     assert message.startswith(
-        "files that this process reads without workers: 3 of 6. A worker could not count the rows of "
+        "files that this process has to read itself: 3 of 6. A worker could not count the rows of "
     )
     assert f"{tmp_path / 'b' / '1.parquet'}: " in message
 

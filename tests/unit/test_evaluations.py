@@ -169,7 +169,7 @@ def test_a_row_of_a_benchmark(tmp_path: Path, row: dict[str, Any], record: Recor
 
 def test_the_columns_that_are_named_are_compared_and_no_others(tmp_path: Path) -> None:
     row = {"frage": "Wie lang ist der Rhein?", "quelle": TALE, "wahl": ["kurz", BIRDS]}
-    with pytest.raises(InputError, match="no text among them is called a question") as refused:
+    with pytest.raises(InputError, match="none of its text columns has the name of a question") as refused:
         find_rules(tmp_path, [row], [build_answer("x")])
     assert "frage, quelle, wahl" in str(refused.value)
     records = [build_exchange("wie lang ist der Rhein?"), build_answer(TALE), build_answer(BIRDS)]

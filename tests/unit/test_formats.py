@@ -169,7 +169,7 @@ def test_damage_within_a_packed_file_is_told(tmp_path: Path, packed: str) -> Non
         (b'[{"a": 1}, {"a": 2}', "is no JSON after row 2"),
         (b'[{"a": 1} {"a": 2}]', "is no JSON after row 1"),
         (b'[{"a": 1}, ]', "is no JSON after row 1"),
-        (b'[{"a": 1}] {"a": 2}', "more stands behind its end"),
+        (b'[{"a": 1}] {"a": 2}', "there is more text after its end"),
         (b'[{"a": nul}]', "is no JSON after row 0"),
         (b'{"x": [{"a": 1}], "y": [{"a": 2}]}', r"lists of rows \(x, y\)"),
         (b"[" + b"9" * 5000 + b"]", "is no JSON after row 0"),

@@ -32,7 +32,7 @@ def test_gold_is_asked_of_everyone_once_and_trained_on_by_nobody(store):
         _, following = cast_vote(queue, who, task, who, build_judgement(gold, "0>1"))
         assert following.item.id != gold
     assert {vote.purpose for vote in store.rankings("p")} == {"gold"}
-    with pytest.raises(InputError, match="nothing in it has been ranked"):
+    with pytest.raises(InputError, match="none of its items has been ranked"):
         load_preferences(store, "p")
     judge(queue, "ann", queue.take("ann"))
     assert {pref.group_id for pref in load_preferences(store, "p")}.isdisjoint({gold})

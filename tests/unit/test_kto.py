@@ -195,7 +195,7 @@ def test_a_row_without_a_label_is_named(tmp_path: Path):
         ({"prompt": "Q?", "completion": "Yes.", "label": 2}, "row 1, label=2: is no label"),
         ({"prompt": "Q?", "completion": "Yes.", "label": "maybe"}, "row 1, label=maybe: is no label"),
         ({"prompt": "Q?", "completion": "Yes."}, r"row 1, label=\(none\)"),
-        ({"prompt": "Q?", "label": True}, "row 1, label=True: .* no answer that the label is about"),
+        ({"prompt": "Q?", "label": True}, "row 1, label=True: .* there is nothing that it labels"),
         ({"prompt": "Q?", "completion": "Yes.", "label": True, "weight": 3}, "row 1, weight=3"),
     ],
 )

@@ -198,7 +198,7 @@ def test_what_a_mirror_fails_at_is_told_once_and_stops_nothing(tmp_path: Path, c
     mirror.publish(build_adapter(tmp_path))
     mirror.finish({}, failed=False)
     stderr = capsys.readouterr().err
-    assert stderr.count("track=mlflow is off from here on") == 1
+    assert stderr.count("track=mlflow is off for the rest of this run") == 1
     assert "metrics" in stderr
 
 
@@ -213,7 +213,7 @@ def test_a_service_that_cannot_begin_stops_nothing(service: str, tmp_path: Path,
     mirror = open_mirror(service, run)
     mirror.log(1, {"loss": 1.0}, {})
     mirror.finish({}, failed=False)
-    assert capsys.readouterr().err.count(f"track={service} is off from here on") == 1
+    assert capsys.readouterr().err.count(f"track={service} is off for the rest of this run") == 1
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -313,7 +313,7 @@ class TestAliases:
             artifact = SQLiteStorage.get_artifact_manifest(run.project, "models", "production")
             assert artifact is not None
             assert artifact["metadata"]["run"] == ref
-        assert "takes no alias away" in self.run_registry_action(tmp_path, "trackio", "retire")
+        assert "cannot remove an alias" in self.run_registry_action(tmp_path, "trackio", "retire")
         assert "does not have ppo:unknown" in self.run_registry_action(
             tmp_path, "trackio", "promote", "artifact=ppo:unknown"
         )

@@ -243,7 +243,7 @@ GOOD = {"prompt": "Q", "chosen": "A", "rejected": "B"}
                 "rejected": [user_message("R"), assistant_message("B")],
             },
             "chosen",
-            "no beginning",
+            "no common beginning",
         ),
         (
             {
@@ -252,7 +252,7 @@ GOOD = {"prompt": "Q", "chosen": "A", "rejected": "B"}
                 "rejected": [user_message("Q"), assistant_message("B")],
             },
             "prompt",
-            "not what chosen and rejected share",
+            "not the common beginning of chosen and rejected",
         ),
         ({**GOOD, "margin": "big"}, "margin", "not a finite number"),
         ({**GOOD, "margin": float("nan")}, "margin", "not a finite number"),

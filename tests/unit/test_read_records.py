@@ -409,5 +409,5 @@ def test_feedback_on_an_empty_answer_and_on_several_turns_is_kept(tmp_path: Path
 
 def test_a_column_that_is_a_number_here_and_a_text_there_is_told(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "completion": text} for text in ("a", 3)]
-    with pytest.raises(InputError, match=r"row 2, completion=3: is a number, and a text is read here"):
+    with pytest.raises(InputError, match=r"row 2, completion=3: is a number, but a text is expected"):
         read_all(write_row_file(tmp_path, "d.jsonl", rows))

@@ -43,7 +43,7 @@ def test_the_probe_finds_a_template_that_loops_for_some_conversations(
     condition: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("align.data.chat.template.PATIENCE_S", 3)
-    with pytest.raises(InputError, match="it has not written a few conversations, short and long"):
+    with pytest.raises(InputError, match="it did not render a few conversations, short and long"):
         check_template_terminates(build_hanging_template(condition), {})
 
 

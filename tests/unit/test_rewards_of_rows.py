@@ -199,7 +199,7 @@ def test_an_answer_that_a_check_cannot_decide_about_is_counted() -> None:
 
 
 def test_a_row_without_a_check() -> None:
-    with pytest.raises(InputError, match=r"sums\.jsonl:1, check=\(missing\): the row does not say"):
+    with pytest.raises(InputError, match=r"sums\.jsonl:1, check=\(missing\): the row has no check"):
         CheckReward().score([make_conversation("4", answer="4")])
 
 

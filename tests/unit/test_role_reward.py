@@ -1,4 +1,4 @@
-"""A reward model on the policy's base: scores equal those of training, and another chat template is refused."""
+"""A reward model on the policy's base: scores equal those of training, and a chat template that differs is refused."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_reward_model_of_another_template_is_refused(world: World, tokenizer: 
     chatml_tokenizer.chat_template = CHATML
     chatml_tokenizer.save_pretrained(shutil.copytree(folder, folder.with_name("other")))
     models = [make_artifact(folder), make_artifact(folder.with_name("other"))]
-    with pytest.raises(InputError, match=r"reward\.refs\[1\]=reward:it: .*another chat template.*init=sft:s"):
+    with pytest.raises(InputError, match=r"reward\.refs\[1\]=reward:it: .*a chat template that differs.*init=sft:s"):
         require_same_template(reward, models, world.base, tokenizer, config.init)
     model_on_other_base = replace(models[1], base=replace(world.base, digest="another"))
     # A reward model on another base reads text by its own template.

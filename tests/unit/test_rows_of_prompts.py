@@ -149,7 +149,7 @@ def test_the_rows_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
     require_row_checks(reward, read_train_prompts(write_rows(tmp_path / "p.jsonl", [SUM])))
     require_row_checks({"name": "sentiment"}, read_train_prompts(write_rows(tmp_path / "q.jsonl", [{"prompt": "Hi"}])))
     for row, message in (
-        ({"prompt": "Hi"}, r"q\.jsonl:1, check=\(missing\): the row does not say"),
+        ({"prompt": "Hi"}, r"q\.jsonl:1, check=\(missing\): the row has no check"),
         ({**SUM, "check": {"kind": "exact"}}, r"q\.jsonl:1, check\.answers=\(missing\): either"),
         ({**SUM, "check": {"kind": "code", "tests": ["assert f(2) == 4"]}}, r"q\.jsonl:1, check\.kind=code: runs"),
         ({**SUM, "check": [CHECK, CHECK]}, r"q\.jsonl:1, check=.*2 checks for 1 turns"),

@@ -89,7 +89,7 @@ GOOD = b'{"text": "a"}\n'
         (b'{"messages": [{"role": "user"}]}\n', 1, r"messages\[0\]\.content=None: is missing"),
         (b'{"messages": [{"role": "bot", "content": "a"}]}\n', 1, r"messages\[0\]\.role=bot: is none of"),
         (b'{"messages": [{"role": "user", "content": ["a"]}]}\n', 1, r"content\[0\]=a: is a list of parts"),
-        (b'{"prompt": 3}\n', 1, "prompt=3: is a number, and a text is read here"),
+        (b'{"prompt": 3}\n', 1, "prompt=3: is a number, but a text is expected"),
         (b'{"prompt": null, "completion": "a"}\n', 1, "prompt=None: asks nothing"),
     ],
 )

@@ -224,23 +224,23 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     (
         build_refused_row(RESULT, ANSWER),
         r"messages\[1\]\.role",
-        "tool: is the result of a tool, and no call stands before it",
+        "tool: is the result of a tool, but no call comes before it",
     ),
-    (build_refused_row(CALL, RESULT, RESULT, ANSWER), r"messages\[3\]\.role", "no call stands before it"),
+    (build_refused_row(CALL, RESULT, RESULT, ANSWER), r"messages\[3\]\.role", "no call comes before it"),
     (
         build_refused_row(CALL, {**RESULT, "tool_call_id": "c9"}, ANSWER),
         r"messages\[2\]\.tool_call_id",
-        r"c9: is the id of no call that waits for a result \(c1\)",
+        r"c9: is not the id of a call without a result \(c1\)",
     ),
     (
         build_refused_row(calls(BARE), RESULT, ANSWER),
         r"messages\[2\]\.tool_call_id",
-        r"c1: is the id of no call .*none has an id",
+        r"c1: is not the id of a call .*none has an id",
     ),
     (
         build_refused_row(calls(BARE), {"role": "tool", "name": "sum", "content": "1"}, ANSWER),
         r"messages\[2\]\.name",
-        r"sum: is the name of no tool whose result is due \(weather\)",
+        r"sum: is not the name of a tool whose result is still missing \(weather\)",
     ),
     (
         build_refused_row(calls(build_call("{city: Oslo}"))),
@@ -275,7 +275,7 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     (
         build_refused_row(calls(build_call({}, type="custom"))),
         r"messages\[1\]\.tool_calls\[0\]\.type",
-        "custom: is a kind of calls",
+        "custom: is a type of call",
     ),
     (build_refused_row(calls(build_call({}, id=3))), r"messages\[1\]\.tool_calls\[0\]\.id", "3: is no text"),
     (
@@ -311,7 +311,7 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     (
         {"conversations": [{"from": "human", "value": "q"}, {"from": "observation", "value": "4"}]},
         r"conversations\[1\]\.role",
-        "no call stands before it",
+        "no call comes before it",
     ),
 ]
 

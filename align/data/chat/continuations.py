@@ -28,7 +28,7 @@ def get_prefix_token_id(tokenizer: Any) -> int:
         InputError: the tokenizer has neither.
     """
     token_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    problem = "stands in front of a text, and this model has no EOS either"
+    problem = "would have to start the text, but this model has neither BOS nor EOS"
     require(token_id is not None, "bos_token", None, problem, "Name one in the model's tokenizer_config.json.")
     return int(token_id)
 
@@ -89,8 +89,10 @@ def build_continuation_row(context_ids: Sequence[int], continuation_ids: Sequenc
     Raises:
         InputError: the continuation has no tokens.
     """
-    problem = "has no token of its own behind what precedes it"
-    require(bool(continuation_ids), "continuation", text, problem, "Divide the two elsewhere.")
+    problem = "has no tokens of its own after the text before it"
+    require(
+        bool(continuation_ids), "continuation", text, problem, "Split context and continuation at another position."
+    )
     return build_scored_row(context_ids, continuation_ids)
 
 

@@ -90,7 +90,9 @@ def convert_template_errors(tokenizer: Any, conversation: Conversation) -> Itera
                 "It may take no tools, or no such calls: use data.template=chatml, or a model that was made for them."
             )
         if not can_render(tokenizer, (Message("user", "a"),)):
-            remedy = "It takes no conversation at all: mend the model's chat template, or take data.template=chatml."
+            remedy = (
+                "It renders no conversation at all: correct the model's chat template, or use data.template=chatml."
+            )
         elif conversation.messages[0].role == "system" and can_render(tokenizer, conversation.messages[1:]):
             remedy = (
                 "It takes no system turn: put its text in front of the first question (if it comes from data.system, "

@@ -141,7 +141,7 @@ def set_chat_template(tokenizer: Any, template: str | None, kwargs: Mapping[str,
     check_patterns_terminate(tokenizer)
     if template == "chatml":
         if tokenizer.chat_template not in (None, CHATML):
-            print("data.template=chatml takes the place of the model's own chat template, which it was trained with")
+            print("data.template=chatml replaces the model's own chat template, which it was trained with")
         tokenizer.chat_template = CHATML
     if not tokenizer.chat_template:
         raise InputError(
@@ -178,9 +178,9 @@ def check_template_terminates(template: str, special: Mapping[str, str]) -> None
     )
     request = {"template": MARKERS.sub("", template), "special": dict(special), "megabytes": MEMORY_MB}
     process = run_probe_script("probe_template.py", request)
-    problem = f"it has not written a few conversations, short and long, after {PATIENCE_S} s"
+    problem = f"it did not render a few conversations, short and long, within {PATIENCE_S} s"
     if process is not None:
-        problems = {0: "", 3: f"it wants more than {MEMORY_MB} MB for a few conversations"}
+        problems = {0: "", 3: f"it needs more than {MEMORY_MB} MB for a few conversations"}
         reason = (process.stderr.strip().splitlines() or ["no word"])[-1]
         failure = f"the process that tried it ended with {process.returncode}: {reason}"
         problem = problems.get(process.returncode, failure)
@@ -215,7 +215,7 @@ def set_template_kwargs(template: Any, kwargs: Mapping[str, Any]) -> Any:
     if all_variables:
         remedy = f"It reads: {', '.join(sorted(all_variables))}."
     for name, value in kwargs.items():
-        problem = "is nothing that this model's chat template reads"
+        problem = "is no argument of this model's chat template"
         require(name in all_variables, f"data.template_kwargs.{name}", value, problem, remedy)
     for name, text in templates.items():
         values = {key: value for key, value in kwargs.items() if key in variables[name]}
@@ -287,7 +287,7 @@ def check_patterns_terminate(tokenizer: Any) -> None:
     has_ended = process is not None and process.returncode != GAVE_UP
     steps_with_patterns = " or ".join(name for name, step in steps.items() if any(iter_regex_patterns(step)))
     problem = f"a pattern in its {steps_with_patterns} does not end on short texts"
-    remedy = "Take another model, or correct the pattern: it may not repeat what repeats, such as (a+)+."
+    remedy = "Take another model, or correct the pattern: it may not nest repetitions, as in (a+)+."
     excerpt = " and ".join(pattern if len(pattern) <= 80 else f"{pattern[:79]}…" for pattern in patterns[:3])
     require(has_ended, "tokenizer.json", excerpt, problem, remedy)
 

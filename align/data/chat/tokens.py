@@ -172,7 +172,8 @@ def build_respelled_copy(tokenizer: Any, special_tokens: SpecialTokens) -> tuple
         raise InputError(
             "tokenizer",
             type(tokenizer).__name__,
-            f"a text spells out one of its special tokens, and no copy reads that as text ({str(error)[:120]})",
+            f"a text spells out one of its special tokens, and this tokenizer cannot read it as plain text "
+            f"({str(error)[:120]})",
             "Take such spellings out of the data, or use a model with a tokenizer.json.",
         ) from error
 

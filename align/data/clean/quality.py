@@ -73,7 +73,7 @@ class LengthFilter:
             "least",
             self.least,
             f"is more than most ({self.most}), and nothing is kept",
-            "Exchange the two.",
+            "Swap the two.",
         )
         check_choice("by", self.by, UNITS)
         require(
@@ -305,7 +305,7 @@ def read_phrases(path: Path) -> tuple[Phrases, ...]:
             raise InputError(
                 f"patterns, {path.name}, row {number}",
                 phrase,
-                "stands in no group",
+                "is in no group",
                 "Begin a group above it: a line such as [refusal].",
             )
         else:

@@ -170,7 +170,7 @@ class UserFunction:
                     turns = enumerate(document.messages) if isinstance(document, Conversation) else ()
                     check_tool_calls([(f"{self.field}, turn {i}", turn) for i, turn in turns], new_record.tools)
             if not isinstance(new_record, Record) or find_lone_surrogate(join_texts(new_record)):
-                raise ValueError("what is no text, or half a character")
+                raise ValueError("a value that is no text, or holds half a character")
         except ValueError as error:
             raise self._build_error(f"a row that cannot be read for {label} ({error})") from error
         return record if new_record == record else new_record

@@ -279,7 +279,7 @@ def build_label_error(row: Fields, remedy: str) -> InputError:
     if parse_label(value) is None:
         problem = "is no label: true and false, yes and no, 1 and 0 are"
         return build_field_error(LABEL, value, problem, f"Correct it. {remedy}")
-    problem = "stands in a row without a question and its answer, so there is no answer that the label is about"
+    problem = "is a label in a row without a question and its answer, so there is nothing that it labels"
     return build_field_error(LABEL, value, problem, f"Give `prompt` and `completion`. {remedy}")
 
 
@@ -557,7 +557,9 @@ class ColumnRules:
         if isinstance(row[name], str) and not ANSWER_OF_SEVERAL.fullmatch(normalize_column_name(name)):
             ours = {"question": "text", "answer": name} if shape is TEXT else {shape.default_answer: name}
             remedy = f"{self._suggest_renaming('If it is the answer', ours)} {remedy}"
-        raise build_field_error(name, row[name], "is named as an answer, and the row is read without one", remedy)
+        raise build_field_error(
+            name, row[name], "has the name of an answer, but the row's shape has no answer column", remedy
+        )
 
     def complete_question(self, data: dict[str, Any]) -> dict[str, Any]:
         """Return a row whose question has its context and choices below it, and the turns of `history` before it.
@@ -581,7 +583,7 @@ class ColumnRules:
             raise self._build_context_error(data, "history", "is no list of [question, answer]")
         question = data[question_columns[0]] if len(question_columns) == 1 else None
         if not isinstance(question, str) or is_transcript(question):
-            raise self._build_context_error(data, "history", "stands beside no question that is one text")
+            raise self._build_context_error(data, "history", "needs a question that is one text, and the row has none")
         return {**data, question_columns[0]: [*earlier_turns, {"role": "user", "content": question}], "history": None}
 
     def append_context(
@@ -614,7 +616,9 @@ class ColumnRules:
         if not additions:
             return data
         if not question_columns:
-            raise self._build_context_error(data, last_column, "stands beside no question that it could be part of")
+            raise self._build_context_error(
+                data, last_column, "needs a question that it belongs to, and the row has none"
+            )
         row = dict(data)
         for name in question_columns:
             row[name] = self._append_to_question(row[name], "\n".join(additions), name, last_column)
@@ -632,7 +636,7 @@ class ColumnRules:
             if name == "choices" and are_api_replies(
                 value, has_other_answer=any(row.get(key) is not None for key in REFERENCE_COLUMNS)
             ):
-                problem = "holds answers as an API logs them, and not what a question lets one choose from"
+                problem = "holds answers in an API's log format, not the choices of a question"
                 remedy = f"Write the answer into a column `completion`. {self.suggest_metadata([name])}"
                 raise build_field_error(name, value, problem, remedy)
             rendered = render_choices(value) if name in CHOICE_COLUMNS else render_context(value)
@@ -672,7 +676,7 @@ class ColumnRules:
             candidates.add(label)
         if len(candidates) == 1:
             return label in by_question_label
-        problem = f"is the label of no choice ({', '.join(choices.labels)})"
+        problem = f"is not the label of a choice ({', '.join(choices.labels)})"
         if candidates:
             problem = f"means several choices: {' and '.join(sorted(candidates))}"
         problem = f"stands beside the answer {label.upper()!r}, which {problem}"
@@ -1332,7 +1336,7 @@ class UnreadColumns:
             present = dict.fromkeys(name for row in islice(iter_rows(path), ROWS_TO_LIST) for name in row.data)
             name = next(name for name in self.rules.metadata if normalize_column_name(name) in missing)
             if present:
-                problem = f"there is no column {name}, which is to be kept as metadata"
+                problem = f"there is no column {name}, which data.metadata names"
                 raise InputError(f"{path}, columns", ", ".join(present), problem, "Leave it out, or correct its name.")
         mean_lengths = {
             name: characters / texts
@@ -1344,7 +1348,7 @@ class UnreadColumns:
         if not mean_lengths:
             return
         first = next(filter(can_be_context, mean_lengths), next(iter(mean_lengths)))
-        problem = f"column {first!r} holds text ({mean_lengths[first]:.0f} characters on average) that nothing reads"
+        problem = f"column {first!r} holds text ({mean_lengths[first]:.0f} characters on average) that is not read"
         if len(mean_lengths) > 1:
             problem += f", as do {', '.join(map(repr, [*mean_lengths][1:]))}"
         remedy = self.rules.suggest_metadata(mean_lengths)

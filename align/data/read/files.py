@@ -276,7 +276,7 @@ def list_published_files(folder: Path, field: str) -> list[Path]:
         raise CorruptFile(field, str(place), "is a data set without a file of rows", RESTORE_HELP)
     if len({path.name.partition("-")[0] for path in files}) > 1:
         remedy = f"Name one: '{place}/train-*.parquet'. To train on it as it is: data=manifest data.path={folder}."
-        raise InputError(field, str(folder), "is a data set with two sides, train and test", remedy)
+        raise InputError(field, str(folder), "is a data set with two splits, train and test", remedy)
     return files
 
 
@@ -299,7 +299,7 @@ def list_saved_files(folder: Path, field: str) -> list[Path]:
     try:
         files = [folder / Path(entry["filename"]).name for entry in state["_data_files"]]
         if state.get("_indices_data_files"):
-            raise ValueError("it lists its rows in a file of its own, as datasets before 2.0 did")
+            raise ValueError("it lists its rows in a separate index file, a format of datasets before 2.0")
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFile(field, str(listing), f"lists no files ({error})", SAVE_AGAIN) from error
     for file in files:

@@ -18,7 +18,7 @@ from align.data.read.rows import DECODER, DuplicateKeyError, check_json_values
 LEAVE_OUT_HELP = "Leave such rows out."
 MEDIA_FIELDS = split_names("images image image_url image_urls audio audios video videos")
 UNSUPPORTED_FIELDS = dict.fromkeys(
-    MEDIA_FIELDS, ("images and sound are not read: a model of text answers to text", LEAVE_OUT_HELP)
+    MEDIA_FIELDS, ("images and sound are not supported: models read text only", LEAVE_OUT_HELP)
 )
 """Message field or column that is not read but changes the meaning of a row → (problem, remedy)."""
 ATTACHMENT_FIELDS = split_names("attachment attachments file files context document documents passage")
@@ -28,7 +28,7 @@ UNSUPPORTED_TURN_FIELDS = UNSUPPORTED_FIELDS | dict.fromkeys(
 )
 UNSUPPORTED_COLUMNS = UNSUPPORTED_FIELDS | {
     "chat_template_kwargs": (
-        "arguments of the chat template are those of the whole run",
+        "arguments of the chat template apply to the whole run, not to one row",
         "Set data.template_kwargs, and leave the column out.",
     )
 }
@@ -191,12 +191,14 @@ def add_reasoning(message: Fields, role: str, content: str, column: str) -> str:
     """
     fields = {name: message[name] for name in REASONING_FIELDS if message.get(name)}
     for name, text in fields.items():
-        problem = "is no text" if not isinstance(text, str) else "is reasoning, which only an assistant's turn has"
+        problem = "is no text" if not isinstance(text, str) else "is reasoning, which only an assistant's turn may have"
         if not isinstance(text, str) or role != "assistant":
             raise build_field_error(f"{column}.{name}", text, problem, "Leave it out.")
         duplicate = "the content" if measure_reasoning(content) else next((n for n in fields if fields[n] != text), "")
         if duplicate:
-            raise build_field_error(f"{column}.{name}", text, f"there is reasoning in {duplicate} too", KEEP_ONE)
+            raise build_field_error(
+                f"{column}.{name}", text, f"the turn already has reasoning in {duplicate}", KEEP_ONE
+            )
     return prepend_reasoning(content, next(iter(fields.values()))) if fields else content
 
 
@@ -212,7 +214,7 @@ def is_trained(message: Fields, role: str, column: str) -> bool:
             problem = "is neither 0 nor 1: a turn is trained on or it is not"
             raise build_field_error(f"{column}.{name}", value, problem, "Write 0 or 1, or false or true.")
         if value == 1 and role != "assistant":
-            problem = f"asks to train on a {role} turn, and only what the assistant says is trained on"
+            problem = f"asks to train on a {role} turn, but only the assistant's turns are trained on"
             raise build_field_error(f"{column}.{name}", value, problem, "Leave it out.")
     if len({bool(value) for value in flags.values()}) > 1:
         raise build_field_error(column, flags, "contradicts itself", f"Keep one of {', '.join(flags)}.")
@@ -228,7 +230,7 @@ def check_row_weight(row: Fields) -> None:
         value = row.get(name)
         is_number = isinstance(value, int | float)  # a text column `train` may mean something else
         if (is_number and value != 1) or (name == "weight" and value is not None and not is_number):
-            problem = "is a weight of a whole row, and all rows have the same weight"
+            problem = "is a weight of a whole row, which is not supported: all rows have the same weight"
             raise build_field_error(
                 name, value, problem, "Leave the row out, or write it twice; weigh turns by 0 or 1."
             )
@@ -356,7 +358,7 @@ def parse_tool(raw: Any, column: str) -> Tool:
     alone."""
     value = parse_json_value(raw, column)
     if isinstance(value, Mapping) and value.get("type", "function") not in ("function", "object", None):
-        raise build_field_error(f"{column}.type", value["type"], "is a kind of tools that is not read", WRITE_TOOLS)
+        raise build_field_error(f"{column}.type", value["type"], "is a type of tool that is not supported", WRITE_TOOLS)
     function = value.get("function", value) if isinstance(value, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
         raise build_field_error(column, raw, "is no schema of a tool: it names no function", WRITE_TOOLS)
@@ -394,7 +396,7 @@ def parse_call(raw: Any, column: str) -> ToolCall:
     if not isinstance(value, Mapping) or not isinstance(function, Mapping) or not isinstance(name, str) or not name:
         raise build_field_error(column, raw, "is no call: it names no tool", WRITE_CALLS)
     if value.get("type") not in (None, "function"):
-        raise build_field_error(f"{column}.type", value["type"], "is a kind of calls that is not read", WRITE_CALLS)
+        raise build_field_error(f"{column}.type", value["type"], "is a type of call that is not supported", WRITE_CALLS)
     id = value.get("id")
     if not isinstance(id, str | None):
         raise build_field_error(f"{column}.id", id, "is no text", "Give the id as text, or leave it out.")
@@ -462,7 +464,7 @@ def check_tool_calls(placed_messages: Sequence[tuple[str, Message]], tools: Iter
 def find_answered_call(turn: Message, open_calls: list[ToolCall], place: str) -> ToolCall:
     """Find the call that a result answers: the one with its id, else the first of its name, else the first."""
     if not open_calls:
-        problem = "is the result of a tool, and no call stands before it"
+        problem = "is the result of a tool, but no call comes before it"
         remedy = "Write the call into tool_calls of the answer before it, or leave the row out."
         raise build_field_error(f"{place}.role", "tool", problem, remedy)
     remedy = "Correct {}, or leave it out."
@@ -470,11 +472,14 @@ def find_answered_call(turn: Message, open_calls: list[ToolCall], place: str) ->
         calls = [call for call in open_calls if call.id == turn.tool_call_id]
         if not calls:
             ids = ", ".join(call.id for call in open_calls if call.id) or "none has an id"
-            problem = f"is the id of no call that waits for a result ({ids})"
+            problem = f"is not the id of a call without a result ({ids})"
             raise build_field_error(f"{place}.tool_call_id", turn.tool_call_id, problem, remedy.format("it"))
     else:
         calls = [call for call in open_calls if turn.name in ("", call.name)]
     if not calls or turn.name not in ("", calls[0].name):
-        problem = f"is the name of no tool whose result is due ({', '.join(call.name for call in calls or open_calls)})"
+        problem = (
+            f"is not the name of a tool whose result is still missing "
+            f"({', '.join(call.name for call in calls or open_calls)})"
+        )
         raise build_field_error(f"{place}.name", turn.name, problem, remedy.format("the name"))
     return calls[0]

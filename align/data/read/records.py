@@ -150,7 +150,7 @@ def parse_document(
     """
     column = find_shape_column(row)
     if row.get(LABEL) is not None and not is_prompt:  # a prompt may have a label, which is not used
-        problem = "is a label in a row to imitate, and a labelled answer is judged, not imitated"
+        problem = "labels the answer, but supervised training imitates every answer"
         raise build_field_error(LABEL, row[LABEL], problem, KTO_HELP)
     if column == "text":
         return parse_plain_text(row)
@@ -181,7 +181,7 @@ def parse_feedback(row: Fields, id: str) -> Feedback:
     completion = tuple(message for _, message in placed_messages[start:])
     place, last = placed_messages[-1]
     if last.role != "assistant":
-        problem = f"it ends with a {last.role} turn, so there is no answer that the label is about"
+        problem = f"it ends with a {last.role} turn, so there is no answer that the label could apply to"
         raise build_field_error(place, last.content, problem, "End with the answer, or leave the row out.")
     prompt = with_system_column(prompt, row)
     has_question = any(message.role == "user" and message.content.strip() for message in prompt)
@@ -310,7 +310,7 @@ def parse_sharegpt(value: Any, column: str) -> PlacedMessages:
         check_texts_agree(turn, place)
         other_speaker = turn.get("role", role)
         if other_speaker not in (role, turn["from"]) and SHAREGPT_ROLES.get(str(other_speaker), other_speaker) != role:
-            problem = f"is another speaker than that of `from` ({turn['from']})"
+            problem = f"contradicts the speaker in `from` ({turn['from']})"
             raise build_field_error(f"{place}.role", other_speaker, problem, KEEP_ONE)
         if role == CALL_SPEAKER:
             calls = parse_text_calls(turn.get("value"), f"{place}.value")
@@ -350,7 +350,7 @@ def parse_turns(value: Any, role: str, column: str) -> PlacedMessages:
     if isinstance(value, str):
         return [(column, Message(role, value))]
     if isinstance(value, int | float):
-        raise build_field_error(column, value, "is a number, and a text is read here", f'Write "{value}".')
+        raise build_field_error(column, value, "is a number, but a text is expected", f'Write "{value}".')
     return parse_message_list(value, column)
 
 
@@ -385,7 +385,7 @@ def parse_alpaca(row: Fields) -> PlacedMessages:
 
 TREE_ROLES = {"prompter": "user", "user": "user", "assistant": "assistant", "system": "system"}
 TREE_TOOLS_PROBLEM = (
-    "trees with tool calls and their results are not read, and an answer without them means something else"
+    "trees with tool calls are not supported, and leaving the calls out would change the answers' meaning"
 )
 UNSUPPORTED_TREE_FIELDS = {
     **UNSUPPORTED_FIELDS,
@@ -593,7 +593,7 @@ def parse_pair_answer(data: Fields, column: str, prompt: Any) -> Messages:
     if prompt is not None:
         return to_answer(value)
     if not HH_TURN.match(value.lstrip(" ")):
-        problem = f"missing, and {column} is no transcript (\\n\\nHuman: … \\n\\nAssistant: …)"
+        problem = f"missing, and {column} is not a transcript (\\n\\nHuman: … \\n\\nAssistant: …)"
         raise build_pair_error(data, "prompt", problem)
     return parse_transcript(value)
 
@@ -634,7 +634,7 @@ def parse_pair(row: Row) -> ParsedPair:
         if isinstance(prompt, list) and question_name != "messages":
             named_prompt = parse_pair_messages(data, question_name, prompt)
             if prompt_turns[-len(named_prompt) :] != named_prompt:
-                raise build_pair_error(data, question_name, "not what chosen and rejected share")
+                raise build_pair_error(data, question_name, "not the common beginning of chosen and rejected")
     margin, chosen_score, rejected_score = (data.get(column) for column in ("margin", "score_chosen", "score_rejected"))
     if margin is not None:
         margin = require_number(data, "margin", margin)
@@ -656,7 +656,7 @@ def parse_judged_pair(row: Row) -> ParsedPair:
     number = to_number(data[name])
     if number is not None and number <= 0 and columns.endings != ("0", "1") and columns.verdict != WINNER_COLUMNS:
         # An ambiguous code: 0 may be the first answer or a tie, and a negative number may be a degree.
-        problem = "may be the first answer, a tie or a degree"
+        problem = "is ambiguous: it may mean the first answer, a tie or a degree"
         raise DoubtfulSourceError(name, format_value(data[name]), problem, remedy)
     if verdict is None:
         problem = f"neither of the answers {' and '.join(columns.answers)}, nor a tie"
@@ -941,7 +941,7 @@ def count_shared_turns(data: Fields, chosen: Messages, rejected: Messages) -> in
     while count > 0 and not chosen[count].role == rejected[count].role == "assistant":
         count -= 1
     if count == 0:
-        problem = "it shares no beginning with rejected"
+        problem = "it has no common beginning with rejected"
         raise build_pair_error(data, "chosen", problem, "Give the prompt in a column of its own.")
     return count
 

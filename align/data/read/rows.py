@@ -271,7 +271,7 @@ def read_array(source: DataFile, skip: int = 0) -> NumberedRows:
         iter_rows_of_value = iter_object_rows if json_text.consume("[", "{") == "{" else iter_array_rows
         yield from iter_rows_of_value(json_text, skip)
         if json_text.peek():
-            raise json_text.build_corrupt_error("more stands behind its end")
+            raise json_text.build_corrupt_error("there is more text after its end")
         yield json_text.row, None
 
 

@@ -290,7 +290,7 @@ def build_query(data: Mapping[str, Any], columns: Sequence[str]) -> Query:
         if kind == "choice":
             lists.setdefault(re.sub(r"\d+$|_?[a-fA-F]$", "", name), []).extend(column_texts)
     if not any(parts.values()) or not (columns or parts["question"] or parts["passage"]):
-        raise fail("no text among them is called a question")
+        raise fail("none of its text columns has the name of a question")
     question = "\n".join(parts["question"])
     passage = "\n".join(parts["passage"])
     return combine_choices(question, passage, list(dict.fromkeys(parts["choice"])), list(lists.values()))

@@ -147,7 +147,7 @@ def check_masks(dataset: DataSet, setting: Any, masks: Masks) -> None:
     for split in SPLITS:
         for mask, table in iter_masked_tables(dataset, split, masks[split], ["content_id"]):
             missing.difference_update(table["content_id"].filter(pa.array(mask)).to_pylist())
-    problem = f"{len(missing)} of {total} ids are of no row (any more)"
+    problem = f"{len(missing)} of {total} ids belong to no row of it (any more)"
     require(not missing, FIELD, min(missing, default=""), problem, "Look for it in the column content_id.")
 
 

@@ -161,7 +161,7 @@ class SourceImport:
                     has_warned = True
                     counted_parts = range(-(-sum(self.file_row_counts) // self.size))
                     print(
-                        f"{self.source.name}: parts that this process makes: "
+                        f"{self.source.name}: parts that this process has to make itself: "
                         f"{sum(part not in existing for part in counted_parts)} of {len(counted_parts)}. "
                         f"A worker could not make part {part}: {self.failed[part]}",
                         flush=True,

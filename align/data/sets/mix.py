@@ -72,7 +72,10 @@ def compute_target_shares(
         return tuple(weight / sum(set_weights) for weight in set_weights)
     remainder = 1 - sum(set_weights)
     unweighted = len(weights) - len(set_weights)
-    problem = f"leave nothing of 1 for the {unweighted} source{'' if unweighted == 1 else 's'} without one"
+    problem = (
+        f"add up to 1 or more, which leaves no share for the {unweighted} "
+        f"source{'' if unweighted == 1 else 's'} without one"
+    )
     remedy = "Lower them, or give every source a weight."
     require(remainder > SLACK, "stage.sources, weights", round(sum(set_weights), 6), problem, remedy)
     largest = max(sizes, default=1) or 1
@@ -116,7 +119,7 @@ def compute_mixture(
     """
     orders = [sort_by_draw(eligible & (source == number), draw_keys) for number in range(len(names))]
     for name, weight, rows in zip(names, weights, orders, strict=True):
-        problem = "has a weight, and none of its rows is left to train on"
+        problem = "has a weight, but none of its rows is left to train on"
         remedy = "Look at its duplicates in the report of a run without weights, or leave it out."
         require(not weight or len(rows) > 0, f"stage.sources.{name}", weight, problem, remedy)
     sizes = [int(units[rows].sum()) for rows in orders]

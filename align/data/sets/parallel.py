@@ -266,7 +266,7 @@ def write_parts_in_workers(
     if uncounted := [(path, counts[i].reason) for i, (*_, path) in enumerate(files) if counts[i].reason]:
         path, reason = uncounted[0]  # workers do not read the files after it either
         print(
-            f"files that this process reads without workers: {len(files) - counted_files} of {len(files)}. "
+            f"files that this process has to read itself: {len(files) - counted_files} of {len(files)}. "
             f"A worker could not count the rows of {path}: {reason}",
             flush=True,
         )

@@ -267,7 +267,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not describes:
         raise CorruptFile(field, str(path), "does not describe a data set", RESTORE_HELP)
     if data["root"] != compute_data_set_root(data["splits"]):
-        raise CorruptFile(field, str(path), "has another root than that of its sides", RESTORE_HELP)
+        raise CorruptFile(field, str(path), "has a root that differs from its splits", RESTORE_HELP)
     return data
 
 

@@ -110,7 +110,7 @@ def parse_split_column(names: Sequence[str | None], column: str) -> ndarray:
     splits = {name: SPLIT_NAMES.get((name or "").strip().lower()) for name in dict.fromkeys(names)}
     for name, split in splits.items():
         if split is None:
-            problem = f"names no side, in {sum(value == name for value in names)} rows"
+            problem = f"names no split (train or test), in {sum(value == name for value in names)} rows"
             raise InputError(f"stage.split.column={column}", name, problem, f"Write one of {', '.join(SPLIT_NAMES)}.")
     return np.array([splits[name] == TEST for name in names], bool)
 

@@ -82,7 +82,7 @@ def load_vote_snapshot(url: str, project: str, allow_simulated: bool) -> VoteSna
         head = store.head(project)
         key = store.key(project)
     if key is None:
-        problem = "it was erased, and its rows have no ids any more"
+        problem = "it was erased, so its rows have no ids any more"
         raise InputError("project", project, problem, "Name another project.")
     return VoteSnapshot(url, project, head, allow_simulated, key)
 
@@ -99,7 +99,7 @@ def load_active_votes(url: str, kind: IdKind) -> set[int] | None:
         key = store.key(kind.project)
         if key is None:
             return None
-        problem = "is another project of that name than the one that the rows are from: its key is another"
+        problem = "is a different project with the same name as that of the rows: their keys differ"
         remedy = "Name the store that they are from: store.url=…"
         require(build_hmac_kind(kind.project, key) == kind, "project", kind.project, problem, remedy)
         return {vote.seq for vote in store.rankings(kind.project)}
@@ -313,7 +313,7 @@ def check_source(values: Mapping[str, Any], field: str) -> None:
     remedy = "Name a project of the annotation store."
     check(values.get("annotations") != "", "annotations", "is no project", remedy)
     for key in ("columns", "metadata"):
-        check(key not in values or "path" in values, key, "is about columns, and only files have them", "Drop it.")
+        check(key not in values or "path" in values, key, "applies to columns, which only files have", "Drop it.")
     names = values.get("metadata", ())
     is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
     check(is_list, "metadata", "is no list of columns", "Write metadata: [source, notes].")
@@ -322,7 +322,7 @@ def check_source(values: Mapping[str, Any], field: str) -> None:
         parts = ", ".join(chitchat.PARTS)
         is_part = values.get("part", "sft") in chitchat.PARTS
         check(is_part, "part", "is no part of the corpus", f"Choose one of: {parts}.")
-    check("part" not in values or "data" in values, "part", "goes only with data: chitchat", "Drop it.")
+    check("part" not in values or "data" in values, "part", "applies only with data: chitchat", "Drop it.")
     is_name = NAME.fullmatch(values.get("name", "a")) is not None
     check(is_name, "name", "cannot be a name", "Use letters, digits, `.`, `_`, `-`.")
     weight = values.get("weight", 1)

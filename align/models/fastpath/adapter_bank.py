@@ -192,7 +192,7 @@ def load_for_bank(folder: Path, sites: Sequence[Site], max_rank: int) -> Adapter
     check_plain(adapter)
     plain = convert_to_plain(adapter)
     rank = plain.config["r"]
-    require(rank <= max_rank, "r", rank, f"is over stage.max_rank={max_rank}", "Raise stage.max_rank.")
+    require(rank <= max_rank, "r", rank, f"is above stage.max_rank={max_rank}", "Raise stage.max_rank.")
     shapes = {m: (site.inputs, out) for site in sites for m, out in zip(site.modules, site.outputs, strict=True)}
     other_base = "Serve it on the base that it was trained on."
     for module, (a, b) in plain.factors.items():

@@ -82,7 +82,7 @@ def check_gae() -> Anchor:
             worst = max(worst, abs(float(advantages[b, t]) - expected))
             worst = max(worst, abs(float(returns[b, t]) - expected - after[t]))
     worst = max(worst, float((advantages * ~mask).abs().max()))
-    return Anchor("gae", "advantages and returns are the sums that define them, 0 behind the end", worst, 1e-9)
+    return Anchor("gae", "advantages and returns are the sums that define them, and 0 after the end", worst, 1e-9)
 
 
 def check_rewards() -> Anchor:
@@ -103,7 +103,7 @@ def check_scores() -> Anchor:
     raw = torch.tensor([2.0, -1.0, 9.0], dtype=torch.double)
     scores = shape_scores(raw, rollout, Moments(4, 1.0, 16.0), score_scale=0.4, score_clip=1.5, missing_eos_penalty=0.3)
     off = largest_difference((scores, torch.tensor([0.2, -0.7, 0.6], dtype=torch.double)))
-    return Anchor("scores", "(raw − mean) / std, clipped, scaled, less a penalty for no end", off, 1e-9)
+    return Anchor("scores", "(raw − mean) / std, clipped, scaled, less the penalty for a missing end", off, 1e-9)
 
 
 def check_losses() -> Anchor:
@@ -130,4 +130,4 @@ def check_closed_form_of_rloo() -> Anchor:
     problem = Problem(vocabulary=6, length=2, beta=0.5)
     reached = solve(problem, Estimator("rloo", 8), Losses(loss_mean="constant", longest=2)).reached
     off = abs(problem.optimum() - reached)
-    return Anchor("no critic", "so does RLOO", off, 1e-3)
+    return Anchor("no critic", "RLOO reaches it too", off, 1e-3)

@@ -148,4 +148,4 @@ def check_unbiased(biases: dict[str, Bias], size: int = SIZE) -> Iterator[Anchor
         if choice.unbiased:
             off = biases[name].angle if biases[name].scale > 0 else math.inf
             label = f"{choice.estimator.name} unbiased"
-            yield Anchor(label, f"{name}: the mean gradient over every batch is J's (degrees)", off, 1e-2)
+            yield Anchor(label, f"{name}: the mean gradient over every batch is that of J (degrees)", off, 1e-2)

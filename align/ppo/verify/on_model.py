@@ -310,7 +310,7 @@ def check_invariance(setting: Setting) -> Anchor:
         for role, gradient in gradients.items()
         if gradient.norm() > 0
     )
-    claim = "micro-batch, padding, order of rows and passes that are kept change no gradient"
+    claim = "micro-batch size, padding, row order and cached passes do not change the gradient"
     return Anchor("invariance", claim, worst, setting.tolerance(1e-5, 0.2))
 
 
@@ -361,4 +361,4 @@ def check_sampling(setting: Setting, draw: Callable[[], Rollout]) -> Anchor:
         differences.append((-output.logprobs_BT - output.entropy_BT)[rollout.response_mask_BT])
     difference = torch.cat(differences).double()
     z = float(difference.mean().abs() / (difference.std() / math.sqrt(len(difference))))
-    return Anchor("sampling", "samples come from the π whose logprobs are used (standard errors)", z, 4.5)
+    return Anchor("sampling", "samples come from the policy whose logprobs are used (standard errors)", z, 4.5)
