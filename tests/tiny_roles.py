@@ -41,7 +41,7 @@ class UnchangedModelActor:
         yield self.model
 
     def save(self, folder: Path, base: Base) -> None:
-        raise AssertionError("a base alone has no weights of its own")
+        raise AssertionError("a base without an adapter has no trained weights")
 
 
 class World(NamedTuple):
