@@ -62,6 +62,19 @@ TRL = {
     "trust_remote_code=true": ABSENT["trust_remote_code"],
     "push_to_hub=true": ABSENT["push_to_hub hub_model_id"],
 }
+TRL_GRPO = {
+    "num_iterations=4": "stage.epochs",
+    "generation_batch_size=64": "stage.batch_size",
+    "reward_clip_range=[-1,1]": "stage.score_clip",
+    "test_split_size=0.1": "data.held_out",
+    "use_vllm=true": "rollout=vllm",
+    "use_vllm=false": "rollout",
+    "vllm_server_base_url=a": "rollout.urls",
+    "vllm_server_timeout=240": "rollout.start_s",
+    "vllm_gpu_memory_utilization=0.3": "rollout.args",
+    "vllm_tensor_parallel_size=2": "rollout.args",
+    "vllm_importance_sampling_clip_max=3": "stage.importance_cap",
+}
 LLAMA_FACTORY = {
     "finetuning_type=lora": "method",
     "lora_rank=8": "method.r",
@@ -144,6 +157,7 @@ TABLE = [
     (stage, word, suggestion)
     for stage, words in (
         ("sft", TRL),
+        ("ppo", TRL_GRPO),
         ("sft", LLAMA_FACTORY),
         ("ppo", LLAMA_FACTORY_PPO),
         ("dpo", LLAMA_FACTORY_DPO),
