@@ -226,7 +226,7 @@ def require_stage(config: Config) -> None:
 
     listed = ", ".join(STAGES)
     require(
-        config.stage is not None, "stage", "(missing)", "nothing says what to run", f"Add stage= with one of: {listed}."
+        config.stage is not None, "stage", "(missing)", "no stage is named to run", f"Add stage= with one of: {listed}."
     )
     require_stage_extras(config.stage)
 
@@ -234,7 +234,13 @@ def require_stage(config: Config) -> None:
 def find_stages(words: Sequence[str]) -> list[str]:
     """Check one of several command lines, and return the stages that it runs."""
     line = parse_arguments(words)
-    require(not line.print_job, "option", "--cfg", "prints, and a line here runs", "Leave it out.")
+    require(
+        not line.print_job,
+        "option",
+        "--cfg",
+        "only prints, but a command line read from standard input must run something",
+        "Leave it out.",
+    )
     configs = [job.config for job in compose_jobs(line)] if line.multirun else [compose_config(line.words, line.search)]
     return [config.stage.name for config in configs]
 

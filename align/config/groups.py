@@ -224,7 +224,7 @@ class DataConfig(Settings):
         require(self.path is None or reads_path, "data.path", self.path, f"data={self.name} reads no file", remedy)
         default_share = self.held_out in (0, DataConfig.held_out)
         if self.eval_path is not None:
-            problem = f"data={self.name} has a side of its own to measure on"
+            problem = f"data={self.name} has its own held-out split"
             remedy = "Add data=files and data.path, or drop it."
             require(reads_path, "data.eval_path", self.eval_path, problem, remedy)
             problem = "data.eval_path is measured on, and nothing is held out of data.path"

@@ -382,7 +382,7 @@ class PpoConfig(Settings):
         require(has_adapter, "rollout.engine", engine, problem, "Use rollout=hf.")
         remedy = "Add rollout=vllm, or leave it out."
         if engine != "vllm":
-            problem = f"rollout.engine={engine} samples in this process, which learns meanwhile"
+            problem = f"rollout.engine={engine} samples in this process, which trains at the same time"
             require(self.max_staleness == 0, "stage.max_staleness", self.max_staleness, problem, remedy)
             is_default = self.importance_cap == PpoConfig.importance_cap
             problem = f"rollout.engine={engine} draws by the very policy that learns"

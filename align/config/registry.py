@@ -112,7 +112,9 @@ class RegistryConfig(Settings):
     )
     override: str | None = setting(None, "Why the alias is changed although a gate is closed. It stays in the log.")
     gates: str | None = setting(
-        None, "Folder of the gates, see docs/registry.md. Not given: conf/gates. Those in gates/ of run.root bind too."
+        None,
+        "Folder of the gates, see docs/registry.md. Not given: conf/gates. Gates in the folder gates/ of "
+        "run.root apply too.",
     )
     as_of: str | None = setting(
         None,

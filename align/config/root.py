@@ -67,7 +67,7 @@ class RunConfig(Settings):
             remedy = "Use a name without slashes and line breaks that does not start with a dot."
             require(is_name, "run.name", self.name, "cannot be a folder's name", remedy)
             is_short = len(self.name.encode("utf-8", "replace")) <= LONGEST_NAME
-            require(is_short, "run.name", self.name, f"is of more than {LONGEST_NAME} bytes", "Use a shorter name.")
+            require(is_short, "run.name", self.name, f"is longer than {LONGEST_NAME} bytes", "Use a shorter name.")
         remedy = "Give a folder, and store.url for a database."
         require("://" not in self.root, "run.root", self.root, "is a URL; runs lie in a folder", remedy)
         parse_user_path(self.root, "run.root")

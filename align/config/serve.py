@@ -75,7 +75,7 @@ class ServeConfig(Settings):
     )
     drain_s: float = setting(
         30.0,
-        "Time that requests under way have after SIGTERM. New ones are refused meanwhile.",
+        "Time that requests under way have after SIGTERM. New requests are refused during that time.",
         unit="seconds",
         at_least=0,
     )

@@ -103,5 +103,5 @@ def check_foreign_adapter(artifact: Artifact, base: Base, method: str) -> None:
         problem = f"its {ABOUT} names another base ({str(digest)[:12]}) than {base.id} ({base.digest[:12]})"
         raise InputError("artifact", artifact.ref, problem, "Name the base it was trained on: model.path=.")
     if method == "auto":
-        problem = f"nothing says how {artifact.ref} was trained"
+        problem = f"it is not recorded how {artifact.ref} was trained"
         raise InputError("method", method, problem, "Say method=qlora (on an NF4 base) or method=lora.")

@@ -300,7 +300,7 @@ def attach(
             use_fast_path(wrapped)
             placed = adapter_state_dict(wrapped, name).keys() | ({SCORE_KEY} if scored else set())
             if unplaced := sorted(keys - placed):
-                problem = f"has tensors that this model has no place for ({abbreviate(unplaced)})"
+                problem = f"has tensors that this model does not have ({abbreviate(unplaced)})"
                 remedy = "A reward model is no policy: name an adapter of stage=sft, stage=dpo, stage=kto or stage=ppo."
                 raise CorruptFile(field, str(folder), problem, remedy)
             if missing := sorted(placed - keys - {SCORE_KEY}):  # PEFT leaves them as initialised, without a warning

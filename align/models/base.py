@@ -336,7 +336,7 @@ def find_recorded_artifact(recorded: Input, root: Path) -> Artifact:
         artifact = load_artifact(folder, recorded.ref)
         if artifact.digest == recorded.digest:
             return artifact
-    problem = f"what the artifact started from ({recorded.digest[:12]}) is gone, or was changed"
+    problem = f"the model that the artifact started from ({recorded.digest[:12]}) was removed or changed"
     remedy = "Restore it, or evaluate an artifact whose start is there."
     raise MissingArtifact("init", recorded.ref, problem, remedy)
 

@@ -345,7 +345,10 @@ def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
     with explain_errors(explain), expect_same_bytes(match_files(place, TOKENIZER), "model.path", base.id):
         tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
     if hidden := list_unhashed_files(place, tokenizer.vocab_files_names.values()):
-        problem = f"its tokenizer is read from files that no digest names ({', '.join(hidden)} in {place})"
+        problem = (
+            f"its tokenizer is read from files that are not covered by the model's digest ({', '.join(hidden)} "
+            f"in {place})"
+        )
         raise refuse(problem, "Save the tokenizer as tokenizer.json with chat_template.jinja, and remove the others.")
     longest = tokenizer.model_max_length
     is_number = isinstance(longest, int | float)

@@ -72,7 +72,7 @@ def find_problem_in_logits(model: Any) -> str:
     together, _, _ = compute_picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS)
     expected = torch.cat([a[:-1].gather(1, row[1:, None])[:, 0] for a, row in zip(alone, rows, strict=True)])
     agrees = compute_mean_distance(together, expected) <= choose_tolerance(model)
-    return "" if agrees else "rows beside each other are not what the model says of each alone"
+    return "" if agrees else "rows in a batch give other logits than each row alone"
 
 
 def find_contradiction(model: Any, rows: list[Tensor], alone: list[Tensor]) -> str:

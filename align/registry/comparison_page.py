@@ -140,7 +140,7 @@ def add_tradeoff(
     best = find_pareto_front(points, low=bool(is_lower_better(score)))
     names = ", ".join(labels[int(point.label) - 1] for point in best)
     better = "Low" if is_lower_better(score) else "High"
-    numbers = "Numbers are those of the table."
+    numbers = "Numbers refer to rows of the table."
     reading = f"{better} and left is better; by their means no row beats the orange ones in both. {numbers}"
     alt = f"{score} against {price_label} of {pluralize(len(points), 'row')}. Not beaten in both: {names}."
     report.draw(lambda: draw_tradeoff(points, best, price_label, score), reading, alt)

@@ -33,14 +33,20 @@ def find_differences(folders: tuple[Path, Path], records: tuple[Record, Record])
         records: their records, see `align.registry.record`.
 
     Raises:
-        InputError: The runs are of two stages, or one of them cannot be read.
+        InputError: The runs belong to different stages, or one of them cannot be read.
     """
     first, second = records
     for record in records:
         if record["status"] == UNREADABLE:
             raise InputError(RUNS, record["run"], f"cannot be read: {record['error']}", "Name another run.")
     remedy = "Name two runs of one stage."
-    require(first["stage"] == second["stage"], RUNS, f"{first['run']}, {second['run']}", "are of two stages", remedy)
+    require(
+        first["stage"] == second["stage"],
+        RUNS,
+        f"{first['run']}, {second['run']}",
+        "belong to different stages",
+        remedy,
+    )
     manifests = tuple(map(read_manifest, folders))
     settings = tuple(map(get_settings, manifests))
     configs = tuple(dict(iter_leaves(manifest.config)) for manifest in manifests)

@@ -353,7 +353,7 @@ FIGURES = (
     _define("winner_reward", "Reward of the winners", "", "The mean over the rows for stage=sft."),
     _define(
         "outranked",
-        "Winners with a better answer beside them",
+        "Winners despite a better-scored answer",
         "",
         "The better answer was cut or is empty, so the winner is trained on in its place.",
     ),
@@ -413,7 +413,7 @@ FIGURES = (
         "",
         "Items of the annotation queue that were ordered by the model's uncertainty.",
     ),
-    _define("annotators", "Annotators", "", "Simulated ones, each with noise of its own."),
+    _define("annotators", "Annotators", "", "Simulated annotators, each with separate noise."),
     _define("items", "Items", "", "Prompts that were ranked."),
     _define("rankings", "Rankings", "", "One annotator's order of one prompt's answers."),
     _define("added", "New in the store", "", "Rankings or rows that were not in the store before."),
@@ -490,7 +490,7 @@ FIGURES = (
         formatter=_shorten_digest,
     ),
     _define("rows", "Rows", "", "Rows that were read, written or checked."),
-    _define("seq", "Last row of the ledger", "", "The number of the newest vote that is in it."),
+    _define("seq", "Last row of the ledger", "", "The number of the newest vote that this run read or wrote."),
     _define(
         "answers_made",
         "Answers made",

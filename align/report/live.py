@@ -268,7 +268,7 @@ def describe_progress(progress: Progress | None, stage: str, running: bool = Tru
     if not running:
         return f" after {step}"
     if progress.done >= progress.total:
-        return f"Running: all {progress.total:,} {unit}s are done, and what came of them is being measured."
+        return f"Running: all {progress.total:,} {unit}s are done, and the result is being evaluated."
     seconds_left = progress.seconds_left
     if seconds_left is None:
         return f"Running, {step}."

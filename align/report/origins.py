@@ -25,7 +25,7 @@ from align.track import truncate_text
 
 METHODS = {
     "qlora": "QLoRA: an adapter on the base in NF4 (4 bits)",
-    "lora": "LoRA: an adapter on the base as it is",
+    "lora": "LoRA: an adapter on the unquantised base",
     "full": "every weight trains",
 }
 INPUT_TERMS = {

@@ -75,14 +75,14 @@ LOGPROBS = Curve(
     "nats an answer",
     {"chosen_logprob": "better answer", "rejected_logprob": "worse answer"},
     10.0,
-    "Both may fall; what counts is that the worse one's falls faster.",
+    "Both may fall, as long as that of the worse answer falls faster.",
 )
 TOKEN_LOGPROBS = Curve(
     "Logprobs of the answers' tokens",
     "nats a token",
     {"chosen_token_logprob": "better answer", "rejected_token_logprob": "worse answer"},
     0.5,
-    "Both may fall; what counts is that the worse one's falls faster.",
+    "Both may fall, as long as that of the worse answer falls faster.",
 )
 LABEL_LOSS = Curve(
     "Loss", "KTO's loss", LOSSES, 0.2, "0.5 at the start, times the weights of the labels; lower is better.", POSITIVE

@@ -146,9 +146,9 @@ class AliasWatcher:
         require_signature(artifact.path, self.portfolio.signer, field, ref)
         require_lora_adapter(artifact.path, field, ref)
         origin = read_origin(artifact)
-        require_same_base(origin, base, field, ref, "Serve it by a server of its own.")
+        require_same_base(origin, base, field, ref, "Start a separate server for it.")
         problem = f"was trained with method={origin.method}, and this server has method={method}"
-        require(origin.method in (None, method), field, ref, problem, "Serve it by a server of its own.")
+        require(origin.method in (None, method), field, ref, problem, "Start a separate server for it.")
         fits = method != "qlora" or not self.dtypes or artifact.dtype in (None, "auto", *self.dtypes)
         problem = f"was trained on NF4 codes of a base in {artifact.dtype}, and this server has others"
-        require(fits, field, ref, problem, "Serve it by a server of its own.")
+        require(fits, field, ref, problem, "Start a separate server for it.")

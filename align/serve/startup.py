@@ -99,7 +99,7 @@ def open_portfolio(
     origins = {ref: read_origin(artifact) for ref, artifact in artifacts.items()}
     method = find_shared_method(origins, refs, method)
     for ref, origin in origins.items():
-        remedy = "Serve it by a server of its own, or drop model=." if path else "Serve it by a server of its own."
+        remedy = "Start a separate server for it, or drop model=." if path else "Start a separate server for it."
         require_same_base(origin, base, f"{FIELD}.{refs[ref]}", ref, remedy)
     versions = {ref: read_version(artifact) for ref, artifact in artifacts.items()}
     names = {
@@ -197,20 +197,20 @@ def find_shared_method(origins: Mapping[str, Origin], names: Mapping[str, str], 
         requested != "full" or not origins,
         "method",
         requested,
-        "adapters are of method=qlora or method=lora",
+        "adapters have method=qlora or method=lora",
         "Drop it.",
     )
     if not origins:
         return "qlora" if requested == "qlora" else "lora"
     recording_ref = next((ref for ref, origin in origins.items() if origin.method), None)
     if requested == "auto" and recording_ref is None:
-        problem = f"nothing says how {next(iter(origins))} was trained"
+        problem = f"it is not recorded how {next(iter(origins))} was trained"
         raise InputError("method", requested, problem, "Say method=qlora (on an NF4 base) or method=lora.")
     shared = str(origins[recording_ref].method) if requested == "auto" and recording_ref is not None else requested
     reason = f"{recording_ref} with method={shared}" if requested == "auto" else f"method={requested} was asked for"
     for ref, origin in origins.items():
         problem = f"was trained with method={origin.method}, and {reason}: they share a base in one precision"
-        remedy = "Serve it by a server of its own." if requested == "auto" else "Drop method=."
+        remedy = "Start a separate server for it." if requested == "auto" else "Drop method=."
         require(origin.method in (None, shared), f"{FIELD}.{names[ref]}", ref, problem, remedy)
     return shared
 

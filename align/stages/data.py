@@ -300,7 +300,7 @@ def require_rows(
     if config.data.held_out == 1 or train.times.any():
         return
     if removes and len(test_leaks.text) and not (funnel.kept & ~is_test).any():
-        problem = "leave no row to train on: all rows of the training side are like rows of the test side"
+        problem = "leave no row to train on: all training rows are similar to test rows"
         raise InputError(field, names, problem, "Write stage.contamination.test=false, or another data.held_out.")
     raise InputError(field, names, "leave no row to train on", "Look at the report of a run with data.held_out=1.")
 

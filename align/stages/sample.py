@@ -567,7 +567,7 @@ def describe_best(best: Mapping[str, Any]) -> list[str]:
     if best["winners"]:
         line = f"the winners' mean reward is {best.get('winner_reward', 0.0):.3g}"
         if best["outranked"]:
-            line += f"; a better answer beside {best['outranked']:,} of them was cut or is empty"
+            line += f"; for {best['outranked']:,} of them, a better-scored answer was cut or is empty"
         lines.append(line)
     without_pair = [
         f"{pluralize(best[reason], 'prompt')} {description}" for reason, description in NO_ROW.items() if best[reason]

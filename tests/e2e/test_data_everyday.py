@@ -108,7 +108,7 @@ def test_nothing_is_left(tmp_path: Path) -> None:
         *arguments,
         "stage.duplicates.near=null",
         "data.held_out=0.3",
-        says=("like rows of the test side", "stage.contamination.test=false"),
+        says=("similar to test rows", "stage.contamination.test=false"),
     )
 
 

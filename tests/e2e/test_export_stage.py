@@ -121,7 +121,7 @@ def test_an_adapter_that_no_run_made(shop: Workshop, exported: Path, tmp_path: P
     stranger = Path(shutil.copytree(exported / "artifact", tmp_path / "stranger"))
     model = shop.root.parent / "model"
     export = ("stage=export", f"artifact={stranger}", "model=hub", f"model.path={model}")
-    shop.refuses(*export, says="nothing says how")
+    shop.refuses(*export, says="it is not recorded how")
     assert shop.status(*export, "method=qlora") == 0
     other_model = Path(shutil.copytree(model, tmp_path / "other"))
     weights = load_file(other_model / "model.safetensors")

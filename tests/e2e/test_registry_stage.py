@@ -187,7 +187,7 @@ REFUSED = {
     "stage.action=show stage.run=ppo:first stage.limit=3": "stage.limit=3: is not read by",
     "stage.action=diff stage.runs=[ppo:first]": "does not name two runs",
     "stage.action=diff stage.runs=[ppo:first,ppo:x]": "stage.runs=ppo:x: is no run under",
-    "stage.action=diff stage.runs=[ppo:first,sft:start]": "are of two stages",
+    "stage.action=diff stage.runs=[ppo:first,sft:start]": "belong to different stages",
     "stage.runs=[ppo:first,ppo:second]": "Add stage.action=compare or diff",
     "stage.action=compare": "names no runs to compare",
     "stage.action=compare stage.runs=[ppo:first,ppo:first]": "names a run twice",

@@ -197,7 +197,7 @@ def test_a_probe_sees_a_path_that_does_not_fit(tmp_path: Path, monkeypatch: pyte
     base = save_base(tmp_path, "falcon_h1")
     wrong = FAST._replace(proven=False)
     monkeypatch.setattr(forward, "find_route", lambda config: wrong)
-    with pytest.raises(InputError, match="rows beside each other are not what the model says"):
+    with pytest.raises(InputError, match="rows in a batch give other logits than each row"):
         load_base(base, "lora", CPU, FP32)
 
 
@@ -207,7 +207,7 @@ def test_what_is_proven_is_probed_too_for_its_numbers(tmp_path: Path, monkeypatc
     assert forward.get_route(load_base(base, "lora", CPU, FP32)) == FAST
     get_original_head = forward.get_lm_head
     monkeypatch.setattr(forward, "get_lm_head", lambda model: lambda hidden: 0.5 * get_original_head(model)(hidden))
-    with pytest.raises(InputError, match="rows beside each other are not what the model says"):
+    with pytest.raises(InputError, match="rows in a batch give other logits than each row"):
         load_base(base, "lora", CPU, FP32)
 
 

@@ -117,7 +117,7 @@ def test_winners_that_a_cut_answer_outranks_are_counted() -> None:
     assert tied_figures["outranked"] == 0, "one that was drawn before with the same score is no better"
     assert figures["reward"]["one"]["value"] == pytest.approx(3.75)
     assert describe_best(figures)[0] == (
-        "the winners' mean reward is 2; a better answer beside 1 of them was cut or is empty"
+        "the winners' mean reward is 2; for 1 of them, a better-scored answer was cut or is empty"
     )
 
 

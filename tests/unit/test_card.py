@@ -83,9 +83,9 @@ def test_merged_card_states_its_distance_from_what_was_trained():
     assert parse_front_matter(card)["library_name"] == "transformers"
     assert "| 0.062 | 9.1e-05 | 99.5% | pass (kl ≤ 0.01) |" in card
     assert r"not checked: it is \| not there" in card
-    assert "KL 0.34 nats a token from what was trained, the same top token on 74.0% of 4,096" in card
+    assert "KL 0.34 nats a token from the trained model, the same top token on 74.0% of 4,096" in card
     assert parse_front_matter(card)["license"] == "mit"
-    assert "| data mine.jsonl | not stated: ask whoever gave it |" in card
+    assert "| data mine.jsonl | not stated: ask its provider |" in card
     assert "Merged into the original" in render_card(facts | {"into": "original"})
     assert "Merged into that base dequantised" in card
     assert "| weights | bfloat16 |" in card
@@ -154,7 +154,7 @@ def test_a_card_says_how_each_run_trained_and_by_which_system_prompt():
         "| reward/r | 0.002, cosine, warm-up 3% | 9 steps | 8 | a copy of the adapter of sft/a, and a head of scores |",
         "| ppo/p | 0.0005 | 6 updates of 2 passes each, of which update 4 is published | 16 | the adapter of sft/a |",
         "| KL coefficient 0.05; answers sampled at temperature 0.2, at most 24 tokens, their reasoning hidden",
-        "`sft/a` was trained with a system prompt, which the code below says too; `ppo/p` was trained without one:",
+        "`sft/a` was trained with a system prompt, which the code below also uses; `ppo/p` was trained without one:",
         "> Be brief. Say 'no' to /etc/passwd.\n",
         '    {"role": "system", "content": "Be brief.\\nSay `no` to /etc/passwd."},\n    {"role": "user"',
         "Its scale is folded in.",

@@ -164,7 +164,7 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     write_run_folder(tmp_path, "ppo:a")
     write_run_folder(tmp_path, "sft:a")
     (write_run_folder(tmp_path, "ppo:bad") / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match="are of two stages"):
+    with pytest.raises(InputError, match="belong to different stages"):
         compare_two_runs(tmp_path, "ppo:a", "sft:a")
     with pytest.raises(InputError, match=r"stage\.runs=ppo:bad: cannot be read: .*is not JSON"):
         compare_two_runs(tmp_path, "ppo:a", "ppo:bad")

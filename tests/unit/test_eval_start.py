@@ -41,7 +41,7 @@ def test_another_run_in_its_place_is_not_taken_for_it(tmp_path: Path) -> None:
     recorded = load_artifact(publish_run(tmp_path, "s"), "sft:s").as_input()
     shutil.rmtree(tmp_path / "sft" / "s")
     publish_run(tmp_path, "s", weights="trained again")
-    with pytest.raises(MissingArtifact, match="is gone, or was changed") as error:
+    with pytest.raises(MissingArtifact, match="was removed or changed") as error:
         find_recorded_artifact(recorded, tmp_path)
     assert (error.value.field, error.value.value) == ("init", "sft:s")
 
@@ -52,5 +52,5 @@ def test_a_bare_folder_is_held_to_its_digest_too(tmp_path: Path) -> None:
     recorded = load_artifact(tmp_path, str(tmp_path)).as_input()
     assert find_recorded_artifact(recorded, tmp_path).digest == recorded.digest
     (tmp_path / "adapter_model.safetensors").write_text("b")
-    with pytest.raises(MissingArtifact, match="is gone, or was changed"):
+    with pytest.raises(MissingArtifact, match="was removed or changed"):
         find_recorded_artifact(recorded, tmp_path)

@@ -114,7 +114,7 @@ def test_whoever_starts_the_server_vouches_for_what_says_nothing(root: Path) -> 
         ({"a": "sft:nothing"}, {}, "stage.adapters.a", "no such run"),
         ({"a": "nowhere"}, {}, "stage.adapters.a", "neither a folder nor a reference"),
         ({"a": "{}/stranger"}, {}, "stage.adapters.a", "does not say which base"),
-        ({"a": "{}/stranger"}, {"path": "pocket"}, "method", "nothing says how"),
+        ({"a": "{}/stranger"}, {"path": "pocket"}, "method", "it is not recorded how"),
         ({"a": "{}/export-of-other"}, {"path": "pocket"}, "stage.adapters.a", "trained on another base"),
         ({"a": "{}/export"}, {}, "stage.adapters.a", "trained on tiny, which is on no hub. Add model=hub"),
         ({"a": "{}/export-of-another-pocket"}, {}, "stage.adapters.a", "trained on another base"),

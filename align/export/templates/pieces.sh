@@ -1,6 +1,6 @@
 {% macro gap_note() %}
 {% if gap %}
-It was trained on the base in NF4. On the original weights{% if original %}, which are in this export,{% endif %} the adapter is another model: KL {{ "%.2g" % gap.kl }} nats a token from what was trained, the same top token on {{ "{:.0%}".format(gap.top1) }}.
+It was trained on the base in NF4. On the original weights{% if original %}, which are in this export,{% endif %} the adapter is another model: KL {{ "%.2g" % gap.kl }} nats a token from the trained model, the same top token on {{ "{:.0%}".format(gap.top1) }}.
 {% endif %}
 {% endmacro %}
 

@@ -251,7 +251,9 @@ def get_record(index: Index, run: str) -> Record:
     """Return the record of `stage:name`. Raises MissingArtifact if there is no such run."""
     record = index.record(run)
     if record is None:
-        raise MissingArtifact("run", run, f"is no run under {index.root}", "The list of runs has those that are there.")
+        raise MissingArtifact(
+            "run", run, f"is no run under {index.root}", "The list of runs shows every run that exists."
+        )
     return record
 
 
