@@ -33,7 +33,7 @@ def find_differences(folders: tuple[Path, Path], records: tuple[Record, Record])
         records: their records, see `align.registry.record`.
 
     Raises:
-        InputError: The runs belong to different stages, or one of them cannot be read.
+        InputError: The runs are of two stages, or one of them cannot be read.
     """
     first, second = records
     for record in records:

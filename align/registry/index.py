@@ -327,7 +327,7 @@ class Index:
             row = self.db.execute("select content, manifest from runs where run = ?", (run,)).fetchone()
             if row is None or row[0] != manifest.content or row[1] == manifest.sha256:
                 continue
-            problem = f"{run}: manifest.json differs from the one {when}"
+            problem = f"{run}: manifest.json was different {when}"
             subjects = self._select_column("select run from runs where json_extract(record, '$.evaluation') = ?", run)
             for name in (run, *subjects):
                 problems.setdefault(name, []).append(problem)

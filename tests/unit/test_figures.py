@@ -170,7 +170,7 @@ def test_an_edit_of_both_is_shown_where_the_log_of_aliases_holds_the_manifest(tm
     (arm,) = read_log(tmp_path).changes[0].arms
     assert {*arm.manifests} == {"ppo:a", "eval:e"}
     edit_both(tmp_path)
-    alteration = "eval:e: manifest.json differs from the one when @production was changed (change 1)"
+    alteration = "eval:e: manifest.json was different when @production was changed (change 1)"
     by_run = read_all_records(tmp_path)
     assert {run: describe_alteration(record) for run, record in by_run.items()} == {
         "eval:e": alteration,
@@ -203,7 +203,7 @@ def test_an_edit_of_both_is_shown_where_a_receipt_holds_the_manifest(tmp_path: P
     assert not describe_alteration(read_all_records(tmp_path)["eval:e"])
     edit_both(tmp_path)
     assert describe_alteration(read_all_records(tmp_path)["eval:e"]) == (
-        "eval:e: manifest.json differs from the one when export:x was written"
+        "eval:e: manifest.json was different when export:x was written"
     )
     assert "altered: " in try_promotion(tmp_path)
 

@@ -65,7 +65,7 @@ def test_a_run_that_was_altered_before_stays_so(root: Path) -> None:
     manifest.write_text(manifest.read_text().replace('"loss": 1.5', '"loss": 0.5'))
     assert find_alteration(root)
     assert update_manifest_digests(root, "sft:one", ["config.yaml"], RECEIPT) == []
-    assert "manifest.json differs from the one" in (find_alteration(root) or "")
+    assert "manifest.json was different" in (find_alteration(root) or "")
 
 
 def test_killed_between_the_log_and_the_manifest_it_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
