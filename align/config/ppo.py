@@ -385,7 +385,7 @@ class PpoConfig(Settings):
             problem = f"rollout.engine={engine} samples in this process, which trains at the same time"
             require(self.max_staleness == 0, "stage.max_staleness", self.max_staleness, problem, remedy)
             is_default = self.importance_cap == PpoConfig.importance_cap
-            problem = f"rollout.engine={engine} draws by the very policy that learns"
+            problem = f"rollout.engine={engine} samples from the policy that is being trained"
             require(is_default, "stage.importance_cap", self.importance_cap, problem, remedy)
         problem = "PPO has no loss scaling, without which small gradients become 0 in float16"
         require(config.dtype != "float16", "dtype", config.dtype, problem, "Use dtype=bfloat16 or float32.")

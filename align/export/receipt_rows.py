@@ -172,7 +172,7 @@ def check_agreement(receipt: dict[str, Any], checks: Sequence[ReceiptCheck], ski
         remedy = "Do not trust it: export again."
         if divergence is None and engine in unasked:
             problem = f"the receipt has a check that was not measured here ({unasked[engine]})"
-            remedy = "Do not trust it: export again, or check it where that engine can be asked."
+            remedy = "Do not trust it: export again, or check it where that engine is installed."
         elif divergence is None:
             problem = "the receipt has a check that was not measured here"
         elif not isinstance(claimed, dict) or not all(

@@ -337,7 +337,7 @@ def find_recorded_artifact(recorded: Input, root: Path) -> Artifact:
         if artifact.digest == recorded.digest:
             return artifact
     problem = f"the model that the artifact started from ({recorded.digest[:12]}) was removed or changed"
-    remedy = "Restore it, or evaluate an artifact whose start is there."
+    remedy = "Restore it, or evaluate an artifact whose start still exists."
     raise MissingArtifact("init", recorded.ref, problem, remedy)
 
 

@@ -123,7 +123,9 @@ FIGURES = (
     ),
     *_define_scores("gold"),
     *_define_scores("proxy"),
-    _define("seen", "Prompts that training saw", "", "Of those that were asked; stage.seen=drop leaves them out."),
+    _define(
+        "seen", "Prompts that training saw", "", "Of the prompts of this evaluation; stage.seen=drop leaves them out."
+    ),
     _define(
         "seen_unknown",
         "Training data that could not be checked",

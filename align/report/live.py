@@ -161,7 +161,7 @@ class LivePage:
             verdict = f"Interrupted{progress}. The same command continues it."
         report = self._create_report().verdict(verdict, "failed")
         view = self._create_view()
-        add_unfinished_sections(report, view, self._curves, "What it was made of", "Up to then")
+        add_unfinished_sections(report, view, self._curves, "Inputs and settings", "Figures until then")
         if self.run.manifest.stage == "verify":
             SECTIONS["verify"](report, view)
         self._write(report)
@@ -203,7 +203,7 @@ def build_finished_page(view: RunView) -> Report:
     sections = load_page_sections(view)
     if sections and sections.add_overview:
         sections.add_overview(report, view)
-    report.heading("What it was made of").facts(list_origins(view))
+    report.heading("Inputs and settings").facts(list_origins(view))
     anchors = {anchor["name"].replace(" ", "_") for anchor in view.read_json("artifact/anchors.json")}
     metrics = {key: value for key, value in view.metrics.items() if key not in anchors}  # anchors have their own table
     if rows := build_figure_table(metrics):
@@ -245,7 +245,7 @@ def add_unfinished_sections(
     report: Report,
     view: RunView,
     drawings: Sequence[Block],
-    origins_heading: str = "What it is made of",
+    origins_heading: str = "Inputs and settings",
     figures_heading: str = "So far",
 ) -> None:
     """Add what can be shown of a run that is not done: its origins, newest figures, drawings and training rows."""

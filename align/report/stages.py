@@ -340,7 +340,7 @@ def add_pairs(report: Report, view: RunView) -> None:
         title = "Scores of held-out answers"
         report.draw(
             lambda: draw_histogram_pair(better, worse, ("better answer", "worse answer"), "score", title),
-            "The less the two overlap, the better they are told apart.",
+            "The less the two overlap, the better the two kinds are separated.",
             f"Histograms of the scores of {len(pairs)} better and worse answers.",
         )
     if all("log_odds" in pair for pair in pairs):
@@ -383,7 +383,7 @@ def add_labelled_answers(report: Report, view: RunView) -> None:
             lambda: draw_histogram_pair(
                 wanted_rewards, unwanted_rewards, ("wanted", "unwanted"), "nats", "Rewards of held-out answers"
             ),
-            "The less the two overlap, the better they are told apart.",
+            "The less the two overlap, the better the two kinds are separated.",
             f"Histograms of the rewards of {len(wanted_rewards)} wanted and {len(unwanted_rewards)} unwanted answers.",
         )
     ordered = sorted(answers, key=lambda answer: -answer["reward"])

@@ -71,7 +71,7 @@ def test_the_figures_follow_from_the_answers(bench: RuleEvaluations):
     assert manifest.metrics["tasks"]["judged"]["against"]["old"]["win_rate"]["n"] == 10
     page = (run / "report.html").read_text()
     assert "the report could not be made" not in (run / "log.txt").read_text()
-    verdict = page[page.index('class="verdict') : page.index("What it was made of")]
+    verdict = page[page.index('class="verdict') : page.index("Inputs and settings")]
     assert "No difference between new and old or base was shown." in verdict or "on asked." in verdict
 
 

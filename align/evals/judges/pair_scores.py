@@ -53,7 +53,7 @@ def score_pairs(
     scorer = standardise_members(build_scorer(reward, iter(loaded)), sides[1], end_flags[1])
     first_N, second_N = (scorer.score(side, ended).double() for side, ended in zip(sides, end_flags, strict=True))
     if not (first_N.isfinite() & second_N.isfinite()).all():
-        raise build_divergence_error("the score of an answer is no number", None, str(dtype).removeprefix("torch."))
+        raise build_divergence_error("the score of an answer is not finite", None, str(dtype).removeprefix("torch."))
     first = first_N.tolist()
     second = second_N.tolist()
     # Only a reward model's scores are in units of log-odds (Bradley-Terry).

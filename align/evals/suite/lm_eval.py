@@ -120,7 +120,7 @@ def run_lm_eval(harness: HarnessTask, field: str) -> Iterator[None]:
         while reason.__cause__ is not None:  # only the innermost error of datasets explains the problem
             reason = reason.__cause__
         problem = f"fails in lm-eval ({type(reason).__name__}: {reason})"
-        raise InputError(f"{field}.lm_eval", harness.task, problem, f"Mend it in {harness.include}.") from error
+        raise InputError(f"{field}.lm_eval", harness.task, problem, f"Correct it in {harness.include}.") from error
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)

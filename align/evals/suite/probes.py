@@ -163,11 +163,11 @@ def iter_data_files(path: Path, folder: Path) -> Iterator[str]:
         InputError: the data would be loaded from elsewhere.
         CorruptFile: the file is not valid YAML.
     """
-    text = read_text(path, "include", "Mend it, or move it away.")
+    text = read_text(path, "include", "Correct it, or move it away.")
     try:
         config = yaml.load(text, PlainLoader)
     except yaml.YAMLError as error:
-        raise CorruptFile("include", str(path), f"is no YAML ({error})", "Mend it, or move it away.") from error
+        raise CorruptFile("include", str(path), f"is no YAML ({error})", "Correct it, or move it away.") from error
     yield from find_data_files(config, path, folder)
 
 
