@@ -225,7 +225,9 @@ def test_what_is_refused_before_anybody_is_asked(place: LlmJudgeEvaluations, ser
     ):
         assert problem in place.expect_error(*command, f"stage.judge={judge}"), judge
     gate = "eval.gates=[{name: g, task: asked, against: old, is: superior}]"
-    assert "eval.gates" in place.expect_error(*command, gate) or "gates are about" in place.expect_error(*command, gate)
+    assert "eval.gates" in place.expect_error(*command, gate) or "gates decide about" in place.expect_error(
+        *command, gate
+    )
     assert "stage.judge" in place.expect_error(
         "stage=eval", f"stage.judge={{{format_judge(server)}}}", f"run.root={place.root}"
     )

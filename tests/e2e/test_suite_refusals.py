@@ -180,7 +180,7 @@ def test_what_is_refused_before_anybody_is_asked(bench: RefusalEvaluations):
         ((f"eval.tasks=[{{name: t, set: harmful, path: {checked}}}]",), "eval.tasks[0].set=harmful"),
         ((f"eval.tasks=[{{name: t, path: {checked}, asks: refuse}}]",), "eval.tasks[0].asks=refuse: is no question"),
         ((f"eval.tasks=[{{name: t, path: {checked}, asks: refuses}}]",), "eval.tasks, t, check=checked:1: has a check"),
-        (("eval.asks=refuses",), "eval.asks=refuses: is of eval=judge"),
+        (("eval.asks=refuses",), "eval.asks=refuses: applies to eval=judge"),
     ):
         assert problem in bench.expect_error(*settings, *more), more
     assert bench.server.requests == []

@@ -414,7 +414,7 @@ def test_phrases_of_ones_own(tmp_path: Path):
     )
     phrase_path.write_text("dear customer\n[a]\n", encoding="utf-8")
     with pytest.raises(
-        InputError, match=r"stage\.clean\[0\]\.boilerplate\.patterns, mine.txt, row 1=dear customer: stands in no"
+        InputError, match=r"stage\.clean\[0\]\.boilerplate\.patterns, mine.txt, row 1=dear customer: is in no"
     ):
         create_step({"boilerplate": {"patterns": str(phrase_path)}})
     phrase_path.write_text("[a]\n# nothing\n", encoding="utf-8")

@@ -223,7 +223,7 @@ def test_a_part_of_another_format_is_refused(tmp_path: Path):
         ([{"path": 3}], "stage.sources[0].path=3: is no text"),
         ([{"data": "c4"}], "data=c4: is no corpus"),
         ([{"data": "chitchat", "part": "dev"}], "part=dev: is no part"),
-        ([{"path": "a", "part": "sft"}], "part=sft: goes only with"),
+        ([{"path": "a", "part": "sft"}], "part=sft: applies only with"),
         ([{"path": "a", "name": "a b"}], "name=a b: cannot be a name"),
         ([{"path": "a", "weight": 1e-7}], "weight=1e-07: is no share"),
         ([{"path": "a", "weight": "much"}], "weight=much: is no share"),

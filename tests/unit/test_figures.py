@@ -179,7 +179,7 @@ def test_an_edit_of_both_is_shown_where_the_log_of_aliases_holds_the_manifest(tm
     assert alteration in render_trace(tmp_path, "ppo:a")
     gate = tmp_path / "gate.yaml"
     gate.write_text("alias: production\nconditions:\n  - {figure: win_rate, at_least: 0.8}\n")
-    with pytest.raises(InputError, match=r"altered: eval:e: manifest\.json is another"):
+    with pytest.raises(InputError, match=r"altered: eval:e: manifest\.json was different"):
         promote(tmp_path, "other-production", [Arm("ppo:a", 1.0)], [bind_to_all(gate)], who="ann", why="again")
 
 

@@ -423,7 +423,7 @@ def build_collapse(verdict: str, *reasons: str) -> dict[str, Any]:
     ("collapse_", "exempt", "passed", "says"),
     [
         (None, "", True, "0.81 [0.75, 0.87] (n=200)"),
-        (None, ", collapsed: measured", False, "is not measured: no evaluation says it"),
+        (None, ", collapsed: measured", False, "is not measured: no evaluation measured it"),
         (build_collapse("varied"), "", True, "0.81 [0.75, 0.87] (n=200)"),
         (build_collapse("varied"), ", collapsed: measured", True, "0.81 [0.75, 0.87] (n=200)"),
         (build_collapse("not measured", "few"), "", True, "; whether the policy collapsed is not measured"),

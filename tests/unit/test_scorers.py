@@ -160,7 +160,7 @@ def test_a_function_that_does_not_answer(slow: Any):
     """The time limit interrupts functions that catch every exception. The earlier signal handler is restored."""
     before = signal.getsignal(signal.SIGALRM)
     began = time.monotonic()
-    with pytest.raises(InputError, match=r"reward\.timeout=0\.1: m:f has not returned"):
+    with pytest.raises(InputError, match=r"reward\.timeout=0\.1: m:f did not return"):
         FunctionReward(slow, "m:f", 0.1).score(build_chats("first", "second"))
     assert time.monotonic() - began < 20
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
