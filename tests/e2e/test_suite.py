@@ -212,7 +212,7 @@ def test_prompts_that_training_saw_are_left_out_before_the_first_are_taken(bench
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"prompt": "a", "chek": {"kind": "regex", "pattern": "e"}}, "nearly called check"),
+        ({"prompt": "a", "chek": {"kind": "regex", "pattern": "e"}}, "its name is close to check"),
         ({"prompt": "a", "check": {}}, "check.kind"),
         ({"prompt": "a", "instruction_id_list": "punctuation:no_comma", "kwargs": [{}]}, "is no list of names"),
         ({"prompt": "a", "instruction_id_list": ["punctuation:no_comma"]}, "as many mappings"),

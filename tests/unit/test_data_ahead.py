@@ -262,7 +262,7 @@ def test_workers_without_the_runs_folder_leave_their_parts_to_this_process(
     )
     assert [source_import.parts() for source_import in imports] == [set(), set()]
     assert import_all(imports) == expected
-    messages = [line for line in capsys.readouterr().out.splitlines() if "process makes" in line]
+    messages = [line for line in capsys.readouterr().out.splitlines() if "process has to make itself" in line]
     assert [line.partition(". ")[0] for line in messages] == [
         "a: parts that this process has to make itself: 9 of 9",
         "b: parts that this process has to make itself: 7 of 7",
