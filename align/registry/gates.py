@@ -480,7 +480,7 @@ def check_not_stale(subject: Subject, _required: bool) -> Outcome:
             command = f": {stale.again}" if stale.again else ""
             return Outcome(False, f"{record['run']} is stale since {stale.since[:10]}, {stale.because}{command}")
     if subject.gone:
-        return Outcome(False, f"{', '.join(subject.gone)} no longer exists, so it is unknown whether it may be stale")
+        return Outcome(False, f"{', '.join(subject.gone)} no longer exists, so it is unknown whether it is stale")
     return Outcome(True, f"none of {len(subject.upstream):,} runs is")
 
 

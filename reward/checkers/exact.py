@@ -56,7 +56,7 @@ def build(spec: Any, field: str) -> Checker:
             require(is_number, f"{field}.answers[{i}]", answer, "is no number", "Write a number, or another `read`.")
         ignored |= {"number_format"}
     right_answers = {normalize_text(answer, ignored) for answer in answers}
-    problem = "removes everything from a right answer, so an empty answer would be pass"
+    problem = "removes everything from a right answer, so an empty answer would pass"
     require("" not in right_answers, f"{field}.ignore", sorted(ignored), problem, "Ignore less.")
     where = READS[selection] + (f' behind the last "{after}"' if after else "")
     ignored_names = ", ".join(name.replace("_", " ") for name in IGNORES if name in ignored)
