@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from align.core.errors import require
@@ -11,7 +12,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def check_address(host: str, url: str | None) -> None:
-    """Check `stage.host` and `stage.url` of a server.
+    """Raise InputError unless `stage.url` is a URL without a path, and set for a server that other machines reach.
 
     Raises:
         InputError: other machines can reach the server and no address is set, or the address is invalid.
@@ -25,13 +26,29 @@ def check_address(host: str, url: str | None) -> None:
     require(is_origin, "stage.url", url, "is no address of a server of its own", remedy)
 
 
-def list_origins(host: str, port: int, url: str | None) -> tuple[str, list[str]]:
-    """Return the address of a server in browsers, and further addresses that work too."""
+class ServerUrls(NamedTuple):
+    """The URLs of a server, without a path.
+
+    Attributes:
+        url: the one to print and to link to.
+        others: further ones that work too.
+    """
+
+    url: str
+    others: list[str]
+
+
+def list_origins(host: str, port: int, url: str | None) -> ServerUrls:
+    """Return the URLs by which a browser reaches a server that listens on a host and port.
+
+    Args:
+        url: the public URL, `stage.url`; None for a server that only this machine reaches.
+    """
     if url is not None:  # as browsers write it
         url = url.lower()
-        return url.removesuffix(":443" if url.startswith("https:") else ":80"), []
+        return ServerUrls(url.removesuffix(":443" if url.startswith("https:") else ":80"), [])
     name = f"[{host}]" if ":" in host else host
-    return f"http://{name}:{port}", [f"http://localhost:{port}"]
+    return ServerUrls(f"http://{name}:{port}", [f"http://localhost:{port}"])
 
 
 def warn_without_tls(url: str) -> list[str]:

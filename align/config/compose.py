@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -45,6 +45,18 @@ from align.core.redaction import mask_argument, mask_tree
 PLAN = "plan"
 COMPOSED_BY = ("hydra", "omegaconf", "yaml", "antlr4")
 """Packages that read command lines and configuration files."""
+
+
+class SplitWords(NamedTuple):
+    """The words of a command line.
+
+    Attributes:
+        choices: group → name of the chosen file.
+        values: key → text of its value.
+    """
+
+    choices: dict[str, str]
+    values: dict[str, str]
 
 
 class Composer:
@@ -112,8 +124,8 @@ class Composer:
     def choices_of(self, group: str) -> list[str]:
         return sorted(name.partition("/")[2] for name in self.files if name.startswith(f"{group}/"))
 
-    def split_words(self, words: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-        """Return group → choice, and key → value.
+    def split_words(self, words: Sequence[str]) -> SplitWords:
+        """Divide the `key=value` words of a command line into choices of group files and values of single keys.
 
         Raises:
             InputError: a word is no assignment, or a choice does not exist.
@@ -128,7 +140,7 @@ class Composer:
             (choices if self.is_group(key) else values)[name] = value
         for group, value in choices.items():
             self.check_choice(group, value)
-        return choices, values
+        return SplitWords(choices, values)
 
     def check_choice(self, group: str, value: str, key: str = "") -> None:
         """Raise InputError unless a choice exists.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -40,19 +40,32 @@ def find_group_files(search: Path | None) -> dict[str, Path]:
     return files
 
 
-def iter_loaded_files(
-    defaults: Iterable[ResultDefault], search: Path | None
-) -> Iterator[tuple[Path, str, Mapping[str, Any]]]:
-    """Yield (file, its package, its contents) for every file of a defaults list, in the order of merging."""
+class LoadedGroupFile(NamedTuple):
+    """A YAML file of Hydra's defaults list.
+
+    Attributes:
+        path: the file.
+        package: the dotted key under which Hydra merges it; empty for the root.
+        values: its contents.
+    """
+
+    path: Path
+    package: str
+    values: Mapping[str, Any]
+
+
+def iter_loaded_files(defaults: Iterable[ResultDefault], search: Path | None) -> Iterator[LoadedGroupFile]:
+    """Read and yield every YAML file of a Hydra defaults list, in the order of merging."""
     for default in defaults:
         for folder in filter(None, (find_conf_dir(), search)):
             path = folder / f"{default.config_path}.yaml"
             if path.is_file():
-                yield path, default.package or "", yaml.safe_load(read_text(path, "configuration")) or {}
+                values = yaml.safe_load(read_text(path, "configuration")) or {}
+                yield LoadedGroupFile(path, default.package or "", values)
                 break
 
 
-def find_unset_keys(files: Iterable[tuple[Path, str, Mapping[str, Any]]]) -> list[str]:
+def find_unset_keys(files: Iterable[LoadedGroupFile]) -> list[str]:
     """Return each key that a file declares as mandatory (`???`) and no later file sets."""
     unset: dict[str, None] = {}
     for _, package, values in files:
@@ -73,7 +86,7 @@ def iter_leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
             yield key, value
 
 
-def refuse_settings_of_hydra(files: Sequence[tuple[Path, str, Mapping[str, Any]]]) -> None:
+def refuse_settings_of_hydra(files: Sequence[LoadedGroupFile]) -> None:
     """Raise InputError if a user's file sets one of Hydra's own keys that have no effect: folders, launchers, logs."""
     for path, package, values in files:
         if find_conf_dir() in path.parents:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -86,7 +86,7 @@ def build_jobs(words: Sequence[str], composer: Composer) -> list[Job]:
                 raise
             problem = f"{error.problem} (job {number} of {len(combinations)}; nothing was run)"
             raise type(error)(error.field, error.value, problem, error.remedy) from error
-    shared = {place for place, count in Counter(map(get_place, jobs)).items() if count > 1 and place[-1]}
+    shared = {location for location, count in Counter(map(get_place, jobs)).items() if count > 1 and location.name}
     jobs = [rename_job(job) if get_place(job) in shared else job for job in jobs]
     check_places(jobs)
     return jobs
@@ -185,19 +185,33 @@ def combine_sweeps(words: Sequence[str], composer: Composer) -> list[dict[str, s
     return [{word.partition("=")[0]: typed[word] for word in job} for job in jobs]
 
 
-def get_place(job: Job) -> tuple[str, Path, str | None]:
-    """Return the stage, the folder of runs, and `run.name`; None for a derived name."""
-    return getattr(job.config.stage, "name", ""), Path(job.config.run.root), job.config.run.name
+class RunLocation(NamedTuple):
+    """The folder that a job's run will have.
+
+    Attributes:
+        stage: name of the stage.
+        root: the folder of all runs.
+        name: `run.name`; None for a derived name.
+    """
+
+    stage: str
+    root: Path
+    name: str | None
+
+
+def get_place(job: Job) -> RunLocation:
+    """Return the stage, root and name that make up the path of a job's run folder."""
+    return RunLocation(getattr(job.config.stage, "name", ""), Path(job.config.run.root), job.config.run.name)
 
 
 def check_places(jobs: Sequence[Job]) -> None:
     """Raise InputError if two jobs would have the same folder, or a name is too long for a folder."""
-    taken: dict[tuple[str, Path, str | None], Job] = {}
+    job_by_location: dict[RunLocation, Job] = {}
     for job in jobs:
         name = job.config.run.name
         if name is None:
             continue
         remedy = "Leave run.name out, or write into it what differs: 'run.name=mine-${seed}'."
         require(len(name.encode()) <= LONGEST_NAME or len(jobs) == 1, "run.name", name, "is too long", remedy)
-        owner = taken.setdefault(get_place(job), job)
+        owner = job_by_location.setdefault(get_place(job), job)
         require(owner.swept == job.swept, "run.name", name, "would be the name of two jobs", remedy)

@@ -6,6 +6,8 @@ The group in front of a name does not matter: `lora_r`, `method.lora_r` and `sta
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 WORDS = {
     "stage.lr": "lr learning_rate actor_learning_rate policy_lr",
     "method.lr": "lr learning_rate",
@@ -140,12 +142,25 @@ ABSENT = {
 
 
 def find_keys(word: str) -> list[str]:
-    """Return the keys, or `key=value`, that a name elsewhere may mean."""
+    """Return the keys of align, or `key=value`, that a setting's name in TRL or another library may mean."""
     name = word.replace("-", "_").lower()
     return [key for key, words in WORDS.items() if name in words.split()]
 
 
-def explain_absence(word: str) -> tuple[str, str] | None:
-    """Return problem and remedy for a name elsewhere that has no counterpart in align, or None."""
+class Absence(NamedTuple):
+    """The explanation why a setting of another library does not exist in align.
+
+    Attributes:
+        problem: the fact.
+        remedy: what to write instead.
+    """
+
+    problem: str
+    remedy: str
+
+
+def explain_absence(word: str) -> Absence | None:
+    """Explain why a setting of TRL, transformers or another library has no counterpart in align. Returns None for any
+    other name."""
     name = word.replace("-", "_").lower()
-    return next((explanation for words, explanation in ABSENT.items() if name in words.split()), None)
+    return next((Absence(*explanation) for words, explanation in ABSENT.items() if name in words.split()), None)

@@ -210,6 +210,18 @@ def to_openai_messages(conversation: Conversation) -> list[dict[str, Any]]:
     return messages
 
 
+class FetchedAnswers(NamedTuple):
+    """The replies of a server.
+
+    Attributes:
+        replies: id of a question → the reply.
+        stored_count: number of replies that were in the store already.
+    """
+
+    replies: dict[str, CachedAnswer | EndpointFailure]
+    stored_count: int
+
+
 def fetch_answers(
     endpoint: Endpoint,
     questions: Sequence[ServerAnswerKey],
@@ -217,17 +229,14 @@ def fetch_answers(
     label: str,
     watch: Callable[[CachedAnswer | EndpointFailure], None],
     should_store: Callable[[CachedAnswer], bool] = lambda _: True,
-) -> tuple[dict[str, CachedAnswer | EndpointFailure], int]:
-    """Return the replies to questions: stored ones, and the others by asking the server. New answers are stored as soon
-    as they arrive.
+) -> FetchedAnswers:
+    """Return a server's reply to each question, from the store or by asking the server. New answers are written to the
+    store as soon as they arrive.
 
     Args:
         label: of the progress bar.
         watch: is called with each new reply. An exception that it raises ends the requests.
         should_store: returns whether an answer is stored. Another run asks again for one that is not.
-
-    Returns:
-        the replies by the question's id, and the number of stored ones.
 
     Raises:
         InputError: the server refuses the key, or does not know the model.
@@ -249,7 +258,7 @@ def fetch_answers(
 
         if missing:
             asyncio.run(ask_all(endpoint, missing, receive_reply))
-    return replies, stored_count
+    return FetchedAnswers(replies, stored_count)
 
 
 async def ask_all(

@@ -63,9 +63,23 @@ class HeldOutLoss(NamedTuple):
         return ratio_interval([b - a for a, b in zip(self.by_row, after.by_row, strict=True)], self.sizes)
 
 
+class BatchLoss(NamedTuple):
+    """The loss of one batch of rows.
+
+    Attributes:
+        nats: the negative log-likelihood, summed over the batch.
+        row_nats: the same of each row.
+        token_counts: number of scored tokens of each row.
+    """
+
+    nats: float
+    row_nats: list[float]
+    token_counts: list[int]
+
+
 @torch.no_grad()
 def compute_held_out_loss(model: Any, rows: Sequence[EncodedRow], pad_id: int, batch_size: int = 16) -> HeldOutLoss:
-    """Compute the loss of a model on rows.
+    """Compute the mean cross-entropy of a model on tokenized held-out rows, in nats per trained token.
 
     Rows are batched by length to save padding, and each rank computes its share of the batches. The mean is over tokens
     and does not depend on the batches.
@@ -76,9 +90,8 @@ def compute_held_out_loss(model: Any, rows: Sequence[EncodedRow], pad_id: int, b
     ordered = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
-    def measure_batch(places: list[int]) -> tuple[float, list[float], list[int]]:
-        """Return the nats of a batch, those of each row, and the tokens of each row."""
-        batch = [rows[i] for i in places]
+    def measure_batch(row_indices: list[int]) -> BatchLoss:
+        batch = [rows[i] for i in row_indices]
         tokens = pad_rows([row.input_ids for row in batch], pad_id).to(device)
         mask = pad_rows([[1] * len(row.input_ids) for row in batch], 0).bool().to(device)
         picked = (pad_rows([row.labels for row in batch], IGNORE_INDEX) != IGNORE_INDEX).to(device)
@@ -86,9 +99,9 @@ def compute_held_out_loss(model: Any, rows: Sequence[EncodedRow], pad_id: int, b
         logprobs, _, _ = compute_picked_logprobs(model, tokens, mask, picked)
         counts = picked.sum(1).tolist()
         row_nats = [-row_logprobs.sum().item() for row_logprobs in logprobs.split(counts)]
-        return -logprobs.sum().item(), row_nats, counts
+        return BatchLoss(-logprobs.sum().item(), row_nats, counts)
 
-    share = [measure_batch(places) for places in ranks.select_own_share(batches)]
+    share = [measure_batch(row_indices) for row_indices in ranks.select_own_share(batches)]
     if is_sharded(model) and len(share) * ranks.world_size() < len(batches):
         measure_batch(batches[-1])  # result unused: with sharding, all ranks have to run the same number of passes
     results = ranks.gather_shares(share, len(batches))
@@ -96,9 +109,9 @@ def compute_held_out_loss(model: Any, rows: Sequence[EncodedRow], pad_id: int, b
     total = 0.0
     by_row = [0.0] * len(rows)
     sizes = [0] * len(rows)
-    for places, (nats, row_nats_of_batch, counts) in zip(batches, results, strict=True):
+    for row_indices, (nats, row_nats_of_batch, counts) in zip(batches, results, strict=True):
         total += nats
-        for i, nats_of_row, count in zip(places, row_nats_of_batch, counts, strict=True):
+        for i, nats_of_row, count in zip(row_indices, row_nats_of_batch, counts, strict=True):
             by_row[i] = nats_of_row
             sizes[i] = count
     return HeldOutLoss(total / sum(sizes), sum(sizes), by_row, sizes)

@@ -287,26 +287,47 @@ def control_for_length(
         return LengthControlledWinRate(raw, raw, Interval(0.0, None, None, raw.n))
     if spread < 1e-9 * float(np.abs(ratio).max()):
         return LengthControlledWinRate(raw, Interval(raw.value, 0.0, 1.0, raw.n), Interval(0.0, None, None, raw.n))
-    return LengthControlledWinRate(raw, *fit_length_model(y, np.arctan(ratio / spread), cluster_numbers, level))
+    fit = fit_length_model(y, np.arctan(ratio / spread), cluster_numbers, level)
+    return LengthControlledWinRate(raw, fit.win_rate_at_equal_length, fit.slope)
+
+
+class LengthFit(NamedTuple):
+    """A logistic fit of verdicts to the lengths of both answers.
+
+    Attributes:
+        win_rate_at_equal_length: the first system's win rate between answers of equal length.
+        slope: the coefficient of the length, in log-odds; positive if the longer answer wins more often.
+    """
+
+    win_rate_at_equal_length: Interval
+    slope: Interval
 
 
 def fit_length_model(
     y: NDArray[np.float64], x: NDArray[np.float64], cluster_numbers: NDArray[np.int64], level: float
-) -> tuple[Interval, Interval]:
-    """Return the win rate at x = 0, and the slope."""
+) -> LengthFit:
+    """Fit the verdicts `y` to the length feature `x` (0 for answers of equal length) by logistic regression.
+
+    Args:
+        y: 1 for a win of the first system, ½ for a tie, 0 for a loss; shape [n].
+        x: positive if the first system's answer is longer; shape [n].
+        cluster_numbers: see `number_clusters`.
+    """
     weights = 1 / np.bincount(cluster_numbers)[cluster_numbers]
     fit = fit_logistic(np.column_stack([np.ones(y.size), x]), y, weights, cluster_numbers, np.array([0.0, RIDGE]))
     clusters = int(cluster_numbers.max()) + 1
     slope = float(fit.coefficients[1])
     win_share = float(compute_sigmoid(fit.coefficients[:1])[0])
     if clusters < 3:  # two coefficients leave no degree of freedom
-        return Interval(win_share, 0.0, 1.0, clusters), Interval(slope, None, None, clusters)
+        return LengthFit(Interval(win_share, 0.0, 1.0, clusters), Interval(slope, None, None, clusters))
     quantile = t_quantile(clusters - 2, level)
     theta_variance = shrink_variance(fit.sandwich[0, 0], fit.model[0, 0])
     slope_variance = shrink_variance(fit.sandwich[1, 1], fit.model[1, 1])
     low, high = wilson_interval(win_share, 1 / (win_share * (1 - win_share) * theta_variance), quantile)
     half_width = quantile * slope_variance**0.5
-    return Interval(win_share, low, high, clusters), Interval(slope, slope - half_width, slope + half_width, clusters)
+    return LengthFit(
+        Interval(win_share, low, high, clusters), Interval(slope, slope - half_width, slope + half_width, clusters)
+    )
 
 
 POWER = 0.8

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.report.figure_text import (
     FEW,
@@ -575,8 +575,22 @@ SYNONYMS = {"kl": "kl_interval", "pairs": "held_out_pairs"}
 """Key → key of the same value, which is shown instead if a run has it."""
 
 
-def build_figure_table(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (label, value, explanation) of every figure of a run."""
+class FigureRow(NamedTuple):
+    """A row of the table of figures, as text.
+
+    Attributes:
+        label: the name of the figure.
+        value: its value with unit and interval.
+        explanation: how to read it.
+    """
+
+    label: str
+    value: str
+    explanation: str
+
+
+def build_figure_table(metrics: Mapping[str, Any]) -> list[FigureRow]:
+    """Build the rows of the table of figures in a run's report, one for each metric."""
     declared = {key for figure in FIGURES for key in figure.keys}
     remaining = {
         key: value
@@ -589,9 +603,9 @@ def build_figure_table(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]
     for figure in FIGURES:
         if all(key in remaining for key in figure.keys):
             values = [remaining.pop(key) for key in figure.keys]
-            rows.append((figure.label, figure.format_values(values), figure.reading))
+            rows.append(FigureRow(figure.label, figure.format_values(values), figure.reading))
     for key, value in remaining.items():
-        rows.append((_spell_out(key), format_figure(value), f"`{key}` of manifest.json."))
+        rows.append(FigureRow(_spell_out(key), format_figure(value), f"`{key}` of manifest.json."))
     return rows
 
 

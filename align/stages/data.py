@@ -162,7 +162,8 @@ def inputs(config: Config) -> StageInputs:
 
 
 def find_forget_inputs(config: Config) -> StageInputs:
-    """Return the inputs of `stage.action=forget`: a data set and the rows to remove. The configuration loses the rows'
+    """Return the inputs of `stage.action=forget`: the published data set and the rows to remove from it. The
+    configuration loses the rows'
     ids, because the id of a short text can be guessed."""
     data_path = Path(config.data.path or "")
     task, record = plan_row_removal(data_path, config.stage.forget, partial(load_active_votes, find_store_url(config)))
@@ -170,8 +171,8 @@ def find_forget_inputs(config: Config) -> StageInputs:
     return StageInputs(config, f"{task.name}-forget", None, {"data": record}, lambda: (task,))
 
 
-def run(run: Run, config: Config, sources_or_task: Any) -> StageResult:
-    if config.stage.action == FORGET:
+def run(run: Run, config: Config, sources_or_task: list[Source] | RowRemoval) -> StageResult:
+    if isinstance(sources_or_task, RowRemoval):
         return republish_without_rows(run, config, sources_or_task)
     return build_data_set(run, config, sources_or_task)
 
@@ -241,11 +242,11 @@ def build_data_set(run: Run, config: Config, sources: list[Source]) -> StageResu
         times, is_test, duplicates.dropped, find_cluster_heads(duplicates), row_scores.scores if row_scores else None
     )
     evidence = count_hits_by_set(evaluation_paths, evaluation_leaks) + count_hits_by_set(["the test split"], test_leaks)
-    account = {
+    description = {
         **describe_sources(sources, run.inputs, shapes, read_counts, funnel, is_test, train),
         "evaluations": evidence,
         "found": count_duplicates_and_leaks(duplicates, evaluation_leaks, test_leaks),
-        **(row_scores.account if row_scores else {}),
+        **(row_scores.summary if row_scores else {}),
         "lengths": build_length_histograms(
             rows.load_numbers("characters")[is_published], funnel.source[is_published], names
         ),
@@ -255,7 +256,7 @@ def build_data_set(run: Run, config: Config, sources: list[Source]) -> StageResu
     shutil.rmtree(target, ignore_errors=True)
     print_start("publishes", int(times.sum()))
     with atomic.publish_folder(target) as folder:
-        data = write_data_set(folder, rows, selection, account)
+        data = write_data_set(folder, rows, selection, description)
     evaluation_examples = examples.describe_leaks(evaluation_leaks, evaluation_paths)
     test_examples = examples.describe_leaks(test_leaks, ["the test split"])
     examples.write(DROPPED, list_cleaning_examples(names, read_counts) + evaluation_examples + test_examples)
@@ -305,6 +306,18 @@ def require_rows(
     raise InputError(field, names, "leave no row to train on", "Look at the report of a run with data.held_out=1.")
 
 
+class GatheredSources(NamedTuple):
+    """The sources whose rows are in the spool.
+
+    Attributes:
+        kind: the kind of the records, such as conversations or preference pairs.
+        counts: for each source, its numbers of rows read, cleaned and left out.
+    """
+
+    kind: str
+    counts: Sequence[Mapping[str, Any]]
+
+
 def gather_sources(
     run: Run,
     config: Config,
@@ -312,9 +325,8 @@ def gather_sources(
     steps: Sequence[tuple[str, Step]],
     token_counter: CountTokens | None,
     engine: TaskRunner,
-) -> tuple[str, Sequence[Mapping[str, Any]]]:
-    """Read and clean every source and write its rows to the run's spool. Returns the kind of the records, and the
-    counts of each source.
+) -> GatheredSources:
+    """Read and clean the rows of every source, and write them to the run's spool, a temporary store on disk.
 
     Raises:
         InputError: a row is invalid, sources are of different kinds, or one is empty after cleaning.
@@ -347,7 +359,7 @@ def gather_sources(
             )
             for gathering in imports
         ]
-    return kind, read_counts
+    return GatheredSources(kind, read_counts)
 
 
 class RowScores(NamedTuple):
@@ -356,17 +368,29 @@ class RowScores(NamedTuple):
     Attributes:
         scores: float64 (N), nan for a row without a score.
         is_dropped: bool (N), True for rows outside the cuts.
-        account: the scores' entry in `data.json`.
+        summary: the scores' entry in `data.json`.
     """
 
     scores: np.ndarray
     is_dropped: np.ndarray
-    account: dict[str, Any]
+    summary: dict[str, Any]
 
 
-def score_all_rows(run: Run, config: Config, rows: SpoolRows) -> tuple[np.ndarray, str]:
-    """Return the score of each row by `stage.score.by`, float64 (N) with nan for a row without a score, and the
-    scorer's title. Models are loaded here and freed on return.
+class TitledScores(NamedTuple):
+    """The scores of all rows by one scorer.
+
+    Attributes:
+        scores: float64 (N), nan for a row without a score.
+        scorer_title: the scorer's name for people.
+    """
+
+    scores: np.ndarray
+    scorer_title: str
+
+
+def score_all_rows(run: Run, config: Config, rows: SpoolRows) -> TitledScores:
+    """Score every row by a model's loss or by `reward=`, as `stage.score.by` says. Models are loaded here and freed on
+    return.
 
     Raises:
         InputError: the rows are labelled answers, no row can be scored, or a score is not finite.
@@ -412,7 +436,7 @@ def score_all_rows(run: Run, config: Config, rows: SpoolRows) -> tuple[np.ndarra
     missing = "no text and no answer that is trained on" if is_loss else "no answer behind a question"
     problem = f"finds nothing to score: there is {missing}, or none fits into the model's context"
     require(not np.isnan(scores).all(), "stage.score.by", settings.by, problem, "Drop it, or score by the other.")
-    return scores, title
+    return TitledScores(scores, title)
 
 
 def drop_by_score(run: Run, config: Config, rows: SpoolRows, funnel: Funnel) -> RowScores | None:
@@ -431,13 +455,13 @@ def drop_by_score(run: Run, config: Config, rows: SpoolRows, funnel: Funnel) -> 
         settings.most,
     )
     funnel.drop("after_score", is_dropped)
-    account = {
+    summary = {
         "scorer": scorer,
         **{key: getattr(settings, key) for key in ("by", "within", "least", "most")},
         "keep": list(settings.keep),
         **summarize_scores(scores, is_dropped, funnel.source, funnel.names),
     }
-    return RowScores(scores, is_dropped, {"scores": account})
+    return RowScores(scores, is_dropped, {"scores": summary})
 
 
 def load_base_tokenizer(run: Run, config: Config) -> Any | None:
@@ -481,13 +505,14 @@ def drop_duplicate_rows(
 def drop_if_removing(
     funnel: Funnel, step: str, rows: np.ndarray, settings: DuplicatesConfig | ContaminationConfig
 ) -> None:
-    """Drop rows if the settings have `action=remove`, and none if they only report. Ends the step either way."""
+    """Drop rows from the data set if the settings have `action=remove`, and none if they only report. Records the
+    counts of the step either way."""
     funnel.drop(step, rows if settings.action == "remove" else rows[:0])
 
 
 def choose_test_rows(rows: SpoolRows, funnel: Funnel, duplicates: Duplicates, config: Config) -> np.ndarray:
-    """Return which rows are on the test side, bool (N). Rows with the same question, the same group or in a cluster of
-    duplicates are on one side."""
+    """Return True for each row of the test split, bool (N). Rows with the same question, of the same group or in one
+    cluster of duplicates go to the same split."""
     split = config.stage.split
     numbers = np.flatnonzero(funnel.kept)
     is_test = np.zeros(len(funnel.kept), bool)
@@ -513,7 +538,7 @@ def choose_test_rows(rows: SpoolRows, funnel: Funnel, duplicates: Duplicates, co
 def find_leaks_between_sides(
     rows: SpoolRows, funnel: Funnel, is_test: np.ndarray, stage: DataStageConfig
 ) -> OverlapMatches:
-    """Find training rows that contain, or are nearly the same as, rows of the test side."""
+    """Find the training rows that contain, or are nearly the same as, rows of the test split."""
     is_measured = funnel.kept & is_test & stage.contamination.test
     near = stage.contamination.near
     if near and rows.kind == DOCUMENTS and stage.duplicates.finds_all(near):
@@ -525,7 +550,7 @@ def find_leaks_between_sides(
 
 
 def republish_without_rows(run: Run, config: Config, task: RowRemoval) -> StageResult:
-    """Publish a data set again without some rows, then remove the old one."""
+    """Publish a data set again without the rows to forget, then delete the old data set."""
     artifact = run.folder / "artifact"
     with lock_data_set(task.old):
         replacement = read_replacement(task.old, "data.path")

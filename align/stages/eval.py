@@ -42,7 +42,7 @@ from align.config.training import require_pairs
 from align.core.errors import NOT_PASSED, InputError, require
 from align.core.files import parse_user_path
 from align.core.redaction import drop_masks, mask_secrets
-from align.core.types import Preference, StageResult
+from align.core.types import Conversation, Preference, StageResult
 from align.data.chat.encode import compute_max_prompt_tokens
 from align.data.pairs import build_pair_inputs, read_held_out_feedback, read_judged_pairs, sample_records
 from align.data.read.drops import count_dropped
@@ -101,6 +101,7 @@ from align.evals.suite.gates import (
 from align.evals.suite.people import (
     PEOPLE,
     PairQuestion,
+    ProjectQuestion,
     choose_items,
     count_votes_to_ask,
     derive_order_key,
@@ -245,9 +246,22 @@ def inputs(config: Config) -> StageInputs:
     return StageInputs(config, build_run_label(base, config.method.name), base, records, rows)
 
 
-def read_unseen_prompts(config: Config, artifact: Artifact) -> tuple[Any, ...]:
-    """Return the prompts to measure an artifact on, the record of its training data, and the number of prompts left out
-    because training saw them.
+class UnseenPrompts(NamedTuple):
+    """The prompts to measure an artifact on.
+
+    Attributes:
+        prompts: the prompts.
+        trained_questions: the record of the artifact's training data.
+        left_out: number of prompts left out because training saw them.
+    """
+
+    prompts: Sequence[Conversation]
+    trained_questions: TrainedQuestions
+    left_out: int
+
+
+def read_unseen_prompts(config: Config, artifact: Artifact) -> UnseenPrompts:
+    """Read the prompts to measure an artifact on, without those in its training data if `stage.seen=drop`.
 
     Raises:
         InputError: `stage.seen=drop`, and the artifact was trained on all prompts.
@@ -272,7 +286,7 @@ def read_unseen_prompts(config: Config, artifact: Artifact) -> tuple[Any, ...]:
         test_prompts = unseen
     test_prompts = test_prompts[: config.data.limit][: stage.prompts]
     require_row_checks(build_reward_spec(config.reward), test_prompts)
-    return test_prompts, trained_questions, dropped
+    return UnseenPrompts(test_prompts, trained_questions, dropped)
 
 
 def check_settings_apply(config: Config) -> None:
@@ -800,16 +814,27 @@ def make_sampling(run: Run, config: Config, seed_of: Callable[[System, EvalItem]
     )
 
 
+class ScoringResult(NamedTuple):
+    """The scores of all answers, and the variety of each system's answers.
+
+    Attributes:
+        tasks: the scored tasks.
+        notes: notes on the judge.
+        collapse: task → system → the measurement whether its answers collapsed to few texts.
+    """
+
+    tasks: list[ScoredTask]
+    notes: list[str]
+    collapse: Mapping[str, Mapping[str, Measurement]]
+
+
 def score_and_measure_tasks(
     config: Config, tasks: Sequence[TaskAnswers], load_judge: Callable[[Sequence[TaskAnswers]], Judge]
-) -> tuple[list[ScoredTask], list[str], Mapping[str, Mapping[str, Measurement]]]:
-    """Score answers, and measure how varied the answers of each system are.
+) -> ScoringResult:
+    """Score the answers to all tasks by checks or by the judge, and measure how varied each system's answers are.
 
     Args:
         load_judge: loads the judge, given the tasks without checks.
-
-    Returns:
-        The scored tasks, notes on the judge, and the measurements of collapse: task → system → measurement.
     """
     from align.evals.suite.scores import measure_tasks, score_tasks
 
@@ -819,7 +844,7 @@ def score_and_measure_tasks(
     scored = score_tasks(tasks, judge, allow_code)
     notes = [*(judge.notes if judge else ()), *(note for task in scored for note in task.notes)]
     collapse = measure_tasks(tasks, judge, config.eval.closed, allow_code, config.rollout.reasoning == "hide")
-    return scored, notes, collapse
+    return ScoringResult(scored, notes, collapse)
 
 
 def load_reward(run: Run, config: Config, sampling: Sampling, systems: Sequence[System]) -> Judge:
@@ -919,9 +944,21 @@ def compare_with_start(
     return StageResult(metrics, (warning, *lines) if warning else tuple(lines))
 
 
-def find_policy_and_start(run: Run, config: Config) -> tuple[System, System]:
-    """Return the artifact and what it started from as systems: two adapters on one base, an adapter and its base, or
-    two whole models. Both use the tokenizer of the artifact."""
+class PolicyAndStart(NamedTuple):
+    """The two systems that are compared.
+
+    Attributes:
+        policy: the artifact.
+        start: the adapter or model that its training started from, with the artifact's tokenizer.
+    """
+
+    policy: System
+    start: System
+
+
+def find_policy_and_start(run: Run, config: Config) -> PolicyAndStart:
+    """Return the artifact and its start as systems: two adapters on one base, an adapter and its base, or two whole
+    models."""
     record = run.inputs["artifact"]
     title = f"artifact={record.ref}"
     artifact = find_input(run, "artifact")
@@ -938,7 +975,7 @@ def find_policy_and_start(run: Run, config: Config) -> tuple[System, System]:
         start = as_artifact(base)
     start_title = f"what {title} started from"
     ref = System(START, start.ref, start, base, method, start.as_input(), tokenized_as=policy, label=start_title)
-    return policy, ref
+    return PolicyAndStart(policy, ref)
 
 
 def explain_few_prompts(measured: int, data: DataConfig, most: int, *, seen: int = 0, too_long: int = 0) -> str:
@@ -1102,7 +1139,9 @@ def load_judge(
         notes = describe_self_judging(suite.judge.endpoint, suite.systems)
         return Judge(partial(score_by_llm, suite.judge, store, sampling.hides_reasoning), notes)
     if suite.judge == PEOPLE:
-        verdicts, notes = ranks.broadcast(collect_votes(run, config, judged_tasks) if ranks.is_main() else ({}, []))
+        verdicts, notes = ranks.broadcast(
+            collect_votes(run, config, judged_tasks) if ranks.is_main() else ProjectVotes({}, [])
+        )
         return Judge(partial(score_by_people, verdicts), notes)
     trained_systems = [system for system in suite.systems if system.artifact is not None and system.artifact.manifest]
     return load_reward(run, config, sampling, trained_systems)
@@ -1146,11 +1185,21 @@ def publish_verdicts(
 # People as the judge of a suite, through a project of the annotation app
 
 
-def collect_votes(
-    run: Run, config: Config, tasks: Sequence[TaskAnswers]
-) -> tuple[Mapping[tuple[str, str], Sequence[JudgeVerdict]], Sequence[str]]:
-    """Create the project if it does not exist, add the pairs that it lacks, and read its votes. Returns the verdicts,
-    by task and name of the second system, and notes on them.
+class ProjectVotes(NamedTuple):
+    """The votes of people on the answer pairs of an evaluation.
+
+    Attributes:
+        verdicts: (task, name of the second system) → the verdicts.
+        notes: notes on the verdicts.
+    """
+
+    verdicts: Mapping[tuple[str, str], Sequence[JudgeVerdict]]
+    notes: Sequence[str]
+
+
+def collect_votes(run: Run, config: Config, tasks: Sequence[TaskAnswers]) -> ProjectVotes:
+    """Create the annotation project of an evaluation if it does not exist, add the answer pairs that it lacks, and read
+    the votes on them. Writes `votes.json` into the artifact.
 
     Raises:
         InputError: the project was erased, or has items of something else.
@@ -1172,7 +1221,7 @@ def collect_votes(
     if not questions:
         verdicts = votes_to_verdicts(displayable, {}, (), b"")  # without a key: all of them count, in any order
         notes = describe_pairs_not_asked(counts, counts["same_text"])
-        return verdicts, [*notes, "no pair is left to ask people about"]
+        return ProjectVotes(verdicts, [*notes, "no pair is left to ask people about"])
     with open_store(config) as store:
         configure_project(store, project)
         secret = store.key(project)
@@ -1194,7 +1243,7 @@ def collect_votes(
     if url and mask_secrets(url) == url:  # a URL with a password is set in the environment instead
         command.append(f"store.url={url}")
     vote_notes = describe_votes(figures, shlex.join(command), bool(config.run.name))
-    return verdicts, [*describe_pairs_not_asked(counts, ties), *vote_notes]
+    return ProjectVotes(verdicts, [*describe_pairs_not_asked(counts, ties), *vote_notes])
 
 
 def open_project(
@@ -1205,8 +1254,9 @@ def open_project(
     votes: int | None,
     gold: Sequence[ImportRow],
     seed: int,
-) -> dict[str, tuple[PairQuestion, str]]:
-    """Create the project if it does not exist, and add pairs until it can collect the requested number of votes.
+) -> dict[str, ProjectQuestion]:
+    """Create the project if it does not exist, and add answer pairs until it can collect the requested number of votes.
+    Returns the questions by the id of their item.
 
     All pairs are added in one transaction, so that an interrupted run adds none. Items that exist keep the order of
     their two answers.
@@ -1215,9 +1265,6 @@ def open_project(
         secret: the project's key.
         votes: number of votes to collect; None for one vote on each pair and some more.
         gold: gold pairs to add.
-
-    Returns:
-        Id of the item → its question, and the id of the first system's answer.
 
     Raises:
         InputError: the project has items of something else, or too many votes are requested.
@@ -1255,15 +1302,19 @@ def open_project(
         # Items with the first system's answer first, minus items with it second.
         ahead = sum(1 if answer_id.endswith("-0") else -1 for answer_id in existing.values())
         groups = [(question_of[id].other, settings.count_wanted_votes(id)) for id in new]
-        sides = draw_sides(groups, derive_sides_key(secret, seed, len(existing)), ahead)
-        for id, side in zip(new, sides, strict=True):
+        shows_first = draw_sides(groups, derive_sides_key(secret, seed, len(existing)), ahead)
+        for id, first_is_shown_first in zip(new, shows_first, strict=True):
             question = question_of[id]
             priority = 1 - question.draw(order)
-            store.add_item(project, question.key(secret), question.prompt, question.candidates(side), priority=priority)
+            candidates = question.candidates(first_is_shown_first)
+            store.add_item(project, question.key(secret), question.prompt, candidates, priority=priority)
         for row in new_gold:
             add_row(store, project, row)
     questions_and_items = [(question_of[item.id], item) for item in store.items(project) if item.id in question_of]
-    return {item.id: (question, find_first_answer(project, question, item)) for question, item in questions_and_items}
+    return {
+        item.id: ProjectQuestion(question, find_first_answer(project, question, item))
+        for question, item in questions_and_items
+    }
 
 
 def needs_more_votes(

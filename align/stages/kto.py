@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align.config.kto import KtoConfig
 from align.config.root import Config
@@ -59,16 +59,17 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
     base = run.base
     artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
     stops = find_stop_token_ids(tokenizer, read_configurations(base).generation_config)
-    train, test = (encode_side(tokenizer, side, stops, max_length) for side in (train_records, test_records))
+    train, test = (encode_split(tokenizer, records, stops, max_length) for records in (train_records, test_records))
     print(
-        f"{train.wanted} wanted and {len(train.rows) - train.wanted} unwanted answers to train on, {len(test.rows)} "
-        f"answers held out; {train.dropped} and {test.dropped} more are longer than {max_length} tokens"
+        f"{train.wanted_count} wanted and {len(train.rows) - train.wanted_count} unwanted answers to train on, "
+        f"{len(test.rows)} answers held out; {train.dropped} and {test.dropped} more are longer than {max_length} "
+        "tokens"
     )
     data = config.data.path or config.data.name
     check_labels_vary([row.wanted for row in train.rows], [row.prompt for row in train.rows], data)
     run.known_metrics = {
-        "wanted": train.wanted,
-        "unwanted": len(train.rows) - train.wanted,
+        "wanted": train.wanted_count,
+        "unwanted": len(train.rows) - train.wanted_count,
         "held_out_answers": len(test.rows),
         "dropped": train.dropped,
         "held_out_dropped": test.dropped,
@@ -139,8 +140,8 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedSide:
-    """The tokenized training or held-out side of the data.
+class EncodedSplit:
+    """The tokenized training or held-out split of the data.
 
     Attributes:
         records: the labelled answers or preference pairs that fit into the maximum length.
@@ -153,34 +154,45 @@ class EncodedSide:
     dropped: int
 
     @property
-    def wanted(self) -> int:
+    def wanted_count(self) -> int:
         return sum(row.wanted for row in self.rows)
 
 
-def encode_side(tokenizer: Any, records: Judgements, stops: tuple[int, ...], max_length: int) -> EncodedSide:
+def encode_split(tokenizer: Any, records: Judgements, stops: tuple[int, ...], max_length: int) -> EncodedSplit:
     prefs = [record for record in records if isinstance(record, Preference)]
     if prefs:
         pairs, dropped = encode_pairs(tokenizer, prefs, stops, max_length)
-        return EncodedSide([pref for pref, _ in pairs], [*iter_labelled_answers([pair for _, pair in pairs])], dropped)
+        return EncodedSplit([pref for pref, _ in pairs], [*iter_labelled_answers([pair for _, pair in pairs])], dropped)
     feedback = [record for record in records if isinstance(record, Feedback)]
     answers, dropped = encode_answers(tokenizer, feedback, stops, max_length)
-    return EncodedSide([record for record, _ in answers], [row for _, row in answers], dropped)
+    return EncodedSplit([record for record, _ in answers], [row for _, row in answers], dropped)
+
+
+class HeldOutRows(NamedTuple):
+    """The held-out rows, each as its token ids and the position of the answer's first token.
+
+    Attributes:
+        matched: each prompt with its own answer.
+        mismatched: each prompt with the answer to another prompt, from which the loss computes its reference point.
+    """
+
+    matched: list[tuple[list[int], int]]
+    mismatched: list[tuple[list[int], int]]
 
 
 def build_held_out_rows(
     train: Sequence[TokenizedAnswer], test: Sequence[TokenizedAnswer], max_length: int
-) -> tuple[list[tuple[list[int], int]], ...]:
-    """Return the held-out rows as token ids and the answer's first position: with their own answers, and with answers
-    to other prompts, from which the loss computes its reference point."""
+) -> HeldOutRows:
+    """Build the token rows of all held-out prompts with their own answers, and with answers to other prompts."""
     rows = [*test, *train]  # all held-out rows may have the same prompt; training rows have another one
     mismatched_answers = choose_mismatched_answers(range(len(test)), rows)
     mismatched = [
         ((row.prompt + answer)[:max_length], row.start) for row, answer in zip(test, mismatched_answers, strict=True)
     ]
-    return [(row.ids, row.start) for row in test], mismatched
+    return HeldOutRows([(row.ids, row.start) for row in test], mismatched)
 
 
-def write_held_out_figures(run: Run, test: EncodedSide, rewards_N: Tensor) -> dict[str, Any]:
+def write_held_out_figures(run: Run, test: EncodedSplit, rewards_N: Tensor) -> dict[str, Any]:
     """Write `held_out.jsonl` and return the metrics of the held-out answers. For pairs the metrics are of the gap
     between the chosen and the rejected answer.
 

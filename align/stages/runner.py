@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align import ranks
 from align.annotate.store import Store
@@ -48,6 +48,9 @@ from align.stages import load_stage, preload
 from align.stages.worker_rank import StartedRun
 from align.track import Tracker, get_peak_gpu_mb, get_peak_memory, truncate_text, watch_progress
 
+if TYPE_CHECKING:
+    import torch
+
 MIRROR: ContextVar[GuardedMirror | None] = ContextVar("MIRROR", default=None)
 
 
@@ -78,9 +81,23 @@ class StageInputs:
     trains: bool = False
 
 
-def find_start(config: Config, ref: str | None = None, field: str = "init") -> tuple[Artifact, Base, Config]:
-    """Return the artifact that a stage starts from, its base, and the configuration with the artifact's method and
-    system prompt.
+class StageStart(NamedTuple):
+    """The artifact that a stage starts from.
+
+    Attributes:
+        artifact: the adapter or whole model.
+        base: the base weights that it belongs to.
+        config: the configuration with the artifact's method and system prompt.
+    """
+
+    artifact: Artifact
+    base: Base
+    config: Config
+
+
+def find_start(config: Config, ref: str | None = None, field: str = "init") -> StageStart:
+    """Resolve the reference of the adapter or whole model that a stage starts from, and take its method and system
+    prompt into the configuration.
 
     Args:
         ref: reference of the artifact; None for the configuration's `field`.
@@ -106,31 +123,33 @@ def find_start(config: Config, ref: str | None = None, field: str = "init") -> t
     system = artifact.manifest.config["data"].get("system") if artifact.manifest else None
     if config.data.system is None and system:  # a policy is used with the system prompt that it was trained with
         config = replace_values(config, data=replace_values(config.data, system=system))
-    return artifact, start.base, replace_values(config, method=method)
+    return StageStart(artifact, start.base, replace_values(config, method=method))
 
 
 def find_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]) -> StageInputs:
-    """Return the inputs of a stage that trains on preference pairs or labelled answers.
+    """Return the inputs of a stage that trains on preference pairs (chosen, rejected) or on answers with a label.
 
     Args:
-        divide: reads the records and divides them into training and held-out ones, see `align.data.pairs`.
+        divide: reads the records and returns the training and the held-out ones, see `align.data.pairs`.
     """
     artifact, base, config = find_start(config)
     source = DataSource.from_settings(config.data)
     store = find_store_url(config)
 
     def rows() -> tuple[Any, Any]:
-        sides = divide(source, store, config.project, config.data.allow_simulated, config.stage.held_out, config.seed)
-        require_held_out_rows(config.stage.eval_every, len(sides[1]), "stage.held_out")
-        return sides
+        train_records, held_out_records = divide(
+            source, store, config.project, config.data.allow_simulated, config.stage.held_out, config.seed
+        )
+        require_held_out_rows(config.stage.eval_every, len(held_out_records), "stage.held_out")
+        return train_records, held_out_records
 
     records = {"init": artifact.as_input(), **build_pair_inputs(source, store, config.project)}
     return StageInputs(config, build_run_label(base, config.method.name), base, records, rows, trains=True)
 
 
 def continue_settings(method: Any, adapter: Artifact) -> Any:
-    """Return `method` with the settings of the adapter that training continues. A setting that has another type in an
-    adapter of another program keeps its default.
+    """Return the `method` settings with rank, alpha, target modules and so on of the adapter that training continues.
+    A setting that has another type in an adapter of another program keeps its default.
 
     Raises:
         InputError: the command line has other settings than the adapter.
@@ -147,13 +166,13 @@ def continue_settings(method: Any, adapter: Artifact) -> Any:
 
 
 def find_input(run: Run, name: str = "init") -> Artifact:
-    """Return an artifact among a run's inputs."""
+    """Load the adapter or model that the run's manifest lists as the input `name`."""
     record = run.inputs[name]
     return load_artifact(Path(record.path), record.ref)
 
 
 def load_start(run: Run, config: Config) -> tuple[Artifact, Any]:
-    """Return the artifact of `init=`, and its tokenizer with the chat template of the configuration."""
+    """Return the artifact of `init=`, and its tokenizer with the configured chat template. Loads no weights."""
     from align.data.chat.template import set_chat_template
     from align.models.load import load_own_tokenizer
 
@@ -163,21 +182,39 @@ def load_start(run: Run, config: Config) -> tuple[Artifact, Any]:
     return artifact, tokenizer
 
 
-def load_training_start(run: Run, config: Config) -> tuple[Artifact, Any, Any, Any, int]:
-    """Return the artifact of `init=`, its tokenizer, the device, the dtype, and the maximum length of a row in tokens.
-    Loads no weights."""
+class TrainingStart(NamedTuple):
+    """Everything but the weights that training starts from.
+
+    Attributes:
+        artifact: the artifact of `init=`.
+        tokenizer: its tokenizer, with the configured chat template.
+        device: the device to train on.
+        dtype: the dtype of the computation.
+        max_length: maximum length of a row in tokens.
+    """
+
+    artifact: Artifact
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+    max_length: int
+
+
+def load_training_start(run: Run, config: Config) -> TrainingStart:
+    """Load the tokenizer of `init=`, and choose the device, the dtype and the maximum row length. Loads no weights."""
     from align.models.load import choose_device, choose_dtype, get_context_length, read_configurations
 
     artifact, tokenizer = load_start(run, config)
     device = choose_device(config.device)
     max_length = min(config.data.max_length, get_context_length(read_configurations(run.base)))
-    return artifact, tokenizer, device, choose_dtype(config.dtype, device), max_length
+    return TrainingStart(artifact, tokenizer, device, choose_dtype(config.dtype, device), max_length)
 
 
 def open_rollout_engine(
     run: Run, config: Config, base: Base, method: str, tokenizer: Any, generation_config: Any
 ) -> AbstractContextManager[Any]:
-    """Open the rollout engine of `rollout=` on a base. It is closed as the block ends.
+    """Return a context manager with the rollout engine of `rollout=` on a base: transformers or vLLM. The engine is
+    closed as the block ends.
 
     Args:
         method: method by which the base is loaded, see `align.models.base.choose_frozen_method`.
@@ -202,7 +239,8 @@ def open_rollout_engine(
 
 
 def measure_memory(run: Run, config: Config, longest: int, **sizes: int) -> dict[str, float]:
-    """Return metrics: the peak memory of this process, and the peak that was predicted for the run.
+    """Return two kinds of metrics: the peak memory that this process used so far, and the peak that `stage=plan`
+    predicts for the run.
 
     Args:
         longest, sizes: see `align.planning.memory.predict_peak`.
@@ -212,9 +250,20 @@ def measure_memory(run: Run, config: Config, longest: int, **sizes: int) -> dict
     return {**get_peak_memory(), **predict_peak(run, longest, config, **sizes)}
 
 
-def fill_learning_rates(config: Config, base: Base | None) -> tuple[Config, str]:
-    """Return the configuration with default learning rates where none is set, and the origin of `stage.lr` in words.
-    The origin is empty if the command line sets the rate or the stage has none.
+class ConfigWithRates(NamedTuple):
+    """A configuration whose learning rates are set.
+
+    Attributes:
+        config: the configuration.
+        rate_origin: the origin of `stage.lr` in words; empty if the command line sets the rate or the stage has none.
+    """
+
+    config: Config
+    rate_origin: str
+
+
+def fill_learning_rates(config: Config, base: Base | None) -> ConfigWithRates:
+    """Return the configuration with the default learning rate for the size of the base wherever none is set.
 
     Args:
         base: the base weights; None for a stage without a model.
@@ -231,13 +280,14 @@ def fill_learning_rates(config: Config, base: Base | None) -> tuple[Config, str]
         rates["value_lr"] = find_default_rate("value", method, weights)
     defaults = {key: rate for key, rate in rates.items() if rate is not None and getattr(config.stage, key) is None}
     if not defaults:
-        return config, ""
+        return ConfigWithRates(config, "")
     config = replace_values(config, stage=replace_values(config.stage, **defaults))
-    return config, f"default for {find_size_class(weights).title}" if "lr" in defaults else ""
+    rate_origin = f"default for {find_size_class(weights).title}" if "lr" in defaults else ""
+    return ConfigWithRates(config, rate_origin)
 
 
 def open_store(config: Config, create: bool = True) -> Store:
-    """Open the annotation store.
+    """Open the database of prompts, answers and votes, `store.url`.
 
     Args:
         create: create the store if it does not exist. An action that only reads passes False.
@@ -264,8 +314,8 @@ def resolve_data_set(config: Config) -> Config:
 
 
 def execute(config: Config, on_open: Callable[[Path], object] = lambda folder: None) -> int:
-    """Resolve the inputs, open the run's folder, run the stage and publish its outputs. Returns the exit status: that
-    of the stage, or 1 for an internal error.
+    """Execute the command line of a checked configuration: resolve the inputs, open the run's folder, run the stage and
+    publish its outputs. Returns the exit status: that of the stage, or 1 for an internal error.
 
     Args:
         on_open: called with the run's folder after it was opened.
@@ -375,7 +425,7 @@ def describe_run(run: Run, config: Config, rate_origin: str) -> str:
 
 
 def run_stage(run: Run, config: Config, inputs: StageInputs) -> StageResult:
-    """Run a stage, with a live page about its progress, and publish its outputs."""
+    """Run a stage in a run's open folder, write `report.html` while it runs, and publish its artifact and metrics."""
     from align.report.live import LivePage  # imported late: a run that is finished already has no live page
 
     manifest = run.manifest
@@ -445,8 +495,8 @@ def open_run_log(run: Run) -> logging.Handler:
 
 @contextmanager
 def pause_garbage_collector() -> Iterator[None]:
-    """Pause Python's garbage collector within the block. Millions of records have no reference cycles, and the
-    collector would visit each of them about ten times, which takes as long as reading them."""
+    """Pause Python's cyclic garbage collector while the `with` block runs. Millions of records have no reference
+    cycles, and the collector would visit each about ten times, which takes as long as reading them."""
     if not gc.isenabled():
         yield
         return

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align import ranks
 from align.annotate.store import Candidate, Store, replace_unwritable
@@ -141,10 +141,20 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
     return sample_for_people(run, config, prompts)
 
 
-def encode_and_count(
-    run: Run, config: Config, tokenizer: Any, prompts: Sequence[Conversation]
-) -> tuple[list[Prompt], str]:
-    """Tokenize the prompts and drop those that are too long. Returns a sentence with both counts too."""
+class EncodedPrompts(NamedTuple):
+    """The prompts that fit the context.
+
+    Attributes:
+        prompts: the tokenized prompts.
+        summary: one line with the numbers of prompts and of dropped ones.
+    """
+
+    prompts: list[Prompt]
+    summary: str
+
+
+def encode_and_count(run: Run, config: Config, tokenizer: Any, prompts: Sequence[Conversation]) -> EncodedPrompts:
+    """Tokenize the prompts, drop those that are too long, and record both counts as metrics of the run."""
     from align.models.load import get_context_length, read_configurations
 
     room = compute_max_prompt_tokens(
@@ -152,13 +162,28 @@ def encode_and_count(
     )
     encoded, dropped = encode_prompts(tokenizer, prompts, room)
     run.known_metrics = {"prompts": len(encoded), "dropped": dropped}
-    return encoded, f"{len(encoded)} prompts, {dropped} dropped as longer than {room} tokens"
+    summary = f"{len(encoded)} prompts, {dropped} dropped as longer than {room} tokens"
+    return EncodedPrompts(encoded, summary)
 
 
-def summarize_chunks(chunks: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str, float]]:
-    """Return the number of answers and their mean metrics, from the rows of metrics.jsonl, one for each chunk."""
+class ChunkSummary(NamedTuple):
+    """The answers of a sampling run.
+
+    Attributes:
+        answer_count: number of answers.
+        means: metric → its mean over all answers.
+    """
+
+    answer_count: int
+    means: dict[str, float]
+
+
+def summarize_chunks(chunks: Sequence[Mapping[str, Any]]) -> ChunkSummary:
+    """Compute the number of sampled answers and their mean metrics from the rows of `metrics.jsonl`, one per chunk of
+    prompts."""
     answers = sum(row["answers"] for row in chunks)
-    return answers, {key: sum(row["answers"] * row[key] for row in chunks) / answers for key in MEANS}
+    means = {key: sum(row["answers"] * row[key] for row in chunks) / answers for key in MEANS}
+    return ChunkSummary(answers, means)
 
 
 def describe_flawed_answers(config: Config, means: Mapping[str, float]) -> list[str]:
@@ -327,6 +352,10 @@ def describe_withheld(withheld: Mapping[str, int]) -> list[str]:
 # Best-of-n
 
 
+SampleKey = tuple[int, int]
+"""Index of a prompt, and number of the answer to it. A plain tuple, because seeds are derived from its `repr`."""
+
+
 @dataclass(frozen=True)
 class RankedSampling:
     """Policy, engine and scorers of best-of-n.
@@ -346,17 +375,17 @@ class RankedSampling:
     read_answers: Any
     scorers: Mapping[str, Scorer]
 
-    def answer(self, rows: Sequence[tuple[int, int]], seed: int, purpose: str) -> tuple[Rollout, JudgedAnswers]:
-        """Sample an answer for each row.
+    def answer(self, sample_keys: Sequence[SampleKey], seed: int, purpose: str) -> tuple[Rollout, JudgedAnswers]:
+        """Sample one answer for each key. Returns the rollout, and the answers as the scorers read them.
 
         Args:
-            rows: number of the prompt and number of the answer to it.
+            sample_keys: which answers to which prompts.
             purpose: name that enters the seeds, so that different uses sample different answers.
         """
         from align.rollout.engine import decode_responses, derive_row_seeds
 
-        prompts = [self.prompts[i] for i, _ in rows]
-        seeds = derive_row_seeds(rows, seed, purpose)
+        prompts = [self.prompts[i] for i, _ in sample_keys]
+        seeds = derive_row_seeds(sample_keys, seed, purpose)
         rollout = self.engine.generate([prompt.input_ids for prompt in prompts], self.actor, seeds).to(self.device)
         return rollout, self.read_answers(prompts, decode_responses(rollout, self.tokenizer), rollout)
 
@@ -367,8 +396,8 @@ class RankedSampling:
 
         if not any(isinstance(scorer, Ensemble | Sum) for scorer in self.scorers.values()):
             return self
-        rows = [(i, 0) for i in range(min(CALIBRATION_PROMPTS, len(self.prompts)))]
-        _, judged_rollout = self.answer(rows, seed, "normalise")
+        sample_keys = [(i, 0) for i in range(min(CALIBRATION_PROMPTS, len(self.prompts)))]
+        _, judged_rollout = self.answer(sample_keys, seed, "normalise")
         standardised = {
             name: standardise_members(scorer, judged_rollout.conversations, judged_rollout.rollout)
             for name, scorer in self.scorers.items()
@@ -392,21 +421,21 @@ def sample_best_of(run: Run, config: Config, prompts: list[Conversation]) -> Sta
             sampling = sampling.calibrate(config.seed)
             for first in range(start, count, chunk_size):
                 last = min(first + chunk_size, count)
-                rows = [(i, k) for i in range(first, last) for k in range(n)]
-                rollout, judged_rollout = sampling.answer(rows, config.seed, "sample")
+                sample_keys = [(i, k) for i in range(first, last) for k in range(n)]
+                rollout, judged_rollout = sampling.answer(sample_keys, config.seed, "sample")
                 scores = {
                     name: score_answers(scorer, name, judged_rollout) for name, scorer in sampling.scorers.items()
                 }
                 texts = [conversation.messages[-1].content for conversation in judged_rollout.conversations]
                 means = {
-                    "eos_rate": float(rollout.ended_B.sum()) / len(rows),
-                    "mean_length": float(rollout.lengths_B.sum()) / len(rows),
-                    "empty_rate": sum(map(is_empty_answer, texts)) / len(rows),
-                    "mean_reward": float(scores["score"].double().sum()) / len(rows),
+                    "eos_rate": float(rollout.ended_B.sum()) / len(sample_keys),
+                    "mean_length": float(rollout.lengths_B.sum()) / len(sample_keys),
+                    "empty_rate": sum(map(is_empty_answer, texts)) / len(sample_keys),
+                    "mean_reward": float(scores["score"].double().sum()) / len(sample_keys),
                 }
                 if ranks.is_main():
                     track.keep(last, list_samples(range(first, last), texts, rollout, judged_rollout, scores))
-                    track.log(last, {"answers": len(rows), **means})
+                    track.log(last, {"answers": len(sample_keys), **means})
                 bar.advance(last, reward=means["mean_reward"], length=means["mean_length"])
         chunks = track.rows()
     return publish_best(run, config, chunks) if ranks.is_main() else StageResult({}, ())

@@ -126,10 +126,22 @@ def run(run: Run, config: Config, startup: ResolvedNames) -> StageResult:
     return StageResult(totals, (f"{requests}, answers of {tokens:,} tokens",))
 
 
+class OpenedService(NamedTuple):
+    """A server with its engine running.
+
+    Attributes:
+        service: the `align.serve.app.Service` that answers requests.
+        engine_description: one line about the engine, for people.
+    """
+
+    service: Any
+    engine_description: str
+
+
 @contextmanager
-def open_service(run: Run, config: Config, startup: ResolvedNames) -> Iterator[tuple[Any, str]]:
-    """Open the engine and the logs of a server. Yields the service with its engine running, and a description of the
-    engine."""
+def open_service(run: Run, config: Config, startup: ResolvedNames) -> Iterator[OpenedService]:
+    """Load the base and the adapters, start the engine's thread and open the request logs. All are closed as the block
+    ends."""
     from align.models.load import load_tokenizer
     from align.rollout.serving_engine import EngineThread
     from align.serve.app import Service
@@ -178,7 +190,7 @@ def open_service(run: Run, config: Config, startup: ResolvedNames) -> Iterator[t
                 keys=None if keys is None else KeyFile(keys),
                 following=alias_watcher,
             )
-            yield service, loaded.description
+            yield OpenedService(service, loaded.description)
         finally:
             thread.close(within_s=5)
             request_log.close()

@@ -315,11 +315,23 @@ def read_template(path: str, field: str) -> str:
 # Asking
 
 
-def mark_texts(prompt: Conversation, answers: Mapping[str, str]) -> tuple[str, list[str]]:
-    """Return the conversation and the answers, each between its marks.
+class MarkedTexts(NamedTuple):
+    """The texts of a judge's prompt, between marks that the texts cannot forge.
+
+    Attributes:
+        conversation: the tools and messages before the answers.
+        answers: the answers, in order.
+    """
+
+    conversation: str
+    answers: list[str]
+
+
+def mark_texts(prompt: Conversation, answers: Mapping[str, str]) -> MarkedTexts:
+    """Render a conversation and the answers to it as text for a judge, each between marks such as `<<<answer A 1f…>>>`.
 
     Args:
-        answers: the name in the marks → the text.
+        answers: name in the marks, such as `answer A` → text.
     """
     contents = [message.as_dict() for message in prompt.messages], prompt.tool_dicts(), *answers.values()
     code = sha256(json.dumps(contents).encode()).hexdigest()[:16]
@@ -331,7 +343,7 @@ def mark_texts(prompt: Conversation, answers: Mapping[str, str]) -> tuple[str, l
         lines.append("\n".join([f"<<<{message.role} {code}>>>", message.content, *calls]))
     lines.append(f"<<<end of conversation {code}>>>")
     marked = [f"<<<{name} {code}>>>\n{text}\n<<<end of {name} {code}>>>" for name, text in answers.items()]
-    return "\n".join(lines), marked
+    return MarkedTexts("\n".join(lines), marked)
 
 
 def ask_questions(
@@ -415,8 +427,21 @@ def count_usage(reply: CachedAnswer | EndpointFailure) -> None:
 # Reading
 
 
-def parse_choice(reply: CachedAnswer | EndpointFailure, choices: Sequence[str]) -> tuple[str, float | None]:
-    """Return the choice of a reply, and the probability of the first choice relative to the second.
+class ParsedChoice(NamedTuple):
+    """The choice of a judge's reply.
+
+    Attributes:
+        choice: one of the words that the judge was asked to choose from.
+        first_probability: P(first word) / (P(first word) + P(second word)); None if the server's logprobs have neither.
+    """
+
+    choice: str
+    first_probability: float | None
+
+
+def parse_choice(reply: CachedAnswer | EndpointFailure, choices: Sequence[str]) -> ParsedChoice:
+    """Parse the word that a judge chose at the end of its reply, such as `A` or `yes`, and the probability of the first
+    word relative to the second.
 
     Raises:
         ValueError: the reply has no choice, or a logprob that is not the logarithm of a probability.
@@ -424,7 +449,7 @@ def parse_choice(reply: CachedAnswer | EndpointFailure, choices: Sequence[str]) 
     if isinstance(reply, EndpointFailure):
         raise ValueError(f"the judge {reply.problem}")
     choice = find_last_choice(reply, choices)
-    return choice, compute_first_choice_probability(reply, choice, choices[0], choices[1])
+    return ParsedChoice(choice, compute_first_choice_probability(reply, choice, choices[0], choices[1]))
 
 
 def has_choice(reply: CachedAnswer, choices: Sequence[str]) -> bool:

@@ -175,9 +175,20 @@ def build_pair_example(id: str, votes: Sequence[tuple[Preference, bool]], seed: 
     return PairExample(item, first, second, verdict, values, (first_ended, second_ended))
 
 
-def build_answer_examples(labelled: Sequence[Feedback]) -> tuple[list[AnswerExample], int]:
-    """Build the labelled answers in order, each once. Returns them with the number of answers that were left out
-    because their labels are balanced."""
+class LabelledAnswers(NamedTuple):
+    """Answers with the label of the majority.
+
+    Attributes:
+        examples: the answers, each once.
+        left_out: number of answers left out because they have as many positive as negative labels.
+    """
+
+    examples: list[AnswerExample]
+    left_out: int
+
+
+def build_answer_examples(labelled: Sequence[Feedback]) -> LabelledAnswers:
+    """Build one example for each distinct answer, labelled by the majority of its labels, in the order of the rows."""
     labels_by_answer: dict[tuple[Turns, Turns], list[Feedback]] = {}
     for row in labelled:
         labels_by_answer.setdefault((row.prompt, row.completion), []).append(row)
@@ -191,7 +202,7 @@ def build_answer_examples(labelled: Sequence[Feedback]) -> tuple[list[AnswerExam
         AnswerExample(item, rows[0].completion, 2 * sum(row.label for row in rows) > len(rows))
         for item, rows in zip(cluster_items(items), kept, strict=True)
     ]
-    return examples, len(labels_by_answer) - len(kept)
+    return LabelledAnswers(examples, len(labels_by_answer) - len(kept))
 
 
 def make_unique_ids(ids: Sequence[str], noun: str) -> list[str]:
@@ -229,15 +240,26 @@ def turns_to_json(turns: Turns) -> list[str]:
     return [encode_turn(turn) for turn in turns]
 
 
-def measure_human_agreement(pairs: Sequence[PairExample]) -> tuple[list[str], list[float]]:
-    """Return the clusters of the pairs with several votes, and for each pair the share of equal votes among all pairs
-    of votes."""
+class HumanAgreement(NamedTuple):
+    """The agreement of people on the pairs that several of them voted on.
+
+    Attributes:
+        clusters: the cluster of each pair.
+        equal_shares: for each pair, the share of equal votes among all pairs of its votes.
+    """
+
+    clusters: list[str]
+    equal_shares: list[float]
+
+
+def measure_human_agreement(pairs: Sequence[PairExample]) -> HumanAgreement:
+    """Measure how often two people gave the same vote, for each answer pair with several votes."""
     several = [pair for pair in pairs if len(pair.votes) > 1]
     shares = []
     for pair in several:
         is_equal = [a == b for a, b in combinations(pair.votes, 2)]
         shares.append(sum(is_equal) / len(is_equal))
-    return [pair.item.cluster for pair in several], shares
+    return HumanAgreement([pair.item.cluster for pair in several], shares)
 
 
 def find_best_answers(pairs: Sequence[PairExample]) -> dict[str, list[tuple[PairExample, bool]]]:

@@ -35,7 +35,7 @@ from align.evals.collapse import MIN_PROMPTS, find_distinct_prompts, get_prompt_
 from align.evals.endpoint import Endpoint, EndpointFailure, build_endpoint_error, fetch_answers, to_openai_messages
 from align.evals.suite.results import EvaluatedAnswer
 from align.evals.suite.systems import System
-from align.evals.suite.tasks import DEFAULT_TASK, EvalItem, EvalTask, Tasks
+from align.evals.suite.tasks import DEFAULT_TASK, EvalItem, EvalTask, RemainingTasks, Tasks
 from align.models.actors import Actor, AdapterPool, ModelActor
 from align.models.forward import rollout_from_answers
 from align.models.load import get_context_length, get_dtype_name, load_base, load_own_tokenizer, read_configurations
@@ -338,18 +338,28 @@ def list_computing_versions(device: torch.device) -> list[str]:
     return [device.type, *(f"{name} {versions[name]}" for name in NUMERICAL_PACKAGES if name in versions)]
 
 
+class TurnAnswers(NamedTuple):
+    """The answers of all systems at one turn.
+
+    Attributes:
+        fits: for each requested item, True if its prompt fits the context of every system.
+        refusals: for each item, the last message of a server that found it too long; empty without one.
+        answers: system → its answers to the items that fit.
+    """
+
+    fits: Sequence[bool]
+    refusals: Sequence[str]
+    answers: dict[str, list[Turn]]
+
+
 def ask_turn(
     sampling: Sampling, requests: Sequence[SystemRequests], greedy_rows: Sequence[int], greedy: GreedyAnswers
-) -> tuple[Sequence[bool], Sequence[str], dict[str, list[Turn]]]:
-    """Ask all systems for their next answers.
+) -> TurnAnswers:
+    """Ask every system for its answer to the last user message of each item.
 
     Args:
         greedy_rows: indices of the items that are also asked at temperature 0, if they fit.
         greedy: receives the answers to them.
-
-    Returns:
-        flags of the items that fit every system; the last refusal of a server for each item that it found too long;
-        system → its answers to the items that fit.
     """
     local_requests = [request for request in requests if request.system.endpoint is None]
     server_requests = [request for request in requests if request.system.endpoint is not None]
@@ -368,7 +378,7 @@ def ask_turn(
             for reply, before in zip(server_replies, refusals, strict=True)
         ]
     if not any(fits):
-        return fits, refusals, {request.system.name: [] for request in requests}
+        return TurnAnswers(fits, refusals, {request.system.name: [] for request in requests})
     rows = [row for row, fit in enumerate(fits) if fit]
     greedy_rows = [row for row in greedy_rows if fits[row]]
     record_requests = []
@@ -406,7 +416,7 @@ def ask_turn(
             else:
                 shown_texts = [split_reasoning(text)[1] if sampling.hides_reasoning else text for text in texts]
                 greedy.texts[name] = dict(zip(greedy_rows, shown_texts, strict=True))
-    return fits, refusals, turns
+    return TurnAnswers(fits, refusals, turns)
 
 
 # Systems that are sampled in this process
@@ -565,16 +575,25 @@ def ask_endpoint(
     return replies
 
 
+class GreedyServerAnswers(NamedTuple):
+    """The answers of a server at temperature 0.
+
+    Attributes:
+        texts: one per question; None if the server gives no greedy answers.
+        why_none: the reason if there are none, else empty.
+    """
+
+    texts: list[str] | None
+    why_none: str = ""
+
+
 def ask_server_greedily(
     sampling: Sampling, system: System, questions: Sequence[ServerAnswerKey]
-) -> tuple[list[str] | None, str]:
-    """Ask a server at temperature 0.
+) -> GreedyServerAnswers:
+    """Ask a server for its answers at temperature 0, and check that it honours the temperature.
 
     The first few questions are asked twice, with different seeds, since a server that does not honour the temperature
     then answers differently.
-
-    Returns:
-        the texts and an empty reason; or None and the reason, if the server gives no such answers.
 
     Raises:
         InputError: the server cannot be reached, or its answers cannot be read.
@@ -585,27 +604,27 @@ def ask_server_greedily(
         ask_endpoint, sampling, endpoint, label=f"{endpoint.field}, temperature 0", accepted=("too long", "refused")
     )
     if any(question.body.get("temperature") != sampling.temperature for question in questions):
-        return None, f"{endpoint.field}.extra_body sets the temperature"
+        return GreedyServerAnswers(None, f"{endpoint.field}.extra_body sets the temperature")
     greedy = [with_settings(question, temperature=0.0, seed=0) for question in questions]
-    probes = greedy[:REPEATED_PROMPTS]
-    repeated = [replace(with_settings(question, seed=1), draw=1) for question in probes]
-    replies = ask(questions=[*probes, *repeated])
+    compared = greedy[:REPEATED_PROMPTS]
+    repeated = [replace(with_settings(question, seed=1), draw=1) for question in compared]
+    replies = ask(questions=[*compared, *repeated])
     refusal = next((reply.problem for reply in replies.values() if isinstance(reply, EndpointFailure)), None)
     if refusal is not None:
-        return None, f"its server {refusal}"
+        return GreedyServerAnswers(None, f"its server {refusal}")
     openings = {
         id: tokenize_words(reply.text)[:COMPARED_WORDS]
         for id, reply in replies.items()
         if isinstance(reply, CachedAnswer)
     }
-    differing = sum(openings[first.id] != openings[second.id] for first, second in zip(probes, repeated, strict=True))
-    if 2 * differing >= len(probes):
-        return None, "its server answers differently each time"
+    differing = sum(openings[first.id] != openings[second.id] for first, second in zip(compared, repeated, strict=True))
+    if 2 * differing >= len(compared):
+        return GreedyServerAnswers(None, "its server answers differently each time")
     replies = {**replies, **ask(questions=[question for question in greedy if question.id not in replies])}
     texts = [reply.text for question in greedy if isinstance(reply := replies[question.id], CachedAnswer)]
     if len(texts) < len(greedy):
-        return None, "its server refuses some prompts at this temperature"
-    return texts, ""
+        return GreedyServerAnswers(None, "its server refuses some prompts at this temperature")
+    return GreedyServerAnswers(texts)
 
 
 def with_settings(question: ServerAnswerKey, **settings: Any) -> ServerAnswerKey:
@@ -628,9 +647,9 @@ def with_earlier_turns(item: EvalItem, conversation: Conversation, answer: Evalu
     return replace(answer, before=conversation.messages[len(item.prompt.messages) :])
 
 
-def drop_too_long(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -> tuple[Tasks, dict[str, int]]:
-    """Drop the items whose prompts are too long for some system. Returns the other items, and the number of dropped
-    ones by task.
+def drop_too_long(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -> RemainingTasks:
+    """Return the tasks without the items whose prompts exceed the context of some system, and the number of dropped
+    items of each task.
 
     Args:
         fits: of every item, one task after another.
@@ -655,7 +674,7 @@ def drop_too_long(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -
         require(bool(fitting), "data.max_length", value, problem, "Raise it, or lower rollout.max_new_tokens.")
         kept_tasks.append((task, fitting))
         dropped[task.name] = len(items) - len(fitting)
-    return kept_tasks, dropped
+    return RemainingTasks(kept_tasks, dropped)
 
 
 def convert_file_answers(

@@ -143,16 +143,23 @@ def compute_padded_likelihoods(model: Any, rows: Sequence[EncodedRow], pad_id: i
     return [Likelihood(row_logprobs.sum().item(), bool(row_greedy.all())) for row_logprobs, row_greedy in parts]
 
 
-def compute_picked_and_greedy(
-    model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor
-) -> tuple[Tensor, Tensor]:
+class TokenLikelihoods(NamedTuple):
+    """The likelihoods of N tokens, row by row.
+
+    Attributes:
+        logprobs: log p of each token given the tokens before it, float32 [N].
+        is_greedy: True for a token that is the likeliest at its position, bool [N].
+    """
+
+    logprobs: Tensor
+    is_greedy: Tensor
+
+
+def compute_picked_and_greedy(model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor) -> TokenLikelihoods:
     """Compute log p of each picked token given the tokens before it in its row, and whether it is the likeliest there.
 
     Args:
-        picked_BS: real tokens, none of them a row's first.
-
-    Returns:
-        two tensors of shape [N], row by row.
+        picked_BS: True for real tokens to score, none of them a row's first.
     """
     targets_N = tokens_BS[picked_BS]
     if get_route(model).fast:
@@ -170,7 +177,7 @@ def compute_picked_and_greedy(
         logits = head(pad_tensor(part, (0, 0, 0, max(0, MIN_WIDTH - len(part)))))[: len(part)].float()
         logprob_chunks.append(logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1))
         greedy_chunks.append(logits.argmax(-1) == targets)
-    return torch.cat(logprob_chunks), torch.cat(greedy_chunks)
+    return TokenLikelihoods(torch.cat(logprob_chunks), torch.cat(greedy_chunks))
 
 
 # The probes of a suite

@@ -182,11 +182,23 @@ def require_greedy(kwargs: Mapping[str, Any], at: str) -> None:
     require(is_valid, f"{at}.max_gen_toks", max_tokens, "is no number of tokens", remedy)
 
 
-def parse_stops(kwargs: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
-    """Return the texts that end an answer and its maximum tokens, as lm-eval reads `generation_kwargs`."""
+class StopRules(NamedTuple):
+    """The rules that end a greedy answer.
+
+    Attributes:
+        until: texts before which an answer is cut.
+        max_tokens: maximum number of tokens of an answer.
+    """
+
+    until: tuple[str, ...]
+    max_tokens: int
+
+
+def parse_stops(kwargs: Mapping[str, Any]) -> StopRules:
+    """Parse the stop texts and the maximum number of tokens from a task's `generation_kwargs`, as lm-eval does."""
     settings: Any = normalize_gen_kwargs({**kwargs}, MAX_TOKENS)
     stops = handle_stop_sequences(settings.get("until"), None)
-    return tuple(text for text in stops if text), settings["max_gen_toks"]
+    return StopRules(tuple(text for text in stops if text), settings["max_gen_toks"])
 
 
 def load_harness_items(task: EvalTask, harness: HarnessTask) -> Sequence[EvalItem]:

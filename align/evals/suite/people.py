@@ -95,6 +95,18 @@ class PairQuestion(NamedTuple):
         return by_text[first] if by_text.keys() == {first, second} else None
 
 
+class ProjectQuestion(NamedTuple):
+    """A question about two answers, as an item of an annotation project.
+
+    Attributes:
+        question: the pair.
+        first_answer_id: the id of the first system's answer in the item.
+    """
+
+    question: PairQuestion
+    first_answer_id: str
+
+
 def derive_bytes(secret: bytes, *parts: str | int) -> bytes:
     """Derive 32 bytes from the parts and a secret, by HMAC-SHA256."""
     return hmac.digest(secret, to_canonical_json(parts).encode(), "sha256")
@@ -142,24 +154,24 @@ def draw_sides(groups: Sequence[Hashable], key: bytes, ahead: int = 0) -> list[b
 
     Args:
         groups: of each item, in the order in which they are asked. The first and second item of a group
-            have opposite sides, so have the third and fourth, and so on.
+            have opposite orders, so have the third and fourth, and so on.
         key: see `derive_sides_key`.
         ahead: among earlier items, the number with the first system's answer first, less the number of the others.
     """
     rng = random.Random(key)
-    sides = [True] * len(groups)
+    shows_first = [True] * len(groups)
     unpaired: dict[Hashable, int] = {}
     for i, group in enumerate(groups):
         if group not in unpaired:
             unpaired[group] = i
             continue
         partner = unpaired.pop(group)
-        sides[partner] = rng.random() < 0.5
-        sides[i] = not sides[partner]
+        shows_first[partner] = rng.random() < 0.5
+        shows_first[i] = not shows_first[partner]
     for i in unpaired.values():
-        sides[i] = ahead < 0 or (ahead == 0 and rng.random() < 0.5)
-        ahead += 1 if sides[i] else -1
-    return sides
+        shows_first[i] = ahead < 0 or (ahead == 0 and rng.random() < 0.5)
+        ahead += 1 if shows_first[i] else -1
+    return shows_first
 
 
 def vote_to_verdict(vote: Vote, prompt: str, first: str) -> JudgeVerdict:
@@ -194,9 +206,9 @@ def votes_to_verdicts(
     judged_names: set[tuple[str, str, str]] = set()
     for vote in votes:
         if vote.item in question_by_item:
-            question, first = question_by_item[vote.item]
+            question, first_answer_id = question_by_item[vote.item]
             judged_names.add(question.name)
-            verdicts[question.task, question.other].append(vote_to_verdict(vote, question.pair.id, first))
+            verdicts[question.task, question.other].append(vote_to_verdict(vote, question.pair.id, first_answer_id))
     for question in select_counted_ties(questions, judged_names, key):
         verdicts[question.task, question.other].append(JudgeVerdict(question.pair.id, "", 0.5))
     return verdicts

@@ -172,8 +172,21 @@ def build_task_input(task: EvalTask) -> Input:
     return build_files_input(task.path, task.field) if harness is None else build_harness_input(harness, task.field)
 
 
-def drop_seen(tasks: Tasks, seen: Sequence[TrainedQuestions]) -> tuple[Tasks, dict[str, int]]:
-    """Drop the items that some system was trained on. Returns the other items, and the number of dropped ones by task.
+class RemainingTasks(NamedTuple):
+    """The tasks of an evaluation after some items were left out.
+
+    Attributes:
+        tasks: each task with its remaining items.
+        dropped: name of a task → number of items left out.
+    """
+
+    tasks: Tasks
+    dropped: dict[str, int]
+
+
+def drop_seen(tasks: Tasks, seen: Sequence[TrainedQuestions]) -> RemainingTasks:
+    """Return the tasks without the items whose question is in some system's training data, and the number of dropped
+    items of each task.
 
     Raises:
         InputError: a task has no item left.
@@ -186,22 +199,32 @@ def drop_seen(tasks: Tasks, seen: Sequence[TrainedQuestions]) -> tuple[Tasks, di
         require(bool(unseen_items), "stage.seen", f"drop, {task.name}", problem, "Give other prompts.")
         unseen_tasks.append((task, unseen_items))
         counts[task.name] = len(items) - len(unseen_items)
-    return unseen_tasks, counts
+    return RemainingTasks(unseen_tasks, counts)
+
+
+class MarkedTasks(NamedTuple):
+    """The tasks of an evaluation, with `EvalItem.near` set.
+
+    Attributes:
+        tasks: each task with its items.
+        unknown: sentences about training data that could not be compared.
+    """
+
+    tasks: Tasks
+    unknown: Sequence[str]
 
 
 def mark_nearly_trained(
     tasks: Tasks, artifacts: Mapping[str, Artifact], root: Path, store: str, similarity: float
-) -> tuple[Tasks, Sequence[str]]:
-    """Mark the items whose first question, or all of whose turns, some system was nearly trained on.
+) -> MarkedTasks:
+    """Return the tasks with `near` set on each item whose question is nearly the same as one in a system's training
+    data. Both the first question and all turns of an item are compared.
 
     Args:
         artifacts: name of a system → its artifact.
         root: the folder of runs.
         store: URL of the annotation store.
         similarity: see `align.data.training_overlap.find_near_matches`.
-
-    Returns:
-        the marked items, and sentences about training data that could not be compared.
     """
     items = [item for _, items in tasks for item in items]
     first_prompts = [item.prompt for item in items]
@@ -214,7 +237,8 @@ def mark_nearly_trained(
         {name: ", ".join(reasons) for name, reasons in {**by_full_prompt, **by_first_prompt}.items()}
         for by_first_prompt, by_full_prompt in zip(near[: len(items)], near[len(items) :], strict=True)
     )
-    return [(task, [item._replace(near=next(marks)) for item in items]) for task, items in tasks], unknown
+    marked_tasks = [(task, [item._replace(near=next(marks)) for item in items]) for task, items in tasks]
+    return MarkedTasks(marked_tasks, unknown)
 
 
 def load_items(task: EvalTask, system: str | None, allow_code: AllowCode) -> Sequence[EvalItem]:
