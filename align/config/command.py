@@ -22,7 +22,8 @@ SILENT = ("schema_version", "stage.name")
 
 
 def format_command_line(config: Mapping[str, Any], refs: Mapping[str, str]) -> str:
-    """Return `python -m align stage=… …` with every key that is not at its default, and inputs by their runs.
+    """Return the command line `python -m align stage=… …` that repeats a run: every key that is not at its default, and
+    inputs by their runs.
 
     Args:
         config: resolved, as nested plain values without secrets.
@@ -66,7 +67,7 @@ def is_unused_default(reward: str, values: Mapping[str, Any], refs: Mapping[str,
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value). A setting that is itself a mapping is one value."""
+    """Yield (dotted key, value) of nested settings. A setting that is itself a mapping is one value."""
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and key not in STOPS:
@@ -85,14 +86,14 @@ STOPS = frozenset(
 
 
 def find_followed_key(stage: str, key: str) -> str:
-    """Return the key whose value is this one's default, or an empty text."""
+    """Return the key whose value is the default of this key, or an empty text."""
     schema = load_schema(stage)
     setting = get_declarations(schema).get(key.removeprefix("stage.")) if key.startswith("stage.") else None
     return setting.follows if setting else ""
 
 
 def format_value(value: Any) -> str:
-    """Return a value in Hydra's grammar."""
+    """Format a value in Hydra's grammar, so that it can stand behind `key=` on a command line."""
     if isinstance(value, Mapping):
         keys = [re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", str(key)) for key in value]  # the grammar has no quoted keys
         elements = map(format_element, value.values())
@@ -105,7 +106,7 @@ def format_value(value: Any) -> str:
 
 
 def format_element(value: Any) -> str:
-    """Return an element of a list or a mapping in Hydra's grammar, in which a text may need quotes."""
+    """Format an element of a list or a mapping in Hydra's grammar, in which a text may need quotes."""
     if isinstance(value, str) and (not PLAIN.fullmatch(value) or value.lower() in ("null", "true", "false")):
         return "'" + value.replace("'", r"\'") + "'"
     return format_value(value)

@@ -78,7 +78,8 @@ class Composer:
         self._cache: dict[tuple[str, ...], Composed] = {}
 
     def compose(self, words: Sequence[str], own: Sequence[str] = ()) -> Composed:
-        """Compose the unchecked configuration of one command line. Of two words with one key the later one counts.
+        """Compose the configuration of one command line from group files, without checking it. Of two words with one
+        key the later one counts.
 
         Args:
             words: `group=choice`, `key=value` and `+experiment=NAME`.
@@ -90,7 +91,7 @@ class Composer:
         return next(self.variants(words, [own]))
 
     def variants(self, words: Sequence[str], word_lists: Iterable[Sequence[str]]) -> Iterator[Composed]:
-        """Compose `words` with each of several lists of further words.
+        """Compose one configuration for each job of a sweep: `words` with each of several lists of further words.
 
         A tree is valid until the next one is yielded, which reuses it: copying a tree takes as long as everything else.
 
@@ -143,7 +144,7 @@ class Composer:
         return SplitWords(choices, values)
 
     def check_choice(self, group: str, value: str, key: str = "") -> None:
-        """Raise InputError unless a choice exists.
+        """Raise InputError unless a group file of this name exists.
 
         Args:
             key: the key that chooses it, if that is not the group's name.
@@ -187,7 +188,7 @@ class Composer:
 
 
 def add_plan_keys(composed: Composed) -> None:
-    """Add the keys of `stage=plan` to those of the stage that is planned.
+    """Add the keys of `stage=plan` to the composed configuration of the stage that is planned, in place.
 
     Raises:
         InputError: that stage's memory is not predicted.
@@ -200,7 +201,7 @@ def add_plan_keys(composed: Composed) -> None:
 
 
 def compose_tree(words: Sequence[str], search: Path | None = None) -> DictConfig:
-    """Compose the unchecked tree of one command line, see `Composer`."""
+    """Compose the configuration of one command line as an unchecked OmegaConf tree, see `Composer`."""
     return Composer(search).compose(words).tree
 
 
@@ -220,7 +221,8 @@ class Composed:
 
 
 def parse_choice_names(group: str, value: str) -> list[str]:
-    """Return the choices that a word names: one, quoted or not. A word for experiments may be a list, `[a,b]`."""
+    """Parse the names of group files in the value of a word such as `model=hub`: one, quoted or not. A word for
+    experiments may be a list, `[a,b]`."""
     if value[:1] not in ("'", '"', "[" if group == EXPERIMENT else "'"):
         return [value]
     names = read_value(value)
@@ -228,7 +230,7 @@ def parse_choice_names(group: str, value: str) -> list[str]:
 
 
 def compose_groups(choices: Mapping[str, str], search: Path | None) -> Composed:
-    """Compose group choices, every value as its group file has it."""
+    """Compose the chosen group files with Hydra, every value as its file has it."""
     arguments = []
     for group, value in choices.items():
         names = [quote(name) for name in parse_choice_names(group, value)]
@@ -241,7 +243,7 @@ def compose_groups(choices: Mapping[str, str], search: Path | None) -> Composed:
 
 
 def compose_with_hydra(search: Path | None, *arguments: str) -> Composed:
-    """Call Hydra's compose API, which takes a tenth of a second."""
+    """Call Hydra's compose API with the schemas registered, which takes a tenth of a second."""
     register_schemas()
     with initialize_config_dir(version_base="1.3", config_dir=str(find_conf_dir())):
         tree = compose(config_name="config", overrides=list(arguments), return_hydra_config=True)
@@ -289,8 +291,8 @@ def explain_compose_errors(words: Sequence[str]) -> Iterator[None]:
 
 
 def is_from_hydra(error: BaseException) -> bool:
-    """Return whether an exception was raised by the libraries that read command lines and configuration files, or by a
-    file that includes itself."""
+    """Return whether an exception was raised by the libraries that read command lines and configuration files (Hydra,
+    OmegaConf, PyYAML), or by a file that includes itself."""
     if isinstance(error, RecursionError):
         return True
     names = set[str]()
@@ -302,7 +304,7 @@ def is_from_hydra(error: BaseException) -> bool:
 
 
 def build_config(raw: DictConfig) -> Config:
-    """Return the typed configuration, checked and frozen.
+    """Convert a composed OmegaConf tree to the typed configuration, checked and frozen.
 
     Raises:
         InputError: a value is missing, has the wrong type, or is invalid.

@@ -218,7 +218,7 @@ class ScoreConfig(Settings):
 
 
 def parse_list(value: Any) -> Any:
-    """Return the list of a text in JSON or YAML, because Hydra's grammar takes a list with quoted keys for a text.
+    """Parse a list from a text in JSON or YAML, because Hydra's grammar takes a list with quoted keys for a text.
     Returns any other value as it is."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         with suppress(yaml.YAMLError):
@@ -298,7 +298,7 @@ class DataStageConfig(Settings):
         return self.mix.by == "tokens" or "tokens" in self.find_arguments("by")
 
     def find_arguments(self, key: str) -> list[str]:
-        """Return the texts of an argument (`fn`, `patterns`) of all cleaning steps."""
+        """Return the values of one argument (`fn`, `patterns`) of all cleaning steps as a list of texts."""
         texts: list[str] = []
         for step in self.clean if isinstance(self.clean, list | tuple) else ():
             for name, value in step.items() if isinstance(step, Mapping) else ():
@@ -351,7 +351,8 @@ class DataStageConfig(Settings):
             require(not value, f"data.{key}", value, problem, remedy)
 
     def check_forget(self, config: Config) -> None:
-        """Raise InputError if no data set is named, or a setting describes how one is made."""
+        """Raise InputError if `stage.action=forget` names no data set, or a setting describes how a data set is
+        made."""
         data = config.data
         remedy = "Write data.path=data:NAME."
         require(data.name == "manifest", "data.path", data.path, "is no data set that rows are in", remedy)
@@ -363,7 +364,7 @@ class DataStageConfig(Settings):
 
 
 def to_plain(value: Any) -> Any:
-    """Return settings as a dict, a list or a tuple as a list, and any other value as it is."""
+    """Convert settings to a dict, and a list or a tuple to a list. Returns any other value as it is."""
     if isinstance(value, Settings):
         return asdict(value)
     return list(value) if isinstance(value, list | tuple) else value

@@ -25,6 +25,7 @@ SUCCESSORS = {"value_trunk": "stage.value_backbone"}
 
 
 def not_an_assignment(argument: str, groups: Collection[str]) -> InputError:
+    """Build the error of a word on the command line that is not `key=value`."""
     key, _, value = argument.lstrip("+").partition("=")
     if argument[:1] == "+" and key in groups:
         problem = "cannot be added: it is there already"
@@ -36,7 +37,7 @@ def not_an_assignment(argument: str, groups: Collection[str]) -> InputError:
 
 
 def not_a_key(key: str, value: str, known: Sequence[str], stage: str | None, owners: Sequence[str]) -> InputError:
-    """Return the error of a key that does not exist.
+    """Build the error of a key that does not exist, with the keys that the user may have meant.
 
     Args:
         known: all keys and groups.
@@ -90,7 +91,7 @@ def find_close_keys(key: str, value: str, known: Sequence[str]) -> list[str]:
 def not_a_choice(
     group: str, name: str, names: Sequence[str], search: Path | None, sweep: bool = False, key: str = ""
 ) -> InputError:
-    """Return the error of a choice that does not exist.
+    """Build the error of a group file that does not exist, with the names of those that do.
 
     Args:
         names: the choices that exist.
@@ -114,7 +115,7 @@ def not_a_choice(
 
 
 def not_a_value(key: str, value: str, kind: type | None, below: Sequence[str], sweep: bool = False) -> InputError:
-    """Return the error of a value that a key cannot have.
+    """Build the error of a value that a key cannot have.
 
     Args:
         kind: the type of the key's values; None if it is no plain type.
@@ -131,13 +132,14 @@ def not_a_value(key: str, value: str, kind: type | None, below: Sequence[str], s
 
 
 def missing_key(key: str) -> InputError:
+    """Build the error of a mandatory key that is not set."""
     return InputError(key, "(missing)", "has no default", f"Add {key}=VALUE.")
 
 
 def invalid_file(
     error: Exception, files: Mapping[str, Path], own_files: Sequence[Path], known: Sequence[str]
 ) -> InputError:
-    """Return the error of a group file that cannot be parsed or merged.
+    """Build the error of a group file that cannot be parsed or merged.
 
     Args:
         error: the exception of Hydra, OmegaConf or PyYAML.

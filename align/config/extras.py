@@ -45,7 +45,7 @@ EXTRA_NEEDS = (
 
 
 def require_stage_extras(settings: Any) -> None:
-    """Refuse a stage whose extra is not installed.
+    """Raise InputError if a stage needs an optional dependency group that is not installed.
 
     Args:
         settings: the stage's own settings.

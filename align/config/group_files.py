@@ -32,7 +32,7 @@ def list_groups() -> list[str]:
 
 
 def find_group_files(search: Path | None) -> dict[str, Path]:
-    """Return `group/choice` → its file, of all our choices and those that the user adds."""
+    """Find all YAML files of configuration groups, this package's and the user's. Returns `group/choice` → its file."""
     files: dict[str, Path] = {}
     for folder in filter(None, (search, find_conf_dir())):  # ours last: a user's file adds a choice and replaces none
         for path in (path for group in list_groups() for path in sorted((folder / group).rglob("*.yaml"))):
@@ -77,7 +77,7 @@ def find_unset_keys(files: Iterable[LoadedGroupFile]) -> list[str]:
 
 
 def iter_leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of the values in nested mappings that are no mappings."""
+    """Yield (dotted key, value) of the innermost values of nested mappings."""
     for name, value in values.items():
         key = f"{prefix}.{name}" if prefix else str(name)
         if isinstance(value, Mapping):

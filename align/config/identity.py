@@ -14,13 +14,13 @@ from align.config.stages import ALWAYS, STAGES, load_schema
 
 @cache
 def list_input_names() -> Mapping[str, str]:
-    """Return key → the input that it names, such as `data.path` → `data`."""
+    """Return the keys that name an input of a run: key → name of the input, such as `data.path` → `data`."""
     return {key: declared.names for key, (declared, _) in list_declared_keys().items() if declared.names}
 
 
 @cache
 def list_declared_keys() -> Mapping[str, tuple[Setting, Any]]:
-    """Return key → its declaration and default, for all keys but those of stages."""
+    """Return the declaration and default of every configuration key but those of stages, by key."""
     return {
         schema.key_of(name): (declared, get_defaults(schema)[name])
         for schema in (Config, *PARTS.values(), *CHOICES.values())
@@ -30,7 +30,7 @@ def list_declared_keys() -> Mapping[str, tuple[Setting, Any]]:
 
 @cache
 def collect_defaults(stage: str, reward: str) -> Mapping[str, Any]:
-    """Return dotted key → default, of every key that a configuration of a stage has.
+    """Return the default of every key that a configuration of this stage and reward has: dotted key → default.
 
     Args:
         reward: the choice of the group `reward`; empty for none.
@@ -53,7 +53,8 @@ def drop_refs(parts: Any) -> Any:
 
 
 def select_identity(stage: str, config: Mapping[str, Any], inputs: Collection[str]) -> dict[str, Any]:
-    """Return the part of a configuration that belongs to a run's identity.
+    """Return the settings that identify a run, so that the same command line resumes it: all that the stage reads and
+    that can change the result, without the keys of inputs that the run knows by digest.
 
     Args:
         config: as nested plain values.

@@ -117,7 +117,7 @@ def parse_arguments(arguments: Sequence[str]) -> CommandLine:
 
 
 def check_config_dir(name: str) -> Path:
-    """Return the folder that `--config-dir` names, which must have group files."""
+    """Return the folder that `--config-dir` names. Raises InputError if it has no group files."""
     require(bool(name), "--config-dir", "(nothing)", "names a folder", "Write: --config-dir DIR")
     folder = parse_user_path(name, "--config-dir")
     problem = "there is no such folder" if not folder.exists() else "is no folder"

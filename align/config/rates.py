@@ -57,7 +57,7 @@ MEASURED_ON_POCKET = MappingProxyType(
 
 
 def scale_rates(factor: float) -> Mapping[str, float]:
-    """Return the published rates times a factor, rounded to two digits."""
+    """Return the published learning rates times a factor, rounded to two digits."""
     return MappingProxyType({column: float(f"{factor * rate:.1e}") for column, rate in PUBLISHED.items()})
 
 
@@ -73,14 +73,16 @@ USUAL = SIZE_CLASSES[2]
 
 
 def find_size_class(weights: int | None) -> SizeClass:
-    """Return the class of a base with this number of weights, and `USUAL` for None."""
+    """Return the size class of a base with this number of weights, which has the default learning rates. Returns
+    `USUAL` for None."""
     if weights is None:
         return USUAL
     return next(size for size in SIZE_CLASSES if weights < size.below)
 
 
 def find_column(stage: str, method: str) -> str | None:
-    """Return the table's column for a stage and a method. Returns None for a stage that has no learning rate."""
+    """Return the column of the table of learning rates for a stage and a method. Returns None for a stage that has no
+    learning rate."""
     stage = "ppo" if stage == "verify" else stage  # it checks PPO with the settings of PPO
     if method == "full" and stage in ("sft", "ppo"):
         return {"sft": "full", "ppo": "ppo full"}[stage]
@@ -88,7 +90,8 @@ def find_column(stage: str, method: str) -> str | None:
 
 
 def find_default_rate(stage: str, method: str, weights: int | None) -> float | None:
-    """Return the default learning rate. Returns None for a stage that has none.
+    """Return the default learning rate of a stage for a base with this number of weights. Returns None for a stage that
+    has none.
 
     Args:
         stage: the stage's name, or `value` for PPO's critic.

@@ -63,7 +63,7 @@ class Section:
 
 
 def format_default(value: object) -> str:
-    """Return a value in the form of a command line."""
+    """Format a default value as on a command line."""
     if value is None:
         return "null"
     if isinstance(value, str):
@@ -77,7 +77,7 @@ def format_default(value: object) -> str:
 
 
 def iter_keys(schema: type[Settings]) -> Iterator[Key]:
-    """Yield the keys of a schema and of its parts, without the name of a group's choice, such as `data.name`."""
+    """Yield the keys that a schema and its parts declare, without the name of a group's choice, such as `data.name`."""
     defaults = get_defaults(schema)
     for name, declared in get_declarations(schema).items():
         if name != "name" or schema is RunConfig:
@@ -118,7 +118,7 @@ def build_run_section() -> Section:
 
 
 def build_sections(stage: str, reward: str | None = None) -> list[Section]:
-    """Return the sections of what a stage reads: its own keys, then the parts of the configuration.
+    """Build the sections of a stage's help: its own keys, then the parts of the configuration that it reads.
 
     Args:
         reward: the choice of the group `reward` whose keys are shown; if None, `learned`, or `sentiment` for
@@ -139,7 +139,7 @@ def build_sections(stage: str, reward: str | None = None) -> list[Section]:
 
 
 def with_defaults(section: Section, tree: DictConfig) -> Section:
-    """Return a section with the defaults of one stage, whose group files may differ from the schemas."""
+    """Return a copy of a section with the defaults of one stage, whose group files may differ from the schemas."""
     keys = []
     for key in section.keys:
         value = OmegaConf.select(tree, key.name, default=...)
@@ -153,7 +153,7 @@ def with_defaults(section: Section, tree: DictConfig) -> Section:
 
 
 def format_stage_help(stage: str, reward: str | None = None, planned_stage: str | None = None) -> str:
-    """Return the text of `python -m align stage=STAGE --help`.
+    """Format the text of `python -m align stage=STAGE --help`.
 
     Args:
         planned_stage: the stage that `stage=plan` predicts.
@@ -178,7 +178,7 @@ def wrap_text(text: str, indent: str) -> list[str]:
 
 
 def format_markdown() -> str:
-    """Return the text of docs/settings.md."""
+    """Format the text of docs/settings.md: all keys with meaning and default."""
     shared = [build_part_section(name) for name in GROUPS] + [build_part_section("store")]
     root_keys = [key for key in iter_keys(Config) if key.name not in OF_EVERY_RUN]
     about_root = "Each stage's section says which of these it reads."
@@ -215,7 +215,7 @@ def format_markdown() -> str:
 
 
 def format_synonyms() -> list[str]:
-    """Return the names of keys in other libraries and servers as Markdown."""
+    """Format a Markdown list of keys with their names in TRL and other libraries."""
     lines = [
         "## Names elsewhere",
         "",
@@ -231,7 +231,7 @@ def format_synonyms() -> list[str]:
 
 
 def format_section(section: Section, heading: str, note: str = "") -> list[str]:
-    """Return a section as lines of Markdown."""
+    """Format a section of keys as lines of Markdown."""
     lines = [f"{heading} {section.title.replace('|', ', ')}", "", *filter(None, (section.about, note)), ""]
     if not section.keys:
         return lines

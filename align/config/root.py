@@ -205,10 +205,10 @@ def find_store_url(config: Config) -> str:
 
 
 def to_plain_dict(config: Config) -> dict[str, Any]:
-    """Return a configuration as nested dicts without secrets, for `config.yaml`, digests and mirrors."""
+    """Convert a configuration to nested dicts without secrets, for `config.yaml`, digests and mirrors."""
     return mask_tree(OmegaConf.to_container(OmegaConf.structured(config)))
 
 
 def format_config(config: Config) -> str:
-    """Return a checked configuration as the YAML of a run's `config.yaml`."""
+    """Format a checked configuration as the YAML of a run's `config.yaml`."""
     return yaml.safe_dump(to_plain_dict(config), sort_keys=False, allow_unicode=True)

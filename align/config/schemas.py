@@ -18,7 +18,7 @@ from align.config.stages import STAGES, load_schema
 
 @cache
 def all_schemas() -> Mapping[str, Mapping[str, type[Settings]]]:
-    """Return kind → name → schema. This imports the schemas of all stages."""
+    """Import the settings classes of all groups and stages, and return them: kind → name → class."""
     stages = {name: load_schema(name) for name in STAGES if name != "full"}  # which is sft with another method
     return {"stage": stages, "group": GROUPS, "reward": scorers.CHOICES}
 
@@ -37,7 +37,7 @@ class SchemaNode(ConfigNode):
 
 @cache
 def register_schemas() -> None:
-    """Put every schema into Hydra's store under `schema/`."""
+    """Register every settings class in Hydra's store under `schema/`."""
     folder: dict[str, Any] = ConfigStore.instance().repo.setdefault("schema", {})
     folder["root.yaml"] = SchemaNode("schema", "root", lambda: Config)
     stages = {name: partial(load_schema, name) for name in STAGES if name != "full"}

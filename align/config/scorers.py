@@ -142,7 +142,7 @@ CHOICES: dict[str, type[RewardConfig]] = {
 
 
 def parse_parts(config: SumReward) -> list[tuple[float, RewardConfig]]:
-    """Return (weight, reward) of every part of a sum."""
+    """Parse the parts of `reward=sum` into (weight, reward)."""
     return [
         (float(part.get("weight", 1.0)), parse_part(where, part))
         for where, part in enumerate_mappings("reward.parts", config.parts)
@@ -160,7 +160,7 @@ def build_reward_spec(config: RewardConfig) -> dict[str, Any]:
 
 
 def parse_part(where: str, part: Mapping[str, Any]) -> RewardConfig:
-    """Return one part of a sum as the reward that it names.
+    """Parse one part of `reward=sum` into the reward that it names.
 
     Args:
         where: the field of the part, such as `reward.parts[0]`.
@@ -182,11 +182,12 @@ def parse_part(where: str, part: Mapping[str, Any]) -> RewardConfig:
 
 
 def check_choice(where: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise InputError unless the value is one of the choices."""
     require(value in choices, where, value, "is not a choice here", f"Choose one of: {', '.join(choices)}.")
 
 
 def enumerate_mappings(where: str, value: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the mappings of a list, each with its field, such as `reward.parts[0]`.
+    """Check that a value is a list of mappings, and return each with its field, such as `reward.parts[0]`.
 
     Raises:
         InputError: it is no list of mappings, or it is empty.
@@ -198,6 +199,7 @@ def enumerate_mappings(where: str, value: Any) -> list[tuple[str, Mapping[str, A
 
 
 def check_weight(where: str, part: Mapping[str, Any]) -> None:
+    """Raise InputError unless the `weight` of a part of a sum is a finite number."""
     weight = part.get("weight", 1.0)
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool) and abs(weight) < float("inf")
     require(is_number, f"{where}.weight", weight, "is no finite number", "Give a number.")

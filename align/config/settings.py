@@ -74,7 +74,7 @@ class Setting:
         )
 
     def check(self, key: str, value: Any) -> None:
-        """Raise InputError if a key may not have this value."""
+        """Raise InputError if the value is out of the bounds or choices of this key."""
         if value is None:
             return
         for choice in (value if isinstance(value, list) else [value]) if self.choices else ():
@@ -136,7 +136,7 @@ class Settings:
 
     @classmethod
     def key_of(cls, name: str) -> str:
-        """Return the dotted key of a field, such as `stage.lr`."""
+        """Return the dotted command-line key of a field, such as `stage.lr`."""
         return f"{cls.AT}.{name}" if cls.AT else name
 
     def check_together(self) -> None:
@@ -154,7 +154,7 @@ class Settings:
 
 
 def get_declarations(schema: type[Settings]) -> Mapping[str, Setting]:
-    """Return the keys of a schema that `setting` declares, in their order. They do not include the `name` of a group's
+    """Return the declared keys of a schema by field name, in their order. They do not include the `name` of a group's
     choice, nor parts that are schemas themselves."""
     return {f.name: f.metadata[SETTING] for f in fields(schema) if SETTING in f.metadata}
 
@@ -175,7 +175,7 @@ def get_parts(schema: type[Settings]) -> list[type[Settings]]:
 
 
 def freeze(settings: T) -> T:
-    """Make settings and all their parts immutable. Returns the same object."""
+    """Make settings and all their parts immutable, in place. Returns the same object."""
     for each in fields(settings):
         if isinstance(part := getattr(settings, each.name), Settings):
             freeze(part)

@@ -46,7 +46,8 @@ class Stage:
     only_with: Mapping[str, str] = field(default_factory=dict)
 
     def reads_with(self, settings: Any) -> tuple[str, ...]:
-        """Return the parts of `reads` that the stage reads with these settings of its own, a mapping."""
+        """Return the parts of the configuration that the stage reads with these settings of its own, such as `model`
+        and `data`."""
         values = settings if isinstance(settings, Mapping) else {}
         return tuple(p for p in self.reads if p not in self.only_with or values.get(self.only_with[p]) is not None)
 
@@ -183,6 +184,6 @@ WITH_RUNS = tuple(name for name, stage in STAGES.items() if stage.runs)
 
 
 def load_schema(stage: str) -> Any:
-    """Import and return the schema of a stage's own settings."""
+    """Import and return the settings class of a stage."""
     module, _, name = STAGES[stage].schema.partition(":")
     return getattr(import_module(f"align.config.{module}"), name)

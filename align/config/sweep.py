@@ -69,8 +69,8 @@ class Choices:
 
 
 def build_jobs(words: Sequence[str], composer: Composer) -> list[Job]:
-    """Return the jobs of a command line, composed and checked. A `run.name` that several of them would have gets the
-    swept values appended.
+    """Expand a command line with sweeps (`-m`, as in Hydra) into jobs, each composed and checked. A `run.name` that
+    several of them would have gets the swept values appended.
 
     Raises:
         InputError: a sweep cannot be parsed or is empty, a job is invalid, or names are not unique.
@@ -93,7 +93,7 @@ def build_jobs(words: Sequence[str], composer: Composer) -> list[Job]:
 
 
 def rename_job(job: Job) -> Job:
-    """Return the job with its swept values appended to its name: `mine-lr=1e-4-seed=0`."""
+    """Return a copy of the job with its swept values appended to its name: `mine-lr=1e-4-seed=0`."""
     parts = [str(job.config.run.name)]
     for key, value in job.swept.items():
         if key != "run.name":
@@ -104,13 +104,13 @@ def rename_job(job: Job) -> Job:
 
 
 def keep_last(words: Sequence[str]) -> tuple[str, ...]:
-    """Return the words that count: of two with one key the later one, in the place of the first."""
+    """Drop the words that a later word with the same key overrides. The later word takes the place of the first."""
     return tuple({word.partition("=")[0].lstrip("+"): word for word in words}.values())
 
 
 def split_sweeps(words: Sequence[str], composer: Composer) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the words that all jobs have, and for each job swept key → value. Sweeps of group files
-    (`hydra.sweeper.params`) come before those of the command line."""
+    """Divide the words of a command line into those that all jobs have, and the combinations of swept key → value, one
+    per job. Sweeps of group files (`hydra.sweeper.params`) come before those of the command line."""
     typed = keep_last(words)
     choices = [(key, value) for key, _, value in (word.partition("=") for word in typed) if composer.is_group(key)]
     fixed_choices = [f"{key}={value}" for key, value in choices if not is_swept(key, value)]
@@ -126,7 +126,7 @@ def split_sweeps(words: Sequence[str], composer: Composer) -> tuple[list[str], l
 
 
 def is_swept(key: str, value: str) -> bool:
-    """Return whether Hydra sweeps over a value.
+    """Return whether Hydra sweeps over a value, such as `1,2` or `range(0,3)`.
 
     Raises:
         InputError: it looks like a sweep, and Hydra's grammar refuses it.
@@ -140,7 +140,7 @@ def is_swept(key: str, value: str) -> bool:
 
 
 def expand_sweep(key: str, value: str, composer: Composer) -> list[tuple[str, str]]:
-    """Return (as it was typed, as Hydra formats it) for each value of a sweep."""
+    """Return the values of a sweep, each as (text that was typed, text as Hydra formats it)."""
     override = parse_sweep(key, value, composer)
     try:
         formatted = list(islice(override.sweep_string_iterator(), MOST_JOBS + 1))
@@ -205,7 +205,7 @@ def get_place(job: Job) -> RunLocation:
 
 
 def check_places(jobs: Sequence[Job]) -> None:
-    """Raise InputError if two jobs would have the same folder, or a name is too long for a folder."""
+    """Raise InputError if two jobs would have the same run folder, or a run's name is too long for a folder."""
     job_by_location: dict[RunLocation, Job] = {}
     for job in jobs:
         name = job.config.run.name

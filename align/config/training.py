@@ -28,14 +28,17 @@ def declare_lr(column: str) -> Any:
 
 
 def declare_batch_size(rows: str) -> Any:
+    """Declare the setting `batch_size` of a stage."""
     return setting(16, f"{rows} in one optimiser step.", above=0)
 
 
 def declare_micro_batch(rows: str) -> Any:
+    """Declare the setting `micro_batch` of a stage, the rows of one forward pass."""
     return setting(8, f"{rows} that go through the model at once; memory grows with it.", above=0)
 
 
 def declare_warmup(share: float, most: float | None = None) -> Any:
+    """Declare the setting `warmup` of a stage, a share of the steps."""
     meaning = "Share of the steps over which the learning rate rises."
     return setting(share, meaning, at_least=0, at_most=most, below=None if most else 1)
 
@@ -53,6 +56,7 @@ def declare_weight_decay() -> Any:
 
 
 def declare_save_every(default: int, steps: str = "Steps") -> Any:
+    """Declare the setting `save_every` of a stage."""
     return setting(default, f"{steps} between two checkpoints.", above=0)
 
 
@@ -162,7 +166,7 @@ class PreferenceTrainingConfig(TrainingConfig):
 
 
 def check_batch_size(batch: int, passes: int, micro: int) -> None:
-    """Raise InputError unless a batch is a number of passes times a micro-batch."""
+    """Raise InputError unless `stage.batch_size` is gradient accumulation steps times the micro-batch."""
     problem = f"is not stage.gradient_accumulation={passes} times stage.micro_batch={micro}"
     require(batch == passes * micro, "stage.batch_size", batch, problem, "Give one of the two.")
 
@@ -180,7 +184,7 @@ def require_held_out_rows(eval_every: int | None, held_out: int, share: str) -> 
 
 
 def require_pairs(data: DataConfig, is_default_share: bool) -> None:
-    """Raise InputError unless `data=` has preference pairs.
+    """Raise InputError unless `data=` has preference pairs with a held-out part.
 
     Args:
         is_default_share: whether `stage.held_out` is at its default.
@@ -216,7 +220,8 @@ def require_pairs(data: DataConfig, is_default_share: bool) -> None:
 
 
 def check_ranks(stage: Any, world: int) -> None:
-    """Check that all ranks have the same number of micro-batches in an optimiser step.
+    """Raise InputError unless the rows of an optimiser step can be divided evenly among the ranks, in whole
+    micro-batches.
 
     Args:
         stage: the settings of a stage. One without optimiser steps fits any number of ranks.

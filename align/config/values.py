@@ -27,13 +27,14 @@ BOTH = {"stage.batch_size", "stage.gradient_accumulation"}
 
 
 def quote(text: str) -> str:
-    """Return a text as a quoted string of Hydra's grammar."""
+    """Quote a text as a string of Hydra's grammar."""
     return "'" + re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
 
 
 @cache
 def parse_value(text: str) -> Override | None:
-    """Parse a value in Hydra's grammar. Returns None if its lexer refuses it (spaces, parentheses, `~`, accents)."""
+    """Parse the value of a `key=value` word in Hydra's grammar. Returns None if its lexer refuses it (spaces,
+    parentheses, `~`, accents)."""
     try:
         return OverridesParser.create().parse_override(f"key={text}")
     except HydraException:
@@ -46,14 +47,14 @@ def is_sweep(text: str) -> bool:
 
 
 def read_value(text: str) -> Any:
-    """Return the value of a text: a number, a list, a string, … A text that Hydra's lexer refuses, and a sweep, are
-    returned as they are."""
+    """Convert the text of a `key=value` word to a number, a list, a string, … A text that Hydra's lexer refuses, and a
+    sweep, are returned as they are."""
     override = parse_value(text)
     return text if override is None or override.is_sweep_override() else override.value()
 
 
 def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: str | None) -> None:
-    """Set one existing key.
+    """Set one existing key of a configuration tree, in place, from its text on the command line.
 
     Raises:
         InputError: there is no such key, or it cannot have this value.
@@ -112,6 +113,7 @@ def check_batch(tree: DictConfig, keys: Collection[str]) -> None:
 
 
 def is_key(tree: DictConfig, key: str) -> bool:
+    """Return whether a dotted key exists in a configuration tree."""
     parent, _, leaf = key.rpartition(".")
     plain = re.fullmatch(r"\w+(\.\w+)*", key) is not None
     if not plain or (parent and not is_key(tree, parent)):

@@ -61,7 +61,7 @@ class BestOfResults:
 
 
 def select_answers(answers: Sequence[Mapping[str, Any]], has_tools: bool) -> BestOfSelection:
-    """Select the winner of a prompt, and the answer that it is preferred to.
+    """Select the best finished answer to a prompt as the winner, and a worse answer that it is preferred to in a pair.
 
     The winner is the best answer that ended by itself and holds text. A cut answer is never imitated: it would teach
     the model to end a turn in the middle of a sentence. The loser is the worst answer with another text, cut or not, if
@@ -87,7 +87,8 @@ def select_answers(answers: Sequence[Mapping[str, Any]], has_tools: bool) -> Bes
 
 
 def collect_results(rows: Iterable[Mapping[str, Any]], run: str, scorer: str) -> BestOfResults:
-    """Collect winners, pairs and figures from the lines of a run's `samples.jsonl`, reading one line at a time.
+    """Collect the best answers, preference pairs and figures of best-of-n from the rows of a run's `samples.jsonl`,
+    reading one row at a time.
 
     Args:
         run: `sample:NAME`.
@@ -116,8 +117,8 @@ def uses_tools(row: Mapping[str, Any]) -> bool:
 
 
 def build_winner_row(row: Mapping[str, Any], winner: int, run: str, scorer: str) -> dict[str, Any]:
-    """Build a row for stage=sft. Of all assistant turns only the winner is trained on, since those of the prompt were
-    not sampled."""
+    """Build a training row for stage=sft from the best answer to a prompt. Of all assistant turns only the winner is
+    trained on, since those of the prompt were not sampled."""
     answers = row["answers"]
     prompt = [turn | ({"train": False} if turn["role"] == "assistant" else {}) for turn in row["prompt"]]
     best = answers[winner]
@@ -133,7 +134,7 @@ def build_winner_row(row: Mapping[str, Any], winner: int, run: str, scorer: str)
 
 
 def build_preference(row: Mapping[str, Any], winner: int, loser: int, run: str, scorer: str) -> Preference:
-    """Build a preference of the winner over the loser, annotated by a scorer in place of a person."""
+    """Build a preference pair with the winner as the chosen answer, annotated by a scorer in place of a person."""
     chosen_answer = row["answers"][winner]
     rejected_answer = row["answers"][loser]
     group = f"{run}/{row['number']}"
@@ -153,7 +154,7 @@ def build_preference(row: Mapping[str, Any], winner: int, loser: int, run: str, 
 
 
 def compute_curve(results: BestOfResults) -> list[dict[str, Any]]:
-    """Estimate the figures of best-of-n for n = 1, 2, 4, … N.
+    """Estimate the mean score of the best of n answers, its gold score, length and KL bound for n = 1, 2, 4, … N.
 
     Returns:
         for each n: the mean reward of the best of n with its interval over prompts, the same of the second reward if
@@ -175,7 +176,7 @@ def compute_curve(results: BestOfResults) -> list[dict[str, Any]]:
 
 
 def compute_best_of_figures(results: BestOfResults) -> dict[str, Any]:
-    """Compute a run's headline figures.
+    """Compute the headline figures of a best-of-n run.
 
     Returns:
         `best_of`, see `compute_curve`; `reward`, `gold` and `tokens` at n = 1 and n = N; `winner_reward`, the mean

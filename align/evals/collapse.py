@@ -178,14 +178,15 @@ def measure_collapse(
 
 
 def restrict_to_sampled(collapse: Collapse, why: str) -> Collapse:
-    """Replace the verdict `varied` by `not measured` for a system without greedy answers, for the reason `why`."""
+    """Return the verdict on a system without greedy answers: `not measured`, for the reason `why`, in place of
+    `varied`."""
     if collapse.verdict != VARIED:
         return collapse
     return Collapse(NOT_MEASURED, (f"no answers at temperature 0: {why}",))
 
 
 def compare_answers(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str] | None) -> VarietyComparison:
-    """Compare answers to distinct prompts with those of a reference."""
+    """Measure the variety of a policy's answers and of a reference's answers to the same distinct prompts."""
     if ref is None:
         return VarietyComparison(measure_variety(prompts, policy), None, None, None)
     return VarietyComparison(
@@ -197,6 +198,7 @@ def compare_answers(prompts: Sequence[str], policy: Sequence[str], ref: Sequence
 
 
 def judge_comparison(comparison: VarietyComparison, reference: str, answers: str) -> Collapse:
+    """Decide from a comparison with the reference whether the policy collapsed to few texts."""
     ref = comparison.ref
     share = ref.commonest_share.value if ref else 0.0
     name = reference if ref else ""
@@ -222,7 +224,8 @@ def combine_verdicts(verdicts: Mapping[str, Collapse]) -> Collapse:
 
 
 def describe_collapse(verdicts: Mapping[str, Collapse]) -> list[str]:
-    """Return the lines above all figures: about systems that collapsed, and about those that were not measured.
+    """Return warning lines about the systems whose answers collapsed to few texts, and about those that could not be
+    measured.
 
     Args:
         verdicts: name of a system → its verdict. The name of a collapsed system is left out if it is the only system.
@@ -283,7 +286,7 @@ def join_words(sentence: Sequence[str]) -> str:
 
 
 def mask_answers(prompts: Sequence[str], answers: Sequence[str]) -> list[list[list[str]]]:
-    """Return the sentences of each answer as lists of words, in lower case and without punctuation.
+    """Split each answer into sentences of lower-case words without punctuation, with the words of its prompt masked.
 
     Numbers become `0`, and words of the prompt become `_`, several in a row one `_`. Two kinds of words are not masked,
     because a constant phrase would otherwise differ between answers whose prompts happen to contain one of its words:
@@ -318,7 +321,8 @@ def _mask_words(sentence: Sequence[str], masked_words: set[str]) -> list[str]:
 
 
 def measure_variety(prompts: Sequence[str], answers: Sequence[str]) -> Variety:
-    """Measure how much answers differ between distinct prompts.
+    """Measure how much answers differ between distinct prompts: how many are distinct, how frequent the commonest one
+    is, and distinct bigrams.
 
     Raises:
         ValueError: there are no answers.
@@ -440,7 +444,7 @@ def judge_collapse(
     reference: str = "start",
     answers: str = "greedy answers",
 ) -> Collapse:
-    """Decide from the answers of a policy and of its reference whether the policy collapsed.
+    """Decide from the variety of a policy's answers and of its reference's whether the policy collapsed to few texts.
 
     Args:
         ref_distinct: number of different masked answers of the reference. 0 without a reference.
@@ -525,8 +529,8 @@ def has_majority_answer(answers: Sequence[str]) -> bool:
 
 
 def has_scores_of_constant(policy_scores: Sequence[float], constant_scores: Sequence[float]) -> bool:
-    """Return whether a policy has the scores of a constant answer, also on the prompts where these are rare. Its
-    answers are then the constant one in other words."""
+    """Return whether a policy's scores are those of one constant answer to all prompts, so that its answers are this
+    one in other words."""
     commonest_score = Counter(constant_scores).most_common(1)[0][0]
     equal = [a == b for a, b in zip(policy_scores, constant_scores, strict=True)]
     rare = [same for same, score in zip(equal, constant_scores, strict=True) if score != commonest_score]

@@ -96,7 +96,7 @@ class Endpoint:
         return f"{self.model} at {self.url}"
 
     def record(self, digest: str) -> Input:
-        """Return the endpoint as an input of a run.
+        """Return the endpoint as an input of a run's manifest.
 
         Args:
             digest: of the run's requests, or the endpoint's own.
@@ -104,7 +104,8 @@ class Endpoint:
         return Input(digest, ref=self.title, details={"server": self.url})
 
     def question(self, messages: Sequence[Mapping[str, Any]], draw: int = 0, **drawn: Any) -> ServerAnswerKey:
-        """Build a request.
+        """Build the request that asks the model for an answer to a conversation. Its digest is the key of the answer
+        cache.
 
         Args:
             messages: in OpenAI's form.
@@ -129,7 +130,7 @@ class EndpointFailure(NamedTuple):
 
 
 def parse_endpoint(value: Any, field: str, extra_keys: Sequence[str] = ()) -> Endpoint:
-    """Parse an endpoint from a mapping of the configuration.
+    """Parse the address, model name and settings of an OpenAI-compatible server from a mapping of the configuration.
 
     Args:
         extra_keys: further keys that the mapping may have.
@@ -266,7 +267,8 @@ async def ask_all(
     questions: Sequence[ServerAnswerKey],
     receive_reply: Callable[[ServerAnswerKey, CachedAnswer | EndpointFailure], None],
 ) -> None:
-    """Ask questions concurrently. The first exception of a request or of `receive_reply` cancels the others."""
+    """Send requests to a server concurrently, and pass each reply to `receive_reply`. The first exception of a request
+    or of `receive_reply` cancels the others."""
     queue = iter(questions)
 
     async def ask_in_turn() -> None:
@@ -301,7 +303,8 @@ def is_on_this_machine(url: str) -> bool:
 async def fetch_answer(
     client: httpx.AsyncClient, endpoint: Endpoint, question: ServerAnswerKey
 ) -> CachedAnswer | EndpointFailure:
-    """Send a question, and again with pauses if the server is busy or cannot be reached.
+    """Send a request to a server, and again with pauses if the server is busy or cannot be reached. Returns the answer,
+    or the reason why there is none.
 
     Raises:
         InputError: see `fetch_answers`.
@@ -343,7 +346,7 @@ def parse_retry_after(response: httpx.Response) -> float:
 
 
 def parse_response(endpoint: Endpoint, response: httpx.Response) -> CachedAnswer | EndpointFailure:
-    """Return the answer of a response.
+    """Parse the answer from a server's HTTP response, or the reason why there is none.
 
     Raises:
         InputError: see `fetch_answers`.
@@ -394,7 +397,7 @@ def is_count(value: Any) -> TypeGuard[int]:
 
 
 def parse_message(message: Mapping[str, Any]) -> str:
-    """Return the text of a message, with its reasoning in front.
+    """Return the text of a chat completion's message, with its reasoning in front.
 
     Raises:
         TypeError: the content is not text.
@@ -409,7 +412,7 @@ def parse_message(message: Mapping[str, Any]) -> str:
 
 
 def parse_last_tokens(choice: Mapping[str, Any]) -> tuple[ServerToken, ...]:
-    """Return the last tokens with the log-probabilities of their likeliest alternatives.
+    """Return the last tokens of a chat completion with the log-probabilities of their likeliest alternatives.
 
     Returns nothing if the server gives no logprobs, or gives them in another form.
     """
@@ -438,7 +441,7 @@ def make_encodable(text: Any) -> str:
 
 
 def mask_key(answer: CachedAnswer, key: str) -> CachedAnswer:
-    """Return an answer with the key masked if the server repeated it.
+    """Return an answer with the API key masked if the server repeated it.
 
     The tokens are dropped then, since each may be a part of the key. A key shorter than `SHORTEST` is not masked: it
     may be an ordinary word.

@@ -59,7 +59,8 @@ class HeldOutLoss(NamedTuple):
         return HeldOutLoss(sum(by_row) / sum(sizes), sum(sizes), by_row, sizes)
 
     def compute_change(self, after: HeldOutLoss) -> Interval:
-        """Return the change of the loss on the same rows, in nats per token."""
+        """Compute the change of the mean loss from before to after training on the same rows, in nats per token;
+        negative if training helped."""
         return ratio_interval([b - a for a, b in zip(self.by_row, after.by_row, strict=True)], self.sizes)
 
 
@@ -144,7 +145,7 @@ def compute_pair_logprobs(model: Any, pairs: Sequence[TokenizedPair], pad_id: in
 
 
 def require_finite(values: Tensor, what: str, steps: int, lr: float, dtype: str) -> None:
-    """Raise InputError if a value is not finite.
+    """Raise InputError if a logprob or score of held-out rows is NaN or infinite.
 
     Args:
         values: one row for each answer or pair.
@@ -160,7 +161,8 @@ def require_finite(values: Tensor, what: str, steps: int, lr: float, dtype: str)
 
 
 def compute_preference_figures(prefs: Sequence[Preference], gap_M: Tensor) -> dict[str, dict[str, Any]]:
-    """Compute the accuracy on the labels with its interval over prompts.
+    """Compute the accuracy of a model on preference pairs, the share in which the chosen answer has the higher reward,
+    with its interval over prompts.
 
     If one scorer made all labels with noise, return also `accuracy_noiseless`, the accuracy against the scorer's order
     without noise, and `ceiling`, the share of labels that agree with that order.

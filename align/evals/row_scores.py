@@ -33,7 +33,7 @@ def load_loss_scorer(
     max_length: int,
     batch_size: int,
 ) -> ScoreRecords:
-    """Load a base, and return a function that scores records by its loss."""
+    """Load a base model, and return a function that scores training rows by its loss, in nats per token."""
     tokenizer = load_tokenizer(base)
     set_chat_template(tokenizer, template, template_kwargs)
     model = load_base(base, "lora", device, dtype)  # its weights as they are
@@ -49,7 +49,7 @@ def load_reward_scorer(
     dtype: torch.dtype,
     batch_size: int,
 ) -> ScoreRecords:
-    """Load a reward, and return a function that scores records by it.
+    """Load the reward models and functions of `reward=`, and return a function that scores training rows by them.
 
     Args:
         reward: see `align.config.scorers.build_reward_spec`.
@@ -102,7 +102,7 @@ def replace_not_finite(values: np.ndarray) -> np.ndarray:
 
 
 def encode_record(tokenizer: Any, record: Record, max_length: int) -> list[EncodedRow]:
-    """Return the rows of tokens that supervised training would make from a record."""
+    """Tokenize a row as supervised training would, into rows with labels."""
     if isinstance(record, str):
         return encode_text(tokenizer, record, max_length)
     if isinstance(record, Preference):
@@ -117,7 +117,7 @@ def encode_record(tokenizer: Any, record: Record, max_length: int) -> list[Encod
 def compute_rewards(
     scorer: Scorer, records: Sequence[Record], fits: Callable[[Conversation], bool], hides_reasoning: bool = False
 ) -> np.ndarray:
-    """Compute a scorer's score of each record's last answer; float64 of shape [N].
+    """Compute the score of each row's last answer by a reward; float64 of shape [N].
 
     The score of a pair is the chosen answer's less the rejected one's. The score is nan for a record that has no answer
     after a question or does not fit the scorer, and infinite if it is not finite.

@@ -254,8 +254,9 @@ def control_for_length(
     clusters: Clusters | None = None,
     level: float = 0.95,
 ) -> LengthControlledWinRate:
-    """Fit P(first wins) = 1/(1 + e^−(θ + φ·x)) with x = arctan(r/s), r = ln((1 + first)/(1 + second)) and s the
-    standard deviation of r. The controlled win rate is 1/(1 + e^−θ).
+    """Estimate the win rate between answers of equal length, by a logistic regression of the verdicts on x =
+    arctan(r/s), r = ln((1 + first)/(1 + second)), with s the standard deviation of r. The controlled win rate is 1/(1 +
+    e^−θ) for P(first wins) = 1/(1 + e^−(θ + φ·x)).
 
     The variance of θ is that over clusters. An effective number of verdicts follows from it, and Wilson's interval from
     that. If all verdicts are equal, or the ratio of lengths is the same number other than 1 everywhere, the effect of
@@ -806,7 +807,8 @@ class Decision:
 
 
 def decide(rule: DecisionRule, figure: Interval) -> Decision:
-    """Pass if the whole interval lies on the right side of the bound, fail if it lies on the other side.
+    """Decide a rule on a figure by its interval: pass if the whole interval lies on the right side of the bound, fail
+    if it lies on the other side, else undecided.
 
     The outcome is `undecided` for a figure without an interval or with fewer clusters than `least_n`, and if the
     interval holds the bound.
@@ -1105,8 +1107,8 @@ def measure_swap_effect(
 
 
 def flag_failures(failed: ArrayLike | None, rows: int) -> NDArray[np.bool_]:
-    """Return the flags as an array of shape [rows], all False by default. Raises ValueError if the number of rows
-    differs."""
+    """Return the flags of failed verdicts as an array of shape [rows], all False by default. Raises ValueError if the
+    number of rows differs."""
     flags = np.zeros(rows, dtype=bool) if failed is None else np.asarray(failed, dtype=bool)
     if flags.shape != (rows,):
         raise ValueError(f"{flags.size} failures for {rows} verdicts")
@@ -1114,7 +1116,8 @@ def flag_failures(failed: ArrayLike | None, rows: int) -> NDArray[np.bool_]:
 
 
 def check_verdicts(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return both columns of verdicts after checking that each is 0, ½ or 1."""
+    """Return two columns of verdicts as arrays. Raises ValueError if a verdict is not 0, ½ or 1, or the lengths
+    differ."""
     first_column, second_column = to_columns(verdicts=first, others=second)
     for column in (first_column, second_column):
         invalid_rows = np.flatnonzero(~np.isin(column, (0.0, 0.5, 1.0)))

@@ -25,14 +25,14 @@ Parts = Mapping[str, Sequence[float]]
 
 
 def draw_horizontal_bars(names: Sequence[str], parts: Parts, xlabel: str, title: str) -> bytes:
-    """Return an SVG of horizontal stacked bars, one per name from top to bottom."""
+    """Draw horizontal stacked bars, one per name from top to bottom. Returns the SVG."""
     return render_bars(parts, upright=False, names=[*map(shorten_name, names)], xlabel=xlabel, title=title, cuts=())
 
 
 def draw_vertical_bars(
     names: Sequence[str], parts: Parts, xlabel: str, ylabel: str, title: str, cuts: Sequence[float] = ()
 ) -> bytes:
-    """Return an SVG of vertical stacked bars without gaps between them, such as a histogram.
+    """Draw vertical stacked bars without gaps between them, such as a histogram. Returns the SVG.
 
     Args:
         names: labels at the edges of the bars, one more than there are bars.
@@ -46,7 +46,8 @@ def shorten_name(name: str) -> str:
 
 
 def compute_axis_steps(parts: Parts) -> list[float]:
-    """Return at most six evenly spaced round numbers from 0 to at least the length of the longest bar."""
+    """Return the tick values of a bar chart's axis: at most six evenly spaced round numbers from 0 to at least the
+    length of the longest bar."""
     largest = max(*map(sum, zip(*parts.values(), strict=True)), 1.0)
     power = 10.0 ** math.floor(math.log10(largest / 5))
     step = next(step for factor in (1, 2, 5, 10) if (step := max(factor * power, 1.0)) * 5 >= largest)
@@ -54,7 +55,7 @@ def compute_axis_steps(parts: Parts) -> list[float]:
 
 
 def render_bars(parts: Parts, **values: Any) -> bytes:
-    """Render the template, with a legend if there is more than one part.
+    """Render the SVG template of a bar chart, with a legend if there is more than one part.
 
     Args:
         values: further variables of `templates/bars.svg`.

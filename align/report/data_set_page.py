@@ -25,7 +25,8 @@ def count_read(source: Mapping[str, Any]) -> int:
 
 
 def iter_losses(source: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Yield (reason, number) of the rows of a source that are not in the data set, in the order of the steps."""
+    """Yield (reason, number of rows) for the rows of a source that did not get into the data set, in the order of the
+    steps."""
     counts = source["counts"]
     yield "refused", counts.get("skipped_rows", 0)
     yield "undecided", counts.get("dropped_undecided", 0)
@@ -68,7 +69,7 @@ REMOVAL_STEPS = {
 
 
 def describe_loss(loss: Mapping[str, Any]) -> str:
-    """Return a warning about a step that removed a large share of a source's rows.
+    """Return a warning about a processing step that removed a large share of a source's rows.
 
     Args:
         loss: the step, the source, the number of rows removed, and examples of them.
@@ -87,7 +88,7 @@ def describe_loss(loss: Mapping[str, Any]) -> str:
 
 
 def list_warning_lines(loss: Mapping[str, Any]) -> list[str]:
-    """Return the lines of a warning: the warning itself, and a line per example of a removed row."""
+    """Return the lines of a warning about removed rows: the warning itself, and a line per example of a removed row."""
     return [describe_loss(loss), *(f"  for example: {shorten_example(text)}" for text in loss["examples"])]
 
 
@@ -138,7 +139,7 @@ def add_removed_rows(report: Report, sources: Sequence[Mapping[str, Any]]) -> No
 
 
 def count_removed(source: Mapping[str, Any]) -> Counter[str]:
-    """Return step → number of rows of a source that it removed, with each cleaning step on its own."""
+    """Return how many rows of a source each step removed: step → number of rows, with each cleaning step on its own."""
     counts = Counter[str]()
     for reason, count in iter_losses(source):
         if reason == CLEANING and source["clean"]:
@@ -189,7 +190,7 @@ def add_length_histogram(report: Report, lengths: Mapping[str, Any]) -> None:
 
 
 def merge_others(parts: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    """Return the counts of at most DRAWN_SOURCES sources. If there are more, the last one is the sum of all others."""
+    """Sum the counts of all sources beyond the first few into one entry, so that a plot shows at most DRAWN_SOURCES."""
     sources = [(name, [*counts]) for name, counts in parts.items()]
     if len(sources) <= DRAWN_SOURCES:
         return dict(sources)
@@ -211,7 +212,8 @@ def describe_unscored(data: Mapping[str, Any]) -> str:
 
 
 def add_scores(report: Report, data: Mapping[str, Any], view: RunView) -> None:
-    """Add a table and histograms of the scores, and examples of scored rows, if rows were scored."""
+    """Add a table and histograms of the scores of the data set's rows, and examples, to the report, if rows were
+    scored."""
     scores = data.get("scores")
     if not scores:
         return
@@ -221,7 +223,7 @@ def add_scores(report: Report, data: Mapping[str, Any], view: RunView) -> None:
 
 
 def format_kept_range(source: Mapping[str, Any]) -> str:
-    """Return the lowest and the highest score that is kept, as text."""
+    """Format the lowest and the highest score of the rows that are kept."""
     bounds = (source["kept_from"], source["kept_to"])
     return "none" if None in bounds else " to ".join(map(format_figure, bounds))
 
@@ -311,7 +313,7 @@ def has_shares(data: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
 
 
 def iter_notes(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield notes on what the filters found and on rows that need attention."""
+    """Yield notes on duplicates and leaks that the filters found, and on rows that need attention."""
     found_counts = data["found"]
     sources = data["sources"]
     in_train = data["splits"]["train"]["rows"]
@@ -361,7 +363,7 @@ def summarize_data_set(view: RunView) -> str:
 
 
 def add_data_set_body(report: Report, view: RunView) -> None:
-    """Add the sections of the page."""
+    """Add the sections of a data set's page to the report: sources, sizes, lengths, scores, examples."""
     data = view.read_json("artifact/data.json")
     if not data:
         return

@@ -59,7 +59,7 @@ class Figure:
 
 
 def _define(keys: str, label: str, unit: str, reading: str, formatter: Callable[..., str] | None = None) -> Figure:
-    """Create a figure.
+    """Declare a row of the table of figures: its metrics' keys, label, unit and explanation.
 
     Args:
         keys: its keys, separated by spaces.
@@ -68,12 +68,12 @@ def _define(keys: str, label: str, unit: str, reading: str, formatter: Callable[
 
 
 def _define_change(name: str, label: str, unit: str, reading: str) -> Figure:
-    """Create a figure of the start and the policy."""
+    """Declare a row with a metric of the start and of the policy."""
     return _define(f"{name}.ref {name}.policy", label, unit, reading)
 
 
 def _define_scores(role: str) -> tuple[Figure, ...]:
-    """Create the figures of a judge's scores.
+    """Declare the rows of a judge's scores.
 
     Args:
         role: "gold", or "proxy" if the policy was optimised against the judge.
@@ -610,7 +610,7 @@ def build_figure_table(metrics: Mapping[str, Any]) -> list[FigureRow]:
 
 
 def sort_metric_names(names: Iterable[str]) -> list[str]:
-    """Sort names of metrics in the order of the table of figures.
+    """Sort the names of metrics in the order of the table of figures.
 
     The value after training comes before the value before it. Undeclared metrics follow, then counts of rows and the
     like.

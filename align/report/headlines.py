@@ -29,7 +29,7 @@ MOSTLY_CUT = 0.5
 
 
 def summarize_run(view: RunView) -> str:
-    """Summarize a finished run of any stage in a few sentences."""
+    """Summarize a finished run of any stage in a few sentences, for the top of its report."""
     sections = load_page_sections(view)
     return sections.summarize(view) if sections else SUMMARIZERS[view.manifest.stage](view)
 
@@ -174,7 +174,7 @@ def estimate_score_gain(
 
 
 def get_spread(row: Mapping[str, Any]) -> float:
-    """Return the standard deviation of the scores of an update's prompts. Returns 0 if it is unknown."""
+    """Return the standard deviation of the scores in one row of `metrics.jsonl`. Returns 0 if it is unknown."""
     return row.get("prompt_score_std") or row.get("score_std") or 0.0
 
 

@@ -91,11 +91,12 @@ class LivePage:
         self._curves: list[Block] = []
 
     def write_first(self) -> None:
-        """Write the first page. It has no curves and takes a few milliseconds."""
+        """Write the first `report.html` of a run. It has no curves and takes a few milliseconds."""
         self._try(self._write_running_page)
 
     def update(self, progress: Progress) -> None:
-        """Write the page again if it is due, with new curves if drawing them stays within MAX_TIME_SHARE."""
+        """Write `report.html` again if it is due, with new curves if drawing them stays within MAX_TIME_SHARE of the
+        run's time."""
         self._progress = progress
         now = time.perf_counter()
         budget = MAX_TIME_SHARE * (now - self._start)
@@ -223,7 +224,7 @@ def build_finished_page(view: RunView) -> Report:
 
 
 def build_page_blocks(view: RunView, status: str, error: str) -> list[Block]:
-    """Build the blocks of a page of a running, finished or failed run from its folder.
+    """Build the blocks of the report of a running, finished or failed run from its folder.
 
     Args:
         status: the status in the registry. The manifest of a run that was killed still says "running".

@@ -91,7 +91,8 @@ DIGITS = 12
 
 
 def list_origins(view: RunView) -> list[tuple[str, list[Fact]]]:
-    """Return (term, explanations) of everything that a run depends on. Unknown terms are left out."""
+    """Return (term, explanations) of everything that a run depends on: base model, method, inputs, data, machine, code.
+    Unknown terms are left out."""
     manifest = view.manifest
     first_start = get_first_start(manifest)
     terms: list[tuple[str, list[Fact]]] = [
@@ -144,7 +145,7 @@ def describe_method(view: RunView) -> Iterator[str]:
 
 
 def collect_inputs(manifest: Manifest, folder: Path) -> dict[str, list[Fact]]:
-    """Return term → runs and other inputs of that role that a run read."""
+    """Return the runs and files that a run read as inputs: term → descriptions."""
     inputs: dict[str, list[Fact]] = {}
     for name, run_input in manifest.inputs.items():
         if term := INPUT_TERMS.get(name.partition(".")[0]):
@@ -205,7 +206,7 @@ def describe_rendering(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def describe_row_counts(metrics: Mapping[str, Any], max_length: int | None) -> Iterator[str]:
-    """Yield how many training and held-out rows were kept, dropped and truncated.
+    """Yield how many training and held-out rows were used, dropped as too long, and truncated.
 
     Args:
         max_length: `data.max_length`, in tokens.
@@ -279,6 +280,7 @@ def describe_batch(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def get_first_start(manifest: Manifest) -> str:
+    """Return the time at which a run started first, as text."""
     return manifest.times.get("first_started") or manifest.times.get("started", "")
 
 

@@ -176,7 +176,7 @@ class Report:
         return self.add("table", name, headers, numbers, rows)
 
     def draw(self, build_figure: Callable[[], Figure], caption: str, alt: str) -> Report:
-        """Add a plot, or its description if matplotlib is not installed.
+        """Add a matplotlib plot, or its description if matplotlib is not installed.
 
         Args:
             build_figure: draws the figure, see `align.report.plots`.
@@ -215,7 +215,7 @@ class Report:
         return self
 
     def html(self) -> str:
-        """Render the whole page."""
+        """Render the whole page as HTML."""
         template = load_report_templates().get_template("page.html")
         page = template.render(
             policy=POLICY, title=self.title, subtitle=self.subtitle, refresh=self.refresh, blocks=self.blocks
@@ -270,7 +270,8 @@ def shorten_text(text: str) -> str:
 
 
 def split_spans(row: str | Sequence[Part | Mapping[str, Any]]) -> list[tuple[bool, list[Part | str]]]:
-    """Group the pieces of a row of tokens into (is_trained, pieces) spans. The middle of a long row is left out.
+    """Group the tokens of a training row into (is_trained, tokens) spans, to mark the tokens that the loss counts. The
+    middle of a long row is left out.
 
     Args:
         row: pieces, or their JSON form; or a plain text.
@@ -282,7 +283,8 @@ def split_spans(row: str | Sequence[Part | Mapping[str, Any]]) -> list[tuple[boo
 
 
 def truncate_middle(parts: Sequence[Part], max_characters: int) -> Iterator[Part | str]:
-    """Yield the parts of a row. Of a longer row, only the beginning and the end are yielded, with a note in between."""
+    """Yield the tokens of a row. Of a longer row, only the beginning and the end are yielded, with a note in
+    between."""
     total = sum(len(part.text) for part in parts)
     if total <= max_characters:
         yield from parts

@@ -38,7 +38,8 @@ MARKED_BELOW = 12
 
 
 def render(figure: Figure, format: Literal["svg", "png"] = "svg", transparent: bool = False) -> bytes:
-    """Return the figure as an image. Equal figures give equal bytes, without a date and with ids from a fixed salt."""
+    """Render a matplotlib figure as an image. Equal figures give equal bytes, without a date and with ids from a fixed
+    salt."""
     import matplotlib
 
     buffer = io.BytesIO()
@@ -226,7 +227,7 @@ class Point(NamedTuple):
 
 
 def find_pareto_front(points: Sequence[Point], low: bool = False) -> list[Point]:
-    """Return the Pareto front, sorted by x: the points that no other point dominates.
+    """Return the points that no other point dominates, the Pareto front, sorted by x. Smaller x is better.
 
     A point dominates another if it is at least as good in both directions and better in one.
 

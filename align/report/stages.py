@@ -229,7 +229,7 @@ RELIABILITY_CAPTION = (
 
 
 def add_curves(report: Report, view: RunView, deadline: float = math.inf) -> None:
-    """Add the curves of the stage that have at least two points.
+    """Add plots of a stage's training metrics over steps, those with at least two points.
 
     Args:
         deadline: time of `time.perf_counter` after which no further curve is drawn.
@@ -317,7 +317,7 @@ def describe_line(label: str, points: Sequence[tuple[float, float]], unit: str) 
 
 
 def add_trained_on(report: Report, view: RunView) -> None:
-    """Add the tokens of the first training rows, with the trained ones marked."""
+    """Add the tokens of the first training rows to the report, with the trained ones marked."""
     rows = view.read_stream("trained_on.jsonl")
     if not rows:
         return
@@ -329,7 +329,8 @@ def add_trained_on(report: Report, view: RunView) -> None:
 
 
 def add_pairs(report: Report, view: RunView) -> None:
-    """Add held-out preference pairs: histograms of the scores, calibration, and the pairs with the widest margins."""
+    """Add held-out preference pairs to the report: histograms of the scores, calibration, and the pairs with the widest
+    margins."""
     pairs = view.read_stream("held_out.jsonl")
     if not pairs:
         return
@@ -366,7 +367,7 @@ def add_pairs(report: Report, view: RunView) -> None:
 
 
 def add_labelled_answers(report: Report, view: RunView) -> None:
-    """Add held-out answers with a label: histograms of their rewards, and the highest and lowest ones.
+    """Add held-out answers with a label to the report: histograms of their rewards, and the highest and lowest ones.
 
     A KTO run may hold out preference pairs instead; then these are added.
     """
@@ -411,13 +412,14 @@ def compute_reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[Calibra
 
 
 def add_held_out_answers(report: Report, view: RunView) -> None:
-    """Add the answers to the fixed held-out prompts, sampled at several updates of the training."""
+    """Add the policy's answers to the fixed held-out prompts, sampled at several updates of the training."""
     if prompts := group_by_prompt(view.read_stream("samples.jsonl")):
         report.add("held_out", prompts, template=SAMPLES)
 
 
 def add_best_of(report: Report, view: RunView) -> None:
-    """Add the rewards at each n, and the best, the first and the worst answer to the first prompts."""
+    """Add the reward of the best of n answers for each n, and the best, the first and the worst answer to the first
+    prompts."""
     if lines := view.metrics.get("best_of"):
         report.add("best_of", lines, template=TABLES)
     if prompts := list(islice(view.iter_stream("samples.jsonl"), SHOWN_PROMPTS)):
@@ -425,7 +427,7 @@ def add_best_of(report: Report, view: RunView) -> None:
 
 
 def add_samples(report: Report, view: RunView) -> None:
-    """Add the answers to the first prompts."""
+    """Add the sampled answers to the first prompts."""
     if view.settings.get("best_of") is not None:
         add_best_of(report, view)
         return
@@ -464,12 +466,12 @@ def add_comparison(report: Report, view: RunView) -> None:
 
 
 def add_receipt(report: Report, view: RunView) -> None:
-    """Add the checks of an export."""
+    """Add a table of the checks that an export passed or failed."""
     report.add("receipt", view.metrics.get("checks", ()), template=TABLES)
 
 
 def add_anchors(report: Report, view: RunView) -> None:
-    """Add the checks of the PPO implementation with their errors, and the bias of each estimator."""
+    """Add the checks of the PPO implementation by `stage=verify` with their errors, and the bias of each estimator."""
     if anchors := view.read_json("artifact/anchors.json"):
         report.add("anchors", anchors, template=TABLES)
     if angles := view.read_json("artifact/estimators.json"):
@@ -497,7 +499,7 @@ SECTIONS: Mapping[str, Callable[[Report, RunView], None]] = {
 
 
 def iter_notes(view: RunView) -> Iterator[str]:
-    """Yield notes that stand above the figures."""
+    """Yield notes that stand above the figures of a run's report."""
     for key in ("judge_notes", "notes"):
         yield from view.metrics.get(key, ())
     if view.manifest.stage == "annotate" and view.settings["action"] == "simulate":

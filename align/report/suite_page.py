@@ -76,7 +76,8 @@ def list_system_names(view: RunView) -> list[str]:
 
 
 def order_tasks(view: RunView, results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return (name, result) of the tasks in the order of the configuration; in JSON they are sorted by name."""
+    """Return (name, result) of an evaluation's tasks in the order of the configuration; in JSON they are sorted by
+    name."""
     configured = [task["name"] for task in view.config["eval"]["tasks"] or ()]
     tasks = results.get("tasks", {})
     return sorted(
@@ -115,7 +116,7 @@ def describe_difference(first: str, task_name: str, task: Mapping[str, Any], bas
 
 
 def add_overview(report: Report, view: RunView) -> None:
-    """Add tables of the gates and of the comparisons."""
+    """Add tables of the gates and of the comparisons between systems."""
     tasks = order_tasks(view, view.read_json("artifact/results.json"))
     gates = [view.read_json(f"artifact/verdicts/{name}.json") for name in view.metrics.get("gates", ())]
     people = view.read_json("artifact/people.json")

@@ -20,7 +20,7 @@ def load_stage(name: str) -> ModuleType:
 
 
 def preload(stages: Iterable[str]) -> None:
-    """Import all modules that runs of these stages need, torch included."""
+    """Import all modules that runs of these stages need, torch included, so that forked processes share them."""
     for stage in stages:
         for name in getattr(load_stage(stage), "PRELOAD", ()):
             import_module(name)

@@ -36,6 +36,8 @@ SEEDS = 2**32
 
 
 def inputs(config: Config) -> StageInputs:
+    """Resolve the inputs of an action of `stage=annotate`. A person's name in `stage.annotator` is replaced by a
+    pseudonym or handle, because nothing that the run writes may contain it."""
     stage: AnnotateConfig = config.stage
     label = f"{config.project}-{stage.action}"
     if stage.action == "simulate":
@@ -57,9 +59,11 @@ def inputs(config: Config) -> StageInputs:
     if stage.annotator is not None and stage.action in ("erase", "invite"):
         with open_store(config, create=False) as store:
             accounts = Accounts(store)
-            find_pseudonym = accounts.ensure_pseudonym if stage.action == "erase" else accounts.get_handle
-            pseudonym = find_pseudonym(config.project, stage.annotator)
-            config = replace_values(config, stage=replace_values(stage, annotator=pseudonym))
+            if stage.action == "erase":
+                alternative_name = accounts.pseudonym(config.project, stage.annotator)
+            else:
+                alternative_name = accounts.get_handle(config.project, stage.annotator)
+            config = replace_values(config, stage=replace_values(stage, annotator=alternative_name))
     # The other actions read or change a store that changes. A random input makes each call a new run.
     return StageInputs(config, label, None, {"asked": Input(secrets.token_hex(8))})
 
@@ -69,6 +73,7 @@ def run(run: Run, config: Config) -> StageResult:
 
 
 def run_serve(run: Run, config: Config) -> StageResult:
+    """Serve the annotation app until the process is interrupted."""
     from align.annotate.web.access import AccountAuthenticator
     from align.annotate.web.server import build_app  # Gradio takes seconds to import
     from align.web.key_link import KeyAuthenticator, load_or_create_key
@@ -103,6 +108,7 @@ def run_serve(run: Run, config: Config) -> StageResult:
 
 
 def run_invite(run: Run, config: Config) -> StageResult:
+    """Create an invitation link for an annotator, and print it."""
     stage: AnnotateConfig = config.stage
     with open_store(config, create=False) as store:
         accounts = Accounts(store)
@@ -115,6 +121,7 @@ def run_invite(run: Run, config: Config) -> StageResult:
 
 
 def run_simulate(run: Run, config: Config) -> StageResult:
+    """Let simulated annotators vote on the items of a project."""
     from align.reward.rules import Sentiment  # imports torch, which the pages do not need
 
     stage: AnnotateConfig = config.stage
@@ -142,6 +149,7 @@ def run_simulate(run: Run, config: Config) -> StageResult:
 
 
 def run_import(run: Run, config: Config) -> StageResult:
+    """Add items from a file to a project."""
     path = parse_user_path(config.stage.path, "stage.path")
     with open_store(config) as store:
         rows, added = import_items(store, config.project, path, config.stage.source)
@@ -151,6 +159,7 @@ def run_import(run: Run, config: Config) -> StageResult:
 
 
 def run_configure(run: Run, config: Config) -> StageResult:
+    """Change the settings of a project."""
     stage: AnnotateConfig = config.stage
     with open_store(config) as store, store.transaction() as db:
         is_new = config.project not in store.projects()
@@ -173,6 +182,7 @@ def run_configure(run: Run, config: Config) -> StageResult:
 
 
 def run_export(run: Run, config: Config) -> StageResult:
+    """Write the votes of a project to the run's artifact."""
     with open_store(config, create=False) as store:
         shutil.rmtree(run.artifact, ignore_errors=True)  # of an export that was interrupted
         with publish_folder(run.artifact) as folder:
@@ -182,6 +192,7 @@ def run_export(run: Run, config: Config) -> StageResult:
 
 
 def run_verify(run: Run, config: Config) -> StageResult:
+    """Check that the ledger of votes is unchanged: its hash chain, and the head that an earlier run recorded."""
     with open_store(config, create=False) as store:
         store.head(config.project)  # raises InputError if there is no such project
         head = store.verify(find_recorded_head(config.stage.head, config.run.folder, config.project))
@@ -189,6 +200,7 @@ def run_verify(run: Run, config: Config) -> StageResult:
 
 
 def run_backup(run: Run, config: Config) -> StageResult:
+    """Write a copy of the annotation store to the file `stage.path`."""
     path = parse_user_path(config.stage.path, "stage.path")
     with open_store(config, create=False) as store:
         info = write_store_backup(store, path)
@@ -197,12 +209,14 @@ def run_backup(run: Run, config: Config) -> StageResult:
 
 
 def run_restore(run: Run, config: Config) -> StageResult:
+    """Restore the annotation store from the backup file `stage.path`."""
     with open_store(config) as store:
         head = restore_store(store, parse_user_path(config.stage.path, "stage.path"))
     return StageResult({"seq": head.seq}, (f"the ledger is restored and verified up to row {head.seq}",))
 
 
 def run_erase(run: Run, config: Config) -> StageResult:
+    """Erase an annotator, an item or a project from the annotation store."""
     stage: AnnotateConfig = config.stage
     project = config.project
     with open_store(config, create=False) as store:

@@ -125,6 +125,7 @@ MAX_LABEL_LENGTH = 60
 
 
 def inputs(config: Config) -> StageInputs:
+    """Resolve the sources of a new data set, or the data set and rows of `stage.action=forget`."""
     stage: DataStageConfig = config.stage
     if stage.action == FORGET:
         return find_forget_inputs(config)
@@ -178,7 +179,7 @@ def run(run: Run, config: Config, sources_or_task: list[Source] | RowRemoval) ->
 
 
 def build_data_set(run: Run, config: Config, sources: list[Source]) -> StageResult:
-    """Build and publish a data set: read, clean, score, drop, divide and mix the rows, in this order."""
+    """Read, clean, score, deduplicate, split and mix the rows of all sources, and publish them as a data set."""
     stage: DataStageConfig = config.stage
     names = [source.name for source in sources]
     source_ranks = rank_by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
@@ -272,8 +273,8 @@ def build_data_set(run: Run, config: Config, sources: list[Source]) -> StageResu
 
 @contextmanager
 def discard_spool_if_refused(run: Run) -> Iterator[None]:
-    """Remove the spool if the block raises InputError about the data, because a resumed run would raise it again. The
-    spool stays if the disk is full or workers are missing."""
+    """Delete the run's temporary rows if the block raises InputError about the data, because a resumed run would raise
+    it again. They stay if the disk is full or workers are missing."""
     try:
         yield
     except InputError as error:
@@ -290,7 +291,7 @@ def require_rows(
     evaluation_leaks: OverlapMatches,
     test_leaks: OverlapMatches,
 ) -> None:
-    """Raise InputError if no row is left, or no row to train on."""
+    """Raise InputError if filtering left no row, or no row to train on."""
     field = "stage.sources"
     names = ", ".join(funnel.names)
     removes = config.stage.contamination.action == "remove"
@@ -440,7 +441,8 @@ def score_all_rows(run: Run, config: Config, rows: SpoolRows) -> TitledScores:
 
 
 def drop_by_score(run: Run, config: Config, rows: SpoolRows, funnel: Funnel) -> RowScores | None:
-    """Score the rows and drop those outside the cuts of `stage.score`. Returns None if the stage has no scores."""
+    """Score the rows and drop those outside the cuts of `stage.score` from the data set. Returns None if the stage has
+    no scores."""
     settings: ScoreConfig = config.stage.score
     if settings.by is None:
         return None
@@ -465,8 +467,8 @@ def drop_by_score(run: Run, config: Config, rows: SpoolRows, funnel: Funnel) -> 
 
 
 def load_base_tokenizer(run: Run, config: Config) -> Any | None:
-    """Load the tokenizer of `model=`, with which tokens are counted and rows are rendered for the report. Returns None
-    without a model."""
+    """Load the tokenizer of `model=`, which counts tokens and renders rows for the report. Returns None without a
+    model."""
     if run.manifest.base is None:
         return None
     from align.models.load import load_tokenizer
@@ -479,7 +481,7 @@ def load_base_tokenizer(run: Run, config: Config) -> Any | None:
 def drop_duplicate_rows(
     rows: SpoolRows, funnel: Funnel, order: np.ndarray, stage: DataStageConfig, engine: TaskRunner
 ) -> Duplicates:
-    """Find duplicates among the remaining rows and drop them, unless `stage.duplicates.action=report`.
+    """Find exact and near duplicates among the remaining rows and drop them, unless `stage.duplicates.action=report`.
 
     Args:
         order: order of preference of the rows: the first one of a cluster stays.

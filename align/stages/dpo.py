@@ -82,7 +82,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     pairs = [pair for _, pair in test]
 
     def measure_logprobs(steps: int) -> Tensor:
-        """Return log π of the better and the worse held-out answers [M, 2], after a number of training steps."""
+        """Return log π of the chosen and the rejected held-out answers [M, 2], after a number of training steps."""
         logprobs_M2 = compute_pair_logprobs(model.eval(), pairs, tokenizer.pad_token_id, by_token)
         assert stage.lr is not None  # filled in by `fill_learning_rates`
         require_finite(logprobs_M2, "pairs have logprobs", steps, stage.lr, config.dtype)
@@ -135,7 +135,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
 
 
 def compute_pair_loss(stage: DpoConfig, logprobs_M2: Tensor, reference_M2: Tensor) -> float:
-    """Return the mean loss of pairs, as training computes it.
+    """Compute the mean loss of preference pairs by `stage.loss`, as training does.
 
     Args:
         logprobs_M2: log π of the better and the worse answer of each pair.

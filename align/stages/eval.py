@@ -210,6 +210,8 @@ MANIFEST_FIGURES = ("by", "role", "asks", "yes", "items", "dropped", "systems", 
 
 
 def inputs(config: Config) -> StageInputs:
+    """Resolve the artifact, its reference model, the data and the judge of an evaluation, or the systems and tasks of a
+    suite."""
     if config.eval.measures == JUDGE:
         title = "grader" if config.eval.asks else f"judge-{config.reward.name}"
         records = find_judge_inputs(config)
@@ -290,8 +292,8 @@ def read_unseen_prompts(config: Config, artifact: Artifact) -> UnseenPrompts:
 
 
 def check_settings_apply(config: Config) -> None:
-    """Raise InputError for settings of several systems without `stage.systems`, and for settings of one artifact with
-    it."""
+    """Raise InputError for settings of a suite (`eval.tasks`, `stage.judge`, …) without `stage.systems`, and for
+    settings of a single artifact with it."""
     suite = config.eval
     stage = config.stage
     for key, value in (("votes", stage.votes), ("gold", stage.gold)):
@@ -354,7 +356,7 @@ class Suite(NamedTuple):
 
 
 def find_suite(config: Config) -> Suite:
-    """Find the systems, the tasks, the gates and the judge that the configuration names.
+    """Resolve the systems, tasks, gates and judge of an evaluation suite from the configuration.
 
     Raises:
         InputError: one of them is invalid.
@@ -429,7 +431,8 @@ class LoadedSuite:
 
 
 def load_suite(config: Config, suite: Suite) -> tuple[LoadedSuite]:
-    """Read the items of the tasks, leave out those that training saw, and check the judge and the endpoints.
+    """Read the items of a suite's tasks, leave out those in the training data of a system, and check that judge and
+    endpoints can be used. Returns a tuple of one, the rows of the stage.
 
     Raises:
         InputError: a task has no item left, a judge was the reward of a system or may not decide a gate, or an endpoint
@@ -467,7 +470,7 @@ def load_suite(config: Config, suite: Suite) -> tuple[LoadedSuite]:
 
 
 def read_items(config: Config, task: EvalTask) -> Sequence[EvalItem]:
-    """Read all items of a task.
+    """Read all items of a task, from its own file, from lm-eval or from `data=`.
 
     Raises:
         InputError: the task has no item, or a row is invalid.
@@ -484,7 +487,7 @@ def read_items(config: Config, task: EvalTask) -> Sequence[EvalItem]:
 
 
 def choose_reports(config: Config, suite: Suite, tasks: Tasks) -> Mapping[str, JudgeReport]:
-    """Return the report of the judge for each gate that a judge decides: gate → report.
+    """Choose the judge report by which a judge may decide each gate. Returns gate → report.
 
     Raises:
         InputError: the judge cannot be used, was a system's reward, or may not decide a gate; or `stage.judge=people`
@@ -519,7 +522,7 @@ def choose_reports(config: Config, suite: Suite, tasks: Tasks) -> Mapping[str, J
 
 
 def find_votes(config: Config, records: Mapping[str, Input], systems: Sequence[str]) -> dict[str, Input]:
-    """Return the present votes of people, and the file of gold pairs, as inputs of the run.
+    """Return the annotation project with its last vote, and the file of gold pairs, as inputs of the run.
 
     Args:
         records: the other inputs of the run.
@@ -555,8 +558,8 @@ def find_votes(config: Config, records: Mapping[str, Input], systems: Sequence[s
 
 
 def name_project(config: Config, records: Mapping[str, Input]) -> str:
-    """Return the project that `project=` names. Without it, return a name derived from the systems, the items and the
-    settings of sampling."""
+    """Return the name of the annotation project for people's votes: `project=`, or a name derived from the systems, the
+    items and the settings of sampling."""
     if config.project != Config().project:
         return config.project
     settings = select_identity("eval", to_plain_dict(config), records)
@@ -570,7 +573,7 @@ def name_project(config: Config, records: Mapping[str, Input]) -> str:
 
 
 def read_gold_pairs(path: Path) -> list[ImportRow]:
-    """Read pairs with the expected order of their answers.
+    """Read answer pairs with a known better answer from a file, to mix among those that people judge.
 
     Raises:
         InputError: a row has no expected order, or not two answers.
@@ -604,7 +607,7 @@ class JudgedExamples(NamedTuple):
 
 
 def find_judge_inputs(config: Config) -> dict[str, Input]:
-    """Return the examples and the judge as inputs of the run.
+    """Return the labelled examples and the judge as inputs of a run of `eval=judge`.
 
     Raises:
         InputError: a setting does not apply, `stage.judge` is no judge, or a reward model was trained without the
@@ -651,7 +654,7 @@ def refuse_unread_settings(config: Config) -> None:
 
 
 def find_judge(config: Config) -> Literal["reward"] | LLMJudge:
-    """Return the judge that is measured.
+    """Return the judge that `eval=judge` measures: the scorer of `reward=`, or a language model behind an endpoint.
 
     Raises:
         InputError: `stage.judge` is no judge or is people, or it is no language model, which `eval.asks` needs.
@@ -670,7 +673,8 @@ def find_judge(config: Config) -> Literal["reward"] | LLMJudge:
 
 
 def read_examples(config: Config, inputs: dict[str, Input]) -> tuple[JudgedExamples]:
-    """Read the examples that the judge is measured on.
+    """Read the labelled examples on which `eval=judge` measures the judge. Returns a tuple of one, the rows of the
+    stage.
 
     Raises:
         InputError: there is no example, the judge learned from all of them, the verdicts are its own, a label has no
@@ -685,6 +689,7 @@ def read_examples(config: Config, inputs: dict[str, Input]) -> tuple[JudgedExamp
 
 
 def read_answers(config: Config, judge: LLMJudge) -> JudgedExamples:
+    """Read the held-out answers with a label, for a judge that says yes or no."""
     source = DataSource.from_settings(config.data)
     all_answers, ambiguous = build_answer_examples(read_held_out_feedback(source))
     answers = sample_records(all_answers, config.data.limit, config.seed)
@@ -701,6 +706,7 @@ def read_answers(config: Config, judge: LLMJudge) -> JudgedExamples:
 
 
 def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict[str, Input]) -> JudgedExamples:
+    """Read the held-out preference pairs, for a judge that compares two answers."""
     source = DataSource.from_settings(config.data)
     root = config.run.folder
     decided, tied = read_judged_pairs(source, find_store_url(config), config.project, config.data.allow_simulated)
@@ -730,7 +736,7 @@ def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict
 
 
 def refuse_own_verdicts(config: Config, inputs: dict[str, Input], prefs: Sequence[Preference]) -> None:
-    """Raise InputError if the judge, or a part of it, made some of these verdicts as a simulated annotator."""
+    """Raise InputError if the judge, or a part of it, made some of the labels itself as a simulated annotator."""
     scorers = {pref.scorer for pref in prefs if pref.scorer}
     own_parts = list_scorer_parts(build_reward_spec(config.reward), inputs) & scorers
     problem = (
@@ -741,13 +747,14 @@ def refuse_own_verdicts(config: Config, inputs: dict[str, Input], prefs: Sequenc
 
 
 def name_source(config: Config) -> str:
-    """Return the name of a file, or of the run that made a data set."""
+    """Return the name of the data in a judge's report: a file, or the run that made a data set."""
     path = Path(config.data.path or "")
     return (path.parent if path.name == "artifact" else path).name or config.data.name
 
 
 def name_reference(config: Config, prefs: Sequence[Preference]) -> str:
-    """Return the name of the verdicts' source: people, simulated annotators with their scorers, or the file."""
+    """Return the name of the labels' source in a judge's report: people, simulated annotators with their scorers, or
+    the file."""
     if config.data.name != "annotations":
         return name_source(config)
     simulated = sorted({pref.scorer or "a scorer" for pref in prefs if pref.source == "simulated"})
@@ -772,7 +779,8 @@ def run(run: Run, config: Config, *rows: Any) -> StageResult:
 
 
 def make_sampling(run: Run, config: Config, seed_of: Callable[[System, EvalItem], int] | None = None) -> Sampling:
-    """Return the settings by which systems are sampled.
+    """Build the settings by which systems sample their answers: seed, device, dtype, length limits, temperature,
+    engine.
 
     Args:
         seed_of: see `Sampling`.
@@ -848,7 +856,7 @@ def score_and_measure_tasks(
 
 
 def load_reward(run: Run, config: Config, sampling: Sampling, systems: Sequence[System]) -> Judge:
-    """Load the scorer of `reward=` as the judge of these systems."""
+    """Load the scorer of `reward=` as the judge of these systems' answers."""
     from align.evals.suite.scores import load_reward_judge
 
     reward = run.manifest.config["reward"]
@@ -863,7 +871,8 @@ def load_reward(run: Run, config: Config, sampling: Sampling, systems: Sequence[
 def compare_with_start(
     run: Run, config: Config, prompts: Sequence[Any], trained_questions: TrainedQuestions, left_out: int
 ) -> StageResult:
-    """Compare the artifact with what it started from.
+    """Sample the answers of an artifact and of the model it started from to held-out prompts, judge both, and write
+    `samples.jsonl` and `metrics.json`.
 
     Args:
         prompts: the prompts that both answer.
@@ -1016,7 +1025,7 @@ def explain_few_prompts(measured: int, data: DataConfig, most: int, *, seen: int
 
 
 def explain_small_data(data: DataConfig) -> str:
-    """Return the setting of the data that limits the number of held-out prompts, and the remedy."""
+    """Return the setting that limits the number of held-out prompts, and what to change."""
     if data.eval_path is not None:
         return f"data.eval_path={data.eval_path} has too few. Give a larger file"
     if data.name == "manifest":
@@ -1054,7 +1063,8 @@ def describe_changed_settings(policy: System, config: Config) -> list[str]:
 
 
 def compare_systems(run: Run, config: Config, loaded_suite: LoadedSuite) -> StageResult:
-    """Sample the answers of all systems, score them, and compare the first system with each other one."""
+    """Sample the answers of all systems of a suite, score them, compare the first system with each other one, and write
+    `results.json` and the gates' verdict files."""
     from align.evals.suite.answers import ask_systems
     from align.evals.suite.likelihoods import measure_probes
     from align.evals.suite.scores import combine_verdicts_by_system
@@ -1127,7 +1137,8 @@ def compare_systems(run: Run, config: Config, loaded_suite: LoadedSuite) -> Stag
 def load_judge(
     run: Run, config: Config, sampling: Sampling, suite: Suite, judged_tasks: Sequence[TaskAnswers]
 ) -> Judge:
-    """Load the judge of a suite.
+    """Load the judge of a suite: a scorer, a language model, or people, whose annotation project is filled and read
+    here.
 
     Args:
         judged_tasks: the answers to judge. Pairs of them are put before people here, if people are the judge.
@@ -1148,13 +1159,13 @@ def load_judge(
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as JSON lines. Writes no file if there is no row."""
+    """Write rows to a file as JSON lines. Writes no file if there is no row."""
     if text := "".join(f"{json.dumps(row)}\n" for row in rows):
         write_text(path, text)
 
 
 def describe_cached_answers(sampling: Sampling) -> list[str]:
-    """Return sentences on answers and log-likelihoods that earlier runs had computed already."""
+    """Return sentences on how many answers and log-likelihoods were taken from the cache of earlier runs."""
     counts = (("answer", sampling.answers), ("log-likelihood", sampling.likelihoods))
     return [
         f"{count.before:,} of {pluralize(count.before + count.now, noun)} were taken from the cache"
@@ -1166,8 +1177,8 @@ def describe_cached_answers(sampling: Sampling) -> list[str]:
 def publish_verdicts(
     run: Run, loaded_suite: LoadedSuite, gates: Mapping[str, tuple[EvalGate, Decision]]
 ) -> dict[str, Any]:
-    """Write a verdict file for each gate, and `junit.xml` for continuous integration. Returns the metrics of the gates,
-    the exit status included."""
+    """Write a verdict file for each gate, and `junit.xml` for continuous integration. Returns the outcomes of the gates
+    and the exit status as metrics."""
     digests = {"artifact": loaded_suite.suite.systems[0].record.digest}
     for name, record in run.inputs.items():
         if name.startswith(("tasks.", "systems.", "card")):
@@ -1335,7 +1346,7 @@ def needs_more_votes(
 
 
 def find_first_answer(project: str, question: PairQuestion, item: ProjectItem) -> str:
-    """Return the id of the first system's answer.
+    """Return the id of the first system's answer in an item of the annotation project.
 
     Raises:
         InputError: the item has another prompt or other answers than the question.
@@ -1348,7 +1359,7 @@ def find_first_answer(project: str, question: PairQuestion, item: ProjectItem) -
 
 
 def summarize_votes(view: ProjectView, project: str) -> dict[str, Any]:
-    """Return the number of votes and their reliability as JSON, with pseudonyms of the people."""
+    """Return the number of votes in a project and their reliability as JSON, with pseudonyms of the people."""
     project_figures = compute_view_figures(view, project)
     gold, gold_votes, gold_right = compute_gold_accuracy(view.rankings, view.expected)
     repeats = compute_repeat_consistency(view.rankings)
@@ -1380,7 +1391,8 @@ def summarize_votes(view: ProjectView, project: str) -> dict[str, Any]:
 
 
 def measure_judge(run: Run, config: Config, labelled: JudgedExamples) -> StageResult:
-    """Measure a judge on labelled examples, and publish its report."""
+    """Ask a judge about labelled examples, and write its agreement with the labels to `card.json` and its verdicts to
+    `verdicts.jsonl`."""
     judge = labelled.judge
     reward = build_reward_spec(config.reward)
     identity = judge.identity if isinstance(judge, LLMJudge) else identify_scorer(reward, run.inputs)

@@ -66,6 +66,8 @@ PRELOAD = ("align.export.kinds",)
 
 
 def inputs(config: Config) -> StageInputs:
+    """Resolve the artifact to export, its base, the evaluation that the model card quotes, and the engines that check
+    the export."""
     method = config.method.name  # from the command line; `find_start` replaces `auto`
     artifact, base, config = find_start(config, config.artifact, "artifact")
     kinds = list_kinds(config.export.name, artifact)
@@ -157,8 +159,8 @@ def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey 
 
 
 def load_artifact_as_trained(config: Config, artifact: Artifact, base: Base, origin: Base) -> TrainedModel:
-    """Load the artifact with the weights and precision it was trained with. An adapter that cannot be exported is
-    refused before its base is loaded.
+    """Load the artifact's model with the weights and precision that it was trained with, such as an NF4 base with its
+    adapter. An adapter that cannot be exported is refused before its base is loaded.
 
     Args:
         origin: the model at the start of the lineage, see `find_origin`.
@@ -179,7 +181,8 @@ def load_artifact_as_trained(config: Config, artifact: Artifact, base: Base, ori
 
 
 def require_exportable(config: Config, artifact: Artifact, base: Base) -> bool:
-    """Check that an adapter can be exported as the configuration says. Returns whether it is a reward model's.
+    """Raise InputError if an adapter cannot be exported as the configuration says. Returns True if it is a reward
+    model's adapter.
 
     Raises:
         CorruptFile, InputError: it cannot be exported.
@@ -198,11 +201,13 @@ def require_exportable(config: Config, artifact: Artifact, base: Base) -> bool:
 
 
 def get_engine_settings(config: Config) -> dict[str, str]:
-    """Return the settings of the engines that check exports: name → the Python that has it, `auto` or `none`."""
+    """Return the configured Python of each engine that checks exports (vLLM, llama.cpp): name → path, `auto` or
+    `none`."""
     return {LLAMA_CPP: config.export.llama_cpp, VLLM: config.export.vllm}
 
 
 def build_options(config: Config) -> ExportOptions:
+    """Build the options of an export from the configuration."""
     from align.export.kinds import ExportOptions
     from align.models.dequantised import DEQUANTISED
 
@@ -228,8 +233,8 @@ def write_export(
     folder: Path,
     target: Path,
 ) -> list[ReceiptCheck]:
-    """Write an export of one kind: its files, the launch files, the model card and the receipt. Returns the checks of
-    the receipt.
+    """Write an export of one kind (adapter, merged or GGUF) to a folder: its files, launch files, model card and
+    receipt. Returns the checks that its logits passed or failed.
 
     Args:
         folder: the temporary folder to write to.
@@ -314,8 +319,8 @@ def collect_history_facts(run: Run, config: Config, artifact: Artifact) -> dict[
 
 
 def find_exported_folders(config: Config) -> list[Path]:
-    """Return the folders with a receipt: `export.path` or its `artifact/`, or their subfolders for the kinds that
-    `export=all` wrote."""
+    """Return the folders of an earlier export that have a receipt: `export.path`, its `artifact/`, or the subfolders
+    that `export=all` wrote."""
     from align.export.kinds import WRITERS
 
     path = parse_user_path(config.export.path or "", "export.path")
@@ -332,7 +337,7 @@ def find_exported_folders(config: Config) -> list[Path]:
 def read_receipt(
     config: Config, options: ExportOptions, artifact: Artifact, base: Base, folder: Path
 ) -> dict[str, Any]:
-    """Read the receipt of an earlier export, before any weights are loaded.
+    """Read the receipt of an earlier export of this artifact, before any weights are loaded.
 
     Raises:
         MissingArtifact, CorruptFile: see `read_verified_receipt`.
@@ -379,7 +384,7 @@ def check_export(
 
 
 def print_checks(run: Run, title: str, checks: list[ReceiptCheck]) -> None:
-    """Print the checks as a table, and write them to `checks.json` in the run's folder if one failed.
+    """Print the checks of an export as a table, and write them to `checks.json` in the run's folder if one failed.
 
     Raises:
         InputError: a check failed, see `align.export.receipt_rows.require_passed`.

@@ -42,6 +42,7 @@ ONE_LABEL = "all held-out answers have the same label, so neither accuracy nor A
 
 
 def inputs(config: Config) -> StageInputs:
+    """Resolve the start and the labelled answers or preference pairs of `stage=kto`."""
     return find_judgement_inputs(config, read_divided_judgements)
 
 
@@ -159,6 +160,7 @@ class EncodedSplit:
 
 
 def encode_split(tokenizer: Any, records: Judgements, stops: tuple[int, ...], max_length: int) -> EncodedSplit:
+    """Tokenize labelled answers or preference pairs, and drop those longer than `max_length` tokens."""
     prefs = [record for record in records if isinstance(record, Preference)]
     if prefs:
         pairs, dropped = encode_pairs(tokenizer, prefs, stops, max_length)

@@ -65,7 +65,7 @@ class PlannedStart:
 
 
 def plan(config: Config) -> Iterator[str]:
-    """Predict memory, disk space and time of a stage. Yields the lines to print."""
+    """Predict the memory, disk space and time that a stage needs, without running it. Yields the lines to print."""
     check_ranks(config.stage, config.devices or 1)
     start = find_planned_start(config)
     config = start.config
@@ -93,8 +93,8 @@ PRINTS: Mapping[str, Callable[[Config], Iterator[str]]] = MappingProxyType({"pla
 
 
 def find_planned_start(config: Config) -> PlannedStart:
-    """Return the start of a run of this configuration: the artifact of `init=`, or, if it does not exist yet, the one
-    that the configuration would train.
+    """Return what the planned run starts from: the artifact of `init=`, or, if it does not exist yet, the one that the
+    configuration would train.
 
     Raises:
         InputError: a model or a reference cannot be read, or the method contradicts the artifact.
@@ -134,7 +134,7 @@ def find_planned_start(config: Config) -> PlannedStart:
 
 
 def find_artifact(ref: str, root: Path, field: str) -> Artifact | None:
-    """Return the artifact of a reference. Returns None if it does not exist yet."""
+    """Return the artifact of a reference such as `sft:latest`. Returns None if it does not exist yet."""
     try:
         return resolve(ref, root, None, field)
     except MissingArtifact:
@@ -142,7 +142,8 @@ def find_artifact(ref: str, root: Path, field: str) -> Artifact | None:
 
 
 def locate_base(config: Config) -> Base:
-    """Return the base that `model=` names. For a model of the hub only `config.json` is downloaded, and no weights.
+    """Return the base that `model=` names. For a model of the Hugging Face hub only `config.json` is downloaded, and no
+    weights.
 
     Raises:
         InputError: the model does not exist or its architecture is not supported.
@@ -159,6 +160,7 @@ def locate_base(config: Config) -> Base:
 
 
 def describe_workload(start: PlannedStart, shape: Shape, work: Workload) -> str:
+    """Return one line about the model, method and batch of the planned run."""
     rows = {"reward": f"rankings of {work.texts} answers", "dpo": "pairs", "kto": "answers"}.get(work.stage, "rows")
     prompt = f" ({work.prompt} of the prompt)" if work.prompt else ""
     checkpointing = ", activations computed again" if work.recompute else ""
@@ -235,6 +237,7 @@ NO_FIT = "no: no setting that could be changed is enough"
 
 
 def describe_fit(shape: Shape, work: Workload, gb: float) -> str:
+    """Return `yes` if the planned run fits a GPU with this memory, or the settings with which it does."""
     changes = find_changes_to_fit(shape, work, compute_room(gb))
     if changes is None:
         return NO_FIT
@@ -242,6 +245,7 @@ def describe_fit(shape: Shape, work: Workload, gb: float) -> str:
 
 
 def describe_disk_and_time(config: Config, shape: Shape, work: Workload) -> Iterator[str]:
+    """Yield lines about the disk space of checkpoints and the time of the planned run."""
     checkpoints = getattr(config.stage, "checkpoints", 2)
     checkpoint_bytes, artifact_bytes = predict_disk_bytes(shape, work)
     running_bytes = (checkpoints + 1) * checkpoint_bytes

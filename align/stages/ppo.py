@@ -50,6 +50,7 @@ PRELOAD = ("align.ppo.loop", "align.reward.build", "align.rollout.registry")
 
 
 def inputs(config: Config) -> StageInputs:
+    """Resolve the policy's start, the reward models and the prompts of `stage=ppo`."""
     artifact, base, config = find_start(config)
     reward = build_reward_spec(config.reward)
     source = DataSource.from_settings(config.data)
@@ -87,7 +88,8 @@ def run(run: Run, config: Config, prompts: list[Conversation], eval_prompts: lis
 
 
 def build_settings(config: Config) -> PpoSettings:
-    """Return the settings of the loop: those of `stage`, and those derived from several keys of the configuration."""
+    """Return the settings of the PPO loop: those of `stage`, and those derived from several keys of the
+    configuration."""
     from align.models.load import choose_device, choose_dtype, get_dtype_name
     from align.ppo.experience import Estimator
     from align.ppo.settings import PpoSettings
@@ -135,7 +137,7 @@ def build_settings(config: Config) -> PpoSettings:
 def load_workers(
     run: Run, config: Config, prompts: Sequence[Conversation], eval_prompts: Sequence[Conversation]
 ) -> Iterator[Workers]:
-    """Load the roles, the rollout engine and the reward. The engine is closed as the block ends.
+    """Load policy, reference, critic, rollout engine and reward for a PPO run. The engine is closed as the block ends.
 
     Args:
         prompts: prompts to train on.
@@ -222,7 +224,8 @@ def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[
 
 
 def watch_variety(workers: Workers, start: Mapping[str, float], config: Config) -> dict[str, float]:
-    """Measure how much the policy's greedy answers differ between held-out prompts.
+    """Measure how much the policy's greedy answers differ between held-out prompts, and whether they collapsed since
+    the start of training.
 
     Args:
         start: these metrics before training; empty to measure them before training.
@@ -257,7 +260,8 @@ def watch_variety(workers: Workers, start: Mapping[str, float], config: Config) 
 
 
 def save_artifact(run: Run, config: Config, workers: Workers, trained: LoopResult) -> None:
-    """Save the last or the best policy, as `stage.publish` says, the last critic, and the tokenizer."""
+    """Write the last or the best policy, as `stage.publish` says, the last critic, and the tokenizer to the run's
+    artifact."""
     from align.models.load import choose_device, choose_dtype, save_tokenizer
 
     if trained.state.best and config.stage.publish == "best":
@@ -271,7 +275,8 @@ def save_artifact(run: Run, config: Config, workers: Workers, trained: LoopResul
 
 
 def send_to_annotators(run: Run, config: Config, trained: LoopResult) -> None:
-    """Add the suspicious answers to the annotation store after a tripwire has stopped the run."""
+    """Add the suspicious answers of a run that a tripwire stopped to the annotation store, so that people judge
+    them."""
     suspects = [(prompt, candidates) for prompt, candidates in trained.suspects if not prompt.uses_tools]
     with_tools = len(trained.suspects) - len(suspects)
     if with_tools:

@@ -54,6 +54,7 @@ READABLE = "!=unreadable"
 
 
 def list_runs(config: Config) -> Iterator[str]:
+    """Yield the lines of a table, or JSON or CSV, of the runs under `run.root` that meet `stage.where`."""
     stage: RegistryConfig = config.stage
     is_table = stage.format == "table"
     keys = [key for key in stage.columns if not (is_table and key in USUAL)]
@@ -80,6 +81,7 @@ def list_runs(config: Config) -> Iterator[str]:
 
 
 def get_limit(stage: RegistryConfig) -> int:
+    """Return the maximum number of runs to list."""
     return stage.limit or (TABLE_LIMIT if stage.format == "table" else NO_LIMIT)
 
 
@@ -88,6 +90,8 @@ def get_sort_keys(stage: RegistryConfig) -> list[str]:
 
 
 def compare_runs(config: Config) -> Iterable[str]:
+    """Yield the lines of a comparison of several runs: their figures and the settings in which they differ. Writes a
+    page with curves to `stage.html`, if it is set."""
     from align.registry import comparison
 
     stage = config.stage
@@ -138,6 +142,7 @@ def compare_runs(config: Config) -> Iterable[str]:
 
 
 def show_run(config: Config) -> Iterable[str]:
+    """Return the lines of one run's manifest."""
     stage: RegistryConfig = config.stage
     record = query_index(require_root(config), lambda index: find_run(index, str(stage.run)))
     if stage.format == "table":
@@ -146,6 +151,7 @@ def show_run(config: Config) -> Iterable[str]:
 
 
 def diff_runs(config: Config) -> Iterable[str]:
+    """Return the lines of the settings and inputs in which two runs differ."""
     from align.registry import differences
 
     stage = config.stage
@@ -156,7 +162,7 @@ def diff_runs(config: Config) -> Iterable[str]:
 
 
 def find_run(index: Index, ref: str, field: str = "stage.run") -> Record:
-    """Return the record of a run.
+    """Return the index's record of the run that a reference such as `sft:latest` names.
 
     Args:
         ref: `STAGE:NAME`, `STAGE:latest`, an alias or a run's folder.
@@ -192,6 +198,7 @@ def find_run(index: Index, ref: str, field: str = "stage.run") -> Record:
 
 
 def trace_origins(config: Config) -> Iterable[str]:
+    """Return the lines of everything that an artifact or a server's response was made from: runs, data, votes."""
     from align.registry import trace
     from align.registry.trace import read_votes
 
@@ -218,6 +225,8 @@ def trace_origins(config: Config) -> Iterable[str]:
 
 
 def replay_run(config: Config) -> Generator[str, None, int]:
+    """Repeat a training run in a temporary folder, and yield the lines of a report whether its metrics are the same.
+    Returns the exit status."""
     from align.registry import replay
 
     stage = config.stage
@@ -238,6 +247,8 @@ def make_url_absolute(url: str) -> str:
 
 
 def promote_artifact(config: Config) -> Iterable[str]:
+    """Point the alias `stage.alias` to an artifact in the alias log, if the gates allow it. Returns the lines to
+    print."""
     from align.registry import promotion
     from align.registry.gates import read_gates
 
@@ -253,6 +264,7 @@ def promote_artifact(config: Config) -> Iterable[str]:
 
 
 def retire_alias(config: Config) -> Iterable[str]:
+    """Remove the alias `stage.alias` by a line of the alias log. Returns the lines to print."""
     from align.registry import promotion
 
     require_service(config)
@@ -263,6 +275,8 @@ def retire_alias(config: Config) -> Iterable[str]:
 
 
 def show_history(config: Config) -> Iterable[str]:
+    """Return the lines of the alias log: the changes of one alias or of all, or what they meant at the time
+    `stage.as_of`."""
     from align.registry import promotion
 
     stage = config.stage
@@ -287,6 +301,8 @@ def show_history(config: Config) -> Iterable[str]:
 
 
 def collect_garbage(config: Config) -> Iterable[str]:
+    """Find files of runs that no run or alias needs, and delete them if `stage.apply=true`. Returns the lines to
+    print."""
     from align.registry import garbage, promotion
 
     stage = config.stage
@@ -310,6 +326,8 @@ def collect_garbage(config: Config) -> Iterable[str]:
 
 
 def forget_data(config: Config) -> Iterator[str]:
+    """Plan which runs and data sets contain the data to forget, and erase it if `stage.apply=true`. Yields the lines to
+    print."""
     from align.registry import forget_selection, forgetting, promotion  # they import pyarrow
 
     stage = config.stage
@@ -351,6 +369,7 @@ def parse_time(text: str) -> datetime:
 
 
 def rebuild_index(config: Config) -> Iterable[str]:
+    """Build the index of all runs anew from their folders. Yields a line with the number of runs."""
     start_time = time.monotonic()
     with Index(require_root(config), rebuild=True) as index:
         place = "in memory, since its file cannot be written" if index.path is None else str(index.path)
@@ -358,6 +377,7 @@ def rebuild_index(config: Config) -> Iterable[str]:
 
 
 def serve_page(config: Config) -> Iterator[str]:
+    """Serve the registry as a web page until the process is interrupted. Yields the lines to print."""
     from align.registry.page.server import build_registry_application  # FastAPI takes a second to import
     from align.registry.trace import read_votes
     from align.web.key_link import KeyAuthenticator, OpenAuthenticator, load_or_create_key
@@ -423,8 +443,8 @@ def require_service(config: Config) -> None:
 
 
 def mirror_alias(config: Config, root: Path, change: Change) -> Iterable[str]:
-    """Set an alias at the tracking service of `track`, if any, after it was written to the log. Yields lines about the
-    result. An alias of several artifacts, which no service has, is removed there."""
+    """Set an alias at the tracking service of `track` (MLflow or W&B), if any, after it was written to the log. Yields
+    lines about the result. An alias of several artifacts, which no service has, is removed there."""
     service = config.track.name
     if service == "none":
         return

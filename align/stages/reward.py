@@ -137,8 +137,9 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
 
 
 def prioritise(config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...], max_length: int) -> int:
-    """Order a project's items by the model's uncertainty, see `annotate.priority`. Returns the number of items ordered.
-    Only the first rank opens the store; all ranks score."""
+    """Set the priority of a project's items in the annotation store by the reward model's uncertainty, so that
+    uncertain ones are asked first. Returns the number of items. Only the first rank opens the store; all ranks
+    score."""
     from align.annotate.priority import compute_uncertainties, tokenize_answers
     from align.trainers.reward import find_score_head
 
@@ -153,7 +154,7 @@ def prioritise(config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...
 def compute_pair_scores(
     model: Any, pairs: Sequence[TokenizedPair], pad_id: int, lr: float, dtype: str, steps: int
 ) -> Tensor:
-    """Return the scores of the better and the worse answer of each pair [M, 2].
+    """Compute the reward model's scores of the chosen and the rejected answer of each pair, shape [M, 2].
 
     Args:
         lr, dtype, steps: learning rate, dtype and number of training steps, for the error message.

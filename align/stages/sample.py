@@ -104,7 +104,8 @@ def inputs(config: Config) -> StageInputs:
 
 
 def find_reward_inputs(config: Config, policy: Artifact, base: Base) -> dict[str, Input]:
-    """Return the models and functions of the reward that ranks, and of the gold reward, as inputs of the run.
+    """Return the models and functions of the reward that ranks answers, and of the gold reward that only measures them,
+    as inputs of the run.
 
     Raises:
         MissingArtifact: a reward model does not exist yet.
@@ -126,7 +127,7 @@ def find_reward_inputs(config: Config, policy: Artifact, base: Base) -> dict[str
 
 
 def get_gold_settings(config: Config) -> Mapping[str, Any]:
-    """Return the gold reward in the form in which a manifest has `reward`."""
+    """Return the settings of the gold reward, `stage.gold`, in the form in which a manifest has `reward`."""
     return to_plain_dict(replace_values(config, reward=config.stage.parse_gold()))["reward"]
 
 
@@ -201,7 +202,7 @@ def describe_flawed_answers(config: Config, means: Mapping[str, float]) -> list[
 
 
 def sample_for_people(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
-    """Put several answers to each prompt into the annotation store."""
+    """Sample several answers to each prompt, and add them to the annotation store for people to rank."""
     from align.models.actors import AdapterPool
     from align.models.load import choose_device, choose_dtype, load_base
     from align.rollout.engine import decode_responses, derive_row_seeds, divergence_as_input_error
@@ -291,7 +292,8 @@ def sample_for_people(run: Run, config: Config, prompts: list[Conversation]) -> 
 
 
 def count_finished_prompts(run: Run) -> int:
-    """Return the number of prompts whose answers an interrupted run has logged, on every rank; 0 for a new run."""
+    """Return the number of prompts whose answers an interrupted run has written already, the same on all ranks; 0 for a
+    new run."""
     logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
     return ranks.broadcast(logged[-1]["step"] if logged else 0)
 
@@ -314,7 +316,8 @@ def require_items(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]])
 def add_items(
     store: Store, config: Config, prefix: str, first: int, chunk: Sequence[Prompt], answers: Sequence[Candidate]
 ) -> dict[str, int]:
-    """Add prompts with their answers to the annotation store. Returns the number of prompts withheld, by reason.
+    """Add prompts with their answers as items to a project of the annotation store. Returns the number of prompts
+    withheld, by reason.
 
     Args:
         prefix: prefix of the items' keys; a prompt's number follows it.
@@ -406,7 +409,7 @@ class RankedSampling:
 
 
 def sample_best_of(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
-    """Sample and score N answers to each prompt, and publish winners, pairs and figures."""
+    """Sample N answers to each prompt, score them, and publish the best answers, preference pairs and figures."""
     from align.rollout.engine import divergence_as_input_error
     from align.rollout.strip_reasoning import is_empty_answer
 
@@ -443,7 +446,7 @@ def sample_best_of(run: Run, config: Config, prompts: list[Conversation]) -> Sta
 
 @contextmanager
 def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversation]) -> Iterator[RankedSampling]:
-    """Load the policy, the engine and the scorers. The engine is closed as the block ends.
+    """Load the policy, the rollout engine and the scorers of best-of-n. The engine is closed as the block ends.
 
     Reward models on the policy's base are further adapters on it, as in PPO. The others, and those of `stage.gold`,
     load a base of their own.
@@ -492,7 +495,7 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
 
 
 def score_answers(scorer: Scorer, name: str, judged_rollout: JudgedAnswers) -> Tensor:
-    """Return the scores of answers [B].
+    """Score a batch of answers by one scorer. Returns the scores [B].
 
     Args:
         name: `gold` or `score`, for the error message.
@@ -542,7 +545,7 @@ def list_samples(
 
 
 def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> StageResult:
-    """Write winners, pairs and metrics of best-of-n.
+    """Write the best answers as training rows, the preference pairs and the metrics of best-of-n to the run's artifact.
 
     Args:
         chunks: the rows of metrics.jsonl.
@@ -570,7 +573,7 @@ def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) 
 
 
 def require_winner(run: Run, config: Config, tally: BestOfResults) -> None:
-    """Raise InputError if no answer to any prompt can be a winner: all were cut off or are empty."""
+    """Raise InputError if no prompt has a usable best answer: all answers were cut off or are empty."""
     prompt_count = len(tally.scores) - tally.reasons["with_tools"]
     problem = "leaves no answer that is complete and not empty"
     remedy = f"Raise it, or start from another policy. The answers are in {run.folder / 'samples.jsonl'}."

@@ -62,6 +62,7 @@ SLOTS_PER_RESERVED = 8
 
 
 def inputs(config: Config) -> StageInputs:
+    """Resolve the base and the adapters to serve, and the key that must have signed them."""
     stage: ServeConfig = config.stage
     if stage.keys is not None:
         read_key_file(parse_user_path(stage.keys, "stage.keys"))  # so that a mistake in it is reported at once
@@ -86,7 +87,7 @@ def inputs(config: Config) -> StageInputs:
 
 
 def run(run: Run, config: Config, startup: ResolvedNames) -> StageResult:
-    """Serve until a signal.
+    """Serve the base and its adapters over OpenAI's API until the process receives a signal.
 
     Args:
         startup: the base and the adapters to serve at the start.
@@ -272,7 +273,7 @@ def open_own_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterato
 
 @contextmanager
 def open_vllm_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterator[LoadedEngine]:
-    """Start vLLM in a process that ends with the block.
+    """Start vLLM as a server in a child process, which ends with the block.
 
     The probes that vLLM has to reproduce with the base and with each adapter are computed before it starts, so that
     their memory is free again by then.
@@ -361,7 +362,7 @@ ENGINES: dict[str, Callable[[Run, Config, ResolvedNames], AbstractContextManager
 
 
 def compute_context_length(model: Any, stage: ServeConfig) -> int:
-    """Return the maximum number of tokens of a prompt and its answer together."""
+    """Return the maximum number of tokens of a prompt and its answer together: the model's, or `stage.max_length`."""
     from align.models.load import get_context_length
 
     model_length = get_context_length(model)
@@ -369,12 +370,12 @@ def compute_context_length(model: Any, stage: ServeConfig) -> int:
 
 
 def count_reserved_slots(stage: ServeConfig) -> int:
-    """Return the number of slots that are reserved for tenants without a running request."""
+    """Return the number of batch slots that are kept free for tenants without a running request."""
     return stage.slots // SLOTS_PER_RESERVED if stage.keys is not None else 0
 
 
 def describe_batches(stage: ServeConfig, is_exact: bool) -> str:
-    """Describe continuous batching.
+    """Return a phrase about continuous batching and its number of slots.
 
     Args:
         is_exact: True if matrix products of batches of different sizes agree to the last bit on this machine.
@@ -389,7 +390,8 @@ def describe_batches(stage: ServeConfig, is_exact: bool) -> str:
 
 
 def find_base_dtype(config: Config, startup: ResolvedNames) -> str:
-    """Return the dtype in which to load the base. For QLoRA it is that of training, from which NF4 was quantised.
+    """Return the dtype in which to load the base that is served. For QLoRA it is that of training, from which NF4 was
+    quantised.
 
     Raises:
         InputError: QLoRA adapters were trained in different dtypes, and so on different NF4 codes.
@@ -417,8 +419,8 @@ def describe_access(startup: ResolvedNames, stage: ServeConfig) -> Iterator[str]
 
 
 def update_tenant(config: Config) -> Iterable[str]:
-    """Create a tenant with its first key, or change its rights, limits and keys. Yields a new key, if one was made, and
-    a description of the tenant."""
+    """Write a tenant's rights, limits and keys to the key file; a new tenant gets its first key. Yields a new key, if
+    one was made, and a description of the tenant."""
     stage: ServeConfig = config.stage
     assert stage.keys is not None and stage.tenant is not None  # noqa: PT018 (the configuration has checked it)
     keys = parse_user_path(stage.keys, "stage.keys")
@@ -439,6 +441,7 @@ def update_tenant(config: Config) -> Iterable[str]:
 
 
 def list_tenants(config: Config) -> Iterable[str]:
+    """Return the lines of a table of tenants with their limits and usage."""
     stage: ServeConfig = config.stage
     assert stage.keys is not None
     keys = parse_user_path(stage.keys, "stage.keys")

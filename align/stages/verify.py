@@ -52,6 +52,7 @@ PRELOAD = ("align.ppo.verify.on_model", "align.rollout.registry")
 
 
 def inputs(config: Config) -> StageInputs:
+    """Resolve the policy's start of `stage=verify`."""
     artifact, base, config = find_start(config)
     has_no_reward = config.init == BASE and config.reward == LearnedReward()
     root = config.run.folder
@@ -103,7 +104,7 @@ def run(run: Run, config: Config) -> StageResult:
 def make_sampler(
     run: Run, config: Config, roles: Roles, engine: Engine, prompts: Sequence[Sequence[int]]
 ) -> Callable[[int], Rollout]:
-    """Return a function that samples so many of the policy's answers to each prompt, with new seeds in each call."""
+    """Return a function that samples a number of the policy's answers to each prompt, with new seeds in each call."""
     from align.rollout.engine import derive_row_seeds, divergence_as_input_error
 
     calls = itertools.count(1)
@@ -122,7 +123,7 @@ def make_sampler(
 def run_anchors(
     run: Run, config: Config, roles: Roles, dtype: torch.dtype, sample: Callable[[int], Rollout]
 ) -> list[Anchor]:
-    """Run the checks of the formulas, then those on the model, and print each result."""
+    """Run the checks of PPO's formulas, then those on the model, and print each result."""
     import torch
 
     from align.ppo.verify.anchors import check_maths
@@ -152,7 +153,7 @@ def run_anchors(
 
 
 def print_anchors(anchors: Iterable[Anchor]) -> list[Anchor]:
-    """Print each anchor as soon as it is measured. Returns all of them."""
+    """Print the result of each check as soon as it is measured. Returns all of them."""
     measured: list[Anchor] = []
     for anchor in anchors:
         measured.append(anchor)
@@ -162,7 +163,8 @@ def print_anchors(anchors: Iterable[Anchor]) -> list[Anchor]:
 
 
 def perturb_weights(roles: Roles) -> None:
-    """Add noise to all trained weights. A fresh adapter and a fresh head compute 0, which would hide swapped roles."""
+    """Add noise to all trained weights in place. A fresh adapter and a fresh head compute 0, which would hide swapped
+    roles."""
     import torch
 
     with torch.no_grad():

@@ -42,7 +42,7 @@ class StartedRun:
 
 
 def follow_first_rank() -> int:
-    """Work on the run that the first rank has opened. Returns the exit status.
+    """Run the stage on a rank other than the first, in the run that the first rank opened. Returns the exit status.
 
     Raises:
         AlignError: this rank or another one failed, see `align.ranks.find_cause`.
@@ -61,6 +61,7 @@ def follow_first_rank() -> int:
 
 
 def work_on_run() -> int:
+    """Receive the run from the first rank, check that code and weights are the same, and run the stage."""
     ranks.init_group()
     started: StartedRun | None = ranks.broadcast(None)
     if started is None:  # the run is finished already
@@ -80,7 +81,7 @@ def work_on_run() -> int:
 
 
 def compare_bytes(started: StartedRun) -> None:
-    """Raise InputError if this rank has other code or other weights than the first rank.
+    """Raise InputError if this rank's code, base or adapters differ from those of the first rank.
 
     Every rank hashes the adapters, because later it loads exactly the bytes that it hashed. Only one rank of each
     machine compares code and whole models: the others would wait for the same disk, and `load_base` compares the bytes
@@ -107,7 +108,7 @@ def compare_bytes(started: StartedRun) -> None:
 
 
 def compare_weights(field: str, value: str, expected: str, compute_digest: Callable[[], str]) -> None:
-    """Raise InputError if weights have another digest on this machine, or cannot be read. The message has the rank."""
+    """Raise InputError if the weights on this machine have another digest than the first rank's, or cannot be read."""
     try:
         digest = compute_digest()
     except InputError as error:

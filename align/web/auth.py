@@ -49,8 +49,8 @@ class Authenticator(Protocol[V]):
         ...
 
     def create_link_cookie(self, key: str) -> str | None:
-        """Return the `Set-Cookie` value for a visitor who opens the link with this key. Returns None if the key is of
-        no link."""
+        """Return the `Set-Cookie` value that logs in a visitor who opens the link with this key. Returns None if the
+        key is of no link."""
         ...
 
     def refuse_unknown_visitor(self, path: str, query: Mapping[str, str]) -> Response | None:
@@ -147,7 +147,8 @@ class AuthMiddleware:
         return None
 
     async def _refuse(self, request: HTTPConnection) -> Response | None:
-        """Return the response that refuses a request. Returns None if the request passes."""
+        """Authenticate a request and store its visitor in the ASGI scope. Returns the response that redirects or
+        refuses the request, or None if it passes."""
         path = request.scope["path"]
         origin = self.origins.get(request.headers.get("host", ""))
         if origin is None:

@@ -56,8 +56,8 @@ class Passwords:
             return self.hasher.hash(password)
 
     def matches(self, password_hash: str | None, password: str, share: str = "", failures: int = 0) -> bool:
-        """Return whether a password is the one of a hash. For None the result is False, after as much computation, so
-        that the time of a response does not tell which accounts exist.
+        """Return whether a password has this hash. For None the result is False, after as much computation, so that the
+        time of a response does not tell which accounts exist.
 
         Raises:
             ServerBusy: too many password checks wait.
@@ -100,12 +100,12 @@ def find_network(address: str) -> str:
 
 
 def normalise_name(name: str) -> str:
-    """Return a name in the form in which names are compared: NFKC, without case, with single spaces."""
+    """Convert an account's name to the form in which names are compared: NFKC, without case, with single spaces."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def validate_name(name: str) -> str:
-    """Normalise the name of an account and check that it is allowed.
+    """Check that the name of an account is allowed, and return it normalised.
 
     Raises:
         InputError: it is empty or too long, has invisible characters, or mixes alphabets that look alike.
@@ -135,7 +135,7 @@ def is_valid_name(name: str) -> bool:
 
 
 def validate_password(name: str, password: str) -> str:
-    """Check a new password and return it. Only its length counts, not its composition (NIST SP 800-63B).
+    """Check the length of a new password, and return it unchanged. Its composition does not count (NIST SP 800-63B).
 
     Raises:
         InputError: it is too short, too long, or the account's name.

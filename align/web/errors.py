@@ -14,13 +14,16 @@ CANNOT_READ = "The server cannot read its store."
 
 
 def add_error_handlers(app: FastAPI, statuses: Mapping[type[InputError], int]) -> None:
-    """Register the error handlers of an app: ours are answered with these statuses, an invalid body with 422."""
+    """Register handlers on a FastAPI app that answer our errors with these HTTP statuses, and an invalid body with
+    422."""
     app.add_exception_handler(RequestValidationError, respond_to_invalid_body)
     for error, status in statuses.items():
         app.add_exception_handler(error, make_error_handler(status))
 
 
 def make_error_handler(status: int) -> Callable[[Request, Exception], JSONResponse]:
+    """Return a handler that answers an error with this HTTP status and its message as JSON."""
+
     def respond(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, InputError)
         if isinstance(error, StorageError) and request.scope["person"] is None:

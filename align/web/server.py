@@ -58,7 +58,8 @@ class Connections:
         self._unreported: Counter[str] = Counter()
 
     def admit(self, newcomer: Connection) -> None:
-        """Add a connection. If that exceeds the limit, end stalled ones, or the new one if no other is stalled."""
+        """Add a new connection. If that exceeds the limit, close stalled ones, or the new one if no other is
+        stalled."""
         self.open.add(newcomer)
         self._peers[newcomer.peer] += 1
         is_full = len(self.open) > self.limit
@@ -75,7 +76,7 @@ class Connections:
                 del self._peers[connection.peer]
 
     def _make_room(self, newcomer: Connection, peer: str | None) -> None:
-        """End the first twentieth of the stalled connections, or the new one if none is stalled. It is several at a
+        """Close the first twentieth of the stalled connections, or the new one if none is stalled. It is several at a
         time because sorting all of them takes a millisecond.
 
         The order is by address, the one with most connections first; then connections that have answered no request
@@ -223,7 +224,7 @@ def serve(
     drain: Callable[[bool], Awaitable[None]] | None = None,
     loggers: Sequence[str] = (),
 ) -> None:
-    """Serve an app until the process is interrupted.
+    """Serve an ASGI app with uvicorn until the process is interrupted.
 
     Args:
         on_ready: called when the port is open.
@@ -241,7 +242,7 @@ def serve(
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """Open a socket on the port. Raises as `serve` does.
+    """Open a listening socket on the port. Raises as `serve` does.
 
     The socket names TCP as its protocol, since only then asyncio turns Nagle's algorithm off: with it, a response of
     two pieces waits 40 ms for the browser to acknowledge the first one.
@@ -309,7 +310,8 @@ class Server(uvicorn.Server):
 
 
 def raise_connection_limit() -> int:
-    """Raise the soft limit of file descriptors to the hard one. Returns how many connections this process can hold."""
+    """Raise the process's soft limit of file descriptors to the hard one. Returns how many connections this process can
+    hold."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # macOS reports an infinite hard limit and refuses to set it
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -323,7 +325,7 @@ def raise_connection_limit() -> int:
 
 @contextmanager
 def log_to_console(names: Sequence[str] = ()) -> Iterator[None]:
-    """Send the server's log lines to the console too."""
+    """Send the server's log lines to the console too while the `with` block runs."""
     console = logging.StreamHandler()
     console.setFormatter(RedactingFormatter())
     loggers = [logging.getLogger(name) for name in ("uvicorn.error", log.name, *names)]

@@ -41,7 +41,8 @@ class Throttle:
         self._lock = threading.Lock()
 
     def begin_attempt(self, name: str, free: int) -> float:
-        """Begin an attempt. Returns 0 if it is allowed, else the seconds to wait.
+        """Count a login attempt of a name as failed until its success is recorded. Returns 0 if the attempt is allowed,
+        else the seconds to wait.
 
         An attempt counts as failed until `record_success` or `cancel_attempt` is called: parallel attempts are
         limited as consecutive ones are.
@@ -128,7 +129,7 @@ class FairQueue:
 
     @contextmanager
     def take_turn(self, share: str, failures: int) -> Iterator[None]:
-        """Wait for this thread's turn, then run the block.
+        """Wait for this thread's turn in the queue, then run the `with` block.
 
         Args:
             share: who takes turns with the others, such as an IP address.

@@ -43,7 +43,7 @@ def list_numbered_inputs(inputs: Mapping[str, Input], name: str) -> list[Input]:
 
 
 def get_scorer_title(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> str:
-    """Return a scorer's name for people. The arguments are as in `list_scorer_parts`."""
+    """Return the name of a reward as a judge, for people. The arguments are as in `list_scorer_parts`."""
     refs = [scorer.ref for name, scorer in inputs.items() if name.startswith("reward")]
     match reward["name"]:
         case "sentiment":
@@ -58,7 +58,8 @@ def get_scorer_title(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> 
 
 
 def list_scorer_parts(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> set[str]:
-    """Return one text for each model, function and rule of a reward whose weight is not 0.
+    """Return one text for each reward model, function and rule of a reward whose weight is not 0, to compare two
+    rewards by.
 
     A rule is identified by its name, with its pattern or tags. A range of lengths is left out: optimising for one range
     also optimises what another range measures.
@@ -130,7 +131,7 @@ class JudgeIdentity:
 
 
 def identify_scorer(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> JudgeIdentity:
-    """Return the identity of the scorer of `reward=`.
+    """Build the identity of the reward `reward=` as a judge: all settings and weights that can change its scores.
 
     Args:
         reward: the group `reward` with its defaults, see `align.config.scorers.build_reward_spec`.
@@ -166,7 +167,7 @@ def identify_scorer(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> J
 
 
 def list_differences(one: JudgeIdentity, other: JudgeIdentity) -> list[str]:
-    """Return the settings in which two judges differ."""
+    """Return the names of the settings in which two judges differ."""
     settings, other_settings = (dict(flatten_metrics(judge.made_of)) for judge in (one, other))
     return [key for key in {**settings, **other_settings} if settings.get(key) != other_settings.get(key)]
 
@@ -252,7 +253,8 @@ class ScorerRelation:
 def find_scorer_relation(
     policy: Artifact, parts: set[str], root: Path, models: Sequence[Artifact] = ()
 ) -> ScorerRelation:
-    """Determine the relation of a scorer to a policy from the manifests of the policy's lineage.
+    """Find out from the manifests of a policy's lineage whether it was optimised against a part of this judge, or
+    trained on verdicts or pairs of it.
 
     Args:
         parts: of the scorer, see `list_scorer_parts`.
@@ -285,8 +287,8 @@ def find_scorer_relation(
 
 
 def iter_optimisations(manifest: Manifest, root: Path) -> Iterator[tuple[str, Manifest | GoneRun]]:
-    """Yield the runs in which a policy, or an ancestor, was optimised against a reward, each with the run that has this
-    reward.
+    """Yield (reference of a run, manifest with the reward) for each run in which a policy or an ancestor of it was
+    optimised against a reward.
 
     For PPO that is the run itself. For a run that was trained on answers ranked by best-of-n, it is the run of
     `stage=sample`, followed by the optimisations of the policy that gave these answers.

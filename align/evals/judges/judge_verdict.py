@@ -55,7 +55,8 @@ class JudgeVerdict(NamedTuple):
 
 
 def judge_by_scores(ids: Sequence[str], first: Sequence[float], second: Sequence[float]) -> list[JudgeVerdict]:
-    """Return the verdicts of a scorer: the higher score wins. Raises ValueError if a score is NaN."""
+    """Turn the scores of two answers to each prompt into verdicts: the higher score wins. Raises ValueError if a score
+    is NaN."""
     return [JudgeVerdict(id, "", win) for id, win in zip(ids, compute_wins(first, second).tolist(), strict=True)]
 
 
@@ -76,7 +77,8 @@ def merge_verdicts(verdicts: Iterable[JudgeVerdict]) -> dict[str, float]:
 
 
 def collect_both_orders(verdicts: Iterable[JudgeVerdict]) -> Mapping[str, tuple[float, float]]:
-    """Return, for the prompts with a verdict in both orders, the two verdicts. Verdicts with an error are left out."""
+    """Return the two verdicts on each prompt that was judged in both orders of the answers. Verdicts with an error are
+    left out."""
     by_prompt: dict[str, dict[str, float]] = {}
     for verdict in verdicts:
         if not verdict.error:

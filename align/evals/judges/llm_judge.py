@@ -108,7 +108,8 @@ Give your reasons in at most three sentences. Then write alone on the last line:
 
 
 def parse_question(value: Any, field: str) -> str:
-    """Return the question of a text, or of the name of a question. Raises InputError if the value is neither."""
+    """Return the yes/no question that a text, or the name of a built-in question, stands for. Raises InputError if the
+    value is neither."""
     text = parse_text(value, field).strip()
     remedy = f"Write the question, or a name that is known: {', '.join(NAMED_QUESTIONS)}."
     require(text in NAMED_QUESTIONS or not NAME.fullmatch(text), field, text, "is no question", remedy)
@@ -180,13 +181,12 @@ class LLMJudge:
         return JudgeIdentity(self.title, made_of)
 
     def with_question(self, text: str) -> LLMJudge:
-        """Return a judge with the same model and a yes/no question about one answer. A prompt for comparisons is left
-        out."""
+        """Return a copy of the judge that asks a yes/no question about single answers instead of comparing two."""
         return LLMJudge(self.endpoint, YesNoQuestion(text), self.temperature, self.max_tokens)
 
     def compare(self, pairs: Sequence[AnswerPair], store: AnswerStore) -> list[JudgeVerdict]:
-        """Return two verdicts on each pair: with the first system's answer shown first, then second. Stored verdicts
-        are not asked for again.
+        """Ask the judge about each pair of answers twice, with the first system's answer shown first, then second.
+        Verdicts in the store are not asked for again.
 
         Raises:
             InputError: the server gives no answers.
@@ -199,7 +199,8 @@ class LLMJudge:
         ]
 
     def grade(self, answers: Sequence[GradedAnswer], store: AnswerStore) -> list[JudgeVerdict]:
-        """Return a verdict on each answer, 1 for yes. The store and the errors are as in `compare`."""
+        """Ask the judge the yes/no question about each answer. Returns verdicts, 1 for yes. The store and the errors
+        are as in `compare`."""
         replies = ask_questions(self, [self.build_grading(answer) for answer in answers], store)
         return [self.read_reply(reply, answer.id) for reply, answer in zip(replies, answers, strict=True)]
 
@@ -222,8 +223,8 @@ class LLMJudge:
         return self.endpoint.question(messages, **sampling, logprobs=True, top_logprobs=TOP_LOGPROBS)
 
     def read_reply(self, reply: CachedAnswer | EndpointFailure, id: str, order: str = "") -> JudgeVerdict:
-        """Return the verdict of a reply, in the order in which the answers were shown. Without a choice, the verdict
-        has an error."""
+        """Parse a judge's reply into a verdict, in the order in which the answers were shown. Without a choice, the
+        verdict has an error."""
         try:
             choice, p = parse_choice(reply, [*self.question.choices])
         except ValueError as error:
@@ -231,7 +232,8 @@ class LLMJudge:
         return JudgeVerdict(id, order, self.question.choices[choice], p)
 
     def read_comparison(self, reply: CachedAnswer | EndpointFailure, id: str, order: str) -> JudgeVerdict:
-        """Return the verdict of a reply about a pair: 1 is for the first system, in both orders."""
+        """Parse a judge's reply about a pair into a verdict: 1 is for the first system, whichever answer was shown
+        first."""
         verdict = self.read_reply(reply, id, order)
         if order == FIRST:
             return verdict
@@ -273,7 +275,7 @@ class GradedAnswer(NamedTuple):
 
 
 def parse_judge(value: Any) -> Literal["reward", "people"] | LLMJudge:
-    """Parse `stage.judge`.
+    """Parse `stage.judge`: the name of a kind of judge, or an endpoint with a language model.
 
     Raises:
         InputError: the value is not a judge; or its prompt lacks a placeholder, has an unknown one, or does not name
@@ -349,8 +351,8 @@ def mark_texts(prompt: Conversation, answers: Mapping[str, str]) -> MarkedTexts:
 def ask_questions(
     judge: LLMJudge, questions: Sequence[ServerAnswerKey], store: AnswerStore
 ) -> list[CachedAnswer | EndpointFailure]:
-    """Return the reply to each question. A reply with a choice is stored; one without is requested again by the next
-    run.
+    """Return the judge's reply to each request. A reply with a choice is stored; one without is requested again by the
+    next run.
 
     Raises:
         InputError: the server gives no answers.
@@ -404,7 +406,7 @@ ACTIVE_USAGE: ContextVar[JudgeUsage | None] = ContextVar("COLLECTED", default=No
 
 @contextmanager
 def collect_judge_usage() -> Iterator[JudgeUsage]:
-    """Sum up the requests to judges behind endpoints within the block."""
+    """Sum up the requests and tokens of LLM judges while the `with` block runs."""
     usage = JudgeUsage()
     token = ACTIVE_USAGE.set(usage)
     try:
@@ -414,7 +416,7 @@ def collect_judge_usage() -> Iterator[JudgeUsage]:
 
 
 def count_usage(reply: CachedAnswer | EndpointFailure) -> None:
-    """Add a reply to the sums of the active `collect_judge_usage` block."""
+    """Add a reply's tokens to the sums of the active `collect_judge_usage` block."""
     if (usage := ACTIVE_USAGE.get()) is None:
         return
     usage.asked += 1
@@ -461,7 +463,8 @@ def has_choice(reply: CachedAnswer, choices: Sequence[str]) -> bool:
 
 
 def find_last_choice(reply: CachedAnswer, choices: Sequence[str]) -> str:
-    """Return the choice at the end of the last line. Raises ValueError without a choice, or if several differ."""
+    """Return the verdict word at the end of a reply's last line. Raises ValueError without one, or if several
+    differ."""
     pattern = rf"\[\[({'|'.join(choices)})\]\]"
     lines = strip_reasoning(reply.text).strip().splitlines()
     in_last_line = {*re.findall(pattern, lines[-1])} if lines else set()
@@ -505,7 +508,8 @@ def compute_first_choice_probability(reply: CachedAnswer, choice: str, first: st
 
 
 def stands_for_word(token: str, before: str, word: str) -> bool:
-    """Return whether a token that begins with `before` continues with the beginning of a choice, or contains it."""
+    """Return whether a token, which begins with `before`, is the beginning of the word that a judge may choose, or
+    contains it."""
     continuation = token.removeprefix(before)
     closed_word = f"{word}]]"
     return (

@@ -32,8 +32,8 @@ def score_pairs(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[list[PairExample], JudgeOpinions]:
-    """Return the pairs that fit the reward models' contexts, and the verdicts on them. The learned parts of a
-    combination are standardised on the second answers.
+    """Score both answers of each pair by a reward. Returns the pairs that fit the reward models' contexts, and the
+    verdicts on them. The learned parts of a combination are standardised on the second answers.
 
     Args:
         reward: see `align.config.scorers.build_reward_spec`.
@@ -64,15 +64,15 @@ def score_pairs(
 
 
 def build_end_flags(end_flags: Iterable[bool]) -> Rollout:
-    """Return a rollout without tokens that has the end flags of answers, for scorers that use them."""
+    """Return a rollout that has no tokens but the end-of-text flags of answers, for scorers that use these flags."""
     ended_B = torch.tensor([*end_flags], dtype=torch.bool, device="cpu")
     tokens = torch.zeros(len(ended_B), 2, dtype=torch.int64, device="cpu")
     return Rollout(tokens, tokens == 0, 1, ended_B)
 
 
 def write_scored_pairs(path: Path, pairs: Sequence[PairExample], opinions: JudgeOpinions) -> None:
-    """Write the decided pairs in the format of `stage=reward`'s held-out pairs, for the page with the largest margins.
-    Writes nothing if all pairs are tied."""
+    """Write the pairs with a clear verdict to a file in the format of `stage=reward`'s held-out pairs, for the page
+    with the largest margins. Writes nothing if all pairs are tied."""
     rows = [i for i, pair in enumerate(pairs) if not pair.is_tied]
     if opinions.scores is None or not rows:
         return

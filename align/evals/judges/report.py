@@ -143,7 +143,7 @@ class AnswerExample:
 def build_pair_examples(
     decided: Sequence[Preference], tied: Sequence[Preference] = (), seed: int = 0
 ) -> list[PairExample]:
-    """Build the judged pairs in order, each once.
+    """Build one example for each distinct answer pair from people's votes, in the order of the votes.
 
     Args:
         decided: pairs whose chosen answer is the better one.
@@ -218,7 +218,7 @@ def make_unique_ids(ids: Sequence[str], noun: str) -> list[str]:
 
 
 def drop_trained_pairs(pairs: Iterable[PairExample], seen: Sequence[TrainedQuestions]) -> list[PairExample]:
-    """Drop the pairs whose prompt a reward model of the judge was trained on."""
+    """Return the pairs whose prompt is not in the training data of the judge's reward models."""
     return [pair for pair in pairs if not any(model.asks(pair.item.prompt.messages) for model in seen)]
 
 
@@ -263,7 +263,8 @@ def measure_human_agreement(pairs: Sequence[PairExample]) -> HumanAgreement:
 
 
 def find_best_answers(pairs: Sequence[PairExample]) -> dict[str, list[tuple[PairExample, bool]]]:
-    """Find the prompts with one answer that was preferred to each other one, if there are at least two others.
+    """Return, by prompt, the pairs of the answer that was preferred to each other one, if there are at least two
+    others.
 
     RewardBench 2 (Malik et al. 2025) has such prompts, with one right answer and three wrong ones. The other answers
     need not have been compared with each other.
@@ -312,7 +313,8 @@ class JudgeOpinions(NamedTuple):
 def measure_judge_on_pairs(
     pairs: Sequence[PairExample], opinions: JudgeOpinions, level: float = 0.95
 ) -> dict[str, Any]:
-    """Compute the figures of a judge on pairs, each with its interval over prompts.
+    """Compute a judge's agreement with labelled pairs, position bias, length bias and calibration, each with its
+    interval over prompts.
 
     A missing verdict counts as wrong: it agrees with no verdict, not even a tie, is not consistent, and is not a tie of
     the judge.
@@ -361,7 +363,8 @@ def measure_judge_on_pairs(
 def measure_judge_on_answers(
     answers: Sequence[AnswerExample], opinions: JudgeOpinions, level: float = 0.95
 ) -> dict[str, Any]:
-    """Compute the figures of a judge that says yes or no to single answers, each with its interval over prompts.
+    """Compute a judge's agreement with labelled answers, by label, and its calibration, each with its interval over
+    prompts.
 
     Args:
         answers: some labelled yes and some no.
@@ -427,7 +430,8 @@ def compare_length_of_better(pair: PairExample) -> str:
 
 
 def compute_best_answer_credits(pairs: Sequence[PairExample], verdicts: NDArray[np.float64]) -> dict[str, list[float]]:
-    """Return the judge's credit on prompts whose best answer is known, by the number n of answers to the prompt.
+    """Compute the judge's credit on prompts whose best answer is known: 1 if it prefers that answer to each of the
+    others. Returns number of answers to the prompt → credits.
 
     The credit is 1 if the judge prefers the best answer to each other one, 1/k if it ranks k answers equally at the
     top, else 0. A judge that calls all answers equal has 1/n, which is chance level. A missing verdict (nan) has a
@@ -473,8 +477,8 @@ def measure_calibration(
 def collect_pair_opinions(
     judge: LLMJudge, pairs: Sequence[PairExample], store: AnswerStore
 ) -> tuple[JudgeOpinions, list[str]]:
-    """Ask a language model to compare pairs in both orders. Returns its verdicts, and remarks on missing ones. The
-    first rank asks it."""
+    """Ask a language model, from the first rank, to compare pairs in both orders. Returns its verdicts, and remarks on
+    missing ones."""
     answer_pairs = [AnswerPair(pair.item.id, pair.item.prompt, *map(join_turns, pair.sides)) for pair in pairs]
     verdicts = ranks.broadcast(judge.compare(answer_pairs, store) if ranks.is_main() else [])
     by_case = {(verdict.prompt, verdict.order): verdict for verdict in verdicts}
@@ -496,8 +500,8 @@ def collect_pair_opinions(
 def collect_answer_opinions(
     judge: LLMJudge, answers: Sequence[AnswerExample], store: AnswerStore
 ) -> tuple[JudgeOpinions, list[str]]:
-    """Ask a language model for a yes or no to each answer. Returns its verdicts, and remarks on missing ones. The first
-    rank asks it."""
+    """Ask a language model, from the first rank, for a yes or no to each answer. Returns its verdicts, and remarks on
+    missing ones."""
     graded_answers = [GradedAnswer(answer.item.prompt, join_turns(answer.answer), answer.item.id) for answer in answers]
     verdicts = ranks.broadcast(judge.grade(graded_answers, store) if ranks.is_main() else [])
     opinions = JudgeOpinions(
@@ -581,7 +585,7 @@ class JudgeReport:
 
 
 def load_reports(value: Any, root: Path) -> tuple[Sequence[JudgeReport], dict[str, Input]]:
-    """Read the reports that `stage.card` names. Returns them, and the inputs that a run records for them.
+    """Load the judge reports that `stage.card` names. Returns them, and the inputs that a run records for them.
 
     Raises:
         InputError: `value` names no runs, or a run that measured no judge.
@@ -610,7 +614,7 @@ def load_reports(value: Any, root: Path) -> tuple[Sequence[JudgeReport], dict[st
 
 
 def read_report(path: Path) -> JudgeReport:
-    """Read a `card.json`.
+    """Read a judge report from its `card.json`.
 
     Raises:
         CorruptFile: the file is not a valid report of a judge.
@@ -646,7 +650,8 @@ def read_report(path: Path) -> JudgeReport:
 
 
 def parse_interval(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an interval as JSON. Raises KeyError, TypeError or ValueError if the values are not an interval."""
+    """Check that a mapping of JSON is an interval, and return it. Raises KeyError, TypeError or ValueError if it is
+    not."""
     return {**{key: float(values[key]) for key in ("value", "low", "high")}, "n": int(values["n"])}
 
 
@@ -654,7 +659,8 @@ def parse_interval(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def explain_shortfall(report: JudgeReport, min_agreement: float = MIN_AGREEMENT) -> str:
-    """Return why a judge with this report may not decide gates. Returns an empty string if it may.
+    """Return why a judge may not decide gates, such as an agreement that is too low or measured on too few examples.
+    Returns an empty string if it may decide them.
 
     Args:
         min_agreement: bound that the lower end of the agreement has to exceed.
@@ -686,7 +692,7 @@ def explain_shortfall(report: JudgeReport, min_agreement: float = MIN_AGREEMENT)
 def choose_report(
     gate: str, judge: JudgeIdentity, reports: Sequence[JudgeReport], value: Any, min_agreement: float = MIN_AGREEMENT
 ) -> JudgeReport:
-    """Choose the report that allows a judge to decide a gate.
+    """Return the one report about this judge, if its agreement with the labels allows it to decide a gate.
 
     Args:
         gate: its name.

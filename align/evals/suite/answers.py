@@ -179,7 +179,8 @@ class GreedyAnswers(NamedTuple):
 
 
 def ask_systems(sampling: Sampling, systems: Sequence[System], tasks: Tasks, files: Files) -> list[TaskAnswers]:
-    """Return the answers of every system to every item, by task. Stored answers are not asked for again.
+    """Ask every system for its answer to every item, and return the answers by task. Answers in the cache are not asked
+    for again.
 
     Raises:
         InputError: no item of a task fits every system, or a system gives no answers.
@@ -253,7 +254,7 @@ def slice_rollout(rollout: Rollout, rows: slice) -> Rollout:
 
 
 def select_greedy_rows(tasks: Tasks) -> list[int]:
-    """Return the indices of the items that are also asked at temperature 0: one for each distinct prompt of a task.
+    """Return the indices of the items that are also answered at temperature 0: one for each distinct prompt of a task.
     Returns nothing if all tasks together have too few distinct prompts."""
     rows: list[int] = []
     prompts: list[str] = []
@@ -265,7 +266,8 @@ def select_greedy_rows(tasks: Tasks) -> list[int]:
 
 
 def build_requests(sampling: Sampling, system: System, items: Sequence[EvalItem]) -> SystemRequests:
-    """Build the requests to a system, with all settings that decide each answer."""
+    """Build a system's requests for answers to some items, each with all settings that decide the answer, as keys of
+    the answer cache."""
     if system.endpoint is not None:
         return SystemRequests(system, None, [build_question(sampling, system, item) for item in items], items)
     assert system.base is not None
@@ -294,7 +296,8 @@ def build_requests(sampling: Sampling, system: System, items: Sequence[EvalItem]
 
 
 def build_question(sampling: Sampling, system: System, item: EvalItem) -> ServerAnswerKey:
-    """Build the request to a server. Seeds are cut to 31 bits, the limit of servers."""
+    """Build the request that asks a server for its answer to an item. Seeds are cut to 31 bits, the limit of
+    servers."""
     assert system.endpoint is not None
     return system.endpoint.question(
         to_openai_messages(item.prompt),
@@ -316,7 +319,7 @@ def load_system_tokenizer(sampling: Sampling, system: System) -> Any:
 
 
 def identify_system(sampling: Sampling, system: System) -> dict[str, Any]:
-    """Return the fields of `AnswerKey` that identify the system."""
+    """Return the fields of the cache key that identify a system: base, adapter, method, dtype and tokenizer."""
     owner = system.tokenized_as or system
     assert system.base is not None
     assert system.artifact is not None
@@ -332,8 +335,7 @@ def identify_system(sampling: Sampling, system: System) -> dict[str, Any]:
 
 
 def list_computing_versions(device: torch.device) -> list[str]:
-    """Return the parts of a result's identity beside weights and tokens: the device, and the versions of numerical
-    libraries."""
+    """Return the device and the versions of numerical libraries, which are part of a cached answer's key."""
     versions = package_versions()
     return [device.type, *(f"{name} {versions[name]}" for name in NUMERICAL_PACKAGES if name in versions)]
 
@@ -455,7 +457,8 @@ def complete_records(
     counts: RecordCounts,
     make: Callable[[Sequence[SystemRequests], StoreRecords], None],
 ) -> list[list[Any]]:
-    """Look up records, make and store the missing ones, and return those of each system in the order of its keys.
+    """Look up records in the cache, compute and store the missing ones, and return those of each system in the order of
+    its keys.
 
     Args:
         what: the name of the records, for the progress bar.
@@ -491,7 +494,8 @@ def complete_records(
 
 
 def sample_missing_answers(sampling: Sampling, group: Sequence[SystemRequests], keep: StoreRecords) -> None:
-    """Sample the missing answers of systems on one base. Rows of one prompt stand together.
+    """Sample the answers of systems on one base that the cache lacks, and store them. Rows of one prompt stand
+    together.
 
     Raises:
         InputError: the logits of a system are not finite.
@@ -527,7 +531,8 @@ def sample_missing_answers(sampling: Sampling, group: Sequence[SystemRequests], 
 
 
 def load_actors(sampling: Sampling, systems: Sequence[System]) -> dict[str, Actor]:
-    """Return the actors of systems on one base. They stay loaded until those of other systems are requested."""
+    """Load a base with the adapters of several systems, and return an actor to sample with for each. They stay loaded
+    until those of other systems are requested."""
     names = tuple(system.name for system in systems)
     if names in sampling.loaded:
         return sampling.loaded[names]
@@ -552,7 +557,7 @@ def load_actors(sampling: Sampling, systems: Sequence[System]) -> dict[str, Acto
 def ask_endpoint(
     sampling: Sampling, endpoint: Endpoint, questions: Sequence[ServerAnswerKey], label: str, accepted: Sequence[str]
 ) -> Mapping[str, CachedAnswer | EndpointFailure]:
-    """Return a server's replies by the id of the question.
+    """Ask a server the questions that the cache lacks, and return its replies by the id of the question.
 
     Args:
         label: of the progress bar.
@@ -680,7 +685,7 @@ def drop_too_long(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -
 def convert_file_answers(
     answers: Mapping[tuple[str, str], Sequence[str]], tasks: Tasks, hides_reasoning: bool
 ) -> list[EvaluatedAnswer]:
-    """Return the answers of a file to all items.
+    """Convert the answers of a file, matched to the items of all tasks, to evaluated answers.
 
     Args:
         answers: task and id of an item → its answers, one per turn.
@@ -701,7 +706,7 @@ def convert_file_answers(
 
 
 def build_rollout(pad: int, turns: Sequence[Turn]) -> Rollout:
-    """Return answers as tokens, for scorers that read tokens or ask whether an answer was cut.
+    """Build a rollout from the last turn's answers, for scorers that read tokens or ask whether an answer was cut.
 
     Args:
         pad: id of the padding token.

@@ -97,7 +97,7 @@ class EvalGate:
 
 
 def parse_gates(value: Any, tasks: Sequence[EvalTask], systems: Sequence[str]) -> Sequence[EvalGate]:
-    """Parse `eval.gates`.
+    """Parse the conditions of `eval.gates` that the first system of a suite has to meet.
 
     Args:
         systems: names of the systems. Gates are about the first.
@@ -116,6 +116,7 @@ def parse_gates(value: Any, tasks: Sequence[EvalTask], systems: Sequence[str]) -
 
 
 def parse_gate(value: Any, at: str, tasks: Mapping[str, EvalTask], systems: Sequence[str]) -> EvalGate:
+    """Parse one condition of `eval.gates`."""
     spec = check_keys(value, at, ("name", "task", "is"), KEYS)
     name = spec["name"]
     require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAME_REMEDY)
@@ -160,7 +161,8 @@ def check_gates(
     card: Any,
     is_proxy: bool,
 ) -> dict[str, JudgeReport]:
-    """Check that the gates can be decided. Returns the reports of the judges that decide gates, by gate.
+    """Raise InputError if a gate cannot be decided by the judge of its task. Returns the reports of the judges that
+    decide gates, by gate.
 
     Args:
         gates: all of `eval.gates`, in their order there.
@@ -204,7 +206,7 @@ EMPTY_FIGURE = Interval(0.0, None, None, 0)
 
 
 def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask]) -> Decision:
-    """Decide a gate by the scored answers.
+    """Decide whether the first system passes a gate, from the scored answers of its task.
 
     If verdicts of the judge are missing, the gate is decided only if no value of theirs would change the outcome. A
     judge without any verdict that is the same in both orders of the answers decides nothing.
@@ -227,8 +229,8 @@ def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask]) -> Decision:
 
 
 def decide_from_verdicts(gate: EvalGate, task: ScoredTask) -> Decision:
-    """Decide a gate by the verdicts as they are. A comparison by a judge is decided by wins less losses, since the
-    units of its scores are arbitrary."""
+    """Decide a gate from the scores or verdicts that its task has. A comparison by a judge is decided by wins less
+    losses, since the units of its scores are arbitrary."""
     level = gate.rule.level
     if not task.items:  # people have not judged any item yet
         return replace(decide(gate.rule, EMPTY_FIGURE), n_to_decide=None)
@@ -256,8 +258,8 @@ def decide_from_verdicts(gate: EvalGate, task: ScoredTask) -> Decision:
 
 
 def decide_on_collapse(gate: EvalGate, decision: Decision, first: str, collapse: Collapse) -> Decision:
-    """Return the decision on a gate after regarding a collapse: the gate fails if its system collapsed, unless it has
-    `collapsed: true`.
+    """Fail a gate whose system's answers collapsed to few texts, unless the gate has `collapsed: true`. Returns the
+    decision.
 
     Args:
         first: the name of the system that the gate is about.

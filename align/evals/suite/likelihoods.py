@@ -95,7 +95,7 @@ class Likelihood:
 
 
 def compute_likelihoods(model: Any, rows: Sequence[EncodedRow], pad_id: int, context: int) -> list[Likelihood]:
-    """Compute the likelihood of each row under the active adapter.
+    """Compute the log-likelihood of the labelled tokens of each row under the active adapter.
 
     The width of a row's forward pass depends on its own length only, so that in fp32 the result does not depend on the
     other rows, to the last bit.
@@ -197,7 +197,8 @@ class EncodedItems(NamedTuple):
 
 
 def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, folder: Path) -> dict[str, ScoredTask]:
-    """Measure the probes among the tasks. Returns the scored tasks by name.
+    """Compute the log-likelihoods that the probes among the tasks need, and write lm-eval's results to the folder.
+    Returns the scored tasks by name.
 
     Each system's model runs in this process and ignores `rollout=`. Adapters on one base share its load, one after
     another.
@@ -262,6 +263,7 @@ def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, 
 
 
 def encode_items(sampling: Sampling, system: System, all_items: Sequence[tuple[EvalTask, EvalItem]]) -> EncodedItems:
+    """Tokenize the items of all probes for a system."""
     assert system.base is not None, "inputs() rejects systems without a base"
     tokenizer = load_system_tokenizer(sampling, system)
     context = get_context_length(read_configurations(system.base))
@@ -330,8 +332,8 @@ def compute_all_likelihoods(
     items: Sequence[tuple[EvalTask, EvalItem]],
     fits: Sequence[bool],
 ) -> dict[str, list[list[Likelihood]]]:
-    """Return system → for each item the likelihoods of its rows. The list is empty for items that do not fit, and for
-    completions."""
+    """Compute the log-likelihoods of all rows of all systems, from the cache where it has them. Returns system → for
+    each item the likelihoods of its rows. The list is empty for items that do not fit, and for completions."""
     engine = " ".join(list_computing_versions(sampling.device))
     rows: dict[str, EncodedRow] = {}
     counts_by_system: list[list[int]] = []
@@ -363,7 +365,8 @@ def compute_all_likelihoods(
 def compute_missing_likelihoods(
     sampling: Sampling, rows: Mapping[str, EncodedRow], group: Sequence[SystemRequests], keep: StoreRecords
 ) -> None:
-    """Compute missing log-likelihoods of systems on one base, in batches of rows of similar length.
+    """Compute and store the log-likelihoods of systems on one base that the cache lacks, in batches of rows of similar
+    length.
 
     Args:
         rows: by the id of their key.
@@ -419,8 +422,8 @@ def generate_completions(
     items: Sequence[tuple[EvalTask, EvalItem]],
     fits: Sequence[bool],
 ) -> dict[str, dict[int, WrittenCompletion]]:
-    """Generate the answers to items of lm-eval that ask for one. Returns system → index of the item → its answer,
-    without items that do not fit.
+    """Generate greedy answers to the items of lm-eval that ask for one, from the cache where it has them. Returns
+    system → index of the item → its answer, without items that do not fit.
 
     As in lm-eval, an answer also ends with the text of the EOS token.
     """
@@ -461,7 +464,7 @@ def generate_completions(
 
 
 def generate_missing_completions(sampling: Sampling, group: Sequence[SystemRequests], keep: StoreRecords) -> None:
-    """Generate missing completions of systems on one base.
+    """Generate and store the completions of systems on one base that the cache lacks.
 
     Raises:
         InputError: the logits of a system are not finite.

@@ -101,7 +101,8 @@ class LMEvalOutcome(NamedTuple):
 
 @contextmanager
 def run_lm_eval(harness: HarnessTask, field: str) -> Iterator[None]:
-    """Run code of lm-eval with its seeds and without its progress bars. The process's random state is restored.
+    """Set lm-eval's random seeds and hide its progress bars while the `with` block runs. The process's random state is
+    restored.
 
     Raises:
         InputError: the code fails. YAML, templates and functions of a task are the user's, and may fail in any way.
@@ -202,7 +203,7 @@ def parse_stops(kwargs: Mapping[str, Any]) -> StopRules:
 
 
 def load_harness_items(task: EvalTask, harness: HarnessTask) -> Sequence[EvalItem]:
-    """Return the items of a task of lm-eval. A group has the items of all its tasks, with the task as the category.
+    """Load the items of a task of lm-eval. A group has the items of all its tasks, with the task as the category.
 
     Raises:
         InputError: see `build_tasks`.
@@ -229,6 +230,7 @@ def load_harness_items(task: EvalTask, harness: HarnessTask) -> Sequence[EvalIte
 
 
 def build_likelihood_requests(name: str, doc: int, instances: Sequence[Any], field: str) -> LikelihoodRequests:
+    """Build the log-likelihood requests of an item from lm-eval's instances."""
     return LikelihoodRequests(name, doc, tuple(tuple(map(str, instance.args)) for instance in instances))
 
 
@@ -251,7 +253,7 @@ def get_item_text(lm_task: Any, instances: Sequence[Any]) -> str:
 def evaluate_items(
     task: EvalTask, harness: HarnessTask, groups: Mapping[str, Any], items: Sequence[EvalItem], replies: LMEvalReplies
 ) -> LMEvalOutcome:
-    """Run lm-eval's own evaluation on some of the items.
+    """Run lm-eval's own evaluation on some of the items, with a system's stored log-likelihoods and answers.
 
     Args:
         groups: see `build_tasks`. Filters and metrics modify its tasks, and each call resets them first.
@@ -286,7 +288,7 @@ def get_doc_key(item: EvalItem) -> tuple[str, int]:
 
 
 def select_docs(lm_task: Any, docs: Sequence[int]) -> Any:
-    """Restrict a task to some of its data, and return it.
+    """Restrict an lm-eval task to some of its documents, in place, and return it.
 
     Its requests stay those that were built from all data: lm-eval draws few-shot examples row by row, so that building
     fewer requests would change the examples of later rows.
@@ -326,7 +328,7 @@ def choose_scoring_metrics(
     items: Sequence[EvalItem],
     outcomes: Sequence[LMEvalOutcome],
 ) -> dict[str, str]:
-    """Return lm-eval's task → the metric that scores its items.
+    """Choose the metric by which the items of each lm-eval task are scored. Returns lm-eval's task → metric.
 
     It is the configured metric, or else the first one that is higher for better answers and that every item has. If
     the tasks of a group have no such metric in common, each task has its own first one, provided that all values are 0

@@ -113,12 +113,13 @@ def derive_bytes(secret: bytes, *parts: str | int) -> bytes:
 
 
 def derive_order_key(secret: bytes, seed: int) -> bytes:
-    """Derive the key that decides the order of a project's questions."""
+    """Derive the key of the random order in which annotators are asked about a project's pairs."""
     return derive_bytes(secret, "order", seed)
 
 
 def derive_sides_key(secret: bytes, seed: int, existing_pairs: int) -> bytes:
-    """Derive the key that decides which answer is shown first, for pairs that are added to a project.
+    """Derive the key of the random generator that decides which answer annotators see first, for pairs that are added
+    to a project.
 
     Args:
         existing_pairs: number of pairs that the project has already.
@@ -134,8 +135,8 @@ def count_votes_to_ask(votes: int | None, pairs: int) -> int:
 def choose_items(
     questions: Mapping[str, PairQuestion], existing_ids: Collection[str], votes: int, key: bytes
 ) -> list[str]:
-    """Choose the items to collect votes on, in the order in which they are asked. Items that the project has already
-    are always among them.
+    """Choose the answer pairs that people are asked about, in random order. Items that the project has already are
+    always among them.
 
     Args:
         questions: by the id of their item, at least one.
@@ -149,8 +150,8 @@ def choose_items(
 
 
 def draw_sides(groups: Sequence[Hashable], key: bytes, ahead: int = 0) -> list[bool]:
-    """Draw for each item whether the first system's answer is shown first. Both cases are balanced within one over all
-    items, and within one in each group.
+    """Draw for each item whether annotators see the first system's answer first. Both cases are balanced within one
+    over all items, and within one in each group.
 
     Args:
         groups: of each item, in the order in which they are asked. The first and second item of a group
@@ -175,7 +176,7 @@ def draw_sides(groups: Sequence[Hashable], key: bytes, ahead: int = 0) -> list[b
 
 
 def vote_to_verdict(vote: Vote, prompt: str, first: str) -> JudgeVerdict:
-    """Convert a vote to a verdict on its pair.
+    """Convert a person's vote to a verdict on its pair: 1 if the first system's answer won, ½ for a tie, 0 if it lost.
 
     Args:
         prompt: the pair's id.
@@ -217,7 +218,8 @@ def votes_to_verdicts(
 def select_counted_ties(
     questions: Iterable[PairQuestion], judged_names: Collection[tuple[str, str, str]], key: bytes
 ) -> list[PairQuestion]:
-    """Select the pairs of equal answers that count as ties.
+    """Select the pairs of equal answers that count as ties without a vote, in the proportion in which the other pairs
+    have a vote.
 
     People vote on a sample of the other pairs only, so counting all ties would bias every figure towards a tie. For
     each task and system, the share of ties that count is the share of the other pairs that were judged, rounded to a

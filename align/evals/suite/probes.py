@@ -172,7 +172,7 @@ def iter_data_files(path: Path, folder: Path) -> Iterator[str]:
 
 
 def find_data_files(value: Any, path: Path, folder: Path) -> Iterator[str]:
-    """Yield the data files that a part of a YAML file names."""
+    """Yield the data files that a part of an lm-eval YAML file names."""
     if isinstance(value, list):
         for entry in value:
             yield from find_data_files(entry, path, folder)
@@ -197,7 +197,7 @@ def find_data_files(value: Any, path: Path, folder: Path) -> Iterator[str]:
 
 
 def list_data_files(value: Any, at: str) -> Iterator[str]:
-    """Yield the files of `data_files`: one name, a list of names, or a mapping from splits to them."""
+    """Yield the files of a `data_files` entry: one name, a list of names, or a mapping from splits to them."""
     if isinstance(value, str):
         if not Path(value).is_file():
             raise InputError(at, value, "is no file", "Name a file from the working folder, without a pattern.")
@@ -344,7 +344,7 @@ def parse_answer_index(row: Row, choices: int) -> int:
 
 
 def parse_passage(row: Row, id: str) -> tuple[Conversation, Document]:
-    """Parse a row with a text, or with a conversation that has a trained answer."""
+    """Parse a row with a text whose likelihood is measured, or with a conversation that has a trained answer."""
     columns = {key: value for key, value in row.data.items() if key not in ("category", "source", "check")}
     with row.naming_errors():
         document = parse_document(columns, id)
@@ -370,7 +370,8 @@ def count_scored_bytes(document: Document) -> int:
 
 
 def score_choices(choices: ChoiceQuestion, logprobs: Sequence[float]) -> dict[str, Any]:
-    """Return the likeliest choice by each norm, and whether it is right. Of equally likely choices the first counts.
+    """Find the likeliest choice by each norm of its log-likelihood (sum, per character, per byte), and whether it is
+    the right one. Of equally likely choices the first counts.
 
     Args:
         logprobs: of each choice, in nats.
@@ -390,7 +391,8 @@ def score_choices(choices: ChoiceQuestion, logprobs: Sequence[float]) -> dict[st
 
 
 def compute_bits_per_byte(nats: float, size: int) -> float:
-    """Convert a negative log-likelihood to bits per byte of the text, a unit that does not depend on the tokenizer."""
+    """Convert the negative log-likelihood of a text, in nats, to bits per UTF-8 byte, a unit that does not depend on
+    the tokenizer."""
     return nats / math.log(2) / size
 
 

@@ -187,7 +187,8 @@ class ScoredTask:
         return missing_grades + sum(bool(verdict.error) for verdicts in self.verdicts.values() for verdict in verdicts)
 
     def fill_missing_verdicts(self, for_first: float) -> ScoredTask:
-        """Return the task with a value in place of every missing verdict.
+        """Return the task with the same verdict in place of every missing one, to test whether the missing ones could
+        change the outcome.
 
         Args:
             for_first: 1 to take the missing verdicts in favour of the first system, 0 against it.
@@ -211,9 +212,9 @@ class ScoredTask:
 
 
 def compute_results(tasks: Sequence[ScoredTask], level: float, max_regressions: int) -> dict[str, Any]:
-    """Compute the results of all tasks, by task: figures of `systems`, and `against`, the comparisons of the first
-    system with each other one that has verdicts. The p of each comparison is also adjusted by Holm's step-down rule
-    over all of them (`p_holm`).
+    """Compute the results of all tasks as JSON, by task: figures of `systems`, and `against`, the comparisons of the
+    first system with each other one that has verdicts. The p of each comparison is also adjusted by Holm's step-down
+    rule over all of them (`p_holm`).
 
     Args:
         max_regressions: maximum number of `regressions`, the items on which the first system lost most.
@@ -235,6 +236,7 @@ def compute_results(tasks: Sequence[ScoredTask], level: float, max_regressions: 
 
 
 def compute_task_results(task: ScoredTask, level: float, max_regressions: int) -> dict[str, Any]:
+    """Compute the figures of each system on a task, and the comparisons of the first system with each other one."""
     names = [*task.answers]
     first = names[0]
     parts = {opponent: part for opponent in names[1:] if (part := task.select_compared_items(opponent)).items}
@@ -316,8 +318,8 @@ def compare_with_opponent(task: ScoredTask, first: str, other: str, level: float
 
 
 def measure_order_effect(task: ScoredTask, other: str, level: float) -> dict[str, Any]:
-    """Return the effect of the order of the answers on a judge. Returns nothing if no pair was judged in both
-    orders."""
+    """Measure how often a judge's verdict changes with the order of the two answers. Returns an empty dict if no pair
+    was judged in both orders."""
     verdict_pairs = collect_both_orders(task.verdicts[other])
     if not verdict_pairs:
         return {}
@@ -328,8 +330,8 @@ def measure_order_effect(task: ScoredTask, other: str, level: float) -> dict[str
 
 
 def compute_detectable(task: ScoredTask, other: str, difference: Interval, level: float) -> float | None:
-    """Return the difference that as many items detect in four of five evaluations. Returns None if there are too few
-    clusters to estimate their variance."""
+    """Compute the smallest difference between two systems that as many items detect in four of five evaluations.
+    Returns None if there are too few clusters to estimate their variance."""
     sd = estimate_deviation(difference, level)
     if sd is None or difference.n < 2:
         return None
@@ -342,8 +344,8 @@ def compute_detectable(task: ScoredTask, other: str, difference: Interval, level
 
 
 def compute_strengths(task: ScoredTask, level: float) -> dict[str, Any]:
-    """Return the Bradley-Terry strengths of all systems. With scores, all pairs of systems are compared, else the first
-    system with each other one."""
+    """Fit the Bradley-Terry strengths of all systems on a task. With scores, all pairs of systems are compared, else
+    the first system with each other one."""
     names = [*task.answers]
     rows: list[tuple[str, str, float, str]] = []
     for i, first in enumerate(names if task.has_scores else names[:1]):
@@ -360,8 +362,8 @@ def compute_strengths(task: ScoredTask, level: float) -> dict[str, Any]:
 
 
 def compare_on_unseen(task: ScoredTask, parts: Mapping[str, ScoredTask], level: float) -> dict[str, Any]:
-    """Return the number of items that each system was nearly trained on, and the comparisons on the other items.
-    Returns an empty mapping if no item was nearly trained on.
+    """Compare the systems on the items that are not nearly in a system's training data. Returns the number of excluded
+    items and the comparisons, or an empty mapping if no item was excluded.
 
     Args:
         parts: other system → the items on which it is compared.

@@ -83,7 +83,8 @@ class Sample:
 
 
 def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
-    """Compute the figures of `metrics.json`.
+    """Compute the figures of `metrics.json` from prompts with the answers of the start and the policy: win rate, mean
+    scores, KL, lengths, distinct bigrams.
 
     Each figure with an interval is a mean over prompts of the prompt's mean over its answers. The win rate has Wilson's
     interval, the others have Student's, or none if all prompts have the same value.
@@ -135,7 +136,7 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
 
 
 def measure_kl(sampling: Sampling, policy: System, ref: System, rollout: Rollout) -> list[float]:
-    """Return the one-sample estimate of the sequence KL(policy || ref) of each of the policy's answers, in nats.
+    """Estimate the sequence KL(policy || ref) at each of the policy's answers by one sample, log π − log π_ref in nats.
 
     Raises:
         InputError: a logprob is not finite.
@@ -186,7 +187,8 @@ def build_samples(task: TaskAnswers, scored: ScoredTask, kl: Sequence[float], se
 
 
 def summarise_unseen(samples: Sequence[Sample], role: str) -> dict[str, Any]:
-    """Return the number of prompts that the policy was trained on, and the win rate and the gain on the others.
+    """Compute the win rate and the gain on the prompts that the policy was not trained on, and the number of the
+    others.
 
     Returns an empty mapping if the policy was trained on none of the prompts, and the number alone if it was trained on
     all of them.

@@ -75,7 +75,7 @@ class Judge(NamedTuple):
 
 
 def score_tasks(tasks: Sequence[TaskAnswers], judge: Judge | None, allow_code: AllowCode) -> list[ScoredTask]:
-    """Score the answers to all tasks.
+    """Score the answers to all tasks, by the checks of their items or by the judge.
 
     Args:
         judge: of tasks without checks. None if all tasks have checks.
@@ -185,7 +185,8 @@ def score_by_llm(judge: LLMJudge, store: AnswerStore, hides_reasoning: bool, tas
 
 
 def grade_answers(judge: LLMJudge, store: AnswerStore, hides_reasoning: bool, task: TaskAnswers) -> ScoredTask:
-    """Ask the judge about each answer of each system; of several turns, about the last one."""
+    """Ask a language model the task's yes/no question about each answer of each system; of several turns, about the
+    last one."""
     prompts = [hide_reasoning(item, hides_reasoning) for item in task.items]
     answers = [answer for system_answers in task.answers.values() for answer in system_answers]
     graded_answers = [
@@ -240,7 +241,7 @@ def pair_answers(task: TaskAnswers, other: str, hides_reasoning: bool) -> list[A
 
 
 def hide_reasoning(item: EvalItem, hides_reasoning: bool) -> Conversation:
-    """Return an item's prompt as judges read it."""
+    """Return an item's prompt as judges read it: without the reasoning of earlier turns, if reasoning is hidden."""
     return replace(item.prompt, messages=strip_all_reasoning(item.prompt.messages)) if hides_reasoning else item.prompt
 
 
@@ -274,7 +275,8 @@ class FirstAnswers(NamedTuple):
 def measure_tasks(
     tasks: Sequence[TaskAnswers], judge: Judge | None, closed: bool | None, allow_code: AllowCode, hides_reasoning: bool
 ) -> dict[str, dict[str, Measurement]]:
-    """Measure how similar the answers of each system are. Returns task → system → the measurement.
+    """Measure how similar the answers of each system are, to detect a collapse to few texts. Returns task → system →
+    the measurement.
 
     Args:
         closed: `eval.closed`, the default for tasks.
@@ -293,6 +295,7 @@ def measure_tasks(
 
 
 def select_first_answers(task: TaskAnswers) -> FirstAnswers:
+    """Return the first answers of all systems to the distinct prompts of a task."""
     rows = range(len(task.items))
     if task.greedy:
         asked_greedily = next(iter(task.greedy.values()))
@@ -314,7 +317,8 @@ def select_first_answers(task: TaskAnswers) -> FirstAnswers:
 
 
 def is_closed(task: EvalTask, items: Sequence[EvalItem], default: bool | None, judged_by_checks: bool = False) -> bool:
-    """Return whether many prompts of a task may share one right answer.
+    """Return whether many prompts of a task may share one right answer, so that equal answers are no sign of a
+    collapse.
 
     Args:
         default: `eval.closed`, for tasks without a setting of their own.
@@ -349,7 +353,7 @@ class ClosedScore(NamedTuple):
 def build_closed_score(
     items: Sequence[EvalItem], allow_code: AllowCode, judge: Judge | None, hides_reasoning: bool
 ) -> ClosedScore:
-    """Build the scoring of single answers to the items of a closed task.
+    """Build the function that scores single answers to a closed task, to compare systems with a constant answer.
 
     Args:
         judge: of items without checks.

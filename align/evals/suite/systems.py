@@ -101,7 +101,8 @@ def open_systems(
     revision: str | None = None,
     method: str = "auto",
 ) -> Sequence[System]:
-    """Resolve the systems of `stage.systems`.
+    """Resolve each system of `stage.systems` to an adapter, a model, a file of answers or an endpoint. Loads no
+    weights.
 
     `base` alone is the base of `model=`, or without it the base of the first artifact that has an adapter.
 
@@ -135,6 +136,7 @@ def open_systems(
 
 
 def open_reference(name: str, ref: str, root: Path, method: str, path: str | None, revision: str | None) -> System:
+    """Resolve a system that is an artifact of a run, a folder or a model of the hub."""
     field = f"{FIELD}.{name}"
     artifact = find_artifact(ref, root, None, None, field)
     stage = artifact.manifest.stage if artifact.manifest else ""
@@ -200,7 +202,7 @@ def read_answer_file(system: System) -> Mapping[tuple[str, str], Sequence[str]]:
 
 
 def match_answers(system: System, items: Sequence[tuple[str, EvalItem]]) -> Mapping[tuple[str, str], Sequence[str]]:
-    """Read a file of answers, and match them to items.
+    """Read a file of answers, and match them to items. Returns (task, id of the item) → its answers.
 
     Args:
         items: each with the name of its task.

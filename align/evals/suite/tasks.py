@@ -138,6 +138,7 @@ def parse_tasks(value: Any, allow_code: AllowCode) -> Sequence[EvalTask]:
 
 
 def parse_task(value: Any, at: str, allow_code: AllowCode) -> EvalTask:
+    """Parse one task of `eval.tasks`."""
     spec = check_keys(value, at, ("name",), KEYS)
     name = spec["name"]
     path = spec.get("path") or ""
@@ -306,7 +307,8 @@ def cluster_items(items: Sequence[EvalItem]) -> Sequence[EvalItem]:
 
 
 def repeat_items(items: Sequence[EvalItem], answers: int) -> Sequence[EvalItem]:
-    """Repeat each item for several answers: with the ids `7`, `7~2`, `7~3`, in the cluster of the first.
+    """Repeat each item so that it is answered several times: with the ids `7`, `7~2`, `7~3`, in the cluster of the
+    first.
 
     Args:
         answers: number of answers to each item.
@@ -354,7 +356,8 @@ def build_item(row: Row, task: EvalTask, system: str | None, allow_code: AllowCo
 
 
 def get_turns(row: Row) -> Sequence[str]:
-    """Return the user's turns in the column `turns`. Returns one empty text for a row without this column.
+    """Return the user messages of a multi-turn item, in the column `turns`. Returns one empty text for a row without
+    this column.
 
     Raises:
         InputError: the column is not a list of texts, or the row has another prompt as well.
