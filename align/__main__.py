@@ -116,9 +116,9 @@ def run_command(line: CommandLine, opened: Callable[[Path], object]) -> int:
 
     if needs_ranks(config):
         return launch((*line.options, *line.words), config.devices or 1)
-    from align.stages.runner import execute
+    from align.stages.runner import execute_run
 
-    return finish(execute(config, opened))
+    return finish(execute_run(config, opened))
 
 
 def find_action(config: Config) -> tuple[str, str | None]:

@@ -34,7 +34,7 @@ from align.web.credentials import (
     AccessRefused,
     Passwords,
     create_token,
-    find_network,
+    get_network,
     hash_token,
     is_valid_name,
     normalise_name,
@@ -191,7 +191,7 @@ class Accounts:
         An attempt that could not be verified does not count as a failure.
         """
         name = normalise_name(name)
-        client_network = find_network(address)
+        client_network = get_network(address)
         name_and_network = f"name {name[:100]} from {client_network}"
         limits = (
             (name_and_network, FREE_ATTEMPTS),

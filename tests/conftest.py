@@ -134,7 +134,7 @@ def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def blank_plots() -> Iterator[None]:
     """Build plots without rendering them, which takes a third of a short run. Tests of reports render them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("align.report.plots.render", lambda *_, **__: b'<svg xmlns="http://www.w3.org/2000/svg"/>')
+        patch.setattr("align.report.plots.render_figure", lambda *_, **__: b'<svg xmlns="http://www.w3.org/2000/svg"/>')
         yield
 
 

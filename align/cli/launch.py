@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from align import ranks
 from align.config.stages import STAGES
-from align.config.training import check_ranks
+from align.config.training import require_divisible_batch
 from align.core.errors import AlignError, InputError, require
 from align.core.files import read_text
 from align.ranks import INTERRUPTED, LOST, NOTES, QUIET, RUN, SPOKEN
@@ -91,7 +91,7 @@ def needs_ranks(config: Config) -> bool:
     name = config.stage.name
     problem = f"works in one process, and {world} ranks are to run it"
     require(not (starts_ranks or launched > 1) or STAGES[name].spreads, "stage", name, problem, "Start it alone.")
-    check_ranks(config.stage, world)
+    require_divisible_batch(config.stage, world)
     fits = world == 1 or config.device in ("auto", "cpu", "cuda")
     require(fits, "device", config.device, f"is one device, and {world} ranks have one each", "Use device=cuda.")
     return starts_ranks

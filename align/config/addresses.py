@@ -11,7 +11,7 @@ from align.core.errors import require
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def check_address(host: str, url: str | None) -> None:
+def require_valid_url(host: str, url: str | None) -> None:
     """Raise InputError unless `stage.url` is a URL without a path, and set for a server that other machines reach.
 
     Raises:
@@ -38,7 +38,7 @@ class ServerUrls(NamedTuple):
     others: list[str]
 
 
-def list_origins(host: str, port: int, url: str | None) -> ServerUrls:
+def build_server_urls(host: str, port: int, url: str | None) -> ServerUrls:
     """Return the URLs by which a browser reaches a server that listens on a host and port.
 
     Args:
@@ -51,7 +51,7 @@ def list_origins(host: str, port: int, url: str | None) -> ServerUrls:
     return ServerUrls(f"http://{name}:{port}", [f"http://localhost:{port}"])
 
 
-def warn_without_tls(url: str) -> list[str]:
+def list_tls_warnings(url: str) -> list[str]:
     """Return a warning if other machines use the address and it has no TLS."""
     if not url.startswith("http:") or urlsplit(url).hostname in LOOPBACK:
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from align.config.addresses import LOOPBACK, check_address
+from align.config.addresses import LOOPBACK, require_valid_url
 from align.config.settings import Settings, setting
 from align.core.errors import require
 
@@ -98,4 +98,4 @@ class AnnotateConfig(Settings):
             remedy = "Leave stage.host at 127.0.0.1, or stage.demo=true out."
             require(self.host in LOOPBACK, "stage.host", self.host, problem, remedy)
             require(self.url is None, "stage.url", self.url, problem, "Leave stage.url out, or stage.demo=true.")
-        check_address(self.host, self.url)
+        require_valid_url(self.host, self.url)

@@ -29,15 +29,15 @@ def format_command_line(config: Mapping[str, Any], refs: Mapping[str, str]) -> s
         config: resolved, as nested plain values without secrets.
         refs: name of an input → `stage:name` of the run that made it, which is more exact than `stage:latest`.
     """
-    return shlex.join(["python", "-m", "align", *iter_words(config, refs)])
+    return shlex.join(["python", "-m", "align", *iter_command_words(config, refs)])
 
 
-def iter_words(config: Mapping[str, Any], refs: Mapping[str, str]) -> Iterator[str]:
+def iter_command_words(config: Mapping[str, Any], refs: Mapping[str, str]) -> Iterator[str]:
     stage = config["stage"]["name"]
     yield f"stage={stage}"
     reads = {*ALWAYS, "run", *STAGES[stage].reads, *STAGES[stage].uses}
     reward = str(config.get("reward", {}).get("name", ""))
-    values = dict(flatten(config))
+    values = dict(flatten_settings(config))
     names = list_input_names()
     default_values = collect_defaults(stage, reward)
     for key, value in values.items():
@@ -45,7 +45,9 @@ def iter_words(config: Mapping[str, Any], refs: Mapping[str, str]) -> Iterator[s
         if part not in reads or key in SILENT or (key == "method.lr" and stage not in RATED):
             continue
         if leaf == "name" and part != "run":  # the choice of a group
-            if value != default_values.get(key) and not (part == "reward" and is_unused_default(value, values, refs)):
+            if value != default_values.get(key) and not (
+                part == "reward" and is_unused_default_reward(value, values, refs)
+            ):
                 yield f"{part}={value}"
             continue
         if ref := refs.get(names.get(key, "")):
@@ -55,10 +57,10 @@ def iter_words(config: Mapping[str, Any], refs: Mapping[str, str]) -> Iterator[s
         if value != default and MASK not in str(value):
             if key == "model.path":
                 yield "model=hub"  # as in the docs; the path alone would do
-            yield f"{key}={format_value(value)}"
+            yield f"{key}={format_hydra_value(value)}"
 
 
-def is_unused_default(reward: str, values: Mapping[str, Any], refs: Mapping[str, str]) -> bool:
+def is_unused_default_reward(reward: str, values: Mapping[str, Any], refs: Mapping[str, str]) -> bool:
     """Return whether a reward is the default one and the run read no reward model."""
     ref = "reward.ref"
     return (
@@ -66,12 +68,12 @@ def is_unused_default(reward: str, values: Mapping[str, Any], refs: Mapping[str,
     )
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) of nested settings. A setting that is itself a mapping is one value."""
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and key not in STOPS:
-            yield from flatten(value, f"{key}.")
+            yield from flatten_settings(value, f"{key}.")
         else:
             yield key, value
 
@@ -92,21 +94,21 @@ def find_followed_key(stage: str, key: str) -> str:
     return setting.follows if setting else ""
 
 
-def format_value(value: Any) -> str:
+def format_hydra_value(value: Any) -> str:
     """Format a value in Hydra's grammar, so that it can stand behind `key=` on a command line."""
     if isinstance(value, Mapping):
         keys = [re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", str(key)) for key in value]  # the grammar has no quoted keys
-        elements = map(format_element, value.values())
+        elements = map(format_hydra_element, value.values())
         return "{" + ", ".join(f"{key}: {element}" for key, element in zip(keys, elements, strict=True)) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(format_element, value)) + "]"
+        return "[" + ", ".join(map(format_hydra_element, value)) + "]"
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def format_element(value: Any) -> str:
+def format_hydra_element(value: Any) -> str:
     """Format an element of a list or a mapping in Hydra's grammar, in which a text may need quotes."""
     if isinstance(value, str) and (not PLAIN.fullmatch(value) or value.lower() in ("null", "true", "false")):
         return "'" + value.replace("'", r"\'") + "'"
-    return format_value(value)
+    return format_hydra_value(value)

@@ -38,7 +38,15 @@ from align.config.root import Config
 from align.config.schemas import list_schema_keys, register_schemas
 from align.config.settings import freeze, replace_values
 from align.config.stages import STAGES
-from align.config.values import check_batch, check_characters, check_integers, is_sweep, quote, read_value, set_value
+from align.config.values import (
+    is_sweep,
+    parse_plain_value,
+    quote_for_hydra,
+    require_64_bit_integers,
+    require_consistent_batch,
+    require_encodable_text,
+    set_value,
+)
 from align.core.errors import AlignError, InputError, require
 from align.core.redaction import mask_argument, mask_tree
 
@@ -88,9 +96,9 @@ class Composer:
         Raises:
             InputError: an unknown group, key or choice, a wrong type, or a broken group file.
         """
-        return next(self.variants(words, [own]))
+        return next(self.compose_variants(words, [own]))
 
-    def variants(self, words: Sequence[str], word_lists: Iterable[Sequence[str]]) -> Iterator[Composed]:
+    def compose_variants(self, words: Sequence[str], word_lists: Iterable[Sequence[str]]) -> Iterator[Composed]:
         """Compose one configuration for each job of a sweep: `words` with each of several lists of further words.
 
         A tree is valid until the next one is yielded, which reuses it: copying a tree takes as long as everything else.
@@ -106,23 +114,23 @@ class Composer:
             plans = all_choices.get("stage") == PLAN
             if plans:
                 all_choices["stage"] = {**values, **own_values}.get("stage.of", PlanKeys.of)
-                self.check_choice("stage", all_choices["stage"], "stage.of")
+                self.require_choice("stage", all_choices["stage"], "stage.of")
             shared_values = {key: value for key, value in values.items() if key not in own_values}
             shared = self._compose_cached(all_choices, shared_values, plans)
             place = (id(shared), *own_values)
             if place not in copies or any("{" in value for value in own_values.values()):  # a mapping is merged
                 copies[place] = copy.deepcopy(shared.tree) if own_values else shared.tree
             for key, value in own_values.items():
-                check_characters(value, key)
+                require_encodable_text(value, key)
                 set_value(copies[place], key, value, self._groups, shared.stage)
-            check_batch(copies[place], {*values, *own_values})
+            require_consistent_batch(copies[place], {*values, *own_values})
             yield replace(shared, tree=copies[place])
 
     def is_group(self, key: str) -> bool:
         """Return whether a key chooses a group's file."""
         return key in self._groups or key == f"+{EXPERIMENT}"
 
-    def choices_of(self, group: str) -> list[str]:
+    def list_choices(self, group: str) -> list[str]:
         return sorted(name.partition("/")[2] for name in self.files if name.startswith(f"{group}/"))
 
     def split_words(self, words: Sequence[str]) -> SplitWords:
@@ -137,13 +145,13 @@ class Composer:
             key, equals, value = word.partition("=")
             name = key.removeprefix("+") if self.is_group(key) else key
             if not equals or not key or name[0] in "+~":
-                raise explain.not_an_assignment(word, self._groups)
+                raise explain.build_assignment_error(word, self._groups)
             (choices if self.is_group(key) else values)[name] = value
         for group, value in choices.items():
-            self.check_choice(group, value)
+            self.require_choice(group, value)
         return SplitWords(choices, values)
 
-    def check_choice(self, group: str, value: str, key: str = "") -> None:
+    def require_choice(self, group: str, value: str, key: str = "") -> None:
         """Raise InputError unless a group file of this name exists.
 
         Args:
@@ -151,11 +159,11 @@ class Composer:
         """
         for name in parse_choice_names(group, value):
             if f"{group}/{name}" not in self.files:
-                names = self.choices_of(group)
+                names = self.list_choices(group)
                 if key == "stage.of":  # of our own stages only those that can be planned; a user's may be one too
                     names = [n for n in names if n in PLANNED or n not in STAGES]
                 sweep = is_sweep(value) and all(part in names for part in value.split(","))
-                raise explain.not_a_choice(group, name, names, self.search, sweep, key)
+                raise explain.build_unknown_choice_error(group, name, names, self.search, sweep, key)
 
     def _compose_cached(self, choices: Mapping[str, str], values: Mapping[str, str], plans: bool) -> Composed:
         """Compose choices and values, once for each combination.
@@ -171,8 +179,8 @@ class Composer:
             for name, value in values.items():
                 set_value(composed.tree, name, value, self._groups, composed.stage)
             container = OmegaConf.to_container(composed.tree)
-            check_characters(container)
-            check_integers(container, "")
+            require_encodable_text(container)
+            require_64_bit_integers(container, "")
             self._cache[key] = composed
         return self._cache[key]
 
@@ -184,7 +192,7 @@ class Composer:
         except Exception as error:  # for a user's file Hydra, OmegaConf and PyYAML raise exceptions of any type
             names = [f"{group}/{name}" for group, value in choices.items() for name in parse_choice_names(group, value)]
             own_files = [self.files[name] for name in names if find_conf_dir() not in self.files[name].parents]
-            raise explain.invalid_file(error, self.files, own_files, list_schema_keys(error)) from error
+            raise explain.build_invalid_file_error(error, self.files, own_files, list_schema_keys(error)) from error
 
 
 def add_plan_keys(composed: Composed) -> None:
@@ -200,9 +208,9 @@ def add_plan_keys(composed: Composed) -> None:
     composed.tree.stage = OmegaConf.merge(schema, OmegaConf.to_container(composed.tree.stage))
 
 
-def compose_tree(words: Sequence[str], search: Path | None = None) -> DictConfig:
+def compose_tree(words: Sequence[str], user_config_dir: Path | None = None) -> DictConfig:
     """Compose the configuration of one command line as an unchecked OmegaConf tree, see `Composer`."""
-    return Composer(search).compose(words).tree
+    return Composer(user_config_dir).compose(words).tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,34 +233,38 @@ def parse_choice_names(group: str, value: str) -> list[str]:
     experiments may be a list, `[a,b]`."""
     if value[:1] not in ("'", '"', "[" if group == EXPERIMENT else "'"):
         return [value]
-    names = read_value(value)
+    names = parse_plain_value(value)
     return [str(name) for name in names] if isinstance(names, list) else [str(names)]
 
 
-def compose_groups(choices: Mapping[str, str], search: Path | None) -> Composed:
+def compose_groups(choices: Mapping[str, str], user_config_dir: Path | None) -> Composed:
     """Compose the chosen group files with Hydra, every value as its file has it."""
     arguments = []
     for group, value in choices.items():
-        names = [quote(name) for name in parse_choice_names(group, value)]
+        names = [quote_for_hydra(name) for name in parse_choice_names(group, value)]
         sign = "+" if group == EXPERIMENT else ""
         arguments.append(f"{sign}{group}=" + (f"[{','.join(names)}]" if value.startswith("[") else names[0]))
-    if search is None:
+    if user_config_dir is None:
         composed = compose_shipped(*arguments)
         return replace(composed, tree=copy.deepcopy(composed.tree))
-    return compose_with_hydra(search, *arguments, f"hydra.searchpath=[{quote(f'file://{search.resolve()}')}]")
+    return compose_with_hydra(
+        user_config_dir, *arguments, f"hydra.searchpath=[{quote_for_hydra(f'file://{user_config_dir.resolve()}')}]"
+    )
 
 
-def compose_with_hydra(search: Path | None, *arguments: str) -> Composed:
+def compose_with_hydra(user_config_dir: Path | None, *arguments: str) -> Composed:
     """Call Hydra's compose API with the schemas registered, which takes a tenth of a second."""
     register_schemas()
     with initialize_config_dir(version_base="1.3", config_dir=str(find_conf_dir())):
         tree = compose(config_name="config", overrides=list(arguments), return_hydra_config=True)
         choices = tree.hydra.runtime.choices
-        if search is not None or choices.get("model") == "hub":  # the only one of our files with a mandatory key
+        if (
+            user_config_dir is not None or choices.get("model") == "hub"
+        ):  # the only one of our files with a mandatory key
             defaults = (
                 GlobalHydra.instance().config_loader().compute_defaults_list("config", list(arguments), RunMode.RUN)
             )
-            files = list(iter_loaded_files(defaults.defaults, search))
+            files = list(iter_loaded_files(defaults.defaults, user_config_dir))
             refuse_settings_of_hydra(files)
             for key in find_unset_keys(files):  # OmegaConf drops a `???` if the schema has a default
                 OmegaConf.update(tree, key, "???")
@@ -312,7 +324,7 @@ def build_config(raw: DictConfig) -> Config:
     try:
         config = cast(Config, OmegaConf.to_object(raw))
     except MissingMandatoryValue as error:
-        raise explain.missing_key(str(error.full_key)) from error
+        raise explain.build_missing_key_error(str(error.full_key)) from error
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__
         while cause is not None:

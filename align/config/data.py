@@ -295,9 +295,9 @@ class DataStageConfig(Settings):
     @property
     def counts_tokens(self) -> bool:
         """True if the mix or a cleaning step counts tokens, which need the tokenizer of `model=`."""
-        return self.mix.by == "tokens" or "tokens" in self.find_arguments("by")
+        return self.mix.by == "tokens" or "tokens" in self.list_step_arguments("by")
 
-    def find_arguments(self, key: str) -> list[str]:
+    def list_step_arguments(self, key: str) -> list[str]:
         """Return the values of one argument (`fn`, `patterns`) of all cleaning steps as a list of texts."""
         texts: list[str] = []
         for step in self.clean if isinstance(self.clean, list | tuple) else ():

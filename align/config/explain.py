@@ -13,7 +13,7 @@ from pathlib import Path
 from align.config.group_files import EXPERIMENT
 from align.config.options import OWN_FOLDER
 from align.config.settings import A_RUN_EACH
-from align.config.synonyms import explain_absence, find_keys
+from align.config.synonyms import explain_absence, find_keys_by_synonym
 from align.core.errors import InputError
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
@@ -24,7 +24,7 @@ SUCCESSORS = {"value_trunk": "stage.value_backbone"}
 """Old name of a key → its present name."""
 
 
-def not_an_assignment(argument: str, groups: Collection[str]) -> InputError:
+def build_assignment_error(argument: str, groups: Collection[str]) -> InputError:
     """Build the error of a word on the command line that is not `key=value`."""
     key, _, value = argument.lstrip("+").partition("=")
     if argument[:1] == "+" and key in groups:
@@ -36,7 +36,9 @@ def not_an_assignment(argument: str, groups: Collection[str]) -> InputError:
     return InputError("argument", argument, "is not of the form key=value", "Write for example stage=sft, or seed=1.")
 
 
-def not_a_key(key: str, value: str, known: Sequence[str], stage: str | None, owners: Sequence[str]) -> InputError:
+def build_unknown_key_error(
+    key: str, value: str, known: Sequence[str], stage: str | None, owners: Sequence[str]
+) -> InputError:
     """Build the error of a key that does not exist, with the keys that the user may have meant.
 
     Args:
@@ -52,7 +54,7 @@ def not_a_key(key: str, value: str, known: Sequence[str], stage: str | None, own
         return InputError("stage", "(missing)", f"{key}={value} is a setting of a stage", "Add stage=NAME.")
     leaf = key.rpartition(".")[2]
     # `stage.max_length` of stage=sft is `data.max_length`, although stage=serve has a key of that name.
-    in_other_part = any(k in known and k.endswith(f".{leaf}") for k in find_keys(leaf))
+    in_other_part = any(k in known and k.endswith(f".{leaf}") for k in find_keys_by_synonym(leaf))
     if owners and not in_other_part:
         problem = f"is not a key of stage={stage}, but of {' and '.join(f'stage={o}' for o in owners)}"
         return InputError(key, value, problem, "Drop it, or run that stage.")
@@ -71,7 +73,9 @@ def find_close_keys(key: str, value: str, known: Sequence[str]) -> list[str]:
     spelling. Only the last part of a key is compared, because all keys of a group share the others."""
     group, _, name = key.rpartition(".")
     off = value.lower() in ("false", "no", "none", "null", "0", "")
-    if synonyms := [k.partition("=")[0] if off else k for k in find_keys(name) if k.partition("=")[0] in known]:
+    if synonyms := [
+        k.partition("=")[0] if off else k for k in find_keys_by_synonym(name) if k.partition("=")[0] in known
+    ]:
         return synonyms
     by_name: dict[str, list[str]] = {}
     for k in known:
@@ -88,14 +92,14 @@ def find_close_keys(key: str, value: str, known: Sequence[str]) -> list[str]:
     return []
 
 
-def not_a_choice(
-    group: str, name: str, names: Sequence[str], search: Path | None, sweep: bool = False, key: str = ""
+def build_unknown_choice_error(
+    group: str, name: str, names: Sequence[str], user_config_dir: Path | None, sweep: bool = False, key: str = ""
 ) -> InputError:
     """Build the error of a group file that does not exist, with the names of those that do.
 
     Args:
         names: the choices that exist.
-        search: the folder of the user's own group files, if it exists.
+        user_config_dir: the folder of the user's own group files, if it exists.
         sweep: whether the value lists several choices.
         key: the key that chooses it, if that is not the group's name.
     """
@@ -104,17 +108,19 @@ def not_a_choice(
     if sweep:
         remedy = A_RUN_EACH
     elif not names:
-        remedy = f"None is there yet: write {search or OWN_FOLDER}/{group}/{name or 'NAME'}.yaml."
+        remedy = f"None is there yet: write {user_config_dir or OWN_FOLDER}/{group}/{name or 'NAME'}.yaml."
     elif group in BY_PATH and re.search(r"[/.]", name):
         remedy = f"Did you mean {BY_PATH[group].format(name)}? {remedy}"
-    elif synonyms := [k.partition("=")[2] for k in find_keys(name) if k.partition("=")[0] == group]:
+    elif synonyms := [k.partition("=")[2] for k in find_keys_by_synonym(name) if k.partition("=")[0] == group]:
         remedy = f"Did you mean {key or group}={synonyms[0]}? {remedy}" if not key or synonyms[0] in names else remedy
     elif close := difflib.get_close_matches(name, names, n=1):
         remedy = f"Did you mean {field}={close[0]}? {remedy}"
     return InputError(field, name or "(empty)", "is not a choice here", remedy)
 
 
-def not_a_value(key: str, value: str, kind: type | None, below: Sequence[str], sweep: bool = False) -> InputError:
+def build_invalid_value_error(
+    key: str, value: str, kind: type | None, below: Sequence[str], sweep: bool = False
+) -> InputError:
     """Build the error of a value that a key cannot have.
 
     Args:
@@ -131,12 +137,12 @@ def not_a_value(key: str, value: str, kind: type | None, below: Sequence[str], s
     return InputError(key, value or "(empty)", f"is not {expected}", f"{remedy} {A_RUN_EACH}" if sweep else remedy)
 
 
-def missing_key(key: str) -> InputError:
+def build_missing_key_error(key: str) -> InputError:
     """Build the error of a mandatory key that is not set."""
     return InputError(key, "(missing)", "has no default", f"Add {key}=VALUE.")
 
 
-def invalid_file(
+def build_invalid_file_error(
     error: Exception, files: Mapping[str, Path], own_files: Sequence[Path], known: Sequence[str]
 ) -> InputError:
     """Build the error of a group file that cannot be parsed or merged.

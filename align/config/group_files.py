@@ -31,10 +31,12 @@ def list_groups() -> list[str]:
     return [*sorted(folder.name for folder in find_conf_dir().iterdir() if folder.is_dir()), EXPERIMENT]
 
 
-def find_group_files(search: Path | None) -> dict[str, Path]:
+def find_group_files(user_config_dir: Path | None) -> dict[str, Path]:
     """Find all YAML files of configuration groups, this package's and the user's. Returns `group/choice` → its file."""
     files: dict[str, Path] = {}
-    for folder in filter(None, (search, find_conf_dir())):  # ours last: a user's file adds a choice and replaces none
+    for folder in filter(
+        None, (user_config_dir, find_conf_dir())
+    ):  # ours last: a user's file adds a choice and replaces none
         for path in (path for group in list_groups() for path in sorted((folder / group).rglob("*.yaml"))):
             files[path.relative_to(folder).with_suffix("").as_posix()] = path
     return files
@@ -54,10 +56,10 @@ class LoadedGroupFile(NamedTuple):
     values: Mapping[str, Any]
 
 
-def iter_loaded_files(defaults: Iterable[ResultDefault], search: Path | None) -> Iterator[LoadedGroupFile]:
+def iter_loaded_files(defaults: Iterable[ResultDefault], user_config_dir: Path | None) -> Iterator[LoadedGroupFile]:
     """Read and yield every YAML file of a Hydra defaults list, in the order of merging."""
     for default in defaults:
-        for folder in filter(None, (find_conf_dir(), search)):
+        for folder in filter(None, (find_conf_dir(), user_config_dir)):
             path = folder / f"{default.config_path}.yaml"
             if path.is_file():
                 values = yaml.safe_load(read_text(path, "configuration")) or {}
@@ -69,19 +71,19 @@ def find_unset_keys(files: Iterable[LoadedGroupFile]) -> list[str]:
     """Return each key that a file declares as mandatory (`???`) and no later file sets."""
     unset: dict[str, None] = {}
     for _, package, values in files:
-        for key, value in iter_leaves(values, package):
+        for key, value in iter_nested_values(values, package):
             unset.pop(key, None)
             if value == "???":
                 unset[key] = None
     return list(unset)
 
 
-def iter_leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def iter_nested_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) of the innermost values of nested mappings."""
     for name, value in values.items():
         key = f"{prefix}.{name}" if prefix else str(name)
         if isinstance(value, Mapping):
-            yield from iter_leaves(value, key)
+            yield from iter_nested_values(value, key)
         else:
             yield key, value
 
@@ -91,7 +93,7 @@ def refuse_settings_of_hydra(files: Sequence[LoadedGroupFile]) -> None:
     for path, package, values in files:
         if find_conf_dir() in path.parents:
             continue
-        for key, _ in iter_leaves(values, package):
+        for key, _ in iter_nested_values(values, package):
             if key.startswith("hydra.") and not key.startswith(f"hydra.{SWEEPS}."):
                 remedy = "Take it out: run.root= is the folder of runs, -m sweeps, hydra.sweeper.params says what."
                 raise InputError("configuration", str(path), f"sets {key}, which nothing here reads", remedy)

@@ -45,11 +45,11 @@ def collect_defaults(stage: str, reward: str) -> Mapping[str, Any]:
     }
 
 
-def drop_refs(parts: Any) -> Any:
+def drop_reward_model_refs(parts: Any) -> Any:
     """Return the parts of a sum of rewards without the names of their reward models."""
     if isinstance(parts, Mapping):
-        return {key: drop_refs(value) for key, value in parts.items() if key not in ("ref", "refs")}
-    return [drop_refs(part) for part in parts] if isinstance(parts, list) else parts
+        return {key: drop_reward_model_refs(value) for key, value in parts.items() if key not in ("ref", "refs")}
+    return [drop_reward_model_refs(part) for part in parts] if isinstance(parts, list) else parts
 
 
 def select_identity(stage: str, config: Mapping[str, Any], inputs: Collection[str]) -> dict[str, Any]:
@@ -73,5 +73,5 @@ def select_identity(stage: str, config: Mapping[str, Any], inputs: Collection[st
         if isinstance(values, dict):
             values.pop(leaf, None)
     if "reward" in inputs and isinstance(reward := identity.get("reward"), dict) and "parts" in reward:
-        reward["parts"] = drop_refs(reward["parts"])
+        reward["parts"] = drop_reward_model_refs(reward["parts"])
     return identity

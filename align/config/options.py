@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.config.group_files import list_groups
-from align.config.synonyms import explain_absence, find_keys
+from align.config.synonyms import explain_absence, find_keys_by_synonym
 from align.core.errors import InputError, require
 from align.core.files import parse_user_path
 
@@ -103,7 +103,7 @@ def parse_arguments(arguments: Sequence[str]) -> CommandLine:
             word = name.lstrip("-")
             if explanation := explain_absence(word):
                 raise InputError("argument", argument, *explanation)
-            keys = find_keys(word)  # other programs have options for settings
+            keys = find_keys_by_synonym(word)  # other programs have options for settings
             remedy = f"Write {' or '.join(keys)}, without dashes." if keys else "See python -m align --help."
             raise InputError("argument", argument, "is not an option", remedy)
         options[name] = next(remaining, "") if name in TAKES_VALUE and not equals else value
@@ -112,11 +112,11 @@ def parse_arguments(arguments: Sequence[str]) -> CommandLine:
     prints_job = "--cfg" in options
     problem = "says how --cfg job prints"
     require(prints_job or "--resolve" not in options, "option", "--resolve", problem, "Add --cfg job.")
-    folder = check_config_dir(options["--config-dir"]) if "--config-dir" in options else None
+    folder = resolve_config_dir(options["--config-dir"]) if "--config-dir" in options else None
     return CommandLine(tuple(words), "--multirun" in options, prints_job, "--resolve" in options, folder)
 
 
-def check_config_dir(name: str) -> Path:
+def resolve_config_dir(name: str) -> Path:
     """Return the folder that `--config-dir` names. Raises InputError if it has no group files."""
     require(bool(name), "--config-dir", "(nothing)", "names a folder", "Write: --config-dir DIR")
     folder = parse_user_path(name, "--config-dir")

@@ -148,7 +148,7 @@ class PpoConfig(Settings):
         f"{describe_defaults('value')}.",
         above=0,
     )
-    warmup: float = training.declare_warmup(0.05, most=1)
+    warmup: float = training.declare_warmup(0.05, max_share=1)
     schedule: str = training.declare_schedule("constant")
     clip_range: float = setting(0.2, "The ratio π_new/π_old is clipped to 1 ± clip_range.", above=0)
     clip_range_high: float | None = setting(

@@ -80,7 +80,7 @@ def find_size_class(weights: int | None) -> SizeClass:
     return next(size for size in SIZE_CLASSES if weights < size.below)
 
 
-def find_column(stage: str, method: str) -> str | None:
+def find_rate_column(stage: str, method: str) -> str | None:
     """Return the column of the table of learning rates for a stage and a method. Returns None for a stage that has no
     learning rate."""
     stage = "ppo" if stage == "verify" else stage  # it checks PPO with the settings of PPO
@@ -98,7 +98,7 @@ def find_default_rate(stage: str, method: str, weights: int | None) -> float | N
         method: `lora` or `qlora` for an adapter, `full` for every weight.
         weights: number of the base's weights; None for a run without a base.
     """
-    column = find_column(stage, method)
+    column = find_rate_column(stage, method)
     return None if column is None else find_size_class(weights).rates[column]
 
 
@@ -116,7 +116,7 @@ def explain_empty_rate(stage: Any, method: str) -> str:
     Args:
         stage: the settings of the stage; None for a configuration without a stage.
     """
-    column = find_column(getattr(stage, "name", ""), method)
+    column = find_rate_column(getattr(stage, "name", ""), method)
     if column is None or stage.lr is not None:
         return ""
     return (

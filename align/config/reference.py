@@ -76,7 +76,7 @@ def format_default(value: object) -> str:
     return json.dumps(value)
 
 
-def iter_keys(schema: type[Settings]) -> Iterator[Key]:
+def iter_schema_keys(schema: type[Settings]) -> Iterator[Key]:
     """Yield the keys that a schema and its parts declare, without the name of a group's choice, such as `data.name`."""
     defaults = get_defaults(schema)
     for name, declared in get_declarations(schema).items():
@@ -84,7 +84,7 @@ def iter_keys(schema: type[Settings]) -> Iterator[Key]:
             yield Key(schema.key_of(name), format_default(defaults[name]), declared)
     if schema is not Config:  # its parts are sections of their own
         for part in get_parts(schema):
-            yield from iter_keys(part)
+            yield from iter_schema_keys(part)
 
 
 def describe_schema(schema: type[Settings]) -> str:
@@ -92,7 +92,7 @@ def describe_schema(schema: type[Settings]) -> str:
 
 
 def build_section(title: str, schema: type[Settings]) -> Section:
-    return Section(title, describe_schema(schema), tuple(iter_keys(schema)))
+    return Section(title, describe_schema(schema), tuple(iter_schema_keys(schema)))
 
 
 def format_choices(group: str) -> str:
@@ -109,12 +109,14 @@ def build_part_section(name: str) -> Section:
     """Return the section of one part of the configuration that stages share."""
     if name in PARTS:
         return build_section(format_choices(name) if name in GROUPS else name, PARTS[name])
-    return Section(name, "", tuple(key for key in iter_keys(Config) if key.name == name))
+    return Section(name, "", tuple(key for key in iter_schema_keys(Config) if key.name == name))
 
 
 def build_run_section() -> Section:
-    keys = (key for key in iter_keys(Config) if key.name in OF_EVERY_RUN)
-    return Section("every run", "Settings of every run.", (*keys, *iter_keys(RunConfig), *iter_keys(PARTS["track"])))
+    keys = (key for key in iter_schema_keys(Config) if key.name in OF_EVERY_RUN)
+    return Section(
+        "every run", "Settings of every run.", (*keys, *iter_schema_keys(RunConfig), *iter_schema_keys(PARTS["track"]))
+    )
 
 
 def build_sections(stage: str, reward: str | None = None) -> list[Section]:
@@ -130,15 +132,17 @@ def build_sections(stage: str, reward: str | None = None) -> list[Section]:
             choice = reward if reward in scorers.CHOICES else "sentiment" if stage == "eval" else "learned"
             schema = scorers.CHOICES[choice]
             sections.append(
-                Section(format_choices("reward"), f"{choice}: {describe_schema(schema)}", tuple(iter_keys(schema)))
+                Section(
+                    format_choices("reward"), f"{choice}: {describe_schema(schema)}", tuple(iter_schema_keys(schema))
+                )
             )
         else:
             sections.append(build_part_section(name))
     tree = compose_tree([f"stage={stage}"])
-    return [with_defaults(section, tree) for section in (*sections, build_run_section())]
+    return [replace_defaults(section, tree) for section in (*sections, build_run_section())]
 
 
-def with_defaults(section: Section, tree: DictConfig) -> Section:
+def replace_defaults(section: Section, tree: DictConfig) -> Section:
     """Return a copy of a section with the defaults of one stage, whose group files may differ from the schemas."""
     keys = []
     for key in section.keys:
@@ -180,7 +184,7 @@ def wrap_text(text: str, indent: str) -> list[str]:
 def format_markdown() -> str:
     """Format the text of docs/settings.md: all keys with meaning and default."""
     shared = [build_part_section(name) for name in GROUPS] + [build_part_section("store")]
-    root_keys = [key for key in iter_keys(Config) if key.name not in OF_EVERY_RUN]
+    root_keys = [key for key in iter_schema_keys(Config) if key.name not in OF_EVERY_RUN]
     about_root = "Each stage's section says which of these it reads."
     root_section = Section("what stages start from", about_root, tuple(root_keys))
     lines = [

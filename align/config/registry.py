@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 
-from align.config.addresses import check_address
+from align.config.addresses import require_valid_url
 from align.config.settings import Settings, get_defaults, setting
 from align.core.aliases import NAME, NAME_REMEDY, parse_aliases
 from align.core.errors import InputError, require
@@ -162,7 +162,7 @@ class RegistryConfig(Settings):
         require(has_run, "stage.run", self.run or "(not given)", f"names no run to {self.action}", remedy)
         self.check_runs()
         self.check_alias()
-        check_address(self.host, self.url)
+        require_valid_url(self.host, self.url)
         if self.action == "forget":
             self.check_forget()
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from align.config.scorers import RewardConfig, parse_part
+from align.config.scorers import RewardConfig, parse_reward_part
 from align.config.settings import Settings, setting
 from align.core.errors import require
 
@@ -60,4 +60,4 @@ class SampleConfig(Settings):
         """
         remedy = 'Write "stage.gold={name: sentiment}", with the settings of that reward behind its name.'
         require(isinstance(self.gold, Mapping), "stage.gold", self.gold, "is no mapping", remedy)
-        return parse_part("stage.gold", self.gold)
+        return parse_reward_part("stage.gold", self.gold)

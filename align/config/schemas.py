@@ -17,7 +17,7 @@ from align.config.stages import STAGES, load_schema
 
 
 @cache
-def all_schemas() -> Mapping[str, Mapping[str, type[Settings]]]:
+def import_all_schemas() -> Mapping[str, Mapping[str, type[Settings]]]:
     """Import the settings classes of all groups and stages, and return them: kind → name → class."""
     stages = {name: load_schema(name) for name in STAGES if name != "full"}  # which is sft with another method
     return {"stage": stages, "group": GROUPS, "reward": scorers.CHOICES}
@@ -51,7 +51,7 @@ def list_schema_keys(error: Exception) -> list[str]:
     """Return the keys that a group file may have meant: those of the groups, and of the schema that an OmegaConf error
     names."""
     match = re.search(r"object_type=(\w+)", str(error))
-    schemas = [schema for kind in all_schemas().values() for schema in kind.values()]
+    schemas = [schema for kind in import_all_schemas().values() for schema in kind.values()]
     named = [schema for schema in schemas if match and schema.__name__ == match[1]]
     return [
         schema.key_of(name)

@@ -84,9 +84,9 @@ class RulesReward(RewardConfig):
 
     def check_together(self) -> None:
         for where, rule in enumerate_mappings("reward.rules", self.rules):
-            check_choice(f"{where}.rule", str(rule.get("rule")), RULES)
-            check_weight(where, rule)
-            check_rule(where, rule)
+            require_listed_choice(f"{where}.rule", str(rule.get("rule")), RULES)
+            require_finite_weight(where, rule)
+            validate_rule(where, rule)
 
 
 @dataclass
@@ -126,8 +126,8 @@ class SumReward(RewardConfig):
 
     def check_together(self) -> None:
         for where, part in enumerate_mappings("reward.parts", self.parts):
-            check_weight(where, part)
-            parse_part(where, part)
+            require_finite_weight(where, part)
+            parse_reward_part(where, part)
 
 
 CHOICES: dict[str, type[RewardConfig]] = {
@@ -141,10 +141,10 @@ CHOICES: dict[str, type[RewardConfig]] = {
 }
 
 
-def parse_parts(config: SumReward) -> list[tuple[float, RewardConfig]]:
+def parse_reward_parts(config: SumReward) -> list[tuple[float, RewardConfig]]:
     """Parse the parts of `reward=sum` into (weight, reward)."""
     return [
-        (float(part.get("weight", 1.0)), parse_part(where, part))
+        (float(part.get("weight", 1.0)), parse_reward_part(where, part))
         for where, part in enumerate_mappings("reward.parts", config.parts)
     ]
 
@@ -154,72 +154,72 @@ def build_reward_spec(config: RewardConfig) -> dict[str, Any]:
     if isinstance(config, SumReward):
         return {
             "name": config.name,
-            "parts": [{"weight": w, **build_reward_spec(part)} for w, part in parse_parts(config)],
+            "parts": [{"weight": w, **build_reward_spec(part)} for w, part in parse_reward_parts(config)],
         }
     return asdict(config)
 
 
-def parse_part(where: str, part: Mapping[str, Any]) -> RewardConfig:
+def parse_reward_part(field: str, part: Mapping[str, Any]) -> RewardConfig:
     """Parse one part of `reward=sum` into the reward that it names.
 
     Args:
-        where: the field of the part, such as `reward.parts[0]`.
+        field: the field of the part, such as `reward.parts[0]`.
 
     Raises:
         InputError: there is no such reward, or a setting is unknown or invalid.
     """
     name = str(part.get("name"))
-    check_choice(f"{where}.name", name, tuple(CHOICES))
+    require_listed_choice(f"{field}.name", name, tuple(CHOICES))
     schema = CHOICES[name]
     values = {key: value for key, value in part.items() if key not in ("weight", "name")}
     for key, value in values.items():
         remedy = f"Its settings: {', '.join(get_declarations(schema)) or 'none'}."
-        require(key in get_declarations(schema), f"{where}.{key}", value, f"is no setting of {name}", remedy)
+        require(key in get_declarations(schema), f"{field}.{key}", value, f"is no setting of {name}", remedy)
     try:
         return schema(**values)
     except InputError as error:  # its field is that of a whole reward, such as `reward.fn`
-        raise InputError(error.field.replace("reward", where, 1), error.value, error.problem, error.remedy) from error
+        raise InputError(error.field.replace("reward", field, 1), error.value, error.problem, error.remedy) from error
 
 
-def check_choice(where: str, value: str, choices: tuple[str, ...]) -> None:
+def require_listed_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise InputError unless the value is one of the choices."""
-    require(value in choices, where, value, "is not a choice here", f"Choose one of: {', '.join(choices)}.")
+    require(value in choices, field, value, "is not a choice here", f"Choose one of: {', '.join(choices)}.")
 
 
-def enumerate_mappings(where: str, value: Any) -> list[tuple[str, Mapping[str, Any]]]:
+def enumerate_mappings(field: str, value: Any) -> list[tuple[str, Mapping[str, Any]]]:
     """Check that a value is a list of mappings, and return each with its field, such as `reward.parts[0]`.
 
     Raises:
         InputError: it is no list of mappings, or it is empty.
     """
     are_mappings = isinstance(value, list) and len(value) > 0 and all(isinstance(item, Mapping) for item in value)
-    remedy = f'Write "{where}=[{{…}},{{…}}]", as the documentation of reward= shows.'
-    require(are_mappings, where, value or "(empty)", "is no list of settings", remedy)
-    return [(f"{where}[{i}]", item) for i, item in enumerate(value)]
+    remedy = f'Write "{field}=[{{…}},{{…}}]", as the documentation of reward= shows.'
+    require(are_mappings, field, value or "(empty)", "is no list of settings", remedy)
+    return [(f"{field}[{i}]", item) for i, item in enumerate(value)]
 
 
-def check_weight(where: str, part: Mapping[str, Any]) -> None:
+def require_finite_weight(field: str, part: Mapping[str, Any]) -> None:
     """Raise InputError unless the `weight` of a part of a sum is a finite number."""
     weight = part.get("weight", 1.0)
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool) and abs(weight) < float("inf")
-    require(is_number, f"{where}.weight", weight, "is no finite number", "Give a number.")
+    require(is_number, f"{field}.weight", weight, "is no finite number", "Give a number.")
 
 
-def check_rule(where: str, rule: Mapping[str, Any]) -> None:
+def validate_rule(field: str, rule: Mapping[str, Any]) -> None:
     """Raise InputError if a setting of a rule is missing, unknown or invalid."""
     name = rule["rule"]
     needed = {"length": ("low", "high"), "regex": ("pattern",), "tags": ("tags",)}.get(name, ())
     for key in rule:
         is_setting = key in ("rule", "weight", *needed)
         remedy = f"Its settings: {', '.join((*needed, 'weight'))}."
-        require(is_setting, f"{where}.{key}", rule[key], f"is no setting of the rule {name}", remedy)
+        require(is_setting, f"{field}.{key}", rule[key], f"is no setting of the rule {name}", remedy)
     for key in needed:
-        require(key in rule, f"{where}.{key}", "(missing)", f"the rule {name} needs it", f"Add {key}.")
+        require(key in rule, f"{field}.{key}", "(missing)", f"the rule {name} needs it", f"Add {key}.")
     if name == "length":
         low = rule["low"]
         high = rule["high"]
         is_range = isinstance(low, int) and isinstance(high, int) and 0 <= low <= high
-        require(is_range, f"{where}.low", low, f"and high={high} are no range of words", "Give 0 <= low <= high.")
+        require(is_range, f"{field}.low", low, f"and high={high} are no range of words", "Give 0 <= low <= high.")
     if name == "regex":
         import regex  # slow to import, and every command imports this module
 
@@ -227,8 +227,8 @@ def check_rule(where: str, rule: Mapping[str, Any]) -> None:
             regex.compile(str(rule["pattern"]))
         except regex.error as error:
             problem = f"is no regular expression ({error})"
-            raise InputError(f"{where}.pattern", rule["pattern"], problem, "Correct it.") from error
+            raise InputError(f"{field}.pattern", rule["pattern"], problem, "Correct it.") from error
     if name == "tags":
         tags = rule["tags"]
         are_names = isinstance(tags, list) and len(tags) > 0 and all(re.fullmatch(r"[\w-]+", str(tag)) for tag in tags)
-        require(are_names, f"{where}.tags", tags, "is no list of tag names", "Write for example [think, answer].")
+        require(are_names, f"{field}.tags", tags, "is no list of tag names", "Write for example [think, answer].")

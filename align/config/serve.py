@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from align.config.addresses import LOOPBACK, check_address
+from align.config.addresses import LOOPBACK, require_valid_url
 from align.config.settings import Settings, setting
 from align.core.aliases import NAME, NAME_REMEDY, parse_aliases
 from align.core.errors import InputError, require
@@ -108,7 +108,7 @@ class ServeConfig(Settings):
             local = self.host in LOOPBACK
             require(local, "stage.host", self.host, problem, f"{remedy}, or leave stage.host at 127.0.0.1.")
             require(self.url is None, "stage.url", self.url, problem, f"{remedy}, or leave stage.url out.")
-        check_address(self.host, self.url)
+        require_valid_url(self.host, self.url)
         self.refuse_changes("tenant")
 
     def refuse_changes(self, *further_keys: str) -> None:

@@ -20,7 +20,7 @@ from align.config.compose import Composer, build_config
 from align.config.group_files import EXPERIMENT
 from align.config.root import Config
 from align.config.settings import replace_values
-from align.config.values import is_sweep, parse_value, quote, read_value
+from align.config.values import is_sweep, parse_plain_value, parse_value, quote_for_hydra
 from align.core.errors import InputError, require
 from align.core.redaction import mask_argument
 
@@ -50,12 +50,14 @@ class Job:
     @property
     def own(self) -> list[str]:
         """The words of this job alone."""
-        return [f"{k}={v}" for k, v in self.swept.items()] + ([f"run.name={quote(self.name)}"] if self.name else [])
+        return [f"{k}={v}" for k, v in self.swept.items()] + (
+            [f"run.name={quote_for_hydra(self.name)}"] if self.name else []
+        )
 
     @property
     def words(self) -> tuple[str, ...]:
         """The job's command line without options."""
-        return keep_last([*self.fixed, *self.own])
+        return drop_overridden_words([*self.fixed, *self.own])
 
 
 class Choices:
@@ -65,7 +67,7 @@ class Choices:
         self.composer = composer
 
     def get_group_options(self, group: str, results_filter: Any = None) -> list[str]:
-        return self.composer.choices_of(group)
+        return self.composer.list_choices(group)
 
 
 def build_jobs(words: Sequence[str], composer: Composer) -> list[Job]:
@@ -76,7 +78,7 @@ def build_jobs(words: Sequence[str], composer: Composer) -> list[Job]:
         InputError: a sweep cannot be parsed or is empty, a job is invalid, or names are not unique.
     """
     fixed, combinations = split_sweeps(words, composer)
-    variants = composer.variants(fixed, ([f"{k}={v}" for k, v in swept.items()] for swept in combinations))
+    variants = composer.compose_variants(fixed, ([f"{k}={v}" for k, v in swept.items()] for swept in combinations))
     jobs = list[Job]()
     for number, swept in enumerate(combinations, 1):
         try:
@@ -86,9 +88,11 @@ def build_jobs(words: Sequence[str], composer: Composer) -> list[Job]:
                 raise
             problem = f"{error.problem} (job {number} of {len(combinations)}; nothing was run)"
             raise type(error)(error.field, error.value, problem, error.remedy) from error
-    shared = {location for location, count in Counter(map(get_place, jobs)).items() if count > 1 and location.name}
-    jobs = [rename_job(job) if get_place(job) in shared else job for job in jobs]
-    check_places(jobs)
+    shared = {
+        location for location, count in Counter(map(get_run_location, jobs)).items() if count > 1 and location.name
+    }
+    jobs = [rename_job(job) if get_run_location(job) in shared else job for job in jobs]
+    require_distinct_run_folders(jobs)
     return jobs
 
 
@@ -97,13 +101,13 @@ def rename_job(job: Job) -> Job:
     parts = [str(job.config.run.name)]
     for key, value in job.swept.items():
         if key != "run.name":
-            text = mask_argument(f"{key}={read_value(value)}").partition("=")[2]
+            text = mask_argument(f"{key}={parse_plain_value(value)}").partition("=")[2]
             parts.append(f"{key.lstrip('+').rpartition('.')[2]}={text}")
     name = re.sub(r"[/\x00-\x1f\x7f]", "_", "-".join(parts))
     return replace(job, name=name, config=replace_values(job.config, run=replace_values(job.config.run, name=name)))
 
 
-def keep_last(words: Sequence[str]) -> tuple[str, ...]:
+def drop_overridden_words(words: Sequence[str]) -> tuple[str, ...]:
     """Drop the words that a later word with the same key overrides. The later word takes the place of the first."""
     return tuple({word.partition("=")[0].lstrip("+"): word for word in words}.values())
 
@@ -111,7 +115,7 @@ def keep_last(words: Sequence[str]) -> tuple[str, ...]:
 def split_sweeps(words: Sequence[str], composer: Composer) -> tuple[list[str], list[dict[str, str]]]:
     """Divide the words of a command line into those that all jobs have, and the combinations of swept key → value, one
     per job. Sweeps of group files (`hydra.sweeper.params`) come before those of the command line."""
-    typed = keep_last(words)
+    typed = drop_overridden_words(words)
     choices = [(key, value) for key, _, value in (word.partition("=") for word in typed) if composer.is_group(key)]
     fixed_choices = [f"{key}={value}" for key, value in choices if not is_swept(key, value)]
     # The first value of a swept stage is composed, for the stage's keys in an experiment. Sweeps inside of swept
@@ -119,7 +123,7 @@ def split_sweeps(words: Sequence[str], composer: Composer) -> tuple[list[str], l
     first_choices = [
         f"{k}={expand_sweep(k, v, composer)[0][0]}" for k, v in choices if is_swept(k, v) and not k.endswith(EXPERIMENT)
     ]
-    merged = keep_last([*composer.compose([*fixed_choices, *first_choices]).sweeps, *typed])
+    merged = drop_overridden_words([*composer.compose([*fixed_choices, *first_choices]).sweeps, *typed])
     swept = {word: is_swept(*word.partition("=")[::2]) for word in merged}
     fixed = [word for word in merged if not swept[word]]
     return fixed, combine_sweeps([word for word in merged if swept[word]], composer)
@@ -199,12 +203,12 @@ class RunLocation(NamedTuple):
     name: str | None
 
 
-def get_place(job: Job) -> RunLocation:
+def get_run_location(job: Job) -> RunLocation:
     """Return the stage, root and name that make up the path of a job's run folder."""
     return RunLocation(getattr(job.config.stage, "name", ""), Path(job.config.run.root), job.config.run.name)
 
 
-def check_places(jobs: Sequence[Job]) -> None:
+def require_distinct_run_folders(jobs: Sequence[Job]) -> None:
     """Raise InputError if two jobs would have the same run folder, or a run's name is too long for a folder."""
     job_by_location: dict[RunLocation, Job] = {}
     for job in jobs:
@@ -213,5 +217,5 @@ def check_places(jobs: Sequence[Job]) -> None:
             continue
         remedy = "Leave run.name out, or write into it what differs: 'run.name=mine-${seed}'."
         require(len(name.encode()) <= LONGEST_NAME or len(jobs) == 1, "run.name", name, "is too long", remedy)
-        owner = job_by_location.setdefault(get_place(job), job)
+        owner = job_by_location.setdefault(get_run_location(job), job)
         require(owner.swept == job.swept, "run.name", name, "would be the name of two jobs", remedy)

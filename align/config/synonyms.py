@@ -141,7 +141,7 @@ ABSENT = {
 """Names of settings that align does not have → problem and remedy."""
 
 
-def find_keys(word: str) -> list[str]:
+def find_keys_by_synonym(word: str) -> list[str]:
     """Return the keys of align, or `key=value`, that a setting's name in TRL or another library may mean."""
     name = word.replace("-", "_").lower()
     return [key for key, words in WORDS.items() if name in words.split()]

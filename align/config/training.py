@@ -37,10 +37,10 @@ def declare_micro_batch(rows: str) -> Any:
     return setting(8, f"{rows} that go through the model at once; memory grows with it.", above=0)
 
 
-def declare_warmup(share: float, most: float | None = None) -> Any:
+def declare_warmup(share: float, max_share: float | None = None) -> Any:
     """Declare the setting `warmup` of a stage, a share of the steps."""
     meaning = "Share of the steps over which the learning rate rises."
-    return setting(share, meaning, at_least=0, at_most=most, below=None if most else 1)
+    return setting(share, meaning, at_least=0, at_most=max_share, below=None if max_share else 1)
 
 
 def declare_schedule(default: str) -> Any:
@@ -132,7 +132,7 @@ class TrainingConfig(Settings):
         micro = self.micro_batch
         if self.gradient_accumulation is not None:
             if self.batch_size != type(self).batch_size:
-                check_batch_size(self.batch_size, self.gradient_accumulation, micro)
+                require_consistent_batch_size(self.batch_size, self.gradient_accumulation, micro)
             object.__setattr__(self, "batch_size", self.gradient_accumulation * micro)  # also if it is frozen
             object.__setattr__(self, "gradient_accumulation", None)
         batch = self.batch_size
@@ -160,30 +160,30 @@ class PreferenceTrainingConfig(TrainingConfig):
     )
 
     def check(self, config: Config) -> None:
-        require_pairs(config.data, self.held_out == type(self).held_out)
+        require_preference_data(config.data, self.held_out == type(self).held_out)
         method = config.method.name
         require(method != "full", "method", method, self.ADAPTER_ONLY, "Use method=qlora or method=lora.")
 
 
-def check_batch_size(batch: int, passes: int, micro: int) -> None:
+def require_consistent_batch_size(batch: int, passes: int, micro: int) -> None:
     """Raise InputError unless `stage.batch_size` is gradient accumulation steps times the micro-batch."""
     problem = f"is not stage.gradient_accumulation={passes} times stage.micro_batch={micro}"
     require(batch == passes * micro, "stage.batch_size", batch, problem, "Give one of the two.")
 
 
-def require_held_out_rows(eval_every: int | None, held_out: int, share: str) -> None:
+def require_held_out_rows(eval_every: int | None, held_out: int, share_key: str) -> None:
     """Raise InputError if the held-out loss is to be measured and nothing is held out.
 
     Args:
         held_out: number of held-out rows or pairs.
-        share: the key that sets this number.
+        share_key: the key that sets this number.
     """
     has_rows = eval_every is None or held_out > 0
-    remedy = f"Raise {share}, name a file in data.eval_path, or drop it."
+    remedy = f"Raise {share_key}, name a file in data.eval_path, or drop it."
     require(has_rows, "stage.eval_every", eval_every, "nothing is held out to measure on", remedy)
 
 
-def require_pairs(data: DataConfig, is_default_share: bool) -> None:
+def require_preference_data(data: DataConfig, is_default_share: bool) -> None:
     """Raise InputError unless `data=` has preference pairs with a held-out part.
 
     Args:
@@ -219,26 +219,28 @@ def require_pairs(data: DataConfig, is_default_share: bool) -> None:
     )
 
 
-def check_ranks(stage: Any, world: int) -> None:
+def require_divisible_batch(stage: Any, world_size: int) -> None:
     """Raise InputError unless the rows of an optimiser step can be divided evenly among the ranks, in whole
     micro-batches.
 
     Args:
         stage: the settings of a stage. One without optimiser steps fits any number of ranks.
-        world: number of ranks.
+        world_size: number of ranks.
 
     Raises:
         InputError: the batch cannot be divided evenly.
     """
-    if world == 1 or stage.name not in ("sft", "full", "reward", "dpo", "kto", "ppo"):
+    if world_size == 1 or stage.name not in ("sft", "full", "reward", "dpo", "kto", "ppo"):
         return
     rows = stage.batch_size // getattr(stage, "minibatches", 1)
     key = "stage.batch_size" if not hasattr(stage, "minibatches") else "stage.batch_size / stage.minibatches"
-    problem = f"{key} = {rows} is not a multiple of the {world} ranks"
-    require(rows % world == 0, "stage.batch_size", stage.batch_size, problem, "Use a multiple of it, or other devices.")
+    problem = f"{key} = {rows} is not a multiple of the {world_size} ranks"
+    require(
+        rows % world_size == 0, "stage.batch_size", stage.batch_size, problem, "Use a multiple of it, or other devices."
+    )
     size = min(stage.micro_batch, rows)
-    share = rows // world
+    share = rows // world_size
     largest_fitting = max(n for n in range(1, min(size, share) + 1) if share % n == 0)
-    problem = f"{world} ranks of {size} rows each do not divide the {rows} rows of an optimiser step ({key})"
+    problem = f"{world_size} ranks of {size} rows each do not divide the {rows} rows of an optimiser step ({key})"
     remedy = f"Use stage.micro_batch={largest_fitting}, or other devices."
     require(largest_fitting == size, "stage.micro_batch", stage.micro_batch, problem, remedy)

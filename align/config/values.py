@@ -18,15 +18,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from align.config import explain
 from align.config.rates import RATED
-from align.config.schemas import all_schemas
-from align.config.training import check_batch_size
+from align.config.schemas import import_all_schemas
+from align.config.training import require_consistent_batch_size
 from align.core.errors import InputError, find_lone_surrogate
 
 BOTH = {"stage.batch_size", "stage.gradient_accumulation"}
 """Two keys that set the batch size."""
 
 
-def quote(text: str) -> str:
+def quote_for_hydra(text: str) -> str:
     """Quote a text as a string of Hydra's grammar."""
     return "'" + re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
 
@@ -46,7 +46,7 @@ def is_sweep(text: str) -> bool:
     return (override := parse_value(text)) is not None and override.is_sweep_override()
 
 
-def read_value(text: str) -> Any:
+def parse_plain_value(text: str) -> Any:
     """Convert the text of a `key=value` word to a number, a list, a string, … A text that Hydra's lexer refuses, and a
     sweep, are returned as they are."""
     override = parse_value(text)
@@ -69,39 +69,39 @@ def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: st
         problem = f"is what {group}= chooses, and decides nothing by itself"
         raise InputError(key, text, problem, f"Write {group}={text}.")
     if not is_key(tree, key):
-        keys = set(iter_keys(cast(dict[Any, Any], OmegaConf.to_container(tree)))) - group_names.keys()
+        keys = set(iter_dotted_keys(cast(dict[Any, Any], OmegaConf.to_container(tree)))) - group_names.keys()
         keys -= set() if reads_rate else {"method.lr"}
         leaf = key.removeprefix("stage.")
-        owners = [n for n, schema in all_schemas()["stage"].items() if leaf in {f.name for f in fields(schema)}]
-        raise explain.not_a_key(key, text, sorted(keys | groups), stage, owners if leaf != key else ())
-    kind = find_type(tree, key)
-    value = read_value(text)
+        owners = [n for n, schema in import_all_schemas()["stage"].items() if leaf in {f.name for f in fields(schema)}]
+        raise explain.build_unknown_key_error(key, text, sorted(keys | groups), stage, owners if leaf != key else ())
+    kind = find_declared_type(tree, key)
+    value = parse_plain_value(text)
     if kind is str and not isinstance(value, str) and value is not None:
         value = text  # a revision such as 12e4567 or a name such as 007 is no number
-    check_integers(value, key)
+    require_64_bit_integers(value, key)
     try:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{value} is not finite")
         OmegaConf.update(tree, key, value, merge=True)
     except (OmegaConfBaseException, ValueError) as error:
         node = OmegaConf.select(tree, key)
-        below = [f"{key}.{k}" for k in iter_keys(node)] if isinstance(node, DictConfig) else []
-        raise explain.not_a_value(key, text, kind, below, is_sweep(text)) from error
+        below = [f"{key}.{k}" for k in iter_dotted_keys(node)] if isinstance(node, DictConfig) else []
+        raise explain.build_invalid_value_error(key, text, kind, below, is_sweep(text)) from error
 
 
-def check_integers(value: Any, key: str) -> None:
+def require_64_bit_integers(value: Any, key: str) -> None:
     """Raise InputError if a whole number in a value, nested ones too, does not fit 64 bits."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            check_integers(inner, f"{key}.{name}" if key else str(name))
+            require_64_bit_integers(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
         for i, inner in enumerate(value):
-            check_integers(inner, f"{key}[{i}]")
+            require_64_bit_integers(inner, f"{key}[{i}]")
     elif isinstance(value, int) and abs(value) >= 2**63:
         raise InputError(key, value, "is no whole number below 2^63", "Give a smaller number.")
 
 
-def check_batch(tree: DictConfig, keys: Collection[str]) -> None:
+def require_consistent_batch(tree: DictConfig, keys: Collection[str]) -> None:
     """Raise InputError if a command line sets `batch_size` and `gradient_accumulation` and they contradict each other.
 
     The schema cannot check that: it does not know whether a batch size that is the default was set.
@@ -109,7 +109,7 @@ def check_batch(tree: DictConfig, keys: Collection[str]) -> None:
     if {*keys} >= BOTH:
         batch, passes, micro = (OmegaConf.select(tree, key) for key in (*sorted(BOTH), "stage.micro_batch"))
         if passes is not None:
-            check_batch_size(batch, passes, micro)
+            require_consistent_batch_size(batch, passes, micro)
 
 
 def is_key(tree: DictConfig, key: str) -> bool:
@@ -122,7 +122,7 @@ def is_key(tree: DictConfig, key: str) -> bool:
     return isinstance(node, DictConfig) and leaf in node.keys()  # noqa: SIM118  (a `???` is "not in" it)
 
 
-def find_type(tree: DictConfig, key: str) -> type | None:
+def find_declared_type(tree: DictConfig, key: str) -> type | None:
     """Return the type that the schema declares for a key, without `| None`; None if that is no single type."""
     parent, _, leaf = key.rpartition(".")
     schema = OmegaConf.get_type(OmegaConf.select(tree, parent) if parent else tree)
@@ -135,23 +135,23 @@ def find_type(tree: DictConfig, key: str) -> type | None:
 type_hints = cache(get_type_hints)  # takes some milliseconds for a schema
 
 
-def iter_keys(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+def iter_dotted_keys(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
     """Yield every dotted key of nested mappings, the keys of inner mappings included."""
     for key, value in tree.items():
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from iter_keys(value, f"{prefix}{key}.")
+            yield from iter_dotted_keys(value, f"{prefix}{key}.")
 
 
-def check_characters(value: Any, key: str = "") -> None:
+def require_encodable_text(value: Any, key: str = "") -> None:
     """Raise InputError if a text of the tree has a lone surrogate: bytes of a command line that are no UTF-8, or an
     escape in a group file."""
     if isinstance(value, str) and (surrogate := find_lone_surrogate(value)):
         raise InputError(key, value, f"is no text in UTF-8 ({surrogate} is half a character)", "Write it in UTF-8.")
     if isinstance(value, dict):
         for name, inner in value.items():
-            check_characters(str(name), key or "configuration")
-            check_characters(inner, f"{key}.{name}" if key else str(name))
+            require_encodable_text(str(name), key or "configuration")
+            require_encodable_text(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
         for i, inner in enumerate(value):
-            check_characters(inner, f"{key}[{i}]")
+            require_encodable_text(inner, f"{key}[{i}]")

@@ -60,7 +60,7 @@ class BestOfResults:
     outranked: int = 0
 
 
-def select_answers(answers: Sequence[Mapping[str, Any]], has_tools: bool) -> BestOfSelection:
+def select_winner_and_loser(answers: Sequence[Mapping[str, Any]], has_tools: bool) -> BestOfSelection:
     """Select the best finished answer to a prompt as the winner, and a worse answer that it is preferred to in a pair.
 
     The winner is the best answer that ended by itself and holds text. A cut answer is never imitated: it would teach
@@ -86,7 +86,7 @@ def select_answers(answers: Sequence[Mapping[str, Any]], has_tools: bool) -> Bes
     return BestOfSelection(winner, loser, "") if is_lower else BestOfSelection(winner, None, "one_score")
 
 
-def collect_results(rows: Iterable[Mapping[str, Any]], run: str, scorer: str) -> BestOfResults:
+def collect_best_of_results(rows: Iterable[Mapping[str, Any]], run: str, scorer: str) -> BestOfResults:
     """Collect the best answers, preference pairs and figures of best-of-n from the rows of a run's `samples.jsonl`,
     reading one row at a time.
 
@@ -101,7 +101,7 @@ def collect_results(rows: Iterable[Mapping[str, Any]], run: str, scorer: str) ->
         results.tokens.append([answer["tokens"] for answer in answers])
         if "gold" in answers[0]:
             results.gold.append([answer["gold"] for answer in answers])
-        winner, loser, why = select_answers(answers, uses_tools(row))
+        winner, loser, why = select_winner_and_loser(answers, uses_tools(row))
         if winner is not None:
             results.winners.append(build_winner_row(row, winner, run, scorer))
             results.outranked += answers[winner]["score"] < max(results.scores[-1])
@@ -153,7 +153,7 @@ def build_preference(row: Mapping[str, Any], winner: int, loser: int, run: str, 
     )
 
 
-def compute_curve(results: BestOfResults) -> list[dict[str, Any]]:
+def compute_best_of_curve(results: BestOfResults) -> list[dict[str, Any]]:
     """Estimate the mean score of the best of n answers, its gold score, length and KL bound for n = 1, 2, 4, … N.
 
     Returns:
@@ -179,11 +179,11 @@ def compute_best_of_figures(results: BestOfResults) -> dict[str, Any]:
     """Compute the headline figures of a best-of-n run.
 
     Returns:
-        `best_of`, see `compute_curve`; `reward`, `gold` and `tokens` at n = 1 and n = N; `winner_reward`, the mean
-        score of the winners; `outranked`, see `BestOfResults`; the number of `winners` and `pairs`; and how many
+        `best_of`, see `compute_best_of_curve`; `reward`, `gold` and `tokens` at n = 1 and n = N; `winner_reward`, the
+        mean score of the winners; `outranked`, see `BestOfResults`; the number of `winners` and `pairs`; and how many
         prompts gave no pair, by the keys of `NO_ROW`.
     """
-    lines = compute_curve(results)
+    lines = compute_best_of_curve(results)
     first_line = lines[0]
     last_line = lines[-1]
     rewards = [name for name in ("reward", "gold") if name in first_line]

@@ -169,23 +169,23 @@ def measure_collapse(
     prompts = [prompts[row] for row in rows]
     policy = policy.select(rows)
     ref = ref.select(rows) if ref else None
-    variety = {"sampled": compare_answers(prompts, policy.sampled, ref and ref.sampled)}
+    variety = {"sampled": compare_variety(prompts, policy.sampled, ref and ref.sampled)}
     if policy.greedy is None:
-        collapse = judge_comparison(variety["sampled"], reference, "answers")
-        return Measurement(restrict_to_sampled(collapse, policy.no_greedy), variety)
-    variety["greedy"] = compare_answers(prompts, policy.greedy, ref and ref.best)
-    return Measurement(judge_comparison(variety["greedy"], reference, "greedy answers"), variety)
+        collapse = judge_variety_comparison(variety["sampled"], reference, "answers")
+        return Measurement(replace_varied_verdict(collapse, policy.no_greedy), variety)
+    variety["greedy"] = compare_variety(prompts, policy.greedy, ref and ref.best)
+    return Measurement(judge_variety_comparison(variety["greedy"], reference, "greedy answers"), variety)
 
 
-def restrict_to_sampled(collapse: Collapse, why: str) -> Collapse:
+def replace_varied_verdict(collapse: Collapse, reason: str) -> Collapse:
     """Return the verdict on a system without greedy answers: `not measured`, for the reason `why`, in place of
     `varied`."""
     if collapse.verdict != VARIED:
         return collapse
-    return Collapse(NOT_MEASURED, (f"no answers at temperature 0: {why}",))
+    return Collapse(NOT_MEASURED, (f"no answers at temperature 0: {reason}",))
 
 
-def compare_answers(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str] | None) -> VarietyComparison:
+def compare_variety(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str] | None) -> VarietyComparison:
     """Measure the variety of a policy's answers and of a reference's answers to the same distinct prompts."""
     if ref is None:
         return VarietyComparison(measure_variety(prompts, policy), None, None, None)
@@ -197,7 +197,7 @@ def compare_answers(prompts: Sequence[str], policy: Sequence[str], ref: Sequence
     )
 
 
-def judge_comparison(comparison: VarietyComparison, reference: str, answers: str) -> Collapse:
+def judge_variety_comparison(comparison: VarietyComparison, reference: str, answers: str) -> Collapse:
     """Decide from a comparison with the reference whether the policy collapsed to few texts."""
     ref = comparison.ref
     share = ref.commonest_share.value if ref else 0.0
@@ -515,7 +515,7 @@ def judge_closed_task(
         has_majority_answer(answers) or has_scores_of_constant(policy_scores, scores[constant])
     ):
         collapse = Collapse(VARIED, ())
-    return restrict_to_sampled(collapse, policy.no_greedy) if policy.greedy is None else collapse
+    return replace_varied_verdict(collapse, policy.no_greedy) if policy.greedy is None else collapse
 
 
 def has_majority_answer(answers: Sequence[str]) -> bool:

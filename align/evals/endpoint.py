@@ -228,7 +228,7 @@ def fetch_answers(
     questions: Sequence[ServerAnswerKey],
     store: AnswerStore,
     label: str,
-    watch: Callable[[CachedAnswer | EndpointFailure], None],
+    on_reply: Callable[[CachedAnswer | EndpointFailure], None],
     should_store: Callable[[CachedAnswer], bool] = lambda _: True,
 ) -> FetchedAnswers:
     """Return a server's reply to each question, from the store or by asking the server. New answers are written to the
@@ -236,7 +236,7 @@ def fetch_answers(
 
     Args:
         label: of the progress bar.
-        watch: is called with each new reply. An exception that it raises ends the requests.
+        on_reply: is called with each new reply. An exception that it raises ends the requests.
         should_store: returns whether an answer is stored. Another run asks again for one that is not.
 
     Raises:
@@ -253,16 +253,16 @@ def fetch_answers(
         def receive_reply(question: ServerAnswerKey, reply: CachedAnswer | EndpointFailure) -> None:
             if isinstance(reply, CachedAnswer) and should_store(reply):
                 store.add([(question, reply)])
-            watch(reply)
+            on_reply(reply)
             replies[question.id] = reply
             bar.advance(len(replies))
 
         if missing:
-            asyncio.run(ask_all(endpoint, missing, receive_reply))
+            asyncio.run(send_requests(endpoint, missing, receive_reply))
     return FetchedAnswers(replies, stored_count)
 
 
-async def ask_all(
+async def send_requests(
     endpoint: Endpoint,
     questions: Sequence[ServerAnswerKey],
     receive_reply: Callable[[ServerAnswerKey, CachedAnswer | EndpointFailure], None],

@@ -122,9 +122,11 @@ def compute_held_out_loss(model: Any, rows: Sequence[EncodedRow], pad_id: int, b
 
 
 @torch.no_grad()
-def compute_answer_logprobs(model: Any, rows: Sequence[TokenRow], pad_id: int, by_token: bool = False) -> Tensor:
-    """Return log π of each answer [N] on the CPU, under the active adapter. If `by_token`, it is divided by the number
-    of tokens."""
+def compute_answer_logprobs(
+    model: Any, rows: Sequence[TokenRow], pad_id: int, average_over_tokens: bool = False
+) -> Tensor:
+    """Compute log π of each answer [N] on the CPU, under the active adapter; divided by its number of tokens if
+    `average_over_tokens`."""
     if not rows:
         return torch.zeros(0, device="cpu")
     device = next(model.parameters()).device
@@ -132,15 +134,17 @@ def compute_answer_logprobs(model: Any, rows: Sequence[TokenRow], pad_id: int, b
     logprobs = compute_in_chunks(
         lambda part: compute_response_logprobs(model, part, 1.0)[0].sum(-1), rollout, CHUNK_SIZE
     ).cpu()
-    return logprobs / torch.tensor([len(ids) - n for ids, n in rows], device="cpu") if by_token else logprobs
+    return logprobs / torch.tensor([len(ids) - n for ids, n in rows], device="cpu") if average_over_tokens else logprobs
 
 
-def compute_pair_logprobs(model: Any, pairs: Sequence[TokenizedPair], pad_id: int, by_token: bool = False) -> Tensor:
+def compute_pair_logprobs(
+    model: Any, pairs: Sequence[TokenizedPair], pad_id: int, average_over_tokens: bool = False
+) -> Tensor:
     """Return log π of the chosen and the rejected answer of each pair [M, 2], see `compute_answer_logprobs`."""
     chosen_rows = [(pair.chosen_ids, pair.chosen_start) for pair in pairs]
     rejected_rows = [(pair.rejected_ids, pair.rejected_start) for pair in pairs]
     return torch.stack(
-        [compute_answer_logprobs(model, rows, pad_id, by_token) for rows in (chosen_rows, rejected_rows)], -1
+        [compute_answer_logprobs(model, rows, pad_id, average_over_tokens) for rows in (chosen_rows, rejected_rows)], -1
     )
 
 

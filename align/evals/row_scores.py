@@ -44,7 +44,7 @@ def load_loss_scorer(
 def load_reward_scorer(
     reward: Mapping[str, Any],
     models: Sequence[Artifact],
-    first: Sequence[Record],
+    calibration_records: Sequence[Record],
     device: torch.device,
     dtype: torch.dtype,
     batch_size: int,
@@ -54,7 +54,7 @@ def load_reward_scorer(
     Args:
         reward: see `align.config.scorers.build_reward_spec`.
         models: the artifacts of its reward models.
-        first: records whose answers fix the scale of the learned members of an ensemble or a sum.
+        calibration_records: records whose answers fix the scale of the learned members of an ensemble or a sum.
     """
     loaded = [load_reward_model(model, device, dtype, batch_size) for model in models]
     hides_reasoning = any(
@@ -64,7 +64,7 @@ def load_reward_scorer(
     def fits(conversation: Conversation) -> bool:
         return all(model.fits(conversation) for model in loaded)
 
-    scorer = standardise_on_answers(build_scorer(reward, iter(loaded)), first, fits, hides_reasoning)
+    scorer = standardise_on_answers(build_scorer(reward, iter(loaded)), calibration_records, fits, hides_reasoning)
     return partial(compute_rewards, scorer, fits=fits, hides_reasoning=hides_reasoning)
 
 
@@ -93,10 +93,10 @@ def compute_losses(
     loss = compute_held_out_loss(model, rows, tokenizer.pad_token_id, batch_size)
     nats = np.bincount(places, loss.by_row, minlength=len(records))
     sizes = np.bincount(places, loss.sizes, minlength=len(records))
-    return np.where(sizes > 0, replace_not_finite(nats / np.maximum(sizes, 1)), np.nan)
+    return np.where(sizes > 0, replace_non_finite_by_infinity(nats / np.maximum(sizes, 1)), np.nan)
 
 
-def replace_not_finite(values: np.ndarray) -> np.ndarray:
+def replace_non_finite_by_infinity(values: np.ndarray) -> np.ndarray:
     """Replace values that are not finite by infinity, because nan marks a record without a score."""
     return np.where(np.isfinite(values), values, np.inf)
 
@@ -138,7 +138,7 @@ def compute_rewards(
             signs += [1.0, -1.0][: len(fitting)]
     if not conversations:
         return np.full(len(records), np.nan)
-    scores = replace_not_finite(scorer.score(conversations).double().numpy()) * signs
+    scores = replace_non_finite_by_infinity(scorer.score(conversations).double().numpy()) * signs
     counts = np.bincount(places, minlength=len(records))
     return np.where(counts > 0, np.bincount(places, scores, minlength=len(records)), np.nan)
 

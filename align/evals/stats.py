@@ -217,11 +217,11 @@ def compute_information(
     return x.T @ (x * (weights * p * (1 - p))[:, None]) + np.diag(ridge)
 
 
-def shrink_variance(sandwich: float, model: float) -> float:
+def shrink_variance(sandwich_variance: float, model_variance: float) -> float:
     """Return the variance of a log-odds over clusters. Its ratio to the model's variance is shrunk towards 1 by
     `PRIOR`, as in `align.ops.intervals.proportion_interval`, so that unanimous verdicts still have an interval."""
-    dispersion = (sandwich / model / model + PRIOR) / (1 / model + PRIOR)
-    return float(model * dispersion)
+    dispersion = (sandwich_variance / model_variance / model_variance + PRIOR) / (1 / model_variance + PRIOR)
+    return float(model_variance * dispersion)
 
 
 RIDGE = 0.1
@@ -510,7 +510,7 @@ def compare_shares(
     Raises:
         ValueError: there are no rows, the numbers of rows differ, or a value is outside [0, 1] or not finite.
     """
-    first_means, second_means = _compute_cluster_means(first, second, clusters, shares=True)
+    first_means, second_means = _compute_cluster_means(first, second, clusters, are_shares=True)
     return _build_comparison(
         proportion_interval(first_means, level=level),
         proportion_interval(second_means, level=level),
@@ -530,7 +530,7 @@ def compare_scores(
     Raises:
         ValueError: there are no rows, the numbers of rows differ, or a value is not finite.
     """
-    first_means, second_means = _compute_cluster_means(first, second, clusters, shares=False)
+    first_means, second_means = _compute_cluster_means(first, second, clusters, are_shares=False)
     return _build_comparison(
         mean_interval(first_means, level),
         mean_interval(second_means, level),
@@ -543,7 +543,7 @@ def compute_share_difference(
     first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95
 ) -> Interval:
     """Return the difference of `compare_shares` without p, whose computation takes most of the time."""
-    first_means, second_means = _compute_cluster_means(first, second, clusters, shares=True)
+    first_means, second_means = _compute_cluster_means(first, second, clusters, are_shares=True)
     return _compute_share_interval(first_means - second_means, level)
 
 
@@ -555,7 +555,7 @@ def compute_bounded_difference(
     Gates use it, since their bound may lie where the variance of few differences is uninformative. For fractional
     differences it is wider than necessary.
     """
-    first_means, second_means = _compute_cluster_means(first, second, clusters, shares=True)
+    first_means, second_means = _compute_cluster_means(first, second, clusters, are_shares=True)
     return _compute_tango_interval(first_means - second_means, level)
 
 
@@ -572,7 +572,7 @@ def compute_sample_size_for_pairs(
     Args:
         first, second, clusters: as in `compare_shares`.
     """
-    first_means, second_means = _compute_cluster_means(first, second, clusters, shares=True)
+    first_means, second_means = _compute_cluster_means(first, second, clusters, are_shares=True)
     differences = first_means - second_means
     win_share = float(np.maximum(differences, 0).mean())
     loss_share = float(np.maximum(-differences, 0).mean())
@@ -619,16 +619,16 @@ def compute_score_difference(
 ) -> Interval:
     """Return the difference of `compare_scores` without p, with Student's interval over clusters. The interval has no
     ends if all differences are equal, since then nothing bounds the next one."""
-    first_means, second_means = _compute_cluster_means(first, second, clusters, shares=False)
+    first_means, second_means = _compute_cluster_means(first, second, clusters, are_shares=False)
     return mean_interval(first_means - second_means, level)
 
 
 def _compute_cluster_means(
-    first: ArrayLike, second: ArrayLike, clusters: Clusters | None, shares: bool
+    first: ArrayLike, second: ArrayLike, clusters: Clusters | None, are_shares: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return each cluster's mean outcome of either system, shape [C] each."""
     first_column, second_column = to_columns(first=first, second=second)
-    if shares:
+    if are_shares:
         require_within(0, 1, first=first_column, second=second_column)
     cluster_numbers = number_clusters(clusters, first_column.size)
     return average_clusters(cluster_numbers, first_column), average_clusters(cluster_numbers, second_column)
@@ -806,7 +806,7 @@ class Decision:
     why: str = ""
 
 
-def decide(rule: DecisionRule, figure: Interval) -> Decision:
+def decide_by_rule(rule: DecisionRule, figure: Interval) -> Decision:
     """Decide a rule on a figure by its interval: pass if the whole interval lies on the right side of the bound, fail
     if it lies on the other side, else undecided.
 
@@ -1046,7 +1046,7 @@ def compute_agreement(
     Raises:
         ValueError: there are no verdicts, the numbers of rows differ, or a value is not 0, ½ or 1.
     """
-    first_verdicts, second_verdicts = check_verdicts(first, second)
+    first_verdicts, second_verdicts = validate_verdicts(first, second)
     cluster_numbers = number_clusters(clusters, first_verdicts.size)
     is_missing = flag_failures(failed, first_verdicts.size)
     raw = proportion_interval(
@@ -1092,7 +1092,7 @@ def measure_swap_effect(
     Raises:
         ValueError: as in `compute_agreement`.
     """
-    in_order, in_swapped_order = check_verdicts(verdicts, swapped)
+    in_order, in_swapped_order = validate_verdicts(verdicts, swapped)
     cluster_numbers = number_clusters(clusters, in_order.size)
     is_missing = flag_failures(failed, in_order.size)
     consistent = proportion_interval(
@@ -1115,7 +1115,7 @@ def flag_failures(failed: ArrayLike | None, rows: int) -> NDArray[np.bool_]:
     return flags
 
 
-def check_verdicts(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def validate_verdicts(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return two columns of verdicts as arrays. Raises ValueError if a verdict is not 0, ½ or 1, or the lengths
     differ."""
     first_column, second_column = to_columns(verdicts=first, others=second)

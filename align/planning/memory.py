@@ -529,7 +529,7 @@ def predict_peak(run: Run, longest: int, config: Any, texts: int = 0, rewards: i
         ranks=ranks.world_size(),
         from_adapter=init is not None and init.whole is False,
         rewards=rewards,
-        cuda=detect_device() == "cuda",
+        uses_cuda=detect_device() == "cuda",
     )
     lengths = {"prompt": longest, "length": longest + work.answer} if work.prompt else {"length": longest}
     work = replace(work, texts=texts or work.texts, **lengths)

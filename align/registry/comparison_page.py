@@ -137,7 +137,7 @@ def add_tradeoff(
     ]
     if len(points) < 2:
         return
-    best = find_pareto_front(points, low=bool(is_lower_better(score)))
+    best = find_pareto_front(points, lower_y_is_better=bool(is_lower_better(score)))
     names = ", ".join(labels[int(point.label) - 1] for point in best)
     better = "Low" if is_lower_better(score) else "High"
     numbers = "Numbers refer to rows of the table."

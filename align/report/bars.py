@@ -45,7 +45,7 @@ def shorten_name(name: str) -> str:
     return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
 
 
-def compute_axis_steps(parts: Parts) -> list[float]:
+def compute_axis_ticks(parts: Parts) -> list[float]:
     """Return the tick values of a bar chart's axis: at most six evenly spaced round numbers from 0 to at least the
     length of the longest bar."""
     largest = max(*map(sum, zip(*parts.values(), strict=True)), 1.0)
@@ -60,7 +60,7 @@ def render_bars(parts: Parts, **values: Any) -> bytes:
     Args:
         values: further variables of `templates/bars.svg`.
     """
-    steps = compute_axis_steps(parts)
+    steps = compute_axis_ticks(parts)
     fills = islice(zip(cycle(COLOURS), cycle(STROKES), strict=False), len(parts))
     legend = [*map(shorten_name, parts)] if len(parts) > 1 else []
     template = load_svg_templates().get_template("bars.svg")

@@ -18,13 +18,13 @@ PURPOSES = ("to train on", "to measure on")
 """What the rows of each of SIDES are for."""
 
 
-def count_read(source: Mapping[str, Any]) -> int:
+def count_read_rows(source: Mapping[str, Any]) -> int:
     """Return the number of rows of a source that were read, including those without a usable record."""
     counts = source["counts"]
     return counts["read"] + counts.get("skipped_rows", 0) + counts.get("dropped_undecided", 0)
 
 
-def iter_losses(source: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+def iter_drop_counts(source: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     """Yield (reason, number of rows) for the rows of a source that did not get into the data set, in the order of the
     steps."""
     counts = source["counts"]
@@ -68,28 +68,28 @@ REMOVAL_STEPS = {
 """Step → what it removes, and the settings that decide it."""
 
 
-def describe_loss(loss: Mapping[str, Any]) -> str:
+def describe_large_drop(drop: Mapping[str, Any]) -> str:
     """Return a warning about a processing step that removed a large share of a source's rows.
 
     Args:
-        loss: the step, the source, the number of rows removed, and examples of them.
+        drop: the step, the source, the number of rows removed, and examples of them.
     """
-    step = loss["step"]
+    step = drop["step"]
     if step.startswith("clean: "):
         what = f"step {step.removeprefix('clean: ')} of stage.clean"
         setting = "loosen the step, or take it out of stage.clean"
     else:
         what, setting = REMOVAL_STEPS[step]
-    share = format_percent(loss["removed"] / loss["of"])
+    share = format_percent(drop["removed"] / drop["of"])
     return (
-        f"warning: {loss['source']}: {what} removed {loss['removed']:,} of {loss['of']:,} rows ({share}). "
+        f"warning: {drop['source']}: {what} removed {drop['removed']:,} of {drop['of']:,} rows ({share}). "
         f"Setting: {setting}"
     )
 
 
-def list_warning_lines(loss: Mapping[str, Any]) -> list[str]:
+def list_drop_warning_lines(drop: Mapping[str, Any]) -> list[str]:
     """Return the lines of a warning about removed rows: the warning itself, and a line per example of a removed row."""
-    return [describe_loss(loss), *(f"  for example: {shorten_example(text)}" for text in loss["examples"])]
+    return [describe_large_drop(drop), *(f"  for example: {shorten_example(text)}" for text in drop["examples"])]
 
 
 def shorten_example(text: str) -> str:
@@ -125,7 +125,7 @@ def add_bars(
 
 def add_removed_rows(report: Report, sources: Sequence[Mapping[str, Any]]) -> None:
     """Add a picture of how many rows of each source each step removed."""
-    removed = {source["name"]: count_removed(source) for source in sources}
+    removed = {source["name"]: count_removed_rows(source) for source in sources}
     steps = [
         step
         for step in dict.fromkeys(itertools.chain(*removed.values()))
@@ -138,10 +138,10 @@ def add_removed_rows(report: Report, sources: Sequence[Mapping[str, Any]]) -> No
         add_bars(report, steps, parts, "rows", "What each step removed", caption, alt)
 
 
-def count_removed(source: Mapping[str, Any]) -> Counter[str]:
+def count_removed_rows(source: Mapping[str, Any]) -> Counter[str]:
     """Return how many rows of a source each step removed: step → number of rows, with each cleaning step on its own."""
     counts = Counter[str]()
-    for reason, count in iter_losses(source):
+    for reason, count in iter_drop_counts(source):
         if reason == CLEANING and source["clean"]:
             for step in source["clean"]:
                 counts[f"clean: {step['step']}"] += step["dropped"]
@@ -271,10 +271,10 @@ def iter_summary_lines(data: Mapping[str, Any], settings: Mapping[str, Any]) -> 
         data: the content of the data set's `data.json`.
         settings: the configuration under `stage`.
     """
-    yield from (f"  {describe_loss(loss)}" for loss in data.get("losses", ()))
+    yield from (f"  {describe_large_drop(loss)}" for loss in data.get("losses", ()))
     is_weighted = has_shares(data, settings)
     for source in data["sources"]:
-        losses = [f"{reason} {n:,}" for reason, n in iter_losses(source) if n]
+        losses = [f"{reason} {n:,}" for reason, n in iter_drop_counts(source) if n]
         train = source["splits"]["train"]
         test = source["splits"]["test"]
         distinct = f" ({train['distinct']:,} different ones)" if train["distinct"] != train["rows"] else ""
@@ -284,7 +284,7 @@ def iter_summary_lines(data: Mapping[str, Any], settings: Mapping[str, Any]) -> 
             else ""
         )
         rows = f"{train['rows']:,} to train on{distinct}, {test['rows']:,} to measure on{share}"
-        yield f"  {source['name']}: {', '.join([f'{count_read(source):,} read', *losses])} → {rows}"
+        yield f"  {source['name']}: {', '.join([f'{count_read_rows(source):,} read', *losses])} → {rows}"
     for source in data["sources"]:
         if source["metadata"]:
             yield f"  {source['name']}: columns kept as metadata: {', '.join(source['metadata'])}"
@@ -341,7 +341,7 @@ def iter_notes(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator
         yield f"  {note}"
     if not data["splits"]["test"]["rows"]:
         yield "  there is no row to measure on"
-    if data["limited_by"] and any(dict(iter_losses(source)).get("not in the mixture") for source in sources):
+    if data["limited_by"] and any(dict(iter_drop_counts(source)).get("not in the mixture") for source in sources):
         yield f"  {data['limited_by']} bounds the mixture: a higher stage.mix.repeat lets its rows be seen more often"
 
 
@@ -355,10 +355,10 @@ def summarize_data_set(view: RunView) -> str:
     test_rows = pluralize(metrics["test_rows"], "row")
     losses = Counter[str]()
     for source in sources:
-        for reason, count in iter_losses(source):
+        for reason, count in iter_drop_counts(source):
             losses[reason] += count
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in losses.items() if count)
-    left_out = f" Of {sum(map(count_read, sources)):,} read, left out: {reasons}." if reasons else ""
+    left_out = f" Of {sum(map(count_read_rows, sources)):,} read, left out: {reasons}." if reasons else ""
     return f"{train_rows} to train on{distinct}, and {test_rows} to measure on.{left_out}"
 
 
@@ -368,7 +368,10 @@ def add_data_set_body(report: Report, view: RunView) -> None:
     if not data:
         return
     settings = view.settings
-    remarks = [*map(describe_loss, data.get("losses", ())), *(note.strip() for note in iter_notes(data, settings))]
+    remarks = [
+        *map(describe_large_drop, data.get("losses", ())),
+        *(note.strip() for note in iter_notes(data, settings)),
+    ]
     sources = data["sources"]
     report.add("remarks", data.get("replaces"), remarks, template=TEMPLATE)
     add_sources(report, sources)
@@ -390,8 +393,8 @@ def add_data_set_body(report: Report, view: RunView) -> None:
 def add_sources(report: Report, sources: Sequence[Mapping[str, Any]]) -> None:
     """Add a table of where every row went, with a column per source."""
     names = [source["name"] for source in sources]
-    losses = [dict(iter_losses(source)) for source in sources]
-    rows: list[tuple[Any, ...]] = [("read", *map(count_read, sources))]
+    losses = [dict(iter_drop_counts(source)) for source in sources]
+    rows: list[tuple[Any, ...]] = [("read", *map(count_read_rows, sources))]
     for reason in dict.fromkeys(reason for counts in losses for reason in counts):
         row_counts = [counts.get(reason, 0) for counts in losses]
         if any(row_counts):

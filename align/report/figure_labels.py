@@ -58,7 +58,9 @@ class Figure:
         return text.replace("-", "−") if is_number(value) or is_interval(value) else text
 
 
-def _define(keys: str, label: str, unit: str, reading: str, formatter: Callable[..., str] | None = None) -> Figure:
+def _declare_figure(
+    keys: str, label: str, unit: str, reading: str, formatter: Callable[..., str] | None = None
+) -> Figure:
     """Declare a row of the table of figures: its metrics' keys, label, unit and explanation.
 
     Args:
@@ -67,25 +69,25 @@ def _define(keys: str, label: str, unit: str, reading: str, formatter: Callable[
     return Figure(tuple(keys.split()), label, unit, reading, formatter)
 
 
-def _define_change(name: str, label: str, unit: str, reading: str) -> Figure:
+def _declare_start_and_policy(name: str, label: str, unit: str, reading: str) -> Figure:
     """Declare a row with a metric of the start and of the policy."""
-    return _define(f"{name}.ref {name}.policy", label, unit, reading)
+    return _declare_figure(f"{name}.ref {name}.policy", label, unit, reading)
 
 
-def _define_scores(role: str) -> tuple[Figure, ...]:
+def _declare_score_figures(role: str) -> tuple[Figure, ...]:
     """Declare the rows of a judge's scores.
 
     Args:
         role: "gold", or "proxy" if the policy was optimised against the judge.
     """
     return (
-        _define_change(
+        _declare_start_and_policy(
             role,
             f"{role.capitalize()} score",
             "",
             "The judge's mean score of the start's and the policy's answers; its scale is the judge's own.",
         ),
-        _define(
+        _declare_figure(
             f"{role}.difference",
             f"Gain in {role} score",
             "",
@@ -108,38 +110,38 @@ ENDING = "over the last ten updates, at most half of them"
 EMPTY = "They hold no text; with rollout.reasoning=hide, usually because their reasoning was not closed."
 
 FIGURES = (
-    _define(
+    _declare_figure(
         "win_rate",
         "Win rate",
         PERCENT,
         "Share of the prompts whose answer the judge scores higher than the "
         "start's, or the second system's, ties counted half; 50 % is no difference.",
     ),
-    _define(
+    _declare_figure(
         "difference",
         "Difference of the scores",
         "",
         "The first system's mean score less the second's, on the first task; without scores, wins less losses.",
     ),
-    *_define_scores("gold"),
-    *_define_scores("proxy"),
-    _define(
+    *_declare_score_figures("gold"),
+    *_declare_score_figures("proxy"),
+    _declare_figure(
         "seen", "Prompts that training saw", "", "Of the prompts of this evaluation; stage.seen=drop leaves them out."
     ),
-    _define(
+    _declare_figure(
         "seen_unknown",
         "Training data that could not be checked",
         "",
         "For example deleted runs that the artifact was trained from; the notes of this run list them. At 0 the count "
         "above is complete.",
     ),
-    _define(
+    _declare_figure(
         "dropped_seen",
         "Left out because training saw them",
         "prompts",
         "Training saw these questions, with this or another system prompt.",
     ),
-    _define(
+    _declare_figure(
         "unseen.win_rate",
         "Win rate on unseen prompts",
         PERCENT,
@@ -151,51 +153,52 @@ FIGURES = (
         "",
         "Policy less start in the judge's score, over the prompts that training did not see.",
     ),
-    _define(
+    _declare_figure("unseen.gain", "Gain on unseen prompts", "", "Policy less start in the judge's score, over these."),
+    _declare_figure(
         "collapse.verdict",
         "Collapse",
         "",
         "Whether the greedy answers to different prompts are nearly the same. Measured with 64 or more distinct "
         "prompts.",
     ),
-    _define(
+    _declare_figure(
         "variety.greedy.ref.distinct variety.greedy.policy.distinct",
         "Different greedy answers",
         "",
         "Compared without case, punctuation, numbers and words of the prompt.",
     ),
-    _define(
+    _declare_figure(
         "kl_interval",
         "KL from the start",
         "nats an answer",
         "How far the policy moved: the mean of log π − log π_start over its own answers. 0 is no difference.",
     ),
-    _define_change(
+    _declare_start_and_policy(
         "length", "Answer length", "tokens", "A policy whose answers only grow or shrink may be gaming its reward."
     ),
-    _define_change(
+    _declare_start_and_policy(
         "distinct1",
         "Distinct words",
         PERCENT,
         "Share of different words among all words of the answers; it falls when answers grow alike.",
     ),
-    _define_change(
+    _declare_start_and_policy(
         "distinct2",
         "Distinct pairs of words",
         PERCENT,
         "Share of different pairs among all neighbouring pairs of words.",
     ),
-    _define_change(
+    _declare_start_and_policy(
         "repetition",
         "Repetition",
         PERCENT,
         "Share of an answer's word groups that it has used before; a rise is a policy that repeats itself.",
     ),
-    _define_change(
+    _declare_start_and_policy(
         "eos_rate", "Answers that end by themselves", PERCENT, "The others were cut at rollout.max_new_tokens."
     ),
-    _define_change("empty_rate", "Empty answers", PERCENT, EMPTY),
-    _define(
+    _declare_start_and_policy("empty_rate", "Empty answers", PERCENT, EMPTY),
+    _declare_figure(
         "most_risen_word.word most_risen_word.ref most_risen_word.policy",
         "Word that rose most",
         "",
@@ -203,104 +206,108 @@ FIGURES = (
         "gamed reward.",
         _format_risen_word,
     ),
-    _define(
+    _declare_figure(
         "judge_agreement",
         "Agreement of the judge",
         PERCENT,
         "Share of its verdicts that equal those of people, or of another reference, by prompt.",
     ),
-    _define(
+    _declare_figure(
         "accuracy",
         "Accuracy on held-out pairs",
         PERCENT,
         "Share of the pairs whose better answer gets the higher score, by prompt; guessing gives 50 %.",
     ),
-    _define(
+    _declare_figure(
         "auc",
         "Wanted above unwanted (AUC)",
         PERCENT,
         "How often the reward of a wanted held-out answer is higher than that of an unwanted one (the area under the "
         "ROC curve); guessing gives 50 %.",
     ),
-    _define(
+    _declare_figure(
         "accuracy_noiseless",
         "Accuracy on noiseless labels",
         PERCENT,
         "Accuracy against the order that the simulated annotator has without its noise.",
     ),
-    _define(
+    _declare_figure(
         "ceiling",
         "Highest accuracy that the labels allow",
         PERCENT,
         "Share of the noisy labels that agree with the noiseless order. A model cannot be expected to predict more of "
         "them.",
     ),
-    _define(
+    _declare_figure(
         "loss_before loss_after",
         "Held-out loss",
         "nats a token",
         "Mean negative log-likelihood of the assistant's tokens, before and after training; lower is better.",
     ),
-    _define(
+    _declare_figure(
         "loss_change",
         "Change of the held-out loss",
         "nats a token",
         "After less before, on the same rows. An interval that holds 0 shows no change.",
     ),
-    _define(
+    _declare_figure(
         "perplexity_before perplexity_after",
         "Held-out perplexity",
         "",
         "exp of the loss: the number of equally likely tokens that would give this loss.",
     ),
-    _define(
+    _declare_figure(
         "loss_before loss",
         "Held-out loss",
         "",
         "The training loss on held-out pairs or answers, at the start and now; lower is better.",
     ),
-    _define("loss", "Held-out loss", "nats a pair", "Bradley–Terry's loss on held-out pairs; guessing gives 0.69."),
-    _define(
+    _declare_figure(
+        "loss", "Held-out loss", "nats a pair", "Bradley–Terry's loss on held-out pairs; guessing gives 0.69."
+    ),
+    _declare_figure(
         "objective_before objective_after",
         "Objective on held-out prompts",
         "",
         "Score less stage.kl_coef times the KL, of the start and of what is published.",
     ),
-    _define(
+    _declare_figure(
         "beats_start",
         "Better than the start",
         "",
         "By the objective. It is measured with one answer to each prompt, so a small difference may be chance.",
     ),
-    _define(
+    _declare_figure(
         "held_out_score_before held_out_score_after",
         "Score on held-out prompts",
         "",
         "The objective without its KL penalty.",
     ),
-    _define(
+    _declare_figure(
         "published_kl",
         "KL of what is published",
         "nats an answer",
         "How far it moved from the reference, on held-out prompts.",
     ),
-    _define("last_score", "Score", "", f"What training optimises, {ENDING}, standardised as stage.normalise says."),
-    _define("last_kl", "KL from the reference", "nats an answer", f"How far the policy moved, {ENDING}."),
-    _define("last_length", "Answer length", "tokens", f"The mean {ENDING}."),
-    _define(
+    _declare_figure(
+        "last_score", "Score", "", f"What training optimises, {ENDING}, standardised as stage.normalise says."
+    ),
+    _declare_figure("last_kl", "KL from the reference", "nats an answer", f"How far the policy moved, {ENDING}."),
+    _declare_figure("last_length", "Answer length", "tokens", f"The mean {ENDING}."),
+    _declare_figure(
         "last_eos_rate",
         "Answers that end by themselves",
         PERCENT,
         f"The mean {ENDING}; the others were cut at rollout.max_new_tokens.",
     ),
-    _define("last_empty_rate", "Empty answers", PERCENT, f"The mean {ENDING}. {EMPTY}"),
-    _define(
+    _declare_figure("last_empty_rate", "Empty answers", PERCENT, f"The mean {ENDING}. {EMPTY}"),
+    _declare_figure(
         "last_entropy",
         "Entropy",
         "nats a token",
         f"Uncertainty about each token, {ENDING}; near 0 every sample of an answer is nearly the same.",
     ),
-    _define(
+    _declare_figure(
         "last_equal_groups",
         "Prompts without a learning signal",
         PERCENT,
@@ -312,28 +319,31 @@ FIGURES = (
         "",
         "Signs of a gamed reward: thresholds that were crossed for several updates in a row.",
     ),
-    _define(
+    _declare_figure(
+        "tripped", "Tripwires", "", "Signs of a gamed reward that were crossed for several updates in a row."
+    ),
+    _declare_figure(
         "published_update updates",
         "Update that is published",
         "",
         "The best update on held-out prompts, or the last one, and the number of all updates.",
         lambda chosen, updates: f"{chosen} of {updates}",
     ),
-    _define("updates", "Updates", "", "Batches of answers that the policy learned from."),
-    _define(
+    _declare_figure("updates", "Updates", "", "Batches of answers that the policy learned from."),
+    _declare_figure(
         "score_mean",
         "Mean raw score of the start",
         "",
         "Mean reward of the reference's answers; it is subtracted from every score.",
     ),
-    _define(
+    _declare_figure(
         "score_std",
         "Standard deviation of the raw score",
         "",
         "Over the reference's answers; scores are divided by it.",
     ),
-    _define("quantised_layers", "Layers in NF4", "", "Linear layers of the base that are kept in 4 bits."),
-    _define(
+    _declare_figure("quantised_layers", "Layers in NF4", "", "Linear layers of the base that are kept in 4 bits."),
+    _declare_figure(
         "reward.one reward.best",
         "Reward, one answer and the best of n",
         "",
@@ -345,161 +355,178 @@ FIGURES = (
         "",
         "Measured by stage.gold, which had no part in the ranking.",
     ),
-    _define(
+    _declare_figure(
+        "gold.one gold.best", "Gold, one answer and the best of n", "", "By stage.gold, which ranked nothing."
+    ),
+    _declare_figure(
         "tokens.one tokens.best",
         "Answer length, one answer and the best of n",
         "tokens",
         "Longer best answers show that the reward prefers length.",
     ),
-    _define("winners", "Winners", "", "The best answers that ended and hold text: rows for stage=sft."),
-    _define("winner_reward", "Reward of the winners", "", "The mean over the rows for stage=sft."),
-    _define(
+    _declare_figure("winners", "Winners", "", "The best answers that ended and hold text: rows for stage=sft."),
+    _declare_figure("winner_reward", "Reward of the winners", "", "The mean over the rows for stage=sft."),
+    _declare_figure(
         "outranked",
         "Winners despite a better-scored answer",
         "",
         "The better answer was cut or is empty, so the winner is trained on in its place.",
     ),
-    _define("no_winner", "Prompts without a winner", "", "None of their answers ended and holds text."),
-    _define("one_score", "Prompts with no answer below the winner's score", "", "They give no pair."),
-    _define("scorer", "Ranked by", "", "The reward that ranked the answers."),
-    _define("measured_by", "Measured by", "", "The reward of stage.gold."),
-    _define("answers", "Answers", "", "Drawn from the policy."),
-    _define("eos_rate", "Answers that end by themselves", PERCENT, "The others were cut at rollout.max_new_tokens."),
-    _define("empty_rate", "Empty answers", PERCENT, EMPTY),
-    _define("all_empty", "Prompts with empty answers alone", "", "They are not handed out to people."),
-    _define(
+    _declare_figure("no_winner", "Prompts without a winner", "", "None of their answers ended and holds text."),
+    _declare_figure("one_score", "Prompts with no answer below the winner's score", "", "They give no pair."),
+    _declare_figure("scorer", "Ranked by", "", "The reward that ranked the answers."),
+    _declare_figure("measured_by", "Measured by", "", "The reward of stage.gold."),
+    _declare_figure("answers", "Answers", "", "Drawn from the policy."),
+    _declare_figure(
+        "eos_rate", "Answers that end by themselves", PERCENT, "The others were cut at rollout.max_new_tokens."
+    ),
+    _declare_figure("empty_rate", "Empty answers", PERCENT, EMPTY),
+    _declare_figure("all_empty", "Prompts with empty answers alone", "", "They are not handed out to people."),
+    _declare_figure(
         "all_equal", "Prompts with equal answers alone", "", "They are not handed out to people, and give no pair."
     ),
-    _define(
+    _declare_figure(
         "with_tools",
         "Prompts with tools",
         "",
         "They are not handed out to people, whose page shows no tools, and "
         "give neither winners nor pairs. samples.jsonl has the answers.",
     ),
-    _define("mean_length", "Answer length", "tokens", "Mean over all answers."),
-    _define(
+    _declare_figure("mean_length", "Answer length", "tokens", "Mean over all answers."),
+    _declare_figure(
         "kl",
         "KL from the trained model",
         "nats a token",
         "Between the trained model and the export as loaded first, on fixed prompts; 0 is the same model.",
     ),
-    _define(
+    _declare_figure(
         "top1",
         "Same most likely token",
         PERCENT,
         "Share of the positions at which the export and the trained model agree on the most likely token.",
     ),
-    _define("max_logprob", "Largest difference of a logprob", "nats", "Over all positions and tokens."),
-    _define("held_out_tokens", "Held-out tokens", "", "Tokens of the assistant in the held-out rows."),
-    _define("trained_weights", "Trained weights", "", "Numbers that training may change."),
-    _define("train_tokens", "Training tokens", "", "All tokens of the rows, in one pass over the data."),
-    _define("steps", "Steps of the optimiser", "", "In the whole run."),
-    _define("published_step", "Step that is published", "", "The last one, or the one with the lowest held-out loss."),
-    _define("ended_by", "Training ended by", "", "The setting: stage.epochs, stage.max_steps or stage.patience."),
-    _define(
+    _declare_figure("max_logprob", "Largest difference of a logprob", "nats", "Over all positions and tokens."),
+    _declare_figure("held_out_tokens", "Held-out tokens", "", "Tokens of the assistant in the held-out rows."),
+    _declare_figure("trained_weights", "Trained weights", "", "Numbers that training may change."),
+    _declare_figure("train_tokens", "Training tokens", "", "All tokens of the rows, in one pass over the data."),
+    _declare_figure("steps", "Steps of the optimiser", "", "In the whole run."),
+    _declare_figure(
+        "published_step", "Step that is published", "", "The last one, or the one with the lowest held-out loss."
+    ),
+    _declare_figure(
+        "ended_by", "Training ended by", "", "The setting: stage.epochs, stage.max_steps or stage.patience."
+    ),
+    _declare_figure(
         "copied_tensors",
         "Tensors taken over",
         "",
         "LoRA tensors that the reward model copied from its start; 0 if it started with a new adapter.",
     ),
-    _define(
+    _declare_figure(
         "simulated_by",
         "Simulated annotators",
         "",
         "Simulated annotators, not people, ranked the pairs that were trained on.",
     ),
-    _define(
+    _declare_figure(
         "prioritised",
         "Items prioritised",
         "",
         "Items of the annotation queue that were ordered by the model's uncertainty.",
     ),
-    _define("annotators", "Annotators", "", "Simulated annotators, each with separate noise."),
-    _define("items", "Items", "", "Prompts that were ranked."),
-    _define("rankings", "Rankings", "", "One annotator's order of one prompt's answers."),
-    _define("added", "New in the store", "", "Rankings or rows that were not in the store before."),
-    _define("pairs", "Pairs", "", "Preferences that follow from the rankings."),
-    _define("tie_share", "Ties", PERCENT, "Share of the pairs of answers that share a rank."),
-    _define(
+    _declare_figure("annotators", "Annotators", "", "Simulated annotators, each with separate noise."),
+    _declare_figure("items", "Items", "", "Prompts that were ranked."),
+    _declare_figure("rankings", "Rankings", "", "One annotator's order of one prompt's answers."),
+    _declare_figure("added", "New in the store", "", "Rankings or rows that were not in the store before."),
+    _declare_figure("pairs", "Pairs", "", "Preferences that follow from the rankings."),
+    _declare_figure("tie_share", "Ties", PERCENT, "Share of the pairs of answers that share a rank."),
+    _declare_figure(
         "agreement",
         "Agreement with the noiseless order",
         PERCENT,
         "Share of the untied pairs that the noise left as they were.",
     ),
-    _define("slope", "Sharpness of the annotator", "", "Change of the log-odds of a preference per unit of sentiment."),
-    _define(
+    _declare_figure(
+        "slope", "Sharpness of the annotator", "", "Change of the log-odds of a preference per unit of sentiment."
+    ),
+    _declare_figure(
         "done wanted",
         "Rankings given",
         "",
         "Of the rankings that the project asks for.",
         lambda done, wanted: f"{done:,} of {wanted:,}",
     ),
-    _define("read", "Records read", "", "Of all sources, less rows that were refused."),
-    _define("train_distinct", "Different rows to train on", "", "Each counted once where the mixture repeats it."),
-    _define(
+    _declare_figure("read", "Records read", "", "Of all sources, less rows that were refused."),
+    _declare_figure(
+        "train_distinct", "Different rows to train on", "", "Each counted once where the mixture repeats it."
+    ),
+    _declare_figure(
         "test_rows", "Rows to measure on", "", "No similar row is trained on, unless stage.contamination.test=false."
     ),
-    _define("dropped_in_cleaning", "Dropped in cleaning", "rows", "By the steps of stage.clean."),
-    _define(
+    _declare_figure("dropped_in_cleaning", "Dropped in cleaning", "rows", "By the steps of stage.clean."),
+    _declare_figure(
         "dropped_by_score", "Dropped by score", "rows", "Their score is outside of the range that stage.score keeps."
     ),
-    _define(
+    _declare_figure(
         "unscored",
         "Without a score",
         "rows",
         "They have nothing to score, or too much for the model's context. They are kept.",
     ),
-    _define(
+    _declare_figure(
         "exact_duplicates",
         "Exact duplicates",
         "rows",
         "Their text is that of a row that is kept, except for case and spaces.",
     ),
-    _define("near_duplicates", "Near-duplicates", "rows", "Nearly all of their 3-grams are in a row that is kept."),
-    _define("contaminated", "Like evaluation rows", "rows", "They are similar to rows of stage.contamination.against."),
-    _define("shared_with_test", "Like test rows", "rows", "They are similar to rows to measure on."),
-    _define("unanswered", "Without an answer", "rows", "Supervised training leaves them out."),
-    _define("forgotten", "Rows forgotten", "rows", "Each is replaced by a tombstone."),
-    _define(
+    _declare_figure(
+        "near_duplicates", "Near-duplicates", "rows", "Nearly all of their 3-grams are in a row that is kept."
+    ),
+    _declare_figure(
+        "contaminated", "Like evaluation rows", "rows", "They are similar to rows of stage.contamination.against."
+    ),
+    _declare_figure("shared_with_test", "Like test rows", "rows", "They are similar to rows to measure on."),
+    _declare_figure("unanswered", "Without an answer", "rows", "Supervised training leaves them out."),
+    _declare_figure("forgotten", "Rows forgotten", "rows", "Each is replaced by a tombstone."),
+    _declare_figure(
         "runs",
         "Runs that trained on them",
         "",
         "Runs under this run.root that trained on the data set, and runs made from their artifacts.",
     ),
-    _define(
+    _declare_figure(
         "root", "Fingerprint", "", "Merkle root over the rows and how often each is seen.", formatter=_shorten_digest
     ),
-    _define(
+    _declare_figure(
         "ids_root",
         "Fingerprint of the set",
         "",
         "Merkle root over the sorted ids of contents.",
         formatter=_shorten_digest,
     ),
-    _define(
+    _declare_figure(
         "data_root",
         "Fingerprint of the training rows",
         "",
         "Merkle root over the content ids of the training rows, in order.",
         formatter=_shorten_digest,
     ),
-    _define(
+    _declare_figure(
         "data_ids_root",
         "Fingerprint of the set of training rows",
         "",
         "Merkle root over the sorted content ids; it does not depend on the order of the rows.",
         formatter=_shorten_digest,
     ),
-    _define("rows", "Rows", "", "Rows that were read, written or checked."),
-    _define("seq", "Last row of the ledger", "", "The number of the newest vote that this run read or wrote."),
-    _define(
+    _declare_figure("rows", "Rows", "", "Rows that were read, written or checked."),
+    _declare_figure("seq", "Last row of the ledger", "", "The number of the newest vote that this run read or wrote."),
+    _declare_figure(
         "answers_made",
         "Answers made",
         "",
         "Answers that this evaluation generated; all others were taken from the cache.",
     ),
-    _define(
+    _declare_figure(
         "likelihoods_made",
         "Log-likelihoods computed",
         "",
@@ -512,7 +539,11 @@ FIGURES = (
         "MiB",
         "Peak of the tensors on the GPU, without what torch reserves beyond them.",
     ),
-    _define(
+    _declare_figure("peak_rss_mb", "Peak memory", "MiB", "The most that the process held, a GPU's memory left out."),
+    _declare_figure(
+        "peak_gpu_mb", "Peak GPU memory", "MiB", "The most that its tensors took there, torch's reserve left out."
+    ),
+    _declare_figure(
         "predicted_peak_mb",
         "Predicted peak",
         "MiB",

@@ -42,7 +42,7 @@ def summarize_sft_run(view: RunView) -> str:
     loss_change = metrics.get("loss_change")
     size = ""
     if loss_change and is_bounded(loss_change):
-        size = f", by {format_interval(drop_sign(loss_change), '.2f')},"
+        size = f", by {format_interval(take_absolute_change(loss_change), '.2f')},"
     change = describe_change(metrics["loss_before"], metrics["loss_after"])
     sentences = [
         f"Held-out loss {change} nats a token{size} over {pluralize(rows, 'row')}.",
@@ -52,7 +52,7 @@ def summarize_sft_run(view: RunView) -> str:
     return join_sentences(sentences)
 
 
-def drop_sign(change: Mapping[str, Any]) -> dict[str, Any]:
+def take_absolute_change(change: Mapping[str, Any]) -> dict[str, Any]:
     """Return the absolute value of a change, with its interval mirrored if the change is negative."""
     if change["value"] >= 0:
         return dict(change)
@@ -104,7 +104,7 @@ def summarize_ppo_run(view: RunView) -> str:
     change = describe_change(compute_mean(first, "score"), compute_mean(last, "score"))
     prompts_per_update = view.settings["batch_size"] // (view.settings.get("group_size") or 1)
     score_gain = estimate_score_gain(first, last, prompts_per_update)
-    size = f", by {format_interval(drop_sign(score_gain), '.2f')}" if is_bounded(score_gain) else ""
+    size = f", by {format_interval(take_absolute_change(score_gain), '.2f')}" if is_bounded(score_gain) else ""
     held_out = describe_published_policy(view)
     subject = "In training the" if held_out else "The"
     moved = "" if held_out else f", and the policy moved {metrics['last_kl']:.1f} nats an answer from its start"
@@ -164,16 +164,16 @@ def estimate_score_gain(
         prompts_per_update: number of prompts in the batch of each update.
     """
     value = compute_mean(last, "score") - compute_mean(first, "score")
-    if first == last or prompts_per_update < 2 or not all(map(get_spread, (*first, *last))):
+    if first == last or prompts_per_update < 2 or not all(map(get_score_std, (*first, *last))):
         return {"value": value, "low": None, "high": None}
     degrees = prompts_per_update - 1
-    variances = [get_spread(row) ** 2 / degrees / len(rows) ** 2 for rows in (first, last) for row in rows]
+    variances = [get_score_std(row) ** 2 / degrees / len(rows) ** 2 for rows in (first, last) for row in rows]
     freedom = sum(variances) ** 2 / sum(variance**2 / degrees for variance in variances)
     half_width = t_quantile(freedom) * math.sqrt(sum(variances))
     return {"value": value, "low": value - half_width, "high": value + half_width}
 
 
-def get_spread(row: Mapping[str, Any]) -> float:
+def get_score_std(row: Mapping[str, Any]) -> float:
     """Return the standard deviation of the scores in one row of `metrics.jsonl`. Returns 0 if it is unknown."""
     return row.get("prompt_score_std") or row.get("score_std") or 0.0
 
@@ -347,14 +347,14 @@ SUMMARIZERS: Mapping[str, Callable[[RunView], str]] = {
 """Stage → function that summarizes a run of it."""
 
 
-def describe_inconclusive(interval: Mapping[str, Any] | None, neutral: float, meaning: str) -> str:
+def describe_inconclusive(interval: Mapping[str, Any] | None, no_effect_value: float, meaning: str) -> str:
     """Return a sentence if the interval includes the value that means no effect; otherwise an empty string.
 
     Args:
-        neutral: the value that means no effect.
+        no_effect_value: the value that means no effect.
         meaning: the end of the sentence, such as "0: no change was shown".
     """
-    if interval and is_bounded(interval) and interval["low"] <= neutral <= interval["high"]:
+    if interval and is_bounded(interval) and interval["low"] <= no_effect_value <= interval["high"]:
         return f"The interval holds {meaning}."
     return ""
 

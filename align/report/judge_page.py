@@ -8,7 +8,7 @@ from typing import Any
 from align.report.figure_text import align_columns, format_figure, format_interval, format_percent, pluralize
 from align.report.page import Report
 from align.report.run_view import PageSections, RunView
-from align.report.stages import add_pairs
+from align.report.stages import add_held_out_pairs
 
 LABELS = ("yes", "no")
 CALIBRATION_FIGURES = {
@@ -60,7 +60,7 @@ def iter_summary_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
 def add_judge_body(report: Report, view: RunView) -> None:
     """Add the figures of the judge, and the pairs on which it was measured."""
     report.add("card", view.metrics, [*iter_figures(view.metrics["card"])], template="judge.html")
-    add_pairs(report, view)
+    add_held_out_pairs(report, view)
 
 
 def iter_figures(card: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:

@@ -22,7 +22,7 @@ from align.report.headlines import summarize_run
 from align.report.origins import format_current_time, list_origins
 from align.report.page import Block, Report
 from align.report.run_view import RunView, load_page_sections
-from align.report.stages import SECTIONS, UNITS, add_curves, add_latest_figures, add_trained_on, iter_notes
+from align.report.stages import SECTIONS, UNITS, add_curves, add_latest_figures, add_training_rows, iter_notes
 from align.run.folder import Run, utc_now
 from align.run.manifest import Manifest
 from align.track import Progress
@@ -92,7 +92,7 @@ class LivePage:
 
     def write_first(self) -> None:
         """Write the first `report.html` of a run. It has no curves and takes a few milliseconds."""
-        self._try(self._write_running_page)
+        self._write_or_warn(self._write_running_page)
 
     def update(self, progress: Progress) -> None:
         """Write `report.html` again if it is due, with new curves if drawing them stays within MAX_TIME_SHARE of the
@@ -103,9 +103,9 @@ class LivePage:
         if now - self._last_write < WRITE_INTERVAL_S or self._seconds_spent > budget:
             return
         if self._seconds_spent + self._drawing_seconds <= budget:
-            self._try(self._draw_curves)
+            self._write_or_warn(self._draw_curves)
             self._drawing_seconds = time.perf_counter() - now
-        self._try(self._write_running_page)
+        self._write_or_warn(self._write_running_page)
         self._last_write = time.perf_counter()
         self._seconds_spent += self._last_write - now
 
@@ -137,10 +137,10 @@ class LivePage:
         It is written before and after the curves are drawn: if the user interrupts the drawing too, the page without
         the last curves is already there.
         """
-        self._try(lambda: self._write_failed_page(error))
+        self._write_or_warn(lambda: self._write_failed_page(error))
         deadline = time.perf_counter() + PATIENCE_S if isinstance(error, KeyboardInterrupt) else math.inf
-        self._try(lambda: self._draw_curves(deadline))
-        self._try(lambda: self._write_failed_page(error))
+        self._write_or_warn(lambda: self._draw_curves(deadline))
+        self._write_or_warn(lambda: self._write_failed_page(error))
 
     def _write_running_page(self) -> None:
         report = self._create_report(refresh=REFRESH_S)
@@ -156,7 +156,7 @@ class LivePage:
         self._curves = report.blocks
 
     def _write_failed_page(self, error: BaseException) -> None:
-        progress = describe_progress(self._progress, self.run.manifest.stage, running=False)
+        progress = describe_progress(self._progress, self.run.manifest.stage, is_running=False)
         verdict = f"Failed{progress}: {describe_error(error)}"
         if isinstance(error, KeyboardInterrupt):
             verdict = f"Interrupted{progress}. The same command continues it."
@@ -181,7 +181,7 @@ class LivePage:
     def _write(self, report: Report) -> None:
         report.write(self.run.folder / "report.html")
 
-    def _try(self, write: Callable[[], None]) -> None:
+    def _write_or_warn(self, write: Callable[[], None]) -> None:
         try:
             write()
         except Exception:
@@ -219,7 +219,7 @@ def build_finished_page(view: RunView) -> Report:
         sections.add_body(report, view)
     elif stage in SECTIONS:
         SECTIONS[stage](report, view)
-    add_trained_on(report, view)
+    add_training_rows(report, view)
     return report
 
 
@@ -254,19 +254,19 @@ def add_unfinished_sections(
     if view.rows:
         add_latest_figures(report.heading(figures_heading), view)
     report.blocks += drawings
-    add_trained_on(report, view)
+    add_training_rows(report, view)
 
 
-def describe_progress(progress: Progress | None, stage: str, running: bool = True) -> str:
+def describe_progress(progress: Progress | None, stage: str, is_running: bool = True) -> str:
     """Describe the progress: `Running, step 120 of 400, about 12 minutes left.`
 
     For a run that ended it is the part of a sentence ` after step 120 of 400`, or empty if the progress is unknown.
     """
     unit = UNITS.get(stage, "step")
     if progress is None:
-        return "Running." if running else ""
+        return "Running." if is_running else ""
     step = f"{unit} {progress.done:,} of {progress.total:,}"
-    if not running:
+    if not is_running:
         return f" after {step}"
     if progress.done >= progress.total:
         return f"Running: all {progress.total:,} {unit}s are done, and the result is being evaluated."

@@ -94,7 +94,7 @@ def list_origins(view: RunView) -> list[tuple[str, list[Fact]]]:
     """Return (term, explanations) of everything that a run depends on: base model, method, inputs, data, machine, code.
     Unknown terms are left out."""
     manifest = view.manifest
-    first_start = get_first_start(manifest)
+    first_start = get_first_start_time(manifest)
     terms: list[tuple[str, list[Fact]]] = [
         ("Command", [Code(view.command)] if view.command else []),
         ("Base", list(describe_base(manifest.base, view.folder))),
@@ -279,7 +279,7 @@ def describe_batch(settings: Mapping[str, Any]) -> Iterator[str]:
     yield f"{settings['batch_size']:,} {unit}{group}{at_once}"
 
 
-def get_first_start(manifest: Manifest) -> str:
+def get_first_start_time(manifest: Manifest) -> str:
     """Return the time at which a run started first, as text."""
     return manifest.times.get("first_started") or manifest.times.get("started", "")
 

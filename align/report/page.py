@@ -118,7 +118,7 @@ def load_report_templates() -> Environment:
         "few": note_small_sample,
         "shortened": truncate_text,
         "paragraphs": parse_paragraphs,
-        "spans": split_spans,
+        "spans": split_trained_spans,
         "prompt": shorten_prompt,
         "shorten": shorten_text,
     }
@@ -183,9 +183,9 @@ class Report:
             caption, alt: see `plot`.
         """
         if not missing_modules("plots"):
-            from align.report.plots import render
+            from align.report.plots import render_figure
 
-            return self.plot(render(build_figure(), transparent=True), caption, alt)
+            return self.plot(render_figure(build_figure(), transparent=True), caption, alt)
         if not self.has_plot_note:
             self.has_plot_note = True
             self.text(f"Plots are described in words, since matplotlib is not installed: `{install_command('plots')}`")
@@ -269,7 +269,7 @@ def shorten_text(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… ({len(text):,} characters)"
 
 
-def split_spans(row: str | Sequence[Part | Mapping[str, Any]]) -> list[tuple[bool, list[Part | str]]]:
+def split_trained_spans(row: str | Sequence[Part | Mapping[str, Any]]) -> list[tuple[bool, list[Part | str]]]:
     """Group the tokens of a training row into (is_trained, tokens) spans, to mark the tokens that the loss counts. The
     middle of a long row is left out.
 

@@ -37,7 +37,7 @@ MARKED_BELOW = 12
 """Number of points below which each point has a marker."""
 
 
-def render(figure: Figure, format: Literal["svg", "png"] = "svg", transparent: bool = False) -> bytes:
+def render_figure(figure: Figure, format: Literal["svg", "png"] = "svg", transparent: bool = False) -> bytes:
     """Render a matplotlib figure as an image. Equal figures give equal bytes, without a date and with ids from a fixed
     salt."""
     import matplotlib
@@ -82,7 +82,7 @@ def draw_curves(
     span: float = 0.0,
     within: tuple[float, float] = (-math.inf, math.inf),
     marks: Sequence[tuple[float, float]] = (),
-    marked: str = "",
+    marks_label: str = "",
     smooth: bool = True,
 ) -> Figure:
     """Draw metrics over steps. Long lines are drawn faint, with their running mean on top.
@@ -96,7 +96,7 @@ def draw_curves(
         span: the smallest range of the y axis, so that noise in a constant metric does not look like a trend.
         within: range of values that the metric can have. The y axis is not widened beyond it.
         marks: additional (step, value) points, joined by a dashed line.
-        marked: label of `marks` in the legend.
+        marks_label: label of `marks` in the legend.
         smooth: False for a value that is set and not measured, such as the learning rate.
     """
     figure, ax = create_axes(xlabel, ylabel, title, SMALL)
@@ -115,7 +115,7 @@ def draw_curves(
             ax.plot(xs, ys, marker=marker, markersize=4, linewidth=1.5, label=label, **style)
     if marks:
         colour = COLOURS[len(lines) % len(COLOURS)]
-        ax.plot(*zip(*marks, strict=True), "D--", color=colour, markersize=5, linewidth=1.2, label=marked)
+        ax.plot(*zip(*marks, strict=True), "D--", color=colour, markersize=5, linewidth=1.2, label=marks_label)
     set_axis_limits(ax, finite_points, span, within)
     if len(lines) > 1 or marks:
         add_legend(figure)
@@ -226,17 +226,17 @@ class Point(NamedTuple):
     y: tuple[float, float, float]
 
 
-def find_pareto_front(points: Sequence[Point], low: bool = False) -> list[Point]:
+def find_pareto_front(points: Sequence[Point], lower_y_is_better: bool = False) -> list[Point]:
     """Return the points that no other point dominates, the Pareto front, sorted by x. Smaller x is better.
 
     A point dominates another if it is at least as good in both directions and better in one.
 
     Args:
-        low: whether a low y is better. A low x always is.
+        lower_y_is_better: True if a low y is better. A low x always is.
     """
 
     def get_costs(point: Point) -> tuple[float, float]:
-        return point.x[0], point.y[0] if low else -point.y[0]
+        return point.x[0], point.y[0] if lower_y_is_better else -point.y[0]
 
     front: list[Point] = []
     for point in sorted(points, key=get_costs):

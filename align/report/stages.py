@@ -316,7 +316,7 @@ def describe_line(label: str, points: Sequence[tuple[float, float]], unit: str) 
     return f"{label}: from {first_value:.3g} at {unit} {first_step:g} to {last_value:.3g} at {unit} {last_step:g}"
 
 
-def add_trained_on(report: Report, view: RunView) -> None:
+def add_training_rows(report: Report, view: RunView) -> None:
     """Add the tokens of the first training rows to the report, with the trained ones marked."""
     rows = view.read_stream("trained_on.jsonl")
     if not rows:
@@ -328,7 +328,7 @@ def add_trained_on(report: Report, view: RunView) -> None:
         report.add("tokens", caption, row["parts"])
 
 
-def add_pairs(report: Report, view: RunView) -> None:
+def add_held_out_pairs(report: Report, view: RunView) -> None:
     """Add held-out preference pairs to the report: histograms of the scores, calibration, and the pairs with the widest
     margins."""
     pairs = view.read_stream("held_out.jsonl")
@@ -373,7 +373,7 @@ def add_labelled_answers(report: Report, view: RunView) -> None:
     """
     answers = view.read_stream("held_out.jsonl")
     if not answers or "reward" not in answers[0]:
-        add_pairs(report, view)
+        add_held_out_pairs(report, view)
         return
     from align.report.plots import draw_histogram_pair
 
@@ -417,7 +417,7 @@ def add_held_out_answers(report: Report, view: RunView) -> None:
         report.add("held_out", prompts, template=SAMPLES)
 
 
-def add_best_of(report: Report, view: RunView) -> None:
+def add_best_of_answers(report: Report, view: RunView) -> None:
     """Add the reward of the best of n answers for each n, and the best, the first and the worst answer to the first
     prompts."""
     if lines := view.metrics.get("best_of"):
@@ -426,10 +426,10 @@ def add_best_of(report: Report, view: RunView) -> None:
         report.add("ranked", prompts, template=SAMPLES)
 
 
-def add_samples(report: Report, view: RunView) -> None:
+def add_sampled_answers(report: Report, view: RunView) -> None:
     """Add the sampled answers to the first prompts."""
     if view.settings.get("best_of") is not None:
-        add_best_of(report, view)
+        add_best_of_answers(report, view)
         return
     rows = view.read_stream("samples.jsonl")[: SHOWN_PROMPTS * view.settings["candidates"]]
     if rows:
@@ -444,7 +444,7 @@ def group_by_prompt(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str,
     return list(groups.values())
 
 
-def add_comparison(report: Report, view: RunView) -> None:
+def add_comparison_with_start(report: Report, view: RunView) -> None:
     """Add histograms of scores and lengths before and after training, and answers side by side."""
     samples = view.read_stream("artifact/samples.jsonl")
     if not samples:
@@ -465,12 +465,12 @@ def add_comparison(report: Report, view: RunView) -> None:
     report.add("compared", samples[: view.settings["shown"]], role, template=SAMPLES)
 
 
-def add_receipt(report: Report, view: RunView) -> None:
+def add_export_checks(report: Report, view: RunView) -> None:
     """Add a table of the checks that an export passed or failed."""
     report.add("receipt", view.metrics.get("checks", ()), template=TABLES)
 
 
-def add_anchors(report: Report, view: RunView) -> None:
+def add_verification_checks(report: Report, view: RunView) -> None:
     """Add the checks of the PPO implementation by `stage=verify` with their errors, and the bias of each estimator."""
     if anchors := view.read_json("artifact/anchors.json"):
         report.add("anchors", anchors, template=TABLES)
@@ -487,14 +487,14 @@ def add_losses_by_source(report: Report, view: RunView) -> None:
 SECTIONS: Mapping[str, Callable[[Report, RunView], None]] = {
     "sft": add_losses_by_source,
     "full": add_losses_by_source,
-    "sample": add_samples,
-    "reward": add_pairs,
-    "dpo": add_pairs,
+    "sample": add_sampled_answers,
+    "reward": add_held_out_pairs,
+    "dpo": add_held_out_pairs,
     "kto": add_labelled_answers,
     "ppo": add_held_out_answers,
-    "eval": add_comparison,
-    "export": add_receipt,
-    "verify": add_anchors,
+    "eval": add_comparison_with_start,
+    "export": add_export_checks,
+    "verify": add_verification_checks,
 }
 
 

@@ -25,7 +25,7 @@ def summarize_suite(view: RunView) -> str:
         sentences.append(describe_gates([*gates.values()]))
     comparisons = [
         (name, task, baseline)
-        for name, task in order_tasks(view, view.metrics)
+        for name, task in list_results_in_order(view, view.metrics)
         for baseline in baselines
         if baseline in task["against"]
     ]
@@ -36,7 +36,7 @@ def summarize_suite(view: RunView) -> str:
         (name, task, baseline) for name, task, baseline in comparisons if task["against"][baseline]["p_holm"] < level
     ]
     sentences += describe_yes_shares(view)
-    sentences += [describe_difference(first, name, task, baseline) for name, task, baseline in significant]
+    sentences += [describe_system_difference(first, name, task, baseline) for name, task, baseline in significant]
     if not significant:
         sentences.append(f"No difference between {first} and {' or '.join(baselines)} was shown.")
     elif len(significant) < len(comparisons):
@@ -75,7 +75,7 @@ def list_system_names(view: RunView) -> list[str]:
     return [system["name"] for system in view.metrics["systems"]]
 
 
-def order_tasks(view: RunView, results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+def list_results_in_order(view: RunView, results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """Return (name, result) of an evaluation's tasks in the order of the configuration; in JSON they are sorted by
     name."""
     configured = [task["name"] for task in view.config["eval"]["tasks"] or ()]
@@ -88,7 +88,7 @@ def order_tasks(view: RunView, results: Mapping[str, Any]) -> list[tuple[str, Ma
 def describe_yes_shares(view: RunView) -> list[str]:
     """Return a sentence with each system's share of yes for each task that asks a question about every answer."""
     sentences = []
-    for name, task in order_tasks(view, view.metrics):
+    for name, task in list_results_in_order(view, view.metrics):
         if "asks" in task:
             shares = [
                 f"{format_percent(task['systems'][system]['score'])} for {system}" for system in list_system_names(view)
@@ -97,7 +97,7 @@ def describe_yes_shares(view: RunView) -> list[str]:
     return sentences
 
 
-def describe_difference(first: str, task_name: str, task: Mapping[str, Any], baseline: str) -> str:
+def describe_system_difference(first: str, task_name: str, task: Mapping[str, Any], baseline: str) -> str:
     """Return a sentence on a significant difference between two systems, naming the judge.
 
     A task that asks a question about every answer does not say which system is better, only which has more of it.
@@ -117,7 +117,7 @@ def describe_difference(first: str, task_name: str, task: Mapping[str, Any], bas
 
 def add_overview(report: Report, view: RunView) -> None:
     """Add tables of the gates and of the comparisons between systems."""
-    tasks = order_tasks(view, view.read_json("artifact/results.json"))
+    tasks = list_results_in_order(view, view.read_json("artifact/results.json"))
     gates = [view.read_json(f"artifact/verdicts/{name}.json") for name in view.metrics.get("gates", ())]
     people = view.read_json("artifact/people.json")
     report.add("overview", list_system_names(view), tasks, gates, people, view.settings["level"], template=TEMPLATE)
@@ -130,7 +130,7 @@ def add_suite_body(report: Report, view: RunView) -> None:
     answers = {(row["task"], row["id"]): row for row in view.read_stream("artifact/answers.jsonl")}
     if variety := results.get("collapse"):
         report.add("variety", names, variety, template=TEMPLATE)
-    for task_name, task in order_tasks(view, results):
+    for task_name, task in list_results_in_order(view, results):
         report.add("task", task_name, names, task, template=TEMPLATE)
         for baseline in names[1:]:
             ids = [item["id"] for item in task["regressions"].get(baseline, ())]

@@ -18,9 +18,9 @@ from align.annotate.exchange.importing import import_items
 from align.annotate.simulate import simulate_annotator
 from align.annotate.store import ChainHead, ProjectSettings, configure_project, publish_guidelines
 from align.annotate.store.projects import read_state
-from align.config.addresses import list_origins, warn_without_tls
+from align.config.addresses import build_server_urls, list_tls_warnings
 from align.config.annotate import AnnotateConfig
-from align.config.command import format_value
+from align.config.command import format_hydra_value
 from align.config.root import Config
 from align.config.settings import replace_values
 from align.core.errors import InputError, require
@@ -77,10 +77,10 @@ def run_serve(run: Run, config: Config) -> StageResult:
     from align.annotate.web.access import AccountAuthenticator
     from align.annotate.web.server import build_app  # Gradio takes seconds to import
     from align.web.key_link import KeyAuthenticator, load_or_create_key
-    from align.web.server import serve
+    from align.web.server import serve_app
 
     stage: AnnotateConfig = config.stage
-    url, other_origins = list_origins(stage.host, stage.port, stage.url)
+    url, other_origins = build_server_urls(stage.host, stage.port, stage.url)
     with open_store(config, create=False) as store, store.serve_exclusively():
         seq_before = store.head(config.project).seq  # raises InputError if there is no such project
         if stage.demo:
@@ -96,10 +96,10 @@ def run_serve(run: Run, config: Config) -> StageResult:
             if token is not None:
                 link = f"{url}/invite?token={token}"
                 links.append(f"the project has no admin yet; this link, valid once and for a day, makes one: {link}")
-        links += warn_without_tls(url)
+        links += list_tls_warnings(url)
         links.append("Ctrl+C ends it; all votes are saved")
         app = build_app(store, authenticator, [url, *other_origins])
-        serve(app, stage.host, stage.port, lambda: print(*links, sep="\n", flush=True))
+        serve_app(app, stage.host, stage.port, lambda: print(*links, sep="\n", flush=True))
         progress = AssignmentQueue(store, config.project).read_progress("")  # of the project, and not of one person
         added = sum(vote.seq > seq_before for vote in store.rankings(config.project))
         record_head(run, config.project, store.head(config.project))
@@ -115,7 +115,7 @@ def run_invite(run: Run, config: Config) -> StageResult:
         name = "" if stage.annotator is None else accounts.resolve_handle(config.project, stage.annotator)
         token = accounts.invite(config.project, stage.role, name)
     # The link is printed only: other people may read the run's folder.
-    url, _ = list_origins(stage.host, stage.port, stage.url)
+    url, _ = build_server_urls(stage.host, stage.port, stage.url)
     print(f"the invitation, valid once and for a week: {url}/invite?token={token}")
     return StageResult({}, (f"an invitation to project {config.project}, as {stage.role}",))
 
@@ -174,7 +174,7 @@ def run_configure(run: Run, config: Config) -> StageResult:
     changed = {name: value for name, value in asdict(settings).items() if value != defaults[name]}
     if "attributes" in changed:
         changed["attributes"] = list(changed["attributes"])
-    described = f"stage.settings={format_value(changed)}" if changed else "with every setting at its default"
+    described = f"stage.settings={format_hydra_value(changed)}" if changed else "with every setting at its default"
     lines = [f"{'a new project' if is_new else 'project'} {config.project}: {state}, {described}"]
     if version is None:
         return StageResult({}, tuple(lines))

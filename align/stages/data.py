@@ -109,7 +109,7 @@ from align.data.sets.source import Source, detect_row_shapes, load_active_votes,
 from align.data.sets.spool import Spool, SpoolRows
 from align.data.sources import build_files_input
 from align.models.base import find_base
-from align.report.data_set_page import format_shapes, iter_summary_lines, list_warning_lines
+from align.report.data_set_page import format_shapes, iter_summary_lines, list_drop_warning_lines
 from align.report.figure_text import pluralize
 from align.report.reading_progress import create_progress_printer, create_reading_progress, print_start
 from align.reward.inputs import load_reward_artifacts, resolve_reward_inputs
@@ -128,7 +128,7 @@ def inputs(config: Config) -> StageInputs:
     """Resolve the sources of a new data set, or the data set and rows of `stage.action=forget`."""
     stage: DataStageConfig = config.stage
     if stage.action == FORGET:
-        return find_forget_inputs(config)
+        return resolve_forget_inputs(config)
     path_source = {"path": config.data.path, "columns": config.data.columns, "metadata": config.data.metadata}
     entries = stage.sources or [{key: value for key, value in path_source.items() if value is not None}]
     sources = [source.resolve(find_store_url(config), config.data.allow_simulated) for source in parse_sources(entries)]
@@ -141,14 +141,14 @@ def inputs(config: Config) -> StageInputs:
     records = {f"sources.{source.name}": source.build_input() for source in sources}
     for i, evaluation_set in enumerate(parse_evaluation_sets(stage.contamination.against)):
         records[f"against.{i}"] = build_files_input(evaluation_set.path, f"{AGAINST}[{i}]")
-    for i, spec in enumerate(stage.find_arguments("fn")):
+    for i, spec in enumerate(stage.list_step_arguments("fn")):
         field = "stage.clean, fn"
         # Digests of the files, since a name may refer to another function later.
         definitions = [f"{file_digest(file)}:{name}" for file, name in find_definitions(load_function(spec, field))]
         module_file = source_of_function(spec, field)
         digest = file_digest(module_file) if module_file else spec
         records[f"clean.fn.{i}"] = Input(digest, ref=spec, details={"defined": definitions})
-    for i, path in enumerate(stage.find_arguments("patterns")):
+    for i, path in enumerate(stage.list_step_arguments("patterns")):
         patterns_file = parse_user_path(path, "stage.clean, patterns")
         check_readable(patterns_file, "stage.clean, patterns")
         records[f"clean.patterns.{i}"] = Input(file_digest(patterns_file), path=path)
@@ -162,7 +162,7 @@ def inputs(config: Config) -> StageInputs:
     return StageInputs(config, name, base, records, lambda: (sources,))
 
 
-def find_forget_inputs(config: Config) -> StageInputs:
+def resolve_forget_inputs(config: Config) -> StageInputs:
     """Return the inputs of `stage.action=forget`: the published data set and the rows to remove from it. The
     configuration loses the rows'
     ids, because the id of a short text can be guessed."""
@@ -207,7 +207,7 @@ def build_data_set(run: Run, config: Config, sources: list[Source]) -> StageResu
     def add_losses(new_losses: Iterable[StepLoss]) -> None:
         for loss in new_losses:
             losses.append(loss)
-            print("\n".join(list_warning_lines(loss)), flush=True)
+            print("\n".join(list_drop_warning_lines(loss)), flush=True)
 
     funnel.watch = lambda step: add_losses(examples.find_losses(funnel, step))
     add_losses(find_read_losses(names, read_counts, hide_personal))
@@ -215,13 +215,13 @@ def build_data_set(run: Run, config: Config, sources: list[Source]) -> StageResu
     with discard_spool_if_refused(run):
         random_order = compute_draw_keys(rows.load_first_bits("content_id"), config.seed)
         evaluation_leaks = evaluations.find_leaks(rows, funnel.kept)
-        drop_if_removing(funnel, "after_decontamination", evaluation_leaks.text, stage.contamination)
+        drop_unless_reporting(funnel, "after_decontamination", evaluation_leaks.text, stage.contamination)
         duplicates = drop_duplicate_rows(rows, funnel, rank_rows(funnel.source, source_ranks), stage, engine)
         caps = [source.cap for source in sources]
         funnel.drop("after_caps", select_over_caps(funnel.kept, funnel.source, random_order, caps))
         is_test = choose_test_rows(rows, funnel, duplicates, config)
-        test_leaks = find_leaks_between_sides(rows, funnel, is_test, stage)
-        drop_if_removing(funnel, "after_test_decontamination", test_leaks.text, stage.contamination)
+        test_leaks = find_leaks_between_splits(rows, funnel, is_test, stage)
+        drop_unless_reporting(funnel, "after_test_decontamination", test_leaks.text, stage.contamination)
         mix = stage.mix
         size = np.ones(len(is_test), np.int64) if mix.by == "rows" else rows.load_numbers(mix.by).astype(np.int64)
         train = compute_mixture(
@@ -235,7 +235,7 @@ def build_data_set(run: Run, config: Config, sources: list[Source]) -> StageResu
             repeat=mix.repeat,
             temperature=mix.temperature,
         )
-        require_rows(config, funnel, is_test, train, evaluation_leaks, test_leaks)
+        require_remaining_rows(config, funnel, is_test, train, evaluation_leaks, test_leaks)
 
     times = np.where(funnel.kept & is_test, 1, train.times).astype(np.int32)  # only the training side is mixed
     is_published = times > 0
@@ -283,7 +283,7 @@ def discard_spool_if_refused(run: Run) -> Iterator[None]:
         raise
 
 
-def require_rows(
+def require_remaining_rows(
     config: Config,
     funnel: Funnel,
     is_test: np.ndarray,
@@ -492,7 +492,7 @@ def drop_duplicate_rows(
     if settings.exact:
         exact = find_exact_duplicates(rows, funnel.kept, order, funnel.source, settings.among)
         found_by_step.append(exact)
-        drop_if_removing(funnel, "after_exact_dedup", exact.dropped, settings)
+        drop_unless_reporting(funnel, "after_exact_dedup", exact.dropped, settings)
     if settings.near is not None and rows.kind == DOCUMENTS:
         is_compared = funnel.kept.copy()
         is_compared[found_by_step[-1].dropped] = False  # exact duplicates stay in the funnel if only reported
@@ -500,11 +500,11 @@ def drop_duplicate_rows(
             rows, is_compared, order, funnel.source, threshold=settings.near, among=settings.among, runner=engine
         )
         found_by_step.append(near)
-        drop_if_removing(funnel, "after_near_dedup", near.dropped, settings)
+        drop_unless_reporting(funnel, "after_near_dedup", near.dropped, settings)
     return concatenate_duplicates(found_by_step)
 
 
-def drop_if_removing(
+def drop_unless_reporting(
     funnel: Funnel, step: str, rows: np.ndarray, settings: DuplicatesConfig | ContaminationConfig
 ) -> None:
     """Drop rows from the data set if the settings have `action=remove`, and none if they only report. Records the
@@ -537,7 +537,7 @@ def choose_test_rows(rows: SpoolRows, funnel: Funnel, duplicates: Duplicates, co
     return is_test
 
 
-def find_leaks_between_sides(
+def find_leaks_between_splits(
     rows: SpoolRows, funnel: Funnel, is_test: np.ndarray, stage: DataStageConfig
 ) -> OverlapMatches:
     """Find the training rows that contain, or are nearly the same as, rows of the test split."""

@@ -22,7 +22,13 @@ from align.data.pairs import TokenizedPair, encode_pair_splits, read_divided_pre
 from align.models.lora import Lora
 from align.report import format_interval
 from align.run import Run
-from align.stages.runner import StageInputs, find_judgement_inputs, load_training_start, measure_memory, open_tracker
+from align.stages.runner import (
+    StageInputs,
+    build_judgement_inputs,
+    collect_memory_metrics,
+    load_training_start,
+    open_tracker,
+)
 from align.trainers import check_trainer
 
 if TYPE_CHECKING:
@@ -34,7 +40,7 @@ PRELOAD = ("align.trainers.dpo",)
 
 def inputs(config: Config) -> StageInputs:
     check_trainer(config.stage.loss)
-    return find_judgement_inputs(config, read_divided_preferences)
+    return build_judgement_inputs(config, read_divided_preferences)
 
 
 def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> StageResult:
@@ -125,7 +131,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         **run.known_metrics,
         **fitted.figures,
         **find_simulated_scorers(train_prefs),
-        **measure_memory(run, config, longest),
+        **collect_memory_metrics(run, config, longest),
     }
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)

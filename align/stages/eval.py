@@ -38,7 +38,7 @@ from align.config.identity import select_identity
 from align.config.root import Config, find_store_url, to_plain_dict
 from align.config.scorers import build_reward_spec
 from align.config.settings import Settings, get_defaults, replace_values
-from align.config.training import require_pairs
+from align.config.training import require_preference_data
 from align.core.errors import NOT_PASSED, InputError, require
 from align.core.files import parse_user_path
 from align.core.redaction import drop_masks, mask_secrets
@@ -92,7 +92,7 @@ from align.evals.suite.gates import (
     EvalGate,
     build_junit_xml,
     build_verdict_file,
-    check_gates,
+    choose_gate_reports,
     decide_gate,
     decide_on_collapse,
     describe_decision,
@@ -104,11 +104,11 @@ from align.evals.suite.people import (
     ProjectQuestion,
     choose_items,
     count_votes_to_ask,
+    derive_display_key,
     derive_order_key,
-    derive_sides_key,
     describe_pairs_not_asked,
     describe_votes,
-    draw_sides,
+    draw_display_orders,
     votes_to_verdicts,
 )
 from align.evals.suite.results import (
@@ -119,7 +119,7 @@ from align.evals.suite.results import (
     iter_answer_rows,
     iter_verdict_rows,
 )
-from align.evals.suite.systems import System, describe_self_judging, match_answers, open_systems
+from align.evals.suite.systems import System, describe_self_judging, match_answers, resolve_systems
 from align.evals.suite.tasks import (
     DEFAULT_TASK,
     EvalItem,
@@ -127,9 +127,9 @@ from align.evals.suite.tasks import (
     Tasks,
     build_items,
     build_task_input,
-    drop_seen,
-    load_items,
-    mark_nearly_trained,
+    drop_trained_items,
+    load_task_items,
+    mark_nearly_trained_items,
     parse_tasks,
     repeat_items,
 )
@@ -156,7 +156,7 @@ from align.rollout.answer_cache import FILE as ANSWERS
 from align.rollout.answer_cache import AnswerStore
 from align.run import Artifact, Input, Manifest, Run, json_digest, write_json
 from align.run.files import write_text
-from align.stages.runner import StageInputs, find_input, find_start, open_rollout_engine, open_store
+from align.stages.runner import StageInputs, load_input_artifact, open_rollout_engine, open_store, resolve_stage_start
 from align.track import get_peak_rss_mb, truncate_text
 
 if TYPE_CHECKING:
@@ -214,18 +214,18 @@ def inputs(config: Config) -> StageInputs:
     suite."""
     if config.eval.measures == JUDGE:
         title = "grader" if config.eval.asks else f"judge-{config.reward.name}"
-        records = find_judge_inputs(config)
+        records = build_judge_inputs(config)
         return StageInputs(config, title, None, records, partial(read_examples, config, records))
-    check_settings_apply(config)
+    refuse_inapplicable_settings(config)
     if config.stage.systems is not None:
-        suite = find_suite(config)
+        suite = resolve_suite(config)
         first = suite.first_model
         config = replace_values(config, method=replace_values(config.method, name=first.method if first else "auto"))
         title = f"{build_run_label(first.base, first.method)}-{suite.name}" if first and first.base else suite.name
         base = first.base if first else None
-        return StageInputs(config, title, base, suite.records, partial(load_suite, config, suite))
+        return StageInputs(config, title, base, suite.records, partial(load_suite_items, config, suite))
     is_auto = config.method.name == "auto"
-    artifact, base, config = find_start(config, config.artifact, "artifact")
+    artifact, base, config = resolve_stage_start(config, config.artifact, "artifact")
     if is_auto and artifact.whole:  # a whole model is loaded without a method
         config = replace_values(config, method=replace_values(config.method, name="full"))
     root = config.run.folder
@@ -291,7 +291,7 @@ def read_unseen_prompts(config: Config, artifact: Artifact) -> UnseenPrompts:
     return UnseenPrompts(test_prompts, trained_questions, dropped)
 
 
-def check_settings_apply(config: Config) -> None:
+def refuse_inapplicable_settings(config: Config) -> None:
     """Raise InputError for settings of a suite (`eval.tasks`, `stage.judge`, …) without `stage.systems`, and for
     settings of a single artifact with it."""
     suite = config.eval
@@ -355,7 +355,7 @@ class Suite(NamedTuple):
     first_model: System | None
 
 
-def find_suite(config: Config) -> Suite:
+def resolve_suite(config: Config) -> Suite:
     """Resolve the systems, tasks, gates and judge of an evaluation suite from the configuration.
 
     Raises:
@@ -363,7 +363,7 @@ def find_suite(config: Config) -> Suite:
         MissingArtifact: a system or a reward model does not exist.
     """
     root = config.run.folder
-    systems = open_systems(
+    systems = resolve_systems(
         config.stage.systems,
         root,
         first=config.stage.first,
@@ -397,7 +397,7 @@ def find_suite(config: Config) -> Suite:
         identity = json_digest([judge.identity.digest, *graders]) if graders else judge.identity.digest
         records |= {"judge": judge.endpoint.record(identity)}
     elif judge == PEOPLE:
-        records |= find_votes(config, records, [system.name for system in systems])
+        records |= build_vote_inputs(config, records, [system.name for system in systems])
     else:
         scorers = resolve_reward_inputs(build_reward_spec(config.reward), root, model and model.base)
         require_matching_reasoning(load_reward_artifacts(scorers), config.rollout.reasoning)
@@ -430,7 +430,7 @@ class LoadedSuite:
     reports: Mapping[str, JudgeReport]
 
 
-def load_suite(config: Config, suite: Suite) -> tuple[LoadedSuite]:
+def load_suite_items(config: Config, suite: Suite) -> tuple[LoadedSuite]:
     """Read the items of a suite's tasks, leave out those in the training data of a system, and check that judge and
     endpoints can be used. Returns a tuple of one, the rows of the stage.
 
@@ -446,13 +446,13 @@ def load_suite(config: Config, suite: Suite) -> tuple[LoadedSuite]:
         collect_trained_questions(artifact, root, partial(find_store_key, find_store_url(config)), system_prompt)
         for artifact in artifacts.values()
     ]
-    tasks, counts = drop_seen([(task, read_items(config, task)) for task in suite.tasks], trained_questions)
+    tasks, counts = drop_trained_items([(task, read_items(config, task)) for task in suite.tasks], trained_questions)
     for name, count in counts.items():
         if count:
             print(f"{name}: {pluralize(count, 'item')} left out: training saw them")
     unknown = [sentence for questions in trained_questions for sentence in questions.unknown]
     if stage.near is not None:
-        tasks, near_unknown = mark_nearly_trained(tasks, artifacts, root, find_store_url(config), stage.near)
+        tasks, near_unknown = mark_nearly_trained_items(tasks, artifacts, root, find_store_url(config), stage.near)
         unknown += near_unknown
     limit = min(stage.prompts, config.data.limit or stage.prompts)
     tasks = [(task, items[: task.prompts or (None if task.has_own_prompts else limit)]) for task, items in tasks]
@@ -481,7 +481,7 @@ def read_items(config: Config, task: EvalTask) -> Sequence[EvalItem]:
         return load_harness_items(task, task.probe.harness)
     allow_code = combine_code_settings(config.stage.allow_code, config.stage.unsafe_code)
     if task.path:
-        return load_items(task, config.data.system or None, allow_code)
+        return load_task_items(task, config.data.system or None, allow_code)
     source = replace(DataSource.from_settings(config.data), limit=None)
     return build_items(task, read_source_prompts(source, "test", config.seed), allow_code)
 
@@ -518,10 +518,10 @@ def choose_reports(config: Config, suite: Suite, tasks: Tasks) -> Mapping[str, J
     judge_of_task = dict.fromkeys(judged_tasks, identity)
     if isinstance(suite.judge, LLMJudge):
         judge_of_task |= {task.name: suite.judge.with_question(task.asks).identity for task, _ in tasks if task.asks}
-    return check_gates(suite.gates, judge_of_task, suite.reports, config.stage.card, is_proxy)
+    return choose_gate_reports(suite.gates, judge_of_task, suite.reports, config.stage.card, is_proxy)
 
 
-def find_votes(config: Config, records: Mapping[str, Input], systems: Sequence[str]) -> dict[str, Input]:
+def build_vote_inputs(config: Config, records: Mapping[str, Input], systems: Sequence[str]) -> dict[str, Input]:
     """Return the annotation project with its last vote, and the file of gold pairs, as inputs of the run.
 
     Args:
@@ -533,7 +533,7 @@ def find_votes(config: Config, records: Mapping[str, Input], systems: Sequence[s
             pairs.
     """
     stage = config.stage
-    project = name_project(config, records)
+    project = choose_project_name(config, records)
 
     def to_words(name: str) -> str:
         return f" {' '.join(WORD.findall(name.lower()))} "
@@ -557,7 +557,7 @@ def find_votes(config: Config, records: Mapping[str, Input], systems: Sequence[s
     return {"votes": Input(head.hash if head.seq else place, project=project, seq=head.seq), **gold_record}
 
 
-def name_project(config: Config, records: Mapping[str, Input]) -> str:
+def choose_project_name(config: Config, records: Mapping[str, Input]) -> str:
     """Return the name of the annotation project for people's votes: `project=`, or a name derived from the systems, the
     items and the settings of sampling."""
     if config.project != Config().project:
@@ -606,7 +606,7 @@ class JudgedExamples(NamedTuple):
     notes: Sequence[str]
 
 
-def find_judge_inputs(config: Config) -> dict[str, Input]:
+def build_judge_inputs(config: Config) -> dict[str, Input]:
     """Return the labelled examples and the judge as inputs of a run of `eval=judge`.
 
     Raises:
@@ -623,7 +623,7 @@ def find_judge_inputs(config: Config) -> dict[str, Input]:
         require(source.name in ("files", "manifest"), "data", source.name, problem, remedy)
         inputs = build_data_inputs(source)
     else:
-        require_pairs(config.data, True)
+        require_preference_data(config.data, True)
         inputs = build_pair_inputs(source, find_store_url(config), config.project)
     if isinstance(judge, LLMJudge):
         return {**inputs, "judge": judge.endpoint.record(judge.identity.digest)}
@@ -768,7 +768,7 @@ def name_reference(config: Config, prefs: Sequence[Preference]) -> str:
 def run(run: Run, config: Config, *rows: Any) -> StageResult:
     with collect_judge_usage() as usage:
         if config.eval.measures == JUDGE:
-            result = measure_judge(run, config, *rows)
+            result = measure_and_publish_judge(run, config, *rows)
         elif config.stage.systems is not None:
             result = compare_systems(run, config, *rows)
         else:
@@ -855,7 +855,7 @@ def score_and_measure_tasks(
     return ScoringResult(scored, notes, collapse)
 
 
-def load_reward(run: Run, config: Config, sampling: Sampling, systems: Sequence[System]) -> Judge:
+def load_reward_as_judge(run: Run, config: Config, sampling: Sampling, systems: Sequence[System]) -> Judge:
     """Load the scorer of `reward=` as the judge of these systems' answers."""
     from align.evals.suite.scores import load_reward_judge
 
@@ -880,7 +880,7 @@ def compare_with_start(
         left_out: number of prompts left out because training saw them.
     """
     from align.evals.suite.answers import ask_systems
-    from align.evals.suite.samples import build_samples, measure_kl, summarise, summarise_unseen, write_samples
+    from align.evals.suite.samples import build_samples, measure_kl, summarise_samples, summarise_unseen, write_samples
     from align.models.load import get_context_length, read_configurations
     from align.rollout.engine import derive_place_seed, warn_about_cut_answers
     from align.rollout.strip_reasoning import warn_about_empty_answers
@@ -896,14 +896,14 @@ def compare_with_start(
     kl = measure_kl(sampling, policy, ref, task.rollouts[POLICY])
     sampling.loaded.clear()
     [scored], notes, collapse = score_and_measure_tasks(
-        config, [task], lambda judged: load_reward(run, config, sampling, [policy])
+        config, [task], lambda judged: load_reward_as_judge(run, config, sampling, [policy])
     )
     role = scored.role
     samples = build_samples(task, scored, kl, trained_questions)
     notes = [*notes, *describe_changed_settings(policy, config), *trained_questions.unknown]
     policy_collapse = collapse[DEFAULT_TASK][POLICY]
     metrics = {
-        **summarise(samples, role),
+        **summarise_samples(samples, role),
         **policy_collapse.as_dict(),
         "dropped": task.dropped,
         "judge": scored.by,
@@ -970,12 +970,12 @@ def find_policy_and_start(run: Run, config: Config) -> PolicyAndStart:
     models."""
     record = run.inputs["artifact"]
     title = f"artifact={record.ref}"
-    artifact = find_input(run, "artifact")
+    artifact = load_input_artifact(run, "artifact")
     method = "lora" if artifact.whole else config.method.name
     policy = System(POLICY, record.ref, artifact, run.base, method, record, label=title)
     start = None
     if "init" in run.inputs:
-        start = find_input(run)
+        start = load_input_artifact(run)
     base = run.base
     if artifact.whole:
         assert start is not None, "inputs() raises InputError for such an artifact"
@@ -987,22 +987,22 @@ def find_policy_and_start(run: Run, config: Config) -> PolicyAndStart:
     return PolicyAndStart(policy, ref)
 
 
-def explain_few_prompts(measured: int, data: DataConfig, most: int, *, seen: int = 0, too_long: int = 0) -> str:
+def explain_few_prompts(measured: int, data: DataConfig, max_prompts: int, *, seen: int = 0, too_long: int = 0) -> str:
     """Return a warning for an evaluation with too few prompts (`MIN_PROMPTS`), with the setting that is the cause.
     Returns an empty text for a larger evaluation.
 
     Args:
         measured: number of prompts that were answered.
         data: the settings of the data.
-        most: `stage.prompts`.
+        max_prompts: `stage.prompts`.
         seen: number of prompts left out because training saw them.
         too_long: number of prompts left out because they are too long.
     """
     if measured >= MIN_PROMPTS:
         return ""
     before = measured + too_long
-    if before == most:
-        cause = f"stage.prompts={most} limits the number. Raise it"
+    if before == max_prompts:
+        cause = f"stage.prompts={max_prompts} limits the number. Raise it"
     elif before == data.limit:
         cause = f"data.limit={data.limit} limits the number. Raise it, or leave it out"
     elif before >= MIN_PROMPTS:
@@ -1085,8 +1085,8 @@ def compare_systems(run: Run, config: Config, loaded_suite: LoadedSuite) -> Stag
     probes = measure_probes(sampling, models, loaded_suite.tasks, run.artifact)
     by_name = {task.name: task for task in scored} | probes
     scored = [by_name[task.name] for task, _ in loaded_suite.tasks]
-    write_lines(run.artifact / "answers.jsonl", iter_answer_rows(scored))
-    write_lines(run.artifact / "verdicts.jsonl", iter_verdict_rows(scored))
+    write_json_lines(run.artifact / "answers.jsonl", iter_answer_rows(scored))
+    write_json_lines(run.artifact / "verdicts.jsonl", iter_verdict_rows(scored))
 
     first = suite.systems[0].name
     system_collapse = combine_verdicts_by_system(collapse, [system.name for system in suite.systems])
@@ -1151,14 +1151,14 @@ def load_judge(
         return Judge(partial(score_by_llm, suite.judge, store, sampling.hides_reasoning), notes)
     if suite.judge == PEOPLE:
         verdicts, notes = ranks.broadcast(
-            collect_votes(run, config, judged_tasks) if ranks.is_main() else ProjectVotes({}, [])
+            fill_project_and_read_votes(run, config, judged_tasks) if ranks.is_main() else ProjectVotes({}, [])
         )
         return Judge(partial(score_by_people, verdicts), notes)
     trained_systems = [system for system in suite.systems if system.artifact is not None and system.artifact.manifest]
-    return load_reward(run, config, sampling, trained_systems)
+    return load_reward_as_judge(run, config, sampling, trained_systems)
 
 
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows to a file as JSON lines. Writes no file if there is no row."""
     if text := "".join(f"{json.dumps(row)}\n" for row in rows):
         write_text(path, text)
@@ -1208,7 +1208,7 @@ class ProjectVotes(NamedTuple):
     notes: Sequence[str]
 
 
-def collect_votes(run: Run, config: Config, tasks: Sequence[TaskAnswers]) -> ProjectVotes:
+def fill_project_and_read_votes(run: Run, config: Config, tasks: Sequence[TaskAnswers]) -> ProjectVotes:
     """Create the annotation project of an evaluation if it does not exist, add the answer pairs that it lacks, and read
     the votes on them. Writes `votes.json` into the artifact.
 
@@ -1237,7 +1237,7 @@ def collect_votes(run: Run, config: Config, tasks: Sequence[TaskAnswers]) -> Pro
         configure_project(store, project)
         secret = store.key(project)
         assert secret is not None, "configure() raises InputError for an erased project"
-        project_items = open_project(store, project, secret, questions, config.stage.votes, gold, config.seed)
+        project_items = fill_project(store, project, secret, questions, config.stage.votes, gold, config.seed)
         with store.reading():  # one transaction, so that both see the same votes
             view = read_view(store, project).through(last_seq)
             rankings = load_counted_rankings(store, project, config.data.allow_simulated, last_seq)
@@ -1257,7 +1257,7 @@ def collect_votes(run: Run, config: Config, tasks: Sequence[TaskAnswers]) -> Pro
     return ProjectVotes(verdicts, [*describe_pairs_not_asked(counts, ties), *vote_notes])
 
 
-def open_project(
+def fill_project(
     store: Store,
     project: str,
     secret: bytes,
@@ -1286,7 +1286,7 @@ def open_project(
     problem = f"it holds {pluralize(len(foreign), 'item')} of something other than this evaluation"
     require(not foreign, "project", project, problem, "Name another project: project=NAME.")
     existing = {
-        id: find_first_answer(project, question_of[id], item) for id, item in items.items() if id in question_of
+        id: find_first_answer_id(project, question_of[id], item) for id, item in items.items() if id in question_of
     }
 
     vote_count = count_votes_to_ask(votes, len(question_of))
@@ -1313,7 +1313,7 @@ def open_project(
         # Items with the first system's answer first, minus items with it second.
         ahead = sum(1 if answer_id.endswith("-0") else -1 for answer_id in existing.values())
         groups = [(question_of[id].other, settings.count_wanted_votes(id)) for id in new]
-        shows_first = draw_sides(groups, derive_sides_key(secret, seed, len(existing)), ahead)
+        shows_first = draw_display_orders(groups, derive_display_key(secret, seed, len(existing)), ahead)
         for id, first_is_shown_first in zip(new, shows_first, strict=True):
             question = question_of[id]
             priority = 1 - question.draw(order)
@@ -1323,7 +1323,7 @@ def open_project(
             add_row(store, project, row)
     questions_and_items = [(question_of[item.id], item) for item in store.items(project) if item.id in question_of]
     return {
-        item.id: ProjectQuestion(question, find_first_answer(project, question, item))
+        item.id: ProjectQuestion(question, find_first_answer_id(project, question, item))
         for question, item in questions_and_items
     }
 
@@ -1345,7 +1345,7 @@ def needs_more_votes(
     return not any(overlap <= asdict(settings).items() for _, settings in read_settings_history(db, project))
 
 
-def find_first_answer(project: str, question: PairQuestion, item: ProjectItem) -> str:
+def find_first_answer_id(project: str, question: PairQuestion, item: ProjectItem) -> str:
     """Return the id of the first system's answer in an item of the annotation project.
 
     Raises:
@@ -1390,7 +1390,7 @@ def summarize_votes(view: ProjectView, project: str) -> dict[str, Any]:
 # The run of `eval=judge`
 
 
-def measure_judge(run: Run, config: Config, labelled: JudgedExamples) -> StageResult:
+def measure_and_publish_judge(run: Run, config: Config, labelled: JudgedExamples) -> StageResult:
     """Ask a judge about labelled examples, and write its agreement with the labels to `card.json` and its verdicts to
     `verdicts.jsonl`."""
     judge = labelled.judge
@@ -1428,7 +1428,7 @@ def measure_judge(run: Run, config: Config, labelled: JudgedExamples) -> StageRe
     data |= {"answers": len(examples)} if identity.asks else {"pairs": len(examples), "left_out": labelled.left_out}
     header = {"schema_version": SCHEMA, "judge": identity.as_dict(), "reference": labelled.reference, "data": data}
     write_json(path, {**header, "level": level, **figures})
-    write_lines(run.artifact / "verdicts.jsonl", iter_judged_rows(examples, opinions))
+    write_json_lines(run.artifact / "verdicts.jsonl", iter_judged_rows(examples, opinions))
     shortfall = explain_shortfall(read_report(path))
     metrics = {
         "judge": identity.title,

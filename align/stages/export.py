@@ -53,7 +53,7 @@ from align.run.signing import (
     verify_signature,
 )
 from align.run.weights import is_reward_adapter
-from align.stages.runner import StageInputs, find_input, find_start
+from align.stages.runner import StageInputs, load_input_artifact, resolve_stage_start
 from align.track import get_peak_rss_mb
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ PRELOAD = ("align.export.kinds",)
 def inputs(config: Config) -> StageInputs:
     """Resolve the artifact to export, its base, the evaluation that the model card quotes, and the engines that check
     the export."""
-    method = config.method.name  # from the command line; `find_start` replaces `auto`
-    artifact, base, config = find_start(config, config.artifact, "artifact")
+    method = config.method.name  # from the command line; `resolve_stage_start` replaces `auto`
+    artifact, base, config = resolve_stage_start(config, config.artifact, "artifact")
     kinds = list_kinds(config.export.name, artifact)
     if artifact.whole:
         problem = f"{artifact.ref} is a whole model, not an adapter, so it has no method"
@@ -108,8 +108,8 @@ def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey 
         signer: key that signs the export; None for no signature.
         trusted: key that must have signed the export to check; None to check no signature.
     """
-    artifact = find_input(run, "artifact")
-    options = build_options(config)
+    artifact = load_input_artifact(run, "artifact")
+    options = build_export_options(config)
     is_check = config.export.name == "check"
     folders = find_exported_folders(config) if is_check else []
     for folder in folders:
@@ -170,7 +170,7 @@ def load_artifact_as_trained(config: Config, artifact: Artifact, base: Base, ori
     from align.export.trained_model import load_trained_model
     from align.models.load import choose_device, choose_dtype, load_own_tokenizer
 
-    has_score_head = not artifact.whole and require_exportable(config, artifact, base)
+    has_score_head = not artifact.whole and require_exportable_adapter(config, artifact, base)
     device = choose_device(config.device)
     tokenizer = load_own_tokenizer(artifact, base)
     set_chat_template(tokenizer, config.data.template, config.data.template_kwargs)
@@ -180,7 +180,7 @@ def load_artifact_as_trained(config: Config, artifact: Artifact, base: Base, ori
     return load_trained_model(base, adapter, config.method.name, device, dtype, tokenizer, has_score_head, origin)
 
 
-def require_exportable(config: Config, artifact: Artifact, base: Base) -> bool:
+def require_exportable_adapter(config: Config, artifact: Artifact, base: Base) -> bool:
     """Raise InputError if an adapter cannot be exported as the configuration says. Returns True if it is a reward
     model's adapter.
 
@@ -206,7 +206,7 @@ def get_engine_settings(config: Config) -> dict[str, str]:
     return {LLAMA_CPP: config.export.llama_cpp, VLLM: config.export.vllm}
 
 
-def build_options(config: Config) -> ExportOptions:
+def build_export_options(config: Config) -> ExportOptions:
     """Build the options of an export from the configuration."""
     from align.export.kinds import ExportOptions
     from align.models.dequantised import DEQUANTISED

@@ -31,7 +31,13 @@ from align.data.pairs import (
 from align.models.lora import Lora
 from align.report import format_interval
 from align.run import Run
-from align.stages.runner import StageInputs, find_judgement_inputs, load_training_start, measure_memory, open_tracker
+from align.stages.runner import (
+    StageInputs,
+    build_judgement_inputs,
+    collect_memory_metrics,
+    load_training_start,
+    open_tracker,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +49,7 @@ ONE_LABEL = "all held-out answers have the same label, so neither accuracy nor A
 
 def inputs(config: Config) -> StageInputs:
     """Resolve the start and the labelled answers or preference pairs of `stage=kto`."""
-    return find_judgement_inputs(config, read_divided_judgements)
+    return build_judgement_inputs(config, read_divided_judgements)
 
 
 def run(run: Run, config: Config, train_records: Judgements, test_records: Judgements) -> StageResult:
@@ -132,7 +138,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
         **run.known_metrics,
         **fitted.figures,
         **find_simulated_scorers([record for record in train.records if isinstance(record, Preference)]),
-        **measure_memory(run, config, longest),
+        **collect_memory_metrics(run, config, longest),
     }
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)

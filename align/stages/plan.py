@@ -17,7 +17,7 @@ from align import ranks
 from align.config.root import Config
 from align.config.scorers import build_reward_spec
 from align.config.settings import replace_values
-from align.config.training import check_ranks
+from align.config.training import require_divisible_batch
 from align.core.errors import MissingArtifact
 from align.core.files import parse_user_path
 from align.models.architectures import refuse_unsupported_type
@@ -42,31 +42,31 @@ class PlannedStart:
 
     Attributes:
         config: the configuration with the resolved method and the settings of the adapter that training continues.
-        from_adapter: True if the run starts from an adapter.
-        rewards: number of reward models on the policy's base.
+        starts_from_adapter: True if the run starts from an adapter.
+        reward_model_count: number of reward models on the policy's base.
         notes: assumptions of the plan, a sentence each.
     """
 
     config: Config
     base: Base
-    from_adapter: bool
-    rewards: int
+    starts_from_adapter: bool
+    reward_model_count: int
     notes: tuple[str, ...]
 
-    def build_workload(self, shape: Shape, cuda: bool) -> Workload:
+    def build_workload(self, shape: Shape, uses_cuda: bool) -> Workload:
         return build_workload(
             self.config,
             shape.context,
             ranks=(self.config.devices or 1) if ranks.is_alone() else ranks.world_size(),
-            from_adapter=self.from_adapter,
-            rewards=self.rewards,
-            cuda=cuda,
+            from_adapter=self.starts_from_adapter,
+            rewards=self.reward_model_count,
+            uses_cuda=uses_cuda,
         )
 
 
 def plan(config: Config) -> Iterator[str]:
     """Predict the memory, disk space and time that a stage needs, without running it. Yields the lines to print."""
-    check_ranks(config.stage, config.devices or 1)
+    require_divisible_batch(config.stage, config.devices or 1)
     start = find_planned_start(config)
     config = start.config
     shape = read_shape(start.base)
@@ -219,7 +219,7 @@ def describe_gpus(start: PlannedStart, shape: Shape) -> Iterator[str]:
     """Yield a table of graphics cards: whether the run fits, and otherwise what to add to the command line."""
     config = start.config
     gpus = GPUS if config.stage.card is None else (Gpu(config.stage.card, "as given"),)
-    work = start.build_workload(shape, cuda=True)
+    work = start.build_workload(shape, uses_cuda=True)
     peak = predict_footprint(shape, work).peak
     rows = [(f"{gpu.gb:g} GB", gpu.names, describe_fit(shape, work, gpu.gb)) for gpu in gpus]
     margin = f"of a card {CONTEXT:g} GB is CUDA's, and {USABLE:.0%} of the rest usable"

@@ -30,12 +30,12 @@ from align.reward.inputs import (
 from align.run import Artifact, Base, Run, json_digest
 from align.stages.runner import (
     StageInputs,
-    find_start,
+    collect_memory_metrics,
     load_start,
-    measure_memory,
     open_rollout_engine,
     open_store,
     open_tracker,
+    resolve_stage_start,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ PRELOAD = ("align.ppo.loop", "align.reward.build", "align.rollout.registry")
 
 def inputs(config: Config) -> StageInputs:
     """Resolve the policy's start, the reward models and the prompts of `stage=ppo`."""
-    artifact, base, config = find_start(config)
+    artifact, base, config = resolve_stage_start(config)
     reward = build_reward_spec(config.reward)
     source = DataSource.from_settings(config.data)
     rewards = resolve_reward_inputs(reward, config.run.folder, base, artifact, config.method.name)
@@ -76,14 +76,14 @@ def run(run: Run, config: Config, prompts: list[Conversation], eval_prompts: lis
     settings = build_settings(config)
     with load_workers(run, config, prompts, eval_prompts) as workers:
         trained = train_policy(
-            run, workers, settings, partial(open_tracker, run), partial(watch_variety, config=config)
+            run, workers, settings, partial(open_tracker, run), partial(measure_greedy_variety, config=config)
         )
-        save_artifact(run, config, workers, trained)
+        save_policy_and_critic(run, config, workers, trained)
         if trained.tripped:
-            send_to_annotators(run, config, trained)
+            send_suspects_to_annotators(run, config, trained)
         longest = max(len(prompt.input_ids) for prompt in workers.prompts)
         rewards = len(select_models_on_base(load_reward_artifacts(run.inputs), run.base))
-        peaks = measure_memory(run, config, longest, rewards=rewards)
+        peaks = collect_memory_metrics(run, config, longest, rewards=rewards)
         return build_result(trained, workers, settings, run.known_metrics, peaks)
 
 
@@ -223,7 +223,7 @@ def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[
     return roles
 
 
-def watch_variety(workers: Workers, start: Mapping[str, float], config: Config) -> dict[str, float]:
+def measure_greedy_variety(workers: Workers, start: Mapping[str, float], config: Config) -> dict[str, float]:
     """Measure how much the policy's greedy answers differ between held-out prompts, and whether they collapsed since
     the start of training.
 
@@ -259,7 +259,7 @@ def watch_variety(workers: Workers, start: Mapping[str, float], config: Config) 
     return {**figures, "collapse": float(collapse.is_collapsed)}
 
 
-def save_artifact(run: Run, config: Config, workers: Workers, trained: LoopResult) -> None:
+def save_policy_and_critic(run: Run, config: Config, workers: Workers, trained: LoopResult) -> None:
     """Write the last or the best policy, as `stage.publish` says, the last critic, and the tokenizer to the run's
     artifact."""
     from align.models.load import choose_device, choose_dtype, save_tokenizer
@@ -274,7 +274,7 @@ def save_artifact(run: Run, config: Config, workers: Workers, trained: LoopResul
     save_tokenizer(workers.tokenizer, run.artifact)
 
 
-def send_to_annotators(run: Run, config: Config, trained: LoopResult) -> None:
+def send_suspects_to_annotators(run: Run, config: Config, trained: LoopResult) -> None:
     """Add the suspicious answers of a run that a tripwire stopped to the annotation store, so that people judge
     them."""
     suspects = [(prompt, candidates) for prompt, candidates in trained.suspects if not prompt.uses_tools]

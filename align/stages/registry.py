@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import mirrors
-from align.config.addresses import LOOPBACK, list_origins, warn_without_tls
-from align.config.command import format_command_line, iter_words
+from align.config.addresses import LOOPBACK, build_server_urls, list_tls_warnings
+from align.config.command import format_command_line, iter_command_words
 from align.config.registry import FORGETS, GARBAGE, RegistryConfig
 from align.config.root import Config, find_store_url
 from align.config.stages import WITH_RUNS
@@ -235,7 +235,7 @@ def replay_run(config: Config) -> Generator[str, None, int]:
     is_table = stage.format == "table"
     report_progress = partial(print, flush=True) if is_table else str
     store_url = make_url_absolute(find_store_url(config))
-    result = replay.replay(root, record, stage.steps, store_url, iter_words, report_progress)
+    result = replay.replay(root, record, stage.steps, store_url, iter_command_words, report_progress)
     yield from replay.as_lines(result) if is_table else [to_json(result)]
     return 0 if result["same"] else NOT_PASSED
 
@@ -252,7 +252,7 @@ def promote_artifact(config: Config) -> Iterable[str]:
     from align.registry import promotion
     from align.registry.gates import read_gates
 
-    require_service(config)
+    require_tracking_service(config)
     stage = config.stage
     root = require_root(config)
     alias = str(stage.alias)
@@ -267,7 +267,7 @@ def retire_alias(config: Config) -> Iterable[str]:
     """Remove the alias `stage.alias` by a line of the alias log. Returns the lines to print."""
     from align.registry import promotion
 
-    require_service(config)
+    require_tracking_service(config)
     stage: RegistryConfig = config.stage
     root = require_root(config)
     change, lines = promotion.retire(root, str(stage.alias), who=stage.who, why=str(stage.why))
@@ -340,7 +340,7 @@ def forget_data(config: Config) -> Iterator[str]:
     store_argument = f"store.url={url_setting}" if url_setting and MASK not in url_setting else ""
     is_table = stage.format == "table"
     with forgetting.hold_forget_lock(root) if stage.apply else nullcontext():
-        plan = forgetting.make_plan(root, selector, store_url, iter_words, store_argument)
+        plan = forgetting.make_plan(root, selector, store_url, iter_command_words, store_argument)
         executed = None
         if is_table:
             yield from forgetting.as_lines(plan)
@@ -381,11 +381,11 @@ def serve_page(config: Config) -> Iterator[str]:
     from align.registry.page.server import build_registry_application  # FastAPI takes a second to import
     from align.registry.trace import read_votes
     from align.web.key_link import KeyAuthenticator, OpenAuthenticator, load_or_create_key
-    from align.web.server import serve
+    from align.web.server import serve_app
 
     stage = config.stage
     root = require_root(config)
-    url, other_origins = list_origins(stage.host, stage.port, stage.url)
+    url, other_origins = build_server_urls(stage.host, stage.port, stage.url)
 
     def read_project_votes(project: str, head: ChainHead) -> Votes:
         return read_votes(find_store_url(config), project, head, verify_ledger=False)
@@ -398,11 +398,11 @@ def serve_page(config: Config) -> Iterator[str]:
         # SameSite=Lax, so that links in mails and bookmarks work. This is safe, since the page changes nothing.
         attributes = f"SameSite=Lax; Max-Age=31536000{'; Secure' if url.startswith('https:') else ''}"
         authenticator = KeyAuthenticator(key, OpenAuthenticator.visitor, f"align_registry_{stage.port}", attributes)
-        links = [f"open {url}/?key={key}", *warn_without_tls(url)]
+        links = [f"open {url}/?key={key}", *list_tls_warnings(url)]
     links.append("the page is read-only; Ctrl+C ends it")
     query_index(root, lambda index: None)  # rebuilds an outdated index before the first visitor waits for it
     app = build_registry_application(root, read_project_votes, format_run_command, authenticator, [url, *other_origins])
-    serve(app, stage.host, stage.port, lambda: print(*links, sep="\n", flush=True))
+    serve_app(app, stage.host, stage.port, lambda: print(*links, sep="\n", flush=True))
     yield from ()
 
 
@@ -436,7 +436,7 @@ PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
 """`stage.action` → function that yields the lines to print. A generator may return an exit status."""
 
 
-def require_service(config: Config) -> None:
+def require_tracking_service(config: Config) -> None:
     """Raise InputError if the package of the service that `track` names is missing."""
     if config.track.name != "none":
         mirrors.require_installed(config.track.name)

@@ -28,9 +28,9 @@ from align.report import format_interval
 from align.run import Input, Run, json_digest
 from align.stages.runner import (
     StageInputs,
-    find_judgement_inputs,
+    build_judgement_inputs,
+    collect_memory_metrics,
     load_training_start,
-    measure_memory,
     open_store,
     open_tracker,
 )
@@ -43,7 +43,7 @@ PRELOAD = ("align.trainers.reward",)
 
 
 def inputs(config: Config) -> StageInputs:
-    resolved = find_judgement_inputs(config, read_divided_preferences)
+    resolved = build_judgement_inputs(config, read_divided_preferences)
     if config.stage.prioritise:  # it writes to the store, so the same votes in another store make another run
         queue = [drop_masks(mask_secrets(find_store_url(config))), config.project]
         resolved.records["queue"] = Input(json_digest(queue))
@@ -120,14 +120,14 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         "copied_tensors": copied,
         **fitted.figures,
         **find_simulated_scorers(train_prefs),
-        **measure_memory(run, config, longest, texts=texts),
+        **collect_memory_metrics(run, config, longest, texts=texts),
     }
     save_adapter(model, run.artifact, base)
     assert SCORE_KEY in read_tensors(run.artifact), "the score head was not saved"
     save_tokenizer(tokenizer, run.artifact)
     notes = []
     if stage.prioritise:
-        metrics["prioritised"] = prioritise(config, model, tokenizer, stops, max_length)
+        metrics["prioritised"] = prioritise_project_items(config, model, tokenizer, stops, max_length)
         notes.append(f"{metrics['prioritised']} items ordered by the model's uncertainty")
     write_held_out_pairs(run.folder / "held_out.jsonl", held_out, gap_M, scores_M2)
     figures = ", ".join(
@@ -136,7 +136,9 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     return StageResult(metrics, (*notes, f"held out: {figures}", fitted.summary))
 
 
-def prioritise(config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...], max_length: int) -> int:
+def prioritise_project_items(
+    config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...], max_length: int
+) -> int:
     """Set the priority of a project's items in the annotation store by the reward model's uncertainty, so that
     uncertain ones are asked first. Returns the number of items. Only the first rank opens the store; all ranks
     score."""

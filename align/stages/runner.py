@@ -1,7 +1,7 @@
 """The runner of stages: resolve the inputs, open the run's folder, run the stage, publish its outputs.
 
-The modules of the stages import from here what they share: their inputs (`StageInputs`, `find_start`), the rollout
-engine, the annotation store and the metrics streams.
+The modules of the stages import from here what they share: their inputs (`StageInputs`, `resolve_stage_start`), the
+rollout engine, the annotation store and the metrics streams.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class StageStart(NamedTuple):
     config: Config
 
 
-def find_start(config: Config, ref: str | None = None, field: str = "init") -> StageStart:
+def resolve_stage_start(config: Config, ref: str | None = None, field: str = "init") -> StageStart:
     """Resolve the reference of the adapter or whole model that a stage starts from, and take its method and system
     prompt into the configuration.
 
@@ -116,7 +116,7 @@ def find_start(config: Config, ref: str | None = None, field: str = "init") -> S
     method = replace_values(config.method, name=start.method)
     if field == "init" and not artifact.whole:
         if start.method != "full":
-            method = continue_settings(method, artifact)
+            method = merge_adapter_settings(method, artifact)
         elif config.stage.name != "sample":  # sampling does not train
             remedy = "Start from a whole model (init=full:latest, base, a folder or hub:ID), or drop method=."
             raise InputError("method", "full", f"{artifact.ref} is an adapter", remedy)
@@ -126,13 +126,13 @@ def find_start(config: Config, ref: str | None = None, field: str = "init") -> S
     return StageStart(artifact, start.base, replace_values(config, method=method))
 
 
-def find_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]) -> StageInputs:
+def build_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]) -> StageInputs:
     """Return the inputs of a stage that trains on preference pairs (chosen, rejected) or on answers with a label.
 
     Args:
         divide: reads the records and returns the training and the held-out ones, see `align.data.pairs`.
     """
-    artifact, base, config = find_start(config)
+    artifact, base, config = resolve_stage_start(config)
     source = DataSource.from_settings(config.data)
     store = find_store_url(config)
 
@@ -147,7 +147,7 @@ def find_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]
     return StageInputs(config, build_run_label(base, config.method.name), base, records, rows, trains=True)
 
 
-def continue_settings(method: Any, adapter: Artifact) -> Any:
+def merge_adapter_settings(method: Any, adapter: Artifact) -> Any:
     """Return the `method` settings with rank, alpha, target modules and so on of the adapter that training continues.
     A setting that has another type in an adapter of another program keeps its default.
 
@@ -165,7 +165,7 @@ def continue_settings(method: Any, adapter: Artifact) -> Any:
     return replace_values(method, **{**settings, "targets": targets})
 
 
-def find_input(run: Run, name: str = "init") -> Artifact:
+def load_input_artifact(run: Run, name: str = "init") -> Artifact:
     """Load the adapter or model that the run's manifest lists as the input `name`."""
     record = run.inputs[name]
     return load_artifact(Path(record.path), record.ref)
@@ -176,7 +176,7 @@ def load_start(run: Run, config: Config) -> tuple[Artifact, Any]:
     from align.data.chat.template import set_chat_template
     from align.models.load import load_own_tokenizer
 
-    artifact = find_input(run)
+    artifact = load_input_artifact(run)
     tokenizer = load_own_tokenizer(artifact, run.base)
     set_chat_template(tokenizer, config.data.template, config.data.template_kwargs)
     return artifact, tokenizer
@@ -238,16 +238,16 @@ def open_rollout_engine(
     )
 
 
-def measure_memory(run: Run, config: Config, longest: int, **sizes: int) -> dict[str, float]:
+def collect_memory_metrics(run: Run, config: Config, longest_row: int, **sizes: int) -> dict[str, float]:
     """Return two kinds of metrics: the peak memory that this process used so far, and the peak that `stage=plan`
     predicts for the run.
 
     Args:
-        longest, sizes: see `align.planning.memory.predict_peak`.
+        longest_row, sizes: see `align.planning.memory.predict_peak`.
     """
     from align.planning.memory import predict_peak
 
-    return {**get_peak_memory(), **predict_peak(run, longest, config, **sizes)}
+    return {**get_peak_memory(), **predict_peak(run, longest_row, config, **sizes)}
 
 
 class ConfigWithRates(NamedTuple):
@@ -313,7 +313,7 @@ def resolve_data_set(config: Config) -> Config:
 # The run
 
 
-def execute(config: Config, on_open: Callable[[Path], object] = lambda folder: None) -> int:
+def execute_run(config: Config, on_open: Callable[[Path], object] = lambda folder: None) -> int:
     """Execute the command line of a checked configuration: resolve the inputs, open the run's folder, run the stage and
     publish its outputs. Returns the exit status: that of the stage, or 1 for an internal error.
 
@@ -362,7 +362,7 @@ def open_and_run(config: Config, on_open: Callable[[Path], object]) -> int:
         if config.track.name != "none":
             require_installed(config.track.name)
         run.begin(format_config(config))
-        log_handler = open_run_log(run)
+        log_handler = attach_run_log(run)
         try:
             with ranks.raise_first_failure(), mirror_run(run, config):
                 result = run_stage(run, config, inputs)
@@ -483,7 +483,7 @@ def describe_hardware(config: Config) -> dict[str, Any]:
     }
 
 
-def open_run_log(run: Run) -> logging.Handler:
+def attach_run_log(run: Run) -> logging.Handler:
     """Send all log records of this process to the run's `log.txt`. Returns the handler, which the caller removes."""
     handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -41,7 +41,14 @@ from align.reward.inputs import (
     select_models_on_base,
 )
 from align.run import Artifact, Base, Input, Run, write_json, write_text
-from align.stages.runner import StageInputs, find_start, load_start, open_rollout_engine, open_store, open_tracker
+from align.stages.runner import (
+    StageInputs,
+    load_start,
+    open_rollout_engine,
+    open_store,
+    open_tracker,
+    resolve_stage_start,
+)
 from align.track import (
     format_last_turn,
     format_row,
@@ -86,12 +93,12 @@ PRELOAD = ("align.models.actors", "align.rollout.registry")
 
 
 def inputs(config: Config) -> StageInputs:
-    artifact, base, config = find_start(config)
+    artifact, base, config = resolve_stage_start(config)
     stage: SampleConfig = config.stage
     source = DataSource.from_settings(config.data)
     records = {"init": artifact.as_input(), **build_data_inputs(source)}
     if stage.best_of:
-        records |= find_reward_inputs(config, artifact, base)
+        records |= build_reward_inputs(config, artifact, base)
 
     def rows() -> tuple[Any, ...]:
         prompts = read_prompts(source, "train", config.seed)[: stage.prompts]
@@ -103,7 +110,7 @@ def inputs(config: Config) -> StageInputs:
     return StageInputs(config, build_run_label(base, config.method.name), base, records, rows)
 
 
-def find_reward_inputs(config: Config, policy: Artifact, base: Base) -> dict[str, Input]:
+def build_reward_inputs(config: Config, policy: Artifact, base: Base) -> dict[str, Input]:
     """Return the models and functions of the reward that ranks answers, and of the gold reward that only measures them,
     as inputs of the run.
 
@@ -154,7 +161,9 @@ class EncodedPrompts(NamedTuple):
     summary: str
 
 
-def encode_and_count(run: Run, config: Config, tokenizer: Any, prompts: Sequence[Conversation]) -> EncodedPrompts:
+def encode_and_count_prompts(
+    run: Run, config: Config, tokenizer: Any, prompts: Sequence[Conversation]
+) -> EncodedPrompts:
     """Tokenize the prompts, drop those that are too long, and record both counts as metrics of the run."""
     from align.models.load import get_context_length, read_configurations
 
@@ -212,7 +221,7 @@ def sample_for_people(run: Run, config: Config, prompts: list[Conversation]) -> 
     base = run.base
     artifact, tokenizer = load_start(run, config)
     device = choose_device(config.device)
-    encoded, prompt_counts = encode_and_count(run, config, tokenizer, prompts)
+    encoded, prompt_counts = encode_and_count_prompts(run, config, tokenizer, prompts)
     method = config.method.name
     model = load_base(base, method, device, choose_dtype(config.dtype, device))
     pool = AdapterPool(model, alone=True)
@@ -273,7 +282,7 @@ def sample_for_people(run: Run, config: Config, prompts: list[Conversation]) -> 
         if store is None:
             return StageResult({}, ())
         chunks = track.rows()
-        require_items(run, config, chunks)
+        require_added_items(run, config, chunks)
         head = store.head(config.project)
     write_json(run.artifact / "ledger.json", {"project": config.project, "seq": head.seq, "hash": head.hash})
 
@@ -298,7 +307,7 @@ def count_finished_prompts(run: Run) -> int:
     return ranks.broadcast(logged[-1]["step"] if logged else 0)
 
 
-def require_items(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> None:
+def require_added_items(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> None:
     """Raise InputError if no prompt was added to the store because the answers to each prompt are empty or equal."""
     empty, equal, with_tools = (sum(row.get(reason, 0) for row in chunks) for reason in WITHHELD)
     prompts = run.known_metrics["prompts"] - with_tools
@@ -378,7 +387,9 @@ class RankedSampling:
     read_answers: Any
     scorers: Mapping[str, Scorer]
 
-    def answer(self, sample_keys: Sequence[SampleKey], seed: int, purpose: str) -> tuple[Rollout, JudgedAnswers]:
+    def sample_answers(
+        self, sample_keys: Sequence[SampleKey], seed: int, purpose: str
+    ) -> tuple[Rollout, JudgedAnswers]:
         """Sample one answer for each key. Returns the rollout, and the answers as the scorers read them.
 
         Args:
@@ -400,7 +411,7 @@ class RankedSampling:
         if not any(isinstance(scorer, Ensemble | Sum) for scorer in self.scorers.values()):
             return self
         sample_keys = [(i, 0) for i in range(min(CALIBRATION_PROMPTS, len(self.prompts)))]
-        _, judged_rollout = self.answer(sample_keys, seed, "normalise")
+        _, judged_rollout = self.sample_answers(sample_keys, seed, "normalise")
         standardised = {
             name: standardise_members(scorer, judged_rollout.conversations, judged_rollout.rollout)
             for name, scorer in self.scorers.items()
@@ -425,7 +436,7 @@ def sample_best_of(run: Run, config: Config, prompts: list[Conversation]) -> Sta
             for first in range(start, count, chunk_size):
                 last = min(first + chunk_size, count)
                 sample_keys = [(i, k) for i in range(first, last) for k in range(n)]
-                rollout, judged_rollout = sampling.answer(sample_keys, config.seed, "sample")
+                rollout, judged_rollout = sampling.sample_answers(sample_keys, config.seed, "sample")
                 scores = {
                     name: score_answers(scorer, name, judged_rollout) for name, scorer in sampling.scorers.items()
                 }
@@ -467,7 +478,7 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
     reward = build_reward_spec(config.reward)
     models = load_reward_artifacts(run.inputs)
     require_same_template(reward, models, base, tokenizer, config.init)
-    encoded, prompt_counts = encode_and_count(run, config, tokenizer, prompts)
+    encoded, prompt_counts = encode_and_count_prompts(run, config, tokenizer, prompts)
     roles = build_roles(
         base,
         find_adapter_folder(policy),
@@ -553,11 +564,11 @@ def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) 
     Raises:
         InputError: no answer to any prompt can be a winner.
     """
-    from align.evals.best_of import collect_results, compute_best_of_figures
+    from align.evals.best_of import collect_best_of_results, compute_best_of_figures
 
     scorer = get_scorer_title(to_plain_dict(config)["reward"], run.inputs)
     with open_text(run.folder / "samples.jsonl") as file:
-        tally = collect_results(map(json.loads, file), run.manifest.ref, scorer)
+        tally = collect_best_of_results(map(json.loads, file), run.manifest.ref, scorer)
     require_winner(run, config, tally)
     best = compute_best_of_figures(tally) | {"scorer": scorer}
     if config.stage.gold is not None:
@@ -572,12 +583,12 @@ def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) 
     )
 
 
-def require_winner(run: Run, config: Config, tally: BestOfResults) -> None:
+def require_winner(run: Run, config: Config, results: BestOfResults) -> None:
     """Raise InputError if no prompt has a usable best answer: all answers were cut off or are empty."""
-    prompt_count = len(tally.scores) - tally.reasons["with_tools"]
+    prompt_count = len(results.scores) - results.reasons["with_tools"]
     problem = "leaves no answer that is complete and not empty"
     remedy = f"Raise it, or start from another policy. The answers are in {run.folder / 'samples.jsonl'}."
-    has_winner = tally.reasons["no_winner"] < prompt_count or not prompt_count
+    has_winner = results.reasons["no_winner"] < prompt_count or not prompt_count
     require(has_winner, "rollout.max_new_tokens", config.rollout.max_new_tokens, problem, remedy)
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from align.config.addresses import list_origins
+from align.config.addresses import build_server_urls
 from align.config.root import Config
 from align.config.serve import ServeConfig
 from align.config.settings import replace_values
@@ -38,7 +38,7 @@ from align.serve.startup import ResolvedNames, open_portfolio
 from align.serve.tenants import KeyFile, Limits, TenantKeys, change_tenant, read_key_file
 from align.serve.usage import TenantUsage, UsageDatabase, build_usage_path, read_usage_of_tenants
 from align.stages.runner import StageInputs
-from align.web.server import open_listener, serve
+from align.web.server import open_listener, serve_app
 
 if TYPE_CHECKING:
     from align.rollout.serving_engine import ServingEngine
@@ -94,7 +94,7 @@ def run(run: Run, config: Config, startup: ResolvedNames) -> StageResult:
     """
     stage: ServeConfig = config.stage
     portfolio = startup.portfolio
-    url, other_origins = list_origins(stage.host, stage.port, stage.url)
+    url, other_origins = build_server_urls(stage.host, stage.port, stage.url)
     if other_origins:
         other_origins.append(f"http://127.0.0.1:{stage.port}")
     open_listener(stage.host, stage.port).close()  # raises InputError for a used port before any weights are loaded
@@ -116,7 +116,7 @@ def run(run: Run, config: Config, startup: ResolvedNames) -> StageResult:
             return service.drain(0.0 if at_once else stage.drain_s)
 
         service.stopped = partial(signal.raise_signal, signal.SIGTERM)
-        serve(app, stage.host, stage.port, lambda: print(*lines, sep="\n", flush=True), drain, (operator_log.name,))
+        serve_app(app, stage.host, stage.port, lambda: print(*lines, sep="\n", flush=True), drain, (operator_log.name,))
         totals = service.totals
         if not service.engine.alive:
             raise AlignError(

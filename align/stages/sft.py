@@ -27,7 +27,13 @@ from align.models.base import BASE, build_run_label, find_adapter_folder, find_b
 from align.models.lora import Lora
 from align.report import format_interval
 from align.run import Input, Run
-from align.stages.runner import StageInputs, find_input, find_start, measure_memory, open_tracker
+from align.stages.runner import (
+    StageInputs,
+    collect_memory_metrics,
+    load_input_artifact,
+    open_tracker,
+    resolve_stage_start,
+)
 
 if TYPE_CHECKING:
     from align.evals.held_out import HeldOutLoss
@@ -45,7 +51,7 @@ def inputs(config: Config) -> StageInputs:
         config = replace_values(config, method=replace_values(config.method, name=method))
         records = {"base": Input(base.digest, ref=base.id)}
     else:
-        artifact, base, config = find_start(config)
+        artifact, base, config = resolve_stage_start(config)
         records = {"init": artifact.as_input()}
     source = DataSource.from_settings(config.data)
 
@@ -90,7 +96,7 @@ def run(
         check_packing(base)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    init = find_input(run) if "init" in run.inputs else None
+    init = load_input_artifact(run) if "init" in run.inputs else None
     tokenizer = load_own_tokenizer(init, base) if init else load_tokenizer(base)
     is_plain_text = config.data.name == "chitchat" and config.data.part == "base"
     if not is_plain_text:
@@ -167,14 +173,14 @@ def run(
         **figures,
         **fitted.figures,
         **run.known_metrics,
-        **measure_memory(run, config, longest),
+        **collect_memory_metrics(run, config, longest),
     }
     return StageResult(metrics, (*describe_losses(metrics), fitted.summary))
 
 
-def describe_rows(train: EncodingResult, test: EncodingResult, max_length: int, cuts: bool) -> Iterator[str]:
+def describe_rows(train: EncodingResult, test: EncodingResult, max_length: int, cuts_long_rows: bool) -> Iterator[str]:
     """Yield sentences on the numbers of rows to train on and held out, and on rows that were dropped or cut."""
-    too_long = f"cut {train.cut} at" if cuts else f"dropped {train.too_long} longer than"
+    too_long = f"cut {train.cut} at" if cuts_long_rows else f"dropped {train.too_long} longer than"
     total = f"of {test.total_rows} " if test.total_rows > len(test.rows) else ""
     held_out = [f"{len(test.rows) or 'nothing'} {total}held out"]
     held_out += [f"{test.too_long} longer than {max_length} tokens"] if test.too_long else []

@@ -26,7 +26,7 @@ from align.reward.inputs import load_reward_artifacts, require_matching_reasonin
 from align.run import Input, Run, json_digest, write_json
 from align.run.environment import code_digest, package_versions
 from align.stages.ppo import build_settings, load_roles
-from align.stages.runner import StageInputs, find_input, find_start, open_rollout_engine
+from align.stages.runner import StageInputs, load_input_artifact, open_rollout_engine, resolve_stage_start
 from align.track import get_peak_rss_mb
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ PRELOAD = ("align.ppo.verify.on_model", "align.rollout.registry")
 
 def inputs(config: Config) -> StageInputs:
     """Resolve the policy's start of `stage=verify`."""
-    artifact, base, config = find_start(config)
+    artifact, base, config = resolve_stage_start(config)
     has_no_reward = config.init == BASE and config.reward == LearnedReward()
     root = config.run.folder
     rewards = {}
@@ -72,7 +72,7 @@ def run(run: Run, config: Config) -> StageResult:
     stage: VerifyConfig = config.stage
     base = run.base
     dtype = choose_dtype(config.dtype, choose_device(config.device))
-    artifact = find_input(run)
+    artifact = load_input_artifact(run)
     roles = load_roles(config, base, artifact, load_reward_artifacts(run.inputs))
     perturb_weights(roles)
     tokenizer = load_own_tokenizer(artifact, base)

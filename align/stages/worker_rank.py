@@ -68,7 +68,7 @@ def work_on_run() -> int:
         return 0
     config = started.config
     SIZE_LIMIT.megabytes = config.run.max_file_mb
-    compare_bytes(started)
+    require_same_code_and_weights(started)
     ranks.set_position("loads")
     try:
         with FollowerRun(started.folder, started.manifest, started.resumed) as run:
@@ -80,7 +80,7 @@ def work_on_run() -> int:
     return int(result.metrics.get("exit_status", 0))
 
 
-def compare_bytes(started: StartedRun) -> None:
+def require_same_code_and_weights(started: StartedRun) -> None:
     """Raise InputError if this rank's code, base or adapters differ from those of the first rank.
 
     Every rank hashes the adapters, because later it loads exactly the bytes that it hashed. Only one rank of each
@@ -101,13 +101,15 @@ def compare_bytes(started: StartedRun) -> None:
         is_adapter = record.whole is False  # None for data, which the first rank reads
         if is_adapter or (is_first_of_machine and record.whole):
             path = Path(record.path)
-            compare_weights(name, record.ref, record.digest, lambda path=path: load_artifact(path, str(path)).digest)
+            require_same_weights(
+                name, record.ref, record.digest, lambda path=path: load_artifact(path, str(path)).digest
+            )
     if is_first_of_machine and (base := manifest.base):
         compute_digest = partial(model_digest, Path(base.path), "model.path", base.id)
-        compare_weights("model.path", base.id, base.digest, compute_digest)
+        require_same_weights("model.path", base.id, base.digest, compute_digest)
 
 
-def compare_weights(field: str, value: str, expected: str, compute_digest: Callable[[], str]) -> None:
+def require_same_weights(field: str, value: str, expected: str, compute_digest: Callable[[], str]) -> None:
     """Raise InputError if the weights on this machine have another digest than the first rank's, or cannot be read."""
     try:
         digest = compute_digest()

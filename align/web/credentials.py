@@ -46,16 +46,16 @@ class Passwords:
         self.queue = FairQueue(MAX_HASHING, MAX_WAITING, MAX_WAIT_S, "password")
         self._dummy_hash = hasher.hash(secrets.token_hex(16))
 
-    def hash_password(self, password: str, share: str = "", failures: int = 0) -> str:
+    def hash_password(self, password: str, queue_key: str = "", failures: int = 0) -> str:
         """Return the hash of a password.
 
         Raises:
             ServerBusy: too many password checks wait.
         """
-        with self.queue.take_turn(share, failures):
+        with self.queue.take_turn(queue_key, failures):
             return self.hasher.hash(password)
 
-    def matches(self, password_hash: str | None, password: str, share: str = "", failures: int = 0) -> bool:
+    def matches(self, password_hash: str | None, password: str, queue_key: str = "", failures: int = 0) -> bool:
         """Return whether a password has this hash. For None the result is False, after as much computation, so that the
         time of a response does not tell which accounts exist.
 
@@ -63,7 +63,7 @@ class Passwords:
             ServerBusy: too many password checks wait.
         """
         try:
-            with self.queue.take_turn(share, failures):
+            with self.queue.take_turn(queue_key, failures):
                 return self.hasher.verify(self._dummy_hash if password_hash is None else password_hash, password[:1000])
         except VerificationError:
             return False
@@ -89,7 +89,7 @@ def format_session_cookie(name: str, session: str, origin: str, seconds: int) ->
     return f"{name}={quote(session)}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
 
 
-def find_network(address: str) -> str:
+def get_network(address: str) -> str:
     """Return the network of an IP address: for IPv6 its /64, since one customer has all of it; for IPv4 the
     address itself."""
     try:

@@ -216,7 +216,7 @@ RESERVE = 256
 """File descriptors for other uses: a store (65 SQLite connections with up to three each), the log and others."""
 
 
-def serve(
+def serve_app(
     app: ASGIApp,
     host: str,
     port: int,
@@ -242,7 +242,7 @@ def serve(
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """Open a listening socket on the port. Raises as `serve` does.
+    """Open a listening socket on the port. Raises as `serve_app` does.
 
     The socket names TCP as its protocol, since only then asyncio turns Nagle's algorithm off: with it, a response of
     two pieces waits 40 ms for the browser to acknowledge the first one.

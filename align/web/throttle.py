@@ -40,7 +40,7 @@ class Throttle:
         self._failures: OrderedDict[str, Failures] = OrderedDict()
         self._lock = threading.Lock()
 
-    def begin_attempt(self, name: str, free: int) -> float:
+    def begin_attempt(self, name: str, free_attempts: int) -> float:
         """Count a login attempt of a name as failed until its success is recorded. Returns 0 if the attempt is allowed,
         else the seconds to wait.
 
@@ -48,7 +48,7 @@ class Throttle:
         limited as consecutive ones are.
 
         Args:
-            free: number of failures that cost no wait.
+            free_attempts: number of failures that cost no wait.
         """
         with self._lock:
             now = self.clock()
@@ -56,7 +56,7 @@ class Throttle:
             if now < failures.until:
                 return failures.until - now
             number = 1 if now > failures.until + self.longest else failures.number + 1
-            cost = 0.0 if number <= free else min(self.longest, 2.0 ** (number - free - 1))
+            cost = 0.0 if number <= free_attempts else min(self.longest, 2.0 ** (number - free_attempts - 1))
             self._failures[name] = Failures(number, now + cost)
             self._failures.move_to_end(name)
             while len(self._failures) > self.names:
@@ -99,7 +99,7 @@ class Waiter:
         is_refused: True once it is out of the queue without its turn.
     """
 
-    share: str
+    queue_key: str
     rank: tuple[int, int, int]
     is_refused: bool = False
 
@@ -128,18 +128,18 @@ class FairQueue:
         self._arrivals = 0
 
     @contextmanager
-    def take_turn(self, share: str, failures: int) -> Iterator[None]:
+    def take_turn(self, queue_key: str, failures: int) -> Iterator[None]:
         """Wait for this thread's turn in the queue, then run the `with` block.
 
         Args:
-            share: who takes turns with the others, such as an IP address.
+            queue_key: who takes turns with the others, such as an IP address.
             failures: recent failures of this share.
 
         Raises:
             ServerBusy: the thread was refused.
         """
         with self._changed:
-            self._wait(share, failures)
+            self._wait(queue_key, failures)
             self.free -= 1
         try:
             yield
@@ -148,10 +148,10 @@ class FairQueue:
                 self.free += 1
                 self._changed.notify_all()
 
-    def _wait(self, share: str, failures: int) -> None:
+    def _wait(self, queue_key: str, failures: int) -> None:
         self._arrivals += 1
-        share_count = sum(waiter.share == share for waiter in self.waiting)
-        this = Waiter(share, (failures, share_count, self._arrivals))
+        share_count = sum(waiter.queue_key == queue_key for waiter in self.waiting)
+        this = Waiter(queue_key, (failures, share_count, self._arrivals))
         self.waiting.append(this)
         if len(self.waiting) > self.max_waiting + self.free:
             last = max(self.waiting, key=lambda waiter: waiter.rank)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from align.report import note_small_sample
-from align.report.plots import COLOURS, INK, create_axes, render
+from align.report.plots import COLOURS, INK, create_axes, render_figure
 
 DAYS = 7
 """Minimum number of days on the axis, so that a single bar does not fill the plot."""
@@ -42,7 +42,7 @@ def plot_per_day(figures: Mapping[str, Any]) -> bytes:
         ax.legend(frameon=False, fontsize=8, labelcolor=INK, borderpad=0, **legend_position)
     else:
         _show_message(ax, "no votes yet")
-    return render(figure, transparent=True)
+    return render_figure(figure, transparent=True)
 
 
 def plot_seconds(figures: Mapping[str, Any]) -> bytes:
@@ -55,7 +55,7 @@ def plot_seconds(figures: Mapping[str, Any]) -> bytes:
     _use_count_axis(ax)
     if not durations["n"]:
         _show_message(ax, "no times yet")
-    return render(figure, transparent=True)
+    return render_figure(figure, transparent=True)
 
 
 def plot_position(figures: Mapping[str, Any]) -> bytes:
@@ -94,7 +94,7 @@ def _plot_shares(figures: Mapping[str, Any], name: str, xlabel: str, title: str)
         ax.axvline(0.5, color=INK, linestyle="--", linewidth=1)
     else:
         _show_message(ax, "nothing to count yet")
-    return render(figure, transparent=True)
+    return render_figure(figure, transparent=True)
 
 
 def _use_count_axis(ax: Axes) -> None:

@@ -25,7 +25,7 @@ from align.evals.stats import (
     compute_sign_flip_p,
     compute_win_rate,
     control_for_length,
-    decide,
+    decide_by_rule,
     estimate_deviation,
     fit_bradley_terry,
 )
@@ -372,7 +372,7 @@ def subtract_half(win_rate: Interval) -> Interval:
 def measure_false_passes(figure: Figure, draws: int, rule: DecisionRule, seed: int = 1) -> float:
     """Return the share of samples in which a rule passes systems that it has to refuse."""
     rng = np.random.default_rng(seed)
-    return sum(decide(rule, figure(rng)).outcome == "pass" for _ in range(draws)) / draws
+    return sum(decide_by_rule(rule, figure(rng)).outcome == "pass" for _ in range(draws)) / draws
 
 
 class Scenario(NamedTuple):
@@ -430,7 +430,7 @@ def measure_power_at_detectable(scenario: Scenario, prompts: int, draws: int, se
         sd = estimate_deviation(pilot)
         assert sd is not None
         difference, _ = scenario.figure(rng, prompts, compute_detectable_difference(sd, prompts, reach=reach))
-        passes += decide(rule, difference).outcome == "pass"
+        passes += decide_by_rule(rule, difference).outcome == "pass"
     return passes / draws
 
 
@@ -517,7 +517,7 @@ def measure_power(
     rng = np.random.default_rng(seed)
     rule = DecisionRule("superior")
     samples = (draw_outcomes(rng, prompts, 0.0, 0.7, 0.65, common_difficulty=0.9, answers=1) for _ in range(draws))
-    return sum(decide(rule, compute_difference(*sample)).outcome == "pass" for sample in samples) / draws
+    return sum(decide_by_rule(rule, compute_difference(*sample)).outcome == "pass" for sample in samples) / draws
 
 
 def compute_paired_difference(first: Floats, second: Floats) -> Interval:

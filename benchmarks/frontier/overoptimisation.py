@@ -29,7 +29,7 @@ from align.annotate.store.preference_pairs import load_preferences
 from align.core.types import Message
 from align.data.read.records import write_preferences
 from align.ops.intervals import mean_interval
-from align.report.plots import create_axes, render
+from align.report.plots import create_axes, render_figure
 from align.reward.rules import Sentiment
 from align.track import read_rows
 
@@ -160,7 +160,7 @@ def plot_gold(curves: Mapping[int, Sequence[Mapping[str, list[Any]]]]) -> bytes:
         gold = np.mean([np.mean(curve["gold"], 1) for curve in seed_curves], 0)
         ax.plot(seed_curves[0]["step"], gold, marker=marker, markersize=3, label=f"{rankings:,} rankings")
     ax.legend(loc=(0.62, 0.41))
-    return render(figure)
+    return render_figure(figure)
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from outcomes import (
 from runs import BEST_OF_RUN, RECIPE_RUN, Runs, build_parser, round_figures, run_in_parallel
 from training_methods import METHODS, REPORTED_SEEDS, TUNING_SEED, build_shared_overrides
 
-from align.report.plots import create_axes, render
+from align.report.plots import create_axes, render_figure
 
 LONG_PPO_ROW = "PPO, twice as long"
 """The row of the recipe's own PPO."""
@@ -126,7 +126,7 @@ def plot_frontier(rows: dict[str, Figures]) -> bytes:
     ax.annotate("SFT", (sft_row["kl"], sft_row["gold"]), textcoords="offset points", xytext=(6, -12))
     ax.set_xlim(right=1.6 * ax.get_xlim()[1])
     ax.legend(loc="lower right")
-    return render(figure)
+    return render_figure(figure)
 
 
 def main() -> None:

@@ -184,7 +184,7 @@ def accept_requests(address: str) -> None:
     preload(STAGES)
     build_config(compose_tree(["stage=sft"]))
     # Rendering a plot takes half a second.
-    align.report.plots.render = lambda *_, **__: b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+    align.report.plots.render_figure = lambda *_, **__: b'<svg xmlns="http://www.w3.org/2000/svg"/>'
     gc.collect()
     gc.freeze()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

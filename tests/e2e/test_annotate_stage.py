@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from align.annotate.accounts import Accounts
 from align.annotate.store import Store
-from align.config.addresses import list_origins
+from align.config.addresses import build_server_urls
 from align.config.annotate import AnnotateConfig
 from align.run import Input, read_manifest
 from align.run.manifest import write_manifest
@@ -185,7 +185,7 @@ def test_an_erasure_lists_what_was_made_from_it_and_nothing_else(shop: Workshop,
 )
 def test_the_address_is_as_browsers_write_it(words: dict, expected: str) -> None:
     stage = AnnotateConfig(**words)
-    assert list_origins(stage.host, stage.port, stage.url)[0] == expected
+    assert build_server_urls(stage.host, stage.port, stage.url)[0] == expected
 
 
 def test_an_invitation_names_nobody_in_the_runs_folder(shop: Workshop, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_the_first_admins_link_is_printed_and_lets_them_in(shop: Workshop, tmp_p
         client = TestClient(app, base_url="http://127.0.0.1:7861", follow_redirects=False)
         statuses.append(client.get("/login").status_code)
 
-    monkeypatch.setattr("align.web.server.serve", serve_once)
+    monkeypatch.setattr("align.web.server.serve_app", serve_once)
     run_action(shop, "serve")
     assert statuses == [200]
     assert "/?project=p" in shop.output

@@ -208,8 +208,10 @@ def test_a_killed_run_ends_with_the_same_bytes(
             patch.setattr(Tracker, "log", log_or_interrupt)
         assert run_sample(interrupted, *ensemble_arguments(shop)) == 130
     calls = []
-    answer_chunk = sample.RankedSampling.answer
-    monkeypatch.setattr(sample.RankedSampling, "answer", lambda *arguments: calls.append(1) or answer_chunk(*arguments))
+    answer_chunk = sample.RankedSampling.sample_answers
+    monkeypatch.setattr(
+        sample.RankedSampling, "sample_answers", lambda *arguments: calls.append(1) or answer_chunk(*arguments)
+    )
     folder = sample_answers(interrupted, *ensemble_arguments(shop))
     assert len(calls) == {8: 4, 14: 1}[step]  # one of them for the scale
     assert read_published(folder) == read_published(whole)

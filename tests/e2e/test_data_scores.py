@@ -14,7 +14,7 @@ from json_lines import write_rows
 from stage_commands import Ready, Workshop, run_in_fork
 
 from align.data.sets import score_cuts as scoring
-from align.report.data_set_page import iter_losses
+from align.report.data_set_page import iter_drop_counts
 
 ALONE = ("stage.duplicates.exact=false", "stage.duplicates.near=null", "stage.contamination.test=false")
 """Settings with which only scores leave rows out."""
@@ -55,7 +55,7 @@ def test_quantiles_of_the_loss_leave_out_the_rows_at_the_ends(here: Path, tiny_m
             order = sorted(group, key=lambda row: (row["score"], row["content_id"], row["row"]))
             expected |= {f"{r['source']}:{r['row']}" for r in order[round(0.1 * len(order)) : round(0.75 * len(order))]}
         assert {f"{row['source']}:{row['row']}" for row in read_data_rows(cut_folder)} == expected
-        dropped_count = sum(dict(iter_losses(source))["dropped by score"] for source in cut_data["sources"])
+        dropped_count = sum(dict(iter_drop_counts(source))["dropped by score"] for source in cut_data["sources"])
         manifest = json.loads((cut_folder / "manifest.json").read_text())
         assert len(all_rows) - len(expected) == dropped_count == manifest["metrics"]["dropped_by_score"]
         assert "dropped by score" in stdout

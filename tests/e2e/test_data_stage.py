@@ -22,7 +22,7 @@ from vote_data import compute_merkle_leaves, compute_merkle_root, read_artifact_
 from align.data.sets import gather, published
 from align.data.sets.published import load_data_set
 from align.data.sets.spool import Spool
-from align.report.data_set_page import iter_losses
+from align.report.data_set_page import iter_drop_counts
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def test_every_row_is_in_or_counted(here: Path) -> None:
     for source in data["sources"]:
         kept = sum(source["splits"][side]["rows"] for side in ("train", "test"))
         assert source["counts"]["read"] == kept + sum(
-            n for reason, n in iter_losses(source) if reason not in ("refused", "undecided")
+            n for reason, n in iter_drop_counts(source) if reason not in ("refused", "undecided")
         ), stdout
-    by_name = {source["name"]: dict(iter_losses(source)) for source in data["sources"]}
+    by_name = {source["name"]: dict(iter_drop_counts(source)) for source in data["sources"]}
     expected = {"refused": 0, "dropped in cleaning": 0, "exact duplicates": 12, "near-duplicates": 8, "over the cap": 0}
     assert expected.items() <= by_name["support"].items()
     assert by_name["general"]["like evaluation rows"] == by_name["table"]["like evaluation rows"] == 1

@@ -114,7 +114,7 @@ def test_votes_that_arrive_during_a_run_count_in_the_next(
     bench: BlindEvaluations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*write_blind_evaluation(bench.folder, items=4), "project=mine"]
-    open_project = stage.open_project
+    open_project = stage.fill_project
 
     def open_and_vote(store: Store, project: str, *more: Any) -> Any:
         items = open_project(store, project, *more)
@@ -124,7 +124,7 @@ def test_votes_that_arrive_during_a_run_count_in_the_next(
         return items
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "open_project", open_and_vote)
+        patch.setattr(stage, "fill_project", open_and_vote)
         first = bench.run(words)
     assert read_verdicts(first) == []
     assert read_artifact(first, "people.json")["votes"] == 0
@@ -232,7 +232,7 @@ def test_the_command_that_is_printed_serves_the_project(
         client = TestClient(app, base_url=f"http://127.0.0.1:{port}")
         pages.append(client.get("/login").text)
 
-    monkeypatch.setattr("align.web.server.serve", read_login_page)
+    monkeypatch.setattr("align.web.server.serve_app", read_login_page)
     words = shlex.split(line.partition(": ")[2])
     assert words[:3] == ["python", "-m", "align"]
     bench.run(words[3:])

@@ -61,7 +61,7 @@ def visited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         client.get(f"/?key={key[0] if key else ''}")
         statuses.append((status_without_link, client.get("/view/runs").status_code))
 
-    monkeypatch.setattr("align.web.server.serve", visit_pages)
+    monkeypatch.setattr("align.web.server.serve_app", visit_pages)
     return statuses
 
 

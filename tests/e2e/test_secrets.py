@@ -29,8 +29,8 @@ from align.__main__ import STAGES, main
 from align.config.compose import build_config, compose_tree
 from align.config.compose import format_tree as configuration
 from align.config.root import to_plain_dict
-from align.config.schemas import all_schemas
-from align.config.values import find_type, iter_keys
+from align.config.schemas import import_all_schemas
+from align.config.values import find_declared_type, iter_dotted_keys
 from align.core.errors import InputError
 from align.run import read_manifest
 
@@ -314,10 +314,10 @@ def test_a_fault_of_ours_tells_no_secret(
 def list_text_keys() -> list[tuple[str, str]]:
     """Return (stage, key) of every setting that takes a text. Settings that stages share are listed once."""
     stage_by_key: dict[str, str] = {}
-    for stage in all_schemas()["stage"]:
+    for stage in import_all_schemas()["stage"]:
         tree = compose_tree([f"stage={stage}"])
-        keys = iter_keys(OmegaConf.to_container(tree))  # type: ignore[arg-type]
-        stage_by_key |= {key: stage for key in keys if find_type(tree, key) is str}
+        keys = iter_dotted_keys(OmegaConf.to_container(tree))  # type: ignore[arg-type]
+        stage_by_key |= {key: stage for key in keys if find_declared_type(tree, key) is str}
     return [(stage, key) for key, stage in stage_by_key.items()]
 
 

@@ -24,7 +24,7 @@ def serve(app, host, port, ready):
         for path in (f"/?key={key}", "/manage/", "/api/projects", "/manage/figures.json?project=p"):
             assert client.get(path).status_code == 200, path
 
-align.web.server.serve = serve
+align.web.server.serve_app = serve
 words = ("stage=annotate", "stage.action=serve", "stage.demo=true", "project=p", f"run.root={sys.argv[1]}")
 status = main(words)
 print("loaded", *sys.modules)

@@ -15,10 +15,10 @@ import pytest
 import torch
 from stage_commands import EVERY_RUN, PPO, SFT, STREAMS, Workshop, list_file_names
 
-from align.config.schemas import all_schemas
+from align.config.schemas import import_all_schemas
 from align.core.types import Conversation
 from align.data.split import compute_question_key
-from align.evals.suite.samples import read_samples, summarise
+from align.evals.suite.samples import read_samples, summarise_samples
 from align.models.adapters import read_tensors
 from align.report.figure_labels import describe_small_samples
 from align.run import Manifest, read_manifest
@@ -149,7 +149,7 @@ def test_ppo_publishes_what_it_trained(runs: dict[str, Path]) -> None:
 def test_the_samples_are_the_evidence_for_the_metrics(runs: dict[str, Path]) -> None:
     metrics = json.loads((runs["eval"] / "artifact" / "metrics.json").read_text())
     samples = read_samples(runs["eval"] / "artifact" / "samples.jsonl")
-    recomputed = summarise(samples)
+    recomputed = summarise_samples(samples)
     assert {k: metrics[k] for k in recomputed} == recomputed
     assert metrics["win_rate"]["n"] == len(samples) > 4
 
@@ -321,7 +321,7 @@ def test_below_twenty_observations_every_report_says_so(shop: Workshop, runs: di
     folders.append(shop.run("verify", *PPO, "init=sft:latest"))
     folders.append(shop.run("data", f'stage.sources=[{{path: "{shop.data}"}}]'))
     without = {"serve", "registry", "plan"}  # stages without figures
-    assert {f.parent.name for f in folders} == all_schemas()["stage"].keys() - without
+    assert {f.parent.name for f in folders} == import_all_schemas()["stage"].keys() - without
     marked = set()
     for folder in folders:
         page = html.unescape((folder / "report.html").read_text())

@@ -10,7 +10,12 @@ import torch
 from align.core.errors import InputError
 from align.core.types import Conversation, Rollout
 from align.data.read.records import parse_document
-from align.evals.best_of import BestOfSelection, collect_results, compute_best_of_figures, select_answers
+from align.evals.best_of import (
+    BestOfSelection,
+    collect_best_of_results,
+    compute_best_of_figures,
+    select_winner_and_loser,
+)
 from align.rollout.strip_reasoning import JudgedAnswers
 from align.stages.sample import describe_best, score_answers
 
@@ -50,12 +55,12 @@ def build_candidates_row(*triples: tuple[str, float, bool], number: int = 0, **c
     ],
 )
 def test_who_wins_and_who_loses(given: list[tuple[str, float, bool]], expected: BestOfSelection) -> None:
-    assert select_answers(build_answers(*given), has_tools=False) == expected
-    assert select_answers(build_answers(*given), has_tools=True) == BestOfSelection(None, None, "with_tools")
+    assert select_winner_and_loser(build_answers(*given), has_tools=False) == expected
+    assert select_winner_and_loser(build_answers(*given), has_tools=True) == BestOfSelection(None, None, "with_tools")
 
 
 def test_only_the_winner_is_trained_on() -> None:
-    results = collect_results(
+    results = collect_best_of_results(
         [build_candidates_row(("x", 1, True), ("y", 3, False), ("z", 2, True))], "sample:r", "vader"
     )
     (winner,) = results.winners
@@ -72,7 +77,9 @@ def test_only_the_winner_is_trained_on() -> None:
 
 
 def test_a_pair_says_who_made_it_and_which_side_was_cut() -> None:
-    results = collect_results([build_candidates_row(("x", 1.5, False), ("z", 2, True), number=7)], "sample:r", "vader")
+    results = collect_best_of_results(
+        [build_candidates_row(("x", 1.5, False), ("z", 2, True), number=7)], "sample:r", "vader"
+    )
     (pair,) = results.pairs
     assert [turn.content for turn in pair.prompt] == ["a?", "A.", "b?"]
     assert (pair.chosen[0].content, pair.rejected[0].content, pair.margin) == ("z", "x", 0.5)
@@ -90,7 +97,7 @@ def test_every_prompt_is_counted_once() -> None:
         build_candidates_row(("x", 1, False), ("", 9, True), number=3),
         build_candidates_row(("x", 1, True), ("y", 2, True), number=4, tools=[tool]),
     ]
-    figures = compute_best_of_figures(collect_results(rows, "sample:r", "vader"))
+    figures = compute_best_of_figures(collect_best_of_results(rows, "sample:r", "vader"))
     assert (figures["winners"], figures["pairs"]) == (3, 1)
     assert {
         reason: figures[reason] for reason in ("no_winner", "all_equal", "one_score", "with_tools")
@@ -109,10 +116,10 @@ def test_winners_that_a_cut_answer_outranks_are_counted() -> None:
         build_candidates_row(("x", 1, True), ("y", 9, False)),
         build_candidates_row(("x", 3, True), ("y", 2, True), number=1),
     ]
-    figures = compute_best_of_figures(collect_results(rows, "sample:r", "vader"))
+    figures = compute_best_of_figures(collect_best_of_results(rows, "sample:r", "vader"))
     assert (figures["winner_reward"], figures["outranked"]) == (2.0, 1)
     tied_figures = compute_best_of_figures(
-        collect_results([build_candidates_row(("x", 1, False), ("y", 1, True))], "sample:r", "vader")
+        collect_best_of_results([build_candidates_row(("x", 1, False), ("y", 1, True))], "sample:r", "vader")
     )
     assert tied_figures["outranked"] == 0, "one that was drawn before with the same score is no better"
     assert figures["reward"]["one"]["value"] == pytest.approx(3.75)
@@ -125,7 +132,7 @@ def test_gold_is_that_of_the_answer_that_the_reward_ranks_first() -> None:
     scored_answers = build_answers(("x", 1, True), ("y", 2, True), ("z", 0, True))
     gold_answers = [answer | {"gold": value} for answer, value in zip(scored_answers, (5.0, -1.0, 8.0), strict=True)]
     figures = compute_best_of_figures(
-        collect_results([{"number": 0, "prompt": ASKED, "answers": gold_answers}] * 2, "sample:r", "vader")
+        collect_best_of_results([{"number": 0, "prompt": ASKED, "answers": gold_answers}] * 2, "sample:r", "vader")
     )
     assert [line["gold"]["value"] for line in figures["best_of"]] == pytest.approx([4.0, (5 - 1 - 1) / 3, -1.0])
     assert figures["gold"]["best"]["value"] == -1.0

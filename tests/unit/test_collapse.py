@@ -27,7 +27,7 @@ from align.evals.collapse import (
     measure_collapse,
     measure_variety,
 )
-from align.evals.suite.samples import Sample, read_samples, summarise, write_samples
+from align.evals.suite.samples import Sample, read_samples, summarise_samples, write_samples
 from align.ops.intervals import mean_interval
 
 KINDS = ("old", "new", "red", "cheap", "small", "large", "fast", "quiet")
@@ -302,9 +302,9 @@ def test_the_figures_follow_from_the_samples_that_were_written(tmp_path: Path):
         )
         for i, (prompt, ref) in enumerate(zip(PROMPTS, draw_varied_answers(), strict=True))
     ]
-    metrics = summarise(samples)
+    metrics = summarise_samples(samples)
     assert metrics["win_rate"]["value"] == 1.0
-    metrics_read_back = summarise(read_samples(write_samples(tmp_path / "samples.jsonl", samples)))
+    metrics_read_back = summarise_samples(read_samples(write_samples(tmp_path / "samples.jsonl", samples)))
     assert json.dumps(metrics_read_back) == json.dumps(metrics)
 
 

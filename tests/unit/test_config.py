@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from align.config.compose import build_config, compose_tree
 from align.config.group_files import find_conf_dir
 from align.config.root import Config, to_plain_dict
-from align.config.schemas import all_schemas
-from align.config.values import quote, read_value
+from align.config.schemas import import_all_schemas
+from align.config.values import parse_plain_value, quote_for_hydra
 from align.core.errors import InputError
 
 OWN = "model=pocket data=jsonl"
@@ -230,7 +230,7 @@ def test_text_comes_through_as_written(written: str, read: str | None):
 
 @pytest.mark.parametrize("text", ["plain", "it's", "\\", "a\\'", "\\\\' (é) '"])
 def test_quote_is_undone_by_reading(text: str):
-    assert read_value(quote(text)) == text
+    assert parse_plain_value(quote_for_hydra(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -251,8 +251,8 @@ def test_quote_is_undone_by_reading(text: str):
     ],
 )
 def test_values_are_read_as_hydra_reads_them_and_never_as_a_sweep(text: str, value: object):
-    assert read_value(text) == value
-    assert type(read_value(text)) is type(value)
+    assert parse_plain_value(text) == value
+    assert type(parse_plain_value(text)) is type(value)
 
 
 def test_stages_and_groups_override_each_other_in_order():
@@ -352,8 +352,12 @@ def test_an_own_stage_file_must_say_which_stage(mine: Path):
 
 def test_every_schema_is_reachable():
     files = {path.relative_to(find_conf_dir()).as_posix() for path in find_conf_dir().rglob("*.yaml")}
-    assert {f"stage/{name}.yaml" for name in all_schemas()["stage"]} <= files
-    assert {file.partition("/")[0] for file in files if "/" in file} == {"stage", "reward", *all_schemas()["group"]}
+    assert {f"stage/{name}.yaml" for name in import_all_schemas()["stage"]} <= files
+    assert {file.partition("/")[0] for file in files if "/" in file} == {
+        "stage",
+        "reward",
+        *import_all_schemas()["group"],
+    }
 
 
 @pytest.mark.parametrize("group", ["stage", "model", "method", "data", "reward", "rollout", "track", "export"])

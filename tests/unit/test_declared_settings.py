@@ -13,9 +13,9 @@ import pytest
 
 from align.__main__ import main
 from align.config.compose import build_config, compose_tree
-from align.config.reference import Key, build_sections, format_markdown, format_stage_help, iter_keys
+from align.config.reference import Key, build_sections, format_markdown, format_stage_help, iter_schema_keys
 from align.config.root import PARTS, Config
-from align.config.schemas import all_schemas
+from align.config.schemas import import_all_schemas
 from align.config.settings import Setting, Settings, get_declarations, get_defaults
 from align.config.stages import ALWAYS, STAGES, load_schema
 from align.core.errors import InputError
@@ -26,7 +26,12 @@ PAGE = ROOT / "docs" / "settings.md"
 
 def iter_schemas() -> Iterator[type[Settings]]:
     """Yield every schema and its parts."""
-    for schema in (Config, *all_schemas()["stage"].values(), *PARTS.values(), *all_schemas()["reward"].values()):
+    for schema in (
+        Config,
+        *import_all_schemas()["stage"].values(),
+        *PARTS.values(),
+        *import_all_schemas()["reward"].values(),
+    ):
         yield schema
         if schema is not Config:
             yield from (
@@ -127,11 +132,11 @@ def test_a_stages_own_bounds_are_those_of_its_command_line(stage: str) -> None:
             low = key.declared.above if key.declared.above is not None else key.declared.at_least
             assert low is not None
             with pytest.raises(InputError) as error:
-                build_config(compose_tree(build_arguments(stage, key, int(low - 1)), search=Path("nowhere")))
+                build_config(compose_tree(build_arguments(stage, key, int(low - 1)), user_config_dir=Path("nowhere")))
             assert error.value.field == key.name
         for choice in key.declared.choices[:1]:
             with pytest.raises(InputError) as error:
-                build_config(compose_tree(build_arguments(stage, key, f"{choice}x"), search=Path("nowhere")))
+                build_config(compose_tree(build_arguments(stage, key, f"{choice}x"), user_config_dir=Path("nowhere")))
             assert error.value.field == key.name
 
 
@@ -142,7 +147,7 @@ def test_the_page_is_what_the_declarations_make() -> None:
 def test_the_page_has_every_key() -> None:
     page = PAGE.read_text(encoding="utf-8")
     for schema in iter_schemas():
-        for key in iter_keys(schema):
+        for key in iter_schema_keys(schema):
             assert f"| `{key.name}` | `{key.default}` |" in page
 
 
@@ -151,7 +156,7 @@ def test_help_on_a_stage_has_every_key_that_it_reads(stage: str, capsys: pytest.
     assert main([f"stage={stage}", "--help"]) == 0
     stdout = capsys.readouterr().out
     assert stdout == format_stage_help(stage)
-    raw = compose_tree([f"stage={stage}"], search=Path("nowhere"))
+    raw = compose_tree([f"stage={stage}"], user_config_dir=Path("nowhere"))
     for part in (*ALWAYS, *STAGES[stage].reads):
         if part in raw and part not in ("stage", "reward"):
             value = raw[part]
@@ -181,7 +186,7 @@ def test_help_has_the_values_that_the_stage_begins_with(stage: str, lines: list[
 def test_text_like_an_interpolation_is_no_choice() -> None:
     for line in ("stage.schedule=\\${x}", "data.template=\\${x}", "rollout.engine=\\${x}"):
         with pytest.raises(InputError):
-            build_config(compose_tree(["stage=sft", line], search=Path("nowhere")))
+            build_config(compose_tree(["stage=sft", line], user_config_dir=Path("nowhere")))
 
 
 def test_help_shows_the_reward_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

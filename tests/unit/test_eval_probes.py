@@ -24,7 +24,7 @@ from align.evals.suite.probes import (
     count_scored_bytes,
     score_choices,
 )
-from align.evals.suite.tasks import EvalItem, EvalTask, load_items, parse_tasks
+from align.evals.suite.tasks import EvalItem, EvalTask, load_task_items, parse_tasks
 from align.models.base import find_base
 from align.models.load import load_tokenizer
 
@@ -36,7 +36,7 @@ def load_rows_as_items(
 ) -> list[EvalItem]:
     path = tmp_path / name
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    return [*load_items(EvalTask("t", str(path), probe=probe or Probe(CHOICE)), None, False)]
+    return [*load_task_items(EvalTask("t", str(path), probe=probe or Probe(CHOICE)), None, False)]
 
 
 @pytest.mark.parametrize(("answer", "place"), [(1, 1), ("B", 1), ("b", 1), ("A", 0)])
@@ -49,7 +49,7 @@ def test_the_right_choice_is_named_by_its_place_or_letter(tmp_path: Path, answer
 def test_a_table_has_choices_as_json(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('prompt,choices,answer\nIt is,"[""a"", ""b""]",1\n,"[""a"", ""b""]",A\n', encoding="utf-8")
-    items = load_items(EvalTask("t", str(path), probe=Probe(CHOICE)), None, False)
+    items = load_task_items(EvalTask("t", str(path), probe=Probe(CHOICE)), None, False)
     assert [item.probe for item in items] == [ChoiceQuestion(("a", "b"), 1), ChoiceQuestion(("a", "b"), 0)]
 
 
@@ -126,7 +126,7 @@ def test_conversations_have_the_system_turn_of_the_data(tmp_path: Path) -> None:
     ):
         path = tmp_path / "t.jsonl"
         path.write_text(json.dumps(row), encoding="utf-8")
-        (item,) = load_items(EvalTask("t", str(path), probe=probe), "Be kind.", False)
+        (item,) = load_task_items(EvalTask("t", str(path), probe=probe), "Be kind.", False)
         chat = probe.template or "messages" in row
         assert (item.prompt.messages[0].role == "system") == chat
         if isinstance(item.probe, Conversation):

@@ -16,7 +16,7 @@ from align.evals.stats import (
     compute_detectable_difference,
     compute_sample_size,
     compute_win_rate,
-    decide,
+    decide_by_rule,
     estimate_deviation,
 )
 from align.ops.intervals import Interval, mean_interval, t_quantile
@@ -53,23 +53,25 @@ def build_interval(low: float | None, high: float | None, n: int = 100) -> Inter
     ],
 )
 def test_an_interval_decides(rule: DecisionRule, low: float | None, high: float | None, outcome: str):
-    decision = decide(rule, build_interval(low, high))
+    decision = decide_by_rule(rule, build_interval(low, high))
     assert decision.outcome == outcome
     assert decision.figure == build_interval(low, high)
     assert outcome == "undecided" or decision.n_to_decide is None
 
 
 def test_equal_systems_are_undecided_and_no_number_decides():
-    decision = decide(DecisionRule("superior"), compare_shares([1, 0] * 50, [1, 0] * 50).difference)
+    decision = decide_by_rule(DecisionRule("superior"), compare_shares([1, 0] * 50, [1, 0] * 50).difference)
     assert (decision.outcome, decision.n_to_decide) == ("undecided", None)
-    assert decide(DecisionRule("superior"), mean_interval([2.0] * 9)).outcome == "undecided"  # without an interval
+    assert (
+        decide_by_rule(DecisionRule("superior"), mean_interval([2.0] * 9)).outcome == "undecided"
+    )  # without an interval
 
 
 def test_the_number_that_would_decide_decides():
     """An undecided sample is repeated up to its `n_to_decide`. The interval then excludes the bound, with a margin for
     a power of 80 %."""
     differences = np.tile([0.4, 0.9, -0.7, 0.1, -0.2, 0.2, -0.1, 0.1], 4)
-    decision = decide(DecisionRule("superior"), mean_interval(differences))
+    decision = decide_by_rule(DecisionRule("superior"), mean_interval(differences))
     assert decision.outcome == "undecided"
     assert decision.n_to_decide is not None
     assert decision.n_to_decide > differences.size
@@ -82,20 +84,22 @@ def test_the_number_that_would_decide_decides():
 
 def test_a_bound_further_off_needs_fewer():
     shares = compute_win_rate([1] * 34 + [0] * 30)
-    near, far = (decide(DecisionRule("not_worse", margin=m, even=0.5), shares).n_to_decide for m in (0.02, 0.05))
+    near, far = (
+        decide_by_rule(DecisionRule("not_worse", margin=m, even=0.5), shares).n_to_decide for m in (0.02, 0.05)
+    )
     assert near is not None
     assert far is not None
     assert near > far > 64
 
 
 def test_the_least_number_is_never_undercut():
-    assert decide(DecisionRule("superior", least_n=300), build_interval(0.2, 0.3)).n_to_decide == 300
-    assert decide(DecisionRule("superior", least_n=300), mean_interval([2.0] * 9)).n_to_decide == 300
-    assert decide(DecisionRule("superior", least_n=20), build_interval(-0.01, 0.05)).n_to_decide > 100
+    assert decide_by_rule(DecisionRule("superior", least_n=300), build_interval(0.2, 0.3)).n_to_decide == 300
+    assert decide_by_rule(DecisionRule("superior", least_n=300), mean_interval([2.0] * 9)).n_to_decide == 300
+    assert decide_by_rule(DecisionRule("superior", least_n=20), build_interval(-0.01, 0.05)).n_to_decide > 100
 
 
 def test_a_decision_is_json():
-    decision = asdict(decide(DecisionRule("superior"), Interval(0.1, 0.05, 0.15, 40)))
+    decision = asdict(decide_by_rule(DecisionRule("superior"), Interval(0.1, 0.05, 0.15, 40)))
     expected = {"value": 0.1, "low": 0.05, "high": 0.15, "n": 40}
     assert decision == {"outcome": "pass", "figure": expected, "bound": 0.0, "n_to_decide": None, "why": ""}
 

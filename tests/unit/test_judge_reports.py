@@ -13,7 +13,7 @@ import pytest
 from align.config.scorers import CHOICES, build_reward_spec
 from align.core.errors import CorruptFile, InputError
 from align.core.types import Message, Preference
-from align.evals.judges.identity import JudgeIdentity, describe_difference, identify_scorer
+from align.evals.judges.identity import JudgeIdentity, describe_judge_difference, identify_scorer
 from align.evals.judges.report import (
     JudgeOpinions,
     JudgeReport,
@@ -23,7 +23,7 @@ from align.evals.judges.report import (
     digest_examples,
     drop_trained_pairs,
     explain_shortfall,
-    find_best_answers,
+    find_pairs_with_best_answer,
     measure_judge_on_pairs,
     read_report,
 )
@@ -145,7 +145,7 @@ def test_the_best_of_several_is_who_was_preferred_to_each():
     pair = [build_preference("r", "a", "b")]
     chain = [build_preference("s", "a", "b"), build_preference("s", "c", "d")]
     tied = [build_preference("t", "a", "b"), build_preference("t", "a", "c")]
-    best_answers = find_best_answers(build_pair_examples([*ranking, *pair, *chain, tied[0]], tied[1:]))
+    best_answers = find_pairs_with_best_answer(build_pair_examples([*ranking, *pair, *chain, tied[0]], tied[1:]))
     assert len(best_answers) == 1
     ((wins),) = best_answers.values()
     assert [get_texts(p)[0 if first else 1] for p, first in wins] == ["a", "a"]
@@ -329,9 +329,9 @@ def test_a_judge_is_what_changes_its_verdicts():
     assert len({judge.digest for judge in UNLIKE}) == len(UNLIKE)
     for first in UNLIKE:
         for second in UNLIKE:
-            assert bool(describe_difference(first, second)) == (first is not second), (first, second)
-    assert describe_difference(UNLIKE[0], UNLIKE[1]) == "model [aaaaaaaaaaaa] and [bbbbbbbbbbbb]"
-    assert describe_difference(UNLIKE[11], UNLIKE[12]) == "combine mean and min"
+            assert bool(describe_judge_difference(first, second)) == (first is not second), (first, second)
+    assert describe_judge_difference(UNLIKE[0], UNLIKE[1]) == "model [aaaaaaaaaaaa] and [bbbbbbbbbbbb]"
+    assert describe_judge_difference(UNLIKE[11], UNLIKE[12]) == "combine mean and min"
 
 
 JUDGE = build_identity(name="sentiment")

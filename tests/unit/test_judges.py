@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from align.config.scorers import CHOICES, build_reward_spec, parse_part
+from align.config.scorers import CHOICES, build_reward_spec, parse_reward_part
 from align.core.errors import InputError
 from align.data.sources import find_rankers
 from align.evals.judges.identity import ScorerRelation, find_scorer_relation, get_scorer_title, list_scorer_parts
@@ -340,7 +340,7 @@ def test_a_function_is_known_by_where_it_is_defined(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def list_function_parts(spec: str) -> set[str]:
-        config = parse_part("reward", {"name": "fn", "fn": spec})
+        config = parse_reward_part("reward", {"name": "fn", "fn": spec})
         return list_scorer_parts(
             {"name": "fn", "fn": spec}, resolve_reward_inputs(build_reward_spec(config), tmp_path, BASE)
         )

@@ -14,7 +14,7 @@ from chat_server import ChatServer, build_chat_reply, build_error_reply, run_cha
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.evals import endpoint as module
-from align.evals.judges.identity import describe_difference
+from align.evals.judges.identity import describe_judge_difference
 from align.evals.judges.judge_verdict import JudgeVerdict
 from align.evals.judges.llm_judge import (
     MAX_FAILURES,
@@ -42,11 +42,11 @@ GRADER = build_grader().with_question(ASKS)
 
 
 def parse_reply(reply: CachedAnswer) -> JudgeVerdict:
-    return GRADER.read_reply(reply, "i")
+    return GRADER.parse_verdict(reply, "i")
 
 
 def build_prompt_text(answer: str, grader: LLMJudge = GRADER) -> str:
-    return grader.build_grading(GradedAnswer(PROMPT, answer)).body["messages"][0]["content"]
+    return grader.build_grading_request(GradedAnswer(PROMPT, answer)).body["messages"][0]["content"]
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_an_answer_cannot_leave_its_frame():
         names = [name for name, mark_code in MARK.findall(text) if mark_code == code]
         assert names == ["system", "user", "end of conversation", "answer", "end of answer"]
         assert text.split(f"<<<end of answer {code}>>>")[1].strip().startswith(f"The question:\n{ASKS}\n")
-    body = GRADER.build_grading(GradedAnswer(PROMPT, "x")).body
+    body = GRADER.build_grading_request(GradedAnswer(PROMPT, "x")).body
     assert (body["temperature"], body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (0.0, 1024, True, 5)
 
 
@@ -230,4 +230,4 @@ def test_whatever_decides_its_grades_is_in_its_identity(tmp_path: Path):
     assert same_grader.identity == GRADER.identity
     pair_judge = build_grader().identity
     assert (pair_judge.asks, GRADER.identity.asks) == ("", ASKS)
-    assert describe_difference(GRADER.identity, pair_judge).endswith("asks “Is it short?” and none")
+    assert describe_judge_difference(GRADER.identity, pair_judge).endswith("asks “Is it short?” and none")

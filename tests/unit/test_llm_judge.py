@@ -56,11 +56,11 @@ def store(tmp_path: Path) -> AnswerStore:
 
 
 def read_reply(reply: CachedAnswer, id: str, order: str) -> JudgeVerdict:
-    return JUDGE.read_comparison(reply, id, order)
+    return JUDGE.parse_comparison_verdict(reply, id, order)
 
 
 def build_comparison_text(pair: AnswerPair, order: str = "first", judge: LLMJudge = JUDGE) -> str:
-    return judge.build_comparison(pair, order).body["messages"][0]["content"]
+    return judge.build_comparison_request(pair, order).body["messages"][0]["content"]
 
 
 def get_part(text: str, part: str) -> str:
@@ -79,7 +79,7 @@ def test_both_orders_show_both_answers():
     assert (get_part(first, "answer A"), get_part(first, "answer B")) == (pair.first, pair.second)
     assert (get_part(second, "answer A"), get_part(second, "answer B")) == (pair.second, pair.first)
     assert "What is 2 + 2?" in first
-    body = JUDGE.build_comparison(pair, "first").body
+    body = JUDGE.build_comparison_request(pair, "first").body
     assert (body["temperature"], body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (0.0, 1024, True, 5)
     assert build_comparison_text(pair) == build_comparison_text(pair), "or nothing would be found again"
 

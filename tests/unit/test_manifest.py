@@ -14,7 +14,7 @@ from run_folders import BASE, load_manifest, open_run, publish_run
 from align.config.compose import build_config, compose_tree
 from align.config.identity import list_input_names, select_identity
 from align.config.root import to_plain_dict
-from align.config.schemas import all_schemas
+from align.config.schemas import import_all_schemas
 from align.config.stages import STAGES
 from align.core.errors import CorruptFile, InputError, RunConflict
 from align.run import Base, Input, Run, load_artifact, read_manifest, verify_outputs
@@ -50,7 +50,7 @@ FULL = Manifest(
 
 
 def compose_plain_config(*words: str) -> dict[str, Any]:
-    return to_plain_dict(build_config(compose_tree(words, search=Path("nowhere"))))
+    return to_plain_dict(build_config(compose_tree(words, user_config_dir=Path("nowhere"))))
 
 
 # --- The record
@@ -341,4 +341,4 @@ def test_the_names_in_a_sum_of_rewards_make_no_other_run() -> None:
 
 
 def test_every_stage_has_a_schema() -> None:
-    assert {*all_schemas()["stage"], "full"} == {*STAGES}
+    assert {*import_all_schemas()["stage"], "full"} == {*STAGES}

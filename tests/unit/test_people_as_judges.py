@@ -28,9 +28,9 @@ from align.evals.suite.people import (
     PairQuestion,
     choose_items,
     count_votes_to_ask,
+    derive_display_key,
     derive_order_key,
-    derive_sides_key,
-    draw_sides,
+    draw_display_orders,
     select_counted_ties,
     vote_to_verdict,
     votes_to_verdicts,
@@ -62,7 +62,7 @@ def build_item(*texts: str, prompt: Conversation | None = None) -> AnnotationIte
 
 @given(st.lists(st.sampled_from("abc"), max_size=60), st.binary(max_size=9), st.integers(-1, 1))
 def test_sides_are_balanced_within_one_over_all_and_in_each_group(groups, key, ahead):
-    sides = draw_sides(groups, key, ahead)
+    sides = draw_display_orders(groups, key, ahead)
     assert abs(ahead + sum(1 if side else -1 for side in sides)) <= 1
     for group in set(groups):
         signs = [1 if side else -1 for side, side_group in zip(sides, groups, strict=True) if side_group == group]
@@ -72,14 +72,14 @@ def test_sides_are_balanced_within_one_over_all_and_in_each_group(groups, key, a
 
 def test_sides_are_drawn_with_the_projects_key_and_the_seed():
     keys = [
-        derive_sides_key(secret, seed, existing_pairs)
+        derive_display_key(secret, seed, existing_pairs)
         for secret in (b"a", b"b")
         for seed in (1, 2)
         for existing_pairs in (0, 40)
     ]
-    assert len({tuple(draw_sides("a" * 40, key)) for key in keys}) == len(keys)
-    assert draw_sides("a" * 40, keys[0]) == draw_sides("a" * 40, derive_sides_key(b"a", 1, 0))
-    assert {draw_sides("a", bytes([n]))[0] for n in range(20)} == {True, False}
+    assert len({tuple(draw_display_orders("a" * 40, key)) for key in keys}) == len(keys)
+    assert draw_display_orders("a" * 40, keys[0]) == draw_display_orders("a" * 40, derive_display_key(b"a", 1, 0))
+    assert {draw_display_orders("a", bytes([n]))[0] for n in range(20)} == {True, False}
 
 
 def test_the_order_is_drawn_with_the_projects_key_and_the_seed():
@@ -93,8 +93,8 @@ def test_the_order_is_drawn_with_the_projects_key_and_the_seed():
 
 
 def test_what_was_ahead_before_is_made_up_for():
-    assert sum(draw_sides("abcdef", b"k", ahead=-4)) == 5
-    assert sum(draw_sides("abcdef", b"k", ahead=6)) == 0
+    assert sum(draw_display_orders("abcdef", b"k", imbalance=-4)) == 5
+    assert sum(draw_display_orders("abcdef", b"k", imbalance=6)) == 0
 
 
 @pytest.mark.parametrize("k", [2, 3, 5])

@@ -19,7 +19,7 @@ from align.config.export import ExportStageConfig
 from align.config.ppo import PpoConfig
 from align.config.root import Config, to_plain_dict
 from align.config.sft import SftConfig
-from align.config.training import check_ranks
+from align.config.training import require_divisible_batch
 from align.core.errors import InputError
 from align.ranks import LAUNCHED, RankFailed, split_into_buckets
 from align.run import Base, Manifest, read_manifest
@@ -43,10 +43,10 @@ from align.run.manifest import write_manifest
 def test_a_step_is_divided_evenly(batch: int, micro: int, world: int, said: str | None):
     stage = SimpleNamespace(name="sft", batch_size=batch, micro_batch=micro)
     if said is None:
-        check_ranks(stage, world)
+        require_divisible_batch(stage, world)
         return
     with pytest.raises(InputError, match=said):
-        check_ranks(stage, world)
+        require_divisible_batch(stage, world)
 
 
 def test_the_micro_batch_that_is_named_fits():
@@ -55,21 +55,21 @@ def test_the_micro_batch_that_is_named_fits():
             for world in range(2, 6):
                 stage = SimpleNamespace(name="sft", batch_size=rows, micro_batch=micro)
                 try:
-                    check_ranks(stage, world)
+                    require_divisible_batch(stage, world)
                 except InputError as error:
                     if error.field == "stage.micro_batch":
                         stage.micro_batch = int(error.remedy.partition("=")[2].partition(",")[0])
-                        check_ranks(stage, world)
+                        require_divisible_batch(stage, world)
                 else:
                     assert rows % (min(micro, rows) * world) == 0
 
 
 def test_ppo_divides_its_minibatches_and_one_process_anything():
-    check_ranks(PpoConfig(batch_size=64, minibatches=2, micro_batch=16), 2)
+    require_divisible_batch(PpoConfig(batch_size=64, minibatches=2, micro_batch=16), 2)
     with pytest.raises(InputError, match=r"the 32 rows .*stage\.batch_size / stage\.minibatches"):
-        check_ranks(PpoConfig(batch_size=64, minibatches=2, micro_batch=32), 2)
-    check_ranks(PpoConfig(batch_size=64, minibatches=2, micro_batch=32), 1)
-    check_ranks(SftConfig(batch_size=15, micro_batch=15), 1)
+        require_divisible_batch(PpoConfig(batch_size=64, minibatches=2, micro_batch=32), 2)
+    require_divisible_batch(PpoConfig(batch_size=64, minibatches=2, micro_batch=32), 1)
+    require_divisible_batch(SftConfig(batch_size=15, micro_batch=15), 1)
 
 
 def make_failure(exitcode: int) -> SimpleNamespace:

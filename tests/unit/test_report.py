@@ -24,7 +24,7 @@ from align.report.plots import (
     draw_histogram_pair,
     draw_reliability,
     format_tick_labels,
-    render,
+    render_figure,
     smooth_values,
 )
 
@@ -52,7 +52,7 @@ class Page(HTMLParser):
 
 def build_full_report(text: str = "plain") -> Report:
     rows = [{"step": i, text: i * i, "kl": 1 / (i + 1)} for i in range(5)]
-    figure = render(draw_curves(rows, {text: text, "kl": "KL"}, text, text))
+    figure = render_figure(draw_curves(rows, {text: text, "kl": "KL"}, text, text))
     return (
         Report(text, text)
         .verdict(text)
@@ -106,12 +106,12 @@ def test_structure_one_h1_language_viewport_alt_and_dark():
 
 def test_embedded_images_are_images_and_the_same_each_time():
     rows = [{"step": i, "kl": i / 3} for i in range(9)]
-    svg = render(draw_curves(rows, {"kl": "KL"}))
-    png = render(draw_curves(rows, {"kl": "KL"}), "png")
+    svg = render_figure(draw_curves(rows, {"kl": "KL"}))
+    png = render_figure(draw_curves(rows, {"kl": "KL"}), "png")
     assert svg.lstrip().startswith(b"<?xml")
     assert png.startswith(b"\x89PNG")
-    assert svg == render(draw_curves(rows, {"kl": "KL"}))
-    assert svg != render(draw_curves(rows[:5], {"kl": "KL"}))
+    assert svg == render_figure(draw_curves(rows, {"kl": "KL"}))
+    assert svg != render_figure(draw_curves(rows[:5], {"kl": "KL"}))
     source = Report("r").plot(svg, "KL", "KL rising").html()
     embedded = re.search(r"data:image/svg\+xml;base64,([^\"]+)", source)
     assert embedded is not None
@@ -307,7 +307,7 @@ def test_an_axis_of_rates_is_in_one_notation():
 
 def test_marks_beside_a_line():
     rows = [{"step": i, "loss": 4.0} for i in range(1, 9)]
-    ax = draw_curves(rows, {"loss": "training"}, marks=[(0, 5.0), (8, 4.5)], marked="held out").axes[0]
+    ax = draw_curves(rows, {"loss": "training"}, marks=[(0, 5.0), (8, 4.5)], marks_label="held out").axes[0]
     assert [list(line.get_xdata()) for line in ax.lines][1] == [0, 8]
     assert ax.get_ylim()[1] > 5
     assert [t.get_text() for t in ax.figure.legends[0].get_texts()] == ["training", "held out"]
@@ -322,7 +322,7 @@ def test_a_dollar_in_a_label_is_a_dollar():
         draw_curves(rows, {label: label, "a$b$": "a$b$"}, label, label, label),
         draw_histogram_pair([1.0], [2.0], (label, "x"), label, label),
     )
-    assert all(render(figure).rstrip().endswith(b"</svg>") for figure in figures)
+    assert all(render_figure(figure).rstrip().endswith(b"</svg>") for figure in figures)
 
 
 def test_bins_of_integers_hold_the_same_number_of_them():
@@ -341,15 +341,15 @@ def test_plots_draw_their_numbers():
     ax = draw_reliability(bins).axes[0]
     assert [t.get_text() for t in ax.texts] == ["2", "2"]
     assert [list(line.get_ydata()) for line in ax.lines][1] == [0.5, 1.0]
-    render(ax.figure)
+    render_figure(ax.figure)
 
     ax = draw_histogram_pair([0.0, 1.0], [1.0, 1.0, 1.0, math.nan], ("ref", "policy"), "gold").axes[0]
     heights = [patch.get_height() for patch in ax.patches]
     assert sum(heights[:24]) == pytest.approx(1)
     assert heights[0] == heights[23] == 0.5
     assert heights[47] == pytest.approx(1)
-    render(draw_histogram_pair([], [], ("a", "b"), "x"))
-    render(draw_histogram_pair([2.0], [2.0], ("a", "b"), "x"))
+    render_figure(draw_histogram_pair([], [], ("a", "b"), "x"))
+    render_figure(draw_histogram_pair([2.0], [2.0], ("a", "b"), "x"))
 
 
 def test_intervals_are_put_into_words_in_one_place():

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from align.report.bars import compute_axis_steps, draw_horizontal_bars, draw_vertical_bars
+from align.report.bars import compute_axis_ticks, draw_horizontal_bars, draw_vertical_bars
 from align.report.plots import MAX_NAME_LENGTH
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -59,7 +59,7 @@ def test_names_are_text_whatever_stands_in_them():
 
 @pytest.mark.parametrize("largest", [0, 1, 3, 5, 7, 99, 100, 101, 4_999, 123_456_789])
 def test_an_axis_begins_with_0_reaches_the_largest_bar_and_has_few_whole_steps(largest: int):
-    steps = compute_axis_steps({"a": [0, largest]})
+    steps = compute_axis_ticks({"a": [0, largest]})
     assert steps[0] == 0
     assert steps[-1] >= largest
     assert len(steps) <= 6

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from align.config.compose import build_config, compose_tree
-from align.config.scorers import build_reward_spec, parse_parts
+from align.config.scorers import build_reward_spec, parse_reward_parts
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
-from align.evals.suite.tasks import load_items, parse_task
+from align.evals.suite.tasks import load_task_items, parse_task
 from align.reward.build import build_scorer
 from align.reward.check import CheckReward
 from align.reward.checkers import build_checkers, check_answers_of_turns
@@ -173,7 +173,7 @@ def test_a_reward_says_what_a_task_of_an_evaluation_says(
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "2 + 2?", **row}) + "\n")
     task = parse_task({"name": "t", "path": str(path)}, "eval.tasks[0]", True)
-    (item,) = load_items(task, None, True)
+    (item,) = load_task_items(task, None, True)
     checkers = build_checkers(item.check, 1, "check", allow_code=True)
     by_task = [check_answers_of_turns(checkers, [answer]).score for answer in (right, wrong)]
     by_reward = (
@@ -213,7 +213,7 @@ def test_the_configuration_of_checks(tmp_path: Path) -> None:
     sum_config = build_config(
         compose_tree(["stage=ppo", "reward=sum", "reward.parts=[{name: check, weight: 2}]"])
     ).reward
-    (part,) = parse_parts(sum_config)  # pyright: ignore[reportArgumentType]
+    (part,) = parse_reward_parts(sum_config)  # pyright: ignore[reportArgumentType]
     assert part[0] == 2
     checked_conversation = make_conversation("4", check={"kind": "exact", "answer": "4"})
     assert build_scorer(build_reward_spec(sum_config), iter(())).score([checked_conversation]).tolist() == [2]

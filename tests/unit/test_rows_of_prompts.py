@@ -21,7 +21,7 @@ from align.data.sets.ids import compute_content_id
 from align.data.sets.record_columns import columns_to_records, records_to_columns
 from align.data.sources import DataSource, read_divided_documents, read_divided_prompts, read_source_prompts
 from align.data.split import compute_question_key
-from align.evals.suite.tasks import load_items, parse_task
+from align.evals.suite.tasks import load_task_items, parse_task
 from align.reward.check import CheckReward
 from align.reward.inputs import require_row_checks
 
@@ -137,7 +137,7 @@ def test_no_record_digest_data_set_or_store_has_them(tmp_path: Path) -> None:
 def test_an_item_of_a_suite_has_its_whole_row(tmp_path: Path) -> None:
     """The row includes `category` and `source`, which a function as judge reads too."""
     path = write_rows(tmp_path / "p.jsonl", [{"id": "a", "prompt": "2 + 2?", "answer": "4", "category": "sums"}])
-    (item,) = load_items(parse_task({"name": "sums", "path": str(path)}, "eval.tasks[0]", False), None, False)
+    (item,) = load_task_items(parse_task({"name": "sums", "path": str(path)}, "eval.tasks[0]", False), None, False)
     assert item.prompt.columns == {"id": "a", "answer": "4", "category": "sums"}
 
 

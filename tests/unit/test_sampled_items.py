@@ -13,7 +13,7 @@ from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.data.chat.encode import Prompt
 from align.rollout.strip_reasoning import warn_about_empty_answers
-from align.stages.sample import add_items, describe_withheld, require_items
+from align.stages.sample import add_items, describe_withheld, require_added_items
 
 THOUGHT = "<think>\nHm.\n</think>\n\n"
 
@@ -65,10 +65,10 @@ def test_a_run_that_hands_out_nothing_says_so(reasoning: str, back: dict[str, in
     inputs = {"init": SimpleNamespace(ref="sft:a")}
     run: Any = SimpleNamespace(folder=Path("runs/sample/x"), inputs=inputs, known_metrics={"prompts": 5})
     if not field:
-        require_items(run, config(reasoning), [back])
+        require_added_items(run, config(reasoning), [back])
         return
     with pytest.raises(InputError, match=rf"^{field}: .*runs/sample/x/samples\.jsonl"):
-        require_items(run, config(reasoning), [back])
+        require_added_items(run, config(reasoning), [back])
 
 
 def test_empty_answers_are_said():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, tensor
 
 from align.config.compose import build_config, compose_tree
-from align.config.scorers import SumReward, parse_parts
+from align.config.scorers import SumReward, parse_reward_parts
 from align.core.errors import InputError
 from align.core.functions import find_module_file, load_function
 from align.core.types import Conversation, Message, Rollout
@@ -301,7 +301,7 @@ def test_ppo_settings_that_are_wrong(wrong: list[str], field: str):
 def test_the_parts_of_a_sum():
     config = build_config(compose_tree(["stage=ppo", "reward=sum", f"reward.parts=[{SUM}]"])).reward
     assert isinstance(config, SumReward)
-    assert [(weight, part.name) for weight, part in parse_parts(config)] == [(2, "learned"), (-0.5, "rules")]
+    assert [(weight, part.name) for weight, part in parse_reward_parts(config)] == [(2, "learned"), (-0.5, "rules")]
 
 
 def test_a_pattern_that_takes_forever_ends_and_has_not_matched(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ import pytest
 from align.config.compose import build_config, compose_tree
 from align.config.groups import TrackConfig
 from align.config.root import Config
-from align.config.schemas import all_schemas
+from align.config.schemas import import_all_schemas
 from align.config.settings import Settings, replace_values
 from align.core.errors import InputError
 
@@ -40,7 +40,7 @@ CHOICES = [
 
 
 def compose_config(line: str) -> Config:
-    return build_config(compose_tree(line.split(), search=Path("nowhere")))
+    return build_config(compose_tree(line.split(), user_config_dir=Path("nowhere")))
 
 
 def iter_settings(settings: object, path: str = "") -> Iterator[tuple[str, Settings]]:
@@ -72,7 +72,7 @@ def test_nothing_can_be_assigned_or_taken_away(line: str) -> None:
 
 
 def test_every_schema_is_covered() -> None:
-    assert {line.split()[0].removeprefix("stage=") for line in CHOICES} >= all_schemas()["stage"].keys()
+    assert {line.split()[0].removeprefix("stage=") for line in CHOICES} >= import_all_schemas()["stage"].keys()
 
 
 def test_another_value_is_another_configuration() -> None:

@@ -128,9 +128,9 @@ def test_where_many_prompts_may_share_one_right_answer(
 
 
 def test_where_the_checks_of_the_rows_judge_one_answer_may_be_right():
-    assert is_closed(EvalTask("t"), build_items()[:2], None, judged_by_checks=True)
-    assert not is_closed(EvalTask("t"), build_items()[:2], False, judged_by_checks=True)
-    assert not is_closed(EvalTask("t"), build_items(check={"kind": "instructions"})[:2], None, judged_by_checks=True)
+    assert is_closed(EvalTask("t"), build_items()[:2], None, is_judged_by_checks=True)
+    assert not is_closed(EvalTask("t"), build_items()[:2], False, is_judged_by_checks=True)
+    assert not is_closed(EvalTask("t"), build_items(check={"kind": "instructions"})[:2], None, is_judged_by_checks=True)
     right = Rules([(1.0, build_rule({"rule": "regex", "pattern": "yes"}))])
     judge = Judge(partial(score_by_scorer, right, "rules", "gold", False), scorer=right, best=1.0)
     measured = measure_closed_task(

@@ -12,7 +12,7 @@ import pytest
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
-from align.evals.stats import DecisionRule, compute_bounded_difference, compute_sample_size_for_pairs, decide
+from align.evals.stats import DecisionRule, compute_bounded_difference, compute_sample_size_for_pairs, decide_by_rule
 from align.evals.suite.gates import (
     EvalGate,
     build_junit_xml,
@@ -184,5 +184,5 @@ def test_the_number_that_would_decide_does_in_four_of_five() -> None:
     rule = DecisionRule("superior", 0.0)
     n = compute_sample_size_for_pairs(*pilot_pairs, 0.0)
     assert n is not None
-    passes = [decide(rule, compute_bounded_difference(*draw_pairs(n))).outcome == "pass" for _ in range(300)]
+    passes = [decide_by_rule(rule, compute_bounded_difference(*draw_pairs(n))).outcome == "pass" for _ in range(300)]
     assert 0.72 < sum(passes) / 300 < 0.92

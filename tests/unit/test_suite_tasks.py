@@ -13,7 +13,7 @@ from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.evals.judges.llm_judge import REFUSES
 from align.evals.stats import fit_bradley_terry
-from align.evals.suite.tasks import EvalItem, EvalTask, cluster_items, load_items, parse_tasks
+from align.evals.suite.tasks import EvalItem, EvalTask, cluster_items, load_task_items, parse_tasks
 
 
 def build_item(id: str, cluster: str, prompt: str) -> EvalItem:
@@ -40,7 +40,7 @@ def test_what_shares_a_source_or_a_prompt_is_one_cluster_also_by_way_of_others()
 def load_rows(tmp_path: Path, *rows: dict[str, Any], name: str = "t.jsonl") -> list[EvalItem]:
     path = tmp_path / name
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    return [*load_items(EvalTask("t", str(path)), None, False)]
+    return [*load_task_items(EvalTask("t", str(path)), None, False)]
 
 
 def test_a_source_is_no_other_rows_id(tmp_path: Path):
@@ -57,7 +57,7 @@ def test_a_table_has_checks_as_json(tmp_path: Path):
     path = tmp_path / "t.csv"
     path.write_text('id,prompt,check\n1,a,"{""kind"": ""regex"", ""pattern"": ""e""}"\n2,b,\n', encoding="utf-8")
     task = EvalTask("t", str(path), {"kind": "exact", "answers": ["x"]})
-    assert [item.check["kind"] for item in load_items(task, None, False)] == ["regex", "exact"]
+    assert [item.check["kind"] for item in load_task_items(task, None, False)] == ["regex", "exact"]
 
 
 def test_a_source_counts_once_for_strengths_too():
@@ -72,7 +72,7 @@ def test_the_prompts_that_align_has():
     """Each set has fifty prompts, five of each category. No prompt is in both sets."""
     tasks = parse_tasks([{"name": name, "set": name} for name in ("harmful", "harmless")], False)
     assert {task.asks for task in tasks} == {REFUSES}
-    harmful, harmless = (load_items(task, None, False) for task in tasks)
+    harmful, harmless = (load_task_items(task, None, False) for task in tasks)
     for items in (harmful, harmless):
         assert len({item.id for item in items}) == len({item.cluster for item in items}) == 50
         assert {*Counter(item.category for item in items).values()} == {5}

@@ -12,7 +12,7 @@ from align.config import compose as composing
 from align.config.compose import Composer, build_config, compose_tree
 from align.config.root import to_plain_dict
 from align.config.sweep import Job, build_jobs
-from align.config.values import read_value
+from align.config.values import parse_plain_value
 from align.core.errors import InputError
 
 
@@ -46,7 +46,7 @@ def test_jobs_and_their_order_are_those_of_hydras_basic_sweeper(words: str):
     overrides = OverridesParser.create().parse_overrides(words.split())
     theirs = [dict(w.split("=", 1) for w in job) for job in BasicSweeper.split_arguments(overrides, None)[0]]
     ours = [dict(w.split("=", 1) for w in job.words) for job in compose_jobs(*words.split())]
-    parsed = [[{k: read_value(v) for k, v in job.items()} for job in jobs] for jobs in (ours, theirs)]
+    parsed = [[{k: parse_plain_value(v) for k, v in job.items()} for job in jobs] for jobs in (ours, theirs)]
     assert parsed[0] == parsed[1]
 
 

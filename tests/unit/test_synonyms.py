@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from align.config.compose import Composer, build_config, compose_tree
 from align.config.options import parse_arguments
-from align.config.schemas import all_schemas
-from align.config.synonyms import ABSENT, WORDS, find_keys
-from align.config.values import iter_keys
+from align.config.schemas import import_all_schemas
+from align.config.synonyms import ABSENT, WORDS, find_keys_by_synonym
+from align.config.values import iter_dotted_keys
 from align.core.errors import InputError
 
 TRL = {
@@ -203,8 +203,8 @@ def test_a_stage_of_another_framework(composer: Composer, typed: str, meant: str
 
 
 def test_every_synonym_leads_to_a_key_of_some_stage_and_every_value_is_taken() -> None:
-    trees = [OmegaConf.to_container(compose_tree([f"stage={stage}"])) for stage in all_schemas()["stage"]]
-    valid_keys = {key for tree in trees for key in iter_keys(tree)}  # pyright: ignore[reportArgumentType]
+    trees = [OmegaConf.to_container(compose_tree([f"stage={stage}"])) for stage in import_all_schemas()["stage"]]
+    valid_keys = {key for tree in trees for key in iter_dotted_keys(tree)}  # pyright: ignore[reportArgumentType]
     valid_keys |= {"reward.fn"}  # a key of another choice of the reward group
     assert {key.partition("=")[0] for key in WORDS} <= valid_keys
     assert not {word for words in (*WORDS.values(), *ABSENT) for word in words.split()} & valid_keys
@@ -219,7 +219,7 @@ NEEDS = {"stage=reward": ["data=annotations"]}
 
 
 def test_a_word_counts_in_any_spelling():
-    assert find_keys("Lora-R") == find_keys("lora_r") == ["method.r"]
+    assert find_keys_by_synonym("Lora-R") == find_keys_by_synonym("lora_r") == ["method.r"]
 
 
 def test_an_option_with_dashes_names_the_key():

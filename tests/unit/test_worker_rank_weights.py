@@ -15,7 +15,7 @@ from align.models.adapters import list_adapter_files
 from align.ranks import RankInfo
 from align.run import Input, Manifest, load_artifact
 from align.run.digests import HASHED, expect_same_bytes
-from align.stages.worker_rank import StartedRun, compare_bytes
+from align.stages.worker_rank import StartedRun, require_same_code_and_weights
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def test_every_rank_compares_the_adapter_that_it_loads(
     monkeypatch.setattr(ranks, "_here", RankInfo(local_rank, 8, local_rank, None))
     adapter = publish_run(tmp_path, "one") / "artifact"
     started = build_started_run(tmp_path, adapter)
-    compare_bytes(started)
+    require_same_code_and_weights(started)
     with expect_same_bytes(list_adapter_files(adapter), "adapter", "sft:one"):
         pass
     (adapter / "adapter_model.safetensors").write_text("x")
@@ -51,11 +51,11 @@ def test_every_rank_compares_the_adapter_that_it_loads(
     ):
         pytest.fail("it was loaded")
     with pytest.raises(InputError, match=rf"^init=sft:one: rank {local_rank}: is not the file that was published"):
-        compare_bytes(started)
+        require_same_code_and_weights(started)
 
 
 def test_the_first_rank_of_a_machine_compares_code_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_here", RankInfo(8, 16, 0, None))
     started = build_started_run(tmp_path, publish_run(tmp_path, "one") / "artifact")
     with pytest.raises(InputError, match="rank 8 runs other code than rank 0"):
-        compare_bytes(started)
+        require_same_code_and_weights(started)

@@ -172,7 +172,7 @@ def list_differences(one: JudgeIdentity, other: JudgeIdentity) -> list[str]:
     return [key for key in {**settings, **other_settings} if settings.get(key) != other_settings.get(key)]
 
 
-def describe_difference(one: JudgeIdentity, other: JudgeIdentity) -> str:
+def describe_judge_difference(one: JudgeIdentity, other: JudgeIdentity) -> str:
     """Describe up to three settings in which two judges differ. Returns an empty string if they do not differ."""
     settings = [dict(flatten_metrics(judge.made_of)) for judge in (one, other)]
     keys = list_differences(one, other)

@@ -128,7 +128,7 @@ class ComparisonQuestion:
     template: str = COMPARE_TEMPLATE
     choices: ClassVar[Mapping[str, float]] = {"A": 1.0, "B": 0.0, "C": 0.5}
     """Choice → 1 if the answer shown first is better, 0 if the second is, ½ if neither is."""
-    places: ClassVar[Sequence[str]] = ("conversation", "answer_a", "answer_b")
+    placeholders: ClassVar[Sequence[str]] = ("conversation", "answer_a", "answer_b")
     label: ClassVar[str] = "verdicts"
     missing: ClassVar[tuple[str, str]] = ("ties", "its win rates are meaningless")
     """The value of missing verdicts in words, and the remark if there are many."""
@@ -193,26 +193,29 @@ class LLMJudge:
             CorruptFile, StorageError: the store cannot be used.
         """
         cases = [(pair, order) for pair in pairs for order in (FIRST, SECOND)]
-        replies = ask_questions(self, [self.build_comparison(*case) for case in cases], store)
+        replies = ask_questions(self, [self.build_comparison_request(*case) for case in cases], store)
         return [
-            self.read_comparison(reply, pair.id, order) for reply, (pair, order) in zip(replies, cases, strict=True)
+            self.parse_comparison_verdict(reply, pair.id, order)
+            for reply, (pair, order) in zip(replies, cases, strict=True)
         ]
 
     def grade(self, answers: Sequence[GradedAnswer], store: AnswerStore) -> list[JudgeVerdict]:
         """Ask the judge the yes/no question about each answer. Returns verdicts, 1 for yes. The store and the errors
         are as in `compare`."""
-        replies = ask_questions(self, [self.build_grading(answer) for answer in answers], store)
-        return [self.read_reply(reply, answer.id) for reply, answer in zip(replies, answers, strict=True)]
+        replies = ask_questions(self, [self.build_grading_request(answer) for answer in answers], store)
+        return [self.parse_verdict(reply, answer.id) for reply, answer in zip(replies, answers, strict=True)]
 
-    def build_comparison(self, pair: AnswerPair, order: str) -> ServerAnswerKey:
+    def build_comparison_request(self, pair: AnswerPair, order: str) -> ServerAnswerKey:
         """Build the request about a pair with the first system's answer shown `first` or `second`."""
         answer_a, answer_b = (pair.first, pair.second) if order == FIRST else (pair.second, pair.first)
-        conversation, (shown_a, shown_b) = mark_texts(pair.prompt, {"answer A": answer_a, "answer B": answer_b})
+        conversation, (shown_a, shown_b) = render_marked_texts(
+            pair.prompt, {"answer A": answer_a, "answer B": answer_b}
+        )
         return self._build({"conversation": conversation, "answer_a": shown_a, "answer_b": shown_b})
 
-    def build_grading(self, answer: GradedAnswer) -> ServerAnswerKey:
+    def build_grading_request(self, answer: GradedAnswer) -> ServerAnswerKey:
         assert isinstance(self.question, YesNoQuestion)
-        conversation, (marked_answer,) = mark_texts(answer.prompt, {"answer": answer.text})
+        conversation, (marked_answer,) = render_marked_texts(answer.prompt, {"answer": answer.text})
         return self._build({"conversation": conversation, "answer": marked_answer, "question": self.question.text})
 
     def _build(self, places: Mapping[str, str]) -> ServerAnswerKey:
@@ -222,7 +225,7 @@ class LLMJudge:
         messages = [{"role": "user", "content": text}]
         return self.endpoint.question(messages, **sampling, logprobs=True, top_logprobs=TOP_LOGPROBS)
 
-    def read_reply(self, reply: CachedAnswer | EndpointFailure, id: str, order: str = "") -> JudgeVerdict:
+    def parse_verdict(self, reply: CachedAnswer | EndpointFailure, id: str, order: str = "") -> JudgeVerdict:
         """Parse a judge's reply into a verdict, in the order in which the answers were shown. Without a choice, the
         verdict has an error."""
         try:
@@ -231,10 +234,10 @@ class LLMJudge:
             return JudgeVerdict(id, order, MISSING, error=str(error))
         return JudgeVerdict(id, order, self.question.choices[choice], p)
 
-    def read_comparison(self, reply: CachedAnswer | EndpointFailure, id: str, order: str) -> JudgeVerdict:
+    def parse_comparison_verdict(self, reply: CachedAnswer | EndpointFailure, id: str, order: str) -> JudgeVerdict:
         """Parse a judge's reply about a pair into a verdict: 1 is for the first system, whichever answer was shown
         first."""
-        verdict = self.read_reply(reply, id, order)
+        verdict = self.parse_verdict(reply, id, order)
         if order == FIRST:
             return verdict
         return verdict._replace(verdict=1 - verdict.verdict, p=None if verdict.p is None else 1 - verdict.p)
@@ -298,7 +301,7 @@ def parse_judge(value: Any) -> Literal["reward", "people"] | LLMJudge:
 def read_template(path: str, field: str) -> str:
     """Read a user's prompt for comparisons. Raises InputError if it is invalid, see `parse_judge`."""
     template = read_text(parse_user_path(path, field), field, "Name a text file in UTF-8.")
-    places = ComparisonQuestion.places
+    places = ComparisonQuestion.placeholders
     in_template = PLACEHOLDER.findall(template)
     listed = ", ".join(f"{{{place}}}" for place in places)
     for place in in_template:
@@ -329,7 +332,7 @@ class MarkedTexts(NamedTuple):
     answers: list[str]
 
 
-def mark_texts(prompt: Conversation, answers: Mapping[str, str]) -> MarkedTexts:
+def render_marked_texts(prompt: Conversation, answers: Mapping[str, str]) -> MarkedTexts:
     """Render a conversation and the answers to it as text for a judge, each between marks such as `<<<answer A 1f…>>>`.
 
     Args:
@@ -359,7 +362,7 @@ def ask_questions(
         CorruptFile, StorageError: the store cannot be used.
     """
     is_kept = partial(has_choice, choices=[*judge.question.choices])
-    watch = watch_failures(judge.endpoint)
+    watch = create_failure_watcher(judge.endpoint)
     replies, _ = fetch_answers(judge.endpoint, questions, store, judge.question.label, watch, is_kept)
     failures = [reply for reply in replies.values() if isinstance(reply, EndpointFailure)]
     if failures and len(failures) == len(replies) and failures[0].kind != "unreadable":
@@ -367,13 +370,13 @@ def ask_questions(
     return [replies[question.id] for question in questions]
 
 
-def watch_failures(endpoint: Endpoint) -> Callable[[CachedAnswer | EndpointFailure], None]:
+def create_failure_watcher(endpoint: Endpoint) -> Callable[[CachedAnswer | EndpointFailure], None]:
     """Return a function that is called with each reply and raises InputError after `MAX_FAILURES` failures of one kind
     in a row."""
     last_kinds: list[str] = []
 
     def watch(reply: CachedAnswer | EndpointFailure) -> None:
-        count_usage(reply)
+        add_usage(reply)
         if not isinstance(reply, EndpointFailure):
             last_kinds.clear()
             return
@@ -415,7 +418,7 @@ def collect_judge_usage() -> Iterator[JudgeUsage]:
         ACTIVE_USAGE.reset(token)
 
 
-def count_usage(reply: CachedAnswer | EndpointFailure) -> None:
+def add_usage(reply: CachedAnswer | EndpointFailure) -> None:
     """Add a reply's tokens to the sums of the active `collect_judge_usage` block."""
     if (usage := ACTIVE_USAGE.get()) is None:
         return

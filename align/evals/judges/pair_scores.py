@@ -49,7 +49,7 @@ def score_pairs(
         problem = f"are {pluralize(len(pairs), 'pair')}, each longer than a reward model's context"
         raise InputError("data", data, problem, "Give shorter pairs, or name another judge.")
     sides = [[pair.conversations[side] for pair in fitting] for side in (0, 1)]
-    end_flags = [build_end_flags(pair.ended[side] for pair in fitting) for side in (0, 1)]
+    end_flags = [build_rollout_with_end_flags(pair.ended[side] for pair in fitting) for side in (0, 1)]
     scorer = standardise_members(build_scorer(reward, iter(loaded)), sides[1], end_flags[1])
     first_N, second_N = (scorer.score(side, ended).double() for side, ended in zip(sides, end_flags, strict=True))
     if not (first_N.isfinite() & second_N.isfinite()).all():
@@ -63,7 +63,7 @@ def score_pairs(
     return fitting, JudgeOpinions(compute_wins(first, second).tolist(), None, log_odds, [""] * len(fitting), scores)
 
 
-def build_end_flags(end_flags: Iterable[bool]) -> Rollout:
+def build_rollout_with_end_flags(end_flags: Iterable[bool]) -> Rollout:
     """Return a rollout that has no tokens but the end-of-text flags of answers, for scorers that use these flags."""
     ended_B = torch.tensor([*end_flags], dtype=torch.bool, device="cpu")
     tokens = torch.zeros(len(ended_B), 2, dtype=torch.int64, device="cpu")

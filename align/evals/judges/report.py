@@ -25,7 +25,7 @@ from align.core.errors import CorruptFile, InputError, require, require_schema_v
 from align.core.types import Conversation, Feedback, Message, Preference
 from align.data.read.content import encode_turn
 from align.data.trained_ids import TrainedQuestions
-from align.evals.judges.identity import JudgeIdentity, describe_difference, list_differences
+from align.evals.judges.identity import JudgeIdentity, describe_judge_difference, list_differences
 from align.evals.judges.judge_verdict import FIRST, SECOND, AnswerPair
 from align.evals.judges.llm_judge import GradedAnswer, LLMJudge
 from align.evals.stats import compute_agreement, compute_judge_statistics, compute_win_rate, merge_swapped_verdicts
@@ -88,25 +88,25 @@ class PairExample:
         return self.verdict == TIE
 
     @property
-    def sides(self) -> tuple[Turns, Turns]:
+    def answers(self) -> tuple[Turns, Turns]:
         return self.first, self.second
 
     @property
     def conversations(self) -> tuple[Conversation, Conversation]:
         """The prompt with either answer."""
-        first, second = (replace(self.item.prompt, messages=self.item.prompt.messages + side) for side in self.sides)
+        first, second = (replace(self.item.prompt, messages=self.item.prompt.messages + side) for side in self.answers)
         return first, second
 
     @property
     def lengths(self) -> tuple[int, int]:
         """The number of characters of each answer."""
-        first, second = (sum(len(turn.content) for turn in side) for side in self.sides)
+        first, second = (sum(len(turn.content) for turn in side) for side in self.answers)
         return first, second
 
     def to_preference(self) -> Preference:
         """Return the pair with the better answer as the chosen one; of a tie, the first."""
         is_first = self.verdict >= TIE
-        chosen_turns, rejected_turns = self.sides if is_first else self.sides[::-1]
+        chosen_turns, rejected_turns = self.answers if is_first else self.answers[::-1]
         chosen_ended, rejected_ended = self.ended if is_first else self.ended[::-1]
         return Preference(
             self.item.prompt.messages,
@@ -217,9 +217,11 @@ def make_unique_ids(ids: Sequence[str], noun: str) -> list[str]:
     return unique
 
 
-def drop_trained_pairs(pairs: Iterable[PairExample], seen: Sequence[TrainedQuestions]) -> list[PairExample]:
+def drop_trained_pairs(
+    pairs: Iterable[PairExample], trained_questions: Sequence[TrainedQuestions]
+) -> list[PairExample]:
     """Return the pairs whose prompt is not in the training data of the judge's reward models."""
-    return [pair for pair in pairs if not any(model.asks(pair.item.prompt.messages) for model in seen)]
+    return [pair for pair in pairs if not any(model.asks(pair.item.prompt.messages) for model in trained_questions)]
 
 
 def digest_examples(examples: Sequence[PairExample] | Sequence[AnswerExample]) -> str:
@@ -230,7 +232,7 @@ def digest_examples(examples: Sequence[PairExample] | Sequence[AnswerExample]) -
         if isinstance(example, AnswerExample):
             return [prompt, turns_to_json(example.answer), example.label]
         verdicts = (example.verdict, 1 - example.verdict)
-        sides = [[turns_to_json(side), verdict] for side, verdict in zip(example.sides, verdicts, strict=True)]
+        sides = [[turns_to_json(side), verdict] for side, verdict in zip(example.answers, verdicts, strict=True)]
         return [prompt, *sorted(sides)]
 
     return json_digest(sorted(map(list_contents, examples), key=str))
@@ -262,7 +264,7 @@ def measure_human_agreement(pairs: Sequence[PairExample]) -> HumanAgreement:
     return HumanAgreement([pair.item.cluster for pair in several], shares)
 
 
-def find_best_answers(pairs: Sequence[PairExample]) -> dict[str, list[tuple[PairExample, bool]]]:
+def find_pairs_with_best_answer(pairs: Sequence[PairExample]) -> dict[str, list[tuple[PairExample, bool]]]:
     """Return, by prompt, the pairs of the answer that was preferred to each other one, if there are at least two
     others.
 
@@ -277,9 +279,9 @@ def find_best_answers(pairs: Sequence[PairExample]) -> dict[str, list[tuple[Pair
         pairs_by_prompt.setdefault(pair.item.prompt.messages, []).append(pair)
     best_answers: dict[str, list[tuple[PairExample, bool]]] = {}
     for prompt_pairs in pairs_by_prompt.values():
-        answers = {side for pair in prompt_pairs for side in pair.sides}
+        answers = {side for pair in prompt_pairs for side in pair.answers}
         for answer in sorted(answers, key=turns_to_json):
-            own_pairs = [(pair, pair.first == answer) for pair in prompt_pairs if answer in pair.sides]
+            own_pairs = [(pair, pair.first == answer) for pair in prompt_pairs if answer in pair.answers]
             has_all = len(answers) > 2 and len(own_pairs) == len(answers) - 1
             if has_all and all(pair.verdict == float(is_first) for pair, is_first in own_pairs):
                 best_answers[prompt_pairs[0].item.id] = own_pairs
@@ -439,7 +441,7 @@ def compute_best_answer_credits(pairs: Sequence[PairExample], verdicts: NDArray[
     """
     verdict_of = {pair.item.id: verdict for pair, verdict in zip(pairs, verdicts.tolist(), strict=True)}
     credits: dict[str, list[float]] = {}
-    for own_pairs in find_best_answers(pairs).values():
+    for own_pairs in find_pairs_with_best_answer(pairs).values():
         wins = [verdict_of[pair.item.id] if is_first else 1 - verdict_of[pair.item.id] for pair, is_first in own_pairs]
         credit = 1 / (1 + wins.count(TIE)) if all(win > 0 for win in wins) else 0.0
         credits.setdefault(str(len(own_pairs) + 1), []).append(credit)
@@ -479,7 +481,7 @@ def collect_pair_opinions(
 ) -> tuple[JudgeOpinions, list[str]]:
     """Ask a language model, from the first rank, to compare pairs in both orders. Returns its verdicts, and remarks on
     missing ones."""
-    answer_pairs = [AnswerPair(pair.item.id, pair.item.prompt, *map(join_turns, pair.sides)) for pair in pairs]
+    answer_pairs = [AnswerPair(pair.item.id, pair.item.prompt, *map(join_turns, pair.answers)) for pair in pairs]
     verdicts = ranks.broadcast(judge.compare(answer_pairs, store) if ranks.is_main() else [])
     by_case = {(verdict.prompt, verdict.order): verdict for verdict in verdicts}
     first = [by_case[pair.item.id, FIRST] for pair in pairs]
@@ -584,7 +586,7 @@ class JudgeReport:
         return values
 
 
-def load_reports(value: Any, root: Path) -> tuple[Sequence[JudgeReport], dict[str, Input]]:
+def load_reports(card: Any, root: Path) -> tuple[Sequence[JudgeReport], dict[str, Input]]:
     """Load the judge reports that `stage.card` names. Returns them, and the inputs that a run records for them.
 
     Raises:
@@ -592,11 +594,11 @@ def load_reports(value: Any, root: Path) -> tuple[Sequence[JudgeReport], dict[st
         MissingArtifact: there is no such run.
         CorruptFile: a file of the run was changed after it was published.
     """
-    is_list = isinstance(value, list | tuple)
-    refs = [*value] if is_list else [value]
+    is_list = isinstance(card, list | tuple)
+    refs = [*card] if is_list else [card]
     for ref in refs:
         is_ref = isinstance(ref, str) and (bool(ref) or not is_list)
-        require(is_ref, FIELD, value, "names no run", "Write eval:NAME, or a list of such.")
+        require(is_ref, FIELD, card, "names no run", "Write eval:NAME, or a list of such.")
     reports = []
     inputs = {}
     refs = [ref for ref in refs if ref]
@@ -690,7 +692,7 @@ def explain_shortfall(report: JudgeReport, min_agreement: float = MIN_AGREEMENT)
 
 
 def choose_report(
-    gate: str, judge: JudgeIdentity, reports: Sequence[JudgeReport], value: Any, min_agreement: float = MIN_AGREEMENT
+    gate: str, judge: JudgeIdentity, reports: Sequence[JudgeReport], card: Any, min_agreement: float = MIN_AGREEMENT
 ) -> JudgeReport:
     """Return the one report about this judge, if its agreement with the labels allows it to decide a gate.
 
@@ -698,7 +700,7 @@ def choose_report(
         gate: its name.
         judge: the judge of the gate's task.
         reports: those that `stage.card` names.
-        value: of `stage.card`, for errors.
+        card: the value of `stage.card`, for errors.
         min_agreement: see `explain_shortfall`.
 
     Raises:
@@ -713,13 +715,11 @@ def choose_report(
     if not own_reports:
         nearest = min(reports, key=lambda report: len(list_differences(judge, report.judge)))
         subject = "this card is" if len(reports) == 1 else f"even the nearest of these {len(reports)} cards is"
-        difference = describe_difference(judge, nearest.judge)
+        difference = describe_judge_difference(judge, nearest.judge)
         problem = f"{decides}, and {subject} of another judge, {nearest.judge.title}: {difference}"
-        raise InputError(FIELD, value, problem, how_to_measure)
-    require(
-        len(own_reports) == 1, FIELD, value, f"names {len(own_reports)} cards of {judge.title}", "Name one of them."
-    )
+        raise InputError(FIELD, card, problem, how_to_measure)
+    require(len(own_reports) == 1, FIELD, card, f"names {len(own_reports)} cards of {judge.title}", "Name one of them.")
     if why := explain_shortfall(own_reports[0], min_agreement):
         examples = "answers" if judge.asks else "pairs"
-        raise InputError(FIELD, value, f"{decides}: {why}", f"Measure it on more {examples}, or name another judge.")
+        raise InputError(FIELD, card, f"{decides}: {why}", f"Measure it on more {examples}, or name another judge.")
     return own_reports[0]

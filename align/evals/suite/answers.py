@@ -203,7 +203,7 @@ def ask_systems(sampling: Sampling, systems: Sequence[System], tasks: Tasks, fil
             request.system.name: request.tokenizer.pad_token_id for request in requests if request.tokenizer is not None
         }
         greedy_rows = select_greedy_rows(tasks) if turn_number == 0 else []
-        row_fits, row_refusals, answers = ask_turn(sampling, requests, greedy_rows, greedy)
+        row_fits, row_refusals, answers = ask_next_turn(sampling, requests, greedy_rows, greedy)
         for i, fit, refusal in zip(due_rows, row_fits, row_refusals, strict=True):
             fits[i] = fit
             refusals[i] = refusal
@@ -216,7 +216,7 @@ def ask_systems(sampling: Sampling, systems: Sequence[System], tasks: Tasks, fil
                     conversations[name][i] = continue_conversation(
                         conversations[name][i], turn.reply.text, next_question
                     )
-    kept, dropped = drop_too_long(tasks, fits, refusals)
+    kept, dropped = drop_too_long_items(tasks, fits, refusals)
     fitting_rows = [i for i in range(len(items)) if fits[i]]
     answers_by_system: dict[str, Sequence[EvaluatedAnswer]] = {
         name: [with_earlier_turns(items[i], conversations[name][i], turns[i].reply) for i in fitting_rows]
@@ -269,7 +269,7 @@ def build_requests(sampling: Sampling, system: System, items: Sequence[EvalItem]
     """Build a system's requests for answers to some items, each with all settings that decide the answer, as keys of
     the answer cache."""
     if system.endpoint is not None:
-        return SystemRequests(system, None, [build_question(sampling, system, item) for item in items], items)
+        return SystemRequests(system, None, [build_server_request(sampling, system, item) for item in items], items)
     assert system.base is not None
     tokenizer = load_system_tokenizer(sampling, system)
     model = read_configurations(system.base)
@@ -295,7 +295,7 @@ def build_requests(sampling: Sampling, system: System, items: Sequence[EvalItem]
     return SystemRequests(system, tokenizer, keys, items)
 
 
-def build_question(sampling: Sampling, system: System, item: EvalItem) -> ServerAnswerKey:
+def build_server_request(sampling: Sampling, system: System, item: EvalItem) -> ServerAnswerKey:
     """Build the request that asks a server for its answer to an item. Seeds are cut to 31 bits, the limit of
     servers."""
     assert system.endpoint is not None
@@ -354,7 +354,7 @@ class TurnAnswers(NamedTuple):
     answers: dict[str, list[Turn]]
 
 
-def ask_turn(
+def ask_next_turn(
     sampling: Sampling, requests: Sequence[SystemRequests], greedy_rows: Sequence[int], greedy: GreedyAnswers
 ) -> TurnAnswers:
     """Ask every system for its answer to the last user message of each item.
@@ -455,7 +455,7 @@ def complete_records(
     requests: Sequence[SystemRequests],
     what: str,
     counts: RecordCounts,
-    make: Callable[[Sequence[SystemRequests], StoreRecords], None],
+    compute_missing: Callable[[Sequence[SystemRequests], StoreRecords], None],
 ) -> list[list[Any]]:
     """Look up records in the cache, compute and store the missing ones, and return those of each system in the order of
     its keys.
@@ -463,7 +463,7 @@ def complete_records(
     Args:
         what: the name of the records, for the progress bar.
         counts: counts them.
-        make: makes the missing records of systems on one base, each once.
+        compute_missing: computes the missing records of systems on one base, each once.
     """
     ids = {key.id for request in requests for key in request.keys}
     if not ids:
@@ -489,11 +489,11 @@ def complete_records(
                 for request in group
             ]
             if any(request.keys for request in missing):
-                make(missing, keep)
+                compute_missing(missing, keep)
     return [[record_by_id[key.id] for key in request.keys] for request in requests]
 
 
-def sample_missing_answers(sampling: Sampling, group: Sequence[SystemRequests], keep: StoreRecords) -> None:
+def sample_missing_answers(sampling: Sampling, group: Sequence[SystemRequests], store_records: StoreRecords) -> None:
     """Sample the answers of systems on one base that the cache lacks, and store them. Rows of one prompt stand
     together.
 
@@ -522,7 +522,7 @@ def sample_missing_answers(sampling: Sampling, group: Sequence[SystemRequests], 
                 with nullcontext() if batch[0][1].temperature else use_greedy_decoding(engine):
                     rollout = engine.generate(prompts, [actors[request.system.name] for request, _ in batch], seeds)
             answers = zip(batch, extract_response_ids(rollout), rollout.ended_B.tolist(), strict=True)
-            keep(
+            store_records(
                 [
                     (key, CachedAnswer(tuple(ids), decode_response(request.tokenizer, ids, has_ended), has_ended))
                     for (request, key), ids, has_ended in answers
@@ -610,9 +610,9 @@ def ask_server_greedily(
     )
     if any(question.body.get("temperature") != sampling.temperature for question in questions):
         return GreedyServerAnswers(None, f"{endpoint.field}.extra_body sets the temperature")
-    greedy = [with_settings(question, temperature=0.0, seed=0) for question in questions]
+    greedy = [replace_settings(question, temperature=0.0, seed=0) for question in questions]
     compared = greedy[:REPEATED_PROMPTS]
-    repeated = [replace(with_settings(question, seed=1), draw=1) for question in compared]
+    repeated = [replace(replace_settings(question, seed=1), draw=1) for question in compared]
     replies = ask(questions=[*compared, *repeated])
     refusal = next((reply.problem for reply in replies.values() if isinstance(reply, EndpointFailure)), None)
     if refusal is not None:
@@ -632,7 +632,7 @@ def ask_server_greedily(
     return GreedyServerAnswers(texts)
 
 
-def with_settings(question: ServerAnswerKey, **settings: Any) -> ServerAnswerKey:
+def replace_settings(question: ServerAnswerKey, **settings: Any) -> ServerAnswerKey:
     """Return the question with other values of settings, leaving out settings that it does not have."""
     return replace(question, body={**question.body, **{k: v for k, v in settings.items() if k in question.body}})
 
@@ -652,7 +652,7 @@ def with_earlier_turns(item: EvalItem, conversation: Conversation, answer: Evalu
     return replace(answer, before=conversation.messages[len(item.prompt.messages) :])
 
 
-def drop_too_long(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -> RemainingTasks:
+def drop_too_long_items(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -> RemainingTasks:
     """Return the tasks without the items whose prompts exceed the context of some system, and the number of dropped
     items of each task.
 

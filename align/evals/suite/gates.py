@@ -30,7 +30,7 @@ from align.evals.stats import (
     compute_sample_size_for_pairs,
     compute_sample_size_for_share,
     compute_score_difference,
-    decide,
+    decide_by_rule,
 )
 from align.evals.suite.probes import LM_EVAL, LOSS
 from align.evals.suite.results import SHARE_ROLES, ScoredTask, compute_mean_score
@@ -115,46 +115,50 @@ def parse_gates(value: Any, tasks: Sequence[EvalTask], systems: Sequence[str]) -
     return [*gates.values()]
 
 
-def parse_gate(value: Any, at: str, tasks: Mapping[str, EvalTask], systems: Sequence[str]) -> EvalGate:
+def parse_gate(value: Any, field: str, tasks: Mapping[str, EvalTask], systems: Sequence[str]) -> EvalGate:
     """Parse one condition of `eval.gates`."""
-    spec = check_keys(value, at, ("name", "task", "is"), KEYS)
+    spec = check_keys(value, field, ("name", "task", "is"), KEYS)
     name = spec["name"]
-    require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAME_REMEDY)
-    task = tasks[get_choice(spec, at, "task", [*tasks])]
-    kind = get_choice(spec, at, "is", KINDS)
-    against = get_choice(spec, at, "against", systems[1:]) if spec.get("against") is not None else ""
+    require(
+        isinstance(name, str) and NAME.fullmatch(name) is not None, f"{field}.name", name, "is no name", NAME_REMEDY
+    )
+    task = tasks[get_choice(spec, field, "task", [*tasks])]
+    kind = get_choice(spec, field, "is", KINDS)
+    against = get_choice(spec, field, "against", systems[1:]) if spec.get("against") is not None else ""
     problem = "compares two systems, and `against` names no second one"
-    require(kind != "not_worse" or bool(against), f"{at}.is", kind, problem, HELP)
+    require(kind != "not_worse" or bool(against), f"{field}.is", kind, problem, HELP)
     unit = UNITS.get(task.probe.kind, "") if task.probe is not None else ""
     problem = f"has scores in {unit}, which have no absolute scale"
-    require(bool(against) or not unit, f"{at}.task", task.name, problem, "Name another system: against.")
-    margin = get_number(spec, at, "margin", 0.0, 0)
-    level = get_number(spec, at, "level", 0.95, 0)
+    require(bool(against) or not unit, f"{field}.task", task.name, problem, "Name another system: against.")
+    margin = get_number(spec, field, "margin", 0.0, 0)
+    level = get_number(spec, field, "level", 0.95, 0)
     require(
         margin < 1 or bool(unit),
-        f"{at}.margin",
+        f"{field}.margin",
         margin,
         "is larger than any possible difference of shares",
         "Give one below 1.",
     )
     problem = f"is not above {LOWEST_LEVEL} and below 1"
-    require(LOWEST_LEVEL < level < 1, f"{at}.level", level, problem, "Write 0.95, or leave it out.")
+    require(LOWEST_LEVEL < level < 1, f"{field}.level", level, problem, "Write 0.95, or leave it out.")
     problem = "is 0, but no evaluation can show that two systems are exactly equal"
-    require(kind != "not_worse" or margin > 0, f"{at}.margin", margin, problem, "Give a margin above 0.")
-    rule = DecisionRule(KINDS[KINDS.index(kind)], margin, level, get_integer(spec, at, "least_n", 1, 1))
+    require(kind != "not_worse" or margin > 0, f"{field}.margin", margin, problem, "Give a margin above 0.")
+    rule = DecisionRule(KINDS[KINDS.index(kind)], margin, level, get_integer(spec, field, "least_n", 1, 1))
     has_agreement = spec.get("min_agreement") is not None
-    agreement = get_number(spec, at, "min_agreement", None, LOWEST_MIN_AGREEMENT, 1) if has_agreement else None
+    agreement = get_number(spec, field, "min_agreement", None, LOWEST_MIN_AGREEMENT, 1) if has_agreement else None
     problem = f"applies to tasks with a judge, and task {task.name} is a probe"
-    require(agreement is None or task.probe is None, f"{at}.min_agreement", agreement, problem, "Drop it.")
+    require(agreement is None or task.probe is None, f"{field}.min_agreement", agreement, problem, "Drop it.")
     problem = "is 1, and no agreement can be above 1"
-    require(agreement != 1, f"{at}.min_agreement", agreement, problem, "Write 0.6, or leave it out.")
+    require(agreement != 1, f"{field}.min_agreement", agreement, problem, "Write 0.6, or leave it out.")
     collapsed = spec.get("collapsed", False)
     problem = "is not true, false or measured"
-    require(isinstance(collapsed, bool) or collapsed == "measured", f"{at}.collapsed", collapsed, problem, "Drop it.")
+    require(
+        isinstance(collapsed, bool) or collapsed == "measured", f"{field}.collapsed", collapsed, problem, "Drop it."
+    )
     return EvalGate(name, task.name, against, rule, agreement, task.asks, collapsed)
 
 
-def check_gates(
+def choose_gate_reports(
     gates: Sequence[EvalGate],
     judges: Mapping[str, JudgeIdentity | None],
     reports: Sequence[JudgeReport],
@@ -233,19 +237,19 @@ def decide_from_verdicts(gate: EvalGate, task: ScoredTask) -> Decision:
     losses, since the units of its scores are arbitrary."""
     level = gate.rule.level
     if not task.items:  # people have not judged any item yet
-        return replace(decide(gate.rule, EMPTY_FIGURE), n_to_decide=None)
+        return replace(decide_by_rule(gate.rule, EMPTY_FIGURE), n_to_decide=None)
     if gate.against and task.role == "measured":
-        return decide(
+        return decide_by_rule(
             gate.rule, compute_score_difference(*task.get_compared_values(gate.against), task.clusters, level)
         )
     if gate.against:
         wins = task.get_wins(gate.against) if task.verdicts else []
         pair = (wins, [1 - win for win in wins]) if wins else task.get_compared_values(gate.against)
-        decision = decide(gate.rule, compute_bounded_difference(*pair, task.clusters, level))
+        decision = decide_by_rule(gate.rule, compute_bounded_difference(*pair, task.clusters, level))
         n = compute_sample_size_for_pairs(*pair, decision.bound, task.clusters, level)
     else:
         first = next(iter(task.answers))
-        decision = decide(gate.rule, compute_mean_score(task, first, level))
+        decision = decide_by_rule(gate.rule, compute_mean_score(task, first, level))
         if task.role not in SHARE_ROLES:
             return decision
         means = average_by_group(task.clusters, task.get_scores(first))[0]
@@ -257,21 +261,21 @@ def decide_from_verdicts(gate: EvalGate, task: ScoredTask) -> Decision:
     return replace(decision, n_to_decide=None if n is None else max(n, gate.rule.least_n))
 
 
-def decide_on_collapse(gate: EvalGate, decision: Decision, first: str, collapse: Collapse) -> Decision:
+def decide_on_collapse(gate: EvalGate, decision: Decision, system: str, collapse: Collapse) -> Decision:
     """Fail a gate whose system's answers collapsed to few texts, unless the gate has `collapsed: true`. Returns the
     decision.
 
     Args:
-        first: the name of the system that the gate is about.
+        system: the name of the system that the gate is about.
         collapse: the verdict on this system.
     """
     reasons = "; ".join(collapse.reasons)
     if collapse.verdict == COLLAPSED and gate.collapsed is not True:
-        return replace(decision, outcome="fail", n_to_decide=None, why=f"{first} collapsed: {reasons}")
+        return replace(decision, outcome="fail", n_to_decide=None, why=f"{system} collapsed: {reasons}")
     if collapse.verdict == NOT_MEASURED and gate.collapsed is not True:
         outcome = "undecided" if gate.collapsed and decision.outcome == "pass" else decision.outcome
         why = explain_undecided(decision) if decision.outcome == "undecided" else decision.why
-        unmeasured = f"whether {first} collapsed is not measured: {reasons}"
+        unmeasured = f"whether {system} collapsed is not measured: {reasons}"
         return replace(decision, outcome=outcome, why="; ".join(filter(None, (why, unmeasured))))
     return decision
 

@@ -137,7 +137,7 @@ def compute_padded_likelihoods(model: Any, rows: Sequence[EncodedRow], pad_id: i
     mask = pad_rows([[1] * len(row) for row in ids], 0).bool().to(device)
     picked = (pad_rows(labels, IGNORE_INDEX) != IGNORE_INDEX).to(device)
     picked[:, 0] = False  # the first token has no context
-    logprobs, is_greedy = compute_picked_and_greedy(model, tokens, mask, picked)
+    logprobs, is_greedy = compute_token_likelihoods(model, tokens, mask, picked)
     counts = [row.trained for row in rows]
     parts = zip(logprobs.double().split(counts), is_greedy.split(counts), strict=True)
     return [Likelihood(row_logprobs.sum().item(), bool(row_greedy.all())) for row_logprobs, row_greedy in parts]
@@ -155,7 +155,7 @@ class TokenLikelihoods(NamedTuple):
     is_greedy: Tensor
 
 
-def compute_picked_and_greedy(model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor) -> TokenLikelihoods:
+def compute_token_likelihoods(model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor) -> TokenLikelihoods:
     """Compute log p of each picked token given the tokens before it in its row, and whether it is the likeliest there.
 
     Args:
@@ -363,7 +363,7 @@ def compute_all_likelihoods(
 
 
 def compute_missing_likelihoods(
-    sampling: Sampling, rows: Mapping[str, EncodedRow], group: Sequence[SystemRequests], keep: StoreRecords
+    sampling: Sampling, rows: Mapping[str, EncodedRow], group: Sequence[SystemRequests], store_records: StoreRecords
 ) -> None:
     """Compute and store the log-likelihoods of systems on one base that the cache lacks, in batches of rows of similar
     length.
@@ -390,7 +390,7 @@ def compute_missing_likelihoods(
                 if any(not math.isfinite(likelihood.logprob) for _, likelihood in records):
                     problem = f"{system.field} gives a row a log-likelihood that is not finite"
                     raise build_divergence_error(problem, None, sampling.dtype_setting)
-                keep(records)
+                store_records(records)
 
 
 def compute_batch(
@@ -463,7 +463,9 @@ def generate_completions(
     }
 
 
-def generate_missing_completions(sampling: Sampling, group: Sequence[SystemRequests], keep: StoreRecords) -> None:
+def generate_missing_completions(
+    sampling: Sampling, group: Sequence[SystemRequests], store_records: StoreRecords
+) -> None:
     """Generate and store the completions of systems on one base that the cache lacks.
 
     Raises:
@@ -474,7 +476,7 @@ def generate_missing_completions(sampling: Sampling, group: Sequence[SystemReque
         complete_batch = partial(complete_texts, actor=actors[request.system.name], tokenizer=request.tokenizer)
         with divergence_as_input_error(request.system.field, None, sampling.dtype_setting):
             for records in compute_batches(batch_by_length(request.keys, sampling.batch_size), complete_batch):
-                keep(records)
+                store_records(records)
 
 
 def batch_by_length(requests: Sequence[AnswerKey], size: int) -> list[list[AnswerKey]]:

@@ -83,7 +83,8 @@ class RecordedModel(LM):
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         return [
-            self.replies[context, *parse_stops(kwargs)] for context, kwargs in (request.args for request in requests)
+            self.replies[context, *parse_stop_rules(kwargs)]
+            for context, kwargs in (request.args for request in requests)
         ]
 
 
@@ -100,7 +101,7 @@ class LMEvalOutcome(NamedTuple):
 
 
 @contextmanager
-def run_lm_eval(harness: HarnessTask, field: str) -> Iterator[None]:
+def isolate_lm_eval(harness: HarnessTask, field: str) -> Iterator[None]:
     """Set lm-eval's random seeds and hide its progress bars while the `with` block runs. The process's random state is
     restored.
 
@@ -133,7 +134,7 @@ def build_tasks(harness: HarnessTask, field: str) -> dict[str, Any]:
     Raises:
         InputError: the folder has no such task, lm-eval cannot read it, or it samples answers.
     """
-    with run_lm_eval(harness, field):
+    with isolate_lm_eval(harness, field):
         manager = TaskManager(include_path=str(parse_user_path(harness.include, "include")), include_defaults=False)
         names = manager.all_tasks
         problem = f"is no task of {harness.include}"
@@ -158,29 +159,29 @@ def build_tasks(harness: HarnessTask, field: str) -> dict[str, Any]:
         return groups
 
 
-def require_greedy(kwargs: Mapping[str, Any], at: str) -> None:
+def require_greedy(kwargs: Mapping[str, Any], field: str) -> None:
     """Raise InputError if a task's `generation_kwargs` ask for anything but greedy decoding up to some texts.
 
     Args:
-        at: the field, for error messages.
+        field: the field, for error messages.
     """
     problem = "asks for sampling, and tasks of lm-eval are decoded greedily here"
     remedy = "Drop it, or write"
     do_sample = kwargs.get("do_sample") or False
-    require(do_sample is False, f"{at}.do_sample", do_sample, problem, f"{remedy} do_sample: false.")
+    require(do_sample is False, f"{field}.do_sample", do_sample, problem, f"{remedy} do_sample: false.")
     temperature = kwargs.get("temperature") or 0.0
-    require(temperature == 0, f"{at}.temperature", temperature, problem, f"{remedy} temperature: 0.")
+    require(temperature == 0, f"{field}.temperature", temperature, problem, f"{remedy} temperature: 0.")
     unknown_key = next((key for key in kwargs if key not in (*GREEDY_KEYS, *SAMPLING_KEYS)), None)
     problem = "is not known to greedy decoding here"
     remedy = f"Drop it: answers are made by {', '.join(GREEDY_KEYS)}."
-    require(unknown_key is None, f"{at}.{unknown_key}", kwargs.get(unknown_key or ""), problem, remedy)
+    require(unknown_key is None, f"{field}.{unknown_key}", kwargs.get(unknown_key or ""), problem, remedy)
     until = kwargs.get("until")
     for text in until if isinstance(until, list) else [until or ""]:
-        require(isinstance(text, str), f"{at}.until", text, "is no text", 'Write until: ["\\n"].')
+        require(isinstance(text, str), f"{field}.until", text, "is no text", 'Write until: ["\\n"].')
     max_tokens = next((kwargs[key] for key in MAX_TOKENS_KEYS if kwargs.get(key) is not None), MAX_TOKENS)
     is_valid = isinstance(max_tokens, int) and not isinstance(max_tokens, bool) and max_tokens > 0
     remedy = f"Write max_gen_toks: {MAX_TOKENS}."
-    require(is_valid, f"{at}.max_gen_toks", max_tokens, "is no number of tokens", remedy)
+    require(is_valid, f"{field}.max_gen_toks", max_tokens, "is no number of tokens", remedy)
 
 
 class StopRules(NamedTuple):
@@ -195,7 +196,7 @@ class StopRules(NamedTuple):
     max_tokens: int
 
 
-def parse_stops(kwargs: Mapping[str, Any]) -> StopRules:
+def parse_stop_rules(kwargs: Mapping[str, Any]) -> StopRules:
     """Parse the stop texts and the maximum number of tokens from a task's `generation_kwargs`, as lm-eval does."""
     settings: Any = normalize_gen_kwargs({**kwargs}, MAX_TOKENS)
     stops = handle_stop_sequences(settings.get("until"), None)
@@ -214,7 +215,7 @@ def load_harness_items(task: EvalTask, harness: HarnessTask) -> Sequence[EvalIte
         instances_by_doc: dict[int, list[Any]] = {}
         for instance in lm_task.instances:
             instances_by_doc.setdefault(instance.doc_id, []).append(instance)
-        with run_lm_eval(harness, task.field):
+        with isolate_lm_eval(harness, task.field):
             texts = {doc: get_item_text(lm_task, instances) for doc, instances in instances_by_doc.items()}
         build_probe = (
             build_completion_request
@@ -240,7 +241,7 @@ def build_completion_request(name: str, doc: int, instances: Sequence[Any], fiel
     problem = f"asks about more than a text in item {doc}"
     is_text = len(instances) == 1 and len(args) == 2
     require(is_text, f"{field}, {name}", name, problem, "Drop its images and sounds.")
-    return CompletionRequest(name, doc, str(args[0]), *parse_stops(args[1]))
+    return CompletionRequest(name, doc, str(args[0]), *parse_stop_rules(args[1]))
 
 
 def get_item_text(lm_task: Any, instances: Sequence[Any]) -> str:
@@ -263,10 +264,10 @@ def evaluate_items(
     """
     docs_by_task: dict[str, list[int]] = {}
     for item in items:
-        name, doc = get_doc_key(item)
+        name, doc = get_task_and_doc(item)
         docs_by_task.setdefault(name, []).append(doc)
-    with run_lm_eval(harness, task.field):
-        selected = {name: select_docs(groups["tasks"][name], docs) for name, docs in docs_by_task.items()}
+    with isolate_lm_eval(harness, task.field):
+        selected = {name: restrict_to_docs(groups["tasks"][name], docs) for name, docs in docs_by_task.items()}
         is_complete = len(selected) == len(groups["tasks"])  # lm-eval has no figures of a group that lacks a task
         task_dict: Any = {"tasks": selected, "groups": {}, "group_map": {}}
         if is_complete:
@@ -277,17 +278,17 @@ def evaluate_items(
         is_rolling = selected[name].get_config("output_type") == ROLLING
         for row in rows:  # the first of several filters counts
             samples.setdefault((name, row["doc_id"]), extract_metrics(row, is_rolling))
-    metrics = [samples[get_doc_key(item)] for item in items]
+    metrics = [samples[get_task_and_doc(item)] for item in items]
     return LMEvalOutcome(json.loads(json.dumps(results, default=handle_non_serializable)), metrics)
 
 
-def get_doc_key(item: EvalItem) -> tuple[str, int]:
+def get_task_and_doc(item: EvalItem) -> tuple[str, int]:
     """Return lm-eval's name of an item's task, and the item's index in its data."""
     assert isinstance(item.probe, LikelihoodRequests | CompletionRequest)
     return item.probe.task, item.probe.doc
 
 
-def select_docs(lm_task: Any, docs: Sequence[int]) -> Any:
+def restrict_to_docs(lm_task: Any, docs: Sequence[int]) -> Any:
     """Restrict an lm-eval task to some of its documents, in place, and return it.
 
     Its requests stay those that were built from all data: lm-eval draws few-shot examples row by row, so that building
@@ -338,7 +339,7 @@ def choose_scoring_metrics(
         InputError: there is no such metric, or the configured one does not score single items.
     """
     metrics_by_item = [
-        (get_doc_key(item)[0], metrics)
+        (get_task_and_doc(item)[0], metrics)
         for outcome in outcomes
         for item, metrics in zip(items, outcome.metrics, strict=True)
     ]
@@ -428,7 +429,7 @@ def score_by_lm_eval(
         metrics = choose_scoring_metrics(task, harness, groups, items, [*outcomes.values()])
         answers = {
             name: [
-                build_answer(*row, metrics)
+                build_evaluated_answer(*row, metrics)
                 for row in zip(items, measurements[name], replies_by_item[name], outcome.metrics, strict=True)
             ]
             for name, outcome in outcomes.items()
@@ -463,7 +464,7 @@ def collect_replies(item: EvalItem, measurement: Sequence[Likelihood] | WrittenC
     }
 
 
-def build_answer(
+def build_evaluated_answer(
     item: EvalItem,
     measurement: Sequence[Likelihood] | WrittenCompletion,
     replies: LMEvalReplies,

@@ -72,17 +72,17 @@ class PairQuestion(NamedTuple):
         """
         return int.from_bytes(derive_bytes(key, *self.name)[:6]) / 2**48
 
-    def candidates(self, first_first: bool) -> tuple[Candidate, Candidate]:
+    def candidates(self, shows_first_system_first: bool) -> tuple[Candidate, Candidate]:
         """Return both answers in the order in which they are shown.
 
         Args:
-            first_first: True if the first system's answer is shown first.
+            shows_first_system_first: True if the first system's answer is shown first.
         """
         texts = (self.pair.first, self.pair.second)
         first, second = (
             Candidate(replace_unwritable(text), ended=end) for text, end in zip(texts, self.ended, strict=True)
         )
-        return (first, second) if first_first else (second, first)
+        return (first, second) if shows_first_system_first else (second, first)
 
     def find_first_answer(self, item: AnnotationItem) -> str | None:
         """Return the id of the first system's answer in an item. Returns None if the item has another prompt or other
@@ -117,7 +117,7 @@ def derive_order_key(secret: bytes, seed: int) -> bytes:
     return derive_bytes(secret, "order", seed)
 
 
-def derive_sides_key(secret: bytes, seed: int, existing_pairs: int) -> bytes:
+def derive_display_key(secret: bytes, seed: int, existing_pairs: int) -> bytes:
     """Derive the key of the random generator that decides which answer annotators see first, for pairs that are added
     to a project.
 
@@ -149,15 +149,15 @@ def choose_items(
     return ordered[: max(count, len(existing_ids))]
 
 
-def draw_sides(groups: Sequence[Hashable], key: bytes, ahead: int = 0) -> list[bool]:
+def draw_display_orders(groups: Sequence[Hashable], key: bytes, imbalance: int = 0) -> list[bool]:
     """Draw for each item whether annotators see the first system's answer first. Both cases are balanced within one
     over all items, and within one in each group.
 
     Args:
         groups: of each item, in the order in which they are asked. The first and second item of a group
             have opposite orders, so have the third and fourth, and so on.
-        key: see `derive_sides_key`.
-        ahead: among earlier items, the number with the first system's answer first, less the number of the others.
+        key: see `derive_display_key`.
+        imbalance: among earlier items, the number with the first system's answer first, less the number of the others.
     """
     rng = random.Random(key)
     shows_first = [True] * len(groups)
@@ -170,22 +170,22 @@ def draw_sides(groups: Sequence[Hashable], key: bytes, ahead: int = 0) -> list[b
         shows_first[partner] = rng.random() < 0.5
         shows_first[i] = not shows_first[partner]
     for i in unpaired.values():
-        shows_first[i] = ahead < 0 or (ahead == 0 and rng.random() < 0.5)
-        ahead += 1 if shows_first[i] else -1
+        shows_first[i] = imbalance < 0 or (imbalance == 0 and rng.random() < 0.5)
+        imbalance += 1 if shows_first[i] else -1
     return shows_first
 
 
-def vote_to_verdict(vote: Vote, prompt: str, first: str) -> JudgeVerdict:
+def vote_to_verdict(vote: Vote, prompt: str, first_answer_id: str) -> JudgeVerdict:
     """Convert a person's vote to a verdict on its pair: 1 if the first system's answer won, ½ for a tie, 0 if it lost.
 
     Args:
         prompt: the pair's id.
-        first: the id of the first system's answer.
+        first_answer_id: the id of the first system's answer.
     """
     order = ""
-    if first in vote.display_order:
-        order = FIRST if vote.display_order.index(first) == 0 else SECOND
-    verdict = 0.5 if len(vote.tiers) < 2 else float(first in vote.tiers[0])
+    if first_answer_id in vote.display_order:
+        order = FIRST if vote.display_order.index(first_answer_id) == 0 else SECOND
+    verdict = 0.5 if len(vote.tiers) < 2 else float(first_answer_id in vote.tiers[0])
     return JudgeVerdict(prompt, order, verdict, by=vote.annotator)
 
 

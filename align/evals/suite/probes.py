@@ -103,7 +103,7 @@ class WrittenCompletion(NamedTuple):
     answer: CachedAnswer
 
 
-def parse_harness(task: Mapping[str, Any], at: str) -> HarnessTask | None:
+def parse_harness(task: Mapping[str, Any], field: str) -> HarnessTask | None:
     """Parse the lm-eval task of a task in `eval.tasks`. Returns None if it names none.
 
     Raises:
@@ -112,15 +112,15 @@ def parse_harness(task: Mapping[str, Any], at: str) -> HarnessTask | None:
     name = task.get("lm_eval")
     if name is None:
         for key in ("include", "metric"):
-            require(key not in task, f"{at}.{key}", task.get(key), "applies to tasks of lm-eval only", "Drop it.")
+            require(key not in task, f"{field}.{key}", task.get(key), "applies to tasks of lm-eval only", "Drop it.")
         return None
     for key in ("path", "check", "probe", "norm", "template"):
-        require(key not in task, f"{at}.{key}", task.get(key), "does not apply to tasks of lm-eval", "Drop it.")
+        require(key not in task, f"{field}.{key}", task.get(key), "does not apply to tasks of lm-eval", "Drop it.")
     for key, value in (("lm_eval", name), ("include", task.get("include")), ("metric", task.get("metric", "acc"))):
-        require(isinstance(value, str) and bool(value), f"{at}.{key}", value, "is no name", HELP)
+        require(isinstance(value, str) and bool(value), f"{field}.{key}", value, "is no name", HELP)
     problem = "downloads nltk's data; align has checks of its own for it"
     remedy = "Write {name: ifeval, path: ifeval.jsonl} with IFEval's rows; see docs/checkers.md."
-    require("ifeval" not in name.lower(), f"{at}.lm_eval", name, problem, remedy)
+    require("ifeval" not in name.lower(), f"{field}.lm_eval", name, problem, remedy)
     return HarnessTask(name, task["include"], task.get("metric", ""))
 
 
@@ -137,14 +137,14 @@ def build_harness_input(harness: HarnessTask, field: str) -> Input:
     require(folder.is_dir(), f"{field}.include", harness.include, "is no folder", HELP)
     paths = (path for path in folder.rglob("*") if not path.is_dir() and "__pycache__" not in path.parts)
     task_files = sorted(path for path in paths if has_file(path, f"{field}.include", HELP))
-    data_files = {Path(name) for path in task_files if is_yaml(path) for name in iter_data_files(path, folder)}
+    data_files = {Path(name) for path in task_files if may_be_yaml(path) for name in iter_data_files(path, folder)}
     files = [[path.relative_to(folder).as_posix(), lookup_digest(path)] for path in task_files]
     files += [[path.as_posix(), lookup_digest(path)] for path in sorted(data_files)]
     digest = json_digest({"task": harness.task, "lm_eval": version("lm_eval"), "files": files})
     return Input(digest, ref=harness.task, path=harness.include)
 
 
-def is_yaml(path: Path) -> bool:
+def may_be_yaml(path: Path) -> bool:
     """Return whether lm-eval may read a file as YAML. Included templates may have a name such as `_arc_yaml`."""
     return path.name.endswith(("yaml", "yml"))
 
@@ -168,14 +168,14 @@ def iter_data_files(path: Path, folder: Path) -> Iterator[str]:
         config = yaml.load(text, PlainLoader)
     except yaml.YAMLError as error:
         raise CorruptFile("include", str(path), f"is no YAML ({error})", "Correct it, or move it away.") from error
-    yield from find_data_files(config, path, folder)
+    yield from iter_referenced_files(config, path, folder)
 
 
-def find_data_files(value: Any, path: Path, folder: Path) -> Iterator[str]:
+def iter_referenced_files(value: Any, path: Path, folder: Path) -> Iterator[str]:
     """Yield the data files that a part of an lm-eval YAML file names."""
     if isinstance(value, list):
         for entry in value:
-            yield from find_data_files(entry, path, folder)
+            yield from iter_referenced_files(entry, path, folder)
     if not isinstance(value, Mapping):
         return
     for key, entry in value.items():
@@ -188,24 +188,24 @@ def find_data_files(value: Any, path: Path, folder: Path) -> Iterator[str]:
         if key == "include":
             for name in entry if isinstance(entry, list) else [entry]:
                 template = (path.parent / str(name)).resolve()
-                is_valid = template.is_relative_to(folder.resolve()) and is_yaml(template)
+                is_valid = template.is_relative_to(folder.resolve()) and may_be_yaml(template)
                 require(is_valid, at, name, "is no YAML file of the folder", f"Copy it into {folder}, as NAME.yaml.")
         elif key == "data_files":
-            yield from list_data_files(entry, at)
+            yield from iter_listed_files(entry, at)
         else:
-            yield from find_data_files(entry, path, folder)
+            yield from iter_referenced_files(entry, path, folder)
 
 
-def list_data_files(value: Any, at: str) -> Iterator[str]:
+def iter_listed_files(value: Any, field: str) -> Iterator[str]:
     """Yield the files of a `data_files` entry: one name, a list of names, or a mapping from splits to them."""
     if isinstance(value, str):
         if not Path(value).is_file():
-            raise InputError(at, value, "is no file", "Name a file from the working folder, without a pattern.")
+            raise InputError(field, value, "is no file", "Name a file from the working folder, without a pattern.")
         yield value
         return
-    require(isinstance(value, list | Mapping) and bool(value), at, value, "names no file", LOCAL_DATA_REMEDY)
+    require(isinstance(value, list | Mapping) and bool(value), field, value, "names no file", LOCAL_DATA_REMEDY)
     for entry in value.values() if isinstance(value, Mapping) else value:
-        yield from list_data_files(entry, at)
+        yield from iter_listed_files(entry, field)
 
 
 CHOICE = "choice"
@@ -255,25 +255,27 @@ ProbeQuestion = ChoiceQuestion | Document | LikelihoodRequests | CompletionReque
 """Content of a probe's item: choices, a text or a conversation, or the requests of lm-eval."""
 
 
-def parse_probe(task: Mapping[str, Any], at: str) -> Probe | None:
+def parse_probe(task: Mapping[str, Any], field: str) -> Probe | None:
     """Parse the probe of a task in `eval.tasks`. Returns None if the task is not a probe.
 
     Raises:
         InputError: a key is invalid.
     """
-    harness = parse_harness(task, at)
+    harness = parse_harness(task, field)
     if harness is not None:
         return Probe(LM_EVAL, harness=harness)
     is_choice = task.get("probe") == CHOICE
     for key in ("norm", "template"):
-        require(is_choice or key not in task, f"{at}.{key}", task.get(key), "applies to probe: choice only", "Drop it.")
+        require(
+            is_choice or key not in task, f"{field}.{key}", task.get(key), "applies to probe: choice only", "Drop it."
+        )
     if task.get("probe") is None:
         return None
-    kind = get_choice(task, at, "probe", (CHOICE, LOSS))
+    kind = get_choice(task, field, "probe", (CHOICE, LOSS))
     problem = "applies to tasks whose answers are checked, and a probe generates none"
-    require(task.get("check") is None, f"{at}.check", task.get("check"), problem, "Drop it.")
-    require(bool(task.get("path")), f"{at}.path", task.get("path"), "is needed for a probe", "Name a file of rows.")
-    return Probe(kind, get_choice(task, at, "norm", [*NORMS], SUM), get_flag(task, at, "template", False))
+    require(task.get("check") is None, f"{field}.check", task.get("check"), problem, "Drop it.")
+    require(bool(task.get("path")), f"{field}.path", task.get("path"), "is needed for a probe", "Name a file of rows.")
+    return Probe(kind, get_choice(task, field, "norm", [*NORMS], SUM), get_flag(task, field, "template", False))
 
 
 def parse_probe_row(row: Row, probe: Probe, id: str, system: str | None) -> tuple[Conversation, ProbeQuestion]:
@@ -390,10 +392,10 @@ def score_choices(choices: ChoiceQuestion, logprobs: Sequence[float]) -> dict[st
     return scores
 
 
-def compute_bits_per_byte(nats: float, size: int) -> float:
+def compute_bits_per_byte(negative_log_likelihood: float, byte_count: int) -> float:
     """Convert the negative log-likelihood of a text, in nats, to bits per UTF-8 byte, a unit that does not depend on
     the tokenizer."""
-    return nats / math.log(2) / size
+    return negative_log_likelihood / math.log(2) / byte_count
 
 
 def compute_probe_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

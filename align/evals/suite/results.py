@@ -186,23 +186,24 @@ class ScoredTask:
         missing_grades = sum(bool(answer.error) for answers in self.answers.values() for answer in answers)
         return missing_grades + sum(bool(verdict.error) for verdicts in self.verdicts.values() for verdict in verdicts)
 
-    def fill_missing_verdicts(self, for_first: float) -> ScoredTask:
+    def fill_missing_verdicts(self, filled_verdict: float) -> ScoredTask:
         """Return the task with the same verdict in place of every missing one, to test whether the missing ones could
         change the outcome.
 
         Args:
-            for_first: 1 to take the missing verdicts in favour of the first system, 0 against it.
+            filled_verdict: 1 to take the missing verdicts in favour of the first system, 0 against it.
         """
         first = next(iter(self.answers))
         answers_by_system = {}
         for name, answers in self.answers.items():
-            score = for_first if name == first else 1 - for_first
+            score = filled_verdict if name == first else 1 - filled_verdict
             answers_by_system[name] = [replace(answer, score=score) if answer.error else answer for answer in answers]
         verdicts_by_system: dict[str, Sequence[JudgeVerdict]] = {}
         for name, verdicts in self.verdicts.items():
             failed = {verdict.prompt for verdict in verdicts if verdict.error}
             verdicts_by_system[name] = [
-                verdict._replace(verdict=for_first) if verdict.prompt in failed else verdict for verdict in verdicts
+                verdict._replace(verdict=filled_verdict) if verdict.prompt in failed else verdict
+                for verdict in verdicts
             ]
         return replace(self, answers=answers_by_system, verdicts=verdicts_by_system)
 
@@ -305,7 +306,7 @@ def compare_with_opponent(task: ScoredTask, first: str, other: str, level: float
     rates, since the units of its scores are arbitrary."""
     comparison = compare_means(task, other, level)
     comparison["items"] = len(task.items)
-    comparison["detectable"] = compute_detectable(task, other, Interval(**comparison["difference"]), level)
+    comparison["detectable"] = compute_smallest_detectable(task, other, Interval(**comparison["difference"]), level)
     if task.verdicts:
         controlled = control_for_length(
             task.get_wins(other), task.count_characters(first), task.count_characters(other), task.clusters, level
@@ -329,7 +330,7 @@ def measure_order_effect(task: ScoredTask, other: str, level: float) -> dict[str
     return {"swap": {"consistency": effect.consistency.as_dict(), "shown_first": effect.shown_first.as_dict()}}
 
 
-def compute_detectable(task: ScoredTask, other: str, difference: Interval, level: float) -> float | None:
+def compute_smallest_detectable(task: ScoredTask, other: str, difference: Interval, level: float) -> float | None:
     """Compute the smallest difference between two systems that as many items detect in four of five evaluations.
     Returns None if there are too few clusters to estimate their variance."""
     sd = estimate_deviation(difference, level)

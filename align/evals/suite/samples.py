@@ -82,7 +82,7 @@ class Sample:
         return cls(**{**record, "prompt": tuple(map(Message.from_dict, record["prompt"]))})
 
 
-def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
+def summarise_samples(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
     """Compute the figures of `metrics.json` from prompts with the answers of the start and the policy: win rate, mean
     scores, KL, lengths, distinct bigrams.
 
@@ -196,7 +196,7 @@ def summarise_unseen(samples: Sequence[Sample], role: str) -> dict[str, Any]:
     unseen = [sample for sample in samples if not sample.seen]
     if len(unseen) == len(samples):
         return {}
-    summary = summarise(unseen, role) if unseen else {}
+    summary = summarise_samples(unseen, role) if unseen else {}
     figures = {"unseen": {"win_rate": summary["win_rate"], "gain": summary[role]["difference"]}} if unseen else {}
     return {"seen": len(samples) - len(unseen), **figures}
 

@@ -111,7 +111,7 @@ def load_reward_judge(
     reward: Mapping[str, Any],
     spec: Mapping[str, Any],
     inputs: Mapping[str, Input],
-    judged: Sequence[Artifact],
+    judged_artifacts: Sequence[Artifact],
     root: Path,
     sampling: Sampling,
 ) -> Judge:
@@ -121,13 +121,13 @@ def load_reward_judge(
         reward: the group `reward` of the configuration, as in a manifest.
         spec: its description, see `align.reward.build.build_scorer`.
         inputs: of the run.
-        judged: the systems' artifacts, whose lineage decides whether the judge is a proxy.
+        judged_artifacts: the systems' artifacts, whose lineage decides whether the judge is a proxy.
         root: the folder of runs.
     """
     models = load_reward_artifacts(inputs)
     title = get_scorer_title(reward, inputs)
     parts = list_scorer_parts(reward, inputs)
-    relations = [find_scorer_relation(artifact, parts, root, models) for artifact in judged]
+    relations = [find_scorer_relation(artifact, parts, root, models) for artifact in judged_artifacts]
     role = "proxy" if any(relation.role == "proxy" for relation in relations) else "gold"
     loaded = (load_reward_model(model, sampling.device, sampling.dtype, SCORING_BATCH_SIZE) for model in models)
     scorer = build_scorer(spec, loaded)
@@ -139,7 +139,7 @@ def load_reward_judge(
 def score_by_scorer(scorer: Scorer, title: str, role: str, hides_reasoning: bool, task: TaskAnswers) -> ScoredTask:
     """Score all answers, and derive verdicts from the scores. The scorer's learned parts are standardised on the
     answers of the second system, which the first is compared with."""
-    prompts = [hide_reasoning(item, hides_reasoning) for item in task.items]
+    prompts = [get_judged_prompt(item, hides_reasoning) for item in task.items]
     conversations = {
         name: [
             append_turns(prompt, answer).with_answer(answer.text)
@@ -187,7 +187,7 @@ def score_by_llm(judge: LLMJudge, store: AnswerStore, hides_reasoning: bool, tas
 def grade_answers(judge: LLMJudge, store: AnswerStore, hides_reasoning: bool, task: TaskAnswers) -> ScoredTask:
     """Ask a language model the task's yes/no question about each answer of each system; of several turns, about the
     last one."""
-    prompts = [hide_reasoning(item, hides_reasoning) for item in task.items]
+    prompts = [get_judged_prompt(item, hides_reasoning) for item in task.items]
     answers = [answer for system_answers in task.answers.values() for answer in system_answers]
     graded_answers = [
         GradedAnswer(append_turns(prompt, answer), answer.text)
@@ -235,12 +235,12 @@ def pair_answers(task: TaskAnswers, other: str, hides_reasoning: bool) -> list[A
     """
     rows = zip(task.items, task.answers[task.first], task.answers[other], strict=True)
     return [
-        AnswerPair(item.id, hide_reasoning(item, hides_reasoning), first.transcript, second.transcript)
+        AnswerPair(item.id, get_judged_prompt(item, hides_reasoning), first.transcript, second.transcript)
         for item, first, second in rows
     ]
 
 
-def hide_reasoning(item: EvalItem, hides_reasoning: bool) -> Conversation:
+def get_judged_prompt(item: EvalItem, hides_reasoning: bool) -> Conversation:
     """Return an item's prompt as judges read it: without the reasoning of earlier turns, if reasoning is hidden."""
     return replace(item.prompt, messages=strip_all_reasoning(item.prompt.messages)) if hides_reasoning else item.prompt
 
@@ -273,20 +273,24 @@ class FirstAnswers(NamedTuple):
 
 
 def measure_tasks(
-    tasks: Sequence[TaskAnswers], judge: Judge | None, closed: bool | None, allow_code: AllowCode, hides_reasoning: bool
+    tasks: Sequence[TaskAnswers],
+    judge: Judge | None,
+    closed_setting: bool | None,
+    allow_code: AllowCode,
+    hides_reasoning: bool,
 ) -> dict[str, dict[str, Measurement]]:
     """Measure how similar the answers of each system are, to detect a collapse to few texts. Returns task → system →
     the measurement.
 
     Args:
-        closed: `eval.closed`, the default for tasks.
+        closed_setting: `eval.closed`, the default for tasks.
         hides_reasoning: True to leave out the reasoning of earlier turns.
     """
     open_answers: dict[str, FirstAnswers] = {}
     measurements: dict[str, dict[str, Measurement]] = {}
     for task in tasks:
         answers = select_first_answers(task)
-        if is_closed(task.task, task.items, closed, judge is not None and judge.best is not None):
+        if is_closed(task.task, task.items, closed_setting, judge is not None and judge.best is not None):
             scoring = build_closed_score(answers.items, allow_code, judge, hides_reasoning)
             measurements[task.task.name] = measure_closed_task(answers, scoring)
         else:
@@ -316,7 +320,9 @@ def select_first_answers(task: TaskAnswers) -> FirstAnswers:
     )
 
 
-def is_closed(task: EvalTask, items: Sequence[EvalItem], default: bool | None, judged_by_checks: bool = False) -> bool:
+def is_closed(
+    task: EvalTask, items: Sequence[EvalItem], default: bool | None, is_judged_by_checks: bool = False
+) -> bool:
     """Return whether many prompts of a task may share one right answer, so that equal answers are no sign of a
     collapse.
 
@@ -330,7 +336,7 @@ def is_closed(task: EvalTask, items: Sequence[EvalItem], default: bool | None, j
         return default
     if task.asks == REFUSES:
         return task.path != HARMLESS
-    if judged_by_checks and items[0].check is None:
+    if is_judged_by_checks and items[0].check is None:
         return True
     checks = [item.check if isinstance(item.check, Sequence) else [item.check] for item in items]
     return any(check is not None and check["kind"] in CLOSED_KINDS for turns in checks for check in turns)
@@ -373,7 +379,7 @@ def build_closed_score(
     scorer = judge.scorer if judge else None
     if judge is None or scorer is None:
         return ClosedScore(None, why_none="its judge scores no single answer")
-    prompts = [hide_reasoning(item, hides_reasoning) for item in items]
+    prompts = [get_judged_prompt(item, hides_reasoning) for item in items]
 
     def ask_scorer(texts: Sequence[str]) -> list[float]:
         return scorer.score([prompt.with_answer(text) for prompt, text in zip(prompts, texts, strict=True)]).tolist()

@@ -92,7 +92,7 @@ def parse_systems(value: Any) -> Mapping[str, str | Mapping[str, Any]]:
     return systems
 
 
-def open_systems(
+def resolve_systems(
     value: Any,
     root: Path,
     *,
@@ -118,14 +118,14 @@ def open_systems(
     """
     systems = parse_systems(value)
     resolved = {
-        name: open_file_or_endpoint(name, system)
+        name: build_external_system(name, system)
         if isinstance(system, Mapping)
-        else open_reference(name, system, root, method, path, revision)
+        else resolve_reference(name, system, root, method, path, revision)
         for name, system in systems.items()
         if system != BASE
     }
     for name in systems.keys() - resolved.keys():
-        resolved[name] = open_base(name, [*resolved.values()], path, revision, method)
+        resolved[name] = build_base_system(name, [*resolved.values()], path, revision, method)
     name_by_weights: dict[tuple[str, str], str] = {}
     for name in systems:
         key = resolved[name].record.digest, resolved[name].method
@@ -135,7 +135,7 @@ def open_systems(
     return [resolved[name] for name in sorted(systems, key=lambda name: name != first)]
 
 
-def open_reference(name: str, ref: str, root: Path, method: str, path: str | None, revision: str | None) -> System:
+def resolve_reference(name: str, ref: str, root: Path, method: str, path: str | None, revision: str | None) -> System:
     """Resolve a system that is an artifact of a run, a folder or a model of the hub."""
     field = f"{FIELD}.{name}"
     artifact = find_artifact(ref, root, None, None, field)
@@ -148,7 +148,9 @@ def open_reference(name: str, ref: str, root: Path, method: str, path: str | Non
     )
 
 
-def open_base(name: str, others: Sequence[System], path: str | None, revision: str | None, method: str) -> System:
+def build_base_system(
+    name: str, others: Sequence[System], path: str | None, revision: str | None, method: str
+) -> System:
     """Return the base without an adapter, with the method of the adapters on it, so that they share one load."""
     adapter = next((system for system in others if system.artifact and not system.artifact.whole), None)
     if path is None and (adapter is None or adapter.base is None):
@@ -165,7 +167,7 @@ def open_base(name: str, others: Sequence[System], path: str | None, revision: s
     return System(name, BASE, artifact, base, method, Input(base.digest, ref=BASE, path=base.path, whole=True))
 
 
-def open_file_or_endpoint(name: str, spec: Mapping[str, Any]) -> System:
+def build_external_system(name: str, spec: Mapping[str, Any]) -> System:
     """Return a file of answers, or a model behind a server, as a system."""
     if FILE in spec:
         return System(name, spec[FILE], None, None, "", build_files_input(spec[FILE], f"{FIELD}.{name}.{FILE}"))

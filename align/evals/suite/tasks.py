@@ -137,33 +137,37 @@ def parse_tasks(value: Any, allow_code: AllowCode) -> Sequence[EvalTask]:
     return [*tasks.values()]
 
 
-def parse_task(value: Any, at: str, allow_code: AllowCode) -> EvalTask:
+def parse_task(value: Any, field: str, allow_code: AllowCode) -> EvalTask:
     """Parse one task of `eval.tasks`."""
-    spec = check_keys(value, at, ("name",), KEYS)
+    spec = check_keys(value, field, ("name",), KEYS)
     name = spec["name"]
     path = spec.get("path") or ""
     check = spec.get("check")
-    require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAME_REMEDY)
-    require(isinstance(path, str), f"{at}.path", path, "is no path", HELP)
-    max_prompts = get_integer(spec, at, "prompts", least=1) if spec.get("prompts") is not None else None
-    asks = parse_question(spec["asks"], f"{at}.asks") if spec.get("asks") is not None else ""
+    require(
+        isinstance(name, str) and NAME.fullmatch(name) is not None, f"{field}.name", name, "is no name", NAME_REMEDY
+    )
+    require(isinstance(path, str), f"{field}.path", path, "is no path", HELP)
+    max_prompts = get_integer(spec, field, "prompts", least=1) if spec.get("prompts") is not None else None
+    asks = parse_question(spec["asks"], f"{field}.asks") if spec.get("asks") is not None else ""
     remedy = "Drop one of the two."
     if spec.get("set") is not None:
         problem = "names built-in prompts, and path names a file of prompts"
-        require(not path, f"{at}.set", spec["set"], problem, remedy)
-        path = str(SETS / f"{get_choice(spec, at, 'set', [*QUESTION_OF_SET])}.jsonl")
-        asks = asks or ("" if check is not None else parse_question(QUESTION_OF_SET[spec["set"]], f"{at}.asks"))
+        require(not path, f"{field}.set", spec["set"], problem, remedy)
+        path = str(SETS / f"{get_choice(spec, field, 'set', [*QUESTION_OF_SET])}.jsonl")
+        asks = asks or ("" if check is not None else parse_question(QUESTION_OF_SET[spec["set"]], f"{field}.asks"))
     if check is not None:
         problem = "needs a judge, and check is a rule that needs none"
-        require(not asks, f"{at}.asks", spec.get("asks"), problem, remedy)
-        build_checkers(check, None, f"{at}.check", allow_code=allow_code)
-    probe = parse_probe(spec, at)
+        require(not asks, f"{field}.asks", spec.get("asks"), problem, remedy)
+        build_checkers(check, None, f"{field}.check", allow_code=allow_code)
+    probe = parse_probe(spec, field)
     problem = "applies to answers, and a probe generates none"
-    require(not asks or probe is None, f"{at}.asks", truncate_text(asks, QUOTED_LETTERS), problem, remedy)
+    require(not asks or probe is None, f"{field}.asks", truncate_text(asks, QUOTED_LETTERS), problem, remedy)
     closed = spec.get("closed")
-    require(closed is None or isinstance(closed, bool), f"{at}.closed", closed, "is not true or false", "Write true.")
+    require(
+        closed is None or isinstance(closed, bool), f"{field}.closed", closed, "is not true or false", "Write true."
+    )
     problem = "applies to answers, and a probe generates none"
-    require(closed is None or probe is None, f"{at}.closed", closed, problem, remedy)
+    require(closed is None or probe is None, f"{field}.closed", closed, problem, remedy)
     return EvalTask(name, path, check, max_prompts, probe, asks, closed)
 
 
@@ -185,7 +189,7 @@ class RemainingTasks(NamedTuple):
     dropped: dict[str, int]
 
 
-def drop_seen(tasks: Tasks, seen: Sequence[TrainedQuestions]) -> RemainingTasks:
+def drop_trained_items(tasks: Tasks, trained_questions: Sequence[TrainedQuestions]) -> RemainingTasks:
     """Return the tasks without the items whose question is in some system's training data, and the number of dropped
     items of each task.
 
@@ -195,7 +199,9 @@ def drop_seen(tasks: Tasks, seen: Sequence[TrainedQuestions]) -> RemainingTasks:
     unseen_tasks: list[tuple[EvalTask, Sequence[EvalItem]]] = []
     counts: dict[str, int] = {}
     for task, items in tasks:
-        unseen_items = [item for item in items if not any(dataset.asks(item.prompt.messages) for dataset in seen)]
+        unseen_items = [
+            item for item in items if not any(dataset.asks(item.prompt.messages) for dataset in trained_questions)
+        ]
         problem = "leaves nothing to ask: some system was trained on every item"
         require(bool(unseen_items), "stage.seen", f"drop, {task.name}", problem, "Give other prompts.")
         unseen_tasks.append((task, unseen_items))
@@ -215,7 +221,7 @@ class MarkedTasks(NamedTuple):
     unknown: Sequence[str]
 
 
-def mark_nearly_trained(
+def mark_nearly_trained_items(
     tasks: Tasks, artifacts: Mapping[str, Artifact], root: Path, store: str, similarity: float
 ) -> MarkedTasks:
     """Return the tasks with `near` set on each item whose question is nearly the same as one in a system's training
@@ -242,7 +248,7 @@ def mark_nearly_trained(
     return MarkedTasks(marked_tasks, unknown)
 
 
-def load_items(task: EvalTask, system: str | None, allow_code: AllowCode) -> Sequence[EvalItem]:
+def load_task_items(task: EvalTask, system: str | None, allow_code: AllowCode) -> Sequence[EvalItem]:
     """Load the items of a file. Rows have the prompts of rows of `data.path`, and optionally `check`, `category` and
     `source`. A row of IFEval names its constraints in `instruction_id_list` and `kwargs`.
 
@@ -338,7 +344,7 @@ def build_item(row: Row, task: EvalTask, system: str | None, allow_code: AllowCo
     if task.probe is not None:
         prompt, probe_question = parse_probe_row(row, task.probe, id, system)
         return EvalItem(id, cluster, category, prompt, None, probe=probe_question)
-    first_turn, *later_turns = get_turns(row)
+    first_turn, *later_turns = get_user_turns(row)
     if first_turn:
         columns["prompt"] = first_turn
     with row.naming_errors():
@@ -355,7 +361,7 @@ def build_item(row: Row, task: EvalTask, system: str | None, allow_code: AllowCo
     return EvalItem(id, cluster, category, prompt, check, then=tuple(later_turns))
 
 
-def get_turns(row: Row) -> Sequence[str]:
+def get_user_turns(row: Row) -> Sequence[str]:
     """Return the user messages of a multi-turn item, in the column `turns`. Returns one empty text for a row without
     this column.
 
