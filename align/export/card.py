@@ -78,8 +78,8 @@ def render_card(facts: Mapping[str, Any]) -> str:
             `align.export.history`; `system`, the system prompt from there; `seed`; `data`, names of data sets;
             `folded`, a sentence from `describe_scale`;
             `judge`, the gold scorer's name; `metrics`, as `align.evals.suite.samples.summarise_samples` returns them;
-            `losses` before and after supervised training; `measured`, the data that `losses`, `metrics` or `accuracy` were
-            measured on; `sampled`, the sampling settings; `accuracy`, metrics on held-out pairs; `score`, of a reward
+            `losses` before and after supervised training; `measured`, the data that `losses`, `metrics` or `accuracy`
+            were measured on; `sampled`, the sampling settings; `accuracy`, metrics on held-out pairs; `score`, of a reward
             model: the token that its score is read at; `collapse`, the verdict on whether its answers hardly depend on
             the prompt;
             `receipt`, a list of `align.export.receipt_rows.ReceiptCheck`;
