@@ -79,9 +79,9 @@ def render_card(facts: Mapping[str, Any]) -> str:
             `folded`, a sentence from `describe_scale`;
             `judge`, the gold scorer's name; `metrics`, as `align.evals.suite.samples.summarise_samples` returns them;
             `losses` before and after supervised training; `measured`, the data that `losses`, `metrics` or `accuracy`
-            were measured on; `sampled`, the sampling settings; `accuracy`, metrics on held-out pairs; `score`, of a reward
-            model: the token that its score is read at; `collapse`, the verdict on whether its answers hardly depend on
-            the prompt;
+            were measured on; `sampled`, the sampling settings; `accuracy`, metrics on held-out pairs; `score`, of a
+            reward model: the token that its score is read at; `collapse`, the verdict on whether its answers hardly
+            depend on the prompt;
             `receipt`, a list of `align.export.receipt_rows.ReceiptCheck`;
             `served`, the name in the launch files; `launch`, their names without `.sh`; `modelfile`, True if the export
             has one; `linked`, the base that the export's link leads to, `nf4-dequantised` or `original`;
