@@ -41,8 +41,8 @@ class Throttle:
         self._lock = threading.Lock()
 
     def begin_attempt(self, name: str, free_attempts: int) -> float:
-        """Count a login attempt of a name as failed until its success is recorded. Returns 0 if the attempt is allowed,
-        else the seconds to wait.
+        """Begin a login attempt of a name, which counts as failed until its success is recorded. Returns 0 if the
+        attempt is allowed, else the seconds to wait.
 
         An attempt counts as failed until `record_success` or `cancel_attempt` is called: parallel attempts are
         limited as consecutive ones are.
@@ -94,8 +94,8 @@ class Waiter:
     """A thread in a `FairQueue`.
 
     Attributes:
-        rank: recent failures, number of threads of the same share that wait already, number of arrival. The lowest rank
-            is served next; the highest is refused if the queue is full.
+        rank: recent failures, number of threads of the same queue key that wait already, number of arrival. The lowest
+            rank is served next; the highest is refused if the queue is full.
         is_refused: True once it is out of the queue without its turn.
     """
 
@@ -107,7 +107,7 @@ class Waiter:
 class FairQueue:
     """Limits how many threads run a block at the same time and how many wait for it. Safe to share between threads.
 
-    The order is by recent failures, fewest first; then one thread of each share, then the second of each (fair
+    The order is by recent failures, fewest first; then one thread of each queue key, then the second of each (fair
     queueing: Nagle, RFC 970, 1985). If the queue is full, the last thread in this order is refused, which may be the
     newest.
 
@@ -133,7 +133,7 @@ class FairQueue:
 
         Args:
             queue_key: who takes turns with the others, such as an IP address.
-            failures: recent failures of this share.
+            failures: recent failures of this queue key.
 
         Raises:
             ServerBusy: the thread was refused.
