@@ -147,13 +147,12 @@ FIGURES = (
         PERCENT,
         "The win rate over the prompts that training did not see.",
     ),
-    _define(
+    _declare_figure(
         "unseen.gain",
         "Gain on unseen prompts",
         "",
         "Policy less start in the judge's score, over the prompts that training did not see.",
     ),
-    _declare_figure("unseen.gain", "Gain on unseen prompts", "", "Policy less start in the judge's score, over these."),
     _declare_figure(
         "collapse.verdict",
         "Collapse",
@@ -313,14 +312,11 @@ FIGURES = (
         PERCENT,
         f"All answers to such a prompt have the same reward, so no answer is better than another; the mean {ENDING}.",
     ),
-    _define(
+    _declare_figure(
         "tripped",
         "Tripwires",
         "",
         "Signs of a gamed reward: thresholds that were crossed for several updates in a row.",
-    ),
-    _declare_figure(
-        "tripped", "Tripwires", "", "Signs of a gamed reward that were crossed for several updates in a row."
     ),
     _declare_figure(
         "published_update updates",
@@ -349,14 +345,11 @@ FIGURES = (
         "",
         "Measured by the reward that ranks the answers, so it is no evidence of quality.",
     ),
-    _define(
+    _declare_figure(
         "gold.one gold.best",
         "Gold, one answer and the best of n",
         "",
         "Measured by stage.gold, which had no part in the ranking.",
-    ),
-    _declare_figure(
-        "gold.one gold.best", "Gold, one answer and the best of n", "", "By stage.gold, which ranked nothing."
     ),
     _declare_figure(
         "tokens.one tokens.best",
@@ -532,16 +525,12 @@ FIGURES = (
         "",
         "Log-likelihoods of choices and texts that this evaluation computed; all others were taken from the cache.",
     ),
-    _define("peak_rss_mb", "Peak memory", "MiB", "Peak memory of the process, without GPU memory."),
-    _define(
+    _declare_figure("peak_rss_mb", "Peak memory", "MiB", "Peak memory of the process, without GPU memory."),
+    _declare_figure(
         "peak_gpu_mb",
         "Peak GPU memory",
         "MiB",
         "Peak of the tensors on the GPU, without what torch reserves beyond them.",
-    ),
-    _declare_figure("peak_rss_mb", "Peak memory", "MiB", "The most that the process held, a GPU's memory left out."),
-    _declare_figure(
-        "peak_gpu_mb", "Peak GPU memory", "MiB", "The most that its tensors took there, torch's reserve left out."
     ),
     _declare_figure(
         "predicted_peak_mb",

@@ -60,7 +60,7 @@ def inputs(config: Config) -> StageInputs:
         with open_store(config, create=False) as store:
             accounts = Accounts(store)
             if stage.action == "erase":
-                alternative_name = accounts.pseudonym(config.project, stage.annotator)
+                alternative_name = accounts.ensure_pseudonym(config.project, stage.annotator)
             else:
                 alternative_name = accounts.get_handle(config.project, stage.annotator)
             config = replace_values(config, stage=replace_values(stage, annotator=alternative_name))
