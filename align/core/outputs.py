@@ -66,7 +66,7 @@ def atomic_file(path: Path, mode: int = 0o666, replace: bool = True, sync: bool 
 
 
 def replace_file(path: Path, data: bytes, mode: int = 0o666, sync: bool = True) -> None:
-    """Write a file as `atomic_file` does."""
+    """Replace a file by new contents, so that readers and a crash leave the old or the new file."""
     with atomic_file(path, mode, sync=sync) as file:
         file.write(data)
 

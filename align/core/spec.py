@@ -11,7 +11,7 @@ from align.core.errors import InputError, find_lone_surrogate, require
 
 
 def check_keys(spec: Any, field: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Mapping[str, Any]:
-    """Return a mapping whose keys were checked.
+    """Return a mapping after checking that it has all needed keys and no unknown ones.
 
     Raises:
         InputError: it is no mapping, lacks a needed key, or has an unknown one.

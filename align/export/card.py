@@ -66,7 +66,7 @@ SERVERS = {"align": "align, on a CPU", "vllm": "vLLM", "llama-server": "llama.cp
 
 
 def render_card(facts: Mapping[str, Any]) -> str:
-    """Return the text of `README.md`, with the front matter that the hub reads.
+    """Return the model card of an export, the text of its `README.md` with the front matter that the hub reads.
 
     Args:
         facts: values of the card, all optional except the first three:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -61,7 +62,7 @@ AS_MERGED = "it checks export=merged"
 def check_adapter(
     trained: TrainedModel, folder: Path, dequantised: Path | None, kept: str, engines: Engines
 ) -> list[ReceiptCheck]:
-    """Check an exported adapter on each base that it may be used on.
+    """Compare an exported adapter with the trained model, on each base that it may be used on.
 
     Args:
         dequantised: folder of the dequantised base, with its weights in `kept`; None if it was not written.
@@ -89,25 +90,25 @@ def check_adapter(
 def check_merged(
     trained: TrainedModel, folder: Path, into: str, kept: str, summed: Sequence[Tensor] | None, engines: Engines
 ) -> list[ReceiptCheck]:
-    """Check a merged or whole model as it lies on disk and, given its logits `summed`, before the cast to `kept`.
+    """Compare an exported merged or whole model with the trained one, as saved and also before its cast to `kept`.
 
     Merged into the original weights, a QLoRA adapter makes another model. It is compared with the adapter on these
     weights, and its difference from the trained model is reported.
     """
-    as_trained, truth = compute_expected_logits(trained, into)
+    has_training_weights, expected_logits = compute_expected_logits(trained, into)
     logits = run_model(folder, trained.prompts, trained.device)
     checks = []
     if summed is not None:
-        divergence = compute_divergence(truth, summed)
+        divergence = compute_divergence(expected_logits, summed)
         checks.append(
             ReceiptCheck(TRANSFORMERS, BEFORE_CAST, into, "float32", VERSION, divergence, MERGED, shipped=False)
         )
     bound = MERGED if kept == "float32" else choose_rounding_bound(trained)
-    divergence = compute_divergence(truth, logits)
+    divergence = compute_divergence(expected_logits, logits)
     checks.append(ReceiptCheck(TRANSFORMERS, name_model(trained), into, kept, VERSION, divergence, bound))
-    checks.append(check_vllm(trained, folder, None, into, kept, engines, truth))
+    checks.append(check_vllm(trained, folder, None, into, kept, engines, expected_logits))
     return sort_checks(
-        [*checks, *report_differences(trained, as_trained, logits, into, kept), explain_no_gguf(trained)]
+        [*checks, *report_differences(trained, has_training_weights, logits, into, kept), explain_no_gguf(trained)]
     )
 
 
@@ -176,7 +177,7 @@ def check_gguf(
     first: EngineResponse | None,
     in_f32: Callable[[], F32Measurement | None],
 ) -> list[ReceiptCheck]:
-    """Check base and adapter, or a whole model, in llama.cpp. Variants in fewer bits are reported without a bound.
+    """Compare an export in GGUF, run by llama.cpp, with the trained model. Variants in fewer bits have no bound.
 
     Args:
         first: `run_llama_cpp` on the base in f16; None if llama.cpp is not installed.
@@ -189,30 +190,32 @@ def check_gguf(
     if first is None:
         checks = report_differences(trained, True, (), into, F16)
         return [*checks, ReceiptCheck(LLAMA_CPP, note=explain_skipped_engine(LLAMA_CPP, engines[LLAMA_CPP])), *not_run]
-    as_trained, truth = compute_expected_logits(trained, into)
+    has_training_weights, expected_logits = compute_expected_logits(trained, into)
     adapter = None if trained.adapter is None else folder / ADAPTER
     what = name_model(trained) if adapter is None else "adapter"
 
-    def check(answer: EngineResponse, weights: str, bound: Bound | None, note: str = "") -> ReceiptCheck:
-        divergence = compute_divergence(truth, strip_padding(answer, truth))
-        return ReceiptCheck(LLAMA_CPP, what, into, weights, answer.version, divergence, bound, note)
+    def build_check(response: EngineResponse, weights: str, bound: Bound | None, note: str = "") -> ReceiptCheck:
+        divergence = compute_divergence(expected_logits, strip_padding(response, expected_logits))
+        return ReceiptCheck(LLAMA_CPP, what, into, weights, response.version, divergence, bound, note)
 
-    checks = [check(first, F16, GGUF)]
+    checks = [build_check(first, F16, GGUF)]
     if checks[0].verdict == FAIL and (exact := in_f32()):
         if exact.mismatch:
             checks = [replace(checks[0], note=f"{exact.mismatch} differs from the converted model")]
         else:
             note = f"{GGUF[0]} misses {GGUF[1]:g} by llama.cpp's rounding: the same numbers in f32 do not"
-            f32_check = replace(check(exact.answer, F32, PRECISE), shipped=False)
-            checks = [f32_check, check(first, F16, ENGINE, note)]
+            f32_check = replace(build_check(exact.answer, F32, PRECISE), shipped=False)
+            checks = [f32_check, build_check(first, F16, ENGINE, note)]
     for weights, path in find_variants(folder).items():
         if weights != F16 and (answer := run_llama_cpp(trained, path, adapter, engines)):
             divergence = compute_divergence(trained.logits, strip_padding(answer, trained.logits))
             checks.append(
-                ReceiptCheck(LLAMA_CPP, what if as_trained else "gap", into, weights, answer.version, divergence)
+                ReceiptCheck(
+                    LLAMA_CPP, what if has_training_weights else "gap", into, weights, answer.version, divergence
+                )
             )
-    logits = strip_padding(first, truth)
-    reported = report_differences(trained, as_trained, logits, into, F16, LLAMA_CPP, first.version)
+    logits = strip_padding(first, expected_logits)
+    reported = report_differences(trained, has_training_weights, logits, into, F16, LLAMA_CPP, first.version)
     return [*checks, *reported, *not_run]
 
 
@@ -220,12 +223,25 @@ def sort_checks(checks: Sequence[ReceiptCheck]) -> list[ReceiptCheck]:
     return sorted(checks, key=lambda check: check.found is None and not check.what)
 
 
-def compute_expected_logits(trained: TrainedModel, into: str) -> tuple[bool, Sequence[Tensor]]:
-    """Return whether `into` are the weights of training, and the logits that an export on them must have."""
+class ExpectedLogits(NamedTuple):
+    """The logits that an export must have on its base weights.
+
+    Attributes:
+        has_training_weights: True if these are the base weights that the adapter was trained on.
+        logits: [S, V] for each prompt.
+    """
+
+    has_training_weights: bool
+    logits: Sequence[Tensor]
+
+
+def compute_expected_logits(trained: TrainedModel, into: str) -> ExpectedLogits:
+    """Return the logits that an export with the base weights `into` must have on the fixed prompts."""
     if into in (trained.kind, DEQUANTISED):
-        return True, trained.logits
+        return ExpectedLogits(True, trained.logits)
     assert trained.adapter is not None, "a whole model has no adapter to merge"
-    return False, run_adapter(Path(trained.base.path), trained.adapter, trained.prompts, trained.device, trained.dtype)
+    logits = run_adapter(Path(trained.base.path), trained.adapter, trained.prompts, trained.device, trained.dtype)
+    return ExpectedLogits(False, logits)
 
 
 def report_differences(
@@ -237,8 +253,8 @@ def report_differences(
     engine: str = TRANSFORMERS,
     version: str = VERSION,
 ) -> list[ReceiptCheck]:
-    """Return the checks without a bound: an export on other weights than the trained ones, an adapter on the original
-    base, and the base alone.
+    """Measure differences that have no bound: an export on other base weights than those of training, an adapter on
+    the original base, and the base alone.
 
     Args:
         as_trained: the export's weights are those of training.
@@ -253,7 +269,7 @@ def report_differences(
 
 
 def check_on_original(trained: TrainedModel, adapter: Path) -> ReceiptCheck:
-    """Check a QLoRA adapter on the original base, which is how most people use it.
+    """Compare a QLoRA adapter on the original base with the trained model: most people use it on that base.
 
     It is another model than was trained, so the difference is reported without a bound.
     """
@@ -271,7 +287,7 @@ def check_vllm(
     engines: Engines,
     truth: Sequence[Tensor] | None = None,
 ) -> ReceiptCheck:
-    """Check vLLM on a folder with a model, and an adapter on it, with fp32 sums. Reward models are not checked."""
+    """Compare vLLM's logits of an exported model or adapter with the trained model's. Reward models are skipped."""
     if trained.prompts.scores:
         return ReceiptCheck(VLLM, note=NO_POOLING)
     python = find_interpreter(VLLM, engines[VLLM], SETTINGS[VLLM])
@@ -297,5 +313,5 @@ def check_vllm(
 
 
 def strip_padding(answer: EngineResponse, truth: Sequence[Tensor]) -> list[Tensor]:
-    """Return an engine's logits over the trained model's vocabulary: engines pad theirs."""
+    """Return an engine's logits without the columns that pad the vocabulary."""
     return [logits[:, : expected.shape[1]] for logits, expected in zip(answer.logits, truth, strict=True)]

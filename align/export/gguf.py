@@ -77,7 +77,7 @@ class GgufSource:
     converters: Path
 
     def convert(self, target: Path, weights: str) -> None:
-        """Write one GGUF file.
+        """Convert the model to one GGUF file at `target`.
 
         Raises:
             InputError: A weight is too large for f16, or the converter does not support the model, see `convert_model`.

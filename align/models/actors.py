@@ -169,7 +169,7 @@ class AdapterPool:
         return PoolActor(self, digest)
 
     def check_loaded(self, digest: str | None) -> None:
-        """Raise InputError or ValueError, see `actor`."""
+        """Raise an error if no adapter of this digest is loaded, or if the base alone may not be used."""
         if digest is None:
             if self.alone and self._digests:
                 raise ValueError("the base cannot be used beside an adapter that may have changed its weights")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,17 +92,25 @@ def compute_hidden_states(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Ten
     return join_rows(states, mask_BS)
 
 
-def compute_states_and_logits(
-    model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run one pass of the model's own forward.
+class StatesAndLogits(NamedTuple):
+    """The result of one pass of a model's own forward.
+
+    Attributes:
+        states_BSD: the decoder's last hidden states.
+        logits_NV: logits that predict the picked tokens, one group of rows after another.
+        token_indices_N: flat indices of these tokens in `tokens_BS`.
+    """
+
+    states_BSD: Tensor
+    logits_NV: Tensor
+    token_indices_N: Tensor
+
+
+def compute_states_and_logits(model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor) -> StatesAndLogits:
+    """Return the hidden states of all tokens, and the logits that predict the picked ones, by the model's own forward.
 
     Args:
         picked_BS: bool mask of the tokens to be scored, without padding and without a row's first token.
-
-    Returns:
-        The decoder's last hidden states [B, S, D]; the logits [N, V] that predict the picked tokens, one group of rows
-        after another; and the flat indices [N] of these tokens in `tokens_BS`.
     """
     captured: list[Tensor] = []
     hook = get_decoder(model).register_forward_hook(
@@ -120,7 +128,7 @@ def compute_states_and_logits(
             states.append((places_RL, captured[-1]))
     finally:
         hook.remove()
-    return join_rows(states, mask_BS), torch.cat(logits), torch.cat(places)
+    return StatesAndLogits(join_rows(states, mask_BS), torch.cat(logits), torch.cat(places))
 
 
 @contextmanager
@@ -187,47 +195,62 @@ def select_predicting_states(hidden_BSD: Tensor, rollout: Rollout) -> Tensor:
     return hidden_BSD[:, rollout.prompt_width - 1 : -1]
 
 
+class PickedLogprobs(NamedTuple):
+    """Logprobs of the picked tokens of a batch in the order of rows, and the hidden states of all its tokens."""
+
+    logprobs_N: Tensor
+    entropies_N: Tensor
+    states_BSD: Tensor
+
+
 def compute_picked_logprobs(
     model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the logprobs of picked tokens given the previous tokens of their row, under the active adapter.
+) -> PickedLogprobs:
+    """Return logprobs and entropies of picked tokens given the previous tokens of their row, under the active adapter.
 
     On the fast path logits are computed for picked tokens only, in chunks. Under autocast a frozen head is computed
     like a trained one, so that the policy's logprobs are rounded in the same way as those that they are compared with.
 
     Args:
         picked_BS: bool mask of the tokens to be scored, without padding and without a row's first token.
-
-    Returns:
-        The logprobs and entropies [N] in the order of rows, and the hidden states of all tokens [B, S, D].
     """
     if not get_route(model).fast:
         hidden, logits_NV, places_N = compute_states_and_logits(model, tokens_BS, mask_BS, picked_BS)
         picked, entropy = token_logprobs(logits_NV, tokens_BS.flatten()[places_N], lambda logits: logits, temperature)
         order = places_N.argsort()
-        return picked[order], entropy[order], hidden
+        return PickedLogprobs(picked[order], entropy[order], hidden)
     hidden = compute_hidden_states(model, tokens_BS, mask_BS)
     states_ND = hidden[:, :-1][picked_BS[:, 1:]]
     targets_N = tokens_BS[picked_BS]
     head = get_lm_head(model)
     is_plain_frozen_head = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
     if is_plain_frozen_head and not torch.is_autocast_enabled(states_ND.device.type):
-        return *linear_logprobs(states_ND, targets_N, head.weight, temperature), hidden
-    return *token_logprobs(states_ND, targets_N, head, temperature), hidden
+        return PickedLogprobs(*linear_logprobs(states_ND, targets_N, head.weight, temperature), hidden)
+    return PickedLogprobs(*token_logprobs(states_ND, targets_N, head, temperature), hidden)
 
 
-def score_response(model: Any, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the logprobs and entropies of the response tokens under the active adapter [B, T], 0 outside the response
-    mask, and the hidden states that they are predicted from [B, T, D]."""
+class ResponseLogprobs(NamedTuple):
+    """Logprobs and entropies of response tokens, 0 outside their mask, and the hidden states that predict them."""
+
+    logprobs_BT: Tensor
+    entropy_BT: Tensor
+    states_BTD: Tensor
+
+
+def score_response(model: Any, rollout: Rollout, temperature: float) -> ResponseLogprobs:
+    """Return the logprobs, entropies and predicting hidden states of a rollout's response tokens, under the active
+    adapter."""
     picked_BS = rollout.mask_BS.clone()
     picked_BS[:, : rollout.prompt_width] = False
     picked, entropy, hidden = compute_picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS, temperature)
     mask_BT = rollout.response_mask_BT
-    return scatter_tokens(picked, mask_BT), scatter_tokens(entropy, mask_BT), select_predicting_states(hidden, rollout)
+    return ResponseLogprobs(
+        scatter_tokens(picked, mask_BT), scatter_tokens(entropy, mask_BT), select_predicting_states(hidden, rollout)
+    )
 
 
 def compute_response_logprobs(model: Any, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return the logprobs and entropies of `score_response`."""
+    """Return the logprobs and entropies of a rollout's response tokens [B, T], 0 outside the response mask."""
     return score_response(model, rollout, temperature)[:2]
 
 
@@ -251,7 +274,8 @@ def compute_in_chunks(function: Callable[[Rollout], Tensor], rollout: Rollout, s
 def compute_several_in_chunks(
     function: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout, size: int
 ) -> tuple[Tensor, ...]:
-    """Do the same as `compute_in_chunks` for a function that returns several such tensors."""
+    """Apply a function that returns several tensors to a rollout in chunks of `size` rows, and return them in the order
+    of the rows."""
     width = rollout.response_mask_BT.shape[1]
     indices = split_by_length(rollout, size)
     chunks = [function(rollout.rows(index)) for index in ranks.select_own_share(indices)]

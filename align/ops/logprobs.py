@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -53,7 +53,7 @@ def token_logprobs(
         logits = head(h).float() / temperature
         logprobs = logits.log_softmax(-1).gather(-1, y[:, None]).squeeze(-1)
         with torch.no_grad():
-            return logprobs, analyse_logits(logits, y)[2]
+            return logprobs, analyse_logits(logits, y).entropies_N
 
     if chunk is None:
         with torch.no_grad():
@@ -85,12 +85,21 @@ def linear_logprobs(
     return linear_predictions(hidden_ND, targets_N, weight_VD, temperature, chunk)[:2]
 
 
+class TokenPredictions(NamedTuple):
+    """For each token: the target's logprob, the entropy of the predicted distribution, and the likeliest token's id."""
+
+    logprobs_N: Tensor
+    entropies_N: Tensor
+    likeliest_N: Tensor
+
+
 def linear_predictions(
     hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, temperature: float = 1.0, chunk: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the logprobs and entropies of `linear_logprobs`, and the id of the likeliest token in each row [N]."""
+) -> TokenPredictions:
+    """Return the targets' logprobs, the entropies and the likeliest tokens for a head that is one frozen matrix."""
     chunk = chunk or choose_chunk_rows(weight_VD.shape[0], weight_VD.device)
-    return LinearLogprobs.apply(hidden_ND, targets_N, weight_VD, temperature, chunk)  # pyright: ignore[reportReturnType]
+    predictions: Any = LinearLogprobs.apply(hidden_ND, targets_N, weight_VD, temperature, chunk)
+    return TokenPredictions(*predictions)
 
 
 class LinearLogprobs(torch.autograd.Function):
@@ -130,8 +139,17 @@ class LinearLogprobs(torch.autograd.Function):
         return (-grads[0][:, None] * gradient_ND).to(gradient_ND.dtype), None, None, None, None
 
 
-def analyse_logits(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return log p of the targets [N], p [N, V], the entropies [N] and the likeliest tokens [N], without a gradient.
+class LogitStatistics(NamedTuple):
+    """What one pass over logits gives for each row: log p of the target, p, the entropy and the likeliest token."""
+
+    logprobs_N: Tensor
+    probabilities_NV: Tensor
+    entropies_N: Tensor
+    likeliest_N: Tensor
+
+
+def analyse_logits(logits_NV: Tensor, targets_N: Tensor) -> LogitStatistics:
+    """Compute the targets' logprobs, all probabilities, entropies and likeliest tokens of logits, without a gradient.
 
     A fused kernel needs one pass over the logits, where logsumexp takes five. The normaliser is computed from the
     likeliest token, whose p is too large to underflow.
@@ -141,7 +159,8 @@ def analyse_logits(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor
         largest_N, likeliest_N = logits_NV.max(-1)
         normaliser_N = largest_N - p_NV.gather(-1, likeliest_N[:, None]).squeeze(-1).log()
         logprobs_N = logits_NV.gather(-1, targets_N[:, None]).squeeze(-1) - normaliser_N
-        return logprobs_N, p_NV, normaliser_N - torch.linalg.vecdot(p_NV, logits_NV), likeliest_N
+        entropies_N = normaliser_N - torch.linalg.vecdot(p_NV, logits_NV)
+        return LogitStatistics(logprobs_N, p_NV, entropies_N, likeliest_N)
 
 
 def choose_chunk_rows(vocabulary: int, device: torch.device) -> int:

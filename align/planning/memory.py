@@ -246,8 +246,8 @@ COPY = 1 << 30
 FP32 = 4
 
 
-class Pass(NamedTuple):
-    """The memory of one forward and backward pass.
+class PassMemory(NamedTuple):
+    """The bytes of a forward and backward pass, of one layer or of a whole model.
 
     Attributes:
         kept: bytes that are kept from the forward for the backward pass.
@@ -264,7 +264,7 @@ def samples_fast(shape: Shape, work: Workload) -> bool:
     return not work.cuda and shape.llama and work.prompt <= LONGEST and not autocast
 
 
-def predict_pass(shape: Shape, work: Workload, trained: bool = False) -> Pass:
+def predict_pass(shape: Shape, work: Workload, trained: bool = False) -> PassMemory:
     """Return the memory of a micro-batch's forward and backward pass.
 
     Args:
@@ -277,8 +277,8 @@ def predict_pass(shape: Shape, work: Workload, trained: bool = False) -> Pass:
     cast_weights = work.size * (shape.linear_weights + shape.vocabulary * shape.width) if autocast else 0
     shared = 2 * stream + cast_weights
     if work.recompute:
-        return Pass(shape.layers * stream + shared, layer + backward)
-    return Pass(shape.layers * layer + shared, backward)
+        return PassMemory(shape.layers * stream + shared, layer + backward)
+    return PassMemory(shape.layers * layer + shared, backward)
 
 
 def list_adapted_layers(shape: Shape, work: Workload, trained: bool) -> list[Linear]:
@@ -286,9 +286,8 @@ def list_adapted_layers(shape: Shape, work: Workload, trained: bool) -> list[Lin
     return [linear for linear in shape.linears if not trained and (not work.targets or linear.name in work.targets)]
 
 
-def predict_fast_layer(shape: Shape, work: Workload, trained: bool) -> tuple[float, float]:
-    """Return the bytes that the fast path keeps for the backward pass of a layer, and those that the backward pass
-    adds.
+def predict_fast_layer(shape: Shape, work: Workload, trained: bool) -> PassMemory:
+    """Predict the memory of one layer's forward and backward pass on the fast path.
 
     It keeps the inputs of the layer and of its MLP; queries, keys, values and the output of attention; the two halves
     of the gated unit; each input times A; and the attention weights unless attention is computed row by row. The peak
@@ -305,11 +304,11 @@ def predict_fast_layer(shape: Shape, work: Workload, trained: bool) -> tuple[flo
         attention = 4 * shape.queries
     attention += 4 * shape.queries + 2 * shape.width
     backward = work.tokens * work.size * max(4 * shape.mlp + shape.width, attention) + shape.largest * work.size
-    return kept, backward
+    return PassMemory(kept, backward)
 
 
-def predict_plain_layer(shape: Shape, work: Workload, trained: bool) -> tuple[float, float]:
-    """Return the bytes that transformers' modules keep for the backward pass of a layer, and those that it adds."""
+def predict_plain_layer(shape: Shape, work: Workload, trained: bool) -> PassMemory:
+    """Predict the memory of one layer's forward and backward pass by transformers' own modules."""
     size = work.size
     norms = 2 * shape.width * (FP32 + size)  # inputs in fp32, and outputs
     if trained:  # the norms' weights have gradients too, and under autocast each product has its own input
@@ -322,7 +321,7 @@ def predict_plain_layer(shape: Shape, work: Workload, trained: bool) -> tuple[fl
     factors += work.rank * len(adapted) * (FP32 if work.cuda else size)
     kept = work.tokens * (norms + attention + size * 4 * shape.mlp + factors)
     backward = work.tokens * max(5 * shape.width * FP32, 3 * shape.mlp * size) + shape.largest * size
-    return kept, backward
+    return PassMemory(kept, backward)
 
 
 def iter_rollout_parts(shape: Shape, work: Workload) -> Iterator[Part]:
@@ -536,17 +535,24 @@ def predict_peak(run: Run, longest: int, config: Any, texts: int = 0, rewards: i
     return {"predicted_peak_mb": round(predict_footprint(shape, work).peak / 2**20, 1)}
 
 
-def predict_disk_bytes(shape: Shape, work: Workload) -> tuple[float, float]:
-    """Return the bytes of one checkpoint, which holds fp32 weights with their moments, and of the published
-    artifact."""
+class DiskBytes(NamedTuple):
+    """The bytes on disk of one checkpoint, with fp32 weights and optimiser moments, and of the published artifact."""
+
+    checkpoint: float
+    artifact: float
+
+
+def predict_disk_bytes(shape: Shape, work: Workload) -> DiskBytes:
+    """Predict the size on disk of a run's checkpoints and of its published artifact."""
     head = 4 * shape.width
     adapter = float(count_adapter_bytes(shape, work))
     if work.stage == "ppo":
         policy = 4.0 * shape.weights if work.method == "full" else adapter
         value = count_value_bytes(shape, work)
         checkpoint = (policy + value) * (1 + ADAM / 4) + policy * work.keeps_best
-        return checkpoint, (work.size * float(shape.weights) if work.method == "full" else adapter) + value
+        published_policy = work.size * float(shape.weights) if work.method == "full" else adapter
+        return DiskBytes(checkpoint, published_policy + value)
     if work.method == "full":
-        return (4.0 + work.moments) * shape.weights, work.size * float(shape.weights)
+        return DiskBytes((4.0 + work.moments) * shape.weights, work.size * float(shape.weights))
     trained = adapter + head * (work.stage == "reward")
-    return trained * (1 + work.moments / 4), trained
+    return DiskBytes(trained * (1 + work.moments / 4), trained)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -190,10 +190,18 @@ def calibrate(workers: Workers, settings: PpoSettings) -> tuple[Workers, Moments
     return workers, moments
 
 
+class BuiltExperience(NamedTuple):
+    """The experience of an update, the forward passes that its first step can reuse, and the update's metrics."""
+
+    batch: Experience
+    cached: CachedForward | None
+    figures: dict[str, float]
+
+
 def build_experience(
     workers: Workers, settings: PpoSettings, answers: Answers, scores_B: Tensor, state: PpoState, number: int
-) -> tuple[Experience, CachedForward | None, dict[str, float]]:
-    """Build the experience of an update. Returns it with the forward passes that its first step can reuse, and figures.
+) -> BuiltExperience:
+    """Compute logprobs, values and advantages of an update's answers, for its gradient steps.
 
     Raises:
         InputError: servers sampled the answers, but not from the policy.
@@ -212,7 +220,7 @@ def build_experience(
     cap = settings.importance_cap if settings.servers else None
     arguments = settings.experience_arguments(state.kl_coef)
     batch, figures = assemble_experience(rollout, scores_B, *estimates, **arguments, importance_cap=cap)
-    return batch, cached, {**figures, **sampled}
+    return BuiltExperience(batch, cached, {**figures, **sampled})
 
 
 def learn(
@@ -225,8 +233,10 @@ def learn(
     kl_coef: float,
     number: int,
 ) -> dict[str, float]:
-    """Take the gradient steps of an update at its learning rates. The first update checks that its initial ratio is
-    1."""
+    """Set the learning rates of an update, and train policy and value on its batch. Returns metrics.
+
+    The first update also checks that its initial ratio is 1.
+    """
     factor = compute_lr_factor(number, settings.updates, settings.warmup, settings.schedule)
     rates = (settings.lr, settings.value_lr) if settings.estimator.has_critic else (settings.lr,)
     for group, lr in zip(optimiser.param_groups, rates, strict=True):
@@ -254,7 +264,7 @@ def learn(
 
 
 def measure(workers: Workers, moments: Moments, settings: PpoSettings, step: int, tracker: Tracker) -> dict[str, float]:
-    """Measure the policy on the held-out prompts, see `evaluate_held_out`, and log its first answers.
+    """Sample and score the policy's answers to the held-out prompts, log the first ones, and return the metrics.
 
     Args:
         moments: the run's initial moments, so that all updates are measured on the same scale.
@@ -288,7 +298,7 @@ def find_suspects(
     scores_B: Tensor,
     batch: Experience,
 ) -> list[tuple[Conversation, list[Candidate]]]:
-    """Return the suspicious answers of an update by its tripwires, see `select_suspects`.
+    """Return the answers of an update that most likely tripped its wires, as pairs to be judged.
 
     Each is paired with a new sample of the reference. Must be called after the last update.
     """

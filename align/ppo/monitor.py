@@ -102,7 +102,7 @@ def evaluate_held_out(
     micro_batch: int,
     shown: int,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Measure the policy by its answers to the held-out prompts.
+    """Return the policy's mean score, KL and objective on its answers to the held-out prompts, and rows of samples.
 
     Args:
         moments, shaping: arguments of `shape_scores`.

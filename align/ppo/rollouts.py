@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from threading import Thread
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ LARGEST = 1e15
 
 @contextmanager
 def name_update(step: int, what: str) -> Iterator[None]:
-    """Name the update in errors of the block, and publish this rank's position to the other ranks.
+    """Add the number of the update to InputErrors of the block, and publish it as this rank's position.
 
     Args:
         step: the update, from 1; 0 before the first.
@@ -94,18 +95,27 @@ def start_rollout(workers: Workers, settings: PpoSettings, number: int, sampler:
     return sample
 
 
-def start_next_rollout(
-    workers: Workers, settings: PpoSettings, number: int
-) -> tuple[Sample | None, tuple[Tensor, ...]]:
+class StartedRollout(NamedTuple):
+    """A rollout that is sampled in a background thread.
+
+    Attributes:
+        wait: the call that waits for the answers; None if no rollout was started.
+        sampler: the policy's weights that sample them, which a resumed run needs to sample them again; empty if no
+            rollout was started.
+    """
+
+    wait: Sample | None
+    sampler: tuple[Tensor, ...]
+
+
+def start_next_rollout(workers: Workers, settings: PpoSettings, number: int) -> StartedRollout:
     """Start sampling the next update's answers in a background thread.
 
-    Returns:
-        The call that waits for them, and the weights that sample them, which a resumed run needs to sample them again;
-        None and no weights if `max_staleness` is 0.
+    Starts none if `max_staleness` is 0, or after the last update.
     """
     if not settings.max_staleness or number + 1 == settings.updates:
-        return None, ()
-    return run_in_background(start_rollout(workers, settings, number + 1, ())), workers.policy()
+        return StartedRollout(None, ())
+    return StartedRollout(run_in_background(start_rollout(workers, settings, number + 1, ())), workers.policy())
 
 
 def run_in_background(sample: Sample) -> Sample:
@@ -222,7 +232,9 @@ def check_sampler(
     old_logprobs_BT: Tensor,
     sampler: tuple[Tensor, ...],
 ) -> dict[str, float]:
-    """Return the figures of `compute_sampler_figures`. Returns none if the learner samples itself.
+    """Compare the servers' logprobs of a rollout with the policy's, and return the differences as metrics.
+
+    Returns no metrics if the learner samples itself.
 
     Raises:
         InputError: the servers do not sample from the policy.

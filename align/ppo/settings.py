@@ -99,5 +99,5 @@ class PpoSettings:
         }
 
     def losses_at(self, kl_coef: float) -> Losses:
-        """Return what is minimised with the present KL coefficient."""
+        """Return the settings of the losses with the present KL coefficient."""
         return self.losses._replace(kl_coef=0.0 if self.kl_in_reward else kl_coef)

@@ -146,7 +146,7 @@ def decode_responses(rollout: Rollout, tokenizer: Any) -> list[str]:
 
 
 def decode_response(tokenizer: Any, ids: Sequence[int], has_stop_token: bool) -> str:
-    """Return one response as text, see `decode_responses`.
+    """Return the text of one response's token ids, without its stop token.
 
     Args:
         has_stop_token: whether the last token is a stop token.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,6 +64,20 @@ class RowEnds(StoppingCriteria):
         return torch.tensor([row in self.at for row in range(len(self.ends))], device=input_ids.device)
 
 
+class GeneratedResponses(NamedTuple):
+    """Sampled responses.
+
+    Attributes:
+        tokens_BT: sampled token ids, the pad id after the end of a row.
+        mask_BT: True up to the token that ends the row.
+        ended_B: True if the row ended before the length limit.
+    """
+
+    tokens_BT: Tensor
+    mask_BT: Tensor
+    ended_B: Tensor
+
+
 def generate_by(
     model: Any,
     tokens_BP: Tensor,
@@ -74,17 +88,13 @@ def generate_by(
     pad_id: int,
     max_new_tokens: int,
     ends: Sequence[Callable[[int], bool]] = (),
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> GeneratedResponses:
     """Sample responses by transformers' `generate`.
 
     Args:
         draw: (logits [B, V] of the next token, its position in the response) → token ids [B].
         ends: for each row a function that is called with each of its tokens, and returns True to end the row with it;
             empty if only `stop_ids` end rows.
-
-    Returns:
-        The sampled tokens [B, T], a bool mask [B, T] of the tokens up to the one that ends the row, and whether each
-        row ended before the length limit [B].
     """
     base = unwrap_model(model)
     plain = GenerationConfig(
@@ -105,7 +115,7 @@ def generate_by(
         stops[row, at] = True
     stopped_before = stops.cumsum(1) - stops.long()
     real = stopped_before == 0
-    return response.masked_fill(~real, pad_id), real, (stops & real).any(1)
+    return GeneratedResponses(response.masked_fill(~real, pad_id), real, (stops & real).any(1))
 
 
 def split_by_length(order: Tensor, lengths: Tensor, size: int) -> list[Tensor]:
@@ -160,7 +170,7 @@ class HfEngine:
         seeds: Sequence[int],
         ends: Sequence[Ends] = (),
     ) -> Rollout:
-        """See `align.rollout.engine.Engine`.
+        """Sample one response for each prompt from the actors' own models.
 
         Args:
             ends: one function for each prompt; empty if only `stop_ids` end a response.

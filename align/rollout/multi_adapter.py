@@ -53,7 +53,10 @@ class BankEngine(SnapshotEngine):
     digests: dict[Actor, str | None] = field(default_factory=dict)
 
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
-        """See `Engine.load`. Raises InputError if the fast path does not support the architecture."""
+        """Load the base into a multi-adapter decoder.
+
+        Raises InputError if the fast path does not support the architecture.
+        """
         model = load_base(base, method, torch.device("cpu"), dtype)
         context = get_context_length(model)
         if method == "qlora":

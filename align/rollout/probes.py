@@ -112,7 +112,7 @@ def check_agreement(agreed: Agreement, dtype: str, field: str, name: str, remedy
 
 
 def write_probes(folder: Path, probes: Probes, adapter: str, base: str) -> None:
-    """Write probes beside an adapter.
+    """Write prompts with their expected logprobs into an adapter's folder, to check engines that serve it.
 
     Args:
         adapter, base: digests of the adapter and its base.
@@ -122,7 +122,7 @@ def write_probes(folder: Path, probes: Probes, adapter: str, base: str) -> None:
 
 
 def read_probes(folder: Path, adapter: str, base: str) -> Probes | None:
-    """Return the probes beside an adapter. Returns None if it has none.
+    """Read the prompts and expected logprobs in an adapter's folder. Returns None if it has none.
 
     Raises:
         CorruptFile: the file is malformed, or belongs to another adapter or base.

@@ -37,7 +37,7 @@ def read_whole_answers(prompts: Sequence[Prompt], texts: Sequence[str], rollout:
 
 
 def choose_answer_reader(hides: bool, tokenizer: Any, generation_config: Any) -> Callable[..., JudgedAnswers]:
-    """Return the function that turns prompts, answers and their rollout into what scorers read.
+    """Return the function that builds the judged form of answers: whole, or without their reasoning.
 
     Args:
         hides: whether answers are judged without their reasoning (`rollout.reasoning=hide`).
@@ -49,17 +49,22 @@ def choose_answer_reader(hides: bool, tokenizer: Any, generation_config: Any) ->
     )
 
 
-def split_reasoning_batch(
-    prompts: Sequence[Prompt], texts: Sequence[str], tokenizer: Any, hides: bool
-) -> tuple[Sequence[str | None], Sequence[str]]:
+class SplitAnswers(NamedTuple):
+    """The reasoning of each answer, None if it was not split off, and the rest of each answer."""
+
+    reasoning: Sequence[str | None]
+    answers: Sequence[str]
+
+
+def split_reasoning_batch(prompts: Sequence[Prompt], texts: Sequence[str], tokenizer: Any, hides: bool) -> SplitAnswers:
     """Split each answer into its reasoning and the rest, which is empty if the reasoning never ended. Returns None for
     each reasoning, and the unchanged answers, if `hides` is False."""
     if not hides:
-        return [None] * len(texts), texts
+        return SplitAnswers([None] * len(texts), texts)
     # Some templates open the reasoning in the header of the answer.
     opens_reasoning = [tokenizer.decode(p.input_ids[-8:]).rstrip().endswith(OPEN) for p in prompts]
     pairs = [split_reasoning(text, is_open) for text, is_open in zip(texts, opens_reasoning, strict=True)]
-    return [reasoning for reasoning, _ in pairs], [answer for _, answer in pairs]
+    return SplitAnswers([reasoning for reasoning, _ in pairs], [answer for _, answer in pairs])
 
 
 def strip_prompt_reasoning(prompt: Prompt) -> Conversation:

@@ -98,7 +98,10 @@ class VllmSampler(SnapshotEngine):
     _sampling: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
 
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
-        """See `Engine.load`. Raises InputError if vLLM is not installed, or a server does not start."""
+        """Start or connect to the vLLM servers of the base.
+
+        Raises InputError if vLLM is not installed, or a server does not start.
+        """
         settings = self.settings
         learner_dtype = get_dtype_name(dtype)
         self.base = base
@@ -154,7 +157,7 @@ class VllmSampler(SnapshotEngine):
     # Adapters
 
     def sync(self, actor: Actor) -> None:
-        """See `Engine.sync`.
+        """Save a snapshot of an actor's present weights and load it into the servers.
 
         Raises:
             InputError: the actor is not a plain adapter, a server does not load it, or a server's logprobs differ from
@@ -263,7 +266,7 @@ class VllmSampler(SnapshotEngine):
     def generate(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
     ) -> Rollout:
-        """See `Engine.generate`.
+        """Sample one response for each prompt from the vLLM servers.
 
         Raises:
             InputError: a server refuses a request, returns no logprobs, lost an adapter, or stays unreachable.

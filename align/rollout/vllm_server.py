@@ -228,17 +228,27 @@ def build_completion_body(model: str, prompt_ids: Sequence[int], sampling: Sampl
     }
 
 
-def parse_logprobs(logprobs: Mapping[str, Any]) -> list[tuple[int, float | None, list[tuple[int, float]]]]:
-    """Return each token's id, its logprob, and the likeliest tokens at its position, best first."""
+class TokenLogprob(NamedTuple):
+    """A token's id, its logprob, and the ids and logprobs of the likeliest tokens at its position, best first."""
 
-    def token_id(token: str) -> int:
+    id: int
+    logprob: float | None
+    top: list[tuple[int, float]]
+
+
+def parse_logprobs(logprobs: Mapping[str, Any]) -> list[TokenLogprob]:
+    """Return the tokens of a completion from its `logprobs` object, which names each token by its id."""
+
+    def parse_token_id(token: str) -> int:
         return int(token.removeprefix(TOKEN))
 
     tokens = []
     columns = logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"]
     for token, logprob, top in zip(*columns, strict=True):
-        ranked = sorted(((token_id(name), value) for name, value in (top or {}).items()), key=lambda each: -each[1])
-        tokens.append((token_id(token), logprob, ranked))
+        ranked = sorted(
+            ((parse_token_id(name), value) for name, value in (top or {}).items()), key=lambda each: -each[1]
+        )
+        tokens.append(TokenLogprob(parse_token_id(token), logprob, ranked))
     return tokens
 
 

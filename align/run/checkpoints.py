@@ -18,7 +18,7 @@ SEAL = "align_seal.json"
 
 
 def seal(folder: Path) -> None:
-    """Write the hash of every file of a checkpoint. A checkpoint without this file is incomplete."""
+    """Write `align_seal.json` with the hash of every file of a checkpoint. A checkpoint without it is incomplete."""
     write_json(folder / SEAL, {name: file_digest(folder / name) for name in sorted(list_files(folder))})
 
 
@@ -82,7 +82,7 @@ def sibling_checkpoint(checkpoint: Path, step: int) -> Path:
 def find_newest_checkpoint(
     run: Run, say: Callable[[str], None] = print, is_usable: Callable[[Path], bool] = is_intact
 ) -> Path | None:
-    """Return the newest intact checkpoint, and remove newer ones that are not intact. Returns None if none is left.
+    """Return the newest intact checkpoint, and delete newer ones that are not intact. Returns None if none is left.
 
     Rank 0 chooses for all ranks. A run that is not resumed loses its old checkpoints.
 

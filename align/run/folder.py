@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.core.errors import (
     AlignError,
@@ -62,15 +62,23 @@ PUBLISHED = (
 """Files beside the artifact that are published, and so hashed, with it."""
 
 
-def find_first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """Return the first key in which two trees differ, with both values. Returns None if they are equal."""
+class ChangedValue(NamedTuple):
+    """A value that differs between two nested mappings, under its dotted key."""
+
+    key: str
+    old: Any
+    new: Any
+
+
+def find_first_difference(old: Any, new: Any, path: str = "") -> ChangedValue | None:
+    """Return the first value by key order that differs between two mappings. Returns None if they are equal."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             key_path = f"{path}.{key}" if path else key
             if difference := find_first_difference(old.get(key, MISSING), new.get(key, MISSING), key_path):
                 return difference
         return None
-    return None if old == new else (path, old, new)
+    return None if old == new else ChangedValue(path, old, new)
 
 
 class Run:
@@ -242,7 +250,7 @@ def derive_name(parent: Path, label: str, digest: str) -> str:
 
 
 def claim_folder(root: Path, stage: str, name: str, resume: str) -> tuple[Path, int]:
-    """Make the folder of a run if need be, and lock it.
+    """Make the folder of a run if it is missing, and lock it. Returns the folder and the lock's file descriptor.
 
     Raises:
         MissingArtifact: `resume=must`, and there is no run.
@@ -264,9 +272,9 @@ def claim_folder(root: Path, stage: str, name: str, resume: str) -> tuple[Path, 
 
 
 def find_same_run(folder: Path, new: Manifest, again: bool) -> Manifest | None:
-    """Return the manifest of the same run in a folder. Returns None if the folder has none.
+    """Return the manifest of the same run in a folder, and empty the folder of another run that failed without output.
 
-    The folder of another run that failed without output is emptied.
+    Returns None if the folder has no manifest, or was emptied.
 
     Args:
         again: accept a run with another identity.
@@ -337,7 +345,7 @@ def lock_folder(folder: Path) -> int:
 
 @contextmanager
 def hold_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder around a block.
+    """Lock a folder within the block.
 
     Raises:
         RunBusy, PermissionError: As for the lock itself.
@@ -350,7 +358,7 @@ def hold_lock(folder: Path) -> Iterator[None]:
 
 
 def record_end(folder: Path, why: str) -> None:
-    """Record why a run ended whose process was killed.
+    """Write the status `failed` and the reason into the manifest of a run whose process was killed.
 
     Raises:
         RunBusy, PermissionError: As `hold_lock`.

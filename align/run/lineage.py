@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.config.stages import STAGES
 from align.core.errors import InputError
@@ -238,8 +238,20 @@ def find_suite_collapse(artifact: Input, root: Path) -> Mapping[str, Any] | None
     return newest[1] if newest else None
 
 
-def find_readers(root: Path, project: str, first: int, last: int) -> tuple[list[str], list[str]]:
-    """Return the runs that read an annotation project, and the manifests that cannot be read.
+class RunsFound(NamedTuple):
+    """The result of a search through the manifests of a folder of runs.
+
+    Attributes:
+        runs: `stage/name` of each.
+        unreadable: paths of the manifests that cannot be read.
+    """
+
+    runs: list[str]
+    unreadable: list[str]
+
+
+def find_readers(root: Path, project: str, first: int, last: int) -> RunsFound:
+    """Find the runs that read an annotation project or were made from such a run, and list unreadable manifests.
 
     Included are runs that read it while rows `first` to `last` of its ledger were its newest, the runs made from them
     (see `find_users`), and the `sample` runs that filled it, whose files hold the same texts.
@@ -252,13 +264,13 @@ def find_readers(root: Path, project: str, first: int, last: int) -> tuple[list[
         name = f"sample/{path.parent.name}"
         if sample.config.get("stage", {}).get("best_of") is None and name not in readers:
             readers.append(name)
-    return readers, unreadable
+    return RunsFound(readers, unreadable)
 
 
-def find_users(root: Path, which: Callable[[Input], bool]) -> tuple[list[str], list[str]]:
-    """Return the runs with a matching input and the runs made from them, and the manifests that cannot be read.
+def find_users(root: Path, which: Callable[[Input], bool]) -> RunsFound:
+    """Find the runs with a matching input and the runs made from them, and list unreadable manifests.
 
-    A run is `stage/name`. Each stands behind the runs that it was made from.
+    Each run is listed after the runs that it was made from.
 
     Args:
         which: return whether an input matches.
@@ -284,4 +296,4 @@ def find_users(root: Path, which: Callable[[Input], bool]) -> tuple[list[str], l
             )
             if is_child and name not in users:
                 users.append(name)
-    return users, unreadable
+    return RunsFound(users, unreadable)

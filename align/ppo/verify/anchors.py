@@ -126,7 +126,7 @@ def check_closed_form() -> Anchor:
 
 
 def check_closed_form_of_rloo() -> Anchor:
-    """Do the same with RLOO."""
+    """Train RLOO on all sequences of up to two tokens, and compare its objective with the optimum."""
     problem = Problem(vocabulary=6, length=2, beta=0.5)
     reached = solve(problem, Estimator("rloo", 8), Losses(loss_mean="constant", longest=2)).reached
     off = abs(problem.optimum() - reached)
