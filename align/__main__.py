@@ -80,11 +80,11 @@ def main(argv: Sequence[str] | None = None, opened: Callable[[Path], object] = l
     try:
         return run_lines(sys.stdin) if arguments == ["-"] else run_command(parse_arguments(arguments), opened)
     except AlignError as error:
-        if ranks.prints_error(error):
+        if ranks.should_print_error(error):
             print(f"align: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt as interrupted:
-        if ranks.prints_error(interrupted):
+        if ranks.should_print_error(interrupted):
             print("align: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
 
@@ -112,10 +112,10 @@ def run_command(line: CommandLine, opened: Callable[[Path], object]) -> int:
     if action in STAGES[stage].prints:
         require_single_process("stage", config.stage.name)
         return answer_question(config, stage, action)
-    from align.cli.launch import launch, needs_ranks
+    from align.cli.launch import launch_ranks, needs_ranks
 
     if needs_ranks(config):
-        return launch((*line.options, *line.words), config.devices or 1)
+        return launch_ranks((*line.options, *line.words), config.devices or 1)
     from align.stages.runner import execute_run
 
     return finish(execute_run(config, opened))
@@ -308,9 +308,9 @@ def folder_callback() -> Callable[[Path], object]:
     """
     if OPENED not in os.environ:
         return lambda folder: None
-    from align.cli.batch import folder_writer
+    from align.cli.batch import build_folder_writer
 
-    return folder_writer(int(os.environ.pop(OPENED)))
+    return build_folder_writer(int(os.environ.pop(OPENED)))
 
 
 def entry() -> int:

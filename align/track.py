@@ -210,7 +210,7 @@ class Progress:
         self._began = self._printed = time.perf_counter()
         self._watcher = WATCHER.get()
         self._bar = self._task = None
-        ranks.set_position(f"{label} {start}/{total}")
+        ranks.record_position(f"{label} {start}/{total}")
         if sys.stderr.isatty() and ranks.is_main():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -230,7 +230,7 @@ class Progress:
     def advance(self, done: int, **figures: float) -> None:
         """Show that `done` of `total` steps are finished, with the two or three figures that matter."""
         self.done = done
-        ranks.set_position(f"{self.label} {done}/{self.total}")
+        ranks.record_position(f"{self.label} {done}/{self.total}")
         if self._watcher:
             self._watcher(self)
         text = "  ".join(f"{k} {v:.3g}" for k, v in figures.items())

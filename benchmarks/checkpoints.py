@@ -36,8 +36,8 @@ from measure_architecture import (
 from small_models import LAYERS, SMALL, SPECIAL, choose_small_values
 from transformers import CONFIG_MAPPING
 
-from align.models.architectures import TABLE, Route, find_refusal, read_proven_types, select_deciding_settings
-from align.models.fastpath import use_fast_path
+from align.models.architectures import TABLE, Route, find_refusal_reason, read_proven_types, select_deciding_settings
+from align.models.fastpath import install_fast_path
 from align.models.fastpath.decoder import NotPlainError
 from align.models.fastpath.mixed import MixedDecoder
 from align.models.load import load_base
@@ -121,7 +121,7 @@ def measure_checkpoint(published: Mapping[str, Any]) -> dict[str, Any]:
             "cause": f"cannot be configured: {describe_error(error)}",
         }
     model_type = full.model_type
-    if cause := find_refusal(model_type):
+    if cause := find_refusal_reason(model_type):
         return {"type": model_type, "path": "refused", "cause": cause}
     with tempfile.TemporaryDirectory() as scratch:
         row = {
@@ -186,7 +186,7 @@ def explain_batching(folder: Path, route: Route) -> str:
     """Return why `stage=serve` answers one request at a time. Returns an empty text if it answers in batches."""
     model = load_oracle(folder).requires_grad_(False)
     model.align_route = route
-    use_fast_path(model)
+    install_fast_path(model)
     try:
         MixedDecoder(model, 2, 64, 1, 8)
     except NotPlainError as error:

@@ -83,7 +83,7 @@ def save_random_model(size: str, folder: Path, device: str) -> None:
 def measure_updates(work: Work, adapters_path: Path) -> dict[str, float]:
     """Run updates in this process and return the medians of all but the first. Memory is of the GPU if one is used."""
     roles = load_roles(work, adapters_path)
-    roles.recompute_layers()
+    roles.enable_gradient_checkpointing()
     run_update = build_update(work, roles)
     phases_by_update = [run_update(number) for number in range(work.updates)]
     seconds = statistics.median(sum(phases.values()) for phases in phases_by_update[1:])

@@ -25,7 +25,7 @@ from align.models.actors import ModelActor
 from align.models.adapters import add_new_adapter, save_adapter
 from align.models.architectures import Route, select_deciding_settings
 from align.models.base import find_pocket_folder
-from align.models.fastpath import use_fast_path
+from align.models.fastpath import install_fast_path
 from align.models.forward import (
     compute_hidden_states,
     compute_picked_logprobs,
@@ -221,7 +221,7 @@ def load_on_route(folder: Path, route: Route) -> Any:
     """Load a model without gradients, with align's forward for a route."""
     model = load_oracle(folder).requires_grad_(False)
     model.align_route = route
-    use_fast_path(model)
+    install_fast_path(model)
     return model
 
 
@@ -279,7 +279,7 @@ def choose_route(folder: Path, oracle: OracleOutputs, has_padding: bool) -> tupl
     """
     cause = ""
     for name, route in ROUTES.items():
-        if route.padding and not route.fast and not has_padding:
+        if route.can_pad and not route.has_fast_path and not has_padding:
             continue
         try:
             model = load_on_route(folder, route)
@@ -290,13 +290,15 @@ def choose_route(folder: Path, oracle: OracleOutputs, has_padding: bool) -> tupl
                 )
             elif not is_greedy(load_oracle(folder), sample_greedily(model, oracle), oracle):
                 problem = (
-                    "the reserved cache gives other tokens" if route.fast else "its generate depends on rows beside"
+                    "the reserved cache gives other tokens"
+                    if route.has_fast_path
+                    else "its generate depends on rows beside"
                 )
             else:
                 return name, gap, cause
         except Exception as error:
             description = describe_error(error)
-            problem = f"the reserved cache does not fit ({description})" if route.fast else description
+            problem = f"the reserved cache does not fit ({description})" if route.has_fast_path else description
         cause = cause or problem
     return "", 0.0, problem
 

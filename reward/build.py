@@ -11,7 +11,7 @@ from align.core.errors import require
 from align.core.functions import load_function
 from align.data.chat.encode import find_stop_token_ids, find_turn_end_token
 from align.data.chat.template import set_chat_template
-from align.models.adapters import attach
+from align.models.adapters import attach_adapter
 from align.models.base import choose_method, find_base_of_artifact
 from align.models.forward import get_hidden_size
 from align.models.load import load_base, load_own_tokenizer, load_tokenizer
@@ -85,7 +85,9 @@ def load_reward_model(artifact: Artifact, device: torch.device, dtype: torch.dty
     """Load a reward model's base with its adapter, score head, chat template and tokenizer, ready to score."""
     base = find_base_of_artifact(artifact, "reward.ref")
     method = choose_method(artifact, "auto", "reward.ref")
-    model = attach(load_base(base, method, device, dtype), artifact.path, "reward", scored=True, alone=True)
+    model = attach_adapter(
+        load_base(base, method, device, dtype), artifact.path, "reward", is_reward_model=True, is_only_adapter=True
+    )
     head = build_linear_head(read_score_weight(artifact.path, get_hidden_size(model))).to(device)
     tokenizer = load_own_tokenizer(artifact, base)
     set_chat_template(tokenizer, None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from align import ranks
 from align.core.errors import InputError
-from align.core.functions import explain_user_errors
+from align.core.functions import convert_user_errors
 from align.core.types import Conversation, Rollout
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class FunctionReward:
         with limit_time(self.timeout, self.name):
             returned = self.call_or_locate_error(conversations)
             problem = f"returned {type(returned).__name__}, not a number for each conversation ({{error}})"
-            with explain_user_errors(FIELD, self.name, problem, "Return a list of numbers.", TimedOut):
+            with convert_user_errors(FIELD, self.name, problem, "Return a list of numbers.", TimedOut):
                 scores = [float(score) for score in returned]
         if len(scores) != len(conversations):
             problem = f"returned {len(scores)} numbers for {len(conversations)} conversations"

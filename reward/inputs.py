@@ -14,7 +14,7 @@ from typing import Any
 from align.core.errors import InputError, require
 from align.core.functions import find_definitions, find_module_file, load_function
 from align.core.types import Conversation
-from align.models.base import check_same_method
+from align.models.base import require_same_precision
 from align.reward.check import CheckReward
 from align.reward.checkers import build_checkers
 from align.reward.checkers.checked import AllowCode, combine_code_settings
@@ -107,7 +107,7 @@ def resolve_reward_model(
     if artifact.whole or stage != "reward":
         raise InputError(field, ref, "is no reward model", "Name one that stage=reward made, such as reward:latest.")
     if policy is not None and base is not None and select_models_on_base([artifact], base):
-        check_same_method(artifact, field, policy, method)
+        require_same_precision(artifact, field, policy, method)
     return artifact
 
 

@@ -86,10 +86,10 @@ def one_thread() -> None:
     """Run torch on one thread. Tiny tensors gain nothing from more, and results repeat only with a fixed number."""
     import torch
 
-    from align.models.cpu_memory import keep_few_kernels
+    from align.models.cpu_memory import limit_kernel_cache
 
     torch.set_num_threads(1)
-    keep_few_kernels()  # a command calls it too, but many tests would build kernels before one runs a command
+    limit_kernel_cache()  # a command calls it too, but many tests would build kernels before one runs a command
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -97,14 +97,14 @@ def frozen() -> None:
     """Freeze the objects that exist by now (those of torch and transformers). A garbage collection, which runs whenever
     a model is released, then skips them and takes milliseconds instead of a third of a second. The garbage of the
     previous module is collected first, and its memory is returned to the system."""
-    from align.models.cpu_memory import return_freed_memory
+    from align.models.cpu_memory import return_freed_memory_once
 
     gc.collect()
-    return_freed_memory()
+    return_freed_memory_once()
     if resident_bytes() > SEARCHED["resident"] + (200 << 20):  # frozen objects may be garbage by now
         gc.unfreeze()
         gc.collect()
-        return_freed_memory()
+        return_freed_memory_once()
         SEARCHED["resident"] = resident_bytes()
     gc.freeze()
 

@@ -12,10 +12,10 @@ from transformers import AutoTokenizer
 
 from align.export.adapter import write_adapter
 from align.export.converters import find_converters
-from align.export.gguf import GgufSource, write_bases, write_gguf
+from align.export.gguf import GgufSource, write_adapter_as_gguf, write_missing_bases
 from align.export.trained_model import TrainedModel
 from align.models.base import find_builtin_folder
-from align.models.dequantised import DEQUANTISED, dequantise
+from align.models.dequantised import DEQUANTISED, dequantise_in_place
 from align.models.load import cast_to_fp32, load_base
 from align.run import Base, model_digest
 
@@ -52,7 +52,7 @@ def build_gguf_source(trained: TrainedModel, into: str = DEQUANTISED) -> GgufSou
     def load() -> Any:
         if into == DEQUANTISED:
             model = load_base(trained.base, "qlora", trained.device, trained.dtype)
-            return dequantise(model, torch.float32)
+            return dequantise_in_place(model, torch.float32)
         return cast_to_fp32(load_base(trained.base, "lora", trained.device, trained.dtype))
 
     return GgufSource(BASE, into, load, Path(trained.base.path), trained.tokenizer, find_converters(None))
@@ -76,6 +76,10 @@ def export_gguf(
     adapter_folder = root / "plain"
     for path in (folder, adapter_folder):
         path.mkdir(parents=True)
-    write_adapter(adapter_folder, trained.adapter, BASE, tokenizer=trained.tokenizer, beside=Path(trained.base.path))
-    write_gguf(folder, write_bases(bases or root / "bases", source, quantised, python), adapter_folder, source)
+    write_adapter(
+        adapter_folder, trained.adapter, BASE, tokenizer=trained.tokenizer, base_folder=Path(trained.base.path)
+    )
+    write_adapter_as_gguf(
+        folder, write_missing_bases(bases or root / "bases", source, quantised, python), adapter_folder, source
+    )
     return folder

@@ -34,7 +34,7 @@ class UnchangedModelActor:
     """An actor that uses a model with the adapters that are active on it."""
 
     model: Any
-    base_alone: bool = True
+    is_bare_base: bool = True
 
     @contextmanager
     def use(self) -> Iterator[Any]:
@@ -79,7 +79,7 @@ def make_world(folder: Path, tiny_model: Path, tokenizer: Any) -> World:
     torch.manual_seed(1)
     for path, classifier in ((world.init, False), (world.reward, True)):
         model = load_classifier(world.base, "qlora", CPU, FP32) if classifier else world.load()
-        model = add_new_adapter(model, Lora(4, 8), classifier=classifier)
+        model = add_new_adapter(model, Lora(4, 8), is_reward_model=classifier)
         add_noise(model)
         save_adapter(model, path, world.base)
     return world

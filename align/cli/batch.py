@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from align.config.options import OPENED
-from align.core.distribution import missing_modules
+from align.core.distribution import find_missing_modules
 from align.core.errors import NOT_PASSED, AlignError, InputError
 from align.core.redaction import mask_argument
 from align.run import Manifest, read_manifest
@@ -84,7 +84,7 @@ def run_batch(lines: Iterable[str], check: Callable[[Command], Iterable[str]], r
         raise InputError("standard input", "(empty)", "holds no command line", "Write one a line: stage=sft …")
     start = choose_start(stages)
     for number, words in enumerate(commands, 1):
-        if status := run_announced(number, len(commands), words, start, run).status:
+        if status := announce_and_run(number, len(commands), words, start, run).status:
             return status
     return 0
 
@@ -104,7 +104,7 @@ def run_sweep(jobs: Sequence[tuple[Command, Mapping[str, str]]], stages: Iterabl
     start = choose_start(stages)
     results: list[JobResult] = []
     for number, (words, _) in enumerate(jobs, 1):
-        results.append(run_announced(number, len(jobs), words, start, run))
+        results.append(announce_and_run(number, len(jobs), words, start, run))
         if results[-1].status == INTERRUPTED:
             break
     print(f"\n{format_table([swept for _, swept in jobs], results)}", flush=True)
@@ -125,16 +125,16 @@ def split_line(line: str) -> list[str]:
 Start = Callable[[Command, Run], JobResult]
 
 
-def run_announced(number: int, of: int, words: Command, start: Start, run: Run) -> JobResult:
+def announce_and_run(number: int, of: int, words: Command, start: Start, run: Run) -> JobResult:
     print(f"\n[{number} of {of}] {shlex.join(map(mask_argument, words))}", flush=True)
     return start(words, run)
 
 
 def choose_start(stages: Iterable[str]) -> Start:
-    return run_in_fork if import_for_forks(stages) else run_in_new_process
+    return run_in_fork if try_import_for_forks(stages) else run_in_new_process
 
 
-def import_for_forks(stages: Iterable[str]) -> bool:
+def try_import_for_forks(stages: Iterable[str]) -> bool:
     """Import the modules of these stages, and return whether this process can be forked; if not, import torch alone."""
     if not sys.platform.startswith("linux"):
         return False
@@ -144,7 +144,7 @@ def import_for_forks(stages: Iterable[str]) -> bool:
         return False
     preload(stages)
     importlib.import_module("align.report.plots")  # every stage ends with a report
-    if not missing_modules("plots"):
+    if not find_missing_modules("plots"):
         importlib.import_module("matplotlib.figure")
     gc.collect()
     gc.freeze()  # keeps the collector of a child from touching, and so copying, every page
@@ -156,13 +156,13 @@ def run_in_fork(words: Command, run: Run) -> JobResult:
     reads, writes = os.pipe()
 
     def work() -> NoReturn:
-        sys.exit(run(words, folder_writer(writes)))
+        sys.exit(run(words, build_folder_writer(writes)))
 
     child = multiprocessing.get_context("fork").Process(target=work)
     child.start()
     os.close(writes)
     interrupted = wait_for_child(child.join, child.terminate)
-    return JobResult(INTERRUPTED if interrupted else shell_status(child.exitcode or 0), read_folder(reads))
+    return JobResult(INTERRUPTED if interrupted else to_shell_status(child.exitcode or 0), read_folder(reads))
 
 
 def run_in_new_process(words: Command, run: Run) -> JobResult:
@@ -173,7 +173,7 @@ def run_in_new_process(words: Command, run: Run) -> JobResult:
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[writes])
     os.close(writes)
     interrupted = wait_for_child(child.wait, child.terminate)
-    return JobResult(INTERRUPTED if interrupted else shell_status(child.returncode), read_folder(reads))
+    return JobResult(INTERRUPTED if interrupted else to_shell_status(child.returncode), read_folder(reads))
 
 
 def wait_for_child(wait: Callable[[], object], terminate: Callable[[], None]) -> bool:
@@ -192,13 +192,13 @@ def wait_for_child(wait: Callable[[], object], terminate: Callable[[], None]) ->
     return False
 
 
-def folder_writer(descriptor: int) -> Opened:
+def build_folder_writer(descriptor: int) -> Opened:
     """Return a function that writes a run's folder to a pipe."""
     return lambda folder: os.write(descriptor, os.fsencode(folder.absolute()))
 
 
 def read_folder(descriptor: int) -> Path | None:
-    """Return the folder that `folder_writer` wrote before its process ended; None if it wrote none.
+    """Return the folder that `build_folder_writer` wrote before its process ended; None if it wrote none.
 
     Does not wait for other processes that hold the pipe open.
     """
@@ -211,7 +211,7 @@ def read_folder(descriptor: int) -> Path | None:
         os.close(descriptor)
 
 
-def shell_status(code: int) -> int:
+def to_shell_status(code: int) -> int:
     """Return an exit status as a shell has it: 137 for a process that signal 9 killed."""
     return code if code >= 0 else 128 - code
 
@@ -227,20 +227,20 @@ def format_table(swept: Sequence[Mapping[str, str]], results: Sequence[JobResult
     not_run = ["not run"] * (len(swept) - len(results))
     columns.append(["status", *(STATUS_NAMES.get(job.status, f"failed ({job.status})") for job in results), *not_run])
     folders = ["folder", *(display_path(result.folder) for result in results), *("" for _ in not_run)]
-    room = shutil.get_terminal_size((WIDEST, 24)).columns - sum(map(column_width, [*columns, folders]))
+    room = shutil.get_terminal_size((WIDEST, 24)).columns - sum(map(compute_column_width, [*columns, folders]))
     omitted = []
     figures = 0
-    for name, values in find_figures([m.metrics for m in manifests if m and m.done]).items():
+    for name, values in find_differing_figures([m.metrics for m in manifests if m and m.done]).items():
         remaining_values = iter(values)
         cells = [format_figure(next(remaining_values)) if m and m.done else "" for m in manifests]
         column = [name, *cells, *("" for _ in not_run)]
-        if (column_width(column) <= room or figures < FIGURES) and not omitted:
+        if (compute_column_width(column) <= room or figures < FIGURES) and not omitted:
             figures += 1
             columns.append(column)
-            room -= column_width(column)
+            room -= compute_column_width(column)
         else:
             omitted.append(name)
-    rows = zip(*([cell.ljust(column_width(c) - GAP) for cell in c] for c in columns), folders, strict=True)
+    rows = zip(*([cell.ljust(compute_column_width(c) - GAP) for cell in c] for c in columns), folders, strict=True)
     note = [f"more in each manifest.json: {', '.join(omitted)}"] if omitted else []
     return "\n".join([*note, *((" " * GAP).join(row).rstrip() for row in rows)])
 
@@ -275,11 +275,11 @@ def display_path(folder: Path | None) -> str:
     return str(folder.relative_to(working_folder) if folder.is_relative_to(working_folder) else folder)
 
 
-def column_width(column: Sequence[str]) -> int:
+def compute_column_width(column: Sequence[str]) -> int:
     return max(map(len, column)) + GAP
 
 
-def find_figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+def find_differing_figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Return the numbers that all metrics have and that differ, by name, the most important first.
 
     A figure with an interval counts by its value.

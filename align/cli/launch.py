@@ -25,7 +25,7 @@ from align.config.training import require_divisible_batch
 from align.core.errors import AlignError, InputError, require
 from align.core.files import read_text
 from align.ranks import INTERRUPTED, LOST, NOTES, QUIET, RUN, SPOKEN
-from align.run.folder import record_end
+from align.run.folder import record_killed_run
 
 if TYPE_CHECKING:
     from align.config.root import Config
@@ -43,7 +43,7 @@ def is_multi_machine() -> bool:
     return os.environ.get(NODES, "1") not in ("1", "1:1")
 
 
-def check_machines() -> None:
+def require_machine_settings() -> None:
     """Raise InputError unless torchrun's variables give the number of machines and the address where they meet."""
     nodes = os.environ.get(NODES, "1")
     endpoint = os.environ.get("PET_RDZV_ENDPOINT", "")
@@ -79,7 +79,7 @@ def needs_ranks(config: Config) -> bool:
     """
     launched = ranks.read_launched_world_size()
     if launched == 1:
-        check_machines()
+        require_machine_settings()
         world = config.devices or 1
         starts_ranks = is_multi_machine() or world > 1
     else:
@@ -97,7 +97,7 @@ def needs_ranks(config: Config) -> bool:
     return starts_ranks
 
 
-def launch(words: Sequence[str], devices: int) -> int:
+def launch_ranks(words: Sequence[str], devices: int) -> int:
     """Run one command line on several ranks, and return its exit status.
 
     Args:
@@ -162,7 +162,7 @@ def report_failed_ranks(failures: Mapping[int, Any], notes: Path) -> int:
         print(f"align: {message}. Run the same command again to continue", file=sys.stderr)
         if folder := read_note(notes, RUN):
             with suppress(AlignError, OSError):
-                record_end(Path(folder), message)
+                record_killed_run(Path(folder), message)
         return 1
     if lost := read_note(notes, LOST):
         print(f"align: {lost}", file=sys.stderr)

@@ -72,7 +72,7 @@ def hash_link(hashed: Sequence[Any], prev_hash: str) -> str:
     return hashlib.sha256(to_canonical_json([*hashed, prev_hash]).encode()).hexdigest()
 
 
-def advance(head: ChainHead, link: Link, field: str, remedy: str) -> ChainHead:
+def verify_successor(head: ChainHead, link: Link, field: str, remedy: str) -> ChainHead:
     """Check that `link` follows `head`, and return the new head.
 
     Args:

@@ -33,12 +33,12 @@ EXTRA_MODULES = MappingProxyType(
 """Extra → the modules that our code imports and that only the extra installs."""
 
 
-def install_command(extra: str) -> str:
+def build_install_command(extra: str) -> str:
     """Return the shell command that adds an extra to this environment."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
-def reinstall_command() -> str | None:
+def find_reinstall_command() -> str | None:
     """Return the shell command that writes our files into the environment again, from where they came.
 
     Returns None for an editable installation, whose files lie in the checkout.
@@ -53,7 +53,7 @@ def reinstall_command() -> str | None:
     return f"pip install --force-reinstall --no-deps {source}"
 
 
-def missing_modules(extra: str, modules: Sequence[str] | None = None) -> list[str]:
+def find_missing_modules(extra: str, modules: Sequence[str] | None = None) -> list[str]:
     """Return which modules of an extra this environment lacks, of all or of some. Nothing is imported."""
     return [module for module in modules or EXTRA_MODULES[extra] if find_spec(module) is None]
 
@@ -70,10 +70,10 @@ def require_extra(extra: str, field: str, value: str, modules: Sequence[str] | N
     Raises:
         InputError: names the missing modules and the command that installs them.
     """
-    missing = missing_modules(extra, modules)
+    missing = find_missing_modules(extra, modules)
     if missing:
         problem = f"needs packages that are not installed ({', '.join(missing)})"
-        raise InputError(field, value, problem, f"Run: {install_command(extra)}")
+        raise InputError(field, value, problem, f"Run: {build_install_command(extra)}")
 
 
 def describe_foreign_distribution() -> str | None:
@@ -89,7 +89,7 @@ def describe_foreign_distribution() -> str | None:
     foreign = f"'{FOREIGN_DISTRIBUTION}' {foreign_version}"
     fact = f"the distribution {foreign} of other authors is installed beside {DISTRIBUTION}"
     uninstall = f"pip uninstall -y {FOREIGN_DISTRIBUTION}"
-    reinstall = reinstall_command()
+    reinstall = find_reinstall_command()
     if reinstall is None:
         return f"{fact}. Outside of this checkout it may be imported in the place of ours. Run: {uninstall}"
     return (

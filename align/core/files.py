@@ -106,14 +106,14 @@ def parse_user_path(written_path: str | Path, field: str) -> Path:
         raise InputError(field, repr(text), "is no path (embedded null byte)", "Remove it.")
     if len(path.parts) > MAX_FOLDERS:
         problem = f"is no path (it goes through {len(path.parts):,} folders, and {MAX_FOLDERS} are the most)"
-        raise InputError(field, shorten(text), problem, remedy)
+        raise InputError(field, shorten_for_message(text), problem, remedy)
     if len(encoded) >= MAX_PATH or any(len(os.fsencode(part)) > MAX_PART for part in path.parts):
         problem = f"is no path (File name too long: {MAX_PART} bytes a name and {MAX_PATH - 1:,} in all are the most)"
-        raise InputError(field, shorten(text), problem, remedy)
+        raise InputError(field, shorten_for_message(text), problem, remedy)
     return path
 
 
-def shorten(text: str) -> str:
+def shorten_for_message(text: str) -> str:
     """Return a text for a message: only its beginning and its end if it is long."""
     return text if len(text) <= 120 else f"{text[:60]}…{text[-30:]}"
 
@@ -184,11 +184,11 @@ def build_read_error(error: OSError | ValueError, path: Path, field: str, remedy
     """Return the `InputError` for a file that cannot be read: `MissingArtifact` or `CorruptFile`."""
     missing = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR)
     kind = MissingArtifact if missing else CorruptFile
-    return kind(field, shorten(str(path)), describe_read_error(error), remedy)
+    return kind(field, shorten_for_message(str(path)), describe_read_error(error), remedy)
 
 
 @contextmanager
-def explain_read_errors(field: str, remedy: str = CHECK_PATH) -> Iterator[None]:
+def convert_read_errors(field: str, remedy: str = CHECK_PATH) -> Iterator[None]:
     """Turn each OSError of the block, which reads a file, into an `InputError`.
 
     Args:
@@ -218,7 +218,7 @@ def has_file(path: Path, field: str, remedy: str = CHECK_PATH) -> bool:
     return True
 
 
-def check_readable(path: Path, field: str, remedy: str = CHECK_PATH) -> None:
+def require_readable(path: Path, field: str, remedy: str = CHECK_PATH) -> None:
     """Raise InputError unless a path leads to a regular file whose beginning can be read, before a library opens it."""
     try:
         with open_binary(path) as file:
@@ -227,7 +227,7 @@ def check_readable(path: Path, field: str, remedy: str = CHECK_PATH) -> None:
         raise build_read_error(error, path, field, remedy) from error
 
 
-def check_folder(folder: Path, field: str, remedy: str = CHECK_PATH) -> None:
+def require_readable_folder(folder: Path, field: str, remedy: str = CHECK_PATH) -> None:
     """Raise InputError unless each file in a folder that a library may open there can be read.
 
     A library finds files by rules of its own, waits at a pipe without an end, and passes over a link to nowhere.
@@ -239,7 +239,7 @@ def check_folder(folder: Path, field: str, remedy: str = CHECK_PATH) -> None:
         raise build_read_error(error, folder, field, remedy) from error
     for name in names:
         path = folder / name
-        check_readable(path, field, remedy)
+        require_readable(path, field, remedy)
         if any(fnmatchcase(name, pattern) for pattern in LOADED_WHOLE):
             refuse_large(path, os.stat(path).st_size, field)
 
@@ -249,7 +249,7 @@ def refuse_large(path: Path, size: int, field: str) -> None:
     if size > SIZE_LIMIT.bytes:
         limit = f"{SIZE_LIMIT.megabytes:g}"
         problem = f"has {size / MIB:,.1f} MiB, and a file of this kind is read up to {limit} MiB"
-        raise CorruptFile(field, shorten(str(path)), problem, "Check the path, or raise run.max_file_mb.")
+        raise CorruptFile(field, shorten_for_message(str(path)), problem, "Check the path, or raise run.max_file_mb.")
 
 
 def read_bytes(path: Path, field: str, remedy: str = CHECK_PATH) -> bytes:

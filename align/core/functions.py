@@ -20,7 +20,7 @@ REMEDY = "Put it into the working folder or install it, and check that it import
 
 
 @contextmanager
-def explain_user_errors(
+def convert_user_errors(
     field: str, name: str, problem: str, remedy: str, *passed_on: type[BaseException]
 ) -> Iterator[None]:
     """Turn every exception of the block, which runs code of the user's, into an `InputError`.
@@ -51,7 +51,7 @@ def load_function(spec: str, field: str) -> Callable[..., Any]:
     """
     module_name, _, name = spec.partition(":")
     module = import_module_of(spec, field)
-    with explain_user_errors(field, spec, f"{name} of {module_name} cannot be read ({{error}})", REMEDY):
+    with convert_user_errors(field, spec, f"{name} of {module_name} cannot be read ({{error}})", REMEDY):
         function = getattr(module, name, None)  # a module may compute it
     if not callable(function):
         names = sorted(n for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_"))
@@ -62,7 +62,7 @@ def load_function(spec: str, field: str) -> Callable[..., Any]:
 
 def import_module_of(spec: str, field: str) -> ModuleType:
     module_name = spec.partition(":")[0]
-    with explain_user_errors(field, spec, f"{module_name} cannot be imported ({{error}})", REMEDY):
+    with convert_user_errors(field, spec, f"{module_name} cannot be imported ({{error}})", REMEDY):
         return importlib.import_module(module_name)
 
 

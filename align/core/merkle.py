@@ -57,47 +57,47 @@ def compute_root(leaves: Iterable[bytes]) -> str:
     return tree.root()
 
 
-def build_inclusion_proof(leaves: Sequence[bytes], place: int) -> list[bytes]:
+def build_inclusion_proof(leaves: Sequence[bytes], leaf_index: int) -> list[bytes]:
     """Return the inclusion proof of a leaf: the roots of the sibling subtrees on its way up, the lowest first (RFC
     9162, section 2.1.3.1).
 
     Args:
-        place: index of the leaf, from 0.
+        leaf_index: index of the leaf, from 0.
 
     Raises:
         ValueError: there is no such leaf.
     """
-    if not 0 <= place < len(leaves):
-        raise ValueError(f"there is no leaf {place} among {len(leaves)}")
+    if not 0 <= leaf_index < len(leaves):
+        raise ValueError(f"there is no leaf {leaf_index} among {len(leaves)}")
     if len(leaves) == 1:
         return []
     middle = 1 << (len(leaves) - 1).bit_length() - 1
     first_half = leaves[:middle]
     second_half = leaves[middle:]
-    if place < middle:
-        return [*build_inclusion_proof(first_half, place), bytes.fromhex(compute_root(second_half))]
-    return [*build_inclusion_proof(second_half, place - middle), bytes.fromhex(compute_root(first_half))]
+    if leaf_index < middle:
+        return [*build_inclusion_proof(first_half, leaf_index), bytes.fromhex(compute_root(second_half))]
+    return [*build_inclusion_proof(second_half, leaf_index - middle), bytes.fromhex(compute_root(first_half))]
 
 
-def compute_proof_root(leaf: bytes, place: int, size: int, path: Sequence[bytes]) -> str | None:
+def compute_proof_root(leaf: bytes, leaf_index: int, leaf_count: int, path: Sequence[bytes]) -> str | None:
     """Return the root that an inclusion proof leads to, 64 hex digits (RFC 9162, section 2.1.3.2). The proof holds if
     this is the tree's root. Returns None if the proof does not fit such a leaf.
 
     Args:
-        place: index of the leaf, from 0.
-        size: number of leaves of the tree.
+        leaf_index: index of the leaf, from 0.
+        leaf_count: number of leaves of the tree.
         path: the proof, see `build_inclusion_proof`.
     """
-    if not 0 <= place < size:
+    if not 0 <= leaf_index < leaf_count:
         return None
     node = hashlib.sha256(LEAF + leaf).digest()
-    last = size - 1
+    last = leaf_count - 1
     siblings = iter(path)
     while last:
-        if place & 1 or place < last:  # the last node of an odd number goes up as it is
+        if leaf_index & 1 or leaf_index < last:  # the last node of an odd number goes up as it is
             if (sibling := next(siblings, None)) is None:
                 return None
-            node = hashlib.sha256(NODE + (sibling + node if place & 1 else node + sibling)).digest()
-        place >>= 1
+            node = hashlib.sha256(NODE + (sibling + node if leaf_index & 1 else node + sibling)).digest()
+        leaf_index >>= 1
         last >>= 1
     return node.hex() if next(siblings, None) is None else None

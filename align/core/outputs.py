@@ -1,7 +1,7 @@
 """Write files atomically, without following links, and without replacing files that align did not write.
 
-`atomic_file` and `replace_file` write. `refuse_foreign_file`, `refuse_foreign_database` and `refuse_foreign_folder`
-are called first if a setting, the command line or the environment names the path.
+`open_atomic_file` and `replace_file` write. `refuse_foreign_file`, `refuse_foreign_database` and
+`refuse_foreign_folder` are called first if a setting, the command line or the environment names the path.
 `tests/unit/test_file_writes.py` lists every other call that writes, each with its reason. All code that writes a file
 imports this module.
 """
@@ -22,7 +22,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from align.core.errors import CorruptFile, InputError
-from align.core.files import check_readable, has_file, open_binary, read_bytes, read_text
+from align.core.files import has_file, open_binary, read_bytes, read_text, require_readable
 
 OTHER_FILE = "Name another file, or remove this one."
 NOT_OURS = "there is a file that align did not write, or that was edited since"
@@ -32,7 +32,9 @@ FOLDER_SEAL = ".align.json"
 
 
 @contextmanager
-def atomic_file(path: Path, mode: int = 0o666, replace: bool = True, sync: bool = True) -> Iterator[BufferedWriter]:
+def open_atomic_file(
+    path: Path, mode: int = 0o666, replace: bool = True, sync: bool = True
+) -> Iterator[BufferedWriter]:
     """Open a new file that takes its name when the block ends without an error, and is removed otherwise.
 
     A reader or a crash sees the old file or the new one, never half. A link at the path is replaced and not followed.
@@ -67,7 +69,7 @@ def atomic_file(path: Path, mode: int = 0o666, replace: bool = True, sync: bool 
 
 def replace_file(path: Path, data: bytes, mode: int = 0o666, sync: bool = True) -> None:
     """Replace a file by new contents, so that readers and a crash leave the old or the new file."""
-    with atomic_file(path, mode, sync=sync) as file:
+    with open_atomic_file(path, mode, sync=sync) as file:
         file.write(data)
 
 
@@ -89,7 +91,7 @@ def refuse_foreign_log(path: Path, field: str, keys: Collection[str], remedy: st
     """
     if not has_file(path, field, remedy):
         return
-    check_readable(path, field, remedy)
+    require_readable(path, field, remedy)
     with open_binary(path) as file:
         line = file.readline(2**20)
     try:
@@ -118,7 +120,7 @@ def refuse_foreign_database(
 
     if not has_file(path, field, remedy):
         return
-    check_readable(path, field, remedy)
+    require_readable(path, field, remedy)
     with open_binary(path) as file:
         header = file.read(len(SQLITE_HEADER))
     if not header:

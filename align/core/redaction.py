@@ -146,7 +146,7 @@ VARIED = 8
 """Least number of different characters behind a prefix: `hf_xxxxxxxx…` is a placeholder."""
 
 
-def find_keys(text: str, shapes: tuple[KeyShape, ...] = KEY_SHAPES) -> Iterator[tuple[int, int]]:
+def iter_key_spans(text: str, shapes: tuple[KeyShape, ...] = KEY_SHAPES) -> Iterator[tuple[int, int]]:
     """Yield where keys of these shapes begin and end in a text, by shape. Placeholders do not count."""
     for shape in shapes:
         if any(hint in text for hint in shape.hints):
@@ -264,11 +264,11 @@ def hide_password(url: str) -> str:
         display = mask_secrets(match[1] + MASK + url[match.end() :])
     else:
         display = mask_secrets(url) if "://" in url else MASK  # the password may be anywhere in a text that is no URL
-    display = hide_parameters(display, url)
+    display = hide_url_parameters(display, url)
     return url if display == url else Secret(url, display)
 
 
-def hide_parameters(display: str, url: str) -> str:
+def hide_url_parameters(display: str, url: str) -> str:
     """Return the display of a URL with `***` for the value of each parameter that is not in `PLAIN`."""
     front, mark, query = display.partition("?")
     for name, value in parse_qsl(url.partition("?")[2], keep_blank_values=True):
@@ -286,13 +286,13 @@ def has_clear_host(url: str) -> bool:
     return address.startswith("/") or (address.count("@") < 2 and "@" not in address.partition("?")[2])
 
 
-def register_secret(value: str, around: str = "") -> None:
+def register_secret(value: str, shown_text: str = "") -> None:
     """Let `redact` mask a value everywhere, unless it is too short.
 
     Args:
-        around: text that is displayed beside the value. A value that occurs in it is not masked everywhere.
+        shown_text: text that is displayed beside the value. A value that occurs in it is not masked everywhere.
     """
-    if len(value) >= SHORTEST and value not in around:
+    if len(value) >= SHORTEST and value not in shown_text:
         _secret_values.add(value)
 
 
@@ -306,7 +306,7 @@ def mask_secrets(text: str) -> str:
 
 def redact(text: str) -> str:
     """Return a text for people, with `***` for the shapes of secrets and for the secret values of this process."""
-    of_environment = {os.environ[name] for name in os.environ if names_secret(name)}
+    of_environment = {os.environ[name] for name in os.environ if is_secret_variable(name)}
     long_values = {value for value in of_environment if len(value) >= LONG}
     for value in sorted(_secret_values | long_values, key=len, reverse=True):
         text = text.replace(value, MASK)
@@ -314,7 +314,7 @@ def redact(text: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def names_secret(variable: str) -> bool:
+def is_secret_variable(variable: str) -> bool:
     """Return whether a variable of the environment holds a secret. Cached, because every error checks all variables."""
     return NAMED_SECRET.search(variable) is not None
 

@@ -10,18 +10,18 @@ from typing import Any
 from align.core.errors import InputError, find_lone_surrogate, require
 
 
-def check_keys(spec: Any, field: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Mapping[str, Any]:
+def require_keys(spec: Any, field: str, required: Sequence[str], optional: Sequence[str] = ()) -> Mapping[str, Any]:
     """Return a mapping after checking that it has all needed keys and no unknown ones.
 
     Raises:
         InputError: it is no mapping, lacks a needed key, or has an unknown one.
     """
-    names = (*needed, *optional)
+    names = (*required, *optional)
     remedy = f"Write {{{', '.join(f'{name}: …' for name in names)}}}."
     require(isinstance(spec, Mapping), field, spec, "is no mapping", remedy)
     for key in spec:
         require(key in names, f"{field}.{key}", spec[key], "is not a key here", f"The keys are {', '.join(names)}.")
-    for name in needed:
+    for name in required:
         require(name in spec, f"{field}.{name}", "(missing)", "is needed", f"Add {name}.")
     return spec
 
@@ -59,15 +59,15 @@ def get_flag(spec: Mapping[str, Any], field: str, name: str, default: bool) -> b
 
 
 def get_number(
-    spec: Mapping[str, Any], field: str, name: str, default: float | None, least: float, most: float = float("inf")
+    spec: Mapping[str, Any], field: str, name: str, default: float | None, minimum: float, maximum: float = float("inf")
 ) -> float:
     """Return the number of a key, checked to be in bounds. Without a default the key is needed."""
     field = f"{field}.{name}"
     value = spec.get(name, default)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    require(is_number, field, value, "is no number", f"Write a number from {least:g}.")
-    remedy = f"Write a number from {least:g} to {most:g}."
-    require(least <= value <= most, field, value, "is out of bounds", remedy)
+    require(is_number, field, value, "is no number", f"Write a number from {minimum:g}.")
+    remedy = f"Write a number from {minimum:g} to {maximum:g}."
+    require(minimum <= value <= maximum, field, value, "is out of bounds", remedy)
     return value
 
 
@@ -76,11 +76,11 @@ def get_integer(
     field: str,
     name: str,
     default: int | None = None,
-    least: int = 0,
-    most: float = 10**9,
+    minimum: int = 0,
+    maximum: float = 10**9,
 ) -> int:
     """Return the whole number of a key, checked to be in bounds. JSON may write it as 3.0."""
-    value = get_number(spec, field, name, default, least, most)
+    value = get_number(spec, field, name, default, minimum, maximum)
     require(value == int(value), f"{field}.{name}", value, "is no whole number", "Write a whole number.")
     return int(value)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from align.core.errors import InputError, require
-from align.core.files import explain_read_errors, parse_user_path
+from align.core.files import convert_read_errors, parse_user_path
 from align.core.types import Conversation, Document, Feedback, Preference
 from align.data import chitchat
 from align.data.chat.reasoning import strip_all_reasoning
@@ -130,7 +130,7 @@ def build_files_input(path: str | None, field: str) -> Input:
         InputError: the path names no file, or one cannot be read.
     """
     files = list_data_files(path or "", field)
-    with explain_read_errors(field):
+    with convert_read_errors(field):
         return Input(lookup_digest(files[0]) if len(files) == 1 else files_digest(files), path=path or "")
 
 

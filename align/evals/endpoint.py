@@ -25,7 +25,7 @@ import httpx
 
 from align.core.errors import InputError, make_printable, require
 from align.core.redaction import MASK, SHORTEST, register_secret
-from align.core.spec import check_keys, get_integer, get_number, parse_text
+from align.core.spec import get_integer, get_number, parse_text, require_keys
 from align.core.types import Conversation
 from align.data.chat.reasoning import prepend_reasoning
 from align.rollout.answer_cache import AnswerStore, CachedAnswer, ServerAnswerKey, ServerToken
@@ -138,7 +138,7 @@ def parse_endpoint(value: Any, field: str, extra_keys: Sequence[str] = ()) -> En
     Raises:
         InputError: the mapping is invalid, or contains a key instead of the name of an environment variable.
     """
-    spec = check_keys(value, field, ("url", "model"), (*KEYS, *extra_keys))
+    spec = require_keys(value, field, ("url", "model"), (*KEYS, *extra_keys))
     url = str(spec["url"]).rstrip("/")
     problem = "is no base URL of an API"
     remedy = "Write http://HOST:PORT/v1, without a key, a password or a query string."

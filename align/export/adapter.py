@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from align.export.bases import check_base
+from align.export.bases import require_findable_base
 from align.export.trained_model import TrainedModel
 from align.models.adapters import (
     CONFIG_FILE,
@@ -16,8 +16,8 @@ from align.models.adapters import (
     read_adapter_config,
 )
 from align.models.base import to_public_base
-from align.models.load import check_added_tokens, load_tokenizer, save_tokenizer
-from align.models.plain_lora import compute_initial_factors, write_plain
+from align.models.load import load_tokenizer, refuse_added_tokens, save_tokenizer
+from align.models.plain_lora import compute_initial_factors, write_plain_lora
 from align.run import read_json, write_json
 
 
@@ -27,8 +27,8 @@ def write_adapter(
     base: Mapping[str, str],
     *,
     tokenizer: PreTrainedTokenizerBase,
-    beside: Path | None = None,
-    initial: Mapping[str, Factors] | None = None,
+    base_folder: Path | None = None,
+    initial_factors: Mapping[str, Factors] | None = None,
 ) -> None:
     """Write an adapter for deployment: plain LoRA in fp32 with its config, a reward model's head, tokenizer and
     template.
@@ -38,19 +38,21 @@ def write_adapter(
         source: folder of a PEFT adapter.
         base: `id`, `revision` and `digest` of the model the adapter was trained on, written to `base.json`: PEFT warns
             about unknown keys in `adapter_config.json`.
-        beside: the base's folder, see `align.models.load.save_tokenizer`.
-        initial: see `align.models.plain_lora.convert_to_plain`; needed if `init_lora_weights` is one of `REPEATABLE`.
+        base_folder: the base's folder, see `align.models.load.save_tokenizer`.
+        initial_factors: see `align.models.plain_lora.convert_to_plain_lora`; needed if `init_lora_weights` is one of
+            `REPEATABLE`.
 
     Raises:
-        CorruptFile, MissingArtifact, InputError, StorageError: As `read_adapter`, `check_plain` and `publish_folder`.
+        CorruptFile, MissingArtifact, InputError, StorageError: As `read_adapter`, `refuse_unsupported_adapter` and
+            `publish_folder`.
     """
-    check_base(base)
-    write_plain(folder, source, base, initial)
+    require_findable_base(base)
+    write_plain_lora(folder, source, base, initial_factors)
     write_json(folder / "base.json", dict(base))
-    save_tokenizer(tokenizer, folder, beside)
+    save_tokenizer(tokenizer, folder, base_folder)
 
 
-def write_lowered(trained: TrainedModel, folder: Path) -> Path:
+def write_as_plain_lora(trained: TrainedModel, folder: Path) -> Path:
     """Write a trained adapter as plain LoRA into a folder, which is made if need be.
 
     Raises:
@@ -58,8 +60,8 @@ def write_lowered(trained: TrainedModel, folder: Path) -> Path:
     """
     assert trained.adapter is not None, "a whole model has no adapter"
     folder.mkdir(exist_ok=True)
-    check_added_tokens(trained.tokenizer, load_tokenizer(trained.base))
-    config = read_adapter_config(trained.adapter, "artifact", alone=True)
+    refuse_added_tokens(trained.tokenizer, load_tokenizer(trained.base))
+    config = read_adapter_config(trained.adapter, "artifact", is_only_adapter=True)
     initial = None
     if isinstance(config.get("init_lora_weights"), str):
         initial = compute_initial_factors(trained.load(trained.method), config)
@@ -68,12 +70,12 @@ def write_lowered(trained: TrainedModel, folder: Path) -> Path:
         trained.adapter,
         to_public_base(trained.base),
         tokenizer=trained.tokenizer,
-        beside=Path(trained.base.path),
-        initial=initial,
+        base_folder=Path(trained.base.path),
+        initial_factors=initial,
     )
     return folder
 
 
-def read_rank(folder: Path) -> int:
-    """Return the rank of an adapter that `write_lowered` wrote."""
+def read_plain_lora_rank(folder: Path) -> int:
+    """Return the rank of an adapter that `write_as_plain_lora` wrote."""
     return int(read_json(folder / CONFIG_FILE, RETRAIN)["r"])

@@ -12,11 +12,16 @@ from transformers import PreTrainedModel
 from align.core.errors import InputError
 from align.export.trained_model import TrainedModel
 from align.models.base import to_public_base
-from align.models.dequantised import DEQUANTISED, build_dequantised_name, dequantise, prepare_dequantised_base
-from align.run.weights import local_base_name
+from align.models.dequantised import (
+    DEQUANTISED,
+    build_dequantised_name,
+    dequantise_in_place,
+    get_or_write_dequantised_base,
+)
+from align.run.weights import build_local_base_name
 
 
-def check_base(base: Mapping[str, str]) -> None:
+def require_findable_base(base: Mapping[str, str]) -> None:
     """Check that a base has a name by which another machine can find it.
 
     Args:
@@ -33,53 +38,63 @@ def check_base(base: Mapping[str, str]) -> None:
         raise InputError("base.id", name or "(empty)", problem, "Give ORG/NAME or a model's name.")
 
 
-def load_plain_base(trained: TrainedModel, into: str) -> PreTrainedModel:
+def load_plain_base(trained: TrainedModel, base_weights: str) -> PreTrainedModel:
     """Load the base without its adapter, in fp32.
 
     Args:
-        into: `nf4-dequantised`, or `original` as it was published.
+        base_weights: `nf4-dequantised`, or `original` as it was published.
     """
-    if into == DEQUANTISED:
-        return dequantise(trained.load(trained.method), torch.float32)
+    if base_weights == DEQUANTISED:
+        return dequantise_in_place(trained.load(trained.method), torch.float32)
     return trained.load("lora")
 
 
-def find_base_folder(trained: TrainedModel, root: Path, dtype: torch.dtype) -> Path | None:
+def get_dequantised_folder(trained: TrainedModel, root: Path, dtype: torch.dtype) -> Path | None:
     """Return the path of the dequantised base in `root`. Returns None if the adapter was trained on plain weights."""
     if trained.kind != "nf4":
         return None
     return root / build_dequantised_name(trained.base, to_public_base(trained.base), trained.dtype, dtype)
 
 
-def prepare_base(trained: TrainedModel, root: Path, dtype: torch.dtype, write: bool) -> Path | None:
-    """Return the dequantised base in `root`, and write it if `write` is True and it is missing.
+def find_or_write_dequantised_base(
+    trained: TrainedModel, root: Path, dtype: torch.dtype, write_if_missing: bool
+) -> Path | None:
+    """Return the dequantised base in `root`, and write it if `write_if_missing` is True and it is missing.
 
-    Returns None if the adapter was trained on plain weights, or if the base is missing and `write` is False.
+    Returns None if the adapter was trained on plain weights, or if the base is missing and `write_if_missing` is False.
     """
-    folder = find_base_folder(trained, root, dtype)
-    if folder is None or not (write or folder.is_dir()):
+    folder = get_dequantised_folder(trained, root, dtype)
+    if folder is None or not (write_if_missing or folder.is_dir()):
         return None
     name = to_public_base(trained.base)
-    return prepare_dequantised_base(root, trained.base, name, trained.dtype, dtype, trained.device, trained.tokenizer)
+    return get_or_write_dequantised_base(
+        root, trained.base, name, trained.dtype, dtype, trained.device, trained.tokenizer
+    )
 
 
-def link_base(trained: TrainedModel, dequantised_folder: Path | None, folder: Path, home: Path) -> bool:
+def link_base_unless_on_hub(
+    trained: TrainedModel, dequantised_folder: Path | None, folder: Path, final_folder: Path
+) -> bool:
     """Make a link to the base in an adapter's export, by the name that its configuration gives the base.
 
     PEFT looks for that name below the working folder, and then on a hub. A base on a hub needs no link.
 
     Args:
         dequantised_folder: folder of the dequantised base; None to link the original one.
-        home: final path of `folder`.
+        final_folder: final path of `folder`.
 
     Returns:
         Whether a link was made: a file of the export may have that name.
     """
     base = to_public_base(trained.base)
-    link = folder / local_base_name(base)
+    link = folder / build_local_base_name(base)
     if base["revision"] or os.path.lexists(link):
         return False
     # Runs and their bases are moved together, so that a relative link works; the user's own model stays.
-    target = Path(trained.base.path) if dequantised_folder is None else Path(os.path.relpath(dequantised_folder, home))
+    target = (
+        Path(trained.base.path)
+        if dequantised_folder is None
+        else Path(os.path.relpath(dequantised_folder, final_folder))
+    )
     link.symlink_to(target, target_is_directory=True)
     return True

@@ -20,10 +20,17 @@ from markupsafe import Markup
 from align.core.errors import InputError
 from align.core.files import has_file, read_bytes
 from align.data.sources import get_licence
-from align.export.bases import check_base
+from align.export.bases import require_findable_base
 from align.export.history import SETTINGS
 from align.export.launch import LAUNCH, TEMPLATES
-from align.export.receipt_rows import CHOICES, HEADS, MADE_ANEW, ReceiptCheck, build_cells, find_gap
+from align.export.receipt_rows import (
+    CHOICES,
+    HEADS,
+    MADE_ANEW,
+    ReceiptCheck,
+    build_table_rows,
+    find_divergence_on_original,
+)
 from align.export.trained_model import TrainedModel
 from align.models.adapters import read_adapter_config
 from align.models.base import to_public_base
@@ -33,7 +40,7 @@ from align.report import format_interval
 from align.report.figure_text import FEW
 from align.report.page import create_template_environment
 from align.run import Base
-from align.run.weights import local_base_name
+from align.run.weights import build_local_base_name
 
 # Absolute paths: at the start or after a blank, quote or bracket, so that https://… and org/name do not match.
 ABSOLUTE = re.compile(r"""(?:^|(?<=[\s"'`(=\[]))(?:/[\w.@+-]+/[\w./@+-]+|~/\S+|[A-Za-z]:\\\S+)|file://\S+""")
@@ -76,7 +83,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
             `original`;
             `parents` in order of training, each `{stage, name, digest}` and, if known, `settings` from
             `align.export.history`; `system`, the system prompt from there; `seed`; `data`, names of data sets;
-            `folded`, a sentence from `describe_scale`;
+            `folded`, a sentence from `describe_folded_scale`;
             `judge`, the gold scorer's name; `metrics`, as `align.evals.suite.samples.summarise_samples` returns them;
             `losses` before and after supervised training; `measured`, the data that `losses`, `metrics` or `accuracy`
             were measured on; `sampled`, the sampling settings; `accuracy`, metrics on held-out pairs; `score`, of a
@@ -92,7 +99,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
         InputError: A value names a path of this machine.
     """
     base = facts["base"]
-    check_base(base)
+    require_findable_base(base)
     contents = ("system", "collapse")
     for key, text in iter_texts({name: fact for name, fact in facts.items() if name not in contents}):
         if ABSOLUTE.search(text):
@@ -110,7 +117,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
     precision = facts.get("precision") or ("nf4" if facts.get("method") == "qlora" else "")
     values = dict.fromkeys(OPTIONAL) | dict(facts) | {"precision": precision}
     return (
-        card_templates()
+        load_card_templates()
         .get_template("card.md")
         .render(
             values,
@@ -128,12 +135,12 @@ def render_card(facts: Mapping[str, Any]) -> str:
             pair_figures=[(label, format_metric(accuracy[key])) for key, label in PAIRS.items() if key in accuracy],
             few=FEW,
             receipt_headers=HEADS,
-            receipt_rows=build_cells(checks),
-            gap=find_gap(checks),
+            receipt_rows=build_table_rows(checks),
+            gap=find_divergence_on_original(checks),
             choices=CHOICES,
             made_anew=MADE_ANEW,
             load=build_load_values(facts, precision),
-            base_name=local_base_name(base),
+            base_name=build_local_base_name(base),
             dequantised=DEQUANTISED,
             servers=[(script, server) for script, server in SERVERS.items() if script in facts.get("launch", ())],
         )
@@ -141,10 +148,10 @@ def render_card(facts: Mapping[str, Any]) -> str:
 
 
 @cache
-def card_templates() -> Environment:
+def load_card_templates() -> Environment:
     environment = create_template_environment(TEMPLATES)
     environment.keep_trailing_newline = True
-    environment.finalize = lambda value: value if isinstance(value, Markup) else Markup(on_one_line(value))
+    environment.finalize = lambda value: value if isinstance(value, Markup) else Markup(to_one_line(value))
     environment.filters |= {
         "json": lambda value: Markup(quote_json(value)),
         "code": lambda text: Markup(" ".join(text.replace("`", "'").split())),
@@ -154,7 +161,7 @@ def card_templates() -> Environment:
     return environment
 
 
-def on_one_line(value: Any) -> str:
+def to_one_line(value: Any) -> str:
     """Return a value as one line that cannot end a table cell, a code span or a tag."""
     text = str(value).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
     return " ".join(text.split())
@@ -231,7 +238,7 @@ def build_load_values(facts: Mapping[str, Any], precision: str) -> dict[str, Any
     if merged:
         location = ["folder"]
     else:
-        location = [f"folder + {quote_json('/' + local_base_name(base))}" if linked else quote_json(base["id"])]
+        location = [f"folder + {quote_json('/' + build_local_base_name(base))}" if linked else quote_json(base["id"])]
         if base.get("revision"):
             location.append(f"revision={quote_json(base['revision'])}")
     model_class = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
@@ -253,7 +260,13 @@ def build_load_values(facts: Mapping[str, Any], precision: str) -> dict[str, Any
 
 
 def collect_export_facts(
-    trained: TrainedModel, kind: str, folder: Path, name: str, checks: Sequence[ReceiptCheck], dtype: str, into: str
+    trained: TrainedModel,
+    kind: str,
+    folder: Path,
+    name: str,
+    checks: Sequence[ReceiptCheck],
+    dtype: str,
+    base_weights: str,
 ) -> dict[str, Any]:
     """Return the facts about the export itself, for `render_card`.
 
@@ -262,13 +275,13 @@ def collect_export_facts(
         name: its name in the launch files.
     """
     base = to_public_base(trained.origin)
-    link = folder / local_base_name(base)
+    link = folder / build_local_base_name(base)
     facts: dict[str, Any] = {}
     if kind != "merged" and trained.adapter is not None:
-        facts["folded"] = describe_scale(read_adapter_config(trained.adapter, "artifact", alone=True))
+        facts["folded"] = describe_folded_scale(read_adapter_config(trained.adapter, "artifact", is_only_adapter=True))
     if link.is_symlink():
         facts["linked"] = "original" if link.resolve() == Path(trained.base.path).resolve() else DEQUANTISED
-    if trained.prompts.scores:
+    if trained.prompts.is_reward_model:
         facts["score"] = trained.tokenizer.convert_ids_to_tokens(trained.rows[0][-1])
     return facts | {
         "kind": kind,
@@ -277,7 +290,7 @@ def collect_export_facts(
         "precision": "nf4" if trained.kind == "nf4" else get_dtype_name(trained.dtype),
         "computed": get_dtype_name(trained.dtype),
         "dtype": dtype,
-        "into": into,
+        "into": base_weights,
         "served": name if (folder / LAUNCH).is_dir() else "",
         "launch": sorted(path.stem for path in (folder / LAUNCH).glob("*.sh")),
         "modelfile": (folder / "Modelfile").is_file(),
@@ -285,7 +298,7 @@ def collect_export_facts(
     }
 
 
-def describe_scale(config: Mapping[str, Any]) -> str:
+def describe_folded_scale(config: Mapping[str, Any]) -> str:
     """Return a sentence on the scale that was folded into an adapter's weights, as engines get scale 1. Empty for scale
     1."""
     r = config.get("r")

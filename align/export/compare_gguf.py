@@ -22,13 +22,13 @@ def main(reader: str, exact: str, rounded: str) -> None:
         if (
             name not in exact_tensors
             or name not in rounded_tensors
-            or not is_rounded(exact_tensors[name], rounded_tensors[name])
+            or not equals_after_rounding(exact_tensors[name], rounded_tensors[name])
         ):
             print(name)
             return
 
 
-def is_rounded(exact: np.ndarray, rounded: np.ndarray) -> bool:
+def equals_after_rounding(exact: np.ndarray, rounded: np.ndarray) -> bool:
     """Return whether two tensors are equal bit by bit after rounding. Vectors stay in f32."""
     if exact.dtype != np.float32 or rounded.dtype not in (np.float16, np.float32) or exact.shape != rounded.shape:
         return False

@@ -22,7 +22,7 @@ from pathlib import Path
 from align.core.errors import CorruptFile, InputError
 from align.core.files import open_binary, parse_user_path
 from align.core.outputs import FOLDER_SEAL, hash_files, refuse_foreign_folder, seal_folder
-from align.rollout.engine_process import find_error_line, run_quietly
+from align.rollout.engine_process import find_error_line, run_and_capture
 from align.run import file_digest, json_digest
 from align.run.atomic import publish_folder
 
@@ -52,14 +52,14 @@ KNOWN = (
 )
 
 
-def default_folder() -> Path:
+def get_default_folder() -> Path:
     """Return `$XDG_CACHE_HOME/align/llama.cpp`, by default `~/.cache/align/llama.cpp`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "align" / "llama.cpp"
 
 
 def find_converters(folder: str | None) -> Path:
     """Return the folder with both converters. Raises InputError if they are not there."""
-    path = parse_user_path(folder, "export.converters") if folder else default_folder()
+    path = parse_user_path(folder, "export.converters") if folder else get_default_folder()
     for name in (HF, LORA):
         if not (path / name).is_file():
             problem = f"llama.cpp's {name} is not there"
@@ -85,7 +85,7 @@ def convert_model(converters: Path, model: Path, target: Path, name: str, weight
         RuntimeError: It fails for another reason.
     """
     arguments = [model, "--outfile", target, "--outtype", weights, "--model-name", name]
-    _run(converters / HF, arguments, target, name)
+    _run_converter(converters / HF, arguments, target, name)
 
 
 def convert_adapter(converters: Path, adapter: Path, base: Path, target: Path, weights: str) -> None:
@@ -94,26 +94,28 @@ def convert_adapter(converters: Path, adapter: Path, base: Path, target: Path, w
     Args:
         base: folder with the base's configuration.
     """
-    _run(converters / LORA, ["--base", base, "--outfile", target, "--outtype", weights, adapter], target, base.name)
+    _run_converter(
+        converters / LORA, ["--base", base, "--outfile", target, "--outtype", weights, adapter], target, base.name
+    )
 
 
-def find_mismatch(converters: Path, exact: Path, rounded: Path) -> str:
+def find_mismatched_tensor(converters: Path, exact: Path, rounded: Path) -> str:
     """Compare two GGUF files of one model, in f32 and f16.
 
     Returns the name of the first tensor of the second file that is not the rounded tensor of the first, or "" if all
     are.
     """
     command = [sys.executable, "-I", str(COMPARE), str(converters / "gguf-py"), str(exact), str(rounded)]
-    result = run_quietly(command, "comparing GGUF files")
+    result = run_and_capture(command, "comparing GGUF files")
     if result.returncode:
         raise RuntimeError(f"comparing {rounded.name}: {find_error_line(result.stderr)}")
     return result.stdout.strip()
 
 
-def _run(script: Path, arguments: list[str | Path], target: Path, name: str) -> None:
+def _run_converter(script: Path, arguments: list[str | Path], target: Path, name: str) -> None:
     command = [sys.executable, str(script), *map(str, arguments)]
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
-    result = run_quietly(command, script.name, env=offline, stdin=subprocess.DEVNULL)
+    result = run_and_capture(command, script.name, env=offline, stdin=subprocess.DEVNULL)
     if result.returncode == 0 and target.is_file():
         return
     for pattern, field, problem, remedy in KNOWN:
@@ -122,7 +124,7 @@ def _run(script: Path, arguments: list[str | Path], target: Path, name: str) -> 
     raise RuntimeError(f"{script.name} ended with status {result.returncode}:\n{result.stderr[-4000:]}")
 
 
-def unpack(archive: Path, folder: Path) -> None:
+def unpack_converters(archive: Path, folder: Path) -> None:
     """Unpack the converters from the source archive, in place of older ones that were unpacked.
 
     Raises:
@@ -150,7 +152,7 @@ def unpack(archive: Path, folder: Path) -> None:
         seal_folder(scratch)
 
 
-def download(folder: Path) -> Path:
+def download_source_archive(folder: Path) -> Path:
     """Download the source archive in the installed version, or the newest. Raises InputError if pip fails."""
     try:
         requirement = f"{PACKAGE}=={metadata.version(PACKAGE)}"
@@ -168,13 +170,13 @@ def download(folder: Path) -> Path:
 
 
 def main(arguments: list[str]) -> int:
-    folder = default_folder()
+    folder = get_default_folder()
     if set(arguments) & {"-h", "--help"}:
         print(__doc__)
         return 0
     try:
         with tempfile.TemporaryDirectory() as work:
-            unpack(Path(arguments[0]) if arguments else download(Path(work)), folder)
+            unpack_converters(Path(arguments[0]) if arguments else download_source_archive(Path(work)), folder)
     except InputError as error:
         print(error, file=sys.stderr)
         return error.exit_status

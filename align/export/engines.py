@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from align.models.fastpath import disable_fast_path
-from align.models.load import build_nf4_config, cast_to_fp32, keep_unpacked
+from align.models.load import build_nf4_config, cast_to_fp32, disable_nf4_repacking
 
 Rows = Sequence[Sequence[int]]
 """Token ids, one row per prompt."""
@@ -36,15 +36,15 @@ class ExportPrompts:
 
     Attributes:
         rows: token ids as training read them.
-        scores: True for a reward model.
-        read: of a reward model: token ids of the same texts by the exported chat template.
-        pad: of a reward model: pad token of the exported tokenizer; None if it has none.
+        is_reward_model: True for a reward model.
+        template_rows: of a reward model: token ids of the same texts by the exported chat template.
+        pad_id: of a reward model: id of the pad token of the exported tokenizer; None if it has none.
     """
 
     rows: Rows
-    scores: bool = False
-    read: Rows = ()
-    pad: int | None = None
+    is_reward_model: bool = False
+    template_rows: Rows = ()
+    pad_id: int | None = None
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def compute_logits(model: Any, rows: Rows) -> list[Tensor]:
         return [model(input_ids=torch.tensor([list(row)], device=device)).logits[0].float().cpu() for row in rows]
 
 
-def pick_logprobs(logits: Sequence[Tensor], rows: Rows) -> list[list[float]]:
+def gather_token_logprobs(logits: Sequence[Tensor], rows: Rows) -> list[list[float]]:
     """Return the logprob of each token of a row except the first.
 
     Args:
@@ -72,27 +72,27 @@ def pick_logprobs(logits: Sequence[Tensor], rows: Rows) -> list[list[float]]:
 
 
 @torch.no_grad()
-def compute_choices(model: Any, rows: Rows, pad: int | None) -> list[Tensor]:
+def compute_choices(model: Any, rows: Rows, pad_id: int | None) -> list[Tensor]:
     """Return a reward model's scores as choices (see `scores_as_choices`), in fp32 on the CPU.
 
     Args:
-        pad: pad token, with which several rows are scored in one batch; None scores rows one at a time.
+        pad_id: pad token, with which several rows are scored in one batch; None scores rows one at a time.
     """
     device = next(model.parameters()).device
     old_pad = model.config.get_text_config().pad_token_id
-    set_pad(model, pad)
+    set_pad_token(model, pad_id)
     scores = []
-    size = 1 if pad is None else BATCH
+    size = 1 if pad_id is None else BATCH
     for i in range(0, len(rows), size):
         batch = rows[i : i + size]
         longest = max(map(len, batch))
-        ids = [[*row, *[0 if pad is None else pad] * (longest - len(row))] for row in batch]
+        ids = [[*row, *[0 if pad_id is None else pad_id] * (longest - len(row))] for row in batch]
         mask = [[1] * len(row) + [0] * (longest - len(row)) for row in batch]
         ids_BS = torch.tensor(ids, device=device)
         mask_BS = torch.tensor(mask, device=device)
         with disable_fast_path(model):
             scores.append(model(input_ids=ids_BS, attention_mask=mask_BS).logits[:, 0].float().cpu())
-    set_pad(model, old_pad)
+    set_pad_token(model, old_pad)
     return [scores_as_choices(torch.cat(scores))]
 
 
@@ -107,42 +107,46 @@ def scores_as_choices(scores_N: Tensor) -> Tensor:
     return torch.stack((all_M[first], all_M[second]), dim=1)
 
 
-def set_pad(model: Any, pad: int | None) -> None:
+def set_pad_token(model: Any, pad_id: int | None) -> None:
     """Set the pad token, which transformers skips when it looks for the last token of a text."""
     for config in (model.config, model.config.get_text_config()):
-        config.pad_token_id = pad
+        config.pad_token_id = pad_id
 
 
-def run_model(folder: Path, asked: ExportPrompts, device: torch.device) -> list[Tensor]:
+def compute_model_logits(folder: Path, prompts: ExportPrompts, device: torch.device) -> list[Tensor]:
     """Run transformers on a folder with a model: weights in their stored dtype, sums in fp32."""
-    model = load_published(folder, device, scores=asked.scores)
-    if asked.scores:
-        logits = compute_choices(model, asked.read, model.config.get_text_config().pad_token_id)
+    model = load_with_transformers(folder, device, is_reward_model=prompts.is_reward_model)
+    if prompts.is_reward_model:
+        logits = compute_choices(model, prompts.template_rows, model.config.get_text_config().pad_token_id)
     else:
-        logits = compute_logits(model, asked.rows)
+        logits = compute_logits(model, prompts.rows)
     del model
     free_memory()
     return logits
 
 
-def run_adapter(
+def compute_adapter_logits(
     base: Path,
     adapter: Path,
-    asked: ExportPrompts,
+    prompts: ExportPrompts,
     device: torch.device,
     dtype: torch.dtype | None = None,
-    quantised: bool = False,
+    quantise_to_nf4: bool = False,
 ) -> list[Tensor]:
     """Run transformers and PEFT on a base and an adapter, with fp32 sums.
 
     Args:
         dtype: dtype in which the base's weights are read; None keeps the stored one.
-        quantised: quantise the base to NF4, from `dtype`.
+        quantise_to_nf4: quantise the base to NF4, from `dtype`.
     """
-    head_options = {"num_labels": 1} if asked.scores else {}
-    model = load_published(base, device, dtype, quantised, asked.scores, **head_options)
+    head_options = {"num_labels": 1} if prompts.is_reward_model else {}
+    model = load_with_transformers(base, device, dtype, quantise_to_nf4, prompts.is_reward_model, **head_options)
     model = PeftModel.from_pretrained(model, str(adapter)).eval()
-    logits = compute_choices(model, asked.read, asked.pad) if asked.scores else compute_logits(model, asked.rows)
+    logits = (
+        compute_choices(model, prompts.template_rows, prompts.pad_id)
+        if prompts.is_reward_model
+        else compute_logits(model, prompts.rows)
+    )
     del model
     free_memory()
     return logits
@@ -155,19 +159,19 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def load_published(
+def load_with_transformers(
     folder: Path,
     device: torch.device,
     dtype: torch.dtype | None = None,
-    quantised: bool = False,
-    scores: bool = False,
+    quantise_to_nf4: bool = False,
+    is_reward_model: bool = False,
     **options: Any,
 ) -> Any:
-    if quantised:
+    if quantise_to_nf4:
         options["quantization_config"] = build_nf4_config(torch.float32)
-    model_class = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    model_class = AutoModelForSequenceClassification if is_reward_model else AutoModelForCausalLM
     model = model_class.from_pretrained(
         folder, dtype=dtype or "auto", device_map={"": device}, trust_remote_code=False, **options
     )
-    keep_unpacked(model)
+    disable_nf4_repacking(model)
     return cast_to_fp32(model).eval()

@@ -45,9 +45,9 @@ LARGEST = torch.finfo(torch.float16).max
 """Largest number in f16."""
 
 
-def base_file_name(weights: str, whole: bool = False) -> str:
+def build_gguf_file_name(weights: str, is_whole_model: bool = False) -> str:
     """Return the file name of a base beside an adapter, or of a whole model."""
-    return f"{'model' if whole else 'base'}-{weights}.gguf"
+    return f"{'model' if is_whole_model else 'base'}-{weights}.gguf"
 
 
 def find_variants(folder: Path) -> dict[str, Path]:
@@ -61,7 +61,7 @@ class GgufSource:
     """The model that a GGUF base is converted from.
 
     Attributes:
-        named: `id`, `revision` and `digest` of the base, and other values that its weights depend on.
+        public_base: `id`, `revision` and `digest` of the base, and other values that its weights depend on.
         kind: `nf4-dequantised` or `original`.
         load: return the model with plain weights in fp32.
         folder: folder of its original tokenizer.
@@ -69,7 +69,7 @@ class GgufSource:
         converters: see `align.export.converters.find_converters`.
     """
 
-    named: Mapping[str, str]
+    public_base: Mapping[str, str]
     kind: str
     load: Callable[[], PreTrainedModel]
     folder: Path
@@ -82,20 +82,20 @@ class GgufSource:
         Raises:
             InputError: A weight is too large for f16, or the converter does not support the model, see `convert_model`.
         """
-        name = Path(self.named["id"]).name
+        name = Path(self.public_base["id"]).name
         with scratch_folder(target) as scratch:
             plain = scratch / name
             model = self.load()
             if weights == F16:
-                check_range(model)
+                require_f16_model(model)
             model.save_pretrained(plain)
             del model
             free_memory()
             save_tokenizer(self.tokenizer, plain, self.folder)
-            configure_converter(plain, self.tokenizer)
+            add_converter_settings(plain, self.tokenizer)
             convert_model(self.converters, plain, target, name, weights)
 
-    def key(self, *more: Any) -> str:
+    def compute_cache_key(self, *more: Any) -> str:
         """Return the digest of what a file depends on: weights, vocabulary, template, converter and `more`."""
         tokenizer = self.tokenizer
         pieces = self.folder / PIECES
@@ -107,22 +107,24 @@ class GgufSource:
         ]
         if new_tokens := list_added_tokens(tokenizer):
             vocabulary.append(new_tokens)
-        return json_digest([dict(self.named), self.kind, vocabulary, compute_converter_digest(self.converters), *more])[
-            :12
-        ]
+        return json_digest(
+            [dict(self.public_base), self.kind, vocabulary, compute_converter_digest(self.converters), *more]
+        )[:12]
 
 
-def make_source(trained: TrainedModel, into: str, converters: Path) -> GgufSource:
-    """Return the base of a trained model with the weights `into`: `nf4-dequantised` or `original`.
+def build_gguf_source(trained: TrainedModel, base_weights: str, converters: Path) -> GgufSource:
+    """Return the base of a trained model with the weights `base_weights`: `nf4-dequantised` or `original`.
 
     A whole model is its own base.
     """
     base = to_public_base(trained.base) | {"quantised_from": get_dtype_name(trained.dtype)}
     folder = Path(trained.origin.path)
-    return GgufSource(base, into, lambda: load_plain_base(trained, into), folder, trained.tokenizer, converters)
+    return GgufSource(
+        base, base_weights, lambda: load_plain_base(trained, base_weights), folder, trained.tokenizer, converters
+    )
 
 
-def configure_converter(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def add_converter_settings(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Add settings that llama.cpp's converter reads, and transformers does not write, to `tokenizer_config.json`.
 
     By default llama.cpp puts a BOS token before every prompt, even if there was none in training: it is set to what the
@@ -147,7 +149,7 @@ def list_added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str,
     }
 
 
-def write_bases(root: Path, source: GgufSource, quantised: Sequence[str], python: str | None) -> list[Path]:
+def write_missing_bases(root: Path, source: GgufSource, quantised: Sequence[str], python: str | None) -> list[Path]:
     """Write the base into `root` as GGUF files, each in a folder of its own, unless they are there. Returns their
     paths.
 
@@ -159,7 +161,7 @@ def write_bases(root: Path, source: GgufSource, quantised: Sequence[str], python
         InputError: As `Source.convert`.
         CorruptFile: A file differs from the one that was written.
     """
-    full_file = cache_file(root, source, F16, lambda target: source.convert(target, F16))
+    full_file = write_or_verify_cached_file(root, source, F16, lambda target: source.convert(target, F16))
     if python is None:
         return [full_file]
 
@@ -169,19 +171,24 @@ def write_bases(root: Path, source: GgufSource, quantised: Sequence[str], python
     version = read_engine_version(LLAMA_CPP, python, SETTINGS[LLAMA_CPP])
     files = [full_file]
     for weights in quantised:
-        files.append(cache_file(root, source, weights, partial(quantise, weights=weights), version))
+        files.append(write_or_verify_cached_file(root, source, weights, partial(quantise, weights=weights), version))
     return files
 
 
-def cache_file(root: Path, source: GgufSource, weights: str, write: Callable[[Path], None], version: str = "") -> Path:
+def write_or_verify_cached_file(
+    root: Path, source: GgufSource, weights: str, write: Callable[[Path], None], version: str = ""
+) -> Path:
     """Write a file into a folder of `root` named by a digest of its sources, unless it is there, and verify its
     SHA-256."""
-    file = base_file_name(weights)
-    folder = root / f"{Path(source.named['id']).name}-{source.kind}-gguf-{weights}-{source.key(weights, version)}"
+    file = build_gguf_file_name(weights)
+    name = Path(source.public_base["id"]).name
+    folder = root / f"{name}-{source.kind}-gguf-{weights}-{source.compute_cache_key(weights, version)}"
     if not (folder / ABOUT).is_file():
         with publish_folder(folder, replace=ABOUT) as scratch:
             write(scratch / file)
-            write_json(scratch / ABOUT, {**source.named, "kind": source.kind, "sha256": file_digest(scratch / file)})
+            write_json(
+                scratch / ABOUT, {**source.public_base, "kind": source.kind, "sha256": file_digest(scratch / file)}
+            )
         return folder / file
     remedy = f"Remove {folder} and do this again; exports that share the file have to be made again too."
     if not (folder / file).is_file() or file_digest(folder / file) != read_json(folder / ABOUT, remedy).get("sha256"):
@@ -189,47 +196,47 @@ def cache_file(root: Path, source: GgufSource, weights: str, write: Callable[[Pa
     return folder / file
 
 
-def check_range(model: PreTrainedModel) -> None:
+def require_f16_model(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
-        check_f16(name, parameter)
+        require_f16_tensor(name, parameter)
 
 
-def check_f16(name: str, tensor: Tensor) -> None:
+def require_f16_tensor(name: str, tensor: Tensor) -> None:
     if count_not_finite(tensor, torch.float16):
         problem = f"{name} has a weight beyond the range of f16"
         raise InputError("export", "gguf", problem, "Export it as export=merged.")
 
 
-def write_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: GgufSource) -> None:
+def write_adapter_as_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: GgufSource) -> None:
     """Write an adapter as GGUF, and link the base's files beside it.
 
     Args:
-        bases: files from `write_bases`.
+        bases: files from `write_missing_bases`.
         adapter: folder of a plain LoRA, from `align.export.adapter.write_adapter`.
     """
     for path in bases:
-        link_file(path, folder / path.name)
+        link_or_copy_file(path, folder / path.name)
     for name, tensor in load_file(adapter / WEIGHTS_FILE).items():
-        check_f16(f"{name} of the adapter", tensor)
+        require_f16_tensor(f"{name} of the adapter", tensor)
     convert_adapter(source.converters, adapter, source.folder, folder / ADAPTER, F16)
     for path in adapter.iterdir():  # tokenizer, template, base.json: for programs that render the chat themselves
         if path.suffix != ".safetensors" and path.name != "adapter_config.json":
             shutil.copyfile(path, folder / path.name)
 
 
-def write_whole_gguf(folder: Path, files: Sequence[Path], trained: TrainedModel) -> None:
+def write_whole_model_as_gguf(folder: Path, files: Sequence[Path], trained: TrainedModel) -> None:
     """Link a whole model's GGUF files into an export, and write its tokenizer, template and `base.json`.
 
     Args:
-        files: files from `write_bases`.
+        files: files from `write_missing_bases`.
     """
     for path in files:
-        link_file(path, folder / path.name.replace("base-", "model-", 1))
+        link_or_copy_file(path, folder / path.name.replace("base-", "model-", 1))
     write_json(folder / ABOUT, to_public_base(trained.origin))
     save_tokenizer(trained.tokenizer, folder, Path(trained.origin.path))
 
 
-def link_file(source: Path, target: Path) -> None:
+def link_or_copy_file(source: Path, target: Path) -> None:
     """Hard-link a file under another name, or copy it if the file system does not support that."""
     try:
         os.link(source, target)
@@ -239,19 +246,21 @@ def link_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def check_tokenization(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]], answer: EngineResponse) -> None:
+def require_same_token_ids(
+    tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]], response: EngineResponse
+) -> None:
     """Check that llama.cpp tokenizes text as in training: special tokens, the prompts, and the chat template.
 
     Args:
         prompts: text and training token ids of each.
-        answer: llama.cpp's answer about `list_texts` of the same prompts.
+        response: llama.cpp's answer about `list_texts` of the same prompts.
 
     Raises:
         InputError: It does not.
     """
     remedy = "Export it as export=merged."
     special = list_special_tokens(tokenizer)
-    engine_ids = answer.output["tokens"]
+    engine_ids = response.output["tokens"]
     for (text, id), ids in zip(special, engine_ids[: len(special)], strict=True):
         if list(ids) != [id]:
             raise InputError("tokenizer", text, f"is token {id}, and {list(ids)} in llama.cpp", remedy)
@@ -262,20 +271,20 @@ def check_tokenization(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int
             problem = f"llama.cpp cuts it into other tokens, from the {at + 1}th on"
             raise InputError("tokenizer", text[:60], problem, remedy)
     begin_with_bos = all(list(ids[:1]) == [tokenizer.bos_token_id] for _, ids in prompts)
-    if answer.output["begins_with_bos"] and not begin_with_bos:
+    if response.output["begins_with_bos"] and not begin_with_bos:
         problem = "llama.cpp puts it in front of every prompt, and training did not"
         raise InputError("bos_token", tokenizer.bos_token, problem, remedy)
-    if answer.output["template"] != tokenizer.chat_template:
-        raise InputError("chat_template", answer.output["template"][:60], "is another in the GGUF file", remedy)
+    if response.output["template"] != tokenizer.chat_template:
+        raise InputError("chat_template", response.output["template"][:60], "is another in the GGUF file", remedy)
     for kind in ("bos", "eos"):
         token_id = getattr(tokenizer, f"{kind}_token_id")
-        if token_id is not None and answer.output[kind] != token_id:
-            problem = f"is token {token_id}, and {answer.output[kind]} in llama.cpp"
+        if token_id is not None and response.output[kind] != token_id:
+            problem = f"is token {token_id}, and {response.output[kind]} in llama.cpp"
             raise InputError(f"{kind}_token", tokenizer.convert_ids_to_tokens(token_id), problem, remedy)
 
 
 def list_texts(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]]) -> list[str]:
-    """Return the texts that llama.cpp tokenizes for `check_tokenization`."""
+    """Return the texts that llama.cpp tokenizes for `require_same_token_ids`."""
     return [text for text, _ in (*list_special_tokens(tokenizer), *prompts)]
 
 

@@ -15,7 +15,7 @@ SETTINGS = ("learning rate", "trained for", "batch", "weights", "besides")
 """Columns of a card's table of runs, behind the run's name."""
 
 
-def list_parents(steps: Sequence[LineageStep]) -> list[dict[str, Any]]:
+def list_lineage_runs(steps: Sequence[LineageStep]) -> list[dict[str, Any]]:
     """Return the runs of a lineage for `render_card`, each with its settings if its manifest exists."""
     names = [f"{step.stage}/{step.name}" for step in steps]
     return [
@@ -129,11 +129,11 @@ def describe_sampling(config: Mapping[str, Any]) -> str:
     return f"answers sampled at temperature {rollout.get('temperature')}, {limit}{hidden}"
 
 
-def describe_data(manifest: Manifest, share: float | None = None) -> str:
+def describe_data(manifest: Manifest, held_out_share: float | None = None) -> str:
     """Describe the data that a run measured on.
 
     Args:
-        share: held-out share of the training data; by default, for a file, the run's own.
+        held_out_share: held-out share of the training data; by default, for a file, the run's own.
     """
     data = manifest.config["data"]
     if data.get("eval_path"):
@@ -141,21 +141,22 @@ def describe_data(manifest: Manifest, share: float | None = None) -> str:
     project = manifest.inputs.get("data", Input("")).project
     file = Path(data["path"]).name if data.get("path") else data["name"]
     name = f"annotations {project}" if project else file
-    if share is None and data.get("path"):
-        share = data.get("held_out")
-    return f"the held-out part of {name}" if share is None else f"{share:.0%} of {name}, held out"
+    if held_out_share is None and data.get("path"):
+        held_out_share = data.get("held_out")
+    return f"the held-out part of {name}" if held_out_share is None else f"{held_out_share:.0%} of {name}, held out"
 
 
-def find_system_prompt(steps: Sequence[LineageStep], scores: bool) -> dict[str, str]:
+def find_system_prompt(steps: Sequence[LineageStep], is_reward_model: bool) -> dict[str, str]:
     """Return the newest system prompt that `data.system` gave the runs of a lineage. Empty if none had one.
 
     Its `text` and `run` are returned, and as `without` the last run, if that had none.
 
     Args:
-        scores: for a reward model, whose own run alone counts. For a policy, runs of reward models do not count.
+        is_reward_model: for a reward model, whose own run alone counts. For a policy, runs of reward models do not
+            count.
     """
-    relevant = [step for step in steps if step.manifest and (step.stage == "reward") == scores]
-    for step in reversed(relevant[-1:] if scores else relevant):
+    relevant = [step for step in steps if step.manifest and (step.stage == "reward") == is_reward_model]
+    for step in reversed(relevant[-1:] if is_reward_model else relevant):
         assert step.manifest is not None
         if text := step.manifest.config["data"].get("system"):
             last = relevant[-1]

@@ -42,8 +42,8 @@ class ServedBase:
         id: its name: a hub id, a built-in model, or the name of a folder.
         folder: its folder, relative to the launch files; empty if the base is on the hub.
         revision: its commit on the hub.
-        local_name: its name in requests and in the adapter's configuration, see `align.run.weights.local_base_name`;
-            empty if that is the id.
+        local_name: its name in requests and in the adapter's configuration, see
+            `align.run.weights.build_local_base_name`; empty if that is the id.
     """
 
     id: str
@@ -56,16 +56,16 @@ class ServedBase:
         return self.local_name or self.id
 
 
-def write_align_script(folder: Path, name: str, base: ServedBase | None, scores: bool = False) -> None:
+def write_align_script(folder: Path, name: str, base: ServedBase | None, is_reward_model: bool = False) -> None:
     """Write `launch/align.sh`, which serves the exported adapter or model by `stage=serve`.
 
     Args:
         name: the model's name in requests.
         base: base of an adapter; None if the export is a model itself.
-        scores: it is a reward model.
+        is_reward_model: it is a reward model.
     """
     unnamed_base = base is not None and not base.revision and base.id not in BUILT_IN
-    write_script(folder, "align.sh", name=name[:LONGEST], base=base, unnamed_base=unnamed_base, scores=scores)
+    write_script(folder, "align.sh", name=name[:LONGEST], base=base, unnamed_base=unnamed_base, scores=is_reward_model)
 
 
 def write_adapter_scripts(
@@ -87,29 +87,43 @@ def write_adapter_scripts(
 
 
 def write_model_script(
-    folder: Path, name: str, gap: Divergence | None, original: bool, template: str, scores: bool = False
+    folder: Path,
+    name: str,
+    gap: Divergence | None,
+    has_original_weights: bool,
+    template: str,
+    is_reward_model: bool = False,
 ) -> None:
     """Write `launch/vllm.sh` of a merged or whole model.
 
     Args:
-        original: the adapter was merged into the original weights.
+        has_original_weights: the adapter was merged into the original weights.
         template: chat template, from `align.data.chat.template.build_escaping_template`.
-        scores: it is a reward model.
+        is_reward_model: it is a reward model.
     """
     chat_template = write_chat_template(folder, template)
-    values = {"name": name, "base": None, "gap": gap, "original": original, "scores": scores}
+    values = {"name": name, "base": None, "gap": gap, "original": has_original_weights, "scores": is_reward_model}
     write_script(folder, "vllm.sh", **values, chat_template=chat_template)
 
 
-def write_llama_script(folder: Path, name: str, adapter: str | None, gap: Divergence | None, original: bool) -> None:
+def write_llama_script(
+    folder: Path, name: str, adapter: str | None, gap: Divergence | None, has_original_weights: bool
+) -> None:
     """Write `launch/llama-server.sh` of a base and an adapter in GGUF, or of a whole model.
 
     Args:
-        original: the export holds the original weights.
+        has_original_weights: the export holds the original weights.
     """
     stem = "model" if adapter is None else "base"
     weights = sorted(path.stem.removeprefix(f"{stem}-") for path in folder.glob(f"{stem}-*.gguf"))
-    values = {"name": name, "adapter": adapter, "stem": stem, "weights": weights, "gap": gap, "original": original}
+    values = {
+        "name": name,
+        "adapter": adapter,
+        "stem": stem,
+        "weights": weights,
+        "gap": gap,
+        "original": has_original_weights,
+    }
     write_script(folder, "llama-server.sh", **values)
 
 
@@ -125,19 +139,19 @@ def write_chat_template(folder: Path, template: str) -> str:
 def write_script(folder: Path, script: str, **values: Any) -> None:
     path = folder / LAUNCH / script
     path.parent.mkdir(exist_ok=True)
-    path.write_text(script_templates().get_template(script).render(values), encoding="utf-8")
+    path.write_text(load_script_templates().get_template(script).render(values), encoding="utf-8")
 
 
 @cache
-def script_templates() -> Environment:
+def load_script_templates() -> Environment:
     environment = create_template_environment(TEMPLATES)
     environment.autoescape = False
     environment.keep_trailing_newline = True
-    environment.filters |= {"quote": shlex.quote, "comment": comment_text}
+    environment.filters |= {"quote": shlex.quote, "comment": to_shell_comment}
     return environment
 
 
-def comment_text(text: str) -> str:
+def to_shell_comment(text: str) -> str:
     """Return a text as comment lines of a shell script."""
     return textwrap.fill(
         " ".join(text.split()), 110, initial_indent="# ", subsequent_indent="# ", break_long_words=False

@@ -18,21 +18,21 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.core.errors import InputError
-from align.export.bases import check_base
-from align.export.engines import set_pad
+from align.export.bases import require_findable_base
+from align.export.engines import set_pad_token
 from align.export.trained_model import TrainedModel
-from align.models.adapters import WEIGHTS_FILE, Adapter, adapter_state_dict, list_adapter_files, read_adapter
+from align.models.adapters import WEIGHTS_FILE, Adapter, get_adapter_state_dict, list_adapter_files, read_adapter
 from align.models.dequantised import (
     DEQUANTISED,
-    cast_weights,
-    check_plain_weights,
-    forget_quantisation,
+    cast_weights_in_place,
     refuse_repacked,
+    remove_quantisation_settings,
+    require_plain_weights,
 )
 from align.models.load import build_skeleton, save_tokenizer
-from align.models.plain_lora import check_initial, check_plain
+from align.models.plain_lora import refuse_unknown_residual, refuse_unsupported_adapter
 from align.run import Base, model_files, write_json
-from align.run.digests import expect_same_bytes
+from align.run.digests import require_same_bytes
 from align.run.weights import read_header
 
 
@@ -56,14 +56,14 @@ def merge_adapter(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | No
         RuntimeError: bitsandbytes has repacked the base's weights, which dequantise to garbage.
     """
     settings = read_adapter(adapter)
-    check_plain(settings, will_merge=True)
-    check_initial(getattr(model, "is_loaded_in_4bit", False), settings.config)
-    _check_mergeable(model, settings)
+    refuse_unsupported_adapter(settings, will_merge=True)
+    refuse_unknown_residual(getattr(model, "is_loaded_in_4bit", False), settings.config)
+    _require_mergeable(model, settings)
     dtype = dtype or model.dtype
     if getattr(model, "is_loaded_in_4bit", False):
         model = model.dequantize(dtype=model.dtype)  # its default is the dtype of the checkpoint
-    with expect_same_bytes(list_adapter_files(adapter), "adapter", adapter.name):
-        wrapped = _attach(model, adapter, settings)
+    with require_same_bytes(list_adapter_files(adapter), "adapter", adapter.name):
+        wrapped = _attach_whole_adapter(model, adapter, settings)
     for layer in (m for m in wrapped.modules() if isinstance(m, LoraLayer)):
         module: Any = layer
         module.to(torch.float32)
@@ -77,35 +77,35 @@ def merge_adapter(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | No
         # The sums are done; this removes the LoRA layers and unwraps saved modules.
         warnings.filterwarnings("ignore", message="All adapters are already merged")
         merged: Any = wrapped.merge_and_unload()  # pyright: ignore[reportCallIssue]
-    cast_weights(merged, dtype)
-    forget_quantisation(merged)
+    cast_weights_in_place(merged, dtype)
+    remove_quantisation_settings(merged)
     merged.config.dtype = dtype
     return merged.eval()
 
 
-def load_merged_model(trained: TrainedModel, into: str) -> PreTrainedModel:
+def load_merged_model(trained: TrainedModel, base_weights: str) -> PreTrainedModel:
     """Load what was trained as one model, in fp32. A whole model is returned as it is.
 
     Args:
-        into: base weights: `nf4-dequantised`, or `original` as published.
+        base_weights: base weights: `nf4-dequantised`, or `original` as published.
 
     Raises:
         As `merge_adapter`.
     """
-    base = trained.load(trained.method if into == DEQUANTISED else "lora")
+    base = trained.load(trained.method if base_weights == DEQUANTISED else "lora")
     model = base if trained.adapter is None else merge_adapter(base, trained.adapter, torch.float32)
-    if trained.prompts.scores:
-        set_pad(model, trained.prompts.pad)
+    if trained.prompts.is_reward_model:
+        set_pad_token(model, trained.prompts.pad_id)
     return model
 
 
-def write_merged(
+def write_merged_model(
     folder: Path,
     model: PreTrainedModel,
     base: Mapping[str, str],
     *,
     tokenizer: PreTrainedTokenizerBase,
-    beside: Path | None = None,
+    base_folder: Path | None = None,
     shard_size: str = "5GB",
 ) -> None:
     """Write a model so that plain `AutoModelForCausalLM.from_pretrained` loads it.
@@ -114,24 +114,24 @@ def write_merged(
         folder: an empty folder, from `align.run.atomic.publish_folder`.
         model: result of `merge_adapter`.
         base: `id`, `revision` and `digest` of the model it grew from, written to `base.json`.
-        beside: the base's folder, see `align.models.load.save_tokenizer`.
+        base_folder: the base's folder, see `align.models.load.save_tokenizer`.
         shard_size: largest size of a safetensors file.
     """
-    check_base(base)
+    require_findable_base(base)
     model.save_pretrained(folder, max_shard_size=shard_size)
-    check_plain_weights(folder, model.dtype)
+    require_plain_weights(folder, model.dtype)
     write_json(folder / "base.json", dict(base))
-    save_tokenizer(tokenizer, folder, beside)
+    save_tokenizer(tokenizer, folder, base_folder)
 
 
-def _check_mergeable(model: PreTrainedModel, adapter: Adapter) -> None:
+def _require_mergeable(model: PreTrainedModel, adapter: Adapter) -> None:
     if getattr(model, "peft_config", None):
         raise ValueError("the base already carries adapters: merge into a fresh load")
     refuse_repacked(model)
-    _check_untied(find_tied_weights(model), adapter)
+    _require_untied(find_tied_weights(model), adapter)
 
 
-def check_untied(base: Base, adapter: Adapter) -> None:
+def require_untied_base(base: Base, adapter: Adapter) -> None:
     """Raise InputError if the adapter changes the embedding or the head, and the base ties them.
 
     The base's weights are not loaded. A checkpoint that stores embedding and head separately is left to
@@ -141,7 +141,7 @@ def check_untied(base: Base, adapter: Adapter) -> None:
     tied = set() if model is None else find_tied_weights(model)
     stored = [name for path in model_files(Path(base.path), displayed=base.id) for name in read_header(path)]
     if not all(any(key.endswith(f"{name.rpartition('.')[2]}.weight") for key in stored) for name in tied):
-        _check_untied(tied, adapter)
+        _require_untied(tied, adapter)
 
 
 def find_tied_weights(model: PreTrainedModel) -> set[str]:
@@ -153,20 +153,20 @@ def find_tied_weights(model: PreTrainedModel) -> set[str]:
     return {name for name, module in model.named_modules() if module is embedding or module is head}
 
 
-def _check_untied(tied: set[str], adapter: Adapter) -> None:
+def _require_untied(tied: set[str], adapter: Adapter) -> None:
     if changed := sorted(tied & adapter.ranks.keys()):
         problem = "the base ties its embedding to its head, so a merge would change both"
         raise InputError("target_modules", changed[0], problem, "Export the adapter: export=adapter.")
 
 
-def _attach(model: PreTrainedModel, adapter: Path, settings: Adapter) -> PeftModel:
+def _attach_whole_adapter(model: PreTrainedModel, adapter: Path, settings: Adapter) -> PeftModel:
     """Load an adapter onto a base. Keys that PEFT finds no place for, which it ignores, are an error."""
     remedy = "Merge it into the base it was trained on; its adapter_config.json or manifest names that."
     try:
         wrapped = PeftModel.from_pretrained(model, adapter)
     except (RuntimeError, ValueError) as error:
         raise InputError("adapter", adapter.name, f"does not fit this base ({error})", remedy) from error
-    placed = adapter_state_dict(wrapped, "default").keys()
+    placed = get_adapter_state_dict(wrapped, "default").keys()
     if unknown_keys := sorted(settings.tensors.keys() ^ placed):
         raise InputError(
             WEIGHTS_FILE, unknown_keys[0], f"does not fit this base ({len(unknown_keys)} such keys)", remedy

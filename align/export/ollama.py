@@ -58,7 +58,7 @@ class TemplatePieces:
         return text + self.due
 
 
-def find_pieces(render: Render) -> TemplatePieces | None:
+def split_chat_template(render: Render) -> TemplatePieces | None:
     """Return the pieces of a chat template. Returns None if it does more, such as trim, date or count turns."""
     question = render([("user", ASKED)], False)
     answered = render([("user", ASKED), ("assistant", ANSWERED)], False)
@@ -163,7 +163,7 @@ def build_modelfile(folder: Path, tokenizer: Any, begins_with_bos: bool, base: s
     lines = ["# ollama create NAME -f Modelfile && ollama run NAME", *READ, f"FROM ./{base}"]
     if adapter is not None:
         lines.append(f"ADAPTER ./{adapter}")
-    if (pieces := find_pieces(render_turns)) is not None:
+    if (pieces := split_chat_template(render_turns)) is not None:
         template = build_go_template(pieces, (tokenizer.bos_token or "") if begins_with_bos else "")
         lines.append(f'TEMPLATE """{template}"""')
     else:

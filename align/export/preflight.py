@@ -13,7 +13,7 @@ from align.rollout.engine_process import (
     SETTINGS,
     TRANSFORMERS,
     VLLM,
-    explain_skipped_engine,
+    describe_skipped_engine,
     find_engine_version,
 )
 from align.run import Artifact, Base, model_config, read_json
@@ -24,7 +24,7 @@ OF_WHOLE = ("merged", "gguf")
 OF_SCORES = ("adapter", "merged")
 
 
-def list_kinds(kind: str, artifact: Artifact) -> tuple[str, ...]:
+def list_export_kinds(kind: str, artifact: Artifact) -> tuple[str, ...]:
     """Return the kinds of export to make of an artifact.
 
     Args:
@@ -59,43 +59,48 @@ def list_kinds(kind: str, artifact: Artifact) -> tuple[str, ...]:
     return KINDS if kind == "all" else (kind,)
 
 
-def find_engines(kind: str, where: Mapping[str, str], scores: bool = False) -> dict[str, str]:
+def find_engine_versions(
+    kind: str, engine_settings: Mapping[str, str], is_reward_model: bool = False
+) -> dict[str, str]:
     """Return engine → version of the engines besides transformers that check an export. Empty if not installed.
 
     Args:
         kind: `export=`.
-        where: engine → the Python that has it, `auto` or `none`.
-        scores: it is a reward model, which only transformers checks.
+        engine_settings: engine → the Python that has it, `auto` or `none`.
+        is_reward_model: it is a reward model, which only transformers checks.
 
     Raises:
-        InputError: A Python named in `where` does not have its engine.
+        InputError: A Python named in `engine_settings` does not have its engine.
     """
-    if scores:
+    if is_reward_model:
         return {}
     engines = {"gguf": [LLAMA_CPP], "all": [LLAMA_CPP, VLLM], "check": [LLAMA_CPP, VLLM]}.get(kind, [VLLM])
-    return {engine: find_engine_version(engine, where[engine], SETTINGS[engine]) for engine in engines}
+    return {engine: find_engine_version(engine, engine_settings[engine], SETTINGS[engine]) for engine in engines}
 
 
-def check_required_engines(
-    kind: str, required: Collection[str], asked: Mapping[str, str], where: Mapping[str, str]
+def require_installed_engines(
+    kind: str, required: Collection[str], engine_versions: Mapping[str, str], engine_settings: Mapping[str, str]
 ) -> None:
     """Raise InputError if a required engine does not check this kind of export, or is not installed.
 
     Args:
-        asked: engine → version, from `find_engines`.
+        engine_versions: engine → version, from `find_engine_versions`.
     """
     for engine in required:
-        if engine not in (TRANSFORMERS, *asked):
+        if engine not in (TRANSFORMERS, *engine_versions):
             problem = f"export={kind} does not check with it"
             raise InputError(
-                "export.require", engine, problem, f"It checks with {', '.join(sorted((TRANSFORMERS, *asked)))}."
+                "export.require",
+                engine,
+                problem,
+                f"It checks with {', '.join(sorted((TRANSFORMERS, *engine_versions)))}.",
             )
-        if engine != TRANSFORMERS and not asked[engine]:
-            problem = f"it is not available: {explain_skipped_engine(engine, where[engine])}"
+        if engine != TRANSFORMERS and not engine_versions[engine]:
+            problem = f"it is not available: {describe_skipped_engine(engine, engine_settings[engine])}"
             raise InputError("export.require", engine, problem, "Install it, or leave it out of export.require.")
 
 
-def check_foreign_adapter(artifact: Artifact, base: Base, method: str) -> None:
+def require_matching_base_and_method(artifact: Artifact, base: Base, method: str) -> None:
     """Raise InputError if an adapter of another project has another base, or its training method is not given."""
     path = artifact.path / ABOUT
     digest = read_json(path, "Export it again.").get("digest") if path.is_file() else None

@@ -83,13 +83,13 @@ class ReceiptCheck:
         return asdict(self) | {"found": divergence, "verdict": self.verdict, "name": self.name}
 
 
-def find_measured(checks: Iterable[ReceiptCheck], shipped: bool) -> ReceiptCheck | None:
+def find_measured_check(checks: Iterable[ReceiptCheck], is_shipped: bool) -> ReceiptCheck | None:
     """Return the first check that has a bound and was measured.
 
     Args:
-        shipped: True for the files of the export, False for weights before their cast.
+        is_shipped: True for the files of the export, False for weights before their cast.
     """
-    return next((c for c in checks if c.found is not None and c.bound is not None and c.shipped == shipped), None)
+    return next((c for c in checks if c.found is not None and c.bound is not None and c.shipped == is_shipped), None)
 
 
 def summarize_differences(checks: Sequence[ReceiptCheck]) -> dict[str, Any]:
@@ -101,8 +101,8 @@ def summarize_differences(checks: Sequence[ReceiptCheck]) -> dict[str, Any]:
     def figures(check: ReceiptCheck | None) -> dict[str, Any] | None:
         return None if check is None or check.found is None else {"check": check.name, **check.found.as_dict()}
 
-    shipped = figures(find_measured(checks, shipped=True))
-    return {"shipped": shipped, "before_cast": figures(find_measured(checks, shipped=False))}
+    shipped = figures(find_measured_check(checks, is_shipped=True))
+    return {"shipped": shipped, "before_cast": figures(find_measured_check(checks, is_shipped=False))}
 
 
 def mark_accepted(checks: Sequence[ReceiptCheck], names: Sequence[str]) -> list[ReceiptCheck]:
@@ -138,18 +138,20 @@ def require_engines(checks: Sequence[ReceiptCheck], accept: Sequence[str], requi
             raise InputError("export.require", engine, problem, remedy)
 
 
-def find_gap(checks: Iterable[ReceiptCheck]) -> Divergence | None:
+def find_divergence_on_original(checks: Iterable[ReceiptCheck]) -> Divergence | None:
     """Return the difference of an adapter on the original weights from the trained model. None if it was trained on
     them."""
     fields = (TRANSFORMERS, "adapter", "original", None)
     return next((c.found for c in checks if (c.engine, c.what, c.base, c.bound) == fields), None)
 
 
-def check_agreement(receipt: dict[str, Any], checks: Sequence[ReceiptCheck], skipped: Container[str] = ()) -> None:
+def require_same_measurements(
+    receipt: dict[str, Any], checks: Sequence[ReceiptCheck], skipped_engines: Container[str] = ()
+) -> None:
     """Compare a receipt with checks that were made again.
 
     Args:
-        skipped: engines that may not run here, whose claims are not checked.
+        skipped_engines: engines that may not run here, whose claims are not checked.
 
     Raises:
         CorruptFile: It claims a measurement that was not made, or another result.
@@ -163,7 +165,7 @@ def check_agreement(receipt: dict[str, Any], checks: Sequence[ReceiptCheck], ski
         claimed = check.get("found")
         if (claimed is None and check.get("verdict") == UNCHECKED) or name in absent:
             continue
-        if engine in unasked and engine in skipped:
+        if engine in unasked and engine in skipped_engines:
             continue
         if name not in measured and check.get("weights") == "f32" and name.replace("/f32", "/f16") in measured:
             continue  # f32 is measured only if f16 misses its bound, which depends on the machine
@@ -176,7 +178,8 @@ def check_agreement(receipt: dict[str, Any], checks: Sequence[ReceiptCheck], ski
         elif divergence is None:
             problem = "the receipt has a check that was not measured here"
         elif not isinstance(claimed, dict) or not all(
-            is_close(claimed.get(key), getattr(divergence, key), slack) for key in ("kl", "top1", "max_logprob")
+            is_close_measurement(claimed.get(key), getattr(divergence, key), slack)
+            for key in ("kl", "top1", "max_logprob")
         ):
             problem = "the receipt's result differs from the repeated measurement"
         else:
@@ -184,9 +187,9 @@ def check_agreement(receipt: dict[str, Any], checks: Sequence[ReceiptCheck], ski
         raise CorruptFile(RECEIPT, name, problem, remedy)
 
 
-def is_close(claimed: Any, measured: float, slack: float) -> bool:
+def is_close_measurement(claimed: Any, measured: float, relative_tolerance: float) -> bool:
     """Return whether two values are equal except for rounding on another machine."""
-    return isinstance(claimed, float | int) and abs(claimed - measured) <= max(1e-4, slack * abs(measured))
+    return isinstance(claimed, float | int) and abs(claimed - measured) <= max(1e-4, relative_tolerance * abs(measured))
 
 
 MADE_ANEW = (
@@ -201,7 +204,7 @@ CHOICES = (
 HEADS = ("engine", "what", "base", "weights", "max logprob difference", "KL", "same top token", "verdict")
 
 
-def build_cells(checks: Iterable[ReceiptCheck]) -> list[tuple[str, ...]]:
+def build_table_rows(checks: Iterable[ReceiptCheck]) -> list[tuple[str, ...]]:
     """Return the rows of a table below `HEADS`, with differences in nats."""
     rows = []
     for check in checks:
@@ -218,6 +221,6 @@ def build_cells(checks: Iterable[ReceiptCheck]) -> list[tuple[str, ...]]:
     return rows
 
 
-def as_text(checks: Iterable[ReceiptCheck]) -> str:
+def format_checks(checks: Iterable[ReceiptCheck]) -> str:
     """Return the checks as a table for a terminal."""
-    return "\n".join(align_columns([HEADS, *build_cells(checks)]))
+    return "\n".join(align_columns([HEADS, *build_table_rows(checks)]))

@@ -25,13 +25,13 @@ REASONED = ("<think>\nThe product first.\n</think>\n\n72.", "72.\n</think>\n\nTh
 """Answers that many templates split: one with reasoning, and one with an end of reasoning that never began."""
 
 
-def make_test_conversations(tokenizer: Any, longest: int = LONGEST) -> list[Conversation]:
+def make_test_conversations(tokenizer: Any, max_tokens: int = LONGEST) -> list[Conversation]:
     """Return conversations of the fixed prompts, each with the next one's first turn as its answer, and of `REASONED`.
 
     Conversations that the chat template refuses, or that are too long, are left out.
 
     Args:
-        longest: number of the model's positions.
+        max_tokens: number of the model's positions.
     """
     prompts = json.loads(PROMPTS.read_text(encoding="utf-8"))
     chats = [[*turns, next_turns[0]] for turns, next_turns in zip(prompts, [*prompts[1:], prompts[0]], strict=True)]
@@ -40,7 +40,7 @@ def make_test_conversations(tokenizer: Any, longest: int = LONGEST) -> list[Conv
         roles = ("user", "assistant") * len(texts)
         conversation = Conversation(tuple(map(Message, roles[: len(texts)], texts)))
         with suppress(InputError):
-            if len(encode_as_trained(tokenizer, [conversation])[0]) <= min(LONGEST, longest):
+            if len(encode_as_trained(tokenizer, [conversation])[0]) <= min(LONGEST, max_tokens):
                 conversations.append(conversation)
     return conversations
 
@@ -74,13 +74,13 @@ def make_scoring_tokenizer(tokenizer: Any, conversations: Sequence[Conversation]
     return copied
 
 
-def choose_pad_token(tokenizer: Any, ends: set[int]) -> str | None:
+def choose_pad_token(tokenizer: Any, last_token_ids: set[int]) -> str | None:
     """Return a special token to pad with that ends no text. Returns None if every token ends some text.
 
     Without one, other programs can score only one text at a time.
     """
     preferred = [id for id in (tokenizer.pad_token_id, tokenizer.unk_token_id) if id is not None]
-    usable = (id for id in (*preferred, *sorted(get_special_token_ids(tokenizer))) if id not in ends)
+    usable = (id for id in (*preferred, *sorted(get_special_token_ids(tokenizer))) if id not in last_token_ids)
     pad = next(usable, None)
     return None if pad is None else tokenizer.convert_ids_to_tokens(pad)
 

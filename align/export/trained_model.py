@@ -12,13 +12,20 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from align.core.errors import CorruptFile, require
-from align.core.files import check_folder
+from align.core.files import require_readable_folder
 from align.data.chat.fixed_prompts import encode_fixed_prompts
 from align.data.chat.tokens import copy_tokenizer_for_export
-from align.export.engines import VERSION, ExportPrompts, compute_choices, compute_logits, free_memory, pick_logprobs
+from align.export.engines import (
+    VERSION,
+    ExportPrompts,
+    compute_choices,
+    compute_logits,
+    free_memory,
+    gather_token_logprobs,
+)
 from align.export.receipt_rows import ALONE, Bound, ReceiptCheck
 from align.export.reward import encode_as_chats, encode_as_trained, make_scoring_tokenizer, make_test_conversations
-from align.models.adapters import attach
+from align.models.adapters import attach_adapter
 from align.models.base import choose_frozen_method
 from align.models.load import (
     OWN_TOKENIZER,
@@ -45,8 +52,8 @@ class TrainedModel:
         tokenizer: the tokenizer as an export has it.
         prompts: prompts that it and its exports are compared on.
         logits: its fp32 logits on these, [S, V] for each prompt; for a reward model choices, see `scores_as_choices`.
-        base_logprobs: logprobs of the tokens of `rows` by the base without the adapter, see `pick_logprobs`; None if
-            `base_divergence` is.
+        base_logprobs: logprobs of the tokens of `rows` by the base without the adapter, see `gather_token_logprobs`;
+            None if `base_divergence` is.
         base_divergence: difference of the base without the adapter from the trained model, the yardstick of all others;
             None for a whole model, and for a reward model, whose base has no scores.
         origin: the model that it grew from, which a card names.
@@ -88,7 +95,7 @@ class TrainedModel:
 
     def load(self, method: str) -> Any:
         """Load the base in fp32 with `method`. A reward model's has a score head, to be filled by the adapter."""
-        loader = load_classifier if self.prompts.scores else load_base
+        loader = load_classifier if self.prompts.is_reward_model else load_base
         return cast_to_fp32(loader(self.base, method, self.device, self.dtype))
 
 
@@ -99,37 +106,37 @@ def load_trained_model(
     device: torch.device,
     dtype: torch.dtype,
     tokenizer: Any,
-    scores: bool = False,
+    is_reward_model: bool = False,
     origin: Base | None = None,
 ) -> TrainedModel:
     """Load a trained model and compute its logits on the fixed prompts.
 
     Args:
         adapter: folder of the adapter; None if every weight of `base` was trained.
-        scores: it is a reward model.
+        is_reward_model: it is a reward model.
         origin: see `TrainedModel`; by default the base.
 
     Raises:
         CorruptFile, InputError: Base or adapter do not load, or do not fit each other.
     """
-    loader = load_classifier if scores else load_base
+    loader = load_classifier if is_reward_model else load_base
     model = cast_to_fp32(loader(base, choose_frozen_method(method), device, dtype))
     if adapter is not None:
-        model = attach(model, adapter, "policy", alone=True)
-    asked, export_tokenizer = make_prompts(tokenizer, get_context_length(model), scores)
+        model = attach_adapter(model, adapter, "policy", is_only_adapter=True)
+    asked, export_tokenizer = build_prompts_and_tokenizer(tokenizer, get_context_length(model), is_reward_model)
     size = model.get_input_embeddings().weight.shape[0]
     problem = f"has ids beyond the {size} rows of the base's embedding"
     require(max(map(max, asked.rows)) < size >= len(tokenizer), "tokenizer", len(tokenizer), problem, OWN_TOKENIZER)
-    logits = compute_choices(model, asked.rows, None) if scores else compute_logits(model, asked.rows)
+    logits = compute_choices(model, asked.rows, None) if is_reward_model else compute_logits(model, asked.rows)
     is_finite = all(bool(part.isfinite().all()) for part in logits)
     name = base.id if adapter is None else adapter.name
     require(is_finite, "artifact", name, "the trained model gives nan or infinity", "Train it again.")
     base_logprobs = None
     alone = None
-    if adapter is not None and not scores:
+    if adapter is not None and not is_reward_model:
         with model.disable_adapter():
             base_logits = compute_logits(model, asked.rows)
-        base_logprobs = pick_logprobs(base_logits, asked.rows)
+        base_logprobs = gather_token_logprobs(base_logits, asked.rows)
         alone = compute_divergence(logits, base_logits)
     del model
     free_memory()
@@ -148,18 +155,20 @@ def load_trained_model(
     )
 
 
-def make_prompts(tokenizer: Any, longest: int, scores: bool) -> tuple[ExportPrompts, Any]:
+def build_prompts_and_tokenizer(
+    tokenizer: Any, context_length: int, is_reward_model: bool
+) -> tuple[ExportPrompts, Any]:
     """Return the prompts for a model, and the tokenizer of its exports.
 
     Args:
-        longest: number of the model's positions.
+        context_length: number of the model's positions.
 
     Raises:
         InputError: A reward model's chat template accepts no fixed conversation.
     """
-    if not scores:
-        return ExportPrompts(encode_fixed_prompts(tokenizer, longest)), copy_tokenizer_for_export(tokenizer)
-    conversations = make_test_conversations(tokenizer, longest)
+    if not is_reward_model:
+        return ExportPrompts(encode_fixed_prompts(tokenizer, context_length)), copy_tokenizer_for_export(tokenizer)
+    conversations = make_test_conversations(tokenizer, context_length)
     problem = "renders none of the conversations that a reward model is checked with"
     require(bool(conversations), "chat_template", "(the model's)", problem, "Train it with data.template=chatml.")
     export_tokenizer = make_scoring_tokenizer(tokenizer, conversations)
@@ -171,16 +180,16 @@ def make_prompts(tokenizer: Any, longest: int, scores: bool) -> tuple[ExportProm
     ), export_tokenizer
 
 
-def check_tokenizer(trained: TrainedModel, folder: Path) -> None:
+def require_same_tokenization(trained: TrainedModel, folder: Path) -> None:
     """Raise CorruptFile if an export's tokenizer or chat template gives the prompts other tokens than in training."""
-    check_folder(folder, "export.path")
+    require_readable_folder(folder, "export.path")
     exported = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     longest = max(map(len, trained.rows))
     are_equal = encode_fixed_prompts(exported, longest) == encode_fixed_prompts(trained.tokenizer, longest)
-    if trained.prompts.scores:
+    if trained.prompts.is_reward_model:
         conversations = make_test_conversations(trained.tokenizer, longest)
         are_equal &= encode_as_chats(exported, conversations) == encode_as_chats(trained.tokenizer, conversations)
-        are_equal &= exported.pad_token_id == trained.prompts.pad
+        are_equal &= exported.pad_token_id == trained.prompts.pad_id
     if not are_equal:
         problem = "its tokens of the fixed prompts are others than in training"
         raise CorruptFile("tokenizer", folder.name, problem, "Export it again.")

@@ -13,10 +13,10 @@ import torch
 from align.core.errors import CorruptFile
 from align.data.chat.fixed_prompts import encode_fixed_prompts
 from align.export.adapter import write_adapter
-from align.export.engines import compute_logits, free_memory, pick_logprobs
+from align.export.engines import compute_logits, free_memory, gather_token_logprobs
 from align.models.actors import AdapterPool
 from align.models.base import to_public_base
-from align.models.dequantised import prepare_dequantised_base
+from align.models.dequantised import get_or_write_dequantised_base
 from align.models.load import cast_to_fp32, get_context_length, load_base
 from align.rollout.probes import Probes, read_probes
 from align.rollout.vllm_server import ServedAdapter, build_adapter_name
@@ -32,31 +32,33 @@ class VllmAdapters:
     Args:
         base: base that the adapters were trained on.
         method: `qlora` if they were trained on NF4 weights, `lora` otherwise.
-        device, trained: device and dtype in which the base is loaded to compute probes; NF4 is quantised from this
-            dtype. The device may change.
+        device, trained_dtype: device and dtype in which the base is loaded to compute probes; NF4 is quantised from
+            this dtype. The device may change.
         tokenizer: tokenizer of the base.
         folder: folder for the prepared adapters.
 
     Attributes:
-        must_say: digest → probes of the adapters that have probes and are not prepared yet.
+        pending_probes: digest → probes of the adapters that have probes and are not prepared yet.
     """
 
     base: Base
     method: str
     device: torch.device
-    trained: torch.dtype
+    trained_dtype: torch.dtype
     tokenizer: Any
     folder: Path
-    must_say: dict[str, Probes] = field(default_factory=dict)
+    pending_probes: dict[str, Probes] = field(default_factory=dict)
 
-    def base_folder(self, bases: Path, dtype: torch.dtype) -> Path:
+    def prepare_base_folder(self, bases: Path, dtype: torch.dtype) -> Path:
         """Return the folder of the base for vLLM. A dequantised base is written into `bases` unless it is there."""
         if self.method != "qlora":
             return Path(self.base.path)
         name = to_public_base(self.base)
-        return prepare_dequantised_base(bases, self.base, name, self.trained, dtype, self.device, self.tokenizer)
+        return get_or_write_dequantised_base(
+            bases, self.base, name, self.trained_dtype, dtype, self.device, self.tokenizer
+        )
 
-    def learn(self, adapters: Mapping[str, Path]) -> Probes:
+    def load_probes(self, adapters: Mapping[str, Path]) -> Probes:
         """Find the probes of adapters, in their exports or by loading the base once, and return those of the base.
 
         Args:
@@ -68,21 +70,23 @@ class VllmAdapters:
             if probes is None:
                 missing[digest] = folder
             else:
-                self.must_say[digest] = probes
+                self.pending_probes[digest] = probes
         if missing or not adapters:
-            return self._ask(missing)
-        first = next(iter(self.must_say.values()))
+            return self._compute_probes(missing)
+        first = next(iter(self.pending_probes.values()))
         return Probes.from_base(first.rows, first.base)
 
-    def _ask(self, adapters: Mapping[str, Path]) -> Probes:
-        model = cast_to_fp32(load_base(self.base, self.method, self.device, self.trained))
+    def _compute_probes(self, adapters: Mapping[str, Path]) -> Probes:
+        model = cast_to_fp32(load_base(self.base, self.method, self.device, self.trained_dtype))
         rows = encode_fixed_prompts(self.tokenizer, get_context_length(model))
         pool = AdapterPool(model)
-        base = pick_logprobs(compute_logits(model, rows), rows)
+        base = gather_token_logprobs(compute_logits(model, rows), rows)
         for digest, folder in adapters.items():
             pool.add(folder)
             with pool.actor(digest).use() as actor:
-                self.must_say[digest] = Probes(rows, pick_logprobs(compute_logits(actor, rows), rows), base)
+                self.pending_probes[digest] = Probes(
+                    rows, gather_token_logprobs(compute_logits(actor, rows), rows), base
+                )
             pool.remove(digest)
         del model, pool
         free_memory()
@@ -94,16 +98,16 @@ class VllmAdapters:
         Raises:
             CorruptFile, InputError: vLLM cannot serve the adapter, or its files have changed.
         """
-        if digest not in self.must_say:
-            self.learn({digest: folder})
+        if digest not in self.pending_probes:
+            self.load_probes({digest: folder})
         target = self.folder / digest
         shutil.rmtree(target, ignore_errors=True)  # left by a server that was killed
         with publish_folder(target) as scratch:
             write_adapter(
-                scratch, folder, to_public_base(self.base), tokenizer=self.tokenizer, beside=Path(self.base.path)
+                scratch, folder, to_public_base(self.base), tokenizer=self.tokenizer, base_folder=Path(self.base.path)
             )
         if adapter_digest(folder) != digest:
             shutil.rmtree(target)
             problem = "its files were changed while it was loaded"
             raise CorruptFile("adapter", digest[:12], problem, "Load it again, once it is written whole.")
-        return ServedAdapter(build_adapter_name(digest), target, self.must_say.pop(digest))
+        return ServedAdapter(build_adapter_name(digest), target, self.pending_probes.pop(digest))

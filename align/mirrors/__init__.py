@@ -105,11 +105,11 @@ class MirrorUnsupported(Exception):
     """Error of a request that the service does not support. Its text is the reason."""
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def iter_flat_items(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield nested mappings as pairs of a dotted key and a value."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
+            yield from iter_flat_items(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

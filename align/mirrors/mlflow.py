@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.mirrors import Artifact, MirroredRun, MirrorUnsupported, Table, flatten
+from align.mirrors import Artifact, MirroredRun, MirrorUnsupported, Table, iter_flat_items
 
 ID = "align.id"
 """Tag of a run."""
@@ -31,7 +31,7 @@ def open_run(run: MirroredRun) -> Mlflow:
     return Mlflow(run)
 
 
-def make_client(root: Path) -> tuple[Any, str]:
+def connect_client(root: Path) -> tuple[Any, str]:
     """Return a client of the store, and the place for files of a new experiment, which a server decides itself."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # otherwise it reports usage
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # an unreachable server must not delay a run
@@ -53,7 +53,7 @@ class Mlflow:
 
     def __init__(self, run: MirroredRun) -> None:
         self._project = run.project
-        self._client, location = make_client(run.root)
+        self._client, location = connect_client(run.root)
         experiment = self._client.get_experiment_by_name(run.project)
         if experiment:
             experiment_id = experiment.experiment_id
@@ -72,7 +72,7 @@ class Mlflow:
     def _log_settings(self, run: MirroredRun) -> None:
         from mlflow.entities import Param
 
-        params = [Param(clean_name(key), str(value)[:LONGEST]) for key, value in flatten(run.settings)]
+        params = [Param(clean_name(key), str(value)[:LONGEST]) for key, value in iter_flat_items(run.settings)]
         for start in range(0, len(params), MOST):
             self._client.log_batch(self._id, params=params[start : start + MOST])
         self._log_datasets(run.inputs.items())
@@ -105,13 +105,13 @@ class Mlflow:
         if not self._client.search_registered_models(f"name = '{self._project}'"):
             self._client.create_registered_model(self._project)
         tags = {DIGEST: artifact.digest, "align.run": artifact.ref}
-        tags |= {f"align.{clean_name(key)}": str(value)[:LONGEST] for key, value in flatten(artifact.facts)}
+        tags |= {f"align.{clean_name(key)}": str(value)[:LONGEST] for key, value in iter_flat_items(artifact.facts)}
         source = str(artifact.folder and artifact.folder.resolve())
         self._client.create_model_version(self._project, source, self._id, tags=tags, await_creation_for=0)
 
     def finish(self, figures: Mapping[str, Any], failed: bool) -> None:
         self._client.log_batch(
-            self._id, make_metrics({f"result/{k}": v for k, v in flatten(figures)}, max(self.last, 0))
+            self._id, make_metrics({f"result/{k}": v for k, v in iter_flat_items(figures)}, max(self.last, 0))
         )
         self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")
 
@@ -134,7 +134,7 @@ def set_alias(project: str, root: Path, alias: str, artifact: Artifact | None) -
 
     If MLflow lacks the alias's new artifact, the alias is removed, so that it does not refer to the old one.
     """
-    client, _ = make_client(root)
+    client, _ = connect_client(root)
     has_model = bool(client.search_registered_models(f"name = '{project}'"))
     if has_model and artifact:
         versions = client.search_model_versions(f"name = '{project}' and tags.`{DIGEST}` = '{artifact.digest}'")

@@ -11,7 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from align.mirrors import COLLECTIONS, Artifact, MirroredRun, MirrorUnsupported, Table, flatten
+from align.mirrors import COLLECTIONS, Artifact, MirroredRun, MirrorUnsupported, Table, iter_flat_items
 
 SERVER_VARIABLES = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 
@@ -98,7 +98,7 @@ class Trackio:
     def finish(self, figures: Mapping[str, Any], failed: bool) -> None:
         with suppress_output():
             if figures:
-                self._run.log({f"result/{name}": value for name, value in flatten(figures)})
+                self._run.log({f"result/{name}": value for name, value in iter_flat_items(figures)})
             self._trackio.finish()  # the run's own finish() would be called again at exit
 
 

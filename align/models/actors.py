@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from peft import PeftModel
 
 from align.core.errors import CorruptFile, InputError
-from align.models.adapters import attach, detach, save_adapter
+from align.models.adapters import attach_adapter, detach_adapter, save_adapter
 from align.models.fastpath.linear import require_known_adapters
 from align.run import Base
 from align.run.atomic import convert_os_errors, replace_folder, scratch_folder
@@ -25,7 +25,7 @@ class Actor(Protocol):
     """A source of responses to prompts: an adapter on a model, a role of PPO, or a whole model."""
 
     @property
-    def base_alone(self) -> bool:
+    def is_bare_base(self) -> bool:
         """Return whether it is the base without an adapter, which has no weights of its own to save."""
         ...
 
@@ -53,7 +53,7 @@ class ModelActor:
     adapter: str | None = None
 
     @property
-    def base_alone(self) -> bool:
+    def is_bare_base(self) -> bool:
         return self.adapter is None
 
     @contextmanager
@@ -80,25 +80,27 @@ class ModelActor:
         save_adapter(self.model, folder, base, self.adapter)
 
 
-def save_snapshot(actor: Actor, base: Base, into: Path) -> Path:
-    """Save an actor's present weights to a folder under `into` whose name is their digest. Weights that were saved
-    before are not written again. The folder appears complete or not at all, even if several processes write it at once.
+def save_snapshot(actor: Actor, base: Base, snapshots_folder: Path) -> Path:
+    """Save an actor's present weights to a folder under `snapshots_folder` whose name is their digest.
+
+    Weights that were saved before are not written again. The folder appears complete or not at all, even if several
+    processes write it at once.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    with scratch_folder(into / "snapshot") as part, convert_os_errors(into):
+    with scratch_folder(snapshots_folder / "snapshot") as part, convert_os_errors(snapshots_folder):
         actor.save(part, base)
         digest = compute_published_digest(part)
         assert digest, "no saved weights exist to load again"
-        handle = os.open(into, os.O_RDONLY)
+        handle = os.open(snapshots_folder, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            if compute_published_digest(into / digest) != digest:  # it is missing, or a crash cut its files
-                replace_folder(part, into / digest)
+            if compute_published_digest(snapshots_folder / digest) != digest:  # it is missing, or a crash cut its files
+                replace_folder(part, snapshots_folder / digest)
         finally:
             os.close(handle)  # also releases the lock
-    return into / digest
+    return snapshots_folder / digest
 
 
 class AdapterPool:
@@ -108,16 +110,16 @@ class AdapterPool:
 
     Args:
         base: a frozen causal language model.
-        alone: whether only one adapter will be used, and never the base without it. The adapter may then be of a kind
-            that changes the base (see `align.models.adapters.read_adapter_config`).
+        is_only_adapter: whether only one adapter will be used, and never the base without it. The adapter may then be
+            of a kind that changes the base (see `align.models.adapters.read_adapter_config`).
 
     Attributes:
         model: the base with the adapters on it.
     """
 
-    def __init__(self, base: Any, alone: bool = False) -> None:
+    def __init__(self, base: Any, is_only_adapter: bool = False) -> None:
         self.model = base
-        self.alone = alone
+        self.is_only_adapter = is_only_adapter
         self.lock = RLock()
         self._digests: set[str] = set()
 
@@ -125,17 +127,17 @@ class AdapterPool:
         """Load the adapter in a folder, unless it is loaded already. Returns its digest.
 
         Raises:
-            CorruptFile, InputError: see `align.models.adapters.attach`; or the files changed while they were read. The
-                pool is then unchanged.
+            CorruptFile, InputError: see `align.models.adapters.attach_adapter`; or the files changed while they were
+                read. The pool is then unchanged.
             ValueError: the pool was created with `alone`, and has an adapter already.
         """
         with self.lock:
             digest = adapter_digest(folder)
             if digest in self._digests:
                 return digest
-            if self.alone and self._digests:
+            if self.is_only_adapter and self._digests:
                 raise ValueError("this base was loaded for one adapter only")
-            self.model = attach(self.model, folder, digest, alone=self.alone)
+            self.model = attach_adapter(self.model, folder, digest, is_only_adapter=self.is_only_adapter)
             self._digests.add(digest)
             if adapter_digest(folder) != digest:
                 self.remove(digest)
@@ -150,11 +152,11 @@ class AdapterPool:
             InputError: it is not loaded.
         """
         with self.lock:
-            self.check_loaded(digest)
+            self.require_loaded(digest)
             assert isinstance(self.model, PeftModel)
             self._digests.remove(digest)
             if self._digests:
-                detach(self.model, digest)
+                detach_adapter(self.model, digest)
             else:
                 self.model = self.model.unload()  # a PeftModel without adapters fails
 
@@ -165,13 +167,13 @@ class AdapterPool:
             InputError: the adapter is not loaded.
             ValueError: the base is requested, but an adapter may have changed it.
         """
-        self.check_loaded(digest)
+        self.require_loaded(digest)
         return PoolActor(self, digest)
 
-    def check_loaded(self, digest: str | None) -> None:
+    def require_loaded(self, digest: str | None) -> None:
         """Raise an error if no adapter of this digest is loaded, or if the base alone may not be used."""
         if digest is None:
-            if self.alone and self._digests:
+            if self.is_only_adapter and self._digests:
                 raise ValueError("the base cannot be used beside an adapter that may have changed its weights")
         elif digest not in self._digests:
             loaded = ", ".join(sorted(loaded_digest[:12] for loaded_digest in self._digests)) or "none"
@@ -186,17 +188,17 @@ class PoolActor:
     digest: str | None
 
     @property
-    def base_alone(self) -> bool:
+    def is_bare_base(self) -> bool:
         return self.digest is None
 
     @contextmanager
     def use(self) -> Iterator[Any]:
         with self.pool.lock:
-            self.pool.check_loaded(self.digest)
+            self.pool.require_loaded(self.digest)
             with ModelActor(self.pool.model, self.digest).use() as model:
                 yield model
 
     def save(self, folder: Path, base: Base) -> None:
         with self.pool.lock:
-            self.pool.check_loaded(self.digest)
+            self.pool.require_loaded(self.digest)
             ModelActor(self.pool.model, self.digest).save(folder, base)

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from align.core.errors import CorruptFile, InputError
-from align.core.files import check_folder, check_readable, has_file
+from align.core.files import has_file, require_readable, require_readable_folder
 from align.models.base import choose_loadable_name
-from align.models.fastpath import use_fast_path
-from align.models.finite_checks import RESTORE, check_tensors
+from align.models.fastpath import install_fast_path
+from align.models.finite_checks import RESTORE, require_finite_tensors
 from align.models.lora import Lora, LoraLike
 from align.run import Base, is_out_of_memory, read_json_object, write_json
-from align.run.digests import expect_same_bytes
+from align.run.digests import require_same_bytes
 from align.run.weights import SCORE_KEY
 
 CONFIG_FILE = "adapter_config.json"
@@ -96,18 +96,18 @@ def list_adapter_files(folder: Path) -> list[Path]:
     return [path for name in (CONFIG_FILE, WEIGHTS_FILE) if (path := folder / name).is_file()]
 
 
-def read_adapter_config(folder: Path, field: str = "adapter", alone: bool = False) -> dict[str, Any]:
+def read_adapter_config(folder: Path, field: str = "adapter", is_only_adapter: bool = False) -> dict[str, Any]:
     """Return the PEFT configuration of a LoRA adapter.
 
     Args:
         field: the setting that names it, for error messages.
-        alone: whether neither another adapter nor the base alone will be used on the same model.
+        is_only_adapter: whether neither another adapter nor the base alone will be used on the same model.
 
     Raises:
         CorruptFile: it is missing, or not a JSON object.
-        InputError: it is not LoRA, has another forward, or changes the base and `alone` is False.
+        InputError: it is not LoRA, has another forward, or changes the base and `is_only_adapter` is False.
     """
-    check_folder(folder, field, RETRAIN)
+    require_readable_folder(folder, field, RETRAIN)
     config = read_json_object(folder / CONFIG_FILE, field, "Train or download the adapter again.")
 
     def refuse(problem: str, remedy: str) -> InputError:
@@ -117,7 +117,7 @@ def read_adapter_config(folder: Path, field: str = "adapter", alone: bool = Fals
     if peft_type != "LORA":
         raise refuse(f"its peft_type is {peft_type!r}, and only LORA is read", "Train it as LoRA.")
     init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.startswith(CHANGES_BASE) and not alone:
+    if isinstance(init, str) and init.startswith(CHANGES_BASE) and not is_only_adapter:
         problem = f"init_lora_weights={init} changed the base, which other adapters and the base by itself share here"
         raise refuse(problem, "Lower it to plain LoRA by stage=export, and name that folder.")
     # A key of a newer PEFT may change the forward if it is switched on; a number or a name alone is inert.
@@ -143,24 +143,24 @@ def read_tensors(folder: Path, field: str = "adapter") -> dict[str, Tensor]:
     if not has_file(path, field, remedy):
         pickled = ", and pickled weights are not read" if (folder / "adapter_model.bin").is_file() else ""
         raise CorruptFile(field, str(path), f"cannot be read (there is no such file{pickled})", remedy)
-    check_readable(path, field, remedy)
+    require_readable(path, field, remedy)
     try:
-        with expect_same_bytes(list_adapter_files(folder), field, str(folder)):
+        with require_same_bytes(list_adapter_files(folder), field, str(folder)):
             tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CorruptFile(field, str(path), f"cannot be read ({str(error).splitlines()[0][:120]})", remedy) from error
-    check_tensors(tensors.items(), field, str(path), RESTORE)
+    require_finite_tensors(tensors.items(), field, str(path), RESTORE)
     return tensors
 
 
-def read_adapter(folder: Path, field: str = "adapter", alone: bool = True) -> Adapter:
+def read_adapter(folder: Path, field: str = "adapter", is_only_adapter: bool = True) -> Adapter:
     """Read both files of an adapter and check that they fit each other.
 
     Raises:
         CorruptFile, InputError: see `read_adapter_config` and `read_tensors`; or a `lora_A` lacks its `lora_B` or has
             another rank, or the ranks are not those of the configuration.
     """
-    config = read_adapter_config(folder, field, alone)
+    config = read_adapter_config(folder, field, is_only_adapter)
     adapter = Adapter(config, read_tensors(folder, field))
 
     def refuse(problem: str) -> CorruptFile:
@@ -183,7 +183,7 @@ def read_adapter(folder: Path, field: str = "adapter", alone: bool = True) -> Ad
     return adapter
 
 
-def check_targets(config: Mapping[str, Any], adapted: Collection[str], modules: Collection[str]) -> None:
+def require_configured_modules(config: Mapping[str, Any], adapted: Collection[str], modules: Collection[str]) -> None:
     """Check that a file has the modules that its configuration names, and no others.
 
     PEFT ignores the others, and leaves missing ones as the base has them.
@@ -201,12 +201,14 @@ def check_targets(config: Mapping[str, Any], adapted: Collection[str], modules: 
     keys = ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "target_parameters")
     peft_config = SimpleNamespace(target_modules=targets, **{key: config.get(key) for key in keys})
     targeted = {module for module in {*adapted, *modules} if check_target_module_exists(peft_config, module)}
-    displayed = targets if isinstance(targets, str) else abbreviate(sorted(map(str, targets)))
+    displayed = targets if isinstance(targets, str) else abbreviate_names(sorted(map(str, targets)))
     if extra := sorted(set(adapted) - targeted):
-        problem = f"leaves out {abbreviate(extra)}, and {WEIGHTS_FILE} has their tensors: PEFT would pass over them"
+        problem = (
+            f"leaves out {abbreviate_names(extra)}, and {WEIGHTS_FILE} has their tensors: PEFT would pass over them"
+        )
         raise InputError("target_modules", displayed, problem, f"Name them in {CONFIG_FILE}, or remove the tensors.")
     if missing := sorted(targeted - set(adapted)):
-        problem = f"names {abbreviate(missing)}, and {WEIGHTS_FILE} has no tensors of theirs"
+        problem = f"names {abbreviate_names(missing)}, and {WEIGHTS_FILE} has no tensors of theirs"
         raise InputError("target_modules", displayed, problem, f"Leave them out in {CONFIG_FILE}, or train it again.")
 
 
@@ -215,24 +217,24 @@ def list_adaptable_modules(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding, Conv1D))]
 
 
-def abbreviate(names: Sequence[str]) -> str:
+def abbreviate_names(names: Sequence[str]) -> str:
     """Return the first three names of a list, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
-def add_new_adapter(model: Any, lora: Lora | LoraLike, classifier: bool = False) -> PeftModel:
+def add_new_adapter(model: Any, lora: Lora | LoraLike, is_reward_model: bool = False) -> PeftModel:
     """Wrap a model with a fresh adapter that changes nothing yet (`lora_B` is zero).
 
     Args:
-        classifier: the `score` head is trained beside it.
+        is_reward_model: the `score` head is trained beside it.
     """
-    wrapped = get_peft_model(model, lora.config(model, classifier))
-    use_fast_path(wrapped)
+    wrapped = get_peft_model(model, lora.config(model, is_reward_model))
+    install_fast_path(wrapped)
     return wrapped  # pyright: ignore[reportReturnType]
 
 
-def adapter_state_dict(model: PeftModel, adapter: str) -> dict[str, Tensor]:
+def get_adapter_state_dict(model: PeftModel, adapter: str) -> dict[str, Tensor]:
     """Return one adapter's tensors under the names that PEFT saves.
 
     Embeddings are left out: no adapter here trains them, and by default PEFT asks the hub for the base's `config.json`
@@ -263,7 +265,7 @@ def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "def
     PEFT's `save_pretrained(selected_adapters=["policy"])` would write to a folder `policy/` instead.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = adapter_state_dict(model, adapter)
+    tensors = get_adapter_state_dict(model, adapter)
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
     (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors creates files with mode 0600
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in model.peft_config[adapter].to_dict().items()}
@@ -273,42 +275,47 @@ def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "def
     write_json(folder / CONFIG_FILE, config)
 
 
-def attach(
-    model: Any, folder: Path, name: str, trainable: bool = False, scored: bool = False, alone: bool = False
+def attach_adapter(
+    model: Any,
+    folder: Path,
+    name: str,
+    trainable: bool = False,
+    is_reward_model: bool = False,
+    is_only_adapter: bool = False,
 ) -> PeftModel:
     """Put a saved adapter on the model under `name`. If that fails, the model stays as it was.
 
     Args:
-        scored: whether it is a reward model's, whose `score` head is loaded separately. PEFT ignores tensors that the
-            model has no place for; any other such tensor is an error here.
-        alone: see `read_adapter_config`.
+        is_reward_model: whether it is a reward model's, whose `score` head is loaded separately. PEFT ignores tensors
+            that the model has no place for; any other such tensor is an error here.
+        is_only_adapter: see `read_adapter_config`.
 
     Raises:
         CorruptFile: the adapter cannot be read, lacks tensors or has some that do not belong to this model, or one is
             not finite.
         InputError: see `read_adapter_config`.
     """
-    field = "reward.ref" if scored else "adapter"
-    read_adapter_config(folder, field, alone)
+    field = "reward.ref" if is_reward_model else "adapter"
+    read_adapter_config(folder, field, is_only_adapter)
     keys = read_tensors(folder, field).keys()
     try:
-        with expect_same_bytes(list_adapter_files(folder), field, str(folder)):
+        with require_same_bytes(list_adapter_files(folder), field, str(folder)):
             wrapped = load_with_peft(model, folder, name, trainable, field)
             # A trainer's checkpoints are written by PEFT, which asks the hub for a base that is not found by this name.
             base: Any = wrapped.get_base_model()
             wrapped.peft_config[name].base_model_name_or_path = base.config.name_or_path
-            use_fast_path(wrapped)
-            placed = adapter_state_dict(wrapped, name).keys() | ({SCORE_KEY} if scored else set())
+            install_fast_path(wrapped)
+            placed = get_adapter_state_dict(wrapped, name).keys() | ({SCORE_KEY} if is_reward_model else set())
             if unplaced := sorted(keys - placed):
-                problem = f"has tensors that this model does not have ({abbreviate(unplaced)})"
+                problem = f"has tensors that this model does not have ({abbreviate_names(unplaced)})"
                 remedy = "A reward model is no policy: name an adapter of stage=sft, stage=dpo, stage=kto or stage=ppo."
                 raise CorruptFile(field, str(folder), problem, remedy)
             if missing := sorted(placed - keys - {SCORE_KEY}):  # PEFT leaves them as initialised, without a warning
-                problem = f"lacks tensors that its adapter_config.json requires ({abbreviate(missing)})"
+                problem = f"lacks tensors that its adapter_config.json requires ({abbreviate_names(missing)})"
                 raise CorruptFile(field, str(folder), problem, RESTORE)
             return wrapped
     except BaseException:
-        detach(model, name)
+        detach_adapter(model, name)
         raise
 
 
@@ -334,7 +341,7 @@ def load_with_peft(model: Any, folder: Path, name: str, trainable: bool, field: 
         raise CorruptFile(field, str(folder), problem, "Use the base that it was trained on.") from error
 
 
-def detach(model: Any, name: str) -> None:
+def detach_adapter(model: Any, name: str) -> None:
     """Remove an adapter from a model, or what PEFT has placed of it. From a model that is no `PeftModel`, remove all
     that PEFT put into it."""
     if isinstance(model, PeftModel):

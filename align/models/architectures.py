@@ -35,47 +35,47 @@ class Route(NamedTuple):
     """The way to compute a model.
 
     Attributes:
-        fast: whether the fast path applies: hidden states and head are computed separately, the cache is reserved once,
-            and forwards on a CPU are short. Otherwise logits come from the model's own forward, and samples use
-            transformers' own cache.
-        padding: whether rows of different lengths may be padded to one batch. Otherwise rows of equal length are
+        has_fast_path: whether the fast path applies: hidden states and head are computed separately, the cache is
+            reserved once, and forwards on a CPU are short. Otherwise logits come from the model's own forward, and
+            samples use transformers' own cache.
+        can_pad: whether rows of different lengths may be padded to one batch. Otherwise rows of equal length are
             computed together, without padding or positions.
-        packing: whether several rows may be packed into one, separated by their positions.
+        can_pack: whether several rows may be packed into one, separated by their positions.
         why: reason why a model is not on the fast path; empty if it is.
-        proven: whether this configuration was measured.
+        is_measured: whether this configuration was measured.
     """
 
-    fast: bool
-    padding: bool
-    packing: bool
+    has_fast_path: bool
+    can_pad: bool
+    can_pack: bool
     why: str = ""
-    proven: bool = True
+    is_measured: bool = True
 
     @property
-    def halves(self) -> bool:
+    def has_separate_head(self) -> bool:
         """True if the head on the hidden states gives the logits: a model off the fast path then fails only by its
         cache."""
-        return self.fast or (self.proven and self.why.startswith("the reserved cache"))
+        return self.has_fast_path or (self.is_measured and self.why.startswith("the reserved cache"))
 
 
 FAST = Route(True, True, True)
 
 
 @cache
-def parse_table() -> dict[str, Any]:
+def load_architecture_table() -> dict[str, Any]:
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
 def read_proven_types() -> dict[str, Any]:
     """Return model type → its path, the cause, and the measured settings."""
-    return parse_table()["types"]
+    return load_architecture_table()["types"]
 
 
 FP32_ALONE = ("xlstm",)
 """Model types whose own forward fails in half precision, because it mixes dtypes."""
 
 
-def refuse_half(config: Mapping[str, Any], dtype: str, id: str) -> None:
+def refuse_half_precision(config: Mapping[str, Any], dtype: str, id: str) -> None:
     """Raise `InputError` if half precision is requested for a model type that only supports fp32.
 
     Args:
@@ -97,13 +97,13 @@ def refuse_unsupported_type(config: Mapping[str, Any], id: str) -> None:
         id: the model as the user named it.
     """
     model_type = str(config.get("model_type", ""))
-    cause = find_refusal(model_type)
+    cause = find_refusal_reason(model_type)
     problem = f"its type {model_type} cannot be trained here: {cause}"
     remedy = "Use a causal language model of another type; docs/architectures.md lists them."
     require(not cause, "model.path", id, problem, remedy)
 
 
-def find_refusal(model_type: str) -> str:
+def find_refusal_reason(model_type: str) -> str:
     """Return why models of a type are refused. Returns an empty string for a supported type."""
     row = read_proven_types().get(model_type)
     return row["cause"] if row is not None and row["path"] == "refused" else ""
@@ -119,7 +119,7 @@ def find_route(config: Any) -> Route:
     if row is None or row["path"] == "refused":
         return Route(False, False, False, f"type {config.model_type} is not among those that were proven", False)
     settings = select_deciding_settings(config)
-    for measured in parse_table().get("checkpoints", {}).values():
+    for measured in load_architecture_table().get("checkpoints", {}).values():
         is_supported = measured["path"] in ("fast", "plain")
         if is_supported and measured["type"] == config.model_type and measured["settings"] == settings:
             return Route(measured["path"] == "fast", measured["padding"], measured["packing"], measured["cause"])

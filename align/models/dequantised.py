@@ -23,11 +23,11 @@ from align.run.weights import ABOUT
 DEQUANTISED = "nf4-dequantised"
 
 
-def prepare_dequantised_base(
+def get_or_write_dequantised_base(
     root: Path,
     base: Base,
-    named: dict[str, str],
-    trained: torch.dtype,
+    public_base: dict[str, str],
+    quantised_from: torch.dtype,
     dtype: torch.dtype,
     device: torch.device,
     tokenizer: PreTrainedTokenizerBase,
@@ -35,25 +35,25 @@ def prepare_dequantised_base(
     """Return the dequantised NF4 base in `root`, which is written if it is missing.
 
     Args:
-        named: `id`, `revision` and `digest` of the base.
-        trained: dtype from which the base was quantised in training.
+        public_base: `id`, `revision` and `digest` of the base.
+        quantised_from: dtype from which the base was quantised in training.
         dtype: dtype of the weights on disk.
 
     Raises:
         CorruptFile: the files were changed since they were written.
     """
-    folder = root / build_dequantised_name(base, named, trained, dtype)
+    folder = root / build_dequantised_name(base, public_base, quantised_from, dtype)
     if not (folder / ABOUT).is_file():
-        model = dequantise(load_base(base, "qlora", device, trained), dtype)
+        model = dequantise_in_place(load_base(base, "qlora", device, quantised_from), dtype)
         with publish_folder(folder, replace=ABOUT) as part:
             model.save_pretrained(part)
-            check_plain_weights(part, dtype)
+            require_plain_weights(part, dtype)
             save_tokenizer(tokenizer, part, Path(base.path))
             about = {
-                **named,
+                **public_base,
                 "kind": DEQUANTISED,
                 "dtype": get_dtype_name(dtype),
-                "quantised_from": get_dtype_name(trained),
+                "quantised_from": get_dtype_name(quantised_from),
                 "weights": folder_digest(part, WEIGHTS),
             }
             write_json(part / ABOUT, about)
@@ -63,11 +63,13 @@ def prepare_dequantised_base(
     return folder
 
 
-def build_dequantised_name(base: Base, named: dict[str, str], trained: torch.dtype, dtype: torch.dtype) -> str:
+def build_dequantised_name(
+    base: Base, public_base: dict[str, str], quantised_from: torch.dtype, dtype: torch.dtype
+) -> str:
     """Return the folder's name for a dequantised base. It depends on the dtype from which the base was quantised,
     because the NF4 codes do, if the base is stored in a wider dtype."""
-    digest = json_digest([base.digest, str(trained)])[:12]
-    return f"{Path(named['id']).name}-{DEQUANTISED}-{get_dtype_name(dtype)}-{digest}"
+    digest = json_digest([base.digest, str(quantised_from)])[:12]
+    return f"{Path(public_base['id']).name}-{DEQUANTISED}-{get_dtype_name(dtype)}-{digest}"
 
 
 def read_weights_dtype(folder: Path) -> str:
@@ -85,7 +87,7 @@ def read_weights_dtype(folder: Path) -> str:
     return dtypes.pop()
 
 
-def dequantise(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def dequantise_in_place(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Convert an NF4 model to plain weights in `dtype`, in place.
 
     Raises:
@@ -93,8 +95,8 @@ def dequantise(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """
     refuse_repacked(model)
     plain = cast_to_fp32(model).dequantize(dtype=dtype)
-    cast_weights(plain, dtype)
-    forget_quantisation(plain)
+    cast_weights_in_place(plain, dtype)
+    remove_quantisation_settings(plain)
     plain.config.dtype = dtype
     return plain.eval()
 
@@ -109,7 +111,7 @@ def refuse_repacked(model: PreTrainedModel) -> None:
             )
 
 
-def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def cast_weights_in_place(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Cast weights only: `.to(dtype)` would round the rotary frequencies too, which loading keeps in fp32."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
@@ -119,7 +121,7 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
                 raise InputError("export.dtype", get_dtype_name(dtype), problem, "Use bfloat16.")
 
 
-def forget_quantisation(model: Any) -> None:
+def remove_quantisation_settings(model: Any) -> None:
     """Remove what `dequantize` and GGUF loading leave behind and `save_pretrained` would write."""
     for owner, names in (
         (model, ("hf_quantizer", "quantization_method", "quantization_config")),
@@ -133,7 +135,7 @@ def forget_quantisation(model: Any) -> None:
         model.__dict__.pop("hf_device_map", None)
 
 
-def check_plain_weights(folder: Path, dtype: torch.dtype) -> None:
+def require_plain_weights(folder: Path, dtype: torch.dtype) -> None:
     """Check that a written model has no quantisation in its configuration, and every weight in `dtype`."""
     if "quantization_config" in read_json_object(folder / "config.json", "config.json", "Export again."):
         raise RuntimeError("config.json still speaks of quantisation: a plain loader would refuse the weights")

@@ -12,14 +12,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from align.core.errors import CorruptFile, InputError
-from align.core.files import check_readable
+from align.core.files import require_readable
 from align.ops.finite import count_not_finite, find_not_finite
 
 FP32_MOST = torch.finfo(torch.float32).max
 RESTORE = "Restore it from a copy, download it again, or train it again with a lower learning rate."
 
 
-def check_file(path: Path, field: str, displayed: str, remedy: str = RESTORE, dtype: torch.dtype | None = None) -> None:
+def require_finite_file(
+    path: Path, field: str, displayed: str, remedy: str = RESTORE, dtype: torch.dtype | None = None
+) -> None:
     """Raise an error if a tensor of a safetensors file has a value that is not finite. Reads one tensor at a time.
 
     Args:
@@ -30,13 +32,13 @@ def check_file(path: Path, field: str, displayed: str, remedy: str = RESTORE, dt
         CorruptFile: a value is nan or infinite, or the file cannot be read.
         InputError: a value exceeds the range of `dtype`.
     """
-    check_readable(path, field, remedy)
+    require_readable(path, field, remedy)
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                 tensor = file.get_tensor(name)
                 if count_not_finite(tensor, dtype):
-                    check_tensors(((f"{name} in {path.name}", tensor),), field, displayed, remedy)
+                    require_finite_tensors(((f"{name} in {path.name}", tensor),), field, displayed, remedy)
                     problem = (
                         f"{name} in {path.name} holds {count_not_finite(tensor, dtype)} values beyond what it can hold"
                     )
@@ -46,14 +48,16 @@ def check_file(path: Path, field: str, displayed: str, remedy: str = RESTORE, dt
         raise CorruptFile(field, displayed, problem, "Download or save them again.") from error
 
 
-def check_tensors(tensors: Iterable[tuple[str, Tensor]], field: str, displayed: str, remedy: str = RESTORE) -> None:
+def require_finite_tensors(
+    tensors: Iterable[tuple[str, Tensor]], field: str, displayed: str, remedy: str = RESTORE
+) -> None:
     """Raise CorruptFile if a tensor holds nan or infinity."""
     if first := find_not_finite(tensors):
         name, count = first
         raise CorruptFile(field, displayed, f"{name} holds {count} values that are nan or infinite", remedy)
 
 
-def check_published(artifact: Path, metrics: Mapping[str, Any], lr: float | None, dtype: str) -> None:
+def require_finite_results(artifact: Path, metrics: Mapping[str, Any], lr: float | None, dtype: str) -> None:
     """Check the files and figures that a run is about to publish.
 
     Args:
@@ -64,7 +68,7 @@ def check_published(artifact: Path, metrics: Mapping[str, Any], lr: float | None
     """
     for path in sorted(artifact.rglob("*.safetensors")):
         try:
-            check_file(path, "artifact", str(path.relative_to(artifact)))
+            require_finite_file(path, "artifact", str(path.relative_to(artifact)))
         except CorruptFile as error:
             raise build_divergence_error(f"in the end {error.problem}: nothing is published", lr, dtype) from error
     for name, value in iter_figures(metrics):

@@ -62,7 +62,7 @@ def group_rows(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Iterator[tuple
         The flat indices of the group's tokens [R, L] in `tokens_BS`, and the arguments of the model.
     """
     places_BS = torch.arange(tokens_BS.numel(), device=tokens_BS.device).view(tokens_BS.shape)
-    if get_route(model).padding:
+    if get_route(model).can_pad:
         positions = (mask_BS.long().cumsum(-1) - 1).clamp_min(0)
         yield places_BS, {"input_ids": tokens_BS, "attention_mask": mask_BS.long(), "position_ids": positions}
         return
@@ -160,10 +160,10 @@ def get_lm_head(model: Any) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-def pad_rows(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
-    """Return rows of ids as one int64 tensor [B, S], padded on the right unless `left`."""
+def pad_rows(rows: Sequence[Sequence[int]], value: int, pad_left: bool = False) -> Tensor:
+    """Return rows of ids as one int64 tensor [B, S], padded on the right unless `pad_left`."""
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
-    side = "left" if left else "right"
+    side = "left" if pad_left else "right"
     return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
 
 
@@ -175,8 +175,8 @@ def rollout_from_answers(
     Args:
         filler: token id for padding.
     """
-    tokens = torch.cat([pad_rows(prompts, filler, left=True), pad_rows(answers, filler)], 1)
-    prompt_mask = pad_rows([[1] * len(row) for row in prompts], 0, left=True)
+    tokens = torch.cat([pad_rows(prompts, filler, pad_left=True), pad_rows(answers, filler)], 1)
+    prompt_mask = pad_rows([[1] * len(row) for row in prompts], 0, pad_left=True)
     answer_mask = pad_rows([[1] * len(row) for row in answers], 0)
     mask = torch.cat([prompt_mask, answer_mask], 1).bool()
     ended_B = torch.ones(len(prompts), dtype=torch.bool)
@@ -214,7 +214,7 @@ def compute_picked_logprobs(
     Args:
         picked_BS: bool mask of the tokens to be scored, without padding and without a row's first token.
     """
-    if not get_route(model).fast:
+    if not get_route(model).has_fast_path:
         hidden, logits_NV, places_N = compute_states_and_logits(model, tokens_BS, mask_BS, picked_BS)
         picked, entropy = token_logprobs(logits_NV, tokens_BS.flatten()[places_N], lambda logits: logits, temperature)
         order = places_N.argsort()

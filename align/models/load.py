@@ -1,7 +1,7 @@
 """Loading of a base, in full precision or in NF4, and of its tokenizer; the choice of device and dtype.
 
 On CPUs with AVX512-BF16, bitsandbytes repacks a `Linear4bit` at its first evaluation forward, after which gradients and
-`dequantize()` are wrong. `keep_unpacked` prevents this for every model that is loaded here.
+`dequantize()` are wrong. `disable_nf4_repacking` prevents this for every model that is loaded here.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from transformers import logging as transformers_logging
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from align.core.errors import AlignError, CorruptFile, InputError, require
-from align.core.files import check_folder
-from align.models.adapters import abbreviate
-from align.models.architectures import refuse_half
+from align.core.files import require_readable_folder
+from align.models.adapters import abbreviate_names
+from align.models.architectures import refuse_half_precision
 from align.models.base import BUILT_IN
-from align.models.cpu_memory import keep_few_kernels, keep_freed_memory
-from align.models.fastpath import use_fast_path
-from align.models.finite_checks import check_file
+from align.models.cpu_memory import keep_freed_memory, limit_kernel_cache
+from align.models.fastpath import install_fast_path
+from align.models.finite_checks import require_finite_file
 from align.models.forward import get_route
-from align.models.probe import probe
+from align.models.probe import require_consistent_logits
 from align.ops.linear import has_bf16_products
 from align.run import (
     Artifact,
@@ -50,7 +50,7 @@ from align.run import (
     read_json,
     write_json,
 )
-from align.run.digests import expect_same_bytes, match_files
+from align.run.digests import match_files, require_same_bytes
 from align.run.weights import TOKENIZER, read_header, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -146,7 +146,7 @@ def build_nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def keep_unpacked(model: torch.nn.Module) -> None:
+def disable_nf4_repacking(model: torch.nn.Module) -> None:
     """Disable the repacking of every `Linear4bit` on CPUs, after which gradients and `dequantize()` are wrong."""
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -171,14 +171,14 @@ def load_base(
     method: str,
     device: torch.device,
     dtype: torch.dtype,
-    head: type = AutoModelForCausalLM,
+    model_class: type = AutoModelForCausalLM,
     **options: Any,
 ) -> Any:
     """Load a base model in evaluation mode, with every weight frozen unless `method` is `full`.
 
     Args:
         method: `qlora` quantises the linear layers to NF4; `lora` keeps them in `dtype`; `full` in fp32.
-        head: the auto class, for causal language modeling or sequence classification.
+        model_class: the auto class, for causal language modeling or sequence classification.
         options: further arguments of `from_pretrained`.
 
     Raises:
@@ -188,18 +188,18 @@ def load_base(
     """
     if device.type == "cpu":
         keep_freed_memory()
-        keep_few_kernels()
+        limit_kernel_cache()
     if method == "qlora":
         options["quantization_config"] = build_nf4_config(dtype)
     weights_dtype = torch.float32 if method == "full" else dtype
-    refuse_half(model_config(Path(base.path), displayed=base.id), get_dtype_name(dtype), base.id)
+    refuse_half_precision(model_config(Path(base.path), displayed=base.id), get_dtype_name(dtype), base.id)
     files = model_files(Path(base.path), displayed=base.id)
     for path in files:
         if path.suffix == ".safetensors":  # the file is checked, because NF4 turns nan into a number
-            check_file(path, "model.path", base.id, "Download or save the model again.", weights_dtype)
-    with explain_errors(partial(explain_load_error, base)):
-        with expect_same_bytes(files, "model.path", base.id, base.digest), link_files(files) as folder:
-            model, loaded = head.from_pretrained(
+            require_finite_file(path, "model.path", base.id, "Download or save the model again.", weights_dtype)
+    with convert_errors(partial(build_load_error, base)):
+        with require_same_bytes(files, "model.path", base.id, base.digest), link_files(files) as folder:
+            model, loaded = model_class.from_pretrained(
                 str(folder),
                 output_loading_info=True,
                 dtype=weights_dtype,
@@ -209,21 +209,21 @@ def load_base(
                 **options,
             )
     model.name_or_path = model.config.name_or_path = base.path  # PEFT looks for a configuration there
-    check_tensor_names(base, head, loaded["missing_keys"], loaded["unexpected_keys"])
-    keep_unpacked(model)
+    require_configured_tensors(base, model_class, loaded["missing_keys"], loaded["unexpected_keys"])
+    disable_nf4_repacking(model)
     model.requires_grad_(method == "full")
-    use_fast_path(model)
+    install_fast_path(model)
     model.eval()
     route = get_route(model)
-    if not route.fast:
+    if not route.has_fast_path:
         print_once(f"{base.id}: takes the plain path, which is slower and gives the same results ({route.why})")
     if base.id not in BUILT_IN:  # the table of architectures does not compare the numbers of a configuration
-        probe(model, base)
+        require_consistent_logits(model, base)
     return model
 
 
 @contextmanager
-def explain_errors(explain: Callable[[Exception], InputError]) -> Iterator[None]:
+def convert_errors(explain: Callable[[Exception], InputError]) -> Iterator[None]:
     """Turn an exception of a library in the block into the InputError that `explain` returns: a wrong value in a file
     may raise anything."""
     try:
@@ -236,7 +236,9 @@ def explain_errors(explain: Callable[[Exception], InputError]) -> Iterator[None]
         raise explain(error) from error
 
 
-def check_tensor_names(base: Base, head: type, missing: Collection[str], unexpected: Collection[str]) -> None:
+def require_configured_tensors(
+    base: Base, model_class: type, missing: Collection[str], unexpected: Collection[str]
+) -> None:
     """Check that a base has exactly the weights of its configuration.
 
     Transformers initialises missing weights at random and ignores unexpected ones. Its lists leave out tied tensors and
@@ -244,14 +246,14 @@ def check_tensor_names(base: Base, head: type, missing: Collection[str], unexpec
     that is loaded from a language model has no language head, and a new head of its own.
 
     Args:
-        head: the auto class that loaded it.
+        model_class: the auto class that loaded it.
         missing, unexpected: from transformers' loading report.
 
     Raises:
         CorruptFile: a tensor is missing or unexpected.
     """
     head_tensors: set[str] = set()
-    if head is not AutoModelForCausalLM:
+    if model_class is not AutoModelForCausalLM:
         missing = [name for name in missing if not name.startswith("score.")]
         head_tensors = find_head_names(base, unexpected)
     if missing:
@@ -259,7 +261,7 @@ def check_tensor_names(base: Base, head: type, missing: Collection[str], unexpec
         raise CorruptFile("model.path", base.id, problem, "Download or save them again.")
     unknown = sorted(name for name in unexpected if name not in head_tensors and not KNOWN_BUFFERS.search(name))
     if unknown:
-        problem = f"its weights have tensors that {CONFIG_NAME} does not ask for ({abbreviate(unknown)})"
+        problem = f"its weights have tensors that {CONFIG_NAME} does not ask for ({abbreviate_names(unknown)})"
         remedy = f"Correct {CONFIG_NAME} (the number of layers, the type), or save the model again without them."
         raise CorruptFile("model.path", base.id, problem, remedy)
 
@@ -296,7 +298,7 @@ def load_classifier(base: Base, method: str, device: torch.device, dtype: torch.
     return load_base(base, method, device, dtype, AutoModelForSequenceClassification, num_labels=1)
 
 
-def explain_load_error(base: Base, error: Exception) -> InputError:
+def build_load_error(base: Base, error: Exception) -> InputError:
     """Return the InputError for a model that failed to load."""
     summary = summarize_error(error)[:200]
     if type(error).__name__ == "SafetensorError" or "safetensors" in summary.lower() or "header" in summary.lower():
@@ -334,7 +336,7 @@ def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
     """
     place = folder or Path(base.path)
     put_there = "Put tokenizer files beside the weights."
-    check_folder(place, "model.path", put_there)
+    require_readable_folder(place, "model.path", put_there)
 
     def refuse(problem: str, remedy: str) -> InputError:
         return InputError("model.path", base.id, problem, remedy)
@@ -342,7 +344,7 @@ def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
     def explain(error: Exception) -> InputError:
         return refuse(f"its tokenizer does not load ({summarize_error(error)[:160]})", put_there)
 
-    with explain_errors(explain), expect_same_bytes(match_files(place, TOKENIZER), "model.path", base.id):
+    with convert_errors(explain), require_same_bytes(match_files(place, TOKENIZER), "model.path", base.id):
         tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
     if hidden := list_unhashed_files(place, tokenizer.vocab_files_names.values()):
         problem = (
@@ -357,11 +359,11 @@ def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    check_vocabulary(tokenizer, base, str(place))
+    require_vocabulary_fits(tokenizer, base, str(place))
     return tokenizer
 
 
-def check_vocabulary(tokenizer: Any, base: Base, place: str) -> None:
+def require_vocabulary_fits(tokenizer: Any, base: Base, source: str) -> None:
     """Check that every token has a row in the base's embedding.
 
     A special token that is never written may have none: it is in no template, the tokenizer adds it to no row, and
@@ -380,12 +382,12 @@ def check_vocabulary(tokenizer: Any, base: Base, place: str) -> None:
     ids = ((id, token) for token, id in tokenizer.get_vocab().items() if id not in unwritten)
     last, token = max(ids, default=(-1, ""))
     if isinstance(rows, int) and last >= rows:
-        problem = f"the tokenizer in {place} has {last + 1} ids, the last {token!r}, and the embedding {rows} rows"
+        problem = f"the tokenizer in {source} has {last + 1} ids, the last {token!r}, and the embedding {rows} rows"
         remedy = f"Drop the added tokens, or save the model after model.resize_token_embeddings({last + 1})."
         raise InputError("model.path", base.id, problem, remedy)
 
 
-def check_added_tokens(tokenizer: Any, base: Any) -> None:
+def refuse_added_tokens(tokenizer: Any, base: Any) -> None:
     """Check that an adapter's tokenizer has no tokens besides those of its base, because adapters hold no embeddings.
 
     Raises:
@@ -396,35 +398,35 @@ def check_added_tokens(tokenizer: Any, base: Any) -> None:
         raise InputError("tokenizer", added[0], problem, OWN_TOKENIZER)
 
 
-def save_tokenizer(tokenizer: Any, folder: Path, beside: Path | None = None) -> None:
+def save_tokenizer(tokenizer: Any, folder: Path, base_folder: Path | None = None) -> None:
     """Save a tokenizer without the paths that it was read from: equal runs must write equal bytes.
 
     Args:
-        beside: the folder of the base, for the files of `BESIDE_TOKENIZER`.
+        base_folder: the folder of the base, for the files of `BESIDE_TOKENIZER`.
     """
     tokenizer.save_pretrained(str(folder))
     path = folder / "tokenizer_config.json"
     config = read_json(path, OWN_TOKENIZER)
     write_json(path, {k: v for k, v in config.items() if k not in LOCAL_KEYS})
     for name in BESIDE_TOKENIZER:
-        if beside is not None and (beside / name).is_file() and not (folder / name).exists():
-            shutil.copyfile(beside / name, folder / name)
+        if base_folder is not None and (base_folder / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(base_folder / name, folder / name)
 
 
-class Description(NamedTuple):
+class BaseConfigurations(NamedTuple):
     """The configurations of a base."""
 
     config: Any
     generation_config: GenerationConfig
 
 
-def read_configurations(base: Base) -> Description:
+def read_configurations(base: Base) -> BaseConfigurations:
     """Read the configurations of a base, without its weights.
 
     Raises:
         InputError: transformers cannot read them.
     """
-    with explain_errors(partial(explain_load_error, base)):
+    with convert_errors(partial(build_load_error, base)):
         with link_files(model_files(Path(base.path), displayed=base.id)) as folder:
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
             has_generation_config = (folder / GENERATION_CONFIG_NAME).is_file()
@@ -434,7 +436,7 @@ def read_configurations(base: Base) -> Description:
             generation = GenerationConfig.from_pretrained(
                 str(folder), file, _from_model_config=not has_generation_config
             )
-    return Description(config, generation)
+    return BaseConfigurations(config, generation)
 
 
 def build_skeleton(base: Base) -> Any:
@@ -451,7 +453,7 @@ def build_skeleton(base: Base) -> Any:
         return None
 
 
-def check_packing(base: Base) -> None:
+def require_packing_support(base: Base) -> None:
     """Check that rows may be packed on a base, before its weights are loaded.
 
     Passes if the modules cannot be built: loading will then report the error.
@@ -464,11 +466,10 @@ def check_packing(base: Base) -> None:
         return
     route = get_route(model)
     reason = f"type {model.config.model_type} does not tell packed rows apart by their positions"
-    problem = (
-        f"rows are packed on models that were proven to tell them apart, and {reason if route.proven else route.why}"
-    )
+    reason = reason if route.is_measured else route.why
+    problem = f"rows are packed on models that were proven to tell them apart, and {reason}"
     remedy = "Drop it; docs/architectures.md lists what was proven."
-    require(route.packing, "stage.packing", True, problem, remedy)
+    require(route.can_pack, "stage.packing", True, problem, remedy)
 
 
 def get_context_length(model: Any) -> int:
@@ -478,7 +479,7 @@ def get_context_length(model: Any) -> int:
     so that tokens that were already sampled get other logprobs.
 
     Args:
-        model: a model or a `Description`.
+        model: a model or a `BaseConfigurations`.
 
     Raises:
         InputError: the configuration has no such number.

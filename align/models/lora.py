@@ -67,11 +67,11 @@ class Lora:
         targets = () if isinstance(settings.targets, str) else tuple(settings.targets)
         return cls(settings.r, settings.alpha, settings.dropout, targets, settings.rslora, settings.dora)
 
-    def config(self, model: Any, classifier: bool = False) -> LoraConfig:
+    def config(self, model: Any, is_reward_model: bool = False) -> LoraConfig:
         """Return the PEFT configuration for a model.
 
         Args:
-            classifier: whether PEFT trains and saves the `score` head too (`SEQ_CLS`).
+            is_reward_model: whether PEFT trains and saves the `score` head too (`SEQ_CLS`).
 
         Raises:
             InputError: a target is not a layer that can have an adapter.
@@ -79,7 +79,7 @@ class Lora:
         from peft import LoraConfig, TaskType
 
         excluded = NO_LORA.get(getattr(getattr(model, "config", None), "model_type", ""), [])
-        check_target_names(model, self.targets, excluded)
+        require_adaptable_targets(model, self.targets, excluded)
         return LoraConfig(
             r=self.r,
             lora_alpha=self.alpha,
@@ -88,7 +88,7 @@ class Lora:
             use_dora=self.dora,
             target_modules=list(self.targets) or "all-linear",
             exclude_modules=excluded or None,
-            task_type=TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM,
+            task_type=TaskType.SEQ_CLS if is_reward_model else TaskType.CAUSAL_LM,
         )
 
 
@@ -103,12 +103,12 @@ class LoraLike:
 
     saved: Mapping[str, Any]
 
-    def config(self, model: Any, classifier: bool = False) -> LoraConfig:
+    def config(self, model: Any, is_reward_model: bool = False) -> LoraConfig:
         from peft import LoraConfig, TaskType
 
         keys = LoraConfig.__dataclass_fields__.keys() - RUN_KEYS
         shape = {key: value for key, value in self.saved.items() if key in keys and value is not None}
-        return LoraConfig(**shape, task_type=TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM)
+        return LoraConfig(**shape, task_type=TaskType.SEQ_CLS if is_reward_model else TaskType.CAUSAL_LM)
 
 
 def read_saved_settings(folder: Path) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def read_saved_settings(folder: Path) -> dict[str, Any]:
     }
 
 
-def check_target_names(model: Any, targets: tuple[str, ...], excluded: list[str]) -> None:
+def require_adaptable_targets(model: Any, targets: tuple[str, ...], excluded: list[str]) -> None:
     """Raise InputError if a target is not a linear layer, or is one that cannot have an adapter.
 
     Args:

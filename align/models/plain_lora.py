@@ -32,7 +32,7 @@ from align.models.adapters import (
     read_adapter,
 )
 from align.run import write_json
-from align.run.weights import local_base_name
+from align.run.weights import build_local_base_name
 
 REPEATABLE = ("pissa", "olora")
 """Initialisations that subtract a part from the base's weights, which factorising the weights again reproduces."""
@@ -83,7 +83,7 @@ MERGEABLE = {
 """Key of a setting that no engine serves as an adapter but that can be merged → the reason."""
 
 
-def check_plain(adapter: Adapter, will_merge: bool = False) -> None:
+def refuse_unsupported_adapter(adapter: Adapter, will_merge: bool = False) -> None:
     """Refuse an adapter that engines would read wrongly or not at all. A reward model's head is allowed.
 
     Args:
@@ -115,19 +115,19 @@ def check_plain(adapter: Adapter, will_merge: bool = False) -> None:
         )
 
 
-def convert_to_plain(adapter: Adapter, initial: Mapping[str, Factors] | None = None) -> Adapter:
+def convert_to_plain_lora(adapter: Adapter, initial_factors: Mapping[str, Factors] | None = None) -> Adapter:
     """Convert an adapter to an equivalent plain LoRA in fp32, with one rank for all modules and a scale of 1.
 
     Args:
-        initial: factors that the initialisation subtracted from the base's weights, by module, from
+        initial_factors: factors that the initialisation subtracted from the base's weights, by module, from
             `compute_initial_factors`. They are added back, which doubles the rank.
     """
     config = adapter.config
     scaled = {}
     for module, (a, b) in adapter.factors.items():
         factors = (a.float(), b.float() * compute_lora_scale(config, module, len(a)))
-        if initial is not None:  # W - s·B₀A₀ + s·BA, as W + [s·B, -s·B₀][A; A₀]
-            a0, b0 = (side.float().to(a.device) for side in initial[module])
+        if initial_factors is not None:  # W - s·B₀A₀ + s·BA, as W + [s·B, -s·B₀][A; A₀]
+            a0, b0 = (side.float().to(a.device) for side in initial_factors[module])
             b0 = -compute_lora_scale(config, module, len(a0)) * b0
             factors = (torch.cat((factors[0], a0)), torch.cat((factors[1], b0), dim=1))
         scaled[module] = factors
@@ -173,7 +173,7 @@ def compute_initial_factors(model: Any, config: Mapping[str, Any]) -> dict[str, 
     """
     if config.get("init_lora_weights") not in REPEATABLE:
         return None
-    check_initial(getattr(model, "is_loaded_in_4bit", False), config)
+    refuse_unknown_residual(getattr(model, "is_loaded_in_4bit", False), config)
     settings = {
         key: value for key, value in config.items() if value is not None and key in LoraConfig.__dataclass_fields__
     }
@@ -186,18 +186,18 @@ def compute_initial_factors(model: Any, config: Mapping[str, Any]) -> dict[str, 
     return factors
 
 
-def check_initial(quantised: bool, config: Mapping[str, Any]) -> None:
+def refuse_unknown_residual(is_quantised: bool, config: Mapping[str, Any]) -> None:
     """Raise InputError if the initialisation subtracted factors from a quantised base, whose residual is unknown."""
     init = config.get("init_lora_weights")
-    if init in REPEATABLE and quantised:
+    if init in REPEATABLE and is_quantised:
         problem = (
             "it subtracted factors from a quantised base, whose residual was quantised anew: this cannot be undone"
         )
         raise InputError("init_lora_weights", init, problem, "Train with init_lora_weights=true, or with method=lora.")
 
 
-def write_plain(
-    folder: Path, source: Path, base: Mapping[str, str], initial: Mapping[str, Factors] | None = None
+def write_plain_lora(
+    folder: Path, source: Path, base: Mapping[str, str], initial_factors: Mapping[str, Factors] | None = None
 ) -> None:
     """Write an adapter as plain LoRA in fp32, with a reward model's head, and the configuration that engines read.
 
@@ -205,15 +205,15 @@ def write_plain(
         folder: an empty folder, from `align.run.atomic.publish_folder`.
         source: folder of a PEFT adapter.
         base: `id`, `revision` and `digest` of the model the adapter was trained on.
-        initial: see `convert_to_plain`; needed if `init_lora_weights` is one of `REPEATABLE`.
+        initial_factors: see `convert_to_plain_lora`; needed if `init_lora_weights` is one of `REPEATABLE`.
 
     Raises:
-        CorruptFile, InputError, StorageError: see `read_adapter`, `check_plain` and `publish_folder`. Also if a scaled
-            factor is not finite.
+        CorruptFile, InputError, StorageError: see `read_adapter`, `refuse_unsupported_adapter` and `publish_folder`.
+            Also if a scaled factor is not finite.
     """
     adapter = read_adapter(source)
-    check_plain(adapter)
-    plain = convert_to_plain(adapter, initial)
+    refuse_unsupported_adapter(adapter)
+    plain = convert_to_plain_lora(adapter, initial_factors)
     for key, tensor in plain.tensors.items():
         remedy = "Train with a smaller lora_alpha."
         require(
@@ -223,7 +223,7 @@ def write_plain(
     config = {key: plain.config[key] for key in READ_BY_ENGINES if key in plain.config}
     targets = config.get("target_modules")
     config |= {
-        "base_model_name_or_path": local_base_name(base),
+        "base_model_name_or_path": build_local_base_name(base),
         "revision": base.get("revision") or None,
         "inference_mode": True,
         "init_lora_weights": True,

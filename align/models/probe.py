@@ -33,7 +33,7 @@ ROWS = ((3, 17), (9, 11))
 
 
 @torch.no_grad()
-def probe(model: Any, base: Base) -> None:
+def require_consistent_logits(model: Any, base: Base) -> None:
     """Compare the logits of two rows of different lengths in one batch with the model's own forward on each of them.
     For a configuration that was not measured, also check that the model is causal, and that its cache agrees with its
     forward.
@@ -63,7 +63,7 @@ def find_problem_in_logits(model: Any) -> str:
     rows = draw_random_rows(model)
     with disable_fast_path(model):
         alone = [compute_own_logprobs(model, row) for row in rows]
-        if not get_route(model).proven and (problem := find_contradiction(model, rows, alone)):
+        if not get_route(model).is_measured and (problem := find_contradiction(model, rows, alone)):
             return problem
     prompts = [row[:start].tolist() for row, (start, _) in zip(rows, ROWS, strict=True)]
     answers = [row[start:].tolist() for row, (start, _) in zip(rows, ROWS, strict=True)]
@@ -112,8 +112,8 @@ def find_problem_in_states(model: Any) -> str:
     with disable_fast_path(model):
         shorter = [get_decoder(model)(input_ids=row[None, :-2], use_cache=False).last_hidden_state[0] for row in rows]
     device = rows[0].device
-    tokens = pad_rows([row.tolist() for row in rows], 0, left=True).to(device)
-    mask = pad_rows([[1] * len(row) for row in rows], 0, left=True).bool().to(device)
+    tokens = pad_rows([row.tolist() for row in rows], 0, pad_left=True).to(device)
+    mask = pad_rows([[1] * len(row) for row in rows], 0, pad_left=True).bool().to(device)
     together = compute_hidden_states(model, tokens, mask)
     scale = max(float(states.float().abs().mean()) for states in shorter)
     distance = max(

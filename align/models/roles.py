@@ -24,8 +24,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from align.core.errors import CorruptFile
 from align.core.types import Rollout
-from align.models.adapters import SCORE_KEY, attach, read_tensors, save_adapter
-from align.models.fastpath import use_fast_path
+from align.models.adapters import SCORE_KEY, attach_adapter, read_tensors, save_adapter
+from align.models.fastpath import install_fast_path
 from align.models.fastpath.linear import require_known_adapters
 from align.models.forward import (
     compute_hidden_states,
@@ -105,18 +105,18 @@ class Roles:
         self.policy = policy
         self.autocast = autocast
         if init is not None:
-            self.model = attach(attach(self.model, init, "policy", trainable=True), init, "reference")
+            self.model = attach_adapter(attach_adapter(self.model, init, "policy", trainable=True), init, "reference")
         elif policy is None:
             self._add("policy", fresh)
         self.device = next(base.parameters()).device
         self.score_heads = []
         for member, folder in enumerate(rewards):
-            self.model = attach(self.model, folder, build_reward_name(member), scored=True)
+            self.model = attach_adapter(self.model, folder, build_reward_name(member), is_reward_model=True)
             head = build_linear_head(read_score_weight(folder, get_hidden_size(base)))
             self.score_heads.append(head.to(self.device).requires_grad_(False))
         if value_backbone == "own":
             if start := rewards[0] if rewards else init:
-                self.model = attach(self.model, start, "value", trainable=True, scored=bool(rewards))
+                self.model = attach_adapter(self.model, start, "value", trainable=True, is_reward_model=bool(rewards))
             else:
                 self._add("value", fresh)
         frozen = "reward" if rewards else "reference"
@@ -146,7 +146,7 @@ class Roles:
             self.model.add_adapter(name, fresh.config(unwrap_model(self.model)))
         else:
             self.model = PeftModel(self.model, fresh.config(self.model), name)
-        use_fast_path(self.model)
+        install_fast_path(self.model)
 
     def parameters_of(self, role: Role) -> list[nn.Parameter]:
         """Return the trained parameters of a role, including the value role's head."""
@@ -246,7 +246,7 @@ class Roles:
             return logprobs
         return *logprobs, self.values(rollout, policy_states_BTD=policy.states_BTD)
 
-    def values_after(self, rollout: Rollout) -> Tensor:
+    def compute_final_values(self, rollout: Rollout) -> Tensor:
         """Return the value after the last token of each response [B], to bootstrap responses that were cut."""
         assert self.value_head is not None, "there is no value role"
         return self._read_last_state(self.value_backbone, self.value_head, rollout)
@@ -262,7 +262,7 @@ class Roles:
             hidden = compute_hidden_states(model, rollout.tokens_BS, rollout.mask_BS)
         return head(select_last_states(hidden, rollout.mask_BS).float()).squeeze(-1)
 
-    def recompute_layers(self) -> None:
+    def enable_gradient_checkpointing(self) -> None:
         """Enable gradient checkpointing: only the input of each layer is kept for the backward pass.
 
         A step takes a third longer, and the memory for activations no longer grows with the depth.
@@ -303,7 +303,7 @@ class RoleActor:
     role: Role
 
     @property
-    def base_alone(self) -> bool:
+    def is_bare_base(self) -> bool:
         return self.role == "reference" and self.roles.reference_is_base
 
     def use(self) -> AbstractContextManager[Any]:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from align import ranks
 from align.core.errors import InputError, require
 from align.models.architectures import Route
-from align.models.cpu_memory import keep_few_kernels
-from align.models.fastpath import leave_fast_path
+from align.models.cpu_memory import limit_kernel_cache
+from align.models.fastpath import restore_original_forwards
 from align.models.forward import get_route
 from align.models.load import build_skeleton, load_base
 from align.run import Base
@@ -48,7 +48,7 @@ def build_uninitialised(base: Base, dtypes: Mapping[str, torch.dtype]) -> Any:
     Raises:
         InputError: the base cannot be built, or has other weights.
     """
-    keep_few_kernels()
+    limit_kernel_cache()
     model = build_skeleton(base)
     tensors = {} if model is None else dict(iter_tensors(model))
     if model is None or tensors.keys() != dtypes.keys():
@@ -103,8 +103,10 @@ def shard_model(model: Any, device: torch.device) -> Any:
 
     route = get_route(model)
     problem = f"type {model.config.model_type} takes no padding, by which ranks would keep in step"
-    require(route.padding, "devices", ranks.world_size(), problem, "Train it on one GPU, or use method=lora.")
-    leave_fast_path(model)  # it reads weights of layers without calling their forward, which would gather them
+    require(route.can_pad, "devices", ranks.world_size(), problem, "Train it on one GPU, or use method=lora.")
+    restore_original_forwards(
+        model
+    )  # it reads weights of layers without calling their forward, which would gather them
     mesh = init_device_mesh(device.type, (ranks.world_size(),))
     for part in (*iter_largest_stack(model), model):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
@@ -112,7 +114,7 @@ def shard_model(model: Any, device: torch.device) -> Any:
         if isinstance(part, FSDPModule):  # gradients are summed, because each rank's loss is its share of the total
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
-    model.align_route = Route(False, route.padding, route.packing, "its weights are in shards")
+    model.align_route = Route(False, route.can_pad, route.can_pack, "its weights are in shards")
     model.align_sharded = True
     return model
 
@@ -146,17 +148,17 @@ def gather_tensors(values: Mapping[str, Any]) -> dict[str, Any]:
     return gathered
 
 
-def shard_like(value: Tensor, model: Tensor) -> Tensor:
-    """Shard a full tensor in the same way as the tensor `model`. Returns it unchanged if `model` is not sharded."""
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
+    """Shard a full tensor in the same way as the tensor `like`. Returns it unchanged if `like` is not sharded."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    if not isinstance(model, DTensor) or value.shape != model.shape:
+    if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
-    return distribute_tensor(value, model.device_mesh, model.placements, src_data_rank=None)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 @torch.no_grad()
-def read_weights(model: nn.Module, folder: Path) -> None:
+def load_full_weights(model: nn.Module, folder: Path) -> None:
     """Load the full weights in a folder into a sharded model."""
     targets = model.state_dict()
     for path in sorted(folder.glob("*.safetensors")):
@@ -164,7 +166,7 @@ def read_weights(model: nn.Module, folder: Path) -> None:
             targets[name].copy_(shard_like(value.to(targets[name].dtype), targets[name]))
 
 
-def save_whole(model: Any, dtype: torch.dtype, folder: Path) -> None:
+def save_full_model(model: Any, dtype: torch.dtype, folder: Path) -> None:
     """Save a model, sharded or not, in `dtype` by `save_pretrained`. A sharded one is written by the first rank."""
     if not is_sharded(model):
         model.to(dtype).save_pretrained(str(folder))

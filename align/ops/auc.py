@@ -30,8 +30,8 @@ def auc(scores: ArrayLike, labels: ArrayLike, clusters: Sequence[str], level: fl
     positive = np.asarray(labels, bool)
     if positive.all() or not positive.any():
         raise ValueError("there are rows of one kind alone")
-    above = share_below(x[positive], x[~positive])
-    below = 1 - share_below(x[~positive], x[positive])
+    above = compute_share_below(x[positive], x[~positive])
+    below = 1 - compute_share_below(x[~positive], x[positive])
     value = float(above.mean())
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
     n = int(cluster.max()) + 1
@@ -44,7 +44,7 @@ def auc(scores: ArrayLike, labels: ArrayLike, clusters: Sequence[str], level: fl
     return Interval(value, *wilson_interval(value, n / dispersion, normal_quantile(level)), n)
 
 
-def share_below(x: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+def compute_share_below(x: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the share of `others` that is below each x, ties counted half."""
     ordered = np.sort(others)
     below = np.searchsorted(ordered, x, "left") + np.searchsorted(ordered, x, "right")

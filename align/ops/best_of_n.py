@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def list_sizes(most: int) -> list[int]:
-    """Return 1, 2, 4, … up to `most`, and `most` itself."""
-    powers = [2**k for k in range(most.bit_length()) if 2**k < most]
-    return [*powers, most]
+def list_sizes(max_size: int) -> list[int]:
+    """Return 1, 2, 4, … up to `max_size`, and `max_size` itself."""
+    powers = [2**k for k in range(max_size.bit_length()) if 2**k < max_size]
+    return [*powers, max_size]
 
 
 def compute_best_probabilities(n: int, total: int) -> NDArray[np.float64]:

@@ -34,7 +34,7 @@ class CalibrationBin:
 
 
 def bin_predictions(
-    predicted: Sequence[float], outcomes: Sequence[float], groups: Sequence[str] | None = None, bins: int = 10
+    predicted: Sequence[float], outcomes: Sequence[float], groups: Sequence[str] | None = None, bin_count: int = 10
 ) -> list[CalibrationBin]:
     """Group predictions into equal widths of [0, 1]; empty bins are left out.
 
@@ -50,11 +50,11 @@ def bin_predictions(
     """
     if len(predicted) != len(outcomes):
         raise ValueError(f"{len(predicted)} predictions for {len(outcomes)} outcomes")
-    members: list[list[tuple[float, float, str]]] = [[] for _ in range(bins)]
+    members: list[list[tuple[float, float, str]]] = [[] for _ in range(bin_count)]
     for p, y, name in zip(predicted, outcomes, groups or map(str, range(len(outcomes))), strict=True):
         if not (0 <= p <= 1 and 0 <= y <= 1):
             raise ValueError(f"prediction {p} with outcome {y} is not within [0, 1]")
-        members[min(int(p * bins), bins - 1)].append((p, y, name))  # p = 1 belongs to the last bin
+        members[min(int(p * bin_count), bin_count - 1)].append((p, y, name))  # p = 1 belongs to the last bin
     result = []
     for group in filter(None, members):
         ps, ys, names = zip(*group, strict=True)

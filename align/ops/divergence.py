@@ -34,32 +34,32 @@ class Divergence:
 
 
 @torch.no_grad()
-def kl_between(logits_a: Tensor, logits_b: Tensor, mask: Tensor) -> Divergence:
+def kl_between(reference_logits: Tensor, model_logits: Tensor, mask: Tensor) -> Divergence:
     """Return the divergence with KL(a || b) = Σ_v p_a(v) (log p_a(v) − log p_b(v)), averaged over tokens.
 
     It is computed in fp64, a chunk at a time: in fp32 the rounding of a 150k-term sum is as large as the divergence of
     a correct merge.
 
     Args:
-        logits_a: [B, S, V], of the reference model.
-        logits_b: [B, S, V].
+        reference_logits: [B, S, V], of the reference model.
+        model_logits: [B, S, V].
         mask: [B, S], True at the positions to compare.
 
     Raises:
         ValueError: shapes differ, or the mask selects nothing.
     """
-    if logits_a.shape != logits_b.shape or mask.shape != logits_a.shape[:-1]:
-        shapes = f"{tuple(logits_a.shape)}, {tuple(logits_b.shape)} and mask {tuple(mask.shape)}"
+    if reference_logits.shape != model_logits.shape or mask.shape != reference_logits.shape[:-1]:
+        shapes = f"{tuple(reference_logits.shape)}, {tuple(model_logits.shape)} and mask {tuple(mask.shape)}"
         raise ValueError(f"shapes {shapes} do not belong together")
     rows = mask.reshape(-1).bool().nonzero().squeeze(-1)
     if not len(rows):
         raise ValueError("the mask selects no token to compare")
-    flat_a = logits_a.reshape(-1, logits_a.shape[-1])
-    flat_b = logits_b.reshape(-1, logits_b.shape[-1])
+    flat_a = reference_logits.reshape(-1, reference_logits.shape[-1])
+    flat_b = model_logits.reshape(-1, model_logits.shape[-1])
     kl = 0.0
     same = 0.0
     largest = 0.0
-    for index in rows.split(max(1, DIVERGENCE_ELEMENTS // logits_a.shape[-1])):
+    for index in rows.split(max(1, DIVERGENCE_ELEMENTS // reference_logits.shape[-1])):
         a, b = (flat[index.to(flat.device)].double().cpu().log_softmax(-1) for flat in (flat_a, flat_b))
         # A token with probability 0 in both models does not differ, and one with probability 0 in a adds no KL.
         difference = torch.where(a == b, 0.0, a - b)
@@ -69,10 +69,10 @@ def kl_between(logits_a: Tensor, logits_b: Tensor, mask: Tensor) -> Divergence:
     return Divergence(kl / len(rows), same / len(rows), largest, len(rows))
 
 
-def compute_divergence(logits_a: Sequence[Tensor], logits_b: Sequence[Tensor]) -> Divergence:
+def compute_divergence(reference_logits: Sequence[Tensor], model_logits: Sequence[Tensor]) -> Divergence:
     """Return the divergence over every position of several texts, [S, V] logits each: means over all tokens, and the
     largest difference of all."""
-    pairs = zip(logits_a, logits_b, strict=True)
+    pairs = zip(reference_logits, model_logits, strict=True)
     parts = [kl_between(a[None], b[None], torch.ones(1, len(a), device=a.device)) for a, b in pairs]
     tokens = sum(part.tokens for part in parts)
     kl = sum(part.kl * part.tokens for part in parts) / tokens

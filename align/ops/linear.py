@@ -29,7 +29,7 @@ def has_bf16_products() -> bool:
     return ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def pack_weight(weight_OI: Tensor, rows: int) -> Tensor:
+def pack_weight(weight_OI: Tensor, row_count: int) -> Tensor:
     """Return a copy of a weight in oneDNN's layout for products with about this number of rows.
 
     A product with few rows otherwise spends much of its time on converting the layout. Returns the weight itself if
@@ -38,4 +38,4 @@ def pack_weight(weight_OI: Tensor, rows: int) -> Tensor:
     dtypes = (torch.float32, torch.bfloat16) if has_bf16_products() else (torch.float32,)
     if not ONEDNN or weight_OI.device.type != "cpu" or weight_OI.dtype not in dtypes:
         return weight_OI
-    return torch.ops.mkldnn._reorder_linear_weight(weight_OI, rows)
+    return torch.ops.mkldnn._reorder_linear_weight(weight_OI, row_count)

@@ -1,8 +1,8 @@
 """The two losses of PPO with their metrics (Schulman et al., "Proximal policy optimization algorithms", 2017), and the
 losses of DPO, IPO, ORPO, SimPO and KTO.
 
-PPO's are *sums* over tokens divided by a number of the whole minibatch (`loss_divisor`), which the caller passes. The
-sum over micro-batches then has the same gradient for every micro-batch size.
+PPO's are *sums* over tokens divided by a number of the whole minibatch (`compute_loss_divisor`), which the caller
+passes. The sum over micro-batches then has the same gradient for every micro-batch size.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def policy_loss(
         ρ = exp(log π − log π_old),    L = −Σ w min(ρ A, clip(ρ, 1−ε, 1+ε) A) / divisor
 
     Args:
-        divisor: see `loss_divisor`.
-        weights_BT: w of each token, see `importance_weights` and `loss_weights`; 1 if None.
+        divisor: see `compute_loss_divisor`.
+        weights_BT: w of each token, see `compute_importance_weights` and `compute_loss_weights`; 1 if None.
         clip_range_high: ε of the upper bound if it differs (Yu et al., DAPO, 2025, eq. 10).
         importance_sampling_level: `sequence` takes one ratio for a response, exp of the mean of log π − log π_old over
             its tokens (Zheng et al., GSPO, 2025, eq. 7).
@@ -69,8 +69,8 @@ def policy_loss(
     return Loss(-masked_sum(surrogate if weights_BT is None else weights_BT * surrogate, mask_BT) / divisor, sums)
 
 
-def loss_divisor(mask_BT: Tensor, loss_mean: str, longest: int) -> float:
-    """Return the divisor of the sum over a minibatch's tokens, weighted by `loss_weights`.
+def compute_loss_divisor(mask_BT: Tensor, loss_mean: str, longest: int) -> float:
+    """Return the divisor of the sum over a minibatch's tokens, weighted by `compute_loss_weights`.
 
         token      Σ over all tokens / tokens                       equal weight for every token (DAPO, 2025)
         sequence   Σ over responses of the mean over tokens / rows  equal weight for every response (GRPO, 2024)
@@ -85,14 +85,16 @@ def loss_divisor(mask_BT: Tensor, loss_mean: str, longest: int) -> float:
     return float(mask_BT.shape[0] * (longest if loss_mean == "constant" else 1))
 
 
-def loss_weights(mask_BT: Tensor, loss_mean: str) -> Tensor | None:
+def compute_loss_weights(mask_BT: Tensor, loss_mean: str) -> Tensor | None:
     """Return 1 / length of each token's response [B, T] if `loss_mean` is `sequence`, else None."""
     if loss_mean != "sequence":
         return None
     return (1 / mask_BT.sum(1, keepdim=True)).expand(mask_BT.shape)
 
 
-def importance_weights(old_logprobs_BT: Tensor, drawn_logprobs_BT: Tensor, mask_BT: Tensor, cap: float) -> Tensor:
+def compute_importance_weights(
+    old_logprobs_BT: Tensor, drawn_logprobs_BT: Tensor, mask_BT: Tensor, cap: float
+) -> Tensor:
     """Return truncated importance weights of tokens that another policy sampled, without a gradient.
 
         w = min(π_old / p, cap)
@@ -147,7 +149,7 @@ def kl_loss(kl_BT: Tensor, mask_BT: Tensor, divisor: float, weights_BT: Tensor |
     gradient of KL(π_ref ‖ π).
 
     Args:
-        divisor, weights_BT: see `loss_divisor` and `loss_weights`.
+        divisor, weights_BT: see `compute_loss_divisor` and `compute_loss_weights`.
     """
     return masked_sum(kl_BT if weights_BT is None else weights_BT * kl_BT, mask_BT) / divisor
 
@@ -216,7 +218,7 @@ def simpo_loss(chosen_M: Tensor, rejected_M: Tensor, beta: float, gamma: float) 
 
 def kto_loss(
     rewards_N: Tensor,
-    wanted_N: Tensor,
+    is_desirable_N: Tensor,
     reference: Tensor,
     beta: float,
     desirable: float,
@@ -229,12 +231,14 @@ def kto_loss(
 
     Args:
         rewards_N: r, log (π/π_ref) of each answer, in nats.
-        wanted_N: True for a desirable answer.
+        is_desirable_N: True for a desirable answer.
         reference: z, see `compute_kto_reference`.
         desirable, undesirable: λ_D and λ_U.
     """
-    margin_N = torch.where(wanted_N, rewards_N - reference, reference - rewards_N)
-    weights_N = torch.where(wanted_N, torch.full_like(margin_N, desirable), torch.full_like(margin_N, undesirable))
+    margin_N = torch.where(is_desirable_N, rewards_N - reference, reference - rewards_N)
+    weights_N = torch.where(
+        is_desirable_N, torch.full_like(margin_N, desirable), torch.full_like(margin_N, undesirable)
+    )
     return (weights_N * torch.sigmoid(-beta * margin_N)).mean()
 
 

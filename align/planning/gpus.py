@@ -53,7 +53,7 @@ class Change(NamedTuple):
     work: Workload
 
 
-def compute_room(gb: float) -> float:
+def compute_usable_bytes(gb: float) -> float:
     """Return the bytes for tensors on a GPU with so many GB."""
     return max(0.0, gb - CONTEXT) * USABLE * GB
 

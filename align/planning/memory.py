@@ -107,7 +107,9 @@ class Workload:
         return self.length - self.prompt
 
 
-def build_workload(config: Any, context: int, *, ranks: int, from_adapter: bool, rewards: int, cuda: bool) -> Workload:
+def build_workload(
+    config: Any, context: int, *, ranks: int, from_adapter: bool, rewards: int, on_gpu: bool
+) -> Workload:
     """Build the worst-case workload of a run.
 
     Args:
@@ -116,7 +118,7 @@ def build_workload(config: Any, context: int, *, ranks: int, from_adapter: bool,
         ranks: number of processes.
         from_adapter: whether the policy starts from an adapter.
         rewards: number of reward models on the base.
-        cuda: whether it runs on a GPU.
+        on_gpu: whether it runs on a GPU.
     """
     stage = config.stage
     method = config.method
@@ -126,8 +128,8 @@ def build_workload(config: Any, context: int, *, ranks: int, from_adapter: bool,
     work = Workload(
         stage.name,
         method.name,
-        ("bfloat16" if cuda else "float32") if config.dtype == "auto" else config.dtype,
-        cuda,
+        ("bfloat16" if on_gpu else "float32") if config.dtype == "auto" else config.dtype,
+        on_gpu,
         stage.micro_batch,
         min(config.data.max_length, context),
         step=stage.batch_size,
@@ -135,7 +137,7 @@ def build_workload(config: Any, context: int, *, ranks: int, from_adapter: bool,
         targets=lora.targets,
         dora=lora.dora,
         from_adapter=from_adapter,
-        recompute=cuda if checkpointing == "auto" else checkpointing == "true",
+        recompute=on_gpu if checkpointing == "auto" else checkpointing == "true",
         rewards=rewards,
         ranks=ranks,
     )
@@ -156,7 +158,7 @@ def build_workload(config: Any, context: int, *, ranks: int, from_adapter: bool,
             remote=rollout.engine == "vllm",
             keeps_best=bool(stage.eval_every) and stage.publish == "best",
         )
-    optimiser = ("paged_adamw_8bit" if cuda else "adamw") if stage.optimiser == "auto" else stage.optimiser
+    optimiser = ("paged_adamw_8bit" if on_gpu else "adamw") if stage.optimiser == "auto" else stage.optimiser
     is_supervised = stage.name in ("sft", "full")
     texts = {"dpo": 2, "reward": getattr(stage, "answers", 2)}
     return replace(
@@ -227,7 +229,7 @@ class Footprint:
         """The phase that uses the most memory."""
         return max(self.phases, key=lambda phase: phase.bytes)
 
-    def at(self, name: str) -> float:
+    def get_phase_bytes(self, name: str) -> float:
         """Return the bytes that are allocated in the phase of this name."""
         return self.standing + next(phase.bytes for phase in self.phases if phase.name == name)
 
@@ -258,21 +260,23 @@ class PassMemory(NamedTuple):
     backward: float
 
 
-def samples_fast(shape: Shape, work: Workload) -> bool:
+def uses_fast_rollout(shape: Shape, work: Workload) -> bool:
     """Return whether a rollout uses the fast path, which depends on the device, the architecture and the prompts."""
     autocast = work.method == "full" and work.dtype != "float32"
     return not work.cuda and shape.llama and work.prompt <= LONGEST and not autocast
 
 
-def predict_pass(shape: Shape, work: Workload, trained: bool = False) -> PassMemory:
+def predict_pass(shape: Shape, work: Workload, is_base_trained: bool = False) -> PassMemory:
     """Return the memory of a micro-batch's forward and backward pass.
 
     Args:
-        trained: whether all weights train, without an adapter.
+        is_base_trained: whether all weights train, without an adapter.
     """
-    autocast = trained and work.dtype != "float32"
+    autocast = is_base_trained and work.dtype != "float32"
     covered = shape.llama and work.dtype != "float16" and not (autocast or work.dropout or work.packing)
-    layer, backward = (predict_fast_layer if covered and not work.cuda else predict_plain_layer)(shape, work, trained)
+    layer, backward = (predict_fast_layer if covered and not work.cuda else predict_plain_layer)(
+        shape, work, is_base_trained
+    )
     stream = work.tokens * shape.width * (FP32 if autocast else work.size)
     cast_weights = work.size * (shape.linear_weights + shape.vocabulary * shape.width) if autocast else 0
     shared = 2 * stream + cast_weights
@@ -281,19 +285,21 @@ def predict_pass(shape: Shape, work: Workload, trained: bool = False) -> PassMem
     return PassMemory(shape.layers * layer + shared, backward)
 
 
-def list_adapted_layers(shape: Shape, work: Workload, trained: bool) -> list[Linear]:
+def list_adapted_layers(shape: Shape, work: Workload, is_base_trained: bool) -> list[Linear]:
     """Return the linear layers that have an adapter."""
-    return [linear for linear in shape.linears if not trained and (not work.targets or linear.name in work.targets)]
+    return [
+        linear for linear in shape.linears if not is_base_trained and (not work.targets or linear.name in work.targets)
+    ]
 
 
-def predict_fast_layer(shape: Shape, work: Workload, trained: bool) -> PassMemory:
+def predict_fast_layer(shape: Shape, work: Workload, is_base_trained: bool) -> PassMemory:
     """Predict the memory of one layer's forward and backward pass on the fast path.
 
     It keeps the inputs of the layer and of its MLP; queries, keys, values and the output of attention; the two halves
     of the gated unit; each input times A; and the attention weights unless attention is computed row by row. The peak
     of the backward pass is in the MLP or in attention.
     """
-    low = work.rank * len(list_adapted_layers(shape, work, trained))
+    low = work.rank * len(list_adapted_layers(shape, work, is_base_trained))
     numbers = 2 * (shape.width + shape.queries + shape.keys + shape.mlp) + low
     weights = work.tokens * work.length * shape.heads * (1 if work.recompute else shape.layers) * work.size
     if work.length <= LONGEST and weights <= KEPT:
@@ -307,15 +313,15 @@ def predict_fast_layer(shape: Shape, work: Workload, trained: bool) -> PassMemor
     return PassMemory(kept, backward)
 
 
-def predict_plain_layer(shape: Shape, work: Workload, trained: bool) -> PassMemory:
+def predict_plain_layer(shape: Shape, work: Workload, is_base_trained: bool) -> PassMemory:
     """Predict the memory of one layer's forward and backward pass by transformers' own modules."""
     size = work.size
     norms = 2 * shape.width * (FP32 + size)  # inputs in fp32, and outputs
-    if trained:  # the norms' weights have gradients too, and under autocast each product has its own input
+    if is_base_trained:  # the norms' weights have gradients too, and under autocast each product has its own input
         norms = 2 * shape.width * 2 * FP32 + size * shape.width * (5 if size < FP32 else 2)
     attention = size * 2 * (shape.queries + shape.keys) + FP32 * shape.heads
     # PEFT casts the input of each adapted layer to fp32 on a GPU, and copies it for dropout.
-    adapted = list_adapted_layers(shape, work, trained)
+    adapted = list_adapted_layers(shape, work, is_base_trained)
     input_size = FP32 + 1 if work.dropout else FP32 if work.cuda and size < FP32 else 0
     factors = input_size * sum(linear.inputs for linear in adapted)
     factors += work.rank * len(adapted) * (FP32 if work.cuda else size)
@@ -328,7 +334,7 @@ def iter_rollout_parts(shape: Shape, work: Workload) -> Iterator[Part]:
     """Yield the memory of a rollout: the key-value cache of all rows, and the larger one of the prefill and of a decode
     step, which on the fast path has a copy of the weights."""
     size = work.size
-    fast = samples_fast(shape, work)
+    fast = uses_fast_rollout(shape, work)
     cached = work.rollout_rows * work.length * shape.layers * shape.keys
     yield Part("policy", "keys and values", cached * ((FP32 if fast else size) + size))
     if fast:
@@ -346,11 +352,11 @@ def iter_rollout_parts(shape: Shape, work: Workload) -> Iterator[Part]:
     yield Part("work", "reading prompts" if prompts > tokens else "a token each", max(prompts, tokens))
 
 
-def count_own_logits(shape: Shape, tokens: int, trained: bool = False) -> float:
+def count_own_logits(shape: Shape, tokens: int, is_head_trained: bool = False) -> float:
     """Return the bytes of a chunk of our logits: the logits, their softmax, and a product of the two; twice that if the
     head trains."""
     rows = min(tokens, max(ROWS, LOGITS // shape.vocabulary))
-    return (6 if trained else 3) * FP32 * rows * shape.vocabulary
+    return (6 if is_head_trained else 3) * FP32 * rows * shape.vocabulary
 
 
 def count_trl_logits(shape: Shape, work: Workload) -> float:
@@ -377,17 +383,17 @@ def predict_footprint(shape: Shape, work: Workload) -> Footprint:
     return (predict_ppo_footprint if work.stage == "ppo" else predict_trainer_footprint)(shape, work)
 
 
-def count_base_bytes(shape: Shape, method: str, size: int, head: bool = True) -> float:
+def count_base_bytes(shape: Shape, method: str, size: int, includes_head: bool = True) -> float:
     """Return the bytes of a base's weights.
 
     Args:
         method: `full` for fp32, `qlora` for NF4, `lora` for `size` bytes per weight.
         size: bytes of a weight that is not quantised.
-        head: whether it has a language head; a classifier has none.
+        includes_head: whether it has a language head; a classifier has none.
     """
     if method == "full":
         return FP32 * float(shape.weights)
-    plain = shape.embeddings + shape.others + shape.output * head
+    plain = shape.embeddings + shape.others + shape.output * includes_head
     return (NF4 if method == "qlora" else size) * shape.linear_weights + size * plain
 
 
@@ -426,9 +432,9 @@ def predict_trainer_footprint(shape: Shape, work: Workload) -> Footprint:
     return Footprint(tuple(always), (Phase("update", update), Phase("optimiser", (gradients, step))))
 
 
-def count_optimiser_bytes(shape: Shape, is_full: bool) -> float:
+def count_optimiser_bytes(shape: Shape, is_base_trained: bool) -> float:
     """Return AdamW's temporary bytes for the largest weight, if all weights train; for adapters they are negligible."""
-    return 2.0 * FP32 * max(shape.embeddings, shape.largest) * is_full
+    return 2.0 * FP32 * max(shape.embeddings, shape.largest) * is_base_trained
 
 
 def predict_ppo_footprint(shape: Shape, work: Workload) -> Footprint:
@@ -528,7 +534,7 @@ def predict_peak(run: Run, longest: int, config: Any, texts: int = 0, rewards: i
         ranks=ranks.world_size(),
         from_adapter=init is not None and init.whole is False,
         rewards=rewards,
-        uses_cuda=detect_device() == "cuda",
+        on_gpu=detect_device() == "cuda",
     )
     lengths = {"prompt": longest, "length": longest + work.answer} if work.prompt else {"length": longest}
     work = replace(work, texts=texts or work.texts, **lengths)

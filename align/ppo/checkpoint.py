@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from align.core.errors import CorruptFile
 from align.core.files import read_text
-from align.models.finite_checks import check_tensors
+from align.models.finite_checks import require_finite_tensors
 from align.models.roles import TRAINABLE, Roles
 from align.ops.moments import Moments
 from align.run import write_json
@@ -109,7 +109,7 @@ def restore_state(folder: Path, roles: Roles, optimiser: Optimizer) -> PpoState:
         raise CorruptFile(
             "checkpoint", str(folder), f"cannot be read ({str(error)[:120]})", "Remove it and run again."
         ) from error
-    check_tensors(tensors.items(), "checkpoint", str(folder), "Remove it and run the same command again.")
+    require_finite_tensors(tensors.items(), "checkpoint", str(folder), "Remove it and run the same command again.")
     parameters = collect_trained_weights(roles)
     if missing := sorted(parameters.keys() ^ {n for n in tensors if n.partition(".")[0] in TRAINABLE}):
         raise CorruptFile(

@@ -16,7 +16,7 @@ from align.models.roles import CachedForward, Roles
 from align.ops.advantages import group_relative, leave_one_out, subtract_group_mean
 from align.ops.gae import compute_token_rewards, gae
 from align.ops.kl import ESTIMATORS, kl_k1, kl_k3
-from align.ops.losses import compute_explained_variance, importance_weights
+from align.ops.losses import compute_explained_variance, compute_importance_weights
 from align.ops.masking import masked_mean, masked_sum, masked_whiten
 from align.ops.moments import Moments
 
@@ -113,7 +113,7 @@ def compute_estimates(
     Args:
         bootstrap: also value the state after each response, in a pass of its own.
     """
-    last_values_B = compute_in_chunks(roles.values_after, rollout, micro_batch) if bootstrap else None
+    last_values_B = compute_in_chunks(roles.compute_final_values, rollout, micro_batch) if bootstrap else None
     if minibatches > 1 or micro_batch < len(rollout.ended_B):
         estimates = partial(roles.estimates, temperature=temperature)
         old, reference, *values = compute_several_in_chunks(estimates, rollout, micro_batch)
@@ -214,7 +214,7 @@ def assemble_experience(
         values_BT: values of the value role, if the estimator has a critic.
         last_values_B: V after each response, used as the remaining reward of responses that were cut. None treats a cut
             response as ended.
-        importance_cap: see `importance_weights`; None if the learner itself sampled.
+        importance_cap: see `compute_importance_weights`; None if the learner itself sampled.
 
     Returns:
         The experience; and `kl` (mean over responses of Σ_t log π − log π_ref, nats), `score`, `reward`, `length` and
@@ -234,7 +234,7 @@ def assemble_experience(
     advantages_BT, returns_BT = estimate_advantages(estimator, rewards_BT, mask, values_BT, bootstrap_B)
     weights_BT = None
     if importance_cap is not None and rollout.logprobs_BT is not None:
-        weights_BT = importance_weights(old_logprobs_BT, rollout.logprobs_BT, mask, importance_cap)
+        weights_BT = compute_importance_weights(old_logprobs_BT, rollout.logprobs_BT, mask, importance_cap)
     experience = Experience(rollout, old_logprobs_BT, ref_logprobs_BT, advantages_BT, values_BT, returns_BT, weights_BT)
     return experience, summarize_experience(experience, scores_B, total, estimator.group_size)
 

@@ -35,28 +35,28 @@ from align.ppo.monitor import (
     compare_with_start,
     count_strikes,
     evaluate_held_out,
-    find_crossed,
-    find_tripped,
+    find_crossed_wires,
+    find_tripped_wires,
+    get_needed_strikes,
     measure_answers,
     print_warnings,
     select_suspects,
-    strikes_needed,
 )
 from align.ppo.rollouts import (
-    check_sampler,
+    add_update_to_errors,
     choose_prompt_indices,
     compute_scores,
-    name_update,
-    roll_out,
+    require_policy_logprobs,
+    sample_and_score,
     start_next_rollout,
 )
 from align.ppo.settings import PpoSettings
-from align.ppo.update import check_first_ratio, compute_lr_factor, take_gradient_steps
+from align.ppo.update import compute_lr_factor, require_first_ratio, take_gradient_steps
 from align.ppo.workers import Answers, Workers
 from align.rollout.engine import build_generator, warn_about_cut_answers
 from align.rollout.strip_reasoning import warn_about_empty_answers
 from align.run import Run
-from align.run.checkpoints import find_newest_checkpoint, parse_step, write_checkpoint
+from align.run.checkpoints import parse_step, remove_unusable_and_find_newest, write_checkpoint
 from align.track import Clock, Tracker, last_updates, select_updates, show_progress
 
 MEANS = ("score", "kl", "length", "eos_rate", "empty_rate", "entropy", "equal_groups")
@@ -97,8 +97,8 @@ def train_policy(
     roles = workers.roles
     groups = [{"params": roles.parameters_of(role)} for role in roles.trainable]
     optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-    workers, moments = calibrate(workers, settings)
-    checkpoint = find_newest_checkpoint(run)
+    workers, moments = calibrate_scores(workers, settings)
+    checkpoint = remove_unusable_and_find_newest(run)
     state = restore_state(checkpoint, roles, optimiser) if checkpoint else PpoState(settings.kl_coef, moments)
     resumed_step = parse_step(checkpoint)
     tripped: dict[str, str] = {}
@@ -107,12 +107,12 @@ def train_policy(
     with track(resumed_step) as tracker, show_progress("ppo", settings.updates, resumed_step) as bar:
         if settings.eval_every and not resumed_step:
             state = replace(state, start_variety=watch_variety(workers, {}))
-            tracker.log(0, {**measure(workers, moments, settings, 0, tracker), **state.start_variety})
+            tracker.log(0, {**measure_held_out(workers, moments, settings, 0, tracker), **state.start_variety})
         for number in range(resumed_step, settings.updates):
             step = number + 1
             is_last = step == settings.updates
             clock = Clock()
-            answers, raw, figures = roll_out(workers, settings, number, next_rollout, state, clock)
+            answers, raw, figures = sample_and_score(workers, settings, number, next_rollout, state, clock)
             next_rollout, sampler = start_next_rollout(workers, settings, number)
             if settings.normalise == "running":
                 state = replace(state, moments=state.moments.with_batch(raw))
@@ -122,7 +122,9 @@ def train_policy(
             batch, cached, experience_figures = build_experience(workers, settings, answers, scores, state, number)
             clock.lap("estimate_s")
 
-            learning_figures = learn(run, workers, settings, optimiser, batch, cached, state.kl_coef, number)
+            learning_figures = take_update_steps(
+                run, workers, settings, optimiser, batch, cached, state.kl_coef, number
+            )
             clock.lap("update_s")
             if next_rollout is not None:  # wait: an engine serves one caller at a time
                 next_rollout()
@@ -139,13 +141,15 @@ def train_policy(
             is_measured = settings.eval_every is not None and (step % settings.eval_every == 0 or is_last)
             if is_measured:
                 figures |= watch_variety(workers, state.start_variety)
-            crossed = find_crossed(figures, settings.wires)
+            crossed = find_crossed_wires(figures, settings.wires)
             state = replace(state, strikes=count_strikes(state.strikes, crossed), sampler=sampler)
             patience = settings.patience
-            tripped = {name: s for name, s in crossed.items() if state.strikes[name] >= strikes_needed(name, patience)}
+            tripped = {
+                name: s for name, s in crossed.items() if state.strikes[name] >= get_needed_strikes(name, patience)
+            }
             stops = bool(tripped) and settings.stops
             if is_measured or (stops and settings.eval_every is not None):
-                measured = measure(workers, moments, settings, step, tracker)
+                measured = measure_held_out(workers, moments, settings, step, tracker)
                 state = replace(state, best=choose_best(state.best, step, measured["held_out_objective"], workers))
                 figures |= measured
                 clock.lap("eval_s")
@@ -167,7 +171,7 @@ def train_policy(
     return LoopResult(rows, state, tuple(tripped), tuple(suspicious))
 
 
-def calibrate(workers: Workers, settings: PpoSettings) -> tuple[Workers, Moments]:
+def calibrate_scores(workers: Workers, settings: PpoSettings) -> tuple[Workers, Moments]:
     """Compute the scale of the scores on samples of the reference, so that kl_coef does not depend on the reward's
     unit.
 
@@ -176,8 +180,8 @@ def calibrate(workers: Workers, settings: PpoSettings) -> tuple[Workers, Moments
     """
     indices = choose_prompt_indices(0, settings.normalise_on, len(workers.prompts), settings.seed + 1)
     prompts = [workers.prompts[i] for i in indices]
-    ranks.set_position("update 0, reference answers")
-    workers, moments = workers.calibrate(workers.sample("reference", prompts, "normalise"))
+    ranks.record_position("update 0, reference answers")
+    workers, moments = workers.calibrate_scorer(workers.sample("reference", prompts, "normalise"))
     if settings.normalise == "off":
         return workers, Moments(1, 0.0, 1.0)
     require(
@@ -207,7 +211,7 @@ def build_experience(
         InputError: servers sampled the answers, but not from the policy.
     """
     rollout = answers.rollout
-    ranks.set_position(f"update {number + 1}, logprobs and values")
+    ranks.record_position(f"update {number + 1}, logprobs and values")
     estimates, cached = compute_estimates(
         workers.roles,
         rollout,
@@ -216,14 +220,14 @@ def build_experience(
         minibatches=settings.minibatches,
         bootstrap=settings.bootstrap_truncated,
     )
-    sampled = check_sampler(workers, settings, number, rollout, estimates.old_logprobs_BT, state.sampler)
+    sampled = require_policy_logprobs(workers, settings, number, rollout, estimates.old_logprobs_BT, state.sampler)
     cap = settings.importance_cap if settings.servers else None
     arguments = settings.experience_arguments(state.kl_coef)
     batch, figures = assemble_experience(rollout, scores_B, *estimates, **arguments, importance_cap=cap)
     return BuiltExperience(batch, cached, {**figures, **sampled})
 
 
-def learn(
+def take_update_steps(
     run: Run,
     workers: Workers,
     settings: PpoSettings,
@@ -242,7 +246,7 @@ def learn(
     for group, lr in zip(optimiser.param_groups, rates, strict=True):
         assert lr is not None  # the configuration sets it
         group["lr"] = lr * factor
-    with name_update(number + 1, "gradient steps"):
+    with add_update_to_errors(number + 1, "gradient steps"):
         figures = take_gradient_steps(
             workers.roles,
             optimiser,
@@ -259,18 +263,20 @@ def learn(
         )
     if number == 0:
         model_type = unwrap_model(workers.roles.model).config.model_type
-        check_first_ratio(figures, settings.first_ratio, run.base.id, model_type, settings.dtype)
+        require_first_ratio(figures, settings.first_ratio, run.base.id, model_type, settings.dtype)
     return figures
 
 
-def measure(workers: Workers, moments: Moments, settings: PpoSettings, step: int, tracker: Tracker) -> dict[str, float]:
+def measure_held_out(
+    workers: Workers, moments: Moments, settings: PpoSettings, step: int, tracker: Tracker
+) -> dict[str, float]:
     """Sample and score the policy's answers to the held-out prompts, log the first ones, and return the metrics.
 
     Args:
         moments: the run's initial moments, so that all updates are measured on the same scale.
         step: number of updates so far; 0 measures the start.
     """
-    with name_update(step, "held-out prompts"):
+    with add_update_to_errors(step, "held-out prompts"):
         answers = workers.sample("policy", workers.held_out, "held_out")
         figures, samples = evaluate_held_out(
             workers,
@@ -280,7 +286,7 @@ def measure(workers: Workers, moments: Moments, settings: PpoSettings, step: int
             kl_coef=settings.kl_coef,
             temperature=settings.temperature,
             micro_batch=settings.micro_batch,
-            shown=settings.shown,
+            sample_count=settings.shown,
         )
     score, kl, objective = (figures[f"held_out_{name}"] for name in ("score", "kl", "objective"))
     when = f"update {step}" if step else "the start"
@@ -317,12 +323,16 @@ def find_suspects(
 
 
 def build_result(
-    trained: LoopResult, workers: Workers, settings: PpoSettings, known: Mapping[str, Any], peaks: Mapping[str, float]
+    trained: LoopResult,
+    workers: Workers,
+    settings: PpoSettings,
+    known_metrics: Mapping[str, Any],
+    peaks: Mapping[str, float],
 ) -> StageResult:
     """Return a run's headline figures, and the lines that are printed. `last_…` are means over the last updates.
 
     Args:
-        known: figures that were computed before the first update.
+        known_metrics: figures that were computed before the first update.
         peaks: measured and predicted peak memory.
     """
     updates = select_updates(trained.rows)
@@ -334,8 +344,8 @@ def build_result(
         "updates": len(updates),
         "published_update": published,
         **compare_with_start(trained.rows, published),
-        "tripped": find_tripped(updates, settings.wires, settings.patience),
-        **known,
+        "tripped": find_tripped_wires(updates, settings.wires, settings.patience),
+        **known_metrics,
         "quantised_layers": workers.roles.count_quantised_layers(),
         "score_mean": trained.state.moments.mean,
         "score_std": trained.state.moments.std,
@@ -347,7 +357,7 @@ def build_result(
         line += f"; stopped at update {len(updates)} by {', '.join(trained.tripped)}"
     cut = warn_about_cut_answers(1 - metrics["last_eos_rate"], settings.max_new_tokens)
     blank = warn_about_empty_answers(
-        metrics.get("last_empty_rate", 0.0), hides=True
+        metrics.get("last_empty_rate", 0.0), hides_reasoning=True
     )  # only measured if reasoning is hidden
     return StageResult(metrics, (line, *cut, *blank, *describe_published(metrics, settings.publish)))
 

@@ -43,7 +43,7 @@ def measure_update(base: Base, work: Workload, device: torch.device) -> dict[str
             Path(folder, "init") if work.from_adapter else None,
             [Path(folder, "reward")] * work.rewards,
             method=work.method,
-            frozen=choose_frozen_method(work.method),
+            frozen_method=choose_frozen_method(work.method),
             fresh=work.lora,
             value_backbone=work.value_backbone,
             device=device,
@@ -51,7 +51,7 @@ def measure_update(base: Base, work: Workload, device: torch.device) -> dict[str
             seed=0,
         )
     if work.recompute:
-        roles.recompute_layers()
+        roles.enable_gradient_checkpointing()
     optimiser = torch.optim.AdamW([{"params": roles.parameters_of(role)} for role in roles.trainable], lr=0.0)
     engine = HfEngine((), 0, work.answer, 1.0, work.rollout_rows)
     counts: dict[str, int] = {}

@@ -48,7 +48,7 @@ AT_ONCE = ("collapse",)
 """Wires that trip without patience: their figures are not measured at every update."""
 
 
-def find_crossed(figures: Mapping[str, float], limits: Mapping[str, float | None]) -> dict[str, str]:
+def find_crossed_wires(figures: Mapping[str, float], limits: Mapping[str, float | None]) -> dict[str, str]:
     """Return the wires that an update crosses, each with a message.
 
     Args:
@@ -67,17 +67,19 @@ def find_crossed(figures: Mapping[str, float], limits: Mapping[str, float | None
     return messages
 
 
-def find_tripped(rows: Sequence[Mapping[str, float]], limits: Mapping[str, float | None], patience: int) -> list[str]:
+def find_tripped_wires(
+    rows: Sequence[Mapping[str, float]], limits: Mapping[str, float | None], patience: int
+) -> list[str]:
     """Return the wires that tripped anywhere in a run's figures, one row an update."""
     strikes: dict[str, int] = {}
     tripped: set[str] = set()
     for row in rows:
-        strikes = count_strikes(strikes, find_crossed(row, limits))
-        tripped |= {name for name, count in strikes.items() if count >= strikes_needed(name, patience)}
+        strikes = count_strikes(strikes, find_crossed_wires(row, limits))
+        tripped |= {name for name, count in strikes.items() if count >= get_needed_strikes(name, patience)}
     return sorted(tripped)
 
 
-def strikes_needed(name: str, patience: int) -> int:
+def get_needed_strikes(name: str, patience: int) -> int:
     """Return how many updates in a row must cross a wire before it trips."""
     return 1 if name in AT_ONCE else patience
 
@@ -100,7 +102,7 @@ def evaluate_held_out(
     kl_coef: float,
     temperature: float,
     micro_batch: int,
-    shown: int,
+    sample_count: int,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Return the policy's mean score, KL and objective on its answers to the held-out prompts, and rows of samples.
 
@@ -109,7 +111,7 @@ def evaluate_held_out(
 
     Returns:
         `held_out_score`, `held_out_kl` in nats, and `held_out_objective`, the score less `kl_coef` times the KL; and
-        the first `shown` answers.
+        the first `sample_count` answers.
     """
 
     def kl_of(part: Rollout) -> Tensor:
@@ -123,7 +125,7 @@ def evaluate_held_out(
     columns = answers.prompts, answers.judged_texts, answers.judged.reasoning, raw_B.tolist()
     samples = [
         build_sample_row(prompt.conversation, text, reasoning, score=raw)
-        for prompt, text, reasoning, raw in list(zip(*columns, strict=True))[:shown]
+        for prompt, text, reasoning, raw in list(zip(*columns, strict=True))[:sample_count]
     ]
     return {"held_out_score": score, "held_out_kl": kl, "held_out_objective": score - kl_coef * kl}, samples
 
@@ -132,7 +134,7 @@ def choose_best(best: Best | None, step: int, objective: float, workers: Workers
     """Return the better of the best policy so far and the present one, whose objective is `objective`."""
     if best and not objective > best.objective:
         return best
-    return Best(step, objective, workers.policy())
+    return Best(step, objective, workers.copy_policy_weights())
 
 
 def compare_with_start(rows: Iterable[Mapping[str, Any]], published: int) -> dict[str, Any]:

@@ -35,13 +35,13 @@ LARGEST = 1e15
 
 
 @contextmanager
-def name_update(step: int, what: str) -> Iterator[None]:
+def add_update_to_errors(step: int, activity: str) -> Iterator[None]:
     """Add the number of the update to InputErrors of the block, and publish it as this rank's position.
 
     Args:
         step: the update, from 1; 0 before the first.
     """
-    ranks.set_position(f"update {step}, {what}")
+    ranks.record_position(f"update {step}, {activity}")
     try:
         yield
     except InputError as error:
@@ -79,17 +79,19 @@ def select_prompts(
     return [workers.prompts[i] for i in indices[:groups] for _ in range(settings.per_prompt)]
 
 
-def start_rollout(workers: Workers, settings: PpoSettings, number: int, sampler: tuple[Tensor, ...]) -> Sample:
+def sync_and_prepare_rollout(
+    workers: Workers, settings: PpoSettings, number: int, sampling_weights: tuple[Tensor, ...]
+) -> Sample:
     """Sync the engine with the weights that sample an update's answers, and return the call that samples them.
 
     Args:
-        sampler: the policy's weights for sampling; empty for its present ones.
+        sampling_weights: the policy's weights for sampling; empty for its present ones.
     """
-    with name_update(number + 1, "rollout"), workers.using_weights(sampler):
+    with add_update_to_errors(number + 1, "rollout"), workers.using_weights(sampling_weights):
         generate = workers.start_sampling("policy", select_prompts(workers, settings, number), "rollout", number)
 
     def sample() -> Rollout | None:
-        with name_update(number + 1, "rollout"):
+        with add_update_to_errors(number + 1, "rollout"):
             return generate()
 
     return sample
@@ -115,7 +117,9 @@ def start_next_rollout(workers: Workers, settings: PpoSettings, number: int) -> 
     """
     if not settings.max_staleness or number + 1 == settings.updates:
         return StartedRollout(None, ())
-    return StartedRollout(run_in_background(start_rollout(workers, settings, number + 1, ())), workers.policy())
+    return StartedRollout(
+        run_in_background(sync_and_prepare_rollout(workers, settings, number + 1, ())), workers.copy_policy_weights()
+    )
 
 
 def run_in_background(sample: Sample) -> Sample:
@@ -132,7 +136,7 @@ def run_in_background(sample: Sample) -> Sample:
     return sampled.result
 
 
-def roll_out(
+def sample_and_score(
     workers: Workers, settings: PpoSettings, number: int, started: Sample | None, state: PpoState, clock: Clock
 ) -> Scored:
     """Return the policy's answers to the prompts of an update, their raw scores and the scorer's figures.
@@ -148,7 +152,7 @@ def roll_out(
         With several answers for each prompt, the figures include `equal_groups`, the share of prompts whose answers all
         have the same score, and `draws`, the number of draws of the update.
     """
-    sample = started or start_rollout(workers, settings, number, state.sampler)
+    sample = started or sync_and_prepare_rollout(workers, settings, number, state.sampler)
     draws = [score_answers(workers, settings, number, select_prompts(workers, settings, number), sample(), clock)]
     if settings.per_prompt == 1:
         return draws[0]
@@ -157,7 +161,7 @@ def roll_out(
     while (missing := groups - sum(flags.count(False) for flags in equal)) and len(draws) < settings.max_draws:
         draw = len(draws)
         prompts = select_prompts(workers, settings, number, draw, missing)
-        with name_update(number + 1, "rollout"):
+        with add_update_to_errors(number + 1, "rollout"):
             rollout = workers.start_sampling("policy", prompts, "rollout", number, draw)()
         draws.append(score_answers(workers, settings, number, prompts, rollout, clock))
         equal.append(find_equal_groups(workers, settings, draws[-1], state))
@@ -183,7 +187,7 @@ def score_answers(
 ) -> Scored:
     answers = workers.collect_answers(prompts, rollout)
     clock.lap("rollout_s")
-    with name_update(number + 1, "scores"):
+    with add_update_to_errors(number + 1, "scores"):
         raw, figures = workers.score(answers)
     clock.lap("score_s")
     if settings.hides_reasoning:
@@ -224,13 +228,13 @@ def average_figures(parts: Sequence[tuple[int, dict[str, float]]]) -> dict[str, 
     return {name: sum(rows * figures[name] for rows, figures in parts) / total for name in parts[0][1]}
 
 
-def check_sampler(
+def require_policy_logprobs(
     workers: Workers,
     settings: PpoSettings,
     number: int,
     rollout: Rollout,
     old_logprobs_BT: Tensor,
-    sampler: tuple[Tensor, ...],
+    sampling_weights: tuple[Tensor, ...],
 ) -> dict[str, float]:
     """Compare the servers' logprobs of a rollout with the policy's, and return the differences as metrics.
 
@@ -241,17 +245,17 @@ def check_sampler(
     """
     if not settings.servers:
         return {}
-    with name_update(number + 1, "logprobs of the sampler"):
+    with add_update_to_errors(number + 1, "logprobs of the sampler"):
         figures = compute_sampler_figures(
             workers,
             rollout,
             old_logprobs_BT,
-            sampler,
+            sampling_weights,
             temperature=settings.temperature,
             micro_batch=settings.micro_batch,
             servers=settings.servers,
         )
-        check_gap(figures, settings.max_gap)
+        require_small_gap(figures, settings.max_gap)
     return figures
 
 
@@ -259,7 +263,7 @@ def compute_sampler_figures(
     workers: Workers,
     rollout: Rollout,
     old_logprobs_BT: Tensor,
-    sampler: Sequence[Tensor],
+    sampling_weights: Sequence[Tensor],
     *,
     temperature: float,
     micro_batch: int,
@@ -269,8 +273,9 @@ def compute_sampler_figures(
 
     Args:
         old_logprobs_BT: logprobs of the present policy.
-        sampler: the weights of an older policy, if that was to be sampled: the first `micro_batch` rows, and at least
-            one row of each server, are then compared with the older policy, so that its age does not count as a fault.
+        sampling_weights: the weights of an older policy, if that was to be sampled: the first `micro_batch` rows, and
+            at least one row of each server, are then compared with the older policy, so that its age does not count as
+            a fault.
         servers: number of servers; row i came from server i modulo this number.
 
     Returns:
@@ -278,9 +283,9 @@ def compute_sampler_figures(
         π / p; `staleness`, in updates.
     """
     logprobs_BT = old_logprobs_BT
-    if sampler:
+    if sampling_weights:
         rollout = rollout.rows(slice(0, max(micro_batch, servers)))
-        with workers.using_weights(sampler):
+        with workers.using_weights(sampling_weights):
             logprobs_BT = compute_in_chunks(
                 lambda part: workers.roles.logprobs("policy", part, temperature).logprobs_BT, rollout, micro_batch
             )
@@ -290,23 +295,23 @@ def compute_sampler_figures(
     offsets = range(min(servers, len(off)))
     gaps = torch.stack([masked_mean(off[i::servers].abs(), mask[i::servers]) for i in offsets])
     ratio = masked_mean(off.exp(), mask)
-    return {"rollout_gap": float(gaps.max()), "rollout_ratio": float(ratio), "staleness": float(bool(sampler))}
+    return {"rollout_gap": float(gaps.max()), "rollout_ratio": float(ratio), "staleness": float(bool(sampling_weights))}
 
 
-def check_gap(figures: dict[str, float], bound: float) -> None:
+def require_small_gap(figures: dict[str, float], max_gap: float) -> None:
     """Raise InputError if the servers do not sample from the policy.
 
     Args:
         figures: result of `compute_sampler_figures`.
-        bound: limit of `rollout_gap` in nats.
+        max_gap: limit of `rollout_gap` in nats.
     """
     gap = figures["rollout_gap"]
     require(
-        gap <= bound,
+        gap <= max_gap,
         "rollout.engine",
         "vllm",
         f"the server's logprobs of its own tokens are {gap:.2g} nats per token from the policy's (mean ratio "
-        f"{figures['rollout_ratio']:.3g}; the limit is {bound:g}). Possible causes: it does not apply the adapter, "
+        f"{figures['rollout_ratio']:.3g}; the limit is {max_gap:g}). Possible causes: it does not apply the adapter, "
         f"samples at another temperature, reports logprobs without the temperature, or has another base",
         "See vllm.log, or start the server with --logprobs-mode processed_logprobs. The same command goes on from the "
         "last checkpoint; rollout.max_gap= is the bound.",

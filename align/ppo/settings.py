@@ -20,7 +20,7 @@ class PpoSettings:
         servers: number of servers that sample the answers; 0 if the learner samples them itself.
         max_gap: largest mean difference between the logprobs of the servers and of the learner, in nats a token.
         dtype: name of the dtype of the computation.
-        first_ratio: bound of `check_first_ratio` for this dtype, in nats.
+        first_ratio: bound of `require_first_ratio` for this dtype, in nats.
         estimator: how advantages are estimated.
         losses: what is minimised, with a KL coefficient of 0.
         kl_in_reward: whether the KL penalty is a part of each token's reward; else it is a part of the loss.

@@ -16,7 +16,7 @@ from align.models.finite_checks import describe_non_finite
 from align.models.forward import split_by_length
 from align.models.roles import CachedForward, ForwardOutput, Roles
 from align.ops.kl import ESTIMATORS
-from align.ops.losses import Loss, kl_loss, loss_divisor, loss_weights, policy_loss, value_loss
+from align.ops.losses import Loss, compute_loss_divisor, compute_loss_weights, kl_loss, policy_loss, value_loss
 from align.ops.masking import masked_sum
 from align.ppo.experience import Experience
 
@@ -31,7 +31,7 @@ class Losses(NamedTuple):
 
     Attributes:
         clip_range, clip_range_high, importance_sampling_level: arguments of `policy_loss`.
-        loss_mean, longest: arguments of `loss_divisor`.
+        loss_mean, longest: arguments of `compute_loss_divisor`.
         value_clip_range: argument of `value_loss`.
         kl_coef, kl_estimator: the term of `kl_loss`; 0 leaves it out.
     """
@@ -69,9 +69,9 @@ def accumulate_gradients(
         token means over the minibatch.
     """
     whole_mask = minibatch.rollout.response_mask_BT
-    divisor = loss_divisor(whole_mask, losses.loss_mean, losses.longest)
+    divisor = compute_loss_divisor(whole_mask, losses.loss_mean, losses.longest)
     count = float(whole_mask.sum())
-    can_split = not cached and learns_by_advantages_alone(minibatch, losses)
+    can_split = not cached and needs_advantages_only(minibatch, losses)
     shares = minibatch.split_by_learning() if can_split else [(minibatch, True)]
     chunks = [(share, rows, learns) for share, learns in shares for rows in split_by_length(share.rollout, micro_batch)]
     parts = ((share.rows(rows), learns) for share, rows, learns in ranks.select_own_share(chunks))
@@ -99,7 +99,7 @@ def accumulate_gradients(
     return {**{name: total / count for name, total in figures.items()}, "policy_loss": loss}
 
 
-def learns_by_advantages_alone(minibatch: Experience, losses: Losses) -> bool:
+def needs_advantages_only(minibatch: Experience, losses: Losses) -> bool:
     """Return whether rows without an advantage teach nothing: there is no critic, and the loss has no KL term."""
     return minibatch.values_BT is None and not losses.kl_coef
 
@@ -107,7 +107,7 @@ def learns_by_advantages_alone(minibatch: Experience, losses: Losses) -> bool:
 def compute_policy_loss(output: ForwardOutput, part: Experience, divisor: float, losses: Losses) -> Loss:
     """Return the policy's loss on a micro-batch, with its KL term; `policy_loss` among its sums is without it."""
     mask = part.rollout.response_mask_BT
-    row_weights = loss_weights(mask, losses.loss_mean)
+    row_weights = compute_loss_weights(mask, losses.loss_mean)
     weights = part.weights_BT
     if row_weights is not None:
         weights = row_weights if weights is None else weights * row_weights
@@ -209,7 +209,7 @@ def take_gradient_steps(
         if history and max_approx_kl is not None and figures["approx_kl"] > max_approx_kl:
             optimiser.zero_grad(set_to_none=True)
             break
-        if learns_by_advantages_alone(part, losses) and not bool(part.advantages_BT.any()):
+        if needs_advantages_only(part, losses) and not bool(part.advantages_BT.any()):
             optimiser.zero_grad(set_to_none=True)
             history.append({**figures, "policy_grad_norm": 0.0})
             continue
@@ -220,25 +220,27 @@ def take_gradient_steps(
     return {**means, **first, "steps": float(steps)}
 
 
-def check_first_ratio(figures: Mapping[str, float], bound: float, id: str, model_type: str, dtype: str) -> None:
+def require_first_ratio(
+    figures: Mapping[str, float], max_difference: float, id: str, model_type: str, dtype: str
+) -> None:
     """Check that π_new / π_old was 1 at every token before the first step of a run, when both are one policy.
 
     The mean ratio would hide deviations to both sides, so the mean |log ratio| is checked.
 
     Args:
         figures: result of the first `take_gradient_steps` of a run.
-        bound: nats a token.
+        max_difference: nats a token.
 
     Raises:
         InputError: the ratio is further from 1 than rounding explains.
     """
     off = figures["first_log_ratio"]
     require(
-        off <= bound,
+        off <= max_difference,
         "model.path",
         id,
         f"π_new/π_old of its first update lies {off:.2g} nats a token from 1 (mean ratio {figures['first_ratio']:.3f}; "
-        f"{dtype} may have {bound:g}), so type {model_type} computes different probabilities in different batches",
+        f"{dtype} may have {max_difference:g}), so type {model_type} computes different probabilities in different batches",
         f"Run the same line with stage=verify, which shows what is wrong; stage.first_ratio.{dtype}= is the bound.",
     )
 

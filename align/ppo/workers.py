@@ -133,7 +133,7 @@ class Workers:
         seeds = derive_row_seeds(range(len(prompts)), self.seed, *where)
         with self.naming_role(role):
             self.engine.sync(actor)
-        generate = self.engine.generate if self.server_ranks is None else self.server_ranks.generate_here
+        generate = self.engine.generate if self.server_ranks is None else self.server_ranks.generate_on_first_rank
 
         def sample_tokens() -> Rollout | None:
             with self.naming_role(role):
@@ -148,7 +148,7 @@ class Workers:
             rollout: None on a rank that asks no server.
         """
         if self.server_ranks is not None:
-            rollout = self.server_ranks.share(rollout)
+            rollout = self.server_ranks.broadcast_rollout(rollout)
         assert rollout is not None, "this engine samples on every rank"
         rollout = rollout.to(self.roles.device)
         texts = decode_responses(rollout, self.tokenizer)
@@ -160,7 +160,7 @@ class Workers:
         require_finite_scores(scores, self.scorer.name)
         return scores.to(answers.rollout.tokens_BS.device), figures
 
-    def calibrate(self, answers: Answers) -> tuple[Workers, Moments]:
+    def calibrate_scorer(self, answers: Answers) -> tuple[Workers, Moments]:
         """Put the members of an ensemble on one scale by these answers.
 
         Returns:
@@ -169,7 +169,7 @@ class Workers:
         workers = replace(self, scorer=standardise_members(self.scorer, answers.conversations, answers.judged.rollout))
         return workers, Moments.from_values(workers.score(answers)[0])
 
-    def policy(self) -> tuple[Tensor, ...]:
+    def copy_policy_weights(self) -> tuple[Tensor, ...]:
         """Return a copy of the policy's trained weights, in the order of its parameters, on the CPU."""
         return tuple(p.detach().to("cpu", copy=True) for p in self.roles.parameters_of("policy"))
 
@@ -197,10 +197,11 @@ class Workers:
 
 
 def split_prompts(
-    prompts: Sequence[Prompt], own_held_out: Sequence[Prompt], n_eval: int
+    prompts: Sequence[Prompt], own_held_out: Sequence[Prompt], held_out_count: int
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Return the prompts to train on, and `n_eval` held-out prompts. A held-out prompt is not trained on, even if a
-    file repeats it.
+    """Split prompts into those to train on, and `held_out_count` held-out ones.
+
+    A held-out prompt is not trained on, even if a file repeats it.
 
     Args:
         own_held_out: prompts of a file of their own; if it is empty, the last of `prompts` are held out.
@@ -210,12 +211,16 @@ def split_prompts(
     """
     if not own_held_out:
         problem = f"leaves none of {len(prompts)} prompts to train on"
-        require(len(prompts) > n_eval, "stage.eval_prompts", n_eval, problem, "Hold out fewer prompts.")
-    held_out = list(own_held_out[:n_eval] if own_held_out else prompts[len(prompts) - n_eval :])
+        require(len(prompts) > held_out_count, "stage.eval_prompts", held_out_count, problem, "Hold out fewer prompts.")
+    held_out = list(own_held_out[:held_out_count] if own_held_out else prompts[len(prompts) - held_out_count :])
     measured = {prompt.conversation.messages for prompt in held_out}
     training = [prompt for prompt in prompts if prompt.conversation.messages not in measured]
     require(
-        bool(training), "stage.eval_prompts", n_eval, "leaves no other prompt to train on", "Hold out fewer prompts."
+        bool(training),
+        "stage.eval_prompts",
+        held_out_count,
+        "leaves no other prompt to train on",
+        "Hold out fewer prompts.",
     )
     return training, held_out
 
@@ -226,7 +231,7 @@ def build_roles(
     rewards: Sequence[Path],
     *,
     method: str,
-    frozen: str,
+    frozen_method: str,
     fresh: Lora,
     value_backbone: str,
     device: torch.device,
@@ -238,10 +243,10 @@ def build_roles(
 
     Args:
         init, rewards, fresh, value_backbone: see `Roles`.
-        frozen: the method by which the frozen base is loaded.
+        frozen_method: the method by which the frozen base is loaded.
     """
     policy = load_base(base, "full", device, dtype) if method == "full" else None
-    frozen_base = load_base(base, frozen, device, dtype)
+    frozen_base = load_base(base, frozen_method, device, dtype)
     torch.manual_seed(seed)  # a fresh adapter's lora_A is random
     roles = Roles(frozen_base, init, rewards, fresh, value_backbone, policy, None if dtype == torch.float32 else dtype)
     if method == "qlora":

@@ -5,8 +5,8 @@ are gathered (`gather_shares`), gradients are summed, and everything else is com
 first rank, `main`, writes. In a process that is alone every function returns at once, and torch.distributed is not
 imported.
 
-The first rank that fails writes its error to the store that all ranks share (`find_cause`). The others end silently
-with its exit status.
+The first rank that fails writes its error to the store that all ranks share (`find_first_cause`). The others end
+silently with its exit status.
 """
 
 from __future__ import annotations
@@ -95,15 +95,15 @@ def read_launched_world_size() -> int:
     return size
 
 
-def read_launcher_number(name: str, least: int, most: int | None = None) -> int:
+def read_launcher_number(name: str, minimum: int, maximum: int | None = None) -> int:
     """Return a number that a launcher sets in the environment.
 
     Raises:
         InputError: the variable is not a number in this range.
     """
     text = os.environ[name]
-    is_valid = text.isdecimal() and int(text) >= least and (most is None or int(text) <= most)
-    problem = f"is no number from {least}" + ("" if most is None else f" to {most}")
+    is_valid = text.isdecimal() and int(text) >= minimum and (maximum is None or int(text) <= maximum)
+    problem = f"is no number from {minimum}" + ("" if maximum is None else f" to {maximum}")
     require(is_valid, name, text, problem, "Start the command by devices=N or torchrun, which set it, or unset it.")
     return int(text)
 
@@ -205,7 +205,7 @@ def connect() -> None:
     store, number, world = next(iter(rendezvous("env://")))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # of torchrun's --max-restarts
     _here = RankInfo(number, world, int(os.environ["LOCAL_RANK"]), PrefixStore(f"align/{attempt}", store))
-    set_position("starts")
+    record_position("starts")
     if number:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # only the first rank prints
         logging.getLogger().addHandler(logging.NullHandler())
@@ -232,7 +232,7 @@ def init_group(device: str = "", timeout_s: float = 0.0) -> None:
         _here.store.set(GROUP_SETTINGS, json.dumps([device, timeout_s]))
     while not _here.store.check([GROUP_SETTINGS]):  # `get` would block signals, and miss a failure
         if _here.store.check([FAILED]):
-            raise AlignError("rank 0 failed")  # `find_cause` reads its error
+            raise AlignError("rank 0 failed")  # `find_first_cause` reads its error
         time.sleep(POLL_S)
     device, timeout_s = json.loads(_here.store.get(GROUP_SETTINGS))
     if device == "cuda":
@@ -274,7 +274,7 @@ def broadcast(value: T) -> T:
     import torch.distributed as dist
 
     values = [value]
-    with note_waiting("for the first rank"):
+    with publish_waiting("for the first rank"):
         dist.broadcast_object_list(values, src=0, group=_control)
     return values[0]
 
@@ -300,7 +300,7 @@ def gather_shares(own: Sequence[T], count: int) -> Sequence[T]:
     import torch.distributed as dist
 
     parts: list[Any] = [None] * _here.world
-    with note_waiting("for the shares of the others"):
+    with publish_waiting("for the shares of the others"):
         dist.all_gather_object(parts, list(own), group=_control)
     results: list[Any] = [None] * count
     for number, part in enumerate(parts):
@@ -321,7 +321,7 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     import torch.distributed as dist
 
     all_parameters = list(parameters)
-    with note_waiting("for the gradients of the others"), torch.no_grad():
+    with publish_waiting("for the gradients of the others"), torch.no_grad():
         has_gradient = torch.tensor(
             [p.grad is not None for p in all_parameters], dtype=torch.int32, device=all_parameters[0].device
         )
@@ -353,7 +353,7 @@ def split_into_buckets(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 # The position of each rank in its work, and the end of all ranks when one fails.
 
 
-def set_position(where: str) -> None:
+def record_position(where: str) -> None:
     """Publish what this rank is doing, for messages about a rank that does not answer."""
     global _position
     if _here is None:
@@ -363,7 +363,7 @@ def set_position(where: str) -> None:
 
 
 @contextmanager
-def note_waiting(what: str) -> Iterator[None]:
+def publish_waiting(what: str) -> Iterator[None]:
     """Publish during a message that this rank waits, so that others can tell it from the rank that is missing."""
     publish_position(f"{_position}, waits {what}")
     yield
@@ -374,10 +374,10 @@ def publish_position(where: str) -> None:
     """Write the position to the store and to the launcher's notes."""
     assert _here is not None
     _here.store.set(f"at/{_here.rank}", json.dumps([time.time(), where]))
-    tell_launcher(f"rank-{_here.rank}", where)
+    write_launcher_note(f"rank-{_here.rank}", where)
 
 
-def tell_launcher(name: str, text: str) -> None:
+def write_launcher_note(name: str, text: str) -> None:
     """Write a note for align's launcher, if it started this rank. A kill leaves no partial note."""
     if folder := os.environ.get(NOTES):
         with suppress(OSError):
@@ -398,12 +398,12 @@ def describe_positions() -> str:
     return "; ".join(positions)
 
 
-def find_cause(error: BaseException) -> BaseException:
+def find_first_cause(error: BaseException) -> BaseException:
     """Return the error that this rank ends with: its own if it failed first, else that of the first one."""
     if _here is None or isinstance(error, RankFailed):
         return error
-    own_error = as_rank_lost(error) or error
-    first = first_failure(own_error)
+    own_error = to_rank_lost(error) or error
+    first = record_first_failure(own_error)
     if first.rank == _here.rank:
         return own_error
     if first.status == INTERRUPTED:
@@ -411,7 +411,7 @@ def find_cause(error: BaseException) -> BaseException:
     return RankFailed(f"rank {first.rank}: {first.message}", first.status, first.trace)
 
 
-def first_failure(error: BaseException) -> Failure:
+def record_first_failure(error: BaseException) -> Failure:
     """Record this rank's error as the first failure unless there is one, and return the first failure."""
     assert _here is not None
     interrupted = isinstance(error, KeyboardInterrupt)
@@ -440,7 +440,7 @@ def wait_until_read() -> None:
             _here.store.wait([f"heard/{number}" for number in range(_here.world)], timedelta(seconds=READ_S))
 
 
-def as_rank_lost(error: BaseException) -> RankLost | None:
+def to_rank_lost(error: BaseException) -> RankLost | None:
     """Return the meaning of an error of gloo or NCCL about another rank; None for any other error."""
     if not isinstance(error, RuntimeError):
         return None
@@ -461,13 +461,13 @@ def raise_first_failure() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        first = find_cause(error)
+        first = find_first_cause(error)
         if first is error:
             raise
         raise first from error
 
 
-def prints_error(error: BaseException) -> bool:
+def should_print_error(error: BaseException) -> bool:
     """Return whether this rank prints `error`: only one rank does.
 
     About a rank that ended and about an interruption, align's launcher prints the message if it started the ranks.
@@ -475,12 +475,12 @@ def prints_error(error: BaseException) -> bool:
     if _here is None:
         return True
     has_launcher = NOTES in os.environ
-    if isinstance(error, RankFailed) or first_failure(error).rank != _here.rank:
+    if isinstance(error, RankFailed) or record_first_failure(error).rank != _here.rank:
         return False
     if has_launcher and isinstance(error, KeyboardInterrupt):
         return False
     if has_launcher and isinstance(error, RankLost) and not error.late:
-        tell_launcher(LOST, str(error))
+        write_launcher_note(LOST, str(error))
         return False
-    tell_launcher(SPOKEN, str(getattr(error, "exit_status", 1)))
+    write_launcher_note(SPOKEN, str(getattr(error, "exit_status", 1)))
     return True

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from align.config.identity import select_identity
 from align.core.errors import CorruptFile, InputError, require
-from align.core.files import check_readable
+from align.core.files import require_readable
 from align.registry.formatting import clean_text, format_cell, iter_leaves
 from align.registry.record import UNREADABLE, Record
 from align.report.figure_labels import sort_metric_names
@@ -161,7 +161,7 @@ def read_content_ids(folder: Path, stage: str) -> ContentIds | None:
     counts = Counter[bytes]()
     rows_without_id = 0
     for path in files:
-        check_readable(path, "file")
+        require_readable(path, "file")
         try:
             table = pq.read_table(path, columns=["content_id"])
         except (pa.ArrowException, OSError) as error:

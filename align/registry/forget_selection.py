@@ -16,7 +16,7 @@ from align.annotate.store import Store
 from align.annotate.store.erasure import ANNOTATOR, ITEM, PROJECT, ErasureTarget, find_erasure_target, iter_texts
 from align.annotate.store.preference_pairs import build_pairs
 from align.core.errors import AlignError, InputError, require
-from align.core.files import check_readable
+from align.core.files import require_readable
 from align.data.read.content import encode_content_row, list_texts
 from align.data.sets.forget import RowPredicate
 from align.data.sets.ids import compute_content_id, read_id_kinds
@@ -327,7 +327,7 @@ def find_reason_by_ids(path: Path, content_id: bytes) -> str:
     if not path.is_file():
         return f"{MAY_HAVE}: it keeps no ids of its rows"
     without_id = 0
-    check_readable(path, "file")
+    require_readable(path, "file")
     try:
         for batch in pq.ParquetFile(path).iter_batches(columns=["content_id"]):
             ids = batch.column(0)

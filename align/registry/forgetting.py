@@ -49,7 +49,7 @@ from align.report.run_view import RunView
 from align.rollout.answer_cache import FILE as ANSWERS
 from align.rollout.answer_cache import REMEDY as MOVE_ANSWERS
 from align.rollout.answer_cache import TABLES as ANSWER_TABLES
-from align.run.alias_log import Change, append_change, read_log
+from align.run.alias_log import Change, append_change, read_alias_log
 from align.run.artifacts import REPLACED, read_replacement
 from align.run.digests import file_digest
 from align.run.files import read_json_object, to_json_text, write_json
@@ -724,7 +724,7 @@ def log_rewritten_manifest(root: Path, run: str, new_sha256: str, receipt: Forge
     """
     old_sha256 = file_digest(root / build_run_path(run) / MANIFEST)
     changes = []
-    for alias, current in read_log(root).standing().items():
+    for alias, current in read_alias_log(root).get_current_changes().items():
         arms = []
         for arm in current.arms:
             manifest = arm.manifests.get(run)

@@ -34,7 +34,7 @@ from align.registry.record import (
     make_record,
     make_unreadable_record,
 )
-from align.run.alias_log import REMEDY, AliasLog, Change, read_log
+from align.run.alias_log import REMEDY, AliasLog, Change, read_alias_log
 from align.run.digests import file_digest
 from align.run.figures import FILE as METRICS
 from align.run.figures import IN_ARTIFACT
@@ -290,8 +290,8 @@ class Index:
         replaced: dict[str, str] = {}
         changes: dict[str, Change] = {}
         try:
-            log = read_log(self.root)
-            changes = log.standing()
+            log = read_alias_log(self.root)
+            changes = log.get_current_changes()
             replaced = self.find_replaced_manifests(log)
             self.aliases_error = str(self.find_lost_changes(log) or "")
         except InputError as error:  # the runs are listed without aliases

@@ -17,7 +17,7 @@ from align.registry.index import Index, query_index
 from align.registry.record import Record, is_forgetting_run
 from align.report.figure_text import escape_unprintable
 from align.run import Artifact, resolve
-from align.run.alias_log import AliasLog, AliasTarget, Change, append_change, describe_arms, read_log
+from align.run.alias_log import AliasLog, AliasTarget, Change, append_change, describe_arms, read_alias_log
 from align.run.manifest import ManifestDigests, compute_manifest_digests, read_manifest
 from align.run.weights import ADAPTER_CONFIG, is_reward_adapter
 
@@ -73,7 +73,7 @@ def promote(
         InputError: It names no weights of a run here, the alias refers to them already, or a gate is closed.
         RunConflict: Another process changed the alias at the same time.
     """
-    log = read_log(root)
+    log = read_alias_log(root)
     previous = log.last(alias)
     artifacts = [resolve(arm.ref, root, field_name=FIELD) for arm in arms]
     new_arms = [make_target(artifact, arm, root) for artifact, arm in zip(artifacts, arms, strict=True)]
@@ -130,7 +130,7 @@ def retire(root: Path, alias: str, *, who: str | None, why: str) -> AliasUpdate:
     Raises:
         InputError: It refers to nothing now.
     """
-    log = read_log(root)
+    log = read_alias_log(root)
     query_index(root, lambda index: require_complete_log(index, log))
     previous = log.last(alias)
     if previous is None or not previous.arms:

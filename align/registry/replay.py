@@ -18,7 +18,7 @@ from align.registry.differences import describe_code, describe_inputs, iter_pair
 from align.registry.record import Record, make_record
 from align.report.figure_text import pluralize
 from align.run.environment import THREADS
-from align.run.lineage import find_base_maker, find_maker
+from align.run.lineage import find_base_producer, find_producing_run
 from align.run.manifest import Input, Manifest, read_manifest
 from align.track import STEPS, read_rows
 
@@ -140,7 +140,7 @@ def build_repeat_arguments(
     arguments = [
         word for word in build_arguments(manifest.config, refs) if not word.startswith(("run.", "track", "store.url"))
     ]
-    base_folder = find_base_maker(manifest.base, root) if manifest.base is not None else None
+    base_folder = find_base_producer(manifest.base, root) if manifest.base is not None else None
     if isinstance(base_folder, Path):
         arguments = [word for word in arguments if not word.startswith("model.path=")]
         arguments.append(f"model.path={base_folder / 'artifact'}")
@@ -156,7 +156,7 @@ def find_input_path(name: str, input: Input, root: Path) -> str:
         MissingArtifact: It is gone.
     """
     if input.stage:
-        if (folder := find_maker(input, root)) is None:
+        if (folder := find_producing_run(input, root)) is None:
             raise MissingArtifact(FIELD, input.run, f"which it read as {name}, is gone", "Restore it.")
         return str((folder / "artifact").absolute())
     if input.ref.startswith("data:"):

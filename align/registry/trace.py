@@ -23,7 +23,7 @@ from align.registry.formatting import clean_text, format_kl, format_method, form
 from align.registry.index import FileHash, Index, read_stamp
 from align.registry.record import UNREADABLE, Record, describe_alteration
 from align.report.figure_text import escape_unprintable, pluralize
-from align.run.artifacts import check_not_replaced
+from align.run.artifacts import require_not_replaced
 from align.run.digests import file_digest
 from align.run.manifest import read_manifest
 from align.run.weights import model_digest
@@ -75,7 +75,7 @@ def check_files(
         rehash_all: hash all files now.
     """
     try:
-        check_not_replaced(folder / "artifact", "run")
+        require_not_replaced(folder / "artifact", "run")
     except InputError as error:
         return FileCheck(False, error.problem, {})
     hashed = {name: file_hash for name in outputs if rehash_all and (file_hash := hash_file(folder / name))}

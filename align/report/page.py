@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from align.core.distribution import install_command, missing_modules
+from align.core.distribution import build_install_command, find_missing_modules
 from align.core.errors import InputError, StorageError
 from align.core.outputs import refuse_foreign_file, replace_file
 from align.report.figure_text import (
@@ -182,13 +182,15 @@ class Report:
             build_figure: draws the figure, see `align.report.plots`.
             caption, alt: see `plot`.
         """
-        if not missing_modules("plots"):
+        if not find_missing_modules("plots"):
             from align.report.plots import render_figure
 
             return self.plot(render_figure(build_figure(), transparent=True), caption, alt)
         if not self.has_plot_note:
             self.has_plot_note = True
-            self.text(f"Plots are described in words, since matplotlib is not installed: `{install_command('plots')}`")
+            self.text(
+                f"Plots are described in words, since matplotlib is not installed: `{build_install_command('plots')}`"
+            )
         return self.add("described_plot", caption, alt)
 
     def plot(self, image: bytes, caption: str, alt: str) -> Report:

@@ -114,7 +114,7 @@ class CachedAnswer:
     usage: tuple[int, int] = (0, 0)
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> CachedAnswer:
+    def from_record(cls, record: Mapping[str, Any]) -> CachedAnswer:
         """Rebuild an answer from its `asdict` form. Raises KeyError, TypeError or ValueError if it is malformed."""
         prompt_tokens, completion_tokens = record["usage"]
         return cls(
@@ -197,7 +197,7 @@ class AnswerStore:
 
     def _read(self, id: str, text: str) -> Any:
         try:
-            return self.kind.of(json.loads(text))
+            return self.kind.from_record(json.loads(text))
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptFile("answers", f"{self.path}, {id[:12]}", f"is no answer ({error})", REMEDY) from error
 

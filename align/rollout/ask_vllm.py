@@ -56,13 +56,16 @@ def main() -> None:
         [output] = model.generate([{"prompt_token_ids": row}], sampling, lora_request=adapter, use_tqdm=False)
         positions = [*range(1, len(row))]
         logits[str(i)] = np.stack(
-            [*(dense(output.prompt_logprobs, at) for at in positions), dense(output.outputs[0].logprobs, 0)]
+            [
+                *(to_dense_logprobs(output.prompt_logprobs, at) for at in positions),
+                to_dense_logprobs(output.outputs[0].logprobs, 0),
+            ]
         )
     np.savez(Path(request["out"]) / "logits.npz", **logits)
     (Path(request["out"]) / "answer.json").write_text(json.dumps({"version": vllm.__version__}), encoding="utf-8")
 
 
-def dense(flat: Any, at: int) -> np.ndarray:
+def to_dense_logprobs(flat: Any, at: int) -> np.ndarray:
     """Return the logprobs of position `at` by token id [V]. vLLM lists the sampled token, and then all by rank."""
     start = flat.start_indices[at]
     end = flat.end_indices[at]

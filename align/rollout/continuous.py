@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, cat
 
 from align.core.errors import require
-from align.models.fastpath.mixed import CHUNK, MixedDecoder, Piece
+from align.models.fastpath.mixed import CHUNK, MixedDecoder, RequestTokens
 from align.rollout.serving_engine import (
     Completion,
     Request,
@@ -105,12 +105,12 @@ class Running:
         return self.read == len(self.request.prompt_ids)
 
     @property
-    def piece(self) -> Piece:
+    def piece(self) -> RequestTokens:
         """The tokens to be fed to the model next."""
         prompt = self.request.prompt_ids
         if self.last is None:
-            return Piece(self.slot, self.request.adapter, prompt[self.read : self.read + CHUNK], self.read)
-        return Piece(self.slot, self.request.adapter, (self.last,), len(prompt) + self.answer.length - 1)
+            return RequestTokens(self.slot, self.request.adapter, prompt[self.read : self.read + CHUNK], self.read)
+        return RequestTokens(self.slot, self.request.adapter, (self.last,), len(prompt) + self.answer.length - 1)
 
 
 class ContinuousBatch(ServingEngine):
@@ -152,7 +152,7 @@ class ContinuousBatch(ServingEngine):
             answer.fail(error)
         for running in self._running:
             running.answer.fail(error)
-        self._leave()
+        self._free_finished_slots()
 
     def stats(self) -> Stats:
         waiting = len(self._waiting) + len(self._blocked)
@@ -162,12 +162,12 @@ class ContinuousBatch(ServingEngine):
         for running in self._running:
             if running.answer.is_aborted:
                 running.answer.abort()
-        self._leave()
-        self._forget()
+        self._free_finished_slots()
+        self._unload_unregistered_adapters()
         self._admit()
         if self._running:
             self._advance(self._choose_batch())
-        self._leave()
+        self._free_finished_slots()
         return bool(self._running or self._blocked) or len(self._waiting) > 0
 
     def _admit(self) -> None:
@@ -178,7 +178,7 @@ class ContinuousBatch(ServingEngine):
         while blocked:  # after an error each request is either blocked or running, so that it is released once
             answer, since = blocked.pop(0)
             try:
-                has_begun = bool(self._free) and self._begin_or_end(answer)
+                has_begun = bool(self._free) and self._begin_or_end_request(answer)
             except BaseException:
                 if all(running.answer is not answer for running in self._running):
                     self._blocked.append((answer, since))
@@ -187,13 +187,13 @@ class ContinuousBatch(ServingEngine):
             if not has_begun:
                 self._blocked.append((answer, since))
         while self._free and all(self._counts["steps"] - since < PATIENCE for _, since in self._blocked):
-            answer = self._next((running.request.tenant for running in self._running), len(self._free))
+            answer = self._pop_next_request((running.request.tenant for running in self._running), len(self._free))
             if answer is None:
                 return
-            if not self._begin_or_end(answer):
+            if not self._begin_or_end_request(answer):
                 self._blocked.append((answer, self._counts["steps"]))
 
-    def _begin_or_end(self, answer: Completion) -> bool:
+    def _begin_or_end_request(self, answer: Completion) -> bool:
         """Give a request a slot, or end it. Returns False if the bank has no room for its adapter at present."""
         request = answer.request
         in_use = {each for running in self._running if (each := running.request.adapter) is not None}
@@ -213,10 +213,10 @@ class ContinuousBatch(ServingEngine):
         if answer.finished:
             self._release(request)
         else:
-            self._begin(answer)
+            self._begin_request(answer)
         return True
 
-    def _begin(self, answer: Completion) -> None:
+    def _begin_request(self, answer: Completion) -> None:
         request = answer.request
         keys = (
             []
@@ -266,12 +266,12 @@ class ContinuousBatch(ServingEngine):
             return
         for running, states_ND in zip(batch, states, strict=True):
             if running.last is None:
-                self._read(running, states_ND)
+                self._process_prompt_states(running, states_ND)
         ready = [(r, s) for r, s in zip(batch, states, strict=True) if r.read_whole and r.answer.finished is None]
         if ready:
-            self._draw([running for running, _ in ready], self.decoder.logits(cat([s[-1:] for _, s in ready])))
+            self._sample_tokens([running for running, _ in ready], self.decoder.logits(cat([s[-1:] for _, s in ready])))
 
-    def _read(self, running: Running, states_ND: Tensor) -> None:
+    def _process_prompt_states(self, running: Running, states_ND: Tensor) -> None:
         """Process the states of a chunk of a prompt: fill the prefix cache, and compute requested logprobs."""
         request = running.request
         start = running.read
@@ -292,7 +292,7 @@ class ContinuousBatch(ServingEngine):
                 score = float((states_ND[-1].float() * self.decoder.bank.heads[str(request.adapter)]).sum())
             running.answer.begin(prompt_logprobs, running.cached, score)
 
-    def _draw(self, ready: list[Running], logits_BV: Tensor) -> None:
+    def _sample_tokens(self, ready: list[Running], logits_BV: Tensor) -> None:
         """Sample the next token of each answer."""
         settings = [running.request.sampling for running in ready]
         numbers = [running.answer.number for running in ready]
@@ -304,7 +304,7 @@ class ContinuousBatch(ServingEngine):
                 running.answer.take(token)
                 running.last = None if token is None else token.id
 
-    def _leave(self) -> None:
+    def _free_finished_slots(self) -> None:
         """Free the slots of requests that have finished."""
         for running in [running for running in self._running if running.answer.finished]:
             self._running.remove(running)
@@ -313,7 +313,7 @@ class ContinuousBatch(ServingEngine):
             self._free.append(running.slot)
             self._release(running.request)
 
-    def _forget(self) -> None:
+    def _unload_unregistered_adapters(self) -> None:
         """Remove adapters from the bank that are not registered any more."""
         bank = self.decoder.bank
         for digest in [digest for digest in bank.units if digest not in self.known]:

@@ -65,9 +65,9 @@ returned as replacement characters."""
 class TextDecoder:
     """Decodes an answer token by token.
 
-    The texts that `take` and `rest` return add up to the whole text, cut before the first complete stop string. Each is
-    the difference of two decodings that start at the same token: a single token may be half a character, or lose the
-    space before it. Text that may be the beginning of a stop string is held back.
+    The texts that `add_token` and `finish` return add up to the whole text, cut before the first complete stop string.
+    Each is the difference of two decodings that start at the same token: a single token may be half a character, or
+    lose the space before it. Text that may be the beginning of a stop string is held back.
 
     Args:
         stops: stop strings.
@@ -90,7 +90,7 @@ class TextDecoder:
         self._held = ""
         self._texts = dict[tuple[int, ...], str]()
 
-    def take(self, id: int) -> str:
+    def add_token(self, id: int) -> str:
         """Add a token, and return the text that is complete with it."""
         if self.stopped:
             return ""
@@ -105,7 +105,7 @@ class TextDecoder:
         self._decoded = self._decode_cached(self._ids)
         return self._hold_back_stops(new_text)
 
-    def rest(self) -> str:
+    def finish(self) -> str:
         """Return the text held back, at the end of the answer. An incomplete character is dropped."""
         held_text = self._held
         self._held = ""
@@ -152,10 +152,10 @@ def build_decode(tokenizer: Any, special: bool) -> Callable[[list[int]], str]:
     return lambda ids: decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
 
 
-def count_prefix_at_end(text: str, sought: str) -> int:
-    """Return how many characters at the end of a text are a proper prefix of `sought`; 0 if none are."""
-    sizes = range(min(len(text), len(sought) - 1), 0, -1)
-    return next((size for size in sizes if sought.startswith(text[-size:])), 0)
+def count_prefix_at_end(text: str, stop_text: str) -> int:
+    """Return how many characters at the end of a text are a proper prefix of `stop_text`; 0 if none are."""
+    sizes = range(min(len(text), len(stop_text) - 1), 0, -1)
+    return next((size for size in sizes if stop_text.startswith(text[-size:])), 0)
 
 
 class StopFinder:
@@ -166,5 +166,5 @@ class StopFinder:
         self.decoder = decoder
 
     def __call__(self, id: int) -> bool:
-        self.decoder.take(id)
+        self.decoder.add_token(id)
         return self.decoder.stopped

@@ -62,7 +62,7 @@ class DistributedEngine:
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
     ) -> Rollout:
         if self.first_rank_only:
-            return self.share(self.generate_here(prompts, actor, seeds))
+            return self.broadcast_rollout(self.generate_on_first_rank(prompts, actor, seeds))
         size = min(self.batch_size, -(-len(prompts) // ranks.world_size()))
         lengths = torch.tensor([len(p) for p in prompts])
         chunks: list[list[int]] = []
@@ -80,14 +80,14 @@ class DistributedEngine:
         order = torch.tensor([row for rows, _ in parts for row in rows])
         return concatenate_rollouts([each for _, each in parts], order, self.pad_id).to(self.device)
 
-    def generate_here(
+    def generate_on_first_rank(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
     ) -> Rollout | None:
         """Sample all prompts on the first rank. May be called in a background thread: it does not communicate. Returns
         None on the other ranks; `share` sends the rollout to them."""
         return self.engine.generate(prompts, actor, seeds) if ranks.is_main() else None
 
-    def share(self, rollout: Rollout | None) -> Rollout:
+    def broadcast_rollout(self, rollout: Rollout | None) -> Rollout:
         """Return the first rank's rollout on every rank."""
         shared_rollout = ranks.broadcast(rollout and rollout.to(torch.device("cpu")))
         assert shared_rollout is not None, "the first rank has sampled"

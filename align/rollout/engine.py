@@ -20,7 +20,7 @@ from align.run import Base
 
 
 @contextmanager
-def divergence_as_input_error(model_name: str, lr: float | None, dtype: str) -> Iterator[None]:
+def convert_divergence_errors(model_name: str, lr: float | None, dtype: str) -> Iterator[None]:
     """Turn NonFiniteLogits of an engine into an InputError about a diverged model.
 
     Args:
@@ -122,8 +122,8 @@ def build_rollout(
 ) -> Rollout:
     """Build a rollout of prompts, their sampled responses and the logprobs of the sampled tokens, padded to equal
     lengths."""
-    tokens = torch.cat([pad_rows(prompts, pad_id, left=True), pad_rows(responses, pad_id)], 1)
-    prompt_mask = pad_rows([[1] * len(row) for row in prompts], 0, left=True)
+    tokens = torch.cat([pad_rows(prompts, pad_id, pad_left=True), pad_rows(responses, pad_id)], 1)
+    prompt_mask = pad_rows([[1] * len(row) for row in prompts], 0, pad_left=True)
     response_mask = pad_rows([[1] * len(row) for row in responses], 0)
     mask = torch.cat([prompt_mask, response_mask], 1).bool()
     logprobs_BT = torch.zeros(len(responses), max(map(len, responses)))
@@ -159,17 +159,18 @@ CUT = 0.1
 """Share of answers cut at the length limit from which a warning is given."""
 
 
-def warn_about_cut_answers(share: float, limit: int, whose: str = "") -> list[str]:
+def warn_about_cut_answers(cut_share: float, max_new_tokens: int, whose: str = "") -> list[str]:
     """Return a warning, in a list, if many answers were cut at the length limit. Returns an empty list otherwise.
 
     Args:
-        share: share of the answers that were cut.
-        limit: maximum tokens of an answer.
+        cut_share: share of the answers that were cut.
+        max_new_tokens: maximum tokens of an answer.
         whose: adjective for the answers, followed by a space.
     """
-    if share < CUT:
+    if cut_share < CUT:
         return []
-    return [f"{share:.0%} of the {whose}answers were cut at rollout.max_new_tokens={limit}: raise it for whole ones"]
+    cut = f"{cut_share:.0%} of the {whose}answers were cut at rollout.max_new_tokens={max_new_tokens}"
+    return [f"{cut}: raise it for whole ones"]
 
 
 def concatenate_rollouts(parts: Sequence[Rollout], order: Tensor, pad_id: int) -> Rollout:
@@ -218,7 +219,7 @@ class SnapshotEngine:
             InputError: the actor is not a plain adapter.
         """
         folder = None
-        if not actor.base_alone:
+        if not actor.is_bare_base:
             folder = save_snapshot(actor, self.base, self.snapshots)
             is_adapter = (folder / "adapter_config.json").is_file()
             require(is_adapter, "rollout.engine", self.name, "answers by adapters alone", "Use rollout=hf.")

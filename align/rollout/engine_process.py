@@ -23,7 +23,7 @@ LONGEST = 4 * HOUR
 """Time limit of an engine or a converter in seconds."""
 
 
-def run_quietly(words: list[str], what: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_and_capture(words: list[str], what: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command, and capture its output. Raises RuntimeError if it exceeds the time limit.
 
     Args:
@@ -151,7 +151,7 @@ def choose_vllm_rank(rank: int) -> int:
     raise InputError("r", rank, f"vLLM serves adapters of rank {RANKS[-1]} at most", "Train one of a lower rank.")
 
 
-def explain_skipped_engine(engine: str, setting: str) -> str:
+def describe_skipped_engine(engine: str, setting: str) -> str:
     return "switched off by its setting" if setting == "none" else f"{PACKAGES[engine][0]} is not installed"
 
 
@@ -173,7 +173,7 @@ def run_engine_script(engine: str, python: str, field: str, **request: Any) -> E
     with tempfile.TemporaryDirectory() as out:
         request_json = {"out": out, "threads": torch.get_num_threads(), **request}
         # -I: neither this folder nor PYTHONPATH may shadow the packages of that Python.
-        process = run_quietly([python, "-I", str(script)], f"asking {engine}", input=json.dumps(request_json))
+        process = run_and_capture([python, "-I", str(script)], f"asking {engine}", input=json.dumps(request_json))
         answer = Path(out, "answer.json")
         # The file is written last: a crash during shutdown, as vLLM on a CPU has at times, does not matter.
         if not answer.is_file():

@@ -78,11 +78,11 @@ class GeneratedResponses(NamedTuple):
     ended_B: Tensor
 
 
-def generate_by(
+def generate_with_transformers(
     model: Any,
     tokens_BP: Tensor,
     mask_BP: Tensor,
-    draw: Callable[[Tensor, int], Tensor],
+    choose_tokens: Callable[[Tensor, int], Tensor],
     *,
     stop_ids: Sequence[int],
     pad_id: int,
@@ -92,7 +92,7 @@ def generate_by(
     """Sample responses by transformers' `generate`.
 
     Args:
-        draw: (logits [B, V] of the next token, its position in the response) → token ids [B].
+        choose_tokens: (logits [B, V] of the next token, its position in the response) → token ids [B].
         ends: for each row a function that is called with each of its tokens, and returns True to end the row with it;
             empty if only `stop_ids` end rows.
     """
@@ -106,7 +106,7 @@ def generate_by(
             tokens_BP,
             attention_mask=mask_BP.long(),
             generation_config=plain,
-            logits_processor=LogitsProcessorList([DrawnToken(draw, tokens_BP.shape[1])]),
+            logits_processor=LogitsProcessorList([DrawnToken(choose_tokens, tokens_BP.shape[1])]),
             stopping_criteria=StoppingCriteriaList([row_ends] if ends else []),
         )
     response = sequences[:, tokens_BP.shape[1] :]
@@ -183,23 +183,25 @@ class HfEngine:
             actor_rows = torch.tensor(rows)
             order = actor_rows[torch.argsort(lengths[actor_rows], stable=True)]
             orders.append(order)
-            with each.use() as model, evaluating(model):
-                may_pad = get_route(model).padding
+            with each.use() as model, use_evaluation_mode(model):
+                may_pad = get_route(model).can_pad
                 chunks = order.split(self.batch_size) if may_pad else split_by_length(order, lengths, self.batch_size)
                 for chunk in chunks:
                     chunk_prompts = [prompts[int(i)] for i in chunk]
                     chunk_ends = [ends[int(i)] for i in chunk] if ends else []
-                    parts.append(self._batch(model, chunk_prompts, uniform_BT[chunk], chunk_ends))
+                    parts.append(self._generate_batch(model, chunk_prompts, uniform_BT[chunk], chunk_ends))
         return concatenate_rollouts(parts, torch.cat(orders), self.pad_id)
 
     @torch.no_grad()
-    def _batch(self, model: Any, prompts: Sequence[Sequence[int]], uniform_BT: Tensor, ends: Sequence[Ends]) -> Rollout:
+    def _generate_batch(
+        self, model: Any, prompts: Sequence[Sequence[int]], uniform_BT: Tensor, ends: Sequence[Ends]
+    ) -> Rollout:
         device = next(model.parameters()).device
         uniform_BT = uniform_BT.to(device)
-        tokens = pad_rows(prompts, self.pad_id, left=True).to(device)
-        mask = pad_rows([[1] * len(p) for p in prompts], 0, left=True).bool().to(device)
+        tokens = pad_rows(prompts, self.pad_id, pad_left=True).to(device)
+        mask = pad_rows([[1] * len(p) for p in prompts], 0, pad_left=True).bool().to(device)
         rows, width = tokens.shape
-        if not get_route(model).fast:
+        if not get_route(model).has_fast_path:
             return self._generate_plain(model, tokens, mask, uniform_BT, ends)
         stops = torch.tensor(self.stop_ids, device=device)
         response = torch.full((rows, self.max_new_tokens), self.pad_id, device=device)
@@ -212,18 +214,18 @@ class HfEngine:
         live = torch.ones(rows, dtype=torch.bool, device=device)
         cache = ReservedCache(width + self.max_new_tokens)
         positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
-        hidden = next_states(model, tokens, mask, positions, cache)
+        hidden = compute_next_states(model, tokens, mask, positions, cache)
         last = positions[:, -1]
         mask_left = mask
         for t in range(self.max_new_tokens):
-            token_ids, chances = self._draw(get_lm_head(model)(hidden), uniform_BT[rows_left, t])
+            token_ids, chances = self._sample_next_tokens(get_lm_head(model)(hidden), uniform_BT[rows_left, t])
             broken |= (chances[:, 0].isnan() & live).any()  # a single nan or infinity makes all of softmax nan
             response[rows_left, t] = token_ids.where(live, self.pad_id)
             real[rows_left, t] = live
             chance_BT[rows_left, t] = gather_probabilities(token_ids, chances).where(live, 1.0)
             stopped_B = live & torch.isin(token_ids, stops)
             if ends:
-                stopped_B |= find_ended(ends, rows_left, token_ids, live)
+                stopped_B |= mark_ended_rows(ends, rows_left, token_ids, live)
             ended_B[rows_left] |= stopped_B
             live = live & ~stopped_B
             live_count = int(live.sum())  # the only synchronisation with the device for each token
@@ -239,7 +241,7 @@ class HfEngine:
                 mask_left = mask_left[keep]
                 live = live[keep]
                 cache.batch_select_indices(keep)
-            hidden = next_states(model, token_ids[:, None], mask_left, last[:, None], cache)
+            hidden = compute_next_states(model, token_ids[:, None], mask_left, last[:, None], cache)
         if bool(broken):  # checked once: at each token it would be another synchronisation with the device
             raise NonFiniteLogits(NO_NUMBERS)
         longest = int(real.any(0).sum())
@@ -255,12 +257,12 @@ class HfEngine:
         chance_BT = torch.ones_like(uniform_BT, dtype=torch.float32)
 
         def draw(logits_BV: Tensor, t: int) -> Tensor:
-            token_ids, chances = self._draw(logits_BV, uniform_BT[:, t])
+            token_ids, chances = self._sample_next_tokens(logits_BV, uniform_BT[:, t])
             broken_BT[:, t] = chances[:, 0].isnan()
             chance_BT[:, t] = gather_probabilities(token_ids, chances)
             return token_ids
 
-        response, real, ended_B = generate_by(
+        response, real, ended_B = generate_with_transformers(
             model,
             tokens,
             mask,
@@ -275,7 +277,7 @@ class HfEngine:
         logprobs = chance_BT[:, : real.shape[1]].log().masked_fill(~real, 0.0)
         return Rollout(torch.cat([tokens, response], 1), torch.cat([mask, real], 1), tokens.shape[1], ended_B, logprobs)
 
-    def _draw(self, logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _sample_next_tokens(self, logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
         """Sample the next tokens [B]. Returns them and softmax(logits / temperature) [B, V]; at temperature 0 the
         softmax of the unscaled logits."""
         if self.temperature not in (0.0, 1.0):
@@ -286,7 +288,7 @@ class HfEngine:
         return draw_tokens(chances_BV, uniform_B), chances_BV
 
 
-def find_ended(ends: Sequence[Ends], rows: Tensor, drawn_B: Tensor, live_B: Tensor) -> Tensor:
+def mark_ended_rows(ends: Sequence[Ends], rows: Tensor, drawn_B: Tensor, live_B: Tensor) -> Tensor:
     """Return whether each response ends with its new token [B]. Rows that ended before are skipped.
 
     Args:
@@ -299,7 +301,7 @@ def find_ended(ends: Sequence[Ends], rows: Tensor, drawn_B: Tensor, live_B: Tens
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
+def use_evaluation_mode(model: Any) -> Iterator[None]:
     """Keep a model in evaluation mode during the block. A model already in it is left alone: setting the mode of every
     module takes as long as generating a token."""
     was_training = model.training
@@ -312,7 +314,7 @@ def evaluating(model: Any) -> Iterator[None]:
             model.train()
 
 
-def next_states(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+def compute_next_states(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
     """Run the decoder on the next tokens, and return the hidden states of the last column [B, D]. Extends the cache."""
     out = get_decoder(model)(
         input_ids=tokens, attention_mask=mask.long(), position_ids=positions, cache=cache, use_cache=True

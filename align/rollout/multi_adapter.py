@@ -17,7 +17,7 @@ import torch
 from align.core.errors import InputError
 from align.core.types import Rollout
 from align.models.actors import Actor
-from align.models.dequantised import dequantise
+from align.models.dequantised import dequantise_in_place
 from align.models.fastpath.decoder import NotPlainError
 from align.models.fastpath.mixed import MixedDecoder
 from align.models.load import get_context_length, load_base
@@ -60,7 +60,7 @@ class BankEngine(SnapshotEngine):
         model = load_base(base, method, torch.device("cpu"), dtype)
         context = get_context_length(model)
         if method == "qlora":
-            model = dequantise(model, dtype)
+            model = dequantise_in_place(model, dtype)
         try:
             decoder = MixedDecoder(model, self.batch_size, context, self.resident, self.max_rank)
         except NotPlainError as error:

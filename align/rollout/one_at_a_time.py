@@ -14,7 +14,7 @@ from torch import Tensor
 from align.core.errors import require
 from align.models.actors import AdapterPool
 from align.models.forward import unwrap_model
-from align.rollout.hf import evaluating, generate_by
+from align.rollout.hf import generate_with_transformers, use_evaluation_mode
 from align.rollout.serving_engine import (
     Completion,
     Listener,
@@ -57,7 +57,7 @@ class OneAtATime(ServingEngine):
     def step(self) -> bool:
         for digest in [digest for digest in self._loaded if digest not in self.known]:  # it was unregistered
             self._unload(digest)
-        answer = self._answer = self._next((), 1)
+        answer = self._answer = self._pop_next_request((), 1)
         if answer is None:
             return False
         try:
@@ -79,7 +79,7 @@ class OneAtATime(ServingEngine):
     @torch.no_grad()
     def _answer_request(self, answer: Completion) -> None:
         request = answer.request
-        with self.pool.actor(self._load_adapter(request.adapter)).use() as model, evaluating(model):
+        with self.pool.actor(self._load_adapter(request.adapter)).use() as model, use_evaluation_mode(model):
             answer.has_begun = True
             tokens = torch.tensor([request.prompt_ids], device=model.device)
             answer.begin(self._prompt_logprobs(model, request))
@@ -103,7 +103,9 @@ class OneAtATime(ServingEngine):
                 return torch.tensor([token.id], device=logits_BV.device)
 
             mask = torch.ones_like(tokens, dtype=torch.bool)
-            generate_by(model, tokens, mask, draw, stop_ids=(), pad_id=0, max_new_tokens=request.sampling.max_tokens)
+            generate_with_transformers(
+                model, tokens, mask, draw, stop_ids=(), pad_id=0, max_new_tokens=request.sampling.max_tokens
+            )
 
     def _prompt_logprobs(self, model: Any, request: Request) -> tuple[Token | None, ...] | None:
         number = request.sampling.prompt_logprobs

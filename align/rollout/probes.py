@@ -87,16 +87,16 @@ def compute_agreement(engine_adapter: Logprobs, engine_base: Logprobs, probes: P
     return Agreement(gap, share, float(np.sqrt((residual @ residual) / len(residual) / squared_norm)))
 
 
-def describe_agreement(agreed: Agreement) -> str:
+def describe_agreement(agreement: Agreement) -> str:
     share = ""
-    if CERTAIN * agreed.error <= SHARE:
-        share = f"{agreed.share:.1%} ± {agreed.error:.1%} of the adapter's effect is in the engine's logprobs, "
-    elif not np.isnan(agreed.share):
+    if CERTAIN * agreement.error <= SHARE:
+        share = f"{agreement.share:.1%} ± {agreement.error:.1%} of the adapter's effect is in the engine's logprobs, "
+    elif not np.isnan(agreement.share):
         share = "it differs too little from the base to be distinguished, "
-    return f"{share}{agreed.gap:.2g} nats from what was trained"
+    return f"{share}{agreement.gap:.2g} nats from what was trained"
 
 
-def check_agreement(agreed: Agreement, dtype: str, field: str, name: str, remedy: str = NOT_BY_THIS) -> None:
+def require_agreement(agreement: Agreement, dtype: str, field: str, name: str, remedy: str = NOT_BY_THIS) -> None:
     """Raise InputError if an engine does not serve the weights that were trained.
 
     Args:
@@ -104,11 +104,11 @@ def check_agreement(agreed: Agreement, dtype: str, field: str, name: str, remedy
         field, name: field and value for the error message.
         remedy: remedy for the error message.
     """
-    if abs(agreed.share - 1) > max(SHARE, CERTAIN * agreed.error):  # False if the share is nan
-        problem = f"{agreed.share:.0%} of the adapter's effect is in the engine's logprobs, and 100 % is expected"
+    if abs(agreement.share - 1) > max(SHARE, CERTAIN * agreement.error):  # False if the share is nan
+        problem = f"{agreement.share:.0%} of the adapter's effect is in the engine's logprobs, and 100 % is expected"
         raise InputError(field, name, problem, remedy)
-    problem = f"the engine's logprobs are {agreed.gap:.2g} nats from those that were trained, on the mean"
-    require(agreed.gap <= WITHIN[dtype], field, name, f"{problem}; in {dtype} {WITHIN[dtype]:g} may be", remedy)
+    problem = f"the engine's logprobs are {agreement.gap:.2g} nats from those that were trained, on the mean"
+    require(agreement.gap <= WITHIN[dtype], field, name, f"{problem}; in {dtype} {WITHIN[dtype]:g} may be", remedy)
 
 
 def write_probes(folder: Path, probes: Probes, adapter: str, base: str) -> None:

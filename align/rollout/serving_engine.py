@@ -268,7 +268,7 @@ class RequestQueue:
     def __len__(self) -> int:
         return sum(map(len, self.queues.values()))
 
-    def check(self, tenant: str) -> None:
+    def require_room(self, tenant: str) -> None:
         """Raise QueueFull if a tenant has the maximum number of waiting requests."""
         if len(self.queues.get(tenant, ())) >= SHARE * (self.room - len(self)):
             problem = f"{len(self)} requests wait already"
@@ -276,15 +276,15 @@ class RequestQueue:
 
     def add(self, completion: Completion) -> None:
         """Add a request. Raises QueueFull as `check` does."""
-        self.check(completion.request.tenant)
+        self.require_room(completion.request.tenant)
         self.queues.setdefault(completion.request.tenant, deque()).append(completion)
 
-    def take(self, running: Iterable[str], several: bool = True) -> Completion | None:
+    def take(self, running: Iterable[str], allow_second_request: bool = True) -> Completion | None:
         """Remove and return the next request. Returns None if no request may run.
 
         Args:
             running: the tenant of each running request.
-            several: whether a tenant with a running request may get another.
+            allow_second_request: whether a tenant with a running request may get another.
         """
         if not self.queues:
             return None
@@ -293,7 +293,7 @@ class RequestQueue:
             if tenant in count:
                 count[tenant] += 1
         tenant = min(self.queues, key=lambda t: (count[t], self.turns.get(t, -1)))
-        if count[tenant] and not several:
+        if count[tenant] and not allow_second_request:
             return None
         completion = self.queues[tenant].popleft()
         self.turn += 1
@@ -306,7 +306,7 @@ class RequestQueue:
             self.turns = {t: n for t, n in self.turns.items() if t in self.queues}
         return completion
 
-    def drop(self, completion: Completion) -> bool:
+    def remove(self, completion: Completion) -> bool:
         """Remove a request. Returns False if it is not in the queue."""
         tenant = completion.request.tenant
         if completion not in self.queues.get(tenant, ()):
@@ -434,10 +434,10 @@ class ServingEngine:
             adapter.registered = False
             self.known._forget(digest)
 
-    def check_queue(self, tenant: str) -> None:
+    def require_queue_room(self, tenant: str) -> None:
         """Raise QueueFull if no further request of a tenant may wait. Callers check it before they read a request."""
         with self._lock:
-            self._waiting.check(tenant)
+            self._waiting.require_room(tenant)
 
     def add(self, request: Request, listener: Listener) -> Completion:
         """Add a request to the queue.
@@ -449,7 +449,7 @@ class ServingEngine:
             QueueFull: the queue is full.
             InputError: the prompt leaves no room for an answer, or the adapter is not registered.
         """
-        check_room(request, self.context)
+        require_context_room(request, self.context)
         completion = Completion(request, listener)
         if request.adapter is not None:
             self.known.hold(request.adapter)
@@ -465,7 +465,7 @@ class ServingEngine:
         """Abort a request. Its slot is free within two steps. The listener is called unless it had finished already."""
         completion.is_aborted = True
         with self._lock:
-            was_waiting = self._waiting.drop(completion)
+            was_waiting = self._waiting.remove(completion)
         if was_waiting:
             self._release(completion.request)
             completion.abort()
@@ -490,7 +490,7 @@ class ServingEngine:
         """Return whether the engine can still answer requests."""
         return True
 
-    def _next(self, running: Iterable[str], free: int) -> Completion | None:
+    def _pop_next_request(self, running: Iterable[str], free: int) -> Completion | None:
         """Remove and return the next waiting request, see `RequestQueue.take`.
 
         Args:
@@ -506,7 +506,7 @@ class ServingEngine:
             self.known.release(request.adapter)
 
 
-def check_room(request: Request, context: int) -> None:
+def require_context_room(request: Request, context: int) -> None:
     """Raise InputError if the prompt leaves no room for an answer of `max_tokens`."""
     require(bool(request.prompt_ids), "prompt", "", "has no tokens", "Write something.")
     total = len(request.prompt_ids) + request.sampling.max_tokens
@@ -622,7 +622,7 @@ def sample_tokens(
         chances_BV = ((masked if len(rows) == len(masked) else masked[at]) / scale).softmax(-1)
         for place, row in enumerate(rows):
             if settings[row].top_p < 1:
-                chances_BV[place] = keep_nucleus(chances_BV[place], settings[row].top_p)
+                chances_BV[place] = zero_outside_nucleus(chances_BV[place], settings[row].top_p)
         ids[at] = draw_tokens(chances_BV, torch.tensor([numbers[row] for row in rows], dtype=torch.double))
     tokens: list[Token | None] = []
     for row, (id, each) in enumerate(zip(ids.tolist(), settings, strict=True)):
@@ -636,7 +636,7 @@ def sample_tokens(
     return tokens
 
 
-def keep_nucleus(chances_V: Tensor, top_p: float) -> Tensor:
+def zero_outside_nucleus(chances_V: Tensor, top_p: float) -> Tensor:
     """Set all probabilities to 0 except the smallest set of the likeliest tokens that add up to `top_p`; of equally
     likely tokens the lower id comes first (Holtzman et al., 2020)."""
     best, order = chances_V.sort(descending=True, stable=True)

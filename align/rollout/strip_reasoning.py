@@ -36,13 +36,13 @@ def read_whole_answers(prompts: Sequence[Prompt], texts: Sequence[str], rollout:
     return JudgedAnswers(conversations, rollout, [None] * len(texts))
 
 
-def choose_answer_reader(hides: bool, tokenizer: Any, generation_config: Any) -> Callable[..., JudgedAnswers]:
+def choose_answer_reader(hides_reasoning: bool, tokenizer: Any, generation_config: Any) -> Callable[..., JudgedAnswers]:
     """Return the function that builds the judged form of answers: whole, or without their reasoning.
 
     Args:
-        hides: whether answers are judged without their reasoning (`rollout.reasoning=hide`).
+        hides_reasoning: whether answers are judged without their reasoning (`rollout.reasoning=hide`).
     """
-    if not hides:
+    if not hides_reasoning:
         return read_whole_answers
     return partial(
         read_answers_without_reasoning, tokenizer=tokenizer, stops=find_stop_token_ids(tokenizer, generation_config)
@@ -56,10 +56,12 @@ class SplitAnswers(NamedTuple):
     answers: Sequence[str]
 
 
-def split_reasoning_batch(prompts: Sequence[Prompt], texts: Sequence[str], tokenizer: Any, hides: bool) -> SplitAnswers:
+def split_reasoning_batch(
+    prompts: Sequence[Prompt], texts: Sequence[str], tokenizer: Any, hides_reasoning: bool
+) -> SplitAnswers:
     """Split each answer into its reasoning and the rest, which is empty if the reasoning never ended. Returns None for
-    each reasoning, and the unchanged answers, if `hides` is False."""
-    if not hides:
+    each reasoning, and the unchanged answers, if `hides_reasoning` is False."""
+    if not hides_reasoning:
         return SplitAnswers([None] * len(texts), texts)
     # Some templates open the reasoning in the header of the answer.
     opens_reasoning = [tokenizer.decode(p.input_ids[-8:]).rstrip().endswith(OPEN) for p in prompts]
@@ -82,7 +84,7 @@ def read_answers_without_reasoning(
         texts: the answers of `rollout` as text.
         stops: tokens that end a turn.
     """
-    reasoning, stripped_texts = split_reasoning_batch(prompts, texts, tokenizer, hides=True)
+    reasoning, stripped_texts = split_reasoning_batch(prompts, texts, tokenizer, hides_reasoning=True)
     all_prompt_ids = []
     all_answer_ids = []
     conversations = []
@@ -123,15 +125,15 @@ def is_empty_answer(text: str) -> bool:
     return not text.strip()
 
 
-def warn_about_empty_answers(share: float, hides: bool, whose: str = "") -> list[str]:
+def warn_about_empty_answers(empty_share: float, hides_reasoning: bool, whose: str = "") -> list[str]:
     """Return a warning, in a list, if some answers are empty. Returns an empty list otherwise.
 
     Args:
-        share: share of the empty answers.
-        hides: whether reasoning is hidden.
+        empty_share: share of the empty answers.
+        hides_reasoning: whether reasoning is hidden.
         whose: adjective for the answers, followed by a space.
     """
-    if not share:
+    if not empty_share:
         return []
-    reason = "their reasoning was not closed, or no text follows it" if hides else "they hold no text"
-    return [f"{100 * share:.3g}% of the {whose}answers are empty: {reason}"]
+    reason = "their reasoning was not closed, or no text follows it" if hides_reasoning else "they hold no text"
+    return [f"{100 * empty_share:.3g}% of the {whose}answers are empty: {reason}"]

@@ -18,7 +18,16 @@ from typing import Any
 
 from align.core.errors import InputError, require
 from align.rollout.probes import Probes
-from align.rollout.serving_engine import NAN, Completion, Listener, Request, ServingEngine, Stats, Token, check_room
+from align.rollout.serving_engine import (
+    NAN,
+    Completion,
+    Listener,
+    Request,
+    ServingEngine,
+    Stats,
+    Token,
+    require_context_room,
+)
 from align.rollout.vllm_server import (
     ServedAdapter,
     VllmFailed,
@@ -109,7 +118,7 @@ class VllmEngine(ServingEngine):
                 raise InputError("adapter", digest[:12], problem, self.server.remedy) from error
         return digest
 
-    def _forget(self) -> None:
+    def _drop_unregistered_adapters(self) -> None:
         """Drop adapters that are not registered any more and not in use."""
         if not self._loading.acquire(blocking=False):
             return  # an adapter is being loaded, which may be one of these
@@ -135,7 +144,7 @@ class VllmEngine(ServingEngine):
         problem = "continues reasoning that the prompt opens, which align does not support with vLLM"
         require(has_source, "response_format", "json", problem, remedy)
         if request.sampling.max_tokens == 0:  # vLLM generates one token nevertheless
-            check_room(replace(request, sampling=replace(request.sampling, max_tokens=1)), self.context)
+            require_context_room(replace(request, sampling=replace(request.sampling, max_tokens=1)), self.context)
         assert not request.sampling.processed_logprobs, "vLLM was started to return the model's own logprobs"
         completion = super().add(request, listener)
         self._loop.call_soon_threadsafe(self._wake_up.set)
@@ -149,10 +158,10 @@ class VllmEngine(ServingEngine):
         return self.server.process is not None and self.server.process.alive
 
     def step(self) -> bool:
-        self._forget()
+        self._drop_unregistered_adapters()
         while len(self._tasks) < self.slots:
             running = (answer.request.tenant for answer in self._tasks.values())
-            answer = self._next(running, self.slots - len(self._tasks))
+            answer = self._pop_next_request(running, self.slots - len(self._tasks))
             if answer is None:
                 break
             self._tasks[self._loop.create_task(self._complete(answer))] = answer
@@ -228,7 +237,7 @@ class VllmEngine(ServingEngine):
             prompt_logprobs = None
             if sampling.prompt_logprobs is not None:
                 size = len(request.prompt_ids)
-                prompt_logprobs = (None, *(as_token(*each, sampling.prompt_logprobs) for each in tokens[1:size]))
+                prompt_logprobs = (None, *(to_token(*each, sampling.prompt_logprobs) for each in tokens[1:size]))
                 tokens = tokens[size:]
             answer.begin(prompt_logprobs)
         if logprobs is None:
@@ -237,7 +246,7 @@ class VllmEngine(ServingEngine):
             if answer.finished:  # vLLM generated further tokens before the end reached it
                 return
             self._counts["generated_tokens"] += 1
-            answer.take(as_token(*each, sampling.logprobs))
+            answer.take(to_token(*each, sampling.logprobs))
         if answer.finished is None and choice["finish_reason"] == "stop":  # by a stop token that is not in `stop_ids`
             answer.stop()
         if answer.finished is None and choice["finish_reason"] == "length":
@@ -254,7 +263,7 @@ class VllmEngine(ServingEngine):
         return body
 
 
-def as_token(id: int, logprob: float | None, ranked: list[tuple[int, float]], number: int | None) -> Token:
+def to_token(id: int, logprob: float | None, ranked: list[tuple[int, float]], number: int | None) -> Token:
     """Return a token with `number` alternatives; without a number, its logprob is nan."""
     if number is None or logprob is None:
         return Token(id, NAN)

@@ -25,10 +25,10 @@ from align.data.chat.fixed_prompts import encode_fixed_prompts
 from align.models.actors import Actor
 from align.models.adapters import disable_adapters
 from align.models.base import to_public_base
-from align.models.dequantised import prepare_dequantised_base
+from align.models.dequantised import get_or_write_dequantised_base
 from align.models.forward import compute_picked_logprobs
 from align.models.load import DTYPES, get_dtype_name
-from align.models.plain_lora import write_plain
+from align.models.plain_lora import write_plain_lora
 from align.rollout.engine import SnapshotEngine, build_rollout
 from align.rollout.engine_process import VLLM, WITHIN, choose_vllm_rank, find_engine_version, require_interpreter
 from align.rollout.probes import Logprobs, Probes
@@ -45,10 +45,10 @@ from align.rollout.vllm_server import (
     VllmServer,
     build_completion_body,
     build_serve_arguments,
+    convert_format_errors,
     list_adaptable_layers,
     parse_logprobs,
     read_servable_rank,
-    refuse_other_forms,
 )
 from align.run import Base
 from align.run.atomic import publish_folder
@@ -126,7 +126,7 @@ class VllmSampler(SnapshotEngine):
             if method == "qlora":
                 bases = self.run_folder.parent.parent / "bases"
                 vllm_dtype = DTYPES[self.dtype]
-                self.base_folder = prepare_dequantised_base(
+                self.base_folder = get_or_write_dequantised_base(
                     bases, base, to_public_base(base), dtype, vllm_dtype, self.learner_device, self.tokenizer
                 )
             version = find_engine_version(VLLM, self.python, "rollout.python")
@@ -134,7 +134,7 @@ class VllmSampler(SnapshotEngine):
             print(f"starting vLLM {version}; its output is in {self.run_folder}: {', '.join(logs)}", flush=True)
             self.servers = [self._own_server(log) for log in logs]
         for server in self.servers:
-            server.bring_up()
+            server.start_or_connect()
 
     def _own_server(self, log: str) -> VllmServer:
         def start() -> VllmProcess:
@@ -176,14 +176,14 @@ class VllmSampler(SnapshotEngine):
             rank = read_servable_rank(folder, None, self.layers)
             name = f"policy-{folder.name[:16]}-{secrets.token_hex(4)}"  # other runs may use the same server
             with publish_folder(self.folder / name) as part:
-                write_plain(part, folder, to_public_base(self.base))
+                write_plain_lora(part, folder, to_public_base(self.base))
             with actor.use() as model:
                 probes = Probes(self.rows, self._learner_logprobs(model), self.base_logprobs)
             self.adapters[folder.name] = ServedAdapter(name, self.folder / name, probes)
             if rank > self.rank:
                 self.rank = choose_vllm_rank(rank)
                 for server in () if self.settings.urls else self.servers:
-                    server.bring_up()
+                    server.start_or_connect()
         for server in self.servers:
             self._refresh_server(server, [] if folder is None else [folder.name])
 
@@ -222,7 +222,7 @@ class VllmSampler(SnapshotEngine):
 
     def _restart(self, server: VllmServer, error: VllmGone) -> None:
         print(f"a vLLM server was unreachable ({error}), and was connected again: {server.label}", flush=True)
-        server.bring_up()
+        server.start_or_connect()
 
     def _explain(self, server: VllmServer, error: VllmFailed) -> InputError:
         """Return the InputError for a failed request to a server."""
@@ -343,7 +343,7 @@ class VllmSampler(SnapshotEngine):
     def _read_answer(self, server: VllmServer, choice: Any) -> tuple[list[int], list[float]]:
         """Return the token ids of an answer, and the logprobs that they were sampled with."""
         try:
-            with refuse_other_forms(COMPLETIONS):
+            with convert_format_errors(COMPLETIONS):
                 ids = [int(id) for id in choice["token_ids"]]
                 columns = choice.get("logprobs")
                 tokens = [] if columns is None else parse_logprobs(columns)

@@ -26,7 +26,7 @@ import httpx
 from align.core.errors import AlignError, InputError, require
 from align.core.redaction import MASK
 from align.rollout.engine_process import choose_vllm_rank, find_error_line
-from align.rollout.probes import NOT_BY_THIS, Logprobs, Probes, check_agreement, compute_agreement, describe_agreement
+from align.rollout.probes import NOT_BY_THIS, Logprobs, Probes, compute_agreement, describe_agreement, require_agreement
 
 if TYPE_CHECKING:
     from align.rollout.serving_engine import SamplingParams
@@ -80,7 +80,7 @@ class VllmGone(VllmFailed):
 
 
 @contextmanager
-def refuse_other_forms(path: str) -> Iterator[None]:
+def convert_format_errors(path: str) -> Iterator[None]:
     """Turn errors of reading a response of an unexpected form into VllmFailed."""
     try:
         yield
@@ -116,25 +116,25 @@ class VllmClient:
         body: Any = None,
         tokens: int = 0,
         within_s: float = SLOWEST_S,
-        read: Callable[[Any], T] = lambda answer: answer,
+        parse_response: Callable[[Any], T] = lambda answer: answer,
     ) -> T:
         """Send a request, and read its response.
 
         Args:
             tokens: number of tokens in the response, which limits its size.
             within_s: time limit for the complete response in seconds.
-            read: converts the JSON of the response, or its text if it is not JSON.
+            parse_response: converts the JSON of the response, or its text if it is not JSON.
 
         Raises:
             VllmFailed: the request failed, or the response has an unexpected form.
         """
         try:
-            with refuse_other_forms(path):
+            with convert_format_errors(path):
                 async with asyncio.timeout(within_s):
                     response = await read_response(connection, method, path, body, compute_response_limit(tokens))
-                check_status(response)
+                require_success(response)
                 is_json = "json" in response.headers.get("content-type", "")
-                return read(response.json() if is_json else response.text)
+                return parse_response(response.json() if is_json else response.text)
         except TimeoutError as error:
             raise VllmGone(f"vLLM does not answer {path} within {within_s:g} seconds", path=path) from error
         except httpx.TransportError as error:
@@ -185,7 +185,7 @@ class VllmClient:
             if error.status != 404:
                 raise
 
-    def knows(self, name: str) -> bool:
+    def has_model(self, name: str) -> bool:
         """Return whether the server has a model of this name. Raises VllmFailed for any other error than status 404."""
         try:
             self.ask("POST", COMPLETIONS, {"model": name, "prompt": [0, 0], "max_tokens": 1})
@@ -262,7 +262,7 @@ async def stream_choices(connection: httpx.AsyncClient, body: Mapping[str, Any])
     is_whole = False
     try:
         async with connection.stream("POST", COMPLETIONS, json={**body, "stream": True}) as response:
-            check_status(response)
+            require_success(response)
             async for data in iter_events(response.aiter_bytes()):
                 if data == b"[DONE]":
                     is_whole = True
@@ -283,7 +283,7 @@ async def iter_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     incomplete_line = b""
     async for piece in pieces:
         incomplete_line += piece
-        check_size(len(incomplete_line), LINE_BYTES, COMPLETIONS)
+        require_small_response(len(incomplete_line), LINE_BYTES, COMPLETIONS)
         *lines, incomplete_line = incomplete_line.split(b"\n")
         for line in lines:
             if line.startswith(b"data: "):
@@ -306,18 +306,18 @@ async def read_response(connection: httpx.AsyncClient, method: str, path: str, b
     async with connection.stream(method, path, json=body) as response:
         async for piece in response.aiter_bytes():
             content += piece
-            check_size(len(content), limit, path, response.status_code)
+            require_small_response(len(content), limit, path, response.status_code)
     headers = {name: response.headers[name] for name in ("content-type", "retry-after") if name in response.headers}
     return httpx.Response(response.status_code, headers=headers, content=bytes(content), request=response.request)
 
 
-def check_size(size: int, limit: int, path: str, status: int = 0) -> None:
+def require_small_response(size: int, limit: int, path: str, status: int = 0) -> None:
     if size > limit:
         message = f"its answer to {path} has more than {limit:,} bytes, too many for this request"
         raise VllmFailed(message, status, path)
 
 
-def check_status(response: httpx.Response) -> None:
+def require_success(response: httpx.Response) -> None:
     """Raise VllmFailed if a response is an error. Its message is not repeated: it can contain a client's prompt."""
     status = response.status_code
     if status != 200:
@@ -424,9 +424,9 @@ class VllmProcess:
 
     def __init__(self, python: str, model: Path, arguments: Sequence[str], log: Path) -> None:
         parent = Path("/tmp" if len(tempfile.gettempdir()) > LONGEST else tempfile.gettempdir())
-        remove_abandoned(parent)
+        remove_abandoned_folders(parent)
         self._folder = tempfile.TemporaryDirectory(prefix=SOCKETS, dir=parent)  # created with mode 0700
-        self._lock = lock_folder(Path(self._folder.name))
+        self._lock = try_lock_folder(Path(self._folder.name))
         self.socket = Path(self._folder.name, "socket")
         self.log = log
         self._log_start = log.stat().st_size if log.exists() else 0
@@ -445,7 +445,7 @@ class VllmProcess:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def last_words(self) -> str:
+    def get_error_line(self) -> str:
         """Return the line of its output that most likely has the reason why it did not start."""
         with self.log.open("rb") as output:
             output.seek(self._log_start)
@@ -501,7 +501,7 @@ class VllmServer:
         if start is None:
             self.client = VllmClient(label)
 
-    def bring_up(self) -> None:
+    def start_or_connect(self) -> None:
         """Start or restart the server, or wait until a running one responds.
 
         Raises:
@@ -539,14 +539,14 @@ class VllmServer:
             problem = f"does not answer within {self.start_s:g} seconds"
             return InputError(self.setting, self.label, problem, self.remedy)
         reason = "ended while it started" if has_ended else f"was not ready within {self.start_s:g} seconds"
-        problem = f"vLLM {reason} ({self.process.last_words()})"
+        problem = f"vLLM {reason} ({self.process.get_error_line()})"
         self.process.stop(0)
         group = self.setting.partition(".")[0]
         remedy = f"Read {self.process.log}, and correct {group}.args, or give it more time by {group}.start_s."
         return InputError(self.setting, self.label, problem, remedy)
 
     def _refuse_unknown_names(self) -> None:
-        is_known = self.client.knows(f"never-given-{secrets.token_hex(32)}")
+        is_known = self.client.has_model(f"never-given-{secrets.token_hex(32)}")
         problem = "it answers requests for a model that was never loaded, instead of with status 404"
         require(not is_known, self.setting, self.label, problem, "Use another vLLM.")
 
@@ -593,7 +593,7 @@ class VllmServer:
         logprobs = self.client.logprobs(adapter, probes.rows) if adapter else base_logprobs
         agreed = compute_agreement(logprobs, base_logprobs, probes)
         log.info("vLLM serves %s: %s", adapter or self.base, describe_agreement(agreed))
-        check_agreement(agreed, dtype, field, value, remedy)
+        require_agreement(agreed, dtype, field, value, remedy)
 
     def explain(self, error: VllmFailed, problem: str, remedy: str = "") -> InputError:
         """Return the InputError for a failed request: `problem`, or that the server requires another key."""
@@ -613,7 +613,7 @@ class VllmServer:
             self.client.closed = True
 
 
-def lock_folder(folder: Path) -> int | None:
+def try_lock_folder(folder: Path) -> int | None:
     """Return a descriptor that locks a folder until it is closed. Returns None if another process has the lock."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -624,7 +624,7 @@ def lock_folder(folder: Path) -> int | None:
     return descriptor
 
 
-def remove_abandoned(parent: Path) -> None:
+def remove_abandoned_folders(parent: Path) -> None:
     """Remove the folders of servers whose process was killed together with the child that would remove them.
 
     New folders are skipped, because their owner may be about to lock them; so are folders that hold anything but
@@ -632,7 +632,7 @@ def remove_abandoned(parent: Path) -> None:
     """
     for folder in parent.glob(f"{SOCKETS}*"):
         with suppress(OSError):
-            descriptor = lock_folder(folder) if time.time() - folder.lstat().st_mtime > NEW_S else None
+            descriptor = try_lock_folder(folder) if time.time() - folder.lstat().st_mtime > NEW_S else None
             if descriptor is None:
                 continue
             try:
@@ -717,39 +717,39 @@ def list_adaptable_layers(base: Base) -> list[str]:
     return [name for name in list_adaptable_modules(model) if model.get_submodule(name) not in excluded]
 
 
-def read_servable_rank(folder: Path, most: int | None, layers: Collection[str]) -> int:
+def read_servable_rank(folder: Path, max_rank: int | None, layers: Collection[str]) -> int:
     """Check that vLLM can serve an adapter. Returns its rank.
 
     Args:
-        most: the server's maximum rank; None for the highest that vLLM supports.
+        max_rank: the server's maximum rank; None for the highest that vLLM supports.
         layers: see `list_adaptable_layers`.
 
     Raises:
         CorruptFile, InputError: vLLM cannot serve the adapter.
     """
-    from align.models.adapters import check_targets, read_adapter
-    from align.models.plain_lora import check_plain
+    from align.models.adapters import read_adapter, require_configured_modules
+    from align.models.plain_lora import refuse_unsupported_adapter
 
-    adapter = read_adapter(folder, alone=False)
-    check_plain(adapter)
+    adapter = read_adapter(folder, is_only_adapter=False)
+    refuse_unsupported_adapter(adapter)
     require(not adapter.has_score_head, "adapter", folder.name, "is a reward model", "Serve it without serve=vllm.")
     unsupported_layer = next((name for name in adapter.ranks if name not in layers), None)
     problem = "is no linear layer of the base but its head, and vLLM supports adapters only on these"
     require(unsupported_layer is None, "target_modules", unsupported_layer, problem, "Serve it merged: export=merged.")
-    check_targets(adapter.config, adapter.ranks, layers)
+    require_configured_modules(adapter.config, adapter.ranks, layers)
     rank = max(adapter.ranks.values())
-    max_rank = choose_vllm_rank(rank) if most is None else most
-    problem = f"is over {most}, the maximum rank that vLLM was started with"
+    max_rank = choose_vllm_rank(rank) if max_rank is None else max_rank
+    problem = f"is over {max_rank}, the maximum rank that vLLM was started with"
     require(rank <= max_rank, "r", rank, problem, "Start the server with a higher stage.max_rank.")
     return rank
 
 
-def choose_max_lora_rank(folders: Sequence[Path], most: int | None, layers: Collection[str]) -> int:
-    """Return vLLM's `max_lora_rank`: one that fits `most`, or else the highest rank of the adapters.
+def choose_max_lora_rank(folders: Sequence[Path], max_rank: int | None, layers: Collection[str]) -> int:
+    """Return vLLM's `max_lora_rank`: one that fits `max_rank`, or else the highest rank of the adapters.
 
     Raises:
         CorruptFile, InputError: see `read_servable_rank`.
     """
-    max_rank = None if most is None else choose_vllm_rank(most)
+    max_rank = None if max_rank is None else choose_vllm_rank(max_rank)
     ranks = [read_servable_rank(folder, max_rank, layers) for folder in folders]
     return max_rank or choose_vllm_rank(max([LOWEST, *ranks]))

@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from align.core.chain import GENESIS, ChainHead, advance, hash_link, to_canonical_json
+from align.core.chain import GENESIS, ChainHead, hash_link, to_canonical_json, verify_successor
 from align.core.errors import CorruptFile, InputError, RunConflict, find_lone_surrogate, require_schema_version
-from align.core.files import check_readable, describe_read_error, has_file, open_binary, open_regular
+from align.core.files import describe_read_error, has_file, open_binary, open_regular, require_readable
 from align.run.manifest import ManifestDigests, parse_manifest_digests
 
 FILE = "aliases.jsonl"
@@ -127,7 +127,7 @@ class AliasLog:
         """Return the newest change of an alias, which may be its retirement. Returns None if it was never changed."""
         return next((change for change in reversed(self.changes) if change.alias == alias), None)
 
-    def standing(self, as_of: datetime | None = None) -> dict[str, Change]:
+    def get_current_changes(self, as_of: datetime | None = None) -> dict[str, Change]:
         """Return alias → its newest change, now or at an earlier time. Retired aliases are left out."""
         newest: dict[str, Change] = {}
         for change in self.changes:
@@ -136,7 +136,7 @@ class AliasLog:
         return {alias: change for alias, change in sorted(newest.items()) if change.arms}
 
 
-def read_log(root: Path) -> AliasLog:
+def read_alias_log(root: Path) -> AliasLog:
     """Read the changes of all aliases of a folder of runs. Returns an empty log if there is no file.
 
     Raises:
@@ -150,16 +150,16 @@ def read_log(root: Path) -> AliasLog:
             text = file.read()
     except OSError as error:
         raise CorruptFile("aliases", str(root / FILE), describe_read_error(error), REMEDY) from error
-    return parse_log(text, root / FILE)[0]
+    return parse_alias_log(text, root / FILE)[0]
 
 
-def parse_log(text: bytes, path: Path) -> tuple[AliasLog, int]:
+def parse_alias_log(text: bytes, path: Path) -> tuple[AliasLog, int]:
     """Parse a log and check its chain. Returns the changes and the number of bytes that they take.
 
     The last line may be a complete change without its line break, or the beginning of a change that was never reported.
 
     Raises:
-        CorruptFile, InputError: As `read_log`.
+        CorruptFile, InputError: As `read_alias_log`.
     """
     head = ChainHead(0, GENESIS)
     changes: list[Change] = []
@@ -177,7 +177,7 @@ def parse_log(text: bytes, path: Path) -> tuple[AliasLog, int]:
         field = f"{path}, line {number}"
         change = parse_change(line, field)
         try:
-            head = advance(head, change, f"{field}: seq", REMEDY)
+            head = verify_successor(head, change, f"{field}: seq", REMEDY)
         except (TypeError, ValueError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
@@ -264,17 +264,17 @@ def append_change(
 
     Raises:
         RunConflict: The alias was changed since. The message says by whom, to what and why.
-        CorruptFile, InputError: As `read_log`.
+        CorruptFile, InputError: As `read_alias_log`.
         OSError: The log cannot be written.
     """
     path = root / FILE
     if has_file(path, "aliases", REMEDY):
-        check_readable(path, "aliases", REMEDY)
+        require_readable(path, "aliases", REMEDY)
     with open(path, "ab+", opener=open_regular) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         text = file.read()
-        log, used = parse_log(text, path)
+        log, used = parse_alias_log(text, path)
         last = log.last(alias)
         if (last.seq if last else 0) != replaces:
             if last is None:

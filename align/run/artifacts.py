@@ -15,7 +15,7 @@ from align.config.root import DEFAULT_ROOT
 from align.config.stages import WITH_RUNS
 from align.core.errors import CorruptFile, InputError, MissingArtifact
 from align.core.files import parse_user_path
-from align.run.alias_log import SIGN, AliasTarget, Change, describe_arms, read_log
+from align.run.alias_log import SIGN, AliasTarget, Change, describe_arms, read_alias_log
 from align.run.digests import lookup_digest
 from align.run.files import read_json_object
 from align.run.hub import HUB, hub_snapshot
@@ -126,7 +126,7 @@ def read_replacement(artifact: Path, field: str) -> dict[str, Any] | None:
     )
 
 
-def check_not_replaced(artifact: Path, field: str) -> None:
+def require_not_replaced(artifact: Path, field: str) -> None:
     """Raise MissingArtifact if an artifact was removed on purpose. The message names its replacement, if any."""
     note = read_replacement(artifact, field)
     if note is None:
@@ -146,7 +146,7 @@ def verify_outputs(folder: Path, outputs: Mapping[str, str]) -> None:
     Raises:
         MissingArtifact: The files were removed or replaced on purpose.
     """
-    check_not_replaced(folder / "artifact", "run")
+    require_not_replaced(folder / "artifact", "run")
     for name, digest in outputs.items():
         path = folder / name
         if not path.is_file() or lookup_digest(path) != digest:
@@ -214,9 +214,9 @@ def find_alias_change(ref: str, root: Path, field_name: str) -> Change:
     Raises:
         MissingArtifact: There is no such alias. The message names the most similar one.
     """
-    log = read_log(root)
+    log = read_alias_log(root)
     alias = ref.removeprefix(SIGN)
-    changes = log.standing()
+    changes = log.get_current_changes()
     if (change := changes.get(alias)) is not None:
         return change
     similar = difflib.get_close_matches(alias, changes, n=1)

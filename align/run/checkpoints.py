@@ -17,12 +17,12 @@ from align.run.folder import Run
 SEAL = "align_seal.json"
 
 
-def seal(folder: Path) -> None:
+def seal_checkpoint(folder: Path) -> None:
     """Write `align_seal.json` with the hash of every file of a checkpoint. A checkpoint without it is incomplete."""
-    write_json(folder / SEAL, {name: file_digest(folder / name) for name in sorted(list_files(folder))})
+    write_json(folder / SEAL, {name: file_digest(folder / name) for name in sorted(list_relative_files(folder))})
 
 
-def list_files(folder: Path) -> set[str]:
+def list_relative_files(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != SEAL}
 
 
@@ -32,13 +32,13 @@ def is_intact(folder: Path) -> bool:
         digests = json.loads(read_text(folder / SEAL, SEAL))
     except (OSError, ValueError, RecursionError):
         return False
-    if not isinstance(digests, dict) or not digests or list_files(folder) - digests.keys():
+    if not isinstance(digests, dict) or not digests or list_relative_files(folder) - digests.keys():
         return False
     return all((folder / name).is_file() and file_digest(folder / name) == digest for name, digest in digests.items())
 
 
-def write_checkpoint(run: Run, step: int, write: Callable[[Path], None], keep: int) -> None:
-    """Write checkpoint number `step` atomically, and remove all but the newest `keep`. Only rank 0 writes.
+def write_checkpoint(run: Run, step: int, write: Callable[[Path], None], keep_count: int) -> None:
+    """Write checkpoint number `step` atomically, and remove all but the newest `keep_count`. Only rank 0 writes.
 
     Args:
         write: writes the checkpoint's files into the folder it receives.
@@ -52,11 +52,11 @@ def write_checkpoint(run: Run, step: int, write: Callable[[Path], None], keep: i
     for path in temporary.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    seal(temporary)
+    seal_checkpoint(temporary)
     final = run.checkpoints / f"checkpoint-{step}"
     shutil.rmtree(final, ignore_errors=True)  # left by a run that resumed from an earlier checkpoint
     temporary.replace(final)
-    remove_old_checkpoints(run.checkpoints, keep)
+    remove_old_checkpoints(run.checkpoints, keep_count)
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
@@ -64,9 +64,9 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
     return sorted(checkpoints.glob("checkpoint-*"), key=parse_step, reverse=True)
 
 
-def remove_old_checkpoints(checkpoints: Path, keep: int, best: Path | None = None) -> None:
-    """Remove all but the newest `keep` checkpoints. An older best one takes the place of the oldest of these."""
-    retained = list_checkpoints(checkpoints)[:keep]
+def remove_old_checkpoints(checkpoints: Path, keep_count: int, best: Path | None = None) -> None:
+    """Remove all but the newest `keep_count` checkpoints. An older best one takes the place of the oldest of these."""
+    retained = list_checkpoints(checkpoints)[:keep_count]
     if best is not None and best not in retained:
         retained[-1] = best
     for folder in list_checkpoints(checkpoints):
@@ -79,30 +79,32 @@ def sibling_checkpoint(checkpoint: Path, step: int) -> Path:
     return checkpoint.with_name(f"checkpoint-{step}")
 
 
-def find_newest_checkpoint(
-    run: Run, say: Callable[[str], None] = print, is_usable: Callable[[Path], bool] = is_intact
+def remove_unusable_and_find_newest(
+    run: Run, report: Callable[[str], None] = print, is_usable: Callable[[Path], bool] = is_intact
 ) -> Path | None:
     """Return the newest intact checkpoint, and delete newer ones that are not intact. Returns None if none is left.
 
     Rank 0 chooses for all ranks. A run that is not resumed loses its old checkpoints.
 
     Args:
-        say: prints a line.
+        report: prints a line.
         is_usable: return whether a checkpoint can be resumed from.
     """
-    checkpoint = prepare_resume_checkpoint(run, say, is_usable) if ranks.is_main() else None
+    checkpoint = remove_unusable_checkpoints(run, report, is_usable) if ranks.is_main() else None
     return ranks.broadcast(checkpoint.absolute() if checkpoint and not ranks.is_alone() else checkpoint)
 
 
-def prepare_resume_checkpoint(run: Run, say: Callable[[str], None], is_intact: Callable[[Path], bool]) -> Path | None:
+def remove_unusable_checkpoints(
+    run: Run, report: Callable[[str], None], is_usable: Callable[[Path], bool]
+) -> Path | None:
     if not run.resumed:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         return None
     for folder in list_checkpoints(run.checkpoints):
-        if is_intact(folder):
-            say(f"continuing from {folder.name}")
+        if is_usable(folder):
+            report(f"continuing from {folder.name}")
             return folder
-        say(f"{folder.name} is damaged and is skipped")
+        report(f"{folder.name} is damaged and is skipped")
         shutil.rmtree(folder)
     return None
 

@@ -59,7 +59,7 @@ def read_state(path: Path) -> FileState:
 
 
 @contextmanager
-def expect_same_bytes(files: Sequence[Path], field: str, shown: str, digest: str = "") -> Iterator[None]:
+def require_same_bytes(files: Sequence[Path], field: str, shown: str, digest: str = "") -> Iterator[None]:
     """Make sure that the block reads the same bytes as were hashed.
 
     The files' states before and after the block are compared. A file whose state does not prove it unchanged is hashed

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.errors import CorruptFile, InputError, MissingArtifact, StorageError
-from align.core.files import NotRegularFile, describe_read_error, has_file, read_text, shorten
+from align.core.files import NotRegularFile, describe_read_error, has_file, read_text, shorten_for_message
 from align.core.outputs import replace_file
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -94,7 +94,7 @@ def as_storage_error(error: BaseException, root: str) -> StorageError | None:
         root: the folder of runs, for the message.
     """
     if isinstance(error, OSError) and (error.errno in UNREADABLE or isinstance(error, NotRegularFile)):
-        path = shorten(str(error.filename or root))
+        path = shorten_for_message(str(error.filename or root))
         return StorageError("file", path, describe_read_error(error), "Check the path, its links and its disk.")
     cause: BaseException | None = error
     while cause is not None:

@@ -25,7 +25,7 @@ from align.core.errors import (
 )
 from align.core.files import has_file, parse_user_path
 from align.core.redaction import mask_tree
-from align.ranks import NOTES, RUN, tell_launcher
+from align.ranks import NOTES, RUN, write_launcher_note
 from align.run.digests import file_digest, json_digest
 from align.run.environment import code_digest, describe_machine, package_versions, read_git_state, read_own_commit
 from align.run.figures import write_figures
@@ -164,10 +164,10 @@ class Run:
         root = parse_user_path(config["run"]["root"], "run.root")
         identity = compute_identity(stage, config, inputs, base)
         name = config["run"]["name"] or derive_name(root / stage, label, json_digest(identity)[:8])
-        folder, lock = claim_folder(root, stage, name, resume)
+        folder, lock = make_and_lock_folder(root, stage, name, resume)
         try:
             new = Manifest(stage, folder.name, config["seed"], mask_tree(config), inputs, base)
-            old = find_same_run(folder, new, again)
+            old = read_same_run_or_empty_folder(folder, new, again)
             if old is not None and old.done and not again:
                 # A process killed during `publish` may have left them.
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -215,7 +215,7 @@ class Run:
         self._write(status="running", error="")  # first: without a manifest the folder is not a run's
         write_text(self.folder / "config.yaml", config_yaml)
 
-    def note_hardware(self, hardware: Mapping[str, Any]) -> None:
+    def record_hardware(self, hardware: Mapping[str, Any]) -> None:
         """Record the hardware before the run computes, so that a replay that ends early has it too."""
         if hardware:
             self._write(hardware={**self.manifest.hardware, **hardware})
@@ -249,7 +249,7 @@ def derive_name(parent: Path, label: str, digest: str) -> str:
     return min((path.name for path in parent.glob(f"*-{digest}")), default=f"{label}-{digest}")
 
 
-def claim_folder(root: Path, stage: str, name: str, resume: str) -> tuple[Path, int]:
+def make_and_lock_folder(root: Path, stage: str, name: str, resume: str) -> tuple[Path, int]:
     """Make the folder of a run if it is missing, and lock it. Returns the folder and the lock's file descriptor.
 
     Raises:
@@ -271,13 +271,13 @@ def claim_folder(root: Path, stage: str, name: str, resume: str) -> tuple[Path, 
         raise StorageError("run.root", str(root), problem, "Choose another run.root or run.name.") from error
 
 
-def find_same_run(folder: Path, new: Manifest, again: bool) -> Manifest | None:
+def read_same_run_or_empty_folder(folder: Path, new: Manifest, allow_other_identity: bool) -> Manifest | None:
     """Return the manifest of the same run in a folder, and empty the folder of another run that failed without output.
 
     Returns None if the folder has no manifest, or was emptied.
 
     Args:
-        again: accept a run with another identity.
+        allow_other_identity: accept a run with another identity.
 
     Raises:
         RunConflict: The name belongs to a run with another configuration.
@@ -286,7 +286,7 @@ def find_same_run(folder: Path, new: Manifest, again: bool) -> Manifest | None:
         refuse_foreign(folder)
         return None
     old = read_manifest(folder)
-    if again or old.identity == new.identity:
+    if allow_other_identity or old.identity == new.identity:
         return old
     if has_failed_without_output(folder, old):
         for path in folder.iterdir():
@@ -357,7 +357,7 @@ def hold_lock(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def record_end(folder: Path, why: str) -> None:
+def record_killed_run(folder: Path, why: str) -> None:
     """Write the status `failed` and the reason into the manifest of a run whose process was killed.
 
     Raises:
@@ -402,7 +402,7 @@ class FollowerRun(Run):
         scratch = tempfile.mkdtemp(prefix="align-rank-", dir=os.environ.get(NOTES))
         super().__init__(Path(scratch), manifest, NO_LOCK, resumed)
         self._shared = shared
-        tell_launcher(RUN, str(shared))
+        write_launcher_note(RUN, str(shared))
 
     @property
     def shared(self) -> Path:

@@ -39,7 +39,7 @@ def iter_manifests(root: Path, stage: str = "*") -> Iterator[tuple[Path, Manifes
         yield path.parent, read_manifest(path.parent)
 
 
-def find_maker(input: Input, root: Path) -> Path | None:
+def find_producing_run(input: Input, root: Path) -> Path | None:
     """Return the folder of the run that made an input. Returns None if it is gone.
 
     Searched are its recorded path, its name under `root`, and then all runs of its stage for the very digest.
@@ -53,7 +53,7 @@ def find_maker(input: Input, root: Path) -> Path | None:
     return find_run_by_digest(input.digest, root, input.stage)
 
 
-def find_base_maker(base: Base, root: Path) -> Path | GoneRun | None:
+def find_base_producer(base: Base, root: Path) -> Path | GoneRun | None:
     """Return the folder of the run that made base weights. Returns None if no run made them.
 
     Returns `GoneRun` if their path says that a run made them, and that run is not there.
@@ -72,9 +72,9 @@ def find_base_maker(base: Base, root: Path) -> Path | GoneRun | None:
     return None
 
 
-def read_base_maker(base: Base, root: Path) -> Manifest | GoneRun | None:
-    """Return the manifest of the run that made base weights, or what `find_base_maker` returns in its place."""
-    folder = find_base_maker(base, root)
+def read_base_producer(base: Base, root: Path) -> Manifest | GoneRun | None:
+    """Return the manifest of the run that made base weights, or what `find_base_producer` returns in its place."""
+    folder = find_base_producer(base, root)
     return read_manifest(folder) if isinstance(folder, Path) else folder
 
 
@@ -90,7 +90,7 @@ def find_origin(artifact: Artifact, base: Base, root: Path) -> Base:
     manifest = artifact.manifest if artifact.whole else None
     while isinstance(manifest, Manifest) and manifest.base is not None:
         base = manifest.base
-        manifest = read_base_maker(base, root)
+        manifest = read_base_producer(base, root)
     return base
 
 
@@ -127,12 +127,12 @@ def walk_lineage(
             return
         for name, input in run.inputs.items():
             if input.stage and (through is None or name in through):
-                parent = find_maker(input, root)
+                parent = find_producing_run(input, root)
                 yield from walk(
                     read_manifest(parent) if parent else GoneRun(input.run, input.digest), parent, input.digest
                 )
         if run.base is not None:
-            parent = find_base_maker(run.base, root)
+            parent = find_base_producer(run.base, root)
             if isinstance(parent, Path):
                 yield from walk(read_manifest(parent), parent, run.base.digest)
             elif parent is not None:
@@ -188,7 +188,7 @@ def list_training_steps(manifest: Manifest, digest: str, root: Path) -> list[Lin
     """
     steps: list[LineageStep] = []
     if manifest.base is not None:
-        base_run = read_base_maker(manifest.base, root)
+        base_run = read_base_producer(manifest.base, root)
         if isinstance(base_run, Manifest):
             steps += list_training_steps(base_run, manifest.base.digest, root)
         elif base_run is not None:
@@ -196,7 +196,7 @@ def list_training_steps(manifest: Manifest, digest: str, root: Path) -> list[Lin
             steps.append(LineageStep(stage, name, manifest.base.digest))
     for name, input in manifest.inputs.items():
         if input.stage and name.partition(".")[0] in MADE_WEIGHTS:
-            if folder := find_maker(input, root):
+            if folder := find_producing_run(input, root):
                 steps += list_training_steps(read_manifest(folder), input.digest, root)
             else:
                 steps.append(LineageStep(input.stage, input.name, input.digest))
@@ -267,13 +267,13 @@ def find_readers(root: Path, project: str, first: int, last: int) -> RunsFound:
     return RunsFound(readers, unreadable)
 
 
-def find_users(root: Path, which: Callable[[Input], bool]) -> RunsFound:
+def find_users(root: Path, matches: Callable[[Input], bool]) -> RunsFound:
     """Find the runs with a matching input and the runs made from them, and list unreadable manifests.
 
     Each run is listed after the runs that it was made from.
 
     Args:
-        which: return whether an input matches.
+        matches: return whether an input matches.
     """
     runs: dict[str, Manifest] = {}
     unreadable: list[str] = []
@@ -283,7 +283,7 @@ def find_users(root: Path, which: Callable[[Input], bool]) -> RunsFound:
             runs[f"{manifest.stage}/{manifest.name}"] = manifest
         except (InputError, KeyError):
             unreadable.append(str(path))
-    users = [name for name, manifest in runs.items() if any(map(which, manifest.inputs.values()))]
+    users = [name for name, manifest in runs.items() if any(map(matches, manifest.inputs.values()))]
     for parent in users:  # grows during the loop
         files = {*runs[parent].outputs.values()}
         data_set = runs[parent].metrics.get("root")

@@ -20,14 +20,14 @@ SCHEMA = 1
 
 
 def write_receipt(
-    folder: Path, rows: Sequence[Mapping[str, Any]], prompts: Sequence[Sequence[int]], about: Mapping[str, Any]
+    folder: Path, rows: Sequence[Mapping[str, Any]], prompts: Sequence[Sequence[int]], export_fields: Mapping[str, Any]
 ) -> None:
     """Write `receipt.json`, after all other files of an export.
 
     Args:
         rows: measurements, one row per engine and base.
         prompts: token ids of the prompts, one list per prompt.
-        about: digests of the `artifact` and the `base`.
+        export_fields: digests of the `artifact` and the `base`.
     """
     files = {
         str(path.relative_to(folder)): file_digest(path)
@@ -39,15 +39,15 @@ def write_receipt(
         "tokens": sum(map(len, prompts)),
         "digest": json_digest([list(p) for p in prompts]),
     }
-    receipt = {"schema_version": SCHEMA, **about, "prompts": prompt_summary, "rows": list(rows)}
+    receipt = {"schema_version": SCHEMA, **export_fields, "prompts": prompt_summary, "rows": list(rows)}
     write_json(folder / RECEIPT, receipt | {"files": files})
 
 
-def read_verified_receipt(folder: Path, beside: str = "") -> dict[str, Any]:
+def read_verified_receipt(folder: Path, link_name: str = "") -> dict[str, Any]:
     """Return the receipt in a folder, after comparing every file with it.
 
     Args:
-        beside: name of a link to another folder. A copy may hold that folder's files in place of the link.
+        link_name: name of a link to another folder. A copy may hold that folder's files in place of the link.
 
     Raises:
         MissingArtifact, CorruptFile: The receipt is missing, or a file differs, is missing or was added.
@@ -61,7 +61,7 @@ def read_verified_receipt(folder: Path, beside: str = "") -> dict[str, Any]:
     if not (isinstance(digests, dict) and isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
         raise CorruptFile(RECEIPT, folder.name, "is no receipt of an export", remedy)
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {RECEIPT, SIGNATURE}
-    names -= {name for name in names - digests.keys() if beside and name.startswith(f"{beside}/")}
+    names -= {name for name in names - digests.keys() if link_name and name.startswith(f"{link_name}/")}
     for name in sorted(names ^ digests.keys()):
         if name in names:
             raise CorruptFile("file", name, "is not of this export", "Remove it.")

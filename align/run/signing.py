@@ -21,7 +21,7 @@ from align.core.distribution import require_extra
 from align.core.errors import CorruptFile, InputError, require
 from align.core.files import open_binary, parse_user_path, read_bytes
 from align.run.digests import file_digest
-from align.run.weights import ABOUT, ADAPTER_CONFIG, local_base_name
+from align.run.weights import ABOUT, ADAPTER_CONFIG, build_local_base_name
 
 SIGNATURE = "model.sig"
 PASSPHRASE = "ALIGN_SIGNING_PASSWORD"
@@ -65,82 +65,94 @@ class PublicKey:
     by: Any = field(repr=False)
 
 
-def load_private_key(given: str, setting: str) -> PrivateKey:
+def load_private_key(key_setting: str, setting: str) -> PrivateKey:
     """Load the key that signs.
 
     Args:
-        given: path of its file.
+        key_setting: path of its file.
         setting: name of the setting in a message.
 
     Raises:
         InputError: The key cannot be used, or the package is not installed.
     """
-    signing = import_package(setting, given).signing
+    signing = import_model_signing(setting, key_setting).signing
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    path = parse_user_path(given, setting)
-    text = read_key(given, setting)
-    require(b"PUBLIC KEY-" not in text, setting, given, "is a public key, which only verifies", "Name the private one.")
+    path = parse_user_path(key_setting, setting)
+    text = read_key(key_setting, setting)
+    require(
+        b"PUBLIC KEY-" not in text,
+        setting,
+        key_setting,
+        "is a public key, which only verifies",
+        "Name the private one.",
+    )
     passphrase: Any = None
     try:
         try:
             key = load_pem_private_key(text, None)
         except TypeError:  # it has a passphrase
             passphrase = os.environ.get(PASSPHRASE, "").encode()
-            require(bool(passphrase), setting, given, "has a passphrase", f"Set it as {PASSPHRASE} in the environment.")
+            require(
+                bool(passphrase),
+                setting,
+                key_setting,
+                "has a passphrase",
+                f"Set it as {PASSPHRASE} in the environment.",
+            )
             key = load_pem_private_key(text, passphrase)
     except InputError:
         raise
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         problem = f"does not open with the passphrase in {PASSPHRASE}" if passphrase else "holds no private key in PEM"
-        raise InputError(setting, given, problem, MAKE) from error
+        raise InputError(setting, key_setting, problem, MAKE) from error
     return PrivateKey(
-        compute_fingerprint(key.public_key(), setting, given),
+        compute_fingerprint(key.public_key(), setting, key_setting),
         signing.Config().use_elliptic_key_signer(private_key=path, password=passphrase),
     )
 
 
-def load_public_key(given: str, setting: str) -> PublicKey:
+def load_public_key(key_setting: str, setting: str) -> PublicKey:
     """Load the key that verifies. Its file is not read again later.
 
     Args and Raises: as `load_private_key`.
     """
-    verifying = import_package(setting, given).verifying
+    verifying = import_model_signing(setting, key_setting).verifying
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    path = parse_user_path(given, setting)
-    text = read_key(given, setting)
+    path = parse_user_path(key_setting, setting)
+    text = read_key(key_setting, setting)
     remedy = "Name the public key that belongs to it: openssl pkey -in KEY -pubout -out PUBLIC_KEY."
-    require(b"PRIVATE KEY-" not in text, setting, given, "is a private key, which only its owner has", remedy)
+    require(b"PRIVATE KEY-" not in text, setting, key_setting, "is a private key, which only its owner has", remedy)
     try:
         key = load_pem_public_key(text)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise InputError(setting, given, "holds no public key in PEM", MAKE) from error
-    fingerprint = compute_fingerprint(key, setting, given)
+        raise InputError(setting, key_setting, "holds no public key in PEM", MAKE) from error
+    fingerprint = compute_fingerprint(key, setting, key_setting)
     # model_signing does not follow links and fails at a broken one: `verify_signature` looks for unsigned files itself.
     config = verifying.Config().use_elliptic_key_verifier(public_key=path).set_ignore_unsigned_files(True)
     return PublicKey(fingerprint, config)
 
 
-def import_package(setting: str, given: str) -> Any:
+def import_model_signing(setting: str, key_setting: str) -> Any:
     """Import `model_signing`, which takes half a second.
 
     Raises:
         InputError: It is not installed.
     """
-    require_extra("sign", setting, given)
+    require_extra("sign", setting, key_setting)
     import model_signing
 
     return model_signing
 
 
-def read_key(given: str, setting: str) -> bytes:
-    return read_bytes(parse_user_path(given, setting), setting, "Name the file of a key.")[:MOST]
+def read_key(key_setting: str, setting: str) -> bytes:
+    return read_bytes(parse_user_path(key_setting, setting), setting, "Name the file of a key.")[:MOST]
 
 
-def compute_fingerprint(key: Any, setting: str, given: str) -> str:
+def compute_fingerprint(key: Any, setting: str, key_setting: str) -> str:
     """Return the SHA-256 of a public key in PEM, in hex. Signatures name their key by it.
 
     Raises:
@@ -151,7 +163,7 @@ def compute_fingerprint(key: Any, setting: str, given: str) -> str:
 
     is_supported = isinstance(key, EllipticCurvePublicKey) and key.curve.name in CURVES
     kind = getattr(getattr(key, "curve", None), "name", type(key).__name__.strip("_"))
-    require(is_supported, setting, given, f"is of the kind {kind}, not one of {', '.join(CURVES)}", MAKE)
+    require(is_supported, setting, key_setting, f"is of the kind {kind}, not one of {', '.join(CURVES)}", MAKE)
     return hashlib.sha256(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
@@ -231,7 +243,7 @@ def find_linked_base(folder: Path) -> str:
     """
     try:
         base = json.loads(read_bytes(folder / ABOUT, ABOUT)) if (folder / ADAPTER_CONFIG).is_file() else {}
-        name = local_base_name(base) if base.get("id") else ""
+        name = build_local_base_name(base) if base.get("id") else ""
         revision = base.get("revision")
     except (OSError, ValueError, AttributeError, RecursionError):
         return ""

@@ -69,8 +69,8 @@ def read_stale_mark(folder: Path) -> StaleMark | None:
     )
 
 
-def mark_stale(folder: Path, because: str, again: str, receipt: str, at: str) -> None:
+def mark_stale(folder: Path, reason: str, command: str, receipt: str, at: str) -> None:
     """Mark a run as stale, durably. The time and reason of its first mark stay."""
-    old = read_stale_mark(folder) or StaleMark(at, because)
+    old = read_stale_mark(folder) or StaleMark(at, reason)
     receipts = tuple(dict.fromkeys([*old.receipts, receipt]))
-    write_json(folder / FILE, StaleMark(old.since, old.because, again, receipts).as_json())
+    write_json(folder / FILE, StaleMark(old.since, old.because, command, receipts).as_json())

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeGuard
 
 from align.core.errors import AlignError, CorruptFile, InputError
-from align.core.files import check_folder, has_file, open_binary, read_text
+from align.core.files import has_file, open_binary, read_text, require_readable_folder
 from align.run.digests import files_digest, match_files
 from align.run.files import read_json_object
 
@@ -63,7 +63,7 @@ UNQUANTISED = "Give the model as it was before: method=qlora quantises it."
 PICKLED = "Save the model with safe_serialization; pickled weights are not read."
 
 
-def local_base_name(base: Mapping[str, Any]) -> str:
+def build_local_base_name(base: Mapping[str, Any]) -> str:
     """Return the name by which an exported adapter refers to its base.
 
     That is the id of a hub's model, which is stored with its revision. Any other base has its name and the first digits
@@ -87,7 +87,7 @@ def model_files(folder: Path, field: str = "model.path", displayed: str | None =
     weights = weight_files(folder, field, displayed)
     for path in weights:
         if path.suffix == ".safetensors":
-            check_dtypes(path, field, displayed or str(folder))
+            refuse_quantised_tensors(path, field, displayed or str(folder))
     patterns = (CONFIG, "generation_config.json", *TOKENIZER)
     return sorted({*weights, *match_files(folder, patterns)})
 
@@ -199,7 +199,7 @@ def model_config(folder: Path, field: str = "model.path", displayed: str | None 
     """
     displayed = displayed or str(folder)
     path = folder / CONFIG
-    check_folder(folder, field, AGAIN)
+    require_readable_folder(folder, field, AGAIN)
     if not has_file(path, field, AGAIN):
         raise InputError(field, displayed, f"there is no {CONFIG} in {folder}", "Give the folder of a saved model.")
     config = read_json_object(path, field, AGAIN)
@@ -239,7 +239,7 @@ def describe_quantisation(config: dict[str, Any]) -> str:
     return ""
 
 
-def check_dtypes(path: Path, field: str, displayed: str) -> None:
+def refuse_quantised_tensors(path: Path, field: str, displayed: str) -> None:
     """Raise InputError if a safetensors file holds quantised weights that the configuration does not mention.
 
     A loader would take integers for weights, or eight-bit floats without their scales. A file that cannot be read is

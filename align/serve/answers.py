@@ -407,8 +407,8 @@ def decode_output(decoder: TextDecoder, stop_ids: Sequence[int], output: Output)
     ids = [token.id for token in output.tokens]
     if output.finish_reason == "stop" and ids and ids[-1] in stop_ids:
         ids.pop()
-    text = "".join(map(decoder.take, ids))
-    return text + decoder.rest() if output.finish_reason is not None else text
+    text = "".join(map(decoder.add_token, ids))
+    return text + decoder.finish() if output.finish_reason is not None else text
 
 
 def chat_logprob_to_json(texts: TokenTexts, token: Token) -> Json:
@@ -490,8 +490,8 @@ class TextAnswers(Answers):
         for id, token in zip(ids, prompt_logprobs or [None] * len(ids), strict=True):
             if self.logprobs is not None:
                 self._add_logprobs(choice, token or Token(id, float("nan")), len(text), has_logprob=token is not None)
-            text += decoder.take(id)
-        return choice.prompt.text if choice.prompt.text is not None else text + decoder.rest()
+            text += decoder.add_token(id)
+        return choice.prompt.text if choice.prompt.text is not None else text + decoder.finish()
 
     def _add_logprobs(self, choice: TextChoice, token: Token, offset: int, has_logprob: bool = True) -> None:
         """Add a token to the logprobs of a choice.
@@ -594,7 +594,7 @@ class Call:
             if service.is_draining:
                 raise shutting_down()
             with translate_engine_errors():
-                service.engine.engine.check_queue(self.tenant.name)
+                service.engine.engine.require_queue_room(self.tenant.name)
             service.answering.add(self)
             self._stack.callback(service.answering.discard, self)
             try:

@@ -36,7 +36,7 @@ from align.config.root import Config, find_store_url, to_plain_dict
 from align.config.scorers import build_reward_spec
 from align.config.settings import replace_values
 from align.core.errors import InputError, StorageError, require
-from align.core.files import check_readable, parse_user_path
+from align.core.files import parse_user_path, require_readable
 from align.core.functions import find_definitions, load_function
 from align.core.functions import find_module_file as source_of_function
 from align.core.types import StageResult
@@ -114,7 +114,7 @@ from align.report.figure_text import pluralize
 from align.report.reading_progress import create_progress_printer, create_reading_progress, print_start
 from align.reward.inputs import load_reward_artifacts, resolve_reward_inputs
 from align.run import Input, Run, atomic, file_digest
-from align.run.artifacts import check_not_replaced, read_replacement
+from align.run.artifacts import read_replacement, require_not_replaced
 from align.run.folder import utc_now
 from align.run.lineage import find_users
 from align.stages.runner import StageInputs, open_tracker
@@ -150,7 +150,7 @@ def inputs(config: Config) -> StageInputs:
         records[f"clean.fn.{i}"] = Input(digest, ref=spec, details={"defined": definitions})
     for i, path in enumerate(stage.list_step_arguments("patterns")):
         patterns_file = parse_user_path(path, "stage.clean, patterns")
-        check_readable(patterns_file, "stage.clean, patterns")
+        require_readable(patterns_file, "stage.clean, patterns")
         records[f"clean.patterns.{i}"] = Input(file_digest(patterns_file), path=path)
     if stage.score.by == REWARD:
         records |= resolve_reward_inputs(build_reward_spec(config.reward), config.run.folder, None)
@@ -571,7 +571,7 @@ def republish_without_rows(run: Run, config: Config, task: RowRemoval) -> StageR
                 "digest": run.inputs["data"].digest,
             }
         elif replacement["by"] != run.manifest.ref:
-            check_not_replaced(task.old, "data.path")
+            require_not_replaced(task.old, "data.path")
         data = load_data_set(artifact).data
         delete_replaced_data_set(task.old, replacement)
     roots = {*iter_replaced_roots(data)}

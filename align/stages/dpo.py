@@ -29,7 +29,7 @@ from align.stages.runner import (
     load_training_start,
     open_tracker,
 )
-from align.trainers import check_trainer
+from align.trainers import require_trl_trainer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,7 @@ PRELOAD = ("align.trainers.dpo",)
 
 
 def inputs(config: Config) -> StageInputs:
-    check_trainer(config.stage.loss)
+    require_trl_trainer(config.stage.loss)
     return build_judgement_inputs(config, read_divided_preferences)
 
 
@@ -117,7 +117,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         device=device,
         dtype=dtype,
         track=open_tracker,
-        figures=get_figure_names(stage.loss),
+        figure_names=get_figure_names(stage.loss),
     )
 
     at_end = measure_logprobs(fitted.published_step)

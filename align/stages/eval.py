@@ -135,12 +135,12 @@ from align.evals.suite.tasks import (
 )
 from align.evals.text import QUOTED_LETTERS
 from align.models.base import (
-    as_artifact,
     build_run_label,
     find_adapter_folder,
     find_artifact,
     find_base_of_artifact,
-    find_reference,
+    find_reference_artifact,
+    to_artifact,
 )
 from align.report import format_interval
 from align.report.figure_text import pluralize
@@ -232,7 +232,7 @@ def inputs(config: Config) -> StageInputs:
     start = None
     if config.init != Config().init or artifact.manifest is None:
         start = find_artifact(config.init, root, config.model.path, config.model.revision, "init")
-    reference = find_reference(artifact, start, root)
+    reference = find_reference_artifact(artifact, start, root)
     data = build_data_inputs(DataSource.from_settings(config.data))
     judge = resolve_reward_inputs(build_reward_spec(config.reward), root, base)
     require_matching_reasoning(load_reward_artifacts(judge), config.rollout.reasoning)
@@ -981,7 +981,7 @@ def find_policy_and_start(run: Run, config: Config) -> PolicyAndStart:
         assert start is not None, "inputs() raises InputError for such an artifact"
         base = find_base_of_artifact(start, "init")
     elif start is None or find_adapter_folder(start) is None:
-        start = as_artifact(base)
+        start = to_artifact(base)
     start_title = f"what {title} started from"
     ref = System(START, start.ref, start, base, method, start.as_input(), tokenized_as=policy, label=start_title)
     return PolicyAndStart(policy, ref)

@@ -22,17 +22,22 @@ from align.core.files import parse_user_path
 from align.core.types import StageResult
 from align.data.chat.template import set_chat_template
 from align.export.converters import find_converters
-from align.export.history import describe_data, describe_sampling, find_system_prompt, list_parents
-from align.export.preflight import check_foreign_adapter, check_required_engines, find_engines, list_kinds
+from align.export.history import describe_data, describe_sampling, find_system_prompt, list_lineage_runs
+from align.export.preflight import (
+    find_engine_versions,
+    list_export_kinds,
+    require_installed_engines,
+    require_matching_base_and_method,
+)
 from align.export.receipt_rows import (
     CHOICES,
     MADE_ANEW,
     ReceiptCheck,
-    as_text,
-    check_agreement,
+    format_checks,
     mark_accepted,
     require_engines,
     require_passed,
+    require_same_measurements,
     summarize_differences,
 )
 from align.models.base import build_run_label, find_adapter_folder
@@ -70,24 +75,24 @@ def inputs(config: Config) -> StageInputs:
     the export."""
     method = config.method.name  # from the command line; `resolve_stage_start` replaces `auto`
     artifact, base, config = resolve_stage_start(config, config.artifact, "artifact")
-    kinds = list_kinds(config.export.name, artifact)
+    kinds = list_export_kinds(config.export.name, artifact)
     if artifact.whole:
         problem = f"{artifact.ref} is a whole model, not an adapter, so it has no method"
         require(method in ("auto", "full"), "method", method, problem, "Drop method=.")
         config = replace_values(config, method=replace_values(config.method, name="full"))
     elif not artifact.manifest:
-        check_foreign_adapter(artifact, base, method)
+        require_matching_base_and_method(artifact, base, method)
     records = {"artifact": artifact.as_input()}
     if (evaluation := find_evaluation(artifact.as_input(), config.run.folder)) is not None:
         # The model card quotes it, so another evaluation makes another export.
         records["evaluation"] = Input(json_digest(dict(evaluation.metrics)))
     kind = config.export.name
     engine_settings = get_engine_settings(config)
-    engines = find_engines(kind, engine_settings, is_reward_adapter(artifact.path))
+    engines = find_engine_versions(kind, engine_settings, is_reward_adapter(artifact.path))
     # An engine that was installed since the last export makes another export, which is checked with it too.
     records["engines"] = Input(json_digest(engines), details=engines)
     if kind != "check":
-        check_required_engines(kind, config.export.require, engines, engine_settings)
+        require_installed_engines(kind, config.export.require, engines, engine_settings)
     if "gguf" in kinds:
         find_converters(config.export.converters)
     if kind == "check":
@@ -125,7 +130,7 @@ def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey 
             checks_by_kind[folder.name] = check_export(run, config, options, trained, folder, old_receipts[folder])
         line = f"{config.export.path} equals the trained model {artifact.ref}"
     else:
-        kinds = list_kinds(config.export.name, artifact)
+        kinds = list_export_kinds(config.export.name, artifact)
         target = run.folder / "artifact"
         shutil.rmtree(target, ignore_errors=True)
         with publish_folder(target) as temporary:  # renamed to `target` only if all checks pass
@@ -151,7 +156,7 @@ def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey 
     notes = []
     if options.into == "original" and trained.kind == "nf4":
         notes.append(MADE_ANEW)
-    if trained.prompts.scores:
+    if trained.prompts.is_reward_model:
         notes.append(CHOICES)
     if notes:
         metrics["notes"] = notes
@@ -187,16 +192,16 @@ def require_exportable_adapter(config: Config, artifact: Artifact, base: Base) -
     Raises:
         CorruptFile, InputError: it cannot be exported.
     """
-    from align.export.merged import check_untied
+    from align.export.merged import require_untied_base
     from align.models.adapters import read_adapter
-    from align.models.plain_lora import check_initial, check_plain
+    from align.models.plain_lora import refuse_unknown_residual, refuse_unsupported_adapter
 
     adapter = read_adapter(artifact.path, "artifact")
-    kinds = list_kinds(config.export.name, artifact)
-    check_plain(adapter, will_merge=not {"adapter", "gguf"} & set(kinds))
-    check_initial(config.method.name == "qlora", adapter.config)
+    kinds = list_export_kinds(config.export.name, artifact)
+    refuse_unsupported_adapter(adapter, will_merge=not {"adapter", "gguf"} & set(kinds))
+    refuse_unknown_residual(config.method.name == "qlora", adapter.config)
     if "merged" in kinds:
-        check_untied(base, adapter)
+        require_untied_base(base, adapter)
     return adapter.has_score_head
 
 
@@ -246,12 +251,12 @@ def write_export(
     from align.export.card import collect_export_facts, render_card
     from align.export.kinds import WRITERS, describe_export, write_launch_files
     from align.export.launch import make_served_name
-    from align.export.trained_model import check_tokenizer
+    from align.export.trained_model import require_same_tokenization
 
     stage, run_name = (artifact.manifest.stage, artifact.manifest.name) if artifact.manifest else ("", "")
     name = make_served_name(stage, run_name) or artifact.path.name
     checks = mark_accepted(WRITERS[kind](options, trained, folder), config.export.accept)
-    check_tokenizer(trained, folder)
+    require_same_tokenization(trained, folder)
     write_launch_files(options, trained, kind, folder, target, name, checks)
     facts = collect_export_facts(trained, kind, folder, name, checks, options.dtype, options.into)
     card = render_card(facts | collect_history_facts(run, config, artifact))
@@ -288,7 +293,7 @@ def collect_history_facts(run: Run, config: Config, artifact: Artifact) -> dict[
     is_reward_model = not artifact.whole and is_reward_adapter(artifact.path)
     facts: dict[str, Any] = {
         "name": f"{run.manifest.stage}-{run.name}",
-        "parents": list_parents(steps),
+        "parents": list_lineage_runs(steps),
         "seed": config.seed,
         "data": data,
         "licences": list_licences(data, find_origin(artifact, run.base, root)),
@@ -368,10 +373,10 @@ def check_export(
         InputError: a check failed, or no check with a bound could run on this machine.
     """
     from align.export.kinds import measure_export
-    from align.export.trained_model import check_tokenizer
+    from align.export.trained_model import require_same_tokenization
 
     checks = measure_export(options, trained, folder)
-    check_tokenizer(trained, folder)
+    require_same_tokenization(trained, folder)
     checks = mark_accepted(checks, config.export.accept)
     print_checks(run, folder.name, checks)
     if not any(check.bound and check.found for check in checks):
@@ -379,7 +384,7 @@ def check_export(
         raise InputError("export.path", str(folder), problem, "Install an engine that can load it.")
     require_engines(checks, config.export.accept, config.export.require)
     skipped = [engine for engine, python in options.engines.items() if python == "none"]
-    check_agreement(receipt, checks, skipped=skipped)
+    require_same_measurements(receipt, checks, skipped_engines=skipped)
     return checks
 
 
@@ -389,7 +394,7 @@ def print_checks(run: Run, title: str, checks: list[ReceiptCheck]) -> None:
     Raises:
         InputError: a check failed, see `align.export.receipt_rows.require_passed`.
     """
-    print(f"{title}\n{as_text(checks)}", flush=True)
+    print(f"{title}\n{format_checks(checks)}", flush=True)
     try:
         require_passed(checks)
     except InputError:

@@ -125,7 +125,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
         device=device,
         dtype=dtype,
         track=open_tracker,
-        figures=FIGURES,
+        figure_names=FIGURES,
     )
 
     at_end = measure_logprobs(fitted.published_step)

@@ -23,7 +23,7 @@ from align.core.files import parse_user_path
 from align.models.architectures import refuse_unsupported_type
 from align.models.base import BASE, BUILT_IN, choose_method, find_adapter_folder, find_base
 from align.models.lora import read_saved_settings
-from align.planning.gpus import CONTEXT, GB, GPUS, USABLE, Gpu, compute_room, find_changes_to_fit
+from align.planning.gpus import CONTEXT, GB, GPUS, USABLE, Gpu, compute_usable_bytes, find_changes_to_fit
 from align.planning.memory import Footprint, Workload, build_workload, predict_disk_bytes, predict_footprint
 from align.planning.shapes import Shape, read_shape
 from align.report.figure_text import align_columns
@@ -60,7 +60,7 @@ class PlannedStart:
             ranks=(self.config.devices or 1) if ranks.is_alone() else ranks.world_size(),
             from_adapter=self.starts_from_adapter,
             rewards=self.reward_model_count,
-            uses_cuda=uses_cuda,
+            on_gpu=uses_cuda,
         )
 
 
@@ -206,7 +206,12 @@ def compare_with_measurement(start: PlannedStart, work: Workload, prediction: Fo
         )
         peaks = measure_steps(base, work, training, device)
     rows = [
-        (phase, format_bytes(prediction.at(phase)), format_bytes(peak), f"{prediction.at(phase) / peak - 1:+.1%}")
+        (
+            phase,
+            format_bytes(prediction.get_phase_bytes(phase)),
+            format_bytes(peak),
+            f"{prediction.get_phase_bytes(phase) / peak - 1:+.1%}",
+        )
         for phase, peak in peaks.items()
     ]
     yield from format_table(("phase", "predicted", "measured", "off by"), rows)
@@ -219,7 +224,7 @@ def describe_gpus(start: PlannedStart, shape: Shape) -> Iterator[str]:
     """Yield a table of graphics cards: whether the run fits, and otherwise what to add to the command line."""
     config = start.config
     gpus = GPUS if config.stage.card is None else (Gpu(config.stage.card, "as given"),)
-    work = start.build_workload(shape, uses_cuda=True)
+    work = start.build_workload(shape, on_gpu=True)
     peak = predict_footprint(shape, work).peak
     rows = [(f"{gpu.gb:g} GB", gpu.names, describe_fit(shape, work, gpu.gb)) for gpu in gpus]
     margin = f"of a card {CONTEXT:g} GB is CUDA's, and {USABLE:.0%} of the rest usable"
@@ -229,7 +234,7 @@ def describe_gpus(start: PlannedStart, shape: Shape) -> Iterator[str]:
     sharding = "weights, gradients and moments are divided (FSDP2)" if is_sharded else "each holds all of this"
     yield f"on each of {work.ranks} GPUs: {sharding}" if work.ranks > 1 else f"on several GPUs: {sharding}"
     base_bytes = predict_footprint(shape, replace(work, method="qlora")).always[0].bytes  # of the base in 4 bits
-    if any(row[-1] == NO_FIT for row in rows) and base_bytes > compute_room(24):
+    if any(row[-1] == NO_FIT for row in rows) and base_bytes > compute_usable_bytes(24):
         yield f"the base alone takes {format_bytes(base_bytes)}, and align does not divide a base over several cards"
 
 
@@ -238,7 +243,7 @@ NO_FIT = "no: no setting that could be changed is enough"
 
 def describe_fit(shape: Shape, work: Workload, gb: float) -> str:
     """Return `yes` if the planned run fits a GPU with this memory, or the settings with which it does."""
-    changes = find_changes_to_fit(shape, work, compute_room(gb))
+    changes = find_changes_to_fit(shape, work, compute_usable_bytes(gb))
     if changes is None:
         return NO_FIT
     return f"add {' '.join(changes)}" if changes else "yes"

@@ -150,7 +150,7 @@ def load_workers(
     from align.models.load import choose_device, choose_dtype, get_context_length, read_configurations
     from align.ppo.workers import Workers, split_prompts
     from align.reward.build import build_scorer_for_policy, require_same_template
-    from align.rollout.engine import divergence_as_input_error
+    from align.rollout.engine import convert_divergence_errors
     from align.rollout.strip_reasoning import choose_answer_reader
 
     stage: PpoConfig = config.stage
@@ -187,7 +187,7 @@ def load_workers(
     def open_divergence_guard(role: Role) -> AbstractContextManager[None]:
         lr = stage.lr if role == "policy" else None
         name = f"the {role}, which started from init={run.inputs['init'].ref}"
-        return divergence_as_input_error(name, lr, config.dtype)
+        return convert_divergence_errors(name, lr, config.dtype)
 
     generation_config = roles.model.generation_config
     read_answers = choose_answer_reader(config.rollout.reasoning == "hide", tokenizer, generation_config)
@@ -211,7 +211,7 @@ def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[
         find_adapter_folder(artifact),
         [model.path for model in select_models_on_base(models, base)],
         method=config.method.name,
-        frozen=choose_frozen_method(config.method.name),
+        frozen_method=choose_frozen_method(config.method.name),
         fresh=Lora.from_settings(config.method),
         value_backbone=stage.value_backbone if stage.has_critic else "none",
         device=device,
@@ -219,7 +219,7 @@ def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[
         seed=config.seed,
     )
     if choose_checkpointing(stage.gradient_checkpointing, device):
-        roles.recompute_layers()
+        roles.enable_gradient_checkpointing()
     return roles
 
 

@@ -34,7 +34,7 @@ from align.registry.query import find_path, find_runs
 from align.registry.record import Record, get_number
 from align.report.figure_text import escape_unprintable, pluralize
 from align.report.page import is_sealed
-from align.run.alias_log import SIGN, Change, read_log
+from align.run.alias_log import SIGN, Change, read_alias_log
 from align.run.artifacts import SERVES_AS_SFT, find_alias_change
 from align.run.manifest import Manifest
 
@@ -281,7 +281,7 @@ def show_history(config: Config) -> Iterable[str]:
 
     stage = config.stage
     root = require_root(config)
-    log = read_log(root)
+    log = read_alias_log(root)
     aliases = {change.alias for change in log.changes}
     if stage.alias is not None and stage.alias not in aliases:
         remedy = f"The aliases are {', '.join(sorted(aliases)) or '(none yet)'}."
@@ -289,7 +289,9 @@ def show_history(config: Config) -> Iterable[str]:
     query_index(root, lambda index: promotion.require_complete_log(index, log))
     as_of = None if stage.as_of is None else parse_time(stage.as_of)
     if as_of is not None:
-        last_changes = {alias: change for alias, change in log.standing(as_of).items() if stage.alias in (None, alias)}
+        last_changes = {
+            alias: change for alias, change in log.get_current_changes(as_of).items() if stage.alias in (None, alias)
+        }
         changes = [*last_changes.values()]
         lines = promotion.iter_alias_lines(last_changes)
     else:
@@ -307,7 +309,7 @@ def collect_garbage(config: Config) -> Iterable[str]:
 
     stage = config.stage
     root = require_root(config)
-    log = read_log(root)
+    log = read_alias_log(root)
 
     def query(index: Index) -> list[garbage.Piece]:
         # With a truncated log, files that an alias needs would count as garbage.

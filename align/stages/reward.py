@@ -83,7 +83,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     lora = LoraLike(read_adapter_config(adapter, "init")) if adapter else Lora.from_settings(config.method)
     model = load_classifier(base, config.method.name, device, dtype)
     torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
-    model = add_new_adapter(model, lora, classifier=True)
+    model = add_new_adapter(model, lora, is_reward_model=True)
     copied = copy_adapter_weights(model, adapter)
 
     # Held-out pairs are scored at the same token position as in training.
@@ -108,7 +108,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         device=device,
         dtype=dtype,
         track=open_tracker,
-        figures=FIGURES,
+        figure_names=FIGURES,
     )
 
     scores_M2 = measure_scores(fitted.published_step)

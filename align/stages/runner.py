@@ -351,7 +351,7 @@ def open_and_run(config: Config, on_open: Callable[[Path], object]) -> int:
     records = add_rankers(records, config.run.folder)
     with Run.open(to_plain_dict(config), records, inputs.base, inputs.label, config.resume, inputs.again) as run:
         on_open(run.folder)
-        ranks.tell_launcher(ranks.RUN, str(run.folder.absolute()))
+        ranks.write_launcher_note(ranks.RUN, str(run.folder.absolute()))
         if run.done:
             verify_outputs(run.folder, run.manifest.outputs)
             ranks.broadcast(None)
@@ -376,7 +376,7 @@ def open_and_run(config: Config, on_open: Callable[[Path], object]) -> int:
             if find_user_error(error, config.run.root):
                 raise
             logging.getLogger("align").error("%s", traceback.format_exc())
-            if ranks.prints_error(error):
+            if ranks.should_print_error(error):
                 print(f"align: internal error: {type(error).__name__}: {make_printable(str(error))}", file=sys.stderr)
                 print(f"align: the traceback is in {run.folder / 'log.txt'}", file=sys.stderr)
             run.fail(error)
@@ -395,7 +395,7 @@ def report_exit_status(metrics: Mapping[str, Any]) -> int:
     """Return the exit status in a published run's metrics, 0 by default, and send it to the launcher if it is not 0."""
     status = int(metrics.get("exit_status", 0))
     if status:
-        ranks.tell_launcher(ranks.SPOKEN, str(status))
+        ranks.write_launcher_note(ranks.SPOKEN, str(status))
     return status
 
 
@@ -444,17 +444,19 @@ def run_stage(run: Run, config: Config, inputs: StageInputs) -> StageResult:
                 "questions were trained on"
             )
         preload([config.stage.name])  # imports torch, which detects the hardware
-        run.note_hardware(describe_hardware(config))
+        run.record_hardware(describe_hardware(config))
         with watch_progress(page.update):
-            ranks.set_position("loads")
+            ranks.record_position("loads")
             started = StartedRun(config, run.folder.absolute(), run.manifest, run.resumed, rows)
             ranks.broadcast(None if ranks.is_alone() else started)
             result: StageResult = load_stage(config.stage.name).run(run, config, *rows)
         result = replace(result, metrics={**result.metrics, **get_peak_gpu_mb(), **counts, **id_metrics})
         if "torch" in sys.modules:  # a stage without torch writes no tensors
-            from align.models.finite_checks import check_published
+            from align.models.finite_checks import require_finite_results
 
-            check_published(run.folder / "artifact", result.metrics, getattr(config.stage, "lr", None), config.dtype)
+            require_finite_results(
+                run.folder / "artifact", result.metrics, getattr(config.stage, "lr", None), config.dtype
+            )
         page.write_finished(result.metrics, describe_hardware(config))
         run.publish(result.metrics, describe_hardware(config))
         return result

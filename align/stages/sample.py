@@ -214,7 +214,7 @@ def sample_for_people(run: Run, config: Config, prompts: list[Conversation]) -> 
     """Sample several answers to each prompt, and add them to the annotation store for people to rank."""
     from align.models.actors import AdapterPool
     from align.models.load import choose_device, choose_dtype, load_base
-    from align.rollout.engine import decode_responses, derive_row_seeds, divergence_as_input_error
+    from align.rollout.engine import convert_divergence_errors, decode_responses, derive_row_seeds
     from align.rollout.strip_reasoning import build_sample_row, is_empty_answer, split_reasoning_batch
 
     stage: SampleConfig = config.stage
@@ -224,7 +224,7 @@ def sample_for_people(run: Run, config: Config, prompts: list[Conversation]) -> 
     encoded, prompt_counts = encode_and_count_prompts(run, config, tokenizer, prompts)
     method = config.method.name
     model = load_base(base, method, device, choose_dtype(config.dtype, device))
-    pool = AdapterPool(model, alone=True)
+    pool = AdapterPool(model, is_only_adapter=True)
     adapter = find_adapter_folder(artifact)
     actor = pool.actor(pool.add(adapter) if adapter else None)
     print(f"{prompt_counts}; {stage.candidates} answers each")
@@ -248,7 +248,7 @@ def sample_for_people(run: Run, config: Config, prompts: list[Conversation]) -> 
             rows = [(first + i, k) for i in range(len(chunk)) for k in range(stage.candidates)]
             row_prompts = [encoded[i] for i, _ in rows]
             prompt_ids = [prompt.input_ids for prompt in row_prompts]
-            with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype):
+            with convert_divergence_errors(f"init={run.inputs['init'].ref}", None, config.dtype):
                 rollout = engine.generate(prompt_ids, actor, derive_row_seeds(rows, config.seed, "sample"))
             if store is None:  # only the first rank adds items
                 bar.advance(first + len(chunk))
@@ -421,7 +421,7 @@ class RankedSampling:
 
 def sample_best_of(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
     """Sample N answers to each prompt, score them, and publish the best answers, preference pairs and figures."""
-    from align.rollout.engine import divergence_as_input_error
+    from align.rollout.engine import convert_divergence_errors
     from align.rollout.strip_reasoning import is_empty_answer
 
     n = config.stage.best_of
@@ -430,7 +430,7 @@ def sample_best_of(run: Run, config: Config, prompts: list[Conversation]) -> Sta
         count = len(sampling.prompts)
         chunk_size = max(1, ANSWERS_AT_ONCE // n)
         bars = show_progress("sample", count, start)
-        with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype), bars as bar:
+        with convert_divergence_errors(f"init={run.inputs['init'].ref}", None, config.dtype), bars as bar:
             sampling.engine.sync(sampling.actor)
             sampling = sampling.calibrate(config.seed)
             for first in range(start, count, chunk_size):
@@ -484,7 +484,7 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
         find_adapter_folder(policy),
         [model.path for model in select_models_on_base(models, base)],
         method=frozen,
-        frozen=frozen,
+        frozen_method=frozen,
         fresh=Lora.from_settings(config.method),
         value_backbone="none",
         device=device,

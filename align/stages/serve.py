@@ -225,10 +225,10 @@ def open_own_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterato
     """
     import torch
 
-    from align.models.adapters import check_targets, list_adaptable_modules, read_adapter
+    from align.models.adapters import list_adaptable_modules, read_adapter, require_configured_modules
     from align.models.base import choose_frozen_method
-    from align.models.dequantised import dequantise
-    from align.models.fastpath.adapter_bank import load_for_bank
+    from align.models.dequantised import dequantise_in_place
+    from align.models.fastpath.adapter_bank import load_bank_adapter
     from align.models.fastpath.decoder import NotPlainError
     from align.models.fastpath.mixed import MixedDecoder
     from align.models.load import choose_device, choose_dtype, load_base
@@ -241,7 +241,7 @@ def open_own_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterato
     dtype = choose_dtype(find_base_dtype(config, startup), device)
     model: Any = load_base(startup.portfolio.base, choose_frozen_method(method), device, dtype)
     if method == "qlora":
-        model = dequantise(model, torch.float32)
+        model = dequantise_in_place(model, torch.float32)
     context = compute_context_length(model, stage)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     generation = model.generation_config
@@ -256,7 +256,7 @@ def open_own_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterato
             prefix_bytes = stage.prefix_cache_mb * 2**20
             reserve = count_reserved_slots(stage)
             engine = ContinuousBatch(decoder, context, stage.queue, prefix_bytes, reserve=reserve)
-            check = partial(load_for_bank, sites=decoder.bank.sites, max_rank=rank)
+            check = partial(load_bank_adapter, sites=decoder.bank.sites, max_rank=rank)
             yield LoadedEngine(engine, check, describe_batches(stage, decoder.exact), vocabulary, generation)
             return
     layers = list_adaptable_modules(model)
@@ -264,8 +264,8 @@ def open_own_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterato
     def check_adapter(folder: Path) -> None:
         problem = "is a reward model, and reward models are served on the fast path only"
         require(not is_reward_adapter(folder), "stage.adapters", folder.name, problem, "Use it with stage=eval.")
-        adapter = read_adapter(folder, alone=False)
-        check_targets(adapter.config, adapter.ranks, layers)
+        adapter = read_adapter(folder, is_only_adapter=False)
+        require_configured_modules(adapter.config, adapter.ranks, layers)
 
     engine = OneAtATime(model, context, stage.queue, stage.resident)
     yield LoadedEngine(engine, check_adapter, f"one request at a time: {reason}", vocabulary, generation)
@@ -307,8 +307,8 @@ def open_vllm_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterat
     shutil.rmtree(copies, ignore_errors=True)  # of a server that was killed
     dtype = choose_dtype(find_base_dtype(config, startup), device)
     vllm_adapters = VllmAdapters(base, startup.portfolio.method, device, dtype, load_tokenizer(base), copies)
-    folder = vllm_adapters.base_folder(config.run.folder / "bases", DTYPES[settings.dtype])
-    base_probes = vllm_adapters.learn(adapters)
+    folder = vllm_adapters.prepare_base_folder(config.run.folder / "bases", DTYPES[settings.dtype])
+    base_probes = vllm_adapters.load_probes(adapters)
     vllm_adapters.device = choose_device("cpu")  # for adapters that are loaded later, when vLLM has the GPU's memory
     description = read_configurations(base)
     context = compute_context_length(description, stage)
@@ -332,7 +332,7 @@ def open_vllm_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterat
     server = VllmServer("serve.python", python, settings.start_s, remedy, start)
     engine = None
     try:
-        server.bring_up()
+        server.start_or_connect()
         engine = VllmEngine(
             server,
             vllm_adapters,
@@ -343,7 +343,7 @@ def open_vllm_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterat
             stage.slots,
             count_reserved_slots(stage),
         )
-        check = partial(read_servable_rank, most=rank, layers=layers)
+        check = partial(read_servable_rank, max_rank=rank, layers=layers)
         title = f"vLLM in {settings.dtype}, {stage.slots} requests at once, {stage.resident} adapters in a batch"
         vocabulary = int(description.config.get_text_config().vocab_size)
         yield LoadedEngine(engine, check, title, vocabulary, description.generation_config)

@@ -76,7 +76,6 @@ def run(
     from align.models.adapters import save_adapter
     from align.models.finite_checks import build_divergence_error
     from align.models.load import (
-        check_packing,
         choose_device,
         choose_dtype,
         get_context_length,
@@ -84,16 +83,17 @@ def run(
         load_own_tokenizer,
         load_tokenizer,
         read_configurations,
+        require_packing_support,
         save_tokenizer,
     )
-    from align.models.sharded import load_in_shards, save_whole
+    from align.models.sharded import load_in_shards, save_full_model
     from align.trainers.common import add_trained_adapter, fit
     from align.trainers.sft import FIGURES, build_sft_trainer, pack_rows
 
     stage: SftConfig = config.stage
     base = run.base
     if stage.packing:
-        check_packing(base)
+        require_packing_support(base)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     init = load_input_artifact(run) if "init" in run.inputs else None
@@ -156,7 +156,7 @@ def run(
         device=device,
         dtype=dtype,
         track=open_tracker,
-        figures=FIGURES,
+        figure_names=FIGURES,
     )
     figures: dict[str, Any] = {}
     if at_start is not None:
@@ -165,7 +165,7 @@ def run(
 
     save_tokenizer(tokenizer, run.artifact)
     if config.method.name == "full":
-        save_whole(model, dtype, run.artifact)
+        save_full_model(model, dtype, run.artifact)
     else:
         save_adapter(model, run.artifact, base)
     longest = max_length if stage.packing else max(len(row.input_ids) for row in train.rows)

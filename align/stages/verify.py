@@ -105,14 +105,14 @@ def make_sampler(
     run: Run, config: Config, roles: Roles, engine: Engine, prompts: Sequence[Sequence[int]]
 ) -> Callable[[int], Rollout]:
     """Return a function that samples a number of the policy's answers to each prompt, with new seeds in each call."""
-    from align.rollout.engine import derive_row_seeds, divergence_as_input_error
+    from align.rollout.engine import convert_divergence_errors, derive_row_seeds
 
     calls = itertools.count(1)
     actor = roles.actor("policy")
 
     def sample(answers: int) -> Rollout:
         rows = [ids for _ in range(answers) for ids in prompts]
-        with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype):
+        with convert_divergence_errors(f"init={run.inputs['init'].ref}", None, config.dtype):
             engine.sync(actor)
             seeds = derive_row_seeds(range(len(rows)), config.seed, "verify", next(calls))
             return engine.generate(rows, actor, seeds).to(roles.device)

@@ -45,7 +45,7 @@ def follow_first_rank() -> int:
     """Run the stage on a rank other than the first, in the run that the first rank opened. Returns the exit status.
 
     Raises:
-        AlignError: this rank or another one failed, see `align.ranks.find_cause`.
+        AlignError: this rank or another one failed, see `align.ranks.find_first_cause`.
     """
     try:
         with ranks.raise_first_failure():
@@ -53,7 +53,7 @@ def follow_first_rank() -> int:
     except AlignError:
         raise
     except Exception as error:  # the first rank writes the traceback to the log
-        if ranks.prints_error(error):
+        if ranks.should_print_error(error):
             message = f"{type(error).__name__}: {make_printable(str(error))}"
             print(f"align: rank {ranks.rank()}: internal error: {message}", file=sys.stderr)
             print("align: the traceback is in the run's log.txt", file=sys.stderr)
@@ -69,7 +69,7 @@ def work_on_run() -> int:
     config = started.config
     SIZE_LIMIT.megabytes = config.run.max_file_mb
     require_same_code_and_weights(started)
-    ranks.set_position("loads")
+    ranks.record_position("loads")
     try:
         with FollowerRun(started.folder, started.manifest, started.resumed) as run:
             result = load_stage(config.stage.name).run(run, config, *started.rows)

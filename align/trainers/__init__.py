@@ -15,7 +15,7 @@ COMPLETE_VERSION = "1.16"
 """A version of TRL that has all of them."""
 
 
-def check_trainer(loss: str) -> None:
+def require_trl_trainer(loss: str) -> None:
     """Raise InputError if the installed TRL lacks the trainer of a loss."""
     if loss not in EXPERIMENTAL:
         return

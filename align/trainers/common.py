@@ -23,20 +23,20 @@ from transformers.training_args import ParallelMode
 
 from align import ranks
 from align.core.errors import InputError, require
-from align.models.adapters import add_new_adapter, attach
+from align.models.adapters import add_new_adapter, attach_adapter
 from align.models.base import find_adapter_folder
-from align.models.finite_checks import build_divergence_error, check_tensors, describe_non_finite
+from align.models.finite_checks import build_divergence_error, describe_non_finite, require_finite_tensors
 from align.models.forward import get_route
 from align.models.load import choose_checkpointing, load_base
 from align.models.lora import Lora
 from align.models.sharded import is_sharded
 from align.run import Artifact, Base, Run
 from align.run.checkpoints import (
-    find_newest_checkpoint,
     is_intact,
     parse_step,
     remove_old_checkpoints,
-    seal,
+    remove_unusable_and_find_newest,
+    seal_checkpoint,
     sibling_checkpoint,
 )
 from align.track import Progress, Tracker, show_progress
@@ -89,7 +89,7 @@ class Training:
         return self.max_steps or max(1, math.ceil(math.ceil(rows / self.batch_size) * self.epochs))
 
     def arguments(
-        self, output: Path, device: torch.device, dtype: torch.dtype, steps: int, shards: bool = False
+        self, output: Path, device: torch.device, dtype: torch.dtype, steps: int, model_is_sharded: bool = False
     ) -> dict[str, Any]:
         """Return the keyword arguments that TRL's configs have in common.
 
@@ -97,7 +97,7 @@ class Training:
 
         Args:
             steps: number of optimiser steps of the run.
-            shards: whether the weights are sharded over ranks.
+            model_is_sharded: whether the weights are sharded over ranks.
         """
         on_cuda = device.type == "cuda"
         return {
@@ -112,7 +112,7 @@ class Training:
             "lr_scheduler_type": self.schedule,
             "max_grad_norm": self.max_grad_norm,
             "weight_decay": self.weight_decay,
-            "optim": choose_optimiser(self.optimiser, device, shards),
+            "optim": choose_optimiser(self.optimiser, device, model_is_sharded),
             "adam_beta1": self.adam_beta1,
             "adam_beta2": self.adam_beta2,
             "bf16": dtype == torch.bfloat16,
@@ -136,21 +136,21 @@ class Training:
         }
 
 
-def choose_optimiser(requested: str, device: torch.device, shards: bool = False) -> str:
+def choose_optimiser(requested: str, device: torch.device, model_is_sharded: bool = False) -> str:
     """Return transformers' name of an optimiser.
 
     Args:
         requested: setting; `auto` means paged 8-bit AdamW on a GPU, and plain AdamW on a CPU or with shards.
-        shards: see `Training.arguments`.
+        model_is_sharded: see `Training.arguments`.
 
     Raises:
         InputError: the optimiser needs a GPU, or does not support sharded weights.
     """
-    default = "paged_adamw_8bit" if device.type == "cuda" and not shards else "adamw"
+    default = "paged_adamw_8bit" if device.type == "cuda" and not model_is_sharded else "adamw"
     optimiser = default if requested == "auto" else requested
     problem = "updates whole weights, of which each rank has a part"
     remedy = "Use adamw, or leave it out."
-    require(not shards or optimiser == "adamw", "stage.optimiser", requested, problem, remedy)
+    require(not model_is_sharded or optimiser == "adamw", "stage.optimiser", requested, problem, remedy)
     problem = "keeps its moments in 8 bits by a kernel for cuda"
     require(device.type == "cuda" or "8bit" not in optimiser, "stage.optimiser", requested, problem, remedy)
     return "adamw_torch" if optimiser == "adamw" else optimiser
@@ -173,42 +173,46 @@ class FitResult(NamedTuple):
 
 
 def fit(
-    make: Callable[[dict[str, Any]], Trainer],
+    make_trainer: Callable[[dict[str, Any]], Trainer],
     model: nn.Module,
     settings: Any,
     seed: int,
     rows: int,
     run: Run,
-    held_out_loss: Callable[[int], float],
+    compute_held_out_loss: Callable[[int], float],
     *,
     device: torch.device,
     dtype: torch.dtype,
     track: Callable[[Run, int], AbstractContextManager[Tracker]],
-    figures: Mapping[str, str],
+    figure_names: Mapping[str, str],
 ) -> FitResult:
     """Train a model in place, from the run's newest checkpoint if there is one, and log metrics and progress.
     Afterwards the model has the weights to be published.
 
     Args:
-        make: builds the trainer around `model` from the keyword arguments that TRL's configs have in common.
+        make_trainer: builds the trainer around `model` from the keyword arguments that TRL's configs have in common.
         settings: the stage's settings: those of `Training`, `eval_every`, `publish`, `patience`, and `log_every`, the
             steps between rows of `metrics.jsonl`.
         rows: number of rows of an epoch.
-        held_out_loss: see `HeldOutEvaluation`.
+        compute_held_out_loss: see `HeldOutEvaluation`.
         track: opens the run's metrics stream after a given step.
-        figures: the trainer's name of a figure → our name.
+        figure_names: the trainer's name of a figure → our name.
     """
     training = Training.from_settings(settings, seed)
-    evaluation = HeldOutEvaluation(held_out_loss, settings.eval_every, settings.publish, settings.patience)
+    evaluation = HeldOutEvaluation(compute_held_out_loss, settings.eval_every, settings.publish, settings.patience)
     steps = training.steps(rows)
     arguments = training.arguments(run.checkpoints, device, dtype, steps, is_sharded(model))
-    checkpoint = find_newest_checkpoint(run, is_usable=evaluation.can_resume_from)
+    checkpoint = remove_unusable_and_find_newest(run, is_usable=evaluation.can_resume_from)
     resumed_step = parse_step(checkpoint)
-    has_ended = resumed_step >= steps or (checkpoint is not None and evaluation.is_exhausted(load_state(checkpoint)))
+    has_ended = resumed_step >= steps or (
+        checkpoint is not None and evaluation.is_exhausted(load_trainer_state(checkpoint))
+    )
     with track(run, resumed_step) as stream, show_progress(run.manifest.stage, steps, resumed_step) as bar:
-        reporter = Reporter(stream, bar, settings.log_every, figures, evaluation)
+        reporter = Reporter(stream, bar, settings.log_every, figure_names, evaluation)
         callbacks = (evaluation, reporter)
-        trainer, trained = train(partial(make, arguments), model, *callbacks, checkpoint=checkpoint, ended=has_ended)
+        trainer, trained = train(
+            partial(make_trainer, arguments), model, *callbacks, checkpoint=checkpoint, has_ended=has_ended
+        )
     last_step = trainer.state.global_step
     published_step = evaluation.find_published_step(trainer.state)
     ranks.barrier()  # the first rank has written the last checkpoint, and removed others
@@ -225,35 +229,35 @@ def fit(
 
 
 def train(
-    make: Callable[[], Trainer],
+    make_trainer: Callable[[], Trainer],
     model: nn.Module,
     *callbacks: TrainerCallback,
     checkpoint: Path | None = None,
-    ended: bool = False,
+    has_ended: bool = False,
 ) -> tuple[Trainer, int]:
     """Build the trainer around `model`, and train its adapter in fp32, from `checkpoint` if there is one. TRL's output
     is suppressed.
 
     Args:
-        ended: whether training had ended at `checkpoint`. Its weights are then loaded, because a Trainer would take one
-            more step: it checks only after a step whether that was the last.
+        has_ended: whether training had ended at `checkpoint`. Its weights are then loaded, because a Trainer would take
+            one more step: it checks only after a step whether that was the last.
 
     Returns:
         The trainer, whose state is that of the end, and the number of trained weights.
     """
     # TRL rounds the weights of a quantised model's adapter when the trainer is built.
     quantised = getattr(model, "is_loaded_in_4bit", False)
-    start = {name: p.detach().clone() for name, p in trainable_parameters(model).items() if quantised}
-    with keep_configurations(model):
+    start = {name: p.detach().clone() for name, p in get_trainable_parameters(model).items() if quantised}
+    with restore_configurations_afterwards(model):
         with as_single_process():
-            trainer = make()
+            trainer = make_trainer()
         trainer.remove_callback(PrinterCallback)  # it prints every step as a dict
         for callback in (*callbacks, FiniteGuard()):
             trainer.add_callback(callback)
         trained = cast_trainable_to_fp32(model, start)
-        if checkpoint and ended:
+        if checkpoint and has_ended:
             load_weights(trainer, checkpoint)
-            trainer.state = load_state(checkpoint)
+            trainer.state = load_trainer_state(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer, trained
@@ -286,7 +290,7 @@ def build_trainer(
 
 
 @contextmanager
-def keep_configurations(model: nn.Module) -> Iterator[None]:
+def restore_configurations_afterwards(model: nn.Module) -> Iterator[None]:
     """Restore a model's configurations after the block. A trainer changes them (no cache, the tokenizer's pad and end
     tokens), and a fully trained model is published with them."""
     candidates = (getattr(m, name, None) for m in model.modules() for name in ("config", "generation_config"))
@@ -310,7 +314,7 @@ def add_trained_adapter(model: nn.Module, adapter: Path | None, lora: Lora, seed
     torch.manual_seed(seed)  # a fresh adapter's lora_A is random
     if adapter is None:
         return add_new_adapter(model, lora)
-    return attach(model, adapter, "default", trainable=True)
+    return attach_adapter(model, adapter, "default", trainable=True)
 
 
 def load_referenced_policy(
@@ -336,9 +340,9 @@ def load_referenced_policy(
     model = load_base(base, method, device, dtype)
     problem = f"type {model.config.model_type} computes its logits by more than a linear head on hidden states"
     problem += f", which TRL's {stage.upper()} reads"
-    require(get_route(model).halves, "stage", stage, problem, "Use stage=reward and stage=ppo.")
+    require(get_route(model).has_separate_head, "stage", stage, problem, "Use stage=reward and stage=ppo.")
     model = add_trained_adapter(model, find_adapter_folder(start), lora, seed)
-    size = sum(p.numel() * p.element_size() for p in trainable_parameters(model).values())
+    size = sum(p.numel() * p.element_size() for p in get_trainable_parameters(model).values())
     if has_reference:
         print(
             f"the start is kept as the reference: a second adapter of {size / 1e6:,.1f} MB, and a second pass over "
@@ -357,15 +361,15 @@ def load_weights(trainer: Trainer, checkpoint: Path) -> None:
     """
     trainer._load_from_checkpoint(str(checkpoint))
     assert isinstance(trainer.model, nn.Module)
-    check_tensors(trainable_parameters(trainer.model).items(), "checkpoint", checkpoint.name, RETRY)
+    require_finite_tensors(get_trainable_parameters(trainer.model).items(), "checkpoint", checkpoint.name, RETRY)
 
 
-def load_state(checkpoint: Path) -> TrainerState:
+def load_trainer_state(checkpoint: Path) -> TrainerState:
     """Return the Trainer's state at a checkpoint."""
     return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def get_trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -375,7 +379,7 @@ def cast_trainable_to_fp32(model: nn.Module, start: Mapping[str, Tensor]) -> int
     On a 4-bit base TRL casts them to bf16 when the trainer is built. Small updates would then vanish (at lr 1e-5 only
     8 % of `lora_A` changed in 20 steps), and a loaded adapter would start rounded.
     """
-    trainable = trainable_parameters(model)
+    trainable = get_trainable_parameters(model)
     assert trainable, "nothing is trainable"
     for name, parameter in trainable.items():
         parameter.data = start.get(name, parameter.data).float()
@@ -421,7 +425,7 @@ class HeldOutEvaluation(TrainerCallback):
         """Return whether a checkpoint is intact, and also the checkpoint of the best weights that it refers to."""
         if not is_intact(checkpoint):
             return False
-        best = sibling_checkpoint(checkpoint, self.find_published_step(load_state(checkpoint)))
+        best = sibling_checkpoint(checkpoint, self.find_published_step(load_trainer_state(checkpoint)))
         return best == checkpoint or is_intact(best)
 
     def describe(self, state: TrainerState, planned: int) -> str:
@@ -475,14 +479,14 @@ class FiniteGuard(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.global_step:
-            unmark_paged(optimizer)
-            tensors = {**trainable_parameters(model), **dict(iter_optimiser_state(optimizer))}
-            check_tensors(tensors.items(), "checkpoint", f"checkpoint-{state.global_step}", RETRY)
+            clear_paged_flag(optimizer)
+            tensors = {**get_trainable_parameters(model), **dict(iter_optimiser_state(optimizer))}
+            require_finite_tensors(tensors.items(), "checkpoint", f"checkpoint-{state.global_step}", RETRY)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        gradients = [p.grad for p in trainable_parameters(model).values() if p.grad is not None]
+        gradients = [p.grad for p in get_trainable_parameters(model).values() if p.grad is not None]
         if not args.fp16 and not math.isfinite(float(nn.utils.get_total_norm(gradients))):
             raise self.error(state.global_step + 1, "the gradient is not finite", args, model)
 
@@ -501,11 +505,11 @@ class FiniteGuard(TrainerCallback):
 
     def error(self, step: int, problem: str, args: TrainingArguments, model: nn.Module) -> InputError:
         dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
-        problem = f"step {step}: {problem}{describe_non_finite(trainable_parameters(model))}: the run has diverged"
+        problem = f"step {step}: {problem}{describe_non_finite(get_trainable_parameters(model))}: the run has diverged"
         return build_divergence_error(problem, args.learning_rate, dtype)
 
 
-def unmark_paged(optimiser: Any) -> None:
+def clear_paged_flag(optimiser: Any) -> None:
     """Clear `is_paged` of optimiser moments in the GPU's own memory.
 
     A checkpoint of bitsandbytes' paged optimisers stores this flag, and a moment that is loaded directly to the GPU
@@ -567,7 +571,7 @@ class Reporter(TrainerCallback):
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         for foreign in ("training_args.bin", "README.md"):  # an unused pickle, and TRL's model card
             (folder / foreign).unlink(missing_ok=True)
-        seal(folder)
+        seal_checkpoint(folder)
         remove_old_checkpoints(
             folder.parent, CHECKPOINTS, sibling_checkpoint(folder, self.evaluation.find_published_step(state))
         )

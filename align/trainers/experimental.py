@@ -2,7 +2,7 @@
 memory and a second pass over each batch.
 
 `align.trainers.dpo` imports this module only for these losses, because some versions of TRL lack it (see
-`align.trainers.check_trainer`).
+`align.trainers.require_trl_trainer`).
 """
 
 from __future__ import annotations

@@ -56,17 +56,19 @@ def measure_steps(base: Base, work: Workload, training: Training, device: torch.
     load = load_classifier if work.stage == "reward" else load_base
     model = load(base, work.method, device, dtype)
     if work.method != "full":
-        model = add_new_adapter(model, work.lora, classifier=work.stage == "reward")
+        model = add_new_adapter(model, work.lora, is_reward_model=work.stage == "reward")
     batch = training.micro_batch * (2 if work.accumulates else 1)
     training = replace(training, batch_size=batch, max_steps=2, save_every=100)
     with tempfile.TemporaryDirectory() as folder, watch_live_bytes(device, model) as lap:
         arguments = training.arguments(Path(folder), device, dtype, 2)
         live = LiveBytesOfSteps(lap)
-        train(partial(build_trainer, work, model, tokenizer, training, arguments), model, live)
+        train(partial(build_measured_trainer, work, model, tokenizer, training, arguments), model, live)
     return live.counts
 
 
-def build_trainer(work: Workload, model: Any, tokenizer: Any, training: Training, arguments: dict[str, Any]) -> Any:
+def build_measured_trainer(
+    work: Workload, model: Any, tokenizer: Any, training: Training, arguments: dict[str, Any]
+) -> Any:
     """Build the stage's trainer on rows of maximum length, enough for two steps."""
     start = work.length // 2
     count = 2 * training.batch_size

@@ -104,21 +104,21 @@ def to_saved_name(parameter: str) -> str:
 
 
 def build_reward_trainer(
-    model: Any, tokenizer: Any, judged: Sequence[Ranking], arguments: dict[str, Any]
+    model: Any, tokenizer: Any, rankings: Sequence[Ranking], arguments: dict[str, Any]
 ) -> RewardTrainer:
     """Build the trainer of the Bradley–Terry loss over rankings, with the weights of `collate_rankings`."""
     dataset = Dataset.from_dict(
         {
-            "texts": [r.texts for r in judged],
-            "pairs": [r.pairs for r in judged],
-            "length": [max(map(len, r.texts)) for r in judged],
+            "texts": [r.texts for r in rankings],
+            "pairs": [r.pairs for r in rankings],
+            "length": [max(map(len, r.texts)) for r in rankings],
         }
     )
     settings = RewardConfig(**arguments, max_length=None, disable_dropout=True)
     padder = copy.deepcopy(tokenizer)  # used for its pad token only
-    filler = choose_filler_id(judged, tokenizer.pad_token_id)
+    filler = choose_filler_id(rankings, tokenizer.pad_token_id)
     padder.pad_token = tokenizer.convert_ids_to_tokens(filler)
-    collate = partial(collate_rankings, filler=filler, judgements=compute_mean_judgements(judged))
+    collate = partial(collate_rankings, filler=filler, mean_judgements=compute_mean_judgements(rankings))
     return build_trainer(RankingTrainer, model, settings, dataset, padder, collate)
 
 
@@ -137,18 +137,18 @@ class RankingTrainer(TokenRowsTrainer, RewardTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def compute_mean_judgements(judged: Sequence[Ranking]) -> float:
+def compute_mean_judgements(rankings: Sequence[Ranking]) -> float:
     """Return the mean number of judgements per ranking: 1 if one person ordered all texts, less with ties, more with
     several people."""
-    return sum(len(r.pairs) / math.comb(len(r.texts), 2) for r in judged) / len(judged)
+    return sum(len(r.pairs) / math.comb(len(r.texts), 2) for r in rankings) / len(rankings)
 
 
-def collate_rankings(rows: Sequence[dict[str, Any]], filler: int, judgements: float) -> dict[str, Tensor]:
+def collate_rankings(rows: Sequence[dict[str, Any]], filler: int, mean_judgements: float) -> dict[str, Tensor]:
     """Collate rankings: B texts [B, S] padded on the right, `pairs` [M, 2] as row indices, and `weights` [M].
 
     A judgement of K texts has the weight of one, divided over its K(K − 1)/2 pairs, so that a ranking of nine answers
-    does not outweigh 36 rankings of two. Division by `judgements`, the mean per ranking, keeps the loss in nats per
-    pair.
+    does not outweigh 36 rankings of two. Division by `mean_judgements`, the mean per ranking, keeps the loss in nats
+    per pair.
     """
     texts = [ids for row in rows for ids in row["texts"]]
     first = 0
@@ -157,7 +157,7 @@ def collate_rankings(rows: Sequence[dict[str, Any]], filler: int, judgements: fl
     for row in rows:
         count = len(row["texts"])
         pairs += [(first + better, first + worse) for better, worse in row["pairs"]]
-        weights += [1 / (math.comb(count, 2) * len(rows) * judgements)] * len(row["pairs"])
+        weights += [1 / (math.comb(count, 2) * len(rows) * mean_judgements)] * len(row["pairs"])
         first += count
     return {
         "input_ids": pad_rows(texts, filler),
@@ -177,11 +177,11 @@ def compute_ranking_loss(gap_M: Tensor, weights_M: Tensor) -> Tensor:
     return -(weights_M * logsigmoid(gap_M)).sum()
 
 
-def choose_filler_id(judged: Sequence[Ranking], pad_id: int) -> int:
+def choose_filler_id(rankings: Sequence[Ranking], pad_id: int) -> int:
     """Return a token for padding with which no row ends; `pad_id` if possible.
 
     transformers reads the score at the last token that is not the pad token. If EOS is also the pad token, an answer
     would be scored one token too early. Padding is masked, so that any other token will do.
     """
-    ends = {ids[-1] for ranking in judged for ids in ranking.texts}
+    ends = {ids[-1] for ranking in rankings for ids in ranking.texts}
     return next(i for i in (pad_id, *range(len(ends) + 1)) if i not in ends)

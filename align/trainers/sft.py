@@ -38,7 +38,7 @@ def build_sft_trainer(
         eos_token=None,
         router_aux_loss_coef=0.0,  # no router loss, which some mixture-of-experts models fail to compute
     )
-    kind = RowTrainer if get_route(model).halves else OwnLogitsTrainer
+    kind = RowTrainer if get_route(model).has_separate_head else OwnLogitsTrainer
     return build_trainer(kind, model, settings, to_dataset(rows), tokenizer)
 
 
@@ -73,7 +73,7 @@ class RowTrainer(MultiRankTrainer, SFTTrainer):
 
 def find_frozen_head(model: Any) -> Tensor | None:
     """Return the weight of a frozen linear head without bias on a CPU. Returns None for other heads."""
-    if is_sharded(model) or not get_route(model).fast:
+    if is_sharded(model) or not get_route(model).has_fast_path:
         return None
     head = get_lm_head(model)
     if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:

@@ -24,7 +24,7 @@ from align.annotate.store.connections import SCHEMA_VERSION
 from align.annotate.store.integrity import correct_counters
 from align.annotate.store.tables import invitations, ledger, metadata, projects, sessions, store_meta
 from align.core.errors import CorruptFile, InputError, StorageError, require, require_schema_version
-from align.core.outputs import atomic_file
+from align.core.outputs import open_atomic_file
 from align.data.read.rows import iter_valid_rows
 
 FORMAT = "align annotation store"
@@ -53,7 +53,7 @@ def write_store_backup(store: Store, path: Path) -> dict[str, Any]:
         raise exists_error
     try:
         # The file contains names, so only its owner may read it.
-        with store.reading() as connection, atomic_file(path, mode=0o600, replace=False) as raw:
+        with store.reading() as connection, open_atomic_file(path, mode=0o600, replace=False) as raw:
             header = {
                 "format": FORMAT,
                 "schema_version": SCHEMA_VERSION,

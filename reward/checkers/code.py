@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from align.core.errors import InputError, require
-from align.core.spec import check_keys, get_integer, get_number, get_text, get_texts
+from align.core.spec import get_integer, get_number, get_text, get_texts, require_keys
 from align.reward.checkers.checked import AllowCode, Checker, Part, make_part
 from align.reward.checkers.fences import find_fenced_blocks
 from align.reward.checkers.sandbox import (
@@ -52,7 +52,7 @@ def build(spec: Any, field: str, allow_code: AllowCode) -> Checker:
         InputError: a key is wrong, the user did not agree, or this machine has no sandbox.
     """
     require(bool(allow_code), f"{field}.kind", KIND, "runs programs that a model wrote", REMEDY)
-    settings = check_keys(spec, field, ("kind",), ("tests", "prompt", "test", "entry_point", "timeout", "memory_mb"))
+    settings = require_keys(spec, field, ("kind",), ("tests", "prompt", "test", "entry_point", "timeout", "memory_mb"))
     human_eval = "test" in settings
     require(
         human_eval != ("tests" in settings),

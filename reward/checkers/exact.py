@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from align.core.errors import require
-from align.core.spec import check_keys, get_choice, get_text, get_texts, join_quoted
+from align.core.spec import get_choice, get_text, get_texts, join_quoted, require_keys
 from align.reward.checkers.checked import Checker, Part, make_part
 
 KIND = "exact"
@@ -38,7 +38,7 @@ def build(spec: Any, field: str) -> Checker:
     Raises:
         InputError: a key is wrong.
     """
-    settings = check_keys(spec, field, ("kind",), ("answer", "answers", "ignore", "read", "after"))
+    settings = require_keys(spec, field, ("kind",), ("answer", "answers", "ignore", "read", "after"))
     require(
         ("answer" in settings) != ("answers" in settings),
         f"{field}.answers",

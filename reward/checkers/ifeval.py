@@ -17,7 +17,7 @@ from inspect import signature
 from typing import Any, NamedTuple
 
 from align.core.errors import InputError, require
-from align.core.spec import check_keys, get_choice, get_integer, get_text, get_texts, join_quoted, parse_text
+from align.core.spec import get_choice, get_integer, get_text, get_texts, join_quoted, parse_text, require_keys
 from align.reward.checkers.checked import Checker, Part, make_part
 from align.reward.checkers.languages import LANGUAGES, is_in_language
 from align.reward.checkers.sentences import count_sentences
@@ -247,7 +247,7 @@ def build(spec: Any, field: str) -> Checker:
     Raises:
         InputError: a constraint is wrong.
     """
-    specs = check_keys(spec, field, ("kind", "constraints"))["constraints"]
+    specs = require_keys(spec, field, ("kind", "constraints"))["constraints"]
     is_filled = isinstance(specs, list | tuple) and len(specs) > 0
     require(is_filled, f"{field}.constraints", specs, "is no list of constraints", "Write constraints: [no_comma].")
     constraints = [parse_constraint(spec, f"{field}.constraints[{i}]") for i, spec in enumerate(specs)]
@@ -283,7 +283,7 @@ def parse_constraint(spec: Any, field: str) -> Constraint:
     require(name in INSTRUCTIONS, f"{field}.name", name, "is no instruction", f"They are {', '.join(SHORT)}.")
     instruction = INSTRUCTIONS[name]
     parameters = tuple(signature(instruction.describe).parameters)
-    spec = check_keys({key: value for key, value in spec.items() if value is not None}, field, ("name", *parameters))
+    spec = require_keys({key: value for key, value in spec.items() if value is not None}, field, ("name", *parameters))
     arguments = {key: parse_argument(spec, field, key) for key in parameters}
     if "nth_paragraph" in arguments:
         nth = arguments["nth_paragraph"]
@@ -302,7 +302,7 @@ def parse_argument(spec: Mapping[str, Any], field: str, name: str) -> Any:
     if name.startswith("num_") or name.endswith("frequency"):
         return get_integer(spec, field, name)
     if name == "nth_paragraph":
-        return get_integer(spec, field, name, least=1)
+        return get_integer(spec, field, name, minimum=1)
     if name == "language":
         return get_choice(spec, field, name, tuple(LANGUAGES))
     if name == "letter":

@@ -8,7 +8,7 @@ from typing import Any
 
 from align.core.distribution import require_extra
 from align.core.errors import InputError, require
-from align.core.spec import check_keys
+from align.core.spec import require_keys
 from align.reward.checkers.checked import SHOWN, Checker, Part, make_part
 from align.reward.checkers.fences import find_fenced_blocks
 
@@ -30,7 +30,7 @@ def build(spec: Any, field: str) -> Checker:
     require_extra("serve", f"{field}.kind", KIND, ["jsonschema_rs"])
     import jsonschema_rs
 
-    schema = check_keys(spec, field, ("kind", "schema"))["schema"]
+    schema = require_keys(spec, field, ("kind", "schema"))["schema"]
     require(isinstance(schema, Mapping), f"{field}.schema", schema, "is no mapping", "Write a JSON schema.")
     try:
         validator = jsonschema_rs.validator_for(

@@ -7,7 +7,7 @@ from typing import Any
 import regex
 
 from align.core.errors import InputError, require
-from align.core.spec import check_keys, get_flag, get_text, get_texts, join_quoted
+from align.core.spec import get_flag, get_text, get_texts, join_quoted, require_keys
 from align.reward.checkers.checked import LIMIT_S, Checker, Part, make_part
 
 KIND = "regex"
@@ -20,7 +20,7 @@ def build(spec: Any, field: str) -> Checker:
     Raises:
         InputError: a key is wrong, the pattern is invalid, or it has no such group.
     """
-    settings = check_keys(spec, field, ("kind", "pattern"), ("group", "equals", "whole", "absent"))
+    settings = require_keys(spec, field, ("kind", "pattern"), ("group", "equals", "whole", "absent"))
     expression = get_text(settings, field, "pattern")
     try:
         pattern = regex.compile(expression)

@@ -72,7 +72,7 @@ def test_lines_where_forking_is_not_safe(
     """Each line runs in a fresh interpreter. This stage needs no torch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(batch_module, "import_for_forks", lambda stages: False)
+    monkeypatch.setattr(batch_module, "try_import_for_forks", lambda stages: False)
     (tmp_path / "items.jsonl").write_text('{"prompt": "a", "answers": ["b", "c"]}\n')
     importing = "stage=annotate stage.action=import run.name=x stage.path="
     lines = [f"{importing}items.jsonl", f"{importing}nowhere", f"{importing}items.jsonl run.name=y"]
@@ -90,9 +90,9 @@ def test_a_cuda_build_is_not_forked(monkeypatch: pytest.MonkeyPatch):
     import torch
 
     monkeypatch.setattr(torch.version, "cuda", None)  # whichever build is here
-    assert batch_module.import_for_forks(["export"])
+    assert batch_module.try_import_for_forks(["export"])
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    assert not batch_module.import_for_forks(["export"])
+    assert not batch_module.try_import_for_forks(["export"])
 
 
 def test_the_first_failure_ends_it(tmp_path: Path, sft: str, forks: Forks):
@@ -127,7 +127,7 @@ def test_no_line_at_all(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     assert "standard input=(empty)" in capfd.readouterr().err
 
 
-AFRESH = "import align.cli.batch; align.cli.batch.import_for_forks = lambda commands: False"
+AFRESH = "import align.cli.batch; align.cli.batch.try_import_for_forks = lambda commands: False"
 
 
 @pytest.mark.parametrize("how", ["a terminal's Ctrl-C", "SIGTERM, afresh", "the stage alone, killed"])

@@ -59,7 +59,7 @@ class SnapshotEngine:
         self.calls.append("sync")
         previous = self.digests.get(actor)
         digest = None
-        if not actor.base_alone:
+        if not actor.is_bare_base:
             folder = save_snapshot(actor, self.base, self.folder)
             digest = folder.name
             if (folder / "config.json").is_file():

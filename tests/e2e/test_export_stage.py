@@ -169,7 +169,7 @@ def test_a_refused_adapter_loads_no_weights(
     stranger = Path(shutil.copytree(shop.root / "sft" / "a" / "artifact", tmp_path / "stranger"))
     config = json.loads((stranger / "adapter_config.json").read_text())
     (stranger / "adapter_config.json").write_text(json.dumps(config | settings))
-    monkeypatch.setattr(load, "check_file", raise_on_read)
+    monkeypatch.setattr(load, "require_finite_file", raise_on_read)
     model = ("model=hub", f"model.path={shop.root.parent / 'model'}", "method=qlora")
     status = shop.status("stage=export", f"export={kind}", f"artifact={stranger}", *model, "resume=never")
     assert status == (1 if problem is None else 2), shop.output
@@ -181,7 +181,7 @@ def test_a_receipt_that_does_not_hold_is_refused_before_weights_are_read(
 ) -> None:
     good, bad = (Path(shutil.copytree(exported / "artifact", tmp_path / name)) for name in ("good", "bad"))
     scale_adapter(bad, 1.5)
-    monkeypatch.setattr(load, "check_file", raise_on_read)
+    monkeypatch.setattr(load, "require_finite_file", raise_on_read)
     check = ("stage=export", "export=check")
     assert shop.status(*check, "artifact=sft:a", f"export.path={good}") == 1
     assert "weights are read" in shop.output
@@ -254,7 +254,7 @@ def test_a_merge_into_a_tied_base_is_refused_before_weights_are_read(
     sides = {"A": torch.ones(config["r"], 64), "B": torch.ones(rows, config["r"])}
     tensors = {f"base_model.model.lm_head.lora_{side}.weight": tensor for side, tensor in sides.items()}
     save_file(tensors, stranger / WEIGHTS_FILE, {"format": "pt"})
-    monkeypatch.setattr(load, "check_file", raise_on_read)
+    monkeypatch.setattr(load, "require_finite_file", raise_on_read)
     model = ("model=hub", f"model.path={shop.root.parent / 'model'}", "method=qlora")
     converters = tmp_path / "llama.cpp"  # `all` has GGUF, which looks for the converters first
     converters.mkdir()

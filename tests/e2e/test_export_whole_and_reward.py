@@ -17,7 +17,7 @@ from test_own_model import pairs
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from align.export.reward import encode_as_trained, make_test_conversations
-from align.models.adapters import WEIGHTS_FILE, attach
+from align.models.adapters import WEIGHTS_FILE, attach_adapter
 from align.models.load import cast_to_fp32, load_base, load_own_tokenizer
 from align.models.roles import build_linear_head, read_score_weight
 from align.reward.learned import score_rows
@@ -63,7 +63,7 @@ def compute_scores(shop: Workshop, method: str) -> tuple[list[list[int]], torch.
     tokenizer = load_own_tokenizer(artifact, artifact.base)
     rows = encode_as_trained(tokenizer, make_test_conversations(tokenizer))
     model = cast_to_fp32(load_base(artifact.base, method, CPU, torch.float32))
-    model = attach(model, artifact.path, "reward", scored=True, alone=True).eval()
+    model = attach_adapter(model, artifact.path, "reward", is_reward_model=True, is_only_adapter=True).eval()
     return rows, score_rows(model, build_linear_head(read_score_weight(artifact.path, 64)), rows, 0)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from align.data.chat.fixed_prompts import encode_fixed_prompts
 from align.export.reward import encode_as_trained, make_test_conversations
-from align.models.adapters import attach
+from align.models.adapters import attach_adapter
 from align.models.load import cast_to_fp32, load_base, load_own_tokenizer
 from align.models.roles import build_linear_head, read_score_weight
 from align.reward.learned import score_rows
@@ -121,7 +121,7 @@ def compute_trained(artifact: Artifact, method: str) -> list[Tensor]:
     model = cast_to_fp32(load_base(base, "lora" if artifact.whole else method, CPU, torch.float32))
     is_reward = artifact.path.parents[1].name == "reward"
     if not artifact.whole:
-        model = attach(model, artifact.path, "policy", scored=is_reward, alone=True).eval()
+        model = attach_adapter(model, artifact.path, "policy", is_reward_model=is_reward, is_only_adapter=True).eval()
     if is_reward:
         head = build_linear_head(read_score_weight(artifact.path, model.config.hidden_size))
         return list(score_rows(model, head, rows, 0)[:, None])

@@ -21,7 +21,7 @@ from align.__main__ import main
 from align.core.errors import MissingArtifact
 from align.models.base import find_base
 from align.run import file_digest, read_manifest, resolve
-from align.run.checkpoints import SEAL, seal
+from align.run.checkpoints import SEAL, seal_checkpoint
 from align.track import Tracker
 
 NAN = float("nan")
@@ -193,7 +193,7 @@ def test_in_a_checkpoint(
     else:
         plant(next(iter(checkpoint.glob("*model*.safetensors"))), NAN)
     (checkpoint / SEAL).unlink()
-    seal(checkpoint)
+    seal_checkpoint(checkpoint)
     message = refused(line)
     assert "checkpoint=" in message
     assert checkpoint.name in message

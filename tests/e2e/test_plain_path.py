@@ -90,7 +90,7 @@ def test_ppo_stops_where_its_first_ratio_is_off(
     model = save_model_with_tokenizer(tmp_path / "model", "bart", tiny_tokenizer)
     line = ("stage=ppo", "model=hub", model, "init=base", "method=lora", *PPO, *RULES, *shop.data_words)
     shop.refuses(*line, says="rows in a batch give other logits than each row alone")
-    monkeypatch.setattr(load, "probe", lambda model, base: None)
+    monkeypatch.setattr(load, "require_consistent_logits", lambda model, base: None)
     shop.refuses(
         *line,
         says=(

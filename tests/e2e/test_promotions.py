@@ -13,7 +13,7 @@ from synthetic_runs import find_record, query_refs
 
 from align.registry.index import INDEX
 from align.run import read_manifest
-from align.run.alias_log import FILE, read_log
+from align.run.alias_log import FILE, read_alias_log
 
 WHY = "stage.why=better"
 
@@ -101,7 +101,7 @@ def test_a_run_keeps_what_the_alias_meant(shop: Workshop, ready: Ready) -> None:
     folder = Path(shop.output.splitlines()[-1])
     manifest = read_manifest(folder)
     init = manifest.inputs["init"]
-    change = read_log(shop.root).changes[0]
+    change = read_alias_log(shop.root).changes[0]
     assert (init.ref, init.run, init.digest) == ("@start", "sft:s", digest)
     assert init.details == {"alias": {"name": "start", "seq": 1, "hash": change.hash}}
     assert query_refs(shop.root, {"inputs.init.alias.name": "start"}) == [manifest.ref]
@@ -124,7 +124,7 @@ def test_an_alias_finds_its_artifact_by_what_it_is(shop: Workshop) -> None:
     (shop.root / "reward" / "a").rename(shop.root / "reward" / "c")
     shutil.copytree(shop.root / "reward" / "b", shop.root / "reward" / "a")
     promote(shop, "@production", alias="same")
-    assert read_log(shop.root).changes[1].arms[0].digest == read_log(shop.root).changes[0].arms[0].digest
+    assert read_alias_log(shop.root).changes[1].arms[0].digest == read_alias_log(shop.root).changes[0].arms[0].digest
     assert find_record(shop.root, "reward:c")["aliases"] == ["production", "same"]
     shutil.rmtree(shop.root / "reward" / "c")
     message = read_refusal(shop, "@production")
@@ -147,11 +147,11 @@ def test_a_run_is_judged_by_its_folder(shop: Workshop) -> None:
     for folder, target in ((a, between), (b, a), (between, b)):
         folder.rename(target)
     promote(shop, "reward:b")
-    arm = read_log(shop.root).changes[-1].arms[0]
+    arm = read_alias_log(shop.root).changes[-1].arms[0]
     assert (arm.ref, arm.digest) == ("reward:b", digest)
     b.rename(shop.root / "reward" / "renamed")
     promote(shop, "reward:renamed", alias="other")
-    assert read_log(shop.root).changes[-1].arms[0].ref == "reward:renamed"
+    assert read_alias_log(shop.root).changes[-1].arms[0].ref == "reward:renamed"
 
 
 def test_what_somebody_wrote_moves_no_cursor_and_tells_no_secret(shop: Workshop) -> None:
@@ -186,7 +186,7 @@ def test_a_gate(shop: Workshop, tmp_path: Path) -> None:
     output = promote(shop, "reward:a", gates_word, "stage.override=we must")
     assert "gate good, NOT MET: reward:a: verdict safe" in output
     assert "gate good, met: reward:a: steps at least 1: " in output
-    last_change = read_log(shop.root).changes[-1]
+    last_change = read_alias_log(shop.root).changes[-1]
     assert last_change.override == "we must"
     assert [finding["passed"] for finding in last_change.gates[0]["findings"]] == [True, False]
     digest = read_manifest(shop.root / "reward" / "b").digest
@@ -194,7 +194,7 @@ def test_a_gate(shop: Workshop, tmp_path: Path) -> None:
     (shop.root / "verdicts").mkdir()
     (shop.root / "verdicts" / "safe.json").write_text(json.dumps(verdict))
     promote(shop, "reward:b", gates_word)
-    assert read_log(shop.root).changes[-1].override == ""
+    assert read_alias_log(shop.root).changes[-1].override == ""
     output = run_registry_action(
         shop, "promote", gates_word, "stage.alias=prod", "stage.arms={reward\\:a: 1, reward\\:b: 1}", WHY, status=2
     )

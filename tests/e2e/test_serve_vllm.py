@@ -20,7 +20,7 @@ from serving import Server, run_serve_stage, write_adapters
 from vllm_stand_in import stand_in_python
 from waiting import becomes_true
 
-from align.models.adapters import attach
+from align.models.adapters import attach_adapter
 from align.models.base import find_base
 from align.models.load import load_base
 from align.run.weights import adapter_digest
@@ -69,7 +69,7 @@ def test_each_name_is_answered_by_its_weights(server: Server, home: Path):
     expected = {}
     for name in ("pocket", "one", "two"):
         if name != "pocket":
-            model = attach(model, home / "adapters" / name, name)
+            model = attach_adapter(model, home / "adapters" / name, name)
             model.set_adapter(name)
         logits = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
         expected[name] = logits.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()

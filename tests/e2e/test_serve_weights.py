@@ -13,9 +13,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_for_reward_model, find_stop_token_ids
-from align.models.adapters import add_new_adapter, attach, save_adapter
+from align.models.adapters import add_new_adapter, attach_adapter, save_adapter
 from align.models.base import find_base
-from align.models.dequantised import DEQUANTISED, dequantise
+from align.models.dequantised import DEQUANTISED, dequantise_in_place
 from align.models.load import load_base, load_classifier, load_tokenizer, read_configurations
 from align.models.lora import Lora
 from align.reward.learned import score_rows
@@ -35,10 +35,10 @@ def test_an_adapter_of_qlora_answers_on_the_dequantised_base(forks: Forks, tmp_p
     write_json(folder / "one" / "receipt.json", {"into": DEQUANTISED})  # as if it had been trained on NF4
     ids = load_tokenizer(base)("Hello there, how are you today? I am fine.", add_special_tokens=False)["input_ids"]
     plain = load_base(base, "lora", cpu, torch.float32)
-    nf4 = dequantise(load_base(base, "qlora", cpu, torch.float32), torch.float32)
+    nf4 = dequantise_in_place(load_base(base, "qlora", cpu, torch.float32), torch.float32)
     expected = {"pocket": compute_logprobs(nf4, ids)}
-    expected["one"] = compute_logprobs(attach(nf4, folder / "one", "one"), ids)
-    on_plain_base = compute_logprobs(attach(plain, folder / "one", "one"), ids)
+    expected["one"] = compute_logprobs(attach_adapter(nf4, folder / "one", "one"), ids)
+    on_plain_base = compute_logprobs(attach_adapter(plain, folder / "one", "one"), ids)
     assert max(abs(a - b) for a, b in zip(expected["one"], on_plain_base, strict=True)) > 0.01
     settings = ("model=pocket", f"stage.adapters={{one: {folder / 'one'}}}")
     with run_serve_stage(forks, tmp_path, *settings) as server:
@@ -51,7 +51,7 @@ def build_reward_model(folder: Path) -> tuple[Any, Any]:
     base = find_base("pocket")
     torch.manual_seed(3)
     classifier = load_classifier(base, "lora", torch.device("cpu"), torch.float32)
-    model: Any = add_new_adapter(classifier, Lora(8, 16), classifier=True)
+    model: Any = add_new_adapter(classifier, Lora(8, 16), is_reward_model=True)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.requires_grad:

@@ -46,7 +46,7 @@ def test_a_missing_reader_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     gguf.write_bytes(b"GGUF")
     monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="package gguf"):
-        base.convert_gguf(gguf, tmp_path / "cache")
+        base.convert_gguf_once(gguf, tmp_path / "cache")
     assert base.find_gguf_in_wheel() is None
 
 
@@ -61,7 +61,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(base, "write_snapshot", fail_halfway)
     with pytest.raises(RuntimeError, match="torn"):
-        base.convert_gguf(gguf, tmp_path / "cache")
+        base.convert_gguf_once(gguf, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 

@@ -7,7 +7,7 @@ import torch
 
 from align.ppo.experience import Estimator
 from align.ppo.update import Losses
-from align.ppo.verify.closed_form import Problem, solve
+from align.ppo.verify.closed_form import Problem, train_on_problem
 
 LENGTHS = [(16, 1, 0.95), (6, 2, 0.95), (6, 2, 1.0), (4, 3, 0.95)]
 
@@ -15,8 +15,8 @@ LENGTHS = [(16, 1, 0.95), (6, 2, 0.95), (6, 2, 1.0), (4, 3, 0.95)]
 @pytest.mark.parametrize(("vocabulary", "length", "lam"), LENGTHS)
 def test_ppo_reaches_the_closed_form(vocabulary: int, length: int, lam: float):
     problem = Problem(vocabulary, length, beta=0.5)
-    solution = solve(problem, Estimator(lam=lam))
-    best = problem.optimum()
+    solution = train_on_problem(problem, Estimator(lam=lam))
+    best = problem.compute_optimum()
     assert best - solution.start > 0.1  # the start is not optimal
     assert solution.reached <= best + 1e-6
     assert solution.reached == pytest.approx(best, abs=1e-3)
@@ -41,7 +41,7 @@ BY_SEQUENCE = Losses(loss_mean="sequence", importance_sampling_level="sequence")
 )
 def test_so_does_each_estimator_without_a_critic(estimator: Estimator, losses: Losses):
     problem = Problem(6, 2, beta=0.5)
-    assert solve(problem, estimator, losses).reached == pytest.approx(problem.optimum(), abs=1e-3)
+    assert train_on_problem(problem, estimator, losses).reached == pytest.approx(problem.compute_optimum(), abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_kl_in_the_loss_ends_elsewhere(scale: str, kl_estimator: str, short: flo
     """The shortfalls are those of docs/ppo.md, of 0.5 that can be gained."""
     problem = Problem(6, 2, beta=0.5)
     losses = Losses(kl_coef=problem.beta, kl_estimator=kl_estimator)
-    solution = solve(problem, Estimator("grpo", 8, scale), losses)
-    assert problem.optimum() - solution.reached == pytest.approx(short, abs=0.005)
+    solution = train_on_problem(problem, Estimator("grpo", 8, scale), losses)
+    assert problem.compute_optimum() - solution.reached == pytest.approx(short, abs=0.005)
 
 
 @pytest.mark.parametrize(("vocabulary", "length"), [(5, 1), (4, 2), (3, 3)])
@@ -64,12 +64,14 @@ def test_the_optimum_is_where_climbing_the_objective_itself_ends(vocabulary: int
 
     def compute_loss() -> torch.Tensor:
         climber.zero_grad()
-        value = -problem.objective(table)
+        value = -problem.compute_expected_reward_less_kl(table)
         value.backward()
         return value
 
     climber.step(compute_loss)  # pyright: ignore[reportArgumentType]
-    assert float(problem.objective(table.detach())) == pytest.approx(problem.optimum(), abs=1e-6)
+    assert float(problem.compute_expected_reward_less_kl(table.detach())) == pytest.approx(
+        problem.compute_optimum(), abs=1e-6
+    )
 
 
 def test_every_sequence_is_there_once():

@@ -47,11 +47,11 @@ def build_vllm_adapters(folder: Path, must_say: dict[str, Probes] | None = None)
 def learn_short_probes(folders: dict[str, Path]) -> tuple[Probes, dict[str, Probes]]:
     """Return the probes of the base and of the adapters, for three prompts only: the stand-in is slow."""
     vllm_adapters = build_vllm_adapters(Path("nowhere"))
-    base_probes = vllm_adapters.learn({adapter_digest(folder): folder for folder in folders.values()})
+    base_probes = vllm_adapters.load_probes({adapter_digest(folder): folder for folder in folders.values()})
 
     def take_three_rows(probes: Probes) -> Probes:
         return Probes(probes.rows[:3], probes.adapter[:3], probes.base[:3])
 
     return take_three_rows(base_probes), {
-        digest: take_three_rows(probes) for digest, probes in vllm_adapters.must_say.items()
+        digest: take_three_rows(probes) for digest, probes in vllm_adapters.pending_probes.items()
     }

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from align.export.adapter import write_adapter
-from align.export.merged import write_merged
+from align.export.merged import write_merged_model
 from align.ops.divergence import Divergence, kl_between
 from align.run.atomic import publish_folder
 
@@ -109,5 +109,5 @@ def export_adapter(source: Path, target: Path, base: dict[str, str] = BASE, repl
 
 def export_merged(model, target: Path, **more) -> Path:
     with publish_folder(target) as folder:
-        write_merged(folder, model, BASE, **more)
+        write_merged_model(folder, model, BASE, **more)
     return target

@@ -21,7 +21,7 @@ from align.models.adapters import (
     SCORE_KEY,
     WEIGHTS_FILE,
     add_new_adapter,
-    attach,
+    attach_adapter,
     read_adapter_config,
     save_adapter,
 )
@@ -53,7 +53,7 @@ def test_an_adapter_has_the_tensors_of_its_configuration(world: World, tmp_path:
     spoil, expected_text = HARMS[harm]
     folder = copy_and_spoil(world.reward if scored else world.init, tmp_path / "a", spoil)
     with pytest.raises(CorruptFile) as caught:
-        attach(world.load(), folder, "x", scored=scored)
+        attach_adapter(world.load(), folder, "x", is_reward_model=scored)
     assert expected_text in str(caught.value)
     assert str(folder) in str(caught.value)
     assert caught.value.field == ("reward.ref" if scored else "adapter")
@@ -80,7 +80,7 @@ def test_a_pickled_adapter_is_not_read(world: World, tmp_path: Path) -> None:
     (folder / WEIGHTS_FILE).unlink()
     (folder / "adapter_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
     with pytest.raises(CorruptFile, match="pickled weights are not read"):
-        attach(world.load(), folder, "x")
+        attach_adapter(world.load(), folder, "x")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -104,10 +104,10 @@ def test_adapters_of_every_configuration_that_peft_saves_are_taken(world: World,
         settings: dict[str, Any] = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **changes}
         folder = tmp_path / str(n)
         get_peft_model(world.load("lora"), LoraConfig(**settings)).save_pretrained(str(folder))
-        attach(world.load("lora"), folder, "x")
+        attach_adapter(world.load("lora"), folder, "x")
     new_model = add_new_adapter(world.load("lora"), Lora(4, 8))
     save_adapter(new_model, tmp_path / "ours", world.base)
-    attach(world.load("lora"), tmp_path / "ours", "x")
+    attach_adapter(world.load("lora"), tmp_path / "ours", "x")
 
 
 def test_an_adapter_of_another_kind_is_refused_by_name(world: World, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def check_refusal(world: World, folder: Path, expected_text: Any, **settings: An
     config = json.loads((world.init / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | settings))
     with pytest.raises(InputError) as caught:
-        attach(world.load(), folder, "x")
+        attach_adapter(world.load(), folder, "x")
     assert (caught.value.field, str(folder)) == ("adapter", caught.value.value)
     assert str(expected_text) in str(caught.value)
 
@@ -156,7 +156,7 @@ def test_a_setting_of_tomorrow_that_says_nothing_is_passed_over(world: World, tm
     config = json.loads((folder / "adapter_config.json").read_text())
     inert = {"tomorrow": None, "size_of_tomorrow": 16, "core": "a.b", "runtime_config": {"x": False}}
     (folder / "adapter_config.json").write_text(json.dumps(config | inert))
-    attach(world.load(), folder, "x")
+    attach_adapter(world.load(), folder, "x")
 
 
 @pytest.mark.parametrize("init", CHANGES_BASE)
@@ -167,4 +167,4 @@ def test_an_adapter_that_changes_the_base_shares_it_with_nobody(world: World, tm
     (folder / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": init}))
     with pytest.raises(InputError, match=rf"init_lora_weights={init} changed the base.*stage=export"):
         Roles(world.load(), folder, [], Lora(4, 8))
-    assert read_adapter_config(folder, alone=True)["init_lora_weights"] == init
+    assert read_adapter_config(folder, is_only_adapter=True)["init_lora_weights"] == init

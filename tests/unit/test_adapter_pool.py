@@ -129,7 +129,7 @@ def test_a_name_that_means_other_weights_by_now_is_another_adapter(
     old_answers = generate_pool_answers(old_actor)
     reads: list[Path] = []
     attach = pool_module.attach
-    monkeypatch.setattr(pool_module, "attach", lambda m, f, n, **k: reads.append(f) or attach(m, f, n, **k))
+    monkeypatch.setattr(pool_module, "attach_adapter", lambda m, f, n, **k: reads.append(f) or attach(m, f, n, **k))
     assert pool.actor(pool.add(folder)) == old_actor
     assert pool.actor(pool.add(folders[1])) == old_actor
     assert not reads
@@ -152,14 +152,14 @@ def test_files_that_change_while_they_are_read_are_not_taken(
         return model_with_adapter
 
     pool = AdapterPool(world.load())
-    monkeypatch.setattr(pool_module, "attach", attach_and_overwrite)
+    monkeypatch.setattr(pool_module, "attach_adapter", attach_and_overwrite)
     with pytest.raises(CorruptFile, match="changed while it was read"):
         pool.add(adapter_folder)
     monkeypatch.undo()
     for folder in folders[1:]:
         with pytest.raises(InputError, match="is not loaded"):
             pool.actor(adapter_digest(folder))
-    assert pool.actor(pool.add(adapter_folder)).base_alone is False
+    assert pool.actor(pool.add(adapter_folder)).is_bare_base is False
 
 
 def test_a_snapshot_is_what_the_policy_was_and_stays_so(world: World, tmp_path: Path):
@@ -274,8 +274,8 @@ def test_a_snapshot_that_fails_leaves_nothing(world: World, tmp_path: Path):
 
 
 def test_a_base_that_is_promised_to_one_adapter_serves_no_other(world: World, folders: list[Path]):
-    pool = AdapterPool(world.load(), alone=True)
-    assert pool.actor().base_alone
+    pool = AdapterPool(world.load(), is_only_adapter=True)
+    assert pool.actor().is_bare_base
     digest = pool.add(folders[0])
     assert pool.add(folders[0]) == digest
     with pytest.raises(ValueError, match="loaded for one adapter only"):

@@ -271,7 +271,7 @@ def test_what_is_broken_is_noticed(
 
 
 def test_a_cut_that_is_valued_a_state_early(world: World, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Roles, "values_after", read_values_a_state_early(Roles.values_after))
+    monkeypatch.setattr(Roles, "compute_final_values", read_values_a_state_early(Roles.compute_final_values))
     assert not run_anchor("experience", world, bootstrap=True).holds
 
 

@@ -165,7 +165,7 @@ def test_a_configuration_that_nobody_measured_takes_the_plain_path_and_is_probed
 ):
     base = save_base(tmp_path, "llama", **{key: UNPROVEN[key]})
     model = load_base(base, "lora", CPU, FP32)
-    assert not forward.get_route(model).fast
+    assert not forward.get_route(model).has_fast_path
     assert "the plain path" in capsys.readouterr().out
     oracle_outputs = collect_oracle_outputs(load_oracle(tmp_path))
     assert measure_gap(model, oracle_outputs) < 1e-3
@@ -195,7 +195,7 @@ def test_a_type_that_nobody_measured_and_that_reads_ahead_is_refused_by_its_prob
 def test_a_probe_sees_a_path_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A type is put on the fast path by mistake: its head does more than one matrix product."""
     base = save_base(tmp_path, "falcon_h1")
-    wrong = FAST._replace(proven=False)
+    wrong = FAST._replace(is_measured=False)
     monkeypatch.setattr(forward, "find_route", lambda config: wrong)
     with pytest.raises(InputError, match="rows in a batch give other logits than each row"):
         load_base(base, "lora", CPU, FP32)

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from align.core.errors import CorruptFile, InputError
 from align.models.adapters import Adapter
 from align.models.fastpath import adapter_bank as bank_module
-from align.models.fastpath.adapter_bank import UNIT, AdapterBank, Site, load_for_bank, plan_products
+from align.models.fastpath.adapter_bank import UNIT, AdapterBank, Site, load_bank_adapter, plan_products
 
 SITES = (Site(("q", "k"), 24, (32, 16)), Site(("down",), 40, (24,)))
 RANKS = {"a": 16, "b": 5, "c": 40, "d": 64, "e": 16, "f": 20}
@@ -38,7 +38,7 @@ def create_adapter(name: str) -> Adapter:
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Adapters that are created from their folder's name, without files."""
-    monkeypatch.setattr(bank_module, "load_for_bank", lambda folder, sites, rank: create_adapter(folder.name))
+    monkeypatch.setattr(bank_module, "load_bank_adapter", lambda folder, sites, rank: create_adapter(folder.name))
 
 
 def compute_expected(name: str | None, site: Site, x_I: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def check_step(bank: AdapterBank, adapters: list[str | None]) -> None:
     for number, site in enumerate(SITES):
         x_BI = torch.randn(len(adapters), site.inputs, generator=torch.Generator().manual_seed(number))
         out = torch.zeros(len(adapters), sum(site.outputs))
-        bank.add_step(number, x_BI[order], out, plan)
+        bank.add_adapter_outputs(number, x_BI[order], out, plan)
         for row, i in zip(out, order, strict=True):
             assert_close(row, compute_expected(adapters[i], site, x_BI[i]), atol=1e-3, rtol=1e-4)
 
@@ -72,7 +72,7 @@ names = st.sampled_from([None, *RANKS])
 def test_each_row_gets_its_own_adapter(steps: list[list[str | None]], resident: int):
     """Random rows get the right product, with adapters loaded and evicted between steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bank_module, "load_for_bank", lambda folder, sites, rank: create_adapter(folder.name))
+        patch.setattr(bank_module, "load_bank_adapter", lambda folder, sites, rank: create_adapter(folder.name))
         bank = AdapterBank(SITES, resident, 64, torch.float32)
         for rows in steps:
             loaded_names = list(dict.fromkeys(row for row in rows if row is not None))[:resident]
@@ -117,7 +117,7 @@ SITES_OF_LLAMA = tuple(
 
 def test_every_kind_of_plain_lora_is_taken_in(tmp_path: Path):
     for folder, kind in zip(save_random_adapters(FAMILIES["llama"], tmp_path), PLAIN_LORA, strict=True):
-        loaded_adapter = load_for_bank(folder, SITES_OF_LLAMA, 64)
+        loaded_adapter = load_bank_adapter(folder, SITES_OF_LLAMA, 64)
         assert loaded_adapter.config["r"] == max(kind["r"], *kind.get("rank_pattern", {"": 0}).values())
 
 
@@ -134,7 +134,7 @@ def test_every_kind_of_plain_lora_is_taken_in(tmp_path: Path):
 def test_what_cannot_stand_in_a_bank_is_refused(kind: dict, field: str, problem: str, tmp_path: Path):
     folder = save_random_adapter(FAMILIES["llama, every bias"], tmp_path / "a", **kind)
     with pytest.raises(InputError, match=problem) as caught:
-        load_for_bank(folder, SITES_OF_LLAMA, 64)
+        load_bank_adapter(folder, SITES_OF_LLAMA, 64)
     assert caught.value.field == field
 
 
@@ -143,7 +143,7 @@ def test_an_adapter_that_changes_the_base_is_refused(tmp_path: Path):
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": "pissa"}))
     with pytest.raises(InputError, match="init_lora_weights"):
-        load_for_bank(folder, SITES_OF_LLAMA, 64)
+        load_bank_adapter(folder, SITES_OF_LLAMA, 64)
 
 
 def test_an_adapter_on_another_module_is_refused(tmp_path: Path):
@@ -152,7 +152,7 @@ def test_an_adapter_on_another_module_is_refused(tmp_path: Path):
     tensors = load_file(path)
     save_file({key.replace("model.layers.0.self_attn.q_proj", "lm_head"): t for key, t in tensors.items()}, path)
     with pytest.raises(InputError, match=r"target_modules=lm_head: is no linear layer of this base's"):
-        load_for_bank(folder, SITES_OF_LLAMA, 64)
+        load_bank_adapter(folder, SITES_OF_LLAMA, 64)
 
 
 @pytest.mark.parametrize(
@@ -175,25 +175,25 @@ def test_tensors_that_the_configuration_leaves_out_are_refused(changes: dict, pr
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(InputError, match=problem) as caught:
-        load_for_bank(folder, SITES_OF_LLAMA, 64)
+        load_bank_adapter(folder, SITES_OF_LLAMA, 64)
     assert caught.value.field == "target_modules"
 
 
 def test_modules_that_the_configuration_names_and_the_file_lacks_are_refused(tmp_path: Path):
     folder = save_random_adapter(FAMILIES["llama"], tmp_path / "a", target_modules=["q_proj", "v_proj"])
-    load_for_bank(folder, SITES_OF_LLAMA, 64)
+    load_bank_adapter(folder, SITES_OF_LLAMA, 64)
     path = folder / "adapter_model.safetensors"
     save_file({key: t for key, t in load_file(path).items() if "layers.1.self_attn.v_proj" not in key}, path)
     with pytest.raises(
         InputError, match=r"target_modules=q_proj, v_proj: names model\.layers\.1\.self_attn\.v_proj, and"
     ):
-        load_for_bank(folder, SITES_OF_LLAMA, 64)
+        load_bank_adapter(folder, SITES_OF_LLAMA, 64)
 
 
 def test_another_models_adapter_is_refused(tmp_path: Path):
     config = type(FAMILIES["llama"])(**{**FAMILIES["llama"].to_dict(), "intermediate_size": 128})
     with pytest.raises(InputError, match="64 by 128: this base has 64 by 192"):
-        load_for_bank(save_random_adapter(config, tmp_path / "a"), SITES_OF_LLAMA, 64)
+        load_bank_adapter(save_random_adapter(config, tmp_path / "a"), SITES_OF_LLAMA, 64)
 
 
 @pytest.mark.parametrize("how", ["nan", "cut", "half"])
@@ -210,7 +210,7 @@ def test_spoilt_files_are_refused(how: str, tmp_path: Path):
     else:
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CorruptFile):
-        load_for_bank(folder, SITES_OF_LLAMA, 64)
+        load_bank_adapter(folder, SITES_OF_LLAMA, 64)
 
 
 def test_a_configuration_that_is_none_is_refused(tmp_path: Path):
@@ -218,4 +218,4 @@ def test_a_configuration_that_is_none_is_refused(tmp_path: Path):
     for text in ("[]", "{", json.dumps({"peft_type": "IA3"})):
         (folder / "adapter_config.json").write_text(text)
         with pytest.raises(InputError):
-            load_for_bank(folder, SITES_OF_LLAMA, 64)
+            load_bank_adapter(folder, SITES_OF_LLAMA, 64)

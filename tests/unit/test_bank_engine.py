@@ -121,7 +121,7 @@ def test_a_model_off_the_fast_path_is_refused(tmp_path: Path, tiny_tokenizer: An
 def test_a_policy_of_every_weight_is_refused(world: World):
     class Whole(ModelActor):
         @property
-        def base_alone(self) -> bool:
+        def is_bare_base(self) -> bool:
             return False
 
         def save(self, folder: Path, base: Base) -> None:

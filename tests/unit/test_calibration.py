@@ -11,7 +11,7 @@ from align.ops.intervals import proportion_interval
 
 
 def test_calibration_bins_by_hand():
-    bins = bin_predictions([0.05, 0.15, 0.85, 1.0, 0.9], [0, 1, 1, 0.5, 1], bins=2)
+    bins = bin_predictions([0.05, 0.15, 0.85, 1.0, 0.9], [0, 1, 1, 0.5, 1], bin_count=2)
     assert [b.count for b in bins] == [2, 3]
     assert [b.predicted for b in bins] == [pytest.approx(0.1), pytest.approx(2.75 / 3)]
     assert [b.observed for b in bins] == [0.5, pytest.approx(2.5 / 3)]
@@ -27,8 +27,8 @@ def test_calibration_bins_by_hand():
 
 def test_pairs_of_one_ranking_are_one_observation():
     """Three pairs from each of two rankings count as two trials, not as six."""
-    (independent,) = bin_predictions([0.6] * 6, [1, 1, 1, 0, 0, 0], bins=1)
-    (grouped,) = bin_predictions([0.6] * 6, [1, 1, 1, 0, 0, 0], ["a"] * 3 + ["b"] * 3, bins=1)
+    (independent,) = bin_predictions([0.6] * 6, [1, 1, 1, 0, 0, 0], bin_count=1)
+    (grouped,) = bin_predictions([0.6] * 6, [1, 1, 1, 0, 0, 0], ["a"] * 3 + ["b"] * 3, bin_count=1)
     assert (independent.observed, grouped.observed, grouped.count) == (0.5, 0.5, 6)
     interval_of_two = proportion_interval([1, 0])
     assert (grouped.low, grouped.high) == (interval_of_two.low, interval_of_two.high)

@@ -5,8 +5,14 @@ from __future__ import annotations
 import pytest
 
 from align.core.errors import InputError
-from align.export.card import describe_scale, read_licence, render_card
-from align.export.history import describe_data, describe_sampling, describe_settings, find_system_prompt, list_parents
+from align.export.card import describe_folded_scale, read_licence, render_card
+from align.export.history import (
+    describe_data,
+    describe_sampling,
+    describe_settings,
+    find_system_prompt,
+    list_lineage_runs,
+)
 from align.export.receipt_rows import ReceiptCheck
 from align.ops.divergence import Divergence
 from align.run.lineage import LineageStep
@@ -139,12 +145,12 @@ LINEAGE = [
 
 
 def test_a_card_says_how_each_run_trained_and_by_which_system_prompt():
-    system = find_system_prompt(LINEAGE, scores=False)
+    system = find_system_prompt(LINEAGE, is_reward_model=False)
     assert system == {"text": SYSTEM, "run": "sft/a", "without": "ppo/p"}
-    assert find_system_prompt(LINEAGE[:2], scores=False) == {"text": SYSTEM, "run": "sft/a"}
-    assert find_system_prompt(LINEAGE[:3], scores=True) == {}  # the reward run had no system prompt
+    assert find_system_prompt(LINEAGE[:2], is_reward_model=False) == {"text": SYSTEM, "run": "sft/a"}
+    assert find_system_prompt(LINEAGE[:3], is_reward_model=True) == {}  # the reward run had no system prompt
     card = render_card(
-        FACTS | {"parents": list_parents(LINEAGE), "system": system, "folded": "Its scale is folded in."}
+        FACTS | {"parents": list_lineage_runs(LINEAGE), "system": system, "folded": "Its scale is folded in."}
     )
     for text in (
         "1. Supervised fine-tuning of all weights: `full/gone`",
@@ -251,8 +257,8 @@ def test_a_base_that_no_hub_knows_is_linked_to_nobodys_repository():
     ],
 )
 def test_a_scale_that_was_folded_into_the_weights_is_said(config, said):
-    assert describe_scale(config).startswith(said)
-    assert bool(describe_scale(config)) == bool(said)
+    assert describe_folded_scale(config).startswith(said)
+    assert bool(describe_folded_scale(config)) == bool(said)
 
 
 @pytest.mark.parametrize(

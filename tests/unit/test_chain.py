@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from align.core.chain import ChainHead, advance, hash_link
+from align.core.chain import ChainHead, hash_link, verify_successor
 from align.core.errors import CorruptFile
 
 
@@ -36,5 +36,5 @@ def build_line(seq: int, name: str, prev_hash: str) -> Line:
 )
 def test_the_first_bad_link_is_named_as_its_owner_calls_it(link: Line, seq: int, problem: str):
     with pytest.raises(CorruptFile, match=problem) as caught:
-        advance(ChainHead(1, "f" * 64), link, "aliases", "Restore it.")
+        verify_successor(ChainHead(1, "f" * 64), link, "aliases", "Restore it.")
     assert (caught.value.field, caught.value.value, caught.value.remedy) == ("aliases", seq, "Restore it.")

@@ -44,8 +44,8 @@ def test_a_published_configuration_takes_the_path_that_was_measured(name: str):
     config = build_full_config(CONFIGS[name]["config"])
     assert select_deciding_settings(config) == ROWS[name]["settings"] == select_deciding_settings(shrink_config(config))
     route = find_route(config)
-    assert route.proven
-    assert (route.fast, route.padding, route.packing) == (
+    assert route.is_measured
+    assert (route.has_fast_path, route.can_pad, route.can_pack) == (
         ROWS[name]["path"] == "fast",
         ROWS[name]["padding"],
         ROWS[name]["packing"],
@@ -55,7 +55,7 @@ def test_a_published_configuration_takes_the_path_that_was_measured(name: str):
 def test_one_more_flag_is_not_proven():
     config = build_full_config(CONFIGS["microsoft/Phi-3.5-mini-instruct"]["config"])
     config.hidden_act = "gelu"
-    assert not find_route(config).proven
+    assert not find_route(config).is_measured
 
 
 def test_readme_counts_the_checkpoints():

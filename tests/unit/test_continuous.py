@@ -353,14 +353,14 @@ def test_an_adapter_that_waited_for_room_is_released_once(folders: list[Path], m
     serving_engine.step()
     assert serving_engine.stats().waiting == 3
     monkeypatch.undo()
-    begin = serving_engine._begin
+    begin = serving_engine._begin_request
 
     def fail_at_the_second(answer: Any) -> None:
         if answer.request.adapter == digests[1]:
             raise MemoryError("no memory for a block")
         begin(answer)
 
-    monkeypatch.setattr(serving_engine, "_begin", fail_at_the_second)
+    monkeypatch.setattr(serving_engine, "_begin_request", fail_at_the_second)
     with pytest.raises(MemoryError) as raised:
         serving_engine.step()
     serving_engine.give_up(raised.value)

@@ -13,7 +13,15 @@ import pytest
 from align.core.errors import CorruptFile, InputError
 from align.core.outputs import FOLDER_SEAL
 from align.export import converters
-from align.export.converters import HF, LORA, convert_model, default_folder, find_converters, main, unpack
+from align.export.converters import (
+    HF,
+    LORA,
+    convert_model,
+    find_converters,
+    get_default_folder,
+    main,
+    unpack_converters,
+)
 
 CARRIED = (HF, LORA, "LICENSE", "conversion/base.py", "gguf-py/gguf/__init__.py")
 
@@ -42,7 +50,7 @@ def test_what_converting_needs_is_unpacked_and_nothing_else(tmp_path: Path, cach
     assert capsys.readouterr().out == f"{cache}\n"
     unpacked = {str(path.relative_to(cache)) for path in cache.rglob("*.*") if path.is_file()}
     assert unpacked | {"LICENSE"} == {*CARRIED, FOLDER_SEAL}
-    assert find_converters(None) == cache == default_folder()
+    assert find_converters(None) == cache == get_default_folder()
     assert main([str(write_archive(tmp_path / "old.tar.gz", (*CARRIED, "conversion/old.py")))]) == 0
     assert (cache / "conversion" / "old.py").exists()
     (cache / "conversion" / "__pycache__").mkdir()
@@ -53,18 +61,18 @@ def test_what_converting_needs_is_unpacked_and_nothing_else(tmp_path: Path, cach
 
 
 def test_the_same_files_without_a_seal_stay(tmp_path: Path, cache: Path):
-    unpack(write_archive(tmp_path / "a.tar.gz"), cache)
+    unpack_converters(write_archive(tmp_path / "a.tar.gz"), cache)
     (cache / FOLDER_SEAL).unlink()
-    unpack(tmp_path / "a.tar.gz", cache)
+    unpack_converters(tmp_path / "a.tar.gz", cache)
     assert not (cache / FOLDER_SEAL).exists()
     (cache / HF).write_text("mine")
     with pytest.raises(InputError, match="did not write"):
-        unpack(tmp_path / "a.tar.gz", cache)
+        unpack_converters(tmp_path / "a.tar.gz", cache)
     assert (cache / HF).read_text() == "mine"
 
 
 def test_an_archive_that_is_none_leaves_what_was_there(tmp_path: Path, cache: Path, capsys):
-    unpack(write_archive(tmp_path / "a.tar.gz"), cache)
+    unpack_converters(write_archive(tmp_path / "a.tar.gz"), cache)
     truncated = tmp_path / "half.tar.gz"
     truncated.write_bytes((tmp_path / "a.tar.gz").read_bytes()[:60])
     for bad_archive, problem in (
@@ -74,7 +82,7 @@ def test_an_archive_that_is_none_leaves_what_was_there(tmp_path: Path, cache: Pa
         (write_archive(tmp_path / "other.tar.gz", top="other-1/src"), f"holds no {LORA}"),
     ):
         with pytest.raises(CorruptFile, match=problem):
-            unpack(bad_archive, cache)
+            unpack_converters(bad_archive, cache)
         assert main([str(bad_archive)]) == 2
         assert "archive=" in capsys.readouterr().err
         assert find_converters(None) == cache

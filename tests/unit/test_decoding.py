@@ -28,7 +28,7 @@ def encode_text(text: str, tokenizer: Any = POCKET) -> list[int]:
 
 def decode_pieces(ids: list[int], *stops: str, tokenizer: Any = POCKET, **options: Any) -> list[str]:
     decoder = TextDecoder(tokenizer, stops, **options)
-    return [*(decoder.take(id) for id in ids), decoder.rest()]
+    return [*(decoder.add_token(id) for id in ids), decoder.finish()]
 
 
 @settings(max_examples=300, deadline=None)

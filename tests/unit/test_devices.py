@@ -22,7 +22,7 @@ from align.ops.gae import gae
 from align.ops.logprobs import GPU_LOGITS, LOGITS, choose_chunk_rows
 from align.rollout.one_at_a_time import OneAtATime
 from align.rollout.serving_engine import Request
-from align.trainers.common import unmark_paged
+from align.trainers.common import clear_paged_flag
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKES = {
@@ -45,7 +45,7 @@ MAKES = {
     "zeros",
 }
 ON_THE_CPU = {
-    "align/models/fastpath": "taken by models on a CPU alone (`use_fast_path`)",
+    "align/models/fastpath": "taken by models on a CPU alone (`install_fast_path`)",
     "align/models/fastpath/adapter_bank.py": "the weights of engines that are lowered for a CPU (`MixedDecoder`)",
     "align/models/cpu_memory.py": "a CPU's pages",
     "align/ppo/verify": "arithmetic that is checked by itself, and indices, which CUDA takes from the host",
@@ -182,7 +182,7 @@ def test_moments_on_a_card_are_not_paged():
         moments: dict[str, Tensor] = {"state1": cuda_moment, "state2": cpu_moment}
         for moment in moments.values():
             moment.is_paged = True  # pyright: ignore[reportAttributeAccessIssue]
-        unmark_paged(SimpleNamespace(state={0: moments}))
+        clear_paged_flag(SimpleNamespace(state={0: moments}))
         assert [getattr(m, "is_paged", None) for m in (cuda_moment, cpu_moment)] == [False, True]
 
 

@@ -25,7 +25,7 @@ from align.core.types import Message, Preference
 from align.data.pairs import TokenizedPair
 from align.evals.held_out import compute_pair_logprobs
 from align.models.actors import ModelActor
-from align.models.adapters import add_new_adapter, attach, save_adapter
+from align.models.adapters import add_new_adapter, attach_adapter, save_adapter
 from align.models.base import read_base
 from align.models.load import load_base
 from align.models.lora import Lora
@@ -76,7 +76,9 @@ def adapter(base: Base, tmp_path: Path) -> Path:
 def train_policy(
     base: Base, adapter: Path, tokenizer: Any, output: Path, steps: int = 12, **loss_settings: Any
 ) -> tuple[Any, Seen]:
-    model = attach(load_base(base, "qlora", torch.device("cpu"), torch.float32), adapter, "default", trainable=True)
+    model = attach_adapter(
+        load_base(base, "qlora", torch.device("cpu"), torch.float32), adapter, "default", trainable=True
+    )
     log = Seen()
     settings = {"beta": 0.5, "loss": "sigmoid", **loss_settings}
     training_arguments = arguments(output, steps, lr=5e-3)

@@ -19,8 +19,8 @@ from align.rollout.engine_process import (
     find_error_line,
     find_interpreter,
     read_engine_version,
+    run_and_capture,
     run_engine_script,
-    run_quietly,
 )
 
 
@@ -91,7 +91,7 @@ def test_what_an_engine_answers_and_what_it_says_when_it_fails(tmp_path: Path, m
 def test_what_takes_hours_is_ended(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("align.rollout.engine_process.LONGEST", 0.2)
     with pytest.raises(RuntimeError, match="waiting took more than"):
-        run_quietly([sys.executable, "-c", "import time; time.sleep(60)"], "waiting")
+        run_and_capture([sys.executable, "-c", "import time; time.sleep(60)"], "waiting")
     assert find_error_line("") == "no reason given"
     assert find_error_line("a\n\nValueError: b\nc\n") == "ValueError: b"
 

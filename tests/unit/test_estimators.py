@@ -16,7 +16,7 @@ from align.models.forward import compute_in_chunks
 from align.models.lora import Lora
 from align.models.roles import Roles
 from align.ops.advantages import group_relative, leave_one_out, mark_equal_groups, subtract_group_mean
-from align.ops.losses import loss_divisor, loss_weights, policy_loss
+from align.ops.losses import compute_loss_divisor, compute_loss_weights, policy_loss
 from align.ppo.experience import Estimator, Experience, assemble_experience, estimate_advantages
 from align.ppo.update import Losses, accumulate_gradients, take_gradient_steps
 from align.ppo.verify.enumerated import check_unbiased, list_choices, measure_biases
@@ -129,8 +129,8 @@ GAIN = tensor([[1.0, 1.0, 1.0], [-1.0, 5.0, 5.0]])
     ],
 )
 def test_means_by_hand(loss_mean: str, expected: float):
-    divisor = loss_divisor(MASK, loss_mean, 5)
-    weights = loss_weights(MASK, loss_mean)
+    divisor = compute_loss_divisor(MASK, loss_mean, 5)
+    weights = compute_loss_weights(MASK, loss_mean)
     assert float(policy_loss(LOG_RATIO, OLD, GAIN, MASK, 0.2, divisor, weights).loss) == pytest.approx(expected)
 
 

@@ -26,7 +26,7 @@ from align.ppo.experience import Estimator, Experience, estimate_advantages, pea
 from align.ppo.rollouts import compute_scores
 from align.ppo.update import Losses, accumulate_gradients
 from align.ppo.verify.enumerated import make_problem
-from align.ppo.verify.on_model import take_gradient
+from align.ppo.verify.on_model import pop_gradient
 
 ROLLOUT = build_ragged_rollout(rows=8)
 TEMPERATURE = 0.8
@@ -56,7 +56,7 @@ def compute_gradient(
 ) -> tuple[Tensor, Any]:
     sizes = {"micro_batch": micro_batch, "temperature": TEMPERATURE, "losses": losses}
     figures = accumulate_gradients(roles, experience, **options, **sizes)
-    return take_gradient(roles, "policy"), figures
+    return pop_gradient(roles, "policy"), figures
 
 
 @pytest.mark.parametrize("loss_mean", ["token", "sequence", "constant"])

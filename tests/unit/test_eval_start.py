@@ -9,7 +9,7 @@ import pytest
 from run_folders import publish_run
 
 from align.core.errors import InputError, MissingArtifact
-from align.models.base import find_recorded_artifact, find_reference
+from align.models.base import find_recorded_artifact, find_reference_artifact
 from align.run import load_artifact
 
 
@@ -28,11 +28,11 @@ def test_an_artifact_is_measured_against_nothing_but_its_start(tmp_path: Path) -
     other_run = load_artifact(publish_run(tmp_path, "other", weights="trained otherwise"), "sft:other")
     artifact = load_artifact(publish_run(tmp_path, "p", stage="ppo", inputs={"init": start.as_input()}), "ppo:p")
     for given_start in (None, start):
-        reference = find_reference(artifact, given_start, tmp_path)
+        reference = find_reference_artifact(artifact, given_start, tmp_path)
         assert reference is not None
         assert reference.digest == start.digest
     with pytest.raises(InputError, match="was trained from sft:s, and is measured against that") as error:
-        find_reference(artifact, other_run, tmp_path)
+        find_reference_artifact(artifact, other_run, tmp_path)
     assert error.value.field == "init"
     assert error.value.value == "sft:other"
 

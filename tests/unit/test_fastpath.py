@@ -22,11 +22,11 @@ from transformers import (
 
 from align.core.types import Rollout
 from align.models.adapters import add_new_adapter
-from align.models.fastpath import decoder, linear, llama, use_fast_path
+from align.models.fastpath import decoder, install_fast_path, linear, llama
 from align.models.fastpath.decoder import ReservedCache
 from align.models.forward import compute_hidden_states, compute_response_logprobs, unwrap_model
 from align.models.lora import Lora
-from align.rollout.hf import HfEngine, next_states
+from align.rollout.hf import HfEngine, compute_next_states
 
 
 @pytest.fixture
@@ -70,14 +70,14 @@ def outcome(model: Any, rollout: Rollout | None = None) -> tuple[Tensor, dict[st
 
 def assert_same(model: Any, rollout: Rollout | None = None) -> None:
     """Assert that both paths give the same logprobs and gradients, in fp32 up to rounding."""
-    use_fast_path(model)
+    install_fast_path(model)
     short, gradients = outcome(model, rollout)
     long, expected = outcome(fat(model), rollout)
     assert_close(short, long, atol=2e-5, rtol=1e-5)
     assert gradients.keys() == expected.keys() != set()
     for name, gradient in expected.items():
         assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
-    use_fast_path(model)
+    install_fast_path(model)
     with torch.no_grad():
         inference_logprobs = compute_response_logprobs(model, rollout or build_ragged_rollout(), 1.0)[0]
     assert torch.equal(inference_logprobs, short)  # the first ratio of PPO is 1 to the bit
@@ -85,7 +85,7 @@ def assert_same(model: Any, rollout: Rollout | None = None) -> None:
 
 @pytest.mark.parametrize("method", ["qlora", "lora"])
 def test_fastpath_lora_is_lora(world: World, method: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(llama, "covers_call", lambda *a: False)  # use fast layers, and no fast decoder
+    monkeypatch.setattr(llama, "is_supported_call", lambda *a: False)  # use fast layers, and no fast decoder
     model = add_new_adapter(world.load(method), Lora(4, 8))
     add_noise(model)
     assert all("lora_" in name for name in outcome(model)[1])
@@ -101,7 +101,7 @@ def test_what_is_more_than_lora_goes_the_long_way(tiny_model: Path, special: dic
     model.train("lora_dropout" in special)
     torch.manual_seed(0)
     expected = model(input_ids=ids).logits
-    use_fast_path(model)
+    install_fast_path(model)
     torch.manual_seed(0)
     assert_close(model(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-5)
     assert not passes
@@ -115,7 +115,7 @@ def test_adapters_are_switched_off_and_summed(tiny_model: Path):
     add_noise(model)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    use_fast_path(model)
+    install_fast_path(model)
     target = model.base_model.model[0]
     x = torch.randn(3, 8)
     assert target.forward.__func__ is linear.lora_forward
@@ -153,7 +153,7 @@ def build_noisy_model(config: PreTrainedConfig, targets: str | list[str] = "all-
         weight.data = 4 * weight if weight.dim() == 2 else weight + 0.1 * torch.randn_like(weight)
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM"))
     add_noise(model)
-    use_fast_path(model)
+    install_fast_path(model)
     return model
 
 
@@ -210,7 +210,7 @@ def test_in_bf16_it_is_as_near_to_fp32_as_transformers_is():
             if not weight.requires_grad:
                 setattr(module, name, nn.Parameter(weight.bfloat16(), requires_grad=False))
     errors = []
-    for prepare in (use_fast_path, fat):
+    for prepare in (install_fast_path, fat):
         prepare(model)
         logprobs, gradients = outcome(model)
         assert {g.dtype for g in gradients.values()} == {torch.float32}
@@ -304,7 +304,7 @@ def test_rollouts_are_the_same_either_way(model: Any, passes: list[str], copies:
 def test_rollouts_on_four_bits_and_with_some_adapters(world: World, passes: list[str], copies: None):
     model = get_peft_model(world.load(), LoraConfig(r=4, target_modules=["k_proj", "up_proj"], task_type="CAUSAL_LM"))
     add_noise(model)
-    use_fast_path(model)
+    install_fast_path(model)
     fast = HfEngine(STOPS, PAD, 12).generate(PROMPTS, UnchangedModelActor(model), range(len(PROMPTS)))
     assert "decode_one_token" in passes
     slow = HfEngine(STOPS, PAD, 12).generate(PROMPTS, UnchangedModelActor(fat(model)), range(len(PROMPTS)))
@@ -325,8 +325,8 @@ def test_one_token_in_bf16_is_as_near_to_fp32_as_the_whole_rows_are(copies: None
 
     def compute_last_state(model: Any) -> Tensor:
         cache = ReservedCache(9)
-        next_states(model, ids[:, :8], mask[:, :8], positions[:, :8], cache)
-        return next_states(model, ids[:, 8:], mask, positions[:, 8:], cache)
+        compute_next_states(model, ids[:, :8], mask[:, :8], positions[:, :8], cache)
+        return compute_next_states(model, ids[:, 8:], mask, positions[:, 8:], cache)
 
     with torch.no_grad():
         assert_close(compute_last_state(exact), expected, atol=1e-4, rtol=1e-4)
@@ -397,7 +397,7 @@ def test_in_fp16_only_passes_without_a_gradient_are_short(passes: list[str]):
 def test_a_prompt_that_goes_the_long_way_is_answered_by_it(monkeypatch: pytest.MonkeyPatch, passes: list[str]):
     model = build_noisy_model(FAMILIES["qwen3"])
     slow = HfEngine(STOPS, PAD, 8).generate(PROMPTS, UnchangedModelActor(fat(model)), range(len(PROMPTS)))
-    use_fast_path(model)
+    install_fast_path(model)
     monkeypatch.setattr(llama, "LONGEST", 4)
     mixed = HfEngine(STOPS, PAD, 8).generate(PROMPTS, UnchangedModelActor(model), range(len(PROMPTS)))
     assert not passes
@@ -407,5 +407,5 @@ def test_a_prompt_that_goes_the_long_way_is_answered_by_it(monkeypatch: pytest.M
 def test_a_model_on_another_device_keeps_its_own_forwards():
     """The fast path has not been measured on other devices."""
     model = fat(build_noisy_model(FAMILIES["qwen3"])).to("meta")
-    use_fast_path(model)
+    install_fast_path(model)
     assert not any("forward" in vars(module) for module in model.modules())

@@ -20,7 +20,7 @@ from align.registry.index import Index, query_index
 from align.registry.page.templating import get_template_environment
 from align.registry.promotion import promote
 from align.registry.record import Record, describe_alteration
-from align.run.alias_log import read_log
+from align.run.alias_log import read_alias_log
 from align.run.digests import file_digest
 from align.run.figures import FILE, IN_ARTIFACT, load_published_figures, write_figures
 from align.run.manifest import compute_manifest_digests, read_manifest
@@ -167,7 +167,7 @@ def test_an_edit_that_leaves_size_and_time_alone_opens_no_gate(tmp_path: Path) -
 def test_an_edit_of_both_is_shown_where_the_log_of_aliases_holds_the_manifest(tmp_path: Path) -> None:
     make_evaluated_policy(tmp_path)
     assert try_promotion(tmp_path, override="for a day") == ""
-    (arm,) = read_log(tmp_path).changes[0].arms
+    (arm,) = read_alias_log(tmp_path).changes[0].arms
     assert {*arm.manifests} == {"ppo:a", "eval:e"}
     edit_both(tmp_path)
     alteration = "eval:e: manifest.json was different when @production was changed (change 1)"

@@ -16,7 +16,7 @@ from synthetic_runs import write_run_folder
 
 from align.core.aliases import parse_aliases
 from align.models.base import find_base
-from align.run.alias_log import AliasTarget, append_change, read_log
+from align.run.alias_log import AliasTarget, append_change, read_alias_log
 from align.run.signing import load_private_key, load_public_key, sign_folder
 from align.run.weights import adapter_digest
 from align.serve import alias_watcher
@@ -85,7 +85,7 @@ class Home:
         return adapter_digest(self.root / "sft" / name / "artifact")
 
     def promote(self, *names: str, alias: str = "production") -> None:
-        last = read_log(self.root).last(alias)
+        last = read_alias_log(self.root).last(alias)
         arms = [AliasTarget(f"sft:{name}", self.digest(name), 1.0 + i) for i, name in enumerate(names)]
         append_change(self.root, alias, arms, who="ann", why="so", replaces=last.seq if last else 0)
 

@@ -54,10 +54,10 @@ def test_probes_beside_an_adapter_save_loading_the_base(
 
     monkeypatch.setattr("align.export.vllm_adapters.load_base", fail_to_load)
     vllm_adapters = build_vllm_adapters(tmp_path / "vllm")
-    assert vllm_adapters.learn({digest: exported}) == base_probes
+    assert vllm_adapters.load_probes({digest: exported}) == base_probes
     assert vllm_adapters(exported, digest).probes == adapter_probes[digest]
     with pytest.raises(AssertionError):
-        vllm_adapters.learn({digest: exported, adapter_digest(folders["scaled"]): folders["scaled"]})
+        vllm_adapters.load_probes({digest: exported, adapter_digest(folders["scaled"]): folders["scaled"]})
 
 
 def test_room_is_made_for_the_highest_rank(folders: dict[str, Path]):

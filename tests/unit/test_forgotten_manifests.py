@@ -11,7 +11,7 @@ from align.registry import forgetting
 from align.registry.forgetting import make_receipt, update_manifest_digests
 from align.registry.index import query_index
 from align.run.alias_log import FILE as ALIASES
-from align.run.alias_log import AliasTarget, Change, append_change, read_log
+from align.run.alias_log import AliasTarget, Change, append_change, read_alias_log
 from align.run.manifest import compute_manifest_digests, read_manifest
 
 RECEIPT = make_receipt("annotator", "me", ("annotator", "ann", "p", "sqlite:///x"))
@@ -50,14 +50,14 @@ def test_a_promoted_run_is_not_called_altered(root: Path) -> None:
     ]
     assert (root / "sft" / "one" / "manifest.json").read_bytes() != before
     assert find_alteration(root) is None
-    log = read_log(root)
+    log = read_alias_log(root)
     first = log.changes[0]
     last = log.last("production")
     assert last is not None
     assert (last.arms, last.who, last.replaces) == (first.arms, "me", first.seq)
     assert last.why == f"stage.action=forget rewrote files of sft:one (forgotten/{RECEIPT.name}.json)"
     assert update_manifest_digests(root, "sft:one", ["config.yaml"], RECEIPT) == []
-    assert len(read_log(root).changes) == 4
+    assert len(read_alias_log(root).changes) == 4
 
 
 def test_a_run_that_was_altered_before_stays_so(root: Path) -> None:
@@ -79,7 +79,7 @@ def test_killed_between_the_log_and_the_manifest_it_goes_on(root: Path, monkeypa
     assert find_alteration(root)  # until the command is run again
     assert update_manifest_digests(root, "sft:one", ["config.yaml"], RECEIPT) == []
     assert find_alteration(root) is None
-    assert len(read_log(root).changes) == 4
+    assert len(read_alias_log(root).changes) == 4
 
 
 def test_a_log_that_cannot_be_read_stops_no_forgetting(root: Path) -> None:

@@ -20,8 +20,8 @@ from align.core.errors import MissingArtifact
 from align.registry.garbage import BY, LOG, Piece, as_lines, find_garbage, format_bytes, remove_pieces
 from align.registry.index import query_index
 from align.run import resolve
-from align.run.alias_log import AliasTarget, append_change, read_log
-from align.run.artifacts import check_not_replaced
+from align.run.alias_log import AliasTarget, append_change, read_alias_log
+from align.run.artifacts import require_not_replaced
 
 OLD = time.time() - 40 * 86400
 NOBODY = 4_190_000
@@ -44,7 +44,7 @@ def write_old_run(root: Path, ref: str, inputs: dict[str, Any] | None = None, si
 
 
 def list_garbage(root: Path, days: float = 30.0) -> list[Piece]:
-    return query_index(root, lambda index: find_garbage(index, read_log(root), days))
+    return query_index(root, lambda index: find_garbage(index, read_alias_log(root), days))
 
 
 def list_paths(root: Path, *kinds: str, days: float = 30.0) -> list[str]:
@@ -52,7 +52,7 @@ def list_paths(root: Path, *kinds: str, days: float = 30.0) -> list[str]:
 
 
 def set_alias(root: Path, ref: str, name: str = "production") -> None:
-    last = read_log(root).last(name)
+    last = read_alias_log(root).last(name)
     append_change(
         root,
         name,
@@ -208,7 +208,7 @@ def test_what_is_removed_is_what_was_listed_and_is_written_down(tmp_path: Path) 
     assert {line["who"] for line in lines} == {"ann"}
     assert list_garbage(tmp_path) == []
     with pytest.raises(MissingArtifact, match=f"was removed by {BY} at .*: ppo:c is later"):
-        check_not_replaced(tmp_path / "ppo" / "a" / "artifact", "artifact")
+        require_not_replaced(tmp_path / "ppo" / "a" / "artifact", "artifact")
     with pytest.raises(MissingArtifact, match="was removed by"):
         resolve("ppo:a", tmp_path)
 

@@ -19,19 +19,19 @@ from align.data.chat.fixed_prompts import render_fixed_prompts
 from align.data.chat.template import CHATML
 from align.export import checks as receipt_checks
 from align.export.adapter import write_adapter
-from align.export.checks import F32Measurement, check_gguf, run_llama_cpp
-from align.export.converters import convert_adapter, convert_model, find_converters, find_mismatch
+from align.export.checks import F32Measurement, compare_gguf_export, run_llama_cpp
+from align.export.converters import convert_adapter, convert_model, find_converters, find_mismatched_tensor
 from align.export.gguf import (
     ADAPTER,
     LARGEST,
-    check_range,
-    check_tokenization,
-    link_file,
+    link_or_copy_file,
     list_special_tokens,
     list_texts,
-    write_bases,
+    require_f16_model,
+    require_same_token_ids,
+    write_missing_bases,
 )
-from align.export.receipt_rows import ReceiptCheck, as_text
+from align.export.receipt_rows import ReceiptCheck, format_checks
 from align.export.trained_model import TrainedModel, load_trained_model
 from align.models.dequantised import DEQUANTISED
 from align.rollout.engine_process import LLAMA_CPP, EngineResponse, find_interpreter, run_engine_script
@@ -82,7 +82,7 @@ def measure_export(
     into: str = DEQUANTISED,
     in_f32: Callable[[], F32Measurement | None] = lambda: None,
 ) -> dict[str, ReceiptCheck]:
-    return {row.name: row for row in check_gguf(trained, folder, into, ASKED, answer, in_f32)}
+    return {row.name: row for row in compare_gguf_export(trained, folder, into, ASKED, answer, in_f32)}
 
 
 def test_llama_cpp_runs_what_was_trained(trained: TrainedModel, exported: Path, answered: EngineResponse):
@@ -108,7 +108,7 @@ def test_other_architectures_run_there_as_they_were_trained(
 ):
     # Qwen's converter requires Qwen's own tokenizer, so only the weights are compared.
     if architecture.startswith("Qwen"):
-        monkeypatch.setattr(receipt_checks, "check_tokenization", lambda *given: None)
+        monkeypatch.setattr(receipt_checks, "require_same_token_ids", lambda *given: None)
     model = make_model(tmp_path / "model", architecture)
     adapter = make_adapter(Path(model.path), tmp_path / "adapter", target_modules="all-linear")
     tokenizer = AutoTokenizer.from_pretrained(model.path)
@@ -132,8 +132,8 @@ def test_an_adapter_that_was_scaled_is_found_out(trained: TrainedModel, bases: P
 
 def test_the_base_is_the_one_that_was_trained_on(trained: TrainedModel, exported: Path, tmp_path: Path):
     """An export on the original weights is compared with the adapter on these weights, and the gap is reported."""
-    [base] = write_bases(tmp_path / "bases", build_gguf_source(trained, "original"), (), None)
-    link_file(exported / ADAPTER, base.parent / ADAPTER)  # it is the same beside either base
+    [base] = write_missing_bases(tmp_path / "bases", build_gguf_source(trained, "original"), (), None)
+    link_or_copy_file(exported / ADAPTER, base.parent / ADAPTER)  # it is the same beside either base
     folder = base.parent
     answer = ask_llama_cpp(trained, folder)
     rows = measure_export(trained, folder, answer, into="original")
@@ -157,10 +157,10 @@ def measure_in_f32(trained: TrainedModel, exported: Path, work: Path) -> F32Meas
     plain.mkdir()
     write_adapter(plain, trained.adapter, BASE, tokenizer=trained.tokenizer)
     convert_adapter(source.converters, plain, source.folder, adapter, "f32")
-    answer = run_llama_cpp(trained, base, adapter, ASKED, precise=True)
+    answer = run_llama_cpp(trained, base, adapter, ASKED, use_f32_cache=True)
     assert answer is not None
     pairs = ((base, exported / "base-f16.gguf"), (adapter, exported / ADAPTER))
-    return F32Measurement(answer, "".join(find_mismatch(source.converters, *pair) for pair in pairs))
+    return F32Measurement(answer, "".join(find_mismatched_tensor(source.converters, *pair) for pair in pairs))
 
 
 def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
@@ -176,14 +176,16 @@ def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
     assert rounded.found is not None
     assert exact.found.max_logprob < rounded.found.max_logprob / 100
     assert (exact.bound, rounded.bound) == (("max_logprob", 1e-3), ("kl", 1e-3))
-    assert "max_logprob misses 1e-09 by llama.cpp's rounding" in as_text(rows.values())
+    assert "max_logprob misses 1e-09 by llama.cpp's rounding" in format_checks(rows.values())
     # An f16 file of other numbers does not pass with them.
     wrong = Path(shutil.copytree(exported, tmp_path / "wrong"))
     (wrong / "base-f16.gguf").chmod(0o644)
     shutil.copy(exported / "base-q8_0.gguf", wrong / "base-f16.gguf")
     mismatched = replace(
         measurement,
-        mismatch=find_mismatch(build_gguf_source(trained).converters, tmp_path / "base.gguf", wrong / "base-f16.gguf"),
+        mismatch=find_mismatched_tensor(
+            build_gguf_source(trained).converters, tmp_path / "base.gguf", wrong / "base-f16.gguf"
+        ),
     )
     rows = measure_export(trained, wrong, ask_llama_cpp(trained, wrong), in_f32=lambda: mismatched)
     assert f"llama.cpp/adapter/{DEQUANTISED}/f32" not in rows
@@ -197,17 +199,17 @@ def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
 def test_without_llama_cpp_nothing_is_a_pass(trained: TrainedModel, exported: Path):
     assert find_interpreter(LLAMA_CPP, "none", "export.llama_cpp") is None
     assert run_llama_cpp(trained, exported / "base-f16.gguf", exported / ADAPTER, NOBODY) is None
-    rows = check_gguf(trained, exported, DEQUANTISED, NOBODY, None, lambda: None)
+    rows = compare_gguf_export(trained, exported, DEQUANTISED, NOBODY, None, lambda: None)
     assert "pass" not in {row.verdict for row in rows}
     assert {row.name: row.note for row in rows}[LLAMA_CPP] == "switched off by its setting"
 
 
 def test_a_base_is_written_once_and_known_by_its_files(trained: TrainedModel, tmp_path: Path):
     source = build_gguf_source(trained)
-    [first] = write_bases(tmp_path, source, ("q8_0",), None)
+    [first] = write_missing_bases(tmp_path, source, ("q8_0",), None)
     modified_ns = first.stat().st_mtime_ns
-    assert write_bases(tmp_path, source, (), None) == [first]
-    both = write_bases(tmp_path, source, ("q8_0",), sys.executable)
+    assert write_missing_bases(tmp_path, source, (), None) == [first]
+    both = write_missing_bases(tmp_path, source, ("q8_0",), sys.executable)
     assert [path.name for path in both] == ["base-f16.gguf", "base-q8_0.gguf"]
     assert both[0] == first
     assert first.stat().st_mtime_ns == modified_ns
@@ -218,15 +220,15 @@ def test_a_base_is_written_once_and_known_by_its_files(trained: TrainedModel, tm
     tokenizer = AutoTokenizer.from_pretrained(trained.base.path, eos_token="</s>")
     for change in ({"named": BASE | {"digest": "another"}}, {"converters": converters}, {"tokenizer": tokenizer}):
         assert replace(source, **change).key() != source.key()
-    link_file(first, tmp_path / "link.gguf")
+    link_or_copy_file(first, tmp_path / "link.gguf")
     assert first.samefile(tmp_path / "link.gguf")
     with pytest.raises(FileNotFoundError):
-        link_file(tmp_path / "nowhere", tmp_path / "copy.gguf")
+        link_or_copy_file(tmp_path / "nowhere", tmp_path / "copy.gguf")
     first.chmod(0o644)
     with first.open("ab") as file:
         file.write(b"x")
     with pytest.raises(CorruptFile, match="is not the file that was written"):
-        write_bases(tmp_path, source, (), None)
+        write_missing_bases(tmp_path, source, (), None)
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
 
 
@@ -256,7 +258,7 @@ def test_a_tokenizer_of_ones_own_is_refused_with_a_reason(tmp_path: Path, tiny_t
     model = Base("own", str(tmp_path / "model"), None, model_digest(tmp_path / "model"))
     trained = load_trained_model(model, adapter, "qlora", CPU, torch.float32, tiny_tokenizer)
     with pytest.raises(InputError, match=r"tokenizer=.*does not know its pre-tokenizer.*export=merged"):
-        write_bases(tmp_path / "bases", build_gguf_source(trained), (), None)
+        write_missing_bases(tmp_path / "bases", build_gguf_source(trained), (), None)
     assert not list((tmp_path / "bases").iterdir())
 
 
@@ -270,17 +272,17 @@ def test_an_architecture_that_the_converter_does_not_know(tmp_path: Path):
 
 def test_a_weight_that_f16_cannot_hold_is_refused(tmp_path: Path):
     model = load_base_model(make_base(tmp_path / "model"), nf4=False)
-    check_range(model)
+    require_f16_model(model)
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = 2 * LARGEST
     with pytest.raises(InputError, match=r"up_proj.*has a weight beyond the range of f16"):
-        check_range(model)
+        require_f16_model(model)
 
 
 def test_text_that_is_read_otherwise_is_refused(trained: TrainedModel, answered: EngineResponse):
     tokenizer = trained.tokenizer
     prompts = render_fixed_prompts(tokenizer)
     assert len(answered.output["tokens"]) == len(list_texts(tokenizer, prompts))
-    check_tokenization(tokenizer, prompts, answered)
+    require_same_token_ids(tokenizer, prompts, answered)
     end = dict(list_special_tokens(tokenizer))["<|end|>"]
     count = len(list_special_tokens(tokenizer))
 
@@ -289,25 +291,25 @@ def test_text_that_is_read_otherwise_is_refused(trained: TrainedModel, answered:
 
     split = [[id, id] if [id] == [end] else [id] for _, id in list_special_tokens(tokenizer)]
     with pytest.raises(InputError, match=r"tokenizer=<\|end\|>: is token"):
-        check_tokenization(tokenizer, prompts, with_output(tokens=split + answered.output["tokens"][count:]))
+        require_same_token_ids(tokenizer, prompts, with_output(tokens=split + answered.output["tokens"][count:]))
     wrong = [list(row) for row in answered.output["tokens"]]
     wrong[count][4] += 1
     with pytest.raises(InputError, match="cuts it into other tokens, from the 5th on"):
-        check_tokenization(tokenizer, prompts, with_output(tokens=wrong))
+        require_same_token_ids(tokenizer, prompts, with_output(tokens=wrong))
     with pytest.raises(InputError, match="chat_template=x: is another"):
-        check_tokenization(tokenizer, prompts, with_output(template="x"))
+        require_same_token_ids(tokenizer, prompts, with_output(template="x"))
     with pytest.raises(InputError, match=r"eos_token=<\|end\|>: is token \d+, and 2 in llama\.cpp"):
-        check_tokenization(tokenizer, prompts, with_output(eos=2))
+        require_same_token_ids(tokenizer, prompts, with_output(eos=2))
 
 
 def test_a_prompt_begins_as_it_did_in_training(trained: TrainedModel, exported: Path, tmp_path: Path):
     """The exported prompt has no BOS if the template writes none, although llama.cpp would add one by default."""
     tokenizer = AutoTokenizer.from_pretrained(trained.base.path, chat_template=CHATML)
     trained_model = load_trained_model(trained.base, trained.adapter, "qlora", CPU, torch.float32, tokenizer)
-    [base] = write_bases(tmp_path, build_gguf_source(trained_model), (), None)
+    [base] = write_missing_bases(tmp_path, build_gguf_source(trained_model), (), None)
     answer = run_llama_cpp(trained_model, base, exported / ADAPTER, ASKED)
     assert answer is not None
     assert not answer.output["begins_with_bos"]
     forced = replace(answer, output=answer.output | {"begins_with_bos": True})
     with pytest.raises(InputError, match=r"bos_token=<s>: llama\.cpp puts it in front of every prompt"):
-        check_tokenization(tokenizer, render_fixed_prompts(tokenizer), forced)
+        require_same_token_ids(tokenizer, render_fixed_prompts(tokenizer), forced)

@@ -112,7 +112,7 @@ def test_an_answer_without_an_end_is_not_read_to_its_end(
         client.base_name,
         client.context_length,
         lambda: client.load("x", Path()),
-        lambda: client.knows("x"),
+        lambda: client.has_model("x"),
         lambda: client.unload("x"),
     )
     for request in (*requests, lambda: client.logprobs("x", [[1, 2, 3]])):
@@ -120,7 +120,7 @@ def test_an_answer_without_an_end_is_not_read_to_its_end(
             request()
     assert client.is_up()
     with pytest.raises(InputError, match=rf"^rollout\.urls={url}: fails at the first request .* by more than"):
-        build_running_server(url).bring_up()
+        build_running_server(url).start_or_connect()
     sampler = build_sampler(url)
     [error] = asyncio.run(sampler._ask({0: {"prompt": [1, 2], "max_tokens": LIMIT}})).values()
     assert isinstance(error, VllmFailed)
@@ -184,7 +184,7 @@ def test_a_server_that_asks_for_a_key(
     with pytest.raises(
         InputError, match=rf"^rollout\.urls={url}: .*{said}.* \(status {status}\)\. Set {KEY}"
     ) as raised:
-        build_running_server(url).bring_up()
+        build_running_server(url).start_or_connect()
     sampler = build_sampler(url)
     [error] = asyncio.run(sampler._ask({0: {"prompt": [1], "max_tokens": 1}})).values()
     assert not isinstance(error, VllmGone)

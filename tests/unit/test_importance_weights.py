@@ -13,9 +13,9 @@ from torch import tensor
 from align.config.compose import build_config, compose_tree
 from align.core.errors import InputError
 from align.core.types import Rollout
-from align.ops.losses import importance_weights, policy_loss
+from align.ops.losses import compute_importance_weights, policy_loss
 from align.ppo.experience import Estimator, assemble_experience
-from align.ppo.rollouts import check_gap, compute_sampler_figures, run_in_background
+from align.ppo.rollouts import compute_sampler_figures, require_small_gap, run_in_background
 
 OLD = tensor([[-1.0, -2.0, -0.5]])
 DRAWN = tensor([[-1.0 - math.log(1.5), -2.0 + math.log(4.0), -0.5 - math.log(8.0)]])
@@ -24,20 +24,20 @@ ADVANTAGES = tensor([[1.0, -2.0, 3.0]])
 
 
 def test_weights_by_hand():
-    weights = importance_weights(OLD, DRAWN, MASK, 2.0)
+    weights = compute_importance_weights(OLD, DRAWN, MASK, 2.0)
     assert weights.tolist() == [[pytest.approx(1.5), pytest.approx(0.25), 2.0]]  # 8 is cut to 2
-    assert importance_weights(OLD, DRAWN, MASK, 100.0)[0, 2] == pytest.approx(8.0)
+    assert compute_importance_weights(OLD, DRAWN, MASK, 100.0)[0, 2] == pytest.approx(8.0)
 
 
 def test_what_is_masked_has_no_say():
     dirty = DRAWN.clone()
     dirty[0, 1] = float("nan")
-    weights = importance_weights(OLD, dirty, tensor([[True, False, True]]), 2.0)
+    weights = compute_importance_weights(OLD, dirty, tensor([[True, False, True]]), 2.0)
     assert weights.tolist() == [[pytest.approx(1.5), 0.0, 2.0]]
 
 
 def test_the_weighted_loss_and_its_gradient():
-    weights = importance_weights(OLD, DRAWN, MASK, 2.0)
+    weights = compute_importance_weights(OLD, DRAWN, MASK, 2.0)
     logprobs = OLD.clone().requires_grad_()
     result = policy_loss(logprobs, OLD, ADVANTAGES, MASK, 0.2, 3.0, weights)
     assert float(result.loss.detach()) == pytest.approx(-(1.5 * 1.0 + 0.25 * -2.0 + 2.0 * 3.0) / 3)
@@ -49,7 +49,7 @@ def test_the_weighted_loss_and_its_gradient():
 def test_no_gradient_reaches_the_weights():
     old = OLD.clone().requires_grad_()
     sampled = DRAWN.clone().requires_grad_()
-    assert not importance_weights(old, sampled, MASK, 2.0).requires_grad
+    assert not compute_importance_weights(old, sampled, MASK, 2.0).requires_grad
 
 
 def test_a_clipped_token_is_weighted_too():
@@ -79,7 +79,7 @@ def build_weighted_experience(sampled: torch.Tensor | None, cap: float | None) -
 
 def test_experience_has_weights_where_another_drew():
     assert (
-        build_weighted_experience(DRAWN, 2.0).weights_BT.tolist() == importance_weights(OLD, DRAWN, MASK, 2.0).tolist()
+        build_experience(DRAWN, 2.0).weights_BT.tolist() == compute_importance_weights(OLD, DRAWN, MASK, 2.0).tolist()
     )
     assert build_weighted_experience(DRAWN, None).weights_BT is None
     assert build_weighted_experience(None, 2.0).weights_BT is None
@@ -93,11 +93,11 @@ def test_the_gap_by_hand_and_its_bound():
     assert figures["rollout_gap"] == pytest.approx((math.log(1.5) + math.log(4) + math.log(8)) / 3)
     assert figures["rollout_ratio"] == pytest.approx((1.5 + 0.25 + 8) / 3)
     assert figures["staleness"] == 0
-    check_gap(figures, 1.3)
+    require_small_gap(figures, 1.3)
     with pytest.raises(InputError, match=r"are 1\.3 nats per token from the policy's"):
-        check_gap(figures, 1.2)
+        require_small_gap(figures, 1.2)
     with pytest.raises(InputError, match="are nan nats"):
-        check_gap({**figures, "rollout_gap": float("nan")}, 1.2)
+        require_small_gap({**figures, "rollout_gap": float("nan")}, 1.2)
 
 
 def test_the_gap_of_the_worst_server_counts():

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from align.core import distribution
-from align.core.distribution import DISTRIBUTION, install_command
+from align.core.distribution import DISTRIBUTION, build_install_command
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -144,7 +144,7 @@ def test_commands_that_install_this_project_are_composed_in_one_module():
     for path, tree in iter_sources():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                if node.func.id in ("install_command", "require_extra", "missing_modules"):
+                if node.func.id in ("build_install_command", "require_extra", "find_missing_modules"):
                     argument = node.args[0]
                     if isinstance(argument, ast.Constant):
                         extras.add(argument.value)
@@ -161,7 +161,7 @@ def test_commands_that_install_this_project_are_composed_in_one_module():
 def test_commands_name_this_distribution():
     assert PROJECT["name"] == DISTRIBUTION
     for extra in EXTRAS:
-        assert find_problem(next(iter_requirements(install_command(extra)))) is None
+        assert find_problem(next(iter_requirements(build_install_command(extra)))) is None
 
 
 def write_distribution(folder: Path, name: str, version: str, direct_url: str = "") -> None:

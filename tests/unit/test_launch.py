@@ -204,7 +204,7 @@ def test_a_merged_model_and_gguf(engines: Path, tmp_path: Path):
     assert mentions_gap(tmp_path / "launch" / "vllm.sh")
     for name in ("base-f16.gguf", "base-q8_0.gguf", "adapter-f16.gguf"):
         (tmp_path / name).touch()
-    write_llama_script(tmp_path, "ppo-x", "adapter-f16.gguf", GAP, original=False)
+    write_llama_script(tmp_path, "ppo-x", "adapter-f16.gguf", GAP, has_original_weights=False)
     script = tmp_path / "launch" / "llama-server.sh"
     assert mentions_gap(script)
     assert "WEIGHTS is that of the base: f16, q8_0." in read_joined_lines(script)

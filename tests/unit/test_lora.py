@@ -12,7 +12,7 @@ from tiny_roles import CPU, FP32, World
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from align.core.errors import InputError
-from align.models.adapters import add_new_adapter, attach, read_adapter_config, read_tensors, save_adapter
+from align.models.adapters import add_new_adapter, attach_adapter, read_adapter_config, read_tensors, save_adapter
 from align.models.forward import compute_hidden_states, compute_response_logprobs, rollout_from_answers
 from align.models.load import load_base, load_classifier
 from align.models.lora import Lora, LoraLike
@@ -84,10 +84,10 @@ def test_layers_of_gpt_2_are_named_too() -> None:
 
 
 def test_it_is_read_back_as_it_was(saved: tuple[str, Path, Any], world: World) -> None:
-    """The adapter is loaded by `attach` and by PEFT, each time on a freshly loaded base."""
+    """The adapter is loaded by `attach_adapter` and by PEFT, each time on a freshly loaded base."""
     method, folder, model = saved
     torch.testing.assert_close(
-        compute_states(attach(world.load(method), folder, "again").eval()), compute_states(model)
+        compute_states(attach_adapter(world.load(method), folder, "again").eval()), compute_states(model)
     )
     theirs = PeftModel.from_pretrained(world.load(method), str(folder)).eval()
     torch.testing.assert_close(compute_states(theirs), compute_states(model))
@@ -98,7 +98,7 @@ def test_a_reward_model_starts_as_the_adapter_it_comes_from(saved: tuple[str, Pa
     """Layers, scale and tensors are the same. Another scale would be another model, without an error."""
     method, folder, model = saved
     scorer = add_new_adapter(
-        load_classifier(world.base, method, CPU, FP32), LoraLike(read_adapter_config(folder)), classifier=True
+        load_classifier(world.base, method, CPU, FP32), LoraLike(read_adapter_config(folder)), is_reward_model=True
     )
     assert copy_adapter_weights(scorer, folder) == len(read_tensors(folder))
     torch.testing.assert_close(compute_states(scorer.eval()), compute_states(model))

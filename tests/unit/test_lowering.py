@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from align.core.errors import InputError
 from align.export.merged import merge_adapter
 from align.models.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, read_adapter
-from align.models.plain_lora import compute_initial_factors, convert_to_plain
+from align.models.plain_lora import compute_initial_factors, convert_to_plain_lora
 
 PLAIN = {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "lora_dropout": 0.0, "init_lora_weights": True}
 KINDS = [
@@ -133,6 +133,6 @@ def test_factors_stay_in_fp32_whatever_they_came_in(base: Path, tmp_path: Path):
     tensors = {key: tensor.bfloat16() for key, tensor in adapter.tensors.items()}
     adapter = Adapter({**adapter.config, "lora_alpha": 3, "r": 8}, tensors)
     factors = adapter.factors
-    for module, (a, b) in convert_to_plain(adapter).factors.items():
+    for module, (a, b) in convert_to_plain_lora(adapter).factors.items():
         assert a.dtype == b.dtype == torch.float32
         assert torch.equal(b, factors[module][1].float() * (3 / 4))  # the rank is the matrices', not the config's

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from align.core.errors import InputError
-from align.export.merged import check_untied, find_tied_weights, merge_adapter
+from align.export.merged import find_tied_weights, merge_adapter, require_untied_base
 from align.models.adapters import WEIGHTS_FILE, read_adapter
 from align.run import Base
 
@@ -130,19 +130,19 @@ def test_merge_refuses_what_does_not_fit(base: Path, adapter: Path, tmp_path: Pa
 
 def test_a_tied_base_is_known_by_its_configuration(base: Path, adapter: Path, tmp_path: Path):
     head = read_adapter(make_adapter(base, tmp_path / "head", target_modules=["lm_head"]))
-    check_untied(Base("tiny", str(base), None, "00"), read_adapter(adapter))
+    require_untied_base(Base("tiny", str(base), None, "00"), read_adapter(adapter))
     with pytest.raises(InputError, match=r"target_modules=lm_head.*export=adapter"):
-        check_untied(Base("tiny", str(base), None, "00"), head)
+        require_untied_base(Base("tiny", str(base), None, "00"), head)
     untied_base = Path(shutil.copytree(base, tmp_path / "other"))
     tensors = load_file(base / "model.safetensors")
     embedding = tensors["model.embed_tokens.weight"]
     save_file(tensors | {"lm_head.weight": embedding + 1}, untied_base / "model.safetensors", {"format": "pt"})
-    check_untied(Base("both", str(untied_base), None, "00"), head)
+    require_untied_base(Base("both", str(untied_base), None, "00"), head)
     assert find_tied_weights(load_base_model(untied_base)) == set()  # only the weights show it
     assert find_tied_weights(load_base_model(base)) == {"model.embed_tokens", "lm_head"}
     config = json.loads((base / "config.json").read_text())
     (untied_base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
-    check_untied(Base("untied", str(untied_base), None, "00"), head)
+    require_untied_base(Base("untied", str(untied_base), None, "00"), head)
 
 
 def test_merge_refuses_repacked_weights(base: Path, adapter: Path):

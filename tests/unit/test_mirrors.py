@@ -18,7 +18,7 @@ from synthetic_runs import write_run_folder
 
 from align.__main__ import main
 from align.core.redaction import register_secret
-from align.mirrors import Artifact, GuardedMirror, MirroredRun, Table, flatten, open_mirror
+from align.mirrors import Artifact, GuardedMirror, MirroredRun, Table, iter_flat_items, open_mirror
 from align.run.weights import adapter_digest
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -110,7 +110,7 @@ def read_trackio(run: MirroredRun) -> dict[str, Any]:
     artifact = SQLiteStorage.get_artifact_manifest(run.project, "models", f"sha256-{ADAPTER[:16]}")
     return {
         "rows": [(row["step"], row["loss"]) for row in logs if "loss" in row],
-        "settings": {name: str(value) for name, value in flatten(run_record.config)},
+        "settings": {name: str(value) for name, value in iter_flat_items(run_record.config)},
         "samples": [entry["answer"] for row in logs for entry in row.get("samples", {}).get("_value", [])],
         "digests": [artifact["metadata"]["digest"]] if artifact else [],
         "source": [entry["ref"] for entry in artifact["manifest"]] if artifact else [],

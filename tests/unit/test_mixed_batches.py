@@ -24,8 +24,14 @@ from torch.testing import assert_close
 
 from align.config.serve import ServeConfig
 from align.models.fastpath import adapter_bank, exact, mixed
-from align.models.fastpath.exact import TILE, blocks_agree, count_padded_rows, draw_cancelling_pairs, rows_agree
-from align.models.fastpath.mixed import CHUNK, Piece
+from align.models.fastpath.exact import (
+    TILE,
+    are_blocks_independent,
+    are_rows_independent,
+    count_padded_rows,
+    draw_cancelling_pairs,
+)
+from align.models.fastpath.mixed import CHUNK, RequestTokens
 from align.rollout.serving_engine import Request
 from align.stages.serve import describe_batches
 
@@ -105,7 +111,7 @@ def compare_with_alone(family: str, dtype: torch.dtype, threads: int, folder: Pa
 
 def test_products_of_a_fixed_shape_where_shapes_do_not_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The check of the machine's products is replaced: no two shapes agree."""
-    monkeypatch.setattr(exact, "rows_agree", lambda *a: False)
+    monkeypatch.setattr(exact, "are_rows_independent", lambda *a: False)
     real = exact.linear
     lengths = set()
     monkeypatch.setattr(exact, "linear", lambda x, *a: lengths.add(len(x)) or real(x, *a))
@@ -117,7 +123,7 @@ def test_products_of_a_fixed_shape_where_shapes_do_not_agree(monkeypatch: pytest
 def test_as_many_matrices_as_threads(family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """A library with fewer matrices than threads splits one among threads, and adds in another order."""
     for module in (exact, mixed, adapter_bank):
-        monkeypatch.setattr(module, "compute_least_batch", lambda: 5)
+        monkeypatch.setattr(module, "compute_min_batch", lambda: 5)
     compare_with_alone(family, torch.float32, 1, tmp_path, 8)
     config = FAMILIES[family]
     serving_engine = build_engine(config)
@@ -129,7 +135,7 @@ def test_as_many_matrices_as_threads(family: str, monkeypatch: pytest.MonkeyPatc
         real = getattr(torch, name)
         monkeypatch.setattr(torch, name, lambda *a, real=real, **k: batch_sizes.add(len(a[-1])) or real(*a, **k))
     for step_digests in (digests[:1], digests[:2], digests, [None]):
-        serving_engine.decoder.step([Piece(i, digest, (7,), 0) for i, digest in enumerate(step_digests)])
+        serving_engine.decoder.step([RequestTokens(i, digest, (7,), 0) for i, digest in enumerate(step_digests)])
     assert batch_sizes
     assert min(batch_sizes) >= 5
 
@@ -154,7 +160,7 @@ def test_another_order_of_addition_shows(dtype: torch.dtype):
 
 
 def test_a_machine_whose_rows_differ_is_found_out(monkeypatch: pytest.MonkeyPatch):
-    assert rows_agree(64, 96, torch.float32)
+    assert are_rows_independent(64, 96, torch.float32)
     real = exact.linear
 
     def linear_with_odd_row(x: Any, *args: Any) -> Any:
@@ -162,24 +168,24 @@ def test_a_machine_whose_rows_differ_is_found_out(monkeypatch: pytest.MonkeyPatc
         return out if len(x) != 7 else torch.nextafter(out, out + 1)
 
     monkeypatch.setattr(exact, "linear", linear_with_odd_row)
-    assert not rows_agree(64, 96, torch.float32)
+    assert not are_rows_independent(64, 96, torch.float32)
     # The result of a row depends on its index in the batch.
     monkeypatch.setattr(exact, "linear", lambda x, *a: real(x, *a) + torch.arange(len(x))[:, None] * 1e-6)
-    assert not rows_agree(64, 96, torch.float32)
+    assert not are_rows_independent(64, 96, torch.float32)
 
 
 def test_blocks_that_differ_are_found_out(monkeypatch: pytest.MonkeyPatch):
     real = torch.bmm
-    assert blocks_agree(64, 48, (4, 8), torch.float32)
+    assert are_blocks_independent(64, 48, (4, 8), torch.float32)
     for is_odd in (lambda x: x.shape[0] == 5, lambda x: x.shape[1] == 4):
         monkeypatch.setattr(exact.torch, "bmm", lambda x, w, is_odd=is_odd: real(x, w) + (1e-6 if is_odd(x) else 0))
-        assert not blocks_agree(64, 48, (4, 8), torch.float32)
+        assert not are_blocks_independent(64, 48, (4, 8), torch.float32)
         monkeypatch.setattr(exact.torch, "bmm", real)
 
 
 def test_a_machine_that_cannot_keep_its_word_says_so(monkeypatch: pytest.MonkeyPatch):
     assert build_engine(FAMILIES["llama"]).decoder.exact
-    monkeypatch.setattr(mixed, "blocks_agree", lambda *a: False)
+    monkeypatch.setattr(mixed, "are_blocks_independent", lambda *a: False)
     serving_engine = build_engine(FAMILIES["llama"])
     assert not serving_engine.decoder.exact
     assert "can depend on the other requests in its batch" in describe_batches(

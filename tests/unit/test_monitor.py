@@ -14,7 +14,14 @@ from align.models.roles import ForwardOutput
 from align.ops.moments import Moments
 from align.ppo.checkpoint import Best, PpoState
 from align.ppo.experience import Estimator, Experience, assemble_experience, shape_scores
-from align.ppo.monitor import WIRES, count_strikes, find_crossed, find_tripped, measure_answers, rank_answers
+from align.ppo.monitor import (
+    WIRES,
+    count_strikes,
+    find_crossed_wires,
+    find_tripped_wires,
+    measure_answers,
+    rank_answers,
+)
 from align.ppo.workers import Answers
 from align.reward.combined import Ensemble, score_with_diagnostics
 from align.rollout.strip_reasoning import JudgedAnswers
@@ -48,11 +55,11 @@ def test_what_a_response_earns():
 def test_a_wire_has_a_side():
     figures = {"kl": 12.0, "entropy": 0.2, "repetition": 0.1, "score_length_correlation": -0.9}
     limits = {"kl": 10.0, "entropy": 0.3, "repetition": 0.3, "length_correlation": 0.8, "disagreement": 0.5}
-    crossed = find_crossed(figures, limits)
+    crossed = find_crossed_wires(figures, limits)
     assert set(crossed) == {"kl", "entropy"}  # the disagreement was not measured; a negative correlation is no sign
     assert crossed["kl"].startswith("kl 12 is above 10")
     assert crossed["entropy"].startswith("entropy 0.2 is below 0.3")
-    assert find_crossed(figures, dict.fromkeys(WIRES)) == {}
+    assert find_crossed_wires(figures, dict.fromkeys(WIRES)) == {}
 
 
 def test_only_updates_in_a_row_count():
@@ -64,8 +71,8 @@ def test_only_updates_in_a_row_count():
 
 def test_a_wire_that_was_tripped_and_recovered_is_told():
     rows = [{"kl": kl, "entropy": 1.0} for kl in (1, 12, 13, 1, 12)]
-    assert find_tripped(rows, {"kl": 10.0, "entropy": 0.3}, patience=2) == ["kl"]
-    assert find_tripped(rows, {"kl": 10.0, "entropy": 0.3}, patience=3) == []
+    assert find_tripped_wires(rows, {"kl": 10.0, "entropy": 0.3}, patience=2) == ["kl"]
+    assert find_tripped_wires(rows, {"kl": 10.0, "entropy": 0.3}, patience=3) == []
 
 
 def test_a_state_survives_json():

@@ -32,7 +32,7 @@ from align.models.load import load_tokenizer
 from align.registry.gates import read_gates, read_verdict
 from align.run import read_json_object, read_manifest
 from align.run.alias_log import FILE as ALIASES
-from align.run.alias_log import read_log
+from align.run.alias_log import read_alias_log
 from align.run.files import as_storage_error
 from align.run.signing import load_private_key, load_public_key
 
@@ -48,7 +48,7 @@ SMALL: dict[str, tuple[str, Read]] = {
     "bytes": ("file", lambda path: files.read_bytes(path, "field")),
     "text": ("file", lambda path: files.read_text(path, "field")),
     "json": ("file.json", lambda path: read_json_object(path, "field", "Mend it.")),
-    "folder": ("tokenizer.json", lambda path: files.check_folder(path.parent, "field")),
+    "folder": ("tokenizer.json", lambda path: files.require_readable_folder(path.parent, "field")),
     "manifest": ("manifest.json", lambda path: read_manifest(path.parent)),
     "gate": ("gate.yaml", lambda path: read_gates([path.parent])),
     "private key": ("key.pem", lambda path: load_private_key(str(path), "export.sign")),
@@ -69,7 +69,7 @@ LARGE: dict[str, tuple[str, Read]] = {
     "table": ("rows.csv", lambda path: list(iter_valid_rows(path))),
     "parquet": ("rows.parquet", lambda path: list(iter_valid_rows(path))),
     "adapter's weights": ("adapter_model.safetensors", lambda path: read_tensors(path.parent)),
-    "aliases": (ALIASES, lambda path: read_log(path.parent)),
+    "aliases": (ALIASES, lambda path: read_alias_log(path.parent)),
 }
 """Readers of files of any size, in the same form."""
 READERS = SMALL | LARGE
@@ -122,7 +122,7 @@ def test_a_file_that_may_not_be_read(reader: str, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(reader: str, tmp_path: Path) -> None:
     name, read = READERS[reader]
     if reader == "aliases":
-        assert read(tmp_path / name) == read_log(tmp_path)
+        assert read(tmp_path / name) == read_alias_log(tmp_path)
         return
     with pytest.raises(InputError, match=r"there is no such file|is not there|is neither an id nor a file"):
         read(tmp_path / name)
@@ -153,10 +153,10 @@ def test_a_file_that_is_too_large_to_be_read_whole(reader: str, tmp_path: Path, 
 @pytest.mark.parametrize("name", ["rows.json", "trainer_state.json", "notes.txt", "model-00001-of-00001.safetensors"])
 def test_the_limit_spares_files_that_no_loader_reads_whole(name: str, tmp_path: Path, small_limit: None) -> None:
     make_large(tmp_path / name)
-    files.check_folder(tmp_path, "field")
+    files.require_readable_folder(tmp_path, "field")
     make_large(tmp_path / "config.json")
     with pytest.raises(CorruptFile, match=r"config\.json.*has 1\.0 MiB"):
-        files.check_folder(tmp_path, "field")
+        files.require_readable_folder(tmp_path, "field")
 
 
 def test_the_limit_covers_every_tokenizer_file_of_transformers() -> None:

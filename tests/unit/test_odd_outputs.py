@@ -24,9 +24,9 @@ from test_own_files import open_run
 from align.annotate.exchange.archive import write_store_backup
 from align.annotate.store import Store
 from align.core.errors import InputError
-from align.core.outputs import atomic_file, replace_file
-from align.export.converters import HF, LORA, unpack
-from align.models.base import convert_gguf
+from align.core.outputs import open_atomic_file, replace_file
+from align.export.converters import HF, LORA, unpack_converters
+from align.models.base import convert_gguf_once
 from align.registry.comparison import write_sweep_note
 from align.registry.garbage import LOG, Piece, append_to_removal_log
 from align.registry.index import INDEX, Index
@@ -100,7 +100,7 @@ def publish_base(path: Path) -> None:
         (part / "base.json").write_text("{}")
 
 
-def unpack_converters(path: Path) -> None:
+def unpack_test_archive(path: Path) -> None:
     archive = path.parent / ".archive.tar"
     with tarfile.open(archive, "w") as tar:
         for name in (HF, LORA):
@@ -108,7 +108,7 @@ def unpack_converters(path: Path) -> None:
             member.size = 4
             tar.addfile(member, io.BytesIO(b"pass"))
     try:
-        unpack(archive, path)
+        unpack_converters(archive, path)
     finally:
         archive.unlink()
 
@@ -117,7 +117,7 @@ def convert_smollm2(path: Path) -> None:
     gguf = path.parent / ".model.gguf"
     gguf.write_bytes(b"")
     try:
-        convert_gguf(gguf, path.parent)
+        convert_gguf_once(gguf, path.parent)
     except ValueError as error:
         if isinstance(error, InputError):
             raise  # a refusal; other errors come later, as transformers reads no empty GGUF
@@ -146,7 +146,7 @@ FOLDERS = {
     "run.root": Output("runs", lambda path: open_run(path).__exit__(None, None, None)),
     "the folder of a stage": Output("sft", lambda path: open_run(path.parent).__exit__(None, None, None)),
     "a base in run.root": Output("bases/x", publish_base),
-    "the converters in XDG_CACHE_HOME": Output("llama.cpp", unpack_converters),
+    "the converters in XDG_CACHE_HOME": Output("llama.cpp", unpack_test_archive),
     "SmolLM2 in XDG_CACHE_HOME": Output(f"smollm2-{EMPTY_DIGEST}", convert_smollm2, replaces=False),
 }
 OUTPUTS = FILES | FOLDERS
@@ -295,11 +295,11 @@ def test_a_folder_of_align_that_was_edited_is_refused(tmp_path: Path) -> None:
     ):
         if folder.exists():
             shutil.rmtree(folder)
-        unpack_converters(folder)
+        unpack_test_archive(folder)
         edit()
         before = contents_of(tmp_path)
         with pytest.raises(InputError, match="did not write, or that were edited since"):
-            unpack_converters(folder)
+            unpack_test_archive(folder)
         assert contents_of(tmp_path) == before
 
 
@@ -384,7 +384,7 @@ def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> N
     replace_file(path, b"old")
 
     def fail_halfway() -> None:
-        with atomic_file(path) as file:
+        with open_atomic_file(path) as file:
             file.write(b"ne")
             raise ZeroDivisionError
 

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from align.data.chat.template import CHATML
-from align.export.ollama import Turns, build_go_template, build_modelfile, find_pieces, is_quotable
+from align.export.ollama import Turns, build_go_template, build_modelfile, is_quotable, split_chat_template
 from align.models.base import find_builtin_folder
 
 LLAMA3 = (
@@ -52,7 +52,7 @@ def render(tokenizer, turns: Turns, is_reply_due: bool) -> str | None:
 
 def find_template_pieces(tokenizer, template: str):
     tokenizer.chat_template = template
-    return find_pieces(lambda turns, is_reply_due: render(tokenizer, turns, is_reply_due))
+    return split_chat_template(lambda turns, is_reply_due: render(tokenizer, turns, is_reply_due))
 
 
 @pytest.mark.parametrize("template", SAID, ids=["chatml", "llama3", "default", "braces", "inst"])

@@ -19,7 +19,7 @@ from align.models.fastpath import decoder, llama
 from align.models.lora import Lora
 from align.ops import logprobs
 from align.planning import memory
-from align.planning.gpus import GPUS, compute_room, find_changes_to_fit, iter_changes
+from align.planning.gpus import GPUS, compute_usable_bytes, find_changes_to_fit, iter_changes
 from align.planning.live_bytes import LiveBytes
 from align.planning.memory import Workload, count_base_bytes, predict_footprint
 from align.planning.shapes import build_shape, compute_llama_shape, read_shape
@@ -142,8 +142,8 @@ def test_nf4_takes_the_bytes_that_it_takes() -> None:
 @pytest.mark.parametrize("gb", [gpu.gb for gpu in GPUS])
 def test_what_is_proposed_fits_and_nothing_of_it_is_idle(gb: float) -> None:
     """The run fits with all proposed changes, and does not fit without any one of them."""
-    changes = find_changes_to_fit(LARGE, ON_GPU, compute_room(gb))
-    room = compute_room(gb)
+    changes = find_changes_to_fit(LARGE, ON_GPU, compute_usable_bytes(gb))
+    room = compute_usable_bytes(gb)
     if changes is None:
         assert gb == 8
         return
@@ -168,8 +168,8 @@ def test_what_is_proposed_fits_and_nothing_of_it_is_idle(gb: float) -> None:
 
 
 def test_nothing_is_proposed_where_it_fits_or_nothing_helps() -> None:
-    assert find_changes_to_fit(LARGE, ON_GPU, compute_room(1000)) == []
-    assert find_changes_to_fit(LARGE, ON_GPU, compute_room(2)) is None
+    assert find_changes_to_fit(LARGE, ON_GPU, compute_usable_bytes(1000)) == []
+    assert find_changes_to_fit(LARGE, ON_GPU, compute_usable_bytes(2)) is None
 
 
 def test_changes_come_in_the_order_of_what_they_cost() -> None:

@@ -15,9 +15,9 @@ from align.rollout.probes import (
     PROBES,
     Agreement,
     Probes,
-    check_agreement,
     compute_agreement,
     read_probes,
+    require_agreement,
     write_probes,
 )
 
@@ -39,16 +39,16 @@ def test_the_share_of_an_adapter_that_is_in_force():
 
 
 def test_an_agreement_is_judged_by_what_its_noise_can_tell():
-    check_agreement(Agreement(0.01, 1.2, 0.01), "bfloat16", "adapter", "x")
-    check_agreement(Agreement(0.01, 0.0, 0.5), "bfloat16", "adapter", "x")  # the adapter's effect is within the noise
-    check_agreement(Agreement(0.01, float("nan"), float("inf")), "bfloat16", "adapter", "x")
+    require_agreement(Agreement(0.01, 1.2, 0.01), "bfloat16", "adapter", "x")
+    require_agreement(Agreement(0.01, 0.0, 0.5), "bfloat16", "adapter", "x")  # the adapter's effect is within the noise
+    require_agreement(Agreement(0.01, float("nan"), float("inf")), "bfloat16", "adapter", "x")
     for wrong in (Agreement(0.01, 0.7, 0.01), Agreement(0.01, 1.4, 0.1), Agreement(0.2, 1.0, 0.01)):
         with pytest.raises(InputError, match="adapter=x"):
-            check_agreement(wrong, "bfloat16", "adapter", "x")
+            require_agreement(wrong, "bfloat16", "adapter", "x")
     with pytest.raises(InputError, match="nats from those that were trained"):
-        check_agreement(Agreement(0.01, 1.0, 0.0), "float32", "adapter", "x")
+        require_agreement(Agreement(0.01, 1.0, 0.0), "float32", "adapter", "x")
     with pytest.raises(InputError):
-        check_agreement(Agreement(float("nan"), float("nan"), float("nan")), "float32", "adapter", "x")
+        require_agreement(Agreement(float("nan"), float("nan"), float("nan")), "float32", "adapter", "x")
 
 
 def test_probes_are_read_as_they_were_written(tmp_path: Path):

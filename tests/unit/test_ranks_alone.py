@@ -134,9 +134,9 @@ def test_why_a_killed_run_ended_is_written_into_its_manifest(tmp_path: Path):
     ],
 )
 def test_what_an_error_of_a_message_means(text: str, late: bool | None):
-    rank_lost = ranks.as_rank_lost(RuntimeError(text))
+    rank_lost = ranks.to_rank_lost(RuntimeError(text))
     assert (rank_lost and rank_lost.late) is late
-    assert ranks.as_rank_lost(ValueError(text)) is None
+    assert ranks.to_rank_lost(ValueError(text)) is None
 
 
 def test_a_process_that_is_alone_does_nothing():
@@ -156,9 +156,9 @@ def test_a_process_that_is_alone_does_nothing():
     ranks.sum_gradients([parameter])
     assert parameter.grad is grad
     error = RuntimeError("Connection closed by peer")
-    assert ranks.find_cause(error) is error
-    assert ranks.prints_error(RankFailed("x", 2))
-    ranks.set_position("nowhere")
+    assert ranks.find_first_cause(error) is error
+    assert ranks.should_print_error(RankFailed("x", 2))
+    ranks.record_position("nowhere")
     ranks.init_group("cpu", 1.0)
     ranks.destroy_group()
 
@@ -261,7 +261,7 @@ def test_machines_that_cannot_meet_are_refused_before_torch(
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=said):
-        launch.check_machines()
+        launch.require_machine_settings()
     for name, value in {"PET_NNODES": "2", "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": "[::1]:29400"}.items():
         monkeypatch.setenv(name, value)
-    launch.check_machines()
+    launch.require_machine_settings()

@@ -15,21 +15,21 @@ from transformers import AutoTokenizer
 
 from align.core.errors import CorruptFile, InputError, MissingArtifact
 from align.data.chat.fixed_prompts import encode_fixed_prompts
-from align.export.checks import check_adapter, check_merged
+from align.export.checks import compare_adapter, compare_merged
 from align.export.engines import compute_logits
 from align.export.merged import merge_adapter
 from align.export.receipt_rows import (
     ReceiptCheck,
-    as_text,
-    check_agreement,
+    format_checks,
     mark_accepted,
     require_engines,
     require_passed,
+    require_same_measurements,
 )
 from align.export.trained_model import TrainedModel, load_trained_model
 from align.models.adapters import WEIGHTS_FILE
-from align.models.dequantised import DEQUANTISED, dequantise, prepare_dequantised_base
-from align.models.load import cast_to_fp32, check_added_tokens, load_base
+from align.models.dequantised import DEQUANTISED, dequantise_in_place, get_or_write_dequantised_base
+from align.models.load import cast_to_fp32, load_base, refuse_added_tokens
 from align.ops.divergence import Divergence, compute_divergence
 from align.run import Base, model_digest
 from align.run.receipt import RECEIPT, read_verified_receipt, write_receipt
@@ -80,7 +80,7 @@ def collect_verdicts(rows: list[ReceiptCheck]) -> dict[str, str]:
 )
 def test_a_verdict_is_a_bound_kept_and_nothing_else(row: ReceiptCheck, verdict: str):
     assert row.verdict == verdict
-    assert verdict in as_text([row])
+    assert verdict in format_checks([row])
 
 
 def test_a_missed_bound_and_an_engine_that_was_not_asked_are_errors():
@@ -147,10 +147,10 @@ def test_an_adapter_is_what_was_trained_on_nf4_and_not_on_the_original(
     trained: TrainedModel, base: Base, tmp_path: Path
 ):
     target = export_adapter(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
-    dequantised_base = prepare_dequantised_base(
+    dequantised_base = get_or_write_dequantised_base(
         tmp_path, base, BASE, torch.float32, torch.float32, CPU, trained.tokenizer
     )
-    rows = check_adapter(trained, target, dequantised_base, "float32", NOBODY)
+    rows = compare_adapter(trained, target, dequantised_base, "float32", NOBODY)
     assert collect_verdicts(rows) == {
         "transformers/adapter/nf4/float32": "pass",
         "transformers/adapter/nf4-dequantised/float32": "pass",
@@ -171,7 +171,7 @@ def test_an_adapter_is_what_was_trained_on_nf4_and_not_on_the_original(
 def test_without_a_base_beside_it_the_dequantised_one_was_not_checked(trained: TrainedModel, tmp_path: Path):
     target = export_adapter(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
     assert (
-        collect_verdicts(check_adapter(trained, target, None, "bfloat16", NOBODY))[
+        collect_verdicts(compare_adapter(trained, target, None, "bfloat16", NOBODY))[
             "transformers/adapter/nf4-dequantised/bfloat16"
         ]
         == "not checked"
@@ -185,7 +185,7 @@ def test_a_scale_that_is_off_by_little_fails(trained: TrainedModel, tmp_path: Pa
     save_file(
         {k: v * factor if "lora_B" in k else v for k, v in tensors.items()}, target / WEIGHTS_FILE, {"format": "pt"}
     )
-    rows = check_adapter(trained, target, None, "float32", NOBODY)
+    rows = compare_adapter(trained, target, None, "float32", NOBODY)
     assert rows[0].verdict == "fail"
     with pytest.raises(InputError, match="It differs from the trained model"):
         require_passed(rows)
@@ -200,7 +200,7 @@ def test_a_merge_is_compared_before_and_after_it_is_saved(trained: TrainedModel,
     with torch.no_grad():
         merged_logits = [model(input_ids=torch.tensor([row])).logits[0] for row in trained.rows]
     target = export_merged(model.to(getattr(torch, kept)), tmp_path / "out", tokenizer=trained.tokenizer)
-    rows = check_merged(trained, target, into, kept, merged_logits, NOBODY)
+    rows = compare_merged(trained, target, into, kept, merged_logits, NOBODY)
     assert [row.verdict for row in rows[:3]] == ["pass", "pass", "reported"]  # each on its own base
     assert rows[0].found is not None
     assert rows[0].found.kl < 1e-8
@@ -211,7 +211,7 @@ def test_a_merge_is_compared_before_and_after_it_is_saved(trained: TrainedModel,
         assert rows[2].found.kl > 1e-3
     tensors = load_file(target / "model.safetensors")
     save_file({k: v * 1.5 for k, v in tensors.items()}, target / "model.safetensors", {"format": "pt"})
-    assert check_merged(trained, target, into, kept, None, NOBODY)[0].verdict == "fail"
+    assert compare_merged(trained, target, into, kept, None, NOBODY)[0].verdict == "fail"
 
 
 def test_a_merge_keeps_all_bits_of_a_base_that_was_saved_in_few(base: Base, tmp_path: Path):
@@ -232,7 +232,9 @@ def test_an_adapter_of_a_plain_base_is_held_to_that(base: Base, tmp_path: Path):
     source = make_adapter(Path(base.path), tmp_path / "source")
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     plain = load_trained_model(base, source, "lora", CPU, torch.bfloat16, tokenizer)
-    rows = check_adapter(plain, export_adapter(source, tmp_path / "out", tokenizer=tokenizer), None, "bfloat16", NOBODY)
+    rows = compare_adapter(
+        plain, export_adapter(source, tmp_path / "out", tokenizer=tokenizer), None, "bfloat16", NOBODY
+    )
     assert collect_verdicts(rows) == {
         "transformers/adapter/original/bfloat16": "pass",
         "transformers/base alone/original/bfloat16": "reported",
@@ -268,15 +270,17 @@ def test_other_architectures_leave_as_they_were_trained(base: Base, tmp_path: Pa
     model = Base(architecture, str(folder), None, model_digest(folder))
     trained_model = load_trained_model(model, source, "qlora", CPU, torch.float32, tokenizer)
     target = export_adapter(source, tmp_path / "out", tokenizer=tokenizer)
-    dequantised_base = prepare_dequantised_base(tmp_path, model, BASE, torch.float32, torch.float32, CPU, tokenizer)
-    rows = check_adapter(trained_model, target, dequantised_base, "float32", NOBODY)
+    dequantised_base = get_or_write_dequantised_base(
+        tmp_path, model, BASE, torch.float32, torch.float32, CPU, tokenizer
+    )
+    rows = compare_adapter(trained_model, target, dequantised_base, "float32", NOBODY)
     assert [row.verdict for row in rows[:2]] == ["pass", "pass"]
     merged_folder = export_merged(
         merge_adapter(cast_to_fp32(load_base_model(folder)), source, torch.float32),
         tmp_path / "merged",
         tokenizer=tokenizer,
     )
-    assert check_merged(trained_model, merged_folder, DEQUANTISED, "float32", None, NOBODY)[0].verdict == "pass"
+    assert compare_merged(trained_model, merged_folder, DEQUANTISED, "float32", None, NOBODY)[0].verdict == "pass"
     assert trained_model.base_divergence.max_logprob > 0.1
 
 
@@ -299,7 +303,7 @@ def test_a_model_of_few_positions_and_transposed_weights(base: Base, tmp_path: P
     gpt2 = Base("gpt2", str(folder), None, model_digest(folder))
     trained_model = load_trained_model(gpt2, tmp_path / "source", "lora", CPU, torch.float32, tokenizer)
     assert max(map(len, trained_model.rows)) <= 48
-    rows = check_adapter(
+    rows = compare_adapter(
         trained_model,
         export_adapter(tmp_path / "source", tmp_path / "out", tokenizer=tokenizer),
         None,
@@ -310,7 +314,7 @@ def test_a_model_of_few_positions_and_transposed_weights(base: Base, tmp_path: P
     assert trained_model.base_divergence.max_logprob > 0.1
     merged_model = merge_adapter(load_base_model(folder, nf4=False), tmp_path / "source", torch.float32)
     merged_folder = export_merged(merged_model, tmp_path / "merged", tokenizer=tokenizer)
-    assert check_merged(trained_model, merged_folder, "original", "float32", None, NOBODY)[0].verdict == "pass"
+    assert compare_merged(trained_model, merged_folder, "original", "float32", None, NOBODY)[0].verdict == "pass"
 
 
 # --- The base beside it -----------------------------------------------------------------------------------------------
@@ -320,7 +324,9 @@ def test_a_dequantised_base_is_written_once_and_trusted_by_its_digest(
     trained: TrainedModel, base: Base, tmp_path: Path
 ):
     def prepare_base() -> Path:
-        return prepare_dequantised_base(tmp_path, base, BASE, torch.float32, torch.bfloat16, CPU, trained.tokenizer)
+        return get_or_write_dequantised_base(
+            tmp_path, base, BASE, torch.float32, torch.bfloat16, CPU, trained.tokenizer
+        )
 
     folder = prepare_base()
     weights = folder / "model.safetensors"
@@ -330,7 +336,7 @@ def test_a_dequantised_base_is_written_once_and_trusted_by_its_digest(
     assert json.loads((folder / "base.json").read_text())["kind"] == "nf4-dequantised"
     assert weights.stat().st_mode & 0o777 == 0o644
     saved_weights = load_file(weights)
-    expected_weights = dict(dequantise(load_base_model(Path(base.path)), torch.bfloat16).named_parameters())
+    expected_weights = dict(dequantise_in_place(load_base_model(Path(base.path)), torch.bfloat16).named_parameters())
     assert all(torch.equal(saved_weights[name], expected_weights[name]) for name in saved_weights)
     save_file({n: t + 1 for n, t in saved_weights.items()}, weights, {"format": "pt"})
     with pytest.raises(CorruptFile, match="not those that were written"):
@@ -339,10 +345,10 @@ def test_a_dequantised_base_is_written_once_and_trusted_by_its_digest(
 
 def test_tokens_that_the_base_does_not_have_are_refused(base: Base):
     tokenizer, base_tokenizer = (AutoTokenizer.from_pretrained(base.path) for _ in range(2))
-    check_added_tokens(tokenizer, base_tokenizer)
+    refuse_added_tokens(tokenizer, base_tokenizer)
     tokenizer.add_tokens(["<tool>"])
     with pytest.raises(InputError, match=r"tokenizer=<tool>: 1 tokens were added"):
-        check_added_tokens(tokenizer, base_tokenizer)
+        refuse_added_tokens(tokenizer, base_tokenizer)
 
 
 def test_ids_without_an_embedding_are_refused_whatever_is_exported(trained: TrainedModel):
@@ -363,7 +369,7 @@ def test_a_receipt_speaks_of_its_files_and_no_others(trained: TrainedModel, tmp_
     assert [(row["name"], row["verdict"]) for row in receipt["rows"]] == [("t", "pass"), ("vLLM", "not checked")]
     assert set(receipt["files"]) == {path.name for path in target.iterdir()} - {RECEIPT}
     assert receipt["prompts"]["number"] == len(trained.rows)
-    check_agreement(receipt, rows)
+    require_same_measurements(receipt, rows)
     for forged in (
         {"rows": [{**receipt["rows"][0], "found": {"kl": 0.5, "top1": 1.0, "max_logprob": 1e-6}}]},
         {"rows": [{"name": "vLLM", "verdict": "pass", "found": {"kl": 0.0, "top1": 1.0, "max_logprob": 0.0}}]},
@@ -371,7 +377,7 @@ def test_a_receipt_speaks_of_its_files_and_no_others(trained: TrainedModel, tmp_
         {"rows": [{}]},
     ):
         with pytest.raises(CorruptFile, match="the receipt"):
-            check_agreement(forged, rows)
+            require_same_measurements(forged, rows)
     (target / "more").write_text("x")
     with pytest.raises(CorruptFile, match="more: is not of this export"):
         read_verified_receipt(target)

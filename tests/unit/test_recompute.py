@@ -81,7 +81,7 @@ def record_passes(roles: Roles) -> list[bool]:
 def test_layers_computed_again_give_the_gradient_of_those_that_are_kept(
     world: World, monkeypatch: pytest.MonkeyPatch, backbone: str, by_reward: bool, cached: bool
 ):
-    monkeypatch.setattr(llama, "covers_call", lambda *a: False)
+    monkeypatch.setattr(llama, "is_supported_call", lambda *a: False)
     keeping_roles = world.roles(backbone=backbone)
     recomputing_roles = world.roles(backbone=backbone)
     assert recomputing_roles.count_quantised_layers() == 14
@@ -89,7 +89,7 @@ def test_layers_computed_again_give_the_gradient_of_those_that_are_kept(
     micro_batch = 6 if cached else 4
     expected = collect_gradients(keeping_roles, experience, None, micro_batch)
 
-    recomputing_roles.recompute_layers()
+    recomputing_roles.enable_gradient_checkpointing()
     interrupt_passes(recomputing_roles, by_reward)
     grad_enabled = record_passes(recomputing_roles)
     gradients = collect_gradients(

@@ -337,7 +337,7 @@ def test_bins_of_integers_hold_the_same_number_of_them():
 
 
 def test_plots_draw_their_numbers():
-    bins = bin_predictions([0.1, 0.1, 0.9, 0.9], [0, 1, 1, 1], bins=2)
+    bins = bin_predictions([0.1, 0.1, 0.9, 0.9], [0, 1, 1, 1], bin_count=2)
     ax = draw_reliability(bins).axes[0]
     assert [t.get_text() for t in ax.texts] == ["2", "2"]
     assert [list(line.get_ydata()) for line in ax.lines][1] == [0.5, 1.0]

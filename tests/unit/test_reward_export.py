@@ -25,7 +25,7 @@ from align.data.chat.encode import encode_prompt, find_turn_end_token, render
 from align.data.chat.fixed_prompts import LONGEST
 from align.data.chat.template import CHATML, build_escaping_template
 from align.data.chat.tokens import copy_tokenizer_for_export
-from align.export.engines import compute_choices, scores_as_choices, set_pad
+from align.export.engines import compute_choices, scores_as_choices, set_pad_token
 from align.export.reward import (
     REASONED,
     encode_as_chats,
@@ -108,7 +108,7 @@ def test_where_no_special_token_is_left_there_is_no_pad_token() -> None:
     raw.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", pad_token="<eos>")
     tokenizer.chat_template = CHATML
-    conversations = make_test_conversations(tokenizer, longest=LONGEST)
+    conversations = make_test_conversations(tokenizer, max_tokens=LONGEST)
     scoring_tokenizer = make_scoring_tokenizer(tokenizer, conversations)
     assert (scoring_tokenizer.pad_token, scoring_tokenizer.eos_token) == (None, "<eos>")
     assert encode_as_chats(scoring_tokenizer, conversations) == encode_as_trained(tokenizer, conversations)
@@ -139,7 +139,7 @@ def test_padded_rows_are_scored_as_they_are_alone(tiny_model: Any, tiny_tokenize
     alone = compute_choices(model, rows, None)
     assert compute_divergence(alone, compute_choices(model, rows, pad)).max_logprob < 1e-5
     assert compute_divergence(alone, compute_choices(model, rows, end)).max_logprob > 1e-3  # read one token early
-    set_pad(model, 7)
+    set_pad_token(model, 7)
     compute_choices(model, rows, pad)
     assert model.config.pad_token_id == 7  # the pad token is restored
 

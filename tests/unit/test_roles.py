@@ -20,7 +20,7 @@ from align.core.errors import CorruptFile
 from align.core.types import Conversation, Message, Rollout
 from align.models.adapters import SCORE_KEY, WEIGHTS_FILE, add_new_adapter, save_adapter
 from align.models.forward import compute_response_logprobs
-from align.models.load import keep_unpacked, load_classifier, load_tokenizer
+from align.models.load import disable_nf4_repacking, load_classifier, load_tokenizer
 from align.models.lora import Lora
 from align.models.roles import Roles, find_adapter_name
 from align.ops.losses import policy_loss, value_loss
@@ -238,7 +238,7 @@ def load_as_classifier(world: World) -> Any:
             llm_int8_skip_modules=["score"],
         ),
     )
-    keep_unpacked(model)
+    disable_nf4_repacking(model)
     model = PeftModel.from_pretrained(model, str(world.reward)).eval()
     model.config.pad_token_id = PAD
     return model
@@ -294,7 +294,7 @@ def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path:
     """If pad is EOS, transformers' own pooling takes the token before the EOS that ends the answer."""
     tokenizer = load_tokenizer(world.base)
     tokenizer.pad_token = pad_token
-    model = add_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), Lora(4, 8), classifier=True)
+    model = add_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), Lora(4, 8), is_reward_model=True)
     add_noise(model)
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL rounds them to bf16 before training
@@ -329,7 +329,7 @@ def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path:
 
 
 def test_a_reward_model_starts_from_the_supervised_adapter(world: World):
-    model = add_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), Lora(4, 8), classifier=True)
+    model = add_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), Lora(4, 8), is_reward_model=True)
     assert copy_adapter_weights(model, world.init) == 28
     assert (find_score_head(model).weight == 0).all()
     init_tensors = load_file(world.init / WEIGHTS_FILE)

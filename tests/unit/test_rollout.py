@@ -53,8 +53,8 @@ def compute_next_logits(model: Any, ids: list[int]) -> Tensor:
 
 def test_cold_samples_are_those_of_generate(model: Any):
     """At a temperature near 0 both take the likeliest token: this checks padding, positions, cache and stops."""
-    tokens = pad_rows(PROMPTS, PAD, left=True)
-    mask = pad_rows([[1] * len(p) for p in PROMPTS], 0, left=True)
+    tokens = pad_rows(PROMPTS, PAD, pad_left=True)
+    mask = pad_rows([[1] * len(p) for p in PROMPTS], 0, pad_left=True)
     free = model.generate(tokens, attention_mask=mask, do_sample=False, max_new_tokens=12, eos_token_id=None)
     stops = tuple(sorted({int(free[0, 7 + 3]), int(free[2, 7 + 6])}))
     expected = model.generate(

@@ -94,13 +94,13 @@ def test_each_row_ends_where_it_is_told_to_and_hears_no_more(model: Any, size: i
 def test_no_step_is_made_behind_the_last_end(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = LlamaForCausalLM.from_pretrained(tiny_model).eval()
     steps = list[int]()
-    states: Callable[..., Any] = hf.next_states
+    states: Callable[..., Any] = hf.compute_next_states
 
     def count_rows(model: Any, tokens: Any, *more: Any) -> Any:
         steps.append(len(tokens))
         return states(model, tokens, *more)
 
-    monkeypatch.setattr(hf, "next_states", count_rows)
+    monkeypatch.setattr(hf, "compute_next_states", count_rows)
     generate_greedy_answers(model, (), [StopAfter(most) for most in (1, 2, 2, 3, 3) * 2])
     assert steps == [10, 8, 4]
 

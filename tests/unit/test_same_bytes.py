@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM
 from align.core.errors import CorruptFile
 from align.data.read.rows import iter_valid_rows
 from align.data.sources import build_files_input
-from align.models.adapters import WEIGHTS_FILE, add_new_adapter, attach, read_tensors, save_adapter
+from align.models.adapters import WEIGHTS_FILE, add_new_adapter, attach_adapter, read_tensors, save_adapter
 from align.models.base import find_base
 from align.models.load import load_base, load_classifier
 from align.models.lora import Lora
 from align.run import load_artifact
-from align.run.digests import HASHED, SETTLED_S, expect_same_bytes, file_digest, files_digest, lookup_digest
+from align.run.digests import HASHED, SETTLED_S, file_digest, files_digest, lookup_digest, require_same_bytes
 
 CPU = torch.device("cpu")
 LONG_AGO = SETTLED_S + 3600
@@ -80,7 +80,7 @@ def test_a_file_that_changes_between_hashing_and_loading(
     CHANGES[change](path)
     with (
         pytest.raises(CorruptFile, match="file changed after it was hashed"),
-        expect_same_bytes([path], "field", "shown"),
+        require_same_bytes([path], "field", "shown"),
     ):
         pytest.fail("it was read")
 
@@ -99,7 +99,7 @@ def test_a_file_that_changes_while_it_is_read(
         lookup_digest(path)
     with (
         pytest.raises(CorruptFile, match="file changed while it was read"),
-        expect_same_bytes([path], "field", "shown"),
+        require_same_bytes([path], "field", "shown"),
     ):
         CHANGES[change](path)
 
@@ -111,9 +111,9 @@ def test_a_second_change_within_a_tick_of_the_clock(tmp_path: Path, monkeypatch:
     state = os.stat(path)
     monkeypatch.setattr(os, "stat", lambda *args, **kwargs: state)
     lookup_digest(path)
-    with pytest.raises(CorruptFile, match="changed while it was read"), expect_same_bytes([path], "field", "shown"):
+    with pytest.raises(CorruptFile, match="changed while it was read"), require_same_bytes([path], "field", "shown"):
         path.write_bytes(b"new")
-    with pytest.raises(CorruptFile, match="changed after it was hashed"), expect_same_bytes([path], "field", "shown"):
+    with pytest.raises(CorruptFile, match="changed after it was hashed"), require_same_bytes([path], "field", "shown"):
         pytest.fail("it was read")
 
 
@@ -122,10 +122,10 @@ def test_a_link_or_other_rights_change_no_byte(tmp_path: Path, monkeypatch: pyte
     path.write_bytes(b"old")
     settle_clock(monkeypatch)
     lookup_digest(path)
-    with expect_same_bytes([path], "field", "shown"):
+    with require_same_bytes([path], "field", "shown"):
         os.link(path, tmp_path / "link")
     path.chmod(0o600)
-    with expect_same_bytes([path], "field", "shown", files_digest([path])):
+    with require_same_bytes([path], "field", "shown", files_digest([path])):
         path.chmod(0o640)
 
 
@@ -136,7 +136,7 @@ def test_a_settled_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.Monke
     digest = files_digest([path])
     hashed_paths: list[Path] = []
     monkeypatch.setattr("align.run.digests.file_digest", lambda path: hashed_paths.append(path) or file_digest(path))
-    with expect_same_bytes([path], "field", "shown", digest):
+    with require_same_bytes([path], "field", "shown", digest):
         pass
     assert hashed_paths == []
 
@@ -192,7 +192,7 @@ def test_an_adapter_that_was_replaced_after_it_was_hashed(scored: bool, model: P
     loaded = load_base(find_base(str(model)), "lora", CPU, torch.float32)
     write_other_weights(adapter / WEIGHTS_FILE)
     with pytest.raises(CorruptFile, match=f"{WEIGHTS_FILE} changed after it was hashed"):
-        attach(loaded, adapter, "default", scored=scored)
+        attach_adapter(loaded, adapter, "default", is_reward_model=scored)
     with pytest.raises(CorruptFile, match=f"{WEIGHTS_FILE} changed after it was hashed"):
         read_tensors(adapter)
 
@@ -212,7 +212,7 @@ def test_an_adapter_that_is_replaced_while_it_is_loaded(
 
     monkeypatch.setattr(PeftModel, "from_pretrained", replace_then_load)
     with pytest.raises(CorruptFile, match=f"{WEIGHTS_FILE} changed while it was read"):
-        attach(loaded, adapter, "default")
+        attach_adapter(loaded, adapter, "default")
     assert not any("lora" in name for name, _ in loaded.named_parameters())
 
 

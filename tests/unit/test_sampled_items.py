@@ -72,10 +72,10 @@ def test_a_run_that_hands_out_nothing_says_so(reasoning: str, back: dict[str, in
 
 
 def test_empty_answers_are_said():
-    assert warn_about_empty_answers(0.0, hides=True) == []
-    assert warn_about_empty_answers(0.5, hides=True) == [
+    assert warn_about_empty_answers(0.0, hides_reasoning=True) == []
+    assert warn_about_empty_answers(0.5, hides_reasoning=True) == [
         "50% of the answers are empty: their reasoning was not closed, or no text follows it"
     ]
-    assert warn_about_empty_answers(1 / 800, hides=False, whose="start's ") == [
+    assert warn_about_empty_answers(1 / 800, hides_reasoning=False, whose="start's ") == [
         "0.125% of the start's answers are empty: they hold no text"
     ]

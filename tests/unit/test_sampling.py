@@ -19,9 +19,9 @@ from align.rollout.serving_engine import (
     SamplingParams,
     Token,
     draw_uniform_numbers,
-    keep_nucleus,
     sample_tokens,
     score_prompt_tokens,
+    zero_outside_nucleus,
 )
 
 V = 100
@@ -72,8 +72,8 @@ def test_tokens_come_as_often_as_they_should(temperature: float, top_p: float):
 def test_the_nucleus_is_the_smallest_set():
     chances = torch.tensor([0.1, 0.4, 0.3, 0.2])
     for top_p, kept in ((0.35, [1]), (0.4, [1]), (0.41, [1, 2]), (0.7, [1, 2]), (0.71, [1, 2, 3]), (1e-9, [1])):
-        assert keep_nucleus(chances, top_p).nonzero().flatten().tolist() == kept
-    assert keep_nucleus(torch.full((4,), 0.25), 0.5).nonzero().flatten().tolist() == [0, 1]  # ties by place
+        assert zero_outside_nucleus(chances, top_p).nonzero().flatten().tolist() == kept
+    assert zero_outside_nucleus(torch.full((4,), 0.25), 0.5).nonzero().flatten().tolist() == [0, 1]  # ties by place
 
 
 ROWS = st.tuples(st.integers(0, 9), st.sampled_from((0.0, 0.7, 1.0)), st.sampled_from((1.0, 0.9)), st.floats(0, 0.999))

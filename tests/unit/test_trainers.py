@@ -23,7 +23,7 @@ from align.models.adapters import SCORE_KEY, add_new_adapter, read_tensors, save
 from align.models.base import find_base
 from align.models.load import load_base, load_classifier
 from align.models.lora import Lora
-from align.run.checkpoints import SEAL, find_newest_checkpoint, is_intact, seal
+from align.run.checkpoints import SEAL, is_intact, remove_unusable_and_find_newest, seal_checkpoint
 from align.trainers import common
 from align.trainers.common import Training, train
 from align.trainers.reward import (
@@ -72,7 +72,7 @@ def build_adapted_model(base: Any, seed: int = 0) -> Any:
 
 def build_reward_model(base: Any, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    return add_new_adapter(load_classifier(base, "qlora", CPU, torch.float32), Lora(4, 8), classifier=True)
+    return add_new_adapter(load_classifier(base, "qlora", CPU, torch.float32), Lora(4, 8), is_reward_model=True)
 
 
 def lora_weights(model: Any) -> dict[str, torch.Tensor]:
@@ -246,7 +246,7 @@ def test_an_answer_is_read_once_however_many_pairs_it_stands_in() -> None:
     )
     assert rankings == [Ranking([b, a, c], [(0, 1), (0, 2), (1, 2)]), Ranking([a, c], [(0, 1)])]
     rows = [{"texts": r.texts, "pairs": r.pairs} for r in rankings]
-    batch = collate_rankings(rows, filler=3, judgements=compute_mean_judgements(rankings))
+    batch = collate_rankings(rows, filler=3, mean_judgements=compute_mean_judgements(rankings))
     assert batch["input_ids"].tolist() == [b, [*a, 3], [*c, 3], [*a, 3], [*c, 3]]
     assert batch["attention_mask"].sum(-1).tolist() == [3, 2, 2, 2, 2]
     assert batch["pairs"].tolist() == [[0, 1], [0, 2], [1, 2], [3, 4]]
@@ -263,7 +263,7 @@ def test_several_judgements_of_one_item_are_one_example() -> None:
     )
     assert rankings == [Ranking([a, b], [(0, 1), (1, 0), (0, 1)]), Ranking([a, c], [(0, 1)])]
     assert compute_mean_judgements(rankings) == 2
-    batch = collate_rankings([{"texts": r.texts, "pairs": r.pairs} for r in rankings], filler=3, judgements=2)
+    batch = collate_rankings([{"texts": r.texts, "pairs": r.pairs} for r in rankings], filler=3, mean_judgements=2)
     assert batch["weights"].tolist() == [0.25] * 4
     assert float(compute_ranking_loss(torch.zeros(4), batch["weights"])) == pytest.approx(math.log(2))
 
@@ -299,7 +299,7 @@ def test_a_seal_tells_a_torn_checkpoint(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "weights").write_bytes(b"0123456789")
     assert not is_intact(folder)
-    seal(folder)
+    seal_checkpoint(folder)
     assert is_intact(folder)
     for spoil in (b"012345678", b"0123456780", None):
         (folder / "weights").write_bytes(spoil) if spoil else (folder / "weights").unlink()
@@ -316,5 +316,5 @@ def test_a_fresh_run_uses_no_old_checkpoint(tmp_path: Path) -> None:
         folder = tmp_path
 
     (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
-    assert find_newest_checkpoint(Fresh()) is None  # pyright: ignore[reportArgumentType]
+    assert remove_unusable_and_find_newest(Fresh()) is None  # pyright: ignore[reportArgumentType]
     assert not (tmp_path / "checkpoints").exists()

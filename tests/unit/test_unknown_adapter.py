@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from align.core.errors import InputError
 from align.models.actors import ModelActor
-from align.models.adapters import attach
-from align.models.fastpath import disable_fast_path, use_fast_path
+from align.models.adapters import attach_adapter
+from align.models.fastpath import disable_fast_path, install_fast_path
 from align.models.forward import compute_response_logprobs, unwrap_model
 from align.models.lora import Lora
 from align.models.roles import Roles
@@ -26,12 +26,12 @@ from align.rollout.hf import HfEngine
 @pytest.fixture
 def model(world: World) -> Any:
     """A model with adapter `a` on all linear layers, and `b` on one of them."""
-    model = attach(world.load("lora"), world.init, "a")
+    model = attach_adapter(world.load("lora"), world.init, "a")
     model.add_adapter("b", LoraConfig(r=2, target_modules=["layers.1.mlp.down_proj"]))
     for name, parameter in model.named_parameters():
         if "lora_B.b" in name:
             parameter.data.normal_(std=0.3)
-    use_fast_path(model)
+    install_fast_path(model)
     return model.requires_grad_(False).eval()
 
 
@@ -48,7 +48,7 @@ def peft_alone(model: Any) -> AbstractContextManager[None]:
 def on_the_plain_path(model: Any) -> AbstractContextManager[None]:
     """Call the forward method of the model itself, row by row."""
     base = unwrap_model(model)
-    base.align_route = base.align_route._replace(fast=False)
+    base.align_route = base.align_route._replace(has_fast_path=False)
     return disable_fast_path(model)
 
 
@@ -122,7 +122,7 @@ def test_on_another_device_too():
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     with torch.device("meta"):
         model: Any = get_peft_model(LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)), LoraConfig(r=2))
-    use_fast_path(model)
+    install_fast_path(model)
     layer = model.get_base_model().model.layers[0].self_attn.q_proj
     assert "forward" not in vars(layer)
     x = torch.zeros(1, 3, 64, device="meta")

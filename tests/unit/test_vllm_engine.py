@@ -72,7 +72,7 @@ def serving(python: str, must_say: tuple[Probes, dict[str, Probes]], tmp_path: P
         server = VllmServer("serve.python", python, 60, "", lambda: VllmProcess(python, folder, arguments, log))
         engine = None
         try:
-            server.bring_up()
+            server.start_or_connect()
             engine = VllmEngine(server, vllm_adapters, base_probes, "float32", 1024, queue, slots, **options)
             yield engine
         finally:
@@ -260,7 +260,7 @@ def test_an_adapter_that_is_let_go_answers_what_had_begun(engine: VllmEngine, fo
         pass
     assert answer.reason == "length"
     engine.step()
-    assert not engine.server.client.knows(build_adapter_name(digest))
+    assert not engine.server.client.has_model(build_adapter_name(digest))
     assert list((tmp_path / "vllm").iterdir()) == []
     with pytest.raises(InputError, match="is not registered"):
         submit_request(engine, build_greedy_request(digest))
@@ -311,7 +311,7 @@ def test_an_adapter_that_is_not_in_force_is_never_served(
                 engine.register(folders["plain"])
         digest = adapter_digest(folders["plain"])
         assert digest not in engine.known
-        assert not engine.server.client.knows(build_adapter_name(digest))
+        assert not engine.server.client.has_model(build_adapter_name(digest))
         assert not (tmp_path / "vllm" / digest).exists()
 
 
@@ -360,7 +360,7 @@ def test_it_is_waited_for_as_long_as_is_said(python: str, tmp_path: Path, monkey
 
     server = VllmServer("serve.python", python, 0.5, "", start)
     with pytest.raises(InputError, match=r"not ready within 0\.5 seconds \(a stand-in for vLLM starts\)"):
-        server.bring_up()
+        server.start_or_connect()
     assert server.process is not None
     assert not server.process.alive
     assert not server.process.socket.parent.exists()

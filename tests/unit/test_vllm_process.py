@@ -22,8 +22,8 @@ from align.rollout.vllm_server import (
     SOCKETS,
     VllmProcess,
     build_serve_arguments,
-    lock_folder,
-    remove_abandoned,
+    remove_abandoned_folders,
+    try_lock_folder,
 )
 
 OWNER = """
@@ -98,7 +98,7 @@ def test_it_ends_with_its_owner_and_not_with_the_thread_that_started_it(python: 
 def test_whoever_is_stopped_leaves_nothing(python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("STAND_IN", "never-ready")
     process = VllmProcess(python, Path("none"), [], tmp_path / "vllm.log")
-    assert lock_folder(process.socket.parent) is None, "its owner holds it"
+    assert try_lock_folder(process.socket.parent) is None, "its owner holds it"
     process.stop(5)
     process.stop(5)
     assert not list_group_members(process._process.pid)
@@ -127,10 +127,10 @@ def test_abandoned_folders_are_removed_and_nothing_else(tmp_path: Path):
         listener.bind(f"{short}/socket")
         sockets = Path(short).rename(tmp_path / f"{SOCKETS}sockets")
         Path(short).mkdir()  # TemporaryDirectory removes it
-    lock = lock_folder(owned)
+    lock = try_lock_folder(owned)
     for folder in (files, sockets):
         set_age(folder)
-    remove_abandoned(tmp_path)
+    remove_abandoned_folders(tmp_path)
     assert not empty.exists()
     assert not sockets.exists()
     assert new.exists()
@@ -139,5 +139,5 @@ def test_abandoned_folders_are_removed_and_nothing_else(tmp_path: Path):
     assert (tmp_path / f"{SOCKETS}link").is_symlink()
     assert lock is not None
     os.close(lock)
-    remove_abandoned(tmp_path)
+    remove_abandoned_folders(tmp_path)
     assert not owned.exists()

@@ -14,7 +14,7 @@ from align.core.errors import CorruptFile, InputError
 from align.models.adapters import list_adapter_files
 from align.ranks import RankInfo
 from align.run import Input, Manifest, load_artifact
-from align.run.digests import HASHED, expect_same_bytes
+from align.run.digests import HASHED, require_same_bytes
 from align.stages.worker_rank import StartedRun, require_same_code_and_weights
 
 
@@ -42,12 +42,12 @@ def test_every_rank_compares_the_adapter_that_it_loads(
     adapter = publish_run(tmp_path, "one") / "artifact"
     started = build_started_run(tmp_path, adapter)
     require_same_code_and_weights(started)
-    with expect_same_bytes(list_adapter_files(adapter), "adapter", "sft:one"):
+    with require_same_bytes(list_adapter_files(adapter), "adapter", "sft:one"):
         pass
     (adapter / "adapter_model.safetensors").write_text("x")
     with (
         pytest.raises(CorruptFile, match="changed after it was hashed"),
-        expect_same_bytes(list_adapter_files(adapter), "adapter", "sft:one"),
+        require_same_bytes(list_adapter_files(adapter), "adapter", "sft:one"),
     ):
         pytest.fail("it was loaded")
     with pytest.raises(InputError, match=rf"^init=sft:one: rank {local_rank}: is not the file that was published"):

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from align.core.redaction import JWT, KEY_SHAPES, PRIVATE_KEY, find_keys
+from align.core.redaction import JWT, KEY_SHAPES, PRIVATE_KEY, iter_key_spans
 from align.core.types import Record
 from align.data.clean.outcome import Drop, NotedRecord, check_choice, check_choice_list, join_texts, rewrite_texts
 from align.data.read.content import list_argument_names
@@ -359,9 +359,9 @@ class PersonalDataKind(NamedTuple):
 
 
 FINDERS: Mapping[str, PersonalDataKind] = {
-    "private_key": PersonalDataKind(lambda text: find_keys(text, (PRIVATE_KEY,)), sign="PRIVATE KEY"),
-    "jwt": PersonalDataKind(lambda text: find_keys(text, (JWT,)), sign="eyJ"),
-    "api_key": PersonalDataKind(find_keys),
+    "private_key": PersonalDataKind(lambda text: iter_key_spans(text, (PRIVATE_KEY,)), sign="PRIVATE KEY"),
+    "jwt": PersonalDataKind(lambda text: iter_key_spans(text, (JWT,)), sign="eyJ"),
+    "api_key": PersonalDataKind(iter_key_spans),
     "email": PersonalDataKind(iter_emails, sign="@"),
     "iban": PersonalDataKind(iter_ibans, digits=6),
     "card": PersonalDataKind(iter_cards, digits=13),

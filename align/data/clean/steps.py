@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from align.core.errors import InputError, find_lone_surrogate, require
-from align.core.functions import explain_user_errors, load_function
+from align.core.functions import convert_user_errors, load_function
 from align.core.types import Conversation, Feedback, Message, Preference, Record
 from align.data.chat.reasoning import OPEN, strip_reasoning
 from align.data.clean.characters import VISIBLE, InvisibleCharacterFilter, UnicodeRepair
@@ -144,7 +144,7 @@ class UserFunction:
         row = to_content_row(record)
         record_id = "" if isinstance(record, str) else record.id
         label = record_id or format_value(record if isinstance(record, str) else str(row))
-        with explain_user_errors(self.field, self.name, f"raised {{error}} for {label}", "Correct the function."):
+        with convert_user_errors(self.field, self.name, f"raised {{error}} for {label}", "Correct the function."):
             returned = self.function(to_content_row(record))
         if returned is None:
             return Drop("fn", self.name)

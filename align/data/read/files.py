@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 from align.core.errors import CorruptFile, InputError
 from align.core.files import describe_read_error, open_binary, parse_user_path, refuse_irregular
 from align.run import HUB, as_storage_error, hub_files, read_json_object
-from align.run.artifacts import check_not_replaced
+from align.run.artifacts import require_not_replaced
 from align.run.manifest import FILE as RUN
 
 COMPRESSION_MAGIC = {b"\x1f\x8b": "gzip", b"(\xb5/\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
@@ -224,7 +224,7 @@ def check_reachable(path: Path, shown_path: str, field: str) -> None:
 def check_not_superseded(folder: Path, field: str) -> None:
     """Raise MissingArtifact if the folder held a data set that another one replaced."""
     if os.path.isfile(folder / DATA_SET_FILE):
-        check_not_replaced(folder, field)
+        require_not_replaced(folder, field)
 
 
 def list_folder_files(folder: Path, field: str) -> list[Path]:
@@ -270,7 +270,7 @@ def list_published_files(folder: Path, field: str) -> list[Path]:
     place = folder / "artifact" if (folder / "artifact" / DATA_SET_FILE).is_file() else folder
     if not (place / DATA_SET_FILE).is_file():
         return []
-    check_not_replaced(place, field)
+    require_not_replaced(place, field)
     files = sorted(path for path in place.iterdir() if SHARD_NAME.fullmatch(path.name))
     if not files and place.name == "artifact" and (place.parent / RUN).is_file():  # a file of rows has that name too
         raise CorruptFile(field, str(place), "is a data set without a file of rows", RESTORE_HELP)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from align.core.errors import CorruptFile, InputError, find_lone_surrogate
 from align.data.read.content import split_names
 from align.data.read.files import COMPRESSION_ENDINGS, ROW_FILE_ENDINGS, DataFile, list_data_files
-from align.run.digests import expect_same_bytes
+from align.run.digests import require_same_bytes
 
 if TYPE_CHECKING:
     import pyarrow
@@ -867,7 +867,7 @@ def iter_rows(path: str | Path, field: str = "data.path", skip: int = 0, counts:
             continue
         source = DataFile(file, field)
         place = [0]
-        with source.naming_errors(place), expect_same_bytes([file], field, str(file)):
+        with source.naming_errors(place), require_same_bytes([file], field, str(file)):
             read_rows = choose_reader(source)
             for place[0], data in read_rows(source, max(0, skip - before)):
                 if data is None:

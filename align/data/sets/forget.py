@@ -29,7 +29,7 @@ from align.data.sets.ids import SHA256, IdKind, read_id_kinds
 from align.data.sets.published import TOMBSTONE, DataSet, ShardWriter, compute_data_set_root, load_data_set
 from align.data.sets.sides import SPLITS
 from align.data.sources import DataSource, build_data_input
-from align.run.artifacts import REPLACED, check_not_replaced, read_replacement
+from align.run.artifacts import REPLACED, read_replacement, require_not_replaced
 from align.run.digests import file_digest
 from align.run.files import write_json
 from align.run.folder import lock_folder
@@ -177,7 +177,7 @@ def plan_row_removal(folder: Path, setting: Any, load_active_votes: LoadActiveVo
     if read_manifest(new_run).done and has_rows_to_remove(
         select_masks(load_data_set(new_run / "artifact"), setting, load_active_votes)
     ):
-        check_not_replaced(folder, "data.path")
+        require_not_replaced(folder, "data.path")
     record = Input(replacement["digest"], path=str(folder), details={"root": replacement["root"]})
     return RowRemoval(folder, {}, reason), record
 
@@ -287,7 +287,7 @@ def delete_replaced_data_set(artifact: Path, replacement: Mapping[str, Any]) -> 
     its run with content of rows. A call after an interruption continues.
 
     Args:
-        replacement: description of the replacement, see `align.run.artifacts.check_not_replaced`.
+        replacement: description of the replacement, see `align.run.artifacts.require_not_replaced`.
     """
     write_json(artifact / REPLACED, replacement)
     for path in artifact.iterdir():

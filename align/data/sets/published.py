@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from numpy import ndarray
 
 from align.core.errors import CorruptFile, MissingArtifact, require_schema_version
-from align.core.files import check_readable, parse_user_path
+from align.core.files import parse_user_path, require_readable
 from align.core.merkle import MerkleTree, build_inclusion_proof, compute_proof_root, compute_root
 from align.core.types import Record, dump_json
 from align.data.read.content import to_turn_row
@@ -49,7 +49,7 @@ from align.data.sets.record_columns import (
 )
 from align.data.sets.sides import SPLITS
 from align.data.sets.spool import SpoolRows, column_to_numpy, get_first_bits
-from align.run.artifacts import check_not_replaced, find_run, list_done_runs
+from align.run.artifacts import find_run, list_done_runs, require_not_replaced
 from align.run.digests import file_digest, lookup_digest
 from align.run.files import read_json_object, write_json
 from align.run.manifest import FILE as RUN
@@ -156,7 +156,7 @@ class DataSet:
         """
         for name in sorted(self.data["shards"]):
             if name.startswith(f"{split}-"):
-                check_readable(self.folder / name, "data.path", RESTORE_HELP)
+                require_readable(self.folder / name, "data.path", RESTORE_HELP)
                 with pq.ParquetFile(self.folder / name) as file:
                     for group in range(file.num_row_groups):
                         yield file.read_row_group(group, columns=columns)
@@ -249,7 +249,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     field = "data.path"
     path = folder / DATA_SET_FILE
-    check_not_replaced(folder, field)
+    require_not_replaced(folder, field)
     if not path.is_file():
         raise MissingArtifact(field, str(folder), f"holds no data set: {DATA_SET_FILE} is not there", MAKE_REMEDY)
     data = read_json_object(path, field, RESTORE_HELP)

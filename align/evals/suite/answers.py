@@ -43,9 +43,9 @@ from align.report.figure_text import pluralize
 from align.rollout.answer_cache import FILE, AnswerKey, AnswerStore, CachedAnswer, ServerAnswerKey
 from align.rollout.engine import (
     Engine,
+    convert_divergence_errors,
     decode_response,
     derive_place_seed,
-    divergence_as_input_error,
     extract_response_ids,
     use_greedy_decoding,
 )
@@ -516,7 +516,7 @@ def sample_missing_answers(sampling: Sampling, group: Sequence[SystemRequests], 
             engine.sync(actor)
         for batch in batches:
             names = ", ".join(dict.fromkeys(request.system.field for request, _ in batch))
-            with divergence_as_input_error(names, None, sampling.dtype_setting):
+            with convert_divergence_errors(names, None, sampling.dtype_setting):
                 prompts = [[*key.prompt] for _, key in batch]
                 seeds = [key.seed for _, key in batch]
                 with nullcontext() if batch[0][1].temperature else use_greedy_decoding(engine):
@@ -542,7 +542,7 @@ def load_actors(sampling: Sampling, systems: Sequence[System]) -> dict[str, Acto
     model = load_base(first.base, first.method, sampling.device, sampling.dtype)
     folders = {s.name: s.artifact.path for s in systems if s.artifact is not None and not s.artifact.whole}
     if folders:
-        pool = AdapterPool(model, alone=len(systems) == 1)
+        pool = AdapterPool(model, is_only_adapter=len(systems) == 1)
         digests = {name: pool.add(folder) for name, folder in folders.items()}
         actors: dict[str, Actor] = {name: pool.actor(digests.get(name)) for name in names}
     else:

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from align.core.aliases import NAME, NAME_REMEDY
 from align.core.errors import require
-from align.core.spec import check_keys, enumerate_list, get_choice, get_integer, get_number
+from align.core.spec import enumerate_list, get_choice, get_integer, get_number, require_keys
 from align.evals.collapse import COLLAPSED, NOT_MEASURED, Collapse
 from align.evals.judges.identity import JudgeIdentity
 from align.evals.judges.judge_verdict import collect_both_orders
@@ -117,7 +117,7 @@ def parse_gates(value: Any, tasks: Sequence[EvalTask], systems: Sequence[str]) -
 
 def parse_gate(value: Any, field: str, tasks: Mapping[str, EvalTask], systems: Sequence[str]) -> EvalGate:
     """Parse one condition of `eval.gates`."""
-    spec = check_keys(value, field, ("name", "task", "is"), KEYS)
+    spec = require_keys(value, field, ("name", "task", "is"), KEYS)
     name = spec["name"]
     require(
         isinstance(name, str) and NAME.fullmatch(name) is not None, f"{field}.name", name, "is no name", NAME_REMEDY

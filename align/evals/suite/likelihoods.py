@@ -65,7 +65,7 @@ from align.ops.logprobs import choose_chunk_rows
 from align.report.figure_text import pluralize
 from align.rollout.answer_cache import FILE, AnswerKey, AnswerStore, CachedAnswer, LikelihoodKey
 from align.rollout.detokenize import StopFinder, TextDecoder
-from align.rollout.engine import divergence_as_input_error, extract_response_ids
+from align.rollout.engine import convert_divergence_errors, extract_response_ids
 from align.rollout.hf import HfEngine
 from align.run import json_digest
 
@@ -89,7 +89,7 @@ class Likelihood:
     greedy: bool
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Likelihood:
+    def from_record(cls, record: Mapping[str, Any]) -> Likelihood:
         """Rebuild a Likelihood from its JSON form. Raises KeyError, TypeError or ValueError if the form is invalid."""
         return cls(float(record["logprob"]), bool(record["greedy"]))
 
@@ -162,7 +162,7 @@ def compute_token_likelihoods(model: Any, tokens_BS: Tensor, mask_BS: Tensor, pi
         picked_BS: True for real tokens to score, none of them a row's first.
     """
     targets_N = tokens_BS[picked_BS]
-    if get_route(model).fast:
+    if get_route(model).has_fast_path:
         with attention_by_width():
             states = compute_hidden_states(model, tokens_BS, mask_BS)[:, :-1][picked_BS[:, 1:]]
         head = get_lm_head(model)
@@ -474,7 +474,7 @@ def generate_missing_completions(
     actors = load_actors(sampling, [request.system for request in group])
     for request in group:
         complete_batch = partial(complete_texts, actor=actors[request.system.name], tokenizer=request.tokenizer)
-        with divergence_as_input_error(request.system.field, None, sampling.dtype_setting):
+        with convert_divergence_errors(request.system.field, None, sampling.dtype_setting):
             for records in compute_batches(batch_by_length(request.keys, sampling.batch_size), complete_batch):
                 store_records(records)
 

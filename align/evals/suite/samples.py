@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from align.core.files import open_text
-from align.core.outputs import atomic_file
+from align.core.outputs import open_atomic_file
 from align.core.types import Message, Rollout
 from align.data.ngrams import compute_repetition
 from align.data.trained_ids import TrainedQuestions
@@ -206,7 +206,7 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> Path:
 
     Floats keep every digit (`repr`), so that recomputed figures are exact.
     """
-    with atomic_file(path) as file:
+    with open_atomic_file(path) as file:
         for sample in samples:
             line = json.dumps(sample.as_dict(), ensure_ascii=False, allow_nan=False) + "\n"
             # Lone surrogates, which a broken tokenizer can emit, are kept.

@@ -16,7 +16,7 @@ from align.data.read.rows import iter_valid_rows
 from align.data.sources import build_files_input
 from align.evals.endpoint import Endpoint, parse_endpoint
 from align.evals.suite.tasks import EvalItem
-from align.models.base import BASE, as_artifact, choose_method, find_artifact, find_base_of_artifact
+from align.models.base import BASE, choose_method, find_artifact, find_base_of_artifact, to_artifact
 from align.report.figure_text import pluralize
 from align.run import Artifact, Base, Input
 
@@ -160,7 +160,7 @@ def build_base_system(
     else:
         assert adapter is not None
         assert adapter.base is not None
-        artifact = as_artifact(adapter.base)
+        artifact = to_artifact(adapter.base)
     if method not in ("qlora", "lora"):
         method = adapter.method if adapter else "qlora"
     base = find_base_of_artifact(artifact, f"{FIELD}.{name}")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from align.core.aliases import NAME, NAME_REMEDY
 from align.core.errors import InputError, require
-from align.core.spec import check_keys, enumerate_list, get_choice, get_integer, parse_json_or_text
+from align.core.spec import enumerate_list, get_choice, get_integer, parse_json_or_text, require_keys
 from align.core.types import Conversation, Message
 from align.data.read.messages import with_default_system
 from align.data.read.records import encode_other_columns, find_shape_column, parse_document
@@ -139,7 +139,7 @@ def parse_tasks(value: Any, allow_code: AllowCode) -> Sequence[EvalTask]:
 
 def parse_task(value: Any, field: str, allow_code: AllowCode) -> EvalTask:
     """Parse one task of `eval.tasks`."""
-    spec = check_keys(value, field, ("name",), KEYS)
+    spec = require_keys(value, field, ("name",), KEYS)
     name = spec["name"]
     path = spec.get("path") or ""
     check = spec.get("check")
@@ -147,7 +147,7 @@ def parse_task(value: Any, field: str, allow_code: AllowCode) -> EvalTask:
         isinstance(name, str) and NAME.fullmatch(name) is not None, f"{field}.name", name, "is no name", NAME_REMEDY
     )
     require(isinstance(path, str), f"{field}.path", path, "is no path", HELP)
-    max_prompts = get_integer(spec, field, "prompts", least=1) if spec.get("prompts") is not None else None
+    max_prompts = get_integer(spec, field, "prompts", minimum=1) if spec.get("prompts") is not None else None
     asks = parse_question(spec["asks"], f"{field}.asks") if spec.get("asks") is not None else ""
     remedy = "Drop one of the two."
     if spec.get("set") is not None:

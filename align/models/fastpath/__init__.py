@@ -1,7 +1,7 @@
 """The fast path: the same computation as transformers' and PEFT's modules with fewer operations on a CPU.
 
-`use_fast_path` replaces `forward` of module instances. The new forward calls the original one for cases that it does
-not support. docs/decisions.md has the figures.
+`install_fast_path` replaces `forward` of module instances. The new forward calls the original one for cases that it
+does not support. docs/decisions.md has the figures.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import MethodType
 from torch import nn
 
 from align.models.fastpath.linear import (
-    check_adapters_before_forward,
+    install_adapter_check,
     is_linear,
     is_lora,
     linear_forward,
@@ -22,10 +22,10 @@ from align.models.fastpath.linear import (
 from align.models.fastpath.llama import is_llama, llama_forward
 from align.models.forward import get_route
 
-__all__ = ["disable_fast_path", "leave_fast_path", "use_fast_path"]
+__all__ = ["disable_fast_path", "install_fast_path", "restore_original_forwards"]
 
 
-def use_fast_path(model: nn.Module) -> None:
+def install_fast_path(model: nn.Module) -> None:
     """Replace the forward of a model's linear layers, plain LoRA layers and Llama-like decoder.
 
     It also applies to adapters that are added later. A decoder on the plain path keeps its forward, and so does a model
@@ -33,11 +33,11 @@ def use_fast_path(model: nn.Module) -> None:
     the model does not have.
     """
     for module in filter(is_lora, model.modules()):
-        check_adapters_before_forward(module, model.peft_config)  # pyright: ignore[reportArgumentType]
+        install_adapter_check(module, model.peft_config)  # pyright: ignore[reportArgumentType]
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return
     forwards = [(is_linear, linear_forward), (is_lora, lora_forward)]
-    if get_route(model).fast:
+    if get_route(model).has_fast_path:
         forwards.append((is_llama, llama_forward))
     for module in model.modules():
         for covers, forward in forwards:
@@ -48,7 +48,7 @@ def use_fast_path(model: nn.Module) -> None:
 @contextmanager
 def disable_fast_path(*models: nn.Module | None) -> Iterator[None]:
     """Use the original forwards of models in the block."""
-    removed = [pair for model in models if model is not None for pair in leave_fast_path(model)]
+    removed = [pair for model in models if model is not None for pair in restore_original_forwards(model)]
     try:
         yield
     finally:
@@ -56,7 +56,7 @@ def disable_fast_path(*models: nn.Module | None) -> Iterator[None]:
             module.forward = forward
 
 
-def leave_fast_path(model: nn.Module) -> list[tuple[nn.Module, MethodType]]:
+def restore_original_forwards(model: nn.Module) -> list[tuple[nn.Module, MethodType]]:
     """Restore the original forwards of a model. Returns the changed modules with the forwards that were removed."""
     ours = {linear_forward, lora_forward, llama_forward}
     replaced = [m for m in model.modules() if getattr(vars(m).get("forward"), "__func__", None) in ours]

@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from align.core.errors import require
-from align.models.adapters import Adapter, check_targets, list_adapter_files, read_adapter
+from align.models.adapters import Adapter, list_adapter_files, read_adapter, require_configured_modules
 from align.models.cpu_memory import reserve_zeros
-from align.models.fastpath.exact import compute_least_batch
-from align.models.plain_lora import check_plain, convert_to_plain
-from align.run.digests import expect_same_bytes
+from align.models.fastpath.exact import compute_min_batch
+from align.models.plain_lora import convert_to_plain_lora, refuse_unsupported_adapter
+from align.run.digests import require_same_bytes
 from align.run.weights import SCORE_KEY
 
 UNIT = 16
@@ -100,17 +100,17 @@ class AdapterBank:
         """Load an adapter unless it is loaded, and mark it as the most recently used.
 
         Raises:
-            CorruptFile, InputError: see `load_for_bank`.
+            CorruptFile, InputError: see `load_bank_adapter`.
         """
         if digest not in self.units:
-            adapter = load_for_bank(folder, self.sites, self.max_rank)
+            adapter = load_bank_adapter(folder, self.sites, self.max_rank)
             while len(self.units) >= self.resident:
                 self.remove(next(each for each in self.units if each not in in_use))
             self.units[digest] = [self._free.pop() for _ in range(-(-adapter.config["r"] // UNIT))]
             if adapter.has_score_head:
                 self.heads[digest] = adapter.tensors[SCORE_KEY].squeeze(0)
             try:
-                self._write(self.units[digest], adapter)
+                self._write_units(self.units[digest], adapter)
             except BaseException:
                 self.remove(digest)
                 raise
@@ -120,7 +120,7 @@ class AdapterBank:
         self._free += self.units.pop(digest)
         self.heads.pop(digest, None)
 
-    def _write(self, units: Sequence[int], adapter: Adapter) -> None:
+    def _write_units(self, units: Sequence[int], adapter: Adapter) -> None:
         factors = adapter.factors
         rank = UNIT * len(units)
         for site, a, bs in zip(self.sites, self.a, self.b, strict=True):
@@ -147,39 +147,41 @@ class AdapterBank:
             at_front = {self.units[digest][k] for digest in owners}
             away = [digest for digest in owners if self.units[digest][k] not in places]
             for digest, place in zip(away, (place for place in places if place not in at_front), strict=True):
-                self._swap(self.units[digest][k], place)
+                self._swap_units(self.units[digest][k], place)
             stretches.append(sorted(owners, key=lambda digest: self.units[digest][k]))
             first = places.stop
         return stretches
 
-    def _swap(self, first: int, second: int) -> None:
+    def _swap_units(self, unit: int, other_unit: int) -> None:
         for tensor in (*self.a, *(b for bs in self.b for b in bs)):
-            copy = tensor[second].clone()
-            tensor[second] = tensor[first]
-            tensor[first] = copy
-        swapped = {first: second, second: first}
+            copy = tensor[other_unit].clone()
+            tensor[other_unit] = tensor[unit]
+            tensor[unit] = copy
+        swapped = {unit: other_unit, other_unit: unit}
         for units in (self._free, *self.units.values()):
             units[:] = [swapped.get(unit, unit) for unit in units]
 
-    def add_step(self, number: int, x_PI: Tensor, out_PO: Tensor, products: Sequence[BlockedProduct]) -> None:
+    def add_adapter_outputs(
+        self, site_index: int, x_PI: Tensor, out_PO: Tensor, products: Sequence[BlockedProduct]
+    ) -> None:
         """Add the output of each row's adapter at a site, in place.
 
         Args:
-            number: index of the site.
+            site_index: index of the site.
             x_PI, out_PO: input and output of the site, with rows in the order of `plan_products`.
         """
-        site = self.sites[number]
+        site = self.sites[site_index]
         outs = out_PO.split(site.outputs, 1)
         for product in products:
             x = x_PI.index_select(0, product.gather).view(product.blocks, -1, site.inputs)
-            lows = torch.bmm(x, self.a[number][product.units].expand(product.blocks, -1, -1)).split(UNIT, 2)
-            for low, b, out, width in zip(lows, self.b[number], outs, site.outputs, strict=True):
+            lows = torch.bmm(x, self.a[site_index][product.units].expand(product.blocks, -1, -1)).split(UNIT, 2)
+            for low, b, out, width in zip(lows, self.b[site_index], outs, site.outputs, strict=True):
                 added = torch.bmm(low, b[product.units].expand(product.blocks, -1, -1)).view(-1, width)
                 for rows, places in product.sums:
                     out[rows].add_(added.index_select(0, places))
 
 
-def load_for_bank(folder: Path, sites: Sequence[Site], max_rank: int) -> Adapter:
+def load_bank_adapter(folder: Path, sites: Sequence[Site], max_rank: int) -> Adapter:
     """Read an adapter as plain LoRA, and check that it fits the bank.
 
     Raises:
@@ -187,10 +189,10 @@ def load_for_bank(folder: Path, sites: Sequence[Site], max_rank: int) -> Adapter
         InputError: it cannot be converted to plain LoRA, exceeds the rank, or has modules that the bank does not.
     """
     # Both files must be of the same version.
-    with expect_same_bytes(list_adapter_files(folder), "adapter", str(folder)):
-        adapter = read_adapter(folder, alone=False)
-    check_plain(adapter)
-    plain = convert_to_plain(adapter)
+    with require_same_bytes(list_adapter_files(folder), "adapter", str(folder)):
+        adapter = read_adapter(folder, is_only_adapter=False)
+    refuse_unsupported_adapter(adapter)
+    plain = convert_to_plain_lora(adapter)
     rank = plain.config["r"]
     require(rank <= max_rank, "r", rank, f"is above stage.max_rank={max_rank}", "Raise stage.max_rank.")
     shapes = {m: (site.inputs, out) for site in sites for m, out in zip(site.modules, site.outputs, strict=True)}
@@ -203,7 +205,7 @@ def load_for_bank(folder: Path, sites: Sequence[Site], max_rank: int) -> Adapter
         problem = f"this base has {outputs} by {inputs}"
         fits = (a.shape[1], len(b)) == (inputs, outputs)
         require(fits, module, f"{len(b)} by {a.shape[1]}", problem, other_base)
-    check_targets(adapter.config, plain.factors, shapes)
+    require_configured_modules(adapter.config, plain.factors, shapes)
     if plain.has_score_head:
         shape = tuple(plain.tensors[SCORE_KEY].shape)
         require(shape == (1, sites[0].inputs), "score", shape, "is no head of this base", other_base)
@@ -228,7 +230,7 @@ def plan_products(adapters: Sequence[str | None], bank: AdapterBank) -> tuple[li
             rows.setdefault(digest, []).append(row)
     stretches = bank.bring_to_front(list(rows))
     size = BLOCKS[0] if max(map(len, rows.values()), default=0) <= BLOCKS[0] else BLOCKS[1]
-    enough = len(rows) > 1 and sum(len(bank.units[digest]) for digest in rows) >= compute_least_batch()
+    enough = len(rows) > 1 and sum(len(bank.units[digest]) for digest in rows) >= compute_min_batch()
     together = {digest: (own_rows[:size] if enough else []) for digest, own_rows in rows.items()}
     order = [row for digest in sorted(rows, key=lambda digest: -len(bank.units[digest])) for row in together[digest]]
     place = {row: i for i, row in enumerate(order)}
@@ -245,21 +247,21 @@ def plan_products(adapters: Sequence[str | None], bank: AdapterBank) -> tuple[li
             }
             sums.append((slice(0, len(places)), torch.tensor([places[row] for row in range(len(places))])))
             first += len(owners)
-        products.append(BlockedProduct(slice(0, len(blocks)), *fill_blocks(blocks, size), sums))
+        products.append(BlockedProduct(slice(0, len(blocks)), *pad_blocks(blocks, size), sums))
     for digest, own_rows in rows.items():
         if alone := own_rows[len(together[digest]) :]:
             begin = len(order)
             order += alone
             blocks = [list(range(i, min(i + size, len(order)))) for i in range(begin, len(order), size)]
             sums = [(slice(begin, len(order)), torch.arange(len(alone)))]
-            filled = fill_blocks(blocks, size)
+            filled = pad_blocks(blocks, size)
             products += [BlockedProduct(slice(unit, unit + 1), *filled, sums) for unit in bank.units[digest]]
     return order + [row for row, digest in enumerate(adapters) if digest is None], products
 
 
-def fill_blocks(blocks: list[list[int]], size: int) -> tuple[int, Tensor]:
+def pad_blocks(blocks: list[list[int]], size: int) -> tuple[int, Tensor]:
     """Pad blocks with copies of rows to their size, and add copies of a block up to the minimum number of a product.
     Returns the number of blocks and their rows."""
     full = [block + block[:1] * (size - len(block)) for block in blocks]
-    full += [full[0]] * (compute_least_batch() - len(full))
+    full += [full[0]] * (compute_min_batch() - len(full))
     return len(full), torch.tensor([row for block in full for row in block])

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 from transformers.cache_utils import Cache, DynamicLayer
 
-from align.models.fastpath.layers import LowRank, Matrix, stack_a, turn
-from align.models.fastpath.linear import active_adapters, is_lora
+from align.models.fastpath.layers import LowRank, Matrix, concatenate_a, rotate_pairs
+from align.models.fastpath.linear import is_lora, list_active_adapters
 from align.ops.linear import linear, pack_weight
 
 MAX_COPY = 1 << 30
@@ -78,7 +78,7 @@ class Decoder(NamedTuple, Generic[M]):
         if layer.qk_norms is not None:
             parts = zip((qk[:, :-groups], qk[:, -groups:]), layer.qk_norms, strict=True)
             qk = torch.cat([self.normalise(part, weight) for part, weight in parts], 1)
-        qk = turn(qk, cos, sin, 1.0)
+        qk = rotate_pairs(qk, cos, sin, 1.0)
         return qk[:, :-groups], qk[:, -groups:], v
 
 
@@ -127,20 +127,20 @@ def read_matrix(module: Any) -> Matrix:
     low = None
     if is_lora(module):
         layer = module.base_layer
-        active = active_adapters(module)
+        active = list_active_adapters(module)
         if active is None or len(active) > 1:
             raise NotPlainError
         for name in active:
             low = LowRank(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name])
     shape = (layer.out_features, layer.in_features)
     if type(layer) is Linear4bit:
-        return Matrix(partial(dequantise, layer), shape, layer.bias, low)
+        return Matrix(partial(dequantise_layer, layer), shape, layer.bias, low)
     if type(layer) is nn.Linear:
         return Matrix(layer.weight.to, shape, layer.bias, low, layer.weight if layer.weight.requires_grad else None)
     raise NotPlainError
 
 
-def dequantise(layer: Linear4bit, dtype: torch.dtype) -> Tensor:
+def dequantise_layer(layer: Linear4bit, dtype: torch.dtype) -> Tensor:
     """Return the dequantised weight of a 4-bit layer."""
     weight: Any = layer.weight
     return dequantize_4bit(weight.data, weight.quant_state).to(dtype)
@@ -175,7 +175,7 @@ class ReservedLayer(DynamicLayer):
         self.used += key_states.shape[2]
         self._keys[:, :, first : self.used] = key_states
         self._values[:, :, first : self.used] = value_states
-        return self._show()
+        return self._get_used_columns()
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only these rows, in the same buffer."""
@@ -183,9 +183,9 @@ class ReservedLayer(DynamicLayer):
             buffer[: len(indices), :, : self.used] = buffer[indices, :, : self.used]
         self._keys = self._keys[: len(indices)]
         self._values = self._values[: len(indices)]
-        self._show()
+        self._get_used_columns()
 
-    def _show(self) -> tuple[Tensor, Tensor]:
+    def _get_used_columns(self) -> tuple[Tensor, Tensor]:
         self.keys = self._keys[:, :, : self.used]
         self.values = self._values[:, :, : self.used]
         return self.keys, self.values
@@ -228,7 +228,7 @@ class StackedMatrices(NamedTuple):
         if not lows:
             return cls(matrices, weight, bias, None, None)
         diagonal = [(m.low.b * m.low.scaling).t().float() if m.low else torch.zeros(0, m.shape[0]) for m in matrices]
-        return cls(matrices, weight, bias, stack_a(lows, dtype), torch.block_diag(*diagonal))
+        return cls(matrices, weight, bias, concatenate_a(lows, dtype), torch.block_diag(*diagonal))
 
     def __call__(self, x_BI: Tensor) -> Tensor:
         """Return the concatenated outputs of all matrices [B, Σ out]."""

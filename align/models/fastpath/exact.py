@@ -29,12 +29,12 @@ class Product(NamedTuple):
     """The product x Wᵀ + b with a weight in the library's layout.
 
     Attributes:
-        free: whether it takes any number of rows from `LEAST` to `TILE` at once; otherwise exactly `TILE`.
+        takes_any_rows: whether it takes any number of rows from `LEAST` to `TILE` at once; otherwise exactly `TILE`.
     """
 
     weight: Tensor
     bias: Tensor | None
-    free: bool
+    takes_any_rows: bool
 
     def __call__(self, x_PI: Tensor) -> Tensor:
         """Multiply rows, whose number must be one that `count_padded_rows` returns."""
@@ -43,7 +43,7 @@ class Product(NamedTuple):
         return torch.cat([linear(part, self.weight, self.bias) for part in x_PI.split(TILE)])
 
 
-def compute_least_batch() -> int:
+def compute_min_batch() -> int:
     """Return the minimum number of matrices of a batched product. With fewer matrices than threads, MKL splits one over
     several threads, in another order of addition."""
     return max(2, torch.get_num_threads())
@@ -54,26 +54,26 @@ def repeat_to_batch(x: Tensor, batch: int) -> Tensor:
     return x if len(x) >= batch else x.repeat(-(-batch // len(x)), 1, 1)
 
 
-def count_padded_rows(rows: int, free: bool) -> int:
+def count_padded_rows(rows: int, takes_any_rows: bool) -> int:
     """Return the number of rows to which a step's rows are padded."""
-    if not free:
+    if not takes_any_rows:
         return -(-rows // TILE) * TILE
     return rows + 1 if rows % TILE == 1 else rows
 
 
-def prepare_product(weight_OI: Tensor, bias_O: Tensor | None, agree: dict[tuple[int, int], bool]) -> Product:
+def pack_product(weight_OI: Tensor, bias_O: Tensor | None, agreement_by_shape: dict[tuple[int, int], bool]) -> Product:
     """Convert a weight to the library's layout.
 
     Args:
-        agree: shape of a weight → result of `rows_agree`; it is extended.
+        agreement_by_shape: shape of a weight → result of `are_rows_independent`; it is extended.
     """
     outputs, inputs = weight_OI.shape
-    if (outputs, inputs) not in agree:
-        agree[outputs, inputs] = rows_agree(inputs, outputs, weight_OI.dtype)
-    return Product(pack_weight(weight_OI, TILE), bias_O, agree[outputs, inputs])
+    if (outputs, inputs) not in agreement_by_shape:
+        agreement_by_shape[outputs, inputs] = are_rows_independent(inputs, outputs, weight_OI.dtype)
+    return Product(pack_weight(weight_OI, TILE), bias_O, agreement_by_shape[outputs, inputs])
 
 
-def rows_agree(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
+def are_rows_independent(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
     """Return whether a row's result is the same in products of `LEAST` to `TILE` rows, at any position."""
     x, weight = draw_cancelling_pairs(TILE, inputs, outputs, dtype)
     packed_weight = pack_weight(weight, TILE)
@@ -83,10 +83,10 @@ def rows_agree(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
     return anywhere and all(torch.equal(linear(x[:rows], packed_weight), expected[:rows]) for rows in tried)
 
 
-def blocks_agree(inputs: int, outputs: int, sizes: Sequence[int], dtype: torch.dtype) -> bool:
+def are_blocks_independent(inputs: int, outputs: int, sizes: Sequence[int], dtype: torch.dtype) -> bool:
     """Return whether a row's result is the same in batched products of different numbers of blocks, from the minimum
     on, and of each of the sizes; at any position in a block; and with a weight for each block or one for all."""
-    most = compute_least_batch() + 18
+    most = compute_min_batch() + 18
     rows, weight = draw_cancelling_pairs(most * max(sizes), inputs, outputs, dtype)
     x = rows.view(most, max(sizes), inputs)
     weights = weight.T.repeat(most, 1, 1)
@@ -95,7 +95,7 @@ def blocks_agree(inputs: int, outputs: int, sizes: Sequence[int], dtype: torch.d
         if not torch.equal(torch.bmm(x.roll(by, 1), weights), expected.roll(by, 1)):
             return False
     for size in sizes:
-        for blocks in range(compute_least_batch(), most + 1):
+        for blocks in range(compute_min_batch(), most + 1):
             part = x[:blocks, :size].contiguous()
             own_weights = torch.bmm(part, weights[:blocks])
             shared_weight = torch.bmm(part, weights[:1].expand(blocks, -1, -1))

@@ -61,18 +61,18 @@ class Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
         ctx.save_for_backward(cos_ND, sin_ND)
-        return turn(x_NHD, cos_ND, sin_ND, 1.0)
+        return rotate_pairs(x_NHD, cos_ND, sin_ND, 1.0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         cos_ND, sin_ND = ctx.saved_tensors
-        return turn(grads[0], cos_ND, sin_ND, -1.0), None, None
+        return rotate_pairs(grads[0], cos_ND, sin_ND, -1.0), None, None
 
 
 rotate: Callable[[Tensor, Tensor, Tensor], Tensor] = Rotate.apply
 
 
-def turn(x_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor, sign: float) -> Tensor:
+def rotate_pairs(x_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor, sign: float) -> Tensor:
     half = x_NHD.shape[-1] // 2
     out = x_NHD * cos_ND[:, None]
     sin = sin_ND[:, None, :half]
@@ -151,14 +151,14 @@ def multiply(x_NI: Tensor, matrices: Sequence[Matrix]) -> tuple[tuple[Tensor, ..
     adapted = [(out, m.low) for out, m in zip(outputs, matrices, strict=True) if m.low]
     if not adapted:
         return outputs, None
-    x_through_a = linear(x_NI, stack_a([low for _, low in adapted], x_NI.dtype))
+    x_through_a = linear(x_NI, concatenate_a([low for _, low in adapted], x_NI.dtype))
     lows = x_through_a.split([len(low.a) for _, low in adapted], 1)
     for (out, low), x_low in zip(adapted, lows, strict=True):
         out.addmm_(x_low, low.b.to(x_NI.dtype).t(), alpha=low.scaling)
     return outputs, x_through_a
 
 
-def stack_a(lows: Sequence[LowRank], dtype: torch.dtype) -> Tensor:
+def concatenate_a(lows: Sequence[LowRank], dtype: torch.dtype) -> Tensor:
     """Concatenate all A along their rows."""
     return (lows[0].a if len(lows) == 1 else torch.cat([low.a for low in lows])).to(dtype)
 

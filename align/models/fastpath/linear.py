@@ -40,7 +40,7 @@ def is_lora(module: nn.Module) -> bool:
 
 def lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Return W x + Σ s · B A x over the active adapters."""
-    active = active_adapters(self)
+    active = list_active_adapters(self)
     # In fp16 the adapter's gradient would underflow: PEFT's forward computes it in fp32.
     is_half = x.dtype == torch.float16 and torch.is_grad_enabled()
     if args or kwargs or is_half or active is None:
@@ -56,18 +56,18 @@ def lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return result
 
 
-def check_adapters_before_forward(layer: Any, model_adapters: Collection[str]) -> None:
+def install_adapter_check(layer: Any, model_adapters: Collection[str]) -> None:
     """Make a layer check its active adapters before each forward, PEFT's own or the fast one.
 
     Args:
         model_adapters: the model's `peft_config`, which changes with its adapters. Not every adapter is on every layer.
     """
     if "known_adapters" not in vars(layer):
-        layer.register_forward_pre_hook(check_active_adapters)
+        layer.register_forward_pre_hook(require_active_adapters)
     layer.known_adapters = model_adapters
 
 
-def check_active_adapters(layer: Any, inputs: Any = None) -> None:
+def require_active_adapters(layer: Any, inputs: Any = None) -> None:
     """Raise InputError if an active adapter is not on the model."""
     model_adapters = vars(layer).get("known_adapters")
     if model_adapters is not None and not (layer.merged or layer.disable_adapters):
@@ -83,7 +83,7 @@ def require_known_adapters(names: Iterable[str], model_adapters: Collection[str]
             raise InputError("adapter", name, problem, "Name one of these, or attach it to the model first.")
 
 
-def active_adapters(layer: Any) -> list[str] | None:
+def list_active_adapters(layer: Any) -> list[str] | None:
     """Return the names of a layer's active adapters. Returns None if one has more than LoRA's two matrices (a variant,
     a bias, dropout), or is merged into the weight.
 
@@ -94,7 +94,7 @@ def active_adapters(layer: Any) -> list[str] | None:
         return None
     if layer.disable_adapters:
         return []
-    check_active_adapters(layer)
+    require_active_adapters(layer)
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     for name in active:
         dropout = layer.lora_dropout[name]

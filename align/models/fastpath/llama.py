@@ -64,7 +64,7 @@ def llama_forward(
     **options: Any,
 ) -> BaseModelOutputWithPast:
     """Compute hidden states by the fast path if it supports the call, and by the model's own forward otherwise."""
-    if covers_call(self, input_ids, attention_mask, position_ids, cache, options):
+    if is_supported_call(self, input_ids, attention_mask, position_ids, cache, options):
         try:
             with torch.autocast("cpu", enabled=False):  # autocast would round the attention scores
                 hidden = compute_states(self, input_ids, attention_mask, position_ids, cache)  # pyright: ignore
@@ -76,7 +76,7 @@ def llama_forward(
     )
 
 
-def covers_call(
+def is_supported_call(
     self: Any, ids: Tensor | None, mask: Tensor | None, positions: Tensor | None, cache: Any, options: dict[str, Any]
 ) -> bool:
     """Return whether the fast path supports a call."""
@@ -113,7 +113,7 @@ def attention_by_width() -> Iterator[None]:
         BY_WIDTH.reset(token)
 
 
-def takes_attention_by_row(self: Any, index: PackedIndex) -> bool:
+def uses_attention_by_row(self: Any, index: PackedIndex) -> bool:
     """Return whether attention is computed row by row: its weights are too many to keep, or most are padding.
 
     The result does not depend on whether gradients are needed, so that passes with and without agree to the bit.
@@ -164,7 +164,7 @@ def compute_rows(
     index = PackedIndex.build(mask_BS, *((ids_BS, positions_BS) if shares else ()))
     x_ND = self.embed_tokens(index.real(ids_BS))
     cos_ND, sin_ND = (t[0] for t in self.rotary_emb(x_ND, position_ids=index.real(positions_BS)[None]))
-    attention = causal_attention_by_row if takes_attention_by_row(self, index) else causal_attention
+    attention = causal_attention_by_row if uses_attention_by_row(self, index) else causal_attention
 
     def norm(x_ND: Tensor, weight_D: Tensor) -> Tensor:
         return rms_norm(x_ND, weight_D, decoder.eps)

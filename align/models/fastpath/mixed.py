@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
-from align.models.cpu_memory import reserve_zeros, return_freed_memory
+from align.models.cpu_memory import reserve_zeros, return_freed_memory_once
 from align.models.fastpath.adapter_bank import BLOCKS, UNIT, AdapterBank, BlockedProduct, Site, plan_products
 from align.models.fastpath.decoder import (
     Decoder,
@@ -29,10 +29,10 @@ from align.models.fastpath.decoder import (
 )
 from align.models.fastpath.exact import (
     Product,
-    blocks_agree,
-    compute_least_batch,
+    are_blocks_independent,
+    compute_min_batch,
     count_padded_rows,
-    prepare_product,
+    pack_product,
     repeat_to_batch,
 )
 from align.models.fastpath.llama import is_llama
@@ -44,7 +44,7 @@ COLUMNS = 32
 """Smallest step by which the number of columns that attention reads grows."""
 
 
-class Piece(NamedTuple):
+class RequestTokens(NamedTuple):
     """The tokens of a request in a step: the last token of its answer, or a chunk of its prompt.
 
     Attributes:
@@ -61,7 +61,7 @@ class Piece(NamedTuple):
     start: int
 
 
-class Stretch(NamedTuple):
+class AttentionSpan(NamedTuple):
     """Tokens that attention computes together: tokens of answers in consecutive slots that read the same number of
     columns, or a chunk of a prompt.
 
@@ -80,7 +80,7 @@ class Stretch(NamedTuple):
     chunk: bool
 
 
-class Places(NamedTuple):
+class StepPositions(NamedTuple):
     """The positions of a step's tokens in the cache, in the order of their slots, answers before chunks.
 
     Attributes:
@@ -94,7 +94,7 @@ class Places(NamedTuple):
     slots: Tensor
     columns: Tensor
     inverse: Tensor
-    stretches: list[Stretch]
+    stretches: list[AttentionSpan]
 
 
 class MixedDecoder:
@@ -114,7 +114,7 @@ class MixedDecoder:
     def __init__(self, model: Any, slots: int, columns: int, resident: int, max_rank: int) -> None:
         base = unwrap_model(model)
         decoder = get_decoder(model)
-        check_plain_decoder(base, decoder)
+        require_plain_decoder(base, decoder)
         read = read_decoder(decoder)
         self.embedding = decoder.embed_tokens.weight
         self.dtype = self.embedding.dtype
@@ -132,8 +132,8 @@ class MixedDecoder:
                     linear.weight.data = linear.weight.data.new_empty(0)
         self.decoder: Decoder[Product] = read._replace(layers=layers)  # pyright: ignore
         head = base.get_output_embeddings()
-        self.lm_head = prepare_product(head.weight, head.bias, agree)
-        self.free = all(agree.values())
+        self.lm_head = pack_product(head.weight, head.bias, agree)
+        self.takes_any_rows = all(agree.values())
         self.groups = decoder.config.num_key_value_heads
         self.heads = decoder.config.num_attention_heads
         shape = (slots, self.groups, self.columns, read.head)
@@ -142,33 +142,33 @@ class MixedDecoder:
         sites = self.bank.sites
         shapes = {(site.inputs, UNIT * len(site.outputs)) for site in sites}
         shapes |= {(UNIT, out) for site in sites for out in site.outputs}
-        self.exact = all(blocks_agree(inputs, outputs, BLOCKS, self.dtype) for inputs, outputs in shapes)
-        return_freed_memory()
+        self.exact = all(are_blocks_independent(inputs, outputs, BLOCKS, self.dtype) for inputs, outputs in shapes)
+        return_freed_memory_once()
 
     @torch.inference_mode()
-    def step(self, pieces: Sequence[Piece]) -> list[Tensor]:
+    def step(self, pieces: Sequence[RequestTokens]) -> list[Tensor]:
         """Compute the tokens of different requests, and append their keys and values to the cache. Returns the last
         hidden states of each piece [N, D]."""
         tokens = [(id, piece.start + i, piece.adapter) for piece in pieces for i, id in enumerate(piece.ids)]
         order, products = plan_products([adapter for _, _, adapter in tokens], self.bank)
-        order += order[:1] * (count_padded_rows(len(order), self.free) - len(order))
+        order += order[:1] * (count_padded_rows(len(order), self.takes_any_rows) - len(order))
         x_PD = self.embedding[torch.tensor([tokens[i][0] for i in order])]
         positions_P = torch.tensor([tokens[i][1] for i in order])
         rotary = self.cos[positions_P], self.sin[positions_P]
-        places = self._find_places(pieces, order)
+        places = self._find_positions(pieces, order)
         for number, layer in enumerate(self.decoder.layers):
             x_PD = self._compute_layer(number, layer, x_PD, rotary, products, places)
-        states = self.decoder.normalise(x_PD, self.decoder.norm)[rows_of_tokens(order, len(tokens))]
+        states = self.decoder.normalise(x_PD, self.decoder.norm)[find_rows_of_tokens(order, len(tokens))]
         return list(states.split([len(piece.ids) for piece in pieces]))
 
     @torch.inference_mode()
     def logits(self, states_ND: Tensor) -> Tensor:
         """Return the logits [N, V] of hidden states that `step` returned, in fp32."""
         count = len(states_ND)
-        filled = torch.cat([states_ND, states_ND[:1].expand(count_padded_rows(count, self.free) - count, -1)])
+        filled = torch.cat([states_ND, states_ND[:1].expand(count_padded_rows(count, self.takes_any_rows) - count, -1)])
         return self.lm_head(filled)[:count].float()
 
-    def _find_places(self, pieces: Sequence[Piece], order: Sequence[int]) -> Places:
+    def _find_positions(self, pieces: Sequence[RequestTokens], order: Sequence[int]) -> StepPositions:
         """Find the positions of a step's tokens in the cache.
 
         Args:
@@ -177,7 +177,7 @@ class MixedDecoder:
         first = [0, *accumulate(len(piece.ids) for piece in pieces)]
         by_slot = sorted(range(len(pieces)), key=lambda i: (len(pieces[i].ids) > 1, pieces[i].slot))
         # Group answers in consecutive slots that read the same number of columns; each chunk is a group of its own.
-        runs: list[list[Piece]] = []
+        runs: list[list[RequestTokens]] = []
         for piece in (pieces[i] for i in by_slot):
             last = runs[-1][-1] if runs else None
             if (
@@ -199,16 +199,18 @@ class MixedDecoder:
                 start = run[0].start
                 future = torch.full((CHUNK, CHUNK), float("-inf")).triu_(1)[: len(run[0].ids)]
                 bias = pad(future, (start, 0)).repeat(self.heads // self.groups, 1)
-                stretches.append(Stretch(rows, slots, start + CHUNK, bias, True))
+                stretches.append(AttentionSpan(rows, slots, start + CHUNK, bias, True))
             else:
                 columns = count_visible_columns(run[0], self.columns)
                 mask = torch.arange(columns) <= torch.tensor([piece.start for piece in run])[:, None]
                 bias = torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))
-                stretches.append(Stretch(rows, slots, columns, bias.repeat_interleave(self.groups, 0)[:, None], False))
+                stretches.append(
+                    AttentionSpan(rows, slots, columns, bias.repeat_interleave(self.groups, 0)[:, None], False)
+                )
         tokens = [token for i in by_slot for token in range(first[i], first[i + 1])]
         place = {token: i for i, token in enumerate(tokens)}
-        return Places(
-            rows_of_tokens(order, len(tokens))[torch.tensor(tokens)],
+        return StepPositions(
+            find_rows_of_tokens(order, len(tokens))[torch.tensor(tokens)],
             torch.tensor([pieces[i].slot for i in by_slot for _ in pieces[i].ids]),
             torch.tensor([pieces[i].start + offset for i in by_slot for offset in range(len(pieces[i].ids))]),
             torch.tensor([place[token] for token in order]),
@@ -222,11 +224,11 @@ class MixedDecoder:
         x_PD: Tensor,
         rotary: tuple[Tensor, Tensor],
         products: list[BlockedProduct],
-        places: Places,
+        places: StepPositions,
     ) -> Tensor:
         def multiply(site: int, x: Tensor) -> Tensor:
             out = layer.matrices[site](x)
-            self.bank.add_step(4 * number + site, x, out, products)
+            self.bank.add_adapter_outputs(4 * number + site, x, out, products)
             return out
 
         qkv = multiply(0, self.decoder.normalise(x_PD, layer.norm))
@@ -235,7 +237,7 @@ class MixedDecoder:
         gate, up = multiply(2, self.decoder.normalise(x_PD, layer.mlp_norm)).chunk(2, 1)
         return multiply(3, silu(gate).mul_(up)).add_(x_PD)
 
-    def _attend(self, number: int, q_PHD: Tensor, k_PGD: Tensor, v_PGD: Tensor, places: Places) -> Tensor:
+    def _attend(self, number: int, q_PHD: Tensor, k_PGD: Tensor, v_PGD: Tensor, places: StepPositions) -> Tensor:
         """Return the attention output of each token over its own slot [P, H · D]."""
         keys = self.keys[number]
         values = self.values[number]
@@ -244,7 +246,7 @@ class MixedDecoder:
         keys[places.slots, :, places.columns] = k
         values[places.slots, :, places.columns] = v
         queries_per_key = self.heads // self.groups
-        least = compute_least_batch()
+        least = compute_min_batch()
         attended = []
         for stretch in places.stretches:
             queries = q[stretch.rows]
@@ -283,31 +285,31 @@ class MixedDecoder:
             v[chunk] = block_v
 
 
-def count_visible_columns(piece: Piece, most: int) -> int:
+def count_visible_columns(piece: RequestTokens, max_columns: int) -> int:
     """Return the number of columns that attention reads for the next token of an answer.
 
     It depends on the request alone, and grows in increasing steps, so that answers of similar lengths read the same
     number and can be computed together.
 
     Args:
-        most: columns of a slot.
+        max_columns: columns of a slot.
     """
     blocks = -(-(piece.start + 1) // COLUMNS)
     step = 1 << max(0, blocks.bit_length() - 3)
-    return min(-(-blocks // step) * step * COLUMNS, most)
+    return min(-(-blocks // step) * step * COLUMNS, max_columns)
 
 
-def rows_of_tokens(order: Sequence[int], count: int) -> Tensor:
+def find_rows_of_tokens(order: Sequence[int], count: int) -> Tensor:
     """Return the row of each of `count` tokens; the first one if a token is in several rows."""
     row_of = {token: row for row, token in reversed(list(enumerate(order)))}
     return torch.tensor([row_of[token] for token in range(count)])
 
 
-def check_plain_decoder(base: Any, decoder: Any) -> None:
+def require_plain_decoder(base: Any, decoder: Any) -> None:
     """Raise NotPlainError for a model that `MixedDecoder` does not support."""
     config = base.config.get_text_config()
     scaled = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]
-    if not (get_route(base).fast and is_llama(decoder)) or type(base.get_output_embeddings()) is not nn.Linear:
+    if not (get_route(base).has_fast_path and is_llama(decoder)) or type(base.get_output_embeddings()) is not nn.Linear:
         raise NotPlainError
     if any(scaled) or decoder.embed_tokens.weight.device.type != "cpu":
         raise NotPlainError
@@ -350,4 +352,4 @@ def list_sites(layers: Sequence[Layer[Matrices]]) -> list[Site]:
 def concatenate(matrices: Matrices, dtype: torch.dtype, agree: dict[tuple[int, int], bool]) -> Product:
     """Concatenate matrices that read the same input to one product."""
     weight = torch.cat([m.weight(dtype) for m in matrices])
-    return prepare_product(weight, concatenate_biases(matrices, dtype), agree)
+    return pack_product(weight, concatenate_biases(matrices, dtype), agree)

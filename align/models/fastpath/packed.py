@@ -21,15 +21,15 @@ class PackedIndex(NamedTuple):
     Attributes:
         mask_BW: True at real tokens.
         longest: S.
-        given_A, pushed_A: flat indices of the real tokens in the input and in the left-aligned rows; None if there is
-            no padding.
+        input_indices_A, aligned_indices_A: flat indices of the real tokens in the input and in the left-aligned rows;
+            None if there is no padding.
         shared: the shared prefixes; None if every real token is computed.
     """
 
     mask_BW: Tensor
     longest: int
-    given_A: Tensor | None
-    pushed_A: Tensor | None
+    input_indices_A: Tensor | None
+    aligned_indices_A: Tensor | None
     shared: SharedPrefixes | None = None
 
     @classmethod
@@ -57,7 +57,7 @@ class PackedIndex(NamedTuple):
     def real(self, x_BW: Tensor) -> Tensor:
         """Return the values at the computed tokens [N]."""
         x_A = x_BW.reshape(-1)
-        return self.reduce(x_A if self.given_A is None else x_A[self.given_A])
+        return self.reduce(x_A if self.input_indices_A is None else x_A[self.input_indices_A])
 
     def lengths(self) -> list[int]:
         """Return the number of real tokens of each row."""
@@ -67,9 +67,11 @@ class PackedIndex(NamedTuple):
         """Return the values of the N tokens at all their positions in the input [B, W, …], 0 at padding."""
         x_AD = self.expand(x_ND)
         shape = (*self.mask_BW.shape, *x_AD.shape[1:])
-        if self.given_A is None:
+        if self.input_indices_A is None:
             return x_AD.view(shape)
-        return x_AD.new_zeros(self.mask_BW.numel(), *x_AD.shape[1:]).index_copy(0, self.given_A, x_AD).view(shape)
+        return (
+            x_AD.new_zeros(self.mask_BW.numel(), *x_AD.shape[1:]).index_copy(0, self.input_indices_A, x_AD).view(shape)
+        )
 
     def expand(self, x_ND: Tensor) -> Tensor:
         """Return the values of the N tokens at the A real tokens, row by row."""
@@ -97,8 +99,8 @@ class PackedIndex(NamedTuple):
         """Return [A, H, D] as left-aligned rows [B · groups, H / groups · S, D], 0 after their ends."""
         rows = len(self.mask_BW)
         heads, width = x_AHD.shape[1:]
-        if self.pushed_A is not None:
-            x_AHD = x_AHD.new_zeros(rows * self.longest, heads, width).index_copy_(0, self.pushed_A, x_AHD)
+        if self.aligned_indices_A is not None:
+            x_AHD = x_AHD.new_zeros(rows * self.longest, heads, width).index_copy_(0, self.aligned_indices_A, x_AHD)
         x = x_AHD.view(rows, self.longest, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
         return x.reshape(rows * groups, -1, width)
 
@@ -108,7 +110,7 @@ class PackedIndex(NamedTuple):
         width = x.shape[-1]
         x = x.view(rows, -1, heads // (len(x) // rows), self.longest, width).permute(0, 3, 1, 2, 4)
         x_AHD = x.reshape(rows * self.longest, heads, width)
-        return x_AHD if self.pushed_A is None else x_AHD[self.pushed_A]
+        return x_AHD if self.aligned_indices_A is None else x_AHD[self.aligned_indices_A]
 
 
 class SharedPrefixes(NamedTuple):

@@ -19,7 +19,7 @@ from align.ops.losses import policy_loss, value_loss
 from align.ops.moments import Moments
 from align.ppo.experience import Estimator, shape_scores
 from align.ppo.update import Losses
-from align.ppo.verify.closed_form import Problem, solve
+from align.ppo.verify.closed_form import Problem, train_on_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +121,13 @@ def check_losses() -> Anchor:
 def check_closed_form() -> Anchor:
     """Train PPO on all sequences of up to two tokens, and compare its objective with the optimum."""
     problem = Problem(vocabulary=6, length=2, beta=0.5)
-    off = abs(problem.optimum() - solve(problem).reached)
+    off = abs(problem.compute_optimum() - train_on_problem(problem).reached)
     return Anchor("closed form", "PPO reaches the known optimum J* of an enumerable problem", off, 1e-3)
 
 
 def check_closed_form_of_rloo() -> Anchor:
     """Train RLOO on all sequences of up to two tokens, and compare its objective with the optimum."""
     problem = Problem(vocabulary=6, length=2, beta=0.5)
-    reached = solve(problem, Estimator("rloo", 8), Losses(loss_mean="constant", longest=2)).reached
-    off = abs(problem.optimum() - reached)
+    reached = train_on_problem(problem, Estimator("rloo", 8), Losses(loss_mean="constant", longest=2)).reached
+    off = abs(problem.compute_optimum() - reached)
     return Anchor("no critic", "RLOO reaches it too", off, 1e-3)

@@ -52,13 +52,13 @@ class Problem:
         picked = table.log_softmax(-1)[self.states, self.tokens]
         return torch.where(self.mask, picked, torch.zeros_like(picked))
 
-    def objective(self, table: Tensor) -> Tensor:
+    def compute_expected_reward_less_kl(self, table: Tensor) -> Tensor:
         """Return J = E[r − β log π / π_ref], summed over all sequences in fp64."""
         log_p = self.logprobs(table.double()).sum(1)
         log_ref = self.logprobs(self.reference.double()).sum(1)
         return (log_p.exp() * (self.reward - self.beta * (log_p - log_ref))).sum()
 
-    def optimum(self) -> float:
+    def compute_optimum(self) -> float:
         """Return J*."""
         log_ref = self.logprobs(self.reference.double()).sum(1)
         return self.beta * float((log_ref + self.reward / self.beta).logsumexp(0))
@@ -129,7 +129,7 @@ class Solution(NamedTuple):
     entry: float
 
 
-def solve(
+def train_on_problem(
     problem: Problem, estimator: Estimator = PPO, losses: Losses = CLIPPED, *, updates: int = 300, batch: int = 512
 ) -> Solution:
     """Train on the problem by the functions of a run, `assemble_experience` and `take_gradient_steps`.
@@ -170,5 +170,9 @@ def solve(
         )
         decay.step()
     first = int(problem.states[0, 0])
-    reached = problem.objective(tables.policy.detach())
-    return Solution(float(problem.objective(problem.reference)), float(reached), float(tables.value.detach()[first]))
+    reached = problem.compute_expected_reward_less_kl(tables.policy.detach())
+    return Solution(
+        float(problem.compute_expected_reward_less_kl(problem.reference)),
+        float(reached),
+        float(tables.value.detach()[first]),
+    )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from align.models.roles import ForwardOutput
-from align.ops.losses import loss_divisor
+from align.ops.losses import compute_loss_divisor
 from align.ppo.experience import Estimator, assemble_experience
 from align.ppo.update import Losses, compute_policy_loss
 from align.ppo.verify.anchors import Anchor
@@ -108,7 +108,7 @@ def compute_mean_gradient(problem: Problem, table: Tensor, choice: Choice, size:
             kl_in_reward=not losses.kl_coef,
         )
         output = ForwardOutput(logprobs, torch.zeros_like(ref_logprobs), torch.empty(0))
-        divisor = loss_divisor(mask, losses.loss_mean, losses.longest)
+        divisor = compute_loss_divisor(mask, losses.loss_mean, losses.longest)
         loss = compute_policy_loss(output, experience, divisor, losses).loss
         total = total - count_orders(rows) * probability[rows].prod() * loss.double()
     return torch.autograd.grad(total, policy)[0].double()
@@ -123,7 +123,7 @@ def count_orders(rows: Tensor) -> int:
 def measure_bias(problem: Problem, table: Tensor, choice: Choice, size: int) -> Bias:
     """Return the bias of an estimator for the policy whose logits are `table`."""
     policy = table.clone().requires_grad_(True)
-    exact = torch.autograd.grad(problem.objective(policy), policy)[0].double().flatten()
+    exact = torch.autograd.grad(problem.compute_expected_reward_less_kl(policy), policy)[0].double().flatten()
     mean = compute_mean_gradient(problem, table, choice, size).flatten()
     along = float(mean @ exact / (exact @ exact))
     aside = float((mean - along * exact).norm() / exact.norm())

@@ -73,7 +73,7 @@ class Setting:
         figures = accumulate_gradients(
             self.roles, experience, cached, micro_batch=micro_batch, temperature=self.temperature, losses=self.losses
         )
-        return {role: take_gradient(self.roles, role) for role in self.roles.trainable}, figures
+        return {role: pop_gradient(self.roles, role) for role in self.roles.trainable}, figures
 
     def use_plain_forward(self) -> AbstractContextManager[None]:
         """Use the forwards of transformers and PEFT, also during backward passes, which may recompute layers."""
@@ -95,7 +95,7 @@ def check_on_model(setting: Setting, draw: Callable[[], Rollout]) -> Iterator[An
     yield check_sampling(setting, draw)
 
 
-def take_gradient(roles: Roles, role: str) -> Tensor:
+def pop_gradient(roles: Roles, role: str) -> Tensor:
     """Return a role's gradient as one vector, and clear it."""
     parameters = roles.parameters_of(role)
     vector = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in parameters])
@@ -273,7 +273,7 @@ def check_policy_gradient(setting: Setting) -> Anchor:
             roles.require_gradients("policy")
             loss = (losses.kl_coef * kl - experience.advantages_BT[b, : len(logprobs)] * logprobs).sum()
             (loss / divisors[losses.loss_mean]).backward()
-    expected = take_gradient(roles, "policy")
+    expected = pop_gradient(roles, "policy")
     claim = "the policy's first gradient is REINFORCE's with a baseline"
     return Anchor("first gradient", claim, compute_relative_error(gradient, expected), setting.tolerance(1e-4, 0.2))
 
@@ -290,7 +290,7 @@ def check_value_gradient(setting: Setting) -> Anchor:
             values = compute_plain_values(setting, b, train=True)[:-1]
             roles.require_gradients("value")
             (0.5 * (values - experience.returns_BT[b, : len(values)]).square().sum() / count).backward()
-    expected = take_gradient(roles, "value")
+    expected = pop_gradient(roles, "value")
     claim = "the value's first gradient is that of half the squared error"
     return Anchor("value gradient", claim, compute_relative_error(gradient, expected), setting.tolerance(1e-4, 0.2))
 
@@ -325,8 +325,8 @@ def check_isolation(setting: Setting) -> Anchor:
         output = roles.logprobs("policy", rollout, setting.temperature, train=True)
         values = roles.values(rollout, train=True, policy_states_BTD=output.states_BTD)
         value_loss(values, values.detach(), torch.ones_like(values), mask, float(mask.sum())).loss.backward()
-        leaked = float(take_gradient(roles, "policy").abs().sum())
-        reached_nothing = bool(take_gradient(roles, "value").norm() == 0)
+        leaked = float(pop_gradient(roles, "policy").abs().sum())
+        reached_nothing = bool(pop_gradient(roles, "value").norm() == 0)
     before = roles.logprobs("reference", rollout, setting.temperature).logprobs_BT
     parameters = [parameter for role in roles.trainable for parameter in roles.parameters_of(role)]
     saved = [parameter.detach().clone() for parameter in parameters]

@@ -26,7 +26,7 @@ from align.registry.trace import Tracer, VoteReader
 from align.report.figure_text import escape_unprintable, is_interval, pluralize
 from align.report.live import build_page_blocks
 from align.report.run_view import RunView
-from align.run.alias_log import Change, read_log
+from align.run.alias_log import Change, read_alias_log
 from align.run.manifest import FILE, Manifest, read_manifest
 from align.run.stale import read_stale_mark
 
@@ -320,7 +320,7 @@ def render_comparison(index: Index, root: Path, runs: Sequence[str]) -> Markup:
 def render_aliases(index: Index, alias: str) -> Markup:
     """Render an alias, or all for an empty name, with their changes, newest first."""
     try:
-        log = read_log(index.root)
+        log = read_alias_log(index.root)
     except InputError as error:
         return render("aliases.html", alias=alias, alerts=[f"{error.problem}. {error.remedy}"], changes=None)
     lost = index.find_lost_changes(log)
@@ -330,7 +330,7 @@ def render_aliases(index: Index, alias: str) -> Markup:
         alias=alias,
         alerts=[f"{lost.value} {lost.problem}. {lost.remedy}"] if lost else [],
         changes=[change for change in reversed(log.changes) if alias in ("", change.alias)],
-        standing=[change for name, change in log.standing().items() if alias in ("", name)],
+        standing=[change for name, change in log.get_current_changes().items() if alias in ("", name)],
         previous=lambda change: by_number.get(change.replaces),
         arms_of=partial(list_arms, index),
         gate_lines=describe_gates,
