@@ -111,13 +111,13 @@ def test_a_whole_model_that_is_not_what_was_trained_is_not_published(
 ) -> None:
     from align.export import kinds
 
-    cast_weights = kinds.cast_weights
+    cast_weights = kinds.cast_weights_in_place
 
     def cast_wrongly(model: Any, dtype: torch.dtype) -> None:
         cast_weights(model, dtype)
         model.model.norm.weight.data *= 1.5
 
-    monkeypatch.setattr(kinds, "cast_weights", cast_wrongly)
+    monkeypatch.setattr(kinds, "cast_weights_in_place", cast_wrongly)
     assert shop.status("stage=export", "artifact=full:f", "export=merged", "run.name=wrong") == 2
     assert "transformers/model/original/bfloat16: kl is" in shop.output
     assert not (shop.root / "export" / "wrong" / "artifact").exists()
@@ -218,7 +218,7 @@ def test_a_reward_model_whose_scores_are_others_is_not_published(
     from align.export import adapter, kinds
 
     write_adapter = adapter.write_adapter
-    cast_weights = kinds.cast_weights
+    cast_weights = kinds.cast_weights_in_place
 
     def write_wrong_adapter(folder: Path, *arguments: Any, **keywords: Any) -> None:
         write_adapter(folder, *arguments, **keywords)
@@ -231,7 +231,7 @@ def test_a_reward_model_whose_scores_are_others_is_not_published(
         model.score.weight.data *= 1.5
 
     monkeypatch.setattr(adapter, "write_adapter", write_wrong_adapter)
-    monkeypatch.setattr(kinds, "cast_weights", cast_wrongly)
+    monkeypatch.setattr(kinds, "cast_weights_in_place", cast_wrongly)
     command = ("artifact=reward:lora", f"export={kind}", "export.dtype=float32", f"run.name=wrong-{kind}")
     assert shop.status("stage=export", *command) == 2, shop.output
     assert "It differs from the trained model" in shop.output

@@ -62,13 +62,13 @@ ON_THE_CPU = {
     "align/models/roles.py: __init__": "the weight of a head, which `.to(device)` moves with it",
     "align/models/probe.py: draw_random_rows": "moved to the embedding's device behind the draw",
     "align/trainers/reward.py: collate_rankings": "a collator's batch: the trainer moves it",
-    "align/rollout/hf.py: generate": "lengths, orders and draws of all rows: indices, and `_batch` moves the draws",
+    "align/rollout/hf.py: generate": "lengths, orders and draws of all rows: indices, moved by `_generate_batch`",
     "align/rollout/engine.py: build_rollout": "of engines with own models; who learns moves it (`Rollout.to`)",
     "align/rollout/distributed.py: generate": "lengths and orders; rollouts travel between ranks by the CPU",
     "align/trainers/kto.py: collate_answers": "a collator's batch: the trainer moves it",
     "align/stages/reward.py: compute_pair_scores": "an index into scores on the CPU (`score_rows`)",
     "reward/learned.py: score_rows": "scores on the CPU, as it says; what is put there is moved",
-    "align/export/engines.py: pick_logprobs": "beside logits on the CPU",
+    "align/export/engines.py: gather_token_logprobs": "beside logits on the CPU",
     "align/ppo/monitor.py: measure": "becomes a list",
 }
 """Module, folder, or function in a module → the reason why its tensors belong on the CPU."""

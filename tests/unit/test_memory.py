@@ -14,7 +14,7 @@ from align.models.cpu_memory import KERNEL_CACHES
 GLIBC = "import ctypes; assert ctypes.CDLL(None).mallinfo2"
 KERNELS = """
 import ctypes, os, torch
-from align.models.cpu_memory import keep_few_kernels
+from align.models.cpu_memory import limit_kernel_cache
 
 class Mallinfo2(ctypes.Structure):
     _fields_ = [(n, ctypes.c_size_t) for n in "arena o s h hblkhd u f uordblks fordblks keepcost".split()]
@@ -35,7 +35,7 @@ def measure():
         torch.nn.functional.linear(hidden, weight).sum().backward()
     print((used() - before) / 2**20, flush=True)
 
-for setting in (keep_few_kernels, lambda: None):  # torch is imported once: it reads the setting at its first kernel
+for setting in (limit_kernel_cache, lambda: None):  # torch is imported once: it reads the setting at its first kernel
     if not os.fork():
         setting()
         measure()
@@ -72,6 +72,6 @@ def test_kernels_of_shapes_gone_by_are_not_kept() -> None:
 
 def test_the_users_own_cache_size_stands() -> None:
     script = (
-        "import os; from align.models.cpu_memory import *; keep_few_kernels(); print(*map(os.getenv, KERNEL_CACHES))"
+        "import os; from align.models.cpu_memory import *; limit_kernel_cache(); print(*map(os.getenv, KERNEL_CACHES))"
     )
     assert run_script(script, ONEDNN_PRIMITIVE_CACHE_CAPACITY="512") == "512 64"

@@ -67,7 +67,7 @@ def serving(python: str, must_say: tuple[Probes, dict[str, Probes]], tmp_path: P
         arguments = build_serve_arguments(
             base.digest, "float32", layers=MODULES, rank=16, adapters=4, slots=slots, context=256, prefixes=True
         )
-        folder = vllm_adapters.base_folder(tmp_path / "bases", torch.float32)
+        folder = vllm_adapters.prepare_base_folder(tmp_path / "bases", torch.float32)
         log = tmp_path / "vllm.log"
         server = VllmServer("serve.python", python, 60, "", lambda: VllmProcess(python, folder, arguments, log))
         engine = None
