@@ -53,14 +53,14 @@ class PlannedStart:
     reward_model_count: int
     notes: tuple[str, ...]
 
-    def build_workload(self, shape: Shape, uses_cuda: bool) -> Workload:
+    def build_workload(self, shape: Shape, on_gpu: bool) -> Workload:
         return build_workload(
             self.config,
             shape.context,
             ranks=(self.config.devices or 1) if ranks.is_alone() else ranks.world_size(),
             from_adapter=self.starts_from_adapter,
             rewards=self.reward_model_count,
-            on_gpu=uses_cuda,
+            on_gpu=on_gpu,
         )
 
 
