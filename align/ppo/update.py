@@ -240,7 +240,8 @@ def require_first_ratio(
         "model.path",
         id,
         f"π_new/π_old of its first update lies {off:.2g} nats a token from 1 (mean ratio {figures['first_ratio']:.3f}; "
-        f"{dtype} may have {max_difference:g}), so type {model_type} computes different probabilities in different batches",
+        f"{dtype} may have {max_difference:g}), so type {model_type} computes different probabilities in different "
+        "batches",
         f"Run the same line with stage=verify, which shows what is wrong; stage.first_ratio.{dtype}= is the bound.",
     )
 

@@ -79,7 +79,8 @@ def build_weighted_experience(sampled: torch.Tensor | None, cap: float | None) -
 
 def test_experience_has_weights_where_another_drew():
     assert (
-        build_experience(DRAWN, 2.0).weights_BT.tolist() == compute_importance_weights(OLD, DRAWN, MASK, 2.0).tolist()
+        build_weighted_experience(DRAWN, 2.0).weights_BT.tolist()
+        == compute_importance_weights(OLD, DRAWN, MASK, 2.0).tolist()
     )
     assert build_weighted_experience(DRAWN, None).weights_BT is None
     assert build_weighted_experience(None, 2.0).weights_BT is None
