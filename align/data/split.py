@@ -19,15 +19,14 @@ from align.data.read.drops import count_dropped
 DROPPED_IN_EVAL = "dropped_in_eval"
 """Metric that counts rows not trained on because `data.eval_path` has their question."""
 
+Item = TypeVar("Item")
 
-T = TypeVar("T")
 
-
-class TrainTest(NamedTuple, Generic[T]):
+class TrainTest(NamedTuple, Generic[Item]):
     """Items to train on, and held-out items to measure on."""
 
-    train: list[T]
-    test: list[T]
+    train: list[Item]
+    test: list[Item]
 
 
 def truncate_to_question(document: Document) -> Conversation | None:
