@@ -168,11 +168,11 @@ class VllmClient:
 
     def base_name(self) -> str:
         """Return the name of the model that the server was started with."""
-        return self.ask("GET", MODELS, read=lambda answer: str(answer["data"][0]["id"]))
+        return self.ask("GET", MODELS, parse_response=lambda answer: str(answer["data"][0]["id"]))
 
     def context_length(self) -> int:
         """Return the maximum tokens of a prompt and its answer together."""
-        return self.ask("GET", MODELS, read=lambda answer: int(answer["data"][0]["max_model_len"]))
+        return self.ask("GET", MODELS, parse_response=lambda answer: int(answer["data"][0]["max_model_len"]))
 
     def load(self, name: str, folder: Path) -> None:
         self.ask("POST", LOAD, {"lora_name": name, "lora_path": str(folder)})
@@ -205,7 +205,7 @@ class VllmClient:
         logprobs = []
         for row in rows:
             body = {"model": name, "prompt": list(row), "max_tokens": 0, "echo": True, "logprobs": 0}
-            logprobs.append(self.ask("POST", COMPLETIONS, body, tokens=len(row), read=read))
+            logprobs.append(self.ask("POST", COMPLETIONS, body, tokens=len(row), parse_response=read))
         return logprobs
 
 
