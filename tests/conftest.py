@@ -14,8 +14,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from chat_templates import TOOL_TEMPLATE
+from hypothesis import HealthCheck, settings
 from isolation import user_converters
+
+# It replaces the environment, so it is imported before every module that imports the package, which sets variables.
+# isort: split
+from chat_templates import TOOL_TEMPLATE
 from postgres import create_schema, find_postgres_programs, run_postgres
 from shared_folders import MadeOnce
 
@@ -33,6 +37,10 @@ OTHER_TEMPLATE = (
 )
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>"]
 VOCABULARY = 320  # the 256 bytes, the special tokens and some merges; a multiple of 64
+
+# Every run draws the same examples, and a slow machine fails no test. `--hypothesis-profile=default` draws others.
+settings.register_profile("repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("repeatable")
 
 # If a test uses two threads, a thread that waits for the other leaves its processor to the tests that run in parallel.
 # The variable is read when torch is imported.

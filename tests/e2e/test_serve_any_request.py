@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import Forks
 from serving import Server, run_serve_stage
@@ -52,7 +52,7 @@ def post_checked(server: Server, path: str, body: Any) -> int:
     return status
 
 
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=60)
 
 
 def test_whatever_a_chat_asks_for(server: Server):

@@ -98,7 +98,7 @@ def measure_divergence(a: torch.Tensor, b: torch.Tensor) -> Divergence:
 
 def load_tokenizer_options(base: Path) -> dict[str, Any]:
     """Return the export arguments for a base's tokenizer and the files beside it."""
-    return {"tokenizer": AutoTokenizer.from_pretrained(base), "beside": base}
+    return {"tokenizer": AutoTokenizer.from_pretrained(base), "base_folder": base}
 
 
 def export_adapter(source: Path, target: Path, base: dict[str, str] = BASE, replace: bool = False, **more) -> Path:

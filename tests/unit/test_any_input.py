@@ -34,7 +34,7 @@ from align.models.adapters import read_adapter_config
 from align.models.lora import read_saved_settings
 from align.run import model_config, read_manifest
 
-LIMITS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+LIMITS = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),

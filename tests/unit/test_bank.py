@@ -67,7 +67,7 @@ def check_step(bank: AdapterBank, adapters: list[str | None]) -> None:
 names = st.sampled_from([None, *RANKS])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(names, min_size=1, max_size=40), min_size=1, max_size=6), st.integers(3, 6))
 def test_each_row_gets_its_own_adapter(steps: list[list[str | None]], resident: int):
     """Random rows get the right product, with adapters loaded and evicted between steps."""

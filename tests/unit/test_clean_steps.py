@@ -21,7 +21,7 @@ from align.data.clean.outcome import Drop, NotedRecord, Step
 from align.data.clean.steps import STEPS, create_steps
 from align.data.read.content import list_texts, list_turns, to_content_row
 
-LIMITS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+LIMITS = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 ALL = [
     "unicode",
     {"unicode": {"unescape": True}},

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from record_reads import read_records
 from row_formats import WRITERS, write_row_file
@@ -500,7 +500,7 @@ drawn_rows = st.builds(
     st.sampled_from(BASES),
     st.dictionaries(names, values, max_size=4),
 )
-LIMITS = settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+LIMITS = settings(max_examples=250)
 
 
 @LIMITS

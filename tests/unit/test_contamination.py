@@ -56,7 +56,7 @@ def rule_matches(rule: int, text_a: str, text_b: str, width: int, threshold: flo
 SOME = st.lists(st.sampled_from("abcd"), max_size=9).map(" ".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.dictionaries(st.sampled_from(["x", "y", "z"]), st.lists(SOME, max_size=6), max_size=3),
     st.lists(SOME, max_size=8),

@@ -31,7 +31,7 @@ def decode_pieces(ids: list[int], *stops: str, tokenizer: Any = POCKET, **option
     return [*(decoder.add_token(id) for id in ids), decoder.finish()]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=LETTERS)
 def test_the_deltas_are_the_text(text: str, tiny_tokenizer: Any):
     for tokenizer in (POCKET, tiny_tokenizer):
@@ -52,7 +52,7 @@ def test_a_tokenizer_that_decodes_in_its_own_way_does():
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=LETTERS, stops=st.lists(st.text(st.sampled_from("ab é€😀"), min_size=1, max_size=3), max_size=4))
 def test_the_text_ends_before_the_stop_string_that_is_whole_first(text: str, stops: list[str]):
     ids = encode_text(text)
@@ -68,7 +68,7 @@ def test_the_text_ends_before_the_stop_string_that_is_whole_first(text: str, sto
         assert not any(stop in answer for stop in stops)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ids=st.lists(st.integers(0, len(POCKET) - 1), max_size=40))
 def test_whatever_tokens_come_each_piece_is_text(ids: list[int]):
     "".join(decode_pieces(ids)).encode()
@@ -121,7 +121,7 @@ def test_the_beginning_at_an_end(text: str, sought: str, size: int):
 def test_the_bytes_of_tokens_are_those_of_the_text(tiny_tokenizer: Any, other_tokenizer: Any):
     texts_by_tokenizer = {tokenizer: TokenTexts(tokenizer) for tokenizer in (POCKET, tiny_tokenizer, other_tokenizer)}
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(text=LETTERS)
     def compare(text: str) -> None:
         for tokenizer, texts in texts_by_tokenizer.items():

@@ -360,7 +360,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.dictionaries(st.text("abcö", min_size=1), json_values, min_size=1), min_size=1), st.integers(0, 3))
 def test_any_json_is_read_alike_however_it_is_laid_out(found: list[dict[str, Any]], indent: int) -> None:
     folder = Path(tempfile.mkdtemp())
@@ -373,7 +373,7 @@ def test_any_json_is_read_alike_however_it_is_laid_out(found: list[dict[str, Any
 cells = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=20)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.fixed_dictionaries({"a": cells, "b": cells | st.none()}), min_size=1), st.sampled_from(TABLES))
 def test_any_text_comes_back_from_a_table(found: list[dict[str, Any]], name: str) -> None:
     path = write_row_file(Path(tempfile.mkdtemp()), name, found)

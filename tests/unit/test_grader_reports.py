@@ -158,7 +158,7 @@ def test_what_is_no_card_of_a_grader(tmp_path: Path, change: dict[str, Any]):
     path.write_text(json.dumps(WHOLE))
     assert read_report(path).as_dict()["agreement_by_label"] == {"yes": FIGURE, "no": FIGURE}
     path.write_text(json.dumps(WHOLE | change))
-    with pytest.raises(CorruptFile, match="is no card of a judge"):
+    with pytest.raises(CorruptFile, match="is not a judge's card"):
         read_report(path)
 
 

@@ -192,7 +192,7 @@ schemas = st.recursive(leaves, lambda s: objects(s) | arrays(s) | either(s), max
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(schemas, st.integers(0, 2**32))
 def test_answers_end_within_their_tokens_and_are_valid(pocket: ChatFormat, schema: Any, seed: int):
     for i in range(2):

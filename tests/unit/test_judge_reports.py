@@ -444,7 +444,7 @@ def test_a_card_is_read_again(tmp_path: Path):
 def test_what_is_no_card(tmp_path: Path, change: dict[str, Any]):
     path = tmp_path / "card.json"
     path.write_text(json.dumps(WHOLE | change))
-    with pytest.raises(CorruptFile, match="is no card of a judge"):
+    with pytest.raises(CorruptFile, match="is not a judge's card"):
         read_report(path)
 
 

@@ -246,7 +246,7 @@ def test_many_who_change_it_at_once_lose_nothing(path: Path) -> None:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(st.sampled_from(sorted(Limits.__dataclass_fields__)), st.one_of(st.none(), st.integers(1))))
 def test_limits_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, limits: dict) -> None:
     path = tmp_path_factory.mktemp("keys") / "keys.json"

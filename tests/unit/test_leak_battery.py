@@ -139,10 +139,14 @@ def test_hashes_of_runs_are_the_same_wherever_they_stand(size: int):
     (alone,), (inside,) = ([*iter_word_blocks(pa.array([sample]))] for sample in (text, f"{prefix}{text.upper()} 7"))
     count = len(alone)
     start = len(inside) - 1 - count
-    assert alone.runs(alone.first[:1], alone.first[1:]) == inside.runs(inside.first[:1] + start, inside.first[1:] - 1)
+    assert alone.hash_runs_between(alone.first[:1], alone.first[1:]) == inside.hash_runs_between(
+        inside.first[:1] + start, inside.first[1:] - 1
+    )
     altered_texts = [text.replace("x + 5", "x * 5"), text.replace("3, 4", "34"), text.replace("Don't", "Do")]
     for (altered,) in ([*iter_word_blocks(pa.array([sample]))] for sample in altered_texts):
-        assert alone.runs(alone.first[:1], alone.first[1:]) != altered.runs(altered.first[:1], altered.first[1:])
+        assert alone.hash_runs_between(alone.first[:1], alone.first[1:]) != altered.hash_runs_between(
+            altered.first[:1], altered.first[1:]
+        )
 
 
 def test_everyday_words_say_less():

@@ -167,7 +167,7 @@ def test_the_message_says_when_and_nothing_of_the_tenant(clock: Clock) -> None:
     assert "acme" not in str(caught.value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(1, 500),
     st.lists(st.tuples(st.floats(0, 30), st.integers(1, 800), st.floats(0, 1)), min_size=1, max_size=60),

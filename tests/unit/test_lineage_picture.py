@@ -57,7 +57,7 @@ def test_a_circle_and_a_crowd_are_drawn_in_a_moment(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)).filter(lambda edge: edge[0] != edge[1]), max_size=30))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_columns_of_any_graph_without_circles(edges: list[tuple[int, int]]) -> None:
     lines = [((str(max(edge)), "", ""), (str(min(edge)), "", "")) for edge in edges]
     boxes = {key: Box("run", key[0]) for line in lines for key in line} | {("0", "", ""): Box("run", "0")}

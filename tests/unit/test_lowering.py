@@ -97,7 +97,7 @@ def test_what_the_initialisation_took_out_of_the_base_is_put_back(base: Path, tm
     source = make_random_adapter(base, tmp_path / "source", nf4=False, init_lora_weights=init, **options)
     before = compute_logits(PeftModel.from_pretrained(load_base_model(base, nf4=False), source).eval())
     initial = compute_initial_factors(load_base_model(base, nf4=False), read_adapter(source).config)
-    target = export_adapter(source, tmp_path / "out", **load_tokenizer_options(base), initial=initial)
+    target = export_adapter(source, tmp_path / "out", **load_tokenizer_options(base), initial_factors=initial)
     after = compute_logits(PeftModel.from_pretrained(load_base_model(base, nf4=False), target).eval())
     # A weight is added to its own parts, which rounds.
     assert (before.log_softmax(-1) - after.log_softmax(-1)).abs().max() < 1e-4

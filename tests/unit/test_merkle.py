@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from align.core.merkle import MerkleTree, build_inclusion_proof, compute_proof_root, compute_root
@@ -33,7 +33,6 @@ def test_three_leaves_by_hand():
     assert compute_root([]) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=3), max_size=70))
 def test_any_leaves(leaves: list[bytes]):
     assert compute_root(leaves) == compute_root_by_recursion(leaves).hex()
@@ -81,7 +80,6 @@ def verify_path_by_bits(leaf: bytes, index: int, size: int, path: list[bytes], r
     return sn == 0 and r.hex() == root
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=3), min_size=1, max_size=70), st.data())
 def test_a_path_proves_its_leaf_and_no_other(leaves: list[bytes], data: st.DataObject):
     place = data.draw(st.integers(0, len(leaves) - 1))
@@ -97,7 +95,6 @@ def test_a_path_proves_its_leaf_and_no_other(leaves: list[bytes], data: st.DataO
         assert compute_proof_root(leaves[place], place, len(leaves), [*path[:-1], compute_sha256(b"other")]) != root
 
 
-@settings(deadline=None)
 @given(
     st.integers(-1, 9),
     st.integers(0, 9),

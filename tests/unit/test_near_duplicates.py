@@ -97,7 +97,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("sizes", SMALL.values(), ids=SMALL)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(corpora(), st.data())
 def test_as_one_by_one(sizes, texts, data):
     order = data.draw(st.permutations(range(len(texts))))
@@ -122,7 +122,7 @@ def test_as_one_by_one(sizes, texts, data):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(corpora(), st.data())
 def test_packs_give_what_all_give_together(count, texts, data):
     order = np.array(data.draw(st.permutations(range(len(texts)))))
@@ -216,7 +216,6 @@ def test_input_in_another_order_gives_the_same():
     )
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["a", "A ", "b", "", " ", "a b"]), max_size=12), st.booleans(), st.booleans(), st.data()
 )
@@ -277,7 +276,6 @@ def test_huge_groups(name: str, kept: int | None):
     assert peak < 64e6
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sets(st.integers(0, 30), max_size=12), min_size=1, max_size=12),
     st.sampled_from([0.3, 0.5, 0.7, 0.9, 1.0]),

@@ -255,7 +255,7 @@ def test_names_with_spaces_and_accents_are_found_under_their_links(tmp_path: Pat
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_whatever_is_typed_as_conditions_is_read_or_refused(typed: str) -> None:
     try:
         conditions = list(parse_conditions(typed))

@@ -79,7 +79,7 @@ def test_the_nucleus_is_the_smallest_set():
 ROWS = st.tuples(st.integers(0, 9), st.sampled_from((0.0, 0.7, 1.0)), st.sampled_from((1.0, 0.9)), st.floats(0, 0.999))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(ROWS, min_size=1, max_size=12))
 def test_a_row_is_what_it_is_alone(rows: Sequence[tuple[int, float, float, float]]):
     table = torch.cat([draw_logits(seed) for seed, *_ in rows])

@@ -41,7 +41,7 @@ def merge_text_parts(text_parts: list[tuple[str, str]]) -> list[tuple[str, str]]
     ]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @example(text="<think> a</think> b", cuts=[7], opened=False, tools=False)
 @given(text=TEXTS, cuts=st.lists(st.integers(0, 60)), opened=st.booleans(), tools=st.booleans())
 def test_where_the_text_is_cut_does_not_matter(text: str, cuts: list[int], opened: bool, tools: bool):
@@ -52,7 +52,7 @@ def test_where_the_text_is_cut_does_not_matter(text: str, cuts: list[int], opene
     assert [each for each in cut_parts if each[0] == "call"] == [each for each in whole_parts if each[0] == "call"]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(text=TEXTS, opened=st.booleans())
 def test_reasoning_is_parted_as_in_training(text: str, opened: bool):
     reasoning, answer = split_reasoning(text, opened)

@@ -87,7 +87,7 @@ def test_without_roots_nothing_is_loaded(place: Path) -> None:
         load_version(str(place / "root" / "a"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(PARTS, max_size=7), st.booleans())
 def test_whatever_is_written_leads_out_of_no_root(place: Path, parts: list[str], absolute: bool) -> None:
     written_path = ("/" if absolute else "") + "/".join(parts)
@@ -230,7 +230,7 @@ def test_what_is_no_adapter_in_safetensors(tmp_path: Path, how: str) -> None:
     assert str(tmp_path) not in str(caught.value)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(st.text(string.ascii_letters + "._-/", min_size=1, max_size=12), st.binary(max_size=20)))
 def test_folders_with_anything_in_them(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]) -> None:
     """Folders with arbitrary files are refused with NotLoadable."""

@@ -155,7 +155,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("sizes", SMALL.values(), ids=SMALL)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(draw_templated(), st.data())
 def test_as_all_pairs_say(sizes, texts, data):
     order = data.draw(st.permutations(range(len(texts))))

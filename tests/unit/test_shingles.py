@@ -100,7 +100,7 @@ def test_a_characters_script_without_blanks():
     assert len(shingle_text("привет").values) == 0
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(ANY_TEXT | st.none(), max_size=8))
 @example(["a b c\0", "\0a b c", "a b c", "", "d"])
 @example(["x", "y", "z"])
@@ -118,7 +118,7 @@ def test_sets_are_those_of_the_runs_of_words(texts):
             assert len(set(v) & set(other_values)) == len(w & other_strings)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(ANY_TEXT, min_size=1, max_size=30), st.data())
 def test_batches_types_and_slices_change_nothing(texts, data):
     expected = build_shingles(pa.array(texts))
@@ -158,7 +158,7 @@ def test_no_two_words_of_many_have_one_hash():
     assert len(set(hashes.tolist())) == len(words)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(ANY_TEXT | st.text(" \t\n\x1c\x85aA", max_size=9) | st.none(), max_size=8))
 @example(["a ", " b", "", "  ", "c  d", " "])
 def test_digests_are_those_of_each_text(texts):

@@ -107,7 +107,7 @@ RECORDS: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_records_come_back_from_columns_and_from_parquet(kind: str, tmp_path: Path) -> None:
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(st.lists(RECORDS[kind], min_size=1, max_size=4))
     def check_round_trip(records: list[Record]) -> None:
         batch = pa.RecordBatch.from_pydict(records_to_columns(kind, records))
@@ -259,7 +259,7 @@ def test_the_annotation_store_refuses_what_its_page_does_not_show(tmp_path: Path
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_a_row_is_canonical_json_in_either_way_of_writing_it(kind: str) -> None:
-    @settings(deadline=None, max_examples=100)
+    @settings(max_examples=100)
     @given(RECORDS[kind])
     def check_canonical_json(record: Record) -> None:
         row = json.dumps(to_content_row(record), sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -645,9 +645,9 @@ def read_report(path: Path) -> JudgeReport:
         numbers += [report.level, report.consistency or 0.0, report.chance or 0.0]
         is_whole = values["judge"]["identity"] == judge.digest and all(map(math.isfinite, numbers))
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise CorruptFile(FIELD, str(path), "is no card of a judge", HOW_TO_MEASURE) from None
+        raise CorruptFile(FIELD, str(path), "is not a judge's card", HOW_TO_MEASURE) from None
     if not is_whole:
-        raise CorruptFile(FIELD, str(path), "is no judge's card, or does not name its judge", HOW_TO_MEASURE)
+        raise CorruptFile(FIELD, str(path), "is not a judge's card, or does not name its judge", HOW_TO_MEASURE)
     return report
 
 
