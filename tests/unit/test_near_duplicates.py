@@ -109,7 +109,7 @@ def test_as_one_by_one(sizes, texts, data):
             [
                 ({}, lambda a, b: True),
                 ({"sources": sources}, lambda a, b: sources[a] == sources[b]),
-                ({"sources": sources, "across": True}, lambda a, b: sources[a] != sources[b]),
+                ({"sources": sources, "only_across_sources": True}, lambda a, b: sources[a] != sources[b]),
             ]
         )
     )
