@@ -90,7 +90,8 @@ def load_conversations(part: str) -> list[Conversation]:
     windows = []
     for key, record in iter_part(part):
         lines = join_turns(record)
-        if (compute_rating(record) or 10.0) < MIN_RATING:
+        rating = compute_rating(record)
+        if rating is not None and rating < MIN_RATING:
             continue
         for start in range(0, len(lines) - 1, WINDOW_TURNS):
             window = lines[start : start + WINDOW_TURNS]

@@ -14,6 +14,7 @@ from align.core.errors import InputError
 from align.core.types import Conversation
 from align.data.chat.encode import (
     compute_max_prompt_tokens,
+    count_document_tokens,
     encode_conversation,
     encode_documents,
     encode_for_reward_model,
@@ -233,6 +234,7 @@ def test_plain_text_is_cut_into_pieces_and_closed_once() -> None:
     assert all(p.input_ids == p.labels for p in pieces)
     assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
     assert tokenizer.decode(ids[1:-1]) == "0123456789"
+    assert count_document_tokens(tokenizer, "0123456789") == len(ids)
     # A last piece of one token predicts nothing, and is left out.
     assert [len(p.input_ids) for p in encode_text(tokenizer, "012345678", max_length=5)] == [5, 5]
 

@@ -559,7 +559,8 @@ def encode_documents(
 
 
 def count_document_tokens(tokenizer: Any, document: Document) -> int:
-    """Return the number of tokens of a document in training, with the EOS of a plain text."""
+    """Return the number of tokens of a document in training, with the EOS of a plain text, and its BOS if the tokenizer
+    has one."""
     if isinstance(document, str):
-        return len(tokenize_text(tokenizer, document)) + 1
+        return len(tokenize_text(tokenizer, document)) + 1 + (tokenizer.bos_token_id is not None)
     return len(encode_conversation(tokenizer, document).input_ids)
