@@ -1,4 +1,5 @@
-"""Row shapes, and the use of every column: it is read, appended to the question, or kept as metadata.
+"""The supported row formats (shapes), and the rules by which a column is read, appended to the question, or kept as
+metadata.
 
 The table `SHAPES` says which columns a shape needs, and which hold its question, its answer and comments on it. Of the
 other columns of a row,
@@ -44,9 +45,10 @@ from align.data.read.rows import CELL_TYPES, Row, check_json_values, iter_rows
 
 HELP = "docs/data-formats.md has every shape."
 LABEL = "label"
-"""Column that says whether an answer is desirable (KTO)."""
+"""Name of the column that says whether an answer is desirable (KTO)."""
 ANSWER_COLUMN = re.compile(r"((?:response|answer|completion|output|conversation)[ _-]?)([a-z0-9])")
-"""Name of a column with one of two answers: its stem and its ending."""
+"""Pattern for the name of a column with one of two compared answers, such as `response_a`. Its groups are the stem and
+the ending."""
 ANSWER_ENDINGS = (("a", "b"), ("1", "2"), ("0", "1"))
 VERDICT_COLUMNS = ("winner", "preference", "preferred", "better_response_id", "choice", LABEL)
 """Columns that say which answer is better. The first one present is read, the others are metadata."""
@@ -58,7 +60,7 @@ QUESTION_COLUMNS = ("prompt", "question", "instruction", "query", "conversations
 
 
 class Shape(NamedTuple):
-    """The columns of one kind of row.
+    """A supported row format, with the names of its required, question, answer and comment columns.
 
     Attributes:
         name: for messages to the user.
@@ -81,7 +83,7 @@ class Shape(NamedTuple):
 
     @property
     def default_answer(self) -> str:
-        """The preferred name of the answer column."""
+        """The name of the format's first answer column, or `completion` if it has no answer columns."""
         return (*self.answer_columns, "completion")[0]
 
 
@@ -152,13 +154,15 @@ CONTENT_COLUMNS = frozenset(
 
 
 def find_shape_name(row: Fields) -> str:
-    """Return the name of the known row format (shape) that a row's columns fit. Returns an empty text if none fits."""
+    """Return the name of the supported format, such as `Alpaca`, that a row's columns fit. Returns an empty text if
+    `find_shape` returns None."""
     shape = find_shape(row)
     return shape.name if shape else ""
 
 
 def find_shape(row: Fields) -> Shape | None:
-    """Return the known row format (shape) that a row's columns fit. Returns None if none fits, or several may."""
+    """Recognise the supported format of a row, such as Alpaca or HelpSteer, by its columns. Returns None if no format
+    fits, or if the row holds half a pair or the answer column of another format."""
     if is_helpsteer(row):
         return HELPSTEER
     if is_tree(row):
@@ -171,8 +175,8 @@ def find_shape(row: Fields) -> Shape | None:
 
 @lru_cache(4096)
 def find_shape_of_columns(names: tuple[str, ...], has_label: bool) -> Shape | None:
-    """Return the shape of a row by the names of its columns that are not null. Cached, as most rows of a file have the
-    same columns.
+    """Return the row format that a set of non-null column names fits, or None. HelpSteer and message trees are not
+    recognised here, see `find_shape`. Cached, as most rows of a file have the same columns.
 
     Args:
         names: the columns.
@@ -198,24 +202,26 @@ def find_shape_of_columns(names: tuple[str, ...], has_label: bool) -> Shape | No
 
 
 def is_helpsteer(row: Fields) -> bool:
-    """Return whether a row is one answer to a prompt with a helpfulness rating (HelpSteer)."""
+    """Return whether a row has HelpSteer's format: one answer to a prompt, with a rating of its helpfulness."""
     return row.get("helpfulness") is not None and "prompt" in row and "response" in row
 
 
 def is_tree(row: Fields) -> bool:
-    """Return whether a row is a whole message tree (OASST)."""
+    """Return whether a row holds a whole message tree (OASST): a message with nested `replies`, in the row itself or in
+    its column `prompt`."""
     root = row if "replies" in row else row.get("prompt")
     return isinstance(root, dict) and {"replies", "role", "text"} <= root.keys()
 
 
 def is_tree_message(row: Fields) -> bool:
-    """Return whether a row is one message of a tree, as in OASST's flat files."""
+    """Return whether a row is one message of a tree, with its id and that of its parent or tree, as in OASST's flat
+    files."""
     has_ids = "message_id" in row and ("parent_id" in row or "message_tree_id" in row)
     return has_ids and "role" in row and "text" in row
 
 
 class JudgedColumns(NamedTuple):
-    """The columns of two answers, in order, and of the verdict on them.
+    """The names of a row's two answer columns, and of the column or columns that say which answer is better.
 
     Attributes:
         answers: the two answer columns.
@@ -230,8 +236,8 @@ class JudgedColumns(NamedTuple):
 
 @lru_cache(4096)
 def find_judged_columns(names: tuple[str, ...]) -> JudgedColumns | None:
-    """Find the columns of two answers and of a verdict among the names of a row's columns that are not null. Returns
-    None if they are not all there."""
+    """Find two answer columns, such as `response_a` and `response_b`, and the verdict's column among a row's non-null
+    column names. Returns None if either is missing."""
     verdict = (
         WINNER_COLUMNS
         if {*names}.issuperset(WINNER_COLUMNS)
@@ -251,7 +257,8 @@ def find_judged_columns(names: tuple[str, ...]) -> JudgedColumns | None:
 
 
 def find_judged_columns_of_row(row: Fields) -> JudgedColumns | None:
-    """Find the columns of two answers and of a verdict in a row, see `find_judged_columns`."""
+    """Find the names of a row's two answer columns and of the verdict's column, or return None, see
+    `find_judged_columns`."""
     return find_judged_columns(tuple([name for name, value in row.items() if value is not None]))
 
 
@@ -259,8 +266,8 @@ LABEL_WORDS: Mapping[str, bool] = {"true": True, "false": False, "yes": True, "n
 
 
 def parse_label(value: Any) -> bool | None:
-    """Parse a label: true or false, 1 or 0, yes or no, as a value or as text in any case. Returns None for anything
-    else."""
+    """Return a label as a boolean, given as true or false, 1 or 0, yes or no, as a value or as text in any case.
+    Returns None for anything else."""
     if isinstance(value, str):
         return LABEL_WORDS.get(value.strip().casefold())
     if isinstance(value, bool | int | float) and value in (0, 1):
@@ -269,7 +276,7 @@ def parse_label(value: Any) -> bool | None:
 
 
 def build_label_error(row: Fields, remedy: str) -> InputError:
-    """Return the error of a row whose label cannot be parsed, or belongs to no answer.
+    """Return the InputError for a row whose `label` cannot be parsed, or stands beside no question with an answer.
 
     Args:
         row: the row.
@@ -284,8 +291,8 @@ def build_label_error(row: Fields, remedy: str) -> InputError:
 
 
 def find_question_column(row: Fields, names: Sequence[str] = QUESTION_COLUMNS) -> str:
-    """Return the name of the first of these columns that is not null in a row. Returns the name if there is only one,
-    and an empty text if all of several are null."""
+    """Return the first of the columns `names` that is not null in a row. If all are null, returns the name if there is
+    only one, and an empty text otherwise."""
     return next((name for name in names if row.get(name) is not None), names[0] if len(names) == 1 else "")
 
 
@@ -294,7 +301,7 @@ def get_speaker(turn: Fields) -> Any:
 
 
 def ends_with_user(turns: Any) -> bool:
-    """Return whether a list of turns ends with a user turn."""
+    """Return whether a value is a list of turns whose last turn is the user's."""
     return (
         isinstance(turns, list)
         and bool(turns)
@@ -304,7 +311,8 @@ def ends_with_user(turns: Any) -> bool:
 
 
 def find_answers_beside_turns(row: Fields, shape: Shape) -> list[str]:
-    """Return the columns that hold the answer to a conversation that ends with the user's turn. Mostly empty."""
+    """Return the non-null answer columns, such as `completion`, beside a conversation that ends with a user turn.
+    Returns an empty list for any other row, and for preference pairs."""
     if shape.kind == PREFERENCES:
         return []
     turns = next((row[name] for name in ("messages", "conversations") if row.get(name) is not None), None)
@@ -312,16 +320,17 @@ def find_answers_beside_turns(row: Fields, shape: Shape) -> list[str]:
 
 
 def build_unknown_shape_error(row: Fields, kinds: tuple[str, ...], remedy: str = HELP) -> InputError:
-    """Return the error of a row without a shape. It lists the columns, and the nearest shape with its missing
-    columns."""
+    """Return the InputError for a row that fits no supported format. It lists the row's columns, and the columns that
+    the nearest format also needs."""
     columns = ", ".join(map(str, row)) or "(none)"
     problem = "no row of a supported shape can be read from them"
     return InputError("columns", columns, problem, describe_nearest_shape(row, kinds) + remedy)
 
 
 def describe_nearest_shape(row: Fields, kinds: tuple[str, ...]) -> str:
-    """Describe in a sentence the shape that lacks least, given a row's columns. Returns an empty text if no column is
-    similar. A column weighs more the fewer shapes have it."""
+    """Return a sentence that names the row format nearest to a row's columns, and the columns that it also needs. Only
+    formats of `kinds` are considered. Returns an empty text if no column is similar. A column weighs more the fewer
+    formats have it."""
     present = [name for name, value in row.items() if value is not None]
     description = ""
     best_score = 0.0
@@ -346,7 +355,8 @@ def describe_nearest_shape(row: Fields, kinds: tuple[str, ...]) -> str:
 
 
 def list_required_columns(shape: Shape) -> tuple[str, ...]:
-    """Return the columns that a shape of rows needs. Any answer column will do, so only the first one is listed."""
+    """Return a row format's required columns, followed by the first of its answer columns. Any other answer column will
+    do as well."""
     return (*shape.needs, *shape.answer_columns[:1])
 
 
@@ -390,7 +400,7 @@ ALIASES = {
     "kto_tag": "label",
     **dict.fromkeys(("system_message", "system prompt", "system message", "systemprompt"), "system"),
 }
-"""Other names of columns → ours."""
+"""Alternative column name → the name that the row formats use."""
 ATTRIBUTE_COLUMNS = split_names(
     "label helpfulness overall_preference preference_strength margin deleted message_tree_id metadata"
 )
@@ -454,7 +464,7 @@ RENAME_TARGETS = {
     *QUESTION_NAMES,
     *ascii_lowercase,
 }
-"""Names that a column may be renamed to: those that are read or identify metadata."""
+"""Names that a column may be renamed to: names of columns that are read, or that identify metadata."""
 TURN_ATTRIBUTES = ("role", "from", "type", "id", "name", "tool_call_id")
 """Fields of a turn that hold no text."""
 SPAN_FIELDS = {"text", "answer_start", "answer_end", "start", "end", "id", "answer_id"}
@@ -462,13 +472,13 @@ SPAN_FIELDS = {"text", "answer_start", "answer_end", "start", "end", "id", "answ
 
 
 def normalize_column_name(name: Any) -> str:
-    """Normalise a column name for comparison: without outer blanks and case."""
+    """Return a column name stripped of outer blanks and case-folded, for comparison."""
     return str(name).strip().casefold()
 
 
 @dataclass(frozen=True)
 class ColumnRules:
-    """The user's settings for the columns of a data set.
+    """The user's settings for a data set's columns: new names, and columns to keep as metadata.
 
     Attributes:
         columns: our name of a column → the data set's.
@@ -481,7 +491,8 @@ class ColumnRules:
     source: bool = False
 
     def apply(self, row: Row) -> Row:
-        """Return a row under our column names, with its context written below the question.
+        """Return a row with columns renamed, metadata columns set aside, and context and choices appended to the
+        question. Text cells of tables are converted, and a list of answers is replaced by its first one.
 
         Raises:
             InputError: a column to be renamed is missing, or a context cannot be written below the question.
@@ -519,13 +530,15 @@ class ColumnRules:
         return row._replace(data=data, kept_as_metadata={**metadata_columns, **answer_lists})
 
     def suggest_metadata(self, names: Iterable[str]) -> str:
-        """Return the sentence that says how to keep columns as metadata, with the setting to copy."""
+        """Return the sentence of an error message that says how to keep columns as metadata, with the setting to
+        copy."""
         return self._format_setting(
             "To keep it as metadata", "metadata", f"[{', '.join(map(quote_name, [*self.metadata, *names]))}]"
         )
 
     def suggest_context(self, name: str) -> str:
-        """Return the sentence that says how to make a column part of the question, with the setting to copy."""
+        """Return the sentence of an error message that says how to make a column part of the question, with the setting
+        to copy."""
         ours = next((ours for ours in ("context", *CONTEXT_COLUMNS) if ours not in self.columns), "context")
         return self._suggest_renaming("If it belongs to the question", {ours: name})
 
@@ -539,7 +552,8 @@ class ColumnRules:
         return f'{condition}: "data.{key}={value}".'
 
     def check_answer(self, row: Fields, shape: Shape) -> None:
-        """Check that a row read without an answer has none in a column that its shape does not read.
+        """Raise InputError if a row format reads no answer from a row, but another non-null column is named like an
+        answer, such as `correct_answer`.
 
         Raises:
             InputError: a column has the name of an answer.
@@ -562,7 +576,8 @@ class ColumnRules:
         )
 
     def complete_question(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return a row whose question has its context and choices below it, and the turns of `history` before it.
+        """Return a row with context and choice columns appended to its question, and the turns of `history` put before
+        it. Returns the same row if it has neither.
 
         Raises:
             InputError: a context or the history cannot be part of the question.
@@ -589,7 +604,7 @@ class ColumnRules:
     def append_context(
         self, data: dict[str, Any], names: list[str], question_columns: Sequence[str], shape: Shape | None
     ) -> dict[str, Any]:
-        """Return a row whose question has its context and choices below it, one per line.
+        """Return a row with the text of the context and choice columns `names` appended to its question, one per line.
 
         Columns come in the order of `CONTEXT_COLUMNS` and `CHOICE_COLUMNS`; choices get letters. Texts that the
         question already contains are not repeated. A conversation must have exactly one user turn, to which they are
@@ -627,7 +642,8 @@ class ColumnRules:
         return row
 
     def _iter_contexts(self, row: Fields, names: Sequence[str]) -> Iterator[tuple[str, RenderedContext]]:
-        """Yield the name and the text of each context column. Columns with one choice each come last, as one entry."""
+        """Yield the name and the rendered text of each of the context and choice columns `names`. Columns with one
+        choice each come last, as one entry."""
         lettered_names = find_choice_columns(row)
         for name in names:
             if name in lettered_names:
@@ -654,7 +670,8 @@ class ColumnRules:
             yield lettered_names[0], rendered
 
     def _has_choices_in_question(self, row: Fields, choices: RenderedContext, text: str, name: str) -> bool:
-        """Return whether the question already lists its choices, so that an answer's label refers to one of them.
+        """Return whether a question's text already lists its choices, so that they need not be appended. If the answer
+        is only a label such as `B`, the question must list it.
 
         Raises:
             InputError: the answer is a label of no choice, or of different choices in the question and in the column.
@@ -684,7 +701,7 @@ class ColumnRules:
         raise build_field_error(name, row.get(name), problem, remedy)
 
     def _append_to_question(self, value: Any, addition: str, question_name: str, context_name: str) -> Any:
-        """Return the value of a question column with lines appended to the question.
+        """Return a question with lines appended to its text, or to its only user turn if it is a list of messages.
 
         Args:
             value: a text, or a list of messages.
@@ -719,7 +736,7 @@ class ColumnRules:
 
 
 def quote_name(name: str) -> str:
-    """Return a column name as a setting writes it: in quotes unless it is one word."""
+    """Return a column name as it is written in a setting: in single quotes unless it is one plain word."""
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
         return name
     return "'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'"
@@ -731,7 +748,7 @@ def is_transcript(text: str) -> bool:
 
 @lru_cache(4096)
 def is_answer_column(name: str) -> bool:
-    """Return whether a column has the name of an answer, or of one of two compared answers."""
+    """Return whether a column is named like an answer, such as `correct_answer` or `response_a`."""
     return (
         normalize_column_name(name) in ANSWER_NAMES
         or ANSWER_OF_SEVERAL.fullmatch(normalize_column_name(name)) is not None
@@ -739,7 +756,8 @@ def is_answer_column(name: str) -> bool:
 
 
 def has_answer(row: Fields, shape: Shape) -> bool:
-    """Return whether a row with the shape of a conversation has an answer in the columns that the shape reads."""
+    """Return whether a row has a value in its format's answer columns. Without such columns, returns whether its
+    messages do not end with the user's turn."""
     if shape.answer_columns:
         return any(row.get(name) is not None for name in shape.answer_columns)
     turns = row.get(shape.needs[0])
@@ -747,7 +765,7 @@ def has_answer(row: Fields, shape: Shape) -> bool:
 
 
 class RenderedContext(NamedTuple):
-    """A context as text.
+    """The text of a context or choice column, ready to be appended to the question.
 
     Attributes:
         text: what is appended to the question.
@@ -761,7 +779,7 @@ class RenderedContext(NamedTuple):
 
 
 def contains_parts(parts: Sequence[str], text: str, must_be_in_order: bool) -> bool:
-    """Return whether a text contains all parts as whole words: `no` is not found in `know`.
+    """Return whether a text contains every string of `parts` as whole words: `no` is not found in `know`.
 
     Args:
         parts: what to look for.
@@ -779,14 +797,15 @@ def contains_parts(parts: Sequence[str], text: str, must_be_in_order: bool) -> b
 
 @lru_cache(4096)
 def can_skip_rules(names: tuple[str, ...]) -> bool:
-    """Return whether no column needs to be renamed, appended to the question, or reduced to its first answer."""
+    """Return whether `ColumnRules.apply` has nothing to rename, append or reduce in rows with these column names."""
     special = "history" in names or "answers" in names
     return not (special or find_case_conflicts(names) or find_canonical_names(names) or find_context_columns(names))
 
 
 @lru_cache(4096)
 def find_case_conflicts(names: tuple[str, ...]) -> Sequence[tuple[str, str]]:
-    """Return pairs of columns whose names differ in case only, for the names that we know."""
+    """Return the pairs of column names that differ in case only, such as (`prompt`, `Prompt`). Only known names are
+    compared; the known spelling comes first."""
     by_name = dict[str, list[str]]()
     for name in names:
         if normalize_column_name(name) in KNOWN_NAMES:
@@ -797,7 +816,8 @@ def find_case_conflicts(names: tuple[str, ...]) -> Sequence[tuple[str, str]]:
 
 @lru_cache(4096)
 def find_canonical_names(names: tuple[str, ...]) -> Mapping[str, str]:
-    """Return columns that have one of our names in different case, or an alias of one, with our name."""
+    """Return a mapping of columns in other case or under an alias to their standard names, such as `Prompt` → `prompt`.
+    A column is left out if the row has a column of the standard name."""
     used_names = {*names}
     new_names = dict[str, str]()
     for name in names:
@@ -811,7 +831,7 @@ def find_canonical_names(names: tuple[str, ...]) -> Mapping[str, str]:
 
 @lru_cache(4096)
 def find_context_columns(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the columns that belong to the question, in the order in which they are written below it."""
+    """Return the context and choice columns among `names`, in the order in which they are appended to the question."""
     by_folded_name = {normalize_column_name(name): name for name in reversed(names)}
     choice_names = sorted(filter(CHOICE_COLUMN.fullmatch, by_folded_name), key=choice_sort_key)
     if len(choice_names) < 2:
@@ -824,34 +844,33 @@ def find_context_columns(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def find_choice_columns(row: Fields) -> list[str]:
-    """Return the columns of a row that hold one choice each."""
+    """Return the columns of a row that hold one choice each, such as `option_a` and `option_b`."""
     return [
         name for name in find_context_columns(tuple(row)) if name not in CONTEXT_COLUMNS and name not in CHOICE_COLUMNS
     ]
 
 
 def list_sibling_choices(row: Fields, name: str) -> list[str]:
-    """Return all columns of a row that hold one choice each if `name` is one of them. Returns `name` alone
-    otherwise."""
+    """Return all columns of a row that hold one choice each if `name` is one of them, otherwise `name` alone."""
     names = find_choice_columns(row)
     return names if name in names else [name]
 
 
 def parse_choice_letter(name: str) -> str:
-    """Return the letter or number of the choice that a column holds, from its name."""
+    """Return the upper-case letter or the number in a choice column's name, such as `B` for `option_b`."""
     match = CHOICE_COLUMN.fullmatch(normalize_column_name(name))
     return (match[1] if match else name.strip()).upper()
 
 
 def choice_sort_key(name: str) -> tuple[int, str]:
-    """Return the sort key of a choice column: 10 comes after 9."""
+    """Return the sort key of a choice column: its number, so that 10 comes after 9, or its letter."""
     letter = parse_choice_letter(name)
     return (int(letter), "") if letter.isdecimal() else (0, letter)
 
 
 def find_question_columns(row: Fields, shape: Shape | None) -> tuple[str, ...]:
-    """Return the columns that hold a row's question. This is mostly one; if both answers of a pair repeat the question,
-    they are included."""
+    """Return the columns that hold a row's question: its question column, and the answer columns of a pair if both
+    answers include the question."""
     name = find_question_column(row, CONVERSATION_COLUMNS if shape is None else shape.question_columns)
     names = (name,) if name else ()
     if shape is None or shape.kind != PREFERENCES or (name and not is_question_in_answers(row, name)):
@@ -860,13 +879,15 @@ def find_question_columns(row: Fields, shape: Shape | None) -> tuple[str, ...]:
 
 
 def find_answer_columns(row: Fields) -> tuple[str, str]:
-    """Return the two answer columns of a pair."""
+    """Return the names of a pair's two answer columns: `chosen` and `rejected`, or a judged pair's, such as
+    `response_a` and `response_b`."""
     columns = find_judged_columns_of_row(row)
     return ("chosen", "rejected") if columns is None or row.get("chosen") is not None else columns.answers
 
 
 def is_question_in_answers(row: Fields, question_name: str) -> bool:
-    """Return whether both answers of a pair are whole conversations that include the question.
+    """Return whether both answers of a pair are message lists that begin with the question, that is, with a user or
+    system turn. Returns False if the question column is `conversations`.
 
     Args:
         row: the pair.
@@ -882,8 +903,8 @@ def is_question_in_answers(row: Fields, question_name: str) -> bool:
 
 
 def parse_history(history: Any) -> list[Any] | None:
-    """Return a history as a list of messages, given a list of [question, answer] or of messages. Returns None for
-    anything else."""
+    """Convert the value of `history`, a list of [question, answer] or of messages, to a list of messages. Returns None
+    for anything else."""
     if not isinstance(history, list):
         return None
     if all(isinstance(turn, Mapping) and "role" in turn for turn in history):
@@ -893,8 +914,8 @@ def parse_history(history: Any) -> list[Any] | None:
 
 
 def render_context(value: Any) -> RenderedContext | None:
-    """Return a context as text: a text as it is, or the texts of a list with an empty line between them. Returns None
-    for anything else."""
+    """Render the value of a context column as text: a text as it is, and a list of texts or documents joined by empty
+    lines. Returns None for anything else."""
     if isinstance(value, str):
         return RenderedContext(value, [value.strip()])
     parts = [render_document(entry) for entry in value] if isinstance(value, list) else [None]
@@ -903,7 +924,8 @@ def render_context(value: Any) -> RenderedContext | None:
 
 
 def render_document(value: Any) -> str | None:
-    """Return a document as text: its title on a line of its own, then its text. Returns None if it has no text."""
+    """Render a document, an object with fields such as `title` and `text`, as its title on one line and its text below.
+    A text is returned as it is, and null as an empty text. Returns None for anything else."""
     if isinstance(value, str | None):
         return value or ""
     if not isinstance(value, Mapping):
@@ -916,8 +938,8 @@ def render_document(value: Any) -> str | None:
 
 
 def are_api_replies(value: Any, has_other_answer: bool) -> bool:
-    """Return whether a column `choices` holds a logged API response: objects with its fields, or objects without labels
-    in a row that has no other answer.
+    """Return whether a column `choices` holds a logged API response, not the choices of a question. Its entries are
+    objects, not all with a label; if the row has another answer, one must have a field of a response.
 
     Args:
         value: the column's value.
@@ -930,13 +952,13 @@ def are_api_replies(value: Any, has_other_answer: bool) -> bool:
 
 
 def get_first_field(fields: Fields, names: Sequence[str]) -> Any:
-    """Return the first of some fields that is not null. Returns None if all are."""
+    """Return the value of the first of the fields `names` that is not null, or None if all are."""
     return next((fields[name] for name in names if fields.get(name) is not None), None)
 
 
 def render_choices(value: Any) -> RenderedContext | None:
-    """Return choices as text, one per line: `A. …`. Labels of the choices are used in place of letters if they are
-    short and distinct. An empty choice keeps its letter, except at the end.
+    """Render the choices of a question as lines such as `A. Oslo`. Labels of the choices are used in place of letters
+    if they are short and distinct. An empty choice keeps its letter, except at the end.
 
     Returns None if a choice is neither text nor number, is an object without a text, or if there are more or fewer
     labels than choices.
@@ -973,8 +995,8 @@ def render_choices(value: Any) -> RenderedContext | None:
 
 
 def find_choice_labels(parts: Sequence[str], text: str) -> list[str] | None:
-    """Return the labels that a text writes before some choices (`A) …`). Returns None if one has no label, or two have
-    the same."""
+    """Return the lower-case labels, such as `a` in `A) Oslo`, that a text writes before the choices `parts`. Returns
+    None if one has no label, or two have the same."""
     labels = list[str]()
     for part in parts:
         match = re.search(rf"(?<!\w)([A-Za-z]|\d{{1,2}})[)\].:]\s*{re.escape(part)}(?!\w)", text)
@@ -985,7 +1007,8 @@ def find_choice_labels(parts: Sequence[str], text: str) -> list[str] | None:
 
 
 def parse_answer_label(row: Fields) -> str | None:
-    """Return the answer of a row if it is a label such as `B`, `(b)` or `2.`. Returns None for other answers."""
+    """Return the lower-case label, such as `b`, if a row's answer is only a choice's label: `B`, `(b)` or `b.`. Returns
+    None for other answers."""
     for name in (*ANSWERS_BESIDE_TURNS, "chosen", "messages", "conversations"):
         value = row.get(name)
         if isinstance(value, list) and value and isinstance(value[-1], Mapping):
@@ -996,14 +1019,15 @@ def parse_answer_label(row: Fields) -> str | None:
 
 
 def format_choice(value: Any) -> str:
-    """Format a choice: booleans as in JSON, null as an empty text."""
+    """Return a choice as text, with booleans as in JSON and null as an empty text."""
     if value is None:
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def has_unrendered_fields(value: Any) -> bool:
-    """Return whether a context or choices hold data that their text does not show, such as scores of documents."""
+    """Return whether a context or choice value holds data that its rendered text does not show, such as scores of
+    documents."""
     objects = [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
     if not objects and not isinstance(value, Mapping):
         return False
@@ -1014,7 +1038,7 @@ def has_unrendered_fields(value: Any) -> bool:
 
 
 def iter_leaves(value: Any) -> Iterator[str]:
-    """Yield the texts, numbers and booleans within a value, formatted like choices."""
+    """Yield every text, number, boolean and null nested within a JSON value as text, see `format_choice`."""
     if isinstance(value, Mapping | list):
         for inner in value.values() if isinstance(value, Mapping) else value:
             yield from iter_leaves(inner)
@@ -1023,8 +1047,8 @@ def iter_leaves(value: Any) -> Iterator[str]:
 
 
 def rename_columns(data: Fields, columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a row with columns under our names, and the columns that had these names before. A field of the object
-    `metadata` can be renamed as `metadata.FIELD`.
+    """Rename columns of a row, given new name → old name, and return the row and the columns displaced from the new
+    names. A field of the object `metadata` can be renamed as `metadata.FIELD`.
 
     Raises:
         InputError: a column to be renamed is missing, or its new name is not read.
@@ -1071,8 +1095,8 @@ def rename_columns(data: Fields, columns: Mapping[str, str]) -> tuple[dict[str, 
 
 
 def select_first_answer(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a row whose answer is the first of several (SQuAD, TriviaQA, Natural Questions), and the columns with all
-    of them. An empty list of answers gives an empty text."""
+    """Replace a row's list of answers (SQuAD, TriviaQA, Natural Questions) by its first one, and return the new row and
+    the list's columns. An empty list gives an empty text. Returns the same row and {} if there is no such list."""
     answer_lists = {
         name: texts for name in ("answer", "answers") if (texts := parse_answer_list(data.get(name))) is not None
     }
@@ -1095,8 +1119,8 @@ def select_first_answer(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 def parse_answer_list(value: Any) -> list[str] | None:
-    """Return the answers in a list of texts, a list of objects with `text` and position, or an object with `text` or
-    `value`. Returns None for anything else."""
+    """Extract the answers from a list of texts, a list of objects with `text` and position, or an object with `text` or
+    `value`. Blank answers are left out. Returns None for anything else."""
     if isinstance(value, Mapping):
         value = value.get("text", value.get("value"))
         value = [value] if isinstance(value, str) else value
@@ -1109,7 +1133,7 @@ def parse_answer_list(value: Any) -> list[str] | None:
 
 
 def list_read_columns(row: Fields, shape: Shape) -> frozenset[str]:
-    """Return the columns that the parser of a row reads, context included."""
+    """Return the names of a row's columns that its format's parser reads, including context columns."""
     names = list_columns_of_shape(tuple([name for name, value in row.items() if value is not None]), shape)
     if context_names := find_context_columns(tuple(row)):
         names = (names | {*context_names}) - {
@@ -1123,7 +1147,7 @@ def list_read_columns(row: Fields, shape: Shape) -> frozenset[str]:
 
 @lru_cache(4096)
 def list_columns_of_shape(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
-    """Return the columns that the parser of a shape reads, among the names of columns that are not null."""
+    """Return the names of all columns that the parser of a row format reads, given the row's non-null column names."""
     if shape is TREE:
         return frozenset(("prompt", "replies", "role", "text", "deleted", *UNSUPPORTED_COLUMNS))
     if shape is TREE_MESSAGE:
@@ -1146,7 +1170,8 @@ def list_columns_of_shape(names: tuple[str, ...], shape: Shape) -> frozenset[str
 
 
 def find_unread_columns(row: Row, shape: Shape) -> dict[str, Any]:
-    """Return the columns of a row that no parser reads: its metadata. Columns that are null are left out."""
+    """Return a row's metadata as column → value: all columns that no parser reads and that are not null. It includes
+    unread fields of turns and of the object `metadata`."""
     read_names = list_read_columns(row.data, shape)
     unread = dict[str, Any]()
     turns = dict[str, Any]()
@@ -1166,7 +1191,8 @@ def find_unread_columns(row: Row, shape: Shape) -> dict[str, Any]:
 
 
 def find_unread_turn_fields(column: str, value: Any) -> dict[str, list[Any]]:
-    """Return turn fields that no parser reads, under names such as `messages[].mood`, with one value per turn."""
+    """Return the fields of turns that no parser reads: a name such as `messages[].mood` → one value per turn, None if
+    the turn lacks it."""
     turns = [value] if isinstance(value, dict) else value
     fields = dict[str, list[Any]]()
     for i, turn in enumerate(turns):
@@ -1181,7 +1207,7 @@ def find_unread_turn_fields(column: str, value: Any) -> dict[str, list[Any]]:
 
 def parse_metadata(value: Any) -> dict[str, Any]:
     """Return the fields of the column `metadata`, which may be an object or its JSON text. Any other value is returned
-    under the name `metadata`."""
+    under the key `metadata`, and null as an empty dict."""
     if isinstance(value, str) and value.startswith("{"):
         try:
             value = json.loads(value)
@@ -1193,11 +1219,11 @@ def parse_metadata(value: Any) -> dict[str, Any]:
 
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
-"""Shared, because `json.dumps` with options makes a new encoder for every row."""
+"""JSON encoder of metadata. Shared, because `json.dumps` with options makes a new encoder for every row."""
 
 
 def encode_metadata(metadata: Fields) -> str | None:
-    """Return metadata as JSON text. Returns None if it is empty."""
+    """Return metadata as JSON text, or None if it is empty. NaN and the infinities become null."""
     if not metadata:
         return None
     try:
@@ -1212,8 +1238,9 @@ TextSizes = Mapping[str, Sequence[int]]
 
 
 def measure_unread_texts(row: Row, shape: Shape, unread: Fields, is_prompt: bool = False) -> TextSizes:
-    """Measure the texts in columns that no parser reads; they decide whether the data set is refused. Texts that repeat
-    the row's content are not counted, nor are ids, hashes and URLs.
+    """Return the number and the total characters of the texts in each of a row's columns that no parser reads.
+    `UnreadColumns.check` refuses a data set by them. Texts that repeat the row's content are not counted, nor are ids,
+    hashes and URLs.
 
     Args:
         row: the row.
@@ -1251,7 +1278,8 @@ def measure_unread_texts(row: Row, shape: Shape, unread: Fields, is_prompt: bool
 
 @lru_cache(4096)
 def list_exempt_columns(names: tuple[str, ...], shape: Shape, is_prompt: bool) -> frozenset[str]:
-    """Return columns whose texts are metadata however long they are, see `measure_unread_texts`."""
+    """Return the names of unread columns whose texts may be long and are kept as metadata all the same, such as `id` or
+    `source`."""
     exempt = {*IDENTIFYING, *shape.comment_columns, *(REFERENCE_COLUMNS if is_prompt else ())}
     if shape.kind == DOCUMENTS and "chosen" in names:  # the better answer of a pair is imitated
         exempt.add("rejected")
@@ -1260,13 +1288,13 @@ def list_exempt_columns(names: tuple[str, ...], shape: Shape, is_prompt: bool) -
 
 
 def is_identifier(text: str) -> bool:
-    """Return whether a long text is an id, a hash or a URL: ASCII without blanks."""
+    """Return whether a text is an id, a hash or a URL: long, ASCII and without blanks."""
     return len(text) > MAX_METADATA_CHARACTERS and text.isascii() and not any(character.isspace() for character in text)
 
 
 def is_repetition(text: str, content_texts: Sequence[str]) -> bool:
-    """Return whether a text is part of one of the row's texts, or a rendering that contains all of them and is at most
-    twice as long."""
+    """Return whether a text only repeats `content_texts`: it is part of one, or contains all and is at most twice as
+    long."""
     may_be_rendering = 2 * sum(map(len, content_texts)) >= len(text)
     if any(text in content for content in content_texts):
         return True
@@ -1274,7 +1302,7 @@ def is_repetition(text: str, content_texts: Sequence[str]) -> bool:
 
 
 def iter_texts(value: Any) -> Iterator[str]:
-    """Yield the texts within a value, without roles, ids and names."""
+    """Yield the texts nested within a value, stripped, leaving out blank ones and the roles, ids and names of turns."""
     if isinstance(value, str):
         if value.strip():
             yield value.strip()
@@ -1288,8 +1316,8 @@ def iter_texts(value: Any) -> Iterator[str]:
 
 
 def can_be_context(name: str) -> bool:
-    """Return whether an unread column may become part of the question: it does not reveal the answer, and is no turn
-    field."""
+    """Return whether an error may suggest to make an unread column part of the question. It may unless the column
+    reveals the answer or is a field of turns."""
     return (
         TURN_FIELD_INFIX not in name
         and normalize_column_name(name).removeprefix(METADATA_PREFIX) not in REVEALING_COLUMNS
@@ -1297,7 +1325,7 @@ def can_be_context(name: str) -> bool:
 
 
 class UnreadColumns:
-    """Columns that no parser reads, over all rows of a data set.
+    """The sizes of texts in columns that no parser reads, summed over the rows of a data set.
 
     Attributes:
         rules: the user's settings for columns.
@@ -1309,18 +1337,19 @@ class UnreadColumns:
         self.sizes: dict[str, list[int]] = {}
 
     def add(self, sizes: TextSizes) -> None:
-        """Add the text sizes of one or more rows."""
+        """Add text sizes of one or more rows, column → (texts, characters), to the sums."""
         for name, (text_count, character_count) in sizes.items():
             size = self.sizes.setdefault(str(name), [0, 0])
             size[0] += text_count
             size[1] += character_count
 
     def add_row(self, row: Row, shape: Shape, is_prompt: bool = False) -> None:
-        """Add the texts of a row, see `measure_unread_texts`."""
+        """Measure the texts in a row's unread columns and add their sizes to the sums, see `measure_unread_texts`."""
         self.add(measure_unread_texts(row, shape, find_unread_columns(row, shape), is_prompt))
 
     def check(self, setting: str, path: str) -> None:
-        """Refuse the data set if a column holds long texts, or if no row has a column listed as metadata.
+        """Raise InputError if an unread column holds long texts, or if no row has a column that `rules` lists as
+        metadata.
 
         Args:
             setting: the setting that names the data set.

@@ -1,4 +1,4 @@
-"""Turns, texts and canonical content of a record.
+"""Access to the turns and texts of a record, and its content as canonical JSON.
 
 A content row holds the content alone. Attributes about the record (`id`, `annotator`, `source`, …) are left out: two
 rows that teach the same have the same content.
@@ -33,34 +33,35 @@ def split_names(names: str) -> tuple[str, ...]:
 
 
 def get_record_kind(record: Record) -> str:
-    """Return `documents`, `preferences` or `feedback`."""
+    """Return the kind of a record: `documents`, `preferences` or `feedback`."""
     return {Preference: PREFERENCES, Feedback: FEEDBACK}.get(type(record), DOCUMENTS)
 
 
 def list_turns(record: Record) -> tuple[Message, ...]:
-    """Return all turns of a record. A pair gives prompt, chosen and rejected in a row, plain text gives none."""
+    """Return all messages of a record as one tuple: for a pair, its prompt, chosen and rejected messages in a row.
+    Plain text gives an empty tuple."""
     return tuple(turn for part in MESSAGE_ATTRIBUTES.get(type(record), ()) for turn in getattr(record, part))
 
 
 def extract_prompt(record: Record) -> Document:
-    """Return the prompt of a pair or of feedback as a conversation. A document is returned as it is."""
+    """Return the prompt of a preference pair or a labelled answer as a conversation, and any other record as it is."""
     return Conversation(record.prompt, record.id, record.tools) if isinstance(record, Preference | Feedback) else record
 
 
 def join_answer(record: Preference | Feedback, answer: tuple[Message, ...]) -> Conversation:
-    """Return the prompt of a record followed by one of its answers."""
+    """Return a conversation that consists of a record's prompt and `answer`."""
     return Conversation(record.prompt + answer, record.id, record.tools)
 
 
 def join_trained_answer(record: Preference | Feedback, answer: tuple[Message, ...]) -> Conversation:
-    """Return the prompt and one answer as training sees them: no prompt turn is trained on, only the answer."""
+    """Return a conversation of a record's prompt and `answer`, with all prompt turns excluded from the loss."""
     prompt = tuple(replace(turn, trained=False) for turn in record.prompt)
     return join_answer(replace(record, prompt=prompt), answer)
 
 
 def list_texts(record: Record) -> list[str]:
-    """Return all texts of a record in order: contents of turns, tool results among them, and strings in the arguments
-    of tool calls. Tool schemas are left out."""
+    """Return the texts of a record in order: the contents of all turns, and the strings in arguments of tool calls.
+    Tool results are included, tool schemas are left out."""
     if isinstance(record, str):
         return [record]
     messages = list_turns(record)
@@ -77,7 +78,7 @@ def list_texts(record: Record) -> list[str]:
 
 
 def iter_strings(value: Any) -> Iterator[str]:
-    """Yield the strings within a JSON value in order, without the keys of objects."""
+    """Yield the strings nested within a JSON value in order, without the keys of objects."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -86,7 +87,8 @@ def iter_strings(value: Any) -> Iterator[str]:
 
 
 def list_argument_names(record: Record) -> list[str]:
-    """Return the names of tool call arguments, nested ones included."""
+    """Return the argument names in a record's tool calls, including the keys of nested objects. A name may be
+    repeated."""
 
     def iter_keys(value: Any) -> Iterator[str]:
         if isinstance(value, dict):
@@ -101,7 +103,7 @@ def list_argument_names(record: Record) -> list[str]:
 
 
 def map_texts(record: Record, change: Callable[[str], str], change_name: Callable[[str], str] = str) -> Record:
-    """Return the record with each of its texts changed. Returns the same object if nothing changes.
+    """Return a copy of a record with `change` applied to each of its texts. Returns the same object if nothing changes.
 
     Args:
         change: maps a text to the new one.
@@ -133,8 +135,8 @@ def map_turn(turn: Message, change: Callable[[str], str], change_name: Callable[
 
 
 def map_strings(value: Any, change: Callable[[str], str], change_name: Callable[[str], str] = str) -> Any:
-    """Return a JSON value with each string within it changed. If keys of an object become equal, the later ones get a
-    number."""
+    """Return a copy of a JSON value with `change` applied to each string in it, and `change_name` to each key of an
+    object. If keys of an object become equal, the later ones get a number."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
@@ -153,7 +155,8 @@ def map_strings(value: Any, change: Callable[[str], str], change_name: Callable[
 
 
 def to_content_row(record: Record) -> dict[str, Any]:
-    """Return the content row of a record as plain JSON values. Records that teach the same have equal rows."""
+    """Return a record's content as a JSON object: its text or messages, tools and label, without attributes such as
+    `id`. Records that teach the same have equal rows."""
     if isinstance(record, str):
         return {"text": record}
     row: dict[str, Any] = {
@@ -169,26 +172,26 @@ def to_content_row(record: Record) -> dict[str, Any]:
 
 
 def to_turn_row(turn: Message) -> dict[str, Any]:
-    """Return a turn as a JSON object. A turn that is excluded from the loss has `train: false`."""
+    """Return a message as a JSON object, with `train: false` if the message is excluded from the loss."""
     row = turn.as_dict()
     return row if turn.trained else {**row, "train": False}
 
 
 def encode_turn(turn: Message) -> str:
-    """Return a turn of a content row as canonical JSON."""
+    """Return a message as canonical JSON, as it stands in a content row."""
     if turn.trained and not (turn.tool_calls or turn.tool_call_id or turn.name):
         return encode_role_and_content(turn)
     return to_canonical_json(to_turn_row(turn))
 
 
 def encode_role_and_content(turn: Message) -> str:
-    """Return the role and the content of a turn as canonical JSON. Most turns have no other field, and a data set has
-    millions of them; a JSON encoder would take four times as long."""
+    """Return a message's role and content as canonical JSON, built without a JSON encoder for speed. Most turns have no
+    other field, and a data set has millions of them; a JSON encoder would take four times as long."""
     return f'{{"content":{encode_basestring_ascii(turn.content)},"role":"{turn.role}"}}'
 
 
 def encode_content_row(record: Record) -> bytes:
-    """Return the content row of a record as canonical JSON."""
+    """Return a record's content row, see `to_content_row`, as bytes of canonical JSON."""
     if isinstance(record, str):
         return f'{{"text":{encode_basestring_ascii(record)}}}'.encode()
     if isinstance(record, Conversation) and not record.tools:

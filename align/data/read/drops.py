@@ -32,7 +32,7 @@ MAX_VALUE_CHARACTERS = 2000
 
 @contextmanager
 def collect_drop_counts() -> Iterator[Counter[str]]:
-    """Collect the counts that `count_dropped` adds inside the block, by metric key."""
+    """Collect the counts that `count_dropped` adds inside the `with` block, as a Counter by metric key."""
     counts: Counter[str] = Counter()
     token = ACTIVE_COUNTS.set(counts)
     try:
@@ -42,13 +42,14 @@ def collect_drop_counts() -> Iterator[Counter[str]]:
 
 
 def count_dropped(key: str, count: int) -> None:
-    """Add to the count of the active `collect_drop_counts` block. A count of 0 records that the filter ran."""
+    """Add `count` to a metric key of the active `collect_drop_counts` block, if there is one. A count of 0 records that
+    the filter ran."""
     if (counts := ACTIVE_COUNTS.get()) is not None:
         counts[key] += count
 
 
 class Drop(Enum):
-    """Reasons why a judgement, or a path of a message tree, makes no record although nothing is wrong with it."""
+    """Reasons why a valid comparison, or a path of a message tree, makes no record."""
 
     IDENTICAL = "chosen and rejected are the same"
     TIE = "neither was preferred"
@@ -58,18 +59,19 @@ class Drop(Enum):
 
 
 class DoubtfulSourceError(InputError):
-    """Error of a row that makes the other rows of its file doubtful, so that the row cannot be skipped alone."""
+    """Error of a row that makes the other rows of its file doubtful, so that this row cannot simply be skipped."""
 
 
 @dataclass(slots=True)
 class RefusalCause:
-    """Rows refused for the same cause: the error of the first one, and their count."""
+    """A cause for which rows were refused: the error of the first such row, and the number of rows."""
 
     first: InputError
     count: int = 0
 
     def __str__(self) -> str:
-        """Return the count, column, problem and first row: `16 × completion: the assistant's turn is empty (row 2)`."""
+        """Return the number of rows, the column, the problem and the first row as text, such as `16 × completion: the
+        assistant's turn is empty (row 2)`."""
         match = ROW_AND_COLUMN.search(self.first.field)
         row, column = match.groups() if match else (self.first.field, None)
         problem = DETAILS.sub("", self.first.problem).partition(", ")[0]
@@ -77,7 +79,8 @@ class RefusalCause:
 
 
 class BadRows:
-    """Refused rows. `with bad_rows: …` catches the InputError of one row; `report_refused_rows` reports all of them.
+    """A collector of refused rows. `with bad_rows: …` catches the InputError of one row; `report_refused_rows` reports
+    all of them.
 
     Args:
         skips: leave refused rows out. If False, their file is refused.
@@ -98,7 +101,7 @@ class BadRows:
         return isinstance(error, InputError)
 
     def add(self, error: InputError, count: int = 1) -> None:
-        """Count a refused row.
+        """Add `count` refused rows to the rows with the same cause, that is, the same column and problem.
 
         Args:
             error: the error of the row, or of the first of `count` rows.
@@ -109,11 +112,12 @@ class BadRows:
 
     @property
     def count(self) -> int:
-        """Rows refused since the last call of `report_refused_rows`."""
+        """Number of rows refused since the last call of `report_refused_rows`."""
         return sum(cause.count for cause in self._causes.values())
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return the rows refused since the last call of `report_refused_rows`, one object per cause."""
+        """Return the causes of the rows refused since the last call of `report_refused_rows` as JSON objects, each with
+        its row count."""
         return [
             {
                 "field": cause.first.field,
@@ -127,7 +131,7 @@ class BadRows:
         ]
 
     def restore(self, causes: Iterable[Mapping[str, Any]]) -> None:
-        """Add the refused rows that another process counted.
+        """Add the refused rows that another process collected, given as the output of its `as_json`.
 
         Args:
             causes: output of `as_json`.
@@ -138,7 +142,8 @@ class BadRows:
             self.add(error, cause["count"])
 
     def report_refused_rows(self, path: str | Path, kept_count: int) -> None:
-        """Report the refused rows read so far, and forget them. Prints one line if bad rows are skipped.
+        """Raise InputError for the rows refused so far, or print one line if they may be skipped, and reset the counts.
+        Does nothing if no row was refused.
 
         Args:
             path: the file, for messages.

@@ -1,4 +1,4 @@
-"""Files of a data set: the list of files that a path names, and their decompressed bytes."""
+"""Files of a data set: the list of files that a path names, and readers of their decompressed bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DESCRIPTION_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.js
 DATA_SET_FILE = "data.json"
 """Name of the file that describes a data set of `stage=data`."""
 SHARD_NAME = re.compile(r"(train|test)-\d{5}-of-\d{5}\.parquet")
-"""Names of the row files of a data set of `stage=data`, which begin with their side."""
+"""Pattern for the names of a `stage=data` data set's row files, which begin with the split."""
 RESTORE_HELP = "Restore it, or make it again with stage=data."
 SAVE_AGAIN = "Save it again with Dataset.save_to_disk."
 SPLIT_NAME = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
@@ -52,7 +52,7 @@ again while it is read, the first reader counts."""
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """One file of a data set.
+    """A file of a data set, with methods that detect its compression and open it decompressed.
 
     Attributes:
         path: where it is.
@@ -64,20 +64,20 @@ class DataFile:
 
     @property
     def plain_name(self) -> str:
-        """File name in lower case, without the ending of its compression."""
+        """File name in lower case, without the ending of its compression, such as `.gz`."""
         name = self.path.name.lower()
         return next((name.removesuffix(ending) for ending in COMPRESSION_ENDINGS if name.endswith(ending)), name)
 
     def build_input_error(self, problem: str, remedy: str) -> InputError:
-        """Return the error of a file that cannot be read."""
+        """Return an InputError that names this file, for a file that cannot be read."""
         return InputError(self.field, str(self.path), problem, remedy)
 
     def build_corrupt_error(self, problem: str, remedy: str = "Fetch or write the file again.") -> CorruptFile:
-        """Return the error of a file that is cut or damaged."""
+        """Return a CorruptFile error that names this file, for a file that is cut or damaged."""
         return CorruptFile(self.field, str(self.path), problem, remedy)
 
     def detect_compression(self) -> str:
-        """Return the compression: `gzip`, `zstd`, `xz`, `bzip2`, or an empty string.
+        """Return the compression that the file's first bytes show: `gzip`, `zstd`, `xz`, `bzip2`, or an empty string.
 
         Raises:
             CorruptFile: the name says that the file is compressed, and it is not.
@@ -94,7 +94,8 @@ class DataFile:
 
     @contextmanager
     def open_stream(self) -> Iterator[BinaryIO]:
-        """Open the file for reading from start to end, decompressed."""
+        """Open the file, decompressed, for reading from start to end. It is listed in `FILES_BEING_READ` until it is
+        closed."""
         compression = self.detect_compression()
         with open_binary(self.path) as file:
             is_first_reader = FILES_BEING_READ.setdefault(self.path, file.tell) == file.tell
@@ -115,7 +116,8 @@ class DataFile:
 
     @contextmanager
     def open_seekable(self) -> Iterator[BinaryIO]:
-        """Open the file so that it can be read at any position. A compressed file is decompressed into a temporary one.
+        """Open the file, decompressed, for reading at any position. A compressed file is first decompressed into a
+        temporary file.
 
         Raises:
             StorageError: the disk is full.
@@ -138,7 +140,8 @@ class DataFile:
 
     @contextmanager
     def naming_errors(self, row: list[int]) -> Iterator[None]:
-        """Turn errors of reading into InputError or CorruptFile with the name of the file.
+        """Convert errors of reading and decompression inside the block to an InputError or CorruptFile that names this
+        file.
 
         Args:
             row: one-element list with the number of the last row read.
@@ -156,8 +159,8 @@ class DataFile:
 
 
 def compute_read_share(files: Sequence[Path]) -> float | None:
-    """Return the share of the bytes of `files`, read one after another, that this process has read so far. Returns None
-    if it is reading none of them."""
+    """Return the fraction of the bytes of `files` that this process has read so far, or None if it is reading none of
+    them. The files before the one that is being read count as read."""
     current = next((i for i, file in enumerate(files) if file in FILES_BEING_READ), None)
     if current is None:
         return None
@@ -166,7 +169,7 @@ def compute_read_share(files: Sequence[Path]) -> float | None:
 
 
 def list_data_files(path: str | Path, field: str = "data.path") -> list[Path]:
-    """Return the files that a path names, in reading order.
+    """Return the data files that a file path, folder, glob pattern or `hub:` address names, in reading order.
 
     Args:
         path: a file; a folder, whose files with a known ending are read in the order of their names, subfolders
@@ -202,7 +205,7 @@ def list_data_files(path: str | Path, field: str = "data.path") -> list[Path]:
 
 
 def is_data_file(path: Path) -> bool:
-    """Return whether the name of a file says that it holds rows."""
+    """Return whether a path is no folder and has the name of a row file, such as `train.jsonl` or `a.csv.gz`."""
     name = DataFile(path).plain_name
     return (
         name.endswith(ROW_FILE_ENDINGS)
@@ -213,7 +216,7 @@ def is_data_file(path: Path) -> bool:
 
 
 def check_reachable(path: Path, shown_path: str, field: str) -> None:
-    """Raise InputError if the file does not exist or cannot be reached."""
+    """Raise InputError if a path does not exist, cannot be reached or is no regular file."""
     try:
         refuse_irregular(path, path.stat().st_mode)
     except (OSError, ValueError) as error:
@@ -222,13 +225,13 @@ def check_reachable(path: Path, shown_path: str, field: str) -> None:
 
 
 def check_not_superseded(folder: Path, field: str) -> None:
-    """Raise MissingArtifact if the folder held a data set that another one replaced."""
+    """Raise MissingArtifact if the data set of a folder was replaced by another one or removed."""
     if os.path.isfile(folder / DATA_SET_FILE):
         require_not_replaced(folder, field)
 
 
 def list_folder_files(folder: Path, field: str) -> list[Path]:
-    """Return the files with rows in a folder and its subfolders, sorted by path.
+    """Return all row files, such as `train.jsonl`, in a folder and its subfolders, sorted by path.
 
     Raises:
         InputError: there is no such file, a link leads in a circle, or the names mention several splits.
@@ -260,11 +263,12 @@ def list_folder_files(folder: Path, field: str) -> list[Path]:
 
 
 def list_published_files(folder: Path, field: str) -> list[Path]:
-    """Return the row files of a data set of `stage=data`, given its folder or that of its run. Returns an empty list
-    for any other folder.
+    """Return the Parquet files of a data set that `stage=data` wrote, given its folder or that of its run. Returns an
+    empty list for any other folder.
 
     Raises:
-        InputError: the data set has two sides, or another one replaced it.
+        InputError: the data set has two splits, train and test.
+        MissingArtifact: it was removed, or another one replaced it.
         CorruptFile: it is the data set of a run, and all of its files are missing.
     """
     place = folder / "artifact" if (folder / "artifact" / DATA_SET_FILE).is_file() else folder
@@ -281,8 +285,8 @@ def list_published_files(folder: Path, field: str) -> list[Path]:
 
 
 def list_saved_files(folder: Path, field: str) -> list[Path]:
-    """Return the files of a data set that `Dataset.save_to_disk` wrote, in its order. Returns an empty list for any
-    other folder.
+    """Return the files of a data set that `Dataset.save_to_disk` wrote to a folder, in the order of its rows. Returns
+    an empty list for any other folder.
 
     Raises:
         InputError: the folder holds several splits, as `DatasetDict.save_to_disk` writes them.

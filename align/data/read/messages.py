@@ -80,12 +80,13 @@ Fields = Mapping[str, Any]
 
 
 def build_field_error(column: str, value: Any, problem: str, remedy: str) -> InputError:
-    """Return the error of a field of a row. `Row.naming_errors` adds the file and the row number."""
+    """Return an InputError about a column or field of a row, with its value shortened to 80 characters.
+    `Row.naming_errors` adds the file and the row number."""
     return InputError(column, format_value(value), problem, remedy)
 
 
 def format_value(value: Any) -> str:
-    """Format a value for an error message on one line of at most 80 characters. Printable text without outer blanks is
+    """Format a value for an error message, on one line of at most 80 characters. Printable text without outer blanks is
     shown as it is, anything else by `repr`."""
     plain = isinstance(value, str) and value.isprintable() and value == value.strip() != ""
     text = value if plain else repr(value)
@@ -93,12 +94,12 @@ def format_value(value: Any) -> str:
 
 
 def is_blank(value: Any) -> bool:
-    """Return whether a value is empty, or JSON text of an empty value."""
+    """Return whether a value is falsy, or the JSON text of an empty value, such as `[]` or `null`."""
     return not value or (isinstance(value, str) and value.strip() in BLANK_TEXTS)
 
 
 def parse_messages(value: Any, column: str) -> tuple[Message, ...]:
-    """Parse a list of OpenAI messages, `{role, content}`.
+    """Parse a list of OpenAI message objects, `{role, content}`, into a tuple of Message.
 
     Args:
         column: the name that errors show.
@@ -112,7 +113,8 @@ def parse_messages(value: Any, column: str) -> tuple[Message, ...]:
 
 
 def parse_message(value: Any, column: str) -> Message:
-    """Parse one message, see `parse_messages`."""
+    """Parse one OpenAI message object, `{role, content}`, into a Message. Raises InputError as `parse_messages`
+    does."""
     if type(value) is dict and len(value) == 2:  # most messages are: nothing else is said of them
         role = value.get("role")
         content = value.get("content")
@@ -144,8 +146,8 @@ def parse_message(value: Any, column: str) -> Message:
 
 
 def parse_tool_fields(message: Fields, role: str, column: str) -> dict[str, Any]:
-    """Return the tool call arguments of `Message`: `tool_calls`, or the `tool_call_id` and `name` of a result. Most
-    messages have none.
+    """Return a message's tool arguments for `Message`: an assistant's `tool_calls`, or a tool result's `tool_call_id`
+    and `name`. Most messages have none, which gives an empty dict.
 
     Raises:
         InputError: a role other than the assistant makes calls, or a role other than the tool answers one.
@@ -169,7 +171,7 @@ def parse_tool_fields(message: Fields, role: str, column: str) -> dict[str, Any]
 
 
 def join_parts(parts: list[Any], column: str) -> str:
-    """Join the texts of OpenAI's content parts, `{type: text, text: …}`.
+    """Join the texts of OpenAI's content parts, `{type: text, text: …}`, into one text.
 
     Raises:
         InputError: a part is not text.
@@ -184,7 +186,7 @@ def join_parts(parts: list[Any], column: str) -> str:
 
 
 def add_reasoning(message: Fields, role: str, content: str, column: str) -> str:
-    """Return the content with the reasoning from the message's reasoning field, if any, in front.
+    """Return `content` with the text of the message's reasoning field, if any, put in front in `<think>` tags.
 
     Raises:
         InputError: the reasoning is no text, belongs to another role than the assistant, or is in the content as well.
@@ -222,8 +224,8 @@ def is_trained(message: Fields, role: str, column: str) -> bool:
 
 
 def check_row_weight(row: Fields) -> None:
-    """Raise InputError if a row of supervised training has a weight other than 1. Pairs of a ranking are weighted too,
-    but by their number and not by a column."""
+    """Raise InputError if a row of supervised training has a weight other than 1 in a column such as `weight`. Pairs of
+    a ranking are weighted too, but by their number and not by a column."""
     if row.keys().isdisjoint(TRAIN_FLAGS):
         return
     for name in TRAIN_FLAGS:
@@ -237,7 +239,7 @@ def check_row_weight(row: Fields) -> None:
 
 
 def check_texts_agree(turn: Fields, column: str) -> None:
-    """Raise InputError if a turn has different texts in two of its fields."""
+    """Raise InputError if a turn's fields `content`, `value` and `text` hold different texts."""
     texts = {name: turn[name] for name in TEXT_FIELDS if isinstance(turn.get(name), str) and turn[name]}
     for name, text in texts.items():
         first = next(iter(texts))
@@ -246,7 +248,7 @@ def check_texts_agree(turn: Fields, column: str) -> None:
 
 
 def check_unsupported_fields(fields: Fields, unsupported: Mapping[str, tuple[str, str]], prefix: str = "") -> None:
-    """Raise InputError if a field that is not supported has a value.
+    """Raise InputError if a field listed in `unsupported`, such as `images`, is not empty.
 
     Args:
         unsupported: field → (problem, remedy), see `UNSUPPORTED_FIELDS`.
@@ -260,7 +262,7 @@ def check_unsupported_fields(fields: Fields, unsupported: Mapping[str, tuple[str
 
 
 def with_system_column(messages: tuple[Message, ...], row: Fields) -> tuple[Message, ...]:
-    """Return the messages with the system prompt that a column of the row holds, if any, in front.
+    """Return the messages with the system prompt of the row's column `system` or `system_prompt`, if any, put in front.
 
     Raises:
         InputError: the column holds no text, or the conversation begins with another system prompt.
@@ -280,21 +282,21 @@ def with_system_column(messages: tuple[Message, ...], row: Fields) -> tuple[Mess
 
 
 def pairs_to_turns(exchanges: Iterable[Iterable[str]]) -> list[dict[str, str]]:
-    """Return `{role, content}` messages for pairs of (question, answer)."""
+    """Convert (question, answer) pairs to a list of `{role, content}` messages of user and assistant."""
     roles = ("user", "assistant")
     return [{"role": role, "content": text} for pair in exchanges for role, text in zip(roles, pair, strict=True)]
 
 
 def with_default_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
-    """Return the messages with this system prompt in front, unless they begin with one."""
+    """Return the messages with the system prompt `system` put in front, unless they begin with one or it is None."""
     if system is None or messages[0].role == "system":
         return messages
     return (Message("system", system), *messages)
 
 
 def parse_transcript(text: str) -> tuple[Message, ...]:
-    r"""Parse an HH transcript (`\n\nHuman: …`) or a HelpSteer2 one (`<extra_id_1>`). Any other text becomes one user
-    turn."""
+    r"""Split an HH transcript (`\n\nHuman: …`) or a HelpSteer2 one (`<extra_id_1>`) into messages. Any other text
+    becomes one user turn."""
     roles = {"Human": "user", "User": "user", "Assistant": "assistant"}
     if HH_TURN.match(text.lstrip(" ")):
         _, *parts = HH_TURN.split(text.lstrip(" "))
@@ -307,7 +309,8 @@ def parse_transcript(text: str) -> tuple[Message, ...]:
 
 
 def parse_json_value(raw: Any, column: str) -> Any:
-    """Parse a JSON value that may be given as text. Text that is not JSON is returned as it is.
+    """Decode a value that may be given as JSON text. A text that is not JSON, and any value that is not text, is
+    returned as it is.
 
     Raises:
         InputError: an object in the text has a key twice, or a string holds characters that cannot be kept.
@@ -325,7 +328,8 @@ def parse_json_value(raw: Any, column: str) -> Any:
 
 
 def parse_single_field(fields: Fields, names: list[str], column: str) -> Any:
-    """Parse the value of the one field that is not blank. Raises InputError if several are not."""
+    """Return the value of the field `names[0]`, decoded if it is JSON text. Raises InputError if `names`, the fields
+    that are not blank, has several names."""
     value = fields[names[0]]
     if len(names) > 1:
         raise build_field_error(column, value, f"stands beside {names[1]}", KEEP_ONE)
@@ -333,7 +337,7 @@ def parse_single_field(fields: Fields, names: list[str], column: str) -> Any:
 
 
 def parse_tools(row: Fields) -> tuple[Tool, ...]:
-    """Parse the tools that a row offers to the assistant.
+    """Parse the tool schemas in a row's column `tools` or `functions`. Returns an empty tuple if both are blank.
 
     Raises:
         InputError: the value is no list of schemas, or two tools have one name.
@@ -354,8 +358,8 @@ def parse_tools(row: Fields) -> tuple[Tool, ...]:
 
 
 def parse_tool(raw: Any, column: str) -> Tool:
-    """Parse the schema of one tool: OpenAI's `{type: function, function: {name, parameters}}`, or the function
-    alone."""
+    """Parse one tool schema: OpenAI's `{type: function, function: {name, parameters}}`, or the function alone. Raises
+    InputError for anything else."""
     value = parse_json_value(raw, column)
     if isinstance(value, Mapping) and value.get("type", "function") not in ("function", "object", None):
         raise build_field_error(f"{column}.type", value["type"], "is a type of tool that is not supported", WRITE_TOOLS)
@@ -372,7 +376,8 @@ def parse_tool(raw: Any, column: str) -> Tool:
 
 
 def parse_calls(message: Fields, names: list[str], column: str) -> tuple[ToolCall, ...]:
-    """Parse the tool calls of a message.
+    """Parse the tool calls in a message's field `tool_calls` or `function_call`, whose value may be JSON text. Raises
+    InputError if a call is invalid.
 
     Args:
         message: the message's fields.
@@ -389,7 +394,8 @@ def parse_calls(message: Fields, names: list[str], column: str) -> tuple[ToolCal
 
 
 def parse_call(raw: Any, column: str) -> ToolCall:
-    """Parse one call: OpenAI's `{id, type, function: {name, arguments}}`, or `{name, arguments}`."""
+    """Parse one tool call: OpenAI's `{id, type, function: {name, arguments}}`, or `{name, arguments}`. Raises
+    InputError for anything else."""
     value = parse_json_value(raw, column)
     function = value.get("function", value) if isinstance(value, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
@@ -414,7 +420,8 @@ def parse_call(raw: Any, column: str) -> ToolCall:
 
 
 def check_tool_calls(placed_messages: Sequence[tuple[str, Message]], tools: Iterable[Tool]) -> None:
-    """Check that tool calls and their results match.
+    """Raise InputError if tool calls and tool results of a conversation do not match, or if a called tool is not
+    offered.
 
     A last turn of calls may be trained on and needs no results.
 
@@ -462,7 +469,8 @@ def check_tool_calls(placed_messages: Sequence[tuple[str, Message]], tools: Iter
 
 
 def find_answered_call(turn: Message, open_calls: list[ToolCall], place: str) -> ToolCall:
-    """Find the call that a result answers: the one with its id, else the first of its name, else the first."""
+    """Return the open call that a tool result answers: by its id, else by its tool's name, else the first open call.
+    Raises InputError if no open call matches."""
     if not open_calls:
         problem = "is the result of a tool, but no call comes before it"
         remedy = "Write the call into tool_calls of the answer before it, or leave the row out."
