@@ -643,7 +643,7 @@ class ColumnRules:
 
     def _iter_contexts(self, row: Fields, names: Sequence[str]) -> Iterator[tuple[str, RenderedContext]]:
         """Yield the name and the rendered text of each of the context and choice columns `names`. Columns with one
-        choice each come last, as one entry."""
+        choice each come last, as one entry. Raises InputError if a value cannot be rendered as text."""
         lettered_names = find_choice_columns(row)
         for name in names:
             if name in lettered_names:
@@ -702,6 +702,7 @@ class ColumnRules:
 
     def _append_to_question(self, value: Any, addition: str, question_name: str, context_name: str) -> Any:
         """Return a question with lines appended to its text, or to its only user turn if it is a list of messages.
+        Raises InputError if it is a transcript, or has no or several user turns.
 
         Args:
             value: a text, or a list of messages.

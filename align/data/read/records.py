@@ -120,7 +120,7 @@ from align.data.read.messages import (
 from align.data.read.rows import CELL_TYPES, Row, check_json_values, iter_rows
 
 PlacedMessages = list[tuple[str, Message]]
-"""(place of the text in the row, message) for each message. Errors name the place."""
+"""Messages of a row, each as (place of its text in the row, message). Errors name the place."""
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"}
 """Speakers in ShareGPT and similar rows → role. Any other name is a role already."""
 NO_METADATA: Fields = MappingProxyType({})
@@ -138,8 +138,9 @@ CALL_SPEAKER = "function_call"
 def parse_document(
     row: Fields, id: str, requires_answer: bool = False, is_prompt: bool = False, kept_as_metadata: Fields = NO_METADATA
 ) -> Document:
-    """Parse one row as a document. If a row has `text` beside a conversation, the text is its rendering, and the
-    conversation is used.
+    """Parse one row of any conversation format, or of plain text, into a Conversation or a text. Raises InputError if
+    no format fits, or a value cannot be kept. If a row has `text` beside a conversation, the text is its rendering, and
+    the conversation is used.
 
     Args:
         row: the row.
@@ -166,8 +167,9 @@ def parse_document(
 
 
 def parse_feedback(row: Fields, id: str) -> Feedback:
-    """Parse one row as an answer with a label (KTO): `prompt`, `completion` and `label`, or a conversation of any shape
-    whose last answer the label is about. The answer may be empty: models give such answers, and people reject them.
+    """Parse one row into a labelled answer (KTO): the prompt, the answer and its boolean `label`. The row has `prompt`,
+    `completion` and `label`, or a conversation of any format, whose last answer the label is about. The answer may be
+    empty: models give such answers, and people reject them.
 
     Raises:
         InputError: there is no question, or no answer to it.
@@ -192,8 +194,8 @@ def parse_feedback(row: Fields, id: str) -> Feedback:
 
 
 def encode_other_columns(row: Fields, column: str) -> str:
-    """Return the columns of a row that are not part of its prompt as JSON text. Returns an empty text if all are null.
-    Answer columns are included: graders check answers against them.
+    """Return all columns of a row but its prompt, system prompt and tools as JSON text, or an empty text if they are
+    null. Answer columns are included: graders check answers against them.
 
     Args:
         row: the row.
@@ -212,8 +214,8 @@ def encode_other_columns(row: Fields, column: str) -> str:
 
 
 def find_shape_column(row: Fields) -> str:
-    """Return the column that identifies a row's shape. Raises InputError if no shape fits, or a column cannot be
-    kept."""
+    """Return the name of the column that decides a row's format, such as `messages`, `prompt` or `text`. Raises
+    InputError if there is none, or if a column cannot be kept."""
     check_unsupported_fields(row, UNSUPPORTED_COLUMNS)
     check_row_weight(row)
     present = [column for column in DOCUMENT_SHAPES if column in row]
@@ -226,7 +228,8 @@ def find_shape_column(row: Fields) -> str:
 def parse_conversation(
     row: Fields, column: str, requires_answer: bool = False, is_prompt: bool = False
 ) -> PlacedMessages:
-    """Parse the messages of a row with the shape of a conversation.
+    """Parse the messages of a conversation row, in the format that `column` decides, and pair each with its place for
+    error messages.
 
     Args:
         row: the row.
@@ -252,7 +255,7 @@ def parse_conversation(
 
 
 def choose_answer_column(row: Fields, column: str, names: Sequence[str]) -> str:
-    """Return the first of some answer columns. Raises InputError if they hold different values."""
+    """Return the first of the answer columns `names`, or raise InputError if their values differ."""
     if len({repr(row[name]) for name in names}) > 1:
         problem = f"has several answers ({', '.join(names)})"
         raise build_field_error(column, row[column], problem, "Keep one of these columns.")
@@ -271,7 +274,8 @@ def parse_plain_text(row: Fields) -> str:
 
 
 def check_not_empty(place: str, message: Message) -> None:
-    """Raise InputError if a turn that is trained on, or one of the user, is empty."""
+    """Raise InputError if a user turn, or an assistant turn that is trained on, is empty or consists of reasoning
+    alone. Turns with tool calls, tool results and system turns may be empty."""
     content = message.content
     if message.tool_calls or message.role == "tool":  # a tool may return nothing
         return
@@ -291,13 +295,15 @@ def check_not_empty(place: str, message: Message) -> None:
 
 
 def parse_message_list(value: Any, column: str) -> PlacedMessages:
-    """Parse a list of messages."""
+    """Parse a column's list of messages, and pair each message with its place, such as `messages[0].content`, for error
+    messages."""
     messages = parse_messages(value, column)
     return [(f"{column}[{i}].content", message) for i, message in enumerate(messages)]
 
 
 def parse_sharegpt(value: Any, column: str) -> PlacedMessages:
-    """Parse a list of ShareGPT's `{from, value}`, or of messages."""
+    """Parse ShareGPT turns, `{from, value}`, or OpenAI messages, and pair each message with its place, such as
+    `conversations[0].value`."""
     if not isinstance(value, list) or not any(isinstance(turn, Mapping) and "from" in turn for turn in value):
         return parse_message_list(value, column)
     placed_messages = []
@@ -322,7 +328,8 @@ def parse_sharegpt(value: Any, column: str) -> PlacedMessages:
 
 
 def parse_text_calls(value: Any, column: str) -> list[Any]:
-    """Return the tool calls that a text holds as JSON: an object, or a list of objects."""
+    """Decode the tool calls in a turn's JSON text, an object or a list of objects, and return them as a list. Raises
+    InputError for any other text."""
     calls = parse_json_value(value, column)
     calls = [calls] if isinstance(calls, Mapping) else calls
     if not isinstance(calls, list) or not calls:
@@ -331,8 +338,8 @@ def parse_text_calls(value: Any, column: str) -> list[Any]:
 
 
 def parse_question_and_answer(row: Fields, column: str, answer_columns: tuple[str, ...]) -> PlacedMessages:
-    """Return the turns of a question and of its answer, from the answer column that is not null. Returns the question
-    alone if all are null."""
+    """Return the messages of a question column and of the non-null answer column, or of the question alone if all
+    answer columns are null. If the answer repeats the question, the repetition is left out."""
     present = [name for name in answer_columns if row.get(name) is not None]
     name = choose_answer_column(row, column, present) if present else answer_columns[0]
     question_turns = parse_turns(row[column], "user", column)
@@ -344,7 +351,8 @@ def parse_question_and_answer(row: Fields, column: str, answer_columns: tuple[st
 
 
 def parse_turns(value: Any, role: str, column: str) -> PlacedMessages:
-    """Return a text as one turn of `role`, a list of messages as it is, and null as no turn."""
+    """Convert a column's value to messages with their places: a text becomes one turn of `role`, a list of messages is
+    parsed, null gives none. Raises InputError for anything else."""
     if value is None:
         return []
     if isinstance(value, str):
@@ -355,8 +363,8 @@ def parse_turns(value: Any, role: str, column: str) -> PlacedMessages:
 
 
 def parse_alpaca(row: Fields) -> PlacedMessages:
-    """Parse an Alpaca row: `instruction` with `input` on the lines below, then `output` or `response`. `history`, a
-    list of [question, answer], comes first."""
+    """Parse an Alpaca row into the turns of `history`, a question of `instruction` and `input` on two lines, and the
+    answer. `history` is a list of [question, answer]; the answer is in `output` or `response`, or missing."""
     answer_columns = [name for name in DOCUMENT_SHAPES["instruction"].answer_columns if row.get(name) is not None]
     answer_column = choose_answer_column(row, "instruction", answer_columns) if answer_columns else "output"
     for name in ("instruction", "input", answer_column):
@@ -395,7 +403,7 @@ SORT_HELP = "Sort the rows so that those of one message_tree_id stand together."
 
 
 class TreeNode(NamedTuple):
-    """A message of a tree.
+    """A message of a conversation tree, with the row that holds it and its place in that row.
 
     Attributes:
         data: its fields.
@@ -411,16 +419,16 @@ class TreeNode(NamedTuple):
 
 
 TreePath = tuple[Conversation, Fields]
-"""(conversation, fields of its last message)."""
+"""A path of a conversation tree, as (conversation, fields of its last message)."""
 
 
 def build_row_id(row: Row) -> str:
-    """Return the id of a row's conversation, `FILE:NUMBER`."""
+    """Return the id of the conversation in a row, `FILE:NUMBER`, from the file's name and the row's number in it."""
     return f"{row.file.name}:{row.place}"
 
 
 def parse_tree_row(row: Row) -> Iterator[TreePath | Drop]:
-    """Yield the conversations of a row that is a whole tree."""
+    """Yield the conversations of a tree that is stored in one row with nested `replies`, see `iter_tree_paths`."""
     prefix = "" if "replies" in row.data else "prompt."
 
     def list_replies(node: TreeNode) -> list[TreeNode]:
@@ -440,7 +448,7 @@ def parse_tree_row(row: Row) -> Iterator[TreePath | Drop]:
 
 
 def parse_tree_messages(rows: Sequence[Row]) -> Iterator[TreePath | Drop]:
-    """Yield the conversations of a tree with one row per message.
+    """Yield the conversations of a tree that is stored in several rows, one per message, see `iter_tree_paths`.
 
     Raises:
         InputError: the parent of a message is missing, two messages have one id, or messages answer each other in a
@@ -482,7 +490,8 @@ def parse_tree_messages(rows: Sequence[Row]) -> Iterator[TreePath | Drop]:
 def iter_tree_paths(
     root: TreeNode, list_replies: Callable[[TreeNode], Sequence[TreeNode]]
 ) -> Iterator[TreePath | Drop]:
-    """Yield one conversation for each path that ends with the assistant, depth first, in the order of the replies."""
+    """Yield a conversation for each path from a tree's root to a leaf, or a Drop if it ends with a question or a
+    deleted message. Paths come depth first, in the order of the replies."""
     pending: list[tuple[tuple[Message, ...], TreeNode]] = [((), root)]
     while pending:
         turns, node = pending.pop()
@@ -499,7 +508,8 @@ def iter_tree_paths(
 
 
 def parse_tree_message(data: Fields, place: str) -> Message:
-    """Parse the message in a node of a conversation tree. Raises InputError if it has no text, or an unknown role."""
+    """Convert the `role` and `text` of a message in a conversation tree to a Message. Raises InputError if it has no
+    text, or an unknown role."""
     check_unsupported_fields(data, UNSUPPORTED_TREE_FIELDS, place)
     role = data.get("role")
     text = data.get("text")
@@ -518,7 +528,7 @@ def parse_tree_message(data: Fields, place: str) -> Message:
 
 Messages = tuple[Message, ...]
 ParsedPair = tuple[Preference, Fields] | Drop
-"""(pair, metadata of its answers under `chosen` and `rejected`), or why there is no pair."""
+"""A preference pair with its answers' metadata under `chosen` and `rejected`, or the reason why there is no pair."""
 
 PAIR_HELP = "A row holds prompt, chosen and rejected, or the columns of HH, UltraFeedback, HelpSteer or Nectar."
 VERDICT_HELP = 'Write "{}" or "{}" for the better answer, or "tie".'
@@ -528,13 +538,13 @@ VERDICT_PREFIX = re.compile(r"(?:model|response|answer|completion|output|convers
 
 
 def build_pair_error(data: Fields, column: str, problem: str, remedy: str = PAIR_HELP) -> InputError:
-    """Return the error of a column of a pair, with the column's value."""
+    """Return an InputError about a column of a preference pair, which shows the column's value."""
     name = column.split("[")[0]
     return InputError(column, format_value(data[name]) if name in data else "(no such column)", problem, remedy)
 
 
 def require_text(data: Fields, column: str) -> str:
-    """Return the text of a column. Raises InputError for any other value."""
+    """Return the text in a row's column, or raise InputError if the column holds no text."""
     value = data.get(column)
     if not isinstance(value, str):
         raise build_pair_error(data, column, "missing" if value is None else "not a text")
@@ -542,7 +552,7 @@ def require_text(data: Fields, column: str) -> str:
 
 
 def require_number(data: Fields, column: str, value: Any) -> float:
-    """Return a finite number. Raises InputError for any other value."""
+    """Return `value` as a float, or raise InputError about `column` if it is no finite number."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not -sys.float_info.max <= value <= sys.float_info.max:  # integers of JSON have no bounds
         raise build_pair_error(data, column, "missing" if value is None else "not a finite number")
@@ -550,7 +560,8 @@ def require_number(data: Fields, column: str, value: Any) -> float:
 
 
 def parse_pairs(group: Sequence[Row]) -> Iterator[ParsedPair]:
-    """Yield the pairs of one row, or of a group of HelpSteer rows."""
+    """Yield the preference pairs of one row, or of a group of HelpSteer rows with the same prompt, and a Drop for
+    answers that give none."""
     for row in group:
         with row.naming_errors():
             check_unsupported_fields(row.data, UNSUPPORTED_COLUMNS)
@@ -559,7 +570,8 @@ def parse_pairs(group: Sequence[Row]) -> Iterator[ParsedPair]:
 
 
 def parse_row_pairs(row: Row) -> Iterator[ParsedPair]:
-    """Yield the pairs of a row of any shape except HelpSteer."""
+    """Yield the preference pairs of one row in any pair format except HelpSteer, and a Drop for answers that give none.
+    Raises InputError if the row has no such format."""
     data = row.data
     shape = find_shape(data)
     if shape is SCORED:
@@ -585,8 +597,8 @@ def parse_row_pairs(row: Row) -> Iterator[ParsedPair]:
 
 
 def parse_pair_answer(data: Fields, column: str, prompt: Any) -> Messages:
-    """Parse the turns of the answer in the column `chosen` or `rejected`. Without a prompt column, they begin with the
-    prompt."""
+    """Parse the answer in a pair's column `chosen` or `rejected` into messages. If `prompt` is None, they begin with
+    the prompt."""
     value = data[column]
     if not isinstance(value, str):
         return parse_pair_messages(data, column, [value] if isinstance(value, dict) else value)
@@ -599,8 +611,8 @@ def parse_pair_answer(data: Fields, column: str, prompt: Any) -> Messages:
 
 
 def parse_pair(row: Row) -> ParsedPair:
-    """Parse a row with `chosen` and `rejected`: answers to a prompt, or whole conversations that share their
-    beginning."""
+    """Parse a row with `chosen` and `rejected`, two answers to a prompt or two whole conversations with a common
+    beginning, into a preference pair. Returns `Drop.IDENTICAL` if they are equal."""
     data = row.data
     question_name = find_question_column(data) or "prompt"
     prompt = data.get(question_name)
@@ -646,7 +658,8 @@ def parse_pair(row: Row) -> ParsedPair:
 
 
 def parse_judged_pair(row: Row) -> ParsedPair:
-    """Parse a row of two answers and a verdict that names the better one."""
+    """Parse a row of two answers and a verdict, such as `winner: a`, into a preference pair. Returns a Drop for a tie
+    or equal answers."""
     data = row.data
     columns = find_judged_columns_of_row(data)
     assert columns is not None
@@ -679,8 +692,8 @@ def parse_judged_pair(row: Row) -> ParsedPair:
 
 
 def parse_verdict(row: Fields, columns: JudgedColumns) -> int | None:
-    """Parse which answer is better: -1 the first, 1 the second, 0 neither. Returns None if the verdict cannot be
-    parsed.
+    """Return the answer that a row's verdict prefers: -1 for the first, 1 for the second, 0 for neither. Returns None
+    if the verdict cannot be parsed.
 
     A number names the column that ends with it. Answers a and b have the numbers 1 and 2; 1.5 is a tie. A text is an
     ending, a column, a model's name, or a tie.
@@ -708,7 +721,7 @@ def parse_verdict(row: Fields, columns: JudgedColumns) -> int | None:
 
 
 def to_number(value: Any) -> float | None:
-    """Convert a number or its text to a float. Returns None for any other value."""
+    """Convert a number or its text to a float, or return None for any other value."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
@@ -716,8 +729,8 @@ def to_number(value: Any) -> float | None:
 
 
 def parse_text_list(value: Any) -> list[str]:
-    """Return a list of texts, which may be given as JSON text. Returns an empty list for anything else. Null becomes an
-    empty text."""
+    """Return a list of texts, given as a list or as its JSON text, with null entries as empty texts. Returns an empty
+    list for anything else."""
     if isinstance(value, str) and value.startswith("["):
         try:
             value = json.loads(value)
@@ -729,12 +742,13 @@ def parse_text_list(value: Any) -> list[str]:
 
 
 def is_text_list(value: Any) -> bool:
-    """Return whether a value is a non-empty list of texts, not of messages."""
+    """Return whether a value is a non-empty list of texts, and not of messages."""
     return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def pair_right_with_wrong_answers(row: Row) -> Iterator[ParsedPair]:
-    """Yield a pair of each right answer and each wrong one of a row, as one group."""
+    """Yield a preference pair for each right answer in `chosen` and each wrong one in `rejected`, all in one group.
+    Equal answers yield `Drop.IDENTICAL`."""
     right_answers = [row.data["chosen"]] if isinstance(row.data["chosen"], str) else row.data["chosen"]
     if not is_text_list(right_answers):
         raise build_pair_error(row.data, "chosen", "neither a text nor a list of texts, as rejected is one")
@@ -751,7 +765,7 @@ def pair_right_with_wrong_answers(row: Row) -> Iterator[ParsedPair]:
 
 
 class ScoredAnswer(NamedTuple):
-    """One of several scored answers to a prompt.
+    """One of several answers to a prompt, with its score and its other fields.
 
     Attributes:
         row: the row that holds it.
@@ -769,7 +783,8 @@ class ScoredAnswer(NamedTuple):
 def parse_scored_answers(
     row: Row, column: str, text_field: str, score_field: str, score_sign: int
 ) -> list[ScoredAnswer]:
-    """Parse a column with a list of scored answers.
+    """Parse a column that lists answers with their scores or ranks, as in UltraFeedback or Nectar, into ScoredAnswers.
+    Raises InputError if there are fewer than two, or one lacks its text or number.
 
     Args:
         row: the row.
@@ -792,7 +807,8 @@ def parse_scored_answers(
 
 
 def pair_helpsteer_rows(rows: Sequence[Row]) -> Iterator[ParsedPair]:
-    """Yield the pairs of HelpSteer rows on one prompt."""
+    """Yield a preference pair for every two HelpSteer rows of one prompt, the more helpful answer preferred. A single
+    row, a tie and equal answers yield a Drop."""
     if len(rows) == 1:
         yield Drop.UNPAIRED
     answers = list[ScoredAnswer]()
@@ -805,7 +821,8 @@ def pair_helpsteer_rows(rows: Sequence[Row]) -> Iterator[ParsedPair]:
 
 
 def pair_all(answers: Sequence[ScoredAnswer], prompt: Messages, has_margins: bool = True) -> Iterator[ParsedPair]:
-    """Yield every pair of answers to one prompt, as one group.
+    """Yield a preference pair for every two answers to one prompt, the higher score preferred, all in one group. A tie
+    and equal answers yield a Drop.
 
     Args:
         answers: two or more answers.
@@ -832,7 +849,8 @@ def pair_all(answers: Sequence[ScoredAnswer], prompt: Messages, has_margins: boo
 def parse_compared_pair(
     row: Row, question_name: str, first_column: str, second_column: str, verdict_column: str
 ) -> ParsedPair:
-    """Parse two answers and a verdict from -3 (the first is much better) to 3 (the second is much better).
+    """Parse a row of two answers and a verdict from -3 (the first is much better) to 3 (the second is much better) into
+    a preference pair. Its margin is the absolute verdict. Returns a Drop for a tie or equal answers.
 
     Args:
         row: the row.
@@ -853,13 +871,13 @@ def parse_compared_pair(
 
 
 def get_text(data: Fields, column: str) -> str:
-    """Return a column's value as text. Returns an empty text if it is null or missing."""
+    """Return the value of a row's column as text, or an empty text if it is null or missing."""
     value = data.get(column)
     return "" if value is None else str(value)
 
 
 def to_answer(text: str) -> Messages:
-    """Return a text as a single assistant turn."""
+    """Return a text as a tuple of one assistant message."""
     return (Message("assistant", text),)
 
 
@@ -872,7 +890,7 @@ def build_preference(
     id: str = "",
     group: str = "",
 ) -> Preference:
-    """Build a pair from its parts, with the attributes from other columns of the row.
+    """Build a Preference from its prompt and answers, with attributes such as `annotator` from the row's other columns.
 
     Args:
         row: the row.
@@ -911,14 +929,16 @@ def build_preference(
 
 
 def parse_pair_messages(data: Fields, column: str, value: Any) -> Messages:
-    """Parse a list of `{role, content}`. Raises InputError for anything else."""
+    """Parse a column's list of `{role, content}` or ShareGPT's `{from, value}` into messages. Raises InputError for
+    anything else."""
     if not isinstance(value, list) or not value:
         raise build_pair_error(data, column, "neither a text nor a list of messages")
     return tuple(message for _, message in parse_sharegpt(value, column))
 
 
 def parse_prompt(data: Fields, column: str) -> Messages:
-    """Parse a prompt from messages, a transcript or a plain question. It ends before the assistant's turn."""
+    """Parse a pair's prompt from a column that holds messages, a transcript or a plain question. The row's system
+    prompt comes first. Raises InputError if the prompt is empty or ends with an answer."""
     value = data.get(column)
     if column == "instruction" and isinstance(value, str):
         turns = tuple(message for place, message in parse_alpaca(data) if place not in ("output", "response"))
@@ -935,7 +955,8 @@ def parse_prompt(data: Fields, column: str) -> Messages:
 
 
 def count_shared_turns(data: Fields, chosen: Messages, rejected: Messages) -> int:
-    """Return how many turns two whole conversations share, up to the last assistant turn where they may diverge."""
+    """Return the number of leading turns that two conversations share before the two answers that differ. Raises
+    InputError if they share none."""
     limit = min(len(chosen), len(rejected)) - 1
     count = next((i for i in range(limit) if chosen[i] != rejected[i]), limit)
     while count > 0 and not chosen[count].role == rejected[count].role == "assistant":
@@ -947,8 +968,8 @@ def count_shared_turns(data: Fields, chosen: Messages, rejected: Messages) -> in
 
 
 def write_preferences(path: str | Path, prefs: Sequence[Preference]) -> None:
-    """Write pairs as JSON Lines in TRL's conversational form, compressed if the name ends in `.gz`. The same pairs give
-    the same bytes.
+    """Write preference pairs to a JSON Lines file in TRL's conversational form, compressed if its name ends in `.gz`.
+    The same pairs give the same bytes.
 
     Raises:
         StorageError: the file cannot be written.
@@ -967,8 +988,8 @@ def write_preferences(path: str | Path, prefs: Sequence[Preference]) -> None:
 
 
 def to_trl_row(pref: Preference) -> Mapping[str, Any]:
-    """Return a pair as a TRL row. A pair without margin has no column `margin`, as TRL uses margins if the column
-    exists."""
+    """Return a preference pair as a row in TRL's conversational form. A pair without margin has no column `margin`, as
+    TRL uses margins if the column exists."""
     row: dict[str, Any] = {
         name: [turn.as_dict() for turn in getattr(pref, name)] for name in MESSAGE_ATTRIBUTES[Preference]
     }
@@ -993,12 +1014,12 @@ SCALAR_TYPES = {str, int, float, bool}
 """Types of scalars in rows. Readers of JSON, CSV and Arrow return no subclasses of them."""
 NO_SIZES: TextSizes = MappingProxyType({})
 RecordFields = tuple[Record, Fields, Fields, TextSizes]
-"""(record, extra, metadata, sizes), see `ParsedRecord`."""
+"""A parsed record as (record, extra, metadata, sizes), see `ParsedRecord`."""
 LABELLED_HELP = 'A row holds {"prompt": "…", "completion": "…", "label": true}.'
 
 
 class ParsedRecord(NamedTuple):
-    """One record of a data set.
+    """A record of a data set, with its row's number, other columns and metadata.
 
     Attributes:
         number: number of its row, or of the last row of its group. Several records may share a number; numbers never
@@ -1020,7 +1041,8 @@ class ParsedRecord(NamedTuple):
 
 
 class RowOutcome(NamedTuple):
-    """The outcome of a row, or of a group of rows: one record of it, a drop, or the error that refuses the group.
+    """One result of parsing a row or a group of rows: a record, the reason why there is none, or the error that refuses
+    the group.
 
     Attributes:
         first_row_number: number of the first row of the group.
@@ -1034,7 +1056,8 @@ class RowOutcome(NamedTuple):
 def iter_outcomes(
     path: str, field: str = "data.path", rules: ColumnRules = DEFAULT_RULES, skip: int = 0, counts: Sequence[int] = ()
 ) -> Iterator[RowOutcome]:
-    """Yield for each row of a data set, in any format, its parsed records, the reason why it has none, or its error.
+    """Parse the rows of a data set in any format, and yield each record, each Drop (the reason why there is no record)
+    and each row's error.
 
     Args:
         path: the data set, see `align.data.read.files.list_data_files`.
@@ -1061,7 +1084,8 @@ def iter_outcomes(
 
 
 def parse_records(group: Sequence[Row], rules: ColumnRules = DEFAULT_RULES) -> Iterator[RecordFields | Drop]:
-    """Yield the records of a group of rows, with other columns of their rows.
+    """Parse a group of rows into records, and yield each with its row's other columns, metadata and text sizes, or a
+    Drop.
 
     Raises:
         InputError: a row has no shape, or a value that cannot be kept.
@@ -1105,7 +1129,8 @@ def parse_records(group: Sequence[Row], rules: ColumnRules = DEFAULT_RULES) -> I
 
 
 def parse_tree_records(group: Sequence[Row], shape: Shape) -> Iterator[RecordFields | Drop]:
-    """Yield the conversations of a tree. Other fields of the last message are a conversation's metadata."""
+    """Yield each conversation of a message tree with its other columns, metadata and text sizes, or a Drop for a path
+    that makes none. The other fields of its last message are metadata."""
     row = group[0]
     tree = row.data.get("message_tree_id") or build_row_id(row)
     shared = collect_scalar_columns({**row.data, **row.kept_as_metadata}) if shape is TREE else {}
@@ -1126,12 +1151,14 @@ def parse_tree_records(group: Sequence[Row], shape: Shape) -> Iterator[RecordFie
 
 
 def parse_tree(group: Sequence[Row]) -> Iterator[Any]:
-    """Yield the conversations of a tree in one row or in several rows."""
+    """Yield the conversations, and a Drop for each other path, of a message tree that is stored in one row or in
+    several rows."""
     return parse_tree_row(group[0]) if is_tree(group[0].data) else parse_tree_messages(group)
 
 
 def measure_group_texts(group: Sequence[Row], shape: Shape) -> TextSizes:
-    """Measure the texts in unread columns of a group of rows of one shape."""
+    """Return the number and total characters of the texts in each unread column, summed over a group of rows of one
+    format."""
     unread = UnreadColumns(DEFAULT_RULES)
     for row in group:
         unread.add_row(row, shape)
@@ -1139,7 +1166,7 @@ def measure_group_texts(group: Sequence[Row], shape: Shape) -> TextSizes:
 
 
 def collect_scalar_columns(data: Fields) -> dict[str, Any]:
-    """Return the scalar columns of a row that are not part of its content."""
+    """Return the columns of a row that hold a text, number or boolean and are no part of its content."""
     return {name: value for name, value in data.items() if name not in CONTENT_COLUMNS and type(value) in SCALAR_TYPES}
 
 
@@ -1149,8 +1176,8 @@ def collect_scalar_columns(data: Fields) -> dict[str, Any]:
 def iter_groups(
     path: str | Path, field: str, rules: ColumnRules | None = None, skip: int = 0, counts: Sequence[int] = ()
 ) -> Iterator[list[Row]]:
-    """Yield the rows of a data set in groups that are parsed together: HelpSteer rows on one prompt, and messages of a
-    tree. Any other row, also one with an error, is a group of its own. Rows with errors within a group follow it.
+    """Yield the rows of a data set in groups that are parsed together: HelpSteer rows of one prompt, messages of one
+    tree, or a single row. A row with an error is a group of its own. Rows with errors within a group follow it.
 
     Args:
         path: the data set.
@@ -1196,7 +1223,8 @@ def iter_groups(
 def find_previous_key(
     path: str | Path, field: str, rules: ColumnRules | None, skip: int, counts: Sequence[int]
 ) -> tuple[GroupKeys, Any]:
-    """Return a `GroupKeys` for the rows after `skip`, and the group key of the last valid row up to it."""
+    """Read the rows before a resume point, and return the group key of the last valid row up to `skip`. Also returns
+    the GroupKeys to use for the rows after it."""
     lookback = LOOKBACK_ROWS
     while True:
         group_keys = GroupKeys()
@@ -1212,8 +1240,8 @@ def find_previous_key(
 
 
 def apply_rules(rows: Iterator[Row], rules: ColumnRules | None) -> Iterator[Row]:
-    """Yield rows with cells of tables converted and `rules` applied. A row to which the rules cannot be applied gets an
-    error."""
+    """Yield each row with the user's column rules applied, or only with text cells of tables converted if `rules` is
+    None. A row to which the rules cannot be applied gets an error."""
     for row in rows:
         if row.error is None and (rules or row.texts):
             try:
@@ -1224,7 +1252,8 @@ def apply_rules(rows: Iterator[Row], rules: ColumnRules | None) -> Iterator[Row]
 
 
 class GroupKeys:
-    """Keys of consecutive rows that form a group. Messages without a tree id belong to the tree of the last root.
+    """The keys that consecutive rows of one group share, computed row by row. Messages without a tree id belong to the
+    tree of the last root.
 
     Attributes:
         trees: number of roots counted.
@@ -1234,7 +1263,8 @@ class GroupKeys:
         self.trees = 0
 
     def compute_key(self, row: Fields) -> Any:
-        """Return the key that all rows of a group share. Returns None for a row that is a group of its own."""
+        """Return the key that a row shares with its group: the prompt (HelpSteer) or the tree (OASST). Returns None for
+        a row that is a group of its own."""
         if is_helpsteer(row):
             return "HelpSteer", json.dumps(row["prompt"])
         if is_tree_message(row):
@@ -1250,7 +1280,8 @@ class GroupKeys:
 def iter_valid_groups(
     path: str | Path, field: str, bad_rows: BadRows, rules: ColumnRules | None = None
 ) -> Iterator[list[Row]]:
-    """Yield the rows of a data set in groups that are parsed together. Rows with errors go to `bad_rows`."""
+    """Yield the groups of a data set's rows that are parsed together, and add the errors of unreadable rows to
+    `bad_rows`."""
     for group in iter_groups(path, field, rules):
         if group[0].error is None:
             yield group
@@ -1259,7 +1290,7 @@ def iter_valid_groups(
 
 
 class ReadResult(NamedTuple):
-    """All records of a data set, the number of its rows, and the drops."""
+    """The records of a data set, the number of its rows, and how often each Drop occurred."""
 
     records: list[Any]
     rows: int
@@ -1275,7 +1306,8 @@ def read_all_records(
     keep_groups: bool = True,
     count_drops: bool = False,
 ) -> ReadResult:
-    """Read all records of a data set.
+    """Parse all rows of a data set with `parse_group`, and return the records in a list, with the number of rows and
+    drops. Prints the columns that are kept as metadata.
 
     Args:
         path: the data set.
@@ -1317,7 +1349,8 @@ def read_documents(
     are_prompts: bool = False,
     rules: ColumnRules = DEFAULT_RULES,
 ) -> list[Document]:
-    """Read the conversations and plain texts of a data set, in order, see `read_all_records`.
+    """Read the conversations and plain texts of a data set into a list, in the order of its rows, see
+    `read_all_records`.
 
     Args:
         path: the data set.
@@ -1357,8 +1390,8 @@ def read_documents(
 def read_preferences(
     path: str | Path, field: str = "data.path", skip_bad_rows: bool = False, rules: ColumnRules = DEFAULT_RULES
 ) -> list[Preference]:
-    """Read the preference pairs of a data set, in order, see `read_all_records`. Prints how many were dropped because
-    neither answer is preferred.
+    """Read the preference pairs of a data set into a list, in the order of its rows, see `read_all_records`. Prints how
+    many were dropped because neither answer is preferred.
 
     Raises:
         InputError: as in `read_all_records`; or there is no row, or no pair.
@@ -1382,8 +1415,8 @@ def read_preferences(
 def read_feedback(
     path: str | Path, field: str = "data.path", skip_bad_rows: bool = False, rules: ColumnRules = DEFAULT_RULES
 ) -> list[Feedback]:
-    """Read the answers with a label (KTO) of a data set, in order, see `read_all_records`. Raises InputError if a row
-    is something else."""
+    """Read the labelled answers (KTO) of a data set into a list, in the order of its rows, see `read_all_records`.
+    Raises InputError if a row is something else."""
 
     def parse_group(group: Sequence[Row], unread: UnreadColumns) -> Iterator[Feedback | Drop]:
         for item in parse_records(group, rules):

@@ -48,16 +48,16 @@ DUPLICATE_KEY = "a key of this name stands twice in one object"
 NUL_PROBLEM = "it holds U+0000 (NUL), which is no character of a text"
 BOM = "\ufeff"
 NumberedRows = Iterator[tuple[int, dict[str, Any] | InputError | None]]
-"""Output of a reader: (number from 1, row or its error) for each row, then (last number, None).
+"""Rows of one file as a reader yields them: (number from 1, row or its error) for each row, then (last number, None).
 The errors name a field of the row; `iter_rows` adds the file and the number."""
 
 
 class DuplicateKeyError(ValueError):
-    """An object with two values of one name."""
+    """Error of a JSON object that has a key twice."""
 
 
 def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build the dict of a JSON object. Raises DuplicateKeyError if a key occurs twice."""
+    """Build a dict from the (key, value) pairs of a JSON object, or raise DuplicateKeyError if a key occurs twice."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -66,13 +66,15 @@ def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=build_object)
-"""Shared, because `json.loads` with a hook makes a decoder per call, which takes as long as reading a short row."""
+"""JSON decoder that refuses duplicate keys. Shared, because `json.loads` with a hook makes a decoder per call, which
+takes as long as reading a short row."""
 LENIENT_DECODER = json.JSONDecoder()
-"""Decoder that accepts duplicate keys, to find the end of such an object."""
+"""JSON decoder that accepts duplicate keys, to find the end of such an object."""
 
 
 def parse_object(value: Any, text: str) -> dict[str, Any]:
-    """Return a JSON value as a row.
+    """Return a decoded JSON value as a row, or raise InputError if it is no object or holds a value that cannot be
+    kept.
 
     Args:
         value: the decoded JSON.
@@ -108,7 +110,8 @@ def check_json_values(value: Any, field: str = "", depth: int = 0) -> None:
 
 
 def read_lines(source: DataFile, skip: int = 0) -> NumberedRows:
-    """Read JSON Lines. Rows are numbered by line; blank lines are skipped."""
+    """Yield (line number, row or its InputError) for each line of a JSON Lines file, then (last number, None). Blank
+    lines are skipped, but counted."""
     line = 0
     with source.open_stream() as file:
         for line, raw in enumerate(iter(lambda: file.readline(MAX_ROW_BYTES + 1), b""), start=1):
@@ -126,13 +129,14 @@ def read_lines(source: DataFile, skip: int = 0) -> NumberedRows:
 
 
 def skip_line(file: BinaryIO, raw: bytes) -> None:
-    """Read to the end of a line without keeping it."""
+    """Read and discard the rest of a line of a file, in pieces. `raw` is the beginning of the line, which has been
+    read."""
     while raw and not raw.endswith(b"\n"):
         raw = file.readline(2**20)
 
 
 def parse_line(raw: bytes) -> dict[str, Any]:
-    """Parse one line of JSON Lines as a row. Raises InputError if it is no JSON object."""
+    """Parse one line of a JSON Lines file as a row, or raise InputError if it is no JSON object in UTF-8."""
     try:
         text = raw.decode()
         data = DECODER.decode(text.lstrip(BOM))
@@ -156,7 +160,7 @@ REWRITE_HELP = "Write the file again, or write one object a line."
 
 
 class JsonText:
-    """The text of a JSON file, read in chunks and consumed value by value.
+    """The text of a JSON file, which is read in chunks and consumed value by value.
 
     Attributes:
         row: number of the row being read.
@@ -176,7 +180,8 @@ class JsonText:
         self.last_row = 0
 
     def read_chunk(self) -> bool:
-        """Read the next chunk and drop consumed text. Returns False at the end of the file."""
+        """Read the next chunk of the file into `text`, and drop the text that has been consumed. Returns False at the
+        end of the file."""
         unread = self.text[self.position :]
         chunk = self.file.read(
             max(CHUNK_BYTES, len(unread))
@@ -187,7 +192,7 @@ class JsonText:
         return bool(chunk)
 
     def peek(self) -> str:
-        """Return the next character after blanks without consuming it. Returns an empty text at the end."""
+        """Return the next character after blanks without consuming it, or an empty text at the end of the file."""
         while True:
             if blanks := BLANK.match(self.text, self.position):
                 self.position = blanks.end()
@@ -197,8 +202,7 @@ class JsonText:
                 return ""
 
     def consume(self, *expected: str) -> str:
-        """Consume the next character, which must be one of `expected`. Raises CorruptFile for another one, or at the
-        end."""
+        """Consume and return the next character, or raise CorruptFile if it is none of `expected`."""
         character = self.peek()
         if character not in expected:
             raise self.build_corrupt_error(f"{character!r} stands where {' or '.join(map(repr, expected))} should")
@@ -206,8 +210,8 @@ class JsonText:
         return character
 
     def consume_value(self) -> tuple[Any, str]:
-        """Consume the next value and return it with its JSON text. An object with a duplicate key is returned as a
-        DuplicateKeyError.
+        """Consume the next JSON value, and return the decoded value and its JSON text. An object with a duplicate key
+        is returned as a DuplicateKeyError.
 
         Raises:
             InputError: the value is too long or nested too deeply.
@@ -233,7 +237,8 @@ class JsonText:
             self.read_chunk()
 
     def _decode_value(self) -> tuple[Any, int]:
-        """Return the value at the current position, and the position of its end."""
+        """Decode the JSON value at the current position, and return it and the position of its end. An object with a
+        duplicate key is returned as a DuplicateKeyError."""
         try:
             return DECODER.raw_decode(self.text, self.position)
         except DuplicateKeyError as error:
@@ -260,7 +265,8 @@ class JsonText:
 
 
 def read_array(source: DataFile, skip: int = 0) -> NumberedRows:
-    """Read one JSON array of objects, or an object that holds one. Rows are numbered by their place in the array.
+    """Yield (number, row or its InputError) for each element of a JSON array, or of the one array of objects within a
+    JSON object. Rows are numbered by their place in the array; (last number, None) follows.
 
     Raises:
         InputError: the object holds several arrays of objects.
@@ -276,7 +282,8 @@ def read_array(source: DataFile, skip: int = 0) -> NumberedRows:
 
 
 def iter_array_rows(json_text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
-    """Yield the rows of an array whose `[` has been consumed."""
+    """Yield (number, row or its InputError) for the elements after the first `skip` of a JSON array whose `[` has been
+    consumed."""
     separator_sign = json_text.consume("]") if json_text.peek() == "]" else ","
     while separator_sign == ",":
         json_text.row += 1
@@ -288,8 +295,8 @@ def iter_array_rows(json_text: JsonText, skip: int) -> Iterator[tuple[int, dict[
 
 
 def iter_object_rows(json_text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
-    """Yield the rows of the one array of objects within an object whose `{` has been consumed. Other values are
-    skipped; arrays element by element, as they may be long."""
+    """Yield (number, row or its InputError) for the one array of objects within a JSON object whose `{` has been
+    consumed. Other values are skipped; arrays element by element, as they may be long."""
     rows_key = ""
     separator_sign = ","
     while separator_sign == ",":
@@ -315,7 +322,7 @@ def iter_object_rows(json_text: JsonText, skip: int) -> Iterator[tuple[int, dict
 
 
 def parse_array_value(value: Any, value_text: str) -> dict[str, Any] | InputError:
-    """Return a value of the array as a row, or the error of a value that is no row."""
+    """Return a decoded element of a JSON array as a row, or an InputError (not raised) if it is no valid row."""
     if isinstance(value, DuplicateKeyError):
         return InputError(str(value), "(twice)", DUPLICATE_KEY, "Keep one.")
     if INVALID_UTF8.search(value_text):
@@ -338,7 +345,8 @@ QUOTED = re.compile(r'"[^"]*"')
 
 
 class TableLines:
-    """Lines of a table file as text, decoded one at a time.
+    """Iterator over the lines of a CSV or TSV file as text. A line that is too long, holds NUL or is not UTF-8 sets
+    `problem` instead of raising.
 
     Attributes:
         problem: the problem of the lines read last, or an empty text. The caller resets it.
@@ -373,8 +381,9 @@ class TableLines:
 
 
 def read_table(source: DataFile, skip: int = 0) -> NumberedRows:
-    """Read CSV or TSV: a header, then one row per record with as many cells. Every value is a text, or null for an
-    empty cell. Rows are numbered from 1 after the header.
+    """Yield (number, row or its InputError) for each record of a CSV or TSV file, with the header's column names as
+    keys. Every value is a text, or None for an empty cell. Rows are numbered from 1 after the header; (last number,
+    None) follows.
 
     Raises:
         InputError: the header is empty, or names a column twice.
@@ -425,7 +434,7 @@ def read_table(source: DataFile, skip: int = 0) -> NumberedRows:
 
 
 def detect_delimiter(header: str, name: str) -> str:
-    """Return the delimiter of a table's cells, such as `,` or a tab, as detected from its header.
+    """Return the cell delimiter of a CSV or TSV file, such as `,` or a tab, as detected from its header.
 
     Args:
         header: the first line.
@@ -436,7 +445,7 @@ def detect_delimiter(header: str, name: str) -> str:
 
 
 def parse_header(line: str, delimiter: str, line_problem: str, source: DataFile) -> list[str]:
-    """Return the column names.
+    """Return the column names in the header of a CSV or TSV file.
 
     Args:
         line: the first line.
@@ -465,7 +474,7 @@ def parse_header(line: str, delimiter: str, line_problem: str, source: DataFile)
 
 
 class CellTypes(NamedTuple):
-    """Columns whose text cells are converted to other types.
+    """The columns of tables whose text cells are converted to lists, messages, numbers or booleans.
 
     Attributes:
         lists: columns of JSON arrays.
@@ -478,12 +487,13 @@ class CellTypes(NamedTuple):
     numbers: Sequence[str]
 
     def convert_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the row with texts replaced by the values that they write. A text that writes no value stays."""
+        """Return a row with its text cells converted to lists, numbers or booleans according to their columns. A text
+        that cannot be converted stays."""
         return {name: self.convert_cell(name, text) if isinstance(text, str) else text for name, text in row.items()}
 
     def convert_cell(self, name: str, text: str) -> Any:
-        """Return the value of a text cell, or the text if its column has no other type or the text writes no such
-        value."""
+        """Convert a text cell to the list, number or boolean that it writes, if its column has such a type. Otherwise
+        returns the text."""
         is_number = name in self.numbers
         if not is_number and not (text.startswith("[") and (name in self.lists or name in self.messages)):
             return text
@@ -524,7 +534,7 @@ STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 def iter_numbered_rows(
     read_batches: Callable[[DataFile, int], Iterator[pyarrow.RecordBatch | int]], source: DataFile, skip: int = 0
 ) -> NumberedRows:
-    """Yield the numbered rows of record batches.
+    """Yield (number, row or its InputError) for each row of a file's Arrow record batches, then (last number, None).
 
     Args:
         read_batches: yields batches, and an integer for each number of rows that it skips.
@@ -558,7 +568,8 @@ def iter_numbered_rows(
 
 
 def iter_parquet_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBatch | int]:
-    """Read Parquet batches. Yields the number of rows instead for row groups that end before `skip`."""
+    """Yield the record batches of a Parquet file. For a row group that ends before or at row `skip`, yields only its
+    number of rows."""
     from pyarrow import parquet
 
     with source.open_seekable() as file:
@@ -581,7 +592,7 @@ def iter_parquet_batches(source: DataFile, skip: int) -> Iterator[pyarrow.Record
 
 
 def iter_file_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBatch]:
-    """Read the batches of an Arrow IPC file, such as Feather."""
+    """Yield all record batches of an Arrow IPC file, such as Feather. `skip` is not used."""
     import pyarrow.ipc
 
     with source.open_seekable() as file:
@@ -592,7 +603,8 @@ def iter_file_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBat
 
 
 def iter_stream_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBatch]:
-    """Read the batches of an Arrow IPC stream, as `datasets` writes it."""
+    """Yield all record batches of an Arrow IPC stream, as `datasets` writes it. `skip` is not used. Raises CorruptFile
+    if the mark of the stream's end is missing."""
     import pyarrow.ipc
 
     with source.open_stream() as file:
@@ -613,13 +625,13 @@ read_arrow_stream = partial(iter_numbered_rows, iter_stream_batches)
 
 
 def check_column_names(schema: pyarrow.Schema, source: DataFile) -> None:
-    """Raise InputError if two columns have one name, as a row holds one value per name."""
+    """Raise InputError if two columns of an Arrow schema have the same name, as a row holds one value per name."""
     if duplicates := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise source.build_input_error(f"has several columns called {', '.join(duplicates)}", "Rename them.")
 
 
 class TailKeeper:
-    """A file wrapper that remembers the last bytes read."""
+    """A binary file wrapper that remembers the last eight bytes read."""
 
     closed = False
 
@@ -636,11 +648,12 @@ class TailKeeper:
         return True
 
     def close(self) -> None:
-        """Leave the file open. The context that opened it closes it."""
+        """Do nothing: the context that opened the file closes it."""
 
 
 def iter_batch_rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | InputError]:
-    """Yield the rows of a batch of any size."""
+    """Yield each row of an Arrow record batch as a dict of JSON values, or an InputError for a row that cannot be kept.
+    A batch may be of any size: it is converted in parts."""
     import pyarrow
 
     types = pyarrow.types
@@ -670,7 +683,7 @@ def iter_batch_rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | Inp
 
 
 def has_nul(column: pyarrow.Array) -> bool:
-    """Return whether a text within a column holds NUL."""
+    """Return whether a text in an Arrow column, or nested in it, contains the character U+0000 (NUL)."""
     import pyarrow
     import pyarrow.compute
 
@@ -688,14 +701,14 @@ def has_nul(column: pyarrow.Array) -> bool:
 
 
 def list_child_fields(data_type: pyarrow.DataType) -> list[pyarrow.Field]:
-    """Return the fields of a list or struct type. Returns an empty list for a map."""
+    """Return the child fields of an Arrow list or struct type. Returns an empty list for a map."""
     import pyarrow
 
     return [] if pyarrow.types.is_map(data_type) else [data_type.field(i) for i in range(data_type.num_fields)]
 
 
 def has_matching_type(data_type: pyarrow.DataType, test: Callable[[pyarrow.DataType], bool]) -> bool:
-    """Return whether a type, or one nested within it, passes a test."""
+    """Return whether an Arrow type, or a type nested in it, passes `test`."""
     import pyarrow
 
     if pyarrow.types.is_dictionary(data_type):
@@ -706,14 +719,14 @@ def has_matching_type(data_type: pyarrow.DataType, test: Callable[[pyarrow.DataT
 
 
 def is_json(data_type: pyarrow.DataType) -> bool:
-    """Return whether a type is Arrow's JSON, in which `datasets` keeps objects of any form."""
+    """Return whether an Arrow type is JSON, in which `datasets` keeps objects of any form."""
     import pyarrow
 
     return isinstance(data_type, pyarrow.JsonType)
 
 
 def has_structs(data_type: pyarrow.DataType) -> bool:
-    """Return whether a type is a struct that contains structs, such as a message with a tool call."""
+    """Return whether an Arrow type is a struct that contains structs, such as a message with a tool call."""
     import pyarrow
 
     is_struct = pyarrow.types.is_struct
@@ -723,8 +736,8 @@ def has_structs(data_type: pyarrow.DataType) -> bool:
 
 
 def decode_nested(value: Any, data_type: pyarrow.DataType) -> Any:
-    """Return a value as JSON Lines would hold it: JSON text is decoded, and null fields of structs are dropped. All
-    structs of a column have the same fields, so that null fills those a row lacks.
+    """Decode JSON text within a value of an Arrow column, and drop null fields of its structs, as JSON Lines would hold
+    it. All structs of a column have the same fields, so that null fills those a row lacks.
 
     Raises:
         InputError: a value of a JSON column is not JSON.
@@ -751,8 +764,8 @@ def decode_nested(value: Any, data_type: pyarrow.DataType) -> Any:
 
 
 def to_json_value(value: Any) -> Any:
-    """Return a value as JSON Lines would hold it: times in ISO 8601, durations in seconds, decimals as numbers, maps as
-    objects."""
+    """Convert a value of an Arrow column to JSON types: times to ISO 8601, durations to seconds, decimals to numbers,
+    maps to objects."""
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, timedelta):
@@ -799,7 +812,7 @@ COLUMN_NAME = re.compile(r"[^\W\d][\w .-]{0,63}")
 
 
 class Row(NamedTuple):
-    """One row of a data set.
+    """A row of a data set, with its file and number, or the error of a row that cannot be read.
 
     Attributes:
         number: number in the data set, ascending.
@@ -822,18 +835,19 @@ class Row(NamedTuple):
 
     @property
     def where(self) -> str:
-        """File and row number, as errors name the row."""
+        """File path and row number as text, by which errors name the row."""
         return f"{self.file}, row {self.place}"
 
     def add_location(self, error: InputError) -> InputError:
-        """Return the error of a field of this row with file and row number added."""
+        """Return a copy of an error about a field of this row, with the file and the row number put before the
+        field."""
         field = f"{self.where}, {error.field}" if error.field else self.where
         return type(error)(field, error.value, error.problem, error.remedy)
 
     @contextmanager
     def naming_errors(self) -> Iterator[None]:
-        """Add this row's file and number to InputErrors of the block. Errors that name another row of the group
-        stay."""
+        """Add this row's file and number to an InputError raised in the block. An error that names a row of this file
+        already is left as it is."""
         try:
             yield
         except InputError as error:
@@ -843,12 +857,13 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Id of a pair whose row has no `id` column: `my-file:7`."""
+        """Default id of a pair whose row has no `id` column, from file name and row number: `my-file:7`."""
         return f"{strip_endings(self.file)}:{self.place}"
 
 
 def iter_rows(path: str | Path, field: str = "data.path", skip: int = 0, counts: Sequence[int] = ()) -> Iterator[Row]:
-    """Yield the rows of a data set, see `list_data_files`. Rows that cannot be read have an error.
+    """Yield the rows of all files of a data set, in any file format. A row that cannot be read has an `error`. See
+    `list_data_files` for the path.
 
     Args:
         path: the data set.
@@ -880,7 +895,7 @@ def iter_rows(path: str | Path, field: str = "data.path", skip: int = 0, counts:
 
 
 def iter_valid_rows(path: str | Path, field: str = "data.path") -> Iterator[Row]:
-    """Yield the rows of a data set. Raises InputError at the first row that cannot be read."""
+    """Yield the rows of a data set, or raise InputError at the first row that cannot be read."""
     for row in iter_rows(path, field):
         if row.error is not None:
             raise row.error
@@ -888,7 +903,7 @@ def iter_valid_rows(path: str | Path, field: str = "data.path") -> Iterator[Row]
 
 
 def count_rows(file: Path, field: str = "data.path") -> int:
-    """Count the rows of a file as `iter_rows` numbers them, blank lines included. Rows are not parsed.
+    """Count the rows of a file as `iter_rows` numbers them, blank lines included, without parsing the rows.
 
     Raises:
         InputError: the file cannot be read.
@@ -902,7 +917,8 @@ def count_rows(file: Path, field: str = "data.path") -> int:
 
 
 def is_seekable(file: Path, field: str = "data.path") -> bool:
-    """Return whether rows of a file can be skipped at little cost, so that reading may start anywhere.
+    """Return whether reading a file may start at any row at little cost: an uncompressed JSON Lines, Parquet or Arrow
+    file.
 
     Raises:
         InputError: the file cannot be read.
@@ -913,7 +929,7 @@ def is_seekable(file: Path, field: str = "data.path") -> bool:
 
 
 def strip_endings(file: Path) -> str:
-    """Return a file's name without the endings of its compression and format."""
+    """Return a file's name without the endings of its compression and format, such as `.jsonl.gz`."""
     name = file.name
     for endings in (COMPRESSION_ENDINGS, ROW_FILE_ENDINGS):
         name = next((name.removesuffix(ending) for ending in endings if name.endswith(ending)), name)
@@ -921,7 +937,8 @@ def strip_endings(file: Path) -> str:
 
 
 def choose_reader(source: DataFile) -> Reader:
-    """Choose the reader of a file by its first bytes, then by its name.
+    """Return the function that reads the rows of a file's format, which is detected from its first bytes, then from its
+    name.
 
     Raises:
         InputError: the format is not supported.
@@ -952,7 +969,7 @@ def choose_reader(source: DataFile) -> Reader:
 
 
 def holds_row_array(text: str) -> bool:
-    """Return whether a text begins with an object that holds an array of objects, and not with a row."""
+    """Return whether the beginning of a JSON file is an object that holds an array of rows, and not a row itself."""
     first_line, _, later_lines = text.partition("\n")
     decoder = json.JSONDecoder()
     if later_lines.strip():
@@ -977,7 +994,8 @@ def holds_row_array(text: str) -> bool:
 
 
 def has_header(text: str, name: str) -> bool:
-    """Return whether a text begins with two lines of equally many cells, the first of them column names."""
+    """Return whether a text begins like a table: two lines of equally many cells, two or more, of which the first are
+    column names."""
     delimiter = detect_delimiter(text.partition("\n")[0], name)
     try:
         table = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
