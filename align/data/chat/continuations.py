@@ -17,12 +17,13 @@ from align.data.chat.tools import escape_conversation
 
 
 def build_scored_row(context_ids: Sequence[int], scored_ids: Sequence[int]) -> EncodedRow:
-    """Build a row of context tokens, which have no label, and of tokens to score."""
+    """Concatenate context tokens, labelled `IGNORE_INDEX`, and tokens to score, labelled with their own ids, into one
+    row."""
     return EncodedRow([*context_ids, *scored_ids], [*[IGNORE_INDEX] * len(context_ids), *scored_ids])
 
 
 def get_prefix_token_id(tokenizer: Any) -> int:
-    """Return the token before a text without context: BOS, or EOS if the tokenizer has no BOS.
+    """Return the id of the token that stands for an empty context: BOS, or EOS if the tokenizer has no BOS.
 
     Raises:
         InputError: the tokenizer has neither.
@@ -34,7 +35,8 @@ def get_prefix_token_id(tokenizer: Any) -> int:
 
 
 def encode_with_special_tokens(tokenizer: Any, text: str) -> list[int]:
-    """Tokenize a text with the special tokens that the tokenizer adds, unless the text begins with the prefix token.
+    """Return the token ids of a text with the special tokens that the tokenizer adds, unless the text begins with the
+    prefix token.
 
     Special tokens that the text spells out become special tokens.
     """
@@ -43,15 +45,16 @@ def encode_with_special_tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_context(tokenizer: Any, context: str) -> list[int]:
-    """Tokenize the context of a generated answer. A context without tokens becomes the prefix token."""
+    """Return the token ids of the context of a generated answer, or only the prefix token if the context has no
+    tokens."""
     return encode_with_special_tokens(tokenizer, context) or [get_prefix_token_id(tokenizer)]
 
 
 def encode_continuation(tokenizer: Any, context: str, continuation: str) -> EncodedRow:
-    """Encode a context and its continuation without truncation.
+    """Encode a context and the continuation to score as one row, without truncation.
 
-    White space at the end of the context is moved to the continuation. The tokens of the continuation are those that
-    both together have more than the context.
+    White space at the end of the context is moved to the continuation. The tokens of the continuation are the
+    tokens that both together have more than the context.
 
     Raises:
         InputError: the continuation has no token of its own.
@@ -68,7 +71,7 @@ def encode_continuation(tokenizer: Any, context: str, continuation: str) -> Enco
 
 
 def encode_answer(tokenizer: Any, prompt: Conversation, answer: str) -> EncodedRow:
-    """Encode an answer after the rendered chat and the generation prompt, without the token that ends the turn.
+    """Encode a chat prompt and the answer to score as one row, without the token that ends the turn.
 
     Raises:
         InputError: the chat template refuses the prompt, or the answer has no token of its own.
@@ -81,7 +84,8 @@ def encode_answer(tokenizer: Any, prompt: Conversation, answer: str) -> EncodedR
 
 
 def build_continuation_row(context_ids: Sequence[int], continuation_ids: Sequence[int], text: str) -> EncodedRow:
-    """Build a row of a context and a continuation.
+    """Build a row of context tokens and continuation tokens to score, or raise InputError if there are no continuation
+    tokens.
 
     Args:
         text: the continuation, for the error.
@@ -97,7 +101,7 @@ def build_continuation_row(context_ids: Sequence[int], continuation_ids: Sequenc
 
 
 def split_windows(tokenizer: Any, text: str, max_tokens: int) -> list[EncodedRow]:
-    """Split a text into windows of at most `max_tokens` tokens, so that every token of the text is scored once.
+    """Split a text into rows of at most `max_tokens` tokens, in which each token of the text is scored exactly once.
 
     The context of a window is the last token of the window before; that of the first one is the prefix token. Special
     tokens that the text spells out are tokenized as plain text.

@@ -56,7 +56,7 @@ class EncodedRow:
 
 
 def render(tokenizer: Any, conversation: Conversation, add_generation_prompt: bool = False) -> str:
-    """Render a conversation with the tokenizer's chat template.
+    """Return a conversation as text, rendered with the tokenizer's chat template.
 
     Args:
         add_generation_prompt: add the generation prompt, the header of the next assistant turn.
@@ -70,7 +70,8 @@ def render(tokenizer: Any, conversation: Conversation, add_generation_prompt: bo
 
 @contextmanager
 def convert_template_errors(tokenizer: Any, conversation: Conversation) -> Iterator[None]:
-    """Convert any exception of a chat template to an InputError that suggests a remedy.
+    """Convert any exception of a chat template inside the block, except MemoryError, to an InputError that suggests a
+    remedy.
 
     A template is a program that comes with the model. It may refuse a conversation, or fail with any other exception.
     """
@@ -107,7 +108,7 @@ def convert_template_errors(tokenizer: Any, conversation: Conversation) -> Itera
 
 
 def can_render(tokenizer: Any, messages: Sequence[Message]) -> bool:
-    """Return whether the template renders these messages without an exception."""
+    """Return whether the tokenizer's chat template renders these messages in time and without an exception."""
     try:
         with render_deadline():
             return bool(tokenizer.apply_chat_template([message.as_dict() for message in messages], tokenize=False))
@@ -116,7 +117,8 @@ def can_render(tokenizer: Any, messages: Sequence[Message]) -> bool:
 
 
 def render_with_marked_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[Span]]:
-    """Render a conversation. Returns the text, and its spans inside the template's `{% generation %}` markers."""
+    """Render a conversation, and return the text and the character spans inside the template's `{% generation %}`
+    markers."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     tools: Any = conversation.tool_dicts()
@@ -135,7 +137,7 @@ def render_with_marked_spans(tokenizer: Any, conversation: Conversation) -> tupl
 def render_with_assistant_spans(
     tokenizer: Any, conversation: Conversation, exclude_reasoning: bool = False
 ) -> tuple[str, list[Span]]:
-    """Render a conversation. Returns the text, and the character spans of the assistant turns that are trained on.
+    """Render a conversation, and return the text and the character spans of the assistant turns that are trained on.
 
     A span begins after the generation prompt. It covers the answer and the token that ends the turn, but not a line
     break or an end-of-text token that the template writes after it.
@@ -173,7 +175,8 @@ def render_with_assistant_spans(
 def find_answer_span(
     tokenizer: Any, conversation: Conversation, turn_index: int, rendered: str, special_texts: Sequence[str]
 ) -> Span | None:
-    """Return the span of assistant turn `turn_index`, which calls no tool, in the rendered text.
+    """Return the character span, in the rendered text, of the assistant turn `turn_index`, which calls no tool. The
+    token that ends the turn is part of the span.
 
     The content is located by rendering a placeholder in its place. Even if a template trims, moves or leaves out text
     when other turns follow, both renderings have the same text around the content. Returns None if the text before the
@@ -204,7 +207,7 @@ def find_answer_span(
 
 
 def build_turn_not_found_error(conversation: Conversation, turn_index: int) -> InputError:
-    """Return the error of an assistant turn whose text is not found in the rendered conversation."""
+    """Return the InputError for an assistant turn whose text is not found in the rendered conversation."""
     return InputError(
         f"{conversation.id or 'conversation'}, messages[{turn_index}]",
         truncate_text(format_turn(conversation.messages[turn_index].as_dict())),
@@ -214,7 +217,7 @@ def build_turn_not_found_error(conversation: Conversation, turn_index: int) -> I
 
 
 def measure_turn_end(tail: str, last_tail: str, special_texts: Sequence[str]) -> int:
-    """Return the number of characters right after an answer that end its turn, such as those of `<|im_end|>`.
+    """Return the number of characters after an answer that end its turn, such as `<|im_end|>`.
 
     They reach to the end of the special token there. If the template writes no special token, they are the text that it
     writes whether or not turns follow.
@@ -222,7 +225,7 @@ def measure_turn_end(tail: str, last_tail: str, special_texts: Sequence[str]) ->
     Args:
         tail: the rendered text from the end of the answer.
         last_tail: the same if the turn is the last one.
-        specials: the texts of the special tokens, longest first.
+        special_texts: the texts of the special tokens, longest first.
     """
     stripped = tail.lstrip()
     for special in special_texts:
@@ -232,7 +235,8 @@ def measure_turn_end(tail: str, last_tail: str, special_texts: Sequence[str]) ->
 
 
 def encode_conversation(tokenizer: Any, conversation: Conversation, mask_reasoning: bool = False) -> EncodedRow:
-    """Encode a conversation, with a loss on the assistant's text and on the tokens that end its turns.
+    """Return token ids and labels of a conversation, with a loss on the assistant's text and on the tokens that end its
+    turns.
 
     Args:
         mask_reasoning: take no loss on the reasoning at the beginning of each answer.
@@ -265,7 +269,7 @@ def encode_conversation(tokenizer: Any, conversation: Conversation, mask_reasoni
 
 
 def include_turn_ends(ids: Sequence[int], mask: list[bool], special_token_ids: frozenset[int]) -> list[bool]:
-    """Return the loss mask with the special token right after each trained span added.
+    """Return a copy of the loss mask that also includes the special token right after each span that is trained on.
 
     Some templates end the turn outside their generation markers, and a model that never trains on the token never
     stops.
@@ -277,7 +281,8 @@ def include_turn_ends(ids: Sequence[int], mask: list[bool], special_token_ids: f
 
 
 def exclude_line_breaks(tokenizer: Any, ids: Sequence[int], mask: list[bool]) -> list[bool]:
-    """Return the loss mask without the line breaks after a turn's last special token.
+    """Return a copy of the loss mask without the line breaks after the last special token of each span that is trained
+    on.
 
     Some templates have them inside their generation markers, but sampling stops at the special token.
     """
@@ -295,7 +300,8 @@ def exclude_line_breaks(tokenizer: Any, ids: Sequence[int], mask: list[bool]) ->
 
 
 def is_surely_too_long(tokenizer: Any, conversation: Conversation, max_tokens: int) -> bool:
-    """Return whether a conversation has more than `max_tokens` tokens for certain, without tokenizing all of it.
+    """Return True if a conversation certainly has more than `max_tokens` tokens, found by tokenizing only its
+    beginning.
 
     Only long conversations are rendered for it, since a template may leave out some of the text.
     """
@@ -315,14 +321,15 @@ class Prompt:
 
 
 def encode_prompt(tokenizer: Any, conversation: Conversation) -> list[int]:
-    """Encode a conversation with the generation prompt at its end."""
+    """Return the token ids of a conversation rendered with the generation prompt at its end."""
     check_tools_rendered(tokenizer, conversation)
     conversation, escapes = escape_conversation(tokenizer, conversation)
     return tokenize_rendered(tokenizer, render(tokenizer, conversation, add_generation_prompt=True), escapes).ids
 
 
 def compute_max_prompt_tokens(context_length: int, max_length: int, max_new_tokens: int) -> int:
-    """Return the maximum number of tokens of a prompt that leaves room for an answer in the model's context.
+    """Return the maximum number of prompt tokens: `max_length`, or less if the model's context could not hold
+    `max_new_tokens` more.
 
     Args:
         context_length: of the model, in tokens.
@@ -348,7 +355,8 @@ class EncodedPrompts(NamedTuple):
 
 
 def encode_prompts(tokenizer: Any, conversations: Sequence[Conversation], max_tokens: int) -> EncodedPrompts:
-    """Encode conversations as prompts, leaving out and counting those with more than `max_tokens` tokens.
+    """Encode conversations as prompts with token ids. Conversations of more than `max_tokens` tokens are left out and
+    counted.
 
     Raises:
         InputError: all prompts are longer.
@@ -372,7 +380,8 @@ def encode_prompts(tokenizer: Any, conversations: Sequence[Conversation], max_to
 
 
 def find_eos_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
-    """Return all tokens that end a plain text: the tokenizer's EOS and those in the generation config.
+    """Return the sorted ids of all tokens that end a plain text: the tokenizer's EOS and the EOS tokens of the
+    generation config.
 
     Raises:
         InputError: the generation config lists an id that is not in the vocabulary.
@@ -393,7 +402,8 @@ def find_eos_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[i
 
 
 def find_stop_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
-    """Return all tokens that end an answer: those that end a plain text, and the token that ends an assistant turn."""
+    """Return the sorted ids of all tokens that end an answer: all EOS tokens, and the token with which the chat
+    template ends an assistant turn."""
     stops = {*find_eos_token_ids(tokenizer, generation_config)}
     if tokenizer.chat_template:
         probe = encode_conversation(tokenizer, Conversation((Message("user", "a"), Message("assistant", "b"))))
@@ -406,7 +416,7 @@ def find_stop_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[
 def encode_for_reward_model(
     tokenizer: Any, prompt: Conversation, answer: str | Message, has_end_token: bool, stop_token_ids: Sequence[int]
 ) -> list[int]:
-    """Encode a prompt and its answer as the input of a reward model.
+    """Return the token ids of a prompt and its answer as a reward model reads them, up to the token that ends the turn.
 
     The input ends with the token that ends the answer's turn, without a line break after it, since the score is read at
     the last token. If the answer was truncated, the input ends without that token.
@@ -434,14 +444,14 @@ def encode_for_reward_model(
 
 
 def find_turn_end_token(tokenizer: Any) -> int | None:
-    """Return the special token at which a reward model reads the score. Returns None if the template writes no special
-    token after an answer."""
+    """Return the id of the special token that ends an answer, at which a reward model reads the score. Returns None if
+    the chat template writes no special token after an answer."""
     ids = encode_for_reward_model(tokenizer, Conversation((Message("user", "a"),)), "b", True, ())
     return ids[-1] if ids[-1] in get_special_token_ids(tokenizer) else None
 
 
 def count_prompt_tokens(tokenizer: Any, prompt: Conversation, ids: Sequence[int]) -> int:
-    """Return how many tokens of an encoded conversation belong to the prompt before its last answer.
+    """Return the number of leading tokens of an encoded conversation that belong to the prompt before its last answer.
 
     Args:
         ids: the whole conversation, see `encode_for_reward_model`.
@@ -452,7 +462,8 @@ def count_prompt_tokens(tokenizer: Any, prompt: Conversation, ids: Sequence[int]
 
 
 def encode_text(tokenizer: Any, text: str, max_length: int) -> list[EncodedRow]:
-    """Encode plain text in pieces of at most `max_length` tokens, with EOS at the end and a loss on every token.
+    """Encode plain text in rows of at most `max_length` tokens, with EOS at the end and a loss on every token. BOS
+    comes first if the tokenizer has it. A last row of one token is left out.
 
     Raises:
         InputError: the tokenizer has no EOS.
@@ -494,7 +505,7 @@ class EncodingResult:
 
     @property
     def total_rows(self) -> int:
-        """Number of rows, including those that were left out."""
+        """Number of encoded rows, plus the conversations that were left out."""
         return len(self.rows) + self.too_long + self.unanswered
 
 
@@ -506,7 +517,8 @@ def encode_documents(
     mask_reasoning: bool = False,
     problem: str = "leaves nothing to train on",
 ) -> EncodingResult:
-    """Encode conversations and plain texts as token ids and labels for supervised training.
+    """Encode conversations and plain texts as rows of token ids and labels for supervised training, and count the
+    conversations left out.
 
     Args:
         truncate: truncate conversations longer than `max_length` instead of leaving them out.
@@ -559,8 +571,7 @@ def encode_documents(
 
 
 def count_document_tokens(tokenizer: Any, document: Document) -> int:
-    """Return the number of tokens of a document in training, with the EOS of a plain text, and its BOS if the tokenizer
-    has one."""
+    """Return the number of tokens of a document in training. The EOS of a plain text is counted."""
     if isinstance(document, str):
         return len(tokenize_text(tokenizer, document)) + 1 + (tokenizer.bos_token_id is not None)
     return len(encode_conversation(tokenizer, document).input_ids)

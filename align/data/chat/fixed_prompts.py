@@ -19,7 +19,8 @@ LONGEST = 256
 
 
 def encode_fixed_prompts(tokenizer: Any, max_tokens: int = LONGEST) -> list[list[int]]:
-    """Return the token ids of fixed test prompts, which compare the outputs of two models.
+    """Return the token ids of the test prompts of `fixed_prompts.json`, on which the outputs of two models are
+    compared.
 
     The last prompt is not text, but tokens from all over the vocabulary, for tokenizers of other languages.
 
@@ -33,7 +34,8 @@ def encode_fixed_prompts(tokenizer: Any, max_tokens: int = LONGEST) -> list[list
 
 
 def render_fixed_prompts(tokenizer: Any, max_tokens: int = LONGEST) -> list[tuple[str, list[int]]]:
-    """Return (text, token ids) of each fixed prompt, rendered by the chat template.
+    """Return (text, token ids) of each test prompt of `fixed_prompts.json`, rendered with the chat template and the
+    generation prompt.
 
     Prompts that the template refuses and prompts that are too long are left out.
     """

@@ -26,13 +26,14 @@ TOOLS = 12
 
 
 def build_call(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return an assistant message that calls the tool."""
+    """Return an assistant message that calls the test tool `f` with `arguments`."""
     call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": arguments}}
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
 def iter_conversations() -> Iterator[tuple[list[Any], list[Any] | None]]:
-    """Yield (messages, tools) of short and long conversations, and of conversations with many turns."""
+    """Yield test conversations as (messages, tools), short ones, long ones and ones of many turns. Tools are None in
+    conversations without tool calls."""
     system = {"role": "system", "content": "s"}
     yield [USER], None
     yield [USER, ANSWER], None
@@ -55,12 +56,13 @@ def iter_conversations() -> Iterator[tuple[list[Any], list[Any] | None]]:
 
 
 def raise_template_error(message: str) -> None:
-    """Raise TemplateError, as the template's function `raise_exception`."""
+    """Raise TemplateError. Chat templates call this as `raise_exception` to refuse a conversation."""
     raise TemplateError(message)
 
 
 def main() -> int:
-    """Render the conversations. Returns exit status 0, or 3 if the template exceeded the memory limit.
+    """Render built-in test conversations with the chat template from standard input, under a memory limit, and discard
+    the text. Returns exit status 0, or 3 if the template exceeded the memory limit.
 
     A template may refuse a conversation.
     """

@@ -19,11 +19,12 @@ REST = rf"(?:(?!{CLOSE}).)*{CLOSE}\s*"
 SPAN = re.compile(rf"\s*{OPEN}{REST}", re.DOTALL)
 """The reasoning at the beginning of an answer, with the white space after it."""
 BEHIND_HEADER = re.compile(REST, re.DOTALL)
-"""The same if `<think>` is in the generation prompt."""
+"""The reasoning at the beginning of an answer whose `<think>` is in the generation prompt."""
 
 
 def measure_reasoning(answer: str, begins_in_reasoning: bool = False) -> int:
-    """Return the number of characters of the reasoning at the beginning of an answer, with its tags.
+    """Return the number of characters of the `<think>` reasoning at the beginning of an answer, with its tags. Returns
+    0 if there is none.
 
     Args:
         begins_in_reasoning: whether `<think>` is in the generation prompt. If not, `</think>` alone is ordinary text.
@@ -33,12 +34,12 @@ def measure_reasoning(answer: str, begins_in_reasoning: bool = False) -> int:
 
 
 def prepend_reasoning(answer: str, reasoning: str) -> str:
-    """Put reasoning in front of an answer, between tags."""
+    """Return an answer with `reasoning` put in front, in `<think>` tags."""
     return f"{OPEN}\n{reasoning.strip()}\n{CLOSE}\n\n{answer}"
 
 
 def split_reasoning(text: str, begins_in_reasoning: bool = False) -> tuple[str, str]:
-    """Split an answer into its `<think>` reasoning, without tags, and the rest.
+    """Split an answer into its `<think>` reasoning, without the tags, and the text after it.
 
     If the reasoning is not closed, the rest is empty.
 
@@ -51,12 +52,13 @@ def split_reasoning(text: str, begins_in_reasoning: bool = False) -> tuple[str, 
 
 
 def strip_reasoning(text: str, begins_in_reasoning: bool = False) -> str:
-    """Return an answer without its reasoning, see `split_reasoning`."""
+    """Return the text of an answer after its `<think>` reasoning, see `split_reasoning`."""
     return split_reasoning(text, begins_in_reasoning)[1]
 
 
 def strip_all_reasoning(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Remove the reasoning from all answers. Answers that were nothing but reasoning are not trained on."""
+    """Return the messages with the `<think>` reasoning removed from all answers. Answers that were nothing but
+    reasoning are excluded from the loss."""
     return tuple(strip_message_reasoning(message) if message.role == "assistant" else message for message in messages)
 
 
@@ -70,14 +72,14 @@ def strip_message_reasoning(message: Message) -> Message:
 
 
 class LostReasoning(NamedTuple):
-    """Whether a chat template left out the reasoning of the last answer, and of any earlier answer."""
+    """Two flags: a chat template left out the reasoning of the last answer, and of any earlier answer."""
 
     of_last_answer: bool
     of_earlier_answer: bool
 
 
 def find_lost_reasoning(conversation: Conversation, rendered: str) -> LostReasoning:
-    """Return which answers of a rendered conversation lost their reasoning in the chat template.
+    """Return whether a conversation's rendering lacks the reasoning of the last answer, and of any earlier answer.
 
     Answers that are not trained on are not considered.
 

@@ -31,7 +31,7 @@ class RenderDeadline(Exception):
 
 @dataclass(slots=True)
 class Rendering:
-    """One rendering in progress.
+    """A rendering of a chat template in progress: its thread, and its deadline in CPU time.
 
     Attributes:
         thread_id: the thread that renders.
@@ -53,7 +53,8 @@ class RenderWatch:
         self.watching = False
 
     def begin_rendering(self) -> Rendering:
-        """Record that this thread renders, and start the thread that checks deadlines if it is not running."""
+        """Register a rendering in this thread with its deadline, and start the thread that checks deadlines if it is
+        not running."""
         thread_id = threading.get_ident()
         rendering = Rendering(thread_id, time.thread_time() + RENDER_S)
         with self.lock:
@@ -64,12 +65,12 @@ class RenderWatch:
         return rendering
 
     def end_rendering(self, rendering: Rendering) -> None:
-        """Remove a rendering that has ended."""
+        """Remove a rendering that has ended, so that its deadline is no longer checked."""
         with self.lock:
             self.renderings.pop(rendering.thread_id, None)
 
     def watch_deadlines(self) -> None:
-        """Raise RenderDeadline in each thread that exceeds its CPU time. Never returns."""
+        """Raise RenderDeadline in each thread whose rendering exceeds its CPU time. Never returns."""
         while True:
             time.sleep(LOOK_S)
             with self.lock:
@@ -81,12 +82,12 @@ class RenderWatch:
 
 
 def get_thread_time(thread_id: int) -> float:
-    """Return the CPU seconds of a running thread of this process."""
+    """Return the CPU seconds that a running thread of this process has used."""
     return time.clock_gettime(time.pthread_getcpuclockid(thread_id))
 
 
 def wait_for_exception() -> None:
-    """Run Python code until an exception arrives that another thread has raised in this one."""
+    """Run Python code for a moment, so that an exception that another thread raised in this one arrives here."""
     for _ in range(1_000):
         time.sleep(0)
 
@@ -95,7 +96,7 @@ WATCH = RenderWatch()
 
 
 def reset_watch_after_fork() -> None:
-    """Replace the global watch in a forked process, which has only the thread that forked."""
+    """Replace the global RenderWatch in a forked process, in which the thread that checks deadlines does not run."""
     global WATCH
     WATCH = RenderWatch()
 
@@ -105,7 +106,8 @@ os.register_at_fork(after_in_child=reset_watch_after_fork)
 
 @contextmanager
 def render_deadline() -> Iterator[None]:
-    """Raise RenderDeadline in this thread if the block takes too long. Blocks must not be nested."""
+    """Raise RenderDeadline in this thread if the block uses more than `RENDER_S` seconds of CPU time. Blocks must not
+    be nested."""
     watch = WATCH
     rendering = watch.begin_rendering()
     delivered = False

@@ -87,7 +87,8 @@ text of an answer; and consecutive results in one user turn.
 
 
 def build_house_template(**expressions: str) -> str:
-    """Fill the placeholders of `HOUSE` with Jinja expressions.
+    """Return the chat template `HOUSE` with its placeholders, such as `BEGIN` and `HEAD`, replaced by Jinja
+    expressions.
 
     Args:
         expressions: `BEGIN` is the beginning of the text, `HEAD` the header of a turn of `role`. `CLOSE` ends the turns
@@ -125,8 +126,7 @@ MARKERS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 
 def set_chat_template(tokenizer: Any, template: str | None, kwargs: Mapping[str, Any] | None = None) -> None:
-    """Set the tokenizer's chat template as configured, and check that the template and the tokenizer's patterns
-    terminate.
+    """Set `tokenizer.chat_template` as configured, and check that the template and the tokenizer's patterns terminate.
 
     Args:
         template: `chatml`; None for the tokenizer's own.
@@ -158,8 +158,8 @@ def set_chat_template(tokenizer: Any, template: str | None, kwargs: Mapping[str,
 
 
 def check_template_terminates(template: str, special: Mapping[str, str]) -> None:
-    """Check that a chat template terminates, by rendering conversations of many lengths in a process with limits of
-    time and memory.
+    """Raise InputError unless a chat template renders test conversations within limits of time and memory. It is
+    rendered in a subprocess.
 
     Args:
         special: the tokenizer's special tokens by name, such as `eos_token`.
@@ -188,7 +188,8 @@ def check_template_terminates(template: str, special: Mapping[str, str]) -> None
 
 
 def run_probe_script(script: str, request: Mapping[str, Any]) -> subprocess.CompletedProcess[str] | None:
-    """Run a Python script of this folder in a subprocess with a time limit. Returns None if it does not end in time.
+    """Run a Python script of this folder in a subprocess, and return the process, or None if it does not end within
+    `PATIENCE_S` seconds.
 
     Args:
         request: JSON that the script reads from its standard input.
@@ -200,7 +201,8 @@ def run_probe_script(script: str, request: Mapping[str, Any]) -> subprocess.Comp
 
 
 def set_template_kwargs(template: Any, kwargs: Mapping[str, Any]) -> Any:
-    """Return a chat template with arguments such as `enable_thinking` set in it, in place of those set before.
+    """Return a chat template with the arguments `kwargs`, such as `enable_thinking`, set at its beginning. Arguments
+    that were set before are removed.
 
     Args:
         template: Jinja, or a mapping of names to Jinja. In a mapping, each template gets the arguments that it reads.
@@ -229,7 +231,7 @@ def get_named_templates(template: Any) -> Mapping[str, str]:
 
 
 def parse_template(template: str) -> nodes.Template:
-    """Parse a chat template.
+    """Parse a chat template into a Jinja syntax tree.
 
     Raises:
         InputError: it is not valid Jinja.
@@ -242,14 +244,15 @@ def parse_template(template: str) -> nodes.Template:
 
 
 def find_template_variables(template: str) -> set[str]:
-    """Return the variables that a template reads, without those that it sets itself or that the renderer sets."""
+    """Return the names of the variables that a template expects from the user, such as `enable_thinking`. Variables
+    that the template or the renderer sets are left out."""
     tree = parse_template(template)
     assigned = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "store"}
     return meta.find_undeclared_variables(tree) - RENDER_VARIABLES - assigned
 
 
 def prepend_set_statements(template: str, values: Mapping[str, Any]) -> str:
-    """Return a chat template with Jinja `set` statements in front that set variables to values."""
+    """Return a chat template with Jinja `set` statements in front, which set variables to `values`."""
     # JSON strings, numbers and booleans are valid Jinja.
     lines = (f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in sorted(values.items()))
     # The line break belongs to the comment (`trim_blocks`), so that the template still begins a line.
@@ -266,7 +269,8 @@ because the library skips a text that lacks a character which every match needs.
 
 
 def check_patterns_terminate(tokenizer: Any) -> None:
-    """Check that the regular expressions of a tokenizer terminate, on texts that make careless patterns backtrack.
+    """Raise InputError if a tokenizer's regular expressions do not end in time on texts that make careless patterns
+    backtrack. They run in a subprocess.
 
     Raises:
         InputError: they do not end in time.
@@ -293,7 +297,8 @@ def check_patterns_terminate(tokenizer: Any) -> None:
 
 
 def iter_regex_patterns(step: Any) -> Iterator[str]:
-    """Yield the regular expressions of a tokenizer step and of the steps inside it."""
+    """Yield the regular expressions in a tokenizer's normalizer or pre-tokenizer, given as JSON, and in the steps
+    inside it."""
     if isinstance(step, dict):
         if isinstance(step.get("Regex"), str):
             yield step["Regex"]
@@ -305,7 +310,7 @@ def iter_regex_patterns(step: Any) -> Iterator[str]:
 
 
 ZERO_WIDTH_SPACE = "\u200b"
-"""Zero-width space."""
+"""Character that breaks up the text of a special token."""
 
 PRELUDE = """
 {#- Special tokens that a content spells out are text: a zero-width space takes them apart. Then the chat template. -#}
@@ -339,7 +344,7 @@ PRELUDE = """
 
 
 def build_escaping_template(tokenizer: Any) -> str:
-    """Return the chat template with a prelude that breaks up the special tokens in contents.
+    """Return the tokenizer's chat template with a prelude that breaks up special tokens in the contents of messages.
 
     Returns an empty string if the tokenizer has no template. The line break at the end of the prelude is not rendered,
     since templates are rendered with `trim_blocks`.
@@ -353,11 +358,11 @@ def build_escaping_template(tokenizer: Any) -> str:
 
 
 def break_up_special_token(text: str) -> str:
-    """Return the text of a special token with a zero-width space in it, so that it is not tokenized as the token. A
+    """Return a special token's text with a zero-width space in it, so that it is not tokenized as the special token. A
     token of one letter becomes empty."""
     return text[0] + ZERO_WIDTH_SPACE + text[1:] if len(text) > 1 else ""
 
 
 def quote_jinja(text: str) -> str:
-    """Return a string as a Jinja literal."""
+    """Return a text as a Jinja string literal in double quotes."""
     return json.dumps(text, ensure_ascii=False)

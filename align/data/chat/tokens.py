@@ -36,7 +36,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The tokens of a text.
+    """The token ids of a text, with the range of characters of each token.
 
     Attributes:
         ids: token ids.
@@ -48,19 +48,21 @@ class Tokens:
 
 
 def tokenize_text(tokenizer: Any, text: str) -> list[int]:
-    """Tokenize a plain text without adding special tokens. Special tokens that it spells out are tokenized as text."""
+    """Return the token ids of a plain text without BOS or EOS. Special tokens that the text spells out are tokenized as
+    text."""
     return tokenize_with_specials(tokenizer, text, []).ids
 
 
 def find_leading_token_ids(tokenizer: Any) -> list[int]:
-    """Return the tokens that a tokenizer adds in front of a text; for most of them, BOS."""
+    """Return the ids of the tokens that a tokenizer adds in front of a text. For most tokenizers this is BOS."""
     full_ids = list(tokenizer("a", add_special_tokens=True)["input_ids"])
     bare_ids = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     return full_ids[: full_ids.index(bare_ids[0])] if bare_ids and bare_ids[0] in full_ids else []
 
 
 def tokenize_rendered(tokenizer: Any, rendered: str, escapes: EscapeTable) -> Tokens:
-    """Tokenize the rendering of an escaped conversation, or a part of it, see `escape_texts`.
+    """Tokenize rendered text so that special tokens of the template count, and special tokens spelled out in contents
+    become plain text. The contents were escaped before rendering, see `escape_texts`.
 
     Raises:
         InputError: see `build_respelled_copy`.
@@ -71,7 +73,8 @@ def tokenize_rendered(tokenizer: Any, rendered: str, escapes: EscapeTable) -> To
 
 
 def escape_texts(tokenizer: Any, contents: Sequence[str]) -> tuple[list[str], EscapeTable]:
-    """Escape special tokens in contents of messages by replacing the first letter of each by a private-use character.
+    """Replace the first letter of each special token in contents of messages by a private-use character, so that
+    contents hold no special token.
 
     This includes special tokens that a content might form together with the template's text beside it. Lengths do not
     change.
@@ -99,13 +102,13 @@ def escape_texts(tokenizer: Any, contents: Sequence[str]) -> tuple[list[str], Es
 
 
 def iter_unused_letters(text: str) -> Iterator[str]:
-    """Return an iterator over the private-use characters that are not in a text."""
+    """Return an iterator over the private-use Unicode characters that do not occur in a text."""
     used = set(text)
     return (chr(i) for i in chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)) if chr(i) not in used)
 
 
 def tokenize_with_specials(tokenizer: Any, text: str, spans: Sequence[Span]) -> Tokens:
-    """Tokenize a text in which exactly the given spans are special tokens."""
+    """Tokenize a text so that exactly the character ranges `spans` become special tokens."""
     special_tokens = get_special_tokens(tokenizer)
     if special_tokens.find_spans(text) == spans:
         tokens = tokenize_directly(tokenizer, text)
@@ -115,13 +118,14 @@ def tokenize_with_specials(tokenizer: Any, text: str, spans: Sequence[Span]) -> 
 
 
 def tokenize_directly(tokenizer: Any, text: str) -> Tokens:
-    """Tokenize a text with the tokenizer itself, to which every spelled-out special token is one."""
+    """Tokenize a text with the tokenizer itself, which makes every spelled-out special token a special token."""
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
     return Tokens(list(encoding["input_ids"]), list(encoding.get("offset_mapping", ())))
 
 
 def tokenize_with_copy(tokenizer: Any, text: str, spans: Sequence[Span]) -> Tokens:
-    """Tokenize a text with the respelled copy, so that only the given spans are special tokens."""
+    """Tokenize a text with a copy of the tokenizer whose special tokens are respelled, so that only the ranges `spans`
+    become special tokens."""
     special_tokens = get_special_tokens(tokenizer)
     if special_tokens.copy is None:
         special_tokens.copy = build_respelled_copy(tokenizer, special_tokens)
@@ -140,7 +144,8 @@ def tokenize_with_copy(tokenizer: Any, text: str, spans: Sequence[Span]) -> Toke
 
 
 def build_respelled_copy(tokenizer: Any, special_tokens: SpecialTokens) -> tuple[Any, dict[str, str]]:
-    """Build a copy of the tokenizer with the same ids, whose special tokens are spelled with a random number.
+    """Build a copy of the tokenizer with the same ids, but random spellings of its special tokens, which no text
+    contains.
 
     Returns:
         the copy, and text of a special token → its new spelling.
@@ -179,17 +184,19 @@ def build_respelled_copy(tokenizer: Any, special_tokens: SpecialTokens) -> tuple
 
 
 def get_special_token_ids(tokenizer: Any) -> frozenset[int]:
-    """Return the ids of the special tokens, which the content of a message never becomes."""
+    """Return the ids of a tokenizer's special tokens, which the content of a message never becomes, see
+    `SpecialTokens`."""
     return get_special_tokens(tokenizer).ids
 
 
 def get_special_texts(tokenizer: Any) -> tuple[str, ...]:
-    """Return the texts of the special tokens, longest first."""
+    """Return the texts of a tokenizer's special tokens, longest first."""
     return get_special_tokens(tokenizer).texts
 
 
 def copy_tokenizer_for_export(tokenizer: Any) -> Any:
-    """Return a copy of a tokenizer for export, with its list of control tokens set.
+    """Return a copy of a tokenizer with its attribute `chat_control_tokens` set, so that no other added token is
+    escaped in contents.
 
     transformers' `sanitize_control_tokens` escapes special tokens in contents, and the tokens of the list
     `chat_control_tokens`. Without the list it also escapes every added token that the template writes, such as Qwen's
@@ -202,7 +209,7 @@ def copy_tokenizer_for_export(tokenizer: Any) -> Any:
 
 
 class SpecialTokens:
-    """The special tokens of a tokenizer, and the added token that its template ends answers with, if it is not special.
+    """The special tokens of a tokenizer, including an added token with which its chat template ends answers.
 
     Attributes:
         ids: token ids.
@@ -231,8 +238,8 @@ class SpecialTokens:
         self._max_length = max(map(len, texts), default=0)
 
     def find_spans(self, text: str) -> list[Span]:
-        """Return the special tokens that a tokenizer finds in a text. Of overlapping added tokens it takes the leftmost
-        one, and the longest one there."""
+        """Return the character spans of the special tokens that a tokenizer finds in a text. Of overlapping added
+        tokens it takes the leftmost one, and the longest one there."""
         matches = self._added_pattern.finditer(text)
         return [match.span() for match in matches if match[0].strip() in self._stripped_texts]
 
@@ -249,7 +256,7 @@ class SpecialTokens:
         )
 
     def find_start_positions(self, text: str) -> set[int]:
-        """Return the positions in a content at which special tokens begin.
+        """Return the positions in a message's content at which special tokens begin.
 
         A special token could also begin before the content or end after it, in the text of the template beside it. Then
         the position of its first letter in the content is included. A template may trim the content.
@@ -270,12 +277,12 @@ class SpecialTokens:
 
 
 def sort_longest_first(texts: set[str]) -> tuple[str, ...]:
-    """Return texts by descending length."""
+    """Return texts sorted by descending length, then alphabetically."""
     return tuple(sorted(texts, key=lambda text: (-len(text), text)))
 
 
 def compile_alternatives(texts: Sequence[str]) -> re.Pattern[str]:
-    """Compile a pattern that matches any of the texts."""
+    """Compile a regular expression that matches any of the texts literally, and nothing if there are none."""
     return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 
@@ -283,7 +290,8 @@ ANSWER = "\ue000answer\ue001"
 
 
 def render_answer_end(tokenizer: Any) -> str:
-    """Return the text that the template writes after an answer. Returns an empty string if the template fails."""
+    """Return the text that the chat template writes after an answer, such as `<|im_end|>`. Returns an empty string if
+    the template fails."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWER}]
     try:
         with render_deadline():
@@ -312,7 +320,7 @@ MARGIN = 64
 
 
 def is_longer_than(tokenizer: Any, text: str, max_tokens: int) -> bool:
-    """Return whether a text has more than `max_tokens` tokens for certain, tokenizing only its beginning.
+    """Return True if a text certainly has more than `max_tokens` tokens, found by tokenizing only its beginning.
 
     A tokenizer needs some 400 bytes of memory per character, five gigabytes for a row of eleven million. A beginning
     with too many tokens proves that the whole is too long, because later text changes only its last tokens. How many

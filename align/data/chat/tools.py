@@ -21,14 +21,14 @@ Messages = Sequence[Mapping[str, Any]]
 """Messages in the form that chat templates read: `role`, `content`, an assistant's `tool_calls` with `arguments` as an
 object, and a tool's `tool_call_id`."""
 Tools = Sequence[Mapping[str, Any]]
-"""`{"type": "function", "function": {name, description, parameters}}`."""
+"""Tool schemas, `{"type": "function", "function": {name, description, parameters}}`."""
 PROBE = ({"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}},)
 FIXED = ("role", "type")
 """Fields whose values a template compares with constants. A value that is an identifier is not escaped there."""
 
 
 def encode_tool_prompt(tokenizer: Any, messages: Messages, tools: Tools = ()) -> list[int]:
-    """Tokenize messages and tools with the generation prompt at the end.
+    """Return the token ids of messages and tool schemas, rendered with the chat template and the generation prompt.
 
     Raises:
         InputError: the template refuses the chat, or a key in it spells out a special token.
@@ -38,7 +38,8 @@ def encode_tool_prompt(tokenizer: Any, messages: Messages, tools: Tools = ()) ->
 
 
 def apply_template(tokenizer: Any, messages: Messages, tools: Tools | None, add_generation_prompt: bool) -> str:
-    """Render messages with the chat template, within a time limit. The template may raise any exception.
+    """Return messages as text, rendered with the chat template within a time limit. The template may raise any
+    exception.
 
     Args:
         add_generation_prompt: add the generation prompt.
@@ -57,7 +58,7 @@ def apply_template(tokenizer: Any, messages: Messages, tools: Tools | None, add_
 
 
 def render_messages(tokenizer: Any, messages: Messages, tools: Tools) -> str:
-    """Render messages with the generation prompt at the end.
+    """Return messages and tool schemas as text, rendered with the chat template and the generation prompt.
 
     Raises:
         InputError: the template refuses the chat.
@@ -73,7 +74,8 @@ def render_messages(tokenizer: Any, messages: Messages, tools: Tools) -> str:
 
 
 def supports_tools(tokenizer: Any) -> bool:
-    """Return whether the tokenizer's chat template writes tools into the prompt."""
+    """Return whether the tokenizer's chat template writes tools into the prompt, judged by rendering with and without a
+    tool. Returns False if it refuses the test message."""
     messages = [{"role": "user", "content": "a"}]
     try:
         return render_messages(tokenizer, messages, PROBE) != render_messages(tokenizer, messages, ())
@@ -82,7 +84,8 @@ def supports_tools(tokenizer: Any) -> bool:
 
 
 def escape_conversation(tokenizer: Any, conversation: Conversation) -> tuple[Conversation, EscapeTable]:
-    """Escape the special tokens in the texts of a conversation, its tool calls and its schemas.
+    """Escape special tokens in a conversation's texts, tool calls and tool schemas, so that they are tokenized as plain
+    text.
 
     Returns:
         the conversation, and the table that reverts the replacement, see `align.data.chat.tokens.escape_texts`.
@@ -107,7 +110,8 @@ def escape_conversation(tokenizer: Any, conversation: Conversation) -> tuple[Con
 
 
 def escape_json(tokenizer: Any, value: Any) -> tuple[Any, EscapeTable]:
-    """Escape the special tokens in all strings of a JSON value, see `escape_texts`. The keys of objects stay.
+    """Escape special tokens in all strings of a JSON value, so that they are tokenized as plain text, see
+    `escape_texts`. Returns the value and the table that reverts the replacement. The keys of objects stay.
 
     Raises:
         InputError: a key spells out a special token.
@@ -128,7 +132,8 @@ def escape_json(tokenizer: Any, value: Any) -> tuple[Any, EscapeTable]:
 
 
 def replace_texts(value: Any, change: Callable[[str], str], special_texts: Sequence[str]) -> Any:
-    """Return a JSON value with a function applied to each of its strings, in order. Identifiers in `FIXED` fields stay.
+    """Return a copy of a JSON value with `change` applied to each of its strings, in order. Identifiers in `FIXED`
+    fields stay.
 
     Raises:
         InputError: a key spells out one of the special tokens.
@@ -186,7 +191,7 @@ def check_tools_rendered(tokenizer: Any, conversation: Conversation) -> None:
 
 
 def get_turn_shape(turn: Message) -> tuple[Any, ...]:
-    """Return the properties of a turn on which the output of a template may depend, apart from its texts."""
+    """Return the properties of a message, apart from its texts, on which the output of a chat template may depend."""
     id_lengths = tuple(len(call.id) for call in turn.tool_calls)
     return turn.role, bool(turn.content.strip()), id_lengths, len(turn.tool_call_id), bool(turn.name)
 
@@ -208,7 +213,7 @@ class Mark(NamedTuple):
 
 
 def build_marked_copy(conversation: Conversation) -> tuple[Conversation, list[Mark]]:
-    """Return a copy of a conversation with a made-up word in place of each text, and these words."""
+    """Return a copy of a conversation with each text replaced by a made-up word, and the list of these words."""
     marks: list[Mark] = []
     words = (f"xq{n}qx" for n in count())
 
@@ -250,8 +255,8 @@ def find_calls_span(
     answer_end: str,
     special_texts: Sequence[str],
 ) -> Span | None:
-    """Return the span of assistant turn `turn_index`, which calls tools: its text, its calls and the token that ends
-    it.
+    """Return the character span, in the rendered text, of the assistant turn `turn_index`, which calls tools. It covers
+    the turn's text, its calls and the token that ends it.
 
     Returns None if the template does not allow to locate it.
 
@@ -259,7 +264,7 @@ def find_calls_span(
         render: renders a conversation; with `add_generation_prompt=True`, with the generation prompt.
         text: the rendered conversation.
         answer_end: the text that the template writes after an answer without calls.
-        specials: the texts of the special tokens, longest first.
+        special_texts: the texts of the special tokens, longest first.
     """
     mark = next(mark for n in count() if (mark := f"\ue000calls {n}\ue001") not in text)
     turn = conversation.messages[turn_index]
@@ -289,7 +294,7 @@ def find_calls_span(
 
 
 def measure_calls_end(tail: str, answer_end: str, special_texts: Sequence[str]) -> int:
-    """Return the number of characters right after a turn's tool calls that end the turn.
+    """Return the number of characters after a turn's tool calls that end the turn, such as `<|im_end|>`.
 
     They reach to the special token that ends answers, else to the first special token. Without a special token they are
     the whole tail but for the white space at its end.

@@ -25,13 +25,14 @@ FILE = "trained_on.jsonl"
 ROWS = 3
 """Number of rows that supervised training writes."""
 Render = Callable[[Record], list[dict[str, Any]]]
-"""Converts a record to lines: `what` it is (such as `chosen` of a pair), and its `parts` (`{text, trained, special}`).
-If a template rendered it, also its number of `tokens` and how many are `trained`; otherwise `refused` says why not."""
+"""Function that converts a record to lines of `trained_on.jsonl`: `what` it is (such as `chosen` of a pair), and its
+`parts` (`{text, trained, special}`). If a template rendered it, also its number of `tokens` and how many are `trained`;
+otherwise `refused` says why not."""
 
 
 def iter_trained_texts(record: Record) -> Iterator[tuple[str, str | Conversation]]:
-    """Yield (label, document) of each text of a record that is trained on. A pair has two: its prompt with each
-    answer."""
+    """Yield (label, document) for each text or conversation of a record that is trained on. A pair has two: its prompt
+    with the `chosen` and with the `rejected` answer."""
     if isinstance(record, Preference):
         for label in ("chosen", "rejected"):
             yield label, join_trained_answer(record, getattr(record, label))
@@ -42,7 +43,8 @@ def iter_trained_texts(record: Record) -> Iterator[tuple[str, str | Conversation
 
 
 def split_turns(document: str | Conversation) -> list[Mapping[str, Any]]:
-    """Return the parts of a document as JSON objects for `trained_on.jsonl`, turn by turn with its roles."""
+    """Return a document as the `parts` of a line of `trained_on.jsonl`: the role and the text of each turn. Plain text
+    is one part."""
     if isinstance(document, str):
         return [build_part(document, is_trained=True)]
     tools = [build_part(f"tools: {', '.join(tool.name for tool in document.tools)}\n")] if document.tools else []
@@ -54,12 +56,12 @@ def split_turns(document: str | Conversation) -> list[Mapping[str, Any]]:
 
 
 def build_part(text: str, is_trained: bool = False) -> Mapping[str, Any]:
-    """Return a part of a line of `trained_on.jsonl` whose text has a loss if `is_trained`."""
+    """Return one part of a line of `trained_on.jsonl`: its text, with `trained` as given and `special` False."""
     return {"text": text, "trained": is_trained, "special": False}
 
 
 def render_tokens(tokenizer: Any | None, record: Record) -> list[dict[str, Any]]:
-    """Return the lines of `trained_on.jsonl` for a record: its tokens, and whether each has a loss.
+    """Return the lines of `trained_on.jsonl` for a record: its decoded text, in parts with and without a loss.
 
     Without a tokenizer, or if its chat template refuses the record, the record is shown turn by turn with its roles.
     """
@@ -79,12 +81,14 @@ def render_tokens(tokenizer: Any | None, record: Record) -> list[dict[str, Any]]
 
 
 def write_first_rows(folder: Path, tokenizer: Any, rows: Sequence[EncodedRow]) -> None:
-    """Write `trained_on.jsonl` of supervised training, with its first rows."""
+    """Write the first `ROWS` rows of supervised training to `trained_on.jsonl` in a folder, decoded and with the loss
+    marked."""
     write_view(folder, (build_row_line(tokenizer, f"row {i}", row) for i, row in enumerate(rows[:ROWS], 1)))
 
 
 def write_first_pair(folder: Path, tokenizer: Any, pair: TokenizedPair, has_loss_on_answers: bool) -> None:
-    """Write `trained_on.jsonl` of a stage that learns from pairs, with its first pair.
+    """Write the two answers of a preference pair to `trained_on.jsonl` in a folder, decoded and with the loss marked.
+    Stages that learn from pairs call it with their first pair.
 
     Args:
         has_loss_on_answers: whether the loss is computed on all tokens of the answers, or only on the last one, for the
@@ -98,7 +102,8 @@ def write_first_pair(folder: Path, tokenizer: Any, pair: TokenizedPair, has_loss
 
 
 def write_first_labelled_answers(folder: Path, tokenizer: Any, rows: Sequence[TokenizedAnswer]) -> None:
-    """Write `trained_on.jsonl` of a stage that learns from labelled answers, with the first answer of each label.
+    """Write the first wanted and the first unwanted answer (KTO) to `trained_on.jsonl` in a folder, decoded and with
+    the loss marked.
 
     Args:
         rows: answers with both labels.
@@ -113,19 +118,20 @@ def write_view(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def build_row_line(tokenizer: Any, label: str, row: EncodedRow) -> dict[str, Any]:
-    """Return the line of `trained_on.jsonl` for an encoded row. The first token has no loss, since nothing predicts
-    it."""
+    """Return the line of `trained_on.jsonl` for an encoded row: its decoded text, in parts with and without a loss. The
+    first token has no loss, since nothing predicts it."""
     has_loss = [i > 0 and token_label != IGNORE_INDEX for i, token_label in enumerate(row.labels)]
     return build_tokens_line(tokenizer, label, row.input_ids, has_loss)
 
 
 def build_answer_line(tokenizer: Any, label: str, ids: Sequence[int], start: int) -> dict[str, Any]:
-    """Return the line of `trained_on.jsonl` for a row with a loss on the tokens from `start` on."""
+    """Return the line of `trained_on.jsonl` for token ids of a prompt and answer, with a loss on the tokens from
+    `start` on."""
     return build_tokens_line(tokenizer, label, ids, [i >= start for i in range(len(ids))])
 
 
 def build_tokens_line(tokenizer: Any, label: str, ids: Sequence[int], has_loss: Sequence[bool]) -> dict[str, Any]:
-    """Return one line of `trained_on.jsonl`: the decoded text of a row in parts with and without a loss.
+    """Return one line of `trained_on.jsonl`: the decoded text of a row, in parts with and without a loss.
 
     Args:
         label: what the row is.
@@ -153,5 +159,5 @@ def build_tokens_line(tokenizer: Any, label: str, ids: Sequence[int], has_loss: 
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Decode token ids with their special tokens, and without changes to blanks."""
+    """Decode token ids to text, with their special tokens and without changes to blanks."""
     return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
