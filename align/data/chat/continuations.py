@@ -35,8 +35,8 @@ def get_prefix_token_id(tokenizer: Any) -> int:
 
 
 def encode_with_special_tokens(tokenizer: Any, text: str) -> list[int]:
-    """Return the token ids of a text with the special tokens that the tokenizer adds, unless the text begins with the
-    prefix token.
+    """Return the token ids of a text with the tokenizer's special tokens added, unless the text already begins with the
+    prefix token (BOS, else EOS).
 
     Special tokens that the text spells out become special tokens.
     """
@@ -45,7 +45,7 @@ def encode_with_special_tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_context(tokenizer: Any, context: str) -> list[int]:
-    """Return the token ids of the context of a generated answer, or only the prefix token if the context has no
+    """Return the token ids of the context of a generated answer, or only the prefix token (BOS, else EOS) if it has no
     tokens."""
     return encode_with_special_tokens(tokenizer, context) or [get_prefix_token_id(tokenizer)]
 

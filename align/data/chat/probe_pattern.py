@@ -15,8 +15,8 @@ GAVE_UP = 3
 
 
 def main() -> int:
-    """Run the normalizer and the pre-tokenizer from standard input on the texts given there. Returns exit status 0, or
-    `GAVE_UP` if the library fails on a text."""
+    """Run a tokenizer's normalizer and pre-tokenizer on test texts, all read as JSON from standard input. Returns exit
+    status 0, or `GAVE_UP` if the library fails on a text."""
     request = json.load(sys.stdin)
     model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
     steps = {"normalizer": request["normalizer"], "pre_tokenizer": request["pre_tokenizer"]}

@@ -23,7 +23,7 @@ LOOK_S = 0.5
 
 
 class RenderDeadline(Exception):
-    """Raised in a thread whose chat template exceeds its CPU time."""
+    """Exception that is raised in a thread whose chat template exceeds its CPU time."""
 
     def __str__(self) -> str:
         return f"it has not ended after {RENDER_S:g} s"

@@ -126,7 +126,8 @@ MARKERS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 
 def set_chat_template(tokenizer: Any, template: str | None, kwargs: Mapping[str, Any] | None = None) -> None:
-    """Set `tokenizer.chat_template` as configured, and check that the template and the tokenizer's patterns terminate.
+    """Set `tokenizer.chat_template` as configured, and raise InputError if the template or a pattern of the tokenizer
+    does not terminate.
 
     Args:
         template: `chatml`; None for the tokenizer's own.

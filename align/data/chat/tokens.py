@@ -195,8 +195,8 @@ def get_special_texts(tokenizer: Any) -> tuple[str, ...]:
 
 
 def copy_tokenizer_for_export(tokenizer: Any) -> Any:
-    """Return a copy of a tokenizer with its attribute `chat_control_tokens` set, so that no other added token is
-    escaped in contents.
+    """Return a copy of a tokenizer with `chat_control_tokens` set to the non-special tokens that transformers must
+    escape in contents.
 
     transformers' `sanitize_control_tokens` escapes special tokens in contents, and the tokens of the list
     `chat_control_tokens`. Without the list it also escapes every added token that the template writes, such as Qwen's

@@ -236,8 +236,8 @@ class JudgedColumns(NamedTuple):
 
 @lru_cache(4096)
 def find_judged_columns(names: tuple[str, ...]) -> JudgedColumns | None:
-    """Find two answer columns, such as `response_a` and `response_b`, and the verdict's column among a row's non-null
-    column names. Returns None if either is missing."""
+    """Find two answer columns, such as `response_a` and `response_b`, and the column that says which is better, among
+    non-null column names of a row. Returns None if either is missing."""
     verdict = (
         WINNER_COLUMNS
         if {*names}.issuperset(WINNER_COLUMNS)
@@ -257,8 +257,8 @@ def find_judged_columns(names: tuple[str, ...]) -> JudgedColumns | None:
 
 
 def find_judged_columns_of_row(row: Fields) -> JudgedColumns | None:
-    """Find the names of a row's two answer columns and of the verdict's column, or return None, see
-    `find_judged_columns`."""
+    """Find a row's two answer columns and the column that says which answer is better, or return None if either is
+    missing. Columns that are null are left out."""
     return find_judged_columns(tuple([name for name, value in row.items() if value is not None]))
 
 
@@ -276,7 +276,7 @@ def parse_label(value: Any) -> bool | None:
 
 
 def build_label_error(row: Fields, remedy: str) -> InputError:
-    """Return the InputError for a row whose `label` cannot be parsed, or stands beside no question with an answer.
+    """Return the InputError for a row whose `label` cannot be parsed, or that has no question and answer to label.
 
     Args:
         row: the row.
@@ -552,7 +552,7 @@ class ColumnRules:
         return f'{condition}: "data.{key}={value}".'
 
     def check_answer(self, row: Fields, shape: Shape) -> None:
-        """Raise InputError if a row format reads no answer from a row, but another non-null column is named like an
+        """Raise InputError if a row's format finds no answer in the row, but another non-null column is named like an
         answer, such as `correct_answer`.
 
         Raises:
@@ -757,8 +757,8 @@ def is_answer_column(name: str) -> bool:
 
 
 def has_answer(row: Fields, shape: Shape) -> bool:
-    """Return whether a row has a value in its format's answer columns. Without such columns, returns whether its
-    messages do not end with the user's turn."""
+    """Return whether a row has an answer, in its format's answer columns or as the last turn of its messages. Messages
+    have one unless they end with the user's turn."""
     if shape.answer_columns:
         return any(row.get(name) is not None for name in shape.answer_columns)
     turns = row.get(shape.needs[0])
@@ -798,7 +798,8 @@ def contains_parts(parts: Sequence[str], text: str, must_be_in_order: bool) -> b
 
 @lru_cache(4096)
 def can_skip_rules(names: tuple[str, ...]) -> bool:
-    """Return whether `ColumnRules.apply` has nothing to rename, append or reduce in rows with these column names."""
+    """Return whether rows with these column names have no column to rename, and no context, history or list of answers.
+    `ColumnRules.apply` then has nothing to do."""
     special = "history" in names or "answers" in names
     return not (special or find_case_conflicts(names) or find_canonical_names(names) or find_context_columns(names))
 
@@ -817,8 +818,8 @@ def find_case_conflicts(names: tuple[str, ...]) -> Sequence[tuple[str, str]]:
 
 @lru_cache(4096)
 def find_canonical_names(names: tuple[str, ...]) -> Mapping[str, str]:
-    """Return a mapping of columns in other case or under an alias to their standard names, such as `Prompt` → `prompt`.
-    A column is left out if the row has a column of the standard name."""
+    """Return column → standard name for columns with a standard name in other case or an alias of one, such as `Prompt`
+    → `prompt`. A column is left out if the row has a column of the standard name."""
     used_names = {*names}
     new_names = dict[str, str]()
     for name in names:
@@ -1048,8 +1049,8 @@ def iter_leaves(value: Any) -> Iterator[str]:
 
 
 def rename_columns(data: Fields, columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Rename columns of a row, given new name → old name, and return the row and the columns displaced from the new
-    names. A field of the object `metadata` can be renamed as `metadata.FIELD`.
+    """Rename columns of a row, and return the row and the columns that had the new names before. `columns` maps new
+    names to old ones. A field of the object `metadata` can be renamed as `metadata.FIELD`.
 
     Raises:
         InputError: a column to be renamed is missing, or its new name is not read.
@@ -1096,8 +1097,9 @@ def rename_columns(data: Fields, columns: Mapping[str, str]) -> tuple[dict[str, 
 
 
 def select_first_answer(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Replace a row's list of answers (SQuAD, TriviaQA, Natural Questions) by its first one, and return the new row and
-    the list's columns. An empty list gives an empty text. Returns the same row and {} if there is no such list."""
+    """Return a row with its list of answers (SQuAD, TriviaQA, Natural Questions) replaced by the first one, and the
+    columns that held the list. An empty list gives an empty text. Returns the same row and {} if there is no such
+    list."""
     answer_lists = {
         name: texts for name in ("answer", "answers") if (texts := parse_answer_list(data.get(name))) is not None
     }
@@ -1349,8 +1351,8 @@ class UnreadColumns:
         self.add(measure_unread_texts(row, shape, find_unread_columns(row, shape), is_prompt))
 
     def check(self, setting: str, path: str) -> None:
-        """Raise InputError if an unread column holds long texts, or if no row has a column that `rules` lists as
-        metadata.
+        """Raise InputError if a column that is not read holds long texts, or if no row has a column that `rules` lists
+        as metadata.
 
         Args:
             setting: the setting that names the data set.

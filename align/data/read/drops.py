@@ -59,7 +59,8 @@ class Drop(Enum):
 
 
 class DoubtfulSourceError(InputError):
-    """Error of a row that makes the other rows of its file doubtful, so that this row cannot simply be skipped."""
+    """Error of a row that makes the other rows of its file doubtful, so that the file is refused even if bad rows are
+    skipped."""
 
 
 @dataclass(slots=True)
@@ -79,8 +80,8 @@ class RefusalCause:
 
 
 class BadRows:
-    """A collector of refused rows. `with bad_rows: …` catches the InputError of one row; `report_refused_rows` reports
-    all of them.
+    """A collector of the InputErrors of refused rows, which are caught one by one and reported together. `with
+    bad_rows: …` catches the InputError of one row; `report_refused_rows` reports all of them.
 
     Args:
         skips: leave refused rows out. If False, their file is refused.

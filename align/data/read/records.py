@@ -428,7 +428,8 @@ def build_row_id(row: Row) -> str:
 
 
 def parse_tree_row(row: Row) -> Iterator[TreePath | Drop]:
-    """Yield the conversations of a tree that is stored in one row with nested `replies`, see `iter_tree_paths`."""
+    """Yield a conversation for each path of a message tree stored in one row, or a Drop, the reason, for a path without
+    an answer."""
     prefix = "" if "replies" in row.data else "prompt."
 
     def list_replies(node: TreeNode) -> list[TreeNode]:
@@ -448,7 +449,8 @@ def parse_tree_row(row: Row) -> Iterator[TreePath | Drop]:
 
 
 def parse_tree_messages(rows: Sequence[Row]) -> Iterator[TreePath | Drop]:
-    """Yield the conversations of a tree that is stored in several rows, one per message, see `iter_tree_paths`.
+    """Yield a conversation for each path of a message tree stored as one row per message, or a Drop, the reason, for a
+    path without an answer.
 
     Raises:
         InputError: the parent of a message is missing, two messages have one id, or messages answer each other in a
@@ -490,8 +492,9 @@ def parse_tree_messages(rows: Sequence[Row]) -> Iterator[TreePath | Drop]:
 def iter_tree_paths(
     root: TreeNode, list_replies: Callable[[TreeNode], Sequence[TreeNode]]
 ) -> Iterator[TreePath | Drop]:
-    """Yield a conversation for each path from a tree's root to a leaf, or a Drop if it ends with a question or a
-    deleted message. Paths come depth first, in the order of the replies."""
+    """Yield a conversation for each path of a message tree from its root to a leaf, or a Drop, the reason, for a path
+    without an answer. Paths come depth first, in the order of the replies. A deleted message ends its path with a
+    Drop."""
     pending: list[tuple[tuple[Message, ...], TreeNode]] = [((), root)]
     while pending:
         turns, node = pending.pop()
@@ -560,8 +563,8 @@ def require_number(data: Fields, column: str, value: Any) -> float:
 
 
 def parse_pairs(group: Sequence[Row]) -> Iterator[ParsedPair]:
-    """Yield the preference pairs of one row, or of a group of HelpSteer rows with the same prompt, and a Drop for
-    answers that give none."""
+    """Yield each preference pair of a row, or of HelpSteer rows with one prompt, and a Drop, the reason, for each that
+    is left out."""
     for row in group:
         with row.naming_errors():
             check_unsupported_fields(row.data, UNSUPPORTED_COLUMNS)
@@ -570,8 +573,8 @@ def parse_pairs(group: Sequence[Row]) -> Iterator[ParsedPair]:
 
 
 def parse_row_pairs(row: Row) -> Iterator[ParsedPair]:
-    """Yield the preference pairs of one row in any pair format except HelpSteer, and a Drop for answers that give none.
-    Raises InputError if the row has no such format."""
+    """Yield each preference pair of a row in any pair format except HelpSteer, and a Drop, the reason, for each that is
+    left out. Raises InputError if the row has no such format."""
     data = row.data
     shape = find_shape(data)
     if shape is SCORED:
@@ -969,7 +972,7 @@ def count_shared_turns(data: Fields, chosen: Messages, rejected: Messages) -> in
 
 def write_preferences(path: str | Path, prefs: Sequence[Preference]) -> None:
     """Write preference pairs to a JSON Lines file in TRL's conversational form, compressed if its name ends in `.gz`.
-    The same pairs give the same bytes.
+    Creates the folder. The same pairs give the same bytes.
 
     Raises:
         StorageError: the file cannot be written.
@@ -1084,8 +1087,8 @@ def iter_outcomes(
 
 
 def parse_records(group: Sequence[Row], rules: ColumnRules = DEFAULT_RULES) -> Iterator[RecordFields | Drop]:
-    """Parse a group of rows into records, and yield each with its row's other columns, metadata and text sizes, or a
-    Drop.
+    """Yield the records of a group of rows, each with its row's other columns, metadata and text sizes, or a Drop, the
+    reason why there is none.
 
     Raises:
         InputError: a row has no shape, or a value that cannot be kept.
@@ -1129,8 +1132,8 @@ def parse_records(group: Sequence[Row], rules: ColumnRules = DEFAULT_RULES) -> I
 
 
 def parse_tree_records(group: Sequence[Row], shape: Shape) -> Iterator[RecordFields | Drop]:
-    """Yield each conversation of a message tree with its other columns, metadata and text sizes, or a Drop for a path
-    that makes none. The other fields of its last message are metadata."""
+    """Yield each conversation of a message tree with its other columns, metadata and text sizes, or a Drop, the reason,
+    for a path without an answer. The other fields of its last message are metadata."""
     row = group[0]
     tree = row.data.get("message_tree_id") or build_row_id(row)
     shared = collect_scalar_columns({**row.data, **row.kept_as_metadata}) if shape is TREE else {}
@@ -1151,8 +1154,8 @@ def parse_tree_records(group: Sequence[Row], shape: Shape) -> Iterator[RecordFie
 
 
 def parse_tree(group: Sequence[Row]) -> Iterator[Any]:
-    """Yield the conversations, and a Drop for each other path, of a message tree that is stored in one row or in
-    several rows."""
+    """Yield a conversation for each path of a message tree, or a Drop, the reason, for a path without an answer. The
+    tree is stored in one row or as one row per message."""
     return parse_tree_row(group[0]) if is_tree(group[0].data) else parse_tree_messages(group)
 
 

@@ -295,8 +295,8 @@ def iter_array_rows(json_text: JsonText, skip: int) -> Iterator[tuple[int, dict[
 
 
 def iter_object_rows(json_text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
-    """Yield (number, row or its InputError) for the one array of objects within a JSON object whose `{` has been
-    consumed. Other values are skipped; arrays element by element, as they may be long."""
+    """Yield (number, row or its InputError) for the elements of the only array of objects within a JSON object whose
+    `{` has been consumed. Other values are skipped; arrays element by element, as they may be long."""
     rows_key = ""
     separator_sign = ","
     while separator_sign == ",":
