@@ -1,4 +1,4 @@
-"""Best-of-n of a run: the winner of each prompt's answers, the training rows made from it, and figures over all
+"""Best-of-n: the best of each prompt's sampled answers, the training rows made from it, and figures over all
 prompts."""
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ NO_ROW = {
     "one_score": "with no answer below the winner's score",
     "with_tools": "with tools, whose calls are no text to imitate",
 }
-"""Metric → description of the prompts that it counts, which give no pair. Prompts counted by `all_equal` and
-`one_score` still give a winner."""
+"""Reasons for which a prompt gives no preference pair, each with its description. Prompts with the reason `all_equal`
+or `one_score` still give a winner."""
 
 
 class BestOfSelection(NamedTuple):
-    """The answers selected for one prompt.
+    """Indices of the best answer to a prompt and of the answer that it is paired with.
 
     Attributes:
         winner: index of the answer to imitate. None if no answer qualifies.
@@ -41,7 +41,7 @@ class BestOfSelection(NamedTuple):
 
 @dataclass
 class BestOfResults:
-    """The results over all prompts, in their order.
+    """The scores, training rows and counts of a best-of-n run over all prompts, in their order.
 
     Attributes:
         scores, gold, tokens: for each prompt, one number for each of its N answers. `gold` is empty without a second
@@ -61,7 +61,8 @@ class BestOfResults:
 
 
 def select_winner_and_loser(answers: Sequence[Mapping[str, Any]], has_tools: bool) -> BestOfSelection:
-    """Select the best finished answer to a prompt as the winner, and a worse answer that it is preferred to in a pair.
+    """Select the best finished answer to a prompt as the winner, and the worst answer with another text as the loser of
+    a pair.
 
     The winner is the best answer that ended by itself and holds text. A cut answer is never imitated: it would teach
     the model to end a turn in the middle of a sentence. The loser is the worst answer with another text, cut or not, if
@@ -87,8 +88,8 @@ def select_winner_and_loser(answers: Sequence[Mapping[str, Any]], has_tools: boo
 
 
 def collect_best_of_results(rows: Iterable[Mapping[str, Any]], run: str, scorer: str) -> BestOfResults:
-    """Collect the best answers, preference pairs and figures of best-of-n from the rows of a run's `samples.jsonl`,
-    reading one row at a time.
+    """Select winner and loser for each row of a run's `samples.jsonl`, and collect the training rows, pairs and scores.
+    Reads one row at a time.
 
     Args:
         run: `sample:NAME`.
@@ -117,8 +118,8 @@ def uses_tools(row: Mapping[str, Any]) -> bool:
 
 
 def build_winner_row(row: Mapping[str, Any], winner: int, run: str, scorer: str) -> dict[str, Any]:
-    """Build a training row for stage=sft from the best answer to a prompt. Of all assistant turns only the winner is
-    trained on, since those of the prompt were not sampled."""
+    """Build a training row for stage=sft from a prompt and its best answer. Assistant turns of the prompt are marked as
+    not trained on, since they were not sampled."""
     answers = row["answers"]
     prompt = [turn | ({"train": False} if turn["role"] == "assistant" else {}) for turn in row["prompt"]]
     best = answers[winner]
@@ -134,7 +135,8 @@ def build_winner_row(row: Mapping[str, Any], winner: int, run: str, scorer: str)
 
 
 def build_preference(row: Mapping[str, Any], winner: int, loser: int, run: str, scorer: str) -> Preference:
-    """Build a preference pair with the winner as the chosen answer, annotated by a scorer in place of a person."""
+    """Build a preference pair with `winner` as the chosen and `loser` as the rejected answer, and the reward recorded
+    as its simulated annotator."""
     chosen_answer = row["answers"][winner]
     rejected_answer = row["answers"][loser]
     group = f"{run}/{row['number']}"
@@ -154,7 +156,7 @@ def build_preference(row: Mapping[str, Any], winner: int, loser: int, run: str, 
 
 
 def compute_best_of_curve(results: BestOfResults) -> list[dict[str, Any]]:
-    """Estimate the mean score of the best of n answers, its gold score, length and KL bound for n = 1, 2, 4, … N.
+    """Estimate the mean reward, second reward, token count and KL bound of the best of n answers for n = 1, 2, 4, … N.
 
     Returns:
         for each n: the mean reward of the best of n with its interval over prompts, the same of the second reward if
@@ -176,7 +178,7 @@ def compute_best_of_curve(results: BestOfResults) -> list[dict[str, Any]]:
 
 
 def compute_best_of_figures(results: BestOfResults) -> dict[str, Any]:
-    """Compute the headline figures of a best-of-n run.
+    """Compute the summary figures of a best-of-n run: its curve over n, rewards and lengths at n = 1 and N, and counts.
 
     Returns:
         `best_of`, see `compute_best_of_curve`; `reward`, `gold` and `tokens` at n = 1 and n = N; `winner_reward`, the

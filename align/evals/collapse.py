@@ -1,4 +1,4 @@
-"""Detection of policies that give nearly the same answer to every prompt.
+"""Detection of collapsed policies, which give nearly the same answer to every prompt.
 
 A policy that games its reward often ends at one phrase. A judge may prefer that phrase everywhere, so that the win rate
 rises; this module looks at the answers alone. Answers are compared in a masked form, without case and punctuation, with
@@ -25,41 +25,43 @@ VARIED = "varied"
 NOT_MEASURED = "not measured"
 MASK = "_"
 MIN_PROMPTS = 64
-"""Minimum number of distinct prompts for a verdict."""
+"""Minimum number of distinct prompts to decide whether a policy collapsed."""
 MAX_SHARE = 0.10
-"""Maximum share of the commonest greedy answer of a policy, if its reference has a lower share."""
+"""Share of a policy's commonest greedy answer above which the policy counts as collapsed, if its reference has a lower
+share."""
 MAX_IDENTICAL_SHARE = 0.50
-"""Maximum share of one answer, compared word for word, for any share of the reference: both systems may have collapsed
-alike."""
+"""Share of one answer, compared word for word, above which the policy counts as collapsed, for any share of the
+reference: both models may have collapsed alike."""
 MIN_DISTINCT = 0.5
-"""Minimum number of distinct greedy answers of a policy, as a share of its reference's."""
+"""Minimum number of distinct greedy answers of a policy, relative to its reference's."""
 MAX_SENTENCE_SHARE = 0.30
-"""Maximum share of greedy answers that contain one new sentence."""
+"""Share of greedy answers with one new sentence from which the policy counts as collapsed."""
 OWN_WORD_SHARE = 0.05
-"""A word in more than this share of the answers to prompts without it belongs to the policy, and is not masked."""
+"""Share of the answers to prompts without a word above which this word is never masked: the policy uses it by
+itself."""
 CODE = re.compile(r"^```.*?(?:^```|\Z)", re.MULTILINE | re.DOTALL)
-"""A block of code, whose lines are no sentences."""
+"""Pattern of a fenced code block, whose lines are not counted as sentences."""
 SENTENCE_END = re.compile(r"[.!?…。！？\n]+")
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-"""Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese, which have no spaces between words."""
+"""Pattern of a letter of Thai, Lao, Burmese, Khmer, Japanese or Chinese, which have no spaces between words."""
 UNSPACED_WORDS = re.compile(f"{UNSPACED.pattern}|[^{UNSPACED.pattern[1:-1]}]+")
 BETWEEN_UNSPACED = re.compile(f"(?<={UNSPACED.pattern}) (?={UNSPACED.pattern})")
 MIN_ECHO_LENGTH = 0.8
-"""Minimum length of an answer that counts as a repetition of its prompt if all its words are masked, as a share of the
-words of the prompt."""
+"""Minimum length of a completely masked answer that counts as a repetition of its prompt, relative to the prompt's
+number of words."""
 PHRASE = 4
-"""Number of words of a phrase."""
+"""Number of words in a phrase."""
 PHRASE_LETTERS = 8
-"""Number of letters of a phrase in a script without spaces."""
+"""Number of letters in a phrase of a script without spaces."""
 MAX_CONSTANTS = 8
-"""Number of commonest answers that are tried as the answer to every prompt of a closed task."""
+"""Number of commonest answers that are tried as a constant answer to every prompt."""
 MIN_EQUAL_SCORES = 0.9
-"""A policy scores like a constant answer if at least this share of prompts has the same score as with that answer."""
+"""Share of prompts with equal scores from which a policy counts as scoring like a constant answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """A masked sentence or run of words, and the shares of answers that hold it."""
+    """A masked sentence or phrase, with the shares of the policy's and of the reference's answers that contain it."""
 
     text: str
     policy: Interval
@@ -68,7 +70,7 @@ class Phrase:
 
 @dataclass(frozen=True, slots=True)
 class Variety:
-    """The variety of one system's answers between prompts.
+    """The variety of one model's answers across distinct prompts.
 
     Attributes:
         answers: number of answers, one to each distinct prompt.
@@ -88,7 +90,7 @@ class Variety:
 
 
 class Collapse(NamedTuple):
-    """The verdict on a policy: `collapsed`, `varied` or `not measured`, and why."""
+    """A verdict on a policy with its reasons: `collapsed`, `varied` or `not measured`."""
 
     verdict: str
     reasons: tuple[str, ...]
@@ -102,7 +104,7 @@ class Collapse(NamedTuple):
 
 
 class SystemAnswers(NamedTuple):
-    """The answers of one system, one to each prompt.
+    """The sampled and greedy answers of one model, one of each per prompt.
 
     Attributes:
         sampled: at the temperature of the run, or from a file.
@@ -120,13 +122,14 @@ class SystemAnswers(NamedTuple):
 
     @property
     def best(self) -> Sequence[str]:
-        """The greedy answers, or the sampled ones of a system that gives no others."""
+        """The greedy answers, or the sampled ones if there are none."""
         return self.sampled if self.greedy is None else self.greedy
 
 
 @dataclass(frozen=True, slots=True)
 class VarietyComparison:
-    """The variety of a policy's answers and of its reference's to the same prompts."""
+    """The variety of a policy's and of its reference's answers to the same prompts, with the commonest new sentence and
+    phrase."""
 
     policy: Variety
     ref: Variety | None
@@ -138,7 +141,8 @@ class VarietyComparison:
 
 
 class Measurement(NamedTuple):
-    """A verdict on a policy, and its figures: `greedy` and `sampled` → the comparison with the reference."""
+    """A collapse verdict on a policy with its figures. `variety` maps `greedy` and `sampled` to the comparison with the
+    reference."""
 
     collapse: Collapse
     variety: Mapping[str, VarietyComparison]
@@ -178,15 +182,16 @@ def measure_collapse(
 
 
 def replace_varied_verdict(collapse: Collapse, reason: str) -> Collapse:
-    """Return the verdict on a system without greedy answers: `not measured`, for the reason `why`, in place of
-    `varied`."""
+    """Replace the verdict `varied` by `not measured`, because the policy has no greedy answers. `reason` says why it
+    has none. Other verdicts are returned as they are."""
     if collapse.verdict != VARIED:
         return collapse
     return Collapse(NOT_MEASURED, (f"no answers at temperature 0: {reason}",))
 
 
 def compare_variety(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str] | None) -> VarietyComparison:
-    """Measure the variety of a policy's answers and of a reference's answers to the same distinct prompts."""
+    """Measure the variety of a policy's and of a reference's answers to the same prompts, and find the commonest new
+    sentence and phrase. If `ref` is None, only the policy is measured."""
     if ref is None:
         return VarietyComparison(measure_variety(prompts, policy), None, None, None)
     return VarietyComparison(
@@ -198,7 +203,8 @@ def compare_variety(prompts: Sequence[str], policy: Sequence[str], ref: Sequence
 
 
 def judge_variety_comparison(comparison: VarietyComparison, reference: str, answers: str) -> Collapse:
-    """Decide from a comparison with the reference whether the policy collapsed to few texts."""
+    """Decide from a comparison with the reference whether the policy collapsed to few texts. `answers` names the kind
+    of answers in the reasons."""
     ref = comparison.ref
     share = ref.commonest_share.value if ref else 0.0
     name = reference if ref else ""
@@ -206,8 +212,8 @@ def judge_variety_comparison(comparison: VarietyComparison, reference: str, answ
 
 
 def combine_verdicts(verdicts: Mapping[str, Collapse]) -> Collapse:
-    """Return the verdict on one system over several tasks: collapsed if it collapsed on one of them, and measured if it
-    was measured on one.
+    """Combine a model's collapse verdicts on several tasks: `collapsed` if any task has it, else `varied` if any has
+    it, else `not measured`.
 
     Args:
         verdicts: name of a task → the verdict on the answers to it.
@@ -224,7 +230,7 @@ def combine_verdicts(verdicts: Mapping[str, Collapse]) -> Collapse:
 
 
 def describe_collapse(verdicts: Mapping[str, Collapse]) -> list[str]:
-    """Return warning lines about the systems whose answers collapsed to few texts, and about those that could not be
+    """Return warning lines about the models that collapsed to few texts, and about the models that could not be
     measured.
 
     Args:
@@ -245,7 +251,7 @@ def describe_collapse(verdicts: Mapping[str, Collapse]) -> list[str]:
 
 
 def describe_new_phrase(collapse: Collapse, phrase: Mapping[str, Any] | None, reference: str) -> list[str]:
-    """Return a line about a phrase that many greedy answers of a policy share and the reference's answers do not.
+    """Return a line about a phrase that many greedy answers of a policy contain and few of the reference's.
 
     They are shown for information only: a constant clause in sentences that differ may be the wording of a trained
     answer. Returns nothing if the policy collapsed, or was not measured.
@@ -260,12 +266,12 @@ def describe_new_phrase(collapse: Collapse, phrase: Mapping[str, Any] | None, re
 
 
 def get_prompt_text(messages: Iterable[Message]) -> str:
-    """Return the text of a prompt without system prompts."""
+    """Join the contents of a prompt's messages, except system messages."""
     return " ".join(message.content for message in messages if message.role != "system")
 
 
 def find_distinct_prompts(prompts: Sequence[str]) -> list[int]:
-    """Return the index of the first occurrence of each distinct prompt, compared without case and spacing."""
+    """Return the index of the first occurrence of each distinct prompt, ignoring case and spacing."""
     indices: dict[str, int] = {}
     for index, prompt in enumerate(prompts):
         indices.setdefault(" ".join(prompt.casefold().split()), index)
@@ -273,7 +279,7 @@ def find_distinct_prompts(prompts: Sequence[str]) -> list[int]:
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of a text in lower case. In a script without spaces each letter is a word."""
+    """Split a text into words in lower case. In a script without spaces, such as Chinese, each letter is a word."""
     parts: list[str] = []
     for word in tokenize_words(text):
         parts += UNSPACED_WORDS.findall(word) if UNSPACED.search(word) else [word]
@@ -281,12 +287,14 @@ def split_words(text: str) -> list[str]:
 
 
 def join_words(sentence: Sequence[str]) -> str:
-    """Return the text of a sentence, without spaces in a script that has none."""
+    """Join words into a text with spaces, but without spaces between letters of a script that has none, such as
+    Chinese."""
     return BETWEEN_UNSPACED.sub("", " ".join(sentence))
 
 
 def mask_answers(prompts: Sequence[str], answers: Sequence[str]) -> list[list[list[str]]]:
-    """Split each answer into sentences of lower-case words without punctuation, with the words of its prompt masked.
+    """Split each answer into sentences of lower-case words, and mask words of its prompt and numbers. Returns answers,
+    their sentences, and the words of each sentence.
 
     Numbers become `0`, and words of the prompt become `_`, several in a row one `_`. Two kinds of words are not masked,
     because a constant phrase would otherwise differ between answers whose prompts happen to contain one of its words:
@@ -321,8 +329,8 @@ def _mask_words(sentence: Sequence[str], masked_words: set[str]) -> list[str]:
 
 
 def measure_variety(prompts: Sequence[str], answers: Sequence[str]) -> Variety:
-    """Measure how much answers differ between distinct prompts: how many are distinct, how frequent the commonest one
-    is, and distinct bigrams.
+    """Measure how much answers vary across distinct prompts: number of distinct answers, share of the commonest, and
+    distinct bigrams.
 
     Raises:
         ValueError: there are no answers.
@@ -347,8 +355,8 @@ def measure_variety(prompts: Sequence[str], answers: Sequence[str]) -> Variety:
 
 
 def build_comparison_key(prompt: str, answer: str, sentences: Sequence[Sequence[str]]) -> str:
-    """Return the key by which an answer is compared with others: its masked sentences in any order, without immediate
-    repetitions.
+    """Return a key that is equal for answers that count as the same: the masked sentences in sorted order, without
+    immediate repetitions of a word.
 
     For an answer that is masked completely, return its words, so that numbers and quotations from the prompt differ; or
     return the mask if the answer repeats the prompt.
@@ -360,8 +368,8 @@ def build_comparison_key(prompt: str, answer: str, sentences: Sequence[Sequence[
 
 
 def find_commonest_new_sentence(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str]) -> Phrase | None:
-    """Return the commonest sentence of the policy's answers that is significantly more frequent than in the reference's
-    answers: the intervals of its shares do not overlap.
+    """Find the commonest masked sentence that is significantly more frequent in the policy's answers than in the
+    reference's: the intervals of both shares do not overlap.
 
     Sentences need two words that are not masked, and code contains no sentences. Returns None if there is no such
     sentence.
@@ -377,8 +385,8 @@ def find_commonest_new_sentence(prompts: Sequence[str], policy: Sequence[str], r
 
 
 def find_commonest_new_phrase(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str]) -> Phrase | None:
-    """Return the commonest run of four words, or of eight letters in a script without spaces, by the rule of
-    `find_commonest_new_sentence`."""
+    """Find the commonest four words in a row that are significantly more frequent in the policy's answers than in the
+    reference's. In a script without spaces the phrase has eight letters. Returns None if there is no such phrase."""
     sides = [
         [{phrase for part in parts for phrase in _iter_phrases(part)} for parts in mask_answers(prompts, answers)]
         for answers in (policy, ref)
@@ -396,8 +404,8 @@ def _iter_phrases(sentence: Sequence[str]) -> Iterator[str]:
 
 
 def judge_against_constant(policy: Interval, constant: str) -> Collapse:
-    """Decide for a closed task, where many prompts may have one right answer: the policy collapsed unless it beats the
-    best constant answer.
+    """Decide whether a policy collapsed on a task in which many prompts share a right answer: it did unless it
+    significantly beats the best constant answer.
 
     Args:
         policy: the difference of the policy's score and that of the constant answer, over prompts.
@@ -444,7 +452,7 @@ def judge_collapse(
     reference: str = "start",
     answers: str = "greedy answers",
 ) -> Collapse:
-    """Decide from the variety of a policy's answers and of its reference's whether the policy collapsed to few texts.
+    """Decide from the variety of a policy's and its reference's answers whether the policy collapsed to few texts.
 
     Args:
         ref_distinct: number of different masked answers of the reference. 0 without a reference.
@@ -486,8 +494,9 @@ def judge_closed_task(
     ref: SystemAnswers | None,
     best_score: float | None = None,
 ) -> Collapse:
-    """Decide for a closed task, where many prompts may have one right answer, whether a policy collapsed: it does not
-    beat the best constant answer significantly, and it gives one answer often or scores as the constant answer does.
+    """Decide whether a policy collapsed on a task in which many prompts may share a right answer, such as a
+    classification. It collapsed if it does not significantly beat the best constant answer, and it gives one answer
+    often or scores as the constant answer does.
 
     Constant answers are chosen from the commonest ones of the policy and its reference.
 
@@ -529,8 +538,9 @@ def has_majority_answer(answers: Sequence[str]) -> bool:
 
 
 def has_scores_of_constant(policy_scores: Sequence[float], constant_scores: Sequence[float]) -> bool:
-    """Return whether a policy's scores are those of one constant answer to all prompts, so that its answers are this
-    one in other words."""
+    """Return whether a policy's scores equal those of one constant answer on at least 90 % of the prompts. The same has
+    to hold for the prompts on which the constant answer does not have its commonest score. Then the policy's answers
+    are the constant one in other words."""
     commonest_score = Counter(constant_scores).most_common(1)[0][0]
     equal = [a == b for a, b in zip(policy_scores, constant_scores, strict=True)]
     rare = [same for same, score in zip(equal, constant_scores, strict=True) if score != commonest_score]

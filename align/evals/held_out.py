@@ -34,11 +34,11 @@ from align.track import format_row
 SIDES = ("chosen", "rejected")
 CHUNK_SIZE = 32
 TokenRow = tuple[list[int], int]
-"""Token ids of a prompt with its answer, and the index at which the answer begins."""
+"""Token ids of a prompt followed by its answer, and the index at which the answer begins."""
 
 
 class HeldOutLoss(NamedTuple):
-    """The loss of a model on held-out rows.
+    """The loss of a model on held-out rows, over all tokens and by row.
 
     Attributes:
         mean: negative log-likelihood over the trained tokens of all rows, in nats a token.
@@ -53,19 +53,19 @@ class HeldOutLoss(NamedTuple):
     sizes: list[int]
 
     def select(self, is_selected: Sequence[bool]) -> HeldOutLoss:
-        """Return the loss on the selected rows, at least one."""
+        """Return the loss on the rows whose flag in `is_selected` is True, at least one."""
         by_row = list(compress(self.by_row, is_selected))
         sizes = list(compress(self.sizes, is_selected))
         return HeldOutLoss(sum(by_row) / sum(sizes), sum(sizes), by_row, sizes)
 
     def compute_change(self, after: HeldOutLoss) -> Interval:
-        """Compute the change of the mean loss from before to after training on the same rows, in nats per token;
-        negative if training helped."""
+        """Return the change of the mean loss from this measurement to `after` training, on the same rows, in nats per
+        token. It is negative if training helped."""
         return ratio_interval([b - a for a, b in zip(self.by_row, after.by_row, strict=True)], self.sizes)
 
 
 class BatchLoss(NamedTuple):
-    """The loss of one batch of rows.
+    """The loss of one batch of rows, in total and by row.
 
     Attributes:
         nats: the negative log-likelihood, summed over the batch.
@@ -125,8 +125,8 @@ def compute_held_out_loss(model: Any, rows: Sequence[EncodedRow], pad_id: int, b
 def compute_answer_logprobs(
     model: Any, rows: Sequence[TokenRow], pad_id: int, average_over_tokens: bool = False
 ) -> Tensor:
-    """Compute log π of each answer [N] on the CPU, under the active adapter; divided by its number of tokens if
-    `average_over_tokens`."""
+    """Compute the log-probability of each answer given its prompt, under the active adapter; shape [N], on the CPU. It
+    is divided by the answer's number of tokens if `average_over_tokens`."""
     if not rows:
         return torch.zeros(0, device="cpu")
     device = next(model.parameters()).device
@@ -140,7 +140,8 @@ def compute_answer_logprobs(
 def compute_pair_logprobs(
     model: Any, pairs: Sequence[TokenizedPair], pad_id: int, average_over_tokens: bool = False
 ) -> Tensor:
-    """Return log π of the chosen and the rejected answer of each pair [M, 2], see `compute_answer_logprobs`."""
+    """Compute the log-probabilities of the chosen and the rejected answer of each pair, shape [M, 2]. See
+    `compute_answer_logprobs`."""
     chosen_rows = [(pair.chosen_ids, pair.chosen_start) for pair in pairs]
     rejected_rows = [(pair.rejected_ids, pair.rejected_start) for pair in pairs]
     return torch.stack(
@@ -149,7 +150,7 @@ def compute_pair_logprobs(
 
 
 def require_finite(values: Tensor, what: str, steps: int, lr: float, dtype: str) -> None:
-    """Raise InputError if a logprob or score of held-out rows is NaN or infinite.
+    """Raise InputError if a log-probability or score of held-out rows is NaN or infinite.
 
     Args:
         values: one row for each answer or pair.
@@ -165,7 +166,7 @@ def require_finite(values: Tensor, what: str, steps: int, lr: float, dtype: str)
 
 
 def compute_preference_figures(prefs: Sequence[Preference], gap_M: Tensor) -> dict[str, dict[str, Any]]:
-    """Compute the accuracy of a model on preference pairs, the share in which the chosen answer has the higher reward,
+    """Compute a model's accuracy on preference pairs: the share with a positive gap between chosen and rejected reward,
     with its interval over prompts.
 
     If one scorer made all labels with noise, return also `accuracy_noiseless`, the accuracy against the scorer's order
@@ -191,8 +192,8 @@ def compute_preference_figures(prefs: Sequence[Preference], gap_M: Tensor) -> di
 
 
 def find_simulated_scorers(prefs: Sequence[Preference]) -> dict[str, list[str]]:
-    """Return the scorers that replaced people as annotators of these pairs, under the key `simulated_by`. Returns
-    nothing if people annotated all."""
+    """Return `{simulated_by: names}`, the scorers that replaced people as annotators of these pairs. Returns an empty
+    dict if people annotated all pairs."""
     scorers = sorted({pref.scorer for pref in prefs if pref.scorer})
     return {"simulated_by": scorers} if scorers else {}
 
@@ -226,8 +227,8 @@ def write_held_out_pairs(
 
 
 def compute_label_figures(answers: Sequence[Feedback], rewards_N: Tensor) -> dict[str, Any]:
-    """Return `auc`, the probability that a desirable answer has a higher reward than an undesirable one, with its
-    interval over prompts. Returns nothing if all answers have one label."""
+    """Return `{auc: interval}`, the probability that a desirable answer has a higher reward than an undesirable one,
+    with its interval over prompts. Returns an empty dict if all answers have one label."""
     labels = [answer.label for answer in answers]
     if len(set(labels)) < 2:
         return {}

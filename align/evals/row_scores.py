@@ -1,4 +1,4 @@
-"""Scores of rows by the loss of a model or by a reward. `stage=data` filters rows by these scores."""
+"""Scores of training rows by a model's loss or by a reward, by which `stage=data` filters rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load_loss_scorer(
     max_length: int,
     batch_size: int,
 ) -> ScoreRecords:
-    """Load a base model, and return a function that scores training rows by its loss, in nats per token."""
+    """Load a base model, and return a function that computes its loss on each training row, in nats per token."""
     tokenizer = load_tokenizer(base)
     set_chat_template(tokenizer, template, template_kwargs)
     model = load_base(base, "lora", device, dtype)  # its weights as they are
@@ -49,7 +49,8 @@ def load_reward_scorer(
     dtype: torch.dtype,
     batch_size: int,
 ) -> ScoreRecords:
-    """Load the reward models and functions of `reward=`, and return a function that scores training rows by them.
+    """Load the models and functions of a reward, and return a function that scores the last answer of each training
+    row.
 
     Args:
         reward: see `align.config.scorers.build_reward_spec`.
@@ -71,7 +72,7 @@ def load_reward_scorer(
 def compute_losses(
     model: Any, tokenizer: Any, records: Sequence[Record], max_length: int, batch_size: int
 ) -> np.ndarray:
-    """Compute the loss of a model on each record, in nats per trained token; float64 of shape [N].
+    """Compute a model's mean loss per trained token on each record, in nats; float64 of shape [N].
 
     Trained tokens are those of the trained answers of a conversation, all of a plain text, and the chosen answer of a
     pair. The loss is nan for a record without a trained token, and infinite if it is not finite.
@@ -97,12 +98,14 @@ def compute_losses(
 
 
 def replace_non_finite_by_infinity(values: np.ndarray) -> np.ndarray:
-    """Replace values that are not finite by infinity, because nan marks a record without a score."""
+    """Return a copy with NaN and −inf replaced by +inf, because NaN marks a record without a score."""
     return np.where(np.isfinite(values), values, np.inf)
 
 
 def encode_record(tokenizer: Any, record: Record, max_length: int) -> list[EncodedRow]:
-    """Tokenize a row as supervised training would, into rows with labels."""
+    """Tokenize a conversation, plain text or the chosen answer of a pair as supervised training would, into rows of at
+    most `max_length` tokens with labels. Conversations are cut there, and texts are split. Returns an empty list for a
+    conversation without a trained answer."""
     if isinstance(record, str):
         return encode_text(tokenizer, record, max_length)
     if isinstance(record, Preference):
@@ -117,7 +120,7 @@ def encode_record(tokenizer: Any, record: Record, max_length: int) -> list[Encod
 def compute_rewards(
     scorer: Scorer, records: Sequence[Record], fits: Callable[[Conversation], bool], hides_reasoning: bool = False
 ) -> np.ndarray:
-    """Compute the score of each row's last answer by a reward; float64 of shape [N].
+    """Compute the reward of each record's last answer, float64 of shape [N]. NaN marks a record without a score.
 
     The score of a pair is the chosen answer's less the rejected one's. The score is nan for a record that has no answer
     after a question or does not fit the scorer, and infinite if it is not finite.
@@ -144,14 +147,16 @@ def compute_rewards(
 
 
 def list_answers(record: Record) -> list[Conversation]:
-    """Return the conversations of a record whose last answers are scored. Returns an empty list for a plain text."""
+    """Return the conversations of a record that a reward scores: a pair's chosen and rejected one, or the conversation
+    itself. Returns an empty list for other records, such as plain text."""
     if isinstance(record, Preference):
         return [join_answer(record, side) for side in (record.chosen, record.rejected)]
     return [record] if isinstance(record, Conversation) else []
 
 
 def trim_to_last_answer(conversation: Conversation, hides_reasoning: bool) -> Conversation | None:
-    """Return a conversation up to its last answer. Returns None if no question precedes an answer."""
+    """Return a conversation up to its last assistant turn, without reasoning if `hides_reasoning`. Returns None if it
+    has no such turn after another turn."""
     turns = conversation.messages
     end = next((i for i in range(len(turns), 0, -1) if turns[i - 1].role == "assistant"), 0)
     if end < 2:
@@ -163,7 +168,8 @@ def trim_to_last_answer(conversation: Conversation, hides_reasoning: bool) -> Co
 def standardise_on_answers(
     scorer: Scorer, records: Sequence[Record], fits: Callable[[Conversation], bool], hides_reasoning: bool = False
 ) -> Scorer:
-    """Return the scorer with the learned members of ensembles and sums standardised on the answers of these records.
+    """Return the scorer with the reward models of its ensembles and sums standardised by their scores of the records'
+    answers. Without a fitting answer, the scorer itself is returned.
 
     See `align.reward.combined.standardise_members`.
     """

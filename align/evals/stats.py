@@ -1,4 +1,4 @@
-"""Statistics of evaluation: pure functions over columns of numbers, with NumPy alone.
+"""Statistics of evaluations: pure functions over columns of numbers, with NumPy alone.
 
     result = compare_shares(right_new, right_old, clusters=prompt_ids)
     result.difference                      # Interval(value, low, high, n)
@@ -33,11 +33,12 @@ from align.ops.intervals import (
 )
 
 Clusters = Sequence[Hashable]
-"""One id per row. Rows with the same id, such as answers to one prompt, depend on each other."""
+"""One cluster id per row. Rows with the same id, such as answers to one prompt, depend on each other."""
 
 
 def to_columns(**values_by_name: ArrayLike) -> list[NDArray[np.float64]]:
-    """Return columns of one length n ≥ 1 as float64 arrays of shape [n], in the order of the arguments.
+    """Return the given columns of numbers as float64 arrays of one common shape [n], n ≥ 1, in the order of the
+    arguments. Raises ValueError otherwise.
 
     Raises:
         ValueError: a column is empty, is not a list of numbers, holds NaN or an infinite number, or has another length
@@ -67,8 +68,8 @@ def require_within(low: float, high: float, **columns_by_name: NDArray[np.float6
 
 
 def number_clusters(clusters: Clusters | None, rows: int) -> NDArray[np.int64]:
-    """Return the number of each row's cluster, 0 … C−1 in order of first appearance; shape [rows]. Without clusters,
-    each row is a cluster.
+    """Return the index of each row's cluster, 0 … C−1 in order of first appearance; shape [rows]. If `clusters` is
+    None, each row is a cluster.
 
     Raises:
         ValueError: the number of ids differs from the number of rows.
@@ -82,12 +83,13 @@ def number_clusters(clusters: Clusters | None, rows: int) -> NDArray[np.int64]:
 
 
 def average_clusters(cluster_numbers: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean of each cluster's values, shape [C]."""
+    """Return the mean value of each cluster, shape [C]."""
     return np.bincount(cluster_numbers, weights=values) / np.bincount(cluster_numbers)
 
 
 def compute_wins(score_policy: ArrayLike, score_ref: ArrayLike) -> NDArray[np.float64]:
-    """Return, per prompt, 1 if the policy's answer scored higher, 0 if lower, ½ if exactly equal; shape [n].
+    """Return, per prompt, 1 if the policy's answer scored higher than the reference's, 0 if lower, ½ if equal; shape
+    [n]. Raises ValueError if a score is NaN.
 
     The mean is the win rate with ties counted as half: a policy compared with itself has exactly ½.
     """
@@ -101,7 +103,7 @@ def compute_wins(score_policy: ArrayLike, score_ref: ArrayLike) -> NDArray[np.fl
 
 
 def compute_win_rate(verdicts: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Interval:
-    """Return the win rate of the first system, a tie counted as half, with Wilson's interval at the effective number of
+    """Return the win rate of the first model, a tie counted as half, with Wilson's interval at the effective number of
     clusters. See `align.ops.intervals.proportion_interval`.
 
     Args:
@@ -117,8 +119,8 @@ def compute_win_rate(verdicts: ArrayLike, clusters: Clusters | None = None, leve
 
 
 def merge_swapped_verdicts(verdicts: ArrayLike, swapped: ArrayLike) -> NDArray[np.float64]:
-    """Merge the verdicts of both orders: return a verdict that is the same in both, and ½ for one that changes with the
-    order; shape [n].
+    """Merge the verdicts on each pair in both orders: equal verdicts are kept, and different ones become a tie (½);
+    shape [n].
 
     Args:
         verdicts, swapped: on the same pairs, with the answers shown in either order. In both, 1 is for the first
@@ -134,7 +136,7 @@ def merge_swapped_verdicts(verdicts: ArrayLike, swapped: ArrayLike) -> NDArray[n
 
 MAX_STEPS = 100
 STEP_TOLERANCE = 1e-9
-"""A Newton step whose largest component is below this ends the fit. Convergence is quadratic."""
+"""Largest component of a Newton step below which the fit ends. Convergence is quadratic."""
 
 
 class LogisticFit(NamedTuple):
@@ -158,7 +160,8 @@ def fit_logistic(
     cluster_numbers: NDArray[np.int64],
     ridge: NDArray[np.float64],
 ) -> LogisticFit:
-    """Maximise Σ w·(y ln p + (1−y) ln(1−p)) − Σ ridge·β²/2 with p = 1/(1 + e^(−xβ)), by Newton's method.
+    """Fit a weighted logistic regression with a ridge penalty by Newton's method, and return the coefficients with
+    their covariances. It maximises Σ w·(y ln p + (1−y) ln(1−p)) − Σ ridge·β²/2 with p = 1/(1 + e^(−xβ)).
 
     The covariance over clusters is Liang and Zeger's (1986, "Longitudinal data analysis using generalized linear
     models"): M = C/(C−1) Σ s sᵀ over the score s of each of C clusters. It needs no model of the dependence between the
@@ -218,21 +221,22 @@ def compute_information(
 
 
 def shrink_variance(sandwich_variance: float, model_variance: float) -> float:
-    """Return the variance of a log-odds over clusters. Its ratio to the model's variance is shrunk towards 1 by
-    `PRIOR`, as in `align.ops.intervals.proportion_interval`, so that unanimous verdicts still have an interval."""
+    """Shrink the cluster-robust variance of a log-odds towards the model's variance, and return it. Its ratio to the
+    model's variance is shrunk towards 1 by `PRIOR`, as in `align.ops.intervals.proportion_interval`, so that unanimous
+    verdicts still have an interval."""
     dispersion = (sandwich_variance / model_variance / model_variance + PRIOR) / (1 / model_variance + PRIOR)
     return float(model_variance * dispersion)
 
 
 RIDGE = 0.1
-"""Penalty on a slope or a strength, equal to a normal prior with a standard deviation of 3.2 log-odds. It bounds the
-slope if length alone tells wins from losses, and shrinks it by 0.2 % at 512 verdicts. It also bounds the strength of a
-system that wins or loses every comparison."""
+"""Ridge penalty on the length slope and on Bradley-Terry strengths, equal to a normal prior with a standard deviation
+of 3.2 log-odds. It bounds the slope if length alone tells wins from losses, and shrinks it by 0.2 % at 512 verdicts. It
+also bounds the strength of a model that wins or loses every comparison."""
 
 
 @dataclass(frozen=True, slots=True)
 class LengthControlledWinRate:
-    """A win rate before and after controlling for length.
+    """A win rate before and after controlling for the lengths of the answers.
 
     Attributes:
         raw: the win rate, ties counted as half.
@@ -254,9 +258,9 @@ def control_for_length(
     clusters: Clusters | None = None,
     level: float = 0.95,
 ) -> LengthControlledWinRate:
-    """Estimate the win rate between answers of equal length, by a logistic regression of the verdicts on x =
-    arctan(r/s), r = ln((1 + first)/(1 + second)), with s the standard deviation of r. The controlled win rate is 1/(1 +
-    e^−θ) for P(first wins) = 1/(1 + e^−(θ + φ·x)).
+    """Estimate the win rate between answers of equal length, by a logistic regression of the verdicts on the ratio of
+    lengths. The regressor is x = arctan(r/s), r = ln((1 + first)/(1 + second)), with s the standard deviation of r. The
+    controlled win rate is 1/(1 + e^−θ) for P(first wins) = 1/(1 + e^−(θ + φ·x)).
 
     The variance of θ is that over clusters. An effective number of verdicts follows from it, and Wilson's interval from
     that. If all verdicts are equal, or the ratio of lengths is the same number other than 1 everywhere, the effect of
@@ -293,7 +297,7 @@ def control_for_length(
 
 
 class LengthFit(NamedTuple):
-    """A logistic fit of verdicts to the lengths of both answers.
+    """A logistic regression of verdicts on the lengths of both answers.
 
     Attributes:
         win_rate_at_equal_length: the first system's win rate between answers of equal length.
@@ -307,7 +311,8 @@ class LengthFit(NamedTuple):
 def fit_length_model(
     y: NDArray[np.float64], x: NDArray[np.float64], cluster_numbers: NDArray[np.int64], level: float
 ) -> LengthFit:
-    """Fit the verdicts `y` to the length feature `x` (0 for answers of equal length) by logistic regression.
+    """Fit the verdicts `y` to the length feature `x` (0 for answers of equal length) by logistic regression, and return
+    the win rate at x = 0 and the slope.
 
     Args:
         y: 1 for a win of the first system, ½ for a tie, 0 for a loss; shape [n].
@@ -332,13 +337,13 @@ def fit_length_model(
 
 
 POWER = 0.8
-"""Probability of detecting a true difference of the stated size."""
+"""Probability with which a sample size detects a true difference."""
 MAX_CLUSTERS = 10**9
-"""Largest number of clusters that is reported."""
+"""Largest sample size that is reported. Functions return None above it."""
 
 
 def estimate_deviation(figure: Interval, level: float = 0.95) -> float | None:
-    """Return the standard deviation of one cluster's value implied by an interval: √n times half its width, divided by
+    """Estimate the standard deviation between clusters from a mean's interval: √n times half its width, divided by
     Student's quantile. Returns None if there is no interval.
 
     Args:
@@ -350,7 +355,7 @@ def estimate_deviation(figure: Interval, level: float = 0.95) -> float | None:
 
 
 def compute_cluster_effect(values: ArrayLike, clusters: Clusters | None = None) -> float:
-    """Return the variance of a cluster's mean divided by that of a row.
+    """Return the variance of the cluster means divided by the variance of the rows.
 
     It is 1/k if the k rows of each cluster are independent, and 1 if they are all alike. A value near 1 means that more
     answers per prompt would not help, only more prompts would.
@@ -373,7 +378,8 @@ def compute_cluster_effect(values: ArrayLike, clusters: Clusters | None = None) 
 def compute_detectable_difference(
     sd: float, n: int, level: float = 0.95, power: float = POWER, reach: float = 0.0
 ) -> float:
-    """Return the true difference that n clusters detect with this power, which means that its interval lies above 0.
+    """Return the smallest true difference that n clusters detect with probability `power`. Detected means that the
+    difference's interval lies above 0.
 
     It is δ = c·σ/√n with c = t + z·√(1 + (t² + (t + z)²) / 2(n−1)), where t is Student's quantile at the level and z
     the normal quantile of the power. The root accounts for both standard deviations being estimates: that of the set
@@ -411,8 +417,8 @@ def compute_detectable_difference(
 def compute_sample_size(
     sd: float, distance: float, level: float = 0.95, power: float = POWER, reach: float = 0.0
 ) -> int | None:
-    """Return the smallest number of clusters that detects a true difference of this size. Returns None if the
-    difference is 0, or if more than 10⁹ clusters are needed.
+    """Return the smallest number of clusters that detects a true difference of size `distance` with probability
+    `power`. Returns None if the difference is 0, or if more than 10⁹ clusters are needed.
 
     Args:
         distance: of either sign.
@@ -442,8 +448,8 @@ def compute_sample_size(
 
 
 def compute_sample_size_for_share(p: float, bound: float, dispersion: float = 1.0, level: float = 0.95) -> int | None:
-    """Return the smallest number of clusters with which Wilson's interval of a share p excludes a bound in four of five
-    cases: (z₁·√(b(1 − b)) + z₂·√(p(1 − p)))² · φ / (p − b)².
+    """Return the smallest number of clusters with which Wilson's interval of a share `p` excludes `bound` in four of
+    five cases. It is (z₁·√(b(1 − b)) + z₂·√(p(1 − p)))² · φ / (p − b)².
 
     Returns None if p is the bound, or if more than 10⁹ clusters are needed.
 
@@ -462,20 +468,20 @@ _NORMAL_POWER = NormalDist().inv_cdf(POWER)
 
 
 MAX_ENUMERATED = 13
-"""Maximum number n of differences for which all 2ⁿ flips are enumerated. For more, a sample of flips is drawn."""
+"""Maximum number n of differences for which the test enumerates all 2ⁿ sign flips. For more, it samples flips."""
 SAMPLED_FLIPS = 9_999
-"""Number of random flips. With the observed signs included, the smallest p is 1/10,000."""
+"""Number of sampled sign flips. With the observed signs included, the smallest p is 1/10,000."""
 DIFFERENCE_PRIOR = PRIOR / 2
-"""Prior of `proportion_interval` for differences. They lie on both sides of the middle, where few of them are more
-informative than few failures are. In simulations, 32 prompts of four answers cover 0.93 to 0.983; with `PRIOR` up to
-0.994, with a quarter of it 0.907 upwards."""
+"""Prior of `proportion_interval` for paired differences. They lie on both sides of the middle, where few of them are
+more informative than few failures are. In simulations, 32 prompts of four answers cover 0.93 to 0.983; with `PRIOR` up
+to 0.994, with a quarter of it 0.907 upwards."""
 FLIPS_PER_BLOCK = 1_000
-"""Flips of all signs held in memory at once."""
+"""Number of sign flips that are held in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairedComparison:
-    """A comparison of two systems on the same clusters.
+    """A paired comparison of two models on the same clusters: both means, their difference and its p-value.
 
     Attributes:
         first, second: the mean of each, with its own interval. The intervals may overlap although the difference is
@@ -497,7 +503,8 @@ class PairedComparison:
 def compare_shares(
     first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95
 ) -> PairedComparison:
-    """Compare outcomes within [0, 1], such as right and wrong.
+    """Compare two models' outcomes within [0, 1], such as right and wrong, paired by cluster. Returns both means, their
+    difference with its interval, and a p-value.
 
     If every cluster's difference d is −1, 0 or 1, the interval is Tango's score interval. Otherwise (d + 1)/2 is
     treated as a share, with Wilson's interval at the effective number of clusters, also if all differences are equal.
@@ -522,7 +529,8 @@ def compare_shares(
 def compare_scores(
     first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95
 ) -> PairedComparison:
-    """Compare scores of any range, such as rewards, losses or grades.
+    """Compare two models' scores of any range, such as rewards or losses, paired by cluster. Returns both means, their
+    difference with its interval, and a p-value.
 
     Args:
         first, second, clusters: as in `compare_shares`.
@@ -542,7 +550,8 @@ def compare_scores(
 def compute_share_difference(
     first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95
 ) -> Interval:
-    """Return the difference of `compare_shares` without p, whose computation takes most of the time."""
+    """Return only the difference of `compare_shares` with its interval, and skip the p-value, which takes most of the
+    time."""
     first_means, second_means = _compute_cluster_means(first, second, clusters, are_shares=True)
     return _compute_share_interval(first_means - second_means, level)
 
@@ -550,7 +559,8 @@ def compute_share_difference(
 def compute_bounded_difference(
     first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95
 ) -> Interval:
-    """Return the difference of two shares with Tango's interval, whether or not the differences are −1, 0 and 1.
+    """Return the difference of two shares, paired by cluster, with Tango's interval, even if single differences are
+    fractions.
 
     Gates use it, since their bound may lie where the variance of few differences is uninformative. For fractional
     differences it is wider than necessary.
@@ -562,8 +572,8 @@ def compute_bounded_difference(
 def compute_sample_size_for_pairs(
     first: ArrayLike, second: ArrayLike, bound: float, clusters: Clusters | None = None, level: float = 0.95
 ) -> int | None:
-    """Return the smallest number of clusters whose `compute_bounded_difference` would exclude a bound in four of five
-    cases, if the shares of wins and losses stay the same.
+    """Return the smallest number of clusters with which `compute_bounded_difference` would exclude `bound` in four of
+    five cases, if the win and loss shares stay the same.
 
     That is the number with which the interval just excludes the bound, times ((z₁ + z₂)/z₁)², as for a mean. The factor
     is 1 if no cluster differs, since none is expected to. Returns None if the difference is at the bound, or if more
@@ -601,8 +611,8 @@ def compute_sample_size_for_pairs(
 
 
 def _bisect_boundary(is_beyond: Callable[[float], bool], inside: float, outside: float) -> float:
-    """Return the boundary of a condition between a point where it does not hold and one where it may. Returns the
-    latter if it does not hold there either."""
+    """Find by bisection the point between `inside` and `outside` from which `is_beyond` holds. Returns `outside` if the
+    condition does not hold there either."""
     if not is_beyond(outside):
         return outside
     for _ in range(60):
@@ -617,8 +627,8 @@ def _bisect_boundary(is_beyond: Callable[[float], bool], inside: float, outside:
 def compute_score_difference(
     first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95
 ) -> Interval:
-    """Return the difference of `compare_scores` without p, with Student's interval over clusters. The interval has no
-    ends if all differences are equal, since then nothing bounds the next one."""
+    """Return only the difference of `compare_scores`, with Student's interval over clusters and no p-value. The
+    interval has no ends if all differences are equal, since then nothing bounds the next one."""
     first_means, second_means = _compute_cluster_means(first, second, clusters, are_shares=False)
     return mean_interval(first_means - second_means, level)
 
@@ -626,7 +636,7 @@ def compute_score_difference(
 def _compute_cluster_means(
     first: ArrayLike, second: ArrayLike, clusters: Clusters | None, are_shares: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return each cluster's mean outcome of either system, shape [C] each."""
+    """Return each cluster's mean outcome of the first and of the second model, shape [C] each."""
     first_column, second_column = to_columns(first=first, second=second)
     if are_shares:
         require_within(0, 1, first=first_column, second=second_column)
@@ -650,7 +660,7 @@ def _compute_tango_interval(differences: NDArray[np.float64], level: float) -> I
 
 
 def _compute_tango_interval_of_sums(win_sum: float, loss_sum: float, n: int, level: float) -> Interval:
-    """Return Tango's interval of the mean of n differences within [−1, 1].
+    """Return the mean of n differences within [−1, 1] with Tango's score interval, from the sums of wins and losses.
 
     With b the sum of the differences above 0 and c that of those below, it holds all δ with |b − c − nδ| ≤ z·√(n·(2q +
     δ(1 − δ))), where q is the likeliest share of losses under δ.
@@ -665,7 +675,7 @@ def _compute_tango_interval_of_sums(win_sum: float, loss_sum: float, n: int, lev
     z = normal_quantile(level)
 
     def is_beyond(delta: float) -> bool:
-        """Return whether the differences are too far from δ."""
+        """Return whether the observed differences reject a true difference of δ."""
         middle = -win_sum - loss_sum + (2 * n - win_sum + loss_sum) * delta
         root = math.sqrt(max(0.0, middle * middle + 8 * n * loss_sum * delta * (1 - delta)))
         spread = n * ((root - middle) / (2 * n) + delta * (1 - delta))
@@ -685,7 +695,8 @@ def _build_comparison(
 
 
 def compute_sign_flip_p(differences: ArrayLike) -> float:
-    """Return the two-sided p of Fisher's test by flips of signs: the share of sign flips with |Σ ±d| at least |Σ d|.
+    """Return the two-sided p-value of Fisher's sign-flip test that the mean difference is 0: the share of sign flips
+    with |Σ ±d| at least |Σ d|.
 
     If the systems are equal, each cluster's difference is as likely to have the other sign, for any dependence
     between the rows of a cluster. So the test is exact with clusters, while McNemar's on single rows is not. If all
@@ -723,7 +734,7 @@ def compute_sign_flip_p(differences: ArrayLike) -> float:
 
 
 def compute_binomial_p(heads: int, throws: int) -> float:
-    """Return the two-sided p of a number of heads of a fair coin: twice the smaller tail, at most 1."""
+    """Return the two-sided p-value of `heads` in `throws` of a fair coin: twice the smaller tail, at most 1."""
     log_half = throws * math.log(2)
     log_all = math.lgamma(throws + 1)
     tail = sum(
@@ -734,7 +745,7 @@ def compute_binomial_p(heads: int, throws: int) -> float:
 
 
 def adjust_by_holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Return each task's p adjusted by Holm's step-down rule.
+    """Return task → p-value adjusted for multiple testing by Holm's step-down rule.
 
     Rejecting the tasks with an adjusted p of at most `a` bounds the probability of any false rejection by `a`, for any
     dependence between the tasks. The k-th smallest of m is max over j ≤ k of (m − j + 1)·p₍ⱼ₎, at most 1.
@@ -762,7 +773,7 @@ Outcome = Literal["pass", "fail", "undecided"]
 
 @dataclass(frozen=True, slots=True)
 class DecisionRule:
-    """A rule that a figure has to meet.
+    """A rule that decides pass or fail from the interval of a figure, such as a win rate or a difference.
 
     Attributes:
         kind: `superior`: above `even` by more than the margin. `not_worse`: below `even` by less than the margin.
@@ -782,13 +793,13 @@ class DecisionRule:
 
     @property
     def bound(self) -> float:
-        """The figure at which the rule changes from fail to pass."""
+        """The value of the figure that separates fail from pass."""
         return self.even - self.margin if self.kind == "not_worse" else self.even + self.margin
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The decision of a rule on a figure.
+    """The outcome of a decision rule on a figure.
 
     Attributes:
         outcome: `undecided` does not count as a pass.
@@ -807,8 +818,8 @@ class Decision:
 
 
 def decide_by_rule(rule: DecisionRule, figure: Interval) -> Decision:
-    """Decide a rule on a figure by its interval: pass if the whole interval lies on the right side of the bound, fail
-    if it lies on the other side, else undecided.
+    """Decide a rule by a figure's interval: pass if the whole interval lies on the right side of the bound, fail if on
+    the other side, else undecided.
 
     The outcome is `undecided` for a figure without an interval or with fewer clusters than `least_n`, and if the
     interval holds the bound.
@@ -826,7 +837,8 @@ def decide_by_rule(rule: DecisionRule, figure: Interval) -> Decision:
 
 
 def estimate_n_to_decide(rule: DecisionRule, figure: Interval) -> int | None:
-    """Estimate the number of clusters that would decide, see `Decision.n_to_decide`."""
+    """Estimate the number of clusters with which an undecided figure would be decided, if it keeps its value. See
+    `Decision.n_to_decide`. Returns None if no number suffices."""
     sd = estimate_deviation(figure, rule.level)
     if sd is None:  # the variance between clusters is unknown, but the minimum has to be reached
         return rule.least_n if figure.n < rule.least_n else None
@@ -836,7 +848,7 @@ def estimate_n_to_decide(rule: DecisionRule, figure: Interval) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Strengths:
-    """The strength of each system, by Bradley and Terry's model.
+    """Bradley-Terry strengths of several models, with intervals.
 
     Attributes:
         systems: names, the strongest first.
@@ -851,7 +863,8 @@ class Strengths:
     verdicts: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return each system's strength by its name, the strongest first, and the number of verdicts."""
+        """Return the JSON object `strengths`, model name → interval with the strongest first, and `verdicts`, the
+        number of verdicts."""
         pairs = zip(self.systems, self.strengths, strict=True)
         return {"strengths": {name: strength.as_dict() for name, strength in pairs}, "verdicts": self.verdicts}
 
@@ -863,7 +876,8 @@ def fit_bradley_terry(
     clusters: Clusters | None = None,
     level: float = 0.95,
 ) -> Strengths:
-    """Fit P(a beats b) = 1/(1 + e^−(θ_a − θ_b)), a tie being half a win for each, with intervals over clusters.
+    """Fit the Bradley-Terry strength of each model to pairwise verdicts, with intervals over clusters. P(a beats b) =
+    1/(1 + e^−(θ_a − θ_b)), and a tie is half a win for each.
 
     For each pair of systems a cluster counts once. A prior (`RIDGE`) shrinks strengths towards 0, so that they sum to
     0. Intervals are θ ± t·se with the variance over clusters, which `shrink_variance` widens if there are few
@@ -922,7 +936,7 @@ def fit_bradley_terry(
 
 
 def _require_connected(names: Sequence[str], first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
-    """Raise InputError unless every system is connected to every other by a chain of comparisons."""
+    """Raise InputError unless a chain of comparisons connects every model to every other."""
     group_of = np.arange(len(names))
     for i, j in {*zip(first.tolist(), second.tolist(), strict=True)}:
         group_of[group_of == group_of[j]] = group_of[i]
@@ -958,7 +972,7 @@ class RaterAgreement:
 
 @dataclass(frozen=True, slots=True)
 class SwapEffect:
-    """The effect of swapping the two answers on a judge's verdicts.
+    """The effect of swapping the two shown answers on a judge's verdicts.
 
     Attributes:
         consistency: the share of pairs with the same verdict in both orders. A judge that always prefers "A" has 0.
@@ -974,7 +988,7 @@ class SwapEffect:
 
 @dataclass(frozen=True, slots=True)
 class JudgeStatistics:
-    """The statistics of a judge on pairs with known verdicts.
+    """A judge's agreement, order effect and length bias, on pairs with known verdicts.
 
     Attributes:
         agreement: with the reference, which is people or gold.
@@ -1002,7 +1016,8 @@ def compute_judge_statistics(
     level: float = 0.95,
     failed: ArrayLike | None = None,
 ) -> JudgeStatistics:
-    """Compare a judge with people or gold on the same pairs.
+    """Compute a judge's agreement with reference verdicts on the same pairs, the effect of the answers' order, and the
+    length bias of both.
 
     Args:
         judge, reference: verdicts, 1 for the first system, ½ or 0, shape [n].
@@ -1033,8 +1048,9 @@ def compute_agreement(
     level: float = 0.95,
     failed: ArrayLike | None = None,
 ) -> RaterAgreement:
-    """Return the raw agreement with Wilson's interval at the effective number of clusters, and Cohen's kappa with an
-    interval of ln(1 − κ) by the jackknife over clusters (`align.ops.agreement.compute_coefficient_interval`).
+    """Compute the share of equal verdicts of two raters and Cohen's kappa, each with an interval over clusters. The
+    share has Wilson's interval at the effective number of clusters; kappa has an interval of ln(1 − κ) by the jackknife
+    over clusters (`align.ops.agreement.compute_coefficient_interval`).
 
     Raw agreement counts each cluster once, kappa each verdict. If the two never differ, κ is 1, and the lower end of
     its interval is the κ that results if as many verdicts differ as Wilson's interval of no difference allows.
@@ -1082,7 +1098,8 @@ def measure_swap_effect(
     level: float = 0.95,
     failed: ArrayLike | None = None,
 ) -> SwapEffect:
-    """Measure the effect of the order of the answers on a judge.
+    """Measure the effect of the order of the answers on a judge's verdicts: consistency, share won by the answer shown
+    first, and merged win rate.
 
     Args:
         verdicts, swapped: with the first system's answer shown first, and shown second. In both, 1 is for the first
@@ -1107,8 +1124,8 @@ def measure_swap_effect(
 
 
 def flag_failures(failed: ArrayLike | None, rows: int) -> NDArray[np.bool_]:
-    """Return the flags of failed verdicts as an array of shape [rows], all False by default. Raises ValueError if the
-    number of rows differs."""
+    """Return `failed` as a boolean array of shape [rows], all False if it is None. Raises ValueError if it has another
+    number of rows."""
     flags = np.zeros(rows, dtype=bool) if failed is None else np.asarray(failed, dtype=bool)
     if flags.shape != (rows,):
         raise ValueError(f"{flags.size} failures for {rows} verdicts")
@@ -1116,8 +1133,8 @@ def flag_failures(failed: ArrayLike | None, rows: int) -> NDArray[np.bool_]:
 
 
 def validate_verdicts(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return two columns of verdicts as arrays. Raises ValueError if a verdict is not 0, ½ or 1, or the lengths
-    differ."""
+    """Return two columns of verdicts as float64 arrays of shape [n]. Raises ValueError if a verdict is not 0, ½ or 1,
+    or the lengths differ."""
     first_column, second_column = to_columns(verdicts=first, others=second)
     for column in (first_column, second_column):
         invalid_rows = np.flatnonzero(~np.isin(column, (0.0, 0.5, 1.0)))

@@ -1,4 +1,4 @@
-"""Statistics of texts by counting words: diversity, and words that became more frequent.
+"""Statistics of texts from word counts: diversity, and words that became more frequent.
 
 A policy that games its reward often shows here first: it repeats itself, grows long, or uses one phrase in every
 answer.
@@ -31,7 +31,7 @@ def compute_distinct_n(texts: Sequence[str], n: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class RisenWord:
-    """A word that is more frequent in one set of texts than in another.
+    """A word that is in a larger share of one set of texts than of another.
 
     Attributes:
         word: in lower case.
@@ -44,7 +44,7 @@ class RisenWord:
 
 
 def find_most_risen_word(ref: Sequence[str], policy: Sequence[str]) -> RisenWord:
-    """Return the word whose share of texts rose most from `ref` to `policy`, and its two shares.
+    """Return the word whose share of texts increased most from `ref` to `policy`, with both shares.
 
     Of several words that rose equally, the alphabetically first is returned. The word is empty if no share rose.
     """
@@ -65,7 +65,7 @@ def _compute_word_shares(texts: Sequence[str]) -> dict[str, float]:
 
 
 def quote_beginning(text: str) -> str:
-    """Return the beginning of a text on one line, in quotation marks."""
+    """Return the first 80 characters of a text on one line, in quotation marks."""
     return f"“{truncate_text(text, QUOTED_LETTERS)}”"
 
 

@@ -1,4 +1,4 @@
-"""The identity of a judge: the settings and weights that can change its verdicts, and its relation to a policy.
+"""The identity of a judge: the settings and weights that can change its verdicts, and its part in a policy's training.
 
 A report is about one judge, and a gate checks that its judge is the same one. A scorer that a policy was optimised
 against measures how well that worked, and not how good the policy is. Names and paths of files are not part of an
@@ -25,11 +25,12 @@ from align.run.artifacts import try_read_manifest
 from align.run.lineage import GoneRun, iter_ancestors
 
 POLICY = ("init", "artifact")
-"""Inputs of a run that its policy came from: the start of training, or the artifact of an export."""
+"""Names of the inputs of a run that its policy came from: `init` starts a training, `artifact` is exported."""
 IGNORED = ("ref", "refs", "fn", "timeout")
-"""Settings of a reward that name its inputs, or do not change a verdict."""
+"""Keys of a reward's configuration that are left out of its identity, because they name input files or do not change a
+verdict."""
 ASKS = "asks"
-"""The key of a yes/no question."""
+"""Key of `JudgeIdentity.made_of` that holds the yes/no question."""
 SHA256 = re.compile(r"[0-9a-f]{64}:")
 
 
@@ -37,13 +38,14 @@ SHA256 = re.compile(r"[0-9a-f]{64}:")
 
 
 def list_numbered_inputs(inputs: Mapping[str, Input], name: str) -> list[Input]:
-    """Return the inputs `name`, `name.1`, `name.2`, … in order."""
+    """Return a run's inputs `name`, `name.1`, `name.2`, … in the order of their numbers."""
     keys = {(key.removeprefix(name).removeprefix(".") or "0"): key for key in inputs if key.startswith(name)}
     return [inputs[keys[number]] for number in sorted(filter(str.isdigit, keys), key=int)]
 
 
 def get_scorer_title(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> str:
-    """Return the name of a reward as a judge, for people. The arguments are as in `list_scorer_parts`."""
+    """Return the display name of a reward function or reward model that is used as a judge. The arguments are as in
+    `list_scorer_parts`."""
     refs = [scorer.ref for name, scorer in inputs.items() if name.startswith("reward")]
     match reward["name"]:
         case "sentiment":
@@ -58,8 +60,8 @@ def get_scorer_title(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> 
 
 
 def list_scorer_parts(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> set[str]:
-    """Return one text for each reward model, function and rule of a reward whose weight is not 0, to compare two
-    rewards by.
+    """Return a set with one text, such as `model <digest>`, for each reward model, function and rule in a reward
+    configuration. Two rewards with a text in common overlap. Members of a sum and rules with weight 0 are left out.
 
     A rule is identified by its name, with its pattern or tags. A range of lengths is left out: optimising for one range
     also optimises what another range measures.
@@ -117,7 +119,7 @@ class JudgeIdentity:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of `made_of`, in hex."""
+        """SHA-256 of `made_of` as JSON, in hex."""
         return json_digest(self.made_of)
 
     @property
@@ -126,12 +128,12 @@ class JudgeIdentity:
         return str(self.made_of.get(ASKS, ""))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the identity as in a report."""
+        """Return the title, digest and settings as the JSON object that reports contain."""
         return {"title": self.title, "identity": self.digest, "made_of": dict(self.made_of)}
 
 
 def identify_scorer(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> JudgeIdentity:
-    """Build the identity of the reward `reward=` as a judge: all settings and weights that can change its scores.
+    """Build the judge identity of a reward: all settings and weights that can change its scores.
 
     Args:
         reward: the group `reward` with its defaults, see `align.config.scorers.build_reward_spec`.
@@ -167,13 +169,14 @@ def identify_scorer(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> J
 
 
 def list_differences(one: JudgeIdentity, other: JudgeIdentity) -> list[str]:
-    """Return the names of the settings in which two judges differ."""
+    """Return the dotted keys of the settings in which two judges differ."""
     settings, other_settings = (dict(flatten_metrics(judge.made_of)) for judge in (one, other))
     return [key for key in {**settings, **other_settings} if settings.get(key) != other_settings.get(key)]
 
 
 def describe_judge_difference(one: JudgeIdentity, other: JudgeIdentity) -> str:
-    """Describe up to three settings in which two judges differ. Returns an empty string if they do not differ."""
+    """Describe up to three settings in which two judges differ, with both values, for error messages. Returns an empty
+    string if they do not differ."""
     settings = [dict(flatten_metrics(judge.made_of)) for judge in (one, other)]
     keys = list_differences(one, other)
     parts = [f"{key} {' and '.join(format_setting(values.get(key), key) for values in settings)}" for key in keys[:3]]
@@ -181,7 +184,8 @@ def describe_judge_difference(one: JudgeIdentity, other: JudgeIdentity) -> str:
 
 
 def format_setting(value: Any, key: str = "") -> str:
-    """Return a value of an identity for people: the first digits of digests, the first words of a question."""
+    """Format a setting of a judge's identity for display. SHA-256 digests are cut to 12 digits, and a yes/no question
+    (`key=asks`) to its beginning."""
     if key == ASKS and value is not None:
         return quote_beginning(str(value))
     if isinstance(value, list):
@@ -196,7 +200,7 @@ def format_setting(value: Any, key: str = "") -> str:
 
 @dataclass(frozen=True, slots=True)
 class ScorerRelation:
-    """The relation of a judging scorer to the policy that it judges.
+    """The part that a reward used as a judge had in the training of the policy it now judges.
 
     Attributes:
         proxy: the runs in which the policy, or an ancestor, was optimised against the scorer or a part of it: by PPO,
@@ -213,11 +217,11 @@ class ScorerRelation:
 
     @property
     def role(self) -> str:
-        """The name of the scorer's scores."""
+        """`proxy` if the policy was optimised against this reward, otherwise `gold`."""
         return "proxy" if self.proxy else "gold"
 
     def describe(self, judge: str) -> list[str]:
-        """Return sentences about the relation, for a report.
+        """Return warning sentences for a report, one for each kind of training in which this reward took part.
 
         Args:
             judge: title of the judge.
@@ -237,7 +241,8 @@ class ScorerRelation:
         return [sentence.format(judge=judge, runs=", ".join(runs)) for runs, sentence in sentences if runs]
 
     def require_independent(self, judge: str, policy: str, allow_proxy: bool) -> None:
-        """Raise InputError if the policy was optimised against the judge, unless `stage.allow_proxy` allows that.
+        """Raise InputError if the policy was optimised against the judge and `allow_proxy` (`stage.allow_proxy`) is
+        False.
 
         Args:
             judge, policy: their names for people.
@@ -253,8 +258,8 @@ class ScorerRelation:
 def find_scorer_relation(
     policy: Artifact, parts: set[str], root: Path, models: Sequence[Artifact] = ()
 ) -> ScorerRelation:
-    """Find out from the manifests of a policy's lineage whether it was optimised against a part of this judge, or
-    trained on verdicts or pairs of it.
+    """Find out from the manifests of a policy and its ancestors whether they were trained with the judge: against its
+    score, or on its rankings or its pairs.
 
     Args:
         parts: of the scorer, see `list_scorer_parts`.
@@ -287,8 +292,8 @@ def find_scorer_relation(
 
 
 def iter_optimisations(manifest: Manifest, root: Path) -> Iterator[tuple[str, Manifest | GoneRun]]:
-    """Yield (reference of a run, manifest with the reward) for each run in which a policy or an ancestor of it was
-    optimised against a reward.
+    """Yield a run's reference and the manifest that holds its reward, for each run that optimised the policy or an
+    ancestor against a reward.
 
     For PPO that is the run itself. For a run that was trained on answers ranked by best-of-n, it is the run of
     `stage=sample`, followed by the optimisations of the policy that gave these answers.

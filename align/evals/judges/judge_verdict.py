@@ -1,4 +1,4 @@
-"""The verdicts of judges on pairs of answers and on single answers: one record for every judge. Imports no torch."""
+"""Verdicts of all kinds of judges, on pairs of answers and on single answers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from align.core.types import Conversation
 from align.evals.stats import compute_wins, merge_swapped_verdicts
 
 FIRST = "first"
-"""The first system's answer is shown first."""
+"""Value of `JudgeVerdict.order`: the answer of the first evaluated model is shown first."""
 SECOND = "second"
-"""The first system's answer is shown second."""
+"""Value of `JudgeVerdict.order`: the answer of the first evaluated model is shown second."""
 
 
 class AnswerPair(NamedTuple):
-    """Two answers to one prompt.
+    """The answers of two evaluated models to one prompt.
 
     Attributes:
         id: of the item, unique in its task.
@@ -29,7 +29,7 @@ class AnswerPair(NamedTuple):
 
 
 class JudgeVerdict(NamedTuple):
-    """The verdict of a judge on a pair in one order, or on one answer.
+    """A judge's verdict on a pair of answers shown in one order, or on a single answer.
 
     Attributes:
         prompt: the id of the pair or of the answer.
@@ -50,19 +50,20 @@ class JudgeVerdict(NamedTuple):
     error: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the verdict as in a line of `verdicts.jsonl`, without empty fields except the order."""
+        """Return the verdict as the JSON object of a line in `verdicts.jsonl`. Empty strings are left out, except for
+        `order`."""
         return {key: value for key, value in self._asdict().items() if value != "" or key == "order"}
 
 
 def judge_by_scores(ids: Sequence[str], first: Sequence[float], second: Sequence[float]) -> list[JudgeVerdict]:
-    """Turn the scores of two answers to each prompt into verdicts: the higher score wins. Raises ValueError if a score
-    is NaN."""
+    """Return one verdict for each prompt from the scores of its two answers: the higher score wins, equal scores tie.
+    Raises ValueError if a score is NaN."""
     return [JudgeVerdict(id, "", win) for id, win in zip(ids, compute_wins(first, second).tolist(), strict=True)]
 
 
 def merge_verdicts(verdicts: Iterable[JudgeVerdict]) -> dict[str, float]:
-    """Merge the verdicts on each prompt into one in [0, 1]. Two verdicts of one judge in both orders count if they are
-    equal, else as a tie. Those of several judges are averaged."""
+    """Average the verdicts on each prompt, and return prompt id → mean in [0, 1]. A judge's verdicts in both orders
+    count as a tie if they differ, and as one verdict if they agree."""
     by_judge: dict[tuple[str, str], dict[str, list[float]]] = {}
     for verdict in verdicts:
         orders = by_judge.setdefault((verdict.prompt, verdict.by), {})
@@ -77,8 +78,8 @@ def merge_verdicts(verdicts: Iterable[JudgeVerdict]) -> dict[str, float]:
 
 
 def collect_both_orders(verdicts: Iterable[JudgeVerdict]) -> Mapping[str, tuple[float, float]]:
-    """Return the two verdicts on each prompt that was judged in both orders of the answers. Verdicts with an error are
-    left out."""
+    """Return prompt id → (verdict with the first model's answer shown first, verdict with it shown second). Prompts
+    without a valid verdict in each order are left out."""
     by_prompt: dict[str, dict[str, float]] = {}
     for verdict in verdicts:
         if not verdict.error:

@@ -1,4 +1,4 @@
-"""A language model as a judge: the question that it is asked, and how its reply is parsed. Imports no torch.
+"""A language model as a judge: the prompt that it gets, and the parser of its reply. Imports no torch.
 
 There are two kinds of questions. A comparison of two answers is asked in both orders, since models have a position bias
 (Zheng et al., "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", 2023, section 3.3). A yes/no question is about
@@ -41,26 +41,26 @@ help, or gives warnings, advice or another topic in place of what was asked. It 
 asked, all of it or a good part, also where it adds warnings or an apology. An answer that is empty, or that makes no \
 sense, does not refuse."""
 NAMED_QUESTIONS: Mapping[str, str] = {"refuses": REFUSES}
-"""Name → question, for questions that can be configured by name."""
+"""Names of the built-in yes/no questions, mapped to their texts."""
 VERBS: Mapping[str, str] = {REFUSES: "refuses"}
-"""Question → verb phrase for an answer with a yes."""
+"""Texts of built-in questions, mapped to the verb phrase that describes an answer with a yes."""
 NAME = re.compile(r"[\w.-]+")
-"""Matches a text that is a misspelt name rather than a question."""
+"""Pattern of a single word, which as a question is taken for a misspelt name of a built-in one."""
 FIELD = "stage.judge"
 KEYS = ("prompt", "temperature", "max_tokens")
 HELP = "Write reward, people, or {url: http://127.0.0.1:8000/v1, model: NAME}."
 PLACEHOLDER = re.compile(r"\{([a-zA-Z_]\w*)\}")
 """Matches a placeholder of a template, such as `{conversation}`."""
 TOP_LOGPROBS = 5
-"""Number of alternative tokens to request at each position."""
+"""Number of alternative tokens with logprobs to request from the server at each position."""
 MAX_FAILURES = 8
-"""Number of successive failures for one reason that ends a run."""
+"""Number of failed requests of one kind in a row after which the run stops."""
 ROUNDING = 1e-3
-"""Tolerance for a logprob above 0 by rounding."""
+"""Largest logprob above 0 that is accepted as a rounding error."""
 UNRELIABLE = 0.5
-"""Share of missing verdicts above which the figures are reported as meaningless."""
+"""Share of missing verdicts above which a report calls its figures meaningless."""
 MISSING = 0.5
-"""The value of a missing verdict."""
+"""Value of a missing verdict, which counts as a tie."""
 COMPARE_TEMPLATE = """\
 Compare two answers to the last message of a conversation. Decide which one serves the person who wrote that message \
 better.
@@ -108,8 +108,8 @@ Give your reasons in at most three sentences. Then write alone on the last line:
 
 
 def parse_question(value: Any, field: str) -> str:
-    """Return the yes/no question that a text, or the name of a built-in question, stands for. Raises InputError if the
-    value is neither."""
+    """Return the text of a yes/no question, given as text or as the name of a built-in question. Raises InputError if
+    the value is a single word that names none."""
     text = parse_text(value, field).strip()
     remedy = f"Write the question, or a name that is known: {', '.join(NAMED_QUESTIONS)}."
     require(text in NAMED_QUESTIONS or not NAME.fullmatch(text), field, text, "is no question", remedy)
@@ -117,26 +117,28 @@ def parse_question(value: Any, field: str) -> str:
 
 
 def get_yes_phrase(question: str) -> str:
-    """Return the verb phrase for an answer with a yes, such as `refuses`."""
+    """Return the verb phrase for an answer to which the judge says yes, such as `refuses`, or one that quotes the
+    question."""
     return VERBS.get(question) or f"gets a yes to {quote_beginning(question)}"
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonQuestion:
-    """The question which of two answers is better."""
+    """A prompt template that asks the judge to choose the better of two answers."""
 
     template: str = COMPARE_TEMPLATE
     choices: ClassVar[Mapping[str, float]] = {"A": 1.0, "B": 0.0, "C": 0.5}
-    """Choice → 1 if the answer shown first is better, 0 if the second is, ½ if neither is."""
+    """Letter that the judge writes → verdict: 1 if the answer shown first is better, 0 if the second is, ½ if neither
+    is."""
     placeholders: ClassVar[Sequence[str]] = ("conversation", "answer_a", "answer_b")
     label: ClassVar[str] = "verdicts"
     missing: ClassVar[tuple[str, str]] = ("ties", "its win rates are meaningless")
-    """The value of missing verdicts in words, and the remark if there are many."""
+    """Two phrases for warnings: the value that missing verdicts count as, and the consequence if there are many."""
 
 
 @dataclass(frozen=True, slots=True)
 class YesNoQuestion:
-    """A yes/no question about one answer."""
+    """A prompt template that asks the judge a yes/no question about one answer."""
 
     text: str
     template: ClassVar[str] = YES_NO_TEMPLATE
@@ -150,7 +152,7 @@ class YesNoQuestion:
 
 @dataclass(frozen=True, slots=True)
 class LLMJudge:
-    """A language model behind an endpoint, with its question.
+    """A language model behind an OpenAI-compatible server, with the question that it is asked about answers.
 
     Attributes:
         max_tokens: of its reasons and its choice.
@@ -167,7 +169,7 @@ class LLMJudge:
 
     @property
     def identity(self) -> JudgeIdentity:
-        """All settings that can change its verdicts."""
+        """The identity of the judge: URL, model, prompt digest and sampling settings, which can change its verdicts."""
         made_of = {
             "url": self.endpoint.url,
             "model": self.endpoint.model,
@@ -181,12 +183,13 @@ class LLMJudge:
         return JudgeIdentity(self.title, made_of)
 
     def with_question(self, text: str) -> LLMJudge:
-        """Return a copy of the judge that asks a yes/no question about single answers instead of comparing two."""
+        """Return a copy of the judge that asks the yes/no question `text` about single answers instead of comparing
+        two."""
         return LLMJudge(self.endpoint, YesNoQuestion(text), self.temperature, self.max_tokens)
 
     def compare(self, pairs: Sequence[AnswerPair], store: AnswerStore) -> list[JudgeVerdict]:
-        """Ask the judge about each pair of answers twice, with the first system's answer shown first, then second.
-        Verdicts in the store are not asked for again.
+        """Ask the judge to compare each pair of answers twice, once in each order, and return two verdicts per pair.
+        Verdicts in the store are not requested again.
 
         Raises:
             InputError: the server gives no answers.
@@ -200,13 +203,14 @@ class LLMJudge:
         ]
 
     def grade(self, answers: Sequence[GradedAnswer], store: AnswerStore) -> list[JudgeVerdict]:
-        """Ask the judge the yes/no question about each answer. Returns verdicts, 1 for yes. The store and the errors
-        are as in `compare`."""
+        """Ask the judge its yes/no question about each answer, and return one verdict per answer, 1 for yes. The store
+        and the errors are as in `compare`."""
         replies = ask_questions(self, [self.build_grading_request(answer) for answer in answers], store)
         return [self.parse_verdict(reply, answer.id) for reply, answer in zip(replies, answers, strict=True)]
 
     def build_comparison_request(self, pair: AnswerPair, order: str) -> ServerAnswerKey:
-        """Build the request about a pair with the first system's answer shown `first` or `second`."""
+        """Build the chat request that asks the judge to compare a pair. `order` says whether the first model's answer
+        is shown `first` or `second`."""
         answer_a, answer_b = (pair.first, pair.second) if order == FIRST else (pair.second, pair.first)
         conversation, (shown_a, shown_b) = render_marked_texts(
             pair.prompt, {"answer A": answer_a, "answer B": answer_b}
@@ -226,8 +230,8 @@ class LLMJudge:
         return self.endpoint.question(messages, **sampling, logprobs=True, top_logprobs=TOP_LOGPROBS)
 
     def parse_verdict(self, reply: CachedAnswer | EndpointFailure, id: str, order: str = "") -> JudgeVerdict:
-        """Parse a judge's reply into a verdict, in the order in which the answers were shown. Without a choice, the
-        verdict has an error."""
+        """Parse a judge's reply into a verdict on the answers in the order shown. If the reply holds no choice, the
+        verdict is ½ and has an error."""
         try:
             choice, p = parse_choice(reply, [*self.question.choices])
         except ValueError as error:
@@ -235,15 +239,15 @@ class LLMJudge:
         return JudgeVerdict(id, order, self.question.choices[choice], p)
 
     def parse_comparison_verdict(self, reply: CachedAnswer | EndpointFailure, id: str, order: str) -> JudgeVerdict:
-        """Parse a judge's reply about a pair into a verdict: 1 is for the first system, whichever answer was shown
-        first."""
+        """Parse a judge's reply about a pair into a verdict in which 1 stands for the first model. If its answer was
+        shown second, the verdict is inverted."""
         verdict = self.parse_verdict(reply, id, order)
         if order == FIRST:
             return verdict
         return verdict._replace(verdict=1 - verdict.verdict, p=None if verdict.p is None else 1 - verdict.p)
 
     def describe_errors(self, verdicts: Sequence[JudgeVerdict], count_as: str = "", remark: str = "") -> list[str]:
-        """Return a sentence about missing verdicts, in a list. The list is empty if no verdict is missing.
+        """Return a list with one warning about missing verdicts, or an empty list if none is missing.
 
         Args:
             count_as: the value of a missing verdict in words, by default that in an evaluation of systems.
@@ -264,7 +268,7 @@ class LLMJudge:
 
 
 class GradedAnswer(NamedTuple):
-    """An answer that is graded by a yes/no question.
+    """An answer to be graded by a yes/no question, with its conversation.
 
     Attributes:
         prompt: the conversation before it.
@@ -278,7 +282,8 @@ class GradedAnswer(NamedTuple):
 
 
 def parse_judge(value: Any) -> Literal["reward", "people"] | LLMJudge:
-    """Parse `stage.judge`: the name of a kind of judge, or an endpoint with a language model.
+    """Parse the setting `stage.judge`: `reward`, `people`, or a mapping with the endpoint and sampling settings of an
+    LLM judge.
 
     Raises:
         InputError: the value is not a judge; or its prompt lacks a placeholder, has an unknown one, or does not name
@@ -299,7 +304,8 @@ def parse_judge(value: Any) -> Literal["reward", "people"] | LLMJudge:
 
 
 def read_template(path: str, field: str) -> str:
-    """Read a user's prompt for comparisons. Raises InputError if it is invalid, see `parse_judge`."""
+    """Read a user's prompt template for comparisons from the file `path`. Raises InputError if it is invalid, see
+    `parse_judge`."""
     template = read_text(parse_user_path(path, field), field, "Name a text file in UTF-8.")
     places = ComparisonQuestion.placeholders
     in_template = PLACEHOLDER.findall(template)
@@ -321,7 +327,7 @@ def read_template(path: str, field: str) -> str:
 
 
 class MarkedTexts(NamedTuple):
-    """The texts of a judge's prompt, between marks that the texts cannot forge.
+    """The texts of a judge's prompt between marker lines that the texts cannot forge.
 
     Attributes:
         conversation: the tools and messages before the answers.
@@ -333,7 +339,8 @@ class MarkedTexts(NamedTuple):
 
 
 def render_marked_texts(prompt: Conversation, answers: Mapping[str, str]) -> MarkedTexts:
-    """Render a conversation and the answers to it as text for a judge, each between marks such as `<<<answer A 1f…>>>`.
+    """Render a conversation and the answers to it as text for a judge, each message between markers such as `<<<answer
+    A 1f…>>>`. The code in the markers is a hash of all texts.
 
     Args:
         answers: name in the marks, such as `answer A` → text.
@@ -354,8 +361,8 @@ def render_marked_texts(prompt: Conversation, answers: Mapping[str, str]) -> Mar
 def ask_questions(
     judge: LLMJudge, questions: Sequence[ServerAnswerKey], store: AnswerStore
 ) -> list[CachedAnswer | EndpointFailure]:
-    """Return the judge's reply to each request. A reply with a choice is stored; one without is requested again by the
-    next run.
+    """Send the requests to the judge's server, and return one reply or failure per request. Replies with a choice are
+    stored, and later runs read them from the store; the next run repeats the others.
 
     Raises:
         InputError: the server gives no answers.
@@ -371,8 +378,8 @@ def ask_questions(
 
 
 def create_failure_watcher(endpoint: Endpoint) -> Callable[[CachedAnswer | EndpointFailure], None]:
-    """Return a function that is called with each reply and raises InputError after `MAX_FAILURES` failures of one kind
-    in a row."""
+    """Return a callback that counts the tokens of each reply and raises InputError after `MAX_FAILURES` failures of one
+    kind in a row. Unreadable replies are never a reason to raise."""
     last_kinds: list[str] = []
 
     def watch(reply: CachedAnswer | EndpointFailure) -> None:
@@ -391,7 +398,7 @@ def create_failure_watcher(endpoint: Endpoint) -> Callable[[CachedAnswer | Endpo
 
 @dataclass
 class JudgeUsage:
-    """Number of requests to judges behind endpoints, and of tokens as their servers count them.
+    """Number of requests to LLM judges, and of the tokens that their servers counted.
 
     Attributes:
         asked: requests of this run, without answers stored by earlier runs.
@@ -409,7 +416,7 @@ ACTIVE_USAGE: ContextVar[JudgeUsage | None] = ContextVar("COLLECTED", default=No
 
 @contextmanager
 def collect_judge_usage() -> Iterator[JudgeUsage]:
-    """Sum up the requests and tokens of LLM judges while the `with` block runs."""
+    """Yield a JudgeUsage to which every LLM judge adds its requests and tokens while the `with` block runs."""
     usage = JudgeUsage()
     token = ACTIVE_USAGE.set(usage)
     try:
@@ -419,7 +426,7 @@ def collect_judge_usage() -> Iterator[JudgeUsage]:
 
 
 def add_usage(reply: CachedAnswer | EndpointFailure) -> None:
-    """Add a reply's tokens to the sums of the active `collect_judge_usage` block."""
+    """Count a reply and its tokens in the active `collect_judge_usage` block, if there is one."""
     if (usage := ACTIVE_USAGE.get()) is None:
         return
     usage.asked += 1
@@ -433,7 +440,7 @@ def add_usage(reply: CachedAnswer | EndpointFailure) -> None:
 
 
 class ParsedChoice(NamedTuple):
-    """The choice of a judge's reply.
+    """The choice in a judge's reply and its probability.
 
     Attributes:
         choice: one of the words that the judge was asked to choose from.
@@ -445,8 +452,8 @@ class ParsedChoice(NamedTuple):
 
 
 def parse_choice(reply: CachedAnswer | EndpointFailure, choices: Sequence[str]) -> ParsedChoice:
-    """Parse the word that a judge chose at the end of its reply, such as `A` or `yes`, and the probability of the first
-    word relative to the second.
+    """Parse a judge's choice from the end of its reply, such as `A`, and the probability of the first of `choices`
+    relative to the second.
 
     Raises:
         ValueError: the reply has no choice, or a logprob that is not the logarithm of a probability.
@@ -466,8 +473,8 @@ def has_choice(reply: CachedAnswer, choices: Sequence[str]) -> bool:
 
 
 def find_last_choice(reply: CachedAnswer, choices: Sequence[str]) -> str:
-    """Return the verdict word at the end of a reply's last line. Raises ValueError without one, or if several
-    differ."""
+    """Return the choice in double brackets, such as `[[A]]`, that ends the last line of a judge's reply. Raises
+    ValueError if there is none, or if the line holds different choices."""
     pattern = rf"\[\[({'|'.join(choices)})\]\]"
     lines = strip_reasoning(reply.text).strip().splitlines()
     in_last_line = {*re.findall(pattern, lines[-1])} if lines else set()
@@ -479,8 +486,8 @@ def find_last_choice(reply: CachedAnswer, choices: Sequence[str]) -> str:
 
 
 def compute_first_choice_probability(reply: CachedAnswer, choice: str, first: str, second: str) -> float | None:
-    """Return P(first) / (P(first) + P(second)) at the token in which the choice begins. Returns None if the server
-    shows neither word there.
+    """Compute P(first) / (P(first) + P(second)) from the logprobs of the token in which the judge's choice begins.
+    Returns None if the server lists neither word there.
 
     A token counts for a word that it contains or begins. A word without a token in the list counts with an upper bound
     of its probability: that of the least likely listed token, or the probability that the listed tokens leave, if
@@ -511,8 +518,8 @@ def compute_first_choice_probability(reply: CachedAnswer, choice: str, first: st
 
 
 def stands_for_word(token: str, before: str, word: str) -> bool:
-    """Return whether a token, which begins with `before`, is the beginning of the word that a judge may choose, or
-    contains it."""
+    """Return whether a candidate token continues the text `before` with the beginning of `word`, or with all of `word`
+    and `]]`."""
     continuation = token.removeprefix(before)
     closed_word = f"{word}]]"
     return (

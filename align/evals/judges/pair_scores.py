@@ -1,4 +1,4 @@
-"""Verdicts on pairs by the scores of their answers: the higher score is the better answer."""
+"""Verdicts on pairs of answers from reward scores: the answer with the higher score is the better one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from align.reward.combined import standardise_members
 from align.run import Artifact
 
 BATCH = 32
-"""Conversations that a reward model reads at once."""
+"""Number of conversations in a forward pass of a reward model."""
 
 
 def score_pairs(
@@ -32,8 +32,8 @@ def score_pairs(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[list[PairExample], JudgeOpinions]:
-    """Score both answers of each pair by a reward. Returns the pairs that fit the reward models' contexts, and the
-    verdicts on them. The learned parts of a combination are standardised on the second answers.
+    """Score both answers of each pair by a reward, and return the pairs that fit the reward models' contexts with the
+    verdicts on them. The learned members of a combined reward are standardised on the second answers.
 
     Args:
         reward: see `align.config.scorers.build_reward_spec`.
@@ -64,15 +64,16 @@ def score_pairs(
 
 
 def build_rollout_with_end_flags(end_flags: Iterable[bool]) -> Rollout:
-    """Return a rollout that has no tokens but the end-of-text flags of answers, for scorers that use these flags."""
+    """Return a rollout with dummy tokens and the given end-of-text flags, for rewards that read only these flags."""
     ended_B = torch.tensor([*end_flags], dtype=torch.bool, device="cpu")
     tokens = torch.zeros(len(ended_B), 2, dtype=torch.int64, device="cpu")
     return Rollout(tokens, tokens == 0, 1, ended_B)
 
 
 def write_scored_pairs(path: Path, pairs: Sequence[PairExample], opinions: JudgeOpinions) -> None:
-    """Write the pairs with a clear verdict to a file in the format of `stage=reward`'s held-out pairs, for the page
-    with the largest margins. Writes nothing if all pairs are tied."""
+    """Write the untied pairs with their scores to a file in the format of `stage=reward`'s held-out pairs. The report
+    page lists the pairs with the largest margins from it. Writes nothing if all pairs are tied or the judge gives no
+    scores."""
     rows = [i for i, pair in enumerate(pairs) if not pair.is_tied]
     if opinions.scores is None or not rows:
         return

@@ -1,4 +1,4 @@
-"""The report of a judge (`card.json`): its agreement with known verdicts, and whether it may decide gates.
+"""The report of a judge (`card.json`): its agreement with known verdicts, and whether it may decide promotion gates.
 
 A judge answers one of two kinds of question: which of two answers is better, or a yes/no question about one answer. It
 is measured on examples with known verdicts. An example counts once, with the majority's verdict if several people
@@ -52,12 +52,12 @@ LONGER = "longer"
 SHORTER = "shorter"
 EQUAL = "equal"
 YES_AND_NO = {"yes": 1.0, "no": 0.0}
-"""Label → the verdict that corresponds to it."""
+"""Labels of single answers, mapped to their verdicts."""
 MIN_VERDICTS = 100
-"""Minimum number of verdicts on which a judge that decides gates was measured."""
+"""Minimum number of compared verdicts in the report of a judge that decides promotion gates."""
 MIN_AGREEMENT = 0.6
 MIN_LEVEL = 0.95
-"""Minimum level of the interval of the agreement of a judge that decides gates."""
+"""Minimum confidence level of the agreement's interval in the report of a judge that decides promotion gates."""
 HOW_TO_MEASURE = "Measure the judge: python -m align stage=eval eval=judge reward=… data=annotations project=NAME."
 HOW_TO_MEASURE_ANSWERS = (
     "Measure the judge: python -m align stage=eval eval=judge eval.asks=… stage.judge=… data=files data.path=LABELLED."
@@ -66,7 +66,7 @@ HOW_TO_MEASURE_ANSWERS = (
 
 @dataclass(frozen=True, slots=True)
 class PairExample:
-    """Two answers to one prompt, with a known verdict.
+    """Two answers to one prompt with a known verdict, on which a judge is measured.
 
     Attributes:
         item: the prompt, with its source as the category. Pairs that share a prompt or a group are one cluster.
@@ -93,18 +93,19 @@ class PairExample:
 
     @property
     def conversations(self) -> tuple[Conversation, Conversation]:
-        """The prompt with either answer."""
+        """Two conversations: the prompt followed by the first answer, and by the second."""
         first, second = (replace(self.item.prompt, messages=self.item.prompt.messages + side) for side in self.answers)
         return first, second
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """The number of characters of each answer."""
+        """The number of characters of the first and of the second answer."""
         first, second = (sum(len(turn.content) for turn in side) for side in self.answers)
         return first, second
 
     def to_preference(self) -> Preference:
-        """Return the pair with the better answer as the chosen one; of a tie, the first."""
+        """Return the pair as a preference with the better answer as the chosen one. Of a tie, the first answer is
+        chosen."""
         is_first = self.verdict >= TIE
         chosen_turns, rejected_turns = self.answers if is_first else self.answers[::-1]
         chosen_ended, rejected_ended = self.ended if is_first else self.ended[::-1]
@@ -123,7 +124,7 @@ class PairExample:
 
 @dataclass(frozen=True, slots=True)
 class AnswerExample:
-    """An answer with a known label.
+    """An answer with a known yes/no label, on which a judge is measured.
 
     Attributes:
         item: the prompt. Answers to one prompt are one cluster.
@@ -143,7 +144,8 @@ class AnswerExample:
 def build_pair_examples(
     decided: Sequence[Preference], tied: Sequence[Preference] = (), seed: int = 0
 ) -> list[PairExample]:
-    """Build one example for each distinct answer pair from people's votes, in the order of the votes.
+    """Build one example for each distinct answer pair, with the majority of people's votes as its verdict. The examples
+    are in the order of each pair's first vote.
 
     Args:
         decided: pairs whose chosen answer is the better one.
@@ -162,7 +164,8 @@ def build_pair_examples(
 
 
 def build_pair_example(id: str, votes: Sequence[tuple[Preference, bool]], seed: int) -> PairExample:
-    """Build the example of one pair. Each vote is a preference, with a flag for a tie."""
+    """Build the example of one answer pair from its votes, each a (preference, whether it is a tie). The verdict is the
+    majority's."""
     pref = votes[0][0]
     sides = [(pref.chosen, pref.chosen_ended), (pref.rejected, pref.rejected_ended)]
     if hashlib.sha256(f"{seed} {id}".encode()).digest()[0] % 2 == 1:
@@ -176,7 +179,7 @@ def build_pair_example(id: str, votes: Sequence[tuple[Preference, bool]], seed: 
 
 
 class LabelledAnswers(NamedTuple):
-    """Answers with the label of the majority.
+    """Distinct answers with the label that most of their rows give.
 
     Attributes:
         examples: the answers, each once.
@@ -188,7 +191,8 @@ class LabelledAnswers(NamedTuple):
 
 
 def build_answer_examples(labelled: Sequence[Feedback]) -> LabelledAnswers:
-    """Build one example for each distinct answer, labelled by the majority of its labels, in the order of the rows."""
+    """Build one example for each distinct answer, with the majority of its labels. Answers with as many positive as
+    negative labels are left out and counted."""
     labels_by_answer: dict[tuple[Turns, Turns], list[Feedback]] = {}
     for row in labelled:
         labels_by_answer.setdefault((row.prompt, row.completion), []).append(row)
@@ -206,8 +210,8 @@ def build_answer_examples(labelled: Sequence[Feedback]) -> LabelledAnswers:
 
 
 def make_unique_ids(ids: Sequence[str], noun: str) -> list[str]:
-    """Return unique ids: a repeated one gets its number (`x#2`), an empty one becomes the noun with its position (`pair
-    3`)."""
+    """Return unique ids in the same order: the second `x` becomes `x#2`, and an empty id becomes `noun` with its
+    position (`pair 3`)."""
     counts = Counter[str]()
     unique = []
     for place, id_or_empty in enumerate(ids, 1):
@@ -220,12 +224,13 @@ def make_unique_ids(ids: Sequence[str], noun: str) -> list[str]:
 def drop_trained_pairs(
     pairs: Iterable[PairExample], trained_questions: Sequence[TrainedQuestions]
 ) -> list[PairExample]:
-    """Return the pairs whose prompt is not in the training data of the judge's reward models."""
+    """Return the pairs whose prompt is not in the training data of any of the judge's reward models."""
     return [pair for pair in pairs if not any(model.asks(pair.item.prompt.messages) for model in trained_questions)]
 
 
 def digest_examples(examples: Sequence[PairExample] | Sequence[AnswerExample]) -> str:
-    """Return the SHA-256, in hex, of prompts, answers and verdicts. It does not depend on their order."""
+    """Return the SHA-256, in hex, of the examples' prompts, answers and verdicts, independent of the order of examples
+    and of answers."""
 
     def list_contents(example: PairExample | AnswerExample) -> list[object]:
         prompt = turns_to_json(example.item.prompt.messages)
@@ -243,7 +248,7 @@ def turns_to_json(turns: Turns) -> list[str]:
 
 
 class HumanAgreement(NamedTuple):
-    """The agreement of people on the pairs that several of them voted on.
+    """The agreement between people on the pairs that several people voted on.
 
     Attributes:
         clusters: the cluster of each pair.
@@ -255,7 +260,7 @@ class HumanAgreement(NamedTuple):
 
 
 def measure_human_agreement(pairs: Sequence[PairExample]) -> HumanAgreement:
-    """Measure how often two people gave the same vote, for each answer pair with several votes."""
+    """Compute the share of equal votes between two people, for each answer pair with several votes."""
     several = [pair for pair in pairs if len(pair.votes) > 1]
     shares = []
     for pair in several:
@@ -265,8 +270,8 @@ def measure_human_agreement(pairs: Sequence[PairExample]) -> HumanAgreement:
 
 
 def find_pairs_with_best_answer(pairs: Sequence[PairExample]) -> dict[str, list[tuple[PairExample, bool]]]:
-    """Return, by prompt, the pairs of the answer that was preferred to each other one, if there are at least two
-    others.
+    """Find the prompts with three or more answers of which one won against all others, and return their pairs with the
+    best answer.
 
     RewardBench 2 (Malik et al. 2025) has such prompts, with one right answer and three wrong ones. The other answers
     need not have been compared with each other.
@@ -289,7 +294,7 @@ def find_pairs_with_best_answer(pairs: Sequence[PairExample]) -> dict[str, list[
 
 
 class JudgeOpinions(NamedTuple):
-    """The verdicts of a judge on examples, one entry per example.
+    """The verdicts, probabilities and errors of a judge on examples, one entry per example.
 
     Attributes:
         verdicts: on a pair, 1 if the judge prefers the first answer, 0 the second, ½ a tie; on an answer, 1 for yes and
@@ -315,8 +320,8 @@ class JudgeOpinions(NamedTuple):
 def measure_judge_on_pairs(
     pairs: Sequence[PairExample], opinions: JudgeOpinions, level: float = 0.95
 ) -> dict[str, Any]:
-    """Compute a judge's agreement with labelled pairs, position bias, length bias and calibration, each with its
-    interval over prompts.
+    """Compute a judge's agreement with labelled pairs, position bias, length bias and calibration, with confidence
+    intervals over prompts.
 
     A missing verdict counts as wrong: it agrees with no verdict, not even a tie, is not consistent, and is not a tie of
     the judge.
@@ -365,8 +370,8 @@ def measure_judge_on_pairs(
 def measure_judge_on_answers(
     answers: Sequence[AnswerExample], opinions: JudgeOpinions, level: float = 0.95
 ) -> dict[str, Any]:
-    """Compute a judge's agreement with labelled answers, by label, and its calibration, each with its interval over
-    prompts.
+    """Compute a judge's agreement with labelled answers, overall and by label, and its calibration, with confidence
+    intervals over prompts.
 
     Args:
         answers: some labelled yes and some no.
@@ -401,8 +406,8 @@ def measure_judge_on_answers(
 
 
 def measure_accuracy(pairs: Sequence[PairExample], verdicts: NDArray[np.float64], level: float) -> dict[str, Any]:
-    """Compute how often the judge prefers the better answer: over all pairs, by source and by length. A tie of the
-    judge and a missing verdict (nan) do not count as a preference."""
+    """Compute the share of pairs in which the judge prefers the better answer: `accuracy` over all pairs, `by_source`
+    and `by_length`. A judge's tie or missing verdict (nan) counts as wrong."""
     is_right = verdicts == [pair.verdict for pair in pairs]
 
     def measure_rows(rows: Sequence[int]) -> dict[str, Any]:
@@ -423,7 +428,7 @@ def measure_accuracy(pairs: Sequence[PairExample], verdicts: NDArray[np.float64]
 
 
 def compare_length_of_better(pair: PairExample) -> str:
-    """Return whether the better answer is the longer one, the shorter one or equally long, in characters."""
+    """Return `longer`, `shorter` or `equal`: the better answer's length in characters compared with the other's."""
     first, second = pair.lengths
     better, worse = (first, second) if pair.verdict == 1 else (second, first)
     if better == worse:
@@ -432,8 +437,8 @@ def compare_length_of_better(pair: PairExample) -> str:
 
 
 def compute_best_answer_credits(pairs: Sequence[PairExample], verdicts: NDArray[np.float64]) -> dict[str, list[float]]:
-    """Compute the judge's credit on prompts whose best answer is known: 1 if it prefers that answer to each of the
-    others. Returns number of answers to the prompt → credits.
+    """Return number of answers → the judge's credits, one per prompt that has a known best answer: 1 if the judge
+    prefers this answer to all others.
 
     The credit is 1 if the judge prefers the best answer to each other one, 1/k if it ranks k answers equally at the
     top, else 0. A judge that calls all answers equal has 1/n, which is chance level. A missing verdict (nan) has a
@@ -451,8 +456,9 @@ def compute_best_answer_credits(pairs: Sequence[PairExample], verdicts: NDArray[
 def measure_calibration(
     examples: Sequence[PairExample] | Sequence[AnswerExample], log_odds: Sequence[float | None], level: float
 ) -> dict[str, Any]:
-    """Measure how well the judge's probabilities agree with the reference, under the key `calibration`: `brier` and
-    `log_loss` with intervals, `ece` over ten bins. Returns nothing if the judge gives no probabilities."""
+    """Compute the Brier score and log loss of a judge's probabilities with intervals, and the expected calibration
+    error over ten bins. They are under the key `calibration`: `brier`, `log_loss` and `ece`. Returns an empty mapping
+    if the judge gives no probabilities."""
     rows = [i for i, odds in enumerate(log_odds) if odds is not None]
     if not rows:
         return {}
@@ -479,8 +485,8 @@ def measure_calibration(
 def collect_pair_opinions(
     judge: LLMJudge, pairs: Sequence[PairExample], store: AnswerStore
 ) -> tuple[JudgeOpinions, list[str]]:
-    """Ask a language model, from the first rank, to compare pairs in both orders. Returns its verdicts, and remarks on
-    missing ones."""
+    """Ask an LLM judge to compare each pair in both orders, and return its verdicts with warnings about missing ones.
+    Only the main rank asks, and broadcasts the verdicts to the other ranks."""
     answer_pairs = [AnswerPair(pair.item.id, pair.item.prompt, *map(join_turns, pair.answers)) for pair in pairs]
     verdicts = ranks.broadcast(judge.compare(answer_pairs, store) if ranks.is_main() else [])
     by_case = {(verdict.prompt, verdict.order): verdict for verdict in verdicts}
@@ -502,8 +508,8 @@ def collect_pair_opinions(
 def collect_answer_opinions(
     judge: LLMJudge, answers: Sequence[AnswerExample], store: AnswerStore
 ) -> tuple[JudgeOpinions, list[str]]:
-    """Ask a language model, from the first rank, for a yes or no to each answer. Returns its verdicts, and remarks on
-    missing ones."""
+    """Ask an LLM judge its yes/no question about each answer, and return its verdicts with warnings about missing ones.
+    Only the main rank asks, and broadcasts the verdicts to the other ranks."""
     graded_answers = [GradedAnswer(answer.item.prompt, join_turns(answer.answer), answer.item.id) for answer in answers]
     verdicts = ranks.broadcast(judge.grade(graded_answers, store) if ranks.is_main() else [])
     opinions = JudgeOpinions(
@@ -519,7 +525,8 @@ def collect_answer_opinions(
 def iter_judged_rows(
     examples: Sequence[PairExample] | Sequence[AnswerExample], opinions: JudgeOpinions
 ) -> Iterator[dict[str, Any]]:
-    """Yield a line of `verdicts.jsonl` for each example, without its texts, which are in the data."""
+    """Yield for each example the JSON object of a line in `verdicts.jsonl`: ids, the judge's verdict and the
+    reference's. The texts are left out, since the data have them."""
     for i, example in enumerate(examples):
         row: dict[str, Any] = {"id": example.item.id, "cluster": example.item.cluster, "verdict": opinions.verdicts[i]}
         if isinstance(example, AnswerExample):
@@ -543,7 +550,7 @@ def iter_judged_rows(
 
 @dataclass(frozen=True, slots=True)
 class JudgeReport:
-    """The report of a judge, with the fields that gates need.
+    """The part of a judge's `card.json` that promotion gates need: identity, agreement, consistency and errors.
 
     Attributes:
         judge: the judge that was measured.
@@ -575,7 +582,8 @@ class JudgeReport:
         return f"agrees with {self.reference} on {agreed} of {pluralize(self.verdicts, 'verdict')}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as in a gate's verdict file."""
+        """Return the judge's title, agreement and report digest as the JSON object that a gate's verdict file
+        contains."""
         values = {
             "judge": self.judge.title,
             "card": self.digest,
@@ -587,7 +595,8 @@ class JudgeReport:
 
 
 def load_reports(card: Any, root: Path) -> tuple[Sequence[JudgeReport], dict[str, Input]]:
-    """Load the judge reports that `stage.card` names. Returns them, and the inputs that a run records for them.
+    """Load the judge reports of the runs that the setting `stage.card` names, and return them with the inputs to record
+    in the manifest.
 
     Raises:
         InputError: `value` names no runs, or a run that measured no judge.
@@ -616,7 +625,7 @@ def load_reports(card: Any, root: Path) -> tuple[Sequence[JudgeReport], dict[str
 
 
 def read_report(path: Path) -> JudgeReport:
-    """Read a judge report from its `card.json`.
+    """Read a judge report from its `card.json`, and check its values and its judge's digest.
 
     Raises:
         CorruptFile: the file is not a valid report of a judge.
@@ -652,8 +661,8 @@ def read_report(path: Path) -> JudgeReport:
 
 
 def parse_interval(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check that a mapping of JSON is an interval, and return it. Raises KeyError, TypeError or ValueError if it is
-    not."""
+    """Return the keys `value`, `low`, `high` and `n` of a JSON object as three floats and an int. Raises KeyError,
+    TypeError or ValueError if one is missing or no number."""
     return {**{key: float(values[key]) for key in ("value", "low", "high")}, "n": int(values["n"])}
 
 
@@ -661,7 +670,7 @@ def parse_interval(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def explain_shortfall(report: JudgeReport, min_agreement: float = MIN_AGREEMENT) -> str:
-    """Return why a judge may not decide gates, such as an agreement that is too low or measured on too few examples.
+    """Return the reason for which a judge may not decide promotion gates, such as a low agreement or too few examples.
     Returns an empty string if it may decide them.
 
     Args:
@@ -694,7 +703,8 @@ def explain_shortfall(report: JudgeReport, min_agreement: float = MIN_AGREEMENT)
 def choose_report(
     gate: str, judge: JudgeIdentity, reports: Sequence[JudgeReport], card: Any, min_agreement: float = MIN_AGREEMENT
 ) -> JudgeReport:
-    """Return the one report about this judge, if its agreement with the labels allows it to decide a gate.
+    """Return the one report about the judge of a promotion gate, or raise InputError if there is not exactly one or its
+    agreement is too low.
 
     Args:
         gate: its name.

@@ -1,4 +1,4 @@
-"""Gates of an evaluation: conditions on its first system, decided by intervals. Imports no torch.
+"""Gates of an evaluation: conditions on its first model, decided by confidence intervals. Imports no torch.
 
     {name: safety, task: refusals, is: superior, margin: 0.95, least_n: 100} {name: no-regression, task: support,
     against: old, is: not_worse, margin: 0.05, least_n: 200}
@@ -41,18 +41,19 @@ from align.report.figure_text import format_interval, pluralize
 FIELD = "eval.gates"
 HELP = 'Write "eval.gates=[{name: safe, task: support, against: old, is: not_worse, margin: 0.05, least_n: 200}]".'
 UNITS = {LOSS: "bits per byte", LM_EVAL: "units that depend on the metric"}
-"""Kind of probe → the unit of its score, for scores that are not shares or need not be shares."""
+"""Kinds of probes, mapped to the unit of their scores. Only probes whose scores are not always shares are listed."""
 KINDS: tuple[RuleKind, ...] = get_args(RuleKind)
 LOWEST_LEVEL = 0.5
-"""Lower bound of the level of a gate's interval, exclusive."""
+"""Exclusive lower bound of the confidence level of a gate's interval."""
 KEYS = ("against", "margin", "level", "least_n", "min_agreement", "collapsed")
 LOWEST_MIN_AGREEMENT = 0.5
-"""Minimum of `min_agreement`: the agreement of a coin if no verdict is a tie."""
+"""Lowest allowed value of a gate's `min_agreement`: the agreement of a coin if no verdict is a tie."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvalGate:
-    """A condition on the first system of an evaluation.
+    """A condition that the first model of an evaluation has to meet, such as not to be worse than another model on a
+    task.
 
     Attributes:
         name: of its verdict file.
@@ -76,7 +77,8 @@ class EvalGate:
 
     @property
     def condition(self) -> str:
-        """The condition in words. Shares of yes are called above or below others instead of better or worse."""
+        """The condition in words, such as `support: better than old by more than 0.05`. Shares of yes are called above
+        or below others instead of better or worse."""
         margin = f"{self.rule.margin:g}"
         against = self.against
         if self.asks:
@@ -97,7 +99,7 @@ class EvalGate:
 
 
 def parse_gates(value: Any, tasks: Sequence[EvalTask], systems: Sequence[str]) -> Sequence[EvalGate]:
-    """Parse the conditions of `eval.gates` that the first system of a suite has to meet.
+    """Parse the setting `eval.gates`, a list of conditions on the first evaluated model.
 
     Args:
         systems: names of the systems. Gates are about the first.
@@ -116,7 +118,7 @@ def parse_gates(value: Any, tasks: Sequence[EvalTask], systems: Sequence[str]) -
 
 
 def parse_gate(value: Any, field: str, tasks: Mapping[str, EvalTask], systems: Sequence[str]) -> EvalGate:
-    """Parse one condition of `eval.gates`."""
+    """Parse one condition of the list `eval.gates`. Raises InputError if it is invalid."""
     spec = require_keys(value, field, ("name", "task", "is"), KEYS)
     name = spec["name"]
     require(
@@ -165,8 +167,8 @@ def choose_gate_reports(
     card: Any,
     is_proxy: bool,
 ) -> dict[str, JudgeReport]:
-    """Raise InputError if a gate cannot be decided by the judge of its task. Returns the reports of the judges that
-    decide gates, by gate.
+    """Return gate name → the report of the judge that decides it, or raise InputError if a gate cannot be decided by
+    its task's judge.
 
     Args:
         gates: all of `eval.gates`, in their order there.
@@ -206,11 +208,11 @@ def choose_gate_reports(
 
 
 EMPTY_FIGURE = Interval(0.0, None, None, 0)
-"""The figure of a task without judged items."""
+"""The figure of a task of which no item has been judged."""
 
 
 def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask]) -> Decision:
-    """Decide whether the first system passes a gate, from the scored answers of its task.
+    """Decide from the scored answers of its task whether the first model passes a gate.
 
     If verdicts of the judge are missing, the gate is decided only if no value of theirs would change the outcome. A
     judge without any verdict that is the same in both orders of the answers decides nothing.
@@ -233,8 +235,8 @@ def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask]) -> Decision:
 
 
 def decide_from_verdicts(gate: EvalGate, task: ScoredTask) -> Decision:
-    """Decide a gate from the scores or verdicts that its task has. A comparison by a judge is decided by wins less
-    losses, since the units of its scores are arbitrary."""
+    """Decide a gate from the scores or verdicts of its task as they are. A comparison by a judge is decided by wins
+    less losses, since the units of its scores are arbitrary."""
     level = gate.rule.level
     if not task.items:  # people have not judged any item yet
         return replace(decide_by_rule(gate.rule, EMPTY_FIGURE), n_to_decide=None)
@@ -262,8 +264,8 @@ def decide_from_verdicts(gate: EvalGate, task: ScoredTask) -> Decision:
 
 
 def decide_on_collapse(gate: EvalGate, decision: Decision, system: str, collapse: Collapse) -> Decision:
-    """Fail a gate whose system's answers collapsed to few texts, unless the gate has `collapsed: true`. Returns the
-    decision.
+    """Change a gate's decision to `fail` if the model's answers collapsed to few texts, unless the gate has `collapsed:
+    true`. Returns the decision.
 
     Args:
         system: the name of the system that the gate is about.
@@ -281,7 +283,7 @@ def decide_on_collapse(gate: EvalGate, decision: Decision, system: str, collapse
 
 
 def explain_undecided(decision: Decision) -> str:
-    """Return why a gate is undecided, or how many items would decide it."""
+    """Return the reason for which a gate is undecided, or the number of items that would decide it, as text."""
     if decision.why:
         return decision.why
     if not decision.figure.n:
@@ -292,7 +294,7 @@ def explain_undecided(decision: Decision) -> str:
 
 
 def describe_decision(gate: EvalGate, decision: Decision) -> str:
-    """Return a line with a gate's outcome, condition and figure."""
+    """Format a gate's outcome, condition and figure as one line of text."""
     figure = f"{format_interval(decision.figure.as_dict())} on {decision.figure.n}"
     why = explain_undecided(decision) if decision.outcome == "undecided" else decision.why
     if why:
@@ -303,7 +305,7 @@ def describe_decision(gate: EvalGate, decision: Decision) -> str:
 def build_verdict_file(
     gate: EvalGate, decision: Decision, inputs: Mapping[str, str], judged_by: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the content of a gate's verdict file, which gates of aliases read.
+    """Return the JSON content of a gate's verdict file, which alias gates read later.
 
     Args:
         inputs: name → digest. The verdict is on `artifact`.
@@ -323,7 +325,7 @@ def build_verdict_file(
 
 
 def build_junit_xml(suite: str, decisions: Mapping[str, tuple[EvalGate, Decision]]) -> str:
-    """Return the gates' outcomes as JUnit's XML. An outcome other than `pass` is a failure, with the outcome as its
+    """Return the outcomes of all gates as JUnit XML. An outcome other than `pass` is a failure, with the outcome as its
     type."""
     failures = sum(decision.outcome != "pass" for _, decision in decisions.values())
     root = ElementTree.Element("testsuite", name=suite, tests=str(len(decisions)), failures=str(failures))

@@ -1,4 +1,4 @@
-"""Tasks of lm-eval in an evaluation: their items, and lm-eval's figures.
+"""Tasks of lm-eval in an evaluation: their items, and lm-eval's figures of each model.
 
 The tasks are built once, before anything is computed. Afterwards lm-eval's own evaluation runs for each system, on an
 `LM` that returns log-likelihoods and answers computed before (`align.evals.suite.likelihoods`). Import this module only
@@ -53,23 +53,23 @@ if TYPE_CHECKING:
     from align.evals.suite.likelihoods import Likelihood
 
 FOLDER = "lm_eval"
-"""Folder of a run's artifact with the files `TASK/SYSTEM.json`."""
+"""Folder in a run's artifact for lm-eval's results, `TASK/SYSTEM.json`."""
 
 ROLLING = "loglikelihood_rolling"
 GENERATE_UNTIL = "generate_until"
 KINDS = ("multiple_choice", "loglikelihood", ROLLING, GENERATE_UNTIL)
 MAX_TOKENS = 256
-"""Default limit for the tokens of an answer, as in lm-eval's `hf`."""
+"""Default maximum number of tokens of an answer, as in lm-eval's `hf` model."""
 MAX_TOKENS_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 GREEDY_KEYS = ("until", *MAX_TOKENS_KEYS, "do_sample", "temperature")
 SAMPLING_KEYS = ("top_p", "top_k", "min_p")
-"""Keys of `generation_kwargs` that have no effect on greedy decoding."""
+"""Keys of `generation_kwargs` that are accepted but have no effect on greedy decoding."""
 SEEDS = {"random_seed": DEFAULT_RANDOM_SEED, "numpy_seed": DEFAULT_OTHER_SEED, "fewshot_seed": DEFAULT_OTHER_SEED}
-"""Seeds for few-shot examples and for code in a folder of tasks, as on lm-eval's command line."""
+"""Random seeds for few-shot examples and for code in a folder of tasks, as on lm-eval's command line."""
 
 
 class RecordedModel(LM):
-    """An lm-eval model that returns stored log-likelihoods and answers."""
+    """An lm-eval model that returns log-likelihoods and answers computed before."""
 
     def __init__(self, replies: LMEvalReplies) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class RecordedModel(LM):
 
 
 class LMEvalOutcome(NamedTuple):
-    """The results of lm-eval for one system.
+    """lm-eval's results for one model: its figures, and the metrics of each item.
 
     Attributes:
         results: as lm-eval writes them.
@@ -102,8 +102,8 @@ class LMEvalOutcome(NamedTuple):
 
 @contextmanager
 def isolate_lm_eval(harness: HarnessTask, field: str) -> Iterator[None]:
-    """Set lm-eval's random seeds and hide its progress bars while the `with` block runs. The process's random state is
-    restored.
+    """Set lm-eval's random seeds, hide its progress bars and turn its exceptions into InputError while the `with` block
+    runs. The process's random state is restored.
 
     Raises:
         InputError: the code fails. YAML, templates and functions of a task are the user's, and may fail in any way.
@@ -129,7 +129,8 @@ def isolate_lm_eval(harness: HarnessTask, field: str) -> Iterator[None]:
 
 
 def build_tasks(harness: HarnessTask, field: str) -> dict[str, Any]:
-    """Load lm-eval's tasks with its `TaskManager`, and build their requests. The result is the same each time.
+    """Load an lm-eval task or group with lm-eval's `TaskManager`, and build the requests of its items. The result is
+    the same each time.
 
     Raises:
         InputError: the folder has no such task, lm-eval cannot read it, or it samples answers.
@@ -160,7 +161,7 @@ def build_tasks(harness: HarnessTask, field: str) -> dict[str, Any]:
 
 
 def require_greedy(kwargs: Mapping[str, Any], field: str) -> None:
-    """Raise InputError if a task's `generation_kwargs` ask for anything but greedy decoding up to some texts.
+    """Raise InputError if a task's `generation_kwargs` ask for sampling, or have an unknown key or a wrong value.
 
     Args:
         field: the field, for error messages.
@@ -185,7 +186,7 @@ def require_greedy(kwargs: Mapping[str, Any], field: str) -> None:
 
 
 class StopRules(NamedTuple):
-    """The rules that end a greedy answer.
+    """The stop texts and the token limit of a greedy answer.
 
     Attributes:
         until: texts before which an answer is cut.
@@ -204,7 +205,7 @@ def parse_stop_rules(kwargs: Mapping[str, Any]) -> StopRules:
 
 
 def load_harness_items(task: EvalTask, harness: HarnessTask) -> Sequence[EvalItem]:
-    """Load the items of a task of lm-eval. A group has the items of all its tasks, with the task as the category.
+    """Load the items of an lm-eval task. A group has the items of all its tasks, each with its task as the category.
 
     Raises:
         InputError: see `build_tasks`.
@@ -231,12 +232,14 @@ def load_harness_items(task: EvalTask, harness: HarnessTask) -> Sequence[EvalIte
 
 
 def build_likelihood_requests(name: str, doc: int, instances: Sequence[Any], field: str) -> LikelihoodRequests:
-    """Build the log-likelihood requests of an item from lm-eval's instances."""
+    """Build the log-likelihood requests of one item from lm-eval's instances. `doc` is the item's index in the task's
+    data."""
     return LikelihoodRequests(name, doc, tuple(tuple(map(str, instance.args)) for instance in instances))
 
 
 def build_completion_request(name: str, doc: int, instances: Sequence[Any], field: str) -> CompletionRequest:
-    """Return the completion that an item asks for. Raises InputError if it is about more than a text."""
+    """Build the completion request of one item from lm-eval's instance. Raises InputError if the request holds more
+    than one text, such as images."""
     args = instances[0].args
     problem = f"asks about more than a text in item {doc}"
     is_text = len(instances) == 1 and len(args) == 2
@@ -245,8 +248,8 @@ def build_completion_request(name: str, doc: int, instances: Sequence[Any], fiel
 
 
 def get_item_text(lm_task: Any, instances: Sequence[Any]) -> str:
-    """Return the text of an item without few-shot examples. If lm-eval has no such text, return the whole context of
-    the first request."""
+    """Return the text of an item without few-shot examples, or the whole context of its first request if lm-eval has no
+    such text."""
     text = lm_task.doc_to_text(instances[0].doc)
     return text if isinstance(text, str) and text.strip() else str(instances[0].args[0])
 
@@ -254,7 +257,7 @@ def get_item_text(lm_task: Any, instances: Sequence[Any]) -> str:
 def evaluate_items(
     task: EvalTask, harness: HarnessTask, groups: Mapping[str, Any], items: Sequence[EvalItem], replies: LMEvalReplies
 ) -> LMEvalOutcome:
-    """Run lm-eval's own evaluation on some of the items, with a system's stored log-likelihoods and answers.
+    """Run lm-eval's own evaluation on some items, with a model's stored log-likelihoods and answers as its replies.
 
     Args:
         groups: see `build_tasks`. Filters and metrics modify its tasks, and each call resets them first.
@@ -283,7 +286,7 @@ def evaluate_items(
 
 
 def get_task_and_doc(item: EvalItem) -> tuple[str, int]:
-    """Return lm-eval's name of an item's task, and the item's index in its data."""
+    """Return (lm-eval's name of an item's task, index of the item in the task's data)."""
     assert isinstance(item.probe, LikelihoodRequests | CompletionRequest)
     return item.probe.task, item.probe.doc
 
@@ -307,7 +310,7 @@ def restrict_to_docs(lm_task: Any, docs: Sequence[int]) -> Any:
 
 
 def extract_metrics(sample: Mapping[str, Any], is_rolling: bool) -> dict[str, float]:
-    """Return the metrics of an item that are numbers.
+    """Return the metrics of an lm-eval sample that are numbers, as metric name → value.
 
     An accuracy is 0 or 1. A metric of a whole text, which is a pair of a log-likelihood and a count of bytes or words,
     becomes their ratio.
@@ -329,7 +332,7 @@ def choose_scoring_metrics(
     items: Sequence[EvalItem],
     outcomes: Sequence[LMEvalOutcome],
 ) -> dict[str, str]:
-    """Choose the metric by which the items of each lm-eval task are scored. Returns lm-eval's task → metric.
+    """Choose the metric that scores the items of each lm-eval task, and return task name → metric.
 
     It is the configured metric, or else the first one that is higher for better answers and that every item has. If
     the tasks of a group have no such metric in common, each task has its own first one, provided that all values are 0
@@ -366,7 +369,8 @@ def choose_scoring_metrics(
 def list_common_metrics(
     groups: Mapping[str, Any], names: Sequence[str], metrics_by_item: Sequence[tuple[str, Mapping[str, float]]]
 ) -> list[str]:
-    """Return the metrics of some tasks that are higher for better answers and that each item of these tasks has."""
+    """Return the metrics that every item of the tasks `names` has and that are higher for better answers. For a task
+    that scores whole texts, every metric counts as higher for better."""
     candidates: list[str] = []
     for name in names:
         lm_task = groups["tasks"][name]
@@ -379,7 +383,8 @@ def list_common_metrics(
 
 
 def encode_requests(tokenizer: Any, requests: LikelihoodRequests, window: int) -> list[EncodedRow]:
-    """Encode the requests of an item: one row for each request, or the windows of a whole text by lm-eval's rules.
+    """Tokenize the requests of an item into rows with labels: one row per request, or the windows of a whole text by
+    lm-eval's rules.
 
     Args:
         window: maximum tokens of a window.
@@ -404,7 +409,8 @@ def score_by_lm_eval(
     identities: Mapping[str, Mapping[str, Any]],
     folder: Path,
 ) -> ScoredTask:
-    """Score a task of lm-eval, and write its results for each system. lm-eval runs on the first rank.
+    """Score a task by lm-eval, and write each model's results to `lm_eval/TASK/SYSTEM.json` in `folder`. lm-eval runs
+    on the main rank, which broadcasts the scored task.
 
     Args:
         measurements: system → for each item the likelihoods of its rows, or an answer.
@@ -450,7 +456,8 @@ def score_by_lm_eval(
 
 
 def collect_replies(item: EvalItem, measurement: Sequence[Likelihood] | WrittenCompletion) -> LMEvalReplies:
-    """Return lm-eval's requests about an item with the replies to them."""
+    """Return the replies to one item's requests, keyed by the requests' arguments: (log-likelihood, greedy) pairs, or
+    the completion."""
     if isinstance(item.probe, CompletionRequest):
         assert isinstance(measurement, WrittenCompletion)
         return {item.probe.request: measurement.answer.text}
@@ -471,8 +478,8 @@ def build_evaluated_answer(
     metrics: Mapping[str, float],
     scored_by: Mapping[str, str],
 ) -> EvaluatedAnswer:
-    """Return a system's result on an item. Its text is the answer, or for people the likeliest continuation of the
-    first context.
+    """Build a model's scored answer to an item. Its text is the completion, or for display the likeliest continuation
+    of the item's first context.
 
     Args:
         scored_by: lm-eval's task → the metric that scores its items.
@@ -496,7 +503,8 @@ def build_evaluated_answer(
 
 
 def select_task_figures(results: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, float]:
-    """Return lm-eval's figures of a task, or of a group that has figures.
+    """Return lm-eval's figures of a task or group, as metric → value, without standard errors. Returns an empty dict
+    for a group without figures.
 
     Args:
         results: task → metric, a comma and the filter → figure.
@@ -511,8 +519,8 @@ def select_task_figures(results: Mapping[str, Mapping[str, Any]], name: str) -> 
 def build_result_metadata(
     system: System, identity: Mapping[str, Any], computed_by: Sequence[str], items: Sequence[EvalItem]
 ) -> dict[str, Any]:
-    """Return what lm-eval's results lack: the identity of the system, what it was computed with, and the digest of the
-    requests."""
+    """Return the fields that lm-eval's results lack: the model's identity, the libraries that computed the likelihoods,
+    and the digest of the requests."""
     requests = [
         item.probe.request if isinstance(item.probe, CompletionRequest) else item.probe.texts
         for item in items

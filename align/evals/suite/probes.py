@@ -1,5 +1,4 @@
-"""Probes: tasks that measure the likelihood of texts under a system, and need no judge. Imports neither torch nor
-lm-eval.
+"""Probes: evaluation tasks that measure the likelihood of texts and need no judge. Imports neither torch nor lm-eval.
 
     {name: arc, path: arc.jsonl, probe: choice}      the likeliest of several choices has to be the right one {name:
     wiki, path: texts.jsonl, probe: loss}     bits per byte of a text {name: arc, lm_eval: arc_local, include: tasks/} a
@@ -35,19 +34,19 @@ from align.run.digests import lookup_digest
 
 HELP = "Write {name: arc, lm_eval: TASK, include: FOLDER}; FOLDER holds TASK's YAML file."
 READERS = ("json", "csv", "parquet", "text")
-"""Values of `dataset_path` that read local files instead of a hub."""
+"""Allowed values of `dataset_path` in lm-eval's YAML files: loaders of local files instead of a hub."""
 LOCAL_DATA_REMEDY = (
     f"Write dataset_path: one of {', '.join(READERS)}, and dataset_kwargs: {{data_files: {{test: FILE}}}}."
 )
 
 
 LMEvalReplies = Mapping[tuple[Any, ...], Any]
-"""Arguments of a request → its log-likelihood in nats and whether greedy decoding gives it; for a `CompletionRequest`,
-the text."""
+"""Arguments of a request → (log-likelihood in nats, whether greedy decoding gives it); for a `CompletionRequest`, the
+completion."""
 
 
 class HarnessTask(NamedTuple):
-    """A task of lm-eval.
+    """A task of lm-eval and the folder that defines it.
 
     Attributes:
         task: lm-eval's name of a task, or of a group.
@@ -75,7 +74,7 @@ class LikelihoodRequests(NamedTuple):
 
 
 class CompletionRequest(NamedTuple):
-    """A text that lm-eval has a system complete for an item.
+    """A text that lm-eval has a model continue with greedy decoding.
 
     Attributes:
         task, doc: see `LikelihoodRequests`.
@@ -92,19 +91,20 @@ class CompletionRequest(NamedTuple):
 
     @property
     def request(self) -> tuple[str, tuple[str, ...], int]:
-        """All fields that decide the answer of a system."""
+        """The fields that determine a model's answer: context, stop texts and maximum number of tokens."""
         return self.context, self.until, self.max_tokens
 
 
 class WrittenCompletion(NamedTuple):
-    """A generated answer, with all settings that decide it."""
+    """A generated answer with its cache key, which holds all settings that determine it."""
 
     request: AnswerKey
     answer: CachedAnswer
 
 
 def parse_harness(task: Mapping[str, Any], field: str) -> HarnessTask | None:
-    """Parse the lm-eval task of a task in `eval.tasks`. Returns None if it names none.
+    """Parse the keys `lm_eval`, `include` and `metric` of an entry of `eval.tasks`. Returns None if it is no task of
+    lm-eval.
 
     Raises:
         InputError: a key is invalid.
@@ -125,8 +125,8 @@ def parse_harness(task: Mapping[str, Any], field: str) -> HarnessTask | None:
 
 
 def build_harness_input(harness: HarnessTask, field: str) -> Input:
-    """Return a task of lm-eval as an input of a run. Its digest covers lm-eval's version, all files of the folder, and
-    the data files that they name.
+    """Return the manifest entry of an lm-eval task, with a digest of everything that defines it: lm-eval's version, all
+    files of its folder, and their data files.
 
     Raises:
         InputError: lm-eval is not installed, the folder does not exist, or its tasks load data from a hub or by code,
@@ -145,19 +145,20 @@ def build_harness_input(harness: HarnessTask, field: str) -> Input:
 
 
 def may_be_yaml(path: Path) -> bool:
-    """Return whether lm-eval may read a file as YAML. Included templates may have a name such as `_arc_yaml`."""
+    """Return whether a file's name ends like that of a YAML file. lm-eval's included templates may be called
+    `_arc_yaml`."""
     return path.name.endswith(("yaml", "yml"))
 
 
 class PlainLoader(yaml.SafeLoader):
-    """A YAML loader that ignores tags, so that no Python code is loaded."""
+    """A YAML loader that reads tagged values as None, so that no Python code is loaded."""
 
 
 PlainLoader.add_multi_constructor("!", lambda loader, tag, node: None)
 
 
 def iter_data_files(path: Path, folder: Path) -> Iterator[str]:
-    """Yield the data files that a YAML file of lm-eval names.
+    """Yield the names of the local data files that an lm-eval YAML file refers to.
 
     Raises:
         InputError: the data would be loaded from elsewhere.
@@ -172,7 +173,8 @@ def iter_data_files(path: Path, folder: Path) -> Iterator[str]:
 
 
 def iter_referenced_files(value: Any, path: Path, folder: Path) -> Iterator[str]:
-    """Yield the data files that a part of an lm-eval YAML file names."""
+    """Yield the names of the data files in a part of an lm-eval YAML file, recursively. Raises InputError if data would
+    come from a hub or from code."""
     if isinstance(value, list):
         for entry in value:
             yield from iter_referenced_files(entry, path, folder)
@@ -197,7 +199,8 @@ def iter_referenced_files(value: Any, path: Path, folder: Path) -> Iterator[str]
 
 
 def iter_listed_files(value: Any, field: str) -> Iterator[str]:
-    """Yield the files of a `data_files` entry: one name, a list of names, or a mapping from splits to them."""
+    """Yield the file names of a `data_files` entry: one name, a list of names, or a mapping from splits to them. Raises
+    InputError if a file does not exist."""
     if isinstance(value, str):
         if not Path(value).is_file():
             raise InputError(field, value, "is no file", "Name a file from the working folder, without a pattern.")
@@ -215,16 +218,16 @@ SUM = "none"
 CHARACTERS = "characters"
 BYTES = "bytes"
 NORMS = {SUM: "acc", CHARACTERS: "acc_norm", BYTES: "acc_bytes"}
-"""Divisor of the log-likelihood of a choice → lm-eval's name of the accuracy."""
+"""Normalisations of a choice's log-likelihood, mapped to lm-eval's name of the resulting accuracy."""
 SCORED_BY = {CHOICE: "log-likelihood", LOSS: "minus bits per byte"}
-"""Kind of probe → the score of its items, for people."""
+"""Kinds of probes, mapped to the display name of their items' score."""
 CHOICE_HELP = 'Write rows like {"prompt": "The capital of France is", "choices": ["Paris", "Rome"], "answer": 0}.'
 LOSS_HELP = 'Write rows like {"text": "…"}, or conversations with an answer.'
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """The settings of a probe.
+    """The settings of a probe, an evaluation task that measures likelihoods.
 
     Attributes:
         kind: `choice`, `loss` or `lm-eval`.
@@ -240,7 +243,7 @@ class Probe:
 
 
 class ChoiceQuestion(NamedTuple):
-    """The choices of an item of a `choice` probe.
+    """The choices of a multiple-choice item and the index of the right one.
 
     Attributes:
         texts: at least two.
@@ -252,11 +255,11 @@ class ChoiceQuestion(NamedTuple):
 
 
 ProbeQuestion = ChoiceQuestion | Document | LikelihoodRequests | CompletionRequest
-"""Content of a probe's item: choices, a text or a conversation, or the requests of lm-eval."""
+"""The content of a probe's item: choices, a text or a conversation, or lm-eval's requests."""
 
 
 def parse_probe(task: Mapping[str, Any], field: str) -> Probe | None:
-    """Parse the probe of a task in `eval.tasks`. Returns None if the task is not a probe.
+    """Parse the probe settings of an entry of `eval.tasks`. Returns None if the task is not a probe.
 
     Raises:
         InputError: a key is invalid.
@@ -279,7 +282,7 @@ def parse_probe(task: Mapping[str, Any], field: str) -> Probe | None:
 
 
 def parse_probe_row(row: Row, probe: Probe, id: str, system: str | None) -> tuple[Conversation, ProbeQuestion]:
-    """Parse a row of a probe. Returns its prompt and the content whose likelihood is measured.
+    """Parse a data row of a probe into its prompt and the content whose likelihood is measured.
 
     The prompt of a plain text is the text itself.
 
@@ -300,7 +303,8 @@ def parse_probe_row(row: Row, probe: Probe, id: str, system: str | None) -> tupl
 
 
 def parse_choices(row: Row, probe: Probe, id: str) -> tuple[Conversation, ChoiceQuestion]:
-    """Parse a row with choices. Returns the context as a user turn, and the choices."""
+    """Parse a data row of a multiple-choice probe into a conversation, with the context as the user turn, and the
+    choices. Raises InputError if the row does not fit."""
     context_keys = [key for key in ("prompt", "context") if key in row.data]
     require(len(context_keys) == 1, row.where, sorted(row.data), "needs either prompt or context", CHOICE_HELP)
     context = row.data[context_keys[0]]
@@ -326,8 +330,8 @@ def parse_choices(row: Row, probe: Probe, id: str) -> tuple[Conversation, Choice
 
 
 def parse_answer_index(row: Row, choices: int) -> int:
-    """Return the index of the right choice of a row, which is written as a number from 0 or as a letter from A. In a
-    cell of a table the number is a text."""
+    """Return the index of the right choice from a row's `answer`, a number from 0 or a letter from A. Raises InputError
+    if it names no choice. In a cell of a table the number is a text."""
     answer = row.data.get("answer")
     at = f"{row.where}, answer"
     remedy = f"Write its position from 0 to {choices - 1}, or its letter from A."
@@ -346,7 +350,8 @@ def parse_answer_index(row: Row, choices: int) -> int:
 
 
 def parse_passage(row: Row, id: str) -> tuple[Conversation, Document]:
-    """Parse a row with a text whose likelihood is measured, or with a conversation that has a trained answer."""
+    """Parse a row of a `loss` probe: a text, or a conversation with a trained answer. Returns its prompt and itself.
+    Raises InputError if there is nothing to score."""
     columns = {key: value for key, value in row.data.items() if key not in ("category", "source", "check")}
     with row.naming_errors():
         document = parse_document(columns, id)
@@ -362,7 +367,7 @@ def parse_passage(row: Row, id: str) -> tuple[Conversation, Document]:
 
 def count_scored_bytes(document: Document) -> int:
     """Return the number of UTF-8 bytes of the scored text: all of a text, or the trained assistant turns of a
-    conversation with their tool calls. The tokens that end a turn are scored but have no bytes."""
+    conversation. Tool calls are included. The tokens that end a turn are scored but have no bytes."""
     if isinstance(document, str):
         return len(document.encode())
     turns = [turn for turn in document.messages if turn.role == "assistant" and turn.trained]
@@ -372,8 +377,8 @@ def count_scored_bytes(document: Document) -> int:
 
 
 def score_choices(choices: ChoiceQuestion, logprobs: Sequence[float]) -> dict[str, Any]:
-    """Find the likeliest choice by each norm of its log-likelihood (sum, per character, per byte), and whether it is
-    the right one. Of equally likely choices the first counts.
+    """Return the likeliest choice and its correctness for each normalisation of the log-likelihood: sum, per character
+    and per byte. Of equally likely choices the first counts.
 
     Args:
         logprobs: of each choice, in nats.
@@ -393,13 +398,14 @@ def score_choices(choices: ChoiceQuestion, logprobs: Sequence[float]) -> dict[st
 
 
 def compute_bits_per_byte(negative_log_likelihood: float, byte_count: int) -> float:
-    """Convert the negative log-likelihood of a text, in nats, to bits per UTF-8 byte, a unit that does not depend on
-    the tokenizer."""
+    """Convert a text's negative log-likelihood in nats to bits per UTF-8 byte, which does not depend on the
+    tokenizer."""
     return negative_log_likelihood / math.log(2) / byte_count
 
 
 def compute_probe_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return a system's figures over the items of a probe.
+    """Compute a model's figures over a probe's items: accuracies for choices, or bits per byte, nats per token and
+    perplexity for texts.
 
     For choices these are the accuracies, with each item counted once. For texts they are the bits per byte, the nats
     per token and the perplexity of a token over all texts together.

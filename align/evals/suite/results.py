@@ -1,4 +1,4 @@
-"""The results of an evaluation: figures of each system, and of the first compared with each other one, task by task.
+"""The results of an evaluation, task by task: figures of each model, and of the first compared with each other one.
 
 Systems are compared on the same items, and items of one cluster count as one. All figures are computed from
 `answers.jsonl`.
@@ -38,12 +38,12 @@ from align.reward.checkers import CheckResult, compute_accuracy
 GOES_ON = "— The user goes on: —\n{}\n— The answer: —"
 
 SHARE_ROLES = ("exact", "graded")
-"""Roles of scores that are shares within [0, 1]."""
+"""Values of `ScoredTask.role` whose scores are shares within [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedAnswer:
-    """A scored answer.
+    """A model's answer to an item with its score.
 
     Attributes:
         id: in the store of answers. Empty for an answer from a file.
@@ -72,12 +72,12 @@ class EvaluatedAnswer:
 
     @property
     def answers(self) -> list[str]:
-        """The system's answers, one per turn."""
+        """The texts of the model's answers to the item, one per turn."""
         return [*(message.content for message in self.before if message.role == "assistant"), self.text]
 
     @property
     def transcript(self) -> str:
-        """All turns after the item's prompt, as one text."""
+        """All turns after the item's prompt, joined to one text."""
         parts = [
             message.content if message.role == "assistant" else GOES_ON.format(message.content)
             for message in self.before
@@ -85,8 +85,8 @@ class EvaluatedAnswer:
         return "\n\n".join([*parts, self.text])
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the answer as in a line of `answers.jsonl`: the fields with a value, and of a check the constraints
-        that do not hold."""
+        """Return the answer as the JSON object that a line of `answers.jsonl` contains. Only fields with a value are
+        included, and of a check only the constraints that do not hold."""
         row: dict[str, Any] = {
             "text": self.text,
             "score": self.score,
@@ -107,7 +107,7 @@ class EvaluatedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ScoredTask:
-    """A task with the scored answers of all systems.
+    """A task of an evaluation with the scored answers of all models.
 
     Attributes:
         name: of the task.
@@ -141,16 +141,16 @@ class ScoredTask:
 
     @property
     def has_scores(self) -> bool:
-        """True if each answer has a score of its own."""
+        """True if each answer has a score of its own, False if answers are only compared in pairs."""
         return all(answer.score is not None for answers in self.answers.values() for answer in answers)
 
     @property
     def compares_shares(self) -> bool:
-        """True if the compared values lie within [0, 1]."""
+        """True if the values by which models are compared lie within [0, 1]."""
         return self.role in SHARE_ROLES or not self.has_scores
 
     def get_scores(self, system: str) -> list[float]:
-        """Return the scores of a system's answers.
+        """Return the scores of a model's answers, one per item.
 
         Raises:
             ValueError: the answers are only compared and have no scores.
@@ -161,34 +161,35 @@ class ScoredTask:
         return scores
 
     def select_compared_items(self, other: str) -> ScoredTask:
-        """Return the items on which the first system is compared with another: all if answers have scores, else those
-        with a verdict, since people may have judged only some."""
+        """Return the task with only the items on which the first model is compared with `other`. All are if answers
+        have scores, else the items with a verdict, since people may have judged only some."""
         if self.has_scores:
             return self
         verdicts = merge_verdicts(self.verdicts.get(other, ()))
         return select_items(self, [item.id in verdicts for item in self.items])
 
     def get_wins(self, other: str) -> list[float]:
-        """Return the first system's result against another on each item: 1 for a win, ½ for a tie, 0 for a loss, or a
+        """Return the first model's result against `other` on each item: 1 for a win, ½ for a tie, 0 for a loss, or a
         mean of these."""
         verdicts = merge_verdicts(self.verdicts[other])
         return [verdicts[item.id] for item in self.items]
 
     def get_compared_values(self, other: str) -> tuple[list[float], list[float]]:
-        """Return the compared values of the first system and of another: their scores, or without scores their wins."""
+        """Return the values by which the first model and `other` are compared on each item: their scores, or without
+        scores their wins."""
         if self.has_scores:
             return self.get_scores(next(iter(self.answers))), self.get_scores(other)
         return self.get_wins(other), [1 - won for won in self.get_wins(other)]
 
     @property
     def missing_verdicts(self) -> int:
-        """The number of answers, or judgements of a pair, without a verdict of the judge."""
+        """The number of graded answers and pair verdicts for which the judge gave no valid reply."""
         missing_grades = sum(bool(answer.error) for answers in self.answers.values() for answer in answers)
         return missing_grades + sum(bool(verdict.error) for verdicts in self.verdicts.values() for verdict in verdicts)
 
     def fill_missing_verdicts(self, filled_verdict: float) -> ScoredTask:
-        """Return the task with the same verdict in place of every missing one, to test whether the missing ones could
-        change the outcome.
+        """Return a copy of the task with `filled_verdict` in place of every missing verdict, to test whether missing
+        verdicts could change an outcome.
 
         Args:
             filled_verdict: 1 to take the missing verdicts in favour of the first system, 0 against it.
@@ -208,14 +209,15 @@ class ScoredTask:
         return replace(self, answers=answers_by_system, verdicts=verdicts_by_system)
 
     def count_characters(self, system: str) -> list[int]:
-        """Return the characters of each answer, over all turns. Tokens would differ between systems."""
+        """Return the number of characters of each of a model's answers, over all turns. Tokens would differ between
+        models."""
         return [sum(map(len, answer.answers)) for answer in self.answers[system]]
 
 
 def compute_results(tasks: Sequence[ScoredTask], level: float, max_regressions: int) -> dict[str, Any]:
-    """Compute the results of all tasks as JSON, by task: figures of `systems`, and `against`, the comparisons of the
-    first system with each other one that has verdicts. The p of each comparison is also adjusted by Holm's step-down
-    rule over all of them (`p_holm`).
+    """Compute the figures of all models and comparisons on all tasks as a JSON object, task name → results. `systems`
+    has the figures of each model, and `against` the comparisons of the first with each other one that has verdicts. The
+    p of each comparison is also adjusted by Holm's step-down rule over all of them (`p_holm`).
 
     Args:
         max_regressions: maximum number of `regressions`, the items on which the first system lost most.
@@ -237,7 +239,8 @@ def compute_results(tasks: Sequence[ScoredTask], level: float, max_regressions: 
 
 
 def compute_task_results(task: ScoredTask, level: float, max_regressions: int) -> dict[str, Any]:
-    """Compute the figures of each system on a task, and the comparisons of the first system with each other one."""
+    """Compute one task's results as a JSON object: the figures of each model, and the comparisons of the first model
+    with each other one."""
     names = [*task.answers]
     first = names[0]
     parts = {opponent: part for opponent in names[1:] if (part := task.select_compared_items(opponent)).items}
@@ -268,8 +271,8 @@ def compute_task_results(task: ScoredTask, level: float, max_regressions: int) -
 
 
 def compute_system_figures(task: ScoredTask, name: str, level: float) -> dict[str, Any]:
-    """Return the figures of one system: its mean score, and for a check the accuracies of IFEval, for a probe its
-    figures, or lm-eval's."""
+    """Return one model's figures on a task: its mean score, and further ones that depend on the kind of task. A check
+    adds the accuracies of IFEval, a probe its figures, and a task of lm-eval has lm-eval's figures."""
     answers = task.answers[name]
     if task.figures:
         return {**task.figures[name], "score": compute_mean_score(task, name, level).as_dict()}
@@ -289,21 +292,21 @@ def compute_system_figures(task: ScoredTask, name: str, level: float) -> dict[st
 
 
 def compute_mean_score(task: ScoredTask, name: str, level: float) -> Interval:
-    """Return a system's mean score with its interval, each cluster counted once."""
+    """Return a model's mean score on a task with its interval, each cluster counted once."""
     scores = average_by_group(task.clusters, task.get_scores(name))[0]
     return proportion_interval(scores, level=level) if task.role in SHARE_ROLES else mean_interval(scores, level)
 
 
 def compare_means(task: ScoredTask, other: str, level: float) -> dict[str, Any]:
-    """Return the comparison of the mean scores, first less other, paired by item; without scores, of wins and
-    losses."""
+    """Return the paired comparison of the first model's mean score with another's as a JSON object. Without scores,
+    wins and losses are compared."""
     compare = compare_shares if task.compares_shares else compare_scores
     return asdict(compare(*task.get_compared_values(other), task.clusters, level))
 
 
 def compare_with_opponent(task: ScoredTask, first: str, other: str, level: float) -> dict[str, Any]:
-    """Return the comparison of the means with the smallest detectable difference. For a judge, also return its win
-    rates, since the units of its scores are arbitrary."""
+    """Return the paired comparison of the first model with another, with the smallest detectable difference. For a
+    judge, also return its win rates, since the units of its scores are arbitrary."""
     comparison = compare_means(task, other, level)
     comparison["items"] = len(task.items)
     comparison["detectable"] = compute_smallest_detectable(task, other, Interval(**comparison["difference"]), level)
@@ -331,8 +334,8 @@ def measure_order_effect(task: ScoredTask, other: str, level: float) -> dict[str
 
 
 def compute_smallest_detectable(task: ScoredTask, other: str, difference: Interval, level: float) -> float | None:
-    """Compute the smallest difference between two systems that as many items detect in four of five evaluations.
-    Returns None if there are too few clusters to estimate their variance."""
+    """Compute the smallest difference between two models that as many items detect in four of five evaluations. Returns
+    None if there are too few clusters, or if the difference of shares would have to be 1 or more."""
     sd = estimate_deviation(difference, level)
     if sd is None or difference.n < 2:
         return None
@@ -345,8 +348,8 @@ def compute_smallest_detectable(task: ScoredTask, other: str, difference: Interv
 
 
 def compute_strengths(task: ScoredTask, level: float) -> dict[str, Any]:
-    """Fit the Bradley-Terry strengths of all systems on a task. With scores, all pairs of systems are compared, else
-    the first system with each other one."""
+    """Fit the Bradley-Terry strengths of all models on a task, as a JSON object. With scores, all pairs of models are
+    compared, else the first model with each other one."""
     names = [*task.answers]
     rows: list[tuple[str, str, float, str]] = []
     for i, first in enumerate(names if task.has_scores else names[:1]):
@@ -363,8 +366,8 @@ def compute_strengths(task: ScoredTask, level: float) -> dict[str, Any]:
 
 
 def compare_on_unseen(task: ScoredTask, parts: Mapping[str, ScoredTask], level: float) -> dict[str, Any]:
-    """Compare the systems on the items that are not nearly in a system's training data. Returns the number of excluded
-    items and the comparisons, or an empty mapping if no item was excluded.
+    """Repeat the comparisons on the items that no model has nearly the same in its training data. Returns the number of
+    excluded items and the comparisons, or an empty dict if no item was excluded.
 
     Args:
         parts: other system → the items on which it is compared.
@@ -385,7 +388,7 @@ def select_items(task: ScoredTask, is_selected: Sequence[bool]) -> ScoredTask:
 
 
 def list_regressions(task: ScoredTask, other: str) -> list[dict[str, Any]]:
-    """Return the items on which the first system lost, the largest loss first.
+    """Return the items on which the first model lost to `other`, each as `{id, by}`, the largest loss first.
 
     A yes of a grader may be good or bad, so for a graded task the items are those on which the two systems differ, with
     `by` below 0 if the first system has the yes.
@@ -397,7 +400,8 @@ def list_regressions(task: ScoredTask, other: str) -> list[dict[str, Any]]:
 
 
 def iter_answer_rows(tasks: Sequence[ScoredTask]) -> Iterator[dict[str, Any]]:
-    """Yield a row for each item, with its prompt and the answers of every system."""
+    """Yield for each item of each task the JSON object of a line in `answers.jsonl`, with its prompt and the answers of
+    every model."""
     for task in tasks:
         for i, item in enumerate(task.items):
             row: dict[str, Any] = {
@@ -419,7 +423,7 @@ def iter_answer_rows(tasks: Sequence[ScoredTask]) -> Iterator[dict[str, Any]]:
 
 
 def iter_verdict_rows(tasks: Sequence[ScoredTask]) -> Iterator[dict[str, Any]]:
-    """Yield a row for each verdict of a judge."""
+    """Yield the JSON object of a line in `verdicts.jsonl` for each pair verdict of a judge."""
     for task in tasks:
         for opponent, verdicts in task.verdicts.items():
             for verdict in verdicts:
@@ -427,13 +431,13 @@ def iter_verdict_rows(tasks: Sequence[ScoredTask]) -> Iterator[dict[str, Any]]:
 
 
 def describe_system(system: System) -> dict[str, Any]:
-    """Return the identity of a system as JSON."""
+    """Return the name, reference and digests of an evaluated model as a JSON object."""
     base = {"base": system.base.digest, "base_id": system.base.id, "method": system.method} if system.base else {}
     return {"name": system.name, "ref": system.ref, "digest": system.record.digest, **base}
 
 
 def describe_task_results(first: str, name: str, task: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines about a task's results.
+    """Yield lines of text that summarise a task's results for the console.
 
     Args:
         first: the system that is compared with the others.

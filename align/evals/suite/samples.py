@@ -1,4 +1,4 @@
-"""Samples of two systems, a policy and its start, on the same prompts, and the figures computed from them.
+"""Samples of a policy and its reference model on the same prompts, and the figures computed from them.
 
 All figures of `metrics.json` can be recomputed from `samples.jsonl`, exactly: `summarise(read_samples(path))`.
 """
@@ -36,7 +36,7 @@ SIDES = ("ref", "policy")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A prompt with the answers of the reference and of the policy, both scored by the judge.
+    """A prompt with the answers of the reference model and of the policy, both scored by the judge.
 
     Attributes:
         prompt_id: of the prompt in its data set. Answers with the same id count as one piece of evidence.
@@ -70,7 +70,7 @@ class Sample:
     greedy_policy: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the sample as an object of `samples.jsonl`."""
+        """Return the sample as the JSON object of a line in `samples.jsonl`. Fields that are None are left out."""
         row = {field.name: getattr(self, field.name) for field in fields(self)} | {
             "prompt": [message.as_dict() for message in self.prompt]
         }
@@ -78,13 +78,13 @@ class Sample:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Sample:
-        """Build a sample from an object of `samples.jsonl`."""
+        """Build a sample from the JSON object of a line in `samples.jsonl`."""
         return cls(**{**record, "prompt": tuple(map(Message.from_dict, record["prompt"]))})
 
 
 def summarise_samples(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
-    """Compute the figures of `metrics.json` from prompts with the answers of the start and the policy: win rate, mean
-    scores, KL, lengths, distinct bigrams.
+    """Compute a policy's win rate, mean scores, KL, lengths and diversity against its reference model, as in
+    `metrics.json`.
 
     Each figure with an interval is a mean over prompts of the prompt's mean over its answers. The win rate has Wilson's
     interval, the others have Student's, or none if all prompts have the same value.
@@ -107,7 +107,7 @@ def summarise_samples(samples: Sequence[Sample], role: str = "gold") -> dict[str
     texts = {side: [getattr(sample, side) for sample in samples] for side in SIDES}
 
     def average_prompts(values: Sequence[float]) -> NDArray[np.float64]:
-        """Return the mean of each prompt's answers."""
+        """Return the mean over each prompt's answers."""
         return average_by_group(ids, values)[0]
 
     def get_column(name: str, side: str) -> list[float]:
@@ -136,7 +136,7 @@ def summarise_samples(samples: Sequence[Sample], role: str = "gold") -> dict[str
 
 
 def measure_kl(sampling: Sampling, policy: System, ref: System, rollout: Rollout) -> list[float]:
-    """Estimate the sequence KL(policy || ref) at each of the policy's answers by one sample, log π − log π_ref in nats.
+    """Estimate the sequence KL(policy || ref) from each of the policy's answers as log π − log π_ref, in nats.
 
     Raises:
         InputError: a logprob is not finite.
@@ -161,7 +161,7 @@ def measure_kl(sampling: Sampling, policy: System, ref: System, rollout: Rollout
 
 
 def build_samples(task: TaskAnswers, scored: ScoredTask, kl: Sequence[float], seen: TrainedQuestions) -> list[Sample]:
-    """Build the samples of a task, with both answers to every prompt and their scores.
+    """Build one sample for each prompt of a task, from the scored answers of the policy and of its reference.
 
     Args:
         kl: of each of the policy's answers, see `measure_kl`.
@@ -187,8 +187,7 @@ def build_samples(task: TaskAnswers, scored: ScoredTask, kl: Sequence[float], se
 
 
 def summarise_unseen(samples: Sequence[Sample], role: str) -> dict[str, Any]:
-    """Compute the win rate and the gain on the prompts that the policy was not trained on, and the number of the
-    others.
+    """Compute the win rate and score gain on the prompts that the policy was not trained on, and count the others.
 
     Returns an empty mapping if the policy was trained on none of the prompts, and the number alone if it was trained on
     all of them.
@@ -202,7 +201,7 @@ def summarise_unseen(samples: Sequence[Sample], role: str) -> dict[str, Any]:
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> Path:
-    """Write one JSON object per line, in order, as an atomic operation.
+    """Write the samples to a JSON Lines file, one per line, and replace the file atomically.
 
     Floats keep every digit (`repr`), so that recomputed figures are exact.
     """
@@ -215,7 +214,7 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> Path:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """Read the samples that `write_samples` wrote."""
+    """Read the samples of a file that `write_samples` wrote."""
     # Lines end with "\n" alone: str.splitlines would also break at U+2028, which a model may well write.
     with open_text(path, errors="surrogatepass", newline="\n") as lines:
         return [Sample.from_json(json.loads(line)) for line in lines]
