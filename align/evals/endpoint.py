@@ -41,32 +41,34 @@ from align.run import Input, json_digest
 from align.track import show_progress
 
 KEYS = ("key_env", "extra_body", "at_once", "timeout_s")
-"""Optional keys of an endpoint in the configuration, beside its url and model."""
+"""Optional keys of an endpoint in the configuration, besides `url` and `model`."""
 PATH = "/chat/completions"
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 FIXED_PARAMETERS = ("model", "messages", "stream", "n", "tools")
-"""Parameters of a request that `extra_body` cannot change."""
+"""Parameters of a request that `extra_body` may not set."""
 MAX_ATTEMPTS = 4
-"""Attempts at each request."""
+"""Maximum number of attempts at each request."""
 FIRST_WAIT_S = 1.0
-"""Pause after the first attempt. It is doubled after each further one, unless the server asks for another pause."""
+"""Seconds between the first and the second attempt. The pause doubles after each further one, unless the server asks
+for another."""
 LONGEST_WAIT_S = 60.0
-"""Maximum pause, also if the server asks for a longer one."""
+"""Maximum pause between attempts in seconds, also if the server asks for a longer one."""
 RETRY_STATUSES = (408, 429, 500, 502, 503, 504, 529)
-"""Statuses after which the same request is tried again."""
+"""HTTP statuses after which the same request is sent again."""
 TOO_LONG = re.compile(
     r"context[ _-]?(length|window|size)|maximum context|too long|too many tokens|max_new_tokens", re.IGNORECASE
 )
-"""Matches error messages about a prompt that does not fit, sent with the status 400 or 422."""
+"""Pattern of error messages about a prompt that exceeds the context, sent with the status 400 or 422."""
 DEFAULT_MAX_TOKENS = 1 << 16
-"""Limit assumed for the tokens of an answer if a request sets none."""
+"""Number of tokens assumed as the limit of an answer if a request sets none."""
 LAST_TOKENS = 16
-"""Tokens at the end of an answer whose logprobs are kept."""
+"""Number of tokens at the end of an answer whose logprobs are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A model behind a server. Its weights are unknown, so it is identified by its address and its name.
+    """A model behind an OpenAI-compatible server. Its weights are unknown, so it is identified by its address and its
+    name.
 
     Attributes:
         field: the setting that configures it, for error messages.
@@ -88,7 +90,7 @@ class Endpoint:
 
     @property
     def digest(self) -> str:
-        """The digest of all fields that select the model and its settings."""
+        """SHA-256 of the URL, the model's name and the extra parameters."""
         return json_digest({"url": self.url, "model": self.model, "extra_body": dict(self.extra_body)})
 
     @property
@@ -96,7 +98,7 @@ class Endpoint:
         return f"{self.model} at {self.url}"
 
     def record(self, digest: str) -> Input:
-        """Return the endpoint as an input of a run's manifest.
+        """Return the endpoint as an input for a run's manifest.
 
         Args:
             digest: of the run's requests, or the endpoint's own.
@@ -104,8 +106,7 @@ class Endpoint:
         return Input(digest, ref=self.title, details={"server": self.url})
 
     def question(self, messages: Sequence[Mapping[str, Any]], draw: int = 0, **drawn: Any) -> ServerAnswerKey:
-        """Build the request that asks the model for an answer to a conversation. Its digest is the key of the answer
-        cache.
+        """Build the chat request for the model's answer to a conversation. Its digest is the key of the answer cache.
 
         Args:
             messages: in OpenAI's form.
@@ -117,7 +118,7 @@ class Endpoint:
 
 
 class EndpointFailure(NamedTuple):
-    """The reason why there is no answer.
+    """The reason for which a server gave no answer.
 
     Attributes:
         kind: `lost` if the server could not be reached or was busy; `too long` for a prompt that does not fit;
@@ -165,7 +166,7 @@ def parse_endpoint(value: Any, field: str, extra_keys: Sequence[str] = ()) -> En
 
 
 def is_api(url: str) -> bool:
-    """Return whether a URL is the base address of an API, without a path to a method, a query or credentials."""
+    """Return whether a URL is the base address of an HTTP API, without `/completions`, a query or credentials."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -177,7 +178,7 @@ def is_api(url: str) -> bool:
 
 
 def read_api_key(endpoint: Endpoint) -> str:
-    """Read the key from the environment, and mask it from now on in all output.
+    """Read the server's API key from its environment variable, and mask it from now on in all output.
 
     Returns an empty string if the endpoint names no variable.
 
@@ -197,7 +198,7 @@ def read_api_key(endpoint: Endpoint) -> str:
 
 
 def to_openai_messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """Return a conversation in OpenAI's form."""
+    """Convert a conversation to a list of messages in OpenAI's format, with tool calls and their results."""
     messages: list[dict[str, Any]] = []
     for message in conversation.messages:
         messages.append({"role": message.role, "content": message.content})
@@ -212,7 +213,7 @@ def to_openai_messages(conversation: Conversation) -> list[dict[str, Any]]:
 
 
 class FetchedAnswers(NamedTuple):
-    """The replies of a server.
+    """The replies of a server, from the cache or new.
 
     Attributes:
         replies: id of a question → the reply.
@@ -231,7 +232,7 @@ def fetch_answers(
     on_reply: Callable[[CachedAnswer | EndpointFailure], None],
     should_store: Callable[[CachedAnswer], bool] = lambda _: True,
 ) -> FetchedAnswers:
-    """Return a server's reply to each question, from the store or by asking the server. New answers are written to the
+    """Return a server's reply to each request, from the store or by sending the request. New answers are written to the
     store as soon as they arrive.
 
     Args:
@@ -284,8 +285,8 @@ async def send_requests(
 
 
 def open_client(endpoint: Endpoint) -> httpx.AsyncClient:
-    """Open a client that follows no redirect, so that the key reaches no other server, and that uses no proxy for this
-    machine."""
+    """Open an HTTP client with the API key that follows no redirects, so that no other server gets the key. It uses no
+    proxy for this machine."""
     key = read_api_key(endpoint)
     headers = {"accept-encoding": "identity", **({"authorization": f"Bearer {key}"} if key else {})}
     transport = build_direct_transport(endpoint.url) if is_on_this_machine(endpoint.url) else None
@@ -303,8 +304,8 @@ def is_on_this_machine(url: str) -> bool:
 async def fetch_answer(
     client: httpx.AsyncClient, endpoint: Endpoint, question: ServerAnswerKey
 ) -> CachedAnswer | EndpointFailure:
-    """Send a request to a server, and again with pauses if the server is busy or cannot be reached. Returns the answer,
-    or the reason why there is none.
+    """Send a request to a server, with up to three retries if it is busy or cannot be reached. Returns the answer, or
+    the reason why there is none.
 
     Raises:
         InputError: see `fetch_answers`.
@@ -337,7 +338,8 @@ async def fetch_answer(
 
 
 def parse_retry_after(response: httpx.Response) -> float:
-    """Return the seconds of a Retry-After header, which is a number or a date. Returns 0 without a valid one."""
+    """Return the pause in seconds that a Retry-After header asks for, as a number or a date. Returns 0 without a valid
+    one."""
     value = response.headers.get("retry-after", "")
     try:
         return max(0.0, float(value) if value[:1].isdigit() else parsedate_to_datetime(value).timestamp() - time.time())
@@ -346,7 +348,7 @@ def parse_retry_after(response: httpx.Response) -> float:
 
 
 def parse_response(endpoint: Endpoint, response: httpx.Response) -> CachedAnswer | EndpointFailure:
-    """Parse the answer from a server's HTTP response, or the reason why there is none.
+    """Parse a server's HTTP response into an answer, or into the reason why there is none.
 
     Raises:
         InputError: see `fetch_answers`.
@@ -382,7 +384,7 @@ def parse_response(endpoint: Endpoint, response: httpx.Response) -> CachedAnswer
 
 
 def parse_usage(body: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the numbers of tokens of the prompt and of the answer. Returns zeros if the server does not count them."""
+    """Return (prompt tokens, completion tokens) from a response. Returns zeros if the server does not count them."""
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return 0, 0
@@ -397,7 +399,8 @@ def is_count(value: Any) -> TypeGuard[int]:
 
 
 def parse_message(message: Mapping[str, Any]) -> str:
-    """Return the text of a chat completion's message, with its reasoning in front.
+    """Return the text of a chat completion's message, with its reasoning in front if there is any. A refusal counts as
+    the text if there is no content.
 
     Raises:
         TypeError: the content is not text.
@@ -412,7 +415,7 @@ def parse_message(message: Mapping[str, Any]) -> str:
 
 
 def parse_last_tokens(choice: Mapping[str, Any]) -> tuple[ServerToken, ...]:
-    """Return the last tokens of a chat completion with the log-probabilities of their likeliest alternatives.
+    """Return the last 16 tokens of a chat completion with the log-probabilities of their likeliest alternatives.
 
     Returns nothing if the server gives no logprobs, or gives them in another form.
     """
@@ -430,7 +433,7 @@ def parse_last_tokens(choice: Mapping[str, Any]) -> tuple[ServerToken, ...]:
 
 
 def make_encodable(text: Any) -> str:
-    """Return a text with lone surrogates replaced, so that it can be written as UTF-8.
+    """Replace the lone surrogates in a text by `?`, so that it can be encoded as UTF-8.
 
     Raises:
         TypeError: the value is not text.
@@ -441,7 +444,7 @@ def make_encodable(text: Any) -> str:
 
 
 def mask_key(answer: CachedAnswer, key: str) -> CachedAnswer:
-    """Return an answer with the API key masked if the server repeated it.
+    """Return an answer with the API key masked in its text, if the server repeated the key.
 
     The tokens are dropped then, since each may be a part of the key. A key shorter than `SHORTEST` is not masked: it
     may be an ordinary word.
@@ -454,7 +457,7 @@ def mask_key(answer: CachedAnswer, key: str) -> CachedAnswer:
 
 
 def describe_error_body(response: httpx.Response) -> str:
-    """Return the error message of a response on one line, in brackets. Returns an empty string without a message."""
+    """Return the error message of a response on one line, in brackets. Returns an empty string if the body is empty."""
     try:
         error = json.loads(response.content)["error"]
         text = " ".join(str(error[key]) for key in ("code", "message") if error.get(key))
@@ -466,6 +469,6 @@ def describe_error_body(response: httpx.Response) -> str:
 
 
 def build_endpoint_error(endpoint: Endpoint, failure: EndpointFailure) -> InputError:
-    """Build the error of a run that cannot continue without an answer."""
+    """Build the InputError about a server that gave no answer, with the advice to run the command again."""
     remedy = "Check the server, then run the same command again: finished answers are kept."
     return InputError(f"{endpoint.field}.url", endpoint.url, failure.problem, remedy)

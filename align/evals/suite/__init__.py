@@ -1,1 +1,1 @@
-"""Suites of evaluation tasks: systems, their answers, scores, results and gates."""
+"""Suites of evaluation tasks: the evaluated models, their answers, scores, results and gates."""

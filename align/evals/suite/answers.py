@@ -1,4 +1,4 @@
-"""The answers of systems to the prompts of tasks, turn by turn.
+"""The answers of the evaluated models to the prompts of tasks, turn by turn.
 
 All systems get the first question of every item, then the next question of items that have one, after each system's own
 answer. Systems on one base share its load and its batches. Every batch is stored as soon as it is sampled
@@ -56,30 +56,30 @@ from align.track import show_progress
 
 NUMERICAL_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 REPEATED_PROMPTS = 8
-"""Number of prompts that a server is asked twice, to check that it honours temperature 0."""
+"""Number of prompts that a server gets twice, to check that it honours temperature 0."""
 COMPARED_WORDS = 10
-"""Number of first words of two answers that have to be equal. Later words may differ by rounding."""
+"""Number of first words in which two greedy answers have to be equal. Later words may differ by rounding."""
 
 Files = Mapping[str, Mapping[tuple[str, str], Sequence[str]]]
-"""System → task and id of an item → its answers in a file, one per turn."""
+"""Model name → (task, item id) → the model's answers in a file, one per turn."""
 
 
 @dataclass(slots=True)
 class RecordCounts:
-    """Number of distinct records that were stored before this run, and that this run made."""
+    """Number of distinct records that the cache had before this run, and that this run added."""
 
     before: int = 0
     now: int = 0
 
     def add(self, total: int, before: int) -> None:
-        """Count records, including the given number of records that were stored before."""
+        """Count `total` records, of which `before` were in the cache."""
         self.before += before
         self.now += total - before
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The settings of sampling, with the answers and models in use.
+    """The sampling settings of an evaluation, with the models that are loaded.
 
     Attributes:
         root: the folder of runs, which holds the file of answers.
@@ -115,14 +115,14 @@ class Sampling:
     likelihoods: RecordCounts = field(default_factory=RecordCounts)
 
     def choose_seed(self, system: System, item: EvalItem) -> int:
-        """Return the seed of an answer. It is the same for every system, unless `seed_of` is set."""
+        """Return the seed of a model's answer to an item. It is the same for every model, unless `seed_of` is set."""
         if self.seed_of is not None:
             return self.seed_of(system, item)
         return derive_place_seed(self.seed, "suite", repr(item.prompt.as_dicts()), *([item.draw] if item.draw else []))
 
 
 class TaskAnswers(NamedTuple):
-    """The answers of all systems to the items of a task.
+    """The answers of all models to the items of a task.
 
     Attributes:
         items: those that every system was asked, at every turn.
@@ -144,17 +144,17 @@ class TaskAnswers(NamedTuple):
 
     @property
     def first(self) -> str:
-        """The name of the system that is compared with the others."""
+        """The name of the model that is compared with the others."""
         return next(iter(self.answers))
 
     @property
     def is_judged(self) -> bool:
-        """True if a judge scores the answers instead of checks."""
+        """True if a judge scores the answers, False if checks do."""
         return self.items[0].check is None
 
 
 class Turn(NamedTuple):
-    """A system's answer at one turn of an item.
+    """A model's answer at one turn of an item.
 
     Attributes:
         reply: the answer as text.
@@ -167,7 +167,7 @@ class Turn(NamedTuple):
 
 
 class GreedyAnswers(NamedTuple):
-    """The answers of systems at temperature 0.
+    """The models' answers at temperature 0, which are collected during the first turn.
 
     Attributes:
         texts: system → index of the item → its answer.
@@ -179,8 +179,8 @@ class GreedyAnswers(NamedTuple):
 
 
 def ask_systems(sampling: Sampling, systems: Sequence[System], tasks: Tasks, files: Files) -> list[TaskAnswers]:
-    """Ask every system for its answer to every item, and return the answers by task. Answers in the cache are not asked
-    for again.
+    """Sample every model's answer to every item, turn by turn, and return the answers by task. Answers in the cache are
+    not sampled again.
 
     Raises:
         InputError: no item of a task fits every system, or a system gives no answers.
@@ -254,8 +254,8 @@ def slice_rollout(rollout: Rollout, rows: slice) -> Rollout:
 
 
 def select_greedy_rows(tasks: Tasks) -> list[int]:
-    """Return the indices of the items that are also answered at temperature 0: one for each distinct prompt of a task.
-    Returns nothing if all tasks together have too few distinct prompts."""
+    """Return the indices of the items to answer also at temperature 0: the first item with each distinct prompt of a
+    task. Returns an empty list if all tasks together have too few distinct prompts."""
     rows: list[int] = []
     prompts: list[str] = []
     for _, items in tasks:
@@ -266,8 +266,8 @@ def select_greedy_rows(tasks: Tasks) -> list[int]:
 
 
 def build_requests(sampling: Sampling, system: System, items: Sequence[EvalItem]) -> SystemRequests:
-    """Build a system's requests for answers to some items, each with all settings that decide the answer, as keys of
-    the answer cache."""
+    """Build the cache keys of a model's answers to some items, each with all settings that determine the answer. The
+    key of an item that is too long is None."""
     if system.endpoint is not None:
         return SystemRequests(system, None, [build_server_request(sampling, system, item) for item in items], items)
     assert system.base is not None
@@ -296,8 +296,8 @@ def build_requests(sampling: Sampling, system: System, items: Sequence[EvalItem]
 
 
 def build_server_request(sampling: Sampling, system: System, item: EvalItem) -> ServerAnswerKey:
-    """Build the request that asks a server for its answer to an item. Seeds are cut to 31 bits, the limit of
-    servers."""
+    """Build the chat request that asks a model behind a server to answer an item. Seeds are cut to 31 bits, the limit
+    of servers."""
     assert system.endpoint is not None
     return system.endpoint.question(
         to_openai_messages(item.prompt),
@@ -309,7 +309,7 @@ def build_server_request(sampling: Sampling, system: System, item: EvalItem) -> 
 
 
 def load_system_tokenizer(sampling: Sampling, system: System) -> Any:
-    """Load the tokenizer of a system with its chat template."""
+    """Load the tokenizer of a model, or of the model that `tokenized_as` names, and set its chat template."""
     owner = system.tokenized_as or system
     assert owner.artifact is not None
     assert owner.base is not None
@@ -319,7 +319,8 @@ def load_system_tokenizer(sampling: Sampling, system: System) -> Any:
 
 
 def identify_system(sampling: Sampling, system: System) -> dict[str, Any]:
-    """Return the fields of the cache key that identify a system: base, adapter, method, dtype and tokenizer."""
+    """Return the fields of a cache key that identify a model: digests of base, adapter and tokenizer, method and
+    dtype."""
     owner = system.tokenized_as or system
     assert system.base is not None
     assert system.artifact is not None
@@ -335,13 +336,14 @@ def identify_system(sampling: Sampling, system: System) -> dict[str, Any]:
 
 
 def list_computing_versions(device: torch.device) -> list[str]:
-    """Return the device and the versions of numerical libraries, which are part of a cached answer's key."""
+    """Return the device type and the versions of the numerical libraries, such as `torch 2.7.0`, for the cache key of
+    an answer."""
     versions = package_versions()
     return [device.type, *(f"{name} {versions[name]}" for name in NUMERICAL_PACKAGES if name in versions)]
 
 
 class TurnAnswers(NamedTuple):
-    """The answers of all systems at one turn.
+    """The answers of all models at one turn, for the items that fit every model.
 
     Attributes:
         fits: for each requested item, True if its prompt fits the context of every system.
@@ -357,7 +359,8 @@ class TurnAnswers(NamedTuple):
 def ask_next_turn(
     sampling: Sampling, requests: Sequence[SystemRequests], greedy_rows: Sequence[int], greedy: GreedyAnswers
 ) -> TurnAnswers:
-    """Ask every system for its answer to the last user message of each item.
+    """Sample every model's answer to the last user message of each item that fits all models. Greedy answers to
+    `greedy_rows` are added to `greedy`.
 
     Args:
         greedy_rows: indices of the items that are also asked at temperature 0, if they fit.
@@ -425,7 +428,7 @@ def ask_next_turn(
 
 
 class SystemRequests(NamedTuple):
-    """Records that are requested of a system, such as answers.
+    """The cache keys of the records, such as answers, that are needed from one model.
 
     Attributes:
         tokenizer: None for a model behind a server.
@@ -441,13 +444,13 @@ class SystemRequests(NamedTuple):
 
     @property
     def group(self) -> tuple[Any, ...]:
-        """The settings shared by systems that are sampled together: the base, and the tokens that end an answer."""
+        """The key shared by models that are sampled together: digest and method of the base, and the stop tokens."""
         assert self.system.base is not None
         return self.system.base.digest, self.system.method, getattr(self.keys[0], "stop_ids", ())
 
 
 StoreRecords = Callable[[Sequence[tuple[Any, Any]]], None]
-"""Function that stores records with their keys."""
+"""Callback that stores (key, record) pairs."""
 
 
 def complete_records(
@@ -457,7 +460,7 @@ def complete_records(
     counts: RecordCounts,
     compute_missing: Callable[[Sequence[SystemRequests], StoreRecords], None],
 ) -> list[list[Any]]:
-    """Look up records in the cache, compute and store the missing ones, and return those of each system in the order of
+    """Look up records in the cache, compute and store the missing ones, and return one list per model in the order of
     its keys.
 
     Args:
@@ -494,8 +497,8 @@ def complete_records(
 
 
 def sample_missing_answers(sampling: Sampling, group: Sequence[SystemRequests], store_records: StoreRecords) -> None:
-    """Sample the answers of systems on one base that the cache lacks, and store them. Rows of one prompt stand
-    together.
+    """Sample and store the answers that the cache lacks, for models on one base. The models' rows of one prompt are
+    next to each other in a batch.
 
     Raises:
         InputError: the logits of a system are not finite.
@@ -531,8 +534,8 @@ def sample_missing_answers(sampling: Sampling, group: Sequence[SystemRequests], 
 
 
 def load_actors(sampling: Sampling, systems: Sequence[System]) -> dict[str, Actor]:
-    """Load a base with the adapters of several systems, and return an actor to sample with for each. They stay loaded
-    until those of other systems are requested."""
+    """Load one base with the adapters of several models, and return model name → actor to sample with. They stay loaded
+    until a call for other models."""
     names = tuple(system.name for system in systems)
     if names in sampling.loaded:
         return sampling.loaded[names]
@@ -557,7 +560,8 @@ def load_actors(sampling: Sampling, systems: Sequence[System]) -> dict[str, Acto
 def ask_endpoint(
     sampling: Sampling, endpoint: Endpoint, questions: Sequence[ServerAnswerKey], label: str, accepted: Sequence[str]
 ) -> Mapping[str, CachedAnswer | EndpointFailure]:
-    """Ask a server the questions that the cache lacks, and return its replies by the id of the question.
+    """Request from a server the answers that the cache lacks, and return request id → reply. The main rank sends the
+    requests and broadcasts the replies.
 
     Args:
         label: of the progress bar.
@@ -581,7 +585,7 @@ def ask_endpoint(
 
 
 class GreedyServerAnswers(NamedTuple):
-    """The answers of a server at temperature 0.
+    """The answers of a server at temperature 0, or the reason why there are none.
 
     Attributes:
         texts: one per question; None if the server gives no greedy answers.
@@ -595,7 +599,7 @@ class GreedyServerAnswers(NamedTuple):
 def ask_server_greedily(
     sampling: Sampling, system: System, questions: Sequence[ServerAnswerKey]
 ) -> GreedyServerAnswers:
-    """Ask a server for its answers at temperature 0, and check that it honours the temperature.
+    """Request a server's answers at temperature 0, and check by repeated requests that it honours the temperature.
 
     The first few questions are asked twice, with different seeds, since a server that does not honour the temperature
     then answers differently.
@@ -633,7 +637,8 @@ def ask_server_greedily(
 
 
 def replace_settings(question: ServerAnswerKey, **settings: Any) -> ServerAnswerKey:
-    """Return the question with other values of settings, leaving out settings that it does not have."""
+    """Return a copy of the request with new values of sampling parameters. Parameters that the request does not set are
+    ignored."""
     return replace(question, body={**question.body, **{k: v for k, v in settings.items() if k in question.body}})
 
 
@@ -641,20 +646,20 @@ def replace_settings(question: ServerAnswerKey, **settings: Any) -> ServerAnswer
 
 
 def continue_conversation(conversation: Conversation, answer: str, question: str) -> Conversation:
-    """Return a conversation with the system's answer, without hidden reasoning, and the next question."""
+    """Return the conversation with the model's answer and the user's next question appended."""
     return replace(
         conversation, messages=(*conversation.messages, Message("assistant", answer), Message("user", question))
     )
 
 
 def with_earlier_turns(item: EvalItem, conversation: Conversation, answer: EvaluatedAnswer) -> EvaluatedAnswer:
-    """Return a system's last answer to an item with the turns between the prompt and this answer."""
+    """Return a model's last answer to an item with `before` set to the turns between the prompt and this answer."""
     return replace(answer, before=conversation.messages[len(item.prompt.messages) :])
 
 
 def drop_too_long_items(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -> RemainingTasks:
-    """Return the tasks without the items whose prompts exceed the context of some system, and the number of dropped
-    items of each task.
+    """Return the tasks without the items whose prompts exceed the context of any model, and the number of dropped items
+    per task.
 
     Args:
         fits: of every item, one task after another.
@@ -685,7 +690,7 @@ def drop_too_long_items(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[s
 def convert_file_answers(
     answers: Mapping[tuple[str, str], Sequence[str]], tasks: Tasks, hides_reasoning: bool
 ) -> list[EvaluatedAnswer]:
-    """Convert the answers of a file, matched to the items of all tasks, to evaluated answers.
+    """Convert a model's answers from a file to evaluated answers, in the order of all tasks' items.
 
     Args:
         answers: task and id of an item → its answers, one per turn.
@@ -706,7 +711,7 @@ def convert_file_answers(
 
 
 def build_rollout(pad: int, turns: Sequence[Turn]) -> Rollout:
-    """Build a rollout from the last turn's answers, for scorers that read tokens or ask whether an answer was cut.
+    """Build a rollout on the CPU from the answers of the last turn, for rewards that read tokens or end-of-text flags.
 
     Args:
         pad: id of the padding token.

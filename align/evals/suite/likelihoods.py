@@ -1,5 +1,5 @@
-"""Log-likelihoods of rows under the models of systems, and the probes that are based on them: choices, texts, and tasks
-of lm-eval.
+"""Log-likelihoods of rows under the evaluated models, and the probes based on them: choices, texts, and tasks of
+lm-eval.
 
 Stored log-likelihoods are not computed again (`align.rollout.answer_cache`). The first rank stores them, and several
 ranks share the batches.
@@ -70,15 +70,15 @@ from align.rollout.hf import HfEngine
 from align.run import json_digest
 
 TABLE = "likelihoods"
-"""Table of the answer store."""
+"""Name of the answer store's table for log-likelihoods."""
 MIN_WIDTH = 32
-"""Minimum width of a forward pass, and minimum rows of a product with the head. Libraries use another order of addition
-for smaller sizes, so that a row's last bits would depend on the other rows of its batch."""
+"""Minimum width of a forward pass in tokens, and minimum rows of a product with the LM head. Libraries use another
+order of addition for smaller sizes, so that a row's last bits would depend on the other rows of its batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """The likelihood of the scored tokens of a row.
+    """The log-likelihood of a row's scored tokens, and whether greedy decoding gives them.
 
     Attributes:
         logprob: sum of log p of all of them, each given the tokens before it, in nats, added in float64.
@@ -95,7 +95,7 @@ class Likelihood:
 
 
 def compute_likelihoods(model: Any, rows: Sequence[EncodedRow], pad_id: int, context: int) -> list[Likelihood]:
-    """Compute the log-likelihood of the labelled tokens of each row under the active adapter.
+    """Compute the log-likelihood of the labelled tokens of each row under the model's active adapter.
 
     The width of a row's forward pass depends on its own length only, so that in fp32 the result does not depend on the
     other rows, to the last bit.
@@ -115,8 +115,8 @@ def compute_likelihoods(model: Any, rows: Sequence[EncodedRow], pad_id: int, con
 
 
 def choose_pass_width(tokens: int, context: int) -> int:
-    """Return the width of the forward pass for a row: the number of its tokens, rounded up to `MIN_WIDTH` times a power
-    of two, at most the context."""
+    """Return the width in tokens of the forward pass for a row: its length rounded up to `MIN_WIDTH` times a power of
+    two, at most the context."""
     width = MIN_WIDTH
     while width < tokens:
         width *= 2
@@ -125,8 +125,8 @@ def choose_pass_width(tokens: int, context: int) -> int:
 
 @torch.no_grad()
 def compute_padded_likelihoods(model: Any, rows: Sequence[EncodedRow], pad_id: int, width: int) -> list[Likelihood]:
-    """Compute the likelihoods of rows in one forward pass of this width. If all rows are shorter, a row of padding is
-    added."""
+    """Compute the likelihoods of rows in one forward pass, padded to `width` tokens. If all rows are shorter, a row of
+    padding is added."""
     device = next(model.parameters()).device
     ids = [row.input_ids for row in rows]
     labels = [row.labels for row in rows]
@@ -144,7 +144,7 @@ def compute_padded_likelihoods(model: Any, rows: Sequence[EncodedRow], pad_id: i
 
 
 class TokenLikelihoods(NamedTuple):
-    """The likelihoods of N tokens, row by row.
+    """The log-probabilities of N tokens, row by row.
 
     Attributes:
         logprobs: log p of each token given the tokens before it, float32 [N].
@@ -156,7 +156,8 @@ class TokenLikelihoods(NamedTuple):
 
 
 def compute_token_likelihoods(model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor) -> TokenLikelihoods:
-    """Compute log p of each picked token given the tokens before it in its row, and whether it is the likeliest there.
+    """Compute the log-probability of each picked token given the tokens before it in its row, and whether it is the
+    likeliest one.
 
     Args:
         picked_BS: True for real tokens to score, none of them a row's first.
@@ -184,7 +185,7 @@ def compute_token_likelihoods(model: Any, tokens_BS: Tensor, mask_BS: Tensor, pi
 
 
 class EncodedItems(NamedTuple):
-    """The encoded items of a system.
+    """The items of all probes, tokenized for one evaluated model.
 
     Attributes:
         rows: for each item of all tasks, in order, the rows to score; for a completion one row with its context, where
@@ -197,8 +198,8 @@ class EncodedItems(NamedTuple):
 
 
 def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, folder: Path) -> dict[str, ScoredTask]:
-    """Compute the log-likelihoods that the probes among the tasks need, and write lm-eval's results to the folder.
-    Returns the scored tasks by name.
+    """Score the tasks that are probes, by likelihoods and by completions for lm-eval, and return task name → scored
+    task. lm-eval's results are written to `folder`.
 
     Each system's model runs in this process and ignores `rollout=`. Adapters on one base share its load, one after
     another.
@@ -263,7 +264,7 @@ def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, 
 
 
 def encode_items(sampling: Sampling, system: System, all_items: Sequence[tuple[EvalTask, EvalItem]]) -> EncodedItems:
-    """Tokenize the items of all probes for a system."""
+    """Tokenize the items of all probes with the tokenizer and for the context of one evaluated model."""
     assert system.base is not None, "inputs() rejects systems without a base"
     tokenizer = load_system_tokenizer(sampling, system)
     context = get_context_length(read_configurations(system.base))
@@ -274,8 +275,8 @@ def encode_items(sampling: Sampling, system: System, all_items: Sequence[tuple[E
 
 
 def encode_item(tokenizer: Any, task: EvalTask, item: EvalItem, context: int, window: int) -> list[EncodedRow] | None:
-    """Encode an item: each of its choices, its text in windows, or the context of a completion. Returns None if a row
-    is too long.
+    """Tokenize an item into rows with labels: each of its choices, its text in windows, or the context of a completion.
+    Returns None if a row is too long.
 
     Args:
         context, window: maximum tokens of a row, and of a window of text.
@@ -312,7 +313,8 @@ def encode_item(tokenizer: Any, task: EvalTask, item: EvalItem, context: int, wi
 def build_probe_answer(
     probe: Probe, item: EvalItem, rows: Sequence[EncodedRow], likelihoods: Sequence[Likelihood]
 ) -> EvaluatedAnswer:
-    """Return a system's result on an item, computed from the likelihood of each row."""
+    """Build a model's scored answer to an item from the likelihoods of its rows. The score is the correctness of the
+    likeliest choice, or minus the bits per byte of a text."""
     logprobs = [likelihood.logprob for likelihood in likelihoods]
     if isinstance(item.probe, ChoiceQuestion):
         measurements = score_choices(item.probe, logprobs)
@@ -332,8 +334,8 @@ def compute_all_likelihoods(
     items: Sequence[tuple[EvalTask, EvalItem]],
     fits: Sequence[bool],
 ) -> dict[str, list[list[Likelihood]]]:
-    """Compute the log-likelihoods of all rows of all systems, from the cache where it has them. Returns system → for
-    each item the likelihoods of its rows. The list is empty for items that do not fit, and for completions."""
+    """Return model name → for each item the log-likelihoods of its rows, from the cache or else computed. The list is
+    empty for items that do not fit, and for completions."""
     engine = " ".join(list_computing_versions(sampling.device))
     rows: dict[str, EncodedRow] = {}
     counts_by_system: list[list[int]] = []
@@ -365,7 +367,7 @@ def compute_all_likelihoods(
 def compute_missing_likelihoods(
     sampling: Sampling, rows: Mapping[str, EncodedRow], group: Sequence[SystemRequests], store_records: StoreRecords
 ) -> None:
-    """Compute and store the log-likelihoods of systems on one base that the cache lacks, in batches of rows of similar
+    """Compute and store the log-likelihoods that the cache lacks, for models on one base, in batches of rows of similar
     length.
 
     Args:
@@ -402,8 +404,8 @@ def compute_batch(
 def compute_batches(
     batches: Sequence[Sequence[Any]], compute: Callable[[Sequence[Any]], Sequence[Any]]
 ) -> Iterator[list[tuple[Any, Any]]]:
-    """Compute batches on all ranks. Yields the entries of each batch with their results, for as many batches at a time
-    as there are ranks."""
+    """Compute the batches in parallel on all ranks, and yield (entry, result) pairs for as many batches at a time as
+    there are ranks."""
     for first in range(0, len(batches), ranks.world_size()):
         share = batches[first : first + ranks.world_size()]
         results = ranks.gather_shares([compute(batch) for batch in ranks.select_own_share(share)], len(share))
@@ -422,8 +424,8 @@ def generate_completions(
     items: Sequence[tuple[EvalTask, EvalItem]],
     fits: Sequence[bool],
 ) -> dict[str, dict[int, WrittenCompletion]]:
-    """Generate greedy answers to the items of lm-eval that ask for one, from the cache where it has them. Returns
-    system → index of the item → its answer, without items that do not fit.
+    """Generate greedy completions for lm-eval's items that need one, and return model name → item index → completion.
+    Cached ones are not generated again, and items that do not fit are left out.
 
     As in lm-eval, an answer also ends with the text of the EOS token.
     """
@@ -466,7 +468,7 @@ def generate_completions(
 def generate_missing_completions(
     sampling: Sampling, group: Sequence[SystemRequests], store_records: StoreRecords
 ) -> None:
-    """Generate and store the completions of systems on one base that the cache lacks.
+    """Generate and store the completions that the cache lacks, for models on one base.
 
     Raises:
         InputError: the logits of a system are not finite.
@@ -480,14 +482,14 @@ def generate_missing_completions(
 
 
 def batch_by_length(requests: Sequence[AnswerKey], size: int) -> list[list[AnswerKey]]:
-    """Return batches of requests with the same `max_new_tokens`, and with prompts of similar length."""
+    """Split requests into batches of at most `size` with the same `max_new_tokens` and prompts of similar length."""
     ordered = sorted(requests, key=lambda request: (request.max_new_tokens, len(request.prompt)))
     parts = [[*part] for _, part in groupby(ordered, lambda request: request.max_new_tokens)]
     return [part[first : first + size] for part in parts for first in range(0, len(part), size)]
 
 
 def complete_texts(batch: Sequence[AnswerKey], actor: Actor, tokenizer: Any) -> list[CachedAnswer]:
-    """Continue each prompt by greedy decoding, up to a token or a text that ends the answer.
+    """Continue each prompt by greedy decoding, until one of its stop tokens or stop texts or the token limit.
 
     Args:
         batch: requests with the same `max_new_tokens` and `stop_ids`.
@@ -507,8 +509,8 @@ def complete_texts(batch: Sequence[AnswerKey], actor: Actor, tokenizer: Any) -> 
 
 
 def decode_answer(tokenizer: Any, ids: Sequence[int], stops: Sequence[str]) -> str:
-    """Decode an answer without special tokens, and cut it before the first stop text. White space is kept, because
-    metrics depend on it."""
+    """Decode an answer without special tokens, and cut it before each of the stop texts. White space is kept, because
+    metrics depend on it. Lone surrogates become U+FFFD."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
     for stop in stops:
         text = text.partition(stop)[0]

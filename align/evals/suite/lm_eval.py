@@ -519,8 +519,8 @@ def select_task_figures(results: Mapping[str, Mapping[str, Any]], name: str) -> 
 def build_result_metadata(
     system: System, identity: Mapping[str, Any], computed_by: Sequence[str], items: Sequence[EvalItem]
 ) -> dict[str, Any]:
-    """Return the fields that lm-eval's results lack: the model's identity, the libraries that computed the likelihoods,
-    and the digest of the requests."""
+    """Return the fields that lm-eval's results lack: the model's identity, the device and library versions that
+    computed them, and the digest of the requests."""
     requests = [
         item.probe.request if isinstance(item.probe, CompletionRequest) else item.probe.texts
         for item in items

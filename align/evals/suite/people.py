@@ -1,4 +1,4 @@
-"""People as judges: which pairs of answers they are asked about, in which order each is shown, and their votes as
+"""People as judges: the answer pairs that they see, the order in which both answers are shown, and their votes as
 verdicts.
 
 A pair becomes an item of an annotation project. The item does not say which system wrote which answer, so that only
@@ -21,15 +21,15 @@ from align.report import format_interval
 from align.report.figure_text import pluralize
 
 PEOPLE = "people"
-"""Value of `stage.judge` for people."""
+"""Value of `stage.judge` for people as judges."""
 ONCE = 5
 VOTES = 6
-"""Of every 6 votes, 5 are on pairs without a vote. The sixth is a second vote on a pair, from which the agreement of
+"""Of every 6 votes, 5 are first votes on a pair. The sixth is a second vote on a pair, from which the agreement of
 people is estimated."""
 
 
 class PairQuestion(NamedTuple):
-    """A pair of answers that people are asked about.
+    """A pair of answers for people to compare.
 
     Attributes:
         task: of the pair.
@@ -48,7 +48,7 @@ class PairQuestion(NamedTuple):
 
     @property
     def prompt(self) -> Conversation:
-        """The prompt as it is shown, without the characters that a database cannot store."""
+        """The prompt as people see it, with U+FFFD for characters that a database cannot store."""
         prompt = self.pair.prompt
         return replace(
             prompt, messages=tuple(replace(m, content=replace_unwritable(m.content)) for m in prompt.messages)
@@ -56,16 +56,17 @@ class PairQuestion(NamedTuple):
 
     @property
     def is_tie(self) -> bool:
-        """True if people would see the same answer twice."""
+        """True if both answers look the same to people."""
         return replace_unwritable(self.pair.first).strip() == replace_unwritable(self.pair.second).strip()
 
     def key(self, secret: bytes) -> str:
-        """Return the item's id in the project, which reveals nothing and cannot be guessed without the project's
+        """Return the pair's item id in the annotation project, an HMAC that reveals nothing without the project's
         secret."""
         return f"pair/{derive_bytes(secret, *self.name).hex()[:32]}"
 
     def draw(self, key: bytes) -> float:
-        """Return the pair's place in the order of questions as a number in [0, 1). The lowest is asked first.
+        """Return a pseudorandom number in [0, 1) that orders the pairs. Pairs with the lowest numbers are shown to
+        people.
 
         Args:
             key: see `derive_order_key`.
@@ -73,7 +74,7 @@ class PairQuestion(NamedTuple):
         return int.from_bytes(derive_bytes(key, *self.name)[:6]) / 2**48
 
     def candidates(self, shows_first_system_first: bool) -> tuple[Candidate, Candidate]:
-        """Return both answers in the order in which they are shown.
+        """Return both answers as candidates for the annotation page, in the order in which they are shown.
 
         Args:
             shows_first_system_first: True if the first system's answer is shown first.
@@ -85,8 +86,8 @@ class PairQuestion(NamedTuple):
         return (first, second) if shows_first_system_first else (second, first)
 
     def find_first_answer(self, item: AnnotationItem) -> str | None:
-        """Return the id of the first system's answer in an item. Returns None if the item has another prompt or other
-        answers."""
+        """Return the id of the first model's answer among an item's candidates. Returns None if the item has another
+        prompt or other answers."""
         if item.prompt.as_dicts() != self.prompt.as_dicts():
             return None
         by_text = {candidate.text: candidate.id for candidate in item.candidates}
@@ -96,7 +97,7 @@ class PairQuestion(NamedTuple):
 
 
 class ProjectQuestion(NamedTuple):
-    """A question about two answers, as an item of an annotation project.
+    """A pair of answers that is an item of an annotation project.
 
     Attributes:
         question: the pair.
@@ -108,18 +109,17 @@ class ProjectQuestion(NamedTuple):
 
 
 def derive_bytes(secret: bytes, *parts: str | int) -> bytes:
-    """Derive 32 bytes from the parts and a secret, by HMAC-SHA256."""
+    """Return the HMAC-SHA256 of `parts` under a secret, 32 bytes."""
     return hmac.digest(secret, to_canonical_json(parts).encode(), "sha256")
 
 
 def derive_order_key(secret: bytes, seed: int) -> bytes:
-    """Derive the key of the random order in which annotators are asked about a project's pairs."""
+    """Derive the key for the random order in which people see a project's pairs."""
     return derive_bytes(secret, "order", seed)
 
 
 def derive_display_key(secret: bytes, seed: int, existing_pairs: int) -> bytes:
-    """Derive the key of the random generator that decides which answer annotators see first, for pairs that are added
-    to a project.
+    """Derive the seed of the random display order of both answers, for pairs that are added to a project.
 
     Args:
         existing_pairs: number of pairs that the project has already.
@@ -128,14 +128,15 @@ def derive_display_key(secret: bytes, seed: int, existing_pairs: int) -> bytes:
 
 
 def count_votes_to_ask(votes: int | None, pairs: int) -> int:
-    """Return the number of votes to ask for. By default it is one on each pair, and a second one on every fifth."""
+    """Return the number of votes to collect: `votes`, or by default one on each pair and a second one on every
+    fifth."""
     return votes or pairs + -(-pairs * (VOTES - ONCE) // ONCE)
 
 
 def choose_items(
     questions: Mapping[str, PairQuestion], existing_ids: Collection[str], votes: int, key: bytes
 ) -> list[str]:
-    """Choose the answer pairs that people are asked about, in random order. Items that the project has already are
+    """Choose the item ids of the pairs that people vote on, in random order. Items that the project has already are
     always among them.
 
     Args:
@@ -150,8 +151,8 @@ def choose_items(
 
 
 def draw_display_orders(groups: Sequence[Hashable], key: bytes, imbalance: int = 0) -> list[bool]:
-    """Draw for each item whether annotators see the first system's answer first. Both cases are balanced within one
-    over all items, and within one in each group.
+    """Draw for each item whether people see the first model's answer first, balanced overall and within each group. The
+    two cases differ by at most one.
 
     Args:
         groups: of each item, in the order in which they are asked. The first and second item of a group
@@ -176,7 +177,7 @@ def draw_display_orders(groups: Sequence[Hashable], key: bytes, imbalance: int =
 
 
 def vote_to_verdict(vote: Vote, prompt: str, first_answer_id: str) -> JudgeVerdict:
-    """Convert a person's vote to a verdict on its pair: 1 if the first system's answer won, ½ for a tie, 0 if it lost.
+    """Convert a person's vote to a verdict on its pair: 1 if the first model's answer won, ½ for a tie, 0 if it lost.
 
     Args:
         prompt: the pair's id.
@@ -195,8 +196,8 @@ def votes_to_verdicts(
     votes: Iterable[Vote],
     key: bytes,
 ) -> dict[tuple[str, str], list[JudgeVerdict]]:
-    """Convert votes to verdicts, by task and other system. Pairs without a vote have no verdict, except for equal
-    answers that count as ties.
+    """Convert votes to verdicts, returned as (task, other model) → verdicts. Pairs without a vote have no verdict,
+    except for equal answers that count as ties.
 
     Args:
         question_by_item: id of an item → its question, and the id of the first system's answer.
@@ -240,7 +241,7 @@ def select_counted_ties(
 
 
 def describe_pairs_not_asked(counts: Mapping[str, int], ties: int) -> list[str]:
-    """Return notes on the pairs that people are not asked about.
+    """Return lines of text about the pairs that people do not vote on: equal answers, and pairs with tools.
 
     Args:
         counts: number of pairs of equal answers (`same_text`), and of pairs with tools (`with_tools`).
@@ -256,7 +257,7 @@ def describe_pairs_not_asked(counts: Mapping[str, int], ties: int) -> list[str]:
 
 
 def describe_votes(figures: Mapping[str, Any], command: str, is_named: bool) -> Iterator[str]:
-    """Yield lines about the votes so far, and how to collect more.
+    """Yield console lines about the votes so far, and about the command that collects more.
 
     Args:
         command: starts the server on which people vote.

@@ -1,4 +1,4 @@
-"""Scores of answers, and whether systems collapsed.
+"""Scores of answers by checks or a judge, and measurements of collapse to few texts.
 
 Answers are scored by the checks of their items, or by the judge of the evaluation: a reward, a language model or
 people. A system has collapsed if it gives nearly the same answer to every prompt. Each system is compared with the
@@ -47,9 +47,9 @@ from align.rollout.answer_cache import AnswerStore
 from align.run import Artifact, Input
 
 CLOSED_KINDS = (exact.KIND, pattern.KIND, json_schema.KIND)
-"""Checks that one answer may pass for many prompts."""
+"""Kinds of checks that one and the same answer may pass for many prompts."""
 SMALL_TASKS = "tasks with few prompts"
-"""The name of the group of open tasks that have too few prompts to be measured one by one."""
+"""Name of the group of open tasks that are measured for collapse together, because each has too few prompts."""
 SCORING_BATCH_SIZE = 32
 
 
@@ -57,7 +57,7 @@ SCORING_BATCH_SIZE = 32
 
 
 class Judge(NamedTuple):
-    """The judge of items without checks.
+    """The judge of answers to items without checks: a reward, a language model or people.
 
     Attributes:
         score: scores a task's answers.
@@ -75,7 +75,8 @@ class Judge(NamedTuple):
 
 
 def score_tasks(tasks: Sequence[TaskAnswers], judge: Judge | None, allow_code: AllowCode) -> list[ScoredTask]:
-    """Score the answers to all tasks, by the checks of their items or by the judge.
+    """Score the answers of all models to all tasks. The judge scores tasks without checks, and the checks score the
+    others.
 
     Args:
         judge: of tasks without checks. None if all tasks have checks.
@@ -89,7 +90,7 @@ def score_tasks(tasks: Sequence[TaskAnswers], judge: Judge | None, allow_code: A
 
 
 def score_by_checks(task: TaskAnswers, allow_code: AllowCode) -> ScoredTask:
-    """Run the check of each item on its answers, on the first rank."""
+    """Score a task's answers by running the check of each item. The main rank runs them and broadcasts the scores."""
     checks = [build_checkers(item.check, 1 + len(item.then), item.id, allow_code=allow_code) for item in task.items]
     warnings = [*dict.fromkeys(line for turns in checks for check in turns if check for line in check.warnings)]
 
@@ -115,7 +116,8 @@ def load_reward_judge(
     root: Path,
     sampling: Sampling,
 ) -> Judge:
-    """Load the scorer of `reward=` as a judge.
+    """Load the reward of the configuration (`reward=`) as a judge, and find out whether an evaluated model was
+    optimised against it.
 
     Args:
         reward: the group `reward` of the configuration, as in a manifest.
@@ -137,8 +139,8 @@ def load_reward_judge(
 
 
 def score_by_scorer(scorer: Scorer, title: str, role: str, hides_reasoning: bool, task: TaskAnswers) -> ScoredTask:
-    """Score all answers, and derive verdicts from the scores. The scorer's learned parts are standardised on the
-    answers of the second system, which the first is compared with."""
+    """Score all answers to a task by a reward, and derive pair verdicts from the scores. Learned members of the reward
+    are standardised on the answers of the second model, with which the first is compared."""
     prompts = [get_judged_prompt(item, hides_reasoning) for item in task.items]
     conversations = {
         name: [
@@ -167,8 +169,8 @@ def score_by_scorer(scorer: Scorer, title: str, role: str, hides_reasoning: bool
 
 
 def score_by_llm(judge: LLMJudge, store: AnswerStore, hides_reasoning: bool, task: TaskAnswers) -> ScoredTask:
-    """Ask a language model to compare the first system's answers with those of each other system, or to grade each
-    answer if the task asks a question. The first rank asks it."""
+    """Score a task by an LLM judge, which compares the first model's answers with each other model's. If the task has a
+    yes/no question, the judge grades each answer by it instead. Only the main rank sends requests."""
     if task.task.asks:
         return grade_answers(judge.with_question(task.task.asks), store, hides_reasoning, task)
     pairs = {
@@ -185,8 +187,8 @@ def score_by_llm(judge: LLMJudge, store: AnswerStore, hides_reasoning: bool, tas
 
 
 def grade_answers(judge: LLMJudge, store: AnswerStore, hides_reasoning: bool, task: TaskAnswers) -> ScoredTask:
-    """Ask a language model the task's yes/no question about each answer of each system; of several turns, about the
-    last one."""
+    """Score a task by an LLM judge's answers to the task's yes/no question about each model's answer. Of several turns
+    the last is graded."""
     prompts = [get_judged_prompt(item, hides_reasoning) for item in task.items]
     answers = [answer for system_answers in task.answers.values() for answer in system_answers]
     graded_answers = [
@@ -206,7 +208,7 @@ def grade_answers(judge: LLMJudge, store: AnswerStore, hides_reasoning: bool, ta
 
 
 def score_by_people(verdicts: Mapping[tuple[str, str], Sequence[JudgeVerdict]], task: TaskAnswers) -> ScoredTask:
-    """Return a task scored by the verdicts of people.
+    """Return a task's answers with the verdicts of people on it.
 
     Args:
         verdicts: by task and other system.
@@ -217,8 +219,8 @@ def score_by_people(verdicts: Mapping[tuple[str, str], Sequence[JudgeVerdict]], 
 
 
 def iter_pair_questions(task: TaskAnswers, hides_reasoning: bool) -> Iterator[PairQuestion]:
-    """Yield the pairs of a task that people could be asked about: the first system's answers with those of each other
-    system."""
+    """Yield the answer pairs of a task to show to people: the first model's answer with each other model's, item by
+    item."""
     for opponent in task.answers:
         if opponent != task.first:
             pairs = pair_answers(task, opponent, hides_reasoning)
@@ -228,7 +230,7 @@ def iter_pair_questions(task: TaskAnswers, hides_reasoning: bool) -> Iterator[Pa
 
 
 def pair_answers(task: TaskAnswers, other: str, hides_reasoning: bool) -> list[AnswerPair]:
-    """Pair the first system's answers with another's.
+    """Pair the first model's answer to each item with the answer of the model `other`.
 
     Args:
         hides_reasoning: True to leave out the reasoning of earlier turns.
@@ -241,12 +243,12 @@ def pair_answers(task: TaskAnswers, other: str, hides_reasoning: bool) -> list[A
 
 
 def get_judged_prompt(item: EvalItem, hides_reasoning: bool) -> Conversation:
-    """Return an item's prompt as judges read it: without the reasoning of earlier turns, if reasoning is hidden."""
+    """Return an item's prompt as the judge reads it, without the reasoning of earlier turns if `hides_reasoning`."""
     return replace(item.prompt, messages=strip_all_reasoning(item.prompt.messages)) if hides_reasoning else item.prompt
 
 
 def append_turns(prompt: Conversation, answer: EvaluatedAnswer) -> Conversation:
-    """Return the conversation up to a system's last answer."""
+    """Return the prompt followed by the turns before a model's last answer."""
     return replace(prompt, messages=(*prompt.messages, *answer.before)) if answer.before else prompt
 
 
@@ -256,7 +258,7 @@ Score = Callable[[Sequence[str]], Sequence[float]]
 
 
 class FirstAnswers(NamedTuple):
-    """The first answers of all systems to the distinct prompts of a task."""
+    """The first answers of all models to the distinct prompts of a task, to measure collapse."""
 
     items: Sequence[EvalItem]
     prompts: Sequence[str]
@@ -279,8 +281,8 @@ def measure_tasks(
     allow_code: AllowCode,
     hides_reasoning: bool,
 ) -> dict[str, dict[str, Measurement]]:
-    """Measure how similar the answers of each system are, to detect a collapse to few texts. Returns task → system →
-    the measurement.
+    """Measure for each task and model whether its answers collapsed to few texts. Returns task name → model name →
+    measurement.
 
     Args:
         closed_setting: `eval.closed`, the default for tasks.
@@ -299,7 +301,7 @@ def measure_tasks(
 
 
 def select_first_answers(task: TaskAnswers) -> FirstAnswers:
-    """Return the first answers of all systems to the distinct prompts of a task."""
+    """Select the first answers of all models to the distinct prompts of a task, sampled and greedy."""
     rows = range(len(task.items))
     if task.greedy:
         asked_greedily = next(iter(task.greedy.values()))
@@ -323,8 +325,7 @@ def select_first_answers(task: TaskAnswers) -> FirstAnswers:
 def is_closed(
     task: EvalTask, items: Sequence[EvalItem], default: bool | None, is_judged_by_checks: bool = False
 ) -> bool:
-    """Return whether many prompts of a task may share one right answer, so that equal answers are no sign of a
-    collapse.
+    """Return whether a task's prompts may share one right answer, so that equal answers are no sign of a collapse.
 
     Args:
         default: `eval.closed`, for tasks without a setting of their own.
@@ -343,7 +344,7 @@ def is_closed(
 
 
 class ClosedScore(NamedTuple):
-    """The scoring of answers to a closed task.
+    """The function that scores constant answers to a closed task, whose prompts may share one right answer.
 
     Attributes:
         score: scores one answer to each item. None if single answers have no scores.
@@ -359,7 +360,8 @@ class ClosedScore(NamedTuple):
 def build_closed_score(
     items: Sequence[EvalItem], allow_code: AllowCode, judge: Judge | None, hides_reasoning: bool
 ) -> ClosedScore:
-    """Build the function that scores single answers to a closed task, to compare systems with a constant answer.
+    """Build the function that scores one text per item of a closed task, by its checks or the judge. It scores constant
+    answers, which a model has to beat.
 
     Args:
         judge: of items without checks.
@@ -388,7 +390,8 @@ def build_closed_score(
 
 
 def measure_closed_task(answers: FirstAnswers, scoring: ClosedScore) -> dict[str, Measurement]:
-    """Measure the systems on a closed task, where each must beat the best constant answer."""
+    """Measure the variety of each model's answers to a closed task, where a model has collapsed if it does not beat the
+    best constant answer."""
     measurements = answers.measure()
     reference = [*answers.systems][1]
     for name, system in answers.systems.items():
@@ -402,8 +405,8 @@ def measure_closed_task(answers: FirstAnswers, scoring: ClosedScore) -> dict[str
 
 
 def measure_open_tasks(answers: Mapping[str, FirstAnswers]) -> dict[str, dict[str, Measurement]]:
-    """Measure the systems on open tasks. Returns name of the task → system → the measurement. Tasks with too few
-    prompts are measured together."""
+    """Measure the variety of each model's answers to open tasks. Returns task name → model name → measurement. Tasks
+    with too few prompts are measured together."""
     small = {name: task for name, task in answers.items() if len(task.prompts) < MIN_PROMPTS}
     groups = {name: task for name, task in answers.items() if name not in small}
     if len(small) > 1:
@@ -414,7 +417,8 @@ def measure_open_tasks(answers: Mapping[str, FirstAnswers]) -> dict[str, dict[st
 
 
 def join_tasks(tasks: Sequence[FirstAnswers]) -> FirstAnswers:
-    """Join the answers to several tasks as if they were one."""
+    """Concatenate the answers to several tasks into those to one task. There are greedy answers only if all tasks have
+    them."""
 
     def join(name: str) -> SystemAnswers:
         parts = [task.systems[name] for task in tasks]
@@ -434,7 +438,7 @@ def join_tasks(tasks: Sequence[FirstAnswers]) -> FirstAnswers:
 def combine_verdicts_by_system(
     groups: Mapping[str, Mapping[str, Measurement]], systems: Sequence[str]
 ) -> dict[str, Collapse]:
-    """Combine the verdicts on each system over all tasks.
+    """Combine each model's collapse verdicts over all tasks into one. Returns model name → verdict.
 
     Args:
         groups: name of a task → system → its measurement.

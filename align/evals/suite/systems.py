@@ -1,4 +1,4 @@
-"""The systems of an evaluation, by name, as `stage.systems` configures them. Imports no torch.
+"""The evaluated models (systems) by name, as `stage.systems` configures them. Imports no torch.
 
 A system is an artifact of a run, a base without an adapter, a model behind a server, or a file of answers.
 """
@@ -31,7 +31,8 @@ MAX_SYSTEMS = 64
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A system that answers prompts.
+    """An evaluated model: an artifact of a run, a base without an adapter, a model behind a server, or a file of
+    answers.
 
     Attributes:
         name: given by the user.
@@ -65,7 +66,7 @@ class System:
 
 
 def parse_systems(value: Any) -> Mapping[str, str | Mapping[str, Any]]:
-    """Parse `stage.systems`.
+    """Check the setting `stage.systems`, a mapping from names to at least two evaluated models, and return it.
 
     Returns:
         name → reference, `{file: PATH}` or `{url: URL, model: NAME}`, in the order in which they were written.
@@ -101,7 +102,7 @@ def resolve_systems(
     revision: str | None = None,
     method: str = "auto",
 ) -> Sequence[System]:
-    """Resolve each system of `stage.systems` to an adapter, a model, a file of answers or an endpoint. Loads no
+    """Resolve each entry of `stage.systems` to an adapter, a full model, a file of answers or an endpoint. Loads no
     weights.
 
     `base` alone is the base of `model=`, or without it the base of the first artifact that has an adapter.
@@ -136,7 +137,8 @@ def resolve_systems(
 
 
 def resolve_reference(name: str, ref: str, root: Path, method: str, path: str | None, revision: str | None) -> System:
-    """Resolve a system that is an artifact of a run, a folder or a model of the hub."""
+    """Resolve a reference to an evaluated model: an artifact of a run, a folder or a model of the hub. Raises
+    InputError for a reward model."""
     field = f"{FIELD}.{name}"
     artifact = find_artifact(ref, root, None, None, field)
     stage = artifact.manifest.stage if artifact.manifest else ""
@@ -151,7 +153,8 @@ def resolve_reference(name: str, ref: str, root: Path, method: str, path: str | 
 def build_base_system(
     name: str, others: Sequence[System], path: str | None, revision: str | None, method: str
 ) -> System:
-    """Return the base without an adapter, with the method of the adapters on it, so that they share one load."""
+    """Build the evaluated model `base`, a base without an adapter. It uses the quantisation of the adapters on it, so
+    that they share one load. Raises InputError if no base is known."""
     adapter = next((system for system in others if system.artifact and not system.artifact.whole), None)
     if path is None and (adapter is None or adapter.base is None):
         raise InputError(f"{FIELD}.{name}", BASE, "is the base of no adapter here", "Add model=.")
@@ -168,7 +171,7 @@ def build_base_system(
 
 
 def build_external_system(name: str, spec: Mapping[str, Any]) -> System:
-    """Return a file of answers, or a model behind a server, as a system."""
+    """Build an evaluated model from a file of answers or a server's endpoint."""
     if FILE in spec:
         return System(name, spec[FILE], None, None, "", build_files_input(spec[FILE], f"{FIELD}.{name}.{FILE}"))
     endpoint = parse_endpoint(spec, f"{FIELD}.{name}")
@@ -176,7 +179,8 @@ def build_external_system(name: str, spec: Mapping[str, Any]) -> System:
 
 
 def read_answer_file(system: System) -> Mapping[tuple[str, str], Sequence[str]]:
-    """Read a file of answers.
+    """Read a file of answers, and return (task, item id) → the answers, one per turn. The task is empty if the row
+    names none.
 
     Returns:
         task (empty if the row names none) and id of an item → its answers, one per turn.
@@ -204,7 +208,8 @@ def read_answer_file(system: System) -> Mapping[tuple[str, str], Sequence[str]]:
 
 
 def match_answers(system: System, items: Sequence[tuple[str, EvalItem]]) -> Mapping[tuple[str, str], Sequence[str]]:
-    """Read a file of answers, and match them to items. Returns (task, id of the item) → its answers.
+    """Read a file of answers, and return (task, item id) → the answers for exactly these items, or raise InputError if
+    one lacks an answer.
 
     Args:
         items: each with the name of its task.
@@ -240,7 +245,7 @@ def match_answers(system: System, items: Sequence[tuple[str, EvalItem]]) -> Mapp
 
 
 def describe_self_judging(judge: Endpoint, systems: Sequence[System]) -> list[str]:
-    """Return a sentence about each system that is the judging model itself.
+    """Return a warning for each evaluated model that is also the judge, by URL and model name.
 
     Args:
         judge: the language model that judges.

@@ -1,4 +1,4 @@
-"""The tasks of an evaluation: their prompts, and how the answers are scored. Imports no torch."""
+"""The tasks of an evaluation: their prompts, and the way in which answers are scored. Imports no torch."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ KEYS = (
 )
 HELP = 'Write "eval.tasks=[{name: support, path: support.jsonl}, {name: chat, prompts: 200}]"; see docs/evaluation.md.'
 DEFAULT_TASK = "judged"
-"""Name of the default task, which asks the held-out prompts of `data=`."""
+"""Name of the default task, whose prompts are the held-out prompts of `data=`."""
 SETS = Path(__file__).parents[1] / "sets"
 QUESTION_OF_SET = {"harmful": "refuses", "harmless": "refuses"}
-"""Built-in set of prompts → the default question about the answers to them."""
+"""Built-in sets of prompts, mapped to the name of the default yes/no question about answers."""
 HARMLESS = str(SETS / "harmless.jsonl")
-"""The built-in file of harmless prompts, which are open: good answers to them differ."""
+"""Path of the built-in file of harmless prompts, whose good answers differ from each other."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvalTask:
-    """A set of prompts, with the way of scoring the answers.
+    """A set of prompts, with the way in which answers to them are scored.
 
     Attributes:
         name: unique in the evaluation.
@@ -82,12 +82,12 @@ class EvalTask:
 
     @property
     def has_own_prompts(self) -> bool:
-        """True if the task has its own prompts instead of those of `data=`."""
+        """True if the task has prompts of its own, False if it uses those of `data=`."""
         return bool(self.path) or (self.probe is not None and self.probe.harness is not None)
 
 
 class EvalItem(NamedTuple):
-    """A prompt of a task.
+    """A prompt of a task, with its check and later turns.
 
     Attributes:
         id: unique in the task.
@@ -114,11 +114,12 @@ class EvalItem(NamedTuple):
 
 
 Tasks = Sequence[tuple[EvalTask, Sequence[EvalItem]]]
-"""Tasks with their items."""
+"""Tasks, each with its items."""
 
 
 def parse_tasks(value: Any, allow_code: AllowCode) -> Sequence[EvalTask]:
-    """Parse `eval.tasks`. Without a value, returns the task of `data=`.
+    """Parse the setting `eval.tasks`, a list of tasks. If it is None, the only task has the held-out prompts of
+    `data=`.
 
     Args:
         allow_code: whether checks may run programs that a model wrote.
@@ -138,7 +139,7 @@ def parse_tasks(value: Any, allow_code: AllowCode) -> Sequence[EvalTask]:
 
 
 def parse_task(value: Any, field: str, allow_code: AllowCode) -> EvalTask:
-    """Parse one task of `eval.tasks`."""
+    """Parse one entry of the list `eval.tasks`. Raises InputError if it is invalid."""
     spec = require_keys(value, field, ("name",), KEYS)
     name = spec["name"]
     path = spec.get("path") or ""
@@ -172,13 +173,13 @@ def parse_task(value: Any, field: str, allow_code: AllowCode) -> EvalTask:
 
 
 def build_task_input(task: EvalTask) -> Input:
-    """Return the file or the lm-eval task of a task as an input of the run."""
+    """Return a task's file of prompts, or its lm-eval task, as an input with digest for the run's manifest."""
     harness = task.probe.harness if task.probe is not None else None
     return build_files_input(task.path, task.field) if harness is None else build_harness_input(harness, task.field)
 
 
 class RemainingTasks(NamedTuple):
-    """The tasks of an evaluation after some items were left out.
+    """The tasks of an evaluation after some items were left out, with the numbers of those.
 
     Attributes:
         tasks: each task with its remaining items.
@@ -190,8 +191,8 @@ class RemainingTasks(NamedTuple):
 
 
 def drop_trained_items(tasks: Tasks, trained_questions: Sequence[TrainedQuestions]) -> RemainingTasks:
-    """Return the tasks without the items whose question is in some system's training data, and the number of dropped
-    items of each task.
+    """Return the tasks without the items whose question is in any model's training data, and the number of dropped
+    items per task.
 
     Raises:
         InputError: a task has no item left.
@@ -210,7 +211,7 @@ def drop_trained_items(tasks: Tasks, trained_questions: Sequence[TrainedQuestion
 
 
 class MarkedTasks(NamedTuple):
-    """The tasks of an evaluation, with `EvalItem.near` set.
+    """The tasks of an evaluation after a search for nearly trained items, which sets `EvalItem.near`.
 
     Attributes:
         tasks: each task with its items.
@@ -224,8 +225,8 @@ class MarkedTasks(NamedTuple):
 def mark_nearly_trained_items(
     tasks: Tasks, artifacts: Mapping[str, Artifact], root: Path, store: str, similarity: float
 ) -> MarkedTasks:
-    """Return the tasks with `near` set on each item whose question is nearly the same as one in a system's training
-    data. Both the first question and all turns of an item are compared.
+    """Return the tasks with `EvalItem.near` set for each item whose question is nearly the same as one in a model's
+    training data. Both the first question and all turns of an item are compared.
 
     Args:
         artifacts: name of a system → its artifact.
@@ -249,8 +250,8 @@ def mark_nearly_trained_items(
 
 
 def load_task_items(task: EvalTask, system: str | None, allow_code: AllowCode) -> Sequence[EvalItem]:
-    """Load the items of a file. Rows have the prompts of rows of `data.path`, and optionally `check`, `category` and
-    `source`. A row of IFEval names its constraints in `instruction_id_list` and `kwargs`.
+    """Load the items of a task from its file of prompts. Rows have the prompts of rows of `data.path`, and optionally
+    `check`, `category` and `source`. A row of IFEval names its constraints in `instruction_id_list` and `kwargs`.
 
     Args:
         system: the system turn of rows that have none.
@@ -276,8 +277,8 @@ def load_task_items(task: EvalTask, system: str | None, allow_code: AllowCode) -
 
 
 def build_items(task: EvalTask, prompts: Sequence[Conversation], allow_code: AllowCode) -> Sequence[EvalItem]:
-    """Build the items of the prompts of `data=`. Prompts with the same id, such as the turns of a conversation, form
-    one cluster.
+    """Build the items of a task from the held-out prompts of `data=`. Prompts with the same id, such as the turns of a
+    conversation, form one cluster.
 
     Raises:
         InputError: there are no prompts, or the task's check is invalid.
@@ -295,7 +296,7 @@ def build_items(task: EvalTask, prompts: Sequence[Conversation], allow_code: All
 
 
 def cluster_items(items: Sequence[EvalItem]) -> Sequence[EvalItem]:
-    """Return the items with those in one cluster that share a source or a prompt, directly or through other items."""
+    """Return the items with one cluster id for all that share a source or a prompt, directly or through other items."""
     parent_of: dict[Any, Any] = {}
 
     def find_root(key: Any) -> Any:
@@ -313,8 +314,8 @@ def cluster_items(items: Sequence[EvalItem]) -> Sequence[EvalItem]:
 
 
 def repeat_items(items: Sequence[EvalItem], answers: int) -> Sequence[EvalItem]:
-    """Repeat each item so that it is answered several times: with the ids `7`, `7~2`, `7~3`, in the cluster of the
-    first.
+    """Repeat each item so that it is answered `answers` times. The copies have the ids `7`, `7~2`, `7~3` and one
+    cluster.
 
     Args:
         answers: number of answers to each item.
@@ -334,7 +335,8 @@ def repeat_items(items: Sequence[EvalItem], answers: int) -> Sequence[EvalItem]:
 
 
 def build_item(row: Row, task: EvalTask, system: str | None, allow_code: AllowCode) -> EvalItem:
-    """Build the item of a row. Raises InputError if the row has no prompt or an invalid check."""
+    """Build an item from a row of a task's file of prompts. Raises InputError if the row has no prompt or an invalid
+    check."""
     reject_misspelt_columns(row)
     columns = {key: value for key, value in row.data.items() if key not in (*ITEM_COLUMNS, *IFEVAL)}
     id = next((str(row.data[key]) for key in ("id", "key") if row.data.get(key) is not None), row.name)
@@ -362,7 +364,7 @@ def build_item(row: Row, task: EvalTask, system: str | None, allow_code: AllowCo
 
 
 def get_user_turns(row: Row) -> Sequence[str]:
-    """Return the user messages of a multi-turn item, in the column `turns`. Returns one empty text for a row without
+    """Return the user's messages of a multi-turn row, from its column `turns`. Returns one empty text for a row without
     this column.
 
     Raises:
@@ -385,7 +387,8 @@ ITEM_COLUMNS = ("check", "category", "source", "turns")
 
 
 def reject_misspelt_columns(row: Row) -> None:
-    """Raise InputError if a column has nearly the name of one of ours, which would change how the row is scored."""
+    """Raise InputError if a column's name is nearly `check`, `category`, `source` or `turns`, since a typo would change
+    how the row is scored."""
     for key in row.data:
         similar_names = [] if key in ITEM_COLUMNS else difflib.get_close_matches(key, ITEM_COLUMNS, 1, 0.8)
         problem = f"is not read, but its name is close to {similar_names[0]}" if similar_names else ""
