@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EPSILON = 1e-4
-"""Added to the standard deviation before dividing by it, as in TRL's GRPOTrainer."""
+"""Number added to the standard deviation before dividing by it, as in TRL's GRPOTrainer."""
 
 
 def group_rewards(rewards_B: Tensor, group_size: int) -> Tensor:
-    """Return rewards [B] as [G, K], fp64.
+    """Reshape rewards [B] to groups of answers to one prompt, fp64 [G, K].
 
     Raises:
         ValueError: the rows are not whole groups of two or more.
@@ -32,27 +32,28 @@ def group_rewards(rewards_B: Tensor, group_size: int) -> Tensor:
 
 
 def mark_equal_groups(rewards_B: Tensor, group_size: int) -> Tensor:
-    """Return True for each group whose answers all have the same reward [G], which gives no gradient."""
+    """Return True for each group whose answers all have the same reward, bool [G]. Such a group gives no gradient."""
     rewards_GK = group_rewards(rewards_B, group_size)
     return rewards_GK.amax(1) == rewards_GK.amin(1)
 
 
 def subtract_group_mean(rewards_B: Tensor, group_size: int) -> Tensor:
-    """Return R_i − mean of its group [B], fp64."""
+    """Return each answer's reward minus the mean reward of its group, fp64 [B]."""
     rewards_GK = group_rewards(rewards_B, group_size)
     return (rewards_GK - rewards_GK.mean(1, keepdim=True)).flatten()
 
 
 def leave_one_out(rewards_B: Tensor, group_size: int) -> Tensor:
-    """Return R_i − mean of the others of its group [B], in the dtype of the rewards. The mean does not depend on answer
-    i, so that the gradient is unbiased."""
+    """Return each answer's reward minus the mean reward of the other answers in its group [B], in the dtype of the
+    rewards. The mean does not depend on answer i, so that the gradient is unbiased."""
     rewards_GK = group_rewards(rewards_B, group_size)
     others_GK = (rewards_GK.sum(1, keepdim=True) - rewards_GK) / (group_size - 1)
     return (rewards_GK - others_GK).flatten().to(rewards_B.dtype)
 
 
 def group_relative(rewards_B: Tensor, group_size: int, scale: str) -> Tensor:
-    """Return (R_i − mean of its group) / spread [B], in the dtype of the rewards.
+    """Return each answer's reward minus the mean of its group, divided by a standard deviation or 1, [B], in the dtype
+    of the rewards.
 
     Args:
         scale: the spread: the standard deviation (divided by n − 1) of the `group` or of the whole `batch`, or 1

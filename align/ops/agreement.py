@@ -11,8 +11,8 @@ from align.ops.intervals import jackknife_error, t_quantile
 
 
 def cohen_kappas(tables_BVV: ArrayLike, quadratic: bool = False) -> NDArray[np.float64]:
-    """Return Cohen's kappa of each of B contingency tables, 1 − Σ w·O / Σ w·E; shape [B], nan if both raters always
-    gave one and the same value.
+    """Return Cohen's kappa of each of B contingency tables; shape [B]. It is 1 − Σ w·O / Σ w·E, and nan if both raters
+    always gave one and the same value.
 
     O is the observed table, and E the table expected by chance from the raters' frequencies.
 
@@ -37,7 +37,8 @@ def cohen_kappas(tables_BVV: ArrayLike, quadratic: bool = False) -> NDArray[np.f
 def compute_coefficient_interval(
     value: float, left_out: ArrayLike, level: float = 0.95
 ) -> tuple[float | None, float | None]:
-    """Return the interval of a coefficient θ < 1, such as alpha or kappa.
+    """Return the confidence interval of an agreement coefficient θ < 1, such as alpha or kappa, from its jackknife
+    values over clusters.
 
     It is the interval of ln(1 − θ) by the jackknife standard error and Student's quantile, transformed back to θ: the
     ratio of two non-negative means is skewed, and its logarithm is less so.

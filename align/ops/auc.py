@@ -1,4 +1,4 @@
-"""The area under the ROC curve: how well a score separates two classes."""
+"""The area under the ROC curve, a measure of the separation of two classes by a score."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from align.ops.intervals import PRIOR, Interval, normal_quantile, wilson_interva
 
 
 def auc(scores: ArrayLike, labels: ArrayLike, clusters: Sequence[str], level: float = 0.95) -> Interval:
-    """Return the share of (positive, negative) pairs of rows in which the positive row has the higher score, ties
-    counted half: the area under the ROC curve.
+    """Return the area under the ROC curve with its interval over clusters. It is the share of (positive, negative)
+    pairs of rows in which the positive row has the higher score, ties counted half.
 
     Its variance is that of clustered data (Obuchowski 1997, "Nonparametric analysis of clustered ROC curve data"). The
     interval is Wilson's at the number of independent trials that have this variance, which is shrunk towards the number
@@ -45,7 +45,7 @@ def auc(scores: ArrayLike, labels: ArrayLike, clusters: Sequence[str], level: fl
 
 
 def compute_share_below(x: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the share of `others` that is below each x, ties counted half."""
+    """Return for each value of x the share of `others` below it, ties counted half; the shape of x."""
     ordered = np.sort(others)
     below = np.searchsorted(ordered, x, "left") + np.searchsorted(ordered, x, "right")
     return below.astype(np.float64) / (2 * len(ordered))

@@ -1,4 +1,4 @@
-"""Estimate the value of best-of-n sampling from N ≥ n answers to each prompt."""
+"""Estimates of the value of best-of-n sampling, from N ≥ n answers to each prompt."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def list_sizes(max_size: int) -> list[int]:
-    """Return 1, 2, 4, … up to `max_size`, and `max_size` itself."""
+    """Return the powers of two 1, 2, 4, … below `max_size`, and `max_size` itself."""
     powers = [2**k for k in range(max_size.bit_length()) if 2**k < max_size]
     return [*powers, max_size]
 
 
 def compute_best_probabilities(n: int, total: int) -> NDArray[np.float64]:
-    """Return P(the answer of rank i is the best of n drawn without replacement from N) = C(i−1, n−1) / C(N, n), for
-    i = 1, the worst, to N; shape [N]. The binomials are whole numbers, so that nothing overflows.
+    """Return for each rank the probability that its answer is the best of n drawn without replacement from N answers;
+    shape [N]. It is C(i−1, n−1) / C(N, n) for rank i = 1, the worst, to N. The binomials are whole numbers, so that
+    nothing overflows.
 
     Args:
         n: from 1 to N.
@@ -32,8 +33,8 @@ def compute_best_probabilities(n: int, total: int) -> NDArray[np.float64]:
 
 
 def rank_answers(scores: ArrayLike) -> NDArray[np.int64]:
-    """Return the indices of the answers to each prompt from the best to the worst, [P, N]. Of equal scores the answer
-    that was sampled first ranks higher.
+    """Return the indices of each prompt's answers from the highest to the lowest score, int64 [P, N]. Of equal scores
+    the answer that was sampled first ranks higher.
 
     Args:
         scores: [P, N], finite.
@@ -42,8 +43,8 @@ def rank_answers(scores: ArrayLike) -> NDArray[np.int64]:
 
 
 def estimate_best_of_n(scores: ArrayLike, values: ArrayLike, n: int) -> NDArray[np.float64]:
-    """Return the mean value of the answer that the scores rank first among n, over all subsets of n of the N answers:
-    Σᵢ P(rank i is the best of n) · valueᵢ, for each prompt; shape [P].
+    """Estimate for each prompt the mean value of the best-scored of n answers, over all subsets of n of the N answers;
+    shape [P]. It is Σᵢ P(rank i is the best of n) · valueᵢ.
 
     Over N independent answers it is an unbiased estimate of the value of best-of-n, with less variance than one draw of
     n has. Sources: Nakano et al. 2021, "WebGPT: Browser-assisted question-answering with human feedback", appendix I;
@@ -59,8 +60,8 @@ def estimate_best_of_n(scores: ArrayLike, values: ArrayLike, n: int) -> NDArray[
 
 
 def compute_kl_bound(n: int) -> float:
-    """Return ln n − (n−1)/n, in nats: an upper bound of KL(best-of-n ‖ policy), which is reached if no two answers have
-    the same score.
+    """Return ln n − (n−1)/n, an upper bound of KL(best-of-n ‖ policy) in nats. It is reached if no two answers have the
+    same score.
 
     Sources: Stiennon et al. 2020, "Learning to summarize from human feedback", appendix G; that it is a bound: Beirami
     et al. 2024, "Theoretical guarantees on the best-of-n alignment policy".

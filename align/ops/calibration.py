@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from align.ops.intervals import average_by_group, proportion_interval
 
 SURE = 1e-9
-"""The least probability that log odds are computed from; the greatest is one less this."""
+"""Smallest probability whose log odds are computed. The largest is 1 less this."""
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationBin:
-    """Predictions between two edges, and their outcomes.
+    """The mean prediction and the mean outcome of the predictions in one interval of probabilities.
 
     Attributes:
         predicted: mean predicted probability in the bin.
@@ -36,7 +36,8 @@ class CalibrationBin:
 def bin_predictions(
     predicted: Sequence[float], outcomes: Sequence[float], groups: Sequence[str] | None = None, bin_count: int = 10
 ) -> list[CalibrationBin]:
-    """Group predictions into equal widths of [0, 1]; empty bins are left out.
+    """Group predictions into bins of equal width over [0, 1], and return each bin's mean prediction and share of wins;
+    empty bins are left out.
 
     Args:
         predicted: P(the first of the pair wins), in [0, 1].
@@ -80,13 +81,13 @@ def compute_calibration_error(bins: Sequence[CalibrationBin]) -> float:
 
 
 def compute_log_odds(p: float) -> float:
-    """Return ln p/(1−p) in nats, with p clipped to `SURE` from 0 and 1."""
+    """Return ln p/(1−p) in nats, after clipping p to [`SURE`, 1 − `SURE`]."""
     p = min(max(p, SURE), 1 - SURE)
     return math.log(p / (1 - p))
 
 
 def compute_brier_scores(log_odds: ArrayLike, outcomes: ArrayLike) -> NDArray[np.float64]:
-    """Return (σ(log odds) − outcome)² of each prediction, shape [n]. A constant prediction of ½ has ¼.
+    """Return the Brier score (σ(log odds) − outcome)² of each prediction, shape [n]. A constant prediction of ½ has ¼.
 
     Source: Brier 1950, "Verification of forecasts expressed in terms of probability".
 
@@ -99,8 +100,8 @@ def compute_brier_scores(log_odds: ArrayLike, outcomes: ArrayLike) -> NDArray[np
 
 
 def compute_log_losses(log_odds: ArrayLike, outcomes: ArrayLike) -> NDArray[np.float64]:
-    """Return −ln of the predicted probability of each outcome, in nats, shape [n]. A constant prediction of ½ has ln 2.
-    The arguments are those of `compute_brier_scores`."""
+    """Return the log loss of each prediction, −ln of the probability predicted for its outcome, in nats, shape [n]. A
+    constant prediction of ½ has ln 2. The arguments are those of `compute_brier_scores`."""
     odds, results = _to_arrays(log_odds, outcomes)
     return np.logaddexp(0, -odds) * results + np.logaddexp(0, odds) * (1 - results)
 

@@ -15,7 +15,7 @@ DIVERGENCE_ELEMENTS = 1 << 23
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """The divergence of a model b from a model a.
+    """The divergence of a model b from a reference model a on the same tokens.
 
     Attributes:
         kl: mean KL(a || b) a token, in nats.
@@ -35,7 +35,8 @@ class Divergence:
 
 @torch.no_grad()
 def kl_between(reference_logits: Tensor, model_logits: Tensor, mask: Tensor) -> Divergence:
-    """Return the divergence with KL(a || b) = Σ_v p_a(v) (log p_a(v) − log p_b(v)), averaged over tokens.
+    """Compute the divergence of a model's logits from a reference's at the masked positions, averaged over tokens. KL(a
+    || b) is Σ_v p_a(v) (log p_a(v) − log p_b(v)).
 
     It is computed in fp64, a chunk at a time: in fp32 the rounding of a 150k-term sum is as large as the divergence of
     a correct merge.
@@ -70,8 +71,8 @@ def kl_between(reference_logits: Tensor, model_logits: Tensor, mask: Tensor) -> 
 
 
 def compute_divergence(reference_logits: Sequence[Tensor], model_logits: Sequence[Tensor]) -> Divergence:
-    """Return the divergence over every position of several texts, [S, V] logits each: means over all tokens, and the
-    largest difference of all."""
+    """Compute the divergence of a model from a reference over all tokens of several texts, with one logits tensor [S,
+    V] per text. KL and agreement are means over all tokens, and the largest difference is that of all."""
     pairs = zip(reference_logits, model_logits, strict=True)
     parts = [kl_between(a[None], b[None], torch.ones(1, len(a), device=a.device)) for a, b in pairs]
     tokens = sum(part.tokens for part in parts)
@@ -81,5 +82,5 @@ def compute_divergence(reference_logits: Sequence[Tensor], model_logits: Sequenc
 
 
 def max_or_nan(values: Sequence[float]) -> float:
-    """Return the largest value, or nan if one is nan: Python's `max` may lose it."""
+    """Return the largest value, or nan if any value is nan: Python's `max` may lose it."""
     return math.nan if any(map(math.isnan, values)) else max(values)

@@ -1,4 +1,4 @@
-"""Count values of tensors that are not finite."""
+"""Counts of values in tensors that are not finite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def count_not_finite(x: Tensor, dtype: torch.dtype | None = None) -> int:
-    """Return how many values of a tensor are nan, infinite, or too large for `dtype`; 0 for integers.
+    """Return the number of values in a tensor that are nan, infinite, or too large for `dtype`; 0 for integers.
 
     The least and the greatest value are checked first, in one pass without memory (13 GB/s of fp32 and 2.8 of bf16 on a
     core, where `isfinite` reaches 0.1). Both are nan if any value is. Values are counted only if that check fails.
@@ -28,5 +28,5 @@ def count_not_finite(x: Tensor, dtype: torch.dtype | None = None) -> int:
 
 
 def find_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> tuple[str, int] | None:
-    """Return the name of the first tensor with values that are not finite, and their number, or None."""
+    """Return (name, count) of the first tensor with nan or infinite values, or None if all tensors are finite."""
     return next(((name, count) for name, x in tensors if (count := count_not_finite(x))), None)

@@ -49,7 +49,7 @@ def gae(
     lam: float,
     bootstrap_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return advantages and returns.
+    """Compute generalised advantages, and returns (advantage plus value), for each response token.
 
         δ_t = r_t + γ V_{t+1} − V_t,    A_t = δ_t + γ λ A_{t+1},    R_t = A_t + V_t
 

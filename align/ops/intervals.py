@@ -21,8 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
 PRIOR = 0.15
-"""Shrinkage of the dispersion of a share towards 1, as a variance summed over observations. Chosen by simulation: 32
-clusters of six at p = 0.95 with a correlation of 0.6 within clusters cover 0.97 with it, and 0.89 without it."""
+"""Strength of the shrinkage of a share's dispersion towards 1, as a variance summed over observations. Chosen by
+simulation: 32 clusters of six at p = 0.95 with a correlation of 0.6 within clusters cover 0.97 with it, and 0.89
+without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +42,14 @@ class Interval:
     n: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the `{value, low, high, n}` of manifests and `metrics.json`."""
+        """Return the JSON object `{value, low, high, n}` that manifests and `metrics.json` contain."""
         return asdict(self)
 
 
 def proportion_interval(
     values: ArrayLike, weights: ArrayLike | None = None, level: float = 0.95, prior: float = PRIOR
 ) -> Interval:
-    """Return the mean of observations in [0, 1], with Wilson's interval at the effective number of observations.
+    """Return the mean of observations within [0, 1], with Wilson's interval at the effective number of observations.
 
     With weights w, p = Σ w·x / Σ w, and its variance over observations is Σ w²·(x − p)² / (Σ w)². If each x were 0 or
     1, it would be p(1−p)·Σ w² / (Σ w)². The ratio of the two is the dispersion φ, and the effective number is n_w / φ
@@ -90,7 +91,8 @@ def proportion_interval(
 
 
 def wilson_interval(p: float, n: float, quantile: float) -> tuple[float, float]:
-    """Return Wilson's score interval of a share p of n: (p + q²/2n ± q √(p(1−p)/n + q²/4n²)) / (1 + q²/n).
+    """Return both ends of Wilson's score interval of a share p of n trials: (p + q²/2n ± q √(p(1−p)/n + q²/4n²)) / (1 +
+    q²/n).
 
     It stays in [0, 1], and has a width above 0 at p = 0 and p = 1, unlike the normal approximation.
 
@@ -107,7 +109,7 @@ def wilson_interval(p: float, n: float, quantile: float) -> tuple[float, float]:
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
-    """Return the mean of n observations with its interval x̄ ± t(n−1) · s/√n.
+    """Return the mean of n observations with its Student's t interval x̄ ± t(n−1) · s/√n.
 
     A single observation, or observations that are all equal, have no interval.
     Source: Student 1908, "The probable error of a mean"; with one number for each cluster this is the cluster-robust
@@ -128,8 +130,8 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
 
 
 def ratio_interval(totals: ArrayLike, sizes: ArrayLike, level: float = 0.95) -> Interval:
-    """Return Σ totals / Σ sizes of n observations of unequal size, such as nats and tokens of rows, with the interval
-    of its linearised variance: that of the mean of r + (totalᵢ − r·sizeᵢ)·n / Σ sizes.
+    """Return the ratio Σ totals / Σ sizes of n observations, such as nats and tokens of rows, with its confidence
+    interval. The interval is that of the mean of r + (totalᵢ − r·sizeᵢ)·n / Σ sizes, by linearisation.
 
     Source: Cochran 1977, "Sampling Techniques", chapter 6.
 
@@ -148,8 +150,8 @@ def ratio_interval(totals: ArrayLike, sizes: ArrayLike, level: float = 0.95) -> 
 
 
 def jackknife_error(left_out: ArrayLike) -> float:
-    """Return the standard error √((n−1)/n · Σ (θ₍ᵢ₎ − θ̄)²) of a smooth statistic θ of n observations; nan if θ is
-    undefined without one of them.
+    """Return the jackknife standard error √((n−1)/n · Σ (θ₍ᵢ₎ − θ̄)²) of a statistic θ. It is nan if θ is undefined
+    without one of the n observations.
 
     Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 11.
 
@@ -162,8 +164,8 @@ def jackknife_error(left_out: ArrayLike) -> float:
 
 
 def average_by_group(ids: Sequence[str], values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the mean value of each id, and the number of its values, in order of first appearance; two arrays of shape
-    [n]. This makes independent observations of values that depend on each other."""
+    """Return the mean value and the number of values of each id, in order of first appearance; two arrays of shape [n].
+    This makes independent observations of values that depend on each other."""
     numbers = {id: i for i, id in enumerate(dict.fromkeys(ids))}
     group = np.array([numbers[id] for id in ids], dtype=np.int64)
     sizes = np.bincount(group, minlength=len(numbers))
@@ -172,7 +174,7 @@ def average_by_group(ids: Sequence[str], values: ArrayLike) -> tuple[NDArray[np.
 
 
 def normal_quantile(level: float) -> float:
-    """Return q with P(|Z| ≤ q) = level."""
+    """Return the two-sided normal quantile q with P(|Z| ≤ q) = level. Raises ValueError unless 0 < level < 1."""
     if not 0 < level < 1:
         raise ValueError(f"level={level} is not between 0 and 1")
     return NormalDist().inv_cdf(0.5 + level / 2)
@@ -180,7 +182,8 @@ def normal_quantile(level: float) -> float:
 
 @lru_cache(maxsize=4096)
 def t_quantile(df: float, level: float = 0.95) -> float:
-    """Return q with P(|T| ≤ q) = level, for Student's t with `df` ≥ 1 degrees of freedom, whole or not.
+    """Return the two-sided quantile q with P(|T| ≤ q) = level, for Student's t with `df` ≥ 1 degrees of freedom, whole
+    or not.
 
     With t = √df · tan θ, P(|T| ≤ t) = 2c ∫₀^θ cos^(df−1), c = Γ((df+1)/2) / (√π Γ(df/2)). That is increasing and
     concave in θ, so that Newton's steps from the normal quantile, which is smaller, approach the root from below and

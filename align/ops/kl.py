@@ -21,17 +21,17 @@ ERROR_CLIP = 0.2
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Return log π − log π_ref, elementwise, in nats."""
+    """Return the k1 estimate of KL, log π − log π_ref, elementwise, in nats."""
     return logprobs - ref_logprobs
 
 
 def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Return (log π − log π_ref)² / 2, elementwise, in nats."""
+    """Return the k2 estimate of KL, (log π − log π_ref)² / 2, elementwise, in nats."""
     return (logprobs - ref_logprobs).square() / 2
 
 
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Return exp(log π_ref − log π) − 1 + (log π − log π_ref), elementwise, in nats."""
+    """Return the k3 estimate of KL, exp(log π_ref − log π) − 1 + (log π − log π_ref), elementwise, in nats."""
     d = logprobs - ref_logprobs
     return (-d).expm1() + d
 

@@ -18,7 +18,7 @@ LOGITS = 1 << 20
 """Number of logits in memory at once on a CPU: 4 MB in fp32, which fits a cache; 256 tokens with a vocabulary of
 4,096."""
 ROWS = 128
-"""Least number of tokens at once, because products with fewer rows are slow."""
+"""Minimum number of tokens in a chunk, because products with fewer rows are slow."""
 GPU_LOGITS = 1 << 25
 """Number of logits in memory at once on a GPU: 128 MB in fp32; 220 tokens with a vocabulary of 152,000. Fewer would
 take more kernel launches."""
@@ -31,7 +31,8 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return log p(target) and the entropy of the predicted distribution for each token.
+    """Compute the log-probability of each target token and the entropy of its predicted distribution, from hidden
+    states.
 
     With logits z = head(h) / temperature:  log p(y) = z_y − logsumexp(z),  H = logsumexp(z) − Σ p·z.
 
@@ -70,7 +71,8 @@ def token_logprobs(
 def linear_logprobs(
     hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, temperature: float = 1.0, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the result of `token_logprobs` for a head that is one frozen matrix, z = W h / temperature.
+    """Compute what `token_logprobs` does, logprobs and entropies, for an LM head that is one frozen matrix, z = W h /
+    temperature.
 
     Its gradient is known as soon as the distribution is,
 
@@ -86,7 +88,8 @@ def linear_logprobs(
 
 
 class TokenPredictions(NamedTuple):
-    """For each token: the target's logprob, the entropy of the predicted distribution, and the likeliest token's id."""
+    """The log-probability of each target token, the entropy of the predicted distribution, and the likeliest token's
+    id."""
 
     logprobs_N: Tensor
     entropies_N: Tensor
@@ -96,14 +99,15 @@ class TokenPredictions(NamedTuple):
 def linear_predictions(
     hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, temperature: float = 1.0, chunk: int | None = None
 ) -> TokenPredictions:
-    """Return the targets' logprobs, the entropies and the likeliest tokens for a head that is one frozen matrix."""
+    """Compute the logprobs of target tokens, entropies and likeliest tokens from hidden states, for an LM head that is
+    one frozen matrix."""
     chunk = chunk or choose_chunk_rows(weight_VD.shape[0], weight_VD.device)
     predictions: Any = LinearLogprobs.apply(hidden_ND, targets_N, weight_VD, temperature, chunk)
     return TokenPredictions(*predictions)
 
 
 class LinearLogprobs(torch.autograd.Function):
-    """The autograd function of `linear_predictions`."""
+    """The autograd function of `linear_predictions`, which computes the gradient in the forward pass."""
 
     @staticmethod
     def forward(
@@ -140,7 +144,8 @@ class LinearLogprobs(torch.autograd.Function):
 
 
 class LogitStatistics(NamedTuple):
-    """What one pass over logits gives for each row: log p of the target, p, the entropy and the likeliest token."""
+    """The results of one pass over logits for each row: log p of the target, all probabilities, the entropy and the
+    likeliest token."""
 
     logprobs_N: Tensor
     probabilities_NV: Tensor
@@ -149,7 +154,8 @@ class LogitStatistics(NamedTuple):
 
 
 def analyse_logits(logits_NV: Tensor, targets_N: Tensor) -> LogitStatistics:
-    """Compute the targets' logprobs, all probabilities, entropies and likeliest tokens of logits, without a gradient.
+    """Compute from each row of logits the target's logprob, all probabilities, the entropy and the likeliest token,
+    without a gradient.
 
     A fused kernel needs one pass over the logits, where logsumexp takes five. The normaliser is computed from the
     likeliest token, whose p is too large to underflow.
@@ -164,5 +170,5 @@ def analyse_logits(logits_NV: Tensor, targets_N: Tensor) -> LogitStatistics:
 
 
 def choose_chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """Return the number of rows of logits to compute at once."""
+    """Return the number of tokens whose logits to compute at once, for a vocabulary size and a device."""
     return max(ROWS, (LOGITS if device.type == "cpu" else GPU_LOGITS) // vocabulary)

@@ -1,5 +1,5 @@
-"""The two losses of PPO with their metrics (Schulman et al., "Proximal policy optimization algorithms", 2017), and the
-losses of DPO, IPO, ORPO, SimPO and KTO.
+"""The policy and value losses of PPO with their metrics, and the losses of DPO, IPO, ORPO, SimPO and KTO. PPO is that
+of Schulman et al., "Proximal policy optimization algorithms", 2017.
 
 PPO's are *sums* over tokens divided by a number of the whole minibatch (`compute_loss_divisor`), which the caller
 passes. The sum over micro-batches then has the same gradient for every micro-batch size.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Loss(NamedTuple):
-    """A scalar to differentiate, and sums over tokens to log (divide by the same count)."""
+    """A scalar loss to differentiate, and sums over tokens to log, each to be divided by the number of tokens."""
 
     loss: Tensor
     sums: dict[str, Tensor]
@@ -36,7 +36,7 @@ def policy_loss(
     clip_range_high: float | None = None,
     importance_sampling_level: str = "token",
 ) -> Loss:
-    """Return the clipped surrogate (eq. 7), negated.
+    """Return PPO's clipped policy loss (eq. 7), summed over the masked tokens and divided by `divisor`.
 
         ρ = exp(log π − log π_old),    L = −Σ w min(ρ A, clip(ρ, 1−ε, 1+ε) A) / divisor
 
@@ -70,7 +70,8 @@ def policy_loss(
 
 
 def compute_loss_divisor(mask_BT: Tensor, loss_mean: str, longest: int) -> float:
-    """Return the divisor of the sum over a minibatch's tokens, weighted by `compute_loss_weights`.
+    """Return the number that divides a minibatch's summed token loss: its tokens, its responses, or its responses times
+    `longest`. The sum is weighted by `compute_loss_weights`.
 
         token      Σ over all tokens / tokens                       equal weight for every token (DAPO, 2025)
         sequence   Σ over responses of the mean over tokens / rows  equal weight for every response (GRPO, 2024)
@@ -86,7 +87,7 @@ def compute_loss_divisor(mask_BT: Tensor, loss_mean: str, longest: int) -> float
 
 
 def compute_loss_weights(mask_BT: Tensor, loss_mean: str) -> Tensor | None:
-    """Return 1 / length of each token's response [B, T] if `loss_mean` is `sequence`, else None."""
+    """Return each token's weight 1 / (length of its response), [B, T], if `loss_mean` is `sequence`, else None."""
     if loss_mean != "sequence":
         return None
     return (1 / mask_BT.sum(1, keepdim=True)).expand(mask_BT.shape)
@@ -95,7 +96,7 @@ def compute_loss_weights(mask_BT: Tensor, loss_mean: str) -> Tensor | None:
 def compute_importance_weights(
     old_logprobs_BT: Tensor, drawn_logprobs_BT: Tensor, mask_BT: Tensor, cap: float
 ) -> Tensor:
-    """Return truncated importance weights of tokens that another policy sampled, without a gradient.
+    """Return the truncated importance weights of tokens that another policy or engine sampled, without a gradient.
 
         w = min(π_old / p, cap)
 
@@ -121,8 +122,9 @@ def value_loss(
     count: float,
     clip_range: float | None = None,
 ) -> Loss:
-    """Return half the squared error to the returns. With `clip_range`, it is the larger of this error and that of
-    values that are clipped to the old values ± `clip_range`.
+    """Return half the squared error of the values to the returns, summed over the masked tokens and divided by `count`.
+    With `clip_range`, it is the larger of this error and that of values that are clipped to the old values ±
+    `clip_range`.
 
         L = ½ Σ max((V − R)², (clip(V, V_old ± ε) − R)²) / count
 
@@ -144,9 +146,9 @@ def value_loss(
 
 
 def kl_loss(kl_BT: Tensor, mask_BT: Tensor, divisor: float, weights_BT: Tensor | None = None) -> Tensor:
-    """Return the mean KL to the reference as a term of the loss, for `kl_in=loss`. The gradient of k1 is that of log π,
-    which has expectation zero; that of k2 is, for each token, the gradient of KL(π ‖ π_ref), and that of k3 the
-    gradient of KL(π_ref ‖ π).
+    """Return the per-token KL to the reference, summed over the mask and divided by `divisor`, as a loss term for
+    `kl_in=loss`. The gradient of k1 is that of log π, which has expectation zero; that of k2 is, for each token, the
+    gradient of KL(π ‖ π_ref), and that of k3 the gradient of KL(π_ref ‖ π).
 
     Args:
         divisor, weights_BT: see `compute_loss_divisor` and `compute_loss_weights`.
@@ -155,7 +157,8 @@ def kl_loss(kl_BT: Tensor, mask_BT: Tensor, divisor: float, weights_BT: Tensor |
 
 
 def compute_explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Return 1 − Var(R − V) / Var(R) over the mask, or 0 if the returns do not vary."""
+    """Return the share of the returns' variance that the values explain, 1 − Var(R − V) / Var(R) over the mask. It is 0
+    if the returns do not vary."""
     returns = returns_BT[mask_BT]
     variance = returns.var(unbiased=False)
     if variance == 0:
@@ -164,7 +167,8 @@ def compute_explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: T
 
 
 def dpo_loss(gap_M: Tensor, beta: float, kind: str, label_smoothing: float = 0.0) -> Tensor:
-    """Return the mean loss of M pairs. With gap = log (π/π_ref)(chosen) − log (π/π_ref)(rejected):
+    """Return the mean DPO or IPO loss of M preference pairs, where `kind` is `sigmoid` or `ipo`. With gap = log
+    (π/π_ref)(chosen) − log (π/π_ref)(rejected):
 
     sigmoid:  −(1 − ε) log σ(β · gap) − ε log σ(−β · gap)    (Rafailov et al., DPO, 2023, eq. 7, with ε = 0)
     ipo:      (gap − 1 / 2β)²          (Azar et al., 2023, eq. 17), the logs being means over an answer's tokens
@@ -181,8 +185,8 @@ def dpo_loss(gap_M: Tensor, beta: float, kind: str, label_smoothing: float = 0.0
 
 
 def orpo_loss(chosen_M: Tensor, rejected_M: Tensor, beta: float) -> Tensor:
-    """Return the mean loss of M pairs without a reference (Hong et al., ORPO, 2024, eq. 3 to 7). With p the geometric
-    mean of the probabilities of an answer's tokens, and odds = p / (1 − p):
+    """Return ORPO's mean loss of M preference pairs, which needs no reference (Hong et al., ORPO, 2024, eq. 3 to 7).
+    With p the geometric mean of the probabilities of an answer's tokens, and odds = p / (1 − p):
 
         −log p(chosen) − β log σ(log odds(chosen) − log odds(rejected))
 
@@ -199,13 +203,13 @@ a short memorised answer to 0 or above."""
 
 
 def compute_log_odds(logprobs: Tensor) -> Tensor:
-    """Return log p − log (1 − p), with log p clipped to `CERTAIN`."""
+    """Return the log odds log p − log (1 − p) of log-probabilities, which are first clipped to at most `CERTAIN`."""
     logprobs = logprobs.clamp(max=CERTAIN)
     return logprobs - (-torch.expm1(logprobs)).log()
 
 
 def simpo_loss(chosen_M: Tensor, rejected_M: Tensor, beta: float, gamma: float) -> Tensor:
-    """Return the mean loss of M pairs without a reference (Meng et al., SimPO, 2024, eq. 6):
+    """Return SimPO's mean loss of M preference pairs, which needs no reference (Meng et al., SimPO, 2024, eq. 6):
 
         −log σ(β (log p(chosen) − log p(rejected)) − γ)
 
@@ -224,7 +228,7 @@ def kto_loss(
     desirable: float,
     undesirable: float,
 ) -> Tensor:
-    """Return the mean loss of N labelled answers (Ethayarajh et al., KTO, 2024, eq. 8 without its constant):
+    """Return KTO's mean loss of N labelled answers (Ethayarajh et al., KTO, 2024, eq. 8 without its constant):
 
         desirable:    λ_D (1 − σ(β (r − z)))
         undesirable:  λ_U (1 − σ(β (z − r)))
@@ -243,6 +247,6 @@ def kto_loss(
 
 
 def compute_kto_reference(mismatched_N: Tensor) -> Tensor:
-    """Return z of `kto_loss`: the KL of the policy to its reference, estimated as the mean of log (π/π_ref) of answers
-    to other prompts [N], and at least 0."""
+    """Return the reference point z of `kto_loss`, an estimate of the policy's KL to its reference that is at least 0.
+    It is the mean of log (π/π_ref) of answers to other prompts [N]."""
     return mismatched_N.mean().clamp_min(0)

@@ -1,4 +1,4 @@
-"""Mean and variance of a stream of numbers, a batch at a time."""
+"""Mean and variance of a stream of numbers, updated a batch at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Number, mean, and sum of squared deviations from the mean, of a stream of numbers."""
+    """The count, mean and sum of squared deviations from the mean, of a stream of numbers."""
 
     count: int
     mean: float
@@ -20,7 +20,7 @@ class Moments:
 
     @classmethod
     def from_values(cls, values: Tensor) -> Moments:
-        """Compute the moments of one batch, in fp64."""
+        """Compute the moments of one batch of numbers, in fp64."""
         values = values.double()
         mean = values.mean()
         return cls(values.numel(), float(mean), float((values - mean).square().sum()))
@@ -31,7 +31,7 @@ class Moments:
         return math.sqrt(self.deviations / self.count)
 
     def with_batch(self, values: Tensor) -> Moments:
-        """Return the moments of these numbers and another batch, in one pass and without cancellation (Chan, Golub and
+        """Return new moments that include another batch, computed in one pass and without cancellation (Chan, Golub and
         LeVeque, 1979)."""
         batch = Moments.from_values(values)
         count = self.count + batch.count
@@ -41,5 +41,5 @@ class Moments:
         return Moments(count, mean, self.deviations + batch.deviations + between)
 
     def standardise(self, values: Tensor) -> Tensor:
-        """Return (values − mean) / std."""
+        """Return (values − mean) / std with the mean and standard deviation of the stream."""
         return (values - self.mean) / self.std

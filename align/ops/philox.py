@@ -1,4 +1,4 @@
-"""Counter-based random numbers, and the sampling of tokens with them.
+"""Counter-based random numbers (Philox), and the sampling of tokens with them.
 
 Each number is a function of a key and a counter alone, without any state.
 """
@@ -18,8 +18,8 @@ ROUNDS = 10
 
 
 def philox(counter: tuple[Any, Any, Any, Any], key: tuple[Any, Any]) -> tuple[Any, ...]:
-    """Return four random words for each counter and key, by Philox4x32-10 (Salmon et al., "Parallel random numbers: as
-    easy as 1, 2, 3", 2011, section 3.3).
+    """Return four random 32-bit words for each counter and key, by Philox4x32-10 (Salmon et al., "Parallel random
+    numbers: as easy as 1, 2, 3", 2011, section 3.3).
 
     Args:
         counter, key: words of 32 bits as int64, of shapes that broadcast; all tensors, or all NumPy arrays.
@@ -43,7 +43,7 @@ def philox(counter: tuple[Any, Any, Any, Any], key: tuple[Any, Any]) -> tuple[An
 
 
 def draw_uniforms(seeds_B: Tensor, columns: int) -> Tensor:
-    """Return numbers in [0, 1) with 53 random bits [B, columns], fp64. Number t of a row is a function of (its seed, t)
+    """Return random numbers in [0, 1) with 53 bits, fp64 [B, columns]. Number t of a row is a function of (its seed, t)
     alone.
 
     Args:
@@ -54,7 +54,7 @@ def draw_uniforms(seeds_B: Tensor, columns: int) -> Tensor:
 
 
 def draw_uniform_row(seed: int, columns: int) -> list[float]:
-    """Return one row of `draw_uniforms`, by NumPy: for a few numbers torch takes five times as long.
+    """Return one row of `draw_uniforms` as a list, by NumPy: for a few numbers torch takes five times as long.
 
     Args:
         seed: int64.
@@ -64,7 +64,8 @@ def draw_uniform_row(seed: int, columns: int) -> list[float]:
 
 
 def draw_integers(seeds: Any, position: Any, zero: Any) -> Any:
-    """Return whole numbers with 53 random bits."""
+    """Return a random integer of 53 bits for each pair of seed and position, which broadcast. All arguments are int64
+    tensors or NumPy arrays."""
     high, low, *_ = philox((position, zero, zero, zero), (seeds & WORD, seeds >> 32 & WORD))
     return (high >> 6 << 27) + (low >> 5)
 
@@ -97,5 +98,5 @@ def draw_tokens(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 def gather_probabilities(drawn_B: Tensor, probabilities_BV: Tensor) -> Tensor:
-    """Return the probability [B] with which each token was sampled."""
+    """Return the probability of each row's sampled token, shape [B]."""
     return probabilities_BV.gather(1, drawn_B[:, None]).squeeze(1)

@@ -10,13 +10,14 @@ from pathlib import Path
 from align.core.errors import require
 
 EXPERIMENTAL = {"orpo": "orpo", "simpo": "cpo"}
-"""Loss → the module of `trl.experimental` with its trainer. These modules change from version to version."""
+"""Losses whose trainer is in `trl.experimental`, mapped to its module there. These modules change from version to
+version."""
 COMPLETE_VERSION = "1.16"
-"""A version of TRL that has all of them."""
+"""A version of TRL that has the trainers of all losses."""
 
 
 def require_trl_trainer(loss: str) -> None:
-    """Raise InputError if the installed TRL lacks the trainer of a loss."""
+    """Raise InputError if the installed TRL lacks the trainer of a preference loss."""
     if loss not in EXPERIMENTAL:
         return
     module = EXPERIMENTAL[loss]

@@ -1,5 +1,5 @@
 """Training by TRL's trainers: settings, the function that fits a model, adapters in fp32, the metrics stream, and
-sealed checkpoints.
+checkpoints.
 
 Each further trainer of TRL is a module beside this one: a class with the mixin `MultiRankTrainer`, a function that
 builds it from our rows and the keyword arguments of `Training.arguments`, and `FIGURES`, the names of its logs.
@@ -45,13 +45,13 @@ from align.trainers.multi_rank import as_single_process
 datasets.disable_progress_bars()
 
 CHECKPOINTS = 2
-"""Number of checkpoints to keep, including the best one if that is published."""
+"""Number of checkpoints to keep, including the best one if its weights are published."""
 RETRY = "Remove it and run the same command again."
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The settings that the trainers of SFT, reward, DPO and KTO share, under the names of their config groups.
+    """The optimisation settings that SFT, reward, DPO and KTO share, under the names of their config groups.
 
     Attributes:
         max_steps: number of optimiser steps; None to train for `epochs`.
@@ -78,20 +78,20 @@ class Training:
 
     @classmethod
     def from_settings(cls, settings: Any, seed: int) -> Training:
-        """Build it from the settings of a stage. Missing settings have their defaults."""
+        """Build the optimisation settings from a stage's configuration. Missing settings have their defaults."""
         names = [field.name for field in fields(cls) if hasattr(settings, field.name)]
         values: dict[str, Any] = {name: getattr(settings, name) for name in names}
         values["seed"] = seed
         return cls(**values)
 
     def steps(self, rows: int) -> int:
-        """Return the number of optimiser steps of a run over so many rows."""
+        """Return the number of optimiser steps for training on `rows` rows: `max_steps`, or those of `epochs`."""
         return self.max_steps or max(1, math.ceil(math.ceil(rows / self.batch_size) * self.epochs))
 
     def arguments(
         self, output: Path, device: torch.device, dtype: torch.dtype, steps: int, model_is_sharded: bool = False
     ) -> dict[str, Any]:
-        """Return the keyword arguments that TRL's configs have in common.
+        """Return the keyword arguments of transformers' TrainingArguments that all of TRL's configs share.
 
         Every precision switch is explicit, because TRL's defaults differ from transformers'.
 
@@ -137,7 +137,7 @@ class Training:
 
 
 def choose_optimiser(requested: str, device: torch.device, model_is_sharded: bool = False) -> str:
-    """Return transformers' name of an optimiser.
+    """Return the optimiser's name for transformers' `optim` argument.
 
     Args:
         requested: setting; `auto` means paged 8-bit AdamW on a GPU, and plain AdamW on a CPU or with shards.
@@ -157,7 +157,7 @@ def choose_optimiser(requested: str, device: torch.device, model_is_sharded: boo
 
 
 class FitResult(NamedTuple):
-    """The result of training.
+    """The result of training: the published step and figures for the manifest.
 
     Attributes:
         published_step: the step whose weights the model has now.
@@ -235,8 +235,8 @@ def train(
     checkpoint: Path | None = None,
     has_ended: bool = False,
 ) -> tuple[Trainer, int]:
-    """Build the trainer around `model`, and train its adapter in fp32, from `checkpoint` if there is one. TRL's output
-    is suppressed.
+    """Build the trainer around `model`, and train its trainable weights in fp32, from `checkpoint` if there is one.
+    TRL's output is suppressed.
 
     Args:
         has_ended: whether training had ended at `checkpoint`. Its weights are then loaded, because a Trainer would take
@@ -271,7 +271,7 @@ def build_trainer(
     tokenizer: Any,
     collate: Callable[..., Any] | None = None,
 ) -> Any:
-    """Build one of TRL's trainers for the GPU of its model.
+    """Build a TRL trainer of the class `kind` that uses only the GPU of its model.
 
     In a process that sees several GPUs, transformers would use the first one, multiply the batch by their number and
     copy the model to each (`DataParallel`), which TRL's SFTTrainer refuses.
@@ -291,8 +291,8 @@ def build_trainer(
 
 @contextmanager
 def restore_configurations_afterwards(model: nn.Module) -> Iterator[None]:
-    """Restore a model's configurations after the block. A trainer changes them (no cache, the tokenizer's pad and end
-    tokens), and a fully trained model is published with them."""
+    """Restore a model's `config` and `generation_config` when the `with` block ends. A trainer changes them (no cache,
+    the tokenizer's pad and end tokens), and a fully trained model is published with them."""
     candidates = (getattr(m, name, None) for m in model.modules() for name in ("config", "generation_config"))
     configs = {id(config): config for config in candidates if hasattr(config, "to_dict")}.values()
     saved = [(config, dict(vars(config))) for config in configs]
@@ -305,7 +305,7 @@ def restore_configurations_afterwards(model: nn.Module) -> Iterator[None]:
 
 
 def add_trained_adapter(model: nn.Module, adapter: Path | None, lora: Lora, seed: int) -> Any:
-    """Add the trained adapter, `default`, to a model.
+    """Add the LoRA adapter that will be trained, `default`, to a model, either new or loaded from a folder.
 
     Args:
         adapter: folder of the saved adapter that it starts from; None for a new one.
@@ -328,7 +328,7 @@ def load_referenced_policy(
     stage: str,
     has_reference: bool,
 ) -> Any:
-    """Load the policy of a preference loss with its trained adapter, and print the cost of its reference.
+    """Load the policy of a preference loss with its trainable adapter, and print the memory cost of its reference.
 
     Args:
         start: the artifact that it starts from.
@@ -365,7 +365,7 @@ def load_weights(trainer: Trainer, checkpoint: Path) -> None:
 
 
 def load_trainer_state(checkpoint: Path) -> TrainerState:
-    """Return the Trainer's state at a checkpoint."""
+    """Read the state of transformers' Trainer from a checkpoint's `trainer_state.json`."""
     return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
@@ -374,7 +374,8 @@ def get_trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def cast_trainable_to_fp32(model: nn.Module, start: Mapping[str, Tensor]) -> int:
-    """Cast the trainable weights to fp32, and restore their values in `start`. Returns the number of weights.
+    """Cast the trainable weights to fp32 in place, and restore the values in `start` by name. Returns the number of
+    trainable weights.
 
     On a 4-bit base TRL casts them to bf16 when the trainer is built. Small updates would then vanish (at lr 1e-5 only
     8 % of `lora_A` changed in 20 steps), and a loaded adapter would start rounded.
@@ -387,7 +388,8 @@ def cast_trainable_to_fp32(model: nn.Module, start: Mapping[str, Tensor]) -> int
 
 
 class HeldOutEvaluation(TrainerCallback):
-    """Measures the held-out loss during training, and stops training early if it does not improve.
+    """A callback that measures the held-out loss during training, and stops training early if the loss does not
+    improve.
 
     The result is stored in the Trainer's state (`best_metric`, `best_global_step`), which every checkpoint contains.
     The best weights are saved as a checkpoint at the measured step: there is no other copy of them.
@@ -412,24 +414,27 @@ class HeldOutEvaluation(TrainerCallback):
         self.losses: dict[int, float] = {}
 
     def find_published_step(self, state: TrainerState) -> int:
-        """Return the step whose weights a run in this state would publish."""
+        """Return the step whose weights would be published: the step with the lowest held-out loss if `publish` is
+        `best`, else the last."""
         return (state.best_global_step if self.publish == "best" else None) or state.global_step
 
     def is_exhausted(self, state: TrainerState) -> bool:
-        """Return whether patience has run out."""
+        """Return whether the last `patience` measurements brought no lower held-out loss, so that training stops."""
         if not (self.every and self.patience and state.best_global_step):
             return False
         return state.global_step // self.every - state.best_global_step // self.every >= self.patience
 
     def can_resume_from(self, checkpoint: Path) -> bool:
-        """Return whether a checkpoint is intact, and also the checkpoint of the best weights that it refers to."""
+        """Return whether a checkpoint is intact, and also the checkpoint of the best weights, to which its state
+        refers."""
         if not is_intact(checkpoint):
             return False
         best = sibling_checkpoint(checkpoint, self.find_published_step(load_trainer_state(checkpoint)))
         return best == checkpoint or is_intact(best)
 
     def describe(self, state: TrainerState, planned: int) -> str:
-        """Describe the published step and the reason for the end. Returns an empty string if nothing was measured.
+        """Describe the published step and the reason for the end of training. Returns an empty string if nothing was
+        measured.
 
         Args:
             planned: planned number of steps.
@@ -462,8 +467,8 @@ class HeldOutEvaluation(TrainerCallback):
 
 
 class FiniteGuard(TrainerCallback):
-    """Stops training before a step whose loss or gradient is not finite, and refuses to resume from a checkpoint with
-    such values.
+    """A callback that stops training before a step whose loss or gradient is not finite, and rejects a checkpoint with
+    such values. It raises InputError.
 
     Under `fp16` a scaled gradient may overflow: the scaler then skips the step and lowers its scale, so that only the
     loss is checked.
@@ -510,7 +515,7 @@ class FiniteGuard(TrainerCallback):
 
 
 def clear_paged_flag(optimiser: Any) -> None:
-    """Clear `is_paged` of optimiser moments in the GPU's own memory.
+    """Set `is_paged` to False, in place, on optimiser moments that lie in the GPU's own memory.
 
     A checkpoint of bitsandbytes' paged optimisers stores this flag, and a moment that is loaded directly to the GPU
     keeps it: the library would then ask CUDA to move pages that do not exist, and crash.
@@ -521,7 +526,7 @@ def clear_paged_flag(optimiser: Any) -> None:
 
 
 def iter_optimiser_state(optimiser: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of an optimiser's state with a name for messages."""
+    """Yield (name for error messages, tensor) for each tensor in an optimiser's state."""
     inner = getattr(optimiser, "optimizer", optimiser)  # accelerate wraps it
     for index, moments in enumerate(inner.state.values()):
         for name, value in moments.items():
@@ -530,7 +535,8 @@ def iter_optimiser_state(optimiser: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 class Reporter(TrainerCallback):
-    """Writes a Trainer's logs to the run's metrics stream, seals each checkpoint with its hashes, and removes old ones.
+    """A callback that writes a Trainer's logs to the run's metrics stream, seals each checkpoint with its hashes, and
+    removes old ones.
 
     Args:
         every: number of steps between rows of `metrics.jsonl`.

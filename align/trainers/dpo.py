@@ -1,5 +1,5 @@
-"""DPO and related losses by TRL's trainers, on our own token rows. The reference is a frozen copy of the adapter on the
-same base."""
+"""DPO and related losses by TRL's trainers, on pairs that are tokenized already. The reference is a frozen copy of the
+adapter on the same base."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from align.trainers.common import build_trainer
 from align.trainers.multi_rank import TokenRowsTrainer
 
 REFERENCE = "ref"
-"""Name of the adapter that TRL creates as a copy of the start."""
+"""Name of the reference adapter that TRL creates as a copy of the policy's start."""
 
 
 def get_figure_names(loss: str) -> Mapping[str, str]:
-    """Return TRL's name of a figure → our name."""
+    """Return the names of TRL's logged metrics for a loss, mapped to the names in `metrics.jsonl`."""
     per_token = "token_" if loss in EXPERIMENTAL else ""  # means over tokens
     return {
         "loss": "loss",
@@ -48,7 +48,7 @@ def build_dpo_trainer(
     label_smoothing: float = 0.0,
     simpo_gamma: float = 0.0,
 ) -> Trainer:
-    """Build the trainer of a preference loss for the adapter `default` of `model`.
+    """Build TRL's trainer of the preference loss `loss` for the adapter `default` of `model`.
 
     With `sigmoid` and `ipo` the trainer adds a second adapter, `REFERENCE`, which is a copy of the start. `orpo` and
     `simpo` need no reference.
@@ -74,7 +74,8 @@ def build_dpo_trainer(
 
 
 def build_loss_settings(loss: str, label_smoothing: float) -> dict[str, Any]:
-    """Return TRL's settings of a loss. Its `sigmoid` has no label smoothing ε, so that cDPO combines two of its losses.
+    """Return the keyword arguments of DPOConfig that give a loss with label smoothing ε. TRL's `sigmoid` has no label
+    smoothing, so that cDPO combines two of its losses.
 
     With a = −log σ(βh) and b = −log σ(−βh), its `robust` is ((1 − ε) a − ε b) / (1 − 2ε), and
 
@@ -87,11 +88,11 @@ def build_loss_settings(loss: str, label_smoothing: float) -> dict[str, Any]:
 
 
 class PairTrainer(TokenRowsTrainer, DPOTrainer):
-    """TRL's DPOTrainer on our token rows."""
+    """TRL's DPOTrainer on pairs that are tokenized already."""
 
 
 def collate_pairs(rows: Sequence[dict[str, Any]], filler: int) -> dict[str, Tensor]:
-    """Collate M pairs to 2M rows [2M, S], padded on the right: all chosen answers, then all rejected ones."""
+    """Collate M pairs to right-padded rows [2M, S]: all chosen answers, then all rejected ones."""
     texts = [row["rows"][side] for side in (0, 1) for row in rows]
     starts = [row["starts"][side] for side in (0, 1) for row in rows]
     return pad_answers(texts, starts, filler)
@@ -100,7 +101,7 @@ def collate_pairs(rows: Sequence[dict[str, Any]], filler: int) -> dict[str, Tens
 def pad_answers(
     texts: Sequence[Sequence[int]], starts: Sequence[int], filler: int, prefix: str = ""
 ) -> dict[str, Tensor]:
-    """Pad rows of tokens on the right [N, S], and build their masks; `completion_mask` is 1 at the answers.
+    """Pad rows of token ids on the right to [N, S], and build their masks; `completion_mask` is 1 at the answers.
 
     Args:
         starts: position in each row at which the answer starts.

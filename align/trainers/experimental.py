@@ -1,5 +1,5 @@
-"""ORPO and SimPO by the trainers of `trl.experimental`, on our own token rows. They have no reference, which saves its
-memory and a second pass over each batch.
+"""ORPO and SimPO by the trainers of `trl.experimental`, on pairs that are tokenized already. They have no reference,
+which saves its memory and a second pass over each batch.
 
 `align.trainers.dpo` imports this module only for these losses, because some versions of TRL lack it (see
 `align.trainers.require_trl_trainer`).
@@ -27,14 +27,15 @@ with warnings.catch_warnings():
 
 
 class TokenDataset(Dataset):
-    """A dataset of token rows. `map` does nothing, so that the trainer does not tokenise them."""
+    """A dataset of token rows whose `map` does nothing, so that the trainer does not tokenize them."""
 
     def map(self, *given: Any, **more: Any) -> TokenDataset:
         return self
 
 
 class FusedLogprobs(MultiRankTrainer):
-    """A mixin that computes logprobs like TRL's DPO, without the logits of a whole batch in memory."""
+    """A trainer mixin that computes log-probabilities by TRL's fused LM head, without the logits of a whole batch in
+    memory."""
 
     _stored_metrics: Any
 
@@ -43,9 +44,9 @@ class FusedLogprobs(MultiRankTrainer):
         return self._stored_metrics
 
     def concatenated_forward(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Return the mean logprobs of the tokens of chosen and rejected answers [M]; both again in place of the logits,
-        whose mean TRL logs; and the supervised loss of the chosen answers. The loss is a mean over answers as in the
-        paper; TRL's own is a mean over all tokens, including the prompts'."""
+        """Return the mean logprobs of the tokens of chosen and rejected answers [M], both again in place of the logits,
+        and the supervised loss. TRL logs the mean of the logits. The supervised loss of the chosen answers is a mean
+        over answers as in the paper; TRL's own is a mean over all tokens, including the prompts'."""
         labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         logprobs = model(**inputs, labels=labels, use_cache=False, fused_lm_head=True).log_probs.sum(-1)
@@ -54,15 +55,15 @@ class FusedLogprobs(MultiRankTrainer):
 
 
 class OrpoTrainer(FusedLogprobs, ORPOTrainer):
-    """TRL's ORPOTrainer on our token rows."""
+    """TRL's ORPOTrainer on pairs that are tokenized already."""
 
     def odds_ratio_loss(self, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, ...]:
-        """Return TRL's loss for logprobs that are clamped so that their odds are finite."""
+        """Return TRL's odds-ratio loss after the logprobs are clamped so that their odds are finite."""
         return super().odds_ratio_loss(chosen.clamp(max=CERTAIN), rejected.clamp(max=CERTAIN))  # type: ignore[arg-type]
 
 
 class SimpoTrainer(FusedLogprobs, CPOTrainer):
-    """TRL's CPOTrainer with the loss of SimPO on our token rows."""
+    """TRL's CPOTrainer with SimPO's loss, on pairs that are tokenized already."""
 
 
 def build_reference_free_trainer(
@@ -74,7 +75,7 @@ def build_reference_free_trainer(
     loss: str,
     simpo_gamma: float,
 ) -> FusedLogprobs:
-    """Build the trainer of ORPO or SimPO for the adapter `default` of `model`.
+    """Build TRL's trainer of `orpo` or `simpo` for the adapter `default` of `model`.
 
     Args:
         rows, keywords, collate: see `align.trainers.dpo`.

@@ -1,4 +1,5 @@
-"""KTO by TRL's KTOTrainer, on our own token rows. The reference is a frozen copy of the adapter on the same base."""
+"""KTO by TRL's KTOTrainer, on rows that are tokenized already. The reference is a frozen copy of the adapter on the
+same base."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ FIGURES = {
     "grad_norm": "grad_norm",
     "learning_rate": "lr",
 }
-"""TRL's name of a figure → our name."""
+"""Names of TRL's logged metrics, mapped to the names in `metrics.jsonl`."""
 
 
 def build_kto_trainer(
@@ -39,7 +40,7 @@ def build_kto_trainer(
     undesirable_weight: float,
     max_length: int,
 ) -> KTOTrainer:
-    """Build the trainer of KTO for the adapter `default` of `model`. The trainer adds a second adapter, `ref`, which is
+    """Build TRL's KTO trainer for the adapter `default` of `model`. The trainer adds a second adapter, `ref`, which is
     a copy of the start.
 
     Args:
@@ -60,15 +61,16 @@ def build_kto_trainer(
 
 
 class LabelTrainer(TokenRowsTrainer, KTOTrainer):
-    """TRL's KTOTrainer on our token rows in our order. TRL fixes the batches beforehand, because each row needs an
-    answer to another prompt of its batch; here `choose_mismatched_answers` finds one for any batch."""
+    """TRL's KTOTrainer on rows that are tokenized already, in the row order of `EpochSampler`. TRL fixes the batches
+    beforehand, because each row needs an answer to another prompt of its batch; here `choose_mismatched_answers` finds
+    one for any batch."""
 
 
 def collate_answers(
     batch: Sequence[dict[str, Any]], rows: Sequence[TokenizedAnswer], filler: int, max_length: int
 ) -> dict[str, Tensor]:
-    """Collate N answers [N, S], padded on the right, with their labels; and under keys `KL_…` each prompt with an
-    answer to another prompt."""
+    """Collate N labelled answers to right-padded rows [N, S], and under keys `KL_…` each prompt with an answer to
+    another prompt."""
     places = [entry["place"] for entry in batch]
     labelled = [rows[place] for place in places]
     starts = [row.start for row in labelled]

@@ -1,4 +1,4 @@
-"""Measurement of the peak bytes of tensors in two worst-case optimiser steps of a trainer."""
+"""Measurement of the peak memory of tensors, in bytes, in two worst-case optimiser steps of a trainer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from align.trainers.sft import build_sft_trainer
 
 
 class LiveBytesOfSteps(TrainerCallback):
-    """Records the peak bytes of live tensors before and during an optimiser step; the last step counts."""
+    """A callback that records the peak bytes of live tensors in each optimiser step, before the update (`update`) and
+    in it (`optimiser`). The last step counts."""
 
     def __init__(self, lap: Callable[[], int]) -> None:
         self.lap = lap
@@ -44,7 +45,8 @@ class LiveBytesOfSteps(TrainerCallback):
 
 
 def measure_steps(base: Base, work: Workload, training: Training, device: torch.device) -> dict[str, int]:
-    """Return phase → peak bytes of live tensors in the second step, when the optimiser's moments exist.
+    """Run two worst-case optimiser steps, and return phase → peak bytes of live tensors in the second one. Only then do
+    the optimiser's moments exist.
 
     Args:
         work: the workload, run on the weights of `base` with a new adapter.
@@ -69,7 +71,7 @@ def measure_steps(base: Base, work: Workload, training: Training, device: torch.
 def build_measured_trainer(
     work: Workload, model: Any, tokenizer: Any, training: Training, arguments: dict[str, Any]
 ) -> Any:
-    """Build the stage's trainer on rows of maximum length, enough for two steps."""
+    """Build the trainer of the workload's stage on dummy rows of maximum length, enough for two steps."""
     start = work.length // 2
     count = 2 * training.batch_size
     rows = build_full_rows(count * work.texts, work.length)

@@ -33,7 +33,8 @@ POOL = 50
 
 
 def build_epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[int]:
-    """Return every row once, rows of similar length next to each other, so that little padding is computed.
+    """Return the row indices of one epoch in training order, each once, with rows of similar length in one batch to
+    save padding.
 
     Rows are shuffled, sorted by length within pools, and cut into batches, which are shuffled again. The batch with the
     longest row comes first, so that what does not fit into memory shows at once. Rows that fill no batch come last, and
@@ -58,8 +59,8 @@ def build_epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch:
 
 
 class EpochSampler(Sampler[int]):
-    """A sampler of the rows of each epoch. accelerate's data loader calls `set_epoch` before it reads them, also in a
-    resumed run."""
+    """A sampler of row indices in the order of `build_epoch_order`, a function of seed and epoch. accelerate's data
+    loader calls `set_epoch` before it reads them, also in a resumed run."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths = lengths
@@ -78,12 +79,13 @@ class EpochSampler(Sampler[int]):
 
 
 WORLD_SIZES = (*LAUNCHED, "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Environment variables by which accelerate counts processes."""
+"""Environment variables from which accelerate reads the number of processes."""
 
 
 @contextmanager
 def as_single_process() -> Iterator[None]:
-    """Hide the other ranks from a trainer that is built in the block."""
+    """Hide the environment variables of a multi-rank launch in the `with` block, so that a trainer built there counts
+    one process."""
     removed = {} if ranks.is_alone() else {n: os.environ.pop(n) for n in WORLD_SIZES if n in os.environ}
     try:
         yield
@@ -92,7 +94,7 @@ def as_single_process() -> Iterator[None]:
 
 
 class MultiRankTrainer(Trainer):
-    """The mixin of all trainers.
+    """A mixin for TRL's trainers that splits the micro-batches of each step over the ranks.
 
     Rows are read in the order of `EpochSampler`. transformers' own sampler by length uses torch's global generator: a
     run that was resumed in its second epoch read the order of the first one again, some rows twice and others never.
@@ -109,8 +111,9 @@ class MultiRankTrainer(Trainer):
         super().__init__(*given, args=args, **more)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Compute the gradient and the loss of one micro-batch. On several ranks the last one of a step returns the sum
-        of all, added in the order of one process, and logs its figures."""
+        """Compute the gradient and the loss of one micro-batch, or skip a micro-batch of another rank and return 0. On
+        several ranks the last one of a step returns the sum of all, added in the order of one process, and logs its
+        figures."""
         if ranks.is_alone():
             return super().training_step(model, inputs, num_items_in_batch)
         place = self.micro_batches
@@ -140,7 +143,8 @@ class MultiRankTrainer(Trainer):
     def compute_share(
         self, model: nn.Module, inputs: dict[str, Any], items: Any
     ) -> tuple[Tensor, dict[str, list[float]]]:
-        """Return the share of one micro-batch in the loss, and the figures that TRL averages over micro-batches."""
+        """Run the forward and backward pass of one micro-batch, and return its part of the loss and the metrics that
+        TRL averages over micro-batches."""
         logged = self._metrics["train"]
         self._metrics["train"] = defaultdict(list)
         loss = super().training_step(model, inputs, items)
@@ -195,11 +199,11 @@ class MultiRankTrainer(Trainer):
         return EpochSampler(list(lengths), step, self.args.seed)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none: TRL's lies beside the checkpoints, of a model that it cannot name."""
+        """Write no model card: TRL would put one beside the checkpoints, about a model that it cannot name."""
 
 
 class TokenRowsTrainer(MultiRankTrainer):
-    """The mixin of trainers whose rows are tokens already, or name such rows."""
+    """A mixin for trainers whose rows need no tokenization, because they hold token ids or refer to tokenized rows."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset

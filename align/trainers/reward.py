@@ -1,4 +1,4 @@
-"""Reward models by TRL's RewardTrainer, on whole rankings as our own token rows."""
+"""Reward models by TRL's RewardTrainer, on whole rankings that are tokenized already."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ FIGURES = {"loss": "loss", "accuracy": "accuracy", "margin": "margin", "grad_nor
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Answers that were compared with each other, by one person or several. Each text is stored once, even if it is in
-    several pairs.
+    """Tokenized answers to one prompt, with the pairs in which people compared them. Each text is stored once, even if
+    it is in several pairs.
 
     Attributes:
         texts: token rows, which end where the score is read.
@@ -42,7 +42,7 @@ class Ranking:
 
 
 def group_rankings(pairs: Iterable[tuple[str, TokenizedPair]]) -> list[Ranking]:
-    """Group pairs by their ranking, in the order of first appearance.
+    """Group tokenized pairs by the id of their ranking, and return one Ranking per id, in order of first appearance.
 
     Args:
         pairs: pairs with the id of their ranking.
@@ -56,7 +56,7 @@ def group_rankings(pairs: Iterable[tuple[str, TokenizedPair]]) -> list[Ranking]:
 
 
 def find_score_head(model: Any) -> nn.Module:
-    """Return the trained copy of the `score` head inside a PEFT model.
+    """Return the trainable copy of a PEFT reward model's `score` head.
 
     Raises:
         AssertionError: PEFT does not train the head, so that scores would stay a random projection.
@@ -71,7 +71,8 @@ def find_score_head(model: Any) -> nn.Module:
 
 
 def copy_adapter_weights(model: Any, adapter: Path | None) -> int:
-    """Copy the LoRA tensors of a supervised adapter into the reward model's adapter, and set the head to 0.
+    """Copy the LoRA tensors of a supervised adapter into the reward model's adapter in place, and set the score head to
+    0.
 
     Args:
         adapter: folder of the supervised adapter; None to copy nothing.
@@ -123,8 +124,8 @@ def build_reward_trainer(
 
 
 class RankingTrainer(TokenRowsTrainer, RewardTrainer):
-    """TRL's RewardTrainer on rankings in place of pairs: an answer in K − 1 pairs is computed once instead of K − 1
-    times (Ouyang et al., InstructGPT, 2022, section 3.5)."""
+    """TRL's RewardTrainer on rankings in place of pairs, which computes each answer once. In pairs, an answer of K
+    would be computed K − 1 times (Ouyang et al., InstructGPT, 2022, section 3.5)."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -138,13 +139,14 @@ class RankingTrainer(TokenRowsTrainer, RewardTrainer):
 
 
 def compute_mean_judgements(rankings: Sequence[Ranking]) -> float:
-    """Return the mean number of judgements per ranking: 1 if one person ordered all texts, less with ties, more with
-    several people."""
+    """Return the number of compared pairs per possible pair of a ranking's texts, averaged over rankings. It is 1 if
+    one person ordered all texts, less with ties, more with several people."""
     return sum(len(r.pairs) / math.comb(len(r.texts), 2) for r in rankings) / len(rankings)
 
 
 def collate_rankings(rows: Sequence[dict[str, Any]], filler: int, mean_judgements: float) -> dict[str, Tensor]:
-    """Collate rankings: B texts [B, S] padded on the right, `pairs` [M, 2] as row indices, and `weights` [M].
+    """Collate rankings to B right-padded texts [B, S], `pairs` [M, 2] as row indices (better, worse), and loss weights
+    `weights` [M].
 
     A judgement of K texts has the weight of one, divided over its K(K − 1)/2 pairs, so that a ranking of nine answers
     does not outweigh 36 rankings of two. Division by `mean_judgements`, the mean per ranking, keeps the loss in nats
@@ -168,17 +170,17 @@ def collate_rankings(rows: Sequence[dict[str, Any]], filler: int, mean_judgement
 
 
 def compute_pair_gaps(scores_B: Tensor, pairs_M2: Tensor) -> Tensor:
-    """Return for each pair the score of the better text minus that of the worse one [M]."""
+    """Return the score of the better text minus that of the worse one, for each pair [M]."""
     return scores_B[pairs_M2[:, 0]] - scores_B[pairs_M2[:, 1]]
 
 
 def compute_ranking_loss(gap_M: Tensor, weights_M: Tensor) -> Tensor:
-    """Return the weighted sum of Bradley–Terry losses −log σ(gap)."""
+    """Return the weighted sum of the pairs' Bradley–Terry losses −log σ(gap), a scalar."""
     return -(weights_M * logsigmoid(gap_M)).sum()
 
 
 def choose_filler_id(rankings: Sequence[Ranking], pad_id: int) -> int:
-    """Return a token for padding with which no row ends; `pad_id` if possible.
+    """Return a token id for padding that is not the last token of any row; `pad_id` if possible.
 
     transformers reads the score at the last token that is not the pad token. If EOS is also the pad token, an answer
     would be scored one token too early. Padding is masked, so that any other token will do.

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning by TRL's SFTTrainer, on our own token rows and labels."""
+"""Supervised fine-tuning by TRL's SFTTrainer, on rows that are tokenized and labelled already."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FIGURES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lr", "mea
 def build_sft_trainer(
     model: Any, tokenizer: Any, rows: Sequence[EncodedRow], arguments: dict[str, Any], *, max_length: int, packing: bool
 ) -> SFTTrainer:
-    """Build the trainer of the cross-entropy on the labels of `rows`.
+    """Build TRL's SFT trainer, whose loss is the cross-entropy on the labels of `rows`.
 
     Packing concatenates rows up to `max_length`; positions restart at each row, and attention does not cross rows.
     """
@@ -43,7 +43,8 @@ def build_sft_trainer(
 
 
 class RowTrainer(MultiRankTrainer, SFTTrainer):
-    """TRL's SFTTrainer with rows in our order, and on a CPU with a loss that computes logits of trained tokens only.
+    """TRL's SFTTrainer with our order of rows, and on a CPU with a loss that computes the logits of trained tokens
+    only.
 
     Without Triton, TRL's fused loss computes the logits of every position, including prompts and padding, computes all
     of them again in the backward pass, and multiplies their gradient by the head in fp32.
@@ -72,7 +73,7 @@ class RowTrainer(MultiRankTrainer, SFTTrainer):
 
 
 def find_frozen_head(model: Any) -> Tensor | None:
-    """Return the weight of a frozen linear head without bias on a CPU. Returns None for other heads."""
+    """Return the weight of the model's LM head if it is a frozen linear layer without bias on a CPU, else None."""
     if is_sharded(model) or not get_route(model).has_fast_path:
         return None
     head = get_lm_head(model)
@@ -82,8 +83,8 @@ def find_frozen_head(model: Any) -> Tensor | None:
 
 
 class OwnLogitsTrainer(RowTrainer):
-    """The trainer whose loss uses the model's own logits. TRL's loss uses hidden states and the head's weight, which do
-    not give the logits of every model."""
+    """An SFT trainer whose loss uses the logits that the model itself returns. TRL's loss uses hidden states and the
+    head's weight, which do not give the logits of every model."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -105,5 +106,6 @@ def to_dataset(rows: Sequence[EncodedRow]) -> Dataset:
 
 
 def pack_rows(rows: Sequence[EncodedRow], max_length: int) -> Dataset:
-    """Pack rows in the same way as the trainer, to compute the number of steps beforehand."""
+    """Pack rows into sequences of `max_length` in the same way as the trainer, to compute the number of steps
+    beforehand."""
     return pack_dataset(to_dataset(rows), max_length, "bfd")
