@@ -70,7 +70,7 @@ class Phrase:
 
 @dataclass(frozen=True, slots=True)
 class Variety:
-    """The variety of one model's answers across distinct prompts.
+    """The variety of one model's answers across prompts: number of distinct answers and share of the commonest.
 
     Attributes:
         answers: number of answers, one to each distinct prompt.
@@ -90,7 +90,8 @@ class Variety:
 
 
 class Collapse(NamedTuple):
-    """A verdict on a policy with its reasons: `collapsed`, `varied` or `not measured`."""
+    """The verdict on a policy's variety, with reasons: `collapsed` if it gives few different texts, `varied` or `not
+    measured`."""
 
     verdict: str
     reasons: tuple[str, ...]
@@ -141,8 +142,8 @@ class VarietyComparison:
 
 
 class Measurement(NamedTuple):
-    """A collapse verdict on a policy with its figures. `variety` maps `greedy` and `sampled` to the comparison with the
-    reference."""
+    """A collapse verdict on a policy and the figures behind it. `variety` maps `greedy` and `sampled` to the comparison
+    with the reference."""
 
     collapse: Collapse
     variety: Mapping[str, VarietyComparison]
@@ -251,7 +252,8 @@ def describe_collapse(verdicts: Mapping[str, Collapse]) -> list[str]:
 
 
 def describe_new_phrase(collapse: Collapse, phrase: Mapping[str, Any] | None, reference: str) -> list[str]:
-    """Return a line about a phrase that many greedy answers of a policy contain and few of the reference's.
+    """Return a line about a phrase that is in many greedy answers of a policy and significantly rarer in the
+    reference's.
 
     They are shown for information only: a constant clause in sentences that differ may be the wording of a trained
     answer. Returns nothing if the policy collapsed, or was not measured.
@@ -368,8 +370,8 @@ def build_comparison_key(prompt: str, answer: str, sentences: Sequence[Sequence[
 
 
 def find_commonest_new_sentence(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str]) -> Phrase | None:
-    """Find the commonest masked sentence that is significantly more frequent in the policy's answers than in the
-    reference's: the intervals of both shares do not overlap.
+    """Find the commonest masked sentence whose share is significantly higher among the policy's answers than among the
+    reference's. The intervals of both shares must not overlap.
 
     Sentences need two words that are not masked, and code contains no sentences. Returns None if there is no such
     sentence.
@@ -404,8 +406,8 @@ def _iter_phrases(sentence: Sequence[str]) -> Iterator[str]:
 
 
 def judge_against_constant(policy: Interval, constant: str) -> Collapse:
-    """Decide whether a policy collapsed on a task in which many prompts share a right answer: it did unless it
-    significantly beats the best constant answer.
+    """Return the verdict `collapsed` unless a policy's scores significantly beat those of the best constant answer. It
+    is for closed tasks, where many prompts may have one right answer.
 
     Args:
         policy: the difference of the policy's score and that of the constant answer, over prompts.
@@ -494,9 +496,9 @@ def judge_closed_task(
     ref: SystemAnswers | None,
     best_score: float | None = None,
 ) -> Collapse:
-    """Decide whether a policy collapsed on a task in which many prompts may share a right answer, such as a
-    classification. It collapsed if it does not significantly beat the best constant answer, and it gives one answer
-    often or scores as the constant answer does.
+    """Decide whether a policy collapsed on a closed task, such as a classification, where many prompts may have one
+    right answer. It collapsed if it does not significantly beat the best constant answer, and it gives one answer often
+    or scores as the constant answer does.
 
     Constant answers are chosen from the commonest ones of the policy and its reference.
 

@@ -457,7 +457,7 @@ def mask_key(answer: CachedAnswer, key: str) -> CachedAnswer:
 
 
 def describe_error_body(response: httpx.Response) -> str:
-    """Return the error message of a response on one line, in brackets. Returns an empty string if the body is empty."""
+    """Return the error message of a response on one line, in brackets. Returns an empty string if there is none."""
     try:
         error = json.loads(response.content)["error"]
         text = " ".join(str(error[key]) for key in ("code", "message") if error.get(key))

@@ -83,7 +83,8 @@ def number_clusters(clusters: Clusters | None, rows: int) -> NDArray[np.int64]:
 
 
 def average_clusters(cluster_numbers: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean value of each cluster, shape [C]."""
+    """Return the mean of each cluster's values, shape [C]. `cluster_numbers` holds the cluster's index of each
+    value."""
     return np.bincount(cluster_numbers, weights=values) / np.bincount(cluster_numbers)
 
 
@@ -221,9 +222,9 @@ def compute_information(
 
 
 def shrink_variance(sandwich_variance: float, model_variance: float) -> float:
-    """Shrink the cluster-robust variance of a log-odds towards the model's variance, and return it. Its ratio to the
-    model's variance is shrunk towards 1 by `PRIOR`, as in `align.ops.intervals.proportion_interval`, so that unanimous
-    verdicts still have an interval."""
+    """Return the cluster-robust variance of a log-odds, shrunk towards the variance under the model. The ratio of the
+    two is shrunk towards 1 by `PRIOR`, as in `align.ops.intervals.proportion_interval`, so that unanimous verdicts
+    still have an interval."""
     dispersion = (sandwich_variance / model_variance / model_variance + PRIOR) / (1 / model_variance + PRIOR)
     return float(model_variance * dispersion)
 
@@ -311,8 +312,8 @@ class LengthFit(NamedTuple):
 def fit_length_model(
     y: NDArray[np.float64], x: NDArray[np.float64], cluster_numbers: NDArray[np.int64], level: float
 ) -> LengthFit:
-    """Fit the verdicts `y` to the length feature `x` (0 for answers of equal length) by logistic regression, and return
-    the win rate at x = 0 and the slope.
+    """Fit a logistic regression of the verdicts `y` on the length feature `x`, which is 0 for answers of equal length.
+    Returns the win rate at x = 0 and the slope.
 
     Args:
         y: 1 for a win of the first system, ½ for a tie, 0 for a loss; shape [n].
@@ -572,8 +573,8 @@ def compute_bounded_difference(
 def compute_sample_size_for_pairs(
     first: ArrayLike, second: ArrayLike, bound: float, clusters: Clusters | None = None, level: float = 0.95
 ) -> int | None:
-    """Return the smallest number of clusters with which `compute_bounded_difference` would exclude `bound` in four of
-    five cases, if the win and loss shares stay the same.
+    """Return the smallest number of clusters whose `compute_bounded_difference` would exclude `bound` in four of five
+    cases, at the observed win and loss shares.
 
     That is the number with which the interval just excludes the bound, times ((z₁ + z₂)/z₁)², as for a mean. The factor
     is 1 if no cluster differs, since none is expected to. Returns None if the difference is at the bound, or if more
@@ -695,8 +696,8 @@ def _build_comparison(
 
 
 def compute_sign_flip_p(differences: ArrayLike) -> float:
-    """Return the two-sided p-value of Fisher's sign-flip test that the mean difference is 0: the share of sign flips
-    with |Σ ±d| at least |Σ d|.
+    """Return the two-sided p-value of Fisher's sign-flip test that the mean difference is 0. It is the share of sign
+    flips with |Σ ±d| at least |Σ d|.
 
     If the systems are equal, each cluster's difference is as likely to have the other sign, for any dependence
     between the rows of a cluster. So the test is exact with clusters, while McNemar's on single rows is not. If all
@@ -818,8 +819,8 @@ class Decision:
 
 
 def decide_by_rule(rule: DecisionRule, figure: Interval) -> Decision:
-    """Decide a rule by a figure's interval: pass if the whole interval lies on the right side of the bound, fail if on
-    the other side, else undecided.
+    """Return `pass` if a figure's whole interval lies on the right side of the rule's bound, `fail` if on the wrong
+    side, else `undecided`.
 
     The outcome is `undecided` for a figure without an interval or with fewer clusters than `least_n`, and if the
     interval holds the bound.
@@ -837,7 +838,7 @@ def decide_by_rule(rule: DecisionRule, figure: Interval) -> Decision:
 
 
 def estimate_n_to_decide(rule: DecisionRule, figure: Interval) -> int | None:
-    """Estimate the number of clusters with which an undecided figure would be decided, if it keeps its value. See
+    """Estimate the number of clusters at which a rule would decide a figure that keeps its value, see
     `Decision.n_to_decide`. Returns None if no number suffices."""
     sd = estimate_deviation(figure, rule.level)
     if sd is None:  # the variance between clusters is unknown, but the minimum has to be reached

@@ -91,8 +91,8 @@ def proportion_interval(
 
 
 def wilson_interval(p: float, n: float, quantile: float) -> tuple[float, float]:
-    """Return both ends of Wilson's score interval of a share p of n trials: (p + q²/2n ± q √(p(1−p)/n + q²/4n²)) / (1 +
-    q²/n).
+    """Return both ends of Wilson's score interval of a share p of n trials. They are (p + q²/2n ± q √(p(1−p)/n +
+    q²/4n²)) / (1 + q²/n).
 
     It stays in [0, 1], and has a width above 0 at p = 0 and p = 1, unlike the normal approximation.
 

@@ -71,7 +71,7 @@ def token_logprobs(
 def linear_logprobs(
     hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, temperature: float = 1.0, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Compute what `token_logprobs` does, logprobs and entropies, for an LM head that is one frozen matrix, z = W h /
+    """Compute the logprobs and entropies of `token_logprobs` for an LM head that is one frozen matrix, z = W h /
     temperature.
 
     Its gradient is known as soon as the distribution is,
@@ -170,5 +170,5 @@ def analyse_logits(logits_NV: Tensor, targets_N: Tensor) -> LogitStatistics:
 
 
 def choose_chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """Return the number of tokens whose logits to compute at once, for a vocabulary size and a device."""
+    """Return the number of tokens whose logits are computed at once, for a vocabulary size and a device."""
     return max(ROWS, (LOGITS if device.type == "cpu" else GPU_LOGITS) // vocabulary)

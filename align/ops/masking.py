@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """Return Σ x over the mask, a scalar. Entries outside it are ignored, NaN included."""
+    """Return the sum of x where the mask is True, a scalar. Entries outside it are ignored, NaN included."""
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device)).sum()
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of x over the mask, a scalar.
+    """Return the mean of x where the mask is True, a scalar.
 
     Raises:
         ValueError: the mask is empty.

@@ -18,8 +18,8 @@ ROUNDS = 10
 
 
 def philox(counter: tuple[Any, Any, Any, Any], key: tuple[Any, Any]) -> tuple[Any, ...]:
-    """Return four random 32-bit words for each counter and key, by Philox4x32-10 (Salmon et al., "Parallel random
-    numbers: as easy as 1, 2, 3", 2011, section 3.3).
+    """Return four random 32-bit words for each counter and key, by the generator Philox4x32-10. Source: Salmon et al.,
+    "Parallel random numbers: as easy as 1, 2, 3", 2011, section 3.3.
 
     Args:
         counter, key: words of 32 bits as int64, of shapes that broadcast; all tensors, or all NumPy arrays.

@@ -137,7 +137,8 @@ class Training:
 
 
 def choose_optimiser(requested: str, device: torch.device, model_is_sharded: bool = False) -> str:
-    """Return the optimiser's name for transformers' `optim` argument.
+    """Return the value of transformers' `optim`; for `auto` it is paged 8-bit AdamW on a GPU, and AdamW on a CPU or
+    with shards.
 
     Args:
         requested: setting; `auto` means paged 8-bit AdamW on a GPU, and plain AdamW on a CPU or with shards.
@@ -354,7 +355,7 @@ def load_referenced_policy(
 
 
 def load_weights(trainer: Trainer, checkpoint: Path) -> None:
-    """Load the weights of a checkpoint into the trainer's model.
+    """Load the weights of a checkpoint into the trainer's model in place, and check that the trainable ones are finite.
 
     Raises:
         CorruptFile: a weight is not finite.

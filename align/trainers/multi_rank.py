@@ -84,7 +84,7 @@ WORLD_SIZES = (*LAUNCHED, "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SI
 
 @contextmanager
 def as_single_process() -> Iterator[None]:
-    """Hide the environment variables of a multi-rank launch in the `with` block, so that a trainer built there counts
+    """Hide the environment variables of a multi-rank launch in the `with` block, so that a trainer built there assumes
     one process."""
     removed = {} if ranks.is_alone() else {n: os.environ.pop(n) for n in WORLD_SIZES if n in os.environ}
     try:

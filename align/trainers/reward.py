@@ -107,7 +107,7 @@ def to_saved_name(parameter: str) -> str:
 def build_reward_trainer(
     model: Any, tokenizer: Any, rankings: Sequence[Ranking], arguments: dict[str, Any]
 ) -> RewardTrainer:
-    """Build the trainer of the Bradley–Terry loss over rankings, with the weights of `collate_rankings`."""
+    """Build TRL's reward trainer with the Bradley–Terry loss over rankings, weighted as in `collate_rankings`."""
     dataset = Dataset.from_dict(
         {
             "texts": [r.texts for r in rankings],
@@ -124,7 +124,7 @@ def build_reward_trainer(
 
 
 class RankingTrainer(TokenRowsTrainer, RewardTrainer):
-    """TRL's RewardTrainer on rankings in place of pairs, which computes each answer once. In pairs, an answer of K
+    """TRL's RewardTrainer on rankings in place of pairs, with one forward pass per answer. In pairs, an answer of K
     would be computed K − 1 times (Ouyang et al., InstructGPT, 2022, section 3.5)."""
 
     def compute_loss(

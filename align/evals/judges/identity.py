@@ -258,8 +258,8 @@ class ScorerRelation:
 def find_scorer_relation(
     policy: Artifact, parts: set[str], root: Path, models: Sequence[Artifact] = ()
 ) -> ScorerRelation:
-    """Find out from the manifests of a policy and its ancestors whether they were trained with the judge: against its
-    score, or on its rankings or its pairs.
+    """Find out from the manifests of a policy and its ancestors whether a reward took part in their training. They may
+    have been trained on its scores, its rankings or the pairs that it learned from.
 
     Args:
         parts: of the scorer, see `list_scorer_parts`.

@@ -268,7 +268,7 @@ class LLMJudge:
 
 
 class GradedAnswer(NamedTuple):
-    """An answer to be graded by a yes/no question, with its conversation.
+    """An answer to be graded by a yes/no question, with the conversation before it.
 
     Attributes:
         prompt: the conversation before it.
@@ -440,7 +440,7 @@ def add_usage(reply: CachedAnswer | EndpointFailure) -> None:
 
 
 class ParsedChoice(NamedTuple):
-    """The choice in a judge's reply and its probability.
+    """The word that a judge chose in its reply, with the probability of the first word.
 
     Attributes:
         choice: one of the words that the judge was asked to choose from.

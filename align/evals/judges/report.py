@@ -164,8 +164,8 @@ def build_pair_examples(
 
 
 def build_pair_example(id: str, votes: Sequence[tuple[Preference, bool]], seed: int) -> PairExample:
-    """Build the example of one answer pair from its votes, each a (preference, whether it is a tie). The verdict is the
-    majority's."""
+    """Build the example of one answer pair with the majority verdict of its votes, each a (preference, True for a tie).
+    `seed` decides which answer comes first."""
     pref = votes[0][0]
     sides = [(pref.chosen, pref.chosen_ended), (pref.rejected, pref.rejected_ended)]
     if hashlib.sha256(f"{seed} {id}".encode()).digest()[0] % 2 == 1:
@@ -260,7 +260,7 @@ class HumanAgreement(NamedTuple):
 
 
 def measure_human_agreement(pairs: Sequence[PairExample]) -> HumanAgreement:
-    """Compute the share of equal votes between two people, for each answer pair with several votes."""
+    """Compute for each answer pair with several votes the share of equal votes between two people."""
     several = [pair for pair in pairs if len(pair.votes) > 1]
     shares = []
     for pair in several:
@@ -437,8 +437,8 @@ def compare_length_of_better(pair: PairExample) -> str:
 
 
 def compute_best_answer_credits(pairs: Sequence[PairExample], verdicts: NDArray[np.float64]) -> dict[str, list[float]]:
-    """Return number of answers → the judge's credits, one per prompt that has a known best answer: 1 if the judge
-    prefers this answer to all others.
+    """Return number of answers → credits of the judge on prompts with a known best answer, 1 if it prefers that answer
+    to all others.
 
     The credit is 1 if the judge prefers the best answer to each other one, 1/k if it ranks k answers equally at the
     top, else 0. A judge that calls all answers equal has 1/n, which is chance level. A missing verdict (nan) has a
@@ -703,8 +703,8 @@ def explain_shortfall(report: JudgeReport, min_agreement: float = MIN_AGREEMENT)
 def choose_report(
     gate: str, judge: JudgeIdentity, reports: Sequence[JudgeReport], card: Any, min_agreement: float = MIN_AGREEMENT
 ) -> JudgeReport:
-    """Return the one report about the judge of a promotion gate, or raise InputError if there is not exactly one or its
-    agreement is too low.
+    """Return the only report about a gate's judge, or raise InputError if there is not exactly one or its agreement is
+    too low.
 
     Args:
         gate: its name.

@@ -154,7 +154,7 @@ class TaskAnswers(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """A model's answer at one turn of an item.
+    """A model's answer at one turn of an item, as text and as tokens.
 
     Attributes:
         reply: the answer as text.
@@ -180,7 +180,7 @@ class GreedyAnswers(NamedTuple):
 
 def ask_systems(sampling: Sampling, systems: Sequence[System], tasks: Tasks, files: Files) -> list[TaskAnswers]:
     """Sample every model's answer to every item, turn by turn, and return the answers by task. Answers in the cache are
-    not sampled again.
+    not sampled again, and those in `files` replace sampling.
 
     Raises:
         InputError: no item of a task fits every system, or a system gives no answers.
@@ -637,7 +637,7 @@ def ask_server_greedily(
 
 
 def replace_settings(question: ServerAnswerKey, **settings: Any) -> ServerAnswerKey:
-    """Return a copy of the request with new values of sampling parameters. Parameters that the request does not set are
+    """Return a copy of a server request with new sampling parameters. Parameters that the request does not set are
     ignored."""
     return replace(question, body={**question.body, **{k: v for k, v in settings.items() if k in question.body}})
 

@@ -99,7 +99,7 @@ class EvalGate:
 
 
 def parse_gates(value: Any, tasks: Sequence[EvalTask], systems: Sequence[str]) -> Sequence[EvalGate]:
-    """Parse the setting `eval.gates`, a list of conditions on the first evaluated model.
+    """Parse the setting `eval.gates`, a list of conditions on the first evaluated model, into EvalGate objects.
 
     Args:
         systems: names of the systems. Gates are about the first.
@@ -118,7 +118,7 @@ def parse_gates(value: Any, tasks: Sequence[EvalTask], systems: Sequence[str]) -
 
 
 def parse_gate(value: Any, field: str, tasks: Mapping[str, EvalTask], systems: Sequence[str]) -> EvalGate:
-    """Parse one condition of the list `eval.gates`. Raises InputError if it is invalid."""
+    """Parse one condition of `eval.gates` into an EvalGate. Raises InputError if it is invalid."""
     spec = require_keys(value, field, ("name", "task", "is"), KEYS)
     name = spec["name"]
     require(
@@ -212,7 +212,7 @@ EMPTY_FIGURE = Interval(0.0, None, None, 0)
 
 
 def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask]) -> Decision:
-    """Decide from the scored answers of its task whether the first model passes a gate.
+    """Decide whether the first evaluated model passes a gate, from the scored answers to the gate's task.
 
     If verdicts of the judge are missing, the gate is decided only if no value of theirs would change the outcome. A
     judge without any verdict that is the same in both orders of the answers decides nothing.
@@ -235,8 +235,8 @@ def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask]) -> Decision:
 
 
 def decide_from_verdicts(gate: EvalGate, task: ScoredTask) -> Decision:
-    """Decide a gate from the scores or verdicts of its task as they are. A comparison by a judge is decided by wins
-    less losses, since the units of its scores are arbitrary."""
+    """Decide a gate from its task's scores or verdicts, with missing ones taken at their placeholder value. A
+    comparison by a judge is decided by wins less losses, since the units of its scores are arbitrary."""
     level = gate.rule.level
     if not task.items:  # people have not judged any item yet
         return replace(decide_by_rule(gate.rule, EMPTY_FIGURE), n_to_decide=None)

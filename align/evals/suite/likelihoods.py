@@ -115,8 +115,8 @@ def compute_likelihoods(model: Any, rows: Sequence[EncodedRow], pad_id: int, con
 
 
 def choose_pass_width(tokens: int, context: int) -> int:
-    """Return the width in tokens of the forward pass for a row: its length rounded up to `MIN_WIDTH` times a power of
-    two, at most the context."""
+    """Return the width in tokens to which a row is padded: the smallest `MIN_WIDTH` times a power of two that holds it,
+    at most the context."""
     width = MIN_WIDTH
     while width < tokens:
         width *= 2
@@ -198,8 +198,8 @@ class EncodedItems(NamedTuple):
 
 
 def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, folder: Path) -> dict[str, ScoredTask]:
-    """Score the tasks that are probes, by likelihoods and by completions for lm-eval, and return task name → scored
-    task. lm-eval's results are written to `folder`.
+    """Score all tasks that are probes, by log-likelihoods or greedy completions, and return task name → scored task.
+    Results of lm-eval are written to `folder`.
 
     Each system's model runs in this process and ignores `rollout=`. Adapters on one base share its load, one after
     another.
@@ -404,8 +404,8 @@ def compute_batch(
 def compute_batches(
     batches: Sequence[Sequence[Any]], compute: Callable[[Sequence[Any]], Sequence[Any]]
 ) -> Iterator[list[tuple[Any, Any]]]:
-    """Compute the batches in parallel on all ranks, and yield (entry, result) pairs for as many batches at a time as
-    there are ranks."""
+    """Compute batches in parallel on all ranks, and yield lists of (entry, result) pairs. Each list covers as many
+    batches as there are ranks."""
     for first in range(0, len(batches), ranks.world_size()):
         share = batches[first : first + ranks.world_size()]
         results = ranks.gather_shares([compute(batch) for batch in ranks.select_own_share(share)], len(share))

@@ -205,7 +205,8 @@ def parse_stop_rules(kwargs: Mapping[str, Any]) -> StopRules:
 
 
 def load_harness_items(task: EvalTask, harness: HarnessTask) -> Sequence[EvalItem]:
-    """Load the items of an lm-eval task. A group has the items of all its tasks, each with its task as the category.
+    """Build evaluation items, with lm-eval's requests, from the documents of an lm-eval task. A group has the items of
+    all its tasks, each with its task as the category.
 
     Raises:
         InputError: see `build_tasks`.
@@ -519,8 +520,8 @@ def select_task_figures(results: Mapping[str, Mapping[str, Any]], name: str) -> 
 def build_result_metadata(
     system: System, identity: Mapping[str, Any], computed_by: Sequence[str], items: Sequence[EvalItem]
 ) -> dict[str, Any]:
-    """Return the fields that lm-eval's results lack: the model's identity, the device and library versions that
-    computed them, and the digest of the requests."""
+    """Return the fields that lm-eval's results lack: the model's identity, device and library versions, and the digest
+    of the requests."""
     requests = [
         item.probe.request if isinstance(item.probe, CompletionRequest) else item.probe.texts
         for item in items

@@ -125,8 +125,8 @@ def parse_harness(task: Mapping[str, Any], field: str) -> HarnessTask | None:
 
 
 def build_harness_input(harness: HarnessTask, field: str) -> Input:
-    """Return the manifest entry of an lm-eval task, with a digest of everything that defines it: lm-eval's version, all
-    files of its folder, and their data files.
+    """Return an lm-eval task as an input for the run's manifest, with a digest of lm-eval's version, the task's folder
+    and its data files.
 
     Raises:
         InputError: lm-eval is not installed, the folder does not exist, or its tasks load data from a hub or by code,
@@ -282,7 +282,7 @@ def parse_probe(task: Mapping[str, Any], field: str) -> Probe | None:
 
 
 def parse_probe_row(row: Row, probe: Probe, id: str, system: str | None) -> tuple[Conversation, ProbeQuestion]:
-    """Parse a data row of a probe into its prompt and the content whose likelihood is measured.
+    """Parse a row of a probe's data file into a prompt and the content whose likelihood is measured.
 
     The prompt of a plain text is the text itself.
 
@@ -303,8 +303,8 @@ def parse_probe_row(row: Row, probe: Probe, id: str, system: str | None) -> tupl
 
 
 def parse_choices(row: Row, probe: Probe, id: str) -> tuple[Conversation, ChoiceQuestion]:
-    """Parse a data row of a multiple-choice probe into a conversation, with the context as the user turn, and the
-    choices. Raises InputError if the row does not fit."""
+    """Parse a row of a multiple-choice probe into a conversation with the context as user turn, and the choices. Raises
+    InputError if the row does not fit."""
     context_keys = [key for key in ("prompt", "context") if key in row.data]
     require(len(context_keys) == 1, row.where, sorted(row.data), "needs either prompt or context", CHOICE_HELP)
     context = row.data[context_keys[0]]

@@ -169,8 +169,8 @@ class ScoredTask:
         return select_items(self, [item.id in verdicts for item in self.items])
 
     def get_wins(self, other: str) -> list[float]:
-        """Return the first model's result against `other` on each item: 1 for a win, ½ for a tie, 0 for a loss, or a
-        mean of these."""
+        """Return the first model's result against `other` on each item: 1 for a win, ½ for a tie, 0 for a loss. Several
+        verdicts on an item are averaged."""
         verdicts = merge_verdicts(self.verdicts[other])
         return [verdicts[item.id] for item in self.items]
 
@@ -334,8 +334,9 @@ def measure_order_effect(task: ScoredTask, other: str, level: float) -> dict[str
 
 
 def compute_smallest_detectable(task: ScoredTask, other: str, difference: Interval, level: float) -> float | None:
-    """Compute the smallest difference between two models that as many items detect in four of five evaluations. Returns
-    None if there are too few clusters, or if the difference of shares would have to be 1 or more."""
+    """Compute the smallest true difference between two models that the task's number of items detects in four of five
+    evaluations. Returns None if there are too few clusters, or if the difference of shares would have to be 1 or
+    more."""
     sd = estimate_deviation(difference, level)
     if sd is None or difference.n < 2:
         return None
@@ -366,8 +367,8 @@ def compute_strengths(task: ScoredTask, level: float) -> dict[str, Any]:
 
 
 def compare_on_unseen(task: ScoredTask, parts: Mapping[str, ScoredTask], level: float) -> dict[str, Any]:
-    """Repeat the comparisons on the items that no model has nearly the same in its training data. Returns the number of
-    excluded items and the comparisons, or an empty dict if no item was excluded.
+    """Repeat the comparisons without the items whose prompts are nearly the same as training data of any model. Returns
+    the number of excluded items and the comparisons, or an empty dict if no item was excluded.
 
     Args:
         parts: other system → the items on which it is compared.

@@ -136,7 +136,8 @@ def summarise_samples(samples: Sequence[Sample], role: str = "gold") -> dict[str
 
 
 def measure_kl(sampling: Sampling, policy: System, ref: System, rollout: Rollout) -> list[float]:
-    """Estimate the sequence KL(policy || ref) from each of the policy's answers as log π − log π_ref, in nats.
+    """Compute a one-sample estimate of the sequence KL(policy || ref) for each of the policy's answers, log π − log
+    π_ref in nats.
 
     Raises:
         InputError: a logprob is not finite.

@@ -57,7 +57,8 @@ SCORING_BATCH_SIZE = 32
 
 
 class Judge(NamedTuple):
-    """The judge of answers to items without checks: a reward, a language model or people.
+    """The judge of answers to items without checks: a function that scores them, by a reward, a language model or
+    people.
 
     Attributes:
         score: scores a task's answers.
@@ -187,8 +188,8 @@ def score_by_llm(judge: LLMJudge, store: AnswerStore, hides_reasoning: bool, tas
 
 
 def grade_answers(judge: LLMJudge, store: AnswerStore, hides_reasoning: bool, task: TaskAnswers) -> ScoredTask:
-    """Score a task by an LLM judge's answers to the task's yes/no question about each model's answer. Of several turns
-    the last is graded."""
+    """Score each model's answer to each item by an LLM judge, which answers the task's yes/no question about it. Of
+    several turns the last is graded."""
     prompts = [get_judged_prompt(item, hides_reasoning) for item in task.items]
     answers = [answer for system_answers in task.answers.values() for answer in system_answers]
     graded_answers = [
@@ -208,7 +209,7 @@ def grade_answers(judge: LLMJudge, store: AnswerStore, hides_reasoning: bool, ta
 
 
 def score_by_people(verdicts: Mapping[tuple[str, str], Sequence[JudgeVerdict]], task: TaskAnswers) -> ScoredTask:
-    """Return a task's answers with the verdicts of people on it.
+    """Return the task's answers without scores, together with people's verdicts on the pairs.
 
     Args:
         verdicts: by task and other system.
@@ -360,8 +361,8 @@ class ClosedScore(NamedTuple):
 def build_closed_score(
     items: Sequence[EvalItem], allow_code: AllowCode, judge: Judge | None, hides_reasoning: bool
 ) -> ClosedScore:
-    """Build the function that scores one text per item of a closed task, by its checks or the judge. It scores constant
-    answers, which a model has to beat.
+    """Build the function that scores one text per item by the items' checks or the judge, to score a constant answer to
+    all of them.
 
     Args:
         judge: of items without checks.
@@ -390,8 +391,8 @@ def build_closed_score(
 
 
 def measure_closed_task(answers: FirstAnswers, scoring: ClosedScore) -> dict[str, Measurement]:
-    """Measure the variety of each model's answers to a closed task, where a model has collapsed if it does not beat the
-    best constant answer."""
+    """Measure the variety of each model's answers to a closed task, whose prompts may share one right answer. A model
+    has collapsed if it does not beat the best constant answer."""
     measurements = answers.measure()
     reference = [*answers.systems][1]
     for name, system in answers.systems.items():
@@ -417,8 +418,8 @@ def measure_open_tasks(answers: Mapping[str, FirstAnswers]) -> dict[str, dict[st
 
 
 def join_tasks(tasks: Sequence[FirstAnswers]) -> FirstAnswers:
-    """Concatenate the answers to several tasks into those to one task. There are greedy answers only if all tasks have
-    them."""
+    """Concatenate the first answers to several tasks, as if they were one task. There are greedy answers only if all
+    tasks have them."""
 
     def join(name: str) -> SystemAnswers:
         parts = [task.systems[name] for task in tasks]

@@ -118,8 +118,8 @@ Tasks = Sequence[tuple[EvalTask, Sequence[EvalItem]]]
 
 
 def parse_tasks(value: Any, allow_code: AllowCode) -> Sequence[EvalTask]:
-    """Parse the setting `eval.tasks`, a list of tasks. If it is None, the only task has the held-out prompts of
-    `data=`.
+    """Parse the setting `eval.tasks`, a list of mappings, into EvalTask objects. If it is None, the only task has the
+    held-out prompts of `data=`.
 
     Args:
         allow_code: whether checks may run programs that a model wrote.
@@ -139,7 +139,7 @@ def parse_tasks(value: Any, allow_code: AllowCode) -> Sequence[EvalTask]:
 
 
 def parse_task(value: Any, field: str, allow_code: AllowCode) -> EvalTask:
-    """Parse one entry of the list `eval.tasks`. Raises InputError if it is invalid."""
+    """Parse one entry of the list `eval.tasks` into an EvalTask. Raises InputError if it is invalid."""
     spec = require_keys(value, field, ("name",), KEYS)
     name = spec["name"]
     path = spec.get("path") or ""
@@ -179,7 +179,7 @@ def build_task_input(task: EvalTask) -> Input:
 
 
 class RemainingTasks(NamedTuple):
-    """The tasks of an evaluation after some items were left out, with the numbers of those.
+    """The tasks of an evaluation after some items were left out, with the number of omitted items per task.
 
     Attributes:
         tasks: each task with its remaining items.
