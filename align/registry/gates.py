@@ -65,7 +65,7 @@ EXAMPLE = (
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """An artifact that gates check, with the records of its run, evaluation, exports and ancestors.
+    """The artifact that a gate checks, with the records of its run, its evaluation, its exports and its ancestors.
 
     Attributes:
         root: the folder of all runs.
@@ -88,7 +88,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one condition for one artifact.
+    """The result of checking one condition of a gate on one artifact.
 
     Attributes:
         run: the run that made the artifact.
@@ -107,7 +107,7 @@ class Finding:
 
 
 def verify_metrics(subject: Subject) -> str:
-    """Return why the metrics of an artifact, or of its evaluation, may differ from the published ones.
+    """Return why the metrics of an artifact, or of its evaluation, may differ from the published ones, as text.
 
     Returns an empty text if they agree. All published files of the evaluation are hashed, as they are the evidence for
     its metrics.
@@ -124,7 +124,7 @@ def verify_metrics(subject: Subject) -> str:
 
 
 class Outcome(NamedTuple):
-    """The outcome of a check.
+    """The outcome of checking one condition: passed or not, and the reason.
 
     Attributes:
         reason: the metric or file that decided, or what is missing.
@@ -135,11 +135,11 @@ class Outcome(NamedTuple):
 
 
 ConditionCheck = Callable[[Subject], Outcome]
-"""Checks whether an artifact meets a condition."""
+"""A function that checks an artifact against one condition of a gate."""
 
 
 class Condition(NamedTuple):
-    """A condition of a gate.
+    """One condition of a gate, as text and as a function that checks it.
 
     Attributes:
         text: the condition as text.
@@ -150,7 +150,7 @@ class Condition(NamedTuple):
 
 
 class PublicKeyFile(NamedTuple):
-    """The path of a public key, and the field of the gate that names it."""
+    """The path of a public key file, and the name of the gate's field with that path, for error messages."""
 
     path: Path
     field: str
@@ -172,22 +172,24 @@ class Gate:
     digest: str
 
     def binds(self, alias: str) -> bool:
-        """Return whether an alias matches one of the gate's patterns, so that the gate decides its changes."""
+        """Return whether an alias matches one of the gate's patterns, so that the gate must pass before the alias
+        changes."""
         return any(fnmatchcase(alias, pattern) for pattern in self.aliases)
 
     def check_artifact(self, subject: Subject) -> list[Finding]:
-        """Check an artifact against each condition, and return the results in the order of the conditions."""
+        """Check an artifact against each condition, and return one Finding per condition, in the same order."""
         return [
             Finding(subject.record["run"], condition.text, *condition.check(subject)) for condition in self.conditions
         ]
 
     def as_json(self, findings: Sequence[Finding]) -> dict[str, Any]:
-        """Return the findings as the log of aliases stores them."""
+        """Return a gate's name, its file digest and its findings as a JSON mapping, for a change in the log of
+        aliases."""
         return {"gate": self.name, "digest": self.digest, "findings": [asdict(finding) for finding in findings]}
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """A YAML loader that refuses duplicate keys. PyYAML would silently take the last one."""
+    """A YAML loader that raises YAMLError on duplicate keys. PyYAML would silently take the last one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -197,7 +199,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 
 def read_gates(folders: Iterable[Path]) -> list[Gate]:
-    """Read all gates in the YAML files of some folders, sorted by path. Missing folders hold no gates.
+    """Read a gate from each YAML file directly in the given folders, sorted by path. Missing folders hold no gates.
 
     Raises:
         InputError: A file cannot be read as a gate.
@@ -210,7 +212,7 @@ def read_gates(folders: Iterable[Path]) -> list[Gate]:
 
 
 def read_gate(path: Path) -> Gate:
-    """Read a gate from its YAML file.
+    """Read a gate from a YAML file with the keys `alias` and `conditions`.
 
     Raises:
         CorruptFile: The file is not YAML.
@@ -242,7 +244,7 @@ def read_gate(path: Path) -> Gate:
 
 
 def parse_condition(spec: Any, field: str, gate_folder: Path) -> Condition:
-    """Parse one condition of a gate, such as `{receipt: gguf}`.
+    """Parse one condition of a gate, such as `{receipt: gguf}`, to its text and its check.
 
     Args:
         spec: the condition as YAML holds it.
@@ -271,7 +273,7 @@ def parse_condition(spec: Any, field: str, gate_folder: Path) -> Condition:
 
 
 def bind_value(check: Callable[[Subject, Any], Outcome], value: object) -> ConditionCheck:
-    """Return a check of an artifact alone, which passes the condition's value to `check`."""
+    """Return a check that takes only an artifact, and calls `check` with the artifact and `value`."""
 
     def check_condition(subject: Subject) -> Outcome:
         return check(subject, value)
@@ -280,8 +282,13 @@ def bind_value(check: Callable[[Subject, Any], Outcome], value: object) -> Condi
 
 
 def parse_metric_condition(spec: Mapping[str, Any], field: str) -> Condition:
-    """Parse a bound of a metric: `{figure: KEY, at_least: X}`, `at_most`, or both, with the keys `proxy` and
-    `collapsed`."""
+    """Parse a condition that bounds a metric, such as `{figure: kl, at_most: 20}`, to its text and its check.
+
+    `at_least`, `at_most` or both are required; `proxy` and `collapsed` are optional.
+
+    Raises:
+        InputError: It is not such a condition, or a bound is not a finite number.
+    """
     limits = {key: spec[key] for key in ("at_least", "at_most") if key in spec}
     collapsed = spec.get("collapsed", False)
     is_valid = (
@@ -311,7 +318,9 @@ def parse_metric_condition(spec: Mapping[str, Any], field: str) -> Condition:
 def check_metric_bounds(
     subject: Subject, name: str, bounds: tuple[float, float], allow_proxy: bool, collapsed: bool | str
 ) -> Outcome:
-    """Check that a metric of an artifact, or the worse end of its interval, lies within bounds.
+    """Check that a metric of an artifact lies within bounds, with its whole interval if it has one.
+
+    Fails if the metric is missing or was altered, is by a proxy judge, or is of a collapsed policy, unless allowed.
 
     Args:
         name: name of the metric.
@@ -347,7 +356,7 @@ def check_metric_bounds(
 
 
 def find_metric(record: Record, name: str) -> tuple[str, Any]:
-    """Return the key and the value of a metric in a record, with its interval if it has one.
+    """Return (key, value) of a metric in a record, preferably of its interval instead of the plain number.
 
     Returns (name, None) if the record has no such metric.
     """
@@ -360,7 +369,8 @@ def find_metric(record: Record, name: str) -> tuple[str, Any]:
 
 
 def find_proxy_judge(subject: Subject, key: str, figure: Any) -> str:
-    """Return the name of the judge by which a metric was measured, if the artifact was trained against that judge.
+    """Return the name of the judge that measured a metric if the artifact was trained against this judge, otherwise an
+    empty text.
 
     Returns an empty text otherwise.
     """
@@ -372,7 +382,7 @@ def find_proxy_judge(subject: Subject, key: str, figure: Any) -> str:
 
 
 def check_receipt(subject: Subject, export_kind: str) -> Outcome:
-    """Check that an artifact is, or has, an export of a kind whose files are unchanged and whose checks all passed."""
+    """Check that an artifact has an export of a kind, or is one, with unchanged files and no failed check."""
     problem = f"there is no such export: stage=export export={export_kind} artifact={subject.record['run']}"
     own_export = [subject.record] if subject.record["stage"] == "export" else []
     for export in (*own_export, *subject.exports):
@@ -385,8 +395,11 @@ def check_receipt(subject: Subject, export_kind: str) -> Outcome:
 
 
 def check_export_receipt(subject: Subject, export: Record) -> Outcome:
-    """Check that an export's files are those of its receipt, that the receipt is of this artifact, and that no check in
-    it failed."""
+    """Check that an export's files match its receipt, that the receipt names this artifact, and that no check in it
+    failed.
+
+    At least one check has to have passed. The receipt may name another artifact if the export itself is checked.
+    """
     folder = subject.root / export["folder"]
     try:
         receipt = read_verified_receipt(folder / "artifact")
@@ -404,7 +417,7 @@ def check_export_receipt(subject: Subject, export: Record) -> Outcome:
 
 
 def check_unseen_prompts(subject: Subject, _required: bool) -> Outcome:
-    """Check that an artifact was evaluated, and only on prompts that were not in its training data."""
+    """Check that an artifact was evaluated, and that none of the evaluation's prompts was in its training data."""
     evaluation = subject.evaluation
     if evaluation is None:
         return Outcome(False, f"no run evaluated it: stage=eval artifact={subject.record['run']}")
@@ -418,7 +431,11 @@ def check_unseen_prompts(subject: Subject, _required: bool) -> Outcome:
 
 
 def check_signature(subject: Subject, key_file: PublicKeyFile) -> Outcome:
-    """Check that an artifact, or an export of it, is signed by the owner of a public key."""
+    """Check that an artifact, or one of its exports, has a valid signature by the given public key.
+
+    Raises:
+        InputError: The public key cannot be read.
+    """
     run = subject.record["run"]
     problem = f"neither it nor an export of it is signed: stage=export export.sign=KEY artifact={run}"
     # An unreadable key is an error of the gate, not a missed condition.
@@ -435,7 +452,10 @@ def check_signature(subject: Subject, key_file: PublicKeyFile) -> Outcome:
 
 
 def list_signed_folders(published: Path) -> list[Path]:
-    """Return the folders of an artifact that have to be signed: itself, or one per kind of export.
+    """Return the folders that have to be signed in a run's `artifact` folder: itself, or else its subfolders, one per
+    export kind.
+
+    Returns no folder if the unsigned `artifact` folder holds anything but folders.
 
     A signed copy inside it proves nothing about the files beside that copy.
     """
@@ -446,7 +466,7 @@ def list_signed_folders(published: Path) -> list[Path]:
 
 
 def check_folder_signature(subject: Subject, run: str, folder: Path, key: PublicKey) -> Outcome:
-    """Check that the owner of a key signed a folder, and that the folder holds the artifact or an export of it.
+    """Check that a folder is signed with the given key, and that it holds the artifact or an export of it.
 
     Args:
         run: `stage:name` of the run that published the folder.
@@ -464,14 +484,14 @@ def check_folder_signature(subject: Subject, run: str, folder: Path, key: Public
 
 
 def check_verdict(subject: Subject, verdict_gate: str) -> Outcome:
-    """Check that the verdict files of one gate name hold `pass` for exactly this artifact."""
+    """Check that the verdict files with a gate name hold `pass` for exactly this artifact."""
     if problem := verify_metrics(subject):
         return Outcome(False, f"altered: {problem}")
     return decide_verdict(subject.root, verdict_gate, subject.digest)
 
 
 def check_not_stale(subject: Subject, _required: bool) -> Outcome:
-    """Check that neither a run nor any run that it was made from read data that was forgotten since.
+    """Check that neither a run nor any of its ancestors is marked stale, because data that it read was deleted later.
 
     Fails if one of these runs no longer exists.
     """
@@ -492,7 +512,7 @@ KINDS: Mapping[str, tuple[str, str | bool, Callable[..., Outcome]]] = {
     "verdict": ("verdict {}", "NAME", check_verdict),
     "stale": ("none of the runs that it was made from is stale", False, check_not_stale),
 }
-"""Key of a condition → its text, its value or an example, and its check."""
+"""Key of a condition in a gate file → (text of the condition, allowed value or an example, check function)."""
 
 
 SCHEMA = 1
@@ -504,7 +524,7 @@ AGAIN = "Evaluate again with stage=eval resume=never, or write the file anew: do
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The content of a verdict file.
+    """The content of a verdict file, which holds an evaluator's result for an artifact.
 
     Attributes:
         source: run that holds the file, or the file's name.
@@ -520,7 +540,7 @@ class Verdict:
 
 
 def read_verdict(path: Path, source: str, run: Manifest | None) -> Verdict:
-    """Read one verdict file.
+    """Read a verdict from a JSON file, and store `source` and `run` with it as its origin.
 
     Raises:
         CorruptFile: It is not a verdict file.
@@ -536,7 +556,8 @@ def read_verdict(path: Path, source: str, run: Manifest | None) -> Verdict:
 
 
 def iter_verdicts(root: Path) -> Iterator[Verdict]:
-    """Read all verdict files under a folder of runs, in done runs' artifacts and beside the runs.
+    """Yield all verdicts under the folder of all runs: from the artifacts of finished runs, then from its own
+    `verdicts/`.
 
     Raises:
         CorruptFile, InputError: As `read_verdict`.
@@ -555,7 +576,8 @@ def iter_verdicts(root: Path) -> Iterator[Verdict]:
 
 
 def decide_verdict(root: Path, gate: str, digest: str) -> Outcome:
-    """Read the verdict files of one gate name, and decide whether they hold `pass` for an artifact.
+    """Return passed if the verdict files with a gate name hold `pass` for an artifact, and the deciding verdict as
+    text.
 
     Of runs, the newest counts. Files beside the runs have no order, so that each counts. The reason is the deciding
     verdict as text.

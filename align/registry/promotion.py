@@ -25,7 +25,7 @@ FIELD = "artifact"
 
 
 class AliasUpdate(NamedTuple):
-    """A change of an alias that was written to the log of aliases.
+    """An alias change that was appended to the log of aliases, with its description as lines of text.
 
     Attributes:
         lines: the change as text, with the results of its gates.
@@ -36,7 +36,7 @@ class AliasUpdate(NamedTuple):
 
 
 class Upstream(NamedTuple):
-    """The runs that an artifact was made from.
+    """The records of an artifact's run and all its ancestors, and the names of ancestors that no longer exist.
 
     Attributes:
         records: records of the run itself and of its ancestors, as far as they exist.
@@ -57,7 +57,10 @@ def promote(
     why: str,
     override: str | None = None,
 ) -> AliasUpdate:
-    """Check an alias's gates, and let the alias refer to one artifact, or to several by weight.
+    """Point an alias at one artifact, or at several with traffic weights, or raise InputError if one of its gates
+    fails.
+
+    With `override`, failed gates are logged and do not raise.
 
     The change is appended to the log of aliases.
 
@@ -125,7 +128,7 @@ def promote(
 
 
 def retire(root: Path, alias: str, *, who: str | None, why: str) -> AliasUpdate:
-    """Let an alias refer to nothing any more. The change is appended to the log of aliases.
+    """Remove all targets of an alias, by a change that is appended to the log of aliases.
 
     Raises:
         InputError: It refers to nothing now.
@@ -140,7 +143,7 @@ def retire(root: Path, alias: str, *, who: str | None, why: str) -> AliasUpdate:
 
 
 def describe_change(change: Change, previous: Change | None, gate_lines: Sequence[str]) -> list[str]:
-    """Return lines about a change of an alias: its old and new targets, its gates, who made it and why."""
+    """Return lines that describe an alias change: old and new targets, gate results, override, author and reason."""
     old_arms = f"{describe_arms(previous.arms)} → " if previous else ""
     return [
         f"@{change.alias}: {old_arms}{describe_arms(change.arms) or 'nothing'}",
@@ -151,7 +154,7 @@ def describe_change(change: Change, previous: Change | None, gate_lines: Sequenc
 
 
 def make_target(artifact: Artifact, arm: Arm, root: Path) -> AliasTarget:
-    """Return the target of an alias, as the log of aliases stores it, for an artifact of a run here.
+    """Return an alias target, as the log of aliases stores it, for an artifact that a run under `root` made.
 
     Raises:
         InputError: No run under this root made it, or it holds no weights.
@@ -166,7 +169,8 @@ def make_target(artifact: Artifact, arm: Arm, root: Path) -> AliasTarget:
 
 
 def make_subjects(index: Index, log: AliasLog, arms: Sequence[AliasTarget]) -> list[Subject]:
-    """Read the runs of an alias's targets again, and return what its gates need to know about each target.
+    """Read the runs of an alias's targets into the index again, and return the Subject that gates check for each
+    target.
 
     The log is checked to be complete first.
 
@@ -182,7 +186,7 @@ def make_subjects(index: Index, log: AliasLog, arms: Sequence[AliasTarget]) -> l
 
 
 def collect_manifest_digests(root: Path, subject: Subject) -> dict[str, ManifestDigests]:
-    """Return run → digests of its manifest, for an artifact, its ancestors and its evaluation."""
+    """Return a mapping from run to its manifest's digests, for an artifact's run, its ancestors and its evaluation."""
     records = [*subject.upstream, *([subject.evaluation] if subject.evaluation else [])]
     manifests: dict[str, ManifestDigests] = {}
     for record in records:
@@ -195,7 +199,7 @@ def collect_manifest_digests(root: Path, subject: Subject) -> dict[str, Manifest
 
 
 def make_subject(index: Index, root: Path, arm: AliasTarget) -> Subject:
-    """Return what the gates of an alias need to know about one target: its run, its evaluation and its exports.
+    """Return the Subject that gates check for one alias target, with the records of its run, evaluation and exports.
 
     Raises:
         InputError: The run is gone, or was made again with other weights.
@@ -209,7 +213,7 @@ def make_subject(index: Index, root: Path, arm: AliasTarget) -> Subject:
 
 
 def collect_upstream(index: Index, record: Record) -> Upstream:
-    """Return the records of a run and of all runs that it was made from, and the names of those that are gone.
+    """Return the records of a run and of all its ancestors, and the names of ancestors that no longer exist.
 
     A data set is left out if its rows were deleted in a new one: its stale mark does not concern what was made from the
     new one. The ancestors of both count.
@@ -231,14 +235,14 @@ def collect_upstream(index: Index, record: Record) -> Upstream:
 
 
 def get_user() -> str:
-    """Return the name of the user of this process."""
+    """Return the login name of the user of this process, or `unknown`."""
     with suppress(OSError, KeyError, ImportError):
         return getpass.getuser()
     return "unknown"
 
 
 def iter_history_lines(log: AliasLog, alias: str | None) -> Iterator[str]:
-    """Yield two lines about each change of an alias, newest first; of all aliases for None."""
+    """Yield two lines of text for each change of an alias, newest first; for all aliases if `alias` is None."""
     by_seq = {change.seq: change for change in log.changes}
     for change in reversed(log.changes):
         if alias is None or change.alias == alias:
@@ -251,7 +255,7 @@ def iter_history_lines(log: AliasLog, alias: str | None) -> Iterator[str]:
 
 
 def iter_alias_lines(changes: Mapping[str, Change]) -> Iterator[str]:
-    """Yield a line for each alias: its targets, and the change that set them.
+    """Yield one line of text for each alias, with its targets, and when, by whom and why they were set.
 
     Args:
         changes: alias → its last change.
@@ -262,7 +266,7 @@ def iter_alias_lines(changes: Mapping[str, Change]) -> Iterator[str]:
 
 
 def require_complete_log(index: Index, log: AliasLog) -> None:
-    """Raise CorruptFile if the log of aliases lacks a change by which some run found an input.
+    """Raise CorruptFile if the log of aliases lacks a change that a run recorded when it found an input by alias.
 
     Then the end of the log was cut off, which its chain of hashes cannot show.
     """

@@ -1,4 +1,4 @@
-"""Queries on the index: conditions on keys of records, and an order."""
+"""Queries on the index of runs: conditions on keys of their records, a sort order and a limit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
 
 
 class QueryResult(NamedTuple):
-    """The runs that a query found.
+    """The records of the runs that a query returned, and the number of all matching runs.
 
     Attributes:
         records: records of the runs, in order, up to the limit.
@@ -49,7 +49,7 @@ def find_runs(
     columns: Sequence[str] = (),
     offset: int = 0,
 ) -> QueryResult:
-    """Return the records of the runs that meet every condition, in order.
+    """Return the records of the runs that meet all conditions, sorted and limited, with the number of all matches.
 
     Args:
         where: pairs (key of a record, condition), see `make_predicate`.
@@ -90,7 +90,9 @@ def find_runs(
 
 
 def make_predicate(field: str, condition: Any) -> Callable[[Any], bool]:
-    """Return a function that tells whether a value in a record meets a condition. Of a list, one value has to meet it.
+    """Return a function that checks a value of a record against a condition, such as `>=0.7`, `ppo*` or a list of them.
+
+    If the value is a list, one of its elements has to meet the condition.
 
     Args:
         field: name of the condition in error messages.
@@ -133,7 +135,10 @@ def make_predicate(field: str, condition: Any) -> Callable[[Any], bool]:
 
 
 def is_match(value: Any, sign: str, operand: Any) -> bool:
-    """Return whether one value of a record meets a comparison. For `!=`, whether it is equal."""
+    """Return whether one value of a record equals `operand`, matches its `*` pattern, or is ordered as `sign` demands.
+
+    For `!=`, return whether the two are equal; the caller negates it.
+    """
     if sign not in COMPARISONS and isinstance(operand, str) and "*" in operand:
         pattern = operand.replace("[", "[[]").replace("?", "[?]")
         text = str(int(value)) if isinstance(value, bool) else str(value)
@@ -149,7 +154,7 @@ def is_match(value: Any, sign: str, operand: Any) -> bool:
 
 
 def parse_scalar(text: str) -> Any:
-    """Parse a text that is a number, true, false or null. Any other text is returned as it is."""
+    """Parse a text to a number, a boolean or None, or return the text itself if it is none of these."""
     try:
         value = json.loads(text, parse_constant=str)
     except ValueError:
@@ -158,8 +163,8 @@ def parse_scalar(text: str) -> Any:
 
 
 def find_path(index: Index, field: str, key: str, allow_object: bool = False) -> str:
-    """Return the path of a record's key in SQLite's syntax, such as `$."cost"."minutes"`, after checking that some run
-    has the key.
+    """Return the SQLite JSON path of a record's key, such as `$."cost"."minutes"`, or raise InputError if no run has
+    it.
 
     Args:
         allow_object: the key may hold several keys.

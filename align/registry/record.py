@@ -1,4 +1,4 @@
-"""Records of runs: plain JSON with named fields, for queries.
+"""Records of runs: plain JSON with the settings, metrics, inputs and lineage of a run, for queries.
 
 `make_record` reads a run's own folder. `join_records` adds what follows from other runs.
 """
@@ -39,20 +39,22 @@ SCORES = {
     "serve": ("requests",),
     "verify": (),
 }
-"""Stage → candidates for its main metric: the first that a run has. An evaluated policy has its win rate."""
+"""Stage → names of metrics, of which the first one that a run has is its main metric. An evaluated policy has its win
+rate."""
 MOVED = ("kl_interval", "published_kl", "last_kl", "kl")
-"""Metrics of the distance from the run's start, or of an export from the trained model, the first one first."""
+"""Names of metrics for the distance from the start of training, or of an export from the trained model, in order of
+preference."""
 ENDED = ("failed", "interrupted")
 A_ROW = 8192
 """Bytes at the end of a stream that are read to find its last row."""
 ADAPTERS = "adapters.jsonl"
-"""Log of a server's model names, beside its manifest."""
+"""Log of a server's model names and adapters, beside its manifest."""
 UNREADABLE = "unreadable"
 """Status of a folder whose manifest cannot be read."""
 
 
 def make_record(folder: Path, manifest: Manifest) -> Record:
-    """Return the record of a run, as far as its own folder determines it.
+    """Return the record of a run with everything that its own folder and manifest determine, as strict JSON.
 
     Args:
         folder: the run's; an adapter's configuration and `stale.json` are read from it.
@@ -108,20 +110,21 @@ def read_served(folder: Path) -> Record:
 
 
 def clean_error(error: str) -> str | None:
-    """Return why a run failed, without the class name of an InputError. Returns None if it did not fail."""
+    """Return a run's error message without the prefix `InputError: `, `interrupted` for a KeyboardInterrupt, or None if
+    empty."""
     if error.startswith("KeyboardInterrupt"):
         return "interrupted"
     return error.removeprefix("InputError: ") or None
 
 
 def select_settings(config: Mapping[str, Any], stage: str) -> Record:
-    """Return the settings that a stage reads, without model and method, which have their own fields."""
+    """Return the sections of a configuration that a stage reads, except `model` and `method`."""
     parts = {"stage", *STAGES[stage].reads_with(config.get("stage"))} - {"model", "method"}
     return {part: config[part] for part in sorted(parts) if isinstance(config.get(part), Mapping)}
 
 
 def to_strict_json(value: Any) -> Any:
-    """Return a value as strict JSON: numbers that are not finite become null, half characters are escaped."""
+    """Return a copy of a value as strict JSON, in which non-finite numbers are None and lone surrogates are escaped."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, Mapping):
@@ -132,7 +135,7 @@ def to_strict_json(value: Any) -> Any:
 
 
 def make_unreadable_record(folder: Path, error: str) -> Record:
-    """Return the record of a folder whose manifest cannot be read."""
+    """Return a record with the status `unreadable` and the error, for a folder whose manifest cannot be read."""
     stage = folder.parent.name
     name = folder.name
     return {
@@ -148,8 +151,10 @@ def make_unreadable_record(folder: Path, error: str) -> Record:
 
 
 def compute_cost(folder: Path, manifest: Manifest, metrics: Mapping[str, Any]) -> Record:
-    """Return the time and memory of a run since its last start. For one that ended early, up to its last logged
-    step."""
+    """Return the minutes, peak memory (MB), training tokens and device of a run since its last start.
+
+    For a run that failed or was interrupted, minutes and memory are those of its last logged step.
+    """
     minutes = compute_minutes(manifest.times) if manifest.done else None
     memory = metrics.get("peak_rss_mb")
     if manifest.status in ENDED:
@@ -166,7 +171,7 @@ def compute_cost(folder: Path, manifest: Manifest, metrics: Mapping[str, Any]) -
 
 
 def read_last_row(path: Path) -> Record:
-    """Return the last object of a stream. Empty if it cannot be read."""
+    """Return the last JSON object of a `.jsonl` file, or an empty mapping if it is missing or cannot be read."""
     if not path.is_file():
         return {}
     try:
@@ -179,7 +184,8 @@ def read_last_row(path: Path) -> Record:
 
 
 def compute_minutes(times: Mapping[str, str]) -> float | None:
-    """Return the minutes from the last start to the end. Returns None without times, or if a clock was set back."""
+    """Return the minutes between `started` and `finished`, or None if one is missing or malformed, or the clock was set
+    back."""
     try:
         started = datetime.fromisoformat(times["started"])
         finished = datetime.fromisoformat(times["finished"])
@@ -190,7 +196,11 @@ def compute_minutes(times: Mapping[str, str]) -> float | None:
 
 
 def read_method(folder: Path, manifest: Manifest) -> Record | None:
-    """Return the training method, and an adapter's shape from its own configuration. None if the run has no base."""
+    """Return the training method with the adapter's rank, alpha and target modules, or None if the run has no base
+    model.
+
+    Without an adapter configuration, it has only the name and quantisation.
+    """
     if manifest.base is None or "method" not in STAGES[manifest.stage].reads:
         return None
     name = manifest.config["method"].get("name")
@@ -210,7 +220,7 @@ def read_method(folder: Path, manifest: Manifest) -> Record | None:
 
 
 def describe_data(config: Mapping[str, Any], data: Input | None, metrics: Mapping[str, Any], sources: str) -> Record:
-    """Return the data of a run: its name, fingerprints and number of rows.
+    """Return the name, project, digests, Merkle roots and number of rows of the data that a run read.
 
     Args:
         sources: names of a data set's sources.
@@ -229,7 +239,7 @@ def describe_data(config: Mapping[str, Any], data: Input | None, metrics: Mappin
 
 
 def find_reward(config: Mapping[str, Any], inputs: Mapping[str, Input]) -> str | None:
-    """Return the reward models of a run, or the function or rules that scored in their place. None if nothing
+    """Return the names of a run's reward models, or of the reward function that scored instead, or None if nothing
     scored."""
     models = [input.run for name, input in inputs.items() if name.partition(".")[0] == "reward" and input.stage]
     if models:
@@ -241,7 +251,8 @@ def find_reward(config: Mapping[str, Any], inputs: Mapping[str, Input]) -> str |
 
 
 def make_input_record(input: Input) -> Record:
-    """Return an input as plain JSON. Its `run`, `root` or `digest` joins it to the run that made it."""
+    """Return an input of a run as plain JSON, with the `run`, `root` or `digest` that identifies the run that
+    made it."""
     record: Record = {"run": input.run} if input.stage else {"path": input.ref or input.path}
     record["digest"] = input.digest
     if isinstance(input.details.get("root"), str):
@@ -255,7 +266,7 @@ def make_input_record(input: Input) -> Record:
 
 
 def list_digests(record: Mapping[str, Any], outputs: Mapping[str, str]) -> set[str]:
-    """Return the digests by which later runs refer to a run's artifact.
+    """Return the digests by which other runs' manifests refer to a run's artifact.
 
     That is the digest of its weights, or else a data set's fingerprint and the digests of the artifact's files.
 
@@ -270,7 +281,7 @@ def list_digests(record: Mapping[str, Any], outputs: Mapping[str, str]) -> set[s
 
 
 class InputEdge(NamedTuple):
-    """An input of a run.
+    """An input of a run: its name, its digest, and the run that made it.
 
     Attributes:
         input: name of the input.
@@ -284,7 +295,7 @@ class InputEdge(NamedTuple):
 
 
 class AliasReading(NamedTuple):
-    """A change of an alias by which a run found an input.
+    """A change of an alias that a run recorded when it found an input by this alias.
 
     Attributes:
         seq: number of the change.
@@ -297,7 +308,7 @@ class AliasReading(NamedTuple):
 
 
 def list_input_edges(record: Mapping[str, Any]) -> list[InputEdge]:
-    """Return name, digest and maker of each input of a run.
+    """Return one InputEdge for each input of a run, including its base model and the adapters that a server loaded.
 
     A base, and adapters that a server loaded later, are included.
     """
@@ -312,7 +323,7 @@ def list_input_edges(record: Mapping[str, Any]) -> list[InputEdge]:
 
 
 def list_alias_changes(record: Mapping[str, Any]) -> list[AliasReading]:
-    """Return the changes of aliases by which a run found its inputs."""
+    """Return the alias changes that a run recorded when it found its inputs by alias."""
     changes = (input.get("alias") for input in record["inputs"].values())
     return [
         AliasReading(str(change.get("name")), change["seq"], str(change.get("hash")))
@@ -322,7 +333,7 @@ def list_alias_changes(record: Mapping[str, Any]) -> list[AliasReading]:
 
 
 def join_records(own: Record, parents: Iterable[tuple[str, bool]], children: Iterable[Record]) -> Record:
-    """Return a run's record with the values that follow from its parents and children, such as its win rate.
+    """Return a run's record with what follows from its parents and children, such as its evaluation, score and exports.
 
     Args:
         own: the run's record, as `make_record` returns it.
@@ -357,7 +368,10 @@ def join_records(own: Record, parents: Iterable[tuple[str, bool]], children: Ite
 
 
 def find_evaluation(children: Iterable[Record]) -> Record | None:
-    """Return the newest finished evaluation of an artifact. One by a proxy judge ranks behind any other."""
+    """Return the newest finished evaluation of an artifact among its child runs, or None if it has none.
+
+    An evaluation by a proxy judge, the reward that the policy was trained against, ranks behind any other.
+    """
     evaluations = [
         child
         for child in children
@@ -371,7 +385,7 @@ def find_evaluation(children: Iterable[Record]) -> Record | None:
 
 
 def find_suite_collapse(children: Iterable[Record]) -> Mapping[str, Any] | None:
-    """Return the verdict on mode collapse from the newest finished evaluation of several systems.
+    """Return the mode collapse verdict for a run from the newest finished evaluation that compared several models.
 
     Returns None if no such evaluation measured it.
     """
@@ -386,23 +400,23 @@ def find_suite_collapse(children: Iterable[Record]) -> Mapping[str, Any] | None:
 
 
 def describe_alteration(record: Mapping[str, Any]) -> str:
-    """Return why the metrics of a record may differ from the published ones. Empty if they agree."""
+    """Return why a run's metrics may differ from the published ones, as text, or an empty text if they agree."""
     return "; ".join(str(record[key]) for key in ("altered", "replaced") if record.get(key))
 
 
 def is_forgetting_run(record: Mapping[str, Any]) -> bool:
-    """Return whether a run is a data set made from another by deleting rows, so that it holds no deleted row."""
+    """Return whether a run made a new data set by deleting rows from another one."""
     config = record.get("config", {}).get("stage", {})
     return record["stage"] == "data" and config.get("action") == "forget"
 
 
 def get_publication(record: Mapping[str, Any]) -> tuple[int, str]:
-    """Return the number and the time by which done runs are sorted by age, as `Manifest.publication`."""
+    """Return (number, finish time) of a finished run, by which runs are sorted by age."""
     return record["published"], record["finished"] or ""
 
 
 def find_score(record: Mapping[str, Any]) -> Record | None:
-    """Return the first metric of `SCORES` that a run has, with its interval if it has one."""
+    """Return the name, value and interval of a run's main metric, or None if it has none of the metrics in `SCORES`."""
     for name in SCORES.get(record["stage"], ()):
         figure = record["metrics"].get(name)
         if (value := get_number(figure)) is not None:
@@ -414,6 +428,6 @@ def find_score(record: Mapping[str, Any]) -> Record | None:
 
 
 def get_number(figure: Any) -> float | None:
-    """Return the number of a metric, without its interval. Returns None for anything else."""
+    """Return the value of a metric without its interval, or None if it is not a number."""
     value = figure.get("value") if isinstance(figure, Mapping) else figure
     return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 else None

@@ -1,4 +1,4 @@
-"""Replay of runs: a run is repeated from its manifest in a temporary folder and compared with what it logged."""
+"""Replay of runs: repeat a run from its manifest in a temporary folder, and compare the logged metrics bit by bit."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from align.run.manifest import Input, Manifest, read_manifest
 from align.track import STEPS, read_rows
 
 REPLAYED = ("sft", "full", "reward", "dpo", "kto", "ppo")
-"""Stages that log step by step."""
+"""Stages that log their metrics step by step, so that their runs can be replayed."""
 STREAMS = (STEPS, "metrics.jsonl")
-"""Streams that are compared: every step of a trainer, and the logged metrics, of which PPO has one row per update."""
+"""Metric logs that are compared: every step of a trainer, and `metrics.jsonl`, in which PPO has one row per update."""
 LOOK_S = 0.2
-"""Seconds between two looks at the replay's streams."""
+"""Seconds between two reads of the replay's metric logs."""
 TOLD_S = 10.0
-"""Seconds between two lines about its progress."""
+"""Seconds between two progress messages."""
 NAME = "replay"
 FIELD = "stage.run"
 ArgumentBuilder = Callable[[Mapping[str, Any], Mapping[str, str]], Iterable[str]]
@@ -37,7 +37,7 @@ ArgumentBuilder = Callable[[Mapping[str, Any], Mapping[str, str]], Iterable[str]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first metric that differs between a run and its replay.
+    """The first metric value that differs between a run and its replay.
 
     Attributes:
         was, now: its values; None if one of the two rows lacks it.
@@ -57,7 +57,7 @@ def replay(
     build_arguments: ArgumentBuilder,
     report_progress: Callable[[str], object],
 ) -> dict[str, Any]:
-    """Repeat a run in a temporary folder up to a step, or up to the first metric that differs, and compare both.
+    """Repeat a run in a temporary folder until a metric differs or the last step is reached, and compare both.
 
     Returns plain JSON, see `compare`.
 
@@ -118,7 +118,7 @@ def replay(
 def is_decided(
     logged: Mapping[str, Sequence[Mapping[str, Any]]], replayed: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> bool:
-    """Return whether a replay can stop: a metric differs, or each stream has as many rows as that of the run.
+    """Return whether a replay can stop, because a metric differs or all logged rows of the run were repeated.
 
     Args:
         logged, replayed: stream → its rows.
@@ -130,7 +130,7 @@ def is_decided(
 def build_repeat_arguments(
     manifest: Manifest, root: Path, build_arguments: ArgumentBuilder, store_url: str
 ) -> list[str]:
-    """Return the arguments of the align command that repeats a run, with each input at its present path.
+    """Return the arguments of the align command that repeats a run, with the present paths of its inputs and its base.
 
     Raises:
         MissingArtifact: An input is gone.
@@ -150,7 +150,7 @@ def build_repeat_arguments(
 
 
 def find_input_path(name: str, input: Input, root: Path) -> str:
-    """Return the present path of an input that another run made. Returns an empty text for any other input.
+    """Return the present path of an input that a run or a data set provided, or an empty text for any other input.
 
     Raises:
         MissingArtifact: It is gone.
@@ -168,7 +168,7 @@ def find_input_path(name: str, input: Input, root: Path) -> str:
 
 @contextmanager
 def run_align(arguments: Sequence[str], log: Path, threads: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start an align command in a process of its own, and kill it at the end of the block.
+    """Run `python -m align` as a subprocess during the block, yield the process, and kill it at the end of the block.
 
     Args:
         arguments: arguments of `python -m align`.
@@ -194,7 +194,7 @@ def run_align(arguments: Sequence[str], log: Path, threads: str) -> Iterator[sub
 def find_first_difference(
     logged: Sequence[Mapping[str, Any]], replayed: Sequence[Mapping[str, Any]], allow_missing_rows: bool = False
 ) -> Difference | None:
-    """Return the first metric that differs between the logged rows of a run and of its replay.
+    """Return the first metric value that differs between a run's logged rows and those of its replay.
 
     Returns None if all are equal.
 
@@ -217,7 +217,7 @@ def compare(
     manifest: Manifest,
     new_manifest: Manifest,
 ) -> dict[str, Any]:
-    """Compare the logged rows and the manifests of a run and of its replay. Returns plain JSON.
+    """Compare the logged rows, code, packages, hardware and inputs of a run and its replay, and return plain JSON.
 
     Its keys are `steps`, the last step that was compared; `rows` and `figures`, the numbers of rows and values that are
     equal to the bit; `first_difference`; and `unlike`, key → both values, of what else differs between the runs.
@@ -255,12 +255,12 @@ def compare(
 
 
 def have_other_digests(pair: Sequence[Any]) -> bool:
-    """Return whether two inputs, each as `NAME (DIGEST)`, differ in their digests and not only in their names."""
+    """Return whether two inputs, each written as `NAME (DIGEST)`, have different digests. Names may differ."""
     return len({str(value).rpartition(" (")[2] for value in pair}) > 1
 
 
 def as_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the result of a replay as lines of text."""
+    """Yield the result of a replay, as `compare` returns it, as lines of text for the console."""
     same = f"{pluralize(result['rows'], 'row')} with {pluralize(result['figures'], 'figure')} the same to the bit"
     first = result["first_difference"]
     if first is None:

@@ -1,4 +1,4 @@
-"""Traces: the origins of an artifact, or of a server's answer, as a tree down to votes, data and base weights.
+"""Traces: the lineage of an artifact, or of a server's response, as a tree down to votes, data and base weights.
 
 Each run in the tree is checked: are its files those that it published?
 """
@@ -29,14 +29,14 @@ from align.run.manifest import read_manifest
 from align.run.weights import model_digest
 
 LATER_S = 60.0
-"""Seconds. A file that changed longer than this after its run ended was copied or replaced."""
+"""Seconds after the end of a run; a published file that changed later than this was copied or replaced."""
 NAMED = 3
-"""Number of files that are named; further ones are counted."""
+"""Largest number of files that a message names; it only counts further ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """The result of a check of a run's published files.
+    """The result of comparing a run's published files with the digests in its manifest.
 
     Attributes:
         whole: False if a file is missing or known to differ from the published one.
@@ -50,7 +50,10 @@ class FileCheck:
 
 
 def hash_file(path: Path) -> FileHash | None:
-    """Hash a file. Returns None if it is missing, cannot be read, or changes during the hashing."""
+    """Hash a file, and return the digest with the file's size and times, or None if the file is missing or unreadable.
+
+    Returns None as well if the file changes during the hashing.
+    """
     state = read_stamp(path)
     try:
         digest = file_digest(path)
@@ -63,7 +66,7 @@ def hash_file(path: Path) -> FileHash | None:
 def check_files(
     folder: Path, outputs: Mapping[str, str], earlier: Mapping[str, FileHash], finished: str | None, rehash_all: bool
 ) -> FileCheck:
-    """Compare the published files of a run with the digests in its manifest.
+    """Check that the published files of a run exist and agree with the digests in its manifest.
 
     A file that was hashed before counts as unchanged while its size and times are the same. Others are unknown, unless
     all files are hashed now.
@@ -115,13 +118,13 @@ def check_files(
 
 
 def format_file_names(names: Sequence[str]) -> str:
-    """Return the first file names, the number of further ones, and "is" or "are", such as "a.json and 2 more are"."""
+    """Return the first `NAMED` file names, the number of further ones and a verb, such as `a.json and 2 more are`."""
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
     return f"{', '.join(names[:NAMED])}{more} {'is' if len(names) == 1 else 'are'}"
 
 
 def is_changed_after(path: Path, finished: str | None) -> bool:
-    """Return whether a file changed later than `LATER_S` seconds after its run ended.
+    """Return whether a file was modified more than `LATER_S` seconds after its run ended.
 
     Args:
         finished: when the run ended, ISO 8601. Returns False if it is missing or malformed.
@@ -135,7 +138,8 @@ def is_changed_after(path: Path, finished: str | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Votes:
-    """The votes that a run read, as the annotation store has them now.
+    """The number of votes per annotator that a run read, counted in the annotation store now, and the state of its
+    ledger.
 
     Attributes:
         by: annotator's pseudonym → number of rankings that were not retracted or erased since.
@@ -149,7 +153,10 @@ class Votes:
 
 
 def read_votes(url: str, project: str, head: ChainHead, verify_ledger: bool) -> Votes:
-    """Count the rankings of each annotator in an annotation project, up to the last row of its ledger that a run read.
+    """Count each annotator's rankings in a project, up to the last ledger row that a run read, and check this row's
+    hash.
+
+    An unreadable or corrupt store does not raise: it is reported in `state`.
 
     Args:
         url: URL of the store.
@@ -182,14 +189,15 @@ def read_votes(url: str, project: str, head: ChainHead, verify_ledger: bool) -> 
 
 REQUESTS = "requests.jsonl"
 STALE = "stale since "
-"""Prefix of the fact that a run is stale."""
+"""Prefix of the text that says since when a run is stale, because data that it read was deleted."""
 DEEPEST = 100
 """Maximum depth of a trace."""
 
 
 @dataclass(frozen=True, slots=True)
 class TraceNode:
-    """One node of a trace.
+    """One node of a trace, such as a run, a data file, votes or base weights, with the result of its check and its
+    sources.
 
     Attributes:
         kind: `response`, `run`, `gone`, `base`, `file`, `votes`, `server` or `annotator`.
@@ -225,7 +233,7 @@ class TraceNode:
         return values | {"sources": [{"as": name, **node.as_json()} for name, node in self.sources]}
 
     def nodes(self) -> Iterator[TraceNode]:
-        """Yield the node and all nodes that it was made from, each once."""
+        """Yield the node and all its ancestors in the trace, each once."""
         if not self.above:
             yield self
             for _, node in self.sources:
@@ -233,11 +241,13 @@ class TraceNode:
 
 
 VoteReader = Callable[[str, ChainHead], Votes]
-"""Returns the votes of a project up to the last row of its ledger that was read."""
+"""A function that returns the votes of a project, up to the last ledger row that a run read."""
 
 
 class Tracer:
-    """Builder of traces: trees of what a run was made from. A run that occurs twice has its sources at the first place.
+    """Builder of traces, the trees of everything that a run was made from.
+
+    A run that occurs twice has its sources only at its first place.
 
     Args:
         index: index of the runs.
@@ -254,7 +264,9 @@ class Tracer:
         self.hashed: dict[str, tuple[str, bool]] = {}  # digest → state as a clause, whether it is unchanged
 
     def run(self, ref: str, digest: str = "") -> TraceNode:
-        """Trace a run and its sources.
+        """Return the trace of a run: its node with the check of its files, and the nodes of its ancestors as sources.
+
+        A run that no longer exists becomes a node of the kind `gone`.
 
         Args:
             digest: digest that it was read by; empty for the one that it published.
@@ -285,7 +297,7 @@ class Tracer:
         return replace(node, sources=sources)
 
     def iter_sources(self, record: Record) -> Iterator[tuple[str, TraceNode]]:
-        """Yield name and node of each input of a run, its base first."""
+        """Yield (input name, node) for each input of a run, with its base model first."""
         if base := record.get("base"):
             maker = self.index.maker(base["digest"], "")
             yield "base", self.run(maker, base["digest"]) if maker else self.make_base_node(record, base)
@@ -304,7 +316,7 @@ class Tracer:
                 yield name, self.make_file_node(input)
 
     def make_base_node(self, record: Record, base: Mapping[str, Any]) -> TraceNode:
-        """Return the node of base weights that no run here made.
+        """Return the node of a base model that no run here made, with its weights hashed again if `rehash_all`.
 
         Args:
             record: record of the run on this base.
@@ -316,14 +328,14 @@ class Tracer:
         return self.rehash_if_full(node, partial(model_digest, Path(recorded.path))) if recorded else node
 
     def make_file_node(self, input: Mapping[str, Any]) -> TraceNode:
-        """Return the node of a data file or a built-in corpus that no run here made."""
+        """Return the node of a data file or built-in corpus that no run here made, hashed again if `rehash_all`."""
         path = str(input["path"])
         if Path(path).is_absolute() and not Path(path).exists():
             return TraceNode("file", path, input["digest"], state="is not there any more")
         return self.rehash_if_full(TraceNode("file", path, input["digest"]), partial(compute_data_digest, path))
 
     def rehash_if_full(self, node: TraceNode, compute_digest: Callable[[], str]) -> TraceNode:
-        """Hash the files of a node again if every file is to be hashed, and return the node with the result.
+        """Return a node with the result of hashing its files again if `rehash_all` is set, otherwise the node as it is.
 
         Each file is hashed once per trace.
         """
@@ -342,7 +354,8 @@ class Tracer:
         return replace(node, state=state, whole=whole)
 
     def make_votes_node(self, input: Mapping[str, Any]) -> TraceNode:
-        """Return the node of a project's votes, with their annotators and the runs that sampled the answers."""
+        """Return the node of a project's votes, with its annotators and the runs that sampled the answers as
+        sources."""
         project = str(input["project"])
         seq = int(input.get("seq", -1))
         votes = self.vote_reader(project, ChainHead(seq, input["digest"]))
@@ -357,7 +370,7 @@ class Tracer:
 
 
 def compute_data_digest(path: str) -> str:
-    """Return the digest by which a run records the files of a path, or the corpus of the built-in model.
+    """Return the digest that a run's manifest records for data files at `path`, or for the built-in corpus `chitchat`.
 
     Raises:
         AlignError: There are no such files.
@@ -374,7 +387,7 @@ def compute_data_digest(path: str) -> str:
 
 
 def describe_run(record: Record) -> tuple[str, ...]:
-    """Return a run's method, score, KL, end and stale mark as short texts, after its status unless it is done."""
+    """Return short texts about a run: its status unless it is done, method, score, KL, end time and stale mark."""
     values = {
         "": format_method(record),
         "score ": format_score(record),
@@ -387,7 +400,7 @@ def describe_run(record: Record) -> tuple[str, ...]:
 
 
 def trace_response(index: Index, tracer: Tracer, id: str) -> TraceNode:
-    """Return the trace of a server's response: the request in the server's log, and the weights that answered it.
+    """Return the trace of a server's response by its id: the logged request, and the weights that answered it.
 
     Args:
         id: id of the response.
@@ -416,7 +429,7 @@ def trace_response(index: Index, tracer: Tracer, id: str) -> TraceNode:
 
 
 class LoggedRequest(NamedTuple):
-    """A request in the log of a server.
+    """A request from a server's log, with the server's name.
 
     Attributes:
         server: `serve:name` of the server's run.
@@ -428,7 +441,9 @@ class LoggedRequest(NamedTuple):
 
 
 def find_logged_request(root: Path, id: str) -> LoggedRequest:
-    """Find the request with a response's id in the logs of all servers under a folder of runs, the newest log first.
+    """Return the logged request with a response's id from the servers' logs under `root`, or raise MissingArtifact.
+
+    The newest log is searched first.
 
     The number behind the last hyphen counts, as a response and its request have the same one.
 
@@ -450,7 +465,7 @@ def find_logged_request(root: Path, id: str) -> LoggedRequest:
 
 
 def as_lines(nodes: Sequence[TraceNode]) -> Iterator[str]:
-    """Yield traces as indented lines of text, followed by a line for each node that is gone or has changed."""
+    """Yield traces as indented lines of text, followed by one line for each node that is gone or has changed."""
     for node in nodes:
         yield from iter_branch(node, "", "", "")
     all_nodes = [inner for node in nodes for inner in node.nodes()]
@@ -462,7 +477,7 @@ def as_lines(nodes: Sequence[TraceNode]) -> Iterator[str]:
 
 
 def iter_branch(node: TraceNode, input_name: str, first_prefix: str, prefix: str) -> Iterator[str]:
-    """Yield the lines of a node and its sources.
+    """Yield a trace node and its sources as lines of text, drawn as a tree with branches such as `├─`.
 
     Args:
         first_prefix: branches drawn before the node's own line.

@@ -1,4 +1,4 @@
-"""The picture of a run's lineage: its ancestors on the left, its descendants on the right."""
+"""The picture of a run's lineage as SVG: its ancestors on the left, its descendants on the right."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ DOWN = 12
 MOST = 60
 """Largest number of boxes in a picture; the tree of `stage.action=trace` has all."""
 SWEEPS = 4
-"""Number of passes that sort the boxes of each column by their neighbours."""
+"""Number of passes over the columns in which the boxes of each column are sorted by the mean rank of their
+neighbours."""
 Key = tuple[str, str, str]
-"""Kind, name and digest of a box."""
+"""(kind, name, digest) of a box; the digest of a run is empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """One box of a lineage's picture: a run, data, votes or base weights.
+    """One box in the picture of a lineage: a run, a file, votes or base weights.
 
     Attributes:
         summary: text below its name.
@@ -47,7 +48,7 @@ class Box:
 
 @dataclass(slots=True)
 class Lineage:
-    """The boxes of a picture, and the lines between them as pairs (source, product).
+    """The boxes in the picture of a lineage, and its lines as pairs (source, product).
 
     Attributes:
         focus: the run itself.
@@ -62,7 +63,11 @@ class Lineage:
     left_out: int = 0
 
     def add(self, key: Key, box: Box) -> bool:
-        """Add a box to the picture, unless it is there or the picture is full. Returns whether the box is in it now."""
+        """Add a box, and return True if the picture contains it now, False if the picture is full.
+
+        A box that is there already stays. A box without room is counted in `left_out`. Returns whether the box is in it
+        now.
+        """
         if key not in self.boxes and len(self.boxes) >= MOST:
             self.left_out += 1
             return False
@@ -71,7 +76,7 @@ class Lineage:
 
 
 def build_lineage(index: Index, tree: TraceNode) -> Lineage:
-    """Return the boxes and lines of a run's lineage: its ancestors by its trace, its descendants by the index.
+    """Return the boxes and lines of a run's lineage: the ancestors in its trace, and its descendants in the index.
 
     Args:
         tree: trace of the run, see `align.registry.trace`.
@@ -84,8 +89,10 @@ def build_lineage(index: Index, tree: TraceNode) -> Lineage:
 
 
 def has_other_path(lines: Sequence[tuple[Key, Key]], source: Key, target: Key) -> bool:
-    """Return whether lines lead from a source to a target over a third box, so that the line between them may be left
-    out. Most runs have the base of their parents."""
+    """Return whether lines lead from `source` to `target` through at least one other box.
+
+    Then the direct line between them may be left out: most runs have the base of their parents.
+    """
     visited: set[Key] = set()
     stack = [end for start, end in lines if start == source and end != target]
     while stack:
@@ -97,12 +104,13 @@ def has_other_path(lines: Sequence[tuple[Key, Key]], source: Key, target: Key) -
 
 
 def get_key(node: TraceNode) -> Key:
-    """Return the key of a node's box: kind and name, and the digest of its contents unless it is a run."""
+    """Return the key of a trace node's box: kind, name and digest, with an empty digest for a run."""
     return node.kind, node.name, "" if node.kind == "run" else node.digest
 
 
 def add_sources(lineage: Lineage, node: TraceNode, path: frozenset[Key]) -> bool:
-    """Add the box of a trace's node and those of its ancestors. Returns False if the picture is full.
+    """Add the box of a trace node, the boxes of its ancestors and the lines between them to the picture. Returns False
+    if the picture is full.
 
     Args:
         path: nodes between the run and this one.
@@ -119,7 +127,7 @@ def add_sources(lineage: Lineage, node: TraceNode, path: frozenset[Key]) -> bool
 
 
 def add_descendants(lineage: Lineage, index: Index) -> None:
-    """Add a box for each run that was made from the run of the picture, generation by generation."""
+    """Add boxes and lines for all runs that were made from the picture's run, directly or over other runs."""
     generation = [lineage.focus]
     while generation:
         next_generation: list[Key] = []
@@ -145,13 +153,14 @@ def is_stale(facts: Sequence[str]) -> bool:
 
 
 def summarize_facts(facts: Sequence[str]) -> str:
-    """Return the text of a run's box: its score, and how it was trained."""
+    """Return the first two facts of a trace node as text, the score first, such as `win rate 0.62, lora r8`."""
     ordered = sorted(facts[:2], key=lambda fact: not fact.startswith("score "))
     return ", ".join(fact.removeprefix("score ").replace("_", " ") for fact in ordered)
 
 
 def assign_columns(lineage: Lineage) -> dict[Key, int]:
-    """Return box → column: 0 for the run itself, positive for its ancestors, negative for its descendants.
+    """Return a mapping from each box to its column: 0 for the run itself, positive for ancestors, negative for
+    descendants.
 
     An ancestor's column is greater than those of all boxes made from it.
     """
@@ -169,7 +178,7 @@ def assign_columns(lineage: Lineage) -> dict[Key, int]:
 
 
 def draw_lineage(lineage: Lineage) -> Markup:
-    """Return the picture of a lineage as SVG, in which every run is a link."""
+    """Render a lineage as an SVG picture, in which every run is a link to its page."""
     positions = compute_box_positions(lineage)
     return render(
         "lineage.html",
@@ -187,7 +196,8 @@ def draw_lineage(lineage: Lineage) -> Markup:
 
 
 def compute_box_positions(lineage: Lineage) -> dict[Key, tuple[float, float]]:
-    """Return box → (x, y) of its upper left corner in pixels. Columns are centred, and sorted by neighbours."""
+    """Return a mapping from each box to (x, y) of its upper left corner, in pixels. Columns are centred, and sorted by
+    neighbours."""
     columns: dict[int, list[Key]] = {}
     for key, column in assign_columns(lineage).items():
         columns.setdefault(column, []).append(key)
@@ -205,13 +215,13 @@ def compute_box_positions(lineage: Lineage) -> dict[Key, tuple[float, float]]:
 
 
 def compute_mean_rank(key: Key, lines: Sequence[tuple[Key, Key]], rank: Mapping[Key, float]) -> float:
-    """Return the mean rank of the boxes that a box is connected to. A box without lines keeps its own rank."""
+    """Return the mean rank of the boxes that share a line with a box, or its own rank if it has no lines."""
     ranks = [rank[end if start == key else start] for start, end in lines if key in (start, end)]
     return sum(ranks) / len(ranks) if ranks else rank[key]
 
 
 def build_curve_path(start: tuple[float, float], end: tuple[float, float]) -> str:
-    """Return the SVG path of a curve from the right side of a box to the left side of another.
+    """Return the `d` attribute of an SVG path that curves from the right side of a box to the left side of another.
 
     Args:
         start, end: (x, y) of the upper left corners of the boxes, in pixels.

@@ -1,4 +1,4 @@
-"""The app of the registry's page: one HTML page, whose script loads the views, and the views as HTML fragments."""
+"""The ASGI app of the registry's pages: one HTML page, whose script loads views as HTML fragments."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ POLICY = (
 )
 """Content-Security-Policy of the page and its views: plots have inline styles, and no script is inline."""
 INERT = f"sandbox allow-popups allow-top-navigation-by-user-activation; {REPORT_POLICY}"
-"""Content-Security-Policy of a report: it runs no script and has no origin, as its file may be anyone's."""
+"""Content-Security-Policy of a run's report: no script runs, and the page has no origin, as anyone may have
+written it."""
 LONGEST = 2000
 """Largest number of characters of a query's text."""
 Text = Annotated[str, Query(max_length=LONGEST)]
@@ -54,7 +55,7 @@ def build_registry_application(
     authenticator: Authenticator[Visitor],
     origins: Sequence[str],
 ) -> ASGIApp:
-    """Return the ASGI app of the registry's pages, which change nothing, behind an authenticator.
+    """Return the ASGI app of the registry's read-only pages, with authentication by `authenticator`.
 
     Args:
         root: the folder of all runs.
@@ -73,7 +74,7 @@ def build_registry_application(
 
 
 def make_error_handler(status: int) -> Callable[[Request, Exception], JSONResponse]:
-    """Return a handler that turns an InputError into a JSON response with a status."""
+    """Return an exception handler that turns an InputError into a JSON response with the given HTTP status."""
 
     def answer(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, InputError)
@@ -83,12 +84,12 @@ def make_error_handler(status: int) -> Callable[[Request, Exception], JSONRespon
 
 
 def refuse_writes(visitor: Visitor | None, method: str, path: str, headers: Headers) -> Response | None:
-    """Return a 405 response to every request but GET and HEAD, and None to these."""
+    """Return None for a GET or HEAD request, and a 405 response for any other."""
     return None if method in ("GET", "HEAD") else build_error_response(405, "This page is read-only.")
 
 
 def make_view_routes(root: Path, vote_reader: VoteReader, command: Callable[[Manifest], str]) -> APIRouter:
-    """Return the routes of the views, which the script loads."""
+    """Return a router with one GET route per view under `/view`, which return HTML fragments for the page's script."""
     router = APIRouter(prefix="/view", default_response_class=HTMLResponse)
     executor = ThreadPoolExecutor(1, "drawing")  # of its own, so that a plot delays no table
 
@@ -129,7 +130,10 @@ def make_view_routes(root: Path, vote_reader: VoteReader, command: Callable[[Man
 
 
 def make_file_routes(root: Path) -> APIRouter:
-    """Return the routes of the style, and of the runs' own pages, whose links to each other keep working."""
+    """Return a router for the generated style sheet and for each run's `report.html` under `/runs/STAGE/NAME/`.
+
+    Links between reports are relative, so they work under these addresses.
+    """
     router = APIRouter()
 
     @router.get("/align/blocks.css")

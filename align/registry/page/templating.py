@@ -1,4 +1,4 @@
-"""The templates of the registry's views, which escape every value."""
+"""Rendering of the registry's Jinja templates, in which every value is escaped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from align.report.page import create_template_environment
 
 @cache
 def get_template_environment() -> Environment:
-    """Return the Jinja environment of the registry's templates, with the functions that they call."""
+    """Return the cached Jinja environment of the registry's templates, with the filters and functions that they
+    call."""
     environment = create_template_environment(Path(__file__).parent / "templates", REPORT_TEMPLATES)
     environment.filters["clean"] = formatting.clean_text
     environment.globals |= {
@@ -35,7 +36,7 @@ def get_template_environment() -> Environment:
 
 
 def render(template: str, **values: Any) -> Markup:
-    """Render a template of the registry's pages. Every value is escaped, unless it is Markup."""
+    """Render a template from `templates/` to HTML, with `values` escaped unless they are Markup."""
     return Markup(get_template_environment().get_template(template).render(**values))
 
 
@@ -44,7 +45,7 @@ def render_alert(text: str) -> Markup:
 
 
 def build_view_url(view: str, **query: Any) -> str:
-    """Return the address of one of the registry's views, relative to the page.
+    """Return the query string that opens a view of the registry's page, such as `?view=run&run=ppo%3Afirst`.
 
     A list repeats its name. None and empty values are left out.
     """

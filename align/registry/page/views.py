@@ -1,4 +1,4 @@
-"""The views of the registry's page: the table with its filters, one run, runs side by side, the aliases."""
+"""The views of the registry's page as HTML: the table of runs, one run, a comparison, and the aliases."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SORTED: Mapping[str, str] = {
     "KL": "kl",
     "minutes": "cost.minutes",
 }
-"""Column → key by which a click on its head sorts."""
+"""Column of the table → key of a run's record by which a click on the column's head sorts."""
 FALLING = ("age", "score", "minutes")
 """Columns that are first sorted from high to low."""
 EXAMPLE = "Write conditions such as metrics.win_rate.low >= 0.7, seed = 0."
@@ -58,7 +58,7 @@ EXAMPLE = "Write conditions such as metrics.win_rate.low >= 0.7, seed = 0."
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """The filters, the order and the page of the table of runs.
+    """The filters, the sort key and the page number of the table of runs.
 
     Attributes:
         text: part of a run's name.
@@ -79,14 +79,14 @@ class Filters:
         return self != Filters()
 
     def url(self, **changes: Any) -> str:
-        """Return the address of the table with these filters, some of them changed."""
+        """Return the address of the table with these filters, after replacing the given fields."""
         defaults = asdict(Filters())
         values = asdict(replace(self, **changes))
         return build_view_url("runs", **{key: value for key, value in values.items() if value != defaults[key]})
 
 
 def parse_conditions(typed: str) -> Iterator[tuple[str, str]]:
-    """Yield (key, comparison) of conditions separated by commas, such as `score.value >= 0.7, seed = 0`.
+    """Yield (key, comparison) for each condition in a comma-separated text, such as `score.value >= 0.7, seed = 0`.
 
     Raises:
         InputError: A part is not a condition.
@@ -102,7 +102,8 @@ def parse_conditions(typed: str) -> Iterator[tuple[str, str]]:
 
 
 def render_runs(index: Index, filters: Filters, now: datetime) -> Markup:
-    """Render the table of runs with its filters, and the number of runs per status."""
+    """Render the filtered table of runs as HTML, with the number of runs per status. Invalid filters are shown as an
+    alert."""
     statuses = index.count_by_status()
     alerts = []
     if index.aliases_error:
@@ -129,13 +130,14 @@ def render_runs(index: Index, filters: Filters, now: datetime) -> Markup:
 
 
 def describe_error(error: InputError) -> str:
-    """Return an error as one line for a browser, with its value shortened."""
+    """Return an InputError as one line with its field, shortened value, problem and remedy."""
     value = make_printable(clean_text(str(error.value), longest=200))
     return f"{error.field}={value}: {error.problem.rstrip('.')}. {error.remedy}"
 
 
 def list_runs(index: Index, filters: Filters) -> dict[str, Any]:
-    """Return one page of the matching runs, its position as text, and the numbers of nearby pages, for a template.
+    """Return one page of the runs that match the filters, with its position and the nearby page numbers, as template
+    values.
 
     Raises:
         InputError: A condition is invalid.
@@ -158,7 +160,7 @@ def list_runs(index: Index, filters: Filters) -> dict[str, Any]:
 
 
 class ColumnHead(NamedTuple):
-    """The head of a sortable column.
+    """The name, sort link and present order of a sortable column.
 
     Attributes:
         url: address of the table sorted by this column.
@@ -171,7 +173,7 @@ class ColumnHead(NamedTuple):
 
 
 def list_sortable_columns(filters: Filters) -> list[ColumnHead]:
-    """Return the heads of the table's columns that sort it."""
+    """Return a ColumnHead for each column of the table of runs that can be sorted, with the link that sorts by it."""
     key = filters.sort.removeprefix("-")
     falls = filters.sort.startswith("-")
     columns = []
@@ -186,7 +188,9 @@ def list_sortable_columns(filters: Filters) -> list[ColumnHead]:
 
 
 def split_score(record: Record) -> dict[str, Any] | None:
-    """Return the name, value and bounds of a run's score for a template, and the positions of a share on 60 pixels.
+    """Return the name, value and bounds of a run's score, for a template that draws scores between 0 and 1 as bars.
+
+    A bar is 60 pixels wide.
 
     Returns None if the run has no score.
     """
@@ -209,13 +213,14 @@ log = logging.getLogger("align")
 KEPT = 64
 """Number of drawn reports that are cached."""
 READ = (FILE, "metrics.jsonl", "samples.jsonl", "trained_on.jsonl")
-"""Files of a run that decide whether its report has changed."""
+"""Files of a run whose size or time changes when its report has to be drawn again."""
 BESIDE = re.compile(r'href="\.\./\.\./([a-z]+)/([^/"]+)/report\.html"')
 """Link of one report to another, relative to their folders."""
 
 
 def render_run(index: Index, run: str, vote_reader: VoteReader, now: datetime) -> Markup:
-    """Render a run's metrics, its lineage, and a placeholder into which its report is loaded.
+    """Render one run as HTML: alerts, the picture of its lineage, the values of its record, and a placeholder for its
+    report.
 
     Raises:
         MissingArtifact: There is no such run.
@@ -248,7 +253,7 @@ def render_run(index: Index, run: str, vote_reader: VoteReader, now: datetime) -
 
 
 def get_record(index: Index, run: str) -> Record:
-    """Return the record of `stage:name`. Raises MissingArtifact if there is no such run."""
+    """Return the record of the run `stage:name` from the index, or raise MissingArtifact if there is no such run."""
     record = index.record(run)
     if record is None:
         raise MissingArtifact(
@@ -258,7 +263,9 @@ def get_record(index: Index, run: str) -> Record:
 
 
 def render_report_blocks(root: Path, record: Record, command: Callable[[Manifest], str]) -> str:
-    """Return the HTML blocks of a run's report as its folder is now, or from the cache: drawing takes about a second.
+    """Return the HTML blocks of a run's report, from a cache if its files are unchanged.
+
+    Drawing takes about a second.
 
     It must not be called by two threads at once: matplotlib's settings belong to the process.
 
@@ -274,7 +281,9 @@ def render_report_blocks(root: Path, record: Record, command: Callable[[Manifest
 def draw_report(
     folder: Path, status: str, error: str, stamps: tuple[str, ...], command: Callable[[Manifest], str]
 ) -> str:
-    """Return the HTML blocks of a run's report, with links to other reports turned into links to their views.
+    """Draw a run's report and return its HTML blocks, with links to other reports turned into links to their views.
+
+    Returns an alert instead if the report cannot be drawn.
 
     Args:
         status, error: those of the run.
@@ -293,7 +302,7 @@ def draw_report(
 
 
 def link_to_view(link: re.Match[str]) -> str:
-    """Turn a link between reports into a link to the view of that run."""
+    """Return the `href` attribute of the view of a run, for a matched link to that run's `report.html`."""
     return f'href="{escape(build_view_url("run", run=f"{link[1]}:{unquote(link[2])}"))}"'
 
 
@@ -302,7 +311,7 @@ MOST = 60
 
 
 def render_comparison(index: Index, root: Path, runs: Sequence[str]) -> Markup:
-    """Render the comparison of runs: the table, the score against costs, and the curves.
+    """Render a side-by-side comparison of runs as HTML: the table, scores against costs, and learning curves.
 
     Raises:
         InputError: There are too few or too many runs, or one is unknown or cannot be read.
@@ -318,7 +327,7 @@ def render_comparison(index: Index, root: Path, runs: Sequence[str]) -> Markup:
 
 
 def render_aliases(index: Index, alias: str) -> Markup:
-    """Render an alias, or all for an empty name, with their changes, newest first."""
+    """Render the targets and all changes of one alias as HTML, newest first; of all aliases if `alias` is empty."""
     try:
         log = read_alias_log(index.root)
     except InputError as error:
@@ -339,7 +348,7 @@ def render_aliases(index: Index, alias: str) -> Markup:
 
 
 def list_arms(index: Index, change: Change) -> list[dict[str, Any]]:
-    """Return the targets of a change of an alias for a template, each with its run's record and its share of users.
+    """Return one mapping per target of an alias change, with its run, the run's record and its share of requests.
 
     Runs are found by digest, as they may have been renamed.
     """
@@ -360,7 +369,7 @@ def list_arms(index: Index, change: Change) -> list[dict[str, Any]]:
 
 
 def describe_gates(change: Change) -> list[str]:
-    """Return one line per gate of an alias's change: how many of its conditions were met then."""
+    """Return one line per gate that an alias change was checked by, such as `safety: 2 of 3 met`."""
     lines = []
     for gate in change.gates:
         passed = [bool(finding.get("passed")) for finding in gate.get("findings", ()) if isinstance(finding, Mapping)]
