@@ -1,4 +1,4 @@
-"""Comparison of runs: the settings in which they differ, and their metrics.
+"""Comparison of runs in a table: the settings in which they differ, and their metrics.
 
 Runs that differ only in their seed are one row, with the mean over them. The runs of a sweep made by `-m` are noted in
 `compare/` of the folder of runs, beside the sweep's page.
@@ -26,20 +26,20 @@ from align.run.manifest import read_manifest
 SEED = "seed"
 CODE = "code"
 COST = ("minutes", "peak_memory_mb", "tokens")
-"""Keys of a record's `cost`."""
+"""Keys of a record's `cost` that are compared as metrics."""
 LOW = ("loss", "perplexity", *MOVED, *COST)
-"""Prefixes of metrics that are better low."""
+"""Prefixes of metrics for which lower is better."""
 HIGH = ("win_rate", "accuracy", "held_out_score", "last_score", "score")
-"""Prefixes of metrics that are better high."""
+"""Prefixes of metrics for which higher is better."""
 SHARES = ("rate", "accuracy")
-"""Suffixes of metrics that lie between 0 and 1, as their intervals do."""
+"""Suffixes of metrics that lie between 0 and 1, to which their intervals are cut."""
 FIGURES = 4
-"""Number of further metrics in a printed table."""
+"""Largest number of metrics besides the main ones in a printed table."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonRow:
-    """Runs that differ only in their seed.
+    """One row of a comparison: runs that differ only in their seed, with the mean of each metric over them.
 
     Attributes:
         records: their records.
@@ -64,7 +64,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A comparison of runs: the settings in which they differ, and their metrics.
+    """A comparison of runs as a table: rows of runs, the settings in which they differ, and their metrics.
 
     Attributes:
         keys: settings in which they differ; for runs of several stages, of the settings that all of them have.
@@ -87,7 +87,9 @@ class Comparison:
 
 
 def compare(root: Path, records: Sequence[Record], figure_keys: Sequence[str] = ()) -> Comparison:
-    """Compare the settings and metrics of runs. Runs that differ only in their seed become one row.
+    """Build a comparison table of runs with the settings in which they differ and their metrics.
+
+    Runs that differ only in their seed become one row.
 
     Args:
         root: the folder of all runs.
@@ -143,19 +145,22 @@ def compare(root: Path, records: Sequence[Record], figure_keys: Sequence[str] = 
 
 
 def is_lower_better(name: str) -> bool | None:
-    """Return True if lower values of a metric are better, False if higher ones are, and None if that is unknown."""
+    """Return True if a lower value of a metric is better, False if a higher one is, and None if unknown."""
     name = name.removeprefix("metrics.").removeprefix("cost.").removesuffix(".value")
     low, high = (name.startswith(prefixes) for prefixes in (LOW, HIGH))
     return low if low != high else None
 
 
 def keep_first_per_seed(records: Sequence[Record]) -> list[Record]:
-    """Return the first run of each seed: a repeated run says nothing about the spread over seeds."""
+    """Return the first record of each seed, in order.
+
+    A repeated run says nothing about the spread over seeds.
+    """
     return list({record["seed"]: record for record in reversed(records)}.values())[::-1]
 
 
 def collect_figures(record: Record, figure_keys: Sequence[str], distance: str) -> dict[str, Any]:
-    """Return the metrics and costs of a run that are numbers or intervals.
+    """Return the metrics and costs of a run that are numbers or intervals, as name → value.
 
     Args:
         figure_keys: keys of the record to return besides the costs; empty for all metrics.
@@ -173,7 +178,7 @@ def collect_figures(record: Record, figure_keys: Sequence[str], distance: str) -
 
 
 def average_figures(run_figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the mean of each metric over the runs of a row.
+    """Return the mean of each metric over runs with different seeds, with 95 % intervals.
 
     For several runs these are means over the runs that have the metric, with intervals by Student's t. `n` is the
     number of these runs if some lack it. For one run its metrics are returned as they are.
@@ -191,7 +196,8 @@ def average_figures(run_figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def average_values(name: str, values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean of a metric over several seeds, with its 95 % interval as `value`, `low` and `high`.
+    """Return the mean of a metric over several seeds and its 95 % interval by Student's t, as `value`, `low` and
+    `high`.
 
     The interval of a rate or an accuracy is cut to 0 and 1.
     """
@@ -207,12 +213,13 @@ def average_values(name: str, values: Sequence[float]) -> dict[str, Any]:
 
 
 def get_figure_value(figure: Any) -> float:
-    """Return the number of a metric, without its interval."""
+    """Return the number of a metric that is either a number or an interval."""
     return figure["value"] if isinstance(figure, Mapping) else figure
 
 
 def select_figures(rows: Sequence[ComparisonRow], scores: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the metrics besides the scores that every row has and that differ between rows."""
+    """Return the names of metrics that all rows with metrics have and that differ between rows, except the main
+    ones."""
     all_figures = [row.figures for row in rows if row.figures]
     if not all_figures:
         return ()
@@ -225,7 +232,10 @@ def select_figures(rows: Sequence[ComparisonRow], scores: Sequence[str]) -> tupl
 
 
 def format_settings(compared: Comparison) -> list[dict[str, str]]:
-    """Return for each row its settings and seeds as key → text. An input has no digest if its name identifies it."""
+    """Return one mapping per row, from each differing setting and `seed` to its text.
+
+    An input has no digest if its name identifies it.
+    """
     rows = [
         {key: format_cell(value) for key, value in row.settings.items()} | {SEED: ", ".join(map(str, row.seeds))}
         for row in compared.rows
@@ -242,7 +252,7 @@ def format_settings(compared: Comparison) -> list[dict[str, str]]:
 
 
 def as_lines(compared: Comparison, width: int | None = None) -> Iterator[str]:
-    """Yield a comparison as lines of text: a table, and notes below it.
+    """Yield a comparison as lines of text: a table with as many metrics as fit into `width`, and notes below it.
 
     Args:
         width: columns of the terminal, which limit the number of further metrics; None for no limit.
@@ -257,7 +267,7 @@ def as_lines(compared: Comparison, width: int | None = None) -> Iterator[str]:
 
 
 def build_cells(compared: Comparison, figure_count: int) -> list[list[str]]:
-    """Return the cells of a comparison's table: its head, and one line per row.
+    """Return the cells of a comparison's table as text: a header line, then one line per row.
 
     Args:
         figure_count: number of metrics besides the scores.
@@ -277,13 +287,14 @@ def build_cells(compared: Comparison, figure_count: int) -> list[list[str]]:
 
 
 def list_alterations(compared: Comparison) -> list[str]:
-    """Return why metrics of a comparison may differ from the published ones. Empty if all agree."""
+    """Return, without repetition, why metrics in a comparison may differ from the published ones. Empty if all
+    agree."""
     problems = (describe_alteration(record) for row in compared.rows for record in row.records)
     return list(dict.fromkeys(filter(None, problems)))
 
 
 def iter_notes(compared: Comparison, hidden_count: int) -> Iterator[str]:
-    """Yield the notes below a comparison's table, such as that a run was altered.
+    """Yield the notes below a comparison's table, such as that a run was altered or that settings are left out.
 
     Args:
         hidden_count: number of metrics that the table does not show.
@@ -302,7 +313,7 @@ def iter_notes(compared: Comparison, hidden_count: int) -> Iterator[str]:
 
 
 def as_objects(compared: Comparison) -> dict[str, Any]:
-    """Return the comparison as plain JSON, with all metrics."""
+    """Return a comparison as plain JSON, with the settings and all metrics of each row."""
     return {
         "keys": [key for key in compared.keys if key != SEED],
         "scores": list(compared.scores),
@@ -322,7 +333,7 @@ def as_objects(compared: Comparison) -> dict[str, Any]:
 
 
 def as_csv(compared: Comparison) -> str:
-    """Return the comparison as CSV: one line per row, with an interval in columns of its own."""
+    """Return a comparison as CSV text, with one line per row and separate columns for an interval's bounds."""
     rows = []
     for row in as_objects(compared)["rows"]:
         identity = {"runs": " ".join(row["runs"]), "status": row["status"], "seeds": " ".join(map(str, row["seeds"]))}
@@ -338,7 +349,7 @@ SWEEP = "stage.sweep"
 
 
 def write_sweep_note(root: Path, name: str, runs: list[str]) -> None:
-    """Write the names of a sweep's runs to `compare/NAME.json` in the folder of all runs.
+    """Write the names of a sweep's runs to the file `compare/NAME.json` in the folder of all runs.
 
     Args:
         root: the folder of all runs.
@@ -351,7 +362,7 @@ def write_sweep_note(root: Path, name: str, runs: list[str]) -> None:
 
 
 def is_sweep_note(data: bytes) -> bool:
-    """Return whether a file's content is a note of a sweep's runs."""
+    """Return whether a file's content is JSON with exactly the keys of a sweep's note."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -360,7 +371,7 @@ def is_sweep_note(data: bytes) -> bool:
 
 
 def list_sweep_runs(root: Path, sweep_name: str) -> list[str]:
-    """Return the runs of a sweep, each as `stage:name`.
+    """Return the names of a sweep's runs, as `stage:name`, from its note in `compare/`.
 
     Args:
         root: the folder of all runs.

@@ -1,4 +1,4 @@
-"""The page of a comparison: the table, the best row with its uncertainty, scores against costs, and curves.
+"""The HTML page of a comparison: a table, the best row with its uncertainty, scores against costs, and learning curves.
 
 The page needs no other file.
 """
@@ -33,15 +33,15 @@ from align.run.digests import json_digest
 from align.track import read_rows
 
 DRAWN = 8
-"""Largest number of rows whose curves are drawn in one plot."""
+"""Largest number of rows whose learning curves are drawn in one plot."""
 FURTHER = 8
-"""Largest number of metrics in the table besides the scores and costs."""
+"""Largest number of metrics in the page's table besides the main ones and the costs."""
 PRICES = {**dict.fromkeys(MOVED, "KL from the start"), "minutes": "minutes", "peak_memory_mb": "peak memory, MB"}
-"""Metric → its label, of those that a score is plotted against."""
+"""Metric that counts as a cost, such as KL or minutes → label of its axis in a plot of the score against it."""
 
 
 def build_page(compared: Comparison, root: Path) -> Report:
-    """Return the HTML page of a comparison: its table, its best row, scores against costs, and learning curves.
+    """Build the HTML page of a comparison: its table, its best row, plots of score against cost, and learning curves.
 
     Args:
         root: the folder of all runs, whose streams of metrics are read.
@@ -63,7 +63,8 @@ def build_page(compared: Comparison, root: Path) -> Report:
 
 
 def write_sweep_page(folders: Sequence[Path]) -> Path | None:
-    """Write the page of a sweep to `compare/` in the folder of all runs, and return its path.
+    """Write the comparison page and the note of a sweep to `compare/` in the folder of all runs, and return the page's
+    path.
 
     Returns None for fewer than two runs, or if they lie under several roots.
 
@@ -88,7 +89,8 @@ def write_sweep_page(folders: Sequence[Path]) -> Path | None:
 
 
 def make_labels(compared: Comparison) -> list[str]:
-    """Return the label of each row in plots: its number in the table, and the settings in which the rows differ."""
+    """Return a plot label for each row, such as `1 (lr 1e-05)`: its number and its differing settings, or else its
+    first run."""
     leaf = {key: key.rpartition(".")[2] for key in compared.keys}
     short = {key: name if [*leaf.values()].count(name) == 1 else key for key, name in leaf.items()}
     labels = []
@@ -99,7 +101,7 @@ def make_labels(compared: Comparison) -> list[str]:
 
 
 def add_table(report: Report, compared: Comparison) -> None:
-    """Add the table of a comparison and its notes to a page."""
+    """Append the table of a comparison, with settings and metrics per row, and its notes to a page."""
     cost = [name for name in compared.figures if name in PRICES]
     figures = [*compared.scores, *[name for name in compared.figures if name not in cost][:FURTHER], *cost]
     rows = []
@@ -121,7 +123,7 @@ def add_table(report: Report, compared: Comparison) -> None:
 def add_tradeoff(
     report: Report, compared: Comparison, labels: Sequence[str], score: str, price: str, price_label: str
 ) -> None:
-    """Add a plot of a score against a cost to a page, if at least two rows have both.
+    """Append a scatter plot of a score against a cost to a page, with the Pareto front, if at least two rows have both.
 
     Args:
         labels: label of each row.
@@ -147,7 +149,7 @@ def add_tradeoff(
 
 
 class MetricInterval(NamedTuple):
-    """A metric with the bounds of its interval."""
+    """The value of a metric with the lower and upper bound of its interval."""
 
     value: float
     low: float
@@ -155,7 +157,7 @@ class MetricInterval(NamedTuple):
 
 
 def get_interval(row: ComparisonRow, name: str) -> MetricInterval:
-    """Return a metric of a row with the bounds of its interval. Without an interval, both bounds are the value."""
+    """Return the value and bounds of a row's metric. Without an interval, both bounds are the value."""
     figure = row.figures[name]
     value = float(get_figure_value(figure))
     if not has_bounds(figure):
@@ -164,9 +166,9 @@ def get_interval(row: ComparisonRow, name: str) -> MetricInterval:
 
 
 def add_curves(report: Report, compared: Comparison, labels: Sequence[str], root: Path) -> None:
-    """Add a plot of each learning curve of the stage to a page, with all rows in one plot.
+    """Append a plot of each learning curve to a page, with one line per row, if all runs are of one stage.
 
-    Runs of several stages get none.
+    A line is the mean over the seeds of its row.
     """
     if len(compared.stages) != 1 or compared.stages[0] not in CURVES:
         return
@@ -184,7 +186,7 @@ def add_curves(report: Report, compared: Comparison, labels: Sequence[str], root
 
 
 def average_lines(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """Return the mean of several curves, as (step, value), at the steps that all of them have."""
+    """Return the mean of several curves of (step, value) points, at the steps that all of them have."""
     values: dict[float, list[float]] = {}
     for line in lines:
         for step, value in dict(line).items():
@@ -200,7 +202,7 @@ def add_curve(
     labels: Sequence[str],
     unit: str,
 ) -> None:
-    """Add a plot of one metric over the steps to a page, if at least one row has two points.
+    """Append a plot of one metric over the steps to a page, with one line per row, if a row has at least two points.
 
     Args:
         line: name of the metric within the curve.
@@ -222,12 +224,12 @@ def add_curve(
 
 
 MEASURED_ON = ("data.", "data", "eval_data", "reward", "reward.", "stage.held_out", "stage.eval_", "stage.name")
-"""Prefixes of settings that decide what was measured. Rows that differ in them are not ranked."""
+"""Prefixes of settings that decide how a score is measured. Rows that differ in them are not ranked."""
 NAMED = 5
 
 
 def describe_best(compared: Comparison, labels: Sequence[str]) -> str:
-    """Return a sentence with the best row by the first score, and one with the rows that may be as good by chance.
+    """Return a text that names the best row by the first score, and the rows that may be equally good by chance.
 
     Rows are not ranked if they were measured in different ways.
 
@@ -262,7 +264,8 @@ def describe_best(compared: Comparison, labels: Sequence[str]) -> str:
 
 
 def find_measurement_differences(compared: Comparison, name: str) -> list[str]:
-    """Return the settings that decide what a score measures and in which the rows differ, including the judge."""
+    """Return the differing settings that decide how a score is measured, and `judge` if the win rates have different
+    judges."""
     keys = [key for key in compared.keys if key.startswith(MEASURED_ON)]
     records = [record for row in compared.rows for record in row.records if name in record["metrics"]]
     judges = {str(record["metrics"].get("judge")) for record in records}
@@ -270,7 +273,7 @@ def find_measurement_differences(compared: Comparison, name: str) -> list[str]:
 
 
 def is_significantly_better(best: ComparisonRow, other: ComparisonRow, name: str, lower_is_better: bool) -> bool:
-    """Return whether one row is better than another by a metric, at 95 % confidence.
+    """Return whether the row `best` is better than `other` by a metric, at 95 % confidence.
 
     If both have two or more seeds in common, the differences per seed decide. Otherwise their intervals must not
     overlap, both over seeds or both over samples.

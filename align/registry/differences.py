@@ -1,4 +1,4 @@
-"""Differences between two runs of a stage: their results, and what they were made from."""
+"""Differences between two runs of one stage: results, settings, inputs, training rows, code and hardware."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from align.run.manifest import Manifest, read_manifest
 TRAINED = "trained_ids.parquet"
 DATA = "data"
 METRICS = 12
-"""Metrics that are printed; the others are counted."""
+"""Largest number of differing metrics that are printed; the output only counts further ones."""
 RUNS = "stage.runs"
 
 
 def find_differences(folders: tuple[Path, Path], records: tuple[Record, Record]) -> dict[str, Any]:
-    """Return how two runs of one stage differ in their results, settings, data, code and hardware, as plain JSON.
+    """Return the differences between two runs of one stage, such as in settings, data and metrics, as plain JSON.
 
     The most important differences come first. Each is a pair of the two runs' values.
 
@@ -75,29 +75,30 @@ def find_differences(folders: tuple[Path, Path], records: tuple[Record, Record])
 
 
 def pair_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return the keys in which two mappings differ, each with both values: None where a key is missing."""
+    """Return key → [first value, second value] for each key whose values differ, with None for a missing key."""
     keys = dict.fromkeys((*first, *second))
     return {key: [first.get(key), second.get(key)] for key in keys if first.get(key) != second.get(key)}
 
 
 def get_settings(manifest: Manifest) -> dict[str, Any]:
-    """Return the settings that determine a run's result, as dotted key → value. Its inputs are left out."""
+    """Return dotted key → value for the settings that determine a run's result, without its inputs."""
     inputs: Collection[str] = {*manifest.inputs, *(["base"] if manifest.base else [])}
     return dict(iter_leaves(select_identity(manifest.stage, manifest.config, inputs)))
 
 
 def is_reference_key(key: str) -> bool:
-    """Return whether a key names an input, which is compared by its digest, or the run itself."""
+    """Return whether a configuration key names an input, which is compared by its digest, or the run itself."""
     return key in ("init", "artifact", "data.path", "model.path", "reward.ref", "run.name", "run.root")
 
 
 def get_metrics(record: Record) -> dict[str, Any]:
-    """Return a run's metrics as dotted key → number or interval, without fingerprints of data."""
+    """Return dotted key → number or interval for a run's metrics, without Merkle roots of data."""
     return {key: value for key, value in flatten_metrics(record["metrics"]) if not key.endswith("root")}
 
 
 def describe_inputs(record: Record) -> dict[str, str]:
-    """Return a run's inputs and base as name → run or file, and digest: `sft:one (0123456789ab)`."""
+    """Return input name → text such as `sft:one (0123456789ab)`, a run or file with its digest, including the base
+    model."""
     texts = {
         name: f"{input.get('run') or input['path']} ({input['digest'][:12]})"
         for name, input in record["inputs"].items()
@@ -109,13 +110,13 @@ def describe_inputs(record: Record) -> dict[str, str]:
 
 
 def describe_code(manifest: Manifest) -> dict[str, Any]:
-    """Return the digest of a run's code, and the commits and uncommitted changes that it ran with."""
+    """Return the digest of a run's code, its commits, and the diff of its uncommitted changes."""
     git = manifest.git or {}
     return {"code": manifest.code, "commit": manifest.commit, "checkout": git.get("commit"), "changes": git.get("diff")}
 
 
 def count_row_changes(folders: tuple[Path, Path], records: tuple[Record, Record]) -> dict[str, int] | None:
-    """Count the training rows that were added and removed between two runs, by content ids with multiplicity.
+    """Count the training rows that were added and removed between two runs, by their content ids.
 
     Returns None if a run did not record its rows. `unknown` counts the rows of both runs that have no id.
     """
@@ -133,7 +134,7 @@ def count_row_changes(folders: tuple[Path, Path], records: tuple[Record, Record]
 
 
 class ContentIds(NamedTuple):
-    """The content ids of training rows.
+    """The number of training rows for each content id, and of rows without one.
 
     Attributes:
         counts: content id → number of rows that have it.
@@ -145,7 +146,7 @@ class ContentIds(NamedTuple):
 
 
 def read_content_ids(folder: Path, stage: str) -> ContentIds | None:
-    """Read the content ids of the rows that a run trained on, or that a data set trains on.
+    """Count the content ids of the rows that a run trained on, or that a data set has for training, from Parquet files.
 
     Returns None if the run did not record them.
 
@@ -197,7 +198,7 @@ def as_lines(differences: Mapping[str, Any]) -> Iterator[str]:
 
 
 def summarize_change(value: Any) -> Any:
-    """Return the number of lines of a diff of uncommitted changes. Any other value is returned as it is."""
+    """Return a text of several lines as its number of lines, such as `12 lines`, and any other value unchanged."""
     return pluralize(len(value.splitlines()), "line") if isinstance(value, str) and "\n" in value else value
 
 

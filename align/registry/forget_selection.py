@@ -1,4 +1,5 @@
-"""Selection of data for `stage.action=forget`: rows of the store, rows of data sets, and the runs that read them."""
+"""Selection of data for `stage.action=forget`: rows in the annotation store and in data sets, and the runs that read
+them."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ FILES = "read it from your own files: remove the rows from these files before yo
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """A selector of data to delete: an annotator, a source, an item or a content id.
+    """A selector of data to delete: the name of an annotator, a source, an item or a content id.
 
     Attributes:
         kind: one of `KINDS`.
@@ -71,7 +72,7 @@ class Selector:
 
 @dataclass(frozen=True)
 class Selection:
-    """The data to delete that a selector matches, its texts, and the runs that read it.
+    """The data to delete that a selector matches, the texts in it, and the runs that read it.
 
     Attributes:
         stored: matching data in the store; None if it holds none.
@@ -93,7 +94,8 @@ class Selection:
         return bool(self.stored or self.sets or self.stale_reasons)
 
     def get_texts_for_run(self, run: str) -> ForgottenTexts:
-        """Return the deleted data's texts to look for in a run's files, with ids of rows if it read the project."""
+        """Return the texts to remove from a run's files, without ids of annotation rows unless the run read the
+        project."""
         return self.texts if run in self.runs_with_votes else replace(self.texts, marks=RowMarks())
 
 
@@ -156,7 +158,10 @@ def select_data(index: Index, selector: Selector, url: str) -> Selection:
 
 
 def make_no_match_error(selector: Selector, records: Sequence[Record], root: Path, notes: Sequence[str]) -> InputError:
-    """Return the error that no data matches a selector. Its remedy names similar sources, if there are any."""
+    """Build the InputError for a selector that matches no data.
+
+    Its remedy names similar sources, if there are any.
+    """
     remedy = "Name the run.root=… that it is in."
     if selector.kind in (ANNOTATOR, ITEM):
         remedy = "Name the project=… and the store.url=… that it is in."
@@ -169,7 +174,7 @@ def make_no_match_error(selector: Selector, records: Sequence[Record], root: Pat
 
 
 def find_stored_target(selector: Selector, url: str) -> ErasureTarget | None:
-    """Find the data in the annotation store that a selector matches. Returns None if it holds none.
+    """Return the data in the annotation store that a selector matches, or None if there is none.
 
     Raises:
         InputError: The store does not know the item or annotator, or there is no such store.
@@ -198,7 +203,8 @@ def find_stored_target(selector: Selector, url: str) -> ErasureTarget | None:
 
 
 def iter_same_text_notes(url: str, texts: ForgottenTexts) -> Iterator[str]:
-    """Yield a note on each project whose items have the same texts as the deleted ones. They stay in the store."""
+    """Yield a note for each annotation project with items that contain the deleted texts. These items stay in the
+    store."""
     with suppress(InputError), Store.open(url, create_if_missing=False) as store:  # there may be no store
         for project in store.projects():
             items = [item.id for item in store.items(project) if any(map(texts.occur_in, iter_texts(item)))]
@@ -208,7 +214,7 @@ def iter_same_text_notes(url: str, texts: ForgottenTexts) -> Iterator[str]:
 
 
 def find_item_of_pair(store: Store, project: str, content_id: bytes) -> str:
-    """Return the id of the item that the preference pair with a content id was made from. Empty if no item matches.
+    """Return the id of the annotation item whose votes gave the preference pair with a content id, or "" if none did.
 
     To forget the pair is to forget the item: the pair's texts are stored nowhere else.
     """
@@ -228,7 +234,7 @@ def find_item_of_pair(store: Store, project: str, content_id: bytes) -> str:
 def select_rows(
     data_set: DataSet, selector: Selector, stored: ErasureTarget | None
 ) -> tuple[frozenset[str], ForgottenTexts]:
-    """Return the content ids of a data set's rows to remove, and their texts."""
+    """Return the content ids of a data set's rows that a selector matches, and the texts of these rows."""
     match_rows = make_row_filter(data_set, selector, stored)
     ids: set[str] = set()
     removed_texts: set[str] = set()
@@ -252,14 +258,14 @@ def select_rows(
 
 
 def iter_row_texts(kind: str, table: pa.Table) -> Iterator[str]:
-    """Yield the texts of all rows of a data set's table."""
+    """Yield every non-empty text in the rows of a data set's table, by the columns of its kind, such as messages."""
     columns = [name for name in CONTENT[kind] if name in table.column_names]
     for record in columns_to_records(kind, table.select(columns), [""] * table.num_rows):
         yield from (text for text in list_texts(record) if text)
 
 
 def make_row_filter(data_set: DataSet, selector: Selector, stored: ErasureTarget | None) -> RowPredicate:
-    """Return a function that yields for each row of a data set's table whether it is to be removed."""
+    """Return a function that yields one boolean per row of a data set's table: True if the row has to be removed."""
     kinds = {name: kind.project for name, kind in read_id_kinds(data_set.data).items() if kind.project}
     source = selector.value if selector.kind == SOURCE else None
     content_id = selector.value.lower() if selector.kind == CONTENT_ID else None
@@ -280,7 +286,7 @@ def make_row_filter(data_set: DataSet, selector: Selector, stored: ErasureTarget
 
 
 def find_stale_reason(root: Path, record: Record, selector: Selector, stored: ErasureTarget | None) -> str:
-    """Return why a run is stale: it read some of the selected data itself, or may have. Empty if it did not.
+    """Return why a run is stale, because it read selected data or may have, or an empty text if it did not.
 
     Args:
         root: the folder of all runs.
@@ -300,7 +306,8 @@ def find_stale_reason(root: Path, record: Record, selector: Selector, stored: Er
 
 
 def list_sources(root: Path, record: Record) -> set[str]:
-    """Return the names by which a source may select a run: its data's projects, paths, file names and sources."""
+    """Return all names by which `stage.source` may select a run: projects, paths, file names and source names of its
+    data."""
     names: set[str] = set()
     for name, input in record["inputs"].items():
         if name.startswith("sources."):
@@ -318,7 +325,9 @@ def list_sources(root: Path, record: Record) -> set[str]:
 
 
 def find_reason_by_ids(path: Path, content_id: bytes) -> str:
-    """Return why a training run is stale, by the content ids of the rows that it trained on. Empty if it is not.
+    """Return why a training run is stale, by the recorded content ids of its rows, or an empty text if it is not.
+
+    A run without recorded ids may have read the deleted row.
 
     Args:
         path: the Parquet file with these ids.

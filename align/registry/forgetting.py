@@ -1,4 +1,4 @@
-"""Forgetting of data in a whole folder of runs: the plan of what is affected, and its execution.
+"""Deletion of data from a whole folder of runs: a plan of everything that is affected, and its execution.
 
 Execution may be interrupted at any moment. First the receipt lists which runs will be stale and which files will
 change. Then the files of runs are cleared, while the store and the data sets still say what to look for. Then runs are
@@ -61,12 +61,12 @@ from align.run.stale import mark_stale, read_stale_mark
 FOLDER = "forgotten"
 SCHEMA = 1
 RUN = re.compile(r"[a-z]+:(?!\.{1,2}$)[^/\0]+")
-"""`stage:name`."""
+"""Pattern of a run's name, `stage:name`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForgetReceipt:
-    """The receipt of a deletion of data: the rows, files and runs that it changes.
+    """The receipt of a deletion of data: the rows, files and runs that it changes, without any deleted text.
 
     Attributes:
         name: name of its file, without the suffix.
@@ -92,7 +92,7 @@ class ForgetReceipt:
     runs: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def write(self, root: Path) -> ForgetReceipt:
-        """Write the receipt to `forgotten/` in the folder of all runs, and return it."""
+        """Write the receipt to `forgotten/NAME.json` in the folder of all runs, and return it."""
         values = {"schema_version": SCHEMA, **asdict(self)}
         if self.ended:
             del values["salt"], values["check"]
@@ -101,18 +101,18 @@ class ForgetReceipt:
 
     @property
     def is_sound(self) -> bool:
-        """True if its runs and files have valid names inside the folder of runs."""
+        """True if all names of runs and files in the receipt are valid and inside the folder of runs."""
         if not all(isinstance(text, str) and text.isascii() for text in (self.salt, self.check)):
             return False
         runs = [*self.runs, *self.data, *(file.replace("/", ":", 1).partition("/")[0] for file in self.files)]
         return all(map(RUN.fullmatch, runs)) and not any(".." in Path(file).parts for file in self.files)
 
     def matches_selector(self, selector: tuple[str, ...]) -> bool:
-        """Return whether an interrupted command with this selector wrote the receipt."""
+        """Return whether the receipt is unfinished and was written by a command with this selector."""
         return not self.ended and hmac.compare_digest(self.check, compute_hmac(self.salt, selector))
 
     def end(self, root: Path) -> ForgetReceipt:
-        """Write the receipt without the values that are needed to continue, and return it.
+        """Write the receipt as finished, without its salt, HMAC and commands, and return it.
 
         The commands remain in the stale marks of the runs.
         """
@@ -129,7 +129,7 @@ def compute_hmac(salt: str, selector: tuple[str, ...]) -> str:
 
 
 def make_receipt(kind: str, who: str, selector: tuple[str, ...]) -> ForgetReceipt:
-    """Return a new receipt, which is not written yet, with a name of its own and an HMAC of its selector.
+    """Return a new receipt with a unique name, a salt and an HMAC of the selector. It is not written yet.
 
     Args:
         selector: values that identify the command.
@@ -141,7 +141,10 @@ def make_receipt(kind: str, who: str, selector: tuple[str, ...]) -> ForgetReceip
 
 
 def list_unfinished(root: Path) -> list[ForgetReceipt]:
-    """Return the receipts of interrupted commands, from `forgotten/`. Files that are not receipts are ignored."""
+    """Return the receipts in `forgotten/` of commands that were interrupted.
+
+    Files that are not valid receipts are ignored.
+    """
     receipts = []
     for path in sorted((root / FOLDER).glob("*.json")):
         with suppress(InputError, TypeError, ValueError, AttributeError):
@@ -157,7 +160,7 @@ def list_unfinished(root: Path) -> list[ForgetReceipt]:
 
 @contextmanager
 def hold_forget_lock(root: Path) -> Iterator[None]:
-    """Lock a folder of runs during the block, so that no other command deletes data there.
+    """Lock the folder of runs during the block, so that no other command deletes data there, or raise RunBusy.
 
     Raises:
         RunBusy: Another command holds the lock.
@@ -180,7 +183,7 @@ def hold_forget_lock(root: Path) -> Iterator[None]:
 
 
 ArgumentBuilder = Callable[[Mapping[str, Any], Mapping[str, str]], Iterable[str]]
-"""Returns the arguments of an align command for a configuration and the references of its inputs."""
+"""A function that returns the arguments of an align command for a configuration and the references of its inputs."""
 WITHOUT = ("run.", "store.url")
 
 
@@ -203,7 +206,7 @@ class StaleRun:
 
 
 class StaleRuns(NamedTuple):
-    """The runs that a deletion makes stale.
+    """The runs that read deleted data, directly or through other runs, with their records and the reasons.
 
     Attributes:
         records: run → its record.
@@ -215,7 +218,7 @@ class StaleRuns(NamedTuple):
 
 
 class RepeatCommand(NamedTuple):
-    """The command that repeats a run.
+    """The shell command that repeats a run, or the reason why the run cannot be repeated.
 
     Attributes:
         command: the command; empty if the run cannot be repeated.
@@ -233,7 +236,7 @@ def plan_repeats(
     build_arguments: ArgumentBuilder,
     store_argument: str,
 ) -> list[StaleRun]:
-    """Return the runs that read data to delete, and all runs made from them, in the order in which to repeat them.
+    """Return the runs that read data to delete and all runs made from them, with commands, in the order of repetition.
 
     Args:
         stale_reasons: run → why it is stale, of the runs that read the data themselves.
@@ -260,7 +263,7 @@ def plan_repeats(
 
 
 def find_stale_runs(index: Index, stale_reasons: Mapping[str, str]) -> StaleRuns:
-    """Return the runs that read data to delete and all runs made from them, each with why it is stale.
+    """Return the runs that read data to delete and all runs made from them, with their records and reasons.
 
     A certain reason counts before an uncertain one.
 
@@ -293,7 +296,7 @@ def find_stale_runs(index: Index, stale_reasons: Mapping[str, str]) -> StaleRuns
 
 
 def reserve_unused_name(parent: Path, name: str, taken_paths: set[Path]) -> str:
-    """Return a run's name, or one made from it, that neither a folder nor `taken_paths` has, and add its path to
+    """Return `name`, or a variant that is unused in the folder `parent` and in `taken_paths`, and add its path to
     `taken_paths`."""
     name = find_unused_name(parent, name)
     while parent / name in taken_paths:
@@ -303,7 +306,7 @@ def reserve_unused_name(parent: Path, name: str, taken_paths: set[Path]) -> str:
 
 
 def sort_by_lineage(records: Mapping[str, Record]) -> list[str]:
-    """Return the runs so that each comes after those that it was made from. A circle is broken at its oldest run.
+    """Return the names of runs sorted so that each one comes after its parents. A cycle is broken at its oldest run.
 
     Args:
         records: run → its record.
@@ -329,7 +332,7 @@ def sort_by_lineage(records: Mapping[str, Record]) -> list[str]:
 
 
 def find_replacement_set(folder: Path) -> str:
-    """Return `data:NAME` of the data set that replaced the one in a run's folder. Returns an empty text if none did."""
+    """Return `data:NAME` of the data set that replaced the one in a run's folder, or an empty text if none did."""
     try:
         note = read_replacement(folder / "artifact", "data.path")
     except InputError:
@@ -340,7 +343,7 @@ def find_replacement_set(folder: Path) -> str:
 def make_repeat_command(
     index: Index, record: Record, new_names: Mapping[str, str], build_arguments: ArgumentBuilder, store_argument: str
 ) -> RepeatCommand:
-    """Return the command that repeats a run under a new name and with repeated inputs, or why it cannot be repeated.
+    """Return the shell command that repeats a run with a new name and repeated inputs, or why it cannot be repeated.
 
     Args:
         new_names: run → run that replaces it, of the runs that are repeated before.
@@ -394,7 +397,7 @@ DRAWN = "made anew"
 
 @dataclass(frozen=True, slots=True)
 class ForgetPlan:
-    """The plan of a deletion of data: what to remove from the store, data sets and files, and which runs to repeat.
+    """A plan of a deletion of data: rows, data sets and files to change, and stale runs to repeat.
 
     Attributes:
         root: the folder of all runs.
@@ -420,19 +423,19 @@ class ForgetPlan:
 
 
 def build_run_path(run: str, *file: str) -> str:
-    """Return the path of `stage:name`, or of a file in it, relative to the folder of all runs."""
+    """Return the relative path of a run's folder, `stage/name`, or of a file in it, for a run named `stage:name`."""
     return "/".join((run.replace(":", "/", 1), *file))
 
 
 def make_selector_key(selector: Selector, url: str) -> tuple[str, ...]:
-    """Return the values by which a receipt recognises its command."""
+    """Return the values of a selector and the store's URL, from which a receipt's HMAC is computed."""
     return (selector.kind, selector.value, selector.project, url)
 
 
 def make_plan(
     root: Path, selector: Selector, url: str, build_arguments: ArgumentBuilder, store_argument: str
 ) -> ForgetPlan:
-    """Return the plan of a deletion: the matching rows, the files that contain them, and the runs made from them.
+    """Find the data that a selector matches, the files that contain its texts, and the stale runs, and return the plan.
 
     Nothing is changed. A plan continues the receipt of the same command, if that was interrupted.
 
@@ -473,7 +476,10 @@ def make_plan(
 
 
 def iter_other_files(root: Path, texts: ForgottenTexts) -> Iterator[str]:
-    """Yield a note on each file that contains the texts and belongs to no run. Such files are not changed."""
+    """Yield a note for each file that contains deleted texts but belongs to no run.
+
+    Such files are not changed.
+    """
     run_folders = [path.parent for path in root.glob(f"*/*/{MANIFEST}")]
     other_folders = [path for path in root.glob("*/*") if path.is_dir() and path not in run_folders]
     for folder in (root, root / SWEEPS, *other_folders):
@@ -484,7 +490,7 @@ def iter_other_files(root: Path, texts: ForgottenTexts) -> Iterator[str]:
 
 
 def iter_readers(index: Index, run: str, files: Sequence[FileMatch]) -> Iterator[tuple[str, str]]:
-    """Yield (reader, file) of each run that read one of the files that another run published.
+    """Yield (reader, file name) for each run with one of the files that `run` published as an input.
 
     Args:
         run: the run that published the files.
@@ -501,7 +507,7 @@ def iter_readers(index: Index, run: str, files: Sequence[FileMatch]) -> Iterator
 
 
 def execute_plan(plan: ForgetPlan, who: str) -> Iterator[str]:
-    """Delete the data of a plan from files, data sets and the store, and mark the stale runs.
+    """Delete a plan's data from files, data sets and the store, mark stale runs, and yield a line of text per step.
 
     Yields a line for each step when it is done. An interrupted execution is continued.
 
@@ -539,14 +545,16 @@ def execute_plan(plan: ForgetPlan, who: str) -> Iterator[str]:
 
 
 def mark_runs_stale(root: Path, receipt: ForgetReceipt) -> None:
-    """Write the stale mark of each run in a receipt, if the run still exists."""
+    """Write a stale mark, with reason and repeat command, into the folder of each run in a receipt that still
+    exists."""
     for run, entry in receipt.runs.items():
         if (root / build_run_path(run) / MANIFEST).is_file():
             mark_stale(root / build_run_path(run), entry["because"], entry["command"], receipt.name, receipt.at)
 
 
 def mark_late_readers(plan: ForgetPlan, receipt: ForgetReceipt) -> ForgetReceipt:
-    """Write stale marks for runs that began to read the data during the deletion, and add them to the receipt.
+    """Mark runs as stale that read the data since the plan was made, and return the receipt with them, as it was
+    written.
 
     Must be called before the store's data are erased. Returns the receipt as it was written.
     """
@@ -565,7 +573,7 @@ def describe_stale_runs(repeats: Sequence[StaleRun]) -> dict[str, dict[str, str]
 
 
 def is_already_forgotten(plan: ForgetPlan) -> bool:
-    """Return whether a plan has nothing to delete and all of its runs have stale marks already."""
+    """Return whether a plan has nothing left to delete, and all of its stale runs are already marked."""
     stored = plan.selection.stored
     if plan.before is not None or plan.selection.sets or (stored is not None and any(stored.rows.values())):
         return False
@@ -575,7 +583,7 @@ def is_already_forgotten(plan: ForgetPlan) -> bool:
 
 
 def write_first_receipt(plan: ForgetPlan, who: str) -> ForgetReceipt:
-    """Write a plan's receipt before anything is deleted, with everything that is going to change, and return it.
+    """Write the receipt with everything that a plan is going to change, before anything is deleted, and return it.
 
     Args:
         who: name of the person, from which secrets are removed.
@@ -604,7 +612,10 @@ def write_first_receipt(plan: ForgetPlan, who: str) -> ForgetReceipt:
 
 
 def group_files_by_run(receipt: ForgetReceipt) -> dict[str, list[str]]:
-    """Return run → its files to change. Its page is the last one, as it is made from the others."""
+    """Return run → paths of its files to change, from a receipt, with the run's `report.html` last.
+
+    The report is made from the other files.
+    """
     files_by_run: dict[str, list[str]] = {}
     for file in sorted(receipt.files, key=lambda file: file.endswith(f"/{PAGE}")):
         stage, name, path = file.split("/", 2)
@@ -613,9 +624,14 @@ def group_files_by_run(receipt: ForgetReceipt) -> dict[str, list[str]]:
 
 
 def remove_texts_from_run(run: str, files: Sequence[str], plan: ForgetPlan, receipt: ForgetReceipt) -> Iterator[str]:
-    """Rewrite files of a run without a plan's texts, and update the digests in its manifest. Yields lines about it.
+    """Remove deleted texts from a run's files, update the digests in its manifest, and yield lines that describe the
+    changes.
 
-    The receipt's entries are completed: what became of each file, and its digest.
+    Files are rewritten or deleted. The receipt's entries are completed in place: what became of each file, and its
+    digest.
+
+    Raises:
+        RunBusy: A process works in the run.
     """
     folder = plan.root / build_run_path(run)
     if not (folder / MANIFEST).is_file():
@@ -646,7 +662,7 @@ def remove_texts_from_run(run: str, files: Sequence[str], plan: ForgetPlan, rece
 
 
 def rewrite_file(folder: Path, file: str, texts: ForgottenTexts, build_arguments: ArgumentBuilder) -> str:
-    """Rewrite or delete one file of a run so that it holds none of the texts.
+    """Remove deleted texts from one file of a run, by rewriting or deleting it, and return what was done.
 
     Returns what became of it, or an empty text if it held none of them.
 
@@ -670,7 +686,7 @@ def rewrite_file(folder: Path, file: str, texts: ForgottenTexts, build_arguments
 
 
 def redraw_page(folder: Path, texts: ForgottenTexts, build_arguments: ArgumentBuilder) -> str:
-    """Make a run's page again from its files, and return what became of it.
+    """Build a run's `report.html` again from its cleaned files, or delete it if that fails, and return what was done.
 
     The page is deleted if that fails, or if it still contains the texts.
     """
@@ -686,7 +702,7 @@ def redraw_page(folder: Path, texts: ForgottenTexts, build_arguments: ArgumentBu
 
 
 def update_manifest_digests(root: Path, run: str, files: Sequence[str], receipt: ForgetReceipt) -> list[str]:
-    """Write the present digests of a run's files into its manifest. Returns lines about the log of aliases.
+    """Write the new digests of a run's rewritten files into its manifest, and return lines about affected aliases.
 
     The log is written first: if the process is killed in between, the next one finds the old manifest and repeats both.
     """
@@ -713,11 +729,11 @@ def update_manifest_digests(root: Path, run: str, files: Sequence[str], receipt:
 
 
 def log_rewritten_manifest(root: Path, run: str, new_sha256: str, receipt: ForgetReceipt) -> list[Change]:
-    """Append the digest of a rewritten manifest to the log of aliases, so that the run does not count as altered.
+    """Append the new digest of a rewritten manifest to the log for each alias that recorded the old one, and return the
+    changes.
 
-    Returns the changes of aliases that were appended.
-
-    A manifest that already differed from the log was altered before, and stays so.
+    So the run does not count as altered. A manifest that already differed from the log was altered before, and stays
+    so.
 
     Raises:
         CorruptFile, RunConflict, InputError: The log cannot be read or appended to.
@@ -750,7 +766,8 @@ def log_rewritten_manifest(root: Path, run: str, new_sha256: str, receipt: Forge
 
 
 def replace_data_set(root: Path, run: str, entry: dict[str, object], ids: frozenset[str]) -> Iterator[str]:
-    """Replace a data set by one without some rows, by the command `stage=data stage.action=forget`. Yields a line.
+    """Run `stage=data stage.action=forget` to replace a data set by one without some rows, and yield a line about the
+    result.
 
     Args:
         entry: the receipt's entry about the data set, which is completed.
@@ -795,7 +812,7 @@ def describe_counts(rows: Mapping[str, int]) -> str:
 
 
 def as_lines(plan: ForgetPlan) -> Iterator[str]:
-    """Yield the plan of a deletion as lines of text."""
+    """Yield the plan of a deletion as lines of text: rows, files, notes, and the runs to repeat with their commands."""
     selection = plan.selection
     if selection.stored is not None:
         yield f"store, project {clean_text(selection.stored.project)}: {describe_counts(selection.stored.rows)}"
@@ -816,7 +833,7 @@ def as_lines(plan: ForgetPlan) -> Iterator[str]:
 
 
 def as_object(plan: ForgetPlan, done: Sequence[str] | None) -> dict[str, Any]:
-    """Return the plan of a deletion as plain JSON.
+    """Return the plan of a deletion, and the lines about its execution, as plain JSON.
 
     Args:
         done: lines about what was done; None if the plan was not executed.

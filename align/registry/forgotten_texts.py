@@ -1,4 +1,4 @@
-"""Search for texts that are to be forgotten in the files of runs, and their removal.
+"""Search for the texts of deleted data in the files of runs, and removal of these texts.
 
 A text is found within any other text. A short text, such as "Yes.", does not identify its source: a line is removed for
 it only if another of these texts is in the same line.
@@ -22,13 +22,13 @@ from align.report.page import LONGEST_TEXT
 from align.track import truncate_text
 
 LONG = 12
-"""Least number of characters of a text that is looked for within others."""
+"""Smallest number of characters of a deleted text that is searched for inside other texts."""
 NAMES = 6
-"""Least number of characters of a person's name that is looked for within others."""
+"""Smallest number of characters of a person's name that is searched for inside other texts."""
 PACKED = (".safetensors", ".gguf", ".parquet", ".bin", ".pt", ".db", ".sqlite", ".npz", ".npy", ".png", ".zip", ".gz")
-"""Suffixes of files that hold no plain text. Any other file is opened."""
+"""Suffixes of binary files, which are not searched. Any other file is opened."""
 HEAD = 8192
-"""Bytes at the beginning of a file. A zero byte there means that it holds no plain text."""
+"""Number of bytes at the beginning of a file in which a zero byte marks it as binary."""
 FIGURES = (
     "metrics.jsonl",
     "steps.jsonl",
@@ -41,9 +41,9 @@ FIGURES = (
     "tokenizer.json",
     "vocab.json",
 )
-"""Files without text of rows."""
+"""Names of files that hold no texts of data rows, and are not searched."""
 SETTINGS = ("manifest.json", "config.yaml", "metrics.json")
-"""Files with a run's settings and metrics. They are not changed."""
+"""Names of files with a run's settings and metrics, which are searched but never changed."""
 MODEL = (
     "adapter_config.json",
     "base.json",
@@ -54,20 +54,23 @@ MODEL = (
     "chat_template.jinja",
     "model.safetensors.index.json",
 )
-"""Files of a model or a tokenizer. They are not changed: loading the model needs them."""
+"""Names of model and tokenizer files, which are searched but never changed, because loading the model needs them."""
 SEALED = ("receipt.json", "model.sig")
-"""Files that mark a folder as an export, whose files other people know by their digests."""
+"""Names of files that mark a folder as an export, whose files are searched but never changed.
+
+Other people know these files by their digests.
+"""
 PUT = "(forgotten)"
-"""Replacement of a text in JSON."""
+"""Text that replaces a deleted text in a JSON file."""
 
 
 def fold_text(text: str) -> str:
-    """Return a text in the form in which texts are compared: NFC, case-folded, with single blanks."""
+    """Normalize a text for comparison: Unicode NFC, case-folded, and single spaces between words."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def iter_escaped_forms(text: str) -> Iterator[str]:
-    """Yield the forms in which files hold a text: as it is, and as JSON, CSV and Python escape it."""
+    """Yield a text as files may hold it: unchanged, and escaped as in JSON, CSV and Python."""
     yield text
     yield json.dumps(text)[1:-1]
     yield json.dumps(text, ensure_ascii=False)[1:-1]
@@ -77,7 +80,7 @@ def iter_escaped_forms(text: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class RowMarks:
-    """Ids of annotation rows that are to be removed, regardless of their text.
+    """The annotator, item and vote ids of annotation rows that have to be removed, regardless of their texts.
 
     Attributes:
         annotator, item: remove the rows of this annotator or item; empty for none.
@@ -89,7 +92,7 @@ class RowMarks:
     votes: frozenset[int] = frozenset()
 
     def matches(self, row: Any) -> bool:
-        """Return whether a JSON row of a file is from the annotator, the item or a vote that is to be removed.
+        """Return whether a JSON row belongs to the annotator, the item or one of the votes to remove.
 
         Rows of the ledger, which hold no text, never match.
         """
@@ -105,7 +108,7 @@ class RowMarks:
 
 @dataclass(frozen=True)
 class ForgottenTexts:
-    """The texts of deleted data, which are searched for in the files of runs.
+    """The texts of deleted data and the names of people that are searched for in the files of runs.
 
     Attributes:
         own: texts that occur in nothing that stays.
@@ -129,7 +132,10 @@ class ForgottenTexts:
 
     @cached_property
     def strong(self) -> frozenset[str]:
-        """Folded texts that identify the source of a line: in full, and shortened as in logs and pages."""
+        """Deleted texts, case-folded, that are long enough to identify a copied line by themselves.
+
+        They are in the set in full, in their escaped forms, and shortened as in logs and pages.
+        """
         long = {text for text in self.own if len(fold_text(text)) >= LONG}
         cut = {truncate_text(text) for text in long} | {text[: LONGEST_TEXT - 1] for text in self.own}
         return frozenset(
@@ -138,7 +144,7 @@ class ForgottenTexts:
 
     @cached_property
     def name_pattern(self) -> re.Pattern[str] | None:
-        """Pattern that finds a person's name as a separate word and not in a path; None without names."""
+        """A pattern that finds the people's names as separate words outside of paths, or None if there are no names."""
         names = sorted(folded_name for name in self.names if len(folded_name := fold_text(name)) >= NAMES)
         if not names:
             return None
@@ -147,24 +153,24 @@ class ForgottenTexts:
 
     @cached_property
     def weak(self) -> frozenset[str]:
-        """Folded texts that are too short to identify the source of a line by themselves."""
+        """Deleted texts and people's names, case-folded, that are too short to identify a copied line by themselves."""
         return frozenset(fold_text(text) for text in self.own | self.names) - self.strong - {""}
 
     @cached_property
     def folded_shared(self) -> frozenset[str]:
-        """Folded texts that also occur in something that stays."""
+        """Deleted texts, case-folded, that also occur in data that are not deleted."""
         return frozenset(fold_text(text) for text in self.shared) - {""}
 
     @cached_property
     def heads(self) -> dict[str, tuple[int, ...]]:
-        """First characters of a strong text → lengths of the strong texts that begin so."""
+        """The first `LONG` characters of a strong text → lengths of all strong texts that begin with them."""
         all_lengths: dict[str, set[int]] = {}
         for text in self.strong:
             all_lengths.setdefault(text[:LONG], set()).add(len(text))
         return {head: tuple(sorted(lengths)) for head, lengths in all_lengths.items()}
 
     def occur_in(self, text: str) -> bool:
-        """Return whether a text contains one of these texts that identifies its source, or a name."""
+        """Return whether a text contains a strong text or a person's name."""
         text = fold_text(text)
         if self.name_pattern is not None and self.name_pattern.search(text):
             return True
@@ -182,7 +188,10 @@ class ForgottenTexts:
         )
 
     def occur_in_row(self, row: Any) -> bool:
-        """Return whether a JSON row is to be removed: it contains one long text to forget, or two short ones."""
+        """Return whether a JSON row has to be removed, because of its ids or because it contains deleted texts.
+
+        One long text or one name is enough. A short one counts only with a second short text in the row.
+        """
         if self.marks.matches(row):
             return True
         parts = {fold_text(part) for part in iter_json_texts(row)}
@@ -191,11 +200,11 @@ class ForgottenTexts:
 
 
 FEW = 64
-"""Largest number of beginnings that are searched for one by one."""
+"""Largest number of different beginnings of strong texts for which each is searched separately."""
 
 
 def iter_positions(text: str, head: str) -> Iterator[int]:
-    """Yield the positions at which `text` contains `head`."""
+    """Yield each index at which `text` contains `head`, including overlapping ones."""
     position = text.find(head)
     while position >= 0:
         yield position
@@ -203,7 +212,7 @@ def iter_positions(text: str, head: str) -> Iterator[int]:
 
 
 def iter_json_texts(value: Any) -> Iterator[str]:
-    """Yield every text in a JSON value, including keys."""
+    """Yield every string in a nested JSON value, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -216,7 +225,7 @@ def iter_json_texts(value: Any) -> Iterator[str]:
 
 
 class CleanedContent(NamedTuple):
-    """The content of a file without texts to forget.
+    """The content of a file after removing deleted texts, and the number of removals.
 
     Attributes:
         content: the content; None if the whole file has to be deleted.
@@ -228,7 +237,10 @@ class CleanedContent(NamedTuple):
 
 
 def read_without_texts(path: Path, texts: ForgottenTexts) -> CleanedContent:
-    """Return the content of a file without the lines or values that contain the texts. The file is not changed.
+    """Return a file's content without the lines or JSON strings that contain deleted texts. The file is not changed.
+
+    The content is None for an HTML page, for invalid JSON, and for a text that spans several lines: if such a file
+    contains deleted texts, it has to be deleted.
 
     Raises:
         OSError: The file cannot be read.
@@ -259,8 +271,10 @@ def read_without_texts(path: Path, texts: ForgottenTexts) -> CleanedContent:
 
 
 def contains_texts(line: bytes, texts: ForgottenTexts, is_json: bool) -> bool:
-    """Return whether a line of a file contains texts to forget. A JSON line that was cut off counts if a text may begin
-    in it."""
+    """Return whether a line of a file contains deleted texts, by `ForgottenTexts.occur_in_row` if it is JSON.
+
+    A JSON line that was cut off counts if a deleted text may begin in it.
+    """
     text = line.decode("utf-8", "replace")
     if not is_json:
         return texts.occur_in(text)
@@ -272,7 +286,7 @@ def contains_texts(line: bytes, texts: ForgottenTexts, is_json: bool) -> bool:
 
 
 def replace_texts_in_json(value: Any, texts: ForgottenTexts) -> tuple[Any, int]:
-    """Return a copy of a JSON value with `PUT` in place of strings that contain the texts, and how many there were.
+    """Return a copy of a JSON value with `(forgotten)` for each string that contains deleted texts, and their number.
 
     Keys that contain them are left out.
     """
@@ -291,7 +305,7 @@ def replace_texts_in_json(value: Any, texts: ForgottenTexts) -> tuple[Any, int]:
 
 @dataclass(frozen=True, slots=True)
 class FileMatch:
-    """A file of a run that contains texts to forget.
+    """A file of a run that contains deleted texts, and the number of places.
 
     Attributes:
         file: path relative to the run's folder.
@@ -306,7 +320,7 @@ class FileMatch:
 
 
 def iter_matches(folder: Path, texts: ForgottenTexts, search_subfolders: bool = True) -> Iterator[FileMatch]:
-    """Search the files in a run's folder for texts to forget, and yield those that contain them.
+    """Search the files in a run's folder for deleted texts, and yield a FileMatch for each file that contains some.
 
     Weights, Parquet and other packed files are not searched.
 
@@ -333,7 +347,7 @@ def iter_matches(folder: Path, texts: ForgottenTexts, search_subfolders: bool = 
 
 
 def is_text_file(path: Path) -> bool:
-    """Return whether a file holds plain text, by its name and its first bytes.
+    """Return whether a file holds plain text, judged by its suffix and a zero byte in its first 8 KB.
 
     Raises:
         OSError: The file cannot be read.

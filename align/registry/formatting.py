@@ -1,4 +1,4 @@
-"""Records as text: a table for people, JSON and CSV for programs."""
+"""Formatting of run records as tables, details, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from align.report.figure_text import align_columns, escape_unprintable, format_f
 
 NOTHING = "–"
 LONGEST = 60
-"""Characters of a cell."""
+"""Largest number of characters of a table cell."""
 A_LINE = 400
-"""Characters of a value on a line of its own."""
+"""Largest number of characters of a value in a run's details, where each value has its own line."""
 FIRST = (
     "run",
     "aliases",
@@ -49,11 +49,11 @@ FIRST = (
     "cost.tokens",
     "cost.device",
 )
-"""Keys that come first in a run's details and in a list of all keys."""
+"""Keys of a record that come first in a run's details and in CSV."""
 
 
 def as_table(records: Sequence[Record], columns: Sequence[str], now: datetime) -> Iterator[str]:
-    """Yield a table of runs as text: the column names, and one line per record.
+    """Yield the lines of a text table of runs: the column names, and one line per record.
 
     Args:
         columns: names of usual columns and keys of records; empty for the usual columns that hold any value.
@@ -71,7 +71,7 @@ def as_table(records: Sequence[Record], columns: Sequence[str], now: datetime) -
 
 
 def format_age(record: Mapping[str, Any], now: datetime) -> str:
-    """Return how long ago a run began, as text."""
+    """Return the time since a run started as text, such as `3 h`, `now`, or `–` if the start is unknown."""
     try:
         started = datetime.fromisoformat(record["started"])
     except (KeyError, TypeError, ValueError):
@@ -91,7 +91,7 @@ def format_base(record: Mapping[str, Any]) -> str:
 
 
 def format_status(record: Mapping[str, Any]) -> str:
-    """Return a run's status, with `stale` and `altered` behind it if they apply."""
+    """Return a run's status as text, followed by `stale` and `altered` if they apply."""
     marks = ("stale" if record.get("stale") else "", "altered" if describe_alteration(record) else "")
     return ", ".join([str(record["status"]), *filter(None, marks)])
 
@@ -103,13 +103,14 @@ def format_method(record: Mapping[str, Any]) -> str:
 
 
 def format_data(record: Mapping[str, Any]) -> str:
-    """Return the name of a run's data; of a path only the last part."""
+    """Return the name of a run's data, or the last part of a path, or `–` if the run has no data."""
     name = str((record.get("data") or {}).get("name") or NOTHING)
     return name.rstrip("/").rpartition("/")[2] or name
 
 
 def format_score(record: Mapping[str, Any]) -> str:
-    """Return the name and value of the main metric, and `collapsed` if the policy did."""
+    """Return a run's main metric as text, such as `win_rate 0.62`, with `collapsed` appended if the policy
+    collapsed."""
     score = record.get("score")
     if not score:
         return NOTHING
@@ -123,7 +124,7 @@ def format_kl(record: Mapping[str, Any]) -> str:
 
 
 def format_parents(record: Mapping[str, Any]) -> str:
-    """Return the runs that a run was made from, with `(gone)` behind those that no longer exist."""
+    """Return the names of a run's parents as text, with `(gone)` after each one that no longer exists."""
     gone = record.get("gone", ())
     return ", ".join(f"{run} (gone)" if run in gone else run for run in record.get("parents", ())) or NOTHING
 
@@ -141,18 +142,18 @@ USUAL: Mapping[str, Callable[[Record, datetime], str]] = {
     "from": lambda record, now: clean_text(format_parents(record)),
     "error": lambda record, now: escape_unprintable(record.get("error") or NOTHING),
 }
-"""Column of the usual table → function that returns its cell."""
+"""Name of a column in the default table → function that formats its cell from a record and the present time."""
 
 
 def as_json(records: Sequence[Record], columns: Sequence[str]) -> Iterator[str]:
-    """Yield one JSON array of records; given columns, only with those keys."""
+    """Yield one text, a JSON array of records, reduced to the keys in `columns` unless that is empty."""
     yield json.dumps(
         [select_keys(record, columns) for record in records], indent=2, ensure_ascii=False, allow_nan=False
     )
 
 
 def as_object(record: Record, columns: Sequence[str]) -> Iterator[str]:
-    """Yield one record as JSON; given columns, only with those keys."""
+    """Yield one text, a record as a JSON object, reduced to the keys in `columns` unless that is empty."""
     yield json.dumps(select_keys(record, columns), indent=2, ensure_ascii=False, allow_nan=False)
 
 
@@ -161,7 +162,7 @@ def select_keys(record: Record, columns: Sequence[str]) -> Record:
 
 
 def as_csv(records: Sequence[Record], columns: Sequence[str]) -> Iterator[str]:
-    """Yield a CSV table; without columns, with every key of any record."""
+    """Yield one text, a CSV table of records with the keys in `columns`, or with all keys if that is empty."""
     rows = [dict(iter_leaves(record)) for record in records]
     all_keys = dict.fromkeys([*FIRST, *sorted({key for row in rows for key in row})])
     keys_with_values = {key for row in rows for key, value in row.items() if value is not None}
@@ -174,7 +175,7 @@ def as_csv(records: Sequence[Record], columns: Sequence[str]) -> Iterator[str]:
 
 
 def to_csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a CSV table. A cell is empty if its row lacks the key."""
+    """Format rows as a CSV table with a header line. A cell is empty if its row lacks the key."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
@@ -183,7 +184,7 @@ def to_csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def iter_details(record: Record) -> Iterator[str]:
-    """Yield a run's record as text, one line per key with a value, the most important first."""
+    """Yield one line of text for each key of a record that has a value, the most important keys first."""
     values = {key: value for key, value in iter_leaves(record) if value not in (None, "", [])}
     order = [*(key for key in FIRST if key in values), *(key for key in values if key not in FIRST)]
     width = min(max(map(len, order)), 40)
@@ -192,7 +193,7 @@ def iter_details(record: Record) -> Iterator[str]:
 
 
 def iter_leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of each value in nested mappings."""
+    """Yield (dotted key, value) for each innermost value of nested mappings."""
     for key, value in record.items():
         if isinstance(value, Mapping):
             yield from iter_leaves(value, f"{prefix}{key}.")
@@ -201,7 +202,7 @@ def iter_leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def get_value(record: Mapping[str, Any], key: str) -> Any:
-    """Return the value at a dotted key. Returns None if there is no such key."""
+    """Return the value at a dotted key in nested mappings, or None if the key is missing."""
     value: Any = record
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -209,7 +210,7 @@ def get_value(record: Mapping[str, Any], key: str) -> Any:
 
 
 def format_cell(value: Any, longest: int | None = LONGEST) -> str:
-    """Return a value as text on one line."""
+    """Format a value of a record as one line of text, cut to `longest` characters, with `–` for None."""
     if value is None:
         return NOTHING
     is_nested = isinstance(value, list) and any(isinstance(element, list | Mapping) for element in value)
@@ -219,7 +220,7 @@ def format_cell(value: Any, longest: int | None = LONGEST) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Return a metric as text. One of an unknown shape is returned as JSON."""
+    """Format a metric, such as a number or an interval, as text, or any other value as JSON."""
     try:
         return format_figure(value)
     except (TypeError, ValueError, OverflowError, KeyError):
@@ -227,13 +228,15 @@ def format_value(value: Any) -> str:
 
 
 def clean_text(text: str, longest: int | None = LONGEST) -> str:
-    """Return text from a file on one line, shortened, with terminal control characters escaped."""
+    """Escape control characters in a text so that it is one safe line in a terminal, and cut it to `longest`
+    characters."""
     line = escape_unprintable(text)
     return line if longest is None or len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def to_csv_value(value: Any) -> Any:
-    """Return a value as a cell of CSV: null is empty, a list is JSON."""
+    """Return a value as a CSV cell: None as empty, booleans in lower case, lists and mappings as JSON, others
+    unchanged."""
     if isinstance(value, bool) or value is None:
         return "" if value is None else str(value).lower()
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | Mapping) else value

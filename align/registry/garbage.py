@@ -1,5 +1,4 @@
-"""Garbage collection in a folder of runs: unneeded files are listed with their size and reason, and removed on
-request."""
+"""Garbage collection in a folder of runs: list unneeded files with size and reason, and delete them on request."""
 
 from __future__ import annotations
 
@@ -31,22 +30,22 @@ from align.run.folder import hold_lock
 from align.run.weights import ABOUT
 
 LOG = "removed.jsonl"
-"""Log of what was removed, beside the runs, one line per piece."""
+"""File beside the runs to which one line is appended for each file or folder that garbage collection removes."""
 OTHER_LOG = f"Move {LOG} away: what is removed is noted there."
 BY = "stage=registry stage.action=gc"
 TRAINS = ("sft", "full", "dpo", "kto", "ppo", "reward")
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 OWNED = re.compile(r"\.(?P<target>.+)\.(?:(?P<host>[^.]+(?:\.[^.]+)*)-)?(?P<pid>\d+)(?:-[0-9a-f]{8})?\.(?:part|old)")
-"""Name of a file or folder that is being written, with the id of the process that writes it."""
+"""Pattern of the name of a file or folder that is being written, with the host and id of the writing process."""
 UNOWNED = re.compile(r"\..+\.tmp|\.unfinished")
 DAY_S = 86400.0
 DEEPEST = 5
-"""Levels of folders below the root in which leftovers are looked for."""
+"""Largest depth of nested folders, below a folder of one stage, at which leftovers are searched for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A file or folder that nothing needs.
+    """A file or folder that is not needed any more and may be deleted.
 
     Attributes:
         kind: `leftovers`, `checkpoints`, `bases` or `artifacts`, see docs/registry.md.
@@ -65,7 +64,8 @@ class Piece:
 
 
 def find_garbage(index: Index, log: AliasLog, days: float) -> list[Piece]:
-    """Return the files and folders of runs that nothing needs, the largest first within each kind. Nothing is removed.
+    """Return the unneeded files and folders below the folder of runs, the largest first within each kind. Nothing is
+    deleted.
 
     Not included is anything that a running run uses, that an alias ever referred to, that a run here was made from, or
     that an export contains, nor bases and artifacts that changed within a day.
@@ -88,7 +88,7 @@ def find_garbage(index: Index, log: AliasLog, days: float) -> list[Piece]:
 
 
 def iter_leftovers(root: Path, now: float) -> Iterator[Piece]:
-    """Yield the partly written files and folders of processes that have ended.
+    """Yield unfinished files and folders whose writing process has ended, or which did not change for a day.
 
     Args:
         now: present time, in seconds since 1970.
@@ -116,7 +116,8 @@ def iter_leftovers(root: Path, now: float) -> Iterator[Piece]:
 
 
 def iter_matching_entries(folder: Path, matches: Callable[[os.DirEntry[str]], bool], depth: int = 0) -> Iterator[Path]:
-    """Yield the paths below a folder whose directory entries match, without searching inside them.
+    """Yield the paths below a folder, up to `DEEPEST` levels deep, for which `matches` returns True, but nothing inside
+    these.
 
     Links are not followed. Errors of the system end the search of a folder.
     """
@@ -133,7 +134,8 @@ def is_hidden(entry: os.DirEntry[str]) -> bool:
 
 
 def iter_unneeded_checkpoints(root: Path, records: Sequence[Record], failed_before: float) -> Iterator[Piece]:
-    """Yield the checkpoints of done runs, and of runs that failed long ago.
+    """Yield the checkpoint folders of finished runs, and of failed or interrupted runs that changed before
+    `failed_before`.
 
     Args:
         failed_before: time in seconds since 1970; later checkpoints of failed runs are left out.
@@ -154,7 +156,8 @@ def iter_unneeded_checkpoints(root: Path, records: Sequence[Record], failed_befo
 
 
 def iter_unneeded_bases(root: Path, now: float) -> Iterator[Piece]:
-    """Yield the folders of base weights in `bases/` that no export links to. A folder without `base.json` is left out.
+    """Yield the folders of base weights in `bases/` that no export links to and that did not change for a day. A folder
+    without `base.json` is left out.
 
     Args:
         now: present time, in seconds since 1970.
@@ -172,7 +175,7 @@ def iter_unneeded_bases(root: Path, now: float) -> Iterator[Piece]:
 def iter_unneeded_weights(
     root: Path, records: Sequence[Record], alias_digests: set[str], now: float
 ) -> Iterator[Piece]:
-    """Yield the artifacts of done runs whose weights nothing needs.
+    """Yield the artifacts of finished training runs that are superseded by a newer run and not used by anything.
 
     No alias ever referred to them, only evaluations were made from them, and they are not the newest of their stage on
     their base.
@@ -201,28 +204,27 @@ def iter_unneeded_weights(
 
 
 def list_files(path: Path) -> list[Path]:
-    """List the files in a folder, or a file itself. Links are left out."""
+    """Return all files below a folder, or a list of the path itself if it is a file. Links are left out."""
     if not path.is_dir():
         return [path] if path.is_file() and not path.is_symlink() else []
     return [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
 
 
 def compute_size(path: Path) -> int:
-    """Return the bytes that the removal of a file or folder frees. Files with other hard links are not counted."""
+    """Return the number of bytes that deleting a file or folder frees. Files with other hard links are not counted."""
     return sum(status.st_size for status in map(os.stat, list_files(path)) if status.st_nlink == 1)
 
 
 def find_last_change(path: Path) -> float:
-    """Return the time of the last change in a folder, in seconds since 1970."""
+    """Return the latest modification time of a folder and all files in it, in seconds since 1970."""
     return max(os.lstat(entry).st_mtime for entry in [path, *list_files(path)])
 
 
 def remove_pieces(root: Path, pieces: Sequence[Piece], who: str) -> Iterator[tuple[Piece, bool]]:
-    """Delete files and folders that nothing needs, and yield each with whether it was deleted.
+    """Delete files and folders, and yield (piece, deleted) for each, where False means that the run is in use.
 
-    Those of a running run stay.
-
-    Each is logged before it is removed, so that an interrupted command can be repeated.
+    Files of a running run stay. Each piece is logged before it is removed, so that an interrupted command can be
+    repeated.
 
     Args:
         who: name for the log.
@@ -247,7 +249,8 @@ def remove_pieces(root: Path, pieces: Sequence[Piece], who: str) -> Iterator[tup
 
 
 def append_to_removal_log(root: Path, piece: Piece, who: str) -> None:
-    """Append one line to the log of removals: the piece, with the name and size of each file."""
+    """Append one JSON line to the log of removals, with the time, person, reason, and the name and size of each
+    file."""
     refuse_foreign_log(root / LOG, "run.root", ("at", "who", "kind", "path"), OTHER_LOG)
     path = root / piece.path
     files = {file.relative_to(root).as_posix(): file.stat().st_size for file in list_files(path)}
@@ -269,7 +272,7 @@ def append_to_removal_log(root: Path, piece: Piece, who: str) -> None:
 
 
 def remove_weights(artifact: Path, why: str) -> None:
-    """Mark an artifact as removed, so that no command reads it any more, and delete its weights."""
+    """Delete the weights of an artifact, after marking it as removed, so that no command reads it any more."""
     write_json(artifact / REPLACED, {"by": BY, "at": datetime.now(UTC).isoformat(timespec="seconds"), "reason": why})
     for path in list_files(artifact):
         if path.suffix in WEIGHTS:
@@ -277,7 +280,7 @@ def remove_weights(artifact: Path, why: str) -> None:
 
 
 def as_lines(pieces: Sequence[Piece], removed: Mapping[str, bool] | None) -> Iterator[str]:
-    """Yield a table of files and folders that nothing needs, and whether each was removed, as lines of text.
+    """Yield a table of unneeded files and folders as lines of text, with whether each was removed, and a total.
 
     Args:
         removed: path → whether it was removed; None if nothing was to be removed.
@@ -310,7 +313,7 @@ def as_lines(pieces: Sequence[Piece], removed: Mapping[str, bool] | None) -> Ite
 
 
 def format_bytes(count: int) -> str:
-    """Return a size such as `12.3 MB`."""
+    """Format a number of bytes with a decimal unit, such as `12.3 MB`."""
     for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if count >= size:
             return f"{count / size:.1f} {unit}"

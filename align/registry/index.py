@@ -1,4 +1,4 @@
-"""An index of the run folders: one SQLite file beside them, brought up to date at every query.
+"""An index of the run folders: one SQLite file beside them, updated whenever it is opened.
 
 It holds nothing that the folders do not hold. An index of another version is rebuilt. One that is damaged, or that
 another program made, is renamed first. If no file can be written, as on a read-only disk, the index is kept in memory
@@ -52,7 +52,8 @@ from align.run.stale import FILE as STALE
 
 
 def iter_run_stamps(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield `stage:name` and a stamp of each folder with a manifest.
+    """Yield (`stage:name`, stamp) for each run folder with a manifest; a changed stamp shows that the folder has
+    changed.
 
     The stamp changes when the manifest is replaced, the run is marked stale, its metrics are written again, or a
     server's log of adapters grows.
@@ -78,8 +79,10 @@ def iter_run_stamps(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_stamp(path: Path | str) -> str:
-    """Return size, times and inode of a file as a text. No program can set the change time back. Empty if there is no
-    file."""
+    """Return a text with the size, times and inode of a file, which changes when the file does, or "" if it is missing.
+
+    No program can set the change time back.
+    """
     if not os.access(path, os.F_OK):  # faster than an exception
         return ""
     with suppress(OSError):
@@ -89,7 +92,7 @@ def read_stamp(path: Path | str) -> str:
 
 
 def read_locked_inodes() -> set[int] | None:
-    """Return the inodes of files and folders that processes of this machine have locked. None if unknown."""
+    """Return the inodes of all files and folders that processes of this machine have locked, or None if unknown."""
     with suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
         return {int(line.split()[-3].rpartition(":")[2]) for line in lines if "FLOCK" in line}
@@ -98,7 +101,7 @@ def read_locked_inodes() -> set[int] | None:
 
 @dataclass(frozen=True, slots=True)
 class FileHash:
-    """A file when it was hashed.
+    """The SHA-256 of a file, with its size and times and the moment of hashing.
 
     Attributes:
         state: result of `read_stamp`.
@@ -113,9 +116,9 @@ class FileHash:
 
 INDEX = ".registry.db"
 OF_RECORDS = ("index.py", "record.py", "../run/figures.py")
-"""Source files that determine an index's content."""
+"""Source files whose code decides the content of the index; the index is rebuilt when they change."""
 UNWRITTEN = tuple(f"SQLITE_{why}" for why in ("BUSY", "LOCKED", "READONLY", "CANTOPEN", "PERM", "IOERR", "FULL"))
-"""Names of SQLite errors about a file that cannot be written. Other errors mean that it is damaged."""
+"""Names of SQLite errors which mean that the index file cannot be written. Other errors mean that it is damaged."""
 ENDED = "its process ended without reporting an error"
 WAIT_S = 30
 """Seconds to wait for another process that updates the same index."""
@@ -143,7 +146,7 @@ create index reads_digest on reads (digest);
 """
 
 OF_A_RUN = {"runs": "run", "makes": "run", "reads": "run", "noted": "run", "held": "export"}
-"""Table → its column with the run whose folder a row was read from."""
+"""Table → its column with the name of the run that its rows were read from."""
 
 
 T = TypeVar("T")
@@ -151,21 +154,26 @@ T = TypeVar("T")
 
 @cache
 def compute_version() -> int:
-    """Return the version of the tables and their content. An index made by other code is rebuilt."""
+    """Return a digest of the code that decides the content of the index, as its version.
+
+    An index with another version is rebuilt.
+    """
     code = b"".join((Path(__file__).parent / name).read_bytes() for name in OF_RECORDS)
     return int.from_bytes(sha256(code).digest()[:4], "big") >> 1
 
 
 DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError, json.JSONDecodeError)
-"""Errors that reading a damaged index may raise."""
+"""Exceptions that reading a damaged index may raise."""
 
 
 class DamagedIndex(sqlite3.DatabaseError):
-    """Error of a row that this index did not write."""
+    """Error for an index whose tables or rows were not written by this code."""
 
 
 def query_index(root: Path, query: Callable[[Index], T]) -> T:
-    """Open the index of a folder of runs, and return the result of a query on it. A damaged index is rebuilt first.
+    """Open and update the index of a folder of runs, call `query` with it, and return its result.
+
+    A damaged index is rebuilt first.
 
     Args:
         root: the folder of all runs.
@@ -183,12 +191,12 @@ def query_index(root: Path, query: Callable[[Index], T]) -> T:
 
 
 def get_error_name(error: Exception) -> str:
-    """Return SQLite's name of an error. Empty for Python's own errors, such as invalid UTF-8."""
+    """Return SQLite's name of an exception, such as `SQLITE_BUSY`, or an empty text for other exceptions."""
     return getattr(error, "sqlite_errorname", "")
 
 
 class Index:
-    """The runs under one root, as they are when the index is opened. Use it as a context manager.
+    """A queryable index of the runs under one root, updated when it is opened. Use it as a context manager.
 
     Args:
         root: the folder of all runs.
@@ -225,7 +233,8 @@ class Index:
         self.db.close()
 
     def _open(self, rebuild: bool, copy_file: bool) -> int:
-        """Open the file, or a database in memory, and bring it up to date. Returns the number of changed folders.
+        """Open the index file, or a database in memory if `path` is None, update it, and return the number of changed
+        folders.
 
         Args:
             copy_file: start from a copy of the file in memory, which may be nearly up to date.
@@ -244,7 +253,8 @@ class Index:
             raise
 
     def _update(self, rebuild: bool) -> int:
-        """Create the tables if they are missing or old, and bring their rows up to date in one transaction."""
+        """Create missing or outdated tables and update their rows in one transaction. Returns the number of changed
+        folders."""
         self.db.execute("begin immediate")  # a second process waits, and then finds nothing to do
         if rebuild or self.db.execute("pragma user_version").fetchone() != (compute_version(),):
             objects = self.db.execute("select type, name from sqlite_master where sql is not null").fetchall()
@@ -261,7 +271,10 @@ class Index:
         return changed
 
     def _refresh(self) -> int:
-        """Read changed folders again, and remove those that are gone. Returns how many there were of both."""
+        """Update the rows of run folders that are new, changed or gone, and return their number.
+
+        Records that depend on these runs are updated too.
+        """
         old_stamps: dict[str, str] = dict(self.db.execute("select run, stamp from runs"))
         stamps = dict(iter_run_stamps(self.root))
         self.unnamed = [run for run in stamps if find_lone_surrogate(run)]
@@ -285,7 +298,7 @@ class Index:
                 self.db.execute(f"delete from {table} where {column} = ?", (run,))
 
     def _update_alias_marks(self) -> None:
-        """Store in each record the aliases that refer to it, and the problem if its manifest was replaced since."""
+        """Store in each run's record the aliases that refer to it, and a problem if its manifest was replaced."""
         aliases: dict[str, list[str]] = {}
         replaced: dict[str, str] = {}
         changes: dict[str, Change] = {}
@@ -310,7 +323,8 @@ class Index:
         self.db.executemany("insert into aliased values (?, ?, ?)", [(run, *values) for run, values in new.items()])
 
     def find_replaced_manifests(self, log: AliasLog) -> dict[str, str]:
-        """Return run → problem of the runs whose manifest, or that of their evaluation, differs from the recorded one.
+        """Return run → problem for each run whose manifest, or its evaluation's manifest, differs from a recorded
+        digest.
 
         The log of aliases and the receipts of exports record digests of manifests.
         """
@@ -334,7 +348,10 @@ class Index:
         return {run: "; ".join(dict.fromkeys(reasons)) for run, reasons in problems.items()}
 
     def reread(self, run: str) -> None:
-        """Read a run's folder again, even if the index is up to date: gates decide by the files."""
+        """Update a run's rows from its folder even if its stamp is unchanged.
+
+        Gates do so, as they decide by the files.
+        """
         stamps = dict(iter_run_stamps(self.root))
         self.db.execute("begin immediate")
         self._delete_rows([run])
@@ -347,8 +364,7 @@ class Index:
         self.db.execute("commit")
 
     def find_lost_changes(self, log: AliasLog) -> CorruptFile | None:
-        """Return the error of a log that lacks a change by which a run found an input. Returns None if it lacks
-        none."""
+        """Return a CorruptFile error if the log of aliases lacks a change that a run recorded, otherwise None."""
         for run, alias, seq, hash in self.db.execute("select run, alias, seq, hash from noted order by seq"):
             if not 0 < seq <= len(log.changes) or log.changes[seq - 1].hash != hash:
                 problem = f"is no longer in the log, but {run} relied on change {seq}"
@@ -356,7 +372,8 @@ class Index:
         return None
 
     def _update_running_statuses(self) -> None:
-        """Store the status `interrupted` for each run whose manifest has `running` and whose process is gone."""
+        """Store the status `interrupted` for each run with the status `running` whose process no longer holds its
+        folder's lock."""
         running = self._select_column("select run from runs where json_extract(own, '$.status') = 'running'")
         locks = read_locked_inodes() if running else None
         for run in running:
@@ -369,7 +386,10 @@ class Index:
                 self.db.execute(f"update runs set {values} where run = ?", (status, error, status, run))
 
     def _insert_run(self, run: str, stamp: str) -> None:
-        """Read a run's folder, and insert its own record, digests and inputs."""
+        """Read a run's manifest and folder, and insert its record, artifact digests, inputs and alias changes.
+
+        An unreadable folder gets a record with the status `unreadable`.
+        """
         stage, _, name = run.partition(":")
         folder = self.root / stage / name
         manifest: Manifest | None = None
@@ -406,8 +426,7 @@ class Index:
                 self.db.executemany("insert into held values (?, ?, ?, ?)", rows)
 
     def _find_neighbours(self, runs: Iterable[str]) -> set[str]:
-        """Return the runs whose records depend on these: the makers of their inputs, and the readers of their
-        outputs."""
+        """Return the runs that made inputs of the given runs or read their outputs, whose records depend on them."""
         neighbours: set[str] = set()
         for run in runs:
             makers = "select makes.run from reads join makes on makes.digest = reads.digest where reads.run = ?"
@@ -416,7 +435,7 @@ class Index:
         return neighbours
 
     def _iter_parents(self, run: str) -> Iterator[tuple[str, bool]]:
-        """Yield (run that made it, exists) of each input that a run made."""
+        """Yield (run, exists) for the maker of each input that was made by a run."""
         for digest, made_by in self.db.execute(
             "select digest, made_by from reads where run = ? order by rowid", (run,)
         ).fetchall():
@@ -425,7 +444,7 @@ class Index:
                 yield maker or made_by, bool(maker)
 
     def _find_children(self, run: str) -> list[tuple[str, str]]:
-        """Return (run, input) of the runs that read what a run made."""
+        """Return (run, name of its input) for each run that read an artifact of the given run."""
         query = (
             "select distinct reads.run, reads.input from makes join reads on reads.digest = makes.digest "
             "where makes.run = ? and reads.run != ? order by reads.run"
@@ -433,7 +452,7 @@ class Index:
         return self.db.execute(query, (run, run)).fetchall()
 
     def _update_joined_record(self, run: str) -> None:
-        """Store a run's record again, with the values that follow from its parents and children."""
+        """Compute and store a run's record again from its own record, its parents and its children."""
         own_record = self._get_own_record(run)
         if own_record is None:
             return
@@ -453,20 +472,20 @@ class Index:
         return parse_record(*row) if row else None
 
     def record(self, run: str) -> Record | None:
-        """Return the record of `stage:name`. Returns None if there is no such run."""
+        """Return the record of the run `stage:name`, or None if there is no such run."""
         row = self.db.execute("select run, record from runs where run = ?", (run,)).fetchone()
         return parse_record(*row) if row else None
 
     def records(self) -> list[Record]:
-        """Return the records of all runs, sorted by name."""
+        """Return the records of all runs, sorted by `stage:name`."""
         return [parse_record(*row) for row in self.db.execute("select run, record from runs order by run")]
 
     def names(self) -> list[str]:
-        """Return all runs as `stage:name`."""
+        """Return the names of all runs as `stage:name`, sorted."""
         return self._select_column("select run from runs order by run")
 
     def maker(self, digest: str, made_by: str) -> str:
-        """Return the run that made the artifact with a digest. Returns an empty text if no run here made it.
+        """Return the run that made the artifact with a digest, or an empty text if no run here made it.
 
         Args:
             made_by: run that a manifest names as the maker; it is preferred if several made this digest.
@@ -475,29 +494,32 @@ class Index:
         return made_by if made_by in makers else next(iter(makers), "")
 
     def find_readers(self, digest: str) -> list[str]:
-        """Return the runs that read the artifact with a digest."""
+        """Return the runs that have the artifact with a digest as an input, sorted."""
         return self._select_column("select distinct run from reads where digest = ? order by run", digest)
 
     def list_sampling_runs(self, project: str) -> list[str]:
-        """Return the done runs that sampled answers for an annotation project."""
+        """Return the finished runs that sampled answers for an annotation project, except best-of-n runs."""
         condition = "json_extract(own, '$.project') = ? and json_extract(own, '$.stage') = 'sample'"
         condition += " and json_extract(own, '$.config.stage.best_of') is null"
         query = f"select run from runs where {condition} and json_extract(own, '$.status') = 'done' order by run"
         return self._select_column(query, project)
 
     def get_hashes(self, run: str) -> dict[str, FileHash]:
-        """Return file → its last hash, and its size and times when it was hashed, of the files of a run."""
+        """Return file name → FileHash of the last hashing, for the files of a run that were ever hashed."""
         rows = self.db.execute("select file, state, sha256, at from hashed where run = ?", (run,))
         return {file: FileHash(*values) for file, *values in rows}
 
     def store_hashes(self, run: str, files: Mapping[str, FileHash]) -> None:
-        """Store the hashes of a run's files. If the index cannot be written, they are computed again next time."""
+        """Store the hashes of a run's files in the index, unless it cannot be written.
+
+        Then they are computed again next time.
+        """
         rows = [(run, file, hashed.state, hashed.sha256, hashed.at) for file, hashed in files.items()]
         with suppress(sqlite3.OperationalError):
             self.db.executemany("insert or replace into hashed values (?, ?, ?, ?, ?)", rows)
 
     def get_json_type(self, path: str) -> str | None:
-        """Return the JSON type of the value at a path, as SQLite names it, from the first record that has one.
+        """Return SQLite's type of the value at a JSON path, such as `text`, from the first record that has one.
 
         Returns `null` if every record has null there, and None if no record has the path.
         """
@@ -508,7 +530,7 @@ class Index:
         return None
 
     def list_key_paths(self) -> dict[str, str]:
-        """Return dotted key → path in SQLite's syntax, of all values and lists in the records."""
+        """Return dotted key → SQLite JSON path for each key with a value or a list in any record."""
         rows = self.db.execute(
             "select distinct fullkey from runs, json_tree(record) where json_tree.type <> 'object' "
             "and fullkey not like '%[%'"
@@ -518,28 +540,31 @@ class Index:
     def select_records(
         self, condition: str, order: str, values: Sequence[Any], limit: int, offset: int = 0
     ) -> list[Record]:
-        """Return records by a condition and an order in SQL, with `values` for their parameters; see
-        `align.registry.query`."""
+        """Return the records that meet an SQL condition, in an SQL order, with `values` bound to the parameters of
+        both.
+
+        See `align.registry.query`.
+        """
         query = f"select run, record from runs where {condition} order by {order} limit ? offset ?"
         return [parse_record(*row) for row in self.db.execute(query, [*values, limit, offset])]
 
     def count_by_status(self) -> dict[str, int]:
-        """Return the number of runs per status."""
+        """Return status → number of runs."""
         counted = "select status, count(*) from runs group by status order by status"
         return {str(status): count for status, count in self.db.execute(counted)}
 
     def count_by_stage(self) -> dict[str, int]:
-        """Return the number of runs per stage."""
+        """Return stage → number of runs."""
         counted = "select substr(run, 1, instr(run, ':') - 1) as stage, count(*) from runs group by stage"
         return dict(self.db.execute(counted).fetchall())
 
     def count_runs(self, condition: str, values: Sequence[Any]) -> int:
-        """Return the number of runs that meet a condition."""
+        """Return the number of runs that meet an SQL condition with the parameters `values`."""
         return self.db.execute(f"select count(*) from runs where {condition}", values).fetchone()[0]
 
 
 def read_receipt_digests(folder: Path) -> dict[str, ManifestDigests]:
-    """Return run → digests of its manifest, from the receipts of an export or of its kinds."""
+    """Return run → digests of its manifest, as recorded in the receipts in an export's folder."""
     digests: dict[str, ManifestDigests] = {}
     for pattern in (RECEIPT, f"*/{RECEIPT}"):
         for path in sorted((folder / "artifact").glob(pattern)):
@@ -551,7 +576,7 @@ def read_receipt_digests(folder: Path) -> dict[str, ManifestDigests]:
 
 
 def parse_record(run: str, text: str) -> Record:
-    """Parse the record of a run from the JSON that the index holds.
+    """Parse the JSON record of a run from the index, or raise DamagedIndex if it is not the record of `run`.
 
     Raises:
         DamagedIndex: It is not the record of this run.
@@ -563,12 +588,12 @@ def parse_record(run: str, text: str) -> Record:
 
 
 def to_read_only_uri(path: Path) -> str:
-    """Return the URI of a database that is opened read-only, and that no process writes."""
+    """Return the SQLite URI that opens a database read-only and without locks."""
     return f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
 
 
 def try_move_aside(path: Path) -> bool:
-    """Rename a file that is not an index, and return whether that succeeded. Never raises."""
+    """Rename a file that is not a usable index, and return whether that succeeded. Never raises."""
     with suppress(OSError):
         move_aside(path)
         return True
