@@ -1,4 +1,5 @@
-"""Exports: an adapter, a merged or whole model, a reward model, GGUF; each with a card, launch files and a receipt.
+"""Exports of trained models: an adapter, a merged model, a reward model or GGUF, with a model card, launch scripts and
+a receipt.
 
 Writing: `kinds` has one function per kind of export, which writes it and measures it. `adapter` writes plain LoRA,
 `merged` a merged model, `gguf` GGUF files by llama.cpp's `converters`, `bases` the bases that exports share. `card`

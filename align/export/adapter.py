@@ -1,4 +1,5 @@
-"""LoRA adapters in the form that every engine reads: PEFT's two files at the root of a folder, as plain LoRA."""
+"""Writing of LoRA adapters for deployment: PEFT's two files at the root of a folder, as plain LoRA that every engine
+reads."""
 
 from __future__ import annotations
 
@@ -30,8 +31,9 @@ def write_adapter(
     base_folder: Path | None = None,
     initial_factors: Mapping[str, Factors] | None = None,
 ) -> None:
-    """Write an adapter for deployment: plain LoRA in fp32 with its config, a reward model's head, tokenizer and
-    template.
+    """Write an adapter as plain LoRA in fp32 with its `base.json`, tokenizer and chat template to an empty folder.
+
+    A reward model's score head is written too.
 
     Args:
         folder: an empty folder, from `align.run.atomic.publish_folder`.
@@ -53,7 +55,8 @@ def write_adapter(
 
 
 def write_as_plain_lora(trained: TrainedModel, folder: Path) -> Path:
-    """Write a trained adapter as plain LoRA into a folder, which is made if need be.
+    """Write a trained model's adapter with `write_adapter` to a folder, which is created if missing, and return the
+    folder.
 
     Raises:
         InputError: As `write_adapter`, or the adapter was trained with tokens that the base does not have.
@@ -77,5 +80,5 @@ def write_as_plain_lora(trained: TrainedModel, folder: Path) -> Path:
 
 
 def read_plain_lora_rank(folder: Path) -> int:
-    """Return the rank of an adapter that `write_as_plain_lora` wrote."""
+    """Return the rank in the `adapter_config.json` of an adapter that `write_as_plain_lora` wrote."""
     return int(read_json(folder / CONFIG_FILE, RETRAIN)["r"])

@@ -1,4 +1,4 @@
-"""The base of an export: its name on other machines, and its weights without the adapter."""
+"""The base model of an export: its public name, its weights without the adapter, and the link to it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from align.run.weights import build_local_base_name
 
 
 def require_findable_base(base: Mapping[str, str]) -> None:
-    """Check that a base has a name by which another machine can find it.
+    """Raise InputError unless a base model's `id` is a name that another machine can find, such as a hub id, and not a
+    path.
 
     Args:
         base: `id` (a hub id or a built-in model's name), `revision` and `digest`; the last two may be empty.
@@ -39,7 +40,7 @@ def require_findable_base(base: Mapping[str, str]) -> None:
 
 
 def load_plain_base(trained: TrainedModel, base_weights: str) -> PreTrainedModel:
-    """Load the base without its adapter, in fp32.
+    """Load the base of a trained model without its adapter, in fp32, with dequantised NF4 or original weights.
 
     Args:
         base_weights: `nf4-dequantised`, or `original` as it was published.
@@ -50,7 +51,11 @@ def load_plain_base(trained: TrainedModel, base_weights: str) -> PreTrainedModel
 
 
 def get_dequantised_folder(trained: TrainedModel, root: Path, dtype: torch.dtype) -> Path | None:
-    """Return the path of the dequantised base in `root`. Returns None if the adapter was trained on plain weights."""
+    """Return the path in `root` of the base's dequantised NF4 weights, or None if the adapter was trained on plain
+    weights.
+
+    The folder may not exist yet.
+    """
     if trained.kind != "nf4":
         return None
     return root / build_dequantised_name(trained.base, to_public_base(trained.base), trained.dtype, dtype)
@@ -59,7 +64,8 @@ def get_dequantised_folder(trained: TrainedModel, root: Path, dtype: torch.dtype
 def find_or_write_dequantised_base(
     trained: TrainedModel, root: Path, dtype: torch.dtype, write_if_missing: bool
 ) -> Path | None:
-    """Return the dequantised base in `root`, and write it if `write_if_missing` is True and it is missing.
+    """Return the folder in `root` with the base's dequantised NF4 weights, writing it first if it is missing and may be
+    written.
 
     Returns None if the adapter was trained on plain weights, or if the base is missing and `write_if_missing` is False.
     """
@@ -75,9 +81,11 @@ def find_or_write_dequantised_base(
 def link_base_unless_on_hub(
     trained: TrainedModel, dequantised_folder: Path | None, folder: Path, final_folder: Path
 ) -> bool:
-    """Make a link to the base in an adapter's export, by the name that its configuration gives the base.
+    """Create a symbolic link to the base in an adapter's export, unless the base is on a hub, and return whether it was
+    created.
 
-    PEFT looks for that name below the working folder, and then on a hub. A base on a hub needs no link.
+    The link has the name that the adapter's configuration gives the base. PEFT looks for that name below the working
+    folder, and then on a hub.
 
     Args:
         dequantised_folder: folder of the dequantised base; None to link the original one.

@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, its history, its measurements, and how to load it.
+"""The model card (`README.md`) of an export: its kind, training history, measurements, and code to load it.
 
 `templates/card.md` holds the text, and this module computes its values.
 """
@@ -67,13 +67,13 @@ PAIRS = {
     "accuracy_noiseless": "pairs in the order without the noise",
     "ceiling": "labels in that order",
 }
-"""Metric of a reward model on held-out pairs → its label on the card."""
+"""Metric of a reward model on held-out preference pairs → its label in the model card."""
 SERVERS = {"align": "align, on a CPU", "vllm": "vLLM", "llama-server": "llama.cpp's own server"}
-"""Launch file → the server that it starts, in the card's order."""
+"""Name of a launch script without its suffix → the server that it starts, in the order of the model card."""
 
 
 def render_card(facts: Mapping[str, Any]) -> str:
-    """Return the model card of an export, the text of its `README.md` with the front matter that the hub reads.
+    """Render the text of an export's `README.md`, a model card with YAML front matter, from the given facts.
 
     Args:
         facts: values of the card, all optional except the first three:
@@ -162,13 +162,17 @@ def load_card_templates() -> Environment:
 
 
 def to_one_line(value: Any) -> str:
-    """Return a value as one line that cannot end a table cell, a code span or a tag."""
+    """Return a value as one line of text with `|`, backticks and `<` escaped or replaced, for a Markdown table or code
+    span."""
     text = str(value).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
     return " ".join(text.split())
 
 
 def quote_json(value: Any) -> str:
-    """Return a value as JSON, which Python and YAML read too. The quotes keep a name from ending its string."""
+    """Return a value as a JSON literal, which is also valid in Python and YAML.
+
+    The quotes keep a name from ending its string.
+    """
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -179,7 +183,7 @@ def format_metric(figure: Any) -> str:
 
 
 def iter_texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every text in the facts, with its dotted key."""
+    """Yield (dotted key, text) for each string in nested mappings and lists."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, Mapping):
@@ -216,7 +220,8 @@ def build_front_matter(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_load_values(facts: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """Return the values of the code that loads an export.
+    """Return the template values for the Python code that loads an export, such as its model class, imports and
+    arguments.
 
     An adapter on the base it was trained on is loaded in the dtype of training, as in the receipt. Weights that were
     written for the export, a merged model or a dequantised base, are loaded in their own dtype.
@@ -268,7 +273,7 @@ def collect_export_facts(
     dtype: str,
     base_weights: str,
 ) -> dict[str, Any]:
-    """Return the facts about the export itself, for `render_card`.
+    """Return the facts about an export's model, precision and files that `render_card` needs.
 
     Args:
         folder: its folder, with launch files and Modelfile.
@@ -299,8 +304,11 @@ def collect_export_facts(
 
 
 def describe_folded_scale(config: Mapping[str, Any]) -> str:
-    """Return a sentence on the scale that was folded into an adapter's weights, as engines get scale 1. Empty for scale
-    1."""
+    """Return a sentence on the LoRA scale that was folded into an adapter's exported weights, or an empty text for
+    scale 1.
+
+    Engines get scale 1, as alpha is the rank.
+    """
     r = config.get("r")
     alpha = config.get("lora_alpha")
     is_rslora = config.get("use_rslora")
@@ -313,7 +321,7 @@ def describe_folded_scale(config: Mapping[str, Any]) -> str:
 
 
 def list_licences(data: Sequence[str], base: Base) -> list[tuple[str, str]]:
-    """Return the sources of an export with their licences, the base first. A licence is empty if unknown."""
+    """Return (source, licence) for the base model and each data set of an export, with an empty licence if unknown."""
     base_licence = read_licence(Path(base.path))
     return [
         (f"base {to_public_base(base)['id']}", base_licence),
@@ -322,7 +330,8 @@ def list_licences(data: Sequence[str], base: Base) -> list[tuple[str, str]]:
 
 
 def read_licence(folder: Path) -> str:
-    """Return the licence in the front matter of a model's own card. Empty if it states none."""
+    """Return the `license` field in the front matter of a model folder's `README.md`, or an empty text if there is
+    none."""
     card = folder / "README.md"
     text = read_bytes(card, card.name).decode("utf-8", "replace") if has_file(card, card.name) else ""
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)

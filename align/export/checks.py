@@ -1,4 +1,5 @@
-"""The checks of a receipt: each export on each base, in each installed engine, compared with the trained model."""
+"""The checks of a receipt: run an export on each of its bases in each installed engine, and compare it with the trained
+model."""
 
 from __future__ import annotations
 
@@ -32,25 +33,28 @@ from align.rollout.engine_process import (
 )
 
 EXACT: Bound = ("max_logprob", 1e-4)
-"""Bound for the same weights, summed in fp32 by another loader."""
+"""Largest log-probability difference for identical weights, computed in fp32 by another loader."""
 MERGED: Bound = ("kl", 1e-5)
-"""Bound for a merge computed and compared in fp32."""
+"""Largest KL divergence for a merged model that is computed and compared in fp32."""
 ROUNDED: Bound = ("kl", 1e-2)
-"""Bound for weights that were saved in fewer bits."""
+"""Largest KL divergence for weights that were saved in fewer bits."""
 SCORES: Bound = ("kl", 1e-3)
-"""The same for scores as choices: they moved by 0.09 at texts of nearly equal score."""
+"""Largest KL divergence for a reward model's scores, as choices, with weights that were saved in fewer bits.
+
+They moved by 0.09 at texts of nearly equal score.
+"""
 GGUF: Bound = ("max_logprob", 0.02)
-"""Bound for llama.cpp's f16 weights, activations and cache."""
+"""Largest log-probability difference for llama.cpp with f16 weights, activations and cache."""
 ENGINE: Bound = ("kl", 1e-3)
-"""Bound for llama.cpp in f16 on weights that are known to be exact."""
+"""Largest KL divergence for llama.cpp in f16 on weights that are known to be exact."""
 PRECISE: Bound = ("max_logprob", 1e-3)
-"""Bound for another engine that computes in fp32 on fp32 weights."""
+"""Largest log-probability difference for another engine that computes in fp32 on fp32 weights."""
 
 Engines = Mapping[str, str]
-"""Engine of `align.rollout.engine_process` → `auto`, `none` or the Python that has it."""
+"""Name of an engine in `align.rollout.engine_process` → `auto`, `none`, or the path of the Python that has it."""
 OLLAMA = "Ollama"
 BEFORE_CAST = "merge-before-cast"
-"""Name of the merge in fp32, before its weights are cast and saved."""
+"""Name of a check on the merged fp32 model before its weights are cast and saved."""
 NO_BASE = "that base was left out of the export, or is not beside the runs"
 NO_SCORES = "its converter does not support this score head"
 NO_POOLING = "it gives scores only for a merged model, with --runner pooling"
@@ -62,7 +66,8 @@ AS_MERGED = "it checks export=merged"
 def compare_adapter(
     trained: TrainedModel, folder: Path, dequantised_folder: Path | None, saved_dtype: str, engines: Engines
 ) -> list[ReceiptCheck]:
-    """Compare an exported adapter with the trained model, on each base that it may be used on.
+    """Compare an exported adapter with the trained model, by transformers and vLLM, on each base that it may be used
+    on.
 
     Args:
         dequantised_folder: folder of the dequantised base, with its weights in `saved_dtype`; None if it was not
@@ -98,7 +103,9 @@ def compare_merged(
     logits_before_cast: Sequence[Tensor] | None,
     engines: Engines,
 ) -> list[ReceiptCheck]:
-    """Compare an exported merged or whole model with the trained one, as saved and also before its cast.
+    """Compare an exported merged or fully trained model with the trained model, by transformers and vLLM.
+
+    The merge is also compared before the cast to `saved_dtype`.
 
     Merged into the original weights, a QLoRA adapter makes another model. It is compared with the adapter on these
     weights, and its difference from the trained model is reported.
@@ -127,24 +134,26 @@ def compare_merged(
 
 
 def choose_rounding_bound(trained: TrainedModel) -> Bound:
-    """Return the bound for weights that were saved in fewer bits."""
+    """Return the bound for weights that were saved in fewer bits, which is stricter for a reward model."""
     return SCORES if trained.prompts.is_reward_model else ROUNDED
 
 
 def get_model_kind(trained: TrainedModel) -> str:
-    """Return the receipt's name for an export as one model."""
+    """Return the name in a receipt for an export as a single model: `model` if all weights were trained, otherwise
+    `merged`."""
     return "model" if trained.adapter is None else "merged"
 
 
 def build_llama_cpp_note(trained: TrainedModel) -> ReceiptCheck:
-    """Return a check that says why llama.cpp did not read this export."""
+    """Return a receipt row for llama.cpp, which did not run, with the reason as its note."""
     return ReceiptCheck(LLAMA_CPP, note=NO_SCORES if trained.prompts.is_reward_model else READS_GGUF)
 
 
 def run_llama_cpp(
     trained: TrainedModel, base: Path, adapter: Path | None, engines: Engines, use_f32_cache: bool = False
 ) -> EngineResponse | None:
-    """Run llama.cpp on GGUF files, a base and an adapter or a whole model. Returns None if it is not installed.
+    """Run llama.cpp on a GGUF model and return its logits and token ids on the test prompts, or None if it is not
+    installed.
 
     Args:
         use_f32_cache: keep the cache of keys and values in f32 instead of f16.
@@ -172,7 +181,7 @@ def run_llama_cpp(
 
 @dataclass(frozen=True, slots=True)
 class F32Measurement:
-    """A measurement of the same base and adapter, converted to f32.
+    """llama.cpp's response on the base and adapter converted to f32, to tell its rounding from a faulty export.
 
     Attributes:
         response: llama.cpp's answer on the f32 files, with its cache in f32.
@@ -191,7 +200,9 @@ def compare_gguf_export(
     f16_response: EngineResponse | None,
     measure_in_f32: Callable[[], F32Measurement | None],
 ) -> list[ReceiptCheck]:
-    """Compare an export in GGUF, run by llama.cpp, with the trained model. Variants in fewer bits have no bound.
+    """Compare a GGUF export, run by llama.cpp, with the trained model, and return the checks.
+
+    Variants in fewer bits than f16 have no bound.
 
     Args:
         f16_response: `run_llama_cpp` on the base in f16; None if llama.cpp is not installed.
@@ -245,7 +256,7 @@ def sort_checks(checks: Sequence[ReceiptCheck]) -> list[ReceiptCheck]:
 
 
 class ExpectedLogits(NamedTuple):
-    """The logits that an export must have on its base weights.
+    """The logits on the test prompts that an export must have with its base weights.
 
     Attributes:
         has_training_weights: True if these are the base weights that the adapter was trained on.
@@ -257,7 +268,8 @@ class ExpectedLogits(NamedTuple):
 
 
 def compute_expected_logits(trained: TrainedModel, base_weights: str) -> ExpectedLogits:
-    """Return the logits that an export with the base weights `base_weights` must have on the fixed prompts."""
+    """Return the logits that an export with the given base weights must have: the trained model's, or its adapter's on
+    the original base."""
     if base_weights in (trained.kind, DEQUANTISED):
         return ExpectedLogits(True, trained.logits)
     assert trained.adapter is not None, "a whole model has no adapter to merge"
@@ -276,8 +288,10 @@ def measure_unbounded_differences(
     engine: str = TRANSFORMERS,
     version: str = VERSION,
 ) -> list[ReceiptCheck]:
-    """Measure differences that have no bound: an export on other base weights than those of training, an adapter on
-    the original base, and the base alone.
+    """Return the checks that are only reported, without a bound, for an export.
+
+    These are an export on other base weights than those of training, an adapter on the original base, and the base
+    alone.
 
     Args:
         has_training_weights: the export's weights are those of training.
@@ -294,9 +308,9 @@ def measure_unbounded_differences(
 
 
 def compare_on_original_base(trained: TrainedModel, adapter: Path) -> ReceiptCheck:
-    """Compare a QLoRA adapter on the original base with the trained model: most people use it on that base.
+    """Compare a QLoRA adapter on the original, unquantised base with the trained model, without a bound.
 
-    It is another model than was trained, so the difference is reported without a bound.
+    Most people use it on that base. It is another model than was trained, so the difference is only reported.
     """
     base = Path(trained.base.path)
     logits = compute_adapter_logits(base, adapter, trained.prompts, trained.device, trained.dtype)
@@ -312,7 +326,11 @@ def compare_in_vllm(
     engines: Engines,
     expected_logits: Sequence[Tensor] | None = None,
 ) -> ReceiptCheck:
-    """Compare vLLM's logits of an exported model or adapter with the trained model's. Reward models are skipped."""
+    """Run vLLM on an exported model or adapter, and compare its logits with `expected_logits`, by default the trained
+    model's.
+
+    Without vLLM, and for a reward model, the check has only a note.
+    """
     if trained.prompts.is_reward_model:
         return ReceiptCheck(VLLM, note=NO_POOLING)
     python = find_interpreter(VLLM, engines[VLLM], SETTINGS[VLLM])
@@ -338,5 +356,6 @@ def compare_in_vllm(
 
 
 def strip_vocabulary_padding(response: EngineResponse, expected_logits: Sequence[Tensor]) -> list[Tensor]:
-    """Return an engine's logits without the columns that pad the vocabulary."""
+    """Return an engine's logits, [S, V] for each prompt, without the columns beyond the vocabulary of
+    `expected_logits`."""
     return [logits[:, : expected.shape[1]] for logits, expected in zip(response.logits, expected_logits, strict=True)]

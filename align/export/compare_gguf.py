@@ -1,4 +1,5 @@
-"""Compare two GGUF files of one model, in f32 and f16, and print the first tensor that is not the rounded f32 one.
+"""Compare an f16 GGUF file with the f32 file of the same model, and print the first tensor that is not its rounded
+value.
 
     python compare_gguf.py GGUF_PY F32 F16
 
@@ -29,7 +30,10 @@ def main(reader: str, exact: str, rounded: str) -> None:
 
 
 def equals_after_rounding(exact: np.ndarray, rounded: np.ndarray) -> bool:
-    """Return whether two tensors are equal bit by bit after rounding. Vectors stay in f32."""
+    """Return whether an f32 tensor, rounded to the dtype of the second tensor (f16 or f32), equals it bit by bit.
+
+    The second tensor is f32 if it is a vector, which the converter does not round.
+    """
     if exact.dtype != np.float32 or rounded.dtype not in (np.float16, np.float32) or exact.shape != rounded.shape:
         return False
     return exact.astype(rounded.dtype).tobytes() == rounded.tobytes()

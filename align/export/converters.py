@@ -53,12 +53,14 @@ KNOWN = (
 
 
 def get_default_folder() -> Path:
-    """Return `$XDG_CACHE_HOME/align/llama.cpp`, by default `~/.cache/align/llama.cpp`."""
+    """Return the folder for unpacked converters: `$XDG_CACHE_HOME/align/llama.cpp`, by default
+    `~/.cache/align/llama.cpp`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "align" / "llama.cpp"
 
 
 def find_converters(folder: str | None) -> Path:
-    """Return the folder with both converters. Raises InputError if they are not there."""
+    """Return the folder with llama.cpp's two converter scripts, `folder` or the default one, or raise InputError if one
+    is missing."""
     path = parse_user_path(folder, "export.converters") if folder else get_default_folder()
     for name in (HF, LORA):
         if not (path / name).is_file():
@@ -68,13 +70,16 @@ def find_converters(folder: str | None) -> Path:
 
 
 def compute_converter_digest(converters: Path) -> str:
-    """Return the SHA-256 over the converters' sources, in hex. Other sources may write another file."""
+    """Return a SHA-256 digest of the converters' source files, in hex.
+
+    Other sources may write another file.
+    """
     sources = sorted([converters / HF, converters / LORA, *(converters / "conversion").rglob("*.py")])
     return json_digest([[str(path.relative_to(converters)), file_digest(path)] for path in sources])
 
 
 def convert_model(converters: Path, model: Path, target: Path, name: str, weights: str) -> None:
-    """Convert a folder with a model in fp32 to one GGUF file.
+    """Run llama.cpp's converter on a folder with an fp32 model, to write one GGUF file at `target`.
 
     Args:
         name: name of the model in the file.
@@ -89,7 +94,9 @@ def convert_model(converters: Path, model: Path, target: Path, name: str, weight
 
 
 def convert_adapter(converters: Path, adapter: Path, base: Path, target: Path, weights: str) -> None:
-    """Convert a folder with a plain LoRA in PEFT's format to one GGUF file. Raises as `convert_model`.
+    """Run llama.cpp's converter on a folder with a plain PEFT LoRA adapter, to write one GGUF file at `target`.
+
+    Raises as `convert_model`.
 
     Args:
         base: folder with the base's configuration.
@@ -100,10 +107,13 @@ def convert_adapter(converters: Path, adapter: Path, base: Path, target: Path, w
 
 
 def find_mismatched_tensor(converters: Path, exact: Path, rounded: Path) -> str:
-    """Compare two GGUF files of one model, in f32 and f16.
+    """Return the name of the first tensor in `rounded`, a GGUF file, that is not the rounded tensor of the f32 file
+    `exact`.
 
-    Returns the name of the first tensor of the second file that is not the rounded tensor of the first, or "" if all
-    are.
+    Returns "" if all tensors agree.
+
+    Raises:
+        RuntimeError: The comparison fails.
     """
     command = [sys.executable, "-I", str(COMPARE), str(converters / "gguf-py"), str(exact), str(rounded)]
     result = run_and_capture(command, "comparing GGUF files")
@@ -125,7 +135,7 @@ def _run_converter(script: Path, arguments: list[str | Path], target: Path, name
 
 
 def unpack_converters(archive: Path, folder: Path) -> None:
-    """Unpack the converters from the source archive, in place of older ones that were unpacked.
+    """Unpack llama.cpp's converters from the source archive of `llama-cpp-python` into a folder, replacing older ones.
 
     Raises:
         CorruptFile: The file is not such an archive.
@@ -153,7 +163,11 @@ def unpack_converters(archive: Path, folder: Path) -> None:
 
 
 def download_source_archive(folder: Path) -> Path:
-    """Download the source archive in the installed version, or the newest. Raises InputError if pip fails."""
+    """Download the source archive of `llama-cpp-python` with pip into a folder, and return its path, or raise
+    InputError.
+
+    The version is the installed one, or else the newest.
+    """
     try:
         requirement = f"{PACKAGE}=={metadata.version(PACKAGE)}"
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Loading of exports by transformers, and what they say: next-token logits per prompt, or a reward model's scores.
+"""Loading of exports with transformers and PEFT, and their logits or reward scores on test prompts.
 
 Each function loads an export as another project would, by transformers' own means.
 """
@@ -25,14 +25,14 @@ Rows = Sequence[Sequence[int]]
 """Token ids, one row per prompt."""
 
 BATCH = 4
-"""Texts that a reward model scores in one batch."""
+"""Number of texts that a reward model scores in one batch."""
 
 VERSION = f"{transformers.__version__}, peft {peft.__version__}"
 
 
 @dataclass(frozen=True, slots=True)
 class ExportPrompts:
-    """The prompts of a check: a language model predicts the next token at each position, a reward model a score.
+    """The tokenized prompts on which an export is compared with the trained model, for a language or a reward model.
 
     Attributes:
         rows: token ids as training read them.
@@ -49,7 +49,7 @@ class ExportPrompts:
 
 @torch.no_grad()
 def compute_logits(model: Any, rows: Rows) -> list[Tensor]:
-    """Return fp32 logits on the CPU, [S, V] for each row.
+    """Compute next-token logits of a language model for each row of token ids, as fp32 tensors [S, V] on the CPU.
 
     Rows are run one at a time, without padding, and by the engine's own forward functions.
     """
@@ -59,7 +59,7 @@ def compute_logits(model: Any, rows: Rows) -> list[Tensor]:
 
 
 def gather_token_logprobs(logits: Sequence[Tensor], rows: Rows) -> list[list[float]]:
-    """Return the logprob of each token of a row except the first.
+    """Return the log-probability of each token in each row except the row's first token, from next-token logits.
 
     Args:
         logits: [S, V] for each row.
@@ -73,7 +73,10 @@ def gather_token_logprobs(logits: Sequence[Tensor], rows: Rows) -> list[list[flo
 
 @torch.no_grad()
 def compute_choices(model: Any, rows: Rows, pad_id: int | None) -> list[Tensor]:
-    """Return a reward model's scores as choices (see `scores_as_choices`), in fp32 on the CPU.
+    """Score texts with a reward model, and return the scores as logits of pairwise choices, a list with one tensor [P,
+    2].
+
+    It is in fp32 on the CPU, see `scores_as_choices`.
 
     Args:
         pad_id: pad token, with which several rows are scored in one batch; None scores rows one at a time.
@@ -97,10 +100,9 @@ def compute_choices(model: Any, rows: Rows, pad_id: int | None) -> list[Tensor]:
 
 
 def scores_as_choices(scores_N: Tensor) -> Tensor:
-    """Return scores [N] as logits [P, 2] of choices between two texts (Bradley–Terry).
+    """Return scores [N] as logits [P, 2] of Bradley-Terry choices, one row for each pair of texts.
 
-    There is one row for each pair of texts, and one for each text beside a text whose score is 0, so that a shift of
-    all scores counts too.
+    There is also one row for each text beside a text whose score is 0, so that a shift of all scores counts too.
     """
     all_M = torch.cat((scores_N, scores_N.new_zeros(1)))
     first, second = torch.triu_indices(len(all_M), len(all_M), offset=1)
@@ -108,13 +110,20 @@ def scores_as_choices(scores_N: Tensor) -> Tensor:
 
 
 def set_pad_token(model: Any, pad_id: int | None) -> None:
-    """Set the pad token, which transformers skips when it looks for the last token of a text."""
+    """Set the pad token id in a model's configurations, in place.
+
+    A sequence classifier in transformers skips this token when it looks for the last token of a text.
+    """
     for config in (model.config, model.config.get_text_config()):
         config.pad_token_id = pad_id
 
 
 def compute_model_logits(folder: Path, prompts: ExportPrompts, device: torch.device) -> list[Tensor]:
-    """Run transformers on a folder with a model: weights in their stored dtype, sums in fp32."""
+    """Load an exported model with transformers, in its stored dtype but computing in fp32, and return its logits on the
+    prompts.
+
+    For a reward model these are choices, see `compute_choices`.
+    """
     model = load_with_transformers(folder, device, is_reward_model=prompts.is_reward_model)
     if prompts.is_reward_model:
         logits = compute_choices(model, prompts.template_rows, model.config.get_text_config().pad_token_id)
@@ -133,7 +142,10 @@ def compute_adapter_logits(
     dtype: torch.dtype | None = None,
     quantise_to_nf4: bool = False,
 ) -> list[Tensor]:
-    """Run transformers and PEFT on a base and an adapter, with fp32 sums.
+    """Load a base with transformers and an adapter with PEFT, computing in fp32, and return their logits on the
+    prompts.
+
+    For a reward model these are choices, see `compute_choices`.
 
     Args:
         dtype: dtype in which the base's weights are read; None keeps the stored one.
@@ -153,7 +165,10 @@ def compute_adapter_logits(
 
 
 def free_memory() -> None:
-    """Free the memory of deleted models. The patched forward functions are in reference cycles with their modules."""
+    """Run the garbage collector and empty the CUDA cache, to free the memory of deleted models.
+
+    Patched forward functions are in reference cycles with their modules.
+    """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

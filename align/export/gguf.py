@@ -1,4 +1,4 @@
-"""Exports as GGUF, which llama.cpp, Ollama and programs built on them read: a base and an adapter, or a whole model.
+"""Exports as GGUF, the file format of llama.cpp and Ollama: a base model and an adapter, or a whole model.
 
 The base is written once for all its adapters, into `bases/` beside the runs, and hard-linked into each export, so that
 an export can be copied as a whole.
@@ -40,25 +40,26 @@ ADAPTER = "adapter-f16.gguf"
 F16 = "f16"
 F32 = "f32"
 PIECES = "tokenizer.model"
-"""File of a SentencePiece model."""
+"""Name of the file with a SentencePiece model."""
 LARGEST = torch.finfo(torch.float16).max
-"""Largest number in f16."""
+"""Largest finite number in float16."""
 
 
 def build_gguf_file_name(weights: str, is_whole_model: bool = False) -> str:
-    """Return the file name of a base beside an adapter, or of a whole model."""
+    """Return the GGUF file name for a weight type such as `f16`: `base-f16.gguf`, or `model-f16.gguf` for a whole
+    model."""
     return f"{'model' if is_whole_model else 'base'}-{weights}.gguf"
 
 
 def find_variants(folder: Path) -> dict[str, Path]:
-    """Return weights → file of the variants of a base, or of a whole model, in an export."""
+    """Return weight type, such as `f16` or `q8_0` → path of each GGUF file of a base or a whole model in an export."""
     files = sorted([*folder.glob("base-*.gguf"), *folder.glob("model-*.gguf")], reverse=True)
     return {path.stem.partition("-")[2]: path for path in files}
 
 
 @dataclass(frozen=True, slots=True)
 class GgufSource:
-    """The model that a GGUF base is converted from.
+    """The model that a GGUF file is converted from, with its tokenizer and the converters.
 
     Attributes:
         public_base: `id`, `revision` and `digest` of the base, and other values that its weights depend on.
@@ -77,7 +78,7 @@ class GgufSource:
     converters: Path
 
     def convert(self, target: Path, weights: str) -> None:
-        """Convert the model to one GGUF file at `target`.
+        """Load the model in fp32 and convert it to a GGUF file at `target` with llama.cpp's converter.
 
         Raises:
             InputError: A weight is too large for f16, or the converter does not support the model, see `convert_model`.
@@ -96,7 +97,8 @@ class GgufSource:
             convert_model(self.converters, plain, target, name, weights)
 
     def compute_cache_key(self, *more: Any) -> str:
-        """Return the digest of what a file depends on: weights, vocabulary, template, converter and `more`."""
+        """Return the first 12 hex digits of a digest of everything that a GGUF file depends on, such as weights and
+        vocabulary."""
         tokenizer = self.tokenizer
         pieces = self.folder / PIECES
         vocabulary: list[Any] = [
@@ -113,7 +115,7 @@ class GgufSource:
 
 
 def build_gguf_source(trained: TrainedModel, base_weights: str, converters: Path) -> GgufSource:
-    """Return the base of a trained model with the weights `base_weights`: `nf4-dequantised` or `original`.
+    """Return the GgufSource of a trained model's base, with its NF4 weights dequantised or with its original weights.
 
     A whole model is its own base.
     """
@@ -125,7 +127,7 @@ def build_gguf_source(trained: TrainedModel, base_weights: str, converters: Path
 
 
 def add_converter_settings(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Add settings that llama.cpp's converter reads, and transformers does not write, to `tokenizer_config.json`.
+    """Add `add_bos_token` and added tokens to an exported `tokenizer_config.json`, for llama.cpp's converter.
 
     By default llama.cpp puts a BOS token before every prompt, even if there was none in training: it is set to what the
     chat template writes. Tokens that were added to a SentencePiece model are not in its file.
@@ -140,7 +142,8 @@ def add_converter_settings(folder: Path, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def list_added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, Any]]:
-    """Return the tokens that were added to the tokenizer's vocabulary, by id."""
+    """Return token id, as text → content and `special` flag, for the tokens that were added to a tokenizer's
+    vocabulary."""
     tokens = tokenizer.added_tokens_decoder.items()
     return {
         str(id): {"content": token.content, "special": token.special}
@@ -150,8 +153,10 @@ def list_added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str,
 
 
 def write_missing_bases(root: Path, source: GgufSource, quantised: Sequence[str], python: str | None) -> list[Path]:
-    """Write the base into `root` as GGUF files, each in a folder of its own, unless they are there. Returns their
-    paths.
+    """Write the base model as GGUF files in f16 and in the quantised variants, unless they exist in `root`, and return
+    their paths.
+
+    Each file has a folder of its own.
 
     Args:
         quantised: further variants in fewer bits, such as `q8_0`.
@@ -178,8 +183,14 @@ def write_missing_bases(root: Path, source: GgufSource, quantised: Sequence[str]
 def write_or_verify_cached_file(
     root: Path, source: GgufSource, weights: str, write: Callable[[Path], None], version: str = ""
 ) -> Path:
-    """Write a file into a folder of `root` named by a digest of its sources, unless it is there, and verify its
-    SHA-256."""
+    """Return a GGUF file from its cache folder in `root`, after writing it if it is missing or else verifying its
+    SHA-256.
+
+    The folder's name has a digest of everything that the file depends on.
+
+    Raises:
+        CorruptFile: The file differs from the one that was written.
+    """
     file = build_gguf_file_name(weights)
     name = Path(source.public_base["id"]).name
     folder = root / f"{name}-{source.kind}-gguf-{weights}-{source.compute_cache_key(weights, version)}"
@@ -208,7 +219,8 @@ def require_f16_tensor(name: str, tensor: Tensor) -> None:
 
 
 def write_adapter_as_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: GgufSource) -> None:
-    """Write an adapter as GGUF, and link the base's files beside it.
+    """Convert an adapter to GGUF in f16 in an export's folder, and link or copy the base's GGUF files and the tokenizer
+    beside it.
 
     Args:
         bases: files from `write_missing_bases`.
@@ -225,7 +237,8 @@ def write_adapter_as_gguf(folder: Path, bases: Sequence[Path], adapter: Path, so
 
 
 def write_whole_model_as_gguf(folder: Path, files: Sequence[Path], trained: TrainedModel) -> None:
-    """Link a whole model's GGUF files into an export, and write its tokenizer, template and `base.json`.
+    """Link or copy a whole model's GGUF files into an export's folder, and write its tokenizer, template and
+    `base.json`.
 
     Args:
         files: files from `write_missing_bases`.
@@ -237,7 +250,7 @@ def write_whole_model_as_gguf(folder: Path, files: Sequence[Path], trained: Trai
 
 
 def link_or_copy_file(source: Path, target: Path) -> None:
-    """Hard-link a file under another name, or copy it if the file system does not support that."""
+    """Create a hard link to a file, or copy the file if the file system does not support the link."""
     try:
         os.link(source, target)
     except OSError as error:
@@ -249,7 +262,8 @@ def link_or_copy_file(source: Path, target: Path) -> None:
 def require_same_token_ids(
     tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]], response: EngineResponse
 ) -> None:
-    """Check that llama.cpp tokenizes text as in training: special tokens, the prompts, and the chat template.
+    """Raise InputError unless llama.cpp gives special tokens and prompts the same ids as training, with the same chat
+    template.
 
     Args:
         prompts: text and training token ids of each.
@@ -284,11 +298,11 @@ def require_same_token_ids(
 
 
 def list_texts(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]]) -> list[str]:
-    """Return the texts that llama.cpp tokenizes for `require_same_token_ids`."""
+    """Return the texts for llama.cpp to tokenize in `require_same_token_ids`: all special tokens, then the prompts."""
     return [text for text, _ in (*list_special_tokens(tokenizer), *prompts)]
 
 
 def list_special_tokens(tokenizer: Any) -> list[tuple[str, int]]:
-    """Return each special token with its id."""
+    """Return (text, id) of each special or added token of a tokenizer, sorted by id."""
     ids = sorted(get_special_token_ids(tokenizer) | tokenizer.added_tokens_decoder.keys())
     return [(tokenizer.convert_ids_to_tokens(id), id) for id in ids]

@@ -1,4 +1,4 @@
-"""Training history of an export for its card, from the manifests of its runs."""
+"""Training history for an export's model card, computed from the manifests of the runs in its lineage."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from align.run.lineage import LineageStep
 from align.run.manifest import Input, Manifest
 
 WITHOUT_CRITIC = {"rloo": "RLOO", "grpo": "GRPO", "reinforce_pp": "REINFORCE++"}
-"""`stage.advantage` → name of an estimator without a critic."""
+"""`stage.advantage` → display name of an advantage estimator that needs no critic."""
 SETTINGS = ("learning rate", "trained for", "batch", "weights", "besides")
-"""Columns of a card's table of runs, behind the run's name."""
+"""Columns of the table of runs in a model card, after the run's name."""
 
 
 def list_lineage_runs(steps: Sequence[LineageStep]) -> list[dict[str, Any]]:
-    """Return the runs of a lineage for `render_card`, each with its settings if its manifest exists."""
+    """Return one mapping per run of a lineage for the model card, with its stage, name, digest and training
+    settings."""
     names = [f"{step.stage}/{step.name}" for step in steps]
     return [
         {
@@ -30,7 +31,8 @@ def list_lineage_runs(steps: Sequence[LineageStep]) -> list[dict[str, Any]]:
 
 
 def describe_settings(manifest: Manifest, shown_runs: Collection[str] = ()) -> dict[str, str]:
-    """Describe how a run trained, one text for each of `SETTINGS`. A text is empty if unknown.
+    """Return one text for each of `SETTINGS`, such as learning rate and batch size, from a run's manifest. A text is
+    empty if unknown.
 
     Args:
         shown_runs: runs, `stage/name`, whose adapter settings the card shows elsewhere.
@@ -47,7 +49,11 @@ def describe_settings(manifest: Manifest, shown_runs: Collection[str] = ()) -> d
 
 
 def describe_weights(manifest: Manifest, shown_runs: Collection[str]) -> str:
-    """Describe the trained weights. A run that continues an adapter has that adapter's settings."""
+    """Describe the weights that a run trained, such as `LoRA of rank 8, alpha 16, on all linear layers`, for a model
+    card.
+
+    If the run continued the adapter of a shown run, that run is named instead.
+    """
     init = manifest.inputs.get("init")
     run = f"{init.stage}/{init.name}" if init and init.whole is False else ""
     if run not in shown_runs:
@@ -65,7 +71,8 @@ def describe_learning_rate(stage: Mapping[str, Any]) -> str:
 
 
 def describe_duration(name: str, stage: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-    """Describe the epochs or updates, the steps, and which step is published if it is not the last."""
+    """Describe how long a run trained, such as `2 epochs, 400 steps`, and the published step or update if it is not the
+    last."""
     if name == "ppo":
         updates = stage.get("updates")
         published = metrics.get("published_update")
@@ -84,7 +91,8 @@ def describe_duration(name: str, stage: Mapping[str, Any], metrics: Mapping[str,
 
 
 def describe_method(method: Mapping[str, Any]) -> str:
-    """Describe the trained weights: the whole model, or the kind of adapter and its layers."""
+    """Describe the trained weights by a method's settings: the whole model, or the kind, rank and layers of an
+    adapter."""
     if method.get("name") == "full":
         return "all of the model"
     if "r" not in method:
@@ -102,7 +110,10 @@ def describe_method(method: Mapping[str, Any]) -> str:
 
 
 def describe_other_settings(name: str, config: Mapping[str, Any]) -> str:
-    """Describe the other settings that decide the result: beta or KL coefficient, estimator, and sampling."""
+    """Describe the most important other settings of a run, such as DPO's beta, or PPO's KL coefficient and sampling.
+
+    Returns an empty text if there are none.
+    """
     stage = config.get("stage", {})
     if name in ("dpo", "kto"):
         loss = stage.get("loss", "sigmoid")
@@ -113,7 +124,7 @@ def describe_other_settings(name: str, config: Mapping[str, Any]) -> str:
 
 
 def describe_estimator(stage: Mapping[str, Any]) -> str:
-    """Describe how advantages were estimated if there was no critic. Empty otherwise."""
+    """Describe the advantage estimator of a PPO stage without a critic, or return an empty text if it has one."""
     name = WITHOUT_CRITIC.get(stage.get("advantage", ""))
     if not name:
         return ""
@@ -122,7 +133,8 @@ def describe_estimator(stage: Mapping[str, Any]) -> str:
 
 
 def describe_sampling(config: Mapping[str, Any]) -> str:
-    """Describe how answers were sampled, and whether the judge saw their reasoning."""
+    """Describe how a PPO run sampled answers: temperature, maximum tokens, and whether the reasoning was hidden from
+    the reward."""
     rollout = config.get("rollout", {})
     hidden = ", their reasoning hidden from the reward" if rollout.get("reasoning") == "hide" else ""
     limit = f"at most {rollout.get('max_new_tokens')} tokens"
@@ -130,7 +142,7 @@ def describe_sampling(config: Mapping[str, Any]) -> str:
 
 
 def describe_data(manifest: Manifest, held_out_share: float | None = None) -> str:
-    """Describe the data that a run measured on.
+    """Describe the held-out data that a run was measured on, such as `10% of chats.jsonl, held out`.
 
     Args:
         held_out_share: held-out share of the training data; by default, for a file, the run's own.
@@ -147,7 +159,8 @@ def describe_data(manifest: Manifest, held_out_share: float | None = None) -> st
 
 
 def find_system_prompt(steps: Sequence[LineageStep], is_reward_model: bool) -> dict[str, str]:
-    """Return the newest system prompt that `data.system` gave the runs of a lineage. Empty if none had one.
+    """Return the newest system prompt from `data.system` in the runs of a lineage, or an empty mapping if there is
+    none.
 
     Its `text` and `run` are returned, and as `without` the last run, if that had none.
 

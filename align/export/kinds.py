@@ -1,4 +1,5 @@
-"""The kinds of export: each is written into a folder and measured there, or measured again later."""
+"""The kinds of export (adapter, merged, GGUF): each is written to a folder, and compared there with the trained
+model."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ from align.run.weights import adapter_digest, build_local_base_name
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """Settings of exports.
+    """The settings of an export: dtypes, base weights, folders and engines.
 
     Attributes:
         dtype: dtype of a merged model, and of the base beside an adapter.
@@ -74,7 +75,8 @@ class ExportOptions:
 
 
 def export_adapter(options: ExportOptions, trained: TrainedModel, folder: Path) -> list[ReceiptCheck]:
-    """Write an adapter as plain LoRA, with its probes and base, and measure it in each engine.
+    """Write a trained adapter as plain LoRA with its probes and base, and compare it with the trained model in each
+    engine.
 
     A reward model's adapter has its score head.
     """
@@ -86,7 +88,10 @@ def export_adapter(options: ExportOptions, trained: TrainedModel, folder: Path) 
 
 
 def export_merged(options: ExportOptions, trained: TrainedModel, folder: Path) -> list[ReceiptCheck]:
-    """Write base and adapter as one model, or a whole model, and measure it before and after the cast to `dtype`."""
+    """Write a trained adapter merged into its base, or a fully trained model, and compare it with the trained model.
+
+    The merge is compared before and after the cast to `dtype`.
+    """
     model = load_merged_model(trained, options.into)
     merge_logits = compute_merge_logits(trained, model)
     cast_weights_in_place(model, DTYPES[options.dtype])
@@ -104,7 +109,8 @@ def export_merged(options: ExportOptions, trained: TrainedModel, folder: Path) -
 
 
 def compute_merge_logits(trained: TrainedModel, model: Any) -> list[Tensor] | None:
-    """Compute the merged model's logits before it is saved. Returns None for a whole model, which has no merge."""
+    """Compute the logits of a merged model before it is saved, or return None for a fully trained model, which has no
+    merge."""
     if trained.adapter is None:
         return None
     return (
@@ -115,7 +121,8 @@ def compute_merge_logits(trained: TrainedModel, model: Any) -> list[Tensor] | No
 
 
 def export_gguf(options: ExportOptions, trained: TrainedModel, folder: Path) -> list[ReceiptCheck]:
-    """Write base and adapter, or a whole model, as GGUF with a Modelfile, and measure it in llama.cpp."""
+    """Write a trained adapter and its base, or a fully trained model, as GGUF with a Modelfile, and check it with
+    llama.cpp."""
     source = build_export_source(options, trained)
     python = find_interpreter(LLAMA_CPP, options.engines[LLAMA_CPP], SETTINGS[LLAMA_CPP])
     files = write_missing_bases(options.bases, source, options.quantised, python)
@@ -140,11 +147,14 @@ WRITERS: dict[str, Callable[[ExportOptions, TrainedModel, Path], list[ReceiptChe
     "merged": export_merged,
     "gguf": export_gguf,
 }
-"""Kind → function that writes an export into an empty folder and measures it."""
+"""Kind of export → function that writes it to an empty folder and returns its checks."""
 
 
 def measure_export(options: ExportOptions, trained: TrainedModel, folder: Path) -> list[ReceiptCheck]:
-    """Measure an earlier export again. Its files show its kind."""
+    """Compare an existing export with the trained model again, and return the checks.
+
+    The kind is found by the files in the folder.
+    """
     if F16 in find_variants(folder):
         return measure_gguf(options, trained, folder, run_llama_cpp_on_export(options, trained, folder))
     if (folder / "config.json").is_file():
@@ -168,7 +178,8 @@ def measure_adapter(
 
 
 def run_llama_cpp_on_export(options: ExportOptions, trained: TrainedModel, folder: Path) -> EngineResponse | None:
-    """Ask llama.cpp about a GGUF export in f16. Returns None if llama.cpp is not installed."""
+    """Run llama.cpp on the f16 files of a GGUF export and return its response, or None if llama.cpp is not
+    installed."""
     adapter = None if trained.adapter is None else folder / ADAPTER
     return run_llama_cpp(trained, folder / build_gguf_file_name(F16, adapter is None), adapter, options.engines)
 
@@ -176,7 +187,7 @@ def run_llama_cpp_on_export(options: ExportOptions, trained: TrainedModel, folde
 def measure_gguf(
     options: ExportOptions, trained: TrainedModel, folder: Path, f16_response: EngineResponse | None
 ) -> list[ReceiptCheck]:
-    """Measure a GGUF export.
+    """Compare a GGUF export with the trained model by llama.cpp's response, and in f32 if f16 misses its bound.
 
     Args:
         f16_response: llama.cpp's, on the base in f16; None if it is not installed.
@@ -214,7 +225,7 @@ def write_launch_files(
     name: str,
     checks: Sequence[ReceiptCheck],
 ) -> None:
-    """Write the files that start an engine on an export, and the link to an adapter's base if that is not on a hub.
+    """Write the launch scripts of an export, and a link to an adapter's base if the base is not on a hub.
 
     Args:
         final_folder: final path of `folder`.
@@ -244,7 +255,8 @@ def write_launch_files(
 
 
 def describe_export(options: ExportOptions, base: Base, kind: str, artifact: str) -> dict[str, Any]:
-    """Return the fields of a receipt that describe the export.
+    """Return the fields of a receipt that describe an export: kind, dtype, base weights, base model and artifact
+    digest.
 
     Args:
         base: the model that it grew from.

@@ -1,4 +1,4 @@
-"""Launch files: shell scripts that start an engine on an export from within its folder. They hold no absolute paths.
+"""Launch scripts in an export: shell scripts without absolute paths that start an engine on the exported model.
 
 `templates/` holds the scripts.
 """
@@ -26,17 +26,18 @@ LAUNCH = "launch"
 TEMPLATES = Path(__file__).parent / "templates"
 CHAT_TEMPLATE = "chat_template.jinja"
 LONGEST = 64
-"""Largest number of characters of a name in `stage.adapters`."""
+"""Largest number of characters of a model's name in `stage.adapters`."""
 
 
 def make_served_name(*parts: str) -> str:
-    """Return the name that an engine gives an export, of characters that all engines accept."""
+    """Join parts with hyphens to a model name for an engine, with hyphens for characters that some engine does not
+    accept."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).strip("-.")
 
 
 @dataclass(frozen=True, slots=True)
 class ServedBase:
-    """The base that an adapter is served on.
+    """The name and location of the base model that an exported adapter is served on.
 
     Attributes:
         id: its name: a hub id, a built-in model, or the name of a folder.
@@ -57,7 +58,7 @@ class ServedBase:
 
 
 def write_align_script(folder: Path, name: str, base: ServedBase | None, is_reward_model: bool = False) -> None:
-    """Write `launch/align.sh`, which serves the exported adapter or model by `stage=serve`.
+    """Write `launch/align.sh`, a script that serves an exported adapter or model with `stage=serve`.
 
     Args:
         name: the model's name in requests.
@@ -71,7 +72,8 @@ def write_align_script(folder: Path, name: str, base: ServedBase | None, is_rewa
 def write_adapter_scripts(
     folder: Path, name: str, base: ServedBase, rank: int, gap: Divergence | None, template: str
 ) -> None:
-    """Write `launch/vllm.sh` and `launch/vllm-resolver.sh` of an adapter's export, unless vLLM cannot serve its rank.
+    """Write `launch/vllm.sh` and `launch/vllm-resolver.sh`, which serve an exported adapter, unless its rank is too
+    large for vLLM.
 
     Args:
         name: the model's name in requests.
@@ -94,7 +96,7 @@ def write_model_script(
     template: str,
     is_reward_model: bool = False,
 ) -> None:
-    """Write `launch/vllm.sh` of a merged or whole model.
+    """Write `launch/vllm.sh`, a script that serves an exported merged or fully trained model with vLLM.
 
     Args:
         has_original_weights: the adapter was merged into the original weights.
@@ -109,7 +111,8 @@ def write_model_script(
 def write_llama_script(
     folder: Path, name: str, adapter: str | None, gap: Divergence | None, has_original_weights: bool
 ) -> None:
-    """Write `launch/llama-server.sh` of a base and an adapter in GGUF, or of a whole model.
+    """Write `launch/llama-server.sh`, a script that serves GGUF files with llama.cpp: a base and an adapter, or a whole
+    model.
 
     Args:
         has_original_weights: the export holds the original weights.
@@ -128,7 +131,7 @@ def write_llama_script(
 
 
 def write_chat_template(folder: Path, template: str) -> str:
-    """Write a chat template beside the launch files, and return its name. Returns "" for an empty template."""
+    """Write a chat template to `launch/chat_template.jinja`, and return the file name, or "" for an empty template."""
     if not template:
         return ""
     (folder / LAUNCH).mkdir(exist_ok=True)
@@ -152,7 +155,7 @@ def load_script_templates() -> Environment:
 
 
 def to_shell_comment(text: str) -> str:
-    """Return a text as comment lines of a shell script."""
+    """Wrap a text into comment lines of a shell script, each with a leading `# `."""
     return textwrap.fill(
         " ".join(text.split()), 110, initial_indent="# ", subsequent_indent="# ", break_long_words=False
     )

@@ -1,4 +1,4 @@
-"""Merging of an adapter into the base that it was trained on, and writing of merged models.
+"""Merging of a LoRA adapter into its base model, and writing of merged models.
 
 There are two merges. QLoRA trains against NF4 weights. Merged into the *original* weights, the same adapter is another
 model (worst case KL 0.29, a quarter of the top tokens kept). Merged into the *dequantised* NF4 weights, it is the
@@ -37,7 +37,7 @@ from align.run.weights import read_header
 
 
 def merge_adapter(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Merge an adapter into a freshly loaded base, and remove all traces of quantisation.
+    """Merge a LoRA adapter into a freshly loaded base model, dequantising a 4-bit base first, and return a plain model.
 
     A 4-bit base is dequantised first. Each sum W + B·A·scale is computed in fp32, one layer at a time, and rounded
     once, so that the peak is the model in `dtype` and one layer in fp32.
@@ -84,7 +84,7 @@ def merge_adapter(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | No
 
 
 def load_merged_model(trained: TrainedModel, base_weights: str) -> PreTrainedModel:
-    """Load what was trained as one model, in fp32. A whole model is returned as it is.
+    """Load a trained adapter merged into its base, or a fully trained model as it is, in fp32.
 
     Args:
         base_weights: base weights: `nf4-dequantised`, or `original` as published.
@@ -108,7 +108,8 @@ def write_merged_model(
     base_folder: Path | None = None,
     shard_size: str = "5GB",
 ) -> None:
-    """Write a model so that plain `AutoModelForCausalLM.from_pretrained` loads it.
+    """Write a model's safetensors, tokenizer and `base.json` so that plain `AutoModelForCausalLM.from_pretrained` loads
+    them.
 
     Args:
         folder: an empty folder, from `align.run.atomic.publish_folder`.
@@ -132,7 +133,7 @@ def _require_mergeable(model: PreTrainedModel, adapter: Adapter) -> None:
 
 
 def require_untied_base(base: Base, adapter: Adapter) -> None:
-    """Raise InputError if the adapter changes the embedding or the head, and the base ties them.
+    """Raise InputError if the adapter changes the embedding or the output head while the base ties their weights.
 
     The base's weights are not loaded. A checkpoint that stores embedding and head separately is left to
     `merge_adapter`, which compares them.
@@ -145,7 +146,8 @@ def require_untied_base(base: Base, adapter: Adapter) -> None:
 
 
 def find_tied_weights(model: PreTrainedModel) -> set[str]:
-    """Return the names of embedding and head if they share one weight, else an empty set."""
+    """Return the module names of the input embedding and the output head if they share one weight, else an empty
+    set."""
     embedding = model.get_input_embeddings()
     head = model.get_output_embeddings()
     if head is None or getattr(embedding, "weight", None) is not getattr(head, "weight", object()):
@@ -160,7 +162,10 @@ def _require_untied(tied: set[str], adapter: Adapter) -> None:
 
 
 def _attach_whole_adapter(model: PreTrainedModel, adapter: Path, settings: Adapter) -> PeftModel:
-    """Load an adapter onto a base. Keys that PEFT finds no place for, which it ignores, are an error."""
+    """Load an adapter onto a base model with PEFT, or raise InputError if any of its keys does not fit.
+
+    PEFT itself ignores such keys.
+    """
     remedy = "Merge it into the base it was trained on; its adapter_config.json or manifest names that."
     try:
         wrapped = PeftModel.from_pretrained(model, adapter)

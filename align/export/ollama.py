@@ -1,4 +1,5 @@
-"""Ollama `Modelfile`s. Ollama renders chats by Go templates and reads no Jinja.
+"""Ollama `Modelfile`s for GGUF exports, with the Jinja chat template converted to a Go template. Ollama renders chats
+by Go templates and reads no Jinja.
 
 The text that a chat template puts around each kind of turn is found by rendering, written as a Go template, and
 compared on whole conversations.
@@ -19,9 +20,10 @@ from align.core.types import Conversation, Message
 from align.data.chat.encode import find_stop_token_ids, render
 
 Turns = Sequence[tuple[str, str]]
-"""A conversation as pairs (role, text)."""
+"""A conversation as a sequence of (role, text)."""
 Render = Callable[[Turns, bool], str | None]
-"""Renders turns, with the header of an answer if the flag is True. Returns None if the template refuses them."""
+"""A function that renders a conversation, with the header of the next answer if the flag is True. Returns None if the
+template refuses them."""
 
 SYSTEM, ASKED, ANSWERED, AGAIN = (f"\ue000{i}\ue001" for i in range(4))
 """Placeholders of private-use characters, which occur in no text and which no template trims."""
@@ -29,7 +31,7 @@ SYSTEM, ASKED, ANSWERED, AGAIN = (f"\ue000{i}\ue001" for i in range(4))
 
 @dataclass(frozen=True, slots=True)
 class TemplatePieces:
-    """The text around each turn of a conversation.
+    """The fixed texts that a chat template puts before and after each turn of a conversation.
 
     Attributes:
         head: text at the start if there is no system turn.
@@ -47,7 +49,7 @@ class TemplatePieces:
     due: str
 
     def text(self, turns: Turns) -> str:
-        """Return a conversation followed by the header of an answer."""
+        """Render a conversation from the pieces, followed by the header of the next answer."""
         text = self.head
         if turns and turns[0][0] == "system" and self.head_of_system is not None:
             text = self.head_of_system + turns[0][1] + self.tail_of_system
@@ -59,7 +61,8 @@ class TemplatePieces:
 
 
 def split_chat_template(render: Render) -> TemplatePieces | None:
-    """Return the pieces of a chat template. Returns None if it does more, such as trim, date or count turns."""
+    """Split a chat template into the fixed texts around each turn, or return None if it does more, such as trimming or
+    dates."""
     question = render([("user", ASKED)], False)
     answered = render([("user", ASKED), ("assistant", ANSWERED)], False)
     continued = render([("user", ASKED), ("assistant", ANSWERED), ("user", AGAIN)], False)
@@ -99,7 +102,8 @@ def split_chat_template(render: Render) -> TemplatePieces | None:
 
 
 def build_go_template(pieces: TemplatePieces, bos: str) -> str:
-    """Return the pieces as Go's `text/template`, over Ollama's `.System` and `.Messages`.
+    """Return a Go `text/template` for Ollama, with `.System` and `.Messages`, that renders like the pieces of a chat
+    template.
 
     Args:
         bos: text that the engine itself puts before every prompt, which is left out here.
@@ -123,7 +127,7 @@ def build_go_template(pieces: TemplatePieces, bos: str) -> str:
 
 
 def escape_literal(text: str) -> str:
-    """Return a text as Go template and Modelfile both read it.
+    """Escape a text for a Go template inside a Modelfile.
 
     Characters that begin an action in Go, end the Modelfile's string or are dropped by its parser become a string
     inside an action.
@@ -136,7 +140,8 @@ def escape_literal(text: str) -> str:
 
 
 def is_quotable(stop: str) -> bool:
-    """Return whether a Modelfile can hold a text between quotes: its parser knows no escapes."""
+    """Return whether a text can stand between quotes in a Modelfile, which has no escapes: it is printable and has no
+    `"`."""
     return stop.isprintable() and '"' not in stop
 
 
@@ -147,7 +152,7 @@ READ = (
 
 
 def build_modelfile(folder: Path, tokenizer: Any, begins_with_bos: bool, base: str, adapter: str | None) -> str:
-    """Return the text of a Modelfile.
+    """Return the text of an Ollama Modelfile for a GGUF export, with its files, chat template and stop tokens.
 
     Args:
         folder: folder of the export, with its generation config.

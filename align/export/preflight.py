@@ -1,4 +1,4 @@
-"""Checks before an export loads anything: its kinds, its engines, and how an adapter of another project was trained.
+"""Checks of an export's settings before any model is loaded: its kinds, its engines, and an adapter's base and method.
 
 Imports no torch.
 """
@@ -25,7 +25,8 @@ OF_SCORES = ("adapter", "merged")
 
 
 def list_export_kinds(kind: str, artifact: Artifact) -> tuple[str, ...]:
-    """Return the kinds of export to make of an artifact.
+    """Return the kinds of export, such as `merged` and `gguf`, to make from an artifact, or raise InputError if one is
+    impossible.
 
     Args:
         kind: `export=`; `all` means every kind that the artifact can be exported as.
@@ -62,7 +63,8 @@ def list_export_kinds(kind: str, artifact: Artifact) -> tuple[str, ...]:
 def find_engine_versions(
     kind: str, engine_settings: Mapping[str, str], is_reward_model: bool = False
 ) -> dict[str, str]:
-    """Return engine → version of the engines besides transformers that check an export. Empty if not installed.
+    """Return engine → version, for each engine besides transformers that checks this kind of export, "" if not
+    installed.
 
     Args:
         kind: `export=`.
@@ -101,7 +103,8 @@ def require_installed_engines(
 
 
 def require_matching_base_and_method(artifact: Artifact, base: Base, method: str) -> None:
-    """Raise InputError if an adapter of another project has another base, or its training method is not given."""
+    """Raise InputError if an adapter's `base.json` names another base than `base`, or if its training method is not
+    given."""
     path = artifact.path / ABOUT
     digest = read_json(path, "Export it again.").get("digest") if path.is_file() else None
     if digest and digest != base.digest:

@@ -1,4 +1,4 @@
-"""The rows of a receipt and their verdicts: an export, loaded by each engine, compared with the trained model.
+"""The checks in a receipt and their verdicts: the difference of an export, run by an engine, from the trained model.
 
 A check is one engine on one base: the difference of its next-token logprobs on fixed prompts from the trained model's,
 and the bound that the difference must keep. An engine that did not run has a check too, which never passes.
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from align.ops.divergence import Divergence
 
 Bound = tuple[str, float]
-"""A metric of `Divergence` and its largest accepted value."""
+"""(name of a metric of `Divergence`, its largest accepted value)."""
 
 ALONE = "base alone"
-"""Name of the check of the base without adapter, a yardstick for the others."""
+"""Name of the check that compares the base without the adapter with the trained model, as a yardstick for the
+others."""
 PASS = "pass"
 FAIL = "fail"
 ACCEPTED = "accepted"
@@ -34,7 +35,8 @@ UNCHECKED = "not checked"
 
 @dataclass(frozen=True, slots=True)
 class ReceiptCheck:
-    """The result of one engine on one base.
+    """The difference of an export from the trained model, measured by one engine on one base, with its bound and
+    verdict.
 
     Attributes:
         engine: such as `transformers`.
@@ -63,7 +65,7 @@ class ReceiptCheck:
 
     @property
     def name(self) -> str:
-        """Name of the check in `export.accept`."""
+        """The name of the check in `export.accept`, such as `vllm/merged/original/bfloat16`."""
         return "/".join(part for part in (self.engine, self.what, self.base, self.weights) if part)
 
     @property
@@ -84,7 +86,10 @@ class ReceiptCheck:
 
 
 def find_measured_check(checks: Iterable[ReceiptCheck], is_shipped: bool) -> ReceiptCheck | None:
-    """Return the first check that has a bound and was measured.
+    """Return the first check that has a bound and was measured, of the export's files or of the weights before their
+    cast.
+
+    Returns None if there is no such check.
 
     Args:
         is_shipped: True for the files of the export, False for weights before their cast.
@@ -93,9 +98,9 @@ def find_measured_check(checks: Iterable[ReceiptCheck], is_shipped: bool) -> Rec
 
 
 def summarize_differences(checks: Sequence[ReceiptCheck]) -> dict[str, Any]:
-    """Return the differences of the shipped files and of the weights before the cast from the trained model.
+    """Return the measured differences from the trained model as `shipped`, for the export's files, and `before_cast`.
 
-    Each includes the name of its check. An unmeasured one is None.
+    Each has the name of its check. An unmeasured one is None.
     """
 
     def figures(check: ReceiptCheck | None) -> dict[str, Any] | None:
@@ -106,12 +111,12 @@ def summarize_differences(checks: Sequence[ReceiptCheck]) -> dict[str, Any]:
 
 
 def mark_accepted(checks: Sequence[ReceiptCheck], names: Sequence[str]) -> list[ReceiptCheck]:
-    """Return the checks, with those of these names marked as accepted."""
+    """Return copies of the checks with `accepted` set to True for the given names and to False for all others."""
     return [replace(check, accepted=check.name in names) for check in checks]
 
 
 def require_passed(checks: Iterable[ReceiptCheck]) -> None:
-    """Raise InputError if a bound was missed and is not accepted."""
+    """Raise InputError if a check missed its bound and the miss is not accepted."""
     failed = [check for check in checks if check.verdict == FAIL]
     if failed:
         missed = [
@@ -125,7 +130,7 @@ def require_passed(checks: Iterable[ReceiptCheck]) -> None:
 
 
 def require_engines(checks: Sequence[ReceiptCheck], accept: Sequence[str], require: Sequence[str]) -> None:
-    """Raise InputError if an accepted name is not of a check with a bound, or a required engine did not run."""
+    """Raise InputError if `accept` names a check without a bound, or `require` names an engine that did not run."""
     names = dict.fromkeys(check.name for check in checks if check.bound is not None)
     for name in accept:
         if name not in names:
@@ -139,8 +144,11 @@ def require_engines(checks: Sequence[ReceiptCheck], accept: Sequence[str], requi
 
 
 def find_divergence_on_original(checks: Iterable[ReceiptCheck]) -> Divergence | None:
-    """Return the difference of an adapter on the original weights from the trained model. None if it was trained on
-    them."""
+    """Return the divergence of a QLoRA adapter on the original base from the trained model, or None if it was not
+    measured.
+
+    It is None for an adapter that was trained on the original weights.
+    """
     fields = (TRANSFORMERS, "adapter", "original", None)
     return next((c.found for c in checks if (c.engine, c.what, c.base, c.bound) == fields), None)
 
@@ -148,7 +156,7 @@ def find_divergence_on_original(checks: Iterable[ReceiptCheck]) -> Divergence | 
 def require_same_measurements(
     receipt: dict[str, Any], checks: Sequence[ReceiptCheck], skipped_engines: Container[str] = ()
 ) -> None:
-    """Compare a receipt with checks that were made again.
+    """Raise CorruptFile if a receipt claims a result that differs from repeated checks, or that they did not measure.
 
     Args:
         skipped_engines: engines that may not run here, whose claims are not checked.
@@ -188,7 +196,8 @@ def require_same_measurements(
 
 
 def is_close_measurement(claimed: Any, measured: float, relative_tolerance: float) -> bool:
-    """Return whether two values are equal except for rounding on another machine."""
+    """Return whether two values differ by at most 1e-4 or the relative tolerance, as they may by rounding on another
+    machine."""
     return isinstance(claimed, float | int) and abs(claimed - measured) <= max(1e-4, relative_tolerance * abs(measured))
 
 
@@ -205,7 +214,7 @@ HEADS = ("engine", "what", "base", "weights", "max logprob difference", "KL", "s
 
 
 def build_table_rows(checks: Iterable[ReceiptCheck]) -> list[tuple[str, ...]]:
-    """Return the rows of a table below `HEADS`, with differences in nats."""
+    """Return one row of text cells per check, in the columns of `HEADS`, with differences in nats."""
     rows = []
     for check in checks:
         figures = ("–", "–", "–")
@@ -222,5 +231,5 @@ def build_table_rows(checks: Iterable[ReceiptCheck]) -> list[tuple[str, ...]]:
 
 
 def format_checks(checks: Iterable[ReceiptCheck]) -> str:
-    """Return the checks as a table for a terminal."""
+    """Format the checks of a receipt as a text table for a terminal."""
     return "\n".join(align_columns([HEADS, *build_table_rows(checks)]))

@@ -1,4 +1,5 @@
-"""Reward models for other programs: test conversations, and a tokenizer with which they compute the trained score.
+"""Reward models for other programs: test conversations, and a tokenizer with which these programs compute the trained
+score.
 
 transformers reads the score at the last token that is not the pad token, vLLM at the last token. Training read it at
 the token that ends the answer's turn. So a pad token that also ends turns is replaced, and text that the chat template
@@ -22,11 +23,13 @@ from align.data.chat.tokens import copy_tokenizer_for_export, get_special_token_
 
 ASKED = "12 + 30 * 2 = ?"
 REASONED = ("<think>\nThe product first.\n</think>\n\n72.", "72.\n</think>\n\nThe product comes first: 12 + 60 = 72.")
-"""Answers that many templates split: one with reasoning, and one with an end of reasoning that never began."""
+"""Answers that many chat templates change: one with reasoning, and one with an end of reasoning that never began."""
 
 
 def make_test_conversations(tokenizer: Any, max_tokens: int = LONGEST) -> list[Conversation]:
-    """Return conversations of the fixed prompts, each with the next one's first turn as its answer, and of `REASONED`.
+    """Return test conversations for a reward model, built from the fixed prompts and from `REASONED`.
+
+    In those from prompts, the first turn of the next prompt is the answer.
 
     Conversations that the chat template refuses, or that are too long, are left out.
 
@@ -46,7 +49,8 @@ def make_test_conversations(tokenizer: Any, max_tokens: int = LONGEST) -> list[C
 
 
 def encode_as_trained(tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[int]]:
-    """Return token ids as training read them: each row ends where the score is read."""
+    """Return the token ids of conversations as reward model training read them: each row ends at the token with the
+    score."""
     stops = find_stop_token_ids(tokenizer)
     rows = []
     for conversation in conversations:
@@ -56,13 +60,16 @@ def encode_as_trained(tokenizer: Any, conversations: Sequence[Conversation]) -> 
 
 
 def encode_as_chats(tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[int]]:
-    """Return token ids as other programs read them, by transformers' own `apply_chat_template`."""
+    """Return the token ids of conversations as other programs compute them, with transformers'
+    `apply_chat_template`."""
     options: dict[str, Any] = {"sanitize_control_tokens": True, "return_dict": True}
     return [list(tokenizer.apply_chat_template(c.as_dicts(), **options)["input_ids"]) for c in conversations]
 
 
 def make_scoring_tokenizer(tokenizer: Any, conversations: Sequence[Conversation]) -> Any:
-    """Return a copy of a reward model's tokenizer for other programs.
+    """Return a copy of a reward model's tokenizer with which other programs compute the trained score.
+
+    Its pad token ends no text, and its chat template ends at the answer's last token.
 
     Args:
         conversations: result of `make_test_conversations`.
@@ -75,7 +82,7 @@ def make_scoring_tokenizer(tokenizer: Any, conversations: Sequence[Conversation]
 
 
 def choose_pad_token(tokenizer: Any, last_token_ids: set[int]) -> str | None:
-    """Return a special token to pad with that ends no text. Returns None if every token ends some text.
+    """Return a special token that ends no text, to be used as pad token, or None if there is none.
 
     Without one, other programs can score only one text at a time.
     """
@@ -86,8 +93,12 @@ def choose_pad_token(tokenizer: Any, last_token_ids: set[int]) -> str | None:
 
 
 def truncate_template_after_answer(tokenizer: Any, conversations: Sequence[Conversation]) -> str:
-    """Return the chat template without the text that it writes behind the last answer, where the score would move
-    to."""
+    """Return the chat template without the text that it writes after the last answer, where other programs would read
+    the score.
+
+    Raises:
+        InputError: The text cannot be removed.
+    """
     template = tokenizer.chat_template
     texts = [(text, spans[-1][1]) for text, spans in (render_with_assistant_spans(tokenizer, c) for c in conversations)]
     tails = {text[end:] for text, end in texts}

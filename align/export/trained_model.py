@@ -1,4 +1,4 @@
-"""The trained model: the reference that each loaded export is compared with."""
+"""The trained model of an export, with its logits on test prompts: the reference for each loaded export."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from align.run import Base
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """A model as it was trained: a base with an adapter, or a model whose weights were all trained.
+    """A model as it was trained, with its logits: a base with an adapter, or a model whose weights were all trained.
 
     Attributes:
         base: base of the adapter; a whole model itself.
@@ -73,7 +73,7 @@ class TrainedModel:
 
     @property
     def rows(self) -> Sequence[Sequence[int]]:
-        """Token ids of the prompts."""
+        """The token ids of the test prompts, as training read them."""
         return self.prompts.rows
 
     @property
@@ -84,17 +84,20 @@ class TrainedModel:
 
     @property
     def kind(self) -> str:
-        """The base weights that the adapter was trained on: `nf4` or `original`."""
+        """The base weights that the model was trained on: `nf4` for QLoRA, otherwise `original`."""
         return "nf4" if self.method == "qlora" else "original"
 
     def compare(
         self, loaded: Sequence[Tensor], what: str, base: str, weights: str, bound: Bound | None
     ) -> ReceiptCheck:
-        """Return a check by transformers: the difference of an export's logits from the trained model's."""
+        """Compare an export's logits with the trained model's, and return the difference as a check by transformers."""
         return ReceiptCheck(TRANSFORMERS, what, base, weights, VERSION, compute_divergence(self.logits, loaded), bound)
 
     def load(self, method: str) -> Any:
-        """Load the base in fp32 with `method`. A reward model's has a score head, to be filled by the adapter."""
+        """Load the base without its adapter, in fp32, as for training with `method`.
+
+        A reward model's base has an untrained score head, to be filled by the adapter.
+        """
         loader = load_classifier if self.prompts.is_reward_model else load_base
         return cast_to_fp32(loader(self.base, method, self.device, self.dtype))
 
@@ -109,7 +112,8 @@ def load_trained_model(
     is_reward_model: bool = False,
     origin: Base | None = None,
 ) -> TrainedModel:
-    """Load a trained model and compute its logits on the fixed prompts.
+    """Load a trained model, compute its logits on the fixed test prompts, free it, and return the logits with its
+    settings.
 
     Args:
         adapter: folder of the adapter; None if every weight of `base` was trained.
@@ -158,7 +162,7 @@ def load_trained_model(
 def build_prompts_and_tokenizer(
     tokenizer: Any, context_length: int, is_reward_model: bool
 ) -> tuple[ExportPrompts, Any]:
-    """Return the prompts for a model, and the tokenizer of its exports.
+    """Return the tokenized test prompts for a language or reward model, and the tokenizer to write into its exports.
 
     Args:
         context_length: number of the model's positions.
@@ -181,7 +185,8 @@ def build_prompts_and_tokenizer(
 
 
 def require_same_tokenization(trained: TrainedModel, folder: Path) -> None:
-    """Raise CorruptFile if an export's tokenizer or chat template gives the prompts other tokens than in training."""
+    """Raise CorruptFile if an export's tokenizer or chat template gives other token ids for the test prompts than in
+    training."""
     require_readable_folder(folder, "export.path")
     exported = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     longest = max(map(len, trained.rows))

@@ -1,4 +1,5 @@
-"""Adapters and bases for vLLM: plain LoRA and plain weights, with probes that check what vLLM answers."""
+"""Preparation of adapters and bases for vLLM: plain LoRA, dequantised weights, and probes that check vLLM's
+logprobs."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from align.run.weights import adapter_digest
 
 @dataclass
 class VllmAdapters:
-    """Preparation of a portfolio's adapters for vLLM.
+    """Preparation of adapters of one base for vLLM: written as plain LoRA, with probes of their expected logprobs.
 
     Args:
         base: base that the adapters were trained on.
@@ -50,7 +51,8 @@ class VllmAdapters:
     pending_probes: dict[str, Probes] = field(default_factory=dict)
 
     def prepare_base_folder(self, bases: Path, dtype: torch.dtype) -> Path:
-        """Return the folder of the base for vLLM. A dequantised base is written into `bases` unless it is there."""
+        """Return the folder of the base model for vLLM, after writing a dequantised base into `bases` if it is needed
+        and missing."""
         if self.method != "qlora":
             return Path(self.base.path)
         name = to_public_base(self.base)
@@ -59,7 +61,10 @@ class VllmAdapters:
         )
 
     def load_probes(self, adapters: Mapping[str, Path]) -> Probes:
-        """Find the probes of adapters, in their exports or by loading the base once, and return those of the base.
+        """Find the probes of adapters in their exports, or compute them with the base, and return the base's own
+        probes.
+
+        The adapters' probes are put into `pending_probes`.
 
         Args:
             adapters: digest → folder.
@@ -93,7 +98,8 @@ class VllmAdapters:
         return Probes.from_base(rows, base)
 
     def __call__(self, folder: Path, digest: str) -> ServedAdapter:
-        """Prepare the adapter in a folder for vLLM.
+        """Write an adapter as plain LoRA to a folder named by its digest, and return it with its name and probes for
+        vLLM.
 
         Raises:
             CorruptFile, InputError: vLLM cannot serve the adapter, or its files have changed.

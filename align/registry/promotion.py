@@ -67,7 +67,7 @@ def promote(
     Args:
         root: the folder of all runs.
         arms: references, as `align.run.resolve` reads them.
-        gates: all gates; those that bind the alias have to be open.
+        gates: all gates; each one that binds the alias has to pass.
         who: name of the person; None for the user of this process.
         override: reason to promote although a gate is closed.
 

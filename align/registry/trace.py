@@ -1,6 +1,6 @@
 """Traces: the lineage of an artifact, or of a server's response, as a tree down to votes, data and base weights.
 
-Each run in the tree is checked: are its files those that it published?
+Each run in the tree is checked: its files must be the files that it published.
 """
 
 from __future__ import annotations
