@@ -268,8 +268,8 @@ class ExpectedLogits(NamedTuple):
 
 
 def compute_expected_logits(trained: TrainedModel, base_weights: str) -> ExpectedLogits:
-    """Return the logits that an export with the given base weights must have: the trained model's, or its adapter's on
-    the original base."""
+    """Return the logits that an export on the given base weights must have: the trained model's, or new ones on the
+    original base."""
     if base_weights in (trained.kind, DEQUANTISED):
         return ExpectedLogits(True, trained.logits)
     assert trained.adapter is not None, "a whole model has no adapter to merge"
@@ -288,7 +288,7 @@ def measure_unbounded_differences(
     engine: str = TRANSFORMERS,
     version: str = VERSION,
 ) -> list[ReceiptCheck]:
-    """Return the checks that are only reported, without a bound, for an export.
+    """Return checks without a bound, such as of the base model alone, whose differences are only reported.
 
     These are an export on other base weights than those of training, an adapter on the original base, and the base
     alone.

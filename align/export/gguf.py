@@ -52,7 +52,8 @@ def build_gguf_file_name(weights: str, is_whole_model: bool = False) -> str:
 
 
 def find_variants(folder: Path) -> dict[str, Path]:
-    """Return weight type, such as `f16` or `q8_0` → path of each GGUF file of a base or a whole model in an export."""
+    """Return a mapping from weight type, such as `q8_0`, to the path of each GGUF base or whole model in an export's
+    folder."""
     files = sorted([*folder.glob("base-*.gguf"), *folder.glob("model-*.gguf")], reverse=True)
     return {path.stem.partition("-")[2]: path for path in files}
 
@@ -142,7 +143,7 @@ def add_converter_settings(folder: Path, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def list_added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, Any]]:
-    """Return token id, as text → content and `special` flag, for the tokens that were added to a tokenizer's
+    """Return a mapping from token id, as text, to content and `special` flag of each token added to a tokenizer's
     vocabulary."""
     tokens = tokenizer.added_tokens_decoder.items()
     return {

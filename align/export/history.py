@@ -31,8 +31,8 @@ def list_lineage_runs(steps: Sequence[LineageStep]) -> list[dict[str, Any]]:
 
 
 def describe_settings(manifest: Manifest, shown_runs: Collection[str] = ()) -> dict[str, str]:
-    """Return one text for each of `SETTINGS`, such as learning rate and batch size, from a run's manifest. A text is
-    empty if unknown.
+    """Return a mapping from each of `SETTINGS`, such as `learning rate`, to a text about a run, from its manifest. A
+    text is empty if unknown.
 
     Args:
         shown_runs: runs, `stage/name`, whose adapter settings the card shows elsewhere.
@@ -159,8 +159,8 @@ def describe_data(manifest: Manifest, held_out_share: float | None = None) -> st
 
 
 def find_system_prompt(steps: Sequence[LineageStep], is_reward_model: bool) -> dict[str, str]:
-    """Return the newest system prompt from `data.system` in the runs of a lineage, or an empty mapping if there is
-    none.
+    """Return the newest system prompt that `data.system` gave the runs of a lineage, with the run's name, or an empty
+    mapping.
 
     Its `text` and `run` are returned, and as `without` the last run, if that had none.
 

@@ -30,8 +30,8 @@ LONGEST = 64
 
 
 def make_served_name(*parts: str) -> str:
-    """Join parts with hyphens to a model name for an engine, with hyphens for characters that some engine does not
-    accept."""
+    """Return a model name for an engine: the non-empty parts joined with hyphens, with unsupported characters replaced
+    by hyphens."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).strip("-.")
 
 

@@ -63,7 +63,7 @@ def list_export_kinds(kind: str, artifact: Artifact) -> tuple[str, ...]:
 def find_engine_versions(
     kind: str, engine_settings: Mapping[str, str], is_reward_model: bool = False
 ) -> dict[str, str]:
-    """Return engine → version, for each engine besides transformers that checks this kind of export, "" if not
+    """Return the version of each engine besides transformers that checks this kind of export, or "" for one not
     installed.
 
     Args:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from align.ops.divergence import Divergence
 
 Bound = tuple[str, float]
-"""(name of a metric of `Divergence`, its largest accepted value)."""
+"""A pair of the name of a metric of `Divergence` and its largest accepted value."""
 
 ALONE = "base alone"
 """Name of the check that compares the base without the adapter with the trained model, as a yardstick for the
@@ -86,10 +86,7 @@ class ReceiptCheck:
 
 
 def find_measured_check(checks: Iterable[ReceiptCheck], is_shipped: bool) -> ReceiptCheck | None:
-    """Return the first check that has a bound and was measured, of the export's files or of the weights before their
-    cast.
-
-    Returns None if there is no such check.
+    """Return the first measured check with a bound, of the export's files or of the weights before their cast, or None.
 
     Args:
         is_shipped: True for the files of the export, False for weights before their cast.
@@ -98,7 +95,8 @@ def find_measured_check(checks: Iterable[ReceiptCheck], is_shipped: bool) -> Rec
 
 
 def summarize_differences(checks: Sequence[ReceiptCheck]) -> dict[str, Any]:
-    """Return the measured differences from the trained model as `shipped`, for the export's files, and `before_cast`.
+    """Return the differences from the trained model of the export's files (`shipped`) and of its weights before the
+    cast (`before_cast`).
 
     Each has the name of its check. An unmeasured one is None.
     """

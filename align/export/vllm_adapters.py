@@ -28,7 +28,8 @@ from align.run.weights import adapter_digest
 
 @dataclass
 class VllmAdapters:
-    """Preparation of adapters of one base for vLLM: written as plain LoRA, with probes of their expected logprobs.
+    """A converter of one base model's adapters for vLLM: it writes plain LoRA, and computes the logprobs that vLLM must
+    return.
 
     Args:
         base: base that the adapters were trained on.
@@ -61,10 +62,10 @@ class VllmAdapters:
         )
 
     def load_probes(self, adapters: Mapping[str, Path]) -> Probes:
-        """Find the probes of adapters in their exports, or compute them with the base, and return the base's own
-        probes.
+        """Store the expected logprobs (probes) of adapters in `pending_probes`, from their exports or computed, and
+        return the base's.
 
-        The adapters' probes are put into `pending_probes`.
+        The base model is loaded once if any probes are missing.
 
         Args:
             adapters: digest → folder.

@@ -34,7 +34,7 @@ HIGH = ("win_rate", "accuracy", "held_out_score", "last_score", "score")
 SHARES = ("rate", "accuracy")
 """Suffixes of metrics that lie between 0 and 1, to which their intervals are cut."""
 FIGURES = 4
-"""Largest number of metrics besides the main ones in a printed table."""
+"""Largest number of metrics in a printed table besides the main metric of each stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,8 @@ class Comparison:
 
 
 def compare(root: Path, records: Sequence[Record], figure_keys: Sequence[str] = ()) -> Comparison:
-    """Build a comparison table of runs with the settings in which they differ and their metrics.
+    """Build a table of runs with the settings in which they differ and their metrics, or only the metrics
+    `figure_keys`.
 
     Runs that differ only in their seed become one row.
 
@@ -152,7 +153,7 @@ def is_lower_better(name: str) -> bool | None:
 
 
 def keep_first_per_seed(records: Sequence[Record]) -> list[Record]:
-    """Return the first record of each seed, in order.
+    """Return the records without repeated seeds, keeping the first record of each seed.
 
     A repeated run says nothing about the spread over seeds.
     """
@@ -160,7 +161,7 @@ def keep_first_per_seed(records: Sequence[Record]) -> list[Record]:
 
 
 def collect_figures(record: Record, figure_keys: Sequence[str], distance: str) -> dict[str, Any]:
-    """Return the metrics and costs of a run that are numbers or intervals, as name → value.
+    """Return name → value for a run's costs and its metrics (all, or only `figure_keys`) that are numbers or intervals.
 
     Args:
         figure_keys: keys of the record to return besides the costs; empty for all metrics.
@@ -178,7 +179,8 @@ def collect_figures(record: Record, figure_keys: Sequence[str], distance: str) -
 
 
 def average_figures(run_figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the mean of each metric over runs with different seeds, with 95 % intervals.
+    """Return the mean of each metric over runs with different seeds, with a 95 % interval; a single run's metrics stay
+    as they are.
 
     For several runs these are means over the runs that have the metric, with intervals by Student's t. `n` is the
     number of these runs if some lack it. For one run its metrics are returned as they are.
@@ -287,8 +289,7 @@ def build_cells(compared: Comparison, figure_count: int) -> list[list[str]]:
 
 
 def list_alterations(compared: Comparison) -> list[str]:
-    """Return, without repetition, why metrics in a comparison may differ from the published ones. Empty if all
-    agree."""
+    """Return reasons why metrics in a comparison may differ from the published ones, or an empty list if all agree."""
     problems = (describe_alteration(record) for row in compared.rows for record in row.records)
     return list(dict.fromkeys(filter(None, problems)))
 

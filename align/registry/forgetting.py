@@ -397,7 +397,7 @@ DRAWN = "made anew"
 
 @dataclass(frozen=True, slots=True)
 class ForgetPlan:
-    """A plan of a deletion of data: rows, data sets and files to change, and stale runs to repeat.
+    """A plan of a deletion of data: the rows and files to change, and the runs to repeat because they read the data.
 
     Attributes:
         root: the folder of all runs.
@@ -435,7 +435,7 @@ def make_selector_key(selector: Selector, url: str) -> tuple[str, ...]:
 def make_plan(
     root: Path, selector: Selector, url: str, build_arguments: ArgumentBuilder, store_argument: str
 ) -> ForgetPlan:
-    """Find the data that a selector matches, the files that contain its texts, and the stale runs, and return the plan.
+    """Find the data that a selector matches, the files that contain it, and the runs made from it, and return the plan.
 
     Nothing is changed. A plan continues the receipt of the same command, if that was interrupted.
 
@@ -490,7 +490,7 @@ def iter_other_files(root: Path, texts: ForgottenTexts) -> Iterator[str]:
 
 
 def iter_readers(index: Index, run: str, files: Sequence[FileMatch]) -> Iterator[tuple[str, str]]:
-    """Yield (reader, file name) for each run with one of the files that `run` published as an input.
+    """Yield (reading run, file name) for each of the given files of a finished run that is an input of another run.
 
     Args:
         run: the run that published the files.
@@ -507,7 +507,8 @@ def iter_readers(index: Index, run: str, files: Sequence[FileMatch]) -> Iterator
 
 
 def execute_plan(plan: ForgetPlan, who: str) -> Iterator[str]:
-    """Delete a plan's data from files, data sets and the store, mark stale runs, and yield a line of text per step.
+    """Delete a plan's data from files, data sets and the store, mark runs that read it as stale, and yield a text line
+    per step.
 
     Yields a line for each step when it is done. An interrupted execution is continued.
 
@@ -545,8 +546,7 @@ def execute_plan(plan: ForgetPlan, who: str) -> Iterator[str]:
 
 
 def mark_runs_stale(root: Path, receipt: ForgetReceipt) -> None:
-    """Write a stale mark, with reason and repeat command, into the folder of each run in a receipt that still
-    exists."""
+    """Mark each run of a receipt that still exists as stale, with the reason and the command that repeats it."""
     for run, entry in receipt.runs.items():
         if (root / build_run_path(run) / MANIFEST).is_file():
             mark_stale(root / build_run_path(run), entry["because"], entry["command"], receipt.name, receipt.at)
@@ -766,8 +766,8 @@ def log_rewritten_manifest(root: Path, run: str, new_sha256: str, receipt: Forge
 
 
 def replace_data_set(root: Path, run: str, entry: dict[str, object], ids: frozenset[str]) -> Iterator[str]:
-    """Run `stage=data stage.action=forget` to replace a data set by one without some rows, and yield a line about the
-    result.
+    """Replace a data set by one without the rows `ids`, by running `stage=data stage.action=forget`, and yield one text
+    line.
 
     Args:
         entry: the receipt's entry about the data set, which is completed.
@@ -833,7 +833,7 @@ def as_lines(plan: ForgetPlan) -> Iterator[str]:
 
 
 def as_object(plan: ForgetPlan, done: Sequence[str] | None) -> dict[str, Any]:
-    """Return the plan of a deletion, and the lines about its execution, as plain JSON.
+    """Return the plan of a deletion, and the lines about its execution if there are any, as plain JSON.
 
     Args:
         done: lines about what was done; None if the plan was not executed.

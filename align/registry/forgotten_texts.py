@@ -163,14 +163,15 @@ class ForgottenTexts:
 
     @cached_property
     def heads(self) -> dict[str, tuple[int, ...]]:
-        """The first `LONG` characters of a strong text → lengths of all strong texts that begin with them."""
+        """First 12 characters of a long deleted text → lengths of all long deleted texts that begin with them."""
         all_lengths: dict[str, set[int]] = {}
         for text in self.strong:
             all_lengths.setdefault(text[:LONG], set()).add(len(text))
         return {head: tuple(sorted(lengths)) for head, lengths in all_lengths.items()}
 
     def occur_in(self, text: str) -> bool:
-        """Return whether a text contains a strong text or a person's name."""
+        """Return whether a text contains one of the long deleted texts, which identify a copied line, or a person's
+        name."""
         text = fold_text(text)
         if self.name_pattern is not None and self.name_pattern.search(text):
             return True
@@ -200,7 +201,8 @@ class ForgottenTexts:
 
 
 FEW = 64
-"""Largest number of different beginnings of strong texts for which each is searched separately."""
+"""Largest number of different beginnings of deleted texts that are searched for one by one; more are looked up by
+position."""
 
 
 def iter_positions(text: str, head: str) -> Iterator[int]:
@@ -271,7 +273,7 @@ def read_without_texts(path: Path, texts: ForgottenTexts) -> CleanedContent:
 
 
 def contains_texts(line: bytes, texts: ForgottenTexts, is_json: bool) -> bool:
-    """Return whether a line of a file contains deleted texts, by `ForgottenTexts.occur_in_row` if it is JSON.
+    """Return whether a line of a file contains deleted texts. A JSON line is parsed and checked value by value.
 
     A JSON line that was cut off counts if a deleted text may begin in it.
     """

@@ -107,10 +107,10 @@ class Finding:
 
 
 def verify_metrics(subject: Subject) -> str:
-    """Return why the metrics of an artifact, or of its evaluation, may differ from the published ones, as text.
+    """Return reasons why the metrics of an artifact or of its evaluation may differ from the published ones, or "" if
+    they agree.
 
-    Returns an empty text if they agree. All published files of the evaluation are hashed, as they are the evidence for
-    its metrics.
+    All published files of the evaluation are hashed, as they are the evidence for its metrics.
     """
     problems = [describe_alteration(subject.record)]
     if subject.evaluation is not None:
@@ -318,7 +318,7 @@ def parse_metric_condition(spec: Mapping[str, Any], field: str) -> Condition:
 def check_metric_bounds(
     subject: Subject, name: str, bounds: tuple[float, float], allow_proxy: bool, collapsed: bool | str
 ) -> Outcome:
-    """Check that a metric of an artifact lies within bounds, with its whole interval if it has one.
+    """Return whether a metric of an artifact, with its whole interval, lies within bounds, and the reason.
 
     Fails if the metric is missing or was altered, is by a proxy judge, or is of a collapsed policy, unless allowed.
 
@@ -356,10 +356,8 @@ def check_metric_bounds(
 
 
 def find_metric(record: Record, name: str) -> tuple[str, Any]:
-    """Return (key, value) of a metric in a record, preferably of its interval instead of the plain number.
-
-    Returns (name, None) if the record has no such metric.
-    """
+    """Return the key and value of a metric in a record, with its interval if it has one, or (name, None) if it is
+    missing."""
     name = name.removesuffix(".value")  # which would leave out the interval
     keys = (f"metrics.{name}_interval", f"metrics.{name}", f"{name}_interval", name)
     for key in keys:
@@ -382,7 +380,8 @@ def find_proxy_judge(subject: Subject, key: str, figure: Any) -> str:
 
 
 def check_receipt(subject: Subject, export_kind: str) -> Outcome:
-    """Check that an artifact has an export of a kind, or is one, with unchanged files and no failed check."""
+    """Return whether an artifact has an export of a kind, or is one, with unchanged files and no failed check, and the
+    reason."""
     problem = f"there is no such export: stage=export export={export_kind} artifact={subject.record['run']}"
     own_export = [subject.record] if subject.record["stage"] == "export" else []
     for export in (*own_export, *subject.exports):
@@ -395,8 +394,8 @@ def check_receipt(subject: Subject, export_kind: str) -> Outcome:
 
 
 def check_export_receipt(subject: Subject, export: Record) -> Outcome:
-    """Check that an export's files match its receipt, that the receipt names this artifact, and that no check in it
-    failed.
+    """Return whether an export's files match its receipt, which names this artifact and has no failed check, and the
+    reason.
 
     At least one check has to have passed. The receipt may name another artifact if the export itself is checked.
     """
@@ -417,7 +416,7 @@ def check_export_receipt(subject: Subject, export: Record) -> Outcome:
 
 
 def check_unseen_prompts(subject: Subject, _required: bool) -> Outcome:
-    """Check that an artifact was evaluated, and that none of the evaluation's prompts was in its training data."""
+    """Return whether an artifact was evaluated on prompts of which none was in its training data, and the reason."""
     evaluation = subject.evaluation
     if evaluation is None:
         return Outcome(False, f"no run evaluated it: stage=eval artifact={subject.record['run']}")
@@ -431,7 +430,7 @@ def check_unseen_prompts(subject: Subject, _required: bool) -> Outcome:
 
 
 def check_signature(subject: Subject, key_file: PublicKeyFile) -> Outcome:
-    """Check that an artifact, or one of its exports, has a valid signature by the given public key.
+    """Return whether an artifact, or one of its exports, has a valid signature by the given public key, and the reason.
 
     Raises:
         InputError: The public key cannot be read.
@@ -452,8 +451,8 @@ def check_signature(subject: Subject, key_file: PublicKeyFile) -> Outcome:
 
 
 def list_signed_folders(published: Path) -> list[Path]:
-    """Return the folders that have to be signed in a run's `artifact` folder: itself, or else its subfolders, one per
-    export kind.
+    """Return the folders that need a signature in a run's `artifact` folder: itself, or else one subfolder per kind of
+    export.
 
     Returns no folder if the unsigned `artifact` folder holds anything but folders.
 
@@ -466,7 +465,7 @@ def list_signed_folders(published: Path) -> list[Path]:
 
 
 def check_folder_signature(subject: Subject, run: str, folder: Path, key: PublicKey) -> Outcome:
-    """Check that a folder is signed with the given key, and that it holds the artifact or an export of it.
+    """Return whether a folder is signed with a key and holds the artifact or an export of it, and the reason.
 
     Args:
         run: `stage:name` of the run that published the folder.
@@ -484,16 +483,17 @@ def check_folder_signature(subject: Subject, run: str, folder: Path, key: Public
 
 
 def check_verdict(subject: Subject, verdict_gate: str) -> Outcome:
-    """Check that the verdict files with a gate name hold `pass` for exactly this artifact."""
+    """Return whether the verdict files with a gate name hold `pass` for exactly this artifact, and the reason."""
     if problem := verify_metrics(subject):
         return Outcome(False, f"altered: {problem}")
     return decide_verdict(subject.root, verdict_gate, subject.digest)
 
 
 def check_not_stale(subject: Subject, _required: bool) -> Outcome:
-    """Check that neither a run nor any of its ancestors is marked stale, because data that it read was deleted later.
+    """Return a failed outcome if a run or one of its ancestors is stale (read data that was deleted later), else a
+    passed one.
 
-    Fails if one of these runs no longer exists.
+    Fails as well if one of these runs no longer exists.
     """
     for record in subject.upstream:
         if stale := read_stale_mark(subject.root / record["folder"]):
@@ -576,8 +576,8 @@ def iter_verdicts(root: Path) -> Iterator[Verdict]:
 
 
 def decide_verdict(root: Path, gate: str, digest: str) -> Outcome:
-    """Return passed if the verdict files with a gate name hold `pass` for an artifact, and the deciding verdict as
-    text.
+    """Return whether the verdict files with a gate name hold `pass` for the artifact with a digest, and the deciding
+    verdict.
 
     Of runs, the newest counts. Files beside the runs have no order, so that each counts. The reason is the deciding
     verdict as text.

@@ -298,7 +298,8 @@ class Index:
                 self.db.execute(f"delete from {table} where {column} = ?", (run,))
 
     def _update_alias_marks(self) -> None:
-        """Store in each run's record the aliases that refer to it, and a problem if its manifest was replaced."""
+        """Store in each run's record the aliases that refer to it, and an error if its manifest differs from a recorded
+        digest."""
         aliases: dict[str, list[str]] = {}
         replaced: dict[str, str] = {}
         changes: dict[str, Change] = {}

@@ -266,7 +266,7 @@ def make_input_record(input: Input) -> Record:
 
 
 def list_digests(record: Mapping[str, Any], outputs: Mapping[str, str]) -> set[str]:
-    """Return the digests by which other runs' manifests refer to a run's artifact.
+    """Return the digests by which later runs name a run's artifact as their input.
 
     That is the digest of its weights, or else a data set's fingerprint and the digests of the artifact's files.
 
@@ -400,7 +400,7 @@ def find_suite_collapse(children: Iterable[Record]) -> Mapping[str, Any] | None:
 
 
 def describe_alteration(record: Mapping[str, Any]) -> str:
-    """Return why a run's metrics may differ from the published ones, as text, or an empty text if they agree."""
+    """Return reasons why a run's metrics may differ from the published ones, as text, or "" if they agree."""
     return "; ".join(str(record[key]) for key in ("altered", "replaced") if record.get(key))
 
 
@@ -411,7 +411,7 @@ def is_forgetting_run(record: Mapping[str, Any]) -> bool:
 
 
 def get_publication(record: Mapping[str, Any]) -> tuple[int, str]:
-    """Return (number, finish time) of a finished run, by which runs are sorted by age."""
+    """Return (number in the order of publication, finish time) of a finished run, as a key that sorts runs by age."""
     return record["published"], record["finished"] or ""
 
 

@@ -66,7 +66,7 @@ def hash_file(path: Path) -> FileHash | None:
 def check_files(
     folder: Path, outputs: Mapping[str, str], earlier: Mapping[str, FileHash], finished: str | None, rehash_all: bool
 ) -> FileCheck:
-    """Check that the published files of a run exist and agree with the digests in its manifest.
+    """Compare the published files of a run with the digests in its manifest, and return the result as a clause.
 
     A file that was hashed before counts as unchanged while its size and times are the same. Others are unknown, unless
     all files are hashed now.
@@ -118,7 +118,7 @@ def check_files(
 
 
 def format_file_names(names: Sequence[str]) -> str:
-    """Return the first `NAMED` file names, the number of further ones and a verb, such as `a.json and 2 more are`."""
+    """Return up to three file names, the number of further ones and a verb, such as `a.json and 2 more are`."""
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
     return f"{', '.join(names[:NAMED])}{more} {'is' if len(names) == 1 else 'are'}"
 
