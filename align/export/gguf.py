@@ -164,7 +164,7 @@ def write_missing_bases(root: Path, source: GgufSource, quantised: Sequence[str]
         python: the Python that has llama.cpp, which makes these variants from f16; None leaves them out.
 
     Raises:
-        InputError: As `Source.convert`.
+        InputError: As `GgufSource.convert`.
         CorruptFile: A file differs from the one that was written.
     """
     full_file = write_or_verify_cached_file(root, source, F16, lambda target: source.convert(target, F16))
