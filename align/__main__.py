@@ -48,7 +48,8 @@ def format_usage() -> str:
 
 
 def format_help(arguments: Sequence[str]) -> str:
-    """Return the text of `--help`: the keys of the stage that the other arguments name, or the list of stages."""
+    """Return the text of `--help`: the keys of the stage that another argument names as `stage=NAME`, or else the usage
+    with all stages."""
     values = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     stage = values.get("stage", "")
     if stage not in STAGES:
@@ -59,7 +60,7 @@ def format_help(arguments: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None, opened: Callable[[Path], object] = lambda folder: None) -> int:
-    """Run one command line and return its exit status: 0, 1, 2, 3 or 130.
+    """Run one command line of `python -m align` and return its exit status: 0, 1, 2, 3 or 130 (interrupted).
 
     Args:
         argv: its words; None for those of this process.
@@ -122,7 +123,8 @@ def run_command(line: CommandLine, opened: Callable[[Path], object]) -> int:
 
 
 def find_action(config: Config) -> tuple[str, str | None]:
-    """Return the stage and its action. A plan has the configuration of the stage that is planned."""
+    """Return the name of the configured stage, and its action or None. For a configuration of the stage `plan`, both
+    are `plan`."""
     from align.config.plan import PlanKeys
 
     if isinstance(config.stage, PlanKeys):
@@ -131,7 +133,8 @@ def find_action(config: Config) -> tuple[str, str | None]:
 
 
 def answer_question(config: Config, stage: str, action: str) -> int:
-    """Print the lines of an action that is no run and leaves no folder.
+    """Print the lines that a stage's printing action yields, such as a search of the registry, which creates no run
+    folder.
 
     Returns:
         the exit status: 0, or what the generator of the lines returned.
@@ -155,14 +158,14 @@ def answer_question(config: Config, stage: str, action: str) -> int:
 
 
 def finish(status: int) -> int:
-    """Return the status of a run, and leave the process group if it is 0."""
+    """Return the exit status unchanged, and destroy torch's process group if it is 0."""
     if status == 0:
         ranks.destroy_group()
     return status
 
 
 def print_job(line: CommandLine) -> None:
-    """Print the configuration of a command line, for `--cfg job`; with `-m`, one YAML document a job.
+    """Print the composed configuration as YAML for `--cfg job`, and with `-m` one YAML document for each job.
 
     `--resolve` prints it as it would stand in the run's config.yaml.
     """
@@ -195,7 +198,7 @@ def print_composed(line: CommandLine) -> None:
 
 
 def compose_jobs(line: CommandLine) -> list[Job]:
-    """Return the checked jobs of a command line with `-m`."""
+    """Return the validated jobs of a command line with `-m`, one for each combination of the swept values."""
     from align.config.compose import Composer, explain_compose_errors
     from align.config.sweep import build_jobs
 
@@ -207,7 +210,7 @@ def compose_jobs(line: CommandLine) -> list[Job]:
 
 
 def compose_config(words: Sequence[str], search: Path = OWN_FOLDER) -> Config:
-    """Return the checked configuration of a command line.
+    """Compose the configuration of a command line from the group files and return it validated.
 
     Args:
         words: its `group=choice`, `key=value` and `+experiment=NAME`.
@@ -232,7 +235,8 @@ def require_stage(config: Config) -> None:
 
 
 def find_stages(words: Sequence[str]) -> list[str]:
-    """Check one of several command lines, and return the stages that it runs."""
+    """Return the stages that one command line of several runs, after a check of its whole configuration. Raises
+    InputError if it is invalid or only prints."""
     line = parse_arguments(words)
     require(
         not line.print_job,
@@ -246,7 +250,7 @@ def find_stages(words: Sequence[str]) -> list[str]:
 
 
 def require_single_process(field: str, value: str) -> None:
-    """Check that no launcher started this process as one of several ranks.
+    """Raise InputError if a launcher such as torchrun started this process as one of several ranks.
 
     Args:
         field, value: the part of the command line that needs a single process: it prints, or starts ranks of its own.
@@ -257,7 +261,8 @@ def require_single_process(field: str, value: str) -> None:
 
 
 def run_lines(stream: TextIO) -> int:
-    """Run the command lines of standard input, for `python -m align -`."""
+    """Run the command lines that standard input holds for `python -m align -`, until one fails, and return the exit
+    status."""
     ranks.connect()
     require_single_process("argument", "-")
     from align.cli.batch import run_batch
@@ -268,7 +273,7 @@ def run_lines(stream: TextIO) -> int:
 
 
 def order_import_path() -> None:
-    """Move the working folder, which `python -m` puts first, behind the installed libraries.
+    """Move the working directory, which `python -m` puts first in `sys.path`, behind the installed libraries.
 
     A user's `datasets.py` then shadows no library. A checkout's own folder goes last, so that its folder `reward` does
     not shadow a user's `reward.py`.
@@ -281,7 +286,7 @@ def order_import_path() -> None:
 
 
 def open_standard_streams() -> None:
-    """Open standard streams that are closed (`>&-`) on /dev/null.
+    """Open each of stdin, stdout and stderr that the caller closed (`>&-`) on /dev/null.
 
     Otherwise a file that is opened later takes the descriptor of one, and gets the output.
     """
@@ -302,7 +307,8 @@ def raise_interrupt(signum: int, frame: object) -> None:
 
 
 def folder_callback() -> Callable[[Path], object]:
-    """Return a function that reports the run's folder to the process that started this one for one of several lines.
+    """Return a function that writes the run's folder to the parent process, which waits for it if it runs several
+    command lines.
 
     Without such a process the function does nothing.
     """

@@ -24,9 +24,9 @@ from align.core.outputs import replace_file
 
 PLAIN_EVERY_S = 10.0
 LAST_UPDATES = 10
-"""Largest number of updates of PPO that `last_updates` returns."""
+"""Largest number of updates that `last_updates` returns."""
 STEPS = "steps.jsonl"
-"""The stream with a row for every step of a trainer, which a replay compares."""
+"""Name of the file with one row for every step of a trainer, which a replay compares."""
 
 
 def get_peak_rss_mb() -> float:
@@ -35,26 +35,28 @@ def get_peak_rss_mb() -> float:
 
 
 def detect_device() -> str:
-    """Return `cuda` if this process computes on a GPU, else `cpu`. Does not import torch."""
+    """Return `cuda` if this process has initialized CUDA in torch, else `cpu`, without importing torch."""
     torch = sys.modules.get("torch")
     return "cuda" if torch is not None and torch.cuda.is_initialized() else "cpu"
 
 
 def get_peak_gpu_mb() -> dict[str, float]:
-    """Return the peak memory of this process's tensors on a GPU so far, in MiB; an empty mapping without a GPU."""
+    """Return the peak memory of torch's tensors on a GPU so far as `peak_gpu_mb`, in MiB, or an empty dictionary
+    without a GPU."""
     if detect_device() == "cpu":
         return {}
     return {"peak_gpu_mb": round(sys.modules["torch"].cuda.max_memory_allocated() / 2**20, 1)}
 
 
 def get_peak_memory() -> dict[str, float]:
-    """Return the peak resident memory of this process, and that of its tensors on a GPU, in MiB."""
+    """Return the peak resident memory of this process as `peak_rss_mb`, and on a GPU that of its tensors as
+    `peak_gpu_mb`, both in MiB."""
     return {"peak_rss_mb": get_peak_rss_mb(), **get_peak_gpu_mb()}
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Columns and rows for people to read."""
+    """Column names and rows of a table that a metrics service displays."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -67,7 +69,8 @@ class Mirror(Protocol):
 
 
 class Tracker:
-    """A writer of a run's metrics streams, one JSON object for each step.
+    """A writer of the files `metrics.jsonl`, `timing.jsonl`, `samples.jsonl` and `steps.jsonl` in a run's folder, with
+    one JSON object on each line.
 
     Args:
         folder: the run's folder.
@@ -89,7 +92,9 @@ class Tracker:
         self._tables: dict[str, Table] = {}  # for the mirror's next step
 
     def log(self, step: int, metrics: Mapping[str, Any], timing: Mapping[str, Any] | None = None) -> None:
-        """Append `metrics` (deterministic) and `timing` (not) under `step`."""
+        """Append a row with `metrics`, which are deterministic, to `metrics.jsonl`, and one with `timing` to
+        `timing.jsonl`. The timing row also gets the seconds since the start and the peak memory. Both go to the mirror
+        too."""
         row = {"step": step, **metrics}
         clock = {"step": step, "elapsed_s": round(time.perf_counter() - self._started, 3), **get_peak_memory()}
         append_row(self.metrics_path, row)
@@ -99,17 +104,18 @@ class Tracker:
             self._tables = {}
 
     def log_step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append `metrics` under `step` to `steps.jsonl`, which has a row for every step, logged or not."""
+        """Append a row with `metrics` to `steps.jsonl`, which has one for every training step, even where
+        `logging_steps` skips it."""
         append_row(self.steps_path, {"step": step, **metrics})
 
     def keep(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
-        """Append the samples of `step` to `samples.jsonl`."""
+        """Append the samples of a step to `samples.jsonl`, one row each, without printing them."""
         for sample in samples:
             append_row(self.samples_path, {"step": step, **sample})
 
     def show(self, step: int, samples: Sequence[Mapping[str, Any]], heading: str) -> None:
-        """Append the samples of `step` to `samples.jsonl`, print them under a heading, and give them to the mirror as a
-        table."""
+        """Append the samples of a step to `samples.jsonl` and print their prompts, answers and scores under a heading.
+        The mirror gets them as a table with the next metrics."""
         self.keep(step, samples)
         print(heading)
         for sample in samples:
@@ -124,30 +130,31 @@ class Tracker:
 
 
 def format_last_turn(sample: Mapping[str, Any]) -> str:
-    """Return the last turn of the prompt of a row of `samples.jsonl`."""
+    """Return the text of the last message of a sample's prompt."""
     return format_turn(sample["prompt"][-1])
 
 
 def format_conversation(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return a conversation as text, one `role: content` for each turn."""
+    """Return a conversation as text, with one `role: content` for each message."""
     return "\n".join(f"{message['role']}: {format_turn(message)}" for message in messages)
 
 
 def format_turn(message: Mapping[str, Any]) -> str:
-    """Return the text of a turn for display, with each call of a tool on a line of its own."""
+    """Return a message's content as text, and below it one line `calls NAME ARGUMENTS` for each tool call."""
     functions = [call["function"] for call in message.get("tool_calls", ())]
     calls = [f"calls {call['name']} {json.dumps(call['arguments'], ensure_ascii=False)}" for call in functions]
     return "\n".join(calls if calls and not message["content"] else [message["content"], *calls])
 
 
 def truncate_text(text: str, width: int = 60) -> str:
-    """Return a text on one line, cut to `width` characters. Erasure searches logs and pages for exactly this form."""
+    """Return a text on one line, cut to `width` characters with an ellipsis at the end. Erasure searches logs and pages
+    for exactly this form."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def format_row(row: Mapping[str, Any]) -> str:
-    """Return a row of a stream as a line of JSON. A float that is not finite becomes null."""
+    """Return a row as a line of JSON with a newline, in which a float that is not finite becomes null."""
     values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     return json.dumps(values, ensure_ascii=False) + "\n"
 
@@ -158,7 +165,8 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a stream, without a last line that a crash cut short."""
+    """Return the rows of a JSON Lines file up to the first line that is not a JSON object. A crash may cut the last
+    line short. Returns an empty list if the file does not exist."""
     rows = []
     if path.is_file():
         for line in read_bytes(path, path.name).decode("utf-8", "replace").split("\n"):
@@ -173,12 +181,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def select_updates(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the rows of a metrics stream of PPO that are updates. The row of the measured start has step 0."""
+    """Return the rows of PPO's metrics with a step above 0. Step 0 holds the metrics measured before the first
+    update."""
     return [row for row in rows if row["step"] > 0]
 
 
 def last_updates(updates: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Return the updates that `last_…` of PPO's metrics is a mean over: at most half of a run."""
+    """Return the last updates of a PPO run, at most ten and at most half of them, over which the metrics `last_…` are
+    averaged."""
     return updates[-max(1, min(LAST_UPDATES, len(updates) // 2)) :]
 
 
@@ -187,7 +197,7 @@ WATCHER: ContextVar[Callable[[Progress], None] | None] = ContextVar("WATCHER", d
 
 @contextmanager
 def watch_progress(watcher: Callable[[Progress], None]) -> Iterator[None]:
-    """Call `watcher` at each step of every `Progress` that is created in the block."""
+    """Call `watcher` with each `Progress` that is created in the `with` block whenever it advances."""
     token = WATCHER.set(watcher)
     try:
         yield
@@ -196,7 +206,7 @@ def watch_progress(watcher: Callable[[Progress], None]) -> Iterator[None]:
 
 
 class Progress:
-    """The progress of a loop: a live bar on a terminal, a plain line every ten seconds elsewhere.
+    """The progress of a loop: a live bar on a terminal, otherwise a line on stderr at most every ten seconds.
 
     Attributes:
         done: number of finished steps, of `total`.
@@ -228,7 +238,7 @@ class Progress:
             self._bar.start()
 
     def advance(self, done: int, **figures: float) -> None:
-        """Show that `done` of `total` steps are finished, with the two or three figures that matter."""
+        """Set the number of finished steps to `done` and display it with a few metrics."""
         self.done = done
         ranks.record_position(f"{self.label} {done}/{self.total}")
         if self._watcher:
@@ -245,7 +255,8 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated remaining time, from the mean duration of this process's steps; None before the first."""
+        """Estimated remaining seconds, from the mean duration of this process's steps, or None before its first step is
+        finished."""
         finished = self.done - self._start
         if finished <= 0:
             return None
@@ -258,7 +269,7 @@ class Progress:
 
 @contextmanager
 def show_progress(label: str, total: int, start: int = 0) -> Iterator[Progress]:
-    """Create a `Progress` that is closed when the block ends."""
+    """Yield a new `Progress` and close its bar when the `with` block ends."""
     bar = Progress(label, total, start)
     try:
         yield bar
@@ -267,7 +278,7 @@ def show_progress(label: str, total: int, start: int = 0) -> Iterator[Progress]:
 
 
 class Clock:
-    """A stopwatch of the phases of an update.
+    """A stopwatch that measures the seconds of each phase of a PPO update.
 
     Attributes:
         laps: seconds of each phase, and tokens a second if `rates` was called.
@@ -283,6 +294,7 @@ class Clock:
         self._last = now
 
     def rates(self, tokens: int) -> None:
-        """Add the tokens a second of each phase so far, for a batch with this number of response tokens."""
+        """Add the throughput of each phase so far to `laps` as `PHASE_tok_s`, for a batch with `tokens` response
+        tokens."""
         for name, seconds in list(self.laps.items()):
             self.laps[f"{name.removesuffix('_s')}_tok_s"] = round(tokens / max(seconds, 1e-9), 1)

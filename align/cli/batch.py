@@ -31,7 +31,7 @@ from align.stages import preload
 INTERRUPTED = 130
 STATUS_NAMES = {0: "done", INTERRUPTED: "interrupted", NOT_PASSED: "done, gates not passed"}
 WIDEST = 120
-"""Width of the table if there is no terminal, in characters."""
+"""Width of the results table if there is no terminal, in characters."""
 GAP = 2
 LONGEST = 32
 """Characters of a value in the table: the last ones, because paths differ there."""
@@ -40,13 +40,13 @@ FIGURES = 2
 
 Command = Sequence[str]
 Opened = Callable[[Path], object]
-"""Called with the folder of a run when it is opened."""
+"""Called with a run's folder when the run starts to write there."""
 Run = Callable[[Command, Opened], int]
-"""Runs a command line and returns its exit status."""
+"""Runs a command line, calls the second argument with the run's folder, and returns the exit status."""
 
 
 class JobResult(NamedTuple):
-    """The result of one command line.
+    """The exit status and run folder of one command line.
 
     Attributes:
         status: its exit status.
@@ -58,7 +58,7 @@ class JobResult(NamedTuple):
 
 
 def run_batch(lines: Iterable[str], check: Callable[[Command], Iterable[str]], run: Run) -> int:
-    """Run command lines one after another, and stop at the first that fails.
+    """Run command lines one after another in processes of their own, and stop at the first that fails.
 
     Args:
         lines: the arguments of `python -m align`, quoted as in a shell. Empty lines and `#` comments are skipped.
@@ -90,7 +90,7 @@ def run_batch(lines: Iterable[str], check: Callable[[Command], Iterable[str]], r
 
 
 def run_sweep(jobs: Sequence[tuple[Command, Mapping[str, str]]], stages: Iterable[str], run: Run) -> int:
-    """Run the jobs of a sweep one after another, even if some fail, and print a table of them.
+    """Run the jobs of a hyperparameter sweep one after another, even if some fail, and print a table of their results.
 
     An interruption ends the sweep; the same command continues it.
 
@@ -114,7 +114,8 @@ def run_sweep(jobs: Sequence[tuple[Command, Mapping[str, str]]], stages: Iterabl
 
 
 def split_line(line: str) -> list[str]:
-    """Return the arguments of a line that is quoted as in a shell."""
+    """Split a line of standard input into arguments as a shell does, or raise InputError if a quotation is not
+    closed."""
     try:
         return shlex.split(line, comments=True)
     except ValueError as error:
@@ -135,7 +136,8 @@ def choose_start(stages: Iterable[str]) -> Start:
 
 
 def try_import_for_forks(stages: Iterable[str]) -> bool:
-    """Import the modules of these stages, and return whether this process can be forked; if not, import torch alone."""
+    """Import the modules of these stages if this process can be forked, and return whether it can. It cannot on another
+    system than Linux, or with a torch build for CUDA or ROCm."""
     if not sys.platform.startswith("linux"):
         return False
     import torch
@@ -152,7 +154,7 @@ def try_import_for_forks(stages: Iterable[str]) -> bool:
 
 
 def run_in_fork(words: Command, run: Run) -> JobResult:
-    """Run one line in a fork of this process."""
+    """Run one command line in a fork of this process and return its exit status and run folder."""
     reads, writes = os.pipe()
 
     def work() -> NoReturn:
@@ -166,7 +168,7 @@ def run_in_fork(words: Command, run: Run) -> JobResult:
 
 
 def run_in_new_process(words: Command, run: Run) -> JobResult:
-    """Run one line in a new process."""
+    """Run one command line in a new Python process and return its exit status and run folder."""
     reads, writes = os.pipe()
     command = [sys.executable, "-m", "align", *words]
     environment = os.environ | {OPENED: str(writes)}
@@ -177,7 +179,7 @@ def run_in_new_process(words: Command, run: Run) -> JobResult:
 
 
 def wait_for_child(wait: Callable[[], object], terminate: Callable[[], None]) -> bool:
-    """Wait until a child has ended by itself, and return whether this process was interrupted.
+    """Wait until a child process has ended, and return True if Ctrl-C interrupted this process while it waited.
 
     An interrupted child still saves its state. It gets Ctrl-C from the terminal; SIGTERM is passed on.
     """
@@ -193,12 +195,13 @@ def wait_for_child(wait: Callable[[], object], terminate: Callable[[], None]) ->
 
 
 def build_folder_writer(descriptor: int) -> Opened:
-    """Return a function that writes a run's folder to a pipe."""
+    """Return a function that writes a run folder's absolute path to a pipe, given the pipe's file descriptor."""
     return lambda folder: os.write(descriptor, os.fsencode(folder.absolute()))
 
 
 def read_folder(descriptor: int) -> Path | None:
-    """Return the folder that `build_folder_writer` wrote before its process ended; None if it wrote none.
+    """Read from a pipe the run folder that a child process wrote there, and close the pipe. Returns None if it wrote
+    none.
 
     Does not wait for other processes that hold the pipe open.
     """
@@ -212,12 +215,14 @@ def read_folder(descriptor: int) -> Path | None:
 
 
 def to_shell_status(code: int) -> int:
-    """Return an exit status as a shell has it: 137 for a process that signal 9 killed."""
+    """Convert the exit code of a Python subprocess to that of a shell, such as -9 to 137 for a process killed by signal
+    9."""
     return code if code >= 0 else 128 - code
 
 
 def format_table(swept: Sequence[Mapping[str, str]], results: Sequence[JobResult]) -> str:
-    """Return a table of the jobs of a sweep: swept values, status, figures that differ between done jobs, and folder.
+    """Return a text table of a sweep's jobs: swept values, status, metrics that differ between finished jobs, and
+    folder.
 
     Figures that do not fit into the width are named above the table.
     """
@@ -246,7 +251,8 @@ def format_table(swept: Sequence[Mapping[str, str]], results: Sequence[JobResult
 
 
 def format_comparison(results: Sequence[JobResult]) -> list[str]:
-    """Return a line with the page that compares the done jobs of a sweep; nothing for fewer than two."""
+    """Write the HTML page that compares the finished jobs of a sweep, and return a line with its path in a list. The
+    list is empty if there is nothing to compare. If the page fails, the line says why."""
     from align.registry.comparison_page import write_sweep_page
 
     folders = [job.folder.absolute() for job in results if job.status in (0, NOT_PASSED) and job.folder]
@@ -280,7 +286,8 @@ def compute_column_width(column: Sequence[str]) -> int:
 
 
 def find_differing_figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Return the numbers that all metrics have and that differ, by name, the most important first.
+    """Return the numeric metrics that all jobs have and that differ between them, as name → one value per job, the most
+    important first.
 
     A figure with an interval counts by its value.
     """

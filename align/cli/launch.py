@@ -1,4 +1,4 @@
-"""Run one command on N ranks of this machine (`devices=N`) by torch's elastic launcher.
+"""Run one command on N ranks of this machine (`devices=N`) with torch's elastic launcher.
 
 Ranks on several machines are started by `torchrun`, or by this command on each of them with torchrun's own variables
 in the environment (`PET_NNODES`, `PET_NODE_RANK`, `PET_MASTER_ADDR`, `PET_MASTER_PORT`, `PET_RDZV_…`).
@@ -31,20 +31,21 @@ if TYPE_CHECKING:
     from align.config.root import Config
 
 LINGER_S = 2
-"""Time for ranks on other machines to read the cause of a failure from the store of this process."""
+"""Seconds that ranks on other machines get to read the cause of a failure from the store of this process."""
 SHUTDOWN_S = 10
-"""Time that ranks have to end by themselves after one has failed or the command is interrupted."""
+"""Seconds that ranks get to end by themselves after one has failed or the command is interrupted."""
 NODES = "PET_NNODES"
 THREADS = "OMP_NUM_THREADS"
 
 
 def is_multi_machine() -> bool:
-    """Return whether torchrun's variables say that ranks on other machines take part."""
+    """Return whether torchrun's variable `PET_NNODES` asks for more than one machine."""
     return os.environ.get(NODES, "1") not in ("1", "1:1")
 
 
 def require_machine_settings() -> None:
-    """Raise InputError unless torchrun's variables give the number of machines and the address where they meet."""
+    """Raise InputError unless torchrun's environment variables hold a valid number of machines and, for several, a
+    rendezvous address."""
     nodes = os.environ.get(NODES, "1")
     endpoint = os.environ.get("PET_RDZV_ENDPOINT", "")
     is_number = re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", nodes) is not None
@@ -72,7 +73,7 @@ def require_machine_settings() -> None:
 
 
 def needs_ranks(config: Config) -> bool:
-    """Return whether this process has to start ranks for a run. A process that is one rank of several starts none.
+    """Return True if a run needs several ranks and no launcher has started them yet. A rank itself launches none.
 
     Raises:
         InputError: the stage works in one process only, or its settings do not fit the number of ranks.
@@ -98,7 +99,7 @@ def needs_ranks(config: Config) -> bool:
 
 
 def launch_ranks(words: Sequence[str], devices: int) -> int:
-    """Run one command line on several ranks, and return its exit status.
+    """Run one command line on several ranks with torch's elastic launcher and return the exit status.
 
     Args:
         words: the arguments of `python -m align`.
@@ -143,7 +144,7 @@ def launch_ranks(words: Sequence[str], devices: int) -> int:
 
 
 def report_failed_ranks(failures: Mapping[int, Any], notes: Path) -> int:
-    """Return the exit status of a command with failed ranks, and print the cause unless a rank has printed it.
+    """Return the exit status of a command whose ranks failed, and print the cause unless a rank has printed it.
 
     A rank that failed by itself has printed its error. For a rank that was killed, its last position is printed.
 

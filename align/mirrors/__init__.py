@@ -1,4 +1,4 @@
-"""Services that show runs beside the runs' own files: one module per service, one interface, all optional.
+"""Services that display runs (MLflow, trackio, wandb): one module per service, one interface, all optional.
 
 The files of a run are authoritative. A mirror that fails is reported once and then off: it stops neither a training nor
 a promotion. Everything sent to a service is masked first, see `align.core.redaction`.
@@ -21,7 +21,8 @@ from align.track import Table
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """An input or output of a run. A mirror refers to it by its folder and digest, and copies nothing.
+    """A model or data set that a run read or made, identified for a metrics service by its folder and digest. Its files
+    are not copied.
 
     Attributes:
         ref: `stage:name` of the run that made it, or another reference.
@@ -42,13 +43,14 @@ class Artifact:
 
     @property
     def alias(self) -> str:
-        """Name under which a service finds it again."""
+        """The alias `sha256-…` by which the artifact's version is found at a service, made of the first 16 characters
+        of its digest."""
         return f"sha256-{self.digest[:16]}"
 
 
 @dataclass(frozen=True, slots=True)
 class MirroredRun:
-    """A run as a service sees it.
+    """A run's name, project, configuration, inputs and folders, as they are sent to a metrics service.
 
     Attributes:
         project: project of the service that groups runs.
@@ -69,17 +71,17 @@ class MirroredRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The configuration, with reference and digest of each input."""
+        """The run's configuration with the reference and digest of each input added under `inputs`."""
         inputs = {name: {"ref": input.ref, "digest": input.digest} for name, input in self.inputs.items()}
         return {**self.config, "inputs": inputs}
 
 
 COLLECTIONS = {"model": "models", "data": "data"}
-"""Kind of artifact → collection of a project's artifacts, of which each run's is a version."""
+"""Name of the collection at a service by kind of artifact; each run's artifact is a version in it."""
 
 
 class Mirror(Protocol):
-    """A run at a service.
+    """A connection to a metrics service, which gets the metrics and artifacts of one run.
 
     Attributes:
         last: last step that the service has; -1 for a new run.
@@ -89,24 +91,24 @@ class Mirror(Protocol):
     def last(self) -> int: ...
 
     def log(self, step: int, figures: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
-        """Send the metrics of a step."""
+        """Send the metrics and tables of a step to the service."""
         ...
 
     def publish(self, artifact: Artifact) -> None:
-        """Send a reference to an artifact that the run made."""
+        """Send a reference to a model or data set that the run made, without its files."""
         ...
 
     def finish(self, figures: Mapping[str, Any], failed: bool) -> None:
-        """End the run, with its headline metrics."""
+        """End the run at the service as failed or finished, with its final metrics."""
         ...
 
 
 class MirrorUnsupported(Exception):
-    """Error of a request that the service does not support. Its text is the reason."""
+    """Exception for a request that a metrics service does not support, with the reason as its text."""
 
 
 def iter_flat_items(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield nested mappings as pairs of a dotted key and a value."""
+    """Yield the leaves of a nested mapping as pairs of a dotted key and a value. An empty mapping counts as a leaf."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from iter_flat_items(value, f"{prefix}{key}.")
@@ -128,19 +130,21 @@ __all__ = [
 
 
 def require_installed(service: str) -> None:
-    """Raise InputError if the package of a service is not installed, before any work is done."""
+    """Raise InputError if the Python package of a metrics service, such as `wandb`, is not installed."""
     require_extra(service, "track", service)
 
 
 def open_mirror(service: str, run: MirroredRun) -> GuardedMirror:
-    """Return the mirror of a run. It is begun or resumed at the service when there is something to show."""
+    """Return the mirror of a run at a metrics service, with secrets in its configuration masked. The service is
+    contacted only when the first metrics or artifacts are sent."""
     inputs = {name: mask_artifact(input) for name, input in run.inputs.items()}
     masked_run = replace(run, config=mask_tree(run.config, redact), inputs=inputs)
     return GuardedMirror(service, lambda: importlib.import_module(f"align.mirrors.{service}").open_run(masked_run))
 
 
 def set_alias(service: str, project: str, root: Path, alias: str, artifact: Artifact | None) -> str:
-    """Set an alias at a service. Without an artifact the alias is removed.
+    """Set an alias to an artifact at a metrics service, or remove it if `artifact` is None, and return a line about the
+    result.
 
     Returns a line about the result. A failure of the service raises nothing.
     """
@@ -158,13 +162,13 @@ def mask_artifact(artifact: Artifact) -> Artifact:
 
 
 def describe_error(error: Exception) -> str:
-    """Return an error of a service on one line, masked."""
+    """Return an exception's type and message on one line of at most 300 characters, with secrets masked."""
     return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
 
 
 class GuardedMirror:
-    """A mirror whose failures stop nothing: it is off after the first one. Steps that the service has are not sent
-    again."""
+    """A mirror that catches the service's errors: it prints the first one and then sends nothing more. Steps that the
+    service has already are not sent again. Everything is masked before it is sent."""
 
     def __init__(self, service: str, begin: Callable[[], Mirror]) -> None:
         self.service = service
@@ -172,7 +176,7 @@ class GuardedMirror:
         self._begin: Callable[[], Mirror] | None = begin
 
     def begin(self) -> None:
-        """Begin the run at the service, unless that is done.
+        """Begin the run at the service, unless that was tried before.
 
         It is called late, so that a run whose input is refused is never shown.
         """

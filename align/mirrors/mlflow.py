@@ -14,17 +14,17 @@ from typing import Any
 from align.mirrors import Artifact, MirroredRun, MirrorUnsupported, Table, iter_flat_items
 
 ID = "align.id"
-"""Tag of a run."""
+"""Tag of an MLflow run with the id of the mirrored run."""
 STEP = "align.step"
-"""Tag of a run: its last step."""
+"""Tag of an MLflow run with its last step."""
 DIGEST = "align.digest"
-"""Tag of a version of a model."""
+"""Tag of an MLflow model version with the artifact's digest."""
 LONGEST = 6000
-"""MLflow's limit of characters of a parameter."""
+"""Maximum number of characters of a parameter in MLflow."""
 MOST = 100
-"""MLflow's limit of parameters in one call."""
+"""Maximum number of parameters in one call of MLflow."""
 DATASET_DIGEST = 36
-"""MLflow's limit of characters of a data set's digest."""
+"""Maximum number of characters of a data set's digest in MLflow."""
 
 
 def open_run(run: MirroredRun) -> Mlflow:
@@ -32,7 +32,8 @@ def open_run(run: MirroredRun) -> Mlflow:
 
 
 def connect_client(root: Path) -> tuple[Any, str]:
-    """Return a client of the store, and the place for files of a new experiment, which a server decides itself."""
+    """Return an MLflow client and the artifact location for new experiments, which is empty if a server decides it.
+    Without `MLFLOW_TRACKING_URI` the client writes to a SQLite store in `mlflow/` below `root`, which is created."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # otherwise it reports usage
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # an unreachable server must not delay a run
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # otherwise one for each table
@@ -49,7 +50,8 @@ def connect_client(root: Path) -> tuple[Any, str]:
 
 
 class Mlflow:
-    """A run at MLflow, by a client of its own, so that MLflow reads neither the command line nor the checkout."""
+    """A run at MLflow, written with MlflowClient alone, so that MLflow records neither the command line nor the
+    checkout."""
 
     def __init__(self, run: MirroredRun) -> None:
         self._project = run.project
@@ -125,12 +127,13 @@ def make_metrics(figures: Mapping[str, Any], step: int) -> list[Any]:
 
 
 def clean_name(key: str) -> str:
-    """Return a key with the characters and length that MLflow accepts."""
+    """Return a key with every character that MLflow rejects replaced by `_`, cut to 250 characters."""
     return re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII)[:250]
 
 
 def set_alias(project: str, root: Path, alias: str, artifact: Artifact | None) -> None:
-    """Set an alias of the project's registered model, whose versions are the artifacts of runs.
+    """Point an alias of the project's registered MLflow model to an artifact's newest version, or remove it if
+    `artifact` is None. Raises MirrorUnsupported if MLflow does not have the artifact.
 
     If MLflow lacks the alias's new artifact, the alias is removed, so that it does not refer to the old one.
     """

@@ -25,7 +25,8 @@ def is_local() -> bool:
 
 
 def import_trackio(root: Path) -> Any:
-    """Import trackio with its folder among the runs. It reads the variable once, at its import."""
+    """Import trackio and return it, with its data in `trackio/` below `root` unless `TRACKIO_DIR` is set. trackio reads
+    the variable once, at its import. Raises MirrorUnsupported if this process uses another folder already."""
     folder = os.environ.setdefault("TRACKIO_DIR", str(root.resolve() / "trackio"))
     import trackio
     from trackio.utils import TRACKIO_DIR
@@ -37,7 +38,8 @@ def import_trackio(root: Path) -> Any:
 
 @contextmanager
 def suppress_output() -> Iterator[None]:
-    """Suppress trackio's output, which is wrong about local runs, and for these its requests to the hub.
+    """Discard what trackio prints in the `with` block, and for local runs prevent its requests to the Hugging Face Hub.
+    What it prints about local runs is wrong.
 
     With a token, trackio asks the hub for the user's name.
     """
@@ -53,7 +55,7 @@ def suppress_output() -> Iterator[None]:
 
 
 class Trackio:
-    """A run at trackio. Its name ends with the run's id, because trackio resumes runs by their names."""
+    """A run at trackio, whose name ends with the run's id, because trackio resumes runs by their names."""
 
     def __init__(self, run: MirroredRun) -> None:
         self._trackio = import_trackio(run.root)
@@ -83,7 +85,8 @@ class Trackio:
         self._run.log({**figures, **trackio_tables}, step=step)
 
     def _use(self, artifact: Artifact) -> None:
-        """Link the run to an input, if trackio has it. The configuration has its digest in any case."""
+        """Link the trackio run to an input artifact, or do nothing if trackio does not have it. The configuration has
+        its digest in any case."""
         for name in COLLECTIONS.values():
             with suppress(ValueError):
                 self._run.use_artifact(f"{name}:{artifact.alias}")
@@ -103,7 +106,8 @@ class Trackio:
 
 
 def set_alias(project: str, root: Path, alias: str, artifact: Artifact | None) -> None:
-    """Set an alias of a version of the project's `models`."""
+    """Move an alias in the project's collection `models` to the version of an artifact. Raises MirrorUnsupported if
+    `artifact` is None, is not known to trackio, or the runs are on a server."""
     if artifact is None:
         raise MirrorUnsupported("trackio cannot remove an alias, so it keeps the old one")
     if not is_local():

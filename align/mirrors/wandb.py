@@ -1,4 +1,5 @@
-"""Weights & Biases. Without a key in the environment it writes files beside the run's, which `wandb sync` sends."""
+"""Weights & Biases. Without `WANDB_API_KEY` in the environment it writes files to the run's folder, which `wandb sync`
+sends."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ def open_run(run: MirroredRun) -> Wandb:
 
 
 def start_run(folder: Path, **options: Any) -> Any:
-    """Start a wandb run that writes below `folder`. It is offline unless a key is configured, to avoid a login."""
+    """Start a wandb run that writes below `folder` and return it. It is offline unless `WANDB_MODE` or `WANDB_API_KEY`
+    is set, to avoid a login."""
     mode: Any = choose_mode()
     if mode == "offline":
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # otherwise it connects even offline
@@ -34,7 +36,7 @@ def choose_mode() -> str:
 
 
 class Wandb:
-    """A run at wandb. Offline, each process of the run writes a folder of its own under the run's id."""
+    """A run at wandb. Offline, each process that continues the run writes a folder of its own under the run's id."""
 
     def __init__(self, run: MirroredRun) -> None:
         resume = "allow" if run.resumed and choose_mode() == "online" else None  # not supported offline
@@ -63,7 +65,8 @@ class Wandb:
 
 
 def make_reference(artifact: Artifact) -> Any:
-    """Return wandb's object for an artifact: the path and hash of each file, without their contents."""
+    """Return a wandb artifact with the path and hash of each file of an artifact's folder, without the files'
+    contents."""
     import wandb
 
     reference = wandb.Artifact(COLLECTIONS[artifact.kind], TYPES[artifact.kind], metadata=artifact.metadata)
@@ -73,7 +76,8 @@ def make_reference(artifact: Artifact) -> Any:
 
 
 def set_alias(project: str, root: Path, alias: str, artifact: Artifact | None) -> None:
-    """Log a run of one artifact with the alias. To wandb, the same files are the same version."""
+    """Start a short wandb run that logs an artifact with the alias. wandb counts the same files as the same version.
+    Raises MirrorUnsupported if `artifact` is None."""
     if artifact is None:
         raise MirrorUnsupported("wandb takes an alias away only on its own page")
     run = start_run(root, project=project, name=f"@{alias}", job_type="promote")

@@ -1,1 +1,1 @@
-"""Prediction of a run's memory by role and phase, of the GPUs that it fits on, its disk space and its time."""
+"""Prediction of a run's memory for each model role and phase, the GPUs it fits on, its disk space and its time."""

@@ -1,4 +1,4 @@
-"""The GPUs that a workload fits on, and the changes of settings that make it fit."""
+"""The GPUs that a workload fits on, and the settings that can be changed to make it fit."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from align.planning.shapes import Shape
 
 GB = 1e9
 CONTEXT = 1.0
-"""GB that CUDA and its libraries use."""
+"""GB of GPU memory that the CUDA context and libraries use."""
 USABLE = 0.9
-"""Usable share of the remaining memory, because of fragmentation."""
+"""Usable share of the remaining GPU memory, because of fragmentation."""
 SHORTEST = 256
 FEWEST = 8
-"""Minimum tokens of a row, and answers generated together, that are proposed."""
+"""Minimum values that are proposed for the tokens of a row (`SHORTEST`) and the rollout batch size (`FEWEST`)."""
 TRIED = 10_000
-"""Maximum candidates in the search for a divisor."""
+"""Maximum number of candidates in the search for a divisor."""
 
 
 class Gpu(NamedTuple):
@@ -41,7 +41,7 @@ GPUS = (
 
 
 class Change(NamedTuple):
-    """A change of a setting that saves memory.
+    """A change of one setting that makes a workload use less memory.
 
     Attributes:
         key, value: the setting and its new value on the command line.
@@ -54,13 +54,14 @@ class Change(NamedTuple):
 
 
 def compute_usable_bytes(gb: float) -> float:
-    """Return the bytes for tensors on a GPU with so many GB."""
+    """Return the bytes available for tensors on a GPU with `gb` GB of memory, after the CUDA context and
+    fragmentation."""
     return max(0.0, gb - CONTEXT) * USABLE * GB
 
 
 def find_changes_to_fit(shape: Shape, work: Workload, room: float) -> list[str] | None:
-    """Return the words to add to a command line so that a workload fits. Returns an empty list if it fits already, and
-    None if no changes are enough.
+    """Return the settings to change, as `key=value` arguments, so that a workload fits into `room` bytes. Returns an
+    empty list if it fits already, and None if no changes are enough.
 
     Changes are applied in the order of their cost until the workload fits. Changes that turn out unnecessary are then
     removed, the most expensive first. The remaining changes were predicted to fit.
@@ -98,12 +99,12 @@ FIELDS = {
     "method": ("method",),
     "data.max_length": ("length", "prompt"),
 }
-"""Setting → the fields of a workload that it determines."""
+"""Setting → names of the `Workload` fields that it determines."""
 
 
 def iter_changes(work: Workload) -> Iterator[Change]:
-    """Yield the possible changes, the cheapest first: those that cost time, then those that change what is trained,
-    then those that cut the data."""
+    """Yield the settings that can still be changed to save memory, the cheapest first. First come those that cost time,
+    then those that change what is trained, then those that cut the data."""
     if not work.recompute:
         yield Change("stage.gradient_checkpointing", "true", replace(work, recompute=True))
     if smaller := find_largest_divisor(work.step or work.micro_batch, work.micro_batch):
@@ -123,7 +124,7 @@ def iter_changes(work: Workload) -> Iterator[Change]:
 
 
 def find_largest_divisor(whole: int, below: int) -> int | None:
-    """Return the largest divisor of `whole` that is less than `below`. Returns None if `below` is 1 or less. If `whole`
+    """Return the largest divisor of `whole` that is less than `below`, or None if `below` is 1 or less. If `whole`
     exceeds `TRIED` squared, it may be a smaller divisor, because not all numbers are tried."""
     most = min(below - 1, whole)
     if most < 1:

@@ -1,4 +1,4 @@
-"""Counting of the bytes of live tensors as they are allocated and freed, to compare them with a prediction."""
+"""Counts the bytes of live tensors as they are allocated and freed, to compare them with a memory prediction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """A dispatch mode that counts the storages of all tensors created while it is active, each once, until it is freed.
+    """A torch dispatch mode that counts the bytes of all storages created while it is active, until each is freed.
+    Tensors that share a storage count once.
 
     Memory that a kernel uses inside an operation is not counted.
 
@@ -44,7 +45,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def lap(self) -> int:
-        """Return the peak bytes since the last call."""
+        """Return the peak bytes of live tensors since the last call, and start a new peak at the present bytes."""
         peak = self._peak
         self._peak = self.now
         return peak
@@ -68,7 +69,8 @@ class LiveBytes(TorchDispatchMode):
 
 
 def iter_tensors(state: Any) -> Iterable[Tensor]:
-    """Yield the tensors of a quantised weight's state, including nested states."""
+    """Yield the tensors in the attributes of a bitsandbytes quantisation state, including nested states; nothing for
+    None."""
     for value in vars(state).values() if state is not None else ():
         if isinstance(value, Tensor):
             yield value
@@ -78,8 +80,8 @@ def iter_tensors(state: Any) -> Iterable[Tensor]:
 
 @contextmanager
 def watch_live_bytes(device: torch.device, *models: nn.Module | None) -> Iterator[Callable[[], int]]:
-    """Yield a function that returns the peak bytes of live tensors since its last call; on a GPU those of the
-    allocator.
+    """Yield a function that returns the peak bytes of live tensors since its last call. On a GPU it asks the CUDA
+    allocator; elsewhere it counts tensor storages.
 
     Args:
         models: modules whose tensors exist already.

@@ -1,5 +1,4 @@
-"""Prediction of a workload's memory by role and phase, and of its disk space, from the model's shapes. Imports no
-torch."""
+"""Prediction of a workload's memory and disk space from the model's layer sizes, without importing torch."""
 
 from __future__ import annotations
 
@@ -17,12 +16,13 @@ from align.track import detect_device
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0}
-"""Optimiser → bytes for each weight that it trains."""
+"""Bytes of optimiser state for each trained weight, by optimiser."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The worst-case workload of a stage: all rows have the maximum length.
+    """The settings of a training run that determine its memory, in the worst case that all rows have the maximum
+    length.
 
     Attributes:
         stage: `sft`, `full`, `reward`, `ppo`, `dpo` or `kto`.
@@ -78,39 +78,39 @@ class Workload:
 
     @property
     def lora(self) -> Lora:
-        """The settings of a new adapter of this size."""
+        """LoRA settings of a new adapter with the workload's rank, target layers, dropout and DoRA flag."""
         return Lora(self.rank, 2 * self.rank, self.dropout, self.targets, dora=self.dora)
 
     @property
     def size(self) -> int:
-        """Bytes of a number in the computation."""
+        """Bytes of one number in the dtype of the computation."""
         return SIZES[self.dtype]
 
     @property
     def tokens(self) -> int:
-        """Tokens of a micro-batch."""
+        """Number of tokens in a micro-batch whose texts all have the maximum length."""
         return self.micro_batch * self.texts * self.length
 
     @property
     def accumulates(self) -> bool:
-        """True if a rank accumulates several micro-batches in an optimiser step."""
+        """True if a rank accumulates the gradients of several micro-batches in an optimiser step."""
         return self.step > self.micro_batch * self.ranks
 
     @property
     def one_pass(self) -> bool:
-        """True if PPO's first gradient step reuses the forward pass of the estimates."""
+        """True if PPO's first gradient step reuses the forward pass that computed the log-probabilities and values."""
         return self.whole_batch and self.step <= self.micro_batch
 
     @property
     def answer(self) -> int:
-        """Maximum number of tokens of an answer."""
+        """Maximum number of tokens of a generated answer."""
         return self.length - self.prompt
 
 
 def build_workload(
     config: Any, context: int, *, ranks: int, from_adapter: bool, rewards: int, on_gpu: bool
 ) -> Workload:
-    """Build the worst-case workload of a run.
+    """Build the worst-case workload of a run from its configuration and the model's context length.
 
     Args:
         config: the run's config, whose method is not `auto` any more.
@@ -172,13 +172,14 @@ def build_workload(
 
 
 def build_full_rows(count: int, length: int) -> list[list[int]]:
-    """Return rows of token ids that differ from the first token on, or from the second beyond a hundred rows: common
-    prefixes would be computed only once, and the plan assumes rows that share nothing."""
+    """Return `count` rows of `length` token ids without common prefixes, for a measurement of the worst case. Rows
+    differ from the first token on, or from the second beyond a hundred rows. Common prefixes would be computed only
+    once, and the plan assumes rows that share nothing."""
     return [[1 + i % 100, *[1 + i // 100] * (length - 1)] for i in range(count)]
 
 
 class Part(NamedTuple):
-    """A use of memory.
+    """A named use of memory by a model role, with its bytes.
 
     Attributes:
         role: `base`, `policy`, `reference`, `value`, `reward`; or `work` for memory that is freed after the phase.
@@ -192,7 +193,8 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A phase of a step, with the memory that it uses besides the permanent parts."""
+    """A phase of a training step, such as `rollout` or `update`, with the memory that it uses besides the permanent
+    parts."""
 
     name: str
     parts: tuple[Part, ...]
@@ -204,7 +206,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """The memory of a workload.
+    """The predicted memory of a workload: permanent parts, and the additional parts of each phase.
 
     Attributes:
         always: the permanent parts.
@@ -216,40 +218,40 @@ class Footprint:
 
     @property
     def standing(self) -> float:
-        """Bytes of the permanent parts."""
+        """Bytes of the parts that stay allocated in all phases."""
         return sum(part.bytes for part in self.always)
 
     @property
     def peak(self) -> float:
-        """Bytes in the phase that uses the most memory."""
+        """Bytes in the phase that uses the most memory, permanent parts included."""
         return self.standing + self.largest.bytes
 
     @property
     def largest(self) -> Phase:
-        """The phase that uses the most memory."""
+        """The phase of a step that uses the most memory."""
         return max(self.phases, key=lambda phase: phase.bytes)
 
     def get_phase_bytes(self, name: str) -> float:
-        """Return the bytes that are allocated in the phase of this name."""
+        """Return the bytes that are allocated in the phase called `name`, permanent parts included."""
         return self.standing + next(phase.bytes for phase in self.phases if phase.name == name)
 
 
 LONGEST = 512
 KEPT = 1 << 30
-"""The limits of `align.models.fastpath.llama`."""
+"""Limits of the fast path, copied from `align.models.fastpath.llama`."""
 ROWS = 128
 LOGITS = 1 << 20
-"""The chunk sizes of `align.ops.logprobs`."""
+"""Chunk sizes of logits, copied from `align.ops.logprobs`."""
 TILE = 32_768
 TILE_TOKENS = 4096
 """Columns and rows of a tile of logits in TRL's losses."""
 COPY = 1 << 30
-"""The limit of `align.models.fastpath.decoder`."""
+"""Limit of the bytes of copied weights, from `align.models.fastpath.decoder`."""
 FP32 = 4
 
 
 class PassMemory(NamedTuple):
-    """The bytes of a forward and backward pass, of one layer or of a whole model.
+    """The bytes that a forward and backward pass needs, for one layer or for a whole model.
 
     Attributes:
         kept: bytes that are kept from the forward for the backward pass.
@@ -261,13 +263,14 @@ class PassMemory(NamedTuple):
 
 
 def uses_fast_rollout(shape: Shape, work: Workload) -> bool:
-    """Return whether a rollout uses the fast path, which depends on the device, the architecture and the prompts."""
+    """Return whether rollouts of this workload decode on the fast path, which needs a CPU, a Llama-like model and short
+    prompts."""
     autocast = work.method == "full" and work.dtype != "float32"
     return not work.cuda and shape.llama and work.prompt <= LONGEST and not autocast
 
 
 def predict_pass(shape: Shape, work: Workload, is_base_trained: bool = False) -> PassMemory:
-    """Return the memory of a micro-batch's forward and backward pass.
+    """Predict the bytes of activations in the forward and backward pass of one micro-batch through the whole model.
 
     Args:
         is_base_trained: whether all weights train, without an adapter.
@@ -286,14 +289,14 @@ def predict_pass(shape: Shape, work: Workload, is_base_trained: bool = False) ->
 
 
 def list_adapted_layers(shape: Shape, work: Workload, is_base_trained: bool) -> list[Linear]:
-    """Return the linear layers that have an adapter."""
+    """Return the model's linear layers that get an adapter, none if the base itself is trained."""
     return [
         linear for linear in shape.linears if not is_base_trained and (not work.targets or linear.name in work.targets)
     ]
 
 
 def predict_fast_layer(shape: Shape, work: Workload, is_base_trained: bool) -> PassMemory:
-    """Predict the memory of one layer's forward and backward pass on the fast path.
+    """Predict the bytes of activations in one layer's forward and backward pass on the fast path.
 
     It keeps the inputs of the layer and of its MLP; queries, keys, values and the output of attention; the two halves
     of the gated unit; each input times A; and the attention weights unless attention is computed row by row. The peak
@@ -314,7 +317,7 @@ def predict_fast_layer(shape: Shape, work: Workload, is_base_trained: bool) -> P
 
 
 def predict_plain_layer(shape: Shape, work: Workload, is_base_trained: bool) -> PassMemory:
-    """Predict the memory of one layer's forward and backward pass by transformers' own modules."""
+    """Predict the bytes of activations in one layer's forward and backward pass with transformers' own modules."""
     size = work.size
     norms = 2 * shape.width * (FP32 + size)  # inputs in fp32, and outputs
     if is_base_trained:  # the norms' weights have gradients too, and under autocast each product has its own input
@@ -331,8 +334,8 @@ def predict_plain_layer(shape: Shape, work: Workload, is_base_trained: bool) -> 
 
 
 def iter_rollout_parts(shape: Shape, work: Workload) -> Iterator[Part]:
-    """Yield the memory of a rollout: the key-value cache of all rows, and the larger one of the prefill and of a decode
-    step, which on the fast path has a copy of the weights."""
+    """Yield the memory parts of a rollout: the key-value cache, and the work memory of its prefill or of a decode step,
+    whichever is larger. On the fast path a decode step has a copy of the weights."""
     size = work.size
     fast = uses_fast_rollout(shape, work)
     cached = work.rollout_rows * work.length * shape.layers * shape.keys
@@ -353,16 +356,16 @@ def iter_rollout_parts(shape: Shape, work: Workload) -> Iterator[Part]:
 
 
 def count_own_logits(shape: Shape, tokens: int, is_head_trained: bool = False) -> float:
-    """Return the bytes of a chunk of our logits: the logits, their softmax, and a product of the two; twice that if the
-    head trains."""
+    """Return the bytes of the largest chunk of logits in our log-probabilities: the logits, their softmax, and a
+    product of the two; twice that if the head trains."""
     rows = min(tokens, max(ROWS, LOGITS // shape.vocabulary))
     return (6 if is_head_trained else 3) * FP32 * rows * shape.vocabulary
 
 
 def count_trl_logits(shape: Shape, work: Workload) -> float:
-    """Return the bytes of a tile of TRL's logits: a buffer, and on a CPU, without the fused kernel, seven more in fp32.
-    The head of a sharded model cannot be used separately: there it is all logits, their copy in fp32, its softmax and
-    its gradient."""
+    """Return the bytes of logits in TRL's losses: one tile's buffer, and on a CPU, without the fused kernel, seven more
+    in fp32. The head of a sharded model cannot be used separately. There it is all logits, their copy in fp32, its
+    softmax and its gradient."""
     if work.method == "full" and work.ranks > 1:
         return work.tokens * shape.vocabulary * (work.size + 3 * FP32)
     rows = min(work.tokens, TILE_TOKENS)
@@ -372,19 +375,19 @@ def count_trl_logits(shape: Shape, work: Workload) -> float:
 
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes per weight in NF4 with double quantisation: 4 bits, 8 bits for each 64 weights, and an fp32 for each 256 of
-those."""
+"""Bytes per weight in NF4 with double quantisation. They are 4 bits, 8 bits for each 64 weights, and an fp32 for each
+256 of those."""
 ADAM = 8
-"""Bytes of torch's AdamW for each trained weight."""
+"""Bytes of torch's AdamW state for each trained weight."""
 
 
 def predict_footprint(shape: Shape, work: Workload) -> Footprint:
-    """Predict the memory of a workload on a base of this shape, for each rank."""
+    """Predict the memory of a workload on each rank, for a base model with these layer sizes."""
     return (predict_ppo_footprint if work.stage == "ppo" else predict_trainer_footprint)(shape, work)
 
 
 def count_base_bytes(shape: Shape, method: str, size: int, includes_head: bool = True) -> float:
-    """Return the bytes of a base's weights.
+    """Return the bytes of a base model's weights in the format that the training method loads them in.
 
     Args:
         method: `full` for fp32, `qlora` for NF4, `lora` for `size` bytes per weight.
@@ -398,12 +401,12 @@ def count_base_bytes(shape: Shape, method: str, size: int, includes_head: bool =
 
 
 def count_adapter_bytes(shape: Shape, work: Workload) -> int:
-    """Return the bytes of one adapter in fp32."""
+    """Return the bytes of one LoRA adapter in fp32."""
     return FP32 * shape.adapter_weights(work.rank, work.targets, work.dora)
 
 
 def predict_trainer_footprint(shape: Shape, work: Workload) -> Footprint:
-    """Predict the memory of SFT, reward, DPO and KTO, which train the base itself or one adapter."""
+    """Predict the memory of SFT, reward, DPO or KTO training on each rank, with all weights or one adapter trained."""
     is_full = work.method == "full"
     adapter = count_adapter_bytes(shape, work)
     base = count_base_bytes(shape, work.method, work.size, work.stage != "reward")
@@ -433,7 +436,8 @@ def predict_trainer_footprint(shape: Shape, work: Workload) -> Footprint:
 
 
 def count_optimiser_bytes(shape: Shape, is_base_trained: bool) -> float:
-    """Return AdamW's temporary bytes for the largest weight, if all weights train; for adapters they are negligible."""
+    """Return the temporary bytes of AdamW's step for the largest weight, or 0 if only adapters are trained, where they
+    are negligible."""
     return 2.0 * FP32 * max(shape.embeddings, shape.largest) * is_base_trained
 
 
@@ -461,14 +465,15 @@ def predict_ppo_footprint(shape: Shape, work: Workload) -> Footprint:
 
 
 def count_value_bytes(shape: Shape, work: Workload) -> float:
-    """Return the bytes of the trained weights of the value role, in fp32."""
+    """Return the fp32 bytes of the weights trained for PPO's critic: its head, and its own adapter if it has one; 0
+    without a critic."""
     if work.value_backbone == "none":
         return 0.0
     return (count_adapter_bytes(shape, work) if work.value_backbone == "own" else 0.0) + shape.width * FP32
 
 
 def iter_ppo_phases(shape: Shape, work: Workload, policy: float, value: float) -> Iterator[Phase]:
-    """Yield the phases of an update of PPO.
+    """Yield the rollout, estimate, update and optimiser phases of a PPO update with the memory of each.
 
     Args:
         policy, value: bytes of the trained weights of each role.
@@ -514,8 +519,8 @@ def iter_ppo_phases(shape: Shape, work: Workload, policy: float, value: float) -
 
 
 def predict_peak(run: Run, longest: int, config: Any, texts: int = 0, rewards: int = 0) -> dict[str, float]:
-    """Return the predicted peak memory of a run's tensors in MiB, as a figure beside the measured one. Returns an empty
-    dict for a model whose sizes cannot be read.
+    """Return the predicted peak memory of a run's tensors as `predicted_peak_mb`, in MiB, for comparison with the
+    measured one. Returns an empty dictionary for a model whose sizes cannot be read.
 
     Args:
         longest: tokens of the longest row; of the longest prompt for PPO.
@@ -549,7 +554,7 @@ class DiskBytes(NamedTuple):
 
 
 def predict_disk_bytes(shape: Shape, work: Workload) -> DiskBytes:
-    """Predict the size on disk of a run's checkpoints and of its published artifact."""
+    """Predict the bytes on disk of one of a run's checkpoints and of its published artifact."""
     head = 4 * shape.width
     adapter = float(count_adapter_bytes(shape, work))
     if work.stage == "ppo":

@@ -1,4 +1,4 @@
-"""The shape of a model: its matrices and widths, from its `config.json`. Imports torch only if the architecture is not
+"""The layer sizes of a model, computed from its `config.json`. Imports torch only if the architecture is not
 Llama-like."""
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from align.core.errors import InputError
 from align.run import Base, model_config
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose shape is computed from the configuration alone. They have the fast path on a CPU."""
+"""Model types whose layer sizes are computed from the configuration alone, and which have the fast path on a CPU."""
 GROUPS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
 CONTEXTS = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768}
-"""Model type → default of `num_key_value_heads`, and of `max_position_embeddings`."""
+"""Defaults of `num_key_value_heads` (`GROUPS`) and of `max_position_embeddings` (`CONTEXTS`) by model type."""
 
 
 class Linear(NamedTuple):
-    """Linear layers of one name and shape.
+    """The linear layers of a model that have one name and size, with their number.
 
     Attributes:
         name: last part of the name, such as `q_proj`.
@@ -36,7 +36,7 @@ class Linear(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The shape of a model.
+    """The layer sizes of a model: widths, heads, vocabulary, context length, linear layers and weight counts.
 
     Attributes:
         width: width D of the hidden states.
@@ -68,12 +68,12 @@ class Shape:
 
     @property
     def queries(self) -> int:
-        """Width of all queries of a token."""
+        """Width of a token's queries over all heads."""
         return self.heads * self.head
 
     @property
     def keys(self) -> int:
-        """Width of all keys of a token."""
+        """Width of a token's keys over all key-value heads, which is also that of the values."""
         return self.groups * self.head
 
     @property
@@ -82,7 +82,7 @@ class Shape:
 
     @property
     def weights(self) -> int:
-        """Number of all weights."""
+        """Number of all weights of the model."""
         return self.linear_weights + self.embeddings + self.output + self.others
 
     @property
@@ -91,7 +91,7 @@ class Shape:
         return max(m.inputs * m.outputs for m in self.linears)
 
     def adapter_weights(self, rank: int, targets: tuple[str, ...] = (), dora: bool = False) -> int:
-        """Return the number of weights of one adapter.
+        """Return the number of weights of a LoRA or DoRA adapter with this rank on the target layers.
 
         Args:
             targets: names of layers; empty for all.
@@ -101,7 +101,7 @@ class Shape:
 
 
 def read_shape(base: Base) -> Shape:
-    """Return the shape of a base, without its weights.
+    """Return the layer sizes of a base model from its `config.json`, without loading weights.
 
     Raises:
         InputError: its configuration is invalid.
@@ -118,21 +118,21 @@ def read_shape(base: Base) -> Shape:
 
 
 def build_key_error(config: Mapping[str, Any], key: str, problem: str) -> InputError:
-    """Return the error for a key of a `config.json`."""
+    """Return an InputError about a missing or invalid key of a model's `config.json`."""
     problem = problem if key in config else "is missing"
     return InputError(f"config.json, {key}", config.get(key), problem, "Download or save the model again.")
 
 
 def is_named_in_transformers(kind: str) -> bool:
-    """Return whether transformers has a model type. Its lists are read as text, because importing them takes
-    seconds."""
+    """Return whether the installed transformers knows the model type `kind`. Its lists of models are read as text,
+    because importing them takes seconds."""
     package = find_spec("transformers")
     lists = Path(package.origin).parent / "models" / "auto" if package and package.origin else None
     return lists is not None and any(f'"{kind}"' in file.read_text(encoding="utf-8") for file in lists.glob("*.py"))
 
 
 def compute_llama_shape(config: Mapping[str, Any]) -> Shape:
-    """Compute the shape of a Llama-like model from its `config.json` and transformers' defaults.
+    """Compute the layer sizes of a Llama-like model from its `config.json` and transformers' defaults.
 
     Raises:
         InputError: a number is missing, has another type, or contradicts another.
@@ -195,7 +195,7 @@ def compute_llama_shape(config: Mapping[str, Any]) -> Shape:
 
 
 def build_shape(base: Base) -> Shape:
-    """Compute the shape of any other model from its modules, which are built on the meta device.
+    """Compute the layer sizes of any causal model from its modules, which are built on the meta device without weights.
 
     Raises:
         InputError: the modules cannot be built.

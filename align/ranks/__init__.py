@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class RankFailed(AlignError):
-    """Another rank failed first, and has reported its error.
+    """Exception of a rank that ends because another rank failed first and has reported its error.
 
     Attributes:
         exit_status: of that rank.
@@ -45,7 +45,7 @@ class RankFailed(AlignError):
 
 
 class RankLost(AlignError):
-    """Another rank ended without reporting an error, or does not answer.
+    """Exception about another rank that ended without reporting an error, or that does not answer.
 
     Attributes:
         late: whether it does not answer; else it ended.
@@ -57,7 +57,7 @@ class RankLost(AlignError):
 
 
 class Failure(NamedTuple):
-    """The first rank that failed.
+    """The number, exit status and error of the first rank that failed.
 
     Attributes:
         status: its exit status.
@@ -76,12 +76,12 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def is_launched() -> bool:
-    """Return whether torch's launcher started this process."""
+    """Return whether all environment variables are set that torch's launcher sets for a rank."""
     return all(name in os.environ for name in LAUNCHED)
 
 
 def read_launched_world_size() -> int:
-    """Return the number of ranks that torch's launcher started; 1 without a launcher.
+    """Return the number of ranks from `WORLD_SIZE` if torch's launcher started this process, else 1.
 
     Raises:
         InputError: a variable has a value that no launcher sets.
@@ -96,7 +96,7 @@ def read_launched_world_size() -> int:
 
 
 def read_launcher_number(name: str, minimum: int, maximum: int | None = None) -> int:
-    """Return a number that a launcher sets in the environment.
+    """Return an integer from an environment variable that a launcher sets for each rank.
 
     Raises:
         InputError: the variable is not a number in this range.
@@ -113,20 +113,21 @@ __all__ = ["RankFailed", "RankLost", "is_launched", "read_launched_world_size"]
 T = TypeVar("T")
 
 NOTES = "ALIGN_RANK_NOTES"
-"""Environment variable of a rank that `devices=` started: the folder of its notes for the launcher."""
+"""Environment variable with the folder in which a rank that `devices=` started leaves notes for its launcher."""
 SPOKEN = "spoken"
-"""Note with the exit status of the rank that printed the error."""
+"""Name of the note with the exit status of the rank that printed the error."""
 LOST = "lost"
-"""Note with the message about a rank that ended without reporting an error."""
+"""Name of the note with the message about a rank that ended without reporting an error."""
 RUN = "run"
-"""Note with the run's folder."""
+"""Name of the note with the path of the run's folder."""
 INTERRUPTED = 130
 QUIET = {"TORCH_CPP_LOG_LEVEL": "FATAL", "TORCH_SHOW_CPP_STACKTRACES": "0"}
-"""Keeps torch's C++ code from printing pages when another rank closes its connections."""
+"""Environment variables that keep torch's C++ code from printing long traces when another rank closes its
+connections."""
 FAILED = "failed"
-"""Key of the first failure in the store."""
+"""Key of the first failed rank's error in the store that all ranks share."""
 GROUP_SETTINGS = "group"
-"""Key of the first rank's arguments of `init_group` in the store."""
+"""Key in the store of the arguments that the first rank gave `init_group`."""
 CLOSED = (
     "Connection closed",
     "Connection reset",
@@ -135,19 +136,19 @@ CLOSED = (
     "remote process exited",
     "unhandled system error",
 )
-"""Texts in errors of gloo and NCCL about a rank that ended."""
+"""Parts of error messages of gloo and NCCL about a rank that ended."""
 LATE = ("imed out", "imeout")
-"""Texts in errors of gloo and NCCL about a rank that does not answer."""
+"""Parts of error messages of gloo and NCCL about a rank that does not answer."""
 POLL_S = 0.1
 READ_S = 3.0
 """Seconds that a rank which failed before `init_group` waits until the others have read its error."""
 BUCKET = 1 << 24
-"""Elements that are summed at once."""
+"""Maximum number of gradient elements in one all-reduce."""
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """This process among the ranks.
+    """The rank of this process, the world size and the store that all ranks share.
 
     Attributes:
         rank: its number, from 0.
@@ -168,32 +169,33 @@ _position = "starts"
 
 
 def rank() -> int:
-    """Return the number of this process, from 0."""
+    """Return the rank of this process, from 0; 0 without a launcher."""
     return _here.rank if _here else 0
 
 
 def world_size() -> int:
-    """Return the number of ranks."""
+    """Return the number of ranks; 1 without a launcher."""
     return _here.world if _here else 1
 
 
 def local_rank() -> int:
-    """Return the number of this process on its machine."""
+    """Return the rank of this process among those on its machine, from 0."""
     return _here.local_rank if _here else 0
 
 
 def is_alone() -> bool:
-    """Return whether there is no other rank."""
+    """Return whether this process is not connected to other ranks."""
     return _here is None
 
 
 def is_main() -> bool:
-    """Return whether this is the first rank, which writes."""
+    """Return whether this is rank 0, the only one that writes files."""
     return rank() == 0
 
 
 def connect() -> None:
-    """Connect to the store of the ranks, if a launcher started this process."""
+    """Connect to the key-value store that all ranks share, if a launcher started this process. On other ranks than the
+    first, stdout is discarded from then on."""
     global _here
     if _here or not is_launched():
         return
@@ -212,7 +214,8 @@ def connect() -> None:
 
 
 def init_group(device: str = "", timeout_s: float = 0.0) -> None:
-    """Form the process group. The first rank's arguments hold for all.
+    """Initialize torch's process group with the arguments of the first rank, which the others read from the store. Does
+    nothing in a process without other ranks.
 
     Args:
         device: kind of device that the ranks compute on, `cpu` or `cuda`.
@@ -256,7 +259,7 @@ def init_group(device: str = "", timeout_s: float = 0.0) -> None:
 
 
 def destroy_group() -> None:
-    """Destroy the process group at the end of a successful run."""
+    """Destroy torch's process group at the end of a successful run, if there is one."""
     if _here is not None:
         import torch.distributed as dist
 
@@ -268,7 +271,7 @@ def destroy_group() -> None:
 
 
 def broadcast(value: T) -> T:
-    """Return the first rank's `value` on every rank."""
+    """Return the first rank's `value` on every rank. It must be picklable."""
     if _here is None:
         return value
     import torch.distributed as dist
@@ -280,17 +283,18 @@ def broadcast(value: T) -> T:
 
 
 def barrier() -> None:
-    """Wait until every rank has called this."""
+    """Block until every rank has called this function."""
     broadcast(None)
 
 
 def select_own_share(items: Sequence[T]) -> Sequence[T]:
-    """Return this rank's share of `items`: every W-th one, from its own number on."""
+    """Return every W-th of `items`, starting at this rank's number, where W is the world size."""
     return items if _here is None else items[_here.rank :: _here.world]
 
 
 def gather_shares(own: Sequence[T], count: int) -> Sequence[T]:
-    """Return the results of all ranks for their shares of `count` items, in the order of the items.
+    """Return the results of all ranks for `count` items in the order of the items, on every rank. Undoes the division
+    by `select_own_share`.
 
     Args:
         own: this rank's results, with tensors on the CPU.
@@ -309,12 +313,13 @@ def gather_shares(own: Sequence[T], count: int) -> Sequence[T]:
 
 
 def gather_all(value: T) -> list[T]:
-    """Return every rank's `value`, by rank."""
+    """Return the `value` of every rank as a list indexed by rank, on every rank."""
     return list(gather_shares([value], world_size()))
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace each gradient by the sum over all ranks. A parameter without a gradient on every rank keeps None."""
+    """Replace the gradient of each parameter by its sum over all ranks. A missing gradient counts as zero; where every
+    rank lacks it, it stays None."""
     if _here is None:
         return
     import torch
@@ -336,7 +341,8 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def split_into_buckets(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield consecutive parameters of one dtype with at most `BUCKET` elements, or a single larger one."""
+    """Yield lists of consecutive parameters of one dtype with at most `BUCKET` elements in total, or with a single
+    larger one."""
     bucket: list[Tensor] = []
     elements = 0
     for parameter in parameters:
@@ -354,7 +360,7 @@ def split_into_buckets(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def record_position(where: str) -> None:
-    """Publish what this rank is doing, for messages about a rank that does not answer."""
+    """Publish a short text about this rank's current work, for error messages about a rank that does not answer."""
     global _position
     if _here is None:
         return
@@ -364,21 +370,24 @@ def record_position(where: str) -> None:
 
 @contextmanager
 def publish_waiting(what: str) -> Iterator[None]:
-    """Publish during a message that this rank waits, so that others can tell it from the rank that is missing."""
+    """Publish while the `with` block runs that this rank waits for others, so that an error message can tell which rank
+    is missing."""
     publish_position(f"{_position}, waits {what}")
     yield
     publish_position(_position)
 
 
 def publish_position(where: str) -> None:
-    """Write the position to the store and to the launcher's notes."""
+    """Write a text about this rank's current work, with the time, to the shared store, and without it to the launcher's
+    notes."""
     assert _here is not None
     _here.store.set(f"at/{_here.rank}", json.dumps([time.time(), where]))
     write_launcher_note(f"rank-{_here.rank}", where)
 
 
 def write_launcher_note(name: str, text: str) -> None:
-    """Write a note for align's launcher, if it started this rank. A kill leaves no partial note."""
+    """Write `text` to the file `name` in the launcher's notes folder, if align's launcher started this rank. The write
+    is atomic, and an OSError is ignored."""
     if folder := os.environ.get(NOTES):
         with suppress(OSError):
             part = Path(folder, f".{name}")
@@ -387,7 +396,7 @@ def write_launcher_note(name: str, text: str) -> None:
 
 
 def describe_positions() -> str:
-    """Return the last known position of each rank."""
+    """Return a text with the last known work of each rank, and the seconds since it began."""
     assert _here is not None
     positions = []
     now = time.time()
@@ -399,7 +408,8 @@ def describe_positions() -> str:
 
 
 def find_first_cause(error: BaseException) -> BaseException:
-    """Return the error that this rank ends with: its own if it failed first, else that of the first one."""
+    """Return the exception that this rank must end with: its own if it failed first, else one about the first rank that
+    failed."""
     if _here is None or isinstance(error, RankFailed):
         return error
     own_error = to_rank_lost(error) or error
@@ -412,7 +422,7 @@ def find_first_cause(error: BaseException) -> BaseException:
 
 
 def record_first_failure(error: BaseException) -> Failure:
-    """Record this rank's error as the first failure unless there is one, and return the first failure."""
+    """Record this rank's error in the shared store unless another rank failed before, and return the first failure."""
     assert _here is not None
     interrupted = isinstance(error, KeyboardInterrupt)
     status = INTERRUPTED if interrupted else getattr(error, "exit_status", 1)
@@ -429,7 +439,7 @@ def record_first_failure(error: BaseException) -> Failure:
 
 
 def wait_until_read() -> None:
-    """Wait until the other ranks have read this rank's error, if it failed before `init_group`.
+    """Wait up to `READ_S` seconds until the other ranks have read this rank's error, if it failed before `init_group`.
 
     The store may end with this process.
     """
@@ -441,7 +451,8 @@ def wait_until_read() -> None:
 
 
 def to_rank_lost(error: BaseException) -> RankLost | None:
-    """Return the meaning of an error of gloo or NCCL about another rank; None for any other error."""
+    """Return a RankLost for an error of gloo or NCCL about a rank that ended or does not answer, and None for any other
+    error."""
     if not isinstance(error, RuntimeError):
         return None
     text = str(error)
@@ -457,7 +468,7 @@ def to_rank_lost(error: BaseException) -> RankLost | None:
 
 @contextmanager
 def raise_first_failure() -> Iterator[None]:
-    """Replace an error of the block by that of the first rank that failed."""
+    """Replace an exception in the `with` block with the error of the rank that failed first, if that is another one."""
     try:
         yield
     except BaseException as error:
@@ -468,7 +479,8 @@ def raise_first_failure() -> Iterator[None]:
 
 
 def should_print_error(error: BaseException) -> bool:
-    """Return whether this rank prints `error`: only one rank does.
+    """Return whether this rank prints `error`, since only one of all ranks and the launcher does. If the launcher
+    prints it, the text is left for it in a note.
 
     About a rank that ended and about an interruption, align's launcher prints the message if it started the ranks.
     """

@@ -1,4 +1,5 @@
-"""Parts that all web applications of this project share. They import none of the applications.
+"""Parts that all web applications of this project share: authentication, errors, rate limits and the server. They
+import none of the applications.
 
 auth          the authentication middleware, which every request passes
 credentials   names, passwords, tokens and session cookies

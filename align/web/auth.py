@@ -28,7 +28,7 @@ HEADERS = (
     (b"cache-control", b"no-store"),
 )
 KEY = "key"
-"""Query parameter of a link that holds its key. A redirect removes it from the address."""
+"""Query parameter of a login link that holds its key, which a redirect removes from the address."""
 
 
 class Visitor(Protocol):
@@ -42,29 +42,31 @@ V = TypeVar("V", bound=Visitor, covariant=True)
 
 
 class Authenticator(Protocol[V]):
-    """Finds the visitor of a request."""
+    """Interface that maps a request's cookies or login link to a visitor."""
 
     def find_visitor(self, cookies: Mapping[str, str]) -> V | None:
-        """Return the visitor to whom the cookies belong. Returns None if they belong to no visitor."""
+        """Return the visitor to whom the session cookies belong, or None if they belong to no visitor."""
         ...
 
     def create_link_cookie(self, key: str) -> str | None:
-        """Return the `Set-Cookie` value that logs in a visitor who opens the link with this key. Returns None if the
-        key is of no link."""
+        """Return the `Set-Cookie` value that logs in a visitor who opens a login link with this key, or None if the key
+        is not valid."""
         ...
 
     def refuse_unknown_visitor(self, path: str, query: Mapping[str, str]) -> Response | None:
-        """Return the response that turns an unknown visitor away. Returns None if the path is public."""
+        """Return the response for a visitor who is not logged in, such as a redirect to the login page, or None if the
+        path is public."""
         ...
 
 
 class TooManyStreams(Exception):
-    """Error of a visitor who opens more event streams at once than allowed."""
+    """Exception for a visitor who opens more server-sent event streams than allowed."""
 
 
 class AuthMiddleware:
-    """ASGI middleware that authenticates requests, see the module. It sets `scope["person"]` to the visitor, or None,
-    and `scope["origin"]` to the origin by which they reached the server.
+    """ASGI middleware that authenticates requests and refuses those from another origin, for another host name, or that
+    `check` refuses. It sets `scope["person"]` to the visitor, or None, and `scope["origin"]` to the origin by which
+    they reached the server.
 
     Args:
         origins: addresses by which browsers reach the server, such as https://annotate.example.org.
@@ -116,7 +118,7 @@ class AuthMiddleware:
                 await response(scope, receive, send)
 
     async def _run_app(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
-        """Send the app's response with our headers. Returns a response with status 429 instead if the app opens an
+        """Run the app and add security headers to its response. Returns None, or a 429 response if the app opens an
         event stream beyond the maximum."""
         visitor_name = scope["person"].name if scope["person"] else ""
         is_stream = False
@@ -147,8 +149,8 @@ class AuthMiddleware:
         return None
 
     async def _refuse(self, request: HTTPConnection) -> Response | None:
-        """Authenticate a request and store its visitor in the ASGI scope. Returns the response that redirects or
-        refuses the request, or None if it passes."""
+        """Authenticate a request and store its visitor in the ASGI scope. Returns None if the request passes, else the
+        response that redirects or refuses it."""
         path = request.scope["path"]
         origin = self.origins.get(request.headers.get("host", ""))
         if origin is None:
@@ -176,6 +178,7 @@ class AuthMiddleware:
 
 
 def build_error_response(status: int, problem: str) -> Response:
-    """Return a JSON response with an error message."""
+    """Return a JSON response with a status code and an error message, once as plain text and once as HTML for
+    Gradio."""
     content = {"problem": problem, "detail": escape(problem)}  # Gradio's pages show the latter, as HTML
     return JSONResponse(content, status)

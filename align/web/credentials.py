@@ -1,4 +1,4 @@
-"""Names, passwords, tokens, and the cookie of a session."""
+"""Account names, passwords, random tokens, and the session cookie."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from align.core.errors import InputError, require
 from align.web.throttle import FairQueue
 
 MIN_PASSWORD_LENGTH = 12
-"""Characters."""
+"""Minimum length of a password, in characters."""
 MAX_HASHING = 2
-"""Passwords that are hashed at the same time. Each takes 64 MiB of memory."""
+"""Maximum number of passwords that are hashed at the same time, each with 64 MiB of memory."""
 MAX_WAITING = 20
 """Password checks that may wait for their turn. Further ones are refused, so that strangers who try to log in do not
 occupy the threads of people who are logged in."""
@@ -32,11 +32,11 @@ LOOKALIKE_SCRIPTS = {"LATIN", "CYRILLIC", "GREEK"}
 
 
 class AccessRefused(InputError):
-    """Error of a login or an invitation that is not accepted."""
+    """Error for a login or an invitation that is not accepted."""
 
 
 class Passwords:
-    """Hashes and verifies passwords with argon2id. Safe to share between threads.
+    """A hasher and verifier of passwords with argon2id, safe to share between threads.
 
     `hash_password` and `matches` take a turn in a `FairQueue`, which documents `share` and `failures`.
     """
@@ -47,7 +47,8 @@ class Passwords:
         self._dummy_hash = hasher.hash(secrets.token_hex(16))
 
     def hash_password(self, password: str, queue_key: str = "", failures: int = 0) -> str:
-        """Return the hash of a password.
+        """Return the argon2id hash of a password, after a wait while `MAX_HASHING` others are hashed. Waiting threads
+        are ordered by `queue_key` and `failures`.
 
         Raises:
             ServerBusy: too many password checks wait.
@@ -56,8 +57,8 @@ class Passwords:
             return self.hasher.hash(password)
 
     def matches(self, password_hash: str | None, password: str, queue_key: str = "", failures: int = 0) -> bool:
-        """Return whether a password has this hash. For None the result is False, after as much computation, so that the
-        time of a response does not tell which accounts exist.
+        """Return whether a password matches a hash, which is None for an unknown account. For None the result is False,
+        after as much computation, so that the time of a response does not tell which accounts exist.
 
         Raises:
             ServerBusy: too many password checks wait.
@@ -69,29 +70,30 @@ class Passwords:
             return False
 
     def needs_rehash(self, password_hash: str) -> bool:
-        """Return whether a hash was computed with other costs than the hasher has now."""
+        """Return whether a hash was computed with other argon2 parameters than the current ones."""
         return self.hasher.check_needs_rehash(password_hash)
 
 
 def create_token() -> str:
-    """Return a random token of 256 bits for a session, a link or a key."""
+    """Return a random URL-safe token of 256 bits for a session, a link or a key."""
     return secrets.token_urlsafe(32)
 
 
 def hash_token(token: str) -> str:
-    """Return the SHA-256 of a token, which is stored in its place. 256 random bits need no slower hash."""
+    """Return the SHA-256 of a token in hexadecimal, which is stored instead of the token. 256 random bits need no
+    slower hash."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def format_session_cookie(name: str, session: str, origin: str, seconds: int) -> str:
-    """Return the `Set-Cookie` value that stores a session in a browser. An empty session with 0 seconds deletes it."""
+    """Return the `Set-Cookie` value of a session cookie that expires after `seconds`. An empty session with 0 seconds
+    deletes the cookie."""
     secure = "; Secure" if origin.startswith("https:") else ""
     return f"{name}={quote(session)}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
 
 
 def get_network(address: str) -> str:
-    """Return the network of an IP address: for IPv6 its /64, since one customer has all of it; for IPv4 the
-    address itself."""
+    """Return the /64 network of an IPv6 address, which belongs to one customer, and any other address unchanged."""
     try:
         parsed = ip_address(address)
     except ValueError:
@@ -100,12 +102,12 @@ def get_network(address: str) -> str:
 
 
 def normalise_name(name: str) -> str:
-    """Convert an account's name to the form in which names are compared: NFKC, without case, with single spaces."""
+    """Return an account's name in the form in which names are compared: NFKC, case-folded, with single spaces."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def validate_name(name: str) -> str:
-    """Check that the name of an account is allowed, and return it normalised.
+    """Return the normalised name of an account, or raise InputError if it is not allowed.
 
     Raises:
         InputError: it is empty or too long, has invisible characters, or mixes alphabets that look alike.
@@ -127,7 +129,7 @@ def validate_name(name: str) -> str:
 
 
 def is_valid_name(name: str) -> bool:
-    """Return whether a name is normalised and allowed for an account."""
+    """Return whether a name is allowed for an account and equals its normalised form."""
     try:
         return validate_name(name) == name
     except InputError:
@@ -135,7 +137,8 @@ def is_valid_name(name: str) -> bool:
 
 
 def validate_password(name: str, password: str) -> str:
-    """Check the length of a new password, and return it unchanged. Its composition does not count (NIST SP 800-63B).
+    """Return a new password unchanged, or raise InputError if its length is not allowed or it equals the account's
+    name. Its composition does not count (NIST SP 800-63B).
 
     Raises:
         InputError: it is too short, too long, or the account's name.

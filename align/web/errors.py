@@ -1,4 +1,4 @@
-"""Errors as JSON: the field, the problem and the remedy, for the page that sent the request."""
+"""JSON responses for errors, with the field, the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ CANNOT_READ = "The server cannot read its store."
 
 
 def add_error_handlers(app: FastAPI, statuses: Mapping[type[InputError], int]) -> None:
-    """Register handlers on a FastAPI app that answer our errors with these HTTP statuses, and an invalid body with
-    422."""
+    """Register exception handlers on a FastAPI app that respond to each InputError class of `statuses` with its HTTP
+    status, and to an invalid request body with 422."""
     app.add_exception_handler(RequestValidationError, respond_to_invalid_body)
     for error, status in statuses.items():
         app.add_exception_handler(error, make_error_handler(status))
 
 
 def make_error_handler(status: int) -> Callable[[Request, Exception], JSONResponse]:
-    """Return a handler that answers an error with this HTTP status and its message as JSON."""
+    """Return a FastAPI exception handler that responds to an InputError with this HTTP status and its field, problem
+    and remedy as JSON. A StorageError's message is replaced for visitors who are not logged in."""
 
     def respond(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, InputError)
@@ -35,7 +36,8 @@ def make_error_handler(status: int) -> Callable[[Request, Exception], JSONRespon
 
 
 def respond_to_invalid_body(_: Request, error: Exception) -> JSONResponse:
-    """Return the response to an invalid body: the first wrong field, without its value, which may not be encodable."""
+    """Return a JSON response with status 422 that names the first invalid field of a request body. The field's value is
+    left out, since it may not be encodable."""
     assert isinstance(error, RequestValidationError)
     first_error = error.errors()[0]
     field = ".".join(str(part) for part in first_error["loc"][1:])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 CLOSED_PATHS = ("/proxy=", "/heartbeat/")
-"""Substrings of Gradio's routes that are closed because our pages do not use them: the proxy fetches from other hosts,
-and the heartbeat holds a connection to know when a session's state can be dropped, which our pages do not have."""
+"""Parts of the paths of Gradio's routes that are closed: the proxy fetches from other hosts, and the heartbeat holds a
+connection to know when a session's state can be dropped, which our pages do not have."""
 # Gradio evaluates its templates from strings, hence 'unsafe-eval'. Texts of models never reach a template.
 POLICY = "; ".join(
     (
@@ -19,4 +19,4 @@ POLICY = "; ".join(
     )
 )
 MOUNT_SETTINGS = {"footer_links": [], "run_history": False, "ssr_mode": False, "enable_monitoring": False}
-"""Arguments with which a Gradio app is mounted."""
+"""Keyword arguments of every call that mounts a Gradio app."""

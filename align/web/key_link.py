@@ -1,4 +1,4 @@
-"""Authentication of one visitor by the link that the server prints, as with a notebook server."""
+"""Authentication of a single visitor by a link with a secret key that the server prints, as with a notebook server."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from align.web.auth import Visitor, build_error_response
 
 V = TypeVar("V", bound=Visitor)
 KEY_TEXT = re.compile(rb"[\w-]{32}")
-"""Content of a key's file, as `secrets.token_urlsafe(24)` returns it."""
+"""Pattern of a key file's content, as `secrets.token_urlsafe(24)` returns it."""
 OTHER_KEY = "Move the file away: a key is made in its place."
 
 
 class KeyAuthenticator(Generic[V]):
-    """Authenticates the visitor who opened the link: their browser then sends the key as a cookie.
+    """Authenticator of a single visitor, who opens a link with a secret key and then sends the key as a cookie.
 
     Args:
         person: the visitor.
@@ -53,14 +53,14 @@ class KeyAuthenticator(Generic[V]):
 
 @dataclass(frozen=True, slots=True)
 class AnonymousVisitor:
-    """A visitor without an account."""
+    """A visitor without an account or a name."""
 
     name: str = ""
 
 
 class OpenAuthenticator:
-    """Lets every visitor in, for a page that only this machine can reach. The other checks of `align.web.auth` still
-    apply."""
+    """Authenticator that accepts every visitor, for a page that only this machine can reach. The other checks of
+    `align.web.auth` still apply."""
 
     visitor = AnonymousVisitor()
 
@@ -75,8 +75,8 @@ class OpenAuthenticator:
 
 
 def load_or_create_key(path: Path) -> str:
-    """Return the key of the link from its file, so that a link stays valid when the server restarts. Creates the file
-    with a new key if it does not exist.
+    """Return the secret key of the login link from its file, or write a new key there if the file is missing or empty.
+    The link stays valid when the server restarts.
 
     Raises:
         InputError: the file exists and holds something other than a key.

@@ -1,4 +1,4 @@
-"""The web server: its port, and uvicorn with a limit on connections and a deadline for each of them."""
+"""The web server: uvicorn with a limit on connections and a deadline for each request."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ ANSWER_S = 30
 """Seconds in which a client has to read each `ANSWER_PART` bytes of a response."""
 ANSWER_PART = 16_384
 WARN_EVERY_S = 60
-"""Seconds between two log lines of the same warning, which may concern a thousand connections."""
+"""Minimum seconds between two log lines of the same warning, which may concern a thousand connections."""
 
 
 class Connections:
-    """All open connections of a server, with a limit on their number.
+    """The open connections of a server, with a limit on their number.
 
     Args:
         limit: maximum number of open connections. One address may hold half of them, unless it is a trusted proxy.
@@ -58,8 +58,8 @@ class Connections:
         self._unreported: Counter[str] = Counter()
 
     def admit(self, newcomer: Connection) -> None:
-        """Add a new connection. If that exceeds the limit, close stalled ones, or the new one if no other is
-        stalled."""
+        """Add a new connection, and close some stalled ones if the server or its address now has too many. Closes the
+        new one if no other is stalled."""
         self.open.add(newcomer)
         self._peers[newcomer.peer] += 1
         is_full = len(self.open) > self.limit
@@ -76,8 +76,8 @@ class Connections:
                 del self._peers[connection.peer]
 
     def _make_room(self, newcomer: Connection, peer: str | None) -> None:
-        """Close the first twentieth of the stalled connections, or the new one if none is stalled. It is several at a
-        time because sorting all of them takes a millisecond.
+        """Close up to a twentieth of `limit` of the stalled connections, or only `newcomer` if none is stalled. It is
+        several at a time because sorting all of them takes a millisecond.
 
         The order is by address, the one with most connections first; then connections that have answered no request
         yet; then by how long they have been stalled.
@@ -92,15 +92,15 @@ class Connections:
             connection.end()
 
     def warn(self, warning: str) -> None:
-        """Log a warning with the number of its occurrences, at most once in `WARN_EVERY_S` seconds."""
+        """Log a warning with the number of times it occurred, at most once in `WARN_EVERY_S` seconds."""
         self._unreported[warning] += 1
         if self.clock() - self._warned_at.get(warning, float("-inf")) > WARN_EVERY_S:
             log.warning("%s (%d times since this was last said)", warning, self._unreported.pop(warning))
             self._warned_at[warning] = self.clock()
 
     def handle_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Handle an exception of the event loop. If the process has no file descriptor left, end all stalled
-        connections and log a warning; the loop accepts connections again after a second."""
+        """Close all stalled connections if the event loop's exception says that no file descriptor is left. Any other
+        exception goes to asyncio's default handler. The loop accepts connections again after a second."""
         error = context.get("exception")
         if not (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)):
             loop.default_exception_handler(context)
@@ -112,7 +112,7 @@ class Connections:
 
 
 class Connection(H11Protocol):
-    """A connection of uvicorn's with deadlines.
+    """A uvicorn connection that is closed if the client is too slow to send a request or to read a response.
 
     Attributes:
         awaited: the part of a request that the server waits for, `head` or `body`; empty while a request is answered.
@@ -131,17 +131,19 @@ class Connection(H11Protocol):
 
     @property
     def is_stalled(self) -> bool:
-        """True while the server waits for the client to send a request or to read a response."""
+        """True while the server waits for the client to send a request or to read a response, or while the connection
+        is idle."""
         return bool(self.awaited) or self.flow.write_paused
 
     @property
     def peer(self) -> str:
-        """Address of the other end of the socket, which may be a proxy."""
+        """IP address of the other end of the socket, which may be a proxy's, or an empty string."""
         return self.client[0] if self.client else ""
 
     @property
     def address(self) -> str:
-        """Address of the client, which a trusted proxy names in the request; until then that of the peer."""
+        """IP address of the client, which a trusted proxy names in each request. Before the first request it is that of
+        the peer."""
         client = self.client if self.scope is None else self.scope["client"]
         return client[0] if client else ""
 
@@ -175,12 +177,13 @@ class Connection(H11Protocol):
         self._set_timer("answer", None)
 
     def end(self) -> None:
-        """Close the connection at once, and drop what the client has not read yet."""
+        """Close the connection at once, without sending the rest of a response."""
         self.all_connections.remove(self)
         self.transport.abort()
 
     def _update_deadline(self) -> None:
-        """Set the deadline of the part of a request that is awaited. Further bytes of that part do not extend it."""
+        """Start the deadline for the request's head or body when the server begins to wait for it, or stop it after
+        that. Further bytes of the same part do not extend it."""
         state = self.conn.their_state
         awaited = "head" if state is h11.IDLE else "body" if state is h11.SEND_BODY else ""
         if awaited != self.awaited:
@@ -189,7 +192,7 @@ class Connection(H11Protocol):
             self._set_timer("request", {"head": HEAD_S, "body": BODY_S}.get(awaited))
 
     def _set_timer(self, timer: str, seconds: float | None) -> None:
-        """Start or restart the timer of a request or an answer; None stops it."""
+        """Start or restart the timer named `timer`, `request` or `answer`, to expire after `seconds`; None stops it."""
         if timer in self._timers:
             self._timers.pop(timer).cancel()
         if seconds is not None:
@@ -207,13 +210,14 @@ class Connection(H11Protocol):
 
 
 MAX_CONNECTIONS = 2048
-"""Maximum number of open connections."""
+"""Maximum number of open connections of a server."""
 BATCH = 64
-"""Connections that the event loop accepts before it handles any of them."""
+"""Maximum number of connections that the event loop accepts before it handles any of them."""
 QUEUE = 1024
-"""Connections that the kernel queues until they are accepted."""
+"""Maximum number of connections that the kernel queues until they are accepted."""
 RESERVE = 256
-"""File descriptors for other uses: a store (65 SQLite connections with up to three each), the log and others."""
+"""File descriptors that are left for other uses: a store (65 SQLite connections with up to three each), the log and
+others."""
 
 
 def serve_app(
@@ -242,7 +246,7 @@ def serve_app(
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """Open a listening socket on the port. Raises as `serve_app` does.
+    """Return a TCP socket bound to the address and port, or raise InputError if that is not possible.
 
     The socket names TCP as its protocol, since only then asyncio turns Nagle's algorithm off: with it, a response of
     two pieces waits 40 ms for the browser to acknowledge the first one.
@@ -260,7 +264,7 @@ def open_listener(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server with a limit on connections, which calls `drain` before it shuts down."""
+    """A uvicorn server with a limit on connections, which awaits `drain` after a signal and before it shuts down."""
 
     def __init__(
         self, app: ASGIApp, host: str, port: int, drain: Callable[[bool], Awaitable[None]] | None = None
@@ -310,8 +314,8 @@ class Server(uvicorn.Server):
 
 
 def raise_connection_limit() -> int:
-    """Raise the process's soft limit of file descriptors to the hard one. Returns how many connections this process can
-    hold."""
+    """Raise the process's soft limit on file descriptors to the hard limit, and return how many connections the server
+    can hold."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # macOS reports an infinite hard limit and refuses to set it
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -325,7 +329,7 @@ def raise_connection_limit() -> int:
 
 @contextmanager
 def log_to_console(names: Sequence[str] = ()) -> Iterator[None]:
-    """Send the server's log lines to the console too while the `with` block runs."""
+    """Also send the log lines of uvicorn, this module and the named loggers to stderr while the `with` block runs."""
     console = logging.StreamHandler()
     console.setFormatter(RedactingFormatter())
     loggers = [logging.getLogger(name) for name in ("uvicorn.error", log.name, *names)]

@@ -1,5 +1,5 @@
-"""Limits on attempts: a wait after failures, which doubles with each further one, and a fair queue for blocks
-that only a few threads may run at the same time."""
+"""Waits after failed logins, doubled with each further failure, and a fair queue for code that only a few threads may
+run at the same time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from align.core.errors import StorageError
 
 @dataclass(slots=True)
 class Failures:
-    """The failed attempts of a name."""
+    """The number of recent failed attempts under a name, and the end of the wait that they cost."""
 
     number: int
     until: float
@@ -23,7 +23,8 @@ class Failures:
 
 
 class Throttle:
-    """Counts the failed attempts of each name and makes it wait. Safe to share between threads.
+    """A counter of failed attempts under each name, which imposes a wait that doubles with each failure. Safe to share
+    between threads.
 
     The first failures cost no wait, the next one a second, then two, four, … up to `longest` seconds. An attempt during
     a wait is refused. The count of a name is reset `longest` seconds after its last wait. Counts of at most `names`
@@ -41,8 +42,8 @@ class Throttle:
         self._lock = threading.Lock()
 
     def begin_attempt(self, name: str, free_attempts: int) -> float:
-        """Begin a login attempt of a name, which counts as failed until its success is recorded. Returns 0 if the
-        attempt is allowed, else the seconds to wait.
+        """Count an attempt under a name as failed for now, and return 0 if it is allowed; otherwise return the seconds
+        to wait, uncounted.
 
         An attempt counts as failed until `record_success` or `cancel_attempt` is called: parallel attempts are
         limited as consecutive ones are.
@@ -64,18 +65,19 @@ class Throttle:
             return 0.0
 
     def count_failures(self, name: str) -> int:
-        """Return how many attempts of a name failed recently or are under way."""
+        """Return the number of recent failed attempts under a name, including attempts that have not ended yet."""
         with self._lock:
             failures = self._failures.get(name, Failures(0, 0))
             return 0 if self.clock() > failures.until + self.longest else failures.number
 
     def record_success(self, name: str) -> None:
-        """Reset the count of a name after an attempt that succeeded."""
+        """Reset the failure count of a name after a successful attempt."""
         with self._lock:
             self._failures.pop(name, None)
 
     def cancel_attempt(self, name: str) -> None:
-        """Take the last attempt of a name back from its count. Earlier failures still count."""
+        """Subtract the last attempt under a name from its failure count and end the wait. Earlier failures still
+        count."""
         with self._lock:
             failures = self._failures.get(name)
             if failures is not None:
@@ -83,7 +85,7 @@ class Throttle:
 
 
 class ServerBusy(StorageError):
-    """Error of a request that was refused because too many wait. Its content was not looked at."""
+    """Error for a request that was refused because too many wait. Its content was not looked at."""
 
     def __init__(self, field: str) -> None:
         super().__init__(field, "(not shown)", "too many people are logging in at once", "Try again in a moment.")
@@ -91,7 +93,7 @@ class ServerBusy(StorageError):
 
 @dataclass(eq=False, slots=True)
 class Waiter:
-    """A thread in a `FairQueue`.
+    """A waiting thread in a `FairQueue` and its priority.
 
     Attributes:
         rank: recent failures, number of threads of the same queue key that wait already, number of arrival. The lowest
@@ -105,7 +107,8 @@ class Waiter:
 
 
 class FairQueue:
-    """Limits how many threads run a block at the same time and how many wait for it. Safe to share between threads.
+    """A queue that limits how many threads run a block of code at the same time and how many wait for it. Safe to share
+    between threads.
 
     The order is by recent failures, fewest first; then one thread of each queue key, then the second of each (fair
     queueing: Nagle, RFC 970, 1985). If the queue is full, the last thread in this order is refused, which may be the
@@ -129,7 +132,7 @@ class FairQueue:
 
     @contextmanager
     def take_turn(self, queue_key: str, failures: int) -> Iterator[None]:
-        """Wait for this thread's turn in the queue, then run the `with` block.
+        """Wait until a slot is free and this thread is first in the queue, then run the `with` block.
 
         Args:
             queue_key: who takes turns with the others, such as an IP address.
