@@ -1,4 +1,4 @@
-"""Checkpoints of PPO: the trained weights, the optimiser's moments and a few numbers.
+"""Checkpoints of a PPO run: the trained weights, the optimiser's moments and a few numbers.
 
 The rest of a run's state is a function of the update's number: each random draw has a generator with a seed for its
 place, the schedule and the prompts depend on the number, and an ensemble's scales are computed from samples of the
@@ -32,7 +32,7 @@ NUMBERS = "state.json"
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The policy with the highest objective on held-out prompts so far.
+    """The policy with the highest objective on held-out prompts so far: its update, objective and weights.
 
     Attributes:
         update: number of updates before it.
@@ -47,7 +47,7 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class PpoState:
-    """The state of a run between two updates.
+    """The numbers and weights that a PPO run needs besides its model and optimiser to continue between two updates.
 
     Attributes:
         kl_coef: the KL coefficient of the next update.
@@ -67,7 +67,7 @@ class PpoState:
     start_variety: Mapping[str, float] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
-        """Return the state without tensors, for JSON, which keeps a float to the bit."""
+        """Return the state without its tensors as a dictionary for JSON, which keeps a float to the bit."""
         best = {"update": self.best.update, "objective": self.best.objective} if self.best else None
         return {
             "kl_coef": self.kl_coef,
@@ -81,14 +81,15 @@ class PpoState:
     def from_numbers(
         cls, numbers: Mapping[str, Any], best: tuple[Tensor, ...], sampler: tuple[Tensor, ...] = ()
     ) -> PpoState:
-        """Return the state of `numbers`, with the weights of the best policy and of the sampler."""
+        """Rebuild the state from the dictionary of `numbers`, the weights of the best policy and those of the
+        sampler."""
         best_policy = Best(**numbers["best"], weights=best) if numbers["best"] else None
         moments = Moments(**numbers["moments"])
         return cls(numbers["kl_coef"], moments, numbers["strikes"], best_policy, sampler, numbers["start_variety"])
 
 
 def save_state(folder: Path, roles: Roles, optimiser: Optimizer, state: PpoState) -> None:
-    """Write the state of a run between two updates into `folder`."""
+    """Write a PPO checkpoint to `state.safetensors` (weights and moments) and `state.json` (numbers) in `folder`."""
     best = {f"best.{i}": t for i, t in enumerate(state.best.weights)} if state.best else {}
     sampler = {f"sampler.{i}": t for i, t in enumerate(state.sampler)}
     tensors = {**collect_trained_weights(roles), **collect_optimiser_tensors(optimiser), **best, **sampler}
@@ -97,7 +98,8 @@ def save_state(folder: Path, roles: Roles, optimiser: Optimizer, state: PpoState
 
 
 def restore_state(folder: Path, roles: Roles, optimiser: Optimizer) -> PpoState:
-    """Load saved weights and moments into the roles and the optimiser, and return the rest of the state.
+    """Load a checkpoint's weights into the roles and its moments into the optimiser, in place, and return the rest of
+    the state.
 
     Raises:
         CorruptFile: the files cannot be read, hold values that are not finite, or belong to another run.
@@ -133,11 +135,11 @@ def restore_state(folder: Path, roles: Roles, optimiser: Optimizer) -> PpoState:
 
 
 def collect_trained_weights(roles: Roles) -> dict[str, Tensor]:
-    """Return all trained parameters by role and position."""
+    """Return all trained parameters as `ROLE.INDEX` → parameter."""
     return {f"{role}.{i}": p for role in roles.trainable for i, p in enumerate(roles.parameters_of(role))}
 
 
 def collect_optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
-    """Return the optimiser's state tensors by parameter and name."""
+    """Return the optimiser's state tensors, such as Adam's moments, as `optimiser.INDEX.NAME` → tensor."""
     state = optimiser.state_dict()["state"]
     return {f"optimiser.{index}.{key}": tensor for index, values in state.items() for key, tensor in values.items()}

@@ -1,4 +1,4 @@
-"""Turn a rollout into a batch of experience: logprobs, values, rewards, advantages and returns."""
+"""Conversion of a rollout to a batch of experience: logprobs, values, rewards, advantages and returns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from align.ops.moments import Moments
 
 
 class Estimator(NamedTuple):
-    """The settings of the advantage estimator.
+    """The settings of the advantage estimator: its name, group size, discount and scale.
 
     Attributes:
         name: `gae` has a critic; `rloo` and `grpo` compare the answers of a group; `reinforce_pp` (Hu et al.,
@@ -52,7 +52,8 @@ def estimate_advantages(
     values_BT: Tensor | None = None,
     bootstrap_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the advantage of each token, and the returns that a critic learns from; [B, T] and 0 outside the mask.
+    """Estimate the advantage of each token from the rewards by GAE, RLOO, GRPO or REINFORCE++, and return it with the
+    critic's targets. Both are [B, T] and 0 outside the mask. The targets (returns) are None for all but GAE.
 
     `gae` and `reinforce_pp` whiten the advantages over the batch. Only `gae` has returns. Another estimator is another
     branch here.
@@ -88,7 +89,7 @@ def estimate_advantages(
 
 
 class Estimates(NamedTuple):
-    """Logprobs and values of a batch, without gradients.
+    """Logprobs of policy and reference, and values, for a batch, without gradients.
 
     Attributes:
         values_BT: None if there is no critic.
@@ -104,7 +105,8 @@ class Estimates(NamedTuple):
 def compute_estimates(
     roles: Roles, rollout: Rollout, *, temperature: float, micro_batch: int, minibatches: int, bootstrap: bool = False
 ) -> tuple[Estimates, CachedForward | None]:
-    """Return the logprobs and values of a batch, and the forward passes that the first gradient step can use again.
+    """Compute the policy's and reference's logprobs and the values of a rollout, without gradients. Also returns the
+    forward passes that the first gradient step can use again, or None.
 
     Before that step the policy is still the one that sampled. If the whole batch is one minibatch and one micro-batch,
     the pass that gives the old logprobs is also the pass of the first step, and so is that of the values: their graphs
@@ -126,7 +128,8 @@ def compute_estimates(
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """A batch of experience for the learner. Every [B, T] is aligned with the response and 0 outside its mask.
+    """A batch of rollouts with logprobs, advantages and returns for PPO's gradient steps. Every [B, T] is aligned with
+    the response and 0 outside its mask.
 
     Attributes:
         old_logprobs_BT: the policy's logprobs before this update, from the training model's own forward pass.
@@ -151,19 +154,20 @@ class Experience:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the responses {tuple(shape)}")
 
     def rows(self, index: Tensor) -> Experience:
-        """Return the rows that `index` selects, without columns that are padding in all of them."""
+        """Return the rows at `index`, without columns that are padding in all of them."""
         rollout = self.rollout.rows(index)
         width = rollout.response_mask_BT.shape[1]
         return Experience(rollout, **{name: tensor[index][:, :width] for name, tensor in self.tensors()})
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and value of each [B, T] that is not None."""
+        """Yield the name and value of each per-token tensor [B, T] that is not None."""
         for name in ("old_logprobs_BT", "ref_logprobs_BT", "advantages_BT", "values_BT", "returns_BT", "weights_BT"):
             if (tensor := getattr(self, name)) is not None:
                 yield name, tensor
 
     def split_by_learning(self) -> list[tuple[Experience, bool]]:
-        """Return the rows with an advantage, with True, and the rows without, with False. An empty part is left out.
+        """Split the batch into rows with a nonzero advantage, marked True, and rows without one, marked False. An empty
+        part is left out.
 
         Answers of a group with equal rewards have no advantage.
         """
@@ -181,7 +185,8 @@ def shape_scores(
     score_clip: float | None,
     missing_eos_penalty: float,
 ) -> Tensor:
-    """Return the shaped score of each response, which is its reward at the last token [B].
+    """Convert raw scores to rewards of the responses [B]: standardise, clip and scale them, and subtract a penalty from
+    unfinished responses. The reward counts at the response's last token.
 
     This is its score, standardised by `moments`, clipped to ± `score_clip` and scaled, less `missing_eos_penalty` if
     the response did not end by itself.
@@ -207,7 +212,8 @@ def assemble_experience(
     whiten_rewards: bool = False,
     importance_cap: float | None = None,
 ) -> tuple[Experience, dict[str, float]]:
-    """Compute rewards, advantages and returns of a batch, and the figures that describe it.
+    """Compute token rewards, advantages and returns of a rollout, and return them as experience with metrics of the
+    batch.
 
     Args:
         scores_B: the reward of each response at its last token. Responses to one prompt are consecutive.
@@ -240,7 +246,7 @@ def assemble_experience(
 
 
 def summarize_experience(experience: Experience, scores_B: Tensor, reward: Tensor, group_size: int) -> dict[str, float]:
-    """Return the figures of a batch, see `assemble_experience`.
+    """Return the mean KL, score, length and other metrics of a batch of experience, see `assemble_experience`.
 
     Args:
         reward: the mean over responses of the sum of their token rewards.
@@ -269,7 +275,8 @@ def summarize_experience(experience: Experience, scores_B: Tensor, reward: Tenso
 
 
 def pearson_r(x: Tensor, y: Tensor) -> Tensor:
-    """Return Pearson's r of two [B], computed in fp64, which holds the squares of fp32; 0 if either is constant."""
+    """Return Pearson's correlation of two tensors [B], or 0 if either is constant. It is computed in fp64, which holds
+    the squares of fp32."""
     dx = x.double() - x.double().mean()
     dy = y.double() - y.double().mean()
     norm = dx.norm() * dy.norm()

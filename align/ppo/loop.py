@@ -60,12 +60,12 @@ from align.run.checkpoints import parse_step, remove_unusable_and_find_newest, w
 from align.track import Clock, Tracker, last_updates, select_updates, show_progress
 
 MEANS = ("score", "kl", "length", "eos_rate", "empty_rate", "entropy", "equal_groups")
-"""Figures of an update that are averaged over the last updates for the run's metrics."""
+"""Metrics of an update that are averaged over the last updates for the run's summary."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoopResult:
-    """The result of the loop.
+    """The metrics, final state, tripped wires and suspicious answers of a PPO run.
 
     Attributes:
         rows: the rows of the metrics stream, one for each update.
@@ -87,7 +87,8 @@ def train_policy(
     track: Callable[[int], AbstractContextManager[Tracker]],
     watch_variety: Callable[[Workers, Mapping[str, float]], dict[str, float]],
 ) -> LoopResult:
-    """Run the algorithm of the module's docstring, from the newest checkpoint on.
+    """Train the policy with PPO from the newest checkpoint on, and return the metrics and the final state. The module's
+    docstring has the algorithm.
 
     Args:
         track: opens the metrics stream after a given step.
@@ -172,8 +173,8 @@ def train_policy(
 
 
 def calibrate_scores(workers: Workers, settings: PpoSettings) -> tuple[Workers, Moments]:
-    """Compute the scale of the scores on samples of the reference, so that kl_coef does not depend on the reward's
-    unit.
+    """Compute the mean and deviation of the reward's scores on samples of the reference, to standardise later scores.
+    kl_coef then does not depend on the reward's unit.
 
     Raises:
         InputError: all samples have the same score.
@@ -205,7 +206,7 @@ class BuiltExperience(NamedTuple):
 def build_experience(
     workers: Workers, settings: PpoSettings, answers: Answers, scores_B: Tensor, state: PpoState, number: int
 ) -> BuiltExperience:
-    """Compute logprobs, values and advantages of an update's answers, for its gradient steps.
+    """Compute the logprobs, values and advantages of an update's answers for its gradient steps.
 
     Raises:
         InputError: servers sampled the answers, but not from the policy.
@@ -237,7 +238,7 @@ def take_update_steps(
     kl_coef: float,
     number: int,
 ) -> dict[str, float]:
-    """Set the learning rates of an update, and train policy and value on its batch. Returns metrics.
+    """Set the learning rates of an update, train policy and value on its batch, and return metrics.
 
     The first update also checks that its initial ratio is 1.
     """
@@ -270,7 +271,8 @@ def take_update_steps(
 def measure_held_out(
     workers: Workers, moments: Moments, settings: PpoSettings, step: int, tracker: Tracker
 ) -> dict[str, float]:
-    """Sample and score the policy's answers to the held-out prompts, log the first ones, and return the metrics.
+    """Sample and score the policy's answers to the held-out prompts, log and print the first ones, and return the
+    metrics.
 
     Args:
         moments: the run's initial moments, so that all updates are measured on the same scale.
@@ -304,7 +306,7 @@ def find_suspects(
     scores_B: Tensor,
     batch: Experience,
 ) -> list[tuple[Conversation, list[Candidate]]]:
-    """Return the answers of an update that most likely tripped its wires, as pairs to be judged.
+    """Return the answers of an update that most likely tripped its wires, as pairs for annotators.
 
     Each is paired with a new sample of the reference. Must be called after the last update.
     """
@@ -329,7 +331,7 @@ def build_result(
     known_metrics: Mapping[str, Any],
     peaks: Mapping[str, float],
 ) -> StageResult:
-    """Return a run's headline figures, and the lines that are printed. `last_…` are means over the last updates.
+    """Return the summary metrics of a run and the lines to print. `last_…` are means over the last updates.
 
     Args:
         known_metrics: figures that were computed before the first update.
@@ -363,7 +365,8 @@ def build_result(
 
 
 def describe_published(metrics: Mapping[str, Any], publish: str) -> list[str]:
-    """Return lines that compare the published update with the start. Returns no lines if the start was not measured."""
+    """Return lines that compare the published policy's held-out objective with that before the first update, or an
+    empty list if that was not measured."""
     if "objective_after" not in metrics:
         return []
     after = metrics["objective_after"]

@@ -1,4 +1,4 @@
-"""Measurement of the peak bytes of tensors in each phase of a worst-case update of PPO."""
+"""Measurement of the peak memory of tensors in each phase of a worst-case PPO update."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from align.run import Base
 
 
 def measure_update(base: Base, work: Workload, device: torch.device) -> dict[str, int]:
-    """Return phase → peak bytes of live tensors in the second update, when the optimiser's moments exist.
+    """Run two PPO updates of the worst-case workload and return the peak bytes of live tensors in each phase of the
+    second. By then the optimiser's moments exist.
 
     Args:
         work: the workload, run on the weights of `base` with new adapters.
@@ -64,7 +65,7 @@ def measure_update(base: Base, work: Workload, device: torch.device) -> dict[str
 def measure_phases(
     roles: Roles, optimiser: torch.optim.Optimizer, engine: HfEngine, work: Workload, lap: Callable[[], int]
 ) -> dict[str, int]:
-    """Run one update of PPO on rows of maximum length. Returns phase → peak bytes of live tensors."""
+    """Run one PPO update on rows of maximum length, and return the peak bytes of live tensors by phase."""
     lap()
     counts: dict[str, int] = {}
     rows = work.micro_batch * (2 if work.accumulates else 1)

@@ -1,4 +1,4 @@
-"""Monitor a run of PPO: held-out prompts, tripwires, and suspicious answers for annotators."""
+"""Monitoring of a PPO run: held-out prompts, tripwires on its metrics, and suspicious answers for annotators."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from align.rollout.strip_reasoning import build_sample_row
 
 
 class Wire(NamedTuple):
-    """A tripwire.
+    """A tripwire: a metric that is suspicious above or below a limit, with its meaning.
 
     Attributes:
         figure: name of the figure that it reads.
@@ -45,11 +45,12 @@ WIRES = {
     "collapse": Wire("collapse", True, "greedy answers to held-out prompts are nearly alike"),
 }
 AT_ONCE = ("collapse",)
-"""Wires that trip without patience: their figures are not measured at every update."""
+"""Tripwires that trip at once instead of after several updates, because their metrics are not measured at every
+update."""
 
 
 def find_crossed_wires(figures: Mapping[str, float], limits: Mapping[str, float | None]) -> dict[str, str]:
-    """Return the wires that an update crosses, each with a message.
+    """Return a message for each tripwire whose limit an update's metrics cross, as tripwire → message.
 
     Args:
         figures: of one update.
@@ -70,7 +71,8 @@ def find_crossed_wires(figures: Mapping[str, float], limits: Mapping[str, float 
 def find_tripped_wires(
     rows: Sequence[Mapping[str, float]], limits: Mapping[str, float | None], patience: int
 ) -> list[str]:
-    """Return the wires that tripped anywhere in a run's figures, one row an update."""
+    """Return the sorted names of the tripwires that tripped at any update of a run. A tripwire trips when its limit is
+    crossed in enough consecutive updates."""
     strikes: dict[str, int] = {}
     tripped: set[str] = set()
     for row in rows:
@@ -80,12 +82,13 @@ def find_tripped_wires(
 
 
 def get_needed_strikes(name: str, patience: int) -> int:
-    """Return how many updates in a row must cross a wire before it trips."""
+    """Return how many consecutive updates must cross a tripwire's limit before it trips: 1 for those in `AT_ONCE`, else
+    `patience`."""
     return 1 if name in AT_ONCE else patience
 
 
 def count_strikes(strikes: Mapping[str, int], crossed: Iterable[str]) -> dict[str, int]:
-    """Return for each wire that an update crosses how many updates in a row have crossed it.
+    """Add one to the count of consecutive updates of each tripwire in `crossed`, and drop the other tripwires.
 
     Args:
         strikes: the counts before this update.
@@ -104,7 +107,8 @@ def evaluate_held_out(
     micro_batch: int,
     sample_count: int,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Return the policy's mean score, KL and objective on its answers to the held-out prompts, and rows of samples.
+    """Return the policy's mean score, KL and objective on its answers to the held-out prompts, and sample rows to
+    display.
 
     Args:
         moments, shaping: arguments of `shape_scores`.
@@ -131,14 +135,15 @@ def evaluate_held_out(
 
 
 def choose_best(best: Best | None, step: int, objective: float, workers: Workers) -> Best:
-    """Return the better of the best policy so far and the present one, whose objective is `objective`."""
+    """Return the best policy so far, or a copy of the current one if its held-out `objective` is higher or there is
+    none yet."""
     if best and not objective > best.objective:
         return best
     return Best(step, objective, workers.copy_policy_weights())
 
 
 def compare_with_start(rows: Iterable[Mapping[str, Any]], published: int) -> dict[str, Any]:
-    """Return the figures of the published policy on the held-out prompts beside those of the start.
+    """Return held-out metrics of the published policy and of the policy before the first update, for comparison.
 
     Returns nothing if one of them was not measured.
 
@@ -162,7 +167,7 @@ def compare_with_start(rows: Iterable[Mapping[str, Any]], published: int) -> dic
 
 
 def print_warnings(tripped: Mapping[str, str], step: int, strikes: Mapping[str, int], patience: int) -> None:
-    """Print the message of each wire once, when it trips."""
+    """Print a warning for each tripwire at the update at which it trips, and not again at later updates in a row."""
     for name, message in tripped.items():
         if name in AT_ONCE:
             print(f"update {step}: {message}")
@@ -180,7 +185,7 @@ def measure_answers(
     temperature: float,
     micro_batch: int,
 ) -> dict[str, list[float]]:
-    """Return for each wire the share of each answer in the wire's figure.
+    """Measure how much each answer contributes to the metric of each tripwire, as tripwire → one value per answer.
 
     The figure is the mean over the answers, with two exceptions: `repetition` leaves out answers of a word or two,
     which have 0 here; and the entropy is that of the present policy, while the update measured it as the policy moved.
@@ -222,8 +227,8 @@ def measure_answers(
 
 
 def rank_answers(figures: Mapping[str, Sequence[float]], scores: Sequence[float]) -> list[int]:
-    """Return the numbers of the answers, the most suspicious first: by the sum of their ranks under each wire, then by
-    score.
+    """Return the indices of the answers, the most suspicious first. They are ordered by the sum of their ranks under
+    each tripwire, then by score, highest first.
 
     Args:
         figures: wire → figure of each answer.
@@ -248,7 +253,8 @@ def select_suspects(
     digest: str,
     **sampling: Any,
 ) -> list[tuple[Conversation, list[Candidate]]]:
-    """Return the most suspicious answers of a batch, each beside an answer of the reference to the same prompt.
+    """Return pairs for annotators of the most suspicious policy answers, each with the reference's answer to the same
+    prompt.
 
     The reward model is most likely wrong about these pairs, so that a person's judgement of them is what it lacks.
 

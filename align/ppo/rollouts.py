@@ -1,4 +1,4 @@
-"""The rollouts of each update of PPO: the choice of prompts, the sampling of answers, and their scores."""
+"""Rollouts for each PPO update: choosing prompts, sampling answers and scoring them."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ from align.rollout.strip_reasoning import is_empty_answer
 from align.track import Clock
 
 Sample = Callable[[], Rollout | None]
-"""Waits for the rollout of an update. Returns None on a rank that sends no requests to servers."""
+"""Waits for the rollout of an update and returns it, or None on a rank that sends no requests to servers."""
 Scored = tuple[Answers, Tensor, dict[str, float]]
-"""Answers, a raw score for each [B], and the scorer's figures."""
+"""Answers, their raw scores [B], and the scorer's metrics."""
 LARGEST = 1e15
-"""Largest score of an answer. Whitening squares it and sums over a batch, in fp32."""
+"""Largest absolute reward of an answer. Whitening squares it and sums over a batch, in fp32."""
 
 
 @contextmanager
 def add_update_to_errors(step: int, activity: str) -> Iterator[None]:
-    """Add the number of the update to InputErrors of the block, and publish it as this rank's position.
+    """Prefix the message of an InputError in the `with` block with the update's number, and record `activity` as this
+    rank's current work.
 
     Args:
         step: the update, from 1; 0 before the first.
@@ -50,8 +51,8 @@ def add_update_to_errors(step: int, activity: str) -> Iterator[None]:
 
 
 def choose_prompt_indices(update: int, batch_size: int, total: int, seed: int) -> list[int]:
-    """Return the indices of the prompts of an update, counted from 0: each epoch over all prompts has a new random
-    order.
+    """Return the indices of the prompts of an update, counted from 0, from a new random order of all prompts in each
+    epoch.
 
     A batch that reaches the end of one epoch goes on into the next. The result depends on the arguments alone, so that
     a resumed run asks the same prompts.
@@ -68,7 +69,7 @@ def choose_prompt_indices(update: int, batch_size: int, total: int, seed: int) -
 def select_prompts(
     workers: Workers, settings: PpoSettings, number: int, draw: int = 0, groups: int | None = None
 ) -> list[Prompt]:
-    """Return the prompts of an update, each repeated for each of its answers.
+    """Return the prompts of an update, each repeated once for every answer that is sampled to it.
 
     Args:
         draw: number of earlier draws of this update.
@@ -82,7 +83,7 @@ def select_prompts(
 def sync_and_prepare_rollout(
     workers: Workers, settings: PpoSettings, number: int, sampling_weights: tuple[Tensor, ...]
 ) -> Sample:
-    """Sync the engine with the weights that sample an update's answers, and return the call that samples them.
+    """Give the engine the weights to sample with, and return a function that samples the answers of an update.
 
     Args:
         sampling_weights: the policy's weights for sampling; empty for its present ones.
@@ -98,7 +99,7 @@ def sync_and_prepare_rollout(
 
 
 class StartedRollout(NamedTuple):
-    """A rollout that is sampled in a background thread.
+    """A rollout that is being sampled in a background thread.
 
     Attributes:
         wait: the call that waits for the answers; None if no rollout was started.
@@ -111,7 +112,8 @@ class StartedRollout(NamedTuple):
 
 
 def start_next_rollout(workers: Workers, settings: PpoSettings, number: int) -> StartedRollout:
-    """Start sampling the next update's answers in a background thread.
+    """Start sampling the next update's answers with the current policy in a background thread, and return a handle for
+    it.
 
     Starts none if `max_staleness` is 0, or after the last update.
     """
@@ -123,7 +125,8 @@ def start_next_rollout(workers: Workers, settings: PpoSettings, number: int) -> 
 
 
 def run_in_background(sample: Sample) -> Sample:
-    """Start a call in a thread. The returned call waits for its result, and may be called again."""
+    """Start a call in a daemon thread, and return a function that waits for its result or raises its exception. It may
+    be called again."""
     sampled: Future[Rollout | None] = Future()
 
     def work() -> None:
@@ -139,7 +142,8 @@ def run_in_background(sample: Sample) -> Sample:
 def sample_and_score(
     workers: Workers, settings: PpoSettings, number: int, started: Sample | None, state: PpoState, clock: Clock
 ) -> Scored:
-    """Return the policy's answers to the prompts of an update, their raw scores and the scorer's figures.
+    """Sample the policy's answers to the prompts of an update, or wait for a rollout that was started before, and score
+    them. Returns the answers, their raw scores and metrics.
 
     Answers to one prompt are consecutive. If groups may be drawn again, groups with different scores come first, in the
     order of drawing; groups with equal scores fill up the batch if no more are drawn.
@@ -204,7 +208,8 @@ def find_equal_groups(workers: Workers, settings: PpoSettings, scored: Scored, s
 
 
 def compute_scores(workers: Workers, settings: PpoSettings, answers: Answers, raw_B: Tensor, state: PpoState) -> Tensor:
-    """Return the shaped score of each answer [B], on the scale of `state`.
+    """Return the standardised, clipped and scaled score of each answer [B], or raise InputError if one is too large for
+    fp32.
 
     Raises:
         InputError: a score is too large for fp32.
@@ -223,7 +228,7 @@ def compute_scores(workers: Workers, settings: PpoSettings, answers: Answers, ra
 
 
 def average_figures(parts: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
-    """Return the means of several parts' figures, weighted by their answers."""
+    """Return the mean of each metric over several parts of a batch, weighted by their numbers of answers."""
     total = sum(rows for rows, _ in parts)
     return {name: sum(rows * figures[name] for rows, figures in parts) / total for name in parts[0][1]}
 
@@ -236,7 +241,8 @@ def require_policy_logprobs(
     old_logprobs_BT: Tensor,
     sampling_weights: tuple[Tensor, ...],
 ) -> dict[str, float]:
-    """Compare the servers' logprobs of a rollout with the policy's, and return the differences as metrics.
+    """Check that the servers sampled a rollout from the policy, and return the differences between their logprobs and
+    the policy's as metrics.
 
     Returns no metrics if the learner samples itself.
 
@@ -269,7 +275,8 @@ def compute_sampler_figures(
     micro_batch: int,
     servers: int = 1,
 ) -> dict[str, float]:
-    """Compare the logprobs that servers report with those of the policy that they should have sampled from.
+    """Compare the logprobs that servers reported for a rollout with the logprobs of the policy that they should have
+    sampled from.
 
     Args:
         old_logprobs_BT: logprobs of the present policy.
@@ -299,7 +306,8 @@ def compute_sampler_figures(
 
 
 def require_small_gap(figures: dict[str, float], max_gap: float) -> None:
-    """Raise InputError if the servers do not sample from the policy.
+    """Raise InputError if the servers' logprobs differ from the policy's by more than `max_gap` nats per token on
+    average.
 
     Args:
         figures: result of `compute_sampler_figures`.

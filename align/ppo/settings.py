@@ -1,4 +1,4 @@
-"""The settings of a run of PPO as plain values."""
+"""The settings of a PPO run as plain values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from align.ppo.update import Losses
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PpoSettings:
-    """The settings that the loop of PPO reads. docs/settings.md explains those that have the name of a key of `stage`.
+    """The settings of the PPO loop. docs/settings.md explains those that have the name of a key of `stage`.
 
     Attributes:
         temperature, max_new_tokens: of the rollout.
@@ -81,7 +81,8 @@ class PpoSettings:
 
     @property
     def shaping(self) -> dict[str, Any]:
-        """The arguments of `shape_scores`."""
+        """The keyword arguments of `shape_scores`: score scale, score clip and the penalty for a missing end of
+        sequence."""
         return {
             "score_scale": self.score_scale,
             "score_clip": self.score_clip,
@@ -89,7 +90,7 @@ class PpoSettings:
         }
 
     def experience_arguments(self, kl_coef: float) -> dict[str, Any]:
-        """Return the arguments of `assemble_experience` with the present KL coefficient."""
+        """Return the keyword arguments of `assemble_experience` for the current KL coefficient."""
         return {
             "kl_coef": kl_coef,
             "kl_in_reward": self.kl_in_reward,
@@ -99,5 +100,6 @@ class PpoSettings:
         }
 
     def losses_at(self, kl_coef: float) -> Losses:
-        """Return the settings of the losses with the present KL coefficient."""
+        """Return the loss settings with the current KL coefficient, or with 0 if the KL penalty is part of the
+        reward."""
         return self.losses._replace(kl_coef=0.0 if self.kl_in_reward else kl_coef)

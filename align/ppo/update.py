@@ -22,12 +22,12 @@ from align.ppo.experience import Experience
 
 
 def split_minibatches(rows: int, count: int, generator: torch.Generator) -> list[Tensor]:
-    """Return a random division of row numbers into `count` equal parts."""
+    """Shuffle the row numbers from 0 to `rows` and split them into `count` equal minibatches."""
     return list(torch.randperm(rows, generator=generator).split(rows // count))
 
 
 class Losses(NamedTuple):
-    """The settings of the losses.
+    """The settings of the policy loss, the value loss and the KL term.
 
     Attributes:
         clip_range, clip_range_high, importance_sampling_level: arguments of `policy_loss`.
@@ -55,7 +55,8 @@ def accumulate_gradients(
     temperature: float,
     losses: Losses,
 ) -> dict[str, float]:
-    """Accumulate the gradients of one minibatch, micro-batch by micro-batch.
+    """Compute the policy and value losses of one minibatch in micro-batches, accumulate their gradients, and return
+    metrics.
 
     Each loss is a sum over tokens divided by a number of the *whole* minibatch, so that neither the size of the
     micro-batches nor their padding changes the gradient. Each rank computes its share of the micro-batches; gradients
@@ -100,12 +101,14 @@ def accumulate_gradients(
 
 
 def needs_advantages_only(minibatch: Experience, losses: Losses) -> bool:
-    """Return whether rows without an advantage teach nothing: there is no critic, and the loss has no KL term."""
+    """Return True if rows with zero advantage have no gradient, because there is neither a critic nor a KL term in the
+    loss."""
     return minibatch.values_BT is None and not losses.kl_coef
 
 
 def compute_policy_loss(output: ForwardOutput, part: Experience, divisor: float, losses: Losses) -> Loss:
-    """Return the policy's loss on a micro-batch, with its KL term; `policy_loss` among its sums is without it."""
+    """Compute the clipped policy loss of a micro-batch, plus the KL term if it has a coefficient. The metric
+    `policy_loss` leaves out the KL term."""
     mask = part.rollout.response_mask_BT
     row_weights = compute_loss_weights(mask, losses.loss_mean)
     weights = part.weights_BT
@@ -130,7 +133,7 @@ def compute_policy_loss(output: ForwardOutput, part: Experience, divisor: float,
 
 
 def sum_figures(sums_of_parts: Sequence[Mapping[str, Tensor]], chunks: int) -> dict[str, float]:
-    """Return the sums of figures over the micro-batches of all ranks.
+    """Return the sum of each metric over the micro-batches of all ranks.
 
     Args:
         sums_of_parts: this rank's sums, by figure, of each of its micro-batches.
@@ -146,7 +149,8 @@ def sum_figures(sums_of_parts: Sequence[Mapping[str, Tensor]], chunks: int) -> d
 
 
 def take_gradient_step(roles: Roles, optimiser: Optimizer, max_grad_norm: float) -> dict[str, float]:
-    """Clip each role's gradient by its own norm, take one optimiser step, clear the gradients.
+    """Clip the gradient of each role by its norm, take one optimiser step and clear the gradients. Returns the norms
+    before clipping.
 
     Raises:
         InputError: a norm is not finite.
@@ -184,7 +188,7 @@ def take_gradient_steps(
     temperature: float,
     losses: Losses,
 ) -> dict[str, float]:
-    """Take the gradient steps of every epoch and minibatch of one batch.
+    """Run the gradient steps of all epochs and minibatches of one PPO batch, and return the mean metrics.
 
     A minibatch that teaches nothing is no step: an optimiser with momentum would still move the weights.
 
@@ -223,7 +227,8 @@ def take_gradient_steps(
 def require_first_ratio(
     figures: Mapping[str, float], max_difference: float, id: str, model_type: str, dtype: str
 ) -> None:
-    """Check that π_new / π_old was 1 at every token before the first step of a run, when both are one policy.
+    """Raise InputError unless π_new / π_old was close to 1 at every token before the first step of a run, when both are
+    one policy.
 
     The mean ratio would hide deviations to both sides, so the mean |log ratio| is checked.
 
@@ -247,7 +252,7 @@ def require_first_ratio(
 
 
 def compute_lr_factor(update: int, updates: int, warmup: float, schedule: str) -> float:
-    """Return the factor of the learning rate at an update, counted from 0.
+    """Return the factor of the learning rate at an update, counted from 0, by linear warm-up and the schedule.
 
     It rises over the first `warmup` share of the updates, then stays (`constant`), or falls to nearly 0 along a line
     (`linear`) or half a cosine (`cosine`).

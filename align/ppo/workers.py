@@ -1,4 +1,4 @@
-"""The workers of PPO: one base and its roles, the engine that samples from them, the scorer, the prompts."""
+"""The objects that a PPO run works with: model roles on one base, the sampling engine, the scorer and the prompts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from align.run import Base
 
 
 class Answers(NamedTuple):
-    """Prompts and one role's answers to them.
+    """Prompts and the answers that one role, such as the policy, gave to them.
 
     Attributes:
         rollout: the answers as tokens.
@@ -42,7 +42,7 @@ class Answers(NamedTuple):
 
     @property
     def conversations(self) -> list[Conversation]:
-        """The judged conversations, each with its answer."""
+        """The prompts with their answers as the scorer reads them, one conversation for each answer."""
         return self.judged.conversations
 
     @property
@@ -50,7 +50,7 @@ class Answers(NamedTuple):
         return [conversation.messages[-1].content for conversation in self.conversations]
 
     def rows(self, index: Sequence[int]) -> Answers:
-        """Return the selected answers in this order."""
+        """Return the answers at the given row indices, in this order."""
         rows_B = torch.tensor(index, device=self.rollout.tokens_BS.device)
         conversations, judged_rollout, reasoning = self.judged
         judged = JudgedAnswers(
@@ -63,7 +63,7 @@ class Answers(NamedTuple):
 
 
 def join_answers(parts: Sequence[Answers], pad_id: int) -> Answers:
-    """Concatenate answers."""
+    """Concatenate several batches of answers, with shorter token rows padded by `pad_id`."""
     if len(parts) == 1:
         return parts[0]
 
@@ -89,7 +89,7 @@ ReadAnswers = Callable[[Sequence[Prompt], list[str], Rollout], JudgedAnswers]
 
 @dataclass(frozen=True)
 class Workers:
-    """The roles, the engine that samples from them, the scorer and the prompts of a run.
+    """The models, sampling engine, scorer and prompts of a PPO run.
 
     Attributes:
         prompts: the training prompts.
@@ -110,7 +110,7 @@ class Workers:
     read: ReadAnswers = read_whole_answers
 
     def sample(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Answers:
-        """Sample one answer of a role to each prompt.
+        """Sample one answer to each prompt from a role, such as the policy or the reference.
 
         Args:
             where: the place in the run. Each place has its own random draws.
@@ -119,12 +119,13 @@ class Workers:
 
     @property
     def server_ranks(self) -> DistributedEngine | None:
-        """The engine, if it asks servers from the first of several ranks."""
+        """The engine if it sends requests to servers from the first rank only, else None."""
         engine = self.engine
         return engine if isinstance(engine, DistributedEngine) and engine.first_rank_only else None
 
     def start_sampling(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Callable[[], Rollout | None]:
-        """Give the engine the role's present weights, and return the call that samples the tokens of `sample`.
+        """Give the engine the role's current weights, and return a function that samples one answer to each prompt as
+        tokens.
 
         If the engine has weights of its own, the call may come later and from another thread. It returns None on a rank
         that asks no server.
@@ -142,7 +143,7 @@ class Workers:
         return sample_tokens
 
     def collect_answers(self, prompts: Sequence[Prompt], rollout: Rollout | None) -> Answers:
-        """Return sampled tokens as answers, on every rank.
+        """Decode a rollout to answers and separate what the scorer reads, on every rank.
 
         Args:
             rollout: None on a rank that asks no server.
@@ -155,13 +156,14 @@ class Workers:
         return Answers(prompts, rollout, texts, self.read(prompts, texts, rollout))
 
     def score(self, answers: Answers) -> tuple[Tensor, dict[str, float]]:
-        """Return the raw scores [B], on the device of the rollout, and the scorer's figures."""
+        """Score answers with the reward, and return the raw scores [B], on the device of the rollout, and the scorer's
+        metrics. Raises InputError if a score is not finite."""
         scores, figures = score_with_diagnostics(self.scorer, answers.conversations, answers.judged.rollout)
         require_finite_scores(scores, self.scorer.name)
         return scores.to(answers.rollout.tokens_BS.device), figures
 
     def calibrate_scorer(self, answers: Answers) -> tuple[Workers, Moments]:
-        """Put the members of an ensemble on one scale by these answers.
+        """Put the scores of an ensemble's members on one scale, computed from these answers.
 
         Returns:
             workers with that scorer, and the moments of its scores for these answers.
@@ -170,12 +172,13 @@ class Workers:
         return workers, Moments.from_values(workers.score(answers)[0])
 
     def copy_policy_weights(self) -> tuple[Tensor, ...]:
-        """Return a copy of the policy's trained weights, in the order of its parameters, on the CPU."""
+        """Return a CPU copy of the policy's trained weights, in the order of its parameters."""
         return tuple(p.detach().to("cpu", copy=True) for p in self.roles.parameters_of("policy"))
 
     @contextmanager
     def using_weights(self, weights: Sequence[Tensor]) -> Iterator[None]:
-        """Give the policy other weights within the block; empty ones change nothing.
+        """Replace the policy's trained weights by `weights` while the `with` block runs; an empty sequence changes
+        nothing.
 
         Graphs that were made outside of the block stay valid.
         """
@@ -191,7 +194,7 @@ class Workers:
 
     @torch.no_grad()
     def restore_policy(self, weights: Sequence[Tensor]) -> None:
-        """Give the policy these weights, in the order of its parameters."""
+        """Copy `weights` into the policy's trained parameters in place, in the order of the parameters."""
         for parameter, weight in zip(self.roles.parameters_of("policy"), weights, strict=True):
             parameter.copy_(weight)
 
@@ -199,7 +202,7 @@ class Workers:
 def split_prompts(
     prompts: Sequence[Prompt], own_held_out: Sequence[Prompt], held_out_count: int
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Split prompts into those to train on, and `held_out_count` held-out ones.
+    """Split prompts into training prompts and at most `held_out_count` held-out prompts, with no prompt in both.
 
     A held-out prompt is not trained on, even if a file repeats it.
 
@@ -238,8 +241,8 @@ def build_roles(
     dtype: torch.dtype,
     seed: int,
 ) -> Roles:
-    """Load the roles of a method: adapters on one base; under `method=full`, the policy is a model of its own, and the
-    other roles are adapters on a frozen copy of its start.
+    """Load the policy, reference, value and reward models of a PPO run as roles. They are adapters on one base. Under
+    `method=full`, the policy is a model of its own, and the other roles are adapters on a frozen copy of its start.
 
     Args:
         init, rewards, fresh, value_backbone: see `Roles`.
