@@ -1,1 +1,1 @@
-"""Models: loading, adapters, forward passes, and the roles of PPO on one base."""
+"""Loading models, LoRA adapters, forward passes, and the model roles of PPO on one base."""

@@ -1,4 +1,4 @@
-"""Actors, which rollout engines sample from: a model with one of its adapters; and a pool of adapters on one base."""
+"""Models with an active adapter, which rollout engines sample from, and a pool of adapters on one base."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from align.run.weights import adapter_digest, compute_published_digest
 
 
 class Actor(Protocol):
-    """A source of responses to prompts: an adapter on a model, a role of PPO, or a whole model."""
+    """A model that rollout engines sample from: an adapter on a base, a role of PPO, or a whole model."""
 
     @property
     def is_bare_base(self) -> bool:
-        """Return whether it is the base without an adapter, which has no weights of its own to save."""
+        """True for a base without an adapter, which has no weights of its own to save."""
         ...
 
     def use(self) -> AbstractContextManager[Any]:
-        """Activate it and return its model.
+        """Return a context manager that activates the adapter or role and yields the model.
 
         Raises:
             InputError: the model has no such adapter.
@@ -38,7 +38,7 @@ class Actor(Protocol):
         ...
 
     def save(self, folder: Path, base: Base) -> None:
-        """Save its own weights for an engine in another process: an adapter in PEFT's format, or a whole model.
+        """Save the adapter in PEFT's format, or the whole model, to `folder` for an engine in another process.
 
         Must not be called for a base alone. If the weights are sharded over ranks, every rank must call it.
         """
@@ -47,7 +47,7 @@ class Actor(Protocol):
 
 @dataclass(frozen=True)
 class ModelActor:
-    """A model with the name of one of its adapters; None for the base alone."""
+    """A model with the name of the adapter to activate, or None for the base alone."""
 
     model: Any
     adapter: str | None = None
@@ -58,7 +58,8 @@ class ModelActor:
 
     @contextmanager
     def use(self) -> Iterator[Any]:
-        """Activate the adapter for sampling and logprobs, without gradients.
+        """Activate the adapter, or disable all for None, and yield the model for sampling and logprobs, without
+        gradients for adapters.
 
         Raises:
             InputError: the model has no such adapter.
@@ -81,7 +82,8 @@ class ModelActor:
 
 
 def save_snapshot(actor: Actor, base: Base, snapshots_folder: Path) -> Path:
-    """Save an actor's present weights to a folder under `snapshots_folder` whose name is their digest.
+    """Save an actor's current weights to a folder under `snapshots_folder` that is named by their digest, and return
+    the folder.
 
     Weights that were saved before are not written again. The folder appears complete or not at all, even if several
     processes write it at once.
@@ -104,7 +106,8 @@ def save_snapshot(actor: Actor, base: Base, snapshots_folder: Path) -> Path:
 
 
 class AdapterPool:
-    """Immutable adapters on one base, addressed by the digest of their two files.
+    """A set of immutable adapters on one base model, addressed by the digest of their two files. Safe to share between
+    threads.
 
     Only one actor is in use at a time: another thread waits in `use` until the actor is released.
 
@@ -124,12 +127,12 @@ class AdapterPool:
         self._digests: set[str] = set()
 
     def add(self, folder: Path) -> str:
-        """Load the adapter in a folder, unless it is loaded already. Returns its digest.
+        """Load the adapter in a folder onto the base, unless it is loaded already, and return its digest.
 
         Raises:
             CorruptFile, InputError: see `align.models.adapters.attach_adapter`; or the files changed while they were
                 read. The pool is then unchanged.
-            ValueError: the pool was created with `alone`, and has an adapter already.
+            ValueError: the pool was created with `is_only_adapter`, and has an adapter already.
         """
         with self.lock:
             digest = adapter_digest(folder)
@@ -146,7 +149,7 @@ class AdapterPool:
             return digest
 
     def remove(self, digest: str) -> None:
-        """Unload an adapter, after waiting until it is not in use.
+        """Unload the adapter with this digest, after waiting until it is not in use.
 
         Raises:
             InputError: it is not loaded.
@@ -161,7 +164,7 @@ class AdapterPool:
                 self.model = self.model.unload()  # a PeftModel without adapters fails
 
     def actor(self, digest: str | None = None) -> Actor:
-        """Return the actor of an adapter; of the base without a digest.
+        """Return the adapter with this digest as an Actor, or the base alone if `digest` is None.
 
         Raises:
             InputError: the adapter is not loaded.
@@ -171,7 +174,8 @@ class AdapterPool:
         return PoolActor(self, digest)
 
     def require_loaded(self, digest: str | None) -> None:
-        """Raise an error if no adapter of this digest is loaded, or if the base alone may not be used."""
+        """Raise InputError if no adapter with this digest is loaded. Raises ValueError if `digest` is None and the base
+        alone may not be used."""
         if digest is None:
             if self.is_only_adapter and self._digests:
                 raise ValueError("the base cannot be used beside an adapter that may have changed its weights")
@@ -182,7 +186,7 @@ class AdapterPool:
 
 @dataclass(frozen=True)
 class PoolActor:
-    """An adapter of a pool, or its base, as an `Actor`."""
+    """An adapter of a pool, or the pool's base, which locks the pool while it is used."""
 
     pool: AdapterPool
     digest: str | None

@@ -35,7 +35,7 @@ LORA_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.
 RETRAIN = "Restore it from a copy, or train again with resume=never."
 
 Factors = tuple[Tensor, Tensor]
-"""`lora_A` [rank, in features] and `lora_B` [out features, rank] of one module."""
+"""The matrices `lora_A` [rank, in features] and `lora_B` [out features, rank] of one module."""
 
 OTHER_FORWARD = (
     "alora_invocation_tokens",
@@ -47,21 +47,21 @@ OTHER_FORWARD = (
     "use_bdlora",
     "use_qalora",
 )
-"""Settings of PEFT with another forward than a product added to a layer: adapters that are active from some token on,
-random, routed, or on replicated layers. The forward of rollouts and updates does not support them."""
+"""Settings of PEFT with another forward than a product added to a layer. Adapters with them are active from some token
+on, random, routed, or on replicated layers. The forward of rollouts and updates does not support them."""
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 """Initialisations that subtract a part from the base's weights, which PEFT does again whenever such an adapter is
-loaded: on the unchanged base, or beside another adapter, it is another model."""
+loaded. On the unchanged base, or beside another adapter, it is another model."""
 
 LOADING_DEVICE = "cpu"
-"""Without it PEFT reads an adapter to the first GPU, whichever device the model lies on. Its weights move afterwards.
-"""
+"""Device to which PEFT reads an adapter's file. By default it is the first GPU, whichever device the model is on. The
+weights are moved afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter on disk, its files read and checked.
+    """The configuration and tensors of a LoRA adapter, read from its files.
 
     Attributes:
         config: content of `adapter_config.json`.
@@ -73,7 +73,7 @@ class Adapter:
 
     @property
     def factors(self) -> dict[str, Factors]:
-        """`lora_A` and `lora_B` of each adapted module."""
+        """`lora_A` and `lora_B` of each adapted module, by the module's name."""
         matches = [(key, match) for key in self.tensors if (match := LORA_KEY.fullmatch(key)) and match["side"] == "A"]
         return {
             match["module"]: (self.tensors[key], self.tensors[key.replace(".lora_A.", ".lora_B.")])
@@ -82,22 +82,22 @@ class Adapter:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Rank of each adapted module."""
+        """LoRA rank of each adapted module, by the module's name."""
         return {module: len(a) for module, (a, _) in self.factors.items()}
 
     @property
     def has_score_head(self) -> bool:
-        """True for the adapter of a reward model."""
+        """True if the tensors include the `score` head of a reward model."""
         return SCORE_KEY in self.tensors
 
 
 def list_adapter_files(folder: Path) -> list[Path]:
-    """Return the paths of an adapter's two files, without those that are missing."""
+    """Return the paths of `adapter_config.json` and `adapter_model.safetensors` in a folder, without missing ones."""
     return [path for name in (CONFIG_FILE, WEIGHTS_FILE) if (path := folder / name).is_file()]
 
 
 def read_adapter_config(folder: Path, field: str = "adapter", is_only_adapter: bool = False) -> dict[str, Any]:
-    """Return the PEFT configuration of a LoRA adapter.
+    """Read a LoRA adapter's `adapter_config.json`, or raise InputError if the adapter is of an unsupported kind.
 
     Args:
         field: the setting that names it, for error messages.
@@ -130,7 +130,7 @@ def read_adapter_config(folder: Path, field: str = "adapter", is_only_adapter: b
 
 
 def read_tensors(folder: Path, field: str = "adapter") -> dict[str, Tensor]:
-    """Return the tensors of a saved adapter.
+    """Read all tensors of an adapter's `adapter_model.safetensors` and check that they are finite.
 
     Args:
         field: the setting that names it, for error messages.
@@ -154,7 +154,7 @@ def read_tensors(folder: Path, field: str = "adapter") -> dict[str, Tensor]:
 
 
 def read_adapter(folder: Path, field: str = "adapter", is_only_adapter: bool = True) -> Adapter:
-    """Read both files of an adapter and check that they fit each other.
+    """Read the configuration and tensors of an adapter and check that their modules and ranks agree.
 
     Raises:
         CorruptFile, InputError: see `read_adapter_config` and `read_tensors`; or a `lora_A` lacks its `lora_B` or has
@@ -184,7 +184,7 @@ def read_adapter(folder: Path, field: str = "adapter", is_only_adapter: bool = T
 
 
 def require_configured_modules(config: Mapping[str, Any], adapted: Collection[str], modules: Collection[str]) -> None:
-    """Check that a file has the modules that its configuration names, and no others.
+    """Raise InputError unless an adapter file has tensors of exactly the modules that its configuration targets.
 
     PEFT ignores the others, and leaves missing ones as the base has them.
 
@@ -213,18 +213,18 @@ def require_configured_modules(config: Mapping[str, Any], adapted: Collection[st
 
 
 def list_adaptable_modules(model: nn.Module) -> list[str]:
-    """Return the names of the modules of a base that PEFT can adapt."""
+    """Return the names of a base model's modules that PEFT can adapt: linear layers and embeddings."""
     return [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding, Conv1D))]
 
 
 def abbreviate_names(names: Sequence[str]) -> str:
-    """Return the first three names of a list, and how many more there are."""
+    """Return the first three names of a list as text, with the number of further ones."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
 def add_new_adapter(model: Any, lora: Lora | LoraLike, is_reward_model: bool = False) -> PeftModel:
-    """Wrap a model with a fresh adapter that changes nothing yet (`lora_B` is zero).
+    """Wrap a model with a new LoRA adapter that changes nothing yet, because `lora_B` is zero.
 
     Args:
         is_reward_model: the `score` head is trained beside it.
@@ -235,7 +235,7 @@ def add_new_adapter(model: Any, lora: Lora | LoraLike, is_reward_model: bool = F
 
 
 def get_adapter_state_dict(model: PeftModel, adapter: str) -> dict[str, Tensor]:
-    """Return one adapter's tensors under the names that PEFT saves.
+    """Return the tensors of one adapter under the names that PEFT saves, without embeddings.
 
     Embeddings are left out: no adapter here trains them, and by default PEFT asks the hub for the base's `config.json`
     to learn whether their number was changed.
@@ -245,8 +245,8 @@ def get_adapter_state_dict(model: PeftModel, adapter: str) -> dict[str, Tensor]:
 
 @contextmanager
 def disable_adapters(model: Any) -> Iterator[None]:
-    """Disable all adapters in the block. Unlike PEFT's `disable_adapter`, it does not change what requires
-    gradients."""
+    """Disable all adapters of a model while the `with` block runs. Unlike PEFT's `disable_adapter`, it does not change
+    what requires gradients."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     was_disabled = [layer._disable_adapters for layer in layers]
     try:
@@ -259,8 +259,8 @@ def disable_adapters(model: Any) -> Iterator[None]:
 
 
 def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "default") -> None:
-    """Write one adapter to the root of `folder` in PEFT's format, which serving engines read. The configuration names
-    the base so that PEFT's auto classes find it (see `choose_loadable_name`).
+    """Write one adapter in PEFT's format to `folder`, as `adapter_config.json` and `adapter_model.safetensors`. The
+    configuration names the base so that PEFT's auto classes find it (see `choose_loadable_name`).
 
     PEFT's `save_pretrained(selected_adapters=["policy"])` would write to a folder `policy/` instead.
     """
@@ -283,7 +283,8 @@ def attach_adapter(
     is_reward_model: bool = False,
     is_only_adapter: bool = False,
 ) -> PeftModel:
-    """Put a saved adapter on the model under `name`. If that fails, the model stays as it was.
+    """Load a saved adapter onto a model under `name`, check that all its tensors are used, and return the wrapped
+    model. If that fails, the adapter is removed again.
 
     Args:
         is_reward_model: whether it is a reward model's, whose `score` head is loaded separately. PEFT ignores tensors
@@ -320,7 +321,7 @@ def attach_adapter(
 
 
 def load_with_peft(model: Any, folder: Path, name: str, trainable: bool, field: str) -> PeftModel:
-    """Load an adapter by PEFT.
+    """Load an adapter with PEFT onto a plain model or a `PeftModel`, and return the `PeftModel`.
 
     Raises:
         CorruptFile: PEFT refuses it.
@@ -342,8 +343,8 @@ def load_with_peft(model: Any, folder: Path, name: str, trainable: bool, field: 
 
 
 def detach_adapter(model: Any, name: str) -> None:
-    """Remove an adapter from a model, or what PEFT has placed of it. From a model that is no `PeftModel`, remove all
-    that PEFT put into it."""
+    """Remove an adapter from a `PeftModel`. From any other model, remove all of PEFT's layers, such as a failed load
+    leaves behind."""
     if isinstance(model, PeftModel):
         if name in model.peft_config:
             model.delete_adapter(name)

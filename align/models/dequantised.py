@@ -1,4 +1,4 @@
-"""The dequantised NF4 base of QLoRA adapters, for engines without NF4.
+"""The base of QLoRA adapters with its NF4 weights dequantised, for engines without NF4.
 
 QLoRA trains on NF4 weights. On the published weights the adapter gives another model; on the dequantised NF4 weights it
 gives the trained one in every engine. Engines without NF4 therefore load that base, which is exported with the adapter.
@@ -32,7 +32,7 @@ def get_or_write_dequantised_base(
     device: torch.device,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Path:
-    """Return the dequantised NF4 base in `root`, which is written if it is missing.
+    """Return the folder of the dequantised NF4 base in `root`, and write it first if it is missing.
 
     Args:
         public_base: `id`, `revision` and `digest` of the base.
@@ -66,14 +66,14 @@ def get_or_write_dequantised_base(
 def build_dequantised_name(
     base: Base, public_base: dict[str, str], quantised_from: torch.dtype, dtype: torch.dtype
 ) -> str:
-    """Return the folder's name for a dequantised base. It depends on the dtype from which the base was quantised,
-    because the NF4 codes do, if the base is stored in a wider dtype."""
+    """Return the folder name of a dequantised base, with the base's name, the dtype and a digest. It depends on the
+    dtype from which the base was quantised, because the NF4 codes do, if the base is stored in a wider dtype."""
     digest = json_digest([base.digest, str(quantised_from)])[:12]
     return f"{Path(public_base['id']).name}-{DEQUANTISED}-{get_dtype_name(dtype)}-{digest}"
 
 
 def read_weights_dtype(folder: Path) -> str:
-    """Return the dtype of a model's weights in a folder.
+    """Return the name of the dtype that all safetensors weights in a folder have.
 
     Raises:
         CorruptFile: the weights have several dtypes, or the folder has no weights.
@@ -88,7 +88,7 @@ def read_weights_dtype(folder: Path) -> str:
 
 
 def dequantise_in_place(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Convert an NF4 model to plain weights in `dtype`, in place.
+    """Convert an NF4 model to plain weights in `dtype`, in place, and return it.
 
     Raises:
         RuntimeError: bitsandbytes has repacked the weights, which would dequantise to garbage.
@@ -112,7 +112,8 @@ def refuse_repacked(model: PreTrainedModel) -> None:
 
 
 def cast_weights_in_place(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Cast weights only: `.to(dtype)` would round the rotary frequencies too, which loading keeps in fp32."""
+    """Cast all floating-point weights of a model to `dtype` in place, or raise InputError if one overflows.
+    `.to(dtype)` would round the rotary frequencies too, which loading keeps in fp32."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
@@ -122,7 +123,8 @@ def cast_weights_in_place(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def remove_quantisation_settings(model: Any) -> None:
-    """Remove what `dequantize` and GGUF loading leave behind and `save_pretrained` would write."""
+    """Remove the quantisation attributes of a model and its configuration that `save_pretrained` would write.
+    `dequantize` and GGUF loading leave them behind."""
     for owner, names in (
         (model, ("hf_quantizer", "quantization_method", "quantization_config")),
         (model.config, ("quantization_config", "_pre_quantization_dtype", "_is_quantized")),
@@ -136,7 +138,8 @@ def remove_quantisation_settings(model: Any) -> None:
 
 
 def require_plain_weights(folder: Path, dtype: torch.dtype) -> None:
-    """Check that a written model has no quantisation in its configuration, and every weight in `dtype`."""
+    """Raise RuntimeError if a saved model's configuration mentions quantisation or a weight is not stored in
+    `dtype`."""
     if "quantization_config" in read_json_object(folder / "config.json", "config.json", "Export again."):
         raise RuntimeError("config.json still speaks of quantisation: a plain loader would refuse the weights")
     for shard in sorted(folder.glob("*.safetensors")):

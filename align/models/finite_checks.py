@@ -1,4 +1,4 @@
-"""Checks that weights and figures are finite, before they are used or published."""
+"""Checks that weights and metrics are finite, before they are used or published."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ RESTORE = "Restore it from a copy, download it again, or train it again with a l
 def require_finite_file(
     path: Path, field: str, displayed: str, remedy: str = RESTORE, dtype: torch.dtype | None = None
 ) -> None:
-    """Raise an error if a tensor of a safetensors file has a value that is not finite. Reads one tensor at a time.
+    """Raise CorruptFile if a tensor in a safetensors file has a value that is NaN or infinite. Reads one tensor at a
+    time.
 
     Args:
         field, displayed: field and value for error messages.
@@ -51,14 +52,14 @@ def require_finite_file(
 def require_finite_tensors(
     tensors: Iterable[tuple[str, Tensor]], field: str, displayed: str, remedy: str = RESTORE
 ) -> None:
-    """Raise CorruptFile if a tensor holds nan or infinity."""
+    """Raise CorruptFile if one of the named tensors holds NaN or infinity."""
     if first := find_not_finite(tensors):
         name, count = first
         raise CorruptFile(field, displayed, f"{name} holds {count} values that are nan or infinite", remedy)
 
 
 def require_finite_results(artifact: Path, metrics: Mapping[str, Any], lr: float | None, dtype: str) -> None:
-    """Check the files and figures that a run is about to publish.
+    """Raise InputError if a weight or metric that a run is about to publish is not finite.
 
     Args:
         lr, dtype: see `build_divergence_error`.
@@ -77,9 +78,9 @@ def require_finite_results(artifact: Path, metrics: Mapping[str, Any], lr: float
 
 
 def describe_non_finite(parameters: Mapping[str, nn.Parameter]) -> str:
-    """Describe the first tensor that is not finite, among parameters and then their gradients; or else the tensor with
-    the largest value whose square is not finite, so that its norm overflows. Returns an empty string if there is no
-    such tensor."""
+    """Describe the first parameter or gradient with a value that is not finite, for an error message. Otherwise,
+    describe the tensor with the largest value if its square overflows fp32, so that its norm is infinite. Returns an
+    empty string if there is no such tensor."""
     gradients = [(f"the gradient of {n}", p.grad) for n, p in parameters.items() if p.grad is not None]
     tensors = [*parameters.items(), *gradients]
     if first := find_not_finite(tensors):
@@ -90,7 +91,7 @@ def describe_non_finite(parameters: Mapping[str, nn.Parameter]) -> str:
 
 
 def iter_figures(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the figures of a nested mapping with their dotted names."""
+    """Yield the leaves of nested mappings and lists of metrics as pairs of a dotted name and a value."""
     for name, value in figures.items():
         children = dict(enumerate(value)) if isinstance(value, list | tuple) else value
         if isinstance(children, Mapping):
@@ -100,7 +101,7 @@ def iter_figures(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[s
 
 
 def build_divergence_error(problem: str, lr: float | None, dtype: str) -> InputError:
-    """Return the error for a run whose results are not finite although the loaded weights are, with the setting to
+    """Return the InputError for a run whose results are not finite although the loaded weights are, with the setting to
     change.
 
     Args:

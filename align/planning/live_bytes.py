@@ -1,4 +1,4 @@
-"""Counts the bytes of live tensors as they are allocated and freed, to compare them with a memory prediction."""
+"""Counting of the bytes of live tensors as they are allocated and freed, to compare them with a memory prediction."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Checks of PPO: its formulas against independent numbers, and its loop on the user's own model."""
+"""Checks of PPO's formulas against independently computed numbers, and of its training code on the user's own model."""

@@ -24,7 +24,7 @@ from align.ppo.verify.closed_form import Problem, train_on_problem
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """The result of one check.
+    """The result of one check: the measured deviation from a claim, and the largest allowed deviation.
 
     Attributes:
         claim: what must be true.
@@ -43,7 +43,7 @@ class Anchor:
 
 
 def check_maths() -> Iterator[Anchor]:
-    """Yield the anchors that need no model."""
+    """Run the checks of PPO's maths that need no model and yield their results."""
     yield check_gae()
     yield check_rewards()
     yield check_scores()
@@ -53,12 +53,13 @@ def check_maths() -> Iterator[Anchor]:
 
 
 def largest_difference(*pairs: tuple[Tensor, Tensor]) -> float:
-    """Return the largest absolute difference within any pair of tensors."""
+    """Return the largest absolute difference between two tensors, over all given pairs."""
     return max(float((result - expected).abs().max()) for result, expected in pairs)
 
 
 def make_ragged_batch(rows: int = 6, width: int = 7) -> tuple[Tensor, Tensor, Tensor]:
-    """Return random rewards and values [B, T] and their mask, which has every length. Outside it are large numbers."""
+    """Return random rewards and values [B, T] in fp64 and their mask, with responses of every length up to `width`.
+    Outside the mask are large numbers."""
     g = torch.Generator().manual_seed(1)
     mask = torch.arange(width) < (torch.arange(rows) % width + 1)[:, None]
     rewards, values = torch.randn(2, rows, width, generator=g, dtype=torch.double)
@@ -66,7 +67,8 @@ def make_ragged_batch(rows: int = 6, width: int = 7) -> tuple[Tensor, Tensor, Te
 
 
 def check_gae() -> Anchor:
-    """Compare GAE with its definition, A_t = Σ_k (γλ)^k (r_{t+k} + γ V_{t+k+1} − V_{t+k})."""
+    """Compare GAE's advantages and returns with their definition as explicit sums, A_t = Σ_k (γλ)^k (r_{t+k} + γ
+    V_{t+k+1} − V_{t+k})."""
     rewards, values, mask = make_ragged_batch()
     gamma = 0.9
     lam = 0.8
@@ -86,7 +88,7 @@ def check_gae() -> Anchor:
 
 
 def check_rewards() -> Anchor:
-    """Compare the rewards of two responses with numbers computed by hand."""
+    """Compare the token rewards of two responses with numbers computed by hand from score and KL penalty."""
     mask = torch.tensor([[True, True, False], [True, True, True]])
     policy = torch.tensor([[-1.0, -2.0, 9.0], [-0.5, -1.0, -3.0]], dtype=torch.double)
     reference = torch.tensor([[-1.5, -1.0, 7.0], [-0.5, -2.0, -1.0]], dtype=torch.double)
@@ -107,7 +109,8 @@ def check_scores() -> Anchor:
 
 
 def check_losses() -> Anchor:
-    """Compare the losses with numbers computed by hand: of four ratios two are clipped, of two values one."""
+    """Compare the policy and value losses with numbers computed by hand. Of four ratios two are clipped, of two values
+    one."""
     mask = torch.ones(1, 4, dtype=torch.bool)
     ratio, advantages = torch.tensor([[[1.5, 0.5, 1.5, 0.5]], [[1.0, -1.0, -1.0, 1.0]]], dtype=torch.double)
     policy = policy_loss(ratio.log(), torch.zeros_like(ratio), advantages, mask, 0.2, 4.0).loss
@@ -119,14 +122,16 @@ def check_losses() -> Anchor:
 
 
 def check_closed_form() -> Anchor:
-    """Train PPO on all sequences of up to two tokens, and compare its objective with the optimum."""
+    """Train PPO on all sequences of up to two tokens, and compare the objective that it reaches with the known
+    optimum."""
     problem = Problem(vocabulary=6, length=2, beta=0.5)
     off = abs(problem.compute_optimum() - train_on_problem(problem).reached)
     return Anchor("closed form", "PPO reaches the known optimum J* of an enumerable problem", off, 1e-3)
 
 
 def check_closed_form_of_rloo() -> Anchor:
-    """Train RLOO on all sequences of up to two tokens, and compare its objective with the optimum."""
+    """Train RLOO on all sequences of up to two tokens, and compare the objective that it reaches with the known
+    optimum."""
     problem = Problem(vocabulary=6, length=2, beta=0.5)
     reached = train_on_problem(problem, Estimator("rloo", 8), Losses(loss_mean="constant", longest=2)).reached
     off = abs(problem.compute_optimum() - reached)

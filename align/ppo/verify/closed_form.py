@@ -1,4 +1,4 @@
-"""A problem small enough to enumerate, whose optimum PPO must reach.
+"""A reinforcement learning problem small enough to enumerate, whose known optimum PPO must reach.
 
 For a fixed reward r and a KL coefficient β, the optimal policy is π* ∝ π_ref · exp(r / β). Its objective is
 J* = β · log Z with Z = Σ π_ref · exp(r / β) over all sequences (Ziegler et al., 2019; Korbak et al., 2022).
@@ -22,7 +22,8 @@ CLIPPED = Losses()
 
 
 class Problem:
-    """All N sequences of at most `length` tokens, with a random reward for each and a random reference policy.
+    """A problem of all N sequences of at most `length` tokens, with a random reward for each and a random reference
+    policy.
 
     A policy is a table of logits [prefixes, vocabulary].
 
@@ -48,30 +49,32 @@ class Problem:
         self.reward = torch.randn(len(rows), generator=g)
 
     def logprobs(self, table: Tensor) -> Tensor:
-        """Return the logprob of every token of every sequence [N, length], 0 after its end."""
+        """Return the logprob of every token of every sequence [N, length] under the policy with logits `table`, 0 after
+        a sequence's end."""
         picked = table.log_softmax(-1)[self.states, self.tokens]
         return torch.where(self.mask, picked, torch.zeros_like(picked))
 
     def compute_expected_reward_less_kl(self, table: Tensor) -> Tensor:
-        """Return J = E[r − β log π / π_ref], summed over all sequences in fp64."""
+        """Return the objective J = E[r − β log π / π_ref] of the policy with logits `table`, summed over all sequences
+        in fp64."""
         log_p = self.logprobs(table.double()).sum(1)
         log_ref = self.logprobs(self.reference.double()).sum(1)
         return (log_p.exp() * (self.reward - self.beta * (log_p - log_ref))).sum()
 
     def compute_optimum(self) -> float:
-        """Return J*."""
+        """Return the highest possible objective of any policy, J* = β log Σ π_ref exp(r / β)."""
         log_ref = self.logprobs(self.reference.double()).sum(1)
         return self.beta * float((log_ref + self.reward / self.beta).logsumexp(0))
 
     def rollout(self, rows: Tensor) -> Rollout:
-        """Return sequences by their numbers, each after a prompt of one arbitrary token."""
+        """Return the sequences with these numbers as a Rollout, each after a prompt of one arbitrary token."""
         prompt = torch.zeros(len(rows), 1, dtype=torch.long)
         tokens = self.tokens[rows]
         mask = torch.cat([torch.ones_like(prompt).bool(), self.mask[rows]], 1)
         return Rollout(torch.cat([prompt, tokens], 1), mask, 1, (tokens == STOP).any(1))
 
     def sequence_numbers(self, rollout: Rollout) -> Tensor:
-        """Return the numbers of a rollout's sequences [B]."""
+        """Return the number of each row's response in the problem's list of sequences, [B]."""
         place_values = (self.reference.shape[1] ** torch.arange(self.tokens.shape[1])).flip(0)
         codes = (self.tokens * place_values).sum(1)
         width = rollout.response_BT.shape[1]
@@ -79,14 +82,15 @@ class Problem:
 
 
 def mask_through_stop(tokens: Tensor) -> Tensor:
-    """Return a mask that is True up to and including the first STOP of each row."""
+    """Return a mask of `tokens` that is True up to and including the first STOP of each row."""
     mask = torch.ones_like(tokens, dtype=torch.bool)
     mask[:, 1:] = (tokens[:, :-1] != STOP).cumprod(1).bool()
     return mask
 
 
 class TableRoles:
-    """Policy, reference and value as tables over prefixes, with the interface of `align.models.roles.Roles`."""
+    """Policy, reference and value function as tables over prefixes, with the interface of
+    `align.models.roles.Roles`."""
 
     value_backbone = "value"
     trainable = TRAINABLE
@@ -112,11 +116,11 @@ class TableRoles:
             return self.value[states]
 
     def require_gradients(self, role: str) -> None:
-        """Do nothing: both tables always train."""
+        """Do nothing, because both tables always have gradients."""
 
 
 class Solution(NamedTuple):
-    """The result of PPO on a problem.
+    """The objective J before and after training on an enumerable problem, and the learned value of its first state.
 
     Attributes:
         start: J of the reference.
@@ -132,7 +136,8 @@ class Solution(NamedTuple):
 def train_on_problem(
     problem: Problem, estimator: Estimator = PPO, losses: Losses = CLIPPED, *, updates: int = 300, batch: int = 512
 ) -> Solution:
-    """Train on the problem by the functions of a run, `assemble_experience` and `take_gradient_steps`.
+    """Train a table policy on an enumerable problem with the training code of PPO runs, and return the objective that
+    it reaches.
 
     The KL penalty is in the reward, unless `losses` has a KL coefficient.
     """

@@ -1,4 +1,4 @@
-"""Compute the expected gradient of an estimator exactly, by enumerating every batch.
+"""Exact expected gradients of policy-gradient estimators, computed by enumerating every batch.
 
 On a problem that is small enough (`closed_form`), a batch of K answers to its one prompt is one of finitely many, each
 with a known probability. The mean over all of them of the gradient that training would take is compared with the
@@ -22,13 +22,13 @@ from align.ppo.verify.anchors import Anchor
 from align.ppo.verify.closed_form import Problem
 
 LONGEST = 2
-"""Tokens of the longest answer."""
+"""Number of tokens of the longest answer."""
 SIZE = 2
-"""Answers of a batch."""
+"""Number of answers in a batch."""
 
 
 class Choice(NamedTuple):
-    """An estimator and its losses.
+    """An advantage estimator with its loss settings.
 
     Attributes:
         losses: settings of the losses; a `kl_coef` of 1 means the problem's own coefficient.
@@ -41,7 +41,7 @@ class Choice(NamedTuple):
 
 
 def list_choices(size: int) -> dict[str, Choice]:
-    """Return the estimators by the names that are printed.
+    """Return the advantage estimators with loss settings whose bias is measured, by the names that are printed.
 
     Args:
         size: answers of a batch, which is one group.
@@ -64,7 +64,7 @@ def list_choices(size: int) -> dict[str, Choice]:
 
 
 class Bias(NamedTuple):
-    """The difference between the mean gradient and that of J.
+    """The difference between an estimator's mean gradient and the exact gradient of J, as an angle and a scale.
 
     Attributes:
         angle: between the two, in degrees. No learning rate makes up for it.
@@ -76,12 +76,13 @@ class Bias(NamedTuple):
 
 
 def make_problem() -> Problem:
-    """Return a problem of three tokens and seven answers, of one or two tokens."""
+    """Return an enumerable problem with three tokens and seven answers, of one or two tokens each."""
     return Problem(vocabulary=3, length=LONGEST, beta=0.3)
 
 
 def compute_mean_gradient(problem: Problem, table: Tensor, choice: Choice, size: int) -> Tensor:
-    """Return the mean gradient that training would ascend [prefixes, vocabulary], over all batches of `size` answers.
+    """Return the expected gradient that an estimator ascends [prefixes, vocabulary], over all batches of `size` answers
+    weighted by their probability.
 
     Args:
         table: logits of the policy.
@@ -115,13 +116,14 @@ def compute_mean_gradient(problem: Problem, table: Tensor, choice: Choice, size:
 
 
 def count_orders(rows: Tensor) -> int:
-    """Return the number of orders in which these answers can be drawn."""
+    """Return the number of distinct orders in which the answers of a batch can be drawn."""
     repeats = torch.unique(rows, return_counts=True)[1].tolist()
     return math.factorial(len(rows)) // math.prod(map(math.factorial, repeats))
 
 
 def measure_bias(problem: Problem, table: Tensor, choice: Choice, size: int) -> Bias:
-    """Return the bias of an estimator for the policy whose logits are `table`."""
+    """Return the angle and scale between an estimator's mean gradient and the gradient of J, at the policy with logits
+    `table`."""
     policy = table.clone().requires_grad_(True)
     exact = torch.autograd.grad(problem.compute_expected_reward_less_kl(policy), policy)[0].double().flatten()
     mean = compute_mean_gradient(problem, table, choice, size).flatten()
@@ -131,7 +133,8 @@ def measure_bias(problem: Problem, table: Tensor, choice: Choice, size: int) -> 
 
 
 def measure_biases(size: int = SIZE) -> dict[str, Bias]:
-    """Return the bias of every estimator, for one policy that differs from the reference, so that KL has a gradient."""
+    """Return the gradient bias of each estimator by its name, at one policy that differs from the reference, so that KL
+    has a gradient."""
     problem = make_problem()
     g = torch.Generator().manual_seed(2)
     table = problem.reference + torch.randn(problem.reference.shape, generator=g)
@@ -139,7 +142,8 @@ def measure_biases(size: int = SIZE) -> dict[str, Bias]:
 
 
 def check_unbiased(biases: dict[str, Bias], size: int = SIZE) -> Iterator[Anchor]:
-    """Yield an anchor for each estimator that must be unbiased: its angle is 0.
+    """Yield a check result for each estimator that must be unbiased, with the angle between its mean gradient and that
+    of J.
 
     Args:
         biases: result of `measure_biases`.

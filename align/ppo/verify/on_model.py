@@ -50,12 +50,13 @@ class Setting:
 
     @property
     def scores_B(self) -> Tensor:
-        """Random scores: the checks hold for any."""
+        """Random scores of the batch's responses, always the same: the checks hold for any scores."""
         scores_B = torch.randn(len(self.rollout.ended_B), generator=torch.Generator().manual_seed(0))
         return scores_B.to(self.rollout.tokens_BS.device)
 
     def build_experience(self, micro_batch: int | None = None) -> tuple[Experience, CachedForward | None]:
-        """Return the batch as the learner reads it, and its forward passes if they are kept."""
+        """Return the batch with advantages and returns as PPO trains on it, and its forward passes if they are kept,
+        else None."""
         estimates, cached = compute_estimates(
             self.roles,
             self.rollout,
@@ -69,14 +70,16 @@ class Setting:
     def compute_gradients(
         self, experience: Experience, micro_batch: int, cached: CachedForward | None = None
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Return the gradient of one minibatch as one vector a role, and its figures. Gradients are cleared."""
+        """Return the gradient of one minibatch as a flat vector for each role, and its metrics, and clear the
+        parameters' gradients."""
         figures = accumulate_gradients(
             self.roles, experience, cached, micro_batch=micro_batch, temperature=self.temperature, losses=self.losses
         )
         return {role: pop_gradient(self.roles, role) for role in self.roles.trainable}, figures
 
     def use_plain_forward(self) -> AbstractContextManager[None]:
-        """Use the forwards of transformers and PEFT, also during backward passes, which may recompute layers."""
+        """Return a context manager that replaces the fast path by the forward code of transformers and PEFT. It must
+        also enclose backward passes, which may recompute layers."""
         return disable_fast_path(self.roles.model, self.roles.policy)
 
     def tolerance(self, exact: float, rounded: float) -> float:
@@ -84,7 +87,7 @@ class Setting:
 
 
 def check_on_model(setting: Setting, draw: Callable[[], Rollout]) -> Iterator[Anchor]:
-    """Yield the anchors on the user's own model; without a critic, those of the policy alone."""
+    """Run the checks on the user's own model and yield their results; without a critic, those of the policy alone."""
     yield check_ratio(setting)
     yield check_experience(setting)
     yield check_policy_gradient(setting)
@@ -96,7 +99,7 @@ def check_on_model(setting: Setting, draw: Callable[[], Rollout]) -> Iterator[An
 
 
 def pop_gradient(roles: Roles, role: str) -> Tensor:
-    """Return a role's gradient as one vector, and clear it."""
+    """Return the gradients of a role's parameters as one flat fp32 vector, and clear them."""
     parameters = roles.parameters_of(role)
     vector = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in parameters])
     for parameter in parameters:
@@ -105,7 +108,7 @@ def pop_gradient(roles: Roles, role: str) -> Tensor:
 
 
 def compute_relative_error(result: Tensor, expected: Tensor) -> float:
-    """Return ‖result − expected‖ / ‖expected‖; NaN if `expected` is 0, which exceeds every tolerance."""
+    """Return ‖result − expected‖ / ‖expected‖, or NaN if `expected` is 0, which exceeds every tolerance."""
     return float((result - expected).norm() / expected.norm()) if expected.norm() > 0 else math.nan
 
 
@@ -113,7 +116,7 @@ def compute_relative_error(result: Tensor, expected: Tensor) -> float:
 
 
 def compute_plain_logprobs(setting: Setting, role: str, row: int, train: bool = False) -> Tensor:
-    """Return log p of a row's response tokens [T]."""
+    """Return log p of the response tokens [T] of one row under a role, by transformers' own forward without padding."""
     ids, length = read_response_ids(setting.rollout, row)
     with setting.roles.use(role, train) as model, torch.set_grad_enabled(train):
         logits = unwrap_model(model)(input_ids=ids).logits[0, -length - 1 : -1].float()
@@ -122,7 +125,8 @@ def compute_plain_logprobs(setting: Setting, role: str, row: int, train: bool = 
 
 
 def compute_plain_values(setting: Setting, row: int, train: bool = False) -> Tensor:
-    """Return V before each of a row's response tokens, and after the last one [T + 1]."""
+    """Return the critic's values [T + 1] before each response token of one row and after the last, by transformers' own
+    forward."""
     ids, length = read_response_ids(setting.rollout, row)
     roles = setting.roles
     trained = train and roles.value_backbone == "value"
@@ -135,12 +139,12 @@ def compute_plain_values(setting: Setting, row: int, train: bool = False) -> Ten
 
 
 def read_response_ids(rollout: Rollout, row: int) -> tuple[Tensor, int]:
-    """Return a row's real tokens [1, S], and the number of its response tokens."""
+    """Return the tokens of a row without padding [1, S], and the number of its response tokens."""
     return rollout.tokens_BS[row][rollout.mask_BS[row]][None], int(rollout.response_mask_BT[row].sum())
 
 
 class Targets(NamedTuple):
-    """Old logprobs, advantages and returns of the tokens of all rows, one row after another [N]."""
+    """Old logprobs, advantages and returns [N] of the response tokens of all rows, one row after another."""
 
     old_logprobs: Tensor
     advantages: Tensor
@@ -148,7 +152,8 @@ class Targets(NamedTuple):
 
 
 def compute_targets(setting: Setting) -> Targets:
-    """Compute advantages and returns by their definitions, in fp64."""
+    """Compute old logprobs, advantages and returns of the batch in fp64 by their definitions, independently of the
+    training code."""
     rollout = setting.rollout
     arguments = setting.experience_arguments
     estimator: Estimator = arguments["estimator"]
@@ -176,7 +181,8 @@ def compute_targets(setting: Setting) -> Targets:
 
 
 def compute_advantages_without_critic(estimator: Estimator, rewards: Sequence[Tensor]) -> list[Tensor]:
-    """Return the advantages of each row's tokens, which compare each answer with the others of its group.
+    """Compute the advantages of each row's tokens for RLOO, GRPO or REINFORCE++ by their definitions, one tensor for
+    each row.
 
     Args:
         rewards: of each row's tokens.
@@ -203,7 +209,7 @@ def compute_advantages_without_critic(estimator: Estimator, rewards: Sequence[Te
 
 
 def compute_discounted_sums(row: Tensor, factor: float) -> Tensor:
-    """Return Σ_k factor^(k−t) row_k from each t on [T]."""
+    """Return the discounted sum of the rest of a row from each position t on, Σ_k factor^(k−t) row_k, [T]."""
     sums = [sum(factor ** (k - t) * row[k] for k in range(t, len(row))) for t in range(len(row))]
     return torch.stack([torch.as_tensor(each) for each in sums])
 
@@ -216,7 +222,8 @@ def whiten(values: Tensor) -> Tensor:
 
 
 def check_ratio(setting: Setting) -> Anchor:
-    """Check that no token's logprob has moved before the first step, when the policy is the one that sampled."""
+    """Check that each token's logprob in the training pass equals its old logprob before the first step, when both come
+    from the same policy."""
     experience, _ = setting.build_experience()
     largest = 0.0
     for index in split_by_length(setting.rollout, setting.micro_batch):
@@ -230,7 +237,8 @@ def check_ratio(setting: Setting) -> Anchor:
 
 
 def check_experience(setting: Setting) -> Anchor:
-    """Compare a batch of experience with the definitions on plain logits.
+    """Compare logprobs, advantages and returns of the training code with those computed by definition from plain
+    logits.
 
     A swapped role or a wrong mask, position, shift, sign or whitening shows here.
     """
@@ -250,7 +258,7 @@ def check_experience(setting: Setting) -> Anchor:
 
 
 def check_policy_gradient(setting: Setting) -> Anchor:
-    """Compare PPO's gradient before the first step with that of REINFORCE with a baseline, −Σ w A ∇ log π.
+    """Compare PPO's policy gradient before the first step with that of REINFORCE with a baseline, −Σ w A ∇ log π.
 
     The gradient of the KL term is added if it is in the loss. w is 1 / tokens, or the divisor of `loss_mean`.
     """
@@ -279,7 +287,7 @@ def check_policy_gradient(setting: Setting) -> Anchor:
 
 
 def check_value_gradient(setting: Setting) -> Anchor:
-    """Compare the value gradient before the first step, when no value is clipped, with Σ (V − R) ∇V / n."""
+    """Compare the critic's gradient before the first step, when no value is clipped, with Σ (V − R) ∇V / n."""
     roles = setting.roles
     experience, _ = setting.build_experience()
     assert experience.returns_BT is not None
@@ -296,7 +304,7 @@ def check_value_gradient(setting: Setting) -> Anchor:
 
 
 def check_invariance(setting: Setting) -> Anchor:
-    """Check that neither micro-batches, padding and order of rows nor cached passes change a gradient."""
+    """Check that micro-batch size, padding, row order and cached forward passes do not change a gradient."""
     experience, _ = setting.build_experience()
     gradients = setting.compute_gradients(experience, setting.micro_batch)[0]
     rows = len(setting.rollout.ended_B)
@@ -315,7 +323,8 @@ def check_invariance(setting: Setting) -> Anchor:
 
 
 def check_isolation(setting: Setting) -> Anchor:
-    """Check that the value loss reaches no weight of the policy, and that training never moves the reference."""
+    """Check that the value loss has no gradient in the policy's weights, and that training does not change the
+    reference. The trained weights are restored afterwards."""
     roles = setting.roles
     rollout = setting.rollout
     mask = rollout.response_mask_BT
@@ -347,7 +356,7 @@ def check_isolation(setting: Setting) -> Anchor:
 
 
 def check_sampling(setting: Setting, draw: Callable[[], Rollout]) -> Anchor:
-    """Check that the mean of −log π over many sampled tokens is the mean entropy.
+    """Check that the mean of −log π over many sampled tokens equals the policy's mean entropy, within standard errors.
 
     A hidden top-k, top-p, penalty or another temperature makes samples likelier than that.
 
