@@ -29,7 +29,7 @@ def unwrap_model(model: Any) -> Any:
 
 
 def get_decoder(model: Any) -> Any:
-    """Return the module that computes a model's hidden states.
+    """Return the module of a causal language model that computes its hidden states, without the language head.
 
     The model's own method `get_decoder` is not enough: for some models it returns the whole model, or a head that is
     named `decoder`.
@@ -42,7 +42,8 @@ def get_decoder(model: Any) -> Any:
 
 
 def get_route(model: Any) -> Route:
-    """Return a model's route. It is stored on the model."""
+    """Return how a model is computed, fast path or plain, from its configuration. The result is stored on the model as
+    `align_route`."""
     base = unwrap_model(model)
     if "align_route" not in vars(base):
         config = getattr(base, "config", None)
@@ -51,12 +52,13 @@ def get_route(model: Any) -> Route:
 
 
 def get_hidden_size(model: Any) -> int:
-    """Return the width D of hidden states."""
+    """Return the width D of a model's hidden states."""
     return int(unwrap_model(model).config.get_text_config().hidden_size)
 
 
 def group_rows(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Yield groups of rows for one forward: all rows if the model allows padding, else the rows of each length.
+    """Yield groups of rows that can share one forward pass: all rows if the model allows padding, else the rows of each
+    length.
 
     Yields:
         The flat indices of the group's tokens [R, L] in `tokens_BS`, and the arguments of the model.
@@ -74,7 +76,7 @@ def group_rows(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Iterator[tuple
 
 
 def join_rows(groups: Sequence[tuple[Tensor, Tensor]], mask_BS: Tensor) -> Tensor:
-    """Join the hidden states of groups of rows to one tensor [B, S, D], with 0 at padding."""
+    """Scatter the hidden states of groups of rows back into one tensor [B, S, D], with 0 at padding."""
     first = groups[0][1]
     if first.shape[:2] == mask_BS.shape:
         return first
@@ -85,7 +87,8 @@ def join_rows(groups: Sequence[tuple[Tensor, Tensor]], mask_BS: Tensor) -> Tenso
 
 
 def compute_hidden_states(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Tensor:
-    """Return the decoder's last hidden states [B, S, D]. Positions count tokens without padding."""
+    """Return the last hidden states [B, S, D] of a batch whose rows may have padding anywhere. Positions count tokens
+    without padding. On models that allow no padding, the states at padding are 0."""
     decoder = get_decoder(model)
     groups = group_rows(model, tokens_BS, mask_BS)
     states = [(places, decoder(**inputs, use_cache=False).last_hidden_state) for places, inputs in groups]
@@ -93,7 +96,7 @@ def compute_hidden_states(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Ten
 
 
 class StatesAndLogits(NamedTuple):
-    """The result of one pass of a model's own forward.
+    """The hidden states of a batch and the logits of its picked tokens, from the model's own forward.
 
     Attributes:
         states_BSD: the decoder's last hidden states.
@@ -107,7 +110,7 @@ class StatesAndLogits(NamedTuple):
 
 
 def compute_states_and_logits(model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor) -> StatesAndLogits:
-    """Return the hidden states of all tokens, and the logits that predict the picked ones, by the model's own forward.
+    """Compute the hidden states of all tokens and the logits of the picked tokens by the model's own forward.
 
     Args:
         picked_BS: bool mask of the tokens to be scored, without padding and without a row's first token.
@@ -133,7 +136,8 @@ def compute_states_and_logits(model: Any, tokens_BS: Tensor, mask_BS: Tensor, pi
 
 @contextmanager
 def ignore_generation_config(model: Any) -> Iterator[None]:
-    """Ignore the checkpoint's generation settings in the block: `generate` would use them as defaults."""
+    """Replace a model's generation config by an empty one while the `with` block runs, because `generate` would use its
+    settings as defaults."""
     config = model.generation_config
     model.generation_config = GenerationConfig()
     try:
@@ -143,8 +147,8 @@ def ignore_generation_config(model: Any) -> Iterator[None]:
 
 
 def get_lm_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """Return the function from hidden states to logits, including what some architectures do after the projection:
-    Gemma 2 caps logits, Cohere and Granite scale them."""
+    """Return the function from hidden states to logits: the language head with any scaling or capping after the
+    projection. Gemma 2 caps logits, Cohere and Granite scale them."""
     base = unwrap_model(model)
     head = base.get_output_embeddings()
     config = base.config.get_text_config()
@@ -161,7 +165,7 @@ def get_lm_head(model: Any) -> Callable[[Tensor], Tensor]:
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, pad_left: bool = False) -> Tensor:
-    """Return rows of ids as one int64 tensor [B, S], padded on the right unless `pad_left`."""
+    """Pad rows of token ids with `value` to one int64 tensor [B, S], on the right unless `pad_left`."""
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
     side = "left" if pad_left else "right"
     return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
@@ -170,7 +174,7 @@ def pad_rows(rows: Sequence[Sequence[int]], value: int, pad_left: bool = False) 
 def rollout_from_answers(
     prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], filler: int, device: Any
 ) -> Rollout:
-    """Build a rollout of prompts and existing answers, which all count as ended.
+    """Build a Rollout from the token ids of prompts and existing answers, which all count as ended.
 
     Args:
         filler: token id for padding.
@@ -184,19 +188,20 @@ def rollout_from_answers(
 
 
 def scatter_tokens(values_N: Tensor, mask_BT: Tensor) -> Tensor:
-    """Return a tensor [B, T] with the values at the True positions of a mask, and 0 elsewhere. Gradients flow
-    through."""
+    """Place the values at the True positions of a mask, in order, and return them as a tensor [B, T] with 0 elsewhere.
+    Gradients flow through."""
     return values_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, values_N)
 
 
 def select_predicting_states(hidden_BSD: Tensor, rollout: Rollout) -> Tensor:
-    """Return the hidden state that each response token is predicted from [B, T, D]."""
+    """Return the hidden states from which the response tokens are predicted [B, T, D]: those of the tokens before
+    them."""
     # The state at column S−1 predicts column S: the response's predictors start one column before it.
     return hidden_BSD[:, rollout.prompt_width - 1 : -1]
 
 
 class PickedLogprobs(NamedTuple):
-    """Logprobs of the picked tokens of a batch in the order of rows, and the hidden states of all its tokens."""
+    """Logprobs and entropies of a batch's picked tokens in row order, and the hidden states of all tokens."""
 
     logprobs_N: Tensor
     entropies_N: Tensor
@@ -206,7 +211,7 @@ class PickedLogprobs(NamedTuple):
 def compute_picked_logprobs(
     model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor, temperature: float = 1.0
 ) -> PickedLogprobs:
-    """Return logprobs and entropies of picked tokens given the previous tokens of their row, under the active adapter.
+    """Compute logprobs and entropies of picked tokens given the previous tokens of their row, under the active adapter.
 
     On the fast path logits are computed for picked tokens only, in chunks. Under autocast a frozen head is computed
     like a trained one, so that the policy's logprobs are rounded in the same way as those that they are compared with.
@@ -238,8 +243,7 @@ class ResponseLogprobs(NamedTuple):
 
 
 def score_response(model: Any, rollout: Rollout, temperature: float) -> ResponseLogprobs:
-    """Return the logprobs, entropies and predicting hidden states of a rollout's response tokens, under the active
-    adapter."""
+    """Compute logprobs, entropies and hidden states for a rollout's response tokens, under the active adapter."""
     picked_BS = rollout.mask_BS.clone()
     picked_BS[:, : rollout.prompt_width] = False
     picked, entropy, hidden = compute_picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS, temperature)
@@ -255,12 +259,14 @@ def compute_response_logprobs(model: Any, rollout: Rollout, temperature: float) 
 
 
 def split_by_length(rollout: Rollout, size: int) -> list[Tensor]:
-    """Return row indices in chunks of at most `size`, rows of similar length together."""
+    """Split the row indices of a rollout into chunks of at most `size`, sorted by length, so that chunks need little
+    padding."""
     return list(torch.argsort(rollout.mask_BS.sum(-1), stable=True).split(size))
 
 
 def compute_in_chunks(function: Callable[[Rollout], Tensor], rollout: Rollout, size: int) -> Tensor:
-    """Apply a function to a rollout in chunks of `size` rows, and return the result in the order of the rows.
+    """Apply a function to a rollout in chunks of at most `size` rows, and return the result in the original order of
+    the rows.
 
     Rows of similar length share a chunk, so that there is little padding. Each rank computes its share of the chunks,
     and all ranks get the whole result.
@@ -274,8 +280,9 @@ def compute_in_chunks(function: Callable[[Rollout], Tensor], rollout: Rollout, s
 def compute_several_in_chunks(
     function: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout, size: int
 ) -> tuple[Tensor, ...]:
-    """Apply a function that returns several tensors to a rollout in chunks of `size` rows, and return them in the order
-    of the rows."""
+    """Apply a function that returns several tensors to a rollout in chunks of at most `size` rows. Returns the tensors
+    in the original order of the rows, padded to the rollout's width. The ranks share the chunks, and each gets the
+    whole result."""
     width = rollout.response_mask_BT.shape[1]
     indices = split_by_length(rollout, size)
     chunks = [function(rollout.rows(index)) for index in ranks.select_own_share(indices)]

@@ -1,4 +1,4 @@
-"""Loading of a base, in full precision or in NF4, and of its tokenizer; the choice of device and dtype.
+"""Loading of base models, in full precision or in NF4, and of their tokenizers; the choice of device and dtype.
 
 On CPUs with AVX512-BF16, bitsandbytes repacks a `Linear4bit` at its first evaluation forward, after which gradients and
 `dequantize()` are wrong. `disable_nf4_repacking` prevents this for every model that is loaded here.
@@ -57,16 +57,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Environment variable of torch's allocator, and its former name."""
 LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
-"""Keys of a tokenizer's configuration that hold paths of this machine. They are not saved."""
+"""Keys of a tokenizer's configuration that hold paths of this machine, and are therefore not saved."""
 
 KNOWN_BUFFERS = re.compile(
     r"(^|\.)(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)|masked_bias|causal_mask|position_ids)$"
 )
-"""Constants that older versions of transformers saved with the weights, and that models compute themselves."""
+"""Pattern of constants that older versions of transformers saved with the weights, and that models compute
+themselves."""
 
 BESIDE_TOKENIZER = ("tokenizer.model", "generation_config.json")
-"""Files that `save_pretrained` of a tokenizer does not write: SentencePiece's model, which llama.cpp's converter reads,
-and the sampling defaults."""
+"""Files beside a tokenizer that its `save_pretrained` does not write: SentencePiece's model, which llama.cpp's
+converter reads, and the sampling defaults."""
 OWN_TOKENIZER = "Train with the base's own tokenizer."
 
 transformers_logging.set_verbosity_error()
@@ -74,7 +75,7 @@ transformers_logging.disable_progress_bar()
 
 
 def choose_device(device: str) -> torch.device:
-    """Return the device that a setting names; `auto` is CUDA if there is a GPU.
+    """Return the torch device that the setting `device` names; `auto` is CUDA if there is a GPU, else the CPU.
 
     A CUDA device is returned with its index, and becomes the current device of this process. Without an index it is the
     current one, which a launcher may have set. Expandable segments are enabled, because rows of varying lengths
@@ -109,12 +110,13 @@ def choose_device(device: str) -> torch.device:
 
 
 def describe_gpu(device: torch.device) -> dict[str, str]:
-    """Return a manifest's entry with the GPU's name. Returns an empty dict for a CPU, which is recorded elsewhere."""
+    """Return the GPU's name as `gpu` for a run's manifest, or an empty dictionary for a CPU, which is recorded
+    elsewhere."""
     return {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the compute dtype; `auto` is bf16 on CUDA and fp32 on a CPU.
+    """Return the dtype of the computation; `auto` is bf16 on CUDA and fp32 on a CPU.
 
     Prints a warning if the processor has no bf16 instructions: with AVX2 alone, a square product in bf16 took 110 times
     as long as in fp32.
@@ -127,7 +129,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def get_dtype_name(dtype: torch.dtype) -> str:
-    """Return the name of a dtype in `DTYPES`."""
+    """Return a torch dtype's name without `torch.`, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -137,7 +139,7 @@ def choose_checkpointing(requested: str, device: torch.device) -> bool:
 
 
 def build_nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Return the configuration of NF4 with double quantisation (Dettmers et al., QLoRA, 2023)."""
+    """Return the bitsandbytes configuration of NF4 with double quantisation (Dettmers et al., QLoRA, 2023)."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -147,14 +149,16 @@ def build_nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def disable_nf4_repacking(model: torch.nn.Module) -> None:
-    """Disable the repacking of every `Linear4bit` on CPUs, after which gradients and `dequantize()` are wrong."""
+    """Prevent bitsandbytes from repacking the `Linear4bit` weights of a model on CPUs, after which gradients and
+    `dequantize()` are wrong."""
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 
 def cast_to_fp32(model: Any) -> Any:
-    """Make a model compute in fp32, in place: NF4 codes are kept, and all other weights are cast to fp32."""
+    """Make a model compute in fp32, in place, and return it. NF4 codes are kept, and all other weights are cast to
+    fp32."""
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.compute_dtype = torch.float32
@@ -224,8 +228,8 @@ def load_base(
 
 @contextmanager
 def convert_errors(explain: Callable[[Exception], InputError]) -> Iterator[None]:
-    """Turn an exception of a library in the block into the InputError that `explain` returns: a wrong value in a file
-    may raise anything."""
+    """Convert an exception of a library in the `with` block to the InputError that `explain` returns. A wrong value in
+    a file may raise anything. AlignError and out-of-memory errors pass unchanged."""
     try:
         yield
     except AlignError:
@@ -239,7 +243,7 @@ def convert_errors(explain: Callable[[Exception], InputError]) -> Iterator[None]
 def require_configured_tensors(
     base: Base, model_class: type, missing: Collection[str], unexpected: Collection[str]
 ) -> None:
-    """Check that a base has exactly the weights of its configuration.
+    """Raise CorruptFile unless a base model's files have exactly the tensors that its configuration asks for.
 
     Transformers initialises missing weights at random and ignores unexpected ones. Its lists leave out tied tensors and
     those that the model's class ignores by name, such as DeepSeek-V3's layer that predicts several tokens. A classifier
@@ -267,8 +271,8 @@ def require_configured_tensors(
 
 
 def find_head_names(base: Base, names: Collection[str]) -> set[str]:
-    """Return those of `names` that are the language head in a base's files: tensors outside of the backbone with the
-    shape of one there.
+    """Return the tensor names among `names` that are the language head in a base model's files. These are tensors
+    outside of the backbone that have the shape of one there.
 
     Some checkpoints name the head differently than the class: GPT-NeoX's is `embed_out` in files and `lm_head` in
     memory.
@@ -294,12 +298,12 @@ def print_once(line: str) -> None:
 
 
 def load_classifier(base: Base, method: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """Load a base with a scalar `score` head instead of the language head, for a reward model."""
+    """Load a base model with a scalar `score` head instead of the language head, for a reward model."""
     return load_base(base, method, device, dtype, AutoModelForSequenceClassification, num_labels=1)
 
 
 def build_load_error(base: Base, error: Exception) -> InputError:
-    """Return the InputError for a model that failed to load."""
+    """Return the error for a base model that failed to load: CorruptFile for broken safetensors, else InputError."""
     summary = summarize_error(error)[:200]
     if type(error).__name__ == "SafetensorError" or "safetensors" in summary.lower() or "header" in summary.lower():
         return CorruptFile(
@@ -311,19 +315,19 @@ def build_load_error(base: Base, error: Exception) -> InputError:
 
 
 def summarize_error(error: Exception) -> str:
-    """Return the type and first line of an error."""
+    """Return the type and the first line of an exception, joined by a colon."""
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def load_own_tokenizer(artifact: Artifact, base: Base) -> Any:
-    """Load the tokenizer that an artifact was trained with; the base's if the artifact has none. See
+    """Load the tokenizer that an artifact was trained with, or its base model's if the artifact has none. See
     `load_tokenizer`."""
     has_tokenizer = (artifact.path / "tokenizer_config.json").is_file()
     return load_tokenizer(base, artifact.path if has_tokenizer else None)
 
 
 def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
-    """Load the tokenizer of a base, and make sure that it has a pad token.
+    """Load the tokenizer of a base model or of `folder`, and set a pad token if it has none.
 
     If the model has none, the unknown token or EOS becomes the pad token. Padding is always masked, so that a shared id
     does no harm.
@@ -364,7 +368,7 @@ def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
 
 
 def require_vocabulary_fits(tokenizer: Any, base: Base, source: str) -> None:
-    """Check that every token has a row in the base's embedding.
+    """Raise InputError unless every token of a tokenizer has a row in the base model's embedding.
 
     A special token that is never written may have none: it is in no template, the tokenizer adds it to no row, and
     contents never contain special tokens (`align.data.chat.tokens`). Gemma 3's text models have such a token, for
@@ -388,7 +392,8 @@ def require_vocabulary_fits(tokenizer: Any, base: Base, source: str) -> None:
 
 
 def refuse_added_tokens(tokenizer: Any, base: Any) -> None:
-    """Check that an adapter's tokenizer has no tokens besides those of its base, because adapters hold no embeddings.
+    """Raise InputError if an adapter's tokenizer has tokens that its base's does not have, because adapters hold no
+    embeddings.
 
     Raises:
         InputError: tokens were added.
@@ -399,7 +404,7 @@ def refuse_added_tokens(tokenizer: Any, base: Any) -> None:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path, base_folder: Path | None = None) -> None:
-    """Save a tokenizer without the paths that it was read from: equal runs must write equal bytes.
+    """Save a tokenizer to `folder` without the local paths that it was read from, so that equal runs write equal bytes.
 
     Args:
         base_folder: the folder of the base, for the files of `BESIDE_TOKENIZER`.
@@ -414,14 +419,14 @@ def save_tokenizer(tokenizer: Any, folder: Path, base_folder: Path | None = None
 
 
 class BaseConfigurations(NamedTuple):
-    """The configurations of a base."""
+    """The model configuration and the generation configuration of a base model."""
 
     config: Any
     generation_config: GenerationConfig
 
 
 def read_configurations(base: Base) -> BaseConfigurations:
-    """Read the configurations of a base, without its weights.
+    """Read the model and generation configurations of a base model with transformers, without its weights.
 
     Raises:
         InputError: transformers cannot read them.
@@ -440,7 +445,8 @@ def read_configurations(base: Base) -> BaseConfigurations:
 
 
 def build_skeleton(base: Base) -> Any:
-    """Build the modules of a base on the meta device. Returns None if that fails; loading will then report the error.
+    """Build the modules of a base model on the meta device, without weights. Returns None if that fails; loading will
+    then report the error.
 
     Raises:
         InputError: see `read_configurations`.
@@ -454,7 +460,7 @@ def build_skeleton(base: Base) -> Any:
 
 
 def require_packing_support(base: Base) -> None:
-    """Check that rows may be packed on a base, before its weights are loaded.
+    """Raise InputError unless several rows may be packed into one on a base model, before its weights are loaded.
 
     Passes if the modules cannot be built: loading will then report the error.
 
@@ -473,7 +479,7 @@ def require_packing_support(base: Base) -> None:
 
 
 def get_context_length(model: Any) -> int:
-    """Return the number of positions of a model's context.
+    """Return the maximum number of positions in a model's context, from its configuration.
 
     With LongRoPE (Ding et al., 2024) it is the original one: beyond it the model uses other factors for the whole row,
     so that tokens that were already sampled get other logprobs.

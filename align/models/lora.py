@@ -1,4 +1,4 @@
-"""Configuration of a new LoRA adapter (Hu et al., 2021). Imports torch only when it is applied to a model."""
+"""Settings of a new LoRA adapter (Hu et al., 2021). Imports torch only when they are applied to a model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ NO_LORA = {
     "llama4_text": ["router"],
     "phimoe": ["router"],
 }
-"""Model type → linear layers that cannot have an adapter. A forward or a kernel reads their weight directly, so that an
-adapter would have no effect until it is merged (PEFT refuses the first two on five of these types); or the layer is
-more than one matrix, such as a router that returns several tensors."""
+"""Names of linear layers that cannot have an adapter, by model type. A forward or a kernel reads their weight directly,
+so that an adapter would have no effect until it is merged (PEFT refuses the first two on five of these types); or the
+layer is more than one matrix, such as a router that returns several tensors."""
 RUN_KEYS = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -36,12 +36,12 @@ RUN_KEYS = {
     "runtime_config",
     "task_type",
 }
-"""Keys of a saved configuration that record how the adapter was trained, and not what it computes."""
+"""Keys of a saved adapter configuration that record how the adapter was trained, and not what it computes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """The settings of a new adapter.
+    """The settings of a new LoRA adapter: rank, alpha, dropout and target layers.
 
     Attributes:
         r: rank.
@@ -62,13 +62,13 @@ class Lora:
 
     @classmethod
     def from_settings(cls, settings: Any) -> Lora:
-        """Build it from the config group `method`, whose targets are a list of names, or a string for all linear
-        layers."""
+        """Build the settings from the config group `method`, whose `targets` are a list of names, or a string for all
+        linear layers."""
         targets = () if isinstance(settings.targets, str) else tuple(settings.targets)
         return cls(settings.r, settings.alpha, settings.dropout, targets, settings.rslora, settings.dora)
 
     def config(self, model: Any, is_reward_model: bool = False) -> LoraConfig:
-        """Return the PEFT configuration for a model.
+        """Return PEFT's LoraConfig for a model with these settings, without layers that cannot have an adapter.
 
         Args:
             is_reward_model: whether PEFT trains and saves the `score` head too (`SEQ_CLS`).
@@ -94,8 +94,8 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class LoraLike:
-    """The settings of a new adapter with the shape of a saved one: a reward model starts from the weights of the
-    supervised adapter.
+    """The settings of a new adapter with the rank and targets of a saved one. A reward model starts from the weights of
+    the supervised adapter.
 
     Attributes:
         saved: content of the saved adapter's `adapter_config.json`.
@@ -112,7 +112,8 @@ class LoraLike:
 
 
 def read_saved_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings of a saved adapter, under their names in the config group `method`.
+    """Read rank, alpha, dropout, targets and variants of a saved adapter, under their names in the config group
+    `method`.
 
     Raises:
         CorruptFile: its configuration cannot be read.
@@ -130,7 +131,7 @@ def read_saved_settings(folder: Path) -> dict[str, Any]:
 
 
 def require_adaptable_targets(model: Any, targets: tuple[str, ...], excluded: list[str]) -> None:
-    """Raise InputError if a target is not a linear layer, or is one that cannot have an adapter.
+    """Raise InputError if a target is not a linear layer of the model, or is one that cannot have an adapter.
 
     Args:
         excluded: names of layers that cannot have an adapter.

@@ -35,7 +35,8 @@ from align.run import write_json
 from align.run.weights import build_local_base_name
 
 REPEATABLE = ("pissa", "olora")
-"""Initialisations that subtract a part from the base's weights, which factorising the weights again reproduces."""
+"""Initialisations that subtract a part from the base's weights, which can be reproduced by factorising the weights
+again."""
 MERGE = "Export it merged: export=merged."
 READ_BY_ENGINES = (
     "peft_type",
@@ -55,7 +56,7 @@ READ_BY_ENGINES = (
     "fan_in_fan_out",
     "modules_to_save",
 )
-"""Keys that decide what the adapter computes."""
+"""Configuration keys that decide what an adapter computes."""
 TRAINING_ONLY = (
     "auto_mapping",
     "base_model_name_or_path",
@@ -71,20 +72,21 @@ TRAINING_ONLY = (
     "revision",
     "velora_config",
 )
-"""Keys that record how it was trained, or that are always rewritten."""
+"""Configuration keys that record how an adapter was trained, or that are always rewritten."""
 SCORE_MODULES = ("classifier", "score")
-"""The names under which PEFT saves the head of a sequence classifier."""
+"""Names under which PEFT saves the head of a sequence classifier."""
 MERGEABLE = {
     "modules_to_save": "whole modules travel with it: vLLM and llama.cpp's converter reject them",
     "use_dora": "vLLM, SGLang and llama.cpp's converter reject DoRA",
     "bias": "vLLM and llama.cpp's converter reject biases",
     "target_parameters": "no engine supports it, and without it the adapter is another model",
 }
-"""Key of a setting that no engine serves as an adapter but that can be merged → the reason."""
+"""Configuration keys of adapters that can be merged but that no engine serves as an adapter, with the reason."""
 
 
 def refuse_unsupported_adapter(adapter: Adapter, will_merge: bool = False) -> None:
-    """Refuse an adapter that engines would read wrongly or not at all. A reward model's head is allowed.
+    """Raise InputError for an adapter that serving engines would read wrongly or not at all. A reward model's head is
+    allowed.
 
     Args:
         will_merge: whether the adapter will be merged into its base, which supports more settings.
@@ -152,15 +154,16 @@ def convert_to_plain_lora(adapter: Adapter, initial_factors: Mapping[str, Factor
 
 
 def compute_lora_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """Return the factor of B·A of a module in PEFT: alpha / r, or alpha / √r (rsLoRA: Kalajdzievski, 2023)."""
+    """Return the factor by which PEFT multiplies a module's B·A: alpha / r, or alpha / √r (rsLoRA: Kalajdzievski,
+    2023)."""
     patterns = config.get("alpha_pattern") or {}
     alpha = patterns.get(get_pattern_key(list(patterns), module), config["lora_alpha"])
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def compute_initial_factors(model: Any, config: Mapping[str, Any]) -> dict[str, Factors] | None:
-    """Return the factors that the adapter's initialisation subtracted from the base's weights. Returns None for the
-    usual initialisations, which subtract nothing.
+    """Compute the LoRA factors that an adapter's initialisation subtracted from the base's weights, by module. Returns
+    None for the usual initialisations, which subtract nothing.
 
     PiSSA (Meng et al., 2024) and OLoRA (Büyükakyüz, 2024) start from a factorisation of each weight, and leave the
     residual in the base: PEFT does so again whenever such an adapter is loaded.
@@ -187,7 +190,8 @@ def compute_initial_factors(model: Any, config: Mapping[str, Any]) -> dict[str, 
 
 
 def refuse_unknown_residual(is_quantised: bool, config: Mapping[str, Any]) -> None:
-    """Raise InputError if the initialisation subtracted factors from a quantised base, whose residual is unknown."""
+    """Raise InputError if an adapter's initialisation subtracted factors from a quantised base, whose residual is
+    unknown."""
     init = config.get("init_lora_weights")
     if init in REPEATABLE and is_quantised:
         problem = (
@@ -199,7 +203,8 @@ def refuse_unknown_residual(is_quantised: bool, config: Mapping[str, Any]) -> No
 def write_plain_lora(
     folder: Path, source: Path, base: Mapping[str, str], initial_factors: Mapping[str, Factors] | None = None
 ) -> None:
-    """Write an adapter as plain LoRA in fp32, with a reward model's head, and the configuration that engines read.
+    """Write a PEFT adapter to `folder` as plain LoRA in fp32, with the configuration that engines read. A reward
+    model's head is kept.
 
     Args:
         folder: an empty folder, from `align.run.atomic.publish_folder`.

@@ -1,5 +1,5 @@
-"""Checks after loading that the logits computed here are those of the model's own forward, with further checks of
-configurations that were not measured."""
+"""Checks of a model after loading: the logits computed here are those of its own forward. Configurations that were not
+measured get further checks."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from align.run import Base, is_out_of_memory
 
 EXACT = 1e-2
 ROUNDED = 0.25
-"""Mean difference of logprobs in nats that counts as rounding, in fp32 and in half precision. Another order of addition
-gives less than 1e-3 and 0.1; a mask, a position or a scale that is ignored gives more, unless the weights are
-random."""
+"""Mean difference of logprobs in nats that counts as rounding, in fp32 (`EXACT`) and in half precision (`ROUNDED`).
+Another order of addition gives less than 1e-3 and 0.1; a mask, a position or a scale that is ignored gives more, unless
+the weights are random."""
 ROWS = ((3, 17), (9, 11))
-"""For each row the length of its prompt, and of prompt and answer together."""
+"""Length of the prompt, and of prompt and answer together, for each row of the checks."""
 
 
 @torch.no_grad()
 def require_consistent_logits(model: Any, base: Base) -> None:
-    """Compare the logits of two rows of different lengths in one batch with the model's own forward on each of them.
-    For a configuration that was not measured, also check that the model is causal, and that its cache agrees with its
-    forward.
+    """Raise InputError unless two rows of different lengths in one batch have the same logits as each row alone in the
+    model's own forward. For a configuration that was not measured, also check that the model is causal, and that its
+    cache agrees with its forward.
 
     Raises:
         InputError: a check fails.
@@ -59,7 +59,8 @@ def require_consistent_logits(model: Any, base: Base) -> None:
 
 
 def find_problem_in_logits(model: Any) -> str:
-    """Return the problem of a causal language model. Returns an empty string if all checks pass."""
+    """Compare a causal language model's logprobs of two rows in a batch with those of each row alone. Returns the
+    problem as text, or an empty string if all checks pass."""
     rows = draw_random_rows(model)
     with disable_fast_path(model):
         alone = [compute_own_logprobs(model, row) for row in rows]
@@ -76,8 +77,8 @@ def find_problem_in_logits(model: Any) -> str:
 
 
 def find_contradiction(model: Any, rows: list[Tensor], alone: list[Tensor]) -> str:
-    """Return the problem of a model's own forward: it is not causal, or contradicts its cache. Returns an empty string
-    if all checks pass.
+    """Check that a model's own forward is causal and agrees with its key-value cache. Returns the problem as text, or
+    an empty string if all checks pass.
 
     Args:
         alone: its logprobs of each row [S, V].
@@ -100,14 +101,14 @@ def find_contradiction(model: Any, rows: list[Tensor], alone: list[Tensor]) -> s
 
 
 def compute_own_logprobs(model: Any, row: Tensor) -> Tensor:
-    """Return the logprobs of every token of the vocabulary after each token of a row [S, V], by the model's own
+    """Return the log-probabilities of all next tokens after each token of one row [S, V], by the model's own
     forward."""
     return unwrap_model(model)(input_ids=row[None], use_cache=False).logits[0].float().log_softmax(-1)
 
 
 def find_problem_in_states(model: Any) -> str:
-    """Return the problem of a model without a language head, checked by its last hidden states. Returns an empty string
-    if all checks pass."""
+    """Check by its hidden states that a model without a language head is causal and allows rows in batches. Returns the
+    problem as text, or an empty string if all checks pass."""
     rows = draw_random_rows(model)
     with disable_fast_path(model):
         shorter = [get_decoder(model)(input_ids=row[None, :-2], use_cache=False).last_hidden_state[0] for row in rows]
@@ -124,7 +125,8 @@ def find_problem_in_states(model: Any) -> str:
 
 
 def draw_random_rows(model: Any) -> list[Tensor]:
-    """Return token rows of the lengths of `ROWS`, the same for every model of a vocabulary."""
+    """Return rows of random token ids with the lengths in `ROWS`, the same for every model with this vocabulary
+    size."""
     embedding = unwrap_model(model).get_input_embeddings()
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(3, embedding.weight.shape[0], (length,), generator=generator) for _, length in ROWS]
@@ -132,10 +134,10 @@ def draw_random_rows(model: Any) -> list[Tensor]:
 
 
 def choose_tolerance(model: Any) -> float:
-    """Return the difference of logprobs that counts as rounding for a model's dtype."""
+    """Return the difference of logprobs in nats that counts as rounding for a model's dtype."""
     return EXACT if next(p for p in model.parameters() if p.is_floating_point()).dtype == torch.float32 else ROUNDED
 
 
 def compute_mean_distance(a: Tensor, b: Tensor) -> float:
-    """Return the mean absolute difference, or infinity if it is nan."""
+    """Return the mean absolute difference of two tensors, or infinity if it is NaN."""
     return float((a - b).abs().mean().nan_to_num(torch.inf))

@@ -1,4 +1,4 @@
-"""Policy, value, reward and reference model of PPO as adapters on one base, whose weights are in memory only once.
+"""The policy, value, reward and reference models of PPO as adapters on one base, whose weights are in memory only once.
 
 Without a critic there is no value role. If all weights of the policy train, the policy is a second model, and the other
 roles are adapters on the frozen base that it started from. `use` activates a role, and checks which parameters require
@@ -39,13 +39,14 @@ from align.run import Base
 from align.run.weights import VALUE_HEAD_FILE
 
 Role = str
-"""`policy`, `reference`, `value`, `reward`; further reward models are `reward1`, `reward2`, …"""
+"""Name of a model in PPO: `policy`, `reference`, `value` or `reward`; further reward models are `reward1`,
+`reward2`, …"""
 TRAINABLE = ("policy", "value")
 ADAPTER = re.compile(r"\.lora_\w+\.(\w+)(?:\.|$)")
 
 
 class ForwardOutput(NamedTuple):
-    """The result of one forward pass of a role over a rollout.
+    """Logprobs, entropies and hidden states of a rollout's response tokens, from one forward pass of a role.
 
     Attributes:
         logprobs_BT: logprob of each response token, 0 outside the mask.
@@ -59,7 +60,7 @@ class ForwardOutput(NamedTuple):
 
 
 class CachedForward(NamedTuple):
-    """The results of the policy and of the value role with their autograd graphs. Without a critic, `values_BT` is
+    """The outputs of the policy and of the value role with their autograd graphs. Without a critic, `values_BT` is
     None."""
 
     output: ForwardOutput
@@ -67,7 +68,7 @@ class CachedForward(NamedTuple):
 
 
 class Roles:
-    """The roles of PPO on one base.
+    """The policy, reference, value and reward models of PPO as adapters on one base model.
 
     Args:
         base: a frozen causal language model (NF4 or not).
@@ -141,7 +142,7 @@ class Roles:
             self._parameters |= self._weights["policy"]
 
     def _add(self, name: str, fresh: Lora) -> None:
-        """Add a new adapter, whose initial output is 0."""
+        """Add a new LoRA adapter called `name` to the model, whose initial output is 0."""
         if isinstance(self.model, PeftModel):
             self.model.add_adapter(name, fresh.config(unwrap_model(self.model)))
         else:
@@ -153,19 +154,19 @@ class Roles:
         return list(self.get_named_parameters(role).values())
 
     def get_named_parameters(self, role: Role) -> dict[str, nn.Parameter]:
-        """Return name → trained parameter of a role, in the order of `parameters_of`."""
+        """Return the trained parameters of a role by name, in the order of `parameters_of`."""
         parameters = dict(self._weights[role])
         if role == "value" and self.value_head is not None:
             parameters |= {f"value_head.{name}": parameter for name, parameter in self.value_head.named_parameters()}
         return parameters
 
     def actor(self, role: Role) -> RoleActor:
-        """Return a role as an actor for rollout engines."""
+        """Return an Actor through which rollout engines sample from a role."""
         return RoleActor(self, role)
 
     @contextmanager
     def use(self, role: Role, train: bool = False) -> Iterator[Any]:
-        """Activate a role, and yield its model.
+        """Activate a role's adapter and yield its model for the `with` block.
 
         Args:
             train: whether the role's own weights, and no others, require gradients.
@@ -179,7 +180,8 @@ class Roles:
             yield self.policy
 
     def _enter(self, role: Role, train: bool) -> None:
-        """Activate a role's adapter. This is faster than PEFT's `set_adapter`, which takes 16 ms at 30 layers."""
+        """Activate a role's adapter on every layer, and let gradients flow only to its own weights, and only if
+        `train`. This is faster than PEFT's `set_adapter`, which takes 16 ms at 30 layers."""
         base_alone = role == "reference" and self.reference_is_base
         if not base_alone and (role != "policy" or self.policy is None):
             require_known_adapters([role], getattr(self.model, "peft_config", ()))
@@ -198,20 +200,21 @@ class Roles:
         assert trains == expected, f"{role}: {sorted(trains ^ expected)[:4]} should not differ"
 
     def require_gradients(self, role: Role) -> None:
-        """Make only a role's parameters require gradients, if another role was active since its forward pass."""
+        """Let only a role's parameters require gradients again before its backward pass, in case another role was
+        active since its forward pass."""
         if role == "policy" or self.value_backbone == role:
             self._enter(role, train=True)
         if self.value_head is not None:
             self.value_head.requires_grad_(role == "value")
 
     def logprobs(self, role: Role, rollout: Rollout, temperature: float, train: bool = False) -> ForwardOutput:
-        """Return the logprobs, entropies and hidden states of the response tokens under a role."""
+        """Compute the logprobs, entropies and hidden states of a rollout's response tokens under a role."""
         with self.use(role, train) as model, torch.set_grad_enabled(train):
             logprobs, entropy, states = score_response(model, rollout, temperature)
             return ForwardOutput(logprobs, entropy, states.detach())
 
     def values(self, rollout: Rollout, train: bool = False, policy_states_BTD: Tensor | None = None) -> Tensor:
-        """Return the values before each response token [B, T]; unspecified outside the mask.
+        """Compute the value role's estimates before each response token [B, T]; unspecified outside the response mask.
 
         Args:
             policy_states_BTD: the policy's hidden states of this rollout, if they were computed. They save a forward
@@ -230,7 +233,8 @@ class Roles:
             return self.value_head(states.float()).squeeze(-1)
 
     def run_cached_forward(self, rollout: Rollout, temperature: float) -> CachedForward:
-        """Run policy and value forward with gradients, for a later backward pass."""
+        """Compute the policy's logprobs and, with a critic, the values of a rollout, with autograd graphs for a later
+        backward pass."""
         output = self.logprobs("policy", rollout, temperature, train=True)
         values_BT = None
         if "value" in self.trainable:
@@ -238,7 +242,8 @@ class Roles:
         return CachedForward(output, values_BT)
 
     def estimates(self, rollout: Rollout, temperature: float) -> tuple[Tensor, ...]:
-        """Return the logprobs of policy and reference, and with a value role the values; each [B, T]."""
+        """Compute the logprobs of policy and reference, and with a value role the values; each [B, T] and without
+        gradients."""
         policy = self.logprobs("policy", rollout, temperature)
         reference = self.logprobs("reference", rollout, temperature)
         logprobs = policy.logprobs_BT, reference.logprobs_BT
@@ -247,23 +252,25 @@ class Roles:
         return *logprobs, self.values(rollout, policy_states_BTD=policy.states_BTD)
 
     def compute_final_values(self, rollout: Rollout) -> Tensor:
-        """Return the value after the last token of each response [B], to bootstrap responses that were cut."""
+        """Return the value role's estimate after the last token of each response [B], to bootstrap responses that were
+        cut."""
         assert self.value_head is not None, "there is no value role"
         return self._read_last_state(self.value_backbone, self.value_head, rollout)
 
     def scores(self, rollout: Rollout, member: int = 0) -> Tensor:
-        """Return a reward model's score of each row [B], at its last token."""
+        """Return the score [B] that a reward model gives each row at its last token; `member` is its index."""
         return self._read_last_state(build_reward_name(member), self.score_heads[member], rollout)
 
     @torch.no_grad()
     def _read_last_state(self, role: Role, head: nn.Linear, rollout: Rollout) -> Tensor:
-        """Apply a head to a role's hidden state at each row's last token [B]."""
+        """Apply a linear head to a role's hidden state at each row's last token, and return the results [B]."""
         with self.use(role) as model:
             hidden = compute_hidden_states(model, rollout.tokens_BS, rollout.mask_BS)
         return head(select_last_states(hidden, rollout.mask_BS).float()).squeeze(-1)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Enable gradient checkpointing: only the input of each layer is kept for the backward pass.
+        """Enable gradient checkpointing on all models, so that only the input of each layer is kept for the backward
+        pass.
 
         A step takes a third longer, and the memory for activations no longer grows with the depth.
         """
@@ -274,7 +281,8 @@ class Roles:
                     module.training = True
 
     def save(self, role: Role, folder: Path, base: Base, dtype: torch.dtype | None = None) -> None:
-        """Save a role's adapter in PEFT's format, or a fully trained policy, cast to `dtype` if it is not None."""
+        """Save a role's adapter in PEFT's format to `folder`, or a fully trained policy, cast to `dtype` if it is not
+        None."""
         if role != "policy" or self.policy is None:
             save_adapter(self.model, folder, base, role)
             return
@@ -282,7 +290,7 @@ class Roles:
         policy.save_pretrained(str(folder))
 
     def save_critic(self, folder: Path, base: Base) -> None:
-        """Save the value role: its adapter in PEFT's format if it has one, and `value_head.safetensors`."""
+        """Save the critic to `folder`: its adapter in PEFT's format if it has one, and `value_head.safetensors`."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.value_backbone == "value":
             self.save("value", folder, base)
@@ -291,13 +299,13 @@ class Roles:
         (folder / VALUE_HEAD_FILE).chmod(0o644)
 
     def count_quantised_layers(self) -> int:
-        """Return the number of NF4 layers."""
+        """Return the number of the base's linear layers that are quantised to NF4."""
         return sum(isinstance(m, Linear4bit) for m in self.model.modules())
 
 
 @dataclass(frozen=True)
 class RoleActor:
-    """A role as an `align.models.actors.Actor`."""
+    """A role of PPO with the interface of `align.models.actors.Actor`, through which engines sample."""
 
     roles: Roles
     role: Role
@@ -314,7 +322,7 @@ class RoleActor:
 
 
 def find_adapter_name(name: str) -> str | None:
-    """Return the adapter's name in a parameter's name. Returns None for a parameter of the base.
+    """Return the name of the adapter to which a parameter with this name belongs, or None for a parameter of the base.
 
     The name alone would not do: BERT's attention has a module `value`.
     """
@@ -327,7 +335,7 @@ def build_reward_name(member: int) -> Role:
 
 
 def read_score_weight(folder: Path, width: int) -> Tensor:
-    """Return the weights [1, D] of a reward model's head.
+    """Read the weight [1, D] of a reward model's score head from its adapter folder.
 
     Args:
         width: D of the base.
@@ -345,7 +353,7 @@ def read_score_weight(folder: Path, width: int) -> Tensor:
 
 
 def build_linear_head(weight_OD: Tensor) -> nn.Linear:
-    """Build an fp32 linear head without bias from its weight."""
+    """Build an fp32 linear head without bias, whose weight is a copy of `weight_OD`."""
     head = nn.Linear(weight_OD.shape[1], weight_OD.shape[0], bias=False)
     head.weight.data = weight_OD.detach().float().clone()
     return head

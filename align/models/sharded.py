@@ -1,4 +1,4 @@
-"""Sharding of a model's weights over W ranks by torch's FSDP2: weights, gradients and optimiser moments take 1/W of the
+"""Sharding of a model's weights over W ranks by torch's FSDP2. Weights, gradients and optimiser moments take 1/W of the
 memory on each rank. The files are the same as those of one process.
 
 Forward, backward, gathering and scattering are collective operations: every rank must call them.
@@ -25,8 +25,8 @@ from align.run import Base
 
 
 def load_in_shards(base: Base, device: torch.device, dtype: torch.dtype) -> Any:
-    """Load a base with its weights sharded on `device`. The first rank reads them into main memory; the other ranks
-    hold only their shards and one tensor at a time.
+    """Load a base model with its weights sharded over all ranks, on `device`. The first rank reads them into main
+    memory; the other ranks hold only their shards and one tensor at a time.
 
     Raises:
         CorruptFile, InputError: see `align.models.load.load_base` and `shard_model`.
@@ -40,7 +40,8 @@ def load_in_shards(base: Base, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def build_uninitialised(base: Base, dtypes: Mapping[str, torch.dtype]) -> Any:
-    """Build a base for `method=full` like `load_base`, but with uninitialised weights, whose memory is only reserved.
+    """Build a base model for `method=full` with uninitialised weights, whose memory is only reserved, instead of
+    loading them.
 
     Args:
         dtypes: name → dtype of the weights and buffers.
@@ -62,14 +63,14 @@ def build_uninitialised(base: Base, dtypes: Mapping[str, torch.dtype]) -> Any:
 
 
 def iter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the names and tensors of all weights and buffers, including buffers that are not saved."""
+    """Yield the name and tensor of all parameters and buffers of a model, including buffers that are not saved."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
 
 @torch.no_grad()
 def scatter_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Send every rank its shards of the first rank's tensors.
+    """Copy the first rank's tensors into a sharded model on all ranks; each rank receives its shards.
 
     Args:
         model: the sharded model, whose tensors are overwritten.
@@ -91,7 +92,7 @@ def scatter_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def shard_model(model: Any, device: torch.device) -> Any:
-    """Shard a model's weights in place on `device`, and return it.
+    """Shard a model's weights over all ranks with FSDP2, in place on `device`, and return it.
 
     A forward gathers the weights of one layer at a time. It must be a forward of the whole model.
 
@@ -120,26 +121,27 @@ def shard_model(model: Any, device: torch.device) -> Any:
 
 
 def iter_largest_stack(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the layers of the largest `ModuleList` in a model."""
+    """Yield the layers of the `ModuleList` in a model that has the most parameters; nothing if there is none."""
     stacks = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
     yield from max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()), default=())
 
 
 def is_sharded(model: Any) -> bool:
-    """Return whether a model was sharded by `shard_model`."""
+    """Return whether a model's weights were sharded by `shard_model`."""
     return "align_sharded" in vars(model)
 
 
 def gather_weights(model: nn.Module) -> dict[str, Any]:
-    """Return name → full weight of a sharded model on the CPU of the first rank; tied weights only under the first
-    name."""
+    """Collect the full weights of a sharded model by name on the CPU of the first rank; other ranks get None for each.
+    Tied weights are listed only under the first name."""
     names = {name for name, _ in model.named_parameters()}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - names
     return gather_tensors({name: value for name, value in model.state_dict().items() if name not in tied})
 
 
 def gather_tensors(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace sharded tensors in a mapping by the full tensors on the CPU of the first rank, and by None on others."""
+    """Return a copy of a mapping with each sharded tensor replaced by the full tensor on the CPU of the first rank, and
+    by None on other ranks."""
     gathered = dict(values)
     for name, value in values.items():
         if hasattr(value, "full_tensor"):
@@ -149,7 +151,7 @@ def gather_tensors(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """Shard a full tensor in the same way as the tensor `like`. Returns it unchanged if `like` is not sharded."""
+    """Shard a full tensor in the same way as the tensor `like`, or return it unchanged if `like` is not sharded."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(like, DTensor) or value.shape != like.shape:
@@ -159,7 +161,7 @@ def shard_like(value: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def load_full_weights(model: nn.Module, folder: Path) -> None:
-    """Load the full weights in a folder into a sharded model."""
+    """Load the full weights from the safetensors files in a folder into a sharded model, in place."""
     targets = model.state_dict()
     for path in sorted(folder.glob("*.safetensors")):
         for name, value in load_file(path).items():
@@ -167,7 +169,8 @@ def load_full_weights(model: nn.Module, folder: Path) -> None:
 
 
 def save_full_model(model: Any, dtype: torch.dtype, folder: Path) -> None:
-    """Save a model, sharded or not, in `dtype` by `save_pretrained`. A sharded one is written by the first rank."""
+    """Save a model in `dtype` with `save_pretrained`; the full weights of a sharded model are gathered and written by
+    the first rank."""
     if not is_sharded(model):
         model.to(dtype).save_pretrained(str(folder))
         return
@@ -179,12 +182,13 @@ def save_full_model(model: Any, dtype: torch.dtype, folder: Path) -> None:
 
 
 def gather_optimiser(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a sharded optimiser's state as that of one process."""
+    """Replace the sharded tensors in an optimiser's state by full ones on the CPU of the first rank, for a checkpoint.
+    Other ranks get None for each."""
     return {**state, "state": {number: gather_tensors(moments) for number, moments in state["state"].items()}}
 
 
 def shard_optimiser(state: Mapping[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
-    """Shard an optimiser's state that one process has saved.
+    """Shard the tensors in an optimiser's full state, as one process has saved it, like the parameters.
 
     Args:
         parameters: the optimiser's parameters in order.

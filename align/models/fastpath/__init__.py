@@ -1,4 +1,4 @@
-"""The fast path: the same computation as transformers' and PEFT's modules with fewer operations on a CPU.
+"""Faster forwards on a CPU, which compute the same as transformers' and PEFT's modules with fewer operations.
 
 `install_fast_path` replaces `forward` of module instances. The new forward calls the original one for cases that it
 does not support. docs/decisions.md has the figures.
@@ -26,7 +26,7 @@ __all__ = ["disable_fast_path", "install_fast_path", "restore_original_forwards"
 
 
 def install_fast_path(model: nn.Module) -> None:
-    """Replace the forward of a model's linear layers, plain LoRA layers and Llama-like decoder.
+    """Replace the forward of a model's linear layers, plain LoRA layers and Llama-like decoder by faster ones on a CPU.
 
     It also applies to adapters that are added later. A decoder on the plain path keeps its forward, and so does a model
     on a GPU, for which the fast path was not measured. On every path a LoRA layer raises an error for an adapter that
@@ -47,7 +47,7 @@ def install_fast_path(model: nn.Module) -> None:
 
 @contextmanager
 def disable_fast_path(*models: nn.Module | None) -> Iterator[None]:
-    """Use the original forwards of models in the block."""
+    """Restore the original forwards of models while the `with` block runs."""
     removed = [pair for model in models if model is not None for pair in restore_original_forwards(model)]
     try:
         yield
@@ -57,7 +57,8 @@ def disable_fast_path(*models: nn.Module | None) -> Iterator[None]:
 
 
 def restore_original_forwards(model: nn.Module) -> list[tuple[nn.Module, MethodType]]:
-    """Restore the original forwards of a model. Returns the changed modules with the forwards that were removed."""
+    """Restore the original forwards of a model, and return the changed modules with the fast forwards that were
+    removed."""
     ours = {linear_forward, lora_forward, llama_forward}
     replaced = [m for m in model.modules() if getattr(vars(m).get("forward"), "__func__", None) in ours]
     return [(module, vars(module).pop("forward")) for module in replaced]

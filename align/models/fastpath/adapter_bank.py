@@ -1,4 +1,4 @@
-"""A bank of adapters: plain LoRA, split into units of 16 ranks, which are stacked in one tensor for each matrix.
+"""A bank of LoRA adapters in memory, split into units of 16 ranks that are stacked in one tensor for each matrix.
 
 Rows of different adapters share a batched product: each row is multiplied by its own A, then by its own B (Chen et al.,
 Punica, 2023; Sheng et al., S-LoRA, 2023). The product reads consecutive units, so that those in use are moved to the
@@ -29,13 +29,13 @@ from align.run.digests import require_same_bytes
 from align.run.weights import SCORE_KEY
 
 UNIT = 16
-"""Ranks of a unit. An adapter whose rank is not a multiple is padded with zeros."""
+"""Number of ranks in a unit. An adapter whose rank is not a multiple is padded with zeros."""
 BLOCKS = (4, 8)
-"""Possible numbers of rows of a block."""
+"""Possible numbers of rows in a block."""
 
 
 class Site(NamedTuple):
-    """Matrices of one layer that read the same input.
+    """The matrices of one layer that read the same input, such as those of queries, keys and values.
 
     Attributes:
         modules: their names in an adapter's file.
@@ -48,7 +48,8 @@ class Site(NamedTuple):
 
 
 class BlockedProduct(NamedTuple):
-    """One batched product of a step.
+    """The plan of one batched matrix product of a step: its adapter units, blocks of rows, and the rows to add results
+    to.
 
     Attributes:
         units: the consecutive units that are read; a single one is used by all blocks.
@@ -65,7 +66,7 @@ class BlockedProduct(NamedTuple):
 
 
 class AdapterBank:
-    """An LRU cache of adapters in memory.
+    """An LRU cache of LoRA adapters in memory, whose matrices are stacked for batched products.
 
     Args:
         sites: the sites in the order of the forward pass.
@@ -93,11 +94,12 @@ class AdapterBank:
         return digest in self.units
 
     def has_room(self, in_use: set[str]) -> bool:
-        """Return whether another adapter fits while those in use stay."""
+        """Return whether another adapter can be loaded without removing one of the adapters `in_use`."""
         return len(in_use) < self.resident
 
     def load(self, digest: str, folder: Path, in_use: set[str]) -> None:
-        """Load an adapter unless it is loaded, and mark it as the most recently used.
+        """Load an adapter from its folder, in place of the least recently used one if the bank is full, and mark it as
+        most recently used. An adapter that is loaded already is only marked, and those in use are not replaced.
 
         Raises:
             CorruptFile, InputError: see `load_bank_adapter`.
@@ -133,8 +135,8 @@ class AdapterBank:
                 bs[j][units] = low_b.to(a.dtype)
 
     def bring_to_front(self, digests: Sequence[str]) -> list[list[str]]:
-        """Move the units of adapters to the front: the first unit of each, then the second of those that have one, and
-        so on.
+        """Swap the units of the given adapters to the front of the bank, so that a product reads consecutive units.
+        First comes the first unit of each, then the second of those that have one, and so on.
 
         Returns:
             For each of these groups its adapters, in the order of their units.
@@ -164,7 +166,7 @@ class AdapterBank:
     def add_adapter_outputs(
         self, site_index: int, x_PI: Tensor, out_PO: Tensor, products: Sequence[BlockedProduct]
     ) -> None:
-        """Add the output of each row's adapter at a site, in place.
+        """Add the LoRA output of each row's adapter to the output of one layer's matrices, in place.
 
         Args:
             site_index: index of the site.
@@ -182,7 +184,7 @@ class AdapterBank:
 
 
 def load_bank_adapter(folder: Path, sites: Sequence[Site], max_rank: int) -> Adapter:
-    """Read an adapter as plain LoRA, and check that it fits the bank.
+    """Read an adapter, convert it to plain LoRA, and check that its rank and modules fit the bank.
 
     Raises:
         CorruptFile: its files are truncated, hold values that are not finite, or do not fit the model.
@@ -213,7 +215,7 @@ def load_bank_adapter(folder: Path, sites: Sequence[Site], max_rank: int) -> Ada
 
 
 def plan_products(adapters: Sequence[str | None], bank: AdapterBank) -> tuple[list[int], list[BlockedProduct]]:
-    """Group the rows of a forward pass so that rows of several adapters share matrix products.
+    """Group the rows of a forward pass into blocks, so that rows of several adapters share batched matrix products.
 
     The first rows of each adapter, up to 8, form one block of a common product. Further rows of an adapter have
     separate products with its units, and so do all rows if fewer units are in use than a product needs.
@@ -260,8 +262,8 @@ def plan_products(adapters: Sequence[str | None], bank: AdapterBank) -> tuple[li
 
 
 def pad_blocks(blocks: list[list[int]], size: int) -> tuple[int, Tensor]:
-    """Pad blocks with copies of rows to their size, and add copies of a block up to the minimum number of a product.
-    Returns the number of blocks and their rows."""
+    """Pad each block of rows to `size` with copies of its first row, and the list of blocks to the minimum of a batched
+    product. Returns the number of blocks and their rows."""
     full = [block + block[:1] * (size - len(block)) for block in blocks]
     full += [full[0]] * (compute_min_batch() - len(full))
     return len(full), torch.tensor([row for block in full for row in block])

@@ -1,4 +1,4 @@
-"""The weights of a Llama-like decoder, its key-value cache, and the forward of one new token for each row.
+"""The weights of a Llama-like decoder, its key-value cache, and the forward for one new token of each row.
 
 transformers' dynamic cache concatenates at every token, which copies the whole cache and allocates a larger tensor each
 time. The cache here is allocated once for the maximum number of columns. docs/decisions.md has the figures.
@@ -22,14 +22,14 @@ from align.models.fastpath.linear import is_lora, list_active_adapters
 from align.ops.linear import linear, pack_weight
 
 MAX_COPY = 1 << 30
-"""Maximum size of a copy of the weights in bytes."""
+"""Maximum size of a copy of the weights, in bytes."""
 
 M = TypeVar("M")
 N = TypeVar("N")
 
 
 class Layer(NamedTuple, Generic[M]):
-    """The weights of one layer: of its norms, and of the matrices, grouped by their input, in a form M."""
+    """The weights of one decoder layer: its norms, and its matrices, grouped by their input, in a form M."""
 
     norm: Tensor
     qkv: M
@@ -44,13 +44,13 @@ class Layer(NamedTuple, Generic[M]):
         return self.qkv, self.o, self.gate_up, self.down
 
     def convert(self, function: Callable[[M], N]) -> Layer[N]:
-        """Return the layer with its matrices converted by a function."""
+        """Return the layer with `function` applied to each of its groups of matrices."""
         qkv, o, gate_up, down = map(function, self.matrices)
         return Layer(self.norm, qkv, self.qk_norms, o, self.mlp_norm, gate_up, down)
 
 
 class Decoder(NamedTuple, Generic[M]):
-    """A decoder's weights with the active adapters.
+    """The weights of a Llama-like decoder with its active adapters, and the numbers that its forward needs.
 
     Attributes:
         norm: weight of the last norm.
@@ -71,7 +71,8 @@ class Decoder(NamedTuple, Generic[M]):
     def split_heads(
         self, layer: Layer[M], qkv: Tensor, groups: int, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values [N, heads, D]. Queries and keys are rotated by their positions."""
+        """Split projected tokens into queries, keys and values [N, heads, D], and rotate queries and keys by their
+        positions."""
         heads = qkv.unflatten(1, (-1, self.head))
         qk = heads[:, :-groups]
         v = heads[:, -groups:]
@@ -83,15 +84,15 @@ class Decoder(NamedTuple, Generic[M]):
 
 
 Matrices = tuple[Matrix, ...]
-"""Matrices that read the same input."""
+"""The matrices of a layer that read the same input."""
 
 
 class NotPlainError(Exception):
-    """A module has a forward that the fast path does not support."""
+    """Exception for a module whose forward the fast path does not support."""
 
 
 def read_decoder(model: Any) -> Decoder[Matrices]:
-    """Read the weights of a Llama-like decoder from the modules of transformers and PEFT.
+    """Collect the weights of a Llama-like decoder and its active adapters from the modules of transformers and PEFT.
 
     Raises:
         NotPlainError: the model has several active adapters, dropout, a sliding window, or an MLP that is not SwiGLU.
@@ -122,7 +123,8 @@ def read_layer(layer: Any) -> Layer[Matrices]:
 
 
 def read_matrix(module: Any) -> Matrix:
-    """Return the matrix of a linear layer with its active adapter."""
+    """Return the weight of a linear layer as a Matrix with its active adapter, or raise NotPlainError if it has
+    several."""
     layer = module
     low = None
     if is_lora(module):
@@ -141,20 +143,22 @@ def read_matrix(module: Any) -> Matrix:
 
 
 def dequantise_layer(layer: Linear4bit, dtype: torch.dtype) -> Tensor:
-    """Return the dequantised weight of a 4-bit layer."""
+    """Return the weight of a bitsandbytes 4-bit layer, dequantised to `dtype`."""
     weight: Any = layer.weight
     return dequantize_4bit(weight.data, weight.quant_state).to(dtype)
 
 
 def concatenate_biases(matrices: Matrices, dtype: torch.dtype) -> Tensor | None:
-    """Concatenate the biases of matrices, with zeros for a matrix without bias. Returns None if no matrix has one."""
+    """Concatenate the biases of several matrices, with zeros for a matrix without bias, or return None if no matrix has
+    one."""
     if all(m.bias is None for m in matrices):
         return None
     return torch.cat([torch.zeros(m.shape[0], dtype=dtype) if m.bias is None else m.bias for m in matrices])
 
 
 class ReservedLayer(DynamicLayer):
-    """Keys and values [B, heads, used columns, D] of one layer, as views of a reserved buffer."""
+    """The key-value cache of one layer, whose keys and values [B, heads, used columns, D] are views of a reserved
+    buffer."""
 
     def __init__(self, columns: int) -> None:
         super().__init__()
@@ -178,7 +182,7 @@ class ReservedLayer(DynamicLayer):
         return self._get_used_columns()
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only these rows, in the same buffer."""
+        """Keep only the rows of the cache at `indices`, in the same buffer."""
         for buffer in (self._keys, self._values):
             buffer[: len(indices), :, : self.used] = buffer[indices, :, : self.used]
         self._keys = self._keys[: len(indices)]
@@ -192,7 +196,7 @@ class ReservedLayer(DynamicLayer):
 
 
 class ReservedCache(Cache):
-    """A key-value cache with room for `columns` tokens in each row.
+    """A transformers key-value cache with memory reserved for `columns` tokens in each row.
 
     Attributes:
         decoder: the weights in the layout for decoding, if the fast forward filled the cache; they must not change
@@ -205,7 +209,7 @@ class ReservedCache(Cache):
 
 
 class StackedMatrices(NamedTuple):
-    """Matrices that read the same input, concatenated to one.
+    """Several matrices that read the same input, concatenated to one, with their LoRA factors.
 
     Attributes:
         weight: all weights concatenated, in oneDNN's layout; None if the copy would be too large.
@@ -231,7 +235,7 @@ class StackedMatrices(NamedTuple):
         return cls(matrices, weight, bias, concatenate_a(lows, dtype), torch.block_diag(*diagonal))
 
     def __call__(self, x_BI: Tensor) -> Tensor:
-        """Return the concatenated outputs of all matrices [B, Σ out]."""
+        """Multiply x by all matrices and their adapters, and return the concatenated outputs [B, Σ out]."""
         if self.weight is not None:
             out = linear(x_BI, self.weight, self.bias)
         else:
@@ -240,8 +244,8 @@ class StackedMatrices(NamedTuple):
 
 
 def stack_decoder(decoder: Decoder[Matrices], dtype: torch.dtype, rows: int) -> Decoder[StackedMatrices]:
-    """Convert a decoder to the layout for decoding many tokens of `rows` rows: weights are dequantised and
-    concatenated, adapters are concatenated, scaled, and cast to the dtype of the activations."""
+    """Convert a decoder's weights to the layout for decoding, with dequantised and concatenated matrices for batches of
+    `rows`. Adapters are concatenated, scaled, and cast to the dtype of the activations."""
     weights = sum(m.shape[0] * m.shape[1] for layer in decoder.layers for ms in layer.matrices for m in ms)
     copied = weights * dtype.itemsize <= MAX_COPY
     stack = partial(StackedMatrices.stack, dtype=dtype, rows=rows, copied=copied)
@@ -256,7 +260,7 @@ def decode_one_token(
     positions_B1: Tensor,
     cache: ReservedCache,
 ) -> Tensor:
-    """Compute one new token of each row, and append it to the cache. Returns its hidden states [B, 1, D]."""
+    """Compute the hidden states of one new token of each row [B, 1, D], and append its keys and values to the cache."""
     x_BD = self.embed_tokens(ids_B1[:, 0])
     cos_BD, sin_BD = (t[0] for t in self.rotary_emb(x_BD, position_ids=positions_B1.T))
     first_layer: Any = cache.layers[0]

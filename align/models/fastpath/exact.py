@@ -1,4 +1,4 @@
-"""Matrix products in which the bits of a row do not depend on the other rows.
+"""Matrix products in which the bits of a row's result do not depend on the other rows.
 
 A library chooses its order of addition by the shape of a product, so that a row computed beside 31 others may differ in
 its last bits from the same row alone: with oneDNN in fp32 for a single row, in bf16 with AMX for other numbers of rows
@@ -18,15 +18,15 @@ from align.ops.linear import linear, pack_weight
 
 TILE = 32
 LEAST = 2
-"""Maximum and minimum rows of a product: rows beside 33 others may differ from those beside 31, and a single row from
-all of them."""
+"""Maximum (`TILE`) and minimum (`LEAST`) rows of a product. Rows beside 33 others may differ from those beside 31, and
+a single row from all of them."""
 LARGE = 1 << 22
-"""Size of a weight from which only `TRIED_ROWS` are tried."""
+"""Number of elements of a weight from which on only `TRIED_ROWS` are tried."""
 TRIED_ROWS = (2, 3, 5, 8, 12, 16, 17, 24, 31)
 
 
 class Product(NamedTuple):
-    """The product x Wᵀ + b with a weight in the library's layout.
+    """The product x Wᵀ + b, with a weight in the layout of the matrix library.
 
     Attributes:
         takes_any_rows: whether it takes any number of rows from `LEAST` to `TILE` at once; otherwise exactly `TILE`.
@@ -37,32 +37,34 @@ class Product(NamedTuple):
     takes_any_rows: bool
 
     def __call__(self, x_PI: Tensor) -> Tensor:
-        """Multiply rows, whose number must be one that `count_padded_rows` returns."""
+        """Multiply the rows of x by the weight in tiles. Their number must be one that `count_padded_rows` returns."""
         if len(x_PI) <= TILE:
             return linear(x_PI, self.weight, self.bias)
         return torch.cat([linear(part, self.weight, self.bias) for part in x_PI.split(TILE)])
 
 
 def compute_min_batch() -> int:
-    """Return the minimum number of matrices of a batched product. With fewer matrices than threads, MKL splits one over
-    several threads, in another order of addition."""
+    """Return the minimum number of matrices in a batched product for which a row's bits are independent of the others.
+    With fewer matrices than threads, MKL splits one over several threads, in another order of addition."""
     return max(2, torch.get_num_threads())
 
 
 def repeat_to_batch(x: Tensor, batch: int) -> Tensor:
-    """Repeat the matrices of a batched product [B, …] until there are `batch` of them."""
+    """Repeat the matrices of a batched product [B, …] until there are at least `batch` of them."""
     return x if len(x) >= batch else x.repeat(-(-batch // len(x)), 1, 1)
 
 
 def count_padded_rows(rows: int, takes_any_rows: bool) -> int:
-    """Return the number of rows to which a step's rows are padded."""
+    """Return the number of rows to which a step must be padded, so that the bits of a row do not depend on the
+    others."""
     if not takes_any_rows:
         return -(-rows // TILE) * TILE
     return rows + 1 if rows % TILE == 1 else rows
 
 
 def pack_product(weight_OI: Tensor, bias_O: Tensor | None, agreement_by_shape: dict[tuple[int, int], bool]) -> Product:
-    """Convert a weight to the library's layout.
+    """Convert a weight to the layout of the matrix library, and measure once per shape whether its rows are
+    independent.
 
     Args:
         agreement_by_shape: shape of a weight → result of `are_rows_independent`; it is extended.
@@ -74,7 +76,7 @@ def pack_product(weight_OI: Tensor, bias_O: Tensor | None, agreement_by_shape: d
 
 
 def are_rows_independent(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
-    """Return whether a row's result is the same in products of `LEAST` to `TILE` rows, at any position."""
+    """Return whether a row's result has the same bits in products of `LEAST` to `TILE` rows, at any position."""
     x, weight = draw_cancelling_pairs(TILE, inputs, outputs, dtype)
     packed_weight = pack_weight(weight, TILE)
     expected = linear(x, packed_weight)
@@ -84,8 +86,8 @@ def are_rows_independent(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
 
 
 def are_blocks_independent(inputs: int, outputs: int, sizes: Sequence[int], dtype: torch.dtype) -> bool:
-    """Return whether a row's result is the same in batched products of different numbers of blocks, from the minimum
-    on, and of each of the sizes; at any position in a block; and with a weight for each block or one for all."""
+    """Return whether a row's result has the same bits in batched products of any tested number and size of blocks. It
+    must also be the same at any position in a block, and with a weight for each block or one for all."""
     most = compute_min_batch() + 18
     rows, weight = draw_cancelling_pairs(most * max(sizes), inputs, outputs, dtype)
     x = rows.view(most, max(sizes), inputs)
@@ -105,9 +107,10 @@ def are_blocks_independent(inputs: int, outputs: int, sizes: Sequence[int], dtyp
 
 
 def draw_cancelling_pairs(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return x [rows, in] and W [out, in] for which each product is a sum of cancelling pairs of very different
-    magnitudes, whose two terms are far apart. Only rounding errors are left, so that another order of addition changes
-    nearly every number, even in bf16, whose few bits would hide it in larger sums."""
+    """Return random x [rows, in] and W [out, in] whose products are 0 except for rounding errors, which reveal the
+    order of addition. Each product is a sum of cancelling pairs of very different magnitudes, whose two terms are far
+    apart. Another order of addition changes nearly every number, even in bf16, whose few bits would hide it in larger
+    sums."""
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(inputs, generator=generator)
     half = inputs // 2

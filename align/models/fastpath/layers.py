@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class RmsNorm(torch.autograd.Function):
-    """x / √(mean x² + eps) · weight over the last dimension, in fp32, rounded once (Zhang and Sennrich, 2019)."""
+    """RMS norm over the last dimension, x / √(mean x² + eps) · weight, in fp32, rounded once (Zhang and Sennrich,
+    2019)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -47,13 +48,13 @@ rms_norm: Callable[[Tensor, Tensor, float], Tensor] = RmsNorm.apply
 
 
 def to_fp32(x: Tensor) -> Tensor:
-    """Widen a tensor to at least fp32."""
+    """Convert a tensor to fp32, or return it unchanged if its dtype is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Rotate(torch.autograd.Function):
-    """Rotate each head x [N, H, D] by its token's position: the pairs (i, i + D/2) by the angle of i (Su et al.,
-    RoFormer, 2021).
+    """Rotary position embedding of heads x [N, H, D]. The pairs (i, i + D/2) are rotated by the angle of i at the
+    token's position (Su et al., RoFormer, 2021).
 
     The second half of cos and sin [N, D] repeats the first. The inverse turns the other way.
     """
@@ -82,7 +83,7 @@ def rotate_pairs(x_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor, sign: float) -> 
 
 
 class SwiGlu(torch.autograd.Function):
-    """silu(gate) · up (Shazeer, 2020)."""
+    """Gated unit silu(gate) · up (Shazeer, 2020), which saves only its two inputs for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ swiglu: Callable[[Tensor, Tensor], Tensor] = SwiGlu.apply
 
 
 class LowRank(NamedTuple):
-    """The product that is added to a matrix: s · B A (Hu et al., LoRA, 2021), with A [r, in] and B [out, r]."""
+    """The LoRA factors A [r, in] and B [out, r] of a matrix, to which s · B A is added (Hu et al., LoRA, 2021)."""
 
     a: Tensor
     b: Tensor
@@ -107,7 +108,7 @@ class LowRank(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """A linear layer, W + s · B A.
+    """The weight of a linear layer with its LoRA factors, W + s · B A.
 
     Attributes:
         weight: dtype → W [out, in] in that dtype; called once for each pass, because W may be stored quantised.
@@ -131,7 +132,7 @@ class Recompute(NamedTuple):
 
 
 def apply_matrices(x_NI: Tensor, matrices: Sequence[Matrix], recompute: Recompute | None = None) -> tuple[Tensor, ...]:
-    """Multiply x by several matrices that read the same input. Returns the products [N, out].
+    """Multiply x by several matrices with their LoRA factors, and return one product [N, out] for each.
 
     The low-rank product is computed in the dtype of x, and added by the matrix product itself. A and B get gradients in
     their own dtype.
@@ -146,7 +147,8 @@ def apply_matrices(x_NI: Tensor, matrices: Sequence[Matrix], recompute: Recomput
 
 
 def multiply(x_NI: Tensor, matrices: Sequence[Matrix]) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """Return the products of `apply_matrices`, and x times all A, concatenated [N, Σ r]."""
+    """Compute the products of `apply_matrices` without autograd. Also returns x times all A, concatenated [N, Σ r], or
+    None if no matrix has LoRA factors."""
     outputs = tuple(linear(x_NI, m.weight(x_NI.dtype), m.bias) for m in matrices)
     adapted = [(out, m.low) for out, m in zip(outputs, matrices, strict=True) if m.low]
     if not adapted:
@@ -159,13 +161,13 @@ def multiply(x_NI: Tensor, matrices: Sequence[Matrix]) -> tuple[tuple[Tensor, ..
 
 
 def concatenate_a(lows: Sequence[LowRank], dtype: torch.dtype) -> Tensor:
-    """Concatenate all A along their rows."""
+    """Concatenate the A factors of several adapters along their rows, cast to `dtype`."""
     return (lows[0].a if len(lows) == 1 else torch.cat([low.a for low in lows])).to(dtype)
 
 
 class ApplyMatrices(torch.autograd.Function):
-    """The autograd function of `apply_matrices`. Its three arguments are followed by W, bias, A and B of each matrix:
-    None for a missing one, and for a W that does not train."""
+    """The autograd function of `apply_matrices`. Its three arguments are followed by W, bias, A and B of each matrix. A
+    missing one is None, and so is a W that does not train."""
 
     @staticmethod
     def forward(
@@ -215,7 +217,8 @@ class ApplyMatrices(torch.autograd.Function):
 
 
 class Causal(torch.autograd.Function):
-    """Causal attention over rows of different lengths. Returns the output of every token [N, H, D].
+    """Causal attention over rows of different lengths by plain matrix products. Returns the output of every token [N,
+    H, D].
 
         softmax(s · Q_h K_gᵀ, each token to itself and those before it) V_g
 
@@ -265,7 +268,7 @@ class Causal(torch.autograd.Function):
 
 
 class CausalByRow(torch.autograd.Function):
-    """`Causal` computed one row at a time by torch's fused kernel, which does not save attention weights.
+    """Causal attention computed one row at a time by torch's fused kernel, which does not save attention weights.
 
     Memory grows with the length of a row instead of its square, and no padding is computed.
     """
@@ -312,8 +315,8 @@ causal_attention_by_row: Attention = CausalByRow.apply
 def split_rows(
     q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, index: PackedIndex
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield queries, keys and values [1, H, S, D] of each row with tokens. Keys and values are repeated for each
-    query."""
+    """Yield the queries, keys and values [1, H, S, D] of each row with tokens, with a key and value for every query
+    head."""
     lengths = [length for length in index.lengths() if length]
     queries_per_key = q_NHD.shape[1] // k_NGD.shape[1]
     # The kernel reads a last dimension with a stride of 1, and does not check it.

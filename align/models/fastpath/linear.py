@@ -1,4 +1,4 @@
-"""Linear and LoRA layers with fewer operations.
+"""Forwards of linear and LoRA layers with fewer operations.
 
 In fp32 on a CPU a linear layer uses the faster library (`align.ops.linear`). PEFT's forward supports every variant of
 LoRA: in bf16 it casts the input of each layer to the adapter's fp32, scales and adds in separate passes, and casts
@@ -25,7 +25,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def linear_forward(self: Any, x: Tensor) -> Tensor:
-    """Return W x + b."""
+    """Compute W x + b in place of `nn.Linear.forward`, in fp32 with the faster matrix library."""
     weight = self.weight
     if not x.dtype == weight.dtype == torch.float32 or torch.is_autocast_enabled(x.device.type):
         return nn.Linear.forward(self, x)
@@ -39,7 +39,8 @@ def is_lora(module: nn.Module) -> bool:
 
 
 def lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Return W x + Σ s · B A x over the active adapters."""
+    """Compute W x + Σ s · B A x over the active adapters in place of PEFT's forward, which is called for unsupported
+    cases."""
     active = list_active_adapters(self)
     # In fp16 the adapter's gradient would underflow: PEFT's forward computes it in fp32.
     is_half = x.dtype == torch.float16 and torch.is_grad_enabled()
@@ -57,7 +58,7 @@ def lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def install_adapter_check(layer: Any, model_adapters: Collection[str]) -> None:
-    """Make a layer check its active adapters before each forward, PEFT's own or the fast one.
+    """Add a hook to a LoRA layer that raises InputError before each forward if an active adapter is not on the model.
 
     Args:
         model_adapters: the model's `peft_config`, which changes with its adapters. Not every adapter is on every layer.
@@ -68,15 +69,15 @@ def install_adapter_check(layer: Any, model_adapters: Collection[str]) -> None:
 
 
 def require_active_adapters(layer: Any, inputs: Any = None) -> None:
-    """Raise InputError if an active adapter is not on the model."""
+    """Raise InputError if an active adapter of a LoRA layer is not on the model."""
     model_adapters = vars(layer).get("known_adapters")
     if model_adapters is not None and not (layer.merged or layer.disable_adapters):
         require_known_adapters(layer.active_adapters, model_adapters)
 
 
 def require_known_adapters(names: Iterable[str], model_adapters: Collection[str]) -> None:
-    """Raise InputError for an adapter that the model does not have. PEFT's layers would ignore its name, and compute
-    the base instead."""
+    """Raise InputError for a name that is not among the model's adapters. PEFT's layers would ignore its name, and
+    compute the base instead."""
     for name in names:
         if name not in model_adapters:
             problem = f"the model has no adapter of this name, only {', '.join(sorted(model_adapters)) or 'its base'}"
@@ -84,8 +85,9 @@ def require_known_adapters(names: Iterable[str], model_adapters: Collection[str]
 
 
 def list_active_adapters(layer: Any) -> list[str] | None:
-    """Return the names of a layer's active adapters. Returns None if one has more than LoRA's two matrices (a variant,
-    a bias, dropout), or is merged into the weight.
+    """Return the names of a LoRA layer's active adapters, or None if the fast forward does not support one of them. It
+    supports neither an adapter with more than LoRA's two matrices (a variant, a bias, dropout), nor one that is merged
+    into the weight.
 
     Raises:
         InputError: see `require_known_adapters`.

@@ -41,14 +41,15 @@ from align.models.fastpath.packed import PackedIndex
 FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 UNKNOWN = ("output_attentions", "output_hidden_states", "inputs_embeds")
 HARMLESS = ("use_cache", "return_dict", "num_items_in_batch")
-"""Arguments that only the model's own forward supports, and arguments that change nothing here."""
+"""Arguments that only the model's own forward supports (`UNKNOWN`), and arguments that change nothing here
+(`HARMLESS`)."""
 LONGEST = 512
 KEPT = 1 << 30
 """Limits of columns, and of bytes kept for the backward pass, above which the attention weights, S² for each head, are
 too many. Attention is then computed row by row, and keeps none. A prefill has at most `LONGEST` columns."""
 RAGGED = 1.5
 RAGGED_COLUMNS = 256
-"""Attention is also computed row by row above this ratio of padded to real attention weights, and this width."""
+"""Ratio of padded to real attention weights, and width, above which attention is also computed row by row."""
 
 
 def is_llama(module: nn.Module) -> bool:
@@ -63,7 +64,8 @@ def llama_forward(
     cache: Any = None,
     **options: Any,
 ) -> BaseModelOutputWithPast:
-    """Compute hidden states by the fast path if it supports the call, and by the model's own forward otherwise."""
+    """Compute the decoder's hidden states by the fast path if it supports the call, and by the model's own forward
+    otherwise."""
     if is_supported_call(self, input_ids, attention_mask, position_ids, cache, options):
         try:
             with torch.autocast("cpu", enabled=False):  # autocast would round the attention scores
@@ -79,7 +81,7 @@ def llama_forward(
 def is_supported_call(
     self: Any, ids: Tensor | None, mask: Tensor | None, positions: Tensor | None, cache: Any, options: dict[str, Any]
 ) -> bool:
-    """Return whether the fast path supports a call."""
+    """Return whether the fast path supports a call of the decoder with these inputs, cache and options."""
     if ids is None or ids.device.type != "cpu" or any(options.get(n) for n in UNKNOWN):
         return False
     if options.keys() - {*UNKNOWN, *HARMLESS}:
@@ -105,7 +107,8 @@ BY_WIDTH: ContextVar[bool] = ContextVar("BY_WIDTH", default=False)
 
 @contextmanager
 def attention_by_width() -> Iterator[None]:
-    """Choose the kind of attention by the batch's width alone, so that no bit of a row depends on the other rows."""
+    """Choose the kind of attention by the batch's width alone while the `with` block runs, so that no bit of a row
+    depends on the other rows."""
     token = BY_WIDTH.set(True)
     try:
         yield
@@ -114,7 +117,8 @@ def attention_by_width() -> Iterator[None]:
 
 
 def uses_attention_by_row(self: Any, index: PackedIndex) -> bool:
-    """Return whether attention is computed row by row: its weights are too many to keep, or most are padding.
+    """Return whether attention must be computed row by row, because its weights are too many to keep or are mostly
+    padding.
 
     The result does not depend on whether gradients are needed, so that passes with and without agree to the bit.
     """
@@ -133,7 +137,8 @@ def uses_attention_by_row(self: Any, index: PackedIndex) -> bool:
 def compute_states(
     self: Any, ids_BS: Tensor, mask_BS: Tensor | None, positions_BS: Tensor | None, cache: ReservedCache | None
 ) -> Tensor:
-    """Compute hidden states [B, S, D], 0 at padding, by a decode step or a full forward."""
+    """Compute hidden states [B, S, D], 0 at padding, by one decoding step if the cache is filled, else by a full
+    forward."""
     if cache is not None and cache.decoder is not None and mask_BS is not None and positions_BS is not None:
         return decode_one_token(self, cache.decoder, ids_BS, mask_BS.bool(), positions_BS, cache)
     decoder = read_decoder(self)
@@ -154,7 +159,7 @@ def compute_rows(
     positions_BS: Tensor,
     cache: ReservedCache | None,
 ) -> Tensor:
-    """Compute the hidden states of whole rows [B, S, D]: only their N real tokens go through the layers.
+    """Compute the hidden states of whole rows [B, S, D], with only the real tokens going through the layers.
 
     Rows with a common prefix, such as the answers to one prompt, share its tokens.
     """

@@ -1,4 +1,4 @@
-"""A Llama-like decoder for batches of requests, each with its own adapter, length and slot of the cache.
+"""A Llama-like decoder for batches of requests, each of which has its own adapter, length and slot of the cache.
 
 A step computes chunks of prompts and the next tokens of answers together. The result of a token is bit for bit
 independent of the rest of the batch: the shapes of its products are known to agree (`align.models.fastpath.exact`), a
@@ -39,13 +39,13 @@ from align.models.fastpath.llama import is_llama
 from align.models.forward import get_decoder, get_route, unwrap_model
 
 CHUNK = 64
-"""Tokens of a chunk of a prompt."""
+"""Number of tokens in a chunk of a prompt."""
 COLUMNS = 32
 """Smallest step by which the number of columns that attention reads grows."""
 
 
 class RequestTokens(NamedTuple):
-    """The tokens of a request in a step: the last token of its answer, or a chunk of its prompt.
+    """The tokens of one request in a step: the last token of its answer, or a chunk of its prompt.
 
     Attributes:
         slot: slot of the cache.
@@ -62,8 +62,8 @@ class RequestTokens(NamedTuple):
 
 
 class AttentionSpan(NamedTuple):
-    """Tokens that attention computes together: tokens of answers in consecutive slots that read the same number of
-    columns, or a chunk of a prompt.
+    """A group of tokens for which attention is computed together. It holds the tokens of answers in consecutive slots
+    that read the same number of columns, or a chunk of a prompt.
 
     Attributes:
         rows: the tokens' rows in the order of slots.
@@ -81,7 +81,7 @@ class AttentionSpan(NamedTuple):
 
 
 class StepPositions(NamedTuple):
-    """The positions of a step's tokens in the cache, in the order of their slots, answers before chunks.
+    """The slots and columns in the cache of a step's tokens, in the order of their slots, answers before chunks.
 
     Attributes:
         rows: the tokens' rows in the step [N].
@@ -98,7 +98,7 @@ class StepPositions(NamedTuple):
 
 
 class MixedDecoder:
-    """A base in a layout for serving, with a bank of adapters and a key-value cache.
+    """A decoder for serving requests with different adapters in one batch, with an adapter bank and a key-value cache.
 
     Args:
         model: the base with plain weights, which are converted and freed one by one: it cannot be used afterwards.
@@ -147,8 +147,8 @@ class MixedDecoder:
 
     @torch.inference_mode()
     def step(self, pieces: Sequence[RequestTokens]) -> list[Tensor]:
-        """Compute the tokens of different requests, and append their keys and values to the cache. Returns the last
-        hidden states of each piece [N, D]."""
+        """Compute one step for the tokens of several requests, append their keys and values to the cache, and return
+        their last hidden states. There is one tensor [N, D] for each request."""
         tokens = [(id, piece.start + i, piece.adapter) for piece in pieces for i, id in enumerate(piece.ids)]
         order, products = plan_products([adapter for _, _, adapter in tokens], self.bank)
         order += order[:1] * (count_padded_rows(len(order), self.takes_any_rows) - len(order))
@@ -163,13 +163,13 @@ class MixedDecoder:
 
     @torch.inference_mode()
     def logits(self, states_ND: Tensor) -> Tensor:
-        """Return the logits [N, V] of hidden states that `step` returned, in fp32."""
+        """Compute the logits [N, V] of hidden states that `step` returned, in fp32."""
         count = len(states_ND)
         filled = torch.cat([states_ND, states_ND[:1].expand(count_padded_rows(count, self.takes_any_rows) - count, -1)])
         return self.lm_head(filled)[:count].float()
 
     def _find_positions(self, pieces: Sequence[RequestTokens], order: Sequence[int]) -> StepPositions:
-        """Find the positions of a step's tokens in the cache.
+        """Find the slot and column in the cache of each token of a step, and group the tokens for attention.
 
         Args:
             order: index of the token in each row of the step, counted over all pieces.
@@ -238,7 +238,8 @@ class MixedDecoder:
         return multiply(3, silu(gate).mul_(up)).add_(x_PD)
 
     def _attend(self, number: int, q_PHD: Tensor, k_PGD: Tensor, v_PGD: Tensor, places: StepPositions) -> Tensor:
-        """Return the attention output of each token over its own slot [P, H · D]."""
+        """Store the keys and values of a step in the cache of layer `number`, and return each token's attention output
+        over its own slot [P, H · D]."""
         keys = self.keys[number]
         values = self.values[number]
         width = q_PHD.shape[-1]
@@ -267,18 +268,19 @@ class MixedDecoder:
         return torch.cat(attended).index_select(0, places.inverse).to(self.dtype)
 
     def clear(self, slot: int, columns: int) -> None:
-        """Zero a slot's first columns: a value that is not finite would spread even to tokens for which it is
-        masked."""
+        """Zero the first columns of a slot in the cache. A value that is not finite would spread even to tokens for
+        which it is masked."""
         for cache in (*self.keys, *self.values):
             cache[slot, :, :columns] = 0.0
 
     def copy_block(self, slot: int, start: int) -> Tensor:
-        """Return a copy of the keys and values of a chunk [layers, 2, G, CHUNK, D]."""
+        """Return a copy of the cached keys and values of a prompt chunk that begins at column `start` [layers, 2, G,
+        CHUNK, D]."""
         chunk = (slot, slice(None), slice(start, start + CHUNK))
         return torch.stack([torch.stack((k[chunk], v[chunk])) for k, v in zip(self.keys, self.values, strict=True)])
 
     def write_block(self, slot: int, start: int, block: Tensor) -> None:
-        """Write the result of `copy_block` into a slot."""
+        """Write the keys and values that `copy_block` returned to columns of a slot, beginning at `start`."""
         chunk = (slot, slice(None), slice(start, start + CHUNK))
         for k, v, (block_k, block_v) in zip(self.keys, self.values, block, strict=True):
             k[chunk] = block_k
@@ -286,7 +288,7 @@ class MixedDecoder:
 
 
 def count_visible_columns(piece: RequestTokens, max_columns: int) -> int:
-    """Return the number of columns that attention reads for the next token of an answer.
+    """Return the number of cache columns that attention reads for the next token of a request's answer.
 
     It depends on the request alone, and grows in increasing steps, so that answers of similar lengths read the same
     number and can be computed together.
@@ -300,13 +302,15 @@ def count_visible_columns(piece: RequestTokens, max_columns: int) -> int:
 
 
 def find_rows_of_tokens(order: Sequence[int], count: int) -> Tensor:
-    """Return the row of each of `count` tokens; the first one if a token is in several rows."""
+    """Return for each of `count` tokens its row in a step, int64 [count]; the first one if a token is in several
+    rows."""
     row_of = {token: row for row, token in reversed(list(enumerate(order)))}
     return torch.tensor([row_of[token] for token in range(count)])
 
 
 def require_plain_decoder(base: Any, decoder: Any) -> None:
-    """Raise NotPlainError for a model that `MixedDecoder` does not support."""
+    """Raise NotPlainError for a model that MixedDecoder does not support: not Llama-like, not on a CPU, or with scaled
+    logits."""
     config = base.config.get_text_config()
     scaled = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]
     if not (get_route(base).has_fast_path and is_llama(decoder)) or type(base.get_output_embeddings()) is not nn.Linear:
@@ -316,7 +320,7 @@ def require_plain_decoder(base: Any, decoder: Any) -> None:
 
 
 def build_rotary_tables(decoder: Any, columns: int) -> tuple[Tensor, Tensor]:
-    """Return the rotary cosine and sine of each position [columns, D].
+    """Compute the rotary cosine and sine of each position, both [columns, D].
 
     Raises:
         NotPlainError: they depend on the length of the row.
@@ -331,7 +335,8 @@ def build_rotary_tables(decoder: Any, columns: int) -> tuple[Tensor, Tensor]:
 
 
 def list_sites(layers: Sequence[Layer[Matrices]]) -> list[Site]:
-    """Return the four sites of each layer, with their modules' names in an adapter's file."""
+    """Return the groups of matrices with a common input, four for each layer, with their modules' names in an adapter's
+    file."""
     names = (
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         ("self_attn.o_proj",),
@@ -350,6 +355,7 @@ def list_sites(layers: Sequence[Layer[Matrices]]) -> list[Site]:
 
 
 def concatenate(matrices: Matrices, dtype: torch.dtype, agree: dict[tuple[int, int], bool]) -> Product:
-    """Concatenate matrices that read the same input to one product."""
+    """Concatenate matrices that read the same input to one weight and bias, converted to the layout of the matrix
+    library."""
     weight = torch.cat([m.weight(dtype) for m in matrices])
     return pack_product(weight, concatenate_biases(matrices, dtype), agree)

@@ -1,4 +1,4 @@
-"""The index of a packed batch: positions of its tokens without padding, and shared prefixes of its rows."""
+"""The index of a packed batch: positions of its tokens without padding, and common prefixes of its rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 LEAST_SHARED = 1 / 8
-"""Share of the real tokens that prefixes must save to be shared. Each layer then copies queries, keys, values and the
-output of attention, which takes a few hundredths of a pass."""
+"""Share of the real tokens that common prefixes must save to be computed once. Each layer then copies queries, keys,
+values and the output of attention, which takes a few hundredths of a pass."""
 
 
 class PackedIndex(NamedTuple):
-    """The positions of the N computed tokens: in the input [B, W], where padding may be anywhere, and in the
-    left-aligned rows [B, S], where S is the longest length.
+    """The positions of a batch's N computed tokens in its padded input and in left-aligned rows. The input [B, W] may
+    have padding anywhere. The left-aligned rows are [B, S], where S is the longest length.
 
     N is the number A of real tokens, or less if rows share a common prefix, which is computed once.
 
@@ -34,7 +34,7 @@ class PackedIndex(NamedTuple):
 
     @classmethod
     def build(cls, mask_BW: Tensor, *inputs_BW: Tensor) -> PackedIndex:
-        """Build the index of a batch.
+        """Build the index of a batch from its mask, and find common prefixes of its rows if `inputs_BW` are given.
 
         Args:
             inputs_BW: all inputs of a token besides the previous tokens of its row: ids and positions. Without them no
@@ -55,7 +55,7 @@ class PackedIndex(NamedTuple):
         return cls(mask_BW, longest, given_A, pushed_A, shared)
 
     def real(self, x_BW: Tensor) -> Tensor:
-        """Return the values at the computed tokens [N]."""
+        """Return the values of a padded tensor at the computed tokens [N]."""
         x_A = x_BW.reshape(-1)
         return self.reduce(x_A if self.input_indices_A is None else x_A[self.input_indices_A])
 
@@ -64,7 +64,8 @@ class PackedIndex(NamedTuple):
         return self.mask_BW.sum(-1).tolist()
 
     def rectangle(self, x_ND: Tensor) -> Tensor:
-        """Return the values of the N tokens at all their positions in the input [B, W, …], 0 at padding."""
+        """Scatter the values of the N computed tokens to all their positions in the padded input [B, W, …], with 0 at
+        padding."""
         x_AD = self.expand(x_ND)
         shape = (*self.mask_BW.shape, *x_AD.shape[1:])
         if self.input_indices_A is None:
@@ -74,29 +75,33 @@ class PackedIndex(NamedTuple):
         )
 
     def expand(self, x_ND: Tensor) -> Tensor:
-        """Return the values of the N tokens at the A real tokens, row by row."""
+        """Repeat the values of the N computed tokens at each of the A real tokens that they stand for, row by row."""
         # Not x[of_A]: its backward pass adds bf16 up in bf16, and in an order that several threads change.
         return x_ND if self.shared is None else x_ND.index_select(0, self.shared.of_A)
 
     def expand_once(self, x_ND: Tensor) -> Tensor:
-        """Return the N tokens at the first of their places [A, …], and 0 at the others: the transpose of `reduce`."""
+        """Place the N computed tokens at the first of their positions among the A real tokens [A, …], with 0 elsewhere.
+        This is the transpose of `reduce`."""
         if self.shared is None:
             return x_ND
         return x_ND.new_zeros(len(self.shared.of_A), *x_ND.shape[1:]).index_copy_(0, self.shared.first_N, x_ND)
 
     def reduce(self, x_AD: Tensor) -> Tensor:
-        """Return the value at the first position of each of the N tokens: the inverse of `expand`."""
+        """Select the value at the first position of each of the N computed tokens among the A real tokens. This is the
+        inverse of `expand`."""
         return x_AD if self.shared is None else x_AD[self.shared.first_N]
 
     def reduce_by_sum(self, x_AD: Tensor) -> Tensor:
-        """Return the sum over all positions of each of the N tokens: the transpose of `expand`."""
+        """Sum the values over all positions of each of the N computed tokens among the A real tokens. This is the
+        transpose of `expand`."""
         if self.shared is None:
             return x_AD
         zeros = x_AD.new_zeros(len(self.shared.first_N), *x_AD.shape[1:])
         return zeros.index_add_(0, self.shared.of_A, x_AD)
 
     def to_groups(self, x_AHD: Tensor, groups: int) -> Tensor:
-        """Return [A, H, D] as left-aligned rows [B · groups, H / groups · S, D], 0 after their ends."""
+        """Arrange heads [A, H, D] as left-aligned rows [B · groups, H / groups · S, D] for attention, with 0 after the
+        rows' ends."""
         rows = len(self.mask_BW)
         heads, width = x_AHD.shape[1:]
         if self.aligned_indices_A is not None:
@@ -105,7 +110,7 @@ class PackedIndex(NamedTuple):
         return x.reshape(rows * groups, -1, width)
 
     def from_groups(self, x: Tensor, heads: int) -> Tensor:
-        """Return the inverse of `to_groups`: [A, H, D]."""
+        """Arrange left-aligned rows of attention as heads [A, H, D] again, the inverse of `to_groups`."""
         rows = len(self.mask_BW)
         width = x.shape[-1]
         x = x.view(rows, -1, heads // (len(x) // rows), self.longest, width).permute(0, 3, 1, 2, 4)
@@ -114,8 +119,8 @@ class PackedIndex(NamedTuple):
 
 
 class SharedPrefixes(NamedTuple):
-    """The distinct tokens of rows with common prefixes. A token's result depends only on itself and the previous
-    tokens, so that rows with equal prefixes have equal results there.
+    """The distinct tokens of rows with common prefixes, which are computed once. A token's result depends only on
+    itself and the previous tokens, so that rows with equal prefixes have equal results there.
 
     Attributes:
         of_A: index among the N distinct tokens of each real token.
@@ -127,7 +132,8 @@ class SharedPrefixes(NamedTuple):
 
     @classmethod
     def find(cls, mask_BS: Tensor, *inputs_BS: Tensor) -> SharedPrefixes | None:
-        """Find the shared prefixes. Returns None if sharing them would save less than `LEAST_SHARED`.
+        """Find the common prefixes of left-aligned rows, or return None if sharing them would save less than
+        `LEAST_SHARED`.
 
         Args:
             mask_BS: mask of left-aligned rows.
