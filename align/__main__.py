@@ -235,8 +235,7 @@ def require_stage(config: Config) -> None:
 
 
 def find_stages(words: Sequence[str]) -> list[str]:
-    """Return the stages that one command line of several runs, after a check of its whole configuration. Raises
-    InputError if it is invalid or only prints."""
+    """Validate one of several command lines and return the names of the stages that it runs, or raise InputError."""
     line = parse_arguments(words)
     require(
         not line.print_job,
@@ -307,8 +306,8 @@ def raise_interrupt(signum: int, frame: object) -> None:
 
 
 def folder_callback() -> Callable[[Path], object]:
-    """Return a function that writes the run's folder to the parent process, which waits for it if it runs several
-    command lines.
+    """Return a function that sends the run's folder through a pipe to the parent process that started this command line
+    as one of several.
 
     Without such a process the function does nothing.
     """

@@ -104,8 +104,8 @@ class Tracker:
             self._tables = {}
 
     def log_step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append a row with `metrics` to `steps.jsonl`, which has one for every training step, even where
-        `logging_steps` skips it."""
+        """Append a row with `metrics` to `steps.jsonl`, which also has the training steps that are not logged to
+        `metrics.jsonl`."""
         append_row(self.steps_path, {"step": step, **metrics})
 
     def keep(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
@@ -197,7 +197,8 @@ WATCHER: ContextVar[Callable[[Progress], None] | None] = ContextVar("WATCHER", d
 
 @contextmanager
 def watch_progress(watcher: Callable[[Progress], None]) -> Iterator[None]:
-    """Call `watcher` with each `Progress` that is created in the `with` block whenever it advances."""
+    """Call `watcher` with a `Progress` whenever it advances, for each `Progress` that is created in the `with`
+    block."""
     token = WATCHER.set(watcher)
     try:
         yield

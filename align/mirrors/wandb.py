@@ -36,7 +36,8 @@ def choose_mode() -> str:
 
 
 class Wandb:
-    """A run at wandb. Offline, each process that continues the run writes a folder of its own under the run's id."""
+    """A run at Weights & Biases, to which metrics, tables and artifacts are logged. Offline, each process that
+    continues the run writes a folder of its own under the run's id."""
 
     def __init__(self, run: MirroredRun) -> None:
         resume = "allow" if run.resumed and choose_mode() == "online" else None  # not supported offline

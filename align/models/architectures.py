@@ -111,8 +111,8 @@ def find_refusal_reason(model_type: str) -> str:
 
 
 def find_route(config: Any) -> Route:
-    """Return how to compute a model of this configuration, as measured for its type or for a published checkpoint. A
-    configuration that was not measured gets the plain path.
+    """Return the Route of a configuration (fast or plain path, padding, packing), as measured for its model type or a
+    published checkpoint. A configuration that was not measured gets the plain path.
 
     Args:
         config: transformers' configuration of the whole model, not of its text part.

@@ -204,8 +204,9 @@ def find_base_of_artifact(artifact: Artifact, field: str, path: str | None = Non
 
 
 def find_recorded_base(recorded: Base, field: str, ref: str) -> Base:
-    """Find a recorded base model again, which may have moved. A built-in model is in its package, a local model in its
-    recorded folder, a model of the hub in the cache or on the hub at its revision.
+    """Find the base model that an artifact's manifest records, by its name or folder, or raise MissingArtifact. A
+    built-in model is in its package, a local model in its recorded folder, a model of the hub in the cache or on the
+    hub at its revision.
 
     Args:
         field, ref: setting and reference of the artifact, for error messages.

@@ -49,8 +49,8 @@ def limit_kernel_cache() -> None:
 
 
 def return_freed_memory_once() -> None:
-    """Return freed memory to the operating system once, for use after weights were converted to another layout. Tensors
-    of the old sizes will not be allocated again. On SmolLM2 this frees 498 MB."""
+    """Return freed memory to the operating system, to be called once after weights were converted to another layout.
+    Tensors of the old sizes will not be allocated again. On SmolLM2 this frees 498 MB."""
     if sys.platform.startswith("linux"):
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)

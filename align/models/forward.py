@@ -42,8 +42,8 @@ def get_decoder(model: Any) -> Any:
 
 
 def get_route(model: Any) -> Route:
-    """Return how a model is computed, fast path or plain, from its configuration. The result is stored on the model as
-    `align_route`."""
+    """Return whether a model is computed on the fast path and allows padding and packing, from its configuration. The
+    result is stored on the model."""
     base = unwrap_model(model)
     if "align_route" not in vars(base):
         config = getattr(base, "config", None)

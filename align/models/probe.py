@@ -59,8 +59,8 @@ def require_consistent_logits(model: Any, base: Base) -> None:
 
 
 def find_problem_in_logits(model: Any) -> str:
-    """Compare a causal language model's logprobs of two rows in a batch with those of each row alone. Returns the
-    problem as text, or an empty string if all checks pass."""
+    """Return a problem as text if a causal language model gives other logprobs for rows in a batch than for each row
+    alone, else an empty string. Configurations that were not measured get further checks."""
     rows = draw_random_rows(model)
     with disable_fast_path(model):
         alone = [compute_own_logprobs(model, row) for row in rows]
@@ -77,8 +77,8 @@ def find_problem_in_logits(model: Any) -> str:
 
 
 def find_contradiction(model: Any, rows: list[Tensor], alone: list[Tensor]) -> str:
-    """Check that a model's own forward is causal and agrees with its key-value cache. Returns the problem as text, or
-    an empty string if all checks pass.
+    """Return a problem as text if a model's own forward is not causal or contradicts its key-value cache, else an empty
+    string.
 
     Args:
         alone: its logprobs of each row [S, V].
@@ -107,8 +107,8 @@ def compute_own_logprobs(model: Any, row: Tensor) -> Tensor:
 
 
 def find_problem_in_states(model: Any) -> str:
-    """Check by its hidden states that a model without a language head is causal and allows rows in batches. Returns the
-    problem as text, or an empty string if all checks pass."""
+    """Return a problem as text if the hidden states of a model without a language head are not causal or depend on
+    other rows, else an empty string."""
     rows = draw_random_rows(model)
     with disable_fast_path(model):
         shorter = [get_decoder(model)(input_ids=row[None, :-2], use_cache=False).last_hidden_state[0] for row in rows]

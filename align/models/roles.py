@@ -180,8 +180,8 @@ class Roles:
             yield self.policy
 
     def _enter(self, role: Role, train: bool) -> None:
-        """Activate a role's adapter on every layer, and let gradients flow only to its own weights, and only if
-        `train`. This is faster than PEFT's `set_adapter`, which takes 16 ms at 30 layers."""
+        """Activate a role's adapter on every layer; with `train`, only its weights require gradients, and without it
+        none. This is faster than PEFT's `set_adapter`, which takes 16 ms at 30 layers."""
         base_alone = role == "reference" and self.reference_is_base
         if not base_alone and (role != "policy" or self.policy is None):
             require_known_adapters([role], getattr(self.model, "peft_config", ()))
@@ -200,8 +200,8 @@ class Roles:
         assert trains == expected, f"{role}: {sorted(trains ^ expected)[:4]} should not differ"
 
     def require_gradients(self, role: Role) -> None:
-        """Let only a role's parameters require gradients again before its backward pass, in case another role was
-        active since its forward pass."""
+        """Let only a role's parameters require gradients before its backward pass, even if another role was active
+        since its forward pass."""
         if role == "policy" or self.value_backbone == role:
             self._enter(role, train=True)
         if self.value_head is not None:

@@ -70,7 +70,8 @@ def iter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def scatter_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy the first rank's tensors into a sharded model on all ranks; each rank receives its shards.
+    """Copy the first rank's tensors into a sharded model on all ranks, each of which receives its shards, and empty
+    `tensors`.
 
     Args:
         model: the sharded model, whose tensors are overwritten.
@@ -140,8 +141,8 @@ def gather_weights(model: nn.Module) -> dict[str, Any]:
 
 
 def gather_tensors(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a mapping with each sharded tensor replaced by the full tensor on the CPU of the first rank, and
-    by None on other ranks."""
+    """Return a copy of a mapping with full tensors on the CPU of the first rank, and None on other ranks, instead of
+    sharded tensors."""
     gathered = dict(values)
     for name, value in values.items():
         if hasattr(value, "full_tensor"):
@@ -182,13 +183,13 @@ def save_full_model(model: Any, dtype: torch.dtype, folder: Path) -> None:
 
 
 def gather_optimiser(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace the sharded tensors in an optimiser's state by full ones on the CPU of the first rank, for a checkpoint.
-    Other ranks get None for each."""
+    """Return an optimiser's state with full tensors on the CPU of the first rank instead of sharded ones, for a
+    checkpoint. Other ranks get None for each."""
     return {**state, "state": {number: gather_tensors(moments) for number, moments in state["state"].items()}}
 
 
 def shard_optimiser(state: Mapping[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
-    """Shard the tensors in an optimiser's full state, as one process has saved it, like the parameters.
+    """Return an optimiser's full state, as one process saved it, with its tensors sharded like the parameters.
 
     Args:
         parameters: the optimiser's parameters in order.

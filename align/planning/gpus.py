@@ -41,7 +41,7 @@ GPUS = (
 
 
 class Change(NamedTuple):
-    """A change of one setting that makes a workload use less memory.
+    """A change of one setting that makes a workload use less memory: its key, its new value and the resulting workload.
 
     Attributes:
         key, value: the setting and its new value on the command line.

@@ -179,7 +179,8 @@ def build_full_rows(count: int, length: int) -> list[list[int]]:
 
 
 class Part(NamedTuple):
-    """A named use of memory by a model role, with its bytes.
+    """One use of memory, such as weights, optimiser moments or activations, with its bytes and the model role that it
+    belongs to.
 
     Attributes:
         role: `base`, `policy`, `reference`, `value`, `reward`; or `work` for memory that is freed after the phase.
@@ -356,16 +357,16 @@ def iter_rollout_parts(shape: Shape, work: Workload) -> Iterator[Part]:
 
 
 def count_own_logits(shape: Shape, tokens: int, is_head_trained: bool = False) -> float:
-    """Return the bytes of the largest chunk of logits in our log-probabilities: the logits, their softmax, and a
-    product of the two; twice that if the head trains."""
+    """Return the bytes of the largest chunk of logits, with temporary copies, when our own code computes
+    log-probabilities. These are the logits, their softmax, and a product of the two; twice that if the head trains."""
     rows = min(tokens, max(ROWS, LOGITS // shape.vocabulary))
     return (6 if is_head_trained else 3) * FP32 * rows * shape.vocabulary
 
 
 def count_trl_logits(shape: Shape, work: Workload) -> float:
-    """Return the bytes of logits in TRL's losses: one tile's buffer, and on a CPU, without the fused kernel, seven more
-    in fp32. The head of a sharded model cannot be used separately. There it is all logits, their copy in fp32, its
-    softmax and its gradient."""
+    """Return the bytes of logits, with temporary copies, when TRL's losses are computed. They are a tile's buffer, and
+    on a CPU, without the fused kernel, seven more in fp32. The head of a sharded model cannot be used separately. There
+    it is all logits, their copy in fp32, its softmax and its gradient."""
     if work.method == "full" and work.ranks > 1:
         return work.tokens * shape.vocabulary * (work.size + 3 * FP32)
     rows = min(work.tokens, TILE_TOKENS)

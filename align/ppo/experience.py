@@ -154,7 +154,7 @@ class Experience:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the responses {tuple(shape)}")
 
     def rows(self, index: Tensor) -> Experience:
-        """Return the rows at `index`, without columns that are padding in all of them."""
+        """Return the rows at `index` as a smaller batch, without columns that are padding in all of them."""
         rollout = self.rollout.rows(index)
         width = rollout.response_mask_BT.shape[1]
         return Experience(rollout, **{name: tensor[index][:, :width] for name, tensor in self.tensors()})

@@ -51,8 +51,8 @@ def add_update_to_errors(step: int, activity: str) -> Iterator[None]:
 
 
 def choose_prompt_indices(update: int, batch_size: int, total: int, seed: int) -> list[int]:
-    """Return the indices of the prompts of an update, counted from 0, from a new random order of all prompts in each
-    epoch.
+    """Choose the indices of an update's prompts by going through a new random order of all prompts in each epoch.
+    Updates are counted from 0.
 
     A batch that reaches the end of one epoch goes on into the next. The result depends on the arguments alone, so that
     a resumed run asks the same prompts.
@@ -99,7 +99,8 @@ def sync_and_prepare_rollout(
 
 
 class StartedRollout(NamedTuple):
-    """A rollout that is being sampled in a background thread.
+    """A rollout that is being sampled in a background thread: the function that waits for it, and the weights that
+    sample it.
 
     Attributes:
         wait: the call that waits for the answers; None if no rollout was started.
@@ -275,8 +276,8 @@ def compute_sampler_figures(
     micro_batch: int,
     servers: int = 1,
 ) -> dict[str, float]:
-    """Compare the logprobs that servers reported for a rollout with the logprobs of the policy that they should have
-    sampled from.
+    """Compare the logprobs that servers reported for a rollout with those of the policy they should have sampled from,
+    and return the differences as metrics.
 
     Args:
         old_logprobs_BT: logprobs of the present policy.

@@ -143,7 +143,8 @@ class Workers:
         return sample_tokens
 
     def collect_answers(self, prompts: Sequence[Prompt], rollout: Rollout | None) -> Answers:
-        """Decode a rollout to answers and separate what the scorer reads, on every rank.
+        """Decode a rollout's tokens to answer texts, and return them with the conversations that the scorer reads. If
+        only the first rank asks servers, the other ranks receive its rollout.
 
         Args:
             rollout: None on a rank that asks no server.
@@ -163,7 +164,8 @@ class Workers:
         return scores.to(answers.rollout.tokens_BS.device), figures
 
     def calibrate_scorer(self, answers: Answers) -> tuple[Workers, Moments]:
-        """Put the scores of an ensemble's members on one scale, computed from these answers.
+        """Put the scores of an ensemble's members on one scale computed from these answers, and return new workers with
+        that scorer.
 
         Returns:
             workers with that scorer, and the moments of its scores for these answers.

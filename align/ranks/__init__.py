@@ -184,7 +184,7 @@ def local_rank() -> int:
 
 
 def is_alone() -> bool:
-    """Return whether this process is not connected to other ranks."""
+    """Return whether this process runs alone, without other ranks."""
     return _here is None
 
 
@@ -293,8 +293,8 @@ def select_own_share(items: Sequence[T]) -> Sequence[T]:
 
 
 def gather_shares(own: Sequence[T], count: int) -> Sequence[T]:
-    """Return the results of all ranks for `count` items in the order of the items, on every rank. Undoes the division
-    by `select_own_share`.
+    """Collect each rank's results for its share of `count` items, and return all of them in the order of the items, on
+    every rank. Undoes the division by `select_own_share`.
 
     Args:
         own: this rank's results, with tensors on the CPU.
@@ -370,16 +370,16 @@ def record_position(where: str) -> None:
 
 @contextmanager
 def publish_waiting(what: str) -> Iterator[None]:
-    """Publish while the `with` block runs that this rank waits for others, so that an error message can tell which rank
-    is missing."""
+    """Publish that this rank waits for other ranks while the `with` block runs, for error messages about a missing
+    rank."""
     publish_position(f"{_position}, waits {what}")
     yield
     publish_position(_position)
 
 
 def publish_position(where: str) -> None:
-    """Write a text about this rank's current work, with the time, to the shared store, and without it to the launcher's
-    notes."""
+    """Write a text about this rank's current work to the store that all ranks share, with the time, and to the
+    launcher's notes."""
     assert _here is not None
     _here.store.set(f"at/{_here.rank}", json.dumps([time.time(), where]))
     write_launcher_note(f"rank-{_here.rank}", where)
@@ -479,8 +479,8 @@ def raise_first_failure() -> Iterator[None]:
 
 
 def should_print_error(error: BaseException) -> bool:
-    """Return whether this rank prints `error`, since only one of all ranks and the launcher does. If the launcher
-    prints it, the text is left for it in a note.
+    """Return whether this rank must print `error`, so that only one of all ranks and the launcher prints the cause of a
+    failure. If the launcher prints it, the text is left for it in a note.
 
     About a rank that ended and about an interruption, align's launcher prints the message if it started the ranks.
     """

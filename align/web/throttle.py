@@ -42,8 +42,8 @@ class Throttle:
         self._lock = threading.Lock()
 
     def begin_attempt(self, name: str, free_attempts: int) -> float:
-        """Count an attempt under a name as failed for now, and return 0 if it is allowed; otherwise return the seconds
-        to wait, uncounted.
+        """Return 0 if a login attempt under a name is allowed now, and count it as failed; else return the seconds to
+        wait.
 
         An attempt counts as failed until `record_success` or `cancel_attempt` is called: parallel attempts are
         limited as consecutive ones are.

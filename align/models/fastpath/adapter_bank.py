@@ -98,8 +98,8 @@ class AdapterBank:
         return len(in_use) < self.resident
 
     def load(self, digest: str, folder: Path, in_use: set[str]) -> None:
-        """Load an adapter from its folder, in place of the least recently used one if the bank is full, and mark it as
-        most recently used. An adapter that is loaded already is only marked, and those in use are not replaced.
+        """Load an adapter from its folder and mark it as most recently used, replacing the least recently used one if
+        the bank is full. An adapter that is loaded already is only marked, and those in use are not replaced.
 
         Raises:
             CorruptFile, InputError: see `load_bank_adapter`.

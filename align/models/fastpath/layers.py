@@ -100,7 +100,7 @@ swiglu: Callable[[Tensor, Tensor], Tensor] = SwiGlu.apply
 
 
 class LowRank(NamedTuple):
-    """The LoRA factors A [r, in] and B [out, r] of a matrix, to which s · B A is added (Hu et al., LoRA, 2021)."""
+    """The LoRA factors A [r, in] and B [out, r] of a matrix, whose product s · B A is added (Hu et al., LoRA, 2021)."""
 
     a: Tensor
     b: Tensor
@@ -147,8 +147,8 @@ def apply_matrices(x_NI: Tensor, matrices: Sequence[Matrix], recompute: Recomput
 
 
 def multiply(x_NI: Tensor, matrices: Sequence[Matrix]) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """Compute the products of `apply_matrices` without autograd. Also returns x times all A, concatenated [N, Σ r], or
-    None if no matrix has LoRA factors."""
+    """Multiply x by several matrices and add their LoRA products, without the autograd function of `apply_matrices`.
+    Also returns x times all A, concatenated [N, Σ r], or None if no matrix has LoRA factors."""
     outputs = tuple(linear(x_NI, m.weight(x_NI.dtype), m.bias) for m in matrices)
     adapted = [(out, m.low) for out, m in zip(outputs, matrices, strict=True) if m.low]
     if not adapted:
@@ -166,8 +166,9 @@ def concatenate_a(lows: Sequence[LowRank], dtype: torch.dtype) -> Tensor:
 
 
 class ApplyMatrices(torch.autograd.Function):
-    """The autograd function of `apply_matrices`. Its three arguments are followed by W, bias, A and B of each matrix. A
-    missing one is None, and so is a W that does not train."""
+    """Autograd function that multiplies x by several matrices with their LoRA factors, used by `apply_matrices`. Its
+    three arguments are followed by W, bias, A and B of each matrix. A missing one is None, and so is a W that does not
+    train."""
 
     @staticmethod
     def forward(

@@ -107,8 +107,8 @@ BY_WIDTH: ContextVar[bool] = ContextVar("BY_WIDTH", default=False)
 
 @contextmanager
 def attention_by_width() -> Iterator[None]:
-    """Choose the kind of attention by the batch's width alone while the `with` block runs, so that no bit of a row
-    depends on the other rows."""
+    """Let the batch's width alone decide the kind of attention in the `with` block, so that a row's bits are
+    independent of other rows."""
     token = BY_WIDTH.set(True)
     try:
         yield

@@ -238,8 +238,8 @@ class MixedDecoder:
         return multiply(3, silu(gate).mul_(up)).add_(x_PD)
 
     def _attend(self, number: int, q_PHD: Tensor, k_PGD: Tensor, v_PGD: Tensor, places: StepPositions) -> Tensor:
-        """Store the keys and values of a step in the cache of layer `number`, and return each token's attention output
-        over its own slot [P, H · D]."""
+        """Cache the keys and values of a step's tokens in one layer, and return each token's attention output [P, H ·
+        D]. A token reads the cached tokens of its own slot only."""
         keys = self.keys[number]
         values = self.values[number]
         width = q_PHD.shape[-1]
