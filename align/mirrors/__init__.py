@@ -143,8 +143,8 @@ def open_mirror(service: str, run: MirroredRun) -> GuardedMirror:
 
 
 def set_alias(service: str, project: str, root: Path, alias: str, artifact: Artifact | None) -> str:
-    """Set an alias to an artifact at a metrics service, or remove it if `artifact` is None, and return a line about the
-    result.
+    """Set an alias to an artifact at a metrics service, or remove it if no artifact is given, and return a line about
+    the result.
 
     Returns a line about the result. A failure of the service raises nothing.
     """

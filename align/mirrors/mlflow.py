@@ -132,8 +132,8 @@ def clean_name(key: str) -> str:
 
 
 def set_alias(project: str, root: Path, alias: str, artifact: Artifact | None) -> None:
-    """Point an alias of the project's registered MLflow model to an artifact's newest version, or remove it if
-    `artifact` is None. Raises MirrorUnsupported if MLflow does not have the artifact.
+    """Point an alias of the project's registered MLflow model to an artifact's newest version, or remove it if no
+    artifact is given. Raises MirrorUnsupported if MLflow does not have the artifact.
 
     If MLflow lacks the alias's new artifact, the alias is removed, so that it does not refer to the old one.
     """

@@ -106,8 +106,8 @@ class Trackio:
 
 
 def set_alias(project: str, root: Path, alias: str, artifact: Artifact | None) -> None:
-    """Move an alias in the project's collection `models` to the version of an artifact. Raises MirrorUnsupported if
-    `artifact` is None, is not known to trackio, or the runs are on a server."""
+    """Move an alias in the project's collection `models` to the version of an artifact. Raises MirrorUnsupported if no
+    artifact is given, if trackio does not have it, or if the runs are on a server."""
     if artifact is None:
         raise MirrorUnsupported("trackio cannot remove an alias, so it keeps the old one")
     if not is_local():

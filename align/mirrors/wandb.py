@@ -77,8 +77,8 @@ def make_reference(artifact: Artifact) -> Any:
 
 
 def set_alias(project: str, root: Path, alias: str, artifact: Artifact | None) -> None:
-    """Start a short wandb run that logs an artifact with the alias. wandb counts the same files as the same version.
-    Raises MirrorUnsupported if `artifact` is None."""
+    """Start a short wandb run that logs an artifact with the alias. The same files are the same version to wandb.
+    Raises MirrorUnsupported without an artifact."""
     if artifact is None:
         raise MirrorUnsupported("wandb takes an alias away only on its own page")
     run = start_run(root, project=project, name=f"@{alias}", job_type="promote")

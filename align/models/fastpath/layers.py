@@ -167,8 +167,8 @@ def concatenate_a(lows: Sequence[LowRank], dtype: torch.dtype) -> Tensor:
 
 class ApplyMatrices(torch.autograd.Function):
     """Autograd function that multiplies x by several matrices with their LoRA factors, used by `apply_matrices`. Its
-    three arguments are followed by W, bias, A and B of each matrix. A missing one is None, and so is a W that does not
-    train."""
+    three arguments are followed by W, bias, A and B of each matrix, with None for a missing one and for a W that does
+    not train."""
 
     @staticmethod
     def forward(

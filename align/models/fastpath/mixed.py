@@ -1,4 +1,4 @@
-"""A Llama-like decoder for batches of requests, each of which has its own adapter, length and slot of the cache.
+"""A Llama-like decoder for batches of requests that have different adapters, lengths and slots of the cache.
 
 A step computes chunks of prompts and the next tokens of answers together. The result of a token is bit for bit
 independent of the rest of the batch: the shapes of its products are known to agree (`align.models.fastpath.exact`), a
