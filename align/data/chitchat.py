@@ -26,7 +26,7 @@ MAX_PROMPT_CHARACTERS = 100  # maximum of a prompt, which a small model can stil
 
 
 def get_corpus_path() -> Path:
-    """Return the path of the JSON file in the installed package.
+    """Return the path of the corpus's JSON file in the installed package `chitchat_dataset`.
 
     Raises:
         InputError: the package is not installed.
@@ -38,7 +38,7 @@ def get_corpus_path() -> Path:
 
 
 def assign_part(conversation_id: str) -> str:
-    """Return the part that a conversation belongs to."""
+    """Return the part of the corpus, a key of `PARTS` such as `sft`, that the hash of a conversation's id selects."""
     share = int(hashlib.sha256(conversation_id.encode()).hexdigest()[:8], 16) % 100
     for part, percent in PARTS.items():
         if share < percent:
@@ -48,7 +48,8 @@ def assign_part(conversation_id: str) -> str:
 
 
 def join_turns(record: Mapping[str, Any]) -> list[str]:
-    """Return one text per turn: the consecutive messages of one person, joined by spaces."""
+    """Return one text per turn of a chat: the consecutive messages of one person, joined by spaces. Empty messages and
+    turns are left out."""
     texts = (
         " ".join(message["text"].strip() for message in turn if message["text"].strip()) for turn in record["messages"]
     )
@@ -56,13 +57,14 @@ def join_turns(record: Mapping[str, Any]) -> list[str]:
 
 
 def compute_rating(record: Mapping[str, Any]) -> float | None:
-    """Return the mean of the ratings, out of 10. Returns None for an unrated conversation."""
+    """Return the mean of a conversation's ratings, out of 10, or None if it has no ratings."""
     scores = [float(v) for v in (record.get("ratings") or {}).values()]
     return sum(scores) / len(scores) if scores else None
 
 
 def iter_part(part: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the id and the record of each conversation of a part, in the corpus's order."""
+    """Yield (id, record) of each conversation in one part of the corpus, such as `sft`, in the corpus's order. Raises
+    InputError if there is no such part."""
     if part not in PARTS:
         raise InputError("data.part", part, "is no part of the corpus", f"Choose one of: {', '.join(PARTS)}.")
     for key, record in load_records().items():
@@ -71,22 +73,26 @@ def iter_part(part: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def load_records() -> dict[str, dict[str, Any]]:
-    """Load the whole corpus: conversation id → record."""
+    """Load the whole corpus from its JSON file as a dictionary from conversation id to record, with its messages and
+    ratings."""
     return json.loads(get_corpus_path().read_text(encoding="utf-8"))
 
 
 def load_texts(part: str) -> list[str]:
-    """Return conversations as plain text, one turn per line, for training the base model."""
+    """Return the conversations of a part as plain text with one turn per line, to train the base model on.
+    Conversations of one turn are left out."""
     return ["\n".join(lines) for _, record in iter_part(part) if len(lines := join_turns(record)) >= 2]
 
 
 def to_conversation(lines: list[str], id: str) -> Conversation:
-    """Return alternating turns as messages. The first speaker is the user."""
+    """Build a conversation from alternating turns, with the first speaker as the user and the other one as the
+    assistant."""
     return Conversation(tuple(Message("assistant" if i % 2 else "user", t) for i, t in enumerate(lines)), id)
 
 
 def load_conversations(part: str) -> list[Conversation]:
-    """Return windows of up to three exchanges for instruction tuning. Conversations with a low rating are left out."""
+    """Cut the conversations of a part into windows of up to three user-assistant exchanges for instruction tuning.
+    Conversations with a mean rating below `MIN_RATING` are left out."""
     windows = []
     for key, record in iter_part(part):
         lines = join_turns(record)
@@ -102,8 +108,8 @@ def load_conversations(part: str) -> list[Conversation]:
 
 
 def load_prompts(part: str) -> list[Conversation]:
-    """Return prompts of one or three turns, each ending where the other person answered. No prompt is returned
-    twice."""
+    """Return the distinct prompts of one or three turns in a part, each of which ends before an answer. Prompts of more
+    than `MAX_PROMPT_CHARACTERS` characters are left out."""
     id_of_context: dict[tuple[str, ...], str] = {}
     for key, record in iter_part(part):
         lines = join_turns(record)

@@ -22,7 +22,7 @@ def iter_ngrams(tokens: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
 
 
 def compute_repetition(texts: Sequence[str]) -> float:
-    """Return the mean share of 3-grams that repeat an earlier one of their text, in [0, 1].
+    """Return the share of a text's word 3-grams that repeat an earlier one, as a mean over the texts, in [0, 1].
 
     Texts of fewer than three words are skipped. Returns 0 if all are skipped.
 

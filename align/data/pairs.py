@@ -36,7 +36,7 @@ Judgements = Sequence[Preference] | Sequence[Feedback]
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPair:
-    """Two answers to one prompt, as token ids.
+    """A prompt with its chosen and with its rejected answer, as token ids.
 
     Attributes:
         chosen_ids, rejected_ids: prompt and answer, each ending where a score is read.
@@ -51,7 +51,7 @@ class TokenizedPair:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedAnswer:
-    """An answer and whether it is desirable (KTO), as token ids.
+    """A prompt and its answer as token ids, with the label that says whether the answer is desirable (for KTO).
 
     Attributes:
         ids: prompt and answer.
@@ -69,7 +69,7 @@ class TokenizedAnswer:
 
 
 class RecordKind(NamedTuple):
-    """The name and the reader of records of one kind.
+    """A kind of records, preference pairs or feedback, with the function that reads a file of them.
 
     Attributes:
         kind: see `align.data.read.content.get_record_kind`.
@@ -88,7 +88,8 @@ ANSWER_KIND = RecordKind(FEEDBACK, "answers", read_feedback)
 
 
 def build_pair_inputs(data: DataSource, store: str, project: str) -> dict[str, Input]:
-    """Return the input of a run on pairs: the head of the project's ledger, or the files.
+    """Return the data inputs for the manifest of a run on pairs: the head of the annotation project's ledger, or the
+    digests of the data files.
 
     Args:
         data: the source.
@@ -103,7 +104,7 @@ def build_pair_inputs(data: DataSource, store: str, project: str) -> dict[str, I
 
 
 def read_split_records(data: DataSource, split: str, kind: RecordKind, alternative: str = "") -> list[Any]:
-    """Return the records of one split of a published data set.
+    """Return the records of one split of a published data set, or raise InputError if it holds another kind of records.
 
     Args:
         data: the source.
@@ -126,8 +127,8 @@ def read_split_records(data: DataSource, split: str, kind: RecordKind, alternati
 
 
 def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool, seed: int = 0) -> list[Preference]:
-    """Return the pairs of a project in the annotation store or of a file. For a data set, these are the pairs to train
-    on."""
+    """Return the preference pairs to train on, from the annotation store, a file, or the train split of a data set. At
+    most `data.limit` pairs are sampled."""
     if data.name == "annotations":
         with Store.open(store, create_if_missing=False) as votes:
             return sample_records(load_preferences(votes, project, allow_simulated), data.limit, seed)
@@ -135,22 +136,24 @@ def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool
 
 
 def read_records(data: DataSource, split: str, kind: RecordKind) -> list[Any]:
-    """Return the records of a file, or of one split of a data set."""
+    """Return all records of a file, or the records of one split of a data set. A file has no splits, so that `split` is
+    ignored."""
     if data.name == MANIFEST:
         return read_split_records(data, split, kind)
     return kind.read_file(data.path or "", "data.path", data.skip_bad_rows, data.rules)
 
 
 class JudgedPairs(NamedTuple):
-    """Pairs with a known verdict: those with a preferred answer, and those whose answers people called equal."""
+    """Pairs with a known verdict, divided into pairs with a preferred answer and pairs whose answers people called
+    equal."""
 
     decided: list[Preference]
     tied: list[Preference]
 
 
 def read_judged_pairs(data: DataSource, store: str, project: str, allow_simulated: bool) -> JudgedPairs:
-    """Return pairs with a known verdict, to measure a judge on. Files have no tied pairs. For a data set, these are the
-    held-out pairs.
+    """Return the decided and the tied pairs to measure a judge on, from the annotation store, a file, or the test split
+    of a data set. Files and data sets have no tied pairs.
 
     Raises:
         InputError: there are no pairs.
@@ -162,7 +165,7 @@ def read_judged_pairs(data: DataSource, store: str, project: str, allow_simulate
 
 
 def read_held_out_feedback(data: DataSource) -> list[Feedback]:
-    """Return the feedback of a file, or the held-out feedback of a data set.
+    """Return all feedback of a file, or the feedback in the test split of a data set, after `prepare_record`.
 
     Raises:
         InputError: there is no feedback, or a row is something else.
@@ -172,7 +175,8 @@ def read_held_out_feedback(data: DataSource) -> list[Feedback]:
 
 
 def sample_records(records: list[T], limit: int | None, seed: int) -> list[T]:
-    """Return a random sample of `limit` records in their order. Returns all records if there is no limit."""
+    """Return a random sample of `limit` records in their original order, or all records if `limit` is None or no
+    smaller than their number."""
     if limit is None or limit >= len(records):
         return records
     return [records[i] for i in sorted(random.Random(seed).sample(range(len(records)), limit))]
@@ -181,9 +185,9 @@ def sample_records(records: list[T], limit: int | None, seed: int) -> list[T]:
 def split_pairs(
     prefs: Sequence[Judged], data: DataSource, held_out: float, seed: int, kind: RecordKind = PAIR_KIND
 ) -> TrainTest[Judged]:
-    """Divide pairs or feedback into those to train on and those to measure on, by prompt, so that no ranking is in
-    both. If `data.eval_path` is set, its records are measured on. A data set has fixed splits. For a file, questions
-    that `stage=eval` will ask are not trained on either.
+    """Divide pairs or feedback into a train and a test split that share no prompt and no ranking. If `data.eval_path`
+    is set, its records are the test split. A data set has fixed splits. For a file, records with questions that
+    `stage=eval` will ask are moved to the test split.
 
     Raises:
         InputError: no record is left to train on.
@@ -212,7 +216,8 @@ def split_pairs(
 def read_divided_preferences(
     data: DataSource, store: str, project: str, allow_simulated: bool, held_out: float, seed: int
 ) -> TrainTest[Preference]:
-    """Return the pairs to train on and to measure on, see `split_pairs`."""
+    """Read the source's preference pairs, and divide them into a train and a test split that share no prompt, see
+    `split_pairs`."""
     splits = split_pairs(read_pairs(data, store, project, allow_simulated, seed), data, held_out, seed)
     return TrainTest(*([prepare_record(pref, data) for pref in split] for split in splits))
 
@@ -220,7 +225,8 @@ def read_divided_preferences(
 def read_divided_judgements(
     data: DataSource, store: str, project: str, allow_simulated: bool, held_out: float, seed: int
 ) -> TrainTest[Preference] | TrainTest[Feedback]:
-    """Return the feedback to train on and to measure on, or pairs if the source holds pairs, see `split_pairs`."""
+    """Read the source's feedback, or its preference pairs if it has no labels, and divide the records into a train and
+    a test split. See `split_pairs`. Raises InputError if the labels of the feedback to train on do not vary."""
     if not has_labels(data):
         return read_divided_preferences(data, store, project, allow_simulated, held_out, seed)
     answers = sample_records(read_records(data, "train", ANSWER_KIND), data.limit, seed)
@@ -230,9 +236,9 @@ def read_divided_judgements(
 
 
 def has_labels(data: DataSource) -> bool:
-    """Return whether the source holds feedback. For a file, the first row with a shape decides: any shape except a
-    pair's counts as feedback, so that a wrong label is reported as such. If no row has a shape, a column `label`
-    decides."""
+    """Return whether the source is read as feedback, which has labels, instead of preference pairs. For a file, the
+    first row with a shape decides: any shape except a pair's counts as feedback, so that a wrong label is reported as
+    such. If no row has a shape, a column `label` decides."""
     if data.name == MANIFEST:
         return load_data_set(Path(data.path or "")).kind == FEEDBACK
     if data.name != FILES:
@@ -246,7 +252,7 @@ def has_labels(data: DataSource) -> bool:
 
 
 def check_labels_vary(labels: Sequence[bool], prompts: Sequence[Any], path: str | None) -> None:
-    """Raise InputError if all answers to train on have the same label, or the same prompt.
+    """Raise InputError if all answers to train on with KTO have the same label, or the same prompt.
 
     Args:
         labels: label of each answer.
@@ -264,7 +270,7 @@ def check_labels_vary(labels: Sequence[bool], prompts: Sequence[Any], path: str 
 
 
 class EncodedPairs(NamedTuple):
-    """Pairs with their token ids.
+    """The pairs that are short enough, with their token ids, and the number of pairs that were left out.
 
     Attributes:
         pairs: each pair that is short enough.
@@ -276,7 +282,7 @@ class EncodedPairs(NamedTuple):
 
 
 class EncodedPairSplits(NamedTuple):
-    """Pairs to train on and held-out pairs, with their token ids.
+    """The pairs of the train and of the test split with their token ids, and their counts for the run's metrics.
 
     Attributes:
         train, test: the pairs of each split.
@@ -291,7 +297,8 @@ class EncodedPairSplits(NamedTuple):
 def encode_pair_splits(
     tokenizer: Any, splits: Sequence[Sequence[Preference]], stop_token_ids: tuple[int, ...], max_length: int
 ) -> EncodedPairSplits:
-    """Tokenise the pairs to train on and those to measure on, see `encode_pairs`, and count them for the run's metrics.
+    """Tokenise the pairs of the train and of the test split, leave out pairs of more than `max_length` tokens, and
+    count both. See `encode_pairs`. The counts are for the run's metrics.
 
     Args:
         splits: the pairs to train on, and those to measure on.
@@ -306,7 +313,8 @@ def encode_pair_splits(
 def encode_pairs(
     tokenizer: Any, prefs: Sequence[Preference], stop_token_ids: tuple[int, ...], max_length: int
 ) -> EncodedPairs:
-    """Tokenise pairs, leaving out and counting those with more than `max_length` tokens.
+    """Tokenise preference pairs, and leave out and count each pair with an answer that has more than `max_length`
+    tokens with its prompt.
 
     Args:
         tokenizer: of the model.
@@ -344,7 +352,8 @@ def encode_pairs(
 
 
 class EncodedAnswers(NamedTuple):
-    """Feedback with its token ids.
+    """The answers with labels that are short enough, with their token ids, and the number of answers that were left
+    out.
 
     Attributes:
         answers: each answer that is short enough.
@@ -358,7 +367,8 @@ class EncodedAnswers(NamedTuple):
 def encode_answers(
     tokenizer: Any, answers: Sequence[Feedback], stop_token_ids: tuple[int, ...], max_length: int
 ) -> EncodedAnswers:
-    """Tokenise answers with a label (KTO), leaving out and counting those with more than `max_length` tokens.
+    """Tokenise answers with a label (KTO), and leave out and count each answer that has more than `max_length` tokens
+    with its prompt.
 
     Raises:
         InputError: all answers are too long.
@@ -375,7 +385,7 @@ def encode_answers(
 
 
 def count_too_long(records: Sequence[Any], encoded: Sequence[Any], max_length: int, noun: str) -> int:
-    """Return how many records were left out as too long. Raises InputError if all were."""
+    """Return the number of records that were left out of `encoded` as too long, or raise InputError if all were."""
     problem = f"all {len(records)} {noun} are longer"
     require(bool(encoded), "data.max_length", max_length, problem, f"Raise it, or give shorter {noun}.")
     return len(records) - len(encoded)
@@ -399,7 +409,8 @@ def encode_judged_answer(
     has_end_token: bool,
     stop_token_ids: tuple[int, ...],
 ) -> JudgedAnswer:
-    """Return the token ids of a prompt and its answer as a reward model scores them.
+    """Return the token ids of a prompt and its answer as a reward model scores them, and the index of the answer's
+    first token.
 
     Args:
         tokenizer: of the model.
@@ -414,16 +425,17 @@ def encode_judged_answer(
 
 
 def iter_labelled_answers(pairs: Sequence[TokenizedPair]) -> Iterator[TokenizedAnswer]:
-    """Yield both answers of each pair: the chosen one as desirable, the rejected one as undesirable."""
+    """Yield both answers of each pair as labelled answers for KTO: the chosen one as desirable, the rejected one as
+    undesirable."""
     for pair in pairs:
         yield TokenizedAnswer(pair.chosen_ids, pair.chosen_start, True)
         yield TokenizedAnswer(pair.rejected_ids, pair.rejected_start, False)
 
 
 def choose_mismatched_answers(batch: Sequence[int], rows: Sequence[TokenizedAnswer]) -> list[list[int]]:
-    """Return an answer to another prompt for each row of a batch, for KTO's KL estimate. As in TRL, it is the answer of
-    the row before it, and for the first row that of the last; rows with the same prompt are skipped. If the batch has
-    no other prompt, the answer comes from the rest of the data.
+    """Return for each row of a batch the token ids of an answer to another prompt, for KTO's KL estimate. As in TRL, it
+    is the answer of the row before it, and for the first row that of the last; rows with the same prompt are skipped.
+    If the batch has no other prompt, the answer comes from the rest of the data.
 
     Args:
         batch: indices into `rows`.

@@ -31,12 +31,12 @@ from align.run.manifest import FILE, Manifest
 MANIFEST = "manifest"
 FILES = "files"
 FILES_ALIAS = "jsonl"
-"""Another name of `FILES`."""
+"""Another accepted value of `data.name` for `files`."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
-    """The source of rows: the settings of the group `data`.
+    """The settings of the config group `data`: the source of a run's rows, and the rules for reading and dividing them.
 
     Attributes:
         name: `chitchat`, the corpus of the built-in model; `files`, alias `jsonl`; `manifest`, a data set of
@@ -73,7 +73,7 @@ class DataSource:
 
     @classmethod
     def from_settings(cls, settings: Any) -> DataSource:
-        """Build the source from the settings of the group `data`."""
+        """Build a DataSource from an object whose attributes are the settings of the config group `data`."""
         return cls(
             settings.name,
             settings.path,
@@ -90,7 +90,7 @@ class DataSource:
 
     @property
     def rules(self) -> ColumnRules:
-        """The user's settings for columns."""
+        """The user's column names and metadata columns, as the rules for reading files."""
         return ColumnRules(self.columns, self.metadata)
 
 
@@ -99,7 +99,7 @@ MORE_ROWS_HELP = "Give rows with more distinct questions, another data.held_out,
 
 
 def build_data_input(data: DataSource) -> Input:
-    """Return the source's files as an input of a run.
+    """Return the path and digest of the source's files or data set, as an input for a run's manifest.
 
     Raises:
         InputError: a file does not exist.
@@ -115,7 +115,7 @@ def build_data_input(data: DataSource) -> Input:
 
 
 def build_data_inputs(data: DataSource) -> dict[str, Input]:
-    """Return the inputs of a run: `data`, and `eval_data` if `eval_path` is set."""
+    """Return the inputs for a run's manifest by name: `data`, and `eval_data` if `data.eval_path` is set."""
     records = {"data": build_data_input(data)}
     if data.eval_path:
         records["eval_data"] = build_files_input(data.eval_path, "data.eval_path")
@@ -123,8 +123,8 @@ def build_data_inputs(data: DataSource) -> dict[str, Input]:
 
 
 def build_files_input(path: str | None, field: str) -> Input:
-    """Return the files of a path as one input of a run. A single file has its own digest, several have one over all of
-    them in order.
+    """Return a path and the digest of its files, as an input for a run's manifest. A single file has its own digest,
+    several have one over all of them in order.
 
     Raises:
         InputError: the path names no file, or one cannot be read.
@@ -135,12 +135,13 @@ def build_files_input(path: str | None, field: str) -> Input:
 
 
 def get_licence(name: str) -> str:
-    """Return the licence of a built-in data set. Returns an empty text for any other."""
+    """Return the licence of a built-in data set, or an empty text for any other name."""
     return "MIT" if name == "chitchat" else ""
 
 
 def read_documents_of_split(data: DataSource, split: str, seed: int = 0) -> list[Document]:
-    """Return the documents of the split `train` or `test` for supervised training, see `read_divided_documents`.
+    """Return the conversations or texts of one split for supervised training, shuffled and limited to `data.limit`. See
+    `read_divided_documents`.
 
     Args:
         data: the source.
@@ -151,7 +152,8 @@ def read_documents_of_split(data: DataSource, split: str, seed: int = 0) -> list
 
 
 def read_divided_documents(data: DataSource, seed: int = 0) -> TrainTest[Document]:
-    """Return the documents for supervised training and the held-out ones. The second list is empty if `held_out` is 0.
+    """Return the conversations or texts to train on and the held-out ones, each shuffled and limited to `data.limit`.
+    The second list is empty if `held_out` is 0.
 
     Raises:
         InputError: a row has no shape (with file and row number), or no row is left to train on.
@@ -167,16 +169,16 @@ def read_divided_documents(data: DataSource, seed: int = 0) -> TrainTest[Documen
 
 
 def list_held_out_sources(data: DataSource, seed: int = 0) -> list[str]:
-    """Return the name of the source of each held-out row that `read_divided_documents` returns for a data set, in
-    order. Returns an empty list for other sources of rows."""
+    """Return for each held-out row of a data set the name of its source, in the order of `read_divided_documents`.
+    Returns an empty list for other sources of rows, and if `data.eval_path` is set."""
     if data.name != MANIFEST or data.eval_path:
         return []
     return shuffle_in_place_and_limit(load_data_set(Path(data.path or "")).list_row_sources("test"), seed, data.limit)
 
 
 def read_source_prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
-    """Return the prompts of one split: conversations that end where an answer is due. Those from files keep the other
-    columns of their rows.
+    """Return the prompts of one split, cut after the last user or tool turn, shuffled and limited to `data.limit`.
+    Prompts from files keep the other columns of their rows.
 
     Args:
         data: the source.
@@ -199,13 +201,14 @@ def read_source_prompts(data: DataSource, split: str, seed: int = 0) -> list[Con
 
 
 def read_divided_prompts(data: DataSource, seed: int = 0) -> TrainTest[Conversation]:
-    """Return the prompts to train on and the held-out ones, see `read_source_prompts`."""
+    """Return the prompts to train on and the held-out prompts, each cut after the last user or tool turn and shuffled.
+    See `read_source_prompts`."""
     train, test = ([*filter(None, map(truncate_to_question, documents))] for documents in read_both_splits(data))
     return TrainTest(shuffle_prompts(train, data, "train", seed), shuffle_prompts(test, data, "test", seed))
 
 
 def shuffle_prompts(questions: list[Conversation], data: DataSource, split: str, seed: int) -> list[Conversation]:
-    """Return the prompts of a split in random order, and at most `data.limit` of them. The list is shuffled in place.
+    """Shuffle the prompts of a split in place, and return at most `data.limit` of them.
 
     Raises:
         InputError: there are no prompts.
@@ -218,7 +221,7 @@ def shuffle_prompts(questions: list[Conversation], data: DataSource, split: str,
 
 
 def build_empty_split_error(data: DataSource, problem: str) -> InputError:
-    """Return the error of a source without rows for one split. It names the setting that divides the rows."""
+    """Return the InputError for a source that has no rows for one split. It names the setting that divides the rows."""
     if data.eval_path:
         remedy = "Give two files whose rows ask different questions, where a user speaks."
         return InputError("data.eval_path", data.eval_path, problem, remedy)
@@ -229,9 +232,9 @@ def build_empty_split_error(data: DataSource, problem: str) -> InputError:
 
 
 def read_both_splits(data: DataSource, requires_answer: bool = False) -> TrainTest[Document]:
-    """Return the documents to train on and those to measure on. A file is divided by the hash of each row's question
-    (`held_out`), or another file is measured on (`eval_path`); equal questions are never in both. The corpus has
-    fixed parts.
+    """Read the source's conversations or texts, and divide them into a train and a test split. A file is divided by the
+    hash of each row's question (`held_out`), or another file is measured on (`eval_path`); equal questions are never in
+    both. The corpus has fixed parts.
 
     Args:
         data: the source.
@@ -254,14 +257,15 @@ def read_both_splits(data: DataSource, requires_answer: bool = False) -> TrainTe
 
 
 def read_all_documents(data: DataSource, requires_answer: bool = False) -> list[Document]:
-    """Return the documents of `data.path`, undivided and unshuffled. For a data set, these are its rows to train on."""
+    """Return the conversations or texts of `data.path` in their order, and of a data set only its train split."""
     if data.name == MANIFEST:
         return read_data_set_split(data, "train", requires_answer)
     return read_file_documents(data, "path", requires_answer)
 
 
 def read_data_set_split(data: DataSource, split: str, requires_answer: bool = False) -> list[Document]:
-    """Return the documents of one split of a published data set. Pairs and feedback give their prompts.
+    """Return the conversations or texts in one split of a published data set. Of pairs and feedback, only the prompts
+    are returned.
 
     Args:
         data: the source.
@@ -281,8 +285,8 @@ def read_data_set_split(data: DataSource, split: str, requires_answer: bool = Fa
 
 
 def read_file_documents(data: DataSource, key: str, requires_answer: bool) -> list[Document]:
-    """Return the documents of the files of `path` or `eval_path`. Prompts keep the other columns of their rows in
-    `Conversation.row`, which imitated documents do not need."""
+    """Read the conversations or texts in the files that a setting names; `key` is `path` or `eval_path`. Prompts keep
+    the other columns of their rows in `Conversation.row`, which imitated documents do not need."""
     path = getattr(data, key) or ""
     return read_documents(
         path, f"data.{key}", data.skip_bad_rows, requires_answer, are_prompts=not requires_answer, rules=data.rules
@@ -290,7 +294,8 @@ def read_file_documents(data: DataSource, key: str, requires_answer: bool) -> li
 
 
 def prepare_record(record: T, data: DataSource) -> T:
-    """Return a record with the default system prompt, and without reasoning if it is hidden.
+    """Return a record with `data.system` as its system prompt if it has none, and without reasoning if
+    `data.hide_reasoning` is set.
 
     Raises:
         InputError: the answers of a pair differ in their reasoning only.
@@ -315,12 +320,12 @@ def shuffle_in_place_and_limit(items: list[T], seed: int, limit: int | None) -> 
 
 
 RANKED_BY = "ranked_by"
-"""Key of the ranking runs in the details of an input."""
+"""Key in the details of an input for the best-of-n runs that ranked its rows."""
 
 
 def add_rankers(inputs: Mapping[str, Input], root: Path) -> dict[str, Input]:
-    """Return inputs whose details name the runs that ranked their rows, `sample:NAME`, for each input with rows to
-    train on.
+    """Return the run's inputs, with the best-of-n runs that ranked their rows (`sample:NAME`) added to the details of
+    training data.
 
     Args:
         inputs: the inputs of a run.
@@ -335,8 +340,9 @@ def add_rankers(inputs: Mapping[str, Input], root: Path) -> dict[str, Input]:
 
 
 def find_rankers(source_input: Input, root: Path) -> tuple[str, ...]:
-    """Return the runs that ranked the rows of a data set. For files, these are the runs that published one of them,
-    wherever it is now; for a data set of `stage=data`, those of its sources."""
+    """Return the names (`sample:NAME`) of the best-of-n runs that ranked the rows of an input. For files, these are the
+    runs that published one of the files, wherever it is now; for a data set of `stage=data`, the runs that ranked the
+    rows of its sources."""
     if "root" in source_input.details:
         manifest = try_read_manifest(Path(source_input.path).parent)
         sources = manifest.inputs.values() if manifest else ()
@@ -354,5 +360,5 @@ def find_rankers(source_input: Input, root: Path) -> tuple[str, ...]:
 
 
 def is_ranking_run(manifest: Manifest) -> bool:
-    """Return whether a run is a finished best-of-n run."""
+    """Return whether a run is a finished run of `stage=sample` with best-of-n ranking."""
     return manifest.done and manifest.stage == "sample" and manifest.config["stage"].get("best_of") is not None

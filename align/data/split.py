@@ -17,7 +17,7 @@ from align.data.read.content import extract_prompt
 from align.data.read.drops import count_dropped
 
 DROPPED_IN_EVAL = "dropped_in_eval"
-"""Metric that counts rows not trained on because `data.eval_path` has their question."""
+"""Name of the metric that counts rows left out of training because `data.eval_path` has their question."""
 
 Item = TypeVar("Item")
 
@@ -30,13 +30,13 @@ class TrainTest(NamedTuple, Generic[Item]):
 
 
 def truncate_to_question(document: Document) -> Conversation | None:
-    """Return the conversation up to where an answer is due: the last user turn, or the tool results after it. Returns
-    None for plain text, or if there is no user turn."""
+    """Return the conversation up to its last user or tool turn, or None for plain text and for conversations without a
+    user turn."""
     return None if isinstance(document, str) else truncate_to_roles(document, ("user", "tool"))
 
 
 def truncate_to_roles(conversation: Conversation, roles: tuple[str, ...]) -> Conversation | None:
-    """Return the conversation up to the last turn of one of these roles. Returns None if that part has no user turn."""
+    """Return the conversation up to its last turn with one of these roles, or None if that part has no user turn."""
     messages = conversation.messages
     while messages and messages[-1].role not in roles:
         messages = messages[:-1]
@@ -44,8 +44,8 @@ def truncate_to_roles(conversation: Conversation, roles: tuple[str, ...]) -> Con
 
 
 def compute_question_key(record: Record) -> str:
-    """Return the SHA-256 of a record's question in hex, or of plain text. Records with equal keys have the same
-    question. The last user turn counts, regardless of the tools called for it and their results."""
+    """Return the SHA-256 in hex of a record's turns up to the last user turn, or of its plain text. Records with equal
+    keys have the same question, regardless of the tools called for it and their results."""
     document = extract_prompt(record)
     if isinstance(document, str):
         content = document
@@ -60,9 +60,9 @@ def compute_question_key(record: Record) -> str:
 
 
 def split_documents(documents: list[Document], held_out: float) -> TrainTest[Document]:
-    """Divide the documents of a file into those to train on and those to measure on. Equal questions are never in both
-    splits. If the share `held_out` is too small for the file, one question is held out all the same, which may leave no
-    row to train on."""
+    """Divide documents by the hash of their question into a train and a test split, so that equal questions stay
+    together. If the share `held_out` is too small for the file, one question is held out all the same, which may leave
+    no row to train on."""
     keys = [*map(compute_question_key, documents)]
     held_out_keys = select_held_out_keys(keys, held_out)
     splits = TrainTest[Document]([], [])
@@ -72,8 +72,9 @@ def split_documents(documents: list[Document], held_out: float) -> TrainTest[Doc
 
 
 def select_held_out_keys(keys: list[str], held_out: float) -> set[str]:
-    """Return the keys of the held-out questions of a file. The first 32 bits of a key are a number in [0, 1); keys
-    below `held_out` are held out.
+    """Return the question keys to hold out, which are the keys below `held_out` if their first 32 bits are read as a
+    number in [0, 1). If `held_out` is above 0 and the numbers differ, the key with the lowest number is held out in any
+    case.
 
     Args:
         keys: keys of all questions of the file.
@@ -85,7 +86,7 @@ def select_held_out_keys(keys: list[str], held_out: float) -> set[str]:
 
 
 def exclude_test_questions(records: Sequence[T], test: Sequence[Record], label: str) -> list[T]:
-    """Return the records whose questions are not in `test`, and print how many are left out.
+    """Return the records whose questions are not in `test`, and count and print the number of records left out.
 
     Args:
         records: the records to train on.

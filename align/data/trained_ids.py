@@ -40,7 +40,7 @@ from align.run.lineage import GoneRun, iter_artifact_ancestors
 
 FILE = "trained_ids.parquet"
 TRAINING_STAGES = ("sft", "full", "reward", "dpo", "kto", "ppo")
-"""Stages that train on rows."""
+"""Names of the stages that train a model on rows."""
 ID = pa.binary(32)
 SCHEMA = pa.schema(
     [
@@ -54,7 +54,7 @@ UNKNOWN_PROBLEM = "it is unknown whether it was trained on these prompts"
 
 
 class IdScheme(NamedTuple):
-    """The rule by which rows get their ids.
+    """The rule for the ids of rows: plain SHA-256, or HMAC with the secret key of an annotation project.
 
     Attributes:
         kind_of: returns the kind of ids of a record. None if all ids are plain SHA-256.
@@ -69,8 +69,8 @@ KEYLESS_SCHEME = IdScheme()
 
 
 def choose_id_scheme(source: DataSource, store: str, project: str) -> IdScheme:
-    """Return the rule by which rows of a source get their ids. Votes have ids under the key of their project, also
-    within a data set; all other rows have ids without a key.
+    """Return the rule for the row ids of a source: HMAC with the project's key for annotation votes, and plain SHA-256
+    for other rows. Votes within a data set have ids under the key of their project too.
 
     Args:
         source: the source.
@@ -99,13 +99,13 @@ def choose_id_scheme(source: DataSource, store: str, project: str) -> IdScheme:
 
 
 def hash_first_question(record: Record, system: str | None = None) -> bytes:
-    """Return the id of the first question that a record answers or asks. Returns an empty value for plain text."""
+    """Return the SHA-256 id of the first question that a record answers or asks, or empty bytes for plain text."""
     return next(iter(hash_questions(record, system)), b"")
 
 
 def find_store_key(store: str, kind: IdKind) -> bytes | None:
-    """Return the key of a kind of ids. Returns None if the store or project is missing, or another project has its
-    name."""
+    """Return the key of a project from the annotation store, or None if the store, the project or this key is missing.
+    The key of another project with the same name is not returned."""
     with suppress(InputError), Store.open(store, create_if_missing=False) as votes:
         key = votes.key(kind.project)
         if key is not None and build_hmac_kind(kind.project, key) == kind:
@@ -114,8 +114,8 @@ def find_store_key(store: str, kind: IdKind) -> bytes | None:
 
 
 def hash_questions(record: Record, system: str | None = None) -> list[bytes]:
-    """Return the keyless ids (SHA-256) of all questions that a record answers or asks, in order. Returns an empty list
-    for plain text.
+    """Return the SHA-256 ids, without a key, of all questions that a record answers or asks, in order. Returns an empty
+    list for plain text.
 
     A question consists of all turns before an answer. Its id is the SHA-256 of these turns as lines of canonical JSON,
     without reasoning and without the ids that link tool results to calls. Answers that are excluded from the loss count
@@ -139,7 +139,7 @@ def hash_questions(record: Record, system: str | None = None) -> list[bytes]:
 
 
 def hash_turns_before_answers(turns: Sequence[Message], system: str | None) -> list[bytes]:
-    """Return the ids of the turns before each answer, and of all turns if the last one is not an answer."""
+    """Return the SHA-256 of the turns before each answer, and of all turns if the last one is not an answer."""
     digest = hashlib.sha256()
     has_question = False
     ids = list[bytes]()
@@ -158,7 +158,7 @@ def hash_turns_before_answers(turns: Sequence[Message], system: str | None) -> l
 
 
 def encode_turn_line(turn: Message) -> bytes:
-    """Return a turn without reasoning as a line of canonical JSON."""
+    """Return a turn as a line of canonical JSON in UTF-8, without its reasoning and the ids of its tool calls."""
     stripped = strip_message_reasoning(turn) if turn.role == "assistant" else turn
     if not stripped.tool_calls:
         return encode_role_and_content(stripped).encode() + b"\n"
@@ -173,7 +173,8 @@ def write_trained_ids(
     scheme: IdScheme = KEYLESS_SCHEME,
     system: str | None = None,
 ) -> dict[str, str]:
-    """Write `trained_ids.parquet` for the rows that a run was given.
+    """Write the content ids and question ids of a run's training rows to `trained_ids.parquet`, and return Merkle roots
+    over the content ids.
 
     Args:
         folder: the run's folder.
@@ -219,7 +220,8 @@ def write_trained_ids(
 
 @dataclass(frozen=True, slots=True)
 class TrainedQuestions:
-    """The questions that an artifact was trained on, as far as known.
+    """Ids of the questions that an artifact was trained on, and a list of the training data whose questions are
+    unknown.
 
     Attributes:
         questions: key → ids of all questions under it; the key None holds ids without a key.
@@ -232,7 +234,7 @@ class TrainedQuestions:
     system: str | None = None
 
     def asks(self, turns: Sequence[Message]) -> bool:
-        """Return whether the last question of a conversation was trained on."""
+        """Return whether the artifact was trained on the last question of a conversation."""
         *_, question_id = hash_turns_before_answers(turns, self.system)
         return any(apply_key(question_id, key) in ids for key, ids in self.questions.items())
 
@@ -244,8 +246,8 @@ def collect_trained_questions(
     system: str | None = None,
     stages: Collection[str] = TRAINING_STAGES,
 ) -> TrainedQuestions:
-    """Collect the questions that an artifact was trained on: by its own run and all runs that it derives from,
-    including those of reward models and of its base.
+    """Collect the ids of the questions that an artifact's run and all its ancestor runs trained on. The runs of its
+    reward models and of its base are included.
 
     Args:
         artifact: the artifact.
@@ -292,7 +294,8 @@ class RowsWithoutQuestions(NamedTuple):
 
 
 def add_question_ids(ids_by_kind: dict[IdKind, set[bytes]], path: Path, digest: str) -> RowsWithoutQuestions:
-    """Add the question ids in a run's `trained_ids.parquet` to `ids_by_kind`, and count rows without questions.
+    """Add the question ids in a run's `trained_ids.parquet` to `ids_by_kind` in place, and count the rows without
+    questions. Raises CorruptFile if the file is missing or has another digest.
 
     Args:
         ids_by_kind: kind of ids → ids, which are added to.

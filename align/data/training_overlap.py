@@ -29,7 +29,7 @@ SPEAKER_ROLES = ("user", "assistant", "tool")
 
 
 class NearMatch(NamedTuple):
-    """The reason why a prompt counts as nearly trained on.
+    """A training run with a row that closely matches a prompt, and the rule by which they match.
 
     Attributes:
         run: the run that trained on the matching row.
@@ -41,7 +41,8 @@ class NearMatch(NamedTuple):
 
 
 class NearMatches(NamedTuple):
-    """The systems that were nearly trained on each prompt.
+    """For each prompt, the evaluated models that were trained on closely matching rows, with the run and the rule of
+    the match.
 
     Attributes:
         matches: for each prompt [N], system name → reason why it counts as nearly trained on.
@@ -55,8 +56,7 @@ class NearMatches(NamedTuple):
 def find_near_matches(
     artifacts: Mapping[str, Artifact], root: Path, store: str, prompts: Sequence[Conversation], similarity: float
 ) -> NearMatches:
-    """Find the evaluation prompts that closely match rows that the systems, or models that they derive from, were
-    trained on.
+    """Find the evaluation prompts that closely match rows that the evaluated models or their ancestors were trained on.
 
     Rows are compared by the rules of `align.data.dedup.evaluation_overlap`. All runs that an artifact derives from are
     considered, including those of its reward models and base.
@@ -89,7 +89,8 @@ def find_near_matches(
 
 
 def read_trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
-    """Return the rows that a run was given to train on.
+    """Read a run's training rows again from the data that its manifest names, or raise AlignError if the data has
+    changed.
 
     Raises:
         AlignError: the data cannot be read, or has changed.
@@ -114,7 +115,8 @@ def read_trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
 
 
 def find_near_questions(rows: Sequence[Record], questions: pa.Array, similarity: float) -> Mapping[int, str]:
-    """Return the indices of questions that rows closely match, each with the first of `RULES` that applies."""
+    """Return the index of each question that closely matches a row, mapped to the first of `RULES` that applies, such
+    as `ngram`."""
     prefilter = Prefilter(similarity)
     prefilter.count_hashes(questions)
     prefilter.add_evaluation_texts(questions)
@@ -135,14 +137,15 @@ def find_near_questions(rows: Sequence[Record], questions: pa.Array, similarity:
 
 
 def join_turns_of_roles(record: Record, roles: Sequence[str]) -> str:
-    """Return the turns of some roles in a row as one text. Plain text is returned as a whole."""
+    """Return the contents of a record's turns with the given roles, joined by line ends. Plain text is returned as a
+    whole."""
     if isinstance(record, str):
         return record
     return "\n".join(turn.content for turn in list_turns(record) if turn.role in roles)
 
 
 def iter_slices(texts: Iterable[str]) -> Iterator[pa.Array]:
-    """Yield texts in arrays of about `SLICE_BYTES` characters."""
+    """Yield the texts in order as string arrays of about `SLICE_BYTES` characters each."""
     part = list[str]()
     size = 0
     for text in texts:
