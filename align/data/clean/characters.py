@@ -24,7 +24,7 @@ ALWAYS = (
         f"{chr(plane * 0x10000 + 0xFFFE)}-{chr(plane * 0x10000 + 0xFFFF)}" for plane in range(1, 17)
     )  # noncharacters
 )
-"""Characters that are always removed."""
+"""Ranges of invisible characters that are removed wherever they stand."""
 JOINED = (
     "\u0600-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u18af\u1900-\u1aff\u1b00-\u1c7f\ua800-\uabff\ufb50-\ufdcf\ufe70-\ufefc"
     "\U00010a00-\U00011fff\U0001e900-\U0001e95f"
@@ -49,7 +49,7 @@ HIDDEN = re.compile(
     f"|(?<=[{MORE_SELECTORS}])(?<![{IDEOGRAPHS}].))",
     re.DOTALL,
 )
-"""Invisible characters that do not affect the characters beside them."""
+"""Pattern of the invisible characters to remove, which do not affect the characters beside them."""
 DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202c\u2066-\u2069]")
 RIGHT_TO_LEFT = re.compile(
     "[\u0590-\u061b\u061d-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]"
@@ -61,7 +61,7 @@ INVISIBLE = (
 VISIBLE = re.compile(rf"[^\s{INVISIBLE}]")
 """A visible character."""
 SELECTOR = re.compile(f"[{SELECTORS}{MORE_SELECTORS}]")
-"""The invisible characters that Python regards as printable."""
+"""Pattern of variation selectors, the invisible characters that Python's `isprintable` accepts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class UnicodeRepair:
         return text.isascii() and "\r" not in text and "\x1b" not in text and not (self.unescape and "&" in text)
 
     def repair(self, text: str) -> str:
-        """Repair a text repeatedly until it does not change.
+        """Return a text after ftfy has repaired wrongly decoded characters, repeatedly until the text does not change.
 
         Lines are repaired one by one, and a repair may add a line end.
 
@@ -116,7 +116,7 @@ SHORT = 2_000
 
 @cache
 def compile_excess_marks() -> re.Pattern[str]:
-    """Compile a pattern of thirty combining marks, the group, and any further ones."""
+    """Compile a pattern that matches more than thirty combining marks in a row, with the first thirty as its group."""
     marks = "".join(c for c in map(chr, range(sys.maxunicode)) if unicodedata.combining(c))
     return re.compile(f"([{marks}]{{30}})[{marks}]+")
 
@@ -156,7 +156,8 @@ class InvisibleCharacterFilter:
 
 
 def remove_invisible(text: str) -> str:
-    """Remove invisible characters, repeatedly, since a removal may bring others together."""
+    """Return a text without hidden characters and with all line ends as `\\n`. The removal is repeated, since it may
+    bring other hidden characters together."""
     text = LINE_ENDS.sub("\n", text)
     while True:
         visible = TAGS.sub(r"\1", HIDDEN.sub("", text))

@@ -14,14 +14,15 @@ from align.data.clean.pii import PersonalDataFilter
 from align.data.read.content import to_content_row
 
 EXAMPLE_WIDTH = 600
-"""Characters of a text in an example, around its first change."""
+"""Maximum characters of a text in an example, around its first change."""
 EXAMPLE_TURNS = 12
-"""Turns of a conversation in an example, beginning two turns before the first change."""
+"""Maximum turns of a conversation in an example, beginning two turns before the first change."""
 
 
 @dataclass
 class StepCounts:
-    """Counts of what one step did. `vars` of it can be written as JSON.
+    """Counts of the records that one cleaning step saw, changed and dropped, with reasons and examples. `vars` of it
+    can be written as JSON.
 
     Attributes:
         seen: number of records that reached the step.
@@ -61,7 +62,8 @@ class Cleaner:
         ]
 
     def clean(self, record: Record, position: int) -> Record | Drop:
-        """Return the record after all steps, or the Drop of the step that leaves it out.
+        """Run all cleaning steps on a record, and return the record after them, or a Drop from the first step that
+        leaves it out. The counts and examples of the steps are updated.
 
         Args:
             position: its row number in the source. The first records by position become examples, so that they are the
@@ -94,7 +96,8 @@ class Cleaner:
         return record
 
     def merge(self, others: Sequence[Mapping[str, Any]]) -> None:
-        """Add the counts of another cleaner with the same steps. The order of merging makes no difference.
+        """Add the counts and examples of another cleaner with the same steps to this cleaner. The order of merging
+        makes no difference.
 
         Args:
             others: the `vars` of its counts.
@@ -123,7 +126,8 @@ class Cleaner:
         self._set_examples(counts, [*examples, example])
 
     def _shorten_rows(self, before: Any, after: Any) -> tuple[Any, Any]:
-        """Return two rows, or parts of them, as they are shown in an example.
+        """Return the row before and after a step as an example shows it, with personal data masked and long texts
+        shortened.
 
         Personal data is masked, texts are shortened around their first change, and conversations to the turns around
         it.
@@ -168,11 +172,12 @@ class Cleaner:
 
     @property
     def masks_personal_data(self) -> bool:
-        """True if a step looks for personal data."""
+        """True if a cleaning step looks for personal data, so that examples are masked."""
         return bool(self._maskers)
 
     def mask_personal_data(self, text: str) -> str:
-        """Mask the personal data in a text that is shown to people, if a step looks for personal data."""
+        """Mask the personal data in a text that is shown to people, or return it unchanged if no step looks for
+        personal data."""
         for pii in self._maskers:
             text = pii.mask_personal_data(text)
         return text

@@ -14,7 +14,7 @@ from align.data.read.content import join_answer, list_texts, list_turns, map_tex
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """The outcome of a step that leaves a record out.
+    """Result of a cleaning step that leaves a record out, with the reason.
 
     Attributes:
         reason: fixed text by which dropped records are counted: `language: de`, `repetition: lines`.
@@ -27,7 +27,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class NotedRecord:
-    """The outcome of a step that keeps a record and counts a finding in it.
+    """Result of a cleaning step that keeps a record and notes findings to count, such as its language.
 
     Attributes:
         record: the record after the step; the same object if the step changes nothing.
@@ -40,23 +40,26 @@ class NotedRecord:
 
 Outcome = Record | Drop | NotedRecord
 Step = Callable[[Record], Outcome]
-"""A cleaning step, which is pure and idempotent. It returns the same object if it changes nothing."""
+"""A cleaning step, a pure and idempotent function that returns the same record object if it changes nothing."""
 
 
 def join_texts(record: Record) -> str:
-    """Join all texts of a record, so that a step can tell quickly whether the record concerns it."""
+    """Return all texts of a record joined by line ends, so that a step can quickly tell whether the record concerns
+    it."""
     return record if isinstance(record, str) else "\n".join(list_texts(record))
 
 
 def join_spoken_texts(record: Record) -> str:
-    """Join the texts of people and the assistant in a record, without tool calls and their results, which are code."""
+    """Return the contents of a record's system, user and assistant turns, joined by line ends. Tool calls and their
+    results are left out, since they are code."""
     if isinstance(record, str):
         return record
     return "\n".join(turn.content for turn in list_turns(record) if turn.role != "tool")
 
 
 def list_trained_texts(record: Record) -> list[str]:
-    """Return the texts that a model learns to write: trained answers, chosen answers, wanted answers and plain text.
+    """Return the texts that a model learns to write: trained answers, chosen answers, answers labelled as desirable,
+    and plain text.
 
     Rejected answers are left out, since they may be rejected for a refusal or for repetition.
     """
@@ -72,7 +75,8 @@ def list_trained_texts(record: Record) -> list[str]:
 
 
 def list_documents(record: Record) -> Sequence[Document]:
-    """Return the documents of a record. A pair has two: its prompt with each of its answers."""
+    """Return a record as documents (texts or conversations): two for a pair, its prompt with each answer, and one for
+    any other."""
     if isinstance(record, Preference):
         return [join_answer(record, answer) for answer in (record.chosen, record.rejected)]
     return [join_answer(record, record.completion) if isinstance(record, Feedback) else record]
@@ -81,7 +85,7 @@ def list_documents(record: Record) -> Sequence[Document]:
 def rewrite_texts(
     record: Record, change: Callable[[str], str], change_name: Callable[[str], str] = str
 ) -> Record | Drop:
-    """Apply a function to all texts of a record. Returns a Drop if the answers of a pair become equal.
+    """Return a record with `change` applied to all its texts, or a Drop if the answers of a pair become equal.
 
     Args:
         change_name: applied to the names of arguments of tool calls.
@@ -117,7 +121,7 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
 
 
 def check_choice_list(name: str, value: Any, choices: Collection[str], example: str, allow_empty: bool = False) -> None:
-    """Raise InputError if `value` is not a tuple of `choices`.
+    """Raise InputError if `value` is not a tuple with at least one item, or has an item that is not in `choices`.
 
     Args:
         example: a valid list, for the error.

@@ -29,27 +29,30 @@ EMAIL = re.compile(
     rf"(?<![{LETTERS}.%+-])(?!git@)[{LETTERS}](?:[{LETTERS}.%+'-]{{0,63}})"
     rf"@(?:[{LETTERS}-]{{1,63}}\.){{1,8}}(?:[A-Za-z]{{2,63}}|xn--[A-Za-z0-9-]{{2,59}})(?![{LETTERS}])"
 )
-"""All parts have bounded lengths and none begins inside another, so that a megabyte of `a@a@a@` takes linear time."""
+"""Candidates for e-mail addresses. All parts have bounded lengths and none begins inside another, so that a megabyte of
+`a@a@a@` takes linear time."""
 GAP = "[ .\\-–\xa0]"
 CARD = re.compile(
     rf"(?<!\w)(?<!\d\.)(?:\d{{13,19}}|\d{{4}}({GAP})\d{{4}}\1\d{{4}}\1\d{{4}}(?:\1\d{{1,3}})?|3\d{{3}}({GAP})\d{{6}}\2\d{{4,5}})(?!\w)",
     re.ASCII,
 )
-"""Digits without spaces, or in the groups that are printed on cards."""
+"""Candidates for payment card numbers: 13 to 19 digits without spaces, or digits in the groups that are printed on
+cards."""
 GROUPS_AHEAD = re.compile(r"(?<!\d)(?:\d{4} ){2}\Z", re.ASCII)
 GROUPS_BEHIND = re.compile(r" \d{4}(?!\d)", re.ASCII)
 IBAN = re.compile(r"(?<![A-Za-z0-9])(?:[A-Za-z]{2}|[A-Z]{2}[ \-\xa0])[0-9]{2}(?=[ \-\xa0]?[A-Za-z0-9])")
 """The beginning of an IBAN. A space after the country is allowed only in capitals: `is 70` is a word and a number."""
 IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)", re.ASCII)
 IPV6 = re.compile(r"(?<![\w:.])[23][0-9a-f]{3}:[0-9a-f:]{1,35}(?![\w:])", re.ASCII | re.IGNORECASE)
-"""Addresses in the range for hosts, 2000::/3 (RFC 4291)."""
+"""Candidates for IPv6 addresses in the range for hosts, 2000::/3 (RFC 4291)."""
 US_SSN = re.compile(
     r"(?<![\w-])(?<!\d[ .])(?!000|666|9)\d{3}(?P<gap>[-– ])(?!00)\d{2}(?P=gap)(?!0000)\d{4}(?![\w-])(?![ .]\d)",
     re.ASCII,
 )
-"""Valid area, group and serial numbers (Social Security Administration, POMS RM 10201.030)."""
+"""US social security numbers with separators and valid area, group and serial numbers (Social Security Administration,
+POMS RM 10201.030)."""
 BARE_SSN = re.compile(r"(?<![\w.,-])(?!000|666|9)\d{3}(?!00)\d{2}(?!0000)\d{4}(?![\w-])(?![.,]\d)", re.ASCII)
-"""The same without separators. It counts only after words such as "SSN"."""
+"""US social security numbers without separators. They count only after words such as "SSN"."""
 PHONE = re.compile(r"(?<![\w.])(?:\+ ?)?\(?\d(?:[ ().\-–/\xa0]{0,3}\d){6,40}(?!\w)", re.ASCII)
 """Candidates for telephone numbers, which the library phonenumbers checks."""
 TIMES = re.compile(
@@ -62,7 +65,7 @@ TIMES = re.compile(
 """Dates and times, which are not telephone numbers although they have as many digits."""
 
 BEFORE = 32
-"""Characters in front of a number that are searched for words that name it."""
+"""Number of characters in front of a number that are searched for words that name it."""
 CALLED_PHONE = re.compile(
     r"(?:\b(?:phones?|tel|telephones?|cell(?:phone)?|mobile|mob|fax|call(?:ing|ed)?|dial|text(?:ed)?|sms|whatsapp|hotline|"
     r"ring|reach(?:ed)?|contact|signal|telegram|landline|voicemail|pager|telefon|telefono|tel[ée]fono|t[ée]l[ée]phone|"
@@ -86,7 +89,8 @@ OTHER_NUMBER = re.compile(
     r"\W{0,3}(?:\b(?:no|nr|number|num|id|code|is|was|ref|key|numéro|número|nummer)\b\W{0,3}){0,3}[A-Za-z]{0,4}[-_:]?$",
     re.IGNORECASE,
 )
-"""Names of other kinds of numbers, directly in front of one: it is no telephone, card or social security number."""
+"""Names of other kinds of numbers, such as "order", directly in front of a number: it is no telephone, card or social
+security number."""
 VERSION = re.compile(
     r"(?:\b(?:v|ver|versions?|release[ds]?|rev|revision|build|driver|firmware|sdk|upgrad\w{0,3}|updat\w{0,3}|downgrad\w{0,3}|"
     r"bump\w{0,3}|patch\w{0,3}|sections?|sec|chapters?|clauses?|paragraphs?|articles?|figures?|fig|tables?|appendix|annex|"
@@ -101,9 +105,10 @@ VERSION_ENDS = re.compile(
     re.IGNORECASE,
 )
 SMALL = 32
-"""Four numbers below this one are taken for a version or a section, unless the text says that they are an address."""
+"""Bound below which the four numbers of an IPv4 address are taken for a version or a section, unless the text says that
+they are an address."""
 RESOLVERS = frozenset({"1.1.1.1", "1.0.0.1", "8.8.8.8", "8.8.4.4", "9.9.9.9", "4.2.2.2"})
-"""Well-known addresses of such small numbers."""
+"""Well-known addresses of DNS servers whose numbers are all below `SMALL`."""
 MODULES = frozenset(
     {"np", "numpy", "jnp", "torch", "tf", "jax", "nn", "pd", "self", "cls", "functools", "math", "mx", "F"}
 )
@@ -112,7 +117,7 @@ MODULES = frozenset(
 # Numbers with checksums: payment cards and bank accounts.
 
 LUHN_DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
-"""Digit → digit sum of its double."""
+"""Digit sum of the double of each digit from 0 to 9, for the Luhn check."""
 ISSUED = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})"  # Visa
     r"|(?:5[1-5]|2[2-7])\d{14}"  # Mastercard
@@ -146,7 +151,7 @@ IBAN_LENGTHS: Mapping[str, int] = {
     }.items()
     for country in countries.split()
 }
-"""Country → length of its account numbers, from the IBAN registry of ISO 13616 (SWIFT)."""
+"""Country code → number of characters of the country's IBANs, from the IBAN registry of ISO 13616 (SWIFT)."""
 
 
 def passes_luhn(digits: str) -> bool:
@@ -156,7 +161,7 @@ def passes_luhn(digits: str) -> bool:
 
 
 def is_card_number(digits: str) -> bool:
-    """Return whether digits are a card number: issued by a card scheme, and correct by the Luhn check."""
+    """Return whether digits have the beginning and length of a card scheme's numbers and pass the Luhn check."""
     return ISSUED.fullmatch(digits) is not None and passes_luhn(digits)
 
 
@@ -167,7 +172,7 @@ def passes_mod_97(iban: str) -> bool:
 
 
 def find_iban_end(text: str, start: int) -> int:
-    """Return the end of the IBAN that begins at `start`, or 0 if no valid one begins there.
+    """Return the end position of the valid IBAN that begins at `start`, or 0 if no valid IBAN begins there.
 
     A single space or hyphen is allowed between its characters.
     """
@@ -194,18 +199,19 @@ Finder = Callable[[str], Iterator[Span]]
 
 
 def get_text_before(text: str, start: int) -> str:
-    """Return up to BEFORE characters in front of a number, on the same line."""
+    """Return up to BEFORE characters in front of position `start`, on the same line."""
     return text[max(0, start - BEFORE) : start].rpartition("\n")[2]
 
 
 @lru_cache(1)
 def load_top_level_domains() -> frozenset[str]:
-    """Load the top-level domains of IANA's root zone, in ASCII and lower case."""
+    """Return the top-level domains of IANA's root zone, in ASCII and lower case, from `top_level_domains.txt`."""
     return frozenset((Path(__file__).parent / "top_level_domains.txt").read_text(encoding="ascii").split())
 
 
 def iter_emails(text: str) -> Iterator[Span]:
-    """Yield e-mail addresses with an existing top-level domain, but not calls in code such as `x@package.call(`."""
+    """Yield the span of each e-mail address with an existing top-level domain, but not of calls in code such as
+    `x@package.call(`."""
     for match in EMAIL.finditer(text):
         domain = match[0].rpartition("@")[2]
         first, _, last = domain.rpartition(".")
@@ -215,7 +221,8 @@ def iter_emails(text: str) -> Iterator[Span]:
 
 
 def iter_cards(text: str) -> Iterator[Span]:
-    """Yield card numbers. Numbers that the text names an order or the like are skipped, and those in a table."""
+    """Yield the span of each payment card number, except for numbers in a table and numbers that the text names an
+    order or the like."""
     for start, end in iter_valid_matches(CARD, text, lambda number: is_card_number(re.sub("[^0-9]", "", number))):
         before = get_text_before(text, start)
         # Further groups of four digits, one after the number or two before it, mean that it is in a table.
@@ -225,7 +232,8 @@ def iter_cards(text: str) -> Iterator[Span]:
 
 
 def iter_ipv4s(text: str) -> Iterator[Span]:
-    """Yield public IPv4 addresses, but not versions and sections, told by the words before them or small numbers."""
+    """Yield the span of each public IPv4 address, except for probable version and section numbers. These have small
+    numbers, or words beside them such as "version"."""
     for start, end in iter_valid_matches(IPV4, text, is_public):
         before = get_text_before(text, start)
         if not CALLED_ADDRESS.search(before) or VERSION.search(before):
@@ -246,7 +254,7 @@ def iter_us_ssns(text: str) -> Iterator[Span]:
 
 
 def iter_phones(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
-    """Yield telephone numbers that are valid by Google's libphonenumber.
+    """Yield the span of each telephone number that is valid by Google's libphonenumber.
 
     International numbers, which begin with + or 00, may be grouped in any way. National numbers must be grouped as
     usual in their country, and no other digits may stand beside them. Numbers that the text names an order or the like
@@ -289,7 +297,8 @@ def iter_phones(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
 
 
 def find_national_numbers(digits: str, regions: tuple[str, ...]) -> list[Span]:
-    """Return consecutive telephone numbers of some countries. If several begin together, the first country wins."""
+    """Return the spans of the telephone numbers in `digits` that are valid in one of the countries `regions`. If
+    several begin together, the first country wins."""
     from phonenumbers import Leniency, PhoneNumberMatcher
 
     spans: list[Span] = []
@@ -321,7 +330,8 @@ def is_usual_grouping(match: PhoneNumberMatch) -> bool:
 
 
 def iter_valid_matches(pattern: re.Pattern[str], text: str, validate: Callable[[str], bool]) -> Iterator[Span]:
-    """Yield the matches of a pattern that pass a check. After an invalid match, the next one may begin inside it."""
+    """Yield the span of each match of a pattern that passes `validate`. After an invalid match, the next one may begin
+    inside it."""
     match = pattern.search(text)
     while match:
         is_valid = validate(match[0])
@@ -331,7 +341,8 @@ def iter_valid_matches(pattern: re.Pattern[str], text: str, validate: Callable[[
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is public, and neither private nor reserved for documentation."""
+    """Return whether an IP address is public, and neither private nor reserved for documentation. Returns False if it
+    is no valid address."""
     try:
         return ipaddress.ip_address(address).is_global
     except ValueError:
@@ -345,7 +356,8 @@ def iter_ibans(text: str) -> Iterator[Span]:
 
 
 class PersonalDataKind(NamedTuple):
-    """A kind of personal data, and its detection.
+    """Detection of one kind of personal data: a function that finds it, and quick conditions that a text must meet
+    before.
 
     Attributes:
         find: yields the spans of the data in a text; None for telephone numbers, whose form depends on the regions.
@@ -370,7 +382,8 @@ FINDERS: Mapping[str, PersonalDataKind] = {
     "us_ssn": PersonalDataKind(iter_us_ssns, digits=9),
     "phone": PersonalDataKind(None, digits=7),
 }
-"""Kind → its detection. Kinds are masked in this order, each in the text that the ones before have left."""
+"""Kind of personal data → its detection, in the order of masking. Each kind is masked in the text that the ones before
+have left."""
 KINDS = (*FINDERS,)
 KEY_SIGNS = ("_", "-", "")
 HINTS = tuple(dict.fromkeys(hint for shape in (*KEY_SHAPES, JWT, PRIVATE_KEY) for hint in shape.hints))
@@ -378,12 +391,13 @@ KEY_HINTS = {
     sign: tuple(hint for hint in HINTS if next(sign for sign in KEY_SIGNS if sign in hint) == sign)
     for sign in KEY_SIGNS
 }
-"""Character → prefixes of keys that contain it. Most texts lack the first two characters, which saves searches."""
+"""Character → prefixes of secret keys that contain it. Most texts lack the first two characters, which saves
+searches."""
 SECRET_KINDS = frozenset({"private_key", "jwt", "api_key"})
 
 
 def has_key_hint(text: str) -> bool:
-    """Return whether a text contains a prefix of a key."""
+    """Return whether a text contains a prefix of an API key, of a token or of a private key."""
     for sign, hints in KEY_HINTS.items():
         if sign in text:
             for hint in hints:
@@ -393,7 +407,8 @@ def has_key_hint(text: str) -> bool:
 
 
 def select_possible_kinds(text: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the kinds that a text may contain by its digits and substrings, in the order of `FINDERS`."""
+    """Return the kinds of personal data that a text may contain by its number of digits and its substrings. They are in
+    the order of `FINDERS`."""
     digits = sum(map(text.count, "0123456789"))
     has_key = not SECRET_KINDS.isdisjoint(kinds) and has_key_hint(text)
     if not digits and not has_key and "@" not in text:
@@ -406,7 +421,7 @@ def select_possible_kinds(text: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def iter_without_overlaps(spans: Iterator[Span]) -> Iterator[Span]:
-    """Yield spans in order, without those that begin inside an earlier one."""
+    """Yield the spans sorted by their start, except for spans that begin inside an earlier one."""
     end = 0
     for span in sorted(spans):
         if span[0] >= end:
@@ -441,7 +456,8 @@ def mask_and_record_kinds(text: str, kinds: tuple[str, ...], regions: tuple[str,
 
 @dataclass(frozen=True, slots=True)
 class PersonalDataFilter:
-    """Cleaning step that finds personal data in every turn of a record.
+    """Cleaning step that masks personal data and secrets in a record's turns, leaves the record out, or only counts
+    them.
 
     Args:
         action: `mask` replaces the data by `[EMAIL]` and the like, `drop` leaves the record out, `report` only counts.
@@ -481,5 +497,5 @@ class PersonalDataFilter:
         return masked_record if isinstance(masked_record, Drop) else NotedRecord(masked_record, ordered_kinds)
 
     def mask_personal_data(self, text: str) -> str:
-        """Mask the personal data in a text."""
+        """Return a text with its personal data replaced by placeholders such as `[EMAIL]`, regardless of `action`."""
         return mask_and_record_kinds(text, self.kinds, self.regions, set())

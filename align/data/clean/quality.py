@@ -24,7 +24,7 @@ from align.data.read.content import list_texts
 
 UNITS = ("characters", "words", "turns", "tokens")
 CountTokens = Callable[[Document], int]
-"""Returns the number of tokens of a document in training."""
+"""A function that returns the number of tokens of a document in training."""
 CHARACTER_WORDS = re.compile("[\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 """Chinese and Japanese characters, each of which counts as a word."""
 RUNS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]{1,6}")
@@ -33,7 +33,7 @@ UNSPACED = re.compile(f"{CHARACTER_WORDS.pattern}|{RUNS.pattern}")
 
 
 def count_words(text: str) -> int:
-    """Return the number of words of a text. For scripts without spaces between words it is an estimate."""
+    """Return the number of words of a text, which is an estimate for scripts without spaces between words."""
     n_spaced = len(text.split())
     if text.isascii() or not UNSPACED.search(text):
         return n_spaced
@@ -42,7 +42,7 @@ def count_words(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LengthFilter:
-    """Cleaning step that keeps records whose length is from `least` to `most`.
+    """Cleaning step that keeps records whose length in words, characters, turns or tokens is from `least` to `most`.
 
     A pair has two lengths, that of its prompt with each answer: the shorter one must reach `least`, and the longer one
     must not exceed `most`. Tool calls count with the texts of their arguments, and schemas of tools only in tokens.
@@ -102,7 +102,7 @@ class LengthFilter:
 
 
 N = 5
-"""Words of an n-gram."""
+"""Number of words in an n-gram."""
 RULES = "\\s\\-=_*#~.+─━═"
 """Characters of horizontal rules and tables."""
 STRIDE = 16
@@ -114,7 +114,8 @@ TOKEN = re.compile(f"{CHARACTER_WORDS.pattern}|[^\\s{CHARACTER_WORDS.pattern[1:-
 
 @dataclass(frozen=True, slots=True)
 class RepetitionFilter:
-    """Cleaning step that leaves out records whose answers repeat themselves. A bound of null is not checked.
+    """Cleaning step that leaves out records whose answers repeat n-grams, lines or a character too often. A bound of
+    null is not checked.
 
     The defaults of the two shares are those of Rae et al. 2021, arXiv 2112.11446, table A1, which bounds the characters
     in repeated 5-grams by 0.15 and those in repeated lines by 0.20, in documents of at least 50 words. Here the n-grams
@@ -160,8 +161,8 @@ class RepetitionFilter:
 
 
 def find_long_run(text: str, min_length: int) -> str:
-    """Return a character that stands at least `min_length` times in a row. Returns an empty string if no character
-    does.
+    """Return the first character that is repeated at least `min_length` times in a row, or an empty string. White space
+    and characters of rules and tables do not count.
 
     Args:
         min_length: at least 4 · STRIDE.
@@ -173,7 +174,8 @@ def find_long_run(text: str, min_length: int) -> str:
 
 
 def compute_repeated_line_share(text: str) -> float:
-    """Return the share of a text's characters in lines that repeat earlier ones, in [0, 1], without blank lines."""
+    """Return the share of a text's characters that stand in lines equal to an earlier line, in [0, 1]. Blank lines are
+    ignored."""
     if "\n" not in text:
         return 0.0
     lines = [line for line in map(str.strip, text.split("\n")) if line]
@@ -184,7 +186,7 @@ def compute_repeated_line_share(text: str) -> float:
 
 
 def compute_repeated_ngram_share(text: str, allowed_share: float, min_words: int) -> float:
-    """Return the share of a text's n-grams of words that repeat earlier ones, in [0, 1].
+    """Return the share of a text's word n-grams that repeat an earlier n-gram, in [0, 1].
 
     Returns 0 for texts of fewer than `min_words` words, and if the number of distinct pairs of words proves that the
     share is at most `allowed_share`. This is faster than counting n-grams: of W words with P distinct pairs, at least
@@ -209,8 +211,8 @@ def split_lowercase_words(text: str) -> list[str]:
 
 DEFAULT_PHRASES = Path(__file__).with_name("boilerplate.txt")
 BEGINNING = 200
-"""Characters at the beginning of an answer that are searched for refusals. Later, the same words are about something
-else."""
+"""Number of characters at the beginning of an answer that are searched for refusals. Later, the same words are about
+something else."""
 HEADER = re.compile(r"\[([^\[\],]+)(?:,\s*(beginning))?\]")
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 """Code blocks and inline code, which are not searched: an answer may explain markup."""
@@ -219,7 +221,7 @@ APOSTROPHES = str.maketrans("’‘ʼ", "'''")
 
 @dataclass(frozen=True, slots=True)
 class Phrases:
-    """A named group of phrases, in lower case.
+    """A named group of lower-case phrases that answers are searched for.
 
     Attributes:
         beginning: whether only the beginning of an answer is searched for them.
@@ -230,19 +232,22 @@ class Phrases:
     beginning: bool = False
 
     def is_in(self, answers: Sequence[str], phrase: str) -> bool:
-        """Return whether an answer contains a phrase of this group in the part that is searched."""
+        """Return whether an answer contains the phrase as whole words, in its first BEGINNING characters if `beginning`
+        is set."""
         return any(contains_phrase(phrase, text[:BEGINNING] if self.beginning else text) for text in answers)
 
 
 @dataclass(frozen=True, slots=True)
 class BoilerplateFilter:
-    """Cleaning step that leaves out records with an answer that contains one of the phrases outside of code."""
+    """Cleaning step that leaves out records with an answer that contains a listed phrase outside of code, such as a
+    refusal."""
 
     groups: tuple[Phrases, ...]
 
     @classmethod
     def from_file(cls, patterns: str | None = None) -> BoilerplateFilter:
-        """Create the step from a file of phrases.
+        """Create the step from a file of phrases, or from the English phrases in `boilerplate.txt` if `patterns` is
+        None.
 
         Args:
             patterns: path of the file, whose format is explained in `boilerplate.txt`; None for the phrases in that
@@ -262,7 +267,7 @@ class BoilerplateFilter:
 
 
 def normalize_answer(text: str) -> str:
-    """Return an answer in lower case without code, with all white space as single spaces."""
+    """Return an answer in lower case, with code replaced by a space and all white space as single spaces."""
     if "`" in text:
         text = CODE.sub(" ", text)
     if not text.isascii():
@@ -287,7 +292,7 @@ def contains_phrase(phrase: str, text: str) -> bool:
 
 
 def read_phrases(path: Path) -> tuple[Phrases, ...]:
-    """Read the groups of phrases in a file.
+    """Read a text file of phrases, one per line below headings such as `[refusal]`, and return one Phrases per heading.
 
     Raises:
         InputError: the file cannot be read, has a phrase before the first group, or has no phrases.

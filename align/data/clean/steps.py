@@ -32,10 +32,10 @@ PREVIOUS_ROLES: Mapping[str, tuple[str, ...]] = {
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),
 }
-"""Role → the roles that it may follow. The empty name is the beginning."""
+"""Role of a turn → roles that the turn before it may have. The empty name is the beginning."""
 RETURN_REMEDY = "Return the row, None to leave it out, or a text that says why it is left out."
 MAX_REASON = 60
-"""Characters of a reason returned by a function of the user, by which dropped records are counted."""
+"""Maximum characters of a reason returned by a function of the user, by which dropped records are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,8 @@ class EmptyTurnFilter:
 
 
 def remove_empty_last_turns(turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Remove empty turns at the end. If an answer is among them, remove also the turns after the answer before it."""
+    """Return the turns without the empty ones at the end. If an answer is among them, the turns after the answer before
+    it are removed too."""
     remaining = turns
     while remaining and is_empty(remaining[-1]):
         remaining = remaining[:-1]
@@ -75,7 +76,8 @@ def remove_empty_last_turns(turns: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def is_empty(turn: Message) -> bool:
-    """Return whether a turn lacks visible text. System turns, tool results and turns with calls need none."""
+    """Return whether a turn that must have text has none outside of reasoning. System turns, tool results, turns with
+    calls and turns that are not trained on need no text."""
     if turn.role in ("system", "tool") or turn.tool_calls or not turn.trained:
         return False
     text = turn.content
@@ -136,7 +138,7 @@ class UserFunction:
     field: str = "fn"
 
     def __call__(self, record: Record) -> Record | Drop:
-        """Call the function with a record.
+        """Call the user's function with a record's row, and return the record with its changes, or a Drop.
 
         Raises:
             InputError: the function raises an exception or returns something else. The error names the row.
@@ -190,16 +192,17 @@ STEPS: Mapping[str, Callable[..., Step]] = {
     "boilerplate": BoilerplateFilter.from_file,
     "pii": PersonalDataFilter,
 }
-"""Name → class or function that creates the step from its arguments. The name `fn` for `UserFunction` is not in it."""
+"""Name of a cleaning step → class or function that creates the step from its arguments. The name `fn` for
+`UserFunction` is not in it."""
 FN = "fn"
 COUNT_TOKENS = "count_tokens"
-"""The argument that the stage passes to a step, and not the user."""
+"""Name of the argument that the stage passes to a step itself, and users cannot set."""
 
 
 def create_steps(
     entries: Sequence[Any], field: str = "stage.clean", count_tokens: CountTokens | None = None
 ) -> list[tuple[str, Step]]:
-    """Create the steps that a setting lists, in its order. Returns (name, step) of each.
+    """Create the cleaning steps that a setting lists, and return them as pairs of name and step in the setting's order.
 
     Args:
         entries: names of steps, and mappings of one name to its arguments.
@@ -214,7 +217,7 @@ def create_steps(
 
 
 def create_step(entry: Any, field: str, count_tokens: CountTokens | None) -> tuple[str, Step]:
-    """Create one of the steps of a setting, see `create_steps`."""
+    """Create the cleaning step of one entry in the setting, and return its name and the step. See `create_steps`."""
     named_arguments: Mapping[Any, Any] = {}
     if isinstance(entry, Mapping):
         named_arguments = entry
@@ -239,7 +242,8 @@ def create_step(entry: Any, field: str, count_tokens: CountTokens | None) -> tup
 def call_step_factory(
     factory: Callable[..., Step], arguments: Any, field: str, count_tokens: CountTokens | None
 ) -> Step:
-    """Create a step from its arguments. Errors name the position of the step in the setting."""
+    """Create a cleaning step by calling its class or function with the user's arguments, or raise InputError if one is
+    wrong. The error names the position of the step in the setting."""
     parameters = list(inspect.signature(factory).parameters)
     stage_arguments = {COUNT_TOKENS: count_tokens} if COUNT_TOKENS in parameters else {}
     names = [name for name in parameters if name not in stage_arguments]
