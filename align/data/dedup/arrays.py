@@ -1,4 +1,4 @@
-"""Arrays and sets of hashes: what NumPy has no function for."""
+"""Functions for arrays and sets of hashes that NumPy lacks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Texts: TypeAlias = "pa.Array | pa.ChunkedArray"
-"""N strings, or large strings; null is the empty text."""
+"""A pyarrow array of N strings, or large strings. Null is the empty text."""
 NO_NUMBERS = np.zeros(0, np.int64)
 NO_HASHES = np.zeros(0, np.uint64)
 
 
 def concatenate(parts: Iterable[ndarray], empty: ndarray = NO_NUMBERS) -> ndarray:
-    """Concatenate arrays. Returns `empty` if there are no parts."""
+    """Concatenate arrays behind `empty`, which is by default an int64 array of length 0."""
     return np.concatenate([empty, *parts])
 
 
 def concatenate_columns(rows: Iterable[Sequence[ndarray]]) -> list[ndarray]:
-    """Concatenate each column of rows of columns.
+    """Concatenate tables, each a sequence of column arrays, and return one array per column.
 
     Args:
         rows: one or more pieces, each with the same columns.
@@ -32,7 +32,8 @@ def concatenate_columns(rows: Iterable[Sequence[ndarray]]) -> list[ndarray]:
 
 
 def differs_from_previous(*columns: ndarray) -> ndarray:
-    """Return whether each row differs from the one before it, in any column; bool (N)."""
+    """Return whether each row differs from the row before it in any column, bool (N). The first row counts as
+    different."""
     is_changed = np.ones(len(columns[0]), bool)
     np.not_equal(columns[0][1:], columns[0][:-1], out=is_changed[1:])
     for column in columns[1:]:
@@ -41,7 +42,7 @@ def differs_from_previous(*columns: ndarray) -> ndarray:
 
 
 def split_by_budget(costs: ndarray, budget: int, max_items: int) -> Iterator[tuple[int, int]]:
-    """Yield consecutive spans `(start, end)` of at most `max_items` whose costs add up to at most `budget`.
+    """Yield consecutive spans `(start, end)` of at most `max_items` items whose costs add up to at most `budget`.
 
     An item that costs more is a span of its own.
     """
@@ -61,7 +62,7 @@ def concatenate_ranges(starts: ndarray, counts: ndarray) -> ndarray:
 
 
 def sort_unique(values: ndarray) -> ndarray:
-    """Return the different values in ascending order. Sorting is faster than `np.unique`, which hashes."""
+    """Return the distinct values of an array in ascending order. Sorting is faster than `np.unique`, which hashes."""
     sorted_values = np.sort(values)
     return sorted_values[differs_from_previous(sorted_values)]
 
@@ -79,8 +80,7 @@ def is_in_sorted(sorted_values: ndarray, values: ndarray) -> ndarray:
 
 
 def label_components(node_count: int, a: ndarray, b: ndarray) -> ndarray:
-    """Label the connected components of a graph: return the smallest node of each node's component, int64
-    (`node_count`).
+    """Return for each node of a graph the smallest node of its connected component, int64 (`node_count`).
 
     Args:
         node_count: number of nodes, which are numbered from 0.
@@ -104,7 +104,8 @@ def label_components(node_count: int, a: ndarray, b: ndarray) -> ndarray:
 def count_shared_values(
     a: ndarray, starts_a: ndarray, counts_a: ndarray, b: ndarray, starts_b: ndarray, counts_b: ndarray, bits: int
 ) -> ndarray:
-    """Count the values that a slice of `a` and a slice of `b` have in common, for each pair of slices (int64).
+    """Return the number of values that a slice of `a` and a slice of `b` have in common, for each pair of slices
+    (int64).
 
     Values are integers below 2^bits and differ within a slice. At most 2^(64 - bits) pairs fit.
     """
@@ -121,14 +122,14 @@ def count_shared_values(
 
 
 class HashMatches(NamedTuple):
-    """Hashes that are in a table: their indexes among those looked up, and the owner of each in the table."""
+    """Result of a lookup in a HashTable: the index of each hash that is in the table, and the number stored for it."""
 
     indexes: ndarray
     owners: ndarray
 
 
 class HashTable:
-    """A lookup from hashes to their owners, such as the texts that have a run of words, a mark or a whole question.
+    """A lookup from hashes to integers (owners), such as the numbers of the texts that contain a hash.
 
     A bitmap is checked before the binary search: most hashes that are looked up are absent.
 
@@ -148,18 +149,20 @@ class HashTable:
 
     @classmethod
     def from_unsorted(cls, hashes: ndarray, owners: ndarray) -> HashTable:
-        """Build a table from hashes in any order. The owners of one hash keep their order."""
+        """Build a table from hashes in any order and the integer stored for each. The integers of one hash keep their
+        order."""
         order = np.argsort(hashes, kind="stable")
         return cls(hashes[order], owners[order])
 
     @classmethod
     def from_values(cls, values: ndarray) -> HashTable:
-        """Build a table that is only used for `contains`."""
+        """Build a table from hashes alone, which is only used for `contains`."""
         values = sort_unique(values)
         return cls(values, np.arange(len(values)))
 
     def might_contain(self, hashes: ndarray) -> ndarray:
-        """Return whether each hash may be in the table, bool (N). There are false positives and no false negatives."""
+        """Return whether each hash may be in the table, bool (N), by a look at its bitmap. There are false positives
+        and no false negatives."""
         places = (hashes & self.mask).astype(np.int64)
         return (self.bitmap[places >> 3] >> (places & 7).astype(np.uint8) & 1).view(bool)
 
@@ -170,7 +173,8 @@ class HashTable:
         return is_held
 
     def find_owners(self, hashes: ndarray) -> HashMatches:
-        """Look up hashes. Returns the index of each one in the table and its owner, in ascending order of the indexes.
+        """Look up hashes, and return the index of each hash that is in the table with the integer stored for it. The
+        indexes are ascending.
 
         A hash with several owners is returned once for each of them.
         """
@@ -180,7 +184,7 @@ class HashTable:
         return HashMatches(np.repeat(indexes, counts), self.owners[concatenate_ranges(begins, counts)])
 
     def find_pairs(self, hashes: ndarray, owners: ndarray) -> tuple[ndarray, ndarray]:
-        """Return the different pairs of an owner in `owners` and an owner in the table that have a hash in common.
+        """Return the distinct pairs of a number in `owners` and a number in the table that have a hash in common.
 
         Args:
             owners: the owner of each of `hashes`, below 2^32.
@@ -194,9 +198,10 @@ class HashTable:
 
 
 BITS_PER_HASH = 24
-"""Bits of the filter for each hash, at least."""
+"""Minimum number of bits of a Bloom filter for each hash."""
 PROBES = 14
-"""Bits that are checked for a hash. The false positive rate is about 1 in 90,000: (1 - exp(-14/24))^14."""
+"""Number of bits of a Bloom filter that are checked for a hash. The false positive rate is about 1 in 90,000: (1 -
+exp(-14/24))^14."""
 
 
 class BloomFilter:
@@ -211,7 +216,7 @@ class BloomFilter:
         self.table = np.zeros(1 << self.bits - 3, np.uint8)
 
     def add(self, hashes: ndarray) -> None:
-        """Add hashes, uint64 (N). All of their 64 bits have to be random."""
+        """Add hashes to the filter, uint64 (N). All of their 64 bits have to be random."""
         for probe in range(PROBES):
             np.bitwise_or.at(self.table, *self._locate_bits(hashes, probe))
 
@@ -227,8 +232,8 @@ class BloomFilter:
         return is_possible
 
     def _locate_bits(self, hashes: ndarray, probe: int) -> tuple[ndarray, ndarray]:
-        """Return the byte of the filter (int64) that holds each hash's bit of one hash function, and the mask of the
-        bit (uint8).
+        """Return the byte offset (int64) and the bit mask (uint8) of each hash's bit in the filter, for one hash
+        function.
 
         Args:
             probe: number of the hash function, from 0.

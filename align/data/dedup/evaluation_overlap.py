@@ -52,22 +52,23 @@ from align.data.dedup.shingles import (
 )
 
 RULES = ("question", "exact", "ngram", "contained", "near", "changed")
-"""All rules, in order of precedence: of several that hold, the first one is reported. `question` means that both texts
-ask the same, see `align.data.dedup.questions`; the module's docstring defines the others."""
+"""Names of all overlap rules in order of precedence: if several hold for two texts, the first one is reported.
+`question` means that both texts ask the same, see `align.data.dedup.questions`; the module's docstring defines the
+others."""
 ASKED, EXACT, NGRAM, CONTAINED, NEAR, CHANGED = range(len(RULES))
 MAX_RUN_ROWS = 10
-"""Largest number of training rows with a run of `WIDTH` words that counts. A run in more of them is a common phrase or
-boilerplate (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
+"""Maximum number of training rows with the same run of `WIDTH` words for the run to count. A run in more of them is a
+common phrase or boilerplate (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
 WIDTH = 13
-"""Words of a run that makes a training row a hit."""
+"""Number of consecutive words in common with an evaluation text that makes a training row a hit."""
 SLICE_BYTES = 48 << 20
 """Bytes of text that are indexed at once."""
 OwnedHashes = tuple[ndarray, ndarray]
-"""Hashes (uint64), and the number of the text that has each (int32)."""
+"""Hashes (uint64), and the number of the text that each comes from (int32)."""
 
 
 class OverlapMatches(NamedTuple):
-    """Pairs of a training text and an evaluation row that it overlaps with.
+    """Pairs of a training text and an evaluation row that overlap, with the rule that found each pair.
 
     Attributes:
         text: number of the training text, int64. For a spool, number of its row.
@@ -84,15 +85,16 @@ class OverlapMatches(NamedTuple):
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Hashes by which a block of texts is compared. Owners are places of texts in the block."""
+    """Hashes of a block of texts, by which overlaps with other texts are found. Owners are places of texts in the
+    block."""
 
     short: ndarray
-    """uint64: one hash for each whole text that has fewer words than a run."""
+    """uint64: hash of each whole text that has fewer words than a run."""
     short_owners: ndarray
     grams: Shingles
-    """Runs of `width` words."""
+    """Hashed runs of `width` words of each text."""
     shingles: Shingles
-    """Word 3-shingles. All sets are empty if near-duplicates are not searched."""
+    """Hashed word 3-shingles of each text. All sets are empty if near-duplicates are not searched."""
     numbers: ndarray
     """uint64: hash of the numbers and operators of each text (`hash_numbers`)."""
 
@@ -113,7 +115,7 @@ class TextFeatures:
 
 
 def iter_features(texts: Texts, width: int, near: bool) -> Iterator[TextFeatures]:
-    """Yield the features of texts, block by block.
+    """Yield the hashes of texts that the overlap rules compare, block by block.
 
     Args:
         width: words of a run.
@@ -128,7 +130,7 @@ def iter_features(texts: Texts, width: int, near: bool) -> Iterator[TextFeatures
 
 
 class OverlapIndex:
-    """An index of the texts of evaluation sets, by which `find_overlapping_texts` finds overlapping training texts.
+    """An index of the texts of evaluation sets, in which `find_overlapping_texts` looks up training texts.
 
     It takes some 5 bytes for a byte of text, and 7 while it is built.
 
@@ -180,7 +182,7 @@ class OverlapIndex:
         )
 
     def copy_without_runs(self, runs: ndarray) -> OverlapIndex:
-        """Return a copy of the index without some runs of words, such as phrases that many training texts have.
+        """Return a copy of the index without the given runs of words, such as phrases that many training texts have.
 
         Args:
             runs: hashes of these runs, uint64, ascending.
@@ -191,8 +193,8 @@ class OverlapIndex:
         return index
 
     def find_near(self, block: TextFeatures) -> tuple[ndarray, ndarray]:
-        """Find near-duplicates: pairs whose similarity reaches the threshold and whose numbers and operators are the
-        same.
+        """Return pairs of a text in the block and an evaluation text whose similarity reaches the threshold and whose
+        numbers and operators are the same.
 
         Returns:
             Places of texts in the block, and the numbers of evaluation texts, pair by pair.
@@ -209,7 +211,7 @@ class OverlapIndex:
 
 
 def index_hashes(parts: list[OwnedHashes], set_of_owner: ndarray | None = None) -> HashTable:
-    """Build a table of hashes and owners.
+    """Build a lookup from hashes to the numbers of the texts that have them, and empty `parts` to save memory.
 
     Args:
         parts: pieces of the table, with ascending owners. The list is emptied to save memory.
@@ -228,7 +230,8 @@ def index_hashes(parts: list[OwnedHashes], set_of_owner: ndarray | None = None) 
 
 
 def find_overlapping_texts(index: OverlapIndex, texts: Texts) -> OverlapMatches:
-    """Find training texts that overlap with evaluation sets, sorted by text and then by set.
+    """Return the training texts that overlap with evaluation sets, each with the evaluation row and the rule that
+    holds. They are sorted by text and then by set.
 
     There is at most one match for each text and set: the first row that the first rule with any match finds.
     """
@@ -254,11 +257,12 @@ def find_overlapping_texts(index: OverlapIndex, texts: Texts) -> OverlapMatches:
 
 
 class HashCounter:
-    """Counts of hashes, exact up to 255. A hash takes 9 bytes, and 17 while counts are merged."""
+    """A counter of how often each hash was added, exact up to 255. A hash takes 9 bytes, and 17 while counts are
+    merged."""
 
     LEAST = 1 << 20
-    """Least number of new hashes that are merged at once. A quarter of the counted ones if that is more, so that these
-    are copied only a few times."""
+    """Minimum number of new hashes that are merged at once. A quarter of the counted ones if that is more, so that
+    these are copied only a few times."""
 
     def __init__(self) -> None:
         self.hashes = NO_HASHES
@@ -293,8 +297,8 @@ class HashCounter:
 
 
 class Prefilter:
-    """A filter that finds the training texts that may be hits of evaluation texts, with a few bytes for a word of
-    these.
+    """A Bloom filter that finds the training texts that may overlap with evaluation texts, in a few bytes per word of
+    the evaluation texts.
 
     Call `count_hashes` and then `add_evaluation_texts` with all evaluation texts, `match_and_count` with all training
     texts, and `match_without_phrases` with the ones that `match_and_count` finds.
@@ -310,7 +314,8 @@ class Prefilter:
         self._runs = HashCounter()
 
     def count_hashes(self, texts: Texts) -> None:
-        """Count the hashes of evaluation texts that will be added, and estimate how rare shingles are."""
+        """Count the hashes of evaluation texts, which sets the size of the filter, and estimate how rare their shingles
+        are."""
         for block in self._iter_features(texts):
             self._rarity.add(block.shingles)
             self._size += len(block.grams.values) + len(self._collect_other_hashes(block)[0])
@@ -320,14 +325,14 @@ class Prefilter:
         return BloomFilter(self._size)
 
     def add_evaluation_texts(self, texts: Texts) -> None:
-        """Add the hashes of evaluation texts, which `count_hashes` has counted, to the filter."""
+        """Add the hashes of evaluation texts to the Bloom filter. `count_hashes` has to count all of them before."""
         for block in self._iter_features(texts):
             self._filter.add(spread_bits(block.grams.values))
             self._filter.add(spread_bits(self._collect_other_hashes(block)[0]))
 
     def match_and_count(self, texts: Texts) -> ndarray:
-        """Return whether each training text may have anything in common with evaluation texts, bool (N). Counts the
-        runs of words in common, from which `phrases` are found.
+        """Return whether each training text may share a hash with the evaluation texts, bool (N), and count the shared
+        runs of words. `phrases` are found from these counts.
 
         There are false positives and no false negatives.
         """
@@ -340,17 +345,18 @@ class Prefilter:
 
     @cached_property
     def phrases(self) -> ndarray:
-        """Hashes of runs of words in more than `MAX_RUN_ROWS` training texts, uint64, ascending. Read it after
-        `match_and_count` has seen all of them."""
+        """Hashes of runs of words that more than `MAX_RUN_ROWS` training texts share with evaluation texts, uint64,
+        ascending. Read it after `match_and_count` has seen all of them."""
         return self._runs.select_above(MAX_RUN_ROWS)
 
     def match_without_phrases(self, texts: Texts) -> ndarray:
-        """Return whether each training text may be a hit if phrases do not count, bool (N). There are false positives
-        and no false negatives."""
+        """Return whether each training text may overlap with evaluation texts if runs of words in `phrases` do not
+        count, bool (N). There are false positives and no false negatives."""
         return self._match_texts(texts, lambda runs: ~is_in_sorted(self.phrases, runs))
 
     def _match_texts(self, texts: Texts, counts: Callable[[ndarray], ndarray]) -> ndarray:
-        """Return whether each text may have anything in common with evaluation texts, bool (N).
+        """Return whether each text may share a hash with the evaluation texts, bool (N), except for runs of words that
+        `counts` rejects.
 
         Args:
             counts: runs of words in common → whether each counts.
@@ -369,8 +375,8 @@ class Prefilter:
         return iter_features(texts, WIDTH, self.threshold is not None)
 
     def _collect_other_hashes(self, block: TextFeatures) -> tuple[ndarray, ndarray]:
-        """Return the other hashes by which hits are found, and the place in the block of each: those of short texts,
-        and marks of near-duplicates."""
+        """Return the hashes of short texts and of rare shingles in a block, and the place in the block of each hash's
+        text. Without a threshold, there are no shingles."""
         if self.threshold is None:
             return block.short, block.short_owners
         marks, owners = self._rarity.select_marks(block.shingles, self.threshold)
@@ -378,5 +384,6 @@ class Prefilter:
 
 
 def spread_bits(hashes: ndarray) -> ndarray:
-    """Spread hashes over 64 bits for a Bloom filter: those of runs of words have 54 bits."""
+    """Return hashes with their bits mixed over all 64, as a Bloom filter needs. Hashes of runs of words have 54
+    bits."""
     return mix_bits_in_place(hashes.copy())

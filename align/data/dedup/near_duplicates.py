@@ -45,8 +45,8 @@ from align.data.dedup.shingles import (
 
 
 class DocumentGroups(NamedTuple):
-    """Groups of documents that share a key. A document is given by its preference rank, its position in the order of
-    preference: 0 is the most preferred."""
+    """Groups of documents that share a MinHash key. A document is given by its preference rank, its position in the
+    order of preference: 0 is the most preferred."""
 
     members: ndarray
     """int32: ranks of each group's documents, ascending, group after group."""
@@ -55,19 +55,19 @@ class DocumentGroups(NamedTuple):
 
     @property
     def first(self) -> ndarray:
-        """Offset of each group in `members`, int64 (G)."""
+        """Offset of each group's first document in `members`, int64 (G)."""
         return np.cumsum(self.sizes) - self.sizes
 
     def sample_members(self, min_size: int, count: int) -> ndarray:
-        """Return the ranks, ascending, of `count` evenly spaced members of each group with more than `min_size`
-        members."""
+        """Return the preference ranks of `count` evenly spaced members of each group with more than `min_size` members,
+        ascending."""
         is_large = self.sizes > min_size
         step = np.arange(count) * self.sizes[is_large, None] // count
         return sort_unique(self.members[(self.first[is_large, None] + step).ravel()])
 
 
 class GroupMemberships(NamedTuple):
-    """Groups of each document that is in any group."""
+    """An index from documents to the groups they are in. Documents without a group are not in it."""
 
     documents: ndarray
     """int32 (D): ranks, ascending."""
@@ -85,7 +85,8 @@ class GroupMemberships(NamedTuple):
         return cls(members[starts], np.append(starts, len(members)), group)
 
     def iter_blocks(self, costs: ndarray, budget: int, max_documents: int) -> Iterator[tuple[ndarray, ndarray]]:
-        """Yield (ranks, groups) of the memberships of documents in order, at most `max_documents` at a time.
+        """Yield the groups of documents in blocks of at most `max_documents`, as arrays of preference ranks and of
+        group numbers.
 
         Args:
             costs: cost of the document at each rank.
@@ -99,12 +100,12 @@ class GroupMemberships(NamedTuple):
             yield np.repeat(self.documents[start:end], np.diff(offsets)), self.groups[offsets[0] : offsets[-1]]
 
     def select_documents(self, group_mask: ndarray) -> ndarray:
-        """Return the ranks of the documents in any of the masked groups (bool (G)), ascending (int32)."""
+        """Return the preference ranks of the documents in any of the masked groups (bool (G)), ascending (int32)."""
         chosen_counts = np.diff(np.append(0, np.cumsum(group_mask[self.groups]))[self.offsets])
         return self.documents[chosen_counts > 0]
 
     def share_group(self, a: ndarray, b: ndarray) -> ndarray:
-        """Return whether the documents at ranks `a` and `b` have a group in common, pair by pair (bool)."""
+        """Return whether the documents at preference ranks `a` and `b` have a group in common, pair by pair (bool)."""
         slices = []
         for ranks in (a, b):
             rows = np.searchsorted(self.documents, ranks)
@@ -115,7 +116,7 @@ class GroupMemberships(NamedTuple):
 def list_groups_with_equal_bands(
     preference_rank: ndarray, has_keys: ndarray, load_band: Callable[[int], ndarray], bands: int = BANDS
 ) -> DocumentGroups:
-    """Group the documents that share a key in any band. A group that several bands yield is returned once.
+    """Group the documents that share a MinHash key in any band, and return each distinct group once.
 
     Equal groups are found by 64-bit hashes of their members. Among ten million groups, two different ones have the same
     hash in one of 4·10⁵ data sets.
@@ -148,7 +149,7 @@ def list_groups_with_equal_bands(
 
 
 def group_by_key(keys: ndarray, preference_rank: ndarray) -> DocumentGroups:
-    """Group the documents that have the same key. Documents whose key no other document has are in no group."""
+    """Group the documents with equal keys. Documents with a unique key are in no group."""
     order = np.argsort(keys)
     sorted_keys = keys[order]
     repeats_previous = np.zeros(len(keys) + 1, bool)  # whether a key equals the one before
@@ -194,17 +195,18 @@ def split_into_packs(groups: DocumentGroups, costs: ndarray, count: int) -> list
 # on their order.
 
 MIN_SHARED_GROUP = 16
-"""Least size of a group whose common text may be shared."""
+"""Minimum number of documents in a group whose common shingles may count as shared text."""
 SAMPLE_SIZE = 64
-"""Largest number of documents of a group that are counted."""
+"""Maximum number of documents in a group whose shingles are counted."""
 SHARED_FRACTION = 0.5
-"""Least share of the counted documents that have a shared shingle."""
+"""Minimum share of the counted documents that must have a shingle for it to count as shared text."""
 MIN_OWN_SHINGLES = 24
-"""Least number of shingles beside shared text. Documents with fewer are duplicates only if their sets are equal."""
+"""Minimum number of shingles that a document must have beside shared text. Documents with fewer are duplicates only if
+their sets are equal."""
 BLOCK_GROUPS = 1 << 64 - HASH_BITS
-"""Largest number of groups that are counted together."""
+"""Maximum number of groups that are counted together."""
 BLOCK_SHINGLES = 1 << 22
-"""Largest number of shingles that are in memory together."""
+"""Maximum number of shingles that are in memory together."""
 
 
 def find_shared_shingles(
@@ -214,7 +216,7 @@ def find_shared_shingles(
     content: ndarray,
     load_shingles: Callable[[ndarray], Shingles],
 ) -> ndarray:
-    """Find the shingles of text that many documents share, such as a template; uint64, ascending.
+    """Return the shingles of text that many documents share, such as a template; uint64, ascending.
 
     Args:
         groups: groups whose members are ranks.
@@ -235,7 +237,7 @@ def find_shared_shingles(
 
 
 def find_common_shingles(sets: Shingles, rows: ndarray) -> ndarray:
-    """Return the shingles that at least `SHARED_FRACTION` of the sets in `rows` have, uint64."""
+    """Return the shingles that are in at least `SHARED_FRACTION` of the sets at `rows`, uint64."""
     values = np.sort(np.concatenate([sets.values[sets.offsets[row] : sets.offsets[row + 1]] for row in rows]))
     required = int(np.ceil(SHARED_FRACTION * len(rows)))
     if required > len(values):
@@ -244,8 +246,10 @@ def find_common_shingles(sets: Shingles, rows: ndarray) -> ndarray:
 
 
 def iter_group_samples(groups: DocumentGroups, content: ndarray) -> Iterator[ndarray]:
-    """Yield the sample of each group that is counted: the `SAMPLE_SIZE` members with the smallest content hashes, and
-    members whose hash equals the last of these.
+    """Yield the members of each group to be counted, and of a group above `SAMPLE_SIZE` only the members with the
+    smallest content hashes. These are `SAMPLE_SIZE` members, and members whose hash equals the last of these. A group
+    is counted if it has at least `MIN_SHARED_GROUP` members and is the largest of its size class (powers of two) for
+    one of them.
 
     Args:
         content: content hash of the document at each rank.
@@ -271,13 +275,13 @@ def iter_group_samples(groups: DocumentGroups, content: ndarray) -> Iterator[nda
 
 
 BLOCK = 1 << 12
-"""Largest number of documents that are decided together."""
+"""Maximum number of documents that are decided together."""
 SKETCHED_GROUP = 8
-"""Size of a group above which its members get sketches. A sketch costs as much as some comparisons."""
+"""Size of a group above which its members get sketches, each of which costs as much as some comparisons."""
 LARGE_GROUP = 64
 """Size of a group above which its members are compared by rare shingles."""
 RARITY_SAMPLE = 32
-"""Members of a large group from which frequencies of shingles are estimated."""
+"""Number of members of a large group from which frequencies of shingles are estimated."""
 WHOLE_SET_BIT = np.uint64(1 << 62)
 """A bit that is set in every mark that is a hash of a whole set, and in no mark that is a group."""
 
@@ -297,14 +301,15 @@ class Duplicates(NamedTuple):
     """bool: whether it is an exact duplicate."""
 
     def renumber(self, numbers: ndarray) -> Duplicates:
-        """Replace each document `i` by `numbers[i]`, int64 (N)."""
+        """Return the duplicates with each document number `i` replaced by `numbers[i]`, int64 (N)."""
         return self._replace(dropped=numbers[self.dropped], kept=numbers[self.kept])
 
 
 def find_exact(
     digests: ndarray, preference: ndarray, sources: ndarray | None = None, only_across_sources: bool = False
 ) -> Duplicates:
-    """Find the documents to drop because their digest equals that of one earlier in order of preference.
+    """Return the documents to drop because their digest equals that of a more preferred document, each with the
+    document to keep.
 
     Args:
         digests: N digests of 16 bytes (`digest_normalised_texts`).
@@ -339,7 +344,7 @@ def find_near(
     content: ndarray | None = None,
     shared: ndarray | None = None,
 ) -> Duplicates:
-    """Find the documents to drop because they are near-duplicates of one that is kept.
+    """Find the documents to drop because they are near-duplicates of a more preferred document that is kept.
 
     Args:
         preference: preference of each document, int64 (N). The document with the lower number is kept; of equal
@@ -396,7 +401,8 @@ def find_near(
     greedy = GreedySelection(compute_similarity, threshold)
 
     def mark(ranks: ndarray, group: ndarray) -> MarkTable:
-        """Return the marks of documents, and add their sketches.
+        """Return the marks (groups, rare shingles) by which documents are compared, and add the documents' sketches to
+        `sketches`.
 
         In large groups, near-duplicates have a rare shingle in common that is not shared text, or the same set.
 
@@ -430,7 +436,7 @@ def find_near(
 
 
 def hash_sets(sets: Shingles) -> ndarray:
-    """Hash each set of shingles to one number, uint64 (N). No set may be empty."""
+    """Hash each set of shingles to one number with `WHOLE_SET_BIT` set, uint64 (N). No set may be empty."""
     if not len(sets):
         return NO_HASHES
     sums = np.add.reduceat(mix_bits_in_place(sets.values * ODD_MULTIPLIER + ODD_MULTIPLIER), sets.offsets[:-1])
@@ -439,7 +445,7 @@ def hash_sets(sets: Shingles) -> ndarray:
 
 @dataclass(frozen=True)
 class RankedDocuments:
-    """Access to documents by their preference ranks."""
+    """Access to the shingles of documents by their rank in the order of preference."""
 
     index: ndarray
     """int64 (N): number of the document at each rank."""
@@ -448,14 +454,15 @@ class RankedDocuments:
     load_shingles: LoadShingles
 
     def iter_sets(self, ranks: ndarray) -> Iterator[tuple[ndarray, Shingles]]:
-        """Yield ranks of documents and their shingles, for all of `ranks`, a bounded number at a time."""
+        """Yield the documents at `ranks` in blocks of bounded size, as an array of ranks and their sets of shingles.
+        They are in the order of document numbers."""
         ranks = ranks[np.argsort(self.index[ranks])]
         for start, end in split_by_budget(self.sizes[self.index[ranks]], BLOCK_SHINGLES, BLOCK_DOCUMENTS):
             yield ranks[start:end], self.load_shingles(self.index[ranks[start:end]])
 
     def compute_similarities(self, a: ndarray, b: ndarray, threshold: float, shared: ndarray) -> ndarray:
-        """Return the Jaccard similarity of the documents `a` and `b`, float64 (pairs). It is 0 for pairs that are
-        similar by shared text only."""
+        """Return the Jaccard similarity of each pair of documents, or 0 if only shared text makes them similar, float64
+        (pairs). `a` and `b` are numbers of documents."""
         similarities = np.zeros(len(a))
         for start, end in split_by_budget(self.sizes[a].astype(np.int64) + self.sizes[b], BLOCK_SHINGLES, len(a)):
             documents = sort_unique(np.append(a[start:end], b[start:end]))
@@ -466,8 +473,8 @@ class RankedDocuments:
 
 
 def compare_sets(sets: Shingles, a: ndarray, b: ndarray, threshold: float, shared: ndarray) -> ndarray:
-    """Return the Jaccard similarity of each pair of sets, given by their rows in `sets`, float64. It is 0 for pairs
-    that reach the threshold by shared text only.
+    """Return the Jaccard similarity of each pair of sets, or 0 if it reaches the threshold by shared text only,
+    float64. The sets are given by their rows in `sets`.
 
     Args:
         shared: the shared shingles, ascending.
@@ -505,18 +512,19 @@ def compare_sets(sets: Shingles, a: ndarray, b: ndarray, threshold: float, share
 # Source: prefix filtering, Bayardo, Ma and Srikant 2007, "Scaling up all pairs similarity search".
 
 BLOCK_PAIRS = 1 << 20
-"""Largest number of candidate pairs that are compared together."""
+"""Maximum number of candidate pairs that are compared together."""
 FEW_PAIRS = 1 << 14
-"""Candidate pairs of a block up to which all of them are compared, without splitting the block."""
+"""Number of candidate pairs of a block up to which all of them are compared, without splitting the block."""
 MAX_MERGED_RUN = 1 << 22
-"""Marks of a run of kept documents above which it is not merged any more, because merging doubles its memory."""
+"""Number of marks above which a table of kept documents is not merged with others any more, because merging doubles its
+memory."""
 NO_PAIRS = (NO_NUMBERS, NO_NUMBERS, np.zeros(0))
 """An empty list of pairs: earlier documents, later documents, similarities."""
 
 
 @dataclass(frozen=True)
 class MarkTable:
-    """Pairs of a mark and a document, sorted by mark and then by document."""
+    """Pairs of a mark (a group or a rare shingle) and a document that has it, sorted by mark and then by document."""
 
     mark: ndarray
     """uint64."""
@@ -535,21 +543,22 @@ class MarkTable:
         return MarkTable(self.mark[mask], self.document[mask])
 
     def drop_documents(self, documents: ndarray) -> MarkTable:
-        """Return the entries without those of some documents, which are ascending."""
+        """Return the table without the entries of the given documents, which are ascending."""
         return self.select(~is_in_sorted(documents, self.document)) if len(documents) else self
 
     def merge(self, other: MarkTable) -> MarkTable:
         return MarkTable.from_entries(np.append(self.mark, other.mark), np.append(self.document, other.document))
 
     def find_equal_marks(self, other: MarkTable) -> tuple[ndarray, ndarray]:
-        """Find the entries with the mark of each entry of `other`. Returns the index of the first one, and their
-        number."""
+        """Return for each entry of `other` the index of the first entry with the same mark in this table, and the
+        number of these entries."""
         begins = np.searchsorted(self.mark, other.mark)
         return begins, np.searchsorted(self.mark, other.mark, "right") - begins
 
 
 class GreedySelection:
-    """Greedy selection of the documents to keep and to drop.
+    """Deduplication that keeps or drops documents in order of preference, comparing each one with the kept documents
+    before it.
 
     Args:
         compute_similarity: computes the similarity of earlier and later documents, pair by pair, from their ranks. It
@@ -565,15 +574,16 @@ class GreedySelection:
         self.pairs: list[tuple[ndarray, ndarray, ndarray]] = [NO_PAIRS]  # kept, dropped, similarity
 
     def decide_block(self, block: MarkTable) -> None:
-        """Keep or drop each document of the next block, in order of preference, and record the dropped ones."""
+        """Keep or drop each document of the next block in order of preference, and record the kept and the dropped
+        documents."""
         self.kept.append(self.deduplicate_block(self.drop_similar(self.kept, block)))
         while len(self.kept) > 1 and len(self.kept[-2]) < min(4 * len(self.kept[-1]), MAX_MERGED_RUN):
             last = self.kept.pop()
             self.kept[-1] = self.kept[-1].merge(last)
 
     def deduplicate_block(self, block: MarkTable) -> MarkTable:
-        """Drop the duplicates within a block, whose documents are similar to none of an earlier block, and record them.
-        Returns the documents that are kept."""
+        """Drop and record the duplicates within a block, and return the entries of the documents that are kept. The
+        documents may be similar to none of an earlier block."""
         compares_all = int(block.find_equal_marks(block)[1].sum()) <= FEW_PAIRS + len(block)
         documents = sort_unique(block.document)
         if compares_all or len(documents) == 1:
@@ -583,8 +593,8 @@ class GreedySelection:
         return first.merge(self.deduplicate_block(self.drop_similar([first], block.select(~is_first))))
 
     def drop_similar(self, earlier: Sequence[MarkTable], later: MarkTable) -> MarkTable:
-        """Drop each later document that is similar to an earlier one which is kept, and record the first such one.
-        Returns the other later documents."""
+        """Drop each later document that is similar to a kept earlier one, record the pair, and return the other later
+        documents' entries. The earlier document of a pair is the first one that is similar."""
         columns = [NO_PAIRS]
         for earlier_ranks, later_ranks in iter_candidate_pairs(earlier, later):
             similarity = self.compute_similarity(earlier_ranks, later_ranks)
@@ -604,8 +614,8 @@ class GreedySelection:
 
 
 def iter_candidate_pairs(earlier: Sequence[MarkTable], later: MarkTable) -> Iterator[tuple[ndarray, ndarray]]:
-    """Yield the pairs of documents with a mark in common, as ranks of the earlier and of the later ones, a bounded
-    number at a time."""
+    """Yield the pairs of documents with a mark in common in blocks, as arrays of the earlier and of the later
+    document's rank."""
     pairs = NO_NUMBERS
     for table in earlier:
         begins, counts = table.find_equal_marks(later)
@@ -626,11 +636,12 @@ def iter_candidate_pairs(earlier: Sequence[MarkTable], later: MarkTable) -> Iter
 
 BITS = 512
 AT_ONCE = 1 << 14
-"""Pairs that are compared at once, so few that they stay in a core's cache."""
+"""Number of pairs that are compared at once, so few that they stay in a core's cache."""
 
 
 class SetSketches:
-    """Bitmaps of sets: bit `i` is the parity of the number of shingles whose lowest bits are `i`.
+    """Bitmaps of sets that bound their similarity: bit `i` is the parity of the number of shingles whose lowest bits
+    are `i`.
 
     Args:
         ranks: ranks of the documents that will have a sketch, ascending.
@@ -641,7 +652,8 @@ class SetSketches:
         self.bits = np.zeros((len(ranks), BITS // 64), np.uint64)
 
     def add(self, ranks: ndarray, sets: Shingles) -> None:
-        """Add the sketches of the documents at `ranks`, whose sets these are. There may be at most 1,024."""
+        """Compute and store the sketches of the documents at `ranks` from their sets of shingles, at most 1,024 at a
+        time."""
         bit = (sets.values & np.uint64(BITS - 1)).astype(np.int64)
         parity = np.bincount(sets.owners * BITS + bit, minlength=len(sets) * BITS) & 1
         packed = np.packbits(parity.astype(bool).reshape(len(sets), BITS), axis=1)

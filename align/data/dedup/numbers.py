@@ -31,7 +31,7 @@ SMALL_DIGITS = "²³¹⁰⁴-⁹₀-₉¼-¾⅐-⅞"
 SMALL_NUMBER = re.compile(f"[{SMALL_DIGITS}]+")
 OPERATORS = rf"%&*+\-/<=>^|~–{re.escape(SYMBOLS)}·"
 RUN = re.compile(rf"[\d{SMALL_DIGITS}{OPERATORS}]+(?:[.,'’٫٬]\d+)*")
-"""Numbers and operators without a gap. It begins with a set of characters, which `re` searches for fast."""
+"""Pattern of numbers and operators without a gap. It begins with a set of characters, which `re` searches for fast."""
 ASCII_RUN = re.compile(r"[0-9%&*+\-/<=>^|~]+(?:[.,'][0-9]+)*")
 """`RUN` for ASCII text: the search for a small set is four times as fast."""
 TOKEN = re.compile(rf"\d+(?:[.,'’٫٬]\d+)*|[{SMALL_DIGITS}]+|(?<![\w.])\.\d+|[{OPERATORS}]+")
@@ -39,15 +39,16 @@ BETWEEN_LETTERS = (
     r"(?:[)\]]|(?:^|[^A-Za-z])[A-Za-z]) ?[*/%&|~-]+ ?(?:[(\[]|[A-Za-z](?:[^A-Za-z]|$))"  # between brackets too
 )
 MAY_HAVE_NUMBERS = rf"[0-9+<=>^]|&&|\|\||{BETWEEN_LETTERS}"
-"""In RE2's syntax: an ASCII text that does not match has neither a number nor an operator."""
+"""Pattern in RE2's syntax that every ASCII text with a number or an operator matches."""
 MAY_NEED_SPELLING = (
     rf"[+<=>^]|&&|\|\||\.[0-9]|[0-9][,'][0-9]|[0-9] *%|[0-9] ?[*/&|~-]|[*/%&|~-] ?[0-9]|{BETWEEN_LETTERS}"
 )
-"""In RE2's syntax: if an ASCII text does not match, its numbers are its runs of digits, and it has no operators."""
+"""Pattern in RE2's syntax for ASCII texts whose numbers and operators have to be extracted one by one. If a text does
+not match, its numbers are its runs of digits, and it has no operators."""
 DIGITS = bytes(c if chr(c).isdigit() and c < 128 else 0 for c in range(256))
-"""Translation of a text whose numbers need no spelling: digits stay, and all other bytes become 0."""
+"""Translation table of bytes for texts whose numbers need no spelling: digits stay, and all other bytes become 0."""
 TOKENS = bytes(0 if c == ord(" ") else c for c in range(256))
-"""Translation of spelled tokens, which are separated by blanks: blanks become 0."""
+"""Translation table of bytes for spelled tokens, which are separated by blanks: blanks become 0."""
 OPERATOR_SPELLINGS = str.maketrans(
     {"−": "-", "–": "-", "×": "*", "·": "*", "∙": "*", "⋅": "*", "÷": "/", "∕": "/", "٫": ".", "’": "'"}
 )
@@ -62,7 +63,7 @@ OPERAND_START = re.compile(r" ?(?:[-+−]?\.?\d|[(\[]|[^\W\d_](?![^\W_]))")
 
 
 def hash_numbers(texts: Texts) -> ndarray:
-    """Hash the numbers and operators of each text, uint64 (N). The hash of a text that has none is 0.
+    """Hash the sequence of numbers and operators in each text, uint64 (N). The hash of a text that has none is 0.
 
     Args:
         texts: N strings. Null counts as the empty text.
@@ -81,13 +82,13 @@ def hash_numbers(texts: Texts) -> ndarray:
 
 
 def find_matching_texts(texts: Texts, pattern: str) -> ndarray:
-    """Return the places of the texts that match a pattern in RE2's syntax, int64."""
+    """Return the indices of the texts that match a pattern in RE2's syntax, int64."""
     is_match = pc.call_function("match_substring_regex", [texts], pc.MatchSubstringOptions(pattern))
     return np.flatnonzero(is_match.fill_null(False).to_numpy(zero_copy_only=False))
 
 
 def hash_tokens(texts: Texts, table: bytes) -> ndarray:
-    """Hash each text's sequence of tokens, uint64 (N). The hash of a text that has none is 0.
+    """Hash the sequence of tokens in each text, uint64 (N). The hash of a text that has none is 0.
 
     Args:
         table: translation of each byte. Tokens are separated by 0.
@@ -105,7 +106,8 @@ def hash_tokens(texts: Texts, table: bytes) -> ndarray:
 
 
 def extract_numbers_and_operators(text: str) -> list[str]:
-    """Extract the numbers and operators of a text in order, each in a canonical spelling."""
+    """Return the numbers and operators of a text in order, each in a canonical spelling, such as `1234.5` for
+    `1,234.5`."""
     tokens = list[str]()
     for run in (ASCII_RUN if text.isascii() else RUN).finditer(text):
         start = run.start()
@@ -129,7 +131,7 @@ def extract_numbers_and_operators(text: str) -> list[str]:
 
 
 def spell_number(number: str) -> list[str]:
-    """Spell a number with ASCII digits, `.` before decimals and no separator between thousands.
+    """Return a number with ASCII digits, `.` before decimals and no separator between thousands, as a list of one text.
 
     A text with several separators and no groups of three digits is a version, a date or a list. Its parts are returned.
     """
@@ -149,7 +151,8 @@ def spell_number(number: str) -> list[str]:
 
 
 def is_operator(text: str, start: int, end: int) -> bool:
-    """Return whether the run of symbols `text[start:end]` is an operator in its context."""
+    """Return whether the symbols `text[start:end]` are an operator in their context, and not a bullet, a hyphen or a
+    rule."""
     run = text[start:end]
     if len(run) > 2 and len(set(run)) == 1:
         return False  # a rule between paragraphs

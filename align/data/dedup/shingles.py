@@ -39,17 +39,17 @@ from align.data.dedup.arrays import (
 )
 
 BLOCK_BYTES = 1 << 19
-"""Bytes of text in a block, so few that its arrays stay in a core's cache."""
+"""Maximum bytes of text in a block, so few that its arrays stay in a core's cache."""
 BLOCK_DOCUMENTS = 1 << 10
-"""Largest number of documents in a block. A document's place in its block fits the bits that a hash leaves free."""
+"""Maximum number of documents in a block. A document's place in its block fits the bits that a hash leaves free."""
 LONG_WORD = 64
-"""Bytes of a word up to which words are hashed together. Longer ones are hashed one by one."""
+"""Number of bytes up to which words are hashed together. Longer words are hashed one by one."""
 WITHOUT_BLANKS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 LOWER = bytes(ord(chr(i).lower()) if i > 127 or chr(i).isalnum() else 0 for i in range(256))
-"""Translation of each byte of UTF-8: lower case, or 0 for a separator of words. Bytes over 127 stay."""
+"""Translation table of UTF-8 bytes: lower case, or 0 for a separator of words. Bytes over 127 stay."""
 MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
 ODD_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
@@ -69,11 +69,12 @@ def mix_bits_in_place(x: ndarray) -> ndarray:
 
 NOT_ASCII = re.compile("[^\x00-\x7f]+")
 CACHED_RUN_LENGTH = 8
-"""Characters of the longest run that is cached: typographic quotes, accented letters, emoji."""
+"""Maximum characters of a run that `fold_run` caches: typographic quotes, accented letters, emoji."""
 
 
 def fold_unicode(text: str) -> str:
-    """Normalise a text of any script so that its words are separated by ASCII characters only."""
+    """Return a text with its non-ASCII characters case-folded and decomposed, so that only ASCII characters separate
+    its words."""
 
     def replace(run: re.Match[str]) -> str:
         follows_letter = text[run.start() - 1 : run.start()].isalnum()
@@ -84,7 +85,8 @@ def fold_unicode(text: str) -> str:
 
 @lru_cache(1 << 14)
 def fold_run(run: str, follows_letter: bool) -> str:
-    """Fold the case of a run of characters that are not ASCII, and separate its words by blanks.
+    """Return a run of non-ASCII characters with its case folded, its accents decomposed and its words separated by
+    blanks.
 
     Args:
         follows_letter: whether a letter or digit precedes it.
@@ -113,7 +115,8 @@ def compile_word_pattern() -> re.Pattern[str]:
 def iter_byte_blocks(
     texts: Texts, fold: Callable[[str], str] = fold_unicode, table: bytes = LOWER
 ) -> Iterator[tuple[ndarray, ndarray]]:
-    """Yield the bytes of texts in blocks that fit a cache, with at least one text in each.
+    """Yield the normalised bytes of texts in blocks that fit a cache, with the offset of each text. A block has at
+    least one text.
 
     Args:
         fold: normalises a text that is not all ASCII.
@@ -141,7 +144,7 @@ def iter_byte_blocks(
 
 
 def find_word_bounds(is_word_byte: ndarray, starts: ndarray) -> tuple[ndarray, ndarray]:
-    """Find the words of a block. Returns the offset of the first byte of each, and of the byte after it (int64).
+    """Return the offset of each word's first byte in a block, and of the byte after its last one (int64).
 
     Args:
         is_word_byte: whether each byte belongs to a word, bool. There is at least one byte.
@@ -158,7 +161,7 @@ def find_word_bounds(is_word_byte: ndarray, starts: ndarray) -> tuple[ndarray, n
 
 
 def hash_block_words(data: ndarray, starts: ndarray) -> tuple[ndarray, ndarray]:
-    """Hash the words of a block, eight bytes at a time.
+    """Hash each word of a block to 64 bits, and count the words of each document. Eight bytes are hashed at a time.
 
     Args:
         data, starts: see `iter_byte_blocks`.
@@ -189,24 +192,26 @@ def hash_block_words(data: ndarray, starts: ndarray) -> tuple[ndarray, ndarray]:
 
 
 def count_words(texts: Texts) -> ndarray:
-    """Count the words of each text, int64 (N)."""
+    """Return the number of words of each text, int64 (N)."""
     return concatenate(hash_block_words(*block)[1] for block in iter_byte_blocks(texts))
 
 
 HASH_BITS = 54
-"""Bits of a shingle's hash. Ten bits are left for a document's place in its block: one sort orders many documents."""
+"""Number of bits of a shingle's hash. Ten bits are left for a document's place in its block: one sort orders many
+documents."""
 DIGEST_BYTES = 16
 BLANK = ord(" ")
 SPACED = bytes(BLANK if i < 128 and chr(i).isspace() else ord(chr(i).lower()) if i < 128 else i for i in range(256))
-"""Translation of ASCII to lower case, with white space as blanks."""
+"""Translation table of bytes that maps ASCII to lower case, and white space to blanks."""
 BLOCK_PAIRS = 1 << 64 - HASH_BITS
 BLOCK_VALUES = 1 << 17
-"""Values of both sets of the pairs that are compared at once, so few that they stay in a core's cache."""
+"""Maximum number of values in both sets of the pairs that are compared at once, so few that they stay in a core's
+cache."""
 
 
 @dataclass(frozen=True)
 class Shingles:
-    """One set of shingle hashes for each document.
+    """The set of shingle hashes (hashed runs of words) of each document, stored in two flat arrays.
 
     In one of 1.5·10¹² pairs of documents with 110 shingles, two different shingles have one hash.
     """
@@ -226,7 +231,7 @@ class Shingles:
 
     @property
     def owners(self) -> ndarray:
-        """Document of each value, int64."""
+        """Number of the document that each value belongs to, int64."""
         return np.repeat(np.arange(len(self)), self.sizes)
 
     @staticmethod
@@ -235,26 +240,27 @@ class Shingles:
 
     @staticmethod
     def from_column(lists: pa.ListArray) -> Shingles:
-        """Read sets from a column that `to_column` returned."""
+        """Read the sets of shingles from a list column that `to_column` returned."""
         offsets = lists.offsets.to_numpy().astype(np.int64)
         return Shingles(lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
 
     def to_column(self) -> pa.ListArray:
-        """Return the sets as a column of lists."""
+        """Return the sets as an Arrow list column with one list of hashes per document."""
         return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.values))
 
     def select(self, mask: ndarray) -> Shingles:
-        """Return the sets of the documents in a mask, bool (N)."""
+        """Return the sets of the documents that a mask (bool (N)) selects."""
         return Shingles.from_sizes(self.values[np.repeat(mask, self.sizes)], self.sizes[mask])
 
     def intersect(self, values: ndarray) -> Shingles:
-        """Return the intersection of each set with some values, which are ascending."""
+        """Return each set reduced to its shingles that are in `values`, which are ascending."""
         is_kept = HashTable(values, values).contains(self.values)
         return Shingles(self.values[is_kept], np.append(0, np.cumsum(is_kept))[self.offsets])
 
 
 def build_shingles(texts: Texts, width: int = 3) -> Shingles:
-    """Build the set of shingles of each text: hashes of its runs of `width` words. A text of fewer words has none."""
+    """Return the set of shingles of each text: hashes of all its runs of `width` words. A text of fewer words has
+    none."""
     parts = (build_block_shingles(*hash_block_words(*block), width) for block in iter_byte_blocks(texts))
     values, sizes = concatenate_columns([(NO_HASHES, NO_NUMBERS), *((part.values, part.sizes) for part in parts)])
     return Shingles.from_sizes(values, sizes)
@@ -273,7 +279,8 @@ def hash_runs(hashes: ndarray, width: int) -> ndarray:
 
 
 def build_block_shingles(hashes: ndarray, counts: ndarray, width: int) -> Shingles:
-    """Build the set of shingles of each document of a block, from what `hash_block_words` returns."""
+    """Return each document's set of hashed runs of `width` words, from the word hashes and counts that
+    `hash_block_words` returns."""
     shingles = hash_runs(hashes, width)
     count = len(shingles)
     document = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
@@ -286,7 +293,7 @@ def build_block_shingles(hashes: ndarray, counts: ndarray, width: int) -> Shingl
 
 
 def digest_normalised_texts(texts: Texts) -> ndarray:
-    """Digest texts by BLAKE2b, regardless of letter case, white space and composition of accents (NFC).
+    """Return a BLAKE2b digest of each text, regardless of letter case, white space and composition of accents (NFC).
 
     Punctuation counts: `5 + 3` and `5 * 3`, or two emoji, are different texts.
 
@@ -309,14 +316,15 @@ def digest_normalised_texts(texts: Texts) -> ndarray:
 
 
 def compute_jaccard(a: Shingles, a_rows: ndarray, b: Shingles, b_rows: ndarray) -> ndarray:
-    """Compute |A ∩ B| / |A ∪ B| of the sets `a_rows[p]` of `a` and `b_rows[p]` of `b` for each pair p, float64. It is 0
-    if both sets are empty."""
+    """Return the Jaccard similarity of set `a_rows[p]` of `a` and set `b_rows[p]` of `b` for each pair p, float64. It
+    is 0 if both sets are empty."""
     common = count_common(a, a_rows, b, b_rows)
     return common / np.maximum(a.sizes[a_rows] + b.sizes[b_rows] - common, 1)
 
 
 def count_common(a: Shingles, a_rows: ndarray, b: Shingles, b_rows: ndarray) -> ndarray:
-    """Count |A ∩ B| of the sets `a_rows[p]` of `a` and `b_rows[p]` of `b`, for each pair p, int64."""
+    """Return the number of shingles that set `a_rows[p]` of `a` and set `b_rows[p]` of `b` have in common, for each
+    pair p, int64."""
     starts_a = a.offsets[a_rows]
     starts_b = b.offsets[b_rows]
     sizes_a = a.sizes[a_rows]
@@ -334,13 +342,14 @@ def count_common(a: Shingles, a_rows: ndarray, b: Shingles, b_rows: ndarray) -> 
 
 BANDS = 32
 ROWS_PER_BAND = 4
-"""Rows of a signature in each band."""
+"""Number of values of a signature in each band."""
 BLOCK = 1 << 16
-"""Shingles that are hashed at once, so few that they stay in a core's cache."""
+"""Number of shingles that are hashed at once, so few that they stay in a core's cache."""
 
 
 def compute_band_keys(shingles: Shingles, bands: int = BANDS, rows: int = ROWS_PER_BAND, seed: int = 1) -> ndarray:
-    """Compute MinHash keys. Two documents have a key in common with probability 1 - (1 - J^rows)^bands.
+    """Return one MinHash key per band for each document, so that similar documents probably have a key in common. The
+    probability is 1 - (1 - J^rows)^bands.
 
     J is the Jaccard similarity of their sets. The signature has `bands * rows` values: for an odd factor a each, the
     minimum of a·x modulo 2^32 over a document's shingles x. (x is a hash already, so no addend is needed.) A key hashes
@@ -374,7 +383,7 @@ def compute_band_keys(shingles: Shingles, bands: int = BANDS, rows: int = ROWS_P
 
 
 def hash_bands(signatures: ndarray, bands: int) -> ndarray:
-    """Hash the rows of each band of signatures, uint64 (documents, bands).
+    """Hash the signature values of each band to one key, uint64 (documents, bands).
 
     Args:
         signatures: uint32 (bands * rows, documents).
@@ -394,7 +403,7 @@ SHINGLE_BIT = np.uint64(1 << 63)
 
 
 class ShingleRarity:
-    """Frequencies of shingles, estimated from a sample, and the rarest shingles of sets.
+    """Estimated frequencies of shingles, by which the rarest shingles of each set are selected for prefix filtering.
 
     Prefix filtering is correct for any fixed order of shingles. If rare ones come first, few documents share a mark.
 
@@ -410,7 +419,8 @@ class ShingleRarity:
         self.counts += np.bincount(assign_buckets(sample.values), minlength=BUCKETS)
 
     def select_marks(self, sets: Shingles, threshold: float) -> tuple[ndarray, ndarray]:
-        """Select the marks of each set: the n - ⌈threshold · n⌉ + 1 rarest of its n shingles, without common ones.
+        """Return the rarest shingles of each set, so many that two sets at the similarity threshold have one of them in
+        common. These marks are the n - ⌈threshold · n⌉ + 1 rarest of a set's n shingles, without common ones.
 
         Two sets whose similarity reaches the threshold have a mark in common.
 

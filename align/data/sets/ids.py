@@ -16,11 +16,11 @@ from align.core.types import Record
 from align.data.split import compute_question_key
 
 FINGERPRINT = b"fingerprint of the key"
-"""Message whose HMAC identifies a key. It cannot be a row, because rows begin with a brace."""
+"""Message whose HMAC under a key is that key's fingerprint. It cannot be a row, because rows begin with a brace."""
 
 
 class IdKind(NamedTuple):
-    """The hash function and key that ids are computed with.
+    """The hash function of row ids: SHA-256, or HMAC-SHA-256 with the key of an annotation project.
 
     Attributes:
         project: annotation project that the key belongs to; empty for SHA-256.
@@ -31,7 +31,8 @@ class IdKind(NamedTuple):
     key: str = ""
 
     def as_json(self) -> dict[str, str]:
-        """Return the fields of a source in `data.json`."""
+        """Return the hash function, and for HMAC the project and key fingerprint, as fields of a source in
+        `data.json`."""
         if not self.key:
             return {"content_id": "sha256"}
         return {"content_id": "hmac", "project": self.project, "key_fingerprint": self.key}
@@ -39,16 +40,17 @@ class IdKind(NamedTuple):
 
 SHA256 = IdKind()
 FindKey = Callable[[IdKind], bytes | None]
-"""Returns the key of a kind of ids, or None if it cannot be read. It is only called for HMAC."""
+"""A function that returns the secret key of an IdKind, or None if it cannot be read. It is only called for HMAC."""
 
 
 def build_hmac_kind(project: str, key: bytes) -> IdKind:
-    """Return the kind of ids under a project's key. It contains the key's fingerprint, not the key."""
+    """Return the IdKind of ids under a project's key. It contains the key's fingerprint, not the key."""
     return IdKind(project, hmac.digest(key, FINGERPRINT, "sha256").hex()[:16])
 
 
 def read_id_kinds(data: Mapping[str, Any]) -> dict[str, IdKind]:
-    """Return source → kind of its rows' ids, from the content of a data set's `data.json`."""
+    """Return a dictionary from source name to the kind of its rows' ids, from the content of a data set's
+    `data.json`."""
     return {
         source["name"]: IdKind(source["project"], source["key_fingerprint"])
         if source.get("content_id") == "hmac"
@@ -58,7 +60,7 @@ def read_id_kinds(data: Mapping[str, Any]) -> dict[str, IdKind]:
 
 
 def compute_content_id(row: bytes, key: bytes | None = None) -> bytes:
-    """Compute the content id of a row, 32 bytes.
+    """Return the content id of a row, 32 bytes: its SHA-256, or its HMAC-SHA-256 if `key` is given.
 
     Args:
         row: see `align.data.read.content.encode_content_row`.
@@ -68,10 +70,11 @@ def compute_content_id(row: bytes, key: bytes | None = None) -> bytes:
 
 
 def compute_question_id(record: Record, key: bytes | None = None) -> bytes:
-    """Compute the id of a record's question, 32 bytes: its `compute_question_key`, or with a key the HMAC of that."""
+    """Return the id of a record's question, 32 bytes: its SHA-256, or the HMAC of that if `key` is given. See
+    `compute_question_key`."""
     return apply_key(bytes.fromhex(compute_question_key(record)), key)
 
 
 def apply_key(plain: bytes, key: bytes | None) -> bytes:
-    """Return the HMAC of an id that was computed without a key. Returns the id itself if `key` is None."""
+    """Return the HMAC-SHA-256 of an id that was computed without a key, or the id itself if `key` is None."""
     return plain if key is None else hmac.digest(key, plain, "sha256")
