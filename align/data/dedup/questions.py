@@ -79,11 +79,12 @@ PUNCTUATION = {
 """Punctuation and operators of other scripts → their counterpart in ASCII."""
 FOREIGN = re.compile(f"[{''.join(map(re.escape, PUNCTUATION))}]|(?![0-9])\\d")
 LOWER_WITH_PUNCTUATION = bytes(ord(chr(i).lower()) if i < 128 else i for i in range(256))
-"""Translation of ASCII to lower case. Unlike with `LOWER`, punctuation stays: it marks the ends of sentences."""
+"""Translation table of bytes that maps ASCII to lower case. Unlike with `LOWER`, punctuation stays: it marks the ends
+of sentences."""
 
 
 def build_byte_table(characters: str) -> ndarray:
-    """Build a table of 256 booleans that is true for these ASCII characters."""
+    """Return a table of 256 booleans that is true at the codes of these ASCII characters."""
     table = np.zeros(256, bool)
     table[[ord(character) for character in characters]] = True
     return table
@@ -98,14 +99,16 @@ NUMBER_OPERATORS = build_byte_table("+-*/^<>=%.")
 LETTER_OPERATORS = build_byte_table("+*^<>=")
 """Bytes of operators that count between single letters, or a letter and a number."""
 SEPARATED = 1
-"""Tag of a number after another number. If there is an operator between them, the tag is its byte."""
+"""Tag of a number after another number without an operator between them. If there is an operator, the tag is its
+byte."""
 
 MULTIPLIER = 0x9E3779B97F4A7C15
 CHUNK = 1 << 16
 
 
 def compute_powers(base: int) -> tuple[ndarray, ndarray]:
-    """Compute powers of a number modulo 2^64: the first `CHUNK`, and every `CHUNK`-th of the first 2^31."""
+    """Return the powers of a number modulo 2^64 in two tables: the first `CHUNK`, and every `CHUNK`-th of the first
+    2^31."""
 
     def accumulate(factor: int, count: int) -> ndarray:
         factors = np.full(count, factor, np.uint64)
@@ -133,7 +136,8 @@ LINE = 2
 
 @dataclass(frozen=True)
 class WordBlock:
-    """Words of a block of texts. Word `i` has the letters from `begins[i]` to `begins[i + 1]`.
+    """The words of a block of texts, with the operators before numbers and the beginnings of sentences and lines. Word
+    `i` has the letters from `begins[i]` to `begins[i + 1]`.
 
     Attributes:
         letters: uint8, the letters and digits of all words, and 64 zeros after them.
@@ -161,17 +165,17 @@ class WordBlock:
 
     @cached_property
     def text(self) -> ndarray:
-        """Text of each word, int64 (words)."""
+        """Number of the text in the block that each word is in, int64 (words)."""
         return np.repeat(np.arange(len(self.first) - 1), np.diff(self.first))
 
     @cached_property
     def last(self) -> ndarray:
-        """End of each word's text, as the number of the word after its last one, int64 (words)."""
+        """End (exclusive) of the text that each word is in, as a word number, int64 (words)."""
         return np.repeat(self.first[1:], np.diff(self.first))
 
     @property
     def tagged(self) -> ndarray:
-        """Hash of each word with the operator before it, uint64 (words)."""
+        """Hash of each word together with the operator before it, uint64 (words)."""
         return self.values + TAGS[self.tags]
 
     @cached_property
@@ -188,7 +192,7 @@ class WordBlock:
         return mix_bits_in_place(sums * compute_power(INVERSES, offsets))
 
     def hash_beginnings(self, words: ndarray, size: int) -> ndarray:
-        """Return hashes (uint64) of the `size` letters from the beginning of each of these words on.
+        """Return the hash of the `size` letters that begin at each of these words, also across ends of words, uint64.
 
         Args:
             size: 4, or a multiple of 8 up to 64.
@@ -204,7 +208,8 @@ class WordBlock:
 
 
 def fold_question_text(text: str) -> str:
-    """Normalise a text that is not all ASCII, and replace its punctuation and digits by those of ASCII."""
+    """Return a text that is not all ASCII with its words normalised and its punctuation and digits replaced by ASCII
+    ones."""
 
     def to_ascii(match: re.Match[str]) -> str:
         return PUNCTUATION.get(match[0]) or str(unicodedata.decimal(match[0]))
@@ -213,13 +218,13 @@ def fold_question_text(text: str) -> str:
 
 
 def iter_word_blocks(texts: Texts) -> Iterator[WordBlock]:
-    """Yield the words of texts, block by block."""
+    """Split texts into words and hash them, and yield the words block by block."""
     for data, starts in iter_byte_blocks(texts, fold_question_text, LOWER_WITH_PUNCTUATION):
         yield parse_words(data, starts)
 
 
 def parse_words(data: ndarray, starts: ndarray) -> WordBlock:
-    """Find and hash the words of one block of `align.data.dedup.shingles.iter_byte_blocks`."""
+    """Find and hash the words in one block of bytes that `align.data.dedup.shingles.iter_byte_blocks` yields."""
     is_letter = IS_WORD[data]
     is_word_byte = is_letter.copy()
     apostrophes = np.flatnonzero(data == ord("'"))
@@ -244,7 +249,7 @@ def parse_words(data: ndarray, starts: ndarray) -> WordBlock:
 
 
 def find_breaks(data: ndarray, begin_bytes: ndarray, first: ndarray) -> ndarray:
-    """Return for each word whether it begins a sentence (`BREAK`) or a line (`LINE`), uint8 (words + 1).
+    """Return for each word `LINE` if it begins a line, `BREAK` if it begins a sentence, else 0; uint8 (words + 1).
 
     Args:
         begin_bytes: offset of the first byte of each word.
@@ -263,7 +268,8 @@ def find_breaks(data: ndarray, begin_bytes: ndarray, first: ndarray) -> ndarray:
 
 
 def find_tags(data: ndarray, begin_bytes: ndarray, end_bytes: ndarray, sizes: ndarray, first: ndarray) -> ndarray:
-    """Return the operator before each number in a text, uint8 (words), see `WordBlock.tags`.
+    """Return for each word the operator before it if that counts, `SEPARATED` for a number after a number, else 0;
+    uint8 (words). See `WordBlock.tags`.
 
     Args:
         begin_bytes, end_bytes: offsets of the first byte of each word, and of the byte after it.
@@ -296,7 +302,7 @@ def find_tags(data: ndarray, begin_bytes: ndarray, end_bytes: ndarray, sizes: nd
 
 
 def sum_letters(letters: ndarray, begins: ndarray) -> ndarray:
-    """Return the polynomial's sum of the letters before each of `begins`, uint64."""
+    """Return the sum of the hash polynomial over all letters before each offset in `begins`, modulo 2^64, uint64."""
     sums = np.zeros(len(begins), np.uint64)
     total = np.uint64(0)
     for start in range(0, len(letters), CHUNK):
@@ -330,7 +336,8 @@ COMMON_WORDS = (
 
 
 def weigh_words(block: WordBlock) -> ndarray:
-    """Weigh each word, int64 (words), in halves of an English letter. Common words have half of their weight."""
+    """Return the weight of each word by its letters, halved for common words, int64 (words). The unit is half of an
+    English letter."""
     letters = np.append(0, np.cumsum(WEIGHTS[block.letters[: block.begins[-1]]]))
     weights = np.diff(letters[block.begins])
     return np.where(build_word_table(COMMON_WORDS).contains(block.values), weights // 2, weights)
@@ -338,7 +345,7 @@ def weigh_words(block: WordBlock) -> ndarray:
 
 @lru_cache
 def build_word_table(words: str) -> HashTable:
-    """Build a table of the hashes of words that are separated by blanks."""
+    """Return a HashTable of the words in a text, which are separated by blanks."""
     (block,) = iter_word_blocks(pa.array([words]))
     return HashTable.from_values(block.values)
 
@@ -359,7 +366,8 @@ ANSWER_PREFIXES = "answer answers a response solution assistant output antwort r
 
 
 def is_prefix(block: WordBlock, words: ndarray) -> ndarray:
-    """Return whether each of these words is a prefix of a question (`Q:`) or a number of at most three digits."""
+    """Return whether each of these words is a prefix of a question, such as `Q`, or a number of at most three
+    digits."""
     sizes = block.begins[words + 1] - block.begins[words]
     begins = block.letters[block.begins[words]]
     ends = block.letters[block.begins[words + 1] - 1]
@@ -368,11 +376,12 @@ def is_prefix(block: WordBlock, words: ndarray) -> ndarray:
 
 
 PREFIX_WORDS = 4
-"""Largest number of words of a prefix such as `Question no. 12:`."""
+"""Maximum number of words of a prefix such as `Question no. 12:`."""
 
 
 def find_stripped_bounds(block: WordBlock) -> tuple[list[ndarray], list[ndarray]]:
-    """Return the possible bounds of each question without its prefix and without a trailing `Answer:`.
+    """Return the possible bounds of each text's question, with and without prefixes such as `Q:` and a trailing
+    `Answer:`.
 
     Returns:
         The first word of each text after removal of 0, 1, … prefix words; and its end after removal of 0, 1, … words of
@@ -401,7 +410,8 @@ def find_stripped_bounds(block: WordBlock) -> tuple[list[ndarray], list[ndarray]
 
 
 def strip_prefixes(block: WordBlock) -> tuple[ndarray, ndarray]:
-    """Return the first word of each text and its end after removal of all prefixes, int64 (texts)."""
+    """Return the first word and the end of each text after removal of all prefixes such as `Q:` and of a trailing
+    `Answer:`. Both are int64 (texts)."""
     starts, ends = find_stripped_bounds(block)
     start = np.max(starts, axis=0)
     end = ends[0]
@@ -416,41 +426,43 @@ MIN_WIDTH = 8
 MAX_WIDTH = 13
 PERCENTILE = 5
 WEIGHT_ANYWHERE = 32
-"""Least weight (`weigh_words`) of a question that is found anywhere in a text."""
+"""Minimum weight (`weigh_words`) of a question that is found anywhere in a text."""
 WEIGHT_AT_BOUNDARY = 24
-"""Least weight of a question that is found at the beginning or end of a sentence."""
+"""Minimum weight of a question that is found at the beginning or end of a sentence."""
 WEIGHT_OF_SENTENCE = 19
-"""Least weight of a question that is found as a whole sentence."""
+"""Minimum weight of a question that is found as a whole sentence."""
 WEIGHT_OF_LINE = 14
-"""Least weight of a question that is found as a whole line or turn."""
+"""Minimum weight of a question that is found as a whole line or turn."""
 MIN_RUN_WEIGHT = 56
-"""Least weight of a run of words: eight letters of Thai are one or two words."""
+"""Minimum weight of a run of words that is searched: eight letters of Thai are one or two words."""
 UNSPACED_WIDTH = 40
-"""Letters of a run in a script without blanks, whose letters have little weight."""
+"""Number of letters of a run in a script without blanks, whose letters have little weight."""
 MAX_ASKING_ROWS = 3
-"""Largest number of rows of a set with the same question. More rows ask a generic one (`Which of these is true?`)."""
+"""Maximum number of rows of a set with the same question. If more rows ask it, it is generic (`Which of these is
+true?`)."""
 MAX_SHARING_ROWS = 1
-"""Largest number of rows of a set with the same run of fewer than `MAX_WIDTH` words. More rows share a phrase."""
+"""Maximum number of rows of a set with the same run of fewer than `MAX_WIDTH` words. If more rows have it, it is a
+phrase."""
 KEY_SIZES = (64, 32, 16, 8, 4)
 """Numbers of letters by which questions are looked up. A question uses the largest that it has."""
 PREFIX_LETTERS = 8
-"""Letters by which a question is looked up first."""
+"""Number of letters by which a question is looked up first."""
 ANCHOR_WORDS = 2
-"""Words by which half of a question is looked up first."""
+"""Number of words by which half of a question is looked up first."""
 CHANGED_WORDS = (4, 26)
 CHANGED_LETTERS = (8, 60)
-"""Least and largest number of words, and in a script without blanks of letters, of questions that may be changed."""
+"""Minimum and maximum number of words, and in a script without blanks of letters, of questions that may be changed."""
 CHANGED_SPAN = (1, 4)
-"""Number of words that may be changed together; and of letters, in a script without blanks."""
+"""Maximum number of words that may be changed together; and of letters, in a script without blanks."""
 MIN_CHANGED_WEIGHT = 24
-"""Least weight of the unchanged words of a changed question."""
+"""Minimum weight of the unchanged words of a changed question."""
 MAX_SHARED_HALF = 32
-"""Largest number of questions of a set that share a half which is not a template."""
+"""Maximum number of questions of a set that share a half. If more share it, it is a template."""
 AT_ONCE = 1 << 15
 
 
 class EvaluationTexts(NamedTuple):
-    """Texts of an evaluation set.
+    """The texts and questions of an evaluation set, each with the number of its row.
 
     Attributes:
         texts: texts that are compared with the whole text of a training row.
@@ -465,7 +477,7 @@ class EvaluationTexts(NamedTuple):
 
     @classmethod
     def from_rows(cls, texts: Sequence[pa.Array], questions: Sequence[pa.Array]) -> EvaluationTexts:
-        """Build the texts of rows that have one text and one question each.
+        """Build the EvaluationTexts of rows that have one text and one question each.
 
         Args:
             texts, questions: the texts and questions, in pieces.
@@ -475,7 +487,8 @@ class EvaluationTexts(NamedTuple):
 
 
 def choose_run_width(counts: ndarray) -> int:
-    """Choose the number of words of a run for examples with these numbers of words."""
+    """Return the number of words in a run that counts as an overlap: the 5th percentile of the examples' word counts,
+    from 8 to 13."""
     if not len(counts):
         return MAX_WIDTH
     return int(np.clip(np.percentile(counts, PERCENTILE, method="lower"), MIN_WIDTH, MAX_WIDTH))
@@ -542,7 +555,7 @@ class QuestionTable:
 
 
 def sum_between(counts: ndarray, start: ndarray, end: ndarray) -> ndarray:
-    """Sum the values of an array from each `start` up to, but not including, `end`."""
+    """Return the sums of an array's values from each `start` up to, but not including, `end`."""
     sums = np.append(0, np.cumsum(counts))
     return sums[end] - sums[start]
 
@@ -580,7 +593,8 @@ class QuestionIndex:
         self._index_halves(first_questions[asked_by <= MAX_ASKING_ROWS], evaluation.questions)
 
     def _run_tables(self, evaluation: EvaluationTexts) -> list[tuple[int, HashTable]]:
-        """Build tables of runs of words, and of runs of letters in scripts without blanks.
+        """Build lookups from hashed runs of words, or of letters in scripts without blanks, to the evaluation row that
+        has the run.
 
         Returns:
             The width of the runs, and a table whose owners are the first row with each run.
@@ -654,7 +668,8 @@ class QuestionIndex:
         self._slots = sort_unique(np.concatenate(slots))
 
     def find(self, texts: Texts) -> OverlapMatches:
-        """Find the texts that contain questions of the set."""
+        """Find the texts that contain a question of the set, whole or with one change, or share a run of words with the
+        set."""
         parts = [(NO_NUMBERS, NO_NUMBERS, NO_NUMBERS)]
         first_text = 0
         for block in iter_word_blocks(texts):
@@ -675,7 +690,7 @@ class QuestionIndex:
         return OverlapMatches(text, np.full(len(text), self.number), row, rule)
 
     def _find_contained(self, block: WordBlock) -> tuple[ndarray, ndarray]:
-        """Find whole questions. Returns the first word of each, and the number of the question."""
+        """Return the first word of each whole question in the block, and the number of the question."""
         parts = [(NO_NUMBERS, NO_NUMBERS)]
         all_words = np.arange(len(block))
         likely_words = all_words[self._beginnings.might_contain(block.hash_beginnings(all_words, PREFIX_LETTERS))]
@@ -697,8 +712,8 @@ class QuestionIndex:
         return words, question
 
     def _find_changed(self, block: WordBlock) -> tuple[ndarray, ndarray, ndarray]:
-        """Find questions with one change. Returns the first word of the unchanged half, the number of the question, and
-        the place of its first changed word."""
+        """Find the questions in the block that have one change. Returns the first word of the unchanged half, the
+        number of the question, and the place of its first changed word."""
         parts = [(NO_NUMBERS, NO_NUMBERS, NO_NUMBERS)]
         if not self._halves:
             return parts[0]
@@ -717,7 +732,7 @@ class QuestionIndex:
     def _verify_changes(
         self, block: WordBlock, words: ndarray, question: ndarray, half_number: ndarray
     ) -> tuple[ndarray, ndarray, ndarray]:
-        """Select the halves of questions whose other half follows or precedes them with one change.
+        """Select the halves of questions whose other half stands next to them with exactly one change.
 
         Args:
             words: first word of each half in the block.
@@ -777,12 +792,12 @@ class QuestionIndex:
 
 
 def take_clipped(values: ndarray, places: ndarray) -> ndarray:
-    """Return the values at some places, which are clipped to the array."""
+    """Return the values at these places of an array, where places outside of it are moved to its ends."""
     return values[np.clip(places, 0, len(values) - 1)]
 
 
 def take_backwards(rows: ndarray, ends: ndarray, column: ndarray) -> ndarray:
-    """Return the values of each row in reverse, from its end backwards."""
+    """Return the values of each row in reverse order, beginning directly before its end in `ends`."""
     return np.take_along_axis(rows, np.clip(ends[:, None] - 1 - column, 0, len(column) - 1), 1)
 
 
@@ -793,7 +808,8 @@ def clip_spans(starts: ndarray, counts: ndarray, word_count: int) -> tuple[ndarr
 
 
 def is_match_in_context(block: WordBlock, words: ndarray, end: ndarray, weights: ndarray) -> ndarray:
-    """Return whether questions of these weights count at their positions, bool.
+    """Return whether each question found in a block counts there, bool: the less it weighs, the more it must stand
+    alone.
 
     Args:
         words, end: first word of each question in the block, and the word after it.
@@ -828,13 +844,13 @@ def is_match_in_context(block: WordBlock, words: ndarray, end: ndarray, weights:
 
 
 def find_run_starts(block: WordBlock, width: int) -> ndarray:
-    """Return the words at which a run of `width` words of one text begins, ascending."""
+    """Return the number of each word at which a run of `width` words of one text begins, ascending."""
     counts = np.maximum(np.diff(block.first) - width + 1, 0)
     return concatenate_ranges(block.first[:-1], counts)
 
 
 def select_rare_hashes(values: ndarray, rows: ndarray) -> tuple[ndarray, ndarray]:
-    """Return the different hashes of at most `MAX_SHARING_ROWS` rows in ascending order, and the first row of each."""
+    """Return the distinct hashes of at most `MAX_SHARING_ROWS` rows in ascending order, and the first row of each."""
     order = np.lexsort((rows, values))
     values = values[order]
     rows = rows[order]
@@ -845,21 +861,22 @@ def select_rare_hashes(values: ndarray, rows: ndarray) -> tuple[ndarray, ndarray
 
 
 MIN_BAG_WORDS = 6
-"""Least number of words of a question with choices that is recognised in any order of these."""
+"""Minimum number of words of a question with choices that is recognised in any order of these."""
 SOUTHERN = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\\s]+")
-"""Text in Thai, Lao, Khmer or Burmese. Each letter is a word for `align.data.dedup.shingles`, with little weight."""
+"""Pattern of text in Thai, Lao, Khmer or Burmese. Each letter is a word for `align.data.dedup.shingles`, with little
+weight."""
 
 
 def hash_southern_runs(texts: pa.ChunkedArray, width: int) -> ndarray:
-    """Return the shingles, ascending, of `width` letters in `SOUTHERN` scripts. They are a few words, and not a
-    leak."""
+    """Return the hashes of all runs of `width` letters in Thai, Lao, Khmer and Burmese, ascending. They are a few
+    words, and not a leak."""
     foreign = texts.filter(pc.invert(pc.string_is_ascii(texts)))
     fragments = [fragment for text in foreign.to_pylist() if text for fragment in SOUTHERN.findall(text)]
     return sort_unique(build_shingles(pa.array(fragments, pa.string()), width).values)
 
 
 class QuestionKeys(NamedTuple):
-    """Keys by which equal questions are found.
+    """Hashes by which equal questions are found, with the number of the text that each comes from.
 
     Attributes:
         text: number of the text, int64, ascending.
@@ -871,20 +888,19 @@ class QuestionKeys(NamedTuple):
 
 
 def hash_evaluation_questions(texts: Texts) -> QuestionKeys:
-    """Return keys of evaluation questions without prefixes, and of their words in any order. A text without words has
-    none."""
+    """Return hashes of evaluation questions without prefixes such as `Q:`, and of their words in any order. A text
+    without words has none."""
     return hash_questions(texts, lambda block: [strip_prefixes(block)])
 
 
 def hash_training_prompts(texts: Texts) -> QuestionKeys:
-    """Return keys of the prompts of training rows, with and without each of their prefixes, and of their words in any
+    """Return hashes of the prompts of training rows with and without prefixes such as `Q:`, and of their words in any
     order."""
     return hash_questions(texts, lambda block: product(*find_stripped_bounds(block)))
 
 
 def hash_questions(texts: Texts, find_bounds: Callable[[WordBlock], Iterable[tuple[ndarray, ndarray]]]) -> QuestionKeys:
-    """Return keys by which equal questions are found: hashes of each text without prefixes, and of its words in any
-    order.
+    """Return hashes of each text between the bounds that `find_bounds` returns, and of its words in any order.
 
     Args:
         find_bounds: returns the first word and the end of each text of a block, for each variant that has a key.
@@ -905,7 +921,7 @@ def hash_questions(texts: Texts, find_bounds: Callable[[WordBlock], Iterable[tup
 
 
 def hash_word_bags(block: WordBlock) -> tuple[ndarray, ndarray]:
-    """Hash the words of texts that list choices in any order, without single letters and prefixes of questions and
+    """Hash texts that list choices by their words in any order, except for single letters and prefixes of questions and
     answers.
 
     Returns:
