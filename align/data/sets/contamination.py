@@ -53,13 +53,13 @@ from align.data.dedup.shingles import (
 from align.data.sets.spool import SpoolRows, get_first_bits
 
 PART_WORDS = 7
-"""Words of a part of a run. It is more than half of the run: if many rows share a part, the run is a phrase. Rows of
-the test split share phrases with other rows. A separate evaluation set shares none, and a row of it that leaked often
-is in many rows."""
+"""Number of words in a part of a run. It is more than half of the run: if many rows share a part, the run is a phrase.
+Rows of the test split share phrases with other rows. A separate evaluation set shares none, and a row of it that leaked
+often is in many rows."""
 
 
 def select_first_matches(parts: Sequence[OverlapMatches]) -> OverlapMatches:
-    """Select one match for each text, sorted by text.
+    """Return the one overlap to report for each training text, sorted by text.
 
     An equal question (`ASKED`) goes first, then the set that is configured first, then the order of `RULES`.
     """
@@ -70,7 +70,7 @@ def select_first_matches(parts: Sequence[OverlapMatches]) -> OverlapMatches:
 
 
 class LeakFinder:
-    """Indexes of evaluation sets, which find the rows of a spool that overlap with them.
+    """Indexes of evaluation sets, which find the rows of a data set under construction that overlap with them.
 
     Args:
         sets: texts of each evaluation set.
@@ -100,7 +100,7 @@ class LeakFinder:
         )
 
     def find_leaks(self, rows: SpoolRows, mask: ndarray) -> OverlapMatches:
-        """Find the rows that overlap with an evaluation set. Returns one match for each, sorted by row.
+        """Return the rows that overlap with an evaluation set, one match for each row, sorted by row.
 
         Args:
             mask: mask of the rows to compare, bool (N).
@@ -112,7 +112,7 @@ class LeakFinder:
         return select_first_matches(parts)
 
     def find_leaks_in_batch(self, texts: pa.Array, prompts: pa.Array) -> OverlapMatches:
-        """Find the rows of a batch that overlap with an evaluation set. Returns one match for each.
+        """Return the rows of a batch whose text or prompt overlaps with an evaluation set, one match for each row.
 
         Args:
             texts, prompts: whole text and prompt of each row.
@@ -129,7 +129,7 @@ class LeakFinder:
 def find_split_leaks(
     rows: SpoolRows, is_test: ndarray, is_train: ndarray, near_threshold: float | None
 ) -> OverlapMatches:
-    """Find the training rows that overlap with test rows.
+    """Return the training rows that overlap with rows of the test split, one match for each training row.
 
     Test rows are indexed a slice at a time, so that memory is bounded, and compared only with training rows that a
     filter selects. So the time is linear in the number of rows.
@@ -152,7 +152,7 @@ def find_split_leaks(
 
 
 class PrefilterResult(NamedTuple):
-    """Phrases, and the training rows that may overlap with test rows.
+    """Hashes of common phrases, and a mask of the training rows that may overlap with test rows.
 
     Attributes:
         phrases: hashes of runs of words that many training rows have, uint64, ascending.
@@ -167,7 +167,7 @@ class PrefilterResult(NamedTuple):
 def prefilter_rows(
     rows: SpoolRows, is_test: ndarray, is_train: ndarray, near_threshold: float | None
 ) -> PrefilterResult:
-    """Find phrases and the training rows that may overlap with test rows, in a pass over all rows."""
+    """Find the runs of words that are common phrases, and the training rows that may overlap with test rows."""
     prefilter = Prefilter(near_threshold)
     question_parts = [NO_HASHES]
     for piece in iter_text_slices(rows, is_test):
@@ -190,8 +190,8 @@ def prefilter_rows(
 def find_templated_runs(
     rows: SpoolRows, is_test: ndarray, is_train: ndarray, suspects: ndarray, phrases: ndarray
 ) -> ndarray:
-    """Find the runs of words, uint64, that are mostly text which many rows share, such as the end of an instruction and
-    one other word. A part of `PART_WORDS` words of each is in more than `MAX_RUN_ROWS` training rows.
+    """Return the hashes of word runs (uint64) that are mostly text which many rows share, such as the end of an
+    instruction. A part of `PART_WORDS` words of each is in more than `MAX_RUN_ROWS` training rows.
 
     Args:
         suspects: mask of the training rows that may have a run in common with test rows, bool (N).
@@ -215,8 +215,8 @@ def find_templated_runs(
 
 
 def find_runs_and_parts(rows: SpoolRows, is_test: ndarray, candidates: ndarray) -> tuple[ndarray, ndarray]:
-    """Return the runs of words of test rows that are among `candidates` (ascending), uint64 (M), and the parts of
-    `PART_WORDS` words within each, uint64 (M, parts)."""
+    """Return the hashes of word runs in test rows that are in `candidates`, and the hashes of the shorter runs within
+    each. The runs are uint64 (M), and the parts of `PART_WORDS` words uint64 (M, parts). `candidates` are ascending."""
     steps = np.arange(WIDTH - PART_WORDS + 1)
     parts = [(NO_HASHES, np.zeros((0, len(steps)), np.uint64))]
     for _, texts in rows.iter_texts(is_test, "both") if len(candidates) else ():
@@ -232,7 +232,7 @@ def find_runs_and_parts(rows: SpoolRows, is_test: ndarray, candidates: ndarray) 
 
 
 def iter_text_slices(rows: SpoolRows, mask: ndarray) -> Iterator[EvaluationTexts]:
-    """Yield the texts and prompts of some rows of a spool (mask, bool (N)), about `SLICE_BYTES` bytes at a time."""
+    """Yield the texts and prompts of the rows in a mask (bool (N)), about `SLICE_BYTES` bytes at a time."""
     texts = list[pa.Array]()
     prompts = list[pa.Array]()
     for _, batch_texts, batch_prompts in rows.iter_texts(mask, "both", "prompts"):
@@ -254,7 +254,7 @@ def iter_text_slices(rows: SpoolRows, mask: ndarray) -> Iterator[EvaluationTexts
 def drop_templated_leaks(
     leaks: OverlapMatches, rows: SpoolRows, is_test: ndarray, near_threshold: float, finds_all: bool
 ) -> OverlapMatches:
-    """Return the leaks without rows that are near-duplicates of test rows by shared text only.
+    """Return the overlaps except for training rows that are near-duplicates of test rows by shared template text only.
 
     Args:
         is_test: mask of the test rows, bool (N).
@@ -293,7 +293,8 @@ def drop_templated_leaks(
 
 
 class ComparedTexts:
-    """Keys, shingles and hashes of some rows of a spool. Keys and shingles are in files to save memory.
+    """MinHash keys, shingles and hashes of the rows in a mask, for a search of near-duplicates. Keys and shingles are
+    in files to save memory.
 
     Args:
         folder: folder for the files.
@@ -324,7 +325,7 @@ class ComparedTexts:
         self.values = np.memmap(folder / "shingles", np.uint64, "r") if self.ends[-1] else NO_HASHES
 
     def load_shingles(self, places: ndarray) -> Shingles:
-        """Load the shingles of the rows at some places."""
+        """Return the shingles of the rows at these places in `numbers`."""
         parts = (self.values[self.ends[place] : self.ends[place + 1]] for place in places.tolist())
         return Shingles.from_sizes(concatenate(parts, NO_HASHES), self.sizes[places])
 
@@ -333,7 +334,7 @@ class ComparedTexts:
 
         Args:
             shared: shared shingles, ascending.
-            near: least Jaccard similarity.
+            near_threshold: least Jaccard similarity.
         """
         is_mostly_shared = np.zeros(len(self.numbers), bool)
         for start in range(0, len(is_mostly_shared), 1024):

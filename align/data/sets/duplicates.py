@@ -1,4 +1,4 @@
-"""Exact duplicates and near-duplicates among the rows of a spool."""
+"""Exact duplicates and near-duplicates among the rows of a data set under construction."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from align.data.sets.spool import Spool, SpoolRows
 ALL = "all"
 ACROSS = "across"
 PACKS = 2
-"""Packs of documents for each worker. A worker that finishes early takes another one."""
+"""Number of packs of documents for each worker. A worker that finishes early takes another one."""
 NO_DUPLICATES = Duplicates(NO_NUMBERS, NO_NUMBERS, np.zeros(0), np.zeros(0, bool))
 
 
 def rank_rows(source: ndarray, ranks: Sequence[int]) -> ndarray:
-    """Return the rank of preference of each row, int64 (N): by the rank of its source, then by its number.
+    """Return the rank of preference of each row, int64 (N): by the rank of its source, then by its row number.
 
     Args:
         source: number of each row's source, int (N).
@@ -45,7 +45,8 @@ def rank_rows(source: ndarray, ranks: Sequence[int]) -> ndarray:
 def find_exact_duplicates(
     rows: SpoolRows, mask: ndarray, preference: ndarray, source: ndarray, among: str = ALL
 ) -> Duplicates:
-    """Find the rows to drop because their text equals that of a more preferred row.
+    """Return the rows to drop because their normalised text equals that of a more preferred row, each with the row to
+    keep.
 
     Args:
         mask: rows to compare, bool (N).
@@ -69,7 +70,7 @@ def find_near_duplicates(
     among: str = ALL,
     runner: TaskRunner = in_process_runner,
 ) -> Duplicates:
-    """Find the rows to drop because they are near-duplicates of a row that is kept, see
+    """Return the rows to drop because they are near-duplicates of a more preferred row, each with the row to keep. See
     `align.data.dedup.near_duplicates`.
 
     Args:
@@ -97,7 +98,7 @@ def find_near_duplicates(
 
 
 class ComparisonTask(NamedTuple):
-    """Documents to compare with each other.
+    """Rows that one task compares with each other.
 
     Attributes:
         number: number of each document's row, ascending.
@@ -113,7 +114,7 @@ class ComparisonTask(NamedTuple):
 
 
 def find_near_in_task(folder: Path, task: ComparisonTask, threshold: float, among: str) -> Duplicates:
-    """Find the near-duplicates to drop among some documents of the spool in `folder`, in a worker."""
+    """Return the near-duplicates to drop among the rows of a task, which a worker reads from the files in `folder`."""
     rows = SpoolRows(Spool(folder))
     numbers = task.number
     return find_near(
@@ -131,18 +132,19 @@ def find_near_in_task(folder: Path, task: ComparisonTask, threshold: float, amon
 
 
 def load_shingles(rows: SpoolRows, numbers: ndarray, places: ndarray) -> Shingles:
-    """Load the shingles of the documents `numbers[places]`."""
+    """Load the sets of shingles of the rows `numbers[places]`."""
     return Shingles.from_column(combine_column(rows.take(numbers[places], [HASHES])[HASHES]))
 
 
 def concatenate_duplicates(steps: Sequence[Duplicates]) -> Duplicates:
-    """Concatenate the duplicates of several steps. The row that one step keeps may be dropped by a later step."""
+    """Concatenate the duplicates that several steps have found. The row that one step keeps may be dropped by a later
+    step."""
     return Duplicates(*concatenate_columns([NO_DUPLICATES, *steps]))
 
 
 def find_cluster_heads(duplicates: Duplicates) -> ndarray:
-    """Return the row that is finally kept in place of each duplicate, by following kept rows that a later step
-    dropped."""
+    """Return for each duplicate the row that is kept in its place after all steps. Kept rows that a later step dropped
+    are followed."""
     heads = dict(zip(duplicates.dropped.tolist(), duplicates.kept.tolist(), strict=True))
     final_rows = duplicates.kept.tolist()
     for i, row in enumerate(final_rows):
@@ -153,7 +155,8 @@ def find_cluster_heads(duplicates: Duplicates) -> ndarray:
 
 
 def label_clusters(duplicates: Duplicates, count: int) -> ndarray:
-    """Label the rows of each cluster of duplicates, int64 (`count`). Rows without duplicates get -1."""
+    """Return for each row the number of the row that its cluster of duplicates keeps, int64 (`count`). Rows without
+    duplicates get -1."""
     labels = np.full(count, -1, np.int64)
     heads = find_cluster_heads(duplicates)
     labels[duplicates.dropped] = heads

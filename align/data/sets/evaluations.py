@@ -39,9 +39,9 @@ from align.data.sets.record_columns import join_record_texts, records_to_columns
 FIELD = "stage.contamination.against"
 HELP = 'Write "stage.contamination.against=[a.jsonl, {path: b.parquet, columns: [question, choices]}]".'
 PARTS_AT_ONCE = 4096
-"""Largest number of parts of rows that are held as Python objects while a set is read."""
+"""Maximum number of parts of rows that are held as Python objects while a set is read."""
 CHARACTERS_AT_ONCE = 32 * 2**20
-"""Largest number of characters in these parts."""
+"""Maximum number of characters in these parts."""
 NAMES: Mapping[str, Collection[str]] = {
     "question": split_names(
         "ctx goal input instruction problem prompt query question question_stem sentence statement stem text"
@@ -54,21 +54,21 @@ NAMES: Mapping[str, Collection[str]] = {
         "canonical_solution sol solution solutions target targets"
     ),
 }
-"""Content of a column → its possible names. A passage is the text that a question refers to."""
+"""Role of a column in an evaluation row → its possible names. A passage is the text that a question refers to."""
 SHORT_CHOICE = 4
 """Number of words above which a choice is searched on its own."""
 MAX_QUESTION_LENGTH = 4000
-"""Largest number of characters of a question that is searched with each of its choices."""
+"""Maximum number of characters of a question that is searched with each of its choices."""
 TEXT_FIELDS = ("text", "choices")
 """Names of the field of texts in an object of labels and choices, or of one label and its choice."""
 FIRST_CHOICE = re.compile(r"\s\(?[Aa][.):]\s(?=.*\s\(?[Bb][.):]\s)", re.DOTALL)
 FORMULA = re.compile(r"\d\s*[^\w\s,.]+\s*\w|\w\s*[^\w\s,.]+\s*\d")
 NOT_WORDS = re.compile(r"(?<!\d)\.|\.(?!\d)|[^\w\s.]+")
-"""Punctuation, except for the point of `1.5`: `15` is another number."""
+"""Pattern of punctuation, except for the point of `1.5`: `15` is another number."""
 
 
 class EvaluationSet(NamedTuple):
-    """The files of an evaluation set.
+    """The path of an evaluation set, and its columns to compare with training rows.
 
     Attributes:
         path: see `align.data.read`.
@@ -80,7 +80,7 @@ class EvaluationSet(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Texts by which one evaluation row is searched.
+    """The texts of one evaluation row that are searched in training rows.
 
     Attributes:
         texts: texts that are compared with the whole text of a training row.
@@ -94,7 +94,7 @@ class Query(NamedTuple):
 
 
 def parse_evaluation_sets(setting: Any) -> list[EvaluationSet]:
-    """Parse the setting: paths, or mappings with `path` and `columns`.
+    """Parse the setting of evaluation sets, a list of paths or of mappings with `path` and `columns`.
 
     Raises:
         InputError: An entry is neither.
@@ -117,7 +117,7 @@ def parse_evaluation_sets(setting: Any) -> list[EvaluationSet]:
 
 
 def read_evaluation_sets(sets: Sequence[EvaluationSet]) -> list[EvaluationTexts]:
-    """Read the texts of each set.
+    """Read the texts and questions of each evaluation set from its files.
 
     Raises:
         InputError: A file cannot be read, has no row, or has rows without a column of questions.
@@ -126,7 +126,7 @@ def read_evaluation_sets(sets: Sequence[EvaluationSet]) -> list[EvaluationTexts]
 
 
 def read_evaluation_set(evaluation_set: EvaluationSet, field: str) -> EvaluationTexts:
-    """Read the texts of one set.
+    """Read the rows of one evaluation set from its files, and return their texts and questions.
 
     Args:
         field: name of the setting in errors.
@@ -166,7 +166,7 @@ def list_part_texts(part: Query | Record) -> Sequence[str]:
 
 
 def collect_evaluation_texts(parts: Sequence[Query | Record], numbers: Sequence[int]) -> EvaluationTexts:
-    """Collect the texts of some rows.
+    """Return the texts and questions of parsed evaluation rows as columns. Short choices are left out.
 
     Args:
         numbers: number of the row of each part, from 0.
@@ -189,12 +189,12 @@ def collect_evaluation_texts(parts: Sequence[Query | Record], numbers: Sequence[
 
 
 def concatenate_texts(texts: Sequence[Sequence[str]]) -> pa.ChunkedArray:
-    """Concatenate lists of texts to a column."""
+    """Return lists of texts as one column of strings."""
     return pa.table({"text": pa.array([text for row_texts in texts for text in row_texts], pa.string())})["text"]
 
 
 def remove_operators(question: str) -> list[str]:
-    """Return a question without punctuation, and with blanks instead of it: `7/8` becomes `78` and `7 8`.
+    """Return a question with punctuation removed, and with blanks in place of it: `7/8` becomes `78` and `7 8`.
 
     Returns an empty list for a question without a formula, whose operators do not count.
     """
@@ -204,7 +204,7 @@ def remove_operators(question: str) -> list[str]:
 
 
 def parse_rows(group: Sequence[Row], columns: Sequence[str]) -> list[Query | Record]:
-    """Parse rows that are read together: to records, or to queries if they are read by their columns."""
+    """Parse rows that are read together to records, or to queries if they are read by the names of their columns."""
     if not columns and (len(group) > 1 or not is_read_by_columns(group[0].data)):
         return [result[0] for result in parse_records(group) if not isinstance(result, Drop)]
     queries = list[Query | Record]()
@@ -215,7 +215,7 @@ def parse_rows(group: Sequence[Row], columns: Sequence[str]) -> list[Query | Rec
 
 
 def build_queries(parts: Sequence[Query | Record]) -> list[Query]:
-    """Convert records to queries: their whole text, and their prompts as the question."""
+    """Return one query per part: a query as it is, and a record as its whole text, with its prompt as the question."""
     queries: dict[int, Query] = {i: part for i, part in enumerate(parts) if isinstance(part, Query)}
     records = {i: part for i, part in enumerate(parts) if not isinstance(part, Query)}
     for kind in {*map(get_record_kind, records.values())}:
@@ -230,7 +230,8 @@ def build_queries(parts: Sequence[Query | Record]) -> list[Query]:
 
 
 def is_read_by_columns(data: Mapping[str, Any]) -> bool:
-    """Return whether a row is read by its columns, and not as a training record."""
+    """Return whether an evaluation row is read by the names of its columns, and not as a record such as a
+    conversation."""
     shape = find_shape(data)
     if shape is None:
         return data.keys().isdisjoint({"messages", "conversations", "chosen", "rejected"})
@@ -246,7 +247,7 @@ def has_objects(value: Any) -> bool:
 
 
 def classify_column(name: str, column_names: Collection[str]) -> str:
-    """Classify a column by its name. Returns `question`, `passage`, `choice`, or an empty text for other columns.
+    """Return the role of a column by its name: `question`, `passage`, `choice`, or an empty text for other columns.
 
     Args:
         column_names: names of all columns. HellaSwag's `ctx_a` and `ctx_b` are parts of `ctx`, and are not read again.
@@ -261,7 +262,7 @@ def classify_column(name: str, column_names: Collection[str]) -> str:
 
 
 def build_query(data: Mapping[str, Any], columns: Sequence[str]) -> Query:
-    """Build the query of a row.
+    """Build the texts by which an evaluation row is searched from its question, passage and choice columns.
 
     Args:
         columns: columns to compare. If empty, all columns with names in `NAMES`.
@@ -297,7 +298,7 @@ def build_query(data: Mapping[str, Any], columns: Sequence[str]) -> Query:
 
 
 def combine_choices(question: str, passage: str, choices: list[str], choice_lists: list[list[str]]) -> Query:
-    """Build the query of a question with choices.
+    """Build the texts by which a question is searched: alone, with its passage, and with its choices in several forms.
 
     Args:
         choices: all different choices.
@@ -325,8 +326,8 @@ def combine_choices(question: str, passage: str, choices: list[str], choice_list
 
 
 def unfold_columns(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the name and value of each column. A question that is an object with a question in it is replaced by its
-    fields."""
+    """Yield the name and value of each column, with a question that is an object replaced by its fields. This applies
+    only if one of the fields is a question."""
     for name, value in data.items():
         inner_columns = parse_json_container(value) if classify_column(name, data.keys()) == "question" else None
         if isinstance(inner_columns, Mapping) and any(
@@ -338,7 +339,7 @@ def unfold_columns(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def parse_json_container(value: Any) -> Any:
-    """Parse a text that is a list or an object in JSON. Returns any other value unchanged."""
+    """Parse a text that is a list or an object in JSON, and return any other value unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         with suppress(ValueError, RecursionError):
             return json.loads(value)
@@ -346,7 +347,7 @@ def parse_json_container(value: Any) -> Any:
 
 
 def remove_labels(value: Any) -> Any:
-    """Remove the labels of choices."""
+    """Return choices without their labels: an object of labels and texts is replaced by its texts."""
     if isinstance(value, list):
         return [remove_labels(entry) for entry in value]
     if isinstance(value, Mapping) and (inner := next((name for name in TEXT_FIELDS if value.get(name)), None)):

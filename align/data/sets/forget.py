@@ -42,15 +42,16 @@ ERASED = "erased"
 REASONS = {True: "rows whose votes the annotation store no longer has", False: "rows that were to be forgotten"}
 """Whether the setting is `erased` → reason."""
 KEPT_FILES = (RUN, "config.yaml", "metrics.json", "metrics.jsonl", "timing.jsonl", STALE)
-"""Files of a run without content of rows. They are kept, like its `data.json`."""
+"""Names of the files of a run without content of rows. They are kept, like its `data.json`."""
 Masks = Mapping[str, ndarray]
-"""Split → whether each of its rows is to be removed, bool (N)."""
+"""Name of a split → whether each of its rows is to be removed, bool (N)."""
 Counts = Mapping[str, Counter[tuple[str, int, str]]]
-"""Split → source, row and content id → number of times that the row is in the split."""
+"""Name of a split → source, row and content id → number of times that the row is in the split."""
 LoadActiveVotes = Callable[[IdKind], Collection[int] | None]
-"""Returns the active votes of a project, or None if it was erased, see `align.data.sets.source.load_active_votes`."""
+"""A function that returns the active votes of a project, or None if it was erased, see
+`align.data.sets.source.load_active_votes`."""
 RowPredicate = Callable[[pa.Table], Iterable[bool]]
-"""Returns whether each row is selected, by its columns beside the content."""
+"""A function that returns whether each row of a table is selected, by its columns beside the content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,12 @@ class RowRemoval:
 
     @property
     def name(self) -> str:
-        """Name of the data set."""
+        """Name of the data set: the name of its run, or of its folder if no run made it."""
         return self.old.parent.name if self.old.name == "artifact" else self.old.name
 
 
 def parse_content_ids(setting: Any) -> frozenset[bytes]:
-    """Parse the content ids of a setting: a list of ids, a single id, or a file with an id on each line.
+    """Parse content ids from a setting: a list of ids in hex, a single id, or a file with an id on each line.
 
     Raises:
         InputError: An entry is no content id, or there is no such file.
@@ -92,12 +93,12 @@ def parse_content_ids(setting: Any) -> frozenset[bytes]:
 
 
 def is_content_id(value: Any) -> bool:
-    """Return whether a value is a content id: 64 hex digits."""
+    """Return whether a value is a content id as text, which has 64 hex digits."""
     return isinstance(value, str) and len(value) == 64 and not {*value.lower()} - {*"0123456789abcdef"}
 
 
 def select_masks(dataset: DataSet, setting: Any, load_active_votes: LoadActiveVotes) -> Masks:
-    """Return a mask of the rows of each split that the setting `stage.forget` removes from a data set.
+    """Return for each split a mask of the rows that the setting `stage.forget` removes from a data set.
 
     Args:
         setting: `erased`, or content ids, see `parse_content_ids`.
@@ -120,7 +121,7 @@ def select_masks(dataset: DataSet, setting: Any, load_active_votes: LoadActiveVo
 
 
 def build_masks(dataset: DataSet, should_remove: Callable[..., bool], *columns: str) -> Masks:
-    """Return a mask of the rows to remove for each split, by a predicate on some columns.
+    """Return for each split a mask of the rows to remove, which a predicate selects by their values in `columns`.
 
     Args:
         should_remove: decides by the values of `columns`.
@@ -137,7 +138,7 @@ def build_masks(dataset: DataSet, should_remove: Callable[..., bool], *columns: 
 
 
 def check_masks(dataset: DataSet, setting: Any, masks: Masks) -> None:
-    """Raise InputError if there is no row to remove, or no row has one of the ids."""
+    """Raise InputError if there is no row to remove, or if one of the ids in the setting belongs to no row."""
     if setting == ERASED:
         problem = "the votes and items of all its rows are still there"
         require(has_rows_to_remove(masks), FIELD, setting, problem, "There is nothing to forget.")
@@ -157,7 +158,7 @@ def has_rows_to_remove(masks: Masks) -> bool:
 
 
 def plan_row_removal(folder: Path, setting: Any, load_active_votes: LoadActiveVotes) -> tuple[RowRemoval, Input]:
-    """Plan the removal of rows from a data set. Returns the plan, and the data set as an input of the run.
+    """Plan the removal of rows from a data set, and return the plan and the data set as an input of the run.
 
     Args:
         folder: folder of the data set.
@@ -183,7 +184,7 @@ def plan_row_removal(folder: Path, setting: Any, load_active_votes: LoadActiveVo
 
 
 def rewrite_without_rows(folder: Path, dataset: DataSet, masks: Masks, reason: str, removed_at: str) -> dict[str, Any]:
-    """Write a copy of a data set to a new folder, with tombstones in place of some rows.
+    """Write a copy of a data set to a new folder, with random leaves (tombstones) in place of the rows to remove.
 
     Args:
         masks: rows to remove.
@@ -230,7 +231,7 @@ def rewrite_without_rows(folder: Path, dataset: DataSet, masks: Masks, reason: s
 def iter_masked_tables(
     dataset: DataSet, split: str, mask: ndarray, columns: list[str]
 ) -> Iterator[tuple[ndarray, pa.Table]]:
-    """Yield (mask, table) of each row group of a split, with the part of the mask for its rows."""
+    """Yield (mask, table) for each Parquet row group of a split, with the part of `mask` for its rows."""
     first = 0
     for table in dataset.iter_tables(split, columns):
         yield mask[first : first + table.num_rows], table.select(columns)
@@ -238,7 +239,8 @@ def iter_masked_tables(
 
 
 def write_split(writer: ShardWriter, dataset: DataSet, split: str, mask: ndarray, heads: Mapping[str, str]) -> None:
-    """Write one split of a data set with tombstones in place of the rows to remove. Earlier tombstones are kept.
+    """Write one split of a data set with random leaves (tombstones) in place of the rows to remove. Earlier tombstones
+    are kept.
 
     Args:
         mask: rows to remove, bool (N).
@@ -265,7 +267,7 @@ def write_split(writer: ShardWriter, dataset: DataSet, split: str, mask: ndarray
 
 
 def subtract_removed(source: Mapping[str, Any], removed: Counts) -> dict[str, Any]:
-    """Return the entry of a source in `data.json` with removed rows subtracted from its counts."""
+    """Return a source's entry in `data.json` with the removed rows subtracted from its counts."""
     splits = dict[str, dict[str, int]]()
     forgotten = source.get("forgotten", 0)
     for split, counts in source["splits"].items():
@@ -276,15 +278,15 @@ def subtract_removed(source: Mapping[str, Any], removed: Counts) -> dict[str, An
 
 
 def iter_replaced_roots(data: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the roots of the data sets that a data set replaces, the newest first."""
+    """Yield the Merkle roots of the data sets that a data set replaces, the newest first, from its `data.json`."""
     while "replaces" in data:
         data = data["replaces"]
         yield data["root"]
 
 
 def delete_replaced_data_set(artifact: Path, replacement: Mapping[str, Any]) -> None:
-    """Delete a data set that was replaced by another one: mark it as replaced, then delete its shards, and all files of
-    its run with content of rows. A call after an interruption continues.
+    """Mark a data set as replaced by another one, and delete its shards and all files of its run with content of rows.
+    A call after an interruption continues.
 
     Args:
         replacement: description of the replacement, see `align.run.artifacts.require_not_replaced`.
@@ -304,7 +306,8 @@ def delete_replaced_data_set(artifact: Path, replacement: Mapping[str, Any]) -> 
 
 @contextmanager
 def lock_data_set(old: Path) -> Iterator[None]:
-    """Lock a data set against concurrent removals: two at once would each keep the rows that the other one removes.
+    """Hold a lock on a data set against concurrent removals, or raise RunBusy. Two removals at once would each keep the
+    rows that the other one removes.
 
     Raises:
         RunBusy: Another command holds the lock.

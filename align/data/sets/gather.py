@@ -42,13 +42,13 @@ from align.data.sets.spool import REMEDY, Spool
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
 PART = 50_000
-"""Rows of a source in one part. A record that is made of several rows belongs to the part of the first one."""
+"""Number of a source's rows in one part. A record that is made of several rows belongs to the part of the first one."""
 BATCH = 2048
-"""Largest number of rows of a batch."""
+"""Maximum number of records in a batch."""
 BATCH_CHARACTERS = 32 * 2**20
-"""Characters above which a batch ends."""
+"""Number of characters above which a batch ends."""
 BANDS_TOGETHER = 8
-"""Columns of band keys in one file. Each column is read alone, but more files would have to be opened."""
+"""Number of columns of band keys in one file. Each column is read alone, but more files would have to be opened."""
 FACTS: Mapping[str, pa.DataType] = {
     "content_id": pa.binary(32),
     "question_id": pa.binary(32),
@@ -66,23 +66,24 @@ FACTS: Mapping[str, pa.DataType] = {
     "characters": pa.int32(),
     "metadata": pa.string(),
 }
-"""Columns of a spool beside the content. `question` is equal for rows of all sources with the same question, regardless
-of the kind of their ids. `metadata` has other columns of the row as JSON. `digest` is a hash of the row's normalised
-text, or of its content if no texts are compared. `shingles` is the number of shingles of that text, `numbers` a hash
-of its numbers and operators."""
+"""Columns that are stored for each row beside its content, such as ids and hashes. `question` is equal for rows of all
+sources with the same question, regardless of the kind of their ids. `metadata` has other columns of the row as JSON.
+`digest` is a hash of the row's normalised text, or of its content if no texts are compared. `shingles` is the number of
+shingles of that text, `numbers` a hash of its numbers and operators."""
 HASHES = "shingle_hashes"
-"""Column of each text's shingles. Reading them for the comparison of near-duplicates is faster than computing them
-again."""
+"""Name of the column with the shingles of each text. Reading them for the comparison of near-duplicates is faster than
+computing them again."""
 PART_FORMAT = 3
-"""Format of the counts of a part. A run resumes only from parts of this format."""
+"""Version of the format of a part's counts. A run resumes only from parts of this format."""
 UNDECIDED = "dropped_undecided"
-"""Count of pairs without a preferred answer, named as for plain files."""
+"""Name of the count of pairs without a preferred answer, as for plain files."""
 SKIPPED = "skipped_rows"
-"""Count of rows that were refused, named as for plain files."""
+"""Name of the count of rows that were refused, as for plain files."""
 
 
 class FactOptions(NamedTuple):
-    """Settings of the values that a source's import computes of each row, such as hashes by which duplicates are found.
+    """Settings for the values that are computed and stored for each imported row, such as hashes by which duplicates
+    are found.
 
     Attributes:
         over: texts that are compared to find duplicates: `both`, `prompts` or `answers`.
@@ -99,13 +100,13 @@ class FactOptions(NamedTuple):
 
 
 def name_band_column(band: int) -> str:
-    """Return the column of a spool with the MinHash keys of a band."""
+    """Return the name of the column with the MinHash keys of a band, such as `band_07`."""
     return f"band_{band:02d}"
 
 
 @dataclass
 class SourceImport:
-    """The import of one source into a spool.
+    """The import of one source, whose rows are read, cleaned and written to disk in parts.
 
     Attributes:
         number: number of the source, from 0.
@@ -138,7 +139,8 @@ class SourceImport:
         self._next = 0
 
     def run(self, report_progress: Callable[[int, int], None] = lambda read, kept: None) -> dict[str, Any]:
-        """Read and clean the rows of the source, and write the parts of the spool that do not exist yet.
+        """Read, clean and write the parts of the source that are not on disk yet, and return the counts of all its
+        rows.
 
         Args:
             report_progress: called after each part with the numbers of records that were read and kept so far.
@@ -174,14 +176,14 @@ class SourceImport:
         return total.finish()
 
     def parts(self) -> set[int]:
-        """Return the numbers of the source's parts that exist in the spool."""
+        """Return the numbers of the source's parts that are complete on disk."""
         return {int(path.name.partition("-")[2]) for path in self.spool.parts(f"{self.number:03d}-")}
 
     def name(self, part: int) -> str:
         return f"{self.number:03d}-{part:06d}"
 
     def write(self, part: int) -> dict[str, Any]:
-        """Read, clean and write one part of the source. Returns the counts of its rows.
+        """Read, clean and write one part of the source to disk, and return the counts of its rows.
 
         Raises:
             InputError: A row has another kind or contradicts the source's licence, or the source cannot be read.
@@ -207,7 +209,7 @@ class SourceImport:
         return part_counts
 
     def _iter_parsed_records(self, outcomes: Iterable[RowOutcome]) -> Iterator[ParsedRecord]:
-        """Yield the records of outcomes, and count refused and undecided rows."""
+        """Yield the records of rows that could be read, and count refused rows and pairs without a preferred answer."""
         for _, result in outcomes:
             if isinstance(result, InputError):
                 self.part_counts.bad_rows.add(result)
@@ -217,8 +219,7 @@ class SourceImport:
                 yield result
 
     def clean_batch(self, chunk: Sequence[ParsedRecord]) -> pa.RecordBatch | None:
-        """Clean a batch of records, count them, and convert those that are kept to columns. Returns None if no record
-        is kept."""
+        """Clean and count a batch of records, and return the kept ones as columns, or None if no record is kept."""
         kept = list[ParsedRecord]()
         records = list[Record]()
         for read in chunk:
@@ -242,7 +243,8 @@ class SourceImport:
         return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
     def _check_record(self, read: ParsedRecord) -> None:
-        """Raise InputError if a record has another kind than those before it, or contradicts its source's licence."""
+        """Raise InputError if a record has another kind than the source, or contradicts the source's licence. Licences
+        are counted."""
         place = f"{self.source.location}, row {read.number}"
         kind = get_record_kind(read.record)
         if kind != self.kind:
@@ -259,7 +261,7 @@ class SourceImport:
     def _compute_facts(
         self, reads: Sequence[ParsedRecord], records: Sequence[Record], table: pa.RecordBatch
     ) -> dict[str, pa.Array]:
-        """Compute the columns of `FACTS` for each record: ids, numbers of tokens, and hashes to find duplicates.
+        """Return the columns of `FACTS` for these records: ids, numbers of tokens, and hashes to find duplicates.
 
         Args:
             table: the records as columns.
@@ -309,7 +311,7 @@ class SourceImport:
         return facts | {"digest": digest, "shingles": pa.array(sizes), "numbers": pa.array(numbers)}
 
     def _format_metadata(self, read: ParsedRecord) -> str | None:
-        """Return a record's metadata as JSON, with personal data masked if a cleaning step does so."""
+        """Return a record's metadata as JSON, with personal data masked if a cleaning step looks for it."""
         cleaner = self.part_counts.cleaner
         hides = read.metadata and cleaner.masks_personal_data
         return encode_metadata(map_strings(read.metadata, cleaner.mask_personal_data) if hides else read.metadata)
@@ -336,7 +338,7 @@ class SourceCounts:
         }
 
     def add(self, part_counts: Mapping[str, Any]) -> None:
-        """Add the counts of the next part.
+        """Add the counts of the source's next part to these counts.
 
         Raises:
             InputError: Another version of align wrote them, or rows of the part are refused and must not be left out.
@@ -352,7 +354,7 @@ class SourceCounts:
             self.bad_rows.report_refused_rows(self.source.location, self.counts["read"])
 
     def finish(self) -> dict[str, Any]:
-        """Check the counts of the whole source and return them. Prints how many rows were refused.
+        """Check and return the counts of the whole source, and print how many rows were refused.
 
         Raises:
             InputError: No setting uses a column of texts, rows have different licences, or no row is kept.
@@ -375,7 +377,7 @@ class SourceCounts:
 
 
 class PartReader:
-    """A reader of the rows of a source, from the beginning of a part.
+    """A reader of the rows of a source, part by part, beginning at a given part.
 
     Args:
         part: number of the first part to read, from 0.
@@ -394,14 +396,15 @@ class PartReader:
         return self._next is None
 
     def iter_part(self, number: int) -> Iterator[RowOutcome]:
-        """Yield the outcomes of the rows of a part. Parts have to be read in order, each to its end."""
+        """Yield the outcome of each row of a part: a record, a drop or an error. Parts have to be read in order, each
+        to its end."""
         while self._next is not None and self._next.first_row_number <= (number + 1) * self._size:
             yield self._next
             self._next = next(self._outcomes, None)
 
 
 def iter_chunks(reads: Iterator[ParsedRecord]) -> Iterator[list[ParsedRecord]]:
-    """Yield lists of `BATCH` records, or fewer if their texts are long."""
+    """Yield lists of `BATCH` records, or of fewer records if their texts are long."""
     chunk = list[ParsedRecord]()
     size = 0
     for read in reads:
@@ -416,6 +419,7 @@ def iter_chunks(reads: Iterator[ParsedRecord]) -> Iterator[list[ParsedRecord]]:
 
 
 def read_group_id(read: ParsedRecord) -> str | None:
-    """Return the group of a record's row, whose rows stay in one split. Returns None if it has none."""
+    """Return the id of the group that a record's row is in, or None if it has none. Rows of a group stay in one
+    split."""
     group = read.record.group_id if isinstance(read.record, Preference) else read.extra.get("group_id")
     return None if group in (None, "") else str(group)

@@ -22,7 +22,8 @@ SLACK = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """A mixture of sources.
+    """A mixture of sources: the number of times that each row is written, and the target and actual share of each
+    source.
 
     Attributes:
         times: number of times that each row is written, int32 (N); 0 for a row that is left out.
@@ -38,7 +39,8 @@ class Mixture:
 
 
 def compute_draw_keys(ids: ndarray, seed: int) -> ndarray:
-    """Return a sort key of each row, uint64 (N): rows of a source are drawn in ascending order of it.
+    """Return a pseudo-random sort key of each row from a seed and its content id, uint64 (N). Rows of a source are
+    drawn in ascending order of it.
 
     Args:
         ids: first 64 bits of each row's content id, uint64 (N).
@@ -50,7 +52,7 @@ def compute_draw_keys(ids: ndarray, seed: int) -> ndarray:
 def compute_target_shares(
     sizes: Sequence[float], weights: Sequence[float | None], temperature: float | None
 ) -> tuple[float, ...]:
-    """Return the target share of each source. Shares add up to 1.
+    """Return the share that each source should have in the mixture, by weights or by size. Shares add up to 1.
 
     The share of a source with a weight is its weight. The other sources have the remainder in proportion to their
     sizes. If all have a weight, shares are proportional to the weights. With a temperature T, sizes are replaced by
@@ -100,7 +102,7 @@ def compute_mixture(
     repeat: int = 1,
     temperature: float | None = None,
 ) -> Mixture:
-    """Compute the number of times that each row is written.
+    """Compute the number of times that each row is written, so that each source gets its target share.
 
     Without weights, temperature and total, every row is written once. Otherwise the mixture has `total` units, or as
     many as possible without writing a row more than `repeat` times.
@@ -154,13 +156,13 @@ def compute_mixture(
 
 
 def sort_by_draw(mask: ndarray, draw_keys: ndarray) -> ndarray:
-    """Return the numbers of the rows in a mask (bool (N)), sorted by their draw keys."""
+    """Return the numbers of the rows in a mask (bool (N)), sorted by the keys in which rows are drawn."""
     numbers = np.flatnonzero(mask)
     return numbers[np.lexsort((numbers, draw_keys[numbers]))]
 
 
 def select_over_caps(mask: ndarray, source: ndarray, draw_keys: ndarray, caps: Sequence[int | None]) -> ndarray:
-    """Return the numbers of the rows beyond their source's cap, which are the last ones in its order of draw.
+    """Return the numbers of the rows that exceed their source's cap, which are the last ones in its order of draw.
 
     Args:
         mask: rows that count, bool (N).
@@ -175,8 +177,8 @@ def select_over_caps(mask: ndarray, source: ndarray, draw_keys: ndarray, caps: S
 
 
 def compute_row_repeats(sizes: ndarray, units: float) -> ndarray:
-    """Return the number of times that each row is written, int32 (N), so that the total is as near as possible to
-    `units`.
+    """Return the number of times that each row is written, int32 (N), so that their total size is as near as possible
+    to `units`.
 
     All rows are written equally often, and the first ones once more.
 
@@ -202,7 +204,7 @@ def normalize_counts(units: Sequence[float]) -> tuple[float, ...]:
 
 
 class Funnel:
-    """The rows that remain after each step of a pipeline.
+    """A record of the rows that remain after each filtering step, with counts by source.
 
     Args:
         source: number of each row's source, int (N).
@@ -226,11 +228,12 @@ class Funnel:
         self.watch: Callable[[str], None] = lambda step: None
 
     def record_step(self, step: str) -> None:
-        """Record the number of remaining rows of each source at the end of a step."""
+        """Store the number of remaining rows of each source under a step's name."""
         self.steps[step] = np.bincount(self.source[self.kept], minlength=len(self.names)).tolist()
 
     def drop(self, step: str, rows: ndarray) -> None:
-        """Remove rows (their numbers, or a mask, bool (N)), and end a step."""
+        """Remove rows (their numbers, or a mask, bool (N)) as a named step, store the remaining counts, and call
+        `watch`."""
         was_kept = self.kept.copy()
         self.before = [*self.steps.values()][-1]
         self.kept[rows] = False
@@ -239,5 +242,5 @@ class Funnel:
         self.watch(step)
 
     def count_by_step(self, number: int) -> dict[str, int]:
-        """Return step → number of rows of one source that remained after it."""
+        """Return a dictionary from each step's name to the number of one source's rows that remained after it."""
         return {step: counts[number] for step, counts in self.steps.items()}

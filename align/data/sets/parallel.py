@@ -34,21 +34,21 @@ from align.data.sets.gather import SourceImport
 T = TypeVar("T")
 R = TypeVar("R")
 NO_TELEMETRY = {"DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0"}
-"""Environment that disables telemetry: Daft calls two hosts when it is imported, and Ray reports its use."""
+"""Environment variables that disable telemetry: Daft calls two hosts when it is imported, and Ray reports its use."""
 RUNNER_ALREADY_SET = "Cannot set runner more than once"
 """Daft's message if the process has set a runner before."""
 FIELD = "stage.engine"
 OWN_PROCESS = "Start the run in a process of its own."
 PIECES = 32
-"""Largest number of pieces of one file of plain lines, Parquet or Arrow. A piece has to skip the rows before it, which
+"""Maximum number of pieces of one file of plain lines, Parquet or Arrow. A piece has to skip the rows before it, which
 costs nearly nothing in these formats."""
 PACKED_PIECES = 4
-"""Largest number of pieces of a compressed file, a table or an array, in which skipping takes a few percent of the
+"""Maximum number of pieces of a compressed file, a table or an array, in which skipping takes a few percent of the
 work."""
 FAILED_SUFFIX = ".failed"
 """Suffix of a marker file of a failed part. Other workers do not write the parts after it."""
 SEEN_WITHIN = 60.0
-"""Seconds to wait for a file of a worker: a network file system may show it up to a minute later."""
+"""Maximum seconds to wait for a file of a worker: a network file system may show it up to a minute later."""
 PAUSE = 0.5
 """Seconds between two checks for a file."""
 
@@ -63,7 +63,7 @@ class TaskRunner:
     workers: int = 1
 
     def __call__(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
-        """Yield the number of each task and the result of `function` for it, in any order."""
+        """Yield the number of each task and the result of `function` for the task, in any order."""
         return enumerate(map(function, tasks))
 
 
@@ -71,7 +71,8 @@ in_process_runner = TaskRunner()
 
 
 class DaftRunner(TaskRunner):
-    """A runner of tasks in processes of Daft. Tasks are rows of a data frame, in batches of one.
+    """A runner of tasks in worker processes of Daft, on this machine or on a Ray cluster. Tasks are rows of a data
+    frame, in batches of one.
 
     Args:
         on_ray: whether the processes run on a Ray cluster, or on this machine.
@@ -126,7 +127,8 @@ class DaftRunner(TaskRunner):
 
 @cache
 def connect_ray(address: str | None, processors: int | None) -> Any:
-    """Connect to a Ray cluster, or start one on this machine. Returns the module `ray`. A process has one cluster.
+    """Connect to the Ray cluster at `address`, or start one on this machine if it is None, and return the module `ray`.
+    A process has one cluster.
 
     Raises:
         InputError: Ray is not installed, this process uses another cluster, or the connection fails.
@@ -145,7 +147,7 @@ def connect_ray(address: str | None, processors: int | None) -> Any:
 
 
 class StartFailure(NamedTuple):
-    """The result of each task of a worker that cannot start."""
+    """The result that a worker which cannot start returns for each of its tasks."""
 
     host: str
     reason: str
@@ -171,7 +173,7 @@ class TaskWorker:
 
 
 def unpickle_result(pickled: bytes) -> tuple[int, Any]:
-    """Unpickle the number of a task and its result.
+    """Unpickle the number of a task and its result, or raise InputError if the worker could not start.
 
     Raises:
         InputError: The worker could not start.
@@ -185,7 +187,7 @@ def unpickle_result(pickled: bytes) -> tuple[int, Any]:
 
 
 def pickle_function(function: Callable[[Any], Any]) -> bytes:
-    """Pickle a function for workers. Raises InputError if it cannot be pickled."""
+    """Pickle a function for worker processes, or raise InputError if it cannot be pickled."""
     try:
         return pickle.dumps(function)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -194,13 +196,13 @@ def pickle_function(function: Callable[[Any], Any]) -> bytes:
 
 
 def list_module_paths() -> list[str]:
-    """Return the folders from which modules are imported, including that of this package."""
+    """Return the absolute folders from which this process imports modules, with the folder of this package first."""
     paths = [Path(align.__file__).parents[1], *(Path(place).absolute() for place in sys.path)]
     return [*dict.fromkeys(map(str, paths))]
 
 
 def import_or_raise(name: str) -> Any:
-    """Import a module. Raises InputError if it is not installed."""
+    """Import and return a module, or raise InputError if it is not installed."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -216,7 +218,7 @@ class PartsTask(NamedTuple):
 
 
 class TaskResult(NamedTuple):
-    """The result of a task: the parts that were written, the part that failed, and the reason."""
+    """The parts that a worker has written for a task, and the part that failed with the reason."""
 
     task: PartsTask
     parts: list[int]
@@ -225,7 +227,7 @@ class TaskResult(NamedTuple):
 
 
 class RowCount(NamedTuple):
-    """The number of rows of a file and whether skipping rows is cheap; or the reason why they could not be counted."""
+    """The number of rows of a file and a flag for cheap skipping, or the reason why the rows could not be counted."""
 
     rows: int
     skips_cheaply: bool
@@ -237,7 +239,8 @@ def write_parts_in_workers(
     imports: Sequence[SourceImport],
     report_progress: Callable[[int, int], None] = lambda written, total: None,
 ) -> None:
-    """Write the missing parts of all sources that are files, as far as their rows can be counted.
+    """Write the missing parts of all file sources in worker processes, as far as the rows of the files can be counted.
+    Parts that fail are noted in the imports.
 
     Args:
         report_progress: called with the number of parts that are written, and the number of all.
@@ -287,7 +290,8 @@ def write_parts_in_workers(
 
 
 def wait_for_files(paths: Sequence[Path]) -> None:
-    """Wait until this process sees all files of workers.
+    """Wait until this process sees all files that workers have written, or raise InputError after `SEEN_WITHIN`
+    seconds.
 
     Raises:
         InputError: A file is not seen within `SEEN_WITHIN`.
@@ -303,7 +307,7 @@ def wait_for_files(paths: Sequence[Path]) -> None:
 
 
 def count_file_rows(file: tuple[int, str, Path]) -> RowCount:
-    """Count the rows of a file. An error is returned as the reason."""
+    """Count the rows of a file, and return an error as the reason instead of raising it."""
     _, field, path = file
     try:
         return RowCount(count_rows(path, field), is_seekable(path, field))
@@ -312,7 +316,8 @@ def count_file_rows(file: tuple[int, str, Path]) -> RowCount:
 
 
 def split_parts(counts: Sequence[RowCount]) -> Iterator[range]:
-    """Split the parts of a source into pieces for workers. Each piece begins in one file, and large files have several.
+    """Split the part numbers of a source into ranges for workers. Each range begins in one file, and large files have
+    several.
 
     Args:
         counts: rows of each file.
@@ -328,7 +333,7 @@ def split_parts(counts: Sequence[RowCount]) -> Iterator[range]:
 
 
 def iter_missing_parts(pieces: Iterator[range], existing: set[int]) -> Iterator[tuple[int, ...]]:
-    """Yield runs of consecutive parts that do not exist."""
+    """Yield runs of consecutive part numbers that are in a piece and not in `existing`."""
     for piece in pieces:
         for exists, parts in groupby(piece, key=existing.__contains__):
             if not exists:
@@ -336,7 +341,8 @@ def iter_missing_parts(pieces: Iterator[range], existing: set[int]) -> Iterator[
 
 
 def write_task_parts(imports: Mapping[int, SourceImport], task: PartsTask) -> TaskResult:
-    """Write the parts of a task until one fails.
+    """Write the parts of a task to disk until one fails, and return the numbers of the written parts and of the failed
+    one. A failed part is marked by a file, so that other workers stop too.
 
     Args:
         imports: number of a source → its import.
@@ -360,7 +366,7 @@ def write_task_parts(imports: Mapping[int, SourceImport], task: PartsTask) -> Ta
 
 
 def create_marker(marker_path: Path) -> None:
-    """Create a marker file, so that other workers skip the parts after it. This only saves work, so errors are
-    ignored."""
+    """Create the marker file of a failed part, so that other workers skip the parts after it. This only saves work, so
+    errors are ignored."""
     with suppress(OSError):
         marker_path.touch()

@@ -1,4 +1,4 @@
-"""Lossless conversion between records and columns of Arrow."""
+"""Lossless conversion between records and Arrow columns."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ TURN = pa.struct(
         ("row", pa.string()),
     ]
 )
-"""A turn. `calls` has its tool calls as lines of JSON, so that they are compared as text. `row` is the JSON of the
-whole turn if it has tool calls or is the result of one. Both are mostly null."""
+"""Arrow type of a turn. `calls` has its tool calls as lines of JSON, so that they are compared as text. `row` is the
+JSON of the whole turn if it has tool calls or is the result of one. Both are mostly null."""
 TURNS = pa.list_(TURN)
 JSON_TURNS = pa.list_(pa.json_())
-"""Turns with tool calls in a published data set: JSON objects without empty fields. In structs, every turn would have
-null calls, which chat templates take for calls."""
+"""Arrow type of turns with tool calls in a published data set: JSON objects without empty fields. In structs, every
+turn would have null calls, which chat templates take for calls."""
 TOOLS = "tools"
-"""The column of tools that are available to the assistant: a list of schemas as JSON; null for none."""
+"""Name of the column of tools that are available to the assistant: a list of schemas as JSON; null for none."""
 PAIR_COLUMNS: Mapping[str, pa.DataType] = {
     "id": pa.string(),
     "group_id": pa.string(),
@@ -53,11 +53,11 @@ CONTENT: Mapping[str, Mapping[str, pa.DataType]] = {
     PREFERENCES: {"prompt": TURNS, "chosen": TURNS, "rejected": TURNS, TOOLS: pa.string(), **PAIR_COLUMNS},
     FEEDBACK: {"prompt": TURNS, "completion": TURNS, TOOLS: pa.string(), "label": pa.bool_(), "id": pa.string()},
 }
-"""Kind of records → its columns. A document has either `messages` or `text`."""
+"""Kind of records → Arrow type of each column of its content. A document has either `messages` or `text`."""
 PARTS: Mapping[str, Sequence[str]] = {
     kind: [name for name, type in columns.items() if type == TURNS] for kind, columns in CONTENT.items()
 }
-"""Kind of records → its columns of turns."""
+"""Kind of records → names of its columns of turns."""
 COMPARED_ROLES: Mapping[str, Sequence[str]] = {
     "both": ("user", "assistant", "tool"),
     "prompts": ("user",),
@@ -68,7 +68,7 @@ System prompts and tools are never compared: thousands of different conversation
 
 
 def records_to_columns(kind: str, records: Sequence[Record]) -> dict[str, pa.Array]:
-    """Convert records of one kind to columns. Returns column → its values."""
+    """Return records of one kind as Arrow columns, a dictionary from column name to values."""
     columns = {}
     for name, type in CONTENT[kind].items():
         if name == "text":
@@ -83,7 +83,7 @@ def records_to_columns(kind: str, records: Sequence[Record]) -> dict[str, pa.Arr
 
 
 def build_turns_array(values: Sequence[Sequence[Message] | None]) -> pa.ListArray:
-    """Build an array of lists of turns, with null for None."""
+    """Return an Arrow array with one list of turns per row, which is null for None."""
     flat = [turn for turns in values if turns is not None for turn in turns]
     fields = (
         [turn.role for turn in flat],
@@ -102,21 +102,23 @@ def build_turns_array(values: Sequence[Sequence[Message] | None]) -> pa.ListArra
 
 
 def format_calls(turn: Message) -> str:
-    """Format the tool calls of a turn as lines of JSON."""
+    """Return the tool calls of a turn as lines of JSON, each with `name` and `arguments`."""
     return "\n".join(
         dump_json({"name": call.name, "arguments": json.loads(call.arguments)}) for call in turn.tool_calls
     )
 
 
 def parse_tools(value: str | Sequence[str] | None) -> tuple[Tool, ...]:
-    """Parse the tools of a row from a JSON list, or from a list of JSON texts."""
+    """Parse the tool schemas of a row from a JSON list, or from a list of JSON texts. Returns an empty tuple if there
+    are none."""
     if not value:
         return ()
     return tuple(map(Tool.from_dict, json.loads(value) if isinstance(value, str) else map(json.loads, value)))
 
 
 def columns_to_records(kind: str, table: pa.RecordBatch | pa.Table, names: Sequence[str]) -> list[Record]:
-    """Convert columns to records. Missing columns count as empty.
+    """Return one record per row of a table of one kind; `names` are the ids of documents and feedback. Missing columns
+    count as empty.
 
     Args:
         names: id of each record, for documents and feedback.
@@ -155,7 +157,7 @@ def columns_to_records(kind: str, table: pa.RecordBatch | pa.Table, names: Seque
 
 
 def parse_turn_lists(column: pa.Array | pa.ChunkedArray) -> list[tuple[Message, ...] | None]:
-    """Parse a column of turns. Returns the turns of each row; None for null."""
+    """Return the turns of each row in a column of turn lists, or None for a row that is null."""
     rows = list[tuple[Message, ...] | None]()
     for lists in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
         turns = parse_turns(lists.flatten())
@@ -169,8 +171,8 @@ def parse_turn_lists(column: pa.Array | pa.ChunkedArray) -> list[tuple[Message, 
 
 
 def parse_turns(flat: pa.Array) -> list[Message]:
-    """Parse a flat array of turns. If no turn has tool calls or results, fields are read column by column, which is
-    faster."""
+    """Return a flat Arrow array of turns as messages. If no turn has tool calls or results, fields are read column by
+    column, which is faster."""
     if not pa.types.is_struct(flat.type):
         return list(map(parse_turn, flat.to_pylist()))
     fields = {field.name: values for field, values in zip(flat.type, flat.flatten(), strict=True)}
@@ -183,7 +185,7 @@ def parse_turns(flat: pa.Array) -> list[Message]:
 
 
 def parse_turn(turn: Mapping[str, Any] | str) -> Message:
-    """Parse a turn of a conversation from a row of fields, or from JSON."""
+    """Return a turn as a message, from a mapping of its fields or from JSON."""
     fields = {"row": turn} if isinstance(turn, str) else turn
     if fields.get("row") is not None:
         fields = json.loads(fields["row"])
@@ -191,7 +193,8 @@ def parse_turn(turn: Mapping[str, Any] | str) -> Message:
 
 
 def join_record_texts(kind: str, table: pa.RecordBatch | pa.Table, over: str = "both") -> pa.Array:
-    """Return the text of each record, one line a turn, without system turns. Plain text counts as prompt and answer.
+    """Return the text of each record as one string, with one line a turn and without system turns. Plain text counts as
+    prompt and answer.
 
     Args:
         over: roles to include: `both`, `prompts` or `answers`, see `COMPARED_ROLES`.
@@ -211,8 +214,8 @@ def join_record_texts(kind: str, table: pa.RecordBatch | pa.Table, over: str = "
 
 
 def join_complete_texts(table: pa.RecordBatch | pa.Table) -> pa.Array:
-    """Return the complete text of each document: all turns with their role and whether they are trained on, and
-    tools."""
+    """Return the complete text of each document: all turns with their role and whether they are trained on, and the
+    tool schemas."""
     turns = combine_column(table.column("messages"))
     flat = turns.flatten()
     role = flat.field("role")
@@ -227,7 +230,7 @@ def join_complete_texts(table: pa.RecordBatch | pa.Table) -> pa.Array:
 
 
 def append_calls(flat: pa.StructArray) -> pa.Array:
-    """Return the contents of turns, each followed by the lines of its tool calls."""
+    """Return the content of each turn, followed by its tool calls as lines of JSON."""
     content = flat.field("content")
     calls = flat.field("calls")
     if calls.null_count == len(calls):  # the common case
@@ -236,12 +239,13 @@ def append_calls(flat: pa.StructArray) -> pa.Array:
 
 
 def combine_column(column: pa.Array | pa.ChunkedArray) -> Any:
-    """Return a column as a single array."""
+    """Return a column as a single array, with its chunks combined."""
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def join_role_turns(turns: pa.ListArray, roles: Sequence[str]) -> pa.Array:
-    """Join the contents of the turns of some roles by line breaks. Returns an empty text for a record without any."""
+    """Return the contents of each record's turns with the given roles, joined by line breaks, or an empty text if there
+    are none."""
     flat = turns.flatten()
     has_role = pc.is_in(flat.field("role"), value_set=pa.array(roles))
     turns_before = np.append(0, np.cumsum(has_role.to_numpy(zero_copy_only=False)))
@@ -250,13 +254,13 @@ def join_role_turns(turns: pa.ListArray, roles: Sequence[str]) -> pa.Array:
 
 
 def list_offsets(lists: pa.ListArray) -> ndarray:
-    """Return the offset of each list in `flatten()`, and the end of the last one; int64 (N + 1). A null list is
-    empty."""
+    """Return the offset of each list in the flattened values, and the end of the last one; int64 (N + 1). A null list
+    is empty."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     return np.append(0, np.cumsum(lengths, dtype=np.int64))
 
 
 def count_turns(kind: str, table: pa.RecordBatch | pa.Table) -> ndarray:
-    """Count the turns of each record, int64 (N). Plain text counts as one."""
+    """Return the number of turns of each record, int64 (N). Plain text counts as one turn."""
     counts = [np.diff(list_offsets(combine_column(table.column(name)))) for name in PARTS[kind]]
     return np.maximum(np.sum(counts, axis=0), 1)
