@@ -46,7 +46,7 @@ def find_exact_duplicates(
     rows: SpoolRows, mask: ndarray, preference: ndarray, source: ndarray, among: str = ALL
 ) -> Duplicates:
     """Return the rows to drop because their normalised text equals that of a more preferred row, each with the row to
-    keep.
+    keep. Pairs and feedback are compared by their content.
 
     Args:
         mask: rows to compare, bool (N).

@@ -59,30 +59,30 @@ pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
 SCHEMA_VERSION = 2
 TOMBSTONE = 32
-"""Bytes of the leaf that replaces a forgotten row."""
+"""Number of bytes of the leaf that replaces a forgotten row."""
 ROOT_FIELDS = ("root", "ids_root")
-"""Fields of `data.json` that a run's manifest has of a data set, besides its digest."""
+"""Fields of `data.json` that the manifest of a run on the data set repeats, besides its digest."""
 MAKE_REMEDY = 'Make it with: python -m align stage=data "stage.sources=[…]".'
 FACT_COLUMNS = ("content_id", "question_id", "source", "row", "metadata")
-"""Columns of a spool that are published beside the content."""
+"""Names of the columns that are published beside the content of rows."""
 SHARD_ROWS = 250_000
-"""Largest number of rows of a shard."""
+"""Maximum number of rows of a shard."""
 SORTED_AT_ONCE = 1 << 20
-"""Content ids that are sorted at once."""
+"""Number of content ids that are sorted at once."""
 ROW_GROUP = 16_384
-"""Largest number of rows of a row group."""
+"""Maximum number of rows of a row group."""
 ROW_GROUP_BYTES = 64 * 2**20
-"""Bytes above which a row group ends."""
+"""Number of bytes above which a row group ends."""
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 MESSAGES = pa.list_(MESSAGE)
-"""Type of a column of turns that are all trained on."""
+"""Arrow type of a column of turns that are all trained on."""
 MARKED_MESSAGES = pa.list_(pa.struct([*MESSAGE, ("train", pa.bool_())]))
-"""Type of a column of turns with a flag whether each is trained on."""
+"""Arrow type of a column of turns with a flag whether each is trained on."""
 
 
 def compute_data_set_root(splits: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the Merkle root over the roots of a data set's splits, train first. Returns an empty text if one of them
-    is no digest."""
+    """Return the Merkle root over the roots of a data set's train and test splits, in this order. Returns an empty text
+    if one of them is no digest."""
     try:
         return compute_root(bytes.fromhex(splits[name]["root"]) for name in SPLITS)
     except ValueError:
@@ -90,7 +90,7 @@ def compute_data_set_root(splits: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def encode_row_leaf(content_id: bytes, times: int = 1) -> bytes:
-    """Return the leaf of a row in a data set's Merkle tree: its content id and a number.
+    """Return the leaf of a row in a data set's Merkle tree: its content id, and a count in 4 bytes, big-endian.
 
     Args:
         times: number of equal rows that the leaf represents. It is 1 in the tree of a data set.
@@ -99,14 +99,14 @@ def encode_row_leaf(content_id: bytes, times: int = 1) -> bytes:
 
 
 def iter_row_leaves(table: pa.Table) -> Iterator[bytes]:
-    """Yield the Merkle leaf of each row of a published table."""
+    """Yield the Merkle leaf of each row of a published table, from its column `content_id`."""
     for id in table["content_id"].to_pylist():
         yield encode_row_leaf(bytes.fromhex(id))
 
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """A published data set.
+    """A published data set on disk: Parquet shards, and `data.json`, which describes them.
 
     Attributes:
         folder: its folder.
@@ -121,7 +121,7 @@ class DataSet:
         return self.data["kind"]
 
     def load_records(self, split: str) -> list[Record]:
-        """Load the records of `train` or `test` in order, with repeated rows.
+        """Load the records of the split `train` or `test` in order, with repeated rows, and check their Merkle root.
 
         Raises:
             CorruptFile: The rows are invalid, or their root differs from that in `data.json`.
@@ -145,7 +145,7 @@ class DataSet:
         return records
 
     def list_row_sources(self, split: str) -> list[str]:
-        """Return the name of the source of each row of a split, in order."""
+        """Return the name of the source that each row of a split is from, in order."""
         return [name for table in self.iter_tables(split, ["source"]) for name in table["source"].to_pylist()]
 
     def iter_tables(self, split: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -162,7 +162,7 @@ class DataSet:
                         yield file.read_row_group(group, columns=columns)
 
     def iter_sequence(self, split: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table | bytes]:
-        """Yield the rows of a split as tables, in order, and a tombstone in the place of each forgotten row.
+        """Yield the rows of a split as tables, in order, and 32 bytes (a tombstone) in the place of each forgotten row.
 
         Raises:
             ValueError: A tombstone is invalid, or its place is after the end.
@@ -190,13 +190,13 @@ class DataSet:
             place += 1
 
     def list_leaves(self, split: str) -> list[bytes]:
-        """Return the Merkle leaves of one split, in order, with the tombstones of forgotten rows."""
+        """Return the Merkle leaves of one split in order, including those of forgotten rows."""
         pieces = self.iter_sequence(split, ["content_id"])
         return [leaf for piece in pieces for leaf in ([piece] if isinstance(piece, bytes) else iter_row_leaves(piece))]
 
 
 def find_data_set(ref: str, root: Path) -> Path:
-    """Find the folder that a reference refers to: a path, `data:latest` or `data:NAME`.
+    """Return the folder of the data set that a reference names: a path, `data:latest` or `data:NAME`.
 
     Args:
         root: folder of all runs.
@@ -224,7 +224,7 @@ def find_data_set(ref: str, root: Path) -> Path:
 
 
 def load_data_set(folder: Path) -> DataSet:
-    """Load the data set in a folder, and check that every shard is unchanged.
+    """Return the data set in a folder after a check that every shard has its published digest.
 
     Raises:
         MissingArtifact: There is no data set in the folder.
@@ -273,7 +273,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class RowProof:
-    """A proof that a data set with a known root contains a row.
+    """A Merkle proof that a data set with a known root contains a row.
 
     Attributes:
         split: `train` or `test`.
@@ -313,7 +313,7 @@ def verify_row_proof(proof: RowProof, content_id: bytes, root: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RowSelection:
-    """The rows of a spool that a data set keeps.
+    """The rows to write to a data set, with their repetitions, split, duplicates and scores.
 
     Attributes:
         times: number of times that each row is written, int32 (N); 0 leaves it out.
@@ -329,7 +329,7 @@ class RowSelection:
     scores: ndarray | None = None
 
     def list_cluster_heads(self, rows: SpoolRows) -> ndarray:
-        """Return for each row the content id (hex) of the kept row of its cluster. None for a row without
+        """Return for each row the content id (hex) of the row that is kept among its duplicates, or None if it has no
         duplicates."""
         clusters = np.full(len(self.times), None, object)
         if len(self.heads):
@@ -344,7 +344,7 @@ class RowSelection:
 def write_data_set(
     folder: Path, rows: SpoolRows, selection: RowSelection, description: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write the selected rows of a spool as a data set: Parquet shards and `data.json`.
+    """Write the selected rows as a data set of Parquet shards and `data.json`, and return the content of `data.json`.
 
     Args:
         description: further fields of `data.json`.
@@ -406,7 +406,7 @@ def write_data_set(
 
 
 def choose_column_types(rows: SpoolRows) -> dict[str, pa.DataType]:
-    """Return the content columns that are not empty in all rows, with the type that each is published as."""
+    """Return the content columns that are not empty in all rows, each with the Arrow type in which it is published."""
     turns = choose_turn_type(rows)
     types = dict[str, pa.DataType]()
     for name, type in CONTENT[rows.kind].items():
@@ -423,8 +423,8 @@ def choose_column_types(rows: SpoolRows) -> dict[str, pa.DataType]:
 
 
 def choose_turn_type(rows: SpoolRows) -> pa.DataType:
-    """Return the type that turns are published as: JSON if any turn has tool calls, else structs. These have the field
-    `train` if any turn is not trained on."""
+    """Return the Arrow type in which turns are published: JSON if any turn has tool calls or results, else structs.
+    These have the field `train` if any turn is not trained on."""
     type = MESSAGES
     for _, batch in rows.iter_batches(PARTS[rows.kind]):
         for column in batch.columns:
@@ -437,7 +437,7 @@ def choose_turn_type(rows: SpoolRows) -> pa.DataType:
 
 
 def ids_to_hex(ids: pa.FixedSizeBinaryArray) -> pa.StringArray:
-    """Convert a column of ids to hex."""
+    """Return a column of binary ids as a column of texts in hex."""
     values = column_to_numpy(ids)
     offsets = np.arange(len(values) + 1, dtype=np.int32) * (2 * values.shape[1])
     data = pa.py_buffer(values.tobytes().hex().encode())
@@ -445,8 +445,7 @@ def ids_to_hex(ids: pa.FixedSizeBinaryArray) -> pa.StringArray:
 
 
 def convert_column(column: pa.Array, type: pa.DataType) -> pa.Array:
-    """Convert a column of a spool to its published type: turns to structs with fewer fields or to JSON, tools to
-    lists."""
+    """Return a content column in its published type: turns as structs with fewer fields or as JSON, tools as lists."""
     if type == JSON_TURNS:
         is_turns = column.type == TURNS
         rows = [
@@ -464,7 +463,7 @@ def convert_column(column: pa.Array, type: pa.DataType) -> pa.Array:
 
 
 class ShardWriter:
-    """A writer of the Parquet files of one split.
+    """A writer of the Parquet files of one split, which also computes the split's Merkle root.
 
     Args:
         count: number of rows that will be added.
@@ -487,7 +486,7 @@ class ShardWriter:
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, table: pa.Table) -> None:
-        """Add published rows, and write row groups that are full."""
+        """Add published rows to the split and its Merkle tree, and write row groups that are full."""
         self.tree.extend(iter_row_leaves(table))
         while table.num_rows:
             room = SHARD_ROWS - self.rows % SHARD_ROWS
@@ -500,7 +499,7 @@ class ShardWriter:
                 self._flush(is_full)
 
     def add_tombstone(self, tombstone: bytes) -> None:
-        """Add a tombstone in the place of a forgotten row."""
+        """Add random bytes (a tombstone) to the Merkle tree in the place of a forgotten row."""
         self.forgotten.append((self.tree.size, tombstone.hex()))
         self.tree.add(tombstone)
 
@@ -519,15 +518,15 @@ class ShardWriter:
             self._writer = None
 
     def close(self) -> dict[str, Any]:
-        """Write the pending rows and close the files. Returns the description of the split for `data.json`."""
+        """Write the pending rows, close the files, and return the description of the split for `data.json`."""
         self._flush(ends_file=True)
         forgotten = {"forgotten": self.forgotten} if self.forgotten else {}
         return {"rows": self.rows, "distinct": self.distinct, "root": self.tree.root(), **forgotten}
 
 
 def iter_unique_ids(rows: SpoolRows, mask: ndarray) -> Iterator[bytes]:
-    """Yield the different content ids of some rows, sorted. About `SORTED_AT_ONCE` of them are in memory at a time, in
-    ranges of their first bits."""
+    """Yield the distinct content ids of the rows in a mask, sorted. About `SORTED_AT_ONCE` of them are in memory at a
+    time, in ranges of their first bits."""
     parts = len(mask) // SORTED_AT_ONCE + 1
     for part in range(parts):
         part_ids = [np.zeros(0, "V32")]

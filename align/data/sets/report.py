@@ -26,32 +26,32 @@ from align.run.files import write_text
 from align.track import format_conversation, format_row
 
 Hide = Callable[[str], str]
-"""Masks personal data in a text."""
+"""A function that returns a text with personal data masked."""
 PARTS_OF_ROWS = [*dict.fromkeys(part for parts in MESSAGE_ATTRIBUTES.values() for part in parts)]
 DROPPED = "dropped.jsonl"
 DUPLICATES = "duplicates.jsonl"
 ROWS = "rows.jsonl"
 SCORES = "scores.jsonl"
 ROWS_SHOWN = 3
-"""Training rows of each source that are shown."""
+"""Number of training rows of each source that are shown."""
 CLUSTERS_SHOWN = 8
-"""Clusters of duplicates that are shown."""
+"""Maximum number of clusters of duplicates that are shown."""
 DUPLICATES_SHOWN = 3
-"""Duplicates of each cluster that are shown."""
+"""Maximum number of duplicates of each cluster that are shown."""
 LEAKS_SHOWN = 3
-"""Rows that overlap with each evaluation set that are shown."""
+"""Maximum number of rows that overlap with each evaluation set that are shown."""
 SCORES_SHOWN = 3
-"""Rows that are shown at each end and each cut of a source's scores."""
+"""Maximum number of rows that are shown at each end and each cut of a source's scores."""
 EXAMPLES_SHOWN = 4
-"""Examples of each source and cleaning step."""
+"""Maximum number of examples of each source and cleaning step."""
 MAX_CHARACTERS = 400
-"""Characters of a record that are shown."""
+"""Maximum characters of a record that are shown."""
 MAX_RENDERED = 20_000
-"""Characters of a record above which it is cut instead of rendered, because a chat template renders all of it."""
+"""Number of characters above which a record is cut instead of rendered, because a chat template renders all of it."""
 LOSS_SHARE = 0.2
-"""Share of a source above which the removals of a step are reported as a loss."""
+"""Share of a source's rows above which the removals of a step are reported as a loss."""
 LOSS_EXAMPLES = 3
-"""Examples of each loss that are shown."""
+"""Maximum number of examples of each loss that are shown."""
 StepLoss = dict[str, Any]
 """A step that removed many rows: `source`, `step`, `removed`, `of` (rows of the source before the step), and `examples`
 (texts)."""
@@ -66,7 +66,7 @@ def describe_sources(
     is_test: ndarray,
     mixture: Mixture,
 ) -> dict[str, Any]:
-    """Return the fields of `data.json` that describe the sources of a data set and how they were mixed.
+    """Return the fields of `data.json` on a data set's sources: their counts, licences, and shares of the mixture.
 
     Args:
         shapes: shapes of the rows of each source, see `align.data.sets.source.detect_row_shapes`.
@@ -108,7 +108,7 @@ def describe_sources(
 
 
 def count_hits_by_set(names: Sequence[str], leaks: OverlapMatches) -> list[dict[str, Any]]:
-    """Count the rows that overlap with each evaluation set, by rule.
+    """Return the number of rows that overlap with each evaluation set, by rule, as one mapping (`set`, `hits`) per set.
 
     Args:
         names: names of the evaluation sets.
@@ -120,7 +120,8 @@ def count_hits_by_set(names: Sequence[str], leaks: OverlapMatches) -> list[dict[
 def count_duplicates_and_leaks(
     duplicates: Duplicates, evaluation_leaks: OverlapMatches, split_leaks: OverlapMatches
 ) -> dict[str, int]:
-    """Count the duplicates and the rows that overlap with evaluation or test rows, whether or not they were removed.
+    """Return the numbers of duplicates and of rows that overlap with evaluation or test rows, whether or not they were
+    removed.
 
     Args:
         evaluation_leaks: rows that overlap with evaluation sets.
@@ -136,7 +137,8 @@ def count_duplicates_and_leaks(
 
 
 def build_data_set_metrics(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics of the run, from the content of `data.json`."""
+    """Return the metrics of a `stage=data` run, such as numbers of rows and Merkle roots, from the content of
+    `data.json`."""
     splits = data["splits"]
     counts = sum((Counter(source["counts"]) for source in data["sources"]), Counter[str]())
     left_out = {key: counts[key] for key in counts if key in (SKIPPED, UNDECIDED)}
@@ -159,7 +161,8 @@ def build_data_set_metrics(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_read_losses(names: Sequence[str], source_counts: Sequence[Mapping[str, Any]], hide: Hide) -> list[StepLoss]:
-    """Return the steps of reading and cleaning that removed many of a source's rows, with numbers and examples.
+    """Return the reading and cleaning steps that removed more than `LOSS_SHARE` of a source's rows, with numbers and
+    examples.
 
     Args:
         names: names of the sources.
@@ -186,7 +189,8 @@ def find_read_losses(names: Sequence[str], source_counts: Sequence[Mapping[str, 
 
 
 def format_row_text(row: Mapping[str, Any]) -> str:
-    """Format a row of `align.data.read.content.to_content_row` for readers: its turns with their roles."""
+    """Return a row as text for readers: plain text as it is, and a conversation as its tool names and its turns with
+    roles. The row has the form of `align.data.read.content.to_content_row`."""
     if "text" in row:
         return row["text"]
     turns = [turn for part in PARTS_OF_ROWS for turn in row.get(part, ())]
@@ -195,7 +199,7 @@ def format_row_text(row: Mapping[str, Any]) -> str:
 
 
 def list_cleaning_examples(names: Sequence[str], source_counts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the first records that each cleaning step dropped, changed or noted of each source, for `dropped.jsonl`.
+    """Return the first records that each cleaning step dropped, changed or noted in each source, for `dropped.jsonl`.
 
     Args:
         names: names of the sources.
@@ -217,7 +221,7 @@ def list_cleaning_examples(names: Sequence[str], source_counts: Sequence[Mapping
 
 
 class ExampleWriter:
-    """A writer of the rows that a data set's report shows, as JSON Lines beside the artifact.
+    """A writer of the example rows that a data set's report shows, as JSON Lines beside the artifact.
 
     Args:
         folder: folder of the run.
@@ -233,16 +237,17 @@ class ExampleWriter:
         self.hide = hide
 
     def shorten_text(self, record: Record) -> str:
-        """Return the text of a record as the report shows it: shortened, with personal data hidden."""
+        """Return a record's text with personal data masked, cut to at most `MAX_CHARACTERS` characters."""
         text = self.hide(format_row_text(to_content_row(record)))
         return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
 
     def describe_rows(self, numbers: ndarray) -> list[dict[str, Any]]:
-        """Return the name (`source:row`) and the shortened text of some rows."""
+        """Return the name (`source:row`) and the shortened text of the rows with these numbers."""
         return [{"row": id, "text": self.shorten_text(record)} for id, record in self.rows.load_records(numbers)]
 
     def find_losses(self, funnel: Funnel, step: str) -> Iterator[StepLoss]:
-        """Yield the sources that lost many rows in the last step of a funnel, with numbers and examples.
+        """Yield the sources that lost more than `LOSS_SHARE` of their rows in a funnel's last step, with numbers and
+        examples.
 
         Args:
             step: name of the step.
@@ -259,7 +264,8 @@ class ExampleWriter:
                 }
 
     def describe_leaks(self, leaks: OverlapMatches, sets: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the first rows that overlap with each evaluation set, as lines of `dropped.jsonl`.
+        """Return the first rows that overlap with each evaluation set, with the rule and the evaluation row, for
+        `dropped.jsonl`.
 
         Args:
             sets: names of the evaluation sets.
@@ -277,7 +283,7 @@ class ExampleWriter:
         write_text(self.folder / name, "".join(map(format_row, lines)))
 
     def write_duplicates(self, duplicates: Duplicates, heads: ndarray) -> None:
-        """Write `duplicates.jsonl`: the largest clusters, one on each line.
+        """Write the largest clusters of duplicates to `duplicates.jsonl`, one on each line.
 
         Args:
             heads: see `align.data.sets.duplicates.find_cluster_heads`.
@@ -295,7 +301,7 @@ class ExampleWriter:
         self.write(DUPLICATES, lines)
 
     def write_rows(self, mask: ndarray, render: Render) -> None:
-        """Write `rows.jsonl`: the first training rows of each source, as training renders them.
+        """Write the first training rows of each source to `rows.jsonl`, rendered as in training.
 
         Args:
             mask: mask of the training rows, bool (N).
@@ -306,7 +312,8 @@ class ExampleWriter:
         self.write(ROWS, [{"row": id, **line} for id, record in records for line in self.render_record(record, render)])
 
     def render_record(self, record: Record, render: Render) -> list[dict[str, Any]]:
-        """Render one record as lines of `rows.jsonl`, with personal data masked in each part."""
+        """Return one record as lines of `rows.jsonl`: rendered as in training, with personal data masked. A record of
+        more than `MAX_RENDERED` characters is cut instead."""
         if sum(map(len, list_texts(record))) > MAX_RENDERED:
             refused = "it is too long to be shown whole"
             return [{"what": "", "parts": [build_part(self.shorten_text(record))], "refused": refused}]
@@ -316,7 +323,7 @@ class ExampleWriter:
         ]
 
     def write_scores(self, scores: ndarray, is_dropped: ndarray) -> None:
-        """Write `scores.jsonl`: rows of each source with the lowest and highest scores, and around the cuts.
+        """Write rows of each source with the lowest and highest scores, and around the cuts, to `scores.jsonl`.
 
         Args:
             scores, is_dropped: see `align.data.sets.score_cuts.mask_outside_cuts`.
@@ -339,8 +346,8 @@ class ExampleWriter:
 
 
 def build_length_histograms(characters: ndarray, source: ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Return a histogram of the lengths of each source's rows, with bins that double, and the total number of
-    characters.
+    """Return a histogram of the lengths in characters of each source's rows, with bins that double, and their total
+    length.
 
     Args:
         characters, source: number of characters and source of each written row, int (N).

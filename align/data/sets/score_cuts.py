@@ -1,4 +1,4 @@
-"""Scores of the rows of a spool, and selection of rows by score.
+"""Scores of the rows of a data set under construction, and selection of rows by score.
 
 Scores are in one file beside the parts, eight bytes for each row in order. Each piece is appended when it is scored, so
 a run that was killed resumes after the last whole piece. The score of a row that cannot be scored is nan.
@@ -19,19 +19,20 @@ from align.data.sets.spool import SpoolRows
 
 FILE = "scores.f64"
 PIECE = 512
-"""Rows that are passed to the scorer at once. They do not depend on the batches of the spool, because scores may depend
-on the rows that a model processes together."""
+"""Maximum number of rows that are passed to the scorer at once. They do not depend on the batches of the spool, because
+scores may depend on the rows that a model processes together."""
 BINS = 40
 OUTLIER_SHARE = 0.002
-"""Share of all scores below the first bin of a histogram, and as many above the last one, because of outliers."""
+"""Share of all scores that lie below a histogram's first edge, and as many above its last one, because of outliers."""
 ScoreRecords = Callable[[Sequence[Record]], ndarray]
-"""Returns the score of each record, float64 (N); nan for none."""
+"""A function that returns the score of each record, float64 (N); nan for none."""
 
 
 def score_spool(
     rows: SpoolRows, score: ScoreRecords, report_progress: Callable[[int], object] = lambda count: None
 ) -> ndarray:
-    """Return the score of each row, float64 (N). Scores that the spool's file already has are not computed again.
+    """Return the score of each row, float64 (N), and append the scores that the score file lacks to it. Scores that it
+    has already are not computed again.
 
     Args:
         score: scores at most `PIECE` records.
@@ -55,7 +56,7 @@ def load_records(rows: SpoolRows, numbers: ndarray) -> list[Record]:
 
 
 def count_scored(rows: SpoolRows) -> int:
-    """Count the rows that an earlier attempt scored: whole pieces, or all rows if it finished."""
+    """Return the number of rows that an earlier attempt scored: whole pieces, or all rows if it finished."""
     size = get_score_path(rows).stat().st_size // 8 if get_score_path(rows).is_file() else 0
     return size if size == rows.count else size // PIECE * PIECE
 
@@ -73,11 +74,11 @@ def mask_outside_cuts(
     min_score: float | None = None,
     max_score: float | None = None,
 ) -> ndarray:
-    """Return a mask of the rows to drop because of their score, bool (N).
+    """Return a mask of the rows to drop because their score is outside of the kept quantiles or limits, bool (N).
 
-    Of n rows in ascending order of score, those from place round(n · kept_quantiles[0]) up to
-    round(n · kept_quantiles[1]) are kept. Ties
-    are broken by content id, and then by row. Rows without a score are kept.
+    Of n rows in ascending order of score, the ones from place round(n · kept_quantiles[0]) up to
+    round(n · kept_quantiles[1]) are kept. Ties are broken by content id, and then by row. Rows without a score are
+    kept.
 
     Args:
         scores: score of each row, float64 (N); nan for none.
@@ -102,8 +103,8 @@ def mask_outside_cuts(
 
 
 def summarize_scores(scores: ndarray, is_dropped: ndarray, source: ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Summarize the scores of each source for `data.json`: numbers of rows, quantiles, cuts, and histograms of kept and
-    of dropped rows. The outer bins include outliers.
+    """Return a summary of each source's scores for `data.json`: numbers of rows, quantiles, cuts, and histograms of
+    kept and of dropped rows. The outer bins include outliers.
 
     Args:
         scores, source: see `mask_outside_cuts`.
@@ -138,7 +139,8 @@ def summarize_scores(scores: ndarray, is_dropped: ndarray, source: ndarray, name
 
 
 def iter_score_examples(scores: ndarray, is_dropped: ndarray, max_per_kind: int) -> Iterator[tuple[str, ndarray]]:
-    """Yield examples of rows of one source: those with the lowest scores, those around the cuts, and the highest.
+    """Yield examples of one source's rows by kind: with the lowest scores, around the cuts, and with the highest
+    scores.
 
     Args:
         scores, is_dropped: scores of the source's rows, and whether each is dropped.

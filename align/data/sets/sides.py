@@ -37,8 +37,8 @@ LATEST = 1e10
 
 
 def assign_units(questions: ndarray, *links: ndarray) -> ndarray:
-    """Return an id of the unit of linked rows that each row belongs to, uint64 (N). It is the hash with the smallest
-    lower half of the hashes of all linked rows.
+    """Return for each row an id (a hash) of the unit of linked rows that it belongs to, uint64 (N). It is the hash with
+    the smallest lower half of the hashes of all linked rows.
 
     Its upper half decides the split of the unit, and is distributed as evenly among units as among questions.
 
@@ -59,13 +59,14 @@ def assign_units(questions: ndarray, *links: ndarray) -> ndarray:
 
 
 def exchange_halves(hashes: ndarray) -> ndarray:
-    """Swap the upper and lower 32 bits of each hash."""
+    """Return each 64-bit hash with its upper and lower 32 bits swapped."""
     half = np.uint64(32)
     return hashes << half | hashes >> half
 
 
 def label_groups(groups: pa.ChunkedArray, source: ndarray) -> ndarray:
-    """Number the groups of rows, int64 (N). Rows without a group get -1. Groups of different sources are different.
+    """Return the number of each row's group, int64 (N), or -1 for a row without a group. Groups of different sources
+    are different.
 
     Args:
         groups: name of each row's group, null for none.
@@ -77,7 +78,7 @@ def label_groups(groups: pa.ChunkedArray, source: ndarray) -> ndarray:
 
 
 def select_held_out(units: ndarray, held_out: float) -> ndarray:
-    """Return whether each row is in the test split, bool (N).
+    """Return whether each row is in the test split, bool (N), by the hash of its unit of linked rows.
 
     The first 32 bits of a unit are a number in [0, 1), and units below `held_out` are held out, as for a plain file
     (`align.data.split.select_held_out_keys`). At least one unit is held out if there are two.
@@ -101,7 +102,7 @@ def extend_to_units(units: ndarray, is_test: ndarray) -> ndarray:
 
 
 def parse_split_column(names: Sequence[str | None], column: str) -> ndarray:
-    """Return whether each row is in the test split according to its column, bool (N).
+    """Return whether each row is in the test split according to its value in the split column, bool (N).
 
     Raises:
         InputError: A row does not name a split.
@@ -116,14 +117,14 @@ def parse_split_column(names: Sequence[str | None], column: str) -> ndarray:
 
 
 def check_column_exists(values: Sequence[str | None], column: str) -> None:
-    """Raise InputError if a column of the split setting is null in all rows."""
+    """Raise InputError if the column that the split setting names is null in all rows."""
     is_present = any(value is not None for value in values)
     remedy = "Name a column that the rows have; where columns are mapped, by its new name."
     require(is_present, "stage.split.column", column, "is a column that no row has", remedy)
 
 
 def is_written_since(times: Sequence[str | None], since: str, column: str) -> ndarray:
-    """Return whether each row was written at `since` or later, bool (N).
+    """Return whether the time of each row is `since` or later, bool (N).
 
     Args:
         times: time of each row, see `parse_timestamp`.
@@ -137,7 +138,8 @@ def is_written_since(times: Sequence[str | None], since: str, column: str) -> nd
 
 
 def parse_timestamp(text: str | None, field: str) -> float:
-    """Parse an ISO 8601 time (UTC if it has no zone), or a number of seconds or milliseconds since 1970, to seconds.
+    """Return an ISO 8601 time (UTC if it has no zone), or a number of seconds or milliseconds since 1970, in seconds
+    since 1970.
 
     Raises:
         InputError: The text is no time. A number has to lie between 1973 and 2286, so that a year or a day is not

@@ -32,12 +32,13 @@ NAME = re.compile(r"\w[\w.-]{0,79}")
 CORPUS = "chitchat"
 HELP = 'Write "stage.sources=[{path: a.jsonl}, {path: b.parquet, weight: 0.3}]".'
 SHAPE_ROWS = 100
-"""Rows from which the shapes of a source's rows are determined."""
+"""Number of rows from which the shapes of a source's rows are determined."""
 
 
 @dataclass(frozen=True, slots=True)
 class VoteSnapshot:
-    """Snapshot of a project of the annotation store at the beginning of a run.
+    """The state of an annotation project at the beginning of a run: the head of its ledger, and the secret key of its
+    row ids.
 
     Attributes:
         url: URL of the store.
@@ -54,11 +55,12 @@ class VoteSnapshot:
 
     @property
     def ids(self) -> IdKind:
-        """Kind of the ids of its rows."""
+        """Kind of the ids of the project's rows: HMAC under its key."""
         return build_hmac_kind(self.project, self.key)
 
     def iter_pairs(self, skip: int = 0) -> Iterator[ParsedRecord]:
-        """Yield the same pairs as `data=annotations`, in the order of the ledger, numbered from 1.
+        """Yield the project's preference pairs up to the head of the ledger, in the ledger's order, numbered from 1.
+        They are the same pairs as with `data=annotations`.
 
         Args:
             skip: number of pairs to skip.
@@ -73,7 +75,7 @@ class VoteSnapshot:
 
 
 def load_vote_snapshot(url: str, project: str, allow_simulated: bool) -> VoteSnapshot:
-    """Return a snapshot of the votes of an annotation project: the head of its ledger, and the key of its ids.
+    """Return the ledger head and the row-id key of an annotation project as a snapshot of its votes.
 
     Raises:
         InputError: There is no such store or project, or the project was erased.
@@ -88,7 +90,7 @@ def load_vote_snapshot(url: str, project: str, allow_simulated: bool) -> VoteSna
 
 
 def load_active_votes(url: str, kind: IdKind) -> set[int] | None:
-    """Return the active votes of the project of a kind of ids: those neither retracted nor on an erased item.
+    """Return the sequence numbers of a project's votes that are neither retracted nor on an erased item.
 
     Returns None if the project was erased.
 
@@ -142,31 +144,33 @@ class Source:
 
     @property
     def field(self) -> str:
-        """Name in errors about its files."""
+        """Name of the source in errors, `stage.sources.NAME`."""
         return f"{FIELD}.{self.name}"
 
     @property
     def key(self) -> bytes | None:
-        """Key of the ids of its rows; None for SHA-256."""
+        """Secret key of the ids of the source's rows, or None if the ids are SHA-256."""
         return self.votes.key if self.votes else None
 
     @property
     def ids(self) -> IdKind:
-        """Kind of the ids of its rows."""
+        """Kind of the ids of the source's rows: HMAC for votes, SHA-256 for all others."""
         return self.votes.ids if self.votes else SHA256
 
     @property
     def rules(self) -> ColumnRules:
-        """Rules for its columns from the settings."""
+        """Column names and metadata columns from the settings, as the rules for reading the source."""
         return ColumnRules(self.columns, self.metadata, source=True)
 
     @property
     def files(self) -> list[Path]:
-        """Files at its path; empty if it has none. Raises InputError if there is no such file."""
+        """Files at the source's path, or an empty list if it has no path. Raises InputError if there is no such
+        file."""
         return list_data_files(self.path, self.field) if self.path else []
 
     def resolve(self, store: str, allow_simulated: bool) -> Source:
-        """Return the source with a snapshot of its votes if it is a project, and with its licence if it is a data set.
+        """Return the source with a snapshot of its votes if it is a project, and with its licence if it is a published
+        data set.
 
         Args:
             store: URL of the annotation store.
@@ -184,8 +188,8 @@ class Source:
         return replace(self, licence=resolve_licence(sources, self.licence, f"{self.field}.licence"))
 
     def build_input(self) -> Input:
-        """Return the source's files or votes as an input of a run, with a digest. Raises InputError if there is no such
-        file."""
+        """Return the digest of the source's files or votes as an input for a run's manifest. Raises InputError if there
+        is no such file."""
         if self.votes:
             return Input(self.votes.head.hash, project=self.votes.project, seq=self.votes.head.seq)
         if self.path:
@@ -193,7 +197,7 @@ class Source:
         return Input(lookup_digest(chitchat.get_corpus_path()), path=self.location)
 
     def iter_outcomes(self, skip: int = 0, counts: Sequence[int] = ()) -> Iterator[RowOutcome]:
-        """Yield the outcome of reading each row, in order. Rows are numbered from 1.
+        """Yield the outcome of reading each row, a record, a drop or an error, in order. Rows are numbered from 1.
 
         Args:
             skip: number of rows to skip.
@@ -213,8 +217,8 @@ class Source:
             yield RowOutcome(read.number, read)
 
     def detect_kind(self) -> str:
-        """Return the kind of the source's first record: `documents`, `preferences` or `feedback`. Returns `documents`
-        if it has no record."""
+        """Return the kind of the source's first record, `documents`, `preferences` or `feedback`, or `documents` if it
+        has no record."""
         if self.votes:
             return PREFERENCES
         with suppress(InputError):  # the complete reading reports it
@@ -225,7 +229,7 @@ class Source:
 
 
 def detect_row_shapes(source: Source) -> dict[str, Any]:
-    """Return the row formats (shapes) of the first rows of a source that is read from files, for `data.json`.
+    """Return the formats (shapes) and columns of the first rows of a source that is read from files, for `data.json`.
 
     Rows that cannot be read are skipped, because the complete reading reports them.
 
@@ -245,7 +249,7 @@ def detect_row_shapes(source: Source) -> dict[str, Any]:
 
 
 def parse_sources(setting: Any, field: str = FIELD) -> list[Source]:
-    """Parse the sources of a setting: a list of mappings, or of paths.
+    """Parse the setting `stage.sources`, a list of mappings or of paths, to sources with unique names.
 
     A source without a name gets that of its path, and a number if another source has the same.
 
@@ -276,7 +280,7 @@ def parse_sources(setting: Any, field: str = FIELD) -> list[Source]:
 
 
 def parse_source(setting: Any, field: str) -> Source:
-    """Parse one source.
+    """Parse one entry of the setting `stage.sources`, or raise InputError if a key or a value of it is invalid.
 
     Args:
         field: name of the setting in errors.
@@ -299,7 +303,8 @@ def parse_source(setting: Any, field: str) -> Source:
 
 
 def check_source(values: Mapping[str, Any], field: str) -> None:
-    """Raise InputError if a value of a source has a wrong type, is out of range, or contradicts another value."""
+    """Raise InputError if a value in a source's entry has a wrong type, is out of range, or contradicts another
+    value."""
 
     def check(condition: bool, key: str, problem: str, remedy: str) -> None:
         require(condition, f"{field}.{key}", values.get(key), problem, remedy)
@@ -340,7 +345,7 @@ def check_source(values: Mapping[str, Any], field: str) -> None:
 
 
 def derive_source_name(path: str) -> str:
-    """Derive the name of a source from its path: the file's name without suffixes, or the folder's name for a
+    """Return a name for a source from its path: the file's name without suffixes, or the folder's name for a
     pattern."""
     stripped = path.removeprefix(HUB).rstrip("/")
     parts = [part for part in Path(stripped).parts if not any(sign in part for sign in "*?[")] or ["rows"]
@@ -349,7 +354,7 @@ def derive_source_name(path: str) -> str:
 
 
 def rank_by_name(sources: list[Source], names: Any, field: str) -> list[int]:
-    """Return the rank of each source in `names`. Sources that are not named follow in their order.
+    """Return the rank of each source by its position in `names`. Sources that are not named follow in their order.
 
     Raises:
         InputError: There is no source with one of the names.
@@ -363,8 +368,8 @@ def rank_by_name(sources: list[Source], names: Any, field: str) -> list[int]:
 
 
 def read_data_set_sources(files: Sequence[Path], field: str) -> list[dict[str, Any]]:
-    """Return the entries of `data.json` for the sources of the splits that are read, if the files are shards of a data
-    set."""
+    """Return the source entries of the `data.json` beside files that are shards of a data set, or none for other files.
+    Only sources with rows in the splits that are read are returned."""
     splits_of_description: dict[Path, set[str]] = {}
     for file in files:
         if (match := SHARD_NAME.fullmatch(file.name)) and (file.parent / DATA_SET_FILE).is_file():
@@ -380,7 +385,8 @@ def read_data_set_sources(files: Sequence[Path], field: str) -> list[dict[str, A
 
 
 def resolve_licence(sources: Sequence[Mapping[str, Any]], setting: str, field: str) -> str:
-    """Return the licence of a data set's rows from its sources.
+    """Return the licence of a data set's rows: the one in the settings, or else the one that all its sources have.
+    Returns an empty text if none is known.
 
     Args:
         sources: entries of `data.json`.

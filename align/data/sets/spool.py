@@ -34,7 +34,7 @@ REMEDY = "Remove the run's folder and run the same command again."
 
 
 class Spool:
-    """The parts in a folder, in the order of their names.
+    """A folder of files with the rows of a data set under construction, which are written in parts.
 
     Args:
         folder: an existing folder.
@@ -44,11 +44,12 @@ class Spool:
         self.folder = folder
 
     def parts(self, prefix: str = "") -> list[Path]:
-        """List the complete parts whose names have a prefix, as paths of their files without suffixes."""
+        """Return the complete parts whose names begin with `prefix`, as sorted paths of their files without
+        suffixes."""
         return sorted(path.with_suffix("") for path in self.folder.glob(f"{prefix}*.json"))
 
     def read_part_counts(self, part: Path) -> dict[str, Any]:
-        """Read the counts of a part's rows. The key `batches` has the sizes of the part's batches.
+        """Read the JSON file with the counts of a part's rows. The key `batches` has the sizes of the part's batches.
 
         Raises:
             CorruptFile: The file is no JSON.
@@ -61,7 +62,8 @@ class Spool:
     def write(
         self, name: str, batches: Iterator[pa.RecordBatch], groups: Sequence[pa.Schema], part_counts: Mapping[str, Any]
     ) -> None:
-        """Write the batches and the counts of one part to files.
+        """Write the batches of one part to Arrow files, one for each group of columns, and then its counts to a JSON
+        file.
 
         Args:
             groups: columns of each file.
@@ -88,12 +90,12 @@ class Spool:
 
 
 def get_group_path(part: Path, group: int) -> Path:
-    """Return the Arrow file of a part with one group of its columns."""
+    """Return the path of a part's Arrow file with one group of its columns."""
     return part.with_suffix(f".{group}.arrow")
 
 
 class SpoolRows:
-    """All rows of the parts of a spool, numbered from 0.
+    """Read access to the rows of a data set under construction, numbered from 0 through all parts of its spool.
 
     Args:
         kind: kind of their records.
@@ -119,7 +121,7 @@ class SpoolRows:
 
     @cached_property
     def groups(self) -> dict[str, int]:
-        """Column → number of the file of a part that it is in."""
+        """Name of a column → number of the Arrow file of a part that it is in."""
         groups: dict[str, int] = {}
         for part, _, _ in self.parts[:1]:
             for i in range(len([*part.parent.glob(f"{part.name}.*.arrow")])):
@@ -128,12 +130,13 @@ class SpoolRows:
         return groups
 
     def iter_batches(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yield all batches in order, each with the number of its first row."""
+        """Yield (number of the first row, batch) for all batches of rows, in order."""
         for numbers, batch in self.iter_selected(np.ones(self.count, bool), columns):
             yield int(numbers[0]), batch
 
     def iter_selected(self, mask: ndarray, columns: Sequence[str]) -> Iterator[tuple[ndarray, pa.RecordBatch]]:
-        """Yield the numbers of the selected rows of each batch, and these rows. Batches without any are not read.
+        """Yield the numbers of the rows in a mask and the columns of these rows, batch by batch. Batches without any
+        are not read.
 
         Args:
             mask: mask of the rows, bool (N).
@@ -152,8 +155,8 @@ class SpoolRows:
                     first += size
 
     def iter_texts(self, mask: ndarray, *over: str) -> Iterator[Sequence[Any]]:
-        """Yield the numbers of the selected rows of each batch, and their texts for each of `over`, see
-        `join_record_texts`.
+        """Yield the numbers of the rows in a mask and their texts, batch by batch, with one array of texts for each of
+        `over`. See `join_record_texts`.
 
         Args:
             mask: mask of the rows, bool (N).
@@ -165,7 +168,8 @@ class SpoolRows:
     def open_part(
         self, part: Path, columns: Sequence[str], mapped: bool = False
     ) -> Iterator[Callable[[int], pa.RecordBatch]]:
-        """Open the files of a part. Yields a function that reads some columns of a batch by its number.
+        """Open the Arrow files of a part, and yield a function that reads the given columns of a batch by its number.
+        The files are closed afterwards.
 
         Args:
             mapped: whether batches are views of memory-mapped files. What is read of them counts as memory until the
@@ -185,12 +189,12 @@ class SpoolRows:
             yield read_batch
 
     def load_text_column(self, name: str) -> pa.ChunkedArray:
-        """Load a column of texts of all rows, dictionary-encoded."""
+        """Load a column of texts of all rows as a dictionary-encoded Arrow array."""
         chunks = [batch.column(name).dictionary_encode() for _, batch in self.iter_batches([name])]
         return pa.chunked_array(chunks).unify_dictionaries() if chunks else pa.chunked_array([[]], pa.string())
 
     def load_numbers(self, name: str) -> ndarray:
-        """Load a column of all rows as NumPy: numbers without nulls, (N), or binary of fixed length, uint8 (N,
+        """Load a column of all rows as a NumPy array: numbers without nulls, (N), or binary of fixed length, uint8 (N,
         length)."""
         return self.collect([name], lambda batch: column_to_numpy(batch.column(name)))
 
@@ -199,7 +203,7 @@ class SpoolRows:
         return self.collect([name], lambda batch: get_first_bits(column_to_numpy(batch.column(name))))
 
     def collect(self, columns: Sequence[str], convert: Callable[[pa.RecordBatch], ndarray]) -> ndarray:
-        """Convert columns of each batch to an array, and concatenate the arrays without a second copy in memory."""
+        """Convert each batch of columns to an array, and return all arrays as one without a second copy in memory."""
         values = np.zeros(0, np.int64)
         for first, batch in self.iter_batches(columns):
             batch_values = convert(batch)
@@ -209,8 +213,8 @@ class SpoolRows:
         return values
 
     def take(self, indexes: ndarray, columns: Sequence[str]) -> pa.Table:
-        """Load the rows with some numbers as a table, in the order of `indexes`. Files are memory-mapped, so that other
-        rows of a batch are not read."""
+        """Return the rows with these numbers as a table, in the order of `indexes`. Files are memory-mapped, so that
+        other rows of a batch are not read."""
         order = np.argsort(indexes, kind="stable")
         sorted_indexes = indexes[order]
         batches = []
@@ -231,8 +235,8 @@ class SpoolRows:
         return table.combine_chunks()
 
     def load_records(self, numbers: ndarray) -> list[tuple[str, Record]]:
-        """Load the records of some rows, each with its name `source:row`. The name is also the id of a record without
-        one."""
+        """Return the records of the rows with these numbers, each with its name `source:row`. The name is also the id
+        of a record without one."""
         if not len(numbers):
             return []
         table = self.take(numbers, [*CONTENT[self.kind], "source", "row"])
@@ -247,7 +251,7 @@ def get_first_bits(ids: ndarray) -> ndarray:
 
 
 def column_to_numpy(array: pa.Array) -> ndarray:
-    """Convert a column without nulls to NumPy. A column of binary ids becomes uint8 (N, length)."""
+    """Return a column without nulls as a NumPy array. A column of binary ids becomes uint8 (N, length)."""
     if pa.types.is_fixed_size_binary(array.type):
         width = array.type.byte_width
         return np.frombuffer(array.buffers()[1], np.uint8).reshape(-1, width)[array.offset :][: len(array)]
