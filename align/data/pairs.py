@@ -165,7 +165,8 @@ def read_judged_pairs(data: DataSource, store: str, project: str, allow_simulate
 
 
 def read_held_out_feedback(data: DataSource) -> list[Feedback]:
-    """Return all feedback of a file, or the feedback in the test split of a data set, after `prepare_record`.
+    """Return all feedback of a file, or the test split's feedback of a data set, with the settings for system prompt
+    and reasoning applied.
 
     Raises:
         InputError: there is no feedback, or a row is something else.
@@ -175,8 +176,8 @@ def read_held_out_feedback(data: DataSource) -> list[Feedback]:
 
 
 def sample_records(records: list[T], limit: int | None, seed: int) -> list[T]:
-    """Return a random sample of `limit` records in their original order, or all records if `limit` is None or no
-    smaller than their number."""
+    """Return a random sample of `limit` records in their original order, or all records if there are not more or
+    `limit` is None."""
     if limit is None or limit >= len(records):
         return records
     return [records[i] for i in sorted(random.Random(seed).sample(range(len(records)), limit))]
@@ -313,8 +314,8 @@ def encode_pair_splits(
 def encode_pairs(
     tokenizer: Any, prefs: Sequence[Preference], stop_token_ids: tuple[int, ...], max_length: int
 ) -> EncodedPairs:
-    """Tokenise preference pairs, and leave out and count each pair with an answer that has more than `max_length`
-    tokens with its prompt.
+    """Tokenise preference pairs, except for pairs with more than `max_length` tokens in the prompt and one answer, and
+    count the excluded pairs.
 
     Args:
         tokenizer: of the model.
@@ -367,8 +368,8 @@ class EncodedAnswers(NamedTuple):
 def encode_answers(
     tokenizer: Any, answers: Sequence[Feedback], stop_token_ids: tuple[int, ...], max_length: int
 ) -> EncodedAnswers:
-    """Tokenise answers with a label (KTO), and leave out and count each answer that has more than `max_length` tokens
-    with its prompt.
+    """Tokenise answers with a label (KTO), except for answers with more than `max_length` tokens including the prompt,
+    and count the excluded ones.
 
     Raises:
         InputError: all answers are too long.

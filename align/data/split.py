@@ -106,8 +106,8 @@ Judged = TypeVar("Judged", Preference, Feedback)
 
 
 def split_by_group(prefs: Sequence[Judged], held_out: float, seed: int) -> TrainTest[Judged]:
-    """Split pairs or feedback into (train, test) so that no group and no prompt is in both. The order is kept.
-    Feedback has no groups.
+    """Split pairs or feedback into (train, test) so that no ranking (group) and no prompt is in both. The order is
+    kept. Feedback has no groups.
 
     Groups that share a prompt are joined, such as a prompt ranked by two people; pairs without a `group_id` are grouped
     by prompt. The joined groups with the lowest hashes of `(seed, prompt)` are held out. So the split of a pair does

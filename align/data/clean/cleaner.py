@@ -96,7 +96,7 @@ class Cleaner:
         return record
 
     def merge(self, others: Sequence[Mapping[str, Any]]) -> None:
-        """Add the counts and examples of another cleaner with the same steps to this cleaner. The order of merging
+        """Add the counts and examples of another cleaner with the same steps to this cleaner's. The order of merging
         makes no difference.
 
         Args:

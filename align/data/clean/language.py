@@ -37,7 +37,7 @@ EXCERPT = 120
 
 @dataclass(frozen=True, slots=True)
 class LanguageFilter:
-    """Cleaning step that keeps the records of some languages.
+    """Cleaning step that keeps records in some languages, and records whose language is uncertain.
 
     The language of a record is that of all texts of people and the assistant together. Records whose language is
     uncertain are kept, and counted as undecided.

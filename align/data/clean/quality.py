@@ -26,7 +26,7 @@ UNITS = ("characters", "words", "turns", "tokens")
 CountTokens = Callable[[Document], int]
 """A function that returns the number of tokens of a document in training."""
 CHARACTER_WORDS = re.compile("[\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-"""Chinese and Japanese characters, each of which counts as a word."""
+"""Pattern of Chinese and Japanese characters, each of which counts as a word."""
 RUNS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]{1,6}")
 """Runs of up to six characters in Thai, Lao, Burmese and Khmer, which do not separate words. Each counts as a word."""
 UNSPACED = re.compile(f"{CHARACTER_WORDS.pattern}|{RUNS.pattern}")

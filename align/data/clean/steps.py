@@ -40,7 +40,7 @@ MAX_REASON = 60
 
 @dataclass(frozen=True, slots=True)
 class EmptyTurnFilter:
-    """Cleaning step that leaves out records with empty turns.
+    """Cleaning step that leaves out records with an empty turn, and cuts off empty turns at the end.
 
     Empty turns at the end are removed instead, with the question that they leave unanswered, and the rest is kept.
 
@@ -76,8 +76,8 @@ def remove_empty_last_turns(turns: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def is_empty(turn: Message) -> bool:
-    """Return whether a turn that must have text has none outside of reasoning. System turns, tool results, turns with
-    calls and turns that are not trained on need no text."""
+    """Return whether a turn has no visible text outside of reasoning although it needs some. System turns, tool
+    results, turns with calls and turns that are not trained on need no text."""
     if turn.role in ("system", "tool") or turn.tool_calls or not turn.trained:
         return False
     text = turn.content
@@ -138,7 +138,8 @@ class UserFunction:
     field: str = "fn"
 
     def __call__(self, record: Record) -> Record | Drop:
-        """Call the user's function with a record's row, and return the record with its changes, or a Drop.
+        """Call the user's function with a record's row, and return the changed record, or a Drop if it returns None or
+        a reason.
 
         Raises:
             InputError: the function raises an exception or returns something else. The error names the row.

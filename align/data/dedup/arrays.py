@@ -156,7 +156,7 @@ class HashTable:
 
     @classmethod
     def from_values(cls, values: ndarray) -> HashTable:
-        """Build a table from hashes alone, which is only used for `contains`."""
+        """Build a table from hashes alone, which only serves to test whether hashes are in it."""
         values = sort_unique(values)
         return cls(values, np.arange(len(values)))
 

@@ -95,9 +95,9 @@ IS_WORD = IS_DIGIT | build_byte_table("abcdefghijklmnopqrstuvwxyz") | (np.arange
 ENDS_SEGMENT = build_byte_table('.?!:;"()[]{}<>|*#`\n\r')
 ENDS_LINE = build_byte_table("\n\r")
 NUMBER_OPERATORS = build_byte_table("+-*/^<>=%.")
-"""Bytes of operators that count between two numbers."""
+"""Table of the bytes of operators that count between two numbers."""
 LETTER_OPERATORS = build_byte_table("+*^<>=")
-"""Bytes of operators that count between single letters, or a letter and a number."""
+"""Table of the bytes of operators that count between single letters, or a letter and a number."""
 SEPARATED = 1
 """Tag of a number after another number without an operator between them. If there is an operator, the tag is its
 byte."""
@@ -808,8 +808,8 @@ def clip_spans(starts: ndarray, counts: ndarray, word_count: int) -> tuple[ndarr
 
 
 def is_match_in_context(block: WordBlock, words: ndarray, end: ndarray, weights: ndarray) -> ndarray:
-    """Return whether each question found in a block counts there, bool: the less it weighs, the more it must stand
-    alone.
+    """Return whether each question found in a block counts there, bool: a question of low weight must be a whole
+    sentence or line.
 
     Args:
         words, end: first word of each question in the block, and the word after it.

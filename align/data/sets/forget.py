@@ -40,7 +40,7 @@ from align.run.stale import FILE as STALE
 FIELD = "stage.forget"
 ERASED = "erased"
 REASONS = {True: "rows whose votes the annotation store no longer has", False: "rows that were to be forgotten"}
-"""Whether the setting is `erased` → reason."""
+"""Reason for the removal by a flag that the setting is `erased`."""
 KEPT_FILES = (RUN, "config.yaml", "metrics.json", "metrics.jsonl", "timing.jsonl", STALE)
 """Names of the files of a run without content of rows. They are kept, like its `data.json`."""
 Masks = Mapping[str, ndarray]
@@ -56,7 +56,7 @@ RowPredicate = Callable[[pa.Table], Iterable[bool]]
 
 @dataclass(frozen=True, slots=True)
 class RowRemoval:
-    """A plan for removing rows from a data set.
+    """A plan for removing rows from a data set: its folder, the masks of the rows, and the reason.
 
     Attributes:
         old: folder of the data set.

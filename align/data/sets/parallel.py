@@ -54,7 +54,7 @@ PAUSE = 0.5
 
 
 class TaskRunner:
-    """A runner of independent tasks, one after another in this process.
+    """A runner that calls a function for each of several independent tasks, one after another in this process.
 
     Attributes:
         workers: number of tasks that run at once.

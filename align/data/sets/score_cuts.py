@@ -31,8 +31,8 @@ ScoreRecords = Callable[[Sequence[Record]], ndarray]
 def score_spool(
     rows: SpoolRows, score: ScoreRecords, report_progress: Callable[[int], object] = lambda count: None
 ) -> ndarray:
-    """Return the score of each row, float64 (N), and append the scores that the score file lacks to it. Scores that it
-    has already are not computed again.
+    """Score the rows that the score file lacks, append their scores to it, and return the scores of all rows, float64
+    (N).
 
     Args:
         score: scores at most `PIECE` records.
