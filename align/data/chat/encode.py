@@ -572,7 +572,8 @@ def encode_documents(
 
 
 def count_document_tokens(tokenizer: Any, document: Document) -> int:
-    """Return the number of tokens of a document in training. The EOS of a plain text is counted."""
+    """Return the number of tokens of a document in training. BOS, if the tokenizer has one, and EOS of a plain text are
+    counted."""
     if isinstance(document, str):
         return len(tokenize_text(tokenizer, document)) + 1 + (tokenizer.bos_token_id is not None)
     return len(encode_conversation(tokenizer, document).input_ids)
