@@ -1,6 +1,6 @@
-"""The server of `stage=serve`: which weights a name refers to, and who may ask for them, how often and how much."""
+"""The OpenAI-compatible server of `stage=serve`: model names, tenants with their API keys and limits, and answers."""
 
 import logging
 
 operator_log = logging.getLogger("align.serve.operator")
-"""Events for the operator of the server, in the run's log and on the console."""
+"""Logger of events for the operator of the server, which go to the run's log and to the console."""

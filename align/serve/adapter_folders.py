@@ -1,4 +1,4 @@
-"""Folders with adapters: what they record, and whether they may be loaded. Imports no torch:
+"""Checks of an adapter's folder before it is served: signature, format and base model. Imports no torch:
 `align.models.adapters` checks their tensors."""
 
 from __future__ import annotations
@@ -27,20 +27,23 @@ from align.run.weights import (
 from align.serve import operator_log
 
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT, RECEIPT, *TOKENIZER)
-"""Files of an adapter's folder that are read if they exist."""
+"""Names of the files in an adapter's folder that are read if they exist."""
 FIELD = "lora_path"
-"""Field of a load request that names the folder, as in vLLM."""
+"""Field of a request to load an adapter that holds the path of its folder, as in vLLM."""
 NF4 = "nf4-dequantised"
-"""Name in an export's receipt of the base of an adapter trained with method=qlora."""
+"""Value of `into` in an export's receipt if the adapter was trained with method=qlora, on an NF4 base."""
 
 
 class NotLoadable(InputError):
-    """A folder that may not be loaded at run time. The message names no path but the requested one."""
+    """An error for a folder that a running server may not load as an adapter.
+
+    The message names no path but the requested one.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The base and method that an adapter was trained with, if its folder records them.
+    """The base model and the training method (`lora` or `qlora`) that an adapter's folder records.
 
     Attributes:
         base: digest of the base; None if no file records it.
@@ -53,8 +56,9 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Version:
-    """One state of an adapter's weights. A request keeps the version that it was resolved to when the name is changed
-    later.
+    """An adapter's weights at one time, identified by a digest of their files.
+
+    A request keeps its version when the name that it asked for gets another one.
 
     Attributes:
         digest: sha256 of the two files that the adapter is read from, hex.
@@ -70,7 +74,7 @@ class Version:
 
 
 def read_version(artifact: Artifact) -> Version:
-    """Return the digest and folder of an adapter's weights, and whether it is a reward model."""
+    """Hash an adapter's weights, and return the digest with the folder and whether it is a reward model."""
     data = artifact.manifest.config.get("data", {}) if artifact.manifest else {}
     is_reward_model = is_reward_adapter(artifact.path)
     hides_reasoning = is_reward_model and data.get("reasoning") == "hide"
@@ -98,7 +102,9 @@ def read_origin(artifact: Artifact) -> Origin:
 
 
 def require_signature(folder: Path, signer: PublicKey | None, field: str, value: str) -> None:
-    """Raise NotSigned unless the owner of a key signed the files of an adapter's folder. Does nothing without a key.
+    """Raise NotSigned unless the files in an adapter's folder have a valid signature by the key `signer`.
+
+    Does nothing for `signer=None`.
 
     Args:
         field, value: field and value for error messages.
@@ -111,7 +117,7 @@ def require_signature(folder: Path, signer: PublicKey | None, field: str, value:
 
 
 def require_lora_adapter(folder: Path, field: str, value: str) -> None:
-    """Raise InputError unless a folder holds a LoRA adapter in safetensors, by its file names and its configuration.
+    """Raise InputError unless a folder has the file names and configuration of a LoRA adapter in safetensors.
 
     Args:
         field, value: field and value for error messages.
@@ -138,7 +144,7 @@ def require_lora_adapter(folder: Path, field: str, value: str) -> None:
 
 
 def resolve_folder(lora_path: str, roots: Sequence[Path]) -> Path:
-    """Return the folder that a request to load an adapter names, with every link resolved.
+    """Resolve the path in a request to load an adapter, or raise NotLoadable if it lies outside the allowed `roots`.
 
     Args:
         lora_path: an absolute path, or one relative to a root.
@@ -169,7 +175,7 @@ def resolve_folder(lora_path: str, roots: Sequence[Path]) -> Path:
 def find_loadable_version(
     lora_path: str, roots: Sequence[Path], base_digest: str, method: str, signer: PublicKey | None = None
 ) -> Version:
-    """Return the adapter that a request to load names, after checking that it was trained on the served base.
+    """Check signature, format and base of the adapter that a load request names, and return its Version.
 
     Args:
         lora_path, roots: see `resolve_folder`.
@@ -209,7 +215,7 @@ def find_loadable_version(
 
 
 def warn_if_stale(ref: str, folder: Path) -> None:
-    """Warn the operator if an artifact was trained on rows that have been forgotten since.
+    """Log a warning if an artifact's run is marked as trained on data rows that were deleted later.
 
     Args:
         folder: the artifact's folder, inside its run's folder.

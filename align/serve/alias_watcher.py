@@ -1,4 +1,4 @@
-"""Served names that follow registry aliases: they are updated when an alias is moved."""
+"""Updates of the served model names that refer to registry aliases, when an alias is moved."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from align.serve.model_names import Arm, Portfolio
 from align.serve.startup import FIELD, build_arm, expand_aliases, require_same_base
 
 RETRY_S = 5.0
-"""Seconds after which a name that could not be updated is tried again."""
+"""Seconds after which the update of a name is tried again if it failed."""
 
 
 class AliasWatcher:
-    """Updates the served names that follow aliases.
+    """A watcher of the alias log, which replaces the adapters of served names when their aliases are moved.
 
     Args:
         root: the folder of runs, which holds the log of the aliases.
@@ -56,15 +56,17 @@ class AliasWatcher:
         self._retry_at = 0.0
 
     def read_log_stamp(self) -> tuple[int, int] | None:
-        """Return the log's modification time and size, which change with each change of an alias. Returns None if
-        there is no log."""
+        """Return the alias log's modification time in ns and size in bytes, or None if there is no log.
+
+        They change with each change of an alias.
+        """
         with suppress(OSError):
             stat = os.stat(self.root / FILE)
             return stat.st_mtime_ns, stat.st_size
         return None
 
     def update(self) -> None:
-        """Update the served names to the targets of their aliases, if the log of aliases has changed.
+        """Point the served names to the present targets of their aliases, if the alias log has changed.
 
         A name that cannot be updated keeps its arms. The error is logged once, and the update is tried again every
         `RETRY_S` seconds.
@@ -86,7 +88,9 @@ class AliasWatcher:
         self._retry_at = time.monotonic() + RETRY_S
 
     def update_name(self, name: str, arm_references: Sequence[ArmReference]) -> None:
-        """Update one name to the targets of its alias.
+        """Point one served name to the present targets of its aliases, after checking that they fit the served base.
+
+        Does nothing if the name was unloaded.
 
         Raises:
             AlignError: a target of the alias is missing, or does not fit the served base.
@@ -119,8 +123,10 @@ class AliasWatcher:
             operator_log.info("%s follows: %s, was %s", name, self.portfolio.describe(name), description_before)
 
     def get_fixed_arm(self, field: str, arm: ArmReference, old_arms: Mapping[str, Arm]) -> Arm:
-        """Return the current state of an arm that does not come from an alias, with its weight from the command
-        line."""
+        """Return the present adapter of a reference that is no alias, with its weight from the command line.
+
+        Raises InputError if the name has no such adapter any more.
+        """
         old_arm = old_arms.get(arm.ref)
         if old_arm is None:
             raise InputError(field, arm.ref, "is not there any more", "Start the server again.")
@@ -132,7 +138,10 @@ class AliasWatcher:
         )
 
     def require_same_kind(self, field: str, new_arms: Sequence[Arm], old_arms: Sequence[Arm]) -> None:
-        """Raise InputError if a policy would become a reward model, which gives no answers, or the other way round."""
+        """Raise InputError if an update would replace a policy by a reward model or a reward model by a policy.
+
+        A reward model gives no answers.
+        """
         kinds = [
             {arm.version is not None and arm.version.is_reward_model for arm in arms} for arms in (new_arms, old_arms)
         ]
@@ -140,7 +149,10 @@ class AliasWatcher:
         require(kinds[0] == kinds[1], field, new_arms[0].label, problem, "Give each a name of its own.")
 
     def require_servable(self, field: str, ref: str, artifact: Artifact) -> None:
-        """Raise InputError if an artifact is not signed, or does not fit the served base."""
+        """Raise InputError unless an artifact is a signed LoRA adapter trained on the served base and method.
+
+        The signature is checked only if the server requires one, and the base and method only if they are recorded.
+        """
         base = self.portfolio.base
         method = self.portfolio.method
         require_signature(artifact.path, self.portfolio.signer, field, ref)

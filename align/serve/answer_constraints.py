@@ -23,7 +23,7 @@ LARGEST = 2**16
 DEEPEST = 100
 MOST_PROPERTIES = 500
 FINEST = 1000
-"""Limits of a schema: characters of its JSON, nesting levels, total properties, and the least common multiple of its
+"""Limits of a JSON schema: characters, nesting levels, total properties, and the least common multiple of its
 `multipleOf` values in units of their last digit. Schemas beyond them take over 100 ms to compile."""
 JSON_TEXT = {
     "whitespace_pattern": r"( |\n {0,16})?",
@@ -34,17 +34,21 @@ JSON_TEXT = {
     "lenient": False,
     "json_allowed_escapes": '"\\bfnrt',
 }
-"""Form of the JSON: between two tokens a blank, or a line break and some blanks, or nothing. No character may be
-escaped in a second way (\\u0061 for a): a declared key could then be spelled so that its schema is not applied."""
+"""llguidance's options for JSON in answers, which allow little whitespace and one spelling of each character.
+
+Between two tokens there is a blank, or a line break and some blanks, or nothing. No character may be escaped in a
+second way (\\u0061 for a): a declared key could then be spelled so that its schema is not applied."""
 COMPACT = {name: value for name, value in JSON_TEXT.items() if name != "whitespace_pattern"}
 COMPACT["whitespace_flexible"] = False
-"""The same without whitespace, for external engines: earlier versions of llguidance repeat the whitespace pattern any
-number of times, so that an answer could consist of endless blanks."""
+"""The options of `JSON_TEXT` with no whitespace, for external engines.
+
+Earlier versions of llguidance repeat the whitespace pattern any number of times, so that an answer could consist
+of endless blanks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A line of a grammar.
+    """A rule of a grammar in llguidance's Lark, which is one line of its text.
 
     Attributes:
         param: the request's parameter that the rule comes from, for error messages.
@@ -57,7 +61,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A constraint of answers, as the rules of a grammar.
+    """A grammar in llguidance's Lark that each answer to a request must follow.
 
     Attributes:
         start: body of the first rule.
@@ -70,21 +74,21 @@ class Constraint:
 
     @property
     def lark(self) -> str:
-        """The grammar in llguidance's Lark."""
+        """The grammar as text in llguidance's Lark, with one rule per line."""
         return "\n".join([f"start: {self.start}", *(f"{rule.name}: {rule.body}" for rule in self.rules)])
 
     @property
     def compact(self) -> str:
-        """The grammar with `COMPACT` in the place of `JSON_TEXT`."""
+        """The grammar as text, with the options for JSON replaced so that no whitespace is allowed (`COMPACT`)."""
         return self.lark.replace(json.dumps(JSON_TEXT), json.dumps(COMPACT))
 
 
 GrammarFor = Callable[[Prompt, int], Grammar]
-"""Prompt and maximum tokens of one answer → the grammar state of the answer."""
+"""Function that creates the grammar state of one answer from its prompt and its maximum tokens."""
 
 
 def prepare_grammars(form: ChatFormat, body: SampledBody, embedding_rows: int) -> GrammarFor | None:
-    """Compile the constraint of a request, and return a function that makes the grammar state of each answer.
+    """Compile the grammar that a request demands, and return a function that creates the grammar state of an answer.
 
     Returns None if the answers are unconstrained.
 
@@ -113,7 +117,7 @@ def prepare_grammars(form: ChatFormat, body: SampledBody, embedding_rows: int) -
 
 
 def build_constraint(form: ChatFormat, body: SampledBody) -> Constraint | None:
-    """Return the constraint that a request puts on its answers, as a grammar. Returns None if it puts none.
+    """Return the grammar for a request's response format and tool calls, or None if its answers are unconstrained.
 
     Raises:
         Refusal: the constraint is not supported, or contradicts itself.
@@ -145,7 +149,10 @@ def build_constraint(form: ChatFormat, body: SampledBody) -> Constraint | None:
 
 
 def build_answer_rule(body: SampledBody) -> Rule | None:
-    """Return the rule of `response_format` or `structured_outputs`. Returns None if neither constrains the answer."""
+    """Return the grammar rule for `response_format` or `structured_outputs`, or None if neither is set.
+
+    Raises Refusal if they ask for more than one format.
+    """
     response_format = body.response_format
     structured = body.structured_outputs
     rules: list[Rule] = []
@@ -189,7 +196,7 @@ def iter_structured_rules(structured: StructuredOutputs) -> Iterator[Rule]:
 
 
 def find_called_tools(body: ChatBody) -> list[tuple[int, Tool]]:
-    """Return the tools that `tool_choice` allows, with their index in `tools`; one of them has to be called.
+    """Return the tools that `tool_choice` forces the model to choose from, as (index in `tools`, tool).
 
     Raises:
         Refusal: `tool_choice` has another form, or names a tool that is not in `tools`.
@@ -211,7 +218,7 @@ def find_called_tools(body: ChatBody) -> list[tuple[int, Tool]]:
 def build_call_rules(
     tools: Sequence[tuple[int, Tool]], arguments_key: str, only_strict_schemas: bool
 ) -> tuple[Rule, ...]:
-    """Return the rule `call`, which matches one call of any of these tools, and the rules that it refers to.
+    """Return the grammar rule `call`, which matches a call of any of the tools, and a rule for each tool's arguments.
 
     Args:
         tools: tools with their index in the request.
@@ -229,7 +236,7 @@ def build_call_rules(
 
 
 def build_json_rule(schema: Any, param: str, name: str = "answer") -> Rule:
-    """Return a grammar rule that matches the JSON values of a JSON schema.
+    """Return a grammar rule that matches JSON valid under a schema, or raise Refusal if the schema cannot be used.
 
     Raises:
         Refusal: the schema is not an object, or see `find_schema_problem`.
@@ -242,7 +249,7 @@ def build_json_rule(schema: Any, param: str, name: str = "answer") -> Rule:
 
 
 def find_schema_problem(schema: Any) -> str | None:
-    """Return why a JSON schema is too slow to compile, or is compiled wrongly, as text. Returns None if it is fine."""
+    """Return as text why a JSON schema would compile too slowly or wrongly, or None if it has no such problem."""
     nodes = [schema]
     depth = 0
     properties = 0
@@ -269,24 +276,24 @@ def find_schema_problem(schema: Any) -> str | None:
 
 
 def scale_to_integer(multiple: Any) -> int:
-    """Return a `multipleOf` value in units of its last digit. Returns 1 for anything but a finite number."""
+    """Return the digits of a `multipleOf` value as an integer, such as 25 for 0.25, or 1 if it is no finite number."""
     if isinstance(multiple, bool) or not isinstance(multiple, int | float) or not math.isfinite(multiple):
         return 1
     return max(1, abs(int("".join(map(str, Decimal(str(multiple)).as_tuple().digits)))))
 
 
 def quote_literal(text: str) -> list[str]:
-    """Return a text as a Lark literal, in a list. Returns an empty list for an empty text."""
+    """Return a text as a quoted Lark literal in a list of one, or an empty list for an empty text."""
     return [json.dumps(text, ensure_ascii=False)] if text else []
 
 
 def escape_line_breaks(pattern: str) -> str:
-    """Return a pattern with its line breaks escaped: a line break would end the rule."""
+    """Escape the line breaks in a regular expression, since a line break would end the grammar rule."""
     return pattern.replace("\n", "\\n").replace("\r", "\\r")
 
 
 def compile_constraint(form: ChatFormat, constraint: Constraint) -> CompiledGrammar:
-    """Compile a constraint for a tokenizer, or return the grammar from the cache.
+    """Compile a constraint's grammar for a tokenizer, or take it from the cache; raise Refusal if that fails.
 
     Raises:
         Refusal: the grammar is invalid or costs too much, or the tokenizer supports none.
@@ -300,7 +307,7 @@ def compile_constraint(form: ChatFormat, constraint: Constraint) -> CompiledGram
 
 
 def explain_failure(message: str, constraint: Constraint) -> Refusal:
-    """Return a refusal that explains why llguidance cannot compile a constraint, and names the parameter at fault.
+    """Convert llguidance's message about a failed compilation to a Refusal that names the request's parameter at fault.
 
     Args:
         message: llguidance's message. It names a line of the grammar, which is a rule with its parameter.

@@ -1,5 +1,6 @@
-"""Requests in progress: from their admission to the engine's outputs, and the responses in the form of OpenAI's two
-APIs, in one piece or as server-sent events.
+"""Requests in progress, from their admission to the response in the form of OpenAI's two APIs.
+
+A response is one JSON body or a stream of server-sent events.
 
 The text of an answer is split into reasoning, content and tool calls. Reasoning is the text between `<think>` and
 `</think>` at the beginning, as in `align.data.chat.reasoning`. A tool call is JSON with `name` and `arguments` (or
@@ -58,17 +59,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 BUSY_S = 1
-"""Seconds after which a client may retry if the queue was full."""
+"""Seconds for `Retry-After` if the engine's queue is full."""
 CLOSED = 499
-"""Status in the request log if the client disconnected, as nginx has it."""
+"""Status code in the request log if the client disconnected, as in nginx."""
 DONE = b"data: [DONE]\n\n"
 SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
-"""Characters of an arm's label that a header holds as they are; others are percent-encoded."""
+"""Characters of a label that a response header holds unchanged; others are percent-encoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of a tool in an answer.
+    """A call of a tool that the model made in its answer.
 
     Attributes:
         arguments: JSON.
@@ -79,7 +80,7 @@ class ToolCall:
     id: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the call as an entry of a message's `tool_calls`."""
+        """Return the call as an entry of `tool_calls` in OpenAI's form of a message."""
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
@@ -92,7 +93,7 @@ class AnswerPart(NamedTuple):
 
 
 class AnswerParser:
-    """Splits the text of an answer into reasoning, content and tool calls while it is generated.
+    """A parser that splits the text of an answer into reasoning, content and tool calls while it is generated.
 
     Args:
         begins_in_reasoning: whether the prompt ends with `<think>`, so that the answer begins with reasoning.
@@ -113,7 +114,7 @@ class AnswerParser:
         self._text = ""
 
     def feed(self, text: str, is_last: bool = False) -> list[AnswerPart]:
-        """Add the next text of an answer, and return the parts that are complete now.
+        """Add the next text of an answer, and return the parts that can be sent now.
 
         Args:
             is_last: whether this is the end of the answer.
@@ -127,7 +128,7 @@ class AnswerParser:
         return join_parts(parts)
 
     def _advance(self, is_last: bool) -> list[AnswerPart] | None:
-        """Move to the next state. Returns the parts that end the present one; None if that needs more text."""
+        """Consume buffered text up to the next state, and return its complete parts, or None if more text is needed."""
         text = self._text
         stripped = text.lstrip()
         match self._state:
@@ -180,7 +181,7 @@ class AnswerParser:
         return [*parts]
 
     def _take_calls(self, text: str) -> list[AnswerPart]:
-        """Parse a text as tool calls, count them, and return a part for each one up to the maximum.
+        """Parse a text as tool calls, count them in `calls`, and return a part for each one up to `max_calls` in all.
 
         Returns an empty part if all its calls are beyond the maximum, and no parts if the text is not a call.
         """
@@ -194,7 +195,7 @@ class AnswerParser:
 
 
 def count_sendable_characters(text: str, tag: str) -> int:
-    """Return how many characters of a text can be streamed before more text is known.
+    """Return the number of leading characters of a text that can be sent before the text after it is known.
 
     A possible beginning of `tag` at its end, and the whitespace before that, have to wait.
     """
@@ -203,7 +204,7 @@ def count_sendable_characters(text: str, tag: str) -> int:
 
 
 def join_parts(parts: list[AnswerPart]) -> list[AnswerPart]:
-    """Join consecutive texts of one kind, and drop empty ones."""
+    """Merge consecutive text parts of one kind, and drop empty parts."""
     merged: list[AnswerPart] = []
     for part in parts:
         if part.call is None and merged and merged[-1].kind == part.kind:
@@ -214,7 +215,7 @@ def join_parts(parts: list[AnswerPart]) -> list[AnswerPart]:
 
 
 def parse_tool_calls(text: str, tools: Collection[str]) -> list[ToolCall]:
-    """Parse a text as one or more tool calls. Returns no calls for any other text, or if a tool was not offered."""
+    """Parse a text as JSON of one or more tool calls, or return [] if it is anything else or calls an unknown tool."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -224,7 +225,7 @@ def parse_tool_calls(text: str, tools: Collection[str]) -> list[ToolCall]:
 
 
 def parse_tool_call(value: Any, tools: Collection[str]) -> ToolCall | None:
-    """Return a JSON value as a tool call with a new id. Returns None if it is not a call of one of the tools."""
+    """Convert a JSON value to a tool call with a new random id, or return None if it calls none of the `tools`."""
     if isinstance(value, Mapping) and isinstance(value.get("function"), Mapping):
         value = value["function"]
     if not isinstance(value, Mapping) or value.get("name") not in tools:
@@ -238,8 +239,9 @@ Json = dict[str, Any]
 
 
 class Answers:
-    """The answers to one request while they are generated, in the envelope of one of OpenAI's APIs. It is created after
-    the record names the model that answers.
+    """The base class that collects the answers to one request, and builds the response and its streamed chunks.
+
+    It is created after the record names the model that answers.
 
     Args:
         streams_usage: whether a stream ends with a chunk that holds the usage.
@@ -265,11 +267,11 @@ class Answers:
         }
 
     def iter_opening_chunks(self) -> Iterator[Json]:
-        """Yield the chunks of a stream that come before any token."""
+        """Yield the chunks that a stream begins with, before any token is generated."""
         yield from ()
 
     def add_output(self, i: int, output: Output) -> Iterator[Json]:
-        """Add an output of the engine to answer `i`, and yield the stream's chunks for it.
+        """Add new tokens from the engine to answer `i`, and yield the chunks to stream for them.
 
         The caller must consume the iterator: the answer is extended as it runs.
         """
@@ -280,21 +282,21 @@ class Answers:
         raise NotImplementedError
 
     def to_response(self) -> Json:
-        """Return the body of the response, after all answers have ended."""
+        """Return the JSON body of a response that is not streamed, after all answers have ended."""
         return {**self.head, "object": self.kind, "choices": self.list_choices(), "usage": usage_to_json(self.record)}
 
     def build_chunk(self, choice: Json) -> Json:
-        """Return a stream's chunk with one choice."""
+        """Wrap a choice in a chunk of the stream, with the response's id, time and model."""
         chunk = {**self.head, "choices": [choice]}
         return chunk | {"usage": None} if self.streams_usage else chunk
 
     def build_usage_chunk(self) -> Json:
-        """Return the last chunk of a stream, which has no choice and the tokens used."""
+        """Return the last chunk of a stream, which holds the token usage and no choice."""
         return {**self.head, "choices": [], "usage": usage_to_json(self.record)}
 
 
 def build_fingerprint(record: RequestRecord) -> str:
-    """Return `system_fingerprint`: the beginnings of the digests of the base and the adapter."""
+    """Return the response's `system_fingerprint`: the first 12 digits of the digests of base and adapter."""
     return "fp_" + record.base[:12] + (f"_{record.adapter[:12]}" if record.adapter else "")
 
 
@@ -309,7 +311,7 @@ def usage_to_json(record: RequestRecord) -> Json:
 
 @dataclass
 class ChatChoice:
-    """One answer to a chat while it is generated.
+    """One answer to a chat while it is generated: its texts, tool calls and logprobs so far.
 
     Attributes:
         texts: kind of text → the text so far.
@@ -324,7 +326,7 @@ class ChatChoice:
     finish_reason: str | None = None
 
     def to_message(self) -> Json:
-        """Return the answer as `message` of a chat completion."""
+        """Return the answer as the `message` of a chat completion in OpenAI's form."""
         message: Json = {"role": "assistant", "content": self.texts["content"], "refusal": None}
         if self.texts["reasoning"]:
             message["reasoning_content"] = self.texts["reasoning"]
@@ -334,7 +336,7 @@ class ChatChoice:
         return message
 
     def add_part(self, part: AnswerPart) -> Json:
-        """Add a part to the message, and return it as `delta` of a stream's chunk."""
+        """Add a text or tool call to the answer, and return it as the `delta` of a streamed chunk."""
         if part.call is not None:
             self.calls.append(part.call)
             return {"tool_calls": [{"index": len(self.calls) - 1, **part.call.as_dict()}]}
@@ -343,7 +345,7 @@ class ChatChoice:
 
 
 class ChatAnswers(Answers):
-    """The answers of `/v1/chat/completions`."""
+    """The answers to one request of `/v1/chat/completions`, in OpenAI's form."""
 
     prefix = "chatcmpl"
     kind = "chat.completion"
@@ -398,12 +400,12 @@ class ChatAnswers(Answers):
 
 
 def logprob_to_json(logprob: float) -> float:
-    """Return a logprob as JSON can hold it: -9999 in place of -inf or nan, as OpenAI's API has it."""
+    """Return a logprob for JSON, with -9999 in place of infinite values and nan, as in OpenAI's API."""
     return logprob if math.isfinite(logprob) else -9999.0
 
 
 def decode_output(decoder: TextDecoder, stop_ids: Sequence[int], output: Output) -> str:
-    """Decode an output's tokens to the text that is complete. A stop token that ended the answer adds no text."""
+    """Decode an output's new tokens, without a stop token at the end, and return the text that is complete now."""
     ids = [token.id for token in output.tokens]
     if output.finish_reason == "stop" and ids and ids[-1] in stop_ids:
         ids.pop()
@@ -412,7 +414,7 @@ def decode_output(decoder: TextDecoder, stop_ids: Sequence[int], output: Output)
 
 
 def chat_logprob_to_json(texts: TokenTexts, token: Token) -> Json:
-    """Return a token's entry in `logprobs.content` of a chat completion."""
+    """Convert a token with its logprob and alternatives to an entry of `logprobs.content` in a chat completion."""
 
     def describe_token(id: int, logprob: float) -> Json:
         return {"token": texts.text(id), "logprob": logprob_to_json(logprob), "bytes": list(texts.bytes_of(id))}
@@ -423,7 +425,7 @@ def chat_logprob_to_json(texts: TokenTexts, token: Token) -> Json:
 
 @dataclass
 class TextChoice:
-    """One answer to a prompt of `/v1/completions` while it is generated.
+    """One answer of `/v1/completions` while it is generated: its text and logprobs so far.
 
     Attributes:
         has_begun: whether an output was added already.
@@ -440,7 +442,7 @@ class TextChoice:
 
 
 class TextAnswers(Answers):
-    """The answers of `/v1/completions`."""
+    """The answers to one request of `/v1/completions`, in OpenAI's form."""
 
     prefix = "cmpl"
     kind = chunk_kind = "text_completion"
@@ -483,7 +485,7 @@ class TextAnswers(Answers):
         return {"index": i, "text": text, "logprobs": shown_logprobs, "finish_reason": self.choices[i].finish_reason}
 
     def _echo_prompt(self, choice: TextChoice, prompt_logprobs: Sequence[Token | None] | None) -> str:
-        """Return the prompt as text, and add its tokens to the logprobs of the choice."""
+        """Return the text of an answer's prompt, and add the prompt's tokens to the answer's logprobs."""
         ids = choice.prompt.ids
         decoder = TextDecoder(self.form.tokenizer)
         text = ""
@@ -494,7 +496,7 @@ class TextAnswers(Answers):
         return choice.prompt.text if choice.prompt.text is not None else text + decoder.finish()
 
     def _add_logprobs(self, choice: TextChoice, token: Token, offset: int, has_logprob: bool = True) -> None:
-        """Add a token to the logprobs of a choice.
+        """Append a token with its logprob and alternatives to an answer's logprobs in place.
 
         Its alternatives are keyed by their text; of two with one text the likelier is kept.
 
@@ -512,7 +514,7 @@ class TextAnswers(Answers):
 
 
 class RewardAnswers(Answers):
-    """The scores of `/v1/rewards`, which are not streamed."""
+    """The reward model's scores for one request of `/v1/rewards`, which are not streamed."""
 
     prefix = "reward"
     kind = chunk_kind = "list"
@@ -539,7 +541,7 @@ class RewardAnswers(Answers):
 
 
 class Call:
-    """A request from its admission until its answers have ended.
+    """A request in progress, from its admission until its answers have ended.
 
     Args:
         http: the HTTP request; its scope has the tenant and the request's record.
@@ -568,7 +570,7 @@ class Call:
     def admit(
         self, model: str, user: str | None, answer_count: int, min_tokens: int, asks_for_scores: bool = False
     ) -> Iterator[tuple[ChosenModel, Charge]]:
-        """Choose the weights that answer a request, and count the request against the limits of its tenant.
+        """Yield the model chosen to answer a request and its Charge, or raise Refusal if it is not admitted.
 
         This happens before its prompt is tokenised. The weights stay loaded until the call is closed. An exception in
         the block closes the call.
@@ -606,7 +608,7 @@ class Call:
                 raise
 
     async def run_in_turn(self, read_body: Callable[[], T]) -> T:
-        """Call a slow function, such as tokenising a prompt, in another thread when it is its tenant's turn.
+        """Run a slow function, such as tokenising a prompt, in a thread, after waiting for the tenant's semaphore.
 
         Use one call for all of a request's slow work: each switch of threads waits for the engine's thread.
         """
@@ -614,7 +616,7 @@ class Call:
             return await run_in_threadpool(read_body)
 
     def submit(self, requests: Sequence[Request], prompt_tokens: int, is_stream: bool) -> None:
-        """Submit the requests of an admitted call to the engine.
+        """Reserve the maximum tokens of an admitted call from its tenant's limits, and queue its answers in the engine.
 
         Args:
             requests: one for each answer.
@@ -637,7 +639,7 @@ class Call:
         self._unfinished = len(requests)
 
     def _count_used_tokens(self) -> tuple[int, int]:
-        """Return (prompt tokens, completion tokens) that are charged to the tenant.
+        """Return the (prompt tokens, completion tokens) that the tenant is charged for this call.
 
         Prompts that only waited in the queue, or failed before any output, are free.
         """
@@ -647,14 +649,12 @@ class Call:
         return self.count_started_prompt_tokens(), record.completion_tokens
 
     def count_started_prompt_tokens(self) -> int:
-        """Return the total tokens of the prompts that the engine has started to process, each prompt counted once."""
+        """Return the total tokens of the prompts that the engine has begun to process, each prompt counted once."""
         started = [completion.request.prompt_ids for completion in self._completions if completion.has_begun]
         return sum({id(prompt_ids): len(prompt_ids) for prompt_ids in started}.values())
 
     async def iter_outputs(self) -> AsyncIterator[list[tuple[int, Output]]]:
-        """Yield the engine's outputs, each with the number of its answer, until all answers have ended.
-
-        Each list holds all outputs since the last one.
+        """Yield lists of new outputs of the engine as (index of the answer, output), until all answers have ended.
 
         Raises:
             Refusal: an answer failed, or the call was ended.
@@ -672,7 +672,7 @@ class Call:
             yield outputs
 
     def _record_output(self, output: Output) -> None:
-        """Add an output's tokens and times to the request's record. Raises Refusal if the answer failed."""
+        """Add an output's token counts and times to the request's log entry, or raise Refusal if the answer failed."""
         record = self.record
         if output.finish_reason == "abort":
             raise shutting_down()
@@ -694,18 +694,20 @@ class Call:
             self._unfinished -= 1
 
     def end_with(self, refusal: Refusal) -> None:
-        """Abort the answers, and send the client an error instead. Must be called from the event loop."""
+        """Abort the answers, and send the client an error in their place. Must be called from the event loop."""
         self.inbox.put_nowait(refusal)
         self.abort()
 
     def abort(self) -> None:
-        """Stop the engine's work on answers that have not ended."""
+        """Abort the answers that the engine has not finished."""
         for completion in self._completions:
             if completion.finished is None:
                 self.service.engine.abort(completion)
 
     def close(self) -> None:
-        """Abort unfinished answers, and charge the tenant for the tokens used. Further calls do nothing.
+        """Abort unfinished answers and charge the tenant for the tokens used.
+
+        Further calls do nothing.
 
         Raises:
             Refusal: the usage could not be recorded; the request must not be answered then.
@@ -718,7 +720,7 @@ class Call:
 
 
 def error_to_refusal(error: BaseException, model: str) -> Refusal:
-    """Return the response to a request whose answer failed in the engine, as a refusal.
+    """Convert an exception in the engine to a Refusal: 422 for nan logits, 400 for a too costly grammar, else 500.
 
     Args:
         model: name of the model, for the message.
@@ -740,7 +742,7 @@ def error_to_refusal(error: BaseException, model: str) -> Refusal:
 
 @contextmanager
 def translate_engine_errors() -> Iterator[None]:
-    """Turn a full queue, and an InputError of the engine, into refusals in the block."""
+    """Convert QueueFull and InputError raised in the block to a Refusal with status 429 or 400."""
     try:
         yield
     except QueueFull as error:
@@ -752,7 +754,7 @@ def translate_engine_errors() -> Iterator[None]:
 
 
 async def answer_request(call: Call, body: ChatBody | CompletionBody, logprobs_field: str) -> Response:
-    """Answer a request for chat completions or completions, as one JSON response or as a stream of events.
+    """Answer a request for chat completions or completions, as one JSON response or as server-sent events.
 
     Args:
         logprobs_field: the parameter for the number of logprobs, for error messages.
@@ -806,7 +808,7 @@ async def answer_request(call: Call, body: ChatBody | CompletionBody, logprobs_f
 
 
 def build_stop_finder(form: ChatFormat, body: ChatBody | CompletionBody, prompt: Prompt) -> StopFinder:
-    """Return an object that finds a request's stop strings in one answer.
+    """Build the checker that ends an answer at one of the request's stop strings.
 
     A completion is decoded as a continuation of its prompt.
     """
@@ -815,7 +817,7 @@ def build_stop_finder(form: ChatFormat, body: ChatBody | CompletionBody, prompt:
 
 
 def refuse_many_logprobs(service: Service, param: str, alternatives: int | None, tokens: int) -> None:
-    """Raise Refusal if a response would hold too many logprobs, before it is computed.
+    """Raise Refusal if the response to a request would hold more logprobs than `stage.max_logprobs`.
 
     Args:
         param: the parameter for the number of logprobs.
@@ -832,7 +834,7 @@ def refuse_many_logprobs(service: Service, param: str, alternatives: int | None,
 
 
 def build_headers(call: Call) -> dict[str, str]:
-    """Return the response's headers that name the digests of base and adapter, and the arm."""
+    """Return `x-align-…` response headers with the digests of base and adapter, and the label of the chosen adapter."""
     record = call.record
     arm = percent_encode(record.arm)
     headers = {"x-align-base": record.base, "x-align-adapter": record.adapter, "x-align-arm": arm}
@@ -840,13 +842,13 @@ def build_headers(call: Call) -> dict[str, str]:
 
 
 def percent_encode(label: str) -> str:
-    """Return a label as a header can hold it."""
+    """Percent-encode the characters of a label that a response header cannot hold."""
     return quote(label, safe=SAFE)
 
 
 @asynccontextmanager
 async def end_on_disconnect(call: Call) -> AsyncIterator[None]:
-    """Abort a call if its client disconnects during the block, and close the call at the end of the block."""
+    """Abort a call if its client disconnects during the block, and close the call when the block ends."""
 
     async def watch() -> None:
         while (await call.receive())["type"] != "http.disconnect":
@@ -878,7 +880,7 @@ async def respond_whole(call: Call, answers: Answers, headers: Mapping[str, str]
 
 
 class EventStream(Response):
-    """A response that streams the answers as server-sent events. An error while streaming is sent as the last event.
+    """A response that streams the answers of a call as server-sent events, with an error as the last event.
 
     Calling it as an ASGI response only adds it to the scope's `streams`. `align.serve.app.ServerMiddleware` sends it
     after routing: otherwise each event would pass through twenty layers of middleware.
@@ -896,7 +898,7 @@ class EventStream(Response):
         scope["streams"].append(self)
 
     async def send_events(self, send: Send) -> None:
-        """Send the head of the response, and the answers as server-sent events until they end."""
+        """Send the response's head, then the answers as server-sent events until they end or fail."""
         record = self.call.record
         try:
             async with end_on_disconnect(self.call):

@@ -1,5 +1,6 @@
-"""The server: its state and background tasks, its routes, and its outermost middleware, which authenticates requests,
-limits the size of bodies, adds headers and writes the request log.
+"""The ASGI application of the server: its state, background tasks, routes and outermost middleware.
+
+The middleware authenticates requests, limits the size of bodies, adds headers and writes the request log.
 
 Without a key file the server listens on the loopback interface only, where a page of another site in a local browser
 could still reach it: other host names (DNS rebinding) and other origins are refused. With a key file, requests need a
@@ -65,29 +66,29 @@ from align.web.auth import HEADERS
 
 log = logging.getLogger(__name__)
 PostedOutput = tuple[Call, int, Output]
-"""A call, the number of its answer, and the engine's output for it."""
+"""A request in progress, the index of one of its answers, and a new output of the engine for that answer."""
 TRIES = 5
-"""Maximum lookups of a name whose weights are unloaded during the lookup."""
+"""Maximum number of lookups of a model name if its weights are unloaded during the lookup."""
 LOOK_S = 1.0
-"""Seconds between two checks of the engine's thread."""
+"""Seconds between two checks that the engine's thread is alive."""
 KEYS_S = 0.4
-"""Seconds between two checks of the key file."""
+"""Seconds between two checks of the file of API keys for changes."""
 ALIASES_S = 0.5
-"""Seconds between two checks of the aliases."""
+"""Seconds between two checks of the registry aliases for changes."""
 UNREADABLE = "unreadable_body"
 ROUTING = {
     400: (UNREADABLE, "The body cannot be read. Send JSON in UTF-8."),
     404: ("not_found", "There is nothing at this address."),
     405: ("method_not_allowed", "This address takes another method."),
 }
-"""Status → code and message of a request that has no route."""
+"""HTTP status → error code and message for a request without a route, or with an unreadable body."""
 CODES = {"too_long": "array_above_max_length", "string_too_long": "string_above_max_length"}
-"""Error type of pydantic → OpenAI's error code."""
+"""Type of a pydantic validation error → OpenAI's error code."""
 STATIC = Path(__file__).parent / "static"
 WITHOUT_SECRETS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/rewards"})
-"""Paths that are logged without a search for secrets in them, which reads the whole environment."""
+"""URL paths that are logged as they are: a search for secrets in them would read the whole environment."""
 OPEN = re.compile(r"/|/health|/ready|/static/[\w.-]+")
-"""Paths that need no key: they serve no tenant's data."""
+"""Pattern of the URL paths that need no API key, since they serve no tenant's data."""
 BODY_LIMIT = 1_000_000
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; "
@@ -114,7 +115,7 @@ STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-strea
 
 @dataclass
 class Service:
-    """The state of a server that its routes and background tasks share.
+    """The state of a server that its routes and background tasks share: engine, model names, limits and logs.
 
     Attributes:
         format_of: returns the tokenizer and template of a version; of the base for None.
@@ -165,19 +166,19 @@ class Service:
 
     @property
     def is_draining(self) -> bool:
-        """True if new requests are refused, since the server shuts down."""
+        """True if new requests are refused because the server shuts down."""
         return self.ending.is_set()
 
     @property
     def is_ready(self) -> bool:
-        """True if new requests are answered."""
+        """True if the engine is alive and the server does not shut down, so that new requests are answered."""
         return self.engine.alive and not self.is_draining
 
     @contextmanager
     def hold_chosen_model(
         self, record: RequestRecord, tenant: Tenant, model: str, user: str | None
     ) -> Iterator[ChosenModel]:
-        """Choose the weights that answer a request, write them into its record, and keep them loaded during the block.
+        """Yield the weights chosen to answer a request, note them in its log entry, and keep them loaded in the block.
 
         They stay loaded even if the adapter is unloaded.
 
@@ -208,7 +209,7 @@ class Service:
                 adapters.release(choice.version.digest)
 
     def load_adapter(self, name: str, folder: str, allow_replace: bool, who: str) -> Version:
-        """Load the adapter in a folder under a name, and log it for the operator.
+        """Serve the adapter in a folder under a name, and log that for the operator.
 
         Args:
             allow_replace: whether to replace an adapter of that name.
@@ -227,7 +228,7 @@ class Service:
         return version
 
     def unload_adapter(self, name: str, who: str) -> None:
-        """Remove a name from those that are served, and log it for the operator.
+        """Stop serving a model name, and log that for the operator.
 
         Args:
             who: name of the tenant, for the log.
@@ -240,18 +241,18 @@ class Service:
         operator_log.info("%s unloaded %s (%s)", who, name, digests)
 
     def register(self, version: Version) -> None:
-        """Check a new version of an adapter, read its tokenizer, and add its weights to the engine."""
+        """Check that the engine can load an adapter version, cache its tokenizer, and register it in the engine."""
         self.check(version.folder)
         self.format_of.forget(version)
         self.format_of(version)
         self.engine.engine.register(version.folder, version.digest)  # last: it is not undone if a later step fails
 
     def unregister(self, version: Version) -> None:
-        """Remove a version's weights from the engine, when no request uses them any more."""
+        """Remove an adapter version from the engine, which keeps its weights until no request uses them."""
         self.engine.engine.unregister(version.digest)
 
     def record_finished(self, record: RequestRecord) -> None:
-        """Add a request that has ended to the totals, the metrics and the request log."""
+        """Add an ended request to the totals, the metrics and the request log."""
         self.totals["requests"] += 1
         self.totals["prompt_tokens"] += record.prompt_tokens
         self.totals["completion_tokens"] += record.completion_tokens
@@ -259,9 +260,10 @@ class Service:
         self.log.write(record)
 
     def queue_output(self, call: Call, i: int, output: Output) -> None:
-        """Queue an output of a call's answer `i`, and wake the event loop to deliver it. Called in the engine's thread.
+        """Queue the engine's output for answer `i` of a call, and wake the event loop to deliver it.
 
-        Waking the loop writes to a pipe, so that it is done once for each step of the engine rather than for each row.
+        Called in the engine's thread. Waking the loop writes to a pipe, so that it is done once for each step of the
+        engine rather than for each row.
         """
         self.posted.append((call, i, output))
         if not self.is_woken:
@@ -270,9 +272,9 @@ class Service:
                 self.loop.call_soon_threadsafe(self._deliver_outputs)
 
     def _deliver_outputs(self) -> None:
-        """Put queued outputs into the inboxes of their calls.
+        """Record the token usage of streamed answers, then put all queued outputs into the inboxes of their calls.
 
-        The usage of streams is recorded before that, in one transaction.
+        If the usage cannot be recorded, all these calls are ended with an error.
         """
         self.is_woken = False  # set before the queue is emptied: outputs from now on wake the loop again
         deliveries = self.posted
@@ -293,7 +295,7 @@ class Service:
                 call.inbox.put_nowait((i, output))
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuse new requests, and wait for the calls in progress. Calls that do not finish in time are ended."""
+        """Refuse new requests, wait up to `timeout_s` seconds for requests in progress, and end the remaining ones."""
         self.ending.set()
         deadline = asyncio.get_running_loop().time() + timeout_s
         while self.answering and asyncio.get_running_loop().time() < deadline:
@@ -305,7 +307,7 @@ class Service:
 
 
 def has_client_output(output: Output) -> bool:
-    """Return whether an output of the engine holds anything that is sent to the client.
+    """Return whether an output of the engine holds tokens, prompt logprobs or a regular end, to send to the client.
 
     A prompt that failed before its first such output is not charged.
     """
@@ -313,12 +315,15 @@ def has_client_output(output: Output) -> bool:
 
 
 async def run_background_tasks(service: Service) -> None:
-    """Watch the engine, the key file and the aliases until cancelled, in the event loop of the server."""
+    """Watch the engine's thread, the file of API keys and the registry aliases, until cancelled."""
     await asyncio.gather(watch_engine(service), watch_keys(service), watch_aliases(service))
 
 
 async def watch_engine(service: Service) -> None:
-    """End all calls and then the server if the engine's thread dies, so that a supervisor restarts the server."""
+    """Wait until the engine's thread dies, then end all requests and stop the server.
+
+    A supervisor then restarts the server.
+    """
     while service.engine.alive:
         await asyncio.sleep(LOOK_S)
     operator_log.error("the engine has stopped: no request is answered any more")
@@ -329,14 +334,17 @@ async def watch_engine(service: Service) -> None:
 
 
 async def watch_aliases(service: Service) -> None:
-    """Update the served names that follow aliases every `ALIASES_S` seconds, until the server shuts down."""
+    """Update the model names that refer to registry aliases every `ALIASES_S` seconds, until the server shuts down."""
     while service.following is not None and not service.is_draining:
         await asyncio.to_thread(service.following.update)
         await asyncio.sleep(ALIASES_S)
 
 
 async def watch_keys(service: Service) -> None:
-    """End calls whose key was revoked, and warn about tenants whose keys allow names that are not served."""
+    """Reload the file of API keys when it changes, and end requests whose key was revoked, until cancelled.
+
+    Also warns about tenants whose keys allow names that are not served.
+    """
     reads = 0
     reported = set[str]()
     while service.keys is not None:
@@ -357,7 +365,7 @@ async def watch_keys(service: Service) -> None:
 
 
 def describe_unserved_names(tenants: Iterable[Tenant], served: Collection[str]) -> list[str]:
-    """Return a line for each tenant whose key allows names that are not served."""
+    """Return a warning for each tenant that may use model names which are not served, with similar served names."""
     lines = []
     for tenant in tenants:
         unserved = []
@@ -370,7 +378,7 @@ def describe_unserved_names(tenants: Iterable[Tenant], served: Collection[str]) 
 
 
 def build_application(service: Service, origins: Sequence[str]) -> ASGIApp:
-    """Build the ASGI application of the API, with its middleware, routes and background tasks.
+    """Build the server's ASGI application, with its middleware, routes and background tasks.
 
     Args:
         service: the server's state.
@@ -398,8 +406,10 @@ async def send_chat_page() -> Response:
 
 
 async def respond_to_error(_: Http, error: Exception) -> Response:
-    """Return the response to a refusal, an invalid body, a request without a route, or an internal error, which
-    `ServerMiddleware` logs."""
+    """Convert an exception of a route to an error response in OpenAI's form.
+
+    It is a Refusal, an invalid body, a request without a route, or an internal error, which `ServerMiddleware` logs.
+    """
     if isinstance(error, RequestValidationError):
         return explain_body_error(error).response()
     if isinstance(error, HTTPException):
@@ -411,7 +421,10 @@ async def respond_to_error(_: Http, error: Exception) -> Response:
 
 
 def explain_body_error(error: RequestValidationError) -> Refusal:
-    """Return a refusal that explains why a request's body is invalid. The message does not repeat what was sent."""
+    """Convert pydantic's errors about a request body to a Refusal that names the parameter at fault.
+
+    The message does not repeat the values that were sent.
+    """
     errors = error.errors()
     # If a field takes several types, pick the error about the type that was sent.
     field_errors = [each for each in errors if each["loc"][:2] == errors[0]["loc"][:2]]
@@ -428,16 +441,16 @@ def explain_body_error(error: RequestValidationError) -> Refusal:
 
 
 def is_union_member(part: Any) -> bool:
-    """Return whether a part of a pydantic error's location names a type, such as `list[constrained-str]`."""
+    """Return whether a part of a pydantic error's `loc` names a type, such as `list[constrained-str]`, and no field."""
     return isinstance(part, str) and (not part.isidentifier() or part in ("str", "int", "float", "bool"))
 
 
 class ClientGone(Exception):
-    """The client disconnected before its request was read."""
+    """An exception for a client that disconnected before its request was read."""
 
 
 class ServerMiddleware:
-    """The outermost middleware: authentication, the limit of the body's size, headers, the request log.
+    """The outermost ASGI middleware: authentication, the limit on the body's size, headers and the request log.
 
     It adds to the scope of a request its `tenant`, its `record`, and `streams`, a list to which an
     `align.serve.answers.EventStream` adds itself if it is the response.
@@ -506,7 +519,7 @@ class ServerMiddleware:
                 self.service.record_finished(record)
 
     def _find_tenant(self, path: str, headers: Headers) -> Tenant | None:
-        """Return the tenant of a request. Returns None for a request without a valid key to an open path.
+        """Return the tenant that a request's API key belongs to, or None if it has no valid key and needs none.
 
         Raises:
             Refusal: the key is missing or unknown, or the host or origin is not allowed.
@@ -528,7 +541,7 @@ class ServerMiddleware:
         return tenant
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
-        """Read the complete body of a request.
+        """Read the complete body of a request, or raise Refusal (413) if it is larger than `body_limit`.
 
         Raises:
             Refusal: it is larger than `body_limit`.
@@ -550,7 +563,7 @@ class ServerMiddleware:
 
 
 def make_body_receiver(body: bytes, receive: Receive) -> Receive:
-    """Return an ASGI `receive` that returns a body that was read already, and then the messages of `receive`."""
+    """Return an ASGI `receive` callable that first returns the given body, and then the messages of `receive`."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_next() -> Message:
@@ -560,7 +573,7 @@ def make_body_receiver(body: bytes, receive: Receive) -> Receive:
 
 
 def build_router(service: Service) -> APIRouter:
-    """Return the routes of the API: models and usage, completions and scores, and the operation of the server."""
+    """Build the routes of the API: models and usage, completions and rewards, adapters, health and metrics."""
     router = APIRouter(responses=ERRORS)
 
     # Models and usage
@@ -680,7 +693,7 @@ def build_router(service: Service) -> APIRouter:
 
 
 def require_admin(http: Http) -> Tenant:
-    """Return the tenant of a request. Raises Refusal if it is no administrator."""
+    """Return the tenant of a request, or raise Refusal (403) if it is no administrator."""
     tenant: Tenant = http.scope["tenant"]
     if not tenant.admin:
         raise Refusal(403, NEEDS_ADMIN, code="insufficient_permissions")
@@ -688,7 +701,7 @@ def require_admin(http: Http) -> Tenant:
 
 
 def describe_model(service: Service, name: str, arms: Sequence[Arm]) -> dict[str, Any]:
-    """Return a model as vLLM's `/v1/models` lists it, with the digests of its base, adapter and arms."""
+    """Return a model name's entry in `/v1/models`, in vLLM's form, with the digests of its base and adapters."""
     arm_entries = [
         {"arm": arm.label, "weight": arm.weight, "adapter": arm.version.digest if arm.version else None} for arm in arms
     ]
@@ -709,7 +722,7 @@ def describe_model(service: Service, name: str, arms: Sequence[Arm]) -> dict[str
 
 
 def refuse_many_prompts(service: Service, param: str, prompt_count: int) -> None:
-    """Raise Refusal if a request has more prompts than `stage.max_prompts`."""
+    """Raise Refusal if `prompt_count` exceeds the server's limit `stage.max_prompts`."""
     limit = service.max_prompts
     if prompt_count > limit:
         message = (

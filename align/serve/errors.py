@@ -1,4 +1,4 @@
-"""Refusals in OpenAI's form: status, message, type, parameter and code."""
+"""Exceptions for refused requests, which become error responses in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RETRY_S = 10
 
 
 class Refusal(AlignError):
-    """An error response in OpenAI's form.
+    """An exception that the server sends to the client as an error response in OpenAI's form.
 
     Args:
         message: for the client; without keys, prompts and paths.
@@ -48,7 +48,7 @@ class Refusal(AlignError):
         return {"error": error}
 
     def response(self) -> JSONResponse:
-        """Return the refusal as an HTTP response."""
+        """Convert the exception to an HTTP response with its JSON body and status, and `Retry-After` if it is set."""
         headers = {}
         if self.retry_after_s is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
@@ -56,35 +56,37 @@ class Refusal(AlignError):
 
 
 def not_supported(param: str, message: str) -> Refusal:
-    """Return the refusal of a parameter that this server does not support."""
+    """Return a Refusal with status 400 for a request parameter that this server does not support."""
     return Refusal(400, message, param=param, code="unsupported_parameter")
 
 
 def invalid_request(param: str | None, message: str, code: str | None = None) -> Refusal:
-    """Return the refusal of a request whose parameter is invalid, with status 400."""
+    """Return a Refusal with status 400 for a request with an invalid parameter."""
     return Refusal(400, message, param=param, code=code)
 
 
 def as_refusal(error: InputError) -> Refusal:
-    """Return the refusal that tells a client of an InputError. The value is left out: it may be a prompt."""
+    """Convert an InputError to a Refusal with status 400, without the error's value, which may be a prompt."""
     message = f"{error.problem[:1].upper()}{error.problem[1:]}. {error.remedy}"
     return invalid_request(error.field, message, "context_length_exceeded" if error.field == "max_tokens" else None)
 
 
 def internal_error() -> Refusal:
-    """Return the refusal for an internal error, whose details are in the server's log."""
+    """Return a Refusal with status 500, which refers to the server's log for details."""
     return Refusal(500, "The server had an error while it answered. Its log says more.", type=SERVER)
 
 
 def shutting_down() -> Refusal:
-    """Return the refusal of a request while the server shuts down, with status 503."""
+    """Return a Refusal with status 503 for a request that arrives while the server shuts down."""
     message = "The server is shutting down, and takes no new requests."
     return Refusal(503, message, type=SERVER, code="shutting_down", retry_after_s=RETRY_S)
 
 
 class UnknownModel(Refusal):
-    """A refusal for a name that does not exist, or that the tenant may not use. The message is the same for both, so
-    that a tenant does not learn other tenants' names."""
+    """A 404 response for a model name that does not exist, or that the tenant may not use.
+
+    The message is the same for both, so that a tenant does not learn other tenants' names.
+    """
 
     def __init__(self, model: str) -> None:
         message = f"The model '{model[:120]}' does not exist, or you may not use it."
@@ -92,7 +94,7 @@ class UnknownModel(Refusal):
 
 
 class RateLimited(Refusal):
-    """A refusal for exceeding a rate limit."""
+    """A 429 response for a request over one of its tenant's rate limits, with the seconds until a retry."""
 
     def __init__(self, limit: str, retry_after_s: float) -> None:
         message = f"this limit of your key is used up for now. Try again in {math.ceil(retry_after_s)} s."
@@ -102,7 +104,7 @@ class RateLimited(Refusal):
 
 
 class BudgetSpent(Refusal):
-    """A refusal for a request that may use more tokens than are left of its tenant's budget.
+    """A 429 response for a request that may use more tokens than are left of its tenant's budget.
 
     Attributes:
         left: tokens that are left.
@@ -117,14 +119,14 @@ class BudgetSpent(Refusal):
 
 
 class UsageUnwritable(Refusal):
-    """A refusal while the usage file cannot be written: no request is answered uncounted."""
+    """A 503 response while the database of token usage cannot be written. No request is answered uncounted."""
 
     def __init__(self) -> None:
         super().__init__(503, "The server cannot count usage. Try again later.", type=SERVER, retry_after_s=RETRY_S)
 
 
 class KeysUnreadable(Refusal):
-    """A refusal of every request while the key file cannot be read. The server's log has the reason."""
+    """A 503 response to every request while the file of API keys cannot be read. The server's log has the reason."""
 
     def __init__(self) -> None:
         message = "The server cannot read its keys. Try again later."

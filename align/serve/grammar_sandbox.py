@@ -39,15 +39,21 @@ for line in sys.stdin:
 
 
 class GrammarSandbox:
-    """Checks grammars in a subprocess. Threads may share it, and take turns. The subprocess is started for the first
-    grammar, and again after a grammar that killed it."""
+    """A checker of untrusted grammars, which compiles them in a subprocess with limits on time and memory.
+
+    Threads may share it, and take turns. The subprocess is started for the first grammar, and again after a grammar
+    that killed it.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self, lark: str) -> str:
-        """Return llguidance's error for a grammar, or `TOO_MUCH`. Returns an empty string for a valid grammar."""
+        """Compile a grammar in the subprocess, and return llguidance's error, or an empty string if it is valid.
+
+        Returns `TOO_MUCH` if a limit on time or memory is exceeded.
+        """
         with self._lock:
             try:
                 process = self._process or self._start()
@@ -84,7 +90,7 @@ class GrammarSandbox:
 
 
 def read_line(process: subprocess.Popen[bytes], timeout_s: float) -> bytes:
-    """Return the next line of a process's output.
+    """Read the next line of a process's standard output, or raise TimeoutError after `timeout_s` seconds.
 
     Raises:
         TimeoutError: no line came in time, or the process has ended.

@@ -19,16 +19,18 @@ from align.data.chat.reasoning import CLOSE
 from align.serve.grammar_sandbox import LIMITS, GrammarSandbox
 
 MAX_CACHED = 32
-"""Cached grammars per tokenizer. A hostile one can have 20 MB of states."""
+"""Maximum number of compiled grammars cached per tokenizer. A hostile grammar can have 20 MB of states."""
 NEAR = 32
 LAST = 8
-"""Tokens left beyond those needed to end the answer: below `NEAR` no new structure is opened, at `LAST` the answer is
-forced to its end."""
+"""Spare tokens beyond an answer's shortest known ending at which no new structure may be opened (`NEAR`), and at which
+the ending is forced (`LAST`)."""
 LONGEST_ENDING = 512
 EXPLORED_ANSWERS = 4
 EXPLORED_TOKENS = 48
 EXPLORED_S = 0.25
-"""Number, length and time of random answers that test the cost of a grammar's steps: 200 tokens usually take 20 ms."""
+"""Number, length in tokens and total time in seconds of the random answers that test the cost of a grammar's steps.
+
+200 tokens usually take 20 ms."""
 STRUCTURE = '}]",:'
 OTHERS = "0123456789.ntf-[{"
 SANDBOX = GrammarSandbox()
@@ -36,20 +38,20 @@ atexit.register(SANDBOX.close)
 
 
 class NoTokenBytes(InputError):
-    """The tokenizer does not define the bytes of its tokens."""
+    """An error for a tokenizer that does not define the bytes of its tokens, so that no grammar can be applied."""
 
 
 NOT_ALLOWED = "satisfy the grammar"
-"""Part of llguidance's error for a token that the grammar does not allow."""
+"""Substring of llguidance's error message for a token that the grammar does not allow."""
 
 
 class GrammarFailed(AlignError):
-    """A step of a compiled grammar exceeds its cost limit."""
+    """An error for a decoding step at which a compiled grammar exceeds its cost limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A tokenizer in llguidance's form.
+    """A tokenizer converted for llguidance, with its stop tokens, single-byte tokens and masks of plain tokens.
 
     Attributes:
         stop_ids: tokens that end an answer.
@@ -66,7 +68,7 @@ class Vocabulary:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, stop_ids: tuple[int, ...]) -> Vocabulary:
-        """Build the vocabulary of a tokenizer.
+        """Convert a transformers tokenizer for llguidance, or raise NoTokenBytes if that is not possible.
 
         Raises:
             NoTokenBytes: the tokenizer does not define the bytes of its tokens.
@@ -89,7 +91,7 @@ class Vocabulary:
 
 
 class GrammarCache:
-    """A cache of compiled grammars for one tokenizer. Threads may share it."""
+    """An LRU cache of the grammars compiled for one tokenizer. Threads may share it."""
 
     def __init__(self, tokenizer: Any, stop_ids: tuple[int, ...]) -> None:
         self.tokenizer = tokenizer
@@ -102,7 +104,7 @@ class GrammarCache:
         return Vocabulary.from_tokenizer(self.tokenizer, self.stop_ids)
 
     def compile(self, lark: str) -> CompiledGrammar:
-        """Compile a grammar in llguidance's Lark, or return it from the cache.
+        """Compile a grammar in llguidance's Lark or return it from the cache; raise ValueError if it cannot be used.
 
         Raises:
             ValueError: the grammar is invalid or costs too much; the message has the reason.
@@ -139,13 +141,13 @@ class GrammarCache:
 
 @dataclass(frozen=True)
 class CompiledGrammar:
-    """A compiled grammar in its initial state."""
+    """A grammar compiled for a tokenizer, in the state before the first token of an answer."""
 
     matcher: LLMatcher
     vocabulary: Vocabulary
 
     def can_start(self) -> bool:
-        """Return whether an answer by this grammar can still start.
+        """Return whether the grammar still allows any first token.
 
         All answers share the lexer's states, and a failed step of one invalidates them.
         """
@@ -155,7 +157,7 @@ class CompiledGrammar:
             return False
 
     def check_step_costs(self) -> None:
-        """Raise GrammarFailed if computing the allowed tokens costs too much at some step of random answers.
+        """Sample random answers of the grammar, and raise GrammarFailed if one of their steps costs too much.
 
         Compiling a grammar does not find such steps.
 
@@ -175,7 +177,7 @@ class CompiledGrammar:
 
     @cached_property
     def shortest_answer(self) -> list[int]:
-        """Tokens of a short complete answer, see `find_ending`; empty if none was found."""
+        """Token ids of a short complete answer of the grammar, see `find_ending`; empty if none was found."""
         return self.find_ending(self.matcher, LONGEST_ENDING) or []
 
     def compute_next_V(self, matcher: LLMatcher) -> np.ndarray:
@@ -192,9 +194,9 @@ class CompiledGrammar:
         return np.unpackbits(bits, count=len(self.vocabulary.plain_V), bitorder="little").view(bool)
 
     def find_ending(self, matcher: LLMatcher, max_tokens: int) -> list[int] | None:
-        """Return token ids that complete an answer: a short sequence, not always the shortest.
+        """Return token ids that complete the answer of `matcher`, or None if none within `max_tokens` were found.
 
-        Returns None if it would have more than `max_tokens` tokens.
+        The ending is short, but not always the shortest.
 
         Open structure is closed as soon as the grammar allows. Otherwise the next token is a forced one, a byte after
         which a string may end, or the byte used least often since the last closing: a pattern that waits for a certain
@@ -211,7 +213,10 @@ class CompiledGrammar:
         return path if walker.is_stopped() else [*path, self.vocabulary.stop_ids[0]]
 
     def _choose_byte(self, walker: LLMatcher, byte_counts: Counter[int]) -> list[int]:
-        """Choose the next byte of an ending and count it. Returns its token in a list, empty if no byte is allowed."""
+        """Choose the next byte of an answer's ending, and return its token in a list, empty if no byte is allowed.
+
+        Counts the byte in `byte_counts`, or clears the counts if it closes structure.
+        """
         allowed_V = self.compute_next_V(walker)
         singles = self.vocabulary.singles
         allowed_bytes = {byte for byte, id in singles.items() if allowed_V[id]}
@@ -239,7 +244,9 @@ class CompiledGrammar:
 
 
 class GrammarState:
-    """The state of an answer that follows a grammar, see `align.rollout.serving_engine.Grammar`.
+    """The decoding state of one answer under a grammar, which masks the next token and ends within the token limit.
+
+    It implements `align.rollout.serving_engine.Grammar`.
 
     Args:
         embedding_rows: rows of the model's embedding, which may be more than the tokenizer's tokens.
@@ -265,7 +272,7 @@ class GrammarState:
         self._ending = grammar.shortest_answer if must_be_complete else []
 
     def compute_mask(self) -> np.ndarray:
-        """Return a bool mask of the tokens that may come next. The array is reused by the next call."""
+        """Return a bool mask [embedding rows] of the tokens that may come next. The next call reuses the array."""
         allowed_V = self.grammar.compute_next_V(self.matcher)[: len(self._mask)]
         self._mask[: len(allowed_V)] = allowed_V
         if self._remaining <= self._next_check_at:
@@ -273,7 +280,7 @@ class GrammarState:
         return self._mask
 
     def accept(self, token: int) -> bool:
-        """Add the next token of the answer. Returns whether the answer has ended.
+        """Advance the grammar by the sampled token, and return whether the answer has ended.
 
         Raises:
             GrammarFailed: the step exceeds its cost limit.
@@ -288,13 +295,19 @@ class GrammarState:
         return self.matcher.is_stopped()
 
     def _has_valid_ending(self) -> bool:
-        """Return whether the stored ending still completes the answer: inside a string it would be text."""
+        """Return whether the ending found at an earlier token would still complete the answer.
+
+        Inside a string it would be text.
+        """
         walker = self.matcher.deep_copy()
         return bool(self._ending) and walker.consume_tokens(self._ending) and walker.is_stopped()
 
     def _restrict_to_ending(self) -> None:
-        """Restrict the mask so that the answer can still be completed within its token limit. Computing an ending costs
-        milliseconds: it is done when half of the spare tokens are used up, and at each token only near the end."""
+        """Restrict the mask in place if the answer is near its token limit, so that it can still be completed.
+
+        Computing an ending costs milliseconds: it is done when half of the spare tokens are used up, and at each token
+        only near the end.
+        """
         if not self._has_valid_ending():
             self._ending = self.grammar.find_ending(self.matcher, min(self._remaining, LONGEST_ENDING)) or []
         spare = self._remaining - len(self._ending)
@@ -309,7 +322,7 @@ class GrammarState:
 
 
 class GrammarStateAfterReasoning:
-    """The state of an answer whose prompt opens its reasoning: it is free until `</think>`, where the grammar starts.
+    """The decoding state of an answer that begins with reasoning, to which a grammar applies only after `</think>`.
 
     Args:
         grammar, embedding_rows, must_be_complete: see `GrammarState`.
@@ -335,7 +348,7 @@ class GrammarStateAfterReasoning:
         self._mask[list(vocabulary.stop_ids)] = False
 
     def compute_mask(self) -> np.ndarray:
-        """Return a bool mask of the tokens that may come next. The array is reused by the next call."""
+        """Return a bool mask [embedding rows] of the tokens that may come next. The next call reuses the array."""
         if self._answer is not None:
             return self._answer.compute_mask()
         if self._remaining <= self._close_at:
@@ -344,7 +357,7 @@ class GrammarStateAfterReasoning:
         return self._mask
 
     def accept(self, token: int) -> bool:
-        """Add the next token of the reasoning or the answer. Returns whether the answer has ended."""
+        """Add a sampled token, start the grammar after `</think>`, and return whether the answer has ended."""
         self._remaining -= 1
         if self._answer is not None:
             return self._answer.accept(token)

@@ -1,4 +1,4 @@
-"""The portfolio: which weights a served name refers to, which tenants may use it, and changes while the server runs.
+"""The table of served model names: the adapters that each refers to, and changes of it while the server runs.
 
 The `model` of a request is a name, `NAME@sha256:HEX` for a certain version of its weights, or the id of the base. A
 name may split its users between several adapters. An unknown name is refused."""
@@ -30,15 +30,15 @@ PINNED = re.compile(r"(?P<name>[^@]+)@sha256:(?P<digest>[0-9a-f]{12,64})")
 
 
 FIELD = "lora_name"
-"""Field of a load request that holds the name, as in vLLM."""
+"""Field of a request to load an adapter that holds the name to serve it under, as in vLLM."""
 Hook = Callable[[Version], object]
 Names = Mapping[str, Sequence["Arm"]]
-"""Name → its arms."""
+"""Served name → its arms, which are the adapters that its users are split between."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One of the targets of a name.
+    """An adapter, or the base model, that a served name refers to, with its share of the name's users.
 
     Attributes:
         ref: reference as written on the command line. Users are assigned by it, so that they keep their arm when the
@@ -61,7 +61,7 @@ def do_nothing(_: object) -> None:
 
 
 class ChosenModel(NamedTuple):
-    """The weights that answer a request.
+    """The adapter version, or the base model, that is chosen to answer a request.
 
     Attributes:
         name: the requested name, without a digest.
@@ -75,8 +75,9 @@ class ChosenModel(NamedTuple):
 
 
 class Portfolio:
-    """The names that a server answers to. Threads may share it: a choice reads one snapshot of all names, and changes
-    are serialised by a lock.
+    """The model names that a server answers to, each with the adapters that its users are split between.
+
+    Threads may share it: a choice reads one snapshot of all names, and changes are serialised by a lock.
 
     Args:
         base: the served base.
@@ -121,7 +122,7 @@ class Portfolio:
             self._require_not_base(name, "stage.adapters")
 
     def choose(self, model: str, tenant: Tenant, user: str | None) -> ChosenModel:
-        """Return the weights that answer a request for a model. The user decides between the arms of a name.
+        """Return the adapter version that answers a request for `model`; a hash of the user decides between several.
 
         Args:
             model: NAME, NAME@sha256:HEX with 12 digits or more, or the id of the base.
@@ -141,16 +142,19 @@ class Portfolio:
         return ChosenModel(name, arm.version, arm.label if len(arms) > 1 else "")
 
     def arms(self, name: str) -> tuple[Arm, ...]:
-        """Return the present arms of a name. Returns no arms for an unknown name."""
+        """Return the adapters that a name refers to now, with their shares of users, or () for an unknown name."""
         names = self._names  # one snapshot: another thread may replace it
         return (Arm("base", "base", None),) if name == self.base_id else resolve_arms(names, name)
 
     def get_digest(self, version: Version | None) -> str:
-        """Return the digest of an adapter version, or of the base for None."""
+        """Return the digest of an adapter version, or the digest of the base model for `version=None`."""
         return self.base.digest if version is None else version.digest
 
     def describe(self, name: str) -> str:
-        """Return the arms of a name with their digests as text, and with their weights if there are several."""
+        """Format a name's adapters as text, such as `ppo:first (0a0e4de46d76)`; several have their weights before them.
+
+        Returns `nothing` for an unknown name.
+        """
         arms = self.arms(name)
         parts = [f"{arm.label} ({self.get_digest(arm.version)[:12]})" for arm in arms]
         if len(arms) > 1:
@@ -158,14 +162,18 @@ class Portfolio:
         return ", ".join(parts) or "nothing"
 
     def names(self, tenant: Tenant | None = None) -> dict[str, tuple[Arm, ...]]:
-        """Return name → arms of the names that a tenant may use, the base first; without a tenant, of all names."""
+        """Return model name → its adapters, for the names that a tenant may use, or for all names without a tenant.
+
+        The base is the first name.
+        """
         names = self._names
         arms_of = {self.base_id: self.arms(self.base_id)} | {name: resolve_arms(names, name) for name in names}
         return {name: arms for name, arms in arms_of.items() if tenant is None or is_allowed(tenant, name)}
 
     def load(self, name: str, folder: str) -> Version:
-        """Load the adapter in a folder under a name, in place of the name's present adapter. Requests in progress keep
-        their version.
+        """Serve the adapter in a folder under `name`, in place of the adapter that the name refers to now, if any.
+
+        Requests in progress keep their version.
 
         Args:
             folder: a folder below one of the roots, see `align.serve.adapter_folders.find_loadable_version`.
@@ -187,7 +195,7 @@ class Portfolio:
         return version
 
     def replace_arms(self, name: str, arms: Sequence[Arm]) -> None:
-        """Replace the arms of a served name. Does nothing if the name was unloaded.
+        """Replace the adapters that a served name refers to, or do nothing if the name was unloaded.
 
         Requests in progress keep their version. If `on_new_version` raises for a version, `on_unused_version` is
         called for the versions before it.
@@ -209,7 +217,7 @@ class Portfolio:
             self._set_names({**self._names, name: tuple(arms)})
 
     def unload(self, name: str) -> None:
-        """Remove a name from those that are served. Requests in progress keep their version.
+        """Stop serving a name, or raise Refusal (404) if it is not served. Requests in progress keep their version.
 
         Raises:
             Refusal: there is no such name.
@@ -224,21 +232,21 @@ class Portfolio:
             self._set_names({other: arms for other, arms in self._names.items() if other != name})
 
     def find_followers(self, name: str) -> list[str]:
-        """Return the names that always use the present weights of another name."""
+        """Return the served names that are defined on the command line to use the present weights of `name`."""
         return [follower for follower, arms in self._names.items() if any(arm.follows == name for arm in arms)]
 
     def versions(self) -> dict[str, Version]:
-        """Return all adapter versions that a name refers to, by digest."""
+        """Return digest → adapter version, for all versions that any served name refers to."""
         return collect_versions(self._names)
 
     def report_changes(self, on_change: Callable[[Names], object]) -> None:
-        """Call a function with all names and their arms now, and again after each change."""
+        """Call `on_change` with the table of all names and their adapters now, and again after each change."""
         with self._change_lock:
             self.on_change = on_change
             on_change({name: resolve_arms(self._names, name) for name in self._names})
 
     def _set_names(self, names: Mapping[str, tuple[Arm, ...]]) -> None:
-        """Replace all names, and call the hooks for the change and for each version that no name refers to any more."""
+        """Replace the table of names, call `on_change`, and `on_unused_version` for each version without a name."""
         old_versions = self.versions()
         self._names = MappingProxyType(names)
         self.on_change({name: resolve_arms(names, name) for name in names})
@@ -252,26 +260,30 @@ class Portfolio:
 
 
 def is_allowed(tenant: Tenant, name: str) -> bool:
-    """Return whether a tenant may use a model name."""
+    """Return whether a tenant may use a model name: it has no `allow` list, or the list contains the name."""
     return tenant.allow is None or name in tenant.allow
 
 
 def collect_versions(names: Names) -> dict[str, Version]:
-    """Return the adapter versions of all arms, by digest."""
+    """Return digest → adapter version, for all adapters in a table of names; the base is left out."""
     versions = (arm.version for arms in names.values() for arm in arms)
     return {version.digest: version for version in versions if version is not None}
 
 
 def resolve_arms(names: Mapping[str, tuple[Arm, ...]], name: str) -> tuple[Arm, ...]:
-    """Return the arms of a name. An arm that follows another name gets the present version of that name."""
+    """Return the adapters of a name; an arm that follows another name gets that name's present adapter version.
+
+    Returns () for an unknown name.
+    """
     return tuple(
         replace(arm, version=names[arm.follows][0].version) if arm.follows else arm for arm in names.get(name, ())
     )
 
 
 def assign_arm(arms: Sequence[Arm], name: str, tenant: str, user: str | None) -> Arm:
-    """Return the arm that answers a user: always the same one, on every machine. Each arm gets its share of users.
+    """Choose the arm that answers a user, by a hash of name and user: the same one each time and on every machine.
 
+    Each arm gets its share of users.
     Weighted rendezvous hashing (Thaler and Ravishankar, 1998): of arm i with weight w_i and a hash u_i in (0, 1) of
     name, arm and user, the largest w_i / −ln u_i. −ln(u_i) / w_i is exponential with rate w_i, and the smallest of
     these is that of arm i with probability w_i / Σ w. If an arm is added or its weight changes, users move only to or

@@ -83,7 +83,7 @@ NOT_SUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
     "web_search_options": (),
 }
-"""Parameter of OpenAI or vLLM that would change an answer → the values that change nothing, and are accepted."""
+"""Parameter of OpenAI or vLLM that is not supported → its values that change nothing, and so are accepted."""
 ADVICE = {
     "audio": "is not supported: models of text answer in text",
     "best_of": "is not supported: ask for n answers",
@@ -100,7 +100,7 @@ ADVICE = {
     "stop_token_ids": "is not supported: use stop",
     "top_k": "is not supported: use top_p",
 }
-"""Parameter → end of the message of its refusal; others are "not supported"."""
+"""Unsupported parameter → end of its error message; without an entry here, it is "is not supported"."""
 
 
 class Body(BaseModel):
@@ -109,12 +109,12 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def drop_nulls(cls, data: Any) -> Any:
-        """Return a body without its null fields, which mean the default."""
+        """Remove null fields from a JSON body before validation, since null means the default."""
         return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
 
 
 class ErrorContent(BaseModel):
-    """The content of an error."""
+    """The `error` object in an error response of OpenAI's form: message, type, parameter and code."""
 
     message: str
     type: str
@@ -123,7 +123,7 @@ class ErrorContent(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """An error, in OpenAI's form."""
+    """The body of an error response, in OpenAI's form."""
 
     error: ErrorContent
 
@@ -133,8 +133,10 @@ class StreamOptions(Body):
 
 
 class JsonSchema(Body):
-    """Attributes:
-    strict: accepted and ignored: answers always follow the schema.
+    """A JSON schema in `response_format`, in OpenAI's form.
+
+    Attributes:
+        strict: accepted and ignored: answers always follow the schema.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
@@ -144,21 +146,27 @@ class JsonSchema(Body):
 
 
 class ResponseFormat(Body):
-    """https://platform.openai.com/docs/guides/structured-outputs"""
+    """The `response_format` of a request: free text, any JSON object, or JSON of a schema.
+
+    https://platform.openai.com/docs/guides/structured-outputs
+    """
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
     @model_validator(mode="after")
     def require_schema(self) -> ResponseFormat:
-        """Raise ValueError if the type is `json_schema` and no schema is given. Returns the format itself."""
+        """Raise ValueError if `type` is `json_schema` and no schema is given; return the format otherwise."""
         if self.type == "json_schema" and self.json_schema is None:
             raise ValueError("the type json_schema needs json_schema")
         return self
 
 
 class StructuredOutputs(Body):
-    """vLLM's parameter for constrained answers; one of its fields is set."""
+    """vLLM's parameter `structured_outputs`, which constrains answers to JSON, a regular expression or given texts.
+
+    One of its fields is set.
+    """
 
     of: dict[str, Any] | str | None = Field(None, alias="json", description="A schema, or one as text.")
     regex: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
@@ -172,7 +180,7 @@ class StructuredOutputs(Body):
 
 
 class SampledBody(Body):
-    """Fields that chat completions and completions share."""
+    """The request fields that chat completions and completions share, such as the sampling parameters."""
 
     model: str
     stream: bool = False
@@ -192,16 +200,16 @@ class SampledBody(Body):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The strings at which an answer ends."""
+        """The strings at which an answer ends, as a tuple also if `stop` is a single one."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
     def constrains(self) -> bool:
-        """True if an answer may have to follow a grammar."""
+        """True if answers may have to follow a grammar, since the request asks for JSON, a pattern or given texts."""
         return self.response_format.type != "text" or self.structured_outputs is not None
 
     def refuse_unsupported(self, other_parameter: str, neutral: Any, advice: str) -> None:
-        """Raise Refusal if an undeclared field has a value that would change the answer.
+        """Raise Refusal if the request sets an unsupported parameter to a value that would change the answer.
 
         Args:
             other_parameter: a parameter of the other API.
@@ -216,7 +224,7 @@ class SampledBody(Body):
 
 
 def is_same_value(value: Any, neutral: Any) -> bool:
-    """Return whether two values are equal, with True different from 1."""
+    """Return whether two JSON values are equal, where True differs from 1 and False from 0."""
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
@@ -252,7 +260,10 @@ class Tool(Body):
 
 
 class ChatBody(SampledBody):
-    """https://platform.openai.com/docs/api-reference/chat/create"""
+    """The request body of `/v1/chat/completions`, in OpenAI's form.
+
+    https://platform.openai.com/docs/api-reference/chat/create
+    """
 
     messages: Annotated[list[ChatMessage], SHORT] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1, description="Deprecated name of max_completion_tokens.")
@@ -273,17 +284,20 @@ class ChatBody(SampledBody):
 
     @property
     def most_tokens(self) -> int | None:
-        """Maximum tokens of an answer; None for all that fit into the context."""
+        """Maximum tokens of an answer; None for as many as fit into the context."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
     @property
     def alternatives(self) -> int | None:
-        """The number of alternatives with each token and its logprob; None for no logprobs."""
+        """The number of alternatives returned with each token's logprob; None if no logprobs are requested."""
         return self.top_logprobs if self.logprobs else None
 
 
 class CompletionBody(SampledBody):
-    """https://platform.openai.com/docs/api-reference/completions/create"""
+    """The request body of `/v1/completions`, in OpenAI's form.
+
+    https://platform.openai.com/docs/api-reference/completions/create
+    """
 
     prompt: (
         str | Annotated[list[str], FEW] | Annotated[list[int], IDS] | Annotated[list[Annotated[list[int], IDS]], FEW]
@@ -307,14 +321,14 @@ class CompletionBody(SampledBody):
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
-        """The prompts as texts or as token ids, in a list also if there is only one."""
+        """The prompts as texts or lists of token ids, in a list also if the request holds only one."""
         prompt: Any = self.prompt
         is_list_of_prompts = isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list)
         return prompt if is_list_of_prompts else [prompt]
 
 
 class RewardBody(Body):
-    """Conversations that each end with an answer, for a reward model."""
+    """The request body of `/v1/rewards`: conversations, each with a last answer for a reward model to score."""
 
     model: str
     messages: (
@@ -325,13 +339,13 @@ class RewardBody(Body):
 
     @property
     def conversations(self) -> list[list[ChatMessage]]:
-        """The conversations, in a list also if there is only one."""
+        """The conversations, in a list also if the request holds only one."""
         several = [each for each in self.messages if isinstance(each, list)]
         return several or [[each for each in self.messages if isinstance(each, ChatMessage)]]
 
 
 class LoadAdapter(Body):
-    """vLLM's `/v1/load_lora_adapter`."""
+    """The request body of vLLM's `/v1/load_lora_adapter`."""
 
     lora_name: str = Field(min_length=1, max_length=64)
     lora_path: str = Field(min_length=1, max_length=4096)
@@ -345,11 +359,11 @@ class UnloadAdapter(Body):
 CALL_START = "<tool_call>"
 CALL_END = "</tool_call>"
 WRITTEN_CALL = re.compile(r'(<tool_call>\s*)?\{"name": ?"f", ?"(arguments|parameters)": ?\{\}\}(\s*</tool_call>)?')
-"""A call of a tool `f` as chat templates render it."""
+"""Pattern of a call of a tool `f` as chat templates render it, to detect a template's form of tool calls."""
 
 
 class ToolCallFormat(NamedTuple):
-    """The form of a tool call in a chat template.
+    """The form in which a chat template renders a tool call.
 
     Attributes:
         prefix, suffix: text before and after the call's JSON.
@@ -363,7 +377,7 @@ class ToolCallFormat(NamedTuple):
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """A tokenizer with its chat template.
+    """A tokenizer with its chat template and the tokens that end an answer.
 
     Attributes:
         stop_ids: tokens that end an answer.
@@ -374,7 +388,7 @@ class ChatFormat:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, generation_config: Any) -> ChatFormat:
-        """Return the format of a tokenizer. Answers end with its stop tokens and those of the generation config."""
+        """Build the ChatFormat of a tokenizer, with the stop tokens of the tokenizer and the generation config."""
         return cls(tokenizer, find_stop_token_ids(tokenizer, generation_config))
 
     @cached_property
@@ -383,17 +397,17 @@ class ChatFormat:
 
     @cached_property
     def takes_tools(self) -> bool:
-        """True if the chat template renders tools."""
+        """True if the chat template renders the definitions of tools."""
         return supports_tools(self.tokenizer)
 
     @cached_property
     def leading_token_ids(self) -> list[int]:
-        """Special tokens, such as a BOS, that the tokenizer puts before every text."""
+        """Ids of the special tokens, such as BOS, that the tokenizer puts before every text."""
         return find_leading_token_ids(self.tokenizer)
 
     @cached_property
     def tool_call_format(self) -> ToolCallFormat:
-        """The form in which the chat template renders a tool call. Plain JSON if it renders none."""
+        """The form in which the chat template renders a tool call; plain JSON if it renders none."""
         call = {"type": "function", "id": "call_1", "function": {"name": "f", "arguments": {}}}
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
         try:
@@ -409,13 +423,14 @@ class ChatFormat:
         return GrammarCache(self.tokenizer, self.stop_ids)
 
     def opens_reasoning(self, prompt_ids: Sequence[int]) -> bool:
-        """Return whether a prompt ends with `<think>`, so that the answer starts with reasoning."""
+        """Return whether a prompt's tokens end with `<think>`, so that the answer starts with reasoning."""
         return self.tokenizer.decode(prompt_ids[-8:]).rstrip().endswith(OPEN)
 
 
 class Formats:
-    """A cache of tokenizers with their templates. Adapters with equal files share one, which is dropped when no version
-    of these adapters is in use any more.
+    """A cache of each adapter's tokenizer and chat template, shared between adapters with equal tokenizer files.
+
+    An entry is dropped when no version of these adapters is in use any more.
 
     Args:
         read_format: reads the tokenizer and template in a folder; those of the base for None.
@@ -435,7 +450,7 @@ class Formats:
         self._of_version.pop(version, None)
 
     def __call__(self, version: Version | None) -> ChatFormat:
-        """Return the tokenizer and template of an adapter version; of the base if it has none, or for None."""
+        """Return an adapter version's tokenizer and template, or the base's for None and adapters without their own."""
         if version is None:
             return self._base
         if (form := self._of_version.get(version)) is None:
@@ -443,7 +458,10 @@ class Formats:
         return form
 
     def _load(self, folder: Path) -> ChatFormat:
-        """Return the format in an adapter's folder, shared with adapters that have equal tokenizer files."""
+        """Read the tokenizer and template in an adapter's folder, or return the ones cached for equal tokenizer files.
+
+        Returns those of the base if the folder holds none.
+        """
         if not (folder / "tokenizer_config.json").is_file():
             return self._base
         digest = tokenizer_digest(folder)
@@ -454,7 +472,7 @@ class Formats:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt of a request.
+    """A prompt of a request, as token ids.
 
     Attributes:
         ids: token ids, at least one.
@@ -468,7 +486,7 @@ class Prompt:
 
 
 def build_chat_prompt(form: ChatFormat, body: ChatBody) -> Prompt:
-    """Render a chat by the model's template.
+    """Render a chat request with the model's template, and return the prompt as token ids.
 
     Raises:
         Refusal: the model has no template, or does not support a message or a tool; or the server does not.
@@ -485,7 +503,7 @@ def build_chat_prompt(form: ChatFormat, body: ChatBody) -> Prompt:
 
 
 def list_offered_tools(form: ChatFormat, body: ChatBody) -> list[dict[str, Any]]:
-    """Return the offered tools as chat templates read them.
+    """Convert the tools of a chat request to dictionaries for the chat template, or return [] if none may be called.
 
     Raises:
         Refusal: the template supports no tools, or `tool_choice` demands a call and no tools are offered.
@@ -500,8 +518,9 @@ def list_offered_tools(form: ChatFormat, body: ChatBody) -> list[dict[str, Any]]
 
 
 def to_template_message(message: ChatMessage, index: int) -> dict[str, Any]:
-    """Return a message as chat templates read it: content as one text that starts with the reasoning, and arguments of
-    calls as objects.
+    """Convert a message of a request to a dictionary for the chat template.
+
+    Its content is one text that starts with the reasoning, and the arguments of tool calls are objects.
 
     Args:
         index: index of the message in the request, for error messages.
@@ -536,7 +555,7 @@ def to_template_message(message: ChatMessage, index: int) -> dict[str, Any]:
 
 
 def join_content(content: str | Sequence[Mapping[str, Any]] | None, field: str) -> str | None:
-    """Return the text of a message's content, with its parts joined by line breaks. Returns None for no content.
+    """Return a message's content as one text, with its parts joined by line breaks, or None if there is no content.
 
     Args:
         field: name of the message in error messages.
@@ -559,7 +578,7 @@ def join_content(content: str | Sequence[Mapping[str, Any]] | None, field: str) 
 
 
 def parse_arguments(text: str) -> dict[str, Any] | str:
-    """Return the arguments of a call as an object, which templates render as JSON, or as text if they are no object."""
+    """Parse the JSON arguments of a tool call as an object, or return the text if it is no JSON object."""
     try:
         arguments = json.loads(text)
     except (ValueError, RecursionError):
@@ -568,7 +587,7 @@ def parse_arguments(text: str) -> dict[str, Any] | str:
 
 
 def build_prompts(form: ChatFormat, body: ChatBody | CompletionBody, embedding_rows: int) -> list[Prompt]:
-    """Return the prompts of a request as token ids: of the rendered chat, or of the texts to continue.
+    """Tokenise the prompts of a request: its rendered chat, or the texts or token ids that a completion continues.
 
     Special tokens that a text spells out are encoded as plain text.
 
@@ -605,7 +624,9 @@ def choose_sampling(
     context_length: int,
     max_answer_tokens: int | None,
 ) -> SamplingParams:
-    """Return the sampling parameters of the first answer to a prompt.
+    """Build the sampling parameters of a prompt's first answer from a request, with its token limit and seed.
+
+    Other answers differ in their seed only, see `derive_seed`.
 
     Args:
         context_length: maximum tokens of a prompt and its answer together.
@@ -633,7 +654,7 @@ def choose_sampling(
 
 
 def derive_seed(seed: int, i: int) -> int:
-    """Return the seed of answer `i`. The first one has the request's seed: it is the same answer as with n=1."""
+    """Derive the seed of a request's answer number `i`. Answer 0 has the request's seed: it is the same as with n=1."""
     if i == 0:
         return seed
     return int.from_bytes(sha256(f"{seed}:{i}".encode()).digest()[:8], "big", signed=True)
@@ -642,7 +663,7 @@ def derive_seed(seed: int, i: int) -> int:
 def build_reward_prompts(
     form: ChatFormat, body: RewardBody, hides_reasoning: bool, context_length: int
 ) -> list[Prompt]:
-    """Return the token ids of each conversation of a request, encoded as in the training of the reward model.
+    """Tokenise each conversation of a reward request as in the training of the reward model.
 
     Args:
         hides_reasoning: whether the reward model was trained on answers without their reasoning.
@@ -678,7 +699,10 @@ def build_reward_prompts(
 
 
 def to_scored_message(message: ChatMessage, field: str) -> Message:
-    """Return a message of a conversation that a reward model scores. Raises Refusal if it is empty or uses tools."""
+    """Convert a request's message to a Message for a reward model, or raise Refusal if it is empty or uses tools.
+
+    Its text starts with the reasoning.
+    """
     role = "system" if message.role == "developer" else message.role
     if role == "tool" or message.tool_calls:
         raise not_supported(field, "Reward models read no tools.")

@@ -18,13 +18,13 @@ from align.serve.usage import UsageDatabase
 
 MINUTE_S = 60.0
 CONCURRENCY_RETRY_S = 1.0
-"""`Retry-After` of a refusal for concurrency: when an answer will end is unknown."""
+"""`Retry-After` in seconds if too many answers run: it is unknown when one will end."""
 REFUSALS_PER_S = 10.0
-"""A tenant's refusals per second."""
+"""Refusals per second that a tenant is sent after its first `REFUSAL_BURST` ones."""
 REFUSAL_BURST = 20
-"""A tenant's refusals that are sent without delay."""
+"""Number of refusals that a tenant is sent without delay."""
 LONGEST_HOLD_S = 30.0
-"""Longest delay of a refusal, below the usual timeouts of clients."""
+"""Longest delay of a refusal in seconds, below the usual timeouts of clients."""
 MAX_HELD_PER_TENANT = 256
 MAX_HELD = 512
 """Maximum delayed refusals at once: each holds one of the server's 2,048 connections."""
@@ -34,7 +34,7 @@ CONCURRENT_READS = 4
 
 @dataclass(frozen=True, slots=True)
 class LimitStatus:
-    """The state of one of a tenant's limits per minute.
+    """A tenant's limit on requests or tokens per minute, and how much of it remains.
 
     Attributes:
         reset_s: seconds until the whole limit is available again.
@@ -63,7 +63,7 @@ class Bucket:
     at: float
 
     def compute_wait(self, amount: float, now: float) -> float:
-        """Refill the bucket up to a time, and return the seconds until an amount may be taken. 0 means now."""
+        """Refill the bucket up to the time `now`, and return the seconds until `amount` may be taken, 0 for at once."""
         self.level = min(self.rate, self.level + (now - self.at) * self.rate / MINUTE_S)
         self.at = now
         return max(0.0, (min(amount, self.rate) - self.level) * MINUTE_S / self.rate)
@@ -71,7 +71,7 @@ class Bucket:
 
 @dataclass(slots=True)
 class TenantLoad:
-    """The running answers of a tenant, and its buckets.
+    """A tenant's number of running answers, and its token buckets.
 
     Attributes:
         running: number of answers in progress.
@@ -83,7 +83,9 @@ class TenantLoad:
 
 
 class RateLimiter:
-    """Admits requests by the limits and the budget of their tenants, and records their usage (`align.serve.usage`).
+    """An admission control, which refuses requests beyond their tenants' rate limits, concurrency and token budgets.
+
+    It records the usage of tokens in `align.serve.usage`.
 
     Each tenant has its own buckets, so that tenants do not slow down each other. Threads may share a limiter.
 
@@ -111,7 +113,9 @@ class RateLimiter:
     def admit(
         self, tenant: Tenant, answer_count: int = 1, min_tokens: int = 0, request_id: str = ""
     ) -> Iterator[Charge]:
-        """Count a request against its tenant's limits, or refuse it. Its answers count as in progress during the block.
+        """Admit a request within its tenant's limits and yield its Charge, or raise RateLimited or BudgetSpent.
+
+        Its answers count as in progress during the block.
 
         This happens before its prompt is tokenised; the prompt's tokens are charged by `Charge.reserve`. Unused tokens
         are returned at the end of the block, and the used ones are recorded.
@@ -166,9 +170,9 @@ class RateLimiter:
                     raise
 
     def reserve(self, charge: Charge, tokens: int) -> None:
-        """Charge a tenant the maximum tokens that a request may use, see `Charge.reserve`.
+        """Take the maximum tokens that a request may use from its tenant's tokens per minute and budget.
 
-        Unused tokens are returned when it ends.
+        Unused tokens are returned when the request ends. Raises as `Charge.reserve` does.
         """
         tenant = charge.tenant
         with self._lock:
@@ -194,7 +198,7 @@ class RateLimiter:
             return self._loads[tenant].running if tenant in self._loads else 0
 
     def status_of(self, tenant: Tenant) -> dict[str, LimitStatus]:
-        """Return the state of a tenant's limits per minute, by name."""
+        """Return limit name → its present state, for a tenant's limits on requests and tokens per minute."""
         with self._lock:
             buckets, now = self._update_buckets(tenant)
             waits = {name: bucket.compute_wait(bucket.rate, now) for name, bucket in buckets.items()}
@@ -204,7 +208,8 @@ class RateLimiter:
             }
 
     def _update_buckets(self, tenant: Tenant) -> tuple[dict[str, Bucket], float]:
-        """Set a tenant's buckets to its present limits, and return them by name, with the time of the clock.
+        """Adapt a tenant's token buckets to its present limits per minute, and return (limit → bucket, time now).
+
 
         The bucket of a removed limit is dropped, and starts full if the limit is set again.
         """
@@ -220,14 +225,14 @@ class RateLimiter:
         return buckets, now
 
     def compute_remaining_budget(self, tenant: Tenant) -> int | None:
-        """Return the tokens left of a tenant's budget. Returns None if it has no budget."""
+        """Return the tokens left of a tenant's budget, or None if it has no budget or usage is not recorded."""
         budget = tenant.limits.token_budget
         if self.usage is None or budget is None:
             return None
         return self.usage.read_usage(tenant.name).compute_remaining(budget)
 
     def usage_to_json(self, tenant: Tenant, usage: UsageDatabase) -> dict[str, Any]:
-        """Return the body of `/v1/usage`: a tenant's usage, its limits, and what is left of them."""
+        """Return the JSON body of `/v1/usage`: a tenant's used and reserved tokens, its limits and their remainders."""
         used = usage.read_usage(tenant.name)
         limits = asdict(tenant.limits)
         remaining: dict[str, int | None] = {name: each.remaining for name, each in self.status_of(tenant).items()}
@@ -258,7 +263,7 @@ class RateLimiter:
         return headers
 
     def _warn_once(self, tenant: Tenant, error: BudgetSpent) -> BudgetSpent:
-        """Log a warning about the first request that a tenant's budget refuses, and return the error to raise."""
+        """Return `error` for the caller to raise, and log a warning the first time that a tenant's budget is spent."""
         budget = tenant.limits.token_budget
         if self._warned_budgets.get(tenant.name) != budget:
             self._warned_budgets[tenant.name] = budget
@@ -269,7 +274,7 @@ class RateLimiter:
 
 @dataclass(slots=True)
 class Charge:
-    """An admitted request, with what it was charged.
+    """An admitted request, with the tokens that its tenant was charged for it.
 
     Attributes:
         charged: tokens taken from the tenant's limit per minute.
@@ -285,9 +290,9 @@ class Charge:
     used: tuple[int, int] = (0, 0)
 
     def compute_max_answer_tokens(self, prompt_tokens: int, answer_count: int) -> int | None:
-        """Return the maximum tokens of each answer, at least 1, by what is left of the tenant's limits.
+        """Return the maximum tokens per answer that the tenant's limits still allow, at least 1; None for no limit.
 
-        Returns None if no limit applies. A limit per minute below the prompt's length does not apply: it leaves a debt
+        A limit per minute below the prompt's length does not apply: it leaves a debt
         instead.
         """
         bounds = list[int]()
@@ -299,7 +304,7 @@ class Charge:
         return max(1, (min(bounds) - prompt_tokens) // answer_count) if bounds else None
 
     def reserve(self, tokens: int) -> None:
-        """Reserve the maximum tokens that the request may use for its prompts and answers.
+        """Take the maximum tokens of the request's prompts and answers from the limits and the budget of its tenant.
 
         Raises:
             RateLimited, BudgetSpent: the tenant has fewer left. The request still counts as one of its minute.
@@ -321,7 +326,7 @@ def format_duration(seconds: float) -> str:
 
 
 class RefusalPacer:
-    """Delays refusals for exceeded limits, so that a client which retries at once does not flood the server.
+    """A schedule of delays for refusals, so that a client which retries at once does not flood the server.
 
     The generic cell rate algorithm (ITU-T I.371) for each tenant: after an initial burst, refusals are sent at an even
     rate. If the delay would exceed `LONGEST_HOLD_S`, it is a random one from the upper half of that: clients refused at
@@ -338,9 +343,9 @@ class RefusalPacer:
 
     @contextmanager
     def hold(self, tenant: str) -> Iterator[float]:
-        """Count a refusal as delayed during the block, and yield its delay in seconds. The caller waits.
+        """Yield the seconds to wait before a tenant's refusal is sent, or 0 if too many refusals are waiting already.
 
-        Yields 0 if too many are delayed already.
+        The caller waits in the block, during which the refusal counts as waiting.
         """
         is_full = self._held[tenant] >= MAX_HELD_PER_TENANT or self._held.total() >= MAX_HELD
         self._held[tenant] += 1
@@ -352,7 +357,10 @@ class RefusalPacer:
                 del self._held[tenant]
 
     def reserve_delay(self, tenant: str) -> float:
-        """Take the next place in a tenant's even rate of refusals, and return the delay until then in seconds."""
+        """Schedule a tenant's next refusal at an even rate, and return the seconds until it is due.
+
+        Returns a random delay if that would be longer than `LONGEST_HOLD_S`.
+        """
         now = self.clock()
         slack = REFUSAL_BURST / REFUSALS_PER_S
         due = max(now, self._due.get(tenant, now)) + 1 / REFUSALS_PER_S
@@ -363,11 +371,11 @@ class RefusalPacer:
 
 
 class ReadTurns:
-    """Limits how many prompts of one tenant are tokenised at once, so that other tenants' prompts are not delayed."""
+    """Semaphores that limit how many prompts of one tenant are tokenised at once, so that others need not wait."""
 
     def __init__(self, max_concurrent: int = CONCURRENT_READS) -> None:
         self._turns = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(max_concurrent))
 
     def turn(self, tenant: str) -> asyncio.Semaphore:
-        """Return the tenant's semaphore, to be held while a prompt is tokenised."""
+        """Return the tenant's semaphore, which the caller holds while a prompt is tokenised."""
         return self._turns[tenant]

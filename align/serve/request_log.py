@@ -1,5 +1,7 @@
-"""Logs and metrics of a running server: a line for each request in the run's `requests.jsonl`, a line for each change
-of the served names in its `adapters.jsonl`, and metrics for Prometheus.
+"""Logs of requests and of changes of model names, and metrics for Prometheus.
+
+The run's `requests.jsonl` gets a line for each request, and its `adapters.jsonl` a line for each change of the served
+names.
 
 No line holds a key, a prompt, an answer or a tenant's path. The labels of metrics have few values: a model's name, a
 tenant, a status.
@@ -36,7 +38,7 @@ UNLOGGED = {"logged": False}
 
 @dataclass(slots=True)
 class RequestRecord:
-    """The log entry of one request.
+    """The log entry of one HTTP request: its tenant, model, token counts, status and times.
 
     Attributes:
         tenant: name of the tenant; empty for an unknown key.
@@ -70,12 +72,15 @@ class RequestRecord:
     began: float = field(default_factory=monotonic, metadata=UNLOGGED)
 
     def measure_elapsed(self) -> float:
-        """Return the seconds since the request was received."""
+        """Return the seconds since the head of the request was received."""
         return monotonic() - self.began
 
 
 class JsonLinesLog:
-    """A file of JSON lines. A failed write, on a full disk say, does not fail the request; the first one is logged."""
+    """A file to which JSON lines are appended.
+
+    A failed write, on a full disk say, does not fail the request; the first one is logged.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -84,7 +89,7 @@ class JsonLinesLog:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def append(self, values: Mapping[str, Any]) -> None:
-        """Write values as one line. Never raises: a failed write is logged once."""
+        """Append a mapping as one JSON line to the file. A failed write is not raised, and is logged once."""
         line = json.dumps(values, ensure_ascii=False)
         try:
             with self._lock:
@@ -100,7 +105,7 @@ class JsonLinesLog:
 
 
 class RequestLog(JsonLinesLog):
-    """The log of requests, one line each."""
+    """The log file of HTTP requests, with one JSON line for each."""
 
     def write(self, record: RequestRecord) -> None:
         values = {each.name: getattr(record, each.name) for each in fields(record) if not each.metadata}
@@ -108,7 +113,7 @@ class RequestLog(JsonLinesLog):
 
 
 class AdapterLog(JsonLinesLog):
-    """The log of the served names, with a line for each change."""
+    """The log file of the served names: each change adds a JSON line with all names and their adapters."""
 
     def write(self, names: Mapping[str, Sequence[Arm]]) -> None:
         targets = {
@@ -122,15 +127,16 @@ class AdapterLog(JsonLinesLog):
 
 
 MOST_MODELS = 200
-"""Maximum label values for models, and for tenants. Any number of names may be loaded over time, and each label value
-is a time series that is never removed."""
+"""Maximum number of models, and of tenants, that have a metric label of their own.
+
+Any number of names may be loaded over time, and each label value is a time series that is never removed."""
 OTHER = "(other)"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
 class EngineCollector(Collector):
-    """Exports the engine's counters, read at each scrape."""
+    """A Prometheus collector that reads the engine's counters at each scrape."""
 
     def __init__(self, stats: Callable[[], Stats], cpu_s: Callable[[], float]) -> None:
         self.stats = stats
@@ -154,14 +160,14 @@ class EngineCollector(Collector):
 
 
 def add_label(name: str, used_labels: set[str]) -> str:
-    """Add a name to the label values in use, and return its label value. Names beyond `MOST_MODELS` share one value."""
+    """Add a name to `used_labels` and return it, or return `(other)` if `MOST_MODELS` other names are in use."""
     if name and name not in used_labels and len(used_labels) < MOST_MODELS:
         used_labels.add(name)
     return name if name in used_labels or not name else OTHER
 
 
 class Metrics:
-    """Counts and histograms of requests.
+    """The server's Prometheus metrics: counts, tokens and latencies of requests by model and tenant.
 
     Args:
         stats: returns the engine's counters.
@@ -188,7 +194,7 @@ class Metrics:
         self.whole = self._histogram("align_request_seconds", "From request to the end of its answer.", SECONDS)
 
     def observe(self, record: RequestRecord) -> None:
-        """Add a request that has ended to the counters and histograms."""
+        """Add an ended request's tokens and times to the metrics of its model and tenant."""
         model = self.get_model_label(record.answered)
         tenant = self.get_tenant_label(record.tenant)
         self.tenant_requests.labels(tenant, str(record.status)).inc()
@@ -204,15 +210,18 @@ class Metrics:
             self.first.labels(model).observe(record.first_token_s)
 
     def get_token_intervals(self, model: str) -> Histogram:
-        """Return the histogram of the seconds between two tokens of a model's answers."""
+        """Return the Prometheus histogram of the seconds between two tokens in a model's answers."""
         return self.between.labels(self.get_model_label(model))
 
     def get_model_label(self, name: str) -> str:
-        """Return the label value of a model's name in the metrics."""
+        """Return a model's name as a metric label, or `(other)` if too many names are in use, see `add_label`."""
         return add_label(name, self._models)
 
     def get_tenant_label(self, name: str) -> str:
-        """Return the label value of a tenant's name in the metrics. The name is empty for an unknown key."""
+        """Return a tenant's name as a metric label, or `(other)` if too many names are in use, see `add_label`.
+
+        The name is empty for an unknown key.
+        """
         return add_label(name, self._tenants)
 
     def render(self) -> bytes:

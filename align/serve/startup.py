@@ -1,4 +1,4 @@
-"""Resolution of the names that a server starts with: the references of its command line, which must share a base."""
+"""Resolution of the model names on a server's command line to adapters, which must share a base model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FIELD = "stage.adapters"
 
 @dataclass(frozen=True, slots=True)
 class ResolvedNames:
-    """The names that a server starts with, and the adapters that they refer to.
+    """The model names that a server starts with, and the adapters that they refer to.
 
     Attributes:
         artifacts: reference → artifact.
@@ -52,7 +52,7 @@ def open_portfolio(
     roots: Sequence[Path] = (),
     signer: PublicKey | None = None,
 ) -> ResolvedNames:
-    """Resolve the names of a command line to adapters on one base.
+    """Resolve the model names on a command line to adapters, and check that all were trained on one base model.
 
     An adapter that does not record its base is accepted for the served base: the operator is trusted.
 
@@ -109,14 +109,14 @@ def open_portfolio(
 
 
 def is_alias(arm: ArmReference) -> bool:
-    """Return whether an arm of the command line refers to an alias, such as `@production`."""
+    """Return whether a reference on the command line is an alias, such as `@production`."""
     return arm.ref.startswith(SIGN)
 
 
 def expand_aliases(
     arms: Sequence[ArmReference], root: Path, field: str, loaded_targets: dict[str, Artifact]
 ) -> tuple[ArmReference, ...]:
-    """Return the arms of a served name with each alias replaced by its targets, and load these targets.
+    """Replace each alias among a name's references by its targets, and add the targets' artifacts to `loaded_targets`.
 
     The targets of an alias share its weight.
 
@@ -140,14 +140,16 @@ def expand_aliases(
 
 
 def require_same_base(origin: Origin, base: Base, field: str, ref: str, remedy: str) -> None:
-    """Raise InputError if an adapter was trained on another base than the served one."""
+    """Raise InputError if an adapter records that it was trained on another base than the served one."""
     problem = f"was trained on another base ({(origin.base or '')[:12]}) than {base.id} ({base.digest[:12]})"
     require(origin.base in (None, base.digest), field, ref, problem, remedy)
 
 
 def find_named_base(artifact: Artifact, field: str) -> Base | None:
-    """Return the base that an adapter's run recorded, or that its export names. Returns None if neither does, or if the
-    export names a local folder."""
+    """Return the base model that an adapter's run or export records, or None if neither says where to find it.
+
+    An export that names a local folder does not.
+    """
     if artifact.base is not None:
         return find_base_of_artifact(artifact, field)
     id, revision = read_exported_base(artifact.path)
@@ -155,21 +157,21 @@ def find_named_base(artifact: Artifact, field: str) -> Base | None:
 
 
 class ExportedBase(NamedTuple):
-    """The base that an export's files name. Both values are empty if they are not recorded."""
+    """Id and revision of the base model that an exported adapter's files name; empty if they are not recorded."""
 
     id: str
     revision: str
 
 
 def read_exported_base(folder: Path) -> ExportedBase:
-    """Read the id and revision of the base that the files of an exported adapter name."""
+    """Read the id and revision of an exported adapter's base model, empty strings if they are not recorded."""
     path = folder / ABOUT
     content = read_json_object(path, ABOUT, "Export it again.") if path.is_file() else {}
     return ExportedBase(str(content.get("id") or ""), str(content.get("revision") or ""))
 
 
 def is_other_name(arm: ArmReference, name: str, arm_references: Mapping[str, Sequence[ArmReference]]) -> bool:
-    """Return whether an arm refers to another name of the command line.
+    """Return whether a reference of `name` is another served name; raise InputError if that refers to others itself.
 
     Raises:
         InputError: that name refers to other names itself.
@@ -184,7 +186,9 @@ def is_other_name(arm: ArmReference, name: str, arm_references: Mapping[str, Seq
 
 
 def find_shared_method(origins: Mapping[str, Origin], names: Mapping[str, str], requested: str) -> str:
-    """Return the method that all adapters were trained with, `lora` or `qlora`. It decides their base's precision.
+    """Return the method that all adapters were trained with, `lora` or `qlora`, or raise InputError if they differ.
+
+    The method decides the precision of the base.
 
     Args:
         names: reference → its name, for error messages.
@@ -222,7 +226,9 @@ def build_arm(
     versions: Mapping[str, Version],
     artifacts: Mapping[str, Artifact],
 ) -> Arm:
-    """Return the arm of a served name that a reference resolves to. Its label shows no path.
+    """Convert a reference of a served name to an Arm: another served name, the base, or an adapter.
+
+    The arm's label shows no path.
 
     Args:
         arm_references: all names of the command line, with their arms.

@@ -1,4 +1,4 @@
-"""Tenants of a server, and the file of their keys."""
+"""Tenants of a server with their rights and limits, and the file of their API keys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from align.serve.errors import KeysUnreadable
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of a tenant; None for no limit.
+    """A tenant's limits on rate, concurrency and total tokens; None for no limit.
 
     Attributes:
         requests_per_minute: requests, averaged over a minute.
@@ -45,7 +45,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant with its rights and limits.
+    """A tenant of the server, with its rights and limits.
 
     Attributes:
         admin: whether it may load and unload adapters.
@@ -61,20 +61,20 @@ class Tenant:
 
 
 LOCAL = Tenant("local", admin=True)
-"""Every client of a server without a key file, which listens on the loopback interface only."""
+"""The tenant of every request to a server without a key file, which listens on the loopback interface only."""
 
 
 SCHEMA_VERSION = 1
 PREFIX = "al-"
 LONGEST = 200
-"""Maximum characters of a key; longer ones are refused without hashing."""
+"""Maximum characters of an API key; longer ones are refused without hashing."""
 ALL = "all"
 REMEDY = "Restore it, or make a new one with stage.action=key."
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key of a tenant, of which only the hash is stored.
+    """A tenant's API key as it is stored: by its hash only.
 
     Attributes:
         sha256: of the key, hex.
@@ -86,13 +86,13 @@ class Key:
 
     @property
     def id(self) -> str:
-        """First digits of the hash, which do not reveal the key."""
+        """First 8 digits of the hash, which do not reveal the key."""
         return self.sha256[:8]
 
 
 @dataclass(frozen=True, slots=True)
 class TenantKeys:
-    """A tenant and its keys."""
+    """An entry of the key file: a tenant and the hashes of its API keys."""
 
     tenant: Tenant
     keys: tuple[Key, ...]
@@ -101,7 +101,7 @@ class TenantKeys:
 
 @dataclass(frozen=True, slots=True)
 class TenantChange:
-    """A change of a tenant in the key file: its entry, and the keys that were created and revoked.
+    """A change made to a tenant in the key file: its new entry, and the keys that were created and revoked.
 
     Attributes:
         key: the new key, which is stored nowhere. None if no key was created.
@@ -115,7 +115,7 @@ class TenantChange:
 
 
 class KeyFile:
-    """The tenants of a key file, reloaded when the file changes. Safe to share between threads.
+    """The tenants and API keys of a key file, reloaded when the file changes. Safe to share between threads.
 
     Attributes:
         tenants: by their names, as the file was last read.
@@ -137,7 +137,7 @@ class KeyFile:
         self._set_tenants(read_key_file(path), state)
 
     def find_tenant(self, bearer: str) -> Tenant | None:
-        """Return the tenant that a key belongs to. Returns None for an unknown key.
+        """Return the tenant that an API key belongs to, or None for an unknown key.
 
         Raises:
             KeysUnreadable: the file can no longer be read.
@@ -146,7 +146,7 @@ class KeyFile:
         return self._by_hash.get(hash_key(bearer)) if bearer.startswith(PREFIX) and len(bearer) <= LONGEST else None
 
     def reload_if_changed(self) -> None:
-        """Reload the file if it has changed. Raises KeysUnreadable if it cannot be read."""
+        """Read the key file again if it has changed, or raise KeysUnreadable if it cannot be read."""
         with self._lock:
             try:
                 if self._state != (state := read_file_stamp(self.path)):
@@ -165,7 +165,7 @@ class KeyFile:
             self._unreadable = False
 
     def has_key(self, key: str) -> bool:
-        """Return whether the file held a key when it was last read.
+        """Return whether the key file held an API key when it was last read.
 
         Args:
             key: its sha256, hex.
@@ -191,7 +191,7 @@ def change_tenant(
     lift: Sequence[str] = (),
     revoke: str | None = None,
 ) -> TenantChange:
-    """Create a tenant with its first key, or change a tenant's rights, limits and keys, in the key file.
+    """Create a tenant with its first API key in the key file, or change a tenant's rights, limits and keys there.
 
     Adds a key if nothing else is to change.
 
@@ -232,7 +232,7 @@ def change_tenant(
 
 
 def read_key_file(path: Path) -> dict[str, TenantKeys]:
-    """Read the tenants of a key file and the hashes of their keys, by the tenants' names.
+    """Read a key file, and return tenant name → its rights, limits and the hashes of its API keys.
 
     Raises:
         InputError: the file is missing, or users other than its owner may read or write it.
@@ -252,7 +252,10 @@ def read_key_file(path: Path) -> dict[str, TenantKeys]:
 
 
 def parse_tenant_keys(name: str, values: Mapping[str, Any]) -> TenantKeys:
-    """Parse a tenant's entry. Raises AttributeError, KeyError, TypeError or ValueError if it is malformed."""
+    """Convert a tenant's JSON entry in the key file to a TenantKeys.
+
+    Raises AttributeError, KeyError, TypeError or ValueError if it is malformed.
+    """
     allow = values["allow"]
     limits = values["limits"]
     keys = tuple(Key(key["sha256"], key["created_at"]) for key in values["keys"])
@@ -270,7 +273,7 @@ def parse_tenant_keys(name: str, values: Mapping[str, Any]) -> TenantKeys:
 
 
 def to_json(entry: TenantKeys) -> dict[str, Any]:
-    """Return a tenant's entry as the key file stores it."""
+    """Convert a tenant and its keys to the JSON entry of the key file."""
     tenant = entry.tenant
     return {
         "keys": [asdict(key) for key in entry.keys],
@@ -283,7 +286,7 @@ def to_json(entry: TenantKeys) -> dict[str, Any]:
 
 @contextmanager
 def edit_key_file(path: Path) -> Iterator[dict[str, TenantKeys]]:
-    """Yield the tenants of a key file by name, and write the changed ones back at the end of the block.
+    """Yield tenant name → entry of a key file for changes in place, and write the file at the end of the block.
 
     Nothing is written if the block raises. A lock serialises concurrent changes.
 
@@ -311,11 +314,11 @@ def edit_key_file(path: Path) -> Iterator[dict[str, TenantKeys]]:
 
 
 def hash_key(key: str) -> str:
-    """Return the sha256 of a key, hex. Lone surrogates, which no header can hold, are hashed too."""
+    """Return the sha256 of an API key in hex. Lone surrogates, which no header can hold, are hashed too."""
     return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_file_stamp(path: Path) -> tuple[int, int, int, int]:
-    """Return inode, size and times of a file, which change when it is replaced or written."""
+    """Return a file's inode, size in bytes, and modification and change times in ns, to detect a change of it."""
     stat = os.stat(path)
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

@@ -39,9 +39,9 @@ from align.serve.errors import BudgetSpent, UsageUnwritable
 from align.serve.tenants import Tenant
 
 LOCK_TIMEOUT_S = 0.5
-"""Seconds that a request waits for the lock of another server; it blocks all other requests."""
+"""Seconds that a request waits while another server locks the usage file. All other requests wait."""
 OPEN_TIMEOUT_S = 10.0
-"""Seconds that a starting server waits for it."""
+"""Seconds that a starting server waits while another server locks the usage file."""
 LOCK = ".lock"
 MOVE_AWAY = "Move it away, or name another key file: usage is counted beside that."
 TABLES = """
@@ -69,7 +69,7 @@ WHERE request = ?
 
 @dataclass(frozen=True, slots=True)
 class TenantUsage:
-    """The usage of a tenant.
+    """A tenant's counts of requests and tokens used, and of tokens reserved for requests in progress.
 
     Attributes:
         requests: number of settled requests.
@@ -87,12 +87,14 @@ class TenantUsage:
         return self.prompt_tokens + self.completion_tokens
 
     def compute_remaining(self, budget: int) -> int:
-        """Return the tokens of a budget that may still be reserved."""
+        """Return the tokens of `budget` that are neither used nor reserved, at least 0."""
         return max(0, budget - self.tokens - self.reserved)
 
 
 class UsageDatabase:
-    """The usage of all tenants, in an SQLite file. Threads may share an object, and servers a file. A context manager.
+    """An SQLite file that counts the tokens that each tenant has used and reserved. A context manager.
+
+    Threads may share an object, and servers a file. Opening it settles the reservations of servers that have ended.
 
     Raises:
         StorageError: the file cannot be written, or is not a usage file.
@@ -127,14 +129,17 @@ class UsageDatabase:
         self.close()
 
     def close(self) -> None:
-        """Close the file. Open reservations are settled by what was recorded as sent when it is opened again."""
+        """Close the database and delete this server's lock file.
+
+        Open reservations are settled by what was recorded as sent when the database is opened again.
+        """
         with self._lock:
             self._db.close()
             self._lock_file(self.server).unlink(missing_ok=True)
             os.close(self._alive)
 
     def reserve(self, tenant: Tenant, request_id: str, tokens: int) -> None:
-        """Reserve tokens of a tenant's budget for a request, before it is answered.
+        """Reserve tokens of a tenant's budget for a request, or raise BudgetSpent if fewer tokens are left.
 
         Args:
             request_id: a unique id.
@@ -152,7 +157,7 @@ class UsageDatabase:
             db.execute("INSERT INTO reservations (request, tenant, server, tokens) VALUES (?, ?, ?, ?)", row)
 
     def record_sent(self, counts: Mapping[str, tuple[int, int]]) -> None:
-        """Record the tokens of requests that are about to be sent to clients.
+        """Store the token counts of requests whose next chunk is about to be sent to the client.
 
         Args:
             counts: request → prompt tokens, and completion tokens including the chunk to be sent.
@@ -161,19 +166,25 @@ class UsageDatabase:
             db.executemany(RECORD, [(prompt, completion, request) for request, (prompt, completion) in counts.items()])
 
     def settle(self, request_id: str, prompt_tokens: int, completion_tokens: int) -> bool:
-        """Add a request's usage to its tenant's total. Returns False, and adds nothing, if it has no reservation."""
+        """Add a request's tokens to its tenant's total and delete its reservation, or return False if it has none.
+
+        Adds at least the tokens that were recorded as sent.
+        """
         with self._transaction() as db:
             db.execute(RECORD, (prompt_tokens, completion_tokens, request_id))
             return settle_reservation(db, request_id)
 
     def read_usage(self, tenant: str) -> TenantUsage:
-        """Return a tenant's usage and reservations."""
+        """Return a tenant's used requests and tokens, and its reserved tokens; zeros for an unknown tenant."""
         with self._transaction() as db:
             return query_usage(db, tenant)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Commit at the end of the block; roll back if it raises. Turns SQLite's errors into UsageUnwritable."""
+        """Yield the connection in a transaction, which commits at the end of the block and rolls back if it raises.
+
+        Raises UsageUnwritable in place of SQLite's errors.
+        """
         with self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -186,7 +197,7 @@ class UsageDatabase:
                     self._db.execute("ROLLBACK")
 
     def _settle_dead_servers(self, db: sqlite3.Connection) -> None:
-        """Settle the reservations of servers that have ended, and delete their lock files."""
+        """Add the recorded tokens of ended servers' reservations to the totals, and delete their lock files."""
         for request, server in db.execute("SELECT request, server FROM reservations").fetchall():
             if server != self.server and has_server_ended(self._lock_file(server)):
                 settle_reservation(db, request)
@@ -195,17 +206,20 @@ class UsageDatabase:
                 file.unlink()
 
     def _lock_file(self, server: str) -> Path:
-        """Return the file that a server keeps locked while it runs. The system unlocks it if the server is killed."""
+        """Return the path of the file that a server keeps locked while it runs.
+
+        The system unlocks it if the server is killed.
+        """
         return self.path.with_name(f"{self.path.name}.{server}{LOCK}")
 
 
 def build_usage_path(keys: Path) -> Path:
-    """Return the path of the usage file that belongs to a key file."""
+    """Return the path of a key file's usage database, which lies beside it and is named `KEYS.usage.db`."""
     return keys.with_name(f"{keys.name}.usage.db")
 
 
 def read_usage_of_tenants(keys: Path, tenants: Sequence[str]) -> dict[str, TenantUsage]:
-    """Return tenant → usage for tenants of a key file; zeros if no server has recorded usage yet.
+    """Return tenant → usage, read from the database beside a key file; zeros if there is no database yet.
 
     Raises:
         StorageError: the file cannot be read.
@@ -218,8 +232,11 @@ def read_usage_of_tenants(keys: Path, tenants: Sequence[str]) -> dict[str, Tenan
 
 
 def enable_write_ahead_log(db: sqlite3.Connection) -> None:
-    """Switch a database to write-ahead logging: a commit survives the death of the process, and is synced to the disk
-    later. Switching needs an exclusive lock, for which SQLite does not wait on its own."""
+    """Switch an SQLite database to write-ahead logging, and retry for `OPEN_TIMEOUT_S` seconds while it is locked.
+
+    A commit then survives the death of the process, and is synced to the disk later. Switching needs an exclusive
+    lock, for which SQLite does not wait on its own.
+    """
     deadline = time.monotonic() + OPEN_TIMEOUT_S
     while True:
         try:
@@ -233,7 +250,7 @@ def enable_write_ahead_log(db: sqlite3.Connection) -> None:
 
 
 def has_server_ended(lock_file: Path) -> bool:
-    """Return whether a server has ended, by whether its lock file is free."""
+    """Return whether a server has ended: its lock file is missing, or no process locks it."""
     try:
         descriptor = os.open(lock_file, os.O_RDWR)
     except FileNotFoundError:
@@ -248,7 +265,7 @@ def has_server_ended(lock_file: Path) -> bool:
 
 
 def settle_reservation(db: sqlite3.Connection, request_id: str) -> bool:
-    """Add a request's recorded tokens to its tenant's total, and delete its reservation.
+    """Add the tokens in a request's reservation to its tenant's total, and delete the reservation.
 
     Returns False, and adds nothing, if the request has no reservation.
     """
@@ -258,7 +275,7 @@ def settle_reservation(db: sqlite3.Connection, request_id: str) -> bool:
 
 
 def query_usage(db: sqlite3.Connection, tenant: str) -> TenantUsage:
-    """Read a tenant's totals and reservations within a transaction."""
+    """Read a tenant's totals and the sum of its reserved tokens from the database, in the caller's transaction."""
     total = db.execute("SELECT requests, prompt_tokens, completion_tokens FROM totals WHERE tenant = ?", (tenant,))
     requests, prompt, completion = total.fetchone() or (0, 0, 0)
     reserved = db.execute("SELECT coalesce(sum(tokens), 0) FROM reservations WHERE tenant = ?", (tenant,)).fetchone()
