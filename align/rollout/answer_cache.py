@@ -1,5 +1,6 @@
-"""A cache of answers and log-likelihoods. The key of each record covers everything that determines it, so that scoring
-again computes nothing.
+"""A cache of answers and log-likelihoods in an SQLite file.
+
+The key of each record covers everything that determines it, so that scoring again computes nothing.
 
 The store is `answers.db` in the folder of runs, an SQLite file that every run of `stage=eval` reads and adds to. It can
 be deleted at any time: answers are then generated again."""
@@ -22,17 +23,17 @@ from align.run.atomic import convert_os_errors
 FILE = "answers.db"
 CREATE = "CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, asked TEXT, answer TEXT) WITHOUT ROWID"
 TABLES = ("answers", "likelihoods")
-"""Tables of a store; it has one or both."""
+"""Names of the tables that a cache file may have; it has one or both."""
 AT_ONCE = 500
-"""Ids per SELECT statement."""
+"""Maximum number of ids in one SELECT statement."""
 BUSY_S = 60.0
-"""Seconds to wait for another process that writes."""
+"""Seconds to wait while another process writes to the file."""
 REMEDY = "Move the file away: answers are then made again."
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerKey:
-    """The key of an answer: everything that determines it.
+    """The cache key of an answer generated here: everything that determines the answer.
 
     Attributes:
         base, adapter: digests; the adapter's is empty for the base alone.
@@ -60,13 +61,13 @@ class AnswerKey:
 
     @property
     def id(self) -> str:
-        """SHA-256 of all fields."""
+        """SHA-256 of all fields in hex, by which the record is stored."""
         return json_digest(asdict(self))
 
 
 @dataclass(frozen=True, slots=True)
 class ServerAnswerKey:
-    """The key of an answer by a server: everything on the client's side that determines it.
+    """The cache key of an answer by a server: everything in the request that determines the answer.
 
     Attributes:
         url: the server's address, up to its `/v1`.
@@ -80,12 +81,12 @@ class ServerAnswerKey:
 
     @property
     def id(self) -> str:
-        """SHA-256 of all fields."""
+        """SHA-256 of all fields in hex, by which the record is stored."""
         return json_digest(asdict(self))
 
 
 class ServerToken(NamedTuple):
-    """A token of a server's response.
+    """A token of a server's response, with the likeliest alternatives at its position.
 
     Attributes:
         likely: token → logprob in nats of the likeliest tokens at this position, including this one.
@@ -97,7 +98,7 @@ class ServerToken(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """A cached answer.
+    """An answer as the cache stores it: its text, its token ids, and its end.
 
     Attributes:
         ids: sampled token ids including the stop token; empty for a server's answer.
@@ -115,7 +116,10 @@ class CachedAnswer:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> CachedAnswer:
-        """Rebuild an answer from its `asdict` form. Raises KeyError, TypeError or ValueError if it is malformed."""
+        """Rebuild an answer from its `asdict` form in the cache.
+
+        Raises KeyError, TypeError or ValueError if it is malformed.
+        """
         prompt_tokens, completion_tokens = record["usage"]
         return cls(
             ids=tuple(int(id) for id in record["ids"]),
@@ -128,7 +132,7 @@ class CachedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class LikelihoodKey:
-    """The key of a row's log-likelihood: everything that determines it.
+    """The cache key of a row's log-likelihood: everything that determines the value.
 
     Attributes:
         base, adapter, method, dtype: see `AnswerKey`.
@@ -145,16 +149,17 @@ class LikelihoodKey:
 
     @property
     def id(self) -> str:
-        """SHA-256 of all fields."""
+        """SHA-256 of all fields in hex, by which the record is stored."""
         return json_digest(asdict(self))
 
 
 class AnswerStore:
-    """A store of cached records: answers, or another kind.
+    """A table of an SQLite file with cached answers, or records of another class, by the SHA-256 of their keys.
 
     Args:
         path: the SQLite file, which is created with the first record.
-        kind: class of the records: a dataclass with a classmethod `of` that rebuilds it from its `asdict` form.
+        kind: class of the records: a dataclass with a classmethod `from_record`, which rebuilds one from its `asdict`
+            form.
         table: name of the table.
     """
 
@@ -177,7 +182,7 @@ class AnswerStore:
             raise CorruptFile("answers", str(self.path), f"is no store of answers ({error})", REMEDY) from error
 
     def find_records(self, ids: Iterable[str]) -> dict[str, Any]:
-        """Return id → record for those ids that the store has.
+        """Return id → cached record; ids that are not in the cache are left out.
 
         Raises:
             CorruptFile: the file is damaged.
@@ -202,7 +207,7 @@ class AnswerStore:
             raise CorruptFile("answers", f"{self.path}, {id[:12]}", f"is no answer ({error})", REMEDY) from error
 
     def add(self, answers: Sequence[tuple[AnswerKey | ServerAnswerKey | LikelihoodKey, Any]]) -> None:
-        """Add records in one transaction. A record that exists already is kept.
+        """Write (key, record) pairs to the cache in one transaction. A record that exists already is kept.
 
         Raises:
             StorageError: the file cannot be written.

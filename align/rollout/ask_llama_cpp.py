@@ -1,4 +1,4 @@
-"""Script that quantises a model or computes logits by llama.cpp. `align.rollout.engine_process` runs it in a separate
+"""Script that quantises a model or computes logits with llama.cpp. `align.rollout.engine_process` runs it in a separate
 process, whose Python needs only `llama-cpp-python`.
 
 The request is JSON on standard input: `out`, a folder; `threads`; and either `quantise`, [from, to, type], or `model`,

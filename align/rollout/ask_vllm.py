@@ -1,4 +1,4 @@
-"""Script that computes logprobs by vLLM. `align.rollout.engine_process` runs it in a separate process, whose Python
+"""Script that computes logprobs with vLLM. `align.rollout.engine_process` runs it in a separate process, whose Python
 needs only `vllm`.
 
 The request is JSON on standard input: `out`, a folder; `model`, a folder; `adapter`, another one or null, and its
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 VOCABULARY = -1
-"""vLLM's number of logprobs that means the whole vocabulary."""
+"""Number of logprobs to request from vLLM in order to get those of the whole vocabulary."""
 
 
 def main() -> None:
@@ -66,7 +66,10 @@ def main() -> None:
 
 
 def to_dense_logprobs(flat: Any, at: int) -> np.ndarray:
-    """Return the logprobs of position `at` by token id [V]. vLLM lists the sampled token, and then all by rank."""
+    """Convert vLLM's flat list of logprobs at position `at` to an fp32 array indexed by token id [V].
+
+    vLLM lists the sampled token, and then all tokens by rank.
+    """
     start = flat.start_indices[at]
     end = flat.end_indices[at]
     ids = np.array(flat.token_ids[start:end])

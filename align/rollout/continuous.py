@@ -1,8 +1,7 @@
-"""Continuous batching of requests for different adapters: a finished request frees its slot at once (Yu et al., Orca,
-2022).
+"""A serving engine with continuous batching of requests for different adapters (Yu et al., Orca, 2022).
 
-Each step prefills a chunk or two of a prompt, and samples one token of every running answer. An answer is bit for bit
-the same in any batch (see `align.models.fastpath.mixed`)."""
+A finished request frees its slot at once. Each step prefills a chunk or two of a prompt, and samples one token of every
+running answer. An answer is bit for bit the same in any batch (see `align.models.fastpath.mixed`)."""
 
 from __future__ import annotations
 
@@ -45,8 +44,10 @@ class PrefixCache:
         self._blocks: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def keys(self, tenant: str, adapter: str | None, ids: Sequence[int]) -> Iterator[bytes]:
-        """Yield the key of each full block of a prompt, except a block with the prompt's last token: its state has to
-        be computed for the next token."""
+        """Yield the cache key of each full block of a prompt, except a block with the prompt's last token.
+
+        The state of the last token has to be computed for the next token.
+        """
         hasher = hashlib.sha256(repr((tenant, adapter)).encode())
         for first in range(0, len(ids) - self.chunk, self.chunk):
             hasher.update(repr(ids[first : first + self.chunk]).encode())
@@ -70,13 +71,13 @@ class PrefixCache:
 
 log = logging.getLogger(__name__)
 PATIENCE = 64
-"""Steps for which later requests may overtake one that the adapter bank has no room for."""
+"""Number of steps for which later requests may overtake one whose adapter does not fit into memory."""
 OTHER = "Ask a reward model for rewards, and any other adapter, or the base, for answers."
 
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A request that has a slot.
+    """A request that is being processed in one slot of the batch.
 
     Attributes:
         blocks: keys of the prompt's full blocks.
@@ -106,7 +107,7 @@ class Running:
 
     @property
     def piece(self) -> RequestTokens:
-        """The tokens to be fed to the model next."""
+        """The tokens to feed to the model in the next step: a chunk of the prompt, or the last sampled token."""
         prompt = self.request.prompt_ids
         if self.last is None:
             return RequestTokens(self.slot, self.request.adapter, prompt[self.read : self.read + CHUNK], self.read)
@@ -114,7 +115,7 @@ class Running:
 
 
 class ContinuousBatch(ServingEngine):
-    """The serving engine with continuous batching; its interface is `align.rollout.serving_engine.ServingEngine`.
+    """A serving engine with continuous batching, which decodes requests for many adapters in one batch.
 
     Args:
         decoder: a decoder that nothing else uses.
@@ -171,8 +172,11 @@ class ContinuousBatch(ServingEngine):
         return bool(self._running or self._blocked) or len(self._waiting) > 0
 
     def _admit(self) -> None:
-        """Give free slots to waiting requests. Those that the adapter bank has no room for are set aside, and tried
-        first at the next step. Later requests may overtake them for `PATIENCE` steps."""
+        """Give free slots to waiting requests, as far as their adapters fit into the adapter bank.
+
+        The others are set aside, and tried first at the next step. Later requests may overtake them for `PATIENCE`
+        steps.
+        """
         blocked = self._blocked
         self._blocked = []
         while blocked:  # after an error each request is either blocked or running, so that it is released once
@@ -194,7 +198,7 @@ class ContinuousBatch(ServingEngine):
                 self._blocked.append((answer, self._counts["steps"]))
 
     def _begin_or_end_request(self, answer: Completion) -> bool:
-        """Give a request a slot, or end it. Returns False if the bank has no room for its adapter at present."""
+        """Give a waiting request a slot, or end it; return False if its adapter does not fit into memory now."""
         request = answer.request
         in_use = {each for running in self._running if (each := running.request.adapter) is not None}
         if answer.is_aborted:
@@ -236,8 +240,10 @@ class ContinuousBatch(ServingEngine):
         self._counts["cached_tokens"] += running.cached
 
     def _choose_batch(self) -> list[Running]:
-        """Return the requests of the next step: all that are being decoded, and prompts in the order of arrival up to
-        `prefill_tokens`."""
+        """Return the requests of the next step: all that are being decoded, and prompts up to `prefill_tokens`.
+
+        Prompts are taken in the order of arrival.
+        """
         remaining_tokens = self.prefill_tokens
         batch = []
         for running in self._running:
@@ -249,8 +255,11 @@ class ContinuousBatch(ServingEngine):
         return batch
 
     def _advance(self, batch: list[Running]) -> None:
-        """Run one step of a batch. If it fails, each request is run alone, and only those that fail alone are ended:
-        the others get the same bits as in the batch."""
+        """Run the model on one step of a batch, and sample the next tokens.
+
+        If it fails, each request is run alone, and only the ones that fail alone are ended: the others get the same
+        bits as in the batch.
+        """
         self._counts["steps"] += 1
         for running in batch:
             running.answer.has_begun = True
@@ -272,7 +281,10 @@ class ContinuousBatch(ServingEngine):
             self._sample_tokens([running for running, _ in ready], self.decoder.logits(cat([s[-1:] for _, s in ready])))
 
     def _process_prompt_states(self, running: Running, states_ND: Tensor) -> None:
-        """Process the states of a chunk of a prompt: fill the prefix cache, and compute requested logprobs."""
+        """Cache a processed chunk of a prompt, and compute the prompt logprobs or the reward that the request asks for.
+
+        Sends the first output when the whole prompt was processed.
+        """
         request = running.request
         start = running.read
         running.read += len(states_ND)
@@ -293,7 +305,7 @@ class ContinuousBatch(ServingEngine):
             running.answer.begin(prompt_logprobs, running.cached, score)
 
     def _sample_tokens(self, ready: list[Running], logits_BV: Tensor) -> None:
-        """Sample the next token of each answer."""
+        """Sample the next token of each request from its logits, and send it to the request's listener."""
         settings = [running.request.sampling for running in ready]
         numbers = [running.answer.number for running in ready]
         allowed = [running.answer.compute_mask() for running in ready]
@@ -305,7 +317,7 @@ class ContinuousBatch(ServingEngine):
                 running.last = None if token is None else token.id
 
     def _free_finished_slots(self) -> None:
-        """Free the slots of requests that have finished."""
+        """Remove finished requests from the batch, and free their slots and adapters."""
         for running in [running for running in self._running if running.answer.finished]:
             self._running.remove(running)
             if running.answer.finished in ("error", "abort"):  # its cache may hold values that are not finite
@@ -314,7 +326,7 @@ class ContinuousBatch(ServingEngine):
             self._release(running.request)
 
     def _unload_unregistered_adapters(self) -> None:
-        """Remove adapters from the bank that are not registered any more."""
+        """Remove adapters from memory that are no longer registered or in use."""
         bank = self.decoder.bank
         for digest in [digest for digest in bank.units if digest not in self.known]:
             bank.remove(digest)

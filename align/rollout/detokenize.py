@@ -1,4 +1,4 @@
-"""Incremental detokenisation: bytes of single tokens, complete characters, and stop strings."""
+"""Incremental detokenisation: the bytes of single tokens, complete characters, and stop strings."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-"""SentencePiece's form of a byte that is in no other piece."""
+"""Pattern of a SentencePiece token for a single byte, such as `<0x0A>`."""
 
 
 class TokenTexts:
-    """The bytes of a tokenizer's tokens, computed once for each token."""
+    """A cache of the bytes and texts of a tokenizer's single tokens."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -28,7 +28,7 @@ class TokenTexts:
         return self._bytes[id]
 
     def text(self, id: int) -> str:
-        """Return a token's text, with replacement characters for incomplete characters."""
+        """Return a token's text, with U+FFFD for bytes that are no whole character."""
         return self.bytes_of(id).decode("utf-8", "replace")
 
     def _find(self, id: int) -> bytes:
@@ -47,7 +47,7 @@ class TokenTexts:
 
     @cached_property
     def _decoders(self) -> set[str]:
-        """Types of the tokenizer's decoders."""
+        """Type names of the tokenizer's decoders, such as `ByteLevel`; empty for a slow tokenizer."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         decoder = json.loads(backend.to_str())["decoder"] if backend is not None else None
         parts = (decoder or {}).get("decoders", [decoder] if decoder else [])
@@ -63,7 +63,7 @@ returned as replacement characters."""
 
 
 class TextDecoder:
-    """Decodes an answer token by token.
+    """A decoder that turns an answer into text token by token, and ends it before a stop string.
 
     The texts that `add_token` and `finish` return add up to the whole text, cut before the first complete stop string.
     Each is the difference of two decodings that start at the same token: a single token may be half a character, or
@@ -91,7 +91,7 @@ class TextDecoder:
         self._texts = dict[tuple[int, ...], str]()
 
     def add_token(self, id: int) -> str:
-        """Add a token, and return the text that is complete with it."""
+        """Add a token, and return the new text that is complete and cannot be part of a stop string, maybe empty."""
         if self.stopped:
             return ""
         self._ids.append(id)
@@ -106,13 +106,19 @@ class TextDecoder:
         return self._hold_back_stops(new_text)
 
     def finish(self) -> str:
-        """Return the text held back, at the end of the answer. An incomplete character is dropped."""
+        """Return the text that was held back as a possible stop string, at the end of the answer.
+
+        An incomplete character is dropped.
+        """
         held_text = self._held
         self._held = ""
         return held_text
 
     def _decode_cached(self, ids: list[int]) -> str:
-        """Decode tokens with a cache: mostly it is a single token, which occurs many times in an answer."""
+        """Decode token ids to text, or take it from a cache.
+
+        Mostly it is a single token, which occurs many times in an answer.
+        """
         key = tuple(ids)
         if key not in self._texts:
             self._texts[key] = self._decode(ids)
@@ -133,9 +139,10 @@ class TextDecoder:
 
 
 def build_decode(tokenizer: Any, special: bool) -> Callable[[list[int]], str]:
-    """Return a function from token ids to text, equivalent to the tokenizer's `decode`. If `decode` only calls the
-    library `tokenizers`, the function calls that directly: `decode` checks whether each token is a tensor, which takes
-    three times as long.
+    """Return a function that converts token ids to text as the tokenizer's `decode` does, but faster if possible.
+
+    If `decode` only calls the library `tokenizers`, the function calls that directly: `decode` checks whether each
+    token is a tensor, which takes three times as long.
 
     Args:
         special: whether special tokens are decoded to text.
@@ -153,14 +160,17 @@ def build_decode(tokenizer: Any, special: bool) -> Callable[[list[int]], str]:
 
 
 def count_prefix_at_end(text: str, stop_text: str) -> int:
-    """Return how many characters at the end of a text are a proper prefix of `stop_text`; 0 if none are."""
+    """Return the length of the longest end of `text` that is a proper prefix of `stop_text`, or 0 without one."""
     sizes = range(min(len(text), len(stop_text) - 1), 0, -1)
     return next((size for size in sizes if stop_text.startswith(text[-size:])), 0)
 
 
 class StopFinder:
-    """Checks whether an answer ends with a token, see `align.rollout.serving_engine.Request.ends`. It needs its own
-    decoder, because the engine's thread calls it."""
+    """A callable that is given each token of an answer, and returns True once a stop string was found.
+
+    It is used as `align.rollout.serving_engine.Request.ends`. It needs its own decoder, because the engine's thread
+    calls it.
+    """
 
     def __init__(self, decoder: TextDecoder) -> None:
         self.decoder = decoder

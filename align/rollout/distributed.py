@@ -1,4 +1,4 @@
-"""An engine on several ranks: each samples a share, or the first samples all, and every rank gets the whole rollout."""
+"""A rollout engine on several ranks: each samples a share, or the first samples all, and all get the whole rollout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from align.run import Base
 
 @dataclass
 class DistributedEngine:
-    """An engine that distributes the prompts over the engines of all ranks.
+    """A rollout engine that distributes prompts over the engines of all ranks, and gathers the whole rollout on each.
 
     Attributes:
         engine: the engine of this rank.
@@ -83,12 +83,15 @@ class DistributedEngine:
     def generate_on_first_rank(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
     ) -> Rollout | None:
-        """Sample all prompts on the first rank. May be called in a background thread: it does not communicate. Returns
-        None on the other ranks; `share` sends the rollout to them."""
+        """Sample all prompts on the first rank, and return None on the other ranks.
+
+        May be called in a background thread: it does not communicate. `broadcast_rollout` sends the rollout to the
+        other ranks.
+        """
         return self.engine.generate(prompts, actor, seeds) if ranks.is_main() else None
 
     def broadcast_rollout(self, rollout: Rollout | None) -> Rollout:
-        """Return the first rank's rollout on every rank."""
+        """Send the first rank's rollout to all ranks, and return it on `device`. Other ranks pass None."""
         shared_rollout = ranks.broadcast(rollout and rollout.to(torch.device("cpu")))
         assert shared_rollout is not None, "the first rank has sampled"
         return shared_rollout.to(self.device)

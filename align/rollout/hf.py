@@ -1,6 +1,7 @@
-"""Rollouts with the training model itself: one reserved key-value cache, from which finished rows are dropped.
-Architectures that this cache does not fit use transformers' own `generate` with its cache and inputs; only the sampling
-is replaced.
+"""The rollout engine `hf`, which samples from the training model itself in this process.
+
+One key-value cache is reserved, from which finished rows are dropped. Architectures that this cache does not fit use
+transformers' own `generate` with its cache and inputs; only the sampling is replaced.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from align.run import Base
 
 
 class DrawnToken(LogitsProcessor):
-    """A logits processor that leaves one token for each row, chosen by `draw`."""
+    """A logits processor for transformers that sets all logits to -inf except the token chosen by `draw`."""
 
     def __init__(self, draw: Callable[[Tensor, int], Tensor], prompt_width: int) -> None:
         self.draw = draw
@@ -44,7 +45,7 @@ class DrawnToken(LogitsProcessor):
 
 
 class RowEnds(StoppingCriteria):
-    """A stopping criterion that passes the tokens of each row to its function in `ends`, until it returns True.
+    """A stopping criterion for transformers that ends a row at a stop token, or if its function in `ends` returns True.
 
     Attributes:
         at: row → position of its last token in the response.
@@ -65,7 +66,7 @@ class RowEnds(StoppingCriteria):
 
 
 class GeneratedResponses(NamedTuple):
-    """Sampled responses.
+    """A batch of sampled responses, padded on the right.
 
     Attributes:
         tokens_BT: sampled token ids, the pad id after the end of a row.
@@ -89,7 +90,7 @@ def generate_with_transformers(
     max_new_tokens: int,
     ends: Sequence[Callable[[int], bool]] = (),
 ) -> GeneratedResponses:
-    """Sample responses by transformers' `generate`.
+    """Generate responses with transformers' `generate`, with `choose_tokens` in place of its sampling.
 
     Args:
         choose_tokens: (logits [B, V] of the next token, its position in the response) → token ids [B].
@@ -119,7 +120,7 @@ def generate_with_transformers(
 
 
 def split_by_length(order: Tensor, lengths: Tensor, size: int) -> list[Tensor]:
-    """Split rows into chunks of at most `size` whose prompts have the same length.
+    """Split sorted rows into chunks of at most `size` rows, each with prompts of one length.
 
     Args:
         order: rows sorted by length.
@@ -131,14 +132,16 @@ def split_by_length(order: Tensor, lengths: Tensor, size: int) -> list[Tensor]:
 
 NO_NUMBERS = "its logits are nan or infinite"
 Ends = Callable[[int], bool]
-"""Called with each token of a response; returns True to end the response with it."""
+"""Function that is called with each token of a response, and returns True to end the response with it."""
 DROP_BELOW = 0.8
-"""Share of unfinished rows at which the finished ones are dropped from the batch: dropping copies the cache."""
+"""Share of unfinished rows at or below which finished ones are dropped from the batch: dropping copies the cache."""
 
 
 @dataclass
 class HfEngine:
-    """Samples from the actor's own model in this process. Rows of one actor are decoded together.
+    """The rollout engine `hf`, which samples from the actor's own model in this process.
+
+    Rows of one actor are decoded together.
 
     Attributes:
         stop_ids: tokens that end a response, which includes them.
@@ -252,7 +255,7 @@ class HfEngine:
     def _generate_plain(
         self, model: Any, tokens: Tensor, mask: Tensor, uniform_BT: Tensor, ends: Sequence[Ends]
     ) -> Rollout:
-        """Sample a batch by transformers' own `generate`."""
+        """Sample a batch of responses with transformers' own `generate`, for architectures without the fast path."""
         broken_BT = torch.zeros_like(uniform_BT, dtype=torch.bool)
         chance_BT = torch.ones_like(uniform_BT, dtype=torch.float32)
 
@@ -278,8 +281,10 @@ class HfEngine:
         return Rollout(torch.cat([tokens, response], 1), torch.cat([mask, real], 1), tokens.shape[1], ended_B, logprobs)
 
     def _sample_next_tokens(self, logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample the next tokens [B]. Returns them and softmax(logits / temperature) [B, V]; at temperature 0 the
-        softmax of the unscaled logits."""
+        """Sample the next tokens [B], and return them with the probabilities softmax(logits / temperature) [B, V].
+
+        At temperature 0 they are the argmax, with the softmax of the unscaled logits.
+        """
         if self.temperature not in (0.0, 1.0):
             logits_BV = logits_BV.float() / self.temperature
         chances_BV = logits_BV.softmax(-1, dtype=torch.float32)
@@ -289,7 +294,9 @@ class HfEngine:
 
 
 def mark_ended_rows(ends: Sequence[Ends], rows: Tensor, drawn_B: Tensor, live_B: Tensor) -> Tensor:
-    """Return whether each response ends with its new token [B]. Rows that ended before are skipped.
+    """Pass each row's new token to its function in `ends`, and return a bool tensor [B] of the rows that end with it.
+
+    Rows that ended before are skipped.
 
     Args:
         rows: index in `ends` of each row [B].
@@ -302,8 +309,10 @@ def mark_ended_rows(ends: Sequence[Ends], rows: Tensor, drawn_B: Tensor, live_B:
 
 @contextmanager
 def use_evaluation_mode(model: Any) -> Iterator[None]:
-    """Keep a model in evaluation mode during the block. A model already in it is left alone: setting the mode of every
-    module takes as long as generating a token."""
+    """Set a model to evaluation mode during the block, and restore its mode at the end.
+
+    A model already in it is left alone: setting the mode of every module takes as long as generating a token.
+    """
     was_training = model.training
     if was_training:
         model.eval()
@@ -315,7 +324,7 @@ def use_evaluation_mode(model: Any) -> Iterator[None]:
 
 
 def compute_next_states(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-    """Run the decoder on the next tokens, and return the hidden states of the last column [B, D]. Extends the cache."""
+    """Run the decoder on new tokens, extend the cache, and return the hidden state of each row's last token [B, D]."""
     out = get_decoder(model)(
         input_ids=tokens, attention_mask=mask.long(), position_ids=positions, cache=cache, use_cache=True
     )

@@ -1,5 +1,4 @@
-"""Rollouts by the engine of stage=serve: a copy of the base in a layout for decoding, and a bank of the actors'
-adapters.
+"""The rollout engine `bank`: continuous batching as in stage=serve, on a copy of the base with the actors' adapters.
 
 One batch holds rows of many adapters, and a finished row frees its slot for a waiting one. The engine uses snapshots of
 the actors' weights (`sync`), as every engine with its own weights does."""
@@ -27,14 +26,14 @@ from align.rollout.serving_engine import Output, Request, SamplingParams, Token
 from align.run import Base
 
 ANY = 1 << 30
-"""Maximum waiting requests: no limit."""
+"""Maximum waiting requests, so high that there is no limit."""
 AT_ONCE = 2048
-"""Prompt tokens per step. It may be large, because the latency of the first token does not matter."""
+"""Prompt tokens processed per step. It may be large, because the latency of the first token does not matter."""
 
 
 @dataclass
 class BankEngine(SnapshotEngine):
-    """The rollout engine `bank`; its interface is `align.rollout.engine.Engine`.
+    """The rollout engine `bank`, which samples rows of many adapters in one batch from a copy of the base.
 
     Attributes:
         stop_ids, pad_id, max_new_tokens, temperature: see `align.rollout.hf.HfEngine`.
@@ -53,10 +52,7 @@ class BankEngine(SnapshotEngine):
     digests: dict[Actor, str | None] = field(default_factory=dict)
 
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
-        """Load the base into a multi-adapter decoder.
-
-        Raises InputError if the fast path does not support the architecture.
-        """
+        """Load the base on the CPU into a decoder for many adapters, or raise InputError if it is not Llama-like."""
         model = load_base(base, method, torch.device("cpu"), dtype)
         context = get_context_length(model)
         if method == "qlora":
@@ -109,7 +105,7 @@ class BankEngine(SnapshotEngine):
 
 @dataclass
 class ReceivedAnswer:
-    """The tokens of an answer received so far."""
+    """The tokens of one answer that the engine has sent so far, and its end or error."""
 
     tokens: list[Token] = field(default_factory=list)
     ended: bool = False

@@ -1,4 +1,4 @@
-"""Serving of any architecture that transformers can generate with: one request at a time, by its own `generate`.
+"""A serving engine for any architecture of transformers: one request at a time, by transformers' own `generate`.
 
 It is used for models that the fast path does not support, and is slower than continuous batching.
 """
@@ -28,11 +28,11 @@ from align.rollout.serving_engine import (
 
 
 class AnswerEnded(Exception):
-    """Raised to leave `generate` when the answer has ended."""
+    """An exception that leaves transformers' `generate` when the answer has ended."""
 
 
 class OneAtATime(ServingEngine):
-    """The serving engine without batching; its interface is `align.rollout.serving_engine.ServingEngine`.
+    """A serving engine that answers one request at a time with transformers' `generate`, for any architecture.
 
     Args:
         model: the base.
@@ -116,7 +116,10 @@ class OneAtATime(ServingEngine):
         return (None, *score_prompt_tokens(logits[:-1], request.prompt_ids[1:], number))
 
     def _load_adapter(self, digest: str | None) -> str | None:
-        """Load an adapter if it is not loaded, in place of the least recently used one if all places are taken."""
+        """Load an adapter if it is not loaded, and return its digest; None for the base.
+
+        Unloads the least recently used adapter if `resident` adapters are loaded.
+        """
         if digest is None:
             return None
         if digest not in self._loaded:

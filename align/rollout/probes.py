@@ -1,4 +1,4 @@
-"""Probes of an engine: its logprobs of some prompts are compared with those of the trained adapter.
+"""Probes of an engine: its logprobs of some prompts are compared with the logprobs of the trained adapter.
 
 Engines may silently ignore files or parameters that they do not support. An adapter that was not applied gives the
 logprobs of the base, and one under a wrong name gives those of another adapter.
@@ -19,12 +19,14 @@ from align.rollout.engine_process import WITHIN
 from align.run import read_json_object, write_json
 
 PROBES = "probes.json"
-"""File of an exported adapter that holds the probes."""
+"""Name of the file in an exported adapter's folder that holds the probe prompts and their expected logprobs."""
 SHARE = 0.25
 CERTAIN = 3.0
-"""Allowed distance of the applied share of an adapter from 1, absolute and in standard errors."""
+"""Allowed difference of `Agreement.share` from 1, absolute (`SHARE`) and in standard errors (`CERTAIN`)."""
 FEWEST = 32
-"""Minimum tokens of all rows: too few could be picked to show no difference. The fixed prompts have hundreds."""
+"""Minimum total tokens of the probe prompts: too few could be picked to show no difference.
+
+The fixed prompts have hundreds."""
 NOT_BY_THIS = "Do not serve it with this engine. The engine's log may have the reason."
 REMEDY = "Export it again, or remove this file: the expected logprobs are then computed again."
 
@@ -34,7 +36,7 @@ Logprobs = Sequence[Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """Prompts for an engine, and their expected logprobs.
+    """Prompts to test an engine with, and the logprobs that are expected of the adapter and of the base.
 
     Attributes:
         rows: token ids, at least two for each row.
@@ -52,7 +54,7 @@ class Probes:
 
 
 class Agreement(NamedTuple):
-    """The agreement of an engine's logprobs with those of the trained adapter.
+    """The mean difference of an engine's logprobs from the trained adapter's, and the share of the adapter in them.
 
     Attributes:
         gap: mean absolute difference of a token's logprob, in nats.
@@ -67,7 +69,7 @@ class Agreement(NamedTuple):
 
 
 def compute_agreement(engine_adapter: Logprobs, engine_base: Logprobs, probes: Probes) -> Agreement:
-    """Compute the agreement of an engine's logprobs with the expected ones.
+    """Compute the mean difference of an engine's logprobs from the expected ones, and the share of the adapter in them.
 
     Args:
         engine_adapter, engine_base: the engine's logprobs with the adapter, and of its base.
@@ -97,7 +99,7 @@ def describe_agreement(agreement: Agreement) -> str:
 
 
 def require_agreement(agreement: Agreement, dtype: str, field: str, name: str, remedy: str = NOT_BY_THIS) -> None:
-    """Raise InputError if an engine does not serve the weights that were trained.
+    """Raise InputError if an engine's logprobs differ too much from the trained adapter's.
 
     Args:
         dtype: dtype of the engine's computation.
@@ -112,7 +114,7 @@ def require_agreement(agreement: Agreement, dtype: str, field: str, name: str, r
 
 
 def write_probes(folder: Path, probes: Probes, adapter: str, base: str) -> None:
-    """Write prompts with their expected logprobs into an adapter's folder, to check engines that serve it.
+    """Write probe prompts with their expected logprobs to `probes.json` in an adapter's folder.
 
     Args:
         adapter, base: digests of the adapter and its base.
@@ -122,7 +124,7 @@ def write_probes(folder: Path, probes: Probes, adapter: str, base: str) -> None:
 
 
 def read_probes(folder: Path, adapter: str, base: str) -> Probes | None:
-    """Read the prompts and expected logprobs in an adapter's folder. Returns None if it has none.
+    """Read the probe prompts and expected logprobs from `probes.json` in an adapter's folder, None without the file.
 
     Raises:
         CorruptFile: the file is malformed, or belongs to another adapter or base.
@@ -143,5 +145,5 @@ def read_probes(folder: Path, adapter: str, base: str) -> Probes | None:
 
 
 def as_lists(value: object) -> list[list[Any]]:
-    """Return a value that is a list of lists. Returns an empty list for anything else."""
+    """Return `value` if it is a list of lists, or an empty list if it is anything else."""
     return value if isinstance(value, list) and all(isinstance(row, list) for row in value) else []

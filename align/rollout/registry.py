@@ -1,4 +1,6 @@
-"""Registry of the rollout engines. Each engine is a module beside this one, and only this module names them."""
+"""The registry of rollout engines, and the construction of a run's engine.
+
+Each engine is a module beside this one, and only this module names them."""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ ENGINES = {
     "bank": "align.rollout.multi_adapter:BankEngine",
     "vllm": "align.rollout.vllm_sampler:VllmSampler",
 }
-"""`rollout.engine` → module and class of the engine, which is imported when it is chosen."""
+"""Value of `rollout.engine` → module and class of the engine, which is imported when it is chosen."""
 
 
 @contextmanager
@@ -38,8 +40,9 @@ def open_engine(
     longest_prompt: int,
     adapter_rank: int,
 ) -> Iterator[Engine]:
-    """Open the engine of a run with a base loaded, and close it at the end of the block. On several ranks each rank
-    samples a share.
+    """Yield the rollout engine of a run with the base model loaded, and close it at the end of the block.
+
+    On several ranks each rank samples a share.
 
     Args:
         settings: the config group `rollout`.
@@ -67,7 +70,7 @@ def open_engine(
 
 
 def build_engine(settings: Any, tokenizer: Any, generation_config: Any, *server_options: Any) -> Engine:
-    """Build the engine of `rollout.engine`.
+    """Build the rollout engine that `settings.engine` names, with no base model loaded.
 
     Args:
         settings: the config group `rollout`.

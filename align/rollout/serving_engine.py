@@ -1,5 +1,4 @@
-"""The interface of serving engines: requests and outputs, the request queue, the registered adapters, the thread that
-steps an engine, and the sampling of one token for each row."""
+"""The interface of serving engines, with their request queue, adapters, thread and token sampling."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ NAN = float("nan")
 
 
 class Grammar(Protocol):
-    """The state of one answer that follows a grammar: which tokens may come next.
+    """The decoding state of one answer under a grammar, which masks the tokens that may come next.
 
     Attributes:
         source: the grammar in llguidance's Lark, for external engines; None if Lark cannot express it.
@@ -42,14 +41,15 @@ class Grammar(Protocol):
         ...
 
     def accept(self, token: int) -> bool:
-        """Advance the state by a token. Returns whether the answer ends with it."""
+        """Advance the state by a sampled token, and return whether the answer ends with it."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """Sampling parameters of one answer. The token at a position is a function of the seed, the position and the
-    distribution there.
+    """The sampling parameters of one answer: token limit, temperature, top-p, seed, stop tokens and logprobs.
+
+    The token at a position is a function of the seed, the position and the distribution there.
 
     Attributes:
         max_tokens: maximum tokens of the answer including its stop token; 0 to get the prompt's logprobs only.
@@ -75,7 +75,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """A request for one answer.
+    """A request to an engine for one answer to a prompt, or for a reward model's score of it.
 
     Attributes:
         prompt_ids: token ids, at least one.
@@ -96,8 +96,10 @@ class Request:
 
 
 class Token(NamedTuple):
-    """A token, its logprob in nats, and the likeliest tokens at its position with their logprobs, best first. The
-    logprob is nan if logprobs were not requested."""
+    """A token id, its logprob in nats, and the likeliest tokens at its position as (id, logprob), best first.
+
+    The logprob is nan if logprobs were not requested.
+    """
 
     id: int
     logprob: float
@@ -105,7 +107,9 @@ class Token(NamedTuple):
 
 
 class Output(NamedTuple):
-    """A piece of an answer for its listener. The last one has a `finish_reason`.
+    """New tokens of an answer, which the engine passes to the request's listener.
+
+    The last output has a `finish_reason`.
 
     Attributes:
         tokens: new tokens since the last output.
@@ -125,16 +129,16 @@ class Output(NamedTuple):
 
 
 Listener = Callable[[Output], None]
-"""Called by the engine's thread, which it must not block."""
+"""Function that the engine's thread calls with each new output of an answer. It must not block."""
 
 
 class QueueFull(InputError):
-    """The queue is full, and the request was not added."""
+    """An error for a request that was not added because the engine's queue is full."""
 
 
 @dataclass(slots=True, eq=False)
 class Completion:
-    """The state of an added request and its answer; the handle to abort it.
+    """A request in the engine's queue or batch, with the progress of its answer.
 
     Attributes:
         is_aborted: whether it was aborted; the engine ends it at its next step.
@@ -155,14 +159,16 @@ class Completion:
 
     @property
     def number(self) -> float:
-        """The uniform random number of the next token; 0 at temperature 0."""
+        """The uniform random number in [0, 1) that the next token is sampled with; 0 at temperature 0."""
         if self._numbers is None:  # computed lazily: external engines need none
             self._numbers = draw_uniform_numbers(self.request.sampling)
         return self._numbers[self.length] if self._numbers else 0.0
 
     def compute_mask(self) -> np.ndarray | None:
-        """Return a bool mask of the tokens that may come next. Returns None if all may, or if the grammar failed, which
-        ends the request."""
+        """Return a bool mask of the tokens that the request's grammar allows next, or None if it has no grammar.
+
+        Also returns None if the grammar failed, which ends the request with its error.
+        """
         try:
             return None if self.request.grammar is None else self.request.grammar.compute_mask()
         except Exception as error:
@@ -172,7 +178,10 @@ class Completion:
     def begin(
         self, prompt_logprobs: tuple[Token | None, ...] | None, cached_tokens: int = 0, score: float | None = None
     ) -> None:
-        """Send the first output, after the prompt was processed."""
+        """Send the answer's first output to the listener, once the prompt was processed.
+
+        It is the last one of a request for a score or for prompt logprobs only.
+        """
         self.has_read = True
         if score is not None and not math.isfinite(score):
             self.fail(NonFiniteLogits("the score is nan or infinite"))
@@ -181,8 +190,11 @@ class Completion:
         self._send(Output((), "length" if ends else None, None, prompt_logprobs, cached_tokens, score))
 
     def take(self, token: Token | None) -> None:
-        """Add the next token, and send it to the listener. A token of None means that its logits were not finite. An
-        exception in the request's grammar, `ends` or listener ends the request."""
+        """Add the next token to the answer, end the answer if it is the last one, and send it to the listener.
+
+        A token of None means that its logits were not finite. An exception in the request's grammar, `ends` or listener
+        ends the request.
+        """
         if token is None:
             self.fail(NonFiniteLogits("the logits are nan or infinite"))
             return
@@ -205,14 +217,17 @@ class Completion:
             self.fail(error)
 
     def stop(self) -> None:
-        """End the answer with the last token."""
+        """End the answer after the last token that was added, with the finish reason `stop`."""
         self._send(Output((), "stop"))
 
     def abort(self) -> None:
         self._send(Output((), "abort"))
 
     def fail(self, error: Exception) -> None:
-        """End the answer with an error. An error that the input did not cause is logged."""
+        """End the answer with an error, which is sent to the listener.
+
+        An error that the input did not cause is logged.
+        """
         if not isinstance(error, AlignError | NonFiniteLogits):
             log.exception("a request failed", exc_info=error)
         self._send(Output((), "error", error))
@@ -224,7 +239,7 @@ class Completion:
 
 
 class Stats(NamedTuple):
-    """Counters of an engine since its start, for metrics.
+    """An engine's counts of requests, steps and tokens since its start, for metrics.
 
     Attributes:
         waiting, running: present number of requests.
@@ -247,8 +262,9 @@ SHARE = 3
 
 @dataclass(slots=True)
 class RequestQueue:
-    """The queue of requests that wait for a slot, fair between tenants: next is the tenant with the fewest running
-    requests, and among equal ones the one that was served longest ago.
+    """A queue of requests that wait for a slot, fair between tenants.
+
+    Next is the tenant with the fewest running requests, and among equal ones the one that was served longest ago.
 
     A tenant may have three times as many waiting requests as there is room left (dynamic thresholds: Choudhury and
     Hahne, 1998): a single tenant gets three quarters of the room, and there is always some left for another.
@@ -269,18 +285,18 @@ class RequestQueue:
         return sum(map(len, self.queues.values()))
 
     def require_room(self, tenant: str) -> None:
-        """Raise QueueFull if a tenant has the maximum number of waiting requests."""
+        """Raise QueueFull if a tenant has as many waiting requests as it may have at present."""
         if len(self.queues.get(tenant, ())) >= SHARE * (self.room - len(self)):
             problem = f"{len(self)} requests wait already"
             raise QueueFull("queue", len(self), problem, "Try again in a moment, or raise stage.queue.")
 
     def add(self, completion: Completion) -> None:
-        """Add a request. Raises QueueFull as `check` does."""
+        """Append a request to its tenant's queue, or raise QueueFull as `require_room` does."""
         self.require_room(completion.request.tenant)
         self.queues.setdefault(completion.request.tenant, deque()).append(completion)
 
     def take(self, running: Iterable[str], allow_second_request: bool = True) -> Completion | None:
-        """Remove and return the next request. Returns None if no request may run.
+        """Remove and return the next waiting request, or None if the queue is empty or no request may run.
 
         Args:
             running: the tenant of each running request.
@@ -307,7 +323,7 @@ class RequestQueue:
         return completion
 
     def remove(self, completion: Completion) -> bool:
-        """Remove a request. Returns False if it is not in the queue."""
+        """Remove a request from the queue, and return whether it was in the queue."""
         tenant = completion.request.tenant
         if completion not in self.queues.get(tenant, ()):
             return False
@@ -319,7 +335,7 @@ class RequestQueue:
 
 @dataclass(slots=True)
 class RegisteredAdapter:
-    """A registered adapter.
+    """An adapter that requests may use, with its folders and the number of requests that use it.
 
     Attributes:
         folders: folders that hold these weights; several, if the adapter has several names.
@@ -334,14 +350,19 @@ class RegisteredAdapter:
 
 @dataclass(slots=True)
 class AdapterRegistry:
-    """The registered adapters, by the digest of their two files. An adapter that is unregistered while requests use it
-    is forgotten when they have finished. Threads may share the object."""
+    """A reference-counted table of the adapters that requests may use, by the digest of their two files.
+
+    An adapter that is unregistered while requests use it is removed when they have finished. Threads may share the
+    object.
+    """
 
     by_digest: dict[str, RegisteredAdapter] = field(default_factory=dict)
     lock: RLock = field(default_factory=RLock)
 
     def hold(self, digest: str) -> None:
-        """Keep an adapter available until `release`. An adapter in use can be held again even if it was unregistered.
+        """Add a use to an adapter, which keeps it available until `release`, or raise InputError if it is unknown.
+
+        An adapter in use can be held again even if it was unregistered.
 
         Raises:
             InputError: it is neither registered nor in use.
@@ -357,7 +378,7 @@ class AdapterRegistry:
             self._forget(digest)
 
     def folder(self, digest: str) -> Path:
-        """Return the folder of an adapter in use.
+        """Return a folder that still holds an adapter's weights unchanged, or raise CorruptFile if no folder does.
 
         Raises:
             CorruptFile: its files are missing, or were changed since it was registered.
@@ -382,8 +403,10 @@ def not_registered_error(digest: str) -> InputError:
 
 
 class ServingEngine:
-    """The base class of engines that answer requests for any adapters on one base. Subclasses define `step`, `give_up`
-    and `stats`. `step` and `give_up` must be called by one thread; any thread may call the other methods.
+    """The base class of engines that answer requests for any adapters on one base model.
+
+    Subclasses define `step`, `give_up` and `stats`. `step` and `give_up` must be called by one thread; any thread may
+    call the other methods.
 
     Args:
         context: maximum tokens of a prompt and its answer together.
@@ -403,7 +426,7 @@ class ServingEngine:
         self._lock = Lock()
 
     def register(self, folder: Path, expected: str = "") -> str:
-        """Register the adapter in a folder. Returns its digest.
+        """Let requests use the adapter in a folder, and return its digest.
 
         Args:
             expected: digest that the files had before; empty to accept any.
@@ -422,7 +445,7 @@ class ServingEngine:
         return digest
 
     def unregister(self, digest: str) -> None:
-        """Refuse new requests for an adapter. Requests that were added before still use it.
+        """Refuse new requests for an adapter from now on. Requests that were added before still use it.
 
         Raises:
             InputError: it is not registered.
@@ -435,12 +458,15 @@ class ServingEngine:
             self.known._forget(digest)
 
     def require_queue_room(self, tenant: str) -> None:
-        """Raise QueueFull if no further request of a tenant may wait. Callers check it before they read a request."""
+        """Raise QueueFull if the queue has no room for another request of a tenant.
+
+        Callers check it before they read a request.
+        """
         with self._lock:
             self._waiting.require_room(tenant)
 
     def add(self, request: Request, listener: Listener) -> Completion:
-        """Add a request to the queue.
+        """Add a request to the queue, and return its Completion, which can be passed to `abort`.
 
         Args:
             listener: called with each output.
@@ -462,7 +488,10 @@ class ServingEngine:
         return completion
 
     def abort(self, completion: Completion) -> None:
-        """Abort a request. Its slot is free within two steps. The listener is called unless it had finished already."""
+        """Abort a waiting or running request, whose slot is free within two steps.
+
+        The listener is called unless the request had finished already.
+        """
         completion.is_aborted = True
         with self._lock:
             was_waiting = self._waiting.remove(completion)
@@ -471,14 +500,14 @@ class ServingEngine:
             completion.abort()
 
     def step(self) -> bool:
-        """Run one step. Returns whether there is more work."""
+        """Do one step of work, such as a token of each running answer, and return whether there is more work."""
         raise NotImplementedError
 
     def stats(self) -> Stats:
         raise NotImplementedError
 
     def give_up(self, error: Exception) -> None:
-        """End all requests with an error that no single request caused."""
+        """End all waiting and running requests with an error that no single request caused."""
         with self._lock:
             waiting = [completion for queue in self._waiting.queues.values() for completion in queue]
             self._waiting.queues.clear()
@@ -487,11 +516,11 @@ class ServingEngine:
             completion.fail(error)
 
     def is_sound(self) -> bool:
-        """Return whether the engine can still answer requests."""
+        """Return whether the engine can still answer requests: True unless a subclass finds a failure."""
         return True
 
     def _pop_next_request(self, running: Iterable[str], free: int) -> Completion | None:
-        """Remove and return the next waiting request, see `RequestQueue.take`.
+        """Remove and return the next waiting request, or None if none may run, see `RequestQueue.take`.
 
         Args:
             running: the tenant of each running request.
@@ -501,13 +530,13 @@ class ServingEngine:
             return self._waiting.take(running, free > self.reserve)
 
     def _release(self, request: Request) -> None:
-        """Release a finished request's adapter."""
+        """Remove a finished request's use of its adapter, if it has one."""
         if request.adapter is not None:
             self.known.release(request.adapter)
 
 
 def require_context_room(request: Request, context: int) -> None:
-    """Raise InputError if the prompt leaves no room for an answer of `max_tokens`."""
+    """Raise InputError if a prompt is empty, or if it and `max_tokens` do not fit into `context` tokens."""
     require(bool(request.prompt_ids), "prompt", "", "has no tokens", "Write something.")
     total = len(request.prompt_ids) + request.sampling.max_tokens
     problem = f"with a prompt of {len(request.prompt_ids)} tokens it is {total - context} over the context of {context}"
@@ -516,7 +545,7 @@ def require_context_room(request: Request, context: int) -> None:
 
 
 class EngineThread:
-    """A thread that steps an engine while there is work. Any thread may call its methods.
+    """A thread that steps a serving engine while there are requests. Any thread may call its methods.
 
     Args:
         engine: an engine that nothing else steps.
@@ -538,13 +567,16 @@ class EngineThread:
 
     @property
     def cpu_s(self) -> float:
-        """CPU time of the thread in seconds; 0 after it has ended."""
+        """CPU time of the engine's thread in seconds; 0 after it has ended."""
         if self._thread.ident is None or not self.alive:
             return 0.0
         return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
 
     def add(self, request: Request, listener: Listener) -> Completion:
-        """Add a request, see `ServingEngine.add`. The engine's thread calls the listener."""
+        """Add a request to the engine's queue and wake its thread, see `ServingEngine.add`.
+
+        The engine's thread calls the listener.
+        """
         completion = self.engine.add(request, listener)
         self._wake()
         return completion
@@ -554,7 +586,7 @@ class EngineThread:
         self._wake()
 
     def close(self, within_s: float) -> bool:
-        """Stop the thread after all added requests have finished. Returns False if they did not finish in time."""
+        """Stop the thread once all added requests have finished, or return False after `within_s` seconds."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -585,7 +617,7 @@ class EngineThread:
 
 
 def draw_uniform_numbers(sampling: SamplingParams) -> list[float]:
-    """Return the uniform random number of each position of an answer. Returns an empty list at temperature 0."""
+    """Return the uniform random number for each token of an answer by its seed, or [] at temperature 0."""
     if sampling.temperature == 0:
         return []
     return draw_uniform_row(sampling.seed, sampling.max_tokens)
@@ -597,7 +629,7 @@ def sample_tokens(
     numbers: Sequence[float],
     allowed: Sequence[np.ndarray | None],
 ) -> list[Token | None]:
-    """Sample the next token of each row. Returns None for a row whose logits are not finite.
+    """Sample the next token of each row from its logits, None for a row whose logits are not finite.
 
     A row's token does not depend on the other rows: each operation works along a row, or on a single row.
 
@@ -637,22 +669,24 @@ def sample_tokens(
 
 
 def zero_outside_nucleus(chances_V: Tensor, top_p: float) -> Tensor:
-    """Set all probabilities to 0 except the smallest set of the likeliest tokens that add up to `top_p`; of equally
-    likely tokens the lower id comes first (Holtzman et al., 2020)."""
+    """Return a row's probabilities with 0 outside its nucleus, the likeliest tokens that add up to `top_p`.
+
+    Of equally likely tokens the lower id comes first (Holtzman et al., 2020).
+    """
     best, order = chances_V.sort(descending=True, stable=True)
     before = best.double().cumsum(0) - best
     return chances_V.index_fill(0, order[before >= top_p], 0.0)
 
 
 def build_token(id: int, logprobs_V: Tensor, number: int) -> Token:
-    """Return a token with its logprob and the `number` likeliest tokens at its position."""
+    """Build a Token with its logprob and the `number` likeliest tokens at its position, from a row of logprobs."""
     best, where = logprobs_V.topk(number) if number else (logprobs_V[:0], logprobs_V[:0])
     top = tuple(zip((int(i) for i in where.tolist()), best.tolist(), strict=True))
     return Token(id, float(logprobs_V[id]), top)
 
 
 def score_prompt_tokens(logits_NV: Tensor, ids_N: Sequence[int], number: int) -> list[Token]:
-    """Return tokens of a prompt with their logprobs given the previous tokens.
+    """Return a prompt's tokens with their logprobs given the previous tokens, and `number` alternatives for each.
 
     Args:
         logits_NV: logits at the position before each token.

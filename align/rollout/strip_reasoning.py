@@ -1,4 +1,4 @@
-"""Answers in the form that a judge or reward model reads: complete, or without their reasoning.
+"""Answers in the form that a judge or reward model reads: complete, or with their reasoning removed.
 
 If reasoning is hidden, the reasoning of earlier turns is removed too."""
 
@@ -17,7 +17,7 @@ from align.rollout.engine import extract_response_ids
 
 
 class JudgedAnswers(NamedTuple):
-    """Answers in the form that is judged.
+    """Conversations with their answers as a judge or reward model reads them, as messages and as tokens.
 
     Attributes:
         conversations: the prompts with the answers.
@@ -31,13 +31,13 @@ class JudgedAnswers(NamedTuple):
 
 
 def read_whole_answers(prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> JudgedAnswers:
-    """Return the complete answers with their reasoning."""
+    """Return the prompts with their complete answers, reasoning included, for a judge or reward model."""
     conversations = [p.conversation.with_answer(text) for p, text in zip(prompts, texts, strict=True)]
     return JudgedAnswers(conversations, rollout, [None] * len(texts))
 
 
 def choose_answer_reader(hides_reasoning: bool, tokenizer: Any, generation_config: Any) -> Callable[..., JudgedAnswers]:
-    """Return the function that builds the judged form of answers: whole, or without their reasoning.
+    """Return the function that builds a judge's input from prompts and answers, with or without the reasoning.
 
     Args:
         hides_reasoning: whether answers are judged without their reasoning (`rollout.reasoning=hide`).
@@ -50,7 +50,7 @@ def choose_answer_reader(hides_reasoning: bool, tokenizer: Any, generation_confi
 
 
 class SplitAnswers(NamedTuple):
-    """The reasoning of each answer, None if it was not split off, and the rest of each answer."""
+    """The reasoning of each answer, or None if it has none or was not split off, and the rest of each answer."""
 
     reasoning: Sequence[str | None]
     answers: Sequence[str]
@@ -59,8 +59,11 @@ class SplitAnswers(NamedTuple):
 def split_reasoning_batch(
     prompts: Sequence[Prompt], texts: Sequence[str], tokenizer: Any, hides_reasoning: bool
 ) -> SplitAnswers:
-    """Split each answer into its reasoning and the rest, which is empty if the reasoning never ended. Returns None for
-    each reasoning, and the unchanged answers, if `hides_reasoning` is False."""
+    """Split each answer into its reasoning and the text after it, if `hides_reasoning` is True.
+
+    The text is empty if the reasoning never ended. Returns None for each reasoning, and the unchanged answers, if
+    `hides_reasoning` is False.
+    """
     if not hides_reasoning:
         return SplitAnswers([None] * len(texts), texts)
     # Some templates open the reasoning in the header of the answer.
@@ -70,15 +73,17 @@ def split_reasoning_batch(
 
 
 def strip_prompt_reasoning(prompt: Prompt) -> Conversation:
-    """Return a prompt without the reasoning of its earlier answers."""
+    """Return a prompt's conversation with the reasoning removed from its assistant messages."""
     return replace(prompt.conversation, messages=strip_all_reasoning(prompt.conversation.messages))
 
 
 def read_answers_without_reasoning(
     prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout, tokenizer: Any, stops: Sequence[int]
 ) -> JudgedAnswers:
-    """Return the answers without their reasoning, as text and as tokens. Conversations with reasoning are encoded again
-    without it, as in the training of reward models; the others keep the sampled tokens.
+    """Remove the reasoning from prompts and answers, and return them as conversations and as tokens.
+
+    Conversations with reasoning are encoded again without it, as in the training of reward models; the others keep the
+    sampled tokens.
 
     Args:
         texts: the answers of `rollout` as text.
@@ -107,7 +112,7 @@ def read_answers_without_reasoning(
 
 
 def build_sample_row(prompt: Conversation, answer: str, reasoning: str | None, **more: Any) -> dict[str, Any]:
-    """Return a row of a run's `samples.jsonl`.
+    """Build a row of a run's `samples.jsonl` from a prompt and its answer.
 
     Args:
         prompt: the complete prompt of the policy.
@@ -121,12 +126,12 @@ def build_sample_row(prompt: Conversation, answer: str, reasoning: str | None, *
 
 
 def is_empty_answer(text: str) -> bool:
-    """Return whether an answer has no text to be judged."""
+    """Return whether an answer is empty or only whitespace."""
     return not text.strip()
 
 
 def warn_about_empty_answers(empty_share: float, hides_reasoning: bool, whose: str = "") -> list[str]:
-    """Return a warning, in a list, if some answers are empty. Returns an empty list otherwise.
+    """Return a list with a warning if some answers are empty, or an empty list otherwise.
 
     Args:
         empty_share: share of the empty answers.

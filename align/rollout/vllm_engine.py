@@ -1,4 +1,4 @@
-"""Serving by vLLM: requests are forwarded to a vLLM server as token ids, and come back as token ids.
+"""A serving engine that forwards requests to a vLLM server as token ids, and reads token ids from it.
 
 vLLM does not see the public names of adapters: there, the name of an adapter contains its digest.
 """
@@ -41,14 +41,15 @@ from align.rollout.vllm_server import (
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-"""Maximum seconds that a step waits for an event."""
+"""Maximum seconds that one step waits for a request to end, arrive or be aborted."""
 Prepare = Callable[[Path, str], ServedAdapter]
-"""Folder and digest of an adapter → the copy that vLLM loads. May raise."""
+"""Function that copies the adapter in a folder, given its digest, for vLLM to load. May raise."""
 
 
 class VllmEngine(ServingEngine):
-    """The serving engine by vLLM; its interface is `align.rollout.serving_engine.ServingEngine`. The engine's thread
-    runs an event loop during each step.
+    """A serving engine that forwards requests to a vLLM server, and checks that it applies the adapters.
+
+    The engine's thread runs an event loop during each step.
 
     Args:
         server: a running server.
@@ -93,7 +94,7 @@ class VllmEngine(ServingEngine):
     # Adapters
 
     def register(self, folder: Path, expected: str = "") -> str:
-        """Load an adapter into vLLM, and check by its probes that it is applied.
+        """Load the adapter in a folder into vLLM, check by its logprobs that vLLM applies it, and return its digest.
 
         Raises:
             CorruptFile: its files have changed.
@@ -119,7 +120,7 @@ class VllmEngine(ServingEngine):
         return digest
 
     def _drop_unregistered_adapters(self) -> None:
-        """Drop adapters that are not registered any more and not in use."""
+        """Unload adapters from vLLM that are neither registered nor in use, unless one is being loaded."""
         if not self._loading.acquire(blocking=False):
             return  # an adapter is being loaded, which may be one of these
         try:
@@ -129,7 +130,7 @@ class VllmEngine(ServingEngine):
             self._loading.release()
 
     def _drop(self, digest: str) -> None:
-        """Unload an adapter if it was prepared. The caller holds the lock `_loading`."""
+        """Unload an adapter from vLLM and delete its copy, if there is one. The caller holds the lock `_loading`."""
         adapter = self._adapters.pop(digest, None)
         if adapter is not None:
             self.server.unload(adapter)
@@ -181,7 +182,7 @@ class VllmEngine(ServingEngine):
         return Stats(len(self._waiting), len(self._tasks), cached_tokens=0, resident=resident, **self._counts)
 
     def close(self, within_s: float) -> None:
-        """Stop vLLM, and cancel running requests. The engine must not be stepped any more."""
+        """Cancel running requests, and stop the vLLM server. The engine must not be stepped any more."""
 
         async def end() -> None:
             for task in self._tasks:
@@ -196,7 +197,10 @@ class VllmEngine(ServingEngine):
             self.server.close(within_s)
 
     async def _wait_for_event(self) -> None:
-        """Wait until a request has ended, was added or is aborted."""
+        """Wait until a request has ended, was added or is aborted, and cancel the aborted ones.
+
+        Waits `LOOK_S` seconds at most.
+        """
         event = asyncio.ensure_future(self._wake_up.wait())
         await asyncio.wait([*self._tasks, event], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
         self._wake_up.clear()
@@ -228,7 +232,10 @@ class VllmEngine(ServingEngine):
             self._release(request)
 
     def _take(self, answer: Completion, choice: dict[str, Any]) -> None:
-        """Process a chunk of vLLM's stream: the prompt's logprobs if requested, then new tokens."""
+        """Add the prompt logprobs and new tokens in a chunk of vLLM's stream to an answer.
+
+        Ends the answer if vLLM has ended it, with an error if that was before its token limit.
+        """
         request = answer.request
         sampling = request.sampling
         logprobs = choice.get("logprobs")
@@ -264,7 +271,7 @@ class VllmEngine(ServingEngine):
 
 
 def to_token(id: int, logprob: float | None, ranked: list[tuple[int, float]], number: int | None) -> Token:
-    """Return a token with `number` alternatives; without a number, its logprob is nan."""
+    """Build a Token with the `number` likeliest alternatives, or with logprob nan for `number=None`."""
     if number is None or logprob is None:
         return Token(id, NAN)
     return Token(id, logprob, tuple(ranked[:number]))

@@ -1,4 +1,4 @@
-"""Rollouts by vLLM servers, which sample with snapshots of the actors' adapters on the learner's base.
+"""The rollout engine `vllm`: vLLM servers sample with snapshots of the actors' adapters on the learner's base.
 
 Each snapshot is loaded under a new name, because vLLM caches results by name. Before an actor is sampled, the logprobs
 of some prompts are compared between every server and the learner's model: if a server does not apply the adapter, which
@@ -54,20 +54,21 @@ from align.run import Base
 from align.run.atomic import publish_folder
 
 TRIES = 3
-"""How often an unreachable server is restarted in one rollout before the run ends."""
+"""Maximum number of restarts of an unreachable server in one rollout before the run ends."""
 ANSWER_S = 3600.0
 """Time limit of one answer in seconds."""
 ROWS = 4
-"""Number of fixed prompts that are probed before an actor is sampled. They include the one with tokens from the whole
-vocabulary."""
+"""Number of fixed prompts whose logprobs are compared before an actor is sampled.
+
+They include the one with tokens from the whole vocabulary."""
 ADAPTERS = 4
-"""Maximum adapters of a server: the policy's, its previous one, the reference's, and a spare."""
+"""Maximum adapters loaded in a server: the policy's, its previous one, the reference's, and a spare."""
 CONTINUES = "The same command then goes on from the run's last checkpoint."
 
 
 @dataclass
 class VllmSampler(SnapshotEngine):
-    """The rollout engine `vllm`; its interface is `align.rollout.engine.Engine`.
+    """The rollout engine `vllm`, which samples responses on vLLM servers, started here or running already.
 
     Attributes:
         stop_ids, pad_id, max_new_tokens, temperature: see `align.rollout.hf.HfEngine`.
@@ -98,9 +99,10 @@ class VllmSampler(SnapshotEngine):
     _sampling: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
 
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
-        """Start or connect to the vLLM servers of the base.
+        """Start the vLLM servers with the base, or connect to the ones in `rollout.urls`; raise InputError on failure.
 
-        Raises InputError if vLLM is not installed, or a server does not start.
+        It fails if vLLM is not installed, or a server does not start or respond. With method=qlora the dequantised base
+        is written first if it does not exist.
         """
         settings = self.settings
         learner_dtype = get_dtype_name(dtype)
@@ -157,7 +159,7 @@ class VllmSampler(SnapshotEngine):
     # Adapters
 
     def sync(self, actor: Actor) -> None:
-        """Save a snapshot of an actor's present weights and load it into the servers.
+        """Save a snapshot of an actor's present adapter, load it into the servers, and check that they apply it.
 
         Raises:
             InputError: the actor is not a plain adapter, a server does not load it, or a server's logprobs differ from
@@ -189,7 +191,7 @@ class VllmSampler(SnapshotEngine):
 
     @torch.no_grad()
     def _learner_logprobs(self, model: Any) -> list[list[float]]:
-        """Compute the learner's logprobs of the probed prompts at temperature 1."""
+        """Compute a model's logprobs of the fixed prompts' tokens from the second on, in nats at temperature 1."""
         logprobs = []
         for row in self.rows:
             tokens = torch.tensor([row], device=self.device)
@@ -200,7 +202,10 @@ class VllmSampler(SnapshotEngine):
         return logprobs
 
     def _refresh_server(self, server: VllmServer, digests: Iterable[str]) -> None:
-        """Load missing adapters into a server, and check its base and some adapters. Restarts an unreachable server."""
+        """Load missing adapters into a server, and compare its logprobs of the base and `digests` with the learner's.
+
+        Restarts an unreachable server up to `TRIES` times. Raises InputError if that or a comparison fails.
+        """
         for _ in range(TRIES):
             try:
                 for adapter in self.adapters.values():
@@ -225,7 +230,7 @@ class VllmSampler(SnapshotEngine):
         server.start_or_connect()
 
     def _explain(self, server: VllmServer, error: VllmFailed) -> InputError:
-        """Return the InputError for a failed request to a server."""
+        """Convert a failed request to a server to an InputError with a remedy."""
         if error.status == 404 and error.path == COMPLETIONS:
             problem = "no longer has an adapter that was loaded into it"
             return InputError(
@@ -247,7 +252,10 @@ class VllmSampler(SnapshotEngine):
         shutil.rmtree(self.snapshots / digest, ignore_errors=True)
 
     def close(self) -> None:
-        """Stop the servers that were started here. May be called while another thread samples, which then fails."""
+        """Stop the servers that were started here, unload adapters from the others, and delete the snapshots.
+
+        May be called while another thread samples, which then fails.
+        """
         if self._sampling is not None:
             loop, task = self._sampling
             with suppress(RuntimeError):  # its loop has just ended
@@ -283,7 +291,10 @@ class VllmSampler(SnapshotEngine):
         return self.servers[row % len(self.servers)]
 
     def _complete(self, rows: Sequence[tuple[Sequence[int], int, str | None]]) -> list[Any]:
-        """Return the server's choice for each prompt, seed and adapter. Retries the rows of an unreachable server."""
+        """Request a completion for each (prompt, seed, adapter digest), and return each response's entry of `choices`.
+
+        Restarts an unreachable server and repeats its requests.
+        """
         choices: dict[int, Any] = {}
         unreachable: dict[VllmServer, VllmGone] = {}
         for _ in range(TRIES + 1):
@@ -312,7 +323,7 @@ class VllmSampler(SnapshotEngine):
         return build_completion_body(model, prompt, sampling)
 
     async def _ask(self, bodies: Mapping[int, dict[str, Any]]) -> dict[int, Any]:
-        """Return row → its choice, or the exception of its request."""
+        """Send request bodies to the servers concurrently, and return row → entry of `choices`, or the exception."""
         task = asyncio.current_task()
         assert task is not None
         self._sampling = asyncio.get_running_loop(), task
@@ -341,7 +352,10 @@ class VllmSampler(SnapshotEngine):
             self._sampling = None
 
     def _read_answer(self, server: VllmServer, choice: Any) -> tuple[list[int], list[float]]:
-        """Return the token ids of an answer, and the logprobs that they were sampled with."""
+        """Return the token ids and sampling logprobs in a server's response, or raise InputError if they are invalid.
+
+        Raises NonFiniteLogits if a logprob is not finite.
+        """
         try:
             with convert_format_errors(COMPLETIONS):
                 ids = [int(id) for id in choice["token_ids"]]

@@ -40,20 +40,20 @@ MODELS = "/v1/models"
 logging.getLogger("httpx").setLevel(logging.WARNING)  # below, it logs each request
 SHORT_S = 10
 SLOWEST_S = 600
-"""Time limit in seconds for loading an adapter, or reading some prompts."""
+"""Time limit in seconds for loading an adapter into vLLM, or computing logprobs of some prompts."""
 TOKEN = "token_id:"
-"""Prefix of a token id in vLLM's names of tokens."""
+"""Prefix of the names of tokens in vLLM's logprobs, before the token id."""
 FEW_BYTES = 1 << 20
-"""Maximum size of a response without tokens."""
+"""Maximum size in bytes of a response without tokens."""
 TOKEN_BYTES = 2048
-"""Maximum additional size for each token; about 150 are usual."""
+"""Maximum additional size of a response in bytes for each token; about 150 are usual."""
 LINE_BYTES = 1 << 28
-"""Maximum size of one line of a stream, which may hold the logprobs of a whole prompt."""
+"""Maximum size in bytes of one line of a stream, which may hold the logprobs of a whole prompt."""
 BUSY = 429
 LOCKED = (401, 403)
-"""Statuses of a server that requires a key, or another one."""
+"""HTTP statuses of a server that requires an API key, or another one."""
 KEY = "VLLM_API_KEY"
-"""Environment variable from which vLLM's server reads its key."""
+"""Environment variable from which vLLM's server reads its API key."""
 NO_SEED = -1
 """Seed that vLLM treats as no seed."""
 OTHER_SEED = -(2**63)
@@ -62,7 +62,7 @@ MISREAD = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, 
 
 
 class VllmFailed(AlignError):
-    """A failed request to vLLM.
+    """An error for a failed request to vLLM.
 
     Attributes:
         status: status of the response; 0 if there was no response.
@@ -76,12 +76,15 @@ class VllmFailed(AlignError):
 
 
 class VllmGone(VllmFailed):
-    """A request that failed because vLLM is unreachable, overloaded or broken; it may succeed after a restart."""
+    """An error for a request that failed because vLLM is unreachable, overloaded or broken.
+
+    It may succeed after a restart.
+    """
 
 
 @contextmanager
 def convert_format_errors(path: str) -> Iterator[None]:
-    """Turn errors of reading a response of an unexpected form into VllmFailed."""
+    """Convert exceptions from reading a malformed response in the block to VllmFailed."""
     try:
         yield
     except AlignError:
@@ -92,7 +95,7 @@ def convert_format_errors(path: str) -> Iterator[None]:
 
 
 class VllmClient:
-    """A client of one server. Methods without `async` may be called in any thread that runs no event loop.
+    """An HTTP client of one vLLM server. Methods without `async` may be called in any thread that runs no event loop.
 
     Args:
         target: the socket of the server, or its URL.
@@ -118,7 +121,7 @@ class VllmClient:
         within_s: float = SLOWEST_S,
         parse_response: Callable[[Any], T] = lambda answer: answer,
     ) -> T:
-        """Send a request, and read its response.
+        """Send a request to the server, and return its response as parsed by `parse_response`.
 
         Args:
             tokens: number of tokens in the response, which limits its size.
@@ -142,7 +145,7 @@ class VllmClient:
             raise VllmGone(message, path=path) from error
 
     def ask(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
-        """Call `request` on a new connection, and wait for the result."""
+        """Send one request on a new connection, and return its parsed response, see `request`."""
         if self.closed:
             raise VllmFailed("the client is closed", path=path)
 
@@ -153,7 +156,10 @@ class VllmClient:
         return asyncio.run(send())
 
     def is_up(self) -> bool:
-        """Return whether the server responds, be it that it requires a key: the first request reports that."""
+        """Return whether the server responds to `/health` within `SHORT_S` seconds, even if only by demanding a key.
+
+        The first request then reports the key.
+        """
         if self.closed:
             return False
 
@@ -167,18 +173,18 @@ class VllmClient:
         return False
 
     def base_name(self) -> str:
-        """Return the name of the model that the server was started with."""
+        """Request the list of models, and return the name of the base that the server was started with."""
         return self.ask("GET", MODELS, parse_response=lambda answer: str(answer["data"][0]["id"]))
 
     def context_length(self) -> int:
-        """Return the maximum tokens of a prompt and its answer together."""
+        """Request the list of models, and return the server's maximum tokens of a prompt and its answer together."""
         return self.ask("GET", MODELS, parse_response=lambda answer: int(answer["data"][0]["max_model_len"]))
 
     def load(self, name: str, folder: Path) -> None:
         self.ask("POST", LOAD, {"lora_name": name, "lora_path": str(folder)})
 
     def unload(self, name: str) -> None:
-        """Unload an adapter. Does nothing if no adapter has that name."""
+        """Unload an adapter from the server. Does nothing if no adapter has that name."""
         try:
             self.ask("POST", UNLOAD, {"lora_name": name}, within_s=SHORT_S)
         except VllmFailed as error:
@@ -186,7 +192,10 @@ class VllmClient:
                 raise
 
     def has_model(self, name: str) -> bool:
-        """Return whether the server has a model of this name. Raises VllmFailed for any other error than status 404."""
+        """Return whether the server completes a prompt with a model of this name: False for status 404.
+
+        Raises VllmFailed for any other error.
+        """
         try:
             self.ask("POST", COMPLETIONS, {"model": name, "prompt": [0, 0], "max_tokens": 1})
         except VllmFailed as error:
@@ -196,7 +205,7 @@ class VllmClient:
         return True
 
     def logprobs(self, name: str, rows: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return for each row the logprobs in nats of its tokens from the second on, given the previous tokens."""
+        """Request the logprobs in nats of each row's tokens from the second on, given the previous tokens."""
 
         def read(answer: Any) -> list[float]:
             values = answer["choices"][0]["logprobs"]["token_logprobs"][1 : len(row)]
@@ -210,7 +219,7 @@ class VllmClient:
 
 
 def build_completion_body(model: str, prompt_ids: Sequence[int], sampling: SamplingParams) -> dict[str, Any]:
-    """Return the body of a request for one answer, with token ids in and out."""
+    """Build the body of a completion request to vLLM for one answer, with token ids in and out."""
     numbers = [number for number in (sampling.prompt_logprobs, sampling.logprobs) if number is not None]
     return {
         "model": model,
@@ -237,7 +246,7 @@ class TokenLogprob(NamedTuple):
 
 
 def parse_logprobs(logprobs: Mapping[str, Any]) -> list[TokenLogprob]:
-    """Return the tokens of a completion from its `logprobs` object, which names each token by its id."""
+    """Parse the `logprobs` object of vLLM's completion, in which each token is named by its id."""
 
     def parse_token_id(token: str) -> int:
         return int(token.removeprefix(TOKEN))
@@ -253,8 +262,9 @@ def parse_logprobs(logprobs: Mapping[str, Any]) -> list[TokenLogprob]:
 
 
 async def stream_choices(connection: httpx.AsyncClient, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-    """Yield the choice of each chunk of a streamed completion. Closing the iterator closes the connection, which aborts
-    the request in vLLM.
+    """Send a completion request to vLLM, and yield the first entry of `choices` in each chunk of the stream.
+
+    Closing the iterator closes the connection, which aborts the request in vLLM.
 
     Raises:
         VllmFailed: vLLM refused the request, failed while streaming, or is unreachable.
@@ -279,7 +289,10 @@ async def stream_choices(connection: httpx.AsyncClient, body: Mapping[str, Any])
 
 
 async def iter_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the data of server-sent events. Only "\\n" ends a line: texts may contain Unicode's other line ends."""
+    """Yield the data of each server-sent event in a stream of bytes.
+
+    Only "\\n" ends a line: texts may contain Unicode's other line ends.
+    """
     incomplete_line = b""
     async for piece in pieces:
         incomplete_line += piece
@@ -291,12 +304,12 @@ async def iter_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def compute_response_limit(tokens: int) -> int:
-    """Return the maximum size in bytes of a response about so many tokens."""
+    """Return the maximum size in bytes of a response with data of `tokens` tokens."""
     return FEW_BYTES + TOKEN_BYTES * tokens
 
 
 async def read_response(connection: httpx.AsyncClient, method: str, path: str, body: Any, limit: int) -> httpx.Response:
-    """Send a request, and read its complete response.
+    """Send a request and read its complete response, or raise VllmFailed if it has more than `limit` bytes.
 
     Raises:
         VllmFailed: the response has more than `limit` bytes.
@@ -318,7 +331,10 @@ def require_small_response(size: int, limit: int, path: str, status: int = 0) ->
 
 
 def require_success(response: httpx.Response) -> None:
-    """Raise VllmFailed if a response is an error. Its message is not repeated: it can contain a client's prompt."""
+    """Raise VllmFailed if a response has another status than 200; VllmGone for 429 and from 500 on.
+
+    The message of the response is not repeated: it can contain a client's prompt.
+    """
     status = response.status_code
     if status != 200:
         path = response.request.url.path
@@ -327,7 +343,7 @@ def require_success(response: httpx.Response) -> None:
 
 
 def build_request_headers(target: Path | str) -> dict[str, str]:
-    """Return headers that switch compression off, and for a URL the authorisation with the key from the environment.
+    """Build request headers that switch compression off, and for a URL authorise by the key in `VLLM_API_KEY`.
 
     Raises:
         InputError: the key has characters that a header cannot hold.
@@ -348,7 +364,7 @@ def build_request_headers(target: Path | str) -> dict[str, str]:
 
 
 def build_direct_transport(target: Path | str) -> httpx.AsyncHTTPTransport:
-    """Return a transport that connects to a server without a proxy, for any number of concurrent requests."""
+    """Build an HTTP transport to a server's socket or URL, with no proxy and no limit on concurrent requests."""
     unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=64)
     if isinstance(target, Path):
         return httpx.AsyncHTTPTransport(uds=str(target), verify=False, limits=unlimited)
@@ -377,17 +393,17 @@ shutil.rmtree(room, ignore_errors=True)
 os.killpg(0, signal.SIGKILL)
 """
 SOCKETS = "align-vllm-"
-"""Prefix of the folders for sockets."""
+"""Prefix of the names of temporary folders that hold a vLLM server's sockets."""
 NEW_S = 60
-"""Age in seconds up to which such a folder counts as new."""
+"""Age in seconds up to which a folder of sockets counts as new, and is not removed as abandoned."""
 LONGEST = 70
-"""Maximum length of the temporary folder's path: the path of a socket has at most 107 bytes."""
+"""Maximum length of the temporary folder's path, since the path of a socket has at most 107 bytes."""
 STOPPING_S = 10.0
-"""Seconds that a server has to shut down."""
+"""Seconds that a vLLM server has to shut down before it is killed."""
 LOOK_S = 0.2
-"""Seconds between two checks whether a server is up."""
+"""Seconds between two checks whether a starting server responds."""
 NO_CAUSE = "See root cause above"
-"""Part of a log line of vLLM that refers to the real error in another line."""
+"""Substring of vLLM's log lines that only refer to the real error in another line."""
 ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
     "VLLM_NO_USAGE_STATS": "1",
@@ -395,11 +411,11 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 LOWEST = 16
-"""Lowest `max_lora_rank`: adapters of this rank are the most common."""
+"""Lowest `max_lora_rank` that a server is started with: adapters of this rank are the most common."""
 
 
 class ServedAdapter(NamedTuple):
-    """An adapter to be loaded into vLLM.
+    """An adapter prepared for vLLM: a name, a copy of its files, and logprobs to check it by.
 
     Attributes:
         name: its name in vLLM. Other weights must not reuse it, because vLLM caches results by name.
@@ -413,7 +429,7 @@ class ServedAdapter(NamedTuple):
 
 
 class VllmProcess:
-    """A process of `vllm serve`, which listens on a socket that only its owner can open.
+    """A process of `vllm serve`, which listens on a Unix socket that only its owner can open.
 
     Args:
         python: path of the Python that has vLLM.
@@ -446,14 +462,17 @@ class VllmProcess:
         return self._process.poll() is None
 
     def get_error_line(self) -> str:
-        """Return the line of its output that most likely has the reason why it did not start."""
+        """Return the line of the process's output that most likely says why it did not start."""
         with self.log.open("rb") as output:
             output.seek(self._log_start)
             lines = output.read().decode(errors="replace").splitlines()
         return find_error_line("\n".join(line for line in lines if NO_CAUSE not in line))
 
     def stop(self, within_s: float) -> None:
-        """Stop the process and its children. Further calls do nothing."""
+        """Terminate the process, kill it and its children after `within_s` seconds, and delete its folder of sockets.
+
+        Further calls do nothing.
+        """
         if self.alive:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -470,7 +489,7 @@ class VllmProcess:
 
 
 class VllmServer:
-    """A vLLM server with a base and adapters on it.
+    """A vLLM server with a base model and adapters, started here or running already.
 
     Args:
         setting: the config key that names the server, for error messages.
@@ -502,7 +521,9 @@ class VllmServer:
             self.client = VllmClient(label)
 
     def start_or_connect(self) -> None:
-        """Start or restart the server, or wait until a running one responds.
+        """Start the server's process, or start it again if it runs, and wait until the server responds.
+
+        A server that others run is only waited for. Its adapters count as not loaded.
 
         Raises:
             InputError: it does not start, or answers to names of models that were never loaded.
@@ -551,7 +572,7 @@ class VllmServer:
         require(not is_known, self.setting, self.label, problem, "Use another vLLM.")
 
     def load(self, adapter: ServedAdapter) -> None:
-        """Load an adapter unless it is loaded already.
+        """Load an adapter into the server, unless it is loaded already.
 
         Raises:
             VllmFailed: vLLM does not load it.
@@ -566,7 +587,7 @@ class VllmServer:
         self._refuse_unknown_names()
 
     def unload(self, adapter: ServedAdapter) -> None:
-        """Unload an adapter. A failure is only logged: the adapter takes memory, but is not used."""
+        """Unload an adapter from the server. A failure is only logged: the adapter takes memory, but is not used."""
         try:
             self.client.unload(adapter.name)
         except VllmFailed as error:
@@ -576,7 +597,9 @@ class VllmServer:
     def check(
         self, adapter: str | None, probes: Probes, dtype: str, field: str, value: str, remedy: str = NOT_BY_THIS
     ) -> None:
-        """Check by probes that the server applies an adapter, or that it has the right base.
+        """Raise InputError if the server's logprobs of probe prompts differ too much from the expected ones.
+
+        This checks that the server applies an adapter, or that it has the right base.
 
         Args:
             adapter: the adapter's name; None for the base.
@@ -596,7 +619,7 @@ class VllmServer:
         require_agreement(agreed, dtype, field, value, remedy)
 
     def explain(self, error: VllmFailed, problem: str, remedy: str = "") -> InputError:
-        """Return the InputError for a failed request: `problem`, or that the server requires another key."""
+        """Convert a failed request to an InputError with `problem`, or about the API key for status 401 and 403."""
         if error.status in LOCKED:
             has_key = bool(os.environ.get(KEY))
             problem = f"does not take the key in {KEY}" if has_key else f"asks for a key, and {KEY} is not set"
@@ -605,7 +628,10 @@ class VllmServer:
         return InputError(self.setting, self.label, problem, remedy or self.remedy)
 
     def close(self, within_s: float = STOPPING_S) -> None:
-        """Stop the server if it was started here. Requests of other threads fail from now on. May be called again."""
+        """Stop the server if it was started here, and let later requests of other threads fail.
+
+        May be called again.
+        """
         self._closed = True
         if self.process is not None:
             self.process.stop(within_s)
@@ -614,7 +640,7 @@ class VllmServer:
 
 
 def try_lock_folder(folder: Path) -> int | None:
-    """Return a descriptor that locks a folder until it is closed. Returns None if another process has the lock."""
+    """Lock a folder, and return the descriptor that holds the lock until it is closed, or None if it is locked."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -625,7 +651,9 @@ def try_lock_folder(folder: Path) -> int | None:
 
 
 def remove_abandoned_folders(parent: Path) -> None:
-    """Remove the folders of servers whose process was killed together with the child that would remove them.
+    """Remove the folders of sockets in `parent` that killed vLLM servers have left behind.
+
+    Such a server was killed together with the child that would remove its folder.
 
     New folders are skipped, because their owner may be about to lock them; so are folders that hold anything but
     sockets, and those of other users.
@@ -646,7 +674,7 @@ def remove_abandoned_folders(parent: Path) -> None:
 
 
 def build_environment(variables: Mapping[str, str], sockets: str) -> dict[str, str]:
-    """Return the environment of vLLM, without variables that redirect its Python or make it require a key.
+    """Build vLLM's environment from `variables`, without ones that redirect its Python or make it require a key.
 
     Args:
         sockets: folder for vLLM's own sockets.
@@ -668,7 +696,7 @@ def build_serve_arguments(
     prefixes: bool,
     logprobs: str = "raw_logprobs",
 ) -> list[str]:
-    """Return the arguments of `vllm serve` for adapters on a base.
+    """Build the command-line arguments of `vllm serve` for a base model with LoRA adapters.
 
     Args:
         base: digest of the base, which is part of its served name.
@@ -703,7 +731,7 @@ def build_adapter_name(digest: str) -> str:
 
 
 def list_adaptable_layers(base: Base) -> list[str]:
-    """Return the names of a base's linear layers except its head: those that adapters in vLLM may have.
+    """Return the names of a base's linear layers that adapters in vLLM may change: all except the head.
 
     Raises:
         InputError: the base's modules cannot be built without its weights.
@@ -718,7 +746,7 @@ def list_adaptable_layers(base: Base) -> list[str]:
 
 
 def read_servable_rank(folder: Path, max_rank: int | None, layers: Collection[str]) -> int:
-    """Check that vLLM can serve an adapter. Returns its rank.
+    """Return the rank of the adapter in a folder, or raise InputError if vLLM cannot serve the adapter.
 
     Args:
         max_rank: the server's maximum rank; None for the highest that vLLM supports.
@@ -745,7 +773,7 @@ def read_servable_rank(folder: Path, max_rank: int | None, layers: Collection[st
 
 
 def choose_max_lora_rank(folders: Sequence[Path], max_rank: int | None, layers: Collection[str]) -> int:
-    """Return vLLM's `max_lora_rank`: one that fits `max_rank`, or else the highest rank of the adapters.
+    """Return the `max_lora_rank` to start vLLM with: for `max_rank` if given, else for the adapters in `folders`.
 
     Raises:
         CorruptFile, InputError: see `read_servable_rank`.
