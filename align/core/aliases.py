@@ -1,4 +1,4 @@
-"""Names for artifacts, parsed alike from `stage.adapters` on a command line and from an alias file in JSON.
+"""Parsing of served names and their artifacts, from `stage.adapters` on a command line or from an alias file in JSON.
 
 A name maps to one artifact (`{support: ppo:latest}`), or to several that share its requests by weight
 (`{chat: {support: 0.9, next: 0.1}}`). References are not resolved here.
@@ -24,7 +24,7 @@ WEIGHT_REMEDY = "Give a number above 0, and write the colon of a reference as \\
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One artifact of a name.
+    """An artifact reference that a served name stands for, with its relative share of the name's requests.
 
     Attributes:
         ref: the reference to it, as the user wrote it.
@@ -36,7 +36,7 @@ class Arm:
 
 
 def parse_aliases(value: Any, field: str) -> Mapping[str, tuple[Arm, ...]]:
-    """Return the arms of each name, in their order.
+    """Parse a mapping of served names to artifact references, and return each name's artifacts with their weights.
 
     Args:
         value: NAME → REF, or NAME → {REF: weight, …}; None for no names.

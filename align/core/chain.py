@@ -22,7 +22,7 @@ GENESIS = "0" * 64
 
 @dataclass(frozen=True, slots=True)
 class ChainHead:
-    """The end of a chain at one time.
+    """The number and the hash of the last link of a hash chain.
 
     Attributes:
         seq: number of the last link; 0 for an empty chain.
@@ -34,7 +34,7 @@ class ChainHead:
 
 
 class Link(Protocol):
-    """A row of a table or a file that is part of a chain."""
+    """A row of a table or a file that is a link of a hash chain."""
 
     @property
     def seq(self) -> int:
@@ -43,17 +43,17 @@ class Link(Protocol):
 
     @property
     def prev_hash(self) -> str:
-        """Hash of link `seq - 1`, or `GENESIS`."""
+        """Hash of the link before this one, or `GENESIS` for the first."""
         ...
 
     @property
     def hash(self) -> str:
-        """`hash_link` of `hashed` and `prev_hash`."""
+        """Hash of this row's `hashed` fields and `prev_hash`, as `hash_link` computes it."""
         ...
 
     @property
     def hashed(self) -> Sequence[Any]:
-        """Every field but the two hashes, `seq` among them, in an order that never changes."""
+        """Values of the fields that are hashed, in a fixed order: all, including `seq`, except the two hashes."""
         ...
 
 
@@ -63,17 +63,17 @@ def to_canonical_json(value: Any) -> str:
 
 
 def hash_with_salt(salt: str, content: Any) -> str:
-    """Return the `sha256` of the canonical JSON of `[salt, content]`, 64 hex digits."""
+    """Return the `sha256` of the canonical JSON of the list `[salt, content]`, 64 hex digits."""
     return hashlib.sha256(to_canonical_json([salt, content]).encode()).hexdigest()
 
 
 def hash_link(hashed: Sequence[Any], prev_hash: str) -> str:
-    """Return the `sha256` of the canonical JSON of a link's fields and, last, its predecessor's hash."""
+    """Return a link's hash, 64 hex digits: the `sha256` of the canonical JSON list of its fields and `prev_hash`."""
     return hashlib.sha256(to_canonical_json([*hashed, prev_hash]).encode()).hexdigest()
 
 
 def verify_successor(head: ChainHead, link: Link, field: str, remedy: str) -> ChainHead:
-    """Check that `link` follows `head`, and return the new head.
+    """Check that `link` directly follows the end of a chain, and return the new end, or raise CorruptFile.
 
     Args:
         field, remedy: of the error.

@@ -30,18 +30,18 @@ EXTRA_MODULES = MappingProxyType(
         "wandb": ("wandb",),
     }
 )
-"""Extra → the modules that our code imports and that only the extra installs."""
+"""Extra of pyproject.toml → the modules that this project's code imports and that only the extra installs."""
 
 
 def build_install_command(extra: str) -> str:
-    """Return the shell command that adds an extra to this environment."""
+    """Return the `pip install` command that installs this project with an extra, such as `serve`."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def find_reinstall_command() -> str | None:
-    """Return the shell command that writes our files into the environment again, from where they came.
+    """Return the `pip` command that reinstalls this project from its original source, or None if it is editable.
 
-    Returns None for an editable installation, whose files lie in the checkout.
+    An editable installation has its files in the checkout. Returns None also if the project is not installed.
     """
     try:
         origin = json.loads(distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
@@ -54,12 +54,15 @@ def find_reinstall_command() -> str | None:
 
 
 def find_missing_modules(extra: str, modules: Sequence[str] | None = None) -> list[str]:
-    """Return which modules of an extra this environment lacks, of all or of some. Nothing is imported."""
+    """Return the names of an extra's modules that are not installed. Nothing is imported.
+
+    Only `modules` are checked if they are given, else all modules that the extra installs.
+    """
     return [module for module in modules or EXTRA_MODULES[extra] if find_spec(module) is None]
 
 
 def require_extra(extra: str, field: str, value: str, modules: Sequence[str] | None = None) -> None:
-    """Refuse a value whose extra is not installed.
+    """Raise InputError with the `pip` command to run if modules that a setting's value needs are not installed.
 
     Args:
         extra: the extra, as pyproject.toml names it.
@@ -77,7 +80,7 @@ def require_extra(extra: str, field: str, value: str, modules: Sequence[str] | N
 
 
 def describe_foreign_distribution() -> str | None:
-    """Return a warning if the other distribution called `align` is installed in this environment, else None.
+    """Return a warning if another project's distribution called `align` is installed in this environment, else None.
 
     A wheel of ours writes to the folder `align/` of site-packages as theirs does, so the remedy puts our files back
     after the uninstallation. Beside an editable installation theirs may be imported in the place of ours.

@@ -12,7 +12,7 @@ from typing import Any
 from align.core.redaction import URL_FIELDS, hide_password, redact
 
 NOT_PASSED = 3
-"""The exit status of an evaluation in which a gate is not passed, and of a replay that differs. It is not an error."""
+"""The exit status of an evaluation that fails a gate, and of a replay that differs. It is not an error."""
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -24,7 +24,9 @@ class AlignError(Exception):
 
 
 class InputError(AlignError, ValueError):
-    """A value from the user that cannot be used. Secrets in it are masked, and lone surrogates are escaped.
+    """An error about a value from the user, with its field, the problem and the remedy in the message.
+
+    Secrets in the message are masked, and lone surrogates are escaped.
 
     Args:
         field: the configuration key, file or column at fault, as the user would write it.
@@ -45,12 +47,12 @@ class InputError(AlignError, ValueError):
 
 
 def make_printable(text: str) -> str:
-    """Return a text with secrets masked and lone surrogates escaped, which can be printed and written to a file."""
+    """Return a text with secrets masked and lone surrogates escaped, so that it can be printed or written to a file."""
     return redact(text).encode("utf-8", "backslashreplace").decode()
 
 
 def find_lone_surrogate(text: str) -> str | None:
-    """Return the first lone surrogate of a text, as `U+D800`, or None.
+    """Return the name of the first lone surrogate in a text, such as `U+D800`, or None if the text has none.
 
     A lone surrogate is half a character, which no file, database or tokenizer accepts.
     """
@@ -59,36 +61,36 @@ def find_lone_surrogate(text: str) -> str | None:
 
 
 class MissingArtifact(InputError, FileNotFoundError):
-    """A file, or an artifact of a reference such as `sft:latest`, that does not exist."""
+    """The error for a file, or an artifact of a reference such as `sft:latest`, that does not exist."""
 
 
 class CorruptFile(InputError):
-    """A file that exists and cannot be trusted: truncated, altered, or of another kind than its name says."""
+    """The error for a file that exists and cannot be trusted: truncated, altered, or of another kind than expected."""
 
 
 class RunBusy(InputError):
-    """A run whose folder another process has locked."""
+    """The error for a run whose folder another process has locked."""
 
 
 class RunConflict(InputError):
-    """A run whose folder belongs to another configuration."""
+    """The error for a run whose folder belongs to another configuration."""
 
 
 class StorageError(InputError, OSError):
-    """A folder that cannot be written, or a full disk."""
+    """The error for a folder that cannot be written, or a full disk."""
 
 
 def require(condition: bool, field: str, value: Any, problem: str, remedy: str) -> None:
-    """Raise `InputError` unless `condition` holds."""
+    """Raise `InputError(field, value, problem, remedy)` unless `condition` is true."""
     if not condition:
         raise InputError(field, value, problem, remedy)
 
 
 def require_schema_version(version: Any, expected: int, field: str, value: Any, remedy: str) -> None:
-    """Raise `InputError` unless a file or a store has the version that this version of align reads."""
+    """Raise `InputError` unless the schema version of a file or a store is the integer `expected`."""
     problem = f"has schema_version {version}, and this version of align reads {expected}"
     require(type(version) is int and version == expected, field, value, problem, remedy)
 
 
 class NonFiniteLogits(ArithmeticError):
-    """Logits that are nan or infinite, so that there is no distribution to sample from."""
+    """The error for logits that are nan or infinite, so that they give no distribution to sample from."""

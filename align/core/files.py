@@ -21,9 +21,9 @@ from align.core.errors import CorruptFile, InputError, MissingArtifact
 
 MIB = 2**20
 DEFAULT_MAX_FILE_MB = 512
-"""The default of `run.max_file_mb`. The largest tokenizer.json of a published model has about 35 MB."""
+"""The default of `run.max_file_mb`, in MiB. The largest tokenizer.json of a published model has about 35 MB."""
 MAX_FOLDERS = 200
-"""The most folders that a path may go through: creating nested folders recurses."""
+"""Maximum number of parts of a path, because creating nested folders recurses."""
 MAX_PATH = 4096
 """PATH_MAX of Linux, in bytes, with the zero at its end."""
 MAX_PART = 255
@@ -49,7 +49,7 @@ LOADED_WHOLE = (
     "word_pronunciation.json",
     "word_shape.json",
 )
-"""Names of those that they read whole. The rest are the tokenizer files that some class in transformers asks for."""
+"""Patterns of file names that transformers and PEFT read whole: configurations, templates and tokenizer files."""
 CHECK_PATH = "Check the path, and that you may read it."
 KINDS = (
     (stat.S_ISDIR, "is a folder, not a file"),
@@ -61,7 +61,7 @@ KINDS = (
 
 
 class SizeLimit:
-    """The largest file that is read whole, in MiB. `run.max_file_mb` sets it once a command line is composed."""
+    """The maximum size of a file that is read whole, in MiB. It is set from `run.max_file_mb` when a command starts."""
 
     def __init__(self, megabytes: float) -> None:
         self.megabytes = megabytes
@@ -75,14 +75,14 @@ SIZE_LIMIT = SizeLimit(DEFAULT_MAX_FILE_MB)
 
 
 class NotRegularFile(OSError):
-    """A path that leads to something other than a regular file."""
+    """The error for a path that leads to something other than a regular file."""
 
     def __init__(self, path: str | Path, problem: str) -> None:
         super().__init__(errno.EINVAL, problem, str(path))
 
 
 def parse_user_path(written_path: str | Path, field: str) -> Path:
-    """Return a path that the user wrote, with `~` expanded.
+    """Return a path that the user wrote, with `~` expanded, or raise InputError if it cannot be a path.
 
     Args:
         field: the setting that names the path, for errors.
@@ -114,12 +114,14 @@ def parse_user_path(written_path: str | Path, field: str) -> Path:
 
 
 def shorten_for_message(text: str) -> str:
-    """Return a text for a message: only its beginning and its end if it is long."""
+    """Return a text for a message: over 120 characters, only its first 60 and last 30 with an ellipsis between."""
     return text if len(text) <= 120 else f"{text[:60]}…{text[-30:]}"
 
 
 def open_regular(path: str | Path, flags: int = os.O_RDONLY) -> int:
-    """Open a regular file without waiting for anything, and return its descriptor. Fits `open(…, opener=…)`.
+    """Open a regular file without blocking and return its descriptor, or raise NotRegularFile for a folder or a pipe.
+
+    It can be the `opener` of the built-in `open`.
 
     Raises:
         NotRegularFile: the path leads to a folder, a pipe, a socket or a device.
@@ -140,14 +142,14 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY) -> int:
 
 
 def refuse_irregular(path: str | Path, mode: int) -> None:
-    """Raise NotRegularFile unless the mode is that of a regular file."""
+    """Raise NotRegularFile unless `mode`, the `st_mode` of a path, is that of a regular file."""
     if not stat.S_ISREG(mode):
         problem = next((text for matches, text in KINDS if matches(mode)), "is no regular file")
         raise NotRegularFile(path, problem)
 
 
 def open_binary(path: str | Path) -> BufferedReader:
-    """Open a regular file to read its bytes, of any number.
+    """Open a regular file of any size to read its bytes.
 
     Raises:
         NotRegularFile, OSError: as `open_regular`.
@@ -156,7 +158,7 @@ def open_binary(path: str | Path) -> BufferedReader:
 
 
 def open_text(path: str | Path, encoding: str = "utf-8", errors: str = "strict", newline: str | None = None) -> TextIO:
-    """Open a regular file to read its text line by line, of any length.
+    """Open a regular file of any size to read its text, in UTF-8 by default.
 
     Raises:
         NotRegularFile, OSError: as `open_regular`.
@@ -165,7 +167,7 @@ def open_text(path: str | Path, encoding: str = "utf-8", errors: str = "strict",
 
 
 def describe_read_error(error: OSError | ValueError) -> str:
-    """Return a clause that says why a file cannot be read."""
+    """Return the reason why a file cannot be read as a clause for a message, such as `there is no such file`."""
     if isinstance(error, NotRegularFile):
         return str(error.strerror)
     if isinstance(error, UnicodeError):
@@ -181,7 +183,7 @@ def describe_read_error(error: OSError | ValueError) -> str:
 
 
 def build_read_error(error: OSError | ValueError, path: Path, field: str, remedy: str) -> InputError:
-    """Return the `InputError` for a file that cannot be read: `MissingArtifact` or `CorruptFile`."""
+    """Return the error for a file that cannot be read: `MissingArtifact` if it does not exist, else `CorruptFile`."""
     missing = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR)
     kind = MissingArtifact if missing else CorruptFile
     return kind(field, shorten_for_message(str(path)), describe_read_error(error), remedy)
@@ -189,7 +191,7 @@ def build_read_error(error: OSError | ValueError, path: Path, field: str, remedy
 
 @contextmanager
 def convert_read_errors(field: str, remedy: str = CHECK_PATH) -> Iterator[None]:
-    """Turn each OSError of the block, which reads a file, into an `InputError`.
+    """Convert an OSError of the `with` block, which reads a file, to `MissingArtifact` or `CorruptFile`.
 
     Args:
         field: the setting that names the file.
@@ -203,7 +205,7 @@ def convert_read_errors(field: str, remedy: str = CHECK_PATH) -> Iterator[None]:
 
 
 def has_file(path: Path, field: str, remedy: str = CHECK_PATH) -> bool:
-    """Return True if a path leads to a regular file, and False if nothing has that name.
+    """Return True if a path leads to a regular file, and False if it does not exist; raise InputError otherwise.
 
     Raises:
         InputError: the path leads to something else, or is a link to nowhere.
@@ -219,7 +221,7 @@ def has_file(path: Path, field: str, remedy: str = CHECK_PATH) -> bool:
 
 
 def require_readable(path: Path, field: str, remedy: str = CHECK_PATH) -> None:
-    """Raise InputError unless a path leads to a regular file whose beginning can be read, before a library opens it."""
+    """Raise InputError unless a path leads to a regular file whose first byte can be read."""
     try:
         with open_binary(path) as file:
             os.read(file.fileno(), 1)
@@ -228,7 +230,7 @@ def require_readable(path: Path, field: str, remedy: str = CHECK_PATH) -> None:
 
 
 def require_readable_folder(folder: Path, field: str, remedy: str = CHECK_PATH) -> None:
-    """Raise InputError unless each file in a folder that a library may open there can be read.
+    """Raise InputError unless transformers and PEFT can read the model files in a folder, and none is too large.
 
     A library finds files by rules of its own, waits at a pipe without an end, and passes over a link to nowhere.
     The size limit applies to the names in `LOADED_WHOLE`: weights, and rows that lie beside them, may have any size.
@@ -245,7 +247,7 @@ def require_readable_folder(folder: Path, field: str, remedy: str = CHECK_PATH) 
 
 
 def refuse_large(path: Path, size: int, field: str) -> None:
-    """Raise CorruptFile if a size in bytes is above `run.max_file_mb`."""
+    """Raise CorruptFile if the size of a file, in bytes, is above the limit `run.max_file_mb`."""
     if size > SIZE_LIMIT.bytes:
         limit = f"{SIZE_LIMIT.megabytes:g}"
         problem = f"has {size / MIB:,.1f} MiB, and a file of this kind is read up to {limit} MiB"
@@ -253,7 +255,7 @@ def refuse_large(path: Path, size: int, field: str) -> None:
 
 
 def read_bytes(path: Path, field: str, remedy: str = CHECK_PATH) -> bytes:
-    """Return the bytes of a file.
+    """Return the bytes of a regular file of at most `run.max_file_mb`.
 
     Args:
         field: the setting that names the file.
@@ -283,7 +285,7 @@ def read_bytes(path: Path, field: str, remedy: str = CHECK_PATH) -> bytes:
 
 
 def read_text(path: Path, field: str, remedy: str = CHECK_PATH, encoding: str = "utf-8") -> str:
-    """Return the text of a file in UTF-8, its line breaks as `\\n`.
+    """Return the text of a UTF-8 file of at most `run.max_file_mb`, with its line breaks converted to `\\n`.
 
     Args:
         encoding: `utf-8-sig` passes over a byte order mark.

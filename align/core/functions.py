@@ -15,7 +15,7 @@ from typing import Any
 from align.core.errors import InputError
 
 LIBRARIES = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
-"""Folders of code that many functions share, so that it does not identify one."""
+"""Folders of the standard library and of installed packages, whose functions do not identify a user's function."""
 REMEDY = "Put it into the working folder or install it, and check that it imports."
 
 
@@ -23,9 +23,10 @@ REMEDY = "Put it into the working folder or install it, and check that it import
 def convert_user_errors(
     field: str, name: str, problem: str, remedy: str, *passed_on: type[BaseException]
 ) -> Iterator[None]:
-    """Turn every exception of the block, which runs code of the user's, into an `InputError`.
+    """Convert an exception of the `with` block, which runs a user's code, to an `InputError`.
 
-    That includes SystemExit, which would end the run as if it were done. KeyboardInterrupt is passed on.
+    That includes SystemExit, which would end the run as if it were done. KeyboardInterrupt and the exceptions in
+    `passed_on` are not converted.
 
     Args:
         problem: the clause of the error, with `{error}` in it.
@@ -41,7 +42,9 @@ def convert_user_errors(
 
 
 def load_function(spec: str, field: str) -> Callable[..., Any]:
-    """Import the function that `package.module:name` names. The working folder is on the search path.
+    """Import and return the function that `spec` names as `package.module:name`.
+
+    The working folder is on the search path.
 
     Args:
         field: the setting that names it, for errors.
@@ -67,8 +70,10 @@ def import_module_of(spec: str, field: str) -> ModuleType:
 
 
 def find_definitions(function: Callable[..., Any]) -> list[tuple[Path, str]]:
-    """Return (file, qualified name) of a function's definition, and of the functions that it is built from: those that
-    it wraps, binds by `partial` or closes over. Functions of libraries are left out."""
+    """Return the (file, qualified name) of a function and of each function that it wraps, binds or closes over.
+
+    Binding is by `partial`. Functions of libraries are left out.
+    """
     definitions: dict[tuple[Path, str], None] = {}
     queue: list[Any] = [function]
     visited = set[int]()
@@ -102,7 +107,7 @@ def find_source_file(function: Any) -> Path | None:
 
 
 def find_module_file(spec: str, field: str) -> Path | None:
-    """Return the file of the module that `package.module:name` names, or None for a built-in module.
+    """Import the module of `spec`, which is `package.module:name`, and return its file, or None for a built-in module.
 
     Raises:
         InputError: importing it fails.

@@ -16,7 +16,7 @@ EMPTY = hashlib.sha256(b"").digest()
 
 
 class MerkleTree:
-    """A tree to which leaves are added one by one. Memory grows with the logarithm of their number."""
+    """A Merkle tree to which leaves are added one by one. Memory grows with the logarithm of their number."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -26,7 +26,7 @@ class MerkleTree:
         self.extend((leaf,))
 
     def extend(self, leaves: Iterable[bytes]) -> None:
-        """Append leaves in their order."""
+        """Append leaves to the tree in their order."""
         sha256 = hashlib.sha256  # local names, because there are millions of leaves
         full = self._full
         count = self.size
@@ -41,7 +41,7 @@ class MerkleTree:
         self.size = count
 
     def root(self) -> str:
-        """Return the root of the leaves so far, 64 hex digits."""
+        """Return the Merkle root of the leaves added so far, 64 hex digits."""
         if not self._full:
             return EMPTY.hex()
         *larger, node = self._full
@@ -51,15 +51,16 @@ class MerkleTree:
 
 
 def compute_root(leaves: Iterable[bytes]) -> str:
-    """Return the root of all these leaves, 64 hex digits."""
+    """Return the Merkle root of a sequence of leaves, 64 hex digits."""
     tree = MerkleTree()
     tree.extend(leaves)
     return tree.root()
 
 
 def build_inclusion_proof(leaves: Sequence[bytes], leaf_index: int) -> list[bytes]:
-    """Return the inclusion proof of a leaf: the roots of the sibling subtrees on its way up, the lowest first (RFC
-    9162, section 2.1.3.1).
+    """Return a leaf's inclusion proof: the roots of the sibling subtrees on its way up to the root, the lowest first.
+
+    Source: RFC 9162, section 2.1.3.1.
 
     Args:
         leaf_index: index of the leaf, from 0.
@@ -80,8 +81,10 @@ def build_inclusion_proof(leaves: Sequence[bytes], leaf_index: int) -> list[byte
 
 
 def compute_proof_root(leaf: bytes, leaf_index: int, leaf_count: int, path: Sequence[bytes]) -> str | None:
-    """Return the root that an inclusion proof leads to, 64 hex digits (RFC 9162, section 2.1.3.2). The proof holds if
-    this is the tree's root. Returns None if the proof does not fit such a leaf.
+    """Compute the Merkle root from a leaf and its inclusion proof, or return None if the proof has a wrong length.
+
+    The root has 64 hex digits. The proof holds if it is the tree's root. Returns None also if the tree has no such
+    leaf. Source: RFC 9162, section 2.1.3.2.
 
     Args:
         leaf_index: index of the leaf, from 0.

@@ -28,14 +28,14 @@ OTHER_FILE = "Name another file, or remove this one."
 NOT_OURS = "there is a file that align did not write, or that was edited since"
 SQLITE_HEADER = b"SQLite format 3\0"
 FOLDER_SEAL = ".align.json"
-"""The file of a folder that `seal_folder` has sealed: the sha256 of every other file, by name."""
+"""Name of the file that `seal_folder` writes into a folder: the sha256 of every other file, by name."""
 
 
 @contextmanager
 def open_atomic_file(
     path: Path, mode: int = 0o666, replace: bool = True, sync: bool = True
 ) -> Iterator[BufferedWriter]:
-    """Open a new file that takes its name when the block ends without an error, and is removed otherwise.
+    """Open a temporary file that is renamed to `path` when the `with` block ends without an error, else deleted.
 
     A reader or a crash sees the old file or the new one, never half. A link at the path is replaced and not followed.
 
@@ -68,13 +68,13 @@ def open_atomic_file(
 
 
 def replace_file(path: Path, data: bytes, mode: int = 0o666, sync: bool = True) -> None:
-    """Replace a file by new contents, so that readers and a crash leave the old or the new file."""
+    """Write bytes to a new or existing file atomically: readers, and a crash, see the old contents or the new ones."""
     with open_atomic_file(path, mode, sync=sync) as file:
         file.write(data)
 
 
 def refuse_foreign_file(path: Path, field: str, is_own: Callable[[bytes], bool], remedy: str = OTHER_FILE) -> None:
-    """Raise InputError unless nothing has a name, or a regular file with contents that align wrote.
+    """Raise InputError if a path exists, unless it is a regular file whose contents align wrote, as `is_own` decides.
 
     Args:
         field: the setting that names the path.
@@ -85,9 +85,9 @@ def refuse_foreign_file(path: Path, field: str, is_own: Callable[[bytes], bool],
 
 
 def refuse_foreign_log(path: Path, field: str, keys: Collection[str], remedy: str) -> None:
-    """Raise InputError unless nothing has a name, or a file whose first line is a JSON object with some keys.
+    """Raise InputError if a log exists that align did not write: its first line is no JSON object with all `keys`.
 
-    A log grows without a bound, so that its first line has to tell whose it is.
+    An empty file is accepted. Only the first line is read, because a log grows without a bound.
     """
     if not has_file(path, field, remedy):
         return
@@ -105,9 +105,10 @@ def refuse_foreign_log(path: Path, field: str, keys: Collection[str], remedy: st
 def refuse_foreign_database(
     path: Path, field: str, tables: Collection[str], remedy: str, displayed: str | None = None
 ) -> None:
-    """Raise InputError unless nothing has a name, or an empty file, or a SQLite database with one of align's tables.
+    """Raise InputError if a file exists, unless it is a SQLite database with one of align's `tables`.
 
-    Nothing is changed: SQLite otherwise switches the journal of a database, or writes its log back, as it opens it.
+    An empty file and a database without tables are accepted. Nothing is changed: SQLite otherwise switches the journal
+    of a database, or writes its log back, as it opens it.
 
     Args:
         tables: names of tables. A database of the kind has at least one of them.
@@ -169,12 +170,12 @@ def read_schema_names(path: Path) -> set[str]:
 
 
 def seal_folder(folder: Path) -> None:
-    """Write the sha256 of every file in a folder into it, which marks the folder as align's."""
+    """Write `.align.json` with the sha256 of every file into a folder, which marks the folder as written by align."""
     replace_file(folder / FOLDER_SEAL, json.dumps(hash_files(folder), indent=2, sort_keys=True).encode())
 
 
 def refuse_foreign_folder(folder: Path, field: str, remedy: str) -> None:
-    """Raise InputError unless nothing has a name, or an empty folder, or one that was sealed and not changed since."""
+    """Raise InputError if a path exists, unless it is a folder that is empty or unchanged since `seal_folder`."""
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
@@ -190,8 +191,10 @@ def refuse_foreign_folder(folder: Path, field: str, remedy: str) -> None:
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every file in a folder, by name; empty for links and special files. Python's caches are left
-    out."""
+    """Return the sha256 of every file below a folder, by relative path; an empty text for links and special files.
+
+    Python's caches and the folder's `.align.json` are left out.
+    """
     digests = {}
     for path in sorted(folder.rglob("*")):
         is_cache = path.suffix == ".pyc" and path.parent.name == "__pycache__"
@@ -207,7 +210,7 @@ def hash_files(folder: Path) -> dict[str, str]:
 
 
 def move_aside(path: Path) -> Path:
-    """Rename a file to a name that is free, and return the new name."""
+    """Rename a file to `NAME.<random digits>.aside` in the same folder, and return the new path."""
     new_path = path.with_name(f"{path.name}.{uuid4().hex[:8]}.aside")
     os.rename(path, new_path)
     return new_path

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, unquote
 
 
 class KeyShape(NamedTuple):
-    """The form of one issuer's keys.
+    """The form of one issuer's API keys or other secrets, as a regular expression.
 
     Attributes:
         issuer: the service that issues them.
@@ -143,11 +143,14 @@ PRIVATE_KEY = KeyShape(
     "RFC 7468, RFC 4880",
 )
 VARIED = 8
-"""Least number of different characters behind a prefix: `hf_xxxxxxxx…` is a placeholder."""
+"""Minimum number of different characters after a key's prefix: `hf_xxxxxxxx…` is a placeholder."""
 
 
 def iter_key_spans(text: str, shapes: tuple[KeyShape, ...] = KEY_SHAPES) -> Iterator[tuple[int, int]]:
-    """Yield where keys of these shapes begin and end in a text, by shape. Placeholders do not count."""
+    """Yield the start and end offsets of each API key in a text, for one shape after the other.
+
+    Placeholders such as `hf_xxxxxxxx…` are left out.
+    """
     for shape in shapes:
         if any(hint in text for hint in shape.hints):
             for match in shape.pattern.finditer(text):
@@ -157,7 +160,7 @@ def iter_key_spans(text: str, shapes: tuple[KeyShape, ...] = KEY_SHAPES) -> Iter
 
 MASK = "***"
 URL_FIELDS = ("store.url",)
-"""Settings that hold a URL with a password in it."""
+"""Settings whose value is a URL that may have a password in it."""
 STORE_URL = "ALIGN_STORE_URL"
 PLAIN = (
     "application_name",
@@ -212,16 +215,21 @@ SHAPES += (
 )
 NAMED_SECRET = re.compile(r"(TOKEN|KEY|PASSWORD|PASSWD|SECRET)$")
 SHORTEST = 6
-"""Least number of characters of a value that is masked everywhere: a shorter one may be an ordinary word."""
+"""Minimum number of characters of a value that is masked everywhere: a shorter one may be an ordinary word."""
 
 LONG = 8
-"""The same for values of the environment, where a variable called KEY may hold a word such as `enabled`."""
+"""Minimum number of characters of an environment variable's value that is masked everywhere.
+
+A variable called KEY may hold a word such as `enabled`.
+"""
 
 _secret_values: set[str] = set()
 
 
 class Secret(str):
-    """A string that displays masked. Two secrets with the same display are equal, even if their values differ.
+    """A string whose text is a mask, such as `***`, and which holds the secret value separately.
+
+    Two secrets with the same display are equal, even if their values differ.
 
     Args:
         value: the hidden value.
@@ -251,8 +259,11 @@ def reveal_secret(text: str) -> str:
 
 
 def hide_password(url: str) -> str:
-    """Return the URL of a database as a `Secret` that displays `***` for its password. A URL without one is returned
-    as it is."""
+    """Return a database's URL as a `Secret` that displays `***` for its password and for unknown parameters.
+
+    A URL without a password or such parameters is returned as it is. The hidden values are registered, so that `redact`
+    masks them too.
+    """
     if isinstance(url, Secret):
         return url
     match = re.match(r"([A-Za-z][\w+.\-]*://[^:/@?]*:)(.*)(?=@)", url, re.DOTALL)
@@ -269,7 +280,10 @@ def hide_password(url: str) -> str:
 
 
 def hide_url_parameters(display: str, url: str) -> str:
-    """Return the display of a URL with `***` for the value of each parameter that is not in `PLAIN`."""
+    """Return `display`, the masked form of `url`, with `***` for the value of each query parameter not in `PLAIN`.
+
+    The values in `url` are registered, so that `redact` masks them too.
+    """
     front, mark, query = display.partition("?")
     for name, value in parse_qsl(url.partition("?")[2], keep_blank_values=True):
         if name.lower() not in PLAIN:
@@ -280,14 +294,16 @@ def hide_url_parameters(display: str, url: str) -> str:
 
 
 def has_clear_host(url: str) -> bool:
-    """Return whether a URL has no @ besides the one that ends its password. With another one, a driver may take half of
-    the password for the host."""
+    """Return whether a database URL's host is unambiguous: at most one @ before its parameters, and none in them.
+
+    With another @, a driver may take half of the password for the host.
+    """
     address = url.partition("://")[2]
     return address.startswith("/") or (address.count("@") < 2 and "@" not in address.partition("?")[2])
 
 
 def register_secret(value: str, shown_text: str = "") -> None:
-    """Let `redact` mask a value everywhere, unless it is too short.
+    """Add a value to the secrets that `redact` masks in all output, unless it is shorter than `SHORTEST` characters.
 
     Args:
         shown_text: text that is displayed beside the value. A value that occurs in it is not masked everywhere.
@@ -297,15 +313,20 @@ def register_secret(value: str, shown_text: str = "") -> None:
 
 
 def mask_secrets(text: str) -> str:
-    """Return a text with `***` in place of everything that matches `SHAPES`. The result depends on the text alone, so
-    that it may be part of a run's identity."""
+    """Return a text with `***` in place of everything that looks like a secret: passwords in URLs, API keys, tokens.
+
+    The patterns are `SHAPES`. The result depends on the text alone, so that it may be part of a run's identity.
+    """
     for shape in SHAPES:
         text = shape.sub(rf"\g<1>{MASK}", text)
     return text
 
 
 def redact(text: str) -> str:
-    """Return a text for people, with `***` for the shapes of secrets and for the secret values of this process."""
+    """Return a text with `***` for everything that looks like a secret, and for this process's known secret values.
+
+    The known values are those of `register_secret` and of environment variables such as `HF_TOKEN`.
+    """
     of_environment = {os.environ[name] for name in os.environ if is_secret_variable(name)}
     long_values = {value for value in of_environment if len(value) >= LONG}
     for value in sorted(_secret_values | long_values, key=len, reverse=True):
@@ -315,13 +336,19 @@ def redact(text: str) -> str:
 
 @lru_cache(maxsize=1024)
 def is_secret_variable(variable: str) -> bool:
-    """Return whether a variable of the environment holds a secret. Cached, because every error checks all variables."""
+    """Return whether the name of an environment variable, such as `HF_TOKEN`, says that its value is a secret.
+
+    Cached, because every error checks all variables.
+    """
     return NAMED_SECRET.search(variable) is not None
 
 
 def mask_tree(value: Any, mask: Callable[[str], str] = mask_secrets) -> Any:
-    """Return nested mappings and lists with every text masked, and the whole value of each key that `SECRET_KEY`
-    matches."""
+    """Return nested mappings and lists with `mask` applied to every text, and `***` for the value of each secret key.
+
+    `SECRET_KEY` matches the secret keys, such as `api_key`. Their values are registered, so that `redact` masks them
+    too.
+    """
     if isinstance(value, Mapping):
         return {
             key: register_and_mask(inner) if SECRET_KEY.fullmatch(str(key)) else mask_tree(inner, mask)
@@ -333,8 +360,10 @@ def mask_tree(value: Any, mask: Callable[[str], str] = mask_secrets) -> Any:
 
 
 def register_and_mask(value: Any) -> Any:
-    """Return the mask in place of a secret, and let `redact` mask the secret from now on. None, booleans and empty
-    texts are returned as they are."""
+    """Return `***` in place of a secret value, or of each value in mappings and lists, and let `redact` mask it too.
+
+    None, booleans and empty texts are returned as they are.
+    """
     if value is None or value == "" or isinstance(value, bool):
         return value
     if isinstance(value, Mapping):
@@ -347,8 +376,10 @@ def register_and_mask(value: Any) -> Any:
 
 
 def drop_masks(value: Any) -> Any:
-    """Return nested mappings and lists with `user:***@host` as `user@host`: a database is the same one if its password
-    comes from elsewhere than its URL."""
+    """Return nested mappings and lists with `user:***@host` in each text replaced by `user@host`.
+
+    A database is the same one if its password comes from elsewhere than its URL.
+    """
     if isinstance(value, Mapping):
         return {key: drop_masks(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -357,7 +388,7 @@ def drop_masks(value: Any) -> Any:
 
 
 def mask_argument(argument: str) -> str:
-    """Return `key=value` of a command line with secrets masked."""
+    """Return a command-line argument `key=value` with the secrets in it masked."""
     key, equals, value = argument.partition("=")
     return f"{key}={hide_password(value)}" if equals and key in URL_FIELDS else mask_secrets(argument)
 
@@ -370,5 +401,5 @@ class RedactingFormatter(logging.Formatter):
 
 
 def print_redacted_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback of an unhandled exception with secrets masked."""
+    """Print the traceback of an unhandled exception to stderr, with secrets masked. Fits `sys.excepthook`."""
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))

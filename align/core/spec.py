@@ -11,7 +11,7 @@ from align.core.errors import InputError, find_lone_surrogate, require
 
 
 def require_keys(spec: Any, field: str, required: Sequence[str], optional: Sequence[str] = ()) -> Mapping[str, Any]:
-    """Return a mapping after checking that it has all needed keys and no unknown ones.
+    """Return `spec` after checking that it is a mapping with all `required` keys and no others except `optional` ones.
 
     Raises:
         InputError: it is no mapping, lacks a needed key, or has an unknown one.
@@ -27,12 +27,15 @@ def require_keys(spec: Any, field: str, required: Sequence[str], optional: Seque
 
 
 def get_text(spec: Mapping[str, Any], field: str, name: str, default: str = "") -> str:
-    """Return the text of a key, which must not be blank, or the default if the key is missing."""
+    """Return the text of the key `name`, or the default if the key is missing. Raises InputError for a blank text."""
     return parse_text(spec[name], f"{field}.{name}") if name in spec else default
 
 
 def parse_text(value: Any, field: str) -> str:
-    """Return a text that is not blank. A number becomes text, because YAML reads `answer: 42` as a number."""
+    """Return a value as text, or raise InputError if it is blank or neither a text nor a number.
+
+    A number becomes text, because YAML reads `answer: 42` as a number.
+    """
     require(not isinstance(value, bool), field, value, "is true or false, not text", "Quote it.")
     require(value == value, field, value, "is no number", "Write what is meant, or leave the row out.")
     text = str(value) if isinstance(value, int | float) else value
@@ -44,7 +47,10 @@ def parse_text(value: Any, field: str) -> str:
 
 
 def get_texts(spec: Mapping[str, Any], field: str, name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return the text or the list of texts of a key, as a tuple."""
+    """Return the value of the key `name`, a text or a list of texts, as a tuple, or the default if the key is missing.
+
+    Raises InputError for an empty list and for a blank text.
+    """
     if name not in spec:
         return default
     values = spec[name] if isinstance(spec[name], list | tuple) else [spec[name]]
@@ -61,7 +67,10 @@ def get_flag(spec: Mapping[str, Any], field: str, name: str, default: bool) -> b
 def get_number(
     spec: Mapping[str, Any], field: str, name: str, default: float | None, minimum: float, maximum: float = float("inf")
 ) -> float:
-    """Return the number of a key, checked to be in bounds. Without a default the key is needed."""
+    """Return the number of the key `name`, or raise InputError if it is not from `minimum` to `maximum`.
+
+    Returns the default if the key is missing; without a default the key is needed.
+    """
     field = f"{field}.{name}"
     value = spec.get(name, default)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -79,7 +88,10 @@ def get_integer(
     minimum: int = 0,
     maximum: float = 10**9,
 ) -> int:
-    """Return the whole number of a key, checked to be in bounds. JSON may write it as 3.0."""
+    """Return the whole number of the key `name`, or raise InputError if it is not from `minimum` to `maximum`.
+
+    JSON may write it as 3.0. Returns the default if the key is missing; without a default the key is needed.
+    """
     value = get_number(spec, field, name, default, minimum, maximum)
     require(value == int(value), f"{field}.{name}", value, "is no whole number", "Write a whole number.")
     return int(value)
@@ -95,7 +107,7 @@ def get_choice(
 
 
 def enumerate_list(values: Any, field: str, help: str) -> list[tuple[str, Any]]:
-    """Return the values of a list, each with its field, such as `stage.gates[0]`.
+    """Return a list's values as pairs (field, value), where the field names the position, such as `stage.gates[0]`.
 
     Raises:
         InputError: it is no list.
@@ -105,14 +117,14 @@ def enumerate_list(values: Any, field: str, help: str) -> list[tuple[str, Any]]:
 
 
 def parse_json_or_text(value: Any) -> Any:
-    """Return the value of a JSON text. Returns any other text as it is, and None for an empty one."""
+    """Return the decoded value of a JSON text, any other text or value as it is, and None for an empty text."""
     with suppress(ValueError):
         return json.loads(value) if isinstance(value, str) else value
     return value or None
 
 
 def join_quoted(words: Sequence[str], joined_by: str = "or") -> str:
-    """Return `"a", "b" or "c"`."""
+    """Return words in quotation marks as a list in a sentence, such as `"a", "b" or "c"`."""
     quotations = [f'"{word}"' for word in words]
     if len(quotations) == 1:
         return quotations[0]

@@ -18,7 +18,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 def dump_json(value: Any) -> str:
-    """Return a value as JSON in the form of chat templates: keys in their order, a space behind commas and colons.
+    """Return a value as JSON text as chat templates write it: keys in their order, a space after commas and colons.
 
     Raises:
         ValueError: the value holds NaN or an infinite number, which JSON does not have.
@@ -49,7 +49,7 @@ class ToolCall:
 
     @classmethod
     def from_arguments(cls, name: str, arguments: Mapping[str, Any], id: str = "") -> ToolCall:
-        """Create a call from its arguments as a mapping.
+        """Create a tool call from a mapping of its arguments, which are stored as JSON text.
 
         Raises:
             ValueError: JSON cannot represent the arguments.
@@ -57,7 +57,7 @@ class ToolCall:
         return cls(name, dump_json(dict(arguments)), id)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the form that chat templates read, in which arguments are an object and not its text."""
+        """Return the call as OpenAI's mapping for chat templates, with the arguments as an object, not as JSON text."""
         id = {"id": self.id} if self.id else {}
         return {**id, "type": "function", "function": {"name": self.name, "arguments": json.loads(self.arguments)}}
 
@@ -76,7 +76,7 @@ class Tool:
 
     @classmethod
     def from_dict(cls, schema: Mapping[str, Any]) -> Tool:
-        """Create a tool from OpenAI's form, or from its `function` alone.
+        """Create a tool from OpenAI's schema `{type, function}`, or from its `function` object alone.
 
         Keys are put in the order in which servers write them, so that the model reads the same text in training and
         behind a server.
@@ -134,7 +134,7 @@ class Message:
 
     @classmethod
     def from_dict(cls, message: Mapping[str, Any]) -> Message:
-        """Create a message from the form of `as_dict`."""
+        """Create a message from a mapping as `as_dict` returns it."""
         calls = tuple(
             ToolCall.from_arguments(call["function"]["name"], call["function"]["arguments"], call.get("id", ""))
             for call in message.get("tool_calls") or ()
@@ -144,8 +144,10 @@ class Message:
         return cls(message["role"], message["content"], tool_calls=calls, tool_call_id=id, name=name)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the form that transformers and TRL read: `{role, content}`, with calls and ids if there are any.
-        `trained` is not part of it."""
+        """Return the mapping that transformers and TRL read: `role`, `content`, and tool calls and ids if any.
+
+        `trained` is not part of it.
+        """
         message: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.tool_calls:
             message["tool_calls"] = [call.as_dict() for call in self.tool_calls]
@@ -158,7 +160,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages in order, with an identity that survives shuffling.
+    """A conversation: its messages in order, an id within its data set, and the tools that are offered.
 
     Attributes:
         messages: at least one message.
@@ -186,27 +188,27 @@ class Conversation:
 
     @property
     def uses_tools(self) -> bool:
-        """True if a tool is offered, is called or answers."""
+        """True if a tool is offered, or a message calls a tool or is a tool's result."""
         return bool(self.tools) or any(m.tool_calls or m.role == "tool" for m in self.messages)
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The values of `row` by column."""
+        """The values of the row's other columns, parsed from the JSON in `row`: column → value."""
         return json.loads(self.row) if self.row else {}
 
     def as_dicts(self) -> list[dict[str, Any]]:
         return [m.as_dict() for m in self.messages]
 
     def tool_dicts(self) -> list[dict[str, Any]] | None:
-        """Return the `tools` argument of chat templates: None if there are no tools."""
+        """Return the tools as mappings for the `tools` argument of chat templates, or None if there are no tools."""
         return [tool.as_dict() for tool in self.tools] or None
 
     def turns(self, end: int) -> Conversation:
-        """Return the conversation up to, and without, turn `end`."""
+        """Return a conversation of the messages before index `end`."""
         return replace(self, messages=self.messages[:end])
 
     def with_answer(self, answer: str | Message) -> Conversation:
-        """Return this conversation with an answer, or its text, as the assistant's next turn."""
+        """Return this conversation with an answer, as a message or its text, appended as the assistant's turn."""
         turn = answer if isinstance(answer, Message) else Message("assistant", answer)
         return replace(self, messages=(*self.messages, turn))
 
@@ -217,7 +219,7 @@ Document = Conversation | str
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """One judged pair: the same prompt, an answer chosen over another.
+    """A preference pair: a prompt with a chosen and a rejected answer.
 
     Attributes:
         prompt: the conversation up to the answer.
@@ -258,7 +260,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """One answer with a label, which KTO learns from.
+    """A prompt and an answer with a label, desirable or not, which KTO learns from.
 
     Attributes:
         prompt: the conversation up to the answer.
@@ -280,12 +282,12 @@ class Feedback:
 
 
 Record = Document | Preference | Feedback
-"""One row of a data set."""
+"""A row of a data set: a conversation, a text, a preference pair or a labelled answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Prompts and the responses sampled for them, in the layout that the learner reads.
+    """A batch of prompts and the responses sampled for them, as padded tensors of token ids with masks.
 
     Prompts are padded on the left, responses on the right, so that every response starts at column P. The masks are
     those of sampling. `tokens != pad` would not do: a model whose pad token is its EOS token would lose its EOS.
@@ -322,7 +324,7 @@ class Rollout:
 
     @property
     def response_mask_BT(self) -> Tensor:
-        """True on the response's tokens, its stop token included."""
+        """Mask of the response columns: True on the response's tokens, its stop token included, False on padding."""
         return self.mask_BS[:, self.prompt_width :]
 
     @property
@@ -331,24 +333,27 @@ class Rollout:
 
     @property
     def position_ids_BS(self) -> Tensor:
-        """Positions counted over real tokens only, so that left padding shifts nothing."""
+        """Position ids of all tokens, counted over real tokens only, so that left padding shifts nothing."""
         return (self.mask_BS.long().cumsum(-1) - 1).clamp_min(0)
 
     @property
     def lengths_B(self) -> Tensor:
-        """Tokens of each response, its stop token included."""
+        """Number of tokens of each response, its stop token included."""
         return self.response_mask_BT.sum(-1)
 
     def to(self, device: Any) -> Rollout:
-        """Return the rollout on another device: an engine may sample on another one than the learner's."""
+        """Return a rollout with all tensors on a device. An engine may sample on another one than the learner's."""
         logprobs = None if self.logprobs_BT is None else self.logprobs_BT.to(device)
         return Rollout(
             self.tokens_BS.to(device), self.mask_BS.to(device), self.prompt_width, self.ended_B.to(device), logprobs
         )
 
     def rows(self, index: Any) -> Rollout:
-        """Return the rows that `index` selects (a slice or an index tensor), without columns that are padding in all of
-        them."""
+        """Return a rollout of the rows that `index` selects, without columns that are padding in all of them.
+
+        Args:
+            index: a slice or an index tensor.
+        """
         mask = self.mask_BS[index]
         used_columns = mask.any(0).nonzero()
         start = min(int(used_columns[0]), self.prompt_width - 1)
@@ -360,7 +365,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """The result of a stage: headline figures and lines to print.
+    """The result of a run's stage: its main metrics, and lines to print.
 
     Attributes:
         metrics: the headline figures, written to the manifest. `exit_status` among them is the status of a run that is
