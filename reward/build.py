@@ -27,10 +27,10 @@ from align.run import Artifact, Base
 
 
 def build_scorer(reward: Mapping[str, Any], learned: Iterator[Scorer]) -> Scorer:
-    """Build the scorer that the `reward` section of a configuration describes.
+    """Build the scorer that the `reward` section of a configuration describes, with reward models from `learned`.
 
     Args:
-        learned: the scorers of its reward models, in the order of `iter_leaf_rewards`.
+        learned: the scorers of its reward models, in the order of `iter_leaf_rewards`; the used ones are consumed.
     """
     match reward["name"]:
         case "learned":
@@ -60,8 +60,9 @@ def build_scorer_for_policy(
     dtype: torch.dtype,
     tokenizer: Any,
 ) -> Scorer:
-    """Build the scorer that the `reward` section describes, for a policy that is trained. Reward models on the policy's
-    base are adapters in `roles`; the others are loaded with bases of their own.
+    """Build the scorer that the `reward` section describes for training a policy, with reward models in `roles` reused.
+
+    Reward models on the policy's base are adapters in `roles`; the others are loaded with bases of their own.
 
     Args:
         models: the reward models in the order of `iter_leaf_rewards`.
@@ -98,8 +99,9 @@ def load_reward_model(artifact: Artifact, device: torch.device, dtype: torch.dty
 def require_same_template(
     reward: Mapping[str, Any], models: Sequence[Artifact], base: Base, tokenizer: Any, policy: str
 ) -> None:
-    """Raise InputError if a reward model on the policy's base was trained with another chat template than the policy's,
-    because it reads the policy's tokens. A folder without a tokenizer passes.
+    """Raise InputError if a reward model on the policy's base was trained with another chat template than the policy's.
+
+    Such a model reads the policy's tokens. A folder without a tokenizer or a template passes.
 
     Args:
         models: the reward models in the order of `iter_leaf_rewards`.

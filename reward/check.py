@@ -22,7 +22,7 @@ FIELD = "reward.check"
 
 
 class CheckReward:
-    """Scores the last answer of a conversation 1 if it passes its check, else 0.
+    """A scorer that gives the last answer of a conversation 1 if it passes its rule-based check, else 0.
 
     Args:
         spec: the check of conversations whose row has none. With None such a row is an error.
@@ -38,7 +38,7 @@ class CheckReward:
         self.allow_code: AllowCode = allow_code
 
     def find_checkers(self, conversation: Conversation) -> tuple[Checker | None, ...]:
-        """Build the checkers of the answer to a prompt, from the check in the prompt's row or else from `spec`.
+        """Build the checkers of a prompt's answer from the check in its data set row, or else from `self.spec`.
 
         Raises:
             InputError: the row has no check, or a wrong one.
@@ -58,8 +58,10 @@ class CheckReward:
         return build_checkers(self.spec, 1, FIELD, allow_code=self.allow_code)
 
     def run_checks(self, conversations: Sequence[Conversation]) -> Sequence[CheckResult]:
-        """Check the last answer of each conversation. Returns one result for each, on every rank. Each rank checks its
-        share, because checks of code take time."""
+        """Check the last answer of each conversation, and return one result for each, on every rank.
+
+        Each rank checks its share, because checks of code take time.
+        """
         share = [
             check_answers_of_turns(self.find_checkers(conversation), [get_last_answer(conversation)])
             for conversation in ranks.select_own_share(conversations)
@@ -67,7 +69,10 @@ class CheckReward:
         return ranks.gather_shares(share, len(conversations))
 
     def compute_scores(self, results: Sequence[CheckResult]) -> Tensor:
-        """Convert results of checks to scores [B], fp32. An answer that could not be decided has 0."""
+        """Return the scores of checked answers, [B] fp32: 1 or 0, or the share of passed parts if `score_parts` is set.
+
+        An answer whose check could not be decided has 0.
+        """
         import torch
 
         if self.score_parts:

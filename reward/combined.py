@@ -23,7 +23,7 @@ COMBINE: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 @dataclass(frozen=True)
 class StandardisedScorer:
-    """A scorer whose scores are shifted and scaled: `(score - shift) / scale`."""
+    """A scorer that wraps another and returns `(score - shift) / scale`."""
 
     scorer: Scorer
     shift: float
@@ -39,7 +39,7 @@ class StandardisedScorer:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """An ensemble of scorers (Coste et al., 2023).
+    """A scorer that combines several scorers' scores by mean, minimum, or mean less deviations (Coste et al., 2023).
 
     Attributes:
         members: E scorers, two or more.
@@ -52,11 +52,11 @@ class Ensemble:
     name: str = "ensemble"
 
     def member_scores(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """Score conversations by each member of the ensemble. Returns [B, E]."""
+        """Return the score of each conversation by each of the E members of the ensemble, [B, E]."""
         return torch.stack([member.score(conversations, rollout) for member in self.members], dim=1)
 
     def combine_scores(self, scores_BE: Tensor) -> Tensor:
-        """Combine the members' scores [B, E] into one score for each answer, [B]."""
+        """Combine the members' scores [B, E] into one score for each answer, [B], as `combine` says."""
         return COMBINE[self.combine](scores_BE, self.deviations)
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
@@ -65,7 +65,7 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class Sum:
-    """A weighted sum of scorers.
+    """A scorer that returns the weighted sum of other scorers' scores.
 
     Attributes:
         parts: (weight, scorer) pairs.
@@ -81,7 +81,7 @@ class Sum:
 def score_with_diagnostics(
     scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None
 ) -> tuple[Tensor, dict[str, float]]:
-    """Score conversations. Returns the scores [B], and metrics about the scorer by name.
+    """Return the scores of conversations, [B], and a mapping of metrics, such as an ensemble's disagreement.
 
     An ensemble has `disagreement`, the mean over answers of its members' standard deviation. Checks have
     `check_errors`, the share of answers that a check could not decide.
@@ -100,7 +100,7 @@ def score_with_diagnostics(
 def standardise_scorer(
     scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None
 ) -> StandardisedScorer:
-    """Wrap a scorer so that its scores are shifted and scaled to mean 0 and variance 1 on these conversations.
+    """Wrap a scorer so that its scores have mean 0 and variance 1 on the given conversations.
 
     Raises:
         InputError: all answers have the same score.
@@ -119,7 +119,9 @@ def standardise_scorer(
 def standardise_members(
     scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None
 ) -> Scorer:
-    """Return a scorer in which each learned member of ensembles and sums is standardised on these conversations.
+    """Return a scorer in which each reward model in an ensemble or sum is standardised on the given conversations.
+
+    A nested ensemble is standardised too. Any other scorer is returned as it is.
 
     The scale of a reward model is an accident of its training, so that raw scores of several have no common unit.
     """

@@ -23,14 +23,18 @@ LARGEST = (2 - 2**-23) * 2.0**127
 
 
 class TimedOut(BaseException):
-    """The user's function ran out of time. It is no `Exception`, so that the function does not catch it by accident."""
+    """The exception that interrupts a user's function when its time is over.
+
+    It is no `Exception`, so that the function does not catch it by accident.
+    """
 
 
 @contextmanager
 def limit_time(seconds: float | None, name: str) -> Iterator[None]:
-    """Limit the time of a `with` block: interrupt it by SIGALRM after some seconds, and again each second after that.
+    """Interrupt a `with` block by SIGALRM after some seconds, and raise InputError for the setting `reward.timeout`.
 
-    There is no limit outside the main thread or inside a call of a C library.
+    The block is interrupted again each second after that. There is no limit if `seconds` is None, outside the main
+    thread, or inside a call of a C library.
 
     Raises:
         InputError: the block took longer.
@@ -65,7 +69,7 @@ def limit_time(seconds: float | None, name: str) -> Iterator[None]:
 
 
 class MissingColumn(KeyError):
-    """A function reads a column that a row does not have."""
+    """The error for a user's function that reads a column that a row does not have."""
 
     def __init__(self, row_name: str, column: object, columns: Sequence[str]) -> None:
         super().__init__(column)
@@ -75,7 +79,9 @@ class MissingColumn(KeyError):
 
 
 class Row(dict[str, Any]):
-    """The columns of a prompt's row, without those that the prompt is made of. Empty if they are not known.
+    """A dict of a prompt's other data set columns, such as `answer`, which raises MissingColumn for a missing one.
+
+    It is empty if the columns are not known.
 
     Args:
         name: of the row, for errors.
@@ -100,7 +106,7 @@ def takes_rows(function: Callable[..., Any]) -> bool:
 
 
 class FunctionReward:
-    """A scorer that calls the user's function.
+    """A scorer that calls a user's Python function with conversations and, if it takes them, their data set rows.
 
     Args:
         function: takes a list of conversations, each a list of `{role, content}` that ends with the answer, and, if it
@@ -115,7 +121,7 @@ class FunctionReward:
         self.takes_rows = takes_rows(function)
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """Call the user's function for all conversations, each rank for its share. Returns the scores [B], fp32.
+        """Return the user's function's scores of all conversations, [B] fp32. Each rank calls it for its share.
 
         Raises:
             InputError: the function raises, or returns anything but a finite number for each conversation.
@@ -127,7 +133,10 @@ class FunctionReward:
         return torch.tensor(scores, dtype=torch.float32)
 
     def call_checked(self, conversations: Sequence[Conversation]) -> list[float]:
-        """Call the user's function, and check that it returns one finite number for each answer."""
+        """Call the user's function, and return its scores or raise InputError unless each answer has a finite number.
+
+        It also raises InputError if the function raises or takes longer than `timeout`.
+        """
         with limit_time(self.timeout, self.name):
             returned = self.call_or_locate_error(conversations)
             problem = f"returned {type(returned).__name__}, not a number for each conversation ({{error}})"
@@ -143,7 +152,9 @@ class FunctionReward:
         return scores
 
     def call_or_locate_error(self, conversations: Sequence[Conversation]) -> Any:
-        """Call the user's function. If it raises, call it with each answer alone, to name the answer at fault.
+        """Return the user's function's result, or raise InputError with the answer for which it fails.
+
+        If it raises for several answers, it is called again with each alone, to find the one at fault.
 
         Raises:
             InputError: names the answer and its row if the function raises for that one alone too.
@@ -172,13 +183,14 @@ def describe_row(conversation: Conversation) -> str:
 
 
 def describe_answer(conversation: Conversation) -> str:
-    """Return the beginning of an answer and the name of its row, for errors."""
+    """Return a phrase for an error with the first 60 characters of a conversation's answer and the name of its row."""
     return f"the answer {conversation.messages[-1].content[:60]!r} to {describe_row(conversation)}"
 
 
 def build_error(name: str, error: BaseException, answers: str) -> InputError:
-    """Build the InputError for a user's function that raised. `SystemExit` counts too: it would end the run as if it
-    were done.
+    """Build the InputError for an exception that a user's function raised, or for a column that it did not find.
+
+    `SystemExit` counts too: it would end the run as if it were done.
 
     Args:
         answers: the answers that the function was called with, in words.

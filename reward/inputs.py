@@ -23,8 +23,7 @@ from align.run import Artifact, Base, Input, file_digest, load_artifact, resolve
 
 
 def iter_leaf_rewards(reward: Mapping[str, Any], field: str = "reward") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the config field and the settings of each single reward: the members of ensembles and the parts of sums, in
-    order, instead of the combination."""
+    """Yield the configuration key and the settings of each single reward, with ensembles and sums expanded in order."""
     match reward["name"]:
         case "ensemble":
             for i, ref in enumerate(reward["refs"]):
@@ -41,8 +40,10 @@ def iter_leaf_rewards(reward: Mapping[str, Any], field: str = "reward") -> Itera
 def resolve_reward_inputs(
     reward: Mapping[str, Any], root: Path, base: Base | None, policy: Artifact | None = None, method: str = ""
 ) -> dict[str, Input]:
-    """Resolve the reward models and files of functions that a reward reads, as inputs of a run: input name → Input.
-    Reward models are called `reward`, `reward.1`, …, and files of functions `reward.fn`, `reward.fn.1`, ….
+    """Return the reward models and the source files of user functions that a reward reads, as input name → Input.
+
+    These are inputs of a run. Reward models are called `reward`, `reward.1`, …, and files of functions `reward.fn`,
+    `reward.fn.1`, ….
 
     Args:
         base: of the policy; `latest` means the newest reward model on it. None if there is no policy.
@@ -79,13 +80,15 @@ def resolve_reward_inputs(
 
 
 def get_code_permission(leaf: Mapping[str, Any]) -> AllowCode:
-    """Return whether the checks of a reward may run programs that a model wrote."""
+    """Return whether a reward's checks may run programs that a model wrote: False, True (in a sandbox) or `unsafe`."""
     return combine_code_settings(leaf["allow_code"], leaf["unsafe_code"])
 
 
 def require_row_checks(reward: Mapping[str, Any], prompts: Sequence[Conversation]) -> None:
-    """Raise InputError if `reward=check` is used and a prompt's row has no valid check. The columns that a function
-    reads are not known before it is called.
+    """Raise InputError if `reward=check` is used and a prompt's data set row has no valid check.
+
+    A check in the configuration serves for rows without one. The columns that a function reads are not known before it
+    is called.
 
     Raises:
         InputError: a row has no check, or a wrong one.
@@ -100,8 +103,10 @@ def require_row_checks(reward: Mapping[str, Any], prompts: Sequence[Conversation
 def resolve_reward_model(
     ref: str, root: Path, base: Base | None, field: str, policy: Artifact | None, method: str
 ) -> Artifact:
-    """Resolve a reference such as `reward:latest` to a reward model's artifact. `latest` means the newest on the
-    policy's base. Raises InputError if it is another kind of artifact."""
+    """Resolve a reference such as `reward:latest` to a reward model, or raise InputError for another kind of artifact.
+
+    `latest` means the newest reward model on the policy's base.
+    """
     artifact = resolve(ref, root, base.digest if base and ref.endswith(":latest") else None, field)
     stage = artifact.manifest.stage if artifact.manifest else "reward"  # a bare folder passes
     if artifact.whole or stage != "reward":
@@ -112,7 +117,7 @@ def resolve_reward_model(
 
 
 def require_matching_reasoning(models: Sequence[Artifact], reasoning: str, field: str = "rollout.reasoning") -> None:
-    """Raise InputError if a reward model that was trained on answers without reasoning is to score answers with it.
+    """Raise InputError if answers are scored with their reasoning and a reward model was trained on answers without it.
 
     Args:
         reasoning: `hide` if answers are scored without their reasoning.
@@ -133,7 +138,7 @@ def require_matching_reasoning(models: Sequence[Artifact], reasoning: str, field
 
 
 def load_reward_artifacts(inputs: Mapping[str, Input]) -> list[Artifact]:
-    """Load the artifacts of the reward models among a run's inputs, in the order of the configuration."""
+    """Return the artifacts of the reward models among a run's inputs (`reward`, `reward.1`, …), in their order."""
     models = {
         int(name.partition(".")[2] or 0): model
         for name, model in inputs.items()
@@ -143,5 +148,5 @@ def load_reward_artifacts(inputs: Mapping[str, Input]) -> list[Artifact]:
 
 
 def select_models_on_base(models: Sequence[Artifact], base: Base) -> list[Artifact]:
-    """Return the reward models that are adapters on the policy's base. A bare folder, which names no base, counts."""
+    """Return the reward models whose base model has the same digest as `base`, or that record no base."""
     return [model for model in models if model.base is None or model.base.digest == base.digest]

@@ -19,7 +19,7 @@ from align.models.roles import Roles, select_last_states
 
 
 class RoleReward:
-    """A reward model that is an adapter on the policy's base.
+    """A scorer by a reward model that is an adapter on the policy's base model.
 
     It reads the sampled tokens, because decoding and tokenizing them again could change them. Only the token that ends
     an answer is replaced: a checkpoint may list several such tokens, and the reward model was trained with one.
@@ -40,7 +40,7 @@ class RoleReward:
         self.end_token_id = end_token_id
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """Score the sampled tokens of a rollout. Returns the scores [B], fp32 on the CPU.
+        """Return the reward model's scores of a rollout's sampled tokens, [B] fp32 on the CPU.
 
         Raises:
             ValueError: there is no rollout.
@@ -55,14 +55,14 @@ class RoleReward:
 
 
 def replace_end_token(rollout: Rollout, end_token_id: int) -> Rollout:
-    """Return a rollout in which the last token of each complete response is replaced by `end_token_id`."""
+    """Return a rollout in which the last token of each response that was not cut is replaced by `end_token_id`."""
     mask = rollout.mask_BS
     last_BS = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)  # the last real column of each row
     return replace(rollout, tokens_BS=torch.where(last_BS & rollout.ended_B[:, None], end_token_id, rollout.tokens_BS))
 
 
 class LearnedReward:
-    """A base with a reward adapter and its `score` head, which reads the same position as in training.
+    """A scorer by a reward model with a base model of its own: base, reward adapter and `score` head.
 
     Args:
         model: a model whose active adapter is the reward's.
@@ -90,7 +90,7 @@ class LearnedReward:
         self.ref = ref
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """Return the scores [B] of conversations that end with an assistant turn.
+        """Return the reward model's scores [B] of conversations that end with an assistant turn.
 
         Args:
             rollout: has the turns that were cut; without it, all turns count as complete.
@@ -117,7 +117,7 @@ class LearnedReward:
         return score_rows(self.model, self.score_head, rows, self.tokenizer.pad_token_id, self.batch_size)
 
     def encode(self, conversation: Conversation, has_end_token: bool = True) -> list[int]:
-        """Return the token ids of a conversation, as the reward model read them in training.
+        """Return the token ids of a conversation with its answer, as the reward model read them in training.
 
         Raises:
             ValueError: it does not end with an assistant turn.
@@ -129,7 +129,7 @@ class LearnedReward:
         return encode_for_reward_model(self.tokenizer, prompt, answer, has_end_token, self.stops)
 
     def fits(self, conversation: Conversation) -> bool:
-        """Return whether a conversation that ends with an assistant turn fits into the model's context."""
+        """Return whether a conversation that ends with an assistant turn fits into the reward model's context."""
         return len(self.encode(conversation)) <= get_context_length(self.model)
 
 
@@ -137,8 +137,10 @@ class LearnedReward:
 def score_rows(
     model: Any, score_head: nn.Module, rows: Sequence[Sequence[int]], pad_id: int, batch_size: int = 32
 ) -> Tensor:
-    """Score rows of token ids by a reward model. Returns the scores [N], fp32 on the CPU, in the rows' order. Rows are
-    batched by length, and each rank scores its share of the batches."""
+    """Return a reward model's scores of N rows of token ids, [N] fp32 on the CPU, in the rows' order.
+
+    Rows are batched by length, and each rank scores its share of the batches.
+    """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     device = next(model.parameters()).device
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

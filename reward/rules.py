@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Rules:
-    """The weighted sum of rules, each a function of the last assistant message.
+    """A scorer that returns the weighted sum of rules, each a function of the last assistant message.
 
     Args:
         rules: (weight, rule) pairs.
@@ -42,7 +42,10 @@ class Rules:
 
 
 def build_rule(settings: Mapping[str, Any]) -> Callable[[str], float]:
-    """Build the rule that `{rule: NAME, …}` describes. Its settings were checked with the configuration."""
+    """Return the function from an answer's text to a score that the settings `{rule: NAME, …}` describe.
+
+    The settings were checked with the configuration.
+    """
     match settings["rule"]:
         case "length":
             return lambda text: score_word_count(text, settings["low"], settings["high"])
@@ -59,8 +62,11 @@ def build_rule(settings: Mapping[str, Any]) -> Callable[[str], float]:
 
 
 def score_word_count(text: str, low: int, high: int) -> float:
-    """Score an answer by its number of words: 1 from `low` to `high` words, and less the farther it is from the range,
-    `words / low` below and `high / words` above. A step at the bounds would give no gradient back to the range."""
+    """Return 1 for an answer of `low` to `high` words, and less the farther it is from this range.
+
+    The score is `words / low` below and `high / words` above. A step at the bounds would give no gradient back to the
+    range.
+    """
     words = len(text.split())
     if words < low:
         return words / low
@@ -68,8 +74,10 @@ def score_word_count(text: str, low: int, high: int) -> float:
 
 
 def has_match(pattern: regex.Pattern[str], text: str) -> bool:
-    """Return whether a regular expression matches somewhere in a text. A search that takes longer than `LIMIT_S` counts
-    as no match."""
+    """Return whether a regular expression matches somewhere in a text within `LIMIT_S` seconds.
+
+    A search that takes longer is logged and counts as no match.
+    """
     try:
         return pattern.search(text, timeout=LIMIT_S) is not None
     except TimeoutError:
@@ -88,23 +96,23 @@ def is_json_object_or_array(text: str) -> bool:
 
 
 def has_tags(text: str, tags: Sequence[str]) -> bool:
-    """Return whether the answer is `<a>…</a>` for each tag in order, each once, with nothing but whitespace between."""
+    """Return whether a text is `<a>…</a>` for each tag in order, each once, with nothing but whitespace between."""
     body = r"\s*".join(rf"<{tag}>(?:(?!</?{tag}>).)*</{tag}>" for tag in tags)
     return regex.fullmatch(rf"\s*{body}\s*", text, regex.DOTALL) is not None
 
 
 def load_sentiment_scorer() -> Callable[[str], float]:
-    """Load VADER. Returns a function from a text to its compound score, from -1 (hostile) to 1 (warm), of 4 digits."""
+    """Return a function from a text to VADER's compound sentiment score, from -1 (hostile) to 1 (warm), of 4 digits."""
     analyzer = SentimentIntensityAnalyzer()
     return lambda text: analyzer.polarity_scores(text)["compound"]
 
 
 class Sentiment:
-    """The sentiment of the last assistant message: VADER's compound score, from -1 (hostile) to 1 (warm), 0 neutral.
+    """A scorer by the sentiment of the last assistant message: VADER's compound score, from -1 (hostile) to 1 (warm).
 
-    VADER is a lexicon with a few rules on negation and emphasis (Hutto and Gilbert, 2014); the lexicon is part of the
-    package. In the demonstration it stands in for a person's taste. It is easily hacked: a string of kind words
-    outscores every honest answer.
+    Neutral is 0. VADER is a lexicon with a few rules on negation and emphasis (Hutto and Gilbert, 2014); the lexicon is
+    part of the package. In the demonstration it stands in for a person's taste. It is easily hacked: a string of kind
+    words outscores every honest answer.
     """
 
     name = "vader"
@@ -113,7 +121,7 @@ class Sentiment:
         self._compound = load_sentiment_scorer()
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """Return the compound scores [B], fp32 on the CPU.
+        """Return VADER's compound score of each conversation's last assistant message, [B] fp32 on the CPU.
 
         Raises:
             ValueError: a conversation has no assistant message.
@@ -126,11 +134,11 @@ class Sentiment:
 
 
 BY_NAME: dict[str, type[Sentiment]] = {Sentiment.name: Sentiment}
-"""Scorers of simulated annotators, by the name that their votes carry."""
+"""Name that a simulated annotator's votes record as their scorer → class of the scorer."""
 
 
 def get_last_answer(conversation: Conversation) -> str:
-    """Return the text of the last assistant message.
+    """Return the text of a conversation's last assistant message, or raise ValueError if it has none.
 
     Raises:
         ValueError: the conversation has none.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Scorer(Protocol):
-    """Scores whole conversations by their last assistant turn.
+    """Protocol of a reward: an object with a name that scores whole conversations by their last assistant turn.
 
     PPO optimises one scorer; evaluation measures with another that the optimiser never saw.
     """
@@ -32,7 +32,7 @@ class Scorer(Protocol):
 
 
 def require_finite_scores(scores_B: Tensor, name: str, field: str = "reward") -> None:
-    """Raise an error unless all scores are finite.
+    """Raise InputError, with their number, if any of a scorer's scores is nan or infinite.
 
     Args:
         name: of the scorer.

@@ -22,7 +22,7 @@ KINDS = {
     "json_schema": "json_schema",
     "code": "code",
 }
-"""Kind of a check → the module beside this one whose `build` returns its checker, imported on first use."""
+"""Kind of a check → name of the module beside this one whose `build` returns its checker, imported on first use."""
 
 
 def load_kind(kind: str) -> ModuleType:
@@ -30,10 +30,10 @@ def load_kind(kind: str) -> ModuleType:
 
 
 def build_checker(spec: Any, field: str, *, allow_code: AllowCode = False) -> Checker:
-    """Build the checker that a `check:` of a task or of a row describes.
+    """Build the checker that a `check` mapping describes, such as `{kind: exact, answer: "4"}`.
 
     Args:
-        spec: a mapping with a `kind`, parsed from YAML or JSON.
+        spec: a mapping with a `kind`, parsed from YAML or JSON, of a task or of a data set row.
         field: the name of the check, for errors.
         allow_code: whether the kind `code` may run programs that a model wrote.
 
@@ -51,7 +51,7 @@ def build_checker(spec: Any, field: str, *, allow_code: AllowCode = False) -> Ch
 def build_checkers(
     spec: Any, turns: int | None, field: str, *, allow_code: AllowCode = False
 ) -> tuple[Checker | None, ...]:
-    """Build the checkers of an item's answers, one for each turn. Turns without a check have None.
+    """Build the checkers of an item's answers, one for each assistant turn, with None for turns without a check.
 
     Args:
         spec: a list with a check or null for each turn; or one check, of the last answer.
@@ -73,8 +73,7 @@ def build_checkers(
 
 
 def get_check_spec(columns: Mapping[str, Any], where: str, parse_json_texts: bool = True) -> Any:
-    """Return the check that a data row asks for, from its column `check` or from IFEval's columns. Returns None if the
-    row has neither.
+    """Return the check that a data set row describes in its column `check` or in IFEval's columns, or None.
 
     Args:
         where: the name of the row, for errors.
@@ -89,7 +88,9 @@ def get_check_spec(columns: Mapping[str, Any], where: str, parse_json_texts: boo
 
 
 def check_answers_of_turns(checkers: Sequence[Checker | None], answers: Sequence[str]) -> CheckResult:
-    """Check the answers of several turns by the checkers of their turns. Each part of the result names its turn.
+    """Check each turn's answer by its checker, and return one result with score 1 if all turns pass, else 0.
+
+    Each part of the result names its turn, unless there is only one. Turns without a checker are left out.
 
     Raises:
         ValueError: there is not one answer for each turn.

@@ -9,21 +9,21 @@ from typing import Literal, NamedTuple
 from align.core.errors import make_printable
 
 SHOWN = 200
-"""Characters of `Part.found` at most."""
+"""Maximum number of characters of `Part.found`."""
 LIMIT_S = 0.25
-"""Seconds for a pattern on one answer. A pattern with nested repeats may take exponential time."""
+"""Maximum seconds for a regular expression on one answer, because nested repeats may take exponential time."""
 AllowCode = bool | Literal["unsafe"]
-"""Whether programs that a model wrote may run: never, in a sandbox only, or without one if the machine has none."""
+"""Permission to run programs that a model wrote: never, in a sandbox only, or without one if the machine has none."""
 
 
 def combine_code_settings(allow_code: bool, unsafe_code: bool) -> AllowCode:
-    """Combine the settings `allow_code` and `unsafe_code` into one permission to run programs that a model wrote."""
+    """Combine two settings into a permission to run a model's programs: False, True (in a sandbox) or `unsafe`."""
     return "unsafe" if allow_code and unsafe_code else allow_code
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The result of one requirement of a check.
+    """The result of one requirement of a check on an answer.
 
     Attributes:
         asks: the requirement in words, such as "at least 3 sentences".
@@ -40,7 +40,7 @@ class Part:
 
 
 def make_part(asks: str, held: bool, found: str = "", loosely: bool | None = None) -> Part:
-    """Return the result of one requirement, with the excerpt `found` shortened and encodable as UTF-8."""
+    """Return the result of one requirement, with the excerpt `found` cut to 200 characters and its secrets masked."""
     excerpt = make_printable(found[: SHOWN + 1])
     if len(excerpt) > SHOWN:
         excerpt = excerpt[:SHOWN] + "…"
@@ -66,7 +66,9 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class Checker:
-    """A validated check, called with an answer. The call never raises.
+    """A function that checks an answer and returns a CheckResult, with a description of its requirements.
+
+    The call never raises.
 
     Attributes:
         kind: the kind of check, such as `exact`.
@@ -92,9 +94,10 @@ class Checker:
 
 
 class Accuracy(NamedTuple):
-    """The four accuracies of IFEval (Zhou et al., "Instruction-following evaluation for large language models", 2023).
+    """The four accuracies of IFEval, by prompt and by instruction, strict and loose.
 
-    Each is a share. A prompt is followed if all its instructions are.
+    Each is a share. A prompt is followed if all its instructions are. Source: Zhou et al., "Instruction-following
+    evaluation for large language models", 2023.
 
     Attributes:
         prompts, instructions: the numbers that the shares are of.

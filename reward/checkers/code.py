@@ -42,8 +42,10 @@ WARNINGS = {
 
 
 def build(spec: Any, field: str, allow_code: AllowCode) -> Checker:
-    """Return the checker of `{kind: code, tests: ["assert f(2) == 4"]}`, or of HumanEval's `{kind: code, prompt: …,
-    test: …, entry_point: f}`.
+    """Build the checker that runs an answer's Python code in a sandbox and tests whether it passes unit tests.
+
+    The check is `{kind: code, tests: ["assert f(2) == 4"]}`, or HumanEval's `{kind: code, prompt: …, test: …,
+    entry_point: f}`.
 
     Args:
         allow_code: whether the user agreed to run programs that a model wrote.
@@ -90,10 +92,10 @@ def build(spec: Any, field: str, allow_code: AllowCode) -> Checker:
 
 
 def run_in_sandbox(source: str, tests: Sequence[str], limits: Limits, tier: Tier) -> ProgramRun:
-    """Run a program and its tests, a second time if no sandbox could be set up.
+    """Run a program and its tests in a sandbox, and once more if the sandbox could not be set up.
 
     Raises:
-        InputError: the second time failed too.
+        InputError: the sandbox could not be set up the second time either.
     """
     try:
         return run_program(source, tests, limits, tier)
@@ -119,8 +121,11 @@ def shorten_test(test: str) -> str:
 
 
 def build_program(answer: str, prompt: str = "", entry_point: str = "") -> str:
-    """Build the program to run from an answer. With HumanEval's prompt an answer is either a whole function, which
-    replaces the prompt's, or the text that continues the prompt."""
+    """Return the Python program to run: the code of an answer, after HumanEval's prompt if there is one.
+
+    With a prompt an answer is either a whole function, which replaces the prompt's, or the text that continues the
+    prompt.
+    """
     code = extract_code(answer, entry_point)
     if not prompt:
         return code
@@ -131,8 +136,10 @@ def build_program(answer: str, prompt: str = "", entry_point: str = "") -> str:
 
 
 def extract_code(answer: str, entry_point: str = "") -> str:
-    """Return the first fenced block that defines the entry point, or else the first that may be Python. Without a
-    fenced block, return the whole answer."""
+    """Return the Python code of an answer: its first fenced block that defines `entry_point`, or else its first block.
+
+    Only blocks labelled as Python, or not labelled, count. Without such a block the whole answer is returned.
+    """
     sources = [block.text for block in find_fenced_blocks(answer) if block.language in PYTHON]
     if not sources:
         return answer
@@ -140,7 +147,10 @@ def extract_code(answer: str, entry_point: str = "") -> str:
 
 
 def defines(code: str, name: str) -> bool:
-    """Return whether a program defines a function, a class or a variable of this name at its top level."""
+    """Return whether Python code defines a function, a class or a variable called `name` at its top level.
+
+    An empty name is defined nowhere.
+    """
     if not name:
         return False
     return re.search(rf"^(?:(?:async[ \t]+)?def|class)[ \t]+{name}\b|^{name}[ \t]*=", code, re.MULTILINE) is not None

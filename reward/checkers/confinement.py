@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 NOBODY = 65534
 SCRATCH = "/tmp"
-"""Where the program runs in a file system of its own."""
+"""The program's working directory in a file system of its own."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 CLONE_NEWNS = 0x20000
@@ -180,7 +180,7 @@ FCNTL = (72, 25)
 F_SETOWN = 8
 F_SETSIG = 10
 F_SETOWN_EX = 15
-"""Of fcntl: a descriptor that sends signals to another process."""
+"""Commands of fcntl by which a descriptor sends signals to another process."""
 O_ACCMODE = os.O_ACCMODE
 O_TRUNC = os.O_TRUNC
 
@@ -201,7 +201,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def raise_on_failure(result: int, step: str) -> int:
-    """Return the result of a call of libc. Raises OSError, which names the step, if the call failed."""
+    """Return `result`, that of a call of libc, or raise OSError with `step` in its message if it is negative."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{step}: {os.strerror(number)}")
@@ -209,7 +209,7 @@ def raise_on_failure(result: int, step: str) -> int:
 
 
 class Channel(NamedTuple):
-    """The file descriptors by which a confined process is reached.
+    """The file descriptors by which a confined process exchanges data with its parent.
 
     Attributes:
         reading: it reads its input here.
@@ -221,9 +221,12 @@ class Channel(NamedTuple):
 
 
 def isolate_process(settings: Mapping[str, Any]) -> Channel:
-    """Confine this process, and move its standard input and output to descriptors that a program finds under no name.
+    """Confine this process, redirect its standard streams to `/dev/null`, and return descriptors of the old ones.
 
-    The standard streams lead to `/dev/null` from here on.
+    The program knows no name of these descriptors.
+
+    Args:
+        settings: see `confine_process`.
     """
     channel = Channel(os.dup(0), os.dup(1))
     for standard in range(3):
@@ -233,7 +236,7 @@ def isolate_process(settings: Mapping[str, Any]) -> Channel:
 
 
 def confine_process(settings: Mapping[str, Any]) -> None:
-    """Confine this process, and everything that it starts, by the kind of sandbox and the limits in the settings.
+    """Confine this process and its children for good, by the kind of sandbox and the resource limits in `settings`.
 
     Args:
         settings: `tier`; `visible`, the paths that may be read; `drop`, whether root becomes the user 65534; `limits`,
@@ -262,15 +265,15 @@ def switch_to_nobody() -> None:
 
 
 def set_parent_death_signal() -> None:
-    """Ask the kernel to kill this process when its parent ends. A change of user or of capabilities undoes this."""
+    """Make the kernel kill this process when its parent ends. A change of user or of capabilities undoes this."""
     raise_on_failure(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
 
 
 def enter_namespaces(visible: Sequence[str], drops_root: bool, scratch_bytes: int) -> None:
-    """Fork, and move this process into new Linux namespaces, whose first process reaps the children that the program
-    leaves.
+    """Continue in a forked process in new Linux namespaces, without network and with only the visible paths.
 
-    The process that calls this only waits from here on, and ends as the program does. Root that drops its rights needs
+    The process that calls this only waits from here on, and exits with the program's status. The first process of the
+    namespaces reaps the children that the program leaves. Root that drops its rights needs
     no user namespace for the mounts. Afterwards a second user namespace is entered: the mounts belong to the first, so
     that no process in the second can change them.
     """
@@ -299,7 +302,7 @@ def enter_namespaces(visible: Sequence[str], drops_root: bool, scratch_bytes: in
 
 
 def wait_and_exit_with_status_of(child: int) -> None:
-    """Reap children until the given one ends, then exit this process with the same status."""
+    """Wait until a child process ends, reaping all others, and exit this process with the same status."""
     while True:
         finished_child, status = os.wait()
         if finished_child == child:
@@ -308,8 +311,10 @@ def wait_and_exit_with_status_of(child: int) -> None:
 
 
 def enter_own_file_system(visible: Sequence[str], scratch_bytes: int) -> None:
-    """Make the working directory the root of a file system in memory, which shows the visible paths, read-only, and
-    has an empty `/tmp`. Nothing else of the machine's files can be reached from it."""
+    """Replace this process's root by a file system in memory with the visible paths, read-only, and an empty `/tmp`.
+
+    The new root is mounted on the working directory. Nothing else of the machine's files can be reached from it.
+    """
     root = os.getcwd()
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
@@ -325,7 +330,10 @@ def enter_own_file_system(visible: Sequence[str], scratch_bytes: int) -> None:
 
 
 def bind_path(path: str, target: str, read_only: bool) -> None:
-    """Bind a path of the machine to a target. A symbolic link is copied, and a path that is missing is left out."""
+    """Bind-mount a file or folder at a target, which is created. A symbolic link is copied instead.
+
+    A path that is missing is left out.
+    """
     if os.path.islink(path) and not os.path.lexists(target):
         os.makedirs(os.path.dirname(target), exist_ok=True)
         os.symlink(os.readlink(path), target)
@@ -356,7 +364,7 @@ def set_mount_attributes(target: str, attributes: int, flags: int) -> None:
 
 
 def drop_capabilities() -> None:
-    """Give up every capability, also those that executing a file could bring."""
+    """Drop all Linux capabilities of this process for good, also any that executing a file could bring."""
     raise_on_failure(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     for capability in range(64):
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails past the last one, and without the right to drop
@@ -365,13 +373,19 @@ def drop_capabilities() -> None:
 
 
 def get_landlock_version() -> int:
-    """Return the version of Landlock, Linux's access control for files, that this kernel has; 0 if it has none."""
+    """Return the version of Landlock, Linux's access control for files, in this kernel, or 0 if it has none."""
     return max(0, libc.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1)))
 
 
 def restrict_files(visible: Sequence[str], scratch: str, version: int | None = None) -> None:
-    """Restrict this process by Landlock to read the visible paths, write below the scratch folder, and reach no other
-    file."""
+    """Restrict this process by Landlock to reading the visible paths and writing below the scratch folder.
+
+    Args:
+        version: of Landlock; by default the kernel's.
+
+    Raises:
+        OSError: the kernel has no Landlock.
+    """
     version = version or get_landlock_version()
     if not version:
         raise OSError(ENOSYS, "this kernel has no Landlock")
@@ -400,7 +414,11 @@ def add_landlock_rule(ruleset: int, path: str, rights: int) -> None:
 
 
 def install_seccomp_filter(without_namespaces: bool) -> None:
-    """Install a seccomp filter that refuses system calls to this process and all that it starts, for good."""
+    """Install a seccomp filter that refuses dangerous system calls to this process and its children, for good.
+
+    Args:
+        without_namespaces: whether to refuse also the calls from which namespaces would protect.
+    """
     code = b"".join(build_seccomp_program(platform.machine(), without_namespaces))
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer))
@@ -408,7 +426,7 @@ def install_seccomp_filter(without_namespaces: bool) -> None:
 
 
 def build_seccomp_program(machine: str, without_namespaces: bool) -> list[bytes]:
-    """Build the seccomp filter's instructions for classic BPF. Raises OSError on a machine that it does not know.
+    """Return the classic BPF instructions of the seccomp filter for a machine, or raise OSError for an unknown one.
 
     A refused call fails with EPERM. Calls whose flags lie in memory (clone3, openat2), where a filter cannot read them,
     do not exist: libraries then take their older forms.
@@ -424,7 +442,13 @@ def build_seccomp_program(machine: str, without_namespaces: bool) -> list[bytes]
         code += [jump(0x35, 0x40000000, 0, 1), absent]  # the calls of x32 have numbers of their own
 
     def refuse_call(number: int | None, *conditions: bytes, answer: bytes = refuse) -> None:
-        """Add the refusal of a call; the conditions jump over it, and the call's number is loaded again behind."""
+        """Append the refusal of a system call to `code`, or nothing if `number` is None.
+
+        Args:
+            number: of the system call on this machine.
+            conditions: instructions that jump over the refusal; the call's number is loaded again behind it.
+            answer: the instruction that refuses.
+        """
         if number is not None:
             body = [*conditions, answer] + ([load_number] if conditions else [])
             code.extend([jump(0x15, number, 0, len(body)), *body])
@@ -447,12 +471,12 @@ def build_seccomp_program(machine: str, without_namespaces: bool) -> list[bytes]
 
 
 def load_word(offset: int) -> bytes:
-    """Load 32 bits of `struct seccomp_data`."""
+    """Return the BPF instruction that loads 32 bits of `struct seccomp_data` at an offset in bytes."""
     return struct.pack("=HBBI", 0x20, 0, 0, offset)
 
 
 def load_argument(index: int) -> bytes:
-    """Load the low half of an argument of the call."""
+    """Return the BPF instruction that loads the low 32 bits of the system call's argument at an index."""
     return load_word(16 + 8 * index)
 
 

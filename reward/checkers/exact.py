@@ -32,8 +32,9 @@ WITHIN = re.compile(r"(?<=\d)[.,](?=\d)|(?<![\w.)])\.(?=\d)|-(?=\d)")
 
 
 def build(spec: Any, field: str) -> Checker:
-    """Return the checker of `{kind: exact, answers: [Paris, "Paris, France"], ignore: [case], read: last_line, after:
-    "Answer:"}`.
+    """Build the checker that tests whether an answer, or a part such as its last line, equals a right answer.
+
+    The check is `{kind: exact, answers: [Paris, "Paris, France"], ignore: [case], read: last_line, after: "Answer:"}`.
 
     Raises:
         InputError: a key is wrong.
@@ -80,7 +81,7 @@ def parse_ignored(spec: Mapping[str, Any], field: str) -> set[str]:
 
 
 def select_compared_text(answer: str, selection: str, after: str) -> str | None:
-    """Return the part of an answer that is compared with the expected texts. Returns None if it has no such part.
+    """Return the part of an answer that is compared with the expected texts, or None if it has no such part.
 
     Args:
         selection: `whole`, `first_line`, `last_line` or `last_number`.
@@ -100,7 +101,7 @@ def select_compared_text(answer: str, selection: str, after: str) -> str | None:
 
 
 def normalize_text(text: str, ignored: set[str]) -> str:
-    """Remove what a comparison ignores from a text, such as case or punctuation, and whitespace around it.
+    """Return a text without the differences that a comparison ignores, such as case or punctuation, and stripped.
 
     Args:
         ignored: of `IGNORES`.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class FencedBlock(NamedTuple):
-    """A fenced block.
+    """A fenced block of Markdown: its label and its text.
 
     Attributes:
         language: the first word after the opening fence, in lower case; may be empty.
@@ -18,8 +18,11 @@ class FencedBlock(NamedTuple):
 
 
 def find_fenced_blocks(answer: str) -> list[FencedBlock]:
-    """Return the fenced blocks of an answer, in order. A fence is a line that begins with three backticks or tildes. It
-    may be indented, because models write blocks into lists."""
+    """Return the fenced Markdown blocks of an answer, in order, with their languages and texts.
+
+    A fence is a line that begins with three backticks or tildes. It may be indented, because models write blocks into
+    lists.
+    """
     fenced: list[FencedBlock] = []
     lines: list[str] | None = None
     language = ""

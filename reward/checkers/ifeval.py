@@ -29,7 +29,7 @@ COMPARED = {
     "more than": operator.gt,
     "exactly": operator.eq,
 }
-"""Relations between a count and a number. IFEval has the first two."""
+"""Relation between a count and a number → function that tests it. IFEval has the first two."""
 CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 POSTSCRIPTS = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
 WORD = re.compile(r"[^\W_]+(?:[-./][^\W_]+)*")
@@ -40,7 +40,7 @@ BULLET = re.compile(r"^[^\S\n]*(?:\*[^*]|-).*$", re.MULTILINE)
 
 
 def count_starred_paragraphs(text: str) -> int:
-    """Count the paragraphs divided by `***`. Returns -1 if one between two others is blank."""
+    """Return the number of paragraphs divided by `***` that are not blank, or -1 if one between two others is blank."""
     pieces = re.split(r"\s?\*\*\*\s?", text)
     if any(not piece.strip() for piece in pieces[1:-1]):
         return -1
@@ -48,8 +48,10 @@ def count_starred_paragraphs(text: str) -> int:
 
 
 def nth_paragraph_begins_with(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Return whether a text has `num_paragraphs` paragraphs, divided by empty lines, and the nth begins with a word.
-    Blank paragraphs are numbered, but do not count."""
+    """Return whether a text has `num_paragraphs` paragraphs and paragraph `nth_paragraph` begins with `first_word`.
+
+    Paragraphs are divided by empty lines. Blank paragraphs are numbered, but do not count. Case is ignored.
+    """
     paragraphs = text.split("\n\n")
     if sum(bool(paragraph.strip()) for paragraph in paragraphs) != num_paragraphs:
         return False
@@ -66,14 +68,16 @@ def has_postscript(text: str, postscript_marker: str) -> bool:
 
 
 def count_highlights(text: str) -> int:
-    """Count `*…*` and `**…**` on one line with text inside. Text in double asterisks counts once, because `**` alone is
-    an empty highlight."""
+    """Return the number of highlights in a text: `*…*` or `**…**` on one line with text inside.
+
+    Text in double asterisks counts once, because `**` alone is an empty highlight.
+    """
     single = sum(bool(highlight.strip("*").strip()) for highlight in HIGHLIGHT.findall(text))
     return single + sum(bool(highlight[2:-2].strip()) for highlight in STRONG.findall(text))
 
 
 def is_json(text: str) -> bool:
-    """Return whether a text is JSON, with or without a fence around it."""
+    """Return whether a text is valid JSON, with or without a Markdown fence around it."""
     text = text.strip()
     for fence in ("```json", "```Json", "```JSON", "```"):
         text = text.removeprefix(fence)
@@ -85,7 +89,7 @@ def is_json(text: str) -> bool:
 
 
 def has_title(text: str) -> bool:
-    """Return whether a line has `<<…>>` with text inside."""
+    """Return whether a line of a text has a title, `<<…>>` with text inside."""
     for line in text.split("\n"):
         start = line.find("<<")
         end = line.rfind(">>")
@@ -95,7 +99,7 @@ def has_title(text: str) -> bool:
 
 
 def has_two_responses(text: str) -> bool:
-    """Return whether `******` divides a text into two different parts. It may also stand at both ends."""
+    """Return whether a text is two different responses divided by `******`, which may also stand at both ends."""
     pieces = [piece.strip() for piece in text.split("******")]
     if not all(pieces[1:-1]):
         return False
@@ -108,7 +112,7 @@ KIND = "instructions"
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """A kind of instruction.
+    """A kind of IFEval instruction: how it is described, and how an answer is tested for it.
 
     Attributes:
         describe: returns the instruction in words; its parameters are the instruction's arguments.
@@ -235,14 +239,16 @@ INSTRUCTIONS: dict[str, Instruction] = {
     ),
     "punctuation:no_comma": Instruction(lambda: "has no comma", lambda text: "," not in text),
 }
-"""Instructions by IFEval's id."""
+"""IFEval's id of an instruction → its description and test."""
 SHORT = {name.partition(":")[2]: name for name in INSTRUCTIONS}
-"""The name after the colon → the whole id. No two are the same."""
+"""Name of an instruction after the colon → its whole id. No two names are the same."""
 
 
 def build(spec: Any, field: str) -> Checker:
-    """Return the checker of `{kind: instructions, constraints: [no_comma, {name: number_words, relation: at least,
-    num_words: 300}]}`.
+    """Build the checker that tests whether an answer follows IFEval instructions, such as to use no comma.
+
+    The check is `{kind: instructions, constraints: [no_comma, {name: number_words, relation: at least, num_words:
+    300}]}`.
 
     Raises:
         InputError: a constraint is wrong.
@@ -262,7 +268,7 @@ def build(spec: Any, field: str) -> Checker:
 
 
 class Constraint(NamedTuple):
-    """A constraint on an answer.
+    """An IFEval instruction with its arguments: a description and a test of an answer.
 
     Attributes:
         description: the requirement in words, such as "at least 3 sentences".
@@ -274,7 +280,10 @@ class Constraint(NamedTuple):
 
 
 def parse_constraint(spec: Any, field: str) -> Constraint:
-    """Parse a constraint of the check `instructions`. A name alone is a constraint without arguments."""
+    """Parse an IFEval instruction, given as its name or as a mapping with `name` and arguments, or raise InputError.
+
+    A name alone is an instruction without arguments.
+    """
     if isinstance(spec, str):
         spec = {"name": spec}
     require(isinstance(spec, Mapping), field, spec, "is neither a name nor a mapping", "Write {name: number_words, …}.")
@@ -294,7 +303,10 @@ def parse_constraint(spec: Any, field: str) -> Constraint:
 
 
 def parse_argument(spec: Mapping[str, Any], field: str, name: str) -> Any:
-    """Parse and check one argument of an IFEval instruction; its name determines its type."""
+    """Return an IFEval instruction's argument called `name`, or raise InputError if its value is of a wrong type.
+
+    The name determines the type.
+    """
     if name.endswith("relation"):
         return get_choice(spec, field, name, tuple(COMPARED))
     if name in ("keywords", "forbidden_words"):
@@ -313,8 +325,10 @@ def parse_argument(spec: Mapping[str, Any], field: str, name: str) -> Any:
 
 
 def iter_loose_readings(answer: str) -> Iterator[str]:
-    """Yield IFEval's loose readings of an answer: without its first line, its last line, its asterisks, and each
-    combination of these. Blank readings are left out."""
+    """Yield IFEval's loose variants of an answer: without its first line, its last line or its asterisks, and combined.
+
+    The answer itself and blank variants are left out.
+    """
     lines = answer.split("\n")
     shorter = [answer, *("\n".join(cut).strip() for cut in (lines[1:], lines[:-1], lines[1:-1]))]
     readings = dict.fromkeys([*shorter, *(text.replace("*", "") for text in shorter)])
@@ -322,7 +336,7 @@ def iter_loose_readings(answer: str) -> Iterator[str]:
 
 
 def parse_ifeval_row(row: Mapping[str, Any], where: str = "row") -> dict[str, Any]:
-    """Return the description of the check in a row of IFEval's file, from its `instruction_id_list` and `kwargs`.
+    """Convert a row of IFEval's data, its `instruction_id_list` and `kwargs`, to a check `{kind: instructions, …}`.
 
     Args:
         where: the name of the row, for errors.

@@ -19,10 +19,11 @@ REMEDY = "Correct it. References are to what the schema itself has, such as #/$d
 
 
 def build(spec: Any, field: str) -> Checker:
-    """Return the checker of `{kind: json_schema, schema: {type: object, required: [name]}}`.
+    """Build the checker that tests whether an answer is JSON, alone or in a fenced block, and fits a schema.
 
-    jsonschema_rs resolves the references of a schema when it compiles it, fetches none, and matches patterns in linear
-    time. Look-around and backreferences in a schema's patterns are therefore refused.
+    The check is `{kind: json_schema, schema: {type: object, required: [name]}}`. jsonschema_rs resolves the references
+    of a schema when it compiles it, fetches none, and matches patterns in linear time. Look-around and backreferences
+    in a schema's patterns are therefore refused.
 
     Raises:
         InputError: jsonschema_rs is not installed, or the schema is invalid or refers to something outside of itself.
@@ -53,7 +54,9 @@ def build(spec: Any, field: str) -> Checker:
 
 
 def parse_answer(answer: str) -> Any:
-    """Parse a whole answer, or else its first block labelled json, or else its first block.
+    """Parse an answer as JSON and return its value: the whole text, or else its first fenced block labelled `json`.
+
+    If no block is labelled `json`, the first block is parsed.
 
     Raises:
         ValueError: it is not JSON.
@@ -77,6 +80,6 @@ def refuse_constant(constant: str) -> None:
 
 
 def describe_violation(error: Any) -> str:
-    """Return the place and the problem of a violation: `$.items[0].price: "x" is not of type "number"`."""
+    """Format a schema violation as its path and problem, such as `$.items[0].price: "x" is not of type "number"`."""
     path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.instance_path)
     return f"${path}: {error.message}"

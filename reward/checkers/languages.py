@@ -51,14 +51,17 @@ LANGUAGES = {
 }
 NOT_LATIN = "ar bg bn el fa gu he hi ja kn ko ml mr ne pa ru ta te th uk ur zh"
 SAMPLE_LENGTH = 1000
-"""Characters that are read at the beginning, in the middle and at the end of a longer text."""
+"""Number of characters that are read at the beginning, in the middle and at the end of a longer text."""
 MIN_PROBABILITY = 0.5
-"""Probability from which the detected language counts."""
+"""Minimum probability for which the detected language counts as certain."""
 
 
 def is_in_language(text: str, code: str) -> bool:
-    """Return whether a text may be in a language. If the detection is not certain, a text may be in every language with
-    its script, Latin or not. A text without a letter is in no language."""
+    """Return whether a text may be in the language of a code such as `en`, as py3langid detects it.
+
+    If the detection is not certain, a text may be in every language with its script, Latin or not. A text without a
+    letter is in no language.
+    """
     if len(text) > 3 * SAMPLE_LENGTH:
         middle = len(text) // 2
         text = "\n".join((text[:SAMPLE_LENGTH], text[middle : middle + SAMPLE_LENGTH], text[-SAMPLE_LENGTH:]))

@@ -14,8 +14,9 @@ KIND = "regex"
 
 
 def build(spec: Any, field: str) -> Checker:
-    r"""Return the checker of `{kind: regex, pattern: "####\s*(\d+)", group: 1, equals: "42", whole: false,
-    absent: false}`.
+    r"""Build the checker that tests whether an answer matches a regular expression, or with `absent` does not.
+
+    The check is `{kind: regex, pattern: "####\s*(\d+)", group: 1, equals: "42", whole: false, absent: false}`.
 
     Raises:
         InputError: a key is wrong, the pattern is invalid, or it has no such group.

@@ -25,11 +25,11 @@ from fractions import Fraction
 from typing import Any
 
 MOST_BYTES = 2**24
-"""Of one message."""
+"""Maximum bytes of one message."""
 MOST_PRINTED = 2**16
-"""Characters of a call's output that the tests can read."""
+"""Maximum characters of a call's output that the tests can read."""
 MOST_DESCRIBED = 300
-"""Characters of a problem in a report."""
+"""Maximum characters of a problem in a report."""
 LARGE_INT = 2**53
 PLAIN_TEXTS: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
     "decimal": (Decimal, str, Decimal),
@@ -38,33 +38,33 @@ PLAIN_TEXTS: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] 
     "date": (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
     "time": (datetime.time, datetime.time.isoformat, datetime.time.fromisoformat),
 }
-"""Immutable values that are written as text: tag, type, how to write one and how to read it."""
+"""Immutable values that are sent as text: tag → (type, function to text, function from text)."""
 
 
 PLAIN_KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (list, dict, set, deque, bytearray, tuple, frozenset, bytes, str, int, float, complex)
 }
-"""Types whose instances are copied; instances of subclasses stay where they are, and can be read as these."""
+"""Name of a plain type → the type. Its instances are copied; instances of subclasses stay in their process."""
 PASSABLE_TYPES = (*PLAIN_KINDS.values(), bool, object, range, slice, type(None))
-"""Types of Python's own that the answer may hand to a test, besides exceptions."""
+"""Built-in types that the answer may pass to a test, besides exceptions."""
 
 
 class ConnectionEnded(Exception):
-    """The other process has ended, or sends what is no message."""
+    """The error that the other process has ended or sent an invalid message."""
 
 
 class NotPassable(TypeError):
-    """A value that cannot be sent to the other process."""
+    """The error for a value that cannot be sent to the other process."""
 
 
 def get_plain_kind(value: Any) -> str:
-    """Return the name of the plain type that a value is an instance of. Returns "" for any other value."""
+    """Return the name of the plain type that a value is an instance of, such as `list`, or "" if it is of none."""
     return next((name for name, kind in PLAIN_KINDS.items() if isinstance(value, kind)), "")
 
 
 class Containers:
-    """The lists, dicts, sets, deques and bytearrays of one call, by number: both sides number them alike."""
+    """The mutable containers of one call, such as lists and dicts, with the same numbers in both processes."""
 
     def __init__(self) -> None:
         self.by_number: dict[int, Any] = {}
@@ -78,11 +78,14 @@ class Containers:
         return number
 
     def remember_contents(self) -> None:
-        """Note the contents of each container before a call, so that `list_changed` finds those that it changes."""
+        """Save each container's contents before a call, so that `list_changed` finds the containers that it changes."""
         self.before = {number: list_contents(container) for number, container in self.by_number.items()}
 
     def list_changed(self) -> list[int]:
-        """Return the numbers of the containers that do not hold the same objects in the same order as noted before."""
+        """Return the numbers of the containers whose contents, or their order, changed since `remember_contents`.
+
+        Contents are compared by identity.
+        """
         changed = []
         for number, before in self.before.items():
             after = list_contents(self.by_number[number])
@@ -98,7 +101,7 @@ def list_contents(container: Any) -> list[Any]:
 
 
 def describe_error(error: BaseException) -> str:
-    """Format an exception as its class and text, shortened. Its `__str__` may be an answer's and fail."""
+    """Return an exception's class and text, cut to 300 characters, or its class alone if its `__str__` fails."""
     try:
         return f"{type(error).__name__}: {error}"[:MOST_DESCRIBED]
     except BaseException:
@@ -106,8 +109,7 @@ def describe_error(error: BaseException) -> str:
 
 
 class Peer:
-    """One end of the connection: it calls operations of the other end, does those that the other end may ask for, and
-    turns values into JSON and back.
+    """One end of the connection of two processes: it sends calls to the other, serves the other's, and converts values.
 
     Attributes:
         copies_subclasses: whether an instance of a subclass of a plain type is sent as that type.
@@ -143,7 +145,7 @@ class Peer:
         raise NotImplementedError
 
     def find_proxy_number(self, value: Any) -> int | None:
-        """Return the number of a proxy's object. Returns None if the value is no proxy."""
+        """Return the number of the object that a proxy stands for, or None if the value is no proxy."""
         raise NotImplementedError
 
     def is_shareable(self, value: Any) -> bool:
@@ -151,22 +153,25 @@ class Peer:
         raise NotImplementedError
 
     def check_request(self, message: Any) -> None:
-        """Raise ConnectionEnded if the other end may not send a request."""
+        """Raise ConnectionEnded if the other end may not send the request `message`."""
         raise NotImplementedError
 
     def check_builtin(self, value: Any) -> None:
-        """Raise ConnectionEnded if the other end may not name this object of Python's own."""
+        """Raise ConnectionEnded if the other end may not send a reference to this built-in object."""
         raise NotImplementedError
 
     # Messages. A side that waits for a response serves the other side's requests.
 
     def request(self, message: Any) -> Any:
-        """Send a request and return the response."""
+        """Send a request to the other process and return its response, serving its own requests while waiting."""
         self.send({"request": message})
         return self.wait_for_response()
 
     def wait_for_response(self) -> Any:
-        """Serve requests until the response comes. Raises ConnectionEnded if there will be none."""
+        """Return the next response from the other process, and serve its requests until then.
+
+        Raises ConnectionEnded if it ended or sent an invalid message.
+        """
         while True:
             message = self.receive()
             if not isinstance(message, dict) or len(message) != 1:
@@ -276,8 +281,10 @@ class Peer:
     # Values.
 
     def encode(self, value: Any, containers: Containers) -> Any:
-        """Convert a value to JSON for the other process: a copy of plain data, or a reference to another object. Raises
-        NotPassable if it can be neither copied nor shared."""
+        """Convert a value to JSON for the other process: a copy if it is plain data, else a reference by number.
+
+        Raises NotPassable if it can be neither copied nor shared.
+        """
         if (number := self.find_proxy_number(value)) is not None:
             return {"yours": number}
         if value is None or value is Ellipsis or value is NotImplemented:
@@ -308,7 +315,10 @@ class Peer:
         return self.encode_shared(value)
 
     def encode_plain(self, name: str, value: Any, containers: Containers) -> Any:
-        """Convert plain data to JSON; an object of a subclass is converted as its base type."""
+        """Convert a value of the plain type called `name`, such as `list`, to JSON.
+
+        An object of a subclass is converted as its base type. A container that was sent before becomes its number.
+        """
         if name == "int":
             number = int(value)
             return number if abs(number) < LARGE_INT else {"int": hex(number)}
@@ -335,7 +345,7 @@ class Peer:
         return [self.encode(each, containers) for each in value]
 
     def encode_array(self, value: Any) -> Any:
-        """Convert an array or a number of numpy's to JSON. Returns None for any other value."""
+        """Convert a numeric numpy array or scalar to JSON: dtype, shape and bytes. Returns None for any other value."""
         numpy = sys.modules.get("numpy")
         if numpy is None or not isinstance(value, (numpy.ndarray, numpy.generic)):
             return None
@@ -358,7 +368,7 @@ class Peer:
         }
 
     def encode_exception_class(self, kind: type[BaseException]) -> list[Any]:
-        """Convert a class of exceptions to JSON: the names of the class and its bases, down to a built-in one."""
+        """Convert an exception class to JSON: numbers and names of the class and its bases up to a built-in base."""
         classes = []
         for each in kind.__mro__:
             if getattr(builtins, each.__name__, None) is each:
@@ -368,7 +378,7 @@ class Peer:
         return [classes, "Exception"]
 
     def encode_error(self, error: BaseException) -> Any:
-        """Convert an exception to JSON: its class, its text, and its arguments if all of them can be passed."""
+        """Convert an exception to JSON: its class, its text, and its arguments if all of them can be sent."""
         try:
             args = [self.encode(each, Containers()) for each in error.args]
             if len(json.dumps(args)) > MOST_PRINTED:
@@ -382,7 +392,7 @@ class Peer:
         return {"class": self.encode_exception_class(type(error)), "args": args, "text": text}
 
     def decode(self, data: Any, containers: Containers) -> Any:
-        """Convert JSON from the other process to a value. Raises ConnectionEnded if it encodes none."""
+        """Convert JSON from the other process to a value, or raise ConnectionEnded if it is invalid."""
         if data is None or isinstance(data, bool | int | float | str):
             return data
         if not isinstance(data, dict) or not data:
@@ -465,8 +475,12 @@ class Peer:
             return error
 
     def copy_exception_class(self, classes: Sequence[Any], builtin: str) -> type[BaseException]:
-        """Return this process's copy of a class of exceptions of the other process, with the same names and bases.
-        Creates it on first use."""
+        """Return this process's copy of an exception class of the other process, which is created on first use.
+
+        Args:
+            classes: (number, name) of the class and its bases.
+            builtin: name of the first built-in base.
+        """
         kind = getattr(builtins, builtin, Exception)
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             kind = Exception
@@ -484,11 +498,11 @@ UNARY = ("neg", "pos", "abs", "invert")
 BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift")
 ORDER = ("lt", "le", "gt", "ge")
 OF_NUMBERS = (*UNARY, "round", "bool", "int", "float", "index")
-"""Operations whose result a test compares as a number or takes as a verdict."""
+"""Names of operations whose result a test compares as a number or takes as a truth value."""
 
 
 def to_plain_value(value: Any) -> Any:
-    """Convert an object to the plain type that its class extends. Raises TypeError if it extends none."""
+    """Convert an object to the plain type that its class extends, such as tuple, or raise TypeError if it has none."""
     name = get_plain_kind(value)
     if not name:
         raise TypeError(f"a {type(value).__name__} is no plain data")
@@ -524,7 +538,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 class AnswerPeer(Peer):
-    """The end of the answer, which does all that the tests ask of the answer's objects."""
+    """The connection's end in the answer's process, which runs every operation that the tests request."""
 
     copies_subclasses = False
     shares_builtins = True
@@ -551,14 +565,14 @@ class AnswerPeer(Peer):
         return True
 
     def check_request(self, message: Any) -> None:
-        """The tests may ask for all."""
+        """Accept every request of the tests."""
 
     def check_builtin(self, value: Any) -> None:
-        """The tests may name all."""
+        """Accept every built-in object from the tests."""
 
 
 class TestFunction:
-    """A function or an iterator of the tests, which the answer may call or go through, and do nothing else with."""
+    """A proxy in the answer's process for a function or iterator of the tests, which it can only call or iterate."""
 
     __test__ = False
 
@@ -577,7 +591,7 @@ class TestFunction:
 
 
 class TestsPeer(Peer):
-    """The end of the tests. The answer can call the functions that a test passes to it, and reaches nothing else."""
+    """The connection's end in the tests' process, whose functions the answer can call only if a test passes them."""
 
     __test__ = False
     copies_subclasses = True
@@ -616,7 +630,7 @@ def get_peer(value: RemoteObject) -> Peer:
 
 
 class RemoteObject:
-    """An object that is no plain data and stays in the answer's process.
+    """A proxy in the tests' process for an object of the answer, whose operations run in the answer's process.
 
     It never equals plain data, and has no order with it, so that an object which claims to equal everything passes no
     test. What an operator makes of it and plain data has no plain value either: `abs(f(2) - 3) < 0.1` would otherwise
@@ -681,12 +695,12 @@ def fetch_plain_value(value: RemoteObject) -> Any:
 
 
 def is_mixed(value: RemoteObject) -> bool:
-    """Return whether an operator made this object of one of the answer's and plain data."""
+    """Return whether this object is the result of an operator on one of the answer's objects and plain data."""
     return get_object_number(value) in get_peer(value).mixed
 
 
 def build_remote_unary(name: str, result_type: type | None = None) -> Callable[..., Any]:
-    """Build the special method of RemoteObject for an operation of one object, such as `neg` or `len`.
+    """Return a special method for RemoteObject that runs a unary operation, such as `neg`, in the answer's process.
 
     Args:
         result_type: the type that Python requires of the result; None if any will do.
@@ -706,7 +720,7 @@ def build_remote_unary(name: str, result_type: type | None = None) -> Callable[.
 
 
 def build_remote_binary(name: str) -> Callable[..., Any]:
-    """Build the special method of RemoteObject for an operator with two operands.
+    """Return a special method for RemoteObject that runs a binary operator, such as `add` or `lt`.
 
     One of the answer's objects and plain data give another object, or an error: a plain result would be the
     object's own word on a comparison that the test means to make.
@@ -735,6 +749,6 @@ for _name in ORDER:
 for _name in (*UNARY, "iter", "next", "getitem", "setitem", "delitem", "round", "reversed", "enter"):
     setattr(RemoteObject, f"__{_name}__", build_remote_unary(_name))
 RESULTS = {"len": int, "bool": bool, "str": str, "repr": str, "hash": int, "int": int, "float": float, "index": int}
-"""Operations whose result Python wants of one type."""
+"""Operation → the type that Python requires of its result."""
 for _name, _result in RESULTS.items():
     setattr(RemoteObject, f"__{_name}__", build_remote_unary(_name, _result))

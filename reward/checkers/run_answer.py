@@ -14,7 +14,13 @@ from align.reward.checkers.remote_calls import AnswerPeer, ConnectionEnded, desc
 
 
 def main(settings: Mapping[str, Any]) -> None:
-    """Confine this process, and serve its standard input and output until the tests end."""
+    """Confine this process, run the answer's program, and serve the tests' calls on it over stdin and stdout.
+
+    The process exits with status 0 when the tests end.
+
+    Args:
+        settings: see `confine_process`.
+    """
     reading, writing = isolate_process(settings)
     module = sys.modules["answer"] = types.ModuleType("answer")
     peer = AnswerPeer(reading, writing, module)

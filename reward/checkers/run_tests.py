@@ -22,11 +22,12 @@ NOT_STARTED = -3
 
 
 class TestNamespace(dict[str, Any]):
-    """The names that a test sees: its own, and the answer's. Functions and classes of the answer are bound once, so
-    that copies of the names have them too; its other names are read when they are used.
+    """The global variables of the tests: their own, and the answer's, which are read from the answer's process.
 
-    An answer may not replace `abs` or `len` for tests that use names of its own; a function called `sum` can still be
-    tested by itself. The tests alone decide which of the two they are, for the answer may lie about its names.
+    Functions and classes of the answer are bound once, so that copies of the names have them too; its other names are
+    read when they are used. An answer may not replace `abs` or `len` for tests that use names of its own; a function
+    called `sum` can still be tested by itself. The tests alone decide which of the two they are, for the answer may lie
+    about its names.
     """
 
     def __init__(self, peer: Peer, sources: Sequence[str]) -> None:
@@ -48,8 +49,11 @@ class TestNamespace(dict[str, Any]):
 
 
 def find_names_of_answer(tests: Sequence[str]) -> set[str]:
-    """Return the names that the source code of tests uses but does not define, without Python's own: an answer has to
-    define them."""
+    """Return the names that tests use but do not define, except Python's built-ins: an answer has to define them.
+
+    Args:
+        tests: source code.
+    """
     nodes = [node for source in tests for node in ast.walk(ast.parse(source))]
     names = [node for node in nodes if isinstance(node, ast.Name)]
     used = {node.id for node in names if isinstance(node.ctx, ast.Load)}
@@ -62,12 +66,12 @@ def find_names_of_answer(tests: Sequence[str]) -> set[str]:
 
 
 def is_reserved(name: str) -> bool:
-    """Return whether Python gives a name its meaning, such as `__builtins__`."""
+    """Return whether a name begins and ends with two underscores, such as `__builtins__`."""
     return name.startswith("__") and name.endswith("__")
 
 
 class AnswerModule(types.ModuleType):
-    """The module that `import answer` gives to a test."""
+    """The module that a test gets by `import answer`, whose attributes are read and set in the answer's process."""
 
     def __init__(self, peer: Peer) -> None:
         super().__init__("answer")
@@ -89,7 +93,13 @@ class AnswerModule(types.ModuleType):
 
 
 def main(settings: Mapping[str, Any]) -> None:
-    """Confine this process, send the program to the answer's process, and run the tests on it."""
+    """Confine this process, send the program to the answer's process, run the tests on it, and report their problems.
+
+    The job is read from stdin, and a line of JSON for each test is written to stdout. The process exits with status 0.
+
+    Args:
+        settings: see `confine_process`.
+    """
     jobs, report = isolate_process(settings)
     with os.fdopen(jobs, "rb") as file:
         job = json.load(file)
@@ -121,8 +131,10 @@ def main(settings: Mapping[str, Any]) -> None:
 
 
 def run_test(source: str, names: TestNamespace) -> str:
-    """Run one test. Returns its problem, empty if it passed. Raises ConnectionEnded if the answer's process ended, even
-    if the test caught that."""
+    """Execute one test's source code, and return its error as text, or an empty text if it passed.
+
+    Raises ConnectionEnded if the answer's process ended, even if the test caught that.
+    """
     problem = ""
     try:
         exec(compile(source, "test.py", "exec"), names)

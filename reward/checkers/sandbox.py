@@ -28,16 +28,16 @@ PROCESSES = 64
 FILE_MB = 16
 PROBE_S = 20
 SCRATCH_BYTES = 4 * FILE_MB * 2**20
-"""Of the files that one program can have in memory at once."""
+"""Maximum bytes of the files that one program can have in memory at once."""
 LEAST_MB = 256
-"""Address space of the process that runs the tests, where the answer's has less."""
+"""Minimum address space, in MiB, of the process that runs the tests."""
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc/alternatives", "/etc/ld.so.cache")
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""All that the program sees of the environment, and HOME: numerical libraries reserve memory for each thread."""
+"""The program's environment variables, besides HOME: numerical libraries reserve memory for each thread."""
 READ_BYTES = 2**18
-"""Of what the tests' process reports; the rest is not read."""
+"""Maximum bytes that are read of the report by the tests' process."""
 TIERS = ("bubblewrap", "namespaces", "landlock")
-"""From the strictest to the loosest."""
+"""The kinds of sandboxes, from the strictest to the loosest."""
 UNSAFE = "unsafe"
 
 # Run by `python -I -c`: the modules that the process needs come as text, for its sandbox may not show their files.
@@ -55,7 +55,7 @@ module.main(settings)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The most that one run may take.
+    """The limits of time and memory of one run of a program with its tests.
 
     Attributes:
         seconds: of wall time, and rounded up of each process's processor time.
@@ -67,7 +67,7 @@ class Limits:
 
 
 class Tier(NamedTuple):
-    """A kind of sandbox.
+    """A kind of sandbox, and the user that it runs programs as.
 
     Attributes:
         name: one of `TIERS`, or `unsafe`.
@@ -79,7 +79,7 @@ class Tier(NamedTuple):
 
 
 class ProgramRun(NamedTuple):
-    """The outcome of a program and its tests.
+    """The outcome of running a program with its tests: the problem of each test.
 
     Attributes:
         problems: the problem of each test: empty if it passed, None if it was not reached.
@@ -93,11 +93,11 @@ class ProgramRun(NamedTuple):
 
 
 class SandboxFailed(RuntimeError):
-    """The sandbox could not be set up. This says nothing about the program."""
+    """The error for a sandbox that could not be set up. This says nothing about the program."""
 
 
 def run_program(program: str, tests: Sequence[str], limits: Limits, tier: Tier) -> ProgramRun:
-    """Run a program in a sandbox, and then each test on the program's functions and variables.
+    """Run a program and its tests in two sandboxed processes, and return the problem of each test.
 
     Raises:
         SandboxFailed: a process could not be confined, so that nothing was run.
@@ -141,7 +141,7 @@ class Pipe(NamedTuple):
 
 
 def open_pipe(stack: ExitStack) -> Pipe:
-    """Open a pipe whose two ends are closed when an ExitStack closes."""
+    """Open a pipe, and register both of its ends with an ExitStack, which closes them."""
     pipe = Pipe(*os.pipe())
     stack.callback(os.close, pipe.read_end)
     stack.callback(os.close, pipe.write_end)
@@ -157,7 +157,7 @@ def start_confined_process(
     standard_output: Any,
     descriptors: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a process that confines itself and runs the `main` of a module.
+    """Start a Python process that confines itself to a sandbox and runs `main` of the module `role`.
 
     Args:
         role: the module, `run_answer` or `run_tests`.
@@ -191,8 +191,11 @@ def start_confined_process(
 
 @functools.cache
 def read_module_sources(role: str) -> Mapping[str, str]:
-    """Return the source code of the modules that a sandboxed process needs: module name → source. The last one is
-    run."""
+    """Return the source code of the modules that a sandboxed process needs: module name → source, the main one last.
+
+    Args:
+        role: the main module, `run_answer` or `run_tests`.
+    """
     main = {"run_answer": run_answer, "run_tests": run_tests}[role]
     return {
         module.__name__.rpartition(".")[2]: inspect.getsource(module) for module in (confinement, remote_calls, main)
@@ -200,8 +203,10 @@ def read_module_sources(role: str) -> Mapping[str, str]:
 
 
 def wait_and_describe_exit(process: subprocess.Popen[bytes], seconds: float) -> str:
-    """Wait for a process, and return how it ended as a text; empty if it ended by itself with status 0. A process that
-    takes longer than `seconds` is left running."""
+    """Wait for the tests' process, and return a text with its status or the timeout; empty if its status is 0.
+
+    A process that takes longer than `seconds` is left running.
+    """
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -210,14 +215,14 @@ def wait_and_describe_exit(process: subprocess.Popen[bytes], seconds: float) -> 
 
 
 def kill_session(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process with all that is in its session. Its children may be alive although it has ended."""
+    """Kill all processes in a process's session, and wait for it. Its children may be alive although it has ended."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def build_resource_limits(limits: Limits, tier: Tier) -> dict[str, int]:
-    """Return the limits of a sandboxed process: name of a limit in Python's `resource` → value.
+    """Return the resource limits of a sandboxed process, such as `RLIMIT_AS`: name in Python's `resource` → value.
 
     Processes are counted by user. A sandbox with a user namespace has a count of its own; elsewhere what the user runs
     besides is added.
@@ -235,7 +240,7 @@ def build_resource_limits(limits: Limits, tier: Tier) -> dict[str, int]:
 
 
 def count_threads(drops_root: bool) -> int:
-    """Count the threads of the user that the program will run as.
+    """Return the number of threads that run on this machine as the user that the program will run as.
 
     Args:
         drops_root: whether the program runs as the user 65534 although this process is root.
@@ -250,14 +255,16 @@ def count_threads(drops_root: bool) -> int:
 
 
 def get_interpreter() -> str:
-    """Return the Python that runs programs."""
+    """Return the path of the Python interpreter that runs the programs, this process's own."""
     return sys.executable
 
 
 @functools.cache
 def list_visible_paths() -> list[str]:
-    """Return the paths that a program may read: the system's libraries and this Python's. The rest of the folder that
-    Python is installed in may be a home."""
+    """Return the paths that a program may read: the system's libraries, and the running Python with its packages.
+
+    The rest of the folder that Python is installed in may be a home.
+    """
     executables = {get_interpreter(), os.path.realpath(get_interpreter())}
     prefixes = [sys.prefix, sys.base_prefix, sys.base_exec_prefix]
     parts = [os.path.join(prefix, part) for prefix in prefixes for part in ("bin", "lib", "lib64", "pyvenv.cfg")]
@@ -267,8 +274,10 @@ def list_visible_paths() -> list[str]:
 
 
 def build_bubblewrap_command(drops_root: bool) -> list[str]:
-    """Build the beginning of a command that runs a program in bubblewrap. To become the user 65534, root keeps the
-    rights to do so, and needs no user namespace."""
+    """Return the `bwrap` arguments that precede a program's command to run it in a bubblewrap sandbox.
+
+    To become the user 65534, root keeps the rights to do so, and needs no user namespace.
+    """
     parents = {str(parent) for path in list_visible_paths() if path not in SYSTEM for parent in Path(path).parents}
     folders = [word for path in sorted(parents - {"/"}) for word in ("--perms", "0755", "--dir", path)]
     binds = [word for path in list_visible_paths() for word in ("--ro-bind-try", path, path)]
@@ -287,20 +296,24 @@ def build_bubblewrap_command(drops_root: bool) -> list[str]:
 
 
 def list_tier_variants(name: str) -> list[Tier]:
-    """Return the variants of a kind of sandbox, the preferred one first. Root's first one runs the program as the user
-    65534, so that its processes are limited. It fails if that user cannot read this Python and the sandbox has no view
-    of files of its own."""
+    """Return the sandboxes of a kind to try, in order: for root, as the user 65534 first and then as root.
+
+    As the user 65534 the program's number of processes is limited. That fails if this user cannot read this Python and
+    the sandbox has no view of files of its own.
+    """
     return [Tier(name, True), Tier(name)] if os.geteuid() == 0 else [Tier(name)]
 
 
 @functools.cache
 def find_working_tier(names: tuple[str, ...] = TIERS) -> Tier | None:
-    """Return the first kind of sandbox that works on this machine, by trying them. Returns None if none works."""
+    """Return the first of the named kinds of sandbox that works when it is tried on this machine, or None."""
     return next((tier for name in names for tier in list_tier_variants(name) if try_tier(tier)), None)
 
 
 def choose_tier(allow_unsafe: bool, field: str) -> Tier:
-    """Return the sandbox to run programs of a model in.
+    """Return the strictest sandbox that works on this machine, or raise InputError if there is none.
+
+    If no sandbox works and `allow_unsafe` is True, the result is the kind `unsafe`, which has none.
 
     Args:
         allow_unsafe: whether the user agreed to run programs without any.
@@ -341,7 +354,10 @@ def open_doors():
 
 
 def try_tier(tier: Tier) -> bool:
-    """Run a small program in a sandbox. Returns whether it runs, and finds neither a home nor a network in it."""
+    """Return whether a test program runs in a sandbox, and can see neither home folders nor a network there.
+
+    Without a sandbox (`unsafe`) it only has to run.
+    """
     if tier.name == "bubblewrap" and not shutil.which("bwrap"):
         return False
     test = "assert open_doors is not None" if tier.name == UNSAFE else "assert open_doors() == []"

@@ -22,7 +22,7 @@ ABBREVIATIONS = frozenset(LISTED_ABBREVIATIONS.split())
 STARTERS = frozenset(LISTED_STARTERS.split())
 """Words that, with a capital, begin a sentence even after an abbreviation or an ellipsis."""
 LONGEST = 24
-"""Characters of a neighbouring word at most."""
+"""Maximum number of characters of a neighbouring word."""
 CLOSING = r"[\"'”’»)\]}*_]*+"
 END = re.compile(
     rf"(?<![.?!])([.?!]++){CLOSING}(?=\s++(\S{{1,{LONGEST}}}))"  # more has to follow: the last sentence needs no end
@@ -38,7 +38,7 @@ def count_sentences(text: str) -> int:
 
 
 def ends_sentence(text: str, match: re.Match[str]) -> bool:
-    """Return whether punctuation ends a sentence, by the words around it."""
+    """Return whether the punctuation that `match` found in a text ends a sentence, judged by the words around it."""
     marks, following = match.groups()
     if marks is None or marks.strip("."):
         return True
