@@ -34,14 +34,17 @@ REMEDY = "Take another backup; this one cannot be trusted."
 
 
 def list_backed_up_tables() -> list[Table]:
-    """Return the tables to back up, referenced tables first. Schema version, sessions and invitations are left out."""
+    """Return the store's tables to back up, referenced tables first.
+
+    Schema version, sessions and invitations are left out.
+    """
     return [table for table in metadata.sorted_tables if table not in (store_meta, sessions, invitations)]
 
 
 def write_store_backup(store: Store, path: Path) -> dict[str, Any]:
-    """Write a consistent backup of the store to a new gzip file, which appears only when it is complete.
+    """Write a consistent backup of a store to a new gzip file, and return the backup's header with the number of rows.
 
-    Returns the header, with the number of rows.
+    The file appears only when it is complete.
 
     Raises:
         CorruptFile: the store fails its integrity checks.
@@ -73,7 +76,7 @@ def write_store_backup(store: Store, path: Path) -> dict[str, Any]:
 
 
 def write_backup_lines(file: TextIO, header: dict[str, Any], connection: Connection) -> int:
-    """Write a backup's header, a JSON line for each row of each table, and the checksum. Returns the number of rows."""
+    """Write a backup's header, a JSON line for each row of each table, and the checksum; return the number of rows."""
     digest = hashlib.sha256()
     rows = 0
 
@@ -93,8 +96,9 @@ def write_backup_lines(file: TextIO, header: dict[str, Any], connection: Connect
 
 
 def restore_store(store: Store, path: Path) -> ChainHead:
-    """Fill an empty store from a backup in one transaction, and check every hash before the commit. Returns the
-    ledger's head.
+    """Fill an empty store from a backup in one transaction, check every hash, and return the ledger's head.
+
+    The head is the number and hash of its last row.
 
     Raises:
         InputError: the store is not empty, or the file is not a backup of this schema version.
@@ -123,7 +127,7 @@ def restore_store(store: Store, path: Path) -> ChainHead:
 def insert_rows(
     path: Path, header: dict[str, Any], lines: Iterable[tuple[int, dict[str, Any]]], connection: Connection
 ) -> None:
-    """Insert a backup's rows into an empty store's tables. Raises CorruptFile if they do not fit its checksum."""
+    """Insert a backup's rows into an empty store's tables, or raise CorruptFile if they do not fit its checksum."""
     tables_by_name = {table.name: table for table in list_backed_up_tables()}
     batch: list[dict[str, Any]] = []
     digest = hashlib.sha256((json.dumps(header) + "\n").encode())

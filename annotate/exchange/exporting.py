@@ -22,7 +22,7 @@ from align.core.types import Message, Preference
 
 
 def export_votes(store: Store, project: str, folder: Path, allow_simulated: bool = False) -> dict[str, int]:
-    """Write a project's votes as JSON Lines files into a new folder. Returns the number of rows: file name → rows.
+    """Write a project's votes as JSON Lines files into a folder, and return file name → number of rows.
 
     Training rows come from `load_training_rankings`: an item's newest review replaces its other rankings, and gold
     items and repeats are left out. Demonstrations are taken from every vote that stands, and `votes.jsonl` holds all of
@@ -71,7 +71,7 @@ def export_votes(store: Store, project: str, folder: Path, allow_simulated: bool
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write rows to a new JSON Lines file. Returns their number."""
+    """Write rows to a new JSON Lines file, and return their number. Raises FileExistsError if the file exists."""
     count = 0
     with open(path, "x", encoding="utf-8") as file:
         for row in rows:
@@ -81,7 +81,10 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def provenance_fields(pair: Preference, vote: Vote, item: AnnotationItem, has_margins: bool) -> dict[str, Any]:
-    """Return a pair's provenance and weight: the K(K-1)/2 pairs of one ranking weigh 1 together."""
+    """Return the fields of a preference pair's row besides its texts: ids, weight, strength, models and vote.
+
+    The K(K-1)/2 pairs of one ranking weigh 1 together.
+    """
     better, worse = pair.id.partition(":")[2].split(">")
     k = len(item.candidates)
     margin = {"margin": pair.margin} if has_margins else {}
@@ -98,7 +101,7 @@ def provenance_fields(pair: Preference, vote: Vote, item: AnnotationItem, has_ma
 
 
 def build_ranking_row(vote: Vote, item: AnnotationItem) -> dict[str, Any]:
-    """Return a vote as a row of rankings: the prompt, and its answers with their ranks (1 is the best)."""
+    """Return a ranking as a row of `rankings.jsonl`: the prompt, and its answers with their ranks (1 is the best)."""
     rank = {id: number for number, tier in enumerate(vote.tiers, start=1) for id in tier}
     answers = [
         {"answer": c.text, "rank": rank[c.id], "id": c.id, "flagged": c.id in vote.flagged, **origin_fields(item, c.id)}
@@ -117,7 +120,7 @@ def build_ranking_row(vote: Vote, item: AnnotationItem) -> dict[str, Any]:
 
 
 def iter_unpaired_rows(vote: Vote, item: AnnotationItem) -> Iterator[dict[str, Any]]:
-    """Yield rows of unpaired preference data (as for KTO): the answers that a ranking labels as good or bad.
+    """Yield a row of unpaired preference data (as for KTO) for each answer that a ranking labels as good or bad.
 
     The best tier is good and the worst is bad, unless the annotator called all answers good or bad. A text that was
     sampled twice and would get both labels is left out.
@@ -145,7 +148,7 @@ def iter_unpaired_rows(vote: Vote, item: AnnotationItem) -> Iterator[dict[str, A
 
 
 def build_vote_row(vote: Vote, item: AnnotationItem, is_trained_on: bool) -> dict[str, Any]:
-    """Return a vote as a row of `votes.jsonl`, with all its fields.
+    """Return a vote, a ranking or a skip, as a row of `votes.jsonl` with all its fields and the item's texts.
 
     Its answers are called `candidates` rather than `answers`, so that a reader of rankings does not train on rankings
     that a review replaced.
@@ -176,7 +179,7 @@ def build_vote_row(vote: Vote, item: AnnotationItem, is_trained_on: bool) -> dic
 
 
 def vote_fields(vote: Vote) -> dict[str, Any]:
-    """Return a row's fields about its vote: seq, item, annotator, source, versions and time."""
+    """Return the fields of an exported row about its vote: ledger row, item, annotator, source, versions and time."""
     return {
         "vote": vote.seq,
         "item": vote.item,
@@ -190,7 +193,7 @@ def vote_fields(vote: Vote) -> dict[str, Any]:
 
 
 def origin_fields(item: AnnotationItem, id: str) -> dict[str, str]:
-    """Return the digests of the model and adapter that an answer was sampled from."""
+    """Return the digests of the `model` and `adapter` that an item's answer was sampled from, given the answer's id."""
     candidate = next(c for c in item.candidates if c.id == id)
     return {"model": candidate.model_digest, "adapter": candidate.adapter_digest}
 

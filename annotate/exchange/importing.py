@@ -34,7 +34,7 @@ ANSWER_KEYS = ("text", "model", "adapter", "sampling", "ended")
 
 @dataclass(frozen=True, slots=True)
 class ImportRow:
-    """A checked row.
+    """A row of an import file after its checks: a prompt with candidate answers.
 
     Attributes:
         where: file and row number, for messages.
@@ -52,7 +52,7 @@ class ImportRow:
 
 
 class ImportCounts(NamedTuple):
-    """Counts of an import.
+    """The numbers of rows and of new items of an import.
 
     Attributes:
         rows: rows of the file.
@@ -64,7 +64,7 @@ class ImportCounts(NamedTuple):
 
 
 def import_items(store: Store, project: str, path: Path, source: str = "") -> ImportCounts:
-    """Add every row of a file to a project as an item with a prompt and candidate answers.
+    """Read a file and add each row to a project as an item with a prompt and candidate answers, after checking all.
 
     Args:
         source: name of the rows' source, by default the file's. An item is identified by project, source and the row's
@@ -87,7 +87,7 @@ def import_items(store: Store, project: str, path: Path, source: str = "") -> Im
 
 
 def read_item_rows(path: Path, source: str = "", field: str = "stage.path") -> list[ImportRow]:
-    """Read and check the rows of a file.
+    """Read the rows of a file, and return them as checked prompts with candidate answers.
 
     Args:
         source: see `import_items`.
@@ -114,7 +114,7 @@ def read_item_rows(path: Path, source: str = "", field: str = "stage.path") -> l
 
 
 def parse_row(where: str, source: str, number: int, row: Mapping[str, Any]) -> ImportRow:
-    """Check the columns of a row, and parse its prompt and answers.
+    """Convert a row of an import file to a prompt with answers, or raise InputError with the column at fault.
 
     Args:
         where: file and row number, for messages.
@@ -161,7 +161,7 @@ def parse_row(where: str, source: str, number: int, row: Mapping[str, Any]) -> I
 
 
 def is_tier_order(tiers: Any, k: int) -> bool:
-    """Return whether a value is a list of tiers that names each position from 0 to K-1 once."""
+    """Return whether a value is a list of lists, none empty, that together hold each position from 0 to k-1 once."""
     if not isinstance(tiers, list) or not all(isinstance(tier, list) and tier for tier in tiers):
         return False
     positions = [position for tier in tiers for position in tier]

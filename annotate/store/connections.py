@@ -33,20 +33,20 @@ EXAMPLES = "Write store.url=sqlite:///runs/annotations.db or store.url=postgresq
 OTHER_STORE = "Name a store that align made, or a file that does not exist yet."
 
 POOL = {"max_overflow": 60, "pool_timeout": 60}
-"""More connections than a server has threads, so that a thread waits for the lock, never for a connection."""
+"""SQLAlchemy's pool settings: more connections than threads, so that a thread waits for the lock, not a connection."""
 
 CREATION_LOCK = 0x616C69676E
 """Key of PostgreSQL's advisory lock, held by the process that creates the tables."""
 LOCKED_S = 30
 """Maximum seconds that a writer waits for another writer."""
 SERVING_ATTEMPTS = 10
-"""Attempts to become the only server of a store, 0.2 s apart."""
+"""Number of attempts to become the only server of a store, 0.2 s apart."""
 SERVING_LOCK = 7861
 """Key of PostgreSQL's advisory lock that a server holds on its database."""
 
 
 def open_store_engine(url: str, create_if_missing: bool = True) -> Engine:
-    """Return a SQLAlchemy engine for the store at `url`, and create the tables in an empty database.
+    """Return a SQLAlchemy engine for the annotation store at `url`, and create the tables in an empty database.
 
     Args:
         url: a SQLAlchemy URL.
@@ -74,7 +74,10 @@ def open_store_engine(url: str, create_if_missing: bool = True) -> Engine:
 
 
 def _create_engine(url: URL, masked_url: str, create: bool) -> Engine:
-    """Return an engine with our settings of transactions and durability. Does not connect yet."""
+    """Create a SQLAlchemy engine with the store's settings of transactions and durability, without connecting yet.
+
+    A missing SQLite file is created, if `create` is True, or raises InputError.
+    """
     is_sqlite = url.get_backend_name() == "sqlite"
     name = url.database or ":memory:"
     is_in_memory = is_sqlite and name == ":memory:"
@@ -98,7 +101,10 @@ def _create_engine(url: URL, masked_url: str, create: bool) -> Engine:
 
 @contextmanager
 def translate_database_errors(masked_url: str) -> Iterator[None]:
-    """Turn the database's own errors into an `InputError` on `store.url`, without SQL or contents in the message."""
+    """Convert SQLAlchemy's errors in a `with` block to StorageError or CorruptFile, without SQL or contents in them.
+
+    Errors of other kinds are passed on.
+    """
     try:
         yield
     except PoolTimeout as error:
@@ -148,7 +154,7 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
 
 
 def _execute_when_unlocked(connection: sqlite3.Connection, statement: str) -> None:
-    """Run a statement, and repeat it while the database is locked, for up to `LOCKED_S`.
+    """Run an SQL statement on SQLite, and repeat it while the database is locked, for up to `LOCKED_S` seconds.
 
     If two first connections switch to WAL at once, both hold a lock already, and SQLite refuses one of them without
     waiting for the busy timeout.
@@ -170,7 +176,10 @@ def _begin_on_sqlite(connection: Connection) -> None:
 
 
 def _create_or_check_tables(engine: Engine, masked_url: str, create: bool) -> None:
-    """Create the tables in an empty database. Raises an error for any schema version but this one."""
+    """Create the tables in an empty database, or raise InputError for any schema version but this one.
+
+    If `create` is False, an empty database raises InputError.
+    """
     with engine.connect() as connection, connection.begin():
         version = _read_version(connection, masked_url)
     if version is None:
@@ -192,7 +201,10 @@ def _create_or_check_tables(engine: Engine, masked_url: str, create: bool) -> No
 
 
 def _read_version(connection: Connection, masked_url: str) -> int | None:
-    """Return the schema's version. Returns None if the database holds no store yet."""
+    """Return the schema version of the store in a database, or None if the database holds no store yet.
+
+    Raises InputError if the database belongs to another program.
+    """
     names = set(inspect(connection).get_table_names())
     if store_meta.name in names:
         return connection.execute(select(store_meta.c.schema_version)).scalar() or 0
@@ -205,8 +217,9 @@ def _read_version(connection: Connection, masked_url: str) -> int | None:
 
 
 class StoreConnections:
-    """Transactions and consistent reads of one process's threads. A block opened inside another of the same thread
-    joins it.
+    """Transactions and consistent reads of an annotation store by the threads of one process.
+
+    A block opened inside another of the same thread joins it.
 
     Attributes:
         masked_url: the database's URL without the password.
@@ -233,9 +246,9 @@ class StoreConnections:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """Open a write transaction, one at a time per store. Its writes commit together or not at all.
+        """Open a write transaction as a `with` block, and yield its connection. Only one is open at a time per store.
 
-        Thousands of writes in one transaction cost one fsync.
+        Its writes commit together or not at all. Thousands of writes in one transaction cost one fsync.
         """
         outer = getattr(self._local, "writing", None)
         if outer is not None:
@@ -259,7 +272,10 @@ class StoreConnections:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Open a consistent read. Inside `transaction` it sees what was written so far."""
+        """Open a consistent read as a `with` block, and yield its connection. All reads in it see one snapshot.
+
+        Inside `transaction` it sees what was written so far.
+        """
         outer = getattr(self._local, "writing", None) or getattr(self._local, "reading", None)
         if outer is not None:
             yield outer
@@ -274,7 +290,7 @@ class StoreConnections:
 
     @contextmanager
     def serve_exclusively(self) -> Iterator[None]:
-        """Hold the store's server lock until the end of the block or of the process.
+        """Hold the store's server lock during a `with` block, so that only one process at a time serves the store.
 
         Raises:
             InputError: another process serves the store.
@@ -304,8 +320,10 @@ class StoreConnections:
             yield
 
     def _wait_for_serving_lock(self, try_lock: Callable[[], bool]) -> None:
-        """Try for two seconds to take the server's lock: the database may not know yet that the previous server was
-        killed. Raises InputError if another process holds it."""
+        """Call `try_lock` for up to two seconds until it takes the server's lock, or raise InputError.
+
+        The database may not know yet that the previous server was killed.
+        """
         for attempt in range(SERVING_ATTEMPTS):
             if try_lock():
                 return
@@ -314,17 +332,19 @@ class StoreConnections:
         raise InputError("store.url", self.masked_url, "another process serves it", remedy)
 
     def note_erasure(self) -> None:
-        """Mark this thread's transaction as one that erased data, so that they are overwritten after its commit."""
+        """Mark this thread's open transaction as an erasure, so that erased data are overwritten after its commit."""
         self._local.has_erased = True
 
     @property
     def is_erasure_complete(self) -> bool:
-        """True once all erased data are overwritten in the database's own log. A reader, such as a backup, may hold the
-        log; the next write tries again."""
+        """True once all erased data are overwritten in the database's files.
+
+        A reader, such as a backup, may hold SQLite's log; the next write tries again.
+        """
         return not self._has_erased_remains
 
     def _overwrite_erased(self) -> bool:
-        """Overwrite erased data that the database files still hold. Returns whether that could be done.
+        """Overwrite erased data that the database's files still hold, and return whether that could be done.
 
         SQLite keeps them in the write-ahead log, which a reader, such as a backup, may hold: the next write tries
         again. PostgreSQL keeps them in the tables until they are vacuumed. Its own log and archives are outside our
@@ -344,7 +364,7 @@ class StoreConnections:
 
 
 def _try_lock(file: IO[Any]) -> bool:
-    """Try to lock a file for this process. Returns whether it is locked."""
+    """Try to lock a file exclusively by `flock` without waiting, and return whether it is locked."""
     with suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

@@ -72,18 +72,21 @@ ITEMS_PER_READ = 500
 
 
 class AlreadyJudged(InputError):
-    """The annotator has judged the item already, and that judgement was not retracted."""
+    """The error for a second judgement of an item by an annotator whose first one was not retracted."""
 
 
 class Store(StoreConnections):
-    """An open store. Safe to share between threads; a process opens its own.
+    """An open annotation store: items, annotators' judgements of them, and a ledger of all changes, in a database.
 
-    Its `transaction` and `reading` blocks give connections to those packages of `annotate` that have their own tables.
+    It is safe to share between threads; a process opens its own. Its `transaction` and `reading` blocks give
+    connections to packages of `annotate` that have their own tables.
     """
 
     @classmethod
     def open(cls, url: str, create_if_missing: bool = True) -> Store:
-        """Open the annotation store at a SQLAlchemy URL. Raises as `open_store_engine`.
+        """Open the annotation store at a SQLAlchemy URL, and by default create it if it does not exist.
+
+        Raises as `open_store_engine`.
 
         Args:
             create_if_missing: whether to create the database file and the tables if they do not exist.
@@ -102,7 +105,9 @@ class Store(StoreConnections):
         priority: float = 0.0,
         expected: Sequence[Sequence[int]] | None = None,
     ) -> str:
-        """Add a prompt with its K candidates. Returns the item's id, a function of project and key alone.
+        """Add a prompt with its K candidate answers to a project as an item, and return the item's id.
+
+        The id is a function of project and key alone.
 
         Args:
             key: idempotency key, for instance `<run>/<conversation id>`. Adding it again returns the first item, even
@@ -151,9 +156,10 @@ class Store(StoreConnections):
             return item
 
     def set_priorities(self, project: str, priorities: Mapping[str, float]) -> int:
-        """Set the priority of items, by id: higher is judged earlier if the project's order is `priority`.
+        """Set the priorities of a project's items, by id, and return the number of these items that still exist.
 
-        It writes no row of the ledger. Returns the number of these items that still exist; erased ones are skipped.
+        A higher priority is judged earlier if the project's order is `priority`. Erased items are skipped. No row of
+        the ledger is written.
         """
         with self.transaction() as connection:
             for item, priority in priorities.items():
@@ -162,7 +168,7 @@ class Store(StoreConnections):
             return len(priorities.keys() & set(connection.execute(existing_items).scalars()))
 
     def record(self, project: str, item: str, judgement: Judgement, *, annotator: str, key: str) -> int:
-        """Record an annotator's judgement of an item. Returns the seq of its row in the ledger.
+        """Record an annotator's judgement of an item, and return the number (seq) of its row in the ledger.
 
         Args:
             judgement: its tiers hold exactly the item's candidates, each once; a skip has none. The purpose of a
@@ -201,7 +207,9 @@ class Store(StoreConnections):
             )
 
     def retract(self, project: str, seq: int) -> int:
-        """Retract a judgement (undo). Returns the seq of the retraction, the first one if it was retracted before.
+        """Retract the judgement of ledger row `seq`, and return the number of the retraction's row in the ledger.
+
+        If it was retracted before, nothing is written, and the row of that retraction is returned.
 
         Raises:
             InputError: `seq` is not a ranking or skip of this project.
@@ -221,9 +229,9 @@ class Store(StoreConnections):
             )
 
     def erase_content(self, project: str, item: str) -> int:
-        """Erase an item's prompt and candidates for good. Its rankings no longer appear in any export.
+        """Delete an item's prompt, answers, drafts and annotators' texts for good, and record this in the ledger.
 
-        Returns the seq of the tombstone.
+        Its rankings no longer appear in any export. Returns the seq of the tombstone, the ledger row of the erasure.
 
         Raises:
             InputError: unknown project or item.
@@ -242,9 +250,9 @@ class Store(StoreConnections):
             return append_ledger_row(connection, project, "erasure", {"what": "item"}, item=item)
 
     def erase_annotator(self, project: str, pseudonym: str) -> int:
-        """Erase an annotator's identity and texts, and return their open items to the queue. Returns the seq of the
-        tombstone.
+        """Delete an annotator's identity, texts and drafts for good, and record the erasure in the ledger.
 
+        Returns the seq of the tombstone, the ledger row of the erasure. The items that they hold go back to the queue.
         Their account is deleted unless it is a member of another project. The rankings stay, under a pseudonym that can
         no longer be resolved.
 
@@ -265,11 +273,11 @@ class Store(StoreConnections):
             return append_ledger_row(connection, project, "erasure", {"what": "annotator"}, annotator=pseudonym)
 
     def erase_project(self, project: str) -> int:
-        """Erase a project for good: its items, annotators, their texts, guidelines, settings, and the key from which
-        the ids of its rows in data sets are made. Returns the seq of the tombstone.
+        """Delete a project's items, annotators, texts, guidelines, settings and key for good, and record the erasure.
 
-        Accounts that are in no other project are deleted. The ledger keeps its rows, and the project's name cannot be
-        used again.
+        From the key the ids of the project's rows in data sets are made. Returns the seq of the tombstone, the ledger
+        row of the erasure. Accounts that are in no other project are deleted. The ledger keeps its rows, and the
+        project's name cannot be used again.
 
         Raises:
             InputError: unknown project.
@@ -294,10 +302,9 @@ class Store(StoreConnections):
     # Reading
 
     def key(self, project: str) -> bytes | None:
-        """Return the secret key, 32 bytes, with which the content ids of a project's rows in data sets are hashed.
-        Returns None if the project was erased.
+        """Return the secret key, 32 bytes, by which the ids of a project's data set rows are hashed.
 
-        The key must not appear in a log, file or page. Raises as `items`.
+        Returns None if the project was erased. The key must not appear in a log, file or page. Raises as `items`.
         """
         with self.reading() as connection:
             key = connection.execute(select(project_keys.c.key).where(project_keys.c.project == project)).scalar()
@@ -307,8 +314,9 @@ class Store(StoreConnections):
             return bytes.fromhex(key)
 
     def items(self, project: str) -> Iterator[AnnotationItem]:
-        """Iterate over the project's items in the order they were added, without erased ones. The store may be written
-        to during the iteration.
+        """Iterate over a project's items in the order in which they were added, without erased ones.
+
+        The store may be written to during the iteration.
 
         Raises:
             InputError: unknown project.
@@ -338,11 +346,17 @@ class Store(StoreConnections):
             last_seq = rows[-1]["seq"]
 
     def rankings(self, project: str) -> list[Vote]:
-        """Return the rankings that stand, in ledger order: not retracted, their item not erased. Raises as `items`."""
+        """Return a project's rankings that were not retracted and whose item was not erased, in ledger order.
+
+        Raises as `items`.
+        """
         return self._read_standing(project, "ranking")
 
     def skips(self, project: str) -> list[Vote]:
-        """Return the skips that stand, in ledger order: not retracted, their item not erased. Raises as `items`."""
+        """Return a project's skips that were not retracted and whose item was not erased, in ledger order.
+
+        Raises as `items`.
+        """
         return self._read_standing(project, "skip")
 
     def _read_standing(self, project: str, kind: str) -> list[Vote]:
@@ -357,26 +371,25 @@ class Store(StoreConnections):
             return [parse_vote(row, row.content) for row in connection.execute(query)]
 
     def projects(self) -> list[str]:
-        """Return the names of all projects, including erased ones."""
+        """Return the names of all projects of the store, including erased ones."""
         with self.reading() as connection:
             return list_project_names(connection)
 
     def entries(self, project: str) -> list[dict[str, Any]]:
-        """Return the project's rows of the ledger as they are hashed, in ledger order. Raises as `items`."""
+        """Return a project's rows of the ledger as mappings of column to value, in ledger order. Raises as `items`."""
         with self.reading() as connection:
             require_known_project(connection, project)
             rows = select(ledger).where(ledger.c.project == project).order_by(ledger.c.seq)
             return [dict(row) for row in connection.execute(rows).mappings()]
 
     def pseudonym(self, project: str, identity: str) -> str | None:
-        """Return the pseudonym of an annotator in the ledger. Returns None if the project has no such annotator."""
+        """Return the pseudonym that stands for an annotator in the ledger, or None if they are not in the project."""
         with self.reading() as connection:
             annotator = find_annotator(connection, project, identity)
         return None if annotator is None else annotator.pseudonym
 
     def find_first_row(self, project: str, *, item: str | None = None, annotator: str | None = None) -> int | None:
-        """Return the seq of the first row of the ledger that concerns an item or a pseudonym. Returns None if there is
-        no such row."""
+        """Return the number of the first ledger row about an item, or else about an annotator's pseudonym, or None."""
         condition = ledger.c.item == item if item is not None else ledger.c.annotator == annotator
         with self.reading() as connection:
             return connection.execute(
@@ -384,8 +397,9 @@ class Store(StoreConnections):
             ).scalar()
 
     def head(self, project: str | None = None) -> ChainHead:
-        """Return seq and hash of the last row of one project or of the whole ledger. Returns `ChainHead(0, GENESIS)` if
-        it is empty.
+        """Return the number and hash of the last ledger row of one project, or of the whole ledger.
+
+        Returns `ChainHead(0, GENESIS)` if there is no row.
 
         Raises:
             InputError: unknown project.
@@ -396,7 +410,7 @@ class Store(StoreConnections):
             return read_ledger_head(connection, project)
 
     def verify(self, expected: ChainHead | None = None) -> ChainHead:
-        """Check every hash of the ledger and all contents that were not erased. Returns the head.
+        """Check every hash of the ledger and all contents that were not erased; return number and hash of the last row.
 
         Args:
             expected: a head noted earlier, of the whole ledger or of a project. Without it, a ledger whose last rows
@@ -410,7 +424,7 @@ class Store(StoreConnections):
 
 
 def make_item_id(project: str, key: str) -> str:
-    """Return the id of an item, a function of project and key alone."""
+    """Return the id of an item, 16 hex digits, which is a hash of its project and idempotency key."""
     return hashlib.sha256(to_canonical_json([project, key]).encode()).hexdigest()[:16]
 
 
@@ -420,7 +434,7 @@ def set_priority(connection: Connection, project: str, item: str, priority: floa
 
 
 def read_item(connection: Connection, project: str, id: str) -> AnnotationItem:
-    """Read an item.
+    """Return an item, its prompt and candidates, by its id.
 
     Raises:
         InputError: unknown project or item, or the item was erased.
@@ -437,7 +451,7 @@ def read_item(connection: Connection, project: str, id: str) -> AnnotationItem:
 
 
 def build_unknown_annotator_error(project: str, name: str) -> InputError:
-    """Return the error for a name or pseudonym that is unknown in the project."""
+    """Return the InputError for an annotator's name or pseudonym that is unknown in a project."""
     remedy = "Check the spelling. The names of erased annotators are no longer known."
     return InputError("annotator", name, f"project {project} knows no such annotator", remedy)
 
@@ -448,7 +462,11 @@ def build_unknown_annotator_error(project: str, name: str) -> InputError:
 def require_same_content(
     connection: Connection, row: Row[Any], prompt: Conversation, answers: Sequence[Candidate], gold: dict[str, Any]
 ) -> None:
-    """Raise InputError unless the row's item has exactly this content. An erased item passes."""
+    """Raise InputError unless a ledger row's item has exactly the given prompt and answers, or was erased.
+
+    Args:
+        gold: the key `expected` of a gold item's payload; empty for any other item.
+    """
     candidate_conditions = (candidates.c.project == row.project, candidates.c.prompt_id == row.item)
     rows = connection.execute(select(candidates.c.position, candidates.c.salt).where(*candidate_conditions))
     salts = {row.position: row.salt for row in rows}
@@ -463,7 +481,10 @@ def require_same_content(
 
 
 def is_same_vote(connection: Connection, row: Row[Any], item: str, annotator: str, judgement: Judgement) -> bool:
-    """Return whether a row of the ledger holds this judgement. If its texts were erased, any texts match."""
+    """Return whether a ledger row records this judgement of this item by this annotator.
+
+    If its texts were erased, any texts match.
+    """
     recorded = json.loads(row.payload)
     digest = recorded.pop("remark", "")
     recorded.pop("annotator_digest", None)
@@ -477,7 +498,7 @@ def is_same_vote(connection: Connection, row: Row[Any], item: str, annotator: st
 
 
 def require_valid_judgement(connection: Connection, project: str, item: str, judgement: Judgement) -> None:
-    """Raise InputError unless the item exists and the judgement is possible in its project.
+    """Raise InputError unless the item exists and the judgement fits it: its candidates, skip reason and ratings.
 
     Types and ranges of the other values of a request are checked by `web.routes.JudgementBody`.
     """
@@ -519,7 +540,7 @@ def require_valid_judgement(connection: Connection, project: str, item: str, jud
 
 
 def require_not_judged(connection: Connection, project: str, item: str, annotator: str, purpose: str) -> None:
-    """Raise AlreadyJudged if a judgement by the annotator of the same kind stands.
+    """Raise AlreadyJudged if the annotator has judged the item for the same purpose and did not retract it.
 
     There may be one first judgement, one repeat and one review of an item. A repeat needs a first judgement, else
     InputError is raised. A review is a second judgement, by a reviewer who may have judged the item like any annotator.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from align.annotate.store.database import Store
 
 RetractionsBySeq = dict[int, int | None]
-"""Seq of a judgement's row in the ledger → seq of its retraction, or None if it stands."""
+"""Number of a judgement's row in the ledger → number of its retraction's row, or None if it was not retracted."""
 
 ITEM = "item"
 ANNOTATOR = "annotator"
@@ -33,7 +33,7 @@ PROJECT = "project"
 
 @dataclass(frozen=True, slots=True)
 class ErasureTarget:
-    """The contents of the store that concern one item, annotator or project.
+    """The contents of the store that concern one item, annotator or project, and would be erased with it.
 
     Attributes:
         kind: `item`, `annotator` or `project`.
@@ -56,12 +56,15 @@ class ErasureTarget:
     rows: Mapping[str, int] = field(default_factory=dict)
 
     def was_read_at(self, seq: int) -> bool:
-        """Return whether a run that read the project at ledger row `seq` read one of these judgements."""
+        """Return whether any of the judgements was recorded and not yet retracted at ledger row `seq`.
+
+        Then a run that read the project at this row read it.
+        """
         return any(row <= seq and (retraction is None or retraction > seq) for row, retraction in self.votes.items())
 
 
 def find_erasure_target(store: Store, project: str, kind: str, identifier: str) -> ErasureTarget:
-    """Collect everything in the store that concerns an item, an annotator or a project, without erasing it.
+    """Return the contents of the store that concern an item, an annotator or a project. Nothing is erased yet.
 
     Args:
         kind: `ITEM`, `ANNOTATOR` or `PROJECT`.
@@ -139,7 +142,9 @@ def find_project_target(store: Store, connection: Connection, project: str) -> E
 def read_judgements(
     connection: Connection, project: str, condition: ColumnElement[bool], tombstone: int | None = None
 ) -> RetractionsBySeq:
-    """Return the judgements that fulfil an SQL condition, with their retractions.
+    """Return a mapping from the ledger row of each judgement that fulfils an SQL condition to that of its retraction.
+
+    The value is None for a judgement that was not retracted.
 
     Args:
         tombstone: seq of the erasure of the item or project; a judgement counts as retracted from there on.
@@ -159,7 +164,7 @@ def iter_texts(item: AnnotationItem) -> Iterator[str]:
 
 
 class Remarks(NamedTuple):
-    """The texts that annotators wrote beside their votes.
+    """The texts that annotators wrote on their votes, and the number of their rows.
 
     Attributes:
         row_count: number of rows of `remarks`.
@@ -171,7 +176,7 @@ class Remarks(NamedTuple):
 
 
 def read_remarks(connection: Connection, project: str, condition: ColumnElement[bool]) -> Remarks:
-    """Return the texts that annotators wrote beside their votes, those of the remarks that fulfil a condition."""
+    """Return the annotators' texts on votes, from the rows of `remarks` that fulfil an SQL condition."""
     query = select(remarks.c.content).where(remarks.c.project == project, condition)
     contents = [json.loads(content) for content in connection.execute(query).scalars()]
     texts = (text for content in contents for text in content.values() if isinstance(text, str) and text)
@@ -179,10 +184,10 @@ def read_remarks(connection: Connection, project: str, condition: ColumnElement[
 
 
 def erase_target(store: Store, target: ErasureTarget) -> None:
-    """Erase an item, an annotator or a project from the store, in one transaction. Contents that were erased before are
-    skipped.
+    """Erase an item, an annotator or a project from the store, in one transaction.
 
-    An annotator's standing judgements are retracted as well, so that later runs do not learn from them.
+    Contents that were erased before are skipped. An annotator's standing judgements are retracted as well, so that
+    later runs do not learn from them.
     """
     with store.transaction():
         if target.kind == ITEM:

@@ -30,14 +30,14 @@ from align.core.chain import GENESIS, ChainHead, hash_with_salt, verify_successo
 from align.core.errors import CorruptFile
 
 FIELD = "ledger.seq"
-"""The `field` of an error about a row."""
+"""The `field` of an error about a row of the ledger."""
 KEY_PATTERN = re.compile(r"[0-9a-f]{64}")
 Subject = tuple[str, str]
-"""(project, item id or pseudonym); the second is empty for a whole project."""
+"""A pair of project and item id or pseudonym; the second is empty for a whole project."""
 
 
 def verify_store(connection: Connection, expected: ChainHead | None = None) -> ChainHead:
-    """Check the hash chain of the ledger from its first row, and that the store's contents match it. Returns its head.
+    """Check the ledger's hash chain, and that the store's contents match it; return the last row's number and hash.
 
     Args:
         expected: a head noted earlier.
@@ -118,19 +118,28 @@ def verify_store(connection: Connection, expected: ChainHead | None = None) -> C
 
 
 def get_erased_subject(entry: LedgerEntry) -> Subject:
-    """Return what a ledger row of kind `erasure` erased: its project, and an item id or pseudonym (else empty)."""
+    """Return the project and the item id or pseudonym that an erasure row of the ledger erased.
+
+    The second is empty for a whole project.
+    """
     return entry.project, entry.item or entry.annotator or ""
 
 
 def build_corrupt_row_error(seq: int, problem: str) -> CorruptFile:
-    """Build the error about the first bad row of the ledger."""
+    """Return the CorruptFile error about the first bad row of the ledger."""
     return CorruptFile(FIELD, seq, problem, RESTORE_REMEDY)
 
 
 def check_item_contents(
     entry: LedgerEntry, payload: dict[str, Any], items: Mapping[Subject, dict[str, Any]], erased: Mapping[Subject, int]
 ) -> None:
-    """Raise CorruptFile unless an item's contents have the digests that the ledger records. An erased item passes."""
+    """Raise CorruptFile unless an item's stored contents have the digests in its ledger row, or were erased.
+
+    Args:
+        payload: of the ledger row.
+        items: digests computed from the stored contents, by (project, item id).
+        erased: (project, item id or pseudonym) → seq of the erasure.
+    """
     if (entry.project, entry.item) in erased:
         return
     contents = items.get((entry.project, entry.item or ""))
@@ -143,7 +152,7 @@ def check_item_contents(
 def check_voter(
     entry: LedgerEntry, payload: dict[str, Any], people: Mapping[Subject, Any], erased: Mapping[Subject, int]
 ) -> None:
-    """Raise CorruptFile unless the identity of a vote's annotator has the digest in the ledger, or is erased."""
+    """Raise CorruptFile unless the name of a vote's annotator has the digest in the vote's ledger row or was erased."""
     subject = (entry.project, entry.annotator or "")
     annotator = people.get(subject)
     if annotator is None:
@@ -158,7 +167,13 @@ def check_voter(
 def check_remark(
     entry: LedgerEntry, payload: dict[str, Any], row: Row[Any] | None, erased: Mapping[Subject, int]
 ) -> None:
-    """Raise CorruptFile unless the texts beside a vote have the digest that the ledger records, or are erased."""
+    """Raise CorruptFile unless an annotator's text on a vote has the digest in the vote's ledger row, or was erased.
+
+    Args:
+        payload: of the ledger row.
+        row: the text's row of the table `remarks`; None if there is none.
+        erased: (project, item id or pseudonym) → seq of the erasure.
+    """
     digest = payload.get("remark")
     erasures = {(entry.project, entry.item or ""), (entry.project, entry.annotator or "")} & erased.keys()
     if row is None:
@@ -173,8 +188,7 @@ def check_remark(
 def check_projects(
     connection: Connection, changes: Mapping[str, dict[str, Any]], erased: Mapping[Subject, int]
 ) -> None:
-    """Raise CorruptFile unless each project has a key and the settings that the ledger records, and erased projects
-    have no key.
+    """Raise CorruptFile unless each project has the settings that the ledger records, and a key unless it was erased.
 
     The key itself cannot be compared: no digest of it is kept.
     """
@@ -199,11 +213,10 @@ def check_projects(
 
 
 def correct_counters(connection: Connection, project: str) -> int:
-    """Correct the counters of votes and leases in a project's rows of `work`, and create missing rows. Returns how many
-    rows were wrong.
+    """Recount the votes and leases of each item of a project in the table `work`, and return the number of wrong rows.
 
-    Counters are written in the transactions that change what they count, so they should never be wrong; `restore_store`
-    recounts as a precaution.
+    Wrong rows are corrected, and missing rows are created. Counters are written in the transactions that change what
+    they count, so they should never be wrong; `restore_store` recounts as a precaution.
     """
     votes = connection.execute(
         select(ledger).where(build_standing_vote_condition(project), ledger.c.kind == "ranking")

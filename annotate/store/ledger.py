@@ -28,7 +28,7 @@ VOTE_KINDS = ("ranking", "skip")
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """A row of the ledger.
+    """A row of the ledger, the append-only log of all changes in an annotation store.
 
     Attributes:
         seq: 1, 2, 3, … over the whole store, without gaps.
@@ -58,12 +58,12 @@ class LedgerEntry:
 
     @property
     def hashed(self) -> tuple[Any, ...]:
-        """The hashed fields, see `align.core.chain.Link`."""
+        """The values of all fields except the two hashes, in their order, from which the row's hash is computed."""
         return tuple(getattr(self, field.name) for field in fields(self) if field.name not in ("prev_hash", "hash"))
 
 
 def append_ledger_row(connection: Connection, project: str, kind: str, payload: dict[str, Any], **columns: Any) -> int:
-    """Insert the ledger's next row, chained to the last one by its hash. Returns its seq.
+    """Append a row to the ledger, chained to the last one by its hash, and return its number (seq).
 
     Args:
         columns: any of item, annotator, key, retracts.
@@ -78,8 +78,9 @@ def append_ledger_row(connection: Connection, project: str, kind: str, payload: 
 
 
 def read_ledger_head(connection: Connection, project: str | None = None, votes_only: bool = False) -> ChainHead:
-    """Return seq and hash of the last row of the ledger, or of one project. Returns `ChainHead(0, GENESIS)` if it is
-    empty.
+    """Return the number and hash of the last row of the whole ledger or of one project.
+
+    Returns `ChainHead(0, GENESIS)` if there is no row.
 
     Args:
         project: consider the rows of this project alone.
@@ -95,20 +96,20 @@ def read_ledger_head(connection: Connection, project: str | None = None, votes_o
 
 
 def build_standing_vote_condition(project: str) -> ColumnElement[bool]:
-    """Build the SQL condition of a project's judgements that were not retracted."""
+    """Build the SQL condition that selects the ledger rows of a project's judgements that were not retracted."""
     retraction = ledger.alias("retraction")
     is_retracted = exists().where(retraction.c.retracts == ledger.c.seq)
     return (ledger.c.project == project) & ledger.c.kind.in_(VOTE_KINDS) & ~is_retracted
 
 
 def find_row_by_key(connection: Connection, project: str, kind: str, key: str) -> Row[Any] | None:
-    """Return the row that was written under an idempotency key. Returns None if there is no such row."""
+    """Return the ledger row of a kind that was written with an idempotency key in a project, or None."""
     conditions = (ledger.c.project == project, ledger.c.kind == kind, ledger.c.key == key)
     return connection.execute(select(ledger).where(*conditions)).first()
 
 
 def find_item_tombstone(connection: Connection, project: str, item: str) -> int | None:
-    """Return the seq of the tombstone of an item or of its whole project. Returns None if it was not erased."""
+    """Return the number of the ledger row that records the erasure of an item or of its project, or None."""
     conditions = (ledger.c.project == project, ledger.c.kind == "erasure", ledger.c.item == item)
     return connection.execute(select(ledger.c.seq).where(*conditions)).scalar() or find_project_tombstone(
         connection, project
@@ -116,13 +117,13 @@ def find_item_tombstone(connection: Connection, project: str, item: str) -> int 
 
 
 def find_project_tombstone(connection: Connection, project: str) -> int | None:
-    """Return the seq of a project's tombstone. Returns None if the project was not erased."""
+    """Return the number of the ledger row that records the erasure of a project, or None if it was not erased."""
     conditions = (ledger.c.kind == "erasure", ledger.c.item.is_(None), ledger.c.annotator.is_(None))
     return connection.execute(select(ledger.c.seq).where(ledger.c.project == project, *conditions)).scalar()
 
 
 def list_project_names(connection: Connection) -> list[str]:
-    """Return the names of all projects, including erased ones."""
+    """Return the names of all projects in the ledger, sorted, including erased ones."""
     return list(connection.execute(select(ledger.c.project).distinct().order_by(ledger.c.project)).scalars())
 
 
@@ -148,7 +149,7 @@ def find_annotator(connection: Connection, project: str, identity: str) -> Row[A
 
 
 def ensure_annotator(connection: Connection, project: str, identity: str) -> Row[Any]:
-    """Return an annotator's row, and insert one with a random pseudonym if the annotator is new to the project."""
+    """Return an annotator's row of a project, which is inserted with a random pseudonym if there is none."""
     if (annotator := find_annotator(connection, project, identity)) is not None:
         return annotator
     columns = {"pseudonym": f"a{secrets.token_hex(6)}", "salt": secrets.token_hex(16)}
@@ -157,7 +158,7 @@ def ensure_annotator(connection: Connection, project: str, identity: str) -> Row
 
 
 def read_remark(connection: Connection, project: str, seq: int) -> str | None:
-    """Return the texts that go with a vote, as canonical JSON. Returns None if the vote has no texts."""
+    """Return the annotator's texts on the vote of ledger row `seq`, as canonical JSON, or None if it has none."""
     conditions = (remarks.c.project == project, remarks.c.seq == seq)
     return connection.execute(select(remarks.c.content).where(*conditions)).scalar()
 
@@ -166,18 +167,21 @@ def read_remark(connection: Connection, project: str, seq: int) -> str | None:
 
 
 def is_counted(judgement: Judgement) -> bool:
-    """Return whether a judgement counts towards the votes that the project wants for an item."""
+    """Return whether a judgement is one of the votes that its item needs: a person's ranking with purpose `work`."""
     return judgement.kind == "ranking" and judgement.source == "human" and judgement.purpose == "work"
 
 
 def add_to_counters(connection: Connection, project: str, item: str, judged: int = 0, leased: int = 0) -> None:
-    """Add to an item's counters. Does nothing for an erased item."""
+    """Add to the numbers of votes (`judged`) and open leases (`leased`) in an item's row of the table `work`.
+
+    An erased item has no row.
+    """
     counters = {"judged": work.c.judged + judged, "leased": work.c.leased + leased}
     connection.execute(update(work).where(work.c.project == project, work.c.item == item).values(counters))
 
 
 def close_leases(connection: Connection, project: str, condition: ColumnElement[bool], state: str = "expired") -> None:
-    """Close the project's open leases that fulfil a condition."""
+    """Close a project's open leases that fulfil an SQL condition: set their state, and lower the lease counters."""
     conditions = (leases.c.project == project, leases.c.state == "open", condition)
     statement = update(leases).where(*conditions).values(state=state).returning(leases.c.item, leases.c.purpose)
     for row in connection.execute(statement).all():

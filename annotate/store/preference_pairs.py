@@ -12,18 +12,17 @@ from align.core.types import Message, Preference
 
 
 def build_pairs(ranking: Vote, item: AnnotationItem) -> list[Preference]:
-    """Return every pair across the ranking's tiers: at most K(K-1)/2, with one `group_id`. If the item has two answers,
-    the strength is the margin.
+    """Return the preference pairs of a ranking of K answers: one for each two answers in different tiers.
 
-    A tie yields no pair, and neither do two candidates with the same text: sampling can give one answer twice, and such
-    a pair has nothing to learn from.
+    They are at most K(K-1)/2, with one `group_id`. If the item has two answers, the strength is the margin. A tie
+    yields no pair, and neither do two candidates with the same text: sampling can give one answer twice, and such a
+    pair has nothing to learn from.
     """
     return [pair for ids in ranking.pairs if (pair := build_pair(ranking, item, *ids)) is not None]
 
 
 def build_pair(ranking: Vote, item: AnnotationItem, better: str, worse: str) -> Preference | None:
-    """Build the preference pair of two candidates of an item, given by their ids. Returns None if both have the same
-    text."""
+    """Return the preference pair of two candidates of an item, given by their ids, or None if their texts are equal."""
     by_id = {candidate.id: candidate for candidate in item.candidates}
     chosen = by_id[better]
     rejected = by_id[worse]
@@ -50,8 +49,10 @@ def build_pair(ranking: Vote, item: AnnotationItem, better: str, worse: str) -> 
 def load_training_rankings(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Vote]:
-    """Load the rankings to learn from, as `load_counted_rankings` does. Raises InputError if the project has no such
-    rankings, and as `load_preferences`."""
+    """Return a project's rankings for training, as `load_counted_rankings` does, or raise InputError if there are none.
+
+    Raises also as `load_preferences`.
+    """
     rankings = load_counted_rankings(store, project, allow_simulated, through)
     require(
         bool(rankings), "project", project, "none of its items has been ranked", "Rank some items with stage=annotate."
@@ -62,8 +63,9 @@ def load_training_rankings(
 def load_counted_rankings(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Vote]:
-    """Return the rankings to learn from, in ledger order: those that stand, without gold items and repeats. If an item
-    was reviewed, its newest review replaces the other rankings.
+    """Return a project's rankings for training, in ledger order; an item's newest review replaces its other rankings.
+
+    Retracted rankings, gold items and repeats are left out.
 
     Args:
         through: seq of the last row of the ledger that counts; None for all.
@@ -85,7 +87,7 @@ def load_counted_rankings(
 def load_preferences(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Preference]:
-    """Return the preference pairs of a project, in ledger order.
+    """Return the preference pairs of a project's rankings for training, in ledger order.
 
     They come from the rankings that stand: not retracted, their item not erased. Gold items and repeats, which measure
     the annotators, are left out; an item's newest review replaces its other rankings.
@@ -103,7 +105,7 @@ def load_preferences(
 
 
 class HumanVerdicts(NamedTuple):
-    """The pairs of answers that annotators compared.
+    """The pairs of answers that annotators compared: with a preference, and judged equal.
 
     Attributes:
         decided: the preference pairs of `load_preferences`.
@@ -117,7 +119,7 @@ class HumanVerdicts(NamedTuple):
 def load_human_verdicts(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> HumanVerdicts:
-    """Load the pairs of answers that annotators compared, those with a preference and those judged equal.
+    """Return the pairs of answers that a project's annotators compared, as preference pairs and as ties.
 
     Ties serve to measure a judge; nothing is trained on them.
 

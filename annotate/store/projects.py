@@ -43,7 +43,7 @@ TYPE_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class ProjectSettings:
-    """A project's settings: how its items are assigned and what is asked.
+    """A project's settings: how its items are assigned, and what annotators are asked.
 
     Attributes:
         title: the title that annotators see; empty for the project's name.
@@ -113,12 +113,12 @@ class ProjectSettings:
             check_text("attributes", name, 60)
 
     def count_wanted_votes(self, item: str) -> int:
-        """Return the number of people who are to judge an item."""
+        """Return the number of people who are to judge an item: `overlap` for a share of the items, else 1."""
         return self.overlap if hash_for_overlap(item) < self.overlap_share else 1
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ProjectSettings:
-        """Parse settings from JSON values.
+        """Create settings from a mapping of names to JSON values, with defaults for the rest.
 
         Raises:
             InputError: an unknown name, or a value of another type.
@@ -141,12 +141,12 @@ class ProjectSettings:
 
 
 def hash_for_overlap(item: str) -> float:
-    """Return an item's hash in [0, 1). If it is below `overlap_share`, `overlap` people judge the item."""
+    """Return a hash of an item's id in [0, 1). If it is below `overlap_share`, `overlap` people judge the item."""
     return hash_to_fraction(f"overlap/{item}")
 
 
 def compute_overlap(items: Collection[str], votes: int) -> dict[str, Any]:
-    """Return the settings `overlap` and `overlap_share` under which these items want `votes` votes together.
+    """Return the settings `overlap` and `overlap_share` for which the items together need `votes` votes.
 
     The total may exceed `votes` a little, because each item gets a whole number of people, at least one.
 
@@ -166,7 +166,7 @@ def compute_overlap(items: Collection[str], votes: int) -> dict[str, Any]:
 
 
 def read_settings(connection: Connection, project: str) -> ProjectSettings:
-    """Return the project's settings, with defaults for those never set.
+    """Return a project's current settings, with defaults for settings that were never changed.
 
     Raises:
         InputError: unknown project.
@@ -185,7 +185,7 @@ def read_settings(connection: Connection, project: str) -> ProjectSettings:
 
 
 def ensure_project(connection: Connection, project: str) -> ProjectSettings:
-    """Return a project's settings. Creates a missing project, with a random key.
+    """Return a project's settings, and create the project with default settings and a random key if it does not exist.
 
     Raises:
         InputError: an invalid name, or the project was erased.
@@ -200,14 +200,14 @@ def ensure_project(connection: Connection, project: str) -> ProjectSettings:
 
 
 def require_not_erased(connection: Connection, project: str) -> None:
-    """Raise InputError if the project was erased. Its name is not used again, because names identify projects."""
+    """Raise InputError if a project was erased. Its name is not used again, because names identify projects."""
     tombstone = find_project_tombstone(connection, project)
     problem = f"it was erased (row {tombstone} of the ledger), and its name is not used again"
     require(tombstone is None, "project", project, problem, "Choose another name.")
 
 
 class SettingsVersion(NamedTuple):
-    """A version of a project's settings.
+    """A version of a project's settings, with its number.
 
     Attributes:
         version: seq of the ledger row of the change; 0 for the defaults before any change.
@@ -218,7 +218,7 @@ class SettingsVersion(NamedTuple):
 
 
 class Guidelines(NamedTuple):
-    """A version of a project's guidelines.
+    """A version of a project's guidelines for annotators, with its number.
 
     Attributes:
         version: 1, 2, 3, ….
@@ -230,12 +230,12 @@ class Guidelines(NamedTuple):
 
 
 def read_settings_version(connection: Connection, project: str) -> int:
-    """Return the version of a project's settings: the seq of the ledger row of their last change, or 0."""
+    """Return the version of a project's settings: the number of the ledger row of their last change, or 0."""
     return read_settings_history(connection, project)[-1].version
 
 
 def read_settings_history(connection: Connection, project: str) -> list[SettingsVersion]:
-    """Return every version of a project's settings with its number, the newest last."""
+    """Return all versions of a project's settings with their numbers, the defaults (version 0) first."""
     conditions = (ledger.c.project == project, ledger.c.kind == "settings")
     versions = [SettingsVersion(0, ProjectSettings())]
     values = {}
@@ -259,7 +259,7 @@ def read_state(connection: Connection, project: str) -> str:
 
 
 def read_guidelines(connection: Connection, project: str, version: int | None = None) -> Guidelines | None:
-    """Return a version of a project's guidelines, by default the newest. Returns None if there is no such version."""
+    """Return a version of a project's guidelines, by default the newest, or None if there is no such version."""
     query = select(guidelines.c.version, guidelines.c.text).where(guidelines.c.project == project)
     if version is not None:
         query = query.where(guidelines.c.version == version)
@@ -270,7 +270,7 @@ def read_guidelines(connection: Connection, project: str, version: int | None = 
 def configure_project(
     store: Store, project: str, values: Mapping[str, Any] | None = None, state: str | None = None
 ) -> ProjectSettings:
-    """Change a project's settings and state. Creates a missing project.
+    """Change a project's settings and state, and return the new settings. The project is created if it does not exist.
 
     In every state, votes on items that people hold are accepted; new items are assigned only while the project is open.
 
@@ -305,8 +305,9 @@ def configure_project(
 
 
 def publish_guidelines(store: Store, project: str, text: str) -> int:
-    """Publish the project's guidelines, in Markdown. Returns their version, which stays the same if the text did not
-    change.
+    """Store a new version of a project's guidelines, in Markdown, and return its number.
+
+    If the text is that of the newest version, nothing is stored, and the number stays the same.
 
     Raises:
         InputError: an empty text.

@@ -41,7 +41,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class AnnotationItem:
-    """A prompt and its K candidates, in the order added. The prompt's id is the item's."""
+    """An item to be judged: a prompt and its K candidate answers, in the order added. The prompt's id is the item's."""
 
     id: str
     prompt: Conversation
@@ -49,13 +49,13 @@ class AnnotationItem:
 
 
 MAX_ANSWERS = 9
-"""Maximum candidates of an item: each rank has a digit key."""
+"""Maximum number of candidates of an item, because each rank has a digit key."""
 RESTORE_REMEDY = "Restore the store from a backup; do not export from it."
 UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def check_text(field: str, text: str, max_length: int | None = None) -> None:
-    """Raise InputError for a text that a database or a file cannot hold, or that is longer than `max_length`."""
+    """Raise InputError for a text with NUL or half a character, or with more than `max_length` characters."""
     displayed = text if len(text) <= 60 else f"{text[:60]}…"
     is_short = max_length is None or len(text) <= max_length
     require(is_short, field, displayed, f"it has {len(text)} characters", f"Give at most {max_length}.")
@@ -113,7 +113,7 @@ class Judgement:
 
     @property
     def kind(self) -> str:
-        """The kind of its row in the ledger."""
+        """The kind of the judgement's row in the ledger: `skip` or `ranking`."""
         return "skip" if self.skipped else "ranking"
 
     @property
@@ -128,7 +128,7 @@ class Judgement:
         )
 
     def to_payload(self) -> dict[str, Any]:
-        """Return the payload for the ledger: all fields except the erasable texts, without empty ones."""
+        """Return the judgement's fields as JSON values for its ledger row, without erasable texts and empty fields."""
         required_fields = {
             "tiers": [sorted(tier) for tier in self.tiers],  # within a tier order means nothing
             "source": self.source,
@@ -151,14 +151,14 @@ class Judgement:
         }
 
     def to_remark(self) -> str:
-        """Return the erasable texts as canonical JSON. Returns an empty string if there are no texts."""
+        """Return the annotator's texts, rationale and demonstration, as canonical JSON, or "" if there are none."""
         texts = {name: getattr(self, name) for name in ("rationale", "demonstration") if getattr(self, name)}
         return to_canonical_json(texts) if texts else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vote(Judgement):
-    """A judgement in the ledger.
+    """A judgement that was recorded in the ledger, with its row number, item, annotator and time.
 
     Attributes:
         seq: number of its row.
@@ -174,29 +174,29 @@ class Vote(Judgement):
 
 
 def hash_to_fraction(name: str) -> float:
-    """Hash a name to a number that is uniform in [0, 1)."""
+    """Return a hash of a name as a number that is uniform in [0, 1)."""
     return int(hashlib.sha256(name.encode()).hexdigest()[:13], 16) / 16**13
 
 
 def build_work_row(project: str, item: str, priority: float) -> dict[str, Any]:
-    """Build an item's row of the table `work`, with the counters of an item without votes."""
+    """Return the row of a new item for the table `work`, from which items are assigned, with all counters at 0."""
     counters = {"wanted": 0, "judged": 0, "leased": 0, "gold": False}
     return {"project": project, "item": item, "shuffle": hash_to_fraction(item), "priority": priority, **counters}
 
 
 def replace_unwritable(text: str) -> str:
-    """Replace characters of a model's text that no database stores, NUL and lone surrogates, with U+FFFD."""
+    """Return a text with U+FFFD in place of NUL and lone surrogates, which databases cannot store."""
     return UNWRITABLE.sub("\ufffd", text)
 
 
 def build_prompt_row(project: str, item: str, prompt: Conversation, salt: str = "") -> dict[str, Any]:
-    """Build the row of the table `prompts` for an item's prompt. It gets a random salt by default."""
+    """Return the row of an item's prompt for the table `prompts`, with a random salt unless one is given."""
     salt = salt or secrets.token_hex(16)
     return {"project": project, "id": item, "messages": to_canonical_json(prompt.as_dicts()), "salt": salt}
 
 
 def build_candidate_row(project: str, item: str, k: int, answer: Candidate, salt: str = "") -> dict[str, Any]:
-    """Build the row of the table `candidates` for the answer at position k. It gets a random salt by default."""
+    """Return the row of an item's answer at position `k` for the table `candidates`, with a random salt by default."""
     return {
         "project": project,
         "id": f"{item}-{k}",
@@ -212,8 +212,12 @@ def build_candidate_row(project: str, item: str, k: int, answer: Candidate, salt
 
 
 def build_item_payload(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
-    """Build the payload of an item's row in the ledger, `{prompt: digest, candidates: {id: digest}}`; the digests are
-    salted."""
+    """Return the salted digests of an item's contents for its ledger row: `{prompt: digest, candidates: {id: digest}}`.
+
+    Args:
+        prompt: the item's row of the table `prompts`.
+        answers: the item's rows of the table `candidates`.
+    """
     hashed = ("position", "text", "model_digest", "adapter_digest", "sampling", "ended")
     return {
         "prompt": hash_with_salt(prompt["salt"], prompt["messages"]),
@@ -222,7 +226,7 @@ def build_item_payload(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any,
 
 
 def build_item_from_rows(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> AnnotationItem:
-    """Build an item from its rows of `prompts` and `candidates`; the candidates are ordered by position."""
+    """Build an item from its rows of the tables `prompts` and `candidates`, with the candidates ordered by position."""
     ordered = sorted(answers, key=lambda row: row["position"])
     return AnnotationItem(
         prompt["id"],
@@ -242,7 +246,7 @@ def build_item_from_rows(prompt: Mapping[Any, Any], answers: Sequence[Mapping[An
 
 
 def parse_vote(row: Row[Any], remark: str | None) -> Vote:
-    """Parse a row of the ledger of kind `ranking` or `skip`, with the texts that go with it, as a vote.
+    """Convert a ledger row of kind `ranking` or `skip`, and the annotator's texts on it, to a Vote.
 
     Args:
         remark: its erasable texts as JSON, if there are any.
