@@ -44,7 +44,10 @@ from align.web.credentials import (
 from align.web.throttle import Throttle
 
 ROLES = ("annotator", "reviewer", "admin")
-"""An annotator judges; a reviewer also sees everyone's figures and decides disagreements; an admin also manages."""
+"""Roles in a project, the lowest first.
+
+An annotator judges; a reviewer also sees everyone's figures and decides disagreements; an admin also manages.
+"""
 SESSION_S = 14 * 86400
 """Seconds without a request after which a session ends."""
 PROLONGED_EVERY_S = 3600
@@ -52,16 +55,16 @@ PROLONGED_EVERY_S = 3600
 INVITATION_S = 7 * 86400
 """Seconds until an invitation expires."""
 ID_LENGTH = 12
-"""Number of hex digits of an invitation's digest that are its id."""
+"""Number of hex digits at the start of an invitation's digest that serve as its id."""
 FREE_ATTEMPTS = 5
-"""Wrong passwords for a name from one network before each further attempt must wait."""
+"""Number of wrong passwords for a name from one network before each further attempt must wait."""
 FREE_ATTEMPTS_IN_ALL = 50
-"""Wrong passwords for a name from all networks, or from a network for all names, before attempts must wait."""
+"""Number of wrong passwords for a name from all networks, or from a network for all names, before attempts wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """A logged-in person.
+    """A logged-in person, with their role in each project.
 
     Attributes:
         name: also the identity of their annotator.
@@ -72,14 +75,14 @@ class Person:
     roles: Mapping[str, str]
 
     def has_role(self, project: str, role: str) -> bool:
-        """Return whether the person has a role in a project, or a higher one."""
+        """Return whether the person's role in a project is `role` or a higher one, in the order of `ROLES`."""
         own_role = self.roles.get(project)
         return own_role is not None and ROLES.index(own_role) >= ROLES.index(role)
 
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """An invitation to a project in a role.
+    """An invitation to join a project in a role, as it is shown to its holder.
 
     Attributes:
         name: the invited person's; empty if its holder chooses one.
@@ -97,7 +100,7 @@ class Invitation:
 
 @dataclass(frozen=True, slots=True)
 class PendingInvitation:
-    """An invitation that can still be accepted.
+    """An invitation that can still be accepted, as it is listed for admins.
 
     Attributes:
         name: the invited person's; empty if its holder chooses one.
@@ -113,7 +116,7 @@ class PendingInvitation:
 
 
 class Accounts:
-    """The accounts of a store. Safe to share between threads.
+    """The accounts, sessions, invitations and members of an annotation store. Safe to share between threads.
 
     Args:
         clock: returns seconds since 1970.
@@ -131,7 +134,7 @@ class Accounts:
     # Sessions and passwords
 
     def log_in(self, name: str, password: str, address: str) -> str:
-        """Verify a name and password and open a session. Returns the session's token.
+        """Verify a name and password, open a session, and return its token.
 
         Args:
             address: IP address of the attempt. Failures of a name and of an address both make the next attempt wait.
@@ -148,8 +151,7 @@ class Accounts:
             return self._open_session(db, user.id)
 
     def authenticate_session(self, session: str) -> Person | None:
-        """Return the person of a session token, and extend the session. Returns None if there is no such session or it
-        has ended."""
+        """Return the logged-in person of a session token and extend the session, or return None if it has ended."""
         now = self.clock()
         query = select(users.c.id, users.c.name, sessions.c.expires_at).join(users, users.c.id == sessions.c.user)
         same_session = sessions.c.digest == hash_token(session)
@@ -164,12 +166,12 @@ class Accounts:
         return person
 
     def log_out(self, session: str) -> None:
-        """End a session, given its token."""
+        """Delete the session of a token."""
         with self.store.transaction() as db:
             db.execute(delete(sessions).where(sessions.c.digest == hash_token(session)))
 
     def change_password(self, session: str, old_password: str, new_password: str) -> None:
-        """Set a new password, and end the person's other sessions.
+        """Replace a logged-in person's password, end their other sessions, and delete the invitations for their name.
 
         Raises:
             AccessRefused: the session has ended, the old password is wrong, or too many attempts.
@@ -186,9 +188,9 @@ class Accounts:
             db.execute(delete(sessions).where(sessions.c.user == user.id, sessions.c.digest != hash_token(session)))
 
     def _verify_password(self, name: str, password: str, address: str) -> Row[Any]:
-        """Return the user of a name and password, and count a failed attempt. Raises as `log_in`.
+        """Return the database row of the user with a name and password, or raise AccessRefused and count the failure.
 
-        An attempt that could not be verified does not count as a failure.
+        Raises also as `log_in`. An attempt that could not be verified does not count as a failure.
         """
         name = normalise_name(name)
         client_network = get_network(address)
@@ -222,7 +224,7 @@ class Accounts:
         return user
 
     def _open_session(self, db: Connection, user_id: str) -> str:
-        """Open a session of a user, and delete expired sessions. Returns the session's token."""
+        """Open a session of a user and return its token. Deletes the expired sessions of all users."""
         token = create_token()
         now = self.clock()
         db.execute(delete(sessions).where(sessions.c.expires_at < now))
@@ -234,7 +236,7 @@ class Accounts:
     def invite(
         self, project: str, role: str, name: str = "", lifetime_s: float = INVITATION_S, inviter: Person | None = None
     ) -> str:
-        """Create an invitation by which one person can join a project. Returns its token.
+        """Create an invitation by which one person can join a project in a role, and return its token.
 
         Args:
             name: the invited person's. An existing account gets a new password and the role. If it is empty, the holder
@@ -265,8 +267,10 @@ class Accounts:
         return token
 
     def invite_first_admin(self, project: str) -> str | None:
-        """Create an invitation for a project's first admin, and delete earlier ones. Returns its token, or None if the
-        project has an admin."""
+        """Create an invitation for a project's first admin and return its token, or None if the project has an admin.
+
+        It lasts a day. Earlier invitations of this kind are deleted.
+        """
         with self.store.transaction() as db:
             self._delete_expired_invitations(db)
             if count_admins(db, project):
@@ -276,7 +280,7 @@ class Accounts:
             return self.invite(project, "admin", lifetime_s=86400)
 
     def find_invitation(self, token: str) -> Invitation | None:
-        """Return the invitation that a token belongs to. Returns None if it has expired or was used."""
+        """Return the invitation that a token belongs to, or None if it has expired or was used."""
         conditions = (invitations.c.digest == hash_token(token), invitations.c.expires_at > self.clock())
         with self.store.reading() as db:
             row = db.execute(select(invitations).where(*conditions)).first()
@@ -289,7 +293,7 @@ class Accounts:
         return Invitation(row.project, row.role, row.name, resets, user is not None)
 
     def list_invitations(self, project: str) -> list[PendingInvitation]:
-        """Return the invitations to a project that can still be accepted, the newest last."""
+        """Return the invitations to a project that can still be accepted, ordered by the time when they expire."""
         author_name = users.c.name.label("author_name")
         query = select(invitations, author_name).outerjoin(users, users.c.id == invitations.c.made_by)
         pending = query.where(invitations.c.project == project, invitations.c.expires_at > self.clock())
@@ -312,7 +316,7 @@ class Accounts:
                 raise InputError("link", id, "it was used, or has ended", "Load the list of invitations again.")
 
     def accept(self, token: str, name: str, password: str) -> str:
-        """Accept an invitation with a name and password, and log the person in. Returns the token of a new session.
+        """Accept an invitation with a name and password, log the person in, and return the token of the new session.
 
         It creates the account, or sets its new password and ends its sessions, assigns the role, and deletes the
         invitation.
@@ -342,7 +346,7 @@ class Accounts:
             return self._open_session(db, id)
 
     def join(self, token: str, person: Person) -> None:
-        """Accept an invitation as a logged-in person: assign them its role, and delete it.
+        """Accept an invitation for a logged-in person: assign them its role, unless theirs is higher, and delete it.
 
         Raises:
             AccessRefused: the invitation has expired, was used or is for another person.
@@ -357,7 +361,7 @@ class Accounts:
             assign_role_unless_higher(db, invitation.project, user.id, invitation.role)
 
     def _redeem_invitation(self, db: Connection, token: str) -> Invitation:
-        """Delete the invitation of a token, and return it. Raises AccessRefused if it has expired or was used."""
+        """Delete the invitation of a token and return it, or raise AccessRefused if it has expired or was used."""
         invitation = self.find_invitation(token)
         if invitation is None:
             raise build_invalid_invitation_error()
@@ -377,7 +381,7 @@ class Accounts:
         return {row.name: row.role for row in rows}
 
     def ensure_pseudonym(self, project: str, name: str) -> str:
-        """Return the pseudonym of a person in a project, and create one for a member or an invited person who has none.
+        """Return a person's pseudonym in a project, and create it if they are a member or invited and have none yet.
 
         Raises:
             InputError: the name is neither an annotator of the project, nor a member, nor invited.
@@ -400,8 +404,7 @@ class Accounts:
         return annotator.pseudonym
 
     def get_handle(self, project: str, name: str) -> str:
-        """Return an identifier for a person that does not contain their name: their pseudonym in a project, or else
-        their account's id.
+        """Return an identifier of a person without their name: their pseudonym in a project, or else their account id.
 
         Raises:
             InputError: the name is neither an annotator of the project nor an account.
@@ -418,7 +421,7 @@ class Accounts:
         return user.id
 
     def resolve_handle(self, project: str, handle: str) -> str:
-        """Return the name of the person that a handle identifies, see `get_handle`.
+        """Return the name of the person whose pseudonym in a project, or whose account id, is `handle`.
 
         Raises:
             InputError: no such handle.
@@ -432,8 +435,9 @@ class Accounts:
         return name
 
     def set_role(self, project: str, name: str, role: str | None) -> None:
-        """Change a person's role in a project. With None they are removed from it, and their open items go back to the
-        queue.
+        """Change a person's role in a project, or remove them from the project if `role` is None.
+
+        If they are removed, the items that they hold go back to the queue.
 
         Raises:
             InputError: unknown role or member, or the project would lose its only admin.
@@ -478,7 +482,7 @@ def count_admins(db: Connection, project: str) -> int:
 
 
 def set_password(db: Connection, user: Row[Any], password_hash: str) -> None:
-    """Replace the hash of a user's password, which was verified just before.
+    """Replace the hash of a user's password, or raise AccessRefused if it changed since the row `user` was read.
 
     Raises:
         AccessRefused: the password was changed in between, or the account is gone.
@@ -489,7 +493,11 @@ def set_password(db: Connection, user: Row[Any], password_hash: str) -> None:
 
 
 def require_may_accept(db: Connection, invitation: Invitation, name: str, user: Row[Any] | None) -> None:
-    """Raise AccessRefused if a person of this name may not accept the invitation with a password."""
+    """Raise AccessRefused if an invitation does not let a person create the account `name` or reset its password.
+
+    Args:
+        user: the row of the account of that name, if there is one.
+    """
     if invitation.name:
         if invitation.name != name:
             raise AccessRefused("name", name, f"the invitation is for {invitation.name}", "Ask for one of your own.")
@@ -505,12 +513,12 @@ def require_may_accept(db: Connection, invitation: Invitation, name: str, user: 
 
 
 def build_invalid_invitation_error() -> AccessRefused:
-    """Build the error for an invitation token that has expired or was used."""
+    """Return the error for an invitation token that has expired or was used."""
     return AccessRefused("token", "(not shown)", "the invitation has expired or was used", "Ask for a new one.")
 
 
 def assign_role(db: Connection, project: str, user: str, role: str) -> None:
-    """Set a user's role in a project."""
+    """Set a user's role in a project, in place of the role that they had."""
     db.execute(delete(members).where(members.c.project == project, members.c.user == user))
     db.execute(insert(members), {"project": project, "user": user, "role": role})
 

@@ -17,8 +17,13 @@ from align.reward.learned import score_rows
 def tokenize_answers(
     store: Store, project: str, tokenizer: Any, stops: tuple[int, ...], max_length: int
 ) -> dict[str, list[list[int]]]:
-    """Tokenize the prompt with each answer, for each item of a project: item id → token ids by answer. Items with more
-    than `max_length` tokens in a row are left out."""
+    """Return the token ids of each item's prompt with each of its answers: item id → one list per answer.
+
+    Items with an answer whose list is longer than `max_length` tokens are left out.
+
+    Args:
+        stops: the tokens that end a turn.
+    """
     rows: dict[str, list[list[int]]] = {}
     for item in store.items(project):
         answers = [
@@ -33,8 +38,9 @@ def tokenize_answers(
 def compute_uncertainties(
     model: Any, score_head: nn.Module, rows: Mapping[str, list[list[int]]], pad_id: int
 ) -> dict[str, float]:
-    """Compute a reward model's uncertainty about each item: item id → 0 to 1. It is the item's priority in a project
-    whose `order` is `priority`.
+    """Compute a reward model's uncertainty about the ranking of each item's answers: item id → 0 to 1.
+
+    It is the item's priority in a project whose `order` is `priority`.
 
     Args:
         rows: token ids by item, see `tokenize_answers`.
@@ -45,7 +51,7 @@ def compute_uncertainties(
 
 
 def compute_uncertainty(scores_K: Tensor) -> float:
-    """Compute a reward model's uncertainty about an item's K answers, from 0 to 1.
+    """Compute a reward model's uncertainty about the ranking of K answers from their scores, from 0 to 1.
 
     It is 4·p·(1 − p), where p is the probability (Bradley and Terry) that one answer of a pair is preferred, averaged
     over the pairs. At 1 the model is undecided.

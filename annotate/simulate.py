@@ -33,7 +33,7 @@ COMMIT_EVERY = 200
 
 @dataclass(frozen=True, slots=True)
 class SimulationSummary:
-    """A summary of a simulated annotator's rankings, including earlier calls.
+    """A summary of all rankings of a simulated annotator, including earlier calls, and their agreement with the scorer.
 
     Attributes:
         annotator: its identity in the store, one for each scorer and seed.
@@ -57,7 +57,9 @@ class SimulationSummary:
 def simulate_annotator(
     store: Store, project: str, scorer: Scorer, seed: int, agreement: float = 0.75
 ) -> SimulationSummary:
-    """Rank every item of a project that this simulated annotator has not ranked yet, and record the rankings.
+    """Rank the items of a project as a simulated annotator, by a scorer with noise, and record the rankings.
+
+    Items that this annotator has ranked before are left out.
 
     The noise of an item depends on `(seed, item id)` alone, so that an interrupted and resumed call gives the same
     rankings.
@@ -111,7 +113,9 @@ def simulate_annotator(
 
 
 def draw_tiers(scores: Mapping[str, float], slope: float, rng: random.Random) -> list[list[str]]:
-    """Draw a Plackett–Luce ranking: candidate ids in tiers, best first. Equal scores share a tier.
+    """Draw a random Plackett–Luce ranking of candidates by their scores: ids in tiers, best first.
+
+    Equal scores share a tier.
 
     Noise is drawn for the distinct scores in descending order, so that the order of the candidates does not matter.
     """
@@ -125,11 +129,10 @@ def draw_tiers(scores: Mapping[str, float], slope: float, rng: random.Random) ->
 
 
 def calibrate_slope(scores: Sequence[Sequence[float]], agreement: float = 0.75) -> float:
-    """Find the slope of the utilities at which the expected agreement with the gold scores is `agreement`: the mean of
-    sigmoid(slope · |gap|) over the untied pairs within each item.
+    """Return the slope of the utilities at which the expected agreement with the gold scores is `agreement`.
 
-    The mean grows with the slope, from 0.5 at slope 0 towards 1, so that bisection finds it. The result is
-    deterministic.
+    The expected agreement is the mean of sigmoid(slope · |gap|) over the untied pairs within each item. The mean grows
+    with the slope, from 0.5 at slope 0 towards 1, so that bisection finds it. The result is deterministic.
 
     Args:
         scores: the candidates' gold scores, one sequence per item; [items][K].
@@ -175,7 +178,7 @@ class PairAgreements(NamedTuple):
 
 
 def count_agreements(rankings: Sequence[Vote], scores: Mapping[str, float]) -> PairAgreements:
-    """Count the pairs of candidates that rankings order as their gold scores do.
+    """Count the pairs of candidates in rankings: all, tied in their gold scores, and ordered as by their gold scores.
 
     Args:
         scores: gold score by candidate id.

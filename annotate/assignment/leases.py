@@ -35,7 +35,7 @@ MAX_REVIEW_CHOICES = 50
 
 
 class ItemChoice(NamedTuple):
-    """The item that an annotator gets next.
+    """The item that an annotator gets next, and its purpose.
 
     Attributes:
         purpose: `work`, `gold` or `repeat`.
@@ -49,7 +49,9 @@ class ItemChoice(NamedTuple):
 
 
 def choose_item(db: Connection, project: str, pseudonym: str, number: int, settings: ProjectSettings) -> ItemChoice:
-    """Choose the annotator's next item: a gold item or a repeat if one is drawn and due, else an item that wants votes.
+    """Choose an annotator's next item: at random a gold item or a repeat of an earlier one, else an item to be judged.
+
+    A gold item has a known answer. The shares of gold items and repeats are in the settings.
 
     Args:
         number: number of the annotator's next lease, counted from 0; the draws depend on it.
@@ -70,8 +72,9 @@ def choose_item(db: Connection, project: str, pseudonym: str, number: int, setti
 
 
 def is_drawn(share: float, annotator: str, number: int, event: str) -> bool:
-    """Return whether an annotator's lease of this number falls into a random share of their leases, by a hash of the
-    arguments: the same call returns the same result.
+    """Return True for a share of an annotator's leases, chosen by a hash of annotator, lease number and event.
+
+    The same call returns the same result.
 
     Args:
         event: what is drawn, `gold` or `repeat`; each is drawn independently.
@@ -80,7 +83,7 @@ def is_drawn(share: float, annotator: str, number: int, event: str) -> bool:
 
 
 def build_new_items_query(project: str, pseudonym: str) -> Select[Any]:
-    """Build a query for the ids of the items that the annotator has neither judged nor skipped nor holds."""
+    """Build a query for the ids of a project's items that an annotator has not judged, skipped or leased."""
     lease_conditions = (leases.c.project == project, leases.c.item == work.c.item, leases.c.annotator == pseudonym)
     has_lease = exists().where(*lease_conditions, leases.c.state.in_(("open", "judged")))
     has_vote = exists().where(
@@ -90,7 +93,10 @@ def build_new_items_query(project: str, pseudonym: str) -> Select[Any]:
 
 
 def find_lease_to_repeat(db: Connection, project: str, pseudonym: str) -> Row[Any] | None:
-    """Find the lease of the annotator's earliest ranking that is due for a repeat. Returns None if none is due."""
+    """Return the lease of an annotator's earliest ranking that is due for a repeat, or None if none is due.
+
+    A ranking is due if it was not repeated yet and has `REPEAT_AFTER` votes after it.
+    """
     repeat_leases = leases.alias("repeat_leases")
     is_repeated = exists().where(
         repeat_leases.c.project == project,
@@ -115,8 +121,10 @@ def find_lease_to_repeat(db: Connection, project: str, pseudonym: str) -> Row[An
 
 
 def find_contested_items(db: Connection, project: str) -> list[str]:
-    """Return the items on which annotators contradict each other and which no reviewer has decided, the most
-    contradicted first."""
+    """Return the ids of items on which annotators contradict each other and no reviewer has decided.
+
+    The most contradicted come first.
+    """
     items_with_votes = select(work.c.item).where(work.c.project == project, work.c.judged >= 2, ~work.c.gold)
     conditions = (
         build_standing_vote_condition(project),
@@ -131,7 +139,10 @@ def find_contested_items(db: Connection, project: str) -> list[str]:
 
 
 def choose_review(db: Connection, project: str, contested: Sequence[str]) -> str | None:
-    """Return the first of these items that no reviewer has decided or holds. Returns None if there is no such item."""
+    """Return the first of the `contested` items that no reviewer has decided or leased, or None if there is none.
+
+    Erased items are passed over.
+    """
     conditions = (leases.c.project == project, leases.c.purpose == "review")
     taken_items = set(
         db.execute(select(leases.c.item).where(*conditions, leases.c.state.in_(("open", "judged")))).scalars()
@@ -143,7 +154,10 @@ def choose_review(db: Connection, project: str, contested: Sequence[str]) -> str
 
 
 def read_opinions(db: Connection, project: str, item: str) -> list[Vote]:
-    """Return the annotators' votes on an item with purpose `work`, including skips, with their texts."""
+    """Return the annotators' votes on an item, with their texts, for a reviewer: rankings and skips.
+
+    Only votes with purpose `work` that were not retracted count.
+    """
     conditions = (build_standing_vote_condition(project), ledger.c.item == item)
     rows = db.execute(select(ledger).where(*conditions).order_by(ledger.c.seq)).all()
     votes = [parse_vote(row, read_remark(db, project, row.seq)) for row in rows]
@@ -154,7 +168,7 @@ def read_opinions(db: Connection, project: str, item: str) -> list[Vote]:
 
 
 def read_lease(db: Connection, project: str, pseudonym: str, token: str) -> Row[Any]:
-    """Return the annotator's lease with this token. Raises InputError if they have no such lease."""
+    """Return an annotator's lease with a token, or raise InputError if they have no such lease."""
     conditions = (leases.c.project == project, leases.c.token == token, leases.c.annotator == pseudonym)
     lease = db.execute(select(leases).where(*conditions)).first()
     if lease is None:
@@ -163,13 +177,13 @@ def read_lease(db: Connection, project: str, pseudonym: str, token: str) -> Row[
 
 
 def build_item_lease_condition(project: str, pseudonym: str, item: str, purpose: str) -> ColumnElement[bool]:
-    """Build the SQL condition of an annotator's leases of an item for a purpose."""
+    """Build the SQL condition that selects an annotator's leases of an item for a purpose, such as `review`."""
     is_own_lease = (leases.c.annotator == pseudonym) & (leases.c.item == item) & (leases.c.purpose == purpose)
     return (leases.c.project == project) & is_own_lease
 
 
 def compute_next_lease_number(db: Connection, project: str, pseudonym: str) -> int:
-    """Return the number of the annotator's next lease, counted from 0."""
+    """Return the number of an annotator's next lease in a project, counted from 0."""
     conditions = (leases.c.project == project, leases.c.annotator == pseudonym)
     last_number = db.execute(select(func.max(leases.c.number)).where(*conditions)).scalar()
     return 0 if last_number is None else last_number + 1
@@ -185,7 +199,7 @@ def grant_lease(
     display_order: tuple[str, ...],
     now: float,
 ) -> Row[Any]:
-    """Write a lease of an item to an annotator, and return its row.
+    """Lease an item to an annotator: insert a row into `leases`, and return it.
 
     Args:
         display_order: candidate ids in their order on the screen. If empty, it is counterbalanced, or determined by the
@@ -227,7 +241,7 @@ def grant_lease(
 
 
 def counterbalance_order(ids: Sequence[str], annotator: str, turn: int) -> tuple[str, ...]:
-    """Return the candidates in their order on the screen, counterbalanced over an annotator's items.
+    """Return candidate ids in their order on the screen, which is counterbalanced over an annotator's items.
 
     In every K turns in a row (starting at a multiple of K), a candidate's position in the item is shown once in each
     position on the screen: the rows of a cyclic Latin square over a random order, in random order. (The design of
@@ -249,18 +263,18 @@ def counterbalance_order(ids: Sequence[str], annotator: str, turn: int) -> tuple
 
 
 def rotate_candidates(ids: Sequence[str], turn: int) -> tuple[str, ...]:
-    """Rotate the candidates' order on the screen by `turn` positions. Over K turns, each takes each position once."""
+    """Return the candidate ids rotated by `turn` positions. Over K turns, each candidate takes each position once."""
     return tuple(ids[(position + turn) % len(ids)] for position in range(len(ids)))
 
 
 def extend_lease(db: Connection, lease: Row[Any], now: float) -> None:
-    """Set the end of a lease to `lease_minutes` from now."""
+    """Set the end of a lease to the project's `lease_minutes` after `now`."""
     expires_at = now + 60 * read_settings(db, lease.project).lease_minutes
     db.execute(update(leases).where(leases.c.token == lease.token).values(expires_at=expires_at))
 
 
 def reopen_lease(db: Connection, lease: Row[Any], now: float) -> None:
-    """Open a lease again after its vote was retracted, and extend it."""
+    """Set an ended lease to open again, without its vote, and extend it."""
     db.execute(update(leases).where(leases.c.token == lease.token).values(state="open", vote=None))
     extend_lease(db, lease, now)
     if lease.purpose == "work":
@@ -268,7 +282,7 @@ def reopen_lease(db: Connection, lease: Row[Any], now: float) -> None:
 
 
 def is_wanted_again(db: Connection, lease: Row[Any]) -> bool:
-    """Return whether the item of an expired lease still wants a vote and its holder has no newer lease of it."""
+    """Return whether an expired lease may be reopened: its item needs a vote, and its holder has no newer lease."""
     same_item = (work.c.project == lease.project, work.c.item == lease.item)
     unassigned_votes = db.execute(select(work.c.wanted - work.c.judged - work.c.leased).where(*same_item)).scalar()
     own_leases = build_item_lease_condition(lease.project, lease.annotator, lease.item, lease.purpose)
@@ -281,7 +295,7 @@ def is_wanted_again(db: Connection, lease: Row[Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class AnnotationTask:
-    """An item leased to an annotator.
+    """An item that is reserved (leased) for an annotator, with the order of its answers on the screen.
 
     Attributes:
         token: the lease's token; only its annotator can vote with it.
@@ -301,7 +315,9 @@ class AnnotationTask:
 
 
 def read_task(db: Connection, lease: Row[Any]) -> AnnotationTask:
-    """Read the item, display order and draft of a lease. Its expiry is read again, since it may have been extended.
+    """Return the task of a lease: its item, the order of the answers on the screen, the saved draft and the expiry.
+
+    The expiry is read again, since the lease may have been extended.
 
     Raises:
         InputError: the item was erased.
@@ -328,7 +344,7 @@ def discard_draft(db: Connection, lease: Row[Any]) -> None:
 
 
 def build_draft_condition(lease: Row[Any]) -> ColumnElement[bool]:
-    """Build the SQL condition of the saved draft that belongs to a lease.
+    """Build the SQL condition that selects the saved draft of a lease.
 
     A draft belongs to annotator, item and purpose, and outlives the lease.
     """
@@ -341,7 +357,7 @@ def build_draft_condition(lease: Row[Any]) -> ColumnElement[bool]:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The version of the project's settings and guidelines under which an item is judged, and the page's mode.
+    """The terms of a judgement: the versions of the project's settings and guidelines, and the page's mode.
 
     Settings and guidelines change while people work. Every step sent to a page includes its terms, and every vote names
     the terms under which it was made. The vote is checked against these, however old they are, and they are recorded in
@@ -359,19 +375,21 @@ class Terms:
 
 
 def get_page_mode(purpose: str) -> str:
-    """Return the mode of the ranking page, `work` or `review`, for items of a purpose. Gold items and repeats look like
-    work."""
+    """Return the mode of the ranking page, `work` or `review`, for an item's purpose.
+
+    Gold items and repeats look like work.
+    """
     return "review" if purpose == "review" else "work"
 
 
 def read_terms(db: Connection, project: str, mode: str) -> Terms:
-    """Return the version of a project's settings and guidelines that are current, with the page's mode."""
+    """Return the current terms of a judgement: a project's newest versions of settings and guidelines, and the mode."""
     guidelines = read_guidelines(db, project)
     return Terms(read_settings_version(db, project), mode, None if guidelines is None else guidelines.version)
 
 
 def require_valid_terms(db: Connection, project: str, purpose: str, terms: Terms) -> None:
-    """Raise InputError unless the page's mode fits the item's purpose, and the project has such guidelines.
+    """Raise InputError unless the mode in `terms` fits the item's purpose, and the project has these guidelines.
 
     The settings' version is checked by the store.
     """

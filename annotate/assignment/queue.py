@@ -45,17 +45,17 @@ from align.annotate.store.tables import leases, ledger, work
 from align.core.errors import InputError
 
 SUMS_CACHE_S = 1
-"""Seconds for which the sums of a project's progress, a scan of all items, are cached."""
+"""Seconds for which a project's counts of wanted and recorded votes are cached, because they scan all items."""
 CONTESTED_CACHE_S = 5
 """Seconds for which the list of contested items, a scan of all votes, is cached."""
 MAX_RECENT_VOTES = 100
 """Number of votes that a newly opened page can undo."""
 DRAFT_FIELDS = ("tiers", "strength", "quality", "ratings", "flagged", "skipped", "rationale", "demonstration")
-"""Fields of a retracted vote that become the draft."""
+"""Fields of a retracted vote that are saved as the draft."""
 
 
 class SteadyClock:
-    """Seconds since 1970 that run evenly: the wall clock at creation, advanced by the monotonic clock.
+    """A clock of seconds since 1970 that never jumps: the wall clock at creation, advanced by the monotonic clock.
 
     A jump of the wall clock therefore ends no lease. Each process has its own clock, so serve a project from one
     process.
@@ -70,7 +70,7 @@ class SteadyClock:
 
 @dataclass(frozen=True, slots=True)
 class QueueProgress:
-    """The progress of an annotator and their project.
+    """The number of votes of an annotator and of their project, with the numbers that are wanted.
 
     Attributes:
         own_votes: the annotator's standing rankings, including gold items and repeats.
@@ -85,7 +85,7 @@ class QueueProgress:
 
 
 class RecordedVote(NamedTuple):
-    """A recorded vote and the task that follows it.
+    """The ledger row of a recorded vote, and the annotator's next task.
 
     Attributes:
         seq: seq of the vote's row in the ledger.
@@ -97,7 +97,9 @@ class RecordedVote(NamedTuple):
 
 
 class AssignmentQueue:
-    """Assigns the items of one project and accepts the votes. Safe to share between threads and processes.
+    """The queue that assigns a project's items to annotators and records their votes.
+
+    It is safe to share between threads and processes.
 
     Args:
         clock: returns seconds since 1970.
@@ -119,7 +121,7 @@ class AssignmentQueue:
         self._contested: tuple[float, list[str]] = (float("-inf"), [])
 
     def take(self, annotator: str) -> AnnotationTask | None:
-        """Return the annotator's next item: the one that they hold, its lease extended, or a new one, leased to them.
+        """Return the task that an annotator has leased, with its lease extended, or else lease them a new item.
 
         Returns None if nothing is left for them, their quota is reached, or the project is not open.
         """
@@ -127,7 +129,10 @@ class AssignmentQueue:
             return self._take_next(db, ensure_annotator(db, self.project, annotator).pseudonym)
 
     def take_review(self, reviewer: str) -> AnnotationTask | None:
-        """Lease the most contradicted item to a reviewer to decide. Returns None if nothing is left to decide."""
+        """Lease the item on which annotators disagree most to a reviewer, or return None if nothing is left to decide.
+
+        An item that the reviewer has leased already comes first.
+        """
         if self.clock() - self._contested[0] > CONTESTED_CACHE_S:
             with self.store.reading() as db:  # scans all votes, so not inside the write transaction
                 self._contested = (self.clock(), find_contested_items(db, self.project))
@@ -144,7 +149,7 @@ class AssignmentQueue:
             return read_task(db, self._find_lease(db, annotator, token))
 
     def vote(self, annotator: str, token: str, key: str, judgement: Judgement, terms: Terms) -> RecordedVote:
-        """Record a judgement of a leased item, end the lease, and take the next item, in one transaction.
+        """Record a judgement of a leased item, end the lease, and lease the next item, in one transaction.
 
         Args:
             key: idempotency key: the same vote sent again returns the same seq, and the item that is next by then.
@@ -178,7 +183,7 @@ class AssignmentQueue:
             return RecordedVote(seq, take_next(db, pseudonym))
 
     def undo(self, annotator: str, seq: int) -> AnnotationTask:
-        """Retract one of the annotator's votes and lease them its item again, with the judgement as its draft.
+        """Retract the annotator's vote of ledger row `seq`, and lease them its item again with the vote as a draft.
 
         A repeated call changes nothing more.
 
@@ -213,9 +218,10 @@ class AssignmentQueue:
             return read_task(db, lease)
 
     def renew(self, annotator: str, token: str) -> bool:
-        """Extend a lease. Returns whether the annotator still has it.
+        """Extend an annotator's lease of an item, and return whether they still have it.
 
-        If not, the item may be leased to another annotator; a vote is accepted nevertheless.
+        An expired lease is opened again if the item needs a vote. If they do not have it any more, the item may be
+        leased to another annotator; a vote is accepted nevertheless.
         """
         with self.store.transaction() as db:
             lease = self._find_lease(db, annotator, token)
@@ -227,12 +233,15 @@ class AssignmentQueue:
             return lease.state == "open"
 
     def is_judged(self, annotator: str, token: str) -> bool:
-        """Return whether the annotator has judged the item of this lease."""
+        """Return whether an annotator has judged the item of the lease with a token."""
         with self.store.reading() as db:
             return self._find_lease(db, annotator, token).state == "judged"
 
     def list_recent_votes(self, annotator: str) -> list[int]:
-        """Return the `seq` of the annotator's last standing votes, the newest last, for undo in a newly opened page."""
+        """Return the ledger row numbers of an annotator's last votes that were not retracted, the newest last.
+
+        A newly opened page can undo these.
+        """
         with self.store.reading() as db:
             pseudonym = self._find_pseudonym(db, annotator)
             conditions = (leases.c.project == self.project, leases.c.annotator == pseudonym, leases.c.state == "judged")
@@ -240,8 +249,10 @@ class AssignmentQueue:
             return db.execute(votes).scalars().all()[::-1]  # type: ignore[return-value]
 
     def read_known_guidelines(self, annotator: str) -> int | None:
-        """Return the version of the guidelines of the annotator's newest vote, retracted or not. Returns None if it had
-        none."""
+        """Return the version of the guidelines that an annotator saw at their newest vote, or None if there were none.
+
+        A retracted vote counts too.
+        """
         with self.store.reading() as db:
             pseudonym = self._find_pseudonym(db, annotator)
             conditions = (
@@ -256,7 +267,10 @@ class AssignmentQueue:
         return int(version) if version else None
 
     def save_draft(self, annotator: str, token: str, content: Mapping[str, Any]) -> None:
-        """Save the annotator's draft, which survives a reload, a restart and the end of the lease."""
+        """Save an annotator's unsent judgement of a leased item in the store, unless they have judged the item.
+
+        It survives a reload, a restart and the end of the lease.
+        """
         with self.store.transaction() as db:
             lease = self._find_lease(db, annotator, token)
             if lease.state != "judged":
@@ -266,7 +280,8 @@ class AssignmentQueue:
         """Return how many rankings an annotator and the whole project have, and how many are wanted.
 
         Args:
-            refresh: whether to compute the project's sums even if those in the cache are less than `SUMS_CACHE_S` old.
+            recount_totals: whether to count the project's rankings even if the cached counts are younger than
+                `SUMS_CACHE_S`.
         """
         with self.store.reading() as db:
             own_rankings = self._count_rankings(db, self._find_pseudonym(db, annotator))
@@ -325,9 +340,10 @@ class AssignmentQueue:
         return read_task(db, grant_lease(db, self.project, pseudonym, number, "review", item, (), self.clock()))
 
     def _take_held(self, db: Connection, pseudonym: str, condition: ColumnElement[bool]) -> AnnotationTask | None:
-        """Return the task that the annotator holds, and extend its lease, even an expired one that was not closed yet.
+        """Return the task of an annotator's open lease that fulfils an SQL condition, and extend the lease.
 
-        If they hold none, close all expired leases, of everyone, and return None.
+        It may have expired, if it was not closed yet. If there is none, close all expired leases, of everyone, and
+        return None.
         """
         conditions = (leases.c.project == self.project, leases.c.annotator == pseudonym, leases.c.state == "open")
         lease = db.execute(select(leases).where(*conditions, condition).order_by(leases.c.number).limit(1)).first()
@@ -338,7 +354,7 @@ class AssignmentQueue:
         return read_task(db, lease)
 
     def _count_rankings(self, db: Connection, pseudonym: str) -> int:
-        """Return the number of the annotator's standing rankings."""
+        """Return the number of an annotator's rankings that were not retracted."""
         conditions = (
             build_standing_vote_condition(self.project),
             ledger.c.kind == "ranking",
@@ -351,10 +367,10 @@ class AssignmentQueue:
         return quota > 0 and self._count_rankings(db, pseudonym) >= quota
 
     def _find_lease(self, db: Connection, annotator: str, token: str) -> Row[Any]:
-        """Return the annotator's lease with this token. Raises InputError if they have no such lease."""
+        """Return an annotator's lease with a token, or raise InputError if they have no such lease."""
         return read_lease(db, self.project, self._find_pseudonym(db, annotator), token)
 
     def _find_pseudonym(self, db: Connection, annotator: str) -> str:
-        """Return the annotator's pseudonym. Returns an empty string, which matches no row, for an unknown annotator."""
+        """Return an annotator's pseudonym, or an empty string, which matches no row, for an unknown annotator."""
         row = find_annotator(db, self.project, annotator)
         return "" if row is None else row.pseudonym

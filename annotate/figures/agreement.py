@@ -31,12 +31,12 @@ NO_STRENGTHS = Undefined("no item has two strengths")
 UNANIMOUS = Undefined("unanimous")
 
 SHARED_ITEMS = 10
-"""Minimum number of shared items for a kappa of two annotators: with fewer it would be too uncertain."""
+"""Minimum number of items that both annotators judged for a kappa: with fewer it would be too uncertain."""
 
 
 @dataclass(frozen=True, slots=True)
 class ItemRatings:
-    """Ratings of one item by several annotators.
+    """The ratings of each pair of one item's candidates by several annotators.
 
     Attributes:
         item: its id.
@@ -79,7 +79,7 @@ def compute_directions(vote: Vote, ids: Sequence[str]) -> list[int]:
 def build_item_ratings(
     votes: Iterable[Vote], candidates: Mapping[str, Sequence[str]], use_strengths: bool = False
 ) -> list[ItemRatings]:
-    """Group the votes of items that at least two annotators ranked, in the order of their first votes.
+    """Return the ratings of each item that at least two annotators ranked, in the order of the items' first votes.
 
     Args:
         votes: standing rankings, one for each annotator and item.
@@ -107,7 +107,7 @@ def build_item_ratings(
 
 
 def compute_alpha(rated_items: Sequence[ItemRatings], level: Level) -> Figure:
-    """Compute Krippendorff's alpha, agreement of annotators beyond chance, with an interval over items.
+    """Compute Krippendorff's alpha, the agreement of annotators beyond chance, with a 95 % interval over items.
 
     The interval is that of ln(1 − α) by its jackknife standard error, item by item, with Student's quantile, taken back
     to α: the ratio of two means of non-negative values is skewed, and its logarithm is less so. In simulations it
@@ -148,13 +148,18 @@ def compute_alpha(rated_items: Sequence[ItemRatings], level: Level) -> Figure:
 
 
 def count_ratings(ratings_RU: NDArray[np.generic], values_V: NDArray[np.generic]) -> NDArray[np.int64]:
-    """Count how many raters gave each unit each value, shape [U, V]. Missing ratings count nowhere."""
+    """Return the number of raters that gave each of U units each of V values, [U, V], from R raters' ratings.
+
+    Missing ratings, which equal no value, count nowhere.
+    """
     return (ratings_RU[:, :, None] == values_V).sum(axis=0)
 
 
 def build_coincidences(counts_UV: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Build the coincidence matrix, [V, V]: the ordered pairs of ratings of a unit by their two values, divided by the
-    unit's number of ratings less one. Units with fewer than two ratings have no pairs.
+    """Build Krippendorff's coincidence matrix of V values, [V, V], from the counts of ratings of each unit.
+
+    It counts the ordered pairs of ratings of a unit by their two values, divided by the unit's number of ratings less
+    one. Units with fewer than two ratings have no pairs.
 
     Args:
         counts_UV: how many raters gave each unit each value.
@@ -168,7 +173,7 @@ def build_coincidences(counts_UV: NDArray[np.int64]) -> NDArray[np.float64]:
 def compute_alphas(
     coincidences_BVV: NDArray[np.float64], values_V: NDArray[np.generic], level: Level
 ) -> NDArray[np.float64]:
-    """Compute Krippendorff's alpha of each of B coincidence matrices; nan where all ratings are equal.
+    """Compute Krippendorff's alpha of each of B coincidence matrices, [B]; nan if all ratings of one are equal.
 
     Args:
         values_V: the values in ascending order.
@@ -182,7 +187,10 @@ def compute_alphas(
 def compute_squared_distances(
     coincidences_BVV: NDArray[np.float64], values_V: NDArray[np.generic], level: Level
 ) -> NDArray[np.float64]:
-    """Compute the squared distance of each two values, [B, V, V]. Only ordinal distances depend on the matrix."""
+    """Return the squared distance between each two rating values for each of B coincidence matrices, [B, V, V].
+
+    Only ordinal distances depend on the matrix.
+    """
     if level == "ordinal":
         # The distance is the number of ratings from one value to the other, with half of the ratings at both ends.
         ratings_BV = coincidences_BVV.sum(axis=2)
@@ -202,7 +210,10 @@ def compute_squared_distances(
 def compute_expected_disagreements(
     coincidences_BVV: NDArray[np.float64], distances_BVV: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Sum the distances of pairs that chance would draw from these ratings, [B], as many pairs as the matrix has."""
+    """Return the disagreement expected by chance in each of B coincidence matrices, [B], as a sum of distances.
+
+    It is that of as many pairs, drawn at random from the ratings, as the matrix has.
+    """
     ratings_BV = coincidences_BVV.sum(axis=2)
     pairs_BVV = ratings_BV[:, :, None] * ratings_BV[:, None, :]  # the diagonal has no distance
     drawn_B = np.maximum(ratings_BV.sum(axis=1) - 1, 1)  # an empty matrix has no ratings to draw from
@@ -213,7 +224,7 @@ def compute_expected_disagreements(
 
 
 def compute_raw_agreement(rated_items: Sequence[ItemRatings]) -> Figure:
-    """Compute the share of pairs of annotators whose ratings of a unit are equal, with an interval over items."""
+    """Compute the share of pairs of annotators that rate a pair of candidates equally, with an interval over items."""
     if not rated_items:
         return NO_SHARED_ITEM
     equal_counts = []
@@ -228,7 +239,7 @@ def compute_raw_agreement(rated_items: Sequence[ItemRatings]) -> Figure:
 
 
 class ContestedItem(NamedTuple):
-    """An item whose annotators contradict one another.
+    """An item whose annotators contradict one another, with the number of contradictions and the ratings.
 
     Attributes:
         contradictions: number of pairs of annotators, over all pairs of candidates, with opposite ratings.
@@ -252,21 +263,26 @@ class SharedRatings(NamedTuple):
 
 
 def count_contradictions(rated_item: ItemRatings) -> int:
-    """Count the pairs of annotators, over all units, with opposite ratings. A tie contradicts neither."""
+    """Return the number of pairs of annotators with opposite ratings, summed over an item's pairs of candidates.
+
+    A tie contradicts neither.
+    """
     first_is_better = (rated_item.values_RU < 0).sum(axis=0)
     second_is_better = (rated_item.values_RU > 0).sum(axis=0)
     return int((first_is_better * second_is_better).sum())
 
 
 def rank_by_contradictions(rated_items: Sequence[ItemRatings]) -> list[ContestedItem]:
-    """Return the items whose annotators contradict one another, those with the most contradictions first."""
+    """Return the items whose annotators contradict one another, the most contradicted first."""
     counted_items = [ContestedItem(count_contradictions(rated_item), rated_item) for rated_item in rated_items]
     contested_items = [item for item in counted_items if item.contradictions]
     return sorted(contested_items, key=lambda item: (-item.contradictions, item.ratings.seqs[0]))
 
 
 def compute_kappas(directions: Sequence[ItemRatings], strengths: Sequence[ItemRatings]) -> list[Kappa]:
-    """Compute Cohen's kappa of each two annotators who share `SHARED_ITEMS` items, those who share the most first.
+    """Compute Cohen's kappa of each pair of annotators with at least `SHARED_ITEMS` items in common.
+
+    Pairs with the most items in common come first.
 
     Args:
         directions, strengths: results of `build_item_ratings` without and with strength.
@@ -289,7 +305,9 @@ def compute_kappas(directions: Sequence[ItemRatings], strengths: Sequence[ItemRa
 
 
 def compute_kappa(table_VV: NDArray[np.int64], has_quadratic_weights: bool = False) -> float | Undefined:
-    """Compute Cohen's kappa of two annotators; see `align.ops.agreement.cohen_kappas`.
+    """Compute Cohen's kappa from the table of two annotators' ratings, or return Undefined if it has no value.
+
+    See `align.ops.agreement.cohen_kappas`.
 
     Args:
         table_VV: number of units by the first annotator's rating (row) and the second's (column), in ascending order.
@@ -302,7 +320,7 @@ def compute_kappa(table_VV: NDArray[np.int64], has_quadratic_weights: bool = Fal
 
 
 def tabulate_ratings(rated_items: Sequence[ItemRatings]) -> dict[AnnotatorPair, SharedRatings]:
-    """Count the shared items of each two annotators, and tabulate the ratings that they gave to these items."""
+    """Return, for each pair of annotators, the number of items that both rated and the table of their ratings."""
     tables: dict[AnnotatorPair, NDArray[np.int64]] = defaultdict(lambda: np.zeros((7, 7), dtype=np.int64))
     items: dict[AnnotatorPair, int] = defaultdict(int)
     for rated_item in rated_items:

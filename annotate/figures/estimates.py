@@ -12,7 +12,7 @@ from align.ops.intervals import Interval, proportion_interval
 
 @dataclass(frozen=True, slots=True)
 class Undefined:
-    """A figure that the data do not determine.
+    """A figure that cannot be computed from the data, with the reason.
 
     Attributes:
         reason: shown as in "undefined (unanimous)".
@@ -31,7 +31,7 @@ ONE_SIDED = Undefined("always the same side")
 
 
 def compute_share(successes: Sequence[int], trials: Sequence[int]) -> Figure:
-    """Compute the share of all trials that succeeded, with Wilson's interval at the effective number of observations.
+    """Compute the share of successes in clustered trials, with Wilson's interval at the effective number of clusters.
 
     The trials come in clusters, such as the pairs of one ranking, within which they may depend on each other. A cluster
     is one observation, weighted by its number of trials; see `align.ops.intervals.proportion_interval`.
@@ -47,7 +47,10 @@ def compute_share(successes: Sequence[int], trials: Sequence[int]) -> Figure:
 
 
 def to_log_odds(proportion: Figure) -> Figure:
-    """Convert a share and its interval to log-odds, ln(p / (1−p)). Log-odds of 0 mean even odds."""
+    """Convert a share and its interval to log-odds, ln(p / (1−p)), where 0 means even odds.
+
+    Returns Undefined if the share is 0 or 1, has no interval or is undefined itself.
+    """
     if isinstance(proportion, Undefined):
         return proportion
     if proportion.low is None or proportion.high is None or not 0 < proportion.value < 1:
@@ -57,7 +60,7 @@ def to_log_odds(proportion: Figure) -> Figure:
 
 
 def as_json(value: Any) -> Any:
-    """Convert dataclasses, and containers of them, to JSON values. An undefined figure becomes its text."""
+    """Convert dataclasses, mappings and sequences recursively to JSON values. An undefined figure becomes its text."""
     if isinstance(value, Undefined):
         return str(value)
     if is_dataclass(value):

@@ -36,7 +36,7 @@ class BiasEstimate:
 
 
 def compute_position_bias(votes: Iterable[Vote]) -> BiasEstimate:
-    """Compute the bias towards the answer that came earlier on the screen (of two, on the left).
+    """Compute the share and log-odds of pairs won by the answer that came earlier on the screen (of two, on the left).
 
     The interval is clustered by vote, see `compute_share`. Over several annotators, it holds for these annotators, not
     for others. Votes without a display order, such as simulated ones, do not count.
@@ -57,10 +57,10 @@ def compute_position_bias(votes: Iterable[Vote]) -> BiasEstimate:
 
 
 def compute_length_bias(votes: Iterable[Vote], lengths: Mapping[str, int]) -> BiasEstimate:
-    """Compute the bias towards the longer answer. Pairs of equal length do not count.
+    """Compute the share and log-odds of pairs won by the longer answer.
 
-    The interval is clustered by item, because all annotators of an item see the same lengths. A share above ½ may also
-    mean that the longer answers were better.
+    Pairs of equal length do not count. The interval is clustered by item, because all annotators of an item see the
+    same lengths. A share above ½ may also mean that the longer answers were better.
 
     Args:
         lengths: number of characters by candidate id.
@@ -102,14 +102,14 @@ SHARE_COLUMNS = {
     "length": "length.share",
     "length_log_odds": "length.log_odds",
 }
-"""Columns with an interval → path of the attribute of `AnnotatorSummary`."""
+"""Name of a column with an interval → path of the attribute of `AnnotatorSummary`."""
 
 UNMEASURED = Undefined("not measured")
 
 
 @dataclass(frozen=True, slots=True)
 class AnnotatorSummary:
-    """A summary of one annotator.
+    """A summary of one annotator's votes: counts, times, accuracy, consistency and biases.
 
     It counts votes that stand (not retracted, their item not erased), except that `retracted`, `hours`, `first` and
     `last` cover all of the annotator's votes.
@@ -153,7 +153,7 @@ class AnnotatorSummary:
 
 
 def summarize_annotators(view: ProjectView) -> list[AnnotatorSummary]:
-    """Return a summary of every annotator who ever voted, those with the most rankings first, then by first vote."""
+    """Return a summary of every annotator who ever voted, sorted by number of rankings (descending) and first vote."""
     votes = group_by_annotator(view.votes)
     rankings = group_by_annotator(view.rankings)
     skips = group_by_annotator(view.skips)
@@ -200,7 +200,7 @@ def summarize_annotator(
 
 
 def count_skips(skips: Iterable[Vote]) -> dict[str, int]:
-    """Count skips by reason; all reasons are included."""
+    """Return the number of skips for each of `SKIP_REASONS`: reason → number, which may be 0."""
     reasons = Counter(vote.skipped for vote in skips)
     return {reason: reasons[reason] for reason in SKIP_REASONS}
 
@@ -213,7 +213,7 @@ def compute_tie_share(rankings: Sequence[Vote]) -> Figure:
 
 
 class GoldAccuracy(NamedTuple):
-    """The accuracy of rankings of gold items, items whose right ranking is known.
+    """The accuracy of rankings of gold items, which are items with a known right ranking.
 
     Attributes:
         pair_accuracy: share of the known answers' untied pairs that are ordered the same way, clustered by vote (see
@@ -230,7 +230,7 @@ class GoldAccuracy(NamedTuple):
 def compute_gold_accuracy(
     rankings: Iterable[Vote], expected: Mapping[str, tuple[tuple[str, ...], ...]]
 ) -> GoldAccuracy:
-    """Compute how often rankings of gold items order pairs of answers as the known answers do.
+    """Compute the accuracy of rankings of gold items: the share of answer pairs ordered as in the known right ranking.
 
     Args:
         expected: the known answer by item: tiers of candidate ids, best first.
@@ -248,7 +248,10 @@ def compute_gold_accuracy(
 
 
 def compute_repeat_consistency(rankings: Sequence[Vote]) -> Figure:
-    """Compute the share of pairs of all repeats that both rankings of an annotator judge equally, clustered by vote."""
+    """Compute the share of answer pairs that annotators judged equally when they ranked the same item a second time.
+
+    The interval is clustered by vote.
+    """
     first_rankings = {
         (vote.annotator, vote.item): vote for vote in rankings if vote.purpose not in ("repeat", "review")
     }

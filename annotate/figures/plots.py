@@ -20,7 +20,7 @@ DAYS = 7
 
 
 def plot_per_day(figures: Mapping[str, Any]) -> bytes:
-    """Plot the votes of each UTC day as stacked bars: rankings by people, simulated rankings, and skips."""
+    """Return an SVG plot of the votes per UTC day as stacked bars: people's rankings, simulated rankings, and skips."""
     figure, ax = create_axes("", "votes", "Votes per day (UTC)")
     rows = figures["per_day"]
     days = [date.fromisoformat(row["day"]).toordinal() for row in rows]
@@ -46,7 +46,7 @@ def plot_per_day(figures: Mapping[str, Any]) -> bytes:
 
 
 def plot_seconds(figures: Mapping[str, Any]) -> bytes:
-    """Plot a histogram of the seconds per ranking. Bins get wider with the time."""
+    """Return an SVG histogram of the seconds per ranking. Bins get wider with the time."""
     durations = figures["seconds"]
     figure, ax = create_axes("seconds", "rankings", "Seconds per item")
     bins = durations["histogram"]
@@ -59,17 +59,21 @@ def plot_seconds(figures: Mapping[str, Any]) -> bytes:
 
 
 def plot_position(figures: Mapping[str, Any]) -> bytes:
-    """Plot the share of pairs won by the earlier answer on the screen, by annotator and in total."""
+    """Return an SVG plot of the share of pairs won by the earlier answer on the screen, by annotator and in total."""
     return _plot_shares(figures, "position", "share won by the earlier answer", "Position bias")
 
 
 def plot_length(figures: Mapping[str, Any]) -> bytes:
-    """Plot the share of pairs won by the longer answer, by annotator and in total."""
+    """Return an SVG plot of the share of pairs won by the longer answer, by annotator and in total."""
     return _plot_shares(figures, "length", "share won by the longer answer", "Length bias")
 
 
 def _plot_shares(figures: Mapping[str, Any], name: str, xlabel: str, title: str) -> bytes:
-    """Plot shares with their intervals below each other, the total last, with a dashed line at ½."""
+    """Return an SVG plot of each annotator's share with its interval, the total last, and a dashed line at ½.
+
+    Args:
+        name: of the bias among the figures, `position` or `length`.
+    """
     shares = [(person["pseudonym"], person[name]["share"]) for person in figures["people"]]
     rows = [
         (label, estimate)
@@ -98,7 +102,7 @@ def _plot_shares(figures: Mapping[str, Any], name: str, xlabel: str, title: str)
 
 
 def _use_count_axis(ax: Axes) -> None:
-    """Use whole numbers from 0 on the axis of counts."""
+    """Set the y axis to start at 0 and to have ticks at whole numbers only."""
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     ax.set_ylim(0, max(1, ax.get_ylim()[1]))
 

@@ -65,11 +65,11 @@ class ProjectView:
 
     @property
     def work(self) -> list[Vote]:
-        """The rankings with purpose `work`, without gold items, repeats and reviews."""
+        """The rankings for training (purpose `work`), without gold items, repeats and reviews."""
         return [vote for vote in self.rankings if vote.purpose == "work"]
 
     def through(self, seq: int) -> ProjectView:
-        """Return the view without votes after a row of the ledger.
+        """Return the view with only the votes up to row `seq` of the ledger.
 
         Votes that were retracted after that row are left out as well.
         """
@@ -87,7 +87,7 @@ class ProjectView:
 
 
 def read_view(store: Store, project: str) -> ProjectView:
-    """Read a project's votes, and the items that they judge, as of one moment.
+    """Read a project's votes, and the items that they judge, from the store in one consistent read.
 
     Raises:
         InputError: unknown project.
@@ -138,7 +138,7 @@ SECONDS_EDGES = (0, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600)
 
 
 def compute_figures(store: Store, project: str) -> dict[str, Any]:
-    """Compute all current figures of a project, see `compute_view_figures`.
+    """Compute a project's current figures about votes and annotators as JSON values, see `compute_view_figures`.
 
     Raises:
         InputError: unknown project.
@@ -147,7 +147,7 @@ def compute_figures(store: Store, project: str) -> dict[str, Any]:
 
 
 def compute_view_figures(view: ProjectView, project: str) -> dict[str, Any]:
-    """Compute all figures about a project's votes and annotators as JSON values.
+    """Compute the figures about a project's votes and annotators as a mapping of JSON values, such as `agreement`.
 
     The keys are `totals`, `hours`, `per_day`, `seconds`, `agreement`, `position`, `length`, `people` and
     `disagreements`. An interval is `{value, low, high, n}`, at 95 %, where n is the number of independent items or
@@ -187,7 +187,7 @@ def compute_view_figures(view: ProjectView, project: str) -> dict[str, Any]:
 
 
 def build_people_csv(store: Store, project: str) -> str:
-    """Return hours, counts and shares of every annotator as CSV, one row each; see `summarize_annotators`.
+    """Return a CSV text with one row for each annotator of a project: working hours, counts of votes, and shares.
 
     Raises:
         InputError: unknown project.
@@ -196,7 +196,7 @@ def build_people_csv(store: Store, project: str) -> str:
 
 
 def count_totals(view: ProjectView) -> dict[str, Any]:
-    """Count items and votes of the whole project.
+    """Return a project's counts of items and votes, and the share of ties, by name, such as `rankings`.
 
     An item is done when the wanted number of people have ranked it. Gold items are counted separately.
     """
@@ -219,7 +219,7 @@ def count_totals(view: ProjectView) -> dict[str, Any]:
 
 
 def count_per_day(view: ProjectView) -> list[dict[str, Any]]:
-    """Count rankings by people, simulated rankings and skips of each UTC day with votes, in order."""
+    """Return the numbers of rankings by people, simulated rankings and skips for each UTC day with votes, in order."""
     days: dict[str, Counter[str]] = defaultdict(Counter)
     for vote in (*view.rankings, *view.skips):
         days[vote.created_at[:10]]["skips" if vote.skipped else vote.source] += 1
@@ -230,7 +230,7 @@ def count_per_day(view: ProjectView) -> list[dict[str, Any]]:
 
 
 def summarize_seconds(view: ProjectView) -> dict[str, Any]:
-    """Summarise the seconds per ranking, if measured: quartiles, and a histogram whose last bin is open."""
+    """Return the quartiles of the measured seconds per ranking, and a histogram whose last bin is open."""
     durations = [vote.seconds for vote in view.rankings if vote.seconds is not None]
     quartiles = np.quantile(durations, (0.25, 0.5, 0.75)).tolist() if durations else [UNMEASURED] * 3
     counts, _ = np.histogram(durations, (*SECONDS_EDGES, np.inf))
@@ -243,7 +243,10 @@ def summarize_seconds(view: ProjectView) -> dict[str, Any]:
 
 
 def list_disagreements(rated_items: Sequence[ItemRatings]) -> list[dict[str, Any]]:
-    """Return the items on which annotators contradict each other as JSON values, the most contradicted first."""
+    """Return the items on which annotators contradict each other, with their votes, as JSON values.
+
+    The most contradicted items come first.
+    """
     return [
         {
             "item": contested.ratings.item,

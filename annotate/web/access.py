@@ -29,7 +29,7 @@ MANAGE = "/manage"
 
 
 class AccountAuthenticator:
-    """Authenticates a visitor by the session of their account, which a cookie holds."""
+    """An authenticator that finds a visitor's account by the session token in a cookie."""
 
     def __init__(self, accounts: Accounts, cookie: str) -> None:
         self.accounts = accounts
@@ -54,7 +54,7 @@ class AccountAuthenticator:
 def require_login(
     app: ASGIApp, authenticator: Authenticator[Person], origins: Sequence[str], streams: int = 256
 ) -> AuthMiddleware:
-    """Wrap an app in the middleware that authenticates each request and checks that our own page sent it.
+    """Wrap an app in the middleware that authenticates each request and refuses requests from pages of other sites.
 
     Args:
         streams: maximum open event streams of all people together.
@@ -72,8 +72,11 @@ def require_login(
 
 
 def check_request(person: Person | None, method: str, path: str, headers: Headers) -> Response | None:
-    """Return the response that refuses a request: for the managers' page by another person, or from a page that is not
-    ours. Returns None if the request may pass."""
+    """Return the error response for a request that is not allowed, or None if the request may pass.
+
+    The managers' page is refused with 403 to anyone but reviewers and admins, and a request that cannot come from one
+    of our own pages with 415.
+    """
     if path.startswith(MANAGE) and not (person and is_manager(person)):
         return build_error_response(403, "This page is for reviewers and admins.")
     problem = find_request_problem(method, path, headers)
@@ -81,12 +84,12 @@ def check_request(person: Person | None, method: str, path: str, headers: Header
 
 
 def is_manager(person: Person) -> bool:
-    """Return whether a person is a reviewer or admin of any project."""
+    """Return whether a person is a reviewer or an admin of at least one project."""
     return any(person.has_role(project, "reviewer") for project in person.roles)
 
 
 def find_request_problem(method: str, path: str, headers: Headers) -> str:
-    """Return why a request cannot come from one of our own pages. Returns an empty string if it can."""
+    """Return a message if a request cannot come from one of our own pages, by its headers, or else an empty string."""
     if method in ("GET", "HEAD"):
         return ""
     content_type = headers.get("content-type", "")

@@ -35,11 +35,11 @@ PERSON_COLUMNS = (
 MAX_DISAGREEMENTS = 200
 """Maximum disagreements on the page; the JSON has all."""
 PLOT_LOCK = threading.Lock()
-"""Held while plotting, because matplotlib's settings are global."""
+"""Lock that is held while plotting, because matplotlib's settings are global."""
 
 
 def build_figure_routes(store: Store) -> APIRouter:
-    """Return the routes that serve a project's figures as JSON and its annotators as CSV."""
+    """Return the routes by which reviewers download a project's figures as JSON and its annotators' as CSV."""
     router = APIRouter(prefix=MANAGE)
 
     def check_reviewer(request: Request, project: str) -> None:
@@ -60,7 +60,7 @@ def build_figure_routes(store: Store) -> APIRouter:
 
 
 def render_figures(store: Store, project: str) -> str:
-    """Render all figures of a project as HTML."""
+    """Compute a project's figures, and return them as HTML: tables, plots, disagreements and links to downloads."""
     project_figures = compute_figures(store, project)
     with PLOT_LOCK:
         images = {UI_TEXTS[f"plot_{name}"]: getattr(plots, f"plot_{name}")(project_figures) for name in PLOTS}
@@ -86,7 +86,7 @@ def render_figures(store: Store, project: str) -> str:
 
 
 def build_figure_rows(project_figures: Mapping[str, Any]) -> list[list[str]]:
-    """Return the rows of the table of a project's figures: label and formatted value."""
+    """Return a project's figures, as `compute_figures` gives them, as table rows of label and formatted value."""
     totals = project_figures["totals"]
     agreement = project_figures["agreement"]
     seconds = project_figures["seconds"]
@@ -137,6 +137,6 @@ def format_kappa(agreement: Mapping[str, Any]) -> str:
 
 
 def format_skips(skips: Mapping[str, int]) -> str:
-    """Format the number of skips with their reasons."""
+    """Format the number of skips by reason as text: the total, and the reasons with their numbers in brackets."""
     reasons = ", ".join(f"{UI_TEXTS[f'skip_{reason}']}: {number}" for reason, number in skips.items() if number)
     return f"{sum(skips.values())}{f' ({reasons})' if reasons else ''}"

@@ -16,7 +16,7 @@ from align.web.throttle import ServerBusy
 
 
 async def read_form_fields(request: Request) -> dict[str, str]:
-    """Return the text fields of a form."""
+    """Parse the form in a request's body, and return its text fields by name."""
     form = await request.form(max_files=0, max_fields=10)
     return {name: value for name, value in form.items() if isinstance(value, str)}
 
@@ -98,7 +98,7 @@ def build_login_routes(accounts: Accounts, cookie: str) -> APIRouter:
 
 
 def redirect(target: str, cookie: str | None = None) -> Response:
-    """Redirect the browser to another page.
+    """Return a response that redirects the browser to another page, by status 303.
 
     Args:
         cookie: a Set-Cookie header, which sets or deletes the session.
@@ -107,7 +107,7 @@ def redirect(target: str, cookie: str | None = None) -> Response:
 
 
 def read_new_password(form: dict[str, str]) -> str:
-    """Return the new password of a form. Raises InputError if the repetition differs."""
+    """Return the new password in the fields of a form, or raise InputError if its repetition differs."""
     password = form.get("password", "")
     if password != form.get("again", ""):
         raise InputError("password", "(not shown)", "the two passwords differ", "Type the new password twice.")
@@ -115,10 +115,14 @@ def read_new_password(form: dict[str, str]) -> str:
 
 
 def render_page(template: str, title: str, error: InputError | None = None, **values: Any) -> Response:
-    """Return a page with the error, if there is one, over its form.
+    """Render a template as an HTML response, with the error, if there is one, above its form.
+
+    The status is 200 without an error, else 403, 422 or 503. Raises a StorageError again, except ServerBusy.
 
     Args:
+        template: its file name without `.html`.
         title: a key of `UI_TEXTS`.
+        values: of the template's variables.
     """
     if isinstance(error, StorageError) and not isinstance(error, ServerBusy):
         raise error  # which the app explains, to strangers without what the database says
@@ -159,5 +163,5 @@ def format_error(error: InputError) -> str:
 
 
 def get_redirect_target(invite: str, project: str) -> str:
-    """Return the path of the page to open after a login: the invitation that the person came with, or a project."""
+    """Return the path of the page to open after a login: of the invitation token, else of the project, else `/`."""
     return f"/invite?token={quote(invite)}" if invite else f"/?project={quote(project, safe='')}" if project else "/"

@@ -26,12 +26,14 @@ from align.web.auth import Authenticator
 MANAGE_HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="stylesheet" href="/align/manage.css">"""
 REMOVE = "out"
-"""The choice among roles that removes a person from the project."""
+"""The value in the dropdown of roles that removes a person from the project."""
 SETTINGS = tuple(field.name for field in fields(ProjectSettings))
 
 
 class Manager:
-    """Endpoints for reviewers and admins. Gradio names each endpoint after its method.
+    """Gradio's event handlers for a project's figures, settings, state and guidelines, for reviewers and admins.
+
+    Gradio names each endpoint after its method.
 
     Args:
         accounts: None if there are no accounts and one person uses a link with a key.
@@ -45,7 +47,7 @@ class Manager:
         self.url = url
 
     def require_role(self, request: gradio.Request, project: str, role: str) -> Person:
-        """Return the visitor. Raises an error that the page shows if they lack the role."""
+        """Return the visitor, or raise a Gradio error, which the page shows, if they lack a role in a project."""
         person = self.authenticator.find_visitor(dict(request.cookies))
         if person is None or not person.has_role(project, role):
             raise gradio.Error(UI_TEXTS["not_yours"], print_exception=False)
@@ -57,7 +59,7 @@ class Manager:
         return person is not None and person.has_role(project, "admin")
 
     def projects(self, request: gradio.Request) -> Any:
-        """Return the dropdown of the projects in which the visitor is a reviewer or admin."""
+        """Return the Gradio dropdown of the projects in which the visitor is a reviewer or admin."""
         person = self.authenticator.find_visitor(dict(request.cookies))
         managed_projects = (
             [] if person is None else [name for name in person.roles if person.has_role(name, "reviewer")]
@@ -73,14 +75,14 @@ class Manager:
         return render_figures(self.store, project)
 
     def tabs(self, project: str, request: gradio.Request) -> list[Any]:
-        """Return the updates that show the admins' tabs, or hide them if the visitor is no admin."""
+        """Return two Gradio updates that show the tabs of members and settings, or hide them from a non-admin."""
         is_admin = self.is_admin(request, project)
         return [gradio.Tab(visible=is_admin and self.accounts is not None), gradio.Tab(visible=is_admin)]
 
     # The project
 
     def project(self, project: str, request: gradio.Request) -> list[Any]:
-        """Return state, guidelines and settings of a project. Updates nothing if the visitor is not an admin."""
+        """Return a project's state, guidelines and settings for the page's fields, or no updates for a non-admin."""
         if not self.is_admin(request, project):
             return [gradio.skip()] * (2 + len(SETTINGS))
         with self.store.reading() as db:
@@ -91,7 +93,13 @@ class Manager:
         return [state, "" if published is None else published.text, *(values[name] for name in SETTINGS)]
 
     def save(self, project: str, state: str, request: gradio.Request, *values: Any) -> list[Any]:
-        """Save settings and state. Returns the saved values."""
+        """Save a project's settings and state, and return the saved values for the page's fields.
+
+        Raises a Gradio error if the visitor is not an admin.
+
+        Args:
+            values: of the settings, in the order of `SETTINGS`.
+        """
         self.require_role(request, project, "admin")
         new_settings = dict(zip(SETTINGS, values, strict=True))
         new_settings["attributes"] = [name for part in new_settings["attributes"].split(",") if (name := part.strip())]
@@ -106,16 +114,19 @@ class Manager:
 
 
 class Members:
-    """Endpoints for admins to manage the members of a project. Gradio names each endpoint after its method."""
+    """Gradio's event handlers by which admins manage a project's members and invitations.
+
+    Gradio names each endpoint after its method.
+    """
 
     def __init__(self, manager: Manager, accounts: Accounts) -> None:
         self.manager = manager
         self.accounts = accounts
 
     def overview(self, project: str, request: gradio.Request) -> list[Any]:
-        """Return the tables of members and of pending invitations, and the choice of an invitation.
+        """Return HTML tables of a project's members and pending invitations, and a dropdown of the invitations' ids.
 
-        Updates nothing if the visitor is not an admin.
+        Updates nothing on the page if the visitor is not an admin.
         """
         if not self.manager.is_admin(request, project):
             return [gradio.skip()] * 3
@@ -158,7 +169,7 @@ class Members:
 
 
 def show_errors(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn our errors into Gradio errors, which the page shows. The message is escaped."""
+    """Return an endpoint that raises its InputError as a Gradio error, which the page shows. The message is escaped."""
 
     @wraps(endpoint)
     def call_endpoint(*args: Any, **kwargs: Any) -> Any:
@@ -228,7 +239,7 @@ def build_project_tab(manager: Manager, project: gradio.Dropdown) -> None:
 
 
 def build_setting_field(name: str, default: Any) -> Any:
-    """Return the input component of a setting, chosen by the type of its default."""
+    """Return the Gradio input component for a project setting, chosen by the type of its default."""
     label = UI_TEXTS[f"setting_{name}"]
     if isinstance(default, bool):
         return gradio.Checkbox(label=label, min_width=320)

@@ -30,13 +30,16 @@ INVISIBLE = re.compile(
     "\U000e0000-\U000e007f]"
 )
 MARKS = re.compile(r"[\s*_~`#>|:-]")
-"""Marks that formatting may replace."""
+"""Whitespace and marks of Markdown, which formatting may replace."""
 TIMES = re.compile(r"(?<=[0-9A-Za-z)\]])\*+(?=[0-9A-Za-z(\[\\])")
 """Asterisks of multiplications: Markdown would turn 2*3*4 into an emphasised 3."""
 
 
 def keep_backslash(state: StateInline, silent: bool) -> bool:
-    """Keep a backslash as text, and the character after it from being a mark: in LaTeX, `\\(` means more than `(`."""
+    """Parse a backslash and the next character as plain text, as an inline rule of markdown-it.
+
+    In LaTeX, `\\(` means more than `(`. Returns False if there is no backslash. With `silent` nothing is written.
+    """
     if state.src[state.pos] != "\\":
         return False
     escaped = state.src[state.pos : state.pos + 2].rstrip("\n")
@@ -56,7 +59,7 @@ def keep_times(state: StateInline, silent: bool) -> bool:
 
 
 def render_item_start(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-    """Render the start of a list item, with its number or bullet as text.
+    """Return the HTML of the start of a list item, with its number or bullet as text.
 
     Markdown itself numbers on from the first number and ignores the others, and browsers clip a marker that is wider
     than the margin.
@@ -70,7 +73,7 @@ def render_item_end(renderer: Any, tokens: Any, index: int, options: Any, env: A
 
 
 def render_fence(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-    """Render a block of code with its language."""
+    """Return a fenced block of code as HTML, with its language above it."""
     language = tokens[index].info.strip()
     label = f'<p class="soft">{html.escape(language)}</p>\n' if language else ""
     return f"{label}<pre><code>{html.escape(tokens[index].content)}</code></pre>\n"
@@ -90,7 +93,7 @@ for name, rule in (
 
 
 def render_markdown(text: str) -> str:
-    """Render Markdown as HTML. Shows the text as written if it is very long or the HTML would lose part of it."""
+    """Return Markdown as HTML, or the text as written if it is very long or the HTML would lose part of it."""
     displayed = name_invisible_characters(text)
     if len(displayed) <= MAX_MARKDOWN_LENGTH and (content := MARKS.sub("", displayed)):
         rendered_html = MARKDOWN.render(displayed)
@@ -100,12 +103,12 @@ def render_markdown(text: str) -> str:
 
 
 def render_as_written(text: str) -> str:
-    """Return a text as HTML that shows all its characters."""
+    """Return a text as preformatted HTML, escaped and not interpreted, with invisible characters by their names."""
     return f"<pre>\n{html.escape(name_invisible_characters(text))}</pre>"  # a browser drops the first line feed
 
 
 def name_invisible_characters(text: str) -> str:
-    """Replace every invisible character of a text by its name, such as ⟨U+202E⟩. Lines end with a line feed."""
+    """Return a text with every invisible character replaced by its name, such as ⟨U+202E⟩, and lines ended by `\\n`."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", lines)
 

@@ -28,7 +28,7 @@ from align.core.chain import to_canonical_json
 from align.core.errors import require
 
 PROMPT = -1
-"""Place of the prompt among flagged answers."""
+"""Position that stands for the prompt in a list of flagged answers."""
 
 
 class StrictBody(BaseModel):
@@ -36,7 +36,7 @@ class StrictBody(BaseModel):
 
 
 class JudgementBody(StrictBody):
-    """A judgement in a request; answers are identified by their position on the screen.
+    """The JSON body of a judgement, in which answers are identified by their position on the screen.
 
     Attributes:
         tiers: best first; empty for a skip.
@@ -56,7 +56,7 @@ class JudgementBody(StrictBody):
 
 
 def task_to_json(task: AnnotationTask) -> dict[str, Any]:
-    """Return a task as JSON for the page: harmless HTML, in display order, without the origin of answers."""
+    """Convert a task to JSON for the page: prompt and answers as harmless HTML, in display order, without origin."""
     by_id = {candidate.id: candidate for candidate in task.item.candidates}
     answers = [by_id[id] for id in task.display_order]
     return {
@@ -72,13 +72,18 @@ def task_to_json(task: AnnotationTask) -> dict[str, Any]:
 
 
 def render_text(text: str) -> dict[str, str]:
-    """Return a text as HTML in two forms, rendered Markdown and as written. The page shows one of them."""
+    """Return a text as HTML in two forms: `html`, rendered as Markdown, and `written`, as it is.
+
+    The page shows one of them.
+    """
     return {"html": render_markdown(text), "written": render_as_written(text)}
 
 
 def opinion_to_json(task: AnnotationTask, vote: Vote) -> dict[str, Any]:
-    """Return an annotator's vote on the item as JSON for a reviewer: answers by their position on the screen, texts as
-    HTML."""
+    """Convert an annotator's vote on a task's item to JSON for a reviewer.
+
+    Answers are identified by their position on the screen, and texts are HTML.
+    """
     return {
         "who": vote.annotator,
         **convert_ids_to_positions(task, {"tiers": vote.tiers, "ratings": vote.ratings, "flagged": vote.flagged}),
@@ -91,7 +96,7 @@ def opinion_to_json(task: AnnotationTask, vote: Vote) -> dict[str, Any]:
 
 
 def parse_judgement(task: AnnotationTask, body: JudgementBody) -> Judgement:
-    """Return the judgement in a request, with answers by id.
+    """Convert the JSON body of a judgement to a Judgement, with screen positions replaced by candidate ids.
 
     Raises:
         InputError: a position that is not on the screen.
@@ -119,7 +124,7 @@ def parse_judgement(task: AnnotationTask, body: JudgementBody) -> Judgement:
 
 
 def draft_to_json(task: AnnotationTask, draft: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a saved draft with answers by their position on the screen, as the page has them.
+    """Return a saved draft as JSON for the page, with answers identified by their position on the screen.
 
     The page's own drafts are returned unchanged. In a judgement saved by `AssignmentQueue.undo`, candidate ids are
     replaced by positions on the screen.
@@ -130,7 +135,7 @@ def draft_to_json(task: AnnotationTask, draft: Mapping[str, Any]) -> dict[str, A
 
 
 def convert_ids_to_positions(task: AnnotationTask, judgement: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tiers, ratings and flags of a judgement, with answers by their position on the screen, from 0."""
+    """Return a judgement's tiers, ratings and flags, with candidate ids replaced by positions on the screen, from 0."""
     position_of = {id: index for index, id in enumerate(task.display_order)} | {task.item.id: PROMPT}
     return {
         "tiers": [[position_of[id] for id in tier] for tier in judgement["tiers"]],
@@ -144,7 +149,7 @@ class TokenBody(StrictBody):
 
 
 class TermsBody(StrictBody):
-    """The `Terms` of the step that a vote answers."""
+    """The JSON body of a vote's terms: the page's mode, and the versions of settings and guidelines that applied."""
 
     version: int
     mode: Literal["work", "review"]
@@ -166,7 +171,7 @@ class UndoBody(StrictBody):
 
 
 def get_visitor(request: Request) -> Person:
-    """Return the authenticated visitor."""
+    """Return the person that the middleware authenticated for a request."""
     person = request.scope["person"]
     assert person is not None
     return person
@@ -185,7 +190,9 @@ def make_membership_id(store: Store, person: Person, project: str) -> str:
 
 
 def build_routes(store: Store, has_accounts: bool) -> APIRouter:
-    """Return the routes of every project; a request names its project by the header X-Align.
+    """Return the JSON routes of the annotation page for all projects: tasks, votes, undo, drafts and guidelines.
+
+    A request names its project by the header X-Align.
 
     The queues are created here on first use, so serve a store from one process.
 
@@ -197,7 +204,7 @@ def build_routes(store: Store, has_accounts: bool) -> APIRouter:
     lock = threading.Lock()
 
     def find_queue(request: Request, person: Person = PERSON) -> AssignmentQueue:
-        """Return the queue of the request's project. Raises 403 if the page belongs to another person or project."""
+        """Return the queue of the project in the header X-Align, or raise HTTP 403 if it is none of the visitor's."""
         membership_id = request.headers.get("x-align", "")
         names = (name for name in person.roles if make_membership_id(store, person, name) == membership_id)
         project = next(names, None)
@@ -310,14 +317,19 @@ def check_reviewer(person: Person, queue: AssignmentQueue) -> None:
 
 
 def renew_lease(queue: AssignmentQueue, person: Person, token: str) -> dict[str, bool]:
-    """Extend a person's lease. Returns `kept`, whether they still have it, and `judged`, whether they have judged the
-    item in another window."""
+    """Extend a person's lease of an item, and return whether they still have it (`kept`).
+
+    If not, `judged` is whether they have judged the item in another window.
+    """
     is_kept = queue.renew(person.name, token)
     return {"kept": is_kept, "judged": not is_kept and queue.is_judged(person.name, token)}
 
 
 def build_step(queue: AssignmentQueue, person: Person, mode: str, task: AnnotationTask | None) -> dict[str, Any]:
-    """Return the next task for the page with the questions about it, and the terms under which a vote on it is made."""
+    """Return the JSON for the page's next step: the task, its questions, the terms of a vote on it, and the progress.
+
+    Without a task it has the reason (`idle`). A review has the annotators' votes (`others`).
+    """
     progress = queue.read_progress(person.name, recount_totals=task is None)
     with queue.store.reading() as db:
         terms = read_terms(db, queue.project, mode)

@@ -38,7 +38,7 @@ def build_page() -> gradio.Blocks:
 
 
 def build_app(store: Store, authenticator: Authenticator[Person], origins: Sequence[str]) -> ASGIApp:
-    """Return the annotation app, which serves only visitors that an authenticator knows.
+    """Build the annotation server's ASGI app: the annotators' and managers' pages and JSON routes, behind a login.
 
     Args:
         origins: origins of the server as browsers know it, such as http://127.0.0.1:7861.
