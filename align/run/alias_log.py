@@ -28,7 +28,7 @@ SIGN = "@"
 """First character of a reference to an alias."""
 SCHEMA = 1
 LINE_START = b'{"alias":'
-"""First bytes of every line: its keys are sorted."""
+"""First bytes of every line of the log, whose JSON keys are sorted."""
 REMEDY = f"Restore {FILE} from a copy of the folder of runs."
 PROMOTE_AGAIN = (
     f"Use the version of align that wrote it, or move {FILE} away and promote again with stage=registry "
@@ -38,7 +38,7 @@ PROMOTE_AGAIN = (
 
 @dataclass(frozen=True, slots=True)
 class AliasTarget:
-    """One artifact that an alias refers to.
+    """An artifact that an alias refers to, with its share of the requests.
 
     Attributes:
         ref: `stage:name` of the run that made it.
@@ -59,7 +59,7 @@ class AliasTarget:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of one alias: a link of the chain.
+    """A record in the alias log: an alias's new targets, and who changed it, when and why.
 
     Attributes:
         seq: 1, 2, 3, … over all aliases.
@@ -110,12 +110,12 @@ KINDS: Mapping[str, type] = {
     "prev_hash": str,
     "hash": str,
 }
-"""JSON type of each field of a change."""
+"""Field of an alias change → Python type that its JSON value must have."""
 
 
 @dataclass(frozen=True, slots=True)
 class AliasLog:
-    """All changes of a folder of runs, in order."""
+    """All alias changes of a folder of runs, in the order they were made."""
 
     changes: tuple[Change, ...] = ()
 
@@ -124,11 +124,12 @@ class AliasLog:
         return ChainHead(self.changes[-1].seq, self.changes[-1].hash) if self.changes else ChainHead(0, GENESIS)
 
     def last(self, alias: str) -> Change | None:
-        """Return the newest change of an alias, which may be its retirement. Returns None if it was never changed."""
+        """Return the newest change of an alias, which may be its retirement, or None if the alias never existed."""
         return next((change for change in reversed(self.changes) if change.alias == alias), None)
 
     def get_current_changes(self, as_of: datetime | None = None) -> dict[str, Change]:
-        """Return alias → its newest change, now or at an earlier time. Retired aliases are left out."""
+        """Return a mapping from alias to its newest change up to `as_of`, by default now. Retired aliases are left
+        out."""
         newest: dict[str, Change] = {}
         for change in self.changes:
             if as_of is None or datetime.fromisoformat(change.at) <= as_of:
@@ -137,7 +138,7 @@ class AliasLog:
 
 
 def read_alias_log(root: Path) -> AliasLog:
-    """Read the changes of all aliases of a folder of runs. Returns an empty log if there is no file.
+    """Read `aliases.jsonl` in a folder of runs and verify its hash chain. Returns an empty log if there is no file.
 
     Raises:
         CorruptFile: A line is missing, was altered or cannot be read.
@@ -154,7 +155,9 @@ def read_alias_log(root: Path) -> AliasLog:
 
 
 def parse_alias_log(text: bytes, path: Path) -> tuple[AliasLog, int]:
-    """Parse a log and check its chain. Returns the changes and the number of bytes that they take.
+    """Parse the bytes of an alias log and verify its hash chain. Returns the log and the number of bytes to keep.
+
+    The rest, if any, is an incomplete last line.
 
     The last line may be a complete change without its line break, or the beginning of a change that was never reported.
 
@@ -190,7 +193,10 @@ def parse_alias_log(text: bytes, path: Path) -> tuple[AliasLog, int]:
 
 
 def is_complete(last_line: bytes) -> bool:
-    """Return whether the text behind the last line break is more than a line that was cut off while it was written."""
+    """Return whether the text after the last line break is valid JSON, not a line cut off in the middle of a write.
+
+    A line that ends with a carriage return counts as complete.
+    """
     try:
         json.loads(last_line)
     except (ValueError, RecursionError):
@@ -257,7 +263,9 @@ def append_change(
     override: str = "",
     gates: Sequence[Mapping[str, Any]] = (),
 ) -> Change:
-    """Append a change, unless the alias was changed since the caller read it. Concurrent calls wait for each other.
+    """Append a change to the alias log, or raise RunConflict if the alias was changed since the caller read it.
+
+    Concurrent calls wait for each other. An incomplete last line is cut off.
 
     Args:
         replaces: seq of the newest change of the alias when the caller read it; 0 if there was none.
@@ -308,7 +316,10 @@ def append_change(
 
 
 def describe_arms(arms: Sequence[AliasTarget]) -> str:
-    """Return a text such as `ppo:first (0a0e4de46d76)`, with shares if there are several arms. Empty for none."""
+    """Return an alias's targets as text, such as `ppo:first (0a0e4de46d76)`, several of them with their traffic shares.
+
+    Returns an empty text if there are none.
+    """
     total = sum(arm.weight for arm in arms)
     shares = [f"{arm.weight / total:.3g} of " if len(arms) > 1 else "" for arm in arms]
     return ", ".join(f"{share}{arm.ref} ({arm.digest[:12]})" for share, arm in zip(shares, arms, strict=True))

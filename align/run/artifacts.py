@@ -25,13 +25,13 @@ from align.run.weights import adapter_digest, model_digest, tokenizer_digest
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", "config.json", "generation_config.json")
 SERVES_AS_SFT = ("sft", "full")
 REPLACED = "replaced.json"
-"""File in an artifact whose other files were removed. It holds `by` and `reason`; if a run made a replacement, `by` is
-that run, and `folder` its folder."""
+"""Name of the file that is left in an artifact whose other files were removed. It holds `by` and `reason`; if a run
+made a replacement, `by` is that run, and `folder` its folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """An artifact of an earlier run, or a bare folder with a model or an adapter.
+    """An adapter or a model that a run published, or a folder with one that no run made.
 
     Attributes:
         ref: reference that it was found by.
@@ -53,14 +53,14 @@ class Artifact:
 
     @property
     def dtype(self) -> str | None:
-        """The dtype that its run computed in; None if it was not recorded."""
+        """The dtype in which the artifact's run computed, such as `bfloat16`; None if it was not recorded."""
         if self.manifest is None:
             return None
         dtype = self.manifest.config.get("dtype", "auto")
         return self.manifest.hardware.get("dtype") if dtype == "auto" else dtype
 
     def as_input(self) -> Input:
-        """Return the artifact as an input of a later run's manifest."""
+        """Return the record of this artifact for the `inputs` of a later run's manifest."""
         path = str(self.path.absolute())  # a later run may start in another folder
         if self.manifest is None:  # its digest covers the tokenizer too
             return Input(self.digest, self.ref, path, whole=self.whole)
@@ -77,7 +77,13 @@ class Artifact:
 
 
 def load_artifact(folder: Path, ref: str, verify: bool = True) -> Artifact:
-    """Load the artifact of a done run's folder, or of a bare folder with an adapter or a model.
+    """Return the artifact in the folder of a finished run, or in a folder with just an adapter or a model.
+
+    Hashes its weights into `digest`. The weights are not loaded.
+
+    Args:
+        ref: the user's reference to it.
+        verify: compare all published files with the manifest. If False, unreadable weights have an empty digest.
 
     Raises:
         MissingArtifact: The run is not done, or the folder holds neither.
@@ -116,7 +122,7 @@ def load_artifact(folder: Path, ref: str, verify: bool = True) -> Artifact:
 
 
 def read_replacement(artifact: Path, field: str) -> dict[str, Any] | None:
-    """Return the content of an artifact's `REPLACED` file. Returns None if the artifact is still there.
+    """Return the content of `replaced.json` in an artifact whose files were removed, or None if there is no such file.
 
     Raises:
         CorruptFile: The file is not a JSON object.
@@ -127,7 +133,10 @@ def read_replacement(artifact: Path, field: str) -> dict[str, Any] | None:
 
 
 def require_not_replaced(artifact: Path, field: str) -> None:
-    """Raise MissingArtifact if an artifact was removed on purpose. The message names its replacement, if any."""
+    """Raise MissingArtifact if an artifact has a `replaced.json`, because its files were removed on purpose.
+
+    The message names the replacement, if any.
+    """
     note = read_replacement(artifact, field)
     if note is None:
         return
@@ -141,7 +150,8 @@ def require_not_replaced(artifact: Path, field: str) -> None:
 
 
 def verify_outputs(folder: Path, outputs: Mapping[str, str]) -> None:
-    """Raise CorruptFile unless every published file is there and has the manifest's digest.
+    """Raise CorruptFile unless every published file exists and has the SHA-256 in `outputs`, a file name → digest
+    mapping.
 
     Raises:
         MissingArtifact: The files were removed or replaced on purpose.
@@ -155,7 +165,9 @@ def verify_outputs(folder: Path, outputs: Mapping[str, str]) -> None:
 
 
 def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: str = "reference") -> Artifact:
-    """Find the artifact of a reference: a path, `stage:latest`, `stage:NAME`, `@ALIAS`, or `hub:org/name`.
+    """Return the artifact for a reference: a path, `stage:latest`, `stage:NAME`, `@ALIAS`, or `hub:org/name`.
+
+    A model on the hub is downloaded.
 
     `latest` is the done run that was published last, on the base `base_digest` if that is given. `sft:` also finds
     `full` runs.
@@ -193,7 +205,7 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
 
 
 def resolve_alias(ref: str, root: Path, field_name: str) -> Artifact:
-    """Return the artifact that an alias refers to now.
+    """Return the artifact that `@ALIAS` refers to now. Raises InputError if it splits traffic between several.
 
     Raises:
         MissingArtifact: There is no such alias, or its artifact is gone.
@@ -209,7 +221,7 @@ def resolve_alias(ref: str, root: Path, field_name: str) -> Artifact:
 
 
 def find_alias_change(ref: str, root: Path, field_name: str) -> Change:
-    """Return the newest change of `@ALIAS`, which says what it refers to now.
+    """Return the newest log record of `@ALIAS`, which lists its current targets.
 
     Raises:
         MissingArtifact: There is no such alias. The message names the most similar one.
@@ -229,7 +241,7 @@ def find_alias_change(ref: str, root: Path, field_name: str) -> Change:
 
 
 def load_alias_target(arm: AliasTarget, change: Change, ref: str, root: Path, field_name: str) -> Artifact:
-    """Return one artifact of an alias: the run of its name, or any run under `root` that published its digest.
+    """Return the artifact of an alias target: from the run it names, or else any run under `root` with the same digest.
 
     Raises:
         MissingArtifact: It is gone.
@@ -253,14 +265,17 @@ def has_published(folder: Path, manifest: Manifest, digest: str) -> bool:
 
 
 def try_read_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest of a folder. Returns None if this version cannot read one there."""
+    """Return the manifest in a run's folder, or None if it is missing or cannot be read."""
     with suppress(InputError):
         return read_manifest(folder)
     return None
 
 
 def find_run_by_digest(digest: str, root: Path, stage: str = "*") -> Path | None:
-    """Return the folder of a done run that published this digest. Unreadable manifests are skipped."""
+    """Return the folder of a finished run that published weights with this digest, or None if no run did.
+
+    Unreadable manifests are skipped.
+    """
     for path in sorted(root.glob(f"{stage}/*/{FILE}")):
         manifest = try_read_manifest(path.parent)
         if manifest and manifest.done and manifest.digest == digest != "":
@@ -269,7 +284,7 @@ def find_run_by_digest(digest: str, root: Path, stage: str = "*") -> Path | None
 
 
 def find_run(stages: Sequence[str], name: str, root: Path, ref: str, field_name: str, command: str) -> Path:
-    """Return the folder of the run of this name, done or not.
+    """Return the folder of the run called `name` in the first of `stages` that has one, finished or not.
 
     Raises:
         MissingArtifact: No run has this name. The message names the most similar run, and the command that makes one.
@@ -285,7 +300,8 @@ def find_run(stages: Sequence[str], name: str, root: Path, ref: str, field_name:
 
 
 def list_done_runs(stages: Sequence[str], root: Path) -> list[Path]:
-    """List the folders of the done runs of some stages that published something, newest first."""
+    """Return the folders of the finished runs of some stages, newest first, without export checks, which have no
+    output."""
     publications = []
     for stage in stages:
         for path in (root / stage).glob("*/manifest.json"):

@@ -23,9 +23,9 @@ WITHOUT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 @contextmanager
 def publish_folder(target: Path, replace: str = "") -> Iterator[Path]:
-    """Yield a new folder beside `target`, and rename it to `target` at the end of the block.
+    """Yield a temporary folder to write into, and rename it to `target` when the block ends without an error.
 
-    After an error the folder is removed.
+    After an error the temporary folder is removed and `target` stays as it was.
 
     Args:
         target: path of the finished folder. An empty folder there is replaced.
@@ -50,7 +50,7 @@ def publish_folder(target: Path, replace: str = "") -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside a target, on the same disk, and remove it at the end.
+    """Yield an empty temporary folder beside `target`, on the same disk, and remove it when the block ends.
 
     Folders that killed processes left for the same target are removed first.
 
@@ -72,7 +72,8 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
 
 def replace_folder(scratch: Path, target: Path) -> None:
-    """Rename a finished folder to its target, in place of an older one."""
+    """Flush the files of `scratch` to disk and rename it to `target`. An older folder there is swapped out and
+    deleted."""
     _sync_files(scratch)
     if not (target.is_dir() and any(target.iterdir())):
         os.replace(scratch, target)  # POSIX renames over an empty folder
@@ -90,7 +91,7 @@ def replace_folder(scratch: Path, target: Path) -> None:
 
 
 def exchange_names(first: Path, second: Path) -> None:
-    """Exchange two names in one system call, so that a killed process leaves neither name free.
+    """Swap two paths in one system call, so that both exist at any time, even if the process is killed.
 
     Raises:
         OSError: The system or the file system does not support this (`WITHOUT_EXCHANGE`), or the names cannot be
@@ -106,7 +107,7 @@ def exchange_names(first: Path, second: Path) -> None:
 
 @contextmanager
 def convert_os_errors(target: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a StorageError about a folder."""
+    """Raise StorageError, with `target` as the folder in its message, in place of an OSError from the block."""
     try:
         yield
     except OSError as error:
@@ -116,7 +117,10 @@ def convert_os_errors(target: Path) -> Iterator[None]:
 
 
 def _sync_files(folder: Path) -> None:
-    """Make the files of a folder readable to all users, and flush them to disk before it is renamed."""
+    """Make all files of a folder readable to every user, and flush each of them to disk with `fsync`.
+
+    Files with several hard links become read-only.
+    """
     for path in folder.rglob("*"):
         if path.is_file():
             is_shared = path.stat().st_nlink > 1  # by a hard link: then nobody may change it

@@ -18,7 +18,10 @@ SEAL = "align_seal.json"
 
 
 def seal_checkpoint(folder: Path) -> None:
-    """Write `align_seal.json` with the hash of every file of a checkpoint. A checkpoint without it is incomplete."""
+    """Write `align_seal.json` into a checkpoint, with the SHA-256 of every other file.
+
+    A checkpoint without this file is incomplete.
+    """
     write_json(folder / SEAL, {name: file_digest(folder / name) for name in sorted(list_relative_files(folder))})
 
 
@@ -27,7 +30,7 @@ def list_relative_files(folder: Path) -> set[str]:
 
 
 def is_intact(folder: Path) -> bool:
-    """Return whether a checkpoint is intact: it holds exactly the files that were hashed, unchanged."""
+    """Return whether a checkpoint holds exactly the files that `align_seal.json` lists, with the same SHA-256."""
     try:
         digests = json.loads(read_text(folder / SEAL, SEAL))
     except (OSError, ValueError, RecursionError):
@@ -38,7 +41,7 @@ def is_intact(folder: Path) -> bool:
 
 
 def write_checkpoint(run: Run, step: int, write: Callable[[Path], None], keep_count: int) -> None:
-    """Write checkpoint number `step` atomically, and remove all but the newest `keep_count`. Only rank 0 writes.
+    """Write the checkpoint of step `step` atomically, then delete all but the newest `keep_count`. Only rank 0 writes.
 
     Args:
         write: writes the checkpoint's files into the folder it receives.
@@ -60,12 +63,13 @@ def write_checkpoint(run: Run, step: int, write: Callable[[Path], None], keep_co
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
-    """List the folders of checkpoints, newest first."""
+    """Return the paths of the `checkpoint-STEP` folders, highest step first."""
     return sorted(checkpoints.glob("checkpoint-*"), key=parse_step, reverse=True)
 
 
 def remove_old_checkpoints(checkpoints: Path, keep_count: int, best: Path | None = None) -> None:
-    """Remove all but the newest `keep_count` checkpoints. An older best one takes the place of the oldest of these."""
+    """Delete all but the newest `keep_count` checkpoints. If `best` is older, it is kept in place of the oldest of
+    these."""
     retained = list_checkpoints(checkpoints)[:keep_count]
     if best is not None and best not in retained:
         retained[-1] = best
@@ -82,9 +86,9 @@ def sibling_checkpoint(checkpoint: Path, step: int) -> Path:
 def remove_unusable_and_find_newest(
     run: Run, report: Callable[[str], None] = print, is_usable: Callable[[Path], bool] = is_intact
 ) -> Path | None:
-    """Return the newest intact checkpoint, and delete newer ones that are not intact. Returns None if none is left.
+    """Delete damaged checkpoints until an intact one is the newest, and return that one, or None if none is left.
 
-    Rank 0 chooses for all ranks. A run that is not resumed loses its old checkpoints.
+    Rank 0 chooses for all ranks. If the run is not resumed, all of its checkpoints are deleted.
 
     Args:
         report: prints a line.

@@ -17,14 +17,14 @@ from align.core.files import READ_SUFFIXES, has_file, open_binary, read_text
 from align.core.outputs import replace_file
 
 LARGE = 8 * 2**20
-"""Bytes. A smaller file is read each time, which takes milliseconds."""
+"""Size in bytes from which the digest of a file is cached. A smaller file is read each time, in milliseconds."""
 SETTLED_S = 2.0
-"""Seconds. The digest of a file that changed less than this ago is not cached: a second change within one tick of the
-file system's clock would leave the same times (Git calls such an entry racily clean)."""
+"""Seconds that a file must be unchanged before its digest is cached: a second change within one tick of the file
+system's clock would leave the same times (Git calls such an entry racily clean)."""
 
 
 class FileState(NamedTuple):
-    """The state of a file in its file system. While it stays the same, so do the file's bytes.
+    """A file's inode, size and times from `os.stat`, which show whether its bytes may have changed.
 
     Writing moves `changed_ns` (ctime), which no program can set back, and another file in its place has another inode.
     The exception is a second write within one tick of the clock: see `is_settled`.
@@ -37,12 +37,16 @@ class FileState(NamedTuple):
     changed_ns: int
 
     def is_settled(self, now: float) -> bool:
-        """Return True if the file had not changed for `SETTLED_S` at a time."""
+        """Return True if the last change of the file was more than `SETTLED_S` before `now`, in seconds since the
+        epoch."""
         return now - max(self.modified_ns, self.changed_ns) / 1e9 > SETTLED_S
 
 
 class HashedFile(NamedTuple):
-    """A file as this process hashed it last. `settled` is the result of `FileState.is_settled`."""
+    """The SHA-256 of a file and its `os.stat` state when this process hashed it last.
+
+    `settled` is the result of `FileState.is_settled`.
+    """
 
     state: FileState
     sha256: str
@@ -50,7 +54,7 @@ class HashedFile(NamedTuple):
 
 
 HASHED: dict[str, HashedFile] = {}
-"""Real path → file that this process has hashed. A later load has to read the same bytes."""
+"""Real path → digest of each file that this process has hashed. A later load has to read the same bytes."""
 
 
 def read_state(path: Path) -> FileState:
@@ -60,7 +64,7 @@ def read_state(path: Path) -> FileState:
 
 @contextmanager
 def require_same_bytes(files: Sequence[Path], field: str, shown: str, digest: str = "") -> Iterator[None]:
-    """Make sure that the block reads the same bytes as were hashed.
+    """Raise CorruptFile if `files` differ from their earlier digests, or change while the block reads them.
 
     The files' states before and after the block are compared. A file whose state does not prove it unchanged is hashed
     again.
@@ -105,7 +109,7 @@ def require_same_bytes(files: Sequence[Path], field: str, shown: str, digest: st
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file in hex, always read from the disk.
+    """Read a whole file and return its SHA-256 in hex, without the cache of `lookup_digest`.
 
     Raises:
         OSError: The file cannot be read or is not a regular file. The error names it.
@@ -119,7 +123,9 @@ def file_digest(path: Path) -> str:
 
 
 def lookup_digest(path: Path) -> str:
-    """Return the SHA-256 of a file in hex. The digest of a large file is cached while path, inode, size and times stay.
+    """Return the SHA-256 of a file in hex, for a large unchanged file from a cache on disk.
+
+    A cached digest holds while path, inode, size and times stay the same.
 
     Writing to a file moves its change time (`ctime`), which no program can set back. To prove what lies on the disk, as
     for a published output, a receipt or a checkpoint, call `file_digest`.
@@ -132,7 +138,10 @@ def lookup_digest(path: Path) -> str:
 
 
 def hash_with_cache(path: Path, state: FileState) -> str:
-    """Return the SHA-256 of a file, from the cache if the file is large and was hashed in this state."""
+    """Return the SHA-256 of a file in hex, from the cache on disk if the file is large and was cached in this `state`.
+
+    Otherwise hashes the file, and caches the digest of a large one.
+    """
     folder = cache_folder()
     if state.size < LARGE or folder is None:
         return file_digest(path)
@@ -152,7 +161,10 @@ def hash_with_cache(path: Path, state: FileState) -> str:
 
 
 def cache_folder() -> Path | None:
-    """Return `$XDG_CACHE_HOME/align/digests` or `~/.cache/align/digests`. Returns None if the user has no home."""
+    """Return the path of the digest cache, `$XDG_CACHE_HOME/align/digests` or `~/.cache/align/digests`.
+
+    Returns None if the user has no home.
+    """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "align" / "digests"
     except RuntimeError:
@@ -160,7 +172,7 @@ def cache_folder() -> Path | None:
 
 
 def json_digest(value: Any) -> str:
-    """Return the SHA-256 of a JSON value in canonical form, in hex."""
+    """Return the SHA-256 in hex of a value's JSON text with sorted keys and no spaces."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -175,7 +187,7 @@ def files_digest(files: Iterable[Path]) -> str:
 
 
 def match_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """List the files in a folder that match a pattern, sorted by name. Folders are left out.
+    """Return the files in a folder that match at least one glob pattern, sorted by path, without subfolders.
 
     Raises:
         CorruptFile: A matching name is a pipe, a socket, a device or a broken link.

@@ -19,9 +19,9 @@ from align.run.digests import file_digest, json_digest
 PACKAGES = (DISTRIBUTION, "torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate")
 DIFF_LIMIT = 1_000_000
 THREADS = "OMP_NUM_THREADS"
-"""The variable that sets the number of CPU threads. If it is empty, torch uses one per core."""
+"""Environment variable that sets the number of CPU threads. If it is empty, torch uses one per core."""
 ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-"""Variables that limit oneDNN to an instruction set, in order of precedence."""
+"""Environment variables that limit oneDNN to an instruction set, in order of precedence."""
 INSTRUCTIONS = (
     "avx2",
     "avx_vnni",
@@ -37,18 +37,20 @@ INSTRUCTIONS = (
     "sve",
     "sve2",
 )
-"""Processor flags, in Linux's spelling, that decide which kernel sums, and so the last bits of a result."""
+"""CPU flags as in /proc/cpuinfo that decide which kernels torch uses, and so the last bits of a result."""
 TOP = Path(__file__).resolve().parents[2]
-"""The folder that holds the package `align`."""
+"""Folder that contains the package `align`: the checkout, or `site-packages`."""
 CODE = ("align", "align/annotate", "align/reward", "align/conf")
-"""Folders of code and group files. In a checkout all but the first lie beside `align`, where links lead to the second
-and the third."""
+"""Folders of Python code and configuration files, relative to the installed package's parent. In a checkout all but
+the first lie beside `align`, where links lead to the second and the third."""
 
 
 @cache
 def code_digest() -> str:
-    """Return the sha256 over the names and contents of the installed code and group files, in hex. A checkout and the
-    wheel that was built from it have the same digest."""
+    """Return the SHA-256 in hex over the names and contents of all installed `.py` and `.yaml` files of align.
+
+    A checkout and the wheel that was built from it have the same digest.
+    """
     digests = {}
     for name in CODE:
         folder = TOP / name if (TOP / name).is_dir() else TOP / Path(name).name
@@ -59,7 +61,10 @@ def code_digest() -> str:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the processor, thread and system settings that decide the last bits of a sum."""
+    """Return a mapping of CPU model, instruction sets, thread count and operating system, for a run's manifest.
+
+    They decide the last bits of a floating-point sum.
+    """
     return {
         "machine": platform.machine(),
         "processor": read_processor_model(),
@@ -72,10 +77,10 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_processor(hardware: Mapping[str, Any]) -> str:
-    """Return the processor's model and its newest instruction set that kernels may use.
+    """Return the CPU model and the newest instruction set that kernels may use as text, from a manifest's `hardware`.
 
     Args:
-        hardware: as in a manifest.
+        hardware: the mapping that `describe_machine` returns.
     """
     newest = hardware["onednn_max_cpu_isa"] or (hardware["instructions"].split() or [hardware["machine"]])[-1]
     return f"{hardware['processor'] or 'unknown processor'}, {newest}"
@@ -83,7 +88,7 @@ def describe_processor(hardware: Mapping[str, Any]) -> str:
 
 @cache
 def read_cpuinfo() -> dict[str, str]:
-    """Return the fields of the first processor in /proc/cpuinfo. Empty on systems other than Linux."""
+    """Return the fields of the first processor in /proc/cpuinfo by name. Empty on systems other than Linux."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         pairs = (line.partition(":") for line in reversed(lines))
@@ -92,7 +97,7 @@ def read_cpuinfo() -> dict[str, str]:
 
 
 def list_instructions() -> str:
-    """Return the processor's instruction sets among which oneDNN and torch choose kernels. Empty if unknown."""
+    """Return the CPU's instruction sets that matter to oneDNN and torch, separated by spaces. Empty if unknown."""
     flags = (read_cpuinfo().get("flags") or read_cpuinfo().get("Features", "")).split()
     return " ".join(name for name in INSTRUCTIONS if name in flags)
 
@@ -110,7 +115,7 @@ def package_versions() -> dict[str, str]:
 
 
 def run_git(folder: Path, *arguments: str) -> str:
-    """Run git in a folder and return its output.
+    """Run a git command in a folder and return its standard output as text.
 
     Raises:
         OSError, SubprocessError: git is not installed, or the folder is not in a checkout.
@@ -138,7 +143,10 @@ def read_own_commit(top: Path = TOP) -> str:
 
 
 def read_git_state() -> dict[str, Any] | None:
-    """Return commit and uncommitted diff of the working folder. Returns None if it is not in a git checkout."""
+    """Return `commit` and, if there are uncommitted changes, the redacted `diff` of the working folder's checkout.
+
+    Returns None if the folder is not in a git checkout.
+    """
     try:
         commit = run_git(Path(), "rev-parse", "HEAD").strip()
         diff = run_git(Path(), "diff", "HEAD")

@@ -20,14 +20,14 @@ from align.run.files import write_json
 from align.run.manifest import Manifest
 
 FILE = "metrics.json"
-"""File of all metrics, beside the manifest."""
+"""Name of the file with all metrics of a run, beside its manifest."""
 IN_ARTIFACT = f"artifact/{FILE}"
-"""File of an evaluation's metrics as computed from its samples."""
+"""Path of the file with the metrics that an evaluation computed from its samples, relative to the run's folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The metrics of a run.
+    """The metrics of a run, with a reason if they may differ from the published ones.
 
     Attributes:
         metrics: content of the hashed file; those of the manifest if the file is not the published one.
@@ -39,12 +39,12 @@ class Figures:
 
 
 def write_figures(folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Write the metrics of a run to its folder, without secrets."""
+    """Write `metrics.json` into a run's folder, with secrets masked."""
     write_json(folder / FILE, mask_tree(metrics))
 
 
 def read_figures(folder: Path, manifest: Manifest) -> Figures:
-    """Read the metrics of a run, and compare the file with the manifest.
+    """Return the metrics of a run, with a reason in `altered` if its metrics files do not match the manifest's digests.
 
     Args:
         manifest: the one in the folder.
@@ -72,7 +72,7 @@ def read_figures(folder: Path, manifest: Manifest) -> Figures:
 
 
 def load_published_figures(folder: Path, manifest: Manifest) -> Mapping[str, Any]:
-    """Return the metrics of a run, for a document that others rely on.
+    """Return the metrics of a run, or raise CorruptFile if its metrics files do not match the manifest.
 
     Raises:
         CorruptFile: The metrics may differ from the published ones.
@@ -85,13 +85,13 @@ def load_published_figures(folder: Path, manifest: Manifest) -> Mapping[str, Any
 
 
 def get_collapse_verdict(metrics: Mapping[str, Any]) -> str | None:
-    """Return an evaluation's verdict: `collapsed`, `varied` or `not measured`. None if it has none."""
+    """Return an evaluation's verdict on mode collapse: `collapsed`, `varied` or `not measured`; None if it has none."""
     collapse = metrics.get("collapse")
     return collapse.get("verdict") if isinstance(collapse, Mapping) else None
 
 
 def get_suite_collapse(metrics: Mapping[str, Any], through: str) -> Mapping[str, Any] | None:
-    """Return whether one system collapsed, from an evaluation of several. None if that was not measured.
+    """Return the mode-collapse verdict on one of several evaluated models, or None if it was not measured.
 
     Args:
         metrics: metrics of the evaluation.
@@ -105,5 +105,5 @@ def get_suite_collapse(metrics: Mapping[str, Any], through: str) -> Mapping[str,
 
 
 def canonical(metrics: Any) -> str:
-    """Return metrics as one text, the same for equal metrics. NaN equals NaN."""
+    """Return metrics as JSON text with sorted keys, for a comparison in which NaN equals NaN."""
     return json.dumps(metrics, sort_keys=True)

@@ -30,7 +30,7 @@ MEMORY_WORDS = re.compile(
 
 
 def read_json_object(path: Path, field: str, remedy: str) -> dict[str, Any]:
-    """Return the object in a JSON file.
+    """Read a JSON file whose top level must be an object, and return it as a dictionary.
 
     Raises:
         MissingArtifact: There is no such file.
@@ -48,7 +48,7 @@ def read_json_object(path: Path, field: str, remedy: str) -> dict[str, Any]:
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """Return the object in a JSON file, under the file's own name in messages.
+    """Read a JSON file into a dictionary, as `read_json_object` does, with the file's name as the field in errors.
 
     Raises:
         MissingArtifact: There is no such file.
@@ -60,22 +60,25 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as JSON. A reader, or a restart after a crash, sees the old file or the new one."""
+    """Write a value to `path` atomically, as indented JSON with sorted keys.
+
+    A reader, or a restart after a crash, sees the old file or the new one.
+    """
     write_text(path, to_json_text(value))
 
 
 def to_json_text(value: Any) -> str:
-    """Return the text that `write_json` writes."""
+    """Return a value as indented JSON text with sorted keys and a final line break."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file atomically and durably."""
+    """Write a UTF-8 text file atomically, and flush it to disk."""
     replace_file(path, text.encode("utf-8"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error, or a cause of it, says that the GPU or the host is out of memory.
+    """Return whether an exception or one in its `__cause__` chain means that the GPU or the host is out of memory.
 
     torch's CPU allocator, oneDNN and C++ raise a plain `RuntimeError`, which only its text tells apart.
     """
@@ -86,9 +89,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def as_storage_error(error: BaseException, root: str) -> StorageError | None:
-    """Return `error` as a StorageError if it, or a cause of it, says that the disk is full or not writable.
+    """Return a StorageError if an exception comes from a full disk or from a file that cannot be read or written.
 
-    Returns None for any other error.
+    Returns None for any other error. The causes of the exception are searched only for a full disk.
 
     Args:
         root: the folder of runs, for the message.
@@ -111,7 +114,7 @@ def as_storage_error(error: BaseException, root: str) -> StorageError | None:
 
 
 def find_user_error(error: Exception, root: str) -> InputError | None:
-    """Return the InputError that an unexpected error amounts to: out of memory, a full or a read-only disk.
+    """Convert an exception from lack of memory or disk space, or from an unusable file, to an InputError with a remedy.
 
     Returns None for any other error.
 

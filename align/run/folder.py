@@ -43,7 +43,7 @@ OF_A_START = (
     "trained_ids.parquet",
     "stale.json",
 )
-"""Files that a run may have before its stage has computed anything."""
+"""Names of files that a run may write before its stage has computed anything."""
 PUBLISHED = (
     "report.html",
     "config.yaml",
@@ -59,11 +59,11 @@ PUBLISHED = (
     "duplicates.jsonl",
     "scores.jsonl",
 )
-"""Files beside the artifact that are published, and so hashed, with it."""
+"""Names of files in a run's folder whose digests go into the manifest when the run is published."""
 
 
 class ChangedValue(NamedTuple):
-    """A value that differs between two nested mappings, under its dotted key."""
+    """A difference between two nested mappings: a dotted key, its old value and its new value."""
 
     key: str
     old: Any
@@ -71,7 +71,10 @@ class ChangedValue(NamedTuple):
 
 
 def find_first_difference(old: Any, new: Any, path: str = "") -> ChangedValue | None:
-    """Return the first value by key order that differs between two mappings. Returns None if they are equal."""
+    """Return the first dotted key, in sorted order, at which two nested mappings differ, with both values.
+
+    Returns None if they are equal.
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             key_path = f"{path}.{key}" if path else key
@@ -82,7 +85,9 @@ def find_first_difference(old: Any, new: Any, path: str = "") -> ChangedValue | 
 
 
 class Run:
-    """One run's folder, held under a lock. Opened by `Run.open` and used as a context manager.
+    """The locked folder of one run and its manifest, used as a context manager that records failures.
+
+    `Run.open` makes it.
 
     Attributes:
         folder: `<root>/<stage>/<name>`.
@@ -102,7 +107,7 @@ class Run:
 
     @property
     def shared(self) -> Path:
-        """Folder of rank 0, from which every rank reads."""
+        """The run's folder on rank 0, from which every rank reads."""
         return self.folder
 
     @property
@@ -115,18 +120,18 @@ class Run:
 
     @property
     def base(self) -> Base:
-        """Base weights that the stage works on."""
+        """The manifest's record of the base weights that the stage works on."""
         assert self.manifest.base is not None
         return self.manifest.base
 
     @property
     def artifact(self) -> Path:
-        """Folder for the stage's result."""
+        """The run's subfolder `artifact` for the stage's result, created if it is missing."""
         return self._make_folder("artifact")
 
     @property
     def checkpoints(self) -> Path:
-        """Folder for what the stage needs to resume."""
+        """The run's subfolder `checkpoints` for the state to resume from, created if it is missing."""
         return self._make_folder("checkpoints")
 
     def _make_folder(self, name: str) -> Path:
@@ -144,7 +149,7 @@ class Run:
         resume: str = "auto",
         again: bool = False,
     ) -> Run:
-        """Find or make the folder of this run and lock it.
+        """Find the folder of the run with this configuration and inputs, or create one, and lock it.
 
         Args:
             config: the resolved configuration as plain values.
@@ -205,23 +210,29 @@ class Run:
         write_manifest(self.folder, self.manifest)
 
     def fail(self, error: BaseException) -> None:
-        """Record why the run ended before it was published. `resume=auto` continues it."""
+        """Write the error and the status `failed`, or `interrupted` after Ctrl-C, into the manifest.
+
+        `resume=auto` continues such a run.
+        """
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with suppress(OSError):  # on a full disk, the error that it caused counts
             self._write(status=status, error=make_printable(f"{type(error).__name__}: {error}"))
 
     def begin(self, config_yaml: str) -> None:
-        """Record that the run has started, and its configuration."""
+        """Write the manifest with the status `running`, and `config.yaml` with the configuration."""
         self._write(status="running", error="")  # first: without a manifest the folder is not a run's
         write_text(self.folder / "config.yaml", config_yaml)
 
     def record_hardware(self, hardware: Mapping[str, Any]) -> None:
-        """Record the hardware before the run computes, so that a replay that ends early has it too."""
+        """Merge device settings into the manifest's `hardware` and write it, before the run computes.
+
+        A replay that ends early has them too.
+        """
         if hardware:
             self._write(hardware={**self.manifest.hardware, **hardware})
 
     def publish(self, metrics: Mapping[str, Any], hardware: Mapping[str, Any] | None = None) -> None:
-        """Hash every output, and then set the status to `done`.
+        """Write the metrics, record the digests of all outputs with the status `done`, and delete the checkpoints.
 
         Args:
             metrics: the stage's headline metrics.
@@ -245,12 +256,14 @@ class Run:
 
 
 def derive_name(parent: Path, label: str, digest: str) -> str:
-    """Return the name of the folder that ends in this digest, under any label, or else `label-digest`."""
+    """Return the name of an existing run folder `*-DIGEST` in `parent`, or `label-digest` if there is none."""
     return min((path.name for path in parent.glob(f"*-{digest}")), default=f"{label}-{digest}")
 
 
 def make_and_lock_folder(root: Path, stage: str, name: str, resume: str) -> tuple[Path, int]:
-    """Make the folder of a run if it is missing, and lock it. Returns the folder and the lock's file descriptor.
+    """Create the folder of a run if it is missing, and lock it. Returns its path and the lock's file descriptor.
+
+    With `resume=never` the folder is a new one, numbered if `name` is in use.
 
     Raises:
         MissingArtifact: `resume=must`, and there is no run.
@@ -272,9 +285,9 @@ def make_and_lock_folder(root: Path, stage: str, name: str, resume: str) -> tupl
 
 
 def read_same_run_or_empty_folder(folder: Path, new: Manifest, allow_other_identity: bool) -> Manifest | None:
-    """Return the manifest of the same run in a folder, and empty the folder of another run that failed without output.
+    """Return the manifest in a folder if its run has the identity of `new`, or None if the folder has no manifest.
 
-    Returns None if the folder has no manifest, or was emptied.
+    A folder of another run that failed without output is emptied, and None is returned.
 
     Args:
         allow_other_identity: accept a run with another identity.
@@ -298,7 +311,7 @@ def read_same_run_or_empty_folder(folder: Path, new: Manifest, allow_other_ident
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raise InputError if a folder without a manifest holds files, which a run might overwrite.
+    """Raise InputError if a folder holds any visible files, so that a new run does not overwrite them.
 
     Hidden files are ignored: a killed process may leave them while it writes a manifest.
     """
@@ -309,9 +322,9 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def has_failed_without_output(folder: Path, manifest: Manifest) -> bool:
-    """Return whether a run failed before it wrote any output, so that its folder may be removed.
+    """Return whether a run failed before its stage wrote any output, so that its folder may be deleted.
 
-    Links, pipes and the like count as output: no run makes them.
+    Empty files do not count as output. Links, pipes and the like do: no run makes them.
     """
     entries = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     outputs = (path for path in entries if path.is_symlink() or not path.is_file() or path.stat().st_size)
@@ -319,7 +332,9 @@ def has_failed_without_output(folder: Path, manifest: Manifest) -> bool:
 
 
 def lock_folder(folder: Path) -> int:
-    """Lock a folder and return the descriptor that holds the lock. The system frees it when the process ends.
+    """Lock a folder for this process, or raise RunBusy, and return the file descriptor that holds the lock.
+
+    The system frees the lock when the process ends.
 
     Raises:
         RunBusy: Another process holds it.
@@ -345,7 +360,7 @@ def lock_folder(folder: Path) -> int:
 
 @contextmanager
 def hold_lock(folder: Path) -> Iterator[None]:
-    """Lock a folder within the block.
+    """Lock a folder during the block, or raise RunBusy if another process holds the lock.
 
     Raises:
         RunBusy, PermissionError: As for the lock itself.
@@ -358,7 +373,7 @@ def hold_lock(folder: Path) -> Iterator[None]:
 
 
 def record_killed_run(folder: Path, why: str) -> None:
-    """Write the status `failed` and the reason into the manifest of a run whose process was killed.
+    """Write the status `failed` and the reason into the manifest of a run whose process was killed, unless it is done.
 
     Raises:
         RunBusy, PermissionError: As `hold_lock`.
@@ -370,15 +385,15 @@ def record_killed_run(folder: Path, why: str) -> None:
 
 
 def find_unused_name(parent: Path, name: str) -> str:
-    """Return `name`, or the first of `name-2`, `name-3`, … that does not exist in a folder."""
+    """Return the first of `name`, `name-2`, `name-3`, … that does not exist in a folder."""
     candidates = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
     return next(candidate for candidate in candidates if not (parent / candidate).exists())
 
 
 def find_last_publication(root: Path) -> int:
-    """Return the highest publication number among the runs of a root.
+    """Return the highest number in the order in which the runs of a root were published, 0 if there is none.
 
-    `latest` is decided by this number, because a clock may be set back.
+    Unreadable manifests are skipped. `latest` is decided by this number, because a clock may be set back.
     """
     numbers = [0]
     for path in root.glob("*/*/manifest.json"):
@@ -395,8 +410,10 @@ NO_LOCK = -1
 
 
 class FollowerRun(Run):
-    """A run as ranks other than 0 see it: they write to a temporary folder that is removed at the end, and read from
-    `shared`."""
+    """The run on ranks other than 0: it writes to a temporary folder, reads from rank 0's, and publishes nothing.
+
+    The temporary folder is removed at the end.
+    """
 
     def __init__(self, shared: Path, manifest: Manifest, resumed: bool) -> None:
         scratch = tempfile.mkdtemp(prefix="align-rank-", dir=os.environ.get(NOTES))

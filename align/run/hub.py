@@ -16,7 +16,7 @@ READ = ("README.md", "*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
 def hub_snapshot(repo: str, revision: str | None, field_name: str) -> Path:
-    """Return the local snapshot of a model's repository, downloaded if need be: safetensors and text files only.
+    """Download a model's safetensors, tokenizer and text files from the hub if they are not cached. Returns the folder.
 
     Raises:
         InputError: The hub is offline, or the repository is missing or gated.
@@ -28,7 +28,7 @@ def hub_snapshot(repo: str, revision: str | None, field_name: str) -> Path:
 
 
 def hub_config(repo: str, revision: str | None, field_name: str) -> Path:
-    """Return a folder with a model's `config.json` from the hub, without its weights.
+    """Download only `config.json` of a model from the hub if it is not cached, and return the folder that holds it.
 
     Raises:
         InputError: As `hub_snapshot`.
@@ -42,12 +42,12 @@ def hub_config(repo: str, revision: str | None, field_name: str) -> Path:
 WHOLE = re.compile(
     r"(?P<repo>[^/:@]+/[^/:@]+)(?:@(?P<revision>[^/:]+))?(?::(?:(?P<subset>[^:]+):)?(?P<split>[\w.-]+))?"
 )
-"""Pattern of a reference to a data set on the hub, without the name of a file."""
+"""Pattern of a reference to a whole split on the hub: `ORG/NAME[@REVISION]`, then `:SPLIT` or `:SUBSET:SPLIT`."""
 
 
 @cache  # a branch may move between two calls: one process sees the same files
 def hub_files(ref: str, field_name: str) -> list[Path]:
-    """Return files of a data set on the hub, downloaded if need be.
+    """Return the local paths of the files that a `hub:` reference to a data set names, downloaded if not cached.
 
     Args:
         ref: one file, `hub:ORG/NAME/PATH/TO/FILE`; or a whole split, as `datasets.load_dataset` reads it:
@@ -72,7 +72,7 @@ def hub_files(ref: str, field_name: str) -> list[Path]:
 
 
 def hub_split(repo: str, revision: str | None, subset: str | None, split: str, field_name: str) -> list[Path]:
-    """Return the files of a split, after asking the hub whether the data set exists.
+    """Return the Arrow files of a split, or raise InputError if the hub does not have the data set.
 
     `datasets` alone retries for 23 s if the hub cannot be reached.
     """
@@ -86,7 +86,7 @@ def hub_split(repo: str, revision: str | None, subset: str | None, split: str, f
 
 
 def split_files(repo: str, revision: str | None, subset: str | None, split: str, field_name: str) -> list[Path]:
-    """Return the Arrow files that `datasets` makes of one split.
+    """Load one split with `datasets.load_dataset` and return the paths of the Arrow files in its cache.
 
     Args:
         repo: id on the hub, or a folder that `datasets.load_dataset` accepts in its place.
@@ -110,7 +110,8 @@ def split_files(repo: str, revision: str | None, subset: str | None, split: str,
 
 @contextmanager
 def convert_hub_errors(repo: str, revision: str | None, field_name: str) -> Iterator[None]:
-    """Turn errors of the hub's client into an InputError."""
+    """Convert exceptions of the hub's client in the block to an InputError with a remedy, or for a full disk a
+    StorageError."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import (
         EntryNotFoundError,

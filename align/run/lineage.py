@@ -18,19 +18,19 @@ from align.run.figures import get_suite_collapse, load_published_figures
 from align.run.manifest import FILE, Base, Input, Manifest, read_manifest
 
 MADE_WEIGHTS = ("init", "artifact", "reward")
-"""First parts of the names of inputs that are weights of other runs."""
+"""Names of the inputs that are weights of other runs, up to the first dot: `init`, `artifact`, `reward`."""
 
 
 @dataclass(frozen=True, slots=True)
 class GoneRun:
-    """A run that is no longer in the folder of runs, as a later run's manifest describes it."""
+    """A deleted run, known only by the `stage:name` and the digest in the manifest of a run that read it."""
 
     ref: str
     digest: str
 
 
 def iter_manifests(root: Path, stage: str = "*") -> Iterator[tuple[Path, Manifest]]:
-    """Yield every run's folder and manifest, sorted by name.
+    """Yield the folder and the manifest of each run of a stage, or of all stages, sorted by path.
 
     Raises:
         CorruptFile, InputError: As `read_manifest`.
@@ -40,9 +40,9 @@ def iter_manifests(root: Path, stage: str = "*") -> Iterator[tuple[Path, Manifes
 
 
 def find_producing_run(input: Input, root: Path) -> Path | None:
-    """Return the folder of the run that made an input. Returns None if it is gone.
+    """Return the folder of the run that published an input, or None if that run was removed.
 
-    Searched are its recorded path, its name under `root`, and then all runs of its stage for the very digest.
+    Searched are its recorded path, its name under `root`, and then all runs of its stage for the same digest.
     """
     for folder in dict.fromkeys((Path(input.path).parent, root / input.stage / input.name)):
         manifest = try_read_manifest(folder)
@@ -54,9 +54,9 @@ def find_producing_run(input: Input, root: Path) -> Path | None:
 
 
 def find_base_producer(base: Base, root: Path) -> Path | GoneRun | None:
-    """Return the folder of the run that made base weights. Returns None if no run made them.
+    """Return the folder of the run that published base weights, or None if they are not from a run.
 
-    Returns `GoneRun` if their path says that a run made them, and that run is not there.
+    Returns `GoneRun` if their path is that of a run's artifact, but no run with their digest is found.
     """
     folder = Path(base.path).parent
     is_artifact = Path(base.path).name == "artifact"
@@ -73,16 +73,17 @@ def find_base_producer(base: Base, root: Path) -> Path | GoneRun | None:
 
 
 def read_base_producer(base: Base, root: Path) -> Manifest | GoneRun | None:
-    """Return the manifest of the run that made base weights, or what `find_base_producer` returns in its place."""
+    """Return the manifest of the run that published base weights, `GoneRun` if that run is gone, None if there was
+    none."""
     folder = find_base_producer(base, root)
     return read_manifest(folder) if isinstance(folder, Path) else folder
 
 
 def find_origin(artifact: Artifact, base: Base, root: Path) -> Base:
-    """Return the model that an artifact grew from.
+    """Return the pretrained model that an artifact goes back to through all its training runs.
 
-    That of an adapter is its base. That of a whole model is the one whose weights its first run trained, or the model
-    itself if no run made it.
+    For an adapter that is its base. For a whole model it is the model whose weights its first run trained, or the
+    model itself if no run made it.
 
     Args:
         base: base of the artifact; a whole model itself.
@@ -97,7 +98,9 @@ def find_origin(artifact: Artifact, base: Base, root: Path) -> Base:
 def iter_ancestors(
     manifest: Manifest, root: Path, through: Sequence[str] | None = None
 ) -> Iterator[Manifest | GoneRun]:
-    """Yield a run and the runs that its inputs and its base came from, each once.
+    """Yield a run's manifest and, recursively, those of the runs that made its inputs and its base, each once.
+
+    A removed run is yielded as `GoneRun`.
 
     Args:
         root: the folder of runs.
@@ -109,10 +112,13 @@ def iter_ancestors(
 def walk_lineage(
     manifest: Manifest, folder: Path | None, root: Path, through: Sequence[str] | None = None
 ) -> Iterator[tuple[Manifest | GoneRun, Path | None]]:
-    """Yield a run and its ancestors, each with its folder, or None if it is gone.
+    """Yield a run's manifest and, recursively, those of the runs that made its inputs and its base, with their folders.
+
+    A removed run is yielded as `GoneRun` with None for the folder.
 
     Args:
         folder: the run's own.
+        through: names of the inputs to follow, besides the base; None for all.
     """
     visited: set[tuple[str, str]] = set()
 
@@ -142,12 +148,15 @@ def walk_lineage(
 
 
 def iter_artifact_ancestors(artifact: Artifact, root: Path) -> Iterator[tuple[Manifest | GoneRun, Path | None]]:
-    """Yield the run that made an artifact and its ancestors, each with its folder, or None if it is gone."""
+    """Yield the manifest and the folder of the run that made an artifact and of all runs that it depends on.
+
+    The folder of a removed run is None. Yields nothing if no run made the artifact.
+    """
     return walk_lineage(artifact.manifest, artifact.path.parent, root) if artifact.manifest else iter(())
 
 
 def list_training_data(artifact: Artifact, root: Path) -> list[str]:
-    """Return the names of the data that an artifact was trained on, each once, without local paths.
+    """Return the names of all data sets that an artifact and its ancestors were trained on, each once, without folders.
 
     A run that is gone contributes a sentence that says so.
     """
@@ -167,7 +176,7 @@ def list_training_data(artifact: Artifact, root: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class LineageStep:
-    """A run in the training history of weights.
+    """One run in the training history of a model's weights, with the digest of the weights it made.
 
     Attributes:
         digest: digest of the weights that it made.
@@ -181,7 +190,10 @@ class LineageStep:
 
 
 def list_training_steps(manifest: Manifest, digest: str, root: Path) -> list[LineageStep]:
-    """Return the training history of an artifact's weights: its runs in order, its own last.
+    """Return the runs that trained an artifact's weights, from the first to its own, each once.
+
+    Args:
+        manifest: the manifest of the artifact's run.
 
     Args:
         digest: the artifact's.
@@ -205,7 +217,10 @@ def list_training_steps(manifest: Manifest, digest: str, root: Path) -> list[Lin
 
 
 def find_evaluation(artifact: Input, root: Path) -> Manifest | None:
-    """Return the newest finished evaluation of exactly this artifact. One by a proxy judge ranks behind any other."""
+    """Return the manifest of the newest finished evaluation of an artifact with this digest, or None if there is none.
+
+    One by a proxy judge ranks behind any other.
+    """
     evaluations = []
     for _, manifest in iter_manifests(root, "eval"):
         subject = manifest.inputs.get("artifact")
@@ -217,9 +232,9 @@ def find_evaluation(artifact: Input, root: Path) -> Manifest | None:
 
 
 def find_suite_collapse(artifact: Input, root: Path) -> Mapping[str, Any] | None:
-    """Return whether exactly this artifact collapsed, by the newest evaluation of several systems.
+    """Return the verdict on mode collapse of an artifact from the newest evaluation that compared it with other models.
 
-    Returns the evaluation's verdict, or None if none measured it.
+    Returns None if no such evaluation measured it.
     """
     newest: tuple[tuple[int, str], Mapping[str, Any]] | None = None
     for folder, manifest in iter_manifests(root, "eval"):
@@ -239,7 +254,7 @@ def find_suite_collapse(artifact: Input, root: Path) -> Mapping[str, Any] | None
 
 
 class RunsFound(NamedTuple):
-    """The result of a search through the manifests of a folder of runs.
+    """The runs that a search through a folder of runs found, and the manifests that it could not read.
 
     Attributes:
         runs: `stage/name` of each.
@@ -251,10 +266,10 @@ class RunsFound(NamedTuple):
 
 
 def find_readers(root: Path, project: str, first: int, last: int) -> RunsFound:
-    """Find the runs that read an annotation project or were made from such a run, and list unreadable manifests.
+    """Return the runs that read an annotation project between two states of its ledger, and all runs made from them.
 
-    Included are runs that read it while rows `first` to `last` of its ledger were its newest, the runs made from them
-    (see `find_users`), and the `sample` runs that filled it, whose files hold the same texts.
+    Included are runs that read it while its newest ledger row was one from `first` to `last - 1`, the runs made from
+    them (see `find_users`), and the `sample` runs that filled it, whose files hold the same texts.
     """
     readers, unreadable = find_users(root, lambda input: input.project == project and first <= input.seq < last)
     for path in sorted(root.glob(f"sample/*/{FILE}")):
@@ -268,7 +283,7 @@ def find_readers(root: Path, project: str, first: int, last: int) -> RunsFound:
 
 
 def find_users(root: Path, matches: Callable[[Input], bool]) -> RunsFound:
-    """Find the runs with a matching input and the runs made from them, and list unreadable manifests.
+    """Return the runs with an input for which `matches` is True, and all runs made from them.
 
     Each run is listed after the runs that it was made from.
 

@@ -26,7 +26,7 @@ ROOT = "<root>/"
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """Base weights on disk.
+    """The record of a model's base weights: name, folder, hub revision and digest.
 
     Attributes:
         id: the user's name for them: `pocket`, a hub id, or a folder.
@@ -43,7 +43,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """Something that a run read.
+    """The record of a file, an artifact or an annotation project that a run read.
 
     Attributes:
         digest: its identity: SHA-256 of a file or of weights, or the hash at the head of a ledger.
@@ -70,11 +70,14 @@ class Input:
 
     @property
     def run(self) -> str:
-        """`stage:name` of the run that made it, or its reference if none did."""
+        """`stage:name` of the run that made the input, or the user's reference to it if no run did."""
         return f"{self.stage}:{self.name}" if self.stage else self.ref
 
     def as_json(self, root: Path) -> dict[str, Any]:
-        """Return the input's JSON form in the manifest: default values are left out, and details are merged in."""
+        """Return the input as a JSON object for the manifest, without default values and with `details` merged in.
+
+        A path below `root` is stored relative to it.
+        """
         values = {
             field.name: value
             for field in dataclasses.fields(self)
@@ -87,7 +90,7 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The record of a run: its configuration, inputs, outputs and environment.
+    """The content of a run's `manifest.json`: its configuration, inputs, outputs, metrics and environment.
 
     Attributes:
         stage, name: the run; its folder is `<root>/<stage>/<name>`.
@@ -128,17 +131,17 @@ class Manifest:
 
     @property
     def ref(self) -> str:
-        """`stage:name`."""
+        """The reference to the run as `stage:name`, such as `sft:first`."""
         return f"{self.stage}:{self.name}"
 
     @property
     def refs(self) -> dict[str, str]:
-        """Name → reference of each input that a command line can name."""
+        """Input name → reference, such as `sft:first`, of each input that a user can pass on the command line."""
         return {name: input.run for name, input in self.inputs.items() if input.stage or (name == "data" and input.ref)}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Values that make this run the same run as another, see `compute_identity`."""
+        """The configuration and input digests that two runs must share to be the same run, see `compute_identity`."""
         return compute_identity(self.stage, self.config, self.inputs, self.base)
 
     @property
@@ -147,11 +150,12 @@ class Manifest:
 
     @property
     def publication(self) -> tuple[int, str]:
-        """Sort key of done runs: their publication number, and for equal numbers the time."""
+        """Sort key of finished runs by the order in which they were published, and for equal numbers the time."""
         return self.published, self.times["finished"]
 
     def as_json(self, root: Path) -> dict[str, Any]:
-        """Return the content of the manifest's file, without secrets."""
+        """Return the manifest as a JSON object for its file, with secrets masked and paths below `root` made
+        relative."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["identity"] = self.identity
         values["inputs"] = {name: input.as_json(root) for name, input in self.inputs.items()}
@@ -163,7 +167,7 @@ class Manifest:
 
 
 def to_relative_path(path: str, root: Path) -> str:
-    """Return a path as the file holds it: one below the folder of all runs begins with `<root>/`."""
+    """Return a path below the folder of runs as `<root>/…`, for the manifest's file, and any other path unchanged."""
     full_path = Path(path)
     if full_path.is_relative_to(root):  # the root itself may be relative
         full_path = full_path.absolute()
@@ -174,14 +178,14 @@ def to_relative_path(path: str, root: Path) -> str:
 
 
 def to_absolute_path(path: str, root: Path) -> str:
-    """Return the path that `to_relative_path` shortened."""
+    """Replace a leading `<root>/` of a manifest's path by the folder of runs. Returns any other path unchanged."""
     return str(root / path.removeprefix(ROOT)) if path.startswith(ROOT) else path
 
 
 def compute_identity(
     stage: str, config: Mapping[str, Any], inputs: Mapping[str, Input], base: Base | None
 ) -> dict[str, Any]:
-    """Return the values that make two runs the same run.
+    """Return the mapping of configuration and input digests by which a repeated command finds its earlier run.
 
     These are `config`, the part of the configuration that the stage reads; `inputs`, name → digest; `tokenizers`, name
     → digest of the tokenizer beside an input; and `base`, the digest of the base weights. A store is identified by its
@@ -197,12 +201,12 @@ def compute_identity(
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace the manifest in a run's folder, `<root>/<stage>/<name>`."""
+    """Write `manifest.json` into a run's folder, `<root>/<stage>/<name>`, replacing an older one atomically."""
     write_json(folder / FILE, manifest.as_json(folder.parent.parent))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a run's folder.
+    """Read and validate `manifest.json` in a run's folder.
 
     Raises:
         CorruptFile: The file is not a run's manifest.
@@ -222,7 +226,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(values: Mapping[str, Any], root: Path) -> Manifest:
-    """Build a manifest from a checked JSON object. Unknown keys are ignored."""
+    """Build a Manifest from a validated JSON object, with paths below `root` made absolute. Unknown keys are
+    ignored."""
     inputs = {name: parse_input(input, root) for name, input in values["inputs"].items()}
     base = Base(**values["base"]) if values.get("base") else None
     if base is not None:
@@ -257,7 +262,7 @@ SHAPE = {
     "times.*": str,
     "hardware": dict,
 }
-"""Path → type of each value of a manifest that later runs read, parents first. `*` is every key."""
+"""Dotted key → type of each manifest value that later runs read, parents first. `*` is every key."""
 
 OF_AN_INPUT = {
     "ref": str,
@@ -269,11 +274,11 @@ OF_AN_INPUT = {
     "project": str,
     "seq": int,
 }
-"""Key → type of the values of an input."""
+"""Key → Python type of the values that the manifest records for an input."""
 
 
 def first_invalid_key(values: Mapping[str, Any]) -> str | None:
-    """Return the first key of a manifest that is missing or has another type. Returns None if all are valid."""
+    """Return the dotted key of the first manifest value that is missing or invalid, or None if all are valid."""
     for key, kind in SHAPE.items():
         *parents, last = key.split(".")
         parent: Any = values
@@ -311,7 +316,7 @@ def first_invalid_key(values: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ManifestDigests:
-    """The digests of a run's manifest at one time.
+    """The digests of a run's manifest file and weights at one time, to detect a later change of its metrics.
 
     Attributes:
         content: digest of the weights that the run published or evaluated. A run that was repeated with other weights
@@ -327,18 +332,19 @@ class ManifestDigests:
 
 
 def get_weights_digest(manifest: Manifest) -> str:
-    """Return the digest of the weights that a run published or evaluated. Empty if it did neither."""
+    """Return the digest of the weights that a run published, or that an evaluation measured; empty if there are
+    none."""
     evaluated = manifest.inputs.get("artifact") if manifest.stage == "eval" else None
     return manifest.digest or (evaluated.digest if evaluated else "")
 
 
 def compute_manifest_digests(folder: Path, manifest: Manifest) -> ManifestDigests:
-    """Return the digests of the manifest in a run's folder."""
+    """Hash `manifest.json` in a run's folder. Returns the hash with the digest of the run's published weights."""
     return ManifestDigests(get_weights_digest(manifest), file_digest(folder / FILE))
 
 
 def parse_manifest_digests(value: Any) -> dict[str, ManifestDigests] | None:
-    """Rebuild `stage:name` → held manifest from its JSON form. Returns None if the value is invalid."""
+    """Parse a JSON mapping from `stage:name` to manifest digests. Returns None if the value is invalid."""
     if not isinstance(value, Mapping):
         return None
     manifests: dict[str, ManifestDigests] = {}

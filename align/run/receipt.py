@@ -22,7 +22,7 @@ SCHEMA = 1
 def write_receipt(
     folder: Path, rows: Sequence[Mapping[str, Any]], prompts: Sequence[Sequence[int]], export_fields: Mapping[str, Any]
 ) -> None:
-    """Write `receipt.json`, after all other files of an export.
+    """Write `receipt.json` into an export's folder, with the digests of all other files and the measurements in `rows`.
 
     Args:
         rows: measurements, one row per engine and base.
@@ -44,7 +44,7 @@ def write_receipt(
 
 
 def read_verified_receipt(folder: Path, link_name: str = "") -> dict[str, Any]:
-    """Return the receipt in a folder, after comparing every file with it.
+    """Return the content of `receipt.json`, or raise CorruptFile if the folder's files are not exactly those it lists.
 
     Args:
         link_name: name of a link to another folder. A copy may hold that folder's files in place of the link.

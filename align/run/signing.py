@@ -25,23 +25,25 @@ from align.run.weights import ABOUT, ADAPTER_CONFIG, build_local_base_name
 
 SIGNATURE = "model.sig"
 PASSPHRASE = "ALIGN_SIGNING_PASSWORD"
-"""The environment variable with the passphrase of a private key."""
+"""Name of the environment variable with the passphrase of a private key."""
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
 GIT = (".git", ".gitattributes", ".github", ".gitignore")
 MOST = 64 * 2**20
-"""Largest number of bytes of a signature or a key that are read."""
+"""Maximum number of bytes read from the file of a signature or a key."""
 MAKE = "docs/exporting.md has the commands that make a key pair."
 AGAIN = "Fetch it again, or export it again with export.sign=KEY."
 
 
 class NotSigned(CorruptFile):
-    """Error of a folder that differs from what the owner of a key signed. The message names only paths in the
-    folder."""
+    """Error for a folder without a valid signature, or whose files differ from those that were signed.
+
+    The message names only paths in the folder.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class PrivateKey:
-    """A key that signs.
+    """A private key for `model-signing`, with the fingerprint of its public key.
 
     Attributes:
         fingerprint: SHA-256 of the file of its public key as openssl writes it, in hex.
@@ -54,7 +56,7 @@ class PrivateKey:
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """A key that verifies.
+    """A public key for `model-signing`, with its fingerprint.
 
     Attributes:
         fingerprint: SHA-256 of its file as openssl writes it, in hex.
@@ -66,7 +68,7 @@ class PublicKey:
 
 
 def load_private_key(key_setting: str, setting: str) -> PrivateKey:
-    """Load the key that signs.
+    """Load a private key from a PEM file, with the passphrase in `ALIGN_SIGNING_PASSWORD` if it is encrypted.
 
     Args:
         key_setting: path of its file.
@@ -114,7 +116,7 @@ def load_private_key(key_setting: str, setting: str) -> PrivateKey:
 
 
 def load_public_key(key_setting: str, setting: str) -> PublicKey:
-    """Load the key that verifies. Its file is not read again later.
+    """Load a public key from a PEM file. The file is not read again later.
 
     Args and Raises: as `load_private_key`.
     """
@@ -137,7 +139,7 @@ def load_public_key(key_setting: str, setting: str) -> PublicKey:
 
 
 def import_model_signing(setting: str, key_setting: str) -> Any:
-    """Import `model_signing`, which takes half a second.
+    """Import and return the package `model_signing`, which takes half a second.
 
     Raises:
         InputError: It is not installed.
@@ -153,7 +155,7 @@ def read_key(key_setting: str, setting: str) -> bytes:
 
 
 def compute_fingerprint(key: Any, setting: str, key_setting: str) -> str:
-    """Return the SHA-256 of a public key in PEM, in hex. Signatures name their key by it.
+    """Return the SHA-256 in hex of an elliptic-curve public key in PEM, by which signatures name their key.
 
     Raises:
         InputError: `model-signing` does not support this kind of key.
@@ -168,7 +170,10 @@ def compute_fingerprint(key: Any, setting: str, key_setting: str) -> str:
 
 
 def sign_folder(folder: Path, key: PrivateKey) -> None:
-    """Write `model.sig` into a folder, after all its other files."""
+    """Sign all files of a folder with a private key, and write the signature to `model.sig` in it.
+
+    A linked base beside an adapter is left out.
+    """
     from model_signing import hashing
 
     base = find_linked_base(folder)
@@ -178,7 +183,7 @@ def sign_folder(folder: Path, key: PrivateKey) -> None:
 
 
 def verify_signature(folder: Path, key: PublicKey, setting: str, shown: str) -> None:
-    """Verify that a folder holds exactly the files that the owner of a key signed.
+    """Raise NotSigned unless `model.sig` in a folder is by `key` and covers exactly the files there, unchanged.
 
     Args:
         setting, shown: names of the folder in a message.
@@ -222,7 +227,7 @@ def verify_signature(folder: Path, key: PublicKey, setting: str, shown: str) -> 
 
 
 def parse_claims(text: bytes) -> tuple[str, dict[str, str]]:
-    """Return the claims of a signature that is not verified yet: its key's fingerprint, and file → SHA-256.
+    """Parse an unverified signature and return the fingerprint of its key and its mapping from file name to SHA-256.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError: The text is not a signature that this version reads.
@@ -236,10 +241,9 @@ def parse_claims(text: bytes) -> tuple[str, dict[str, str]]:
 
 
 def find_linked_base(folder: Path) -> str:
-    """Return the name of the base in an adapter's folder: a link, or the folder that a copy made of it.
+    """Return the name of the subfolder or link that holds an adapter's base model, or an empty text if there is none.
 
-    Returns an empty text if the folder has no base. Many adapters share a base, so that it is not part of any. The
-    signed `base.json` names it.
+    Many adapters share a base, so that it is not part of any. The signed `base.json` names it.
     """
     try:
         base = json.loads(read_bytes(folder / ABOUT, ABOUT)) if (folder / ADAPTER_CONFIG).is_file() else {}
@@ -253,7 +257,9 @@ def find_linked_base(folder: Path) -> str:
 
 
 def iter_signed_files(folder: Path, base: str) -> Iterator[str]:
-    """Yield the files that a signature has to cover, and links to folders, as paths relative to `folder`.
+    """Yield the relative paths of all files and folder links in a folder, except the signature, Git's files and `base`.
+
+    A signature has to cover all of these.
 
     Raises:
         OSError: A folder cannot be read.
@@ -273,7 +279,13 @@ def iter_signed_files(folder: Path, base: str) -> Iterator[str]:
 
 
 def describe_mismatch(folder: Path, signed: Mapping[str, str]) -> str:
-    """Return how the files of a folder differ from those that were signed: the first missing or changed one."""
+    """Return a message about the first signed file that is missing, changed or unreadable in a folder.
+
+    If all are as signed, the message is that the signature was changed.
+
+    Args:
+        signed: file name → SHA-256.
+    """
     for name, digest in signed.items():
         try:
             if not os.path.lexists(folder / name):

@@ -21,7 +21,7 @@ UNKNOWN = "an unknown time"
 
 @dataclass(frozen=True, slots=True)
 class StaleMark:
-    """The content of `stale.json`.
+    """The content of `stale.json`, which marks a run as trained on data that was deleted later.
 
     Attributes:
         since: when the run was first marked, ISO 8601 in UTC.
@@ -46,9 +46,9 @@ class StaleMark:
 
 
 def read_stale_mark(folder: Path) -> StaleMark | None:
-    """Return the stale mark of a run. Returns None if the run is not stale.
+    """Read `stale.json` in a run's folder. Returns None if there is no such file, so that the run is not stale.
 
-    A run whose mark cannot be read counts as stale.
+    A run whose file cannot be read counts as stale.
     """
     path = folder / FILE
     unreadable = StaleMark(UNKNOWN, f"{FILE} cannot be read")
@@ -70,7 +70,10 @@ def read_stale_mark(folder: Path) -> StaleMark | None:
 
 
 def mark_stale(folder: Path, reason: str, command: str, receipt: str, at: str) -> None:
-    """Mark a run as stale, durably. The time and reason of its first mark stay."""
+    """Write `stale.json` into the folder of a run whose training data was deleted, or add `receipt` to an older one.
+
+    The time and reason of an older one stay.
+    """
     old = read_stale_mark(folder) or StaleMark(at, reason)
     receipts = tuple(dict.fromkeys([*old.receipts, receipt]))
     write_json(folder / FILE, StaleMark(old.since, old.because, command, receipts).as_json())
