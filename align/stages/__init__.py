@@ -1,5 +1,7 @@
-"""One module for each stage, with its functions `inputs` and `run`. `runner.py` runs a stage on the first rank, and
-`worker_rank.py` on the others."""
+"""The stages of the command line, such as SFT, PPO and evaluation: one module for each, with `inputs` and `run`.
+
+`runner.py` runs a stage on the first rank, and `worker_rank.py` on the others.
+"""
 
 from collections.abc import Iterable
 from importlib import import_module
@@ -9,7 +11,7 @@ from align.config.stages import STAGES
 
 
 def load_stage(name: str) -> ModuleType:
-    """Import the module of a stage. This does not import torch.
+    """Import and return the module that implements a stage, such as `align.stages.ppo`. This does not import torch.
 
     The module has `inputs(config)`, which resolves the run's inputs before the run has a name, and
     `run(run, config, *rows)`, which does the work. `PRINTS`, if it is there, holds the actions that print and make no
@@ -20,7 +22,7 @@ def load_stage(name: str) -> ModuleType:
 
 
 def preload(stages: Iterable[str]) -> None:
-    """Import all modules that runs of these stages need, torch included, so that forked processes share them."""
+    """Import the modules listed in `PRELOAD` of each stage, torch included, so that forked processes share them."""
     for stage in stages:
         for name in getattr(load_stage(stage), "PRELOAD", ()):
             import_module(name)

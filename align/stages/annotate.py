@@ -32,12 +32,15 @@ from align.run.lineage import find_readers
 from align.stages.runner import StageInputs, open_store
 
 SEEDS = 2**32
-"""Number of seeds that a run can have. Each simulated annotator has a range of its own."""
+"""Number of different values of `seed`. Each simulated annotator uses seeds from a range of this size of its own."""
 
 
 def inputs(config: Config) -> StageInputs:
-    """Resolve the inputs of an action of `stage=annotate`. A person's name in `stage.annotator` is replaced by a
-    pseudonym or handle, because nothing that the run writes may contain it."""
+    """Resolve the inputs of an action of `stage=annotate`, and replace a person's name in `stage.annotator` by a
+    pseudonym.
+
+    `stage.action=invite` uses a handle instead. Nothing that the run writes may contain the name.
+    """
     stage: AnnotateConfig = config.stage
     label = f"{config.project}-{stage.action}"
     if stage.action == "simulate":
@@ -73,7 +76,8 @@ def run(run: Run, config: Config) -> StageResult:
 
 
 def run_serve(run: Run, config: Config) -> StageResult:
-    """Serve the annotation app until the process is interrupted."""
+    """Serve the annotation web app until the process is interrupted, and return the number of rankings added
+    meanwhile."""
     from align.annotate.web.access import AccountAuthenticator
     from align.annotate.web.server import build_app  # Gradio takes seconds to import
     from align.web.key_link import KeyAuthenticator, load_or_create_key
@@ -108,7 +112,8 @@ def run_serve(run: Run, config: Config) -> StageResult:
 
 
 def run_invite(run: Run, config: Config) -> StageResult:
-    """Create an invitation link for an annotator, and print it."""
+    """Create an invitation to a project in the annotation store, and print its link, which is valid once and for a
+    week."""
     stage: AnnotateConfig = config.stage
     with open_store(config, create=False) as store:
         accounts = Accounts(store)
@@ -121,7 +126,7 @@ def run_invite(run: Run, config: Config) -> StageResult:
 
 
 def run_simulate(run: Run, config: Config) -> StageResult:
-    """Let simulated annotators vote on the items of a project."""
+    """Add rankings by simulated annotators to all items of a project, with noise on a sentiment score."""
     from align.reward.rules import Sentiment  # imports torch, which the pages do not need
 
     stage: AnnotateConfig = config.stage
@@ -149,7 +154,7 @@ def run_simulate(run: Run, config: Config) -> StageResult:
 
 
 def run_import(run: Run, config: Config) -> StageResult:
-    """Add items from a file to a project."""
+    """Add the rows of the file `stage.path` as items to a project of the annotation store. Known rows are skipped."""
     path = parse_user_path(config.stage.path, "stage.path")
     with open_store(config) as store:
         rows, added = import_items(store, config.project, path, config.stage.source)
@@ -159,7 +164,8 @@ def run_import(run: Run, config: Config) -> StageResult:
 
 
 def run_configure(run: Run, config: Config) -> StageResult:
-    """Change the settings of a project."""
+    """Change the settings, the state and the guidelines of a project in the annotation store, creating it if
+    missing."""
     stage: AnnotateConfig = config.stage
     with open_store(config) as store, store.transaction() as db:
         is_new = config.project not in store.projects()
@@ -182,7 +188,7 @@ def run_configure(run: Run, config: Config) -> StageResult:
 
 
 def run_export(run: Run, config: Config) -> StageResult:
-    """Write the votes of a project to the run's artifact."""
+    """Write the votes of a project to files in the run's artifact, and record the ledger's head."""
     with open_store(config, create=False) as store:
         shutil.rmtree(run.artifact, ignore_errors=True)  # of an export that was interrupted
         with publish_folder(run.artifact) as folder:
@@ -192,7 +198,7 @@ def run_export(run: Run, config: Config) -> StageResult:
 
 
 def run_verify(run: Run, config: Config) -> StageResult:
-    """Check that the ledger of votes is unchanged: its hash chain, and the head that an earlier run recorded."""
+    """Verify the hash chain of the annotation ledger, and that it continues the head that an earlier run recorded."""
     with open_store(config, create=False) as store:
         store.head(config.project)  # raises InputError if there is no such project
         head = store.verify(find_recorded_head(config.stage.head, config.run.folder, config.project))
@@ -209,14 +215,14 @@ def run_backup(run: Run, config: Config) -> StageResult:
 
 
 def run_restore(run: Run, config: Config) -> StageResult:
-    """Restore the annotation store from the backup file `stage.path`."""
+    """Restore the annotation store from the backup file `stage.path`, and verify its ledger."""
     with open_store(config) as store:
         head = restore_store(store, parse_user_path(config.stage.path, "stage.path"))
     return StageResult({"seq": head.seq}, (f"the ledger is restored and verified up to row {head.seq}",))
 
 
 def run_erase(run: Run, config: Config) -> StageResult:
-    """Erase an annotator, an item or a project from the annotation store."""
+    """Erase an annotator, an item or a project from the annotation store, and list the runs that read the data."""
     stage: AnnotateConfig = config.stage
     project = config.project
     with open_store(config, create=False) as store:
@@ -257,13 +263,12 @@ ACTIONS: dict[str, Callable[[Run, Config], StageResult]] = {
 
 
 def record_head(run: Run, project: str, head: ChainHead) -> None:
-    """Write the head of the project's ledger to the run's artifact."""
+    """Write the number and the hash of the ledger's last row to `ledger.json` in the run's artifact."""
     write_json(run.artifact / "ledger.json", {"project": project, "seq": head.seq, "hash": head.hash})
 
 
 def find_recorded_head(ref: str | None, root: Path, project: str) -> ChainHead | None:
-    """Return the head of the project's ledger that a run recorded when it read the store. Returns None without a
-    reference.
+    """Return the ledger head that the run `ref` recorded when it read the project, or None if `ref` is None.
 
     Raises:
         InputError: there is no such run, or it did not read the project.

@@ -1,6 +1,6 @@
 """`stage=data`: build one data set from many sources, or remove rows from a data set (`stage.action=forget`).
 
-read and clean the sources into a spool
+read and clean the sources into temporary files (the spool)
 score the rows and drop those outside the cuts
 drop rows that are like rows of evaluations (decontamination), duplicates, and rows beyond a source's cap
 divide into a training and a test side; drop training rows that are like test rows
@@ -121,11 +121,12 @@ from align.stages.runner import StageInputs, open_tracker
 from align.track import show_progress
 
 MAX_LABEL_LENGTH = 60
-"""Maximum number of characters of the sources' names in a run's name."""
+"""Maximum number of characters that the sources' names may take in the derived name of a run."""
 
 
 def inputs(config: Config) -> StageInputs:
-    """Resolve the sources of a new data set, or the data set and rows of `stage.action=forget`."""
+    """Resolve the sources, evaluation sets, functions and models of a new data set, or the inputs of
+    `action=forget`."""
     stage: DataStageConfig = config.stage
     if stage.action == FORGET:
         return resolve_forget_inputs(config)
@@ -163,9 +164,10 @@ def inputs(config: Config) -> StageInputs:
 
 
 def resolve_forget_inputs(config: Config) -> StageInputs:
-    """Return the inputs of `stage.action=forget`: the published data set and the rows to remove from it. The
-    configuration loses the rows'
-    ids, because the id of a short text can be guessed."""
+    """Return the inputs of `stage.action=forget`: the published data set and the rows to remove from it.
+
+    The ids of the rows are removed from the configuration, because the id of a short text can be guessed.
+    """
     data_path = Path(config.data.path or "")
     task, record = plan_row_removal(data_path, config.stage.forget, partial(load_active_votes, find_store_url(config)))
     config = replace_values(config, stage=replace_values(config.stage, forget=NOT_KEPT))
@@ -273,8 +275,10 @@ def build_data_set(run: Run, config: Config, sources: list[Source]) -> StageResu
 
 @contextmanager
 def discard_spool_if_refused(run: Run) -> Iterator[None]:
-    """Delete the run's temporary rows if the block raises InputError about the data, because a resumed run would raise
-    it again. They stay if the disk is full or workers are missing."""
+    """Delete the run's temporary rows if the block raises InputError because of the data, and raise it again.
+
+    A resumed run would fail with them again. They stay if the disk is full or workers are missing.
+    """
     try:
         yield
     except InputError as error:
@@ -291,7 +295,7 @@ def require_remaining_rows(
     evaluation_leaks: OverlapMatches,
     test_leaks: OverlapMatches,
 ) -> None:
-    """Raise InputError if filtering left no row, or no row to train on."""
+    """Raise InputError if the filters left no row at all, or no training row although not all rows are held out."""
     field = "stage.sources"
     names = ", ".join(funnel.names)
     removes = config.stage.contamination.action == "remove"
@@ -308,7 +312,7 @@ def require_remaining_rows(
 
 
 class GatheredSources(NamedTuple):
-    """The sources whose rows are in the spool.
+    """The record type of the rows read from all sources, and the row counts of each source.
 
     Attributes:
         kind: the kind of the records, such as conversations or preference pairs.
@@ -327,7 +331,7 @@ def gather_sources(
     token_counter: CountTokens | None,
     engine: TaskRunner,
 ) -> GatheredSources:
-    """Read and clean the rows of every source, and write them to the run's spool, a temporary store on disk.
+    """Read and clean the rows of every source, and write them to temporary files (the spool) in the run's folder.
 
     Raises:
         InputError: a row is invalid, sources are of different kinds, or one is empty after cleaning.
@@ -364,7 +368,7 @@ def gather_sources(
 
 
 class RowScores(NamedTuple):
-    """The scores of all rows.
+    """The scores of all rows, which of the rows are dropped for their score, and a summary.
 
     Attributes:
         scores: float64 (N), nan for a row without a score.
@@ -378,7 +382,7 @@ class RowScores(NamedTuple):
 
 
 class TitledScores(NamedTuple):
-    """The scores of all rows by one scorer.
+    """The scores of all rows, and the name of the model or reward that gave them.
 
     Attributes:
         scores: float64 (N), nan for a row without a score.
@@ -390,8 +394,9 @@ class TitledScores(NamedTuple):
 
 
 def score_all_rows(run: Run, config: Config, rows: SpoolRows) -> TitledScores:
-    """Score every row by a model's loss or by `reward=`, as `stage.score.by` says. Models are loaded here and freed on
-    return.
+    """Compute a score for every row: a model's loss on it, or the reward of `reward=`, as `stage.score.by` says.
+
+    Models are loaded here and freed on return.
 
     Raises:
         InputError: the rows are labelled answers, no row can be scored, or a score is not finite.
@@ -441,8 +446,10 @@ def score_all_rows(run: Run, config: Config, rows: SpoolRows) -> TitledScores:
 
 
 def drop_by_score(run: Run, config: Config, rows: SpoolRows, funnel: Funnel) -> RowScores | None:
-    """Score the rows and drop those outside the cuts of `stage.score` from the data set. Returns None if the stage has
-    no scores."""
+    """Score all rows, and drop any whose score is outside the bounds of `stage.score` from `funnel`, in place.
+
+    Returns the scores, or None if `stage.score.by` is not set.
+    """
     settings: ScoreConfig = config.stage.score
     if settings.by is None:
         return None
@@ -467,8 +474,10 @@ def drop_by_score(run: Run, config: Config, rows: SpoolRows, funnel: Funnel) -> 
 
 
 def load_base_tokenizer(run: Run, config: Config) -> Any | None:
-    """Load the tokenizer of `model=`, which counts tokens and renders rows for the report. Returns None without a
-    model."""
+    """Load the tokenizer of `model=` with the configured chat template, or return None if no model is configured.
+
+    It counts tokens and renders rows for the report.
+    """
     if run.manifest.base is None:
         return None
     from align.models.load import load_tokenizer
@@ -481,7 +490,9 @@ def load_base_tokenizer(run: Run, config: Config) -> Any | None:
 def drop_duplicate_rows(
     rows: SpoolRows, funnel: Funnel, order: np.ndarray, stage: DataStageConfig, engine: TaskRunner
 ) -> Duplicates:
-    """Find exact and near duplicates among the remaining rows and drop them, unless `stage.duplicates.action=report`.
+    """Find exact and near duplicates among the remaining rows, and drop all but one of each cluster from `funnel`.
+
+    With `stage.duplicates.action=report` they are only counted.
 
     Args:
         order: order of preference of the rows: the first one of a cluster stays.
@@ -507,14 +518,18 @@ def drop_duplicate_rows(
 def drop_unless_reporting(
     funnel: Funnel, step: str, rows: np.ndarray, settings: DuplicatesConfig | ContaminationConfig
 ) -> None:
-    """Drop rows from the data set if the settings have `action=remove`, and none if they only report. Records the
-    counts of the step either way."""
+    """Drop the rows with these indices from `funnel` if `settings.action` is `remove`; otherwise drop none.
+
+    The row counts of the step are recorded either way.
+    """
     funnel.drop(step, rows if settings.action == "remove" else rows[:0])
 
 
 def choose_test_rows(rows: SpoolRows, funnel: Funnel, duplicates: Duplicates, config: Config) -> np.ndarray:
-    """Return True for each row of the test split, bool (N). Rows with the same question, of the same group or in one
-    cluster of duplicates go to the same split."""
+    """Choose the rows of the test split, as a mask, bool (N).
+
+    Rows with the same question, of the same group or in one cluster of duplicates go to the same split.
+    """
     split = config.stage.split
     numbers = np.flatnonzero(funnel.kept)
     is_test = np.zeros(len(funnel.kept), bool)
@@ -540,7 +555,7 @@ def choose_test_rows(rows: SpoolRows, funnel: Funnel, duplicates: Duplicates, co
 def find_leaks_between_splits(
     rows: SpoolRows, funnel: Funnel, is_test: np.ndarray, stage: DataStageConfig
 ) -> OverlapMatches:
-    """Find the training rows that contain, or are nearly the same as, rows of the test split."""
+    """Find the training rows that contain the text of a test row or are its near duplicates."""
     is_measured = funnel.kept & is_test & stage.contamination.test
     near = stage.contamination.near
     if near and rows.kind == DOCUMENTS and stage.duplicates.finds_all(near):
@@ -552,7 +567,10 @@ def find_leaks_between_splits(
 
 
 def republish_without_rows(run: Run, config: Config, task: RowRemoval) -> StageResult:
-    """Publish a data set again without the rows to forget, then delete the old data set."""
+    """Publish a copy of a data set without the rows to forget, then delete the files of the old data set.
+
+    Lists the runs that were trained on the old one.
+    """
     artifact = run.folder / "artifact"
     with lock_data_set(task.old):
         replacement = read_replacement(task.old, "data.path")

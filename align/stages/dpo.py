@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PRELOAD = ("align.trainers.dpo",)
-"""See `align.stages.load_stage`."""
+"""Modules that import torch, loaded once before forked processes run this stage, see `align.stages.load_stage`."""
 
 
 def inputs(config: Config) -> StageInputs:
@@ -88,7 +88,11 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     pairs = [pair for _, pair in test]
 
     def measure_logprobs(steps: int) -> Tensor:
-        """Return log π of the chosen and the rejected held-out answers [M, 2], after a number of training steps."""
+        """Return log π of the chosen and the rejected answer of each held-out pair, shape [M, 2].
+
+        Args:
+            steps: number of training steps so far, for the error if a logprob is not finite.
+        """
         logprobs_M2 = compute_pair_logprobs(model.eval(), pairs, tokenizer.pad_token_id, by_token)
         assert stage.lr is not None  # filled in by `fill_learning_rates`
         require_finite(logprobs_M2, "pairs have logprobs", steps, stage.lr, config.dtype)
@@ -141,7 +145,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
 
 
 def compute_pair_loss(stage: DpoConfig, logprobs_M2: Tensor, reference_M2: Tensor) -> float:
-    """Compute the mean loss of preference pairs by `stage.loss`, as training does.
+    """Compute the mean DPO, ORPO or SimPO loss of preference pairs, as `stage.loss` says.
 
     Args:
         logprobs_M2: log π of the better and the worse answer of each pair.
@@ -161,7 +165,7 @@ def compute_pair_loss(stage: DpoConfig, logprobs_M2: Tensor, reference_M2: Tenso
 
 
 def require_answer_tokens(loss: str, pairs: Iterable[tuple[Preference, TokenizedPair]]) -> None:
-    """Raise InputError if an answer has no tokens, over which the loss takes a mean."""
+    """Raise InputError if an answer of a pair has no tokens, because the loss is a mean over an answer's tokens."""
     for pref, pair in pairs:
         tokens = min(len(pair.chosen_ids) - pair.chosen_start, len(pair.rejected_ids) - pair.rejected_start)
         problem = f"takes a mean over an answer's tokens, and an answer of pair {pref.id or '(no id)'} has none"

@@ -67,12 +67,12 @@ if TYPE_CHECKING:
 
 
 PRELOAD = ("align.export.kinds",)
-"""See `align.stages.load_stage`."""
+"""Modules that import torch, loaded once before forked processes run this stage, see `align.stages.load_stage`."""
 
 
 def inputs(config: Config) -> StageInputs:
-    """Resolve the artifact to export, its base, the evaluation that the model card quotes, and the engines that check
-    the export."""
+    """Resolve the artifact to export and everything that its export depends on: base, evaluation, engines and signing
+    key."""
     method = config.method.name  # from the command line; `resolve_stage_start` replaces `auto`
     artifact, base, config = resolve_stage_start(config, config.artifact, "artifact")
     kinds = list_export_kinds(config.export.name, artifact)
@@ -107,7 +107,7 @@ def inputs(config: Config) -> StageInputs:
 
 
 def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey | None) -> StageResult:
-    """Export an artifact, or check an export of it.
+    """Write an adapter or model in the formats of `export=` and check its logits, or check an earlier export.
 
     Args:
         signer: key that signs the export; None for no signature.
@@ -164,8 +164,9 @@ def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey 
 
 
 def load_artifact_as_trained(config: Config, artifact: Artifact, base: Base, origin: Base) -> TrainedModel:
-    """Load the artifact's model with the weights and precision that it was trained with, such as an NF4 base with its
-    adapter. An adapter that cannot be exported is refused before its base is loaded.
+    """Load the artifact's model in the precision in which it was trained, such as an NF4 base with its adapter.
+
+    Raises InputError for an adapter that cannot be exported, before its base is loaded.
 
     Args:
         origin: the model at the start of the lineage, see `find_origin`.
@@ -186,8 +187,8 @@ def load_artifact_as_trained(config: Config, artifact: Artifact, base: Base, ori
 
 
 def require_exportable_adapter(config: Config, artifact: Artifact, base: Base) -> bool:
-    """Raise InputError if an adapter cannot be exported as the configuration says. Returns True if it is a reward
-    model's adapter.
+    """Raise InputError if an adapter cannot be exported as the configuration says; otherwise return if it is a reward
+    model.
 
     Raises:
         CorruptFile, InputError: it cannot be exported.
@@ -206,13 +207,13 @@ def require_exportable_adapter(config: Config, artifact: Artifact, base: Base) -
 
 
 def get_engine_settings(config: Config) -> dict[str, str]:
-    """Return the configured Python of each engine that checks exports (vLLM, llama.cpp): name → path, `auto` or
+    """Return the configured Python interpreter of vLLM and llama.cpp, which check exports: name → path, `auto` or
     `none`."""
     return {LLAMA_CPP: config.export.llama_cpp, VLLM: config.export.vllm}
 
 
 def build_export_options(config: Config) -> ExportOptions:
-    """Build the options of an export from the configuration."""
+    """Build the ExportOptions, such as dtype, quantisation and engines, from `export=` and `method=`."""
     from align.export.kinds import ExportOptions
     from align.models.dequantised import DEQUANTISED
 
@@ -238,8 +239,9 @@ def write_export(
     folder: Path,
     target: Path,
 ) -> list[ReceiptCheck]:
-    """Write an export of one kind (adapter, merged or GGUF) to a folder: its files, launch files, model card and
-    receipt. Returns the checks that its logits passed or failed.
+    """Write an adapter, merged model or GGUF file to a folder, check its logits, and add model card and receipt.
+
+    Returns the results of the checks. Launch files for the engines are written too.
 
     Args:
         folder: the temporary folder to write to.
@@ -271,8 +273,10 @@ def write_export(
 
 
 def compute_all_manifest_digests(artifact: Artifact, root: Path) -> dict[str, dict[str, str]]:
-    """Return the digests of the manifests of an artifact's run and of its evaluation: reference of the run → digests.
-    Returns an empty dict if no run published the artifact."""
+    """Return the manifest digests of the artifact's run and of its evaluation, by `stage:name`.
+
+    Returns an empty dict if no run published the artifact.
+    """
     if artifact.manifest is None:
         return {}
     folders = {artifact.manifest.ref: artifact.path.parent}
@@ -282,8 +286,8 @@ def compute_all_manifest_digests(artifact: Artifact, root: Path) -> dict[str, di
 
 
 def collect_history_facts(run: Run, config: Config, artifact: Artifact) -> dict[str, Any]:
-    """Return the fields of the model card about the artifact's lineage: training steps, data, licences, training
-    metrics and evaluation."""
+    """Return the fields of the model card about an artifact's training: steps, data, licences, metrics and
+    evaluation."""
     from align.export.card import list_licences
 
     root = config.run.folder
@@ -324,8 +328,10 @@ def collect_history_facts(run: Run, config: Config, artifact: Artifact) -> dict[
 
 
 def find_exported_folders(config: Config) -> list[Path]:
-    """Return the folders of an earlier export that have a receipt: `export.path`, its `artifact/`, or the subfolders
-    that `export=all` wrote."""
+    """Return the folders under `export.path` that hold an earlier export with its receipt, or raise MissingArtifact.
+
+    That is `export.path`, its `artifact/`, or the subfolders that `export=all` wrote.
+    """
     from align.export.kinds import WRITERS
 
     path = parse_user_path(config.export.path or "", "export.path")
@@ -342,7 +348,9 @@ def find_exported_folders(config: Config) -> list[Path]:
 def read_receipt(
     config: Config, options: ExportOptions, artifact: Artifact, base: Base, folder: Path
 ) -> dict[str, Any]:
-    """Read the receipt of an earlier export of this artifact, before any weights are loaded.
+    """Read and verify the receipt of an earlier export, and raise InputError if it is of another artifact or base.
+
+    No weights are loaded.
 
     Raises:
         MissingArtifact, CorruptFile: see `read_verified_receipt`.
@@ -365,8 +373,10 @@ def read_receipt(
 def check_export(
     run: Run, config: Config, options: ExportOptions, trained: TrainedModel, folder: Path, receipt: dict[str, Any]
 ) -> list[ReceiptCheck]:
-    """Repeat the checks of an earlier export. The receipt is not trusted: the kind is read from the files, only
-    `export.accept` accepts failed checks, and the receipt's results must agree with the new ones.
+    """Compare an earlier export with the trained model again, and raise if a check fails or differs from the receipt.
+
+    The receipt is not trusted: the kind is read from the files, only `export.accept` accepts failed checks, and the
+    receipt's results must agree with the new ones. Returns the new results.
 
     Raises:
         CorruptFile: the receipt has other results.
@@ -389,7 +399,7 @@ def check_export(
 
 
 def print_checks(run: Run, title: str, checks: list[ReceiptCheck]) -> None:
-    """Print the checks of an export as a table, and write them to `checks.json` in the run's folder if one failed.
+    """Print a table of the checks of an export, and raise InputError if one failed, after writing `checks.json`.
 
     Raises:
         InputError: a check failed, see `align.export.receipt_rows.require_passed`.
@@ -403,8 +413,11 @@ def print_checks(run: Run, title: str, checks: list[ReceiptCheck]) -> None:
 
 
 def build_metrics(base: Base, checks_by_kind: dict[str, list[ReceiptCheck]]) -> dict[str, Any]:
-    """Return the metrics of the run: the differences of the exported files (`kl`, `top1`, `max_logprob`), the same
-    before the weights were cast (`…_before_cast`), and all checks, for the report."""
+    """Return the metrics of an export run: how the exported model's logits differ from the original's, and all checks.
+
+    The differences are `kl`, `top1` and `max_logprob` of the exported files, and with the suffix `_before_cast` before
+    the weights were cast.
+    """
     checks = [check for checks in checks_by_kind.values() for check in checks]
     measured = {check.name: check.found.as_dict() for check in checks if check.found is not None}
     differences = summarize_differences(checks)

@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PRELOAD = ("align.trainers.kto",)
-"""See `align.stages.load_stage`."""
+"""Modules that import torch, loaded once before forked processes run this stage, see `align.stages.load_stage`."""
 ONE_LABEL = "all held-out answers have the same label, so neither accuracy nor AUC can be computed"
 
 
 def inputs(config: Config) -> StageInputs:
-    """Resolve the start and the labelled answers or preference pairs of `stage=kto`."""
+    """Resolve the initial adapter or model and the labelled answers or preference pairs of `stage=kto`."""
     return build_judgement_inputs(config, read_divided_judgements)
 
 
@@ -100,7 +100,11 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
     weights = {"desirable_weight": stage.desirable_weight, "undesirable_weight": stage.undesirable_weight}
 
     def measure_logprobs(steps: int) -> Tensor:
-        """Return log π of the held-out answers, and of the mismatched ones [2, N], after a number of training steps."""
+        """Return log π of the held-out answers and, for the same prompts, of mismatched answers, shape [2, N].
+
+        Args:
+            steps: number of training steps so far, for the error if a logprob is not finite.
+        """
         logprobs_2N = torch.stack(
             [compute_answer_logprobs(model.eval(), rows, tokenizer.pad_token_id) for rows in (matched, mismatched)]
         )
@@ -148,7 +152,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
 
 @dataclass(frozen=True, slots=True)
 class EncodedSplit:
-    """The tokenized training or held-out split of the data.
+    """The tokenized answers of the training or the held-out split, with the records that they come from.
 
     Attributes:
         records: the labelled answers or preference pairs that fit into the maximum length.
@@ -166,7 +170,7 @@ class EncodedSplit:
 
 
 def encode_split(tokenizer: Any, records: Judgements, stops: tuple[int, ...], max_length: int) -> EncodedSplit:
-    """Tokenize labelled answers or preference pairs, and drop those longer than `max_length` tokens."""
+    """Tokenize labelled answers or preference pairs, and drop records longer than `max_length` tokens."""
     prefs = [record for record in records if isinstance(record, Preference)]
     if prefs:
         pairs, dropped = encode_pairs(tokenizer, prefs, stops, max_length)
@@ -177,7 +181,7 @@ def encode_split(tokenizer: Any, records: Judgements, stops: tuple[int, ...], ma
 
 
 class HeldOutRows(NamedTuple):
-    """The held-out rows, each as its token ids and the position of the answer's first token.
+    """The held-out prompts with their own and with mismatched answers, as token ids and the answer's first position.
 
     Attributes:
         matched: each prompt with its own answer.
@@ -191,7 +195,10 @@ class HeldOutRows(NamedTuple):
 def build_held_out_rows(
     train: Sequence[TokenizedAnswer], test: Sequence[TokenizedAnswer], max_length: int
 ) -> HeldOutRows:
-    """Build the token rows of all held-out prompts with their own answers, and with answers to other prompts."""
+    """Build two lists of token rows: each held-out prompt with its own answer, and with the answer to another prompt.
+
+    Mismatched rows are cut to `max_length` tokens.
+    """
     rows = [*test, *train]  # all held-out rows may have the same prompt; training rows have another one
     mismatched_answers = choose_mismatched_answers(range(len(test)), rows)
     mismatched = [
@@ -201,8 +208,9 @@ def build_held_out_rows(
 
 
 def write_held_out_figures(run: Run, test: EncodedSplit, rewards_N: Tensor) -> dict[str, Any]:
-    """Write `held_out.jsonl` and return the metrics of the held-out answers. For pairs the metrics are of the gap
-    between the chosen and the rejected answer.
+    """Write the implicit rewards of the held-out answers to `held_out.jsonl`, and return their metrics.
+
+    For preference pairs these are of the reward gap between the chosen and the rejected answer.
 
     Args:
         rewards_N: log(π / π_ref) of each answer.

@@ -31,14 +31,14 @@ from align.reward.inputs import iter_leaf_rewards
 from align.run import Artifact, Base, hub_config, model_config, resolve
 
 RESIDENT_FACTOR = 1.5
-"""Resident memory of a process on a CPU, as a multiple of the bytes of its tensors."""
+"""Estimated resident memory of a training process on a CPU, as a multiple of the bytes of its tensors."""
 LIBRARIES_GB = 0.7
-"""Memory of the libraries of a process on a CPU, in GB."""
+"""Estimated memory of the libraries that a training process on a CPU loads, in GB."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedStart:
-    """The start of a planned run.
+    """The base model, the settings and the number of reward models from which a planned run would start.
 
     Attributes:
         config: the configuration with the resolved method and the settings of the adapter that training continues.
@@ -65,7 +65,10 @@ class PlannedStart:
 
 
 def plan(config: Config) -> Iterator[str]:
-    """Predict the memory, disk space and time that a stage needs, without running it. Yields the lines to print."""
+    """Yield lines of text that predict the memory, GPUs, disk space and time of a training stage, without running it.
+
+    With `stage.measure=true`, each phase runs once for comparison.
+    """
     require_divisible_batch(config.stage, config.devices or 1)
     start = find_planned_start(config)
     config = start.config
@@ -93,8 +96,8 @@ PRINTS: Mapping[str, Callable[[Config], Iterator[str]]] = MappingProxyType({"pla
 
 
 def find_planned_start(config: Config) -> PlannedStart:
-    """Return what the planned run starts from: the artifact of `init=`, or, if it does not exist yet, the one that the
-    configuration would train.
+    """Resolve the artifact of `init=` to a base model and settings; if it does not exist yet, assume them and add a
+    note.
 
     Raises:
         InputError: a model or a reference cannot be read, or the method contradicts the artifact.
@@ -134,7 +137,7 @@ def find_planned_start(config: Config) -> PlannedStart:
 
 
 def find_artifact(ref: str, root: Path, field: str) -> Artifact | None:
-    """Return the artifact of a reference such as `sft:latest`. Returns None if it does not exist yet."""
+    """Return the artifact for a reference such as `sft:latest`, or None if it does not exist yet."""
     try:
         return resolve(ref, root, None, field)
     except MissingArtifact:
@@ -142,8 +145,7 @@ def find_artifact(ref: str, root: Path, field: str) -> Artifact | None:
 
 
 def locate_base(config: Config) -> Base:
-    """Return the base that `model=` names. For a model of the Hugging Face hub only `config.json` is downloaded, and no
-    weights.
+    """Return the base model that `model=` names. For a model on the hub, download only its `config.json`.
 
     Raises:
         InputError: the model does not exist or its architecture is not supported.
@@ -160,7 +162,7 @@ def locate_base(config: Config) -> Base:
 
 
 def describe_workload(start: PlannedStart, shape: Shape, work: Workload) -> str:
-    """Return one line about the model, method and batch of the planned run."""
+    """Return one line of text about the stage, model, method, dtype and micro-batch of the planned run."""
     rows = {"reward": f"rankings of {work.texts} answers", "dpo": "pairs", "kto": "answers"}.get(work.stage, "rows")
     prompt = f" ({work.prompt} of the prompt)" if work.prompt else ""
     checkpointing = ", activations computed again" if work.recompute else ""
@@ -172,7 +174,8 @@ def describe_workload(start: PlannedStart, shape: Shape, work: Workload) -> str:
 
 
 def format_memory(prediction: Footprint) -> Iterator[str]:
-    """Yield a table of the bytes of each role in each phase, and a line with the sums of the phases and the peak."""
+    """Yield the lines of a table with the bytes of each model and buffer in each phase, then the totals and the
+    peak."""
     rows = [("always", part.role, part.what, format_bytes(part.bytes)) for part in prediction.always]
     for phase in prediction.phases:
         rows += [(phase.name, part.role, part.what, format_bytes(part.bytes)) for part in phase.parts if part.bytes]
@@ -182,7 +185,7 @@ def format_memory(prediction: Footprint) -> Iterator[str]:
 
 
 def compare_with_measurement(start: PlannedStart, work: Workload, prediction: Footprint) -> Iterator[str]:
-    """Run each phase once and measure its peak memory. Yields a table of predicted and measured bytes."""
+    """Run each phase of a training step once, and yield the lines of a table of predicted and measured peak memory."""
     from align.models.load import choose_device
 
     config = start.config
@@ -221,7 +224,7 @@ def compare_with_measurement(start: PlannedStart, work: Workload, prediction: Fo
 
 
 def describe_gpus(start: PlannedStart, shape: Shape) -> Iterator[str]:
-    """Yield a table of graphics cards: whether the run fits, and otherwise what to add to the command line."""
+    """Yield the lines of a table of GPUs that says for each if the run fits, or which settings make it fit."""
     config = start.config
     gpus = GPUS if config.stage.card is None else (Gpu(config.stage.card, "as given"),)
     work = start.build_workload(shape, on_gpu=True)
@@ -242,7 +245,7 @@ NO_FIT = "no: no setting that could be changed is enough"
 
 
 def describe_fit(shape: Shape, work: Workload, gb: float) -> str:
-    """Return `yes` if the planned run fits a GPU with this memory, or the settings with which it does."""
+    """Return `yes` if the planned run fits a GPU of `gb` GB, else the settings that make it fit, or `NO_FIT`."""
     changes = find_changes_to_fit(shape, work, compute_usable_bytes(gb))
     if changes is None:
         return NO_FIT
@@ -250,7 +253,7 @@ def describe_fit(shape: Shape, work: Workload, gb: float) -> str:
 
 
 def describe_disk_and_time(config: Config, shape: Shape, work: Workload) -> Iterator[str]:
-    """Yield lines about the disk space of checkpoints and the time of the planned run."""
+    """Yield lines about the disk space of the artifact and checkpoints, and the time at `stage.throughput` tokens/s."""
     checkpoints = getattr(config.stage, "checkpoints", 2)
     checkpoint_bytes, artifact_bytes = predict_disk_bytes(shape, work)
     running_bytes = (checkpoints + 1) * checkpoint_bytes
@@ -278,11 +281,11 @@ def format_bytes(count: float) -> str:
 
 
 TIME_UNITS = (("years", 31_557_600), ("days", 86_400), ("hours", 3600), ("minutes", 60))
-"""Name and seconds."""
+"""Name of each unit of time, and its length in seconds, longest first."""
 
 
 def format_duration(seconds: float) -> str:
-    """Format seconds in the largest unit that fits at least twice."""
+    """Format a duration in the largest unit of time of which it has at least two, such as `2.5 hours`."""
     for unit, unit_seconds in TIME_UNITS:
         if seconds >= 2 * unit_seconds:
             return f"{format_number(seconds / unit_seconds)} {unit}"

@@ -1,5 +1,7 @@
-"""PPO on an adapter. This module reads the settings and loads policy, critic, reward models and engine; the algorithm
-is in `align/ppo/loop.py`."""
+"""`stage=ppo`: set up PPO by loading policy, reference, critic, reward models and rollout engine.
+
+The algorithm is in `align/ppo/loop.py`.
+"""
 
 from __future__ import annotations
 
@@ -46,11 +48,11 @@ if TYPE_CHECKING:
 
 
 PRELOAD = ("align.ppo.loop", "align.reward.build", "align.rollout.registry")
-"""See `align.stages.load_stage`."""
+"""Modules that import torch, loaded once before forked processes run this stage, see `align.stages.load_stage`."""
 
 
 def inputs(config: Config) -> StageInputs:
-    """Resolve the policy's start, the reward models and the prompts of `stage=ppo`."""
+    """Resolve the policy's initial adapter or model, the reward models and the prompts of `stage=ppo`."""
     artifact, base, config = resolve_stage_start(config)
     reward = build_reward_spec(config.reward)
     source = DataSource.from_settings(config.data)
@@ -88,8 +90,7 @@ def run(run: Run, config: Config, prompts: list[Conversation], eval_prompts: lis
 
 
 def build_settings(config: Config) -> PpoSettings:
-    """Return the settings of the PPO loop: those of `stage`, and those derived from several keys of the
-    configuration."""
+    """Build the PpoSettings of the training loop from the configuration: `stage`, `rollout`, dtype and seed."""
     from align.models.load import choose_device, choose_dtype, get_dtype_name
     from align.ppo.experience import Estimator
     from align.ppo.settings import PpoSettings
@@ -137,7 +138,7 @@ def build_settings(config: Config) -> PpoSettings:
 def load_workers(
     run: Run, config: Config, prompts: Sequence[Conversation], eval_prompts: Sequence[Conversation]
 ) -> Iterator[Workers]:
-    """Load policy, reference, critic, rollout engine and reward for a PPO run. The engine is closed as the block ends.
+    """Load policy, reference, critic, rollout engine and reward for PPO, and close the engine as the block ends.
 
     Args:
         prompts: prompts to train on.
@@ -199,8 +200,10 @@ def load_workers(
 
 
 def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[Artifact]) -> Roles:
-    """Load policy, reference, critic and reward models on the base. Policy and reference start from `artifact`; reward
-    models on another base are left out."""
+    """Load policy, reference, critic and reward models as adapters on one base model.
+
+    Policy and reference start from `artifact`. Reward models on another base are left out.
+    """
     from align.models.load import choose_checkpointing, choose_device, choose_dtype
     from align.ppo.workers import build_roles
 
@@ -224,8 +227,7 @@ def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[
 
 
 def measure_greedy_variety(workers: Workers, start: Mapping[str, float], config: Config) -> dict[str, float]:
-    """Measure how much the policy's greedy answers differ between held-out prompts, and whether they collapsed since
-    the start of training.
+    """Measure how varied the policy's greedy answers to the held-out prompts are, and detect mode collapse.
 
     Args:
         start: these metrics before training; empty to measure them before training.
@@ -260,8 +262,11 @@ def measure_greedy_variety(workers: Workers, start: Mapping[str, float], config:
 
 
 def save_policy_and_critic(run: Run, config: Config, workers: Workers, trained: LoopResult) -> None:
-    """Write the last or the best policy, as `stage.publish` says, the last critic, and the tokenizer to the run's
-    artifact."""
+    """Write the policy, the critic and the tokenizer to the run's artifact: the best policy with `publish=best`, or the
+    last.
+
+    The best policy's weights are restored in place. Only rank 0 writes.
+    """
     from align.models.load import choose_device, choose_dtype, save_tokenizer
 
     if trained.state.best and config.stage.publish == "best":
@@ -275,8 +280,10 @@ def save_policy_and_critic(run: Run, config: Config, workers: Workers, trained: 
 
 
 def send_suspects_to_annotators(run: Run, config: Config, trained: LoopResult) -> None:
-    """Add the suspicious answers of a run that a tripwire stopped to the annotation store, so that people judge
-    them."""
+    """Add the answers that are suspected of reward hacking to the annotation store, for people to judge.
+
+    Called if a tripwire stopped the run. Answers to prompts with tools are left out.
+    """
     suspects = [(prompt, candidates) for prompt, candidates in trained.suspects if not prompt.uses_tools]
     with_tools = len(trained.suspects) - len(suspects)
     if with_tools:

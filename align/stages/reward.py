@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PRELOAD = ("align.trainers.reward",)
-"""See `align.stages.load_stage`."""
+"""Modules that import torch, loaded once before forked processes run this stage, see `align.stages.load_stage`."""
 
 
 def inputs(config: Config) -> StageInputs:
@@ -94,7 +94,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     )
 
     def loss(scores_M2: Tensor) -> float:
-        """Return the Bradley–Terry loss −log σ(gap), in nats, as the mean over pairs."""
+        """Return the Bradley–Terry loss of preference pairs, −log σ(chosen − rejected score), as the mean in nats."""
         return float(-logsigmoid(scores_M2[:, 0] - scores_M2[:, 1]).mean())
 
     fitted = fit(
@@ -139,9 +139,10 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
 def prioritise_project_items(
     config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...], max_length: int
 ) -> int:
-    """Set the priority of a project's items in the annotation store by the reward model's uncertainty, so that
-    uncertain ones are asked first. Returns the number of items. Only the first rank opens the store; all ranks
-    score."""
+    """Write priorities to the annotation store, so that annotators get the items with the most uncertain rewards first.
+
+    Returns the number of items. Only the first rank opens the store; all ranks score.
+    """
     from align.annotate.priority import compute_uncertainties, tokenize_answers
     from align.trainers.reward import find_score_head
 
@@ -156,7 +157,7 @@ def prioritise_project_items(
 def compute_pair_scores(
     model: Any, pairs: Sequence[TokenizedPair], pad_id: int, lr: float, dtype: str, steps: int
 ) -> Tensor:
-    """Compute the reward model's scores of the chosen and the rejected answer of each pair, shape [M, 2].
+    """Compute the reward model's scores of the chosen and the rejected answer of each pair, float [M, 2].
 
     Args:
         lr, dtype, steps: learning rate, dtype and number of training steps, for the error message.

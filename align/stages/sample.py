@@ -1,6 +1,7 @@
-"""Sample several answers to each prompt from the policy that PPO will start from. They go into the annotation store for
-people to rank, or a reward ranks them (`stage.best_of=N`). With best-of-n the best answers become rows for stage=sft
-(rejection sampling), and the best and the worst answers become pairs for stage=dpo or stage=reward.
+"""`stage=sample`: sample several answers to each prompt from a policy, for people or a reward to rank.
+
+For people they go into the annotation store. With `stage.best_of=N` a reward ranks them: the best answers become rows
+for stage=sft (rejection sampling), and the best and the worst answers become pairs for stage=dpo or stage=reward.
 
     for each chunk of prompts:
         sample answers, score them if best-of-n, append them to samples.jsonl
@@ -70,26 +71,26 @@ if TYPE_CHECKING:
     from align.rollout.strip_reasoning import JudgedAnswers
 
 PROMPTS_AT_ONCE = 64
-"""Prompts in a chunk without best-of-n."""
+"""Number of prompts that are sampled and stored at once, without best-of-n."""
 MEANS = ("eos_rate", "mean_length", "empty_rate")
 WITHHELD = {
     "all_empty": "whose answers are all empty",
     "all_equal": "whose answers are all equal",
     "with_tools": "with tools, which the annotation page does not show",
 }
-"""Metric that counts prompts which are not added to the annotation store → description of these prompts."""
+"""Name of a metric → description of the prompts that it counts, which are not added to the annotation store."""
 PRINTED_PROMPTS = 3
 """Number of prompts of which the first answer is printed at the end."""
 ANSWERS_AT_ONCE = 1024
-"""Answers in a chunk with best-of-n, or those to one prompt if they are more."""
+"""Number of answers that are sampled and scored at once with best-of-n, or N if that is more."""
 SCORED_AT_ONCE = 32
-"""Answers in a batch of a reward model."""
+"""Number of answers in a batch that a reward model scores."""
 CALIBRATION_PROMPTS = 64
-"""Number of prompts on whose answers the learned members of an ensemble or a sum are standardised."""
+"""Number of prompts whose answers are sampled to standardise the reward models of an ensemble or a weighted sum."""
 GOLD = "gold."
-"""Prefix of the names of the gold reward's inputs."""
+"""Prefix of the names of the gold reward's inputs in the run's manifest."""
 PRELOAD = ("align.models.actors", "align.rollout.registry")
-"""See `align.stages.load_stage`."""
+"""Modules that import torch, loaded once before forked processes run this stage, see `align.stages.load_stage`."""
 
 
 def inputs(config: Config) -> StageInputs:
@@ -111,8 +112,9 @@ def inputs(config: Config) -> StageInputs:
 
 
 def build_reward_inputs(config: Config, policy: Artifact, base: Base) -> dict[str, Input]:
-    """Return the models and functions of the reward that ranks answers, and of the gold reward that only measures them,
-    as inputs of the run.
+    """Return the run's inputs, by name, for the reward that ranks answers and the gold reward that only measures them.
+
+    The inputs are reward models and functions.
 
     Raises:
         MissingArtifact: a reward model does not exist yet.
@@ -134,12 +136,12 @@ def build_reward_inputs(config: Config, policy: Artifact, base: Base) -> dict[st
 
 
 def get_gold_settings(config: Config) -> Mapping[str, Any]:
-    """Return the settings of the gold reward, `stage.gold`, in the form in which a manifest has `reward`."""
+    """Return the settings of the gold reward, `stage.gold`, as a mapping like the manifest's `reward`."""
     return to_plain_dict(replace_values(config, reward=config.stage.parse_gold()))["reward"]
 
 
 def get_gold_inputs(run: Run) -> dict[str, Input]:
-    """Return the inputs of the gold reward, without the prefix of their names."""
+    """Return the run's inputs whose names begin with `gold.`, by name without this prefix."""
     return {name.removeprefix(GOLD): record for name, record in run.inputs.items() if name.startswith(GOLD)}
 
 
@@ -150,7 +152,7 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
 
 
 class EncodedPrompts(NamedTuple):
-    """The prompts that fit the context.
+    """The tokenized prompts that fit the context, and a line about their number.
 
     Attributes:
         prompts: the tokenized prompts.
@@ -164,7 +166,8 @@ class EncodedPrompts(NamedTuple):
 def encode_and_count_prompts(
     run: Run, config: Config, tokenizer: Any, prompts: Sequence[Conversation]
 ) -> EncodedPrompts:
-    """Tokenize the prompts, drop those that are too long, and record both counts as metrics of the run."""
+    """Tokenize the prompts, drop any that are too long, and set `run.known_metrics` to the counts of kept and
+    dropped."""
     from align.models.load import get_context_length, read_configurations
 
     room = compute_max_prompt_tokens(
@@ -177,7 +180,7 @@ def encode_and_count_prompts(
 
 
 class ChunkSummary(NamedTuple):
-    """The answers of a sampling run.
+    """The number of answers of a sampling run, and their mean metrics.
 
     Attributes:
         answer_count: number of answers.
@@ -189,15 +192,18 @@ class ChunkSummary(NamedTuple):
 
 
 def summarize_chunks(chunks: Sequence[Mapping[str, Any]]) -> ChunkSummary:
-    """Compute the number of sampled answers and their mean metrics from the rows of `metrics.jsonl`, one per chunk of
-    prompts."""
+    """Sum up the rows of `metrics.jsonl`, one per chunk of prompts, to the number of answers and their mean metrics."""
     answers = sum(row["answers"] for row in chunks)
     means = {key: sum(row["answers"] * row[key] for row in chunks) / answers for key in MEANS}
     return ChunkSummary(answers, means)
 
 
 def describe_flawed_answers(config: Config, means: Mapping[str, float]) -> list[str]:
-    """Return warnings if many answers were cut off or are empty."""
+    """Return warnings about answers that were cut off at the token limit or are empty, if there are many of these.
+
+    Args:
+        means: metric → its mean over all answers.
+    """
     from align.rollout.engine import warn_about_cut_answers
     from align.rollout.strip_reasoning import warn_about_empty_answers
 
@@ -211,7 +217,10 @@ def describe_flawed_answers(config: Config, means: Mapping[str, float]) -> list[
 
 
 def sample_for_people(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
-    """Sample several answers to each prompt, and add them to the annotation store for people to rank."""
+    """Sample several answers to each prompt, and add them to the annotation store for people to rank.
+
+    Also writes `samples.jsonl` and `metrics.jsonl`, from which an interrupted run continues.
+    """
     from align.models.actors import AdapterPool
     from align.models.load import choose_device, choose_dtype, load_base
     from align.rollout.engine import convert_divergence_errors, decode_responses, derive_row_seeds
@@ -301,14 +310,18 @@ def sample_for_people(run: Run, config: Config, prompts: list[Conversation]) -> 
 
 
 def count_finished_prompts(run: Run) -> int:
-    """Return the number of prompts whose answers an interrupted run has written already, the same on all ranks; 0 for a
-    new run."""
+    """Return the number of prompts whose answers the interrupted run has written already, on all ranks; 0 for a new
+    run."""
     logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
     return ranks.broadcast(logged[-1]["step"] if logged else 0)
 
 
 def require_added_items(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> None:
-    """Raise InputError if no prompt was added to the store because the answers to each prompt are empty or equal."""
+    """Raise InputError if no prompt was added to the annotation store because all its answers are empty or the same.
+
+    Args:
+        chunks: the rows of `metrics.jsonl`.
+    """
     empty, equal, with_tools = (sum(row.get(reason, 0) for row in chunks) for reason in WITHHELD)
     prompts = run.known_metrics["prompts"] - with_tools
     if not prompts:
@@ -325,8 +338,10 @@ def require_added_items(run: Run, config: Config, chunks: Sequence[Mapping[str, 
 def add_items(
     store: Store, config: Config, prefix: str, first: int, chunk: Sequence[Prompt], answers: Sequence[Candidate]
 ) -> dict[str, int]:
-    """Add prompts with their answers as items to a project of the annotation store. Returns the number of prompts
-    withheld, by reason.
+    """Add prompts with their answers to the annotation store, except if these are all the same or the prompt uses
+    tools.
+
+    Returns the number of prompts left out, by reason.
 
     Args:
         prefix: prefix of the items' keys; a prompt's number follows it.
@@ -354,7 +369,11 @@ def add_items(
 
 
 def describe_withheld(withheld: Mapping[str, int]) -> list[str]:
-    """Return a sentence on the prompts that were withheld; an empty list if all were added."""
+    """Return a list with one line on the prompts that were not added to the annotation store; empty if all were added.
+
+    Args:
+        withheld: reason, as in `WITHHELD` → number of prompts.
+    """
     parts = [
         f"{pluralize(withheld[key], 'prompt')} {description}" for key, description in WITHHELD.items() if withheld[key]
     ]
@@ -365,12 +384,12 @@ def describe_withheld(withheld: Mapping[str, int]) -> list[str]:
 
 
 SampleKey = tuple[int, int]
-"""Index of a prompt, and number of the answer to it. A plain tuple, because seeds are derived from its `repr`."""
+"""Index of a prompt and index of an answer to it. A plain tuple, because seeds are derived from its `repr`."""
 
 
 @dataclass(frozen=True)
 class RankedSampling:
-    """Policy, engine and scorers of best-of-n.
+    """The policy, rollout engine and reward scorers that best-of-n sampling uses.
 
     Attributes:
         prompts: the tokenized prompts.
@@ -390,7 +409,9 @@ class RankedSampling:
     def sample_answers(
         self, sample_keys: Sequence[SampleKey], seed: int, purpose: str
     ) -> tuple[Rollout, JudgedAnswers]:
-        """Sample one answer for each key. Returns the rollout, and the answers as the scorers read them.
+        """Sample one answer of the policy for each (prompt, answer) index pair, with seeds derived from it.
+
+        Returns the rollout, and the answers in the form in which the scorers read them.
 
         Args:
             sample_keys: which answers to which prompts.
@@ -404,8 +425,11 @@ class RankedSampling:
         return rollout, self.read_answers(prompts, decode_responses(rollout, self.tokenizer), rollout)
 
     def calibrate(self, seed: int) -> RankedSampling:
-        """Return a copy in which the learned members of ensembles and sums are standardised on answers of the policy.
-        A resumed run samples the same answers again."""
+        """Return a copy whose ensembles and sums have their reward models standardised on sampled answers of the
+        policy.
+
+        A resumed run samples the same answers again. Returns `self` if there is no ensemble or sum.
+        """
         from align.reward.combined import Ensemble, Sum, standardise_members
 
         if not any(isinstance(scorer, Ensemble | Sum) for scorer in self.scorers.values()):
@@ -420,7 +444,8 @@ class RankedSampling:
 
 
 def sample_best_of(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
-    """Sample N answers to each prompt, score them, and publish the best answers, preference pairs and figures."""
+    """Sample N answers to each prompt, score them by the reward, and write the best answers and the preference
+    pairs."""
     from align.rollout.engine import convert_divergence_errors
     from align.rollout.strip_reasoning import is_empty_answer
 
@@ -457,7 +482,7 @@ def sample_best_of(run: Run, config: Config, prompts: list[Conversation]) -> Sta
 
 @contextmanager
 def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversation]) -> Iterator[RankedSampling]:
-    """Load the policy, the rollout engine and the scorers of best-of-n. The engine is closed as the block ends.
+    """Load the policy, the reward scorers and the rollout engine for best-of-n, and close the engine as the block ends.
 
     Reward models on the policy's base are further adapters on it, as in PPO. The others, and those of `stage.gold`,
     load a base of their own.
@@ -506,7 +531,7 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
 
 
 def score_answers(scorer: Scorer, name: str, judged_rollout: JudgedAnswers) -> Tensor:
-    """Score a batch of answers by one scorer. Returns the scores [B].
+    """Score a batch of answers with one reward scorer, and return the scores, float32 [B] on the CPU.
 
     Args:
         name: `gold` or `score`, for the error message.
@@ -528,8 +553,9 @@ def list_samples(
     judged_rollout: JudgedAnswers,
     scores: Mapping[str, Tensor],
 ) -> list[dict[str, Any]]:
-    """Return the rows of `samples.jsonl` for a chunk, one for each prompt, with its answers in the order in which they
-    were sampled.
+    """Build the rows of `samples.jsonl` for a chunk of prompts: one per prompt, with all its answers and their scores.
+
+    The answers are in the order in which they were sampled.
 
     Args:
         numbers: numbers of the prompts.
@@ -556,7 +582,9 @@ def list_samples(
 
 
 def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> StageResult:
-    """Write the best answers as training rows, the preference pairs and the metrics of best-of-n to the run's artifact.
+    """Read `samples.jsonl`, and write the best answers, the preference pairs and the best-of-n metrics to the artifact.
+
+    The files are `winners.jsonl`, `pairs.jsonl` and `best_of.json`.
 
     Args:
         chunks: the rows of metrics.jsonl.
@@ -584,7 +612,7 @@ def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) 
 
 
 def require_winner(run: Run, config: Config, results: BestOfResults) -> None:
-    """Raise InputError if no prompt has a usable best answer: all answers were cut off or are empty."""
+    """Raise InputError if all answers to all prompts were cut off or are empty, so that there is no best answer."""
     prompt_count = len(results.scores) - results.reasons["with_tools"]
     problem = "leaves no answer that is complete and not empty"
     remedy = f"Raise it, or start from another policy. The answers are in {run.folder / 'samples.jsonl'}."
@@ -593,7 +621,7 @@ def require_winner(run: Run, config: Config, results: BestOfResults) -> None:
 
 
 def format_best_of_table(best: Mapping[str, Any]) -> list[str]:
-    """Return the lines of a table with reward, gold reward, length and KL bound for each n."""
+    """Return the lines of a text table with mean reward, gold reward, length in tokens and KL bound for each n."""
     table = [["n", "reward", *(["gold"] if "gold" in best else []), "tokens", "KL at most"]]
     for row in best["best_of"]:
         means = [format_interval(row[name], ".3f") for name in ("reward", "gold") if name in row]
@@ -603,7 +631,11 @@ def format_best_of_table(best: Mapping[str, Any]) -> list[str]:
 
 
 def describe_best(best: Mapping[str, Any]) -> list[str]:
-    """Return sentences on the winners and pairs that were written, and on prompts that gave no pair."""
+    """Return lines on the numbers of best answers and preference pairs written, and of prompts without a pair.
+
+    Args:
+        best: the metrics in `best_of.json`.
+    """
     from align.evals.best_of import NO_ROW
 
     lines = []

@@ -39,9 +39,12 @@ if TYPE_CHECKING:
     from align.evals.held_out import HeldOutLoss
 
 LARGEST_LOSS = 700.0
-"""Nats per token: exp of a larger loss overflows. A uniform guess has 12 with the largest vocabularies."""
+"""Largest held-out loss that is accepted, in nats per token: exp of a larger one overflows.
+
+A uniform guess has 12 with the largest vocabularies.
+"""
 PRELOAD = ("align.trainers.sft", "align.models.sharded")
-"""See `align.stages.load_stage`."""
+"""Modules that import torch, loaded once before forked processes run this stage, see `align.stages.load_stage`."""
 
 
 def inputs(config: Config) -> StageInputs:
@@ -136,7 +139,8 @@ def run(
         )
 
     def measure(steps: int) -> HeldOutLoss:
-        """Return the held-out loss. Raises InputError, with the number of training steps, if it is not finite."""
+        """Return the loss on the held-out rows after `steps` training steps, or raise InputError if it is not
+        finite."""
         loss = compute_held_out_loss(model, test.rows, tokenizer.pad_token_id)
         if not loss.mean < LARGEST_LOSS:
             what = f"after step {steps}" if steps else f"of {base.id} before training"
@@ -179,7 +183,8 @@ def run(
 
 
 def describe_rows(train: EncodingResult, test: EncodingResult, max_length: int, cuts_long_rows: bool) -> Iterator[str]:
-    """Yield sentences on the numbers of rows to train on and held out, and on rows that were dropped or cut."""
+    """Yield lines about the numbers of training and held-out rows, of rows dropped or cut, and of reasoning left
+    out."""
     too_long = f"cut {train.cut} at" if cuts_long_rows else f"dropped {train.too_long} longer than"
     total = f"of {test.total_rows} " if test.total_rows > len(test.rows) else ""
     held_out = [f"{len(test.rows) or 'nothing'} {total}held out"]
@@ -200,8 +205,9 @@ def describe_rows(train: EncodingResult, test: EncodingResult, max_length: int, 
 
 
 def compare_losses(before: HeldOutLoss, after: HeldOutLoss, sources: Sequence[str]) -> dict[str, Any]:
-    """Return metrics of the held-out loss before and after training. If there are several sources, the metrics have the
-    losses of each source too.
+    """Return the held-out loss and perplexity before and after training, and the change of the loss, as metrics.
+
+    If there are several sources, the metrics have the losses of each source too.
 
     Args:
         sources: name of each row's source; empty if there is only one.

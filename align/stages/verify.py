@@ -42,17 +42,17 @@ PASSES = 70
 ROLLOUTS = 12
 """Estimated cost of sampling in the checks, in rollouts of the batch."""
 ANSWERS = 4
-"""Answers to each prompt in a rollout of `check_sampling`."""
+"""Number of answers sampled to each prompt in the check of the sampler's logprobs."""
 VERDICTS = ("FAILS", "holds")
 PROMPTS = ("Hello, how are you?", "What did you do today?", "Tell me something about the sea.", "Why?")
 
 
 PRELOAD = ("align.ppo.verify.on_model", "align.rollout.registry")
-"""See `align.stages.load_stage`."""
+"""Modules that import torch, loaded once before forked processes run this stage, see `align.stages.load_stage`."""
 
 
 def inputs(config: Config) -> StageInputs:
-    """Resolve the policy's start of `stage=verify`."""
+    """Resolve the adapter or model, the reward models and the code version that `stage=verify` checks."""
     artifact, base, config = resolve_stage_start(config)
     has_no_reward = config.init == BASE and config.reward == LearnedReward()
     root = config.run.folder
@@ -104,7 +104,11 @@ def run(run: Run, config: Config) -> StageResult:
 def make_sampler(
     run: Run, config: Config, roles: Roles, engine: Engine, prompts: Sequence[Sequence[int]]
 ) -> Callable[[int], Rollout]:
-    """Return a function that samples a number of the policy's answers to each prompt, with new seeds in each call."""
+    """Return a function that takes a number n and samples n answers of the policy to each prompt, with new seeds each
+    time.
+
+    It returns them as one rollout.
+    """
     from align.rollout.engine import convert_divergence_errors, derive_row_seeds
 
     calls = itertools.count(1)
@@ -123,7 +127,11 @@ def make_sampler(
 def run_anchors(
     run: Run, config: Config, roles: Roles, dtype: torch.dtype, sample: Callable[[int], Rollout]
 ) -> list[Anchor]:
-    """Run the checks of PPO's formulas, then those on the model, and print each result."""
+    """Run the checks of PPO's formulas and then the checks on the model, print each result, and return all of them.
+
+    Args:
+        sample: takes the number of answers to each prompt, and returns a rollout.
+    """
     import torch
 
     from align.ppo.verify.anchors import check_maths
@@ -153,7 +161,8 @@ def run_anchors(
 
 
 def print_anchors(anchors: Iterable[Anchor]) -> list[Anchor]:
-    """Print the result of each check as soon as it is measured. Returns all of them."""
+    """Print each check's name, error, tolerance and verdict as the iterator yields it, and return all checks as a
+    list."""
     measured: list[Anchor] = []
     for anchor in anchors:
         measured.append(anchor)
@@ -163,8 +172,10 @@ def print_anchors(anchors: Iterable[Anchor]) -> list[Anchor]:
 
 
 def perturb_weights(roles: Roles) -> None:
-    """Add noise to all trained weights in place. A fresh adapter and a fresh head compute 0, which would hide swapped
-    roles."""
+    """Add Gaussian noise with a standard deviation of 0.02 to all trainable weights of all roles, in place.
+
+    A fresh adapter and a fresh head compute 0, which would hide swapped roles.
+    """
     import torch
 
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A run on every rank but the first: the same stage, with the inputs and rows that the first rank has broadcast."""
+"""The entry point of all ranks but the first, which run the stage with the inputs that the first rank broadcasts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHARED = "Put it on storage that all machines share, at the same path."
 
 @dataclass(frozen=True, slots=True)
 class StartedRun:
-    """The message that the first rank broadcasts as a stage begins.
+    """The message with configuration, manifest and data that the first rank broadcasts as a stage begins.
 
     Attributes:
         config: the resolved configuration, with its secrets masked.
@@ -42,7 +42,7 @@ class StartedRun:
 
 
 def follow_first_rank() -> int:
-    """Run the stage on a rank other than the first, in the run that the first rank opened. Returns the exit status.
+    """Run the stage that the first rank broadcasts, on any other rank. Returns the exit status.
 
     Raises:
         AlignError: this rank or another one failed, see `align.ranks.find_first_cause`.
@@ -61,7 +61,10 @@ def follow_first_rank() -> int:
 
 
 def work_on_run() -> int:
-    """Receive the run from the first rank, check that code and weights are the same, and run the stage."""
+    """Receive the run from the first rank, verify that code and weights are the same, and run the stage.
+
+    Returns the exit status: 0 at once if the run is finished already.
+    """
     ranks.init_group()
     started: StartedRun | None = ranks.broadcast(None)
     if started is None:  # the run is finished already
@@ -81,7 +84,7 @@ def work_on_run() -> int:
 
 
 def require_same_code_and_weights(started: StartedRun) -> None:
-    """Raise InputError if this rank's code, base or adapters differ from those of the first rank.
+    """Raise InputError if this rank's code, base model or adapters have other digests than the first rank's.
 
     Every rank hashes the adapters, because later it loads exactly the bytes that it hashed. Only one rank of each
     machine compares code and whole models: the others would wait for the same disk, and `load_base` compares the bytes
@@ -110,7 +113,7 @@ def require_same_code_and_weights(started: StartedRun) -> None:
 
 
 def require_same_weights(field: str, value: str, expected: str, compute_digest: Callable[[], str]) -> None:
-    """Raise InputError if the weights on this machine have another digest than the first rank's, or cannot be read."""
+    """Raise InputError if `compute_digest` does not return the first rank's digest, or cannot read the weights."""
     try:
         digest = compute_digest()
     except InputError as error:
