@@ -126,7 +126,8 @@ def run_invite(run: Run, config: Config) -> StageResult:
 
 
 def run_simulate(run: Run, config: Config) -> StageResult:
-    """Add rankings by simulated annotators to all items of a project, with noise on a sentiment score."""
+    """Rank all items of a project by simulated annotators, who follow a sentiment score with noise, and store the
+    votes."""
     from align.reward.rules import Sentiment  # imports torch, which the pages do not need
 
     stage: AnnotateConfig = config.stage

@@ -164,14 +164,16 @@ if TYPE_CHECKING:
     from align.evals.suite.scores import Judge
 
 PRELOAD = ("align.evals.suite.samples", "align.evals.suite.likelihoods", "align.rollout.registry")
-"""See `align.stages.load_stage`."""
+"""Modules that import torch, loaded once before forked processes run this stage, see `align.stages.load_stage`."""
 MIN_PROMPTS = 64
-"""Prompts below which a result decides nothing: with 64, the 95 % interval of a win rate is about ±0.12."""
+"""Minimum number of prompts for a result that decides: with 64, the 95 % interval of a win rate is about ±0.12."""
 SEEN = "dropped_seen"
-"""Metric that counts the prompts left out because training saw them."""
+"""Name of the metric that counts the prompts left out because the model was trained on them."""
 LEARNS_VERDICTS = ("reward", "dpo", "kto")
-"""Stages that learn verdicts. A judge is not measured on examples of such a run. Other stages imitate answers, from
-which no verdict is learned."""
+"""Stages that train on verdicts. A reward model is not measured on the examples that it learned in such a run.
+
+Other stages imitate answers, from which no verdict is learned.
+"""
 READ_SETTINGS = {
     "eval": ("name", "measures", "asks"),
     "stage": ("judge", "level"),
@@ -179,21 +181,21 @@ READ_SETTINGS = {
     "method": (),
     "rollout": (),
 }
-"""Group of the configuration → its settings that `eval=judge` reads. An evaluation of systems reads all of them."""
+"""Group of the configuration → its settings that `eval=judge` reads. An evaluation of models reads all of them."""
 ASKS = "eval.asks"
 HOW_TO_NAME_LLM = "Add stage.judge={url: http://127.0.0.1:8000/v1, model: NAME}."
 POLICY = "policy"
-"""Name of the artifact as a system."""
+"""Name of the evaluated artifact in a comparison with the model it was trained from."""
 START = "start"
-"""Name of what the artifact started from as a system."""
+"""Name of the model that the evaluated artifact was trained from, in a comparison with it."""
 ANSWER_SETTINGS = ("seed", "device", "dtype", "model", "method", "data", "rollout")
-"""Parts of the configuration on which the prompts and the answers depend."""
+"""Parts of the configuration on which the sampled answers depend, from which a project name is derived."""
 WORD = re.compile(r"[^\W_]+")
 GOLD_HELP = 'Write {"prompt": "…", "answers": ["…", "…"], "expected": [[0], [1]]}.'
 VERDICTS = "verdicts"
-"""Folder of verdict files in a run's artifact."""
+"""Name of the folder in a run's artifact with one file of the verdict of each gate."""
 VOTES = "people.json"
-"""File in a run's artifact with the number of votes and their reliability."""
+"""Name of the file in a run's artifact with the number of people's votes and their reliability."""
 PROJECT_SETTINGS = {
     "title": "Two answers",
     "order": "priority",
@@ -201,17 +203,20 @@ PROJECT_SETTINGS = {
     "gold_share": 0.1,
     "repeat_share": 0.1,
 }
-"""Settings of a new project. Changes that people make to them later stay; see also `needs_more_votes`."""
+"""Settings of a new annotation project. Changes that people make to them later stay, see also `needs_more_votes`."""
 MANIFEST_FIGURES = ("by", "role", "asks", "yes", "items", "dropped", "systems", "against")
-"""Figures of a task that the manifest has too; the others are only in `results.json`."""
+"""Keys of a task's results that go into the manifest's metrics too; the others are only in `results.json`."""
 
 
 # Inputs
 
 
 def inputs(config: Config) -> StageInputs:
-    """Resolve the artifact, its reference model, the data and the judge of an evaluation, or the systems and tasks of a
-    suite."""
+    """Resolve the models to evaluate, the prompts and the judge of `stage=eval`, and raise InputError if they do not
+    fit.
+
+    That is an artifact and the model it was trained from, or the models and tasks of a suite, or a judge and examples.
+    """
     if config.eval.measures == JUDGE:
         title = "grader" if config.eval.asks else f"judge-{config.reward.name}"
         records = build_judge_inputs(config)
@@ -249,7 +254,7 @@ def inputs(config: Config) -> StageInputs:
 
 
 class UnseenPrompts(NamedTuple):
-    """The prompts to measure an artifact on.
+    """The prompts to evaluate an artifact on, and the number of prompts left out because it was trained on them.
 
     Attributes:
         prompts: the prompts.
@@ -263,7 +268,7 @@ class UnseenPrompts(NamedTuple):
 
 
 def read_unseen_prompts(config: Config, artifact: Artifact) -> UnseenPrompts:
-    """Read the prompts to measure an artifact on, without those in its training data if `stage.seen=drop`.
+    """Read the held-out prompts to evaluate an artifact on. With `stage.seen=drop`, leave out any it was trained on.
 
     Raises:
         InputError: `stage.seen=drop`, and the artifact was trained on all prompts.
@@ -292,8 +297,12 @@ def read_unseen_prompts(config: Config, artifact: Artifact) -> UnseenPrompts:
 
 
 def refuse_inapplicable_settings(config: Config) -> None:
-    """Raise InputError for settings of a suite (`eval.tasks`, `stage.judge`, …) without `stage.systems`, and for
-    settings of a single artifact with it."""
+    """Raise InputError if settings for comparing several models are set without `stage.systems`, or the other way
+    round.
+
+    The former are `eval.tasks`, `stage.judge` and others, the latter the settings of a single artifact. Settings of
+    `eval=judge` and of people's votes that do not apply are refused too.
+    """
     suite = config.eval
     stage = config.stage
     for key, value in (("votes", stage.votes), ("gold", stage.gold)):
@@ -335,7 +344,7 @@ def refuse_inapplicable_settings(config: Config) -> None:
 
 
 class Suite(NamedTuple):
-    """Systems, tasks and judge of an evaluation, resolved before the run has a name.
+    """The models ("systems"), tasks, gates and judge of an evaluation, resolved before the run has a name.
 
     Attributes:
         name: name of the suite.
@@ -356,7 +365,7 @@ class Suite(NamedTuple):
 
 
 def resolve_suite(config: Config) -> Suite:
-    """Resolve the systems, tasks, gates and judge of an evaluation suite from the configuration.
+    """Resolve the models, tasks, gates and judge of an evaluation suite from the configuration.
 
     Raises:
         InputError: one of them is invalid.
@@ -412,7 +421,7 @@ def resolve_suite(config: Config) -> Suite:
 
 @dataclass(frozen=True, slots=True)
 class LoadedSuite:
-    """A suite with the items of its tasks.
+    """An evaluation suite with the items of its tasks, and the items left out because a model was trained on them.
 
     Attributes:
         tasks: the tasks with their items.
@@ -431,8 +440,9 @@ class LoadedSuite:
 
 
 def load_suite_items(config: Config, suite: Suite) -> tuple[LoadedSuite]:
-    """Read the items of a suite's tasks, leave out those in the training data of a system, and check that judge and
-    endpoints can be used. Returns a tuple of one, the rows of the stage.
+    """Read the items of a suite's tasks, and leave out items that an evaluated model was trained on.
+
+    Also checks that the judge and the endpoints can be used. Returns a tuple of one, the stage's argument.
 
     Raises:
         InputError: a task has no item left, a judge was the reward of a system or may not decide a gate, or an endpoint
@@ -470,7 +480,7 @@ def load_suite_items(config: Config, suite: Suite) -> tuple[LoadedSuite]:
 
 
 def read_items(config: Config, task: EvalTask) -> Sequence[EvalItem]:
-    """Read all items of a task, from its own file, from lm-eval or from `data=`.
+    """Read all prompts of an evaluation task with their checks, from its own file, from lm-eval or from `data=`.
 
     Raises:
         InputError: the task has no item, or a row is invalid.
@@ -487,7 +497,9 @@ def read_items(config: Config, task: EvalTask) -> Sequence[EvalItem]:
 
 
 def choose_reports(config: Config, suite: Suite, tasks: Tasks) -> Mapping[str, JudgeReport]:
-    """Choose the judge report by which a judge may decide each gate. Returns gate → report.
+    """Return for each gate the report of the judge's agreement with people that allows the judge to decide it.
+
+    Gates on tasks without a judge need none.
 
     Raises:
         InputError: the judge cannot be used, was a system's reward, or may not decide a gate; or `stage.judge=people`
@@ -522,7 +534,7 @@ def choose_reports(config: Config, suite: Suite, tasks: Tasks) -> Mapping[str, J
 
 
 def build_vote_inputs(config: Config, records: Mapping[str, Input], systems: Sequence[str]) -> dict[str, Input]:
-    """Return the annotation project with its last vote, and the file of gold pairs, as inputs of the run.
+    """Return the run's inputs for people as the judge: the annotation project up to its last vote, and the gold pairs.
 
     Args:
         records: the other inputs of the run.
@@ -558,8 +570,10 @@ def build_vote_inputs(config: Config, records: Mapping[str, Input], systems: Seq
 
 
 def choose_project_name(config: Config, records: Mapping[str, Input]) -> str:
-    """Return the name of the annotation project for people's votes: `project=`, or a name derived from the systems, the
-    items and the settings of sampling."""
+    """Return the name of the annotation project for people's votes: `project=`, or by default `people-` with a digest.
+
+    The digest is over the models, the tasks and the settings of sampling.
+    """
     if config.project != Config().project:
         return config.project
     settings = select_identity("eval", to_plain_dict(config), records)
@@ -573,7 +587,7 @@ def choose_project_name(config: Config, records: Mapping[str, Input]) -> str:
 
 
 def read_gold_pairs(path: Path) -> list[ImportRow]:
-    """Read answer pairs with a known better answer from a file, to mix among those that people judge.
+    """Read answer pairs with a known better answer from a file, which are shown among others to test annotators.
 
     Raises:
         InputError: a row has no expected order, or not two answers.
@@ -589,7 +603,7 @@ def read_gold_pairs(path: Path) -> list[ImportRow]:
 
 
 class JudgedExamples(NamedTuple):
-    """A judge and the labelled examples that it is measured on.
+    """A judge, and the labelled answers or answer pairs on which its agreement with the labels is measured.
 
     Attributes:
         judge: `reward` for the scorer of `reward=`, or a language model.
@@ -607,7 +621,7 @@ class JudgedExamples(NamedTuple):
 
 
 def build_judge_inputs(config: Config) -> dict[str, Input]:
-    """Return the labelled examples and the judge as inputs of a run of `eval=judge`.
+    """Return the labelled examples and the judge of `eval=judge` as inputs for the manifest, by name.
 
     Raises:
         InputError: a setting does not apply, `stage.judge` is no judge, or a reward model was trained without the
@@ -633,7 +647,10 @@ def build_judge_inputs(config: Config) -> dict[str, Input]:
 
 
 def refuse_unread_settings(config: Config) -> None:
-    """Raise InputError for settings that `eval=judge` does not read: those of systems, and `data.eval_path`."""
+    """Raise InputError if a setting that `eval=judge` does not read is not at its default.
+
+    These are the settings of models that generate answers, and `data.eval_path`.
+    """
     defaults = Config()
     unread: dict[str, Any] = {}
     for key in ("artifact", "init"):
@@ -673,8 +690,7 @@ def find_judge(config: Config) -> Literal["reward"] | LLMJudge:
 
 
 def read_examples(config: Config, inputs: dict[str, Input]) -> tuple[JudgedExamples]:
-    """Read the labelled examples on which `eval=judge` measures the judge. Returns a tuple of one, the rows of the
-    stage.
+    """Read the labelled answers or answer pairs on which `eval=judge` measures the judge, in a tuple of one.
 
     Raises:
         InputError: there is no example, the judge learned from all of them, the verdicts are its own, a label has no
@@ -689,7 +705,8 @@ def read_examples(config: Config, inputs: dict[str, Input]) -> tuple[JudgedExamp
 
 
 def read_answers(config: Config, judge: LLMJudge) -> JudgedExamples:
-    """Read the held-out answers with a label, for a judge that says yes or no."""
+    """Read the held-out answers with a yes-or-no label, for a judge of single answers. Raises unless both labels
+    occur."""
     source = DataSource.from_settings(config.data)
     all_answers, ambiguous = build_answer_examples(read_held_out_feedback(source))
     answers = sample_records(all_answers, config.data.limit, config.seed)
@@ -706,7 +723,11 @@ def read_answers(config: Config, judge: LLMJudge) -> JudgedExamples:
 
 
 def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict[str, Input]) -> JudgedExamples:
-    """Read the held-out preference pairs, for a judge that compares two answers."""
+    """Read the held-out preference pairs for a judge of answer pairs, without prompts that the judge was trained on.
+
+    Raises:
+        InputError: no pair is left, or the judge made some of the labels itself.
+    """
     source = DataSource.from_settings(config.data)
     root = config.run.folder
     decided, tied = read_judged_pairs(source, find_store_url(config), config.project, config.data.allow_simulated)
@@ -736,7 +757,7 @@ def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict
 
 
 def refuse_own_verdicts(config: Config, inputs: dict[str, Input], prefs: Sequence[Preference]) -> None:
-    """Raise InputError if the judge, or a part of it, made some of the labels itself as a simulated annotator."""
+    """Raise InputError if the reward that is measured made some of the labels itself, as a simulated annotator."""
     scorers = {pref.scorer for pref in prefs if pref.scorer}
     own_parts = list_scorer_parts(build_reward_spec(config.reward), inputs) & scorers
     problem = (
@@ -747,14 +768,13 @@ def refuse_own_verdicts(config: Config, inputs: dict[str, Input], prefs: Sequenc
 
 
 def name_source(config: Config) -> str:
-    """Return the name of the data in a judge's report: a file, or the run that made a data set."""
+    """Return the name of the labelled data for a judge's report: that of a file or of the run that made a data set."""
     path = Path(config.data.path or "")
     return (path.parent if path.name == "artifact" else path).name or config.data.name
 
 
 def name_reference(config: Config, prefs: Sequence[Preference]) -> str:
-    """Return the name of the labels' source in a judge's report: people, simulated annotators with their scorers, or
-    the file."""
+    """Return a phrase for a judge's report about the origin of the labels: people, simulated annotators, or a file."""
     if config.data.name != "annotations":
         return name_source(config)
     simulated = sorted({pref.scorer or "a scorer" for pref in prefs if pref.source == "simulated"})
@@ -779,7 +799,7 @@ def run(run: Run, config: Config, *rows: Any) -> StageResult:
 
 
 def make_sampling(run: Run, config: Config, seed_of: Callable[[System, EvalItem], int] | None = None) -> Sampling:
-    """Build the settings by which systems sample their answers: seed, device, dtype, length limits, temperature,
+    """Build the settings for sampling answers from the configuration: seed, device, dtype, lengths, temperature,
     engine.
 
     Args:
@@ -823,7 +843,7 @@ def make_sampling(run: Run, config: Config, seed_of: Callable[[System, EvalItem]
 
 
 class ScoringResult(NamedTuple):
-    """The scores of all answers, and the variety of each system's answers.
+    """The scored answers of all tasks, and for each model if its answers collapsed to few texts.
 
     Attributes:
         tasks: the scored tasks.
@@ -839,7 +859,7 @@ class ScoringResult(NamedTuple):
 def score_and_measure_tasks(
     config: Config, tasks: Sequence[TaskAnswers], load_judge: Callable[[Sequence[TaskAnswers]], Judge]
 ) -> ScoringResult:
-    """Score the answers to all tasks by checks or by the judge, and measure how varied each system's answers are.
+    """Score the answers to all tasks by checks or by the judge, and measure how varied each model's answers are.
 
     Args:
         load_judge: loads the judge, given the tasks without checks.
@@ -856,7 +876,7 @@ def score_and_measure_tasks(
 
 
 def load_reward_as_judge(run: Run, config: Config, sampling: Sampling, systems: Sequence[System]) -> Judge:
-    """Load the scorer of `reward=` as the judge of these systems' answers."""
+    """Load the reward model or function of `reward=` as the judge of these models' answers."""
     from align.evals.suite.scores import load_reward_judge
 
     reward = run.manifest.config["reward"]
@@ -871,8 +891,9 @@ def load_reward_as_judge(run: Run, config: Config, sampling: Sampling, systems: 
 def compare_with_start(
     run: Run, config: Config, prompts: Sequence[Any], trained_questions: TrainedQuestions, left_out: int
 ) -> StageResult:
-    """Sample the answers of an artifact and of the model it started from to held-out prompts, judge both, and write
-    `samples.jsonl` and `metrics.json`.
+    """Compare an artifact's answers to held-out prompts with those of the model it was trained from, by the judge.
+
+    Writes `samples.jsonl` and `metrics.json`, with win rate, KL divergence and collapse.
 
     Args:
         prompts: the prompts that both answer.
@@ -954,7 +975,7 @@ def compare_with_start(
 
 
 class PolicyAndStart(NamedTuple):
-    """The two systems that are compared.
+    """An evaluated artifact and the model it was trained from, which are compared.
 
     Attributes:
         policy: the artifact.
@@ -966,8 +987,10 @@ class PolicyAndStart(NamedTuple):
 
 
 def find_policy_and_start(run: Run, config: Config) -> PolicyAndStart:
-    """Return the artifact and its start as systems: two adapters on one base, an adapter and its base, or two whole
-    models."""
+    """Return the evaluated artifact and the model it was trained from, ready to be sampled from.
+
+    These are two adapters on one base, an adapter and its base, or two whole models.
+    """
     record = run.inputs["artifact"]
     title = f"artifact={record.ref}"
     artifact = load_input_artifact(run, "artifact")
@@ -988,7 +1011,8 @@ def find_policy_and_start(run: Run, config: Config) -> PolicyAndStart:
 
 
 def explain_few_prompts(measured: int, data: DataConfig, max_prompts: int, *, seen: int = 0, too_long: int = 0) -> str:
-    """Return a warning for an evaluation with too few prompts (`MIN_PROMPTS`), with the setting that is the cause.
+    """Return a warning if fewer than `MIN_PROMPTS` prompts were evaluated, with the setting to change.
+
     Returns an empty text for a larger evaluation.
 
     Args:
@@ -1025,7 +1049,7 @@ def explain_few_prompts(measured: int, data: DataConfig, max_prompts: int, *, se
 
 
 def explain_small_data(data: DataConfig) -> str:
-    """Return the setting that limits the number of held-out prompts, and what to change."""
+    """Return a sentence about the `data.` setting that leaves too few held-out prompts, and how to change it."""
     if data.eval_path is not None:
         return f"data.eval_path={data.eval_path} has too few. Give a larger file"
     if data.name == "manifest":
@@ -1043,8 +1067,10 @@ def explain_small_data(data: DataConfig) -> str:
 
 
 def describe_changed_settings(policy: System, config: Config) -> list[str]:
-    """Return a sentence on sampling settings that differ from those of the policy's PPO run; an empty list if all are
-    equal or the policy is not from PPO."""
+    """Return a sentence on sampling settings, such as the temperature, that differ from those of the policy's PPO run.
+
+    Returns an empty list if all are equal or the policy is not from PPO.
+    """
     manifest: Manifest | None = policy.artifact.manifest if policy.artifact else None
     if manifest is None or manifest.stage != "ppo":
         return []
@@ -1063,8 +1089,10 @@ def describe_changed_settings(policy: System, config: Config) -> list[str]:
 
 
 def compare_systems(run: Run, config: Config, loaded_suite: LoadedSuite) -> StageResult:
-    """Sample the answers of all systems of a suite, score them, compare the first system with each other one, and write
-    `results.json` and the gates' verdict files."""
+    """Sample the answers of all models of a suite, score them, and compare the first model with each other one.
+
+    Writes `answers.jsonl`, `verdicts.jsonl`, `results.json` and the gates' verdict files.
+    """
     from align.evals.suite.answers import ask_systems
     from align.evals.suite.likelihoods import measure_probes
     from align.evals.suite.scores import combine_verdicts_by_system
@@ -1137,8 +1165,9 @@ def compare_systems(run: Run, config: Config, loaded_suite: LoadedSuite) -> Stag
 def load_judge(
     run: Run, config: Config, sampling: Sampling, suite: Suite, judged_tasks: Sequence[TaskAnswers]
 ) -> Judge:
-    """Load the judge of a suite: a scorer, a language model, or people, whose annotation project is filled and read
-    here.
+    """Load the judge of a suite: a reward, a language model behind an endpoint, or people's votes.
+
+    For people, the answer pairs are added to the annotation project and its votes are read.
 
     Args:
         judged_tasks: the answers to judge. Pairs of them are put before people here, if people are the judge.
@@ -1159,13 +1188,13 @@ def load_judge(
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows to a file as JSON lines. Writes no file if there is no row."""
+    """Write rows to a file, one JSON object per line. Writes no file if there is no row."""
     if text := "".join(f"{json.dumps(row)}\n" for row in rows):
         write_text(path, text)
 
 
 def describe_cached_answers(sampling: Sampling) -> list[str]:
-    """Return sentences on how many answers and log-likelihoods were taken from the cache of earlier runs."""
+    """Return sentences on the numbers of answers and log-likelihoods that were taken from the cache of earlier runs."""
     counts = (("answer", sampling.answers), ("log-likelihood", sampling.likelihoods))
     return [
         f"{count.before:,} of {pluralize(count.before + count.now, noun)} were taken from the cache"
@@ -1177,8 +1206,10 @@ def describe_cached_answers(sampling: Sampling) -> list[str]:
 def publish_verdicts(
     run: Run, loaded_suite: LoadedSuite, gates: Mapping[str, tuple[EvalGate, Decision]]
 ) -> dict[str, Any]:
-    """Write a verdict file for each gate, and `junit.xml` for continuous integration. Returns the outcomes of the gates
-    and the exit status as metrics."""
+    """Write a JSON file with the verdict of each gate, and `junit.xml` for continuous integration.
+
+    Returns the outcomes of the gates and the exit status as metrics.
+    """
     digests = {"artifact": loaded_suite.suite.systems[0].record.digest}
     for name, record in run.inputs.items():
         if name.startswith(("tasks.", "systems.", "card")):
@@ -1197,7 +1228,7 @@ def publish_verdicts(
 
 
 class ProjectVotes(NamedTuple):
-    """The votes of people on the answer pairs of an evaluation.
+    """The verdicts of people on the answer pairs of an evaluation, and notes about them.
 
     Attributes:
         verdicts: (task, name of the second system) → the verdicts.
@@ -1209,8 +1240,10 @@ class ProjectVotes(NamedTuple):
 
 
 def fill_project_and_read_votes(run: Run, config: Config, tasks: Sequence[TaskAnswers]) -> ProjectVotes:
-    """Create the annotation project of an evaluation if it does not exist, add the answer pairs that it lacks, and read
-    the votes on them. Writes `votes.json` into the artifact.
+    """Add the answer pairs of an evaluation to its annotation project, as far as missing, and read people's votes on
+    them.
+
+    Creates the project if it does not exist. Writes `people.json` into the artifact.
 
     Raises:
         InputError: the project was erased, or has items of something else.
@@ -1266,11 +1299,10 @@ def fill_project(
     gold: Sequence[ImportRow],
     seed: int,
 ) -> dict[str, ProjectQuestion]:
-    """Create the project if it does not exist, and add answer pairs until it can collect the requested number of votes.
-    Returns the questions by the id of their item.
+    """Add answer pairs to the annotation project until it can collect the requested number of votes.
 
-    All pairs are added in one transaction, so that an interrupted run adds none. Items that exist keep the order of
-    their two answers.
+    Creates the project if it does not exist. Returns the questions by the id of their item. All pairs are added in one
+    transaction, so that an interrupted run adds none. Items that exist keep the order of their two answers.
 
     Args:
         secret: the project's key.
@@ -1331,8 +1363,9 @@ def fill_project(
 def needs_more_votes(
     db: Connection, project: str, existing: Collection[str], erased: Collection[str], votes: int
 ) -> bool:
-    """Return whether the overlap of a project has to be raised to collect more votes. It is not raised if an earlier
-    run of this evaluation has set the same overlap: then a person has changed it since.
+    """Return whether a project's overlap, its number of votes per item, has to be raised to collect `votes` votes.
+
+    It is not raised if an earlier run of this evaluation has set the same overlap: then a person has changed it since.
 
     Args:
         existing: ids of the project's items.
@@ -1346,7 +1379,7 @@ def needs_more_votes(
 
 
 def find_first_answer_id(project: str, question: PairQuestion, item: ProjectItem) -> str:
-    """Return the id of the first system's answer in an item of the annotation project.
+    """Return the id of the candidate in an annotation item that is the answer of the evaluation's first model.
 
     Raises:
         InputError: the item has another prompt or other answers than the question.
@@ -1359,7 +1392,10 @@ def find_first_answer_id(project: str, question: PairQuestion, item: ProjectItem
 
 
 def summarize_votes(view: ProjectView, project: str) -> dict[str, Any]:
-    """Return the number of votes in a project and their reliability as JSON, with pseudonyms of the people."""
+    """Return the number of people's votes in an annotation project and their reliability, as a JSON object.
+
+    It lists the annotators by pseudonym.
+    """
     project_figures = compute_view_figures(view, project)
     gold, gold_votes, gold_right = compute_gold_accuracy(view.rankings, view.expected)
     repeats = compute_repeat_consistency(view.rankings)
@@ -1391,8 +1427,10 @@ def summarize_votes(view: ProjectView, project: str) -> dict[str, Any]:
 
 
 def measure_and_publish_judge(run: Run, config: Config, labelled: JudgedExamples) -> StageResult:
-    """Ask a judge about labelled examples, and write its agreement with the labels to `card.json` and its verdicts to
-    `verdicts.jsonl`."""
+    """Get a judge's verdicts on labelled examples, and write its agreement with the labels to the artifact.
+
+    The files are `card.json` and `verdicts.jsonl`.
+    """
     judge = labelled.judge
     reward = build_reward_spec(config.reward)
     identity = judge.identity if isinstance(judge, LLMJudge) else identify_scorer(reward, run.inputs)

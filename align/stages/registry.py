@@ -43,18 +43,18 @@ if TYPE_CHECKING:  # each action imports its modules itself: all of them take a 
     from align.registry.trace import Votes
 
 TABLE_LIMIT = 100
-"""Maximum number of runs in a table without `stage.limit`."""
+"""Default maximum number of runs in a table, if `stage.limit` is not set."""
 NO_LIMIT = 2**62
 GATES = "gates"
-"""Folder of gates in `run.root`."""
+"""Name of the folder in `run.root` with the gates that decide promotions."""
 OWN_GATES = "conf/gates"
-"""Default folder of gates in the working folder."""
+"""Default folder of the gates that decide promotions, relative to the working folder."""
 READABLE = "!=unreadable"
-"""Condition on a run's status."""
+"""Condition on a run's status that excludes runs with an unreadable manifest."""
 
 
 def list_runs(config: Config) -> Iterator[str]:
-    """Yield the lines of a table, or JSON or CSV, of the runs under `run.root` that meet `stage.where`."""
+    """Yield the lines of a table, JSON or CSV with the runs under `run.root` that match the filter `stage.where`."""
     stage: RegistryConfig = config.stage
     is_table = stage.format == "table"
     keys = [key for key in stage.columns if not (is_table and key in USUAL)]
@@ -81,7 +81,7 @@ def list_runs(config: Config) -> Iterator[str]:
 
 
 def get_limit(stage: RegistryConfig) -> int:
-    """Return the maximum number of runs to list."""
+    """Return the maximum number of runs to list: `stage.limit`, or by default 100 in a table and no limit otherwise."""
     return stage.limit or (TABLE_LIMIT if stage.format == "table" else NO_LIMIT)
 
 
@@ -90,8 +90,10 @@ def get_sort_keys(stage: RegistryConfig) -> list[str]:
 
 
 def compare_runs(config: Config) -> Iterable[str]:
-    """Yield the lines of a comparison of several runs: their figures and the settings in which they differ. Writes a
-    page with curves to `stage.html`, if it is set."""
+    """Yield the lines of a comparison of several runs: their metrics and the settings in which they differ.
+
+    Writes a page with curves to `stage.html`, if it is set.
+    """
     from align.registry import comparison
 
     stage = config.stage
@@ -142,7 +144,7 @@ def compare_runs(config: Config) -> Iterable[str]:
 
 
 def show_run(config: Config) -> Iterable[str]:
-    """Return the lines of one run's manifest."""
+    """Return the lines to print about the manifest of the run `stage.run`, as a table, JSON or CSV."""
     stage: RegistryConfig = config.stage
     record = query_index(require_root(config), lambda index: find_run(index, str(stage.run)))
     if stage.format == "table":
@@ -151,7 +153,7 @@ def show_run(config: Config) -> Iterable[str]:
 
 
 def diff_runs(config: Config) -> Iterable[str]:
-    """Return the lines of the settings and inputs in which two runs differ."""
+    """Return the lines to print about the settings and inputs in which the two runs `stage.runs` differ."""
     from align.registry import differences
 
     stage = config.stage
@@ -162,7 +164,7 @@ def diff_runs(config: Config) -> Iterable[str]:
 
 
 def find_run(index: Index, ref: str, field: str = "stage.run") -> Record:
-    """Return the index's record of the run that a reference such as `sft:latest` names.
+    """Return the record of a run in the index of runs, for a reference such as `sft:latest`.
 
     Args:
         ref: `STAGE:NAME`, `STAGE:latest`, an alias or a run's folder.
@@ -198,7 +200,7 @@ def find_run(index: Index, ref: str, field: str = "stage.run") -> Record:
 
 
 def trace_origins(config: Config) -> Iterable[str]:
-    """Return the lines of everything that an artifact or a server's response was made from: runs, data, votes."""
+    """Return the lines of a tree of the runs, data and votes that an artifact or a served response was made from."""
     from align.registry import trace
     from align.registry.trace import read_votes
 
@@ -225,8 +227,10 @@ def trace_origins(config: Config) -> Iterable[str]:
 
 
 def replay_run(config: Config) -> Generator[str, None, int]:
-    """Repeat a training run in a temporary folder, and yield the lines of a report whether its metrics are the same.
-    Returns the exit status."""
+    """Repeat a run in a temporary folder, compare its metrics with the recorded ones, and yield the report's lines.
+
+    Returns the exit status: 0 if they are the same.
+    """
     from align.registry import replay
 
     stage = config.stage
@@ -241,14 +245,16 @@ def replay_run(config: Config) -> Generator[str, None, int]:
 
 
 def make_url_absolute(url: str) -> str:
-    """Return the URL of a store, with an absolute path if the store is a SQLite file."""
+    """Return a database URL with the path of a SQLite file made absolute, and any other URL unchanged."""
     path = url.removeprefix("sqlite:///")
     return f"sqlite:///{Path(path).absolute()}" if path != url else url
 
 
 def promote_artifact(config: Config) -> Iterable[str]:
-    """Point the alias `stage.alias` to an artifact in the alias log, if the gates allow it. Returns the lines to
-    print."""
+    """Point the alias `stage.alias` to an artifact, or to several with traffic shares, if the gates allow it.
+
+    Appends a line to the alias log. Returns the lines to print.
+    """
     from align.registry import promotion
     from align.registry.gates import read_gates
 
@@ -264,7 +270,10 @@ def promote_artifact(config: Config) -> Iterable[str]:
 
 
 def retire_alias(config: Config) -> Iterable[str]:
-    """Remove the alias `stage.alias` by a line of the alias log. Returns the lines to print."""
+    """Retire the alias `stage.alias`: append a line to the alias log, after which it refers to nothing.
+
+    Returns the lines to print.
+    """
     from align.registry import promotion
 
     require_tracking_service(config)
@@ -275,7 +284,7 @@ def retire_alias(config: Config) -> Iterable[str]:
 
 
 def show_history(config: Config) -> Iterable[str]:
-    """Return the lines of the alias log: the changes of one alias or of all, or what they meant at the time
+    """Return the lines to print about the changes of one alias or all, or about their targets at the time
     `stage.as_of`."""
     from align.registry import promotion
 
@@ -303,8 +312,10 @@ def show_history(config: Config) -> Iterable[str]:
 
 
 def collect_garbage(config: Config) -> Iterable[str]:
-    """Find files of runs that no run or alias needs, and delete them if `stage.apply=true`. Returns the lines to
-    print."""
+    """List files of runs that no other run or alias needs, and delete them if `stage.apply=true`.
+
+    Returns the lines to print.
+    """
     from align.registry import garbage, promotion
 
     stage = config.stage
@@ -328,8 +339,10 @@ def collect_garbage(config: Config) -> Iterable[str]:
 
 
 def forget_data(config: Config) -> Iterator[str]:
-    """Plan which runs and data sets contain the data to forget, and erase it if `stage.apply=true`. Yields the lines to
-    print."""
+    """List the runs and data sets that contain the data to forget, and erase it if `stage.apply=true`.
+
+    Yields the lines to print. Runs that were trained on the data are then marked as stale.
+    """
     from align.registry import forget_selection, forgetting, promotion  # they import pyarrow
 
     stage = config.stage
@@ -363,7 +376,8 @@ def to_json(value: Any) -> str:
 
 
 def parse_time(text: str) -> datetime:
-    """Parse a time in ISO 8601, in UTC if it has no time zone. A date without a time means the end of that day."""
+    """Parse an ISO 8601 time, in UTC if it has no time zone. A date without a time becomes the last moment of that
+    day."""
     moment = datetime.fromisoformat(text)
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     is_date = len(text) == len("2026-11-01")
@@ -371,7 +385,7 @@ def parse_time(text: str) -> datetime:
 
 
 def rebuild_index(config: Config) -> Iterable[str]:
-    """Build the index of all runs anew from their folders. Yields a line with the number of runs."""
+    """Rebuild the database that indexes all runs from their folders, and yield a line with the number of runs."""
     start_time = time.monotonic()
     with Index(require_root(config), rebuild=True) as index:
         place = "in memory, since its file cannot be written" if index.path is None else str(index.path)
@@ -379,7 +393,7 @@ def rebuild_index(config: Config) -> Iterable[str]:
 
 
 def serve_page(config: Config) -> Iterator[str]:
-    """Serve the registry as a web page until the process is interrupted. Yields the lines to print."""
+    """Serve a read-only web page of all runs until the process is interrupted, and print its link. Yields nothing."""
     from align.registry.page.server import build_registry_application  # FastAPI takes a second to import
     from align.registry.trace import read_votes
     from align.web.key_link import KeyAuthenticator, OpenAuthenticator, load_or_create_key
@@ -409,12 +423,12 @@ def serve_page(config: Config) -> Iterator[str]:
 
 
 def format_run_command(manifest: Manifest) -> str:
-    """Return the command line that repeats a run."""
+    """Return the command line that repeats a run, from the configuration and the inputs in its manifest."""
     return format_command_line(manifest.config, manifest.refs)
 
 
 def require_root(config: Config) -> Path:
-    """Return the folder of all runs. Raises InputError if it does not exist."""
+    """Return the folder of all runs, `run.root`, or raise InputError if it does not exist."""
     root = config.run.folder
     require(root.is_dir(), "run.root", config.run.root, "is no folder", "Name the folder that holds your runs.")
     return root
@@ -435,18 +449,20 @@ PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
     "rebuild": rebuild_index,
     "serve": serve_page,
 }
-"""`stage.action` → function that yields the lines to print. A generator may return an exit status."""
+"""Value of `stage.action` → function that yields the lines to print. A generator may return an exit status."""
 
 
 def require_tracking_service(config: Config) -> None:
-    """Raise InputError if the package of the service that `track` names is missing."""
+    """Raise InputError if the package of the tracking service `track` (MLflow or W&B) is not installed."""
     if config.track.name != "none":
         mirrors.require_installed(config.track.name)
 
 
 def mirror_alias(config: Config, root: Path, change: Change) -> Iterable[str]:
-    """Set an alias at the tracking service of `track` (MLflow or W&B), if any, after it was written to the log. Yields
-    lines about the result. An alias of several artifacts, which no service has, is removed there."""
+    """Set or remove an alias at the tracking service of `track` (MLflow or W&B), if any, and yield lines about it.
+
+    An alias of several artifacts, which no service has, is removed there.
+    """
     service = config.track.name
     if service == "none":
         return

@@ -59,8 +59,9 @@ MIRROR: ContextVar[GuardedMirror | None] = ContextVar("MIRROR", default=None)
 
 @dataclass(frozen=True, slots=True)
 class StageInputs:
-    """The inputs of a stage, resolved before the run has a name and without torch, so that a finished run returns at
-    once and a wrong row is reported at once.
+    """The inputs of a stage, such as its base model and data, resolved before the run has a name and without torch.
+
+    So a finished run returns at once, and an invalid row is reported at once.
 
     Attributes:
         config: the configuration, with the settings that follow from the inputs, such as an adapter's method.
@@ -82,7 +83,7 @@ class StageInputs:
 
 
 class StageStart(NamedTuple):
-    """The artifact that a stage starts from.
+    """The adapter or model that a stage starts from, its base weights and the configuration that follows from it.
 
     Attributes:
         artifact: the adapter or whole model.
@@ -96,8 +97,10 @@ class StageStart(NamedTuple):
 
 
 def resolve_stage_start(config: Config, ref: str | None = None, field: str = "init") -> StageStart:
-    """Resolve the reference of the adapter or whole model that a stage starts from, and take its method and system
-    prompt into the configuration.
+    """Resolve the reference to the adapter or model that a stage starts from, and copy its method into the
+    configuration.
+
+    The system prompt that it was trained with is copied too, unless `data.system` is set.
 
     Args:
         ref: reference of the artifact; None for the configuration's `field`.
@@ -127,7 +130,7 @@ def resolve_stage_start(config: Config, ref: str | None = None, field: str = "in
 
 
 def build_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]) -> StageInputs:
-    """Return the inputs of a stage that trains on preference pairs (chosen, rejected) or on answers with a label.
+    """Resolve the inputs of a stage that trains on preference pairs (chosen, rejected) or on answers with a label.
 
     Args:
         divide: reads the records and returns the training and the held-out ones, see `align.data.pairs`.
@@ -148,7 +151,8 @@ def build_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]
 
 
 def merge_adapter_settings(method: Any, adapter: Artifact) -> Any:
-    """Return the `method` settings with rank, alpha, target modules and so on of the adapter that training continues.
+    """Return `method` with the LoRA rank, alpha, target modules and so on of the adapter that training continues.
+
     A setting that has another type in an adapter of another program keeps its default.
 
     Raises:
@@ -166,13 +170,14 @@ def merge_adapter_settings(method: Any, adapter: Artifact) -> Any:
 
 
 def load_input_artifact(run: Run, name: str = "init") -> Artifact:
-    """Load the adapter or model that the run's manifest lists as the input `name`."""
+    """Return the artifact, an adapter or model, that the run's manifest lists as the input `name`, with its files
+    verified."""
     record = run.inputs[name]
     return load_artifact(Path(record.path), record.ref)
 
 
 def load_start(run: Run, config: Config) -> tuple[Artifact, Any]:
-    """Return the artifact of `init=`, and its tokenizer with the configured chat template. Loads no weights."""
+    """Return the artifact of `init=` and its tokenizer, with the configured chat template set. Loads no weights."""
     from align.data.chat.template import set_chat_template
     from align.models.load import load_own_tokenizer
 
@@ -183,7 +188,7 @@ def load_start(run: Run, config: Config) -> tuple[Artifact, Any]:
 
 
 class TrainingStart(NamedTuple):
-    """Everything but the weights that training starts from.
+    """The initial artifact, its tokenizer, and the device, dtype and maximum row length for training.
 
     Attributes:
         artifact: the artifact of `init=`.
@@ -201,7 +206,7 @@ class TrainingStart(NamedTuple):
 
 
 def load_training_start(run: Run, config: Config) -> TrainingStart:
-    """Load the tokenizer of `init=`, and choose the device, the dtype and the maximum row length. Loads no weights."""
+    """Load the tokenizer of `init=`, and choose device, dtype and maximum row length for training. Loads no weights."""
     from align.models.load import choose_device, choose_dtype, get_context_length, read_configurations
 
     artifact, tokenizer = load_start(run, config)
@@ -213,8 +218,7 @@ def load_training_start(run: Run, config: Config) -> TrainingStart:
 def open_rollout_engine(
     run: Run, config: Config, base: Base, method: str, tokenizer: Any, generation_config: Any
 ) -> AbstractContextManager[Any]:
-    """Return a context manager with the rollout engine of `rollout=` on a base: transformers or vLLM. The engine is
-    closed as the block ends.
+    """Open the rollout engine of `rollout=` on a base model, transformers or vLLM, as a context manager that closes it.
 
     Args:
         method: method by which the base is loaded, see `align.models.base.choose_frozen_method`.
@@ -239,8 +243,7 @@ def open_rollout_engine(
 
 
 def collect_memory_metrics(run: Run, config: Config, longest_row: int, **sizes: int) -> dict[str, float]:
-    """Return two kinds of metrics: the peak memory that this process used so far, and the peak that `stage=plan`
-    predicts for the run.
+    """Return the peak memory that this process used so far, and the peak that `stage=plan` predicts, as metrics.
 
     Args:
         longest_row, sizes: see `align.planning.memory.predict_peak`.
@@ -251,7 +254,7 @@ def collect_memory_metrics(run: Run, config: Config, longest_row: int, **sizes: 
 
 
 class ConfigWithRates(NamedTuple):
-    """A configuration whose learning rates are set.
+    """A configuration with its learning rates set, and a phrase on the origin of `stage.lr`.
 
     Attributes:
         config: the configuration.
@@ -263,7 +266,7 @@ class ConfigWithRates(NamedTuple):
 
 
 def fill_learning_rates(config: Config, base: Base | None) -> ConfigWithRates:
-    """Return the configuration with the default learning rate for the size of the base wherever none is set.
+    """Return the configuration with unset learning rates replaced by the default for the size of the base model.
 
     Args:
         base: the base weights; None for a stage without a model.
@@ -287,7 +290,7 @@ def fill_learning_rates(config: Config, base: Base | None) -> ConfigWithRates:
 
 
 def open_store(config: Config, create: bool = True) -> Store:
-    """Open the database of prompts, answers and votes, `store.url`.
+    """Open the annotation store `store.url`, a database of prompts, answers and votes.
 
     Args:
         create: create the store if it does not exist. An action that only reads passes False.
@@ -298,8 +301,9 @@ def open_store(config: Config, create: bool = True) -> Store:
 
 
 def resolve_data_set(config: Config) -> Config:
-    """Return the configuration with a reference to a data set, such as `data:latest`, replaced by its folder, so that
-    the reference is resolved only once.
+    """Return the configuration with a reference to a published data set, such as `data:latest`, replaced by its folder.
+
+    So the reference is resolved only once.
 
     Raises:
         InputError: the data set does not exist.
@@ -314,8 +318,10 @@ def resolve_data_set(config: Config) -> Config:
 
 
 def execute_run(config: Config, on_open: Callable[[Path], object] = lambda folder: None) -> int:
-    """Execute the command line of a checked configuration: resolve the inputs, open the run's folder, run the stage and
-    publish its outputs. Returns the exit status: that of the stage, or 1 for an internal error.
+    """Run the stage of a configuration and publish its outputs. Returns the stage's exit status, or 1 for an internal
+    error.
+
+    A run that is finished already is not repeated.
 
     Args:
         on_open: called with the run's folder after it was opened.
@@ -392,7 +398,7 @@ def open_and_run(config: Config, on_open: Callable[[Path], object]) -> int:
 
 
 def report_exit_status(metrics: Mapping[str, Any]) -> int:
-    """Return the exit status in a published run's metrics, 0 by default, and send it to the launcher if it is not 0."""
+    """Return `exit_status` from a run's metrics, 0 by default, and notify the process launcher if it is not 0."""
     status = int(metrics.get("exit_status", 0))
     if status:
         ranks.write_launcher_note(ranks.SPOKEN, str(status))
@@ -400,7 +406,7 @@ def report_exit_status(metrics: Mapping[str, Any]) -> int:
 
 
 def describe_run(run: Run, config: Config, rate_origin: str) -> str:
-    """Return one line about the run: its base, method, data and learning rate.
+    """Return one line about a run for the console: its name, base model, method, data and learning rate.
 
     Args:
         rate_origin: origin of the learning rate in words; empty if the command line sets it.
@@ -425,7 +431,10 @@ def describe_run(run: Run, config: Config, rate_origin: str) -> str:
 
 
 def run_stage(run: Run, config: Config, inputs: StageInputs) -> StageResult:
-    """Run a stage in a run's open folder, write `report.html` while it runs, and publish its artifact and metrics."""
+    """Read the data, run a stage in the run's folder, update `report.html` meanwhile, and publish artifact and metrics.
+
+    With several ranks, the data is broadcast to the others.
+    """
     from align.report.live import LivePage  # imported late: a run that is finished already has no live page
 
     manifest = run.manifest
@@ -466,8 +475,10 @@ def run_stage(run: Run, config: Config, inputs: StageInputs) -> StageResult:
 
 
 def describe_hardware(config: Config) -> dict[str, Any]:
-    """Return the resolved device and dtype, the GPU's name and the number of ranks. Returns an empty dict before torch
-    is imported."""
+    """Return the resolved device and dtype, the GPU's name and the number of ranks, for the manifest's `hardware`.
+
+    Returns an empty dict before torch is imported.
+    """
     if "torch" not in sys.modules:
         return {}
     import torch
@@ -486,7 +497,10 @@ def describe_hardware(config: Config) -> dict[str, Any]:
 
 
 def attach_run_log(run: Run) -> logging.Handler:
-    """Send all log records of this process to the run's `log.txt`. Returns the handler, which the caller removes."""
+    """Append all log records of this process from level INFO to the run's `log.txt`, with secrets redacted.
+
+    Returns the handler, which the caller removes.
+    """
     handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
@@ -497,8 +511,11 @@ def attach_run_log(run: Run) -> logging.Handler:
 
 @contextmanager
 def pause_garbage_collector() -> Iterator[None]:
-    """Pause Python's cyclic garbage collector while the `with` block runs. Millions of records have no reference
-    cycles, and the collector would visit each about ten times, which takes as long as reading them."""
+    """Pause Python's cyclic garbage collector during the block, to read millions of records in half the time.
+
+    They have no reference cycles, and the collector would visit each about ten times, which takes as long as reading
+    them.
+    """
     if not gc.isenabled():
         yield
         return
@@ -513,7 +530,9 @@ def pause_garbage_collector() -> Iterator[None]:
 
 
 def open_tracker(run: Run, keep_below: int = 0) -> AbstractContextManager[Tracker]:
-    """Open the run's metrics streams, mirrored to the service of `track` if there is one.
+    """Return a context manager with the Tracker that writes a run's `metrics.jsonl` and `samples.jsonl`.
+
+    It mirrors them to the service of `track` if there is one.
 
     Args:
         keep_below: last step whose rows a resumed run keeps; 0 for a new run, which has no rows yet.
@@ -529,7 +548,10 @@ def open_tracker(run: Run, keep_below: int = 0) -> AbstractContextManager[Tracke
 
 @contextmanager
 def mirror_run(run: Run, config: Config) -> Iterator[None]:
-    """Mirror a run to the tracking service of `track`, if any, while the block runs."""
+    """Send a run's settings, metrics and artifact to MLflow or W&B, as `track` says, while the block runs.
+
+    With `track=none` nothing is sent. If the block raises, the run is marked as failed there.
+    """
     if config.track.name == "none":
         yield
         return
@@ -564,7 +586,7 @@ def mirror_run(run: Run, config: Config) -> Iterator[None]:
 
 
 def build_mirrored_artifact(run: Run) -> MirroredArtifact | None:
-    """Return the artifact of a run for its mirror. Returns None if it is no model, adapter or data set."""
+    """Build the record of a run's model or data set for the tracking service, or return None if it made neither."""
     manifest = run.manifest
     data_root = manifest.metrics.get("root") if manifest.stage == "data" else None
     digest = manifest.digest or data_root

@@ -56,13 +56,13 @@ TENANT_COLUMNS = (
     "tokens left",
 )
 MAX_RANK = 256
-"""Highest rank of an adapter without `stage.max_rank`."""
+"""Default maximum LoRA rank of a served adapter, if `stage.max_rank` is not set."""
 SLOTS_PER_RESERVED = 8
-"""One slot of so many is reserved for tenants without a running request."""
+"""Number of batch slots per slot that is reserved for tenants without a running request."""
 
 
 def inputs(config: Config) -> StageInputs:
-    """Resolve the base and the adapters to serve, and the key that must have signed them."""
+    """Resolve the base model and the adapters to serve, and load the public key that must have signed the adapters."""
     stage: ServeConfig = config.stage
     if stage.keys is not None:
         read_key_file(parse_user_path(stage.keys, "stage.keys"))  # so that a mistake in it is reported at once
@@ -128,7 +128,7 @@ def run(run: Run, config: Config, startup: ResolvedNames) -> StageResult:
 
 
 class OpenedService(NamedTuple):
-    """A server with its engine running.
+    """The service that answers requests, with its engine running, and a description of the engine.
 
     Attributes:
         service: the `align.serve.app.Service` that answers requests.
@@ -141,8 +141,10 @@ class OpenedService(NamedTuple):
 
 @contextmanager
 def open_service(run: Run, config: Config, startup: ResolvedNames) -> Iterator[OpenedService]:
-    """Load the base and the adapters, start the engine's thread and open the request logs. All are closed as the block
-    ends."""
+    """Load the base model and the adapters, start the engine's thread, and yield the service that answers requests.
+
+    The engine, the request logs and the usage database are closed as the block ends.
+    """
     from align.models.load import load_tokenizer
     from align.rollout.serving_engine import EngineThread
     from align.serve.app import Service
@@ -201,7 +203,7 @@ def open_service(run: Run, config: Config, startup: ResolvedNames) -> Iterator[O
 
 
 class LoadedEngine(NamedTuple):
-    """An engine with the base loaded.
+    """A serving engine with its base model loaded, and a function that checks adapters for it.
 
     Attributes:
         check: raises InputError if the adapter in a folder cannot be served.
@@ -219,7 +221,9 @@ class LoadedEngine(NamedTuple):
 
 @contextmanager
 def open_own_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterator[LoadedEngine]:
-    """Load align's own engine on the base that the adapters were trained on: for NF4, the dequantised weights in fp32.
+    """Load the base model that the adapters were trained on into align's own serving engine, and yield the engine.
+
+    For NF4 these are the dequantised weights in fp32.
 
     It answers in continuous batches if the model is on the fast path, and one request after another otherwise.
     """
@@ -273,7 +277,8 @@ def open_own_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterato
 
 @contextmanager
 def open_vllm_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterator[LoadedEngine]:
-    """Start vLLM as a server in a child process, which ends with the block.
+    """Start vLLM as a server in a child process, yield an engine that sends requests to it, and stop it as the block
+    ends.
 
     The probes that vLLM has to reproduce with the base and with each adapter are computed before it starts, so that
     their memory is free again by then.
@@ -362,7 +367,7 @@ ENGINES: dict[str, Callable[[Run, Config, ResolvedNames], AbstractContextManager
 
 
 def compute_context_length(model: Any, stage: ServeConfig) -> int:
-    """Return the maximum number of tokens of a prompt and its answer together: the model's, or `stage.max_length`."""
+    """Return the maximum number of tokens of a prompt plus its answer: the model's, or `stage.max_length` if lower."""
     from align.models.load import get_context_length
 
     model_length = get_context_length(model)
@@ -370,12 +375,12 @@ def compute_context_length(model: Any, stage: ServeConfig) -> int:
 
 
 def count_reserved_slots(stage: ServeConfig) -> int:
-    """Return the number of batch slots that are kept free for tenants without a running request."""
+    """Return the number of batch slots kept free for tenants without a running request; 0 without `stage.keys`."""
     return stage.slots // SLOTS_PER_RESERVED if stage.keys is not None else 0
 
 
 def describe_batches(stage: ServeConfig, is_exact: bool) -> str:
-    """Return a phrase about continuous batching and its number of slots.
+    """Return a phrase for the console about continuous batching: the numbers of slots and of adapters in memory.
 
     Args:
         is_exact: True if matrix products of batches of different sizes agree to the last bit on this machine.
@@ -390,8 +395,9 @@ def describe_batches(stage: ServeConfig, is_exact: bool) -> str:
 
 
 def find_base_dtype(config: Config, startup: ResolvedNames) -> str:
-    """Return the dtype in which to load the base that is served. For QLoRA it is that of training, from which NF4 was
-    quantised.
+    """Return the dtype in which to load the served base model: `dtype=`, or for QLoRA adapters that of their training.
+
+    Their NF4 codes were quantised from it.
 
     Raises:
         InputError: QLoRA adapters were trained in different dtypes, and so on different NF4 codes.
@@ -405,7 +411,7 @@ def find_base_dtype(config: Config, startup: ResolvedNames) -> str:
 
 
 def describe_access(startup: ResolvedNames, stage: ServeConfig) -> Iterator[str]:
-    """Yield lines on the key that must have signed the adapters, and on the tenants of `stage.keys`."""
+    """Yield lines for the console on the signing key of the adapters, if any, and on the tenants in `stage.keys`."""
     if startup.portfolio.signer is not None:
         yield f"signatures: every adapter has to be signed by {startup.portfolio.signer.fingerprint[:12]}"
     if stage.keys is None:
@@ -419,8 +425,10 @@ def describe_access(startup: ResolvedNames, stage: ServeConfig) -> Iterator[str]
 
 
 def update_tenant(config: Config) -> Iterable[str]:
-    """Write a tenant's rights, limits and keys to the key file; a new tenant gets its first key. Yields a new key, if
-    one was made, and a description of the tenant."""
+    """Change a tenant's rights, limits or API keys in the key file, or add the tenant with a first key.
+
+    Yields a new key, if one was made, and a description of the tenant.
+    """
     stage: ServeConfig = config.stage
     assert stage.keys is not None and stage.tenant is not None  # noqa: PT018 (the configuration has checked it)
     keys = parse_user_path(stage.keys, "stage.keys")
@@ -441,7 +449,7 @@ def update_tenant(config: Config) -> Iterable[str]:
 
 
 def list_tenants(config: Config) -> Iterable[str]:
-    """Return the lines of a table of tenants with their limits and usage."""
+    """Return the lines of a text table of the tenants in the key file, with their limits and usage."""
     stage: ServeConfig = config.stage
     assert stage.keys is not None
     keys = parse_user_path(stage.keys, "stage.keys")
@@ -455,7 +463,7 @@ def list_tenants(config: Config) -> Iterable[str]:
 
 
 def describe_tenant(entry: TenantKeys) -> str:
-    """Return a tenant's rights, limits and keys in one line."""
+    """Return one line of text about a tenant's allowed models, limits and API keys."""
     tenant = entry.tenant
     allow = tenant.allow
     parts = ["every name" if allow is None else "names " + (", ".join(sorted(allow)) or "(none)")]
@@ -468,7 +476,7 @@ def describe_tenant(entry: TenantKeys) -> str:
 
 
 def build_tenant_row(entry: TenantKeys, used: TenantUsage) -> tuple[str, ...]:
-    """Return the cells of `TENANT_COLUMNS` for a tenant."""
+    """Return the table cells of a tenant as text, in the order of `TENANT_COLUMNS`; `-` if there is no limit."""
     tenant = entry.tenant
     limits = tenant.limits
     allow = tenant.allow
@@ -491,4 +499,4 @@ def build_tenant_row(entry: TenantKeys, used: TenantUsage) -> tuple[str, ...]:
 
 
 PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {"key": update_tenant, "tenants": list_tenants}
-"""`stage.action` → function that yields the lines to print, for actions that make no run."""
+"""Value of `stage.action` → function that yields the lines to print, for actions that make no run."""
