@@ -15,7 +15,7 @@ from align.report.page import TEMPLATES, create_template_environment
 from align.report.plots import COLOURS, FAINT, INK, MAX_NAME_LENGTH, format_tick_labels
 
 WIDTH = 410
-"""Width of a picture in pixels."""
+"""Width of a bar chart in pixels."""
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 STROKES = ("", "M0 6L6 0", "M3 2.9v.2", "M0 0L6 6", "M0 0L6 6M0 6L6 0", "M0 3H6")
 """SVG paths drawn over the colour of each part, so that parts differ without colour vision."""
@@ -25,14 +25,14 @@ Parts = Mapping[str, Sequence[float]]
 
 
 def draw_horizontal_bars(names: Sequence[str], parts: Parts, xlabel: str, title: str) -> bytes:
-    """Draw horizontal stacked bars, one per name from top to bottom. Returns the SVG."""
+    """Draw a chart of horizontal stacked bars, one per name from top to bottom, and return it as SVG."""
     return render_bars(parts, upright=False, names=[*map(shorten_name, names)], xlabel=xlabel, title=title, cuts=())
 
 
 def draw_vertical_bars(
     names: Sequence[str], parts: Parts, xlabel: str, ylabel: str, title: str, cuts: Sequence[float] = ()
 ) -> bytes:
-    """Draw vertical stacked bars without gaps between them, such as a histogram. Returns the SVG.
+    """Draw vertical stacked bars without gaps between them, such as a histogram, and return them as SVG.
 
     Args:
         names: labels at the edges of the bars, one more than there are bars.
@@ -46,8 +46,8 @@ def shorten_name(name: str) -> str:
 
 
 def compute_axis_ticks(parts: Parts) -> list[float]:
-    """Return the tick values of a bar chart's axis: at most six evenly spaced round numbers from 0 to at least the
-    length of the longest bar."""
+    """Return at most six evenly spaced round numbers as ticks of a bar chart's axis, from 0 to the longest bar or
+    more."""
     largest = max(*map(sum, zip(*parts.values(), strict=True)), 1.0)
     power = 10.0 ** math.floor(math.log10(largest / 5))
     step = next(step for factor in (1, 2, 5, 10) if (step := max(factor * power, 1.0)) * 5 >= largest)
@@ -55,7 +55,9 @@ def compute_axis_ticks(parts: Parts) -> list[float]:
 
 
 def render_bars(parts: Parts, **values: Any) -> bytes:
-    """Render the SVG template of a bar chart, with a legend if there is more than one part.
+    """Render a stacked bar chart as SVG from a template, with a legend if there is more than one part.
+
+    Longer names in the legend are shortened.
 
     Args:
         values: further variables of `templates/bars.svg`.

@@ -15,18 +15,20 @@ from align.report.run_view import PageSections, RunView
 TEMPLATE = "data_set.html"
 SIDES = ("train", "test")
 PURPOSES = ("to train on", "to measure on")
-"""What the rows of each of SIDES are for."""
+"""Phrases for the purposes of the rows of the train and the test split, in the order of SIDES."""
 
 
 def count_read_rows(source: Mapping[str, Any]) -> int:
-    """Return the number of rows of a source that were read, including those without a usable record."""
+    """Return the number of rows read from a source, including unreadable rows and pairs without a decision."""
     counts = source["counts"]
     return counts["read"] + counts.get("skipped_rows", 0) + counts.get("dropped_undecided", 0)
 
 
 def iter_drop_counts(source: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Yield (reason, number of rows) for the rows of a source that did not get into the data set, in the order of the
-    steps."""
+    """Yield (reason, number of rows) for the rows of a source that are not in the data set, in order of processing.
+
+    A number may be 0.
+    """
     counts = source["counts"]
     yield "refused", counts.get("skipped_rows", 0)
     yield "undecided", counts.get("dropped_undecided", 0)
@@ -45,7 +47,7 @@ def iter_drop_counts(source: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 CLEANING = "dropped in cleaning"
 MAX_EXAMPLE_CHARACTERS = 160
-"""Characters of an example in a printed warning."""
+"""Maximum number of characters of an example in a printed warning."""
 REMOVAL_STEPS = {
     "refused": ("rows that cannot be read", "data.on_bad_row=skip leaves them out"),
     "undecided": ("pairs without a decision", "their answers are equal, tied or alone"),
@@ -65,11 +67,11 @@ REMOVAL_STEPS = {
     "after_caps": ("over the cap", "the source's cap in stage.sources"),
     "after_test_decontamination": ("like test rows", "stage.contamination.test=false keeps them"),
 }
-"""Step → what it removes, and the settings that decide it."""
+"""Processing step → a phrase for the rows that it removes, and one on the settings that decide it."""
 
 
 def describe_large_drop(drop: Mapping[str, Any]) -> str:
-    """Return a warning about a processing step that removed a large share of a source's rows.
+    """Return a warning that a processing step removed a large share of a source's rows, with the setting to change.
 
     Args:
         drop: the step, the source, the number of rows removed, and examples of them.
@@ -88,7 +90,11 @@ def describe_large_drop(drop: Mapping[str, Any]) -> str:
 
 
 def list_drop_warning_lines(drop: Mapping[str, Any]) -> list[str]:
-    """Return the lines of a warning about removed rows: the warning itself, and a line per example of a removed row."""
+    """Return a warning that a step removed many rows of a source, followed by a line per example of a removed row.
+
+    Args:
+        drop: see `describe_large_drop`.
+    """
     return [describe_large_drop(drop), *(f"  for example: {shorten_example(text)}" for text in drop["examples"])]
 
 
@@ -98,7 +104,7 @@ def shorten_example(text: str) -> str:
 
 
 DRAWN_SOURCES = 6
-"""Maximum sources in a picture. If there are more, the last one stands for all others."""
+"""Maximum number of sources drawn in a chart. If there are more, the last entry is the sum of all others."""
 
 
 def add_bars(
@@ -110,7 +116,7 @@ def add_bars(
     caption: str,
     alt: str,
 ) -> None:
-    """Add a picture of horizontal stacked bars, with the total of each bar in its alt text.
+    """Add a chart of horizontal stacked bars to the report page, with the total of each bar in its alt text.
 
     Args:
         names: one per bar.
@@ -124,7 +130,7 @@ def add_bars(
 
 
 def add_removed_rows(report: Report, sources: Sequence[Mapping[str, Any]]) -> None:
-    """Add a picture of how many rows of each source each step removed."""
+    """Add a bar chart to the report page of the number of rows that each step removed, by source."""
     removed = {source["name"]: count_removed_rows(source) for source in sources}
     steps = [
         step
@@ -139,7 +145,7 @@ def add_removed_rows(report: Report, sources: Sequence[Mapping[str, Any]]) -> No
 
 
 def count_removed_rows(source: Mapping[str, Any]) -> Counter[str]:
-    """Return how many rows of a source each step removed: step → number of rows, with each cleaning step on its own."""
+    """Return a Counter from processing step to the number of a source's rows it removed, with cleaning steps apart."""
     counts = Counter[str]()
     for reason, count in iter_drop_counts(source):
         if reason == CLEANING and source["clean"]:
@@ -151,7 +157,7 @@ def count_removed_rows(source: Mapping[str, Any]) -> Counter[str]:
 
 
 def add_source_sizes(report: Report, data: Mapping[str, Any]) -> None:
-    """Add pictures of the rows and the characters that each source has in the data set."""
+    """Add bar charts to the report page of the numbers of rows and of characters of each source in the data set."""
     sources = data["sources"]
     names = [source["name"] for source in sources]
     rows = {
@@ -169,7 +175,7 @@ def add_source_sizes(report: Report, data: Mapping[str, Any]) -> None:
 
 
 def add_length_histogram(report: Report, lengths: Mapping[str, Any]) -> None:
-    """Add a histogram of the characters of rows, by source.
+    """Add a histogram to the report page of the lengths of rows in characters, by source.
 
     Args:
         lengths: edges of the bins, and the counts of each source.
@@ -190,7 +196,7 @@ def add_length_histogram(report: Report, lengths: Mapping[str, Any]) -> None:
 
 
 def merge_others(parts: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    """Sum the counts of all sources beyond the first few into one entry, so that a plot shows at most DRAWN_SOURCES."""
+    """Return the counts by source with at most DRAWN_SOURCES entries: the last one sums up all remaining sources."""
     sources = [(name, [*counts]) for name, counts in parts.items()]
     if len(sources) <= DRAWN_SOURCES:
         return dict(sources)
@@ -201,19 +207,19 @@ def merge_others(parts: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
 
 
 SCORE_LABELS = {"loss": "loss, nats a token", "reward": "score"}
-"""What rows are scored by → label of the axis."""
+"""Kind of score, `loss` or `reward` → label of the axis."""
 
 
 def describe_unscored(data: Mapping[str, Any]) -> str:
-    """Describe the rows without a score. Returns an empty string if every row has one."""
+    """Return a phrase on the number of a data set's rows without a score; empty if every row has one or none were
+    scored."""
     count = sum(source["unscored"] for source in data.get("scores", {}).get("sources", {}).values())
     reason = "without a score, because it has nothing to score or is longer than the model's context: kept"
     return f"{pluralize(count, 'row')} {reason}" if count else ""
 
 
 def add_scores(report: Report, data: Mapping[str, Any], view: RunView) -> None:
-    """Add a table and histograms of the scores of the data set's rows, and examples, to the report, if rows were
-    scored."""
+    """Add a table, histograms and examples of the rows' scores to the report page, if the rows were scored."""
     scores = data.get("scores")
     if not scores:
         return
@@ -223,13 +229,13 @@ def add_scores(report: Report, data: Mapping[str, Any], view: RunView) -> None:
 
 
 def format_kept_range(source: Mapping[str, Any]) -> str:
-    """Format the lowest and the highest score of the rows that are kept."""
+    """Format the range of scores that a source's kept rows have, such as `0.2 to 0.9`, or `none` if none is kept."""
     bounds = (source["kept_from"], source["kept_to"])
     return "none" if None in bounds else " to ".join(map(format_figure, bounds))
 
 
 def add_score_histograms(report: Report, scores: Mapping[str, Any]) -> None:
-    """Add a histogram of the scores of each of the first DRAWN_SOURCES sources."""
+    """Add a histogram of the rows' scores to the report page for each of the first DRAWN_SOURCES sources."""
     edges = scores["edges"]
     sources = [(name, source) for name, source in scores["sources"].items() if source["rows"]]
     for name, source in sources[:DRAWN_SOURCES]:
@@ -261,11 +267,11 @@ FILTER_LABELS = {
     "shared_with_test": "like test rows",
 }
 MANY = 0.05
-"""Share of rows similar to test rows from which on a note says how to keep them."""
+"""Share of training rows similar to test rows above which a note explains how to keep them."""
 
 
 def iter_summary_lines(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the printed summary of a data set: warnings, a line per source, notes, and a line of totals.
+    """Yield the lines printed at the end of a data set's run: warnings, a line per source, notes, and the totals.
 
     Args:
         data: the content of the data set's `data.json`.
@@ -297,7 +303,7 @@ def iter_summary_lines(data: Mapping[str, Any], settings: Mapping[str, Any]) -> 
 
 
 def format_shapes(name: str, shapes: Mapping[str, Any]) -> str:
-    """Return a line on the shapes and columns that were detected in the first rows of a source.
+    """Return a line for the console on the row formats and columns that were detected in a source's first rows.
 
     Args:
         name: the source.
@@ -307,13 +313,13 @@ def format_shapes(name: str, shapes: Mapping[str, Any]) -> str:
 
 
 def has_shares(data: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Return whether the configuration asks for shares of the sources, by weights or a temperature."""
+    """Return whether the mixture has target shares for the sources, from their weights or from `mix.temperature`."""
     has_weights = any(source["weight"] is not None for source in data["sources"])
     return has_weights or settings["mix"]["temperature"] is not None
 
 
 def iter_notes(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield notes on duplicates and leaks that the filters found, and on rows that need attention."""
+    """Yield notes on duplicates and test leaks that are only reported, unanswered conversations and missing rows."""
     found_counts = data["found"]
     sources = data["sources"]
     in_train = data["splits"]["train"]["rows"]
@@ -346,7 +352,7 @@ def iter_notes(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator
 
 
 def summarize_data_set(view: RunView) -> str:
-    """Summarize the size of the data set, and what was left out for which reasons."""
+    """Return sentences on the numbers of train and test rows of a data set, and of rows left out, by reason."""
     sources = view.read_json("artifact/data.json").get("sources", ())
     metrics = view.metrics
     n_distinct = metrics["train_distinct"]
@@ -363,7 +369,7 @@ def summarize_data_set(view: RunView) -> str:
 
 
 def add_data_set_body(report: Report, view: RunView) -> None:
-    """Add the sections of a data set's page to the report: sources, sizes, lengths, scores, examples."""
+    """Add the sections on sources, sizes, lengths, scores and examples to the report page of a data set."""
     data = view.read_json("artifact/data.json")
     if not data:
         return
@@ -391,7 +397,8 @@ def add_data_set_body(report: Report, view: RunView) -> None:
 
 
 def add_sources(report: Report, sources: Sequence[Mapping[str, Any]]) -> None:
-    """Add a table of where every row went, with a column per source."""
+    """Add a table to the report page of the numbers of rows read, dropped by each step and kept, one column per
+    source."""
     names = [source["name"] for source in sources]
     losses = [dict(iter_drop_counts(source)) for source in sources]
     rows: list[tuple[Any, ...]] = [("read", *map(count_read_rows, sources))]
@@ -410,7 +417,7 @@ def add_sources(report: Report, sources: Sequence[Mapping[str, Any]]) -> None:
 
 
 def describe_shapes(read_as: Mapping[str, Any]) -> str:
-    """Describe the shapes of a source's first rows, with the number of rows of each if there are several."""
+    """Return the detected row formats of a source as text, with the number of rows of each if there are several."""
     shapes = read_as["shapes"]
     if len(shapes) < 2:
         return ", ".join(shapes) or "–"
@@ -419,7 +426,7 @@ def describe_shapes(read_as: Mapping[str, Any]) -> str:
 
 
 def add_lengths(report: Report, data: Mapping[str, Any]) -> None:
-    """Add a histogram and a table of the characters of rows, by source."""
+    """Add a histogram and a table of the lengths of rows in characters to the report page, by source."""
     if "lengths" not in data:  # they are unknown once rows were forgotten
         return
     counts = data["lengths"]["counts"]

@@ -1,4 +1,4 @@
-"""Label, unit and explanation of every metric in the table of figures of a report.
+"""Labels, units and explanations of all metrics, for the table of metrics in a run's report.
 
 A metric that is not declared here is shown with the words of its key, and a test reports it.
 """
@@ -25,7 +25,7 @@ PERCENT = "%"
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A row of the table of figures.
+    """A row of a report's table of metrics: the metric's keys, label, unit and explanation.
 
     Attributes:
         keys: dotted keys of a run's metrics. Two keys are the values before and after, shown as `0.1 → 0.2`.
@@ -42,7 +42,7 @@ class Figure:
     formatter: Callable[..., str] | None = None
 
     def format_values(self, values: Iterable[Any]) -> str:
-        """Format the values of all keys, with the unit and the number of observations."""
+        """Format the values of the row's metrics as text, such as `0.1 → 0.2 nats`, with the number of observations."""
         if self.formatter:
             return self.formatter(*values)
         unit = f" {self.unit}" if self.unit not in ("", PERCENT) else ""
@@ -61,7 +61,7 @@ class Figure:
 def _declare_figure(
     keys: str, label: str, unit: str, reading: str, formatter: Callable[..., str] | None = None
 ) -> Figure:
-    """Declare a row of the table of figures: its metrics' keys, label, unit and explanation.
+    """Return a Figure, a row of the table of metrics, with `keys` split at spaces.
 
     Args:
         keys: its keys, separated by spaces.
@@ -70,12 +70,12 @@ def _declare_figure(
 
 
 def _declare_start_and_policy(name: str, label: str, unit: str, reading: str) -> Figure:
-    """Declare a row with a metric of the start and of the policy."""
+    """Return a table row that shows a metric of the initial model and of the policy, `NAME.ref → NAME.policy`."""
     return _declare_figure(f"{name}.ref {name}.policy", label, unit, reading)
 
 
 def _declare_score_figures(role: str) -> tuple[Figure, ...]:
-    """Declare the rows of a judge's scores.
+    """Return the table rows for a judge's scores of the initial model's and the policy's answers.
 
     Args:
         role: "gold", or "proxy" if the policy was optimised against the judge.
@@ -101,7 +101,7 @@ def _format_risen_word(word: str, before: float, after: float) -> str:
 
 
 def _shorten_digest(digest: str) -> str:
-    """Return the beginning of a digest. All of its 64 digits would make the table too wide for a phone."""
+    """Return the first 16 digits of a digest and an ellipsis. All 64 would make the table too wide for a phone."""
     return f"{digest[:16]}…"
 
 
@@ -539,7 +539,7 @@ FIGURES = (
         "Predicted peak of its tensors; a process on a CPU takes about 1.5 times as much, plus its libraries.",
     ),
 )
-"""Rows in the order of the page. A row is shown if a run has all its keys and no earlier row has used one of them."""
+"""Rows of the table of metrics, in order. A row is shown if a run has all its keys and no earlier row used one."""
 
 SHOWN_ELSEWHERE = (
     "judge",
@@ -583,20 +583,23 @@ SHOWN_ELSEWHERE = (
     "unwanted",
     "held_out_answers",
 )
-"""First parts of keys that other sections of a page show."""
+"""First parts of the dotted keys of metrics that are not in the table, because other sections of a report show them."""
 
 PARTLY_SHOWN = ("variety", "collapse")
-"""First parts of keys of which a page shows only the keys in FIGURES. `metrics.json` has the others."""
+"""First parts of the dotted keys of metrics that are in the table only if FIGURES lists them.
+
+`metrics.json` has the others.
+"""
 
 OWN_TABLE_PREFIXES = ("tasks.", "card.")
-"""Prefixes of figures of a suite and of a judge's card, whose tables mark small samples themselves."""
+"""Prefixes of the metrics of a suite and of a judge, whose own tables mark small samples themselves."""
 
 SYNONYMS = {"kl": "kl_interval", "pairs": "held_out_pairs"}
-"""Key → key of the same value, which is shown instead if a run has it."""
+"""Key of a metric → key of a metric with the same value, which is shown instead if a run has it."""
 
 
 class FigureRow(NamedTuple):
-    """A row of the table of figures, as text.
+    """A row of a report's table of metrics, formatted as text.
 
     Attributes:
         label: the name of the figure.
@@ -610,7 +613,11 @@ class FigureRow(NamedTuple):
 
 
 def build_figure_table(metrics: Mapping[str, Any]) -> list[FigureRow]:
-    """Build the rows of the table of figures in a run's report, one for each metric."""
+    """Format a run's metrics as the rows of the report's table, first the declared ones in their order, then the
+    others.
+
+    Metrics that other sections show are left out.
+    """
     declared = {key for figure in FIGURES for key in figure.keys}
     remaining = {
         key: value
@@ -630,7 +637,7 @@ def build_figure_table(metrics: Mapping[str, Any]) -> list[FigureRow]:
 
 
 def sort_metric_names(names: Iterable[str]) -> list[str]:
-    """Sort the names of metrics in the order of the table of figures.
+    """Sort the dotted keys of metrics in the order of a report's table of metrics.
 
     The value after training comes before the value before it. Undeclared metrics follow, then counts of rows and the
     like.
@@ -641,7 +648,8 @@ def sort_metric_names(names: Iterable[str]) -> list[str]:
 
 
 def describe_small_samples(metrics: Mapping[str, Any]) -> str:
-    """Return a sentence that names the figures with fewer than FEW observations, or an empty string."""
+    """Return a sentence that names the metrics with fewer than FEW observations, or an empty string if there are
+    none."""
     labels = {figure.keys: figure.label for figure in FIGURES}
     names = [
         f"{labels.get((key,), _spell_out(key))} ({value['n']})"

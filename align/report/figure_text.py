@@ -8,11 +8,15 @@ from datetime import datetime
 from typing import Any
 
 FEW = 20
-"""Number of observations below which an interval says little."""
+"""Number of observations below which a metric is noted as measured on a small sample."""
 
 
 def format_figure(value: Any) -> str:
-    """Format a metric: four significant digits, commas between thousands, an interval as `0.62 [0.55, 0.69]`."""
+    """Format a metric as text: numbers with four significant digits and thousands commas, intervals as `0.62 [0.55,
+    0.69]`.
+
+    None becomes `none`, and True and False become `yes` and `no`.
+    """
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -50,7 +54,7 @@ def format_interval(figure: Mapping[str, Any], digits: str = ".3f") -> str:
 
 
 def describe_change(before: float, after: float) -> str:
-    """Describe a change: `rose from 0.10 to 0.25`, `fell from …` or `stayed at 0.10`.
+    """Return a phrase on the change of a number: `rose from 0.10 to 0.25`, `fell from …` or `stayed at 0.10`.
 
     The numbers have as many decimals as it takes to tell them apart, from two to five.
     """
@@ -68,7 +72,7 @@ NO_BREAK = "\u00a0"
 
 
 def format_percent(value: Any) -> str:
-    """Format a share as a percentage, with its interval if it has one: `82 % [77, 87]`.
+    """Format a fraction as a percentage, such as `82 %`, or `82 % [77, 87]` if it has an interval.
 
     The numbers have a decimal if the interval is narrower than two percentage points.
     """
@@ -81,12 +85,12 @@ def format_percent(value: Any) -> str:
 
 
 def format_signed(value: float) -> str:
-    """Format a number with two decimals and a typographic minus sign."""
+    """Format a number with two decimals and a typographic minus sign; a positive number has no sign."""
     return f"{value:.2f}".replace("-", "−")
 
 
 def note_small_sample(n: int) -> str:
-    """Return a note to append to a number of observations below FEW. Returns an empty string for larger numbers."""
+    """Return `, fewer than 20` for a number of observations below FEW, and an empty string for larger numbers."""
     return f", fewer than {FEW}" if n < FEW else ""
 
 
@@ -100,7 +104,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_timestamp(iso: str, clock: str = "%H:%M") -> str:
-    """Format an ISO time of a manifest as `27 November 2026, 14:03 UTC`.
+    """Format an ISO 8601 time in UTC as `27 November 2026, 14:03 UTC`.
 
     Args:
         clock: format of the time of day.
@@ -110,12 +114,13 @@ def format_timestamp(iso: str, clock: str = "%H:%M") -> str:
 
 
 def escape_unprintable(text: str) -> str:
-    """Escape line breaks, control characters and everything else in a text that could move a terminal's cursor."""
+    """Replace every unprintable character, such as line breaks and control characters, by its Python escape
+    sequence."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def align_columns(lines: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield rows of cells as lines of text, each column as wide as its widest cell.
+    """Yield the lines of a text table, with each column padded to its widest cell.
 
     Args:
         lines: rows of equally many cells.
@@ -143,7 +148,8 @@ def is_bounded(interval: Mapping[str, Any]) -> bool:
 
 
 def flatten_metrics(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of nested mappings of metrics. An interval is one value."""
+    """Yield (dotted key, value) for every metric in nested mappings. A mapping with `value`, `low`, `high` is one
+    value."""
     for name, value in figures.items():
         if isinstance(value, Mapping) and not is_interval(value):
             yield from flatten_metrics(value, f"{prefix}{name}.")

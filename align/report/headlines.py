@@ -1,4 +1,4 @@
-"""The summary of a finished run: a few sentences that need no code beside them.
+"""The summary of a finished run in a few sentences, for the top of its report.
 
 Results come with their intervals, and a sentence says so if an interval includes no difference.
 """
@@ -25,11 +25,11 @@ from align.report.run_view import RunView, load_page_sections
 from align.track import last_updates, select_updates
 
 MOSTLY_CUT = 0.5
-"""Share of truncated answers, and of empty ones, from which on a summary mentions them."""
+"""Minimum share of truncated or empty answers at which the summary mentions them."""
 
 
 def summarize_run(view: RunView) -> str:
-    """Summarize a finished run of any stage in a few sentences, for the top of its report."""
+    """Return a summary in a few sentences of a finished run of any stage, for the top of its report."""
     sections = load_page_sections(view)
     return sections.summarize(view) if sections else SUMMARIZERS[view.manifest.stage](view)
 
@@ -53,14 +53,14 @@ def summarize_sft_run(view: RunView) -> str:
 
 
 def take_absolute_change(change: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the absolute value of a change, with its interval mirrored if the change is negative."""
+    """Return a change with its interval; if the value is negative, negate it and its bounds."""
     if change["value"] >= 0:
         return dict(change)
     return {**change, "value": -change["value"], "low": -change["high"], "high": -change["low"]}
 
 
 def summarize_preference_run(view: RunView) -> str:
-    """Summarize a reward model, or a policy trained on preference pairs."""
+    """Return sentences on the held-out accuracy of a reward model, or of a policy trained on preference pairs."""
     metrics = view.metrics
     accuracy = metrics["accuracy"]
     subject = "The better answer scores higher in"
@@ -80,7 +80,7 @@ def summarize_preference_run(view: RunView) -> str:
 
 
 def summarize_kto_run(view: RunView) -> str:
-    """Summarize a KTO run, which holds out either pairs or single answers with a label."""
+    """Return sentences on a KTO run: its accuracy on held-out pairs, or its AUC on held-out labelled answers."""
     if "accuracy" in view.metrics:
         return summarize_preference_run(view)
     auc = view.metrics.get("auc")
@@ -131,8 +131,8 @@ def summarize_ppo_run(view: RunView) -> str:
 
 
 def describe_published_policy(view: RunView) -> str:
-    """Compare the published policy with its start on held-out prompts. Returns an empty string without held-out
-    prompts."""
+    """Return sentences comparing PPO's published policy with the initial one on held-out prompts; empty without
+    these."""
     metrics = view.metrics
     if "objective_after" not in metrics:
         return ""
@@ -154,7 +154,8 @@ def describe_published_policy(view: RunView) -> str:
 def estimate_score_gain(
     first: Sequence[Mapping[str, Any]], last: Sequence[Mapping[str, Any]], prompts_per_update: int
 ) -> dict[str, Any]:
-    """Estimate the difference of two mean scores, with a 95 % interval after Welch and Satterthwaite.
+    """Estimate the change of PPO's mean score from the first to the last updates, with a 95 % Welch–Satterthwaite
+    interval.
 
     The interval comes from the spread of the scores inside each update. All answers to one prompt count as one
     observation. Bounds of None say that the spread is unknown, or that both sides are the same update.
@@ -174,7 +175,7 @@ def estimate_score_gain(
 
 
 def get_score_std(row: Mapping[str, Any]) -> float:
-    """Return the standard deviation of the scores in one row of `metrics.jsonl`. Returns 0 if it is unknown."""
+    """Return the standard deviation of the scores from a row of `metrics.jsonl`, or 0 if it is unknown."""
     return row.get("prompt_score_std") or row.get("score_std") or 0.0
 
 
@@ -183,7 +184,7 @@ def compute_mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
 
 
 def summarize_eval_run(view: RunView) -> str:
-    """Summarize the comparison of a policy with its start, and mention it first if the policy collapsed."""
+    """Return sentences on a policy's win rate against the model it was trained from; a collapse is mentioned first."""
     metrics = view.metrics
     win_rate = metrics["win_rate"]
     judge = "VADER's sentiment" if metrics["judge"] == "vader" else metrics["judge"]
@@ -230,7 +231,7 @@ def summarize_sampling_run(view: RunView) -> str:
 
 
 def summarize_best_of_run(view: RunView) -> str:
-    """Summarize what best-of-n gains by the reward that ranks, and by a second reward that only measures."""
+    """Return sentences on the gain in mean reward from best-of-n sampling, also by the gold reward if there is one."""
     metrics = view.metrics
     answers = f"{pluralize(metrics['answers'], 'answer')} to {pluralize(metrics['prompts'], 'prompt')}"
     rows = f"{pluralize(metrics['winners'], 'winner')} and {pluralize(metrics['pairs'], 'pair')}"
@@ -250,7 +251,8 @@ def describe_best_of_gain(means: Mapping[str, Any]) -> str:
 
 
 def summarize_export_run(view: RunView) -> str:
-    """Summarize how far the exported model lies from the trained one, and which checks it missed."""
+    """Return sentences on the KL divergence of an exported model from the trained one, and on failed or missing
+    checks."""
     metrics = view.metrics
     checks = metrics["checks"]
     done_checks = [check for check in checks if check["bound"] and check["verdict"] != "not checked"]
@@ -328,7 +330,7 @@ ANNOTATION_SUMMARIES = {
     "restore": "The store was restored from a backup.",
     "erase": "The requested data of {project} was erased; a row of the ledger records it.",
 }
-"""`stage.action` of stage=annotate → summary."""
+"""Action of `stage=annotate` → template of the summary, with a placeholder for the project."""
 
 SUMMARIZERS: Mapping[str, Callable[[RunView], str]] = {
     "sft": summarize_sft_run,
@@ -344,11 +346,12 @@ SUMMARIZERS: Mapping[str, Callable[[RunView], str]] = {
     "annotate": summarize_annotation_run,
     "serve": summarize_server_run,
 }
-"""Stage → function that summarizes a run of it."""
+"""Name of a stage → function that returns the summary of its finished run."""
 
 
 def describe_inconclusive(interval: Mapping[str, Any] | None, no_effect_value: float, meaning: str) -> str:
-    """Return a sentence if the interval includes the value that means no effect; otherwise an empty string.
+    """Return a sentence that the result is inconclusive if `interval` includes the no-effect value, else an empty
+    string.
 
     Args:
         no_effect_value: the value that means no effect.
@@ -360,11 +363,12 @@ def describe_inconclusive(interval: Mapping[str, Any] | None, no_effect_value: f
 
 
 def describe_small_sample(n: int, noun: str) -> str:
-    """Return a sentence if there are fewer than FEW observations; otherwise an empty string."""
+    """Return a warning sentence if there are fewer than FEW observations, otherwise an empty string."""
     return f"Fewer than {FEW} {noun}s were measured: too few for a reliable result." if n < FEW else ""
 
 
 def join_sentences(sentences: Sequence[str]) -> str:
-    """Join the sentences that are not empty, with no-break spaces before % and typographic minus signs."""
+    """Join sentences with spaces, leaving out empty ones, and set no-break spaces before % and typographic minus
+    signs."""
     text = " ".join(filter(None, sentences)).replace(" %", f"{NO_BREAK}%")
     return re.sub(r"(?<![\w.])-(?=\d)", "−", text)

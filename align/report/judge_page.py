@@ -20,7 +20,7 @@ SWAP_FIGURES = {"consistency": "same verdict in both orders", "shown_first": "sh
 
 
 def summarize_judge(view: RunView) -> str:
-    """Summarize the judge's agreement and whether it may decide gates."""
+    """Return a sentence on a judge's agreement with the labels, and one on its right to decide gates."""
     return summarize_metrics(view.metrics)
 
 
@@ -40,7 +40,7 @@ def summarize_metrics(metrics: Mapping[str, Any]) -> str:
 
 
 def iter_summary_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines that are printed at the end of a judge's run: the summary, and a table of figures."""
+    """Yield the lines printed at the end of a judge's evaluation: a summary, error counts and a table of metrics."""
     yield summarize_metrics(metrics)
     card = metrics["card"]
     if "asks" in metrics:
@@ -58,13 +58,13 @@ def iter_summary_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
 
 
 def add_judge_body(report: Report, view: RunView) -> None:
-    """Add the figures of the judge, and the pairs on which it was measured."""
+    """Add a table of the judge's metrics and the answer pairs on which it was measured to the report page."""
     report.add("card", view.metrics, [*iter_figures(view.metrics["card"])], template="judge.html")
     add_held_out_pairs(report, view)
 
 
 def iter_figures(card: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield (name, value with interval, number of prompts) of each figure in a judge's card."""
+    """Yield the table rows of a judge's metrics: (name, value with interval, number of prompts), as text."""
     for label, interval in card.get("by_label", {}).items():
         yield build_row(f"right on answers labelled {label}", interval)
     yield build_row("agreement", card["agreement"]["raw"])

@@ -32,12 +32,12 @@ WRITE_INTERVAL_S = 20.0
 REFRESH_S = 20
 """Seconds after which an open page of a running run reloads itself."""
 MAX_TIME_SHARE = 0.02
-"""Maximum share of a run's time that writing its page takes. One drawing of the curves may exceed it, since the time
-that it takes is known only afterwards."""
+"""Maximum share of a run's time that is spent on writing its report. One drawing of the curves may exceed it, since
+the time that it takes is known only afterwards."""
 FIRST_DRAWING_S = 1.2
 """Estimated seconds of the first drawing of the curves, with the import of matplotlib. It is due after one minute."""
 PATIENCE_S = 2.0
-"""Maximum seconds that an interrupted run goes on drawing curves."""
+"""Seconds after an interrupt (Ctrl-C) during which curves are still drawn."""
 TITLES = {
     "sft": "Supervised fine-tuning",
     "full": "Supervised fine-tuning of every weight",
@@ -53,7 +53,7 @@ TITLES = {
     "serve": "Server",
     "data": "Data set",
 }
-"""Stage → title of the page."""
+"""Name of a stage → title of its report page."""
 VARIANT_TITLES = {
     "rloo": "Policy optimisation by RLOO",
     "grpo": "Group relative policy optimisation (GRPO)",
@@ -62,16 +62,16 @@ VARIANT_TITLES = {
     "orpo": "Odds ratio preference optimisation (ORPO)",
     "simpo": "Simple preference optimisation (SimPO)",
 }
-"""`stage.advantage` of PPO or `stage.loss` of DPO → title, for the variants that have a name of their own."""
+"""`stage.advantage` of PPO or `stage.loss` of DPO → title of the report, for variants with a name of their own."""
 
 VERDICT_STATES: Mapping[str, Literal["done", "running", "failed"]] = {"done": "done", "running": "running"}
-"""Status of a run → colour of its summary. Any other status is shown as failed."""
+"""Status of a run → state that sets the colour of its summary. Any other status is shown as failed."""
 
 log = logging.getLogger("align")
 
 
 class LivePage:
-    """The `report.html` of a run that is being executed.
+    """The writer of a run's `report.html` at its start, during training and at its end.
 
     Args:
         run: the run, which has started.
@@ -91,12 +91,14 @@ class LivePage:
         self._curves: list[Block] = []
 
     def write_first(self) -> None:
-        """Write the first `report.html` of a run. It has no curves and takes a few milliseconds."""
+        """Write `report.html` without curves when a run starts, which takes a few milliseconds."""
         self._write_or_warn(self._write_running_page)
 
     def update(self, progress: Progress) -> None:
-        """Write `report.html` again if it is due, with new curves if drawing them stays within MAX_TIME_SHARE of the
-        run's time."""
+        """Store the progress, and rewrite `report.html` if WRITE_INTERVAL_S have passed since the last write.
+
+        Curves are drawn again, and the page written at all, only within MAX_TIME_SHARE of the run's time.
+        """
         self._progress = progress
         now = time.perf_counter()
         budget = MAX_TIME_SHARE * (now - self._start)
@@ -110,7 +112,8 @@ class LivePage:
         self._seconds_spent += self._last_write - now
 
     def write_finished(self, metrics: Any, hardware: Any) -> None:
-        """Write the page of a run that is about to be published. If building it fails, a page that says so is written.
+        """Write the final `report.html` of a run that is about to be published. If building it fails, write a short
+        note.
 
         Raises:
             StorageError: the page cannot be written.
@@ -132,7 +135,7 @@ class LivePage:
         self._write(report)
 
     def write_failed(self, error: BaseException) -> None:
-        """Write the page of a run that failed or was interrupted.
+        """Write the final `report.html` of a run that failed or was interrupted, with its error.
 
         It is written before and after the curves are drawn: if the user interrupts the drawing too, the page without
         the last curves is already there.
@@ -150,7 +153,10 @@ class LivePage:
         self._write(report)
 
     def _draw_curves(self, deadline: float = math.inf) -> None:
-        """Draw the curves of the steps so far. No curve is begun after the deadline of `time.perf_counter`."""
+        """Draw the training curves of the steps so far and keep them for the next page.
+
+        No curve is begun after `deadline`, in seconds of `time.perf_counter`.
+        """
         report = Report("")
         add_curves(report, self._create_view(), deadline)
         self._curves = report.blocks
@@ -189,14 +195,14 @@ class LivePage:
 
 
 def get_title(manifest: Manifest) -> str:
-    """Return the title of a run's page, from its stage and its variant of PPO or DPO."""
+    """Return the title of a run's report page for its stage, or for its variant of PPO or DPO, such as GRPO."""
     settings = manifest.config.get("stage", {})
     variant_key = {"ppo": "advantage", "dpo": "loss"}.get(manifest.stage, "")
     return VARIANT_TITLES.get(settings.get(variant_key, ""), TITLES[manifest.stage])
 
 
 def build_finished_page(view: RunView) -> Report:
-    """Build the page of a finished run: summary, origins, figures, curves and the sections of its stage."""
+    """Build the report page of a finished run: summary, inputs, metrics, curves and the sections of its stage."""
     stage = view.manifest.stage
     report = Report(get_title(view.manifest), view.manifest.name).verdict(summarize_run(view))
     if notes := list(iter_notes(view)):
@@ -224,7 +230,7 @@ def build_finished_page(view: RunView) -> Report:
 
 
 def build_page_blocks(view: RunView, status: str, error: str) -> list[Block]:
-    """Build the blocks of the report of a running, finished or failed run from its folder.
+    """Build the HTML blocks of the report of a running, finished or failed run from its folder.
 
     Args:
         status: the status in the registry. The manifest of a run that was killed still says "running".
@@ -249,7 +255,8 @@ def add_unfinished_sections(
     origins_heading: str = "Inputs and settings",
     figures_heading: str = "So far",
 ) -> None:
-    """Add what can be shown of a run that is not done: its origins, newest figures, drawings and training rows."""
+    """Add the sections of an unfinished run to the report page: inputs and settings, newest metrics, curves, first
+    rows."""
     report.heading(origins_heading).facts(list_origins(view))
     if view.rows:
         add_latest_figures(report.heading(figures_heading), view)
@@ -258,7 +265,7 @@ def add_unfinished_sections(
 
 
 def describe_progress(progress: Progress | None, stage: str, is_running: bool = True) -> str:
-    """Describe the progress: `Running, step 120 of 400, about 12 minutes left.`
+    """Return the progress of a run as a sentence: `Running, step 120 of 400, about 12 minutes left.`
 
     For a run that ended it is the part of a sentence ` after step 120 of 400`, or empty if the progress is unknown.
     """

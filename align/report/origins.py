@@ -1,5 +1,5 @@
-"""The origins of a run, a list of terms with explanations: command line, base model, method, data, hyperparameters,
-hardware, code and the runs whose artifacts it read."""
+"""The section of a report on a run's inputs and settings: command, base model, data, hyperparameters, hardware,
+code."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ INPUT_TERMS = {
     "annotations": "Votes",
     "items": "Items",
 }
-"""Name of an input, up to its first dot → its term on the page."""
+"""Name of a manifest's input, up to its first dot → its term on the report page."""
 IN_EVAL = " that data.eval_path asks too"
 
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """The metrics that count the rows of one side of the data.
+    """The names of the metrics that count a split's kept, dropped and truncated rows, with words for them.
 
     Attributes:
         kept: metric with the number of rows that were kept.
@@ -83,16 +83,18 @@ REASONING = {
     "mask": "reasoning is read, and left out of the loss (data.reasoning=mask)",
     "hide": "reasoning is taken out of the rows (data.reasoning=hide)",
 }
-"""`data.reasoning` → explanation, for the values that are not the default."""
+"""Value of `data.reasoning` → explanation, for the values that are not the default."""
 LONGEST_SYSTEM = 200
-"""Characters of a system turn that a page shows."""
+"""Maximum number of characters of a system prompt that a report shows."""
 DIGITS = 12
-"""Digits of a digest or a commit that a page shows."""
+"""Number of hexadecimal digits of a digest or a commit that a report shows."""
 
 
 def list_origins(view: RunView) -> list[tuple[str, list[Fact]]]:
-    """Return (term, explanations) of everything that a run depends on: base model, method, inputs, data, machine, code.
-    Unknown terms are left out."""
+    """Return the list of a run's inputs and settings for its report, as (term, explanations) pairs.
+
+    The terms are command, base model, method, inputs, data, batch, machine, code and so on. Unknown ones are left out.
+    """
     manifest = view.manifest
     first_start = get_first_start_time(manifest)
     terms: list[tuple[str, list[Fact]]] = [
@@ -114,7 +116,7 @@ def list_origins(view: RunView) -> list[tuple[str, list[Fact]]]:
 
 
 def describe_base(base: Base | None, folder: Path) -> Iterator[Fact]:
-    """Yield the base model's name and digest, or a link to the run in the same `run.root` that made it.
+    """Yield the name and digest of the base model, or a link to the report of the run that made it and the digest.
 
     Args:
         folder: the folder of the run that is described.
@@ -145,7 +147,7 @@ def describe_method(view: RunView) -> Iterator[str]:
 
 
 def collect_inputs(manifest: Manifest, folder: Path) -> dict[str, list[Fact]]:
-    """Return the runs and files that a run read as inputs: term → descriptions."""
+    """Return a mapping from term, such as `Started from`, to descriptions of the runs and files that a run read."""
     inputs: dict[str, list[Fact]] = {}
     for name, run_input in manifest.inputs.items():
         if term := INPUT_TERMS.get(name.partition(".")[0]):
@@ -163,13 +165,13 @@ def describe_input(run_input: Input, folder: Path) -> Fact:
 
 
 def link_to_report(stage: str, name: str, folder: Path) -> Fact:
-    """Return a link to another run's report, or only its name if the report is not in the same `run.root`."""
+    """Return a link to another run's report, or `stage:name` as text if it has no report in the same `run.root`."""
     has_report = (folder.parent.parent / stage / name / "report.html").is_file()
     return Link(f"{stage}:{name}", f"../../{stage}/{quote(name)}/report.html") if has_report else f"{stage}:{name}"
 
 
 def describe_data(view: RunView) -> Iterator[str]:
-    """Yield the source of the rows, how they were rendered, and how many were kept and dropped."""
+    """Yield phrases on the run's data: its source, its chat template and the numbers of rows kept and dropped."""
     data = view.config.get("data", {})
     data_input = view.manifest.inputs.get("data")
     if data_input is None:
@@ -190,7 +192,7 @@ def describe_data(view: RunView) -> Iterator[str]:
 
 
 def describe_rendering(data: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how conversations were rendered, where that differs from the default.
+    """Yield phrases on the chat template, system prompt and reasoning of the run's conversations, if not the default.
 
     Args:
         data: the configuration under `data`.
@@ -206,7 +208,7 @@ def describe_rendering(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def describe_row_counts(metrics: Mapping[str, Any], max_length: int | None) -> Iterator[str]:
-    """Yield how many training and held-out rows were used, dropped as too long, and truncated.
+    """Yield phrases on the numbers of training and held-out rows that were used, dropped and truncated.
 
     Args:
         max_length: `data.max_length`, in tokens.
@@ -248,7 +250,7 @@ def describe_row_counts(metrics: Mapping[str, Any], max_length: int | None) -> I
 
 
 def describe_learning_rate(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the learning rate with its schedule, and that of the critic if there is one.
+    """Yield the learning rate with its schedule and warmup as text, and then the critic's if there is one.
 
     Args:
         settings: the configuration under `stage`.
@@ -264,7 +266,7 @@ def describe_learning_rate(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def describe_batch(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the batch size, with the group size and the micro batch.
+    """Yield one phrase on the batch size, the answers per prompt and the micro-batch size, if there is a batch size.
 
     Args:
         settings: the configuration under `stage`.
@@ -280,19 +282,20 @@ def describe_batch(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def get_first_start_time(manifest: Manifest) -> str:
-    """Return the time at which a run started first, as text."""
+    """Return the ISO 8601 time at which a run started, before any resume; empty if it is not recorded."""
     return manifest.times.get("first_started") or manifest.times.get("started", "")
 
 
 def describe_running_time(manifest: Manifest) -> str:
-    """Describe how long the run took. The time of a resumed run counts from its last start."""
+    """Return the duration of a finished run as text. That of a resumed run counts from its last start."""
     start, end = (datetime.fromisoformat(manifest.times[key]) for key in ("started", "finished"))
     resumed = ", since it was continued" if "first_started" in manifest.times else ""
     return format_duration((end - start).total_seconds()) + resumed
 
 
 def describe_machine(manifest: Manifest, config: Mapping[str, Any]) -> str:
-    """Describe device, dtype, machine and number of CPUs, from the configuration where the manifest lacks them."""
+    """Return the run's device, dtype, machine type and number of CPUs as text, from its manifest or its
+    configuration."""
     hardware = manifest.hardware
     parts = [str(hardware.get(key) or config.get(key)) for key in ("device", "dtype") if key in config]
     parts = [part for part in parts if part != "auto"]
@@ -304,7 +307,8 @@ def describe_machine(manifest: Manifest, config: Mapping[str, Any]) -> str:
 
 
 def describe_code(manifest: Manifest) -> Iterator[str]:
-    """Yield the git commit and the digest of align's code, and the commit of the working directory if it differs."""
+    """Yield a phrase with the git commit and the digest of align's code, and one on the working folder's other
+    commit."""
     commit = manifest.commit.rstrip("+")
     digest = f"sha256 {manifest.code[:DIGITS]}…" if manifest.code else ""
     if commit:
@@ -319,5 +323,5 @@ def describe_code(manifest: Manifest) -> Iterator[str]:
 
 
 def format_current_time() -> str:
-    """Return the current UTC time with seconds, for a page that is written repeatedly."""
+    """Return the current UTC time as text with seconds, such as `27 November 2026, 14:03:05 UTC`."""
     return format_timestamp(datetime.now(UTC).isoformat(), "%H:%M:%S")

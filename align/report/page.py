@@ -44,24 +44,24 @@ TEMPLATES = Path(__file__).parent / "templates"
 # A browser runs no script and fetches nothing, whatever text a model wrote.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 LONGEST_TEXT = 2000
-"""Characters of a prompt or an answer that a page shows."""
+"""Maximum number of characters of a prompt or an answer that a report shows."""
 
 
 class Link(NamedTuple):
-    """A link to another page in the folder of runs."""
+    """A link on a report page, with its text and its relative URL."""
 
     text: str
     href: str
 
 
 class Code(NamedTuple):
-    """Text set as code, to be copied."""
+    """A text that a report page shows as code, such as a command to copy."""
 
     text: str
 
 
 class Part(NamedTuple):
-    """A piece of a tokenized row.
+    """A piece of a tokenized training row, with marks for tokens under the loss and special tokens.
 
     Attributes:
         trained: whether the loss is computed on it.
@@ -75,22 +75,22 @@ class Part(NamedTuple):
 
 Fact = str | Link | Code
 Block = Markup
-"""HTML of one block, every text in it escaped."""
+"""HTML of one section of a report page, with every text in it escaped."""
 SEAL = "<!-- written by align; sha256 of everything above: {} -->\n"
 
 
 def add_seal(page: bytes) -> bytes:
-    """Append a comment with a digest of the page, which marks it as written by align and unedited since."""
+    """Append an HTML comment with the page's SHA-256, by which a later edit is detected, and return the page."""
     return page + SEAL.format(sha256(page).hexdigest()).encode()
 
 
 def is_sealed(data: bytes) -> bool:
-    """Return whether a file is a page with a valid seal of `add_seal`."""
+    """Return whether a file's content ends with the comment of `add_seal` and was not edited since."""
     return data == add_seal(data[: data.rfind(b"<!-- written by align")])
 
 
 def create_template_environment(*folders: Path) -> Environment:
-    """Create a Jinja environment that escapes every value.
+    """Create a Jinja environment for HTML or SVG templates that escapes every value and fails on undefined names.
 
     Args:
         folders: folders with templates; the first one that has a template wins.
@@ -142,23 +142,26 @@ class Report:
         self.has_plot_note = False
 
     def verdict(self, text: str, state: Literal["done", "running", "failed"] = "done") -> Report:
-        """Add the summary, a sentence or two in large type."""
+        """Append the run's summary, a sentence or two in large type and in the colour of `state`."""
         return self.add("verdict", text, state)
 
     def heading(self, text: str) -> Report:
-        """Add a second-level heading."""
+        """Append a second-level heading to the page."""
         return self.add("heading", text)
 
     def text(self, markdown: str) -> Report:
-        """Add paragraphs, which blank lines separate. The only markup is `- ` for lists, `**bold**` and backticks."""
+        """Append paragraphs of text to the page, separated by blank lines.
+
+        The only markup is `- ` for lists, `**bold**` and backticks.
+        """
         return self.add("text", markdown)
 
     def facts(self, facts: Sequence[tuple[str, Sequence[Fact]]]) -> Report:
-        """Add terms with explanations. Each part of an explanation has its own line."""
+        """Append a definition list of (term, explanations) to the page, with one line per explanation."""
         return self.add("facts", facts)
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> Report:
-        """Add a table, which scrolls horizontally on a narrow screen.
+        """Append a table to the page, which scrolls horizontally on a narrow screen.
 
         Args:
             headers: one per column.
@@ -176,7 +179,7 @@ class Report:
         return self.add("table", name, headers, numbers, rows)
 
     def draw(self, build_figure: Callable[[], Figure], caption: str, alt: str) -> Report:
-        """Add a matplotlib plot, or its description if matplotlib is not installed.
+        """Append a matplotlib plot to the page, or its alt text if matplotlib is not installed.
 
         Args:
             build_figure: draws the figure, see `align.report.plots`.
@@ -194,7 +197,9 @@ class Report:
         return self.add("described_plot", caption, alt)
 
     def plot(self, image: bytes, caption: str, alt: str) -> Report:
-        """Add an embedded SVG image. Consecutive plots stand side by side on a wide screen.
+        """Append an embedded SVG image with a caption to the page. Raises ValueError if the alt text is blank.
+
+        Consecutive plots stand side by side on a wide screen.
 
         Args:
             alt: a description of the plot for screen readers; not empty.
@@ -205,7 +210,7 @@ class Report:
         return self.add("plot", source, caption, alt)
 
     def add(self, macro: str, *values: Any, template: str = "blocks.html") -> Report:
-        """Add the output of a template macro, if it is not empty.
+        """Append the HTML that a Jinja macro renders to the page, if it is not empty.
 
         Args:
             macro: name of the macro.
@@ -217,7 +222,7 @@ class Report:
         return self
 
     def html(self) -> str:
-        """Render the whole page as HTML."""
+        """Return the whole page as HTML text."""
         template = load_report_templates().get_template("page.html")
         page = template.render(
             policy=POLICY, title=self.title, subtitle=self.subtitle, refresh=self.refresh, blocks=self.blocks
@@ -225,7 +230,7 @@ class Report:
         return f"{page}\n"
 
     def write(self, path: Path, field: str = "") -> Path:
-        """Write the page atomically.
+        """Write the page to a file atomically, replacing an older one, and return the path.
 
         Args:
             field: the setting that names the file, for a page outside a run's folder. Such a page gets a seal and
@@ -251,7 +256,10 @@ class Report:
 
 
 def shorten_prompt(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the last turn of a conversation as text, and the earlier turns with a summary, which are shown folded."""
+    """Split a conversation for display into `text`, its last turn, `earlier`, a list of (role, text), and a `summary`.
+
+    The earlier turns are shown folded under the summary. Long texts are truncated.
+    """
     *earlier, last = messages
     n_system = sum(message["role"] == "system" for message in earlier)
     n_others = len(earlier) - n_system
@@ -265,15 +273,17 @@ def shorten_prompt(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def shorten_text(text: str) -> str:
-    """Truncate a text to LONGEST_TEXT characters. A blank text becomes "(empty)"."""
+    """Truncate a text to LONGEST_TEXT characters and append its full length. A blank text becomes "(empty)"."""
     if not text.strip():
         return "(empty)"
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… ({len(text):,} characters)"
 
 
 def split_trained_spans(row: str | Sequence[Part | Mapping[str, Any]]) -> list[tuple[bool, list[Part | str]]]:
-    """Group the tokens of a training row into (is_trained, tokens) spans, to mark the tokens that the loss counts. The
-    middle of a long row is left out.
+    """Group the pieces of a training row into consecutive (is_trained, pieces) spans, to mark the tokens under the
+    loss.
+
+    The middle of a long row is left out.
 
     Args:
         row: pieces, or their JSON form; or a plain text.
@@ -285,8 +295,7 @@ def split_trained_spans(row: str | Sequence[Part | Mapping[str, Any]]) -> list[t
 
 
 def truncate_middle(parts: Sequence[Part], max_characters: int) -> Iterator[Part | str]:
-    """Yield the tokens of a row. Of a longer row, only the beginning and the end are yielded, with a note in
-    between."""
+    """Yield the pieces of a training row, with the middle replaced by a note if it is longer than `max_characters`."""
     total = sum(len(part.text) for part in parts)
     if total <= max_characters:
         yield from parts
@@ -306,7 +315,7 @@ def truncate_middle(parts: Sequence[Part], max_characters: int) -> Iterator[Part
 
 
 def parse_paragraphs(markdown: str) -> Iterator[tuple[Literal["list", "text"], Any]]:
-    """Yield ("list", items) or ("text", paragraph) for each block of a text, escaped and marked up."""
+    """Yield ("list", items) or ("text", paragraph) as HTML for each block of a text between blank lines."""
     for block in re.split(r"\n\s*\n", markdown.strip()):
         lines = [line.strip() for line in block.splitlines()]
         if all(line.startswith("- ") for line in lines):
@@ -316,6 +325,6 @@ def parse_paragraphs(markdown: str) -> Iterator[tuple[Literal["list", "text"], A
 
 
 def convert_markup(text: str) -> Markup:
-    """Convert `**bold**` and backticks to HTML. The text is escaped first."""
+    """Escape a text, and then convert `**bold**` and backticks in it to HTML."""
     with_code = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", with_code))

@@ -1,4 +1,4 @@
-"""matplotlib plots in one style.
+"""matplotlib plots for reports: training curves, trade-offs with a Pareto front, reliability diagrams, histograms.
 
 matplotlib takes a second to import and is in the extra [plots]: it is imported inside the functions that draw, and
 `Report.draw` calls them only if it is installed. pyplot is not used, because threads and tests would share its global
@@ -27,18 +27,18 @@ LINES = ("-", "--", "-.", ":")
 INK = "#333333"
 FAINT = "#d9d9d9"
 MAX_NAME_LENGTH = 28
-"""Maximum characters of a name beside a bar."""
+"""Maximum number of characters of a name beside a bar."""
 
 SMOOTHED_FROM = 24
-"""Number of points from which on a line is smoothed."""
+"""Minimum number of points of a line that is drawn with a running mean."""
 MAX_POINTS = 600
-"""Maximum points of a line. Of a longer series, the means of neighbouring points are drawn."""
+"""Maximum number of points of a line. Neighbouring points of a longer series are averaged."""
 MARKED_BELOW = 12
 """Number of points below which each point has a marker."""
 
 
 def render_figure(figure: Figure, format: Literal["svg", "png"] = "svg", transparent: bool = False) -> bytes:
-    """Render a matplotlib figure as an image. Equal figures give equal bytes, without a date and with ids from a fixed
+    """Render a matplotlib figure as SVG or PNG. Equal figures give equal bytes: no date, and SVG ids from a fixed
     salt."""
     import matplotlib
 
@@ -50,13 +50,17 @@ def render_figure(figure: Figure, format: Literal["svg", "png"] = "svg", transpa
 
 
 SMALL = (4.1, 2.7)
-"""Width and height in inches, at which the text is legible on a phone."""
+"""Width and height of a plot in inches, at which its text is legible on a phone."""
 
 
 def create_axes(
     xlabel: str, ylabel: str, title: str = "", size: tuple[float, float] = (4.8, 3.0)
 ) -> tuple[Figure, Axes]:
-    """Create an empty plot in the style of the reports."""
+    """Create a matplotlib figure with one empty plot in the style of the reports. Returns the figure and its axes.
+
+    Args:
+        size: width and height in inches.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
@@ -85,7 +89,8 @@ def draw_curves(
     marks_label: str = "",
     smooth: bool = True,
 ) -> Figure:
-    """Draw metrics over steps. Long lines are drawn faint, with their running mean on top.
+    """Draw a line plot of metrics over training steps. A line of many points is drawn faint, with a running mean on
+    top.
 
     Rows that lack a key are skipped, since a metric may not be logged at every step. Values that are not finite leave a
     gap.
@@ -123,37 +128,41 @@ def draw_curves(
 
 
 def collect_points(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """Return (step, value) of the rows that have a key. Values that are not finite become NaN."""
+    """Return the (step, value) points of a metric from the rows that have it. Infinite values become NaN."""
     points = ((row["step"], row[key]) for row in rows if is_number(row.get("step")) and is_number(row.get(key)))
     return [(x, y if math.isfinite(y) else math.nan) for x, y in points]
 
 
 def get_block_size(n_points: int) -> int:
-    """Return the number of neighbouring points that are averaged into one, so that at most MAX_POINTS remain."""
+    """Return the number of neighbouring points to average into one, so that at most MAX_POINTS remain."""
     return math.ceil(n_points / MAX_POINTS)
 
 
 def average_blocks(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Average blocks of neighbouring points, so that at most MAX_POINTS remain, each at the last step of its block."""
+    """Reduce a series to at most MAX_POINTS points by averaging neighbours. Each mean is at the last step of its
+    block."""
     size = get_block_size(len(points)) or 1
     blocks = (points[i : i + size] for i in range(0, len(points), size))
     return [(block[-1][0], sum(y for _, y in block) / len(block)) for block in blocks]
 
 
 def get_smoothing_window(n_points: int) -> int:
-    """Return the number of neighbouring points in a running mean. It is odd, and 1 for short series."""
+    """Return the number of neighbouring points in a running mean of a series: odd, and 1 if the series is short."""
     return 2 * (n_points // 24) + 1 if n_points >= SMOOTHED_FROM else 1
 
 
 def smooth_values(values: Sequence[float]) -> list[float]:
-    """Return the running mean, over fewer values at the ends. It is NaN if a value in the window is NaN."""
+    """Return the centred running mean of a series, of equal length, over fewer values at the ends.
+
+    A mean is NaN if a value in its window is NaN.
+    """
     reach = get_smoothing_window(len(values)) // 2
     windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
 
 
 def set_axis_limits(ax: Axes, points: Sequence[tuple[float, float]], span: float, within: tuple[float, float]) -> None:
-    """Fit the axes to the points: ticks at whole steps, and a range of at least `span` on the y axis.
+    """Set the ranges of the axes to fit the points, with a y range of at least `span` and x ticks at whole steps.
 
     Args:
         within: range of values beyond which the y axis is not widened.
@@ -177,7 +186,7 @@ def set_axis_limits(ax: Axes, points: Sequence[tuple[float, float]], span: float
 
 
 def format_axes(ax: Axes) -> None:
-    """Put at most five ticks on each axis, labelled without an offset."""
+    """Limit each axis to about five ticks, and format their labels in one notation without an offset."""
     from matplotlib.ticker import MaxNLocator
 
     for axis in (ax.xaxis, ax.yaxis):
@@ -187,7 +196,10 @@ def format_axes(ax: Axes) -> None:
 
 @cache
 def load_tick_formatter() -> type[Formatter]:
-    """Return a class that formats all ticks of an axis in one notation, defined here to import matplotlib late."""
+    """Return a matplotlib Formatter class that formats all ticks of an axis in one notation.
+
+    It is defined here to import matplotlib late.
+    """
     from matplotlib.ticker import Formatter
 
     class TickFormatter(Formatter):
@@ -201,7 +213,8 @@ def load_tick_formatter() -> type[Formatter]:
 
 
 def format_tick_labels(values: Sequence[float]) -> list[str]:
-    """Format the ticks of an axis, in scientific notation if all of them are tiny or one is huge."""
+    """Format the tick values of an axis as labels, all in scientific notation if all are below 1e-3 or one is 1e7 or
+    more."""
     largest = max(map(abs, values), default=0.0)
     if 0 < largest < 1e-3 or largest >= 1e7:
         return [format_scientific(value) for value in values]
@@ -214,7 +227,7 @@ def format_scientific(value: float) -> str:
 
 
 class Point(NamedTuple):
-    """A labelled point with an interval in both directions.
+    """A labelled point of a plot, with an interval for both x and y.
 
     Attributes:
         label: text beside the point.
@@ -227,7 +240,7 @@ class Point(NamedTuple):
 
 
 def find_pareto_front(points: Sequence[Point], lower_y_is_better: bool = False) -> list[Point]:
-    """Return the points that no other point dominates, the Pareto front, sorted by x. Smaller x is better.
+    """Return the Pareto front of points, sorted by x: the points that no other point dominates. Smaller x is better.
 
     A point dominates another if it is at least as good in both directions and better in one.
 
@@ -246,7 +259,7 @@ def find_pareto_front(points: Sequence[Point], lower_y_is_better: bool = False) 
 
 
 def draw_tradeoff(points: Sequence[Point], best: Sequence[Point], xlabel: str, ylabel: str) -> Figure:
-    """Draw a metric against its cost, with the Pareto front as a dashed line.
+    """Draw a scatter plot of a metric against its cost, with error bars and the Pareto front as a dashed line.
 
     Args:
         best: the Pareto front, see `find_pareto_front`.
@@ -279,13 +292,14 @@ def draw_tradeoff(points: Sequence[Point], best: Sequence[Point], xlabel: str, y
 
 
 def get_error_bar(interval: tuple[float, float, float]) -> list[list[float]]:
-    """Return the lengths of an error bar below and above the value. They are not negative, even after rounding."""
+    """Return the error bar of (value, low, high) for matplotlib: [[length below], [length above]], not negative."""
     value, low, high = interval
     return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
 def draw_reliability(bins: Sequence[CalibrationBin], title: str = "") -> Figure:
-    """Draw a reliability diagram: observed against predicted shares with 95 % intervals, and the number in each bin."""
+    """Draw a reliability diagram: observed against predicted win shares with 95 % intervals, and the count of each
+    bin."""
     figure, ax = create_axes("predicted chance that the first answer wins", "share that won", title, SMALL)
     ax.plot([0, 1], [0, 1], color="#8c8c8c", linestyle="--", linewidth=1.2, label="perfectly calibrated")
     predicted = [b.predicted for b in bins]
@@ -312,7 +326,7 @@ def draw_reliability(bins: Sequence[CalibrationBin], title: str = "") -> Figure:
 def draw_histogram_pair(
     first: Sequence[float], second: Sequence[float], labels: tuple[str, str], xlabel: str, title: str = ""
 ) -> Figure:
-    """Draw histograms of two samples with the same bins, as shares, so that samples of different sizes compare."""
+    """Draw two samples as overlaid histograms of shares with the same bins, so that different sizes can be compared."""
     figure, ax = create_axes(xlabel, "share of the answers", title, SMALL)
     samples = [[float(value) for value in sample if math.isfinite(value)] for sample in (first, second)]
     pooled = samples[0] + samples[1]
@@ -333,7 +347,7 @@ def draw_histogram_pair(
 
 
 def add_legend(figure: Figure) -> None:
-    """Add a legend below the plot, where it covers no line."""
+    """Add a legend to a figure below the plot, where it covers no line."""
     legend = figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -1,4 +1,4 @@
-"""Progress lines that `stage=data` prints."""
+"""Progress lines that `stage=data` prints while it reads and processes rows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from align.report.figure_text import format_duration, format_percent
 OFTEN_S = 10.0
 """Minimum seconds between two progress lines of one source or step."""
 MANY = 200_000
-"""Number of rows from which on the start of a step is printed."""
+"""Minimum number of rows for which the start of a processing step is printed."""
 
 
 def create_progress_printer(format_line: Callable[[int, int, float], str]) -> Callable[[int, int], None]:
-    """Return a function of two counts that prints a progress line at most every OFTEN_S seconds.
+    """Return a function that takes two counts and prints a progress line with them, at most every OFTEN_S seconds.
 
     Args:
         format_line: returns the line from both counts and the seconds since this call.
@@ -32,7 +32,9 @@ def create_progress_printer(format_line: Callable[[int, int, float], str]) -> Ca
 
 
 def create_reading_progress(name: str, get_share_read: Callable[[], float | None]) -> Callable[[int, int], None]:
-    """Return a function of the rows read and kept that prints the progress of reading a source.
+    """Return a function that takes the numbers of rows read and kept, and prints the progress of reading a source.
+
+    A line is printed at most every OFTEN_S seconds.
 
     Args:
         get_share_read: returns the share of the source's bytes that is read, or None if that is unknown.
@@ -57,13 +59,13 @@ def create_reading_progress(name: str, get_share_read: Callable[[], float | None
 
 
 def print_start(step: str, count: int) -> None:
-    """Print that a step begins, if it has MANY rows or more to process."""
+    """Print a line that a processing step begins, if it has MANY rows or more; otherwise print nothing."""
     if count >= MANY:
         print(f"{step} {count:,} rows", flush=True)
 
 
 def describe_share_read(seconds: float, share: float | None, first_reading: Sequence[tuple[float, float]]) -> str:
-    """Describe the share of a source that is read, and the time left. Returns an empty string for an unknown share.
+    """Return a phrase on the share of a source's bytes that is read, and the time left; empty for an unknown share.
 
     Args:
         seconds: time since the start.

@@ -1,4 +1,4 @@
-"""The contents of a run's folder, from which its report is built."""
+"""Reading a run's manifest, metrics and other files from its folder, to build its report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run's manifest, streams and artifact as they are on disk.
+    """A run's manifest, and access to the JSON and JSONL files in its folder, for its report.
 
     Attributes:
         folder: the run's folder, `<root>/<stage>/<name>`.
@@ -44,16 +44,16 @@ class RunView:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The configuration under `stage`."""
+        """The part of the run's configuration under the key `stage`, as a mapping."""
         return self.config["stage"]
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """Rows of the metrics stream."""
+        """The rows of the run's `metrics.jsonl`, read once; empty if the file is missing."""
         return read_rows(self.folder / "metrics.jsonl")
 
     def read_stream(self, name: str) -> list[dict[str, Any]]:
-        """Return the rows of a JSONL file in the run's folder. Returns an empty list if the file is missing."""
+        """Return all rows of a JSONL file in the run's folder, or an empty list if the file is missing."""
         return read_rows(self.folder / name)
 
     def iter_stream(self, name: str) -> Iterator[dict[str, Any]]:
@@ -70,14 +70,14 @@ class RunView:
                     yield json.loads(line)
 
     def read_json(self, name: str) -> Any:
-        """Return the content of a JSON file in the run's folder. Returns an empty mapping if the file is missing."""
+        """Return the content of a JSON file in the run's folder, or an empty mapping if the file is missing."""
         path = self.folder / name
         return json.loads(read_text(path, name)) if path.is_file() else {}
 
 
 @dataclass(frozen=True, slots=True)
 class PageSections:
-    """Functions that write the page of a data set, a judge or a suite.
+    """The functions that write the summary and sections of the report of a data set, a judge or an evaluation suite.
 
     Attributes:
         summarize: returns the summary of a run.
@@ -91,7 +91,10 @@ class PageSections:
 
 
 def load_page_sections(view: RunView) -> PageSections | None:
-    """Import the module that writes the page of a data set, a judge or a suite. Returns None for any other run."""
+    """Return the functions for the report of a data set, a judge or an evaluation suite, or None for any other run.
+
+    Imports their module.
+    """
     if view.manifest.stage == "data":
         return import_module("align.report.data_set_page").PAGE_SECTIONS
     if "card" in view.metrics:

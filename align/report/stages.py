@@ -21,7 +21,7 @@ from align.report.run_view import RunView
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A plot of metrics over the steps of a run.
+    """The definition of a training curve in a report: a plot of one or more metrics over the steps of a run.
 
     Attributes:
         title: title of the plot.
@@ -197,15 +197,15 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
     "sample": (SAMPLED_LENGTH, ENDED),
 }
 UNITS = {"ppo": "update", "sample": "prompt", "data": "row"}
-"""Stage → what it counts its progress in. Other stages count steps."""
+"""Name of a stage → unit in which it counts its progress. Other stages count steps."""
 
 
 TABLES = "stage_tables.html"
 SAMPLES = "samples.html"
 SHOWN_PAIRS = 3
-"""Held-out pairs that each list on a page shows."""
+"""Number of held-out pairs in each list on a report."""
 SHOWN_PROMPTS = 6
-"""Prompts whose sampled answers a page shows."""
+"""Number of prompts whose sampled answers a report shows."""
 ROWS_LEGEND = (
     "The first rows, decoded from the token ids that the model reads. **Underlined** is what the loss is taken on, "
     "a frame is around special tokens."
@@ -229,7 +229,7 @@ RELIABILITY_CAPTION = (
 
 
 def add_curves(report: Report, view: RunView, deadline: float = math.inf) -> None:
-    """Add plots of a stage's training metrics over steps, those with at least two points.
+    """Append a plot to the report of each of the stage's training curves that has at least two points.
 
     Args:
         deadline: time of `time.perf_counter` after which no further curve is drawn.
@@ -245,12 +245,12 @@ def add_curves(report: Report, view: RunView, deadline: float = math.inf) -> Non
 
 
 def list_points(view: RunView, key: str) -> list[tuple[float, float]]:
-    """Return (step, value) of the rows of the metrics stream that have a key."""
+    """Return the (step, value) points of a metric from the rows of the run's `metrics.jsonl` that have it."""
     return [(row["step"], row[key]) for row in view.rows if is_number(row.get(key))]
 
 
 def add_latest_figures(report: Report, view: RunView) -> None:
-    """Add a table of the first and the newest value of each curve, which is there before the curves are drawn."""
+    """Append a table to the report with the first and the newest value of each training metric, if there are any."""
     unit = UNITS.get(view.manifest.stage, "step")
     rows = []
     for curve in CURVES.get(view.manifest.stage, ()):
@@ -308,7 +308,7 @@ def add_curve(report: Report, view: RunView, curve: Curve, lines: Mapping[str, s
 
 
 def describe_line(label: str, points: Sequence[tuple[float, float]], unit: str) -> str:
-    """Describe the first and the last point of a line, for the alt text of its plot."""
+    """Return a phrase with the first and the last point of a line, for the alt text of its plot."""
     first_step, first_value = points[0]
     last_step, last_value = points[-1]
     if len(points) == 1:
@@ -317,7 +317,10 @@ def describe_line(label: str, points: Sequence[tuple[float, float]], unit: str) 
 
 
 def add_training_rows(report: Report, view: RunView) -> None:
-    """Add the tokens of the first training rows to the report, with the trained ones marked."""
+    """Append the tokens of the first training rows to the report, with marks on the tokens under the loss.
+
+    They are read from `trained_on.jsonl`. Adds nothing if the file is missing.
+    """
     rows = view.read_stream("trained_on.jsonl")
     if not rows:
         return
@@ -329,8 +332,10 @@ def add_training_rows(report: Report, view: RunView) -> None:
 
 
 def add_held_out_pairs(report: Report, view: RunView) -> None:
-    """Add held-out preference pairs to the report: histograms of the scores, calibration, and the pairs with the widest
-    margins."""
+    """Append the scores of the held-out pairs in `held_out.jsonl` to the report: histograms, calibration and examples.
+
+    The examples are the pairs with the widest margins, judged right and judged wrong.
+    """
     pairs = view.read_stream("held_out.jsonl")
     if not pairs:
         return
@@ -367,7 +372,7 @@ def add_held_out_pairs(report: Report, view: RunView) -> None:
 
 
 def add_labelled_answers(report: Report, view: RunView) -> None:
-    """Add held-out answers with a label to the report: histograms of their rewards, and the highest and lowest ones.
+    """Append the held-out answers of KTO to the report: histograms of their rewards, and the highest and lowest ones.
 
     A KTO run may hold out preference pairs instead; then these are added.
     """
@@ -393,7 +398,7 @@ def add_labelled_answers(report: Report, view: RunView) -> None:
 
 
 def compute_reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[CalibrationBin]:
-    """Bin the predicted probabilities that the first answer of a pair wins, for a reliability diagram.
+    """Compute the bins of a reliability diagram from the predicted log-odds that the chosen answer of each pair wins.
 
     Which answer counts as the first is decided by a hash of the pair's id. With the chosen one always first, every
     outcome would be 1.
@@ -412,14 +417,16 @@ def compute_reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[Calibra
 
 
 def add_held_out_answers(report: Report, view: RunView) -> None:
-    """Add the policy's answers to the fixed held-out prompts, sampled at several updates of the training."""
+    """Append the policy's answers to the held-out prompts in `samples.jsonl`, by prompt and update, to the report."""
     if prompts := group_by_prompt(view.read_stream("samples.jsonl")):
         report.add("held_out", prompts, template=SAMPLES)
 
 
 def add_best_of_answers(report: Report, view: RunView) -> None:
-    """Add the reward of the best of n answers for each n, and the best, the first and the worst answer to the first
-    prompts."""
+    """Append a table of the mean reward of best-of-n for each n to the report, and ranked answers to the first prompts.
+
+    Of each prompt, the best, the first and the worst answer are shown.
+    """
     if lines := view.metrics.get("best_of"):
         report.add("best_of", lines, template=TABLES)
     if prompts := list(islice(view.iter_stream("samples.jsonl"), SHOWN_PROMPTS)):
@@ -427,7 +434,7 @@ def add_best_of_answers(report: Report, view: RunView) -> None:
 
 
 def add_sampled_answers(report: Report, view: RunView) -> None:
-    """Add the sampled answers to the first prompts."""
+    """Append the sampled answers to the first prompts to the report; for best-of-n, the ranked ones."""
     if view.settings.get("best_of") is not None:
         add_best_of_answers(report, view)
         return
@@ -437,7 +444,7 @@ def add_sampled_answers(report: Report, view: RunView) -> None:
 
 
 def group_by_prompt(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Group rows of `samples.jsonl` by their whole prompt, with all its turns."""
+    """Group the rows of `samples.jsonl` into one list per prompt, compared with all its turns."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(json.dumps(row["prompt"]), []).append(row)
@@ -445,7 +452,7 @@ def group_by_prompt(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str,
 
 
 def add_comparison_with_start(report: Report, view: RunView) -> None:
-    """Add histograms of scores and lengths before and after training, and answers side by side."""
+    """Append histograms of the scores and lengths of answers before and after training to the report, and examples."""
     samples = view.read_stream("artifact/samples.jsonl")
     if not samples:
         return
@@ -466,12 +473,12 @@ def add_comparison_with_start(report: Report, view: RunView) -> None:
 
 
 def add_export_checks(report: Report, view: RunView) -> None:
-    """Add a table of the checks that an export passed or failed."""
+    """Append a table of the checks that an export passed or failed to the report."""
     report.add("receipt", view.metrics.get("checks", ()), template=TABLES)
 
 
 def add_verification_checks(report: Report, view: RunView) -> None:
-    """Add the checks of the PPO implementation by `stage=verify` with their errors, and the bias of each estimator."""
+    """Append the checks of PPO by `stage=verify` with their errors to the report, and the bias of each estimator."""
     if anchors := view.read_json("artifact/anchors.json"):
         report.add("anchors", anchors, template=TABLES)
     if angles := view.read_json("artifact/estimators.json"):
@@ -479,7 +486,7 @@ def add_verification_checks(report: Report, view: RunView) -> None:
 
 
 def add_losses_by_source(report: Report, view: RunView) -> None:
-    """Add the held-out loss of each source of a data set."""
+    """Append a table of the held-out loss of each source of a data set to the report, if there are several."""
     if losses := view.metrics.get("loss_by_source"):
         report.add("loss_by_source", losses, template=TABLES)
 
@@ -499,7 +506,8 @@ SECTIONS: Mapping[str, Callable[[Report, RunView], None]] = {
 
 
 def iter_notes(view: RunView) -> Iterator[str]:
-    """Yield notes that stand above the figures of a run's report."""
+    """Yield the notes in a run's metrics for the top of its report, and one about simulated annotators if it used
+    them."""
     for key in ("judge_notes", "notes"):
         yield from view.metrics.get(key, ())
     if view.manifest.stage == "annotate" and view.settings["action"] == "simulate":

@@ -1,7 +1,6 @@
-"""The report page of a comparison of systems on a suite of tasks: gates, differences and the items with the largest
-losses.
+"""The report page of an evaluation suite: gates, differences between models, and items with the largest losses.
 
-A system is a model with its sampling settings. The first system is compared with each of the others.
+A "system" is a model with its sampling settings. The first system is compared with each of the others.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ TEMPLATE = "suite.html"
 
 
 def summarize_suite(view: RunView) -> str:
-    """Summarize the outcomes of the gates and the significant differences between the systems."""
+    """Return a summary in sentences of an evaluation suite: gates, collapsed models and significant differences."""
     first, *baselines = list_system_names(view)
     gates = view.metrics.get("gates", {})
     sentences = describe_collapses(view)
@@ -45,7 +44,7 @@ def summarize_suite(view: RunView) -> str:
 
 
 def describe_collapses(view: RunView) -> list[str]:
-    """Return a sentence on each system that collapsed."""
+    """Return a sentence for each evaluated model whose answers collapsed, with the reasons."""
     systems = view.metrics.get("collapse", {}).get("systems", {})
     return [
         f"{name} collapsed: {'; '.join(systems[name]['reasons'])}."
@@ -55,7 +54,7 @@ def describe_collapses(view: RunView) -> list[str]:
 
 
 def describe_gates(verdicts: Sequence[str]) -> str:
-    """Return a sentence with the numbers of gates that passed, failed and are undecided.
+    """Return a sentence on how many gates of an evaluation passed, failed and are undecided.
 
     Args:
         verdicts: `pass`, `fail` or `undecided` of each gate.
@@ -71,13 +70,15 @@ def describe_gates(verdicts: Sequence[str]) -> str:
 
 
 def list_system_names(view: RunView) -> list[str]:
-    """Return the names of the systems in the order of the configuration."""
+    """Return the names of the evaluated models in the order of the configuration."""
     return [system["name"] for system in view.metrics["systems"]]
 
 
 def list_results_in_order(view: RunView, results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return (name, result) of an evaluation's tasks in the order of the configuration; in JSON they are sorted by
-    name."""
+    """Return a (task name, result) list of the tasks in `results`, in the order of the configuration.
+
+    In JSON they are sorted by name.
+    """
     configured = [task["name"] for task in view.config["eval"]["tasks"] or ()]
     tasks = results.get("tasks", {})
     return sorted(
@@ -86,7 +87,7 @@ def list_results_in_order(view: RunView, results: Mapping[str, Any]) -> list[tup
 
 
 def describe_yes_shares(view: RunView) -> list[str]:
-    """Return a sentence with each system's share of yes for each task that asks a question about every answer."""
+    """Return a sentence for each task with a yes-or-no question about answers: the share of yes for each model."""
     sentences = []
     for name, task in list_results_in_order(view, view.metrics):
         if "asks" in task:
@@ -98,9 +99,9 @@ def describe_yes_shares(view: RunView) -> list[str]:
 
 
 def describe_system_difference(first: str, task_name: str, task: Mapping[str, Any], baseline: str) -> str:
-    """Return a sentence on a significant difference between two systems, naming the judge.
+    """Return a sentence that one model is better or worse than the other on a task, with the judge's name.
 
-    A task that asks a question about every answer does not say which system is better, only which has more of it.
+    On a task that asks a question about every answer, it says instead which model's answers are a yes more often.
     """
     is_higher = task["against"][baseline]["difference"]["value"] > 0
     if "asks" in task:
@@ -116,7 +117,7 @@ def describe_system_difference(first: str, task_name: str, task: Mapping[str, An
 
 
 def add_overview(report: Report, view: RunView) -> None:
-    """Add tables of the gates and of the comparisons between systems."""
+    """Add tables of the gates, of the comparisons between models and of people's votes to the report page."""
     tasks = list_results_in_order(view, view.read_json("artifact/results.json"))
     gates = [view.read_json(f"artifact/verdicts/{name}.json") for name in view.metrics.get("gates", ())]
     people = view.read_json("artifact/people.json")
@@ -124,7 +125,7 @@ def add_overview(report: Report, view: RunView) -> None:
 
 
 def add_suite_body(report: Report, view: RunView) -> None:
-    """Add tables of each task, and the answers to the items that the first system lost most on."""
+    """Add a table for each task to the report page, and the answers to the items on which the first model lost most."""
     results = view.read_json("artifact/results.json")
     names = list_system_names(view)
     answers = {(row["task"], row["id"]): row for row in view.read_stream("artifact/answers.jsonl")}
