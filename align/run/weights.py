@@ -1,4 +1,4 @@
-"""The files that a model is read from: one list for its digest and for its loader. Imports no torch.
+"""Lists, checks and digests of the files from which a model or an adapter is loaded. Imports no torch.
 
 transformers finds weights by rules of its own: pickles if `model.safetensors` is missing, files that
 `transformers_weights` or an index names, an adapter beside the weights, `shard-00001-model-00001-of-00001.safetensors`
@@ -26,13 +26,13 @@ CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SCORE_KEY = "base_model.model.score.weight"
-"""Key of a reward model's head in its adapter's file."""
+"""Name of the tensor with a reward model's score head in its adapter's safetensors file."""
 ABOUT = "base.json"
-"""File beside an exported base or adapter that names its base: `id`, `revision`, `digest`."""
+"""Name of the file in an export that identifies the base model by `id`, `revision` and `digest`."""
 DIGITS = 16
 """Number of hexadecimal digits of a base's digest in the name by which an exported adapter refers to it."""
 VALUE_HEAD_FILE = "value_head.safetensors"
-"""File of the critic's value head, beside PPO's adapter."""
+"""Name of the file with the weights of the critic's value head, beside PPO's adapter."""
 TOKENIZER = (
     "tokenizer*",
     "*.model",
@@ -42,29 +42,30 @@ TOKENIZER = (
     "vocab*",
     "merges.txt",
 )
-"""Patterns of the files of a tokenizer."""
+"""Glob patterns of the files of a tokenizer and its chat template."""
 TEMPLATES = "additional_chat_templates"
-"""Folder of chat templates, one of which would override the tokenizer's own."""
+"""Name of the folder of chat templates that transformers would read, one of which would override the tokenizer's."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".distcp")
-"""Suffixes of weight files that are not read. Opening most of these formats runs code."""
+"""Suffixes of weight files that are never read, because opening most of these formats runs code."""
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-"""Settings that hold a number of layers."""
+"""Keys of `config.json` that hold a number of layers."""
 MOST_LAYERS = 10_000
 MOST = 2**31
-"""Largest accepted value of any other setting."""
+"""Largest accepted integer in `config.json`, except for numbers of layers."""
 AGAIN = "Download or save the model again."
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Dtypes of safetensors that are read as weights."""
 EIGHT_BITS = ("F8", "F6", "F4")
-"""Prefixes of dtypes that are never read as weights."""
+"""Prefixes of safetensors dtypes with 8 bits or fewer, which are never read as weights."""
 MOST_HEADER = 100_000_000
-"""Bytes: the limit that safetensors itself sets for a header."""
+"""Maximum size in bytes of a safetensors header, the limit that safetensors itself sets."""
 UNQUANTISED = "Give the model as it was before: method=qlora quantises it."
 PICKLED = "Save the model with safe_serialization; pickled weights are not read."
 
 
 def build_local_base_name(base: Mapping[str, Any]) -> str:
-    """Return the name by which an exported adapter refers to its base.
+    """Return the name by which an exported adapter refers to its base model: the hub id, or `NAME-DIGEST` for other
+    bases.
 
     That is the id of a hub's model, which is stored with its revision. Any other base has its name and the first digits
     of its digest. PEFT looks for the name below the working folder and then on a hub. A bare name such as `my-model`
@@ -78,7 +79,7 @@ def build_local_base_name(base: Mapping[str, Any]) -> str:
 
 
 def model_files(folder: Path, field: str = "model.path", displayed: str | None = None) -> list[Path]:
-    """List all files that a model is read from: weights, configuration, tokenizer. Links are followed and hashed.
+    """Check a model's folder and return all files that the model is read from: weights, configuration, tokenizer.
 
     Raises:
         CorruptFile, InputError: As `model_config` and `weight_files`.
@@ -93,12 +94,12 @@ def model_files(folder: Path, field: str = "model.path", displayed: str | None =
 
 
 def model_digest(folder: Path, field: str = "model.path", displayed: str | None = None) -> str:
-    """Return the SHA-256 over the names and contents of `model_files`, in hex."""
+    """Return the SHA-256 in hex over the names and contents of a model's weights, configuration and tokenizer files."""
     return files_digest(model_files(folder, field, displayed))
 
 
 def adapter_digest(folder: Path, bare: bool = False) -> str:
-    """Return the SHA-256 over the two files of an adapter, as far as they exist, in hex.
+    """Return the SHA-256 in hex over an adapter's `adapter_config.json` and `adapter_model.safetensors`, if they exist.
 
     Args:
         bare: the adapter is not a run's, whose manifest holds a hash of every file: its tokenizer and chat template are
@@ -108,15 +109,15 @@ def adapter_digest(folder: Path, bare: bool = False) -> str:
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """Return the SHA-256 over the tokenizer and chat template in a folder, in hex. Empty if it has neither."""
+    """Return the SHA-256 in hex over the tokenizer files and chat template in a folder; empty if there are none."""
     files = match_files(folder, TOKENIZER)
     return files_digest(files) if files else ""
 
 
 def compute_published_digest(folder: Path) -> str:
-    """Return the digest of the adapter or the model that a run published.
+    """Return the SHA-256 in hex of the adapter or the model in a run's artifact folder; empty if it holds neither.
 
-    Returns an empty text if the folder holds neither, or a model that is not read.
+    Also empty for a model in a format that is not read.
     """
     if (folder / ADAPTER_CONFIG).is_file():
         return adapter_digest(folder)
@@ -128,7 +129,7 @@ def compute_published_digest(folder: Path) -> str:
 
 
 def list_unhashed_files(folder: Path, names: Iterable[str]) -> list[str]:
-    """List files of a tokenizer that transformers would read and that no digest covers.
+    """Return the names of tokenizer files in a folder that transformers would read but no digest covers, sorted.
 
     Args:
         names: files that the tokenizer's class looks for.
@@ -142,7 +143,7 @@ def list_unhashed_files(folder: Path, names: Iterable[str]) -> list[str]:
 
 @contextmanager
 def link_files(files: list[Path]) -> Iterator[Path]:
-    """Yield a folder that holds only links to these files, for a library that would read others beside them."""
+    """Yield a temporary folder with links to these files only, for a library that would also read other files there."""
     with TemporaryDirectory(prefix="align-model-") as name:
         for path in files:
             Path(name, path.name).symlink_to(path.resolve())
@@ -150,7 +151,7 @@ def link_files(files: list[Path]) -> Iterator[Path]:
 
 
 def weight_files(folder: Path, field: str = "model.path", displayed: str | None = None) -> list[Path]:
-    """List the weight files: `model.safetensors`, or the index of a sharded model and its shards.
+    """Return a model's weight files, `model.safetensors` or the index and its shards, or raise InputError.
 
     Args:
         field, displayed: names of the folder in a message.
@@ -190,7 +191,8 @@ def describe_missing_weights(folder: Path) -> str:
 
 
 def model_config(folder: Path, field: str = "model.path", displayed: str | None = None) -> dict[str, Any]:
-    """Return the configuration of a model that can be read as it is.
+    """Read and check a model's `config.json`, and raise InputError if the model cannot be loaded, such as quantised
+    ones.
 
     Raises:
         CorruptFile: It is not a JSON object.
@@ -225,7 +227,7 @@ def model_config(folder: Path, field: str = "model.path", displayed: str | None 
 
 
 def describe_quantisation(config: dict[str, Any]) -> str:
-    """Return how a configuration says that its weights are quantised. Empty if they are not."""
+    """Return a phrase on the quantisation that a model's configuration declares, such as its method; empty if none."""
     for key in ("quantization_config", "compression_config", "quantization"):
         settings = config.get(key)
         if key == "quantization" and not (isinstance(settings, dict) and "bits" in settings):
@@ -240,7 +242,9 @@ def describe_quantisation(config: dict[str, Any]) -> str:
 
 
 def refuse_quantised_tensors(path: Path, field: str, displayed: str) -> None:
-    """Raise InputError if a safetensors file holds quantised weights that the configuration does not mention.
+    """Raise InputError if a safetensors file holds weights as integers or in 8 bits or fewer, and so quantised ones.
+
+    The configuration may not mention them.
 
     A loader would take integers for weights, or eight-bit floats without their scales. A file that cannot be read is
     left to the loader.
@@ -253,12 +257,12 @@ def refuse_quantised_tensors(path: Path, field: str, displayed: str) -> None:
 
 
 def is_reward_adapter(adapter: Path) -> bool:
-    """Return whether the adapter in a folder is a reward model."""
+    """Return whether the adapter in a folder is a reward model: its weights include a score head."""
     return SCORE_KEY in read_header(adapter / ADAPTER_WEIGHTS)
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Return the header of a safetensors file: tensor → dtype and shape. Empty if it cannot be read."""
+    """Return the header of a safetensors file, a mapping from tensor name to dtype and shape; empty if unreadable."""
     try:
         with open_binary(path) as file:
             length = int.from_bytes(file.read(8), "little")
@@ -269,7 +273,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def count_weights(folder: Path) -> int:
-    """Return the number of weights in a model's safetensors files, read from their headers."""
+    """Return the number of parameters of a model, from the shapes in its safetensors headers."""
     files = [path for path in weight_files(folder) if path.suffix == ".safetensors"]
     tensors = (tensor for path in files for name, tensor in read_header(path).items() if name != "__metadata__")
     shapes = (tensor.get("shape") for tensor in tensors if isinstance(tensor, dict))
