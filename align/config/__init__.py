@@ -1,1 +1,4 @@
-"""Schemas: one dataclass file a stage, no torch anywhere."""
+"""The configuration: a dataclass of settings for each stage and group, command-line parsing, sweeps and help texts.
+
+Nothing here imports torch.
+"""

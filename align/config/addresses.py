@@ -1,4 +1,4 @@
-"""Addresses of a server: where it listens, and the one that browsers and clients use."""
+"""The URLs of the web servers of stages: checks of `stage.url`, and the addresses that browsers and clients use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def require_valid_url(host: str, url: str | None) -> None:
-    """Raise InputError unless `stage.url` is a URL without a path, and set for a server that other machines reach.
+    """Raise InputError if `url` is not `http(s)://HOST[:PORT]`, or is None although `host` is not a loopback address.
 
     Raises:
         InputError: other machines can reach the server and no address is set, or the address is invalid.
@@ -27,7 +27,7 @@ def require_valid_url(host: str, url: str | None) -> None:
 
 
 class ServerUrls(NamedTuple):
-    """The URLs of a server, without a path.
+    """The URL of a server for links, and further URLs by which a browser may reach it, without a path.
 
     Attributes:
         url: the one to print and to link to.
@@ -39,7 +39,7 @@ class ServerUrls(NamedTuple):
 
 
 def build_server_urls(host: str, port: int, url: str | None) -> ServerUrls:
-    """Return the URLs by which a browser reaches a server that listens on a host and port.
+    """Return the URLs by which browsers reach a server: the public URL alone if it is set, or else local ones.
 
     Args:
         url: the public URL, `stage.url`; None for a server that only this machine reaches.
@@ -52,7 +52,7 @@ def build_server_urls(host: str, port: int, url: str | None) -> ServerUrls:
 
 
 def list_tls_warnings(url: str) -> list[str]:
-    """Return a warning if other machines use the address and it has no TLS."""
+    """Return a list with a warning if a server's URL is http and not local, so that it has no TLS; otherwise empty."""
     if not url.startswith("http:") or urlsplit(url).hostname in LOOPBACK:
         return []
     return ["passwords and answers travel in the clear: put a proxy with TLS in front of it"]

@@ -16,14 +16,16 @@ from align.config.stages import ALWAYS, STAGES, load_schema
 from align.core.redaction import MASK
 
 PLAIN = re.compile(r"[\w./:@+\-]+")
-"""Texts that Hydra's grammar reads without quotes in every place."""
+"""Pattern of texts that need no quotes anywhere in Hydra's command-line grammar."""
 SILENT = ("schema_version", "stage.name")
-"""Keys that a command line does not set."""
+"""Configuration keys that are left out of a formatted command line."""
 
 
 def format_command_line(config: Mapping[str, Any], refs: Mapping[str, str]) -> str:
-    """Return the command line `python -m align stage=… …` that repeats a run: every key that is not at its default, and
-    inputs by their runs.
+    """Return the command line `python -m align stage=… …` that repeats a run, with every key that is not at its
+    default.
+
+    Inputs are named by the runs that made them.
 
     Args:
         config: resolved, as nested plain values without secrets.
@@ -61,7 +63,8 @@ def iter_command_words(config: Mapping[str, Any], refs: Mapping[str, str]) -> It
 
 
 def is_unused_default_reward(reward: str, values: Mapping[str, Any], refs: Mapping[str, str]) -> bool:
-    """Return whether a reward is the default one and the run read no reward model."""
+    """Return whether a run's reward is just the unused default: `learned` with the default reference, and no such
+    input."""
     ref = "reward.ref"
     return (
         reward == "learned" and values.get(ref) == list_declared_keys()[ref][1] and list_input_names()[ref] not in refs
@@ -69,7 +72,8 @@ def is_unused_default_reward(reward: str, values: Mapping[str, Any], refs: Mappi
 
 
 def flatten_settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of nested settings. A setting that is itself a mapping is one value."""
+    """Yield (dotted key, value) for every setting in nested mappings. A setting whose value is a mapping is one
+    value."""
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and key not in STOPS:
@@ -84,18 +88,18 @@ STOPS = frozenset(
     for schema in (Config, *SCHEMAS, *(p for s in SCHEMAS for p in get_parts(s)), *PARTS.values(), *CHOICES.values())
     for name in get_declarations(schema)
 )
-"""Keys that hold a value and not further keys, even if the value is a mapping."""
+"""Dotted keys of all settings, at which flattening stops even if the value is a mapping."""
 
 
 def find_followed_key(stage: str, key: str) -> str:
-    """Return the key whose value is the default of this key, or an empty text."""
+    """Return the key whose value a setting has by default, such as `method.lr` for `stage.lr`, or an empty text."""
     schema = load_schema(stage)
     setting = get_declarations(schema).get(key.removeprefix("stage.")) if key.startswith("stage.") else None
     return setting.follows if setting else ""
 
 
 def format_hydra_value(value: Any) -> str:
-    """Format a value in Hydra's grammar, so that it can stand behind `key=` on a command line."""
+    """Format a value as text in Hydra's grammar, to write after `key=` on a command line."""
     if isinstance(value, Mapping):
         keys = [re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", str(key)) for key in value]  # the grammar has no quoted keys
         elements = map(format_hydra_element, value.values())
@@ -108,7 +112,7 @@ def format_hydra_value(value: Any) -> str:
 
 
 def format_hydra_element(value: Any) -> str:
-    """Format an element of a list or a mapping in Hydra's grammar, in which a text may need quotes."""
+    """Format an element of a list or a mapping in Hydra's grammar, with a text in quotes if it needs them."""
     if isinstance(value, str) and (not PLAIN.fullmatch(value) or value.lower() in ("null", "true", "false")):
         return "'" + value.replace("'", r"\'") + "'"
     return format_hydra_value(value)

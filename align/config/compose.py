@@ -1,4 +1,4 @@
-"""Compose a command line into one checked `Config`: Hydra composes, the dataclasses validate.
+"""Composition of a command line and YAML group files into one checked `Config`, with Hydra.
 
 Hydra's compose API is used rather than `hydra.main`, which ends with status 1 on a mistyped key and leaves an
 `outputs/` folder behind. Hydra gets only the group choices. The values are set one by one afterwards, so that an error
@@ -52,11 +52,11 @@ from align.core.redaction import mask_argument, mask_tree
 
 PLAN = "plan"
 COMPOSED_BY = ("hydra", "omegaconf", "yaml", "antlr4")
-"""Packages that read command lines and configuration files."""
+"""Names of the packages that parse command lines and configuration files, to recognise their exceptions."""
 
 
 class SplitWords(NamedTuple):
-    """The words of a command line.
+    """The words of a command line, divided into choices of group files and values of single keys.
 
     Attributes:
         choices: group → name of the chosen file.
@@ -68,8 +68,9 @@ class SplitWords(NamedTuple):
 
 
 class Composer:
-    """A composer of command lines with one set of group files. It caches Hydra's result for each combination of
-    choices, so that each job of a sweep takes milliseconds.
+    """A composer of configuration trees from command lines and YAML group files, with a cache.
+
+    Hydra's result is cached for each combination of choices, so that each job of a sweep takes milliseconds.
 
     Args:
         search: a folder of the user's own group files, searched after ours.
@@ -86,8 +87,9 @@ class Composer:
         self._cache: dict[tuple[str, ...], Composed] = {}
 
     def compose(self, words: Sequence[str], own: Sequence[str] = ()) -> Composed:
-        """Compose the configuration of one command line from group files, without checking it. Of two words with one
-        key the later one counts.
+        """Compose the configuration tree of one command line from group files, without validating it.
+
+        Of two words with one key the later one counts.
 
         Args:
             words: `group=choice`, `key=value` and `+experiment=NAME`.
@@ -99,7 +101,7 @@ class Composer:
         return next(self.compose_variants(words, [own]))
 
     def compose_variants(self, words: Sequence[str], word_lists: Iterable[Sequence[str]]) -> Iterator[Composed]:
-        """Compose one configuration for each job of a sweep: `words` with each of several lists of further words.
+        """Yield one composed configuration for each job of a sweep: `words` combined with each list of `word_lists`.
 
         A tree is valid until the next one is yielded, which reuses it: copying a tree takes as long as everything else.
 
@@ -127,14 +129,14 @@ class Composer:
             yield replace(shared, tree=copies[place])
 
     def is_group(self, key: str) -> bool:
-        """Return whether a key chooses a group's file."""
+        """Return whether a command-line key chooses a group's file, such as `model` or `+experiment`."""
         return key in self._groups or key == f"+{EXPERIMENT}"
 
     def list_choices(self, group: str) -> list[str]:
         return sorted(name.partition("/")[2] for name in self.files if name.startswith(f"{group}/"))
 
     def split_words(self, words: Sequence[str]) -> SplitWords:
-        """Divide the `key=value` words of a command line into choices of group files and values of single keys.
+        """Split the `key=value` words of a command line into choices of group files and values of single keys.
 
         Raises:
             InputError: a word is no assignment, or a choice does not exist.
@@ -152,7 +154,7 @@ class Composer:
         return SplitWords(choices, values)
 
     def require_choice(self, group: str, value: str, key: str = "") -> None:
-        """Raise InputError unless a group file of this name exists.
+        """Raise InputError, with the existing choices, unless a group has a YAML file for the choice `value`.
 
         Args:
             key: the key that chooses it, if that is not the group's name.
@@ -166,7 +168,7 @@ class Composer:
                 raise explain.build_unknown_choice_error(group, name, names, self.search, sweep, key)
 
     def _compose_cached(self, choices: Mapping[str, str], values: Mapping[str, str], plans: bool) -> Composed:
-        """Compose choices and values, once for each combination.
+        """Return the configuration tree for choices of group files and values of keys, from a cache if composed before.
 
         Args:
             plans: add the keys of `stage=plan`.
@@ -196,7 +198,7 @@ class Composer:
 
 
 def add_plan_keys(composed: Composed) -> None:
-    """Add the keys of `stage=plan` to the composed configuration of the stage that is planned, in place.
+    """Merge the keys of `stage=plan` in place into the composed configuration of the stage whose memory is predicted.
 
     Raises:
         InputError: that stage's memory is not predicted.
@@ -209,13 +211,13 @@ def add_plan_keys(composed: Composed) -> None:
 
 
 def compose_tree(words: Sequence[str], user_config_dir: Path | None = None) -> DictConfig:
-    """Compose the configuration of one command line as an unchecked OmegaConf tree, see `Composer`."""
+    """Return the configuration of one command line as an OmegaConf tree that is not validated yet."""
     return Composer(user_config_dir).compose(words).tree
 
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """A composed command line.
+    """The result of composing a command line: an unchecked configuration tree, the stage and the sweeps.
 
     Attributes:
         tree: the configuration, not yet checked.
@@ -229,8 +231,10 @@ class Composed:
 
 
 def parse_choice_names(group: str, value: str) -> list[str]:
-    """Parse the names of group files in the value of a word such as `model=hub`: one, quoted or not. A word for
-    experiments may be a list, `[a,b]`."""
+    """Return the names of the group files that a command-line value chooses: one, quoted or not.
+
+    For experiments it may be a list, `[a,b]`.
+    """
     if value[:1] not in ("'", '"', "[" if group == EXPERIMENT else "'"):
         return [value]
     names = parse_plain_value(value)
@@ -238,7 +242,8 @@ def parse_choice_names(group: str, value: str) -> list[str]:
 
 
 def compose_groups(choices: Mapping[str, str], user_config_dir: Path | None) -> Composed:
-    """Compose the chosen group files with Hydra, every value as its file has it."""
+    """Compose the chosen group files with Hydra, without values from the command line. Returns a copy of the cached
+    tree."""
     arguments = []
     for group, value in choices.items():
         names = [quote_for_hydra(name) for name in parse_choice_names(group, value)]
@@ -253,7 +258,10 @@ def compose_groups(choices: Mapping[str, str], user_config_dir: Path | None) -> 
 
 
 def compose_with_hydra(user_config_dir: Path | None, *arguments: str) -> Composed:
-    """Call Hydra's compose API with the schemas registered, which takes a tenth of a second."""
+    """Compose the configuration for Hydra overrides with Hydra's compose API, in a tenth of a second.
+
+    The settings classes are registered first. Keys of `hydra.` are removed from the tree.
+    """
     register_schemas()
     with initialize_config_dir(version_base="1.3", config_dir=str(find_conf_dir())):
         tree = compose(config_name="config", overrides=list(arguments), return_hydra_config=True)
@@ -283,8 +291,9 @@ compose_shipped = cache(partial(compose_with_hydra, None))  # our own files do n
 
 @contextmanager
 def explain_compose_errors(words: Sequence[str]) -> Iterator[None]:
-    """Turn exceptions of Hydra, OmegaConf and PyYAML in the block into an InputError, because they parse only the
-    command line and the user's files. Other exceptions pass.
+    """Convert exceptions of Hydra, OmegaConf and PyYAML in the block to an InputError. Other exceptions pass.
+
+    These libraries parse only the command line and the user's files.
 
     Args:
         words: the command line, for the message.
@@ -303,8 +312,10 @@ def explain_compose_errors(words: Sequence[str]) -> Iterator[None]:
 
 
 def is_from_hydra(error: BaseException) -> bool:
-    """Return whether an exception was raised by the libraries that read command lines and configuration files (Hydra,
-    OmegaConf, PyYAML), or by a file that includes itself."""
+    """Return whether an exception was raised in Hydra, OmegaConf, PyYAML or ANTLR, or is a RecursionError.
+
+    A configuration file that includes itself causes a RecursionError.
+    """
     if isinstance(error, RecursionError):
         return True
     names = set[str]()
@@ -316,7 +327,7 @@ def is_from_hydra(error: BaseException) -> bool:
 
 
 def build_config(raw: DictConfig) -> Config:
-    """Convert a composed OmegaConf tree to the typed configuration, checked and frozen.
+    """Convert a composed OmegaConf tree to a validated, immutable `Config`, or raise InputError.
 
     Raises:
         InputError: a value is missing, has the wrong type, or is invalid.
@@ -347,5 +358,5 @@ def build_config(raw: DictConfig) -> Config:
 
 
 def format_tree(raw: DictConfig) -> str:
-    """Return a composed tree as YAML with secrets masked."""
+    """Return a composed configuration tree as YAML text with secrets masked."""
     return OmegaConf.to_yaml(OmegaConf.create(mask_tree(OmegaConf.to_container(raw))))

@@ -1,4 +1,4 @@
-"""Messages for command lines and group files that cannot be composed, with field, value, problem and remedy.
+"""Errors for command lines and group files that cannot be composed, with field, value, problem and remedy.
 
 `compose` and `values` detect the errors, this module words them.
 """
@@ -18,14 +18,14 @@ from align.core.errors import InputError
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
 BY_PATH = {"model": "model=hub model.path={}", "data": "data=files data.path={}"}
-"""Group → the settings to write for a file or a hub id that was given as the choice."""
+"""Group → the settings to suggest if a file or a hub id was given as the group's choice."""
 
 SUCCESSORS = {"value_trunk": "stage.value_backbone"}
 """Old name of a key → its present name."""
 
 
 def build_assignment_error(argument: str, groups: Collection[str]) -> InputError:
-    """Build the error of a word on the command line that is not `key=value`."""
+    """Build the InputError for a command-line word that is not `key=value`, or that begins with Hydra's `+` or `~`."""
     key, _, value = argument.lstrip("+").partition("=")
     if argument[:1] == "+" and key in groups:
         problem = "cannot be added: it is there already"
@@ -39,7 +39,7 @@ def build_assignment_error(argument: str, groups: Collection[str]) -> InputError
 def build_unknown_key_error(
     key: str, value: str, known: Sequence[str], stage: str | None, owners: Sequence[str]
 ) -> InputError:
-    """Build the error of a key that does not exist, with the keys that the user may have meant.
+    """Build the InputError for a configuration key that does not exist, with suggestions of similar keys.
 
     Args:
         known: all keys and groups.
@@ -69,8 +69,10 @@ def build_unknown_key_error(
 
 
 def find_close_keys(key: str, value: str, known: Sequence[str]) -> list[str]:
-    """Return the keys that the user may have meant: those with this name in other libraries, else the most similar
-    spelling. Only the last part of a key is compared, because all keys of a group share the others."""
+    """Return the keys to suggest for an unknown key: the ones with this name in other libraries, or the most similar.
+
+    Only the last part of a key is compared, because all keys of a group share the others.
+    """
     group, _, name = key.rpartition(".")
     off = value.lower() in ("false", "no", "none", "null", "0", "")
     if synonyms := [
@@ -95,7 +97,7 @@ def find_close_keys(key: str, value: str, known: Sequence[str]) -> list[str]:
 def build_unknown_choice_error(
     group: str, name: str, names: Sequence[str], user_config_dir: Path | None, sweep: bool = False, key: str = ""
 ) -> InputError:
-    """Build the error of a group file that does not exist, with the names of those that do.
+    """Build the InputError for a choice of a group that does not exist, with the names of the existing choices.
 
     Args:
         names: the choices that exist.
@@ -121,7 +123,7 @@ def build_unknown_choice_error(
 def build_invalid_value_error(
     key: str, value: str, kind: type | None, below: Sequence[str], sweep: bool = False
 ) -> InputError:
-    """Build the error of a value that a key cannot have.
+    """Build the InputError for a command-line value that has the wrong type for its key.
 
     Args:
         kind: the type of the key's values; None if it is no plain type.
@@ -138,14 +140,14 @@ def build_invalid_value_error(
 
 
 def build_missing_key_error(key: str) -> InputError:
-    """Build the error of a mandatory key that is not set."""
+    """Build the InputError for a mandatory configuration key that is not set."""
     return InputError(key, "(missing)", "has no default", f"Add {key}=VALUE.")
 
 
 def build_invalid_file_error(
     error: Exception, files: Mapping[str, Path], own_files: Sequence[Path], known: Sequence[str]
 ) -> InputError:
-    """Build the error of a group file that cannot be parsed or merged.
+    """Build the InputError for a YAML group file that cannot be parsed or merged, with the file, line or key.
 
     Args:
         error: the exception of Hydra, OmegaConf or PyYAML.

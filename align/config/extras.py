@@ -1,4 +1,4 @@
-"""The extras that stages need beyond the default installation."""
+"""The optional dependency groups (extras) of the package that stages need beyond the default installation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from align.core.distribution import require_extra
 
 @dataclass(frozen=True, slots=True)
 class ExtraNeed:
-    """An extra of the distribution that a stage needs.
+    """An optional dependency group (extra) that a stage needs, and the condition under which it does.
 
     Attributes:
         stage: the stage's name.
@@ -25,7 +25,7 @@ class ExtraNeed:
     unless: str | None = None
 
     def applies_to(self, settings: Any) -> bool:
-        """Return whether a stage with these settings needs the extra."""
+        """Return whether a stage with these settings needs this optional dependency group."""
         if settings.name != self.stage:
             return False
         if self.action is not None and settings.action != self.action:
@@ -40,8 +40,11 @@ EXTRA_NEEDS = (
     ExtraNeed("serve", "serve"),
     ExtraNeed("registry", "annotate", action="serve"),  # its page needs FastAPI and matplotlib
 )
-"""Other choices call `require_extra` where their settings are read: `track`, `export.sign`, tasks of lm-eval,
-`data=chitchat`, checks of the kind `json_schema`. Reports are written without pictures if `[plots]` is missing."""
+"""The optional dependency groups that stages need, checked before a run.
+
+Other choices call `require_extra` where their settings are read: `track`, `export.sign`, tasks of lm-eval,
+`data=chitchat`, checks of the kind `json_schema`. Reports are written without pictures if `[plots]` is missing.
+"""
 
 
 def require_stage_extras(settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""Group files of this package and of the user."""
+"""The YAML files of Hydra's configuration groups, shipped ones and the user's: search, reading and checks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from hydra.core.default_element import ResultDefault
 
 EXPERIMENT = "experiment"
-"""The group of the user's own files with settings of several groups, `conf/experiment/NAME.yaml`."""
+"""Name of the group of the user's files that set keys of several groups, `conf/experiment/NAME.yaml`."""
 SWEEPS = "sweeper.params"
-"""The only key of Hydra's own settings that is read: the values that `-m` sweeps."""
+"""The only key below `hydra.` that a user's file may set: the values that `-m` sweeps."""
 
 
 def find_conf_dir() -> Path:
-    """Return the folder of the shipped configuration: inside the package in a wheel, beside it in a checkout."""
+    """Return the folder `conf` with the shipped configuration files: inside the package in a wheel, beside it
+    otherwise."""
     package = Path(__file__).resolve().parent.parent
     in_wheel = package / "conf"
     return in_wheel if in_wheel.is_dir() else package.parent / "conf"
@@ -32,7 +33,10 @@ def list_groups() -> list[str]:
 
 
 def find_group_files(user_config_dir: Path | None) -> dict[str, Path]:
-    """Find all YAML files of configuration groups, this package's and the user's. Returns `group/choice` → its file."""
+    """Return a mapping from `group/choice` to its YAML file, for all shipped choices and the user's.
+
+    A shipped file wins over a user's of the same name.
+    """
     files: dict[str, Path] = {}
     for folder in filter(
         None, (user_config_dir, find_conf_dir())
@@ -43,7 +47,7 @@ def find_group_files(user_config_dir: Path | None) -> dict[str, Path]:
 
 
 class LoadedGroupFile(NamedTuple):
-    """A YAML file of Hydra's defaults list.
+    """A parsed YAML file of Hydra's defaults list, with the key under which it is merged.
 
     Attributes:
         path: the file.
@@ -57,7 +61,7 @@ class LoadedGroupFile(NamedTuple):
 
 
 def iter_loaded_files(defaults: Iterable[ResultDefault], user_config_dir: Path | None) -> Iterator[LoadedGroupFile]:
-    """Read and yield every YAML file of a Hydra defaults list, in the order of merging."""
+    """Parse and yield the YAML file of every entry of a Hydra defaults list, in the order of merging."""
     for default in defaults:
         for folder in filter(None, (find_conf_dir(), user_config_dir)):
             path = folder / f"{default.config_path}.yaml"
@@ -68,7 +72,7 @@ def iter_loaded_files(defaults: Iterable[ResultDefault], user_config_dir: Path |
 
 
 def find_unset_keys(files: Iterable[LoadedGroupFile]) -> list[str]:
-    """Return each key that a file declares as mandatory (`???`) and no later file sets."""
+    """Return the dotted keys that a file declares as mandatory (`???`) and no later file sets."""
     unset: dict[str, None] = {}
     for _, package, values in files:
         for key, value in iter_nested_values(values, package):
@@ -79,7 +83,7 @@ def find_unset_keys(files: Iterable[LoadedGroupFile]) -> list[str]:
 
 
 def iter_nested_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of the innermost values of nested mappings."""
+    """Yield (dotted key, value) for every value in nested mappings that is not itself a mapping."""
     for name, value in values.items():
         key = f"{prefix}.{name}" if prefix else str(name)
         if isinstance(value, Mapping):
@@ -89,7 +93,8 @@ def iter_nested_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[
 
 
 def refuse_settings_of_hydra(files: Sequence[LoadedGroupFile]) -> None:
-    """Raise InputError if a user's file sets one of Hydra's own keys that have no effect: folders, launchers, logs."""
+    """Raise InputError if a user's file sets a key below `hydra.`, which has no effect, other than
+    `hydra.sweeper.params`."""
     for path, package, values in files:
         if find_conf_dir() in path.parents:
             continue

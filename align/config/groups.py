@@ -1,4 +1,4 @@
-"""Schemas of the groups that stages share: base weights, method, data, tracking, exports, servers."""
+"""Settings classes of the groups that stages share: base model, method, data, rollout, tracking, export, serving."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ModelConfig(Settings):
 
 ALL_LINEAR = "all-linear"
 OF_ADAPTERS = ("r", "alpha", "dropout", "targets", "rslora", "dora")
-"""Keys of `method` that describe a new adapter."""
+"""Names of the `method` settings that describe a new adapter."""
 
 
 @dataclass
@@ -83,7 +83,9 @@ class MethodConfig(Settings):
             self.refuse_others({}, "method=full trains every weight", "Drop it, or use method=lora.")
 
     def refuse_others(self, adapter: Mapping[str, Any], reason: str, remedy: str) -> None:
-        """Raise InputError if a setting of new adapters is set, and no new adapter is made.
+        """Raise InputError if a setting for new adapters, such as `method.r`, is neither the default nor `adapter`'s.
+
+        Called if no new adapter is made.
 
         Args:
             adapter: settings of the existing adapter, which are allowed too.
@@ -97,11 +99,11 @@ class MethodConfig(Settings):
 
 
 ALIAS = "jsonl"
-"""Another name of data=files."""
+"""Another name for `data=files`."""
 BY_PATH = {"files": "files", "manifest": "a data set of stage=data"}
-"""Choices of `data` that read `data.path` → the kind of thing that it names."""
+"""Choice of `data` that reads `data.path` → a phrase for the kind of source that the path names."""
 OF_DATA = "data:"
-"""Prefix of references to data sets."""
+"""Prefix of references to published data sets, such as `data:latest`."""
 EXAMPLES = {"files": "FILE.jsonl", "manifest": "data:latest"}
 
 
@@ -339,7 +341,7 @@ SET_BY_ALIGN = {
     "enable-prefix-caching": "stage.prefix_cache_mb",
     "config": "serve.args",
 }
-"""Arguments of `vllm serve` → what decides them here."""
+"""Argument of `vllm serve` that users may not give with `serve=vllm` → the setting that decides it."""
 
 
 @dataclass
@@ -373,7 +375,7 @@ class EngineConfig(Settings):
 
     @property
     def words(self) -> list[str]:
-        """The further arguments as words of a command line."""
+        """`args` as words of the command line of `vllm serve`, such as `--max-model-len=4096`."""
         return format_arguments(self.args)
 
 
@@ -381,7 +383,7 @@ ARGUMENT = re.compile(r"[a-z][a-z0-9_-]*")
 
 
 def check_args(field: str, arguments: Any, decided: Mapping[str, str]) -> None:
-    """Check a mapping of further arguments of `vllm serve`.
+    """Raise InputError unless a value is a mapping of arguments of `vllm serve` that users may set, or None.
 
     Args:
         field: the setting that holds the mapping.
@@ -402,7 +404,8 @@ def check_args(field: str, arguments: Any, decided: Mapping[str, str]) -> None:
 
 
 def format_arguments(arguments: Mapping[str, Any] | None) -> list[str]:
-    """Return a mapping of arguments as the words of a command line."""
+    """Convert a mapping of arguments to command-line words: `--name=value`, and `--name` or `--no-name` for
+    booleans."""
     words = []
     for name, value in (arguments or {}).items():
         dashed = str(name).replace("_", "-")
@@ -434,7 +437,7 @@ DECIDED = {
     "enable-prefix-caching": "align: answers shall not depend on earlier ones",
     "config": "rollout.args",
 }
-"""Arguments of `vllm serve` → what decides them here."""
+"""Argument of `vllm serve` that users may not give with `rollout=vllm` → the setting that decides it."""
 
 
 @dataclass
@@ -525,12 +528,12 @@ class RolloutConfig(Settings):
 
     @property
     def words(self) -> Sequence[str]:
-        """The further arguments as words of a command line."""
+        """`args` as words of the command line of `vllm serve`, such as `--max-model-len=4096`."""
         return format_arguments(self.args)
 
 
 def is_server_url(url: str) -> bool:
-    """Return whether a URL is http(s)://HOST[:PORT] without anything more."""
+    """Return whether a URL has the form `http(s)://HOST[:PORT]`, with at most a slash behind it."""
     try:
         parts = urlsplit(url)
         port = parts.port

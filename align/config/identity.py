@@ -1,4 +1,4 @@
-"""The identity of a run: the settings that its stage reads, without the names of inputs, which are known by digests."""
+"""The settings that identify a run, so that a repeated command resumes it, and the defaults of all keys."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from align.config.stages import ALWAYS, STAGES, load_schema
 
 @cache
 def list_input_names() -> Mapping[str, str]:
-    """Return the keys that name an input of a run: key → name of the input, such as `data.path` → `data`."""
+    """Return a mapping from each configuration key that names a run's input to the input's name: `data.path` →
+    `data`."""
     return {key: declared.names for key, (declared, _) in list_declared_keys().items() if declared.names}
 
 
 @cache
 def list_declared_keys() -> Mapping[str, tuple[Setting, Any]]:
-    """Return the declaration and default of every configuration key but those of stages, by key."""
+    """Return a mapping from every dotted configuration key, except `stage.` keys, to its declaration and default."""
     return {
         schema.key_of(name): (declared, get_defaults(schema)[name])
         for schema in (Config, *PARTS.values(), *CHOICES.values())
@@ -30,7 +31,9 @@ def list_declared_keys() -> Mapping[str, tuple[Setting, Any]]:
 
 @cache
 def collect_defaults(stage: str, reward: str) -> Mapping[str, Any]:
-    """Return the default of every key that a configuration of this stage and reward has: dotted key → default.
+    """Return a mapping from dotted key to default for the configuration of a stage with a reward.
+
+    Defaults that refer to another key are left out.
 
     Args:
         reward: the choice of the group `reward`; empty for none.
@@ -46,15 +49,16 @@ def collect_defaults(stage: str, reward: str) -> Mapping[str, Any]:
 
 
 def drop_reward_model_refs(parts: Any) -> Any:
-    """Return the parts of a sum of rewards without the names of their reward models."""
+    """Return a copy of the nested `reward.parts` without the keys `ref` and `refs`, which name reward models."""
     if isinstance(parts, Mapping):
         return {key: drop_reward_model_refs(value) for key, value in parts.items() if key not in ("ref", "refs")}
     return [drop_reward_model_refs(part) for part in parts] if isinstance(parts, list) else parts
 
 
 def select_identity(stage: str, config: Mapping[str, Any], inputs: Collection[str]) -> dict[str, Any]:
-    """Return the settings that identify a run, so that the same command line resumes it: all that the stage reads and
-    that can change the result, without the keys of inputs that the run knows by digest.
+    """Return the nested settings that identify a run: all that its stage reads and that can change the result.
+
+    So the same command line resumes the run. Keys of inputs that the run knows by digest are left out.
 
     Args:
         config: as nested plain values.

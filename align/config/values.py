@@ -1,4 +1,4 @@
-"""Parse the values of a command line in Hydra's grammar, and set them one by one, so that an error names its key."""
+"""Parsing of command-line values in Hydra's grammar, and setting them one by one, so that an error names its key."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ BOTH = {"stage.batch_size", "stage.gradient_accumulation"}
 
 
 def quote_for_hydra(text: str) -> str:
-    """Quote a text as a string of Hydra's grammar."""
+    """Put a text in single quotes and escape it, as a string of Hydra's command-line grammar."""
     return "'" + re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
 
 
 @cache
 def parse_value(text: str) -> Override | None:
-    """Parse the value of a `key=value` word in Hydra's grammar. Returns None if its lexer refuses it (spaces,
-    parentheses, `~`, accents)."""
+    """Parse the value of a `key=value` word in Hydra's grammar, or return None if the grammar refuses it.
+
+    It refuses unquoted spaces, parentheses, `~` and accents.
+    """
     try:
         return OverridesParser.create().parse_override(f"key={text}")
     except HydraException:
@@ -42,19 +44,21 @@ def parse_value(text: str) -> Override | None:
 
 
 def is_sweep(text: str) -> bool:
-    """Return whether a value is a sweep of `-m` in Hydra's grammar: `1,2`, `range(0,3)`, …"""
+    """Return whether a command-line value is a sweep over several values in Hydra's grammar, such as `1,2`."""
     return (override := parse_value(text)) is not None and override.is_sweep_override()
 
 
 def parse_plain_value(text: str) -> Any:
-    """Convert the text of a `key=value` word to a number, a list, a string, … A text that Hydra's lexer refuses, and a
-    sweep, are returned as they are."""
+    """Convert the text after `key=` to a Python value by Hydra's grammar, such as a number, a list or a string.
+
+    A text that the grammar refuses, and a sweep, are returned as they are.
+    """
     override = parse_value(text)
     return text if override is None or override.is_sweep_override() else override.value()
 
 
 def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: str | None) -> None:
-    """Set one existing key of a configuration tree, in place, from its text on the command line.
+    """Parse a command-line value and set it in the configuration tree, in place, or raise InputError.
 
     Raises:
         InputError: there is no such key, or it cannot have this value.
@@ -90,7 +94,7 @@ def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: st
 
 
 def require_64_bit_integers(value: Any, key: str) -> None:
-    """Raise InputError if a whole number in a value, nested ones too, does not fit 64 bits."""
+    """Raise InputError if an integer in a value, also one nested in lists or mappings, does not fit into 64 bits."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             require_64_bit_integers(inner, f"{key}.{name}" if key else str(name))
@@ -102,7 +106,8 @@ def require_64_bit_integers(value: Any, key: str) -> None:
 
 
 def require_consistent_batch(tree: DictConfig, keys: Collection[str]) -> None:
-    """Raise InputError if a command line sets `batch_size` and `gradient_accumulation` and they contradict each other.
+    """Raise InputError if a command line sets both `batch_size` and `gradient_accumulation` and they contradict each
+    other.
 
     The schema cannot check that: it does not know whether a batch size that is the default was set.
     """
@@ -123,7 +128,7 @@ def is_key(tree: DictConfig, key: str) -> bool:
 
 
 def find_declared_type(tree: DictConfig, key: str) -> type | None:
-    """Return the type that the schema declares for a key, without `| None`; None if that is no single type."""
+    """Return the type of a key's values by its settings class, without `| None`, or None if it is no single type."""
     parent, _, leaf = key.rpartition(".")
     schema = OmegaConf.get_type(OmegaConf.select(tree, parent) if parent else tree)
     hint = type_hints(schema).get(leaf) if is_dataclass(schema) else None
@@ -136,7 +141,7 @@ type_hints = cache(get_type_hints)  # takes some milliseconds for a schema
 
 
 def iter_dotted_keys(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    """Yield every dotted key of nested mappings, the keys of inner mappings included."""
+    """Yield every dotted key of nested mappings, including the keys whose values are mappings."""
     for key, value in tree.items():
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):
@@ -144,8 +149,10 @@ def iter_dotted_keys(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]
 
 
 def require_encodable_text(value: Any, key: str = "") -> None:
-    """Raise InputError if a text of the tree has a lone surrogate: bytes of a command line that are no UTF-8, or an
-    escape in a group file."""
+    """Raise InputError if a text in a value, also a nested one, cannot be encoded as UTF-8 because of a lone surrogate.
+
+    It comes from bytes of a command line that are no UTF-8, or from an escape in a group file.
+    """
     if isinstance(value, str) and (surrogate := find_lone_surrogate(value)):
         raise InputError(key, value, f"is no text in UTF-8 ({surrogate} is half a character)", "Write it in UTF-8.")
     if isinstance(value, dict):
