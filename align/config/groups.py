@@ -375,7 +375,7 @@ class EngineConfig(Settings):
 
     @property
     def words(self) -> list[str]:
-        """`args` as words of the command line of `vllm serve`, such as `--max-model-len=4096`."""
+        """`args` as words of the command line of `vllm serve`, such as `--gpu-memory-utilization=0.4`."""
         return format_arguments(self.args)
 
 
@@ -528,7 +528,7 @@ class RolloutConfig(Settings):
 
     @property
     def words(self) -> Sequence[str]:
-        """`args` as words of the command line of `vllm serve`, such as `--max-model-len=4096`."""
+        """`args` as words of the command line of `vllm serve`, such as `--gpu-memory-utilization=0.4`."""
         return format_arguments(self.args)
 
 

@@ -1,5 +1,7 @@
-"""Parse the options of a command line. They are spelled as Hydra's; those of Hydra's that align does not have are
-refused by name, with their replacement."""
+"""Parsing of command-line options such as `--cfg` and `--multirun`, which are spelled as Hydra's.
+
+Hydra's other options are refused by name, with their replacement.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,10 @@ from align.core.errors import InputError, require
 from align.core.files import parse_user_path
 
 OWN_FOLDER = Path("conf")
-"""The folder of the user's own group files in the working folder, unless `--config-dir` names another."""
+"""Default folder of the user's own configuration files, relative to the working folder."""
 
 OPENED = "ALIGN_OPENED_BY"
-"""Environment variable of a process that runs one line of several: the descriptor to write its run's folder to."""
+"""Environment variable with the file descriptor to which a job of several writes the path of its run's folder."""
 
 SHORT = {
     "-c": "--cfg",
@@ -48,7 +50,7 @@ NOT_HERE: Mapping[str, tuple[str, str]] = {
     "--hydra-help": ("is not an option here", "See python -m align --help."),
     "--experimental-rerun": ("is not an option here", "Run the same command again: it continues its run."),
 }
-"""Hydra's other options: problem and remedy of each."""
+"""Option of Hydra that align does not have → problem and remedy for the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +73,18 @@ class CommandLine:
 
     @property
     def search(self) -> Path:
-        """The folder of the user's own group files."""
+        """The folder of the user's own configuration files: that of `--config-dir`, or `conf`."""
         return self.config_dir or OWN_FOLDER
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The options of every job of a sweep."""
+        """The option `--config-dir` with its value, as words to pass to every job of a sweep; empty if it is not
+        set."""
         return ("--config-dir", str(self.config_dir)) if self.config_dir else ()
 
 
 def parse_arguments(arguments: Sequence[str]) -> CommandLine:
-    """Parse the arguments of `python -m align`.
+    """Parse the arguments of `python -m align` into options and `key=value` words, or raise InputError.
 
     Raises:
         InputError: an option does not exist or lacks its value, or its folder does not exist.
@@ -117,7 +120,7 @@ def parse_arguments(arguments: Sequence[str]) -> CommandLine:
 
 
 def resolve_config_dir(name: str) -> Path:
-    """Return the folder that `--config-dir` names. Raises InputError if it has no group files."""
+    """Return the path of the folder `--config-dir`, or raise InputError if it does not contain a group's folder."""
     require(bool(name), "--config-dir", "(nothing)", "names a folder", "Write: --config-dir DIR")
     folder = parse_user_path(name, "--config-dir")
     problem = "there is no such folder" if not folder.exists() else "is no folder"

@@ -9,12 +9,12 @@ from types import MappingProxyType
 from typing import Any
 
 RATED = ("sft", "full")
-"""Stages that read `method.lr`."""
+"""Names of the stages whose learning rate may come from `method.lr`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SizeClass:
-    """Bases of about one size, and their default learning rates.
+    """A class of base models by number of parameters, with its default learning rate for each stage.
 
     Attributes:
         below: upper bound of the number of weights, which is not in the class.
@@ -40,7 +40,7 @@ PUBLISHED = MappingProxyType(
         "value": 1e-4,
     }
 )
-"""Rates in published use for models of 1 to 8 billion weights."""
+"""Learning rates by column that are published for models of 1 to 8 billion parameters."""
 MEASURED_ON_POCKET = MappingProxyType(
     {
         "sft": 2e-4,
@@ -53,11 +53,11 @@ MEASURED_ON_POCKET = MappingProxyType(
         "value": 1e-3,
     }
 )
-"""Rates of the built-in model `pocket` (6.2 million weights)."""
+"""Learning rates by column that were measured on the built-in model `pocket` of 6.2 million parameters."""
 
 
 def scale_rates(factor: float) -> Mapping[str, float]:
-    """Return the published learning rates times a factor, rounded to two digits."""
+    """Return the published learning rates multiplied by a factor and rounded to two significant digits, by column."""
     return MappingProxyType({column: float(f"{factor * rate:.1e}") for column, rate in PUBLISHED.items()})
 
 
@@ -69,20 +69,24 @@ SIZE_CLASSES = (
 )
 COLUMNS = tuple(PUBLISHED)
 USUAL = SIZE_CLASSES[2]
-"""The class that is assumed for a run without a base."""
+"""The size class, 400 million to 30 billion parameters, that is assumed for a run without a base model."""
 
 
 def find_size_class(weights: int | None) -> SizeClass:
-    """Return the size class of a base with this number of weights, which has the default learning rates. Returns
-    `USUAL` for None."""
+    """Return the size class, with its default learning rates, of a base model with this number of parameters.
+
+    Returns `USUAL` for None.
+    """
     if weights is None:
         return USUAL
     return next(size for size in SIZE_CLASSES if weights < size.below)
 
 
 def find_rate_column(stage: str, method: str) -> str | None:
-    """Return the column of the table of learning rates for a stage and a method. Returns None for a stage that has no
-    learning rate."""
+    """Return the column of the learning-rate table for a stage and a method, such as `full` for SFT of every weight.
+
+    Returns None for a stage that has no learning rate.
+    """
     stage = "ppo" if stage == "verify" else stage  # it checks PPO with the settings of PPO
     if method == "full" and stage in ("sft", "ppo"):
         return {"sft": "full", "ppo": "ppo full"}[stage]
@@ -90,8 +94,9 @@ def find_rate_column(stage: str, method: str) -> str | None:
 
 
 def find_default_rate(stage: str, method: str, weights: int | None) -> float | None:
-    """Return the default learning rate of a stage for a base with this number of weights. Returns None for a stage that
-    has none.
+    """Return the default learning rate of a stage and method for a base model with this number of parameters.
+
+    Returns None for a stage that has no learning rate.
 
     Args:
         stage: the stage's name, or `value` for PPO's critic.
@@ -103,15 +108,20 @@ def find_default_rate(stage: str, method: str, weights: int | None) -> float | N
 
 
 def describe_defaults(column: str) -> str:
-    """Return one clause with a column's rates of all size classes, for `--help` and docs/settings.md."""
+    """Return a phrase with a stage's default learning rate for each size of base model, for help texts and docs.
+
+    Args:
+        column: of the table, see `find_rate_column`.
+    """
     bounds = ("below 30 million weights", "below 400 million", "below 30 billion", "above that")
     rates = (f"{size.rates[column]:g} {bound}" for size, bound in zip(SIZE_CLASSES, bounds, strict=True))
     return ", ".join(rates)
 
 
 def explain_empty_rate(stage: Any, method: str) -> str:
-    """Return a YAML comment with the rates that apply if `stage.lr` is empty. Returns an empty text if the rate is set
-    or the stage has none.
+    """Return a YAML comment with the default learning rates if `stage.lr` is not set, otherwise an empty text.
+
+    Also empty if the stage has no learning rate.
 
     Args:
         stage: the settings of the stage; None for a configuration without a stage.
@@ -126,7 +136,7 @@ def explain_empty_rate(stage: Any, method: str) -> str:
 
 
 def format_rates_table() -> str:
-    """Return the whole table as Markdown, for docs/methods.md."""
+    """Return the table of default learning rates by model size and stage as Markdown, for docs/methods.md."""
     lines = ["| the base has | " + " | ".join(f"`{column}`" for column in COLUMNS) + " |"]
     lines.append("| --- |" + " --- |" * len(COLUMNS))
     for size in SIZE_CLASSES:

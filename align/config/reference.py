@@ -1,4 +1,4 @@
-"""Format the declarations of all settings for `python -m align stage=NAME --help` and docs/settings.md.
+"""The texts of `python -m align stage=NAME --help` and docs/settings.md, from the declarations of all settings.
 
 `python -m align.config.reference > docs/settings.md` writes the page.
 """
@@ -30,7 +30,7 @@ WIDTH = 120
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key.
+    """A configuration key with its default and its declaration, for help texts.
 
     Attributes:
         name: its name on a command line.
@@ -44,13 +44,13 @@ class Key:
 
     @property
     def holds(self) -> str:
-        """The unit, and the bounds or choices; may be empty."""
+        """A phrase with the key's unit, and its bounds or choices; may be empty."""
         return "; ".join(filter(None, (self.declared.unit, self.declared.range, " | ".join(self.declared.choices))))
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Keys that belong together.
+    """A section of a help text: configuration keys that belong together, with a title and a description.
 
     Attributes:
         title: `stage=ppo`, `data=chitchat|jsonl|annotations`, …
@@ -63,7 +63,7 @@ class Section:
 
 
 def format_default(value: object) -> str:
-    """Format a default value as on a command line."""
+    """Format a setting's default for help texts as on a command line; the value of another key becomes `(KEY)`."""
     if value is None:
         return "null"
     if isinstance(value, str):
@@ -77,7 +77,10 @@ def format_default(value: object) -> str:
 
 
 def iter_schema_keys(schema: type[Settings]) -> Iterator[Key]:
-    """Yield the keys that a schema and its parts declare, without the name of a group's choice, such as `data.name`."""
+    """Yield a Key for each setting of a settings class and its nested parts.
+
+    The name of a group's choice, such as `data.name`, is left out.
+    """
     defaults = get_defaults(schema)
     for name, declared in get_declarations(schema).items():
         if name != "name" or schema is RunConfig:
@@ -96,7 +99,7 @@ def build_section(title: str, schema: type[Settings]) -> Section:
 
 
 def format_choices(group: str) -> str:
-    """Return `group=a|b|c` with the choices of this package."""
+    """Return a text such as `model=hub|pocket` with a group's name and all its shipped choices."""
     names = [name.partition("/")[2] for name in find_group_files(None) if name.startswith(f"{group}/")]
     return f"{group}={'|'.join(sorted(names))}"
 
@@ -106,7 +109,7 @@ def build_stage_section(stage: str) -> Section:
 
 
 def build_part_section(name: str) -> Section:
-    """Return the section of one part of the configuration that stages share."""
+    """Build the help section for a group or a root key that stages share, such as `data` or `init`."""
     if name in PARTS:
         return build_section(format_choices(name) if name in GROUPS else name, PARTS[name])
     return Section(name, "", tuple(key for key in iter_schema_keys(Config) if key.name == name))
@@ -120,7 +123,7 @@ def build_run_section() -> Section:
 
 
 def build_sections(stage: str, reward: str | None = None) -> list[Section]:
-    """Build the sections of a stage's help: its own keys, then the parts of the configuration that it reads.
+    """Build the help sections of a stage: its own keys, the groups that it reads, and the keys of every run.
 
     Args:
         reward: the choice of the group `reward` whose keys are shown; if None, `learned`, or `sentiment` for
@@ -143,7 +146,10 @@ def build_sections(stage: str, reward: str | None = None) -> list[Section]:
 
 
 def replace_defaults(section: Section, tree: DictConfig) -> Section:
-    """Return a copy of a section with the defaults of one stage, whose group files may differ from the schemas."""
+    """Return a copy of a help section with the defaults that its keys have in a stage's composed configuration.
+
+    A stage's group files may set other defaults than the settings classes.
+    """
     keys = []
     for key in section.keys:
         value = OmegaConf.select(tree, key.name, default=...)
@@ -157,7 +163,7 @@ def replace_defaults(section: Section, tree: DictConfig) -> Section:
 
 
 def format_stage_help(stage: str, reward: str | None = None, planned_stage: str | None = None) -> str:
-    """Format the text of `python -m align stage=STAGE --help`.
+    """Return the help text of a stage, for `python -m align stage=STAGE --help`.
 
     Args:
         planned_stage: the stage that `stage=plan` predicts.
@@ -182,7 +188,7 @@ def wrap_text(text: str, indent: str) -> list[str]:
 
 
 def format_markdown() -> str:
-    """Format the text of docs/settings.md: all keys with meaning and default."""
+    """Return the text of docs/settings.md: all keys with their defaults, allowed values and meanings, as Markdown."""
     shared = [build_part_section(name) for name in GROUPS] + [build_part_section("store")]
     root_keys = [key for key in iter_schema_keys(Config) if key.name not in OF_EVERY_RUN]
     about_root = "Each stage's section says which of these it reads."
@@ -219,7 +225,7 @@ def format_markdown() -> str:
 
 
 def format_synonyms() -> list[str]:
-    """Format a Markdown list of keys with their names in TRL and other libraries."""
+    """Return the lines of a Markdown table of align's keys with their names in TRL and other libraries."""
     lines = [
         "## Names elsewhere",
         "",
@@ -235,7 +241,7 @@ def format_synonyms() -> list[str]:
 
 
 def format_section(section: Section, heading: str, note: str = "") -> list[str]:
-    """Format a section of keys as lines of Markdown."""
+    """Return the Markdown lines of a section: heading, description, note and a table of its keys."""
     lines = [f"{heading} {section.title.replace('|', ', ')}", "", *filter(None, (section.about, note)), ""]
     if not section.keys:
         return lines

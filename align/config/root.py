@@ -1,4 +1,4 @@
-"""The root of the configuration: a stage, the groups, and the settings of every run."""
+"""The root settings class, `Config`: a stage, the groups, and the settings of every run."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from align.core.files import DEFAULT_MAX_FILE_MB, parse_user_path
 from align.core.redaction import STORE_URL, has_clear_host, hide_password, mask_tree, reveal_secret
 
 STORE = "annotations.db"
-"""File name of the annotation store in the folder of runs, unless `store.url` is set."""
+"""Default file name of the annotation store, in the folder of runs."""
 SCHEMA_VERSION = 1
 DEFAULT_ROOT = "runs"
 LONGEST_NAME = 240
-"""Largest number of bytes. File systems allow 255, and `resume=never` may append a number."""
+"""Maximum length of `run.name` in bytes. File systems allow 255, and `resume=never` may append a number."""
 IN_MEMORY = re.compile(r"sqlite[\w+]*:(//)?(/?(:memory:|file:.*(:memory:|mode=memory).*)?)?(\?|$)")
 
 
@@ -58,7 +58,7 @@ class RunConfig(Settings):
 
     @property
     def folder(self) -> Path:
-        """The folder of all runs, with `~` expanded."""
+        """Path of the folder of all runs, `run.root`, with `~` expanded."""
         return parse_user_path(self.root, "run.root")
 
     def check_together(self) -> None:
@@ -116,9 +116,9 @@ GROUPS: Mapping[str, type[Settings]] = {
     "serve": EngineConfig,
     "eval": SuiteConfig,
 }
-"""Group → the schema that its choices share. Those of `reward` have schemas of their own (`align.config.scorers`)."""
+"""Group → settings class of all its choices. The choices of `reward` have classes of their own."""
 PARTS: Mapping[str, type[Settings]] = {**GROUPS, "run": RunConfig, "store": StoreConfig}
-"""The parts of the root besides the stage and the reward."""
+"""Name of a part of the root configuration, besides stage and reward → its settings class."""
 
 
 @dataclass
@@ -200,15 +200,15 @@ class Config(Settings):
 
 
 def find_store_url(config: Config) -> str:
-    """Return the URL of the annotation store: `store.url`, or a SQLite file in the folder of runs."""
+    """Return the URL of the annotation store: `store.url`, or by default a SQLite file in the folder of runs."""
     return config.store.url or f"sqlite:///{config.run.folder / STORE}"
 
 
 def to_plain_dict(config: Config) -> dict[str, Any]:
-    """Convert a configuration to nested dicts without secrets, for `config.yaml`, digests and mirrors."""
+    """Convert a configuration to nested dicts with secrets masked, for `config.yaml`, digests and tracking services."""
     return mask_tree(OmegaConf.to_container(OmegaConf.structured(config)))
 
 
 def format_config(config: Config) -> str:
-    """Format a checked configuration as the YAML of a run's `config.yaml`."""
+    """Return a configuration as YAML text with secrets masked, for a run's `config.yaml`."""
     return yaml.safe_dump(to_plain_dict(config), sort_keys=False, allow_unicode=True)

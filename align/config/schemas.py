@@ -1,4 +1,4 @@
-"""All schemas of the configuration by kind and name, and their registration with Hydra."""
+"""All settings classes by kind and name, and their registration with Hydra."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from align.config.stages import STAGES, load_schema
 
 @cache
 def import_all_schemas() -> Mapping[str, Mapping[str, type[Settings]]]:
-    """Import the settings classes of all groups and stages, and return them: kind → name → class."""
+    """Import all settings classes and return them by kind (`stage`, `group`, `reward`) and then by name."""
     stages = {name: load_schema(name) for name in STAGES if name != "full"}  # which is sft with another method
     return {"stage": stages, "group": GROUPS, "reward": scorers.CHOICES}
 
 
 class SchemaNode(ConfigNode):
-    """A schema in Hydra's store. It is imported and converted when Hydra loads it, which copies the node, because a
-    command line needs few of all schemas."""
+    """An entry for a settings class in Hydra's store that imports and converts the class only when it is copied.
+
+    Hydra copies a node to load it, and a command line needs few of all classes.
+    """
 
     def __init__(self, group: str, name: str, schema: Callable[[], type[Settings]]) -> None:
         self.schema = schema
@@ -37,7 +39,7 @@ class SchemaNode(ConfigNode):
 
 @cache
 def register_schemas() -> None:
-    """Register every settings class in Hydra's store under `schema/`."""
+    """Register every settings class in Hydra's ConfigStore under `schema/`, to be imported when it is first used."""
     folder: dict[str, Any] = ConfigStore.instance().repo.setdefault("schema", {})
     folder["root.yaml"] = SchemaNode("schema", "root", lambda: Config)
     stages = {name: partial(load_schema, name) for name in STAGES if name != "full"}
@@ -48,8 +50,7 @@ def register_schemas() -> None:
 
 
 def list_schema_keys(error: Exception) -> list[str]:
-    """Return the keys that a group file may have meant: those of the groups, and of the schema that an OmegaConf error
-    names."""
+    """Return the dotted keys of all groups, and of the settings class that an OmegaConf error names, as suggestions."""
     match = re.search(r"object_type=(\w+)", str(error))
     schemas = [schema for kind in import_all_schemas().values() for schema in kind.values()]
     named = [schema for schema in schemas if match and schema.__name__ == match[1]]

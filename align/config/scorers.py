@@ -1,4 +1,4 @@
-"""Schemas of the group `reward`, one for each choice: rewards that PPO optimises and `stage=eval` judges by."""
+"""Settings classes for the choices of `reward`: rewards that PPO optimises and `stage=eval` judges by."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ CHOICES: dict[str, type[RewardConfig]] = {
 
 
 def parse_reward_parts(config: SumReward) -> list[tuple[float, RewardConfig]]:
-    """Parse the parts of `reward=sum` into (weight, reward)."""
+    """Parse the parts of `reward=sum` into a list of (weight, settings of the reward)."""
     return [
         (float(part.get("weight", 1.0)), parse_reward_part(where, part))
         for where, part in enumerate_mappings("reward.parts", config.parts)
@@ -150,7 +150,10 @@ def parse_reward_parts(config: SumReward) -> list[tuple[float, RewardConfig]]:
 
 
 def build_reward_spec(config: RewardConfig) -> dict[str, Any]:
-    """Return a reward as a plain mapping with all defaults, those of a sum's parts too, for the package `reward`."""
+    """Convert the settings of a reward to a plain dict with all defaults, for the package `reward`.
+
+    The parts of a sum are converted too.
+    """
     if isinstance(config, SumReward):
         return {
             "name": config.name,
@@ -160,7 +163,7 @@ def build_reward_spec(config: RewardConfig) -> dict[str, Any]:
 
 
 def parse_reward_part(field: str, part: Mapping[str, Any]) -> RewardConfig:
-    """Parse one part of `reward=sum` into the reward that it names.
+    """Parse one part of `reward=sum`, a mapping with `name` and settings, into the settings object of that reward.
 
     Args:
         field: the field of the part, such as `reward.parts[0]`.
@@ -182,12 +185,12 @@ def parse_reward_part(field: str, part: Mapping[str, Any]) -> RewardConfig:
 
 
 def require_listed_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise InputError unless the value is one of the choices."""
+    """Raise InputError, with the choices, unless a value is one of them."""
     require(value in choices, field, value, "is not a choice here", f"Choose one of: {', '.join(choices)}.")
 
 
 def enumerate_mappings(field: str, value: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """Check that a value is a list of mappings, and return each with its field, such as `reward.parts[0]`.
+    """Return (field, mapping) for each element of a list, with fields such as `reward.parts[0]`, or raise InputError.
 
     Raises:
         InputError: it is no list of mappings, or it is empty.
@@ -199,14 +202,14 @@ def enumerate_mappings(field: str, value: Any) -> list[tuple[str, Mapping[str, A
 
 
 def require_finite_weight(field: str, part: Mapping[str, Any]) -> None:
-    """Raise InputError unless the `weight` of a part of a sum is a finite number."""
+    """Raise InputError unless the key `weight` of a part of a weighted sum is a finite number. The default is 1."""
     weight = part.get("weight", 1.0)
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool) and abs(weight) < float("inf")
     require(is_number, f"{field}.weight", weight, "is no finite number", "Give a number.")
 
 
 def validate_rule(field: str, rule: Mapping[str, Any]) -> None:
-    """Raise InputError if a setting of a rule is missing, unknown or invalid."""
+    """Raise InputError if a setting of a rule-based reward, such as `regex`, is missing, unknown or invalid."""
     name = rule["rule"]
     needed = {"length": ("low", "high"), "regex": ("pattern",), "tags": ("tags",)}.get(name, ())
     for key in rule:

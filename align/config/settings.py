@@ -1,4 +1,4 @@
-"""The base class of all schemas, whose keys are declared once by `setting`.
+"""The base class `Settings` of all settings classes, whose keys are declared once by `setting`.
 
 A declaration has the key's default, meaning, unit and allowed values. Validation, `--help` and docs/settings.md all
 read it. Checks that concern several keys are a schema's own `check_together`.
@@ -23,12 +23,13 @@ SETTING = "setting"
 A_RUN_EACH = "Add -m for a run of each."
 
 MOST = 1e37
-"""The largest number that a key may hold. Adam's first step is ten times its rate, and has to be a number in fp32."""
+"""Largest number that a key may hold. Adam's first step is ten times its rate, and has to be finite in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The meaning and the allowed values of a key. An empty value (null) is not checked.
+    """The declaration of a configuration key: its meaning, unit and allowed values. An empty value (null) is not
+    checked.
 
     Attributes:
         meaning: one sentence, for `--help` and docs/settings.md.
@@ -55,7 +56,7 @@ class Setting:
 
     @property
     def range(self) -> str:
-        """The bounds in words; empty without bounds."""
+        """A phrase for the bounds of the key's number, such as `above 0 and below 1`; empty without bounds."""
         low = f"above {self.above:.12g}" if self.above is not None else ""
         low = f"{self.at_least:.12g} or more" if self.at_least is not None else low
         if self.at_least is not None and self.at_most is not None:
@@ -65,7 +66,7 @@ class Setting:
         return " and ".join(filter(None, (low, high)))
 
     def holds(self, number: float) -> bool:
-        """Return whether a number is inside the bounds."""
+        """Return whether a number is within the declared bounds."""
         return (
             (self.above is None or number > self.above)
             and (self.at_least is None or number >= self.at_least)
@@ -74,7 +75,7 @@ class Setting:
         )
 
     def check(self, key: str, value: Any) -> None:
-        """Raise InputError if the value is out of the bounds or choices of this key."""
+        """Raise InputError if a value is not within the declared bounds or not among the choices; None passes."""
         if value is None:
             return
         for choice in (value if isinstance(value, list) else [value]) if self.choices else ():
@@ -110,7 +111,7 @@ def setting(
     names: str = "",
     identity: bool = True,
 ) -> Any:
-    """Declare a key of a schema: its default and the attributes of `Setting`."""
+    """Return a dataclass field for a configuration key, with its default and a `Setting` in its metadata."""
     follows = default[2:-1] if isinstance(default, str) and re.fullmatch(r"\$\{[\w.]+\}", default) else ""
     declared = {SETTING: Setting(meaning, unit, above, at_least, below, at_most, choices, follows, names, identity)}
     if isinstance(default, list):
@@ -120,7 +121,9 @@ def setting(
 
 @dataclass
 class Settings:
-    """A part of the configuration. It is immutable after `freeze`: `replace_values` returns a copy with other values.
+    """Base class of all settings classes, which validates values on creation and is immutable after `freeze`.
+
+    `replace_values` returns a copy with other values.
 
     Attributes:
         AT: path of the part in the configuration, such as `stage.tripwires`; empty for the root.
@@ -142,7 +145,7 @@ class Settings:
         return f"{cls.AT}.{name}" if cls.AT else name
 
     def check_together(self) -> None:
-        """Raise InputError if values that are allowed alone contradict each other."""
+        """Raise InputError if several values contradict each other, although each alone is allowed."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if vars(self).get("_frozen", False):
@@ -156,13 +159,15 @@ class Settings:
 
 
 def get_declarations(schema: type[Settings]) -> Mapping[str, Setting]:
-    """Return the declared keys of a schema by field name, in their order. They do not include the `name` of a group's
-    choice, nor parts that are schemas themselves."""
+    """Return a mapping from field name to declaration for the fields of a settings class that `setting` declares.
+
+    It does not include parts that are settings classes themselves.
+    """
     return {f.name: f.metadata[SETTING] for f in fields(schema) if SETTING in f.metadata}
 
 
 def get_defaults(schema: type[Settings]) -> Mapping[str, Any]:
-    """Return the default of each declared key."""
+    """Return a mapping from field name to default for the fields of a settings class that `setting` declares."""
     return {
         f.name: f.default if f.default_factory is MISSING else f.default_factory()
         for f in fields(schema)
@@ -171,13 +176,13 @@ def get_defaults(schema: type[Settings]) -> Mapping[str, Any]:
 
 
 def get_parts(schema: type[Settings]) -> list[type[Settings]]:
-    """Return the schemas of a schema's parts, such as that of `stage.tripwires`."""
+    """Return the settings classes of the nested parts of a settings class, such as that of `stage.tripwires`."""
     factories = (field.default_factory for field in fields(schema))
     return [part for part in factories if isinstance(part, type) and issubclass(part, Settings)]
 
 
 def freeze(settings: T) -> T:
-    """Make settings and all their parts immutable, in place. Returns the same object."""
+    """Make a settings object and all its parts immutable, in place, and return it."""
     for each in fields(settings):
         if isinstance(part := getattr(settings, each.name), Settings):
             freeze(part)
@@ -186,7 +191,7 @@ def freeze(settings: T) -> T:
 
 
 def replace_values(settings: T, **values: Any) -> T:
-    """Return a copy of the settings with other values, checked and frozen.
+    """Return a copy of a settings object with some values replaced, validated and immutable.
 
     Raises:
         InputError: the values are not allowed, or contradict each other.

@@ -1,4 +1,4 @@
-"""The table of stages, which the command line, the configuration and the runner read.
+"""The table of all stages, such as `sft` and `ppo`, with the parts of the configuration that each reads.
 
 It names modules and schemas without importing them, so that `--help` is fast.
 """
@@ -19,7 +19,7 @@ ALWAYS = ("stage", "seed", "device", "dtype", "schema_version")
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage.
+    """A stage of the command line: its module, its settings class and the parts of the configuration it reads.
 
     Attributes:
         summary: one line for the list of stages.
@@ -46,8 +46,8 @@ class Stage:
     only_with: Mapping[str, str] = field(default_factory=dict)
 
     def reads_with(self, settings: Any) -> tuple[str, ...]:
-        """Return the parts of the configuration that the stage reads with these settings of its own, such as `model`
-        and `data`."""
+        """Return the parts of the configuration, such as `model`, that the stage reads with these settings under
+        `stage`."""
         values = settings if isinstance(settings, Mapping) else {}
         return tuple(p for p in self.reads if p not in self.only_with or values.get(self.only_with[p]) is not None)
 
@@ -178,12 +178,12 @@ STAGES = MappingProxyType(
         ),
     }
 )
-"""Name → stage, in the order of a project."""
+"""Name → Stage, in the order in which a project uses them."""
 WITH_RUNS = tuple(name for name, stage in STAGES.items() if stage.runs)
-"""Stages whose runs have folders, which references can name."""
+"""Names of the stages that make runs with folders, which references such as `sft:latest` can name."""
 
 
 def load_schema(stage: str) -> Any:
-    """Import and return the settings class of a stage."""
+    """Import and return the settings class of a stage, such as `SftConfig`."""
     module, _, name = STAGES[stage].schema.partition(":")
     return getattr(import_module(f"align.config.{module}"), name)

@@ -1,4 +1,5 @@
-"""Split a command line with `-m` into jobs, in Hydra's own grammar and in the order of its basic sweeper."""
+"""Expansion of a command line with sweeps (`-m`) into jobs, in Hydra's grammar and in the order of its basic
+sweeper."""
 
 from __future__ import annotations
 
@@ -25,15 +26,15 @@ from align.core.errors import InputError, require
 from align.core.redaction import mask_argument
 
 MOST_JOBS = 10_000
-"""Largest number of jobs. More are taken for a mistake, such as a range with a zero too many."""
+"""Maximum number of jobs of a sweep. More are taken for a mistake, such as a range with a zero too many."""
 LONGEST_NAME = 200
-"""Bytes of a run's name. File systems take 255, and a stage or `resume=never` may put something behind it."""
+"""Maximum length in bytes of a run's name in a sweep. File systems take 255, and a stage may append something."""
 CALL = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job of a sweep.
+    """One job of a sweep: its swept values and its validated configuration.
 
     Attributes:
         fixed: the words that all jobs of the sweep have.
@@ -49,19 +50,19 @@ class Job:
 
     @property
     def own(self) -> list[str]:
-        """The words of this job alone."""
+        """The `key=value` words that only this job has: its swept values, and `run.name` if the sweep changed it."""
         return [f"{k}={v}" for k, v in self.swept.items()] + (
             [f"run.name={quote_for_hydra(self.name)}"] if self.name else []
         )
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The job's command line without options."""
+        """The `key=value` words of the job's command line, without options such as `--config-dir`."""
         return drop_overridden_words([*self.fixed, *self.own])
 
 
 class Choices:
-    """The part of Hydra's config loader that `glob(…)` calls for the choices of a group."""
+    """A stand-in for Hydra's config loader that lists the choices of a group, for sweeps such as `glob(*)`."""
 
     def __init__(self, composer: Composer) -> None:
         self.composer = composer
@@ -71,8 +72,9 @@ class Choices:
 
 
 def build_jobs(words: Sequence[str], composer: Composer) -> list[Job]:
-    """Expand a command line with sweeps (`-m`, as in Hydra) into jobs, each composed and checked. A `run.name` that
-    several of them would have gets the swept values appended.
+    """Expand a command line with sweeps (`-m`, as in Hydra) into jobs with a validated configuration each.
+
+    The swept values are appended to a `run.name` that several jobs would share.
 
     Raises:
         InputError: a sweep cannot be parsed or is empty, a job is invalid, or names are not unique.
@@ -97,7 +99,7 @@ def build_jobs(words: Sequence[str], composer: Composer) -> list[Job]:
 
 
 def rename_job(job: Job) -> Job:
-    """Return a copy of the job with its swept values appended to its name: `mine-lr=1e-4-seed=0`."""
+    """Return a copy of a job with its swept values appended to its `run.name`, such as `mine-lr=1e-4-seed=0`."""
     parts = [str(job.config.run.name)]
     for key, value in job.swept.items():
         if key != "run.name":
@@ -108,13 +110,15 @@ def rename_job(job: Job) -> Job:
 
 
 def drop_overridden_words(words: Sequence[str]) -> tuple[str, ...]:
-    """Drop the words that a later word with the same key overrides. The later word takes the place of the first."""
+    """Return the `key=value` words with one word per key: the last one, in the position of the first."""
     return tuple({word.partition("=")[0].lstrip("+"): word for word in words}.values())
 
 
 def split_sweeps(words: Sequence[str], composer: Composer) -> tuple[list[str], list[dict[str, str]]]:
-    """Divide the words of a command line into those that all jobs have, and the combinations of swept key → value, one
-    per job. Sweeps of group files (`hydra.sweeper.params`) come before those of the command line."""
+    """Split the words of a command line into the fixed words, and one mapping from swept key to value for each job.
+
+    Sweeps of group files (`hydra.sweeper.params`) come before those of the command line.
+    """
     typed = drop_overridden_words(words)
     choices = [(key, value) for key, _, value in (word.partition("=") for word in typed) if composer.is_group(key)]
     fixed_choices = [f"{key}={value}" for key, value in choices if not is_swept(key, value)]
@@ -130,7 +134,7 @@ def split_sweeps(words: Sequence[str], composer: Composer) -> tuple[list[str], l
 
 
 def is_swept(key: str, value: str) -> bool:
-    """Return whether Hydra sweeps over a value, such as `1,2` or `range(0,3)`.
+    """Return whether a command-line value is a sweep, such as `1,2`, or raise InputError if it is a malformed one.
 
     Raises:
         InputError: it looks like a sweep, and Hydra's grammar refuses it.
@@ -144,7 +148,8 @@ def is_swept(key: str, value: str) -> bool:
 
 
 def expand_sweep(key: str, value: str, composer: Composer) -> list[tuple[str, str]]:
-    """Return the values of a sweep, each as (text that was typed, text as Hydra formats it)."""
+    """Return the values of a sweep such as `range(0,3)`, each as (text as the user typed it, text as Hydra formats
+    it)."""
     override = parse_sweep(key, value, composer)
     try:
         formatted = list(islice(override.sweep_string_iterator(), MOST_JOBS + 1))
@@ -161,7 +166,7 @@ def expand_sweep(key: str, value: str, composer: Composer) -> list[tuple[str, st
 
 
 def parse_sweep(key: str, value: str, composer: Composer) -> Override:
-    """Parse one sweep in Hydra's grammar.
+    """Parse a `key=value` sweep into Hydra's Override, or raise InputError.
 
     Raises:
         InputError: the grammar refuses the key, or the sweep is an interval.
@@ -177,7 +182,7 @@ def parse_sweep(key: str, value: str, composer: Composer) -> Override:
 
 
 def combine_sweeps(words: Sequence[str], composer: Composer) -> list[dict[str, str]]:
-    """Return every combination of swept values, in the order of Hydra's basic sweeper: the last key changes first."""
+    """Return one mapping from key to value for every combination of swept values. The last key changes fastest."""
     swept = [word.partition("=")[::2] for word in words]
     values = {key: expand_sweep(key, value, composer) for key, value in swept}
     count = prod(map(len, values.values()))
@@ -190,7 +195,7 @@ def combine_sweeps(words: Sequence[str], composer: Composer) -> list[dict[str, s
 
 
 class RunLocation(NamedTuple):
-    """The folder that a job's run will have.
+    """The parts of the path of the run folder that a job will have.
 
     Attributes:
         stage: name of the stage.
@@ -209,7 +214,8 @@ def get_run_location(job: Job) -> RunLocation:
 
 
 def require_distinct_run_folders(jobs: Sequence[Job]) -> None:
-    """Raise InputError if two jobs would have the same run folder, or a run's name is too long for a folder."""
+    """Raise InputError if two jobs with different swept values have the same run folder, or a run's name is too
+    long."""
     job_by_location: dict[RunLocation, Job] = {}
     for job in jobs:
         name = job.config.run.name

@@ -1,5 +1,4 @@
-"""Names of settings in TRL, transformers, PEFT, LLaMA-Factory, axolotl, verl, OpenRLHF and in the servers vLLM, TGI and
-llama-server, and the keys of align that they correspond to.
+"""A dictionary from names of settings in TRL, transformers, PEFT, vLLM and others to the corresponding keys of align.
 
 The group in front of a name does not matter: `lora_r`, `method.lora_r` and `stage.lora_r` all mean `method.r`.
 """
@@ -118,7 +117,7 @@ WORDS = {
     "stage.prefix_cache_mb": "enable_prefix_caching cache_ram",
     "serve.args": "tensor_parallel_size gpu_memory_utilization max_num_batched_tokens enforce_eager",
 }
-"""Key → its names elsewhere; `key=value` for names of switches."""
+"""Key of align, or `key=value` for a switch → its names in other libraries, separated by spaces."""
 
 ABSENT = {
     "top_p top_k min_p repetition_penalty": (
@@ -138,17 +137,17 @@ ABSENT = {
     ),
     "do_train": ("does not exist: the stage says what is done", "Drop it."),
 }
-"""Names of settings that align does not have → problem and remedy."""
+"""Names of other libraries' settings that align does not have, separated by spaces → problem and remedy."""
 
 
 def find_keys_by_synonym(word: str) -> list[str]:
-    """Return the keys of align, or `key=value`, that a setting's name in TRL or another library may mean."""
+    """Return the keys of align, or `key=value`, that correspond to a setting's name in TRL or another library."""
     name = word.replace("-", "_").lower()
     return [key for key, words in WORDS.items() if name in words.split()]
 
 
 class Absence(NamedTuple):
-    """The explanation why a setting of another library does not exist in align.
+    """The reason why align lacks a setting of another library, and a remedy, for an error message.
 
     Attributes:
         problem: the fact.
@@ -160,7 +159,9 @@ class Absence(NamedTuple):
 
 
 def explain_absence(word: str) -> Absence | None:
-    """Explain why a setting of TRL, transformers or another library has no counterpart in align. Returns None for any
-    other name."""
+    """Return why a setting of another library, such as `top_p`, has no counterpart in align, and what to do instead.
+
+    Returns None for any other name.
+    """
     name = word.replace("-", "_").lower()
     return next((Absence(*explanation) for words, explanation in ABSENT.items() if name in words.split()), None)
