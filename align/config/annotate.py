@@ -1,4 +1,4 @@
-"""`stage=annotate`: serve and manage the annotation store."""
+"""Settings of `stage=annotate`, which serves the annotation app and manages its store."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ class AnnotateConfig(Settings):
             require(has_one_target, "stage.item", self.item, problem, remedy)
 
     def check_server(self) -> None:
-        """Raise InputError if other machines could reach a server without accounts, or one without an address."""
+        """Raise InputError if other machines could reach a demo server without accounts, or `stage.url` is missing or
+        invalid."""
         if self.demo:
             problem = "stage.demo=true lets in anyone with a link, without an account"
             remedy = "Leave stage.host at 127.0.0.1, or stage.demo=true out."

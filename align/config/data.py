@@ -1,4 +1,4 @@
-"""`stage=data`: clean, deduplicate, divide and mix sources into one data set."""
+"""Settings of `stage=data`, which cleans, deduplicates, splits and mixes sources into one data set."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ RAY = "ray"
 LOSS = "loss"
 REWARD = "reward"
 SURE = 0.7
-"""Jaccard similarity from which MinHash finds at least 999 of 1,000 pairs of near-duplicates."""
+"""Jaccard similarity at and above which MinHash finds at least 999 of 1,000 pairs of near-duplicates."""
 NOT_KEPT = "(not kept)"
-"""Value of `stage.forget` in the manifest of a run that forgets rows, which must not name them."""
+"""Value that replaces the row ids in `stage.forget` in a manifest, which must not name the forgotten rows."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class DuplicatesConfig(Settings):
     )
 
     def finds_all(self, near: float) -> bool:
-        """Return whether all near-duplicates at this similarity, as a whole and of all sources, are found and removed.
+        """Return whether deduplication with these settings removes all near-duplicates of similarity `near` or more.
 
         MinHash finds them from `SURE` on. If duplicates are only reported, each is linked to one kept document, and two
         of them may be as similar and on two sides.
@@ -131,7 +131,7 @@ class SplitConfig(Settings):
 
     @property
     def read(self) -> dict[str, str]:
-        """The columns of rows that are read for it: `split` or `time` → the column."""
+        """Mapping from `split` or `time` to the column that the split is read from; empty for a split by question."""
         if self.by == "question":
             return {}
         field, default = ("time", "created_at") if self.by == "time" else ("split", "split")
@@ -218,8 +218,10 @@ class ScoreConfig(Settings):
 
 
 def parse_list(value: Any) -> Any:
-    """Parse a list from a text in JSON or YAML, because Hydra's grammar takes a list with quoted keys for a text.
-    Returns any other value as it is."""
+    """Parse a text that begins with `[` as a YAML or JSON list. Returns any other value unchanged.
+
+    Hydra's grammar takes a list with quoted keys for a text.
+    """
     if isinstance(value, str) and value.lstrip().startswith("["):
         with suppress(yaml.YAMLError):
             return yaml.safe_load(value)
@@ -294,11 +296,11 @@ class DataStageConfig(Settings):
 
     @property
     def counts_tokens(self) -> bool:
-        """True if the mix or a cleaning step counts tokens, which need the tokenizer of `model=`."""
+        """True if the mixture or a cleaning step counts tokens, and so needs the tokenizer of `model=`."""
         return self.mix.by == "tokens" or "tokens" in self.list_step_arguments("by")
 
     def list_step_arguments(self, key: str) -> list[str]:
-        """Return the values of one argument (`fn`, `patterns`) of all cleaning steps as a list of texts."""
+        """Return the text values of one argument, such as `fn` or `patterns`, from all cleaning steps that have it."""
         texts: list[str] = []
         for step in self.clean if isinstance(self.clean, list | tuple) else ():
             for name, value in step.items() if isinstance(step, Mapping) else ():
@@ -308,8 +310,8 @@ class DataStageConfig(Settings):
         return texts
 
     def check(self, config: Config) -> None:
-        """Raise InputError if the stage has no sources, or another part of the configuration sets what it does not
-        read."""
+        """Raise InputError if the stage has no sources, or a setting elsewhere in the configuration has no effect on
+        it."""
         is_used = (self.action == FORGET) == (self.forget is not None)
         problem = "goes with stage.action=forget, and with no other action"
         remedy = "Write stage.action=forget data.path=data:NAME stage.forget=[CONTENT_ID]."
@@ -351,8 +353,7 @@ class DataStageConfig(Settings):
             require(not value, f"data.{key}", value, problem, remedy)
 
     def check_forget(self, config: Config) -> None:
-        """Raise InputError if `stage.action=forget` names no data set, or a setting describes how a data set is
-        made."""
+        """Raise InputError if `stage.action=forget` names no data set, or comes with settings for building one."""
         data = config.data
         remedy = "Write data.path=data:NAME."
         require(data.name == "manifest", "data.path", data.path, "is no data set that rows are in", remedy)
@@ -364,7 +365,7 @@ class DataStageConfig(Settings):
 
 
 def to_plain(value: Any) -> Any:
-    """Convert settings to a dict, and a list or a tuple to a list. Returns any other value as it is."""
+    """Convert a settings object to a dict, and a tuple to a list. Returns any other value unchanged."""
     if isinstance(value, Settings):
         return asdict(value)
     return list(value) if isinstance(value, list | tuple) else value

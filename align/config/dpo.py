@@ -1,4 +1,4 @@
-"""`stage=dpo`: train an adapter on preference pairs directly."""
+"""Settings of `stage=dpo`, which trains an adapter on preference pairs with DPO, IPO, ORPO or SimPO."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from align.config.settings import setting
 from align.core.errors import require
 
 BETAS: Mapping[str, float] = MappingProxyType({"sigmoid": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0})
-"""Loss → its default beta."""
+"""Value of `stage.loss` → default of `stage.beta`."""
 GAMMA = 1.0
 
 
@@ -50,7 +50,7 @@ class DpoConfig(training.PreferenceTrainingConfig):
 
     @property
     def has_reference(self) -> bool:
-        """True if the loss needs a reference model, the policy's start."""
+        """True if the loss (DPO or IPO) needs a reference model, which is the policy before training."""
         return self.loss in ("sigmoid", "ipo")
 
     def check_together(self) -> None:

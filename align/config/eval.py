@@ -1,4 +1,4 @@
-"""`stage=eval`: compare an artifact with the model that it started from, or several systems."""
+"""Settings of `stage=eval`, which compares an artifact with the model it was trained from, or several models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stage=export`: write an adapter or a merged model for other programs, as the group `export` says."""
+"""Settings of `stage=export`, which writes an adapter or a merged model for other programs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ class ExportStageConfig(Settings):
     name: str = "export"
 
     def check(self, config: Any) -> None:
-        """Raise InputError if `export.verify` has no use, or the private key is in the folder of the runs, which is
-        copied and shown to others."""
+        """Raise InputError if `export.verify` has no effect, or if the private key of `export.sign` is in the folder of
+        runs.
+
+        That folder is copied and shown to others.
+        """
         verify = config.export.verify
         is_used = verify is None or config.export.name == "check"
         remedy = "Drop it; export.sign=KEY signs."

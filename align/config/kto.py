@@ -1,4 +1,4 @@
-"""`stage=kto`: train an adapter on labelled answers directly."""
+"""Settings of `stage=kto`, which trains an adapter on single answers labelled as wanted or not."""
 
 from __future__ import annotations
 

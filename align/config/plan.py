@@ -1,4 +1,4 @@
-"""`stage=plan`: predict the memory, disk and time of another stage from that stage's own command line."""
+"""Settings of `stage=plan`, which predicts the memory, disk space and time of another stage's command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from align.config.settings import Settings, setting
 
 PLANNED = ("sft", "full", "reward", "ppo", "dpo", "kto")
-"""Stages whose memory is predicted."""
+"""Names of the stages whose memory `stage=plan` can predict."""
 
 
 @dataclass
@@ -52,5 +52,5 @@ class PlanConfig(PlanKeys):
 
 @cache
 def build_plan_schema(schema: type[Settings]) -> type[Any]:
-    """Return a schema with the settings of a stage and those of `PlanKeys`."""
+    """Create a settings class that has the keys of a stage's settings class and the keys of `stage=plan`."""
     return make_dataclass(f"PlanOf{schema.__name__}", [], bases=(PlanKeys, schema))

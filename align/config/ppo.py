@@ -1,4 +1,4 @@
-"""`stage=ppo`: proximal policy optimisation on an adapter."""
+"""Settings of `stage=ppo`, which trains a policy against a reward with PPO, RLOO, GRPO or REINFORCE++."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 GROUPED = ("rloo", "grpo")
-"""Estimators that compare the answers to a prompt."""
+"""Advantage estimators that compare several answers to the same prompt."""
 GROUP = 8
-"""Default number of answers to a prompt for these."""
+"""Default number of answers to each prompt for the estimators that compare them."""
 OF_CRITIC = ("value_backbone", "value_lr", "value_clip_range", "lam", "bootstrap_truncated", "whiten_rewards")
-"""Settings that only an estimator with a critic reads."""
+"""Names of the settings that only an advantage estimator with a critic (GAE) reads."""
 
 OF_REWARD = {
     "k2": "is biased as a part of the reward",
     "k3": "as a part of the reward does not restrain the policy: its gradient is that of KL(policy ‖ reference) less "
     "that of KL(reference ‖ policy), and near the reference these are equal",
 }
-"""Estimator of KL → its problem as a part of the reward. A policy gradient treats the reward as a constant, and only
-the gradient of k1 itself has expectation zero (Tang and Munos, "On a few pitfalls in KL divergence gradient
+"""KL estimator → reason why it may not be used in the reward. A policy gradient treats the reward as a constant, and
+only the gradient of k1 itself has expectation zero (Tang and Munos, "On a few pitfalls in KL divergence gradient
 estimation for RL", 2025)."""
 
 
@@ -58,7 +58,7 @@ class TripwireConfig(Settings):
     )
 
     def limits(self) -> dict[str, float | None]:
-        """Return the threshold of each tripwire, or None if it is not checked."""
+        """Return a mapping from each sign of over-optimisation to its threshold, or to None if it is not checked."""
         names = ("length_correlation", "disagreement", "kl", "entropy", "repetition")
         return {**{name: getattr(self, name) for name in names}, "collapse": 0.5 if self.collapse else None}
 
@@ -270,12 +270,12 @@ class PpoConfig(Settings):
 
     @property
     def per_prompt(self) -> int:
-        """Number of answers to each prompt, K."""
+        """Number of answers sampled to each prompt: `group_size`, or the estimator's default."""
         return self.group_size or (GROUP if self.advantage in GROUPED else 1)
 
     @property
     def effective_loss_mean(self) -> str:
-        """`loss_mean`, or its default for the estimator."""
+        """How the loss is averaged over tokens: `loss_mean`, or its default for the advantage estimator."""
         return self.loss_mean or self.default_loss_mean
 
     @property
@@ -284,7 +284,7 @@ class PpoConfig(Settings):
 
     @property
     def effective_kl_in(self) -> str:
-        """`kl_in`, or its default for the estimator."""
+        """Where the KL penalty is applied, `reward` or `loss`: `kl_in`, or its default for the advantage estimator."""
         return self.kl_in or ("loss" if self.advantage == "grpo" else "reward")
 
     def check_together(self) -> None:
@@ -316,7 +316,8 @@ class PpoConfig(Settings):
         require(divides, "stage.micro_batch", self.micro_batch, problem, "Choose a divisor.")
 
     def check_groups(self) -> None:
-        """Raise InputError if a batch has no whole groups, or the answers of a group cannot be compared."""
+        """Raise InputError if `batch_size` is not a multiple of `group_size`, or the answers of a group cannot be
+        compared."""
         can_compare = self.advantage not in GROUPED or self.per_prompt > 1
         problem = f"leaves no other answer that advantage={self.advantage} could compare with"
         remedy = "Use 2 or more, or stage.advantage=gae or reinforce_pp."
@@ -344,7 +345,7 @@ class PpoConfig(Settings):
             require(not self.max_staleness, "stage.max_draws", self.max_draws, problem, "Leave one of them out.")
 
     def check_estimator(self) -> None:
-        """Raise InputError if a setting is one that the advantage estimator does not read."""
+        """Raise InputError if a setting is changed that the advantage estimator does not read."""
         if not self.has_critic:
             for name in OF_CRITIC:
                 value = getattr(self, name)
@@ -364,8 +365,10 @@ class PpoConfig(Settings):
             require(level == "token", "stage.importance_sampling_level", level, problem, remedy)
 
     def with_derived_values(self, config: Config) -> PpoConfig:
-        """Return the settings with derived values, in one spelling, so that a value that is written out and its default
-        are the same run."""
+        """Return a copy with derived defaults filled in, and with values that equal their default set to None.
+
+        So a value that is written out and its default are the same run.
+        """
         return replace(
             self,
             kl_in=self.effective_kl_in,

@@ -1,4 +1,4 @@
-"""`stage=registry`: list, compare and trace runs, and change aliases."""
+"""Settings of `stage=registry`, which lists, compares and traces runs, and changes aliases."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "rebuild": (),
     "serve": ("host", "port", "url"),
 }
-"""Action → the keys that it reads."""
+"""Value of `stage.action` → names of the stage's settings that the action reads."""
 
 
 @dataclass
@@ -167,7 +167,8 @@ class RegistryConfig(Settings):
             self.check_forget()
 
     def check_forget(self) -> None:
-        """Raise InputError unless exactly one thing to forget is named."""
+        """Raise InputError unless exactly one of `stage.annotator`, `source`, `item` and `content_id` names data to
+        forget."""
         targets = {key: value for key in FORGETS if (value := getattr(self, key)) is not None}
         remedy = "Write one of stage.annotator=NAME, stage.source=NAME, stage.item=ID and stage.content_id=HEX."
         require(bool(targets), "stage.action", "forget", "names nothing to forget", remedy)
@@ -178,7 +179,7 @@ class RegistryConfig(Settings):
         require(bool(str(targets[last]).strip()), f"stage.{last}", targets[last], "names nothing", remedy)
 
     def check_unused(self, key: str, default: Any) -> None:
-        """Raise InputError if a key that the action does not read is set."""
+        """Raise InputError if a setting that `stage.action` does not read differs from its default."""
         value = getattr(self, key)
         *actions, last_action = [action for action, keys in READS.items() if key in keys]
         readers = f"{', '.join(actions)} or {last_action}" if actions else last_action
@@ -240,7 +241,7 @@ class RegistryConfig(Settings):
         )
 
     def check(self, config: Any) -> None:
-        """Raise InputError if `artifact` and `stage.arms` both name the alias's artifacts."""
+        """Raise InputError if both `artifact` and `stage.arms` are set, which name the artifacts for an alias."""
         is_default = config.artifact == get_defaults(type(config))["artifact"]
         problem = "names an artifact beside stage.arms, which names several"
         require(self.arms is None or is_default, "artifact", config.artifact, problem, "Drop one of the two.")

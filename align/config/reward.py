@@ -1,4 +1,4 @@
-"""`stage=reward`: train a reward model on preference pairs."""
+"""Settings of `stage=reward`, which trains a reward model on preference pairs."""
 
 from __future__ import annotations
 

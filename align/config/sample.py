@@ -1,5 +1,4 @@
-"""`stage=sample`: sample several answers to each prompt for the annotation store, or rank them by a reward
-(best-of-n)."""
+"""Settings of `stage=sample`, which samples several answers to each prompt, for annotators or for best-of-n."""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ class SampleConfig(Settings):
             self.parse_gold()
 
     def parse_gold(self) -> RewardConfig:
-        """Return the reward that `gold` describes.
+        """Parse `stage.gold`, a mapping with the name and settings of a reward, into that reward's settings object.
 
         Raises:
             InputError: it describes no reward.

@@ -1,4 +1,4 @@
-"""`stage=serve`: serve many adapters on one base with OpenAI's API, for many tenants."""
+"""Settings of `stage=serve`, which serves many adapters on one base model with OpenAI's API."""
 
 from __future__ import annotations
 
@@ -101,7 +101,8 @@ class ServeConfig(Settings):
         {"serve": self.check_server, "key": self.check_key, "tenants": self.check_tenants}[self.action]()
 
     def check_server(self) -> None:
-        """Raise InputError if other machines could reach a server without keys."""
+        """Raise InputError if other machines could reach a server without API keys, or `stage.url` is missing or
+        invalid."""
         if self.keys is None:
             problem = "without stage.keys the server lets in anyone who reaches it"
             remedy = "Make a key file with stage.action=key, and add stage.keys=FILE"
@@ -112,7 +113,7 @@ class ServeConfig(Settings):
         self.refuse_changes("tenant")
 
     def refuse_changes(self, *further_keys: str) -> None:
-        """Raise InputError if a setting of `stage.action=key` is given to another action."""
+        """Raise InputError if a setting for changing tenants (`stage.action=key`) is set with another action."""
         changes = [key for key in (*further_keys, "admin", *LIMITS, "revoke") if getattr(self, key) is not None]
         if self.lift:
             changes.append("lift")
@@ -127,7 +128,8 @@ class ServeConfig(Settings):
         self.refuse_changes()
 
     def check_key(self) -> None:
-        """Raise InputError if the key file or the tenant is missing, or a limit is set and lifted at once."""
+        """Raise InputError if `stage.action=key` lacks a key file or a valid tenant, or sets and lifts the same
+        limit."""
         require(self.keys is not None, "stage.keys", None, "stage.action=key needs a key file", "Add stage.keys=FILE.")
         is_name = self.tenant is not None and NAME.fullmatch(self.tenant) is not None
         problem = "is no name of a tenant" if self.tenant else "stage.action=key needs a tenant"
@@ -141,7 +143,7 @@ class ServeConfig(Settings):
         require(not both, "stage.lift", both, "is set and taken away in one command", "Leave one of the two out.")
 
     def check(self, config: Any) -> None:
-        """Raise InputError if the key file is in the folder of the runs, which is copied and shown to others."""
+        """Raise InputError if the file of API keys is in the folder of runs, which is copied and shown to others."""
         if self.keys is None:
             return
         is_public = parse_user_path(self.keys, "stage.keys").resolve().is_relative_to(config.run.folder.resolve())

@@ -1,4 +1,4 @@
-"""`stage=sft` and `stage=full`: supervised instruction tuning."""
+"""Settings of `stage=sft` and `stage=full`, supervised fine-tuning of an adapter or of all weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that stages of supervised training share, declared once."""
+"""Settings that SFT, reward modelling, DPO, KTO and PPO share, such as learning rate and batch size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 def declare_lr(column: str) -> Any:
-    """Declare the learning rate of a stage, which is empty by default.
+    """Return a field for the setting `lr` of a stage, which is None by default, with the default rates in its help
+    text.
 
     Args:
         column: of the table in `align.config.rates`.
@@ -28,17 +29,17 @@ def declare_lr(column: str) -> Any:
 
 
 def declare_batch_size(rows: str) -> Any:
-    """Declare the setting `batch_size` of a stage."""
+    """Return a field for the setting `batch_size`, by default 16, with the unit `rows` in its help text."""
     return setting(16, f"{rows} in one optimiser step.", above=0)
 
 
 def declare_micro_batch(rows: str) -> Any:
-    """Declare the setting `micro_batch` of a stage, the rows of one forward pass."""
+    """Return a field for the setting `micro_batch`, the rows in one forward pass, by default 8."""
     return setting(8, f"{rows} that go through the model at once; memory grows with it.", above=0)
 
 
 def declare_warmup(share: float, max_share: float | None = None) -> Any:
-    """Declare the setting `warmup` of a stage, a share of the steps."""
+    """Return a field for the setting `warmup`, the share of the steps over which the learning rate rises."""
     meaning = "Share of the steps over which the learning rate rises."
     return setting(share, meaning, at_least=0, at_most=max_share, below=None if max_share else 1)
 
@@ -56,7 +57,7 @@ def declare_weight_decay() -> Any:
 
 
 def declare_save_every(default: int, steps: str = "Steps") -> Any:
-    """Declare the setting `save_every` of a stage."""
+    """Return a field for the setting `save_every`, the number of steps between two checkpoints."""
     return setting(default, f"{steps} between two checkpoints.", above=0)
 
 
@@ -123,7 +124,9 @@ class TrainingConfig(Settings):
     gradient_checkpointing: str = declare_gradient_checkpointing()
 
     def check_together(self) -> None:
-        """Set `batch_size` by `gradient_accumulation`, so that both spellings are one run, and check the settings.
+        """Validate the settings, and replace `gradient_accumulation` by the `batch_size` that it implies, in place.
+
+        So both spellings are the same run.
 
         Raises:
             InputError: the two contradict each other, a batch is not whole micro-batches, or `publish` or `patience`
@@ -166,13 +169,13 @@ class PreferenceTrainingConfig(TrainingConfig):
 
 
 def require_consistent_batch_size(batch: int, passes: int, micro: int) -> None:
-    """Raise InputError unless `stage.batch_size` is gradient accumulation steps times the micro-batch."""
+    """Raise InputError unless `stage.batch_size` is `stage.gradient_accumulation` times `stage.micro_batch`."""
     problem = f"is not stage.gradient_accumulation={passes} times stage.micro_batch={micro}"
     require(batch == passes * micro, "stage.batch_size", batch, problem, "Give one of the two.")
 
 
 def require_held_out_rows(eval_every: int | None, held_out: int, share_key: str) -> None:
-    """Raise InputError if the held-out loss is to be measured and nothing is held out.
+    """Raise InputError if `stage.eval_every` asks for the held-out loss and there are no held-out rows.
 
     Args:
         held_out: number of held-out rows or pairs.
@@ -184,7 +187,7 @@ def require_held_out_rows(eval_every: int | None, held_out: int, share_key: str)
 
 
 def require_preference_data(data: DataConfig, is_default_share: bool) -> None:
-    """Raise InputError unless `data=` has preference pairs with a held-out part.
+    """Raise InputError if `data=` cannot hold preference pairs, or its settings contradict `stage.held_out`.
 
     Args:
         is_default_share: whether `stage.held_out` is at its default.
@@ -220,8 +223,7 @@ def require_preference_data(data: DataConfig, is_default_share: bool) -> None:
 
 
 def require_divisible_batch(stage: Any, world_size: int) -> None:
-    """Raise InputError unless the rows of an optimiser step can be divided evenly among the ranks, in whole
-    micro-batches.
+    """Raise InputError unless an optimiser step's batch can be divided evenly among the ranks, in whole micro-batches.
 
     Args:
         stage: the settings of a stage. One without optimiser steps fits any number of ranks.

@@ -1,4 +1,4 @@
-"""`stage=verify`: check that PPO computes correctly on this base, method and precision."""
+"""Settings of `stage=verify`, which checks that PPO computes correctly on a base model, method and precision."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class VerifyConfig(PpoConfig):
     )
 
     def with_derived_values(self, config: Config) -> VerifyConfig:
-        """Return the settings of PPO with derived values, and `rows` rounded up to whole groups."""
+        """Return a copy with PPO's derived defaults filled in, and `rows` rounded up to a multiple of the answers per
+        prompt."""
         settings = super().with_derived_values(config)
         assert isinstance(settings, VerifyConfig)
         return replace(settings, rows=-(-self.rows // self.per_prompt) * self.per_prompt)
