@@ -92,8 +92,10 @@ class AnnotateConfig(Settings):
             require(has_one_target, "stage.item", self.item, problem, remedy)
 
     def check_server(self) -> None:
-        """Raise InputError if other machines could reach a demo server without accounts, or `stage.url` is missing or
-        invalid."""
+        """Raise InputError if other machines could reach a demo server without accounts, or `stage.url` is invalid.
+
+        A server that other machines reach must have a `stage.url`.
+        """
         if self.demo:
             problem = "stage.demo=true lets in anyone with a link, without an account"
             remedy = "Leave stage.host at 127.0.0.1, or stage.demo=true out."

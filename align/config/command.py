@@ -63,8 +63,7 @@ def iter_command_words(config: Mapping[str, Any], refs: Mapping[str, str]) -> It
 
 
 def is_unused_default_reward(reward: str, values: Mapping[str, Any], refs: Mapping[str, str]) -> bool:
-    """Return whether a run's reward is just the unused default: `learned` with the default reference, and no such
-    input."""
+    """Return whether `reward` is `learned` with the default reference, although the run read no reward model."""
     ref = "reward.ref"
     return (
         reward == "learned" and values.get(ref) == list_declared_keys()[ref][1] and list_input_names()[ref] not in refs
@@ -72,8 +71,10 @@ def is_unused_default_reward(reward: str, values: Mapping[str, Any], refs: Mappi
 
 
 def flatten_settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) for every setting in nested mappings. A setting whose value is a mapping is one
-    value."""
+    """Yield (dotted key, value) for every setting in nested mappings.
+
+    A setting whose value is a mapping is one value.
+    """
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and key not in STOPS:

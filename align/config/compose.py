@@ -242,8 +242,10 @@ def parse_choice_names(group: str, value: str) -> list[str]:
 
 
 def compose_groups(choices: Mapping[str, str], user_config_dir: Path | None) -> Composed:
-    """Compose the chosen group files with Hydra, without values from the command line. Returns a copy of the cached
-    tree."""
+    """Compose the chosen group files with Hydra, without values from the command line.
+
+    Returns a copy of the cached tree.
+    """
     arguments = []
     for group, value in choices.items():
         names = [quote_for_hydra(name) for name in parse_choice_names(group, value)]

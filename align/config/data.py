@@ -310,8 +310,7 @@ class DataStageConfig(Settings):
         return texts
 
     def check(self, config: Config) -> None:
-        """Raise InputError if the stage has no sources, or a setting elsewhere in the configuration has no effect on
-        it."""
+        """Raise InputError if the stage has no sources, or a setting of another group has no effect on it."""
         is_used = (self.action == FORGET) == (self.forget is not None)
         problem = "goes with stage.action=forget, and with no other action"
         remedy = "Write stage.action=forget data.path=data:NAME stage.forget=[CONTENT_ID]."

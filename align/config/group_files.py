@@ -21,8 +21,7 @@ SWEEPS = "sweeper.params"
 
 
 def find_conf_dir() -> Path:
-    """Return the folder `conf` with the shipped configuration files: inside the package in a wheel, beside it
-    otherwise."""
+    """Return the folder of the shipped configuration files: in a wheel inside the package, otherwise beside it."""
     package = Path(__file__).resolve().parent.parent
     in_wheel = package / "conf"
     return in_wheel if in_wheel.is_dir() else package.parent / "conf"
@@ -93,8 +92,10 @@ def iter_nested_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[
 
 
 def refuse_settings_of_hydra(files: Sequence[LoadedGroupFile]) -> None:
-    """Raise InputError if a user's file sets a key below `hydra.`, which has no effect, other than
-    `hydra.sweeper.params`."""
+    """Raise InputError if a user's file sets a key below `hydra.` other than `hydra.sweeper.params`.
+
+    Such a key would have no effect.
+    """
     for path, package, values in files:
         if find_conf_dir() in path.parents:
             continue

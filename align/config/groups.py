@@ -404,8 +404,7 @@ def check_args(field: str, arguments: Any, decided: Mapping[str, str]) -> None:
 
 
 def format_arguments(arguments: Mapping[str, Any] | None) -> list[str]:
-    """Convert a mapping of arguments to command-line words: `--name=value`, and `--name` or `--no-name` for
-    booleans."""
+    """Convert a mapping of arguments to command-line words: `--name=value`, or for booleans `--name`, `--no-name`."""
     words = []
     for name, value in (arguments or {}).items():
         dashed = str(name).replace("_", "-")

@@ -14,8 +14,7 @@ from align.config.stages import ALWAYS, STAGES, load_schema
 
 @cache
 def list_input_names() -> Mapping[str, str]:
-    """Return a mapping from each configuration key that names a run's input to the input's name: `data.path` →
-    `data`."""
+    """Return the configuration keys that name a run's inputs: key → name of the input, such as `data.path` → `data`."""
     return {key: declared.names for key, (declared, _) in list_declared_keys().items() if declared.names}
 
 

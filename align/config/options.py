@@ -78,8 +78,7 @@ class CommandLine:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The option `--config-dir` with its value, as words to pass to every job of a sweep; empty if it is not
-        set."""
+        """The words `--config-dir DIR` to pass to every job of a sweep; empty if the option is not set."""
         return ("--config-dir", str(self.config_dir)) if self.config_dir else ()
 
 

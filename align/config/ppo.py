@@ -275,7 +275,7 @@ class PpoConfig(Settings):
 
     @property
     def effective_loss_mean(self) -> str:
-        """How the loss is averaged over tokens: `loss_mean`, or its default for the advantage estimator."""
+        """The kind of mean over tokens that the loss is: `loss_mean`, or its default for the advantage estimator."""
         return self.loss_mean or self.default_loss_mean
 
     @property
@@ -284,7 +284,7 @@ class PpoConfig(Settings):
 
     @property
     def effective_kl_in(self) -> str:
-        """Where the KL penalty is applied, `reward` or `loss`: `kl_in`, or its default for the advantage estimator."""
+        """`reward` or `loss`, to which the KL penalty is added: `kl_in`, or the advantage estimator's default."""
         return self.kl_in or ("loss" if self.advantage == "grpo" else "reward")
 
     def check_together(self) -> None:
@@ -316,8 +316,7 @@ class PpoConfig(Settings):
         require(divides, "stage.micro_batch", self.micro_batch, problem, "Choose a divisor.")
 
     def check_groups(self) -> None:
-        """Raise InputError if `batch_size` is not a multiple of `group_size`, or the answers of a group cannot be
-        compared."""
+        """Raise InputError if `batch_size` is not a multiple of `group_size`, or a group has no answers to compare."""
         can_compare = self.advantage not in GROUPED or self.per_prompt > 1
         problem = f"leaves no other answer that advantage={self.advantage} could compare with"
         remedy = "Use 2 or more, or stage.advantage=gae or reinforce_pp."

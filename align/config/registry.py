@@ -167,8 +167,8 @@ class RegistryConfig(Settings):
             self.check_forget()
 
     def check_forget(self) -> None:
-        """Raise InputError unless exactly one of `stage.annotator`, `source`, `item` and `content_id` names data to
-        forget."""
+        """Raise InputError unless exactly one of `annotator`, `source`, `item` and `content_id` is set, and not
+        blank."""
         targets = {key: value for key in FORGETS if (value := getattr(self, key)) is not None}
         remedy = "Write one of stage.annotator=NAME, stage.source=NAME, stage.item=ID and stage.content_id=HEX."
         require(bool(targets), "stage.action", "forget", "names nothing to forget", remedy)

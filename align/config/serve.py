@@ -101,8 +101,10 @@ class ServeConfig(Settings):
         {"serve": self.check_server, "key": self.check_key, "tenants": self.check_tenants}[self.action]()
 
     def check_server(self) -> None:
-        """Raise InputError if other machines could reach a server without API keys, or `stage.url` is missing or
-        invalid."""
+        """Raise InputError if other machines could reach a server without API keys, or `stage.url` is invalid.
+
+        A server that other machines reach must have a `stage.url`.
+        """
         if self.keys is None:
             problem = "without stage.keys the server lets in anyone who reaches it"
             remedy = "Make a key file with stage.action=key, and add stage.keys=FILE"
@@ -128,8 +130,7 @@ class ServeConfig(Settings):
         self.refuse_changes()
 
     def check_key(self) -> None:
-        """Raise InputError if `stage.action=key` lacks a key file or a valid tenant, or sets and lifts the same
-        limit."""
+        """Raise InputError if `stage.action=key` has no key file or valid tenant, or both sets and lifts a limit."""
         require(self.keys is not None, "stage.keys", None, "stage.action=key needs a key file", "Add stage.keys=FILE.")
         is_name = self.tenant is not None and NAME.fullmatch(self.tenant) is not None
         problem = "is no name of a tenant" if self.tenant else "stage.action=key needs a tenant"

@@ -46,8 +46,8 @@ class Stage:
     only_with: Mapping[str, str] = field(default_factory=dict)
 
     def reads_with(self, settings: Any) -> tuple[str, ...]:
-        """Return the parts of the configuration, such as `model`, that the stage reads with these settings under
-        `stage`."""
+        """Return the parts of the configuration, such as `model`, that the stage reads with these settings of its
+        own."""
         values = settings if isinstance(settings, Mapping) else {}
         return tuple(p for p in self.reads if p not in self.only_with or values.get(self.only_with[p]) is not None)
 

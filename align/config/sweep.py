@@ -1,5 +1,4 @@
-"""Expansion of a command line with sweeps (`-m`) into jobs, in Hydra's grammar and in the order of its basic
-sweeper."""
+"""Expansion of a command line with sweeps (`-m`) into jobs, in the grammar and the order of Hydra."""
 
 from __future__ import annotations
 
@@ -148,8 +147,7 @@ def is_swept(key: str, value: str) -> bool:
 
 
 def expand_sweep(key: str, value: str, composer: Composer) -> list[tuple[str, str]]:
-    """Return the values of a sweep such as `range(0,3)`, each as (text as the user typed it, text as Hydra formats
-    it)."""
+    """Return the values of a sweep such as `range(0,3)`, each as (text that was typed, text as Hydra formats it)."""
     override = parse_sweep(key, value, composer)
     try:
         formatted = list(islice(override.sweep_string_iterator(), MOST_JOBS + 1))
@@ -214,8 +212,7 @@ def get_run_location(job: Job) -> RunLocation:
 
 
 def require_distinct_run_folders(jobs: Sequence[Job]) -> None:
-    """Raise InputError if two jobs with different swept values have the same run folder, or a run's name is too
-    long."""
+    """Raise InputError if two different jobs of a sweep have the same run folder, or a run's name is too long."""
     job_by_location: dict[RunLocation, Job] = {}
     for job in jobs:
         name = job.config.run.name

@@ -23,7 +23,7 @@ from align.config.training import require_consistent_batch_size
 from align.core.errors import InputError, find_lone_surrogate
 
 BOTH = {"stage.batch_size", "stage.gradient_accumulation"}
-"""Two keys that set the batch size."""
+"""The two keys that both set the batch size, and so may contradict each other."""
 
 
 def quote_for_hydra(text: str) -> str:

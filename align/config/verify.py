@@ -24,8 +24,7 @@ class VerifyConfig(PpoConfig):
     )
 
     def with_derived_values(self, config: Config) -> VerifyConfig:
-        """Return a copy with PPO's derived defaults filled in, and `rows` rounded up to a multiple of the answers per
-        prompt."""
+        """Return a copy with PPO's derived defaults filled in, and `rows` rounded up to whole groups of answers."""
         settings = super().with_derived_values(config)
         assert isinstance(settings, VerifyConfig)
         return replace(settings, rows=-(-self.rows // self.per_prompt) * self.per_prompt)

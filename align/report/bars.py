@@ -46,8 +46,7 @@ def shorten_name(name: str) -> str:
 
 
 def compute_axis_ticks(parts: Parts) -> list[float]:
-    """Return at most six evenly spaced round numbers as ticks of a bar chart's axis, from 0 to the longest bar or
-    more."""
+    """Return at most six round, evenly spaced ticks for a bar chart's axis, from 0 to at least the longest bar."""
     largest = max(*map(sum, zip(*parts.values(), strict=True)), 1.0)
     power = 10.0 ** math.floor(math.log10(largest / 5))
     step = next(step for factor in (1, 2, 5, 10) if (step := max(factor * power, 1.0)) * 5 >= largest)

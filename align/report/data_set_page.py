@@ -211,8 +211,10 @@ SCORE_LABELS = {"loss": "loss, nats a token", "reward": "score"}
 
 
 def describe_unscored(data: Mapping[str, Any]) -> str:
-    """Return a phrase on the number of a data set's rows without a score; empty if every row has one or none were
-    scored."""
+    """Return a phrase on the number of a data set's rows without a score, or an empty text if there are none.
+
+    Also empty if rows were not scored.
+    """
     count = sum(source["unscored"] for source in data.get("scores", {}).get("sources", {}).values())
     reason = "without a score, because it has nothing to score or is longer than the model's context: kept"
     return f"{pluralize(count, 'row')} {reason}" if count else ""
@@ -397,8 +399,7 @@ def add_data_set_body(report: Report, view: RunView) -> None:
 
 
 def add_sources(report: Report, sources: Sequence[Mapping[str, Any]]) -> None:
-    """Add a table to the report page of the numbers of rows read, dropped by each step and kept, one column per
-    source."""
+    """Add a table to the report page with the rows read, dropped by each step and kept, one column per source."""
     names = [source["name"] for source in sources]
     losses = [dict(iter_drop_counts(source)) for source in sources]
     rows: list[tuple[Any, ...]] = [("read", *map(count_read_rows, sources))]

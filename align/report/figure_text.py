@@ -37,7 +37,7 @@ def format_figure(value: Any) -> str:
 
 
 def format_interval(figure: Mapping[str, Any], digits: str = ".3f") -> str:
-    """Format `{value, low, high}` as `0.812 [0.760, 0.856]`, or as `0.812 (no interval)` without bounds.
+    """Format an interval `{value, low, high}` as text: `0.812 [0.760, 0.856]`, or `0.812 (no interval)` without bounds.
 
     Args:
         digits: format specification. If it would round a number to 0, two significant digits are used instead.
@@ -68,7 +68,7 @@ def describe_change(before: float, after: float) -> str:
 
 
 NO_BREAK = "\u00a0"
-"""A no-break space."""
+"""The no-break space, which stands before a percent sign."""
 
 
 def format_percent(value: Any) -> str:
@@ -95,7 +95,7 @@ def note_small_sample(n: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration as `42 seconds`, `12 minutes` or `3 h 20 min`."""
+    """Format a duration in seconds as text, such as `42 seconds`, `12 minutes` or `3 h 20 min`."""
     if seconds < 90:
         return f"{seconds:.0f} seconds" if round(seconds) != 1 else "1 second"
     if seconds < 90 * 60:
@@ -114,8 +114,7 @@ def format_timestamp(iso: str, clock: str = "%H:%M") -> str:
 
 
 def escape_unprintable(text: str) -> str:
-    """Replace every unprintable character, such as line breaks and control characters, by its Python escape
-    sequence."""
+    """Replace every unprintable character, such as a line break or a control character, by its Python escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
@@ -131,7 +130,7 @@ def align_columns(lines: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def pluralize(n: int, noun: str) -> str:
-    """Format a number with its noun in the singular or plural: `1 prompt`, `2,000 prompts`."""
+    """Format a count with its noun in the singular or plural, such as `1 prompt` or `2,000 prompts`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
@@ -148,8 +147,10 @@ def is_bounded(interval: Mapping[str, Any]) -> bool:
 
 
 def flatten_metrics(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) for every metric in nested mappings. A mapping with `value`, `low`, `high` is one
-    value."""
+    """Yield (dotted key, value) for every metric in nested mappings.
+
+    A mapping with `value`, `low`, `high` is one value.
+    """
     for name, value in figures.items():
         if isinstance(value, Mapping) and not is_interval(value):
             yield from flatten_metrics(value, f"{prefix}{name}.")

@@ -131,8 +131,10 @@ def summarize_ppo_run(view: RunView) -> str:
 
 
 def describe_published_policy(view: RunView) -> str:
-    """Return sentences comparing PPO's published policy with the initial one on held-out prompts; empty without
-    these."""
+    """Return sentences comparing PPO's published policy with the initial one on held-out prompts, if there are any.
+
+    Otherwise returns an empty text.
+    """
     metrics = view.metrics
     if "objective_after" not in metrics:
         return ""
@@ -251,8 +253,10 @@ def describe_best_of_gain(means: Mapping[str, Any]) -> str:
 
 
 def summarize_export_run(view: RunView) -> str:
-    """Return sentences on the KL divergence of an exported model from the trained one, and on failed or missing
-    checks."""
+    """Return sentences on the KL divergence of an exported model from the trained one, and on failed checks.
+
+    Missing engines are named too.
+    """
     metrics = view.metrics
     checks = metrics["checks"]
     done_checks = [check for check in checks if check["bound"] and check["verdict"] != "not checked"]
@@ -368,7 +372,6 @@ def describe_small_sample(n: int, noun: str) -> str:
 
 
 def join_sentences(sentences: Sequence[str]) -> str:
-    """Join sentences with spaces, leaving out empty ones, and set no-break spaces before % and typographic minus
-    signs."""
+    """Join the sentences that are not empty, with no-break spaces before % and typographic minus signs."""
     text = " ".join(filter(None, sentences)).replace(" %", f"{NO_BREAK}%")
     return re.sub(r"(?<![\w.])-(?=\d)", "−", text)

@@ -28,7 +28,7 @@ from align.run.manifest import Manifest
 from align.track import Progress
 
 WRITE_INTERVAL_S = 20.0
-"""Minimum seconds between two writes of the page."""
+"""Minimum number of seconds between two writes of a run's `report.html`."""
 REFRESH_S = 20
 """Seconds after which an open page of a running run reloads itself."""
 MAX_TIME_SHARE = 0.02
@@ -255,8 +255,7 @@ def add_unfinished_sections(
     origins_heading: str = "Inputs and settings",
     figures_heading: str = "So far",
 ) -> None:
-    """Add the sections of an unfinished run to the report page: inputs and settings, newest metrics, curves, first
-    rows."""
+    """Add the sections of an unfinished run to the report page: settings, newest metrics, curves, training rows."""
     report.heading(origins_heading).facts(list_origins(view))
     if view.rows:
         add_latest_figures(report.heading(figures_heading), view)

@@ -1,5 +1,4 @@
-"""The section of a report on a run's inputs and settings: command, base model, data, hyperparameters, hardware,
-code."""
+"""The section of a report on a run's inputs and settings: command, base model, data, hardware, code."""
 
 from __future__ import annotations
 
@@ -294,8 +293,10 @@ def describe_running_time(manifest: Manifest) -> str:
 
 
 def describe_machine(manifest: Manifest, config: Mapping[str, Any]) -> str:
-    """Return the run's device, dtype, machine type and number of CPUs as text, from its manifest or its
-    configuration."""
+    """Return the run's device, dtype, machine type and number of CPUs as text.
+
+    Device and dtype are from its configuration if the manifest lacks them.
+    """
     hardware = manifest.hardware
     parts = [str(hardware.get(key) or config.get(key)) for key in ("device", "dtype") if key in config]
     parts = [part for part in parts if part != "auto"]
@@ -307,8 +308,7 @@ def describe_machine(manifest: Manifest, config: Mapping[str, Any]) -> str:
 
 
 def describe_code(manifest: Manifest) -> Iterator[str]:
-    """Yield a phrase with the git commit and the digest of align's code, and one on the working folder's other
-    commit."""
+    """Yield a phrase on the git commit and digest of align's code, and one on the working folder's other commit."""
     commit = manifest.commit.rstrip("+")
     digest = f"sha256 {manifest.code[:DIGITS]}…" if manifest.code else ""
     if commit:

@@ -1,4 +1,4 @@
-"""HTML pages that are built block by block.
+"""Self-contained HTML report pages, built block by block from headings, text, tables and plots.
 
 Each block is a macro of `templates/blocks.html`, and a method that returns the report:
 
@@ -126,7 +126,7 @@ def load_report_templates() -> Environment:
 
 
 class Report:
-    """An HTML page that is built block by block. Its methods append blocks and return the report.
+    """An HTML report page, whose methods each append a block, such as a table or a plot, and return the page.
 
     Args:
         title: title and heading of the page.

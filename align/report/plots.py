@@ -34,12 +34,14 @@ SMOOTHED_FROM = 24
 MAX_POINTS = 600
 """Maximum number of points of a line. Neighbouring points of a longer series are averaged."""
 MARKED_BELOW = 12
-"""Number of points below which each point has a marker."""
+"""Number of points of a line below which each point is drawn with a marker."""
 
 
 def render_figure(figure: Figure, format: Literal["svg", "png"] = "svg", transparent: bool = False) -> bytes:
-    """Render a matplotlib figure as SVG or PNG. Equal figures give equal bytes: no date, and SVG ids from a fixed
-    salt."""
+    """Render a matplotlib figure as SVG or PNG.
+
+    Equal figures give equal bytes: no date, and SVG ids from a fixed salt.
+    """
     import matplotlib
 
     buffer = io.BytesIO()
@@ -139,8 +141,10 @@ def get_block_size(n_points: int) -> int:
 
 
 def average_blocks(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Reduce a series to at most MAX_POINTS points by averaging neighbours. Each mean is at the last step of its
-    block."""
+    """Reduce a series to at most MAX_POINTS points by averaging neighbours.
+
+    Each mean is at the last step of its block.
+    """
     size = get_block_size(len(points)) or 1
     blocks = (points[i : i + size] for i in range(0, len(points), size))
     return [(block[-1][0], sum(y for _, y in block) / len(block)) for block in blocks]
@@ -213,8 +217,10 @@ def load_tick_formatter() -> type[Formatter]:
 
 
 def format_tick_labels(values: Sequence[float]) -> list[str]:
-    """Format the tick values of an axis as labels, all in scientific notation if all are below 1e-3 or one is 1e7 or
-    more."""
+    """Format the tick values of an axis as labels, all in scientific notation if they are tiny or one is huge.
+
+    Tiny is below 1e-3, huge is 1e7 or more.
+    """
     largest = max(map(abs, values), default=0.0)
     if 0 < largest < 1e-3 or largest >= 1e7:
         return [format_scientific(value) for value in values]
@@ -298,8 +304,7 @@ def get_error_bar(interval: tuple[float, float, float]) -> list[list[float]]:
 
 
 def draw_reliability(bins: Sequence[CalibrationBin], title: str = "") -> Figure:
-    """Draw a reliability diagram: observed against predicted win shares with 95 % intervals, and the count of each
-    bin."""
+    """Draw a reliability diagram: observed against predicted win shares, with 95 % intervals and counts."""
     figure, ax = create_axes("predicted chance that the first answer wins", "share that won", title, SMALL)
     ax.plot([0, 1], [0, 1], color="#8c8c8c", linestyle="--", linewidth=1.2, label="perfectly calibrated")
     predicted = [b.predicted for b in bins]

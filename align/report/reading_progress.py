@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from align.report.figure_text import format_duration, format_percent
 
 OFTEN_S = 10.0
-"""Minimum seconds between two progress lines of one source or step."""
+"""Minimum number of seconds between two printed progress lines of one source or step."""
 MANY = 200_000
 """Minimum number of rows for which the start of a processing step is printed."""
 

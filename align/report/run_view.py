@@ -57,7 +57,7 @@ class RunView:
         return read_rows(self.folder / name)
 
     def iter_stream(self, name: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a JSONL file one by one, so that a few rows of a large file can be read.
+        """Yield the rows of a JSONL file in the run's folder one by one, without reading the whole file at once.
 
         Stops at a line without a line break, which a crash cut short.
         """

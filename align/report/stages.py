@@ -506,8 +506,7 @@ SECTIONS: Mapping[str, Callable[[Report, RunView], None]] = {
 
 
 def iter_notes(view: RunView) -> Iterator[str]:
-    """Yield the notes in a run's metrics for the top of its report, and one about simulated annotators if it used
-    them."""
+    """Yield the notes for the top of a run's report: from its metrics, and about simulated annotators if it had any."""
     for key in ("judge_notes", "notes"):
         yield from view.metrics.get(key, ())
     if view.manifest.stage == "annotate" and view.settings["action"] == "simulate":

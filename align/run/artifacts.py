@@ -260,7 +260,7 @@ def load_alias_target(arm: AliasTarget, change: Change, ref: str, root: Path, fi
 
 
 def has_published(folder: Path, manifest: Manifest, digest: str) -> bool:
-    """Return whether a run is done and published an artifact with this digest."""
+    """Return whether a run is finished and its artifact has this digest."""
     return manifest.done and digest == (manifest.digest or load_artifact(folder, str(folder), verify=False).digest)
 
 
@@ -300,8 +300,7 @@ def find_run(stages: Sequence[str], name: str, root: Path, ref: str, field_name:
 
 
 def list_done_runs(stages: Sequence[str], root: Path) -> list[Path]:
-    """Return the folders of the finished runs of some stages, newest first, without export checks, which have no
-    output."""
+    """Return the folders of the finished runs of some stages that published something, newest first."""
     publications = []
     for stage in stages:
         for path in (root / stage).glob("*/manifest.json"):

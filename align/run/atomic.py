@@ -18,7 +18,7 @@ from align.core.errors import InputError, StorageError
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 WITHOUT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
-"""Errors of systems and file systems that cannot exchange two names, such as macOS and NFS."""
+"""Error numbers on systems and file systems that cannot swap two names, such as macOS and NFS."""
 
 
 @contextmanager
@@ -72,8 +72,10 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
 
 def replace_folder(scratch: Path, target: Path) -> None:
-    """Flush the files of `scratch` to disk and rename it to `target`. An older folder there is swapped out and
-    deleted."""
+    """Flush the files of `scratch` to disk and rename it to `target`.
+
+    An older folder there is swapped out and deleted.
+    """
     _sync_files(scratch)
     if not (target.is_dir() and any(target.iterdir())):
         os.replace(scratch, target)  # POSIX renames over an empty folder

@@ -68,8 +68,10 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
 
 
 def remove_old_checkpoints(checkpoints: Path, keep_count: int, best: Path | None = None) -> None:
-    """Delete all but the newest `keep_count` checkpoints. If `best` is older, it is kept in place of the oldest of
-    these."""
+    """Delete all but the newest `keep_count` checkpoints.
+
+    If `best` is older, it is kept in place of the oldest of these.
+    """
     retained = list_checkpoints(checkpoints)[:keep_count]
     if best is not None and best not in retained:
         retained[-1] = best
@@ -79,7 +81,7 @@ def remove_old_checkpoints(checkpoints: Path, keep_count: int, best: Path | None
 
 
 def sibling_checkpoint(checkpoint: Path, step: int) -> Path:
-    """Return the folder of another checkpoint of the same run."""
+    """Return the path of the checkpoint of step `step` beside another checkpoint of the same run."""
     return checkpoint.with_name(f"checkpoint-{step}")
 
 

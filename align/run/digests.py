@@ -1,5 +1,7 @@
-"""SHA-256 digests of files, folders and JSON values. Digests of large files are cached while the files do not
-change."""
+"""SHA-256 digests of files, folders and JSON values.
+
+Digests of large files are cached while the files do not change.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,11 @@ from align.core.outputs import replace_file
 LARGE = 8 * 2**20
 """Size in bytes from which the digest of a file is cached. A smaller file is read each time, in milliseconds."""
 SETTLED_S = 2.0
-"""Seconds that a file must be unchanged before its digest is cached: a second change within one tick of the file
-system's clock would leave the same times (Git calls such an entry racily clean)."""
+"""Seconds for which a file must have been unchanged before its digest is cached.
+
+A second change within one tick of the file system's clock would leave the same times (Git calls such an entry racily
+clean).
+"""
 
 
 class FileState(NamedTuple):
@@ -37,8 +42,7 @@ class FileState(NamedTuple):
     changed_ns: int
 
     def is_settled(self, now: float) -> bool:
-        """Return True if the last change of the file was more than `SETTLED_S` before `now`, in seconds since the
-        epoch."""
+        """Return True if the file last changed more than `SETTLED_S` before `now`, in seconds since the epoch."""
         return now - max(self.modified_ns, self.changed_ns) / 1e9 > SETTLED_S
 
 
@@ -177,12 +181,15 @@ def json_digest(value: Any) -> str:
 
 
 def folder_digest(folder: Path, patterns: Iterable[str] = ("*",)) -> str:
-    """Return the SHA-256 over the names and contents of the files in `folder` that match `patterns`, in hex."""
+    """Return the SHA-256 in hex over the names and contents of the files in a folder that match the glob `patterns`.
+
+    The pattern `*` does not match files in subfolders.
+    """
     return files_digest(match_files(folder, patterns))
 
 
 def files_digest(files: Iterable[Path]) -> str:
-    """Return the SHA-256 over the names and contents of files, in hex."""
+    """Return the SHA-256 in hex over the names and contents of files, in the order given."""
     return json_digest([[p.name, lookup_digest(p)] for p in files])
 
 

@@ -1,4 +1,4 @@
-"""A run's headline metrics: written to a file whose digest is in the manifest, and checked against it when read.
+"""A run's `metrics.json`: writing it, and reading it with a check against its digest in the manifest.
 
 The manifest repeats the metrics of `metrics.json`. Gates, the registry and model cards read the file and learn whether
 it still agrees with the manifest.

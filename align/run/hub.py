@@ -110,8 +110,10 @@ def split_files(repo: str, revision: str | None, subset: str | None, split: str,
 
 @contextmanager
 def convert_hub_errors(repo: str, revision: str | None, field_name: str) -> Iterator[None]:
-    """Convert exceptions of the hub's client in the block to an InputError with a remedy, or for a full disk a
-    StorageError."""
+    """Convert exceptions of the hub's client in the block to an InputError with a remedy.
+
+    A full disk becomes a StorageError.
+    """
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import (
         EntryNotFoundError,

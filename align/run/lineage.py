@@ -1,4 +1,4 @@
-"""Lineage: the graph of runs, in which an edge says that one run read what another one made.
+"""Search in the graph of runs for the runs that made a run's inputs, and for the runs that were made from it.
 
 An input is identified by its digest; its path and its run's name are hints. A parent that was removed is yielded as
 `GoneRun`, never skipped, so that the caller decides how to treat it.
@@ -73,8 +73,10 @@ def find_base_producer(base: Base, root: Path) -> Path | GoneRun | None:
 
 
 def read_base_producer(base: Base, root: Path) -> Manifest | GoneRun | None:
-    """Return the manifest of the run that published base weights, `GoneRun` if that run is gone, None if there was
-    none."""
+    """Return the manifest of the run that published base weights, or None if they are not from a run.
+
+    Returns `GoneRun` if that run was removed.
+    """
     folder = find_base_producer(base, root)
     return read_manifest(folder) if isinstance(folder, Path) else folder
 
@@ -98,7 +100,7 @@ def find_origin(artifact: Artifact, base: Base, root: Path) -> Base:
 def iter_ancestors(
     manifest: Manifest, root: Path, through: Sequence[str] | None = None
 ) -> Iterator[Manifest | GoneRun]:
-    """Yield a run's manifest and, recursively, those of the runs that made its inputs and its base, each once.
+    """Yield the manifest of a run and, recursively, of each run that made its inputs or its base, without repeats.
 
     A removed run is yielded as `GoneRun`.
 
@@ -112,7 +114,8 @@ def iter_ancestors(
 def walk_lineage(
     manifest: Manifest, folder: Path | None, root: Path, through: Sequence[str] | None = None
 ) -> Iterator[tuple[Manifest | GoneRun, Path | None]]:
-    """Yield a run's manifest and, recursively, those of the runs that made its inputs and its base, with their folders.
+    """Yield (manifest, folder) of a run and, recursively, of each run that made its inputs or its base, without
+    repeats.
 
     A removed run is yielded as `GoneRun` with None for the folder.
 

@@ -1,4 +1,4 @@
-"""A run's manifest: one record with one reader and one writer.
+"""A run's `manifest.json`: its content as dataclasses, and its reading, validation and writing.
 
 A path below the folder of all runs is written as `<root>/…`, so that the folder can be moved. Paths are hints: an input
 is identified by its digest.
@@ -154,8 +154,7 @@ class Manifest:
         return self.published, self.times["finished"]
 
     def as_json(self, root: Path) -> dict[str, Any]:
-        """Return the manifest as a JSON object for its file, with secrets masked and paths below `root` made
-        relative."""
+        """Return the manifest as a JSON object for its file, with secrets masked and paths relative to `root`."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["identity"] = self.identity
         values["inputs"] = {name: input.as_json(root) for name, input in self.inputs.items()}
@@ -226,8 +225,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(values: Mapping[str, Any], root: Path) -> Manifest:
-    """Build a Manifest from a validated JSON object, with paths below `root` made absolute. Unknown keys are
-    ignored."""
+    """Build a Manifest from a validated JSON object, with paths below `root` made absolute.
+
+    Unknown keys are ignored.
+    """
     inputs = {name: parse_input(input, root) for name, input in values["inputs"].items()}
     base = Base(**values["base"]) if values.get("base") else None
     if base is not None:
@@ -332,8 +333,7 @@ class ManifestDigests:
 
 
 def get_weights_digest(manifest: Manifest) -> str:
-    """Return the digest of the weights that a run published, or that an evaluation measured; empty if there are
-    none."""
+    """Return the digest of the weights that a run published, or that an evaluation measured; empty if none."""
     evaluated = manifest.inputs.get("artifact") if manifest.stage == "eval" else None
     return manifest.digest or (evaluated.digest if evaluated else "")
 

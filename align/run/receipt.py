@@ -44,7 +44,8 @@ def write_receipt(
 
 
 def read_verified_receipt(folder: Path, link_name: str = "") -> dict[str, Any]:
-    """Return the content of `receipt.json`, or raise CorruptFile if the folder's files are not exactly those it lists.
+    """Return the content of `receipt.json`, or raise CorruptFile if a file in the folder is changed, missing or not
+    listed.
 
     Args:
         link_name: name of a link to another folder. A copy may hold that folder's files in place of the link.

@@ -35,7 +35,7 @@ AGAIN = "Fetch it again, or export it again with export.sign=KEY."
 
 
 class NotSigned(CorruptFile):
-    """Error for a folder without a valid signature, or whose files differ from those that were signed.
+    """Error for a folder that has no valid signature, or whose files differ from the signed ones.
 
     The message names only paths in the folder.
     """

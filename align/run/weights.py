@@ -54,7 +54,7 @@ MOST = 2**31
 """Largest accepted integer in `config.json`, except for numbers of layers."""
 AGAIN = "Download or save the model again."
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""Dtypes of safetensors that are read as weights."""
+"""Names of the safetensors dtypes that are accepted as weights."""
 EIGHT_BITS = ("F8", "F6", "F4")
 """Prefixes of safetensors dtypes with 8 bits or fewer, which are never read as weights."""
 MOST_HEADER = 100_000_000

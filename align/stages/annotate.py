@@ -1,4 +1,4 @@
-"""`stage=annotate`: serve the annotation pages, and import, export, verify, back up and erase what is in the store."""
+"""`stage=annotate`: serve the annotation app, and import, export, verify, back up and erase its data."""
 
 from __future__ import annotations
 
@@ -76,8 +76,7 @@ def run(run: Run, config: Config) -> StageResult:
 
 
 def run_serve(run: Run, config: Config) -> StageResult:
-    """Serve the annotation web app until the process is interrupted, and return the number of rankings added
-    meanwhile."""
+    """Serve the annotation web app until the process is interrupted, and count the rankings that were added."""
     from align.annotate.web.access import AccountAuthenticator
     from align.annotate.web.server import build_app  # Gradio takes seconds to import
     from align.web.key_link import KeyAuthenticator, load_or_create_key
@@ -112,8 +111,7 @@ def run_serve(run: Run, config: Config) -> StageResult:
 
 
 def run_invite(run: Run, config: Config) -> StageResult:
-    """Create an invitation to a project in the annotation store, and print its link, which is valid once and for a
-    week."""
+    """Create an invitation to an annotation project and print its link, which is valid once and for a week."""
     stage: AnnotateConfig = config.stage
     with open_store(config, create=False) as store:
         accounts = Accounts(store)
@@ -126,8 +124,7 @@ def run_invite(run: Run, config: Config) -> StageResult:
 
 
 def run_simulate(run: Run, config: Config) -> StageResult:
-    """Rank all items of a project by simulated annotators, who follow a sentiment score with noise, and store the
-    votes."""
+    """Add votes of simulated annotators, who rank all items of a project by a noisy sentiment score."""
     from align.reward.rules import Sentiment  # imports torch, which the pages do not need
 
     stage: AnnotateConfig = config.stage
@@ -165,8 +162,7 @@ def run_import(run: Run, config: Config) -> StageResult:
 
 
 def run_configure(run: Run, config: Config) -> StageResult:
-    """Change the settings, the state and the guidelines of a project in the annotation store, creating it if
-    missing."""
+    """Change the settings, state and guidelines of an annotation project, which is created if it is missing."""
     stage: AnnotateConfig = config.stage
     with open_store(config) as store, store.transaction() as db:
         is_new = config.project not in store.projects()
@@ -207,7 +203,7 @@ def run_verify(run: Run, config: Config) -> StageResult:
 
 
 def run_backup(run: Run, config: Config) -> StageResult:
-    """Write a copy of the annotation store to the file `stage.path`."""
+    """Write a backup of the whole annotation store to the file `stage.path`."""
     path = parse_user_path(config.stage.path, "stage.path")
     with open_store(config, create=False) as store:
         info = write_store_backup(store, path)

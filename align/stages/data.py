@@ -125,8 +125,7 @@ MAX_LABEL_LENGTH = 60
 
 
 def inputs(config: Config) -> StageInputs:
-    """Resolve the sources, evaluation sets, functions and models of a new data set, or the inputs of
-    `action=forget`."""
+    """Resolve the sources, evaluation sets, functions and models of a new data set, or the rows to forget."""
     stage: DataStageConfig = config.stage
     if stage.action == FORGET:
         return resolve_forget_inputs(config)

@@ -1,4 +1,4 @@
-"""DPO on preference pairs, and ORPO and SimPO.
+"""`stage=dpo`: train an adapter on preference pairs with DPO, IPO, ORPO or SimPO.
 
 reference logprobs of the held-out pairs, from the adapter that training starts from
 train with the loss of `stage.loss`; DPO's implicit reward is beta · log(π / π_ref), ORPO and SimPO have no reference

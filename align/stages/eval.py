@@ -1,4 +1,4 @@
-"""`stage=eval`: compare systems on the tasks of a suite, compare an artifact with its start, or measure a judge.
+"""`stage=eval`: compare models on a suite of tasks, or an artifact with the model it was trained from, or test a judge.
 
     systems answer the items of the tasks; probes use likelihoods       align/evals/suite/answers.py, likelihoods.py
     checks or the judge score the answers; collapse is detected         align/evals/suite/scores.py
@@ -297,11 +297,10 @@ def read_unseen_prompts(config: Config, artifact: Artifact) -> UnseenPrompts:
 
 
 def refuse_inapplicable_settings(config: Config) -> None:
-    """Raise InputError if settings for comparing several models are set without `stage.systems`, or the other way
-    round.
+    """Raise InputError if the configuration mixes settings for comparing several models and for one artifact.
 
-    The former are `eval.tasks`, `stage.judge` and others, the latter the settings of a single artifact. Settings of
-    `eval=judge` and of people's votes that do not apply are refused too.
+    The former, such as `eval.tasks` and `stage.judge`, need `stage.systems`; the latter are `artifact` and `init`.
+    Settings of `eval=judge` and of people's votes that do not apply are refused too.
     """
     suite = config.eval
     stage = config.stage
@@ -705,8 +704,10 @@ def read_examples(config: Config, inputs: dict[str, Input]) -> tuple[JudgedExamp
 
 
 def read_answers(config: Config, judge: LLMJudge) -> JudgedExamples:
-    """Read the held-out answers with a yes-or-no label, for a judge of single answers. Raises unless both labels
-    occur."""
+    """Read the held-out answers with a yes-or-no label, for a judge of single answers.
+
+    Raises unless both labels occur.
+    """
     source = DataSource.from_settings(config.data)
     all_answers, ambiguous = build_answer_examples(read_held_out_feedback(source))
     answers = sample_records(all_answers, config.data.limit, config.seed)
@@ -891,7 +892,8 @@ def load_reward_as_judge(run: Run, config: Config, sampling: Sampling, systems: 
 def compare_with_start(
     run: Run, config: Config, prompts: Sequence[Any], trained_questions: TrainedQuestions, left_out: int
 ) -> StageResult:
-    """Compare an artifact's answers to held-out prompts with those of the model it was trained from, by the judge.
+    """Compare an artifact with the model it was trained from: sample answers of both to held-out prompts, and judge
+    them.
 
     Writes `samples.jsonl` and `metrics.json`, with win rate, KL divergence and collapse.
 
@@ -987,7 +989,7 @@ class PolicyAndStart(NamedTuple):
 
 
 def find_policy_and_start(run: Run, config: Config) -> PolicyAndStart:
-    """Return the evaluated artifact and the model it was trained from, ready to be sampled from.
+    """Return the evaluated artifact and the model it was trained from, each as a System to sample answers from.
 
     These are two adapters on one base, an adapter and its base, or two whole models.
     """

@@ -71,8 +71,7 @@ PRELOAD = ("align.export.kinds",)
 
 
 def inputs(config: Config) -> StageInputs:
-    """Resolve the artifact to export and everything that its export depends on: base, evaluation, engines and signing
-    key."""
+    """Resolve the artifact to export and all that its export depends on: base, evaluation, engines, signing key."""
     method = config.method.name  # from the command line; `resolve_stage_start` replaces `auto`
     artifact, base, config = resolve_stage_start(config, config.artifact, "artifact")
     kinds = list_export_kinds(config.export.name, artifact)
@@ -207,8 +206,10 @@ def require_exportable_adapter(config: Config, artifact: Artifact, base: Base) -
 
 
 def get_engine_settings(config: Config) -> dict[str, str]:
-    """Return the configured Python interpreter of vLLM and llama.cpp, which check exports: name → path, `auto` or
-    `none`."""
+    """Return the configured Python interpreters of the engines that check exports: name → path, `auto` or `none`.
+
+    The engines are vLLM and llama.cpp.
+    """
     return {LLAMA_CPP: config.export.llama_cpp, VLLM: config.export.vllm}
 
 
@@ -286,8 +287,7 @@ def compute_all_manifest_digests(artifact: Artifact, root: Path) -> dict[str, di
 
 
 def collect_history_facts(run: Run, config: Config, artifact: Artifact) -> dict[str, Any]:
-    """Return the fields of the model card about an artifact's training: steps, data, licences, metrics and
-    evaluation."""
+    """Return the model card's fields about an artifact's training: steps, data, licences, metrics, evaluation."""
     from align.export.card import list_licences
 
     root = config.run.folder

@@ -1,4 +1,4 @@
-"""KTO on single answers that are labelled wanted or unwanted.
+"""`stage=kto`: train an adapter with KTO on single answers that are labelled wanted or unwanted.
 
 reference logprobs of the held-out answers, from the adapter that training starts from
 train; an answer's implicit reward is log(π / π_ref), compared with the mean over mismatched prompts and answers

@@ -174,8 +174,7 @@ def describe_workload(start: PlannedStart, shape: Shape, work: Workload) -> str:
 
 
 def format_memory(prediction: Footprint) -> Iterator[str]:
-    """Yield the lines of a table with the bytes of each model and buffer in each phase, then the totals and the
-    peak."""
+    """Yield the lines of a table with the bytes of each model and buffer in each phase, then totals and peak."""
     rows = [("always", part.role, part.what, format_bytes(part.bytes)) for part in prediction.always]
     for phase in prediction.phases:
         rows += [(phase.name, part.role, part.what, format_bytes(part.bytes)) for part in phase.parts if part.bytes]

@@ -1,5 +1,7 @@
-"""`stage=registry`: list, compare, trace and replay runs, promote artifacts to aliases, and delete data. Each action
-prints lines and makes no run."""
+"""`stage=registry`: list, compare, trace and replay runs, promote artifacts to aliases, and delete data.
+
+Each action prints lines and makes no run.
+"""
 
 from __future__ import annotations
 
@@ -227,7 +229,7 @@ def trace_origins(config: Config) -> Iterable[str]:
 
 
 def replay_run(config: Config) -> Generator[str, None, int]:
-    """Repeat a run in a temporary folder, compare its metrics with the recorded ones, and yield the report's lines.
+    """Repeat a training run in a temporary folder, compare its metrics with the recorded ones, and yield the report.
 
     Returns the exit status: 0 if they are the same.
     """
@@ -284,8 +286,7 @@ def retire_alias(config: Config) -> Iterable[str]:
 
 
 def show_history(config: Config) -> Iterable[str]:
-    """Return the lines to print about the changes of one alias or all, or about their targets at the time
-    `stage.as_of`."""
+    """Return lines on all changes of one alias or of all aliases, or on their targets at the time `stage.as_of`."""
     from align.registry import promotion
 
     stage = config.stage
@@ -312,7 +313,7 @@ def show_history(config: Config) -> Iterable[str]:
 
 
 def collect_garbage(config: Config) -> Iterable[str]:
-    """List files of runs that no other run or alias needs, and delete them if `stage.apply=true`.
+    """List files in run folders that no run or alias needs any more, and delete them if `stage.apply=true`.
 
     Returns the lines to print.
     """
@@ -376,8 +377,10 @@ def to_json(value: Any) -> str:
 
 
 def parse_time(text: str) -> datetime:
-    """Parse an ISO 8601 time, in UTC if it has no time zone. A date without a time becomes the last moment of that
-    day."""
+    """Parse an ISO 8601 time, in UTC if it has no time zone.
+
+    A date without a time becomes the last moment of that day.
+    """
     moment = datetime.fromisoformat(text)
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     is_date = len(text) == len("2026-11-01")

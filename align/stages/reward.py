@@ -1,7 +1,7 @@
-"""A reward model: Bradley–Terry on preference pairs, with a score head on a copy of the SFT adapter.
+"""`stage=reward`: train a reward model on preference pairs, with a score head on a copy of the SFT adapter.
 
 load the base with a score head of zeros; copy the SFT adapter's weights
-train on rankings: −log σ(score of the better answer − score of the worse answer)
+train on rankings with the Bradley–Terry loss: −log σ(score of the better answer − score of the worse answer)
 accuracy on the held-out pairs; save adapter and head
 optionally order the annotation queue by the uncertainty of the scores
 """

@@ -170,8 +170,7 @@ def merge_adapter_settings(method: Any, adapter: Artifact) -> Any:
 
 
 def load_input_artifact(run: Run, name: str = "init") -> Artifact:
-    """Return the artifact, an adapter or model, that the run's manifest lists as the input `name`, with its files
-    verified."""
+    """Return the adapter or model that the run's manifest lists as the input `name`, with its files verified."""
     record = run.inputs[name]
     return load_artifact(Path(record.path), record.ref)
 

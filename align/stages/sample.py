@@ -80,7 +80,7 @@ WITHHELD = {
 }
 """Name of a metric → description of the prompts that it counts, which are not added to the annotation store."""
 PRINTED_PROMPTS = 3
-"""Number of prompts of which the first answer is printed at the end."""
+"""Number of prompts whose first answer is printed at the end of the run."""
 ANSWERS_AT_ONCE = 1024
 """Number of answers that are sampled and scored at once with best-of-n, or N if that is more."""
 SCORED_AT_ONCE = 32
@@ -166,8 +166,7 @@ class EncodedPrompts(NamedTuple):
 def encode_and_count_prompts(
     run: Run, config: Config, tokenizer: Any, prompts: Sequence[Conversation]
 ) -> EncodedPrompts:
-    """Tokenize the prompts, drop any that are too long, and set `run.known_metrics` to the counts of kept and
-    dropped."""
+    """Tokenize the prompts, drop prompts that are too long, and set `run.known_metrics` to both counts."""
     from align.models.load import get_context_length, read_configurations
 
     room = compute_max_prompt_tokens(
@@ -310,8 +309,7 @@ def sample_for_people(run: Run, config: Config, prompts: list[Conversation]) -> 
 
 
 def count_finished_prompts(run: Run) -> int:
-    """Return the number of prompts whose answers the interrupted run has written already, on all ranks; 0 for a new
-    run."""
+    """Return the number of prompts that an interrupted run has finished, the same on all ranks; 0 for a new run."""
     logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
     return ranks.broadcast(logged[-1]["step"] if logged else 0)
 
@@ -444,8 +442,7 @@ class RankedSampling:
 
 
 def sample_best_of(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
-    """Sample N answers to each prompt, score them by the reward, and write the best answers and the preference
-    pairs."""
+    """Sample N answers to each prompt, score them by the reward, and write the best answers and preference pairs."""
     from align.rollout.engine import convert_divergence_errors
     from align.rollout.strip_reasoning import is_empty_answer
 

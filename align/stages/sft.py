@@ -139,8 +139,7 @@ def run(
         )
 
     def measure(steps: int) -> HeldOutLoss:
-        """Return the loss on the held-out rows after `steps` training steps, or raise InputError if it is not
-        finite."""
+        """Return the loss on the held-out rows after `steps` training steps. Raises InputError if it diverged."""
         loss = compute_held_out_loss(model, test.rows, tokenizer.pad_token_id)
         if not loss.mean < LARGEST_LOSS:
             what = f"after step {steps}" if steps else f"of {base.id} before training"
@@ -183,8 +182,7 @@ def run(
 
 
 def describe_rows(train: EncodingResult, test: EncodingResult, max_length: int, cuts_long_rows: bool) -> Iterator[str]:
-    """Yield lines about the numbers of training and held-out rows, of rows dropped or cut, and of reasoning left
-    out."""
+    """Yield lines on the numbers of training and held-out rows, of rows dropped or cut, and of lost reasoning."""
     too_long = f"cut {train.cut} at" if cuts_long_rows else f"dropped {train.too_long} longer than"
     total = f"of {test.total_rows} " if test.total_rows > len(test.rows) else ""
     held_out = [f"{len(test.rows) or 'nothing'} {total}held out"]

@@ -38,9 +38,12 @@ if TYPE_CHECKING:
 
 
 PASSES = 70
-"""Estimated cost of the checks on the model, in forward passes of the batch. A backward pass counts as two."""
+"""Estimated cost of the checks of the model's computations, in forward passes of the batch.
+
+A backward pass counts as two.
+"""
 ROLLOUTS = 12
-"""Estimated cost of sampling in the checks, in rollouts of the batch."""
+"""Estimated cost of sampling answers for the checks, in rollouts of the batch."""
 ANSWERS = 4
 """Number of answers sampled to each prompt in the check of the sampler's logprobs."""
 VERDICTS = ("FAILS", "holds")
@@ -161,8 +164,7 @@ def run_anchors(
 
 
 def print_anchors(anchors: Iterable[Anchor]) -> list[Anchor]:
-    """Print each check's name, error, tolerance and verdict as the iterator yields it, and return all checks as a
-    list."""
+    """Print each check's name, error, tolerance and verdict as soon as it is measured, and return all checks."""
     measured: list[Anchor] = []
     for anchor in anchors:
         measured.append(anchor)
