@@ -83,9 +83,9 @@ def find_size_class(weights: int | None) -> SizeClass:
 
 
 def find_rate_column(stage: str, method: str) -> str | None:
-    """Return the column of the learning-rate table for a stage and a method, such as `full` for SFT of every weight.
+    """Return the learning-rate table's column for a stage and method, or None for a stage without a learning rate.
 
-    Returns None for a stage that has no learning rate.
+    SFT of every weight, for example, has the column `full`.
     """
     stage = "ppo" if stage == "verify" else stage  # it checks PPO with the settings of PPO
     if method == "full" and stage in ("sft", "ppo"):
@@ -94,9 +94,7 @@ def find_rate_column(stage: str, method: str) -> str | None:
 
 
 def find_default_rate(stage: str, method: str, weights: int | None) -> float | None:
-    """Return the default learning rate of a stage and method for a base model with this number of parameters.
-
-    Returns None for a stage that has no learning rate.
+    """Return the default learning rate of a stage and method for a base model of this size, or None if it has none.
 
     Args:
         stage: the stage's name, or `value` for PPO's critic.

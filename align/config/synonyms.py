@@ -159,9 +159,9 @@ class Absence(NamedTuple):
 
 
 def explain_absence(word: str) -> Absence | None:
-    """Return why a setting of another library, such as `top_p`, has no counterpart in align, and what to do instead.
+    """Return why a setting of another library, such as `top_p`, does not exist in align, and a remedy, or None.
 
-    Returns None for any other name.
+    None means that the name is not in `ABSENT`.
     """
     name = word.replace("-", "_").lower()
     return next((Absence(*explanation) for words, explanation in ABSENT.items() if name in words.split()), None)

@@ -140,7 +140,7 @@ class AliasLog:
 
 
 def read_alias_log(root: Path) -> AliasLog:
-    """Read `aliases.jsonl` in a folder of runs and verify its hash chain. Returns an empty log if there is no file.
+    """Read `aliases.jsonl` in a folder of runs and verify its hash chain; the log is empty if there is no such file.
 
     Raises:
         CorruptFile: A line is missing, was altered or cannot be read.
@@ -157,7 +157,7 @@ def read_alias_log(root: Path) -> AliasLog:
 
 
 def parse_alias_log(text: bytes, path: Path) -> tuple[AliasLog, int]:
-    """Parse the bytes of an alias log and verify its hash chain. Returns the log and the number of bytes to keep.
+    """Parse an alias log, verify its hash chain, and return the log and the number of bytes that complete lines take.
 
     The rest, if any, is an incomplete last line.
 

@@ -165,9 +165,9 @@ def hash_with_cache(path: Path, state: FileState) -> str:
 
 
 def cache_folder() -> Path | None:
-    """Return the path of the digest cache, `$XDG_CACHE_HOME/align/digests` or `~/.cache/align/digests`.
+    """Return the path of the cache of file digests, or None if the user has no home.
 
-    Returns None if the user has no home.
+    It is `$XDG_CACHE_HOME/align/digests` or `~/.cache/align/digests`.
     """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "align" / "digests"

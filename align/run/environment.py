@@ -125,7 +125,7 @@ def run_git(folder: Path, *arguments: str) -> str:
 
 
 def read_own_commit(top: Path = TOP) -> str:
-    """Return the commit of the checkout that holds this code, with a `+` if the code has uncommitted changes.
+    """Return the git commit of align's own checkout, with a `+` if its code has uncommitted changes; empty if none.
 
     Returns an empty text if the code is not in a checkout of its own, as in an installed wheel.
 
@@ -143,9 +143,9 @@ def read_own_commit(top: Path = TOP) -> str:
 
 
 def read_git_state() -> dict[str, Any] | None:
-    """Return `commit` and, if there are uncommitted changes, the redacted `diff` of the working folder's checkout.
+    """Return the git `commit` and the redacted uncommitted `diff` of the working folder, or None outside a checkout.
 
-    Returns None if the folder is not in a git checkout.
+    Without uncommitted changes there is no `diff`. A long one is replaced by its digest.
     """
     try:
         commit = run_git(Path(), "rev-parse", "HEAD").strip()

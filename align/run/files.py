@@ -89,9 +89,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def as_storage_error(error: BaseException, root: str) -> StorageError | None:
-    """Return a StorageError if an exception comes from a full disk or from a file that cannot be read or written.
+    """Return a StorageError if an exception comes from a full disk or an unusable file, or None for any other
+    exception.
 
-    Returns None for any other error. The causes of the exception are searched only for a full disk.
+    The causes of the exception are searched only for a full disk.
 
     Args:
         root: the folder of runs, for the message.
@@ -114,9 +115,9 @@ def as_storage_error(error: BaseException, root: str) -> StorageError | None:
 
 
 def find_user_error(error: Exception, root: str) -> InputError | None:
-    """Convert an exception from lack of memory or disk space, or from an unusable file, to an InputError with a remedy.
+    """Return an InputError with a remedy for an exception from lack of memory or disk space, or None for any other.
 
-    Returns None for any other error.
+    A file that cannot be read or written counts as lack of disk space.
 
     Args:
         root: the folder of runs, for the message.

@@ -71,10 +71,7 @@ class ChangedValue(NamedTuple):
 
 
 def find_first_difference(old: Any, new: Any, path: str = "") -> ChangedValue | None:
-    """Return the first dotted key, in sorted order, at which two nested mappings differ, with both values.
-
-    Returns None if they are equal.
-    """
+    """Return the first dotted key, in sorted order, at which two nested mappings differ, with both values, or None."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             key_path = f"{path}.{key}" if path else key
@@ -261,7 +258,7 @@ def derive_name(parent: Path, label: str, digest: str) -> str:
 
 
 def make_and_lock_folder(root: Path, stage: str, name: str, resume: str) -> tuple[Path, int]:
-    """Create the folder of a run if it is missing, and lock it. Returns its path and the lock's file descriptor.
+    """Create the folder of a run if it is missing, lock it, and return its path and the lock's file descriptor.
 
     With `resume=never` the folder is a new one, numbered if `name` is in use.
 
@@ -285,9 +282,9 @@ def make_and_lock_folder(root: Path, stage: str, name: str, resume: str) -> tupl
 
 
 def read_same_run_or_empty_folder(folder: Path, new: Manifest, allow_other_identity: bool) -> Manifest | None:
-    """Return the manifest in a folder if its run has the identity of `new`, or None if the folder has no manifest.
+    """Return a folder's manifest if it has the identity of `new`, or None after emptying the folder of a failed run.
 
-    A folder of another run that failed without output is emptied, and None is returned.
+    Only a run that failed without output is removed. Also returns None if there is no manifest.
 
     Args:
         allow_other_identity: accept a run with another identity.

@@ -16,7 +16,7 @@ READ = ("README.md", "*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
 def hub_snapshot(repo: str, revision: str | None, field_name: str) -> Path:
-    """Download a model's safetensors, tokenizer and text files from the hub if they are not cached. Returns the folder.
+    """Download a model's safetensors and text files from the hub if they are not cached, and return the local folder.
 
     Raises:
         InputError: The hub is offline, or the repository is missing or gated.

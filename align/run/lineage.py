@@ -235,10 +235,7 @@ def find_evaluation(artifact: Input, root: Path) -> Manifest | None:
 
 
 def find_suite_collapse(artifact: Input, root: Path) -> Mapping[str, Any] | None:
-    """Return the verdict on mode collapse of an artifact from the newest evaluation that compared it with other models.
-
-    Returns None if no such evaluation measured it.
-    """
+    """Return the verdict on an artifact's mode collapse from the newest evaluation among other models, or None."""
     newest: tuple[tuple[int, str], Mapping[str, Any]] | None = None
     for folder, manifest in iter_manifests(root, "eval"):
         names = [

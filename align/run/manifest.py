@@ -344,7 +344,7 @@ def compute_manifest_digests(folder: Path, manifest: Manifest) -> ManifestDigest
 
 
 def parse_manifest_digests(value: Any) -> dict[str, ManifestDigests] | None:
-    """Parse a JSON mapping from `stage:name` to manifest digests. Returns None if the value is invalid."""
+    """Parse a JSON mapping from `stage:name` to manifest digests, or return None if the value is invalid."""
     if not isinstance(value, Mapping):
         return None
     manifests: dict[str, ManifestDigests] = {}

@@ -445,9 +445,9 @@ def score_all_rows(run: Run, config: Config, rows: SpoolRows) -> TitledScores:
 
 
 def drop_by_score(run: Run, config: Config, rows: SpoolRows, funnel: Funnel) -> RowScores | None:
-    """Score all rows, and drop any whose score is outside the bounds of `stage.score` from `funnel`, in place.
+    """Score all rows, drop rows outside the bounds of `stage.score` from `funnel`, and return the scores.
 
-    Returns the scores, or None if `stage.score.by` is not set.
+    Returns None if `stage.score.by` is not set.
     """
     settings: ScoreConfig = config.stage.score
     if settings.by is None:

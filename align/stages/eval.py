@@ -1208,10 +1208,7 @@ def describe_cached_answers(sampling: Sampling) -> list[str]:
 def publish_verdicts(
     run: Run, loaded_suite: LoadedSuite, gates: Mapping[str, tuple[EvalGate, Decision]]
 ) -> dict[str, Any]:
-    """Write a JSON file with the verdict of each gate, and `junit.xml` for continuous integration.
-
-    Returns the outcomes of the gates and the exit status as metrics.
-    """
+    """Write the gates' verdict files and `junit.xml`, and return the gates' outcomes and the exit status as metrics."""
     digests = {"artifact": loaded_suite.suite.systems[0].record.digest}
     for name, record in run.inputs.items():
         if name.startswith(("tasks.", "systems.", "card")):
@@ -1301,10 +1298,10 @@ def fill_project(
     gold: Sequence[ImportRow],
     seed: int,
 ) -> dict[str, ProjectQuestion]:
-    """Add answer pairs to the annotation project until it can collect the requested number of votes.
+    """Add answer pairs to the annotation project until it can collect `votes` votes, and return them by item id.
 
-    Creates the project if it does not exist. Returns the questions by the id of their item. All pairs are added in one
-    transaction, so that an interrupted run adds none. Items that exist keep the order of their two answers.
+    Creates the project if it does not exist. All pairs are added in one transaction, so that an interrupted run adds
+    none. Items that exist keep the order of their two answers.
 
     Args:
         secret: the project's key.

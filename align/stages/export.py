@@ -240,9 +240,9 @@ def write_export(
     folder: Path,
     target: Path,
 ) -> list[ReceiptCheck]:
-    """Write an adapter, merged model or GGUF file to a folder, check its logits, and add model card and receipt.
+    """Write an export of one kind to a folder, check its logits, add model card and receipt, and return the checks.
 
-    Returns the results of the checks. Launch files for the engines are written too.
+    The kind is an adapter, a merged model or GGUF. Launch files for the engines are written too.
 
     Args:
         folder: the temporary folder to write to.

@@ -227,7 +227,7 @@ def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[
 
 
 def measure_greedy_variety(workers: Workers, start: Mapping[str, float], config: Config) -> dict[str, float]:
-    """Measure how varied the policy's greedy answers to the held-out prompts are, and detect mode collapse.
+    """Return metrics of the variety of the policy's greedy answers to held-out prompts, and of mode collapse.
 
     Args:
         start: these metrics before training; empty to measure them before training.

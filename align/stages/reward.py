@@ -139,9 +139,9 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
 def prioritise_project_items(
     config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...], max_length: int
 ) -> int:
-    """Write priorities to the annotation store, so that annotators get the items with the most uncertain rewards first.
+    """Set the priorities of a project's items by the reward's uncertainty, highest first, and return their number.
 
-    Returns the number of items. Only the first rank opens the store; all ranks score.
+    Annotators then get uncertain items first. Only the first rank opens the annotation store; all ranks score.
     """
     from align.annotate.priority import compute_uncertainties, tokenize_answers
     from align.trainers.reward import find_score_head

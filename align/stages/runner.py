@@ -496,9 +496,9 @@ def describe_hardware(config: Config) -> dict[str, Any]:
 
 
 def attach_run_log(run: Run) -> logging.Handler:
-    """Append all log records of this process from level INFO to the run's `log.txt`, with secrets redacted.
+    """Write all log records from level INFO to the run's `log.txt`, secrets redacted, and return the handler.
 
-    Returns the handler, which the caller removes.
+    The caller removes the handler.
     """
     handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -42,7 +42,7 @@ class StartedRun:
 
 
 def follow_first_rank() -> int:
-    """Run the stage that the first rank broadcasts, on any other rank. Returns the exit status.
+    """Run the stage that the first rank broadcasts on this other rank, and return the exit status.
 
     Raises:
         AlignError: this rank or another one failed, see `align.ranks.find_first_cause`.
@@ -61,9 +61,10 @@ def follow_first_rank() -> int:
 
 
 def work_on_run() -> int:
-    """Receive the run from the first rank, verify that code and weights are the same, and run the stage.
+    """Receive the run from the first rank, verify that code and weights agree, run the stage and return its exit
+    status.
 
-    Returns the exit status: 0 at once if the run is finished already.
+    Returns 0 at once if the run is finished already.
     """
     ranks.init_group()
     started: StartedRun | None = ranks.broadcast(None)
