@@ -218,7 +218,7 @@ class ScoreConfig(Settings):
 
 
 def parse_list(value: Any) -> Any:
-    """Parse a text that begins with `[` as a YAML or JSON list. Returns any other value unchanged.
+    """Parse a text that begins with `[` as a YAML or JSON list, and return any other value unchanged.
 
     Hydra's grammar takes a list with quoted keys for a text.
     """
@@ -364,7 +364,7 @@ class DataStageConfig(Settings):
 
 
 def to_plain(value: Any) -> Any:
-    """Convert a settings object to a dict, and a tuple to a list. Returns any other value unchanged."""
+    """Convert a settings object to a dict and a tuple to a list, and return any other value unchanged."""
     if isinstance(value, Settings):
         return asdict(value)
     return list(value) if isinstance(value, list | tuple) else value

@@ -147,10 +147,7 @@ def is_bounded(interval: Mapping[str, Any]) -> bool:
 
 
 def flatten_metrics(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) for every metric in nested mappings.
-
-    A mapping with `value`, `low`, `high` is one value.
-    """
+    """Yield (dotted key, value) for every metric in nested mappings; an interval, itself a mapping, is one value."""
     for name, value in figures.items():
         if isinstance(value, Mapping) and not is_interval(value):
             yield from flatten_metrics(value, f"{prefix}{name}.")

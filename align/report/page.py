@@ -197,7 +197,7 @@ class Report:
         return self.add("described_plot", caption, alt)
 
     def plot(self, image: bytes, caption: str, alt: str) -> Report:
-        """Append an embedded SVG image with a caption to the page. Raises ValueError if the alt text is blank.
+        """Append an embedded SVG image with a caption to the page, or raise ValueError if the alt text is blank.
 
         Consecutive plots stand side by side on a wide screen.
 

@@ -38,9 +38,9 @@ MARKED_BELOW = 12
 
 
 def render_figure(figure: Figure, format: Literal["svg", "png"] = "svg", transparent: bool = False) -> bytes:
-    """Render a matplotlib figure as SVG or PNG.
+    """Render a matplotlib figure as SVG or PNG and return the image, with equal bytes for equal figures.
 
-    Equal figures give equal bytes: no date, and SVG ids from a fixed salt.
+    To that end it has no date, and SVG ids from a fixed salt.
     """
     import matplotlib
 
@@ -91,8 +91,7 @@ def draw_curves(
     marks_label: str = "",
     smooth: bool = True,
 ) -> Figure:
-    """Draw a line plot of metrics over training steps. A line of many points is drawn faint, with a running mean on
-    top.
+    """Draw a line plot of metrics over training steps, with a running mean on top of lines with many points.
 
     Rows that lack a key are skipped, since a metric may not be logged at every step. Values that are not finite leave a
     gap.

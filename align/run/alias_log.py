@@ -128,10 +128,7 @@ class AliasLog:
         return next((change for change in reversed(self.changes) if change.alias == alias), None)
 
     def get_current_changes(self, as_of: datetime | None = None) -> dict[str, Change]:
-        """Return a mapping from alias to its newest change up to `as_of`, by default now.
-
-        Retired aliases are left out.
-        """
+        """Return a mapping from each alias that is not retired to its newest change up to `as_of`, by default now."""
         newest: dict[str, Change] = {}
         for change in self.changes:
             if as_of is None or datetime.fromisoformat(change.at) <= as_of:

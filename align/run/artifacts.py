@@ -205,7 +205,7 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
 
 
 def resolve_alias(ref: str, root: Path, field_name: str) -> Artifact:
-    """Return the artifact that `@ALIAS` refers to now. Raises InputError if it splits traffic between several.
+    """Return the artifact that `@ALIAS` refers to now, or raise InputError if it refers to several.
 
     Raises:
         MissingArtifact: There is no such alias, or its artifact is gone.

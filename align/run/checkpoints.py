@@ -68,9 +68,9 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
 
 
 def remove_old_checkpoints(checkpoints: Path, keep_count: int, best: Path | None = None) -> None:
-    """Delete all but the newest `keep_count` checkpoints.
+    """Delete all but the newest `keep_count` checkpoints, but never the checkpoint `best`.
 
-    If `best` is older, it is kept in place of the oldest of these.
+    If `best` is older than these, it is kept in place of the oldest of them.
     """
     retained = list_checkpoints(checkpoints)[:keep_count]
     if best is not None and best not in retained:

@@ -266,7 +266,7 @@ class RunsFound(NamedTuple):
 
 
 def find_readers(root: Path, project: str, first: int, last: int) -> RunsFound:
-    """Return the runs that read an annotation project between two states of its ledger, and all runs made from them.
+    """Return the runs that read an annotation project while its ledger ended between two rows, and runs made from them.
 
     Included are runs that read it while its newest ledger row was one from `first` to `last - 1`, the runs made from
     them (see `find_users`), and the `sample` runs that filled it, whose files hold the same texts.

@@ -339,7 +339,7 @@ def get_weights_digest(manifest: Manifest) -> str:
 
 
 def compute_manifest_digests(folder: Path, manifest: Manifest) -> ManifestDigests:
-    """Hash `manifest.json` in a run's folder. Returns the hash with the digest of the run's published weights."""
+    """Hash `manifest.json` in a run's folder, and return the hash with the digest of the run's weights."""
     return ManifestDigests(get_weights_digest(manifest), file_digest(folder / FILE))
 
 

@@ -46,7 +46,7 @@ class StaleMark:
 
 
 def read_stale_mark(folder: Path) -> StaleMark | None:
-    """Read `stale.json` in a run's folder. Returns None if there is no such file, so that the run is not stale.
+    """Read `stale.json` in a run's folder, or return None if there is no such file, so that the run is not stale.
 
     A run whose file cannot be read counts as stale.
     """

@@ -525,9 +525,9 @@ def drop_unless_reporting(
 
 
 def choose_test_rows(rows: SpoolRows, funnel: Funnel, duplicates: Duplicates, config: Config) -> np.ndarray:
-    """Choose the rows of the test split, as a mask, bool (N).
+    """Return a mask of the rows in the test split, bool (N), which keeps related rows in the same split.
 
-    Rows with the same question, of the same group or in one cluster of duplicates go to the same split.
+    Related rows have the same question, are of the same group or in one cluster of duplicates.
     """
     split = config.stage.split
     numbers = np.flatnonzero(funnel.kept)

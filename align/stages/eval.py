@@ -1190,7 +1190,7 @@ def load_judge(
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows to a file, one JSON object per line. Writes no file if there is no row."""
+    """Write rows to a file, one JSON object per line, or write no file if there are no rows."""
     if text := "".join(f"{json.dumps(row)}\n" for row in rows):
         write_text(path, text)
 

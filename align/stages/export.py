@@ -186,8 +186,7 @@ def load_artifact_as_trained(config: Config, artifact: Artifact, base: Base, ori
 
 
 def require_exportable_adapter(config: Config, artifact: Artifact, base: Base) -> bool:
-    """Raise InputError if an adapter cannot be exported as the configuration says; otherwise return if it is a reward
-    model.
+    """Raise InputError if an adapter cannot be exported as configured, or else return True if it is a reward model.
 
     Raises:
         CorruptFile, InputError: it cannot be exported.

@@ -145,7 +145,7 @@ def find_artifact(ref: str, root: Path, field: str) -> Artifact | None:
 
 
 def locate_base(config: Config) -> Base:
-    """Return the base model that `model=` names. For a model on the hub, download only its `config.json`.
+    """Return the base model that `model=` names, downloading only `config.json` of a model on the hub.
 
     Raises:
         InputError: the model does not exist or its architecture is not supported.

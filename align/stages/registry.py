@@ -377,10 +377,7 @@ def to_json(value: Any) -> str:
 
 
 def parse_time(text: str) -> datetime:
-    """Parse an ISO 8601 time, in UTC if it has no time zone.
-
-    A date without a time becomes the last moment of that day.
-    """
+    """Parse an ISO 8601 time, in UTC if it has no time zone; a date alone means the last moment of that day."""
     moment = datetime.fromisoformat(text)
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     is_date = len(text) == len("2026-11-01")

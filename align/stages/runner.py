@@ -317,8 +317,7 @@ def resolve_data_set(config: Config) -> Config:
 
 
 def execute_run(config: Config, on_open: Callable[[Path], object] = lambda folder: None) -> int:
-    """Run the stage of a configuration and publish its outputs. Returns the stage's exit status, or 1 for an internal
-    error.
+    """Run the stage of a configuration, publish its outputs, and return the exit status: 1 for an internal error.
 
     A run that is finished already is not repeated.
 

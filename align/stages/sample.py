@@ -336,10 +336,9 @@ def require_added_items(run: Run, config: Config, chunks: Sequence[Mapping[str, 
 def add_items(
     store: Store, config: Config, prefix: str, first: int, chunk: Sequence[Prompt], answers: Sequence[Candidate]
 ) -> dict[str, int]:
-    """Add prompts with their answers to the annotation store, except if these are all the same or the prompt uses
-    tools.
+    """Add prompts with their answers to the annotation store, and return the number of prompts left out, by reason.
 
-    Returns the number of prompts left out, by reason.
+    Left out are prompts whose answers are all the same, and prompts with tools.
 
     Args:
         prefix: prefix of the items' keys; a prompt's number follows it.
