@@ -116,7 +116,7 @@ GROUPS: Mapping[str, type[Settings]] = {
     "serve": EngineConfig,
     "eval": SuiteConfig,
 }
-"""Group → settings class of all its choices. The choices of `reward` have classes of their own."""
+"""Group → settings class of all its choices. Those of `reward` have their own classes (`align.config.scorers`)."""
 PARTS: Mapping[str, type[Settings]] = {**GROUPS, "run": RunConfig, "store": StoreConfig}
 """Name of a part of the root configuration, besides stage and reward → its settings class."""
 

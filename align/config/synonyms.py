@@ -1,5 +1,7 @@
 """A dictionary from names of settings in TRL, transformers, PEFT, vLLM and others to the corresponding keys of align.
 
+The others are LLaMA-Factory, axolotl, verl, OpenRLHF and the servers TGI and llama-server.
+
 The group in front of a name does not matter: `lora_r`, `method.lora_r` and `stage.lora_r` all mean `method.r`.
 """
 

@@ -81,6 +81,8 @@ def build_local_base_name(base: Mapping[str, Any]) -> str:
 def model_files(folder: Path, field: str = "model.path", displayed: str | None = None) -> list[Path]:
     """Check a model's folder and return all files that the model is read from: weights, configuration, tokenizer.
 
+    Links are followed and hashed.
+
     Raises:
         CorruptFile, InputError: As `model_config` and `weight_files`.
     """

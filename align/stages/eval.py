@@ -606,7 +606,7 @@ class JudgedExamples(NamedTuple):
 
     Attributes:
         judge: `reward` for the scorer of `reward=`, or a language model.
-        examples: the examples, without those that a reward model of the judge learned from.
+        examples: the examples, without any that a reward model of the judge learned from.
         reference: name of the source of the verdicts, such as people.
         left_out: number of pairs left out because the judge learned from them.
         notes: sentences on the judge's training and on the labels.
