@@ -138,7 +138,7 @@ def measure_checkpoint(published: Mapping[str, Any]) -> dict[str, Any]:
             cause = f"the small model differs in {', '.join(differences[:3])}"
             return {"type": model_type, "path": "unbuilt", "cause": cause}
         route = Route(row["path"] == "fast", row["padding"], row["packing"], row["cause"])
-        sharded = "" if route.padding else "takes no padding, by which ranks would keep in step"
+        sharded = "" if route.can_pad else "takes no padding, by which ranks would keep in step"
         uses = {
             "nf4": explain_nf4(Path(scratch) / "model", route),
             "sharded": sharded,

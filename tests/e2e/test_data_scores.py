@@ -173,7 +173,7 @@ def test_forgetting_keeps_the_scores_of_the_others(here: Path, tiny_model: Path)
 def test_rows_that_are_not_scored(tmp_path: Path) -> None:
     shop = Workshop(tmp_path / "runs", tmp_path)
     for row, says in (
-        ({"prompt": "q", "completion": "a", "label": True}, "answers with a label"),
+        ({"prompt": "q", "completion": "a", "label": True}, "labelled answers"),
         ({"text": "plain text"}, "finds nothing to score"),
     ):
         sources = f"stage.sources=[{write_rows(tmp_path / 'rows.jsonl', [row] * 9)}]"

@@ -140,7 +140,7 @@ def test_without_llama_cpp_it_is_not_checked(shop: Workshop, tmp_path: Path) -> 
     assert "export.require=llama.cpp: it is not available: switched off by its setting" in shop.output
     assert shop.status("stage=export", *arguments, "export.require=[vLLM]") == 2
     assert (
-        "export.require=vLLM: export=gguf does not check with it. It checks with llama.cpp, transformers" in shop.said
+        "export.require=vLLM: export=gguf does not check with it. It checks with llama.cpp, transformers" in shop.output
     )
     folder = shop.run("export", *arguments) / "artifact"
     assert {row["verdict"] for row in read_receipt(folder)["rows"]} == {"reported", "not checked"}

@@ -393,7 +393,7 @@ def run_until_killed(root: Path, options: list[str], step: int) -> int:
 
         os.replace = make_deadly(os.replace)
         Path.replace = make_deadly(Path.replace)  # type: ignore[method-assign]
-        forgetting.erase = make_deadly(forgetting.erase)
+        forgetting.erase_target = make_deadly(forgetting.erase_target)
         with open(os.devnull, "w") as devnull:
             sys.stdout = sys.stderr = devnull
             command = ["stage=registry", "stage.action=forget", "project=greetings", f"run.root={root}", *options]

@@ -128,7 +128,7 @@ def test_a_name_that_means_other_weights_by_now_is_another_adapter(
     old_actor = pool.actor(pool.add(folder))
     old_answers = generate_pool_answers(old_actor)
     reads: list[Path] = []
-    attach = pool_module.attach
+    attach = pool_module.attach_adapter
     monkeypatch.setattr(pool_module, "attach_adapter", lambda m, f, n, **k: reads.append(f) or attach(m, f, n, **k))
     assert pool.actor(pool.add(folder)) == old_actor
     assert pool.actor(pool.add(folders[1])) == old_actor
@@ -144,7 +144,7 @@ def test_files_that_change_while_they_are_read_are_not_taken(
     world: World, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     adapter_folder = shutil.copytree(folders[1], tmp_path / "written")
-    attach = pool_module.attach
+    attach = pool_module.attach_adapter
 
     def attach_and_overwrite(model: Any, folder: Path, name: str, **options: Any) -> Any:
         model_with_adapter = attach(model, folder, name, **options)

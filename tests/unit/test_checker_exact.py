@@ -87,7 +87,7 @@ def test_what_was_found_is_shown():
         ({"answer": "four", "read": "last_number"}, "check.answers[0]", "is no number"),
         ({"answer": "a", "strip": True}, "check.strip", "is not a key"),
         ({"answer": math.nan}, "check.answer[0]", "is no number"),
-        ({"answers": ["a", "…"], "ignore": ["punctuation"]}, "check.ignore", "an empty one"),
+        ({"answers": ["a", "…"], "ignore": ["punctuation"]}, "check.ignore", "an empty answer would pass"),
     ],
 )
 def test_a_wrong_check_is_named(spec: dict[str, Any], field: str, problem: str):

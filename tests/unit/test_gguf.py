@@ -218,8 +218,8 @@ def test_a_base_is_written_once_and_known_by_its_files(trained: TrainedModel, tm
     with (converters / "conversion" / "base.py").open("a") as file:
         file.write("# another version")
     tokenizer = AutoTokenizer.from_pretrained(trained.base.path, eos_token="</s>")
-    for change in ({"named": BASE | {"digest": "another"}}, {"converters": converters}, {"tokenizer": tokenizer}):
-        assert replace(source, **change).key() != source.key()
+    for change in ({"public_base": BASE | {"digest": "another"}}, {"converters": converters}, {"tokenizer": tokenizer}):
+        assert replace(source, **change).compute_cache_key() != source.compute_cache_key()
     link_or_copy_file(first, tmp_path / "link.gguf")
     assert first.samefile(tmp_path / "link.gguf")
     with pytest.raises(FileNotFoundError):

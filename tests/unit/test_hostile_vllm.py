@@ -119,7 +119,7 @@ def test_an_answer_without_an_end_is_not_read_to_its_end(
         with pytest.raises(VllmFailed, match=r"has more than 1,0\d\d,\d\d\d bytes"):
             request()
     assert client.is_up()
-    with pytest.raises(InputError, match=rf"^rollout\.urls={url}: fails at the first request .* by more than"):
+    with pytest.raises(InputError, match=rf"^rollout\.urls={url}: fails at the first request .* has more than"):
         build_running_server(url).start_or_connect()
     sampler = build_sampler(url)
     [error] = asyncio.run(sampler._ask({0: {"prompt": [1, 2], "max_tokens": LIMIT}})).values()
@@ -149,7 +149,7 @@ def test_all_that_tokens_need_is_read():
 
 def test_a_key_goes_to_urls_alone(client: VllmClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(KEY, "k3y-of-the-servers")
-    monkeypatch.setattr(Garbage, "heard", [])
+    monkeypatch.setattr(Garbage, "authorizations", [])
     monkeypatch.setattr(Garbage, "body", b'{"data": [{"id": "x"}]}')
     url = str(client.target)
     assert VllmClient(url).base_name() == "x"  # the fixture's was made before there was a key
@@ -260,7 +260,7 @@ def test_a_bad_answer_is_the_servers_fault(answer: Any):
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), float("inf")])
 def test_a_logprob_that_is_no_number_names_the_server(value: float):
-    with pytest.raises(NonFiniteLogits, match="http://x:1 says"):
+    with pytest.raises(NonFiniteLogits, match="http://x:1 reports"):
         read_answer(build_choice([5, STOP], [-1.0, value]))
 
 

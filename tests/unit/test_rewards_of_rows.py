@@ -209,7 +209,7 @@ def test_the_configuration_of_checks(tmp_path: Path) -> None:
     scorer = build_scorer(build_reward_spec(config.reward), iter(()))
     assert scorer.score([make_conversation("a")]).tolist() == [1]
     assert isinstance(scorer, CheckReward)
-    assert (scorer.parts, scorer.allow_code) == (True, False)
+    assert (scorer.score_parts, scorer.allow_code) == (True, False)
     sum_config = build_config(
         compose_tree(["stage=ppo", "reward=sum", "reward.parts=[{name: check, weight: 2}]"])
     ).reward
