@@ -378,26 +378,29 @@ def run_until_killed(root: Path, options: list[str], step: int) -> int:
     """Return the exit status of a child that is killed before it replaces a file or erases the store, after `step` such
     calls."""
     if (child := os.fork()) == 0:
-        from align.registry import forgetting
+        try:
+            from align.registry import forgetting
 
-        remaining = [step]
+            remaining = [step]
 
-        def make_deadly(act: Any) -> Any:
-            def act_or_kill(*arguments: Any, **keywords: Any) -> Any:
-                if remaining[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                remaining[0] -= 1
-                return act(*arguments, **keywords)
+            def make_deadly(act: Any) -> Any:
+                def act_or_kill(*arguments: Any, **keywords: Any) -> Any:
+                    if remaining[0] == 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    remaining[0] -= 1
+                    return act(*arguments, **keywords)
 
-            return act_or_kill
+                return act_or_kill
 
-        os.replace = make_deadly(os.replace)
-        Path.replace = make_deadly(Path.replace)  # type: ignore[method-assign]
-        forgetting.erase_target = make_deadly(forgetting.erase_target)
-        with open(os.devnull, "w") as devnull:
-            sys.stdout = sys.stderr = devnull
-            command = ["stage=registry", "stage.action=forget", "project=greetings", f"run.root={root}", *options]
-            os._exit(main(command))
+            os.replace = make_deadly(os.replace)
+            Path.replace = make_deadly(Path.replace)  # type: ignore[method-assign]
+            forgetting.erase_target = make_deadly(forgetting.erase_target)
+            with open(os.devnull, "w") as devnull:
+                sys.stdout = sys.stderr = devnull
+                command = ["stage=registry", "stage.action=forget", "project=greetings", f"run.root={root}", *options]
+                os._exit(main(command))
+        finally:
+            os._exit(1)  # otherwise an exception here would make the child a second test runner
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
