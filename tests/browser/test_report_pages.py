@@ -63,7 +63,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(live.Report, "write", write_and_copy)
         patch.setattr(live, "MAX_TIME_SHARE", float("inf"))
-        patch.setattr(serve, "serve_app", lambda app, host, port, ready, *_: ready())  # the server exits when it is ready
+        patch.setattr(
+            serve, "serve_app", lambda app, host, port, ready, *_: ready()
+        )  # the server exits when it is ready
         for stage, options in LINES.items():
             # PPO's page is written at every step, with curves.
             patch.setattr(live, "WRITE_INTERVAL_S", 0.0 if stage == "ppo" else 20.0)

@@ -105,22 +105,25 @@ def run_in_fork(words: Sequence[str], deadly: Sequence[str] = (), times: int = 0
         times: number of calls that are allowed.
     """
     if (child := os.fork()) == 0:
-        calls_left = itertools.count(times, -1)
+        try:
+            calls_left = itertools.count(times, -1)
 
-        def guard(act: Callable[..., Any]) -> Callable[..., Any]:
-            def call_or_die(*arguments: Any, **keywords: Any) -> Any:
-                if next(calls_left) == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return act(*arguments, **keywords)
+            def guard(act: Callable[..., Any]) -> Callable[..., Any]:
+                def call_or_die(*arguments: Any, **keywords: Any) -> Any:
+                    if next(calls_left) == 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return act(*arguments, **keywords)
 
-            return call_or_die
+                return call_or_die
 
-        for name in deadly:
-            owner, _, function = name.rpartition(".")
-            place = pkgutil.resolve_name(owner)
-            setattr(place, function, guard(getattr(place, function)))
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
-        os._exit(main(words))
+            for name in deadly:
+                owner, _, function = name.rpartition(".")
+                place = pkgutil.resolve_name(owner)
+                setattr(place, function, guard(getattr(place, function)))
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
+                os.dup2(nowhere.fileno(), 2)
+            os._exit(main(words))
+        finally:
+            os._exit(1)  # otherwise an exception here would make the child a second test runner
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

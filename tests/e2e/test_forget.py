@@ -9,16 +9,14 @@ import os
 import shlex
 import shutil
 import signal
-import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from data_sets import build_data_set
 from json_lines import write_rows
 from sqlalchemy import select
-from stage_commands import Workshop
+from stage_commands import Workshop, run_in_fork
 from synthetic_runs import build_run_input, find_record, query_records, write_run_folder
 from vote_data import SECRET, build_data_command, find_secret_ids, open_filled_store, read_artifact_pairs
 
@@ -377,31 +375,9 @@ def test_killed_at_any_step_the_same_command_ends_it(loop: Path, tmp_path: Path,
 def run_until_killed(root: Path, options: list[str], step: int) -> int:
     """Return the exit status of a child that is killed before it replaces a file or erases the store, after `step` such
     calls."""
-    if (child := os.fork()) == 0:
-        try:
-            from align.registry import forgetting
-
-            remaining = [step]
-
-            def make_deadly(act: Any) -> Any:
-                def act_or_kill(*arguments: Any, **keywords: Any) -> Any:
-                    if remaining[0] == 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    remaining[0] -= 1
-                    return act(*arguments, **keywords)
-
-                return act_or_kill
-
-            os.replace = make_deadly(os.replace)
-            Path.replace = make_deadly(Path.replace)  # type: ignore[method-assign]
-            forgetting.erase_target = make_deadly(forgetting.erase_target)
-            with open(os.devnull, "w") as devnull:
-                sys.stdout = sys.stderr = devnull
-                command = ["stage=registry", "stage.action=forget", "project=greetings", f"run.root={root}", *options]
-                os._exit(main(command))
-        finally:
-            os._exit(1)  # otherwise an exception here would make the child a second test runner
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    command = ["stage=registry", "stage.action=forget", "project=greetings", f"run.root={root}", *options]
+    deadly = ("os.replace", "pathlib.Path.replace", "align.registry.forgetting.erase_target")
+    return run_in_fork(command, deadly, step)
 
 
 def test_gates_and_promotions(runs: Path) -> None:
