@@ -13,7 +13,7 @@ from pathlib import Path
 from align.config.group_files import EXPERIMENT
 from align.config.options import OWN_FOLDER
 from align.config.settings import A_RUN_EACH
-from align.config.synonyms import explain_absence, find_keys_by_synonym
+from align.config.synonyms import explain_absence, find_settings_by_synonym
 from align.core.errors import InputError
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
@@ -54,7 +54,7 @@ def build_unknown_key_error(
         return InputError("stage", "(missing)", f"{key}={value} is a setting of a stage", "Add stage=NAME.")
     leaf = key.rpartition(".")[2]
     # `stage.max_length` of stage=sft is `data.max_length`, although stage=serve has a key of that name.
-    in_other_part = any(k in known and k.endswith(f".{leaf}") for k in find_keys_by_synonym(leaf))
+    in_other_part = any(k in known and k.endswith(f".{leaf}") for k in find_settings_by_synonym(leaf))
     if owners and not in_other_part:
         problem = f"is not a key of stage={stage}, but of {' and '.join(f'stage={o}' for o in owners)}"
         return InputError(key, value, problem, "Drop it, or run that stage.")
@@ -76,7 +76,7 @@ def find_close_keys(key: str, value: str, known: Sequence[str]) -> list[str]:
     group, _, name = key.rpartition(".")
     off = value.lower() in ("false", "no", "none", "null", "0", "")
     if synonyms := [
-        k.partition("=")[0] if off else k for k in find_keys_by_synonym(name) if k.partition("=")[0] in known
+        k.partition("=")[0] if off else k for k in find_settings_by_synonym(name) if k.partition("=")[0] in known
     ]:
         return synonyms
     by_name: dict[str, list[str]] = {}
@@ -113,7 +113,7 @@ def build_unknown_choice_error(
         remedy = f"None is there yet: write {user_config_dir or OWN_FOLDER}/{group}/{name or 'NAME'}.yaml."
     elif group in BY_PATH and re.search(r"[/.]", name):
         remedy = f"Did you mean {BY_PATH[group].format(name)}? {remedy}"
-    elif synonyms := [k.partition("=")[2] for k in find_keys_by_synonym(name) if k.partition("=")[0] == group]:
+    elif synonyms := [k.partition("=")[2] for k in find_settings_by_synonym(name) if k.partition("=")[0] == group]:
         remedy = f"Did you mean {key or group}={synonyms[0]}? {remedy}" if not key or synonyms[0] in names else remedy
     elif close := difflib.get_close_matches(name, names, n=1):
         remedy = f"Did you mean {field}={close[0]}? {remedy}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.config.group_files import list_groups
-from align.config.synonyms import explain_absence, find_keys_by_synonym
+from align.config.synonyms import explain_absence, find_settings_by_synonym
 from align.core.errors import InputError, require
 from align.core.files import parse_user_path
 
@@ -105,7 +105,7 @@ def parse_arguments(arguments: Sequence[str]) -> CommandLine:
             word = name.lstrip("-")
             if explanation := explain_absence(word):
                 raise InputError("argument", argument, *explanation)
-            keys = find_keys_by_synonym(word)  # other programs have options for settings
+            keys = find_settings_by_synonym(word)  # other programs have options for settings
             remedy = f"Write {' or '.join(keys)}, without dashes." if keys else "See python -m align --help."
             raise InputError("argument", argument, "is not an option", remedy)
         options[name] = next(remaining, "") if name in TAKES_VALUE and not equals else value

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, FrozenInstanceError, dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
-from align.config.synonyms import find_keys_by_synonym
+from align.config.synonyms import find_settings_by_synonym
 from align.core.errors import InputError, require
 
 T = TypeVar("T", bound="Settings")
@@ -81,7 +81,7 @@ class Setting:
         for choice in (value if isinstance(value, list) else [value]) if self.choices else ():
             if choice not in self.choices:
                 similar = [
-                    allowed for allowed in self.choices if f"{key}={allowed}" in find_keys_by_synonym(str(choice))
+                    allowed for allowed in self.choices if f"{key}={allowed}" in find_settings_by_synonym(str(choice))
                 ]
                 similar = similar or difflib.get_close_matches(str(choice), self.choices, n=1)
                 remedy = f"Did you mean {similar[0]}? " if similar else ""

@@ -142,7 +142,7 @@ ABSENT = {
 """Names of other libraries' settings that align does not have, separated by spaces → problem and remedy."""
 
 
-def find_keys_by_synonym(word: str) -> list[str]:
+def find_settings_by_synonym(word: str) -> list[str]:
     """Return the keys of align, or `key=value`, that correspond to a setting's name in TRL or another library."""
     name = word.replace("-", "_").lower()
     return [key for key, words in WORDS.items() if name in words.split()]

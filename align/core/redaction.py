@@ -275,11 +275,11 @@ def hide_password(url: str) -> str:
         display = mask_secrets(match[1] + MASK + url[match.end() :])
     else:
         display = mask_secrets(url) if "://" in url else MASK  # the password may be anywhere in a text that is no URL
-    display = hide_url_parameters(display, url)
+    display = register_and_hide_url_parameters(display, url)
     return url if display == url else Secret(url, display)
 
 
-def hide_url_parameters(display: str, url: str) -> str:
+def register_and_hide_url_parameters(display: str, url: str) -> str:
     """Return `display`, the masked form of `url`, with `***` for the value of each query parameter not in `PLAIN`.
 
     The values in `url` are registered, so that `redact` masks them too.

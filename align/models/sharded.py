@@ -161,7 +161,7 @@ def shard_like(value: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def load_full_weights(model: nn.Module, folder: Path) -> None:
+def load_unsharded_weights(model: nn.Module, folder: Path) -> None:
     """Load the full weights from the safetensors files in a folder into a sharded model, in place."""
     targets = model.state_dict()
     for path in sorted(folder.glob("*.safetensors")):

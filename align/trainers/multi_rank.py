@@ -24,7 +24,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from align import ranks
 from align.data.chat.encode import IGNORE_INDEX
-from align.models.sharded import gather_optimiser, gather_weights, is_sharded, load_full_weights, shard_optimiser
+from align.models.sharded import gather_optimiser, gather_weights, is_sharded, load_unsharded_weights, shard_optimiser
 from align.ranks import LAUNCHED
 from align.rollout.engine import build_generator, derive_place_seed
 
@@ -173,7 +173,7 @@ class MultiRankTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if is_sharded(self.model):
-            load_full_weights(self.model, Path(resume_from_checkpoint))
+            load_unsharded_weights(self.model, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

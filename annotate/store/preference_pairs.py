@@ -21,26 +21,26 @@ def build_pairs(ranking: Vote, item: AnnotationItem) -> list[Preference]:
     return [pair for ids in ranking.pairs if (pair := build_pair(ranking, item, *ids)) is not None]
 
 
-def build_pair(ranking: Vote, item: AnnotationItem, better: str, worse: str) -> Preference | None:
+def build_pair(vote: Vote, item: AnnotationItem, chosen_id: str, rejected_id: str) -> Preference | None:
     """Return the preference pair of two candidates of an item, given by their ids, or None if their texts are equal."""
     by_id = {candidate.id: candidate for candidate in item.candidates}
-    chosen = by_id[better]
-    rejected = by_id[worse]
+    chosen = by_id[chosen_id]
+    rejected = by_id[rejected_id]
     if chosen.text == rejected.text:
         return None
     return Preference(
         prompt=item.prompt.messages,
         chosen=(Message("assistant", chosen.text),),
         rejected=(Message("assistant", rejected.text),),
-        id=f"{ranking.seq}:{better}>{worse}",
+        id=f"{vote.seq}:{chosen_id}>{rejected_id}",
         group_id=item.id,
-        annotator=ranking.annotator,
-        source=ranking.source,
-        scorer=ranking.scorer,
-        margin=float(ranking.strength) if ranking.strength and len(item.candidates) == 2 else None,
-        strength=ranking.strength,
-        guideline_version=ranking.guideline_version,
-        created_at=ranking.created_at,
+        annotator=vote.annotator,
+        source=vote.source,
+        scorer=vote.scorer,
+        margin=float(vote.strength) if vote.strength and len(item.candidates) == 2 else None,
+        strength=vote.strength,
+        guideline_version=vote.guideline_version,
+        created_at=vote.created_at,
         chosen_ended=chosen.ended,
         rejected_ended=rejected.ended,
     )

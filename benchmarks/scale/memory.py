@@ -112,7 +112,8 @@ def measure_row(base: Base, work: Workload, device: torch.device) -> dict[str, o
         "measured_mb": round(measured_mb, 1),
         "off": round(predicted_mb / measured_mb - 1, 3),
         "phases_mb": {
-            phase: [round(prediction.get_phase_bytes(phase) / 1e6, 1), round(size / 1e6, 1)] for phase, size in measured.items()
+            phase: [round(prediction.get_phase_bytes(phase) / 1e6, 1), round(size / 1e6, 1)]
+            for phase, size in measured.items()
         },
         "seconds": round(time.perf_counter() - start, 1),
     }

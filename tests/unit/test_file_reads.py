@@ -83,7 +83,7 @@ EXCEPTIONS = {
     "align.models.load:load_base": CHECKED,
     "align.models.load:load_tokenizer": CHECKED,
     "align.models.base:find_pocket_folder": SHIPPED,
-    "align.models.sharded:load_full_weights": DIGEST,
+    "align.models.sharded:load_unsharded_weights": DIGEST,
     "align.models.base:write_snapshot": SHIPPED,
     "align.core.outputs:open_atomic_file": "opens a new file to write it",
     "align.planning.shapes:build_shape": CHECKED,

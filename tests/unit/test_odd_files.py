@@ -23,7 +23,7 @@ from align.core import files
 from align.core.errors import CorruptFile, InputError, MissingArtifact
 from align.data.clean.quality import read_phrases
 from align.data.read.rows import iter_valid_rows
-from align.data.sets.forget import parse_content_ids
+from align.data.sets.forget import load_content_ids
 from align.evals.judges.llm_judge import read_template
 from align.evals.judges.report import read_report
 from align.models.adapters import read_adapter, read_adapter_config, read_tensors
@@ -55,7 +55,7 @@ SMALL: dict[str, tuple[str, Read]] = {
     "public key": ("key.pub", lambda path: load_public_key(str(path), "export.verify")),
     "judge's prompt": ("prompt.txt", lambda path: read_template(str(path), "eval.judge.prompt")),
     "phrases": ("phrases.txt", read_phrases),
-    "ids": ("ids.txt", lambda path: parse_content_ids(str(path))),
+    "ids": ("ids.txt", lambda path: load_content_ids(str(path))),
     "judge card": ("card.json", read_report),
     "verdict": ("verdict.json", lambda path: read_verdict(path, "source", None)),
     "adapter": ("adapter_config.json", lambda path: read_adapter_config(path.parent)),

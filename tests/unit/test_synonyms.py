@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from align.config.compose import Composer, build_config, compose_tree
 from align.config.options import parse_arguments
 from align.config.schemas import import_all_schemas
-from align.config.synonyms import ABSENT, WORDS, find_keys_by_synonym
+from align.config.synonyms import ABSENT, WORDS, find_settings_by_synonym
 from align.config.values import iter_dotted_keys
 from align.core.errors import InputError
 
@@ -219,7 +219,7 @@ NEEDS = {"stage=reward": ["data=annotations"]}
 
 
 def test_a_word_counts_in_any_spelling():
-    assert find_keys_by_synonym("Lora-R") == find_keys_by_synonym("lora_r") == ["method.r"]
+    assert find_settings_by_synonym("Lora-R") == find_settings_by_synonym("lora_r") == ["method.r"]
 
 
 def test_an_option_with_dashes_names_the_key():

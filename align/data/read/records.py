@@ -669,7 +669,7 @@ def parse_judged_pair(row: Row) -> ParsedPair:
     verdict = parse_verdict(data, columns)
     name = columns.verdict[0]
     remedy = VERDICT_HELP.format(*columns.endings)
-    number = to_number(data[name])
+    number = convert_to_float(data[name])
     if number is not None and number <= 0 and columns.endings != ("0", "1") and columns.verdict != WINNER_COLUMNS:
         # An ambiguous code: 0 may be the first answer or a tie, and a negative number may be a degree.
         problem = "is ambiguous: it may mean the first answer, a tie or a degree"
@@ -719,11 +719,11 @@ def parse_verdict(row: Fields, columns: JudgedColumns) -> int | None:
         if value in columns.endings:
             return -1 if value == columns.endings[0] else 1
     places = {0.0: -1, 1.0: 1} if columns.endings == ("0", "1") else {1.0: -1, 1.5: 0, 2.0: 1}
-    number = None if isinstance(value, bool) else to_number(value)
+    number = None if isinstance(value, bool) else convert_to_float(value)
     return None if number is None else places.get(number)
 
 
-def to_number(value: Any) -> float | None:
+def convert_to_float(value: Any) -> float | None:
     """Convert a number or its text to a float, or return None for any other value."""
     try:
         return float(value)

@@ -74,7 +74,7 @@ class RowRemoval:
         return self.old.parent.name if self.old.name == "artifact" else self.old.name
 
 
-def parse_content_ids(setting: Any) -> frozenset[bytes]:
+def load_content_ids(setting: Any) -> frozenset[bytes]:
     """Parse content ids from a setting: a list of ids in hex, a single id, or a file with an id on each line.
 
     Raises:
@@ -101,13 +101,13 @@ def select_masks(dataset: DataSet, setting: Any, load_active_votes: LoadActiveVo
     """Return for each split a mask of the rows that the setting `stage.forget` removes from a data set.
 
     Args:
-        setting: `erased`, or content ids, see `parse_content_ids`.
+        setting: `erased`, or content ids, see `load_content_ids`.
 
     Raises:
         InputError: The setting is invalid, or is `erased` and no source is an annotation project.
     """
     if setting != ERASED:
-        ids = {id.hex() for id in parse_content_ids(setting)}
+        ids = {id.hex() for id in load_content_ids(setting)}
         return build_masks(dataset, lambda id: id in ids, "content_id")
     kinds = {name: kind for name, kind in read_id_kinds(dataset.data).items() if kind != SHA256}
     problem = "none of its sources is an annotation project"
@@ -143,7 +143,7 @@ def check_masks(dataset: DataSet, setting: Any, masks: Masks) -> None:
         problem = "the votes and items of all its rows are still there"
         require(has_rows_to_remove(masks), FIELD, setting, problem, "There is nothing to forget.")
         return
-    missing = {id.hex() for id in parse_content_ids(setting)}
+    missing = {id.hex() for id in load_content_ids(setting)}
     total = len(missing)
     for split in SPLITS:
         for mask, table in iter_masked_tables(dataset, split, masks[split], ["content_id"]):

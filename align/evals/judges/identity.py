@@ -168,7 +168,7 @@ def identify_scorer(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> J
     return JudgeIdentity(get_scorer_title(reward, inputs), identify_part(reward))
 
 
-def list_differences(one: JudgeIdentity, other: JudgeIdentity) -> list[str]:
+def list_differing_keys(one: JudgeIdentity, other: JudgeIdentity) -> list[str]:
     """Return the dotted keys of the settings in which two judges differ."""
     settings, other_settings = (dict(flatten_metrics(judge.made_of)) for judge in (one, other))
     return [key for key in {**settings, **other_settings} if settings.get(key) != other_settings.get(key)]
@@ -178,7 +178,7 @@ def describe_judge_difference(one: JudgeIdentity, other: JudgeIdentity) -> str:
     """Describe up to three settings in which two judges differ, with both values, for error messages. Returns an empty
     string if they do not differ."""
     settings = [dict(flatten_metrics(judge.made_of)) for judge in (one, other)]
-    keys = list_differences(one, other)
+    keys = list_differing_keys(one, other)
     parts = [f"{key} {' and '.join(format_setting(values.get(key), key) for values in settings)}" for key in keys[:3]]
     return ", ".join(parts) + (f", and {len(keys) - 3} more" if len(keys) > 3 else "")
 

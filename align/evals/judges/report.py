@@ -25,7 +25,7 @@ from align.core.errors import CorruptFile, InputError, require, require_schema_v
 from align.core.types import Conversation, Feedback, Message, Preference
 from align.data.read.content import encode_turn
 from align.data.trained_ids import TrainedQuestions
-from align.evals.judges.identity import JudgeIdentity, describe_judge_difference, list_differences
+from align.evals.judges.identity import JudgeIdentity, describe_judge_difference, list_differing_keys
 from align.evals.judges.judge_verdict import FIRST, SECOND, AnswerPair
 from align.evals.judges.llm_judge import GradedAnswer, LLMJudge
 from align.evals.stats import compute_agreement, compute_judge_statistics, compute_win_rate, merge_swapped_verdicts
@@ -723,7 +723,7 @@ def choose_report(
         raise InputError(FIELD, "(none)", problem, f"{how_to_measure} Then name its run.")
     own_reports = [report for report in reports if report.judge.digest == judge.digest]
     if not own_reports:
-        nearest = min(reports, key=lambda report: len(list_differences(judge, report.judge)))
+        nearest = min(reports, key=lambda report: len(list_differing_keys(judge, report.judge)))
         subject = "this card is" if len(reports) == 1 else f"even the nearest of these {len(reports)} cards is"
         difference = describe_judge_difference(judge, nearest.judge)
         problem = f"{decides}, and {subject} of another judge, {nearest.judge.title}: {difference}"

@@ -68,7 +68,7 @@ SEEDS = {"random_seed": DEFAULT_RANDOM_SEED, "numpy_seed": DEFAULT_OTHER_SEED, "
 """Random seeds for few-shot examples and for code in a folder of tasks, as on lm-eval's command line."""
 
 
-class RecordedModel(LM):
+class StoredReplies(LM):
     """An lm-eval model that returns log-likelihoods and answers computed before."""
 
     def __init__(self, replies: LMEvalReplies) -> None:
@@ -276,7 +276,7 @@ def evaluate_items(
         task_dict: Any = {"tasks": selected, "groups": {}, "group_map": {}}
         if is_complete:
             task_dict = {**groups, "tasks": selected}
-        results: Any = evaluate(lm=RecordedModel(replies), task_dict=task_dict, bootstrap_iters=0, log_samples=True)
+        results: Any = evaluate(lm=StoredReplies(replies), task_dict=task_dict, bootstrap_iters=0, log_samples=True)
     samples: dict[tuple[str, int], Mapping[str, float]] = {}
     for name, rows in results.pop("samples").items():
         is_rolling = selected[name].get_config("output_type") == ROLLING
