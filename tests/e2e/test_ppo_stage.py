@@ -81,7 +81,7 @@ def test_an_ensemble_and_its_disagreement(without_ref: Ready, capfd: pytest.Capt
     command = [*without_ref.ppo, f"run.root={without_ref.root}", "reward=ensemble", refs, "reward.combine=min"]
     assert main([*command, "stage.tripwires.disagreement=0.001", "stage.tripwires.patience=1"]) == 0
     stdout = capfd.readouterr().out
-    assert "contradict each other" in stdout
+    assert "the members of the ensemble disagree" in stdout
     folder = Path(stdout.splitlines()[-1])
     assert all(row["disagreement"] > 0 for row in read_metrics(folder))
     inputs = read_manifest(folder).inputs

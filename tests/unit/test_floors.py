@@ -123,7 +123,7 @@ def test_what_composes_a_command_and_finds_its_inputs_never_loads_torch():
         ("import align.ops.kl", {"align.ops.kl"}),
         ("from align import ops", {"align.ops"}),
         ("from align.ops import kl, gae", {"align.ops.kl", "align.ops.gae"}),
-        ("def f():\n    from align.stages.runner import execute", {"align.stages.runner.execute_run"}),
+        ("def f():\n    from align.stages.runner import execute_run", {"align.stages.runner.execute_run"}),
         ("from . import b", {"align.data.b"}),
         ("from .b import c", {"align.data.b.c"}),
         ("from ..ops import kl", {"align.ops.kl"}),

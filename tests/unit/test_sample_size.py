@@ -23,7 +23,7 @@ def test_enough_prompts_need_no_word():
         (12, FILE, 256, {}, "data.held_out=0.05 holds out too few questions of chats.jsonl"),
         (12, FILE, 12, {}, "stage.prompts=12 limits the number"),
         (12, DataConfig(name="jsonl", path="chats.jsonl", limit=12), 256, {}, "data.limit=12 limits the number"),
-        (12, DataConfig(name="jsonl", path="c.jsonl", eval_path="e.jsonl"), 256, {}, "data.eval_path=e.jsonl has no"),
+        (12, DataConfig(name="jsonl", path="c.jsonl", eval_path="e.jsonl"), 256, {}, "eval_path=e.jsonl has too few"),
         (
             12,
             DataConfig(name="manifest", path="data:latest"),

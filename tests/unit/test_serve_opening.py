@@ -110,7 +110,7 @@ def test_whoever_starts_the_server_vouches_for_what_says_nothing(root: Path) -> 
         ({"t": "ppo:tiny"}, {"path": "pocket"}, "stage.adapters.t", "drop model="),
         ({"a": "sft:a", "p": "sft:plain"}, {}, "stage.adapters.p", "method=lora, and sft:a with method=qlora"),
         ({"a": "sft:a"}, {"method": "lora"}, "stage.adapters.a", "method=qlora, and method=lora was asked"),
-        ({"a": "sft:a"}, {"method": "full"}, "method", "adapters are"),
+        ({"a": "sft:a"}, {"method": "full"}, "method", "adapters have"),
         ({"a": "sft:nothing"}, {}, "stage.adapters.a", "no such run"),
         ({"a": "nowhere"}, {}, "stage.adapters.a", "neither a folder nor a reference"),
         ({"a": "{}/stranger"}, {}, "stage.adapters.a", "does not say which base"),

@@ -45,7 +45,7 @@ def merge_text_parts(text_parts: list[tuple[str, str]]) -> list[tuple[str, str]]
 @example(text="<think> a</think> b", cuts=[7], opened=False, tools=False)
 @given(text=TEXTS, cuts=st.lists(st.integers(0, 60)), opened=st.booleans(), tools=st.booleans())
 def test_where_the_text_is_cut_does_not_matter(text: str, cuts: list[int], opened: bool, tools: bool):
-    options = {"opened": opened, "tools": ["f"] if tools else []}
+    options = {"begins_in_reasoning": opened, "tools": ["f"] if tools else []}
     cut_parts = parse_parts(text, cuts, **options)
     whole_parts = parse_parts(text, **options)
     assert merge_text_parts(cut_parts) == merge_text_parts(whole_parts)

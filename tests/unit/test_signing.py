@@ -241,16 +241,16 @@ def test_keys_that_do_not_sign(tmp_path: Path, keys: KeyPair) -> None:
         tmp_path / "noise": "no private key in PEM",
         tmp_path / "pipe": "is a pipe",
         "\0": "is no path",
-        refused_keys["rsa"].private: "(RSAPublicKey)",
-        refused_keys["ed"].private: "(Ed25519PublicKey)",
-        refused_keys["k1"].private: "(secp256k1)",
+        refused_keys["rsa"].private: "kind RSAPublicKey",
+        refused_keys["ed"].private: "kind Ed25519PublicKey",
+        refused_keys["k1"].private: "kind secp256k1",
     }.items():
         with pytest.raises(InputError, match=FIELD) as error:
             load_private_key(str(path), FIELD)
         assert problem in str(error.value)
     for path, problem in {
         keys.private: "is a private key",
-        refused_keys["rsa"].public: "(RSAPublicKey)",
+        refused_keys["rsa"].public: "kind RSAPublicKey",
         tmp_path / "noise": "no public key",
     }.items():
         with pytest.raises(InputError) as error:
