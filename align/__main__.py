@@ -48,8 +48,8 @@ def format_usage() -> str:
 
 
 def format_help(arguments: Sequence[str]) -> str:
-    """Return the text of `--help`: the keys of the stage that another argument names as `stage=NAME`, or else the usage
-    with all stages."""
+    """Return the text of `--help`: the keys of the stage if an argument is `stage=NAME`, otherwise the usage with all
+    stages."""
     values = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     stage = values.get("stage", "")
     if stage not in STAGES:

@@ -242,8 +242,8 @@ class Roles:
         return CachedForward(output, values_BT)
 
     def estimates(self, rollout: Rollout, temperature: float) -> tuple[Tensor, ...]:
-        """Compute the logprobs of policy and reference, and with a value role the values; each [B, T] and without
-        gradients."""
+        """Return the logprobs of a rollout's response tokens under policy and reference, and the values if there is a
+        value role; each [B, T], without gradients."""
         policy = self.logprobs("policy", rollout, temperature)
         reference = self.logprobs("reference", rollout, temperature)
         logprobs = policy.logprobs_BT, reference.logprobs_BT

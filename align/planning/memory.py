@@ -555,7 +555,7 @@ class DiskBytes(NamedTuple):
 
 
 def predict_disk_bytes(shape: Shape, work: Workload) -> DiskBytes:
-    """Predict the bytes on disk of one of a run's checkpoints and of its published artifact."""
+    """Predict how many bytes on disk one checkpoint of a run takes, and how many its published artifact takes."""
     head = 4 * shape.width
     adapter = float(count_adapter_bytes(shape, work))
     if work.stage == "ppo":

@@ -87,8 +87,8 @@ def train_policy(
     track: Callable[[int], AbstractContextManager[Tracker]],
     watch_variety: Callable[[Workers, Mapping[str, float]], dict[str, float]],
 ) -> LoopResult:
-    """Train the policy with PPO from the newest checkpoint on, and return the metrics and the final state. The module's
-    docstring has the algorithm.
+    """Train the policy with PPO, from the newest checkpoint if there is one, and return metrics, final state, tripped
+    tripwires and suspicious answers. The module's docstring has the algorithm.
 
     Args:
         track: opens the metrics stream after a given step.

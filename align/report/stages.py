@@ -506,7 +506,8 @@ SECTIONS: Mapping[str, Callable[[Report, RunView], None]] = {
 
 
 def iter_notes(view: RunView) -> Iterator[str]:
-    """Yield the notes for the top of a run's report: from its metrics, and about simulated annotators if it had any."""
+    """Yield the notes for the top of a run's report: those recorded in its metrics, and one if its annotators were
+    simulated."""
     for key in ("judge_notes", "notes"):
         yield from view.metrics.get(key, ())
     if view.manifest.stage == "annotate" and view.settings["action"] == "simulate":

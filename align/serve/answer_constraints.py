@@ -196,7 +196,7 @@ def iter_structured_rules(structured: StructuredOutputs) -> Iterator[Rule]:
 
 
 def find_called_tools(body: ChatBody) -> list[tuple[int, Tool]]:
-    """Return the tools that `tool_choice` forces the model to choose from, as (index in `tools`, tool).
+    """Return the tools that a request forces the model to choose from, as (index in `tools`, tool).
 
     Raises:
         Refusal: `tool_choice` has another form, or names a tool that is not in `tools`.

@@ -197,7 +197,8 @@ class UsageDatabase:
                     self._db.execute("ROLLBACK")
 
     def _settle_dead_servers(self, db: sqlite3.Connection) -> None:
-        """Add the recorded tokens of ended servers' reservations to the totals, and delete their lock files."""
+        """Settle the reservations of ended servers: add their used tokens to the totals, and delete the reservations
+        and the servers' lock files."""
         for request, server in db.execute("SELECT request, server FROM reservations").fetchall():
             if server != self.server and has_server_ended(self._lock_file(server)):
                 settle_reservation(db, request)

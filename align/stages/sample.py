@@ -627,7 +627,8 @@ def format_best_of_table(best: Mapping[str, Any]) -> list[str]:
 
 
 def describe_best(best: Mapping[str, Any]) -> list[str]:
-    """Return lines on the numbers of best answers and preference pairs written, and of prompts without a pair.
+    """Return the report lines of best-of-n: mean reward of the winners, numbers of winners and pairs written, and
+    number of prompts without a pair.
 
     Args:
         best: the metrics in `best_of.json`.

@@ -44,9 +44,9 @@ class FusedLogprobs(MultiRankTrainer):
         return self._stored_metrics
 
     def concatenated_forward(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Return the mean logprobs of the tokens of chosen and rejected answers [M], both again in place of the logits,
-        and the supervised loss. TRL logs the mean of the logits. The supervised loss of the chosen answers is a mean
-        over answers as in the paper; TRL's own is a mean over all tokens, including the prompts'."""
+        """Return the mean token logprobs of the chosen and of the rejected answers [pairs], the same two again where
+        TRL expects logits, and the supervised loss. TRL logs the mean of the logits. The supervised loss of the chosen
+        answers is a mean over answers as in the paper; TRL's own is a mean over all tokens, including the prompts'."""
         labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         logprobs = model(**inputs, labels=labels, use_cache=False, fused_lm_head=True).log_probs.sum(-1)

@@ -185,7 +185,7 @@ def read_settings(connection: Connection, project: str) -> ProjectSettings:
 
 
 def ensure_project(connection: Connection, project: str) -> ProjectSettings:
-    """Return a project's settings, and create the project with default settings and a random key if it does not exist.
+    """Create the project with default settings and a random secret key if it does not exist, and return its settings.
 
     Raises:
         InputError: an invalid name, or the project was erased.

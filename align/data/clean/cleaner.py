@@ -176,8 +176,8 @@ class Cleaner:
         return bool(self._maskers)
 
     def mask_personal_data(self, text: str) -> str:
-        """Mask the personal data in a text that is shown to people, or return it unchanged if no step looks for
-        personal data."""
+        """Replace the personal data in a text that is shown to people, if this cleaner has a step that finds personal
+        data."""
         for pii in self._maskers:
             text = pii.mask_personal_data(text)
         return text

@@ -23,7 +23,7 @@ def concatenate(parts: Iterable[ndarray], empty: ndarray = NO_NUMBERS) -> ndarra
 
 
 def concatenate_columns(rows: Iterable[Sequence[ndarray]]) -> list[ndarray]:
-    """Concatenate tables, each a sequence of column arrays, and return one array per column.
+    """Concatenate pieces of one table, each a sequence of column arrays, and return one array per column.
 
     Args:
         rows: one or more pieces, each with the same columns.

@@ -237,7 +237,7 @@ def find_shared_shingles(
 
 
 def find_common_shingles(sets: Shingles, rows: ndarray) -> ndarray:
-    """Return the shingles that are in at least `SHARED_FRACTION` of the sets at `rows`, uint64."""
+    """Return the shingles (uint64) that at least a share `SHARED_FRACTION` of the documents `rows` contain."""
     values = np.sort(np.concatenate([sets.values[sets.offsets[row] : sets.offsets[row + 1]] for row in rows]))
     required = int(np.ceil(SHARED_FRACTION * len(rows)))
     if required > len(values):

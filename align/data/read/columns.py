@@ -701,8 +701,8 @@ class ColumnRules:
         raise build_field_error(name, row.get(name), problem, remedy)
 
     def _append_to_question(self, value: Any, addition: str, question_name: str, context_name: str) -> Any:
-        """Return a question with lines appended to its text, or to its only user turn if it is a list of messages.
-        Raises InputError if it is a transcript, or has no or several user turns.
+        """Return the question `value` with `addition` on new lines after its text; in a list of messages, after its
+        only user turn. Raises InputError if it is a transcript, or has no or several user turns.
 
         Args:
             value: a text, or a list of messages.
@@ -1241,7 +1241,7 @@ TextSizes = Mapping[str, Sequence[int]]
 
 
 def measure_unread_texts(row: Row, shape: Shape, unread: Fields, is_prompt: bool = False) -> TextSizes:
-    """Return the number and the total characters of the texts in each of a row's columns that no parser reads.
+    """Count the texts in each of a row's `unread` columns, and return column → (number of texts, number of characters).
     `UnreadColumns.check` refuses a data set by them. Texts that repeat the row's content are not counted, nor are ids,
     hashes and URLs.
 

@@ -750,8 +750,8 @@ def is_text_list(value: Any) -> bool:
 
 
 def pair_right_with_wrong_answers(row: Row) -> Iterator[ParsedPair]:
-    """Yield a preference pair for each right answer in `chosen` and each wrong one in `rejected`, all in one group.
-    Equal answers yield `Drop.IDENTICAL`."""
+    """Yield a preference pair for every combination of a right answer in `chosen` and a wrong answer in `rejected`. All
+    have the row's group name. Equal answers yield `Drop.IDENTICAL`."""
     right_answers = [row.data["chosen"]] if isinstance(row.data["chosen"], str) else row.data["chosen"]
     if not is_text_list(right_answers):
         raise build_pair_error(row.data, "chosen", "neither a text nor a list of texts, as rejected is one")

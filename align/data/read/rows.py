@@ -568,7 +568,7 @@ def iter_numbered_rows(
 
 
 def iter_parquet_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBatch | int]:
-    """Yield the record batches of a Parquet file. For a row group that ends before or at row `skip`, yields only its
+    """Yield the record batches of a Parquet file, and for each row group that ends before or at row `skip` only its
     number of rows."""
     from pyarrow import parquet
 

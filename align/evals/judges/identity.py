@@ -128,7 +128,7 @@ class JudgeIdentity:
         return str(self.made_of.get(ASKS, ""))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the title, digest and settings as the JSON object that reports contain."""
+        """Return the judge as reports store it: `title`, `identity` (its digest) and `made_of` (its settings)."""
         return {"title": self.title, "identity": self.digest, "made_of": dict(self.made_of)}
 
 

@@ -235,7 +235,7 @@ def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask]) -> Decision:
 
 
 def decide_from_verdicts(gate: EvalGate, task: ScoredTask) -> Decision:
-    """Decide a gate from its task's scores or verdicts, with missing ones taken at their placeholder value. A
+    """Decide a gate by the task's scores or verdicts as they are, without testing what missing verdicts could change. A
     comparison by a judge is decided by wins less losses, since the units of its scores are arbitrary."""
     level = gate.rule.level
     if not task.items:  # people have not judged any item yet

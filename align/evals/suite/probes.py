@@ -173,8 +173,8 @@ def iter_data_files(path: Path, folder: Path) -> Iterator[str]:
 
 
 def iter_referenced_files(value: Any, path: Path, folder: Path) -> Iterator[str]:
-    """Yield the names of the data files in a part of an lm-eval YAML file, recursively. Raises InputError if data would
-    come from a hub or from code."""
+    """Yield the names of the data files in a parsed part of an lm-eval YAML file, at any depth, without following
+    includes. Raises InputError if data would come from a hub or from code."""
     if isinstance(value, list):
         for entry in value:
             yield from iter_referenced_files(entry, path, folder)

@@ -47,7 +47,7 @@ def install_fast_path(model: nn.Module) -> None:
 
 @contextmanager
 def disable_fast_path(*models: nn.Module | None) -> Iterator[None]:
-    """Restore the original forwards of models while the `with` block runs."""
+    """Run the `with` block with the models' original forwards, and put the fast forwards back afterwards."""
     removed = [pair for model in models if model is not None for pair in restore_original_forwards(model)]
     try:
         yield
