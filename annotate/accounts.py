@@ -435,7 +435,7 @@ class Accounts:
         return name
 
     def set_role(self, project: str, name: str, role: str | None) -> None:
-        """Change a person's role in a project, or remove them from the project if `role` is None.
+        """Change a person's role in a project, or remove them from the project if `role` is `None`.
 
         If they are removed, the items that they hold go back to the queue.
 

@@ -33,7 +33,7 @@ class TimedOut(BaseException):
 def limit_time(seconds: float | None, name: str) -> Iterator[None]:
     """Interrupt a `with` block by SIGALRM after some seconds, and raise InputError for the setting `reward.timeout`.
 
-    The block is interrupted again each second after that. There is no limit if `seconds` is None, outside the main
+    The block is interrupted again each second after that. There is no limit if `seconds` is `None`, outside the main
     thread, or inside a call of a C library.
 
     Raises:

@@ -12,7 +12,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def require_valid_url(host: str, url: str | None) -> None:
-    """Raise InputError if `url` is not `http(s)://HOST[:PORT]`, or is None although `host` is not a loopback address.
+    """Raise InputError if `url` is not `http(s)://HOST[:PORT]`, or is `None` although `host` is not a loopback address.
 
     Raises:
         InputError: other machines can reach the server and no address is set, or the address is invalid.

@@ -18,7 +18,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 def declare_lr(column: str) -> Any:
-    """Return a field for the setting `lr` of a stage, which is None by default, with the default rates in its help
+    """Return a field for the setting `lr` of a stage, which is `None` by default, with the default rates in its help
     text.
 
     Args:

@@ -177,7 +177,7 @@ def read_held_out_feedback(data: DataSource) -> list[Feedback]:
 
 def sample_records(records: list[T], limit: int | None, seed: int) -> list[T]:
     """Return a random sample of `limit` records in their original order, or all records if there are not more or
-    `limit` is None."""
+    `limit` is `None`."""
     if limit is None or limit >= len(records):
         return records
     return [records[i] for i in sorted(random.Random(seed).sample(range(len(records)), limit))]

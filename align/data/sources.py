@@ -314,7 +314,7 @@ def prepare_record(record: T, data: DataSource) -> T:
 
 
 def shuffle_in_place_and_limit(items: list[T], seed: int, limit: int | None) -> list[T]:
-    """Shuffle a list in place, and return its first `limit` items. Returns all items if `limit` is None."""
+    """Shuffle a list in place, and return its first `limit` items. Returns all items if `limit` is `None`."""
     random.Random(seed).shuffle(items)
     return items[:limit]
 

@@ -123,7 +123,7 @@ class SystemAnswers(NamedTuple):
 
     @property
     def best(self) -> Sequence[str]:
-        """The greedy answers, or the sampled ones if there are none."""
+        """The greedy answers, or the sampled ones if none exist."""
         return self.sampled if self.greedy is None else self.greedy
 
 
@@ -192,7 +192,7 @@ def replace_varied_verdict(collapse: Collapse, reason: str) -> Collapse:
 
 def compare_variety(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str] | None) -> VarietyComparison:
     """Measure the variety of a policy's and of a reference's answers to the same prompts, and find the commonest new
-    sentence and phrase. If `ref` is None, only the policy is measured."""
+    sentence and phrase. If `ref` is `None`, only the policy is measured."""
     if ref is None:
         return VarietyComparison(measure_variety(prompts, policy), None, None, None)
     return VarietyComparison(

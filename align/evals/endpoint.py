@@ -305,7 +305,7 @@ async def fetch_answer(
     client: httpx.AsyncClient, endpoint: Endpoint, question: ServerAnswerKey
 ) -> CachedAnswer | EndpointFailure:
     """Send a request to a server, with up to three retries if it is busy or cannot be reached. Returns the answer, or
-    the reason why there is none.
+    the reason why none exists.
 
     Raises:
         InputError: see `fetch_answers`.
@@ -348,7 +348,7 @@ def parse_retry_after(response: httpx.Response) -> float:
 
 
 def parse_response(endpoint: Endpoint, response: httpx.Response) -> CachedAnswer | EndpointFailure:
-    """Parse a server's HTTP response into an answer, or into the reason why there is none.
+    """Parse a server's HTTP response into an answer, or into the reason why none exists.
 
     Raises:
         InputError: see `fetch_answers`.
@@ -457,7 +457,7 @@ def mask_key(answer: CachedAnswer, key: str) -> CachedAnswer:
 
 
 def describe_error_body(response: httpx.Response) -> str:
-    """Return the error message of a response on one line, in brackets. Returns an empty string if there is none."""
+    """Return the error message of a response on one line, in brackets. Returns an empty string if none exists."""
     try:
         error = json.loads(response.content)["error"]
         text = " ".join(str(error[key]) for key in ("code", "message") if error.get(key))

@@ -1125,7 +1125,7 @@ def measure_swap_effect(
 
 
 def flag_failures(failed: ArrayLike | None, rows: int) -> NDArray[np.bool_]:
-    """Return `failed` as a boolean array of shape [rows], all False if it is None. Raises ValueError if it has another
+    """Return `failed` as a boolean array of shape [rows], all False without it. Raises ValueError if it has another
     number of rows."""
     flags = np.zeros(rows, dtype=bool) if failed is None else np.asarray(failed, dtype=bool)
     if flags.shape != (rows,):

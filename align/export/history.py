@@ -112,7 +112,7 @@ def describe_method(method: Mapping[str, Any]) -> str:
 def describe_other_settings(name: str, config: Mapping[str, Any]) -> str:
     """Describe the most important other settings of a run, such as DPO's beta, or PPO's KL coefficient and sampling.
 
-    Returns an empty text if there are none.
+    Returns an empty text if none exist.
     """
     stage = config.get("stage", {})
     if name in ("dpo", "kto"):

@@ -98,7 +98,7 @@ def summarize_differences(checks: Sequence[ReceiptCheck]) -> dict[str, Any]:
     """Return the differences from the trained model of the export's files (`shipped`) and of its weights before the
     cast (`before_cast`).
 
-    Each has the name of its check. An unmeasured one is None.
+    Each has the name of its check. An unmeasured one is `None`.
     """
 
     def figures(check: ReceiptCheck | None) -> dict[str, Any] | None:
@@ -145,7 +145,7 @@ def find_divergence_on_original(checks: Iterable[ReceiptCheck]) -> Divergence | 
     """Return the divergence of a QLoRA adapter on the original base from the trained model, or None if it was not
     measured.
 
-    It is None for an adapter that was trained on the original weights.
+    It is `None` for an adapter that was trained on the original weights.
     """
     fields = (TRANSFORMERS, "adapter", "original", None)
     return next((c.found for c in checks if (c.engine, c.what, c.base, c.bound) == fields), None)

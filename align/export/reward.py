@@ -82,7 +82,7 @@ def make_scoring_tokenizer(tokenizer: Any, conversations: Sequence[Conversation]
 
 
 def choose_pad_token(tokenizer: Any, last_token_ids: set[int]) -> str | None:
-    """Return a special token that ends no text, to be used as pad token, or None if there is none.
+    """Return a special token that ends no text, to be used as pad token, or None if none exists.
 
     Without one, other programs can score only one text at a time.
     """

@@ -174,7 +174,7 @@ def make_no_match_error(selector: Selector, records: Sequence[Record], root: Pat
 
 
 def find_stored_target(selector: Selector, url: str) -> ErasureTarget | None:
-    """Return the data in the annotation store that a selector matches, or None if there is none.
+    """Return the data in the annotation store that a selector matches, or None if none exists.
 
     Raises:
         InputError: The store does not know the item or annotator, or there is no such store.

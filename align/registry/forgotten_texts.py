@@ -241,7 +241,7 @@ class CleanedContent(NamedTuple):
 def read_without_texts(path: Path, texts: ForgottenTexts) -> CleanedContent:
     """Return a file's content without the lines or JSON strings that contain deleted texts. The file is not changed.
 
-    The content is None for an HTML page, for invalid JSON, and for a text that spans several lines: if such a file
+    The content is `None` for an HTML page, for invalid JSON, and for a text that spans several lines: if such a file
     contains deleted texts, it has to be deleted.
 
     Raises:

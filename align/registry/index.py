@@ -233,7 +233,7 @@ class Index:
         self.db.close()
 
     def _open(self, rebuild: bool, copy_file: bool) -> int:
-        """Open the index file, or a database in memory if `path` is None, update it, and return the number of changed
+        """Open the index file, or a database in memory if `path` is `None`, update it, and return the number of changed
         folders.
 
         Args:

@@ -242,7 +242,7 @@ def get_user() -> str:
 
 
 def iter_history_lines(log: AliasLog, alias: str | None) -> Iterator[str]:
-    """Yield two lines of text for each change of an alias, newest first; for all aliases if `alias` is None."""
+    """Yield two lines of text for each change of an alias, newest first; for all aliases if `alias` is `None`."""
     by_seq = {change.seq: change for change in log.changes}
     for change in reversed(log.changes):
         if alias is None or change.alias == alias:

@@ -124,7 +124,7 @@ def select_settings(config: Mapping[str, Any], stage: str) -> Record:
 
 
 def to_strict_json(value: Any) -> Any:
-    """Return a copy of a value as strict JSON, in which non-finite numbers are None and lone surrogates are escaped."""
+    """Return a copy of a value as strict JSON, with `None` for non-finite numbers and escaped lone surrogates."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, Mapping):

@@ -211,7 +211,7 @@ SCORE_LABELS = {"loss": "loss, nats a token", "reward": "score"}
 
 
 def describe_unscored(data: Mapping[str, Any]) -> str:
-    """Return a phrase on the number of a data set's rows without a score, or an empty text if there are none.
+    """Return a phrase on the number of a data set's rows without a score, or an empty text if none exist.
 
     Also empty if rows were not scored.
     """

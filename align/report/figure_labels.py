@@ -648,7 +648,7 @@ def sort_metric_names(names: Iterable[str]) -> list[str]:
 
 
 def describe_small_samples(metrics: Mapping[str, Any]) -> str:
-    """Return a sentence that names the metrics with fewer than FEW observations; empty if there are none."""
+    """Return a sentence that names the metrics with fewer than FEW observations; empty if none exist."""
     labels = {figure.keys: figure.label for figure in FIGURES}
     names = [
         f"{labels.get((key,), _spell_out(key))} ({value['n']})"

@@ -317,7 +317,7 @@ def append_change(
 def describe_arms(arms: Sequence[AliasTarget]) -> str:
     """Return an alias's targets as text, such as `ppo:first (0a0e4de46d76)`, several of them with their traffic shares.
 
-    Returns an empty text if there are none.
+    Returns an empty text if none exist.
     """
     total = sum(arm.weight for arm in arms)
     shares = [f"{arm.weight / total:.3g} of " if len(arms) > 1 else "" for arm in arms]

@@ -253,7 +253,7 @@ class Run:
 
 
 def derive_name(parent: Path, label: str, digest: str) -> str:
-    """Return the name of an existing run folder `*-DIGEST` in `parent`, or `label-digest` if there is none."""
+    """Return the name of an existing run folder `*-DIGEST` in `parent`, or `label-digest` if none exists."""
     return min((path.name for path in parent.glob(f"*-{digest}")), default=f"{label}-{digest}")
 
 
@@ -388,7 +388,7 @@ def find_unused_name(parent: Path, name: str) -> str:
 
 
 def find_last_publication(root: Path) -> int:
-    """Return the highest number in the order in which the runs of a root were published, 0 if there is none.
+    """Return the highest number in the order in which the runs of a root were published, 0 if none exists.
 
     Unreadable manifests are skipped. `latest` is decided by this number, because a clock may be set back.
     """

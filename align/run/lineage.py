@@ -153,7 +153,7 @@ def walk_lineage(
 def iter_artifact_ancestors(artifact: Artifact, root: Path) -> Iterator[tuple[Manifest | GoneRun, Path | None]]:
     """Yield the manifest and the folder of the run that made an artifact and of all runs that it depends on.
 
-    The folder of a removed run is None. Yields nothing if no run made the artifact.
+    The folder of a removed run is `None`. Yields nothing if no run made the artifact.
     """
     return walk_lineage(artifact.manifest, artifact.path.parent, root) if artifact.manifest else iter(())
 
@@ -220,7 +220,7 @@ def list_training_steps(manifest: Manifest, digest: str, root: Path) -> list[Lin
 
 
 def find_evaluation(artifact: Input, root: Path) -> Manifest | None:
-    """Return the manifest of the newest finished evaluation of an artifact with this digest, or None if there is none.
+    """Return the manifest of the newest finished evaluation of an artifact with this digest, or None if none exists.
 
     One by a proxy judge ranks behind any other.
     """

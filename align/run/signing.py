@@ -241,7 +241,7 @@ def parse_claims(text: bytes) -> tuple[str, dict[str, str]]:
 
 
 def find_linked_base(folder: Path) -> str:
-    """Return the name of the subfolder or link that holds an adapter's base model, or an empty text if there is none.
+    """Return the name of the subfolder or link that holds an adapter's base model, or an empty text if none exists.
 
     Many adapters share a base, so that it is not part of any. The signed `base.json` names it.
     """

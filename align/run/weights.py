@@ -111,7 +111,7 @@ def adapter_digest(folder: Path, bare: bool = False) -> str:
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """Return the SHA-256 in hex over the tokenizer files and chat template in a folder; empty if there are none."""
+    """Return the SHA-256 in hex over the tokenizer files and chat template in a folder; empty if none exist."""
     files = match_files(folder, TOKENIZER)
     return files_digest(files) if files else ""
 

@@ -265,7 +265,7 @@ def record_head(run: Run, project: str, head: ChainHead) -> None:
 
 
 def find_recorded_head(ref: str | None, root: Path, project: str) -> ChainHead | None:
-    """Return the ledger head that the run `ref` recorded when it read the project, or None if `ref` is None.
+    """Return the ledger head that the run `ref` recorded when it read the project, or None if `ref` is `None`.
 
     Raises:
         InputError: there is no such run, or it did not read the project.

@@ -139,7 +139,7 @@ def find_contested_items(db: Connection, project: str) -> list[str]:
 
 
 def choose_review(db: Connection, project: str, contested: Sequence[str]) -> str | None:
-    """Return the first of the `contested` items that no reviewer has decided or leased, or None if there is none.
+    """Return the first of the `contested` items that no reviewer has decided or leased, or None if none exists.
 
     Erased items are passed over.
     """

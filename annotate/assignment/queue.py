@@ -342,7 +342,7 @@ class AssignmentQueue:
     def _take_held(self, db: Connection, pseudonym: str, condition: ColumnElement[bool]) -> AnnotationTask | None:
         """Return the task of an annotator's open lease that fulfils an SQL condition, and extend the lease.
 
-        It may have expired, if it was not closed yet. If there is none, close all expired leases, of everyone, and
+        It may have expired, if it was not closed yet. If none exists, close all expired leases, of everyone, and
         return None.
         """
         conditions = (leases.c.project == self.project, leases.c.annotator == pseudonym, leases.c.state == "open")

@@ -144,7 +144,7 @@ def read_judgements(
 ) -> RetractionsBySeq:
     """Return a mapping from the ledger row of each judgement that fulfils an SQL condition to that of its retraction.
 
-    The value is None for a judgement that was not retracted.
+    The value is `None` for a judgement that was not retracted.
 
     Args:
         tombstone: seq of the erasure of the item or project; a judgement counts as retracted from there on.

@@ -171,7 +171,7 @@ def check_remark(
 
     Args:
         payload: of the ledger row.
-        row: the text's row of the table `remarks`; None if there is none.
+        row: the text's row of the table `remarks`; None if none exists.
         erased: (project, item id or pseudonym) → seq of the erasure.
     """
     digest = payload.get("remark")

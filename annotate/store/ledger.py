@@ -149,7 +149,7 @@ def find_annotator(connection: Connection, project: str, identity: str) -> Row[A
 
 
 def ensure_annotator(connection: Connection, project: str, identity: str) -> Row[Any]:
-    """Return an annotator's row of a project, which is inserted with a random pseudonym if there is none."""
+    """Return an annotator's row of a project, which is inserted with a random pseudonym if none exists."""
     if (annotator := find_annotator(connection, project, identity)) is not None:
         return annotator
     columns = {"pseudonym": f"a{secrets.token_hex(6)}", "salt": secrets.token_hex(16)}

@@ -49,7 +49,7 @@ def build_pair(vote: Vote, item: AnnotationItem, chosen_id: str, rejected_id: st
 def load_training_rankings(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Vote]:
-    """Return a project's rankings for training, as `load_counted_rankings` does, or raise InputError if there are none.
+    """Return a project's rankings for training, as `load_counted_rankings` does, or raise InputError if none exist.
 
     Raises also as `load_preferences`.
     """

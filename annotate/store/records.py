@@ -151,7 +151,7 @@ class Judgement:
         }
 
     def to_remark(self) -> str:
-        """Return the annotator's texts, rationale and demonstration, as canonical JSON, or "" if there are none."""
+        """Return the annotator's texts, rationale and demonstration, as canonical JSON, or "" if none exist."""
         texts = {name: getattr(self, name) for name in ("rationale", "demonstration") if getattr(self, name)}
         return to_canonical_json(texts) if texts else ""
 

@@ -204,7 +204,7 @@ def build_routes(store: Store, has_accounts: bool) -> APIRouter:
     lock = threading.Lock()
 
     def find_queue(request: Request, person: Person = PERSON) -> AssignmentQueue:
-        """Return the queue of the project in the header X-Align, or raise HTTP 403 if it is none of the visitor's."""
+        """Return the queue of the project in the header X-Align, or raise HTTP 403 if the visitor has no role in it."""
         membership_id = request.headers.get("x-align", "")
         names = (name for name in person.roles if make_membership_id(store, person, name) == membership_id)
         project = next(names, None)

@@ -442,7 +442,7 @@ def build_seccomp_program(machine: str, without_namespaces: bool) -> list[bytes]
         code += [jump(0x35, 0x40000000, 0, 1), absent]  # the calls of x32 have numbers of their own
 
     def refuse_call(number: int | None, *conditions: bytes, answer: bytes = refuse) -> None:
-        """Append the refusal of a system call to `code`, or nothing if `number` is None.
+        """Append the refusal of a system call to `code`, or nothing if `number` is `None`.
 
         Args:
             number: of the system call on this machine.

@@ -311,7 +311,7 @@ def find_working_tier(names: tuple[str, ...] = TIERS) -> Tier | None:
 
 
 def choose_tier(allow_unsafe: bool, field: str) -> Tier:
-    """Return the strictest sandbox that works on this machine, or raise InputError if there is none.
+    """Return the strictest sandbox that works on this machine, or raise InputError if none exists.
 
     If no sandbox works and `allow_unsafe` is True, the result is the kind `unsafe`, which has none.
 

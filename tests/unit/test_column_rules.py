@@ -575,8 +575,8 @@ def test_the_label_of_an_answer_means_one_choice(question: str, answer: str, bel
     ("row", "problem"),
     [
         ({"question": "Which fits?\nA) E27\nB) E14", "choices": ["E14", "E27"], "answer": "B"}, "several choices"),
-        ({"question": "Which fits?", "choices": ["E14", "E27"], "answer": "C"}, "no choice"),
-        ({"question": "Which fits?", "choices": ["E14", "E27"], "answer": "1"}, "no choice"),
+        ({"question": "Which fits?", "choices": ["E14", "E27"], "answer": "C"}, "not the label of a choice"),
+        ({"question": "Which fits?", "choices": ["E14", "E27"], "answer": "1"}, "not the label of a choice"),
         ({"question": "How many?", "option_1": "2", "option_2": "3", "answer": "2"}, "several choices"),
     ],
 )

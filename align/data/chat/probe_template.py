@@ -32,7 +32,7 @@ def build_call(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def iter_conversations() -> Iterator[tuple[list[Any], list[Any] | None]]:
-    """Yield test conversations as (messages, tools), short ones, long ones and ones of many turns. Tools are None in
+    """Yield test conversations as (messages, tools), short ones, long ones and ones of many turns. Tools are `None` in
     conversations without tool calls."""
     system = {"role": "system", "content": "s"}
     yield [USER], None

@@ -24,7 +24,7 @@ BEHIND_HEADER = re.compile(REST, re.DOTALL)
 
 def measure_reasoning(answer: str, begins_in_reasoning: bool = False) -> int:
     """Return the number of characters of the `<think>` reasoning at the beginning of an answer, with its tags. Returns
-    0 if there is none.
+    0 if none exists.
 
     Args:
         begins_in_reasoning: whether `<think>` is in the generation prompt. If not, `</think>` alone is ordinary text.

@@ -282,7 +282,7 @@ def sort_longest_first(texts: set[str]) -> tuple[str, ...]:
 
 
 def compile_alternatives(texts: Sequence[str]) -> re.Pattern[str]:
-    """Compile a regular expression that matches any of the texts literally, and nothing if there are none."""
+    """Compile a regular expression that matches any of the texts literally, and nothing if none exist."""
     return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 

@@ -31,7 +31,7 @@ class StepCounts:
         notes: note → number of kept records, such as languages and kinds of personal data.
         examples: the first records that the step dropped, changed or noted, by their position `at`. `reason` says why a
             record was dropped, or what was noted; it is empty for a changed record. `detail` is the finding in this
-            record. `before` and `after` are its row with long texts shortened, `after` of a dropped record is None.
+            record. `before` and `after` are its row with long texts shortened, `after` of a dropped record is `None`.
     """
 
     step: str

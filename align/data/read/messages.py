@@ -288,7 +288,7 @@ def pairs_to_turns(exchanges: Iterable[Iterable[str]]) -> list[dict[str, str]]:
 
 
 def with_default_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
-    """Return the messages with the system prompt `system` put in front, unless they begin with one or it is None."""
+    """Return the messages with the system prompt `system` put in front, unless they begin with one or it is `None`."""
     if system is None or messages[0].role == "system":
         return messages
     return (Message("system", system), *messages)

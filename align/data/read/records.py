@@ -215,7 +215,7 @@ def encode_other_columns(row: Fields, column: str) -> str:
 
 def find_shape_column(row: Fields) -> str:
     """Return the name of the column that decides a row's format, such as `messages`, `prompt` or `text`. Raises
-    InputError if there is none, or if a column cannot be kept."""
+    InputError if none exists, or if a column cannot be kept."""
     check_unsupported_fields(row, UNSUPPORTED_COLUMNS)
     check_row_weight(row)
     present = [column for column in DOCUMENT_SHAPES if column in row]
@@ -600,7 +600,7 @@ def parse_row_pairs(row: Row) -> Iterator[ParsedPair]:
 
 
 def parse_pair_answer(data: Fields, column: str, prompt: Any) -> Messages:
-    """Parse the answer in a pair's column `chosen` or `rejected` into messages. If `prompt` is None, they begin with
+    """Parse the answer in a pair's column `chosen` or `rejected` into messages. If `prompt` is `None`, they begin with
     the prompt."""
     value = data[column]
     if not isinstance(value, str):
@@ -1044,7 +1044,7 @@ class ParsedRecord(NamedTuple):
 
 
 class RowOutcome(NamedTuple):
-    """One result of parsing a row or a group of rows: a record, the reason why there is none, or the error that refuses
+    """One result of parsing a row or a group of rows: a record, the reason why none exists, or the error that refuses
     the group.
 
     Attributes:
@@ -1088,7 +1088,7 @@ def iter_outcomes(
 
 def parse_records(group: Sequence[Row], rules: ColumnRules = DEFAULT_RULES) -> Iterator[RecordFields | Drop]:
     """Yield the records of a group of rows, each with its row's other columns, metadata and text sizes, or a Drop, the
-    reason why there is none.
+    reason why none exists.
 
     Raises:
         InputError: a row has no shape, or a value that cannot be kept.

@@ -76,5 +76,5 @@ def compute_question_id(record: Record, key: bytes | None = None) -> bytes:
 
 
 def apply_key(plain: bytes, key: bytes | None) -> bytes:
-    """Return the HMAC-SHA-256 of an id that was computed without a key, or the id itself if `key` is None."""
+    """Return the HMAC-SHA-256 of an id that was computed without a key, or the id itself if `key` is `None`."""
     return plain if key is None else hmac.digest(key, plain, "sha256")

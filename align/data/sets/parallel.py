@@ -127,7 +127,8 @@ class DaftRunner(TaskRunner):
 
 @cache
 def connect_ray(address: str | None, processors: int | None) -> Any:
-    """Connect to the Ray cluster at `address`, or start one on this machine if it is None, and return the module `ray`.
+    """Connect to the Ray cluster at `address`, or start one on this machine if no address is given, and return the
+    module `ray`.
     A process has one cluster.
 
     Raises:

@@ -83,7 +83,7 @@ def records_to_columns(kind: str, records: Sequence[Record]) -> dict[str, pa.Arr
 
 
 def build_turns_array(values: Sequence[Sequence[Message] | None]) -> pa.ListArray:
-    """Return an Arrow array with one list of turns per row, and null for a row that is None."""
+    """Return an Arrow array with one list of turns per row, and null for a row that is `None`."""
     flat = [turn for turns in values if turns is not None for turn in turns]
     fields = (
         [turn.role for turn in flat],

@@ -474,7 +474,7 @@ def has_choice(reply: CachedAnswer, choices: Sequence[str]) -> bool:
 
 def find_last_choice(reply: CachedAnswer, choices: Sequence[str]) -> str:
     """Return the choice in double brackets, such as `[[A]]`, that ends the last line of a judge's reply. Raises
-    ValueError if there is none, or if the line holds different choices."""
+    ValueError if none exists, or if the line holds different choices."""
     pattern = rf"\[\[({'|'.join(choices)})\]\]"
     lines = strip_reasoning(reply.text).strip().splitlines()
     in_last_line = {*re.findall(pattern, lines[-1])} if lines else set()

@@ -267,7 +267,7 @@ def select_greedy_rows(tasks: Tasks) -> list[int]:
 
 def build_requests(sampling: Sampling, system: System, items: Sequence[EvalItem]) -> SystemRequests:
     """Build the cache keys of a model's answers to some items, each with all settings that determine the answer. The
-    key of an item that is too long is None."""
+    key of an item that is too long is `None`."""
     if system.endpoint is not None:
         return SystemRequests(system, None, [build_server_request(sampling, system, item) for item in items], items)
     assert system.base is not None
@@ -585,11 +585,11 @@ def ask_endpoint(
 
 
 class GreedyServerAnswers(NamedTuple):
-    """The answers of a server at temperature 0, or the reason why there are none.
+    """The answers of a server at temperature 0, or the reason why none exist.
 
     Attributes:
         texts: one per question; None if the server gives no greedy answers.
-        why_none: the reason if there are none, else empty.
+        why_none: the reason if none exist, else empty.
     """
 
     texts: list[str] | None

@@ -70,7 +70,7 @@ class Sample:
     greedy_policy: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the sample as the JSON object of a line in `samples.jsonl`. Fields that are None are left out."""
+        """Return the sample as the JSON object of a line in `samples.jsonl`. Fields that are `None` are left out."""
         row = {field.name: getattr(self, field.name) for field in fields(self)} | {
             "prompt": [message.as_dict() for message in self.prompt]
         }

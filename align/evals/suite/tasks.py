@@ -118,7 +118,7 @@ Tasks = Sequence[tuple[EvalTask, Sequence[EvalItem]]]
 
 
 def parse_tasks(value: Any, allow_code: AllowCode) -> Sequence[EvalTask]:
-    """Parse the setting `eval.tasks`, a list of mappings, into EvalTask objects. If it is None, the only task has the
+    """Parse the setting `eval.tasks`, a list of mappings, into EvalTask objects. If it is `None`, the only task has the
     held-out prompts of `data=`.
 
     Args:
