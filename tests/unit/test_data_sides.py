@@ -117,7 +117,7 @@ def test_the_share_is_that_of_units_however_large_they_are():
 
 def test_sides_by_column():
     assert parse_split_column(["train", "Test", "validation", "dev"], "split").tolist() == [False, True, True, True]
-    with pytest.raises(InputError, match=r"stage\.split\.column=part=None: names no split \(train or test\), in 2 rows"):
+    with pytest.raises(InputError, match=r"column=part=None: names no split \(train or test\), in 2 rows"):
         parse_split_column(["train", None, None], "part")
     with pytest.raises(InputError, match="names no split"):
         parse_split_column(["holdout"], "part")
