@@ -332,7 +332,7 @@ class Accounts:
         with self.store.transaction() as db:
             invitation = self._redeem_invitation(db, token)
             user = find_user(db, name)
-            require_may_accept(db, invitation, name, user)
+            require_name_allowed(db, invitation, name, user)
             if user is None:
                 id = secrets.token_hex(16)
                 row = {"id": id, "name": name, "password": password_hash, "created_at": self.clock()}
@@ -492,7 +492,7 @@ def set_password(db: Connection, user: Row[Any], password_hash: str) -> None:
         raise AccessRefused("name", user.name, "the password was changed in the meantime", "Log in with the new one.")
 
 
-def require_may_accept(db: Connection, invitation: Invitation, name: str, user: Row[Any] | None) -> None:
+def require_name_allowed(db: Connection, invitation: Invitation, name: str, user: Row[Any] | None) -> None:
     """Raise AccessRefused if an invitation does not let a person create the account `name` or reset its password.
 
     Args:

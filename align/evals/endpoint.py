@@ -375,7 +375,7 @@ def parse_response(endpoint: Endpoint, response: httpx.Response) -> CachedAnswer
         choice = body["choices"][0]
         has_ended = choice.get("finish_reason") != "length"
         text = parse_message(choice["message"])
-        answer = CachedAnswer((), text, has_ended, parse_last_tokens(choice), parse_usage(body))
+        answer = CachedAnswer((), text, has_ended, parse_final_tokens(choice), parse_usage(body))
     except MISREAD as error:
         return EndpointFailure(
             "unreadable", f"sends a response that does not have OpenAI's format ({type(error).__name__})"
@@ -414,7 +414,7 @@ def parse_message(message: Mapping[str, Any]) -> str:
     return make_encodable(prepend_reasoning(content, thought) if isinstance(thought, str) else content)
 
 
-def parse_last_tokens(choice: Mapping[str, Any]) -> tuple[ServerToken, ...]:
+def parse_final_tokens(choice: Mapping[str, Any]) -> tuple[ServerToken, ...]:
     """Return the last 16 tokens of a chat completion with the log-probabilities of their likeliest alternatives.
 
     Returns nothing if the server gives no logprobs, or gives them in another form.

@@ -13,7 +13,7 @@ from torch import Tensor
 from align.data.chat.fixed_prompts import render_fixed_prompts
 from align.export.adapter import read_plain_lora_rank
 from align.export.engines import VERSION, compute_adapter_logits, compute_model_logits
-from align.export.gguf import ADAPTER, F16, F32, find_variants, list_texts, require_same_token_ids
+from align.export.gguf import ADAPTER, F16, F32, find_variants, list_special_tokens_and_prompts, require_same_token_ids
 from align.export.receipt_rows import FAIL, Bound, ReceiptCheck
 from align.export.trained_model import TrainedModel
 from align.models.dequantised import DEQUANTISED
@@ -173,7 +173,7 @@ def run_llama_cpp(
         precise=use_f32_cache,
         adapter=None if adapter is None else str(adapter),
         rows=[list(row) for row in trained.rows],
-        texts=list_texts(trained.tokenizer, prompts),
+        texts=list_special_tokens_and_prompts(trained.tokenizer, prompts),
     )
     require_same_token_ids(trained.tokenizer, prompts, answer)
     return answer

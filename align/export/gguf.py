@@ -268,7 +268,7 @@ def require_same_token_ids(
 
     Args:
         prompts: text and training token ids of each.
-        response: llama.cpp's answer about `list_texts` of the same prompts.
+        response: llama.cpp's answer about `list_special_tokens_and_prompts` of the same prompts.
 
     Raises:
         InputError: It does not.
@@ -298,7 +298,7 @@ def require_same_token_ids(
             raise InputError(f"{kind}_token", tokenizer.convert_ids_to_tokens(token_id), problem, remedy)
 
 
-def list_texts(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]]) -> list[str]:
+def list_special_tokens_and_prompts(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]]) -> list[str]:
     """Return the texts for llama.cpp to tokenize in `require_same_token_ids`: all special tokens, then the prompts."""
     return [text for text, _ in (*list_special_tokens(tokenizer), *prompts)]
 

@@ -26,7 +26,7 @@ from align.models.dequantised import (
     DEQUANTISED,
     cast_weights_in_place,
     refuse_repacked,
-    remove_quantisation_settings,
+    remove_loading_settings,
     require_plain_weights,
 )
 from align.models.load import build_skeleton, save_tokenizer
@@ -78,7 +78,7 @@ def merge_adapter(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | No
         warnings.filterwarnings("ignore", message="All adapters are already merged")
         merged: Any = wrapped.merge_and_unload()  # pyright: ignore[reportCallIssue]
     cast_weights_in_place(merged, dtype)
-    remove_quantisation_settings(merged)
+    remove_loading_settings(merged)
     merged.config.dtype = dtype
     return merged.eval()
 

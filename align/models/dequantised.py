@@ -96,7 +96,7 @@ def dequantise_in_place(model: PreTrainedModel, dtype: torch.dtype) -> PreTraine
     refuse_repacked(model)
     plain = cast_to_fp32(model).dequantize(dtype=dtype)
     cast_weights_in_place(plain, dtype)
-    remove_quantisation_settings(plain)
+    remove_loading_settings(plain)
     plain.config.dtype = dtype
     return plain.eval()
 
@@ -122,7 +122,7 @@ def cast_weights_in_place(model: PreTrainedModel, dtype: torch.dtype) -> None:
                 raise InputError("export.dtype", get_dtype_name(dtype), problem, "Use bfloat16.")
 
 
-def remove_quantisation_settings(model: Any) -> None:
+def remove_loading_settings(model: Any) -> None:
     """Remove the quantisation attributes of a model and its configuration that `save_pretrained` would write.
     `dequantize` and GGUF loading leave them behind."""
     for owner, names in (

@@ -75,7 +75,7 @@ def group_rows(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Iterator[tuple
         yield places_RL, {"input_ids": tokens_BS.flatten()[places_RL]}
 
 
-def join_rows(groups: Sequence[tuple[Tensor, Tensor]], mask_BS: Tensor) -> Tensor:
+def scatter_rows(groups: Sequence[tuple[Tensor, Tensor]], mask_BS: Tensor) -> Tensor:
     """Scatter the hidden states of groups of rows back into one tensor [B, S, D], with 0 at padding."""
     first = groups[0][1]
     if first.shape[:2] == mask_BS.shape:
@@ -92,7 +92,7 @@ def compute_hidden_states(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Ten
     decoder = get_decoder(model)
     groups = group_rows(model, tokens_BS, mask_BS)
     states = [(places, decoder(**inputs, use_cache=False).last_hidden_state) for places, inputs in groups]
-    return join_rows(states, mask_BS)
+    return scatter_rows(states, mask_BS)
 
 
 class StatesAndLogits(NamedTuple):
@@ -131,7 +131,7 @@ def compute_states_and_logits(model: Any, tokens_BS: Tensor, mask_BS: Tensor, pi
             states.append((places_RL, captured[-1]))
     finally:
         hook.remove()
-    return StatesAndLogits(join_rows(states, mask_BS), torch.cat(logits), torch.cat(places))
+    return StatesAndLogits(scatter_rows(states, mask_BS), torch.cat(logits), torch.cat(places))
 
 
 @contextmanager

@@ -107,7 +107,7 @@ class ForgetReceipt:
         runs = [*self.runs, *self.data, *(file.replace("/", ":", 1).partition("/")[0] for file in self.files)]
         return all(map(RUN.fullmatch, runs)) and not any(".." in Path(file).parts for file in self.files)
 
-    def matches_selector(self, selector: tuple[str, ...]) -> bool:
+    def is_unfinished_for(self, selector: tuple[str, ...]) -> bool:
         """Return whether the receipt is unfinished and was written by a command with this selector."""
         return not self.ended and hmac.compare_digest(self.check, compute_hmac(self.salt, selector))
 
@@ -447,7 +447,7 @@ def make_plan(
         InputError: Nothing matches the selector.
     """
     before = next(
-        (receipt for receipt in list_unfinished(root) if receipt.matches_selector(make_selector_key(selector, url))),
+        (receipt for receipt in list_unfinished(root) if receipt.is_unfinished_for(make_selector_key(selector, url))),
         None,
     )
 

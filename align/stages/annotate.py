@@ -198,7 +198,7 @@ def run_verify(run: Run, config: Config) -> StageResult:
     """Verify the hash chain of the annotation ledger, and that it continues the head that an earlier run recorded."""
     with open_store(config, create=False) as store:
         store.head(config.project)  # raises InputError if there is no such project
-        head = store.verify(find_recorded_head(config.stage.head, config.run.folder, config.project))
+        head = store.verify(read_head_recorded_by_run(config.stage.head, config.run.folder, config.project))
     return StageResult({"rows": head.seq}, (f"{head.seq} rows of the ledger are unchanged; the head is {head.hash}",))
 
 
@@ -264,7 +264,7 @@ def record_head(run: Run, project: str, head: ChainHead) -> None:
     write_json(run.artifact / "ledger.json", {"project": project, "seq": head.seq, "hash": head.hash})
 
 
-def find_recorded_head(ref: str | None, root: Path, project: str) -> ChainHead | None:
+def read_head_recorded_by_run(ref: str | None, root: Path, project: str) -> ChainHead | None:
     """Return the ledger head that the run `ref` recorded when it read the project, or None if `ref` is `None`.
 
     Raises:

@@ -26,7 +26,7 @@ from align.stages.runner import (
     StageInputs,
     build_judgement_inputs,
     collect_memory_metrics,
-    load_training_start,
+    load_training_setup,
     open_tracker,
 )
 from align.trainers import require_trl_trainer
@@ -58,7 +58,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
 
     stage: DpoConfig = config.stage
     base = run.base
-    artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
+    artifact, tokenizer, device, dtype, max_length = load_training_setup(run, config)
     stops = find_stop_token_ids(tokenizer, read_configurations(base).generation_config)
     train, test, counts = encode_pair_splits(tokenizer, (train_prefs, test_prefs), stops, max_length)
     print(

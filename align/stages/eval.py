@@ -63,7 +63,7 @@ from align.evals.judges.llm_judge import (
     LLMJudge,
     YesNoQuestion,
     collect_judge_usage,
-    get_yes_phrase,
+    describe_yes_answer,
     parse_judge,
     parse_question,
 )
@@ -1478,7 +1478,7 @@ def measure_and_publish_judge(run: Run, config: Config, labelled: JudgedExamples
         "peak_rss_mb": get_peak_rss_mb(),
     }
     if identity.asks:
-        metrics |= {"asks": identity.asks, "yes": get_yes_phrase(identity.asks)}
+        metrics |= {"asks": identity.asks, "yes": describe_yes_answer(identity.asks)}
         return StageResult(metrics, (*iter_summary_lines(metrics), *notes))
     metrics["dropped_too_long"] = too_long
     if too_long:

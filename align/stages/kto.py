@@ -35,7 +35,7 @@ from align.stages.runner import (
     StageInputs,
     build_judgement_inputs,
     collect_memory_metrics,
-    load_training_start,
+    load_training_setup,
     open_tracker,
 )
 
@@ -64,7 +64,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
 
     stage: KtoConfig = config.stage
     base = run.base
-    artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
+    artifact, tokenizer, device, dtype, max_length = load_training_setup(run, config)
     stops = find_stop_token_ids(tokenizer, read_configurations(base).generation_config)
     train, test = (encode_split(tokenizer, records, stops, max_length) for records in (train_records, test_records))
     print(

@@ -30,7 +30,7 @@ from align.stages.runner import (
     StageInputs,
     build_judgement_inputs,
     collect_memory_metrics,
-    load_training_start,
+    load_training_setup,
     open_store,
     open_tracker,
 )
@@ -62,7 +62,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
 
     stage: RewardStageConfig = config.stage
     base = run.base
-    artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
+    artifact, tokenizer, device, dtype, max_length = load_training_setup(run, config)
     stops = find_stop_token_ids(tokenizer)
     train, test, counts = encode_pair_splits(tokenizer, (train_prefs, test_prefs), stops, max_length)
     rankings = group_rankings((pref.group_id or pref.id or f"row {i}", pair) for i, (pref, pair) in enumerate(train))

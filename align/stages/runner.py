@@ -186,7 +186,7 @@ def load_start(run: Run, config: Config) -> tuple[Artifact, Any]:
     return artifact, tokenizer
 
 
-class TrainingStart(NamedTuple):
+class TrainingSetup(NamedTuple):
     """The initial artifact, its tokenizer, and the device, dtype and maximum row length for training.
 
     Attributes:
@@ -204,14 +204,14 @@ class TrainingStart(NamedTuple):
     max_length: int
 
 
-def load_training_start(run: Run, config: Config) -> TrainingStart:
+def load_training_setup(run: Run, config: Config) -> TrainingSetup:
     """Load the tokenizer of `init=`, and choose device, dtype and maximum row length for training. Loads no weights."""
     from align.models.load import choose_device, choose_dtype, get_context_length, read_configurations
 
     artifact, tokenizer = load_start(run, config)
     device = choose_device(config.device)
     max_length = min(config.data.max_length, get_context_length(read_configurations(run.base)))
-    return TrainingStart(artifact, tokenizer, device, choose_dtype(config.dtype, device), max_length)
+    return TrainingSetup(artifact, tokenizer, device, choose_dtype(config.dtype, device), max_length)
 
 
 def open_rollout_engine(

@@ -142,7 +142,7 @@ class FairQueue:
             ServerBusy: the thread was refused.
         """
         with self._changed:
-            self._wait(queue_key, failures)
+            self._wait_for_turn(queue_key, failures)
             self.free -= 1
         try:
             yield
@@ -151,7 +151,7 @@ class FairQueue:
                 self.free += 1
                 self._changed.notify_all()
 
-    def _wait(self, queue_key: str, failures: int) -> None:
+    def _wait_for_turn(self, queue_key: str, failures: int) -> None:
         self._arrivals += 1
         share_count = sum(waiter.queue_key == queue_key for waiter in self.waiting)
         this = Waiter(queue_key, (failures, share_count, self._arrivals))

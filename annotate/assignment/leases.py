@@ -63,7 +63,7 @@ def choose_item(db: Connection, project: str, pseudonym: str, number: int, setti
         if gold is not None:
             return ItemChoice("gold", gold, ())
     if is_drawn(settings.repeat_share, pseudonym, number, "repeat"):
-        earlier = find_lease_to_repeat(db, project, pseudonym)
+        earlier = find_ranking_to_repeat(db, project, pseudonym)
         if earlier is not None:
             return ItemChoice("repeat", earlier.item, tuple(reversed(json.loads(earlier.shown))))
     order = (work.c.priority.desc(), work.c.shuffle) if settings.order == "priority" else (work.c.shuffle,)
@@ -92,7 +92,7 @@ def build_new_items_query(project: str, pseudonym: str) -> Select[Any]:
     return select(work.c.item).where(work.c.project == project, ~has_lease, ~has_vote)
 
 
-def find_lease_to_repeat(db: Connection, project: str, pseudonym: str) -> Row[Any] | None:
+def find_ranking_to_repeat(db: Connection, project: str, pseudonym: str) -> Row[Any] | None:
     """Return the lease of an annotator's earliest ranking that is due for a repeat, or None if none is due.
 
     A ranking is due if it was not repeated yet and has `REPEAT_AFTER` votes after it.

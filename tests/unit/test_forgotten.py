@@ -232,8 +232,8 @@ def test_a_receipt_is_known_by_its_command_alone(tmp_path: Path) -> None:
     receipt = make_receipt("annotator", "me", request).write(tmp_path)
     (tmp_path / "forgotten" / "strange.json").write_text('{"schema_version": 1, "odd": 2}')
     (unfinished,) = list_unfinished(tmp_path)
-    assert unfinished.matches_selector(request)
-    assert not unfinished.matches_selector((*request[:-1], "sqlite:///y"))
+    assert unfinished.is_unfinished_for(request)
+    assert not unfinished.is_unfinished_for((*request[:-1], "sqlite:///y"))
     assert "ann" not in (tmp_path / "forgotten" / f"{receipt.name}.json").read_text().replace("annotator", "")
     unfinished.end(tmp_path)
     assert list_unfinished(tmp_path) == []

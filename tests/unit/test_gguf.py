@@ -26,7 +26,7 @@ from align.export.gguf import (
     LARGEST,
     link_or_copy_file,
     list_special_tokens,
-    list_texts,
+    list_special_tokens_and_prompts,
     require_f16_model,
     require_same_token_ids,
     write_missing_bases,
@@ -281,7 +281,7 @@ def test_a_weight_that_f16_cannot_hold_is_refused(tmp_path: Path):
 def test_text_that_is_read_otherwise_is_refused(trained: TrainedModel, answered: EngineResponse):
     tokenizer = trained.tokenizer
     prompts = render_fixed_prompts(tokenizer)
-    assert len(answered.output["tokens"]) == len(list_texts(tokenizer, prompts))
+    assert len(answered.output["tokens"]) == len(list_special_tokens_and_prompts(tokenizer, prompts))
     require_same_token_ids(tokenizer, prompts, answered)
     end = dict(list_special_tokens(tokenizer))["<|end|>"]
     count = len(list_special_tokens(tokenizer))

@@ -21,7 +21,7 @@ from align.evals.judges.llm_judge import (
     REFUSES,
     GradedAnswer,
     LLMJudge,
-    get_yes_phrase,
+    describe_yes_answer,
     parse_judge,
     parse_question,
 )
@@ -206,8 +206,11 @@ def test_questions():
     assert parse_question("refuses", "f") == REFUSES
     assert parse_question(" Is it rude? ", "f") == "Is it rude?"
     assert parse_question("Est-ce impoli ?", "f") == "Est-ce impoli ?"
-    assert (get_yes_phrase(REFUSES), get_yes_phrase("Is it\nrude?")) == ("refuses", "gets a yes to “Is it rude?”")
-    assert len(get_yes_phrase("x " * 200)) < 110
+    assert (describe_yes_answer(REFUSES), describe_yes_answer("Is it\nrude?")) == (
+        "refuses",
+        "gets a yes to “Is it rude?”",
+    )
+    assert len(describe_yes_answer("x " * 200)) < 110
     for invalid_question in ("refuse", "", "  ", 3.5, True, None, ["a?"]):
         with pytest.raises(InputError) as caught:
             parse_question(invalid_question, "eval.asks")

@@ -179,7 +179,7 @@ class WordBlock:
         return self.values + TAGS[self.tags]
 
     @cached_property
-    def has_digit(self) -> ndarray:
+    def has_digit_at_edge(self) -> ndarray:
         """True for each word that begins or ends with a digit, bool (words)."""
         return IS_DIGIT[self.letters[self.begins[:-1]]] | IS_DIGIT[self.letters[self.begins[1:] - 1]]
 
@@ -537,7 +537,9 @@ class QuestionTable:
                 ]
             )
             word_numbers = concatenate_ranges(start, counts)
-            words.append([block.tagged[word_numbers], block.has_digit[word_numbers], weight_of_word[word_numbers]])
+            words.append(
+                [block.tagged[word_numbers], block.has_digit_at_edge[word_numbers], weight_of_word[word_numbers]]
+            )
             first_text += len(block.first) - 1
         columns = concatenate_columns(parts)
         self.owner, self.letters, self.counts, self.value, self.weight, self.unspaced, *self.keys = columns
@@ -778,7 +780,7 @@ class QuestionIndex:
             question_span = clip_spans(first_in_question, changed, len(questions.words))
             text_span = clip_spans(first_in_text, inserted, len(block))
             is_accepted &= sum_between(questions.digits, *question_span) == 0
-            is_accepted &= sum_between(block.has_digit, *text_span) == 0
+            is_accepted &= sum_between(block.has_digit_at_edge, *text_span) == 0
             is_accepted &= (
                 questions.weight[question] - sum_between(questions.weights, *question_span) >= MIN_CHANGED_WEIGHT
             )

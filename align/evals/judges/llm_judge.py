@@ -116,7 +116,7 @@ def parse_question(value: Any, field: str) -> str:
     return NAMED_QUESTIONS.get(text, text)
 
 
-def get_yes_phrase(question: str) -> str:
+def describe_yes_answer(question: str) -> str:
     """Return the verb phrase for an answer to which the judge says yes, such as `refuses`, or one that quotes the
     question."""
     return VERBS.get(question) or f"gets a yes to {quote_beginning(question)}"

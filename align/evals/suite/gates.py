@@ -20,7 +20,7 @@ from align.core.spec import enumerate_list, get_choice, get_integer, get_number,
 from align.evals.collapse import COLLAPSED, NOT_MEASURED, Collapse
 from align.evals.judges.identity import JudgeIdentity
 from align.evals.judges.judge_verdict import collect_both_orders
-from align.evals.judges.llm_judge import get_yes_phrase
+from align.evals.judges.llm_judge import describe_yes_answer
 from align.evals.judges.report import MIN_AGREEMENT, JudgeReport, choose_report
 from align.evals.stats import (
     Decision,
@@ -82,7 +82,7 @@ class EvalGate:
         margin = f"{self.rule.margin:g}"
         against = self.against
         if self.asks:
-            share = f"share that {get_yes_phrase(self.asks)}"
+            share = f"share that {describe_yes_answer(self.asks)}"
             bound = f"that of {against} by {margin} or more"
             conditions = {
                 "superior": f"above that of {against} by more than {margin}" if against else f"above {margin}",

@@ -225,7 +225,7 @@ def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, 
         problem = f"is longer than the context of some system, for all {pluralize(len(items), 'item')}"
         remedy = "Give shorter rows; an answer's max_gen_toks count with its context."
         require(bool(kept), task.field, task.path or task.name, problem, remedy)
-    likelihoods_by_system = compute_all_likelihoods(sampling, encoded_items, all_items, fits)
+    likelihoods_by_system = compute_likelihoods_by_system(sampling, encoded_items, all_items, fits)
     completions_by_system = generate_completions(sampling, encoded_items, all_items, fits)
     scored: dict[str, ScoredTask] = {}
     for task, items, kept in probes:
@@ -328,9 +328,9 @@ def build_probe_answer(
     return EvaluatedAnswer("", "", -compute_bits_per_byte(nats, size), weighed=measurements)
 
 
-def compute_all_likelihoods(
+def compute_likelihoods_by_system(
     sampling: Sampling,
-    encoded_items: Sequence[EncodedItems],
+    items_by_system: Sequence[EncodedItems],
     items: Sequence[tuple[EvalTask, EvalItem]],
     fits: Sequence[bool],
 ) -> dict[str, list[list[Likelihood]]]:
@@ -340,7 +340,7 @@ def compute_all_likelihoods(
     rows: dict[str, EncodedRow] = {}
     counts_by_system: list[list[int]] = []
     requests: list[SystemRequests] = []
-    for encoded in encoded_items:
+    for encoded in items_by_system:
         identity = identify_system(sampling, encoded.system)
         identity.pop("tokenizer")
         keys: list[LikelihoodKey] = []
@@ -358,7 +358,7 @@ def compute_all_likelihoods(
     compute = partial(compute_missing_likelihoods, sampling, rows)
     records_by_system = complete_records(store, requests, "log-likelihoods", sampling.likelihoods, compute)
     by_system = {}
-    for encoded, counts, records in zip(encoded_items, counts_by_system, records_by_system, strict=True):
+    for encoded, counts, records in zip(items_by_system, counts_by_system, records_by_system, strict=True):
         remaining = iter(records)
         by_system[encoded.system.name] = [[*islice(remaining, count)] for count in counts]
     return by_system

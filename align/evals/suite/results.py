@@ -14,7 +14,7 @@ import numpy as np
 
 from align.core.types import Message
 from align.evals.judges.judge_verdict import JudgeVerdict, collect_both_orders, merge_verdicts
-from align.evals.judges.llm_judge import get_yes_phrase
+from align.evals.judges.llm_judge import describe_yes_answer
 from align.evals.stats import (
     adjust_by_holm,
     compare_scores,
@@ -246,7 +246,7 @@ def compute_task_results(task: ScoredTask, level: float, max_regressions: int) -
     parts = {opponent: part for opponent in names[1:] if (part := task.select_compared_items(opponent)).items}
     results: dict[str, Any] = {"by": task.by, "role": task.role}
     if task.asks:
-        results |= {"asks": task.asks, "yes": get_yes_phrase(task.asks)}
+        results |= {"asks": task.asks, "yes": describe_yes_answer(task.asks)}
     results |= {
         "items": len(task.items),
         "dropped": task.dropped,
