@@ -176,7 +176,7 @@ def test_numbers_and_quotations_from_the_prompt_are_answers(answer: Any):
 def test_a_new_sentence_without_spaces():
     answers = [f"{answer} 我非常非常高兴为您服务。" for answer in draw_varied_answers(1)]
     assert judge_policy(answers).reasons == (
-        "“我非常非常高兴为您服务” stands in 100% of its greedy answers (start: 0%)",
+        "“我非常非常高兴为您服务” is in 100% of its greedy answers (start: 0%)",
     )
 
 
@@ -224,7 +224,7 @@ def test_a_new_sentence_in_answers_that_differ_otherwise(share: float, expected:
     assert collapse.verdict == expected
     assert measure_variety(PROMPTS, policy).distinct == 80
     if collapse.is_collapsed:
-        assert collapse.reasons == ("“thank you so much friend” stands in 35% of its greedy answers (start: 0%)",)
+        assert collapse.reasons == ("“thank you so much friend” is in 35% of its greedy answers (start: 0%)",)
     polite = [f"{answer} Thank you so much, friend!" for answer in draw_varied_answers(3)]
     assert judge_policy(policy, polite).verdict == VARIED  # the start says it too
 
@@ -246,7 +246,7 @@ def test_a_constant_clause_is_shown_and_not_judged():
     assert report.collapse == Collapse(VARIED, ())
     phrase = report.as_dict()["variety"]["greedy"]["new_phrase"]
     assert describe_new_phrase(report.collapse, phrase, "start") == [
-        "the words “as you know haha” stand in 100% of the greedy answers (start: 0%)"
+        "the words “as you know haha” are in 100% of the greedy answers (start: 0%)"
     ]
     assert describe_new_phrase(Collapse(COLLAPSED, ("alike",)), phrase, "start") == []
     phrase["policy"]["value"] = 0.29
