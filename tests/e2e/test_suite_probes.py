@@ -145,7 +145,7 @@ def test_a_file_of_answers_gives_no_log_likelihoods(bench: RuleEvaluations) -> N
     existed = (bench.root / "answers.db").exists()
     stderr = bench.expect_error(f"stage.systems={{s: sft:s, theirs: {{file: {path}}}}}", format_both_tasks(bench))
     assert "stage.systems.theirs" in stderr
-    assert "task arc is a probe" in stderr
+    assert "task arc measures log-likelihoods" in stderr
     assert (bench.root / "answers.db").exists() == existed
 
 
