@@ -286,7 +286,7 @@ def test_a_browser_that_keeps_nothing_still_sends(serve, page, broken):
     app.open(page)
     page.keyboard.press("2")
     if broken == "setItem":
-        page.wait_for_function("document.querySelector('#said').textContent.includes('no room')")
+        page.wait_for_function("document.querySelector('#said').textContent.includes('cannot store drafts')")
     previous_question = read_question(page)
     page.keyboard.press("Enter")
     wait_for_next_item(page, previous_question)
