@@ -57,10 +57,10 @@ BEFORE_CAST = "merge-before-cast"
 """Name of a check on the merged fp32 model before its weights are cast and saved."""
 NO_BASE = "that base was left out of the export, or is not beside the runs"
 NO_SCORES = "its converter does not support this score head"
-NO_POOLING = "it gives scores only for a merged model, with --runner pooling"
+NO_POOLING = "its scores are not checked; vLLM gives them for a merged model, with --runner pooling"
 READS_GGUF = "it reads GGUF: export=gguf"
 READS_NO_GGUF = "it reads no adapter in GGUF"
-AS_MERGED = "it checks export=merged"
+AS_MERGED = "it does not check GGUF; it checks export=merged"
 
 
 def compare_adapter(

@@ -73,10 +73,9 @@ def gather_token_logprobs(logits: Sequence[Tensor], rows: Rows) -> list[list[flo
 
 @torch.no_grad()
 def compute_choices(model: Any, rows: Rows, pad_id: int | None) -> list[Tensor]:
-    """Score texts with a reward model, and return the scores as logits of pairwise choices, a list with one tensor [P,
-    2].
+    """Return a reward model's scores as logits of pairwise choices: one fp32 tensor [P, 2] on the CPU, in a list.
 
-    It is in fp32 on the CPU, see `scores_as_choices`.
+    See `scores_as_choices`.
 
     Args:
         pad_id: pad token, with which several rows are scored in one batch; None scores rows one at a time.

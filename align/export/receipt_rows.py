@@ -180,7 +180,7 @@ def require_same_measurements(
         remedy = "Do not trust it: export again."
         if divergence is None and engine in unasked:
             problem = f"the receipt has a check that was not measured here ({unasked[engine]})"
-            remedy = "Do not trust it: export again, or check it where that engine is installed."
+            remedy = "Do not trust it: export again, or check it where that engine can run."
         elif divergence is None:
             problem = "the receipt has a check that was not measured here"
         elif not isinstance(claimed, dict) or not all(
@@ -200,9 +200,8 @@ def is_close_measurement(claimed: Any, measured: float, relative_tolerance: floa
 
 
 MADE_ANEW = (
-    "Merged into the original weights, it is another model than the trained one: `merge-before-cast`, `merged` and "
-    "`adapter` on `original` are "
-    "beside the adapter on those weights, and `gap` is its distance from the trained model."
+    "Made with the original weights, it is another model than the trained one: `merge-before-cast`, `merged` and "
+    "`adapter` on `original` are beside the adapter on those weights, and `gap` is its distance from the trained model."
 )
 CHOICES = (
     "Scores are compared as probabilities of a choice: a token is a choice between two of the texts, or between "

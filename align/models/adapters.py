@@ -141,7 +141,8 @@ def read_tensors(folder: Path, field: str = "adapter") -> dict[str, Tensor]:
     path = folder / WEIGHTS_FILE
     remedy = "Restore the file, or train the adapter again."
     if not has_file(path, field, remedy):
-        pickled = ", and pickled weights are not read" if (folder / "adapter_model.bin").is_file() else ""
+        has_pickle = (folder / "adapter_model.bin").is_file()
+        pickled = ", and adapter_model.bin beside it is pickled and not read" if has_pickle else ""
         raise CorruptFile(field, str(path), f"cannot be read (there is no such file{pickled})", remedy)
     require_readable(path, field, remedy)
     try:

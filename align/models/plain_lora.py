@@ -79,7 +79,7 @@ MERGEABLE = {
     "modules_to_save": "whole modules travel with it: vLLM and llama.cpp's converter reject them",
     "use_dora": "vLLM, SGLang and llama.cpp's converter reject DoRA",
     "bias": "vLLM and llama.cpp's converter reject biases",
-    "target_parameters": "no engine supports it, and without it the adapter is another model",
+    "target_parameters": "no engine is known to support it, and without it the adapter is another model",
 }
 """Configuration keys of adapters that can be merged but that no engine serves as an adapter, with the reason."""
 

@@ -106,9 +106,8 @@ def shard_model(model: Any, device: torch.device) -> Any:
     route = get_route(model)
     problem = f"type {model.config.model_type} takes no padding, by which ranks would keep in step"
     require(route.can_pad, "devices", ranks.world_size(), problem, "Train it on one GPU, or use method=lora.")
-    restore_original_forwards(
-        model
-    )  # it reads weights of layers without calling their forward, which would gather them
+    # The fast path reads weights of layers without calling their forward, which would gather them.
+    restore_original_forwards(model)
     mesh = init_device_mesh(device.type, (ranks.world_size(),))
     for part in (*iter_largest_stack(model), model):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)

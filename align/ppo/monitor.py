@@ -40,7 +40,7 @@ WIRES = {
     "length_correlation": Wire("score_length_correlation", True, "the score follows the length of the answer"),
     "disagreement": Wire("disagreement", True, "the members of the ensemble disagree"),
     "kl": Wire("kl", True, "the policy is further from the reference than stage.tripwires.kl allows"),
-    "entropy": Wire("entropy", False, "samples of an answer are nearly the same"),
+    "entropy": Wire("entropy", False, "the policy's answers to a prompt are nearly the same"),
     "repetition": Wire("repetition", True, "answers repeat themselves"),
     "collapse": Wire("collapse", True, "greedy answers to held-out prompts are nearly alike"),
 }

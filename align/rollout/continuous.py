@@ -326,7 +326,7 @@ class ContinuousBatch(ServingEngine):
             self._release(running.request)
 
     def _unload_unregistered_adapters(self) -> None:
-        """Remove adapters from memory that are no longer registered or in use."""
+        """Remove adapters from memory that are neither registered nor in use."""
         bank = self.decoder.bank
         for digest in [digest for digest in bank.units if digest not in self.known]:
             bank.remove(digest)

@@ -226,7 +226,7 @@ class VllmSampler(SnapshotEngine):
         raise InputError(server.setting, server.label, f"was unreachable {TRIES} times in a row", server.remedy)
 
     def _restart(self, server: VllmServer, error: VllmGone) -> None:
-        print(f"a vLLM server was unreachable ({error}), and was connected again: {server.label}", flush=True)
+        print(f"a vLLM server is unreachable ({error}); starting it or connecting again: {server.label}", flush=True)
         server.start_or_connect()
 
     def _explain(self, server: VllmServer, error: VllmFailed) -> InputError:

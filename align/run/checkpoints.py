@@ -110,7 +110,7 @@ def remove_unusable_checkpoints(
         if is_usable(folder):
             report(f"continuing from {folder.name}")
             return folder
-        report(f"{folder.name} is damaged and is skipped")
+        report(f"{folder.name} cannot be resumed from and is removed")
         shutil.rmtree(folder)
     return None
 

@@ -190,6 +190,6 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     child.join()
     assert child.exitcode == 0
     stdout = capfd.readouterr().out
-    assert "checkpoint-4 is damaged and is skipped" in stdout
+    assert "checkpoint-4 cannot be resumed from and is removed" in stdout
     assert "continuing from checkpoint-2" in stdout
     assert compute_digests(root) == uninterrupted

@@ -248,7 +248,7 @@ def test_a_torn_checkpoint_is_said_and_the_one_before_is_used(
     capsys.readouterr()
     assert torn.run() == 0
     stdout = capsys.readouterr().out
-    assert "checkpoint-6 is damaged and is skipped" in stdout
+    assert "checkpoint-6 cannot be resumed from and is removed" in stdout
     assert "continuing from checkpoint-5" in stdout
     assert torn.outcome() == uninterrupted.outcome()
 
@@ -332,7 +332,7 @@ def test_the_best_is_kept_until_there_is_a_better_one_and_is_missed_where_it_is_
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     capsys.readouterr()
     assert altered.run() == 0
-    assert f"checkpoint-{LAST} is damaged and is skipped" in capsys.readouterr().out
+    assert f"checkpoint-{LAST} cannot be resumed from and is removed" in capsys.readouterr().out
     assert altered.outcome() == uninterrupted.outcome()
 
 

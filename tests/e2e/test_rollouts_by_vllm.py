@@ -135,7 +135,7 @@ def test_a_server_that_dies_is_started_again(
     monkeypatch.setenv("STAND_IN_MARK", str(tmp_path / "mark"))
     assert main([*words, "run.name=dies", "rollout.replicas=2"]) == 0, capfd.readouterr().err
     out = capfd.readouterr().out
-    assert re.search(r"was connected again: \S+/python \(vllm(-1)?\.log\)", out)
+    assert re.search(r"starting it or connecting again: \S+/python \(vllm(-1)?\.log\)", out)
     dies = Path(out.splitlines()[-1])
     assert read_rows(dies / "metrics.jsonl") == read_rows(lives / "metrics.jsonl")
 

@@ -79,7 +79,7 @@ def test_a_pickled_adapter_is_not_read(world: World, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(world.init, tmp_path / "a"))
     (folder / WEIGHTS_FILE).unlink()
     (folder / "adapter_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    with pytest.raises(CorruptFile, match="pickled weights are not read"):
+    with pytest.raises(CorruptFile, match="beside it is pickled and not read"):
         attach_adapter(world.load(), folder, "x")
     assert not (tmp_path / "sprung").exists()
 

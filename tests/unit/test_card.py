@@ -346,6 +346,6 @@ def test_a_card_of_gguf_says_which_base_is_in_it_and_how_to_run_it():
     assert "library_name" not in matter
     original = render_card(facts | {"into": "original", "receipt": [ReceiptCheck("llama.cpp", note="not there")]})
     assert "on which it is measurably another model" in original
-    assert "|\n\nMerged into the original weights, it" in original  # a paragraph, not a row of the table
+    assert "|\n\nMade with the original weights, it" in original  # a paragraph, not a row of the table
     assert "launch/" not in render_card(facts | {"served": "", "launch": []})
     assert "ollama" not in render_card(facts | {"modelfile": False})

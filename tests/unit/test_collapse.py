@@ -175,9 +175,7 @@ def test_numbers_and_quotations_from_the_prompt_are_answers(answer: Any):
 
 def test_a_new_sentence_without_spaces():
     answers = [f"{answer} 我非常非常高兴为您服务。" for answer in draw_varied_answers(1)]
-    assert judge_policy(answers).reasons == (
-        "“我非常非常高兴为您服务” is in 100% of its greedy answers (start: 0%)",
-    )
+    assert judge_policy(answers).reasons == ("“我非常非常高兴为您服务” is in 100% of its greedy answers (start: 0%)",)
 
 
 def test_answers_that_differ_are_none():

@@ -191,7 +191,7 @@ def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
     assert f"llama.cpp/adapter/{DEQUANTISED}/f32" not in rows
     assert rows[F16_ROW].verdict == "fail"
     assert "differs from the converted model" in rows[F16_ROW].note
-    inexact = replace(measurement, answer=answered)
+    inexact = replace(measurement, response=answered)
     rows = measure_export(trained, exported, answered, in_f32=lambda: inexact)
     assert rows[f"llama.cpp/adapter/{DEQUANTISED}/f32"].verdict == "fail"
 
