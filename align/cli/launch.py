@@ -159,7 +159,7 @@ def report_failed_ranks(failures: Mapping[int, Any], notes: Path) -> int:
         number = -failure.exitcode
         name = signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
         position = read_note(notes, f"rank-{rank}") or "before it started"
-        message = f"rank {rank} died ({name}); its position: {position}"
+        message = f"rank {rank} died ({name}); its last position: {position}"
         print(f"align: {message}. Run the same command again to continue", file=sys.stderr)
         if folder := read_note(notes, RUN):
             with suppress(AlignError, OSError):

@@ -91,5 +91,5 @@ class EvalConfig(Settings):
             remedy = f"They are {', '.join(map(str, self.systems))}."
             require(self.first in self.systems, "stage.first", self.first, "is none of the systems", remedy)
         elif self.systems is None:
-            problem = "applies to several systems, and stage.systems is empty"
+            problem = "applies to several systems, and stage.systems is not set"
             require(not self.first, "stage.first", self.first, problem, "Add stage.systems={new: …, old: …}.")

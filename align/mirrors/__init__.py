@@ -146,7 +146,7 @@ def set_alias(service: str, project: str, root: Path, alias: str, artifact: Arti
     """Set an alias to an artifact at a metrics service, or remove it if no artifact is given, and return a line about
     the result.
 
-    Returns a line about the result. A failure of the service raises nothing.
+    A failure of the service raises nothing.
     """
     try:
         importlib.import_module(f"align.mirrors.{service}").set_alias(project, root, alias, artifact)
@@ -221,5 +221,5 @@ class GuardedMirror:
             with suppress(Exception):  # if the service still answers, it should not wait for the run
                 if mirror:
                     mirror.finish({}, failed=True)
-            problem = f"align: track={self.service} is off for the rest of this run: {describe_error(error)}"
+            problem = f"align: track={self.service} is off until this run is started again: {describe_error(error)}"
             print(f"{problem}\nalign: the run continues; its folder has all data", file=sys.stderr)

@@ -183,7 +183,7 @@ def average_figures(run_figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     as they are.
 
     For several runs these are means over the runs that have the metric, with intervals by Student's t. `n` is the
-    number of these runs if some lack it. For one run its metrics are returned as they are.
+    number of these runs if some lack it.
     """
     if len(run_figures) == 1:
         return dict(run_figures[0])

@@ -260,7 +260,7 @@ def describe_best(compared: Comparison, labels: Sequence[str]) -> str:
         second = "every other row" if len(other_rows) > 1 else f"row {labels[other_rows[0]]}"
         return f"{text} The difference from {second} is larger than chance explains."
     more = f" and {pluralize(len(doubtful) - NAMED, 'more row')}" if len(doubtful) > NAMED else ""
-    return f"{text} Within chance, equally good: row {'; row '.join(doubtful[:NAMED])}{more}."
+    return f"{text} The data do not show that it is better than row {'; row '.join(doubtful[:NAMED])}{more}."
 
 
 def find_measurement_differences(compared: Comparison, name: str) -> list[str]:

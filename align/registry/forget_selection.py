@@ -169,7 +169,7 @@ def make_no_match_error(selector: Selector, records: Sequence[Record], root: Pat
         names = {name for record in records for name in list_sources(root, record)}
         if similar := difflib.get_close_matches(selector.value, sorted(names), n=3):
             remedy = f"Did you mean {', '.join(similar)}? {remedy}"
-    problem = "; ".join([f"it is neither in a run under {root} nor in the annotation store", *notes])
+    problem = "; ".join([f"it was found neither in a run under {root} nor in the annotation store", *notes])
     return InputError(selector.field, selector.value, problem, remedy)
 
 

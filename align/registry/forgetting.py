@@ -318,8 +318,8 @@ def sort_by_lineage(records: Mapping[str, Record]) -> list[str]:
 
     ordered: list[str] = []
     visited: set[str] = set()
-    for oldest in sorted(records, key=lambda run: (str(records[run].get("started")), run)):
-        path = [] if oldest in visited else [(oldest, iter_parents(oldest))]
+    for start in sorted(records, key=lambda run: (str(records[run].get("started")), run)):
+        path = [] if start in visited else [(start, iter_parents(start))]
         while path:
             run, parents = path[-1]
             parent = next((parent for parent in parents if parent in records and parent not in visited), None)
@@ -510,7 +510,7 @@ def execute_plan(plan: ForgetPlan, who: str) -> Iterator[str]:
     """Delete a plan's data from files, data sets and the store, mark runs that read it as stale, and yield a text line
     per step.
 
-    Yields a line for each step when it is done. An interrupted execution is continued.
+    A line is yielded when its step is done. An interrupted execution is continued.
 
     Raises:
         RunBusy: A process works in a run whose files are to be changed. The same command continues later.
@@ -556,7 +556,7 @@ def mark_late_readers(plan: ForgetPlan, receipt: ForgetReceipt) -> ForgetReceipt
     """Mark runs as stale that read the data since the plan was made, and return the receipt with them, as it was
     written.
 
-    Must be called before the store's data are erased. Returns the receipt as it was written.
+    Must be called before the store's data are erased.
     """
     try:
         repeats = make_plan(plan.root, plan.selector, plan.url, plan.build_arguments, plan.store_argument).repeats
@@ -664,7 +664,7 @@ def remove_texts_from_run(run: str, files: Sequence[str], plan: ForgetPlan, rece
 def rewrite_file(folder: Path, file: str, texts: ForgottenTexts, build_arguments: ArgumentBuilder) -> str:
     """Remove deleted texts from one file of a run, by rewriting or deleting it, and return what was done.
 
-    Returns what became of it, or an empty text if it held none of them.
+    Returns an empty text if it held none of them.
 
     Args:
         folder: the run's folder.
@@ -686,7 +686,7 @@ def rewrite_file(folder: Path, file: str, texts: ForgottenTexts, build_arguments
 
 
 def redraw_page(folder: Path, texts: ForgottenTexts, build_arguments: ArgumentBuilder) -> str:
-    """Build a run's `report.html` again from its cleaned files, or delete it if that fails, and return what was done.
+    """Build a run's `report.html` again from its cleaned files, and return what was done.
 
     The page is deleted if that fails, or if it still contains the texts.
     """

@@ -191,7 +191,8 @@ class ForgottenTexts:
     def occur_in_row(self, row: Any) -> bool:
         """Return whether a JSON row has to be removed, because of its ids or because it contains deleted texts.
 
-        One long text or one name is enough. A short one counts only with a second short text in the row.
+        One long text or one name is enough. A short one counts only beside another short text, or a
+        text that also occurs in data that stay.
         """
         if self.marks.matches(row):
             return True
@@ -230,7 +231,8 @@ class CleanedContent(NamedTuple):
     """The content of a file after removing deleted texts, and the number of removals.
 
     Attributes:
-        content: the content; None if the whole file has to be deleted.
+        content: the content; None if lines cannot be removed from it, so that the file has to be deleted if `match_count`
+            is above 0.
         match_count: number of lines or values that contained the texts.
     """
 

@@ -149,7 +149,7 @@ def iter_unneeded_checkpoints(root: Path, records: Sequence[Record], failed_befo
             why = "its run is done"
         elif record["status"] in ("failed", "interrupted") and changed_at < failed_before:
             days = (time.time() - changed_at) / DAY_S
-            why = f"its run was {record['status']} {days:.0f} days ago; continuing it would start from the beginning"
+            why = f"its run was {record['status']} {days:.0f} days ago; without them it would start from the beginning"
         else:
             continue
         yield Piece("checkpoints", f"{record['folder']}/checkpoints", compute_size(folder), why, record["run"])
@@ -286,7 +286,7 @@ def as_lines(pieces: Sequence[Piece], removed: Mapping[str, bool] | None) -> Ite
         removed: path → whether it was removed; None if nothing was to be removed.
     """
     if not pieces:
-        yield "nothing to remove: all files are needed"
+        yield "nothing of these kinds to remove"
         return
     states = {None: "", True: "removed", False: "in use"}
     lines = [["kind", "size", "what", *([""] if removed is not None else []), "why"]]

@@ -368,10 +368,7 @@ def find_metric(record: Record, name: str) -> tuple[str, Any]:
 
 def find_proxy_judge(subject: Subject, key: str, figure: Any) -> str:
     """Return the name of the judge that measured a metric if the artifact was trained against this judge, otherwise an
-    empty text.
-
-    Returns an empty text otherwise.
-    """
+    empty text."""
     evaluation = subject.evaluation
     if evaluation is None or get_value(evaluation, "metrics.judge_is") != "proxy":
         return ""
@@ -415,7 +412,7 @@ def check_export_receipt(subject: Subject, export: Record) -> Outcome:
     return Outcome(PASS in verdicts, reason)
 
 
-def check_unseen_prompts(subject: Subject, _required: bool) -> Outcome:
+def check_unseen_prompts(subject: Subject, _value: bool) -> Outcome:
     """Return whether an artifact was evaluated on prompts of which none was in its training data, and the reason."""
     evaluation = subject.evaluation
     if evaluation is None:
@@ -425,7 +422,7 @@ def check_unseen_prompts(subject: Subject, _required: bool) -> Outcome:
     if seen_count := get_value(evaluation, "metrics.seen"):
         return Outcome(False, f"training saw {seen_count:,} of the prompts of {evaluation['run']}")
     if get_value(evaluation, "metrics.seen_unknown") != 0:
-        return Outcome(False, f"{evaluation['run']} does not say which of its prompts training saw")
+        return Outcome(False, f"it is unknown for prompts of {evaluation['run']} whether training saw them")
     return Outcome(True, f"{evaluation['run']}: training saw none of its prompts")
 
 
@@ -489,7 +486,7 @@ def check_verdict(subject: Subject, verdict_gate: str) -> Outcome:
     return decide_verdict(subject.root, verdict_gate, subject.digest)
 
 
-def check_not_stale(subject: Subject, _required: bool) -> Outcome:
+def check_not_stale(subject: Subject, _value: bool) -> Outcome:
     """Return a failed outcome if a run or one of its ancestors is stale (read data that was deleted later), else a
     passed one.
 

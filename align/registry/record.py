@@ -308,10 +308,7 @@ class AliasReading(NamedTuple):
 
 
 def list_input_edges(record: Mapping[str, Any]) -> list[InputEdge]:
-    """Return one InputEdge for each input of a run, including its base model and the adapters that a server loaded.
-
-    A base, and adapters that a server loaded later, are included.
-    """
+    """Return one InputEdge for each input of a run, including its base model and the adapters that a server loaded."""
     edges = {
         name: (str(input.get("root") or input["digest"]), input.get("run", ""))
         for name, input in record["inputs"].items()

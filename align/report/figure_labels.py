@@ -473,7 +473,10 @@ FIGURES = (
         "Their text is that of a row that is kept, except for case and spaces.",
     ),
     _declare_figure(
-        "near_duplicates", "Near-duplicates", "rows", "Nearly all of their 3-grams are in a row that is kept."
+        "near_duplicates",
+        "Near-duplicates",
+        "rows",
+        "Their 3-grams are nearly the same as those of a row that is kept.",
     ),
     _declare_figure(
         "contaminated", "Like evaluation rows", "rows", "They are similar to rows of stage.contamination.against."

@@ -270,7 +270,7 @@ def find_schema_problem(schema: Any) -> str | None:
     if properties > MOST_PROPERTIES:
         return f"more than {MOST_PROPERTIES} properties"
     if multiple > FINEST:
-        return f"a multipleOf, or several together, finer than {FINEST} steps"
+        return f"multipleOf values whose common multiple is above {FINEST}, in units of their last digit"
     size = len(json.dumps(schema))
     return f"more than {LARGEST} characters" if size > LARGEST else None
 

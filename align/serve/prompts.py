@@ -706,7 +706,7 @@ def to_scored_message(message: ChatMessage, field: str) -> Message:
     role = "system" if message.role == "developer" else message.role
     if role == "tool" or message.tool_calls:
         raise not_supported(field, "Reward models read no tools.")
-    text = join_content(message.content, f"{field}.content")
+    text = join_content(message.content, field)
     if not text:
         raise invalid_request(f"{field}.content", "A message needs content.")
     if role == "assistant" and message.reasoning_content:

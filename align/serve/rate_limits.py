@@ -210,7 +210,6 @@ class RateLimiter:
     def _update_buckets(self, tenant: Tenant) -> tuple[dict[str, Bucket], float]:
         """Adapt a tenant's token buckets to its present limits per minute, and return (limit → bucket, time now).
 
-
         The bucket of a removed limit is dropped, and starts full if the limit is set again.
         """
         load = self._loads[tenant.name]
@@ -292,8 +291,7 @@ class Charge:
     def compute_max_answer_tokens(self, prompt_tokens: int, answer_count: int) -> int | None:
         """Return the maximum tokens per answer that the tenant's limits still allow, at least 1; None for no limit.
 
-        A limit per minute below the prompt's length does not apply: it leaves a debt
-        instead.
+        A limit per minute below the prompt's length does not apply: it leaves a debt instead.
         """
         bounds = list[int]()
         minute = self.limiter.status_of(self.tenant).get("tokens_per_minute")

@@ -164,7 +164,7 @@ if TYPE_CHECKING:
     from align.evals.suite.scores import Judge
 
 PRELOAD = ("align.evals.suite.samples", "align.evals.suite.likelihoods", "align.rollout.registry")
-"""Modules that import torch, loaded once before forked processes run this stage, see `align.stages.load_stage`."""
+"""Modules with torch that `run` imports, loaded before it and before forks; see `align.stages.load_stage`."""
 MIN_PROMPTS = 64
 """Minimum number of prompts for a result that decides: with 64, the 95 % interval of a win rate is about ±0.12."""
 SEEN = "dropped_seen"
@@ -313,7 +313,7 @@ def refuse_inapplicable_settings(config: Config) -> None:
     remedy = "Add stage.systems={new: …, old: …}."
     if stage.systems is None:
         for key, value in (("tasks", suite.tasks), ("gates", suite.gates)):
-            problem = "applies to several systems, and stage.systems is empty"
+            problem = "applies to several systems, and stage.systems is not set"
             require(value is None, f"eval.{key}", value, problem, remedy)
         require(
             not stage.allow_code,
@@ -322,7 +322,7 @@ def refuse_inapplicable_settings(config: Config) -> None:
             "applies to tasks with checks, and no task has one",
             "Drop it.",
         )
-        problem = "applies to several systems, and stage.systems is empty"
+        problem = "applies to several systems, and stage.systems is not set"
         require(stage.judge == "reward", "stage.judge", stage.judge, problem, remedy)
         require(stage.answers == 1, "stage.answers", stage.answers, problem, remedy)
         return

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PRELOAD = ("align.trainers.kto",)
-"""Modules that import torch, loaded once before forked processes run this stage, see `align.stages.load_stage`."""
+"""Modules with torch that `run` imports, loaded before it and before forks; see `align.stages.load_stage`."""
 ONE_LABEL = "all held-out answers have the same label, so neither accuracy nor AUC can be computed"
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PRELOAD = ("align.trainers.reward",)
-"""Modules that import torch, loaded once before forked processes run this stage, see `align.stages.load_stage`."""
+"""Modules with torch that `run` imports, loaded before it and before forks; see `align.stages.load_stage`."""
 
 
 def inputs(config: Config) -> StageInputs:

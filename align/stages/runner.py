@@ -159,7 +159,7 @@ def merge_adapter_settings(method: Any, adapter: Artifact) -> Any:
         InputError: the command line has other settings than the adapter.
     """
     saved = read_saved_settings(adapter.path)
-    why = f"{adapter.ref} is an adapter already, and training continues with its own method"
+    why = f"{adapter.ref} is an adapter already, and keeps its own settings"
     method.refuse_others(saved, why, "Drop it, or start from a whole model.")
     settings = {key: value for key, value in saved.items() if type(value) is type(getattr(method, key))}
     recorded = adapter.manifest.config["method"].get("targets") if adapter.manifest else None

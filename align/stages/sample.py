@@ -90,7 +90,7 @@ CALIBRATION_PROMPTS = 64
 GOLD = "gold."
 """Prefix of the names of the gold reward's inputs in the run's manifest."""
 PRELOAD = ("align.models.actors", "align.rollout.registry")
-"""Modules that import torch, loaded once before forked processes run this stage, see `align.stages.load_stage`."""
+"""Modules with torch that `run` imports, loaded before it and before forks; see `align.stages.load_stage`."""
 
 
 def inputs(config: Config) -> StageInputs:

@@ -44,7 +44,7 @@ LARGEST_LOSS = 700.0
 A uniform guess has 12 with the largest vocabularies.
 """
 PRELOAD = ("align.trainers.sft", "align.models.sharded")
-"""Modules that import torch, loaded once before forked processes run this stage, see `align.stages.load_stage`."""
+"""Modules with torch that `run` imports, loaded before it and before forks; see `align.stages.load_stage`."""
 
 
 def inputs(config: Config) -> StageInputs:

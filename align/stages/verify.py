@@ -51,7 +51,7 @@ PROMPTS = ("Hello, how are you?", "What did you do today?", "Tell me something a
 
 
 PRELOAD = ("align.ppo.verify.on_model", "align.rollout.registry")
-"""Modules that import torch, loaded once before forked processes run this stage, see `align.stages.load_stage`."""
+"""Modules with torch that `run` imports, loaded before it and before forks; see `align.stages.load_stage`."""
 
 
 def inputs(config: Config) -> StageInputs:

@@ -38,7 +38,7 @@ class AccessRefused(InputError):
 class Passwords:
     """A hasher and verifier of passwords with argon2id, safe to share between threads.
 
-    `hash_password` and `matches` take a turn in a `FairQueue`, which documents `share` and `failures`.
+    `hash_password` and `matches` take a turn in a `FairQueue`, which documents `queue_key` and `failures`.
     """
 
     def __init__(self, hasher: PasswordHasher) -> None:

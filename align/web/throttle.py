@@ -88,7 +88,7 @@ class ServerBusy(StorageError):
     """Error for a request that was refused because too many wait. Its content was not looked at."""
 
     def __init__(self, field: str) -> None:
-        super().__init__(field, "(not shown)", "too many people are logging in at once", "Try again in a moment.")
+        super().__init__(field, "(not shown)", "too many passwords are being checked at once", "Try again in a moment.")
 
 
 @dataclass(eq=False, slots=True)

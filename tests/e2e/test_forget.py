@@ -310,7 +310,7 @@ def test_what_cannot_be_named(runs: Path) -> None:
         ("stage.item=x", "stage.source=y"): "and so does stage.source",
         ("stage.item=x",): "has no such item",
         ("stage.content_id=12",): "is no content id",
-        (f"stage.content_id={'0' * 64}",): "it is neither in a run under",
+        (f"stage.content_id={'0' * 64}",): "it was found neither in a run under",
         ("stage.source=''",): "names nothing",
     }.items():
         assert says in run_forget(runs, *arguments, "stage.apply=true", status=2)

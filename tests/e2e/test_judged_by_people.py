@@ -254,7 +254,7 @@ def test_what_cannot_be_asked_is_refused(bench: BlindEvaluations) -> None:
         ([f"stage.gold={gold}"], "is no pair with a known order"),
     ):
         bench.refuses(*words, *more, says=says)
-    bench.refuses("stage=eval", "stage.judge=people", says="applies to several systems, and stage.systems is empty")
+    bench.refuses("stage=eval", "stage.judge=people", says="applies to several systems, and stage.systems is not set")
 
     bench.run([*words, "project=mine"])
     items = write_rows(bench.folder / "items.jsonl", [{"prompt": "else?", "answers": ["a", "b"]}])

@@ -60,7 +60,7 @@ def test_a_service_that_cannot_be_written_to_stops_no_training(shop: Workshop) -
     shop.root.mkdir()
     (shop.root / "mlflow").write_text("a file where a folder belongs")
     folder = shop.run("sft", *SFT)
-    assert shop.output.count("track=mlflow is off for the rest of this run: FileExistsError") == 1
+    assert shop.output.count("track=mlflow is off until this run is started again: FileExistsError") == 1
     assert read_manifest(folder).done
 
 

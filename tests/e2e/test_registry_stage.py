@@ -322,7 +322,7 @@ def test_what_nothing_needs(ready: Ready, tmp_path: Path) -> None:
     (piece,) = json.loads(run_registry(root, "stage.action=gc", "stage.format=json").output)
     assert (piece["kind"], piece["run"], piece["removed"]) == ("artifacts", "reward:a", False)
     assert "removed" in run_registry(root, "stage.action=gc", "stage.apply=true", "stage.kinds=[artifacts]").output
-    assert run_registry(root, "stage.action=gc").output == "nothing to remove: all files are needed\n"
+    assert run_registry(root, "stage.action=gc").output == "nothing of these kinds to remove\n"
     assert (
         "NOT WHOLE: reward:a: was removed by stage=registry"
         in run_registry(root, "stage.action=trace", "artifact=reward:a").output

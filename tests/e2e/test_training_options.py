@@ -161,7 +161,7 @@ def test_supervised_training_goes_on_from_an_adapter(shop: Workshop) -> None:
     assert manifest.metrics["loss_after"] < losses[0]
     assert {t.shape for t in read_weights(continued).values()} == {t.shape for t in read_weights(first).values()}
     for setting, problem in (
-        ("method.r=8", "training continues with its own method"),
+        ("method.r=8", "is an adapter already, and keeps its own settings"),
         ("method=full", "was trained with method=qlora"),
     ):
         stage = "full" if setting == "method=full" else "sft"

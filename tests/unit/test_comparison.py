@@ -183,7 +183,7 @@ def test_which_is_best_is_said_with_its_doubt(tmp_path: Path, others: list[Any],
     sentence = describe_best(comparison, make_labels(comparison))
     assert sentence.startswith("Lowest loss_after: row 1 (lr 1), " if low else "Highest win_rate: row 1 (lr 1), ")
     assert ("larger than chance explains" in sentence) == sure, sentence
-    assert ("Within chance, equally good: row " in sentence) != sure
+    assert ("The data do not show that it is better than row " in sentence) != sure
 
 
 def mirror_figure(figure: Any) -> Any:
@@ -206,7 +206,7 @@ def test_seeds_in_common_are_compared_seed_by_seed(tmp_path: Path) -> None:
     assert sentence.endswith("The difference from row 1 (lr 0.1) is larger than chance explains.")
     write_scored_run(tmp_path, "b2", 2, 0.85, lr=0.2)  # one seed the other way
     comparison = compare_runs(tmp_path)
-    assert "Within chance, equally good" in describe_best(comparison, make_labels(comparison))
+    assert "The data do not show that it is better" in describe_best(comparison, make_labels(comparison))
 
 
 def test_intervals_of_two_kinds_are_no_comparison(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_intervals_of_two_kinds_are_no_comparison(tmp_path: Path) -> None:
         )
     write_scored_run(tmp_path, "b", 5, lr=0.2, metrics={"win_rate": build_interval(0.1, 0.09, 0.11)})
     comparison = compare_runs(tmp_path)
-    assert "Within chance, equally good" in describe_best(comparison, make_labels(comparison))
+    assert "The data do not show that it is better" in describe_best(comparison, make_labels(comparison))
 
 
 @pytest.mark.parametrize(

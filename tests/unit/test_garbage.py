@@ -101,7 +101,7 @@ def test_checkpoints(tmp_path: Path) -> None:
     assert "sft/recent/checkpoints" in list_paths(tmp_path, "checkpoints", days=3)
     reasons = {piece.run: piece.why for piece in list_garbage(tmp_path) if piece.kind == "checkpoints"}
     assert reasons["sft:done"] == "its run is done"
-    assert reasons["sft:cut"] == "its run was interrupted 40 days ago; continuing it would start from the beginning"
+    assert reasons["sft:cut"] == "its run was interrupted 40 days ago; without them it would start from the beginning"
 
 
 def test_a_run_that_is_at_work_is_left_alone(tmp_path: Path) -> None:

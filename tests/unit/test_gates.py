@@ -112,8 +112,8 @@ def test_a_figure_whose_interval_nobody_knows(tmp_path: Path) -> None:
     ("metrics", "says"),
     [
         ({"seen": 3}, "training saw 3 of the prompts of eval:e"),
-        ({"seen_unknown": 1}, "does not say which of its prompts training saw"),
-        ({"seen_unknown": None}, "does not say which of its prompts training saw"),
+        ({"seen_unknown": 1}, "it is unknown for prompts of"),
+        ({"seen_unknown": None}, "it is unknown for prompts of"),
     ],
     ids=["some", "unknown", "not said"],
 )

@@ -240,7 +240,9 @@ def test_a_judge_that_calls_everything_equal_agrees_with_ties_and_is_no_better_t
     assert kappa is None or kappa["low"] is None or kappa["low"] <= 0
     raw = figures["agreement"]["raw"]
     low = None if kappa is None else kappa["low"]
-    assert "no better than chance" in explain_shortfall(JudgeReport(JUDGE, "c", "people", raw, low, 120, 1.0, 0.95))
+    assert "not shown to be better than chance" in explain_shortfall(
+        JudgeReport(JUDGE, "c", "people", raw, low, 120, 1.0, 0.95)
+    )
 
 
 def test_a_pair_without_a_verdict_is_wrong_and_no_tie():
@@ -355,7 +357,7 @@ def build_report(
     [
         (build_report(), 0.6, ""),
         (build_report(consistency=0.01), 0.6, ""),
-        (build_report(consistency=0.0), 0.6, "all its verdicts change when the two answers swap places"),
+        (build_report(consistency=0.0), 0.6, "no verdict is the same in both orders of the two answers"),
         (build_report(verdicts=1), 0.6, "its card has 1 verdict, and 100 are needed"),
         (build_report(consistency=0.0, errors=100), 0.6, "it gives no verdict"),
         (build_report(errors=99), 0.6, ""),
@@ -369,8 +371,8 @@ def build_report(
         (build_report(low=0.55), 0.5, ""),
         (build_report(level=0.9), 0.6, "has an interval at level 0.9, and 0.95 is needed"),
         (build_report(level=0.99), 0.6, ""),
-        (build_report(chance=0.0), 0.6, "no better than chance"),
-        (build_report(chance=None), 0.6, "no better than chance"),
+        (build_report(chance=0.0), 0.6, "not shown to be better than chance"),
+        (build_report(chance=None), 0.6, "not shown to be better than chance"),
     ],
 )
 def test_how_good_a_card_has_to_be(given: JudgeReport, least: float, why: str):

@@ -274,7 +274,7 @@ def test_a_judge_of_the_very_pairs_that_a_policy_learned_from_is_no_stranger(tmp
     relation = find_scorer_relation(policy, list_parts("another"), tmp_path, [build_artifact(judge)])
     assert (relation, relation.role) == (ScorerRelation(pairs=(f"{stage}:d",)), "gold")
     assert relation.describe("reward:r") == [
-        f"reward:r learned from the same pairs as {stage}:d, so both share the same preferences"
+        f"reward:r learned from the same pairs as {stage}:d, so it tends to prefer what they prefer"
     ]
     assert (
         find_scorer_relation(policy, list_parts("another"), tmp_path, [build_artifact(other_judge)]) == ScorerRelation()

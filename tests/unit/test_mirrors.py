@@ -198,7 +198,7 @@ def test_what_a_mirror_fails_at_is_told_once_and_stops_nothing(tmp_path: Path, c
     mirror.publish(build_adapter(tmp_path))
     mirror.finish({}, failed=False)
     stderr = capsys.readouterr().err
-    assert stderr.count("track=mlflow is off for the rest of this run") == 1
+    assert stderr.count("track=mlflow is off until this run is started again") == 1
     assert "metrics" in stderr
 
 
@@ -213,7 +213,7 @@ def test_a_service_that_cannot_begin_stops_nothing(service: str, tmp_path: Path,
     mirror = open_mirror(service, run)
     mirror.log(1, {"loss": 1.0}, {})
     mirror.finish({}, failed=False)
-    assert capsys.readouterr().err.count(f"track={service} is off for the rest of this run") == 1
+    assert capsys.readouterr().err.count(f"track={service} is off until this run is started again") == 1
 
 
 @pytest.mark.parametrize("service", SERVICES)

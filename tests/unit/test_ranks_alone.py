@@ -85,11 +85,11 @@ def make_failure(exitcode: int) -> SimpleNamespace:
             {1: -9},
             "",
             1,
-            "align: rank 1 died (SIGKILL); its position: update 7. Run the same command again to continue",
+            "align: rank 1 died (SIGKILL); its last position: update 7. Run the same command again to continue",
         ),
         ({0: -15, 1: -9}, "", 1, "align: rank 1 died (SIGKILL)"),  # rank 0 was terminated by the launcher
         ({0: -15, 1: 2}, "2", 2, ""),
-        ({0: -11}, "", 1, "align: rank 0 died (SIGSEGV); its position: before it started."),
+        ({0: -11}, "", 1, "align: rank 0 died (SIGSEGV); its last position: before it started."),
         ({0: -70}, "", 1, "align: rank 0 died (signal 70)"),
         ({1: 130}, "", 130, "align: interrupted;"),
         ({1: 1}, "1", 1, ""),

@@ -235,7 +235,7 @@ class ScorerRelation:
                 self.votes,
                 "{judge} also ranked, as a simulated annotator with noise, the pairs that {runs} learned from",
             ),
-            (self.pairs, "{judge} learned from the same pairs as {runs}, so both share the same preferences"),
+            (self.pairs, "{judge} learned from the same pairs as {runs}, so it tends to prefer what they prefer"),
             (self.unknown, "how {runs} was trained is not known here, and whether {judge} had a part in it"),
         )
         return [sentence.format(judge=judge, runs=", ".join(runs)) for runs, sentence in sentences if runs]

@@ -1,4 +1,4 @@
-"""The report of a judge (`card.json`): its agreement with known verdicts, and whether it may decide promotion gates.
+"""The report of a judge (`card.json`): its agreement with known verdicts, and whether it may decide gates.
 
 A judge answers one of two kinds of question: which of two answers is better, or a yes/no question about one answer. It
 is measured on examples with known verdicts. An example counts once, with the majority's verdict if several people
@@ -54,10 +54,10 @@ EQUAL = "equal"
 YES_AND_NO = {"yes": 1.0, "no": 0.0}
 """Labels of single answers, mapped to their verdicts."""
 MIN_VERDICTS = 100
-"""Minimum number of compared verdicts in the report of a judge that decides promotion gates."""
+"""Minimum number of compared verdicts in the report of a judge that decides gates (`eval.gates`)."""
 MIN_AGREEMENT = 0.6
 MIN_LEVEL = 0.95
-"""Minimum confidence level of the agreement's interval in the report of a judge that decides promotion gates."""
+"""Minimum confidence level of the agreement's interval in the report of a judge that decides gates (`eval.gates`)."""
 HOW_TO_MEASURE = "Measure the judge: python -m align stage=eval eval=judge reward=… data=annotations project=NAME."
 HOW_TO_MEASURE_ANSWERS = (
     "Measure the judge: python -m align stage=eval eval=judge eval.asks=… stage.judge=… data=files data.path=LABELLED."
@@ -144,7 +144,7 @@ class AnswerExample:
 def build_pair_examples(
     decided: Sequence[Preference], tied: Sequence[Preference] = (), seed: int = 0
 ) -> list[PairExample]:
-    """Build one example for each distinct answer pair, with the majority of people's votes as its verdict. The examples
+    """Build one example for each distinct answer pair, with the majority of its votes as its verdict. The examples
     are in the order of each pair's first vote.
 
     Args:
@@ -550,7 +550,7 @@ def iter_judged_rows(
 
 @dataclass(frozen=True, slots=True)
 class JudgeReport:
-    """The part of a judge's `card.json` that promotion gates need: identity, agreement, consistency and errors.
+    """The part of a judge's `card.json` that gates (`eval.gates`) need: identity, agreement, consistency and errors.
 
     Attributes:
         judge: the judge that was measured.
@@ -599,7 +599,7 @@ def load_reports(card: Any, root: Path) -> tuple[Sequence[JudgeReport], dict[str
     in the manifest.
 
     Raises:
-        InputError: `value` names no runs, or a run that measured no judge.
+        InputError: `card` names no runs, or a run that measured no judge.
         MissingArtifact: there is no such run.
         CorruptFile: a file of the run was changed after it was published.
     """
@@ -670,7 +670,7 @@ def parse_interval(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def explain_shortfall(report: JudgeReport, min_agreement: float = MIN_AGREEMENT) -> str:
-    """Return the reason for which a judge may not decide promotion gates, such as a low agreement or too few examples.
+    """Return the reason for which a judge may not decide gates, such as a low agreement or too few examples.
     Returns an empty string if it may decide them.
 
     Args:
@@ -680,7 +680,7 @@ def explain_shortfall(report: JudgeReport, min_agreement: float = MIN_AGREEMENT)
     if report.errors >= report.verdicts:
         return "it gives no verdict"
     if report.consistency == 0:
-        return "all its verdicts change when the two answers swap places: it decides by their position"
+        return "no verdict is the same in both orders of the two answers: it decides by their position"
     if report.verdicts < MIN_VERDICTS:
         return f"its card has {pluralize(report.verdicts, 'verdict')}, and {MIN_VERDICTS} are needed"
     if report.level < MIN_LEVEL:
@@ -696,7 +696,8 @@ def explain_shortfall(report: JudgeReport, min_agreement: float = MIN_AGREEMENT)
     if not report.by_label and report.agreement["low"] <= min_agreement:
         return f"its agreement with {report.reference} is {agreed}, whose lower end is not above {min_agreement:g}"
     if report.chance is None or report.chance <= 0:  # a judge that calls all equal agrees with each tie
-        return f"its agreement with {report.reference} is {agreed}, no better than chance: see kappa in its card"
+        problem = "not shown to be better than chance: see kappa in its card"
+        return f"its agreement with {report.reference} is {agreed}, {problem}"
     return ""
 
 

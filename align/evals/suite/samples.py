@@ -1,6 +1,6 @@
 """Samples of a policy and its reference model on the same prompts, and the figures computed from them.
 
-All figures of `metrics.json` can be recomputed from `samples.jsonl`, exactly: `summarise(read_samples(path))`.
+All figures of `metrics.json` can be recomputed from `samples.jsonl`, exactly: `summarise_samples(read_samples(path))`.
 """
 
 from __future__ import annotations

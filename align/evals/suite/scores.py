@@ -330,7 +330,7 @@ def is_closed(
 
     Args:
         default: `eval.closed`, for tasks without a setting of their own.
-        judged_by_checks: True if the judge of items without checks is `reward=check`.
+        is_judged_by_checks: True if the judge of items without checks is `reward=check`.
     """
     if task.closed is not None:
         return task.closed
@@ -391,8 +391,8 @@ def build_closed_score(
 
 
 def measure_closed_task(answers: FirstAnswers, scoring: ClosedScore) -> dict[str, Measurement]:
-    """Measure the variety of each model's answers to a closed task, whose prompts may share one right answer. A model
-    has collapsed if it does not beat the best constant answer."""
+    """Measure the variety of each model's answers to a closed task, whose prompts may share one right answer. See
+    `judge_closed_task` for when a model has collapsed."""
     measurements = answers.measure()
     reference = [*answers.systems][1]
     for name, system in answers.systems.items():

@@ -65,8 +65,7 @@ class Lineage:
     def add(self, key: Key, box: Box) -> bool:
         """Add a box, and return True if the picture contains it now, False if the picture is full.
 
-        A box that is there already stays. A box without room is counted in `left_out`. Returns whether the box is in it
-        now.
+        A box that is there already stays. A box without room is counted in `left_out`.
         """
         if key not in self.boxes and len(self.boxes) >= MOST:
             self.left_out += 1
