@@ -231,8 +231,8 @@ class CleanedContent(NamedTuple):
     """The content of a file after removing deleted texts, and the number of removals.
 
     Attributes:
-        content: the content; None if lines cannot be removed from it. The file then has to be deleted if `match_count` is
-            above 0.
+        content: the content; None if lines cannot be removed from it. The file then has to be deleted if
+            `match_count` is above 0.
         match_count: number of lines or values that contained the texts.
     """
 

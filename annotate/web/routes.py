@@ -104,7 +104,7 @@ def parse_judgement(task: AnnotationTask, body: JudgementBody) -> Judgement:
     k = len(task.display_order)
 
     def find_candidate_id(position: int, field: str) -> str:
-        require(0 <= position < k, field, position, f"there are {k} answers", f"Name a place from 0 to {k - 1}.")
+        require(0 <= position < k, field, position, f"there are {k} answers", f"Name a position from 0 to {k - 1}.")
         return task.display_order[position]
 
     positions = {name: int(name) if re.fullmatch("[0-9]", name) else k for name in body.ratings}

@@ -117,7 +117,7 @@ class Source:
         path: see `align.data.read`.
         data, part: `chitchat` and a part of it.
         annotations: name of the project.
-        weight: its share of the training rows; None for none, see `align.data.sets.mix`.
+        weight: its share of the mixture; None for none, see `align.data.sets.mix`.
         cap: largest number of its rows; None for all.
         columns: our column → its column.
         metadata: its columns that are always kept as metadata.
