@@ -69,7 +69,7 @@ class DuplicatesConfig(Settings):
         """Return whether deduplication with these settings removes all near-duplicates of similarity `near` or more.
 
         MinHash finds them from `SURE` on. If duplicates are only reported, each is linked to one kept document, and two
-        of them may be as similar and on two sides.
+        of them may be as similar and in different splits.
         """
         all_of_them = (self.over, self.among, self.action) == ("both", "all", "remove")
         return all_of_them and self.near is not None and self.near <= near and near >= SURE
@@ -104,7 +104,7 @@ class ContaminationConfig(Settings):
 @dataclass
 class SplitConfig(Settings):
     """The rows that are measured on. Rows that ask the same question, rows of one group (a column `group_id` or
-    `group`) and near-duplicates are always on one side. The share is `data.held_out`."""
+    `group`) and near-duplicates are always in one split. The share is `data.held_out`."""
 
     AT: ClassVar[str] = "stage.split"
 
@@ -122,7 +122,7 @@ class SplitConfig(Settings):
 
     def check_together(self) -> None:
         is_used = (self.by == "time") == (self.since is not None)
-        problem = "is read only with stage.split.by=time"
+        problem = f"is {'required by' if self.since is None else 'read only with'} stage.split.by=time"
         remedy = "Write stage.split.by=time stage.split.since=2026-11-01."
         require(is_used, "stage.split.since", self.since, problem, remedy)
         is_used = self.column is None or self.by != "question"

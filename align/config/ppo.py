@@ -384,7 +384,7 @@ class PpoConfig(Settings):
         require(has_adapter, "rollout.engine", engine, problem, "Use rollout=hf.")
         remedy = "Add rollout=vllm, or leave it out."
         if engine != "vllm":
-            problem = f"rollout.engine={engine} samples in this process, which trains at the same time"
+            problem = f"rollout.engine={engine} samples and trains in one process, so it cannot sample during training"
             require(self.max_staleness == 0, "stage.max_staleness", self.max_staleness, problem, remedy)
             is_default = self.importance_cap == PpoConfig.importance_cap
             problem = f"rollout.engine={engine} samples from the policy that is being trained"

@@ -131,8 +131,8 @@ class RegistryConfig(Settings):
     port: int = setting(7862, "Port that `serve` listens at.", at_least=1024, at_most=65535)
     url: str | None = setting(
         None,
-        "The address of `serve` in browsers, such as https://runs.example.org. Visitors from other machines need the "
-        "link that it prints.",
+        "The address of `serve` in browsers, such as https://runs.example.org. With it, every browser "
+        "needs the link that `serve` prints.",
     )
     apply: bool = setting(False, "Whether `gc` removes what it lists, and `forget` erases it.")
     annotator: str | None = setting(
@@ -236,7 +236,7 @@ class RegistryConfig(Settings):
             has_format,
             "stage.format",
             self.format,
-            f"is not read by stage.action={self.action}",
+            f"is not a format of stage.action={self.action}",
             "Write stage.format=json.",
         )
 

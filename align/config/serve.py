@@ -64,7 +64,8 @@ class ServeConfig(Settings):
     max_logprobs: int = setting(
         100_000,
         "Largest number of logprobs that one request may ask for: its tokens (max_tokens of all answers, and echoed "
-        "prompts) times (top_logprobs + 1). Each takes about 80 bytes. A request for more is refused with status 400 before it is queued.",
+        "prompts) times (top_logprobs + 1). Each takes about 80 bytes. A request for more is refused with status 400 "
+        "before it is queued.",
         above=0,
     )
     max_answers: int = setting(

@@ -234,7 +234,7 @@ REFUSED = {
     f"retire stage.alias=x {WHY}": "is not in use",
     "history stage.alias=x": "is no alias under",
     "history stage.as_of=yesterday": "is no time in ISO 8601",
-    "history stage.format=csv": "is not read by stage.action=history",
+    "history stage.format=csv": "is not a format of stage.action=history",
     "list stage.alias=x": "is not read by stage.action=list. Add stage.action=promote, retire or history",
     f"history {WHY}": "is not read by stage.action=history",
 }

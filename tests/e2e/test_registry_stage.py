@@ -200,7 +200,7 @@ REFUSED = {
     "stage.action=trace artifact=ppo:frist": "Did you mean ppo:first?",
     "stage.action=trace artifact=@production": "artifact=@production: is no alias under",
     "stage.action=trace stage.response=req-1": "is in no server's log under",
-    "stage.action=trace stage.format=csv": "is not read by stage.action=trace",
+    "stage.action=trace stage.format=csv": "is not a format of stage.action=trace",
     "stage.action=gc stage.kinds=[runs]": "stage.kinds",
     "stage.action=gc stage.days=-1": "stage.days=-1",
     "stage.apply=true": "stage.apply=True: is not read by stage.action=list. Add stage.action=forget or gc",

@@ -416,11 +416,9 @@ def find_stop_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[
 def encode_for_reward_model(
     tokenizer: Any, prompt: Conversation, answer: str | Message, has_end_token: bool, stop_token_ids: Sequence[int]
 ) -> list[int]:
-    """Return the token ids of a prompt and its answer for a reward model, ending with the token that ends the answer's
-    turn.
+    """Return the token ids of a prompt and its answer for a reward model, up to the token that ends the answer's turn.
 
-    The input ends with the token that ends the answer's turn, without a line break after it, since the score is read at
-    the last token. If the answer was truncated, the input ends without that token.
+    No line break follows that token, since the score is read at the last token. A truncated answer ends without it.
 
     Args:
         prompt: conversation that ends before the answer.

@@ -572,7 +572,7 @@ class ColumnRules:
             ours = {"question": "text", "answer": name} if shape is TEXT else {shape.default_answer: name}
             remedy = f"{self._suggest_renaming('If it is the answer', ours)} {remedy}"
         raise build_field_error(
-            name, row[name], "has the name of an answer, but the row's shape has no answer column", remedy
+            name, row[name], "has the name of an answer, but no answer is read from this row", remedy
         )
 
     def complete_question(self, data: dict[str, Any]) -> dict[str, Any]:
@@ -1009,8 +1009,8 @@ def find_choice_labels(parts: Sequence[str], text: str) -> list[str] | None:
 
 
 def parse_answer_label(row: Fields) -> str | None:
-    """Return the lower-case label, such as `b`, if a row's answer is only a choice's label: `B`, `(b)` or `b.`. Returns
-    None for other answers."""
+    """Return the lower-case label, such as `b`, if a row's answer is only a choice's label: `B`, `(b)`, `b.` or `2.`.
+    Returns None for other answers."""
     for name in (*ANSWERS_BESIDE_TURNS, "chosen", "messages", "conversations"):
         value = row.get(name)
         if isinstance(value, list) and value and isinstance(value[-1], Mapping):
