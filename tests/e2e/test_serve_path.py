@@ -22,7 +22,7 @@ def record(frame, event, _):
         if code.co_name == "connection_made":
             SEEN.clear()
         SEEN.add(code.co_filename)
-    elif event == "return" and code.co_name == "done":
+    elif event == "return" and code.co_name == "record_finished":
         with open("files.part", "w") as file:
             json.dump(sorted(SEEN), file)
         os.replace("files.part", "files.json")
