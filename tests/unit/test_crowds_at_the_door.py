@@ -129,7 +129,7 @@ def test_busy_is_no_wrong_password(accounts):
     accept_invitation(accounts, "ann")
     with fill_queue(accounts):
         for _ in range(2 * FREE_ATTEMPTS_IN_ALL):
-            with pytest.raises(ServerBusy, match="many people"):
+            with pytest.raises(ServerBusy, match="many passwords"):
                 accounts.log_in("ann", GOOD, "here")
     assert [accounts._throttle.count_failures(name) for name in ("name ann from here", "name ann", "from here")] == [
         0,

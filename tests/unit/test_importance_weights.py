@@ -131,7 +131,7 @@ def test_what_fails_in_the_background_is_told_to_whoever_waits():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["stage.max_staleness=1"], "samples in this process"),
+        (["stage.max_staleness=1"], "samples and trains in one process"),
         (["stage.max_staleness=2", "rollout=vllm"], "is not from 0 to 1"),
         (["stage.importance_cap=0.5"], "is not 1 or more"),
         (["rollout.replicas=2"], "is a setting of rollout=vllm"),
