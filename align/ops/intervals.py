@@ -4,7 +4,7 @@ An *observation* was drawn independently of the others: a prompt, a ranking, an 
 the pairs of one ranking, are one observation, whose value is their mean.
 
 A share has Wilson's score interval at an effective number of observations (`proportion_interval`), a mean has one from
-its standard error and Student's t (`mean_interval`). `tests/unit/test_intervals.py` tests their coverage.
+its standard error, Student's t and its skewness (`mean_interval`). `tests/unit/test_intervals.py` tests their coverage.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
+MIN_FOR_SKEWNESS = 8
+"""Number of observations from which on a mean's interval allows for their skewness. Fewer do not show it."""
 PRIOR = 0.15
 """Strength of the shrinkage of a share's dispersion towards 1, as a variance summed over observations. Chosen by
 simulation: 32 clusters of six at p = 0.95 with a correlation of 0.6 within clusters cover 0.97 with it, and 0.89
@@ -109,11 +111,16 @@ def wilson_interval(p: float, n: float, quantile: float) -> tuple[float, float]:
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
-    """Return the mean of n observations with its Student's t interval x̄ ± t(n−1) · s/√n.
+    """Return the mean of n observations with an interval whose ends are the farther ones of two intervals: Student's
+    x̄ ± t(n−1) · s/√n, and, from `MIN_FOR_SKEWNESS` observations on, Hall's, which allows for skewness.
 
-    A single observation, or observations that are all equal, have no interval.
-    Source: Student 1908, "The probable error of a mean"; with one number for each cluster this is the cluster-robust
-    standard error (Miller 2024, "Adding error bars to evals").
+    Student's interval of skewed observations covers less than it claims: 0.88 of 32 lognormal ones (σ = 1), where the
+    farther ends cover 0.94. Hall's alone covers 0.93 of heavy tails (Student's t with 3 degrees of freedom). A single
+    observation, or observations that are all equal, have no interval.
+
+    Sources: Student 1908, "The probable error of a mean"; Hall 1992, "On the removal of skewness by transformation".
+    With one number for each cluster, s/√n is the cluster-robust standard error (Miller 2024, "Adding error bars to
+    evals").
 
     Args:
         values: one number for each observation, shape [n].
@@ -125,8 +132,23 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     value = float(x.mean())
     if x.min() == x.max():
         return Interval(float(x[0]), None, None, x.size)
-    half = t_quantile(x.size - 1, level) * float(x.std(ddof=1)) / math.sqrt(x.size)
-    return Interval(value, value - half, value + half, x.size)
+    sd = float(x.std(ddof=1))
+    quantile = t_quantile(x.size - 1, level)
+    below = above = quantile * sd / math.sqrt(x.size)
+    if x.size >= MIN_FOR_SKEWNESS:
+        skewness = float(np.mean(((x - value) / x.std()) ** 3))
+        below = max(below, sd * _invert_hall(quantile, skewness, x.size))
+        above = max(above, -sd * _invert_hall(-quantile, skewness, x.size))
+    return Interval(value, value - below, value + above, x.size)
+
+
+def _invert_hall(quantile: float, skewness: float, n: int) -> float:
+    """Return Student's (x̄ − μ)/s at which Hall's transformation for skewness has a quantile. It is the root T of
+    √n·(T + g·T²/3 + g²·T³/27 + g/6n) = quantile."""
+    scaled = quantile / math.sqrt(n) - skewness / (6 * n)
+    if abs(skewness) < 1e-9:
+        return scaled
+    return 3 * (math.cbrt(1 + skewness * scaled) - 1) / skewness
 
 
 def ratio_interval(totals: ArrayLike, sizes: ArrayLike, level: float = 0.95) -> Interval:

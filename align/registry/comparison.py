@@ -182,8 +182,8 @@ def average_figures(run_figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the mean of each metric over runs with different seeds, with a 95 % interval; a single run's metrics stay
     as they are.
 
-    For several runs these are means over the runs that have the metric, with intervals by Student's t. `n` is the
-    number of these runs if some lack it.
+    For several runs these are means over the runs that have the metric, with intervals. `n` is the number of these runs
+    if some lack it.
     """
     if len(run_figures) == 1:
         return dict(run_figures[0])
@@ -198,7 +198,7 @@ def average_figures(run_figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def average_values(name: str, values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean of a metric over several seeds and its 95 % interval by Student's t, as `value`, `low` and
+    """Return the mean of a metric over several seeds and its 95 % interval, as `value`, `low` and
     `high`.
 
     The interval of a rate or an accuracy is cut to 0 and 1.
@@ -306,7 +306,7 @@ def iter_notes(compared: Comparison, hidden_count: int) -> Iterator[str]:
     elif not compared.keys:
         yield "no setting differs"
     if any(len(row.by_seed) > 1 for row in compared.rows):
-        yield "Of several seeds: the mean over them, with its 95 % interval by Student's t."
+        yield "Of several seeds: the mean over them, with its 95 % interval."
     if compared.left_out:
         yield f"{pluralize(compared.left_out, 'setting')} left out, which only some of these stages have"
     if hidden_count:

@@ -115,7 +115,7 @@ def add_table(report: Report, compared: Comparison) -> None:
     for problem in list_alterations(compared):
         report.text(f"Altered: {problem}.")
     if any(len(row.records) > 1 for row in compared.rows):
-        report.text("Of several seeds: the mean over them, with its 95 % interval by Student's t.")
+        report.text("Of several seeds: the mean over them, with its 95 % interval.")
     if compared.left_out:
         report.text(f"{pluralize(compared.left_out, 'setting')} left out, which only some of these stages have.")
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from align.evals.stats import (
     DecisionRule,
     compute_agreement,
-    compute_bounded_difference,
     compute_cluster_effect,
     compute_detectable_difference,
     compute_score_difference,
@@ -29,7 +28,7 @@ from align.evals.stats import (
     estimate_deviation,
     fit_bradley_terry,
 )
-from align.ops.intervals import Interval, normal_quantile
+from align.ops.intervals import Interval, mean_interval, normal_quantile
 
 Floats = NDArray[np.float64]
 Generator = np.random.Generator
@@ -255,9 +254,64 @@ def build_interval_cases(prompts: int) -> list[IntervalCase]:
     return cases
 
 
+CLUSTER_SIZES = (1, 2, 4, 8)
+"""Numbers of answers to a prompt if prompts have unequal numbers."""
+PAIRED_SHARES = ((0.5, 0.5), (0.6, 0.5), (0.95, 0.9))
+LOWEST_PAIRED_COVERAGE = 0.94
+HIGHEST_PAIRED_COVERAGE = 0.97
+"""Bounds of the coverage of a paired difference of shares."""
+
+
+def build_paired_cases(prompts: int) -> list[IntervalCase]:
+    """Return the cases of a paired difference of shares, with four answers to each prompt and with unequal numbers."""
+    equal_ids = np.repeat(np.arange(prompts), ANSWERS)
+    sizes = np.resize(CLUSTER_SIZES, prompts)
+    is_kept = (np.arange(max(CLUSTER_SIZES)) < sizes[:, None]).ravel()
+    unequal_ids = np.repeat(np.arange(prompts), sizes)
+    cases = []
+    for icc in ICCS:
+        for first_share, second_share in PAIRED_SHARES:
+
+            def compute_equal(
+                rng: Generator, icc: float = icc, shares: tuple[float, float] = (first_share, second_share)
+            ) -> Interval:
+                return compute_share_difference(*draw_outcomes(rng, prompts, icc, *shares), equal_ids.tolist())
+
+            def compute_unequal(
+                rng: Generator, icc: float = icc, shares: tuple[float, float] = (first_share, second_share)
+            ) -> Interval:
+                first, second = draw_outcomes(rng, prompts, icc, *shares, answers=max(CLUSTER_SIZES))
+                return compute_share_difference(first[is_kept], second[is_kept], unequal_ids.tolist())
+
+            for figure, answers in ((compute_equal, str(ANSWERS)), (compute_unequal, "1 to 8")):
+                name = f"paired shares {first_share} and {second_share}, ICC {icc}, {prompts} × {answers}"
+                cases.append(IntervalCase(name, first_share - second_share, figure))
+    return cases
+
+
+def build_skewed_cases(observations: int) -> list[IntervalCase]:
+    """Return the cases of the mean of skewed and of heavy-tailed observations."""
+
+    def draw_lognormal(rng: Generator) -> Interval:
+        return mean_interval(rng.lognormal(0, 1, observations))
+
+    def draw_exponential(rng: Generator) -> Interval:
+        return mean_interval(rng.exponential(1, observations))
+
+    def draw_heavy_tails(rng: Generator) -> Interval:
+        return mean_interval(rng.standard_t(3, observations))
+
+    return [
+        IntervalCase(f"lognormal, σ = 1, {observations} observations", math.exp(0.5), draw_lognormal),
+        IntervalCase(f"exponential, {observations} observations", 1.0, draw_exponential),
+        IntervalCase(f"Student's with 3 degrees of freedom, {observations} observations", 0.0, draw_heavy_tails),
+    ]
+
+
 def measure_coverage(case: IntervalCase, draws: int, seed: int = 0) -> dict[str, float]:
     """Draw samples and return the share of intervals that contain the truth (`coverage`), the means of the figure and
-    of the interval's width, and the number of samples without an interval (`without`)."""
+    of the interval's width, that width over the width of a normal interval with the true standard deviation
+    (`relative_width`), and the number of samples without an interval (`without`)."""
     rng = np.random.default_rng(seed)
     intervals = [case.figure(rng) for _ in range(draws)]
     bounds = [
@@ -266,19 +320,24 @@ def measure_coverage(case: IntervalCase, draws: int, seed: int = 0) -> dict[str,
         if interval.low is not None and interval.high is not None
     ]
     hits = sum(low <= case.truth <= high for low, high in bounds)
+    values = [interval.value for interval in intervals]
+    width = float(np.mean([high - low for low, high in bounds]))
     return {
         "truth": case.truth,
-        "mean": float(np.mean([interval.value for interval in intervals])),
+        "mean": float(np.mean(values)),
         "coverage": hits / draws,
-        "width": float(np.mean([high - low for low, high in bounds])),
+        "width": width,
+        "relative_width": width / (2 * normal_quantile(0.95) * float(np.std(values))),
         "without": draws - len(bounds),
     }
 
 
-def is_within_bar(coverage: float, draws: int, highest: float = HIGHEST_COVERAGE) -> bool:
+def is_within_bar(
+    coverage: float, draws: int, lowest: float = LOWEST_COVERAGE, highest: float = HIGHEST_COVERAGE
+) -> bool:
     """Return whether the coverage is within its bounds, plus or minus three standard errors of the simulation."""
     tolerance = 3 * math.sqrt(coverage * (1 - coverage) / draws)
-    return LOWEST_COVERAGE - tolerance <= coverage <= highest + tolerance
+    return lowest - tolerance <= coverage <= highest + tolerance
 
 
 # Gates
@@ -333,18 +392,18 @@ def build_margin_figures(prompts: int) -> dict[str, tuple[float, Figure]]:
             def compute_single_answer(
                 rng: Generator, margin: float = margin, one_sided_share: float = one_sided_share
             ) -> Interval:
-                return compute_bounded_difference(*draw_rare_differences(rng, prompts, margin, one_sided_share))
+                return compute_share_difference(*draw_rare_differences(rng, prompts, margin, one_sided_share))
 
             name = f"checks, {margin} worse, {one_sided_share} others each way, {prompts} × 1"
             figures[name] = (margin, compute_single_answer)
         for icc in ICCS:
 
             def compute_check(rng: Generator, margin: float = margin, icc: float = icc) -> Interval:
-                return compute_bounded_difference(*draw_outcomes(rng, prompts, icc, 0.9 - margin, 0.9), clusters)
+                return compute_share_difference(*draw_outcomes(rng, prompts, icc, 0.9 - margin, 0.9), clusters)
 
             def compute_win(rng: Generator, margin: float = margin, icc: float = icc) -> Interval:
                 verdicts = convert_to_verdicts(draw_uniforms(rng, prompts, icc), 0.5 - margin / 2)
-                return compute_bounded_difference(verdicts, 1 - verdicts, clusters)
+                return compute_share_difference(verdicts, 1 - verdicts, clusters)
 
             figures[f"checks, {margin} worse, ICC {icc}, {prompts} × {ANSWERS}"] = (margin, compute_check)
             figures[f"wins, {margin} worse, ICC {icc}, {prompts} × {ANSWERS}"] = (margin, compute_win)

@@ -72,7 +72,7 @@ def test_seeds_are_one_row_and_other_settings_are_not(tmp_path: Path) -> None:
     table = [*as_lines(comparison)]
     assert table[0].split() == ["run", "stage.lr", "seed", "last_score", "last_kl"]
     assert table[2].startswith("ppo:slow-0 +2  0.1       0, 1, 2  0.5 [-0.3957, 1.396]")
-    assert table[3] == "Of several seeds: the mean over them, with its 95 % interval by Student's t."
+    assert table[3] == "Of several seeds: the mean over them, with its 95 % interval."
 
 
 def test_the_same_run_again_is_no_further_seed(tmp_path: Path) -> None:

@@ -28,6 +28,23 @@ def test_intervals_cover_what_they_claim(case: simulation.IntervalCase) -> None:
     assert shares["without"] == 0
 
 
+@pytest.mark.parametrize("case", simulation.build_paired_cases(64), ids=lambda case: case.name)
+def test_paired_differences_cover_what_they_claim_and_no_more(case: simulation.IntervalCase) -> None:
+    """An interval of cluster means alone, without the effective number of trials, covers 0.99 and is 1.4 times as
+    wide."""
+    shares = simulation.measure_coverage(case, DRAWS)
+    lowest = simulation.LOWEST_PAIRED_COVERAGE
+    assert simulation.is_within_bar(shares["coverage"], DRAWS, lowest, simulation.HIGHEST_PAIRED_COVERAGE), shares
+    assert shares["relative_width"] < 1.25, shares
+
+
+@pytest.mark.parametrize("case", simulation.build_skewed_cases(32), ids=lambda case: case.name)
+def test_means_of_skewed_observations_are_covered(case: simulation.IntervalCase) -> None:
+    """Student's interval alone covers 0.88 of the lognormal ones."""
+    shares = simulation.measure_coverage(case, 2000)
+    assert simulation.is_within_bar(shares["coverage"], 2000), shares
+
+
 @pytest.mark.parametrize("figure", simulation.build_null_figures(64).values(), ids=simulation.build_null_figures(64))
 def test_superior_seldom_passes_equal_systems(figure) -> None:
     passed = simulation.measure_false_passes(figure, DRAWS, simulation.DecisionRule("superior"))

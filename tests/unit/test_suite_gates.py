@@ -12,7 +12,7 @@ import pytest
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
-from align.evals.stats import DecisionRule, compute_bounded_difference, compute_sample_size_for_pairs, decide_by_rule
+from align.evals.stats import DecisionRule, compute_sample_size_for_pairs, compute_share_difference, decide_by_rule
 from align.evals.suite.gates import (
     EvalGate,
     build_junit_xml,
@@ -21,7 +21,7 @@ from align.evals.suite.gates import (
     describe_decision,
     parse_gates,
 )
-from align.evals.suite.results import EvaluatedAnswer, ScoredTask
+from align.evals.suite.results import EvaluatedAnswer, ScoredTask, compare_means
 from align.evals.suite.tasks import EvalItem, EvalTask
 from align.registry.gates import read_verdict
 from align.reward.checkers import build_checker
@@ -34,9 +34,9 @@ CHECK = build_checker(SPEC, "check")
 GOOD = {"name": "safe", "task": "asked", "against": "old", "is": "superior"}
 
 
-def build_scored_task(new: Sequence[float], old: Sequence[float]) -> ScoredTask:
+def build_scored_task(new: Sequence[float], old: Sequence[float], items_per_source: int = 1) -> ScoredTask:
     prompt = Conversation((Message("user", "a"),))
-    items = [EvalItem(str(i), str(i), "", prompt, SPEC) for i in range(len(new))]
+    items = [EvalItem(str(i), str(i // items_per_source), "", prompt, SPEC) for i in range(len(new))]
     answers_by_system = {
         system: [EvaluatedAnswer("", "", score, checked=CHECK("e" if score else "x")) for score in scores]
         for system, scores in (("new", new), ("old", old))
@@ -90,6 +90,15 @@ def test_two_equal_systems_are_hardly_ever_called_better():
         for seed in range(100)
     ]
     assert better_outcomes.count("pass") >= 80
+
+
+def test_a_gate_decides_by_the_interval_of_the_report():
+    """Four items of each source: the difference that the report shows is clear, and so the gate passes."""
+    task = build_scored_task(draw_scores(0.75, 240, 0), draw_scores(0.6, 240, 1), items_per_source=4)
+    (gate,) = parse_gates([GOOD], TASKS, SYSTEMS)
+    decision = decide_gate(gate, [task])
+    assert decision.figure.as_dict() == compare_means(task, "old", 0.95)["difference"]
+    assert (decision.outcome, decision.figure.n) == ("pass", 60)
 
 
 @pytest.mark.parametrize(("right", "n", "above"), [(20, 20, 0.9), (9, 10, 0.8), (38, 40, 0.9)])
@@ -184,5 +193,5 @@ def test_the_number_that_would_decide_does_in_four_of_five() -> None:
     rule = DecisionRule("superior", 0.0)
     n = compute_sample_size_for_pairs(*pilot_pairs, 0.0)
     assert n is not None
-    passes = [decide_by_rule(rule, compute_bounded_difference(*draw_pairs(n))).outcome == "pass" for _ in range(300)]
+    passes = [decide_by_rule(rule, compute_share_difference(*draw_pairs(n))).outcome == "pass" for _ in range(300)]
     assert 0.72 < sum(passes) / 300 < 0.92

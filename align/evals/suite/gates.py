@@ -26,10 +26,10 @@ from align.evals.stats import (
     Decision,
     DecisionRule,
     RuleKind,
-    compute_bounded_difference,
     compute_sample_size_for_pairs,
     compute_sample_size_for_share,
     compute_score_difference,
+    compute_share_difference,
     decide_by_rule,
 )
 from align.evals.suite.probes import LM_EVAL, LOSS
@@ -247,7 +247,7 @@ def decide_from_verdicts(gate: EvalGate, task: ScoredTask) -> Decision:
     if gate.against:
         wins = task.get_wins(gate.against) if task.verdicts else []
         pair = (wins, [1 - win for win in wins]) if wins else task.get_compared_values(gate.against)
-        decision = decide_by_rule(gate.rule, compute_bounded_difference(*pair, task.clusters, level))
+        decision = decide_by_rule(gate.rule, compute_share_difference(*pair, task.clusters, level))
         n = compute_sample_size_for_pairs(*pair, decision.bound, task.clusters, level)
     else:
         first = next(iter(task.answers))
