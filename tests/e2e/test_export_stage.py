@@ -280,9 +280,12 @@ def test_without_a_base_beside_it(shop: Workshop, tmp_path: Path) -> None:
     )
 
 
-def test_another_base_is_no_base_of_it(shop: Workshop, exported: Path) -> None:
-    """This test runs last because it changes the model for good."""
+def test_another_base_is_no_base_of_it(shop: Workshop, exported: Path, tmp_path: Path) -> None:
     weights = shop.root.parent / "model" / "model.safetensors"
-    save_file({k: v + 0.01 for k, v in load_file(weights).items()}, weights, {"format": "pt"})
-    for arguments in (["export=check", f"export.path={exported / 'artifact'}"], ["resume=never"]):
-        shop.refuses("stage=export", "artifact=sft:a", *arguments, says="has changed since it was trained")
+    original = shutil.copy2(weights, tmp_path)
+    try:
+        save_file({k: v + 0.01 for k, v in load_file(weights).items()}, weights, {"format": "pt"})
+        for arguments in (["export=check", f"export.path={exported / 'artifact'}"], ["resume=never"]):
+            shop.refuses("stage=export", "artifact=sft:a", *arguments, says="has changed since it was trained")
+    finally:
+        shutil.copy2(original, weights)

@@ -39,6 +39,7 @@ def read_refusal(root: Path, *words: str) -> str:
 
 def test_real_runs(ready: Ready, tmp_path: Path) -> None:
     """Every run is listed, with the values of its manifest."""
+    (ready.root / INDEX).unlink(missing_ok=True)
     before = {path: path.read_bytes() for path in ready.root.rglob("*") if path.is_file()}
     records = json.loads(run_registry(ready.root, "stage.format=json").output)
     folders = [path.parent for path in ready.root.glob("*/*/manifest.json")]

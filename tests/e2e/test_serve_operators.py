@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +47,12 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def run(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    folder = tmp_path_factory.mktemp("operated")
+    with start_server(forks, tmp_path_factory.mktemp("operated")) as run:
+        yield run
+
+
+@contextmanager
+def start_server(forks: Forks, folder: Path) -> Iterator[Run]:
     adapters_folder = write_adapters(folder / "adapters", "one", "two")
     file = folder / "keys.json"
     keys = {
@@ -163,36 +169,36 @@ def test_targets_that_are_not_those_of_the_tensors_are_refused(run: Run):
     assert "leaves out model.layers.0.mlp.down_proj, " in answer["error"]["message"]
 
 
-def test_what_an_operator_has_to_know_is_on_the_console(run: Run):
-    """Stops the shared server, so it is the last test that uses it."""
-    for _ in range(2):
-        assert run.post("tim", "completions", model="one", prompt="a", max_tokens=10)[0] == 429
-    assert run.post("root", "load_lora_adapter", lora_name="later", lora_path="two")[0] == 200
-    assert becomes_true(lambda: run.server.log[-1]["asked"] == "later")
-    digest = run.server.log[-1]["adapter"][:12]
-    assert run.post("root", "unload_lora_adapter", lora_name="later")[0] == 200
-    change_tenant(run.folder / "keys.json", "ben", allow=["one", "pockett"])
-    assert becomes_true(lambda: "pockett" in (run.server.folder / "log.txt").read_text())
-    (run.folder / "keys.json").chmod(0o644)
-    for _ in range(3):
-        assert run.post("ann", "completions", model="one", prompt="a", max_tokens=1)[0] == 503
-    (run.folder / "keys.json").chmod(0o600)
-    assert becomes_true(lambda: run.post("ann", "completions", model="one", prompt="a", max_tokens=1)[0] == 200)
-    run.server.child.send_signal(signal.SIGTERM)
-    stderr = run.server.child.wait().err
-    lines = [line for line in stderr.splitlines() if "huge" not in line]
-    assert lines == [
-        "tenant ben may ask for models that are not served: later, on (did you mean one?), zebra",
-        "tenant tim has 5 of its 5 tokens left: a request was refused",
-        f"root loaded later ({digest})",
-        f"root unloaded later ({digest})",
-        "tenant ben may ask for models that are not served: pockett (did you mean pocket?)",
-        "the key file others than its owner may read or write it; all requests are refused",
-        "the key file can be read again",
-    ]
-    log = (run.server.folder / "log.txt").read_text()
-    assert all(line in log for line in lines)
-    assert not any(key in stderr + log for key in run.keys.values())
+def test_what_an_operator_has_to_know_is_on_the_console(forks: Forks, tmp_path: Path):
+    with start_server(forks, tmp_path) as run:
+        for _ in range(2):
+            assert run.post("tim", "completions", model="one", prompt="a", max_tokens=10)[0] == 429
+        assert run.post("root", "load_lora_adapter", lora_name="later", lora_path="two")[0] == 200
+        assert becomes_true(lambda: run.server.log[-1]["asked"] == "later")
+        digest = run.server.log[-1]["adapter"][:12]
+        assert run.post("root", "unload_lora_adapter", lora_name="later")[0] == 200
+        change_tenant(run.folder / "keys.json", "ben", allow=["one", "pockett"])
+        assert becomes_true(lambda: "pockett" in (run.server.folder / "log.txt").read_text())
+        (run.folder / "keys.json").chmod(0o644)
+        for _ in range(3):
+            assert run.post("ann", "completions", model="one", prompt="a", max_tokens=1)[0] == 503
+        (run.folder / "keys.json").chmod(0o600)
+        assert becomes_true(lambda: run.post("ann", "completions", model="one", prompt="a", max_tokens=1)[0] == 200)
+        run.server.child.send_signal(signal.SIGTERM)
+        stderr = run.server.child.wait().err
+        lines = stderr.splitlines()
+        assert lines == [
+            "tenant ben may ask for models that are not served: later, on (did you mean one?), zebra",
+            "tenant tim has 5 of its 5 tokens left: a request was refused",
+            f"root loaded later ({digest})",
+            f"root unloaded later ({digest})",
+            "tenant ben may ask for models that are not served: pockett (did you mean pocket?)",
+            "the key file others than its owner may read or write it; all requests are refused",
+            "the key file can be read again",
+        ]
+        log = (run.server.folder / "log.txt").read_text()
+        assert all(line in log for line in lines)
+        assert not any(key in stderr + log for key in run.keys.values())
 
 
 DIES = """
