@@ -119,6 +119,18 @@ def compute_win_rate(verdicts: ArrayLike, clusters: Clusters | None = None, leve
     return proportion_interval(average_clusters(number_clusters(clusters, wins.size), wins), level=level)
 
 
+def estimate_pass_at_k(right: int, answers: int, k: int) -> float:
+    """Estimate the probability that at least one of k answers to a prompt is right, without bias: 1 − C(n−c, k)/C(n, k)
+    for c right ones among n answers.
+
+    Source: Chen et al. 2021, "Evaluating large language models trained on code".
+
+    Args:
+        k: from 1 to `answers`.
+    """
+    return 1 - math.comb(answers - right, k) / math.comb(answers, k)
+
+
 def merge_swapped_verdicts(verdicts: ArrayLike, swapped: ArrayLike) -> NDArray[np.float64]:
     """Merge the verdicts on each pair in both orders: equal verdicts are kept, and different ones become a tie (½);
     shape [n].
@@ -663,16 +675,16 @@ def _measure_paired_outcomes(first: ArrayLike, second: ArrayLike, clusters: Clus
     first_column, second_column = to_columns(first=first, second=second)
     require_within(0, 1, first=first_column, second=second_column)
     cluster_numbers = number_clusters(clusters, first_column.size)
-    wins_C = average_clusters(cluster_numbers, np.maximum(first_column - second_column, 0))
-    losses_C = average_clusters(cluster_numbers, np.maximum(second_column - first_column, 0))
-    wins = float(wins_C.mean())
-    losses = float(losses_C.mean())
-    differences_C = wins_C - losses_C
-    n = differences_C.size
-    if n == 1 or np.isin(differences_C, (-1.0, 0.0, 1.0)).all():
+    cluster_wins = average_clusters(cluster_numbers, np.maximum(first_column - second_column, 0))
+    cluster_losses = average_clusters(cluster_numbers, np.maximum(second_column - first_column, 0))
+    wins = float(cluster_wins.mean())
+    losses = float(cluster_losses.mean())
+    cluster_differences = cluster_wins - cluster_losses
+    n = cluster_differences.size
+    if n == 1 or np.isin(cluster_differences, (-1.0, 0.0, 1.0)).all():
         return PairedOutcomes(wins, losses, 1.0, n)
     trial_variance = wins + losses - (wins - losses) ** 2
-    variance = float(differences_C.var(ddof=1))
+    variance = float(cluster_differences.var(ddof=1))
     dispersion = (n * variance + DIFFERENCE_PRIOR) / (n * trial_variance + DIFFERENCE_PRIOR)
     return PairedOutcomes(wins, losses, dispersion, n)
 
@@ -822,6 +834,8 @@ class Decision:
         n_to_decide: if undecided, the number of clusters with which an interval would exclude the bound in four of five
             cases, provided that the figure keeps its value. None for a decided figure, and if no number suffices.
         why: a reason that the figure does not show, or a remark on a decided figure.
+        level: of the figure's interval.
+        looks: numbers of clusters at all looks at growing data, this one last. Empty if there is one look alone.
     """
 
     outcome: Outcome
@@ -829,6 +843,8 @@ class Decision:
     bound: float
     n_to_decide: int | None
     why: str = ""
+    level: float = 0.95
+    looks: tuple[int, ...] = ()
 
 
 def decide_by_rule(rule: DecisionRule, figure: Interval) -> Decision:
@@ -845,9 +861,9 @@ def decide_by_rule(rule: DecisionRule, figure: Interval) -> Decision:
     high = figure.high
     bound = rule.bound
     if low is None or high is None or figure.n < rule.least_n or low <= bound <= high:
-        return Decision("undecided", figure, bound, estimate_n_to_decide(rule, figure))
+        return Decision("undecided", figure, bound, estimate_n_to_decide(rule, figure), level=rule.level)
     has_passed = high < bound if rule.kind == "at_most" else low > bound
-    return Decision("pass" if has_passed else "fail", figure, bound, None)
+    return Decision("pass" if has_passed else "fail", figure, bound, None, level=rule.level)
 
 
 def estimate_n_to_decide(rule: DecisionRule, figure: Interval) -> int | None:

@@ -526,6 +526,7 @@ class Verdict:
     Attributes:
         source: run that holds the file, or the file's name.
         run: manifest of that run; None for a file beside the runs.
+        condition: what the gate asked, as text; empty if the file does not say.
     """
 
     gate: str
@@ -534,6 +535,7 @@ class Verdict:
     inputs: dict[str, str]
     source: str
     run: Manifest | None
+    condition: str = ""
 
 
 def read_verdict(path: Path, source: str, run: Manifest | None) -> Verdict:
@@ -549,7 +551,8 @@ def read_verdict(path: Path, source: str, run: Manifest | None) -> Verdict:
     has_texts = isinstance(values.get("gate"), str) and isinstance(values.get("verdict"), str)
     if not has_texts or not isinstance(inputs, dict) or not all(isinstance(value, str) for value in inputs.values()):
         raise CorruptFile("verdict", str(path), "is no verdict file", REMEDY)
-    return Verdict(values["gate"], values["verdict"], values.get("figure"), inputs, source, run)
+    condition = str(values.get("asked", ""))
+    return Verdict(values["gate"], values["verdict"], values.get("figure"), inputs, source, run, condition)
 
 
 def iter_verdicts(root: Path) -> Iterator[Verdict]:

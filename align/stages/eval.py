@@ -63,6 +63,7 @@ from align.evals.judges.llm_judge import (
     LLMJudge,
     YesNoQuestion,
     collect_judge_usage,
+    describe_judge_usage,
     describe_yes_answer,
     parse_judge,
     parse_question,
@@ -78,6 +79,7 @@ from align.evals.judges.report import (
     build_pair_examples,
     collect_answer_opinions,
     collect_pair_opinions,
+    describe_reward_bench,
     digest_examples,
     drop_trained_pairs,
     explain_shortfall,
@@ -93,7 +95,7 @@ from align.evals.suite.gates import (
     build_junit_xml,
     build_verdict_file,
     choose_gate_reports,
-    decide_gate,
+    decide_gates,
     decide_on_collapse,
     describe_decision,
     parse_gates,
@@ -796,7 +798,10 @@ def run(run: Run, config: Config, *rows: Any) -> StageResult:
             result = compare_with_start(run, config, *rows)
     if not usage.asked:
         return result
-    return replace(result, metrics={**result.metrics, "judge_usage": asdict(usage)})
+    judge = parse_judge(config.stage.judge)
+    cost = judge.compute_cost(usage) if isinstance(judge, LLMJudge) else None
+    metrics = {**result.metrics, "judge_usage": asdict(usage) | ({} if cost is None else {"cost": cost})}
+    return replace(result, metrics=metrics, summary=(*result.summary, describe_judge_usage(usage, cost)))
 
 
 def make_sampling(run: Run, config: Config, seed_of: Callable[[System, EvalItem], int] | None = None) -> Sampling:
@@ -1120,8 +1125,11 @@ def compare_systems(run: Run, config: Config, loaded_suite: LoadedSuite) -> Stag
 
     first = suite.systems[0].name
     system_collapse = combine_verdicts_by_system(collapse, [system.name for system in suite.systems])
+    repeated_gates = [gate for gate in suite.gates if gate.max_n is not None or suite.judge == PEOPLE]
+    looks = find_earlier_looks(config.run.folder, repeated_gates, suite.systems[0].record.digest)
+    decisions = decide_gates(suite.gates, scored, config.eval.gate_family, looks)
     gates = {
-        gate.name: (gate, decide_on_collapse(gate, decide_gate(gate, scored), first, system_collapse[first]))
+        gate.name: (gate, decide_on_collapse(gate, decisions[gate.name], first, system_collapse[first]))
         for gate in suite.gates
     }
     results = compute_results(scored, config.stage.level, config.stage.shown)
@@ -1147,7 +1155,7 @@ def compare_systems(run: Run, config: Config, loaded_suite: LoadedSuite) -> Stag
         "peak_rss_mb": get_peak_rss_mb(),
         **({"likelihoods_made": likelihoods.now} if likelihoods.now or likelihoods.before else {}),
         **{key: comparison[key] for key in ("win_rate", "difference") if key in comparison},
-        **(publish_verdicts(run, loaded_suite, gates) if gates else {}),
+        **(publish_verdicts(run, loaded_suite, gates, config.eval.gate_family) if gates else {}),
         "collapse": {**collapse_figures[first], "systems": collapse_figures},
     }
     lines = [
@@ -1206,7 +1214,7 @@ def describe_cached_answers(sampling: Sampling) -> list[str]:
 
 
 def publish_verdicts(
-    run: Run, loaded_suite: LoadedSuite, gates: Mapping[str, tuple[EvalGate, Decision]]
+    run: Run, loaded_suite: LoadedSuite, gates: Mapping[str, tuple[EvalGate, Decision]], family: str
 ) -> dict[str, Any]:
     """Write the gates' verdict files and `junit.xml`, and return the gates' outcomes and the exit status as metrics."""
     digests = {"artifact": loaded_suite.suite.systems[0].record.digest}
@@ -1220,7 +1228,23 @@ def publish_verdicts(
         write_json(folder / f"{name}.json", build_verdict_file(gate, decision, digests, judge_report))
     write_text(run.artifact / "junit.xml", build_junit_xml(run.name, gates))
     outcomes = {name: decision.outcome for name, (_, decision) in gates.items()}
-    return {"gates": outcomes, "exit_status": 0 if {*outcomes.values()} == {"pass"} else NOT_PASSED}
+    passed = [outcome == "pass" for outcome in outcomes.values()]
+    is_passed = any(passed) if family == "any" else all(passed)
+    return {"gates": outcomes, "exit_status": 0 if is_passed else NOT_PASSED}
+
+
+def find_earlier_looks(root: Path, gates: Sequence[EvalGate], digest: str) -> dict[str, list[int]]:
+    """Return name of a gate → numbers of clusters on which finished evaluations decided it before, for the artifact
+    with a digest."""
+    from align.registry.gates import iter_verdicts
+
+    looks: dict[str, list[int]] = {gate.name: [] for gate in gates}
+    conditions = {gate.name: gate.condition for gate in gates}
+    for verdict in iter_verdicts(root) if gates else ():
+        is_look = verdict.run is not None and verdict.inputs.get("artifact") == digest
+        if is_look and conditions.get(verdict.gate) == verdict.condition:
+            looks[verdict.gate].append(verdict.figure["n"])
+    return looks
 
 
 # People as the judge of a suite, through a project of the annotation app
@@ -1483,4 +1507,4 @@ def measure_and_publish_judge(run: Run, config: Config, labelled: JudgedExamples
     metrics["dropped_too_long"] = too_long
     if too_long:
         notes = [f"{pluralize(too_long, 'pair')} longer than a reward model's context, and left out", *notes]
-    return StageResult(metrics, (*iter_summary_lines(metrics), *notes))
+    return StageResult(metrics, (*iter_summary_lines(metrics), *describe_reward_bench(figures), *notes))

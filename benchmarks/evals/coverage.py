@@ -29,9 +29,12 @@ from simulation import (
     HIGHEST_PAIRED_COVERAGE,
     ICCS,
     JUDGES,
+    LOOK_LEVELS,
     LOWEST_COVERAGE,
     LOWEST_PAIRED_COVERAGE,
     MAX_FALSE_PASSES,
+    MAX_FAMILY_PASSES,
+    MAX_PASSES_OVER_LOOKS,
     MIN_POWER,
     build_interval_cases,
     build_margin_figures,
@@ -45,7 +48,9 @@ from simulation import (
     is_within_bar,
     measure_coverage,
     measure_false_passes,
+    measure_family_passes,
     measure_length_control,
+    measure_passes_over_looks,
     measure_power,
     measure_power_at_detectable,
     measure_sign_flip_rejections,
@@ -120,6 +125,15 @@ def iter_power_rows(draws: int) -> Iterator[Row]:
             yield {"name": f"{scenario.name}, {prompts} prompts", "found": power, "holds": holds}
 
 
+def iter_repeated_rows() -> Iterator[Row]:
+    """Yield the error of ten gates if one passed gate is enough, and of eight looks at growing data."""
+    share = measure_family_passes(10, PAIRED_DRAWS)
+    yield {"name": "ten gates, one is enough", "passed": share, "holds": share <= MAX_FAMILY_PASSES}
+    for name, compute_level in LOOK_LEVELS.items():
+        share = measure_passes_over_looks(compute_level, PAIRED_DRAWS)
+        yield {"name": f"eight looks, {name}", "passed": share, "holds": share <= MAX_PASSES_OVER_LOOKS}
+
+
 def iter_length_control_rows() -> Iterator[Row]:
     for judge in JUDGES:
         figures = measure_length_control(judge, LENGTH_SAMPLES)
@@ -144,6 +158,8 @@ def iter_alternative_rows(draws: int) -> Iterator[Row]:
     for name, case in build_wrong_cases().items():
         figures = measure_coverage(case, draws)
         yield {"name": f"{name}: {case.name}", **figures, "holds": is_within_bar(figures["coverage"], draws)}
+    yield {"name": "ten gates at their own level", "passed": measure_family_passes(10, draws, is_adjusted=False)}
+    yield {"name": "eight looks at 95 %", "passed": measure_passes_over_looks(lambda counts: 0.95, draws)}
     for name, compute_difference in (
         ("paired", compute_paired_difference),
         ("unpaired z", compute_unpaired_difference),
@@ -165,6 +181,7 @@ def main() -> None:
         "means of skewed observations": iter_skewed_rows(PAIRED_DRAWS),
         "superior on equal systems": iter_superior_rows(options.draws),
         "not_worse at the bound": iter_not_worse_rows(options.draws),
+        "several gates and several looks": iter_repeated_rows(),
         "detectable differences": iter_power_rows(options.draws),
         "length-loving judge": iter_length_control_rows(),
         "measures of length": compute_measure_biases(),

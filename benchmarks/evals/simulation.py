@@ -7,7 +7,7 @@ still wins with its own probability: the true values are exact for every correla
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ from align.evals.stats import (
     fit_bradley_terry,
 )
 from align.ops.intervals import Interval, mean_interval, normal_quantile
+from align.ops.looks import compute_boundary_quantile, compute_sequence_quantile, quantile_to_level
 
 Floats = NDArray[np.float64]
 Generator = np.random.Generator
@@ -426,6 +427,57 @@ def subtract_half(win_rate: Interval) -> Interval:
     assert win_rate.low is not None
     assert win_rate.high is not None
     return Interval(win_rate.value - 0.5, win_rate.low - 0.5, win_rate.high - 0.5, win_rate.n)
+
+
+# Families of gates, and looks at growing data
+
+LOOKS = 8
+
+
+def measure_family_passes(gates: int, draws: int, is_adjusted: bool = True, prompts: int = 200, seed: int = 6) -> float:
+    """Return the share of samples in which at least one of several `superior` gates between equal systems passes.
+
+    Holm's rule passes none unless one passes at its first step, so that this step alone is computed.
+    """
+    rng = np.random.default_rng(seed)
+    rule = DecisionRule("superior", level=1 - 0.05 / (gates if is_adjusted else 1))
+    passes = 0
+    for _ in range(draws):
+        samples = (draw_outcomes(rng, prompts, 0.0, 0.7, 0.7, answers=1) for _ in range(gates))
+        differences = (compute_share_difference(*sample, level=rule.level) for sample in samples)
+        passes += any(decide_by_rule(rule, difference).outcome == "pass" for difference in differences)
+    return passes / draws
+
+
+def measure_passes_over_looks(
+    compute_level: Callable[[Sequence[int]], float], draws: int, prompts: int = 400, seed: int = 7
+) -> float:
+    """Return the share of samples of equal systems in which `superior` passes at one of eight looks at growing data.
+
+    Args:
+        compute_level: returns the level of the interval, from the numbers of prompts at the looks so far.
+        prompts: their number at the last look.
+    """
+    rng = np.random.default_rng(seed)
+    counts = [prompts * (k + 1) // LOOKS for k in range(LOOKS)]
+    rules = [DecisionRule("superior", level=compute_level(counts[: k + 1])) for k in range(LOOKS)]
+    passes = 0
+    for _ in range(draws):
+        first, second = draw_outcomes(rng, prompts, 0.0, 0.7, 0.7, answers=1)
+        passes += any(
+            decide_by_rule(rule, compute_share_difference(first[:n], second[:n], level=rule.level)).outcome == "pass"
+            for n, rule in zip(counts, rules, strict=True)
+        )
+    return passes / draws
+
+
+LOOK_LEVELS: dict[str, Callable[[Sequence[int]], float]] = {
+    "boundary of Lan and DeMets": lambda counts: quantile_to_level(compute_boundary_quantile(counts, 400)),
+    "confidence sequence": lambda counts: quantile_to_level(compute_sequence_quantile(counts[-1], 100)),
+}
+"""Levels of the interval at each look of gates with `max_n`, and of gates on people's votes without."""
+MAX_PASSES_OVER_LOOKS = 0.027
+MAX_FAMILY_PASSES = 0.03
 
 
 def measure_false_passes(figure: Figure, draws: int, rule: DecisionRule, seed: int = 1) -> float:

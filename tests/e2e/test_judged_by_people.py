@@ -366,17 +366,24 @@ def test_the_votes_are_read_without_a_new_answer(
     rows = map(json.loads, (first / "artifact" / "answers.jsonl").open())
     tuned = {row["answers"]["tuned"]["text"].strip() for row in rows}
     with Store.open(f"sqlite:///{ready.root / 'annotations.db'}") as store:
-        for item in store.items("both"):
-            best = sorted(item.candidates, key=lambda candidate: candidate.text.strip() not in tuned)
-            tiers = tuple((candidate.id,) for candidate in best)
-            store.record("both", item.id, Judgement(tiers), annotator="ann", key=item.id)
-    assert bench.status(*words) in (0, 3)
-    second = Path(bench.output.strip().splitlines()[-1])
-    assert read_manifest(second).metrics["answers_made"] == 0
-    results = read_artifact(second, "results.json")["tasks"]["judged"]
+        items = list(store.items("both"))
+    runs = []
+    for part in (items[:2], items[2:]):
+        with Store.open(f"sqlite:///{ready.root / 'annotations.db'}") as store:
+            for item in part:
+                best = sorted(item.candidates, key=lambda candidate: candidate.text.strip() not in tuned)
+                tiers = tuple((candidate.id,) for candidate in best)
+                store.record("both", item.id, Judgement(tiers), annotator="ann", key=item.id)
+        assert bench.status(*words) in (0, 3)
+        runs.append(Path(bench.output.strip().splitlines()[-1]))
+    assert read_manifest(runs[1]).metrics["answers_made"] == 0
+    results = read_artifact(runs[1], "results.json")["tasks"]["judged"]
     assert (results["role"], results["by"]) == ("people", "people")
     assert results["against"]["base"]["win_rate"]["value"] > 0.5
-    assert read_artifact(second, "verdicts/better.json")["figure"]["n"] > 0
+    verdicts = [read_artifact(run, "verdicts/better.json") for run in runs]
+    assert verdicts[1]["looks"] == [verdict["figure"]["n"] for verdict in verdicts]
+    assert 0 < verdicts[1]["looks"][0] < verdicts[1]["looks"][1]
+    assert verdicts[1]["level"] > 0.99, "votes are looked at again and again"
 
 
 # The same command again: settings that changed since are kept or refused.

@@ -171,9 +171,18 @@ def test_gates_decide_and_say_so_each_time(bench: RuleEvaluations):
     assert (run / "artifact" / "junit.xml").read_text().count("<failure") == 2
     bench.run(*settings, status=3)  # a finished run reports the same
     easy = [{"id": i, "prompt": f"Say {i}.", "check": {"kind": "regex", "pattern": "^"}} for i in range(8)]
-    passes = "eval.gates=[{name: easy, task: easy, is: superior, margin: 0.5}]"
-    run = bench.run(systems, bench.tasks(*easy, name="easy"), passes, "run.name=passed")
-    assert read_manifest(run).metrics["gates"] == {"easy": "pass"}
+    easy_gates = (
+        "eval.gates=[{name: easy, task: easy, is: superior, margin: 0.5}, "
+        "{name: hard, task: easy, is: superior, margin: 0.99}]"
+    )
+    bench.run(systems, bench.tasks(*easy, name="easy"), easy_gates, "run.name=every", status=3)
+    one_is_enough = (easy_gates, "eval.gate_family=any")
+    run = bench.run(systems, bench.tasks(*easy, name="easy"), *one_is_enough, "run.name=passed")
+    assert read_manifest(run).metrics["gates"] == {"easy": "pass", "hard": "undecided"}
+    levels = [
+        json.loads((run / "artifact/verdicts" / f"{name}.json").read_text())["level"] for name in ("easy", "hard")
+    ]
+    assert levels == [0.975, 0.95]
     assert decide_verdict(bench.root, "easy", digest)[0] is True
     stderr = bench.expect_error(systems, "eval.gates=[{name: x, task: judged, against: s, is: superior}]")
     assert "is decided by rules (regex), and no card (stage.card) says how often it is right" in stderr

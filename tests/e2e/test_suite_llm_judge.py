@@ -219,6 +219,8 @@ def test_what_is_refused_before_anybody_is_asked(place: LlmJudgeEvaluations, ser
     for judge, problem in (
         (f"{{{format_judge(server)}, prompt: {place.folder / 'prompt.txt'}}}", "has the place {conversation} 0 times"),
         (f"{{{format_judge(server)}, prompt: nowhere.txt}}", "stage.judge.prompt=nowhere.txt: there is no such file"),
+        (f"{{{format_judge(server)}, price: {{prompt: 1}}}}", "stage.judge.price"),
+        (f"{{{format_judge(server)}, price: {{prompt: 1, completion: -1}}}}", "stage.judge.price.completion=-1"),
         ("nobody", "stage.judge=nobody: is no judge"),
         ("{url: localhost, model: x}", "stage.judge.url=localhost"),
         ("{url: 'http://h/v1'}", "stage.judge.model"),
@@ -238,9 +240,10 @@ def test_the_tokens_that_a_judge_took_are_in_the_metrics(place: LlmJudgeEvaluati
     reply = build_chat_reply("[[A]]")
     reply.body["usage"] = {"prompt_tokens": 100, "completion_tokens": 7}
     server.says = lambda _: reply
-    run = place.run(*place.build_words(format_judge(server), ["a", "b"], ["c", "d"]))
-    usage = {"asked": 4, "prompt_tokens": 400, "completion_tokens": 28, "uncounted": 0}
-    assert read_manifest(run).metrics["judge_usage"] == usage
+    price = "price: {prompt: 2, completion: 10}"
+    run = place.run(*place.build_words(f"{format_judge(server)}, {price}", ["a", "b"], ["c", "d"]))
+    usage = {"asked": 4, "prompt_tokens": 400, "completion_tokens": 28, "uncounted": 0, "cost": 0.00108}
+    assert read_manifest(run).metrics["judge_usage"] == pytest.approx(usage)
     server.says = lambda _: build_chat_reply("[[A]]")
     # The verdict on one pair is reused.
     second_run = place.run(*place.build_words(format_judge(server), ["a", "e"], ["c", "d"]))

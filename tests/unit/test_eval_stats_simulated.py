@@ -59,6 +59,18 @@ def test_not_worse_seldom_passes_what_is_worse_by_the_margin(margin: float, figu
     assert passed <= simulation.MAX_FALSE_PASSES + compute_tolerance(simulation.MAX_FALSE_PASSES), passed
 
 
+def test_ten_gates_of_which_one_is_enough_err_as_one() -> None:
+    passed = simulation.measure_family_passes(10, DRAWS)
+    assert passed <= simulation.MAX_FAMILY_PASSES + compute_tolerance(simulation.MAX_FAMILY_PASSES)
+    assert simulation.measure_family_passes(10, DRAWS, is_adjusted=False) > 0.15
+
+
+@pytest.mark.parametrize("name", simulation.LOOK_LEVELS)
+def test_eight_looks_err_as_one(name: str) -> None:
+    passed = simulation.measure_passes_over_looks(simulation.LOOK_LEVELS[name], DRAWS)
+    assert passed <= simulation.MAX_PASSES_OVER_LOOKS + compute_tolerance(simulation.MAX_PASSES_OVER_LOOKS)
+
+
 @pytest.mark.parametrize("world", simulation.build_scenarios(), ids=lambda world: world.name)
 def test_a_detectable_difference_is_found(world: simulation.Scenario) -> None:
     power = simulation.measure_power_at_detectable(world, 64, DRAWS)

@@ -15,11 +15,14 @@ from align.core.errors import CorruptFile, InputError
 from align.core.types import Message, Preference
 from align.evals.judges.identity import JudgeIdentity, describe_judge_difference, identify_scorer
 from align.evals.judges.report import (
+    REWARD_BENCH,
     JudgeOpinions,
     JudgeReport,
     PairExample,
+    average_reward_bench,
     build_pair_examples,
     choose_report,
+    describe_reward_bench,
     digest_examples,
     drop_trained_pairs,
     explain_shortfall,
@@ -189,6 +192,29 @@ def test_the_figures_of_ten_pairs_by_hand():
     assert "calibration" not in figures
     assert "between_people" not in figures
     json.dumps(figures, allow_nan=False)
+
+
+def test_the_categories_of_reward_bench():
+    """Chat: subsets of 1 and 3 pairs count by their size. Reasoning: math and code count alike, whatever their size."""
+    right_by_subset = {
+        "mt-bench-easy": [0],
+        "alpacaeval-easy": [1, 1, 1],
+        "math-prm": [1],
+        "hep-go": [0, 0, 0],
+        "x": [1],
+    }
+    rows = [(subset, right) for subset, rights in right_by_subset.items() for right in rights]
+    decided = [build_preference(f"q{i}", "good", "bad", source=rows[i][0], id=f"{i}") for i in range(len(rows))]
+    pairs = build_pair_examples(decided)
+    figures = measure_judge(pairs, judge_pairs(pairs, {f"q{i}": float(right) for i, (_, right) in enumerate(rows)}))
+    assert figures["reward_bench"] == {"Chat": 3 / 4, "Reasoning": 1 / 2}
+    assert describe_reward_bench(figures) == ["RewardBench: Chat 0.750, Reasoning 0.500"]
+    subsets = [subset for subsets in REWARD_BENCH.values() for subset in subsets]
+    assert len(subsets) == len({*subsets}) == 23
+    everything = average_reward_bench({subset: {"value": 0.5, "n": 10} for subset in subsets})
+    assert everything == dict.fromkeys(("Chat", "Chat Hard", "Safety", "Reasoning", "mean"), 0.5)
+    others = measure_judge(build_pair_examples([build_preference("q", "good", "bad", id="0")]), [1.0])
+    assert describe_reward_bench(others) == []
 
 
 def test_a_judge_that_goes_by_place_agrees_on_nothing():

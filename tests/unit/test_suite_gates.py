@@ -18,6 +18,7 @@ from align.evals.suite.gates import (
     build_junit_xml,
     build_verdict_file,
     decide_gate,
+    decide_gates,
     describe_decision,
     parse_gates,
 )
@@ -101,6 +102,62 @@ def test_a_gate_decides_by_the_interval_of_the_report():
     assert (decision.outcome, decision.figure.n) == ("pass", 60)
 
 
+def test_one_gate_of_several_is_decided_at_a_higher_level():
+    """Holm: 2 gates have level 0.975 each; once one passes, the other has 0.95."""
+    task = build_scored_task(draw_scores(0.80, 200, 0), draw_scores(0.7, 200, 1))
+    specs = [
+        {"name": "clear", "task": "asked", "is": "superior", "margin": 0.5},
+        {"name": "close", "task": "asked", "is": "superior", "margin": 0.755},
+    ]
+    gates = parse_gates(specs, TASKS, SYSTEMS)
+    decisions = decide_gates(gates, [task], "any")
+    assert [*decisions] == ["clear", "close"]
+    assert (decisions["clear"].outcome, decisions["clear"].level) == ("pass", 0.975)
+    assert decisions["close"] == decide_gates(gates, [task])["close"]
+    assert decisions["close"].level == 0.95
+    lone = decide_gates(parse_gates([specs[1], {**specs[1], "name": "same"}], TASKS, SYSTEMS), [task], "any")
+    assert [decision.level for decision in lone.values()] == [0.975, 0.975]
+
+
+def test_looks_share_the_error_of_one():
+    (gate,) = parse_gates([{**GOOD, "max_n": 400}], TASKS, SYSTEMS)
+    new = ([1.0] * 14 + [0.0] * 6) * 24  # right where the other is wrong on 6 of 20 items, and wrong on 2 instead
+    old = ([1.0] * 8 + [0.0] * 10 + [1.0] * 2) * 24
+    decisions = []
+    looks: list[int] = []
+    for n in (100, 200, 400):
+        decisions.append(decide_gate(gate, [build_scored_task(new[:n], old[:n])], looks))
+        looks.append(n)
+    levels = [decision.level for decision in decisions]
+    assert levels == sorted(levels, reverse=True)
+    assert levels[0] > 0.9999
+    assert 0.95 < levels[2] < 0.96
+    assert [decision.looks for decision in decisions] == [(100,), (100, 200), (100, 200, 400)]
+    assert decisions[0].n_to_decide is not None
+    assert 100 < decisions[0].n_to_decide <= 400
+    assert [decision.outcome for decision in decisions] == ["undecided", "pass", "pass"]
+    assert "look 3" in describe_decision(gate, decisions[2])
+    again = decide_gate(gate, [build_scored_task(new[:200], old[:200])], looks)
+    assert again.looks == decisions[1].looks, "a repetition of the second look is the second look"
+    late = decide_gate(gate, [build_scored_task(new, old)], looks)
+    assert late.outcome == "undecided"
+    assert "the last of the planned looks" in late.why
+    more_than_planned = decide_gate(gate, [build_scored_task(new, old)], [200])
+    assert more_than_planned.level == pytest.approx(
+        decide_gate(gate, [build_scored_task(new[:400], old[:400])], [200]).level
+    )
+
+
+def test_a_plan_that_cannot_decide_says_so():
+    (gate,) = parse_gates([{**GOOD, "max_n": 60}], TASKS, SYSTEMS)
+    scores = draw_scores(0.6, 40, 0)
+    decision = decide_gate(gate, [build_scored_task(scores, [*scores[:20], *draw_scores(0.6, 20, 1)])])
+    assert (decision.outcome, decision.n_to_decide) == ("undecided", None)
+    assert "no number up to the planned 60" in describe_decision(gate, decision)
+    last = decide_gate(gate, [build_scored_task(scores * 2, [*scores[:20], *draw_scores(0.6, 20, 1)] * 2)])
+    assert "60 items were planned, and this is the last look" in describe_decision(gate, last)
+
+
 @pytest.mark.parametrize(("right", "n", "above"), [(20, 20, 0.9), (9, 10, 0.8), (38, 40, 0.9)])
 def test_as_many_items_as_are_said_to_decide_do(right: int, n: int, above: float):
     rule = {"name": "g", "task": "asked", "is": "superior", "margin": above}
@@ -160,6 +217,8 @@ def test_what_is_written_down(tmp_path: Any):
         ([{**GOOD, "level": 1}], "eval.gates[0].level"),
         ([{**GOOD, "least_n": 0}], "eval.gates[0].least_n"),
         ([{**GOOD, "least_n": 1.5}], "eval.gates[0].least_n"),
+        ([{**GOOD, "max_n": 0}], "eval.gates[0].max_n"),
+        ([{**GOOD, "least_n": 100, "max_n": 99}], "eval.gates[0].max_n"),
         ([{**GOOD, "is": "not_worse"}], "eval.gates[0].margin"),
         ([GOOD, GOOD], "eval.gates[1].name"),
         ([{"name": "x", "task": "asked", "is": "not_worse", "margin": 0.1}], "eval.gates[0].is"),

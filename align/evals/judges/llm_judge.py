@@ -17,14 +17,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from align.core.errors import require
 from align.core.files import parse_user_path, read_text
-from align.core.spec import get_integer, get_number, parse_text
+from align.core.spec import get_integer, get_number, parse_text, require_keys
 from align.core.types import Conversation
 from align.data.chat.reasoning import strip_reasoning
 from align.evals.endpoint import Endpoint, EndpointFailure, build_endpoint_error, fetch_answers, parse_endpoint
@@ -47,7 +47,7 @@ VERBS: Mapping[str, str] = {REFUSES: "refuses"}
 NAME = re.compile(r"[\w.-]+")
 """Pattern of a single word, which as a question is taken for a misspelt name of a built-in one."""
 FIELD = "stage.judge"
-KEYS = ("prompt", "temperature", "max_tokens")
+KEYS = ("prompt", "temperature", "max_tokens", "price")
 HELP = "Write reward, people, or {url: http://127.0.0.1:8000/v1, model: NAME}."
 PLACEHOLDER = re.compile(r"\{([a-zA-Z_]\w*)\}")
 """Matches a placeholder of a template, such as `{conversation}`."""
@@ -150,18 +150,27 @@ class YesNoQuestion:
 # The judge
 
 
+class TokenPrice(NamedTuple):
+    """The price of a million tokens of prompts and of answers, in any currency."""
+
+    prompt: float
+    completion: float
+
+
 @dataclass(frozen=True, slots=True)
 class LLMJudge:
     """A language model behind an OpenAI-compatible server, with the question that it is asked about answers.
 
     Attributes:
         max_tokens: of its reasons and its choice.
+        price: of its server's tokens, if it is known.
     """
 
     endpoint: Endpoint
     question: ComparisonQuestion | YesNoQuestion = field(default_factory=ComparisonQuestion)
     temperature: float = 0.0
     max_tokens: int = 1024
+    price: TokenPrice | None = None
 
     @property
     def title(self) -> str:
@@ -185,7 +194,13 @@ class LLMJudge:
     def with_question(self, text: str) -> LLMJudge:
         """Return a copy of the judge that asks the yes/no question `text` about single answers instead of comparing
         two."""
-        return LLMJudge(self.endpoint, YesNoQuestion(text), self.temperature, self.max_tokens)
+        return replace(self, question=YesNoQuestion(text))
+
+    def compute_cost(self, usage: JudgeUsage) -> float | None:
+        """Return the cost of the tokens that the server counted, in the currency of the price; None without a price."""
+        if self.price is None:
+            return None
+        return (usage.prompt_tokens * self.price.prompt + usage.completion_tokens * self.price.completion) / 1e6
 
     def compare(self, pairs: Sequence[AnswerPair], store: AnswerStore) -> list[JudgeVerdict]:
         """Ask the judge to compare each pair of answers twice, once in each order, and return two verdicts per pair.
@@ -300,7 +315,11 @@ def parse_judge(value: Any) -> Literal["reward", "people"] | LLMJudge:
         field = f"{FIELD}.prompt"
         question = ComparisonQuestion(read_template(parse_text(value["prompt"], field), field))
     temperature = get_number(value, FIELD, "temperature", 0.0, 0.0, 10.0)
-    return LLMJudge(endpoint, question, temperature, get_integer(value, FIELD, "max_tokens", 1024, 1))
+    price = None
+    if value.get("price") is not None:
+        prices = require_keys(value["price"], f"{FIELD}.price", TokenPrice._fields)
+        price = TokenPrice(*(get_number(prices, f"{FIELD}.price", name, None, 0.0) for name in TokenPrice._fields))
+    return LLMJudge(endpoint, question, temperature, get_integer(value, FIELD, "max_tokens", 1024, 1), price)
 
 
 def read_template(path: str, field: str) -> str:
@@ -409,6 +428,17 @@ class JudgeUsage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     uncounted: int = 0
+
+
+def describe_judge_usage(usage: JudgeUsage, cost: float | None) -> str:
+    """Format the requests and tokens of a run's judges as one line of text."""
+    line = (
+        f"the judge was asked {usage.asked:,} times: {usage.prompt_tokens:,} tokens of prompts, "
+        f"{usage.completion_tokens:,} of answers"
+    )
+    if usage.uncounted:
+        line += f", and {pluralize(usage.uncounted, 'answer')} whose tokens the server did not count"
+    return line if cost is None else f"{line}; cost {cost:.4g}"
 
 
 ACTIVE_USAGE: ContextVar[JudgeUsage | None] = ContextVar("COLLECTED", default=None)

@@ -328,7 +328,8 @@ def measure_judge_on_pairs(
 
     Returns:
         `agreement`, `swap`, `length_slope`, `reference_slope` and `n` of `align.evals.stats.JudgeStatistics`;
-        `accuracy` on the decided pairs, also `by_source` and `by_length` (whether the better answer is the longer one);
+        `accuracy` on the decided pairs, also `by_source`, `reward_bench` (its categories) and `by_length` (whether the
+        better answer is the longer one);
         `ties`, of the reference and of the judge; `errors`, the number of missing verdicts; `best_of`, by number of
         answers; `calibration`; `between_people`.
 
@@ -420,11 +421,58 @@ def measure_accuracy(pairs: Sequence[PairExample], verdicts: NDArray[np.float64]
             name: measure_rows([i for i, row_key in enumerate(keys) if row_key == name]) for name in sorted({*keys})
         }
 
+    by_source = measure_groups(lambda pair: pair.item.category)
+    categories = average_reward_bench(by_source)
     return {
         "accuracy": measure_rows(range(len(pairs))),
-        "by_source": measure_groups(lambda pair: pair.item.category),
+        "by_source": by_source,
+        **({"reward_bench": categories} if categories else {}),
         "by_length": measure_groups(compare_length_of_better),
     }
+
+
+REWARD_BENCH: Mapping[str, Sequence[str]] = {
+    "Chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),
+    "Chat Hard": (
+        *("mt-bench-hard", "llmbar-natural", "llmbar-adver-neighbor"),
+        *("llmbar-adver-GPTInst", "llmbar-adver-GPTOut", "llmbar-adver-manual"),
+    ),
+    "Safety": (
+        *("refusals-dangerous", "refusals-offensive", "xstest-should-refuse", "xstest-should-respond", "donotanswer"),
+    ),
+    "Math": ("math-prm",),
+    "Code": ("hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"),
+}
+"""RewardBench's categories and their subsets (Lambert et al. 2024). It calls the mean of math and code "Reasoning"."""
+
+
+def average_reward_bench(by_source: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return RewardBench's categories → the judge's accuracy on them, as far as their subsets are among the sources,
+    and `mean` if all four are.
+
+    Subsets count by their size; math and code count alike. Its figure of prior sets is not included, which RewardBench
+    itself no longer shows by default.
+    """
+    shares: dict[str, float] = {}
+    for category, subsets in REWARD_BENCH.items():
+        measured = [by_source[subset] for subset in subsets if subset in by_source]
+        if measured:
+            total = sum(share["n"] for share in measured)
+            shares[category] = sum(share["value"] * share["n"] for share in measured) / total
+    reasoning = [shares.pop(name) for name in ("Math", "Code") if name in shares]
+    if reasoning:
+        shares["Reasoning"] = sum(reasoning) / len(reasoning)
+    if len(shares) == len(REWARD_BENCH) - 1:
+        shares["mean"] = sum(shares.values()) / len(shares)
+    return shares
+
+
+def describe_reward_bench(figures: Mapping[str, Any]) -> list[str]:
+    """Return a line on the accuracy in RewardBench's categories; none if it was not measured on RewardBench."""
+    categories = figures.get("reward_bench")
+    if not categories:
+        return []
+    return [f"RewardBench: {', '.join(f'{name} {share:.3f}' for name, share in categories.items())}"]
 
 
 def compare_length_of_better(pair: PairExample) -> str:

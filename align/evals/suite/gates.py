@@ -5,11 +5,14 @@
 
 The outcome is `pass`, `fail` or `undecided`, which does not count as a pass. Each outcome is written as a verdict file,
 which gates of aliases require (`align.registry.gates`), and as a test case in JUnit's XML.
+
+A gate that decides again whenever data arrive looks at them several times. With `max_n` its looks share the error of a
+single one; without, gates on people's votes use a confidence sequence (`align.ops.looks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 from xml.etree import ElementTree
@@ -23,6 +26,7 @@ from align.evals.judges.judge_verdict import collect_both_orders
 from align.evals.judges.llm_judge import describe_yes_answer
 from align.evals.judges.report import MIN_AGREEMENT, JudgeReport, choose_report
 from align.evals.stats import (
+    MAX_CLUSTERS,
     Decision,
     DecisionRule,
     RuleKind,
@@ -31,11 +35,14 @@ from align.evals.stats import (
     compute_score_difference,
     compute_share_difference,
     decide_by_rule,
+    estimate_n_to_decide,
 )
+from align.evals.suite.people import PEOPLE
 from align.evals.suite.probes import LM_EVAL, LOSS
 from align.evals.suite.results import SHARE_ROLES, ScoredTask, compute_mean_score
 from align.evals.suite.tasks import EvalTask
 from align.ops.intervals import Interval, average_by_group
+from align.ops.looks import compute_boundary_quantile, compute_sequence_quantile, quantile_to_level
 from align.report.figure_text import format_interval, pluralize
 
 FIELD = "eval.gates"
@@ -45,9 +52,11 @@ UNITS = {LOSS: "bits per byte", LM_EVAL: "units that depend on the metric"}
 KINDS: tuple[RuleKind, ...] = get_args(RuleKind)
 LOWEST_LEVEL = 0.5
 """Exclusive lower bound of the confidence level of a gate's interval."""
-KEYS = ("against", "margin", "level", "least_n", "min_agreement", "collapsed")
+KEYS = ("against", "margin", "level", "least_n", "max_n", "min_agreement", "collapsed")
 LOWEST_MIN_AGREEMENT = 0.5
 """Lowest allowed value of a gate's `min_agreement`: the agreement of a coin if no verdict is a tie."""
+SEQUENCE_TIGHTEST_N = 100
+"""Number of clusters at which a gate's confidence sequence is narrowest, if its `least_n` is smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,8 @@ class EvalGate:
         asks: the question of a graded task, whose figures are shares of yes.
         collapsed: True if the first system may have collapsed; `measured` if it must have been measured that it did
             not. False if it must not be known to have collapsed.
+        max_n: the number of clusters at which the gate looks for the last time. None if it looks once, or if a
+            confidence sequence decides.
     """
 
     name: str
@@ -74,6 +85,7 @@ class EvalGate:
     min_agreement: float | None = None
     asks: str = ""
     collapsed: bool | Literal["measured"] = False
+    max_n: int | None = None
 
     @property
     def condition(self) -> str:
@@ -146,6 +158,9 @@ def parse_gate(value: Any, field: str, tasks: Mapping[str, EvalTask], systems: S
     problem = "is 0, but no evaluation can show that two systems are exactly equal"
     require(kind != "not_worse" or margin > 0, f"{field}.margin", margin, problem, "Give a margin above 0.")
     rule = DecisionRule(KINDS[KINDS.index(kind)], margin, level, get_integer(spec, field, "least_n", 1, 1))
+    max_n = get_integer(spec, field, "max_n", 1, 1) if spec.get("max_n") is not None else None
+    problem = f"is below least_n={rule.least_n}, so that no look would decide"
+    require(max_n is None or max_n >= rule.least_n, f"{field}.max_n", max_n, problem, "Give a larger one.")
     has_agreement = spec.get("min_agreement") is not None
     agreement = get_number(spec, field, "min_agreement", None, LOWEST_MIN_AGREEMENT, 1) if has_agreement else None
     problem = f"applies to tasks with a judge, and task {task.name} is a probe"
@@ -157,7 +172,7 @@ def parse_gate(value: Any, field: str, tasks: Mapping[str, EvalTask], systems: S
     require(
         isinstance(collapsed, bool) or collapsed == "measured", f"{field}.collapsed", collapsed, problem, "Drop it."
     )
-    return EvalGate(name, task.name, against, rule, agreement, task.asks, collapsed)
+    return EvalGate(name, task.name, against, rule, agreement, task.asks, collapsed, max_n)
 
 
 def choose_gate_reports(
@@ -211,14 +226,123 @@ EMPTY_FIGURE = Interval(0.0, None, None, 0)
 """The figure of a task of which no item has been judged."""
 
 
-def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask]) -> Decision:
+def decide_gates(
+    gates: Sequence[EvalGate],
+    tasks: Sequence[ScoredTask],
+    family: str = "all",
+    earlier_looks: Mapping[str, Sequence[int]] = {},
+) -> dict[str, Decision]:
+    """Decide whether the first evaluated model passes each gate. Returns name of the gate → its decision.
+
+    If one passed gate is enough, Holm's rule keeps the error of all gates together: of m gates that are not passed yet,
+    each is decided at level 1 − (1 − level)/m, until none passes at that level.
+
+    Args:
+        family: `all` if every gate has to pass, `any` if one is enough.
+        earlier_looks: name of a gate → numbers of clusters at its earlier looks.
+    """
+    if family == "all":
+        return {gate.name: decide_gate(gate, tasks, earlier_looks.get(gate.name, ())) for gate in gates}
+    passed: dict[str, Decision] = {}
+    while True:
+        rest = [gate for gate in gates if gate.name not in passed]
+        decisions = {
+            gate.name: decide_gate(divide_error(gate, len(rest)), tasks, earlier_looks.get(gate.name, ()))
+            for gate in rest
+        }
+        newly_passed = {name: decision for name, decision in decisions.items() if decision.outcome == "pass"}
+        passed |= newly_passed
+        if not newly_passed or len(passed) == len(gates):
+            decisions = {**decisions, **passed}
+            return {gate.name: decisions[gate.name] for gate in gates}
+
+
+def divide_error(gate: EvalGate, gate_count: int) -> EvalGate:
+    """Return the gate with its share of an error that several gates have together."""
+    level = 1 - (1 - gate.rule.level) / gate_count
+    return replace(gate, rule=replace(gate.rule, level=level))
+
+
+def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask], earlier_looks: Sequence[int] = ()) -> Decision:
     """Decide whether the first evaluated model passes a gate, from the scored answers to the gate's task.
 
     If verdicts of the judge are missing, the gate is decided only if no value of theirs would change the outcome. A
     judge without any verdict that is the same in both orders of the answers decides nothing.
+
+    Args:
+        earlier_looks: numbers of clusters at the gate's earlier looks. Only looks at fewer clusters than now count.
     """
     task = next(task for task in tasks if task.name == gate.task)
     part = task.select_compared_items(gate.against) if gate.against else task
+    n = len({*part.clusters})
+    looks = sorted({look for look in earlier_looks if 0 < look < n})
+    max_n = gate.max_n
+    compute_level = plan_looks(gate, part.role, looks)
+    if compute_level is None or not n:
+        return decide_at_level(gate, part)
+    leveled_gate = replace(gate, rule=replace(gate.rule, level=compute_level(n)))
+    decision = replace(decide_at_level(leveled_gate, part), looks=(*looks, n))
+    if max_n is not None and looks and looks[-1] >= max_n:
+        why = f"the last of the planned looks, at {max_n:,} items or more, was made before"
+        return replace(decision, outcome="undecided", n_to_decide=None, why=why)
+    if decision.outcome != "undecided" or decision.why:
+        return decision
+    if max_n is not None and n >= max_n:
+        return replace(decision, n_to_decide=None, why=f"{max_n:,} items were planned, and this is the last look")
+    n_to_decide = find_deciding_n(gate, part, n, compute_level)
+    why = "" if n_to_decide or max_n is None else f"no number up to the planned {max_n:,} would decide it"
+    return replace(decision, n_to_decide=n_to_decide, why=why)
+
+
+def plan_looks(gate: EvalGate, role: str, looks: Sequence[int]) -> Callable[[int], float] | None:
+    """Return the level of the gate's interval at its next look, as a function of the number of clusters then. Returns
+    None if the gate looks once.
+
+    Args:
+        role: of the gate's task.
+        looks: numbers of clusters at the looks so far.
+    """
+    max_n = gate.max_n
+    if max_n is not None:
+        before = [look for look in looks if look < max_n]  # data that exceed the plan count as the last look
+        return lambda n: quantile_to_level(compute_boundary_quantile([*before, min(n, max_n)], max_n, gate.rule.level))
+    if role == PEOPLE:
+        tightest_n = max(SEQUENCE_TIGHTEST_N, gate.rule.least_n)
+        return lambda n: quantile_to_level(compute_sequence_quantile(n, tightest_n, gate.rule.level))
+    return None
+
+
+def find_deciding_n(gate: EvalGate, task: ScoredTask, n: int, compute_level: Callable[[int], float]) -> int | None:
+    """Return the smallest number of clusters above n with which the gate's next look would decide, if the figure stays
+    the same. Returns None if there is none, up to the gate's `max_n`."""
+
+    def decides(count: int) -> bool:
+        needed = estimate_items_to_decide(gate, task, compute_level(count))
+        return needed is not None and needed <= count
+
+    highest = gate.max_n or MAX_CLUSTERS
+    low = n
+    high = min(2 * n, highest)
+    while not decides(high):
+        if high == highest:
+            return None
+        low = high
+        high = min(2 * high, highest)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if decides(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def decide_at_level(gate: EvalGate, part: ScoredTask) -> Decision:
+    """Decide a gate at its rule's level, as `decide_gate` does.
+
+    Args:
+        part: the gate's task, with the compared items alone.
+    """
     decision = decide_from_verdicts(gate, part)
     why = ""
     if part.missing_verdicts:
@@ -235,32 +359,48 @@ def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask]) -> Decision:
 
 
 def decide_from_verdicts(gate: EvalGate, task: ScoredTask) -> Decision:
-    """Decide a gate by the task's scores or verdicts as they are, without testing what missing verdicts could change. A
-    comparison by a judge is decided by wins less losses, since the units of its scores are arbitrary."""
-    level = gate.rule.level
+    """Decide a gate by the task's scores or verdicts as they are, without testing what missing verdicts could
+    change."""
     if not task.items:  # people have not judged any item yet
         return replace(decide_by_rule(gate.rule, EMPTY_FIGURE), n_to_decide=None)
-    if gate.against and task.role == "measured":
-        return decide_by_rule(
-            gate.rule, compute_score_difference(*task.get_compared_values(gate.against), task.clusters, level)
-        )
-    if gate.against:
-        wins = task.get_wins(gate.against) if task.verdicts else []
-        pair = (wins, [1 - win for win in wins]) if wins else task.get_compared_values(gate.against)
-        decision = decide_by_rule(gate.rule, compute_share_difference(*pair, task.clusters, level))
-        n = compute_sample_size_for_pairs(*pair, decision.bound, task.clusters, level)
-    else:
-        first = next(iter(task.answers))
-        decision = decide_by_rule(gate.rule, compute_mean_score(task, first, level))
-        if task.role not in SHARE_ROLES:
-            return decision
-        means = average_by_group(task.clusters, task.get_scores(first))[0]
-        p = decision.figure.value
-        dispersion = float(means.var()) / (p * (1 - p)) if 0 < p < 1 else 1.0
-        n = compute_sample_size_for_share(p, decision.bound, dispersion, level)
+    decision = decide_by_rule(gate.rule, compute_figure(gate, task, gate.rule.level))
     if decision.outcome != "undecided":
         return decision
-    return replace(decision, n_to_decide=None if n is None else max(n, gate.rule.least_n))
+    return replace(decision, n_to_decide=estimate_items_to_decide(gate, task, gate.rule.level))
+
+
+def compute_figure(gate: EvalGate, task: ScoredTask, level: float) -> Interval:
+    """Return the figure that a gate decides on, with its interval. A comparison by a judge is about wins less losses,
+    since the units of its scores are arbitrary."""
+    if gate.against and task.role == "measured":
+        return compute_score_difference(*task.get_compared_values(gate.against), task.clusters, level)
+    if gate.against:
+        return compute_share_difference(*get_compared_shares(gate, task), task.clusters, level)
+    return compute_mean_score(task, next(iter(task.answers)), level)
+
+
+def get_compared_shares(gate: EvalGate, task: ScoredTask) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the wins of both models on each item if a judge compared them, else their scores."""
+    if not task.verdicts:
+        return task.get_compared_values(gate.against)
+    wins = task.get_wins(gate.against)
+    return wins, [1 - win for win in wins]
+
+
+def estimate_items_to_decide(gate: EvalGate, task: ScoredTask, level: float) -> int | None:
+    """Return the number of clusters with which an interval at a level would exclude the gate's bound in four of five
+    cases, if the figure stays the same. Returns None if no number suffices."""
+    bound = gate.rule.bound
+    if gate.against and task.role != "measured":
+        n = compute_sample_size_for_pairs(*get_compared_shares(gate, task), bound, task.clusters, level)
+    elif not gate.against and task.role in SHARE_ROLES:
+        means = average_by_group(task.clusters, task.get_scores(next(iter(task.answers))))[0]
+        p = float(means.mean())
+        dispersion = float(means.var()) / (p * (1 - p)) if 0 < p < 1 else 1.0
+        n = compute_sample_size_for_share(p, bound, dispersion, level)
+    else:
+        return estimate_n_to_decide(replace(gate.rule, level=level), compute_figure(gate, task, level))
+    return None if n is None else max(n, gate.rule.least_n)
 
 
 def decide_on_collapse(gate: EvalGate, decision: Decision, system: str, collapse: Collapse) -> Decision:
@@ -296,6 +436,10 @@ def explain_undecided(decision: Decision) -> str:
 def describe_decision(gate: EvalGate, decision: Decision) -> str:
     """Format a gate's outcome, condition and figure as one line of text."""
     figure = f"{format_interval(decision.figure.as_dict())} on {decision.figure.n}"
+    if decision.level != gate.rule.level:
+        figure += f" at level {decision.level:.4g}"
+    if len(decision.looks) > 1:
+        figure += f", look {len(decision.looks)}"
     why = explain_undecided(decision) if decision.outcome == "undecided" else decision.why
     if why:
         figure = f"{figure}; {why}"
@@ -316,6 +460,8 @@ def build_verdict_file(
         "gate": gate.name,
         "verdict": decision.outcome,
         "figure": decision.figure.as_dict(),
+        "level": decision.level,
+        "looks": [*decision.looks],
         "asked": gate.condition,
         "n_to_decide": decision.n_to_decide,
         "why": decision.why,

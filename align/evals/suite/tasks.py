@@ -112,6 +112,11 @@ class EvalItem(NamedTuple):
     probe: ProbeQuestion | None = None
     then: tuple[str, ...] = ()
 
+    @property
+    def prompt_id(self) -> str:
+        """The id that the prompt has in its file, without the number of the answer."""
+        return self.id.removesuffix(f"~{self.draw + 1}") if self.draw else self.id
+
 
 Tasks = Sequence[tuple[EvalTask, Sequence[EvalItem]]]
 """Tasks, each with its items."""
