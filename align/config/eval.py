@@ -34,7 +34,8 @@ class EvalConfig(Settings):
         "Who scores the answers of tasks without checks: the scorer of `reward=` (reward); people in a project of the "
         "annotation app (people); or a language model behind an OpenAI-compatible server, such as {url: "
         "http://127.0.0.1:8000/v1, model: NAME, key_env: VARIABLE}, which is asked about each pair of answers in both "
-        "orders, or the question of a task with `asks` about each answer.",
+        "orders, or the question of a task with `asks` about each answer. With `price: {prompt: 0.15, completion: "
+        "0.6}`, for a million tokens, the run reports its cost.",
     )
     card: Any = setting(
         "",

@@ -589,12 +589,12 @@ class SuiteConfig(Settings):
         "margin: 0.05, least_n: 200}. On a task that a judge scores, a gate requires the judge's card (`stage.card`), "
         "with an agreement above `min_agreement` (0.6). A gate fails if the system collapsed, unless the gate says "
         "`collapsed: true`. "
-        "A gate that is not passed ends the run with status 3. A gate that is decided again as data arrive names the "
-        "number of its last items, max_n: 400.",
+        "A gate that is not passed ends the run with status 3 (see `gate_family`). If the evaluation is repeated as "
+        "data arrive, a gate's `max_n` plans the largest number of independent items.",
     )
     gate_family: str = setting(
         "all",
-        "Gates that have to pass. `all`: every one. `any`: one is enough; each is then decided at a higher level "
-        "(Holm), so that several gates together err as often as one.",
+        "Gates that have to pass for exit status 0. `all`: every gate. `any`: at least one; Holm's rule then raises "
+        "the gates' levels, so that the probability of any wrong pass stays that of one gate.",
         choices=("all", "any"),
     )

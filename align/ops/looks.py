@@ -1,8 +1,8 @@
-"""Critical values for deciding on data that grow: several looks at them keep the error of a single one.
+"""Critical values for repeated tests on accumulating data, which keep the total error at that of one test.
 
-A *look* computes an interval and stops if it excludes a bound. Repeated looks at the usual 95 % intervals of two equal
-systems find one of them better in far more than 2.5 % of cases. The functions here return a larger quantile for each
-look. Imports no torch.
+A *look* is one analysis of the data so far. Testing ends at the first look whose interval excludes the bound. Repeated
+looks at the usual 95 % intervals of two equal systems find one of them better in far more than 2.5 % of cases. The
+functions here return a larger quantile for each look. Imports no torch.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 GRID_POINTS = 801
-"""Points of the grid on which the density of the statistic is integrated."""
+"""Least number of points of the grid on which the density of the statistic is integrated."""
+MAX_GRID_POINTS = 6_001
 DEVIATIONS = 8.0
 """Half width of the grid in standard deviations."""
 MAX_QUANTILE = 6.0
-"""Largest quantile of a look. Equal systems exceed it once in 10⁹ looks."""
+"""Upper limit of the returned quantiles. A standard normal variable exceeds it with probability 10⁻⁹."""
 
 
 def quantile_to_level(quantile: float) -> float:
@@ -27,53 +28,59 @@ def quantile_to_level(quantile: float) -> float:
     return math.erf(quantile / math.sqrt(2))
 
 
-def compute_spent_error(time: float, error: float) -> float:
-    """Return the error that may be spent by a time, of O'Brien and Fleming's type: 2 − 2Φ(z / √time), where z is the
-    normal quantile of 1 − error/2.
+def compute_spent_error(fraction: float, error: float) -> float:
+    """Return the cumulative one-sided error that is spent at an information fraction t, by the spending function of
+    O'Brien and Fleming's type: 2 − 2Φ(z / √t), where z is the normal quantile of 1 − error/2.
 
     Source: Lan and DeMets 1983, "Discrete sequential boundaries for clinical trials".
 
     Args:
-        time: share of the planned observations that were seen. All of the error is spent at 1.
+        fraction: share of the planned observations that were seen. All of the error is spent at 1.
         error: of one side, such as 0.025.
     """
-    if time >= 1:
+    if fraction >= 1:
         return error
-    return math.erfc(NormalDist().inv_cdf(1 - error / 2) / math.sqrt(2 * time))
+    return math.erfc(NormalDist().inv_cdf(1 - error / 2) / math.sqrt(2 * fraction))
 
 
 def compute_boundary_quantile(looks: Sequence[int], max_n: int, level: float = 0.95) -> float:
-    """Return the two-sided quantile for the last of several looks, such that all looks together reject a true bound on
-    one side with probability (1 − level)/2. Each look spends error by `compute_spent_error`.
+    """Return the two-sided quantile for the last of several looks. Up to `max_n` observations, all looks together
+    reject a true bound on one side with probability (1 − level)/2; each spends error by `compute_spent_error`.
 
-    The density of the statistic over the paths without an earlier rejection is integrated from look to look.
+    The density of the statistic over the paths without an earlier rejection is integrated from look to look. The last
+    look may have more than `max_n` observations.
 
     Source: Armitage, McPherson and Rowe 1969, "Repeated significance tests on accumulating data".
 
     Args:
         looks: numbers of observations at the looks so far, increasing, the present one last.
-        max_n: number of observations at which the last look happens.
+        max_n: planned number of observations at the last look.
 
     Raises:
-        ValueError: the looks do not increase, or there are none.
+        ValueError: the looks do not increase, go on after one at `max_n`, or there are none.
     """
     if not looks or min(looks) < 1 or [*looks] != sorted({*looks}):
         raise ValueError(f"looks={[*looks]} are not increasing numbers above 0")
     error = (1 - level) / 2
-    # The statistic is scaled as a Brownian motion: its variance at a look is the share of the planned observations.
-    times = [min(1.0, n / max_n) for n in looks]
-    if len(times) > 1 and times[-1] == times[-2]:
+    if len(looks) > 1 and looks[-2] >= max_n:
         raise ValueError(f"looks={[*looks]} go on after max_n={max_n}")
+    # The statistic is scaled as a Brownian motion: its variance at a look is the share of the planned observations.
+    times = [n / max_n for n in looks]
     points = np.zeros(1)
     masses = np.ones(1)
     before = 0.0
     spent = 0.0
     boundary = math.inf
-    for time in times:
+    for i, time in enumerate(times):
         step = math.sqrt(time - before)
         increment = compute_spent_error(time, error) - spent
         boundary = _find_boundary(points, masses, step, increment, MAX_QUANTILE * math.sqrt(time))
-        grid = np.linspace(-DEVIATIONS * math.sqrt(time), boundary, GRID_POINTS)
+        if i == len(times) - 1:
+            break
+        # The grid is finer than the next step, however close the next look is.
+        width = (DEVIATIONS + MAX_QUANTILE) * math.sqrt(time)
+        needed = 2 * math.ceil(2 * width / math.sqrt(times[i + 1] - time)) + 1
+        grid = np.linspace(-DEVIATIONS * math.sqrt(time), boundary, min(MAX_GRID_POINTS, max(GRID_POINTS, needed)))
         density = np.exp(-(((grid[:, None] - points) / step) ** 2) / 2) @ masses / (step * math.sqrt(2 * math.pi))
         masses = density * _weigh_simpson(grid)
         points = grid

@@ -527,6 +527,7 @@ class Verdict:
         source: run that holds the file, or the file's name.
         run: manifest of that run; None for a file beside the runs.
         condition: what the gate asked, as text; empty if the file does not say.
+        plan, looks: of a gate that is evaluated again as data arrive, see `align.evals.suite.gates`.
     """
 
     gate: str
@@ -536,6 +537,8 @@ class Verdict:
     source: str
     run: Manifest | None
     condition: str = ""
+    plan: Any = None
+    looks: Any = ()
 
 
 def read_verdict(path: Path, source: str, run: Manifest | None) -> Verdict:
@@ -551,8 +554,17 @@ def read_verdict(path: Path, source: str, run: Manifest | None) -> Verdict:
     has_texts = isinstance(values.get("gate"), str) and isinstance(values.get("verdict"), str)
     if not has_texts or not isinstance(inputs, dict) or not all(isinstance(value, str) for value in inputs.values()):
         raise CorruptFile("verdict", str(path), "is no verdict file", REMEDY)
-    condition = str(values.get("asked", ""))
-    return Verdict(values["gate"], values["verdict"], values.get("figure"), inputs, source, run, condition)
+    return Verdict(
+        values["gate"],
+        values["verdict"],
+        values.get("figure"),
+        inputs,
+        source,
+        run,
+        str(values.get("asked", "")),
+        values.get("plan"),
+        values.get("looks", ()),
+    )
 
 
 def iter_verdicts(root: Path) -> Iterator[Verdict]:

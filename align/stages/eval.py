@@ -66,6 +66,7 @@ from align.evals.judges.llm_judge import (
     describe_judge_usage,
     describe_yes_answer,
     parse_judge,
+    parse_price,
     parse_question,
 )
 from align.evals.judges.report import (
@@ -89,7 +90,8 @@ from align.evals.judges.report import (
     measure_judge_on_pairs,
     read_report,
 )
-from align.evals.stats import Decision
+from align.evals.stats import Decision, Look
+from align.evals.suite.gates import FIELD as GATES_FIELD
 from align.evals.suite.gates import (
     EvalGate,
     build_junit_xml,
@@ -98,6 +100,8 @@ from align.evals.suite.gates import (
     decide_gates,
     decide_on_collapse,
     describe_decision,
+    describe_plan,
+    is_family_passed,
     parse_gates,
 )
 from align.evals.suite.people import (
@@ -798,8 +802,8 @@ def run(run: Run, config: Config, *rows: Any) -> StageResult:
             result = compare_with_start(run, config, *rows)
     if not usage.asked:
         return result
-    judge = parse_judge(config.stage.judge)
-    cost = judge.compute_cost(usage) if isinstance(judge, LLMJudge) else None
+    price = parse_price(config.stage.judge)
+    cost = None if price is None else usage.compute_cost(price)
     metrics = {**result.metrics, "judge_usage": asdict(usage) | ({} if cost is None else {"cost": cost})}
     return replace(result, metrics=metrics, summary=(*result.summary, describe_judge_usage(usage, cost)))
 
@@ -1105,6 +1109,7 @@ def compare_systems(run: Run, config: Config, loaded_suite: LoadedSuite) -> Stag
     from align.evals.suite.scores import combine_verdicts_by_system
 
     suite = loaded_suite.suite
+    looks = find_earlier_looks(config.run.folder, suite)
     sampling = make_sampling(run, config)
     answered_tasks = [(task, items) for task, items in loaded_suite.tasks if task.probe is None]
     scored: list[ScoredTask] = []
@@ -1125,8 +1130,6 @@ def compare_systems(run: Run, config: Config, loaded_suite: LoadedSuite) -> Stag
 
     first = suite.systems[0].name
     system_collapse = combine_verdicts_by_system(collapse, [system.name for system in suite.systems])
-    repeated_gates = [gate for gate in suite.gates if gate.max_n is not None or suite.judge == PEOPLE]
-    looks = find_earlier_looks(config.run.folder, repeated_gates, suite.systems[0].record.digest)
     decisions = decide_gates(suite.gates, scored, config.eval.gate_family, looks)
     gates = {
         gate.name: (gate, decide_on_collapse(gate, decisions[gate.name], first, system_collapse[first]))
@@ -1226,24 +1229,46 @@ def publish_verdicts(
     for name, (gate, decision) in gates.items():
         judge_report = loaded_suite.reports[name].as_dict() if name in loaded_suite.reports else None
         write_json(folder / f"{name}.json", build_verdict_file(gate, decision, digests, judge_report))
-    write_text(run.artifact / "junit.xml", build_junit_xml(run.name, gates))
+    write_text(run.artifact / "junit.xml", build_junit_xml(run.name, gates, family))
     outcomes = {name: decision.outcome for name, (_, decision) in gates.items()}
-    passed = [outcome == "pass" for outcome in outcomes.values()]
-    is_passed = any(passed) if family == "any" else all(passed)
-    return {"gates": outcomes, "exit_status": 0 if is_passed else NOT_PASSED}
+    return {"gates": outcomes, "exit_status": 0 if is_family_passed(outcomes.values(), family) else NOT_PASSED}
 
 
-def find_earlier_looks(root: Path, gates: Sequence[EvalGate], digest: str) -> dict[str, list[int]]:
-    """Return name of a gate → numbers of clusters on which finished evaluations decided it before, for the artifact
-    with a digest."""
+def find_earlier_looks(root: Path, suite: Suite) -> dict[str, list[Look]]:
+    """Return name of a gate → its earlier evaluations, in order, for gates that may be evaluated again as data arrive.
+
+    They are those of finished runs on the same artifact and the same other system.
+
+    Raises:
+        InputError: the plan of a gate changed since an earlier evaluation, or a verdict file cannot be read.
+    """
     from align.registry.gates import iter_verdicts
 
-    looks: dict[str, list[int]] = {gate.name: [] for gate in gates}
-    conditions = {gate.name: gate.condition for gate in gates}
-    for verdict in iter_verdicts(root) if gates else ():
-        is_look = verdict.run is not None and verdict.inputs.get("artifact") == digest
-        if is_look and conditions.get(verdict.gate) == verdict.condition:
-            looks[verdict.gate].append(verdict.figure["n"])
+    fields = {
+        gate.name: (f"{GATES_FIELD}[{i}]", gate)
+        for i, gate in enumerate(suite.gates)
+        if gate.max_n is not None or suite.judge == PEOPLE
+    }
+    looks: dict[str, list[Look]] = {name: [] for name in fields}
+    verdicts = [verdict for verdict in iter_verdicts(root) if verdict.run is not None] if fields else []
+    for verdict in sorted(verdicts, key=lambda verdict: verdict.run.publication if verdict.run else (0, "")):
+        field, gate = fields.get(verdict.gate, ("", None))
+        if gate is None or verdict.condition != gate.condition or not verdict.looks:
+            continue
+        compared = {"artifact": suite.systems[0].record.digest}
+        compared |= {
+            f"systems.{system.name}": system.record.digest for system in suite.systems if system.name == gate.against
+        }
+        if any(verdict.inputs.get(name) != digest for name, digest in compared.items()):
+            continue
+        plan = describe_plan(gate)
+        problem = f"was evaluated before, by {verdict.source}, with another plan: {verdict.plan}"
+        remedy = "Keep the plan, or give the gate another name."
+        require(verdict.plan == plan, field, plan, problem, remedy)
+        known = looks[gate.name]
+        for look in (Look(**values) for values in verdict.looks):
+            if look.data not in {each.data for each in known} and (not known or look.n > known[-1].n):
+                known.append(look)
     return looks
 
 

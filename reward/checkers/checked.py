@@ -31,20 +31,25 @@ class Part:
         loosely: whether the answer meets it in IFEval's loose reading, without its first or last line or its asterisks.
             Equal to `held` for other checks.
         found: what the answer has instead, for people; may be empty.
+        compared: the normalised text that was compared with right answers, of checks of the kind `exact`. Answers with
+            equal texts are the same answer. None if the answer has no such text, and for other checks.
     """
 
     asks: str
     held: bool
     loosely: bool
     found: str = ""
+    compared: str | None = None
 
 
-def make_part(asks: str, held: bool, found: str = "", loosely: bool | None = None) -> Part:
+def make_part(
+    asks: str, held: bool, found: str = "", loosely: bool | None = None, compared: str | None = None
+) -> Part:
     """Return the result of one requirement, with the excerpt `found` cut to 200 characters and its secrets masked."""
     excerpt = make_printable(found[: SHOWN + 1])
     if len(excerpt) > SHOWN:
         excerpt = excerpt[:SHOWN] + "…"
-    return Part(asks, held, held if loosely is None else loosely, excerpt)
+    return Part(asks, held, held if loosely is None else loosely, excerpt, compared)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,8 +67,9 @@ def build(spec: Any, field: str) -> Checker:
         compared = select_compared_text(answer, selection, after)
         if compared is None:
             return [make_part(asks, False, f'no "{after}"' if after and after not in answer else "no number")]
-        is_right = normalize_text(compared, ignored) in right_answers
-        return [make_part(asks, is_right, "" if is_right else compared)]
+        normalised = normalize_text(compared, ignored)
+        is_right = normalised in right_answers
+        return [make_part(asks, is_right, "" if is_right else compared, compared=normalised)]
 
     return Checker(KIND, (asks,), check_answer)
 

@@ -381,9 +381,13 @@ def test_the_votes_are_read_without_a_new_answer(
     assert (results["role"], results["by"]) == ("people", "people")
     assert results["against"]["base"]["win_rate"]["value"] > 0.5
     verdicts = [read_artifact(run, "verdicts/better.json") for run in runs]
-    assert verdicts[1]["looks"] == [verdict["figure"]["n"] for verdict in verdicts]
-    assert 0 < verdicts[1]["looks"][0] < verdicts[1]["looks"][1]
-    assert verdicts[1]["level"] > 0.99, "votes are looked at again and again"
+    assert all(verdict["plan"] == {"level": 0.95, "least_n": 4, "max_n": None} for verdict in verdicts)
+    assert [verdict["verdict"] for verdict in verdicts] == ["undecided", "undecided"]
+    looks = verdicts[1]["looks"]
+    assert [look["n"] for look in looks] == [n for verdict in verdicts if (n := verdict["figure"]["n"]) >= 4]
+    assert looks
+    changed = [word.replace("least_n: 4", "least_n: 5") for word in words]
+    bench.refuses(*changed, "run.name=other", says="with another plan")
 
 
 # The same command again: settings that changed since are kept or refused.

@@ -183,6 +183,8 @@ def test_gates_decide_and_say_so_each_time(bench: RuleEvaluations):
         json.loads((run / "artifact/verdicts" / f"{name}.json").read_text())["level"] for name in ("easy", "hard")
     ]
     assert levels == [0.975, 0.95]
+    junit = (run / "artifact" / "junit.xml").read_text()
+    assert (junit.count("<failure"), junit.count("<skipped")) == (0, 1)
     assert decide_verdict(bench.root, "easy", digest)[0] is True
     stderr = bench.expect_error(systems, "eval.gates=[{name: x, task: judged, against: s, is: superior}]")
     assert "is decided by rules (regex), and no card (stage.card) says how often it is right" in stderr

@@ -21,9 +21,9 @@ ROWS: tuple[Mapping[str, Any], ...] = (
 TWO = "stage.systems={new: ppo:p, old: sft:s}"
 
 
-def test_a_system_goes_on_from_its_own_answers(bench: RuleEvaluations):
-    own_answers = "seed=7"  # no other test asks for them
-    run = bench.run(TWO, bench.tasks(*ROWS), "run.name=turns", own_answers)
+def test_a_system_goes_on_from_its_unshared_seed(bench: RuleEvaluations):
+    unshared_seed = "seed=7"  # no other test asks for them
+    run = bench.run(TWO, bench.tasks(*ROWS), "run.name=turns", unshared_seed)
     rows = {row["id"]: row for row in read_artifact_rows(run)}
     for id, turns in (("both", 2), ("first", 2), ("last", 3), ("one", 1)):
         for answer in rows[id]["answers"].values():
@@ -41,7 +41,7 @@ def test_a_system_goes_on_from_its_own_answers(bench: RuleEvaluations):
     assert any(len(talk["messages"]) > 1 for talk in talks)
     file = bench.file("other.jsonl", [{"id": talk["id"], "answer": "x"} for talk in talks])
     systems = f"stage.systems={{it: ppo:p, other: {{file: {file}}}}}"
-    replayed = bench.run(systems, bench.tasks(*talks, name="talks"), "run.name=again", own_answers)
+    replayed = bench.run(systems, bench.tasks(*talks, name="talks"), "run.name=again", unshared_seed)
     assert read_manifest(replayed).metrics["answers_made"] == 0
     for row in read_artifact_rows(replayed):
         assert row["answers"]["it"]["text"] == rows[row["id"]]["answers"]["new"]["text"]

@@ -19,9 +19,9 @@ from align.evals.judges.report import (
     JudgeOpinions,
     JudgeReport,
     PairExample,
-    average_reward_bench,
     build_pair_examples,
     choose_report,
+    compute_reward_bench_scores,
     describe_reward_bench,
     digest_examples,
     drop_trained_pairs,
@@ -195,24 +195,28 @@ def test_the_figures_of_ten_pairs_by_hand():
 
 
 def test_the_categories_of_reward_bench():
-    """Chat: subsets of 1 and 3 pairs count by their size. Reasoning: math and code count alike, whatever their size."""
-    right_by_subset = {
-        "mt-bench-easy": [0],
-        "alpacaeval-easy": [1, 1, 1],
-        "math-prm": [1],
-        "hep-go": [0, 0, 0],
-        "x": [1],
-    }
-    rows = [(subset, right) for subset, rights in right_by_subset.items() for right in rights]
-    decided = [build_preference(f"q{i}", "good", "bad", source=rows[i][0], id=f"{i}") for i in range(len(rows))]
+    """The pairs of a category count alike, Math and Code count alike, and a category with a missing subset is left
+    out."""
+    rights = {subset: [True] for subsets in REWARD_BENCH.values() for subset in subsets}
+    assert len(rights) == 23
+    rights["mt-bench-easy"] = [False] * 6  # Chat: 4 of 10
+    rights["mt-bench-hard"] = [False, True]  # Chat Hard: 6 of 7
+    rights["donotanswer"] = [False]  # Safety: 4 of 5
+    rights["math-prm"] = [False, False, True, False]
+    scores = compute_reward_bench_scores(rights)
+    expected = {"Chat": 0.4, "Chat Hard": 6 / 7, "Safety": 0.8, "Reasoning": (1 / 4 + 1) / 2}
+    assert scores == pytest.approx({**expected, "mean": sum(expected.values()) / 4})
+    del rights["hep-go"]
+    assert [*compute_reward_bench_scores(rights)] == ["Chat", "Chat Hard", "Safety"]
+    assert compute_reward_bench_scores({"own": [True]}) == {}
+
+
+def test_the_line_of_reward_bench():
+    subsets = REWARD_BENCH["Safety"]
+    decided = [build_preference(f"q{i}", "good", "bad", source=subset, id=f"{i}") for i, subset in enumerate(subsets)]
     pairs = build_pair_examples(decided)
-    figures = measure_judge(pairs, judge_pairs(pairs, {f"q{i}": float(right) for i, (_, right) in enumerate(rows)}))
-    assert figures["reward_bench"] == {"Chat": 3 / 4, "Reasoning": 1 / 2}
-    assert describe_reward_bench(figures) == ["RewardBench: Chat 0.750, Reasoning 0.500"]
-    subsets = [subset for subsets in REWARD_BENCH.values() for subset in subsets]
-    assert len(subsets) == len({*subsets}) == 23
-    everything = average_reward_bench({subset: {"value": 0.5, "n": 10} for subset in subsets})
-    assert everything == dict.fromkeys(("Chat", "Chat Hard", "Safety", "Reasoning", "mean"), 0.5)
+    figures = measure_judge(pairs, judge_pairs(pairs, {f"q{i}": float(i > 0) for i in range(len(pairs))}))
+    assert describe_reward_bench(figures) == ["RewardBench: Safety 0.800"]
     others = measure_judge(build_pair_examples([build_preference("q", "good", "bad", id="0")]), [1.0])
     assert describe_reward_bench(others) == []
 

@@ -12,7 +12,14 @@ import pytest
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
-from align.evals.stats import DecisionRule, compute_sample_size_for_pairs, compute_share_difference, decide_by_rule
+from align.evals.stats import (
+    Decision,
+    DecisionRule,
+    Look,
+    compute_sample_size_for_pairs,
+    compute_share_difference,
+    decide_by_rule,
+)
 from align.evals.suite.gates import (
     EvalGate,
     build_junit_xml,
@@ -113,39 +120,50 @@ def test_one_gate_of_several_is_decided_at_a_higher_level():
     decisions = decide_gates(gates, [task], "any")
     assert [*decisions] == ["clear", "close"]
     assert (decisions["clear"].outcome, decisions["clear"].level) == ("pass", 0.975)
-    assert decisions["close"] == decide_gates(gates, [task])["close"]
+    alone = decide_gates(gates, [task])["close"]
+    assert decisions["close"] == alone
     assert decisions["close"].level == 0.95
     lone = decide_gates(parse_gates([specs[1], {**specs[1], "name": "same"}], TASKS, SYSTEMS), [task], "any")
     assert [decision.level for decision in lone.values()] == [0.975, 0.975]
 
 
 def test_looks_share_the_error_of_one():
+    """Boundaries at a quarter, at half and at all of the planned items."""
     (gate,) = parse_gates([{**GOOD, "max_n": 400}], TASKS, SYSTEMS)
     new = ([1.0] * 14 + [0.0] * 6) * 24  # right where the other is wrong on 6 of 20 items, and wrong on 2 instead
     old = ([1.0] * 8 + [0.0] * 10 + [1.0] * 2) * 24
-    decisions = []
-    looks: list[int] = []
-    for n in (100, 200, 400):
-        decisions.append(decide_gate(gate, [build_scored_task(new[:n], old[:n])], looks))
-        looks.append(n)
+    decisions = [decide_gate(gate, [build_scored_task(new[:100], old[:100])])]
+    decisions.append(decide_gate(gate, [build_scored_task(new[:200], old[:200])], decisions[0].looks))
     levels = [decision.level for decision in decisions]
-    assert levels == sorted(levels, reverse=True)
-    assert levels[0] > 0.9999
-    assert 0.95 < levels[2] < 0.96
-    assert [decision.looks for decision in decisions] == [(100,), (100, 200), (100, 200, 400)]
+    assert levels == pytest.approx([0.999985, 0.99695], abs=2e-5), "quantiles 4.333 and 2.963"
+    assert [decision.outcome for decision in decisions] == ["undecided", "pass"]
+    assert [(look.n, look.outcome) for look in decisions[1].looks] == [(100, "undecided"), (200, "pass")]
     assert decisions[0].n_to_decide is not None
-    assert 100 < decisions[0].n_to_decide <= 400
-    assert [decision.outcome for decision in decisions] == ["undecided", "pass", "pass"]
-    assert "look 3" in describe_decision(gate, decisions[2])
-    again = decide_gate(gate, [build_scored_task(new[:200], old[:200])], looks)
-    assert again.looks == decisions[1].looks, "a repetition of the second look is the second look"
-    late = decide_gate(gate, [build_scored_task(new, old)], looks)
-    assert late.outcome == "undecided"
-    assert "the last of the planned looks" in late.why
-    more_than_planned = decide_gate(gate, [build_scored_task(new, old)], [200])
-    assert more_than_planned.level == pytest.approx(
-        decide_gate(gate, [build_scored_task(new[:400], old[:400])], [200]).level
-    )
+    assert 150 < decisions[0].n_to_decide <= 200
+    assert "evaluation 2 of this gate" in describe_decision(gate, decisions[1])
+    again = decide_gate(gate, [build_scored_task(new[:200], old[:200])], decisions[1].looks)
+    assert again == decisions[1], "the same data are the same look"
+    later = decide_gate(gate, [build_scored_task(new[:400], old[:400])], decisions[1].looks)
+    assert (later.outcome, later.looks) == ("pass", decisions[1].looks)
+    assert "an earlier evaluation decided it, on 200 items" in describe_decision(gate, later)
+
+
+def decide_after(*looks: tuple[int, str], n: int, max_n: int = 400) -> Decision:
+    (gate,) = parse_gates([{**GOOD, "max_n": max_n}], TASKS, SYSTEMS)
+    earlier_looks = [Look(count, outcome, f"data {count}") for count, outcome in looks]
+    return decide_gate(gate, [build_scored_task([1.0, 0.0] * (n // 2), [0.0, 1.0] * (n // 2))], earlier_looks)
+
+
+def test_an_evaluation_without_more_data_is_no_further_look():
+    same_n = decide_after((200, "undecided"), n=200)
+    assert (same_n.outcome, len(same_n.looks)) == ("undecided", 1)
+    assert "had 200 items, and this one does not have more" in same_n.why
+    assert "does not have more" in decide_after((200, "undecided"), n=100).why
+    assert "reached max_n=400" in decide_after((400, "undecided"), n=500).why
+    assert decide_after((200, "fail"), n=300).outcome == "fail"
+    last = decide_after((200, "undecided"), n=400)
+    assert (last.n_to_decide, last.why) == (None, "max_n=400 is reached without a decision")
+    assert last.level == pytest.approx(0.9510, abs=1e-4), "quantile 1.969"
 
 
 def test_a_plan_that_cannot_decide_says_so():
@@ -153,9 +171,9 @@ def test_a_plan_that_cannot_decide_says_so():
     scores = draw_scores(0.6, 40, 0)
     decision = decide_gate(gate, [build_scored_task(scores, [*scores[:20], *draw_scores(0.6, 20, 1)])])
     assert (decision.outcome, decision.n_to_decide) == ("undecided", None)
-    assert "no number up to the planned 60" in describe_decision(gate, decision)
+    assert "no number of items up to max_n=60" in describe_decision(gate, decision)
     last = decide_gate(gate, [build_scored_task(scores * 2, [*scores[:20], *draw_scores(0.6, 20, 1)] * 2)])
-    assert "60 items were planned, and this is the last look" in describe_decision(gate, last)
+    assert "max_n=60 is reached without a decision" in describe_decision(gate, last)
 
 
 @pytest.mark.parametrize(("right", "n", "above"), [(20, 20, 0.9), (9, 10, 0.8), (38, 40, 0.9)])

@@ -38,11 +38,11 @@ def compute_figures(answers_by_prompt: Sequence[Sequence[str]], spec: dict[str, 
 
 
 def test_shares_by_hand() -> None:
-    """One of four right: two of four choices of two hold it, 3/6. All right: 1. None right: 0."""
+    """Of the first prompt, 3 of the 6 pairs of answers hold the right one."""
     figures = compute_figures([["4", "5", "6", "7"], ["4"] * 4, ["5"] * 4])
-    values = {k: share["value"] for k, share in figures["pass_at"].items()}
-    assert values == pytest.approx({"2": (0.5 + 1 + 0) / 3, "4": 2 / 3})
-    assert figures["pass_at"]["2"]["n"] == 3
+    values = {share["k"]: share["value"] for share in figures["pass_at"]}
+    assert values == pytest.approx({2: (0.5 + 1 + 0) / 3, 4: 2 / 3})
+    assert figures["pass_at"][0]["n"] == 3
     assert figures["score"]["value"] == pytest.approx((0.25 + 1 + 0) / 3)
 
 
@@ -54,6 +54,7 @@ def test_shares_by_hand() -> None:
         (["4", "5", "5", "6"], 0.0),
         (["", "", "4", "five"], 0.0),  # answers without a number are wrong alike
         (["4", "5", "6", "7"], 0.25),
+        (["4", "4.0", "5", "5.0", "5.00"], 0.0),  # numbers are compared by their value
     ],
 )
 def test_the_commonest_answer(answers: list[str], share: float) -> None:
@@ -62,15 +63,15 @@ def test_the_commonest_answer(answers: list[str], share: float) -> None:
 
 def test_other_checks_and_single_answers_have_no_majority() -> None:
     figures = compute_figures([["4", "5", "4"]], {"kind": "regex", "pattern": "4"})
-    assert [*figures["pass_at"]] == ["2", "3"]
+    assert [share["k"] for share in figures["pass_at"]] == [2, 3]
     assert "majority" not in figures
     assert "pass_at" not in compute_figures([["4"], ["5"]])
 
 
-def test_the_console_names_them() -> None:
+def test_the_line_on_the_console() -> None:
     figures = compute_figures([["4", "5", "4", "4"]] * 20)
     task = {"role": "exact", "by": "checks", "against": {}, "dropped": 0, "systems": {"new": figures}}
     [line] = list(describe_task_results("new", "sums", task))
-    assert line.startswith("sums: new, at least one answer right of 2: 1.000 [")
-    assert ", of 4: 1.000 [" in line
-    assert "; the commonest right: 1.000 [" in line
+    assert line.startswith("sums: new, pass@2 1.000 [")
+    assert ", pass@4 1.000 [" in line
+    assert ", majority vote 1.000 [" in line

@@ -151,7 +151,12 @@ class YesNoQuestion:
 
 
 class TokenPrice(NamedTuple):
-    """The price of a million tokens of prompts and of answers, in any currency."""
+    """Prices of a million tokens, in a currency of the user's choice.
+
+    Attributes:
+        prompt: of prompt tokens.
+        completion: of answer tokens.
+    """
 
     prompt: float
     completion: float
@@ -163,14 +168,12 @@ class LLMJudge:
 
     Attributes:
         max_tokens: of its reasons and its choice.
-        price: of its server's tokens, if it is known.
     """
 
     endpoint: Endpoint
     question: ComparisonQuestion | YesNoQuestion = field(default_factory=ComparisonQuestion)
     temperature: float = 0.0
     max_tokens: int = 1024
-    price: TokenPrice | None = None
 
     @property
     def title(self) -> str:
@@ -195,12 +198,6 @@ class LLMJudge:
         """Return a copy of the judge that asks the yes/no question `text` about single answers instead of comparing
         two."""
         return replace(self, question=YesNoQuestion(text))
-
-    def compute_cost(self, usage: JudgeUsage) -> float | None:
-        """Return the cost of the tokens that the server counted, in the currency of the price; None without a price."""
-        if self.price is None:
-            return None
-        return (usage.prompt_tokens * self.price.prompt + usage.completion_tokens * self.price.completion) / 1e6
 
     def compare(self, pairs: Sequence[AnswerPair], store: AnswerStore) -> list[JudgeVerdict]:
         """Ask the judge to compare each pair of answers twice, once in each order, and return two verdicts per pair.
@@ -315,11 +312,17 @@ def parse_judge(value: Any) -> Literal["reward", "people"] | LLMJudge:
         field = f"{FIELD}.prompt"
         question = ComparisonQuestion(read_template(parse_text(value["prompt"], field), field))
     temperature = get_number(value, FIELD, "temperature", 0.0, 0.0, 10.0)
-    price = None
-    if value.get("price") is not None:
-        prices = require_keys(value["price"], f"{FIELD}.price", TokenPrice._fields)
-        price = TokenPrice(*(get_number(prices, f"{FIELD}.price", name, None, 0.0) for name in TokenPrice._fields))
-    return LLMJudge(endpoint, question, temperature, get_integer(value, FIELD, "max_tokens", 1024, 1), price)
+    parse_price(value)
+    return LLMJudge(endpoint, question, temperature, get_integer(value, FIELD, "max_tokens", 1024, 1))
+
+
+def parse_price(judge: Any) -> TokenPrice | None:
+    """Parse the key `price` of the setting `stage.judge`. Returns None without one, and for other judges."""
+    if not isinstance(judge, Mapping) or judge.get("price") is None:
+        return None
+    field = f"{FIELD}.price"
+    prices = require_keys(judge["price"], field, TokenPrice._fields)
+    return TokenPrice(*(get_number(prices, field, name, None, 0.0) for name in TokenPrice._fields))
 
 
 def read_template(path: str, field: str) -> str:
@@ -429,16 +432,22 @@ class JudgeUsage:
     completion_tokens: int = 0
     uncounted: int = 0
 
+    def compute_cost(self, price: TokenPrice) -> float:
+        """Return the cost of the tokens that the server counted."""
+        return (self.prompt_tokens * price.prompt + self.completion_tokens * price.completion) / 1e6
+
 
 def describe_judge_usage(usage: JudgeUsage, cost: float | None) -> str:
     """Format the requests and tokens of a run's judges as one line of text."""
     line = (
-        f"the judge was asked {usage.asked:,} times: {usage.prompt_tokens:,} tokens of prompts, "
-        f"{usage.completion_tokens:,} of answers"
+        f"judge: {pluralize(usage.asked, 'request')}, {usage.prompt_tokens:,} prompt tokens, "
+        f"{usage.completion_tokens:,} answer tokens"
     )
+    if cost is not None:
+        line += f"; cost {'at least ' if usage.uncounted else ''}{cost:.4g}"
     if usage.uncounted:
-        line += f", and {pluralize(usage.uncounted, 'answer')} whose tokens the server did not count"
-    return line if cost is None else f"{line}; cost {cost:.4g}"
+        line += f" (the server did not count the tokens of {pluralize(usage.uncounted, 'answer')})"
+    return line
 
 
 ACTIVE_USAGE: ContextVar[JudgeUsage | None] = ContextVar("COLLECTED", default=None)

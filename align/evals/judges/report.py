@@ -422,7 +422,10 @@ def measure_accuracy(pairs: Sequence[PairExample], verdicts: NDArray[np.float64]
         }
 
     by_source = measure_groups(lambda pair: pair.item.category)
-    categories = average_reward_bench(by_source)
+    rights_by_source: dict[str, list[bool]] = {}
+    for pair, right in zip(pairs, is_right.tolist(), strict=True):
+        rights_by_source.setdefault(pair.item.category, []).append(right)
+    categories = compute_reward_bench_scores(rights_by_source)
     return {
         "accuracy": measure_rows(range(len(pairs))),
         "by_source": by_source,
@@ -443,25 +446,27 @@ REWARD_BENCH: Mapping[str, Sequence[str]] = {
     "Math": ("math-prm",),
     "Code": ("hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"),
 }
-"""RewardBench's categories and their subsets (Lambert et al. 2024). It calls the mean of math and code "Reasoning"."""
+"""RewardBench's categories and their subsets (Lambert et al. 2024). It reports the mean of Math and Code as
+Reasoning."""
 
 
-def average_reward_bench(by_source: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return RewardBench's categories → the judge's accuracy on them, as far as their subsets are among the sources,
-    and `mean` if all four are.
+def compute_reward_bench_scores(rights_by_source: Mapping[str, Sequence[bool]]) -> dict[str, float]:
+    """Return the accuracy in each category of RewardBench, and their `mean` if all four are there.
 
-    Subsets count by their size; math and code count alike. Its figure of prior sets is not included, which RewardBench
-    itself no longer shows by default.
+    Categories of which a subset is missing are left out. The pairs of a category count alike; Math and Code count
+    alike in Reasoning. The category Prior Sets is not computed.
+
+    Args:
+        rights_by_source: name of a subset → whether the judge prefers the better answer, for each of its pairs.
     """
     shares: dict[str, float] = {}
     for category, subsets in REWARD_BENCH.items():
-        measured = [by_source[subset] for subset in subsets if subset in by_source]
-        if measured:
-            total = sum(share["n"] for share in measured)
-            shares[category] = sum(share["value"] * share["n"] for share in measured) / total
-    reasoning = [shares.pop(name) for name in ("Math", "Code") if name in shares]
-    if reasoning:
-        shares["Reasoning"] = sum(reasoning) / len(reasoning)
+        if all(subset in rights_by_source for subset in subsets):
+            rights = [right for subset in subsets for right in rights_by_source[subset]]
+            shares[category] = sum(rights) / len(rights)
+    reasoning = [shares.pop(name, None) for name in ("Math", "Code")]
+    if None not in reasoning:
+        shares["Reasoning"] = sum(share for share in reasoning if share is not None) / 2
     if len(shares) == len(REWARD_BENCH) - 1:
         shares["mean"] = sum(shares.values()) / len(shares)
     return shares

@@ -6,14 +6,15 @@
 The outcome is `pass`, `fail` or `undecided`, which does not count as a pass. Each outcome is written as a verdict file,
 which gates of aliases require (`align.registry.gates`), and as a test case in JUnit's XML.
 
-A gate that decides again whenever data arrive looks at them several times. With `max_n` its looks share the error of a
-single one; without, gates on people's votes use a confidence sequence (`align.ops.looks`).
+A gate may be evaluated again as data arrive. With `max_n` a group-sequential boundary keeps the total error at the
+gate's level; without, gates on people's votes use a confidence sequence (`align.ops.looks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, Literal, get_args
 from xml.etree import ElementTree
 
@@ -29,6 +30,7 @@ from align.evals.stats import (
     MAX_CLUSTERS,
     Decision,
     DecisionRule,
+    Look,
     RuleKind,
     compute_sample_size_for_pairs,
     compute_sample_size_for_share,
@@ -44,6 +46,7 @@ from align.evals.suite.tasks import EvalTask
 from align.ops.intervals import Interval, average_by_group
 from align.ops.looks import compute_boundary_quantile, compute_sequence_quantile, quantile_to_level
 from align.report.figure_text import format_interval, pluralize
+from align.run import json_digest
 
 FIELD = "eval.gates"
 HELP = 'Write "eval.gates=[{name: safe, task: support, against: old, is: not_worse, margin: 0.05, least_n: 200}]".'
@@ -74,8 +77,8 @@ class EvalGate:
         asks: the question of a graded task, whose figures are shares of yes.
         collapsed: True if the first system may have collapsed; `measured` if it must have been measured that it did
             not. False if it must not be known to have collapsed.
-        max_n: the number of clusters at which the gate looks for the last time. None if it looks once, or if a
-            confidence sequence decides.
+        max_n: planned largest number of clusters over all evaluations. None for no plan: the gate is then decided
+            once, or by a confidence sequence if people judge.
     """
 
     name: str
@@ -230,16 +233,16 @@ def decide_gates(
     gates: Sequence[EvalGate],
     tasks: Sequence[ScoredTask],
     family: str = "all",
-    earlier_looks: Mapping[str, Sequence[int]] = {},
+    earlier_looks: Mapping[str, Sequence[Look]] = {},
 ) -> dict[str, Decision]:
     """Decide whether the first evaluated model passes each gate. Returns name of the gate → its decision.
 
-    If one passed gate is enough, Holm's rule keeps the error of all gates together: of m gates that are not passed yet,
-    each is decided at level 1 − (1 − level)/m, until none passes at that level.
+    With `any`, Holm's step-down rule bounds the probability that any gate passes wrongly. Each round decides the m
+    gates that have not passed at level 1 − (1 − level)/m, and the rounds end when no further gate passes.
 
     Args:
         family: `all` if every gate has to pass, `any` if one is enough.
-        earlier_looks: name of a gate → numbers of clusters at its earlier looks.
+        earlier_looks: name of a gate → its earlier evaluations, in order.
     """
     if family == "all":
         return {gate.name: decide_gate(gate, tasks, earlier_looks.get(gate.name, ())) for gate in gates}
@@ -258,66 +261,95 @@ def decide_gates(
 
 
 def divide_error(gate: EvalGate, gate_count: int) -> EvalGate:
-    """Return the gate with its share of an error that several gates have together."""
-    level = 1 - (1 - gate.rule.level) / gate_count
+    """Return a copy of the gate whose error, 1 − level, is divided by the number of gates."""
+    return set_level(gate, 1 - (1 - gate.rule.level) / gate_count)
+
+
+def set_level(gate: EvalGate, level: float) -> EvalGate:
     return replace(gate, rule=replace(gate.rule, level=level))
 
 
-def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask], earlier_looks: Sequence[int] = ()) -> Decision:
+def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask], earlier_looks: Sequence[Look] = ()) -> Decision:
     """Decide whether the first evaluated model passes a gate, from the scored answers to the gate's task.
 
     If verdicts of the judge are missing, the gate is decided only if no value of theirs would change the outcome. A
     judge without any verdict that is the same in both orders of the answers decides nothing.
 
+    A gate that is evaluated again as data arrive stays decided once an evaluation decided it. An evaluation of the same
+    data is the same look, and one without more clusters than the look before it decides nothing.
+
     Args:
-        earlier_looks: numbers of clusters at the gate's earlier looks. Only looks at fewer clusters than now count.
+        earlier_looks: earlier evaluations of the gate, in order. Only gates with `max_n` and on people's votes use
+            them.
     """
     task = next(task for task in tasks if task.name == gate.task)
-    part = task.select_compared_items(gate.against) if gate.against else task
-    n = len({*part.clusters})
-    looks = sorted({look for look in earlier_looks if 0 < look < n})
-    max_n = gate.max_n
-    compute_level = plan_looks(gate, part.role, looks)
-    if compute_level is None or not n:
-        return decide_at_level(gate, part)
-    leveled_gate = replace(gate, rule=replace(gate.rule, level=compute_level(n)))
-    decision = replace(decide_at_level(leveled_gate, part), looks=(*looks, n))
-    if max_n is not None and looks and looks[-1] >= max_n:
-        why = f"the last of the planned looks, at {max_n:,} items or more, was made before"
-        return replace(decision, outcome="undecided", n_to_decide=None, why=why)
+    compared_task = task.select_compared_items(gate.against) if gate.against else task
+    n = len({*compared_task.clusters})
+    if (gate.max_n is None and task.role != PEOPLE) or not n:
+        return decide_at_level(gate, compared_task)
+    if n < gate.rule.least_n:  # no look
+        decision = decide_at_level(gate, compared_task)
+        return replace(decision, n_to_decide=None if decision.why else find_deciding_n(gate, compared_task, n, []))
+    data = digest_values(gate, compared_task)
+    looks = [*takewhile(lambda look: look.data != data, earlier_looks)]
+    if problem := explain_no_look(gate, n, looks):
+        decision = decide_at_level(gate, compared_task)
+        outcome = next((look.outcome for look in looks if look.outcome != "undecided"), "undecided")
+        return replace(decision, outcome=outcome, n_to_decide=None, why=problem, looks=tuple(looks))
+    counts = [look.n for look in looks]
+    decision = decide_at_level(set_level(gate, compute_look_level(gate, [*counts, n])), compared_task)
+    decision = replace(decision, looks=(*looks, Look(n, decision.outcome, data)))
     if decision.outcome != "undecided" or decision.why:
         return decision
-    if max_n is not None and n >= max_n:
-        return replace(decision, n_to_decide=None, why=f"{max_n:,} items were planned, and this is the last look")
-    n_to_decide = find_deciding_n(gate, part, n, compute_level)
-    why = "" if n_to_decide or max_n is None else f"no number up to the planned {max_n:,} would decide it"
-    return replace(decision, n_to_decide=n_to_decide, why=why)
+    if gate.max_n is not None and n >= gate.max_n:
+        return replace(decision, n_to_decide=None, why=f"max_n={gate.max_n} is reached without a decision")
+    n_to_decide = find_deciding_n(gate, compared_task, n, [*counts, n])
+    why = "" if n_to_decide else f"no number of items up to max_n={gate.max_n} would probably decide it"
+    return replace(decision, n_to_decide=n_to_decide, why="" if gate.max_n is None else why)
 
 
-def plan_looks(gate: EvalGate, role: str, looks: Sequence[int]) -> Callable[[int], float] | None:
-    """Return the level of the gate's interval at its next look, as a function of the number of clusters then. Returns
-    None if the gate looks once.
+def digest_values(gate: EvalGate, task: ScoredTask) -> str:
+    """Return the digest of the values that a gate decides on, with the ids of their items."""
+    if not gate.against:
+        values = [task.get_scores(next(iter(task.answers)))]
+    elif task.role == "measured":
+        values = [*task.get_compared_values(gate.against)]
+    else:
+        values = [*get_compared_shares(gate, task)]
+    return json_digest([[item.id for item in task.items], [[float(value) for value in column] for column in values]])
+
+
+def explain_no_look(gate: EvalGate, n: int, looks: Sequence[Look]) -> str:
+    """Return why an evaluation of n clusters is no further look of the gate, as text. Empty if it is one."""
+    decided = next((look for look in looks if look.outcome != "undecided"), None)
+    if decided is not None:
+        return f"an earlier evaluation decided it, on {pluralize(decided.n, 'item')}"
+    if looks and gate.max_n is not None and looks[-1].n >= gate.max_n:
+        return f"an earlier evaluation reached max_n={gate.max_n}, so that this one cannot decide it"
+    if looks and n <= looks[-1].n:
+        return f"an earlier evaluation had {pluralize(looks[-1].n, 'item')}, and this one does not have more"
+    return ""
+
+
+def compute_look_level(gate: EvalGate, counts: Sequence[int]) -> float:
+    """Return the level of the gate's interval at the last of several looks with these numbers of clusters."""
+    level = gate.rule.level
+    if gate.max_n is not None:
+        return quantile_to_level(compute_boundary_quantile(counts, gate.max_n, level))
+    tightest_n = max(SEQUENCE_TIGHTEST_N, gate.rule.least_n)
+    return quantile_to_level(compute_sequence_quantile(counts[-1], tightest_n, level))
+
+
+def find_deciding_n(gate: EvalGate, task: ScoredTask, n: int, counts: Sequence[int]) -> int | None:
+    """Return the smallest number of clusters above n with which the gate's next look would probably decide, if the
+    figure stays the same. Returns None if there is none, up to the gate's `max_n`.
 
     Args:
-        role: of the gate's task.
-        looks: numbers of clusters at the looks so far.
+        counts: numbers of clusters at the looks so far.
     """
-    max_n = gate.max_n
-    if max_n is not None:
-        before = [look for look in looks if look < max_n]  # data that exceed the plan count as the last look
-        return lambda n: quantile_to_level(compute_boundary_quantile([*before, min(n, max_n)], max_n, gate.rule.level))
-    if role == PEOPLE:
-        tightest_n = max(SEQUENCE_TIGHTEST_N, gate.rule.least_n)
-        return lambda n: quantile_to_level(compute_sequence_quantile(n, tightest_n, gate.rule.level))
-    return None
-
-
-def find_deciding_n(gate: EvalGate, task: ScoredTask, n: int, compute_level: Callable[[int], float]) -> int | None:
-    """Return the smallest number of clusters above n with which the gate's next look would decide, if the figure stays
-    the same. Returns None if there is none, up to the gate's `max_n`."""
 
     def decides(count: int) -> bool:
-        needed = estimate_items_to_decide(gate, task, compute_level(count))
+        needed = estimate_items_to_decide(gate, task, compute_look_level(gate, [*counts, count]))
         return needed is not None and needed <= count
 
     highest = gate.max_n or MAX_CLUSTERS
@@ -337,22 +369,24 @@ def find_deciding_n(gate: EvalGate, task: ScoredTask, n: int, compute_level: Cal
     return high
 
 
-def decide_at_level(gate: EvalGate, part: ScoredTask) -> Decision:
-    """Decide a gate at its rule's level, as `decide_gate` does.
+def decide_at_level(gate: EvalGate, compared_task: ScoredTask) -> Decision:
+    """Decide a gate at its rule's level, without regard to other evaluations. Returns `undecided` if missing verdicts
+    could change the outcome, or if every verdict changes with the order of the answers.
 
     Args:
-        part: the gate's task, with the compared items alone.
+        compared_task: the gate's task, restricted to the items on which both systems are compared.
     """
-    decision = decide_from_verdicts(gate, part)
+    decision = decide_from_verdicts(gate, compared_task)
     why = ""
-    if part.missing_verdicts:
-        outcomes = {decide_from_verdicts(gate, part.fill_missing_verdicts(value)).outcome for value in (0.0, 1.0)}
+    if compared_task.missing_verdicts:
+        filled = [decide_from_verdicts(gate, compared_task.fill_missing_verdicts(value)) for value in (0.0, 1.0)]
+        outcomes = {decision.outcome, *(filled_decision.outcome for filled_decision in filled)}
         why = (
-            f"{pluralize(part.missing_verdicts, 'judgement')} without a verdict could change it"
+            f"{pluralize(compared_task.missing_verdicts, 'judgement')} without a verdict could change it"
             if len(outcomes) > 1
             else ""
         )
-    verdict_pairs = collect_both_orders(part.verdicts.get(gate.against, ())).values()
+    verdict_pairs = collect_both_orders(compared_task.verdicts.get(gate.against, ())).values()
     if verdict_pairs and not any(first == second for first, second in verdict_pairs):
         why = "every verdict changes when the two answers swap places: the judge decides by their position"
     return replace(decision, outcome="undecided", n_to_decide=None, why=why) if why else decision
@@ -366,7 +400,10 @@ def decide_from_verdicts(gate: EvalGate, task: ScoredTask) -> Decision:
     decision = decide_by_rule(gate.rule, compute_figure(gate, task, gate.rule.level))
     if decision.outcome != "undecided":
         return decision
-    return replace(decision, n_to_decide=estimate_items_to_decide(gate, task, gate.rule.level))
+    n = estimate_items_to_decide(gate, task, gate.rule.level)
+    if n is not None and decision.figure.n >= gate.rule.least_n:
+        n = max(n, decision.figure.n + 1)
+    return replace(decision, n_to_decide=n)
 
 
 def compute_figure(gate: EvalGate, task: ScoredTask, level: float) -> Interval:
@@ -437,13 +474,18 @@ def describe_decision(gate: EvalGate, decision: Decision) -> str:
     """Format a gate's outcome, condition and figure as one line of text."""
     figure = f"{format_interval(decision.figure.as_dict())} on {decision.figure.n}"
     if decision.level != gate.rule.level:
-        figure += f" at level {decision.level:.4g}"
+        figure += f" at level {format_level(decision.level)}"
     if len(decision.looks) > 1:
-        figure += f", look {len(decision.looks)}"
+        figure += f", evaluation {len(decision.looks)} of this gate"
     why = explain_undecided(decision) if decision.outcome == "undecided" else decision.why
     if why:
         figure = f"{figure}; {why}"
     return f"gate {gate.name}: {decision.outcome} ({gate.condition}: {figure})"
+
+
+def format_level(level: float) -> str:
+    """Format a level so that it does not look like 1: `0.975`, `0.999985`, `0.999999`."""
+    return f"{min(level, 0.999999):.6g}"
 
 
 def build_verdict_file(
@@ -461,7 +503,8 @@ def build_verdict_file(
         "verdict": decision.outcome,
         "figure": decision.figure.as_dict(),
         "level": decision.level,
-        "looks": [*decision.looks],
+        "plan": describe_plan(gate),
+        "looks": [look._asdict() for look in decision.looks],
         "asked": gate.condition,
         "n_to_decide": decision.n_to_decide,
         "why": decision.why,
@@ -470,14 +513,28 @@ def build_verdict_file(
     }
 
 
-def build_junit_xml(suite: str, decisions: Mapping[str, tuple[EvalGate, Decision]]) -> str:
+def describe_plan(gate: EvalGate) -> dict[str, Any]:
+    """Return the settings of a gate that must not change between evaluations of data that grow."""
+    return {"level": gate.rule.level, "least_n": gate.rule.least_n, "max_n": gate.max_n}
+
+
+def is_family_passed(outcomes: Iterable[str], family: str) -> bool:
+    """Return whether every gate passed, or, if `family` is `any`, at least one."""
+    passed = [outcome == "pass" for outcome in outcomes]
+    return any(passed) if family == "any" else all(passed)
+
+
+def build_junit_xml(suite: str, decisions: Mapping[str, tuple[EvalGate, Decision]], family: str = "all") -> str:
     """Return the outcomes of all gates as JUnit XML. An outcome other than `pass` is a failure, with the outcome as its
-    type."""
-    failures = sum(decision.outcome != "pass" for _, decision in decisions.values())
-    root = ElementTree.Element("testsuite", name=suite, tests=str(len(decisions)), failures=str(failures))
+    type. If one passed gate is enough and there is one, the others count as skipped."""
+    outcomes = [decision.outcome for _, decision in decisions.values()]
+    kind = "skipped" if family == "any" and is_family_passed(outcomes, family) else "failure"
+    count = str(sum(outcome != "pass" for outcome in outcomes))
+    counts = {"failures": count if kind == "failure" else "0", "skipped": count if kind == "skipped" else "0"}
+    root = ElementTree.Element("testsuite", name=suite, tests=str(len(decisions)), **counts)
     for name, (gate, decision) in decisions.items():
         case = ElementTree.SubElement(root, "testcase", classname=suite, name=name)
         if decision.outcome != "pass":
-            ElementTree.SubElement(case, "failure", type=decision.outcome, message=describe_decision(gate, decision))
+            ElementTree.SubElement(case, kind, type=decision.outcome, message=describe_decision(gate, decision))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"

@@ -286,7 +286,7 @@ def compute_system_figures(task: ScoredTask, name: str, level: float) -> dict[st
     return {
         **({"score": compute_mean_score(task, name, level).as_dict()} if task.has_scores else {}),
         **(compute_accuracy(check_results)._asdict() if check_results else {}),
-        **compute_repeated_figures(task, name, level),
+        **compute_pass_at_k_figures(task, name, level),
         **({"errors": sum(bool(answer.error) for answer in answers)} if task.asks else {}),
         "characters": float(np.mean(task.count_characters(name))),
         "cut": 1 - sum(end_flags) / len(end_flags) if end_flags else None,
@@ -294,20 +294,19 @@ def compute_system_figures(task: ScoredTask, name: str, level: float) -> dict[st
     }
 
 
-def compute_repeated_figures(task: ScoredTask, name: str, level: float) -> dict[str, Any]:
-    """Compute figures of a model's several answers to each prompt of a task with checks: `pass_at`, k → the probability
-    that one of k answers is right, for powers of two and the number of answers, and, if all checks are of the kind
-    `exact`, the share of prompts whose commonest answer is right (`majority`).
+def compute_pass_at_k_figures(task: ScoredTask, name: str, level: float) -> dict[str, Any]:
+    """Return pass@k of a model's several answers to each prompt of a task with checks, and, if all checks are of the
+    kind `exact`, the accuracy of the majority vote (`majority`).
 
-    Equally common answers count as shares. Wrong answers are the same if they differ in case and spaces alone. Returns
-    an empty dict for one answer to each prompt, and for other tasks.
+    `pass_at` is a list of intervals with their k: powers of two and the number of answers. Returns an empty dict for
+    one answer to each prompt, and for other tasks.
     """
     rows_by_prompt: dict[str, list[int]] = {}
     for i, item in enumerate(task.items):
         rows_by_prompt.setdefault(item.prompt_id, []).append(i)
-    draws = min(map(len, rows_by_prompt.values()), default=0)
+    answers_per_prompt = min(map(len, rows_by_prompt.values()), default=0)
     results = [answer.checked for answer in task.answers[name]]
-    if draws < 2 or None in results:
+    if answers_per_prompt < 2 or None in results:
         return {}
     clusters = [task.items[rows[0]].cluster for rows in rows_by_prompt.values()]
 
@@ -316,12 +315,12 @@ def compute_repeated_figures(task: ScoredTask, name: str, level: float) -> dict[
 
     groups = [[result for i in rows if (result := results[i])] for rows in rows_by_prompt.values()]
     right_counts = [(sum(result.score == 1 for result in group), len(group)) for group in groups]
-    powers = [2**exponent for exponent in range(1, draws.bit_length())]
+    powers = [2**exponent for exponent in range(1, answers_per_prompt.bit_length())]
     figures: dict[str, Any] = {
-        "pass_at": {
-            str(k): average_prompts([estimate_pass_at_k(right, answers, k) for right, answers in right_counts])
-            for k in sorted({*powers, draws})
-        }
+        "pass_at": [
+            {"k": k, **average_prompts([estimate_pass_at_k(right, answers, k) for right, answers in right_counts])}
+            for k in sorted({*powers, answers_per_prompt})
+        ]
     }
     if all(get_check_kind(item) == "exact" for item in task.items):
         figures["majority"] = average_prompts([compute_majority_share(group) for group in groups])
@@ -329,19 +328,18 @@ def compute_repeated_figures(task: ScoredTask, name: str, level: float) -> dict[
 
 
 def get_check_kind(item: EvalItem) -> str:
-    """Return the kind of an item's check; empty if there are several checks."""
+    """Return the kind of an item's check. Returns an empty text if there are several checks."""
     return str(item.check.get("kind", "")) if isinstance(item.check, Mapping) else ""
 
 
 def compute_majority_share(results: Sequence[CheckResult]) -> float:
-    """Return 1 if the commonest answer to a prompt is right, 0 if it is wrong, and the share of right ones among
-    equally common answers."""
-    votes = Counter(
-        None if result.score == 1 else " ".join(result.parts[0].found.casefold().split()) for result in results
-    )  # None stands for all right answers
-    most = max(votes.values())
-    winners = [answer for answer, count in votes.items() if count == most]
-    return (None in winners) / len(winners)
+    """Return the probability that the majority vote over the answers to a prompt is right: 1 or 0, or a share if
+    several answers are equally common."""
+    votes = Counter(result.parts[0].compared for result in results)
+    highest_count = max(votes.values())
+    winners = [answer for answer, count in votes.items() if count == highest_count]
+    right_answers = {result.parts[0].compared for result in results if result.score == 1}
+    return sum(answer in right_answers for answer in winners) / len(winners)
 
 
 def compute_mean_score(task: ScoredTask, name: str, level: float) -> Interval:
@@ -527,9 +525,10 @@ def describe_task_results(first: str, name: str, task: Mapping[str, Any]) -> Ite
         yield f"{name}: {pluralize(task['dropped'], 'item')} too long for some system, and left out"
     for system, figures in task["systems"].items():
         if "pass_at" in figures:
-            shares = ", ".join(f"of {k}: {format_interval(share)}" for k, share in figures["pass_at"].items())
-            majority = f"; the commonest right: {format_interval(figures['majority'])}" if "majority" in figures else ""
-            yield f"{name}: {system}, at least one answer right {shares}{majority}"
+            shares = [f"pass@{share['k']} {format_interval(share)}" for share in figures["pass_at"]]
+            if "majority" in figures:
+                shares.append(f"majority vote {format_interval(figures['majority'])}")
+            yield f"{name}: {system}, {', '.join(shares)}"
         if errors := figures.get("errors"):
             count_as = "count as one half" if "asks" in task else "score 0"
             yield f"{name}: no verdict on {pluralize(errors, 'answer')} of {system}, which {count_as}"
