@@ -531,7 +531,7 @@ def build_junit_xml(suite: str, decisions: Mapping[str, tuple[EvalGate, Decision
     kind = "skipped" if family == "any" and is_family_passed(outcomes, family) else "failure"
     count = str(sum(outcome != "pass" for outcome in outcomes))
     counts = {"failures": count if kind == "failure" else "0", "skipped": count if kind == "skipped" else "0"}
-    root = ElementTree.Element("testsuite", name=suite, tests=str(len(decisions)), **counts)
+    root = ElementTree.Element("testsuite", {"name": suite, "tests": str(len(decisions)), **counts})
     for name, (gate, decision) in decisions.items():
         case = ElementTree.SubElement(root, "testcase", classname=suite, name=name)
         if decision.outcome != "pass":
