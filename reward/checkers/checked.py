@@ -42,9 +42,7 @@ class Part:
     compared: str | None = None
 
 
-def make_part(
-    asks: str, held: bool, found: str = "", loosely: bool | None = None, compared: str | None = None
-) -> Part:
+def make_part(asks: str, held: bool, found: str = "", loosely: bool | None = None, compared: str | None = None) -> Part:
     """Return the result of one requirement, with the excerpt `found` cut to 200 characters and its secrets masked."""
     excerpt = make_printable(found[: SHOWN + 1])
     if len(excerpt) > SHOWN:
