@@ -38,7 +38,7 @@ def compute_figures(answers_by_prompt: Sequence[Sequence[str]], spec: dict[str, 
 
 
 def test_shares_by_hand() -> None:
-    """Of the first prompt, 3 of the 6 pairs of answers hold the right one."""
+    """Three of the six pairs of answers to the first prompt hold the right one."""
     figures = compute_figures([["4", "5", "6", "7"], ["4"] * 4, ["5"] * 4])
     values = {share["k"]: share["value"] for share in figures["pass_at"]}
     assert values == pytest.approx({2: (0.5 + 1 + 0) / 3, 4: 2 / 3})
