@@ -7,6 +7,7 @@ That is the Plackett–Luce model, and its pairwise marginals are exactly Bradle
 
 so pairs of nearly equal scores are ordered almost at random and clear pairs almost always rightly, while the K(K-1)/2
 pairs of one ranking never contradict each other. Candidates of equal score share one draw of the noise, and so a tier.
+A position bias is added to the utility of the candidate that is shown first, which then has a draw of its own.
 
 Rankings are recorded like any annotator's, with `source: simulated`.
 """
@@ -25,7 +26,7 @@ import numpy as np
 from align.annotate.store import Judgement, Store, Vote
 from align.annotate.store.ledger import ensure_annotator
 from align.core.errors import require
-from align.reward.scorer import Scorer
+from align.reward.scorer import Scorer, require_finite_scores
 
 COMMIT_EVERY = 200
 """Number of rankings in one transaction. An interruption loses at most so many."""
@@ -55,7 +56,14 @@ class SimulationSummary:
 
 
 def simulate_annotator(
-    store: Store, project: str, scorer: Scorer, seed: int, agreement: float = 0.75
+    store: Store,
+    project: str,
+    scorer: Scorer,
+    seed: int,
+    agreement: float = 0.75,
+    position_bias: float = 0.0,
+    scorer_name: str = "",
+    scorer_digest: str = "",
 ) -> SimulationSummary:
     """Rank the items of a project as a simulated annotator, by a scorer with noise, and record the rankings.
 
@@ -68,15 +76,27 @@ def simulate_annotator(
         scorer: the gold scorer; must not be the reward model that is trained on these rankings.
         agreement: expected share of untied pairs ordered as by the gold scores. It determines the slope, which changes
             if items are added between two calls.
+        position_bias: added to the utility of the candidate that is shown first, a random one of each item. It lowers
+            the share of pairs that agree with the gold scores, and breaks that candidate's ties.
+        scorer_name: name of the scorer in the votes. Empty: `scorer.name`.
+        scorer_digest: a digest that enters the annotator's identity, so that another scorer of the same name is
+            another annotator.
 
     Raises:
         InputError: unknown project, no items, or no two candidates with different scores.
     """
-    annotator = f"simulated/{scorer.name}/{agreement}/{seed}"
+    scorer_name = scorer_name or scorer.name
+    details = [scorer.name, str(agreement), str(seed)]
+    if position_bias:
+        details.append(f"bias {float(position_bias)}")
+    if scorer_digest:
+        details.append(scorer_digest)
+    annotator = "/".join(["simulated", *details])
     items = list(store.items(project))
     require(bool(items), "project", project, "it holds no items", "Fill it first with stage=sample.")
     answers = [(c.id, item.prompt.with_answer(c.text)) for item in items for c in item.candidates]
     scores_B = scorer.score([conversation for _, conversation in answers])
+    require_finite_scores(scores_B, scorer.name)
     scores = dict(zip((id for id, _ in answers), scores_B.tolist(), strict=True))
     slope = calibrate_slope([[scores[c.id] for c in item.candidates] for item in items], agreement)
 
@@ -91,8 +111,11 @@ def simulate_annotator(
                 gold = {c.id: scores[c.id] for c in item.candidates if c.id in scores}
                 if len(gold) < len(item.candidates):
                     continue  # added after scoring: left to the next call
-                tiers = draw_tiers(gold, slope, random.Random(f"{seed}/{item.id}"))
-                judgement = Judgement(tuple(tuple(tier) for tier in tiers), source="simulated", scorer=scorer.name)
+                utilities = {id: slope * score for id, score in gold.items()}
+                if position_bias:
+                    utilities[random.Random(f"{seed}/{item.id}/first").choice(sorted(utilities))] += position_bias
+                tiers = draw_tiers(utilities, random.Random(f"{seed}/{item.id}"))
+                judgement = Judgement(tuple(tuple(tier) for tier in tiers), source="simulated", scorer=scorer_name)
                 # The key stays in the ledger when the annotator is erased: it holds the pseudonym, not the identity.
                 store.record(project, item.id, judgement, annotator=annotator, key=f"{pseudonym}/{item.id}")
                 added += 1
@@ -112,20 +135,20 @@ def simulate_annotator(
     )
 
 
-def draw_tiers(scores: Mapping[str, float], slope: float, rng: random.Random) -> list[list[str]]:
-    """Draw a random Plackett–Luce ranking of candidates by their scores: ids in tiers, best first.
+def draw_tiers(utilities: Mapping[str, float], rng: random.Random) -> list[list[str]]:
+    """Draw a random Plackett–Luce ranking of candidates by their utilities: ids in tiers, best first.
 
-    Equal scores share a tier.
+    Equal utilities share a tier.
 
-    Noise is drawn for the distinct scores in descending order, so that the order of the candidates does not matter.
+    Noise is drawn for the distinct utilities in descending order, so that the order of the candidates does not matter.
     """
-    utilities = {}
-    for score in sorted(set(scores.values()), reverse=True):
+    noisy_utilities = {}
+    for utility in sorted(set(utilities.values()), reverse=True):
         # A standard Gumbel draw, -log(-log(u)) with u uniform in (0, 1). `random()` may return 0, and is the one
         # method whose sequence Python promises to keep between versions.
-        utilities[score] = slope * score - math.log(-math.log(rng.random() or 2.0**-54))
-    best_first = sorted(utilities, key=lambda score: -utilities[score])
-    return [sorted(id for id in scores if scores[id] == score) for score in best_first]
+        noisy_utilities[utility] = utility - math.log(-math.log(rng.random() or 2.0**-54))
+    best_first = sorted(noisy_utilities, key=lambda utility: -noisy_utilities[utility])
+    return [sorted(id for id in utilities if utilities[id] == utility) for utility in best_first]
 
 
 def calibrate_slope(scores: Sequence[Sequence[float]], agreement: float = 0.75) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from align.config.addresses import LOOPBACK, require_valid_url
-from align.config.settings import Settings, setting
-from align.core.errors import require
+from align.config.scorers import RewardConfig, enumerate_mappings, parse_reward_part
+from align.config.settings import Settings, get_declarations, setting
+from align.core.errors import InputError, require
 
 ACTIONS = {
     "serve": "the ranking page, for browsers",
@@ -26,12 +29,35 @@ NEEDS_PATH = ("import", "backup", "restore")
 
 
 @dataclass
+class SimulatedAnnotator(Settings):
+    """One of the annotators that `stage.action=simulate` simulates. The position bias is added after the noise was
+    chosen for the agreement, and lowers it."""
+
+    AT: ClassVar[str] = "stage.annotators"
+
+    agreement: float = setting(
+        0.75, "Share of untied pairs that it ranks as in the noiseless order.", above=0.5, below=1
+    )
+    position_bias: float = setting(0.0, "Added to the utility of the answer that is shown first.")
+    reward: Any = setting(None, "The reward that it ranks by, a mapping with its name and settings.")
+
+    def check_together(self) -> None:
+        if self.reward is not None:
+            self.parse_reward(self.AT)
+
+    def parse_reward(self, field: str) -> RewardConfig:
+        remedy = 'Write "reward: {name: fn, fn: package.module:name}", with the settings of that reward.'
+        require(isinstance(self.reward, Mapping), f"{field}.reward", self.reward, "is no mapping", remedy)
+        return parse_reward_part(f"{field}.reward", self.reward)
+
+
+@dataclass
 class AnnotateConfig(Settings):
     """Serves and manages the annotation store.
 
     `serve` serves the ranking page with every project of the store, to people with accounts. If the project has no
-    admin, it prints a link for the first one. `simulate` stands in for a person, for demos and tests: it ranks by a
-    sentiment score, with noise. `stage=reward` reads all rankings of an item together."""
+    admin, it prints a link for the first one. `simulate` replaces people, for demos and tests: it ranks by
+    `reward=`, by default a sentiment score, with noise. `stage=reward` reads all rankings of an item together."""
 
     AT: ClassVar[str] = "stage"
 
@@ -48,7 +74,14 @@ class AnnotateConfig(Settings):
     role: str = setting(
         "annotator", "Role in the project that the link of `invite` gives.", choices=("annotator", "reviewer", "admin")
     )
-    annotators: int = setting(1, "Number of annotators that `simulate` simulates, each with separate noise.", above=0)
+    annotators: Any = setting(
+        1,
+        "The annotators that `simulate` simulates, each with separate noise: their number, or a list with a mapping "
+        "for each, such as [{agreement: 0.85}, {agreement: 0.6, position_bias: 1, reward: {name: fn, fn: "
+        "package.module:name}}]. What a mapping leaves out is as `stage.agreement` and `reward` say. `position_bias` "
+        "is added to the utility of the answer that is shown first, a random one: at 1 it is preferred to an equal one "
+        "in 73 % of cases, and fewer pairs than `agreement` says are ranked as in the noiseless order.",
+    )
     agreement: float = setting(
         0.75, "Share of untied pairs that `simulate` ranks as in the noiseless order.", above=0.5, below=1
     )
@@ -85,11 +118,40 @@ class AnnotateConfig(Settings):
             has_changes = bool(self.settings or self.state or self.guidelines)
             remedy = 'Add "stage.settings={overlap: 2}", stage.state=paused or stage.guidelines=FILE.md.'
             require(has_changes, "stage.settings", self.settings, "stage.action=configure names no change", remedy)
+        self.parse_annotators()
         if self.action == "erase":
             has_one_target = [self.item is None, self.annotator is None, not self.whole].count(False) == 1
             problem = "stage.action=erase erases an item, an annotator or a whole project"
             remedy = "Add one of stage.item=ID, stage.annotator=NAME and stage.whole=true."
             require(has_one_target, "stage.item", self.item, problem, remedy)
+
+    def parse_annotators(self) -> list[SimulatedAnnotator]:
+        """Return the settings of each simulated annotator.
+
+        Raises:
+            InputError: `stage.annotators` is neither a number above 0 nor a list of mappings with valid settings.
+        """
+        field = "stage.annotators"
+        if isinstance(self.annotators, int) and not isinstance(self.annotators, bool):
+            require(self.annotators > 0, field, self.annotators, "is not above 0", "Write stage.annotators=4.")
+            return [SimulatedAnnotator(self.agreement)] * self.annotators
+        annotators = []
+        for where, entry in enumerate_mappings(field, self.annotators):
+            for key in entry:
+                remedy = f"Its settings: {', '.join(get_declarations(SimulatedAnnotator))}."
+                is_known = key in get_declarations(SimulatedAnnotator)
+                require(is_known, f"{where}.{key}", entry[key], "is no setting of a simulated annotator", remedy)
+            for key in entry.keys() & {"agreement", "position_bias"}:
+                value = entry[key]
+                is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+                require(is_number, f"{where}.{key}", value, "is no finite number", "Give a number.")
+            try:
+                annotators.append(SimulatedAnnotator(**{"agreement": self.agreement, **entry}))
+            except InputError as error:
+                raise InputError(
+                    error.field.replace(field, where, 1), error.value, error.problem, error.remedy
+                ) from error
+        return annotators
 
     def check_server(self) -> None:
         """Raise InputError if other machines could reach a demo server without accounts, or `stage.url` is invalid.

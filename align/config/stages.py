@@ -82,7 +82,7 @@ STAGES = MappingProxyType(
             "rank answers in a browser; import, export, back up and erase votes",
             "annotate:AnnotateConfig",
             "annotate",
-            ("project", "store", "data"),
+            ("project", "store", "data", "reward"),
         ),
         "reward": Stage(
             "train a reward model on preference pairs",

@@ -512,6 +512,6 @@ def iter_notes(view: RunView) -> Iterator[str]:
         yield from view.metrics.get(key, ())
     if view.manifest.stage == "annotate" and view.settings["action"] == "simulate":
         yield (
-            "A simulated annotator ranks by a sentiment score with Bradley–Terry noise, so that near ties come out at "
-            "random and clear cases do not. Every record says `source: simulated`."
+            "A simulated annotator ranks by a reward with Bradley–Terry noise, so that near ties come out at random "
+            "and clear cases do not. Every record says `source: simulated`."
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from getpass import getuser
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from align.annotate.accounts import Accounts, Person
@@ -22,15 +23,23 @@ from align.config.addresses import build_server_urls, list_tls_warnings
 from align.config.annotate import AnnotateConfig
 from align.config.command import format_hydra_value
 from align.config.root import Config
+from align.config.scorers import build_reward_spec
 from align.config.settings import replace_values
 from align.core.errors import InputError, require
 from align.core.files import has_file, parse_user_path, read_text
 from align.core.types import StageResult
+from align.evals.judges.identity import build_voter_name, identify_scorer
+from align.reward.inputs import load_reward_artifacts, resolve_reward_inputs
 from align.run import Input, Run, json_digest, resolve, write_json
 from align.run.atomic import publish_folder
 from align.run.lineage import find_readers
 from align.stages.runner import StageInputs, open_store
 
+if TYPE_CHECKING:
+    from align.reward.scorer import Scorer
+
+SCORED_AT_ONCE = 32
+"""Number of answers in a batch that a reward model scores."""
 SEEDS = 2**32
 """Number of different values of `seed`. Each simulated annotator uses seeds from a range of this size of its own."""
 
@@ -47,7 +56,11 @@ def inputs(config: Config) -> StageInputs:
         # The items are the input, and not the votes, so that a resumed run is the same run.
         with open_store(config, create=False) as store:
             items = json_digest([item.id for item in store.items(config.project)])
-        return StageInputs(config, label, None, {"items": Input(items, project=config.project)})
+        records = {"items": Input(items, project=config.project)}
+        for prefix, reward in list_simulated_rewards(config).items():
+            for name, record in resolve_reward_inputs(reward, config.run.folder, None).items():
+                records[f"{prefix}{name}"] = record
+        return StageInputs(config, label, None, records)
     paths = {"guidelines": stage.guidelines}
     if stage.action != "backup":  # which writes its path
         paths["path"] = stage.path
@@ -123,26 +136,94 @@ def run_invite(run: Run, config: Config) -> StageResult:
     return StageResult({}, (f"an invitation to project {config.project}, as {stage.role}",))
 
 
-def run_simulate(run: Run, config: Config) -> StageResult:
-    """Add votes of simulated annotators, who rank all items of a project by a noisy sentiment score."""
-    from align.reward.rules import Sentiment  # imports torch, which the pages do not need
+def list_simulated_rewards(config: Config) -> dict[str, dict[str, Any]]:
+    """Return a mapping from a prefix of input names to the description of a reward that simulated annotators rank by.
 
-    stage: AnnotateConfig = config.stage
+    The prefix is empty for `reward=`, and `annotators[i].` for the reward that annotator i has of its own.
+
+    Raises:
+        InputError: a reward is an ensemble or a sum, which are standardised on a policy's answers.
+    """
+    rewards = {}
+    for i, annotator in enumerate(config.stage.parse_annotators()):
+        if annotator.reward is None:
+            prefix, field, reward = "", "reward", config.reward
+        else:
+            field = f"stage.annotators[{i}]"
+            prefix, reward = f"{field.removeprefix('stage.')}.", annotator.parse_reward(field)
+        problem = "is standardised on a policy's answers, and annotators have none"
+        remedy = "Let each annotator rank by one reward, or write a function."
+        require(reward.name not in ("ensemble", "sum"), f"{field}.name", reward.name, problem, remedy)
+        rewards[prefix] = build_reward_spec(reward)
+    return rewards
+
+
+class SimulatedScorer(NamedTuple):
+    """A scorer by which simulated annotators rank.
+
+    Attributes:
+        name: in the votes, see `build_voter_name`.
+        digest: of all that decides its scores. Empty for the sentiment score.
+    """
+
+    scorer: Scorer
+    name: str
+    digest: str
+
+
+def build_simulated_scorers(run: Run, config: Config) -> dict[str, SimulatedScorer]:
+    """Build the scorers of the simulated annotators, with the keys of `list_simulated_rewards`."""
+    from align.models.load import choose_device, choose_dtype
+    from align.reward.build import build_scorer, load_reward_model
+
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    built: dict[str, SimulatedScorer] = {}
+    scorers = {}
+    for prefix, reward in list_simulated_rewards(config).items():
+        start = f"{prefix}reward"
+        records = {name.removeprefix(prefix): run.inputs[name] for name in run.inputs if name.startswith(start)}
+        digest = identify_scorer(reward, records).digest[:8]
+        if digest not in built:
+            artifacts = load_reward_artifacts(records)
+            models = (load_reward_model(artifact, device, dtype, SCORED_AT_ONCE) for artifact in artifacts)
+            shown_digest = "" if reward["name"] == "sentiment" else digest
+            built[digest] = SimulatedScorer(
+                build_scorer(reward, models), build_voter_name(reward, records), shown_digest
+            )
+        scorers[prefix] = built[digest]
+    return scorers
+
+
+def run_simulate(run: Run, config: Config) -> StageResult:
+    """Add votes of simulated annotators, who rank all items of a project by a reward, with noise."""
+    scorers = build_simulated_scorers(run, config)
+    results = []
     with open_store(config, create=False) as store:
-        results = [
-            simulate_annotator(store, config.project, Sentiment(), config.seed + SEEDS * number, stage.agreement)
-            for number in range(stage.annotators)
-        ]
+        for number, annotator in enumerate(config.stage.parse_annotators()):
+            scorer, name, digest = scorers["" if annotator.reward is None else f"annotators[{number}]."]
+            summary = simulate_annotator(
+                store,
+                config.project,
+                scorer,
+                config.seed + SEEDS * number,
+                annotator.agreement,
+                annotator.position_bias,
+                name,
+                digest,
+            )
+            results.append(summary)
         record_head(run, config.project, store.head(config.project))
+    pairs = sum(result.pairs for result in results)
     metrics = {
         "annotators": len(results),
         "items": results[0].items,
         "rankings": sum(result.items for result in results),
         "added": sum(result.added for result in results),
-        "pairs": sum(result.pairs for result in results),
-        "tie_share": results[0].tie_share,
+        "pairs": pairs,
+        "tie_share": sum(result.tie_share * result.pairs for result in results) / pairs if pairs else 0.0,
         "agreement": sum(result.agreement for result in results) / len(results),
-        "slope": results[0].slope,
+        "slope": sum(result.slope for result in results) / len(results),
     }
     line = (
         f"{metrics['rankings']} rankings of {metrics['items']} items, {metrics['pairs']} pairs, "

@@ -54,6 +54,7 @@ from align.evals.endpoint import read_api_key
 from align.evals.judges.identity import (
     JudgeIdentity,
     find_scorer_relation,
+    find_voting_parts,
     get_scorer_title,
     identify_scorer,
     list_scorer_parts,
@@ -765,8 +766,8 @@ def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict
 
 def refuse_own_verdicts(config: Config, inputs: dict[str, Input], prefs: Sequence[Preference]) -> None:
     """Raise InputError if the reward that is measured made some of the labels itself, as a simulated annotator."""
-    scorers = {pref.scorer for pref in prefs if pref.scorer}
-    own_parts = list_scorer_parts(build_reward_spec(config.reward), inputs) & scorers
+    parts = list_scorer_parts(build_reward_spec(config.reward), inputs)
+    own_parts = {part for scorer in {pref.scorer for pref in prefs} for part in find_voting_parts(parts, scorer)}
     problem = (
         f"made some verdicts of {config.data.path or config.project} itself, so it would be measured against itself"
     )

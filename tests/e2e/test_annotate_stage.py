@@ -65,6 +65,48 @@ def test_from_a_file_to_pairs_to_a_backup_and_back(shop: Workshop, tmp_path: Pat
     assert shop.output.splitlines()[-2] == head_line
 
 
+def test_simulated_annotators_have_their_own_rewards_and_noise(shop: Workshop, tmp_path: Path) -> None:
+    run_action(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    longest = "{agreement: 0.95, position_bias: 0.5, reward: {name: rules, rules: [{rule: length, low: 2, high: 9}]}}"
+    folder = run_action(
+        shop,
+        "simulate",
+        f"stage.annotators=[{longest}, {{agreement: 0.6}}]",
+        "reward=rules",
+        "reward.rules=[{rule: regex, pattern: awful}]",
+    )
+    assert read_manifest(folder).metrics["rankings"] == 12
+    with open_store(shop) as store:
+        scorers = {vote.scorer for vote in store.rankings("p")}
+    assert len(scorers) == 2, scorers
+    rules = ("reward=rules", "reward.rules=[{rule: regex, pattern: table}]")
+    other = run_action(shop, "simulate", f"stage.annotators=[{longest}, {{agreement: 0.6}}]", *rules)
+    assert other != folder
+    assert read_manifest(other).metrics["added"] == 6  # by the annotator with the other reward
+    assert read_manifest(folder).config["stage"]["annotators"][0]["position_bias"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("stage.annotators=0", "stage.annotators=0"),
+        ("stage.annotators=[]", "stage.annotators"),
+        ("stage.annotators=[{agreement: 0.4}]", "stage.annotators[0].agreement"),
+        ("stage.annotators=[{bias: 1}]", "stage.annotators[0].bias"),
+        ("stage.annotators=[{position_bias: much}]", "stage.annotators[0].position_bias"),
+        ("stage.annotators=[{agreement: [0.8]}]", "stage.annotators[0].agreement"),
+        ("stage.annotators=[{}, {reward: {name: taste}}]", "stage.annotators[1].reward.name"),
+        ("stage.annotators=[{reward: sentiment}]", "stage.annotators[0].reward"),
+        ("stage.annotators=[{reward: {name: ensemble, refs: [a, b]}}]", "stage.annotators[0].name"),
+    ],
+)
+def test_a_simulated_annotator_with_wrong_settings_is_refused(
+    shop: Workshop, tmp_path: Path, setting: str, says: str
+) -> None:
+    run_action(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    shop.refuses("stage=annotate", "stage.action=simulate", setting, says=says)
+
+
 def test_settings_are_printed_as_they_are_typed(shop: Workshop, tmp_path: Path) -> None:
     run_action(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
     run_action(shop, "configure", "stage.state=open")

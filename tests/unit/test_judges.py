@@ -15,7 +15,14 @@ import pytest
 from align.config.scorers import CHOICES, build_reward_spec, parse_reward_part
 from align.core.errors import InputError
 from align.data.sources import find_rankers
-from align.evals.judges.identity import ScorerRelation, find_scorer_relation, get_scorer_title, list_scorer_parts
+from align.evals.judges.identity import (
+    ScorerRelation,
+    build_voter_name,
+    find_scorer_relation,
+    find_voting_parts,
+    get_scorer_title,
+    list_scorer_parts,
+)
 from align.reward.inputs import require_matching_reasoning, resolve_reward_inputs
 from align.run import Artifact, Base, Input, file_digest, load_artifact, read_manifest
 from align.run.manifest import parse_input
@@ -260,6 +267,23 @@ def test_noisy_votes_leave_a_judge_a_judge(tmp_path: Path) -> None:
     assert find_scorer_relation(build_artifact(direct), list_parts("sentiment"), tmp_path) == ScorerRelation(
         votes=("dpo:d",)
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_votes_name_the_parts_of_the_reward_that_made_them(kind: str) -> None:
+    config, inputs, _ = KINDS[kind]
+    name = build_voter_name(config, parse_inputs(inputs))
+    listed = find_voting_parts(list_parts(kind), name)
+    assert listed == ({f"function {name}"} if config["name"] == "fn" else list_parts(kind))
+    for other in KINDS:
+        assert find_voting_parts(list_parts(other), name) == listed & list_parts(other), other
+
+
+def test_a_judge_of_a_function_knows_its_votes(tmp_path: Path) -> None:
+    policy = write_run(tmp_path, "dpo", "d", {}, metrics={"simulated_by": ["tastes:short", "json; 0a1b2c3d"]})
+    for part in ("function tastes:short", "json"):
+        assert find_scorer_relation(build_artifact(policy), {part}, tmp_path).votes == ("dpo:d",)
+    assert find_scorer_relation(build_artifact(policy), {"function tastes:shorter"}, tmp_path) == ScorerRelation()
 
 
 @pytest.mark.parametrize("stage", ["dpo", "kto"])

@@ -77,25 +77,24 @@ def test_calibration_refuses_what_no_slope_can_do(scores, agreement):
 
 def test_pairwise_marginals_are_bradley_terry():
     # 20,000 rankings of four: the standard error of a share is at most 0.0036; 4 of them are allowed.
-    scores = {"a": 0.0, "b": 0.3, "c": 0.9, "d": 0.3}
-    slope = 2.0
+    utilities = {"a": 0.0, "b": 0.6, "c": 1.8, "d": 0.6}
     rng = random.Random(0)
     n = 20_000
     above: Counter = Counter()
     for _ in range(n):
-        tier_of = {id: t for t, tier in enumerate(draw_tiers(scores, slope, rng)) for id in tier}
-        assert tier_of["b"] == tier_of["d"]  # equal scores share one draw
-        above.update((x, y) for x in scores for y in scores if tier_of[x] < tier_of[y])
+        tier_of = {id: t for t, tier in enumerate(draw_tiers(utilities, rng)) for id in tier}
+        assert tier_of["b"] == tier_of["d"]  # equal utilities share one draw
+        above.update((x, y) for x in utilities for y in utilities if tier_of[x] < tier_of[y])
     for x, y in combinations("abcd", 2):
-        if scores[x] != scores[y]:
-            expected = 1 / (1 + math.exp(-slope * (scores[x] - scores[y])))
+        if utilities[x] != utilities[y]:
+            expected = 1 / (1 + math.exp(utilities[y] - utilities[x]))
             assert above[x, y] / n == pytest.approx(expected, abs=4 * 0.0036)
 
 
 def test_the_order_of_the_candidates_does_not_matter():
-    scores = {"a": 0.0, "b": 0.3, "c": 0.9, "d": 0.3}
-    backwards = dict(reversed(scores.items()))
-    assert draw_tiers(scores, 2.0, random.Random(5)) == draw_tiers(backwards, 2.0, random.Random(5))
+    utilities = {"a": 0.0, "b": 0.6, "c": 1.8, "d": 0.6}
+    backwards = dict(reversed(utilities.items()))
+    assert draw_tiers(utilities, random.Random(5)) == draw_tiers(backwards, random.Random(5))
 
 
 def test_agreement_is_what_was_asked_for_and_grows_with_the_gap(store):
@@ -121,6 +120,26 @@ def test_agreement_is_what_was_asked_for_and_grows_with_the_gap(store):
     assert shares == sorted(shares)
     assert shares[0] < 0.7
     assert shares[2] > 0.85
+
+
+def test_a_position_bias_favours_the_answer_shown_first(store):
+    with store.transaction():
+        for i in range(2000):
+            prompt = Conversation((Message("user", f"question {i}"),))
+            store.add_item("p", f"run/{i}", prompt, [Candidate("1 "), Candidate("1"), Candidate("0")])
+    summary = simulate_annotator(store, "p", Number(), seed=0, position_bias=1.0)
+    with_bias = Counter()
+    for ranking in store.rankings("p"):
+        first = random.Random(f"0/{ranking.item}/first").choice([f"{ranking.item}-{k}" for k in range(3)])
+        tier_of = {id: tier for tier, ids in enumerate(ranking.tiers) for id in ids}
+        equal = {f"{ranking.item}-0": f"{ranking.item}-1", f"{ranking.item}-1": f"{ranking.item}-0"}.get(first)
+        if equal is None:
+            assert tier_of[f"{ranking.item}-0"] == tier_of[f"{ranking.item}-1"]
+        else:
+            with_bias[tier_of[first] < tier_of[equal]] += 1
+    # sigmoid(1) = 0.731, with a standard error of 0.012 over about 1,333 items.
+    assert with_bias[True] / with_bias.total() == pytest.approx(0.731, abs=0.05)
+    assert summary.annotator == "simulated/number/0.75/0/bias 1.0"
 
 
 def test_everything_it_says_is_marked_simulated(store):

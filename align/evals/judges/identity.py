@@ -31,6 +31,8 @@ IGNORED = ("ref", "refs", "fn", "timeout")
 verdict."""
 ASKS = "asks"
 """Key of `JudgeIdentity.made_of` that holds the yes/no question."""
+SEPARATOR = "; "
+"""Separates the parts of a reward in the name that votes have for it."""
 SHA256 = re.compile(r"[0-9a-f]{64}:")
 
 
@@ -100,6 +102,33 @@ def list_scorer_parts(reward: Mapping[str, Any], inputs: Mapping[str, Input]) ->
                 raise ValueError(f"no reward is called {other}")
 
     return set(list_parts(reward))
+
+
+def build_voter_name(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> str:
+    """Return the name of a reward in the votes of a simulated annotator: the parts of `list_scorer_parts`, joined.
+
+    Unless it is the sentiment score or a single function, a digest of its settings and inputs follows.
+
+    Args:
+        reward, inputs: as in `list_scorer_parts`.
+    """
+    if reward["name"] == "fn":
+        return inputs["reward.fn"].ref
+    parts = sorted(list_scorer_parts(reward, inputs))
+    if reward["name"] != "sentiment":
+        parts.append(identify_scorer(reward, inputs).digest[:8])
+    return SEPARATOR.join(parts)
+
+
+def find_voting_parts(parts: set[str], voter_name: str) -> set[str]:
+    """Return the parts of a scorer that the name of a reward in votes lists.
+
+    Args:
+        parts: of the scorer, see `list_scorer_parts`.
+        voter_name: see `build_voter_name`.
+    """
+    listed = SEPARATOR.join(("", voter_name, f"function {voter_name}", ""))
+    return {part for part in parts if f"{SEPARATOR}{part}{SEPARATOR}" in listed}
 
 
 # Identities
@@ -286,8 +315,10 @@ def find_scorer_relation(
     for run in iter_ancestors(policy.manifest, root):
         if isinstance(run, GoneRun):
             unknown.append(run.ref)
-        elif parts & set(run.metrics.get("simulated_by", ())) and run.ref not in proxy:
-            votes.append(run.ref)
+        elif run.ref not in proxy:
+            names = run.metrics.get("simulated_by", ())
+            if any(find_voting_parts(parts, name) for name in names):
+                votes.append(run.ref)
     return ScorerRelation(*(tuple(dict.fromkeys(refs)) for refs in (proxy, votes, unknown, pairs)))
 
 
