@@ -7,9 +7,11 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
 from importlib.util import module_from_spec, spec_from_file_location
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -75,21 +77,27 @@ def test_the_page_on_configuration_shows_what_it_speaks_of(own_files: Path, monk
 
 
 def collect_recipe_lines() -> list[tuple[str, str]]:
-    """Return (recipe, line) for every line that a `run.sh` pipes to `python -m align -`, variables expanded."""
+    """Return (recipe, line) for every line that a `run.sh` pipes to `python -m align -`.
+
+    The scripts run with another `python`, which keeps these lines and does nothing else.
+    """
     lines = []
-    for script in sorted((ROOT / "recipes").glob("*/run.sh")):
-        text = script.read_text(encoding="utf-8")
-        variables = re.findall(r'^(\w+)="?(?:\$\{\d:-)?([^"\n}]*)\}?"?$', text, re.MULTILINE)
-        for block in re.findall(r"<<STAGES\n(.*?)\nSTAGES", text, re.DOTALL):
-            for name, value in reversed(variables):  # a variable's value may contain earlier ones
-                block = block.replace(f"${name}", value)
-            lines += [(script.parent.name, line) for line in block.splitlines()]
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        stub = folder / "python"
+        stub.write_text('#!/bin/sh\n[ "$*" != "-m align -" ] || cat >> "$LINES"\n', encoding="utf-8")
+        stub.chmod(0o755)
+        for script in sorted((ROOT / "recipes").glob("*/run.sh")):
+            kept = folder / f"{script.parent.name}.txt"
+            environment = {"PATH": f"{folder}:/usr/bin:/bin", "LINES": str(kept)}
+            subprocess.run(["bash", script], env=environment, cwd=folder, capture_output=True, check=False)
+            if kept.is_file():
+                lines += [(script.parent.name, line) for line in kept.read_text(encoding="utf-8").splitlines()]
     return lines
 
 
 @pytest.mark.parametrize(("recipe", "line"), collect_recipe_lines())
 def test_a_line_of_a_recipe_composes(recipe: str, line: str) -> None:
-    assert "$" not in line
     assert build_config(compose_tree(split_line(line))).stage is not None, f"{recipe}: {line}"
 
 
@@ -210,9 +218,11 @@ def test_the_files_that_answer_where_to_look_are_there() -> None:
 
 XEON = "Intel(R) Xeon(R) Processor, amx_bf16"
 EPYC = "AMD EPYC, avx512_bf16"
+XEON_WITHOUT_BF16 = "Intel(R) Xeon(R) Processor @ 2.80GHz, avx512_vnni"
 MISSES = {
     "quickstart": [
         (EPYC, 0, "minutes"),
+        (XEON_WITHOUT_BF16, 0, "minutes"),
         (XEON, 0, "win_rate"),
         (XEON, 0, "minutes"),
         (XEON, 1, "minutes"),
