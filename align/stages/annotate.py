@@ -20,7 +20,7 @@ from align.annotate.simulate import simulate_annotator
 from align.annotate.store import ChainHead, ProjectSettings, configure_project, publish_guidelines
 from align.annotate.store.projects import read_state
 from align.config.addresses import build_server_urls, list_tls_warnings
-from align.config.annotate import AnnotateConfig
+from align.config.annotate import AnnotateConfig, SimulatedAnnotator
 from align.config.command import format_hydra_value
 from align.config.root import Config
 from align.config.scorers import build_reward_spec
@@ -136,6 +136,10 @@ def run_invite(run: Run, config: Config) -> StageResult:
     return StageResult({}, (f"an invitation to project {config.project}, as {stage.role}",))
 
 
+def get_input_prefix(number: int, annotator: SimulatedAnnotator) -> str:
+    return "" if annotator.reward is None else f"annotators[{number}]."
+
+
 def list_simulated_rewards(config: Config) -> dict[str, dict[str, Any]]:
     """Return a mapping from a prefix of input names to the description of a reward that simulated annotators rank by.
 
@@ -145,12 +149,10 @@ def list_simulated_rewards(config: Config) -> dict[str, dict[str, Any]]:
         InputError: a reward is an ensemble or a sum, which are standardised on a policy's answers.
     """
     rewards = {}
-    for i, annotator in enumerate(config.stage.parse_annotators()):
-        if annotator.reward is None:
-            prefix, field, reward = "", "reward", config.reward
-        else:
-            field = f"stage.annotators[{i}]"
-            prefix, reward = f"{field.removeprefix('stage.')}.", annotator.parse_reward(field)
+    for number, annotator in enumerate(config.stage.parse_annotators()):
+        prefix = get_input_prefix(number, annotator)
+        field = f"stage.{prefix.removesuffix('.')}" if prefix else "reward"
+        reward = annotator.parse_reward(field) if prefix else config.reward
         problem = "is standardised on a policy's answers, and annotators have none"
         remedy = "Let each annotator rank by one reward, or write a function."
         require(reward.name not in ("ensemble", "sum"), f"{field}.name", reward.name, problem, remedy)
@@ -201,7 +203,7 @@ def run_simulate(run: Run, config: Config) -> StageResult:
     results = []
     with open_store(config, create=False) as store:
         for number, annotator in enumerate(config.stage.parse_annotators()):
-            scorer, name, digest = scorers["" if annotator.reward is None else f"annotators[{number}]."]
+            scorer, name, digest = scorers[get_input_prefix(number, annotator)]
             summary = simulate_annotator(
                 store,
                 config.project,
