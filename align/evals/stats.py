@@ -446,15 +446,25 @@ def compute_sample_size(
     def is_detected(n: int) -> bool:
         return compute_detectable_difference(sd, n, level, power, reach) <= abs(distance)
 
-    if distance == 0 or not is_detected(MAX_CLUSTERS):
-        return None
-    high = 2
-    while not is_detected(high):
-        high *= 2
-    low = high // 2
+    return find_smallest_n(is_detected, 1, MAX_CLUSTERS) if distance else None
+
+
+def find_smallest_n(is_enough: Callable[[int], bool], above: int, highest: int) -> int | None:
+    """Return the smallest n from `above + 1` to `highest` that is enough, or None if `highest` is not.
+
+    Args:
+        is_enough: a condition that holds for all n from some n on.
+    """
+    low = above
+    high = min(max(1, 2 * above), highest)
+    while not is_enough(high):
+        if high == highest:
+            return None
+        low = high
+        high = min(2 * high, highest)
     while high - low > 1:
         middle = (low + high) // 2
-        if is_detected(middle):
+        if is_enough(middle):
             high = middle
         else:
             low = middle
@@ -607,19 +617,8 @@ def compute_sample_size_for_pairs(
         assert interval.high is not None
         return not interval.low <= bound <= interval.high
 
-    high = 1
-    while not excludes_bound(high):
-        high *= 2
-        if high > MAX_CLUSTERS:
-            return None
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        if excludes_bound(middle):
-            high = middle
-        else:
-            low = middle
-    return math.ceil(high * power_factor)
+    n = find_smallest_n(excludes_bound, 0, MAX_CLUSTERS)
+    return None if n is None else math.ceil(n * power_factor)
 
 
 def _bisect_boundary(is_beyond: Callable[[float], bool], inside: float, outside: float) -> float:

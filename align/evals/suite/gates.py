@@ -38,6 +38,7 @@ from align.evals.stats import (
     compute_share_difference,
     decide_by_rule,
     estimate_n_to_decide,
+    find_smallest_n,
 )
 from align.evals.suite.people import PEOPLE
 from align.evals.suite.probes import LM_EVAL, LOSS
@@ -352,21 +353,7 @@ def find_deciding_n(gate: EvalGate, task: ScoredTask, n: int, counts: Sequence[i
         needed = estimate_items_to_decide(gate, task, compute_look_level(gate, [*counts, count]))
         return needed is not None and needed <= count
 
-    highest = gate.max_n or MAX_CLUSTERS
-    low = n
-    high = min(2 * n, highest)
-    while not decides(high):
-        if high == highest:
-            return None
-        low = high
-        high = min(2 * high, highest)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if decides(middle):
-            high = middle
-        else:
-            low = middle
-    return high
+    return find_smallest_n(decides, n, gate.max_n or MAX_CLUSTERS)
 
 
 def decide_at_level(gate: EvalGate, compared_task: ScoredTask) -> Decision:
