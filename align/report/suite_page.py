@@ -21,7 +21,7 @@ def summarize_suite(view: RunView) -> str:
     gates = view.metrics.get("gates", {})
     sentences = describe_collapses(view)
     if gates:
-        sentences.append(describe_gates([*gates.values()]))
+        sentences.append(describe_gates([*gates.values()], view.config["eval"].get("gate_family", "all")))
     comparisons = [
         (name, task, baseline)
         for name, task in list_results_in_order(view, view.metrics)
@@ -53,11 +53,12 @@ def describe_collapses(view: RunView) -> list[str]:
     ]
 
 
-def describe_gates(verdicts: Sequence[str]) -> str:
+def describe_gates(verdicts: Sequence[str], family: str) -> str:
     """Return a sentence on how many gates of an evaluation passed, failed and are undecided.
 
     Args:
         verdicts: `pass`, `fail` or `undecided` of each gate.
+        family: `all` if every gate has to pass, `any` if one is enough.
     """
     failed = verdicts.count("fail")
     undecided = verdicts.count("undecided")
@@ -66,7 +67,8 @@ def describe_gates(verdicts: Sequence[str]) -> str:
         parts.append(f"{failed} failed")
     if undecided:
         parts.append(f"{undecided} {'is' if undecided == 1 else 'are'} undecided")
-    return f"{', '.join(parts)}."
+    rule = "; one is enough" if family == "any" and len(verdicts) > 1 else ""
+    return f"{', '.join(parts)}{rule}."
 
 
 def list_system_names(view: RunView) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from run_views import build_run_view
@@ -12,6 +13,7 @@ from align.core.types import Message
 from align.evals.suite.probes import ChoiceQuestion, score_choices
 from align.evals.suite.results import EvaluatedAnswer as Answer
 from align.report.page import Report
+from align.report.run_view import RunView
 from align.report.suite_page import summarize_suite
 
 
@@ -25,6 +27,16 @@ from align.report.suite_page import summarize_suite
     ],
 )
 def test_gates_that_did_not_pass_failed_or_are_undecided(gates: list[str], headline: str) -> None:
+    run = build_suite_view(gates, {"tasks": None})
+    assert summarize_suite(run) == f"{headline} No difference between new and old was shown."
+
+
+def test_a_family_of_which_one_gate_is_enough_says_so() -> None:
+    run = build_suite_view(["pass", "fail"], {"tasks": None, "gate_family": "any"})
+    assert summarize_suite(run).startswith("1 of 2 gates passed, 1 failed; one is enough. ")
+
+
+def build_suite_view(gates: list[str], evaluation: dict[str, Any]) -> RunView:
     compared = {"against": {"old": {"p_holm": 0.5}}, "role": "exact", "by": "checks"}
     metrics = {
         "systems": [{"name": "new"}, {"name": "old"}],
@@ -32,8 +44,7 @@ def test_gates_that_did_not_pass_failed_or_are_undecided(gates: list[str], headl
         "gates": {f"g{i}": outcome for i, outcome in enumerate(gates)},
     }
     run = build_run_view("eval", metrics, settings={"level": 0.95})
-    run = replace(run, manifest=replace(run.manifest, config={**run.config, "eval": {"tasks": None}}))
-    assert summarize_suite(run) == f"{headline} No difference between new and old was shown."
+    return replace(run, manifest=replace(run.manifest, config={**run.config, "eval": evaluation}))
 
 
 def show_answer(answer: Answer) -> tuple[str, str]:
