@@ -22,7 +22,15 @@ from align.report.headlines import summarize_run
 from align.report.origins import format_current_time, list_origins
 from align.report.page import Block, Report
 from align.report.run_view import RunView, load_page_sections
-from align.report.stages import SECTIONS, UNITS, add_curves, add_latest_figures, add_training_rows, iter_notes
+from align.report.stages import (
+    SECTIONS,
+    UNITS,
+    add_curves,
+    add_greedy_answers,
+    add_latest_figures,
+    add_training_rows,
+    iter_notes,
+)
 from align.run.folder import Run, utc_now
 from align.run.manifest import Manifest
 from align.track import Progress
@@ -210,6 +218,8 @@ def build_finished_page(view: RunView) -> Report:
     sections = load_page_sections(view)
     if sections and sections.add_overview:
         sections.add_overview(report, view)
+    elif sections is None and stage == "eval":
+        add_greedy_answers(report, view)
     report.heading("Inputs and settings").facts(list_origins(view))
     anchors = {anchor["name"].replace(" ", "_") for anchor in view.read_json("artifact/anchors.json")}
     metrics = {key: value for key, value in view.metrics.items() if key not in anchors}  # anchors have their own table

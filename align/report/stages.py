@@ -206,6 +206,8 @@ SHOWN_PAIRS = 3
 """Number of held-out pairs in each list on a report."""
 SHOWN_PROMPTS = 6
 """Number of prompts whose sampled answers a report shows."""
+SHOWN_GREEDY_ANSWERS = 6
+"""Number of prompts whose greedy answers an evaluation's report shows first."""
 ROWS_LEGEND = (
     "The first rows, decoded from the token ids that the model reads. **Underlined** is what the loss is taken on, "
     "a frame is around special tokens."
@@ -451,6 +453,17 @@ def group_by_prompt(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str,
     return list(groups.values())
 
 
+def add_greedy_answers(report: Report, view: RunView) -> None:
+    """Append the greedy answers before and after training to the first held-out prompts to the report.
+
+    An evaluation on few prompts has no such answers.
+    """
+    samples = view.iter_stream("artifact/samples.jsonl")
+    with_both = (sample for sample in samples if {"greedy_ref", "greedy_policy"} <= sample.keys())
+    if examples := list(islice(with_both, SHOWN_GREEDY_ANSWERS)):
+        report.add("greedy", examples, template=SAMPLES)
+
+
 def add_comparison_with_start(report: Report, view: RunView) -> None:
     """Append histograms of the scores and lengths of answers before and after training to the report, and examples."""
     samples = view.read_stream("artifact/samples.jsonl")
@@ -503,6 +516,7 @@ SECTIONS: Mapping[str, Callable[[Report, RunView], None]] = {
     "export": add_export_checks,
     "verify": add_verification_checks,
 }
+"""Stage → function that adds its sections to the end of a report."""
 
 
 def iter_notes(view: RunView) -> Iterator[str]:
