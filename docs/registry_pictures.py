@@ -1,4 +1,4 @@
-"""The pictures of the registry's page in the docs, of the runs that `make demo` leaves.
+"""The pictures of the registry's page in the docs, of the runs that `make demo-small` leaves.
 
 python -m align stage=registry stage.action=serve &
 python docs/registry_pictures.py [http://127.0.0.1:7862] [--chromium /usr/bin/chromium]

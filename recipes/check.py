@@ -240,7 +240,8 @@ def save_row(file: Path, row: Row) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", choices=sorted(path.parent.name for path in RECIPES.glob("*/bars.json")))
+    recipes = {path.parent.name for path in RECIPES.glob("*/bars.json")} - {"demo"}  # which has seeds.py
+    parser.add_argument("recipe", choices=sorted(recipes))
     parser.add_argument("root", type=Path)
     parser.add_argument("seed", type=int, nargs="?", default=0)
     parser.add_argument("--save", type=Path, help="put the figures into the list in this JSON file")

@@ -1,16 +1,18 @@
-"""Compare a policy's answers with those of the untouched model, by the rubric and by what the rubric does not measure.
+"""Compare a policy's answers with those of the untouched model, by the rubric and by guards against gaming it.
 
     rubric         the score by the rubric, beside that of the null policy "cut"
     finished       the share of answers that end by themselves
-    likelihood     the log-likelihood of a token under the untouched model, at the positions that both answers reach
-    topic          the share of answers that are likelier after their own question than after seven others
+    likelihood     the log-likelihood of a token under the untouched model, at the positions that both answers reach:
+                   the mean of an answer, averaged over the answers
+    topic          the share of answers that are likelier after their own question than after seven others (seeds.py
+                   judges it over several seeds, because one has too few answers)
     repetition     the share of an answer's 4-grams that occurred in it before
     grammar        the number of findings of the grammar checker Harper in 100 words
     copying        the share of an answer's words that its question has
     sameness       the share of greedy answers with the policy's commonest sentence, with the words of questions masked
 
 Repetition and grammar are measured after both answers to a question were cut to the length of the shorter one, because
-a shorter answer has less of both. Ends with status 1 if a guard is missed.
+a shorter answer has less of both. Ends with status 3 if a guard is missed.
 
 Usage: python recipes/demo/guards.py RUN_ROOT [--topic] [--save FILE]
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,16 +37,19 @@ from null_policies import Answer, build_null_answers, score_answers
 from numpy.typing import NDArray
 from rubric import list_words
 
+from align.core.errors import NOT_PASSED
 from align.evals.collapse import MASK, VARIED, join_words, mask_answers
 from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer
 from align.ops.intervals import mean_interval
 from align.report import format_interval
-from align.run import resolve
+from align.run import read_manifest, resolve
+from align.run.environment import describe_processor
 from align.track import read_rows
 
 ROW_NAMES = {"before": "ref", "after": "policy"}
-"""The sides, and their names in the rows of `stage=eval`."""
+"""Side → its name in the rows of `stage=eval`."""
+EVALUATION = "eval:before-and-after"
 OTHER_QUESTIONS = 7
 ROWS_AT_ONCE = 16
 SHOWN = 6
@@ -52,8 +58,6 @@ MAX_LIKELIHOOD_CHANGE = 0.3
 """Nats a token, in either direction."""
 MAX_SENTENCE_SHARE = 0.2
 MAX_COPIED_RISE = 0.05
-MIN_TOPIC_CHANGE = -0.05
-"""Least low end of the interval of the change."""
 MAX_KL = 8.0
 
 
@@ -104,9 +108,10 @@ def compute_copied_share(question: str, text: str) -> float:
 
 
 def count_grammar_findings(texts: Sequence[str]) -> float:
-    """Return the number of Harper's findings in 100 words."""
+    """Return the number of Harper's findings in 100 words, or 0 if the texts have no words."""
     linter = Linter()
-    return 100 * sum(len(linter.lint(text)) for text in texts) / sum(len(text.split()) for text in texts)
+    words = sum(len(text.split()) for text in texts)
+    return 100 * sum(len(linter.lint(text)) for text in texts) / words if words else 0.0
 
 
 def find_commonest_sentence(questions: Sequence[str], texts: Sequence[str]) -> tuple[str, float]:
@@ -231,7 +236,7 @@ def list_guards(
     """
     before = sides["before"]
     after = sides["after"]
-    likelihood = [fmean(values) for values in logprobs]
+    likelihood = [fmean(values) if values else math.nan for values in logprobs]
     cut = [*zip(*map(match_lengths, before.texts, after.texts), strict=True)]
     repeated = [fmean(map(compute_repeated_share, texts)) for texts in cut]
     findings = [count_grammar_findings(texts) for texts in cut]
@@ -266,9 +271,10 @@ def list_guards(
 
 
 def measure_seed(root: Path, measures_topic: bool) -> dict[str, Any]:
-    """Return all figures of the newest evaluation: the rubric and the null policies with intervals, and the guards."""
-    artifact = resolve("eval:latest", root).path
-    metrics = json.loads((artifact.parent / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    """Return all figures of an evaluation: the rubric and the null policies with intervals, and the guards."""
+    artifact = resolve(EVALUATION, root).path
+    manifest = read_manifest(artifact.parent)
+    metrics = manifest.metrics
     system, sides = read_sides(artifact)
     questions = [answer.question for answer in sides["before"].sampled]
     scores = {name: score_answers(side.sampled) for name, side in sides.items()}
@@ -279,15 +285,18 @@ def measure_seed(root: Path, measures_topic: bool) -> dict[str, Any]:
     )
     guards = list_guards(questions, sides, logprobs, metrics)
     figures = {
+        "seed": manifest.seed,
+        "processor": describe_processor(manifest.hardware),
+        "questions_file": Path(manifest.config["data"]["eval_path"]).stem,
         "questions": len(questions),
         "rubric": {name: fmean(values) for name, values in scores.items()},
         "rubric_change": compute_change(scores["after"], scores["before"]),
         "nulls": {name: fmean(values) for name, values in nulls.items()},
         "over_cut": compute_change(scores["after"], nulls["cut"]),
         "over_cut_without_question": compute_change(scores["after"], nulls["cut, no question"]),
+        "kl": metrics["kl"],
         "collapse": metrics["collapse"]["verdict"],
         "commonest_sentence": find_commonest_sentence(questions, sides["after"].greedy)[0],
-        "likelihood_change": compute_change(logprobs[1], logprobs[0]),
         "examples": [
             {"question": question, "before": before, "after": after}
             for question, before, after in zip(
@@ -297,11 +306,10 @@ def measure_seed(root: Path, measures_topic: bool) -> dict[str, Any]:
     }
     if measures_topic:
         hits = [list_topic_hits(model, questions, side.texts) for side in sides.values()]
-        change = compute_change(hits[1], hits[0])
-        low = change["low"] if change["low"] is not None else change["value"]
-        limit = f"change {format_change(change)}, low end at least {MIN_TOPIC_CHANGE}"
-        guards.append(Guard("likelier after the own question", *map(fmean, hits), limit, low >= MIN_TOPIC_CHANGE))
-        figures["topic_change"] = change
+        figures["topic"] = [
+            {"question": question, "before": before, "after": after}
+            for question, before, after in zip(questions, *hits, strict=True)
+        ]
     return {**figures, "guards": [guard._asdict() for guard in guards]}
 
 
@@ -323,6 +331,9 @@ def iter_report_lines(figures: Mapping[str, Any]) -> Iterator[str]:
     for guard in figures["guards"]:
         verdict = "" if guard["is_met"] else "  MISSED"
         yield f"  {guard['name']:<33}{guard['before']:7.3f} → {guard['after']:.3f}  {guard['limit']}{verdict}"
+    if "topic" in figures:
+        before, after = (fmean(row[side] for row in figures["topic"]) for side in ROW_NAMES)
+        yield f"  {'likelier after its own question':<33}{before:7.3f} → {after:.3f}  judged over several seeds"
 
 
 def main() -> int:
@@ -335,7 +346,8 @@ def main() -> int:
     print("\n".join(iter_report_lines(figures)))
     if arguments.save:
         arguments.save.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return int(figures["collapse"] != VARIED or not all(guard["is_met"] for guard in figures["guards"]))
+    is_met = figures["collapse"] == VARIED and all(guard["is_met"] for guard in figures["guards"])
+    return 0 if is_met else NOT_PASSED
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from align.evals.stats import (
     compute_win_rate,
     decide_by_rule,
     estimate_deviation,
+    find_smallest_n,
 )
 from align.ops.intervals import Interval, mean_interval, t_quantile
 
@@ -174,3 +175,12 @@ def test_what_is_no_power_is_refused():
     for power in (0.3, 1.0):
         with pytest.raises(ValueError, match="power="):
             compute_sample_size(1.0, 0.1, power=power)
+
+
+def test_the_smallest_n_is_found_for_every_start_and_limit():
+    for highest in range(1, 40):
+        for above in range(highest):
+            for enough in range(45):
+                expected = max(enough, above + 1)
+                found = find_smallest_n(lambda n, enough=enough: n >= enough, above, highest)
+                assert found == (expected if enough <= highest else None), (enough, above, highest)
