@@ -110,12 +110,14 @@ EXAMPLES = {"files": "FILE.jsonl", "manifest": "data:latest"}
 @dataclass
 class DataConfig(Settings):
     """The source of conversations, texts or preference pairs: the corpus of the built-in model (`chitchat`), files of
-    any format (`files`, which may be called `jsonl`), a data set that `stage=data` made (`manifest`), or the votes of
-    the annotation store (`annotations`)."""
+    any format (`files`, which may be called `jsonl`), a data set that `stage=data` made (`manifest`), the votes of
+    the annotation store (`annotations`), or tasks that the package reasoning-gym generates (`reasoning_gym`)."""
 
     AT: ClassVar[str] = "data"
 
-    name: str = setting("chitchat", "The source.", choices=("chitchat", "files", "manifest", "annotations"))
+    name: str = setting(
+        "chitchat", "The source.", choices=("chitchat", "files", "manifest", "annotations", "reasoning_gym")
+    )
     path: str | None = setting(
         None,
         "Files of data=files: a file, a folder, a pattern, hub:ORG/NAME, or hub:ORG/NAME/FILE. The data set of "
@@ -133,6 +135,11 @@ class DataConfig(Settings):
     )
     part: str | None = setting(
         None, "Part of the corpus chitchat: `base` is plain text. Empty: the part that the stage needs."
+    )
+    tasks: Any = setting(
+        None,
+        "Tasks of data=reasoning_gym with their settings: [{name: chain_sum, size: 2000, max_terms: 3}, gcd]. The seed "
+        "is 0 if none is given.",
     )
     template: str | None = setting(
         None, "Chat template. Empty: the template of the artifact or the tokenizer.", choices=("chatml",)
@@ -206,6 +213,12 @@ class DataConfig(Settings):
         for name, value in (("columns", self.columns), ("metadata", self.metadata)):
             problem = f"is about columns of files, which data={self.name} does not read"
             require(not value or self.name == "files", f"data.{name}", value, problem, "Add data=files, or drop it.")
+        generates = self.name == "reasoning_gym"
+        is_list = isinstance(self.tasks, list | tuple)
+        remedy = 'Write data=reasoning_gym "data.tasks=[{name: chain_sum, size: 2000}]".'
+        require(self.tasks is None or is_list, "data.tasks", self.tasks, "is no list of tasks", remedy)
+        problem = f"data={self.name} {'generates tasks' if generates else 'reads no tasks'}"
+        require(bool(self.tasks) == generates, "data.tasks", self.tasks, problem, remedy)
         is_mapping = self.template_kwargs is None or isinstance(self.template_kwargs, dict)
         remedy = 'Write "data.template_kwargs={enable_thinking: false}".'
         require(is_mapping, "data.template_kwargs", self.template_kwargs, "is no mapping", remedy)

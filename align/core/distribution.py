@@ -24,6 +24,7 @@ EXTRA_MODULES = MappingProxyType(
         "mlflow": ("alembic", "mlflow"),
         "plots": ("matplotlib",),
         "postgres": ("psycopg",),
+        "reasoning": ("reasoning_gym",),
         "serve": ("fastapi", "llguidance", "prometheus_client", "uvicorn"),
         "sign": ("OpenSSL", "model_signing"),
         "trackio": ("trackio",),

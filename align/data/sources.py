@@ -16,6 +16,8 @@ from align.core.files import convert_read_errors, parse_user_path
 from align.core.types import Conversation, Document, Feedback, Preference
 from align.data import chitchat
 from align.data.chat.reasoning import strip_all_reasoning
+from align.data.generated_tasks import SOURCE as REASONING_GYM
+from align.data.generated_tasks import build_tasks_input, generate_conversations
 from align.data.read.columns import ColumnRules
 from align.data.read.content import DOCUMENTS, MESSAGE_ATTRIBUTES, PREFERENCES, extract_prompt
 from align.data.read.files import list_data_files
@@ -40,7 +42,7 @@ class DataSource:
 
     Attributes:
         name: `chitchat`, the corpus of the built-in model; `files`, alias `jsonl`; `manifest`, a data set of
-            `stage=data`; `annotations`, votes.
+            `stage=data`; `annotations`, votes; `reasoning_gym`, generated tasks.
         path: a file, a folder, a pattern, or a data set on the hub, see `align.data.read.files.list_data_files`; for
             `manifest`, the folder of the data set.
         part: part of the corpus; None for the stage's default.
@@ -53,6 +55,7 @@ class DataSource:
         skip_bad_rows: leave refused rows out. If False, their file is refused.
         columns: our name of a column → that of the files.
         metadata: columns of the files that are kept as metadata.
+        tasks: the tasks of `reasoning_gym`, see `align.data.generated_tasks.parse_task`.
     """
 
     name: str
@@ -66,6 +69,7 @@ class DataSource:
     skip_bad_rows: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
     metadata: tuple[str, ...] = ()
+    tasks: Any = None
 
     def __post_init__(self) -> None:
         if self.name == FILES_ALIAS:
@@ -86,6 +90,7 @@ class DataSource:
             skip_bad_rows=settings.on_bad_row == "skip",
             columns=settings.columns or {},
             metadata=tuple(settings.metadata or ()),
+            tasks=settings.tasks,
         )
 
     @property
@@ -109,6 +114,8 @@ def build_data_input(data: DataSource) -> Input:
         description = read_description(folder)
         digest = json_digest([description["root"], description["shards"]])
         return Input(digest, path=str(data.path), details={key: description[key] for key in ROOT_FIELDS})
+    if data.name == REASONING_GYM:
+        return build_tasks_input(data.tasks)
     if data.name == "chitchat":
         return Input(lookup_digest(chitchat.get_corpus_path()), path=data.path or data.name)
     return build_files_input(data.path, "data.path")
@@ -227,7 +234,7 @@ def build_empty_split_error(data: DataSource, problem: str) -> InputError:
         return InputError("data.eval_path", data.eval_path, problem, remedy)
     if data.name == MANIFEST:
         return InputError("data.path", data.path, problem, "Make a data set with more rows, or another data.held_out.")
-    field, value = ("data.held_out", data.held_out) if data.name == FILES else ("data", data.name)
+    field, value = ("data.held_out", data.held_out) if data.name in (FILES, REASONING_GYM) else ("data", data.name)
     return InputError(field, value, problem, f"{MORE_ROWS_HELP} A user must speak in them.")
 
 
@@ -257,9 +264,12 @@ def read_both_splits(data: DataSource, requires_answer: bool = False) -> TrainTe
 
 
 def read_all_documents(data: DataSource, requires_answer: bool = False) -> list[Document]:
-    """Return the conversations or texts of `data.path` in their order, and of a data set only its train split."""
+    """Return the conversations or texts of `data.path` or `data.tasks` in their order, and of a data set only its train
+    split."""
     if data.name == MANIFEST:
         return read_data_set_split(data, "train", requires_answer)
+    if data.name == REASONING_GYM:
+        return [*generate_conversations(data.tasks, requires_answer)]
     return read_file_documents(data, "path", requires_answer)
 
 

@@ -28,6 +28,7 @@ NEEDS = {
     ("data", "files"): ["data.path=a.jsonl", "model=pocket"],
     ("data", "jsonl"): ["data.path=a.jsonl", "model=pocket"],
     ("data", "manifest"): ["data.path=data:latest", "model=pocket"],
+    ("data", "reasoning_gym"): ["data.tasks=[gcd]", "model=pocket"],
     ("reward", "fn"): ["reward.fn=package.module:name"],
     ("reward", "rules"): ["reward.rules=[{rule: sentiment}]"],
     ("reward", "ensemble"): ["reward.refs=['reward:a','reward:b']"],
@@ -35,12 +36,12 @@ NEEDS = {
     ("export", "check"): ["export.path=runs/export/a"],
 }
 REFUSED = {
-    "data": {("data", "annotations"), ("data", "manifest")},
+    "data": {("data", "annotations"), ("data", "manifest"), ("data", "reasoning_gym")},
     "sft": {("method", "full"), ("data", "annotations")},
     "full": {("method", "auto"), ("method", "qlora"), ("method", "lora"), ("data", "annotations")},
-    "reward": {("data", "chitchat"), ("method", "full")},
-    "dpo": {("data", "chitchat"), ("method", "full")},
-    "kto": {("data", "chitchat"), ("method", "full")},
+    "reward": {("data", "chitchat"), ("data", "reasoning_gym"), ("method", "full")},
+    "dpo": {("data", "chitchat"), ("data", "reasoning_gym"), ("method", "full")},
+    "kto": {("data", "chitchat"), ("data", "reasoning_gym"), ("method", "full")},
 }
 
 

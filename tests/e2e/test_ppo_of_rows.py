@@ -11,6 +11,7 @@ import pytest
 from stage_commands import Ready
 
 from align.__main__ import main
+from align.data import generated_tasks
 from align.track import read_rows
 
 WORDS = "rain snow wind hail sleet frost cloud storm river ocean island harbour meadow forest"
@@ -139,3 +140,24 @@ def assert_scored(row: dict[str, Any], letter: dict[str, str], suite: bool) -> N
         pairs = [(prompt, row["ref"], row["score_ref"]), (prompt, row["policy"], row["score_policy"])]
     for prompt, answer, score in pairs:
         assert score == answer.count(letter[prompt])
+
+
+def test_generated_tasks_are_trained_on_and_traced(
+    ready: Ready, said: Said, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in ready.ppo if not word.startswith(("reward.", "data"))]
+    words += ["data=reasoning_gym", "data.tasks=[{name: gcd, size: 40}]", "reward=check", "stage.normalise=off"]
+    folder = Path(said([*words, f"run.root={ready.root}", "run.name=generated"], 0))
+    updates = [row for row in read_rows(folder / "metrics.jsonl") if "raw_score" in row]
+    assert updates
+    assert all(row["check_errors"] == 0 for row in updates)
+
+    def trace_data() -> str:
+        words = ["stage=registry", "stage.action=trace", "artifact=ppo:generated", "stage.verify=full"]
+        assert main([*words, f"run.root={ready.root}"]) == 0
+        return next(line for line in capfd.readouterr().out.splitlines() if "generated reasoning_gym:gcd" in line)
+
+    assert "hashed now: as it was read" in trace_data()
+    generate_entries = generated_tasks.iter_entries
+    monkeypatch.setattr(generated_tasks, "iter_entries", lambda tasks: [*generate_entries(tasks)][1:])
+    assert "differs from what was read" in trace_data()
