@@ -33,6 +33,12 @@ class SampleConfig(Settings):
         "`reward=` ranks first, and does not change the ranking.",
     )
 
+    min_score: float | None = setting(
+        None,
+        "Lowest score of a winner of `best_of`. A prompt whose best answer scores less gives no row and no pair. With "
+        "reward=check, 1 keeps right answers alone. Empty: no limit.",
+    )
+
     def check_together(self) -> None:
         require(
             self.best_of is None or self.candidates == type(self).candidates,
@@ -46,6 +52,13 @@ class SampleConfig(Settings):
             "stage.gold",
             self.gold,
             "measures best-of-n alone",
+            "Add stage.best_of=N, or drop it.",
+        )
+        require(
+            self.min_score is None or self.best_of is not None,
+            "stage.min_score",
+            self.min_score,
+            "applies to the winners of best-of-n alone",
             "Add stage.best_of=N, or drop it.",
         )
         if self.gold is not None:

@@ -3,6 +3,7 @@ prompts."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from align.rollout.strip_reasoning import is_empty_answer
 
 NO_ROW = {
     "no_winner": "without an answer that ended and holds text",
+    "low_score": "whose best answer scores below stage.min_score",
     "all_equal": "whose answers are all equal",
     "one_score": "with no answer below the winner's score",
     "with_tools": "with tools, whose calls are no text to imitate",
@@ -60,7 +62,9 @@ class BestOfResults:
     outranked: int = 0
 
 
-def select_winner_and_loser(answers: Sequence[Mapping[str, Any]], has_tools: bool) -> BestOfSelection:
+def select_winner_and_loser(
+    answers: Sequence[Mapping[str, Any]], has_tools: bool, min_score: float = -math.inf
+) -> BestOfSelection:
     """Select the best finished answer to a prompt as the winner, and the worst answer with another text as the loser of
     a pair.
 
@@ -71,6 +75,7 @@ def select_winner_and_loser(answers: Sequence[Mapping[str, Any]], has_tools: boo
     Args:
         answers: in the order in which they were drawn, see `align.stages.sample`.
         has_tools: whether the prompt or its messages use tools.
+        min_score: lowest score of a winner. If the best answer scores less, there is neither winner nor loser.
     """
     if has_tools:
         return BestOfSelection(None, None, "with_tools")
@@ -78,6 +83,8 @@ def select_winner_and_loser(answers: Sequence[Mapping[str, Any]], has_tools: boo
     winner = next((i for i in order if answers[i]["ended"] and not is_empty_answer(answers[i]["answer"])), None)
     if winner is None:
         return BestOfSelection(None, None, "no_winner")
+    if answers[winner]["score"] < min_score:
+        return BestOfSelection(None, None, "low_score")
     texts = [answer["answer"].strip() for answer in answers]
     candidates = [i for i in order if texts[i] not in ("", texts[winner])]
     if not candidates:
@@ -87,13 +94,16 @@ def select_winner_and_loser(answers: Sequence[Mapping[str, Any]], has_tools: boo
     return BestOfSelection(winner, loser, "") if is_lower else BestOfSelection(winner, None, "one_score")
 
 
-def collect_best_of_results(rows: Iterable[Mapping[str, Any]], run: str, scorer: str) -> BestOfResults:
+def collect_best_of_results(
+    rows: Iterable[Mapping[str, Any]], run: str, scorer: str, min_score: float = -math.inf
+) -> BestOfResults:
     """Select winner and loser for each row of a run's `samples.jsonl`, and collect the training rows, pairs and scores.
     Reads one row at a time.
 
     Args:
         run: `sample:NAME`.
         scorer: the reward's name for people.
+        min_score: lowest score of a winner.
     """
     results = BestOfResults()
     for row in rows:
@@ -102,7 +112,7 @@ def collect_best_of_results(rows: Iterable[Mapping[str, Any]], run: str, scorer:
         results.tokens.append([answer["tokens"] for answer in answers])
         if "gold" in answers[0]:
             results.gold.append([answer["gold"] for answer in answers])
-        winner, loser, why = select_winner_and_loser(answers, uses_tools(row))
+        winner, loser, why = select_winner_and_loser(answers, uses_tools(row), min_score)
         if winner is not None:
             results.winners.append(build_winner_row(row, winner, run, scorer))
             results.outranked += answers[winner]["score"] < max(results.scores[-1])

@@ -366,6 +366,12 @@ FIGURES = (
         "The better answer was cut or is empty, so the winner is trained on in its place.",
     ),
     _declare_figure("no_winner", "Prompts without a winner", "", "None of their answers ended and holds text."),
+    _declare_figure(
+        "low_score",
+        "Prompts whose best answer scores below stage.min_score",
+        "",
+        "They give neither a winner nor a pair.",
+    ),
     _declare_figure("one_score", "Prompts with no answer below the winner's score", "", "They give no pair."),
     _declare_figure("scorer", "Ranked by", "", "The reward that ranked the answers."),
     _declare_figure("measured_by", "Measured by", "", "The reward of stage.gold."),

@@ -12,6 +12,7 @@ for stage=sft (rejection sampling), and the best and the worst answers become pa
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -592,7 +593,8 @@ def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) 
 
     scorer = get_scorer_title(to_plain_dict(config)["reward"], run.inputs)
     with open_text(run.folder / "samples.jsonl") as file:
-        tally = collect_best_of_results(map(json.loads, file), run.manifest.ref, scorer)
+        min_score = -math.inf if config.stage.min_score is None else config.stage.min_score
+        tally = collect_best_of_results(map(json.loads, file), run.manifest.ref, scorer, min_score)
     require_winner(run, config, tally)
     best = compute_best_of_figures(tally) | {"scorer": scorer}
     if config.stage.gold is not None:
@@ -608,12 +610,16 @@ def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) 
 
 
 def require_winner(run: Run, config: Config, results: BestOfResults) -> None:
-    """Raise InputError if all answers to all prompts were cut off or are empty, so that there is no best answer."""
+    """Raise InputError if no answer to any prompt may win, because all were cut off, are empty or score too low."""
     prompt_count = len(results.scores) - results.reasons["with_tools"]
     problem = "leaves no answer that is complete and not empty"
     remedy = f"Raise it, or start from another policy. The answers are in {run.folder / 'samples.jsonl'}."
     has_winner = results.reasons["no_winner"] < prompt_count or not prompt_count
     require(has_winner, "rollout.max_new_tokens", config.rollout.max_new_tokens, problem, remedy)
+    has_winner = results.reasons["no_winner"] + results.reasons["low_score"] < prompt_count or not prompt_count
+    problem = "is higher than the score of every prompt's best answer"
+    remedy = remedy.replace("Raise", "Lower")
+    require(has_winner, "stage.min_score", config.stage.min_score, problem, remedy)
 
 
 def format_best_of_table(best: Mapping[str, Any]) -> list[str]:

@@ -251,6 +251,20 @@ def test_what_is_trained_on_them_knows_who_ranked_them(shop: Workshop, best: Pat
     assert "data: sample:best" in shop.output
 
 
+def test_only_answers_with_the_minimum_score_win(shop: Workshop, best: Path) -> None:
+    scores = sorted(row["score"] for row in read_rows(best / "artifact" / "winners.jsonl"))
+    median = scores[len(scores) // 2]
+    folder = sample_answers(shop, *VOWELS, "init=sft:s", "run.name=high", f"stage.min_score={median}")
+    expected_rows = [row for row in read_rows(best / "artifact" / "winners.jsonl") if row["score"] >= median]
+    rows = read_rows(folder / "artifact" / "winners.jsonl")
+    assert [row["messages"] for row in rows] == [row["messages"] for row in expected_rows]
+    assert read_manifest(folder).metrics["low_score"] == sum(score < median for score in scores) > 0
+    shop.refuses(
+        *("stage=sample", "init=sft:s", *shop.data_words, *VOWELS, *BEST, "run.name=none", "stage.min_score=1000"),
+        says=("stage.min_score=1000", "is higher than the score of every prompt's best answer. Lower it"),
+    )
+
+
 def test_fewer_answers_are_the_first_of_more(shop: Workshop, best: Path) -> None:
     folder = sample_answers(shop, *VOWELS, "stage.best_of=3", "init=sft:s", "run.name=three")
     three_rows, six_rows = (read_rows(f / "samples.jsonl") for f in (folder, best))

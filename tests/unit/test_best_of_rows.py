@@ -59,6 +59,12 @@ def test_who_wins_and_who_loses(given: list[tuple[str, float, bool]], expected: 
     assert select_winner_and_loser(build_answers(*given), has_tools=True) == BestOfSelection(None, None, "with_tools")
 
 
+def test_winners_have_the_minimum_score() -> None:
+    answers = build_answers(("x", 9, False), ("y", 3, True), ("z", 1, True))
+    assert select_winner_and_loser(answers, has_tools=False, min_score=3) == BestOfSelection(1, 2, "")
+    assert select_winner_and_loser(answers, has_tools=False, min_score=3.5) == BestOfSelection(None, None, "low_score")
+
+
 def test_only_the_winner_is_trained_on() -> None:
     results = collect_best_of_results(
         [build_candidates_row(("x", 1, True), ("y", 3, False), ("z", 2, True))], "sample:r", "vader"
