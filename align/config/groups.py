@@ -138,8 +138,8 @@ class DataConfig(Settings):
     )
     tasks: Any = setting(
         None,
-        "Tasks of data=reasoning_gym with their settings: [{name: chain_sum, size: 2000, max_terms: 3}, gcd]. The seed "
-        "is 0 if none is given.",
+        "Tasks of data=reasoning_gym with their settings: [{name: chain_sum, size: 2000, max_terms: 3}, gcd]. `read` "
+        "is what the check `exact` reads of an answer.",
     )
     template: str | None = setting(
         None, "Chat template. Empty: the template of the artifact or the tokenizer.", choices=("chatml",)

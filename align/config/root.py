@@ -187,11 +187,12 @@ class Config(Settings):
         remedy = f"Leave it out; it is for {', '.join(key for key, stage in STAGES.items() if stage.spreads)}."
         require(is_allowed, "devices", self.devices, f"stage={name} works in one process", remedy)
         from_base = self.init == "base" and name in ("sft", "full", "sample", "reward", "dpo", "kto", "ppo")
+        is_own_data = self.data.name in (*BY_PATH, "reasoning_gym")
         require(
-            not from_base or self.data.name not in BY_PATH or self.model.path is not None,
+            not from_base or not is_own_data or self.model.path is not None,
             "model",
             "(not given)",
-            f"{self.data.path} is your own data, and no base model is named to train on it",
+            f"{self.data.path or 'data.tasks'} is your own data, and no base model is named to train on it",
             "Add model=hub model.path=ORG/NAME or a folder; model=pocket is the built-in toy of 6 million weights.",
         )
         check = getattr(self.stage, "check", None)

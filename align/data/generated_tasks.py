@@ -1,6 +1,9 @@
-"""Prompts of the tasks that the package `reasoning-gym` generates: data=reasoning_gym.
+"""Prompts of the tasks that the package `reasoning-gym` generates, with their right answers: data=reasoning_gym.
 
-The same settings give the same prompts as long as the version of the package is the same.
+The same settings give the same prompts as long as the version of the package is the same. Only tasks with a single
+right answer are offered, and answers are compared with it by our check `exact`. The package's own scores are not used:
+in version 0.1.25 some evaluate an answer as Python, some do not end on an answer with a huge number, and some give
+wrong answers the full score.
 """
 
 from __future__ import annotations
@@ -9,58 +12,113 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from functools import lru_cache
 from importlib.metadata import version
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from align.core.distribution import require_extra
 from align.core.errors import InputError, require
-from align.core.spec import enumerate_list, get_choice, get_integer
+from align.core.spec import enumerate_list, get_choice, get_integer, get_text
 from align.core.types import Conversation, Message
 from align.run import Input, json_digest
 
-if TYPE_CHECKING:
-    from reasoning_gym.dataset import ProceduralDataset
-
 SOURCE = "reasoning_gym"
-"""Choice of `data`, and kind of the checks of its answers."""
+"""Choice of `data`."""
 FIELD = "data.tasks"
 TASKS = "tasks"
 """Key in the details of an input for the parsed tasks."""
-DEFAULT_SEED = 0
-MAX_SIZE = 1_000_000
-"""Largest number of prompts of one task."""
-COMPOSITE = "composite"
-"""reasoning-gym's mixture of tasks, for which there is the list of tasks."""
-EVALUATES = "evaluates answers as Python in align's own process, so that a model could run any program"
-UNBOUNDED = "may take hours to score an answer with a huge number"
-UNREPRODUCIBLE = "generates other prompts in each process, so that a run could neither be resumed nor repeated"
-REFUSED_TASKS = {
-    "binary_matrix": EVALUATES,
-    "codeio": UNBOUNDED,
-    "coin_flip": UNBOUNDED,
-    "complex_arithmetic": "gives its full score to the answer nan",
-    "countdown": EVALUATES,
-    "game_of_life_halting": "gives its full score to every answer",
-    "intermediate_integration": EVALUATES,
-    "isomorphic_strings": UNREPRODUCIBLE,
-    "knight_swap": UNREPRODUCIBLE,
-    "list_functions": UNREPRODUCIBLE,
-    "n_queens": EVALUATES,
-    "polynomial_multiplication": EVALUATES,
-    "puzzle24": EVALUATES,
-    "ransom_note": UNREPRODUCIBLE,
-    "simple_integration": EVALUATES,
-    "spiral_matrix": EVALUATES,
-    "string_insertion": EVALUATES,
-    "word_ladder": UNREPRODUCIBLE,
-}
-"""Task → why it is refused, found with reasoning-gym 0.1.25."""
+TASKS_VERSION = "tasks_version"
+"""Key in the details of an input for the version of reasoning-gym."""
+SEED_DISTANCE = 1_000_000
+"""Largest number of prompts of one task. Entry i of reasoning-gym's seed s is entry 0 of its seed s + i. Our seed is
+multiplied by this number, so that prompts of different seeds are different draws."""
 HELP = 'Write "data.tasks=[{name: chain_sum, size: 2000, max_terms: 3}]".'
 
+NUMBER_TASKS = frozenset(
+    [
+        "aiw",
+        "basic_arithmetic",
+        "binary_alternation",
+        "chain_sum",
+        "count_bits",
+        "count_primes",
+        "decimal_arithmetic",
+        "decimal_chain_sum",
+        "gcd",
+        "gsm_symbolic",
+        "largest_island",
+        "lcm",
+        "leg_counting",
+        "letter_counting",
+        "maze",
+        "number_format",
+        "number_sequence",
+        "products",
+        "rectangle_count",
+        "rotten_oranges",
+        "self_reference",
+        "simple_equations",
+        "simple_geometry",
+    ]
+)
+"""Tasks whose right answer is a decimal number, so that `1,000.0` is as good as `1000`."""
+TEXT_TASKS = frozenset(
+    [
+        "acre",
+        "arc_1d",
+        "arc_agi",
+        "base_conversion",
+        "bf",
+        "binary_matrix",
+        "bitwise_arithmetic",
+        "caesar_cipher",
+        "calendar_arithmetic",
+        "circuit_logic",
+        "color_cube_rotation",
+        "course_schedule",
+        "dice",
+        "emoji_mystery",
+        "family_relationships",
+        "figlet_font",
+        "game_of_life",
+        "letter_jumble",
+        "mahjong_puzzle",
+        "manipulate_matrix",
+        "modulo_grid",
+        "needle_haystack",
+        "number_filtering",
+        "number_sorting",
+        "path_star",
+        "rearc",
+        "rotate_matrix",
+        "sentence_reordering",
+        "spell_backward",
+        "spiral_matrix",
+        "string_insertion",
+        "string_manipulation",
+        "string_splitting",
+        "string_synthesis",
+        "syllogism",
+        "tsumego",
+        "word_sequence_reversal",
+        "word_sorting",
+        "zebra_puzzles",
+    ]
+)
+"""Other tasks with a single right answer."""
+
 TaskSpec = dict[str, Any]
-"""The `name` of a task, and the settings that differ from its defaults, among them always the `seed`."""
+"""The `name` of a task, its `size` and `seed`, what its checks `read`, and the settings that differ from its
+defaults."""
+
+
+class Entry(NamedTuple):
+    """A generated prompt, its right answer, and the check that compares answers with it."""
+
+    id: str
+    question: str
+    answer: str
+    check: dict[str, Any]
 
 
 def parse_task(value: Any, field: str) -> TaskSpec:
@@ -74,20 +132,20 @@ def parse_task(value: Any, field: str) -> TaskSpec:
 
     spec = {"name": value} if isinstance(value, str) else value
     require(isinstance(spec, Mapping), field, value, "is no task", HELP)
-    name = get_choice(spec, field, "name", sorted(DATASETS.keys() - {COMPOSITE}))
-    remedy = (
-        "Choose another task, or write its prompts to a file for data=files, with checks or a function of your own."
-    )
-    require(name not in REFUSED_TASKS, f"{field}.name", name, REFUSED_TASKS.get(name, ""), remedy)
-    known_settings = [setting.name for setting in dataclasses.fields(DATASETS[name][1])]
+    name = get_choice(spec, field, "name", sorted(NUMBER_TASKS | TEXT_TASKS))
+    settings = {setting.name: setting.default for setting in dataclasses.fields(DATASETS[name][1])}
     for key in spec:
-        remedy = f"Its settings are {', '.join(known_settings)}."
-        require(key in ("name", *known_settings), f"{field}.{key}", spec[key], f"is no setting of {name}", remedy)
-    task = {"name": name, **spec, "seed": get_integer(spec, field, "seed", DEFAULT_SEED)}
-    get_integer(spec, field, "size", 1, minimum=1, maximum=MAX_SIZE)
-    with convert_task_errors(task, field):
-        load_task(task)
-    return task
+        remedy = f"Its settings are {', '.join(['read', *settings])}."
+        require(key in ("name", "read", *settings), f"{field}.{key}", spec[key], f"is no setting of {name}", remedy)
+    size = get_integer(spec, field, "size", settings["size"], minimum=1, maximum=SEED_DISTANCE)
+    read = get_text(spec, field, "read", "answer_tag")
+    return {"name": name, **spec, "size": size, "seed": get_integer(spec, field, "seed", 0), "read": read}
+
+
+def parse_tasks(values: Any) -> list[TaskSpec]:
+    """Parse the setting `data.tasks`. See `parse_task`."""
+    require(bool(values), FIELD, values, f"data={SOURCE} generates tasks, and none is named", HELP)
+    return [parse_task(value, field) for field, value in enumerate_list(values, FIELD, HELP)]
 
 
 @contextmanager
@@ -104,67 +162,49 @@ def convert_task_errors(task: TaskSpec, field: str) -> Iterator[None]:
         raise InputError(field, task, f"is refused by reasoning-gym: {reason}", "Change its settings.") from error
 
 
-def parse_tasks(values: Any) -> list[TaskSpec]:
-    """Parse the setting `data.tasks`. See `parse_task`."""
-    require(bool(values), FIELD, values, f"data={SOURCE} generates tasks, and none is named", HELP)
-    return [parse_task(value, field) for field, value in enumerate_list(values, FIELD, HELP)]
-
-
-def get_version() -> str:
-    """Return the installed version of reasoning-gym."""
-    return version("reasoning-gym")
-
-
-def load_task(task: TaskSpec) -> ProceduralDataset:
-    """Return reasoning-gym's data set of a parsed task, which generates an entry each time it is indexed."""
-    return _load_task(json.dumps(task, sort_keys=True))
-
-
-@lru_cache(maxsize=64)
-def _load_task(task: str) -> ProceduralDataset:
+def generate_entries(task: TaskSpec, position: int) -> list[Entry]:
+    """Generate the prompts of a parsed task, which has this position in the list of tasks."""
     from reasoning_gym.factory import create_dataset
 
-    return create_dataset(**json.loads(task))
+    settings = {key: value for key, value in task.items() if key not in ("name", "read", "seed")}
+    with convert_task_errors(task, f"{FIELD}[{position}]"):
+        dataset = create_dataset(task["name"], seed=task["seed"] * SEED_DISTANCE, **settings)
+        generated = [dataset[index] for index in range(task["size"])]
+    ignored = ["case", "number_format"] if task["name"] in NUMBER_TASKS else ["case"]
+    return [
+        Entry(
+            f"{position}-{task['name']}-{index}",
+            entry["question"],
+            entry["answer"],
+            {"kind": "exact", "answer": entry["answer"], "read": task["read"], "ignore": ignored},
+        )
+        for index, entry in enumerate(generated)
+    ]
 
 
-def iter_entries(tasks: list[TaskSpec]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Yield the id, the entry and the check of each prompt, task by task."""
+def iter_entries(tasks: list[TaskSpec]) -> Iterator[Entry]:
+    """Yield the prompts of parsed tasks, task by task."""
     for position, task in enumerate(tasks):
-        dataset = load_task(task)
-        for index in range(len(dataset)):
-            check = {"kind": SOURCE, "version": get_version(), "task": task, "index": index}
-            with convert_task_errors(task, f"{FIELD}[{position}]"):
-                entry = dataset[index]
-            yield f"{position}-{task['name']}-{index}", entry, check
+        yield from generate_entries(task, position)
 
 
-def generate_conversations(values: Any, requires_answer: bool = False) -> list[Conversation]:
-    """Generate the prompts of tasks, with the checks of their answers as the other columns of their rows.
+def generate_conversations(values: Any) -> Iterator[Conversation]:
+    """Yield the prompts of tasks with their right answers, and with the checks of answers in their rows.
 
     Args:
         values: the setting `data.tasks`.
-        requires_answer: whether the right answer follows each prompt.
 
     Raises:
-        InputError: the setting is wrong, or a task has no single right answer and `requires_answer` is set.
+        InputError: the setting is wrong.
     """
-    conversations = []
-    for prompt_id, entry, check in iter_entries(parse_tasks(values)):
-        messages = [Message("user", entry["question"])]
-        if requires_answer:
-            name = check["task"]["name"]
-            problem = f"has no single right answer to train on (prompt {prompt_id})"
-            require(isinstance(entry["answer"], str), FIELD, name, problem, "Choose another task, or use stage=ppo.")
-            messages.append(Message("assistant", entry["answer"]))
-        row = json.dumps({"check": check})
-        conversations.append(Conversation(tuple(messages), prompt_id, row=row))
-    return conversations
+    for entry in iter_entries(parse_tasks(values)):
+        messages = (Message("user", entry.question), Message("assistant", entry.answer))
+        yield Conversation(messages, entry.id, row=json.dumps({"check": entry.check}))
 
 
 def compute_tasks_digest(values: Any) -> str:
-    """Return the digest of the questions and answers that the tasks of `data.tasks` generate."""
-    entries = iter_entries(parse_tasks(values))
-    return json_digest([[prompt_id, entry["question"], entry["answer"]] for prompt_id, entry, _ in entries])
+    """Return the digest of what the tasks of `data.tasks` generate."""
+    return json_digest([*map(list, iter_entries(parse_tasks(values)))])
 
 
 def build_tasks_input(values: Any) -> Input:
@@ -172,5 +212,5 @@ def build_tasks_input(values: Any) -> Input:
     the version of reasoning-gym."""
     tasks = parse_tasks(values)
     names = "+".join(task["name"] for task in tasks)
-    details = {TASKS: tasks, "version": get_version()}
+    details = {TASKS: tasks, TASKS_VERSION: version("reasoning-gym")}
     return Input(compute_tasks_digest(tasks), path=f"{SOURCE}:{names}", details=details)

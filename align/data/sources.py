@@ -17,7 +17,7 @@ from align.core.types import Conversation, Document, Feedback, Preference
 from align.data import chitchat
 from align.data.chat.reasoning import strip_all_reasoning
 from align.data.generated_tasks import SOURCE as REASONING_GYM
-from align.data.generated_tasks import build_tasks_input, generate_conversations
+from align.data.generated_tasks import TASKS, build_tasks_input, generate_conversations
 from align.data.read.columns import ColumnRules
 from align.data.read.content import DOCUMENTS, MESSAGE_ATTRIBUTES, PREFERENCES, extract_prompt
 from align.data.read.files import list_data_files
@@ -90,7 +90,7 @@ class DataSource:
             skip_bad_rows=settings.on_bad_row == "skip",
             columns=settings.columns or {},
             metadata=tuple(settings.metadata or ()),
-            tasks=settings.tasks,
+            tasks=getattr(settings, "tasks", None),  # manifests of earlier versions have none
         )
 
     @property
@@ -234,7 +234,10 @@ def build_empty_split_error(data: DataSource, problem: str) -> InputError:
         return InputError("data.eval_path", data.eval_path, problem, remedy)
     if data.name == MANIFEST:
         return InputError("data.path", data.path, problem, "Make a data set with more rows, or another data.held_out.")
-    field, value = ("data.held_out", data.held_out) if data.name in (FILES, REASONING_GYM) else ("data", data.name)
+    if data.name == REASONING_GYM:
+        remedy = "Raise size in data.tasks, or set another data.held_out."
+        return InputError("data.held_out", data.held_out, problem, remedy)
+    field, value = ("data.held_out", data.held_out) if data.name == FILES else ("data", data.name)
     return InputError(field, value, problem, f"{MORE_ROWS_HELP} A user must speak in them.")
 
 
@@ -269,7 +272,7 @@ def read_all_documents(data: DataSource, requires_answer: bool = False) -> list[
     if data.name == MANIFEST:
         return read_data_set_split(data, "train", requires_answer)
     if data.name == REASONING_GYM:
-        return [*generate_conversations(data.tasks, requires_answer)]
+        return [*generate_conversations(data.tasks)]
     return read_file_documents(data, "path", requires_answer)
 
 
@@ -353,6 +356,8 @@ def find_rankers(source_input: Input, root: Path) -> tuple[str, ...]:
     """Return the names (`sample:NAME`) of the best-of-n runs that ranked the rows of an input. For files, these are the
     runs that published one of the files, wherever it is now; for a data set of `stage=data`, the runs that ranked the
     rows of its sources."""
+    if TASKS in source_input.details:
+        return ()
     if "root" in source_input.details:
         manifest = try_read_manifest(Path(source_input.path).parent)
         sources = manifest.inputs.values() if manifest else ()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from align.config.stages import STAGES
 from align.core.errors import InputError
 from align.core.files import open_binary
-from align.data.generated_tasks import TASKS
+from align.data.generated_tasks import TASKS, TASKS_VERSION
 from align.run.figures import get_collapse_verdict, get_suite_collapse, read_figures
 from align.run.files import read_json_object
 from align.run.manifest import Input, Manifest
@@ -260,7 +260,7 @@ def make_input_record(input: Input) -> Record:
         record["root"] = input.details["root"]
     if input.project:
         record |= {"project": input.project, "seq": input.seq}
-    for key, kind in (("alias", Mapping), ("server", str), (TASKS, list)):
+    for key, kind in (("alias", Mapping), ("server", str), (TASKS, list), (TASKS_VERSION, str)):
         if isinstance(input.details.get(key), kind):
             record[key] = input.details[key]
     return record

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from align.core.chain import ChainHead
 from align.core.errors import AlignError, CorruptFile, InputError, MissingArtifact
 from align.core.files import open_binary
-from align.data.generated_tasks import TASKS, compute_tasks_digest
+from align.data.generated_tasks import TASKS, TASKS_VERSION, compute_tasks_digest
 from align.registry.formatting import clean_text, format_kl, format_method, format_score
 from align.registry.index import FileHash, Index, read_stamp
 from align.registry.record import UNREADABLE, Record, describe_alteration
@@ -314,7 +314,9 @@ class Tracer:
             elif input.get("server"):  # its weights are not here
                 yield name, TraceNode("server", str(input["path"]), input["digest"])
             elif TASKS in input:
-                node = TraceNode("generated", str(input["path"]), input["digest"])
+                node = TraceNode(
+                    "generated", str(input["path"]), input["digest"], (f"reasoning-gym {input[TASKS_VERSION]}",)
+                )
                 yield name, self.rehash_if_full(node, partial(compute_tasks_digest, input[TASKS]))
             elif input.get("path"):
                 yield name, self.make_file_node(input)

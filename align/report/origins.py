@@ -181,6 +181,8 @@ def describe_data(view: RunView) -> Iterator[str]:
         yield f"{data_input.ref or data['path']}, sha256 {data_input.digest[:DIGITS]}…"
         if data.get("eval_path"):
             yield f"measured on {data['eval_path']}"
+    elif version := data_input.details.get("tasks_version"):
+        yield f"{data_input.path}, reasoning-gym {version}, sha256 {data_input.digest[:DIGITS]}…"
     else:
         yield f"the corpus {data['name']}{', part ' + data['part'] if data.get('part') else ''}"
     yield from describe_rendering(data)

@@ -1069,6 +1069,8 @@ def explain_small_data(data: DataConfig) -> str:
             f"the data set {data.path} has too few held-out questions. Make it again with more held out (stage=data "
             "data.held_out=SHARE)"
         )
+    if data.name == "reasoning_gym":
+        return "too few questions are held out. Raise size in data.tasks, or data.held_out, before training"
     if data.name == "annotations":
         return "the project has too few held-out questions. Measure on a file: data=files data.path=FILE"
     return (

@@ -21,7 +21,6 @@ KINDS = {
     "regex": "pattern",
     "json_schema": "json_schema",
     "code": "code",
-    "reasoning_gym": "generated_task",
 }
 """Kind of a check → name of the module beside this one whose `build` returns its checker, imported on first use."""
 

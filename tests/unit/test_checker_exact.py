@@ -138,3 +138,22 @@ def test_a_runaway_pattern_is_an_outcome(pattern: str):
     assert result.score == 0
     assert "took more than 0.25 s" in result.error or not result.parts[0].held
     assert "TimeoutError" in check_pattern("a" * 5000 + "!", r"(a|aa)+$").error
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("7", 1),
+        ("<answer>7</answer>", 1),
+        ("I add.\n<answer> 7 </answer> Done.", 1),
+        ("<answer>8</answer><answer>7</answer>", 1),
+        ("<answer>7</answer><answer>8</answer>", 0),
+        ("<answer>7", 0),
+        ("<answer>7</answer><answer>8", 0),
+        ("7</answer>", 0),
+        ("<answer>7 or 8</answer>", 0),
+        ("<answer></answer>7", 0),
+    ],
+)
+def test_the_last_answer_tag_is_read(answer: str, score: int) -> None:
+    assert check_exact(answer, answer="7", read="answer_tag").score == score

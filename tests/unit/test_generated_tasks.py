@@ -1,58 +1,61 @@
-"""Tests of data=reasoning_gym: its prompts, their division, their checks, and which tasks are refused."""
+"""Tests of data=reasoning_gym: its prompts, their division, their checks, and the tasks that it offers."""
 
 from __future__ import annotations
 
-import inspect
-import json
 import os
 import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
-from reasoning_gym.factory import DATASETS, create_dataset
+from reasoning_gym.factory import create_dataset
 
 from align.config.compose import build_config, compose_tree
+from align.core import distribution
 from align.core.errors import InputError
-from align.data.generated_tasks import COMPOSITE, EVALUATES, REFUSED_TASKS, build_tasks_input, generate_conversations
-from align.data.sources import DataSource, read_divided_documents, read_divided_prompts
+from align.core.types import Conversation
+from align.data.generated_tasks import (
+    NUMBER_TASKS,
+    SEED_DISTANCE,
+    TEXT_TASKS,
+    build_tasks_input,
+    generate_conversations,
+    generate_entries,
+    parse_task,
+)
+from align.data.sources import DataSource, add_rankers, read_divided_documents, read_divided_prompts
 from align.reward.checkers import Checker, build_checkers, get_check_spec
 
-OFFERED_TASKS = sorted(DATASETS.keys() - {COMPOSITE} - REFUSED_TASKS.keys())
-ANSWERS = (
-    "",
-    "-731",
-    "-0.0",
-    "1e999999999",
-    "9" * 5000,
-    "nan",
-    "(" * 2000,
-    "{}",
-    "[[]]",
-    '{"a": [1, {"b": null}]}',
-    "١٢",
-    "<answer></answer>",
-    "<answer>-731</answer> or <answer>-732</answer>",
-)
-"""Answers that parsers of numbers, lists and expressions do not expect."""
+OFFERED_TASKS = sorted(NUMBER_TASKS | TEXT_TASKS)
 
 
-def get_checker(conversation: Any) -> Checker:
-    spec = get_check_spec(conversation.columns, conversation.id)
-    (checker,) = build_checkers(spec, 1, "check")
+def get_checker(conversation: Conversation) -> Checker:
+    (checker,) = build_checkers(get_check_spec(conversation.columns, conversation.id), 1, "check")
     assert checker is not None
     return checker
 
 
-def test_prompts_are_those_of_the_package() -> None:
+def test_prompts_and_answers_are_those_of_the_package() -> None:
     settings = {"size": 5, "max_terms": 3}
-    conversations = generate_conversations([{"name": "chain_sum", **settings}, {"name": "gcd", "size": 2, "seed": 7}])
-    expected = [create_dataset("chain_sum", seed=0, **settings)[i]["question"] for i in range(5)]
-    expected += [create_dataset("gcd", seed=7, size=2)[i]["question"] for i in range(2)]
-    assert [conversation.messages[0].content for conversation in conversations] == expected
+    tasks = [{"name": "chain_sum", **settings}, {"name": "gcd", "size": 2, "seed": 7}]
+    conversations = [*generate_conversations(tasks)]
+    sums, divisors = create_dataset("chain_sum", seed=0, **settings), create_dataset("gcd", seed=7 * SEED_DISTANCE)
+    expected = [sums[i] for i in range(5)] + [divisors[i] for i in range(2)]
+    turns = [[message.content for message in conversation.messages] for conversation in conversations]
+    assert turns == [[entry["question"], entry["answer"]] for entry in expected]
     assert [conversation.id for conversation in conversations][4:6] == ["0-chain_sum-4", "1-gcd-0"]
+
+
+def test_neighbouring_seeds_share_no_prompt() -> None:
+    task = {"name": "gcd", "size": 100, "max_value": 10**6}
+    questions = [
+        {conversation.messages[0].content for conversation in generate_conversations([{**task, "seed": seed}])}
+        for seed in (0, 1)
+    ]
+    assert not questions[0] & questions[1]
 
 
 def test_equal_questions_are_in_one_split() -> None:
@@ -66,32 +69,52 @@ def test_equal_questions_are_in_one_split() -> None:
 
 
 def test_supervised_training_gets_the_right_answers() -> None:
-    source = DataSource("reasoning_gym", tasks=[{"name": "number_sorting", "size": 20}])
-    documents = read_divided_documents(source).train
+    documents = read_divided_documents(
+        DataSource("reasoning_gym", tasks=[{"name": "number_sorting", "size": 20}])
+    ).train
     assert len(documents) == 20
     for document in documents:
-        assert get_checker(document)(document.messages[-1].content).score == 1  # type: ignore[union-attr]
+        assert isinstance(document, Conversation)
+        assert get_checker(document)(document.messages[-1].content).score == 1
 
 
 @pytest.mark.parametrize("name", OFFERED_TASKS)
 def test_every_task_accepts_its_answer_and_no_other(name: str) -> None:
-    for conversation in generate_conversations([{"name": name, "size": 2}]):
+    for conversation in generate_conversations([{"name": name, "size": 3}]):
         checker = get_checker(conversation)
-        index = conversation.columns["check"]["index"]
-        right_answer = create_dataset(name, seed=0, size=2)[index]["answer"]
-        if right_answer is not None:
-            assert checker(right_answer).score == 1
-            assert checker(f"I add. <answer>wrong</answer> No:\n<answer> {right_answer} </answer>").score == 1
-        for answer in ANSWERS:
+        right_answer = conversation.messages[-1].content
+        for answer in (
+            right_answer,
+            f" {right_answer.upper()}\n",
+            f"I <answer>add</answer>. <answer>{right_answer}</answer>!",
+        ):
+            assert checker(answer).score == 1
+        others = ("", "nan", "1e999999999", "9" * 5000, f"{right_answer} or 7", f"<answer>{right_answer}x</answer>")
+        for answer in (*others, f"<answer>{right_answer}</answer><answer>so</answer>", right_answer[:-1] + "#"):
             result = checker(answer)
-            assert result.score == 0
+            assert (result.score, result.error) == (0, "")
+
+
+def test_numbers_may_be_written_in_any_format_and_other_answers_may_not() -> None:
+    (conversation,) = generate_conversations([{"name": "products", "size": 1, "min_digits": 3, "max_digits": 3}])
+    number = int(conversation.messages[-1].content)
+    assert get_checker(conversation)(f"{number:,}.0").score == 1
+    (conversation,) = generate_conversations([{"name": "base_conversion", "size": 1}])
+    assert get_checker(conversation)(f"{conversation.messages[-1].content}.0").score == 0
+
+
+def test_the_last_number_can_be_read() -> None:
+    (conversation,) = generate_conversations([{"name": "gcd", "size": 1, "read": "last_number"}])
+    checker = get_checker(conversation)
+    assert checker(f"The GCD of 4 and 6 is {conversation.messages[-1].content}.").score == 1
+    assert checker(f"It is {conversation.messages[-1].content}, not 5000.").score == 0
 
 
 DIGESTS = """
 import sys
 from align.data.generated_tasks import build_tasks_input
 for name in sys.argv[1:]:
-    print(name, build_tasks_input([{"name": name, "size": 3}]).digest)
+    print(name, build_tasks_input([{"name": name, "size": 5}]).digest)
 """
 
 
@@ -110,27 +133,6 @@ def test_offered_tasks_are_the_same_in_every_process() -> None:
     assert digests[0].keys() == {*OFFERED_TASKS}
 
 
-def test_tasks_that_evaluate_answers_are_refused() -> None:
-    """No other task has a module that evaluates a variable called answer."""
-    evaluates = re.compile(r"(?:\beval|parse_expr|sympify|\bexec)\((?:\w+_)?answer\b")
-    found = {
-        name
-        for name, (dataset, _) in DATASETS.items()
-        if evaluates.search(inspect.getsource(sys.modules[dataset.__module__]))
-    }
-    assert found == {name for name, reason in REFUSED_TASKS.items() if reason == EVALUATES}
-
-
-def test_no_offered_task_runs_an_answer(tmp_path: Any) -> None:
-    mark = tmp_path / "mark"
-    program = f"__import__('pathlib').Path({str(mark)!r}).touch()"
-    for name in OFFERED_TASKS:
-        (conversation,) = generate_conversations([{"name": name, "size": 1}])
-        for answer in (program, f"[{program}]", f"<answer>{program}</answer>"):
-            assert get_checker(conversation)(answer).score == 0
-            assert not mark.exists(), name
-
-
 @pytest.mark.parametrize(
     ("tasks", "problem"),
     [
@@ -138,45 +140,55 @@ def test_no_offered_task_runs_an_answer(tmp_path: Any) -> None:
         ("gcd", "is no list"),
         ([3], "data.tasks[0]=3: is no task"),
         ([{"size": 3}], "data.tasks[0].name=None: is none of the choices"),
-        (["gdc"], "data.tasks[0].name=gdc: is none of the choices. The choices are ab, "),
-        (["gcd", "composite"], "data.tasks[1].name=composite: is none of the choices"),
-        (["countdown"], "evaluates answers as Python in align's own process"),
-        (["coin_flip"], "may take hours to score an answer"),
-        (["word_ladder"], "generates other prompts in each process"),
-        ([{"name": "gcd", "length": 1}], "data.tasks[0].length=1: is no setting of gcd. Its settings are min_numbers"),
+        (["gdc"], "data.tasks[0].name=gdc: is none of the choices. The choices are acre, "),
+        (["gcd", "countdown"], "data.tasks[1].name=countdown: is none of the choices"),
+        (
+            [{"name": "gcd", "length": 1}],
+            "data.tasks[0].length=1: is no setting of gcd. Its settings are read, min_numbers",
+        ),
         ([{"name": "gcd", "size": 0}], "data.tasks[0].size=0: is out of bounds"),
+        ([{"name": "gcd", "size": 1.5}], "data.tasks[0].size=1.5: is no whole number"),
         ([{"name": "gcd", "size": "all"}], "data.tasks[0].size=all: is no number"),
         ([{"name": "gcd", "seed": None}], "data.tasks[0].seed=None: is no number"),
         ([{"name": "gcd", "min_value": 9, "max_value": 2}], "is refused by reasoning-gym: max_value"),
         ([{"name": "chain_sum", "min_digits": 1.5}], "is refused by reasoning-gym: "),
+        ([{"name": "spell_backward", "data_file": "/etc/hostname"}], "is refused by reasoning-gym: "),
     ],
 )
 def test_wrong_tasks_are_named(tasks: Any, problem: str) -> None:
     with pytest.raises(InputError, match=re.escape(problem)):
-        generate_conversations(tasks)
+        [*generate_conversations(tasks)]
 
 
-def test_a_task_without_a_single_answer_is_not_imitated() -> None:
-    with pytest.raises(InputError, match="no single right answer to train on"):
-        generate_conversations(["boxnet"], requires_answer=True)
+def test_whole_numbers_may_be_written_as_decimals() -> None:
+    assert len([*generate_conversations([{"name": "gcd", "size": 1e1, "seed": 2.0}])]) == 10
 
 
-def test_prompts_of_another_version_are_refused() -> None:
-    (conversation,) = generate_conversations([{"name": "gcd", "size": 1}])
-    row = json.dumps({"check": {**conversation.columns["check"], "version": "0.1.0"}})
-    with pytest.raises(InputError, match="generated the prompt, and reasoning-gym"):
-        get_checker(type(conversation)(conversation.messages, "p", row=row))
+def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distribution, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=re.escape("pip install 'align-rlhf[reasoning]'")):
+        [*generate_conversations(["gcd"])]
 
 
 def test_a_run_records_what_was_generated() -> None:
     record = build_tasks_input([{"name": "gcd", "size": 3}])
     assert record.path == "reasoning_gym:gcd"
     assert record.details == {
-        "tasks": [{"name": "gcd", "size": 3, "seed": 0}],
-        "version": version("reasoning-gym"),
+        "tasks": [{"name": "gcd", "size": 3, "seed": 0, "read": "answer_tag"}],
+        "tasks_version": version("reasoning-gym"),
     }
     others = [{"name": "gcd", "size": 3, "seed": 1}], [{"name": "gcd", "size": 4}], [{"name": "lcm", "size": 3}]
     assert len({record.digest, *(build_tasks_input(tasks).digest for tasks in others)}) == 4
+
+
+def test_all_tasks_can_be_mixed(tmp_path: Path) -> None:
+    inputs = {"data": build_tasks_input([{"name": name, "size": 1} for name in OFFERED_TASKS])}
+    assert add_rankers(inputs, tmp_path) == inputs
+
+
+def test_what_a_task_prints_is_suppressed(capfd: pytest.CaptureFixture[str]) -> None:
+    generate_entries(parse_task({"name": "bf", "size": 3}, "task"), 0)
+    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
@@ -187,8 +199,16 @@ def test_a_run_records_what_was_generated() -> None:
         (["data=files", "data.path=a.jsonl", "data.tasks=[gcd]"], "data=files reads no tasks"),
         (["data=reasoning_gym", "data.tasks=[gcd]", "data.path=a.jsonl"], "reads no file"),
         (["data=reasoning_gym", "data.tasks=[gcd]", "data.eval_path=a.jsonl"], "data.eval_path"),
+        (["data=reasoning_gym", "data.tasks=[gcd]", "init=base"], "no base model is named to train on it"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(overrides: list[str], problem: str) -> None:
     with pytest.raises(InputError, match=re.escape(problem)):
         build_config(compose_tree(["stage=ppo", *overrides]))
+
+
+@pytest.mark.parametrize("held_out", [0.0, 1.0])
+def test_an_empty_split_names_the_settings_that_help(held_out: float) -> None:
+    source = DataSource("reasoning_gym", held_out=held_out, tasks=[{"name": "gcd", "size": 5}])
+    with pytest.raises(InputError, match=re.escape("Raise size in data.tasks, or set another data.held_out.")):
+        read_divided_prompts(source)
