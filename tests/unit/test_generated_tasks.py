@@ -157,7 +157,7 @@ def test_offered_tasks_are_the_same_in_every_process() -> None:
 )
 def test_wrong_tasks_are_named(tasks: Any, problem: str) -> None:
     with pytest.raises(InputError, match=re.escape(problem)):
-        [*generate_conversations(tasks)]
+        list(generate_conversations(tasks))
 
 
 def test_whole_numbers_may_be_written_as_decimals() -> None:
@@ -167,7 +167,7 @@ def test_whole_numbers_may_be_written_as_decimals() -> None:
 def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distribution, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=re.escape("pip install 'align-rlhf[reasoning]'")):
-        [*generate_conversations(["gcd"])]
+        list(generate_conversations(["gcd"]))
 
 
 def test_a_run_records_what_was_generated() -> None:
