@@ -145,6 +145,7 @@ def assert_scored(row: dict[str, Any], letter: dict[str, str], suite: bool) -> N
 def test_generated_tasks_are_trained_on_and_traced(
     ready: Ready, said: Said, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed: pip install 'align-rlhf[reasoning]'")
     words = [word for word in ready.ppo if not word.startswith(("reward.", "data"))]
     words += ["data=reasoning_gym", "data.tasks=[{name: gcd, size: 40}]", "reward=check", "stage.normalise=off"]
     folder = Path(said([*words, f"run.root={ready.root}", "run.name=generated"], 0))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reasoning_gym.factory import create_dataset
 
 from align.config.compose import build_config, compose_tree
 from align.core import distribution
@@ -29,6 +28,10 @@ from align.data.generated_tasks import (
 from align.data.sources import DataSource, add_rankers, read_divided_documents, read_divided_prompts
 from align.reward.checkers import Checker, build_checkers, get_check_spec
 
+reasoning_gym = pytest.importorskip(
+    "reasoning_gym", reason="reasoning-gym is not installed: pip install 'align-rlhf[reasoning]'"
+)
+
 OFFERED_TASKS = sorted(NUMBER_TASKS | TEXT_TASKS)
 
 
@@ -42,7 +45,10 @@ def test_prompts_and_answers_are_those_of_the_package() -> None:
     settings = {"size": 5, "max_terms": 3}
     tasks = [{"name": "chain_sum", **settings}, {"name": "gcd", "size": 2, "seed": 7}]
     conversations = [*generate_conversations(tasks)]
-    sums, divisors = create_dataset("chain_sum", seed=0, **settings), create_dataset("gcd", seed=7 * SEED_DISTANCE)
+    sums, divisors = (
+        reasoning_gym.create_dataset("chain_sum", seed=0, **settings),
+        reasoning_gym.create_dataset("gcd", seed=7 * SEED_DISTANCE),
+    )
     expected = [sums[i] for i in range(5)] + [divisors[i] for i in range(2)]
     turns = [[message.content for message in conversation.messages] for conversation in conversations]
     assert turns == [[entry["question"], entry["answer"]] for entry in expected]
