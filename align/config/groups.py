@@ -217,7 +217,7 @@ class DataConfig(Settings):
         is_list = isinstance(self.tasks, list | tuple)
         remedy = 'Write data=reasoning_gym "data.tasks=[{name: chain_sum, size: 2000}]".'
         require(self.tasks is None or is_list, "data.tasks", self.tasks, "is no list of tasks", remedy)
-        problem = f"data={self.name} {'generates tasks' if generates else 'reads no tasks'}"
+        problem = f"data={self.name} {'generates tasks, and none is named' if generates else 'reads no tasks'}"
         require(bool(self.tasks) == generates, "data.tasks", self.tasks, problem, remedy)
         is_mapping = self.template_kwargs is None or isinstance(self.template_kwargs, dict)
         remedy = 'Write "data.template_kwargs={enable_thinking: false}".'

@@ -35,8 +35,8 @@ class SampleConfig(Settings):
 
     min_score: float | None = setting(
         None,
-        "Lowest score of a winner of `best_of`. A prompt whose best answer scores less gives no row and no pair. With "
-        "reward=check, 1 keeps right answers alone. Empty: no limit.",
+        "Lowest score of a winner of `best_of`. A prompt whose best complete answer scores less gives no row and no "
+        "pair. With reward=check, 1 keeps right answers alone. Empty: no limit.",
     )
 
     def check_together(self) -> None:

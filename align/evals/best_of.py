@@ -18,7 +18,7 @@ from align.rollout.strip_reasoning import is_empty_answer
 
 NO_ROW = {
     "no_winner": "without an answer that ended and holds text",
-    "low_score": "whose best answer scores below stage.min_score",
+    "low_score": "whose best complete answer scores below stage.min_score",
     "all_equal": "whose answers are all equal",
     "one_score": "with no answer below the winner's score",
     "with_tools": "with tools, whose calls are no text to imitate",

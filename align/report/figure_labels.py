@@ -368,7 +368,7 @@ FIGURES = (
     _declare_figure("no_winner", "Prompts without a winner", "", "None of their answers ended and holds text."),
     _declare_figure(
         "low_score",
-        "Prompts whose best answer scores below stage.min_score",
+        "Prompts whose best complete answer scores below stage.min_score",
         "",
         "They give neither a winner nor a pair.",
     ),

@@ -617,7 +617,7 @@ def require_winner(run: Run, config: Config, results: BestOfResults) -> None:
     has_winner = results.reasons["no_winner"] < prompt_count or not prompt_count
     require(has_winner, "rollout.max_new_tokens", config.rollout.max_new_tokens, problem, remedy)
     has_winner = results.reasons["no_winner"] + results.reasons["low_score"] < prompt_count or not prompt_count
-    problem = "is higher than the score of every prompt's best answer"
+    problem = "is higher than the score of every prompt's best complete answer"
     remedy = remedy.replace("Raise", "Lower")
     require(has_winner, "stage.min_score", config.stage.min_score, problem, remedy)
 

@@ -19,7 +19,7 @@ READS = {
     "first_line": "the first line",
     "last_line": "the last line",
     "last_number": "the last number",
-    "answer_tag": "the text in the last <answer> tag",
+    "answer_tag": "the text in the last <answer>…</answer>",
 }
 TAG_START, TAG_END = "<answer>", "</answer>"
 IGNORES = ("case", "punctuation", "whitespace", "number_format")
@@ -87,7 +87,7 @@ def select_compared_text(answer: str, selection: str, after: str) -> str | None:
     """Return the part of an answer that is compared with the expected texts, or None if it has no such part.
 
     Args:
-        selection: of `READS`. Without a closed <answer> tag, `answer_tag` selects the whole answer.
+        selection: of `READS`. Without a pair of tags, `answer_tag` selects the whole answer.
         after: a text after whose last occurrence the part begins; may be empty.
     """
     if after:
@@ -98,9 +98,9 @@ def select_compared_text(answer: str, selection: str, after: str) -> str | None:
         numbers = deque(NUMBER.finditer(answer), maxlen=1)
         return numbers[0][0] if numbers else None
     if selection == "answer_tag":
-        _, tag, tagged = answer.rpartition(TAG_START)
-        text, end_tag, _ = tagged.partition(TAG_END)
-        return text if tag and end_tag else answer
+        end = answer.rfind(TAG_END)
+        start = answer.rfind(TAG_START, 0, max(end, 0))
+        return answer if start < 0 else answer[start + len(TAG_START) : end]
     if selection == "whole":
         return answer
     lines = answer.strip().split("\n")

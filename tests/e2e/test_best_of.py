@@ -261,7 +261,7 @@ def test_only_answers_with_the_minimum_score_win(shop: Workshop, best: Path) -> 
     assert read_manifest(folder).metrics["low_score"] == sum(score < median for score in scores) > 0
     shop.refuses(
         *("stage=sample", "init=sft:s", *shop.data_words, *VOWELS, *BEST, "run.name=none", "stage.min_score=1000"),
-        says=("stage.min_score=1000", "is higher than the score of every prompt's best answer. Lower it"),
+        says=("stage.min_score=1000", "is higher than the score of every prompt's best complete answer. Lower it"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import os
 import re
 import subprocess
@@ -16,8 +17,10 @@ from align.config.compose import build_config, compose_tree
 from align.core import distribution
 from align.core.errors import InputError
 from align.core.types import Conversation
+from align.data import generated_tasks
 from align.data.generated_tasks import (
     NUMBER_TASKS,
+    READS,
     SEED_DISTANCE,
     TEXT_TASKS,
     build_tasks_input,
@@ -26,7 +29,7 @@ from align.data.generated_tasks import (
     parse_task,
 )
 from align.data.sources import DataSource, add_rankers, read_divided_documents, read_divided_prompts
-from align.reward.checkers import Checker, build_checkers, get_check_spec
+from align.reward.checkers import Checker, build_checkers, exact, get_check_spec
 
 reasoning_gym = pytest.importorskip(
     "reasoning_gym", reason="reasoning-gym is not installed: pip install 'align-rlhf[reasoning]'"
@@ -156,6 +159,8 @@ def test_offered_tasks_are_the_same_in_every_process() -> None:
         ([{"name": "gcd", "size": 1.5}], "data.tasks[0].size=1.5: is no whole number"),
         ([{"name": "gcd", "size": "all"}], "data.tasks[0].size=all: is no number"),
         ([{"name": "gcd", "seed": None}], "data.tasks[0].seed=None: is no number"),
+        ([{"name": "gcd", "read": "lastnumber"}], "data.tasks[0].read=lastnumber: is none of the choices"),
+        ([{"name": "dice", "read": "last_number"}], "data.tasks[0].read=last_number: reads numbers"),
         ([{"name": "gcd", "min_value": 9, "max_value": 2}], "is refused by reasoning-gym: max_value"),
         ([{"name": "chain_sum", "min_digits": 1.5}], "is refused by reasoning-gym: "),
         ([{"name": "spell_backward", "data_file": "/etc/hostname"}], "is refused by reasoning-gym: "),
@@ -218,3 +223,17 @@ def test_an_empty_split_names_the_settings_that_help(held_out: float) -> None:
     source = DataSource("reasoning_gym", held_out=held_out, tasks=[{"name": "gcd", "size": 5}])
     with pytest.raises(InputError, match=re.escape("Raise size in data.tasks, or set another data.held_out.")):
         read_divided_prompts(source)
+
+
+def test_what_can_be_read_is_what_the_check_reads() -> None:
+    assert (*exact.READS,) == READS
+
+
+def test_tasks_change_no_decimal_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's task decimal_arithmetic sets the precision of the thread, by which others compute their answers."""
+    monkeypatch.setattr(generated_tasks, "NUMBER_TASKS", NUMBER_TASKS | {"decimal_arithmetic"})
+    task = {"name": "decimal_chain_sum", "size": 50}
+    alone = [entry.answer for entry in generate_entries(parse_task(task, "task"), 0)]
+    generate_entries(parse_task({"name": "decimal_arithmetic", "precision": 6, "size": 5}, "task"), 0)
+    assert [entry.answer for entry in generate_entries(parse_task(task, "task"), 0)] == alone
+    assert decimal.getcontext().prec == 28
