@@ -130,7 +130,7 @@ def parse_task(value: Any, field: str) -> TaskSpec:
     spec = {"name": value} if isinstance(value, str) else value
     require(isinstance(spec, Mapping), field, value, "is no task", HELP)
     name = get_choice(spec, field, "name", sorted(NUMBER_TASKS | TEXT_TASKS))
-    settings = {setting.name: setting.default for setting in dataclasses.fields(DATASETS[name][1])}
+    settings: dict[str, Any] = {setting.name: setting.default for setting in dataclasses.fields(DATASETS[name][1])}
     for key in spec:
         remedy = f"Its settings are {', '.join(['read', *settings])}."
         require(key in ("name", "read", *settings), f"{field}.{key}", spec[key], f"is no setting of {name}", remedy)
