@@ -1,4 +1,4 @@
-"""Estimates of the value of best-of-n sampling, from N ≥ n answers to each prompt."""
+"""Estimates of the value of best-of-n sampling and of pass@k, from N ≥ n answers to each prompt."""
 
 from __future__ import annotations
 
@@ -57,6 +57,18 @@ def estimate_best_of_n(scores: ArrayLike, values: ArrayLike, n: int) -> NDArray[
     """
     ranked = np.take_along_axis(np.asarray(values, dtype=np.float64), rank_answers(scores)[:, ::-1], axis=1)
     return ranked @ compute_best_probabilities(n, ranked.shape[1])
+
+
+def estimate_pass_at_k(right: int, answers: int, k: int) -> float:
+    """Estimate the probability that at least one of k answers to a prompt is right, without bias: 1 − C(n−c, k)/C(n, k)
+    for c right ones among n answers. It is best-of-k of scores that are 0 or 1.
+
+    Source: Chen et al. 2021, "Evaluating large language models trained on code".
+
+    Args:
+        k: from 1 to `answers`.
+    """
+    return 1 - math.comb(answers - right, k) / math.comb(answers, k)
 
 
 def compute_kl_bound(n: int) -> float:

@@ -91,7 +91,7 @@ from align.evals.judges.report import (
     measure_judge_on_pairs,
     read_report,
 )
-from align.evals.stats import Decision, Look
+from align.evals.stats.decisions import Decision, Look
 from align.evals.suite.gates import FIELD as GATES_FIELD
 from align.evals.suite.gates import (
     EvalGate,

@@ -56,7 +56,7 @@ from simulation import (
     measure_sign_flip_rejections,
 )
 
-from align.evals.stats import DecisionRule
+from align.evals.stats.decisions import DecisionRule
 
 Row = dict[str, Any]
 PAIRED_DRAWS = 20_000

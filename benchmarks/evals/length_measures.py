@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from simulation import JUDGES, Floats, draw_lengths
 
-from align.evals.stats import RIDGE, compute_sigmoid, fit_logistic
+from align.evals.stats.logistic import RIDGE, compute_sigmoid, fit_logistic
 
 PAIRS = 60_000
 LENGTH_BIASES = JUDGES | {
@@ -24,7 +24,7 @@ LENGTH_BIASES = JUDGES | {
     ),
 }
 USED_MEASURE = "arctan of log ratio"
-"""The measure that `align.evals.stats` uses."""
+"""The measure that `align.evals.stats.length_control` uses."""
 MAX_BIAS = 0.015
 """Bar of the used measure."""
 

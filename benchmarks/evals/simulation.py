@@ -14,20 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from align.evals.stats import (
-    DecisionRule,
-    compute_agreement,
-    compute_cluster_effect,
-    compute_detectable_difference,
-    compute_score_difference,
-    compute_share_difference,
-    compute_sign_flip_p,
-    compute_win_rate,
-    control_for_length,
-    decide_by_rule,
-    estimate_deviation,
-    fit_bradley_terry,
-)
+from align.evals.stats.bradley_terry import fit_bradley_terry
+from align.evals.stats.decisions import DecisionRule, decide_by_rule
+from align.evals.stats.judge import compute_agreement
+from align.evals.stats.length_control import control_for_length
+from align.evals.stats.paired import compute_score_difference, compute_share_difference, compute_sign_flip_p
+from align.evals.stats.power import compute_cluster_effect, compute_detectable_difference, estimate_deviation
+from align.evals.stats.verdicts import compute_win_rate
 from align.ops.intervals import Interval, mean_interval, normal_quantile
 from align.ops.looks import compute_boundary_quantile, compute_sequence_quantile, quantile_to_level
 

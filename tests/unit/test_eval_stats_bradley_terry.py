@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from align.core.errors import InputError
-from align.evals.stats import fit_bradley_terry
+from align.evals.stats.bradley_terry import fit_bradley_terry
 
 
 def expand_games(*rows: tuple[str, str, float, int]) -> tuple[list[str], list[str], list[float]]:

@@ -8,18 +8,16 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from align.evals.stats import (
-    DecisionRule,
-    compare_scores,
-    compare_shares,
+from align.evals.stats.decisions import DecisionRule, decide_by_rule
+from align.evals.stats.paired import compare_scores, compare_shares
+from align.evals.stats.power import (
     compute_cluster_effect,
     compute_detectable_difference,
     compute_sample_size,
-    compute_win_rate,
-    decide_by_rule,
     estimate_deviation,
     find_smallest_n,
 )
+from align.evals.stats.verdicts import compute_win_rate
 from align.ops.intervals import Interval, mean_interval, t_quantile
 
 

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from align.evals.stats import compute_win_rate, control_for_length
+from align.evals.stats.length_control import control_for_length
+from align.evals.stats.verdicts import compute_win_rate
 from align.ops.intervals import Interval
 
 DRAW = np.random.default_rng(0)

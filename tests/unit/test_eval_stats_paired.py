@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from align.evals.stats import (
+from align.evals.stats.paired import (
     adjust_by_holm,
     compare_scores,
     compare_shares,

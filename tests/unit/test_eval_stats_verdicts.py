@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from align.evals.stats import compute_win_rate, compute_wins, merge_swapped_verdicts
+from align.evals.stats.verdicts import compute_win_rate, compute_wins, merge_swapped_verdicts
 from align.ops.intervals import proportion_interval
 
 

@@ -22,7 +22,7 @@ from align.annotate.store.projects import compute_overlap, hash_for_overlap
 from align.core.chain import GENESIS, ChainHead
 from align.core.types import Conversation, Message
 from align.evals.judges.judge_verdict import AnswerPair, JudgeVerdict
-from align.evals.stats import DecisionRule
+from align.evals.stats.decisions import DecisionRule
 from align.evals.suite.gates import EvalGate, decide_gate
 from align.evals.suite.people import (
     PairQuestion,

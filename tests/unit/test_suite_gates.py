@@ -12,14 +12,8 @@ import pytest
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
-from align.evals.stats import (
-    Decision,
-    DecisionRule,
-    Look,
-    compute_sample_size_for_pairs,
-    compute_share_difference,
-    decide_by_rule,
-)
+from align.evals.stats.decisions import Decision, DecisionRule, Look, decide_by_rule
+from align.evals.stats.paired import compute_sample_size_for_pairs, compute_share_difference
 from align.evals.suite.gates import (
     EvalGate,
     build_junit_xml,

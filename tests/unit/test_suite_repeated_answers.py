@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from align.core.types import Conversation, Message
-from align.evals.stats import estimate_pass_at_k
 from align.evals.suite.results import EvaluatedAnswer, ScoredTask, compute_system_figures, describe_task_results
 from align.evals.suite.tasks import EvalItem, repeat_items
+from align.ops.best_of_n import estimate_pass_at_k
 from align.reward.checkers import build_checker
 
 EXACT = {"kind": "exact", "answer": "4", "read": "last_number"}

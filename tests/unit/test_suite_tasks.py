@@ -12,7 +12,7 @@ import pytest
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.evals.judges.llm_judge import REFUSES
-from align.evals.stats import fit_bradley_terry
+from align.evals.stats.bradley_terry import fit_bradley_terry
 from align.evals.suite.tasks import EvalItem, EvalTask, cluster_items, load_task_items, parse_tasks
 
 

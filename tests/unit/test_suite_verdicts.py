@@ -13,7 +13,7 @@ from align.evals.judges.judge_verdict import (
     judge_by_scores,
     merge_verdicts,
 )
-from align.evals.stats import DecisionRule
+from align.evals.stats.decisions import DecisionRule
 from align.evals.suite.gates import EvalGate, decide_gate, describe_decision
 from align.evals.suite.results import EvaluatedAnswer, ScoredTask, compute_results
 from align.evals.suite.tasks import EvalItem

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from align.core.types import Conversation
-from align.evals.stats import compute_wins, merge_swapped_verdicts
+from align.evals.stats.verdicts import compute_wins, merge_swapped_verdicts
 
 FIRST = "first"
 """Value of `JudgeVerdict.order`: the answer of the first evaluated model is shown first."""

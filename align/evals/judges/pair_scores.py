@@ -13,7 +13,7 @@ from align.core.errors import InputError
 from align.core.types import Rollout
 from align.evals.held_out import write_held_out_pairs
 from align.evals.judges.report import JudgeOpinions, PairExample
-from align.evals.stats import compute_wins
+from align.evals.stats.verdicts import compute_wins
 from align.models.finite_checks import build_divergence_error
 from align.report.figure_text import pluralize
 from align.reward.build import build_scorer, load_reward_model

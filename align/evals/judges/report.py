@@ -28,7 +28,8 @@ from align.data.trained_ids import TrainedQuestions
 from align.evals.judges.identity import JudgeIdentity, describe_judge_difference, list_differing_keys
 from align.evals.judges.judge_verdict import FIRST, SECOND, AnswerPair
 from align.evals.judges.llm_judge import GradedAnswer, LLMJudge
-from align.evals.stats import compute_agreement, compute_judge_statistics, compute_win_rate, merge_swapped_verdicts
+from align.evals.stats.judge import compute_agreement, compute_judge_statistics
+from align.evals.stats.verdicts import compute_win_rate, merge_swapped_verdicts
 from align.evals.suite.tasks import EvalItem, cluster_items
 from align.evals.text import join_turns
 from align.ops.calibration import (
@@ -327,7 +328,7 @@ def measure_judge_on_pairs(
     the judge.
 
     Returns:
-        `agreement`, `swap`, `length_slope`, `reference_slope` and `n` of `align.evals.stats.JudgeStatistics`;
+        `agreement`, `swap`, `length_slope`, `reference_slope` and `n` of `align.evals.stats.judge.JudgeStatistics`;
         `accuracy` on the decided pairs, also `by_source`, `reward_bench` (its categories) and `by_length` (whether the
         better answer is the longer one);
         `ties`, of the reference and of the judge; `errors`, the number of missing verdicts; `best_of`, by number of

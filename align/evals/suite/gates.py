@@ -26,20 +26,9 @@ from align.evals.judges.identity import JudgeIdentity
 from align.evals.judges.judge_verdict import collect_both_orders
 from align.evals.judges.llm_judge import describe_yes_answer
 from align.evals.judges.report import MIN_AGREEMENT, JudgeReport, choose_report
-from align.evals.stats import (
-    MAX_CLUSTERS,
-    Decision,
-    DecisionRule,
-    Look,
-    RuleKind,
-    compute_sample_size_for_pairs,
-    compute_sample_size_for_share,
-    compute_score_difference,
-    compute_share_difference,
-    decide_by_rule,
-    estimate_n_to_decide,
-    find_smallest_n,
-)
+from align.evals.stats.decisions import Decision, DecisionRule, Look, RuleKind, decide_by_rule, estimate_n_to_decide
+from align.evals.stats.paired import compute_sample_size_for_pairs, compute_score_difference, compute_share_difference
+from align.evals.stats.power import MAX_CLUSTERS, compute_sample_size_for_share, find_smallest_n
 from align.evals.suite.people import PEOPLE
 from align.evals.suite.probes import LM_EVAL, LOSS
 from align.evals.suite.results import SHARE_ROLES, ScoredTask, compute_mean_score
@@ -73,7 +62,7 @@ class EvalGate:
         task: the task whose figure is decided on.
         against: the system that the first one is compared with. Empty if the gate is about the first system's own mean
             score.
-        rule: see `align.evals.stats.DecisionRule`.
+        rule: see `align.evals.stats.decisions.DecisionRule`.
         min_agreement: lower bound of the judge's agreement, see `align.evals.judges.report`. None for its default.
         asks: the question of a graded task, whose figures are shares of yes.
         collapsed: True if the first system may have collapsed; `measured` if it must have been measured that it did

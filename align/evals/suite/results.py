@@ -16,22 +16,16 @@ import numpy as np
 from align.core.types import Message
 from align.evals.judges.judge_verdict import JudgeVerdict, collect_both_orders, merge_verdicts
 from align.evals.judges.llm_judge import describe_yes_answer
-from align.evals.stats import (
-    adjust_by_holm,
-    compare_scores,
-    compare_shares,
-    compute_cluster_effect,
-    compute_detectable_difference,
-    compute_wins,
-    control_for_length,
-    estimate_deviation,
-    estimate_pass_at_k,
-    fit_bradley_terry,
-    measure_swap_effect,
-)
+from align.evals.stats.bradley_terry import fit_bradley_terry
+from align.evals.stats.judge import measure_swap_effect
+from align.evals.stats.length_control import control_for_length
+from align.evals.stats.paired import adjust_by_holm, compare_scores, compare_shares
+from align.evals.stats.power import compute_cluster_effect, compute_detectable_difference, estimate_deviation
+from align.evals.stats.verdicts import compute_wins
 from align.evals.suite.probes import ChoiceQuestion, compute_probe_figures
 from align.evals.suite.systems import System
 from align.evals.suite.tasks import EvalItem
+from align.ops.best_of_n import estimate_pass_at_k
 from align.ops.intervals import Interval, average_by_group, mean_interval, proportion_interval
 from align.report import format_interval
 from align.report.figure_text import note_small_sample, pluralize

@@ -20,7 +20,7 @@ from align.core.outputs import open_atomic_file
 from align.core.types import Message, Rollout
 from align.data.ngrams import compute_repetition
 from align.data.trained_ids import TrainedQuestions
-from align.evals.stats import compute_wins
+from align.evals.stats.verdicts import compute_wins
 from align.evals.suite.answers import Sampling, TaskAnswers, load_actors
 from align.evals.suite.results import ScoredTask
 from align.evals.suite.systems import System
