@@ -29,7 +29,7 @@ from starlette.testclient import TestClient
 from align.annotate.store import Judgement, ProjectSettings, Store
 from align.annotate.store.projects import read_settings
 from align.run import read_manifest
-from align.stages import eval as stage
+from align.stages.eval import votes as stage
 
 TABLES = ("People: each of them", "p after Holm")
 """Headings of the page that need at least one vote."""

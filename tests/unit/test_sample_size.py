@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from align.config.groups import DataConfig
-from align.stages.eval import MIN_PROMPTS, explain_few_prompts
+from align.stages.eval.artifact import MIN_PROMPTS, explain_few_prompts
 
 FILE = DataConfig(name="jsonl", path="chats.jsonl")
 
