@@ -28,7 +28,7 @@ from align.core.errors import InputError, require
 from align.core.files import open_text
 from align.core.types import Conversation, Rollout, StageResult
 from align.data.chat.encode import Prompt, compute_max_prompt_tokens, encode_prompts
-from align.data.read.records import write_preferences
+from align.data.read.preferences import write_preferences
 from align.data.sources import DataSource, build_data_inputs
 from align.data.sources import read_source_prompts as read_prompts
 from align.evals.judges.identity import get_scorer_title, list_scorer_parts

@@ -27,7 +27,7 @@ from runs import Runs, build_parser, round_figures, run_in_parallel
 from align.annotate.store import Store
 from align.annotate.store.preference_pairs import load_preferences
 from align.core.types import Message
-from align.data.read.records import write_preferences
+from align.data.read.preferences import write_preferences
 from align.ops.intervals import mean_interval
 from align.report.plots import create_axes, render_figure
 from align.reward.rules import Sentiment

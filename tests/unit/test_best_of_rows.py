@@ -9,7 +9,7 @@ import torch
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Rollout
-from align.data.read.records import parse_document
+from align.data.read.conversations import parse_document
 from align.evals.best_of import (
     BestOfSelection,
     collect_best_of_results,

@@ -72,7 +72,7 @@ EXCEPTIONS = {
     "align.__main__:open_standard_streams": DEVICE,
     "align.annotate.store.connections:serve_exclusively": APPENDS,
     "align.annotate.store.connections:_prepare_file": CREATED,
-    "align.data.read.records:write_preferences": ARTIFACT,
+    "align.data.read.preferences:write_preferences": ARTIFACT,
     "align.data.sets.parallel:create_marker": RUN,
     "align.data.sets.parallel:write_parts_in_workers": RUN,
     "align.data.sets.report:write": RUN,

@@ -10,7 +10,8 @@ from record_reads import read_records
 from align.core.errors import InputError, StorageError
 from align.core.types import Message, Preference
 from align.data.read.drops import BadRows, Drop, collect_drop_counts
-from align.data.read.records import read_preferences, write_preferences
+from align.data.read.preferences import write_preferences
+from align.data.read.records import read_preferences
 from align.data.split import split_by_group
 
 

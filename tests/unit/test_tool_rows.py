@@ -18,7 +18,8 @@ from align.core.types import Conversation, Feedback, Message, Preference, Tool, 
 from align.data.pairs import encode_pairs
 from align.data.read.content import to_content_row
 from align.data.read.drops import BadRows
-from align.data.read.records import read_documents, read_preferences, write_preferences
+from align.data.read.preferences import write_preferences
+from align.data.read.records import read_documents, read_preferences
 from align.data.sources import DataSource, read_source_prompts
 from align.data.split import compute_question_key, truncate_to_question
 

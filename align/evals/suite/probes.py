@@ -24,8 +24,8 @@ from align.core.errors import CorruptFile, InputError, require
 from align.core.files import has_file, parse_user_path, read_text
 from align.core.spec import get_choice, get_flag, parse_json_or_text, parse_text
 from align.core.types import Conversation, Document, Message
+from align.data.read.conversations import parse_document
 from align.data.read.messages import with_default_system
-from align.data.read.records import parse_document
 from align.data.read.rows import Row
 from align.data.split import truncate_to_question
 from align.rollout.answer_cache import AnswerKey, CachedAnswer

@@ -13,8 +13,8 @@ from align.core.aliases import NAME, NAME_REMEDY
 from align.core.errors import InputError, require
 from align.core.spec import enumerate_list, get_choice, get_integer, parse_json_or_text, require_keys
 from align.core.types import Conversation, Message
+from align.data.read.conversations import encode_other_columns, find_shape_column, parse_document
 from align.data.read.messages import with_default_system
-from align.data.read.records import encode_other_columns, find_shape_column, parse_document
 from align.data.read.rows import Row, iter_valid_rows
 from align.data.sources import build_files_input
 from align.data.split import truncate_to_question

@@ -14,8 +14,8 @@ from align.config.training import require_preference_data
 from align.core.errors import InputError, require
 from align.core.types import Preference, StageResult
 from align.data.pairs import build_pair_inputs, read_held_out_feedback, read_judged_pairs, sample_records
+from align.data.read.conversations import LABELLED_HELP
 from align.data.read.drops import count_dropped
-from align.data.read.records import LABELLED_HELP
 from align.data.sources import DataSource, build_data_inputs, prepare_record
 from align.data.trained_ids import collect_trained_questions, find_store_key
 from align.evals.endpoint import read_api_key
