@@ -21,7 +21,8 @@ from align.core.chain import to_canonical_json
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Message
 from align.data.read.messages import build_field_error, parse_messages
-from align.data.read.rows import CellTypes, iter_valid_rows, strip_endings
+from align.data.read.rows import iter_valid_rows, strip_endings
+from align.data.read.tables import CellTypes
 
 REMEDY = 'Write {"prompt": "…", "answers": ["…", "…"]} in each row, and "expected": [[0], [1]] if the answer is known.'
 COLUMNS = ("id", "prompt", "answers", "priority", "expected")

@@ -15,7 +15,6 @@ from record_reads import read_records
 
 from align.core.errors import InputError
 from align.core.types import ROLES, Conversation, Preference
-from align.data.read.columns import CONTENT_COLUMNS, CONVERSATION_ANSWERS
 from align.data.read.content import encode_content_row
 from align.data.read.drops import BadRows
 from align.data.read.messages import (
@@ -28,6 +27,7 @@ from align.data.read.messages import (
     UNSUPPORTED_FIELDS,
 )
 from align.data.read.records import read_documents, read_preferences
+from align.data.read.shapes import CONTENT_COLUMNS, CONVERSATION_ANSWERS
 from align.data.sets.ids import compute_content_id
 from align.data.sources import DataSource, read_divided_documents, read_source_prompts
 from align.models.adapters import read_adapter_config

@@ -52,7 +52,7 @@ EXCEPTIONS = {
     "align.config.group_files:iter_loaded_files": PARSES,
     "align.data.chitchat:load_records": SHIPPED,
     "align.data.chat.fixed_prompts:render_fixed_prompts": SHIPPED,
-    "align.data.read.rows:iter_parquet_batches": "reads what align.data.read.files has opened by align.core.files",
+    "align.data.read.arrow_rows:iter_parquet_batches": "reads a file that align.data.read.files opened",
     "align.data.clean.pii:load_top_level_domains": SHIPPED,
     "align.data.chat.probe_pattern:main": STANDARD_INPUT,
     "align.data.chat.probe_template:main": STANDARD_INPUT,

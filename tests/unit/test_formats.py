@@ -22,7 +22,8 @@ from row_formats import COLUMNS, PACKERS, TABLES, WRITERS, iter_numbered_rows, w
 
 from align.core.errors import CorruptFile, InputError
 from align.data.read.files import DataFile, compute_read_share
-from align.data.read.rows import MAX_ROW_BYTES, iter_rows, iter_valid_rows
+from align.data.read.json_rows import MAX_ROW_BYTES
+from align.data.read.rows import iter_rows, iter_valid_rows
 
 FLAT = [{"prompt": f'Frage {i}?\nÄ "b", c;\td', "completion": f"é{i}\U0001f600", "n": str(i)} for i in range(11)]
 NESTED = [{"messages": [{"role": "user", "content": f"ä{i}"}], "n": i, "flag": i % 2 == 0} for i in range(11)]
@@ -340,7 +341,7 @@ def test_a_row_that_is_wrong_ends_what_takes_none(tmp_path: Path) -> None:
 def test_a_value_may_lie_across_what_is_read_at_a_time(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("align.data.read.rows.CHUNK_BYTES", size)
+    monkeypatch.setattr("align.data.read.json_rows.CHUNK_BYTES", size)
     path = tmp_path / "d.json"
     for name in ("array.json", "indented.json", "held.json"):
         assert list(iter_numbered_rows(write_row_file(tmp_path, name, NESTED).rename(path))) == number_rows(NESTED)

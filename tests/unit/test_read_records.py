@@ -12,10 +12,11 @@ from row_formats import PACKERS, TABLES, WRITERS, write_row_file
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Feedback, Message, Preference
-from align.data.read.columns import ColumnRules, find_shape_name
+from align.data.read.columns import ColumnRules
 from align.data.read.content import to_content_row
 from align.data.read.drops import BadRows, Drop
 from align.data.read.records import ParsedRecord, read_documents, read_preferences
+from align.data.read.shapes import find_shape_name
 
 U = Message("user", "q")
 A = Message("assistant", "a")

@@ -1,8 +1,7 @@
-"""The supported row formats (shapes), and the rules by which a column is read, appended to the question, or kept as
-metadata.
+"""The rules by which the columns that a row's shape does not name are appended to the question or kept as metadata.
 
-The table `SHAPES` says which columns a shape needs, and which hold its question, its answer and comments on it. Of the
-other columns of a row,
+`align.data.read.shapes` says which columns a shape needs, and which hold its question, its answer and comments on it.
+Of the other columns of a row,
 
 - a column that changes the question (`CONTEXT_COLUMNS`, `CHOICE_COLUMNS`, `option_a` …) is written below the
   question, see `append_context`;
@@ -17,354 +16,40 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
-from itertools import islice, takewhile
+from itertools import takewhile
 from string import ascii_lowercase
 from typing import Any, NamedTuple
 
 from align.core.errors import InputError
-from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES, split_names
-from align.data.read.messages import (
-    HELPSTEER_TURN,
-    HH_TURN,
-    RESULT_ROLES,
-    SYSTEM_COLUMNS,
-    TOOL_COLUMNS,
-    TURN_FIELDS,
-    UNSUPPORTED_COLUMNS,
-    Fields,
-    build_field_error,
-    is_blank,
-    pairs_to_turns,
+from align.data.read.content import DOCUMENTS, PREFERENCES, split_names
+from align.data.read.json_rows import check_json_values
+from align.data.read.messages import HELPSTEER_TURN, HH_TURN, Fields, build_field_error, is_blank, pairs_to_turns
+from align.data.read.rows import Row
+from align.data.read.shapes import (
+    ANSWER_COLUMN,
+    ANSWERS_BESIDE_TURNS,
+    CONTENT_COLUMNS,
+    CONVERSATION_ANSWERS,
+    CONVERSATION_COLUMNS,
+    CONVERSATIONS,
+    QUESTION_COLUMNS,
+    TEXT,
+    USER_SPEAKERS,
+    VERDICT_COLUMNS,
+    WINNER_COLUMNS,
+    Shape,
+    ends_with_user,
+    find_answers_beside_turns,
+    find_judged_columns_of_row,
+    find_question_column,
+    find_shape,
+    get_speaker,
 )
-from align.data.read.rows import CELL_TYPES, Row, check_json_values, iter_rows
-
-HELP = "docs/data-formats.md has every shape."
-LABEL = "label"
-"""Name of the column that says whether an answer is desirable (KTO)."""
-ANSWER_COLUMN = re.compile(r"((?:response|answer|completion|output|conversation)[ _-]?)([a-z0-9])")
-"""Pattern for the name of a column with one of two compared answers, such as `response_a`. Its groups are the stem and
-the ending."""
-ANSWER_ENDINGS = (("a", "b"), ("1", "2"), ("0", "1"))
-VERDICT_COLUMNS = ("winner", "preference", "preferred", "better_response_id", "choice", LABEL)
-"""Columns that say which answer is better. The first one present is read, the others are metadata."""
-WINNER_COLUMNS = ("winner_model_a", "winner_model_b")
-"""Columns with a flag for each answer. Both are 0 if neither answer is better."""
-
-QUESTION_COLUMNS = ("prompt", "question", "instruction", "query", "conversations", "messages")
-"""Columns that may hold the question of a pair or of a ranking. The first one that is not null is read."""
-
-
-class Shape(NamedTuple):
-    """A supported row format, with the names of its required, question, answer and comment columns.
-
-    Attributes:
-        name: for messages to the user.
-        kind: kind of its records, see `align.data.read.content.get_record_kind`.
-        needs: columns that must be present and not null.
-        answer_columns: columns that may hold the answer. Empty if the answer is in `needs`, or a question alone is
-            valid.
-        question_columns: columns that may hold the question; the first one that is not null is read. Empty if nothing
-            can be written below the question.
-        comment_columns: columns of published data sets that comment on the answers. They are metadata, however long
-            they are.
-    """
-
-    name: str
-    kind: str
-    needs: tuple[str, ...]
-    answer_columns: tuple[str, ...] = ()
-    question_columns: tuple[str, ...] = ()
-    comment_columns: tuple[str, ...] = ()
-
-    @property
-    def default_answer(self) -> str:
-        """The name of the format's first answer column, or `completion` if it has no answer columns."""
-        return (*self.answer_columns, "completion")[0]
-
-
-HELPSTEER = Shape("HelpSteer", PREFERENCES, ("prompt", "response", "helpfulness"), question_columns=("prompt",))
-HELPSTEER3 = Shape(
-    "HelpSteer3",
-    PREFERENCES,
-    ("context", "response1", "response2", "overall_preference"),
-    question_columns=("context",),
-    comment_columns=("individual_preference",),
-)
-HELPSTEER2 = Shape(
-    "HelpSteer2's preferences",
-    PREFERENCES,
-    ("prompt", "response_1", "response_2", "preference_strength"),
-    question_columns=("prompt",),
-    comment_columns=split_names(
-        "preference_statement preference_elaboration three_most_similar_preferences all_preferences_unprocessed"
-    ),
-)
-RANKING = Shape("a ranking (Nectar)", PREFERENCES, ("prompt", "answers"), question_columns=("prompt",))
-SCORED = Shape(
-    "completions with scores (UltraFeedback)",
-    PREFERENCES,
-    ("instruction", "completions"),
-    question_columns=QUESTION_COLUMNS,
-    comment_columns=("correct_answers", "incorrect_answers"),
-)
-ORCA = Shape("Orca pairs", PREFERENCES, ("question", "chosen", "rejected"), question_columns=QUESTION_COLUMNS)
-PAIRS = Shape("preference pairs", PREFERENCES, ("chosen", "rejected"), question_columns=QUESTION_COLUMNS)
-JUDGED = Shape(
-    "two answers and a verdict",
-    PREFERENCES,
-    ("prompt", "response_a", "response_b", "winner"),
-    question_columns=QUESTION_COLUMNS,
-)
-TREE = Shape("a tree of messages (OASST)", DOCUMENTS, ("prompt",))
-TREE_MESSAGE = Shape("a message of a tree (OASST)", DOCUMENTS, ("message_id", "parent_id", "role", "text"))
-TEXT = Shape("plain text", DOCUMENTS, ("text",))
-CONVERSATIONS = tuple(
-    Shape(name, DOCUMENTS, (column,), split_names(answers), question_columns=(column,))
-    for column, name, answers in (
-        ("messages", "messages (OpenAI)", ""),
-        ("conversations", "ShareGPT", ""),
-        ("prompt", "a prompt and its completion", "completion response chosen"),
-        ("instruction", "Alpaca", "output response"),
-        ("question", "a question and its answer", "answer response completion chosen"),
-        ("query", "a query and its response", "response answer completion chosen"),
-    )
-)
-"""Shapes of conversations by priority: the first one whose column is not null applies."""
-CONVERSATION_COLUMNS = tuple(shape.needs[0] for shape in CONVERSATIONS)
-LABELLED = Shape(
-    "an answer with a label (KTO)", FEEDBACK, ("prompt", "completion", LABEL), question_columns=CONVERSATION_COLUMNS
-)
-PAIR_SHAPES = (HELPSTEER2, HELPSTEER3, RANKING, ORCA, PAIRS)
-"""Shapes that are identified by the columns that they need."""
-SHAPES = (HELPSTEER, *PAIR_SHAPES[:3], SCORED, ORCA, PAIRS, JUDGED, TREE_MESSAGE, LABELLED, *CONVERSATIONS, TEXT)
-CONVERSATION_ANSWERS = {name for shape in CONVERSATIONS for name in shape.answer_columns}
-ANSWERS_BESIDE_TURNS = ("completion", "response", "output", "answer")
-"""Columns that may hold the answer if a conversation ends with the user's turn."""
-USER_SPEAKERS = ("user", "human", "prompter")
-CONTENT_COLUMNS = frozenset(
-    {name for shape in SHAPES for name in (*shape.needs, *shape.answer_columns)} - {*VERDICT_COLUMNS, *WINNER_COLUMNS}
-    | {"input", "history", "replies", *SYSTEM_COLUMNS, *TOOL_COLUMNS}
-)
-"""Columns that hold the content of a row. `label` is one only if its value is a label, see `parse_label`."""
-
-
-def find_shape_name(row: Fields) -> str:
-    """Return the name of the supported format, such as `Alpaca`, that a row's columns fit. Returns an empty text if
-    `find_shape` returns None."""
-    shape = find_shape(row)
-    return shape.name if shape else ""
-
-
-def find_shape(row: Fields) -> Shape | None:
-    """Recognise the supported format of a row, such as Alpaca or HelpSteer, by its columns. Returns None if no format
-    fits, or if the row holds half a pair or the answer column of another format."""
-    if is_helpsteer(row):
-        return HELPSTEER
-    if is_tree(row):
-        return TREE
-    if is_tree_message(row):
-        return TREE_MESSAGE
-    names = tuple([name for name, value in row.items() if value is not None])
-    return find_shape_of_columns(names, parse_label(row.get(LABEL)) is not None)
-
-
-@lru_cache(4096)
-def find_shape_of_columns(names: tuple[str, ...], has_label: bool) -> Shape | None:
-    """Return the row format that a set of non-null column names fits, or None. HelpSteer and message trees are not
-    recognised here, see `find_shape`. Cached, as most rows of a file have the same columns.
-
-    Args:
-        names: the columns.
-        has_label: the value of `label` is a label.
-    """
-    present = {*names}
-    for shape in PAIR_SHAPES:
-        if present.issuperset(shape.needs):
-            return shape
-    if find_judged_columns(names) is not None:
-        return JUDGED
-    if "completions" in present and present.intersection(QUESTION_COLUMNS):
-        return SCORED
-    if "chosen" in present or "rejected" in present:  # half a pair, which must not be imitated
-        return None
-    for shape in CONVERSATIONS:
-        if present.issuperset(shape.needs):
-            has_answer_column = bool(present.intersection(shape.answer_columns)) or not shape.answer_columns
-            if not has_answer_column and present & CONVERSATION_ANSWERS:  # the answer column belongs to another shape
-                return None
-            return LABELLED if has_label and has_answer_column else shape
-    return TEXT if "text" in present else None
-
-
-def is_helpsteer(row: Fields) -> bool:
-    """Return whether a row has HelpSteer's format: one answer to a prompt, with a rating of its helpfulness."""
-    return row.get("helpfulness") is not None and "prompt" in row and "response" in row
-
-
-def is_tree(row: Fields) -> bool:
-    """Return whether a row holds a whole message tree (OASST): a message with nested `replies`, in the row itself or in
-    its column `prompt`."""
-    root = row if "replies" in row else row.get("prompt")
-    return isinstance(root, dict) and {"replies", "role", "text"} <= root.keys()
-
-
-def is_tree_message(row: Fields) -> bool:
-    """Return whether a row is one message of a tree, with its id and that of its parent or tree, as in OASST's flat
-    files."""
-    has_ids = "message_id" in row and ("parent_id" in row or "message_tree_id" in row)
-    return has_ids and "role" in row and "text" in row
-
-
-class JudgedColumns(NamedTuple):
-    """The names of a row's two answer columns, and of the column or columns that say which answer is better.
-
-    Attributes:
-        answers: the two answer columns.
-        endings: endings of their names: a and b, 1 and 2, or 0 and 1.
-        verdict: one column, or `WINNER_COLUMNS`.
-    """
-
-    answers: tuple[str, str]
-    endings: tuple[str, str]
-    verdict: tuple[str, ...]
-
-
-@lru_cache(4096)
-def find_judged_columns(names: tuple[str, ...]) -> JudgedColumns | None:
-    """Find two answer columns, such as `response_a` and `response_b`, and the column that says which is better, among
-    non-null column names of a row. Returns None if either is missing."""
-    verdict = (
-        WINNER_COLUMNS
-        if {*names}.issuperset(WINNER_COLUMNS)
-        else (*(name for name in VERDICT_COLUMNS if name in names),)[:1]
-    )
-    if not verdict:
-        return None
-    by_parts = {match.groups(): name for name in names if (match := ANSWER_COLUMN.fullmatch(name.casefold()))}
-    stems = [stem for stem, _ in by_parts]
-    for (stem, ending), name in by_parts.items():
-        if stems.count(stem) != 2:  # more than two answers, such as choices
-            continue
-        for first, second in ANSWER_ENDINGS:
-            if ending == first and (stem, second) in by_parts:
-                return JudgedColumns((name, by_parts[stem, second]), (first, second), verdict)
-    return None
-
-
-def find_judged_columns_of_row(row: Fields) -> JudgedColumns | None:
-    """Find a row's two answer columns and the column that says which answer is better, or return None if either is
-    missing. Columns that are null are left out."""
-    return find_judged_columns(tuple([name for name, value in row.items() if value is not None]))
-
-
-LABEL_WORDS: Mapping[str, bool] = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
-
-
-def parse_label(value: Any) -> bool | None:
-    """Return a label as a boolean, given as true or false, 1 or 0, yes or no, as a value or as text in any case.
-    Returns None for anything else."""
-    if isinstance(value, str):
-        return LABEL_WORDS.get(value.strip().casefold())
-    if isinstance(value, bool | int | float) and value in (0, 1):
-        return bool(value)
-    return None
-
-
-def build_label_error(row: Fields, remedy: str) -> InputError:
-    """Return the InputError for a row whose `label` cannot be parsed, or that has no question and answer to label.
-
-    Args:
-        row: the row.
-        remedy: how to keep the column as metadata, see `align.data.read.columns.ColumnRules`.
-    """
-    value = row[LABEL]
-    if parse_label(value) is None:
-        problem = "is no label: true and false, yes and no, 1 and 0 are"
-        return build_field_error(LABEL, value, problem, f"Correct it. {remedy}")
-    problem = "is a label in a row without a question and its answer, so there is nothing that it labels"
-    return build_field_error(LABEL, value, problem, f"Give `prompt` and `completion`. {remedy}")
-
-
-def find_question_column(row: Fields, names: Sequence[str] = QUESTION_COLUMNS) -> str:
-    """Return the first of the columns `names` that is not null in a row. If all are null, returns the name if there is
-    only one, and an empty text otherwise."""
-    return next((name for name in names if row.get(name) is not None), names[0] if len(names) == 1 else "")
-
-
-def get_speaker(turn: Fields) -> Any:
-    return turn.get("role", turn.get("from"))
-
-
-def ends_with_user(turns: Any) -> bool:
-    """Return whether a value is a list of turns whose last turn is the user's."""
-    return (
-        isinstance(turns, list)
-        and bool(turns)
-        and isinstance(turns[-1], Mapping)
-        and get_speaker(turns[-1]) in USER_SPEAKERS
-    )
-
-
-def find_answers_beside_turns(row: Fields, shape: Shape) -> list[str]:
-    """Return the non-null answer columns, such as `completion`, beside a conversation that ends with a user turn.
-    Returns an empty list for any other row, and for preference pairs."""
-    if shape.kind == PREFERENCES:
-        return []
-    turns = next((row[name] for name in ("messages", "conversations") if row.get(name) is not None), None)
-    return [name for name in ANSWERS_BESIDE_TURNS if row.get(name) is not None] if ends_with_user(turns) else []
-
-
-def build_unknown_shape_error(row: Fields, kinds: tuple[str, ...], remedy: str = HELP) -> InputError:
-    """Return the InputError for a row that fits no supported format. It lists the row's columns, and the columns that
-    the nearest format also needs."""
-    columns = ", ".join(map(str, row)) or "(none)"
-    problem = "no row of a supported shape can be read from them"
-    return InputError("columns", columns, problem, describe_nearest_shape(row, kinds) + remedy)
-
-
-def describe_nearest_shape(row: Fields, kinds: tuple[str, ...]) -> str:
-    """Return a sentence that names the row format nearest to a row's columns, and the columns that it also needs. Only
-    formats of `kinds` are considered. Returns an empty text if no column is similar. A column weighs more the fewer
-    formats have it."""
-    present = [name for name, value in row.items() if value is not None]
-    description = ""
-    best_score = 0.0
-    for shape in SHAPES:
-        columns = list_required_columns(shape)
-        # `chosen` does not count, as it may be half a pair.
-        has_answer_column = any(name in present for name in shape.answer_columns if name != "chosen")
-        missing = [
-            name for name in columns if name not in present and not (has_answer_column and name in shape.answer_columns)
-        ]
-        similar = {name: get_close_matches(name, present, 1, 0.75) for name in missing}
-        weights = [COLUMN_WEIGHTS[name] * (1 if name not in similar else 0.3 * len(similar[name])) for name in columns]
-        score = sum(weights) / sum(COLUMN_WEIGHTS[name] for name in columns)
-        if shape.kind in kinds and missing and score > best_score:
-            needs = [
-                f"`{name}`" + (f" (is it `{close_names[0]}`?)" if close_names else "")
-                for name, close_names in similar.items()
-            ]
-            description = f"The nearest shape is {shape.name}, which also needs {' and '.join(needs)}. "
-            best_score = score
-    return description
-
-
-def list_required_columns(shape: Shape) -> tuple[str, ...]:
-    """Return a row format's required columns, followed by the first of its answer columns. Any other answer column will
-    do as well."""
-    return (*shape.needs, *shape.answer_columns[:1])
-
-
-COLUMN_WEIGHTS = {
-    name: 1 / count
-    for name, count in Counter(name for shape in SHAPES for name in list_required_columns(shape)).items()
-}
-
+from align.data.read.tables import CELL_TYPES
 
 EVAL_PATH = "data.eval_path"
 """Setting of a second file with the same column rules. It may lack columns that are kept as metadata."""
@@ -1135,79 +820,6 @@ def parse_answer_list(value: Any) -> list[str] | None:
     return [text for text in answers if text.strip()] if all(isinstance(text, str) for text in answers) else None
 
 
-def list_read_columns(row: Fields, shape: Shape) -> frozenset[str]:
-    """Return the names of a row's columns that its format's parser reads, including context columns."""
-    names = list_columns_of_shape(tuple([name for name, value in row.items() if value is not None]), shape)
-    if context_names := find_context_columns(tuple(row)):
-        names = (names | {*context_names}) - {
-            name for name in context_names if name not in shape.question_columns and has_unrendered_fields(row[name])
-        }
-    if answer_names := find_answers_beside_turns(row, shape):
-        names |= {*answer_names}
-    question_name = find_question_column(row, shape.question_columns) if shape.kind == PREFERENCES else ""
-    return names - {question_name} if question_name and is_question_in_answers(row, question_name) else names
-
-
-@lru_cache(4096)
-def list_columns_of_shape(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
-    """Return the names of all columns that the parser of a row format reads, given the row's non-null column names."""
-    if shape is TREE:
-        return frozenset(("prompt", "replies", "role", "text", "deleted", *UNSUPPORTED_COLUMNS))
-    if shape is TREE_MESSAGE:
-        return frozenset((*shape.needs, "message_tree_id", "deleted", *UNSUPPORTED_COLUMNS))
-    question_name = find_question_column(dict.fromkeys(names, True), shape.question_columns)
-    read = {*SYSTEM_COLUMNS, *TOOL_COLUMNS, *UNSUPPORTED_COLUMNS, *find_context_columns(names)}
-    if question_name:
-        read.add(question_name)
-    if shape is JUDGED and (columns := find_judged_columns(names)) is not None:
-        ties = ["winner_tie"] if columns.verdict == WINNER_COLUMNS else []
-        read |= {*PAIR_ATTRIBUTES, *columns.answers, *columns.verdict, *ties}
-    elif shape.kind == PREFERENCES:
-        read |= {*PAIR_ATTRIBUTES, *shape.needs} - {*QUESTION_COLUMNS}
-    elif shape is LABELLED:
-        conversation = next(conversation for conversation in CONVERSATIONS if conversation.needs[0] == question_name)
-        read |= {*conversation.answer_columns, LABEL}
-    else:
-        read |= {*shape.needs, *shape.answer_columns}
-    return frozenset(read | ({"input", "history"} if question_name == "instruction" else set()))
-
-
-def find_unread_columns(row: Row, shape: Shape) -> dict[str, Any]:
-    """Return a row's metadata as column → value: all columns that no parser reads and that are not null. It includes
-    unread fields of turns and of the object `metadata`."""
-    read_names = list_read_columns(row.data, shape)
-    unread = dict[str, Any]()
-    turns = dict[str, Any]()
-    for name, value in row.data.items():
-        if name not in read_names:
-            if value is not None:
-                unread[name] = value
-        elif type(value) in (list, dict):
-            turns |= find_unread_turn_fields(name, value)
-    if "metadata" in unread:
-        inner = parse_metadata(unread.pop("metadata"))
-        unread |= {f"{METADATA_PREFIX}{name}" if name in row.data else name: value for name, value in inner.items()}
-    unread |= turns
-    if row.kept_as_metadata:
-        unread |= {name: value for name, value in row.kept_as_metadata.items() if value is not None}
-    return unread
-
-
-def find_unread_turn_fields(column: str, value: Any) -> dict[str, list[Any]]:
-    """Return the fields of turns that no parser reads: a name such as `messages[].mood` → one value per turn, None if
-    the turn lacks it."""
-    turns = [value] if isinstance(value, dict) else value
-    fields = dict[str, list[Any]]()
-    for i, turn in enumerate(turns):
-        if not isinstance(turn, Mapping) or len(turn) == 2 or get_speaker(turn) is None:
-            continue
-        for name, field_value in turn.items():
-            is_read = name in TURN_FIELDS or (name == "name" and get_speaker(turn) in RESULT_ROLES)
-            if not is_read and field_value not in (None, "", [], {}):
-                fields.setdefault(f"{column}{TURN_FIELD_INFIX}{name}", [None] * len(turns))[i] = field_value
-    return fields
-
-
 def parse_metadata(value: Any) -> dict[str, Any]:
     """Return the fields of the column `metadata`, which may be an object or its JSON text. Any other value is returned
     under the key `metadata`, and null as an empty dict."""
@@ -1219,89 +831,6 @@ def parse_metadata(value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping):
         return dict(value)
     return {} if value is None else {"metadata": value}
-
-
-ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
-"""JSON encoder of metadata. Shared, because `json.dumps` with options makes a new encoder for every row."""
-
-
-def encode_metadata(metadata: Fields) -> str | None:
-    """Return metadata as JSON text, or None if it is empty. NaN and the infinities become null."""
-    if not metadata:
-        return None
-    try:
-        return ENCODER.encode(metadata)
-    except ValueError:  # nan and the infinities are not JSON; they become null
-        finite = json.loads(json.dumps(metadata, default=str), parse_constant=lambda name: None)
-        return json.dumps(finite, ensure_ascii=False)
-
-
-TextSizes = Mapping[str, Sequence[int]]
-"""Column → (number of its texts in a row, their total characters)."""
-
-
-def measure_unread_texts(row: Row, shape: Shape, unread: Fields, is_prompt: bool = False) -> TextSizes:
-    """Count the texts in each of a row's `unread` columns, and return column → (number of texts, number of characters).
-    `UnreadColumns.check` refuses a data set by them. Texts that repeat the row's content are not counted, nor are ids,
-    hashes and URLs.
-
-    Args:
-        row: the row.
-        shape: its shape.
-        unread: its metadata, see `find_unread_columns`.
-        is_prompt: the row is a prompt, and other columns may serve to check answers.
-    """
-    sizes: dict[str, Sequence[int]] = dict.fromkeys(map(str, row.kept_as_metadata), (0, 0))
-    if not unread:
-        return sizes
-    exempt = list_exempt_columns(tuple(row.data), shape, is_prompt)
-    content_texts: list[str] | None = None
-    metadata_fields = parse_metadata(row.data.get("metadata")) if "metadata" in row.data else {}
-    for column, value in unread.items():
-        if column in row.kept_as_metadata:
-            continue
-        key = column.removeprefix(METADATA_PREFIX).rpartition(TURN_FIELD_INFIX)[2]
-        is_nested = key in metadata_fields and (key != column or column not in row.data)
-        name = f"{METADATA_PREFIX}{key}" if is_nested else column
-        exempt_names = list_exempt_columns((), shape, is_prompt) if is_nested else exempt
-        is_counted = (
-            not isinstance(value, int | float) and key not in exempt_names and key.casefold() not in exempt_names
-        )
-        texts = [text for text in iter_texts(value) if not is_identifier(text)] if is_counted else []
-        if texts:
-            if content_texts is None:
-                read_names = list_read_columns(row.data, shape)
-                content_texts = [
-                    text for column in row.data if column in read_names for text in iter_texts(row.data[column])
-                ]
-            texts = [text for text in texts if not is_repetition(text, content_texts)]
-        sizes[name] = (len(texts), sum(map(len, texts)))
-    return sizes
-
-
-@lru_cache(4096)
-def list_exempt_columns(names: tuple[str, ...], shape: Shape, is_prompt: bool) -> frozenset[str]:
-    """Return the names of unread columns whose texts may be long and are kept as metadata all the same, such as `id` or
-    `source`."""
-    exempt = {*IDENTIFYING, *shape.comment_columns, *(REFERENCE_COLUMNS if is_prompt else ())}
-    if shape.kind == DOCUMENTS and "chosen" in names:  # the better answer of a pair is imitated
-        exempt.add("rejected")
-    exempt |= {*find_context_columns(names)}  # already in the question, except for fields that are not rendered
-    return frozenset(exempt | QUESTION_NAMES - {*map(normalize_column_name, names)})  # for fields of `metadata`
-
-
-def is_identifier(text: str) -> bool:
-    """Return whether a text is an id, a hash or a URL: long, ASCII and without blanks."""
-    return len(text) > MAX_METADATA_CHARACTERS and text.isascii() and not any(character.isspace() for character in text)
-
-
-def is_repetition(text: str, content_texts: Sequence[str]) -> bool:
-    """Return whether a text only repeats `content_texts`: it is part of one, or contains all and is at most twice as
-    long."""
-    may_be_rendering = 2 * sum(map(len, content_texts)) >= len(text)
-    if any(text in content for content in content_texts):
-        return True
-    return may_be_rendering and all(content in text for content in content_texts)
 
 
 def iter_texts(value: Any) -> Iterator[str]:
@@ -1316,74 +845,3 @@ def iter_texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from iter_texts(inner)
-
-
-def can_be_context(name: str) -> bool:
-    """Return whether an error may suggest to make an unread column part of the question. It may unless the column
-    reveals the answer or is a field of turns."""
-    return (
-        TURN_FIELD_INFIX not in name
-        and normalize_column_name(name).removeprefix(METADATA_PREFIX) not in REVEALING_COLUMNS
-    )
-
-
-class UnreadColumns:
-    """The sizes of texts in columns that no parser reads, summed over the rows of a data set.
-
-    Attributes:
-        rules: the user's settings for columns.
-        sizes: column → [number of texts, their total characters].
-    """
-
-    def __init__(self, rules: ColumnRules) -> None:
-        self.rules = rules
-        self.sizes: dict[str, list[int]] = {}
-
-    def add(self, sizes: TextSizes) -> None:
-        """Add text sizes of one or more rows, column → (texts, characters), to the sums."""
-        for name, (text_count, character_count) in sizes.items():
-            size = self.sizes.setdefault(str(name), [0, 0])
-            size[0] += text_count
-            size[1] += character_count
-
-    def add_row(self, row: Row, shape: Shape, is_prompt: bool = False) -> None:
-        """Measure the texts in a row's unread columns and add their sizes to the sums, see `measure_unread_texts`."""
-        self.add(measure_unread_texts(row, shape, find_unread_columns(row, shape), is_prompt))
-
-    def check(self, setting: str, path: str) -> None:
-        """Raise InputError if a column that is not read holds long texts, or if no row has a column that `rules` lists
-        as metadata.
-
-        Args:
-            setting: the setting that names the data set.
-            path: its value.
-
-        Raises:
-            InputError: a column has more than `MAX_METADATA_CHARACTERS` characters on average, or a metadata column is
-                missing.
-        """
-        metadata_names = {*map(normalize_column_name, self.rules.metadata)}
-        missing = metadata_names - {*map(normalize_column_name, self.sizes)}
-        if missing and setting != EVAL_PATH:
-            present = dict.fromkeys(name for row in islice(iter_rows(path), ROWS_TO_LIST) for name in row.data)
-            name = next(name for name in self.rules.metadata if normalize_column_name(name) in missing)
-            if present:
-                problem = f"there is no column {name}, which data.metadata names"
-                raise InputError(f"{path}, columns", ", ".join(present), problem, "Leave it out, or correct its name.")
-        mean_lengths = {
-            name: characters / texts
-            for name, (texts, characters) in self.sizes.items()
-            if texts
-            and (characters > MAX_METADATA_CHARACTERS * texts or normalize_column_name(name) in QUESTION_NAMES)
-            and normalize_column_name(name) not in metadata_names
-        }
-        if not mean_lengths:
-            return
-        first = next(filter(can_be_context, mean_lengths), next(iter(mean_lengths)))
-        problem = f"column {first!r} holds text ({mean_lengths[first]:.0f} characters on average) that is not read"
-        if len(mean_lengths) > 1:
-            problem += f", as do {', '.join(map(repr, [*mean_lengths][1:]))}"
-        remedy = self.rules.suggest_metadata(mean_lengths)
-        if can_be_context(first):
-            remedy = f"{self.rules.suggest_context(first)} {remedy}"
-        raise InputError(setting, path, problem, remedy)

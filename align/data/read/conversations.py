@@ -1,6 +1,6 @@
 """Parsers of rows to imitate into documents, and of labelled answers into feedback.
 
-The columns of a row decide its shape, see `align.data.read.columns`:
+The columns of a row decide its shape, see `align.data.read.shapes`:
 
     messages                          OpenAI, TRL: a list of {role, content}
     conversations                     ShareGPT: a list of {from, value}, or of messages
@@ -21,17 +21,6 @@ from typing import Any
 from align.core.errors import require
 from align.core.types import Conversation, Document, Feedback, Message
 from align.data.chat.reasoning import CLOSE, OPEN, measure_reasoning, strip_reasoning
-from align.data.read.columns import (
-    CONVERSATION_ANSWERS,
-    CONVERSATIONS,
-    HELP,
-    LABEL,
-    TEXT,
-    Shape,
-    build_unknown_shape_error,
-    find_answers_beside_turns,
-    parse_label,
-)
 from align.data.read.content import DOCUMENTS
 from align.data.read.messages import (
     EMPTY_HELP,
@@ -50,6 +39,17 @@ from align.data.read.messages import (
     parse_messages,
     parse_tools,
     with_system_column,
+)
+from align.data.read.shapes import (
+    CONVERSATION_ANSWERS,
+    CONVERSATIONS,
+    HELP,
+    LABEL,
+    TEXT,
+    Shape,
+    build_unknown_shape_error,
+    find_answers_beside_turns,
+    parse_label,
 )
 
 PlacedMessages = list[tuple[str, Message]]

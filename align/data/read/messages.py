@@ -13,7 +13,7 @@ from align.core.errors import InputError
 from align.core.types import ROLES, Message, Tool, ToolCall
 from align.data.chat.reasoning import measure_reasoning, prepend_reasoning
 from align.data.read.content import split_names
-from align.data.read.rows import DECODER, DuplicateKeyError, check_json_values
+from align.data.read.json_rows import DECODER, DuplicateKeyError, check_json_values
 
 LEAVE_OUT_HELP = "Leave such rows out."
 MEDIA_FIELDS = split_names("images image image_url image_urls audio audios video videos")

@@ -34,25 +34,10 @@ from typing import Any, NamedTuple
 from align.core.errors import InputError, StorageError
 from align.core.outputs import replace_file
 from align.core.types import Message, Preference
-from align.data.read.columns import (
-    HELPSTEER,
-    HELPSTEER2,
-    HELPSTEER3,
-    JUDGED,
-    SCORED,
-    WINNER_COLUMNS,
-    JudgedColumns,
-    describe_nearest_shape,
-    find_judged_columns_of_row,
-    find_question_column,
-    find_shape,
-    find_unread_columns,
-    is_helpsteer,
-    parse_label,
-)
 from align.data.read.content import ENDED_FLAGS, MESSAGE_ATTRIBUTES, PREFERENCES
 from align.data.read.conversations import parse_alpaca, parse_sharegpt
 from align.data.read.drops import DoubtfulSourceError, Drop
+from align.data.read.json_rows import check_json_values
 from align.data.read.messages import (
     HH_TURN,
     UNSUPPORTED_COLUMNS,
@@ -65,7 +50,23 @@ from align.data.read.messages import (
     parse_transcript,
     with_system_column,
 )
-from align.data.read.rows import Row, check_json_values
+from align.data.read.rows import Row
+from align.data.read.shapes import (
+    HELPSTEER,
+    HELPSTEER2,
+    HELPSTEER3,
+    JUDGED,
+    SCORED,
+    WINNER_COLUMNS,
+    JudgedColumns,
+    describe_nearest_shape,
+    find_judged_columns_of_row,
+    find_question_column,
+    find_shape,
+    is_helpsteer,
+    parse_label,
+)
+from align.data.read.unread_columns import find_unread_columns
 
 Messages = tuple[Message, ...]
 ParsedPair = tuple[Preference, Fields] | Drop

@@ -16,28 +16,7 @@ from typing import Any, NamedTuple
 
 from align.core.errors import InputError, require
 from align.core.types import Document, Feedback, Preference, Record
-from align.data.read.columns import (
-    CONTENT_COLUMNS,
-    CONVERSATIONS,
-    HELPSTEER,
-    LABEL,
-    LABELLED,
-    PAIRS,
-    TREE,
-    TREE_MESSAGE,
-    ColumnRules,
-    Shape,
-    TextSizes,
-    UnreadColumns,
-    build_label_error,
-    build_unknown_shape_error,
-    find_shape,
-    find_unread_columns,
-    is_helpsteer,
-    is_tree,
-    is_tree_message,
-    measure_unread_texts,
-)
+from align.data.read.columns import ColumnRules
 from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES
 from align.data.read.conversations import (
     DOCUMENT_SHAPES,
@@ -50,7 +29,26 @@ from align.data.read.drops import BadRows, Drop, count_dropped
 from align.data.read.message_trees import build_row_id, parse_tree_messages, parse_tree_row
 from align.data.read.messages import Fields
 from align.data.read.preferences import PAIR_HELP, parse_pairs
-from align.data.read.rows import CELL_TYPES, Row, iter_rows
+from align.data.read.rows import Row, iter_rows
+from align.data.read.shapes import (
+    CONTENT_COLUMNS,
+    CONVERSATIONS,
+    HELPSTEER,
+    LABEL,
+    LABELLED,
+    PAIRS,
+    TREE,
+    TREE_MESSAGE,
+    Shape,
+    build_label_error,
+    build_unknown_shape_error,
+    find_shape,
+    is_helpsteer,
+    is_tree,
+    is_tree_message,
+)
+from align.data.read.tables import CELL_TYPES
+from align.data.read.unread_columns import TextSizes, UnreadColumns, find_unread_columns, measure_unread_texts
 
 DEFAULT_RULES = ColumnRules()
 LOOKBACK_ROWS = 64
@@ -73,7 +71,7 @@ class ParsedRecord(NamedTuple):
             of one tree have a `group_id`.
         metadata: all columns of the row that are not part of the record. A pair of two rows or list entries has their
             other fields under `chosen` and `rejected`.
-        sizes: sizes of texts in unread columns, see `align.data.read.columns.measure_unread_texts`. Only the
+        sizes: sizes of texts in unread columns, see `align.data.read.unread_columns.measure_unread_texts`. Only the
             first record of a row has them.
     """
 

@@ -29,11 +29,11 @@ from align.core.errors import InputError, require
 from align.core.types import Record
 from align.data.dedup.questions import EvaluationTexts
 from align.data.dedup.shingles import count_words
-from align.data.read.columns import RANKING, TREE, TREE_MESSAGE, find_shape
 from align.data.read.content import PREFERENCES, get_record_kind, iter_strings, list_texts, split_names
 from align.data.read.drops import BadRows, Drop
 from align.data.read.records import iter_valid_groups, parse_records
 from align.data.read.rows import Row
+from align.data.read.shapes import RANKING, TREE, TREE_MESSAGE, find_shape
 from align.data.sets.record_columns import join_record_texts, records_to_columns
 
 FIELD = "stage.contamination.against"

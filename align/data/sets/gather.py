@@ -23,11 +23,11 @@ from align.data.clean.outcome import Drop, Step, list_documents
 from align.data.clean.quality import CountTokens
 from align.data.dedup.numbers import hash_numbers
 from align.data.dedup.shingles import BANDS, build_shingles, compute_band_keys, digest_normalised_texts
-from align.data.read.columns import UnreadColumns, encode_metadata
 from align.data.read.content import DOCUMENTS, encode_content_row, get_record_kind, list_texts, map_strings
 from align.data.read.drops import BadRows
 from align.data.read.drops import Drop as Undecided
 from align.data.read.records import ParsedRecord, RowOutcome
+from align.data.read.unread_columns import UnreadColumns, encode_metadata
 from align.data.sets.ids import compute_content_id, compute_question_id
 from align.data.sets.record_columns import (
     CONTENT,

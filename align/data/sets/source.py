@@ -17,11 +17,12 @@ from align.annotate.store.preference_pairs import load_preferences
 from align.core.chain import ChainHead
 from align.core.errors import CorruptFile, InputError, require
 from align.data import chitchat
-from align.data.read.columns import ColumnRules, find_shape_name
+from align.data.read.columns import ColumnRules
 from align.data.read.content import DOCUMENTS, PREFERENCES, get_record_kind
 from align.data.read.files import DATA_SET_FILE, RESTORE_HELP, SHARD_NAME, list_data_files
 from align.data.read.records import ParsedRecord, RowOutcome, apply_rules, iter_outcomes
 from align.data.read.rows import iter_rows
+from align.data.read.shapes import find_shape_name
 from align.data.sets.ids import SHA256, IdKind, build_hmac_kind
 from align.data.sources import build_files_input, get_licence
 from align.run import HUB, Input, lookup_digest
