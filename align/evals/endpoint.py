@@ -29,7 +29,7 @@ from align.core.spec import get_integer, get_number, parse_text, require_keys
 from align.core.types import Conversation
 from align.data.chat.reasoning import prepend_reasoning
 from align.rollout.answer_cache import AnswerStore, CachedAnswer, ServerAnswerKey, ServerToken
-from align.rollout.vllm_server import (
+from align.rollout.vllm_client import (
     LOCKED,
     MISREAD,
     VllmFailed,

@@ -28,15 +28,8 @@ from align.rollout.serving_engine import (
     Token,
     require_context_room,
 )
-from align.rollout.vllm_server import (
-    ServedAdapter,
-    VllmFailed,
-    VllmServer,
-    build_adapter_name,
-    build_completion_body,
-    parse_logprobs,
-    stream_choices,
-)
+from align.rollout.vllm_client import VllmFailed, build_completion_body, parse_logprobs, stream_choices
+from align.rollout.vllm_server import ServedAdapter, VllmServer, build_adapter_name
 
 log = logging.getLogger(__name__)
 

@@ -33,21 +33,23 @@ from align.rollout.engine import SnapshotEngine, build_rollout
 from align.rollout.engine_process import VLLM, WITHIN, choose_vllm_rank, find_engine_version, require_interpreter
 from align.rollout.probes import Logprobs, Probes
 from align.rollout.serving_engine import SamplingParams
-from align.rollout.vllm_server import (
+from align.rollout.vllm_client import (
     COMPLETIONS,
     LOAD,
-    LOWEST,
     UNLOAD,
-    ServedAdapter,
     VllmFailed,
     VllmGone,
+    build_completion_body,
+    convert_format_errors,
+    parse_logprobs,
+)
+from align.rollout.vllm_server import (
+    LOWEST,
+    ServedAdapter,
     VllmProcess,
     VllmServer,
-    build_completion_body,
     build_serve_arguments,
-    convert_format_errors,
     list_adaptable_layers,
-    parse_logprobs,
     read_servable_rank,
 )
 from align.run import Base

@@ -12,16 +12,11 @@ from align.core.errors import CorruptFile, InputError
 from align.core.types import Feedback, Message
 from align.data.pairs import read_held_out_feedback
 from align.data.sources import DataSource
+from align.evals.judges.examples import AnswerExample, build_answer_examples, digest_examples
+from align.evals.judges.figures import measure_judge_on_answers
 from align.evals.judges.identity import JudgeIdentity
-from align.evals.judges.report import (
-    AnswerExample,
-    JudgeOpinions,
-    build_answer_examples,
-    digest_examples,
-    explain_shortfall,
-    measure_judge_on_answers,
-    read_report,
-)
+from align.evals.judges.opinions import JudgeOpinions
+from align.evals.judges.report import explain_shortfall, read_report
 from align.ops.calibration import SURE, compute_log_odds
 from align.ops.intervals import proportion_interval
 

@@ -18,18 +18,18 @@ import torch
 
 from align.config.groups import RolloutConfig, is_server_url
 from align.core.errors import InputError, NonFiniteLogits
-from align.rollout.vllm_sampler import VllmSampler
-from align.rollout.vllm_server import (
+from align.rollout.vllm_client import (
     KEY,
     TOKEN_BYTES,
     VllmClient,
     VllmFailed,
     VllmGone,
-    VllmServer,
     build_direct_transport,
     build_request_headers,
     compute_response_limit,
 )
+from align.rollout.vllm_sampler import VllmSampler
+from align.rollout.vllm_server import VllmServer
 
 STOP = 2
 VOCABULARY = 10

@@ -13,23 +13,22 @@ import pytest
 from align.config.scorers import CHOICES, build_reward_spec
 from align.core.errors import CorruptFile, InputError
 from align.core.types import Message, Preference
-from align.evals.judges.identity import JudgeIdentity, describe_judge_difference, identify_scorer
-from align.evals.judges.report import (
-    REWARD_BENCH,
-    JudgeOpinions,
-    JudgeReport,
+from align.evals.judges.examples import (
     PairExample,
     build_pair_examples,
-    choose_report,
-    compute_reward_bench_scores,
-    describe_reward_bench,
     digest_examples,
     drop_trained_pairs,
-    explain_shortfall,
     find_pairs_with_best_answer,
-    measure_judge_on_pairs,
-    read_report,
 )
+from align.evals.judges.figures import (
+    REWARD_BENCH,
+    compute_reward_bench_scores,
+    describe_reward_bench,
+    measure_judge_on_pairs,
+)
+from align.evals.judges.identity import JudgeIdentity, describe_judge_difference, identify_scorer
+from align.evals.judges.opinions import JudgeOpinions
+from align.evals.judges.report import JudgeReport, choose_report, explain_shortfall, read_report
 from align.run.manifest import parse_input
 
 

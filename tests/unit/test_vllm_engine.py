@@ -23,6 +23,7 @@ from align.models.load import load_base
 from align.rollout.one_at_a_time import OneAtATime
 from align.rollout.probes import Probes, compute_agreement
 from align.rollout.serving_engine import QueueFull, Request, SamplingParams
+from align.rollout.vllm_client import iter_events
 from align.rollout.vllm_engine import VllmEngine
 from align.rollout.vllm_server import (
     VllmProcess,
@@ -30,7 +31,6 @@ from align.rollout.vllm_server import (
     build_adapter_name,
     build_environment,
     build_serve_arguments,
-    iter_events,
 )
 from align.run.weights import adapter_digest
 

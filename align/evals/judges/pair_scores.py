@@ -12,7 +12,8 @@ from torch import Tensor
 from align.core.errors import InputError
 from align.core.types import Rollout
 from align.evals.held_out import write_held_out_pairs
-from align.evals.judges.report import JudgeOpinions, PairExample
+from align.evals.judges.examples import PairExample
+from align.evals.judges.opinions import JudgeOpinions
 from align.evals.stats.verdicts import compute_wins
 from align.models.finite_checks import build_divergence_error
 from align.report.figure_text import pluralize

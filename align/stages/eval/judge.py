@@ -19,6 +19,16 @@ from align.data.read.drops import count_dropped
 from align.data.sources import DataSource, build_data_inputs, prepare_record
 from align.data.trained_ids import collect_trained_questions, find_store_key
 from align.evals.endpoint import read_api_key
+from align.evals.judges.examples import (
+    YES_AND_NO,
+    AnswerExample,
+    PairExample,
+    build_answer_examples,
+    build_pair_examples,
+    digest_examples,
+    drop_trained_pairs,
+)
+from align.evals.judges.figures import describe_reward_bench, measure_judge_on_answers, measure_judge_on_pairs
 from align.evals.judges.identity import find_voting_parts, identify_scorer, list_scorer_parts
 from align.evals.judges.llm_judge import (
     HOW_TO_NAME,
@@ -28,25 +38,8 @@ from align.evals.judges.llm_judge import (
     parse_judge,
     parse_question,
 )
-from align.evals.judges.report import (
-    FILE,
-    SCHEMA,
-    YES_AND_NO,
-    AnswerExample,
-    PairExample,
-    build_answer_examples,
-    build_pair_examples,
-    collect_answer_opinions,
-    collect_pair_opinions,
-    describe_reward_bench,
-    digest_examples,
-    drop_trained_pairs,
-    explain_shortfall,
-    iter_judged_rows,
-    measure_judge_on_answers,
-    measure_judge_on_pairs,
-    read_report,
-)
+from align.evals.judges.opinions import collect_answer_opinions, collect_pair_opinions, iter_judged_rows
+from align.evals.judges.report import FILE, SCHEMA, explain_shortfall, read_report
 from align.report.figure_text import pluralize
 from align.report.judge_page import iter_summary_lines
 from align.reward.inputs import load_reward_artifacts, require_matching_reasoning, resolve_reward_inputs
