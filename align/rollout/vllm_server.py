@@ -39,6 +39,11 @@ while os.getppid() == server and time.monotonic() < until:
 shutil.rmtree(room, ignore_errors=True)
 os.killpg(0, signal.SIGKILL)
 """
+"""Program that starts vLLM and ends it with this process, even if that is killed: vLLM holds the GPU's memory.
+
+A forked child waits until the pipe to this process is closed. PR_SET_PDEATHSIG would fire when the thread that started
+vLLM ends, and a sampler in the background starts servers from threads that end.
+"""
 SOCKETS = "align-vllm-"
 """Prefix of the names of temporary folders that hold a vLLM server's sockets."""
 NEW_S = 60
