@@ -60,7 +60,7 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Constraint:
+class AnswerConstraint:
     """A grammar in llguidance's Lark that each answer to a request must follow.
 
     Attributes:
@@ -116,7 +116,7 @@ def prepare_grammars(form: ChatFormat, body: SampledBody, embedding_rows: int) -
     return start_grammar
 
 
-def build_constraint(form: ChatFormat, body: SampledBody) -> Constraint | None:
+def build_constraint(form: ChatFormat, body: SampledBody) -> AnswerConstraint | None:
     """Return the grammar for a request's response format and tool calls, or None if its answers are unconstrained.
 
     Raises:
@@ -124,7 +124,7 @@ def build_constraint(form: ChatFormat, body: SampledBody) -> Constraint | None:
     """
     answer = build_answer_rule(body)
     if not isinstance(body, ChatBody) or not body.tools or body.tool_choice == "none":
-        return None if answer is None else Constraint(answer.name, (answer,))
+        return None if answer is None else AnswerConstraint(answer.name, (answer,))
     forced = body.tool_choice != "auto"
     if answer is not None and forced:
         raise invalid_request("response_format", "An answer that has to be a call of a tool has no other format.")
@@ -136,16 +136,16 @@ def build_constraint(form: ChatFormat, body: SampledBody) -> Constraint | None:
     )
     call_body = " ".join([*quote_literal(prefix), "call", *quote_literal(suffix)])
     if forced:
-        return Constraint(call_body, rules)
+        return AnswerConstraint(call_body, rules)
     if answer is not None:
-        return Constraint(f"{answer.name} | {call_body}", (answer, *rules))
+        return AnswerConstraint(f"{answer.name} | {call_body}", (answer, *rules))
     if not prefix or not any(tool.function.strict for tool in body.tools):
         return None
     # Text that may hold calls: a call begins at the first `<tool_call>`.
     rest_of_call = " ".join([*quote_literal(prefix.removeprefix(CALL_START)), "call", *quote_literal(suffix)])
     text = Rule("TEXT", f"/(?s:.*)/ & ~/(?s:.*){CALL_START}(?s:.*)/", "tools")
     opening = Rule("opening[lazy]", f"/(?s:.*){CALL_START}/", "tools")
-    return Constraint(f"(opening {rest_of_call})* TEXT", (text, opening, *rules), must_be_complete=False)
+    return AnswerConstraint(f"(opening {rest_of_call})* TEXT", (text, opening, *rules), must_be_complete=False)
 
 
 def build_answer_rule(body: SampledBody) -> Rule | None:
@@ -292,7 +292,7 @@ def escape_line_breaks(pattern: str) -> str:
     return pattern.replace("\n", "\\n").replace("\r", "\\r")
 
 
-def compile_constraint(form: ChatFormat, constraint: Constraint) -> CompiledGrammar:
+def compile_constraint(form: ChatFormat, constraint: AnswerConstraint) -> CompiledGrammar:
     """Compile a constraint's grammar for a tokenizer, or take it from the cache; raise Refusal if that fails.
 
     Raises:
@@ -306,7 +306,7 @@ def compile_constraint(form: ChatFormat, constraint: Constraint) -> CompiledGram
         raise explain_failure(str(error), constraint) from error
 
 
-def explain_failure(message: str, constraint: Constraint) -> Refusal:
+def explain_failure(message: str, constraint: AnswerConstraint) -> Refusal:
     """Convert llguidance's message about a failed compilation to a Refusal that names the request's parameter at fault.
 
     Args:

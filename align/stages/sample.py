@@ -613,13 +613,12 @@ def require_winner(run: Run, config: Config, results: BestOfResults) -> None:
     """Raise InputError if no answer to any prompt may win, because all were cut off, are empty or score too low."""
     prompt_count = len(results.scores) - results.reasons["with_tools"]
     problem = "leaves no answer that is complete and not empty"
-    remedy = f"Raise it, or start from another policy. The answers are in {run.folder / 'samples.jsonl'}."
+    alternative = f"or start from another policy. The answers are in {run.folder / 'samples.jsonl'}."
     has_winner = results.reasons["no_winner"] < prompt_count or not prompt_count
-    require(has_winner, "rollout.max_new_tokens", config.rollout.max_new_tokens, problem, remedy)
+    require(has_winner, "rollout.max_new_tokens", config.rollout.max_new_tokens, problem, f"Raise it, {alternative}")
     has_winner = results.reasons["no_winner"] + results.reasons["low_score"] < prompt_count or not prompt_count
     problem = "is higher than the score of every prompt's best complete answer"
-    remedy = remedy.replace("Raise", "Lower")
-    require(has_winner, "stage.min_score", config.stage.min_score, problem, remedy)
+    require(has_winner, "stage.min_score", config.stage.min_score, problem, f"Lower it, {alternative}")
 
 
 def format_best_of_table(best: Mapping[str, Any]) -> list[str]:

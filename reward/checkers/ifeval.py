@@ -256,7 +256,7 @@ def build(spec: Any, field: str) -> Checker:
     specs = require_keys(spec, field, ("kind", "constraints"))["constraints"]
     is_filled = isinstance(specs, list | tuple) and len(specs) > 0
     require(is_filled, f"{field}.constraints", specs, "is no list of constraints", "Write constraints: [no_comma].")
-    constraints = [parse_constraint(spec, f"{field}.constraints[{i}]") for i, spec in enumerate(specs)]
+    constraints = [parse_instruction(spec, f"{field}.constraints[{i}]") for i, spec in enumerate(specs)]
 
     def check_answer(answer: str) -> Iterator[Part]:
         for constraint in constraints:
@@ -267,7 +267,7 @@ def build(spec: Any, field: str) -> Checker:
     return Checker(KIND, tuple(constraint.description for constraint in constraints), check_answer)
 
 
-class Constraint(NamedTuple):
+class BoundInstruction(NamedTuple):
     """An IFEval instruction with its arguments: a description and a test of an answer.
 
     Attributes:
@@ -279,7 +279,7 @@ class Constraint(NamedTuple):
     is_met: Callable[[str], bool]
 
 
-def parse_constraint(spec: Any, field: str) -> Constraint:
+def parse_instruction(spec: Any, field: str) -> BoundInstruction:
     """Parse an IFEval instruction, given as its name or as a mapping with `name` and arguments, or raise InputError.
 
     A name alone is an instruction without arguments.
@@ -299,7 +299,7 @@ def parse_constraint(spec: Any, field: str) -> Constraint:
         paragraphs = arguments["num_paragraphs"]
         problem = f"is above the number of paragraphs, {paragraphs}"
         require(nth <= paragraphs, f"{field}.nth_paragraph", nth, problem, "Write a smaller number.")
-    return Constraint(instruction.describe(**arguments), partial(instruction.holds, **arguments))
+    return BoundInstruction(instruction.describe(**arguments), partial(instruction.holds, **arguments))
 
 
 def parse_argument(spec: Mapping[str, Any], field: str, name: str) -> Any:
