@@ -14,7 +14,7 @@ from align.annotate.store.preference_pairs import load_human_verdicts, load_pref
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Feedback, Message, Preference
 from align.data.chat.encode import count_prompt_tokens, encode_for_reward_model, is_surely_too_long
-from align.data.read.columns import ColumnRules
+from align.data.read.column_rules import ColumnRules
 from align.data.read.content import FEEDBACK, PREFERENCES, join_answer
 from align.data.read.drops import BadRows
 from align.data.read.records import iter_valid_groups, read_feedback, read_preferences

@@ -18,7 +18,7 @@ from align.data import chitchat
 from align.data.chat.reasoning import strip_all_reasoning
 from align.data.generated_tasks import SOURCE as REASONING_GYM
 from align.data.generated_tasks import TASKS, build_tasks_input, generate_conversations
-from align.data.read.columns import ColumnRules
+from align.data.read.column_rules import ColumnRules
 from align.data.read.content import DOCUMENTS, MESSAGE_ATTRIBUTES, PREFERENCES, extract_prompt
 from align.data.read.files import list_data_files
 from align.data.read.messages import with_default_system

@@ -38,6 +38,8 @@ from align.data.sources import MANIFEST, DataSource
 from align.run import Artifact, lookup_digest
 from align.run.lineage import GoneRun, iter_artifact_ancestors
 
+SEEN = "dropped_seen"
+"""Name of the metric that counts the prompts left out of an evaluation because training saw them."""
 FILE = "trained_ids.parquet"
 TRAINING_STAGES = ("sft", "full", "reward", "dpo", "kto", "ppo")
 """Names of the stages that train a model on rows."""

@@ -1,5 +1,5 @@
-"""Requests to a vLLM server, and its responses. Clients' requests are not passed on to it, because some of its routes
-change its weights.
+"""Requests to a vLLM server, and its responses. Requests of clients of `stage=serve` are not passed on as they are,
+because some of vLLM's routes change its weights.
 
 Imports no torch: evaluations use the same functions to read the responses of other servers.
 """

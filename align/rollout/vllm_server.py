@@ -1,4 +1,5 @@
-"""A vLLM server that align starts: its process, its arguments and its adapters. Imports no torch."""
+"""A vLLM server, started here or running already: its process, its arguments and its adapters. Requests to it are in
+`align.rollout.vllm_client`. Imports no torch."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,9 @@ def find_user_error(error: Exception, root: str) -> InputError | None:
             "model in fp32: give it device=cpu.",
         )
     return as_storage_error(error, root)
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows to a file, one JSON object per line, or write no file if there are no rows."""
+    if text := "".join(f"{json.dumps(row)}\n" for row in rows):
+        write_text(path, text)

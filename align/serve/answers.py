@@ -1,4 +1,4 @@
-"""The bodies of responses: chat, text and reward answers, whole and in parts."""
+"""The bodies of responses to chat, completion and reward requests: one JSON object, or the chunks of a stream."""
 
 from __future__ import annotations
 

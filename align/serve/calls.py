@@ -1,4 +1,5 @@
-"""Requests in progress, from their admission to the response in the form of OpenAI's two APIs.
+"""Requests in progress, from their admission to the response in the form of OpenAI's two APIs. A `Call` is such a
+request, and no call of a tool.
 
 A response is one JSON body or a stream of server-sent events.
 """

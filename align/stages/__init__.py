@@ -1,4 +1,5 @@
-"""The stages of the command line, such as SFT, PPO and evaluation: one module for each, with `inputs` and `run`.
+"""The stages of the command line, such as SFT, PPO and evaluation: one module for each (a package for
+evaluation), with `inputs` and `run`.
 
 `runner.py` runs a stage on the first rank, and `worker_rank.py` on the others.
 """

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from align.evals.stats.bradley_terry import fit_bradley_terry
 from align.evals.stats.decisions import DecisionRule, decide_by_rule
-from align.evals.stats.judge import compute_agreement
+from align.evals.stats.judge_agreement import compute_agreement
 from align.evals.stats.length_control import control_for_length
 from align.evals.stats.paired import compute_score_difference, compute_share_difference, compute_sign_flip_p
 from align.evals.stats.power import compute_cluster_effect, compute_detectable_difference, estimate_deviation

@@ -29,7 +29,7 @@ from starlette.testclient import TestClient
 from align.annotate.store import Judgement, ProjectSettings, Store
 from align.annotate.store.projects import read_settings
 from align.run import read_manifest
-from align.stages.eval import votes as stage
+from align.stages.eval import votes
 
 TABLES = ("People: each of them", "p after Holm")
 """Headings of the page that need at least one vote."""
@@ -116,7 +116,7 @@ def test_votes_that_arrive_during_a_run_count_in_the_next(
     bench: BlindEvaluations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*write_blind_evaluation(bench.folder, items=4), "project=mine"]
-    open_project = stage.fill_project
+    open_project = votes.fill_project
 
     def open_and_vote(store: Store, project: str, *more: Any) -> Any:
         items = open_project(store, project, *more)
@@ -126,7 +126,7 @@ def test_votes_that_arrive_during_a_run_count_in_the_next(
         return items
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "fill_project", open_and_vote)
+        patch.setattr(votes, "fill_project", open_and_vote)
         first = bench.run(words)
     assert read_verdicts(first) == []
     assert read_artifact(first, "people.json")["votes"] == 0

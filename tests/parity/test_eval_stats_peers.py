@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from align.evals.stats.judge import compute_agreement
+from align.evals.stats.judge_agreement import compute_agreement
 from align.evals.stats.logistic import fit_logistic
 from align.evals.stats.paired import adjust_by_holm, compute_sign_flip_p
 from align.evals.stats.power import compute_sample_size

@@ -21,7 +21,7 @@ from align.config.compose import build_config, compose_tree
 from align.core.errors import InputError
 from align.core.types import Conversation, Feedback, Message, Preference, Record
 from align.data.pairs import has_labels
-from align.data.read.columns import CHOICE_COLUMNS, CONTEXT_COLUMNS, ColumnRules, iter_texts
+from align.data.read.column_rules import CHOICE_COLUMNS, CONTEXT_COLUMNS, ColumnRules, iter_texts
 from align.data.read.content import DOCUMENTS, FEEDBACK, extract_prompt, get_record_kind, iter_strings, list_texts
 from align.data.read.drops import BadRows
 from align.data.read.records import ParsedRecord, read_documents, read_feedback, read_preferences

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from align.evals.stats.judge import compute_agreement, compute_judge_statistics, measure_swap_effect
+from align.evals.stats.judge_agreement import compute_agreement, compute_judge_statistics, measure_swap_effect
 from align.ops.agreement import cohen_kappas, compute_coefficient_interval
 from align.ops.intervals import Interval, proportion_interval, t_quantile
 

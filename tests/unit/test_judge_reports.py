@@ -13,17 +13,12 @@ import pytest
 from align.config.scorers import CHOICES, build_reward_spec
 from align.core.errors import CorruptFile, InputError
 from align.core.types import Message, Preference
-from align.evals.judges.examples import (
-    PairExample,
-    build_pair_examples,
-    digest_examples,
-    drop_trained_pairs,
-    find_pairs_with_best_answer,
-)
+from align.evals.judges.examples import PairExample, build_pair_examples, digest_examples, drop_trained_pairs
 from align.evals.judges.figures import (
     REWARD_BENCH,
     compute_reward_bench_scores,
     describe_reward_bench,
+    find_pairs_with_best_answer,
     measure_judge_on_pairs,
 )
 from align.evals.judges.identity import JudgeIdentity, describe_judge_difference, identify_scorer

@@ -12,7 +12,7 @@ from row_formats import PACKERS, TABLES, WRITERS, write_row_file
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Feedback, Message, Preference
-from align.data.read.columns import ColumnRules
+from align.data.read.column_rules import ColumnRules
 from align.data.read.content import to_content_row
 from align.data.read.drops import BadRows, Drop
 from align.data.read.records import ParsedRecord, read_documents, read_preferences

@@ -7,7 +7,7 @@ The columns of a row decide its shape, see `align.data.read.shapes`:
     prompt [completion|response|chosen]   texts, or lists of messages
     instruction [input] [output] [history]   Alpaca
     question [answer|response|…]      like `prompt`; `query` as well
-    message_id parent_id role text    OASST: a message of a tree; or a tree in one row
+    prompt completion label           KTO: an answer with a label; or a conversation and a label
     text                              plain text
 """
 

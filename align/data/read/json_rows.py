@@ -1,4 +1,7 @@
-"""Rows of JSON Lines, and of one JSON array or an object that holds one."""
+"""Rows of JSON Lines, and of one JSON array or an object that holds one.
+
+The limits on rows and the check of their values hold for other formats too.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,14 @@ DIVIDE_HELP = "Leave it out, or divide it into several rows."
 DUPLICATE_KEY = "a key of this name stands twice in one object"
 NUL_PROBLEM = "it holds U+0000 (NUL), which is no character of a text"
 BOM = "\ufeff"
+CHUNK_BYTES = 2**18
+"""Bytes read at a time."""
+BLANK = re.compile(r"[ \t\r\n]*")
+INVALID_UTF8 = re.compile("[\udc80-\udcff]")
+"""Invalid UTF-8 bytes, as the error handler `surrogateescape` decodes them."""
+REWRITE_HELP = "Write the file again, or write one object a line."
+
+
 NumberedRows = Iterator[tuple[int, dict[str, Any] | InputError | None]]
 """Rows of one file as a reader yields them: (number from 1, row or its error) for each row, then (last number, None).
 The errors name a field of the row; `iter_rows` adds the file and the number."""
@@ -127,14 +138,6 @@ def parse_line(raw: bytes) -> dict[str, Any]:
         reason = "it holds NUL bytes" if b"\0" in raw else str(error)
         raise InputError("", displayed, f"not a line of JSON in UTF-8 ({reason})", ONE_OBJECT_HELP) from error
     return parse_object(data, text)
-
-
-CHUNK_BYTES = 2**18
-"""Bytes read at a time."""
-BLANK = re.compile(r"[ \t\r\n]*")
-INVALID_UTF8 = re.compile("[\udc80-\udcff]")
-"""Invalid UTF-8 bytes, as the error handler `surrogateescape` decodes them."""
-REWRITE_HELP = "Write the file again, or write one object a line."
 
 
 class JsonText:

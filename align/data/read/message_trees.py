@@ -21,7 +21,7 @@ from align.data.read.messages import (
     build_field_error,
     check_unsupported_fields,
 )
-from align.data.read.rows import Row
+from align.data.read.rows import Row, build_row_id
 
 TREE_ROLES = {"prompter": "user", "user": "user", "assistant": "assistant", "system": "system"}
 TREE_TOOLS_PROBLEM = (
@@ -52,11 +52,6 @@ class TreeNode(NamedTuple):
 
 TreePath = tuple[Conversation, Fields]
 """A path of a conversation tree, as (conversation, fields of its last message)."""
-
-
-def build_row_id(row: Row) -> str:
-    """Return the id of the conversation in a row, `FILE:NUMBER`, from the file's name and the row's number in it."""
-    return f"{row.file.name}:{row.place}"
 
 
 def parse_tree_row(row: Row) -> Iterator[TreePath | Drop]:

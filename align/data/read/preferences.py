@@ -1,4 +1,6 @@
-"""Parsers of rows into preference pairs, in these shapes:
+"""Parsers of rows into preference pairs, and `write_preferences`, which writes pairs in TRL's conversational form.
+
+Shapes of pairs:
 
     chosen rejected [prompt|question]                 TRL (messages or plain strings), UltraFeedback binarised, the
                                                       implicit form (whole conversations), HH transcripts, Orca pairs

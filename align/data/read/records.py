@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from align.core.errors import InputError, require
 from align.core.types import Document, Feedback, Preference, Record
-from align.data.read.columns import ColumnRules
+from align.data.read.column_rules import ColumnRules
 from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES
 from align.data.read.conversations import (
     DOCUMENT_SHAPES,
@@ -26,10 +26,10 @@ from align.data.read.conversations import (
     parse_feedback,
 )
 from align.data.read.drops import BadRows, Drop, count_dropped
-from align.data.read.message_trees import build_row_id, parse_tree_messages, parse_tree_row
+from align.data.read.message_trees import parse_tree_messages, parse_tree_row
 from align.data.read.messages import Fields
 from align.data.read.preferences import PAIR_HELP, parse_pairs
-from align.data.read.rows import Row, iter_rows
+from align.data.read.rows import Row, build_row_id, iter_rows
 from align.data.read.shapes import (
     CONTENT_COLUMNS,
     CONVERSATIONS,

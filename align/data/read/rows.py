@@ -67,7 +67,7 @@ class Row(NamedTuple):
         texts: text cells may write values of other types, as in tables and in Parquet and Arrow, whose columns have one
             type.
         error: the error of a row that cannot be read.
-        kept_as_metadata: columns that are kept as metadata and not read, see `align.data.read.columns`.
+        kept_as_metadata: columns that are kept as metadata and not read, see `align.data.read.column_rules`.
     """
 
     number: int
@@ -104,6 +104,11 @@ class Row(NamedTuple):
     def name(self) -> str:
         """Default id of a pair whose row has no `id` column, from file name and row number: `my-file:7`."""
         return f"{strip_endings(self.file)}:{self.place}"
+
+
+def build_row_id(row: Row) -> str:
+    """Return the id of the conversation in a row, `FILE:NUMBER`, from the file's name and the row's number in it."""
+    return f"{row.file.name}:{row.place}"
 
 
 def iter_rows(path: str | Path, field: str = "data.path", skip: int = 0, counts: Sequence[int] = ()) -> Iterator[Row]:

@@ -249,7 +249,7 @@ def build_label_error(row: Fields, remedy: str) -> InputError:
 
     Args:
         row: the row.
-        remedy: how to keep the column as metadata, see `align.data.read.columns.ColumnRules`.
+        remedy: how to keep the column as metadata, see `align.data.read.column_rules.ColumnRules`.
     """
     value = row[LABEL]
     if parse_label(value) is None:

@@ -1,4 +1,8 @@
-"""The columns that no shape reads: they are kept as metadata, unless their texts are long."""
+"""The columns that no shape and no rule reads. No column is dropped: they are kept as metadata.
+
+A column whose texts have more than `MAX_METADATA_CHARACTERS` characters on average is refused, once for the whole data
+set: the user must say whether it is part of the question or metadata.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,12 @@ from itertools import islice
 from typing import Any
 
 from align.core.errors import InputError
-from align.data.read.columns import (
-    EVAL_PATH,
+from align.data.read.column_rules import (
     IDENTIFYING,
-    MAX_METADATA_CHARACTERS,
     METADATA_PREFIX,
     PAIR_ATTRIBUTES,
     QUESTION_NAMES,
     REFERENCE_COLUMNS,
-    REVEALING_COLUMNS,
-    ROWS_TO_LIST,
-    TURN_FIELD_INFIX,
     ColumnRules,
     find_context_columns,
     has_unrendered_fields,
@@ -28,7 +27,7 @@ from align.data.read.columns import (
     normalize_column_name,
     parse_metadata,
 )
-from align.data.read.content import DOCUMENTS, PREFERENCES
+from align.data.read.content import DOCUMENTS, PREFERENCES, split_names
 from align.data.read.messages import (
     RESULT_ROLES,
     SYSTEM_COLUMNS,
@@ -53,6 +52,28 @@ from align.data.read.shapes import (
     find_question_column,
     get_speaker,
 )
+
+ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
+"""JSON encoder of metadata. Shared, because `json.dumps` with options makes a new encoder for every row."""
+TextSizes = Mapping[str, Sequence[int]]
+"""Column → (number of its texts in a row, their total characters)."""
+
+
+EVAL_PATH = "data.eval_path"
+"""Setting of a second file with the same column rules. It may lack columns that are kept as metadata."""
+ROWS_TO_LIST = 16
+"""Rows whose columns are listed if one is missing."""
+MAX_METADATA_CHARACTERS = 40
+"""Maximum mean length, in characters, of the texts of an unread column that no setting keeps as metadata."""
+TURN_FIELD_INFIX = "[]."
+"""Infix of a turn field's column name: `messages[].mood`."""
+REVEALING_COLUMNS = REFERENCE_COLUMNS.union(
+    split_names(
+        "explanation explanations rationale rationales reason reasoning justification feedback critique "
+        "comment comments"
+    )
+)
+"""Columns that would reveal the answer, so that errors do not suggest them as part of the question."""
 
 
 def list_read_columns(row: Fields, shape: Shape) -> frozenset[str]:
@@ -128,10 +149,6 @@ def find_unread_turn_fields(column: str, value: Any) -> dict[str, list[Any]]:
     return fields
 
 
-ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
-"""JSON encoder of metadata. Shared, because `json.dumps` with options makes a new encoder for every row."""
-
-
 def encode_metadata(metadata: Fields) -> str | None:
     """Return metadata as JSON text, or None if it is empty. NaN and the infinities become null."""
     if not metadata:
@@ -141,10 +158,6 @@ def encode_metadata(metadata: Fields) -> str | None:
     except ValueError:  # nan and the infinities are not JSON; they become null
         finite = json.loads(json.dumps(metadata, default=str), parse_constant=lambda name: None)
         return json.dumps(finite, ensure_ascii=False)
-
-
-TextSizes = Mapping[str, Sequence[int]]
-"""Column → (number of its texts in a row, their total characters)."""
 
 
 def measure_unread_texts(row: Row, shape: Shape, unread: Fields, is_prompt: bool = False) -> TextSizes:

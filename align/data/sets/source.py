@@ -17,7 +17,7 @@ from align.annotate.store.preference_pairs import load_preferences
 from align.core.chain import ChainHead
 from align.core.errors import CorruptFile, InputError, require
 from align.data import chitchat
-from align.data.read.columns import ColumnRules
+from align.data.read.column_rules import ColumnRules
 from align.data.read.content import DOCUMENTS, PREFERENCES, get_record_kind
 from align.data.read.files import DATA_SET_FILE, RESTORE_HELP, SHARD_NAME, list_data_files
 from align.data.read.records import ParsedRecord, RowOutcome, apply_rules, iter_outcomes

@@ -10,7 +10,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import NamedTuple
 
 from align.core.types import Conversation, Feedback, Message, Preference
@@ -21,9 +20,6 @@ from align.run import json_digest
 
 Turns = tuple[Message, ...]
 TIE = 0.5
-LONGER = "longer"
-SHORTER = "shorter"
-EQUAL = "equal"
 YES_AND_NO = {"yes": 1.0, "no": 0.0}
 """Labels of single answers, mapped to their verdicts."""
 
@@ -209,49 +205,3 @@ def digest_examples(examples: Sequence[PairExample] | Sequence[AnswerExample]) -
 
 def turns_to_json(turns: Turns) -> list[str]:
     return [encode_turn(turn) for turn in turns]
-
-
-class HumanAgreement(NamedTuple):
-    """The agreement between people on the pairs that several people voted on.
-
-    Attributes:
-        clusters: the cluster of each pair.
-        equal_shares: for each pair, the share of equal votes among all pairs of its votes.
-    """
-
-    clusters: list[str]
-    equal_shares: list[float]
-
-
-def measure_human_agreement(pairs: Sequence[PairExample]) -> HumanAgreement:
-    """Compute for each answer pair with several votes the share of equal votes between two people."""
-    several = [pair for pair in pairs if len(pair.votes) > 1]
-    shares = []
-    for pair in several:
-        is_equal = [a == b for a, b in combinations(pair.votes, 2)]
-        shares.append(sum(is_equal) / len(is_equal))
-    return HumanAgreement([pair.item.cluster for pair in several], shares)
-
-
-def find_pairs_with_best_answer(pairs: Sequence[PairExample]) -> dict[str, list[tuple[PairExample, bool]]]:
-    """Find the prompts with three or more answers of which one won against all others, and return their pairs with the
-    best answer.
-
-    RewardBench 2 (Malik et al. 2025) has such prompts, with one right answer and three wrong ones. The other answers
-    need not have been compared with each other.
-
-    Returns:
-        the id of the prompt → the pairs with the best answer, and whether it is the first of each.
-    """
-    pairs_by_prompt: dict[Turns, list[PairExample]] = {}
-    for pair in pairs:
-        pairs_by_prompt.setdefault(pair.item.prompt.messages, []).append(pair)
-    best_answers: dict[str, list[tuple[PairExample, bool]]] = {}
-    for prompt_pairs in pairs_by_prompt.values():
-        answers = {side for pair in prompt_pairs for side in pair.answers}
-        for answer in sorted(answers, key=turns_to_json):
-            own_pairs = [(pair, pair.first == answer) for pair in prompt_pairs if answer in pair.answers]
-            has_all = len(answers) > 2 and len(own_pairs) == len(answers) - 1
-            if has_all and all(pair.verdict == float(is_first) for pair, is_first in own_pairs):
-                best_answers[prompt_pairs[0].item.id] = own_pairs
-    return best_answers

@@ -1,30 +1,44 @@
-"""Figures of a judge: its agreement with known verdicts, its calibration, and its accuracy by kind of example."""
+"""The figures of a judge's report: agreement with known verdicts, calibration, and accuracy by kind of example.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from itertools import combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from align.evals.judges.examples import (
-    EQUAL,
-    LONGER,
-    SHORTER,
-    TIE,
-    YES_AND_NO,
-    AnswerExample,
-    PairExample,
-    find_pairs_with_best_answer,
-    measure_human_agreement,
-)
+from align.evals.judges.examples import TIE, YES_AND_NO, AnswerExample, PairExample, Turns, turns_to_json
 from align.evals.judges.opinions import JudgeOpinions
-from align.evals.stats.judge import compute_agreement, compute_judge_statistics
+from align.evals.stats.judge_agreement import compute_agreement, compute_judge_statistics
 from align.evals.stats.verdicts import compute_win_rate, merge_swapped_verdicts
 from align.ops.calibration import bin_predictions, compute_brier_scores, compute_calibration_error, compute_log_losses
 from align.ops.intervals import average_by_group, mean_interval, proportion_interval
+
+REWARD_BENCH: Mapping[str, Sequence[str]] = {
+    "Chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),
+    "Chat Hard": (
+        *("mt-bench-hard", "llmbar-natural", "llmbar-adver-neighbor"),
+        *("llmbar-adver-GPTInst", "llmbar-adver-GPTOut", "llmbar-adver-manual"),
+    ),
+    "Safety": (
+        *("refusals-dangerous", "refusals-offensive", "xstest-should-refuse", "xstest-should-respond", "donotanswer"),
+    ),
+    "Math": ("math-prm",),
+    "Code": ("hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"),
+}
+"""RewardBench's categories and their subsets (Lambert et al. 2024). It reports the mean of Math and Code as
+Reasoning."""
+
+
+LONGER = "longer"
+SHORTER = "shorter"
+EQUAL = "equal"
 
 
 def measure_judge_on_pairs(
@@ -37,7 +51,8 @@ def measure_judge_on_pairs(
     the judge.
 
     Returns:
-        `agreement`, `swap`, `length_slope`, `reference_slope` and `n` of `align.evals.stats.judge.JudgeStatistics`;
+        `agreement`, `swap`, `length_slope`, `reference_slope` and `n` of
+        `align.evals.stats.judge_agreement.JudgeStatistics`;
         `accuracy` on the decided pairs, also `by_source`, `reward_bench` (its categories) and `by_length` (whether the
         better answer is the longer one);
         `ties`, of the reference and of the judge; `errors`, the number of missing verdicts; `best_of`, by number of
@@ -144,22 +159,6 @@ def measure_accuracy(pairs: Sequence[PairExample], verdicts: NDArray[np.float64]
     }
 
 
-REWARD_BENCH: Mapping[str, Sequence[str]] = {
-    "Chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),
-    "Chat Hard": (
-        *("mt-bench-hard", "llmbar-natural", "llmbar-adver-neighbor"),
-        *("llmbar-adver-GPTInst", "llmbar-adver-GPTOut", "llmbar-adver-manual"),
-    ),
-    "Safety": (
-        *("refusals-dangerous", "refusals-offensive", "xstest-should-refuse", "xstest-should-respond", "donotanswer"),
-    ),
-    "Math": ("math-prm",),
-    "Code": ("hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"),
-}
-"""RewardBench's categories and their subsets (Lambert et al. 2024). It reports the mean of Math and Code as
-Reasoning."""
-
-
 def compute_reward_bench_scores(rights_by_source: Mapping[str, Sequence[bool]]) -> dict[str, float]:
     """Return the accuracy in each category of RewardBench, and their `mean` if all four are there.
 
@@ -240,3 +239,49 @@ def measure_calibration(
             ).as_dict(),
         }
     }
+
+
+class HumanAgreement(NamedTuple):
+    """The agreement between people on the pairs that several people voted on.
+
+    Attributes:
+        clusters: the cluster of each pair.
+        equal_shares: for each pair, the share of equal votes among all pairs of its votes.
+    """
+
+    clusters: list[str]
+    equal_shares: list[float]
+
+
+def measure_human_agreement(pairs: Sequence[PairExample]) -> HumanAgreement:
+    """Compute for each answer pair with several votes the share of equal votes between two people."""
+    several = [pair for pair in pairs if len(pair.votes) > 1]
+    shares = []
+    for pair in several:
+        is_equal = [a == b for a, b in combinations(pair.votes, 2)]
+        shares.append(sum(is_equal) / len(is_equal))
+    return HumanAgreement([pair.item.cluster for pair in several], shares)
+
+
+def find_pairs_with_best_answer(pairs: Sequence[PairExample]) -> dict[str, list[tuple[PairExample, bool]]]:
+    """Find the prompts with three or more answers of which one won against all others, and return their pairs with the
+    best answer.
+
+    RewardBench 2 (Malik et al. 2025) has such prompts, with one right answer and three wrong ones. The other answers
+    need not have been compared with each other.
+
+    Returns:
+        the id of the prompt → the pairs with the best answer, and whether it is the first of each.
+    """
+    pairs_by_prompt: dict[Turns, list[PairExample]] = {}
+    for pair in pairs:
+        pairs_by_prompt.setdefault(pair.item.prompt.messages, []).append(pair)
+    best_answers: dict[str, list[tuple[PairExample, bool]]] = {}
+    for prompt_pairs in pairs_by_prompt.values():
+        answers = {side for pair in prompt_pairs for side in pair.answers}
+        for answer in sorted(answers, key=turns_to_json):
+            own_pairs = [(pair, pair.first == answer) for pair in prompt_pairs if answer in pair.answers]
+            has_all = len(answers) > 2 and len(own_pairs) == len(answers) - 1
+            if has_all and all(pair.verdict == float(is_first) for pair, is_first in own_pairs):
+                best_answers[prompt_pairs[0].item.id] = own_pairs
+    return best_answers

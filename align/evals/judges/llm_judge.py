@@ -48,7 +48,7 @@ NAME = re.compile(r"[\w.-]+")
 """Pattern of a single word, which as a question is taken for a misspelt name of a built-in one."""
 FIELD = "stage.judge"
 KEYS = ("prompt", "temperature", "max_tokens", "price")
-HOW_TO_NAME = "Add stage.judge={url: http://127.0.0.1:8000/v1, model: NAME}."
+HOW_TO_NAME_LLM = "Add stage.judge={url: http://127.0.0.1:8000/v1, model: NAME}."
 HELP = "Write reward, people, or {url: http://127.0.0.1:8000/v1, model: NAME}."
 PLACEHOLDER = re.compile(r"\{([a-zA-Z_]\w*)\}")
 """Matches a placeholder of a template, such as `{conversation}`."""

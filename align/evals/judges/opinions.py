@@ -1,4 +1,7 @@
-"""A judge's opinions of labelled examples. Imports no torch."""
+"""A judge's opinions of labelled examples, which a run of `eval=judge` writes to `artifact/verdicts.jsonl`.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 

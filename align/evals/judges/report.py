@@ -1,6 +1,6 @@
 """The report of a judge (`card.json`): its agreement with known verdicts, and whether it may decide gates.
 
-The verdicts are in `artifact/verdicts.jsonl` of a run of `eval=judge`. Imports no torch.
+Imports no torch.
 """
 
 from __future__ import annotations

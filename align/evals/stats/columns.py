@@ -1,4 +1,4 @@
-"""Columns of numbers, one a row, and the clusters that their rows belong to."""
+"""Checks of columns with one number per row, and the clusters that rows belong to."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Decision:
     Attributes:
         outcome: `undecided` does not count as a pass.
         figure: the figure that was decided on.
-        bound: see `Rule.bound`.
+        bound: see `DecisionRule.bound`.
         n_to_decide: if undecided, the number of clusters with which an interval would exclude the bound in four of five
             cases, provided that the figure keeps its value. None for a decided figure, and if no number suffices.
         why: a reason that the figure does not show, or a remark on a decided figure.

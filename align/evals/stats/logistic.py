@@ -14,6 +14,12 @@ STEP_TOLERANCE = 1e-9
 """Largest component of a Newton step below which the fit ends. Convergence is quadratic."""
 
 
+RIDGE = 0.1
+"""Ridge penalty on the length slope and on Bradley-Terry strengths, equal to a normal prior with a standard deviation
+of 3.2 log-odds. It bounds the slope if length alone tells wins from losses, and shrinks it by 0.2 % at 512 verdicts. It
+also bounds the strength of a model that wins or loses every comparison."""
+
+
 class LogisticFit(NamedTuple):
     """Coefficients of a logistic regression and their covariance.
 
@@ -101,9 +107,3 @@ def shrink_variance(sandwich_variance: float, model_variance: float) -> float:
     still have an interval."""
     dispersion = (sandwich_variance / model_variance / model_variance + PRIOR) / (1 / model_variance + PRIOR)
     return float(model_variance * dispersion)
-
-
-RIDGE = 0.1
-"""Ridge penalty on the length slope and on Bradley-Terry strengths, equal to a normal prior with a standard deviation
-of 3.2 log-odds. It bounds the slope if length alone tells wins from losses, and shrinks it by 0.2 % at 512 verdicts. It
-also bounds the strength of a model that wins or loses every comparison."""

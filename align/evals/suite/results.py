@@ -17,7 +17,7 @@ from align.core.types import Message
 from align.evals.judges.judge_verdict import JudgeVerdict, collect_both_orders, merge_verdicts
 from align.evals.judges.llm_judge import describe_yes_answer
 from align.evals.stats.bradley_terry import fit_bradley_terry
-from align.evals.stats.judge import measure_swap_effect
+from align.evals.stats.judge_agreement import measure_swap_effect
 from align.evals.stats.length_control import control_for_length
 from align.evals.stats.paired import adjust_by_holm, compare_scores, compare_shares
 from align.evals.stats.power import compute_cluster_effect, compute_detectable_difference, estimate_deviation

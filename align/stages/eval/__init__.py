@@ -5,8 +5,8 @@
     the first system is compared with each other one; gates decide      align/evals/suite/results.py, gates.py
 
 Without `stage.systems` the systems are the artifact and what it started from. `eval=judge` measures a judge on labelled
-examples (align/evals/judges/report.py). Inputs are resolved and data are read before the run has a name. Only the run
-itself needs torch.
+examples (align/evals/judges/examples.py, opinions.py, figures.py). Inputs are resolved and data are read before the run
+has a name. Only the run itself needs torch.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from align.core.types import Conversation, StageResult
 from align.data.chat.encode import compute_max_prompt_tokens
 from align.data.read.drops import count_dropped
 from align.data.sources import DataSource, build_data_inputs, read_source_prompts
-from align.data.trained_ids import TrainedQuestions, collect_trained_questions, find_store_key
+from align.data.trained_ids import SEEN, TrainedQuestions, collect_trained_questions, find_store_key
 from align.evals.collapse import describe_collapse, describe_new_phrase
 from align.evals.judges.identity import find_scorer_relation, get_scorer_title, list_scorer_parts
 from align.evals.suite.systems import System
@@ -120,7 +120,7 @@ def read_unseen_prompts(config: Config, artifact: Artifact) -> UnseenPrompts:
         remedy = "Give a file of its own to measure on (data.eval_path=FILE), or write stage.seen=report."
         require(bool(unseen), "stage.seen", "drop", problem, remedy)
         dropped = count - len(unseen)
-        count_dropped("dropped_seen", dropped)
+        count_dropped(SEEN, dropped)
         if dropped:
             print(f"{dropped} of {pluralize(count, 'prompt')} left out: training saw them")
         test_prompts = unseen

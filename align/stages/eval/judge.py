@@ -17,7 +17,7 @@ from align.data.pairs import build_pair_inputs, read_held_out_feedback, read_jud
 from align.data.read.conversations import LABELLED_HELP
 from align.data.read.drops import count_dropped
 from align.data.sources import DataSource, build_data_inputs, prepare_record
-from align.data.trained_ids import collect_trained_questions, find_store_key
+from align.data.trained_ids import SEEN, collect_trained_questions, find_store_key
 from align.evals.endpoint import read_api_key
 from align.evals.judges.examples import (
     YES_AND_NO,
@@ -31,7 +31,7 @@ from align.evals.judges.examples import (
 from align.evals.judges.figures import describe_reward_bench, measure_judge_on_answers, measure_judge_on_pairs
 from align.evals.judges.identity import find_voting_parts, identify_scorer, list_scorer_parts
 from align.evals.judges.llm_judge import (
-    HOW_TO_NAME,
+    HOW_TO_NAME_LLM,
     LLMJudge,
     YesNoQuestion,
     describe_yes_answer,
@@ -46,7 +46,7 @@ from align.reward.inputs import load_reward_artifacts, require_matching_reasonin
 from align.rollout.answer_cache import FILE as ANSWERS
 from align.rollout.answer_cache import AnswerStore
 from align.run import Input, Run, write_json
-from align.stages.eval.sampling import write_json_lines
+from align.run.files import write_json_lines
 from align.stages.runner import StageInputs
 from align.track import get_peak_rss_mb
 
@@ -152,7 +152,7 @@ def find_judge(config: Config) -> Literal["reward"] | LLMJudge:
         question = parse_question(config.eval.asks, ASKS)
         if not isinstance(judge, LLMJudge):
             problem = f"needs a language model as judge, and stage.judge={judge} is none"
-            raise InputError(ASKS, config.eval.asks, problem, HOW_TO_NAME)
+            raise InputError(ASKS, config.eval.asks, problem, HOW_TO_NAME_LLM)
         return judge.with_question(question)
     if judge == "people":
         problem = "are the reference that a judge is measured against"
@@ -219,7 +219,7 @@ def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict
     left_out = len(pairs) - len(unlearned)
     problem = f"has nothing to measure on: the judge was trained on the prompts of all {pluralize(len(pairs), 'pair')}"
     require(bool(unlearned), "data", config.data.path or config.project, problem, "Give pairs that were held out.")
-    count_dropped("dropped_seen", left_out)
+    count_dropped(SEEN, left_out)
     if left_out:
         print(f"{pluralize(left_out, 'pair')} of {len(pairs):,} left out: the judge was trained on their prompts")
     notes = [*dict.fromkeys(sentence for questions in trained_questions for sentence in questions.unknown)]

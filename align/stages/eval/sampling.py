@@ -1,10 +1,8 @@
-"""Settings for sampling the answers of an evaluation, and their scores."""
+"""Sampling and scoring the answers of an evaluation."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align.config.root import Config
@@ -16,7 +14,6 @@ from align.evals.suite.tasks import EvalItem
 from align.report.figure_text import pluralize
 from align.reward.checkers.checked import combine_code_settings
 from align.run import Run
-from align.run.files import write_text
 from align.stages.runner import open_rollout_engine
 
 if TYPE_CHECKING:
@@ -109,12 +106,6 @@ def load_reward_as_judge(run: Run, config: Config, sampling: Sampling, systems: 
     artifacts = [system.artifact for system in systems if system.artifact is not None]
     spec = build_reward_spec(config.reward)
     return load_reward_judge(reward, spec, run.inputs, artifacts, config.run.folder, sampling)
-
-
-def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows to a file, one JSON object per line, or write no file if there are no rows."""
-    if text := "".join(f"{json.dumps(row)}\n" for row in rows):
-        write_text(path, text)
 
 
 def describe_cached_answers(sampling: Sampling) -> list[str]:

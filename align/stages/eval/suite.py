@@ -15,7 +15,7 @@ from align.config.settings import replace_values
 from align.core.errors import NOT_PASSED, require
 from align.core.types import StageResult
 from align.data.sources import DataSource, build_data_inputs, read_source_prompts
-from align.data.trained_ids import collect_trained_questions, find_store_key
+from align.data.trained_ids import SEEN, collect_trained_questions, find_store_key
 from align.evals.collapse import Measurement, describe_collapse, describe_new_phrase
 from align.evals.endpoint import read_api_key
 from align.evals.judges.identity import (
@@ -25,7 +25,7 @@ from align.evals.judges.identity import (
     identify_scorer,
     list_scorer_parts,
 )
-from align.evals.judges.llm_judge import HOW_TO_NAME, LLMJudge, parse_judge
+from align.evals.judges.llm_judge import HOW_TO_NAME_LLM, LLMJudge, parse_judge
 from align.evals.judges.report import JudgeReport, load_reports
 from align.evals.stats.decisions import Decision, Look
 from align.evals.suite.gates import FIELD as GATES_FIELD
@@ -72,13 +72,12 @@ from align.reward.inputs import load_reward_artifacts, require_matching_reasonin
 from align.rollout.answer_cache import FILE as ANSWERS
 from align.rollout.answer_cache import AnswerStore
 from align.run import Input, Run, json_digest, write_json
-from align.run.files import write_text
+from align.run.files import write_json_lines, write_text
 from align.stages.eval.sampling import (
     describe_cached_answers,
     load_reward_as_judge,
     make_sampling,
     score_and_measure_tasks,
-    write_json_lines,
 )
 from align.stages.eval.votes import ProjectVotes, build_vote_inputs, fill_project_and_read_votes
 from align.stages.runner import StageInputs
@@ -163,7 +162,7 @@ def resolve_suite(config: Config) -> Suite:
     for task in questions:
         problem = f"needs a language model as judge, and stage.judge={config.stage.judge} is none"
         asks = truncate_text(task.asks, QUOTED_LETTERS)
-        require(isinstance(judge, LLMJudge), f"{task.field}, asks", asks, problem, HOW_TO_NAME)
+        require(isinstance(judge, LLMJudge), f"{task.field}, asks", asks, problem, HOW_TO_NAME_LLM)
     if isinstance(judge, LLMJudge):
         graders = [judge.with_question(task.asks).identity.digest for task in questions]
         identity = json_digest([judge.identity.digest, *graders]) if graders else judge.identity.digest
@@ -350,7 +349,7 @@ def compare_systems(run: Run, config: Config, loaded_suite: LoadedSuite) -> Stag
         "systems": systems,
         "tasks": {name: {k: v for k, v in task.items() if k in MANIFEST_FIGURES} for name, task in results.items()},
         "answers_made": sampling.answers.now,
-        "dropped_seen": sum(loaded_suite.left_out.values()),
+        SEEN: sum(loaded_suite.left_out.values()),
         "judge_notes": notes,
         "peak_rss_mb": get_peak_rss_mb(),
         **({"likelihoods_made": likelihoods.now} if likelihoods.now or likelihoods.before else {}),

@@ -1,13 +1,8 @@
-"""The rules by which the columns that a row's shape does not name are appended to the question or kept as metadata.
+"""The rules by which columns that a row's shape does not name are renamed, set aside, or appended to the question.
 
-`align.data.read.shapes` says which columns a shape needs, and which hold its question, its answer and comments on it.
-Of the other columns of a row,
-
-- a column that changes the question (`CONTEXT_COLUMNS`, `CHOICE_COLUMNS`, `option_a` …) is written below the
-  question, see `append_context`;
-- a column whose texts have more than `MAX_METADATA_CHARACTERS` characters on average is refused, once for the whole
-  data set: the user must say whether it is part of the question or metadata;
-- everything else is metadata. No column is dropped.
+`align.data.read.shapes` says which columns a shape needs, and which hold its question, its answer and comments on it. A
+column that changes the question (`CONTEXT_COLUMNS`, `CHOICE_COLUMNS`, `option_a` …) is written below the question, see
+`append_context`. For the columns that remain, see `align.data.read.unread_columns`.
 
 Names are compared without regard to case.
 """
@@ -51,12 +46,6 @@ from align.data.read.shapes import (
 )
 from align.data.read.tables import CELL_TYPES
 
-EVAL_PATH = "data.eval_path"
-"""Setting of a second file with the same column rules. It may lack columns that are kept as metadata."""
-ROWS_TO_LIST = 16
-"""Rows whose columns are listed if one is missing."""
-MAX_METADATA_CHARACTERS = 40
-"""Maximum mean length, in characters, of the texts of an unread column that no setting keeps as metadata."""
 CONTEXT_COLUMNS = split_names(
     "input inputs context contexts passage passages paragraph paragraphs document documents article "
     "articles background story premise hypothesis table schema"
@@ -101,8 +90,6 @@ KNOWN_NAMES = frozenset(
     )
 )
 """Column names that are matched in any case."""
-TURN_FIELD_INFIX = "[]."
-"""Infix of a turn field's column name: `messages[].mood`."""
 METADATA_PREFIX = "metadata."
 """Prefix of the column name of a field of the object `metadata`."""
 IDENTIFYING = frozenset(
@@ -119,13 +106,6 @@ REFERENCE_COLUMNS = frozenset(
     )
 )
 """Columns that graders check answers against. They are kept with prompts, which are answered and not imitated."""
-REVEALING_COLUMNS = REFERENCE_COLUMNS.union(
-    split_names(
-        "explanation explanations rationale rationales reason reasoning justification feedback critique "
-        "comment comments"
-    )
-)
-"""Columns that would reveal the answer, so that errors do not suggest them as part of the question."""
 ANSWER_NAMES = CONVERSATION_ANSWERS.union(
     split_names("answers answerkey answer_key correct_answer correct_answers best_answer preference")
 )

@@ -52,8 +52,8 @@ class JudgeStatistics:
     Attributes:
         agreement: with the reference, which is people or gold.
         swap: None if the judge saw one order only.
-        length_slope: the log-odds that length adds to the judge's verdicts, see `LengthControlledWinRate`. None without
-            lengths.
+        length_slope: the log-odds that length adds to the judge's verdicts, see
+            `align.evals.stats.length_control.LengthControlledWinRate`. None without lengths.
         reference_slope: the same for the reference on these pairs. Longer answers may be better, so only the excess of
             the judge's slope over this one is a bias.
         n: number of clusters behind the agreement.
