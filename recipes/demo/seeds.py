@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -76,7 +77,9 @@ def build_row(figures: Mapping[str, Any]) -> Row:
         "guards": {guard["name"]: [guard["before"], guard["after"], guard["is_met"]] for guard in figures["guards"]},
         "collapse": figures["collapse"],
         "topic": {side: fmean(row[side] for row in topic) for side in ("before", "after")},
-        "topic_differences": {row["question"]: row["after"] - row["before"] for row in topic},
+        "changed_topic": {
+            row["question"]: row["after"] - row["before"] for row in topic if row["after"] != row["before"]
+        },
     }
 
 
@@ -100,11 +103,12 @@ def compute_bars(rows: Sequence[Row]) -> Bars:
 
 def pool_topic(rows: Sequence[Row]) -> Mapping[str, Any]:
     """Return the change of the topic's share over all seeds, with an interval over the questions."""
-    by_question: dict[str, list[int]] = {}
+    changes = np.zeros(rows[0]["questions"])
+    sums = Counter[str]()
     for row in rows:
-        for question, difference in row["topic_differences"].items():
-            by_question.setdefault(question, []).append(difference)
-    return mean_interval(np.array([fmean(differences) for differences in by_question.values()])).as_dict()
+        sums.update(row["changed_topic"])
+    changes[: len(sums)] = [*sums.values()]
+    return mean_interval(changes / len(rows)).as_dict()
 
 
 def list_verdicts(rows: Sequence[Row], bars: Bars) -> list[Verdict]:
