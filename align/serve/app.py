@@ -38,8 +38,7 @@ from align.rollout.serving_engine import EngineThread, Output, Request, Sampling
 from align.serve import operator_log
 from align.serve.adapter_folders import warn_if_stale
 from align.serve.alias_watcher import AliasWatcher
-from align.serve.answers import RewardAnswers
-from align.serve.calls import CLOSED, Call, answer_request, build_headers, respond_whole
+from align.serve.answers import CLOSED, Call, RewardAnswers, answer_request, build_headers, respond_whole
 from align.serve.errors import (
     KeysUnreadable,
     Refusal,
@@ -454,7 +453,7 @@ class ServerMiddleware:
     """The outermost ASGI middleware: authentication, the limit on the body's size, headers and the request log.
 
     It adds to the scope of a request its `tenant`, its `record`, and `streams`, a list to which an
-    `align.serve.calls.EventStream` adds itself if it is the response.
+    `align.serve.answers.EventStream` adds itself if it is the response.
 
     Args:
         origins: allowed values of the `Origin` header, which also give the allowed hosts; used without a key file.

@@ -20,7 +20,7 @@ from align.data.sets.published import load_data_set
 from align.data.split import truncate_to_question
 from align.models.base import POCKET_FOLDER
 from align.run import read_manifest
-from align.serve.answer_parser import AnswerParser
+from align.serve.answers import AnswerParser
 from align.track import read_rows
 
 TOOLS = [{"type": "function", "function": {"name": "rain", "parameters": {"type": "object"}}}]

@@ -210,7 +210,10 @@ def test_what_a_stage_reads_is_there() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_table_has_what_a_stage_looks_at(stage: str) -> None:
     """Every `config.PART` in the source of a stage is listed in STAGES, or is known not to change a run."""
-    source = (ROOT / "align" / "stages" / f"{STAGES[stage].module}.py").read_text(encoding="utf-8")
+    stages = ROOT / "align" / "stages"
+    module = STAGES[stage].module
+    paths = [*stages.glob(f"{module}.py"), *stages.glob(f"{module}/*.py")]  # a package for evaluation
+    source = "\n".join(path.read_text(encoding="utf-8") for path in paths)
     attributes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)]
     config_attributes = {
         node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "config"

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from align.serve.adapter_folders import Version
-from align.serve.calls import percent_encode
+from align.serve.answers import percent_encode
 from align.serve.prompts import ChatFormat, Formats
 
 

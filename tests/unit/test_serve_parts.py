@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from align.data.chat.reasoning import OPEN, split_reasoning
-from align.serve.answer_parser import AnswerParser, AnswerPart, join_parts
+from align.serve.answers import AnswerParser, AnswerPart, join_parts
 
 CALL = '{"name": "f", "arguments": {"a": 1}}'
 PIECES = (OPEN, "</think>", "<tool_call>", "</tool_call>", CALL, '[{"name":"f"}]', " ", "\n", "a", "<", "{", "😀")

@@ -25,7 +25,7 @@ from align.data.chat.encode import (
 )
 from align.data.chat.template import CHATML
 from align.models.base import POCKET_FOLDER
-from align.serve.answer_parser import AnswerParser
+from align.serve.answers import AnswerParser
 from align.serve.errors import Refusal
 from align.serve.prompts import ChatBody, ChatFormat, build_chat_prompt
 
