@@ -136,6 +136,10 @@ def checks() -> list[Checker]:
     return checkers
 
 
+MEGABYTE_S = 5
+"""Largest processor time in seconds for a megabyte. Linear checks take one on a slow machine, quadratic ones hours."""
+
+
 def measure_check(check: Checker, answer: str) -> tuple[CheckResult, float]:
     start = time.process_time()
     return check(answer), time.process_time() - start
@@ -159,18 +163,16 @@ def test_ten_thousand_answers(checks: list[Checker]):
 
 
 @pytest.mark.parametrize("piece", LONG, ids=ascii)
-def test_a_megabyte_takes_less_than_a_second(checks: list[Checker], piece: str):
+def test_a_megabyte_takes_linear_time(checks: list[Checker], piece: str):
     answer = (piece * 10**6)[: 10**6]
     single_checks = [build_checker({"kind": "instructions", "constraints": [spec]}, "check") for spec, _, _ in EXAMPLES]
     for check in [*single_checks, *checks[1:]]:
         result, seconds = measure_check(check, answer)
-        if seconds >= 1:  # the machine may have been slow for a moment
-            seconds = min(measure_check(check, answer)[1] for _ in range(3))
-        assert seconds < 1, (check.asks, seconds)
+        assert seconds < MEGABYTE_S, (check.asks, seconds)
         assert not result.error
     start = time.process_time()
     extract_code(answer, "f")
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < MEGABYTE_S
 
 
 def test_a_checker_that_raises_is_an_outcome_that_is_counted():
