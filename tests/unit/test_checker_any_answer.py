@@ -136,13 +136,6 @@ def checks() -> list[Checker]:
     return checkers
 
 
-MEGABYTE_S = 1
-"""Largest processor time in seconds for a megabyte."""
-SLOW_MACHINE_S = 5
-"""The same on a slow machine, where the text may take at most eight times as long as a quarter of it. Four times is
-linear, sixteen is quadratic."""
-
-
 def measure_check(check: Checker, answer: str) -> tuple[CheckResult, float]:
     start = time.process_time()
     return check(answer), time.process_time() - start
@@ -166,20 +159,18 @@ def test_ten_thousand_answers(checks: list[Checker]):
 
 
 @pytest.mark.parametrize("piece", LONG, ids=ascii)
-def test_a_megabyte_takes_a_second_or_linear_time(checks: list[Checker], piece: str):
+def test_a_megabyte_takes_less_than_a_second(checks: list[Checker], piece: str):
     answer = (piece * 10**6)[: 10**6]
     single_checks = [build_checker({"kind": "instructions", "constraints": [spec]}, "check") for spec, _, _ in EXAMPLES]
     for check in [*single_checks, *checks[1:]]:
         result, seconds = measure_check(check, answer)
-        if seconds >= MEGABYTE_S:
-            seconds, quarter_s = (
-                min(measure_check(check, text)[1] for _ in range(3)) for text in (answer, answer[: len(answer) // 4])
-            )
-            assert seconds < min(SLOW_MACHINE_S, 8 * quarter_s), (check.asks, seconds, quarter_s)
+        if seconds >= 1:  # the machine may have been slow for a moment
+            seconds = min(measure_check(check, answer)[1] for _ in range(3))
+        assert seconds < 1, (check.asks, seconds)
         assert not result.error
     start = time.process_time()
     extract_code(answer, "f")
-    assert time.process_time() - start < MEGABYTE_S
+    assert time.process_time() - start < 1
 
 
 def test_a_checker_that_raises_is_an_outcome_that_is_counted():
