@@ -24,13 +24,13 @@ READS = {
 TAG_START, TAG_END = "<answer>", "</answer>"
 IGNORES = ("case", "punctuation", "whitespace", "number_format")
 NUMBER = re.compile(
-    r"(?:(?<![\w.)])[-+−])?(?:(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?|(?<![\w.)])\.\d++)"
-    r"(?:[eE][-+]?\d{1,3}(?!\d))?"
+    r"((?:(?<![\w.)])[-+−])?(?:(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?|(?<![\w.)])\.\d++)"
+    r"(?:[eE][-+]?\d{1,3}(?!\d))?)"
 )
 """A number as people and programs write it: 1,000, -3.50, .5, 6.02e23. A sign after a letter or a digit is a dash, and
 a point after a letter or a point ends a sentence."""
-WITHIN = re.compile(r"(?<=\d)[.,](?=\d)|(?<![\w.)])\.(?=\d)|-(?=\d)")
-"""Punctuation that is part of a number."""
+NUMBER_PUNCTUATION = re.compile(r"((?<=\d)[.,](?=\d)|(?<![\w.)])\.(?=\d)|-(?=\d))")
+"""Punctuation that is part of a number. This and `NUMBER` are groups, so that `split` keeps what they match."""
 
 
 def build(spec: Any, field: str) -> Checker:
@@ -114,16 +114,16 @@ def normalize_text(text: str, ignored: set[str]) -> str:
         ignored: of `IGNORES`.
     """
     if "number_format" in ignored:
-        text = NUMBER.sub(lambda number: normalize_number(number[0]), text)
+        parts = NUMBER.split(text)
+        parts[1::2] = [normalize_number(number) for number in parts[1::2]]
+        text = "".join(parts)
     if "case" in ignored:
         text = text.casefold()
     if "punctuation" in ignored:
-        in_numbers = {match.start() for match in WITHIN.finditer(text)}
-        text = "".join(
-            " " if i not in in_numbers and unicodedata.category(character)[0] == "P" else character
-            for i, character in enumerate(text)
-        )
-        text = " ".join(text.split())
+        space_of = {ord(character): " " for character in set(text) if unicodedata.category(character)[0] == "P"}
+        parts = NUMBER_PUNCTUATION.split(text)
+        parts[::2] = [part.translate(space_of) for part in parts[::2]]
+        text = " ".join("".join(parts).split())
     if "whitespace" in ignored:
         text = "".join(text.split())
     return text.strip()

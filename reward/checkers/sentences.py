@@ -42,11 +42,15 @@ def ends_sentence(text: str, match: re.Match[str]) -> bool:
     marks, following = match.groups()
     if marks is None or marks.strip("."):
         return True
-    before = text[max(0, match.start() - LONGEST) : match.start()]
-    word = before.split()[-1].lstrip(OPENING).lower() if before[-1:].strip() else ""
+    start = match.start()
+    word = ""
+    if text[start - 1 : start].strip():
+        word = text[max(0, start - LONGEST) : start].split()[-1].lstrip(OPENING).lower()
+    if len(marks) == 1 and word not in ABBREVIATIONS:
+        if not word:
+            return True
+        if len(word) == 1 and word.isalpha():  # an initial, as in J. Smith
+            return word == "i"
+        return not (following.lstrip(OPENING)[:1].islower() and LISTED.fullmatch(word))
     following = following.lstrip(OPENING)
-    if len(marks) > 1 or word in ABBREVIATIONS:
-        return following[:1].isupper() and re.split(r"\W", following, maxsplit=1)[0].lower() in STARTERS
-    if len(word) == 1 and word.isalpha():  # an initial, as in J. Smith
-        return word == "i"
-    return not (following[:1].islower() and LISTED.fullmatch(word))
+    return following[:1].isupper() and re.split(r"\W", following, maxsplit=1)[0].lower() in STARTERS
