@@ -198,7 +198,9 @@ def main() -> None:
     missed = [
         row["name"] for section in sections if section != "alternatives" for row in report[section] if not row["holds"]
     ]
+    wide = [row["name"] for row in report["paired differences"] if not row["is_narrow"]]
     print(f"\n{time.process_time() - started:.0f} CPU seconds; bars missed: {', '.join(missed) or 'none'}")
+    print(f"wider than {MAX_RELATIVE_WIDTH}: {', '.join(wide) or 'none'}")
     if options.save:
         header = {
             "machine": {

@@ -36,6 +36,16 @@ def test_a_family_of_which_one_gate_is_enough_says_so() -> None:
     assert summarize_suite(run).startswith("1 of 2 gates passed, 1 failed; one is enough. ")
 
 
+@pytest.mark.parametrize(
+    ("level", "shown"), [(0.95, "0.100 [0.020, 0.180]"), (0.975, "0.100 [0.020, 0.180] at level 0.975")]
+)
+def test_an_interval_at_another_level_says_so(level: float, shown: str) -> None:
+    figure = {"value": 0.1, "low": 0.02, "high": 0.18, "n": 100}
+    gate = {"gate": "g", "verdict": "pass", "asked": "more", "figure": figure, "level": level, "n_to_decide": None}
+    page = Report("t").add("overview", ["new", "old"], [], [gate], None, 0.95, template="suite.html").html()
+    assert f"<td>{shown}</td>" in page
+
+
 def build_suite_view(gates: list[str], evaluation: dict[str, Any]) -> RunView:
     compared = {"against": {"old": {"p_holm": 0.5}}, "role": "exact", "by": "checks"}
     metrics = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -12,6 +13,7 @@ from align.core.types import Conversation, Message
 from align.evals.suite.results import EvaluatedAnswer, ScoredTask, compute_system_figures, describe_task_results
 from align.evals.suite.tasks import EvalItem, repeat_items
 from align.ops.best_of_n import estimate_pass_at_k
+from align.report.page import Report
 from align.reward.checkers import build_checker
 
 EXACT = {"kind": "exact", "answer": "4", "read": "last_number"}
@@ -75,3 +77,12 @@ def test_the_line_on_the_console() -> None:
     assert line.startswith("sums: new, pass@2 1.000 [")
     assert ", pass@4 1.000 [" in line
     assert ", majority vote 1.000 [" in line
+
+
+def test_the_table_of_the_page() -> None:
+    figures = compute_figures([["4", "5", "4", "4"]] * 20)
+    task = {"role": "exact", "by": "checks", "against": {}, "categories": {}, "systems": {"new": figures}}
+    page = Report("t").add("task", "sums", ["new"], task, template="suite.html").html()
+    table = page.partition("sums: several answers to each prompt")[2].partition("</table>")[0]
+    cells = [re.sub(r"\[.*", "", cell).strip() for cell in re.findall(r"<td[^>]*>(.*?)</td>", table, re.DOTALL)]
+    assert cells == ["new", "pass@2", "100\xa0%", "new", "pass@4", "100\xa0%", "new", "majority vote", "100\xa0%"]
