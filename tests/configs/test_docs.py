@@ -284,6 +284,23 @@ def test_a_measured_table_is_what_its_script_found(
     assert load_module(ROOT / script).format_table(measurements) in (ROOT / page).read_text(encoding="utf-8")
 
 
+def test_the_pairs_and_the_readers_votes_of_the_demo_are_those_of_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "recipes" / "demo")
+    readers = load_module(ROOT / "recipes" / "demo" / "readers.py")
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    summary = (ROOT / "README.md").read_text(encoding="utf-8")
+    counts = {}
+    for seed in (0, 1):
+        folder = ROOT / "recipes" / "demo" / "votes" / f"seed-{seed}"
+        pairs = json.loads((folder / "key.json").read_text(encoding="utf-8"))
+        preferred, table = readers.count_votes(pairs, sorted(folder.glob("reader*.txt")))
+        _, after, before, tie = table.splitlines()[-1].split()
+        assert f" {after} / {before} / {tie} " in page
+        counts[seed] = preferred
+        assert seed or readers.format_table(pairs) in page
+    assert f"in {counts[0]} and {counts[1]} of 30 random pairs" in " ".join(summary.split())
+
+
 def load_module(path: Path) -> Any:
     spec = spec_from_file_location(path.stem, path)
     assert spec is not None
