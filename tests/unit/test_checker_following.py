@@ -169,6 +169,7 @@ def test_accuracy_is_by_prompt_and_by_instruction():
         ("a\nb\nc", 1),
         ("He lives in the U.S. The end.", 2),
         ("What?! Yes.", 2),
+        ("One . Two. Three", 3),
     ],
 )
 def test_sentences_by_hand(text: str, count: int):
