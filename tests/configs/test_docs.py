@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import subprocess
+from collections import Counter
 from importlib.util import module_from_spec, spec_from_file_location
 from itertools import product
 from pathlib import Path
@@ -290,6 +291,8 @@ def test_the_pairs_and_the_readers_votes_of_the_demo_are_those_of_its_files(monk
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     summary = (ROOT / "README.md").read_text(encoding="utf-8")
     counts = {}
+    asked = Counter[bool]()
+    preferred_after = Counter[bool]()
     for seed in (0, 1):
         folder = ROOT / "recipes" / "demo" / "votes" / f"seed-{seed}"
         pairs = json.loads((folder / "key.json").read_text(encoding="utf-8"))
@@ -298,6 +301,13 @@ def test_the_pairs_and_the_readers_votes_of_the_demo_are_those_of_its_files(monk
         assert f" {after} / {before} / {tie} " in page
         counts[seed] = preferred
         assert seed or readers.format_table(pairs) in page
+        votes = [readers.read_votes(path, pairs) for path in sorted(folder.glob("reader*.txt"))]
+        for pair, *votes_of_pair in zip(pairs, *votes, strict=True):
+            is_cut = pair["before"].endswith(" […]")
+            asked[is_cut] += 1
+            preferred_after[is_cut] += readers.find_majority(votes_of_pair) == "after"
+    shares = f"in {preferred_after[True]} of {asked[True]} pairs in which the untouched answer was cut off, and in "
+    assert shares + f"{preferred_after[False]} of the {asked[False]} others" in " ".join(page.split())
     assert f"in {counts[0]} and {counts[1]} of 30 random pairs" in " ".join(summary.split())
 
 
