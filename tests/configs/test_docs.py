@@ -291,7 +291,7 @@ def test_the_pairs_and_the_readers_votes_of_the_demo_are_those_of_its_files(monk
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     summary = (ROOT / "README.md").read_text(encoding="utf-8")
     counts = {}
-    asked = Counter[bool]()
+    votes_cast = Counter[bool]()
     preferred_after = Counter[bool]()
     for seed in (0, 1):
         folder = ROOT / "recipes" / "demo" / "votes" / f"seed-{seed}"
@@ -304,10 +304,12 @@ def test_the_pairs_and_the_readers_votes_of_the_demo_are_those_of_its_files(monk
         votes = [readers.read_votes(path, pairs) for path in sorted(folder.glob("reader*.txt"))]
         for pair, *votes_of_pair in zip(pairs, *votes, strict=True):
             is_cut = pair["before"].endswith(" […]")
-            asked[is_cut] += 1
+            votes_cast[is_cut] += 1
             preferred_after[is_cut] += readers.find_majority(votes_of_pair) == "after"
-    shares = f"in {preferred_after[True]} of {asked[True]} pairs in which the untouched answer was cut off, and in "
-    assert shares + f"{preferred_after[False]} of the {asked[False]} others" in " ".join(page.split())
+    shares = (
+        f"in {preferred_after[True]} of {votes_cast[True]} pairs in which the untouched answer was cut off, and in "
+    )
+    assert shares + f"{preferred_after[False]} of the {votes_cast[False]} others" in " ".join(page.split())
     assert f"in {counts[0]} and {counts[1]} of 30 random pairs" in " ".join(summary.split())
 
 
