@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -25,6 +26,7 @@ from align.evals.suite.gates import (
 )
 from align.evals.suite.results import EvaluatedAnswer, ScoredTask, compare_means
 from align.evals.suite.tasks import EvalItem, EvalTask
+from align.ops.looks import compute_boundary_quantile, compute_sequence_quantile, quantile_to_level
 from align.registry.gates import read_verdict
 from align.reward.checkers import build_checker
 from align.run import write_json
@@ -101,6 +103,56 @@ def test_a_gate_decides_by_the_interval_of_the_report():
     decision = decide_gate(gate, [task])
     assert decision.figure.as_dict() == compare_means(task, "old", 0.95)["difference"]
     assert (decision.outcome, decision.figure.n) == ("pass", 60)
+
+
+def test_one_of_ten_gates_passes_if_one_passes_at_a_tenth_of_the_error() -> None:
+    """`benchmarks/evals/simulation.py` computes only this step, for 20,000 samples."""
+    tasks = [EvalTask(f"t{k}", "a.jsonl") for k in range(10)]
+    specs = [{"name": task.name, "task": task.name, "against": "old", "is": "superior"} for task in tasks]
+    gates = parse_gates(specs, tasks, SYSTEMS)
+    rule = DecisionRule("superior", level=0.995)
+    outcomes = set()
+    for draw in range(20):
+        samples = [
+            (draw_scores(0.8, 100, 20 * draw + k), draw_scores(0.7, 100, 5000 + 20 * draw + k)) for k in range(10)
+        ]
+        scored = [
+            replace(build_scored_task(*sample), name=task.name) for task, sample in zip(tasks, samples, strict=True)
+        ]
+        decisions = decide_gates(gates, scored, "any").values()
+        differences = [compute_share_difference(*sample, level=0.995) for sample in samples]
+        first_step = [decide_by_rule(rule, difference).outcome for difference in differences]
+        has_passed = "pass" in first_step
+        assert ("pass" in {decision.outcome for decision in decisions}) == has_passed
+        outcomes.add(has_passed)
+    assert outcomes == {False, True}
+
+
+@pytest.mark.parametrize("max_n", [400, None])
+def test_looks_are_decided_as_in_the_simulation(max_n: int | None) -> None:
+    """With `max_n` by the boundary of Lan and DeMets, and on people's votes without it by a confidence sequence."""
+    fields = {} if max_n is None else {"max_n": max_n}
+    (gate,) = parse_gates([{**GOOD, **fields}], TASKS, SYSTEMS)
+    counts = [100, 200, 300, 400]
+    outcomes = set()
+    for draw in range(6):
+        new = draw_scores(0.8 if draw % 2 else 0.7, 400, draw)
+        old = draw_scores(0.7, 400, 1000 + draw)
+        looks: tuple[Look, ...] = ()
+        for k, n in enumerate(counts):
+            task = build_scored_task(new[:n], old[:n])
+            decision = decide_gate(gate, [task if max_n else replace(task, role="people")], looks)
+            looks = decision.looks
+            if max_n:
+                level = quantile_to_level(compute_boundary_quantile(counts[: k + 1], max_n))
+            else:
+                level = quantile_to_level(compute_sequence_quantile(n, 100))
+            difference = compute_share_difference(new[:n], old[:n], level=level)
+            assert decision.outcome == decide_by_rule(DecisionRule("superior", level=level), difference).outcome
+            outcomes.add(decision.outcome)
+            if decision.outcome != "undecided":
+                break
+    assert outcomes >= {"pass", "undecided"}
 
 
 def test_one_gate_of_several_is_decided_at_a_higher_level():
