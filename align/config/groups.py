@@ -466,7 +466,11 @@ class RolloutConfig(Settings):
         choices=("hf", "bank", "vllm"),
     )
     max_new_tokens: int = setting(256, "Longest response.", unit="tokens", above=0)
-    temperature: float = setting(1.0, "Divides the logits before sampling.", above=0)
+    temperature: float = setting(
+        1.0,
+        "Divides the logits before sampling. 0: the likeliest token each time, for evaluations of systems alone.",
+        at_least=0,
+    )
     batch_size: int = setting(128, "Number of responses that are generated together.", above=0)
     reasoning: str = setting(
         "keep",

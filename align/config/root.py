@@ -195,6 +195,20 @@ class Config(Settings):
             f"{self.data.path or 'data.tasks'} is your own data, and no base model is named to train on it",
             "Add model=hub model.path=ORG/NAME or a folder; model=pocket is the built-in toy of 6 million weights.",
         )
+        require(
+            self.rollout.temperature > 0 or bool(getattr(self.stage, "systems", None)),
+            "rollout.temperature",
+            self.rollout.temperature,
+            "is greedy decoding, which only stage=eval with stage.systems can use",
+            "Set it above 0, or name the systems: stage.systems={new: …, old: …}.",
+        )
+        require(
+            self.rollout.temperature > 0 or getattr(self.stage, "answers", 1) == 1,
+            "stage.answers",
+            getattr(self.stage, "answers", 1),
+            "answers to a prompt would all be equal, because rollout.temperature=0 takes the likeliest tokens",
+            "Set stage.answers=1, or rollout.temperature above 0.",
+        )
         check = getattr(self.stage, "check", None)
         if check is not None:
             check(self)

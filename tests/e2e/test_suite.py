@@ -89,6 +89,28 @@ def test_answers_are_made_once(bench: RuleEvaluations):
     }.items()
 
 
+def test_greedy_answers_are_those_that_collapse_is_judged_by(bench: RuleEvaluations):
+    rows = [
+        {"id": str(i), "prompt": f"What is {i} + {i}?", "check": {"kind": "regex", "pattern": "e"}} for i in range(64)
+    ]
+    settings = ("stage.systems={new: sft:s, old: base}", bench.tasks(*rows, name="doubled"), "rollout.max_new_tokens=4")
+    sampled = read_manifest(bench.run(*settings, "run.name=sampled")).metrics
+    assert sampled["answers_made"] == 2 * 2 * 64
+    run = bench.run(*settings, "rollout.temperature=0", "run.name=greedy")
+    assert read_manifest(run).metrics["answers_made"] == 0
+    shares = [
+        read_results(bench.root / "eval" / name)["collapse"]["doubled"]["new"]["variety"]["greedy"]["policy"][
+            "distinct"
+        ]
+        for name in ("sampled", "greedy")
+    ]
+    texts = {text for (_, _, system), text in read_texts(run).items() if system == "new"}
+    assert shares == [len(texts)] * 2
+    assert read_texts(bench.run(*settings, "rollout.temperature=0", "rollout=bank", "run.name=bank")) == read_texts(run)
+    assert "would all be equal" in bench.expect_error(*settings, "rollout.temperature=0", "stage.answers=2")
+    assert "only stage=eval with stage.systems" in bench.expect_error("artifact=sft:s", "rollout.temperature=0")
+
+
 @pytest.mark.parametrize("more", ["rollout.batch_size=1", "rollout=bank"])
 def test_answers_are_the_same_in_any_batch_and_beside_anybody(bench: RuleEvaluations, more: str):
     expected = read_texts(bench.run(SYSTEMS, "rollout.batch_size=32", "run.name=beside", "seed=5", "dtype=float32"))

@@ -115,7 +115,10 @@ class Sampling:
     likelihoods: RecordCounts = field(default_factory=RecordCounts)
 
     def choose_seed(self, system: System, item: EvalItem) -> int:
-        """Return the seed of a model's answer to an item. It is the same for every model, unless `seed_of` is set."""
+        """Return the seed of a model's answer to an item. It is the same for every model, unless `seed_of` is set, and
+        0 for greedy answers."""
+        if self.temperature == 0:
+            return 0
         if self.seed_of is not None:
             return self.seed_of(system, item)
         return derive_place_seed(self.seed, "suite", repr(item.prompt.as_dicts()), *([item.draw] if item.draw else []))
