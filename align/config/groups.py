@@ -194,6 +194,19 @@ class DataConfig(Settings):
         above=0,
     )
     allow_simulated: bool = setting(False, "Whether votes of simulated annotators count.")
+    annotators: list[str] = setting(
+        [],
+        "Names or pseudonyms of the only annotators whose votes count. With pseudonyms the run's files hold no names. "
+        "Empty: all.",
+    )
+    exclude_annotators: list[str] = setting([], "Names or pseudonyms of annotators whose votes do not count.")
+    min_gold_accuracy: float | None = setting(
+        None,
+        "Smallest share of the pairs of gold items that an annotator orders as in the known answer, for their votes to "
+        "count. Annotators without votes on gold items do not count then.",
+        above=0,
+        at_most=1,
+    )
 
     def __post_init__(self) -> None:
         if self.name == ALIAS:

@@ -209,6 +209,11 @@ class Config(Settings):
             "answers to a prompt would all be equal, because rollout.temperature=0 takes the likeliest tokens",
             "Set stage.answers=1, or rollout.temperature above 0.",
         )
+        reads_votes = name is None or self.data.name == "annotations" or name in ("annotate", "data", "eval")
+        for key in ("annotators", "exclude_annotators", "min_gold_accuracy"):
+            value = getattr(self.data, key)
+            problem = f"selects votes, which stage={name} does not read from data={self.data.name}"
+            require(not value or reads_votes, f"data.{key}", value, problem, "Add data=annotations, or drop it.")
         check = getattr(self.stage, "check", None)
         if check is not None:
             check(self)

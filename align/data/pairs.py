@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from align.annotate.store import Store
 from align.annotate.store.preference_pairs import load_human_verdicts, load_preferences
+from align.annotate.store.vote_selection import VoteSelection
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Feedback, Message, Preference
 from align.data.chat.encode import count_prompt_tokens, encode_for_reward_model, is_surely_too_long
@@ -127,12 +128,12 @@ def read_split_records(data: DataSource, split: str, kind: RecordKind, alternati
     return records
 
 
-def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool, seed: int = 0) -> list[Preference]:
+def read_pairs(data: DataSource, store: str, project: str, selection: VoteSelection, seed: int = 0) -> list[Preference]:
     """Return the preference pairs to train on, from the annotation store, a file, or the train split of a data set. At
     most `data.limit` pairs are sampled."""
     if data.name == "annotations":
         with Store.open(store, create_if_missing=False) as votes:
-            return sample_records(load_preferences(votes, project, allow_simulated), data.limit, seed)
+            return sample_records(load_preferences(votes, project, selection), data.limit, seed)
     return sample_records(read_records(data, "train", PAIR_KIND), data.limit, seed)
 
 
@@ -152,7 +153,7 @@ class JudgedPairs(NamedTuple):
     tied: list[Preference]
 
 
-def read_judged_pairs(data: DataSource, store: str, project: str, allow_simulated: bool) -> JudgedPairs:
+def read_judged_pairs(data: DataSource, store: str, project: str, selection: VoteSelection) -> JudgedPairs:
     """Return the decided and the tied pairs to measure a judge on, from the annotation store, a file, or the test split
     of a data set. Files and data sets have no tied pairs.
 
@@ -161,7 +162,7 @@ def read_judged_pairs(data: DataSource, store: str, project: str, allow_simulate
     """
     if data.name == "annotations":
         with Store.open(store, create_if_missing=False) as votes:
-            return JudgedPairs(*load_human_verdicts(votes, project, allow_simulated))
+            return JudgedPairs(*load_human_verdicts(votes, project, selection))
     return JudgedPairs(read_records(data, "test", PAIR_KIND), [])
 
 
@@ -216,21 +217,21 @@ def split_pairs(
 
 
 def read_divided_preferences(
-    data: DataSource, store: str, project: str, allow_simulated: bool, held_out: float, seed: int
+    data: DataSource, store: str, project: str, selection: VoteSelection, held_out: float, seed: int
 ) -> TrainTest[Preference]:
     """Read the source's preference pairs, and divide them into a train and a test split that share no prompt, see
     `split_pairs`."""
-    splits = split_pairs(read_pairs(data, store, project, allow_simulated, seed), data, held_out, seed)
+    splits = split_pairs(read_pairs(data, store, project, selection, seed), data, held_out, seed)
     return TrainTest(*([prepare_record(pref, data) for pref in split] for split in splits))
 
 
 def read_divided_judgements(
-    data: DataSource, store: str, project: str, allow_simulated: bool, held_out: float, seed: int
+    data: DataSource, store: str, project: str, selection: VoteSelection, held_out: float, seed: int
 ) -> TrainTest[Preference] | TrainTest[Feedback]:
     """Read the source's feedback, or its preference pairs if it has no labels, and divide the records into a train and
     a test split. See `split_pairs`. Raises InputError if the labels of the feedback to train on do not vary."""
     if not has_labels(data):
-        return read_divided_preferences(data, store, project, allow_simulated, held_out, seed)
+        return read_divided_preferences(data, store, project, selection, held_out, seed)
     answers = sample_records(read_records(data, "train", ANSWER_KIND), data.limit, seed)
     splits = split_pairs(answers, data, held_out, seed, ANSWER_KIND)
     check_labels_vary([answer.label for answer in splits.train], [answer.prompt for answer in splits.train], data.path)

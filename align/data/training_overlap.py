@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from align.annotate.store.vote_selection import VoteSelection
 from align.core.errors import AlignError
 from align.core.types import Conversation, Record
 from align.data.dedup.evaluation_overlap import RULES, SLICE_BYTES, OverlapIndex, Prefilter, find_overlapping_texts
@@ -107,10 +108,10 @@ def read_trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
         return read_source_prompts(source, "train", seed)
     if manifest.stage not in ("reward", "dpo", "kto"):
         return read_documents_of_split(source, "train", seed)
-    simulated = data["allow_simulated"]
+    selection = VoteSelection.from_settings(SimpleNamespace(**data))
     if manifest.stage == "kto":
-        return read_divided_judgements(source, store, data_input.project or "", simulated, stage["held_out"], seed)[0]
-    pairs = read_pairs(source, store, data_input.project or "", simulated, seed)
+        return read_divided_judgements(source, store, data_input.project or "", selection, stage["held_out"], seed)[0]
+    pairs = read_pairs(source, store, data_input.project or "", selection, seed)
     return split_pairs(pairs, source, stage["held_out"], seed)[0]
 
 

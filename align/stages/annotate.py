@@ -19,6 +19,7 @@ from align.annotate.exchange.importing import import_items
 from align.annotate.simulate import simulate_annotator
 from align.annotate.store import ChainHead, ProjectSettings, configure_project, publish_guidelines
 from align.annotate.store.projects import read_state
+from align.annotate.store.vote_selection import VoteSelection
 from align.config.addresses import build_server_urls, list_tls_warnings
 from align.config.annotate import AnnotateConfig, SimulatedAnnotator
 from align.config.command import format_hydra_value
@@ -272,7 +273,7 @@ def run_export(run: Run, config: Config) -> StageResult:
     with open_store(config, create=False) as store:
         shutil.rmtree(run.artifact, ignore_errors=True)  # of an export that was interrupted
         with publish_folder(run.artifact) as folder:
-            rows = export_votes(store, config.project, folder, config.data.allow_simulated)
+            rows = export_votes(store, config.project, folder, VoteSelection.from_settings(config.data))
         record_head(run, config.project, store.head(config.project))
     return StageResult(rows, tuple(f"{run.artifact / name}: {number} rows" for name, number in rows.items()))
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from align.annotate.store.vote_selection import VoteSelection
 from align.config.data import (
     EMBEDDED,
     FORGET,
@@ -131,7 +132,8 @@ def inputs(config: Config) -> StageInputs:
         return resolve_forget_inputs(config)
     path_source = {"path": config.data.path, "columns": config.data.columns, "metadata": config.data.metadata}
     entries = stage.sources or [{key: value for key, value in path_source.items() if value is not None}]
-    sources = [source.resolve(find_store_url(config), config.data.allow_simulated) for source in parse_sources(entries)]
+    selection = VoteSelection.from_settings(config.data)
+    sources = [source.resolve(find_store_url(config), selection) for source in parse_sources(entries)]
     # Each call checks a setting against the sources before any data is read.
     rank_by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
     compute_target_shares([1.0] * len(sources), [source.weight for source in sources], stage.mix.temperature)

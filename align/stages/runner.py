@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align import ranks
 from align.annotate.store import Store
+from align.annotate.store.vote_selection import VoteSelection
 from align.config.command import format_command_line
 from align.config.groups import ALL_LINEAR
 from align.config.rates import find_default_rate, find_size_class
@@ -141,7 +142,7 @@ def build_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]
 
     def rows() -> tuple[Any, Any]:
         train_records, held_out_records = divide(
-            source, store, config.project, config.data.allow_simulated, config.stage.held_out, config.seed
+            source, store, config.project, VoteSelection.from_settings(config.data), config.stage.held_out, config.seed
         )
         require_held_out_rows(config.stage.eval_every, len(held_out_records), "stage.held_out")
         return train_records, held_out_records

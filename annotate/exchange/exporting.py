@@ -18,27 +18,28 @@ from typing import Any
 
 from align.annotate.store import AnnotationItem, Store, Vote
 from align.annotate.store.preference_pairs import build_pairs, load_training_rankings
+from align.annotate.store.vote_selection import PEOPLE, VoteSelection, select_votes
 from align.core.types import Message, Preference
 
 
-def export_votes(store: Store, project: str, folder: Path, allow_simulated: bool = False) -> dict[str, int]:
+def export_votes(store: Store, project: str, folder: Path, selection: VoteSelection = PEOPLE) -> dict[str, int]:
     """Write a project's votes as JSON Lines files into a folder, and return file name → number of rows.
 
     Training rows come from `load_training_rankings`: an item's newest review replaces its other rankings, and gold
-    items and repeats are left out. Demonstrations are taken from every vote that stands, and `votes.jsonl` holds all of
-    them.
+    items and repeats are left out. Demonstrations are taken from every vote of the selected annotators that stands, and
+    `votes.jsonl` holds the votes of all.
 
     Raises:
-        InputError: unknown project, no rankings, or simulated rankings without `allow_simulated`.
+        InputError: unknown project, no rankings, or simulated rankings without `selection.allow_simulated`.
     """
     with store.reading():  # all reads see the same state
-        votes = load_training_rankings(store, project, allow_simulated)
+        votes = load_training_rankings(store, project, selection)
         items = {item.id: item for item in store.items(project)}
         ledger = store.entries(project)
         standing_votes = [
             vote
             for vote in (*store.rankings(project), *store.skips(project))
-            if allow_simulated or vote.source == "human"
+            if selection.allow_simulated or vote.source == "human"
         ]
     standing_votes.sort(key=lambda vote: vote.seq)
     pairs = [(pair, vote) for vote in votes for pair in build_pairs(vote, items[vote.item])]
@@ -61,7 +62,7 @@ def export_votes(store: Store, project: str, folder: Path, allow_simulated: bool
         "unpaired.jsonl": (row for vote in votes for row in iter_unpaired_rows(vote, items[vote.item])),
         "demonstrations.jsonl": (
             {"messages": items[vote.item].prompt.with_answer(vote.demonstration).as_dicts()} | vote_fields(vote)
-            for vote in standing_votes
+            for vote in select_votes(store, project, standing_votes, selection)
             if vote.demonstration
         ),
         "votes.jsonl": (build_vote_row(vote, items[vote.item], vote.seq in trained_seqs) for vote in standing_votes),

@@ -16,6 +16,7 @@ from align.annotate.figures.agreement import compute_directions
 from align.annotate.figures.estimates import Figure, Undefined, compute_share, to_log_odds
 from align.annotate.store import Judgement, Vote
 from align.annotate.store.records import SKIP_REASONS
+from align.annotate.store.vote_selection import count_right_pairs
 
 if TYPE_CHECKING:
     from align.annotate.figures.project import ProjectView
@@ -239,9 +240,8 @@ def compute_gold_accuracy(
     known_pairs = []
     for vote in rankings:
         if vote.purpose == "gold":
-            expected_pairs = Judgement(expected[vote.item]).pairs
-            correct_pairs.append(len(set(expected_pairs) & set(vote.pairs)))
-            known_pairs.append(len(expected_pairs))
+            correct_pairs.append(count_right_pairs(vote, expected[vote.item]))
+            known_pairs.append(len(Judgement(expected[vote.item]).pairs))
     counted = [(correct, total) for correct, total in zip(correct_pairs, known_pairs, strict=True) if total]
     accuracy = compute_share(correct_pairs, known_pairs)
     return GoldAccuracy(accuracy, len(counted), sum(correct == total for correct, total in counted))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +33,8 @@ from align.annotate.figures.people import (
 from align.annotate.store import Store, Vote
 from align.annotate.store.ledger import VOTE_KINDS, require_known_project
 from align.annotate.store.records import parse_vote
-from align.annotate.store.tables import annotators, candidates, ledger, work
+from align.annotate.store.tables import candidates, ledger, work
+from align.annotate.store.vote_selection import read_identities, read_known_answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +109,8 @@ def read_view(store: Store, project: str) -> ProjectView:
             lengths[id] = characters
         query = select(work.c.item, work.c.wanted, work.c.judged).where(work.c.project == project, ~work.c.gold)
         work_rows = db.execute(query).all()
-        annotator_rows = select(annotators.c.pseudonym, annotators.c.identity).where(annotators.c.project == project)
-        identities = {row.pseudonym: row.identity for row in db.execute(annotator_rows)}
-        gold_conditions = (
-            ledger.c.project == project,
-            ledger.c.kind == "candidates",
-            ledger.c.payload.contains('"expected":'),
-        )
-        gold_rows = db.execute(select(ledger.c.item, ledger.c.payload).where(*gold_conditions)).all()
-        expected = {row.item: tuple(tuple(tier) for tier in json.loads(row.payload)["expected"]) for row in gold_rows}
+        identities = read_identities(db, project)
+        expected = read_known_answers(db, project)
     standing_votes = [vote for vote in votes if vote.seq not in retracted and vote.item in ids]
     return ProjectView(
         rankings=[vote for vote in standing_votes if vote.kind == "ranking"],

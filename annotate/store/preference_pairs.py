@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from align.annotate.store.database import Store
 from align.annotate.store.records import AnnotationItem, Vote
+from align.annotate.store.vote_selection import PEOPLE, VoteSelection, select_votes
 from align.core.errors import InputError, require
 from align.core.types import Message, Preference
 
@@ -47,13 +48,13 @@ def build_pair(vote: Vote, item: AnnotationItem, chosen_id: str, rejected_id: st
 
 
 def load_training_rankings(
-    store: Store, project: str, allow_simulated: bool = False, through: int | None = None
+    store: Store, project: str, selection: VoteSelection = PEOPLE, through: int | None = None
 ) -> list[Vote]:
     """Return a project's rankings for training, as `load_counted_rankings` does, or raise InputError if none exist.
 
     Raises also as `load_preferences`.
     """
-    rankings = load_counted_rankings(store, project, allow_simulated, through)
+    rankings = load_counted_rankings(store, project, selection, through)
     require(
         bool(rankings), "project", project, "none of its items has been ranked", "Rank some items with stage=annotate."
     )
@@ -61,31 +62,34 @@ def load_training_rankings(
 
 
 def load_counted_rankings(
-    store: Store, project: str, allow_simulated: bool = False, through: int | None = None
+    store: Store, project: str, selection: VoteSelection = PEOPLE, through: int | None = None
 ) -> list[Vote]:
     """Return a project's rankings for training, in ledger order; an item's newest review replaces its other rankings.
 
     Retracted rankings, gold items and repeats are left out.
 
     Args:
+        selection: the annotators whose rankings count, reviews included.
         through: seq of the last row of the ledger that counts; None for all.
 
     Raises:
-        InputError: unknown project, or simulated rankings without `allow_simulated`.
+        InputError: unknown project or annotator, no rankings by the selected annotators, or simulated rankings without
+            `selection.allow_simulated`.
     """
-    rankings = [ranking for ranking in store.rankings(project) if ranking.purpose in ("work", "review")]
-    rankings = [ranking for ranking in rankings if through is None or ranking.seq <= through]
+    rankings = [ranking for ranking in store.rankings(project) if through is None or ranking.seq <= through]
+    rankings = select_votes(store, project, rankings, selection)
+    rankings = [ranking for ranking in rankings if ranking.purpose in ("work", "review")]
     newest_reviews = {ranking.item: ranking for ranking in rankings if ranking.purpose == "review"}
     rankings = [ranking for ranking in rankings if newest_reviews.get(ranking.item, ranking) is ranking]
     simulated = sum(ranking.source == "simulated" for ranking in rankings)
-    if simulated and not allow_simulated:
+    if simulated and not selection.allow_simulated:
         problem = f"{simulated} of its {len(rankings)} rankings are simulated, not a person's"
         raise InputError("project", project, problem, "Add data.allow_simulated=true to use them nevertheless.")
     return rankings
 
 
 def load_preferences(
-    store: Store, project: str, allow_simulated: bool = False, through: int | None = None
+    store: Store, project: str, selection: VoteSelection = PEOPLE, through: int | None = None
 ) -> list[Preference]:
     """Return the preference pairs of a project's rankings for training, in ledger order.
 
@@ -97,9 +101,9 @@ def load_preferences(
 
     Raises:
         InputError: unknown project, no rankings, rankings without a pair, or simulated rankings without
-            `allow_simulated`.
+            `selection.allow_simulated`.
     """
-    decided = load_human_verdicts(store, project, allow_simulated, through).decided
+    decided = load_human_verdicts(store, project, selection, through).decided
     require(bool(decided), "project", project, "its rankings hold only ties", "Rank more items with stage=annotate.")
     return decided
 
@@ -117,7 +121,7 @@ class HumanVerdicts(NamedTuple):
 
 
 def load_human_verdicts(
-    store: Store, project: str, allow_simulated: bool = False, through: int | None = None
+    store: Store, project: str, selection: VoteSelection = PEOPLE, through: int | None = None
 ) -> HumanVerdicts:
     """Return the pairs of answers that a project's annotators compared, as preference pairs and as ties.
 
@@ -126,7 +130,7 @@ def load_human_verdicts(
     Raises:
         InputError: as `load_preferences`, except that ties alone suffice.
     """
-    rankings = load_training_rankings(store, project, allow_simulated, through)
+    rankings = load_training_rankings(store, project, selection, through)
     items = {item.id: item for item in store.items(project)}
     decided = list[Preference]()
     tied = list[Preference]()

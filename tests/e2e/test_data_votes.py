@@ -22,6 +22,7 @@ from vote_data import (
 )
 
 from align.annotate.store import Candidate, Judgement, Store
+from align.annotate.store.vote_selection import PEOPLE
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Preference
 from align.data.pairs import read_pairs
@@ -54,7 +55,7 @@ def test_votes_are_the_pairs_that_training_reads_with_ids_under_the_key(
         assert row["question_id"] == question_hash.hexdigest()
     data_set = load_data_set(folder / "artifact")
     pairs = [record for side in ("train", "test") for record in data_set.load_records(side)]
-    expected_pairs = read_pairs(DataSource("annotations"), store_url, "greetings", allow_simulated=False)
+    expected_pairs = read_pairs(DataSource("annotations"), store_url, "greetings", PEOPLE)
     assert {p for p in pairs if isinstance(p, Preference) and p.group_id} == {*expected_pairs}
     assert len(votes) == len(expected_pairs) > 40
     source_by_name = {source["name"]: source for source in data["sources"]}
@@ -90,6 +91,17 @@ def test_a_vote_that_a_file_has_too_is_a_copy_and_one_question_is_on_one_side(
     assert {"train", "test"} == {side for question_sides in sides.values() for side in question_sides}
 
 
+def test_votes_of_excluded_annotators_are_in_no_data_set(
+    vote_store: Store, store_url: str, words: list[str], tmp_path: Path
+) -> None:
+    pseudonym = vote_store.pseudonym("greetings", "bob")
+    folder, _, _ = build_data_set(tmp_path, *words, f"data.exclude_annotators=[{pseudonym}]")
+    pairs = [row for row in read_artifact_pairs(folder) if row["source"] == "greetings"]
+    by_ann = [vote for vote in vote_store.rankings("greetings") if vote.annotator != pseudonym]
+    assert len(pairs) == sum(len(vote.pairs) for vote in by_ann)
+    assert len(pairs) < sum(len(vote.pairs) for vote in vote_store.rankings("greetings"))
+
+
 def test_simulated_votes_unknown_projects_and_other_keys_are_refused(
     vote_store: Store, words: list[str], tmp_path: Path
 ) -> None:
@@ -113,14 +125,14 @@ def test_simulated_votes_unknown_projects_and_other_keys_are_refused(
 
 
 def test_votes_are_read_as_they_were_when_the_run_began(vote_store: Store, store_url: str) -> None:
-    votes = load_vote_snapshot(store_url, "greetings", allow_simulated=False)
+    votes = load_vote_snapshot(store_url, "greetings", PEOPLE)
     before = [*votes.iter_pairs()]
     item = vote_store.add_item(
         "greetings", "late", Conversation((Message("user", "?"),)), [Candidate("a"), Candidate("b")]
     )
     vote_store.record("greetings", item, Judgement(((f"{item}-0",), (f"{item}-1",))), annotator="late", key="late")
     assert [*votes.iter_pairs()] == before
-    assert len([*load_vote_snapshot(store_url, "greetings", allow_simulated=False).iter_pairs()]) == len(before) + 1
+    assert len([*load_vote_snapshot(store_url, "greetings", PEOPLE).iter_pairs()]) == len(before) + 1
     assert [pair.number for pair in before] == [*range(1, len(before) + 1)]
     assert [*votes.iter_pairs(7)] == before[7:]  # a run that goes on
     assert repr(votes.key) not in repr(votes)

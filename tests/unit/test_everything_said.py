@@ -17,6 +17,7 @@ from align.annotate.exchange.exporting import export_votes
 from align.annotate.store import Candidate, Judgement, Store, configure_project
 from align.annotate.store.preference_pairs import load_preferences
 from align.annotate.store.records import SKIP_REASONS
+from align.annotate.store.vote_selection import VoteSelection
 from align.annotate.web.routes import JudgementBody, opinion_to_json
 
 PEOPLE = ("ann", "bob", "cleo")
@@ -114,7 +115,7 @@ def test_what_was_taken_back_and_what_was_simulated_stay(store, tmp_path):
     assert {row["item"] for row in load_rows(tmp_path / "votes.jsonl")} == {kept_item, simulated_item}
     assert load_rows(tmp_path / "demonstrations.jsonl") == []
     (tmp_path / "all").mkdir()
-    export_votes(store, "p", tmp_path / "all", allow_simulated=True)
+    export_votes(store, "p", tmp_path / "all", VoteSelection(allow_simulated=True))
     assert len(load_rows(tmp_path / "all" / "demonstrations.jsonl")) == 1
 
 

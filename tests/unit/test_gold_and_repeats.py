@@ -11,6 +11,7 @@ from align.annotate.assignment import REPEAT_AFTER
 from align.annotate.assignment.leases import counterbalance_order, is_drawn
 from align.annotate.store import Candidate, Store, configure_project
 from align.annotate.store.preference_pairs import load_preferences
+from align.annotate.store.vote_selection import VoteSelection
 from align.core.errors import InputError
 
 
@@ -115,7 +116,9 @@ def test_what_a_gold_item_is_said_to_be_is_never_trained_on(store):
         annotator="bot",
         key="l",
     )
-    assert {pref.group_id for pref in load_preferences(store, "p", allow_simulated=True)} == {add_question(store)}
+    assert {pref.group_id for pref in load_preferences(store, "p", VoteSelection(allow_simulated=True))} == {
+        add_question(store)
+    }
     assert {vote.purpose for vote in store.rankings("p") if vote.item == gold} == {"gold"}
     assert store.record("p", gold, build_judgement(gold, "0>1", source="simulated"), annotator="bot", key="k")
 

@@ -19,6 +19,7 @@ from align.annotate.exchange.exporting import export_votes
 from align.annotate.exchange.importing import import_items
 from align.annotate.store import Judgement, Store, configure_project, publish_guidelines
 from align.annotate.store.preference_pairs import load_preferences
+from align.annotate.store.vote_selection import VoteSelection
 from align.core.errors import CorruptFile, InputError
 from align.data.read.records import read_documents, read_preferences
 
@@ -287,7 +288,7 @@ def test_simulated_rankings_leave_only_when_asked_for(store, tmp_path):
     record_ranking(store, add_question(store), "0>1>2", source="simulated")
     with pytest.raises(InputError, match="simulated"):
         export_votes(store, "p", tmp_path)
-    assert export_votes(store, "p", tmp_path, allow_simulated=True)["preferences.jsonl"] == 3
+    assert export_votes(store, "p", tmp_path, VoteSelection(allow_simulated=True))["preferences.jsonl"] == 3
 
 
 # Backups
@@ -314,7 +315,7 @@ def test_simulated_rankings_say_by_what_they_were_made_and_files_keep_it(store, 
         record_ranking(
             store, add_question(store, f"run/{n}"), "0>1>2", source="simulated" if scorer else "human", scorer=scorer
         )
-    export_votes(store, "p", tmp_path, allow_simulated=True)
+    export_votes(store, "p", tmp_path, VoteSelection(allow_simulated=True))
     for name in ("preferences.jsonl", "implicit.jsonl", "rankings.jsonl"):
         preferences = read_preferences(tmp_path / name)
         assert [(pair.source, pair.scorer) for pair in preferences] == [("simulated", "vader")] * 3 + [

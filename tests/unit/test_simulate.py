@@ -12,6 +12,7 @@ from align.annotate.simulate import calibrate_slope, draw_tiers, simulate_annota
 from align.annotate.store import Candidate, Store
 from align.annotate.store.erasure import ANNOTATOR, erase_target, find_erasure_target
 from align.annotate.store.preference_pairs import load_preferences
+from align.annotate.store.vote_selection import VoteSelection
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 
@@ -47,7 +48,7 @@ def test_votes_name_the_scorer_that_they_were_made_by(store):
     fill(store, 3)
     simulate_annotator(store, "p", Number(), seed=0)
     assert {(r.source, r.scorer) for r in store.rankings("p")} == {("simulated", "number")}
-    assert {p.scorer for p in load_preferences(store, "p", allow_simulated=True)} == {"number"}
+    assert {p.scorer for p in load_preferences(store, "p", VoteSelection(allow_simulated=True))} == {"number"}
 
 
 def read_tiers(store: Store) -> dict[str, tuple]:

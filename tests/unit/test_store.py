@@ -8,6 +8,7 @@ from annotation_store import add_question, build_prompt, build_store_url, count_
 from align.annotate.store import Candidate, Judgement, Store
 from align.annotate.store.connections import SCHEMA_VERSION
 from align.annotate.store.preference_pairs import load_preferences
+from align.annotate.store.vote_selection import VoteSelection
 from align.core.errors import CorruptFile, InputError, StorageError
 from align.core.types import Conversation, Message
 
@@ -147,7 +148,7 @@ def test_simulated_rankings_are_refused_unless_asked_for(store):
     record_ranking(store, add_question(store, "run/1"), "0>1>2", source="simulated")
     with pytest.raises(InputError, match=r"1 of its 2 rankings are simulated.*data\.allow_simulated=true"):
         load_preferences(store, "p")
-    assert len(load_preferences(store, "p", allow_simulated=True)) == 6
+    assert len(load_preferences(store, "p", VoteSelection(allow_simulated=True))) == 6
 
 
 def test_retracted_and_erased_rankings_yield_no_pairs(store):

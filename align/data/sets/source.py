@@ -14,6 +14,7 @@ from typing import Any
 
 from align.annotate.store import Store
 from align.annotate.store.preference_pairs import load_preferences
+from align.annotate.store.vote_selection import VoteSelection
 from align.core.chain import ChainHead
 from align.core.errors import CorruptFile, InputError, require
 from align.data import chitchat
@@ -44,14 +45,14 @@ class VoteSnapshot:
     Attributes:
         url: URL of the store.
         head: head of the project's ledger. Later votes are left to the next run.
-        allow_simulated: see `load_preferences`.
+        selection: the annotators whose votes count.
         key: key of the project's ids. It is secret.
     """
 
     url: str = field(repr=False)
     project: str
     head: ChainHead
-    allow_simulated: bool
+    selection: VoteSelection
     key: bytes = field(repr=False)
 
     @property
@@ -70,12 +71,12 @@ class VoteSnapshot:
             InputError: As `load_preferences`.
         """
         with Store.open(self.url, create_if_missing=False) as store, store.reading():  # one consistent view
-            pairs = load_preferences(store, self.project, self.allow_simulated, self.head.seq)
+            pairs = load_preferences(store, self.project, self.selection, self.head.seq)
         for number, pair in enumerate(pairs[skip:], start=skip + 1):
             yield ParsedRecord(number, pair, {"created_at": pair.created_at})
 
 
-def load_vote_snapshot(url: str, project: str, allow_simulated: bool) -> VoteSnapshot:
+def load_vote_snapshot(url: str, project: str, selection: VoteSelection) -> VoteSnapshot:
     """Return the ledger head and the row-id key of an annotation project as a snapshot of its votes.
 
     Raises:
@@ -87,7 +88,7 @@ def load_vote_snapshot(url: str, project: str, allow_simulated: bool) -> VoteSna
     if key is None:
         problem = "it was erased, so its rows have no ids any more"
         raise InputError("project", project, problem, "Name another project.")
-    return VoteSnapshot(url, project, head, allow_simulated, key)
+    return VoteSnapshot(url, project, head, selection, key)
 
 
 def load_active_votes(url: str, kind: IdKind) -> set[int] | None:
@@ -169,19 +170,20 @@ class Source:
         file."""
         return list_data_files(self.path, self.field) if self.path else []
 
-    def resolve(self, store: str, allow_simulated: bool) -> Source:
+    def resolve(self, store: str, selection: VoteSelection) -> Source:
         """Return the source with a snapshot of its votes if it is a project, and with its licence if it is a published
         data set.
 
         Args:
             store: URL of the annotation store.
+            selection: the annotators whose votes count.
 
         Raises:
             InputError: There is no such store, project or file; a data set has rows of votes, whose new ids could be
                 guessed; or its licences differ.
         """
         if self.annotations:
-            return replace(self, votes=load_vote_snapshot(store, self.annotations, allow_simulated))
+            return replace(self, votes=load_vote_snapshot(store, self.annotations, selection))
         sources = read_data_set_sources(self.files, self.field)
         projects = dict.fromkeys(str(source.get("project")) for source in sources if source.get("content_id") == "hmac")
         problem = f"holds rows of votes ({', '.join(projects)}), whose ids are under their project's key"

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from align.annotate.store.vote_selection import VoteSelection
 from align.config.root import Config, find_store_url
 from align.config.scorers import build_reward_spec
 from align.config.settings import Settings, get_defaults
@@ -203,7 +204,8 @@ def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict
     """
     source = DataSource.from_settings(config.data)
     root = config.run.folder
-    decided, tied = read_judged_pairs(source, find_store_url(config), config.project, config.data.allow_simulated)
+    selection = VoteSelection.from_settings(config.data)
+    decided, tied = read_judged_pairs(source, find_store_url(config), config.project, selection)
     if judge == "reward":
         refuse_own_verdicts(config, inputs, [*decided, *tied])
     decided, tied = ([prepare_record(pref, source) for pref in side] for side in (decided, tied))

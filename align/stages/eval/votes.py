@@ -21,6 +21,7 @@ from align.annotate.store.database import make_item_id
 from align.annotate.store.ledger import find_project_tombstone, read_ledger_head
 from align.annotate.store.preference_pairs import load_counted_rankings
 from align.annotate.store.projects import MAX_OVERLAP, compute_overlap, read_settings, read_settings_history
+from align.annotate.store.vote_selection import VoteSelection
 from align.config.identity import select_identity
 from align.config.root import Config, find_store_url, to_plain_dict
 from align.core.errors import InputError, require
@@ -175,7 +176,7 @@ def fill_project_and_read_votes(run: Run, config: Config, tasks: Sequence[TaskAn
         project_items = fill_project(store, project, secret, questions, config.stage.votes, gold, config.seed)
         with store.reading():  # one transaction, so that both see the same votes
             view = read_view(store, project).through(last_seq)
-            rankings = load_counted_rankings(store, project, config.data.allow_simulated, last_seq)
+            rankings = load_counted_rankings(store, project, VoteSelection.from_settings(config.data), last_seq)
     verdicts = votes_to_verdicts(displayable, project_items, rankings, derive_order_key(secret, config.seed))
     # Pairs with the same text are ties without a vote, and so without a voter.
     ties = sum(not verdict.by for pair_verdicts in verdicts.values() for verdict in pair_verdicts)
