@@ -22,6 +22,8 @@ ACTIONS = {
     "verify": "the chain of the ledger, and every content that was not erased",
     "backup": "the whole store in one file",
     "restore": "a backup into an empty store",
+    "quarantine": "an annotator, whose votes stay and do not count",
+    "release": "an annotator from quarantine, whose votes count again",
     "erase": "an item, an annotator's identity and words, or a whole project",
 }
 DOES = "; ".join(f"`{action}` {does}" for action, does in ACTIONS.items())
@@ -102,8 +104,8 @@ class AnnotateConfig(Settings):
     )
     annotator: str | None = setting(
         None,
-        "The annotator to erase, or the person for whom `invite` makes a link. For somebody with an account, the link "
-        "sets a new password.",
+        "The annotator to erase, to put into quarantine or to release, or the person for whom `invite` makes a link. "
+        "For somebody with an account, the link sets a new password.",
     )
 
     def check_together(self) -> None:
@@ -119,6 +121,9 @@ class AnnotateConfig(Settings):
             remedy = 'Add "stage.settings={overlap: 2}", stage.state=paused or stage.guidelines=FILE.md.'
             require(has_changes, "stage.settings", self.settings, "stage.action=configure names no change", remedy)
         self.parse_annotators()
+        problem = f"stage.action={self.action} is about an annotator, and none is named"
+        is_named = self.annotator is not None or self.action not in ("quarantine", "release")
+        require(is_named, "stage.annotator", self.annotator, problem, "Add stage.annotator=NAME.")
         if self.action == "erase":
             has_one_target = [self.item is None, self.annotator is None, not self.whole].count(False) == 1
             problem = "stage.action=erase erases an item, an annotator or a whole project"

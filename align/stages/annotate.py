@@ -19,6 +19,7 @@ from align.annotate.exchange.importing import import_items
 from align.annotate.simulate import simulate_annotator
 from align.annotate.store import ChainHead, ProjectSettings, configure_project, publish_guidelines
 from align.annotate.store.projects import read_state
+from align.annotate.store.quarantine import quarantine_annotator, release_annotator
 from align.annotate.store.vote_selection import VoteSelection
 from align.config.addresses import build_server_urls, list_tls_warnings
 from align.config.annotate import AnnotateConfig, SimulatedAnnotator
@@ -73,13 +74,13 @@ def inputs(config: Config) -> StageInputs:
             head = store.head(config.project)
         return StageInputs(config, label, None, {"annotations": Input(head.hash, project=config.project, seq=head.seq)})
     # The person's name is replaced here, because nothing that the run writes may contain it.
-    if stage.annotator is not None and stage.action in ("erase", "invite"):
+    if stage.annotator is not None and stage.action in ("erase", "quarantine", "release", "invite"):
         with open_store(config, create=False) as store:
             accounts = Accounts(store)
-            if stage.action == "erase":
-                alternative_name = accounts.ensure_pseudonym(config.project, stage.annotator)
-            else:
+            if stage.action == "invite":
                 alternative_name = accounts.get_handle(config.project, stage.annotator)
+            else:
+                alternative_name = accounts.ensure_pseudonym(config.project, stage.annotator)
             config = replace_values(config, stage=replace_values(stage, annotator=alternative_name))
     # The other actions read or change a store that changes. A random input makes each call a new run.
     return StageInputs(config, label, None, {"asked": Input(secrets.token_hex(8))})
@@ -329,6 +330,20 @@ def run_erase(run: Run, config: Config) -> StageResult:
     return StageResult({"tombstone": tombstone, "runs": readers, "unreadable": unreadable}, tuple(lines))
 
 
+def run_quarantine(run: Run, config: Config) -> StageResult:
+    """Put an annotator into quarantine."""
+    with open_store(config, create=False) as store:
+        row = quarantine_annotator(store, config.project, config.stage.annotator)
+    return StageResult({"row": row}, (f"{config.stage.annotator} is in quarantine by row {row} of the ledger",))
+
+
+def run_release(run: Run, config: Config) -> StageResult:
+    """Release an annotator from quarantine."""
+    with open_store(config, create=False) as store:
+        row = release_annotator(store, config.project, config.stage.annotator)
+    return StageResult({"row": row}, (f"{config.stage.annotator} is released by row {row} of the ledger",))
+
+
 ACTIONS: dict[str, Callable[[Run, Config], StageResult]] = {
     "serve": run_serve,
     "invite": run_invite,
@@ -339,6 +354,8 @@ ACTIONS: dict[str, Callable[[Run, Config], StageResult]] = {
     "verify": run_verify,
     "backup": run_backup,
     "restore": run_restore,
+    "quarantine": run_quarantine,
+    "release": run_release,
     "erase": run_erase,
 }
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from align.annotate.store import AnnotationItem, Store, Vote
+from align.annotate.store.ledger import read_quarantined
 from align.annotate.store.preference_pairs import build_pairs, load_training_rankings
 from align.annotate.store.vote_selection import PEOPLE, VoteSelection, select_votes
 from align.core.types import Message, Preference
@@ -32,7 +33,8 @@ def export_votes(store: Store, project: str, folder: Path, selection: VoteSelect
     Raises:
         InputError: unknown project, no rankings, or simulated rankings without `selection.allow_simulated`.
     """
-    with store.reading():  # all reads see the same state
+    with store.reading() as connection:  # all reads see the same state
+        quarantined = read_quarantined(connection, project)
         votes = load_training_rankings(store, project, selection)
         items = {item.id: item for item in store.items(project)}
         ledger = store.entries(project)
@@ -65,7 +67,10 @@ def export_votes(store: Store, project: str, folder: Path, selection: VoteSelect
             for vote in select_votes(store, project, standing_votes, selection)
             if vote.demonstration
         ),
-        "votes.jsonl": (build_vote_row(vote, items[vote.item], vote.seq in trained_seqs) for vote in standing_votes),
+        "votes.jsonl": (
+            build_vote_row(vote, items[vote.item], vote.seq in trained_seqs, vote.annotator in quarantined)
+            for vote in standing_votes
+        ),
         "ledger.jsonl": ledger,
     }
     return {name: write_rows(folder / name, rows) for name, rows in rows_by_file.items()}
@@ -148,7 +153,7 @@ def iter_unpaired_rows(vote: Vote, item: AnnotationItem) -> Iterator[dict[str, A
             }
 
 
-def build_vote_row(vote: Vote, item: AnnotationItem, is_trained_on: bool) -> dict[str, Any]:
+def build_vote_row(vote: Vote, item: AnnotationItem, is_trained_on: bool, is_quarantined: bool) -> dict[str, Any]:
     """Return a vote, a ranking or a skip, as a row of `votes.jsonl` with all its fields and the item's texts.
 
     Its answers are called `candidates` rather than `answers`, so that a reader of rankings does not train on rankings
@@ -174,6 +179,7 @@ def build_vote_row(vote: Vote, item: AnnotationItem, is_trained_on: bool) -> dic
         "shown": vote.display_order,
         "prompt_flagged": item.id in vote.flagged,
         "trained_on": is_trained_on,
+        "quarantined": is_quarantined,
         **{name: getattr(vote, name) for name in names},
         **vote_fields(vote),
     }

@@ -86,6 +86,7 @@ PLAIN_COLUMNS = (
     "simulated",
     "rankings",
     "retracted",
+    "quarantined",
     "flagged",
     "hours",
     "seconds",
@@ -122,6 +123,7 @@ class AnnotatorSummary:
         rankings: number of rankings, including gold items and repeats.
         skips: number of skips by reason.
         retracted: number of retracted votes.
+        quarantined: whether the annotator is in quarantine.
         flagged: number of rankings and skips that flag something as harmful.
         ties: share of the pairs of their rankings that are tied.
         seconds: median of a ranking.
@@ -139,6 +141,7 @@ class AnnotatorSummary:
     rankings: int
     skips: Mapping[str, int]
     retracted: int
+    quarantined: bool
     flagged: int
     ties: Figure
     seconds: float | Undefined
@@ -185,6 +188,7 @@ def summarize_annotator(
         rankings=len(rankings),
         skips=count_skips(skips),
         retracted=sum(vote.seq in view.retracted for vote in votes),
+        quarantined=pseudonym in view.quarantined,
         flagged=sum(bool(vote.flagged) for vote in (*rankings, *skips)),
         ties=compute_tie_share(rankings),
         seconds=median(seconds) if seconds else UNMEASURED,

@@ -31,7 +31,7 @@ from align.annotate.figures.people import (
     to_csv,
 )
 from align.annotate.store import Store, Vote
-from align.annotate.store.ledger import VOTE_KINDS, require_known_project
+from align.annotate.store.ledger import VOTE_KINDS, read_quarantined, require_known_project
 from align.annotate.store.records import parse_vote
 from align.annotate.store.tables import candidates, ledger, work
 from align.annotate.store.vote_selection import read_identities, read_known_answers
@@ -49,6 +49,7 @@ class ProjectView:
         lengths: number of characters by candidate id.
         expected: the known answer by gold item: tiers of candidate ids, best first.
         identities: name by pseudonym; without erased annotators.
+        quarantined: pseudonyms of the annotators in quarantine.
         votes_wanted, votes_done: by item, without gold items: number of people who are to judge it, and who have.
     """
 
@@ -60,6 +61,7 @@ class ProjectView:
     lengths: Mapping[str, int]
     expected: Mapping[str, tuple[tuple[str, ...], ...]]
     identities: Mapping[str, str]
+    quarantined: frozenset[str]
     votes_wanted: Mapping[str, int]
     votes_done: Mapping[str, int]
 
@@ -110,6 +112,7 @@ def read_view(store: Store, project: str) -> ProjectView:
         query = select(work.c.item, work.c.wanted, work.c.judged).where(work.c.project == project, ~work.c.gold)
         work_rows = db.execute(query).all()
         identities = read_identities(db, project)
+        quarantined = read_quarantined(db, project)
         expected = read_known_answers(db, project)
     standing_votes = [vote for vote in votes if vote.seq not in retracted and vote.item in ids]
     return ProjectView(
@@ -121,6 +124,7 @@ def read_view(store: Store, project: str) -> ProjectView:
         lengths=lengths,
         expected=expected,
         identities=identities,
+        quarantined=quarantined,
         votes_wanted={row.item: row.wanted for row in work_rows},
         votes_done={row.item: row.judged for row in work_rows},
     )

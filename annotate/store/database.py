@@ -29,6 +29,7 @@ from align.annotate.store.ledger import (
     is_counted,
     list_project_names,
     read_ledger_head,
+    read_quarantined,
     require_known_item,
     require_known_project,
 )
@@ -200,7 +201,7 @@ class Store(StoreConnections):
                 row |= {"annotator": person.pseudonym, "content": remark, "salt": salt}
                 connection.execute(insert(remarks), row)
                 payload["remark"] = hash_with_salt(salt, remark)
-            if is_counted(judgement):
+            if is_counted(judgement) and person.pseudonym not in read_quarantined(connection, project):
                 add_to_counters(connection, project, item, judged=1)
             return append_ledger_row(
                 connection, project, judgement.kind, payload, item=item, annotator=person.pseudonym, key=key
@@ -222,7 +223,7 @@ class Store(StoreConnections):
             retraction = connection.execute(select(ledger.c.seq).where(ledger.c.retracts == seq)).scalar()
             if retraction is not None:
                 return retraction
-            if is_counted(parse_vote(row, None)):
+            if is_counted(parse_vote(row, None)) and row.annotator not in read_quarantined(connection, project):
                 add_to_counters(connection, project, row.item, judged=-1)
             return append_ledger_row(
                 connection, project, "retraction", {}, item=row.item, annotator=row.annotator, retracts=seq

@@ -11,7 +11,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from align.annotate.store.ledger import VOTE_KINDS, LedgerEntry, build_standing_vote_condition, is_counted
+from align.annotate.store.ledger import (
+    VOTE_KINDS,
+    LedgerEntry,
+    build_standing_vote_condition,
+    is_counted,
+    read_quarantined,
+)
 from align.annotate.store.projects import ProjectSettings, ensure_project, read_settings
 from align.annotate.store.records import RESTORE_REMEDY, build_item_payload, build_work_row, parse_vote
 from align.annotate.store.tables import (
@@ -221,7 +227,10 @@ def correct_counters(connection: Connection, project: str) -> int:
     votes = connection.execute(
         select(ledger).where(build_standing_vote_condition(project), ledger.c.kind == "ranking")
     ).all()
-    judged_by_item = Counter(row.item for row in votes if is_counted(parse_vote(row, None)))
+    quarantined = read_quarantined(connection, project)
+    judged_by_item = Counter(
+        row.item for row in votes if row.annotator not in quarantined and is_counted(parse_vote(row, None))
+    )
     lease_conditions = (leases.c.project == project, leases.c.state == "open", leases.c.purpose == "work")
     leased_by_item = Counter(connection.execute(select(leases.c.item).where(*lease_conditions)).scalars())
     rows = {row.item: row for row in connection.execute(select(work).where(work.c.project == project))}

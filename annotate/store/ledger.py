@@ -24,6 +24,8 @@ from align.core.errors import InputError
 
 VOTE_KINDS = ("ranking", "skip")
 """Kinds of ledger rows that hold an annotator's judgement of an item."""
+QUARANTINE_KINDS = ("quarantine", "release")
+"""Kinds of ledger rows that decide whether an annotator's votes count: the last one does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,8 @@ class LedgerEntry:
     Attributes:
         seq: 1, 2, 3, … over the whole store, without gaps.
         project: the name of the project.
-        kind: `candidates`, `ranking`, `skip`, `retraction`, `settings`, `guidelines` or `erasure`.
+        kind: `candidates`, `ranking`, `skip`, `retraction`, `quarantine`, `release`, `settings`, `guidelines` or
+            `erasure`.
         item: the item concerned; None if the row erases an annotator or concerns the project.
         annotator: the pseudonym concerned, or None.
         key: the idempotency key, unique within project and kind; None if the act is idempotent by itself.
@@ -90,7 +93,7 @@ def read_ledger_head(connection: Connection, project: str | None = None, votes_o
     if project is not None:
         query = query.where(ledger.c.project == project)
     if votes_only:
-        query = query.where(ledger.c.kind.in_((*VOTE_KINDS, "retraction", "erasure")))
+        query = query.where(ledger.c.kind.in_((*VOTE_KINDS, *QUARANTINE_KINDS, "retraction", "erasure")))
     row = connection.execute(query).first()
     return ChainHead(0, GENESIS) if row is None else ChainHead(row.seq, row.hash)
 
@@ -161,6 +164,21 @@ def read_remark(connection: Connection, project: str, seq: int) -> str | None:
     """Return the annotator's texts on the vote of ledger row `seq`, as canonical JSON, or None if it has none."""
     conditions = (remarks.c.project == project, remarks.c.seq == seq)
     return connection.execute(select(remarks.c.content).where(*conditions)).scalar()
+
+
+def read_quarantined(connection: Connection, project: str, through: int | None = None) -> frozenset[str]:
+    """Return the pseudonyms of the annotators of a project who are in quarantine.
+
+    Args:
+        through: number of the last row of the ledger that counts; None for all.
+    """
+    query = select(ledger.c.annotator, ledger.c.kind).where(
+        ledger.c.project == project, ledger.c.kind.in_(QUARANTINE_KINDS)
+    )
+    if through is not None:
+        query = query.where(ledger.c.seq <= through)
+    kind_of_annotator = {row.annotator: row.kind for row in connection.execute(query.order_by(ledger.c.seq))}
+    return frozenset(annotator for annotator, kind in kind_of_annotator.items() if kind == "quarantine")
 
 
 # Counters of the remaining work

@@ -66,7 +66,7 @@ def load_counted_rankings(
 ) -> list[Vote]:
     """Return a project's rankings for training, in ledger order; an item's newest review replaces its other rankings.
 
-    Retracted rankings, gold items and repeats are left out.
+    Retracted rankings, gold items, repeats and the rankings of annotators in quarantine are left out.
 
     Args:
         selection: the annotators whose rankings count, reviews included.
@@ -77,7 +77,7 @@ def load_counted_rankings(
             `selection.allow_simulated`.
     """
     rankings = [ranking for ranking in store.rankings(project) if through is None or ranking.seq <= through]
-    rankings = select_votes(store, project, rankings, selection)
+    rankings = select_votes(store, project, rankings, selection, through)
     rankings = [ranking for ranking in rankings if ranking.purpose in ("work", "review")]
     newest_reviews = {ranking.item: ranking for ranking in rankings if ranking.purpose == "review"}
     rankings = [ranking for ranking in rankings if newest_reviews.get(ranking.item, ranking) is ranking]

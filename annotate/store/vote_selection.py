@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from align.annotate.store.database import Store
+from align.annotate.store.ledger import read_quarantined
 from align.annotate.store.records import Judgement, Vote
 from align.annotate.store.tables import annotators, ledger
 from align.core.errors import require
@@ -51,21 +52,29 @@ PEOPLE = VoteSelection()
 """All annotators but simulated ones."""
 
 
-def select_votes(store: Store, project: str, votes: Sequence[Vote], selection: VoteSelection) -> list[Vote]:
-    """Return the votes of the annotators that a selection counts, in the same order.
+def select_votes(
+    store: Store, project: str, votes: Sequence[Vote], selection: VoteSelection, through: int | None = None
+) -> list[Vote]:
+    """Return the votes of the annotators that a selection counts and who are not in quarantine, in the same order.
 
     Args:
         votes: standing votes of the project, with votes on gold items.
+        through: number of the last row of the ledger that counts; None for all.
 
     Raises:
         InputError: a name is no annotator of the project, or no vote is left.
     """
     with store.reading() as connection:
         identities = read_identities(connection, project)
+        quarantined = read_quarantined(connection, project, through)
     pseudonyms = {name: pseudonym for pseudonym, name in identities.items()}
     pseudonyms |= {pseudonym: pseudonym for pseudonym in (*identities, *(vote.annotator for vote in votes))}
     selected = find_pseudonyms(pseudonyms, project, "data.annotators", selection.annotators)
     excluded = find_pseudonyms(pseudonyms, project, "data.exclude_annotators", selection.exclude_annotators)
+    were_any = bool(votes)
+    votes = [vote for vote in votes if vote.annotator not in quarantined]
+    remedy = "Release one with stage=annotate stage.action=release."
+    require(bool(votes) or not were_any, "project", project, "all who voted in it are in quarantine", remedy)
     counted = [
         vote
         for vote in votes

@@ -82,9 +82,7 @@ def test_a_review_by_an_excluded_annotator_replaces_nothing(store: Store) -> Non
         ({"min_gold_accuracy": 0.6, "annotators": ("cleo",)}, "data.min_gold_accuracy", "no votes on gold items"),
     ],
 )
-def test_a_selection_without_votes_is_refused(
-    store: Store, settings: dict[str, Any], field: str, problem: str
-) -> None:
+def test_a_selection_without_votes_is_refused(store: Store, settings: dict[str, Any], field: str, problem: str) -> None:
     with pytest.raises(InputError, match=problem) as caught:
         list_annotators(store, **settings)
     assert caught.value.field == field
