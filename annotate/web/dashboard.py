@@ -113,8 +113,9 @@ def build_figure_rows(project_figures: Mapping[str, Any]) -> list[list[str]]:
 def build_person_row(row: Mapping[str, Any]) -> list[str]:
     values = dict(row) | {"position": row["position"]["share"], "last": (row["last"] or "–")[:16].replace("T", " ")}
     values["skips"] = format_skips(row["skips"])
+    note = f" ({UI_TEXTS['quarantined']})" if row["quarantined"] else ""
     return [
-        row["identity"] or UI_TEXTS["erased"],
+        (row["identity"] or UI_TEXTS["erased"]) + note,
         row["pseudonym"],
         *(format_figure(values[name]) for name in PERSON_COLUMNS),
     ]

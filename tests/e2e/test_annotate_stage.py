@@ -169,13 +169,19 @@ def test_a_cut_tail_shows_against_the_run_that_read_it_and_an_erasure_is_none(
         says=f"ledger.seq={last}: the ledger's tail is cut",
     )
 
+    run_action(shop, "quarantine", "stage.annotator=simulated/vader/0.75/0")
+    training = ("stage=reward", "data.allow_simulated=true")
+    shop.refuses(*training, says="all who voted in it are in quarantine")
+    run_action(shop, "release", "stage.annotator=simulated/vader/0.75/0")
     run_action(shop, "erase", f"stage.item={item}")
     assert f"reward/{reward.name}" in shop.output
     run_action(shop, "erase", "stage.annotator=simulated/vader/0.75/0")
     assert f"reward/{reward.name}" in shop.output
     shop.status("stage=annotate", "stage.action=erase", "stage.annotator=simulated/vader/0.75/0")
     assert "knows no such annotator" in shop.output
-    for folder in shop.root.glob("annotate/*erase*"):  # no run folder names the annotator
+    folders = [folder for act in ("erase", "quarantine", "release") for folder in shop.root.glob(f"annotate/*{act}*")]
+    assert len(folders) == 4
+    for folder in folders:  # no run folder names the annotator
         texts = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
         manifest = json.loads(texts.pop("manifest.json"))
         del manifest["git"]  # its diff quotes this test while the test is being edited

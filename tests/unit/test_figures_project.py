@@ -190,7 +190,9 @@ def test_candidates_are_in_the_order_of_their_positions(store):
 
 
 def build_view(rankings=(), skips=()) -> ProjectView:
-    return ProjectView(list(rankings), list(skips), [*rankings, *skips], frozenset(), {}, {}, {}, {}, {}, {})
+    return ProjectView(
+        list(rankings), list(skips), [*rankings, *skips], frozenset(), {}, {}, {}, {}, frozenset(), {}, {}
+    )
 
 
 def test_votes_per_day():
