@@ -196,7 +196,7 @@ class DataConfig(Settings):
     allow_simulated: bool = setting(False, "Whether votes of simulated annotators count.")
     annotators: list[str] = setting(
         [],
-        "Names or pseudonyms of the only annotators whose votes count. With pseudonyms the run's files hold no names. "
+        "Names or pseudonyms of the only annotators whose votes count. The run's files hold the pseudonyms. "
         "Empty: all.",
     )
     exclude_annotators: list[str] = setting([], "Names or pseudonyms of annotators whose votes do not count.")

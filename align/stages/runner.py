@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align import ranks
 from align.annotate.store import Store
-from align.annotate.store.vote_selection import VoteSelection
+from align.annotate.store.ledger import require_known_project
+from align.annotate.store.vote_selection import VoteSelection, find_pseudonyms, read_pseudonyms
 from align.config.command import format_command_line
 from align.config.groups import ALL_LINEAR
 from align.config.rates import find_default_rate, find_size_class
@@ -28,7 +29,7 @@ from align.config.root import PARTS, Config, find_store_url, format_config, to_p
 from align.config.settings import replace_values
 from align.config.stages import STAGES
 from align.config.training import require_held_out_rows
-from align.core.errors import AlignError, InputError, make_printable
+from align.core.errors import AlignError, InputError, make_printable, require
 from align.core.redaction import RedactingFormatter
 from align.core.types import StageResult
 from align.data.pairs import build_pair_inputs
@@ -41,6 +42,7 @@ from align.mirrors import GuardedMirror, MirroredRun, open_mirror, require_insta
 from align.models.base import build_run_label, resolve_start
 from align.models.lora import read_saved_settings
 from align.report.figure_labels import describe_small_samples
+from align.report.figure_text import pluralize
 from align.rollout.engine_process import VLLM, require_interpreter
 from align.run import Artifact, Base, Input, Run, load_artifact, verify_outputs
 from align.run.files import find_user_error
@@ -314,6 +316,32 @@ def resolve_data_set(config: Config) -> Config:
     return replace_values(config, data=replace_values(config.data, path=str(folder.absolute())))
 
 
+def hide_annotator_names(config: Config) -> Config:
+    """Return the configuration with pseudonyms in place of names in `data.annotators` and `data.exclude_annotators`,
+    because nothing that a run writes may contain a name.
+
+    Raises:
+        InputError: the project has no such annotator, or votes of several projects are read.
+    """
+    data = config.data
+    if not data.annotators and not data.exclude_annotators:
+        return config
+    sources = getattr(config.stage, "sources", None) or []
+    projects = {source["annotations"] for source in sources if isinstance(source, Mapping) and "annotations" in source}
+    projects = projects or {config.project}
+    problem = f"names annotators of one project, and {pluralize(len(projects), 'project')} are read"
+    remedy = "Make a data set of each project."
+    require(len(projects) == 1, "data.annotators", [*data.annotators, *data.exclude_annotators], problem, remedy)
+    (project,) = projects
+    hidden = {}
+    with Store.open(find_store_url(config), create_if_missing=False) as store, store.reading() as connection:
+        require_known_project(connection, project)
+        pseudonyms = read_pseudonyms(connection, project)
+    for key in ("annotators", "exclude_annotators"):
+        hidden[key] = sorted(find_pseudonyms(pseudonyms, project, f"data.{key}", getattr(data, key)))
+    return replace_values(config, data=replace_values(data, **hidden))
+
+
 # The run
 
 
@@ -347,7 +375,7 @@ def open_and_run(config: Config, on_open: Callable[[Path], object]) -> int:
     stage_module = load_stage(config.stage.name)
     if "rollout" in STAGES[config.stage.name].reads and config.rollout.engine == "vllm" and not config.rollout.urls:
         require_interpreter(VLLM, config.rollout.python, "rollout.python")
-    inputs: StageInputs = stage_module.inputs(resolve_data_set(config))
+    inputs: StageInputs = stage_module.inputs(hide_annotator_names(resolve_data_set(config)))
     config, rate_origin = fill_learning_rates(inputs.config, inputs.base)
     records = inputs.records
     data = records.get("data")

@@ -65,10 +65,8 @@ def select_votes(
         InputError: a name is no annotator of the project, or no vote is left.
     """
     with store.reading() as connection:
-        identities = read_identities(connection, project)
+        pseudonyms = read_pseudonyms(connection, project)
         quarantined = read_quarantined(connection, project, through)
-    pseudonyms = {name: pseudonym for pseudonym, name in identities.items()}
-    pseudonyms |= {pseudonym: pseudonym for pseudonym in (*identities, *(vote.annotator for vote in votes))}
     selected = find_pseudonyms(pseudonyms, project, "data.annotators", selection.annotators)
     excluded = find_pseudonyms(pseudonyms, project, "data.exclude_annotators", selection.exclude_annotators)
     were_any = bool(votes)
@@ -119,6 +117,14 @@ def read_identities(connection: Connection, project: str) -> dict[str, str]:
     """Return pseudonym → name of a project's annotators, without erased ones."""
     columns = select(annotators.c.pseudonym, annotators.c.identity).where(annotators.c.project == project)
     return {row.pseudonym: row.identity for row in connection.execute(columns)}
+
+
+def read_pseudonyms(connection: Connection, project: str) -> dict[str, str]:
+    """Return name or pseudonym → pseudonym of a project's annotators. Erased annotators have only their pseudonym."""
+    identities = read_identities(connection, project)
+    voters = select(ledger.c.annotator).where(ledger.c.project == project, ledger.c.annotator.is_not(None)).distinct()
+    pseudonyms = {*identities, *connection.execute(voters).scalars()}
+    return {name: pseudonym for pseudonym, name in identities.items()} | {name: name for name in pseudonyms}
 
 
 def read_known_answers(connection: Connection, project: str) -> dict[str, Tiers]:

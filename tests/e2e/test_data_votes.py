@@ -95,7 +95,10 @@ def test_votes_of_excluded_annotators_are_in_no_data_set(
     vote_store: Store, store_url: str, words: list[str], tmp_path: Path
 ) -> None:
     pseudonym = vote_store.pseudonym("greetings", "bob")
-    folder, _, _ = build_data_set(tmp_path, *words, f"data.exclude_annotators=[{pseudonym}]")
+    folder, _, _ = build_data_set(tmp_path, *words, "data.exclude_annotators=[bob]")
+    config = (folder / "config.yaml").read_text(encoding="utf-8")
+    assert pseudonym in config
+    assert "bob" not in config
     pairs = [row for row in read_artifact_pairs(folder) if row["source"] == "greetings"]
     by_ann = [vote for vote in vote_store.rankings("greetings") if vote.annotator != pseudonym]
     assert len(pairs) == sum(len(vote.pairs) for vote in by_ann)
