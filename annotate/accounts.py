@@ -30,6 +30,7 @@ from align.annotate.store.ledger import close_leases, ensure_annotator, find_ann
 from align.annotate.store.projects import require_not_erased
 from align.annotate.store.tables import annotators, invitations, leases, members, sessions, users
 from align.core.errors import InputError, require
+from align.core.names import normalise_name
 from align.web.credentials import (
     AccessRefused,
     Passwords,
@@ -37,7 +38,6 @@ from align.web.credentials import (
     get_network,
     hash_token,
     is_valid_name,
-    normalise_name,
     validate_name,
     validate_password,
 )

@@ -105,6 +105,8 @@ BY_PATH = {"files": "files", "manifest": "a data set of stage=data"}
 OF_DATA = "data:"
 """Prefix of references to published data sets, such as `data:latest`."""
 EXAMPLES = {"files": "FILE.jsonl", "manifest": "data:latest"}
+VOTE_SELECTION_KEYS = ("annotators", "exclude_annotators", "min_gold_accuracy")
+"""Settings of `data` that select the annotators whose votes count."""
 
 
 @dataclass
@@ -196,10 +198,12 @@ class DataConfig(Settings):
     allow_simulated: bool = setting(False, "Whether votes of simulated annotators count.")
     annotators: list[str] = setting(
         [],
-        "Names or pseudonyms of the only annotators whose votes count. The run's files hold the pseudonyms. "
+        "Names or pseudonyms of the annotators whose votes alone count. The run's files hold the pseudonyms. "
         "Empty: all.",
     )
-    exclude_annotators: list[str] = setting([], "Names or pseudonyms of annotators whose votes do not count.")
+    exclude_annotators: list[str] = setting(
+        [], "Names or pseudonyms of annotators whose votes do not count, also if data.annotators has them."
+    )
     min_gold_accuracy: float | None = setting(
         None,
         "Smallest share of the pairs of gold items that an annotator orders as in the known answer, for their votes to "
@@ -481,7 +485,7 @@ class RolloutConfig(Settings):
     max_new_tokens: int = setting(256, "Longest response.", unit="tokens", above=0)
     temperature: float = setting(
         1.0,
-        "Divides the logits before sampling. 0: the likeliest token each time, for evaluations of systems alone.",
+        "Divides the logits before sampling. 0: the likeliest token each time, only for stage=eval with stage.systems.",
         at_least=0,
     )
     batch_size: int = setting(128, "Number of responses that are generated together.", above=0)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any
 
+from align.config.groups import VOTE_SELECTION_KEYS
 from align.config.root import PARTS, Config
 from align.config.scorers import CHOICES
 from align.config.settings import Setting, get_declarations, get_defaults, get_parts
@@ -57,7 +58,8 @@ def drop_reward_model_refs(parts: Any) -> Any:
 def select_identity(stage: str, config: Mapping[str, Any], inputs: Collection[str]) -> dict[str, Any]:
     """Return the nested settings that identify a run: all that its stage reads and that can change the result.
 
-    So the same command line resumes the run. Keys of inputs that the run knows by digest are left out.
+    So the same command line resumes the run. Keys of inputs that the run knows by digest are left out, and so are the
+    settings that select votes if they select all.
 
     Args:
         config: as nested plain values.
@@ -75,6 +77,8 @@ def select_identity(stage: str, config: Mapping[str, Any], inputs: Collection[st
         values = identity.get(part) if part else identity
         if isinstance(values, dict):
             values.pop(leaf, None)
+    if isinstance(data := identity.get("data"), dict):
+        identity["data"] = {key: value for key, value in data.items() if value or key not in VOTE_SELECTION_KEYS}
     if "reward" in inputs and isinstance(reward := identity.get("reward"), dict) and "parts" in reward:
         reward["parts"] = drop_reward_model_refs(reward["parts"])
     return identity

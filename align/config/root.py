@@ -13,6 +13,7 @@ from omegaconf import II, OmegaConf
 
 from align.config.groups import (
     BY_PATH,
+    VOTE_SELECTION_KEYS,
     DataConfig,
     EngineConfig,
     ExportConfig,
@@ -209,14 +210,30 @@ class Config(Settings):
             "answers to a prompt would all be equal, because rollout.temperature=0 takes the likeliest tokens",
             "Set stage.answers=1, or rollout.temperature above 0.",
         )
-        reads_votes = name is None or self.data.name == "annotations" or name in ("annotate", "data", "eval")
-        for key in ("annotators", "exclude_annotators", "min_gold_accuracy"):
-            value = getattr(self.data, key)
-            problem = f"selects votes, which stage={name} does not read from data={self.data.name}"
-            require(not value or reads_votes, f"data.{key}", value, problem, "Add data=annotations, or drop it.")
+        self._check_vote_selection()
         check = getattr(self.stage, "check", None)
         if check is not None:
             check(self)
+
+    def _check_vote_selection(self) -> None:
+        """Raise InputError if settings select votes, and the stage does not read votes as preference pairs."""
+        stage = self.stage
+        sources = [source for source in getattr(stage, "sources", None) or () if isinstance(source, Mapping)]
+        name = getattr(stage, "name", None)
+        reads_pairs = name in ("reward", "dpo", "kto") or (name == "eval" and self.eval.measures == "judge")
+        selects_votes = (
+            (self.data.name == "annotations" and reads_pairs)
+            or getattr(stage, "action", None) == "export"
+            or any("annotations" in source for source in sources)
+        )
+        remedy = (
+            "Drop it. It is for stage=reward, dpo, kto and eval=judge with data=annotations, for stage.action=export, "
+            "and for sources {annotations: PROJECT}. stage.action=quarantine is for every reader of votes."
+        )
+        for key in VOTE_SELECTION_KEYS:
+            value = getattr(self.data, key)
+            problem = f"selects votes that make preference pairs, and stage={name} with these settings reads none"
+            require(not value or name is None or selects_votes, f"data.{key}", value, problem, remedy)
 
 
 def find_store_url(config: Config) -> str:

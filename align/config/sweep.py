@@ -22,7 +22,7 @@ from align.config.root import Config
 from align.config.settings import replace_values
 from align.config.values import is_sweep, parse_plain_value, parse_value, quote_for_hydra
 from align.core.errors import InputError, require
-from align.core.redaction import mask_argument
+from align.core.redaction import NAME_FIELDS, mask_argument
 
 MOST_JOBS = 10_000
 """Maximum number of jobs of a sweep. More are taken for a mistake, such as a range with a zero too many."""
@@ -92,17 +92,21 @@ def build_jobs(words: Sequence[str], composer: Composer) -> list[Job]:
     shared = {
         location for location, count in Counter(map(get_run_location, jobs)).items() if count > 1 and location.name
     }
-    jobs = [rename_job(job) if get_run_location(job) in shared else job for job in jobs]
+    jobs = [rename_job(job, n) if get_run_location(job) in shared else job for n, job in enumerate(jobs, start=1)]
     require_distinct_run_folders(jobs)
     return jobs
 
 
-def rename_job(job: Job) -> Job:
-    """Return a copy of a job with its swept values appended to its `run.name`, such as `mine-lr=1e-4-seed=0`."""
+def rename_job(job: Job, number: int) -> Job:
+    """Return a copy of a job with its swept values appended to its `run.name`, such as `mine-lr=1e-4-seed=0`.
+
+    A value with names of people is replaced by the number of the job.
+    """
     parts = [str(job.config.run.name)]
     for key, value in job.swept.items():
         if key != "run.name":
             text = mask_argument(f"{key}={parse_plain_value(value)}").partition("=")[2]
+            text = str(number) if key.lstrip("+") in NAME_FIELDS else text
             parts.append(f"{key.lstrip('+').rpartition('.')[2]}={text}")
     name = re.sub(r"[/\x00-\x1f\x7f]", "_", "-".join(parts))
     return replace(job, name=name, config=replace_values(job.config, run=replace_values(job.config.run, name=name)))

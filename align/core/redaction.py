@@ -159,6 +159,8 @@ def iter_key_spans(text: str, shapes: tuple[KeyShape, ...] = KEY_SHAPES) -> Iter
 
 
 MASK = "***"
+NAME_FIELDS = ("data.annotators", "data.exclude_annotators", "stage.annotator")
+"""Settings that name people. A run writes their pseudonyms instead."""
 URL_FIELDS = ("store.url",)
 """Settings whose value is a URL that may have a password in it."""
 STORE_URL = "ALIGN_STORE_URL"
@@ -388,8 +390,10 @@ def drop_masks(value: Any) -> Any:
 
 
 def mask_argument(argument: str) -> str:
-    """Return a command-line argument `key=value` with the secrets in it masked."""
+    """Return a command-line argument `key=value` with the secrets and the names of people in it masked."""
     key, equals, value = argument.partition("=")
+    if equals and key.lstrip("+") in NAME_FIELDS:
+        return f"{key}={MASK}"
     return f"{key}={hide_password(value)}" if equals and key in URL_FIELDS else mask_secrets(argument)
 
 

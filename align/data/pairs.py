@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -89,6 +89,22 @@ PAIR_KIND = RecordKind(PREFERENCES, "pairs", read_preferences)
 ANSWER_KIND = RecordKind(FEEDBACK, "answers", read_feedback)
 
 
+@dataclass(frozen=True, slots=True)
+class VoteSource:
+    """The votes of an annotation project that pairs are made of. Only the source `annotations` reads them.
+
+    Attributes:
+        url: URL of the annotation store.
+        selection: the annotators whose votes count.
+        through: number of the last row of the ledger that counts; None for all.
+    """
+
+    url: str = field(repr=False)
+    project: str
+    selection: VoteSelection
+    through: int | None = None
+
+
 def build_pair_inputs(data: DataSource, store: str, project: str) -> dict[str, Input]:
     """Return the data inputs for the manifest of a run on pairs: the head of the annotation project's ledger, or the
     digests of the data files.
@@ -128,12 +144,13 @@ def read_split_records(data: DataSource, split: str, kind: RecordKind, alternati
     return records
 
 
-def read_pairs(data: DataSource, store: str, project: str, selection: VoteSelection, seed: int = 0) -> list[Preference]:
+def read_pairs(data: DataSource, votes: VoteSource, seed: int = 0) -> list[Preference]:
     """Return the preference pairs to train on, from the annotation store, a file, or the train split of a data set. At
     most `data.limit` pairs are sampled."""
     if data.name == "annotations":
-        with Store.open(store, create_if_missing=False) as votes:
-            return sample_records(load_preferences(votes, project, selection), data.limit, seed)
+        with Store.open(votes.url, create_if_missing=False) as store:
+            pairs = load_preferences(store, votes.project, votes.selection, votes.through)
+        return sample_records(pairs, data.limit, seed)
     return sample_records(read_records(data, "train", PAIR_KIND), data.limit, seed)
 
 
@@ -153,7 +170,7 @@ class JudgedPairs(NamedTuple):
     tied: list[Preference]
 
 
-def read_judged_pairs(data: DataSource, store: str, project: str, selection: VoteSelection) -> JudgedPairs:
+def read_judged_pairs(data: DataSource, votes: VoteSource) -> JudgedPairs:
     """Return the decided and the tied pairs to measure a judge on, from the annotation store, a file, or the test split
     of a data set. Files and data sets have no tied pairs.
 
@@ -161,8 +178,8 @@ def read_judged_pairs(data: DataSource, store: str, project: str, selection: Vot
         InputError: there are no pairs.
     """
     if data.name == "annotations":
-        with Store.open(store, create_if_missing=False) as votes:
-            return JudgedPairs(*load_human_verdicts(votes, project, selection))
+        with Store.open(votes.url, create_if_missing=False) as store:
+            return JudgedPairs(*load_human_verdicts(store, votes.project, votes.selection, votes.through))
     return JudgedPairs(read_records(data, "test", PAIR_KIND), [])
 
 
@@ -216,22 +233,20 @@ def split_pairs(
     return TrainTest(train, test)
 
 
-def read_divided_preferences(
-    data: DataSource, store: str, project: str, selection: VoteSelection, held_out: float, seed: int
-) -> TrainTest[Preference]:
+def read_divided_preferences(data: DataSource, votes: VoteSource, held_out: float, seed: int) -> TrainTest[Preference]:
     """Read the source's preference pairs, and divide them into a train and a test split that share no prompt, see
     `split_pairs`."""
-    splits = split_pairs(read_pairs(data, store, project, selection, seed), data, held_out, seed)
+    splits = split_pairs(read_pairs(data, votes, seed), data, held_out, seed)
     return TrainTest(*([prepare_record(pref, data) for pref in split] for split in splits))
 
 
 def read_divided_judgements(
-    data: DataSource, store: str, project: str, selection: VoteSelection, held_out: float, seed: int
+    data: DataSource, votes: VoteSource, held_out: float, seed: int
 ) -> TrainTest[Preference] | TrainTest[Feedback]:
     """Read the source's feedback, or its preference pairs if it has no labels, and divide the records into a train and
     a test split. See `split_pairs`. Raises InputError if the labels of the feedback to train on do not vary."""
     if not has_labels(data):
-        return read_divided_preferences(data, store, project, selection, held_out, seed)
+        return read_divided_preferences(data, votes, held_out, seed)
     answers = sample_records(read_records(data, "train", ANSWER_KIND), data.limit, seed)
     splits = split_pairs(answers, data, held_out, seed, ANSWER_KIND)
     check_labels_vary([answer.label for answer in splits.train], [answer.prompt for answer in splits.train], data.path)

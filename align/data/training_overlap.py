@@ -18,7 +18,7 @@ from align.annotate.store.vote_selection import VoteSelection
 from align.core.errors import AlignError
 from align.core.types import Conversation, Record
 from align.data.dedup.evaluation_overlap import RULES, SLICE_BYTES, OverlapIndex, Prefilter, find_overlapping_texts
-from align.data.pairs import read_divided_judgements, read_pairs, split_pairs
+from align.data.pairs import VoteSource, read_divided_judgements, read_pairs, split_pairs
 from align.data.read.content import list_turns
 from align.data.sources import DataSource, build_data_input, read_documents_of_split, read_source_prompts
 from align.data.trained_ids import TRAINING_STAGES
@@ -109,9 +109,10 @@ def read_trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
     if manifest.stage not in ("reward", "dpo", "kto"):
         return read_documents_of_split(source, "train", seed)
     selection = VoteSelection.from_settings(SimpleNamespace(**data))
+    votes = VoteSource(store, data_input.project or "", selection, data_input.seq if data_input.seq >= 0 else None)
     if manifest.stage == "kto":
-        return read_divided_judgements(source, store, data_input.project or "", selection, stage["held_out"], seed)[0]
-    pairs = read_pairs(source, store, data_input.project or "", selection, seed)
+        return read_divided_judgements(source, votes, stage["held_out"], seed)[0]
+    pairs = read_pairs(source, votes, seed)
     return split_pairs(pairs, source, stage["held_out"], seed)[0]
 
 

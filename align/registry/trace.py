@@ -143,7 +143,8 @@ class Votes:
     ledger.
 
     Attributes:
-        by: annotator's pseudonym → number of rankings that were not retracted or erased since.
+        by: annotator's pseudonym → number of rankings that were not retracted or erased since, without annotators who
+            were in quarantine when the run read the project.
         state: whether the ledger is still the one that was read, as a clause.
         whole: False if it is known to differ.
     """
@@ -167,12 +168,15 @@ def read_votes(url: str, project: str, head: ChainHead, verify_ledger: bool) -> 
     from sqlalchemy import select
 
     from align.annotate.store import Store
+    from align.annotate.store.ledger import read_quarantined
     from align.annotate.store.tables import ledger
 
     try:
         with Store.open(url, create_if_missing=False) as store, store.reading() as connection:
-            rankings = [vote for vote in store.rankings(project) if head.seq < 0 or vote.seq <= head.seq]
-            counts = Counter(vote.annotator for vote in rankings)
+            last_row = head.seq if head.seq >= 0 else None
+            quarantined = read_quarantined(connection, project, last_row)
+            rankings = [vote for vote in store.rankings(project) if last_row is None or vote.seq <= last_row]
+            counts = Counter(vote.annotator for vote in rankings if vote.annotator not in quarantined)
             if head.seq < 0:
                 return Votes(counts)
             row_hash = connection.execute(select(ledger.c.hash).where(ledger.c.seq == head.seq)).scalar()

@@ -17,10 +17,11 @@ from align.annotate.exchange.archive import restore_store, write_store_backup
 from align.annotate.exchange.exporting import export_votes
 from align.annotate.exchange.importing import import_items
 from align.annotate.simulate import simulate_annotator
-from align.annotate.store import ChainHead, ProjectSettings, configure_project, publish_guidelines
+from align.annotate.store import ChainHead, ProjectSettings, Store, configure_project, publish_guidelines
+from align.annotate.store.ledger import require_known_project
 from align.annotate.store.projects import read_state
 from align.annotate.store.quarantine import quarantine_annotator, release_annotator
-from align.annotate.store.vote_selection import VoteSelection
+from align.annotate.store.vote_selection import VoteSelection, find_pseudonyms, read_pseudonyms
 from align.config.addresses import build_server_urls, list_tls_warnings
 from align.config.annotate import AnnotateConfig, SimulatedAnnotator
 from align.config.command import format_hydra_value
@@ -79,11 +80,26 @@ def inputs(config: Config) -> StageInputs:
             accounts = Accounts(store)
             if stage.action == "invite":
                 alternative_name = accounts.get_handle(config.project, stage.annotator)
-            else:
+            elif stage.action == "erase":
                 alternative_name = accounts.ensure_pseudonym(config.project, stage.annotator)
+            else:
+                alternative_name = find_voter(store, config.project, stage.annotator)
             config = replace_values(config, stage=replace_values(stage, annotator=alternative_name))
     # The other actions read or change a store that changes. A random input makes each call a new run.
     return StageInputs(config, label, None, {"asked": Input(secrets.token_hex(8))})
+
+
+def find_voter(store: Store, project: str, name: str) -> str:
+    """Return the pseudonym of an annotator of a project, who is given by name or by pseudonym.
+
+    Raises:
+        InputError: the project has no such annotator.
+    """
+    with store.reading() as connection:
+        require_known_project(connection, project)
+        pseudonyms = read_pseudonyms(connection, project)
+    (pseudonym,) = find_pseudonyms(pseudonyms, project, "stage.annotator", [name])
+    return pseudonym
 
 
 def run(run: Run, config: Config) -> StageResult:

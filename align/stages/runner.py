@@ -32,7 +32,7 @@ from align.config.training import require_held_out_rows
 from align.core.errors import AlignError, InputError, make_printable, require
 from align.core.redaction import RedactingFormatter
 from align.core.types import StageResult
-from align.data.pairs import build_pair_inputs
+from align.data.pairs import VoteSource, build_pair_inputs
 from align.data.read.drops import collect_drop_counts
 from align.data.sets.published import find_data_set
 from align.data.sources import MANIFEST, DataSource, add_rankers
@@ -141,15 +141,16 @@ def build_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]
     artifact, base, config = resolve_stage_start(config)
     source = DataSource.from_settings(config.data)
     store = find_store_url(config)
+    inputs = build_pair_inputs(source, store, config.project)
+    last_row = inputs["data"].seq if inputs["data"].seq >= 0 else None
+    votes = VoteSource(store, config.project, VoteSelection.from_settings(config.data), last_row)
 
     def rows() -> tuple[Any, Any]:
-        train_records, held_out_records = divide(
-            source, store, config.project, VoteSelection.from_settings(config.data), config.stage.held_out, config.seed
-        )
+        train_records, held_out_records = divide(source, votes, config.stage.held_out, config.seed)
         require_held_out_rows(config.stage.eval_every, len(held_out_records), "stage.held_out")
         return train_records, held_out_records
 
-    records = {"init": artifact.as_input(), **build_pair_inputs(source, store, config.project)}
+    records = {"init": artifact.as_input(), **inputs}
     return StageInputs(config, build_run_label(base, config.method.name), base, records, rows, trains=True)
 
 
@@ -331,7 +332,8 @@ def hide_annotator_names(config: Config) -> Config:
     projects = projects or {config.project}
     problem = f"names annotators of one project, and {pluralize(len(projects), 'project')} are read"
     remedy = "Make a data set of each project."
-    require(len(projects) == 1, "data.annotators", [*data.annotators, *data.exclude_annotators], problem, remedy)
+    setting = "data.annotators" if data.annotators else "data.exclude_annotators"
+    require(len(projects) == 1, setting, [*data.annotators, *data.exclude_annotators], problem, remedy)
     (project,) = projects
     hidden = {}
     with Store.open(find_store_url(config), create_if_missing=False) as store, store.reading() as connection:

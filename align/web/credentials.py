@@ -13,6 +13,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
 
 from align.core.errors import InputError, require
+from align.core.names import normalise_name
 from align.web.throttle import FairQueue
 
 MIN_PASSWORD_LENGTH = 12
@@ -99,11 +100,6 @@ def get_network(address: str) -> str:
     except ValueError:
         return address
     return str(ip_network(f"{parsed}/64", strict=False)) if parsed.version == 6 else address
-
-
-def normalise_name(name: str) -> str:
-    """Return an account's name in the form in which names are compared: NFKC, case-folded, with single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def validate_name(name: str) -> str:

@@ -18,7 +18,12 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, delete, exists, f
 from align.annotate.figures.agreement import build_item_ratings, rank_by_contradictions
 from align.annotate.store import AnnotationItem, ProjectSettings, Vote
 from align.annotate.store.database import read_item
-from align.annotate.store.ledger import add_to_counters, build_standing_vote_condition, read_remark
+from align.annotate.store.ledger import (
+    add_to_counters,
+    build_standing_vote_condition,
+    read_quarantined,
+    read_remark,
+)
 from align.annotate.store.projects import read_guidelines, read_settings, read_settings_version
 from align.annotate.store.records import hash_to_fraction, parse_vote
 from align.annotate.store.tables import drafts, leases, ledger, work
@@ -123,7 +128,7 @@ def find_ranking_to_repeat(db: Connection, project: str, pseudonym: str) -> Row[
 def find_contested_items(db: Connection, project: str) -> list[str]:
     """Return the ids of items on which annotators contradict each other and no reviewer has decided.
 
-    The most contradicted come first.
+    The most contradicted come first. Votes and reviews of annotators in quarantine do not count.
     """
     items_with_votes = select(work.c.item).where(work.c.project == project, work.c.judged >= 2, ~work.c.gold)
     conditions = (
@@ -131,7 +136,9 @@ def find_contested_items(db: Connection, project: str) -> list[str]:
         ledger.c.kind == "ranking",
         ledger.c.item.in_(items_with_votes),
     )
-    votes = [parse_vote(row, None) for row in db.execute(select(ledger).where(*conditions).order_by(ledger.c.seq))]
+    quarantined = read_quarantined(db, project)
+    rows = db.execute(select(ledger).where(*conditions).order_by(ledger.c.seq))
+    votes = [parse_vote(row, None) for row in rows if row.annotator not in quarantined]
     reviewed_items = {vote.item for vote in votes if vote.purpose == "review"}
     unreviewed_votes = [vote for vote in votes if vote.purpose == "work" and vote.item not in reviewed_items]
     ids = {vote.item: tuple(sorted(id for tier in vote.tiers for id in tier)) for vote in unreviewed_votes}
@@ -141,9 +148,10 @@ def find_contested_items(db: Connection, project: str) -> list[str]:
 def choose_review(db: Connection, project: str, contested: Sequence[str]) -> str | None:
     """Return the first of the `contested` items that no reviewer has decided or leased, or None if none exists.
 
-    Erased items are passed over.
+    Erased items are passed over. Reviewers in quarantine do not count.
     """
-    conditions = (leases.c.project == project, leases.c.purpose == "review")
+    is_counted_reviewer = leases.c.annotator.not_in(read_quarantined(db, project))
+    conditions = (leases.c.project == project, leases.c.purpose == "review", is_counted_reviewer)
     taken_items = set(
         db.execute(select(leases.c.item).where(*conditions, leases.c.state.in_(("open", "judged")))).scalars()
     )
@@ -156,12 +164,13 @@ def choose_review(db: Connection, project: str, contested: Sequence[str]) -> str
 def read_opinions(db: Connection, project: str, item: str) -> list[Vote]:
     """Return the annotators' votes on an item, with their texts, for a reviewer: rankings and skips.
 
-    Only votes with purpose `work` that were not retracted count.
+    Only votes with purpose `work` that were not retracted count, and none of annotators in quarantine.
     """
+    quarantined = read_quarantined(db, project)
     conditions = (build_standing_vote_condition(project), ledger.c.item == item)
     rows = db.execute(select(ledger).where(*conditions).order_by(ledger.c.seq)).all()
     votes = [parse_vote(row, read_remark(db, project, row.seq)) for row in rows]
-    return [vote for vote in votes if vote.purpose == "work"]
+    return [vote for vote in votes if vote.purpose == "work" and vote.annotator not in quarantined]
 
 
 # Leases

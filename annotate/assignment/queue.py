@@ -37,6 +37,7 @@ from align.annotate.store.ledger import (
     ensure_annotator,
     find_annotator,
     find_row_by_key,
+    read_quarantined,
     read_remark,
 )
 from align.annotate.store.projects import read_settings, read_state
@@ -123,7 +124,8 @@ class AssignmentQueue:
     def take(self, annotator: str) -> AnnotationTask | None:
         """Return the task that an annotator has leased, with its lease extended, or else lease them a new item.
 
-        Returns None if nothing is left for them, their quota is reached, or the project is not open.
+        Returns None if nothing is left for them, their quota is reached, they are in quarantine, or the project is not
+        open.
         """
         with self.store.transaction() as db:
             return self._take_next(db, ensure_annotator(db, self.project, annotator).pseudonym)
@@ -185,7 +187,8 @@ class AssignmentQueue:
     def undo(self, annotator: str, seq: int) -> AnnotationTask:
         """Retract the annotator's vote of ledger row `seq`, and lease them its item again with the vote as a draft.
 
-        A repeated call changes nothing more.
+        A repeated call changes nothing more. An annotator in quarantine does not lease the item again; a vote on it is
+        recorded nevertheless.
 
         Raises:
             InputError: no vote of this annotator, or its item was erased.
@@ -209,7 +212,8 @@ class AssignmentQueue:
                         build_item_lease_condition(self.project, pseudonym, lease.item, "repeat"),
                         "returned",
                     )
-                reopen_lease(db, lease, self.clock())
+                if pseudonym not in read_quarantined(db, self.project):
+                    reopen_lease(db, lease, self.clock())
             else:
                 is_open = (leases.c.state == "open", leases.c.purpose != "repeat")
                 lease = db.execute(select(leases).where(*own_leases, *is_open)).first()
@@ -225,7 +229,8 @@ class AssignmentQueue:
         """
         with self.store.transaction() as db:
             lease = self._find_lease(db, annotator, token)
-            if lease.state == "expired" and is_wanted_again(db, lease):
+            is_quarantined = lease.annotator in read_quarantined(db, self.project)
+            if lease.state == "expired" and is_wanted_again(db, lease) and not is_quarantined:
                 reopen_lease(db, lease, self.clock())
                 return True
             if lease.state == "open":
@@ -297,7 +302,7 @@ class AssignmentQueue:
         """Return the reason why an annotator gets no item from `take`, as one word.
 
         `paused` or `closed`: the project's state. `quota`: theirs is reached. `held`: others hold all remaining items.
-        `done`: no items remain.
+        `done`: no items remain, or the annotator is in quarantine.
         """
         with self.store.reading() as db:
             pseudonym = self._find_pseudonym(db, annotator)
@@ -306,6 +311,8 @@ class AssignmentQueue:
                 return state
             if self._has_reached_quota(db, pseudonym):
                 return "quota"
+            if pseudonym in read_quarantined(db, self.project):
+                return "done"
             held_items = (
                 build_new_items_query(self.project, pseudonym)
                 .where(work.c.leased > 0, work.c.judged < work.c.wanted)
@@ -314,6 +321,8 @@ class AssignmentQueue:
             return "done" if db.execute(held_items).first() is None else "held"
 
     def _take_next(self, db: Connection, pseudonym: str) -> AnnotationTask | None:
+        if pseudonym in read_quarantined(db, self.project):
+            return None
         held_task = self._take_held(db, pseudonym, leases.c.purpose != "review")
         if held_task is not None:
             return held_task
@@ -330,6 +339,8 @@ class AssignmentQueue:
         return read_task(db, lease)
 
     def _take_next_review(self, db: Connection, pseudonym: str) -> AnnotationTask | None:
+        if pseudonym in read_quarantined(db, self.project):
+            return None
         held_task = self._take_held(db, pseudonym, leases.c.purpose == "review")
         if held_task is not None:
             return held_task

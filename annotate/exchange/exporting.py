@@ -19,11 +19,13 @@ from typing import Any
 from align.annotate.store import AnnotationItem, Store, Vote
 from align.annotate.store.ledger import read_quarantined
 from align.annotate.store.preference_pairs import build_pairs, load_training_rankings
-from align.annotate.store.vote_selection import PEOPLE, VoteSelection, select_votes
+from align.annotate.store.vote_selection import DEFAULT_SELECTION, VoteSelection, select_votes
 from align.core.types import Message, Preference
 
 
-def export_votes(store: Store, project: str, folder: Path, selection: VoteSelection = PEOPLE) -> dict[str, int]:
+def export_votes(
+    store: Store, project: str, folder: Path, selection: VoteSelection = DEFAULT_SELECTION
+) -> dict[str, int]:
     """Write a project's votes as JSON Lines files into a folder, and return file name → number of rows.
 
     Training rows come from `load_training_rankings`: an item's newest review replaces its other rankings, and gold

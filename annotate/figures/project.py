@@ -66,9 +66,14 @@ class ProjectView:
     votes_done: Mapping[str, int]
 
     @property
+    def counted_rankings(self) -> list[Vote]:
+        """The rankings of annotators who are not in quarantine."""
+        return [vote for vote in self.rankings if vote.annotator not in self.quarantined]
+
+    @property
     def work(self) -> list[Vote]:
-        """The rankings for training (purpose `work`), without gold items, repeats and reviews."""
-        return [vote for vote in self.rankings if vote.purpose == "work"]
+        """The counted rankings for training (purpose `work`), without gold items, repeats and reviews."""
+        return [vote for vote in self.counted_rankings if vote.purpose == "work"]
 
     def through(self, seq: int) -> ProjectView:
         """Return the view with only the votes up to row `seq` of the ledger.
@@ -84,8 +89,8 @@ class ProjectView:
 
     @property
     def reviewed_items(self) -> set[str]:
-        """The ids of items that a reviewer has decided."""
-        return {vote.item for vote in self.rankings if vote.purpose == "review"}
+        """The ids of items that a reviewer who is not in quarantine has decided."""
+        return {vote.item for vote in self.counted_rankings if vote.purpose == "review"}
 
 
 def read_view(store: Store, project: str) -> ProjectView:
@@ -151,8 +156,8 @@ def compute_view_figures(view: ProjectView, project: str) -> dict[str, Any]:
     votes. An undefined figure is a text with the reason.
 
     Only votes that stand count: not retracted, their item not erased. Agreement, biases and disagreements cover *work*,
-    without gold items and repeats. Simulated votes count; `totals` has their number. Disagreements are those that no
-    reviewer has decided.
+    without gold items, repeats and votes of annotators in quarantine. Simulated votes count; `totals` has their number.
+    Disagreements are those that no reviewer has decided.
     """
     work = view.work
     summaries = summarize_annotators(view)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import combinations
 from typing import NamedTuple
 
 from align.annotate.store.database import Store
 from align.annotate.store.records import AnnotationItem, Vote
-from align.annotate.store.vote_selection import PEOPLE, VoteSelection, select_votes
+from align.annotate.store.vote_selection import (
+    DEFAULT_SELECTION,
+    VoteSelection,
+    find_exclusion_reasons,
+    select_votes,
+)
 from align.core.errors import InputError, require
 from align.core.types import Message, Preference
+
+TRAINING_PURPOSES = ("work", "review")
+"""Purposes of the rankings that pairs are made of. Gold items and repeats measure the annotators."""
 
 
 def build_pairs(ranking: Vote, item: AnnotationItem) -> list[Preference]:
@@ -48,21 +57,32 @@ def build_pair(vote: Vote, item: AnnotationItem, chosen_id: str, rejected_id: st
 
 
 def load_training_rankings(
-    store: Store, project: str, selection: VoteSelection = PEOPLE, through: int | None = None
+    store: Store, project: str, selection: VoteSelection = DEFAULT_SELECTION, through: int | None = None
 ) -> list[Vote]:
     """Return a project's rankings for training, as `load_counted_rankings` does, or raise InputError if none exist.
 
-    Raises also as `load_preferences`.
+    The error counts the rankings that do not count, by reason. Raises also as `load_preferences`.
     """
-    rankings = load_counted_rankings(store, project, selection, through)
-    require(
-        bool(rankings), "project", project, "none of its items has been ranked", "Rank some items with stage=annotate."
-    )
-    return rankings
+    with store.reading():  # all reads see the same votes
+        if rankings := load_counted_rankings(store, project, selection, through):
+            return rankings
+        all_rankings = list_rankings(store, project, through)
+        reasons = find_exclusion_reasons(store, project, all_rankings, selection, through)
+    counts = Counter(reasons[vote.annotator] for vote in all_rankings if vote.purpose in TRAINING_PURPOSES)
+    problem = "none of its items has been ranked"
+    if counts:
+        by_reason = "; ".join(f"{count} by annotators {reason}" for reason, count in counts.items())
+        problem = f"none of its rankings counts: {by_reason}"
+    raise InputError("project", project, problem, "Rank items with stage=annotate, or select other annotators.")
+
+
+def list_rankings(store: Store, project: str, through: int | None) -> list[Vote]:
+    """Return a project's standing rankings up to a row of the ledger, or all if it is None."""
+    return [ranking for ranking in store.rankings(project) if through is None or ranking.seq <= through]
 
 
 def load_counted_rankings(
-    store: Store, project: str, selection: VoteSelection = PEOPLE, through: int | None = None
+    store: Store, project: str, selection: VoteSelection = DEFAULT_SELECTION, through: int | None = None
 ) -> list[Vote]:
     """Return a project's rankings for training, in ledger order; an item's newest review replaces its other rankings.
 
@@ -73,12 +93,10 @@ def load_counted_rankings(
         through: seq of the last row of the ledger that counts; None for all.
 
     Raises:
-        InputError: unknown project or annotator, no rankings by the selected annotators, or simulated rankings without
-            `selection.allow_simulated`.
+        InputError: unknown project or annotator, or simulated rankings without `selection.allow_simulated`.
     """
-    rankings = [ranking for ranking in store.rankings(project) if through is None or ranking.seq <= through]
-    rankings = select_votes(store, project, rankings, selection, through)
-    rankings = [ranking for ranking in rankings if ranking.purpose in ("work", "review")]
+    rankings = select_votes(store, project, list_rankings(store, project, through), selection, through)
+    rankings = [ranking for ranking in rankings if ranking.purpose in TRAINING_PURPOSES]
     newest_reviews = {ranking.item: ranking for ranking in rankings if ranking.purpose == "review"}
     rankings = [ranking for ranking in rankings if newest_reviews.get(ranking.item, ranking) is ranking]
     simulated = sum(ranking.source == "simulated" for ranking in rankings)
@@ -89,7 +107,7 @@ def load_counted_rankings(
 
 
 def load_preferences(
-    store: Store, project: str, selection: VoteSelection = PEOPLE, through: int | None = None
+    store: Store, project: str, selection: VoteSelection = DEFAULT_SELECTION, through: int | None = None
 ) -> list[Preference]:
     """Return the preference pairs of a project's rankings for training, in ledger order.
 
@@ -121,7 +139,7 @@ class HumanVerdicts(NamedTuple):
 
 
 def load_human_verdicts(
-    store: Store, project: str, selection: VoteSelection = PEOPLE, through: int | None = None
+    store: Store, project: str, selection: VoteSelection = DEFAULT_SELECTION, through: int | None = None
 ) -> HumanVerdicts:
     """Return the pairs of answers that a project's annotators compared, as preference pairs and as ties.
 

@@ -17,6 +17,7 @@ from align.annotate.accounts import Accounts
 from align.annotate.store import Store
 from align.config.addresses import build_server_urls
 from align.config.annotate import AnnotateConfig
+from align.data.training_overlap import read_trained_rows
 from align.run import Input, read_manifest
 from align.run.manifest import write_manifest
 from align.web.key_link import load_or_create_key
@@ -169,9 +170,13 @@ def test_a_cut_tail_shows_against_the_run_that_read_it_and_an_erasure_is_none(
         says=f"ledger.seq={last}: the ledger's tail is cut",
     )
 
+    store_url = f"sqlite:///{shop.root / 'annotations.db'}"
+    trained_rows = read_trained_rows(read_manifest(reward), store_url)
     run_action(shop, "quarantine", "stage.annotator=simulated/vader/0.75/0")
+    # An evaluation compares its questions with the rows that the run read, and not with those that it would read now.
+    assert read_trained_rows(read_manifest(reward), store_url) == trained_rows
     training = ("stage=reward", "data.allow_simulated=true")
-    shop.refuses(*training, says="all who voted in it are in quarantine")
+    shop.refuses(*training, says="none of its rankings counts")
     run_action(shop, "release", "stage.annotator=simulated/vader/0.75/0")
     run_action(shop, "erase", f"stage.item={item}")
     assert f"reward/{reward.name}" in shop.output

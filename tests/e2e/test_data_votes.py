@@ -22,10 +22,10 @@ from vote_data import (
 )
 
 from align.annotate.store import Candidate, Judgement, Store
-from align.annotate.store.vote_selection import PEOPLE
+from align.annotate.store.vote_selection import DEFAULT_SELECTION
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Preference
-from align.data.pairs import read_pairs
+from align.data.pairs import VoteSource, read_pairs
 from align.data.sets.ids import SHA256, read_id_kinds
 from align.data.sets.published import load_data_set
 from align.data.sets.source import load_vote_snapshot
@@ -55,7 +55,7 @@ def test_votes_are_the_pairs_that_training_reads_with_ids_under_the_key(
         assert row["question_id"] == question_hash.hexdigest()
     data_set = load_data_set(folder / "artifact")
     pairs = [record for side in ("train", "test") for record in data_set.load_records(side)]
-    expected_pairs = read_pairs(DataSource("annotations"), store_url, "greetings", PEOPLE)
+    expected_pairs = read_pairs(DataSource("annotations"), VoteSource(store_url, "greetings", DEFAULT_SELECTION))
     assert {p for p in pairs if isinstance(p, Preference) and p.group_id} == {*expected_pairs}
     assert len(votes) == len(expected_pairs) > 40
     source_by_name = {source["name"]: source for source in data["sources"]}
@@ -128,14 +128,14 @@ def test_simulated_votes_unknown_projects_and_other_keys_are_refused(
 
 
 def test_votes_are_read_as_they_were_when_the_run_began(vote_store: Store, store_url: str) -> None:
-    votes = load_vote_snapshot(store_url, "greetings", PEOPLE)
+    votes = load_vote_snapshot(store_url, "greetings", DEFAULT_SELECTION)
     before = [*votes.iter_pairs()]
     item = vote_store.add_item(
         "greetings", "late", Conversation((Message("user", "?"),)), [Candidate("a"), Candidate("b")]
     )
     vote_store.record("greetings", item, Judgement(((f"{item}-0",), (f"{item}-1",))), annotator="late", key="late")
     assert [*votes.iter_pairs()] == before
-    assert len([*load_vote_snapshot(store_url, "greetings", PEOPLE).iter_pairs()]) == len(before) + 1
+    assert len([*load_vote_snapshot(store_url, "greetings", DEFAULT_SELECTION).iter_pairs()]) == len(before) + 1
     assert [pair.number for pair in before] == [*range(1, len(before) + 1)]
     assert [*votes.iter_pairs(7)] == before[7:]  # a run that goes on
     assert repr(votes.key) not in repr(votes)

@@ -321,6 +321,17 @@ def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: BlindEv
     assert [row["verdict"] for row in settled] == [1.0]  # the review in place of both votes
     assert read_comparison(reviewed)["okapi"]["win_rate"]["value"] == pytest.approx((23 * 0.5 + 1) / 24)
 
+    bench.run([*bench.annotate("quarantine"), "project=mine", "stage.annotator=Bob"])
+    without_bob = bench.run(words)
+    assert "24 of 48 votes on 24 pairs, by 2 people" in bench.output
+    assert read_comparison(without_bob)["okapi"]["win_rate"]["value"] == 1.0
+    people = read_artifact(without_bob, "people.json")
+    assert (people["gold"]["value"], people["agreement"]["items"]) == (1.0, 0)
+    assert {person["pseudonym"] for person in people["people"] if person["quarantined"]} == {pseudonyms["bob"]}
+    bench.run([*bench.annotate("release"), "project=mine", f"stage.annotator={pseudonyms['bob']}"])
+    released = bench.run(words)
+    assert read_verdicts(released) == read_verdicts(reviewed)
+
     forget = ["stage=registry", "stage.action=forget", "stage.annotator=bob", "project=mine", "stage.apply=true"]
     assert bench.status(*forget, f"run.root={bench.folder / 'runs'}") == 0, bench.output
     assert f"eval:{by_both.name}" in bench.output  # it read bob's votes

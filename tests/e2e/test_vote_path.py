@@ -15,9 +15,9 @@ from starlette.testclient import TestClient
 
 from align.annotate.accounts import Person
 from align.annotate.store import Candidate, Store
-from align.annotate.store.vote_selection import PEOPLE
+from align.annotate.store.vote_selection import DEFAULT_SELECTION
 from align.core.types import Conversation, Message
-from align.data.pairs import read_pairs
+from align.data.pairs import VoteSource, read_pairs
 from align.data.sources import DataSource
 
 MAX_FILES = 15
@@ -65,7 +65,7 @@ def test_a_vote_passes_through_few_files(tmp_path: Path):
             with trace_files(files):
                 assert client.post("/api/vote", headers=headers, json=vote).status_code == 200
     with trace_files(files):
-        pairs = read_pairs(DataSource("annotations"), url, "p", PEOPLE)
+        pairs = read_pairs(DataSource("annotations"), VoteSource(url, "p", DEFAULT_SELECTION))
     assert len(pairs) == 2
     paths = [Path(name).resolve() for name in files]
     relative = [path.relative_to(ROOT).as_posix() for path in paths if path.is_relative_to(ROOT)]

@@ -16,10 +16,12 @@ from test_trainers import arguments
 from torch import Tensor
 
 from align.__main__ import main
+from align.annotate.store.vote_selection import DEFAULT_SELECTION
 from align.core.errors import InputError
 from align.core.types import Feedback, Message, Preference
 from align.data.pairs import (
     TokenizedAnswer,
+    VoteSource,
     check_labels_vary,
     choose_mismatched_answers,
     encode_answers,
@@ -42,6 +44,7 @@ ROWS = [*iter_labelled_answers(PAIRS)]
 BETA = 0.7
 WEIGHTS = {"desirable_weight": 1.3, "undesirable_weight": 0.8}
 LONGEST = 100
+NO_VOTES = VoteSource("", "p", DEFAULT_SELECTION)
 
 
 def compute_loss_by_hand(
@@ -168,7 +171,7 @@ def test_a_file_is_read_by_its_first_row(tmp_path: Path):
     )
     assert (has_labels(labelled), has_labels(pairs), has_labels(DataSource("annotations"))) == (True, False, False)
     for source, kind in ((labelled, Feedback), (pairs, Preference)):
-        train_side, test_side = read_divided_judgements(source, "", "p", False, 0.34, 0)
+        train_side, test_side = read_divided_judgements(source, NO_VOTES, 0.34, 0)
         assert {type(judgement) for judgement in (*train_side, *test_side)} == {kind}
         prompts = [{judgement.prompt for judgement in side} for side in (train_side, test_side)]
         assert len(prompts[1]) == 2
@@ -179,14 +182,14 @@ def test_a_file_of_its_own_is_measured_on(tmp_path: Path):
     write_source(tmp_path / "eval.jsonl", build_labelled_rows(2))
     source = write_source(tmp_path / "train.jsonl", build_labelled_rows(6))
     source = DataSource("jsonl", source.path, eval_path=str(tmp_path / "eval.jsonl"))
-    train_side, test_side = read_divided_judgements(source, "", "p", False, 0.1, 0)
+    train_side, test_side = read_divided_judgements(source, NO_VOTES, 0.1, 0)
     assert (len(train_side), len(test_side)) == (8, 4)  # its prompts are not trained on
 
 
 def test_a_row_without_a_label_is_named(tmp_path: Path):
     source = write_source(tmp_path / "a.jsonl", [*build_labelled_rows(3), {"prompt": "Q?", "completion": "Yes."}])
     with pytest.raises(InputError, match="row 7, label"):
-        read_divided_judgements(source, "", "p", False, 0.1, 0)
+        read_divided_judgements(source, NO_VOTES, 0.1, 0)
 
 
 @pytest.mark.parametrize(
@@ -201,9 +204,7 @@ def test_a_row_without_a_label_is_named(tmp_path: Path):
 )
 def test_a_mistake_in_the_first_row_is_told_as_one_of_its_kind(row: dict[str, Any], told: str, tmp_path: Path):
     with pytest.raises(InputError, match=told):
-        read_divided_judgements(
-            write_source(tmp_path / "a.jsonl", [row, *build_labelled_rows(3)]), "", "p", False, 0.1, 0
-        )
+        read_divided_judgements(write_source(tmp_path / "a.jsonl", [row, *build_labelled_rows(3)]), NO_VOTES, 0.1, 0)
 
 
 def test_rows_of_no_shape_do_not_say_what_the_others_are(tmp_path: Path):

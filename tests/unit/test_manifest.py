@@ -12,6 +12,7 @@ import pytest
 from run_folders import BASE, load_manifest, open_run, publish_run
 
 from align.config.compose import build_config, compose_tree
+from align.config.groups import VOTE_SELECTION_KEYS
 from align.config.identity import list_input_names, select_identity
 from align.config.root import to_plain_dict
 from align.config.schemas import import_all_schemas
@@ -139,6 +140,14 @@ def test_a_part_that_the_stage_does_not_read_makes_no_other_run(stage: str) -> N
         parent[path[-1]] = "another"
         is_read = path[0] in reads and ".".join(path) not in HOW
         assert (select_identity(stage, changed, ()) != before) == is_read, path
+
+
+def test_a_selection_of_votes_makes_another_run_and_its_absence_none() -> None:
+    words = ("stage=reward", "data=annotations")
+    identity = select_identity("reward", compose_plain_config(*words), ())
+    assert not {*VOTE_SELECTION_KEYS} & {*identity["data"]}
+    for choice in ("data.annotators=[ann]", "data.exclude_annotators=[ann]", "data.min_gold_accuracy=0.5"):
+        assert select_identity("reward", compose_plain_config(*words, choice), ()) != identity
 
 
 def test_answers_for_people_are_the_same_run_whatever_the_reward() -> None:

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 from annotation_store import add_question, query_rows, record_ranking
+from assignment_queues import judge
 
+from align.annotate.assignment import AssignmentQueue
+from align.annotate.assignment.leases import find_contested_items
 from align.annotate.exchange.exporting import export_votes
+from align.annotate.figures.project import compute_figures
 from align.annotate.store import Store
 from align.annotate.store.integrity import correct_counters
-from align.annotate.store.preference_pairs import load_counted_rankings
+from align.annotate.store.preference_pairs import load_counted_rankings, load_training_rankings
 from align.annotate.store.quarantine import quarantine_annotator, release_annotator
 from align.core.errors import InputError
 
@@ -69,8 +73,9 @@ def test_an_export_marks_votes_in_quarantine_and_trains_on_none(store: Store, tm
         (True, True, False),
     ] * 3
     quarantine_annotator(store, "p", get_pseudonym(store, "ann"))
-    with pytest.raises(InputError, match="all who voted in it are in quarantine"):
-        load_counted_rankings(store, "p")
+    assert load_counted_rankings(store, "p") == []
+    with pytest.raises(InputError, match="none of its rankings counts: 6 by annotators in quarantine"):
+        load_training_rankings(store, "p")
 
 
 def test_votes_and_retractions_during_quarantine(store: Store) -> None:
@@ -89,6 +94,86 @@ def test_votes_and_retractions_during_quarantine(store: Store) -> None:
     release_annotator(store, "p", bob)
     assert len(list_seqs(store)) == 6
     store.verify()
+
+
+def test_an_annotator_in_quarantine_gets_no_items_and_blocks_none(store: Store) -> None:
+    for k in range(3):
+        add_question(store, f"new/{k}")
+    queue = AssignmentQueue(store, "p")
+    held_task = queue.take("bob")
+    assert held_task is not None
+    quarantine_annotator(store, "p", get_pseudonym(store, "bob"))
+    assert queue.take("bob") is None
+    assert queue.explain_idle("bob") == "done"
+    items = set()
+    while (task := queue.take("cleo")) is not None:
+        items.add(task.item.id)
+        judge(queue, "cleo", task)
+    assert held_task.item.id in items
+    add_question(store, "new/3")
+    assert queue.take("bob") is None
+    release_annotator(store, "p", get_pseudonym(store, "bob"))
+    assert queue.take("bob") is not None
+
+
+def test_an_annotator_in_quarantine_takes_votes_back_and_gets_no_item_again(store: Store) -> None:
+    item = add_question(store, "new/0")
+    queue = AssignmentQueue(store, "p")
+    task = queue.take("bob")
+    assert task is not None
+    seq, _ = judge(queue, "bob", task)
+    quarantine_annotator(store, "p", get_pseudonym(store, "bob"))
+    assert queue.undo("bob", seq).item.id == item
+    assert not queue.renew("bob", task.token)
+    assert queue.take("bob") is None
+    cleos_task = queue.take("cleo")
+    assert cleos_task is not None
+    assert cleos_task.item.id == item
+    judge(queue, "bob", task, key="again")
+    assert sorted(list_judged(store)) == [0, 1, 1, 1]
+
+
+def test_contested_items_leave_out_votes_and_reviews_in_quarantine(store: Store) -> None:
+    item = add_question(store, "run/0")
+    record_ranking(store, item, "2>1>0", "eve")
+    pseudonyms = {name: get_pseudonym(store, name) for name in ("ann", "bob", "eve")}
+
+    def list_contested() -> list[str]:
+        with store.reading() as connection:
+            return find_contested_items(connection, "p")
+
+    assert list_contested() == [item]
+    quarantine_annotator(store, "p", pseudonyms["eve"])
+    assert list_contested() == []
+    release_annotator(store, "p", pseudonyms["eve"])
+    queue = AssignmentQueue(store, "p")
+    task = queue.take_review("dan")
+    assert task is not None
+    judge(queue, "dan", task)
+    assert list_contested() == []
+    quarantine_annotator(store, "p", get_pseudonym(store, "dan"))
+    assert list_contested() == [item]
+    other_task = AssignmentQueue(store, "p").take_review("fay")
+    assert other_task is not None
+    assert other_task.item.id == item
+
+
+def test_figures_of_a_project_leave_out_votes_in_quarantine(store: Store) -> None:
+    record_ranking(store, add_question(store, "run/0"), "2>1>0", "eve")
+    disagreeing = compute_figures(store, "p")["agreement"]["raw"]
+    assert disagreeing["value"] < 1
+    quarantine_annotator(store, "p", get_pseudonym(store, "eve"))
+    figures = compute_figures(store, "p")
+    assert figures["agreement"]["raw"]["value"] == 1
+    assert [person["quarantined"] for person in figures["people"]] == [False, False, True]
+
+
+def test_an_annotator_without_votes_can_be_put_into_quarantine(store: Store) -> None:
+    queue = AssignmentQueue(store, "p")
+    add_question(store, "new/0")
+    assert queue.take("dan") is not None
+    quarantine_annotator(store, "p", get_pseudonym(store, "dan"))
+    assert queue.take("dan") is None
 
 
 def test_what_cannot_be_put_into_quarantine_or_released(store: Store) -> None:

@@ -13,11 +13,14 @@ import pytest
 from json_lines import write_rows
 from test_sources import GOOD, build_numbered_rows, collect_questions, jsonl
 
+from align.annotate.store.vote_selection import DEFAULT_SELECTION
 from align.core.errors import InputError
 from align.core.types import Conversation
-from align.data.pairs import read_pairs, split_pairs
+from align.data.pairs import VoteSource, read_pairs, split_pairs
 from align.data.read.records import read_documents
 from align.data.sources import build_data_inputs, read_divided_documents, read_source_prompts
+
+NO_VOTES = VoteSource("", "", DEFAULT_SELECTION)
 
 
 def exchange(*texts: str) -> list[dict[str, Any]]:
@@ -63,7 +66,7 @@ def test_what_an_evaluation_asks_is_in_no_pair_to_train_on(tmp_path: Path, count
     data = jsonl(write_rows(tmp_path / "d.jsonl", pairs), held_out=held_out)
     held_out_questions = {c.messages[0].content for c in read_source_prompts(data, "test")}
     assert held_out_questions
-    prefs = read_pairs(data, "", "", False)
+    prefs = read_pairs(data, NO_VOTES)
     try:
         train, _ = split_pairs(prefs, data, 0.1, 0)
     except InputError as error:
@@ -76,7 +79,7 @@ def test_what_an_evaluation_asks_is_in_no_pair_to_train_on(tmp_path: Path, count
 def test_a_limit_draws_pairs_from_the_whole_file(tmp_path: Path) -> None:
     pairs = [{"prompt": f"question {i}", "chosen": "a", "rejected": "b"} for i in range(100)]
     data = jsonl(write_rows(tmp_path / "d.jsonl", pairs), limit=10)
-    first, second = (read_pairs(data, "", "", False, seed) for seed in (0, 1))
+    first, second = (read_pairs(data, NO_VOTES, seed) for seed in (0, 1))
     assert (len(first), len(second)) == (10, 10)
     assert first != second
     assert any(int(pref.prompt[0].content.split()[1]) > 20 for pref in first)

@@ -14,6 +14,7 @@ from align.config.root import to_plain_dict
 from align.config.sweep import Job, build_jobs
 from align.config.values import parse_plain_value
 from align.core.errors import InputError
+from align.core.redaction import mask_argument
 
 
 def compose_jobs(*words: str, search: Path | None = None) -> list[Job]:
@@ -179,6 +180,13 @@ def test_no_name_holds_a_password():
         "stage=sft", "run.name=x", "store.url='postgresql://u:hunter2@h/x','postgresql://u:hunter3@h/x'"
     )
     assert "hunter" not in str(error)
+
+
+def test_no_name_of_a_run_or_job_holds_the_name_of_a_person():
+    jobs = compose_jobs("stage=reward", "run.name=x", "data=annotations", "data.exclude_annotators=[ann],[bob]")
+    assert [job.config.run.name for job in jobs] == ["x-exclude_annotators=1", "x-exclude_annotators=2"]
+    assert [job.config.data.exclude_annotators for job in jobs] == [["ann"], ["bob"]]
+    assert "ann" not in " ".join(map(mask_argument, jobs[0].own)).replace("annotators", "")
 
 
 # --- Sweeps in group files

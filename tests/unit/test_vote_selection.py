@@ -11,9 +11,10 @@ import pytest
 from annotation_store import add_question, build_prompt, record_ranking
 
 from align.annotate.exchange.exporting import export_votes
-from align.annotate.store import Candidate, Store
-from align.annotate.store.preference_pairs import load_counted_rankings
-from align.annotate.store.vote_selection import VoteSelection
+from align.annotate.store import Candidate, Judgement, Store
+from align.annotate.store.preference_pairs import load_counted_rankings, load_training_rankings
+from align.annotate.store.records import SKIP_REASONS
+from align.annotate.store.vote_selection import VoteSelection, select_votes
 from align.core.errors import InputError
 
 
@@ -56,6 +57,15 @@ def test_the_selected_annotators_count(store: Store, settings: dict[str, Any], c
     assert list_annotators(store, **settings) == counted
 
 
+def test_a_skipped_gold_item_is_no_wrong_answer(store: Store) -> None:
+    answers = [Candidate("good"), Candidate("bad")]
+    gold = store.add_item("p", "gold/9", build_prompt("gold 9"), answers, expected=[[0], [1]])
+    store.record("p", gold, Judgement((), skipped=SKIP_REASONS[0], purpose="gold"), annotator="ann", key="skip")
+    votes = [*store.rankings("p"), *store.skips("p")]
+    selected = select_votes(store, "p", votes, VoteSelection(min_gold_accuracy=1.0))
+    assert {vote.annotator for vote in selected} == {store.pseudonym("p", "ann")}
+
+
 def test_pseudonyms_name_annotators_after_their_erasure_too(store: Store) -> None:
     pseudonym = store.pseudonym("p", "bob")
     assert pseudonym is not None
@@ -77,14 +87,17 @@ def test_a_review_by_an_excluded_annotator_replaces_nothing(store: Store) -> Non
     ("settings", "field", "problem"),
     [
         ({"annotators": ("eve",)}, "data.annotators", "project p knows no such annotator"),
-        ({"exclude_annotators": ("ann", "bob", "cleo")}, "data.exclude_annotators", "leaves no vote of project p"),
-        ({"min_gold_accuracy": 0.6, "annotators": ("bob",)}, "data.min_gold_accuracy", "the highest is 0.500"),
-        ({"min_gold_accuracy": 0.6, "annotators": ("cleo",)}, "data.min_gold_accuracy", "no votes on gold items"),
+        ({"exclude_annotators": ("Ann", "bob", "cleo")}, "project", "6 by annotators in data.exclude_annotators"),
+        (
+            {"min_gold_accuracy": 0.6, "exclude_annotators": ("ann",)},
+            "project",
+            "2 by annotators under data.min_gold_accuracy=0.6; 2 by annotators without votes on gold items",
+        ),
     ],
 )
 def test_a_selection_without_votes_is_refused(store: Store, settings: dict[str, Any], field: str, problem: str) -> None:
     with pytest.raises(InputError, match=problem) as caught:
-        list_annotators(store, **settings)
+        load_training_rankings(store, "p", VoteSelection(**settings))
     assert caught.value.field == field
 
 

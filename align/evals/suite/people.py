@@ -265,7 +265,7 @@ def describe_votes(figures: Mapping[str, Any], command: str, is_named: bool) -> 
     """
     votes = figures["votes"]
     wanted_votes = figures["wanted"]
-    people = len(figures["people"])
+    people = sum(not person["quarantined"] for person in figures["people"])
     by = {0: "", 1: ", by 1 person"}.get(people, f", by {people:,} people")
     yield f"people: {votes:,} of {pluralize(wanted_votes, 'vote')} on {pluralize(figures['asked'], 'pair')}{by}"
     if votes:

@@ -14,7 +14,7 @@ from align.config.settings import Settings, get_defaults
 from align.config.training import require_preference_data
 from align.core.errors import InputError, require
 from align.core.types import Preference, StageResult
-from align.data.pairs import build_pair_inputs, read_held_out_feedback, read_judged_pairs, sample_records
+from align.data.pairs import VoteSource, build_pair_inputs, read_held_out_feedback, read_judged_pairs, sample_records
 from align.data.read.conversations import LABELLED_HELP
 from align.data.read.drops import count_dropped
 from align.data.sources import DataSource, build_data_inputs, prepare_record
@@ -205,7 +205,9 @@ def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict
     source = DataSource.from_settings(config.data)
     root = config.run.folder
     selection = VoteSelection.from_settings(config.data)
-    decided, tied = read_judged_pairs(source, find_store_url(config), config.project, selection)
+    last_row = inputs["data"].seq if inputs["data"].seq >= 0 else None
+    votes = VoteSource(find_store_url(config), config.project, selection, last_row)
+    decided, tied = read_judged_pairs(source, votes)
     if judge == "reward":
         refuse_own_verdicts(config, inputs, [*decided, *tied])
     decided, tied = ([prepare_record(pref, source) for pref in side] for side in (decided, tied))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,7 @@ from align.annotate.figures.project import ProjectView, compute_view_figures, re
 from align.annotate.store import AnnotationItem as ProjectItem
 from align.annotate.store import Store, configure_project
 from align.annotate.store.database import make_item_id
-from align.annotate.store.ledger import find_project_tombstone, read_ledger_head
+from align.annotate.store.ledger import find_project_tombstone, read_ledger_head, read_quarantined
 from align.annotate.store.preference_pairs import load_counted_rankings
 from align.annotate.store.projects import MAX_OVERLAP, compute_overlap, read_settings, read_settings_history
 from align.annotate.store.vote_selection import VoteSelection
@@ -174,9 +174,10 @@ def fill_project_and_read_votes(run: Run, config: Config, tasks: Sequence[TaskAn
         secret = store.key(project)
         assert secret is not None, "configure() raises InputError for an erased project"
         project_items = fill_project(store, project, secret, questions, config.stage.votes, gold, config.seed)
-        with store.reading():  # one transaction, so that both see the same votes
+        with store.reading() as db:  # one transaction, so that both see the same votes
             view = read_view(store, project).through(last_seq)
-            rankings = load_counted_rankings(store, project, VoteSelection.from_settings(config.data), last_seq)
+            view = replace(view, quarantined=read_quarantined(db, project, last_seq))
+            rankings = load_counted_rankings(store, project, VoteSelection(config.data.allow_simulated), last_seq)
     verdicts = votes_to_verdicts(displayable, project_items, rankings, derive_order_key(secret, config.seed))
     # Pairs with the same text are ties without a vote, and so without a voter.
     ties = sum(not verdict.by for pair_verdicts in verdicts.values() for verdict in pair_verdicts)
@@ -300,14 +301,14 @@ def summarize_votes(view: ProjectView, project: str) -> dict[str, Any]:
     It lists the annotators by pseudonym.
     """
     project_figures = compute_view_figures(view, project)
-    gold, gold_votes, gold_right = compute_gold_accuracy(view.rankings, view.expected)
-    repeats = compute_repeat_consistency(view.rankings)
+    gold, gold_votes, gold_right = compute_gold_accuracy(view.counted_rankings, view.expected)
+    repeats = compute_repeat_consistency(view.counted_rankings)
     people = [
         {
             "pseudonym": person["pseudonym"],
             "votes": person["rankings"],
             "skips": sum(person["skips"].values()),
-            **{key: person[key] for key in ("ties", "gold", "gold_votes", "gold_right", "repeats")},
+            **{key: person[key] for key in ("quarantined", "ties", "gold", "gold_votes", "gold_right", "repeats")},
             "shown_first": person["position"]["share"],
         }
         for person in project_figures["people"]
@@ -316,7 +317,7 @@ def summarize_votes(view: ProjectView, project: str) -> dict[str, Any]:
     return {
         "votes": len(view.work),
         "wanted": sum(view.votes_wanted.values()),
-        "skips": len(view.skips),
+        "skips": sum(vote.annotator not in view.quarantined for vote in view.skips),
         "settled": len(view.reviewed_items),
         "agreement": project_figures["agreement"],
         "shown_first": project_figures["position"]["share"],
