@@ -127,11 +127,14 @@ def read_identities(connection: Connection, project: str) -> dict[str, str]:
 
 
 def read_pseudonyms(connection: Connection, project: str) -> dict[str, str]:
-    """Return name or pseudonym → pseudonym of a project's annotators. Erased annotators have only their pseudonym."""
+    """Return name or pseudonym → pseudonym of a project's annotators. Erased annotators have only their pseudonym.
+
+    A name that equals the pseudonym of another annotator is left out, because runs record pseudonyms.
+    """
     identities = read_identities(connection, project)
     voters = select(ledger.c.annotator).where(ledger.c.project == project, ledger.c.annotator.is_not(None)).distinct()
     pseudonyms = {*identities, *connection.execute(voters).scalars()}
-    return {name: name for name in pseudonyms} | {name: pseudonym for pseudonym, name in identities.items()}
+    return {name: pseudonym for pseudonym, name in identities.items()} | {name: name for name in pseudonyms}
 
 
 def read_known_answers(connection: Connection, project: str) -> dict[str, Tiers]:

@@ -77,6 +77,14 @@ def test_pseudonyms_name_annotators_after_their_erasure_too(store: Store) -> Non
         list_annotators(store, exclude_annotators=("bob",))
 
 
+def test_the_name_of_an_annotator_does_not_take_the_place_of_a_pseudonym(store: Store) -> None:
+    pseudonym = store.pseudonym("p", "bob")
+    assert pseudonym is not None
+    record_ranking(store, add_question(store, "run/0"), "0>1>2", pseudonym)
+    rankings = load_counted_rankings(store, "p", VoteSelection(annotators=(pseudonym,)))
+    assert {ranking.annotator for ranking in rankings} == {pseudonym}
+
+
 def test_a_review_by_an_excluded_annotator_replaces_nothing(store: Store) -> None:
     record_ranking(store, add_question(store, "run/0"), "2>1>0", "dan", purpose="review")
     assert len(load_counted_rankings(store, "p")) == 3 + 1
