@@ -24,7 +24,7 @@ from align.data.read.files import list_data_files
 from align.data.read.messages import with_default_system
 from align.data.read.records import read_documents
 from align.data.sets.published import ROOT_FIELDS, load_data_set, read_description
-from align.data.sets.sides import SPLITS
+from align.data.sets.splits import SPLITS
 from align.data.split import TrainTest, exclude_test_questions, split_documents, truncate_to_question
 from align.run import Input, files_digest, json_digest, lookup_digest
 from align.run.artifacts import try_read_manifest

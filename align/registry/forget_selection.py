@@ -23,7 +23,7 @@ from align.data.sets.forget import RowPredicate
 from align.data.sets.ids import compute_content_id, read_id_kinds
 from align.data.sets.published import DataSet, load_data_set
 from align.data.sets.record_columns import CONTENT, columns_to_records
-from align.data.sets.sides import SPLITS
+from align.data.sets.splits import SPLITS
 from align.data.trained_ids import FILE as IDS
 from align.data.trained_ids import TRAINING_STAGES
 from align.registry.forgotten_texts import ForgottenTexts, RowMarks

@@ -67,26 +67,26 @@ class PublicKey:
     by: Any = field(repr=False)
 
 
-def load_private_key(key_setting: str, setting: str) -> PrivateKey:
+def load_private_key(key_path: str, setting: str) -> PrivateKey:
     """Load a private key from a PEM file, with the passphrase in `ALIGN_SIGNING_PASSWORD` if it is encrypted.
 
     Args:
-        key_setting: path of its file.
+        key_path: path of its file.
         setting: name of the setting in a message.
 
     Raises:
         InputError: The key cannot be used, or the package is not installed.
     """
-    signing = import_model_signing(setting, key_setting).signing
+    signing = import_model_signing(setting, key_path).signing
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    path = parse_user_path(key_setting, setting)
-    text = read_key(key_setting, setting)
+    path = parse_user_path(key_path, setting)
+    text = read_key(key_path, setting)
     require(
         b"PUBLIC KEY-" not in text,
         setting,
-        key_setting,
+        key_path,
         "is a public key, which only verifies",
         "Name the private one.",
     )
@@ -99,7 +99,7 @@ def load_private_key(key_setting: str, setting: str) -> PrivateKey:
             require(
                 bool(passphrase),
                 setting,
-                key_setting,
+                key_path,
                 "has a passphrase",
                 f"Set it as {PASSPHRASE} in the environment.",
             )
@@ -108,53 +108,53 @@ def load_private_key(key_setting: str, setting: str) -> PrivateKey:
         raise
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         problem = f"does not open with the passphrase in {PASSPHRASE}" if passphrase else "holds no private key in PEM"
-        raise InputError(setting, key_setting, problem, MAKE) from error
+        raise InputError(setting, key_path, problem, MAKE) from error
     return PrivateKey(
-        compute_fingerprint(key.public_key(), setting, key_setting),
+        compute_fingerprint(key.public_key(), setting, key_path),
         signing.Config().use_elliptic_key_signer(private_key=path, password=passphrase),
     )
 
 
-def load_public_key(key_setting: str, setting: str) -> PublicKey:
+def load_public_key(key_path: str, setting: str) -> PublicKey:
     """Load a public key from a PEM file. The file is not read again later.
 
     Args and Raises: as `load_private_key`.
     """
-    verifying = import_model_signing(setting, key_setting).verifying
+    verifying = import_model_signing(setting, key_path).verifying
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    path = parse_user_path(key_setting, setting)
-    text = read_key(key_setting, setting)
+    path = parse_user_path(key_path, setting)
+    text = read_key(key_path, setting)
     remedy = "Name the public key that belongs to it: openssl pkey -in KEY -pubout -out PUBLIC_KEY."
-    require(b"PRIVATE KEY-" not in text, setting, key_setting, "is a private key, which only its owner has", remedy)
+    require(b"PRIVATE KEY-" not in text, setting, key_path, "is a private key, which only its owner has", remedy)
     try:
         key = load_pem_public_key(text)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise InputError(setting, key_setting, "holds no public key in PEM", MAKE) from error
-    fingerprint = compute_fingerprint(key, setting, key_setting)
+        raise InputError(setting, key_path, "holds no public key in PEM", MAKE) from error
+    fingerprint = compute_fingerprint(key, setting, key_path)
     # model_signing does not follow links and fails at a broken one: `verify_signature` looks for unsigned files itself.
     config = verifying.Config().use_elliptic_key_verifier(public_key=path).set_ignore_unsigned_files(True)
     return PublicKey(fingerprint, config)
 
 
-def import_model_signing(setting: str, key_setting: str) -> Any:
+def import_model_signing(setting: str, key_path: str) -> Any:
     """Import and return the package `model_signing`, which takes half a second.
 
     Raises:
         InputError: It is not installed.
     """
-    require_extra("sign", setting, key_setting)
+    require_extra("sign", setting, key_path)
     import model_signing
 
     return model_signing
 
 
-def read_key(key_setting: str, setting: str) -> bytes:
-    return read_bytes(parse_user_path(key_setting, setting), setting, "Name the file of a key.")[:MOST]
+def read_key(key_path: str, setting: str) -> bytes:
+    return read_bytes(parse_user_path(key_path, setting), setting, "Name the file of a key.")[:MOST]
 
 
-def compute_fingerprint(key: Any, setting: str, key_setting: str) -> str:
+def compute_fingerprint(key: Any, setting: str, key_path: str) -> str:
     """Return the SHA-256 in hex of an elliptic-curve public key in PEM, by which signatures name their key.
 
     Raises:
@@ -165,7 +165,7 @@ def compute_fingerprint(key: Any, setting: str, key_setting: str) -> str:
 
     is_supported = isinstance(key, EllipticCurvePublicKey) and key.curve.name in CURVES
     kind = getattr(getattr(key, "curve", None), "name", type(key).__name__.strip("_"))
-    require(is_supported, setting, key_setting, f"is of the kind {kind}, not one of {', '.join(CURVES)}", MAKE)
+    require(is_supported, setting, key_path, f"is of the kind {kind}, not one of {', '.join(CURVES)}", MAKE)
     return hashlib.sha256(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 

@@ -97,7 +97,8 @@ from align.data.sets.report import (
 )
 from align.data.sets.score_cuts import PIECE, count_scored, mask_outside_cuts, score_spool, summarize_scores
 from align.data.sets.score_cuts import load_records as read_rows
-from align.data.sets.sides import (
+from align.data.sets.source import Source, detect_row_shapes, load_active_votes, parse_sources, rank_by_name
+from align.data.sets.splits import (
     assign_units,
     extend_to_units,
     is_written_since,
@@ -106,7 +107,6 @@ from align.data.sets.sides import (
     parse_timestamp,
     select_held_out,
 )
-from align.data.sets.source import Source, detect_row_shapes, load_active_votes, parse_sources, rank_by_name
 from align.data.sets.spool import Spool, SpoolRows
 from align.data.sources import build_files_input
 from align.models.base import find_base

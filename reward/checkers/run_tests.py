@@ -21,7 +21,7 @@ ENDED = -2
 NOT_STARTED = -3
 
 
-class TestNamespace(dict[str, Any]):
+class TestGlobals(dict[str, Any]):
     """The global variables of the tests: their own, and the answer's, which are read from the answer's process.
 
     Functions and classes of the answer are bound once, so that copies of the names have them too; its other names are
@@ -120,7 +120,7 @@ def main(settings: Mapping[str, Any]) -> None:
         report_problem(PROGRAM, problem)
         if problem:
             os._exit(0)
-        names = TestNamespace(peer, job["tests"])
+        names = TestGlobals(peer, job["tests"])
         sys.modules["answer"] = AnswerModule(peer)
         for number, source in enumerate(job["tests"]):
             report_problem(number, run_test(source, names))
@@ -130,7 +130,7 @@ def main(settings: Mapping[str, Any]) -> None:
         os._exit(0)
 
 
-def run_test(source: str, names: TestNamespace) -> str:
+def run_test(source: str, names: TestGlobals) -> str:
     """Execute one test's source code, and return its error as text, or an empty text if it passed.
 
     Raises ConnectionEnded if the answer's process ended, even if the test caught that.

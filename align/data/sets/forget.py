@@ -27,7 +27,7 @@ from align.core.merkle import compute_root
 from align.data.read.files import DATA_SET_FILE, SHARD_NAME
 from align.data.sets.ids import SHA256, IdKind, read_id_kinds
 from align.data.sets.published import TOMBSTONE, DataSet, ShardWriter, compute_data_set_root, load_data_set
-from align.data.sets.sides import SPLITS
+from align.data.sets.splits import SPLITS
 from align.data.sources import DataSource, build_data_input
 from align.run.artifacts import REPLACED, read_replacement, require_not_replaced
 from align.run.digests import file_digest

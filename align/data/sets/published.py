@@ -47,7 +47,7 @@ from align.data.sets.record_columns import (
     list_offsets,
     parse_turn,
 )
-from align.data.sets.sides import SPLITS
+from align.data.sets.splits import SPLITS
 from align.data.sets.spool import SpoolRows, column_to_numpy, get_first_bits
 from align.run.artifacts import find_run, list_done_runs, require_not_replaced
 from align.run.digests import file_digest, lookup_digest

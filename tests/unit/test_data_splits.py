@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.core.errors import InputError
-from align.data.sets.sides import (
+from align.data.sets.splits import (
     assign_units,
     extend_to_units,
     is_written_since,
