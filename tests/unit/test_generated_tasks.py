@@ -29,7 +29,9 @@ from align.data.generated_tasks import (
     parse_task,
 )
 from align.data.sources import DataSource, add_rankers, read_divided_documents, read_divided_prompts
+from align.evals.suite.tasks import EvalTask
 from align.reward.checkers import Checker, build_checkers, exact, get_check_spec
+from align.stages.eval.suite import read_items
 
 reasoning_gym = pytest.importorskip(
     "reasoning_gym", reason="reasoning-gym is not installed: pip install 'align-rlhf[reasoning]'"
@@ -237,3 +239,24 @@ def test_tasks_change_no_decimal_precision(monkeypatch: pytest.MonkeyPatch) -> N
     generate_entries(parse_task({"name": "decimal_arithmetic", "precision": 6, "size": 5}, "task"), 0)
     assert [entry.answer for entry in generate_entries(parse_task(task, "task"), 0)] == alone
     assert decimal.getcontext().prec == 28
+
+
+def test_an_evaluation_scores_answers_by_the_checks_of_the_tasks() -> None:
+    systems = "stage.systems={new: sft:latest, old: base}"
+    data = ["data=reasoning_gym", "data.tasks=[{name: gcd, size: 40}]", "data.held_out=0.5"]
+    config = build_config(compose_tree(["stage=eval", systems, "model=pocket", *data]))
+    items = read_items(config, EvalTask("gcd", check={"kind": "regex", "pattern": "x"}))
+    right_answers = {
+        conversation.id: get_answer(conversation) for conversation in generate_conversations(config.data.tasks)
+    }
+    assert len(items) > 10
+    for item in items:
+        (checker,) = build_checkers(item.check, 1, item.id)
+        assert checker is not None
+        assert checker(right_answers[item.id]).score == 1
+        assert checker(right_answers[item.id] + "0").score == 0
+    assert all(item.check is None for item in read_items(config, EvalTask("gcd", asks="Is it right?")))
+
+
+def get_answer(conversation: Conversation) -> str:
+    return conversation.messages[-1].content

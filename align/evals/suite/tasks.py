@@ -281,9 +281,15 @@ def load_task_items(task: EvalTask, system: str | None, allow_code: AllowCode) -
     return cluster_items([*items.values()])
 
 
-def build_items(task: EvalTask, prompts: Sequence[Conversation], allow_code: AllowCode) -> Sequence[EvalItem]:
+def build_items(
+    task: EvalTask, prompts: Sequence[Conversation], allow_code: AllowCode, have_checks: bool = False
+) -> Sequence[EvalItem]:
     """Build the items of a task from the held-out prompts of `data=`. Prompts with the same id, such as the turns of a
     conversation, form one cluster.
+
+    Args:
+        have_checks: whether the row of each prompt has a check, which is used instead of the task's, unless the task
+            asks a question about answers.
 
     Raises:
         InputError: there are no prompts, or the task's check is invalid.
@@ -296,7 +302,8 @@ def build_items(task: EvalTask, prompts: Sequence[Conversation], allow_code: All
     for i, prompt in enumerate(prompts):
         id = prompt.id or str(i)
         count[id] += 1
-        items.append(EvalItem(id if count[id] == 1 else f"{id}#{count[id]}", id, "", prompt, task.check))
+        check = prompt.columns["check"] if have_checks and not task.asks else task.check
+        items.append(EvalItem(id if count[id] == 1 else f"{id}#{count[id]}", id, "", prompt, check))
     return cluster_items(items)
 
 

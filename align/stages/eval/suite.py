@@ -14,7 +14,7 @@ from align.config.scorers import build_reward_spec
 from align.config.settings import replace_values
 from align.core.errors import NOT_PASSED, require
 from align.core.types import StageResult
-from align.data.sources import DataSource, build_data_inputs, read_source_prompts
+from align.data.sources import REASONING_GYM, DataSource, build_data_inputs, read_source_prompts
 from align.data.trained_ids import SEEN, collect_trained_questions, find_store_key
 from align.evals.collapse import Measurement, describe_collapse, describe_new_phrase
 from align.evals.endpoint import read_api_key
@@ -255,7 +255,8 @@ def read_items(config: Config, task: EvalTask) -> Sequence[EvalItem]:
     if task.path:
         return load_task_items(task, config.data.system or None, allow_code)
     source = replace(DataSource.from_settings(config.data), limit=None)
-    return build_items(task, read_source_prompts(source, "test", config.seed), allow_code)
+    prompts = read_source_prompts(source, "test", config.seed)
+    return build_items(task, prompts, allow_code, have_checks=source.name == REASONING_GYM)
 
 
 def choose_reports(config: Config, suite: Suite, tasks: Tasks) -> Mapping[str, JudgeReport]:
