@@ -80,13 +80,15 @@ def test_the_page_on_configuration_shows_what_it_speaks_of(own_files: Path, monk
 def collect_recipe_lines() -> list[tuple[str, str]]:
     """Return (recipe, line) for every line that a `run.sh` pipes to `python -m align -`.
 
-    The scripts run with another `python`, which keeps these lines and does nothing else.
+    The scripts run with another `python`, which keeps these lines, and prints 1 for a program of theirs (`-c`).
     """
     lines = []
     with TemporaryDirectory() as name:
         folder = Path(name)
         stub = folder / "python"
-        stub.write_text('#!/bin/sh\n[ "$*" != "-m align -" ] || cat >> "$LINES"\n', encoding="utf-8")
+        stub.write_text(
+            '#!/bin/sh\n[ "$1" != "-c" ] || echo 1\n[ "$*" != "-m align -" ] || cat >> "$LINES"\n', encoding="utf-8"
+        )
         stub.chmod(0o755)
         for script in sorted((ROOT / "recipes").glob("*/run.sh")):
             kept = folder / f"{script.parent.name}.txt"
@@ -260,7 +262,7 @@ def test_recipe_table_shows_every_expected_row_and_its_misses(recipe: str) -> No
         ("docs/choosing.md", "benchmarks/methods.py", "benchmarks/methods.json"),
         ("docs/annotating-for-a-team.md", "benchmarks/annotation/load.py", "benchmarks/annotation/load.json"),
         ("docs/recipes.md", "recipes/hh/compare_with_trl.py", "recipes/hh/expected.json"),
-        ("docs/recipes.md", "recipes/arithmetic/figures.py", "recipes/arithmetic/expected.json"),
+        ("docs/recipes.md", "recipes/reasoning/compare.py", "recipes/reasoning/expected.json"),
         ("docs/recipes.md", "recipes/demo/seeds.py", "recipes/demo/tuning.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/run.py", "benchmarks/ppo/results.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/run.py", "benchmarks/ppo/results-amx.json"),
