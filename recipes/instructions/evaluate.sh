@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # IFEval of a seed of this recipe, greedily with 1,280 tokens, and what the training forgot. An interrupted evaluation goes on.
-# Usage: recipes/instructions/evaluate.sh IFEVAL_FILE [SEED] [RUN_ROOT]   (IFEVAL_FILE: the 541 rows of google/IFEval, as JSON Lines)
+# Usage: recipes/instructions/evaluate.sh [IFEVAL_FILE] [SEED] [RUN_ROOT]   (IFEVAL_FILE: google/IFEval's 541 rows, as JSON Lines)
 set -euo pipefail
-ifeval=$1
+ifeval=${1:-ifeval.jsonl}
 seed=${2:-0}
 root=${3:-runs/instructions}
 here=$(dirname "$0")

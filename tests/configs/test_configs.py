@@ -80,10 +80,11 @@ def test_every_listed_stage_has_a_configuration_and_every_configuration_is_liste
 
 
 # A stub for `python` and `align`: it records each call on a line, its arguments separated by 0x1f. The lines that
-# `align -` reads are recorded as calls, their quotation included.
+# `align -` reads are recorded as calls, their quotation included. A program of `-c` prints 1.
 STUB = """#!/usr/bin/env bash
 if [ "${!#}" = - ]; then sed 's/^/-\\x1f/; s/$/\\x1f/'
 else printf '%s\\x1f' "$(basename "$0")" "$@"; echo; fi >> "$RECORD"
+[ "$1" != -c ] || echo 1
 """
 
 
