@@ -129,3 +129,34 @@ def test_the_figures_divide_kinds_as_the_prompts_do() -> None:
     change = figures["compare_with_base"](seeds, "practised")
     assert change["value"] == pytest.approx(0.5)
     assert change["n"] == 3
+
+
+def test_figures_of_more_seeds_are_added_to_a_file(tmp_path: Path) -> None:
+    add = runpy.run_path(str(RECIPE / "figures.py"))["add_saved_seeds"]
+    file = tmp_path / "figures.json"
+    assert add([{"seed": 1, "minutes": 5}], file) == [{"seed": 1, "minutes": 5}]
+    file.write_text(json.dumps([{"seed": 1, "minutes": 5}, {"seed": 2, "minutes": 6}]))
+    assert add([{"seed": 0, "minutes": 4}, {"seed": 2, "minutes": 7}], file) == [
+        {"seed": 0, "minutes": 4},
+        {"seed": 1, "minutes": 5},
+        {"seed": 2, "minutes": 7},
+    ]
+
+
+def test_a_check_of_ifbench_that_fails_with_an_error_counts_as_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(RECIPE)
+    ifbench_scores = runpy.run_path(str(RECIPE / "ifbench_scores.py"))
+    rows = [{"key": str(key), "instruction_id_list": ["format:emoji"]} for key in range(3)]
+
+    def check(row: Mapping[str, Any], answer: str) -> tuple[bool, bool]:
+        if answer == "broken":
+            raise LookupError
+        return answer == "good", answer in ("good", "loosely good")
+
+    base = ifbench_scores["check_answers"](rows, {"0": "good", "1": "broken", "2": "bad"}, check)
+    assert base == {"strict": [1, 0, 0], "loose": [1, 0, 0], "errors": {"1": "format:emoji: LookupError"}}
+    practised = ifbench_scores["check_answers"](rows, {"0": "good", "1": "good", "2": "loosely good"}, check)
+    seeds = [{"seed": 0, "systems": {"base": base, "imitated": base, "practised": practised}}]
+    assert ifbench_scores["compare_with_base"](seeds, "practised", "strict")["value"] == pytest.approx(1 / 3)
+    assert ifbench_scores["compare_with_base"](seeds, "practised", "loose")["value"] == pytest.approx(2 / 3)
+    assert "| 0 | practised | 0.667 | 1.000 | 0 |" in ifbench_scores["format_table"](seeds)
