@@ -3,15 +3,16 @@
 Usage: python benchmarks/evals/ifeval_verdicts.py IFEVAL_FILE ANSWERS SYSTEM [--save FILE]
 
 IFEVAL_FILE has google/IFEval's rows as JSON Lines. ANSWERS is the `answers.jsonl` of an evaluation, such as that of
-`recipes/instructions/evaluate.sh`, and SYSTEM one of its systems. It needs `pip install "lm-eval[ifeval]"`, which
-downloads NLTK's data when it is imported. langdetect draws at random; here its seed is 0.
+`recipes/instructions/evaluate.sh`, and SYSTEM one of its systems, such as `base`. It needs `pip install
+"lm-eval[ifeval]"`, which downloads NLTK's data when it is imported. Two of lm-eval's checks draw at random: langdetect,
+and the letter of prompt 1122. Their seed is 0 here, for each answer.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from langdetect import DetectorFactory
 from lm_eval.tasks.ifeval.utils import process_results
 
-from align.reward.checkers import build_checkers, get_check_spec
+from align.reward.checkers import build_checker, get_check_spec
 
 READINGS = ("strict", "loose")
 
@@ -34,12 +35,15 @@ class Verdict(NamedTuple):
 
 
 def compare_answer(row: Mapping[str, Any], answer: str) -> list[Verdict]:
-    """Return the verdicts on an answer, one for each instruction of the prompt."""
-    (checker,) = build_checkers(get_check_spec(row, "row"), 1, "row")
-    assert checker is not None
-    result = checker(answer)
+    """Return the verdicts on an answer, one for each instruction of the prompt.
+
+    Raises:
+        ValueError: align's checks cannot decide about the answer.
+    """
+    result = build_checker(get_check_spec(row, "row"), "row")(answer)
     if result.error:
         raise ValueError(f"prompt {row['key']} cannot be checked: {result.error}")
+    random.seed(0)
     published = process_results(row, [answer])
     both = zip(published["inst_level_strict_acc"], published["inst_level_loose_acc"], strict=True)
     return [
@@ -48,50 +52,60 @@ def compare_answer(row: Mapping[str, Any], answer: str) -> list[Verdict]:
     ]
 
 
-def compute_accuracies(verdicts: Iterable[Verdict], code: str) -> dict[str, float]:
+def compute_accuracies(verdicts: Iterable[Verdict], implementation: str) -> dict[str, float]:
     """Return the four accuracies of IFEval by the verdicts of `align` or `lm_eval`."""
     by_prompt: dict[int, list[tuple[bool, bool]]] = {}
     for verdict in verdicts:
-        by_prompt.setdefault(verdict.prompt, []).append(getattr(verdict, code))
+        by_prompt.setdefault(verdict.prompt, []).append(getattr(verdict, implementation))
     accuracies = {}
-    for reading, name in enumerate(READINGS):
-        prompts = [all(part[reading] for part in parts) for parts in by_prompt.values()]
-        instructions = [part[reading] for parts in by_prompt.values() for part in parts]
-        accuracies[f"prompt_{name}"] = sum(prompts) / len(prompts)
-        accuracies[f"instruction_{name}"] = sum(instructions) / len(instructions)
+    for index, reading in enumerate(READINGS):
+        prompts = [all(part[index] for part in parts) for parts in by_prompt.values()]
+        instructions = [part[index] for parts in by_prompt.values() for part in parts]
+        accuracies[f"prompt_{reading}"] = sum(prompts) / len(prompts)
+        accuracies[f"instruction_{reading}"] = sum(instructions) / len(instructions)
     return accuracies
 
 
+def list_differences(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
+    """Return each difference between the two implementations, with the one by which the instruction is followed."""
+    return [
+        {
+            "prompt": verdict.prompt,
+            "instruction": verdict.instruction,
+            "reading": reading,
+            "followed_by": "align" if verdict.align[index] else "lm_eval",
+        }
+        for verdict in verdicts
+        for index, reading in enumerate(READINGS)
+        if verdict.align[index] != verdict.lm_eval[index]
+    ]
+
+
 def compare_verdicts(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Return the accuracies by both codes, and for each instruction with a different verdict how many differ."""
-    counts = Counter(verdict.instruction for verdict in verdicts)
-    different = [verdict for verdict in verdicts if verdict.align != verdict.lm_eval]
+    """Return the accuracies by both implementations, and the instructions on which they differ."""
     return {
         "prompts": len({verdict.prompt for verdict in verdicts}),
-        "verdicts": len(verdicts),
-        "equal": len(verdicts) - len(different),
-        "accuracies": {code: compute_accuracies(verdicts, code) for code in ("align", "lm_eval")},
-        "different": {
-            instruction: {
-                "of": counts[instruction],
-                "prompts": [v.prompt for v in different if v.instruction == instruction],
-            }
-            for instruction in sorted({verdict.instruction for verdict in different})
-        },
+        "instructions": len(verdicts),
+        "accuracies": {name: compute_accuracies(verdicts, name) for name in ("align", "lm_eval")},
+        "differences": list_differences(verdicts),
     }
 
 
-def format_comparison(comparison: Mapping[str, Any]) -> str:
-    """Return Markdown tables of the accuracies and of the instructions whose verdicts differ."""
+def format_table(comparison: Mapping[str, Any]) -> str:
+    """Return Markdown tables of the accuracies and of the instructions on which the implementations differ."""
     accuracies = comparison["accuracies"]
     names = list(accuracies["align"])
-    lines = [f"| verdicts of | {' | '.join(names)} |", "|" + "---|" * (len(names) + 1)]
-    lines += [f"| {code} | {' | '.join(f'{row[name]:.4f}' for name in names)} |" for code, row in accuracies.items()]
-    lines += ["", f"{comparison['equal']} of {comparison['verdicts']} verdicts are equal, strict and loose."]
-    for instruction, row in comparison["different"].items():
-        prompts = ", ".join(map(str, row["prompts"]))
-        lines.append(f"- {instruction}: {len(row['prompts'])} of {row['of']} differ, on prompts {prompts}")
-    return "\n".join(lines)
+    lines = [
+        f"| verdicts by | {' | '.join(name.replace('_', ', ') for name in names)} |",
+        "|" + "---|" * (len(names) + 1),
+    ]
+    for implementation, row in accuracies.items():
+        lines.append(f"| {implementation.replace('_', '-')} | {' | '.join(f'{row[name]:.4f}' for name in names)} |")
+    lines += ["", "| prompt | instruction | reading | followed by the checks of |", "|---|---|---|---|"]
+    for row in comparison["differences"]:
+        cells = (row["prompt"], row["instruction"], row["reading"], row["followed_by"].replace("_", "-"))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
 
 
 def read_rows(file: Path) -> list[Any]:
@@ -111,7 +125,7 @@ def main() -> None:
     rows = read_rows(options.ifeval)
     verdicts = [verdict for row in rows for verdict in compare_answer(row, answers[str(row["key"])])]
     comparison = compare_verdicts(verdicts)
-    print(format_comparison(comparison))
+    print(format_table(comparison), end="")
     if options.save:
         options.save.write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
 

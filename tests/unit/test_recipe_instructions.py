@@ -1,4 +1,4 @@
-"""The prompts of `recipes/instructions`: each can be followed, and the checks refuse answers that do not follow it."""
+"""`recipes/instructions`: each prompt can be followed and missed, and figures belong to the right seed and system."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from typing import Any
 
 import pytest
 
+from align.config.root import Config, to_plain_dict
+from align.config.sft import SftConfig
 from align.reward.checkers import Checker, build_checkers
 from align.reward.checkers.ifeval import SHORT
+from align.run import Manifest
+from align.run.manifest import write_manifest
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "instructions"
-PROMPTS = runpy.run_path(str(RECIPE / "prompts.py"))
+PROMPTS = runpy.run_path(str(RECIPE / "instruction_prompts.py"))
 KINDS: Mapping[str, Any] = PROMPTS["KINDS"]
 FLOOR = {"name": "number_words", "relation": "at least", "num_words": PROMPTS["LEAST_WORDS"]}
 WORDS = ["the", "old", "house", "by", "the", "river", "has", "a", "small", "room", "with", "a", "view", "of", "hills"]
@@ -111,52 +115,124 @@ def test_runs_of_words_that_two_sets_of_prompts_share_are_found() -> None:
     assert [*PROMPTS["iter_shared_runs"](ours, theirs)] == ["write in five words or"]
 
 
-def test_the_figures_divide_kinds_as_the_prompts_do() -> None:
-    figures = runpy.run_path(str(RECIPE / "figures.py"))
-    assert set(KINDS) == figures["TRAINED"]
-    assert set(KINDS) < set(SHORT)
-    rows = [
-        {"key": 1, "instruction_id_list": ["punctuation:no_comma", "startend:quotation"], "kwargs": [{}, {}]},
-        {"key": 2, "instruction_id_list": ["combination:two_responses"], "kwargs": [{}]},
-    ]
-    results = figures["check_answers"](rows, {"1": "a text", "2": "one******two"})
-    assert [result.score for result in results] == [0, 1]
-    assert figures["measure_kinds"](rows, results) == {"trained": 0.5, "other": 1.0}
-    seeds = [
-        {"systems": {"base": {"follows": [0, 0, 1]}, "practised": {"follows": follows}}}
-        for follows in ([1, 0, 1], [1, 1, 1])
-    ]
-    change = figures["compare_with_base"](seeds, "practised")
-    assert change["value"] == pytest.approx(0.5)
-    assert change["n"] == 3
-
-
-def test_figures_of_more_seeds_are_added_to_a_file(tmp_path: Path) -> None:
-    add = runpy.run_path(str(RECIPE / "figures.py"))["add_saved_seeds"]
-    file = tmp_path / "figures.json"
-    assert add([{"seed": 1, "minutes": 5}], file) == [{"seed": 1, "minutes": 5}]
-    file.write_text(json.dumps([{"seed": 1, "minutes": 5}, {"seed": 2, "minutes": 6}]))
-    assert add([{"seed": 0, "minutes": 4}, {"seed": 2, "minutes": 7}], file) == [
-        {"seed": 0, "minutes": 4},
-        {"seed": 1, "minutes": 5},
-        {"seed": 2, "minutes": 7},
-    ]
-
-
-def test_a_check_of_ifbench_that_fails_with_an_error_counts_as_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
     monkeypatch.syspath_prepend(RECIPE)
-    ifbench_scores = runpy.run_path(str(RECIPE / "ifbench_scores.py"))
+    return runpy.run_path(str(RECIPE / "figures.py"))
+
+
+@pytest.fixture
+def ifbench_scores(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
+    monkeypatch.syspath_prepend(RECIPE)
+    return runpy.run_path(str(RECIPE / "ifbench_scores.py"))
+
+
+HARDWARE = {"processor": "a CPU", "onednn_max_cpu_isa": "avx512", "instructions": "", "machine": "x86_64"}
+CONFIG = to_plain_dict(Config(stage=SftConfig()))
+ROWS = [
+    {
+        "key": 1,
+        "prompt": "Hi",
+        "instruction_id_list": ["punctuation:no_comma", "startend:quotation"],
+        "kwargs": [{}, {}],
+    },
+    {"key": 2, "prompt": "Hello", "instruction_id_list": ["combination:two_responses"], "kwargs": [{}]},
+]
+
+
+def write_json(file: Path, value: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value) + "\n", encoding="utf-8")
+
+
+def write_evaluation(root: Path, answers: Mapping[str, Sequence[str]], name: str) -> None:
+    """Write the files of an evaluation that the figures read."""
+    folder = root / "eval" / name / "artifact"
+    folder.mkdir(parents=True)
+    lines = [
+        json.dumps(
+            {"id": str(row["key"]), "answers": {system: {"text": texts[index]} for system, texts in answers.items()}}
+        )
+        for index, row in enumerate(ROWS)
+    ]
+    (folder / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_kinds_are_those_of_ifeval(figures: Mapping[str, Any]) -> None:
+    assert set(KINDS) < set(SHORT)
+    results = [figures["check_answer"](row, text) for row, text in zip(ROWS, ["a text", "one******two"], strict=True)]
+    assert [result.score for result in results] == [0, 1]
+    assert figures["measure_kinds"](ROWS, results) == {"trained_kinds": 0.5, "other_kinds": 1.0}
+
+
+def test_each_seed_has_the_figures_of_its_own_systems(figures: Mapping[str, Any], tmp_path: Path) -> None:
+    good = ['"no comma"', "one******two"]
+    systems = {
+        "base": ["a, b", "no"],
+        "imitated-0": ["a, b", "one******two"],
+        "practised-0": good,
+        "imitated-3": good,
+        "practised-3": ["a, b", "one******two"],
+    }
+    write_evaluation(tmp_path, systems, "ifeval-0-3")
+    scores = {
+        probe: {"systems": {system: {"score": {"value": value}} for value, system in enumerate(systems)}}
+        for probe in ("texts", "sums", "refusals")
+    }
+    write_json(tmp_path / "eval" / "forgetting-0-3" / "artifact" / "results.json", {"tasks": scores})
+    for seed, stop in ((0, "10"), (3, "20")):
+        for stage, name in figures["TRAINING"]:
+            times = {"started": "2026-01-01T00:00:00+00:00", "finished": f"2026-01-01T00:{stop}:00+00:00"}
+            if (seed, stage) == (3, "ppo"):
+                times["first_started"] = times["started"]
+            folder = tmp_path / stage / f"{name}-{seed}"
+            folder.mkdir(parents=True)
+            write_manifest(
+                folder, Manifest(stage, f"{name}-{seed}", seed, CONFIG, {}, None, times=times, hardware=HARDWARE)
+            )
+    seeds = figures["read_seeds"](tmp_path, ROWS, [0, 3])
+    strict = [[[*row["systems"][name]["strict"].values()] for name in figures["SYSTEMS"]] for row in seeds]
+    assert strict == [[[0, 0], [0, 1], [1, 1]], [[0, 0], [1, 1], [0, 1]]]
+    assert [row["systems"]["practised"]["forgetting"]["sums"]["value"] for row in seeds] == [2, 4]
+    assert [row["minutes"] for row in seeds] == [30, None]
+    change = figures["compare_systems"](seeds, "practised", "base", "strict")
+    assert (change["value"], change["n"]) == (0.75, 2)
+    assert figures["compare_systems"](seeds, "practised", "imitated", "strict")["value"] == 0
+
+
+def test_figures_of_more_seeds_are_added_to_a_file(figures: Mapping[str, Any], tmp_path: Path) -> None:
+    def build_row(seed: int, minutes: int, key: str = "1") -> dict[str, Any]:
+        return {"seed": seed, "minutes": minutes, "systems": {"base": {"strict": {key: 1}}}}
+
+    merge = figures["merge_with_saved"]
+    file = tmp_path / "figures.json"
+    assert merge([build_row(1, 5)], file) == [build_row(1, 5)]
+    write_json(file, [build_row(1, 5), build_row(2, 6)])
+    assert merge([build_row(0, 4), build_row(2, 7)], file) == [build_row(0, 4), build_row(1, 5), build_row(2, 7)]
+    with pytest.raises(ValueError, match="other prompts"):
+        merge([build_row(0, 4, "another prompt")], file)
+
+
+def test_a_check_of_ifbench_that_fails_with_an_error_counts_as_not_followed(ifbench_scores: Mapping[str, Any]) -> None:
     rows = [{"key": str(key), "instruction_id_list": ["format:emoji"]} for key in range(3)]
 
-    def check(row: Mapping[str, Any], answer: str) -> tuple[bool, bool]:
-        if answer == "broken":
+    def check(row: Mapping[str, Any], answer: str, reading: str) -> bool:
+        if answer == "broken" and reading == "loose":
             raise LookupError
-        return answer == "good", answer in ("good", "loosely good")
+        return answer in ("good", "broken") or (reading == "loose" and answer == "loosely good")
 
     base = ifbench_scores["check_answers"](rows, {"0": "good", "1": "broken", "2": "bad"}, check)
-    assert base == {"strict": [1, 0, 0], "loose": [1, 0, 0], "errors": {"1": "format:emoji: LookupError"}}
+    assert base == {
+        "strict": {"0": 1, "1": 1, "2": 0},
+        "loose": {"0": 1, "1": 0, "2": 0},
+        "errors": {"1": "format:emoji: LookupError"},
+    }
     practised = ifbench_scores["check_answers"](rows, {"0": "good", "1": "good", "2": "loosely good"}, check)
-    seeds = [{"seed": 0, "systems": {"base": base, "imitated": base, "practised": practised}}]
-    assert ifbench_scores["compare_with_base"](seeds, "practised", "strict")["value"] == pytest.approx(1 / 3)
-    assert ifbench_scores["compare_with_base"](seeds, "practised", "loose")["value"] == pytest.approx(2 / 3)
-    assert "| 0 | practised | 0.667 | 1.000 | 0 |" in ifbench_scores["format_table"](seeds)
+    table = ifbench_scores["format_table"](
+        [{"seed": 0, "systems": {"base": base, "imitated": base, "practised": practised}}]
+    )
+    assert "|  | base | 0.667 | 0.333 | 1 |" in table
+    assert "| 0 | practised | 0.667 | 1.000 | 0 |" in table
+    assert "practised minus base, prompts, loose, mean of 1 seeds and 95 % interval over prompts: +0.667" in table
+    with pytest.raises(KeyError):
+        ifbench_scores["check_answers"](rows, {"0": "good"}, check)

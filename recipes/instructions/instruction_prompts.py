@@ -1,6 +1,6 @@
 """Write prompts with instructions that a program can check: 16 of IFEval's 25 kinds, with other topics and wordings.
 
-Usage: python recipes/instructions/prompts.py FOLDER SEED [--compare IFEVAL_FILE]
+Usage: python recipes/instructions/instruction_prompts.py FOLDER SEED [--compare IFEVAL_FILE]
 
 The files are `examples.jsonl` (prompts whose best answers are imitated), `practice.jsonl` (prompts of GRPO) and
 `held_out.jsonl`. What a prompt is about, such as otters, is in one of them only. `--compare` lists runs of five words
