@@ -297,7 +297,7 @@ KINDS: dict[str, InstructionKind] = {
 def draw_instructions(chance: random.Random) -> list[Instruction]:
     """Return one to three instructions of different slots that one answer can follow."""
     names = chance.sample(sorted(KINDS), len(KINDS))
-    count = chance.choices([1, 2, 3], [4, 4, 2])[0]
+    count = chance.choices([1, 2, 3], [7, 2, 1])[0]
     combination: list[str] = []
     for name in names:
         if len(combination) < count and all(can_combine(KINDS[name], KINDS[earlier]) for earlier in combination):

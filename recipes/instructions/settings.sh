@@ -8,5 +8,5 @@ if grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then dtype=bfloat16; fi  # el
 systems=""
 for seed in "${seeds[@]}"; do systems+="practised-$seed: ppo:practised-$seed, imitated-$seed: sft:imitated-$seed, "; done
 systems+="base: base"
-evaluation="stage=eval model=smollm2 'stage.systems={$systems}' 'run.root=$root' dtype=$dtype rollout.temperature=0"
+evaluation="stage=eval model=smollm2 'stage.systems={$systems}' 'run.root=$root' dtype=$dtype rollout.temperature=0 rollout.batch_size=32"
 all_seeds=$(IFS=-; echo "${seeds[*]}")
