@@ -3,9 +3,10 @@
 Usage: python benchmarks/evals/ifeval_verdicts.py IFEVAL_FILE ANSWERS SYSTEM [--save FILE]
 
 IFEVAL_FILE has google/IFEval's rows as JSON Lines. ANSWERS is the `answers.jsonl` of an evaluation, such as that of
-`recipes/instructions/evaluate.sh`, and SYSTEM one of its systems, such as `base`. It needs `pip install
-"lm-eval[ifeval]"`, which downloads NLTK's data when it is imported. Two of lm-eval's checks draw at random: langdetect,
-and the letter of prompt 1122. Their seed is 0 here, for each answer.
+`recipes/instructions/evaluate.sh`, and SYSTEM one of its systems, such as `base`.
+
+It needs `pip install "lm-eval[ifeval]"`, which downloads NLTK's data when it is imported. Two of lm-eval's checks draw
+at random: langdetect, and the letter of prompt 1122. Their seed is 0 here, for each answer.
 """
 
 from __future__ import annotations

