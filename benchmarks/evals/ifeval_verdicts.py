@@ -6,7 +6,7 @@ IFEVAL_FILE has google/IFEval's rows as JSON Lines. ANSWERS is the `answers.json
 `recipes/instructions/evaluate.sh`, and SYSTEM one of its systems, such as `base`.
 
 It needs `pip install "lm-eval[ifeval]"`, which downloads NLTK's data when it is imported. Two of lm-eval's checks draw
-at random: langdetect, and the letter of prompt 1122. Their seed is 0 here, for each answer.
+at random: langdetect, and the letter of prompts 1122 and 1129. Their seed is 0 here, for each answer.
 """
 
 from __future__ import annotations

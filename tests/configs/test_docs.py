@@ -306,6 +306,20 @@ def test_the_readme_has_the_figures_of_the_reasoning_recipe() -> None:
     assert compare.list_missed_bars(rows) == []
 
 
+def test_the_checkers_page_has_the_figures_of_the_comparison_with_lm_eval() -> None:
+    comparison = json.loads((ROOT / "benchmarks" / "evals" / "ifeval_verdicts.json").read_text(encoding="utf-8"))
+    instructions = {(row["prompt"], row["instruction"]) for row in comparison["differences"]}
+    text = " ".join((ROOT / "docs" / "checkers.md").read_text(encoding="utf-8").split())
+    assert f"on {comparison['instructions'] - len(instructions)} of {comparison['instructions']} instructions" in text
+    align, lm_eval = (comparison["accuracies"][name]["prompt_strict"] for name in ("align", "lm_eval"))
+    assert (
+        f"follows {align:.4f} of the prompts strictly by these checks and {lm_eval:.4f} by the published ones" in text
+    )
+    shares = [comparison["accuracies"]["align"][f"{unit}_strict"] for unit in ("prompt", "instruction")]
+    assert f"the mean is {100 * fmean(shares):.1f} %" in text
+    assert all(f"`{id.partition(':')[2]}`" in text for _, id in instructions)
+
+
 def test_the_pairs_and_the_readers_votes_of_the_demo_are_those_of_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "recipes" / "demo")
     readers = load_module(ROOT / "recipes" / "demo" / "readers.py")
