@@ -27,7 +27,7 @@ from align.run.environment import describe_processor
 SYSTEMS = ("base", "imitated", "practised")
 COMPARISONS = (("imitated", "base"), ("practised", "base"), ("practised", "imitated"))
 READINGS = ("strict", "loose")
-TRAINING = (("sample", "passing"), ("sft", "imitated"), ("ppo", "practised"))
+TRAINING = (("sample", "answers"), ("sft", "imitated"), ("ppo", "practised"))
 """The stages and the names of the runs that train a seed."""
 SHARES = ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose", "trained_kinds", "other_kinds")
 COLUMNS = (

@@ -2,9 +2,9 @@
 
 Usage: python recipes/instructions/instruction_prompts.py FOLDER SEED [--compare IFEVAL_FILE]
 
-The files are `examples.jsonl` (prompts whose passing answers are imitated), `practice.jsonl` (prompts of GRPO) and
-`held_out.jsonl`. What a prompt is about, such as otters, is in one of them only. `--compare` lists runs of five words
-that a prompt shares with IFEval's.
+The files are `requests.jsonl` (without instructions: `edited_answers.py` adds them to the answers), `practice.jsonl`
+(prompts of GRPO) and `held_out.jsonl`. What a prompt is about, such as otters, is in one of them only. `--compare`
+lists runs of five words that a prompt shares with IFEval's.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SIZES = {"examples": 600, "practice": 2000, "held_out": 200}
-SHARES = {"examples": 0.3, "practice": 0.5, "held_out": 0.2}
+SIZES = {"requests": 400, "practice": 640, "held_out": 200}
+SHARES = {"requests": 0.3, "practice": 0.5, "held_out": 0.2}
 """Shares of `THINGS` that the prompts of each file are about."""
 LEAST_WORDS = 12
 """Length floor of each answer, in words. It is checked, and no prompt mentions it: a policy that is rewarded for
@@ -35,6 +35,14 @@ REQUESTS = (
     "My niece is curious about {topic}. What would you tell her?",
     "I am preparing a talk on {topic}. Help me with it.",
     "Why do people care about {topic}?",
+    "Write a story that has to do with {topic}.",
+    "Compose an email to a colleague about {topic}.",
+    "Make up a little poem on {topic}.",
+    "Draft an advertisement on the subject of {topic}.",
+    "Describe {topic} to somebody who has never heard of it.",
+    "List what is good and what is bad about {topic}.",
+    "Write the opening of a blog entry on {topic}.",
+    "Help a person who wants to learn about {topic}.",
 )
 THINGS = [
     thing
@@ -84,7 +92,14 @@ CLOSINGS = (
     "Enjoy your day.",
     "Take care out there.",
     "Now it is your turn.",
+    "See you soon.",
+    "Try it yourself.",
+    "More about this tomorrow.",
+    "Thank you for asking.",
+    "And so it goes on.",
+    "Good luck with it.",
 )
+HEADINGS = ("Part", "Section", "Chapter", "Day", "Step")
 
 
 class Instruction(NamedTuple):
@@ -107,22 +122,22 @@ class InstructionKind:
 
     slot: str
     wordings: Sequence[str]
-    draw: Callable[[random.Random], dict[str, Any]] = lambda chance: {}
+    draw: Callable[[random.Random], dict[str, Any]] = lambda rng: {}
     excludes: frozenset[str] = frozenset()
 
 
 def draw_number(name: str, low: int, high: int) -> Callable[[random.Random], dict[str, Any]]:
-    return lambda chance: {name: chance.randint(low, high)}
+    return lambda rng: {name: rng.randint(low, high)}
 
 
-def draw_word_limit(chance: random.Random) -> dict[str, Any]:
-    if chance.random() < 0.5:
-        return {"relation": "at least", "num_words": chance.randrange(40, 121, 10)}
-    return {"relation": "at most", "num_words": chance.randrange(30, 91, 10)}
+def draw_word_limit(rng: random.Random) -> dict[str, Any]:
+    if rng.random() < 0.5:
+        return {"relation": "at least", "num_words": rng.randrange(40, 121, 10)}
+    return {"relation": "at most", "num_words": rng.randrange(30, 91, 10)}
 
 
-def draw_sentence_limit(chance: random.Random) -> dict[str, Any]:
-    return {"relation": chance.choice(["at least", "at most"]), "num_sentences": chance.randint(2, 5)}
+def draw_sentence_limit(rng: random.Random) -> dict[str, Any]:
+    return {"relation": rng.choice(["at least", "at most"]), "num_sentences": rng.randint(2, 5)}
 
 
 KINDS: dict[str, InstructionKind] = {
@@ -133,6 +148,10 @@ KINDS: dict[str, InstructionKind] = {
             "Make it {relation} {num_words} words long.",
             "I need {relation} {num_words} words.",
             "Length: {relation} {num_words} words.",
+            "The words should number {relation} {num_words}.",
+            "Word count: {relation} {num_words}, please.",
+            "Word limit: {relation} {num_words}.",
+            "Let the number of words be {relation} {num_words}.",
         ),
         draw_word_limit,
     ),
@@ -143,6 +162,10 @@ KINDS: dict[str, InstructionKind] = {
             "Say it in {relation} {num_sentences} sentences, please.",
             "It should be {relation} {num_sentences} sentences long.",
             "Length in sentences: {relation} {num_sentences}.",
+            "Limit for the sentences: {relation} {num_sentences}.",
+            "Let there be {relation} {num_sentences} sentences in it.",
+            "Sentences needed for this: {relation} {num_sentences}.",
+            "How many sentences? Please {relation} {num_sentences}.",
         ),
         draw_sentence_limit,
         frozenset(["layout", "ending"]),
@@ -154,6 +177,10 @@ KINDS: dict[str, InstructionKind] = {
             "I want {num_bullets} bullets, no more and no fewer. Begin every bullet with * and a space.",
             "Write {num_bullets} sentences, each one on its own line with * in front.",
             "Explain {num_bullets} things, each on a line of its own, and put * before each line.",
+            "Reply with {num_bullets} markdown bullets, like:\n* One thing\n* Another",
+            "Use bullet points (lines with * at the start), {num_bullets} of them exactly.",
+            "It has to consist of {num_bullets} markdown bullets.",
+            "Give exactly {num_bullets} bullet points.\n* They look like this",
         ),
         draw_number("num_bullets", 3, 5),
         frozenset(["marks"]),  # the asterisks of both could be counted as the other's
@@ -161,12 +188,16 @@ KINDS: dict[str, InstructionKind] = {
     "multiple_sections": InstructionKind(
         "layout",
         (
-            "Divide it into {num_sections} numbered parts and call them Part 1, Part 2 and so forth.",
-            "Use {num_sections} parts under the headings Part 1, Part 2, ….",
-            "Structure it in {num_sections} parts. Head each of them with Part and its number in digits.",
-            "It needs {num_sections} parts, titled Part 1 and upwards.",
+            "Divide it into {num_sections} numbered sections: {section_spliter} 1, {section_spliter} 2 and so forth.",
+            "Use {num_sections} headings, {section_spliter} 1, {section_spliter} 2, …, with text under each.",
+            "Structure it in {num_sections} pieces. Head each of them with {section_spliter} and its number in digits.",
+            "It needs {num_sections} pieces, titled {section_spliter} 1 and upwards.",
+            "Please write {num_sections} sections. Mark their beginnings: {section_spliter} 1, {section_spliter} 2, ….",
+            "Break it into {num_sections} sections, each under a line such as {section_spliter} 1.",
+            "Have {num_sections} sections; label them {section_spliter} 1, {section_spliter} 2, and onwards.",
+            "Separate the text into {num_sections} pieces headed {section_spliter} 1, {section_spliter} 2 etc.",
         ),
-        lambda chance: {"section_spliter": "Part", "num_sections": chance.randint(2, 4)},
+        lambda rng: {"section_spliter": rng.choice(HEADINGS), "num_sections": rng.randint(2, 4)},
         frozenset(["case"]),
     ),
     "json_format": InstructionKind(
@@ -176,6 +207,10 @@ KINDS: dict[str, InstructionKind] = {
             "I will parse your reply as JSON, so write only valid JSON.",
             "Put everything into one piece of JSON.",
             "Reply in JSON, without any text around it.",
+            "Give the whole text in JSON format.",
+            "Use the JSON format for your output.",
+            "Wrap all of it as JSON, please.",
+            "Format: JSON, nothing else.",
         ),
         excludes=frozenset(["case", "length", "opening", "ending", "marks", "punctuation"]),
     ),
@@ -186,18 +221,26 @@ KINDS: dict[str, InstructionKind] = {
             "Give it a title that stands in << and >>.",
             "Add a name for the text at the top, written <<like this>>.",
             "Above the text I want a title, with << before it and >> after it.",
+            "Provide a title between double angle brackets, for example <<My Garden>>.",
+            "The text needs a title, which is set <<like this>>.",
+            "Put a title on top, between << and >>, say <<New Shoes>>.",
+            "Include a heading wrapped as <<heading>>.",
         ),
         excludes=frozenset(["wrapping"]),
     ),
     "postscript": InstructionKind(
         "ending",
         (
-            'Write a postscript that opens with "{postscript_marker}".',
+            'Write a postscript, introduced by "{postscript_marker}".',
             'Close with a short remark after "{postscript_marker}".',
             'Under the text, add one more line that begins "{postscript_marker}".',
-            'Do not forget a final note; introduce it by "{postscript_marker}".',
+            'Do not forget a final note behind "{postscript_marker}".',
+            'At the very end there should be a postscript after "{postscript_marker}".',
+            'Finish by adding a postscript. Its first letters are "{postscript_marker}".',
+            'Have a postscript too, marked "{postscript_marker}".',
+            'Please attach a postscript; put "{postscript_marker}" before it.',
         ),
-        lambda chance: {"postscript_marker": chance.choice(["P.S.", "P.P.S"])},
+        lambda rng: {"postscript_marker": rng.choice(["P.S.", "P.P.S"])},
         frozenset(["wrapping"]),
     ),
     "end_checker": InstructionKind(
@@ -206,9 +249,13 @@ KINDS: dict[str, InstructionKind] = {
             'Close with exactly these words: "{end_phrase}"',
             'The last thing you write must be "{end_phrase}"',
             'Stop right after the sentence "{end_phrase}"',
-            'End on "{end_phrase}" and write nothing behind it.',
+            'End on "{end_phrase}" and write nothing after it.',
+            'Let the text finish with the phrase "{end_phrase}" and add no words behind it.',
+            'Your final words should be: "{end_phrase}" Nothing follows them.',
+            'The closing phrase is "{end_phrase}", exactly so.',
+            'Make "{end_phrase}" the last sentence, with nothing after.',
         ),
-        lambda chance: {"end_phrase": chance.choice(CLOSINGS)},
+        lambda rng: {"end_phrase": rng.choice(CLOSINGS)},
         frozenset(["wrapping"]),
     ),
     "quotation": InstructionKind(
@@ -218,6 +265,10 @@ KINDS: dict[str, InstructionKind] = {
             'Your text has to begin with " and close with " as well.',
             'Set everything you write in quotation marks: the first and the last character are ".',
             'Quote yourself: open with " and finish with ".',
+            "Enclose the whole of it in double quotes.",
+            "Double quotation marks should surround your full text.",
+            "Place double quotes around everything you say.",
+            'Surround the complete answer with " signs.',
         ),
         excludes=frozenset(["opening", "ending", "layout"]),
     ),
@@ -228,6 +279,10 @@ KINDS: dict[str, InstructionKind] = {
             "Do not use a single capital. Write English.",
             "Everything in English and in small letters, please.",
             "No uppercase anywhere, and plain English.",
+            "Write in lowercase letters throughout, in English.",
+            "Only lowercase, in the English language.",
+            "Please use English without any capitals: all lowercase.",
+            "Capital letters must be avoided entirely. Answer in English.",
         ),
         excludes=frozenset(["layout", "ending", "marks"]),
     ),
@@ -238,18 +293,26 @@ KINDS: dict[str, InstructionKind] = {
             "Use uppercase for every letter, and plain English.",
             "Shout: English, with capitals from the first letter to the last.",
             "All of it in big letters, please, and in English.",
+            "Capitalize every single letter of your English text.",
+            "English, but only with capital letters.",
+            "Every letter must be a capital, and the language English.",
+            "Use capital letters only and write English.",
         ),
         excludes=frozenset(["layout", "ending", "marks"]),
     ),
     "existence": InstructionKind(
         "words",
         (
-            "Work in the words {keywords}.",
+            "Work in all of these: {keywords}.",
             "These words must occur: {keywords}.",
             "Use each of these at least once: {keywords}.",
             "Somewhere in it I want to read {keywords}.",
+            "Make sure that {keywords} can be found in it.",
+            "Do include {keywords}.",
+            "Please add the following: {keywords}.",
+            "Keywords that have to appear: {keywords}.",
         ),
-        lambda chance: {"keywords": chance.sample(KEYWORDS, chance.randint(1, 2))},
+        lambda rng: {"keywords": rng.sample(KEYWORDS, rng.randint(2, 3))},
     ),
     "forbidden_words": InstructionKind(
         "words",
@@ -258,8 +321,12 @@ KINDS: dict[str, InstructionKind] = {
             "Get by without {forbidden_words}.",
             "Never say {forbidden_words}.",
             "These words are taboo: {forbidden_words}.",
+            "None of these may be used: {forbidden_words}.",
+            "Please exclude {forbidden_words} from it.",
+            "It must not contain {forbidden_words}.",
+            "Without the keywords {forbidden_words}, please.",
         ),
-        lambda chance: {"forbidden_words": chance.sample(AVOIDED, chance.randint(1, 3))},
+        lambda rng: {"forbidden_words": rng.sample(AVOIDED, 3)},
     ),
     "no_comma": InstructionKind(
         "punctuation",
@@ -268,15 +335,23 @@ KINDS: dict[str, InstructionKind] = {
             "Commas are forbidden.",
             "Write without commas.",
             "Not one comma, please.",
+            "Please refrain from commas.",
+            "The use of commas is not permitted here.",
+            "Do not put commas anywhere.",
+            "There should be no comma in it.",
         ),
     ),
     "number_highlighted_sections": InstructionKind(
         "marks",
         (
             "Mark {num_highlights} or more phrases *like this*.",
-            "Set at least {num_highlights} passages between single asterisks, *so*.",
+            "Set at least {num_highlights} passages between single asterisks, *like these*.",
             "Emphasise {num_highlights} spots or more by *asterisks* around them.",
             "There should be {num_highlights} or more bits in *asterisks*.",
+            "Use markdown to highlight {num_highlights} parts or more, like *these words*.",
+            "Highlight {num_highlights} or more pieces of the text in markdown, as *here*.",
+            "Please have {num_highlights} highlighted phrases or more; write them *this way*.",
+            "Let {num_highlights} or more parts stand out in markdown: *part*.",
         ),
         draw_number("num_highlights", 2, 4),
     ),
@@ -287,6 +362,10 @@ KINDS: dict[str, InstructionKind] = {
             "Where my details belong, write [detail]; I want {num_placeholders} or more of these.",
             "Use {num_placeholders} or more gaps such as [your name].",
             "Put in square brackets what I have to fill in, as in [date], {num_placeholders} times or more.",
+            "Include {num_placeholders} or more placeholders in square brackets, say [street].",
+            "Put in {num_placeholders} placeholders or more. They look like [color].",
+            "There must be {num_placeholders} or more placeholders, such as [size].",
+            "Use square brackets for {num_placeholders} or more placeholders: [day].",
         ),
         draw_number("num_placeholders", 2, 4),
     ),
@@ -294,58 +373,81 @@ KINDS: dict[str, InstructionKind] = {
 """IFEval's name of an instruction → its kind here. Evaluation asks the other nine kinds too."""
 
 
-def draw_instructions(chance: random.Random) -> list[Instruction]:
-    """Return one to three instructions of different slots that one answer can follow."""
-    names = chance.sample(sorted(KINDS), len(KINDS))
-    count = chance.choices([1, 2, 3], [7, 2, 1])[0]
+def draw_names(rng: random.Random) -> list[str]:
+    """Return the names of one to three instructions of different slots that one answer can follow."""
+    names = rng.sample(sorted(KINDS), len(KINDS))
+    count = rng.choices([1, 2, 3], [7, 2, 1])[0]
     combination: list[str] = []
     for name in names:
         if len(combination) < count and all(can_combine(KINDS[name], KINDS[earlier]) for earlier in combination):
             combination.append(name)
-    return [draw_instruction(name, chance) for name in combination]
+    return combination
 
 
 def can_combine(first: InstructionKind, second: InstructionKind) -> bool:
     return first.slot != second.slot and first.slot not in second.excludes and second.slot not in first.excludes
 
 
-def draw_instruction(name: str, chance: random.Random) -> Instruction:
-    arguments = KINDS[name].draw(chance)
-    wording = chance.choice(KINDS[name].wordings)
+def draw_instruction(name: str, rng: random.Random) -> Instruction:
+    return write_instruction(name, KINDS[name].draw(rng), rng)
+
+
+def write_instruction(name: str, arguments: Mapping[str, Any], rng: random.Random) -> Instruction:
+    """Return an instruction in one of its kind's wordings."""
     texts = {
         key: ", ".join(f'"{word}"' for word in value) if isinstance(value, list) else value
         for key, value in arguments.items()
     }
-    return Instruction({"name": name, **arguments}, wording.format(**texts))
+    return Instruction({"name": name, **arguments}, rng.choice(KINDS[name].wordings).format(**texts))
 
 
-def build_row(thing: str, number: int, chance: random.Random) -> dict[str, Any]:
-    """Return a prompt about a thing with its instructions, which stand behind the request or before it, and with the
-    check of its answers."""
-    instructions = draw_instructions(chance)
-    request = chance.choice(REQUESTS).format(topic=f"{thing} {chance.choice(SIDES)}".strip())
+def draw_topic(thing: str, rng: random.Random) -> str:
+    return f"{thing} {rng.choice(SIDES)}".strip()
+
+
+def write_prompt(request: str, instructions: Sequence[Instruction], rng: random.Random) -> str:
+    """Return a request with instructions, which stand behind it or before it."""
     sentences = " ".join(instruction.sentence for instruction in instructions)
-    parts = [request, sentences] if chance.random() < 0.7 else [sentences, request]
+    parts = [request, sentences] if rng.random() < 0.7 else [sentences, request]
+    has_lines = any("\n" in part for part in parts)
+    return ("\n" if has_lines else rng.choice(["\n", " "])).join(parts)
+
+
+def build_check(instructions: Sequence[Instruction]) -> dict[str, Any]:
+    """Return the check of answers, with the length floor."""
     floor = {"name": "number_words", "relation": "at least", "num_words": LEAST_WORDS}
-    constraints = [*(instruction.constraint for instruction in instructions), floor]
+    return {"kind": "instructions", "constraints": [*(instruction.constraint for instruction in instructions), floor]}
+
+
+def build_request_row(thing: str, number: int, rng: random.Random) -> dict[str, Any]:
+    """Return a request without instructions."""
+    topic = draw_topic(thing, rng)
+    return {"id": str(number), "prompt": rng.choice(REQUESTS).format(topic=topic), "source": thing, "topic": topic}
+
+
+def build_row(thing: str, number: int, rng: random.Random) -> dict[str, Any]:
+    """Return a prompt about a thing with its instructions, and the check of its answers."""
+    instructions = [draw_instruction(name, rng) for name in draw_names(rng)]
+    request = rng.choice(REQUESTS).format(topic=draw_topic(thing, rng))
     return {
         "id": str(number),
-        "prompt": chance.choice(["\n", " "]).join(parts),
+        "prompt": write_prompt(request, instructions, rng),
         "source": thing,
-        "check": {"kind": "instructions", "constraints": constraints},
+        "check": build_check(instructions),
     }
 
 
 def build_parts(seed: int) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of each file."""
-    chance = random.Random(seed)
-    things = chance.sample(THINGS, len(THINGS))
+    rng = random.Random(seed)
+    things = rng.sample(THINGS, len(THINGS))
     parts: dict[str, list[dict[str, Any]]] = {}
     first = 0
     for name, size in SIZES.items():
         share = things[first : first + round(SHARES[name] * len(things))]
         first += len(share)
-        parts[name] = [build_row(share[number % len(share)], number, chance) for number in range(size)]
+        build = build_request_row if name == "requests" else build_row
+        parts[name] = [build(share[number % len(share)], number, rng) for number in range(size)]
     return parts
 
 

