@@ -227,9 +227,9 @@ def fit_arguments(name: str, body: Sequence[str], relation: str, rng: random.Ran
 
 def build_example(
     names: Sequence[str], topic: str, request: str, sentences: Sequence[str], rng: random.Random
-) -> dict[str, str] | None:
-    """Return a prompt with instructions of these kinds, and an answer that passes its check. Returns None if none was
-    found."""
+) -> dict[str, Any] | None:
+    """Return a row with a prompt that has instructions of these kinds, an answer, and the check that the answer passes.
+    Returns None if none was found."""
     for _ in range(ATTEMPTS):
         arguments = {name: KINDS[name].draw(rng) for name in names}
         relation = next((values["relation"] for values in arguments.values() if "relation" in values), "")
@@ -250,9 +250,10 @@ def build_example(
             if name in names and draft.body:
                 edit(draft, {**arguments[name], "topic": topic}, rng)
         instructions = [write_instruction(name, arguments[name], rng) for name in names]
+        check = build_check(instructions)
         answer = draft.write()
-        if draft.body and build_checker(build_check(instructions), request)(answer).score == 1:
-            return {"prompt": write_prompt(request, instructions, rng), "completion": answer}
+        if draft.body and build_checker(check, request)(answer).score == 1:
+            return {"prompt": write_prompt(request, instructions, rng), "completion": answer, "check": check}
     return None
 
 
@@ -272,7 +273,7 @@ def main(requests: Path, samples: Path, file: Path, seed: int) -> None:
         answers = [*iter_answers([json.loads(line) for line in lines], samples)]
     if not answers:
         raise SystemExit(f"{samples}: no answer has a finished sentence, so there is nothing to edit")
-    examples: list[dict[str, str]] = []
+    examples: list[dict[str, Any]] = []
     while len(examples) < EXAMPLES:
         example = build_example(draw_names(rng), *rng.choice(answers), rng)
         if example:

@@ -142,7 +142,7 @@ LOOKS: Mapping[str, Callable[[str], bool]] = {
     "number_placeholders": lambda text: text.count("[") in (2, 3, 4),
     "number_sentences": lambda text: len(text) > 20,
     "number_words": lambda text: len(text) > 20,
-    "postscript": lambda text: len(text.partition("\n\nP.")[0]) > 20 and "\n\nP." in text,
+    "postscript": lambda text: re.search(r".{20}\n\nP\.(P\.)?S\.? .{5}", text) is not None,
     "quotation": lambda text: text[0] + text[-1] == '""' and '"' not in text[1:-1],
     "title": lambda text: text.startswith("<<Otters In Winter>>\n\n"),
 }
@@ -176,7 +176,11 @@ def test_an_answer_can_be_edited_to_follow_two_instructions(
 ) -> None:
     sentences = edited_answers["split_answer"](f"{ANSWER} Yes! They play every day of the year. Nobody knows why.")
     build = edited_answers["build_example"]
-    assert any(build(pair, "otters in winter", "Hi.", sentences, Random(seed)) for seed in range(10))
+    examples = [*filter(None, (build(pair, "otters in winter", "Hi.", sentences, Random(seed)) for seed in range(10)))]
+    assert examples
+    for example in examples:
+        assert [constraint["name"] for constraint in example["check"]["constraints"][:-1]] == [*pair]
+        assert build_check(example["check"]["constraints"])(example["completion"]).score == 1, example
 
 
 def test_an_answer_that_cannot_follow_an_instruction_gives_no_example(edited_answers: Mapping[str, Any]) -> None:
