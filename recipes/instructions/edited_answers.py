@@ -25,6 +25,8 @@ from align.reward.checkers import build_checker
 EXAMPLES = 900
 ATTEMPTS = 30
 """How often a part of an answer and arguments are drawn for the same kinds of instructions."""
+TRIES = 10
+"""At most this many times `EXAMPLES` answers are tried, because some give no example."""
 SENTENCES = 5
 """Most examples are cut to at most this many sentences."""
 BREAK = re.compile(r"(?<=[^\d\s][.!?])(?=\s)|(?<=[.!?][”\")])(?=\s)|(?<=[.!?]\*\*)(?=\s)|(?<!\n)(?=\n)")
@@ -189,7 +191,7 @@ def draw_part(sentences: Sequence[str], least: int, whole_probability: float, rn
     """Return the first sentences of an answer, or all of them.
 
     Args:
-        least: the smallest number of sentences.
+        least: the smallest number of sentences, before unfinished ones at the end are dropped.
         whole_probability: the probability that all of them are returned.
     """
     if rng.random() < whole_probability:
@@ -208,7 +210,7 @@ def fit_arguments(name: str, body: Sequence[str], relation: str, rng: random.Ran
     match name:
         case "existence":
             longest = sorted({word.lower() for word in words}, key=lambda word: (len(word), word))[-8:]
-            return {"keywords": rng.sample(longest, rng.randint(2, 3))}
+            return {"keywords": rng.sample(longest, min(len(longest), rng.randint(2, 3)))}
         case "forbidden_words":
             present = [word for word in AVOIDED if word in words]
             others = [word for word in AVOIDED if word not in words]
@@ -271,13 +273,18 @@ def main(requests: Path, samples: Path, file: Path, seed: int) -> None:
     rng = random.Random(seed)
     with requests.open(encoding="utf-8") as lines:
         answers = [*iter_answers([json.loads(line) for line in lines], samples)]
-    if not answers:
-        raise SystemExit(f"{samples}: no answer has a finished sentence, so there is nothing to edit")
     examples: list[dict[str, Any]] = []
-    while len(examples) < EXAMPLES:
+    for _ in range(TRIES * EXAMPLES if answers else 0):
         example = build_example(draw_names(rng), *rng.choice(answers), rng)
         if example:
             examples.append(example)
+        if len(examples) == EXAMPLES:
+            break
+    else:
+        raise SystemExit(
+            f"{samples}: only {len(examples)} of {EXAMPLES} examples could be made of its {len(answers)} answers with "
+            f"finished sentences. Sample longer answers, or from another model"
+        )
     file.write_text("".join(json.dumps(example) + "\n" for example in examples), encoding="utf-8")
     print(f"{file}: {len(examples)} examples from {len(answers)} answers")
 

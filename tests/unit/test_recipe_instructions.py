@@ -228,6 +228,23 @@ ROWS = [
 ]
 
 
+@pytest.mark.parametrize("text", ["Yes.", "Ha " * 13 + "ha.", "no end", ""])
+def test_answers_of_which_no_example_can_be_made_are_refused(
+    text: str, edited_answers: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in edited_answers["KINDS"]:
+        edited_answers["build_example"]([name], "owls", "Hi.", [text], Random(0))
+    write_lines(tmp_path / "requests.jsonl", [{"prompt": "Do tell.", "topic": "otters"}])
+    write_lines(tmp_path / "samples.jsonl", [{"prompt": [{"role": "user", "content": "Do tell."}], "answer": text}])
+    files = [tmp_path / name for name in ("requests.jsonl", "samples.jsonl", "edited.jsonl")]
+    namespace = edited_answers["main"].__globals__
+    monkeypatch.setitem(namespace, "EXAMPLES", 20)
+    monkeypatch.setitem(namespace, "draw_names", lambda rng: ["number_bullet_lists"])
+    with pytest.raises(SystemExit, match="only 0 of 20 examples could be made"):
+        edited_answers["main"](*files, 0)
+    assert not files[-1].exists()
+
+
 def write_lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
