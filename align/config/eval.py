@@ -23,7 +23,8 @@ class EvalConfig(Settings):
         None,
         "Who answers, by name, such as {new: ppo:latest, old: @production, base: base, theirs: {file: answers.jsonl}}; "
         "{url: http://127.0.0.1:8000/v1, model: NAME} is a model behind a server. "
-        "The first is compared with each other one. Empty: `artifact` and what it started from.",
+        "The first is compared with each other one; a single one is only scored. "
+        "Empty: `artifact` and what it started from.",
     )
     first: str = setting(
         "",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align.report.figure_text import format_percent, pluralize
+from align.report.figure_text import format_interval, format_percent, pluralize
 from align.report.page import Report
 from align.report.run_view import PageSections, RunView
 
@@ -28,6 +28,8 @@ def summarize_suite(view: RunView) -> str:
         for baseline in baselines
         if baseline in task["against"]
     ]
+    if not baselines:
+        return " ".join([*sentences, *describe_yes_shares(view), *describe_scores(view)])
     if not comparisons:
         return " ".join([*sentences, f"{first} has not been judged against {' or '.join(baselines)} yet."])
     level = 1 - view.settings["level"]
@@ -86,6 +88,16 @@ def list_results_in_order(view: RunView, results: Mapping[str, Any]) -> list[tup
     return sorted(
         tasks.items(), key=lambda item: configured.index(item[0]) if item[0] in configured else len(configured)
     )
+
+
+def describe_scores(view: RunView) -> list[str]:
+    """Return a sentence for each task with the score of the only system, but for tasks with a yes-or-no question."""
+    (system,) = list_system_names(view)
+    return [
+        f"{system} scores {format_interval(task['systems'][system]['score'])} on {name}."
+        for name, task in list_results_in_order(view, view.metrics)
+        if "asks" not in task
+    ]
 
 
 def describe_yes_shares(view: RunView) -> list[str]:

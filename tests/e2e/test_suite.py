@@ -75,6 +75,26 @@ def test_the_figures_follow_from_the_answers(bench: RuleEvaluations):
     assert "No difference between new and old or base was shown." in verdict or "on asked." in verdict
 
 
+def test_one_system_gets_the_scores_that_it_has_beside_others(bench: RuleEvaluations):
+    tasks = bench.tasks(*ROWS).replace("eval.tasks=[", "eval.tasks=[{name: judged, prompts: 10}, ")
+    gate = "eval.gates=[{name: enough, task: asked, is: superior, margin: 0.99}]"
+    run = bench.run("stage.systems={only: ppo:p}", tasks, gate, "run.name=single", status=3)
+    assert "asked: only scores 0." in bench.output
+    page = (run / "report.html").read_text()
+    assert "the report could not be made" not in (run / "log.txt").read_text()
+    assert "only scores" in page[page.index('class="verdict') : page.index("Inputs and settings")]
+    assert "not been judged" not in page
+    assert " against " not in page[page.index('class="verdict') : page.index("Variety of the answers")]
+    two = read_results(bench.run("stage.systems={only: ppo:p, base: base}", tasks, "run.name=pair"))
+    alone = read_results(run)
+    assert alone["tasks"]["asked"]["against"] == {}
+    for task in ("judged", "asked"):
+        assert alone["tasks"][task]["systems"]["only"] == two["tasks"][task]["systems"]["only"]
+    error = bench.expect_error("stage.systems={only: ppo:p}", tasks, "stage.judge=people")
+    assert "stage.systems=only: is one system, and stage.judge=people compares two on task judged" in error
+    assert "are not one to" in bench.expect_error("stage.systems={}", tasks)
+
+
 def test_answers_are_made_once(bench: RuleEvaluations):
     first = read_manifest(bench.run("stage.systems={a: sft:s, b: base}", "run.name=first", "seed=3")).metrics
     assert first["answers_made"] > 10

@@ -72,8 +72,10 @@ def test_other_checks_and_single_answers_have_no_majority() -> None:
 
 def test_the_line_on_the_console() -> None:
     figures = compute_figures([["4", "5", "4", "4"]] * 20)
-    task = {"role": "exact", "by": "checks", "against": {}, "dropped": 0, "systems": {"new": figures}}
-    [line] = list(describe_task_results("new", "sums", task))
+    figures["score"] = {"value": 0.75, "low": 0.7, "high": 0.8, "n": 20}
+    task = {"role": "exact", "by": "checks", "against": {}, "dropped": 0, "items": 80, "systems": {"new": figures}}
+    [score, line] = list(describe_task_results("new", "sums", task))
+    assert score == "sums: new scores 0.750 [0.700, 0.800] on 80 items"
     assert line.startswith("sums: new, pass@2 1.000 [")
     assert ", pass@4 1.000 [" in line
     assert ", majority vote 1.000 [" in line

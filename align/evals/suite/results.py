@@ -494,6 +494,9 @@ def describe_task_results(first: str, name: str, task: Mapping[str, Any]) -> Ite
             f"{system} {format_interval(figures['score'], '.2f')}" for system, figures in task["systems"].items()
         )
         yield f"{name}: share that {task['yes']}, by {task['by']}: {shares}"
+    elif len(task["systems"]) == 1:
+        score = format_interval(task["systems"][first]["score"])
+        yield f"{name}: {first} scores {score} on {pluralize(task['items'], 'item')}"
     by = {"exact": "", "proxy": f" by {task['by']}, a proxy"}.get(task["role"], f" by {task['by']}")
     for opponent, comparison in task["against"].items():
         scores = f"{comparison['first']['value']:.3f} against {comparison['second']['value']:.3f}"
@@ -514,6 +517,7 @@ def describe_task_results(first: str, name: str, task: Mapping[str, Any]) -> Ite
             for opponent, comparison in near["others"].items()
         ]
         remark = f"; on the others {first} {', '.join(parts)}" if parts else ", which leaves no others"
+        remark = remark if len(task["systems"]) > 1 else ""
         yield f"{name}: {pluralize(near['items'], 'item')} nearly the same as training data{remark}"
     if task["dropped"]:
         yield f"{name}: {pluralize(task['dropped'], 'item')} too long for some system, and left out"

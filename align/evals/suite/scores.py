@@ -36,6 +36,7 @@ from align.evals.judges.llm_judge import REFUSES, GradedAnswer, LLMJudge
 from align.evals.suite.answers import Sampling, TaskAnswers
 from align.evals.suite.people import PEOPLE, PairQuestion
 from align.evals.suite.results import EvaluatedAnswer, ScoredTask
+from align.evals.suite.systems import get_reference
 from align.evals.suite.tasks import HARMLESS, EvalItem, EvalTask
 from align.reward.build import build_scorer, load_reward_model
 from align.reward.checkers import build_checkers, check_answers_of_turns, exact, json_schema, pattern
@@ -141,7 +142,7 @@ def load_reward_judge(
 
 def score_by_scorer(scorer: Scorer, title: str, role: str, hides_reasoning: bool, task: TaskAnswers) -> ScoredTask:
     """Score all answers to a task by a reward, and derive pair verdicts from the scores. Learned members of the reward
-    are standardised on the answers of the second model, with which the first is compared."""
+    are standardised on the answers of the second model, with which the first is compared, or of the only one."""
     prompts = [get_judged_prompt(item, hides_reasoning) for item in task.items]
     conversations = {
         name: [
@@ -150,7 +151,7 @@ def score_by_scorer(scorer: Scorer, title: str, role: str, hides_reasoning: bool
         ]
         for name, system_answers in task.answers.items()
     }
-    reference = [*task.answers][1]
+    reference = get_reference(task.answers)
     scorer = standardise_members(scorer, conversations[reference], task.rollouts.get(reference))
     scores = {
         name: scorer.score(system_conversations, task.rollouts.get(name)).tolist()
@@ -266,7 +267,7 @@ class FirstAnswers(NamedTuple):
     systems: Mapping[str, SystemAnswers]
 
     def measure(self) -> dict[str, Measurement]:
-        reference = [*self.systems][1]
+        reference = get_reference(self.systems)
         return {
             name: measure_collapse(
                 self.prompts, answers, None if name == reference else self.systems[reference], reference
@@ -394,7 +395,7 @@ def measure_closed_task(answers: FirstAnswers, scoring: ClosedScore) -> dict[str
     """Measure the variety of each model's answers to a closed task, whose prompts may share one right answer. See
     `judge_closed_task` for when a model has collapsed."""
     measurements = answers.measure()
-    reference = [*answers.systems][1]
+    reference = get_reference(answers.systems)
     for name, system in answers.systems.items():
         if scoring.score is None:
             verdict = Collapse(NOT_MEASURED, (f"equal answers may be right, and {scoring.why_none}",))

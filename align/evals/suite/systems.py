@@ -5,7 +5,7 @@ A system is an artifact of a run, a base without an adapter, a model behind a se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,13 @@ class System:
 
 
 def parse_systems(value: Any) -> Mapping[str, str | Mapping[str, Any]]:
-    """Check the setting `stage.systems`, a mapping from names to at least two evaluated models, and return it.
+    """Check the setting `stage.systems`, a mapping from names to evaluated models, and return it.
 
     Returns:
         name → reference, `{file: PATH}` or `{url: URL, model: NAME}`, in the order in which they were written.
 
     Raises:
-        InputError: the value is not such a mapping, or names fewer than two systems.
+        InputError: the value is not such a mapping, or names no system.
     """
     require(isinstance(value, Mapping), FIELD, value, "is no mapping from names to systems", HELP)
     systems: dict[str, str | Mapping[str, Any]] = {}
@@ -89,8 +89,13 @@ def parse_systems(value: Any) -> Mapping[str, str | Mapping[str, Any]]:
         require(is_valid, f"{FIELD}.{name}", system, "names no system", HELP)
         systems[name] = system
     names = ", ".join(systems) or "(empty)"
-    require(2 <= len(systems) <= MAX_SYSTEMS, FIELD, names, f"are not two to {MAX_SYSTEMS} systems", HELP)
+    require(1 <= len(systems) <= MAX_SYSTEMS, FIELD, names, f"are not one to {MAX_SYSTEMS} systems", HELP)
     return systems
+
+
+def get_reference(systems: Iterable[str]) -> str:
+    """Return the name of the system that the first one is compared with: the second, or the only one."""
+    return [*systems][:2][-1]
 
 
 def resolve_systems(

@@ -50,7 +50,8 @@ from align.evals.suite.results import (
     iter_answer_rows,
     iter_verdict_rows,
 )
-from align.evals.suite.systems import System, describe_self_judging, match_answers, resolve_systems
+from align.evals.suite.systems import FIELD as SYSTEMS_FIELD
+from align.evals.suite.systems import System, describe_self_judging, get_reference, match_answers, resolve_systems
 from align.evals.suite.tasks import (
     DEFAULT_TASK,
     EvalItem,
@@ -272,6 +273,12 @@ def choose_reports(config: Config, suite: Suite, tasks: Tasks) -> Mapping[str, J
     problem = "has nothing to judge: every task has checks or is a probe"
     remedy = "Drop it, or add a task without checks."
     require(bool(judged_tasks) or suite.judge != PEOPLE, "stage.judge", PEOPLE, problem, remedy)
+    compared_tasks = [task.name for task, _ in tasks if task.name in judged_tasks and not task.asks]
+    problem = f"is one system, and stage.judge={config.stage.judge} compares two on task {', '.join(compared_tasks)}"
+    remedy = "Add another system, or judge by a reward: drop stage.judge."
+    has_pairs = len(suite.systems) > 1
+    is_scored = isinstance(suite.judge, LLMJudge) or suite.judge == PEOPLE
+    require(has_pairs or not (compared_tasks and is_scored), SYSTEMS_FIELD, suite.systems[0].name, problem, remedy)
     is_proxy = False
     if judged_tasks and isinstance(suite.judge, LLMJudge):
         read_api_key(suite.judge.endpoint)
@@ -366,7 +373,7 @@ def compare_systems(run: Run, config: Config, loaded_suite: LoadedSuite) -> Stag
     ]
     for task, by_system in collapse.items():
         greedy = measurements[task][first]["variety"].get("greedy", {})
-        reference = suite.systems[1].name
+        reference = get_reference(system.name for system in suite.systems)
         for line in describe_new_phrase(by_system[first].collapse, greedy.get("new_phrase"), reference):
             lines.append(f"{task}, {first}: {line}")
     return StageResult(metrics, (*lines, *notes))
