@@ -266,6 +266,7 @@ def test_recipe_table_shows_every_expected_row_and_its_misses(recipe: str) -> No
         ("docs/recipes.md", "recipes/hh/compare_with_trl.py", "recipes/hh/expected.json"),
         ("docs/recipes.md", "recipes/reasoning/compare.py", "recipes/reasoning/expected.json"),
         ("docs/recipes.md", "recipes/demo/seeds.py", "recipes/demo/tuning.json"),
+        ("docs/recipes.md", "recipes/instructions/figures.py", "recipes/instructions/expected.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/run.py", "benchmarks/ppo/results.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/run.py", "benchmarks/ppo/results-amx.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/gold.py", "benchmarks/ppo/gold.json"),
