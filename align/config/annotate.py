@@ -22,6 +22,7 @@ ACTIONS = {
     "verify": "the chain of the ledger, and every content that was not erased",
     "backup": "the whole store in one file",
     "restore": "a backup into an empty store",
+    "assess": "the annotators: their traits by a model, and alarms about those who may not judge the answers",
     "quarantine": "an annotator, whose votes stay and do not count",
     "release": "an annotator from quarantine, whose votes count again",
     "erase": "an item, an annotator's identity and words, or a whole project",

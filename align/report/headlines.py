@@ -332,6 +332,7 @@ ANNOTATION_SUMMARIES = {
     "verify": "Every row of {project}'s ledger is unchanged.",
     "backup": "The store was copied into one file.",
     "restore": "The store was restored from a backup.",
+    "assess": "The annotators of {project} were assessed by their rankings.",
     "quarantine": "An annotator of {project} is in quarantine: their votes stay and do not count.",
     "release": "An annotator of {project} is released from quarantine: their votes count again.",
     "erase": "The requested data of {project} was erased; a row of the ledger records it.",

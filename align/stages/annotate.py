@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from getpass import getuser
 from pathlib import Path
@@ -16,6 +16,9 @@ from align.annotate.assignment import AssignmentQueue
 from align.annotate.exchange.archive import restore_store, write_store_backup
 from align.annotate.exchange.exporting import export_votes
 from align.annotate.exchange.importing import import_items
+from align.annotate.figures.alarms import ALARMS, AnnotatorAssessment, assess_annotators
+from align.annotate.figures.estimates import as_json
+from align.annotate.figures.project import read_view
 from align.annotate.simulate import simulate_annotator
 from align.annotate.store import ChainHead, ProjectSettings, Store, configure_project, publish_guidelines
 from align.annotate.store.ledger import require_known_project
@@ -32,6 +35,7 @@ from align.core.errors import InputError, require
 from align.core.files import has_file, parse_user_path, read_text
 from align.core.types import StageResult
 from align.evals.judges.identity import build_voter_name, identify_scorer
+from align.report.figure_text import align_columns, pluralize
 from align.reward.inputs import load_reward_artifacts, resolve_reward_inputs
 from align.run import Input, Run, json_digest, resolve, write_json
 from align.run.atomic import publish_folder
@@ -346,6 +350,45 @@ def run_erase(run: Run, config: Config) -> StageResult:
     return StageResult({"tombstone": tombstone, "runs": readers, "unreadable": unreadable}, tuple(lines))
 
 
+def run_assess(run: Run, config: Config) -> StageResult:
+    """Print the traits of a project's annotators, and alarms about those who may not judge the answers."""
+    with open_store(config, create=False) as store:
+        view = read_view(store, config.project)
+    assessments = assess_annotators(view)
+    # The names are printed only: nothing that the run writes may contain them.
+    print(*format_assessments(assessments, view.identities), sep="\n")
+    alarms = {
+        assessment.pseudonym: [alarm.kind for alarm in assessment.alarms]
+        for assessment in assessments
+        if assessment.alarms
+    }
+    for pseudonym in alarms:
+        print(
+            f"To leave out {view.identities.get(pseudonym, pseudonym)}: python -m align stage=annotate "
+            f"project={config.project} stage.action=quarantine stage.annotator={pseudonym}"
+        )
+    write_json(run.artifact / "annotators.json", as_json(assessments))
+    line = f"{pluralize(len(assessments), 'annotator')}, {len(alarms)} with alarms"
+    return StageResult({"annotators": len(assessments), "alarms": alarms}, (line,))
+
+
+def format_assessments(assessments: Sequence[AnnotatorAssessment], identities: Mapping[str, str]) -> Iterator[str]:
+    """Yield the lines of a table of annotators, and the evidence of their alarms.
+
+    Args:
+        identities: name by pseudonym.
+    """
+    rows = [["annotator", "rankings", "accuracy", "first", "ties", "alarms"]]
+    for assessment in assessments:
+        shares = (assessment.accuracy, assessment.first_share, assessment.tie_share)
+        alarms = [f"{ALARMS[alarm.kind]} ({alarm.evidence})" for alarm in assessment.alarms]
+        name = identities.get(assessment.pseudonym, assessment.pseudonym)
+        rows.append(
+            [name, str(assessment.rankings), *(f"{share:.2f}" for share in shares), "; ".join(alarms) or "none"]
+        )
+    return align_columns(rows)
+
+
 def run_quarantine(run: Run, config: Config) -> StageResult:
     """Put an annotator into quarantine."""
     with open_store(config, create=False) as store:
@@ -370,6 +413,7 @@ ACTIONS: dict[str, Callable[[Run, Config], StageResult]] = {
     "verify": run_verify,
     "backup": run_backup,
     "restore": run_restore,
+    "assess": run_assess,
     "quarantine": run_quarantine,
     "release": run_release,
     "erase": run_erase,

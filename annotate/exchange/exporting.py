@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from align.annotate.posteriors import Posteriors, compute_pair_posteriors
 from align.annotate.store import AnnotationItem, Store, Vote
 from align.annotate.store.ledger import read_quarantined
 from align.annotate.store.preference_pairs import build_pairs, load_training_rankings
@@ -49,8 +50,9 @@ def export_votes(
     pairs = [(pair, vote) for vote in votes for pair in build_pairs(vote, items[vote.item])]
     # Trainers accept a column of margins only if every row has one.
     has_margins = all(pair.margin is not None for pair, _ in pairs)
+    posteriors = compute_pair_posteriors(votes)
     pairs_with_provenance = [
-        (pair, provenance_fields(pair, vote, items[vote.item], has_margins)) for pair, vote in pairs
+        (pair, provenance_fields(pair, vote, items[vote.item], has_margins, posteriors)) for pair, vote in pairs
     ]
     trained_seqs = {vote.seq for vote in votes}
     rows_by_file = {
@@ -88,10 +90,13 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def provenance_fields(pair: Preference, vote: Vote, item: AnnotationItem, has_margins: bool) -> dict[str, Any]:
-    """Return the fields of a preference pair's row besides its texts: ids, weight, strength, models and vote.
+def provenance_fields(
+    pair: Preference, vote: Vote, item: AnnotationItem, has_margins: bool, posteriors: Posteriors
+) -> dict[str, Any]:
+    """Return the fields of a preference pair's row besides its texts, such as ids, weight, posterior and vote.
 
-    The K(K-1)/2 pairs of one ranking weigh 1 together.
+    The K(K-1)/2 pairs of one ranking weigh 1 together. The posterior is the probability that the chosen answer is
+    better, given all rankings of the item.
     """
     better, worse = pair.id.partition(":")[2].split(">")
     k = len(item.candidates)
@@ -102,6 +107,7 @@ def provenance_fields(pair: Preference, vote: Vote, item: AnnotationItem, has_ma
         "group_id": pair.group_id,
         "weight": 2 / (k * (k - 1)),
         "strength": vote.strength,
+        "posterior": round(posteriors[item.id][better, worse], 4),
         "chosen_from": origin_fields(item, better),
         "rejected_from": origin_fields(item, worse),
         **vote_fields(vote),

@@ -7,6 +7,7 @@
 estimates   figures with their intervals, and undefined figures
 agreement   Krippendorff's alpha, Cohen's kappa, raw agreement, contradictions
 people      a summary of each annotator, and position and length bias
+alarms      traits of annotators by a model, and alarms about those who may not judge
 project     one consistent read of the store, and all figures of a project
 plots       plots of the result of `compute_figures`
 """

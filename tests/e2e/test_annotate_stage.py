@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import shutil
 import sqlite3
 from dataclasses import replace
@@ -14,9 +16,10 @@ from stage_commands import EVERY_RUN, Workshop, list_file_names
 from starlette.testclient import TestClient
 
 from align.annotate.accounts import Accounts
-from align.annotate.store import Store
+from align.annotate.store import Candidate, Judgement, Store
 from align.config.addresses import build_server_urls
 from align.config.annotate import AnnotateConfig
+from align.core.types import Conversation, Message
 from align.data.training_overlap import read_trained_rows
 from align.run import Input, read_manifest
 from align.run.manifest import write_manifest
@@ -192,6 +195,34 @@ def test_a_cut_tail_shows_against_the_run_that_read_it_and_an_erasure_is_none(
         del manifest["git"]  # its diff quotes this test while the test is being edited
         assert "simulated/vader" not in json.dumps([texts, manifest])
     run_action(shop, "verify", "stage.head=reward:latest")  # an erasure is not reported as tampering
+
+
+def test_assess_prints_names_and_alarms_and_writes_pseudonyms(shop: Workshop) -> None:
+    shop.root.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(0)
+    with Store.open(f"sqlite:///{shop.root / 'annotations.db'}") as store, store.transaction():
+        for i in range(60):
+            answers = [Candidate(f"answer {k} of {i}") for k in range(3)]
+            item = store.add_item("p", str(i), Conversation((Message("user", f"q {i}"),)), answers)
+            ids = [f"{item}-{k}" for k in range(3)]
+            for name in ("ann", "bea", "leo"):
+                order = draw.sample(ids, 3)
+                tiers = tuple((id,) for id in (order if name == "leo" else ids))
+                store.record("p", item, Judgement(tiers, display_order=tuple(order)), annotator=name, key=f"{name}{i}")
+        leo = store.pseudonym("p", "leo")
+    folder = run_action(shop, "assess")
+    assert re.search(r"^leo +60 .*prefers what comes first on the screen", shop.output, re.MULTILINE)
+    assert re.search(r"^ann +60 .*none$", shop.output, re.MULTILINE)
+    assert f"stage.action=quarantine stage.annotator={leo}" in shop.output
+    assert read_manifest(folder).metrics == {"annotators": 3, "alarms": {leo: ["side"]}}
+    rows = json.loads((folder / "artifact" / "annotators.json").read_text())
+    assert {row["pseudonym"] for row in rows if row["alarms"]} == {leo}
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name != "manifest.json":  # whose diff quotes this test
+            assert "leo" not in path.read_text(errors="replace")
+    run_action(shop, "quarantine", f"stage.annotator={leo}")
+    run_action(shop, "assess")
+    assert "2 annotators, 0 with alarms" in shop.output
 
 
 def test_an_erasure_lists_what_was_made_from_it_and_nothing_else(shop: Workshop, tmp_path: Path) -> None:

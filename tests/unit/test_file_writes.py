@@ -163,6 +163,7 @@ EXCEPTIONS = {
     "align.serve.usage:close": UNIQUE,
     "align.serve.usage:has_server_ended": UNIQUE,
     "align.stages.annotate:run_export": RUN,
+    "align.stages.annotate:run_assess": RUN,
     "align.stages.annotate:record_head": RUN,
     "align.stages.data:republish_without_rows": RUN,
     "align.stages.data:discard_spool_if_refused": RUN,

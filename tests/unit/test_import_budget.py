@@ -29,7 +29,7 @@ BUDGETS = {
     "data": 200,
     "sft": 170,
     "sample": 175,
-    "annotate": 195,
+    "annotate": 200,
     "reward": 185,
     "ppo": 190,
     "dpo": 190,
