@@ -103,7 +103,8 @@ def format_table(figures: Sequence[Figures]) -> str:
     lines.append(format_row("", "base", figures[0]["systems"]["base"]))
     for row in figures:
         lines += [format_row(row["seed"], name, row["systems"][name]) for name in SYSTEMS[1:]]
-    return "\n".join([*lines, "", *format_comparisons(figures, "loose")]) + "\n"
+    comparisons = [line for reading in READINGS for line in format_comparisons(figures, reading)]
+    return "\n".join([*lines, "", *comparisons]) + "\n"
 
 
 def main() -> None:

@@ -267,6 +267,7 @@ def test_recipe_table_shows_every_expected_row_and_its_misses(recipe: str) -> No
         ("docs/recipes.md", "recipes/reasoning/compare.py", "recipes/reasoning/expected.json"),
         ("docs/recipes.md", "recipes/demo/seeds.py", "recipes/demo/tuning.json"),
         ("docs/recipes.md", "recipes/instructions/figures.py", "recipes/instructions/expected.json"),
+        ("docs/recipes.md", "recipes/instructions/ifbench_scores.py", "recipes/instructions/ifbench.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/run.py", "benchmarks/ppo/results.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/run.py", "benchmarks/ppo/results-amx.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/gold.py", "benchmarks/ppo/gold.json"),
@@ -329,7 +330,7 @@ def test_the_pairs_and_the_readers_votes_of_the_demo_are_those_of_its_files(monk
     counts = {}
     votes_cast = Counter[bool]()
     preferred_after = Counter[bool]()
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         folder = ROOT / "recipes" / "demo" / "votes" / f"seed-{seed}"
         pairs = json.loads((folder / "key.json").read_text(encoding="utf-8"))
         preferred, table = readers.count_votes(pairs, sorted(folder.glob("reader*.txt")))
@@ -346,7 +347,7 @@ def test_the_pairs_and_the_readers_votes_of_the_demo_are_those_of_its_files(monk
         f"in {preferred_after[True]} of {votes_cast[True]} pairs in which the untouched answer was cut off, and in "
     )
     assert shares + f"{preferred_after[False]} of the {votes_cast[False]} others" in " ".join(page.split())
-    assert f"in {counts[0]} and {counts[1]} of 30 random pairs" in " ".join(summary.split())
+    assert f"in {counts[0]}, {counts[1]} and {counts[2]} of 30 random pairs" in " ".join(summary.split())
 
 
 def load_module(path: Path) -> Any:
