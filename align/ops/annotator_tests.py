@@ -7,7 +7,7 @@ the answers that the other annotators' rankings show (`align.ops.annotators`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,8 @@ REPLICATES = 200
 MIN_RANKINGS = 20
 """Number of rankings below which no annotator is suspect."""
 MIN_ANNOTATORS = 4
-"""Number of annotators with rankings below which none is suspected of copying or of disagreeing: two annotators who
-agree well look like one who copies the other, and two who disagree do not show which of them is wrong."""
+"""Number of comparable annotators below which none is suspected of copying or of disagreeing. Two annotators who agree
+well look like one who copies the other, and two who disagree do not show which of them is wrong."""
 MAX_SHIFT = 3.0
 AGREEMENT_LIMIT = -1.5
 SIDE_LIMIT = 3.0
@@ -41,8 +41,8 @@ class AttentionTests(NamedTuple):
     """The results of all tests of A annotators, with the fitted model of all of their rankings.
 
     Attributes:
-        agreement_A: see `AttentionScores`. Those who prefer a side or copy are left out of the model before, because
-            they distort it, and have nan.
+        fit: includes annotators who prefer a side or copy.
+        agreement_A: see `AttentionScores`; from a fit without annotators who prefer a side or copy. They have nan.
         side_A: see `AttentionScores`.
         copy_p_A: see `compute_copy_p_values`.
         rankings_A: number of rankings.
@@ -56,24 +56,21 @@ class AttentionTests(NamedTuple):
 
     @property
     def prefers_side_A(self) -> NDArray[np.bool_]:
-        return self.is_tested_A & (self.side_A > SIDE_LIMIT)
+        return self.is_tested_A & (np.abs(self.side_A) > SIDE_LIMIT)
 
     @property
     def copies_A(self) -> NDArray[np.bool_]:
-        return self.is_compared_A & (self.copy_p_A < COPY_LEVEL)
+        can_be_copied = int((self.is_tested_A & ~self.prefers_side_A).sum()) >= MIN_ANNOTATORS
+        return self.is_tested_A & (self.copy_p_A < COPY_LEVEL) & can_be_copied
 
     @property
     def disagrees_A(self) -> NDArray[np.bool_]:
-        return self.is_compared_A & (self.agreement_A < AGREEMENT_LIMIT)
+        can_be_compared = int((self.is_tested_A & np.isfinite(self.agreement_A)).sum()) >= MIN_ANNOTATORS
+        return self.is_tested_A & (self.agreement_A < AGREEMENT_LIMIT) & can_be_compared
 
     @property
     def is_tested_A(self) -> NDArray[np.bool_]:
         return self.rankings_A >= MIN_RANKINGS
-
-    @property
-    def is_compared_A(self) -> NDArray[np.bool_]:
-        """True for tested annotators if there are enough of them to compare."""
-        return self.is_tested_A & (self.is_tested_A.sum() >= MIN_ANNOTATORS)
 
 
 def apply_attention_tests(blocks: Sequence[RankedItems], annotators: int, seed: int = 0) -> AttentionTests:
@@ -115,8 +112,9 @@ class AttentionScores(NamedTuple):
 
     Attributes:
         agreement_A: how well they follow the strengths that the others' rankings show, less the annotators' median,
-            because careless ones among them lower what the model expects.
-        side_A: how often they prefer answers that came earlier on the screen.
+            because careless ones among them lower what the model expects. It is nan for annotators who share fewer than
+            `MIN_RANKINGS` items with others.
+        side_A: how often they prefer answers that came earlier on the screen; negative if they prefer later ones.
     """
 
     agreement_A: Floats
@@ -150,8 +148,22 @@ def score_attention(blocks: Sequence[RankedItems], fit: AnnotatorFit, seed: int 
             simulated_2A += sum_statistics(block, tiers_NK, fit.ability * means_NK, log_nu_N, annotators)
     spread_2A = np.maximum(simulated_R2A.std(axis=0, ddof=1), 1e-9)
     agreement_A, side_A = (observed_2A - simulated_R2A.mean(axis=0)) / spread_2A
-    has_rankings_A = np.isin(np.arange(annotators), np.concatenate([block.annotator_N for block in blocks]))
-    return AttentionScores(agreement_A - np.median(agreement_A[has_rankings_A]), side_A)
+    shared_A = sum_by_annotator([find_shared_rankings(block) for block in blocks], blocks, annotators)
+    agreement_A[shared_A < MIN_RANKINGS] = np.nan
+    if np.isfinite(agreement_A).any():
+        agreement_A -= np.nanmedian(agreement_A)
+    return AttentionScores(agreement_A, side_A)
+
+
+def find_shared_rankings(ranked: RankedItems) -> NDArray[np.bool_]:
+    """Return for each ranking whether others have ranked the item as well, [N]."""
+    return np.bincount(ranked.item_N)[ranked.item_N] > 1
+
+
+def sum_by_annotator(values: Sequence[NDArray[Any]], blocks: Sequence[RankedItems], annotators: int) -> Floats:
+    """Return the sum over each annotator's rankings, [A]."""
+    annotator_N = np.concatenate([block.annotator_N for block in blocks])
+    return np.bincount(annotator_N, np.concatenate(values), annotators).astype(np.float64)
 
 
 def sum_statistics(
@@ -160,10 +172,9 @@ def sum_statistics(
     """Return both statistics of `AttentionScores`, summed over each annotator's rankings, [2, A]."""
     utilities_N2K = np.stack([utilities_NK, np.zeros_like(utilities_NK)], axis=1)
     likelihoods_N2 = compute_log_likelihoods(build_choices(tiers_NK), utilities_N2K, log_nu_N)
-    agreement_N = likelihoods_N2[:, 0] - likelihoods_N2[:, 1]
+    agreement_N = (likelihoods_N2[:, 0] - likelihoods_N2[:, 1]) * find_shared_rankings(ranked)
     side_N = -(ranked.places_NK * tiers_NK).sum(axis=1)
-    sums = [np.bincount(ranked.annotator_N, values_N, annotators) for values_N in (agreement_N, side_N)]
-    return np.stack(sums).astype(np.float64)
+    return np.stack([sum_by_annotator([values_N], [ranked], annotators) for values_N in (agreement_N, side_N)])
 
 
 def compute_copy_p_values(blocks: Sequence[RankedItems], fit: AnnotatorFit) -> Floats:
@@ -205,12 +216,15 @@ def to_probability(logits: Floats) -> Floats:
 
 
 def solve_shift(logit_N: Floats, total: int) -> float:
-    """Return the shift of log-odds, at most `MAX_SHIFT` either way, with which the probabilities sum to `total`."""
+    """Return the likeliest shift of log-odds with `total` successes, at most `MAX_SHIFT` either way.
+
+    Its prior is standard normal, so that few trials, or none, shift little.
+    """
     low = -MAX_SHIFT
     high = MAX_SHIFT
     for _ in range(40):
         middle = (low + high) / 2
-        if to_probability(logit_N + middle).sum() < total:
+        if to_probability(logit_N + middle).sum() + middle < total:
             low = middle
         else:
             high = middle

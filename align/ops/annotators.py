@@ -40,8 +40,8 @@ from align.ops.rankings import (
 
 ABILITY = 0.8
 ABILITY_LOG_SD = 0.5
-"""Prior of μ: ln μ ~ N(ln ABILITY, ABILITY_LOG_SD²). Annotators agree on 63 % of pairs in HH and 73 % in InstructGPT,
-which is μ ≈ 0.5 and 1."""
+"""Prior of μ: ln μ ~ N(ln ABILITY, ABILITY_LOG_SD²). An annotator with an ability of 0.5 orders some 63 % of
+random pairs as their strengths do, and one with 1 some 73 %."""
 ABILITY_SPREAD = 0.35
 POSITION_SD = 0.5
 LOG_NU = -1.0
@@ -145,7 +145,7 @@ def fit_annotators(blocks: Sequence[RankedItems], annotators: int) -> AnnotatorF
         ]
         ability_before_A = traits.ability_A
         traits = improve_traits(blocks, choices, strengths, traits, ability, log_nu)
-        # The size of the abilities is set apart: expectation-maximisation approaches it slowly.
+        # The size of the abilities is updated separately: expectation-maximisation approaches it slowly.
         scaled_ability = ability * np.exp(compute_scale_step(strengths, ability))
         traits = traits._replace(ability_A=traits.ability_A * scaled_ability / traits.ability_A.mean())
         ability = float(scaled_ability)

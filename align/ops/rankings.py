@@ -1,4 +1,4 @@
-"""The Davidson-Luce model of rankings with ties, and the posterior of answers' strengths by Laplace's approximation.
+"""The Davidson-Luce model of rankings with ties: log-likelihoods, their derivatives, and random rankings.
 
 A ranking is a sequence of choices. Of the answers R that are left, the next tier T is chosen with a probability
 proportional to

@@ -40,7 +40,7 @@ from align.reward.inputs import load_reward_artifacts, resolve_reward_inputs
 from align.run import Input, Run, json_digest, resolve, write_json
 from align.run.atomic import publish_folder
 from align.run.lineage import find_readers
-from align.stages.runner import StageInputs, open_store
+from align.stages.runner import StageInputs, format_annotate_command, open_store
 
 if TYPE_CHECKING:
     from align.reward.scorer import Scorer
@@ -363,10 +363,9 @@ def run_assess(run: Run, config: Config) -> StageResult:
         if assessment.alarms
     }
     for pseudonym in alarms:
-        print(
-            f"To leave out {view.identities.get(pseudonym, pseudonym)}: python -m align stage=annotate "
-            f"project={config.project} stage.action=quarantine stage.annotator={pseudonym}"
-        )
+        settings = ("stage.action=quarantine", f"stage.annotator={pseudonym}")
+        command = format_annotate_command(config, config.project, *settings)
+        print(f"To leave out {view.identities.get(pseudonym, pseudonym)}: {command}")
     write_json(run.artifact / "annotators.json", as_json(assessments))
     line = f"{pluralize(len(assessments), 'annotator')}, {len(alarms)} with alarms"
     return StageResult({"annotators": len(assessments), "alarms": alarms}, (line,))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from align import ranks
 from align.annotate.store import Store
 from align.annotate.store.ledger import require_known_project
 from align.annotate.store.vote_selection import VoteSelection, find_pseudonyms, read_pseudonyms
-from align.config.command import format_command_line
+from align.config.command import format_command_line, format_hydra_value
 from align.config.groups import ALL_LINEAR
 from align.config.rates import find_default_rate, find_size_class
 from align.config.root import PARTS, Config, find_store_url, format_config, to_plain_dict
@@ -30,7 +31,7 @@ from align.config.settings import replace_values
 from align.config.stages import STAGES
 from align.config.training import require_held_out_rows
 from align.core.errors import AlignError, InputError, make_printable, require
-from align.core.redaction import RedactingFormatter
+from align.core.redaction import RedactingFormatter, mask_secrets
 from align.core.types import StageResult
 from align.data.pairs import VoteSource, build_pair_inputs
 from align.data.read.drops import collect_drop_counts
@@ -301,6 +302,23 @@ def open_store(config: Config, create: bool = True) -> Store:
     if create and config.store.url is None:
         config.run.folder.mkdir(parents=True, exist_ok=True)
     return Store.open(find_store_url(config), create_if_missing=create)
+
+
+def format_annotate_command(config: Config, project: str, *settings: str) -> str:
+    """Return the command line of `stage=annotate` for a project of the store that a run uses.
+
+    A store URL with a password is left out: it is set in the environment instead.
+
+    Args:
+        settings: further words, such as `stage.action=export`.
+    """
+    words = ["python", "-m", "align", "stage=annotate", f"project={format_hydra_value(project)}", *settings]
+    if config.run.root != Config().run.root:
+        words.append(f"run.root={format_hydra_value(config.run.root)}")
+    url = config.store.url
+    if url and mask_secrets(url) == url:
+        words.append(f"store.url={format_hydra_value(url)}")
+    return shlex.join(words)
 
 
 def resolve_data_set(config: Config) -> Config:

@@ -42,7 +42,7 @@ class Alarm:
 
 ALARMS = {
     "fast": "ranks faster than the answers can be read",
-    "side": "prefers what comes first on the screen",
+    "side": "prefers one side of the screen",
     "copies": "repeats the first ranking of the item",
     "gold": "misses known answers more often than the others",
     "disagrees": "disagrees with the others, as at random",
@@ -56,10 +56,10 @@ class AnnotatorAssessment:
     Attributes:
         pseudonym: in the ledger.
         rankings: number of rankings for training that stand.
-        accuracy: estimated probability that the annotator orders two random answers as their strengths do, from ½; ties
-            and the places on the screen apart.
+        accuracy: estimated probability that the annotator orders two random answers as their strengths do, from ½,
+            without ties and the bias by position.
         first_share: estimated probability that the annotator prefers the first answer on the screen to an equal one
-            that comes last, ties apart; ½ is unbiased.
+            that comes last, without ties; ½ is unbiased.
         tie_share: estimated probability of a tie between two equal answers.
         alarms: those that are raised.
     """
@@ -107,7 +107,7 @@ def assess_annotators(view: ProjectView) -> list[AnnotatorAssessment]:
 
 
 def compute_accuracies(traits: Traits) -> np.ndarray:
-    """Return each annotator's probability of the better one of two random answers, ties and places apart, [A]."""
+    """Return the accuracy of each annotator, see `AnnotatorAssessment`, [A]."""
     differences_D = np.abs(draw_normals(1024, 2) @ np.array([1.0, -1.0]))
     return (1 / (1 + np.exp(-traits.ability_A[:, None] * differences_D))).mean(axis=1)
 
@@ -115,7 +115,9 @@ def compute_accuracies(traits: Traits) -> np.ndarray:
 def list_model_alarms(tests: AttentionTests, number: int) -> list[Alarm]:
     alarms = []
     if tests.prefers_side_A[number]:
-        alarms.append(Alarm("side", f"{tests.side_A[number]:.1f} standard deviations above an attentive annotator"))
+        side = "first" if tests.side_A[number] > 0 else "last"
+        evidence = f"what comes {side}, {abs(tests.side_A[number]):.1f} standard deviations from an attentive annotator"
+        alarms.append(Alarm("side", evidence))
     if tests.copies_A[number]:
         alarms.append(Alarm("copies", f"p = {tests.copy_p_A[number]:.2g} by chance"))
     if tests.disagrees_A[number]:
@@ -156,13 +158,14 @@ def find_gold_misses(view: ProjectView) -> dict[str, str]:
     right = sum(accuracy.correct_votes for accuracy in accuracies.values())
     evidence = {}
     for annotator, accuracy in accuracies.items():
-        others = total - accuracy.votes
+        others_total = total - accuracy.votes
         others_right = right - accuracy.correct_votes
-        if accuracy.votes and others:
-            p_value = compute_gold_p_value(accuracy.correct_votes, accuracy.votes, others_right, others)
+        if accuracy.votes and others_total:
+            p_value = compute_gold_p_value(accuracy.correct_votes, accuracy.votes, others_right, others_total)
             if p_value < GOLD_LEVEL:
+                others_share = others_right / others_total
                 evidence[annotator] = (
-                    f"{accuracy.correct_votes} of {accuracy.votes} right, {others_right / others:.0%} of the others'; "
+                    f"{accuracy.correct_votes} of {accuracy.votes} right, {others_share:.0%} of the others'; "
                     f"p = {p_value:.2g}"
                 )
     return evidence

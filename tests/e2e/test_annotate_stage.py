@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shlex
 import shutil
 import sqlite3
 from dataclasses import replace
@@ -211,9 +212,16 @@ def test_assess_prints_names_and_alarms_and_writes_pseudonyms(shop: Workshop) ->
                 store.record("p", item, Judgement(tiers, display_order=tuple(order)), annotator=name, key=f"{name}{i}")
         leo = store.pseudonym("p", "leo")
     folder = run_action(shop, "assess")
-    assert re.search(r"^leo +60 .*prefers what comes first on the screen", shop.output, re.MULTILINE)
+    assert re.search(r"^leo +60 .*prefers one side of the screen .what comes first, ", shop.output, re.MULTILINE)
     assert re.search(r"^ann +60 .*none$", shop.output, re.MULTILINE)
-    assert f"stage.action=quarantine stage.annotator={leo}" in shop.output
+    (command,) = re.findall(r"^To leave out leo: python -m align (.*)$", shop.output, re.MULTILINE)
+    assert shlex.split(command)[:4] == [
+        "stage=annotate",
+        "project=p",
+        "stage.action=quarantine",
+        f"stage.annotator={leo}",
+    ]
+    assert shlex.split(command)[4:] == [f"run.root={shop.root}"]
     assert read_manifest(folder).metrics == {"annotators": 3, "alarms": {leo: ["side"]}}
     rows = json.loads((folder / "artifact" / "annotators.json").read_text())
     assert {row["pseudonym"] for row in rows if row["alarms"]} == {leo}

@@ -27,7 +27,7 @@ def rank_attentively(ids: Sequence[str], draw: random.Random) -> tuple[tuple[str
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """A store whose items are each ranked by three annotators, one of whom is one of the four below in turn.
+    """A store in which two attentive annotators rank each item, and one of the four below in turn.
 
     `left` ranks by the place on the screen, `copy` as the first annotator of the item, `coin` at random, and `fast`
     attentively in half a second.
@@ -41,17 +41,17 @@ def store(tmp_path: Path) -> Iterator[Store]:
             ids = [f"{item}-{k}" for k in range(3)]
             first_ranking = None
             for name in (*crews[i % len(crews)], ("left", "copy", "coin", "fast")[i % 4]):
-                shown = draw.sample(ids, 3)
+                display_order = draw.sample(ids, 3)
                 tiers = rank_attentively(ids, draw)
                 if name == "left":
-                    tiers = tuple((id,) for id in shown)
+                    tiers = tuple((id,) for id in display_order)
                 elif name == "copy":
                     tiers = first_ranking
                 elif name == "coin":
                     tiers = tuple((id,) for id in draw.sample(ids, 3))
                 first_ranking = first_ranking or tiers
                 judgement = Judgement(
-                    tiers, display_order=tuple(shown), seconds=0.5 if name == "fast" else draw.uniform(15, 60)
+                    tiers, display_order=tuple(display_order), seconds=0.5 if name == "fast" else draw.uniform(15, 60)
                 )
                 store.record("p", item, judgement, annotator=name, key=f"{name}/{i}")
         yield store
@@ -93,7 +93,8 @@ def test_missed_gold_items_raise_an_alarm(store: Store) -> None:
     for i in range(12):
         answers = [Candidate(f"gold {k} {i}") for k in range(2)]
         item = store.add_item("p", f"gold/{i}", build_prompt(f"gold {i}"), answers, expected=((0,), (1,)))
-        right, wrong = ((f"{item}-0",), (f"{item}-1",)), ((f"{item}-1",), (f"{item}-0",))
+        right = ((f"{item}-0",), (f"{item}-1",))
+        wrong = right[::-1]
         for name in ATTENTIVE:
             is_wrong = (name == "eve" and i < 6) or (name == "dan" and i == 0)
             judgement = Judgement(wrong if is_wrong else right, purpose="gold")

@@ -9,7 +9,7 @@ import choix
 import numpy as np
 import pytest
 
-from align.ops.annotator_tests import MIN_RANKINGS, apply_attention_tests
+from align.ops.annotator_tests import MIN_RANKINGS, apply_attention_tests, solve_shift
 from align.ops.annotators import RankedItems, Strengths, Traits, fit_annotators, improve_strengths
 from align.ops.rankings import build_choices, draw_rankings
 
@@ -30,7 +30,7 @@ class World(NamedTuple):
 def draw_world(
     seed: int, items: int, answers: int, ability: float = 1.0, spread: float = 0.2, overlap: int = 3
 ) -> World:
-    """Return random rankings by ten attentive annotators, each of whom ranks about as many items.
+    """Return random rankings by ten attentive annotators. Each ranks about as many items.
 
     Args:
         ability: the median ability.
@@ -55,8 +55,8 @@ def draw_world(
 
 
 def replace_rankings(world: World, random: np.random.Generator) -> RankedItems:
-    """Return the rankings, of which annotator 0's are random, annotator 1's by place, and annotator 2's copies of the
-    item's first ranking, where it is another annotator's."""
+    """Return the rankings with those of three annotators replaced. Annotator 0 ranks at random, 1 by the place, and 2
+    copies the item's first ranking, where it is another annotator's."""
     ranked = world.ranked
     tiers_NK = ranked.tiers_NK.copy()
     random_NK = random.permuted(np.tile(np.arange(tiers_NK.shape[1]), (len(tiers_NK), 1)), axis=1)
@@ -117,7 +117,8 @@ def test_posteriors_at_90_percent_cover_88_to_92(answers: int, ability: float):
 
 
 def test_items_with_different_numbers_of_answers_are_fitted_together():
-    two, four = draw_world(5, items=100, answers=2), draw_world(6, items=100, answers=4)
+    two = draw_world(5, items=100, answers=2)
+    four = draw_world(6, items=100, answers=4)
     fit = fit_annotators([two.ranked, four.ranked], 11)
     assert [block.means_IC.shape for block in fit.strengths] == [(100, 1), (100, 3)]
     assert fit.traits.ability_A[10] == pytest.approx(fit.ability, rel=0.1)  # has no rankings
@@ -140,3 +141,59 @@ def test_few_rankings_raise_no_suspicion():
     tests = apply_attention_tests([ranked], 10)
     assert few_A[:3].any()
     assert not (few_A & (tests.disagrees_A | tests.prefers_side_A | tests.copies_A)).any()
+
+
+def test_an_annotator_who_always_prefers_what_comes_last_is_found():
+    world = draw_world(9, items=200, answers=2)
+    ranked = world.ranked
+    is_last_N = ranked.annotator_N == 4
+    tiers_NK = np.where(is_last_N[:, None], (ranked.places_NK > 0).astype(int), ranked.tiers_NK)
+    tests = apply_attention_tests([ranked._replace(tiers_NK=tiers_NK)], 10)
+    assert np.flatnonzero(tests.prefers_side_A).tolist() == [4]
+    assert tests.side_A[4] < 0
+
+
+def test_an_annotator_without_shared_items_is_not_compared():
+    world = draw_world(10, items=200, answers=4)
+    ranked = world.ranked
+    is_alone_N = ranked.annotator_N == 3
+    item_N = np.where(is_alone_N, 200 + np.arange(len(is_alone_N)), ranked.item_N)
+    alone = ranked._replace(item_N=np.unique(item_N, return_inverse=True)[1])
+    tests = apply_attention_tests([alone], 10)
+    assert np.isnan(tests.agreement_A[3])
+    assert not tests.disagrees_A[3]
+    assert np.isfinite(np.delete(tests.agreement_A, 3)).all()
+
+
+def test_an_annotator_who_always_comes_second_does_not_copy():
+    random = np.random.default_rng(0)
+    item_N = np.repeat(np.arange(80), 2)
+    annotator_N = np.tile([0, 4], 80)
+    annotator_N[::2] = np.arange(80) % 4
+    strengths_IK = random.normal(size=(80, 2))
+    tiers_NK = draw_rankings(random, strengths_IK[item_N], np.full(160, -1.5))
+    tests = apply_attention_tests([RankedItems(item_N, annotator_N, tiers_NK, np.zeros((160, 2)))], 5)
+    assert not tests.copies_A.any()
+
+
+def test_no_rankings_shift_no_chances():
+    assert solve_shift(np.zeros(0), 0) == pytest.approx(0, abs=1e-9)
+    assert abs(solve_shift(np.zeros(2), 0)) < 1
+    assert solve_shift(np.zeros(10_000), 7311) == pytest.approx(1, abs=0.01)
+
+
+def test_removed_annotators_are_no_peers():
+    """Four annotators are compared, but one prefers a side and so leaves three."""
+    random = np.random.default_rng(1)
+    item_N = np.repeat(np.arange(60), 4)
+    annotator_N = np.tile(np.arange(4), 60)
+    places_NK = random.permuted(np.tile([0.5, -0.5], (240, 1)), axis=1)
+    tiers_NK = draw_rankings(random, 2 * random.normal(size=(60, 2))[item_N], np.full(240, -1.5))
+    by_place_NK = (places_NK < 0).astype(int)
+    random_NK = draw_rankings(random, np.zeros((240, 2)), np.full(240, -1.5))
+    tiers_NK = np.where((annotator_N == 0)[:, None], by_place_NK, tiers_NK)
+    tiers_NK = np.where((annotator_N == 1)[:, None], random_NK, tiers_NK)
+    tests = apply_attention_tests([RankedItems(item_N, annotator_N, tiers_NK, places_NK)], 4)
+    assert tests.prefers_side_A[0]
+    assert not tests.disagrees_A.any()
+    assert not tests.copies_A.any()

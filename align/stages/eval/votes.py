@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -43,7 +42,7 @@ from align.evals.suite.people import (
 )
 from align.report.figure_text import pluralize
 from align.run import Input, Run, json_digest, write_json
-from align.stages.runner import open_store
+from align.stages.runner import format_annotate_command, open_store
 
 if TYPE_CHECKING:
     from align.evals.suite.answers import TaskAnswers
@@ -184,13 +183,8 @@ def fill_project_and_read_votes(run: Run, config: Config, tasks: Sequence[TaskAn
     counts |= {"same_text_counted": ties, "asked": len(project_items)}
     figures = {"project": project, **counts, **summarize_votes(view, project)}
     write_json(run.artifact / VOTES, figures)
-    command = ["python", "-m", "align", "stage=annotate", f"project={project}"]
-    if config.run.root != Config().run.root:
-        command.append(f"run.root={config.run.root}")
-    url = config.store.url
-    if url and mask_secrets(url) == url:  # a URL with a password is set in the environment instead
-        command.append(f"store.url={url}")
-    vote_notes = describe_votes(figures, shlex.join(command), bool(config.run.name))
+    command = format_annotate_command(config, project)
+    vote_notes = describe_votes(figures, command, bool(config.run.name))
     return ProjectVotes(verdicts, [*describe_pairs_not_asked(counts, ties), *vote_notes])
 
 
