@@ -67,7 +67,12 @@ def estimate_pass_at_k(right: int, answers: int, k: int) -> float:
 
     Args:
         k: from 1 to `answers`.
+
+    Raises:
+        ValueError: k is not from 1 to `answers`.
     """
+    if not 1 <= k <= answers:
+        raise ValueError(f"k={k} is not from 1 to {answers}")
     return 1 - math.comb(answers - right, k) / math.comb(answers, k)
 
 

@@ -163,7 +163,10 @@ def test_what_may_not_decide(bench: JudgeReports):
         (("stage.card=sft:s",), "is no run of eval=judge"),
         (("stage.card=eval:other",), "this card is of another judge, rules (regex): rules"),
         (("stage.card=eval:weak",), "its agreement with weak.jsonl is 0.62 [0.53, 0.70], whose lower end is not above"),
-        ((sure, "eval.gates=[{name: g, task: chat, is: superior}]"), "[0].task=chat: is a bound on a judge's mean"),
+        (
+            (sure, "eval.gates=[{name: g, task: chat, is: superior, margin: 0.5}]"),
+            "[0].task=chat: is a bound on a judge's mean",
+        ),
         ((sure, f"eval.gates=[{GATE[:-1]}, min_agreement: 0.98}}]"), "is not above 0.98"),
         ((sure, f"eval.gates=[{GATE[:-1]}, min_agreement: 1}}]"), "and no agreement can be above 1"),
         ((sure, "eval.gates=null"), "and no gate needs it"),

@@ -30,6 +30,18 @@ def test_shares_by_hand():
     assert comparison.difference.n == 10
 
 
+def test_scores_that_are_equal_up_to_rounding_show_no_difference() -> None:
+    """Each prompt has three answers, whose scores are summed in another order."""
+    first = [0.1, 0.2, 0.3] * 40 + [1.0] * 3
+    second = [0.3, 0.2, 0.1] * 40 + [1.0] * 3
+    prompts = [str(i // 3) for i in range(len(first))]
+    comparison = compare_scores(first, second, prompts)
+    assert (comparison.difference.value, comparison.difference.low, comparison.p) == (0.0, None, 1.0)
+    assert comparison.equal == 41
+    assert compute_score_difference(first, second, prompts) == comparison.difference
+    assert compute_score_difference([1000.1, 1000.2] * 9, [1000.0, 1000.1] * 9).low is None
+
+
 def test_scores_have_students_interval_of_the_differences():
     first = np.array([3.0, 5, 2, 9])
     second = np.array([1.0, 4, 3, 5])

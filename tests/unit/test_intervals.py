@@ -168,6 +168,22 @@ def test_unanimous_shares_have_an_interval(value: float, n: int) -> None:
 def test_equal_values_of_no_known_range_have_no_interval() -> None:
     assert mean_interval([0.1] * 7) == Interval(0.1, None, None, 7)
     assert mean_interval([3.0]) == Interval(3.0, None, None, 1)
+    assert mean_interval([0.1 + 0.2, 0.3] * 4) == Interval(0.1 + 0.2, None, None, 8)  # equal up to rounding
+    assert mean_interval([-5e-324, 5e-324]).low is not None
+
+
+@pytest.mark.parametrize("n", [2, 20])
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_the_size_of_values_only_scales_their_interval(n: int, size: float) -> None:
+    values = np.array([1.0, -1.0, *range(n - 2)])
+    scaled = mean_interval(size * values)
+    one = mean_interval(values)
+    ends = [size * one.value, size * one.low, size * one.high]
+    assert [scaled.value, scaled.low, scaled.high] == pytest.approx(ends, rel=1e-12, abs=0)
+
+
+def test_an_end_beyond_the_largest_number_is_infinite() -> None:
+    assert mean_interval([1.7e308, -1.7e308]) == Interval(0.0, -math.inf, math.inf, 2)
 
 
 # Quantiles

@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from synthetic_runs import compute_artifact_digest, publish_file, write_run_folder
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
-from align.evals.stats.decisions import Decision, DecisionRule, Look, decide_by_rule
+from align.evals.stats.decisions import Decision, DecisionRule, Look, Outcome, decide_by_rule
 from align.evals.stats.paired import compute_sample_size_for_pairs, compute_share_difference
 from align.evals.suite.gates import (
     EvalGate,
@@ -25,11 +27,14 @@ from align.evals.suite.gates import (
     parse_gates,
 )
 from align.evals.suite.results import EvaluatedAnswer, ScoredTask, compare_means
+from align.evals.suite.systems import System
 from align.evals.suite.tasks import EvalItem, EvalTask
+from align.ops.intervals import Interval
 from align.ops.looks import compute_boundary_quantile, compute_sequence_quantile, quantile_to_level
 from align.registry.gates import read_verdict
 from align.reward.checkers import build_checker
-from align.run import write_json
+from align.run import Input, write_json
+from align.stages.eval.suite import Suite, describe_plans, find_earlier_looks
 
 TASKS = [EvalTask("asked", "a.jsonl")]
 SYSTEMS = ("new", "old", "base")
@@ -187,16 +192,33 @@ def test_looks_share_the_error_of_one():
     assert decisions[0].n_to_decide is not None
     assert 150 < decisions[0].n_to_decide <= 200
     assert "evaluation 2 of this gate" in describe_decision(gate, decisions[1])
-    again = decide_gate(gate, [build_scored_task(new[:200], old[:200])], decisions[1].looks)
-    assert again == decisions[1], "the same data are the same look"
-    later = decide_gate(gate, [build_scored_task(new[:400], old[:400])], decisions[1].looks)
-    assert (later.outcome, later.looks) == ("pass", decisions[1].looks)
-    assert "an earlier evaluation decided it, on 200 items" in describe_decision(gate, later)
+    again = decide_gate(gate, [build_scored_task(new[:100], old[:100])], decisions[0].looks)
+    assert again == decisions[0], "the same data are the same look"
 
 
-def decide_after(*looks: tuple[int, str], n: int, max_n: int = 400) -> Decision:
+@pytest.mark.parametrize("n", [0, 20, 100, 200, 400])
+def test_a_decided_gate_stays_decided_with_the_figure_that_decided_it(n: int) -> None:
+    """On no items, on fewer than `least_n`, on those of the first look, on those that decided, and on more."""
+    (gate,) = parse_gates([{**GOOD, "max_n": 400, "least_n": 50}], TASKS, SYSTEMS)
+    new = [1.0, 1.0, 0.0, 0.0] * 100
+    old = [1.0, 0.0] * 20 + [0.0] * 360
+    first = decide_gate(gate, [build_scored_task(old[:100], new[:100])])
+    looks = [replace(first.looks[0], outcome="undecided")]
+    decided = decide_gate(gate, [build_scored_task(old[:200], new[:200])], looks)
+    assert decided.outcome == "fail"
+    later = decide_gate(gate, [build_scored_task(old[:n], new[:n])], decided.looks)
+    assert later == replace(decided, why="an earlier evaluation decided it, on 200 items")
+    line = describe_decision(gate, later)
+    assert f"on 200 at level {decided.level:.6g}, evaluation 2 of this gate; an earlier evaluation" in line
+    verdict = build_verdict_file(gate, later, {}, {})
+    assert (verdict["figure"], verdict["level"]) == (decided.figure.as_dict(), decided.level)
+
+
+def decide_after(*looks: tuple[int, Outcome], n: int, max_n: int = 400) -> Decision:
     (gate,) = parse_gates([{**GOOD, "max_n": max_n}], TASKS, SYSTEMS)
-    earlier_looks = [Look(count, outcome, f"data {count}") for count, outcome in looks]
+    earlier_looks = [
+        Look(count, outcome, f"data {count}", Interval(0.1, 0.0, 0.2, count), 0.95) for count, outcome in looks
+    ]
     return decide_gate(gate, [build_scored_task([1.0, 0.0] * (n // 2), [0.0, 1.0] * (n // 2))], earlier_looks)
 
 
@@ -210,6 +232,88 @@ def test_an_evaluation_without_more_data_is_no_further_look():
     last = decide_after((200, "undecided"), n=400)
     assert (last.n_to_decide, last.why) == (None, "max_n=400 is reached without a decision")
     assert last.level == pytest.approx(0.9510, abs=1e-4), "quantile 1.969"
+
+
+def build_suite(*gates: dict[str, Any], **systems: str) -> Suite:
+    """Return a suite of gates and systems, given as name → reference."""
+    built = [
+        System(name, ref, None, None, "", Input(compute_artifact_digest(ref), ref=ref)) for name, ref in systems.items()
+    ]
+    tasks = [*TASKS, EvalTask("other", "b.jsonl")]
+    return Suite(built, tasks, "suite", {}, parse_gates(gates, tasks, [*systems]), "reward", [], None)
+
+
+def write_looks(root: Path, suite: Suite, looks: Sequence[Look], family: str = "all", run: str = "eval:e") -> None:
+    """Write the verdict file of a finished evaluation of the suite's first gate."""
+    write_run_folder(root, run)
+    folder = root / run.replace(":", "/")
+    digests = {f"systems.{system.name}": system.record.digest for system in suite.systems}
+    inputs = {"artifact": suite.systems[0].record.digest, **digests}
+    gate = suite.gates[0]
+    decision = Decision(looks[-1].outcome, looks[-1].figure, 0.0, None, looks=tuple(looks))
+    plan = describe_plans(suite, family)[gate.name]
+    path = folder / "artifact" / "verdicts" / f"{gate.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, build_verdict_file(gate, decision, inputs, plan))
+    publish_file(folder, f"artifact/verdicts/{path.name}")
+
+
+LOOKS = [
+    Look(100, "undecided", "a", Interval(0.1, -0.1, 0.3, 100), 0.99998),
+    Look(200, "fail", "b", Interval(-0.1, -0.2, -0.01, 200), 0.997),
+]
+REPEATED = {**GOOD, "margin": 0.05, "max_n": 400}
+
+
+def find_looks(root: Path, suite: Suite, family: str = "all") -> Sequence[Look]:
+    return find_earlier_looks(root, suite, describe_plans(suite, family))["safe"]
+
+
+def test_earlier_looks_are_found_whatever_the_other_system_is_called(tmp_path: Path) -> None:
+    write_looks(tmp_path, build_suite(REPEATED, new="ppo:a", old="sft:a"), LOOKS)
+    renamed = {**REPEATED, "against": "previous"}
+    assert find_looks(tmp_path, build_suite(renamed, mine="ppo:a", previous="sft:a")) == LOOKS
+    assert find_looks(tmp_path, build_suite(renamed, mine="ppo:a", previous="sft:b")) == []
+    assert find_looks(tmp_path, build_suite(renamed, mine="ppo:b", previous="sft:a")) == []
+
+
+def test_a_decided_look_is_found_behind_a_larger_one(tmp_path: Path) -> None:
+    suite = build_suite(REPEATED, new="ppo:a", old="sft:a")
+    larger = replace(LOOKS[0], n=300)
+    write_looks(tmp_path, suite, [larger])
+    write_looks(tmp_path, suite, LOOKS, run="eval:f")
+    assert find_looks(tmp_path, suite) == [larger, LOOKS[1]]
+
+
+@pytest.mark.parametrize(
+    ("changed", "family"),
+    [
+        ({"margin": 0.05 + 1e-9}, "all"),
+        ({"is": "at_most"}, "all"),
+        ({"task": "other"}, "all"),
+        ({"level": 0.9}, "all"),
+        ({"max_n": None}, "all"),
+        ({"against": None}, "all"),
+        ({"against": "base"}, "all"),
+        ({}, "any"),
+    ],
+)
+def test_a_changed_plan_is_refused(tmp_path: Path, changed: dict[str, Any], family: str) -> None:
+    systems = {"new": "ppo:a", "old": "sft:a", "base": "sft:b"}
+    write_looks(tmp_path, build_suite(REPEATED, **systems), LOOKS)
+    with pytest.raises(InputError, match=r"eval\.gates\[0\].*with another plan"):
+        find_looks(tmp_path, build_suite({**REPEATED, **changed}, **systems), family)
+
+
+def test_another_gate_of_a_family_is_another_plan(tmp_path: Path) -> None:
+    """Its number of gates decides the levels if one passed gate is enough."""
+    systems = {"new": "ppo:a", "old": "sft:a"}
+    write_looks(tmp_path, build_suite(REPEATED, **systems), LOOKS, "any")
+    two_gates = build_suite(REPEATED, {**REPEATED, "name": "second"}, **systems)
+    with pytest.raises(InputError, match="with another plan"):
+        find_looks(tmp_path, two_gates, "any")
+    write_looks(tmp_path, build_suite(REPEATED, **systems), LOOKS)
+    assert find_looks(tmp_path, two_gates) == LOOKS
 
 
 def test_a_plan_that_cannot_decide_says_so():
@@ -251,7 +355,7 @@ def test_what_is_written_down(tmp_path: Any):
     assert small_decision.n_to_decide is not None
     assert small_decision.n_to_decide > 40
     assert f"{small_decision.n_to_decide:,} items would decide" in describe_decision(small_gate, small_decision)
-    write_json(tmp_path / "safe.json", build_verdict_file(gate, decision, {"artifact": "a" * 64}))
+    write_json(tmp_path / "safe.json", build_verdict_file(gate, decision, {"artifact": "a" * 64}, {}))
     verdict = read_verdict(tmp_path / "safe.json", "here", None)
     assert (verdict.gate, verdict.verdict, verdict.inputs) == ("safe", "undecided", {"artifact": "a" * 64})
     tree = ElementTree.fromstring(build_junit_xml("quality <&>", {"safe": (gate, decision)}))
@@ -284,6 +388,7 @@ def test_what_is_written_down(tmp_path: Any):
         ([{**GOOD, "max_n": 0}], "eval.gates[0].max_n"),
         ([{**GOOD, "least_n": 100, "max_n": 99}], "eval.gates[0].max_n"),
         ([{**GOOD, "is": "not_worse"}], "eval.gates[0].margin"),
+        ([{"name": "x", "task": "asked", "is": "superior"}], "eval.gates[0].margin"),
         ([GOOD, GOOD], "eval.gates[1].name"),
         ([{"name": "x", "task": "asked", "is": "not_worse", "margin": 0.1}], "eval.gates[0].is"),
         ([{"name": "x", "task": "asked", "is": "superior", "figure": "difference"}], "eval.gates[0].figure"),

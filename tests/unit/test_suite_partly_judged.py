@@ -57,6 +57,13 @@ def test_a_system_that_nobody_judged_yet_is_left_out_and_the_others_are_not():
     assert (unjudged["against"], unjudged["regressions"]) == ({}, {})
 
 
+def test_people_who_contradict_each_other_once_do_not_hold_up_a_gate() -> None:
+    """One pair has two votes, which differ. They are of two people, and tell nothing about the order of answers."""
+    verdicts = [*build_verdicts(*range(40)), JudgeVerdict("0", "second", 0.0, by="bob")]
+    gate = EvalGate("better", "t", "old", DecisionRule("superior"))
+    assert decide_gate(gate, [build_scored_task(old=verdicts)]).outcome == "pass"
+
+
 @pytest.mark.parametrize(("judged", "outcome", "n"), [(0, "undecided", 0), (7, "undecided", 7), (40, "pass", 40)])
 def test_a_gate_is_decided_on_what_is_there(judged, outcome, n):
     gate = EvalGate("better", "t", "old", DecisionRule("superior", least_n=8))

@@ -28,6 +28,12 @@ def test_pass_at_k_is_the_share_of_choices_with_a_right_answer(answers: int) -> 
             assert estimate_pass_at_k(right, answers, k) == pytest.approx(sum(choices) / len(choices))
 
 
+@pytest.mark.parametrize("k", [0, 5])
+def test_pass_at_more_or_fewer_than_the_answers_is_refused(k: int) -> None:
+    with pytest.raises(ValueError, match=f"k={k} is not from 1 to 4"):
+        estimate_pass_at_k(2, 4, k)
+
+
 def compute_figures(answers_by_prompt: Sequence[Sequence[str]], spec: dict[str, Any] = EXACT) -> dict[str, Any]:
     prompt = Conversation((Message("user", "2 + 2?"),))
     items = [EvalItem(f"p{i}", f"p{i}", "", prompt, spec) for i in range(len(answers_by_prompt))]
@@ -54,7 +60,8 @@ def test_shares_by_hand() -> None:
         (["It is 4", "4", "5", "5."], 0.5),  # equally common
         (["4", "4", "5", "6"], 1.0),
         (["4", "5", "5", "6"], 0.0),
-        (["", "", "4", "five"], 0.0),  # answers without a number are wrong alike
+        (["", "", "4", "five"], 1.0),  # answers without a number have no vote
+        (["", "five"], 0.0),
         (["4", "5", "6", "7"], 0.25),
         (["4", "4.0", "5", "5.0", "5.00"], 0.0),  # numbers are compared by their value
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from align.evals.stats.power import compute_sample_size, estimate_deviation
 from align.ops.intervals import Interval
@@ -21,7 +21,7 @@ class DecisionRule:
             `at_most`: above `even` by less than the margin, for a cost or a share of refusals.
         margin: at least 0, in the figure's unit. It has to be above 0 for `not_worse`: the interval of two equal
             systems lies on both sides of 0, and no number of prompts would show that one is not worse at all.
-        level: of the interval that decides. With 0.95, a system passes wrongly in 2.5 % of cases.
+        level: of the interval that decides. With 0.95, a system nominally passes wrongly in 2.5 % of cases.
         least_n: number of clusters below which nothing is decided.
         even: the figure of two equal systems: 0 for a difference, ½ for a win rate.
     """
@@ -38,18 +38,23 @@ class DecisionRule:
         return self.even - self.margin if self.kind == "not_worse" else self.even + self.margin
 
 
-class Look(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Look:
     """An evaluation of data that grow from one evaluation to the next.
 
     Attributes:
         n: number of clusters.
         outcome: by the interval of that evaluation alone.
         data: digest of the compared values.
+        figure: what that evaluation decided on.
+        level: of the figure's interval.
     """
 
     n: int
     outcome: Outcome
     data: str
+    figure: Interval
+    level: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ SAMPLED_FLIPS = 9_999
 """Number of sampled sign flips. With the observed signs included, the smallest p is 1/10,000."""
 DIFFERENCE_PRIOR = PRIOR / 2
 """Strength of the shrinkage of a difference's dispersion towards 1, as a variance summed over clusters."""
+MEAN_ROUNDING = 1e-12
+"""Largest relative difference of two means that counts as rounding."""
 FLIPS_PER_BLOCK = 1_000
 """Number of sign flips that are held in memory at once."""
 
@@ -67,7 +69,7 @@ def compare_shares(
         proportion_interval(first_means, level=level),
         proportion_interval(second_means, level=level),
         compute_share_difference(first, second, clusters, level),
-        first_means - second_means,
+        _subtract_means(first_means, second_means),
     )
 
 
@@ -84,11 +86,12 @@ def compare_scores(
         ValueError: there are no rows, the numbers of rows differ, or a value is not finite.
     """
     first_means, second_means = _compute_cluster_means(first, second, clusters, are_shares=False)
+    differences = _subtract_means(first_means, second_means)
     return _build_comparison(
         mean_interval(first_means, level),
         mean_interval(second_means, level),
-        mean_interval(first_means - second_means, level),
-        first_means - second_means,
+        mean_interval(differences, level),
+        differences,
     )
 
 
@@ -163,9 +166,8 @@ def compute_score_difference(
     first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95
 ) -> Interval:
     """Return only the difference of `compare_scores`, with the interval of `mean_interval` and no p-value. The
-    interval has no ends if all differences are equal, since then nothing bounds the next one."""
-    first_means, second_means = _compute_cluster_means(first, second, clusters, are_shares=False)
-    return mean_interval(first_means - second_means, level)
+    interval has no ends if all differences are equal up to rounding, since then nothing bounds the next one."""
+    return mean_interval(_subtract_means(*_compute_cluster_means(first, second, clusters, are_shares=False)), level)
 
 
 def _compute_cluster_means(
@@ -177,6 +179,11 @@ def _compute_cluster_means(
         require_within(0, 1, first=first_column, second=second_column)
     cluster_numbers = number_clusters(clusters, first_column.size)
     return average_clusters(cluster_numbers, first_column), average_clusters(cluster_numbers, second_column)
+
+
+def _subtract_means(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return first − second, and 0 where the two are equal up to rounding."""
+    return np.where(np.isclose(first, second, rtol=MEAN_ROUNDING, atol=0), 0.0, first - second)
 
 
 class PairedOutcomes(NamedTuple):

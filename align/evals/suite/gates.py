@@ -13,7 +13,7 @@ gate's level; without, gates on people's votes use a confidence sequence (`align
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from typing import Any, Literal, get_args
 from xml.etree import ElementTree
@@ -150,6 +150,9 @@ def parse_gate(value: Any, field: str, tasks: Mapping[str, EvalTask], systems: S
     require(LOWEST_LEVEL < level < 1, f"{field}.level", level, problem, "Write 0.95, or leave it out.")
     problem = "is 0, but no evaluation can show that two systems are exactly equal"
     require(kind != "not_worse" or margin > 0, f"{field}.margin", margin, problem, "Give a margin above 0.")
+    problem = "is 0, and a single right answer can show a score above 0"
+    remedy = "Give the score that has to be exceeded as the margin, or name another system: against."
+    require(kind != "superior" or bool(against) or margin > 0, f"{field}.margin", margin, problem, remedy)
     rule = DecisionRule(KINDS[KINDS.index(kind)], margin, level, get_integer(spec, field, "least_n", 1, 1))
     max_n = get_integer(spec, field, "max_n", 1, 1) if spec.get("max_n") is not None else None
     problem = f"is below least_n={rule.least_n}, so that no look would decide"
@@ -262,11 +265,13 @@ def set_level(gate: EvalGate, level: float) -> EvalGate:
 def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask], earlier_looks: Sequence[Look] = ()) -> Decision:
     """Decide whether the first evaluated model passes a gate, from the scored answers to the gate's task.
 
-    If verdicts of the judge are missing, the gate is decided only if no value of theirs would change the outcome. A
-    judge without any verdict that is the same in both orders of the answers decides nothing.
+    If verdicts of the judge are missing, the gate is decided only if the outcome is the same with all of them as wins
+    and with all of them as losses. A judge without any verdict that is the same in both orders of the answers decides
+    nothing.
 
-    A gate that is evaluated again as data arrive stays decided once an evaluation decided it. An evaluation of the same
-    data is the same look, and one without more clusters than the look before it decides nothing.
+    A gate that is evaluated again as data arrive stays decided once an evaluation decided it, with the figure of that
+    evaluation. An evaluation of the same data is the same look, and one without more clusters than the look before it
+    decides nothing.
 
     Args:
         earlier_looks: earlier evaluations of the gate, in order. Only gates with `max_n` and on people's votes use
@@ -275,7 +280,14 @@ def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask], earlier_looks: Sequ
     task = next(task for task in tasks if task.name == gate.task)
     compared_task = task.select_compared_items(gate.against) if gate.against else task
     n = len({*compared_task.clusters})
-    if (gate.max_n is None and task.role != PEOPLE) or not n:
+    if gate.max_n is None and task.role != PEOPLE:
+        return decide_at_level(gate, compared_task)
+    decided = next((look for look in earlier_looks if look.outcome != "undecided"), None)
+    if decided is not None:
+        why = f"an earlier evaluation decided it, on {pluralize(decided.n, 'item')}"
+        bound = gate.rule.bound
+        return Decision(decided.outcome, decided.figure, bound, None, why, decided.level, tuple(earlier_looks))
+    if not n:
         return decide_at_level(gate, compared_task)
     if n < gate.rule.least_n:  # no look
         decision = decide_at_level(gate, compared_task)
@@ -284,11 +296,11 @@ def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask], earlier_looks: Sequ
     looks = [*takewhile(lambda look: look.data != data, earlier_looks)]
     if problem := explain_no_look(gate, n, looks):
         decision = decide_at_level(gate, compared_task)
-        outcome = next((look.outcome for look in looks if look.outcome != "undecided"), "undecided")
-        return replace(decision, outcome=outcome, n_to_decide=None, why=problem, looks=tuple(looks))
+        return replace(decision, outcome="undecided", n_to_decide=None, why=problem, looks=tuple(looks))
     counts = [look.n for look in looks]
     decision = decide_at_level(set_level(gate, compute_look_level(gate, [*counts, n])), compared_task)
-    decision = replace(decision, looks=(*looks, Look(n, decision.outcome, data)))
+    look = Look(n, decision.outcome, data, decision.figure, decision.level)
+    decision = replace(decision, looks=(*looks, look))
     if decision.outcome != "undecided" or decision.why:
         return decision
     if gate.max_n is not None and n >= gate.max_n:
@@ -310,10 +322,7 @@ def digest_values(gate: EvalGate, task: ScoredTask) -> str:
 
 
 def explain_no_look(gate: EvalGate, n: int, looks: Sequence[Look]) -> str:
-    """Return why an evaluation of n clusters is no further look of the gate, as text. Empty if it is one."""
-    decided = next((look for look in looks if look.outcome != "undecided"), None)
-    if decided is not None:
-        return f"an earlier evaluation decided it, on {pluralize(decided.n, 'item')}"
+    """Return why an evaluation of n clusters is no further look of an undecided gate, as text. Empty if it is one."""
     if looks and gate.max_n is not None and looks[-1].n >= gate.max_n:
         return f"an earlier evaluation reached max_n={gate.max_n}, so that this one cannot decide it"
     if looks and n <= looks[-1].n:
@@ -346,8 +355,9 @@ def find_deciding_n(gate: EvalGate, task: ScoredTask, n: int, counts: Sequence[i
 
 
 def decide_at_level(gate: EvalGate, compared_task: ScoredTask) -> Decision:
-    """Decide a gate at its rule's level, without regard to other evaluations. Returns `undecided` if missing verdicts
-    could change the outcome, or if every verdict changes with the order of the answers.
+    """Decide a gate at its rule's level, without regard to other evaluations. Returns `undecided` if the outcome
+    changes with all missing verdicts as wins or as losses, or if every verdict of a judge changes with the order of the
+    answers. The latter is not tested of people, of whom different ones judge a pair in the two orders.
 
     Args:
         compared_task: the gate's task, restricted to the items on which both systems are compared.
@@ -363,7 +373,7 @@ def decide_at_level(gate: EvalGate, compared_task: ScoredTask) -> Decision:
             else ""
         )
     verdict_pairs = collect_both_orders(compared_task.verdicts.get(gate.against, ())).values()
-    if verdict_pairs and not any(first == second for first, second in verdict_pairs):
+    if compared_task.role != PEOPLE and verdict_pairs and not any(first == second for first, second in verdict_pairs):
         why = "every verdict changes when the two answers swap places: the judge decides by their position"
     return replace(decision, outcome="undecided", n_to_decide=None, why=why) if why else decision
 
@@ -465,12 +475,17 @@ def format_level(level: float) -> str:
 
 
 def build_verdict_file(
-    gate: EvalGate, decision: Decision, inputs: Mapping[str, str], judged_by: Mapping[str, Any] | None = None
+    gate: EvalGate,
+    decision: Decision,
+    inputs: Mapping[str, str],
+    plan: Mapping[str, Any],
+    judged_by: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the JSON content of a gate's verdict file, which alias gates read later.
 
     Args:
         inputs: name → digest. The verdict is on `artifact`.
+        plan: see `describe_plan`.
         judged_by: the judge that decided, with its report and agreement. None if checks decided.
     """
     return {
@@ -479,8 +494,8 @@ def build_verdict_file(
         "verdict": decision.outcome,
         "figure": decision.figure.as_dict(),
         "level": decision.level,
-        "plan": describe_plan(gate),
-        "looks": [look._asdict() for look in decision.looks],
+        "plan": dict(plan),
+        "looks": [asdict(look) for look in decision.looks],
         "asked": gate.condition,
         "n_to_decide": decision.n_to_decide,
         "why": decision.why,
@@ -489,9 +504,24 @@ def build_verdict_file(
     }
 
 
-def describe_plan(gate: EvalGate) -> dict[str, Any]:
-    """Return the settings of a gate that must not change between evaluations of data that grow."""
-    return {"level": gate.rule.level, "least_n": gate.rule.least_n, "max_n": gate.max_n}
+def describe_plan(gate: EvalGate, gates: Iterable[EvalGate], family: str, against: str) -> dict[str, Any]:
+    """Return the settings of a gate that must not change between evaluations of data that grow. With family `any` the
+    names of all gates are among them, since their number decides the levels.
+
+    Args:
+        gates: all of `eval.gates`.
+        against: digest of the system that the first one is compared with; empty without one.
+    """
+    return {
+        "task": gate.task,
+        "against": against,
+        "is": gate.rule.kind,
+        "margin": gate.rule.margin,
+        "level": gate.rule.level,
+        "least_n": gate.rule.least_n,
+        "max_n": gate.max_n,
+        "any_of": sorted(each.name for each in gates) if family == "any" else [],
+    }
 
 
 def is_family_passed(outcomes: Iterable[str], family: str) -> bool:

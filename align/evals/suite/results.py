@@ -328,12 +328,12 @@ def get_check_kind(item: EvalItem) -> str:
 
 def compute_majority_share(results: Sequence[CheckResult]) -> float:
     """Return the probability that the majority vote over the answers to a prompt is right: 1 or 0, or a share if
-    several answers are equally common."""
-    votes = Counter(result.parts[0].compared for result in results)
-    highest_count = max(votes.values())
+    several answers are equally common. Answers from which nothing was read have no vote; 0 if all are such."""
+    votes = Counter(text for result in results if (text := result.parts[0].compared) is not None)
+    highest_count = max(votes.values(), default=0)
     winners = [answer for answer, count in votes.items() if count == highest_count]
     right_answers = {result.parts[0].compared for result in results if result.score == 1}
-    return sum(answer in right_answers for answer in winners) / len(winners)
+    return sum(answer in right_answers for answer in winners) / max(1, len(winners))
 
 
 def compute_mean_score(task: ScoredTask, name: str, level: float) -> Interval:

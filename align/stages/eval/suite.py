@@ -67,6 +67,7 @@ from align.evals.suite.tasks import (
 )
 from align.evals.text import QUOTED_LETTERS
 from align.models.base import build_run_label
+from align.ops.intervals import Interval
 from align.report.figure_text import pluralize
 from align.reward.checkers.checked import combine_code_settings
 from align.reward.inputs import load_reward_artifacts, require_matching_reasoning, resolve_reward_inputs
@@ -313,7 +314,8 @@ def compare_systems(run: Run, config: Config, loaded_suite: LoadedSuite) -> Stag
     from align.evals.suite.scores import combine_verdicts_by_system
 
     suite = loaded_suite.suite
-    looks = find_earlier_looks(config.run.folder, suite)
+    plans = describe_plans(suite, config.eval.gate_family)
+    looks = find_earlier_looks(config.run.folder, suite, plans)
     sampling = make_sampling(run, config)
     answered_tasks = [(task, items) for task, items in loaded_suite.tasks if task.probe is None]
     scored: list[ScoredTask] = []
@@ -362,7 +364,7 @@ def compare_systems(run: Run, config: Config, loaded_suite: LoadedSuite) -> Stag
         "peak_rss_mb": get_peak_rss_mb(),
         **({"likelihoods_made": likelihoods.now} if likelihoods.now or likelihoods.before else {}),
         **{key: comparison[key] for key in ("win_rate", "difference") if key in comparison},
-        **(publish_verdicts(run, loaded_suite, gates, config.eval.gate_family) if gates else {}),
+        **(publish_verdicts(run, loaded_suite, gates, plans, config.eval.gate_family) if gates else {}),
         "collapse": {**collapse_figures[first], "systems": collapse_figures},
     }
     lines = [
@@ -405,7 +407,11 @@ def load_judge(
 
 
 def publish_verdicts(
-    run: Run, loaded_suite: LoadedSuite, gates: Mapping[str, tuple[EvalGate, Decision]], family: str
+    run: Run,
+    loaded_suite: LoadedSuite,
+    gates: Mapping[str, tuple[EvalGate, Decision]],
+    plans: Mapping[str, Mapping[str, Any]],
+    family: str,
 ) -> dict[str, Any]:
     """Write the gates' verdict files and `junit.xml`, and return the gates' outcomes and the exit status as metrics."""
     digests = {"artifact": loaded_suite.suite.systems[0].record.digest}
@@ -416,45 +422,49 @@ def publish_verdicts(
     folder.mkdir(exist_ok=True)
     for name, (gate, decision) in gates.items():
         judge_report = loaded_suite.reports[name].as_dict() if name in loaded_suite.reports else None
-        write_json(folder / f"{name}.json", build_verdict_file(gate, decision, digests, judge_report))
+        content = build_verdict_file(gate, decision, digests, plans[name], judge_report)
+        write_json(folder / f"{name}.json", content)
     write_text(run.artifact / "junit.xml", build_junit_xml(run.name, gates, family))
     outcomes = {name: decision.outcome for name, (_, decision) in gates.items()}
     return {"gates": outcomes, "exit_status": 0 if is_family_passed(outcomes.values(), family) else NOT_PASSED}
 
 
-def find_earlier_looks(root: Path, suite: Suite) -> dict[str, list[Look]]:
-    """Return name of a gate → its earlier evaluations, in order, for gates that may be evaluated again as data arrive.
+def describe_plans(suite: Suite, family: str) -> dict[str, dict[str, Any]]:
+    """Return name of a gate → its plan, see `align.evals.suite.gates.describe_plan`."""
+    digests = {system.name: system.record.digest for system in suite.systems}
+    return {gate.name: describe_plan(gate, suite.gates, family, digests.get(gate.against, "")) for gate in suite.gates}
 
-    They are those of finished runs on the same artifact and the same other system.
+
+def find_earlier_looks(root: Path, suite: Suite, plans: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Look]]:
+    """Return name of a gate → its earlier evaluations, in order, if it was evaluated as data arrive.
+
+    They are those of finished runs on the same artifact that also evaluated the same other system, under any name.
+
+    Args:
+        plans: see `describe_plans`.
 
     Raises:
         InputError: the plan of a gate changed since an earlier evaluation, or a verdict file cannot be read.
     """
     from align.registry.gates import iter_verdicts
 
-    fields = {
-        gate.name: (f"{GATES_FIELD}[{i}]", gate)
-        for i, gate in enumerate(suite.gates)
-        if gate.max_n is not None or suite.judge == PEOPLE
-    }
+    fields = {gate.name: f"{GATES_FIELD}[{i}]" for i, gate in enumerate(suite.gates)}
     looks: dict[str, list[Look]] = {name: [] for name in fields}
     verdicts = [verdict for verdict in iter_verdicts(root) if verdict.run is not None] if fields else []
     for verdict in sorted(verdicts, key=lambda verdict: verdict.run.publication if verdict.run else (0, "")):
-        field, gate = fields.get(verdict.gate, ("", None))
-        if gate is None or verdict.condition != gate.condition or not verdict.looks:
+        if verdict.gate not in fields or not verdict.looks:
             continue
-        compared = {"artifact": suite.systems[0].record.digest}
-        compared |= {
-            f"systems.{system.name}": system.record.digest for system in suite.systems if system.name == gate.against
-        }
-        if any(verdict.inputs.get(name) != digest for name, digest in compared.items()):
+        plan = plans[verdict.gate]
+        is_same_artifact = verdict.inputs.get("artifact") == suite.systems[0].record.digest
+        if not is_same_artifact or plan["against"] not in {"", *verdict.inputs.values()}:
             continue
-        plan = describe_plan(gate)
         problem = f"was evaluated before, by {verdict.source}, with another plan: {verdict.plan}"
         remedy = "Keep the plan, or give the gate another name."
-        require(verdict.plan == plan, field, plan, problem, remedy)
-        known = looks[gate.name]
-        for look in (Look(**values) for values in verdict.looks):
-            if look.data not in {each.data for each in known} and (not known or look.n > known[-1].n):
+        require(verdict.plan == plan, fields[verdict.gate], plan, problem, remedy)
+        known = looks[verdict.gate]
+        for values in verdict.looks:
+            look = Look(**{**values, "figure": Interval(**values["figure"])})
+            is_further = not known or look.n > known[-1].n
+            if look not in known and (is_further or look.outcome != "undecided"):
                 known.append(look)
     return looks
