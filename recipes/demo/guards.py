@@ -36,6 +36,7 @@ from harper import Linter
 from null_policies import Answer, build_null_answers, score_answers
 from numpy.typing import NDArray
 from rubric import list_words
+from seeds import get_low_end
 
 from align.core.errors import NOT_PASSED
 from align.evals.collapse import MASK, VARIED, join_words, mask_answers
@@ -261,7 +262,7 @@ def list_guards(
             copied[1] - copied[0] <= MAX_COPIED_RISE,
         ),
         Guard(
-            "greedy answers with one sentence",
+            "greedy answers with the commonest sentence",
             *sentences,
             f"at most {MAX_SENTENCE_SHARE}",
             sentences[1] <= MAX_SENTENCE_SHARE,
@@ -325,15 +326,16 @@ def iter_report_lines(figures: Mapping[str, Any]) -> Iterator[str]:
     yield f"rubric, on {figures['questions']} questions that nothing was trained on"
     yield f"  {rubric['before']:.3f} → {rubric['after']:.3f}, change {format_change(figures['rubric_change'])}"
     over_cut = format_change(figures["over_cut"])
-    yield f"  over the untouched answers cut to two sentences, with a stock question: {over_cut}"
+    doubt = "" if get_low_end(figures["over_cut"]) > 0 else "  NOT SHOWN TO BE BETTER"
+    yield f"  over the untouched answers cut to two sentences, with a stock question: {over_cut}{doubt}"
     yield f"  over the same without a question: {format_change(figures['over_cut_without_question'])}"
     yield f"guards (greedy answers: {figures['collapse']})"
     for guard in figures["guards"]:
         verdict = "" if guard["is_met"] else "  MISSED"
-        yield f"  {guard['name']:<33}{guard['before']:7.3f} → {guard['after']:.3f}  {guard['limit']}{verdict}"
+        yield f"  {guard['name']:<43}{guard['before']:7.3f} → {guard['after']:.3f}  {guard['limit']}{verdict}"
     if "topic" in figures:
         before, after = (fmean(row[side] for row in figures["topic"]) for side in ROW_NAMES)
-        yield f"  {'likelier after its own question':<33}{before:7.3f} → {after:.3f}  judged over several seeds"
+        yield f"  {'likelier after its own question':<43}{before:7.3f} → {after:.3f}  judged over several seeds"
 
 
 def main() -> int:

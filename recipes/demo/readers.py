@@ -21,10 +21,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import comb
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from guards import EVALUATION, Side, read_sides
-
-from align.run import resolve
+if TYPE_CHECKING:
+    from guards import Side
 
 READERS = 3
 PAIRS = 30
@@ -128,6 +128,10 @@ def main(action: str, key: Path, *arguments: str) -> int:
         page, root, seed = Path(arguments[0]), Path(arguments[1]), int((*arguments, "0")[2])
         if key.exists():
             sys.exit(f"{key} exists: readers may have voted on its pairs. Name another file")
+        from guards import EVALUATION, read_sides  # with torch, which the other actions do without
+
+        from align.run import resolve
+
         _, sides = read_sides(resolve(EVALUATION, root).path)
         pairs = draw_pairs(sides, PAIRS, seed)
         key.write_text(json.dumps(pairs, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -130,7 +130,7 @@ def list_verdicts(rows: Sequence[Row], bars: Bars) -> list[Verdict]:
         ),
         Verdict(f"over the null policy `cut`, lowest low end {least_over_cut:+.3f}", "> 0", least_over_cut > 0),
         Verdict(
-            f"topic, change over the seeds {format_interval(topic, '+.3f')}",
+            f"topic, change as a mean of the seeds, interval over questions {format_interval(topic, '+.3f')}",
             f"low end > {MIN_TOPIC_LOW}",
             get_low_end(topic) > MIN_TOPIC_LOW,
         ),
@@ -154,6 +154,10 @@ def format_table(rows: Sequence[Row]) -> str:
         ["---"] * (len(rows) + 1),
         ["rubric, before → after", *(f"{row['rubric_before']:.3f} → {row['rubric_after']:.3f}" for row in rows)],
         ["change of the rubric", *(format_interval(row["rubric_change"], "+.3f") for row in rows)],
+        [
+            "null policy `cut`",
+            *(f"{row['rubric_after'] - row['over_cut']['value']:.3f}" for row in rows),
+        ],
         ["over the null policy `cut`", *(format_interval(row["over_cut"], "+.3f") for row in rows)],
     ]
     for name in rows[0]["guards"]:
@@ -184,6 +188,10 @@ def main() -> int:
     if not BARS.is_file():
         sys.exit(f"{BARS} is missing: make it from the tuning seeds by --set-bars")
     print(format_table(rows))
+    for name in ("rubric_change", "over_cut"):
+        interval = mean_interval([get_value(row, name) for row in rows]).as_dict()
+        figure = f"{FIGURE_NAMES[name]}, mean of {len(rows)} seeds with an interval over seeds"
+        print(f"{figure}: {format_interval(interval, '+.3f')}")
     verdicts = list_verdicts(rows, json.loads(BARS.read_text(encoding="utf-8")))
     for verdict in verdicts:
         print(f"{verdict.text}  (bar: {verdict.bar}){'' if verdict.is_met else '  MISSED'}")

@@ -32,6 +32,15 @@ MARGIN = 0.05
 DIFFERENCES = {"align": "equal minutes", "as-many": "equal answers"}
 """Systems that are compared with TRL's, and what is the same on both sides."""
 
+COLUMNS = (
+    "seed",
+    "start",
+    "align",
+    "TRL",
+    "align after as many answers as TRL",
+    "updates, align / TRL",
+    "minutes, align / TRL",
+)
 RUNS = (("ppo", "timed"), ("ppo", "as-many"), ("eval", "compared"))
 """Stage and name of each run that is read."""
 
@@ -100,8 +109,8 @@ def list_missed_bars(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table with a row for each seed, and the mean differences over them."""
     lines = [
-        "| seed | start | align | TRL | align, TRL's answers | updates, align / TRL | minutes, align / TRL |",
-        "|" + "---|" * 7,
+        f"| {' | '.join(COLUMNS)} |",
+        "|" + "---|" * len(COLUMNS),
     ]
     for row in rows:
         shares = " | ".join(format_interval(row["right"][name], ".2f") for name in ("start", "align", "trl", "as-many"))

@@ -293,7 +293,7 @@ def build_sides(recipe, **after: Any) -> dict[str, Any]:
             {"greedy": ["It is so good."] * 5 + [f"{c}." for c in "abcdefghijklmno"]},
             0,
             1,
-            ["greedy answers with one sentence"],
+            ["greedy answers with the commonest sentence"],
         ),
     ],
 )
