@@ -5,13 +5,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
-from align.annotate.store import Vote
+from align.annotate.store import Store, Vote
+from align.annotate.store.preference_pairs import load_preferences, load_training_rankings, parse_candidate_ids
+from align.annotate.store.vote_selection import DEFAULT_SELECTION, VoteSelection
+from align.core.types import Preference
 from align.ops.annotators import RankedItems, build_contrasts, fit_annotators
 
 BLOCK_SUBSETS = 32_000
@@ -102,3 +106,20 @@ def compute_pair_posteriors(rankings: Sequence[Vote]) -> Posteriors:
                 for a, b in permutations(range(len(ids)), 2)
             }
     return posteriors
+
+
+def add_posteriors(pairs: Sequence[Preference], rankings: Sequence[Vote]) -> list[Preference]:
+    """Return pairs that were built of rankings, each with the probability that its chosen answer is better. It is below
+    0.5 if the other rankings of the item outweigh the one that the pair is from."""
+    posteriors = compute_pair_posteriors(rankings)
+    return [replace(pair, posterior=posteriors[pair.group_id][parse_candidate_ids(pair)]) for pair in pairs]
+
+
+def load_soft_preferences(
+    store: Store, project: str, selection: VoteSelection = DEFAULT_SELECTION, through: int | None = None
+) -> list[Preference]:
+    """Return the pairs of `load_preferences`, each with its posterior given all of these rankings."""
+    with store.reading():  # both reads see the same votes
+        pairs = load_preferences(store, project, selection, through)
+        rankings = load_training_rankings(store, project, selection, through)
+    return add_posteriors(pairs, rankings)

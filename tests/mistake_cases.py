@@ -177,6 +177,8 @@ CASES = [
     build_case("sft", "data.annotators=[ann]", "data.annotators=", "with data=annotations"),
     build_case("reward", "data.exclude_annotators=[bob]", "data.exclude_annotators=", "with data=annotations"),
     build_case("ppo", "data.min_gold_accuracy=0.5", "data.min_gold_accuracy=0.5", "stage.action=quarantine"),
+    build_case("ppo", "data.soft_labels=true", "data.soft_labels=", "stage=reward, dpo and kto"),
+    build_case("dpo", "data.soft_labels=true stage.loss=ipo", "data.soft_labels=", "stage.loss=sigmoid"),
     build_case("reward", "data.min_gold_accuracy=1.5", "data.min_gold_accuracy=1.5"),
     build_case("sft", "model=base model.path=null", "model", "Add model=hub model.path=ORG/NAME"),
     build_case("sft", "model.path=./nowhere", "model.path=./nowhere", "no such folder"),

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from align.config import training
 from align.config.settings import setting
 from align.core.errors import require
+
+if TYPE_CHECKING:
+    from align.config.root import Config
 
 BETAS: Mapping[str, float] = MappingProxyType({"sigmoid": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0})
 """Value of `stage.loss` → default of `stage.beta`."""
@@ -62,3 +65,10 @@ class DpoConfig(training.PreferenceTrainingConfig):
         if self.beta is None:  # so that a run with the default written out is the same run
             object.__setattr__(self, "beta", BETAS[self.loss])
         super().check_together()
+
+    def check(self, config: Config) -> None:
+        super().check(config)
+        is_soft = config.data.soft_labels
+        problem = f"is not read by stage.loss={self.loss}"
+        remedy = "Drop it, or use stage.loss=sigmoid."
+        require(not is_soft or self.loss == "sigmoid", "data.soft_labels", is_soft, problem, remedy)

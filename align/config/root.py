@@ -211,6 +211,7 @@ class Config(Settings):
             "Set stage.answers=1, or rollout.temperature above 0.",
         )
         self._check_vote_selection()
+        self._check_soft_labels()
         check = getattr(self.stage, "check", None)
         if check is not None:
             check(self)
@@ -234,6 +235,18 @@ class Config(Settings):
             value = getattr(self.data, key)
             problem = f"selects votes that make preference pairs, and stage={name} with these settings reads none"
             require(not value or name is None or selects_votes, f"data.{key}", value, problem, remedy)
+
+    def _check_soft_labels(self) -> None:
+        """Raise InputError if labels are soft, and the stage neither trains on pairs nor makes them of votes."""
+        stage = self.stage
+        name = getattr(stage, "name", None)
+        if not self.data.soft_labels or name is None:
+            return
+        sources = [source for source in getattr(stage, "sources", None) or () if isinstance(source, Mapping)]
+        is_read = name in ("reward", "dpo", "kto") or any("annotations" in source for source in sources)
+        remedy = "Drop it. It is for stage=reward, dpo and kto, and for stage=data with sources {annotations: PROJECT}."
+        problem = f"is about preference pairs, and stage={name} with these settings trains on none"
+        require(is_read, "data.soft_labels", True, problem, remedy)
 
 
 def find_store_url(config: Config) -> str:

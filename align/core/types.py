@@ -227,6 +227,7 @@ class Preference:
         rejected: the turns not preferred.
         group_id: pairs from one ranking share it and never straddle a split.
         margin: how much better, in the annotator's units; None if unknown.
+        posterior: probability in [0, 1] that the chosen answer is better, given all judgements; None if unknown.
         source: origin of the judgement: `human`, `simulated`, or the data set's name.
         scorer: the score that a simulated annotator ranked by, such as `vader`; empty if unknown.
         tools: tools that the assistant may call.
@@ -249,6 +250,7 @@ class Preference:
     rejected_ended: bool = True
     scorer: str = ""
     tools: tuple[Tool, ...] = ()
+    posterior: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "chosen", "rejected"):

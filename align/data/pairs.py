@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from align.annotate.store import Store
-from align.annotate.store.preference_pairs import load_human_verdicts, load_preferences
+from align.annotate.store.preference_pairs import LoadPairs, load_human_verdicts, load_preferences
 from align.annotate.store.vote_selection import VoteSelection
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Feedback, Message, Preference
@@ -43,12 +43,14 @@ class TokenizedPair:
     Attributes:
         chosen_ids, rejected_ids: prompt and answer, each ending where a score is read.
         chosen_start, rejected_start: index of the first token of the answer.
+        label: probability that the chosen answer is better, 1 unless labels are soft.
     """
 
     chosen_ids: list[int]
     rejected_ids: list[int]
     chosen_start: int = 0
     rejected_start: int = 0
+    label: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,13 @@ class TokenizedAnswer:
         ids: prompt and answer.
         start: index of the first token of the answer.
         wanted: the label.
+        weight: of its loss.
     """
 
     ids: list[int]
     start: int
     wanted: bool
+    weight: float = 1.0
 
     @property
     def prompt(self) -> list[int]:
@@ -97,12 +101,15 @@ class VoteSource:
         url: URL of the annotation store.
         selection: the annotators whose votes count.
         through: number of the last row of the ledger that counts; None for all.
+        load_pairs: function of the store, project, selection and `through` that returns the preference pairs:
+            `load_preferences`, or `load_soft_preferences` for pairs with posteriors.
     """
 
     url: str = field(repr=False)
     project: str
     selection: VoteSelection
     through: int | None = None
+    load_pairs: LoadPairs = load_preferences
 
 
 def build_pair_inputs(data: DataSource, store: str, project: str) -> dict[str, Input]:
@@ -149,7 +156,7 @@ def read_pairs(data: DataSource, votes: VoteSource, seed: int = 0) -> list[Prefe
     most `data.limit` pairs are sampled."""
     if data.name == "annotations":
         with Store.open(votes.url, create_if_missing=False) as store:
-            pairs = load_preferences(store, votes.project, votes.selection, votes.through)
+            pairs = votes.load_pairs(store, votes.project, votes.selection, votes.through)
         return sample_records(pairs, data.limit, seed)
     return sample_records(read_records(data, "train", PAIR_KIND), data.limit, seed)
 
@@ -247,6 +254,8 @@ def read_divided_judgements(
     a test split. See `split_pairs`. Raises InputError if the labels of the feedback to train on do not vary."""
     if not has_labels(data):
         return read_divided_preferences(data, votes, held_out, seed)
+    problem = f"is about preference pairs, and {data.path} holds labelled answers"
+    require(not data.soft_labels, "data.soft_labels", True, problem, "Drop it, or give pairs with a posterior.")
     answers = sample_records(read_records(data, "train", ANSWER_KIND), data.limit, seed)
     splits = split_pairs(answers, data, held_out, seed, ANSWER_KIND)
     check_labels_vary([answer.label for answer in splits.train], [answer.prompt for answer in splits.train], data.path)
@@ -365,7 +374,8 @@ def encode_pairs(
         chosen_ids, chosen_start = encode(pref, "chosen")
         rejected_ids, rejected_start = encode(pref, "rejected")
         if max(len(chosen_ids), len(rejected_ids)) <= max_length:
-            encoded.append((pref, TokenizedPair(chosen_ids, rejected_ids, chosen_start, rejected_start)))
+            label = 1.0 if pref.posterior is None else pref.posterior
+            encoded.append((pref, TokenizedPair(chosen_ids, rejected_ids, chosen_start, rejected_start, label)))
     return EncodedPairs(encoded, count_too_long(prefs, encoded, max_length, "pairs"))
 
 
@@ -442,12 +452,26 @@ def encode_judged_answer(
     return JudgedAnswer(ids, count_prompt_tokens(tokenizer, prompt, ids))
 
 
+def smooth_labels(pairs: Sequence[TokenizedPair], label_smoothing: float) -> list[TokenizedPair]:
+    """Return pairs with the labels that they have if a share `label_smoothing` of labels is swapped."""
+    return [
+        replace(pair, label=(1 - label_smoothing) * pair.label + label_smoothing * (1 - pair.label)) for pair in pairs
+    ]
+
+
 def iter_labelled_answers(pairs: Sequence[TokenizedPair]) -> Iterator[TokenizedAnswer]:
     """Yield both answers of each pair as labelled answers for KTO: the chosen one as desirable, the rejected one as
-    undesirable."""
+    undesirable, or the reverse if the pair's label is below 0.5.
+
+    Both have the weight |2 · label − 1|. This is the expected loss of answers that are desirable with the probability
+    `label` (rejected: 1 − `label`), except for a constant, because the losses of both kinds of one answer add up to a
+    constant if both kinds have the same weight.
+    """
     for pair in pairs:
-        yield TokenizedAnswer(pair.chosen_ids, pair.chosen_start, True)
-        yield TokenizedAnswer(pair.rejected_ids, pair.rejected_start, False)
+        is_chosen_better = pair.label >= 0.5
+        weight = abs(2 * pair.label - 1)
+        yield TokenizedAnswer(pair.chosen_ids, pair.chosen_start, is_chosen_better, weight)
+        yield TokenizedAnswer(pair.rejected_ids, pair.rejected_start, not is_chosen_better, weight)
 
 
 def choose_mismatched_answers(batch: Sequence[int], rows: Sequence[TokenizedAnswer]) -> list[list[int]]:

@@ -56,6 +56,7 @@ class DataSource:
         columns: our name of a column → that of the files.
         metadata: columns of the files that are kept as metadata.
         tasks: the tasks of `reasoning_gym`, see `align.data.generated_tasks.parse_task`.
+        soft_labels: preference pairs keep their posteriors, and must have one.
     """
 
     name: str
@@ -70,6 +71,7 @@ class DataSource:
     columns: Mapping[str, str] = field(default_factory=dict)
     metadata: tuple[str, ...] = ()
     tasks: Any = None
+    soft_labels: bool = False
 
     def __post_init__(self) -> None:
         if self.name == FILES_ALIAS:
@@ -91,6 +93,7 @@ class DataSource:
             columns=settings.columns or {},
             metadata=tuple(settings.metadata or ()),
             tasks=getattr(settings, "tasks", None),  # manifests of earlier versions have none
+            soft_labels=getattr(settings, "soft_labels", False),
         )
 
     @property
@@ -307,11 +310,12 @@ def read_file_documents(data: DataSource, key: str, requires_answer: bool) -> li
 
 
 def prepare_record(record: T, data: DataSource) -> T:
-    """Return a record with `data.system` as its system prompt if it has none, and without reasoning if
-    `data.hide_reasoning` is set.
+    """Return a record with `data.system` as its system prompt if it has none, without reasoning if
+    `data.hide_reasoning` is set, and a pair without its posterior unless `data.soft_labels` is set.
 
     Raises:
-        InputError: the answers of a pair differ in their reasoning only.
+        InputError: the answers of a pair differ in their reasoning only, or a pair has no posterior and
+            `data.soft_labels` is set.
     """
     if not isinstance(record, Conversation | Preference | Feedback):
         return record
@@ -321,6 +325,15 @@ def prepare_record(record: T, data: DataSource) -> T:
         problem = f"the answers of pair {record.id} differ in their reasoning only"
         remedy = "Leave the pair out, or keep the reasoning."
         require(changed["chosen"] != changed["rejected"], "data.reasoning", "hide", problem, remedy)
+        if data.soft_labels:
+            problem = f"pair {record.id or '(no id)'} has no posterior"
+            remedy = (
+                "Give each pair a column `posterior`, the probability that `chosen` is better, or make the data set of "
+                "votes with data.soft_labels=true."
+            )
+            require(record.posterior is not None, "data.soft_labels", True, problem, remedy)
+        else:
+            record = replace(record, posterior=None)
     first = next(iter(parts))
     changed[first] = with_default_system(changed[first], data.system)
     return record if changed == parts else replace(record, **changed)

@@ -8,6 +8,7 @@ changed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -100,7 +101,7 @@ def read_trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
     data = manifest.config["data"]
     stage = manifest.config["stage"]
     seed = manifest.config["seed"]
-    source = DataSource.from_settings(SimpleNamespace(**data))
+    source = replace(DataSource.from_settings(SimpleNamespace(**data)), soft_labels=False)  # only texts are compared
     data_input = manifest.inputs["data"]
     if not data_input.project and build_data_input(source).digest != data_input.digest:
         raise AlignError(f"{data_input.path} has changed since")

@@ -166,22 +166,22 @@ def compute_explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: T
     return 1 - (returns - values_BT[mask_BT]).var(unbiased=False) / variance
 
 
-def dpo_loss(gap_M: Tensor, beta: float, kind: str, label_smoothing: float = 0.0) -> Tensor:
+def dpo_loss(gap_M: Tensor, beta: float, kind: str, labels_M: Tensor | float = 1.0) -> Tensor:
     """Return the mean DPO or IPO loss of M preference pairs, where `kind` is `sigmoid` or `ipo`. With gap = log
     (π/π_ref)(chosen) − log (π/π_ref)(rejected):
 
-    sigmoid:  −(1 − ε) log σ(β · gap) − ε log σ(−β · gap)    (Rafailov et al., DPO, 2023, eq. 7, with ε = 0)
+    sigmoid:  −p log σ(β · gap) − (1 − p) log σ(−β · gap)    (Rafailov et al., DPO, 2023, eq. 7, with p = 1)
     ipo:      (gap − 1 / 2β)²          (Azar et al., 2023, eq. 17), the logs being means over an answer's tokens
 
     Args:
-        label_smoothing: ε, the assumed share of pairs with swapped labels (Mitchell, "A note on DPO with noisy
-            preferences and relationship to IPO", 2023, eq. 3).
+        labels_M: p, the probability that the chosen answer is better. 1 − ε for all pairs is label smoothing (Mitchell,
+            "A note on DPO with noisy preferences and relationship to IPO", 2023, eq. 3).
     """
     if kind == "ipo":
         return (gap_M - 1 / (2 * beta)).square().mean()
     logprob_M = logsigmoid(beta * gap_M)
     swapped_logprob_M = logsigmoid(-beta * gap_M)
-    return -((1 - label_smoothing) * logprob_M + label_smoothing * swapped_logprob_M).mean()
+    return -(labels_M * logprob_M + (1 - labels_M) * swapped_logprob_M).mean()
 
 
 def orpo_loss(chosen_M: Tensor, rejected_M: Tensor, beta: float) -> Tensor:
@@ -227,6 +227,7 @@ def kto_loss(
     beta: float,
     desirable: float,
     undesirable: float,
+    weights_N: Tensor | float = 1.0,
 ) -> Tensor:
     """Return KTO's mean loss of N labelled answers (Ethayarajh et al., KTO, 2024, eq. 8 without its constant):
 
@@ -238,12 +239,13 @@ def kto_loss(
         is_desirable_N: True for a desirable answer.
         reference: z, see `compute_kto_reference`.
         desirable, undesirable: λ_D and λ_U.
+        weights_N: of each answer's loss.
     """
     margin_N = torch.where(is_desirable_N, rewards_N - reference, reference - rewards_N)
-    weights_N = torch.where(
+    kind_weights_N = torch.where(
         is_desirable_N, torch.full_like(margin_N, desirable), torch.full_like(margin_N, undesirable)
     )
-    return (weights_N * torch.sigmoid(-beta * margin_N)).mean()
+    return (weights_N * kind_weights_N * torch.sigmoid(-beta * margin_N)).mean()
 
 
 def compute_kto_reference(mismatched_N: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from align.annotate.posteriors import load_soft_preferences
+from align.annotate.store.preference_pairs import load_preferences
 from align.annotate.store.vote_selection import VoteSelection
 from align.config.data import (
     EMBEDDED,
@@ -133,7 +135,9 @@ def inputs(config: Config) -> StageInputs:
     path_source = {"path": config.data.path, "columns": config.data.columns, "metadata": config.data.metadata}
     entries = stage.sources or [{key: value for key, value in path_source.items() if value is not None}]
     selection = VoteSelection.from_settings(config.data)
-    sources = [source.resolve(find_store_url(config), selection) for source in parse_sources(entries)]
+    store = find_store_url(config)
+    load_pairs = load_soft_preferences if config.data.soft_labels else load_preferences
+    sources = [source.resolve(store, selection, load_pairs) for source in parse_sources(entries)]
     # Each call checks a setting against the sources before any data is read.
     rank_by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
     compute_target_shares([1.0] * len(sources), [source.weight for source in sources], stage.mix.temperature)

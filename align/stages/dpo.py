@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from align.annotate.posteriors import load_soft_preferences
 from align.config.dpo import DpoConfig
 from align.config.root import Config
 from align.config.training import require_held_out_rows
@@ -18,7 +19,7 @@ from align.core.errors import require
 from align.core.types import Preference, StageResult
 from align.data.chat.encode import find_stop_token_ids
 from align.data.chat.training_view import write_first_pair
-from align.data.pairs import TokenizedPair, encode_pair_splits, read_divided_preferences
+from align.data.pairs import TokenizedPair, encode_pair_splits, read_divided_preferences, smooth_labels
 from align.models.lora import Lora
 from align.report import format_interval
 from align.run import Run
@@ -40,10 +41,12 @@ PRELOAD = ("align.trainers.dpo",)
 
 def inputs(config: Config) -> StageInputs:
     require_trl_trainer(config.stage.loss)
-    return build_judgement_inputs(config, read_divided_preferences)
+    return build_judgement_inputs(config, read_divided_preferences, load_soft_preferences)
 
 
 def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> StageResult:
+    import torch
+
     from align.evals.held_out import (
         compute_pair_logprobs,
         compute_preference_figures,
@@ -85,7 +88,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
 
     # Held-out pairs are measured by log(π / π_ref) of each answer.
     held_out = [pref for pref, _ in test]
-    pairs = [pair for _, pair in test]
+    pairs = smooth_labels([pair for _, pair in test], stage.label_smoothing)
 
     def measure_logprobs(steps: int) -> Tensor:
         """Return log π of the chosen and the rejected answer of each held-out pair, shape [M, 2].
@@ -99,17 +102,16 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         return logprobs_M2
 
     at_start = measure_logprobs(0)
-    loss = partial(compute_pair_loss, stage)
+    loss = partial(compute_pair_loss, stage, torch.tensor([pair.label for pair in pairs], device="cpu"))
     assert stage.beta is not None, "`check_together` has set it"
     fitted = fit(
         partial(
             build_dpo_trainer,
             model,
             tokenizer,
-            [pair for _, pair in train],
+            smooth_labels([pair for _, pair in train], stage.label_smoothing),
             beta=stage.beta,
             loss=stage.loss,
-            label_smoothing=stage.label_smoothing,
             simpo_gamma=stage.simpo_gamma,
         ),
         model,
@@ -144,10 +146,11 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     return StageResult(metrics, (f"held out: accuracy {format_interval(metrics['accuracy'])}", fitted.summary))
 
 
-def compute_pair_loss(stage: DpoConfig, logprobs_M2: Tensor, reference_M2: Tensor) -> float:
+def compute_pair_loss(stage: DpoConfig, labels_M: Tensor, logprobs_M2: Tensor, reference_M2: Tensor) -> float:
     """Compute the mean DPO, ORPO or SimPO loss of preference pairs, as `stage.loss` says.
 
     Args:
+        labels_M: probability that the chosen answer is better; only `sigmoid` reads it.
         logprobs_M2: log π of the better and the worse answer of each pair.
         reference_M2: the same before training, which is log π_ref.
     """
@@ -161,7 +164,7 @@ def compute_pair_loss(stage: DpoConfig, logprobs_M2: Tensor, reference_M2: Tenso
     if stage.loss == "simpo":
         return float(simpo_loss(chosen_M, rejected_M, stage.beta, stage.simpo_gamma))
     log_ratios_M2 = logprobs_M2 - reference_M2
-    return float(dpo_loss(log_ratios_M2[:, 0] - log_ratios_M2[:, 1], stage.beta, stage.loss, stage.label_smoothing))
+    return float(dpo_loss(log_ratios_M2[:, 0] - log_ratios_M2[:, 1], stage.beta, stage.loss, labels_M))
 
 
 def require_answer_tokens(loss: str, pairs: Iterable[tuple[Preference, TokenizedPair]]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from align.annotate.posteriors import load_soft_preferences
 from align.config.kto import KtoConfig
 from align.config.root import Config
 from align.config.training import require_held_out_rows
@@ -49,7 +50,7 @@ ONE_LABEL = "all held-out answers have the same label, so neither accuracy nor A
 
 def inputs(config: Config) -> StageInputs:
     """Resolve the initial adapter or model and the labelled answers or preference pairs of `stage=kto`."""
-    return build_judgement_inputs(config, read_divided_judgements)
+    return build_judgement_inputs(config, read_divided_judgements, load_soft_preferences)
 
 
 def run(run: Run, config: Config, train_records: Judgements, test_records: Judgements) -> StageResult:
@@ -97,6 +98,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
 
     matched, mismatched = build_held_out_rows(train.rows, test.rows, max_length)
     is_wanted = torch.tensor([row.wanted for row in test.rows], device="cpu")
+    weights_N = torch.tensor([row.weight for row in test.rows], device="cpu")
     weights = {"desirable_weight": stage.desirable_weight, "undesirable_weight": stage.undesirable_weight}
 
     def measure_logprobs(steps: int) -> Tensor:
@@ -115,7 +117,17 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
     def loss(logprobs_2N: Tensor) -> float:
         rewards, mismatched_rewards = logprobs_2N - at_start
         reference = compute_kto_reference(mismatched_rewards)
-        return float(kto_loss(rewards, is_wanted, reference, stage.beta, *weights.values()))
+        return float(
+            kto_loss(
+                rewards,
+                is_wanted,
+                reference,
+                stage.beta,
+                stage.desirable_weight,
+                stage.undesirable_weight,
+                weights_N,
+            )
+        )
 
     at_start = measure_logprobs(0)
     fitted = fit(

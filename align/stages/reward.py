@@ -1,7 +1,8 @@
 """`stage=reward`: train a reward model on preference pairs, with a score head on a copy of the SFT adapter.
 
 load the base with a score head of zeros; copy the SFT adapter's weights
-train on rankings with the Bradley–Terry loss: −log σ(score of the better answer − score of the worse answer)
+train on rankings with the Bradley–Terry loss: −log σ(score of the better answer − score of the worse answer), or with
+soft labels its mean over both orders of the answers
 accuracy on the held-out pairs; save adapter and head
 optionally order the annotation queue by the uncertainty of the scores
 """
@@ -14,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from align import ranks
+from align.annotate.posteriors import load_soft_preferences
 from align.config.reward import RewardStageConfig
 from align.config.root import Config, find_store_url
 from align.config.training import require_held_out_rows
@@ -43,7 +45,7 @@ PRELOAD = ("align.trainers.reward",)
 
 
 def inputs(config: Config) -> StageInputs:
-    resolved = build_judgement_inputs(config, read_divided_preferences)
+    resolved = build_judgement_inputs(config, read_divided_preferences, load_soft_preferences)
     if config.stage.prioritise:  # it writes to the store, so the same votes in another store make another run
         queue = [drop_masks(mask_secrets(find_store_url(config))), config.project]
         resolved.records["queue"] = Input(json_digest(queue))
@@ -52,13 +54,18 @@ def inputs(config: Config) -> StageInputs:
 
 def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> StageResult:
     import torch
-    from torch.nn.functional import logsigmoid
 
     from align.evals.held_out import compute_preference_figures, find_simulated_scorers, write_held_out_pairs
     from align.models.adapters import SCORE_KEY, add_new_adapter, read_adapter_config, read_tensors, save_adapter
     from align.models.load import load_classifier, save_tokenizer
     from align.trainers.common import fit
-    from align.trainers.reward import FIGURES, build_reward_trainer, copy_adapter_weights, group_rankings
+    from align.trainers.reward import (
+        FIGURES,
+        build_reward_trainer,
+        compute_pair_losses,
+        copy_adapter_weights,
+        group_rankings,
+    )
 
     stage: RewardStageConfig = config.stage
     base = run.base
@@ -93,9 +100,11 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         compute_pair_scores, model, [pair for _, pair in test], tokenizer.pad_token_id, stage.lr, config.dtype
     )
 
+    labels_M = torch.tensor([pair.label for _, pair in test], device="cpu")
+
     def loss(scores_M2: Tensor) -> float:
-        """Return the Bradley–Terry loss of preference pairs, −log σ(chosen − rejected score), as the mean in nats."""
-        return float(-logsigmoid(scores_M2[:, 0] - scores_M2[:, 1]).mean())
+        """Return the mean Bradley–Terry loss of the held-out pairs, in nats."""
+        return float(compute_pair_losses(scores_M2[:, 0] - scores_M2[:, 1], labels_M).mean())
 
     fitted = fit(
         partial(build_reward_trainer, model, tokenizer, rankings),

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from align import ranks
 from align.annotate.store import Store
 from align.annotate.store.ledger import require_known_project
+from align.annotate.store.preference_pairs import LoadPairs, load_preferences
 from align.annotate.store.vote_selection import VoteSelection, find_pseudonyms, read_pseudonyms
 from align.config.command import format_command_line, format_hydra_value
 from align.config.groups import ALL_LINEAR
@@ -133,18 +134,22 @@ def resolve_stage_start(config: Config, ref: str | None = None, field: str = "in
     return StageStart(artifact, start.base, replace_values(config, method=method))
 
 
-def build_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]) -> StageInputs:
+def build_judgement_inputs(
+    config: Config, divide: Callable[..., tuple[Any, Any]], load_soft_pairs: LoadPairs
+) -> StageInputs:
     """Resolve the inputs of a stage that trains on preference pairs (chosen, rejected) or on answers with a label.
 
     Args:
         divide: reads the records and returns the training and the held-out ones, see `align.data.pairs`.
+        load_soft_pairs: `load_soft_preferences`. The stages pass it, because most stages need no model of annotators.
     """
     artifact, base, config = resolve_stage_start(config)
     source = DataSource.from_settings(config.data)
     store = find_store_url(config)
     inputs = build_pair_inputs(source, store, config.project)
     last_row = inputs["data"].seq if inputs["data"].seq >= 0 else None
-    votes = VoteSource(store, config.project, VoteSelection.from_settings(config.data), last_row)
+    load_pairs = load_soft_pairs if config.data.soft_labels else load_preferences
+    votes = VoteSource(store, config.project, VoteSelection.from_settings(config.data), last_row, load_pairs)
 
     def rows() -> tuple[Any, Any]:
         train_records, held_out_records = divide(source, votes, config.stage.held_out, config.seed)

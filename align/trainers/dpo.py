@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, tensor
 from transformers import Trainer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -21,6 +21,12 @@ from align.trainers.multi_rank import TokenRowsTrainer
 
 REFERENCE = "ref"
 """Name of the reference adapter that TRL creates as a copy of the policy's start."""
+SOFT_LOSS: Mapping[str, Any] = {"loss_type": ["sigmoid", "robust"], "loss_weights": [2.0, -1.0]}
+"""Keyword arguments of DPOConfig that give the loss (1 − q) a + q b of pairs with the label 1 − q, where
+a = −log σ(βh) and b = −log σ(−βh). TRL's `sigmoid` is a, and with the label smoothing ε = q / (1 + 2q) its `robust` is
+
+    ((1 − ε) a − ε b) / (1 − 2ε) = (1 + q) a − q b
+"""
 
 
 def get_figure_names(loss: str) -> Mapping[str, str]:
@@ -45,10 +51,10 @@ def build_dpo_trainer(
     *,
     beta: float,
     loss: str,
-    label_smoothing: float = 0.0,
     simpo_gamma: float = 0.0,
 ) -> Trainer:
-    """Build TRL's trainer of the preference loss `loss` for the adapter `default` of `model`.
+    """Build TRL's trainer of the preference loss `loss` for the adapter `default` of `model`. Only `sigmoid` reads the
+    pairs' labels.
 
     With `sigmoid` and `ipo` the trainer adds a second adapter, `REFERENCE`, which is a copy of the start. `orpo` and
     `simpo` need no reference.
@@ -59,6 +65,7 @@ def build_dpo_trainer(
                 "rows": [pair.chosen_ids, pair.rejected_ids],
                 "starts": [pair.chosen_start, pair.rejected_start],
                 "length": max(len(pair.chosen_ids), len(pair.rejected_ids)),
+                "label": pair.label,
             }
             for pair in pairs
         ]
@@ -69,33 +76,28 @@ def build_dpo_trainer(
         from align.trainers.experimental import build_reference_free_trainer
 
         return build_reference_free_trainer(model, tokenizer, dataset, keywords, collate, loss, simpo_gamma)
-    settings = DPOConfig(**keywords, **build_loss_settings(loss, label_smoothing), max_length=None)
+    has_soft_labels = loss == "sigmoid" and any(pair.label != 1 for pair in pairs)
+    settings = DPOConfig(**keywords, **(SOFT_LOSS if has_soft_labels else {"loss_type": [loss]}), max_length=None)
     return build_trainer(PairTrainer, model, settings, dataset, tokenizer, collate)
 
 
-def build_loss_settings(loss: str, label_smoothing: float) -> dict[str, Any]:
-    """Return the keyword arguments of DPOConfig that give a loss with label smoothing ε. TRL's `sigmoid` has no label
-    smoothing, so that cDPO combines two of its losses.
-
-    With a = −log σ(βh) and b = −log σ(−βh), its `robust` is ((1 − ε) a − ε b) / (1 − 2ε), and
-
-        (1 − ε) a + ε b = 2 (1 − ε) a − (1 − 2ε) robust
-    """
-    if not label_smoothing:
-        return {"loss_type": [loss]}
-    weights = [2 * (1 - label_smoothing), 2 * label_smoothing - 1]
-    return {"loss_type": [loss, "robust"], "label_smoothing": label_smoothing, "loss_weights": weights}
-
-
 class PairTrainer(TokenRowsTrainer, DPOTrainer):
-    """TRL's DPOTrainer on pairs that are tokenized already."""
+    """TRL's DPOTrainer on pairs that are tokenized already, with soft labels if the loss is `SOFT_LOSS`."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        swapped_M = 1 - inputs.pop("pair_labels")
+        self.label_smoothing: Any = swapped_M / (1 + 2 * swapped_M)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
 def collate_pairs(rows: Sequence[dict[str, Any]], filler: int) -> dict[str, Tensor]:
-    """Collate M pairs to right-padded rows [2M, S]: all chosen answers, then all rejected ones."""
+    """Collate M pairs to right-padded rows [2M, S], all chosen answers and then all rejected ones, and the pairs' soft
+    labels `pair_labels` [M]."""
     texts = [row["rows"][side] for side in (0, 1) for row in rows]
     starts = [row["starts"][side] for side in (0, 1) for row in rows]
-    return pad_answers(texts, starts, filler)
+    return {**pad_answers(texts, starts, filler), "pair_labels": tensor([row["label"] for row in rows])}
 
 
 def pad_answers(

@@ -63,14 +63,29 @@ def build_kto_trainer(
 class LabelTrainer(TokenRowsTrainer, KTOTrainer):
     """TRL's KTOTrainer on rows that are tokenized already, in the row order of `EpochSampler`. TRL fixes the batches
     beforehand, because each row needs an answer to another prompt of its batch; here `choose_mismatched_answers` finds
-    one for any batch."""
+    one for any batch. Rows have weights of their own."""
+
+    def __init__(self, *given: Any, args: KTOConfig, **more: Any) -> None:
+        super().__init__(*given, args=args, **more)
+        self.kind_weights = (args.desirable_weight, args.undesirable_weight)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        weights_N = inputs.pop("row_weights")
+        is_desirable_N = inputs["label"]
+        desirable_weight, undesirable_weight = self.kind_weights
+        # TRL multiplies them with the losses of the rows of each kind, in the rows' order.
+        self.desirable_weight: Any = desirable_weight * weights_N[is_desirable_N]
+        self.undesirable_weight: Any = undesirable_weight * weights_N[~is_desirable_N]
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
 def collate_answers(
     batch: Sequence[dict[str, Any]], rows: Sequence[TokenizedAnswer], filler: int, max_length: int
 ) -> dict[str, Tensor]:
-    """Collate N labelled answers to right-padded rows [N, S], and under keys `KL_…` each prompt with an answer to
-    another prompt."""
+    """Collate N labelled answers to right-padded rows [N, S], with their weights `row_weights` [N], and under keys
+    `KL_…` each prompt with an answer to another prompt."""
     places = [entry["place"] for entry in batch]
     labelled = [rows[place] for place in places]
     starts = [row.start for row in labelled]
@@ -80,4 +95,5 @@ def collate_answers(
         **pad_answers([row.ids for row in labelled], starts, filler),
         **pad_answers(mixed, starts, filler, "KL_"),
         "label": tensor([row.wanted for row in labelled]),
+        "row_weights": tensor([row.weight for row in labelled]),
     }

@@ -86,8 +86,7 @@ def build_measured_trainer(
         return build_kto_trainer(model, tokenizer, labelled, arguments, beta=0.1, max_length=work.length, **weights)
     if work.stage == "reward":
         pairs_of_each = [(0, i) for i in range(1, work.texts)]
-        return build_reward_trainer(
-            model, tokenizer, [Ranking(rows[i::count], pairs_of_each) for i in range(count)], arguments
-        )
+        rankings = [Ranking(rows[i::count], pairs_of_each, [1.0] * len(pairs_of_each)) for i in range(count)]
+        return build_reward_trainer(model, tokenizer, rankings, arguments)
     encoded = [EncodedRow(row, row) for row in rows]
     return build_sft_trainer(model, tokenizer, encoded, arguments, max_length=work.length, packing=False)

@@ -35,10 +35,12 @@ class Ranking:
     Attributes:
         texts: token rows, which end where the score is read.
         pairs: (better, worse) as indices of `texts`.
+        labels: probability of each pair that the text called better is better.
     """
 
     texts: list[list[int]]
     pairs: list[tuple[int, int]]
+    labels: list[float]
 
 
 def group_rankings(pairs: Iterable[tuple[str, TokenizedPair]]) -> list[Ranking]:
@@ -47,12 +49,21 @@ def group_rankings(pairs: Iterable[tuple[str, TokenizedPair]]) -> list[Ranking]:
     Args:
         pairs: pairs with the id of their ranking.
     """
-    groups: dict[str, tuple[dict[tuple[int, ...], int], list[tuple[int, int]]]] = {}
+    pairs_of_group: dict[str, list[TokenizedPair]] = {}
     for group, pair in pairs:
-        places, ranked_pairs = groups.setdefault(group, ({}, []))
-        better, worse = (places.setdefault(tuple(ids), len(places)) for ids in (pair.chosen_ids, pair.rejected_ids))
-        ranked_pairs.append((better, worse))
-    return [Ranking([list(ids) for ids in places], ranked_pairs) for places, ranked_pairs in groups.values()]
+        pairs_of_group.setdefault(group, []).append(pair)
+    return [build_ranking(pairs) for pairs in pairs_of_group.values()]
+
+
+def build_ranking(pairs: Sequence[TokenizedPair]) -> Ranking:
+    """Return the pairs of one ranking as a Ranking, in which each text is stored once."""
+    texts = list(dict.fromkeys(tuple(ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)))
+    place_of_text = {ids: place for place, ids in enumerate(texts)}
+    return Ranking(
+        texts=[list(ids) for ids in texts],
+        pairs=[(place_of_text[tuple(pair.chosen_ids)], place_of_text[tuple(pair.rejected_ids)]) for pair in pairs],
+        labels=[pair.label for pair in pairs],
+    )
 
 
 def find_score_head(model: Any) -> nn.Module:
@@ -112,6 +123,7 @@ def build_reward_trainer(
         {
             "texts": [r.texts for r in rankings],
             "pairs": [r.pairs for r in rankings],
+            "labels": [r.labels for r in rankings],
             "length": [max(map(len, r.texts)) for r in rankings],
         }
     )
@@ -132,7 +144,7 @@ class RankingTrainer(TokenRowsTrainer, RewardTrainer):
     ) -> Any:
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         gap = compute_pair_gaps(outputs.logits.float().squeeze(-1), inputs["pairs"])
-        loss = compute_ranking_loss(gap, inputs["weights"])
+        loss = (inputs["weights"] * compute_pair_losses(gap, inputs["pair_labels"])).sum()
         self._metrics["train"]["accuracy"].append(float((gap > 0).float().mean()))
         self._metrics["train"]["margin"].append(float(gap.detach().mean()))
         return (loss, outputs) if return_outputs else loss
@@ -145,8 +157,8 @@ def compute_mean_judgements(rankings: Sequence[Ranking]) -> float:
 
 
 def collate_rankings(rows: Sequence[dict[str, Any]], filler: int, mean_judgements: float) -> dict[str, Tensor]:
-    """Collate rankings to B right-padded texts [B, S], `pairs` [M, 2] as row indices (better, worse), and loss weights
-    `weights` [M].
+    """Collate rankings to B right-padded texts [B, S], `pairs` [M, 2] as row indices (better, worse), their soft labels
+    `pair_labels` [M], and loss weights `weights` [M].
 
     A judgement of K texts has the weight of one, divided over its K(K − 1)/2 pairs, so that a ranking of nine answers
     does not outweigh 36 rankings of two. Division by `mean_judgements`, the mean per ranking, keeps the loss in nats
@@ -165,6 +177,7 @@ def collate_rankings(rows: Sequence[dict[str, Any]], filler: int, mean_judgement
         "input_ids": pad_rows(texts, filler),
         "attention_mask": pad_rows([[1] * len(ids) for ids in texts], 0),
         "pairs": torch.tensor(pairs),
+        "pair_labels": torch.tensor([label for row in rows for label in row["labels"]]),
         "weights": torch.tensor(weights),
     }
 
@@ -174,9 +187,13 @@ def compute_pair_gaps(scores_B: Tensor, pairs_M2: Tensor) -> Tensor:
     return scores_B[pairs_M2[:, 0]] - scores_B[pairs_M2[:, 1]]
 
 
-def compute_ranking_loss(gap_M: Tensor, weights_M: Tensor) -> Tensor:
-    """Return the weighted sum of the pairs' Bradley–Terry losses −log σ(gap), a scalar."""
-    return -(weights_M * logsigmoid(gap_M)).sum()
+def compute_pair_losses(gap_M: Tensor, labels_M: Tensor) -> Tensor:
+    """Return each pair's Bradley–Terry loss −p log σ(gap) − (1 − p) log σ(−gap), [M], in nats.
+
+    Args:
+        labels_M: p, the probability that the text called better is better.
+    """
+    return -(labels_M * logsigmoid(gap_M) + (1 - labels_M) * logsigmoid(-gap_M))
 
 
 def choose_filler_id(rankings: Sequence[Ranking], pad_id: int) -> int:

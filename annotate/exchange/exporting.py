@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from align.annotate.posteriors import Posteriors, compute_pair_posteriors
+from align.annotate.posteriors import add_posteriors
 from align.annotate.store import AnnotationItem, Store, Vote
 from align.annotate.store.ledger import read_quarantined
-from align.annotate.store.preference_pairs import build_pairs, load_training_rankings
+from align.annotate.store.preference_pairs import build_pairs, load_training_rankings, parse_candidate_ids
 from align.annotate.store.vote_selection import DEFAULT_SELECTION, VoteSelection, select_votes
 from align.core.types import Message, Preference
 
@@ -47,12 +47,13 @@ def export_votes(
             if selection.allow_simulated or vote.source == "human"
         ]
     standing_votes.sort(key=lambda vote: vote.seq)
-    pairs = [(pair, vote) for vote in votes for pair in build_pairs(vote, items[vote.item])]
+    vote_of_pair = [(pair, vote) for vote in votes for pair in build_pairs(vote, items[vote.item])]
+    pairs = add_posteriors([pair for pair, _ in vote_of_pair], votes)
     # Trainers accept a column of margins only if every row has one.
-    has_margins = all(pair.margin is not None for pair, _ in pairs)
-    posteriors = compute_pair_posteriors(votes)
+    has_margins = all(pair.margin is not None for pair in pairs)
     pairs_with_provenance = [
-        (pair, provenance_fields(pair, vote, items[vote.item], has_margins, posteriors)) for pair, vote in pairs
+        (pair, provenance_fields(pair, vote, items[vote.item], has_margins))
+        for pair, (_, vote) in zip(pairs, vote_of_pair, strict=True)
     ]
     trained_seqs = {vote.seq for vote in votes}
     rows_by_file = {
@@ -90,15 +91,16 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def provenance_fields(
-    pair: Preference, vote: Vote, item: AnnotationItem, has_margins: bool, posteriors: Posteriors
-) -> dict[str, Any]:
+def provenance_fields(pair: Preference, vote: Vote, item: AnnotationItem, has_margins: bool) -> dict[str, Any]:
     """Return the fields of a preference pair's row besides its texts, such as ids, weight, posterior and vote.
 
-    The K(K-1)/2 pairs of one ranking weigh 1 together. The posterior is the probability that the chosen answer is
-    better, given all rankings of the item.
+    The K(K-1)/2 pairs of one ranking weigh 1 together.
+
+    Args:
+        pair: with its posterior.
     """
-    better, worse = pair.id.partition(":")[2].split(">")
+    assert pair.posterior is not None
+    better, worse = parse_candidate_ids(pair)
     k = len(item.candidates)
     margin = {"margin": pair.margin} if has_margins else {}
     return {
@@ -107,7 +109,7 @@ def provenance_fields(
         "group_id": pair.group_id,
         "weight": 2 / (k * (k - 1)),
         "strength": vote.strength,
-        "posterior": round(posteriors[item.id][better, worse], 4),
+        "posterior": round(pair.posterior, 4),
         "chosen_from": origin_fields(item, better),
         "rejected_from": origin_fields(item, worse),
         **vote_fields(vote),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import combinations
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from align.core.types import Message, Preference
 
 TRAINING_PURPOSES = ("work", "review")
 """Purposes of the rankings that pairs are made of. Gold items and repeats measure the annotators."""
+LoadPairs = Callable[[Store, str, VoteSelection, int | None], list[Preference]]
+"""A function with the arguments of `load_preferences` that returns the preference pairs of a project."""
 
 
 def build_pairs(ranking: Vote, item: AnnotationItem) -> list[Preference]:
@@ -54,6 +57,12 @@ def build_pair(vote: Vote, item: AnnotationItem, chosen_id: str, rejected_id: st
         chosen_ended=chosen.ended,
         rejected_ended=rejected.ended,
     )
+
+
+def parse_candidate_ids(pair: Preference) -> tuple[str, str]:
+    """Return the ids of the chosen and of the rejected candidate of a pair that `build_pair` built."""
+    better, worse = pair.id.partition(":")[2].split(">")
+    return better, worse
 
 
 def load_training_rankings(

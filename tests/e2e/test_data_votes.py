@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,12 @@ from vote_data import (
     read_artifact_pairs,
 )
 
+from align.annotate.posteriors import load_soft_preferences
 from align.annotate.store import Candidate, Judgement, Store
 from align.annotate.store.vote_selection import DEFAULT_SELECTION
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Preference
-from align.data.pairs import VoteSource, read_pairs
+from align.data.pairs import VoteSource, read_divided_preferences, read_pairs
 from align.data.sets.ids import SHA256, read_id_kinds
 from align.data.sets.published import load_data_set
 from align.data.sets.source import load_vote_snapshot
@@ -103,6 +105,24 @@ def test_votes_of_excluded_annotators_are_in_no_data_set(
     by_ann = [vote for vote in vote_store.rankings("greetings") if vote.annotator != pseudonym]
     assert len(pairs) == sum(len(vote.pairs) for vote in by_ann)
     assert len(pairs) < sum(len(vote.pairs) for vote in vote_store.rankings("greetings"))
+
+
+def test_pairs_of_votes_have_posteriors_if_labels_are_soft(
+    vote_store: Store, store_url: str, words: list[str], tmp_path: Path
+) -> None:
+    sources = "stage.sources=[{annotations: greetings}]"
+    folder, _, _ = build_data_set(tmp_path, words[0], sources, *words[2:], "data.soft_labels=true")
+    soft = DataSource("manifest", str(folder / "artifact"), soft_labels=True)
+    pairs = read_pairs(soft, VoteSource("", "greetings", DEFAULT_SELECTION))
+    votes = VoteSource(store_url, "greetings", DEFAULT_SELECTION, load_pairs=load_soft_preferences)
+    posteriors = {pair.id: pair.posterior for pair in read_pairs(DataSource("annotations"), votes)}
+    assert len(pairs) > 30
+    assert all(pair.posterior == posteriors[pair.id] for pair in pairs)
+    hard, _, _ = build_data_set(tmp_path, words[0], sources, *words[2:])
+    with pytest.raises(InputError, match=r"has no posterior.*data.soft_labels=true"):
+        read_divided_preferences(
+            replace(soft, path=str(hard / "artifact")), VoteSource("", "greetings", DEFAULT_SELECTION), 0.2, 0
+        )
 
 
 def test_simulated_votes_unknown_projects_and_other_keys_are_refused(

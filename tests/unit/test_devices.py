@@ -65,6 +65,7 @@ ON_THE_CPU = {
     "align/rollout/hf.py: generate": "lengths, orders and draws of all rows: indices, moved by `_generate_batch`",
     "align/rollout/engine.py: build_rollout": "of engines with own models; who learns moves it (`Rollout.to`)",
     "align/rollout/distributed.py: generate": "lengths and orders; rollouts travel between ranks by the CPU",
+    "align/trainers/dpo.py: collate_pairs": "a collator's batch: the trainer moves it",
     "align/trainers/kto.py: collate_answers": "a collator's batch: the trainer moves it",
     "align/stages/reward.py: compute_pair_scores": "an index into scores on the CPU (`score_rows`)",
     "reward/learned.py: score_rows": "scores on the CPU, as it says; what is put there is moved",

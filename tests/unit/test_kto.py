@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from test_dpo import PAIRS
-from test_preference_losses import answer, fresh, gradients, perturb_adapter
+from test_preference_losses import SOFT_PAIRS, answer, fresh, gradients, perturb_adapter
 from test_trainers import arguments
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from align.core.errors import InputError
 from align.core.types import Feedback, Message, Preference
 from align.data.pairs import (
     TokenizedAnswer,
+    TokenizedPair,
     VoteSource,
     check_labels_vary,
     choose_mismatched_answers,
@@ -41,6 +43,7 @@ from align.trainers.kto import build_kto_trainer, collate_answers
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
 ROWS = [*iter_labelled_answers(PAIRS)]
+WEIGHTED_ROWS = [*iter_labelled_answers(SOFT_PAIRS)]
 BETA = 0.7
 WEIGHTS = {"desirable_weight": 1.3, "undesirable_weight": 0.8}
 LONGEST = 100
@@ -67,23 +70,23 @@ def compute_loss_by_hand(
         now = answer(model, row.ids, row.start).sum()
         reward = now - answer(start, row.ids, row.start).sum().detach()
         value = 1 / (1 + (-BETA * (reward - z) * (1 if row.wanted else -1)).exp())
-        total = total + (1.3 if row.wanted else 0.8) * (1 - value)
+        total = total + row.weight * (1.3 if row.wanted else 0.8) * (1 - value)
     return total / len(rows)
 
 
-@pytest.mark.parametrize("seed", [5, 8])
+@pytest.mark.parametrize(("seed", "rows_to_train"), [(5, ROWS), (8, ROWS), (5, WEIGHTED_ROWS)])
 def test_the_loss_and_every_gradient_are_those_of_the_paper(
-    seed: int, tiny_model: Path, tiny_tokenizer: Any, tmp_path: Path
+    seed: int, rows_to_train: list[TokenizedAnswer], tiny_model: Path, tiny_tokenizer: Any, tmp_path: Path
 ):
     model, peer_model, start = (fresh(tiny_model) for _ in range(3))
     trainer: Any = build_kto_trainer(
-        model, tiny_tokenizer, ROWS, arguments(tmp_path, 1), beta=BETA, max_length=LONGEST, **WEIGHTS
+        model, tiny_tokenizer, rows_to_train, arguments(tmp_path, 1), beta=BETA, max_length=LONGEST, **WEIGHTS
     )
     places = [0, 3, 5, 6]
-    rows = [ROWS[place] for place in places]
+    rows = [rows_to_train[place] for place in places]
     perturb_adapter(model, seed)
     perturb_adapter(peer_model, seed)
-    batch = collate_answers([{"place": place} for place in places], ROWS, tiny_tokenizer.pad_token_id, LONGEST)
+    batch = collate_answers([{"place": place} for place in places], rows_to_train, tiny_tokenizer.pad_token_id, LONGEST)
     loss = trainer.compute_loss(model.train(), batch)
     loss.backward()
     mismatched_answers = [rows[i - 1].ids[rows[i - 1].start :] for i in range(4)]
@@ -104,8 +107,29 @@ def test_the_loss_and_every_gradient_are_those_of_the_paper(
         for x in (own_answers, mixed)
     ]
     labels = torch.tensor([row.wanted for row in rows])
-    held_out_loss = kto_loss(ratios[0], labels, compute_kto_reference(ratios[1]), BETA, *WEIGHTS.values())
+    weights = torch.tensor([row.weight for row in rows])
+    held_out_loss = kto_loss(ratios[0], labels, compute_kto_reference(ratios[1]), BETA, *WEIGHTS.values(), weights)
     assert float(held_out_loss) == pytest.approx(expected_loss.item(), rel=1e-5)
+
+
+def test_soft_labels_become_labels_and_weights():
+    """The weighted loss differs from the expected loss under the labels' probabilities by a constant only."""
+    pair = TokenizedPair([1, 2, 3], [1, 2, 4], 2, 2)
+    for label in (0.9, 0.5, 0.2):
+        rows = [*iter_labelled_answers([replace(pair, label=label)])]
+        weights = torch.tensor([row.weight for row in rows])
+        assert weights.tolist() == pytest.approx([abs(2 * label - 1)] * 2)
+        labels = torch.tensor([row.wanted for row in rows])
+        probabilities = torch.tensor([label, 1 - label])
+        differences = []
+        for rewards in (torch.tensor([0.0, 0.0]), torch.tensor([2.0, -1.0]), torch.tensor([-3.0, 0.5])):
+            weighted = kto_loss(rewards, labels, torch.tensor(0.3), 1.0, 1.0, 1.0, weights)
+            expected = sum(
+                kto_loss(rewards, torch.tensor([is_wanted] * 2), torch.tensor(0.3), 1.0, 1.0, 1.0, share)
+                for is_wanted, share in ((True, probabilities), (False, 1 - probabilities))
+            )
+            differences.append(float(expected - weighted))
+        assert differences == pytest.approx([differences[0]] * 3, abs=1e-6)
 
 
 def test_the_kl_estimate_is_never_negative_and_moves_the_loss():

@@ -12,7 +12,7 @@ import pytest
 from run_folders import BASE, load_manifest, open_run, publish_run
 
 from align.config.compose import build_config, compose_tree
-from align.config.groups import VOTE_SELECTION_KEYS
+from align.config.groups import OPTIONAL_KEYS
 from align.config.identity import list_input_names, select_identity
 from align.config.root import to_plain_dict
 from align.config.schemas import import_all_schemas
@@ -142,11 +142,17 @@ def test_a_part_that_the_stage_does_not_read_makes_no_other_run(stage: str) -> N
         assert (select_identity(stage, changed, ()) != before) == is_read, path
 
 
-def test_a_selection_of_votes_makes_another_run_and_its_absence_none() -> None:
+def test_a_selection_of_votes_and_soft_labels_make_another_run_and_their_absence_none() -> None:
     words = ("stage=reward", "data=annotations")
     identity = select_identity("reward", compose_plain_config(*words), ())
-    assert not {*VOTE_SELECTION_KEYS} & {*identity["data"]}
-    for choice in ("data.annotators=[ann]", "data.exclude_annotators=[ann]", "data.min_gold_accuracy=0.5"):
+    assert not {*OPTIONAL_KEYS} & {*identity["data"]}
+    choices = (
+        "data.annotators=[ann]",
+        "data.exclude_annotators=[ann]",
+        "data.min_gold_accuracy=0.5",
+        "data.soft_labels=true",
+    )
+    for choice in choices:
         assert select_identity("reward", compose_plain_config(*words, choice), ()) != identity
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from test_trainers import arguments
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from align.data.pairs import TokenizedPair
+from align.data.pairs import TokenizedPair, smooth_labels
 from align.evals.held_out import compute_pair_logprobs
 from align.models.adapters import add_new_adapter
 from align.models.base import read_base
@@ -25,13 +26,19 @@ from align.trainers.dpo import REFERENCE, build_dpo_trainer, collate_pairs
 
 CPU = torch.device("cpu")
 BETA = 0.7
+SOFT_PAIRS = [replace(pair, label=label) for pair, label in zip(PAIRS, (0.9, 0.35, 1.0, 0.0), strict=True)]
+LABELLED_PAIRS = {"cdpo": smooth_labels(PAIRS, 0.2), "soft": SOFT_PAIRS}
+"""Pairs whose labels are not 1, by the name of the loss."""
 LOSSES: dict[str, dict[str, Any]] = {
     "sigmoid": {"loss": "sigmoid"},
-    "cdpo": {"loss": "sigmoid", "label_smoothing": 0.2},
+    "cdpo": {"loss": "sigmoid"},
+    "soft": {"loss": "sigmoid"},
     "ipo": {"loss": "ipo"},
     "orpo": {"loss": "orpo"},
     "simpo": {"loss": "simpo", "simpo_gamma": 0.4},
 }
+SUMMED = ("sigmoid", "cdpo", "soft")
+"""Losses of summed instead of mean logprobs."""
 
 
 def perturb_adapter(model: Any, seed: int) -> None:
@@ -56,12 +63,14 @@ def answer(model: Any, ids: list[int], start: int) -> Tensor:
     return logprobs[range(start - 1, len(ids) - 1), ids[start:]]
 
 
-def compute_pair_loss(name: str, chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> Tensor:
+def compute_pair_loss(
+    name: str, label: float, chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor
+) -> Tensor:
     """Compute the loss of a pair from the token logprobs of its answers under policy and reference."""
-    if name in ("sigmoid", "cdpo"):
+    if name in SUMMED:
         margin = BETA * (chosen.sum() - ref_chosen.sum() - rejected.sum() + ref_rejected.sum())
-        smoothing = 0.2 if name == "cdpo" else 0.0
-        return -(1 - smoothing) * logsigmoid(margin) - smoothing * logsigmoid(-margin)
+        probability = 0.8 if name == "cdpo" else label
+        return -probability * logsigmoid(margin) - (1 - probability) * logsigmoid(-margin)
     if name == "ipo":
         margin = chosen.mean() - ref_chosen.mean() - rejected.mean() + ref_rejected.mean()
         return (margin - 1 / (2 * BETA)) ** 2
@@ -82,7 +91,7 @@ def compute_expected_loss(name: str, model: Any, start: Any, pairs: list[Tokeniz
         logprobs = [answer(model, *answer_of_pair) for answer_of_pair in answers]
         with torch.no_grad():
             start_logprobs = [answer(start, *answer_of_pair) for answer_of_pair in answers]
-        total = total + compute_pair_loss(name, *logprobs, *start_logprobs)
+        total = total + compute_pair_loss(name, pair.label, *logprobs, *start_logprobs)
     return total / len(pairs)
 
 
@@ -95,16 +104,20 @@ def test_the_loss_and_every_gradient_are_those_of_the_paper(
     name: str, tiny_model: Path, tiny_tokenizer: Any, tmp_path: Path
 ):
     model, reference_policy, start = (fresh(tiny_model) for _ in range(3))
+    pairs = LABELLED_PAIRS.get(name, PAIRS)
     make_trainer = partial(
-        build_dpo_trainer, model, tiny_tokenizer, PAIRS, arguments(tmp_path, 1), beta=BETA, **LOSSES[name]
+        build_dpo_trainer, model, tiny_tokenizer, pairs, arguments(tmp_path, 1), beta=BETA, **LOSSES[name]
     )
     trainer: Any = make_trainer()
     perturb_adapter(model, 5)
     perturb_adapter(reference_policy, 5)
-    rows = [{"rows": [p.chosen_ids, p.rejected_ids], "starts": [p.chosen_start, p.rejected_start]} for p in PAIRS]
+    rows = [
+        {"rows": [p.chosen_ids, p.rejected_ids], "starts": [p.chosen_start, p.rejected_start], "label": p.label}
+        for p in pairs
+    ]
     loss = trainer.compute_loss(model.train(), collate_pairs(rows, tiny_tokenizer.pad_token_id))
     loss.backward()
-    expected_loss = compute_expected_loss(name, reference_policy, start, PAIRS)
+    expected_loss = compute_expected_loss(name, reference_policy, start, pairs)
     expected_loss.backward()
     assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
     policy_gradients = gradients(model)
@@ -114,24 +127,25 @@ def test_the_loss_and_every_gradient_are_those_of_the_paper(
     for key, gradient in expected_gradients.items():
         torch.testing.assert_close(policy_gradients[key], gradient, rtol=1e-3, atol=1e-6)
     has_reference_adapter = any(f".{REFERENCE}." in key for key, _ in model.named_parameters())
-    assert has_reference_adapter == (name in ("sigmoid", "cdpo", "ipo"))
+    assert has_reference_adapter == (name in (*SUMMED, "ipo"))
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_what_is_measured_is_the_loss_that_trains(name: str, tiny_model: Path):
+    pairs = LABELLED_PAIRS.get(name, PAIRS)
     model = fresh(tiny_model)
     start = fresh(tiny_model)
     perturb_adapter(model, 5)
     with torch.no_grad():
-        expected_loss = float(compute_expected_loss(name, model, start, PAIRS))
-    logprobs, start_logprobs = (
-        compute_pair_logprobs(m.eval(), PAIRS, 0, name not in ("sigmoid", "cdpo")) for m in (model, start)
-    )
+        expected_loss = float(compute_expected_loss(name, model, start, pairs))
+    logprobs, start_logprobs = (compute_pair_logprobs(m.eval(), pairs, 0, name not in SUMMED) for m in (model, start))
+    labels = torch.tensor([pair.label for pair in pairs])
     chosen_logprobs, rejected_logprobs = logprobs.unbind(-1)
     gap = (logprobs - start_logprobs)[:, 0] - (logprobs - start_logprobs)[:, 1]
     measured = {
         "sigmoid": lambda: dpo_loss(gap, BETA, "sigmoid"),
-        "cdpo": lambda: dpo_loss(gap, BETA, "sigmoid", 0.2),
+        "cdpo": lambda: dpo_loss(gap, BETA, "sigmoid", labels),
+        "soft": lambda: dpo_loss(gap, BETA, "sigmoid", labels),
         "ipo": lambda: dpo_loss(gap, BETA, "ipo"),
         "orpo": lambda: orpo_loss(chosen_logprobs, rejected_logprobs, BETA),
         "simpo": lambda: simpo_loss(chosen_logprobs, rejected_logprobs, BETA, 0.4),
@@ -161,7 +175,7 @@ def test_an_answer_learned_by_heart_has_finite_odds(
         assert torch.isfinite(rejected_logprobs.grad).all()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["cdpo", "orpo", "simpo"])
+@pytest.mark.parametrize("name", ["soft", "orpo", "simpo"])
 def test_a_step_is_the_same_however_its_pairs_are_cut(name: str, tiny_model: Path, tiny_tokenizer: Any, tmp_path: Path):
     """The loss is a mean over pairs, so the micro-batch size changes only the rounding."""
     weights = []
@@ -169,7 +183,13 @@ def test_a_step_is_the_same_however_its_pairs_are_cut(name: str, tiny_model: Pat
         model = fresh(tiny_model)
         training_arguments = arguments(tmp_path / str(micro), 3, micro_batch=micro)
         make_trainer = partial(
-            build_dpo_trainer, model, tiny_tokenizer, PAIRS, training_arguments, beta=BETA, **LOSSES[name]
+            build_dpo_trainer,
+            model,
+            tiny_tokenizer,
+            LABELLED_PAIRS.get(name, PAIRS),
+            training_arguments,
+            beta=BETA,
+            **LOSSES[name],
         )
         train(make_trainer, model)
         weights.append({n: p.detach().clone() for n, p in model.named_parameters() if ".default." in n})

@@ -299,7 +299,9 @@ def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path:
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL rounds them to bf16 before training
             parameter.data = parameter.data.bfloat16().float()
-    rankings = [Ranking([[1, 40 + i, 41, EOS], [1, 50 + i, 7] if i else [1, 50, EOS]], [(0, 1)]) for i in range(4)]
+    rankings = [
+        Ranking([[1, 40 + i, 41, EOS], [1, 50 + i, 7] if i else [1, 50, EOS]], [(0, 1)], [1.0]) for i in range(4)
+    ]
     training = Training(
         lr=1e-2,
         epochs=1,

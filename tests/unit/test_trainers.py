@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +33,7 @@ from align.trainers.reward import (
     collate_rankings,
     compute_mean_judgements,
     compute_pair_gaps,
-    compute_ranking_loss,
+    compute_pair_losses,
     copy_adapter_weights,
     find_score_head,
     group_rankings,
@@ -95,7 +96,8 @@ def build_rankings() -> list[Ranking]:
         [torch.randint(6, 320, (int(n),), generator=generator).tolist() for n in (5 + i % 7, 9, 6)[: 2 + i % 2]]
         for i in range(16)
     ]
-    return [Ranking(rows, [(a, b) for a in range(len(rows)) for b in range(a + 1, len(rows))]) for rows in texts]
+    pairs = {count: [(a, b) for a in range(count) for b in range(a + 1, count)] for count in (2, 3)}
+    return [Ranking(rows, pairs[len(rows)], [1.0] * len(pairs[len(rows)])) for rows in texts]
 
 
 def fit_reward(model: Any, tokenizer: Any, output: Path, steps: int, **more: Any) -> None:
@@ -242,14 +244,21 @@ def test_an_answer_is_read_once_however_many_pairs_it_stands_in() -> None:
     b = [1, 6, 7]
     c = [1, 8]
     rankings = group_rankings(
-        [("x", TokenizedPair(b, a)), ("y", TokenizedPair(a, c)), ("x", TokenizedPair(b, c)), ("x", TokenizedPair(a, c))]
+        [
+            ("x", TokenizedPair(b, a, label=0.7)),
+            ("y", TokenizedPair(a, c)),
+            ("x", TokenizedPair(b, c, label=0.9)),
+            ("x", TokenizedPair(a, c, label=0.4)),
+        ]
     )
-    assert rankings == [Ranking([b, a, c], [(0, 1), (0, 2), (1, 2)]), Ranking([a, c], [(0, 1)])]
-    rows = [{"texts": r.texts, "pairs": r.pairs} for r in rankings]
+    expected = [Ranking([b, a, c], [(0, 1), (0, 2), (1, 2)], [0.7, 0.9, 0.4]), Ranking([a, c], [(0, 1)], [1.0])]
+    assert rankings == expected
+    rows = [asdict(ranking) for ranking in rankings]
     batch = collate_rankings(rows, filler=3, mean_judgements=compute_mean_judgements(rankings))
     assert batch["input_ids"].tolist() == [b, [*a, 3], [*c, 3], [*a, 3], [*c, 3]]
     assert batch["attention_mask"].sum(-1).tolist() == [3, 2, 2, 2, 2]
     assert batch["pairs"].tolist() == [[0, 1], [0, 2], [1, 2], [3, 4]]
+    assert batch["pair_labels"].tolist() == pytest.approx([0.7, 0.9, 0.4, 1.0])
     assert batch["weights"].tolist() == pytest.approx([1 / 6] * 3 + [1 / 2])
 
 
@@ -261,11 +270,10 @@ def test_several_judgements_of_one_item_are_one_example() -> None:
     rankings = group_rankings(
         [("x", TokenizedPair(a, b)), ("x", TokenizedPair(b, a)), ("y", TokenizedPair(a, c)), ("x", TokenizedPair(a, b))]
     )
-    assert rankings == [Ranking([a, b], [(0, 1), (1, 0), (0, 1)]), Ranking([a, c], [(0, 1)])]
+    assert rankings == [Ranking([a, b], [(0, 1), (1, 0), (0, 1)], [1.0] * 3), Ranking([a, c], [(0, 1)], [1.0])]
     assert compute_mean_judgements(rankings) == 2
-    batch = collate_rankings([{"texts": r.texts, "pairs": r.pairs} for r in rankings], filler=3, mean_judgements=2)
+    batch = collate_rankings([asdict(ranking) for ranking in rankings], filler=3, mean_judgements=2)
     assert batch["weights"].tolist() == [0.25] * 4
-    assert float(compute_ranking_loss(torch.zeros(4), batch["weights"])) == pytest.approx(math.log(2))
 
 
 def test_the_loss_of_rankings_by_hand() -> None:
@@ -273,7 +281,39 @@ def test_the_loss_of_rankings_by_hand() -> None:
     gap = compute_pair_gaps(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([[0, 1], [0, 2], [1, 2]]))
     assert gap.tolist() == [2.0, 1.0, -1.0]
     expected = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)) + math.log1p(math.exp(1))) / 3
-    assert float(compute_ranking_loss(gap, torch.full((3,), 1 / 3))) == pytest.approx(expected, rel=1e-6)
+    assert float(compute_pair_losses(gap, torch.ones(3)).mean()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_soft_label_weighs_both_orders_of_a_pair() -> None:
+    gap = torch.tensor([2.0, -1.0, 0.5], requires_grad=True)
+    losses = compute_pair_losses(gap, torch.tensor([0.9, 0.2, 0.5]))
+    first, second = math.log1p(math.exp(-2)), math.log1p(math.exp(2))
+    assert float(losses[0]) == pytest.approx(0.9 * first + 0.1 * second, rel=1e-6)
+    losses.sum().backward()
+    # The derivative is the modelled probability less the label, so it is 0 where the model agrees with the label.
+    expected = [1 / (1 + math.exp(-2)) - 0.9, 1 / (1 + math.exp(1)) - 0.2, 1 / (1 + math.exp(-0.5)) - 0.5]
+    assert gap.grad is not None
+    assert gap.grad.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_reward_model_learns_from_its_soft_labels(base: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    """One ranking with the labels p and one with the reversed pair and 1 − p are the same data."""
+    heads = []
+    for is_reversed in (False, True):
+        rankings = [
+            Ranking(
+                ranking.texts,
+                [(b, a) if is_reversed else (a, b) for a, b in ranking.pairs],
+                [0.2 if is_reversed else 0.8 for _ in ranking.pairs],
+            )
+            for ranking in build_rankings()
+        ]
+        model = build_reward_model(base)
+        output = tmp_path / str(is_reversed)
+        train(partial(build_reward_trainer, model, tiny_tokenizer, rankings, arguments(output, 3)), model)
+        heads.append(find_score_head(model).weight)
+    assert heads[0].abs().max() > 0
+    assert_close(heads[0], heads[1], atol=1e-6, rtol=1e-4)
 
 
 def test_a_reward_step_does_not_depend_on_the_micro_batch(base: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:

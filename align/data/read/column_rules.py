@@ -120,11 +120,14 @@ PAIR_ATTRIBUTES = split_names(
     "margin strength id group_id annotator source guideline_version created_at chosen_ended rejected_ended scorer"
 )
 """Columns that become attributes of a preference pair."""
+POSTERIOR = "posterior"
+"""Column of a pair with `chosen` and `rejected`: the probability that the first is better."""
 RENAME_TARGETS = {
     *KNOWN_NAMES,
     "winner_tie",
     *REFERENCE_COLUMNS,
     *PAIR_ATTRIBUTES,
+    POSTERIOR,
     *IDENTIFYING,
     *QUESTION_NAMES,
     *ascii_lowercase,

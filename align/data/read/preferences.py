@@ -29,6 +29,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from typing import Any, NamedTuple
 from align.core.errors import InputError, StorageError
 from align.core.outputs import replace_file
 from align.core.types import Message, Preference
+from align.data.read.column_rules import POSTERIOR
 from align.data.read.content import ENDED_FLAGS, MESSAGE_ATTRIBUTES, PREFERENCES
 from align.data.read.conversations import parse_alpaca, parse_sharegpt
 from align.data.read.drops import DoubtfulSourceError, Drop
@@ -197,7 +199,23 @@ def parse_pair(row: Row) -> ParsedPair:
         margin = require_number(data, "score_chosen", chosen_score) - require_number(
             data, "score_rejected", rejected_score
         )
-    return build_preference(row, prompt_turns, better, worse, margin), {}
+    pair = build_preference(row, prompt_turns, better, worse, margin)
+    return replace(pair, posterior=parse_posterior(data)), {}
+
+
+def parse_posterior(data: Fields) -> float | None:
+    """Return the column `posterior` of a pair, or None if it is missing or null.
+
+    Raises:
+        InputError: it is no number from 0 to 1.
+    """
+    posterior = data.get(POSTERIOR)
+    if posterior is None:
+        return None
+    if not 0 <= require_number(data, POSTERIOR, posterior) <= 1:
+        remedy = "Give the probability that `chosen` is better, or rename the column: data.metadata=[posterior]."
+        raise build_pair_error(data, POSTERIOR, "not a probability from 0 to 1", remedy)
+    return float(posterior)
 
 
 def parse_judged_pair(row: Row) -> ParsedPair:
@@ -220,7 +238,7 @@ def parse_judged_pair(row: Row) -> ParsedPair:
     if verdict == 0:
         return Drop.TIE
     answers: list[Any] = [data[name] for name in columns.answers]
-    pair = {name: value for name, value in data.items() if name not in columns.answers}
+    pair = {name: value for name, value in data.items() if name not in (*columns.answers, POSTERIOR)}
     text_lists = [parse_text_list(value) for value in (data.get("prompt"), *answers)]
     if columns.verdict == WINNER_COLUMNS and all(text_lists):  # the Kaggle form of LMSYS's arena
         del pair["prompt"]
@@ -532,7 +550,7 @@ def write_preferences(path: str | Path, prefs: Sequence[Preference]) -> None:
 
 def to_trl_row(pref: Preference) -> Mapping[str, Any]:
     """Return a preference pair as a row in TRL's conversational form. A pair without margin has no column `margin`, as
-    TRL uses margins if the column exists."""
+    TRL uses margins if the column exists, and one without posterior no column `posterior`."""
     row: dict[str, Any] = {
         name: [turn.as_dict() for turn in getattr(pref, name)] for name in MESSAGE_ATTRIBUTES[Preference]
     }
@@ -543,6 +561,5 @@ def to_trl_row(pref: Preference) -> Mapping[str, Any]:
         row["scorer"] = pref.scorer
     if pref.tools:
         row["tools"] = [tool.as_dict() for tool in pref.tools]
-    if pref.margin is not None:
-        row["margin"] = pref.margin
+    row |= {name: getattr(pref, name) for name in ("margin", "posterior") if getattr(pref, name) is not None}
     return row

@@ -196,7 +196,7 @@ CELL_TYPES = CellTypes(
     ),
     messages=("prompt", "completion", "response", "chosen", "rejected", "context"),
     numbers=split_names(
-        "helpfulness overall_preference preference_strength margin score_chosen score_rejected strength label "
-        "weight train training chosen_ended rejected_ended deleted"
+        "helpfulness overall_preference preference_strength margin posterior score_chosen score_rejected strength "
+        "label weight train training chosen_ended rejected_ended deleted"
     ),
 )

@@ -17,6 +17,7 @@ from align.data.read.column_rules import (
     IDENTIFYING,
     METADATA_PREFIX,
     PAIR_ATTRIBUTES,
+    POSTERIOR,
     QUESTION_NAMES,
     REFERENCE_COLUMNS,
     ColumnRules,
@@ -42,6 +43,8 @@ from align.data.read.shapes import (
     JUDGED,
     LABEL,
     LABELLED,
+    ORCA,
+    PAIRS,
     QUESTION_COLUMNS,
     TREE,
     TREE_MESSAGE,
@@ -105,6 +108,8 @@ def list_columns_of_shape(names: tuple[str, ...], shape: Shape) -> frozenset[str
         read |= {*PAIR_ATTRIBUTES, *columns.answers, *columns.verdict, *ties}
     elif shape.kind == PREFERENCES:
         read |= {*PAIR_ATTRIBUTES, *shape.needs} - {*QUESTION_COLUMNS}
+        if shape in (PAIRS, ORCA):
+            read.add(POSTERIOR)
     elif shape is LABELLED:
         conversation = next(conversation for conversation in CONVERSATIONS if conversation.needs[0] == question_name)
         read |= {*conversation.answer_columns, LABEL}

@@ -46,6 +46,7 @@ PAIR_COLUMNS: Mapping[str, pa.DataType] = {
     "chosen_ended": pa.bool_(),
     "rejected_ended": pa.bool_(),
     "scorer": pa.string(),
+    "posterior": pa.float64(),
 }
 """Columns of a preference pair beside its turns. `judged_by` is its `source`, a name that data sets use for files."""
 CONTENT: Mapping[str, Mapping[str, pa.DataType]] = {

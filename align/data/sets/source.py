@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align.annotate.store import Store
-from align.annotate.store.preference_pairs import load_preferences
+from align.annotate.store.preference_pairs import LoadPairs, load_preferences
 from align.annotate.store.vote_selection import VoteSelection
 from align.core.chain import ChainHead
 from align.core.errors import CorruptFile, InputError, require
@@ -47,6 +47,7 @@ class VoteSnapshot:
         head: head of the project's ledger. Later votes are left to the next run.
         selection: the annotators whose votes count.
         key: key of the project's ids. It is secret.
+        load_pairs: see `align.data.pairs.VoteSource`.
     """
 
     url: str = field(repr=False)
@@ -54,6 +55,7 @@ class VoteSnapshot:
     head: ChainHead
     selection: VoteSelection
     key: bytes = field(repr=False)
+    load_pairs: LoadPairs = load_preferences
 
     @property
     def ids(self) -> IdKind:
@@ -71,12 +73,14 @@ class VoteSnapshot:
             InputError: As `load_preferences`.
         """
         with Store.open(self.url, create_if_missing=False) as store, store.reading():  # one consistent view
-            pairs = load_preferences(store, self.project, self.selection, self.head.seq)
+            pairs = self.load_pairs(store, self.project, self.selection, self.head.seq)
         for number, pair in enumerate(pairs[skip:], start=skip + 1):
             yield ParsedRecord(number, pair, {"created_at": pair.created_at})
 
 
-def load_vote_snapshot(url: str, project: str, selection: VoteSelection) -> VoteSnapshot:
+def load_vote_snapshot(
+    url: str, project: str, selection: VoteSelection, load_pairs: LoadPairs = load_preferences
+) -> VoteSnapshot:
     """Return the ledger head and the row-id key of an annotation project as a snapshot of its votes.
 
     Raises:
@@ -88,7 +92,7 @@ def load_vote_snapshot(url: str, project: str, selection: VoteSelection) -> Vote
     if key is None:
         problem = "it was erased, so its rows have no ids any more"
         raise InputError("project", project, problem, "Name another project.")
-    return VoteSnapshot(url, project, head, selection, key)
+    return VoteSnapshot(url, project, head, selection, key, load_pairs)
 
 
 def load_active_votes(url: str, kind: IdKind) -> set[int] | None:
@@ -170,20 +174,21 @@ class Source:
         file."""
         return list_data_files(self.path, self.field) if self.path else []
 
-    def resolve(self, store: str, selection: VoteSelection) -> Source:
+    def resolve(self, store: str, selection: VoteSelection, load_pairs: LoadPairs = load_preferences) -> Source:
         """Return the source with a snapshot of its votes if it is a project, and with its licence if it is a published
         data set.
 
         Args:
             store: URL of the annotation store.
             selection: the annotators whose votes count.
+            load_pairs: see `align.data.pairs.VoteSource`.
 
         Raises:
             InputError: There is no such store, project or file; a data set has rows of votes, whose new ids could be
                 guessed; or its licences differ.
         """
         if self.annotations:
-            return replace(self, votes=load_vote_snapshot(store, self.annotations, selection))
+            return replace(self, votes=load_vote_snapshot(store, self.annotations, selection, load_pairs))
         sources = read_data_set_sources(self.files, self.field)
         projects = dict.fromkeys(str(source.get("project")) for source in sources if source.get("content_id") == "hmac")
         problem = f"holds rows of votes ({', '.join(projects)}), whose ids are under their project's key"
