@@ -107,8 +107,8 @@ OF_DATA = "data:"
 EXAMPLES = {"files": "FILE.jsonl", "manifest": "data:latest"}
 VOTE_SELECTION_KEYS = ("annotators", "exclude_annotators", "min_gold_accuracy")
 """Settings of `data` that select the annotators whose votes count."""
-OPTIONAL_KEYS = (*VOTE_SELECTION_KEYS, "soft_labels")
-"""Settings of `data` that are no part of a run's identity at their defaults, which are empty or False."""
+KEYS_LEFT_OUT_IF_UNSET = (*VOTE_SELECTION_KEYS, "soft_labels")
+"""Settings of `data` that are no part of a run's identity where they are empty or False."""
 
 
 @dataclass
@@ -215,10 +215,10 @@ class DataConfig(Settings):
     )
     soft_labels: bool = setting(
         False,
-        "Whether training weighs both orders of a pair by their probabilities, instead of taking the chosen answer for "
-        "certainly better. With votes, the probability is the posterior of the model of annotators; in files and data "
-        "sets it is the column `posterior`. For stage=reward, dpo with stage.loss=sigmoid, and kto; with stage=data, "
-        "pairs of votes get the column.",
+        "Whether training uses the probability that the chosen answer of a pair is better, instead of taking it for "
+        "certain. With votes, the probability is the posterior of the model of annotators; in files and data sets it "
+        "is the column `posterior`. For stage=reward, dpo with stage.loss=sigmoid, and kto; with stage=data, pairs of "
+        "votes get the column.",
     )
 
     def __post_init__(self) -> None:

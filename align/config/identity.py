@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any
 
-from align.config.groups import OPTIONAL_KEYS
+from align.config.groups import KEYS_LEFT_OUT_IF_UNSET
 from align.config.root import PARTS, Config
 from align.config.scorers import CHOICES
 from align.config.settings import Setting, get_declarations, get_defaults, get_parts
@@ -78,7 +78,7 @@ def select_identity(stage: str, config: Mapping[str, Any], inputs: Collection[st
         if isinstance(values, dict):
             values.pop(leaf, None)
     if isinstance(data := identity.get("data"), dict):
-        identity["data"] = {key: value for key, value in data.items() if value or key not in OPTIONAL_KEYS}
+        identity["data"] = {key: value for key, value in data.items() if value or key not in KEYS_LEFT_OUT_IF_UNSET}
     if "reward" in inputs and isinstance(reward := identity.get("reward"), dict) and "parts" in reward:
         reward["parts"] = drop_reward_model_refs(reward["parts"])
     return identity

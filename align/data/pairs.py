@@ -43,7 +43,7 @@ class TokenizedPair:
     Attributes:
         chosen_ids, rejected_ids: prompt and answer, each ending where a score is read.
         chosen_start, rejected_start: index of the first token of the answer.
-        label: probability that the chosen answer is better, 1 unless labels are soft.
+        label: probability that the chosen answer is better, 1 without soft labels and label smoothing.
     """
 
     chosen_ids: list[int]

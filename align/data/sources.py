@@ -328,8 +328,8 @@ def prepare_record(record: T, data: DataSource) -> T:
         if data.soft_labels:
             problem = f"pair {record.id or '(no id)'} has no posterior"
             remedy = (
-                "Give each pair a column `posterior`, the probability that `chosen` is better, or make the data set of "
-                "votes with data.soft_labels=true."
+                "Give each pair a column `posterior`, the probability that `chosen` is better (1 if that is certain), "
+                "also in data.eval_path, or make the data set of votes with data.soft_labels=true."
             )
             require(record.posterior is not None, "data.soft_labels", True, problem, remedy)
         else:

@@ -22,7 +22,7 @@ from align.trainers.multi_rank import TokenRowsTrainer
 REFERENCE = "ref"
 """Name of the reference adapter that TRL creates as a copy of the policy's start."""
 SOFT_LOSS: Mapping[str, Any] = {"loss_type": ["sigmoid", "robust"], "loss_weights": [2.0, -1.0]}
-"""Keyword arguments of DPOConfig that give the loss (1 − q) a + q b of pairs with the label 1 − q, where
+"""Keyword arguments of DPOConfig that give the loss of soft labels, (1 − q) a + q b, where q = 1 − label,
 a = −log σ(βh) and b = −log σ(−βh). TRL's `sigmoid` is a, and with the label smoothing ε = q / (1 + 2q) its `robust` is
 
     ((1 − ε) a − ε b) / (1 − 2ε) = (1 + q) a − q b
@@ -88,7 +88,7 @@ class PairTrainer(TokenRowsTrainer, DPOTrainer):
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         swapped_M = 1 - inputs.pop("pair_labels")
-        self.label_smoothing: Any = swapped_M / (1 + 2 * swapped_M)
+        self.label_smoothing: Any = swapped_M / (1 + 2 * swapped_M)  # TRL's loss computes with it row by row
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 

@@ -12,7 +12,7 @@ import pytest
 from run_folders import BASE, load_manifest, open_run, publish_run
 
 from align.config.compose import build_config, compose_tree
-from align.config.groups import OPTIONAL_KEYS
+from align.config.groups import KEYS_LEFT_OUT_IF_UNSET
 from align.config.identity import list_input_names, select_identity
 from align.config.root import to_plain_dict
 from align.config.schemas import import_all_schemas
@@ -145,7 +145,7 @@ def test_a_part_that_the_stage_does_not_read_makes_no_other_run(stage: str) -> N
 def test_a_selection_of_votes_and_soft_labels_make_another_run_and_their_absence_none() -> None:
     words = ("stage=reward", "data=annotations")
     identity = select_identity("reward", compose_plain_config(*words), ())
-    assert not {*OPTIONAL_KEYS} & {*identity["data"]}
+    assert not {*KEYS_LEFT_OUT_IF_UNSET} & {*identity["data"]}
     choices = (
         "data.annotators=[ann]",
         "data.exclude_annotators=[ann]",

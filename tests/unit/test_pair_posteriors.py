@@ -54,7 +54,17 @@ def test_the_columns_of_a_data_set_keep_posteriors() -> None:
 def test_a_posterior_that_is_no_probability_is_refused(value: str, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(f'{{"prompt": "?", "chosen": "a", "rejected": "b", "posterior": {value}}}\n', encoding="utf-8")
-    with pytest.raises(InputError, match="posterior"):
+    with pytest.raises(
+        InputError, match=r"posterior=.*: not a probability from 0 to 1\. .*data\.metadata=\[posterior\]"
+    ):
+        read_preferences(str(path), "data.path", False)
+
+
+def test_a_posterior_of_several_pairs_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    row = {"prompt": "?", "chosen": ["a", "c"], "rejected": ["b"], "posterior": 0.7}
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"posterior=0.7: one number for several pairs"):
         read_preferences(str(path), "data.path", False)
 
 
@@ -79,6 +89,30 @@ def test_a_pair_without_a_posterior_is_refused(tmp_path: Path) -> None:
     path = write_pairs(tmp_path, *([0.25] * 20), None)
     with pytest.raises(InputError, match=r"data.soft_labels=True: pair p20 has no posterior"):
         read_divided_preferences(DataSource("files", path, soft_labels=True), NO_VOTES, 0.2, 0)
+
+
+def test_pairs_to_measure_on_need_posteriors_too(tmp_path: Path) -> None:
+    path = write_pairs(tmp_path, *([0.25] * 20))
+    held_out = tmp_path / "held_out.jsonl"
+    write_preferences(held_out, [build_pair(None, 99)])
+    data = DataSource("files", path, eval_path=str(held_out), soft_labels=True)
+    with pytest.raises(InputError, match=r"pair p99 has no posterior.*also in data.eval_path"):
+        read_divided_preferences(data, NO_VOTES, 0.2, 0)
+
+
+def test_one_vote_an_item_says_less_than_three_that_agree(tmp_path: Path) -> None:
+    ranges = []
+    for names in (("ann",), ("ann", "bea", "cem")):
+        with Store.open(build_store_url(tmp_path / str(len(names)))) as store:
+            for i in range(30):
+                item = add_question(store, f"run/{i}", texts=("fine", "bad"))
+                for name in names:
+                    record_ranking(store, item, "0>1" if i % 2 else "1>0", name)
+            posteriors = [pair.posterior or 0.0 for pair in load_soft_preferences(store, "p")]
+        ranges.append((round(min(posteriors), 1), round(max(posteriors), 2)))
+    (single_low, single_high), (agreed_low, _) = ranges
+    assert 0.65 <= single_low <= single_high <= 0.76
+    assert agreed_low >= 0.99
 
 
 def test_smoothing_swaps_a_share_of_the_labels() -> None:

@@ -76,6 +76,9 @@ Messages = tuple[Message, ...]
 ParsedPair = tuple[Preference, Fields] | Drop
 """A preference pair with its answers' metadata under `chosen` and `rejected`, or the reason why there is no pair."""
 PAIR_HELP = "A row holds prompt, chosen and rejected, or the columns of HH, UltraFeedback, HelpSteer or Nectar."
+POSTERIOR_HELP = (
+    "Give the probability that `chosen` is better, or keep the column as metadata: data.metadata=[posterior]."
+)
 VERDICT_HELP = 'Write "{}" or "{}" for the better answer, or "tie".'
 TIES = frozenset(["tie", "tied", "tie_(bothbad)", "both_bad", "bothbad", "both", "draw", "neither", "equal", "none"])
 VERDICT_PREFIX = re.compile(r"(?:model|response|answer|completion|output|conversation|assistant)_")
@@ -124,6 +127,8 @@ def parse_row_pairs(row: Row) -> Iterator[ParsedPair]:
         answers = parse_scored_answers(row, "completions", "response", "overall_score", 1)
         yield from pair_all(answers, parse_prompt(data, question_name))
     elif {"chosen", "rejected"} <= data.keys() and is_text_list(data["rejected"]):
+        if data.get(POSTERIOR) is not None:
+            raise build_pair_error(data, POSTERIOR, "one number for several pairs", POSTERIOR_HELP)
         yield from pair_right_with_wrong_answers(row)
     elif {"chosen", "rejected"} <= data.keys():
         yield parse_pair(row)
@@ -212,9 +217,8 @@ def parse_posterior(data: Fields) -> float | None:
     posterior = data.get(POSTERIOR)
     if posterior is None:
         return None
-    if not 0 <= require_number(data, POSTERIOR, posterior) <= 1:
-        remedy = "Give the probability that `chosen` is better, or rename the column: data.metadata=[posterior]."
-        raise build_pair_error(data, POSTERIOR, "not a probability from 0 to 1", remedy)
+    if type(posterior) not in (int, float) or not 0 <= posterior <= 1:
+        raise build_pair_error(data, POSTERIOR, "not a probability from 0 to 1", POSTERIOR_HELP)
     return float(posterior)
 
 

@@ -73,7 +73,7 @@ shingles of that text, `numbers` a hash of its numbers and operators."""
 HASHES = "shingle_hashes"
 """Name of the column with the shingles of each text. Reading them for the comparison of near-duplicates is faster than
 computing them again."""
-PART_FORMAT = 4
+PART_FORMAT = 5
 """Version of the format of a part's counts. A run resumes only from parts of this format."""
 UNDECIDED = "dropped_undecided"
 """Name of the count of pairs without a preferred answer, as for plain files."""
