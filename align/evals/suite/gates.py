@@ -357,7 +357,7 @@ def find_deciding_n(gate: EvalGate, task: ScoredTask, n: int, counts: Sequence[i
 def decide_at_level(gate: EvalGate, compared_task: ScoredTask) -> Decision:
     """Decide a gate at its rule's level, without regard to other evaluations. Returns `undecided` if the outcome
     changes with all missing verdicts as wins or as losses, or if every verdict of a judge changes with the order of the
-    answers. The latter is not tested of people, of whom different ones judge a pair in the two orders.
+    answers. People are not tested for the latter, because different people judge the two orders of a pair.
 
     Args:
         compared_task: the gate's task, restricted to the items on which both systems are compared.
