@@ -32,7 +32,7 @@ def quarantine_annotator(store: Store, project: str, pseudonym: str) -> int:
     with store.transaction() as connection:
         require_known_annotator(connection, project, pseudonym)
         is_quarantined = pseudonym in read_quarantined(connection, project)
-        remedy = "Nothing is left to do. To undo it: stage.action=release."
+        remedy = "Nothing is left to do. Release the annotator to undo it."
         require(not is_quarantined, "stage.annotator", pseudonym, "is in quarantine already", remedy)
         close_leases(connection, project, leases.c.annotator == pseudonym, "returned")
         change_counted_votes(connection, project, pseudonym, -1)

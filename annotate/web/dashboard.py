@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -13,9 +13,10 @@ from fastapi.responses import JSONResponse, Response
 
 from align.annotate.accounts import Person
 from align.annotate.figures import build_people_csv, compute_figures, plots
+from align.annotate.figures.alarms import ALARMS, AnnotatorAssessment
 from align.annotate.store import Store
 from align.annotate.web.access import MANAGE
-from align.annotate.web.templating import UI_TEXTS, render
+from align.annotate.web.templating import UI_TEXTS, render, render_table
 from align.report import note_small_sample
 
 PLOTS = ("per_day", "seconds", "position", "length")
@@ -32,6 +33,7 @@ PERSON_COLUMNS = (
     "position",
     "last",
 )
+ASSESSMENT_COLUMNS = ("rankings", "accuracy", "first", "ties", "alarms")
 MAX_DISAGREEMENTS = 200
 """Maximum disagreements on the page; the JSON has all."""
 PLOT_LOCK = threading.Lock()
@@ -83,6 +85,26 @@ def render_figures(store: Store, project: str) -> str:
             for row in project_figures["disagreements"][:MAX_DISAGREEMENTS]
         ],
     )
+
+
+def render_assessments(assessments: Sequence[AnnotatorAssessment], identities: Mapping[str, str]) -> str:
+    """Return an HTML table of annotators with their traits and alarms.
+
+    Args:
+        identities: name by pseudonym.
+    """
+    rows = [
+        [
+            identities.get(assessment.pseudonym, UI_TEXTS["erased"]),
+            assessment.pseudonym,
+            f"{assessment.rankings:,}",
+            *(f"{share:.2f}" for share in (assessment.accuracy, assessment.first_share, assessment.tie_share)),
+            "; ".join(f"{ALARMS[alarm.kind]} ({alarm.evidence})" for alarm in assessment.alarms) or UI_TEXTS["none"],
+        ]
+        for assessment in assessments
+    ]
+    names = ("name", "pseudonym", *(f"assessment_{column}" for column in ASSESSMENT_COLUMNS))
+    return render_table(UI_TEXTS["annotators"], [UI_TEXTS[name] for name in names], rows)
 
 
 def build_figure_rows(project_figures: Mapping[str, Any]) -> list[list[str]]:

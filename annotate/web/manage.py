@@ -16,9 +16,12 @@ from typing import Any
 import gradio
 
 from align.annotate.accounts import ROLES, Accounts, Person
+from align.annotate.figures.alarms import assess_annotators
+from align.annotate.figures.project import read_view
 from align.annotate.store import ProjectSettings, Store, configure_project, publish_guidelines
 from align.annotate.store.projects import ORDERS, STATES, read_guidelines, read_settings, read_state
-from align.annotate.web.dashboard import render_figures
+from align.annotate.store.quarantine import quarantine_annotator, release_annotator
+from align.annotate.web.dashboard import render_assessments, render_figures
 from align.annotate.web.templating import UI_TEXTS, render_table
 from align.core.errors import InputError, require
 from align.web.auth import Authenticator
@@ -75,9 +78,38 @@ class Manager:
         return render_figures(self.store, project)
 
     def tabs(self, project: str, request: gradio.Request) -> list[Any]:
-        """Return two Gradio updates that show the tabs of members and settings, or hide them from a non-admin."""
+        """Return Gradio updates that show the tabs of members and settings and the buttons of quarantine to an admin,
+        and hide them from others."""
         is_admin = self.is_admin(request, project)
-        return [gradio.Tab(visible=is_admin and self.accounts is not None), gradio.Tab(visible=is_admin)]
+        return [
+            gradio.Tab(visible=is_admin and self.accounts is not None),
+            gradio.Tab(visible=is_admin),
+            gradio.Row(visible=is_admin),
+        ]
+
+    # Alarms
+
+    def alarms(self, project: str, request: gradio.Request) -> list[Any]:
+        """Return an HTML table of the annotators' traits and alarms, and a dropdown of all annotators.
+
+        It fits the model of annotators to all rankings, which takes seconds to minutes.
+        """
+        self.require_role(request, project, "reviewer")
+        view = read_view(self.store, project)
+        choices = [(f"{name} ({pseudonym})", pseudonym) for pseudonym, name in sorted(view.identities.items())]
+        return [render_assessments(assess_annotators(view), view.identities), gradio.Dropdown(choices, value=None)]
+
+    def quarantine(self, project: str, annotator: str | None, request: gradio.Request) -> list[Any]:
+        self.require_role(request, project, "admin")
+        quarantine_annotator(self.store, project, annotator or "")
+        gradio.Info(UI_TEXTS["is_quarantined"])
+        return self.alarms(project, request)
+
+    def release(self, project: str, annotator: str | None, request: gradio.Request) -> list[Any]:
+        self.require_role(request, project, "admin")
+        release_annotator(self.store, project, annotator or "")
+        gradio.Info(UI_TEXTS["is_released"])
+        return self.alarms(project, request)
 
     # The project
 
@@ -193,14 +225,32 @@ def build_manage_page(manager: Manager) -> gradio.Blocks:
             figures = gradio.HTML()
             for event in (project.change, refresh.click):
                 event(show_errors(manager.figures), project, figures)
+        with gradio.Tab(UI_TEXTS["alarms"]):
+            quarantine = build_alarms_tab(manager, project)
         with gradio.Tab(UI_TEXTS["people"], visible=False) as people:
             if manager.accounts is not None:
                 build_people_tab(Members(manager, manager.accounts), project)
         with gradio.Tab(UI_TEXTS["project"], visible=False) as settings:
             build_project_tab(manager, project)
-        project.change(manager.tabs, project, [people, settings])
+        project.change(manager.tabs, project, [people, settings, quarantine])
         blocks.load(manager.projects, outputs=project)
     return blocks
+
+
+def build_alarms_tab(manager: Manager, project: gradio.Dropdown) -> gradio.Row:
+    """Build the tab of alarms, and return its row for quarantine, which admins see."""
+    gradio.Markdown(UI_TEXTS["alarms_told"])
+    assess = gradio.Button(UI_TEXTS["assess"])
+    table = gradio.HTML()
+    with gradio.Row(visible=False) as row:
+        # Custom values are allowed so that we validate the value, not Gradio.
+        annotator = gradio.Dropdown(label=UI_TEXTS["stage.annotator"], allow_custom_value=True)
+        quarantine = gradio.Button(UI_TEXTS["quarantine"])
+        release = gradio.Button(UI_TEXTS["release"])
+    assess.click(show_errors(manager.alarms), project, [table, annotator])
+    quarantine.click(show_errors(manager.quarantine), [project, annotator], [table, annotator])
+    release.click(show_errors(manager.release), [project, annotator], [table, annotator])
+    return row
 
 
 def build_people_tab(members: Members, project: gradio.Dropdown) -> None:

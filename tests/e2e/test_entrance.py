@@ -16,7 +16,8 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
 from align.annotate.accounts import Accounts
-from align.annotate.store import Candidate, Store, configure_project
+from align.annotate.store import Candidate, Judgement, Store, configure_project
+from align.annotate.store.ledger import read_quarantined
 from align.core.errors import StorageError
 from align.core.types import Conversation, Message
 
@@ -301,11 +302,12 @@ def call_function(client: TestClient, fn: str, data: list) -> str:
     while the client is open, in one event loop."""
     config = client.get("/manage/config").json()
     index = next(d["id"] for d in config["dependencies"] if d["api_name"] == fn)
-    body = {"data": data, "fn_index": index, "session_hash": "s1", "trigger_id": None, "event_data": None}
+    session = token_hex(8)
+    body = {"data": data, "fn_index": index, "session_hash": session, "trigger_id": None, "event_data": None}
     response = client.post("/manage/gradio_api/queue/join", json=body, headers=FROM_PAGE)
     if response.status_code != 200:
         return response.text
-    return client.get("/manage/gradio_api/queue/data", params={"session_hash": "s1"}).text
+    return client.get("/manage/gradio_api/queue/data", params={"session_hash": session}).text
 
 
 def test_a_reviewer_may_look_and_not_manage(someone, accounts):
@@ -320,6 +322,8 @@ def check_read_only(client: TestClient, accounts: Accounts) -> None:
         ("invite", ["p", "admin", ""]),
         ("change", ["p", "ann", "admin"]),
         ("publish", ["p", "x"]),
+        ("quarantine", ["p", "somebody"]),
+        ("release", ["p", "somebody"]),
     ):
         assert "for admins of the project" in call_function(client, fn, data)
     assert accounts.list_members("p") == {"ann": "reviewer"}
@@ -329,6 +333,37 @@ def check_read_only(client: TestClient, accounts: Accounts) -> None:
         loaded = call_function(client, fn, ["p"])
         assert "process_completed" in loaded
         assert not any(word in loaded for word in ("somebody", "for admins", accounts.list_invitations("p")[0].id))
+
+
+def test_alarms_are_raised_and_an_annotator_is_left_out_in_the_browser(someone, store):
+    """Three annotators agree on 24 items; a fourth, with a name of markup, always prefers the first answer shown."""
+    for i in range(24):
+        item = store.add_item(
+            "p", f"alarm {i}", Conversation((Message("user", f"{i}"),)), [Candidate("a"), Candidate("b")]
+        )
+        ids = [f"{item}-{(i + k) % 2}" for k in range(2)]
+        for name in ("one", "two", "three", "<b>side</b>"):
+            shown = ids if i % 3 else ids[::-1]
+            tiers = tuple((id,) for id in (shown if "side" in name else ids))
+            judgement = Judgement(tiers, display_order=tuple(shown))
+            store.record("p", item, judgement, annotator=name, key=f"{name} {i}")
+    pseudonym = store.pseudonym("p", "<b>side</b>")
+    with someone("rev", "reviewer") as client:
+        shown = call_function(client, "alarms", ["p"])
+        assert "prefers one side of the screen" in shown
+        assert "<td>&lt;b&gt;side&lt;/b&gt;</td>" in shown
+        assert "for admins" in call_function(client, "quarantine", ["p", pseudonym])
+        assert "for admins" in call_function(client, "alarms", ["q"])
+    with someone("boss", "admin") as client:
+        shown = call_function(client, "quarantine", ["p", pseudonym])
+        assert "prefers one side" not in shown
+        assert "<td>three</td>" in shown
+        with store.reading() as db:
+            assert read_quarantined(db, "p") == {pseudonym}
+        assert "in quarantine already" in call_function(client, "quarantine", ["p", pseudonym])
+        assert "prefers one side of the screen" in call_function(client, "release", ["p", pseudonym])
+        for annotator in ("", "nobody", None):
+            assert "Annotator:" in call_function(client, "quarantine", ["p", annotator])
 
 
 def test_an_admin_of_one_project_is_none_of_another(someone, accounts, store):
