@@ -155,7 +155,8 @@ class AssignmentQueue:
 
         Args:
             key: idempotency key: the same vote sent again returns the same seq, and the item that is next by then.
-            judgement: a ranking or a skip. Its `display_order`, `purpose`, `source` and versions are set here.
+            judgement: a ranking or a skip. Its `display_order`, `purpose`, `source` and versions are set here, and its
+                `seconds` are at most the time since the item was leased.
             terms: the terms under which it was made.
 
         Raises:
@@ -166,6 +167,11 @@ class AssignmentQueue:
             lease = self._find_lease(db, annotator, token)
             pseudonym = lease.annotator
             require_valid_terms(db, self.project, lease.purpose, terms)
+            earlier_row = find_row_by_key(db, self.project, judgement.kind, key)
+            if earlier_row is None:
+                seconds = limit_seconds(judgement.seconds, self.clock() - lease.granted_at)
+            else:  # the time until it was sent for the first time
+                seconds = json.loads(earlier_row.payload).get("seconds")
             judgement = replace(
                 judgement,
                 display_order=tuple(json.loads(lease.shown)),
@@ -173,8 +179,8 @@ class AssignmentQueue:
                 source="human",
                 guideline_version="" if terms.guidelines is None else str(terms.guidelines),
                 project_version=terms.version,
+                seconds=seconds,
             )
-            earlier_row = find_row_by_key(db, self.project, judgement.kind, key)
             seq = self.store.record(self.project, lease.item, judgement, annotator=annotator, key=key)
             if earlier_row is None:  # else it was sent before, and may have been retracted since
                 own_leases = build_item_lease_condition(self.project, pseudonym, lease.item, lease.purpose)
@@ -385,3 +391,17 @@ class AssignmentQueue:
         """Return an annotator's pseudonym, or an empty string, which matches no row, for an unknown annotator."""
         row = find_annotator(db, self.project, annotator)
         return "" if row is None else row.pseudonym
+
+
+def limit_seconds(measured: float | None, elapsed: float) -> float | None:
+    """Return the seconds that an annotator took for an item: those that the page measured, at most the elapsed ones.
+
+    Args:
+        measured: by the page, which may be wrong; None if it measured none.
+        elapsed: since the item was leased, by the server. If they are not positive, because the server started again
+            with a clock that was set back, the page's seconds are taken.
+    """
+    if elapsed <= 0:
+        return measured
+    elapsed = round(elapsed, 1)
+    return elapsed if measured is None else min(measured, elapsed)

@@ -215,6 +215,22 @@ def test_the_highest_priority_comes_first_where_the_project_says_so(store):
 # Votes
 
 
+@pytest.mark.parametrize(
+    ("measured", "elapsed", "recorded"),
+    [(30.0, 4.04, 4.0), (2.5, 4.0, 2.5), (None, 4.0, 4.0), (30.0, -5.0, 30.0), (None, 0.0, None)],
+)
+def test_a_vote_took_at_most_the_time_since_its_lease(store, clock, measured, elapsed, recorded):
+    """A vote that is sent again later has the seconds of the first time."""
+    queue = open_queue(store, clock=clock)
+    task = queue.take("ann")
+    clock.now += elapsed
+    judgement = replace(rank_in_order(task), seconds=measured)
+    seq, _ = cast_vote(queue, "ann", task, "key", judgement)
+    clock.now += 100
+    assert cast_vote(queue, "ann", task, "key", judgement)[0] == seq
+    assert store.rankings("p")[0].seconds == recorded
+
+
 def test_a_vote_sent_again_counts_once(store):
     queue = open_queue(store)
     task = queue.take("ann")
