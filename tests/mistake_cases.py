@@ -204,7 +204,6 @@ CASES = [
     build_case("reward", "stage.held_out=1", "stage.held_out=1"),
     build_case("reward", "stage.held_out=0", "stage.held_out=0"),
     build_case("reward", "method.lr=1e-3", "method.lr=1e-3", "Write stage.lr=1e-3"),
-    build_case("reward", "stage.prioritise=true", "stage.prioritise=", "data=annotations"),
     build_case("dpo", "stage.beta=0", "stage.beta=0"),
     build_case("dpo", "stage.loss=hinge", "stage.loss=hinge", "sigmoid, ipo, orpo, simpo"),
     build_case("dpo", "stage.label_smoothing=0.5", "stage.label_smoothing=0.5"),

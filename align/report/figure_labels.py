@@ -427,12 +427,6 @@ FIGURES = (
         "",
         "Simulated annotators, not people, ranked the pairs that were trained on.",
     ),
-    _declare_figure(
-        "prioritised",
-        "Items prioritised",
-        "",
-        "Items of the annotation queue that were ordered by the model's uncertainty.",
-    ),
     _declare_figure("annotators", "Annotators", "", "Simulated annotators, each with separate noise."),
     _declare_figure("items", "Items", "", "Prompts that were ranked."),
     _declare_figure("rankings", "Rankings", "", "One annotator's order of one prompt's answers."),

@@ -4,22 +4,18 @@ load the base with a score head of zeros; copy the SFT adapter's weights
 train on rankings with the Bradley–Terry loss: −log σ(score of the better answer − score of the worse answer), or with
 soft labels its mean over both orders of the answers
 accuracy on the held-out pairs; save adapter and head
-optionally order the annotation queue by the uncertainty of the scores
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from align import ranks
 from align.annotate.posteriors import load_soft_preferences
 from align.config.reward import RewardStageConfig
-from align.config.root import Config, find_store_url
+from align.config.root import Config
 from align.config.training import require_held_out_rows
-from align.core.redaction import drop_masks, mask_secrets
 from align.core.types import Preference, StageResult
 from align.data.chat.encode import find_stop_token_ids
 from align.data.chat.training_view import write_first_pair
@@ -27,13 +23,12 @@ from align.data.pairs import TokenizedPair, encode_pair_splits, read_divided_pre
 from align.models.base import find_adapter_folder
 from align.models.lora import Lora, LoraLike
 from align.report import format_interval
-from align.run import Input, Run, json_digest
+from align.run import Run
 from align.stages.runner import (
     StageInputs,
     build_judgement_inputs,
     collect_memory_metrics,
     load_training_setup,
-    open_store,
     open_tracker,
 )
 
@@ -45,11 +40,7 @@ PRELOAD = ("align.trainers.reward",)
 
 
 def inputs(config: Config) -> StageInputs:
-    resolved = build_judgement_inputs(config, read_divided_preferences, load_soft_preferences)
-    if config.stage.prioritise:  # it writes to the store, so the same votes in another store make another run
-        queue = [drop_masks(mask_secrets(find_store_url(config))), config.project]
-        resolved.records["queue"] = Input(json_digest(queue))
-    return resolved
+    return build_judgement_inputs(config, read_divided_preferences, load_soft_preferences)
 
 
 def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> StageResult:
@@ -134,33 +125,11 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     save_adapter(model, run.artifact, base)
     assert SCORE_KEY in read_tensors(run.artifact), "the score head was not saved"
     save_tokenizer(tokenizer, run.artifact)
-    notes = []
-    if stage.prioritise:
-        metrics["prioritised"] = prioritise_project_items(config, model, tokenizer, stops, max_length)
-        notes.append(f"{metrics['prioritised']} items ordered by the model's uncertainty")
     write_held_out_pairs(run.folder / "held_out.jsonl", held_out, gap_M, scores_M2)
     figures = ", ".join(
         f"{name} {format_interval(value)}" for name, value in metrics.items() if isinstance(value, dict)
     )
-    return StageResult(metrics, (*notes, f"held out: {figures}", fitted.summary))
-
-
-def prioritise_project_items(
-    config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...], max_length: int
-) -> int:
-    """Set the priorities of a project's items by the reward's uncertainty, highest first, and return their number.
-
-    Annotators then get uncertain items first. Only the first rank opens the annotation store; all ranks score.
-    """
-    from align.annotate.priority import compute_uncertainties, tokenize_answers
-    from align.trainers.reward import find_score_head
-
-    with open_store(config, create=False) if ranks.is_main() else nullcontext() as store:
-        answers = tokenize_answers(store, config.project, tokenizer, stops, max_length) if store else {}
-        priorities = compute_uncertainties(
-            model, find_score_head(model), ranks.broadcast(answers), tokenizer.pad_token_id
-        )
-        return store.set_priorities(config.project, priorities) if store else 0
+    return StageResult(metrics, (f"held out: {figures}", fitted.summary))
 
 
 def compute_pair_scores(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -155,18 +155,6 @@ class Store(StoreConnections):
             counters = {"wanted": 0 if gold else settings.count_wanted_votes(item), "gold": bool(gold)}
             connection.execute(insert(work), build_work_row(project, item, priority) | counters)
             return item
-
-    def set_priorities(self, project: str, priorities: Mapping[str, float]) -> int:
-        """Set the priorities of a project's items, by id, and return the number of these items that still exist.
-
-        A higher priority is judged earlier if the project's order is `priority`. Erased items are skipped. No row of
-        the ledger is written.
-        """
-        with self.transaction() as connection:
-            for item, priority in priorities.items():
-                set_priority(connection, project, item, priority)
-            existing_items = select(work.c.item).where(work.c.project == project)
-            return len(priorities.keys() & set(connection.execute(existing_items).scalars()))
 
     def record(self, project: str, item: str, judgement: Judgement, *, annotator: str, key: str) -> int:
         """Record an annotator's judgement of an item, and return the number (seq) of its row in the ledger.

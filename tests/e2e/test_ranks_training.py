@@ -17,8 +17,6 @@ from rank_processes import NO_CODE, start_ranks
 from safetensors.torch import load_file
 from stage_commands import Ready
 
-from align.annotate.store import Store
-from align.annotate.store.tables import work
 from align.run import read_manifest
 from align.track import read_rows
 
@@ -123,7 +121,7 @@ def assert_same_run(first_run: Path, second_run: Path) -> None:
         # At this rate it breaks down half-way, so the best step is not the last one.
         ("sft", ("stage.eval_every=1", "stage.publish=best", "stage.lr=30", "stage.schedule=constant")),
         ("sft", ("stage.packing=true", "stage.micro_batch=2", "stage.batch_size=4", "data.max_length=48")),
-        ("reward", ("stage.prioritise=true", "data=annotations", "data.path=null")),
+        ("reward", ("data=annotations", "data.path=null")),
         ("dpo", ("data=annotations", "stage.eval_every=2")),
         ("dpo", ("data=annotations", "stage.loss=simpo")),
         ("kto", ("data=annotations", "stage.eval_every=2")),
@@ -132,20 +130,11 @@ def assert_same_run(first_run: Path, second_run: Path) -> None:
 def test_two_ranks_make_what_one_process_makes(ranked: Ranked, stage: str, more: tuple[str, ...]):
     label = "-".join(word.split("=")[0].rpartition(".")[2] for word in more[:2]).replace("_", "-")
     single = ranked.run(1, stage, f"one-{label}", *more)
-    priorities = read_priorities(ranked.root) if stage == "reward" else {}
     two_ranks = ranked.run(2, stage, f"two-{label}", *more)
     assert_same_run(single, two_ranks)
     assert read_manifest(two_ranks).hardware["world_size"] == 2
     if "stage.publish=best" in more:
         assert read_manifest(single).metrics["published_step"] < read_manifest(single).metrics["steps"]
-    if stage == "reward":
-        assert priorities
-        assert read_priorities(ranked.root) == priorities
-
-
-def read_priorities(root: Path) -> dict[str, float]:
-    with Store.open(f"sqlite:///{root / 'annotations.db'}", create_if_missing=False) as store, store.reading() as db:
-        return {row.item: row.priority for row in db.execute(work.select())}
 
 
 @pytest.fixture(scope="module")

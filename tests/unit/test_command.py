@@ -20,7 +20,7 @@ LINES = [
     "stage=full model=smollm2 data=jsonl 'data.path=my chats (v2), été.jsonl'",
     'stage=sft data.template=chatml "data.template_kwargs={enable_thinking: false, mood: \'a \\"b\\" c\', n: 2}"',
     "stage=sample project=p rollout.max_new_tokens=64 rollout.temperature=0.7 init=base",
-    "stage=reward data.allow_simulated=true stage.prioritise=true",
+    "stage=reward data.allow_simulated=true stage.held_out=0.2",
     "stage=reward data=jsonl data.path=pairs.jsonl",
     "stage=dpo stage.loss=ipo stage.beta=0.3",
     "stage=dpo stage.loss=simpo stage.beta=2.5 stage.simpo_gamma=1.4",

@@ -42,11 +42,7 @@ def test_every_letter_of_a_shape_has_a_meaning():
     used = dict[str, str]()
     assert len(documented) == len(set(documented)), "a letter with two meanings"
     paths = [path for package in ("align", "reward") for path in (ROOT / package).rglob("*.py")]
-    # annotate/priority.py is the only module of annotate that scores by a model
-    for path in (
-        *sorted(paths),
-        ROOT / "annotate" / "priority.py",
-    ):
+    for path in sorted(paths):
         letters_of_file = find_shape_letters(path.read_text(encoding="utf-8"))
         assert not letters_of_file.keys() - set(documented), f"{path.relative_to(ROOT)}: {letters_of_file}"
         used |= letters_of_file
