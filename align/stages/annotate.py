@@ -21,10 +21,9 @@ from align.annotate.figures.estimates import as_json
 from align.annotate.figures.project import read_view
 from align.annotate.simulate import simulate_annotator
 from align.annotate.store import ChainHead, ProjectSettings, Store, configure_project, publish_guidelines
-from align.annotate.store.ledger import require_known_project
 from align.annotate.store.projects import read_state
-from align.annotate.store.quarantine import quarantine_annotator, release_annotator
-from align.annotate.store.vote_selection import VoteSelection, find_pseudonyms, read_pseudonyms
+from align.annotate.store.quarantine import find_pseudonym, quarantine_annotator, release_annotator
+from align.annotate.store.vote_selection import VoteSelection
 from align.config.addresses import build_server_urls, list_tls_warnings
 from align.config.annotate import AnnotateConfig, SimulatedAnnotator
 from align.config.command import format_hydra_value
@@ -100,10 +99,7 @@ def find_voter(store: Store, project: str, name: str) -> str:
         InputError: the project has no such annotator.
     """
     with store.reading() as connection:
-        require_known_project(connection, project)
-        pseudonyms = read_pseudonyms(connection, project)
-    (pseudonym,) = find_pseudonyms(pseudonyms, project, "stage.annotator", [name])
-    return pseudonym
+        return find_pseudonym(connection, project, name)
 
 
 def run(run: Run, config: Config) -> StageResult:

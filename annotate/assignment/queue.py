@@ -154,9 +154,10 @@ class AssignmentQueue:
         """Record a judgement of a leased item, end the lease, and lease the next item, in one transaction.
 
         Args:
-            key: idempotency key: the same vote sent again returns the same seq, and the item that is next by then.
+            key: idempotency key: the same vote sent again, also with other `seconds`, returns the same seq, and the
+                item that is next by then.
             judgement: a ranking or a skip. Its `display_order`, `purpose`, `source` and versions are set here, and its
-                `seconds` are at most the time since the item was leased.
+                `seconds` are at most the time since the annotator got the item.
             terms: the terms under which it was made.
 
         Raises:
@@ -170,7 +171,7 @@ class AssignmentQueue:
             earlier_row = find_row_by_key(db, self.project, judgement.kind, key)
             if earlier_row is None:
                 seconds = limit_seconds(judgement.seconds, self.clock() - lease.granted_at)
-            else:  # the time until it was sent for the first time
+            else:  # as recorded when it was sent for the first time
                 seconds = json.loads(earlier_row.payload).get("seconds")
             judgement = replace(
                 judgement,
@@ -220,6 +221,7 @@ class AssignmentQueue:
                     )
                 if pseudonym not in read_quarantined(db, self.project):
                     reopen_lease(db, lease, self.clock())
+                    db.execute(update(leases).where(leases.c.token == lease.token).values(granted_at=self.clock()))
             else:
                 is_open = (leases.c.state == "open", leases.c.purpose != "repeat")
                 lease = db.execute(select(leases).where(*own_leases, *is_open)).first()
@@ -394,14 +396,11 @@ class AssignmentQueue:
 
 
 def limit_seconds(measured: float | None, elapsed: float) -> float | None:
-    """Return the seconds that an annotator took for an item: those that the page measured, at most the elapsed ones.
+    """Return the seconds that the page measured for an item, at most the elapsed ones; None if it measured none.
 
     Args:
-        measured: by the page, which may be wrong; None if it measured none.
-        elapsed: since the item was leased, by the server. If they are not positive, because the server started again
-            with a clock that was set back, the page's seconds are taken.
+        measured: by the page, which may be wrong.
+        elapsed: since the annotator got the item, by the server. If they are not positive, because the server started
+            again with a clock that was set back, the page's seconds are taken.
     """
-    if elapsed <= 0:
-        return measured
-    elapsed = round(elapsed, 1)
-    return elapsed if measured is None else min(measured, elapsed)
+    return measured if measured is None or elapsed <= 0 else min(measured, round(elapsed, 1))

@@ -20,43 +20,51 @@ from align.annotate.store.vote_selection import find_pseudonyms, read_pseudonyms
 from align.core.errors import require
 
 
-def quarantine_annotator(store: Store, project: str, pseudonym: str) -> int:
+def quarantine_annotator(store: Store, project: str, annotator: str) -> int:
     """Put an annotator into quarantine, and return the number (seq) of the row in the ledger.
 
     Other annotators are asked about the items that the annotator has judged. The annotator's open leases end, and the
     annotator gets no more items. A vote that is sent nevertheless is recorded, and does not count either.
 
+    Args:
+        annotator: name or pseudonym.
+
     Raises:
         InputError: the project has no such annotator, or the annotator is in quarantine already.
     """
     with store.transaction() as connection:
-        require_known_annotator(connection, project, pseudonym)
+        pseudonym = find_pseudonym(connection, project, annotator)
         is_quarantined = pseudonym in read_quarantined(connection, project)
-        remedy = "Nothing is left to do. Release the annotator to undo it."
-        require(not is_quarantined, "stage.annotator", pseudonym, "is in quarantine already", remedy)
+        remedy = "Nothing is left to do. Release the annotator (stage.action=release) to undo it."
+        require(not is_quarantined, "stage.annotator", annotator, "is in quarantine already", remedy)
         close_leases(connection, project, leases.c.annotator == pseudonym, "returned")
         change_counted_votes(connection, project, pseudonym, -1)
         return append_ledger_row(connection, project, "quarantine", {}, annotator=pseudonym)
 
 
-def release_annotator(store: Store, project: str, pseudonym: str) -> int:
+def release_annotator(store: Store, project: str, annotator: str) -> int:
     """Release an annotator from quarantine, so that all of their votes count again, and return the number (seq) of the
     row in the ledger.
+
+    Args:
+        annotator: name or pseudonym.
 
     Raises:
         InputError: the project has no such annotator, or the annotator is not in quarantine.
     """
     with store.transaction() as connection:
-        require_known_annotator(connection, project, pseudonym)
+        pseudonym = find_pseudonym(connection, project, annotator)
         is_quarantined = pseudonym in read_quarantined(connection, project)
-        require(is_quarantined, "stage.annotator", pseudonym, "is not in quarantine", "Name another annotator.")
+        require(is_quarantined, "stage.annotator", annotator, "is not in quarantine", "Name another annotator.")
         change_counted_votes(connection, project, pseudonym, 1)
         return append_ledger_row(connection, project, "release", {}, annotator=pseudonym)
 
 
-def require_known_annotator(connection: Connection, project: str, pseudonym: str) -> None:
+def find_pseudonym(connection: Connection, project: str, annotator: str) -> str:
+    """Return the pseudonym of an annotator of a project, who is named or given by pseudonym."""
     require_known_project(connection, project)
-    find_pseudonyms(read_pseudonyms(connection, project), project, "stage.annotator", [pseudonym])
+    (pseudonym,) = find_pseudonyms(read_pseudonyms(connection, project), project, "stage.annotator", [annotator])
+    return pseudonym
 
 
 def change_counted_votes(connection: Connection, project: str, pseudonym: str, change: int) -> None:

@@ -103,8 +103,9 @@ def render_assessments(assessments: Sequence[AnnotatorAssessment], identities: M
         ]
         for assessment in assessments
     ]
-    names = ("name", "pseudonym", *(f"assessment_{column}" for column in ASSESSMENT_COLUMNS))
-    return render_table(UI_TEXTS["annotators"], [UI_TEXTS[name] for name in names], rows)
+    headers = [UI_TEXTS["name"], UI_TEXTS["pseudonym"]]
+    headers += [UI_TEXTS[f"assessment_{column}"] for column in ASSESSMENT_COLUMNS]
+    return render_table(UI_TEXTS["annotators"], headers, rows)
 
 
 def build_figure_rows(project_figures: Mapping[str, Any]) -> list[list[str]]:

@@ -19,8 +19,10 @@ from align.annotate.accounts import ROLES, Accounts, Person
 from align.annotate.figures.alarms import assess_annotators
 from align.annotate.figures.project import read_view
 from align.annotate.store import ProjectSettings, Store, configure_project, publish_guidelines
+from align.annotate.store.ledger import read_quarantined
 from align.annotate.store.projects import ORDERS, STATES, read_guidelines, read_settings, read_state
 from align.annotate.store.quarantine import quarantine_annotator, release_annotator
+from align.annotate.store.vote_selection import read_identities, read_pseudonyms
 from align.annotate.web.dashboard import render_assessments, render_figures
 from align.annotate.web.templating import UI_TEXTS, render_table
 from align.core.errors import InputError, require
@@ -78,7 +80,7 @@ class Manager:
         return render_figures(self.store, project)
 
     def tabs(self, project: str, request: gradio.Request) -> list[Any]:
-        """Return Gradio updates that show the tabs of members and settings and the buttons of quarantine to an admin,
+        """Return Gradio updates that show the tabs of members and settings and the fields for quarantine to an admin,
         and hide them from others."""
         is_admin = self.is_admin(request, project)
         return [
@@ -89,27 +91,42 @@ class Manager:
 
     # Alarms
 
-    def alarms(self, project: str, request: gradio.Request) -> list[Any]:
-        """Return an HTML table of the annotators' traits and alarms, and a dropdown of all annotators.
+    def annotators(self, project: str, request: gradio.Request) -> list[Any]:
+        """Return an empty table of alarms, and a dropdown of all annotators of the project."""
+        self.require_role(request, project, "reviewer")
+        return ["", self.build_annotator_choice(project)]
+
+    def build_annotator_choice(self, project: str) -> gradio.Dropdown:
+        with self.store.reading() as db:
+            names = read_identities(db, project)
+            quarantined = read_quarantined(db, project)
+            pseudonyms = sorted(set(read_pseudonyms(db, project).values()))
+        choices = []
+        for pseudonym in pseudonyms:
+            note = f", {UI_TEXTS['quarantined']}" if pseudonym in quarantined else ""
+            choices.append((f"{names.get(pseudonym, UI_TEXTS['erased'])} ({pseudonym}{note})", pseudonym))
+        return gradio.Dropdown(choices, value=None)
+
+    def alarms(self, project: str, request: gradio.Request) -> str:
+        """Return an HTML table of the annotators' traits and alarms.
 
         It fits the model of annotators to all rankings, which takes seconds to minutes.
         """
         self.require_role(request, project, "reviewer")
         view = read_view(self.store, project)
-        choices = [(f"{name} ({pseudonym})", pseudonym) for pseudonym, name in sorted(view.identities.items())]
-        return [render_assessments(assess_annotators(view), view.identities), gradio.Dropdown(choices, value=None)]
+        return render_assessments(assess_annotators(view), view.identities)
 
-    def quarantine(self, project: str, annotator: str | None, request: gradio.Request) -> list[Any]:
+    def quarantine(self, project: str, annotator: str | None, request: gradio.Request) -> Any:
         self.require_role(request, project, "admin")
-        quarantine_annotator(self.store, project, annotator or "")
+        quarantine_annotator(self.store, project, str(annotator or ""))
         gradio.Info(UI_TEXTS["is_quarantined"])
-        return self.alarms(project, request)
+        return self.build_annotator_choice(project)
 
-    def release(self, project: str, annotator: str | None, request: gradio.Request) -> list[Any]:
+    def release(self, project: str, annotator: str | None, request: gradio.Request) -> Any:
         self.require_role(request, project, "admin")
-        release_annotator(self.store, project, annotator or "")
+        release_annotator(self.store, project, str(annotator or ""))
         gradio.Info(UI_TEXTS["is_released"])
-        return self.alarms(project, request)
+        return self.build_annotator_choice(project)
 
     # The project
 
@@ -226,31 +243,32 @@ def build_manage_page(manager: Manager) -> gradio.Blocks:
             for event in (project.change, refresh.click):
                 event(show_errors(manager.figures), project, figures)
         with gradio.Tab(UI_TEXTS["alarms"]):
-            quarantine = build_alarms_tab(manager, project)
+            quarantine_row = build_alarms_tab(manager, project)
         with gradio.Tab(UI_TEXTS["people"], visible=False) as people:
             if manager.accounts is not None:
                 build_people_tab(Members(manager, manager.accounts), project)
         with gradio.Tab(UI_TEXTS["project"], visible=False) as settings:
             build_project_tab(manager, project)
-        project.change(manager.tabs, project, [people, settings, quarantine])
+        project.change(manager.tabs, project, [people, settings, quarantine_row])
         blocks.load(manager.projects, outputs=project)
     return blocks
 
 
 def build_alarms_tab(manager: Manager, project: gradio.Dropdown) -> gradio.Row:
-    """Build the tab of alarms, and return its row for quarantine, which admins see."""
+    """Build the tab of alarms, and return its row of fields for quarantine, which only admins see."""
     gradio.Markdown(UI_TEXTS["alarms_told"])
     assess = gradio.Button(UI_TEXTS["assess"])
     table = gradio.HTML()
-    with gradio.Row(visible=False) as row:
+    with gradio.Row(visible=False) as quarantine_row:
         # Custom values are allowed so that we validate the value, not Gradio.
         annotator = gradio.Dropdown(label=UI_TEXTS["stage.annotator"], allow_custom_value=True)
         quarantine = gradio.Button(UI_TEXTS["quarantine"])
         release = gradio.Button(UI_TEXTS["release"])
-    assess.click(show_errors(manager.alarms), project, [table, annotator])
-    quarantine.click(show_errors(manager.quarantine), [project, annotator], [table, annotator])
-    release.click(show_errors(manager.release), [project, annotator], [table, annotator])
-    return row
+    project.change(show_errors(manager.annotators), project, [table, annotator])
+    assess.click(show_errors(manager.alarms), project, table)
+    quarantine.click(show_errors(manager.quarantine), [project, annotator], annotator)
+    release.click(show_errors(manager.release), [project, annotator], annotator)
+    return quarantine_row
 
 
 def build_people_tab(members: Members, project: gradio.Dropdown) -> None:

@@ -355,15 +355,20 @@ def test_alarms_are_raised_and_an_annotator_is_left_out_in_the_browser(someone, 
         assert "for admins" in call_function(client, "quarantine", ["p", pseudonym])
         assert "for admins" in call_function(client, "alarms", ["q"])
     with someone("boss", "admin") as client:
-        shown = call_function(client, "quarantine", ["p", pseudonym])
-        assert "prefers one side" not in shown
-        assert "<td>three</td>" in shown
+        assert f"({pseudonym})" in call_function(client, "annotators", ["p"])
+        assert f"({pseudonym}, in quarantine)" in call_function(client, "quarantine", ["p", "<b>side</b>"])
         with store.reading() as db:
             assert read_quarantined(db, "p") == {pseudonym}
+        shown = call_function(client, "alarms", ["p"])
+        assert "prefers one side" not in shown
+        assert "<td>three</td>" in shown
         assert "in quarantine already" in call_function(client, "quarantine", ["p", pseudonym])
-        assert "prefers one side of the screen" in call_function(client, "release", ["p", pseudonym])
-        for annotator in ("", "nobody", None):
+        assert f"({pseudonym})" in call_function(client, "release", ["p", pseudonym])
+        assert "prefers one side of the screen" in call_function(client, "alarms", ["p"])
+        for annotator in ("", "nobody", None, ["one"]):
             assert "Annotator:" in call_function(client, "quarantine", ["p", annotator])
+        with store.reading() as db:
+            assert not read_quarantined(db, "p")
 
 
 def test_an_admin_of_one_project_is_none_of_another(someone, accounts, store):

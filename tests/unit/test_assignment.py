@@ -217,7 +217,7 @@ def test_the_highest_priority_comes_first_where_the_project_says_so(store):
 
 @pytest.mark.parametrize(
     ("measured", "elapsed", "recorded"),
-    [(30.0, 4.04, 4.0), (2.5, 4.0, 2.5), (None, 4.0, 4.0), (30.0, -5.0, 30.0), (None, 0.0, None)],
+    [(30.0, 4.04, 4.0), (2.5, 4.0, 2.5), (None, 4.0, None), (30.0, -5.0, 30.0)],
 )
 def test_a_vote_took_at_most_the_time_since_its_lease(store, clock, measured, elapsed, recorded):
     """A vote that is sent again later has the seconds of the first time."""
@@ -229,6 +229,17 @@ def test_a_vote_took_at_most_the_time_since_its_lease(store, clock, measured, el
     clock.now += 100
     assert cast_vote(queue, "ann", task, "key", judgement)[0] == seq
     assert store.rankings("p")[0].seconds == recorded
+
+
+def test_a_vote_after_undo_took_at_most_the_time_since_the_undo(store, clock):
+    queue = open_queue(store, clock=clock)
+    task = queue.take("ann")
+    clock.now += 600
+    seq, _ = judge(queue, "ann", task, seconds=600)
+    task = queue.undo("ann", seq)
+    clock.now += 3
+    judge(queue, "ann", task, key="again", seconds=600)
+    assert [vote.seconds for vote in store.rankings("p")] == [3]
 
 
 def test_a_vote_sent_again_counts_once(store):
@@ -261,10 +272,11 @@ def test_a_vote_that_is_refused_leaves_the_lease(store):
     assert queue.take("ann").token == task.token
 
 
-def test_everything_that_was_said_comes_back(store):
-    queue = open_queue(store, attributes=["helpful", "honest"])
+def test_everything_that_was_said_comes_back(store, clock):
+    queue = open_queue(store, clock=clock, attributes=["helpful", "honest"])
     publish_guidelines(store, "p", "# Be fair")
     task = queue.take("ann")
+    clock.now += 20
     first, second, third = (candidate.id for candidate in task.item.candidates)
     judgement = rank_in_order(
         task,
