@@ -131,14 +131,17 @@ def test_settings_state_and_guidelines_are_an_admins_to_change(serve, visitor):
     annotator_page.wait_for_selector("text=This project is paused")
 
 
-def test_a_reviewer_sees_the_figures_alone(serve, visitor):
+def test_a_reviewer_sees_figures_and_alarms_alone(serve, visitor):
     app = serve([("yes", "no")], accounts=True)
     page = app.watch(visitor())
     accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'reviewer')}", "rev")
     manage(page, "Figures")
     page.wait_for_selector("img[alt='Votes per day']")
     page.wait_for_timeout(1000)
-    assert page.locator("button[role=tab]:visible").all_inner_texts() == ["Figures"]
+    assert page.locator("button[role=tab]:visible").all_inner_texts() == ["Figures", "Alarms"]
+    page.click("button[role=tab]:has-text('Alarms')")
+    page.wait_for_selector("button:has-text('Look for alarms')")
+    assert page.locator("button:visible:has-text('quarantine')").count() == 0
     assert page.locator("text=This page is for admins").count() == 0
 
 
