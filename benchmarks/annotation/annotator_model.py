@@ -70,12 +70,25 @@ def compute_ability(agreement: float) -> float:
 
 def draw_world(seed: int, answers: int, agreement: float) -> World:
     random = np.random.default_rng([seed, answers, round(100 * agreement)])
-    items = ANNOTATORS * RANKINGS // OVERLAP
-    strengths_IK = random.normal(size=(items, answers))
-    ability_A = compute_ability(agreement) * np.exp(
-        ABILITY_LOG_SD * random.normal(size=ANNOTATORS) - ABILITY_LOG_SD**2 / 2
-    )
+    strengths_IK = random.normal(size=(ANNOTATORS * RANKINGS // OVERLAP, answers))
+    ability_A = draw_abilities(random, compute_ability(agreement))
+    ranked = draw_votes(random, strengths_IK, ability_A)
+    differences_AG = np.abs(random.normal(size=(ANNOTATORS, GOLD_PAIRS)) * np.sqrt(2))
+    chance_AG = 1 / (1 + np.exp(-ability_A[:, None] * differences_AG))
+    gold_right_A = (random.random(chance_AG.shape) < chance_AG).sum(axis=1)
+    return World(ranked, strengths_IK, gold_right_A)
+
+
+def draw_abilities(random: np.random.Generator, mean_ability: float) -> np.ndarray:
+    log_factors_A = ABILITY_LOG_SD * random.normal(size=ANNOTATORS) - ABILITY_LOG_SD**2 / 2
+    ability_A = mean_ability * np.exp(log_factors_A)
     ability_A[INATTENTIVE["random"]] = 0
+    return ability_A
+
+
+def draw_votes(random: np.random.Generator, strengths_IK: np.ndarray, ability_A: np.ndarray) -> RankedItems:
+    """Return rankings of items by ten annotators, three of whom do not judge the answers."""
+    items, answers = strengths_IK.shape
     position_A = POSITION_SD * random.normal(size=ANNOTATORS)
     log_nu_A = LOG_NU + LOG_NU_SD * random.normal(size=ANNOTATORS)
     item_N = np.repeat(np.arange(items), OVERLAP)
@@ -89,10 +102,7 @@ def draw_world(seed: int, answers: int, agreement: float) -> World:
     tiers_NK = np.where((annotator_N == INATTENTIVE["side"])[:, None], by_place_NK, tiers_NK)
     tiers_NK = np.where(is_copier_N[:, None], random_NK, tiers_NK)
     tiers_NK = np.where(is_copier_N[:, None], tiers_NK[item_N * OVERLAP], tiers_NK)
-    differences_AG = np.abs(random.normal(size=(ANNOTATORS, GOLD_PAIRS)) * np.sqrt(2))
-    chance_AG = 1 / (1 + np.exp(-ability_A[:, None] * differences_AG))
-    gold_right_A = (random.random(chance_AG.shape) < chance_AG).sum(axis=1)
-    return World(RankedItems(item_N, annotator_N, tiers_NK, places_NK), strengths_IK, gold_right_A)
+    return RankedItems(item_N, annotator_N, tiers_NK, places_NK)
 
 
 def draw_assignment(random: np.random.Generator, items: int) -> np.ndarray:
