@@ -87,7 +87,7 @@ def draw_abilities(random: np.random.Generator, mean_ability: float) -> np.ndarr
 
 
 def draw_votes(random: np.random.Generator, strengths_IK: np.ndarray, ability_A: np.ndarray) -> RankedItems:
-    """Return rankings of items by ten annotators, three of whom do not judge the answers."""
+    """Return rankings of items by ten annotators. Three of them do not judge the answers."""
     items, answers = strengths_IK.shape
     position_A = POSITION_SD * random.normal(size=ANNOTATORS)
     log_nu_A = LOG_NU + LOG_NU_SD * random.normal(size=ANNOTATORS)
